@@ -1,0 +1,85 @@
+"""Every error skbcapd raises on purpose.
+
+    SkbcapdError                 anything below; exit code 1
+    ├── UsageError               the command line is wrong; exit code 2
+    ├── ConfigError              the config file is wrong; exit code 2; holds every problem found
+    ├── BtfError                 the kernel's type information is missing or not as expected
+    ├── KernelError              the kernel refuses what capture needs: program, hook, map, capability
+    ├── SegmentError             the shared memory does not hold what the kernel program should write
+    └── FileError                a capture file or directory cannot be used
+
+A message says place, what was found and what was expected; the hint says what to do.
+Lost packets are counters, never exceptions. Only `__main__` turns an error into an exit code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class SkbcapdError(Exception):
+    """The base: a message for people, and a hint on what to do about it.
+
+    Args:
+        message: place, found, expected; one line.
+        hint: what the reader can do; one line, may be empty.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  (hint) {self.hint}" if self.hint else self.message
+
+
+class UsageError(SkbcapdError):
+    """The command line asks for something that cannot be."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a config file: where, which key, found, expected, hint."""
+
+    path: str
+    line: int
+    key: str
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.path}:{self.line}: " if self.line else f"{self.path}: "
+        key = f"{self.key}: " if self.key else ""
+        hint = f" (hint: {self.hint})" if self.hint else ""
+        return f"{place}{key}{self.message}{hint}"
+
+
+class ConfigError(SkbcapdError):
+    """The config file cannot be used; `problems` has all of them, in file order."""
+
+    exit_code = 2
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+class BtfError(SkbcapdError):
+    """The kernel's BTF is missing, unreadable, or lacks a type that capture needs."""
+
+
+class KernelError(SkbcapdError):
+    """The kernel refuses, or does not offer, what capture needs."""
+
+
+class SegmentError(SkbcapdError):
+    """The shared memory does not hold what the kernel program should have written."""
+
+
+class FileError(SkbcapdError):
+    """A capture file or its directory cannot be used."""
