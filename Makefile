@@ -1,0 +1,54 @@
+# Two commands for a bare machine: `make run` captures into ./captures, `make test` runs every check.
+# Both first install what is missing (tools/setup); the rest are parts of `make test`, and `make bench`.
+
+CONFIG = etc/skbcapd.yaml
+DURATION =
+KERNEL =
+
+VENV = .venv/bin
+AS_ROOT = tools/as-root
+# No cache is written where root would leave files that their owner cannot remove.
+PYTEST = $(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(VENV)/python -m pytest -p no:cacheprovider
+BPF_SOURCES = $(shell find bpf -name '*.[ch]')
+
+.PHONY: run test setup setup-test lint format unit test-kernel test-vm bench clean
+
+run: setup
+	$(AS_ROOT) $(VENV)/skbcapd run --config $(CONFIG) --set files.directory=./captures \
+		$(if $(DURATION),--duration $(DURATION))
+
+test: lint
+	$(PYTEST) --no-skips
+
+setup:
+	@tools/setup run
+
+setup-test:
+	@tools/setup test
+
+lint: setup-test
+	$(VENV)/ruff format --check
+	$(VENV)/ruff check
+	$(VENV)/mypy
+	$(if $(BPF_SOURCES),$(VENV)/clang-format --dry-run -Werror $(BPF_SOURCES))
+
+format: setup-test
+	$(VENV)/ruff format
+	$(VENV)/ruff check --fix
+	$(if $(BPF_SOURCES),$(VENV)/clang-format -i $(BPF_SOURCES))
+
+unit: setup-test
+	$(VENV)/python -m pytest -p no:cacheprovider tests/unit tests/golden
+
+test-kernel: setup-test
+	$(PYTEST) tests/kernel
+
+test-vm: setup-test
+	$(PYTEST) tests/vm $(addprefix --kernel=,$(KERNEL))
+
+bench: setup-test
+	$(AS_ROOT) $(VENV)/python -m bench
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,33 @@
+"""What holds for all tests: with --no-skips (as `make test` and CI run them) a skipped test is a failed run.
+
+A test that cannot run proves nothing, so the run that decides must not pass over one in silence.
+Whatever stops a test on one kind of machine by design must be left out by name, not skipped.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# No deadline: the machine may be slow. No database: root would leave it behind in the checkout.
+settings.register_profile("skbcapd", deadline=None, database=None, print_blob=True)
+settings.load_profile("skbcapd")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", default="CI" in os.environ, help="fail if a test was skipped")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = len(reporter.stats.get("skipped", [])) if reporter else 0
+    if skipped and session.config.getoption("no_skips") and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if terminalreporter.stats.get("skipped") and config.getoption("no_skips"):
+        terminalreporter.write_line("ERROR: tests were skipped, and --no-skips (or CI) forbids it", red=True)
