@@ -17,11 +17,13 @@ settings.load_profile("skbcapd")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds --no-skips; on CI it is always on."""
     parser.addoption("--no-skips", action="store_true", default="CI" in os.environ, help="fail if a test was skipped")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Turns an exit code of success into a failure."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     skipped = len(reporter.stats.get("skipped", [])) if reporter else 0
     if skipped and session.config.getoption("no_skips") and session.exitstatus == pytest.ExitCode.OK:
@@ -29,5 +31,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Says why, above pytest's own closing lines."""
     if terminalreporter.stats.get("skipped") and config.getoption("no_skips"):
         terminalreporter.write_line("ERROR: tests were skipped, and --no-skips (or CI) forbids it", red=True)
