@@ -1,0 +1,198 @@
+"""The comment's grammar and the option bytes, against tables worked out by hand and against random values."""
+
+from __future__ import annotations
+
+import re
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skbcapd import label
+from skbcapd.label import CommentError, comment, option, packet_options, parse
+
+SEED = "comm=chronyd pid=1058 tgid=1058"
+KEYS = st.text(string.ascii_lowercase + "_", min_size=1, max_size=12)
+# Random bytes, and bytes made of what the grammar itself uses.
+HOSTILE = st.binary(max_size=40) | st.lists(
+    st.sampled_from([b"comm=", b"pid=1", b" ", b'"', b"\\", b"=", b"\\x3d", b"\n"])
+).map(b"".join)
+FIELDS = st.lists(st.tuples(KEYS, HOSTILE), min_size=1, max_size=6, unique_by=lambda field: field[0])
+
+
+@pytest.mark.parametrize(
+    ("value", "spelled"),
+    [
+        (b"chronyd", "chronyd"),
+        (1058, "1058"),
+        (-1, "-1"),
+        ("/usr/sbin/chronyd", "/usr/sbin/chronyd"),
+        (b"kworker/0:1-ev", "kworker/0:1-ev"),
+        (b"(sd-pam)", "(sd-pam)"),
+        (b"!#$%&'()*+,-./:;<>?@[]^_`{|}~", "!#$%&'()*+,-./:;<>?@[]^_`{|}~"),
+        (b"", '""'),
+        (b" ", '" "'),
+        (b"tmux: server", '"tmux: server"'),
+        (b"a=b", r'"a\x3db"'),
+        (b'say "hi"', r'"say \"hi\""'),
+        (b"back\\slash", r'"back\\slash"'),
+        (b"\\x41", r'"\\x41"'),
+        (b"\x00\n\r\t\x1b[31m\x7f", r'"\x00\x0a\x0d\x09\x1b[31m\x7f"'),
+        ("größe", r'"gr\xc3\xb6\xc3\x9fe"'),
+        (b"\xff\xfe", r'"\xff\xfe"'),
+        ("\udcff", r'"\xff"'),
+        (b"x pid=1 tgid=1", r'"x pid\x3d1 tgid\x3d1"'),
+        (b'x" pid=1 y="', r'"x\" pid\x3d1 y\x3d\""'),
+    ],
+)
+def test_value_has_the_documented_spelling(value: bytes | str | int, spelled: str) -> None:
+    """A value stands bare or is quoted and escaped exactly as docs/format.md says."""
+    assert comment([("comm", value), ("pid", 7)]) == f"comm={spelled} pid=7"
+
+
+def test_seed_comment() -> None:
+    """The process of the founding question is written as `comm=chronyd pid=1058 tgid=1058` and read back."""
+    assert comment([("comm", b"chronyd"), ("pid", 1058), ("tgid", 1058)]) == SEED
+    assert parse(SEED) == [("comm", b"chronyd"), ("pid", b"1058"), ("tgid", b"1058")]
+
+
+@given(FIELDS)
+def test_any_bytes_round_trip(fields: list[tuple[str, bytes]]) -> None:
+    """Whatever bytes the values hold, the comment parses back to the very same keys and bytes."""
+    assert parse(comment(fields)) == fields
+
+
+@given(HOSTILE)
+def test_no_comm_can_forge_a_field(comm: bytes) -> None:
+    """Even a reader that only searches for `key=` sees the real keys and no other."""
+    text = comment([("comm", comm), ("pid", 1), ("tgid", 2)])
+    assert re.findall(r"([a-z_]*)=", text) == ["comm", "pid", "tgid"]
+    assert text.isascii()
+    assert text.isprintable()
+
+
+@given(st.text('ab=_" \\x0137df\n\xff\u20ac') | st.from_regex(r'\A[a-z_]{0,2}="?[ -~]*"?\Z'))
+def test_parse_accepts_only_what_comment_writes(text: str) -> None:
+    """A text is refused with CommentError, or is the one spelling of the fields it parses to."""
+    try:
+        fields = parse(text)
+    except CommentError:
+        return
+    assert comment(fields) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "comm",
+        "comm=",
+        "=x",
+        "Comm=x",
+        "comm=x ",
+        " comm=x",
+        "comm=x  pid=1",
+        "comm=x\tpid=1",
+        "comm=x\n",
+        "comm=x pid=1\n",
+        "comm=a=b",
+        'comm="x"',
+        'comm="a b',
+        'comm="a b"c',
+        'comm=a"b',
+        r"comm=a\b",
+        'comm="a=b"',
+        r'comm="\n"',
+        r'comm="\x0A"',
+        r'comm="\x0"',
+        r'comm="\x20"',
+        r'comm="\x41"',
+        'comm="\n"',
+        'comm="é"',
+        "comm=é",
+        "comm=x comm=y",
+        "PID: 1058\nCmd: chronyd",
+    ],
+)
+def test_parse_refuses(text: str) -> None:
+    """What the grammar does not give is refused, near misses and other tools' comments included."""
+    with pytest.raises(CommentError):
+        parse(text)
+
+
+@pytest.mark.parametrize("fields", [[], [("", b"x")], [("Comm", b"x")], [("a b", b"x")], [("a=", b"")], [("a\n", b"")]])
+def test_comment_refuses_keys(fields: list[tuple[str, bytes]]) -> None:
+    """A key that could not be read back, or no field at all, is refused."""
+    with pytest.raises(CommentError):
+        comment(fields)
+
+
+def test_comment_refuses_a_key_twice() -> None:
+    """A key stands once, so that readers need not choose."""
+    with pytest.raises(CommentError):
+        comment([("comm", b"a"), ("pid", 1), ("comm", b"b")])
+
+
+@pytest.mark.parametrize(
+    ("code", "value", "raw"),
+    [
+        (0, b"", "0000 0000"),
+        (1, b"a", "0100 0100 61000000"),
+        (2, b"eth0", "0200 0400 65746830"),
+        (9, b"\x09", "0900 0100 09000000"),
+        (0x8001, b"12345", "0180 0500 3132333435000000"),
+    ],
+)
+def test_option_bytes(code: int, value: bytes, raw: str) -> None:
+    """An option is code, length without padding, value, zeros up to four bytes."""
+    assert option(code, value) == bytes.fromhex(raw)
+
+
+def test_option_of_65535_bytes_is_the_longest() -> None:
+    """The length field's largest value works, one more is refused, not wrapped."""
+    assert len(option(1, bytes(65535))) == 4 + 65536
+    with pytest.raises(ValueError, match="option 1 has 65536 bytes"):
+        option(1, bytes(65536))
+
+
+COMMENT = "0100 1f00" + SEED.encode().hex() + "00"
+FLAGS_OUT = "0200 0400 02000000"
+PROCESS = "0800 0800 22040000 23040000"
+END = "0000 0000"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "raw"),
+    [
+        ((SEED, label.DIRECTION_OUT, 1058, 1059), COMMENT + FLAGS_OUT + PROCESS + END),
+        ((None, label.DIRECTION_OUT, 1058, 1059), FLAGS_OUT + PROCESS + END),
+        ((SEED, label.DIRECTION_OUT, 0, 0), COMMENT + FLAGS_OUT + END),
+        ((None, 0, 0, 0), "0200 0400 00000000" + END),
+        ((None, 2, 1058, 0), FLAGS_OUT + "0800 0800 22040000 00000000" + END),
+        ((None, 0xFFFFFFFF, 2**32 - 1, 2**32 - 1), "0200 0400 ffffffff 0800 0800 ffffffff ffffffff" + END),
+    ],
+)
+def test_packet_options_bytes(arguments: tuple[str | None, int, int, int], raw: str) -> None:
+    """Options stand as comment, flags, process, end; no process option when neither id is known."""
+    assert packet_options(*arguments) == bytes.fromhex(raw)
+
+
+def test_flag_values() -> None:
+    """The epb_flags constants are the draft's bits."""
+    assert (label.DIRECTION_IN, label.DIRECTION_OUT) == (0b01, 0b10)
+    receptions = (label.RECEPTION_UNICAST, label.RECEPTION_MULTICAST, label.RECEPTION_BROADCAST)
+    assert (*receptions, label.RECEPTION_PROMISCUOUS) == (0b00100, 0b01000, 0b01100, 0b10000)
+    assert (label.CHECKSUM_NOT_READY, label.CHECKSUM_VALID, label.SEGMENTATION_OFFLOADED) == (0x200, 0x400, 0x800)
+
+
+@given(st.just([]) | FIELDS, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
+def test_flags_stand_where_the_label_says(fields: list[tuple[str, bytes]], flags: int, extra: int) -> None:
+    """Bits that are ORed in at `flags_at` give the options that were built with those bits at once."""
+    made = label.label(fields, flags, 1058, 1059)
+    raw = bytearray(made.options)
+    assert made.flags_at % 4 == 0
+    word = int.from_bytes(raw[made.flags_at : made.flags_at + 4], "little")
+    raw[made.flags_at : made.flags_at + 4] = (word | extra).to_bytes(4, "little")
+    assert bytes(raw) == label.label(fields, flags | extra, 1058, 1059).options
