@@ -133,8 +133,9 @@ def test_seed_packet_bytes() -> None:
         ),
         (
             (0, 2**32, memoryview(b"abcd"), 4, packet_options(None, 1, 0, 0)),
-            "06000000 30000000"
-            + "00000000 01000000 00000000 04000000 04000000 61626364 02000400 01000000 00000000 30000000",
+            "06000000 30000000 00000000 01000000 00000000 04000000 04000000 61626364 02000400 01000000"
+            + END
+            + "30000000",
         ),
     ],
 )
@@ -190,7 +191,7 @@ def test_nothing_is_written_unasked() -> None:
 def test_close_leaves_the_sink_open() -> None:
     """The sink belongs to the caller: after `with` it is flushed and still open."""
     sink = io.BytesIO()
-    with io.BufferedWriter(sink) as buffered:  # type: ignore[arg-type]
+    with io.BufferedWriter(sink) as buffered:
         with PcapngWriter(buffered) as writer:
             writer.write_section("", "", "")
         assert len(sink.getvalue()) == 28
