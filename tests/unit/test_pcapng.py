@@ -188,6 +188,14 @@ def test_nothing_is_written_unasked() -> None:
     assert written(lambda writer: writer.close()) == b""
 
 
+def test_the_base_writes_no_packet_past_us() -> None:
+    """The base's `write`, which knows neither interface nor time, fails and leaves nothing in the file."""
+    sink = io.BytesIO()
+    with pytest.raises(TypeError):
+        PcapngWriter(sink).write(NTP_FRAME)
+    assert sink.getvalue() == b""
+
+
 def test_close_leaves_the_sink_open() -> None:
     """The sink belongs to the caller: after `with` it is flushed and still open."""
     sink = io.BytesIO()
