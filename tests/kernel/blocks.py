@@ -1,0 +1,168 @@
+"""A pcapng reader of the tests' own, strict: it shares no code with our writer or with scapy.
+
+A file's bytes go in; packets come out with all that their blocks say. Whatever the draft forbids fails the test:
+lengths that disagree, options that run over, an interface never described, a torn end. tshark is asked as well
+(tests/golden/judges.py), but it cannot show option 8 and forgives much.
+Source: draft-ietf-opsawg-pcapng.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+SECTION = 0x0A0D0D0A
+INTERFACE = 1
+STATISTICS = 5
+PACKET = 6
+
+OPT_COMMENT = 1
+EPB_FLAGS = 2
+EPB_PROCESSID_THREADID = 8
+IF_NAME = 2
+IF_TSRESOL = 9
+
+DIRECTIONS = {0: "", 1: "in", 2: "out"}
+
+_FIELD = re.compile(r'([a-z_]+)=(?:"((?:[^"\\]|\\.)*)"|([^ ]*))(?: |$)')
+_ESCAPE = re.compile(r"\\(?:x(..)|(.))")
+
+
+class Block(NamedTuple):
+    """One block: where it starts in the file, its type and its body."""
+
+    at: int
+    kind: int
+    body: bytes
+
+
+class Label(NamedTuple):
+    """What a packet's comment says of its process; the name's bytes as latin-1 text."""
+
+    comm: str
+    tgid: int
+    tid: int
+
+
+@dataclass(frozen=True)
+class Packet:
+    """One Enhanced Packet Block."""
+
+    interface: str
+    link_type: int
+    time_ns: int
+    data: bytes
+    original_len: int
+    flags: int
+    comment: str
+    process: tuple[int, int] | None
+    """Option 8: tgid and tid."""
+
+    @property
+    def direction(self) -> str:
+        """`in`, `out`, or empty where the block does not say."""
+        return DIRECTIONS[self.flags & 3]
+
+    @cached_property
+    def label(self) -> Label | None:
+        """The sender; None where the comment says that it is not known."""
+        fields = comment_fields(self.comment)
+        if not {"comm", "tgid", "pid"} <= fields.keys():
+            return None
+        return Label(fields["comm"], int(fields["tgid"]), int(fields["pid"]))
+
+
+def blocks(data: bytes) -> Iterator[Block]:
+    """Walk the blocks of a little-endian file from its first byte to its last."""
+    at = 0
+    while at < len(data):
+        kind, length = struct.unpack_from("<II", data, at)
+        assert length >= 12, f"block at {at} has length {length}"
+        assert length % 4 == 0, f"block at {at} has length {length}"
+        assert at + length <= len(data), f"block at {at} has length {length} of {len(data) - at} left"
+        (again,) = struct.unpack_from("<I", data, at + length - 4)
+        assert again == length, f"block at {at} has length {length} in front and {again} behind"
+        yield Block(at, kind, data[at + 8 : at + length - 4])
+        at += length
+
+
+def options(raw: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Walk options: (where the value starts in `raw`, code, value); with options, an end option is a must."""
+    at = 0
+    while raw:
+        code, length = struct.unpack_from("<HH", raw, at)
+        value = raw[at + 4 : at + 4 + length]
+        assert len(value) == length, f"option {code} runs over its block"
+        if code == 0:
+            assert (length, at + 4) == (0, len(raw)), f"end of options at {at} of {len(raw)}"
+            return
+        yield at + 4, code, value
+        padded = length + -length % 4
+        assert not any(raw[at + 4 + length : at + 4 + padded]), f"option {code} is not padded with zeros"
+        at += 4 + padded
+
+
+def packets(data: bytes) -> list[Packet]:
+    """Read every packet of a file."""
+    found = []
+    interfaces: list[tuple[str, int]] = []
+    for number, block in enumerate(blocks(data)):
+        if number == 0:
+            assert block.kind == SECTION, f"the file starts with a block of type {block.kind:#x}"
+            assert block.body[:4] == struct.pack("<I", 0x1A2B3C4D), "the file is not little-endian"
+        if block.kind == SECTION:
+            interfaces = []
+            list(options(block.body[16:]))
+        elif block.kind == INTERFACE:
+            said = {code: value for _, code, value in options(block.body[8:])}
+            assert said[IF_TSRESOL] == b"\x09", "times are in nanoseconds"
+            interfaces.append((said[IF_NAME].decode(), *struct.unpack_from("<H", block.body)))
+        elif block.kind == STATISTICS:
+            assert struct.unpack_from("<I", block.body)[0] < len(interfaces)
+            list(options(block.body[12:]))
+        elif block.kind == PACKET:
+            found.append(_packet(block.body, interfaces))
+    return found
+
+
+def comment_fields(comment: str) -> dict[str, str]:
+    """Parse a comment by the grammar of docs/format.md; values are bytes as latin-1 text."""
+    fields: dict[str, str] = {}
+    at = 0
+    while at < len(comment):
+        field = _FIELD.match(comment, at)
+        assert field, f"{comment!r} is no field at {at}"
+        key, quoted, bare = field.groups()
+        assert key not in fields, f"{comment!r} says {key} twice"
+        fields[key] = bare if quoted is None else _ESCAPE.sub(_unescape, quoted)
+        at = field.end()
+    return fields
+
+
+def _unescape(escape: re.Match[str]) -> str:
+    hexadecimal, plain = escape.groups()
+    return chr(int(hexadecimal, 16)) if hexadecimal else plain
+
+
+def _packet(body: bytes, interfaces: list[tuple[str, int]]) -> Packet:
+    interface, high, low, captured, original = struct.unpack_from("<5I", body)
+    assert interface < len(interfaces), f"a packet of interface {interface} of {len(interfaces)}"
+    assert captured <= original
+    padded = captured + -captured % 4
+    assert len(body) >= 20 + padded, f"a packet of {captured} bytes in a body of {len(body)}"
+    assert not any(body[20 + captured : 20 + padded]), "a frame is not padded with zeros"
+    said = {code: value for _, code, value in options(body[20 + padded :])}
+    return Packet(
+        interface=interfaces[interface][0],
+        link_type=interfaces[interface][1],
+        time_ns=high << 32 | low,
+        data=body[20 : 20 + captured],
+        original_len=original,
+        flags=int.from_bytes(said.get(EPB_FLAGS, b""), "little"),
+        comment=said.get(OPT_COMMENT, b"").decode("ascii"),
+        process=struct.unpack("<II", said[EPB_PROCESSID_THREADID]) if EPB_PROCESSID_THREADID in said else None,
+    )

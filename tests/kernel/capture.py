@@ -1,0 +1,117 @@
+"""Runs `skbcapd capture` as a user does, in a namespace, and reads what it leaves.
+
+A device and options go in; out come the packets, the totals and the exit code. Nothing of the package under test is
+imported: the command is started as a child, watched through stderr, stopped by a signal, and its file is read by
+the tests' own reader. A child that does not end in time is killed, and the test fails.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.golden.judges import judge, rows
+from tests.kernel.blocks import Packet, packets
+from tests.kernel.deadline import DEADLINE_S
+from tests.kernel.namespace import Namespace
+
+ROOT = Path(__file__).parents[2]
+ATTACH = os.environ.get("SKBCAPD_ATTACH", "auto")  # kprobe, tracepoint or auto: which hook the whole run uses
+
+_TOTAL = re.compile(r"(\d+) packets? (.+)")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a capture ended."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: str
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """The closing lines, such as `{"captured": 23, "dropped by kernel": 0}`."""
+        found = map(_TOTAL.fullmatch, self.stderr.splitlines())
+        return {line[2]: int(line[1]) for line in found if line}
+
+
+class Capture:
+    """A running `skbcapd capture`, ready to see the next frame; killed by `close` if it still runs.
+
+    Args:
+        namespace: where it runs, so where its `-i` names are looked up.
+        arguments: of the `capture` command.
+        settings: as `--set KEY=VALUE` takes them.
+    """
+
+    def __init__(self, namespace: Namespace, *arguments: str, **settings: str) -> None:
+        chosen = {"attach": ATTACH} | settings
+        words = [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
+        self.process = namespace.do(
+            subprocess.Popen,
+            [sys.executable, "-m", "skbcapd", "capture", *arguments, *words],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        self._stderr = b""
+        try:
+            self._wait_until_capturing()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Kill what still runs."""
+        self.process.kill()
+        self.process.communicate()
+
+    def stop(self, number: signal.Signals = signal.SIGINT) -> Ended:
+        """Send a signal and wait for the end."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> Ended:
+        """Wait until the capture has ended by itself.
+
+        Raises:
+            subprocess.TimeoutExpired: it did not.
+        """
+        stdout, stderr = self.process.communicate(timeout=DEADLINE_S)
+        return Ended(self.process.returncode, stdout, (self._stderr + stderr).decode())
+
+    def _wait_until_capturing(self) -> None:
+        """Read stderr until it says that the next packet would be seen."""
+        assert self.process.stderr is not None
+        end = time.monotonic() + DEADLINE_S
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stderr, selectors.EVENT_READ)
+            while not re.search(rb"^capturing on .*\n", self._stderr, re.MULTILINE):
+                said = self._stderr.decode(errors="replace")
+                assert selector.select(end - time.monotonic()), f"not capturing within {DEADLINE_S:.0f} s: {said}"
+                more = os.read(self.process.stderr.fileno(), 1 << 16)
+                assert more, f"ended before it captured: {said}"
+                self._stderr += more
+
+
+def read(path: Path) -> list[Packet]:
+    """Read a finished file, after tshark and capinfos have read it without a complaint and see the same packets.
+
+    Every file that a kernel test makes goes through here.
+    """
+    found = packets(path.read_bytes())
+    ours = [[packet.interface, str(len(packet.data)), str(packet.original_len), packet.comment] for packet in found]
+    judge(path, "capinfos")
+    theirs = rows(path, "frame.interface_name", "frame.cap_len", "frame.len", "frame.comment")
+    # tshark shows a backslash as two, and puts several comments behind one another.
+    assert [[*row[:3], row[3].replace("\\\\", "\\")] for row in theirs] == ours
+    return found

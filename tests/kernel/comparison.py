@@ -1,0 +1,160 @@
+"""Sends cases while both an AF_PACKET socket and `skbcapd capture` watch the same device, and sets them side by side.
+
+Cases go in; an outcome per case comes out: who sent, what the reference saw, what we wrote. One capture serves all
+cases, as starting one is what costs: a marker frame that only this module sends stands behind each case in both
+recordings. Nobody waits for our capture: it is stopped when the last marker has passed, and must have drained what
+came before.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from tests.kernel.blocks import Label, Packet
+from tests.kernel.capture import ROOT, Capture, Ended, read
+from tests.kernel.cases import Case
+from tests.kernel.deadline import DEADLINE_S
+from tests.kernel.namespace import Namespace, Wire
+from tests.kernel.payloads import UDP_HEADER_BYTES, ip_packet
+from tests.kernel.reference import Frame, Reference
+from tests.kernel.send.identity import MAGIC, WHO, pattern
+from tests.kernel.sink import Sink
+
+ETH_P_802_EX1 = 0x88B5  # for local experiments: nobody else sends it
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one case showed, in the direction that was compared."""
+
+    case: Case
+    senders: list[Label]
+    error: str
+    reference: list[Frame]
+    ours: list[Packet]
+
+    @property
+    def identical(self) -> int:
+        """How many frames both have, byte for byte."""
+        theirs = Counter(frame.data for frame in self.reference)
+        return (theirs & Counter(packet.data for packet in self.ours)).total()
+
+    def labels(self) -> Counter[str]:
+        """Count our packets by their label: `right`, `unknown` or `wrong`."""
+        return Counter(self._verdict(packet) for packet in self.ours)
+
+    def _verdict(self, packet: Packet) -> str:
+        """A frame that says who sent it must be labelled so; another one with a sender of the case."""
+        if packet.label is None:
+            return "unknown"
+        carried = ip_packet(packet.data)
+        data = carried.data[UDP_HEADER_BYTES:] if carried and not carried.offset else b""
+        if data.startswith(MAGIC) and len(data) >= WHO.size:
+            _, tgid, tid, _ = WHO.unpack_from(data)
+            said = [sender for sender in self.senders if (sender.tgid, sender.tid) == (tgid, tid)]
+        else:
+            said = self.senders
+        return "right" if packet.label in said else "wrong"
+
+
+class Marker:
+    """Sends frames that stand between the cases.
+
+    Args:
+        namespace: of the device that sends them.
+        device: the one that is watched, or that leads there.
+    """
+
+    def __init__(self, namespace: Namespace, device: str) -> None:
+        self._socket = namespace.do(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
+        self._socket.bind((device, 0))
+        self.sent: list[bytes] = []
+
+    def send(self) -> bytes:
+        """Send the next marker and give its bytes."""
+        addresses = b"\x02skb00\x02skb01"  # locally administered, nobody's
+        frame = addresses + ETH_P_802_EX1.to_bytes(2, "big") + b"marker %d" % len(self.sent)
+        self.sent.append(frame.ljust(60, b"\0"))
+        self._socket.send(self.sent[-1])
+        return self.sent[-1]
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+def run_sender(namespace: Namespace, command: Sequence[str]) -> tuple[list[Label], str]:
+    """Run a sender to its end.
+
+    Returns:
+        Who sent, and what went wrong (empty when all went well).
+    """
+    done = namespace.do(
+        subprocess.run,
+        [sys.executable, "-E", "-s", "-S", "-m", *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S * 0.9,
+        check=False,
+    )
+    if done.returncode:
+        return [], done.stderr
+    return [Label(**sender) for sender in json.loads(done.stdout)], ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outcomes of a capture over several cases, and how it ended; `written` counts all packets in its file."""
+
+    outcomes: list[Outcome]
+    ended: Ended
+    written: int
+
+
+def compare(cases: Iterable[Case], wire: Wire, directory: Path, direction: str = "out", **settings: str) -> Comparison:
+    """Send cases from the near end of a wire, watched there, or watched where they arrive.
+
+    Args:
+        cases: in the order to send them.
+        wire: where.
+        directory: for the capture file and what the senders read.
+        direction: `out` to watch the near end, `in` to watch the far end; what passes the other way is left out.
+        settings: of the capture.
+    """
+    near, watched = wire.near, wire.near if direction == "out" else wire.far
+    capture_file, sent_file = directory / "compared.pcapng", directory / "sent.bin"
+    arguments = ["-i", watched.device, "-w", str(capture_file)]
+    seen: list[tuple[Case, list[Label], str, list[Frame]]] = []
+    with (
+        closing(Sink(wire.far.namespace)),
+        closing(Marker(near.namespace, near.device)) as marker,
+        closing(Reference(watched.namespace, watched.device)) as reference,
+        closing(Capture(watched.namespace, *arguments, **settings)) as capture,
+    ):
+        reference.read_until(marker.send())
+        for case in cases:
+            sent_file.write_bytes(pattern(case.size))
+            senders, error = run_sender(near.namespace, case.command(wire, sent_file))
+            frames = reference.read_until(marker.send())
+            seen.append((case, senders, error, [frame for frame in frames if frame.outgoing == (direction == "out")]))
+        ended = capture.stop()
+    packets = read(capture_file)
+    ours = _between([packet for packet in packets if packet.direction == direction], marker.sent)
+    return Comparison([Outcome(*one, own) for one, own in zip(seen, ours, strict=True)], ended, len(packets))
+
+
+def _between(packets: list[Packet], markers: list[bytes]) -> list[list[Packet]]:
+    """Split a capture at its markers, each of which must be there once and in order."""
+    places = [place for place, packet in enumerate(packets) if packet.data in markers]
+    assert [packets[place].data for place in places] == markers, "a marker is missing, doubled or out of order"
+    return [packets[start + 1 : end] for start, end in pairwise(places)]

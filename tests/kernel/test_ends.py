@@ -1,0 +1,139 @@
+"""Every way a capture ends leaves a whole file, true totals and exit code 0."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.blocks import Packet
+from tests.kernel.blocks import packets as parse
+from tests.kernel.capture import Capture, Ended, read
+from tests.kernel.comparison import Marker
+from tests.kernel.deadline import until
+from tests.kernel.namespace import Wire
+
+SENT = 1009
+
+
+@pytest.fixture
+def marker(wire: Wire) -> Iterator[Marker]:
+    """A sender of numbered frames at the near end, which is this process."""
+    with closing(Marker(wire.near.namespace, wire.near.device)) as made:
+        yield made
+
+
+def captured(ended: Ended, found: list[Packet]) -> list[bytes]:
+    """Check how a capture ended, and give the frames it wrote."""
+    assert ended.exit_code == 0, ended.stderr
+    assert ended.totals == {"captured": len(found), "dropped by kernel": 0}
+    return [packet.data for packet in found if packet.direction == "out"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_and_what_was_seen_is_written(
+    number: signal.Signals, wire: Wire, marker: Marker, tmp_path: Path
+) -> None:
+    """A signal right behind the last of 1009 frames loses none of them."""
+    file = tmp_path / "signal.pcapng"
+    with closing(Capture(wire.near.namespace, "-i", wire.near.device, "-w", str(file))) as capture:
+        for _ in range(SENT):
+            marker.send()
+        ended = capture.stop(number)
+
+    assert captured(ended, read(file)) == marker.sent
+    assert len(marker.sent) == SENT
+
+
+def test_count_ends_it_with_so_many_packets(wire: Wire, marker: Marker, tmp_path: Path) -> None:
+    """With -c 23 the capture ends by itself, and the first 23 of 101 frames are in the file, no more."""
+    file = tmp_path / "count.pcapng"
+    with closing(Capture(wire.near.namespace, "-i", wire.near.device, "-w", str(file), "-c", "23")) as capture:
+        for _ in range(101):
+            marker.send()
+        ended = capture.wait()
+
+    assert captured(ended, read(file)) == marker.sent[:23]
+
+
+def test_duration_ends_it(wire: Wire, marker: Marker, tmp_path: Path) -> None:
+    """With --duration the capture ends by itself, with all that was sent meanwhile."""
+    file = tmp_path / "duration.pcapng"
+    arguments = ("-i", wire.near.device, "-w", str(file), "--duration", "2")
+    with closing(Capture(wire.near.namespace, *arguments)) as capture:
+        for _ in range(23):
+            marker.send()
+        ended = capture.wait()
+
+    assert captured(ended, read(file)) == marker.sent
+
+
+def test_a_closed_pipe_ends_it(wire: Wire, marker: Marker) -> None:
+    """When the reader of `-w -` goes after 1000 bytes, the capture ends well, without a traceback."""
+    with closing(Capture(wire.near.namespace, "-i", wire.near.device, "-w", "-")) as capture, ExitStack() as stack:
+        assert capture.process.stdout is not None
+        head = subprocess.Popen(["head", "-c", "1000"], stdin=capture.process.stdout, stdout=subprocess.DEVNULL)
+        stack.callback(head.wait)
+        stack.callback(head.kill)
+        capture.process.stdout.close()
+
+        def ended() -> bool:
+            marker.send()  # only a write can find out
+            return capture.process.poll() is not None
+
+        until(ended, "the capture ends after its pipe was closed")
+        assert capture.process.returncode == 0
+        assert capture.process.stderr is not None
+        said = capture.process.stderr.read().decode()
+
+    assert "Traceback" not in said
+    assert re.search(r"^\d+ packets captured$", said, re.MULTILINE)
+
+
+def test_standard_output_gets_the_same_file(wire: Wire, marker: Marker, tmp_path: Path) -> None:
+    """With `-w -` the whole file goes to stdout, and nothing else."""
+    file = tmp_path / "stdout.pcapng"
+    with closing(Capture(wire.near.namespace, "-i", wire.near.device, "-w", "-")) as capture:
+        for _ in range(101):
+            marker.send()
+        ended = capture.stop()
+    file.write_bytes(ended.stdout)
+
+    assert captured(ended, read(file)) == marker.sent
+
+
+def test_without_a_file_each_packet_is_a_line(wire: Wire, marker: Marker) -> None:
+    """Without -w each packet gives one line that names process, device and direction."""
+    with closing(Capture(wire.near.namespace, "-i", wire.near.device)) as capture:
+        for _ in range(23):
+            marker.send()
+        ended = capture.stop()
+    lines = ended.stdout.decode().splitlines()
+
+    assert ended.exit_code == 0
+    assert len(lines) == ended.totals["captured"] == 23
+    for line in lines:
+        assert re.search(rf"\S+\[\d+\].*\b{wire.near.device}\b.*\bout\b", line)
+
+
+def test_a_file_can_be_read_while_it_is_written(wire: Wire, marker: Marker, tmp_path: Path) -> None:
+    """What was sent gets into the file while the capture runs, up to a whole block, without a signal."""
+    file = tmp_path / "live.pcapng"
+    with closing(Capture(wire.near.namespace, "-i", wire.near.device, "-w", str(file))) as capture:
+        for _ in range(23):
+            marker.send()
+
+        def written() -> bool:
+            return marker.sent[-1] in file.read_bytes()
+
+        until(written, "the last frame is in the file")
+        found = [packet.data for packet in parse(file.read_bytes()) if packet.direction == "out"]
+        ended = capture.stop()
+
+    assert found == marker.sent
+    assert captured(ended, read(file)) == marker.sent
