@@ -77,12 +77,13 @@ class Marker:
     def __init__(self, namespace: Namespace, device: str) -> None:
         self._socket = namespace.do(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._socket.bind((device, 0))
+        self._device = device
         self.sent: list[bytes] = []
 
     def send(self) -> bytes:
         """Send the next marker and give its bytes."""
         addresses = b"\x02skb00\x02skb01"  # locally administered, nobody's
-        frame = addresses + ETH_P_802_EX1.to_bytes(2, "big") + b"marker %d" % len(self.sent)
+        frame = addresses + ETH_P_802_EX1.to_bytes(2, "big") + f"marker {len(self.sent)} of {self._device}".encode()
         self.sent.append(frame.ljust(60, b"\0"))
         self._socket.send(self.sent[-1])
         return self.sent[-1]

@@ -1,0 +1,109 @@
+"""Which devices a capture watches: the ones named, of the caller's namespace, or every one of every namespace."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.blocks import Packet
+from tests.kernel.capture import ROOT, Capture, read
+from tests.kernel.comparison import Marker
+from tests.kernel.deadline import DEADLINE_S
+from tests.kernel.namespace import End, Wire
+
+COUNT = 23
+
+
+@pytest.fixture
+def markers(wire: Wire) -> Iterator[tuple[Marker, Marker]]:
+    """Senders of numbered frames at both ends."""
+    with (
+        closing(Marker(wire.near.namespace, wire.near.device)) as near,
+        closing(Marker(wire.far.namespace, wire.far.device)) as far,
+    ):
+        yield near, far
+
+
+def sent(packets: list[Packet], *markers: Marker) -> list[tuple[str, bytes]]:
+    """Give the markers' frames in a capture, those that left, with the names of their devices."""
+    ours = {frame for marker in markers for frame in marker.sent}
+    return [(packet.interface, packet.data) for packet in packets if packet.data in ours and packet.direction == "out"]
+
+
+def send_on_loopback(end: End, payload: bytes) -> None:
+    """Send a datagram that never leaves the machine, to a socket that takes it."""
+    with closing(end.namespace.do(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)) as both:
+        both.bind(("127.0.0.1", 0))
+        both.sendto(payload, both.getsockname())
+
+
+def test_the_far_end_is_not_watched(wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path) -> None:
+    """A device of another namespace is left out, even where it has the same index as the one that was named."""
+    file = tmp_path / "near.pcapng"
+    indexes = [end.namespace.do(socket.if_nametoindex, end.device) for end in (wire.near, wire.far)]
+    assert indexes[0] == indexes[1]
+    with closing(Capture(wire.near.namespace, "-i", wire.near.device, "-w", str(file))) as capture:
+        for _ in range(COUNT):
+            for marker in markers:
+                marker.send()
+        assert capture.stop().exit_code == 0
+
+    assert sent(read(file), *markers) == [(wire.near.device, frame) for frame in markers[0].sent]
+
+
+def test_two_devices_are_two_interfaces(wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path) -> None:
+    """With -i given twice, each device's frames, and no other's, are in the file under its own name."""
+    file, payload = tmp_path / "two.pcapng", b"only on loopback"
+    arguments = ("-i", wire.near.device, "-i", "lo", "-w", str(file))
+    with closing(Capture(wire.near.namespace, *arguments)) as capture:
+        for _ in range(COUNT):
+            markers[0].send()
+            send_on_loopback(wire.near, payload)
+            send_on_loopback(wire.far, payload)
+        assert capture.stop().exit_code == 0
+    packets = [packet for packet in read(file) if packet.direction == "out"]
+
+    assert [packet.data for packet in packets if packet.interface == wire.near.device] == markers[0].sent
+    assert [packet.data[-len(payload) :] for packet in packets if packet.interface == "lo"] == [payload] * COUNT
+    assert {packet.interface for packet in packets} == {wire.near.device, "lo"}
+
+
+@pytest.mark.parametrize("arguments", [(), ("-i", "any")])
+def test_any_is_every_namespace(
+    arguments: tuple[str, ...], wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path
+) -> None:
+    """Without -i, or with `-i any`, the devices of all namespaces are watched, each under its own name."""
+    file = tmp_path / "any.pcapng"
+    near, far = wire.near.device, wire.far.device
+    with closing(Capture(wire.near.namespace, *arguments, "-w", str(file))) as capture:
+        for _ in range(COUNT):
+            for marker in markers:
+                marker.send()
+        assert capture.stop().exit_code == 0
+
+    expected = [
+        pair
+        for frames in zip(markers[0].sent, markers[1].sent, strict=True)
+        for pair in zip((near, far), frames, strict=True)
+    ]
+    assert sent(read(file), *markers) == expected
+
+
+def test_an_unknown_device_is_refused(wire: Wire, tmp_path: Path) -> None:
+    """A name that no device of the caller's namespace has is a usage error that says so, and leaves no file."""
+    file = tmp_path / "none.pcapng"
+    command = [sys.executable, "-m", "skbcapd", "capture", "-i", wire.far.device, "-w", str(file)]
+    done = wire.near.namespace.do(
+        subprocess.run, command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+
+    assert done.returncode == 2
+    assert wire.far.device in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not file.exists()
