@@ -1,0 +1,274 @@
+# ruff: noqa: RUF009 - _key makes a dataclass field, which is all that the rule wants to see
+"""The table of settings: every key with its default, kind and meaning, and what is made of it.
+
+Nothing enters; `Settings` leaves, and `ROWS`, from which `config` knows keys and kinds, and `reference`, the text of
+etc/skbcapd.yaml. A field made by `_key` is one key of the file: its default as the file spells it, its kind (type,
+range, unit) and its text in the manual, meaning and reason.
+
+The rule not to break: a key stands here and nowhere else. To add one, add its field and write the reference file anew:
+`python -c 'from skbcapd.settings import reference; print(reference(), end="")' > etc/skbcapd.yaml`; a test holds it
+to that. A new section is a dataclass of its own and one more field of `Settings`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+# The units a quantity may be written in; the empty one is the unit of the setting itself.
+BYTES = {"": 1}
+SIZE = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+DURATION = {"s": 1, "m": 60, "h": 3600}
+
+Direction = Literal["out", "in"]
+Transmit = Literal["queue", "driver"]
+Checksums = Literal["keep", "fill"]
+Dedup = Literal["all", "first"]
+Encode = Literal["kernel", "scapy"]
+Attach = Literal["auto", "kprobe", "tracepoint"]
+Level = Literal["debug", "info", "warning", "error"]
+
+
+class Kind(Protocol):
+    """What a value may be: says it in words, and reads one. `parse` raises ValueError for anything else."""
+
+    @property
+    def expected(self) -> str: ...  # noqa: D102 - the class says it
+
+    def parse(self, text: str, /) -> Any: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One of the words of a Literal."""
+
+    words: tuple[str, ...]
+
+    @property
+    def expected(self) -> str:
+        """The words."""
+        return f"one of {', '.join(self.words)}" if len(self.words) > 1 else self.words[0]
+
+    def parse(self, text: str) -> str:
+        """The word itself."""
+        if text not in self.words:
+            raise ValueError(text)
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A whole number from `low` to `high`, both as the file would spell them, in one of `units`."""
+
+    noun: str
+    low: str
+    high: str
+    units: Mapping[str, int]
+
+    @property
+    def expected(self) -> str:
+        """Range and units."""
+        units = ", ".join(unit for unit in self.units if unit)
+        return f"{self.noun} from {self.low} to {self.high}" + (f" (units: {units})" if units else "")
+
+    def parse(self, text: str) -> int:
+        """The number in the smallest unit (bytes, seconds)."""
+        value = self._amount(text)
+        if not self._amount(self.low) <= value <= self._amount(self.high):
+            raise ValueError(text)
+        return value
+
+    def _amount(self, text: str) -> int:
+        # Python reads no more than 4300 digits; YAML 1.1 would take a leading zero for octal.
+        match = re.fullmatch(r"(0|[1-9][0-9]{0,17})([A-Za-z]*)", text)
+        if not match or match[2] not in self.units:
+            raise ValueError(text)
+        return int(match[1]) * self.units[match[2]]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text that `accepts` takes. Nothing unprintable, so that it can be shown and handed to the system as it is."""
+
+    expected: str
+    accepts: Callable[[str], object]
+
+    def parse(self, text: str) -> str:
+        """The text itself."""
+        if not text or not text.isprintable() or not self.accepts(text):
+            raise ValueError(text)
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class ListOf:
+    """A list of at least one `item`, none twice; the word `alone` stands for all and cannot stand beside others."""
+
+    item: Word | Text
+    alone: str = ""
+
+    @property
+    def expected(self) -> str:
+        """What the items are."""
+        return f"a list, each entry {self.item.expected}"
+
+    def parse(self, text: str) -> tuple[str, ...]:
+        """The items of a list written with commas, as defaults and `--set` have it."""
+        return tuple(self.item.parse(item) for item in self.split(text))
+
+    def split(self, text: str) -> list[str]:
+        """The items' texts."""
+        return [item.strip() for item in text.split(",")]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A key's default as the file spells it, its kind, and what the manual says: meaning and reason."""
+
+    default: str
+    kind: Kind
+    doc: str
+
+
+def _key(default: str, kind: Kind, doc: str) -> Any:
+    return dataclasses.field(default=kind.parse(default), metadata={"row": Row(default, kind, doc)})
+
+
+def _words(literal: object) -> Word:
+    return Word(get_args(literal))
+
+
+# As dev_valid_name in net/core/dev.c has it, where IFNAMSIZ is 16.
+DEVICE = Text(
+    "a device name (1 to 15 bytes, no space, / or :)",
+    lambda text: re.fullmatch(r"(?!\.\.?$)[^\s/:]+", text) and len(text.encode()) <= 15,
+)
+# PATH_MAX in linux/limits.h.
+DIRECTORY = Text("a path (no ~: only a shell knows it)", lambda text: text[0] != "~" and len(text.encode()) < 4096)
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Keys below `buffer`."""
+
+    size: int = _key(
+        "64MiB",
+        Quantity("a size", "4MiB", "4GiB", SIZE),
+        "Memory shared by kernel and Python, in whole segments of 1 MiB. What the disk cannot take at once waits here; "
+        "when it is full, packets are dropped and counted. 64 MiB hold about half a second at 1 Gbit/s.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Keys below `files`."""
+
+    directory: str = _key(
+        "/var/log/skbcapd",
+        DIRECTORY,
+        "Where capture files are written. A relative path starts at the directory in which skbcapd was started.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Keys below `log`."""
+
+    level: Level = _key(
+        "info", _words(Level), "The least grave message that is logged. debug is for reports of a fault in skbcapd."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of one capture; quantities are in bytes."""
+
+    interfaces: tuple[str, ...] = _key(
+        "any",
+        ListOf(DEVICE, alone="any"),
+        "Devices to capture on. any is every device of every network namespace, also those that appear later; "
+        "a name is a device of the network namespace in which skbcapd runs. Several: [eth0, wg0].",
+    )
+    directions: tuple[Direction, ...] = _key(
+        "out, in", ListOf(_words(Direction)), "Packets to capture: out, sent through the device; in, received by it."
+    )
+    transmit: Transmit = _key(
+        "queue",
+        _words(Transmit),
+        "Where sent packets are taken. queue: when the sender hands them over, before the queueing discipline, so that "
+        "most still know their process. driver: behind it, after segmentation, as tcpdump sees them.",
+    )
+    snaplen: int = _key(
+        "262144",
+        Quantity("a whole number of bytes", "64", "262144", BYTES),
+        "Bytes kept of each frame. The default keeps all of it; 96 keeps the headers and makes files smaller.",
+    )
+    checksums: Checksums = _key(
+        "keep",
+        _words(Checksums),
+        "Checksums that the sender left to the device. keep: as they are in memory (the packet is marked in the file). "
+        "fill: computed, so that the frame is as on the wire; costs CPU for every such packet.",
+    )
+    dedup: Dedup = _key(
+        "all",
+        _words(Dedup),
+        "A packet that passes stacked devices (bridge, bond, veth, VLAN). all: one record per device. "
+        "first: only the record of the first device it passes.",
+    )
+    encode: Encode = _key(
+        "kernel",
+        _words(Encode),
+        "Who writes the packets' blocks. kernel: the kernel program, no Python per packet. "
+        "scapy: Python, for every packet; the same bytes, very much slower, for tests.",
+    )
+    attach: Attach = _key(
+        "auto",
+        _words(Attach),
+        "How to hook into the kernel. auto: kprobe where the kernel has kprobes, tracepoint where it has not. "
+        "The others insist on one, and fail where it is missing.",
+    )
+    buffer: Buffer = dataclasses.field(default_factory=Buffer)
+    files: Files = dataclasses.field(default_factory=Files)
+    log: Log = dataclasses.field(default_factory=Log)
+
+
+def _rows(section: object, prefix: str = "") -> dict[str, Row]:
+    rows: dict[str, Row] = {}
+    for field in dataclasses.fields(section):  # type: ignore[arg-type]
+        row, name = field.metadata.get("row"), prefix + field.name
+        rows |= {name: row} if row else _rows(getattr(section, field.name), name + ".")
+    return rows
+
+
+ROWS: Mapping[str, Row] = _rows(Settings())
+"""Every key, dotted, in the order of the reference file."""
+
+SECTIONS = {key.partition(".")[0] for key in ROWS if "." in key}
+_HEADER = """\
+# The settings of skbcapd: every key, with its default. A key that is left out has its default.
+# On the command line, --set KEY=VALUE is stronger than this file: --set buffer.size=256MiB, --set directions=out,in
+"""
+
+
+def reference() -> str:
+    """Write the reference file.
+
+    Returns:
+        The text of etc/skbcapd.yaml: every key with its meaning, range and default.
+    """
+    text, section = _HEADER, ""
+    for key, row in ROWS.items():
+        prefix, _, name = key.rpartition(".")
+        default = f"[{row.default}]" if isinstance(row.kind, ListOf) else row.default
+        indent = "  " if prefix else ""
+        if prefix != section:
+            text += f"\n{prefix}:"
+            section = prefix
+        comment = [row.doc, f"Default {default}; {row.kind.expected}."]
+        lines = [indent + "# " + line for part in comment for line in textwrap.wrap(part, 96)]
+        text += "\n".join(["", *lines, f"{indent}{name}: {default}", ""])
+    return text
