@@ -1,0 +1,166 @@
+"""The kernel's own description of its types: where each field of a struct lies.
+
+In: the BTF blob the kernel serves at /sys/kernel/btf/vmlinux. Out: byte offsets, bit offsets, sizes.
+
+The rule: no offset is ever written down by hand. The program in bpf/ is compiled for the running kernel
+with offsets from here, so it needs no kernel headers and survives a field that moves between releases.
+A field that this kernel does not have raises BtfError, or is asked for with `has`.
+
+Types are indexed by name in one pass over the blob (a tenth of a second for 130,000 types); members are decoded
+only for the few structs that are asked for.
+
+Source: Documentation/bpf/btf.rst in the kernel tree (type encoding, kinds, bitfields).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from skbcapd.errors import BtfError
+
+VMLINUX = Path("/sys/kernel/btf/vmlinux")
+
+_MAGIC = 0xEB9F
+_HEADER = struct.Struct("<HBBIIIII")
+_TYPE = struct.Struct("<III")
+_INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF, _VOLATILE, _CONST, _RESTRICT = range(1, 12)
+_FUNC, _FUNC_PROTO, _VAR, _DATASEC, _FLOAT, _DECL_TAG, _TYPE_TAG, _ENUM64 = range(12, 20)
+# Bytes that follow the 12-byte header of a type: a fixed part, and a part for each of its `vlen` members.
+_FIXED = {_INT: 4, _ARRAY: 12, _VAR: 4, _DECL_TAG: 4}
+_PER_MEMBER = {_STRUCT: 12, _UNION: 12, _ENUM: 8, _FUNC_PROTO: 8, _DATASEC: 12, _ENUM64: 12}
+
+
+class Btf:
+    """One BTF blob, indexed by struct and union name.
+
+    Args:
+        blob: the bytes of /sys/kernel/btf/vmlinux, little endian.
+
+    Raises:
+        BtfError: not BTF, cut short, or a kind of type unknown to this reader.
+
+    Source: include/uapi/linux/btf.h.
+    """
+
+    def __init__(self, blob: bytes) -> None:
+        try:
+            magic, version, _, header_len, type_off, type_len, str_off, str_len = _HEADER.unpack_from(blob)
+        except struct.error:
+            raise BtfError(f"BTF is {len(blob)} bytes long; expected at least a header of {_HEADER.size}") from None
+        if magic != _MAGIC or version != 1:
+            raise BtfError(
+                f"BTF starts with magic {magic:#06x} version {version}; expected {_MAGIC:#06x} version 1, little endian"
+            )
+        if header_len + max(type_off + type_len, str_off + str_len) > len(blob):
+            raise BtfError(f"BTF is {len(blob)} bytes long; its header promises more")
+        self._types = blob[header_len + type_off : header_len + type_off + type_len]
+        self._strings = blob[header_len + str_off : header_len + str_off + str_len]
+        self._at = [0]  # type id -> position in _types; id 0 is void
+        self._structs: dict[int, int] = {}  # name's position in _strings -> type id
+        self._index()
+
+    @classmethod
+    def load(cls, path: Path = VMLINUX) -> Btf:
+        """Read the running kernel's BTF.
+
+        Raises:
+            BtfError: the file is missing (the kernel was built without CONFIG_DEBUG_INFO_BTF) or is not BTF.
+        """
+        try:
+            return cls(path.read_bytes())
+        except OSError as error:
+            raise BtfError(
+                f"{path}: {error.strerror}; expected the kernel's type information (BTF)",
+                "capture needs a kernel built with CONFIG_DEBUG_INFO_BTF=y, as Debian, Ubuntu and Fedora ship",
+            ) from None
+
+    def _index(self) -> None:
+        types, unpack, position, number = self._types, _TYPE.unpack_from, 0, 0
+        end = len(types)
+        while position < end:
+            name, info, _ = unpack(types, position)
+            number += 1
+            self._at.append(position)
+            kind = info >> 24 & 31
+            if kind in (_STRUCT, _UNION):
+                self._structs.setdefault(name, number)
+            elif not _INT <= kind <= _ENUM64:
+                raise BtfError(
+                    f"BTF type {number} is of kind {kind}; this reader knows kinds {_INT} to {_ENUM64}",
+                    "a newer kernel than this version of skbcapd knows: please report it",
+                )
+            position += 12 + _FIXED.get(kind, 0) + _PER_MEMBER.get(kind, 0) * (info & 0xFFFF)
+
+    def _name(self, position: int) -> str:
+        return self._strings[position : self._strings.index(0, position)].decode()
+
+    def _find(self, name: str) -> int:
+        encoded = b"\0" + name.encode() + b"\0"
+        position = self._strings.find(encoded)
+        while position >= 0:
+            number = self._structs.get(position + 1)
+            if number is not None:
+                return number
+            position = self._strings.find(encoded, position + 1)
+        raise BtfError(f"struct {name} is not in this kernel's BTF", "the kernel is too old or too new for skbcapd")
+
+    def _members(self, number: int) -> Iterator[tuple[str, int, int, int]]:
+        """Each member as (name, type id, bit offset, bit width or 0 when it is no bitfield)."""
+        position = self._at[number]
+        _, info, _ = _TYPE.unpack_from(self._types, position)
+        for index in range(info & 0xFFFF):
+            name, kind, offset = _TYPE.unpack_from(self._types, position + 12 + 12 * index)
+            yield self._name(name), kind, offset & 0xFFFFFF if info >> 31 else offset, offset >> 24 if info >> 31 else 0
+
+    def _field(self, number: int, field: str) -> tuple[int, int] | None:
+        """Bit offset and bitfield width of a field, also inside anonymous members."""
+        for name, kind, offset, width in self._members(number):
+            if name == field:
+                return offset, width
+            if not name and _TYPE.unpack_from(self._types, self._at[kind])[1] >> 24 & 31 in (_STRUCT, _UNION):
+                inner = self._field(kind, field)
+                if inner is not None:
+                    return offset + inner[0], inner[1]
+        return None
+
+    def bits(self, struct_name: str, field: str) -> tuple[int, int]:
+        """Where a bitfield lies: (bit offset from the start of the struct, width in bits; width 0: no bitfield).
+
+        Raises:
+            BtfError: no such struct or field on this kernel.
+        """
+        found = self._field(self._find(struct_name), field)
+        if found is None:
+            raise BtfError(
+                f"struct {struct_name} has no field {field} on this kernel",
+                "the kernel is too old or too new for skbcapd",
+            )
+        return found
+
+    def offset(self, struct_name: str, *fields: str) -> int:
+        """Byte offset of a field; of the first of several names that exists, for fields that were renamed.
+
+        Raises:
+            BtfError: no such struct, or none of the fields.
+        """
+        for field in fields:
+            if self.has(struct_name, field):
+                return self.bits(struct_name, field)[0] // 8
+        return self.bits(struct_name, fields[-1])[0] // 8
+
+    def has(self, struct_name: str, field: str) -> bool:
+        """Whether this kernel's struct has the field (False also when the struct itself is missing)."""
+        try:
+            return self._field(self._find(struct_name), field) is not None
+        except BtfError:
+            return False
+
+    def size(self, struct_name: str) -> int:
+        """Size of a struct in bytes.
+
+        Raises:
+            BtfError: no such struct.
+        """
+        return int(_TYPE.unpack_from(self._types, self._at[self._find(struct_name)])[2])

@@ -1,0 +1,358 @@
+"""The rooms joined: the one place that knows the order in which a packet passes them.
+
+    kernel program -> segments -> (no label yet: who, which device, label) -> pcapng -> file
+
+In: a loaded program, an output, what is wanted. Out: packets in the output, and totals.
+
+The rule: nothing here runs once per packet, except for packets without a label. What the kernel has labelled is
+written as it lies in memory. And every packet is counted once: seen = written + filtered + lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from skbcapd import __version__, layout
+from skbcapd.errors import KernelError
+from skbcapd.kernel import Counters, Program
+from skbcapd.label import Label, label
+from skbcapd.link_type import link_type
+from skbcapd.marker import Marker
+from skbcapd.pcapng import Interface, PcapngWriter, Sink
+from skbcapd.segments import Cut, Range, SegmentReader, Upcall, read_local, walk
+
+ANY = "any"
+_PROOF_SECONDS = 2.0
+_SETTLE_SECONDS = 2.0
+_LABELS_REMEMBERED = 4 * layout.LABELS_MAX
+_VIA = ("", "kernel", "unknown")  # enum via of bpf/layout.h; the plain case is not mentioned
+
+
+class Output(Protocol):
+    """Where packets go."""
+
+    labels: bool  # whether blocks that the kernel wrote can be taken as they are
+
+    def add_interface(self, interface: Interface) -> int:
+        """A device is seen for the first time; returns the number that its packets will carry."""
+        ...
+
+    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label) -> None:
+        """One packet through Python."""
+        ...
+
+    def write_blocks(self, view: memoryview) -> None:
+        """Ready blocks."""
+        ...
+
+    def flush(self) -> None:
+        """Hand on all that was written."""
+        ...
+
+
+class PcapngOutput:
+    """Packets into a pcapng stream, through scapy's writer.
+
+    Args:
+        stream: takes bytes, keeps order.
+        encode: "kernel", or "scapy" for every packet through Python.
+    """
+
+    def __init__(self, stream: Sink, encode: str = "kernel") -> None:
+        self.labels = encode == "kernel"
+        self._writer = PcapngWriter(stream)
+        self._writer.write_section(
+            hardware=platform.machine(),
+            os=f"{platform.system()} {platform.release()}",
+            application=f"skbcapd {__version__}",
+        )
+        self.add_interface = self._writer.write_interface
+        self.write_blocks = self._writer.write_blocks
+        self.flush = self._writer.flush
+
+    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label) -> None:
+        """One Enhanced Packet Block, built by scapy; the same bytes as the kernel's of a labelled packet."""
+        options = bytearray(stamp.options)
+        at = stamp.flags_at
+        flags = int.from_bytes(options[at : at + 4], "little") | packet.flags
+        options[at : at + 4] = flags.to_bytes(4, "little")
+        self._writer.write_packet(interface_id, packet.time_ns, packet.frame, packet.original_len, bytes(options))
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What became of the packets, in packets. seen = written + filtered + kernel.lost + lost, once the capture has ended."""
+
+    written: int
+    filtered: int
+    lost: int  # in Python
+    missed: int  # never seen by the program: the kernel would not run it inside itself
+    kernel: Counters
+    processes: int
+
+
+@dataclass(slots=True)
+class _Device:
+    """A device under one name, and where its packets go."""
+
+    interface_id: int
+    slot: int
+    wanted: bool
+
+
+@dataclass(slots=True)
+class Capture:
+    """One capture, from attach to the last drained packet.
+
+    Args:
+        program: loaded, not attached.
+        output: where packets go.
+        interfaces: device names of this process's network namespace, or ("any",).
+        snaplen: bytes kept of each frame.
+        limit: stop after so many packets; 0 for no limit.
+        warn: takes one line that the user should see.
+    """
+
+    program: Program
+    output: Output
+    interfaces: Sequence[str] = (ANY,)
+    snaplen: int = layout.CAPTURE_MAX
+    limit: int = 0
+    warn: object = print
+    _reader: SegmentReader = field(init=False)
+    _marker: Marker | None = None
+    _devices: dict[tuple[int, int, bytes], _Device] = field(default_factory=dict)
+    _labels: dict[int, tuple[int, Label]] = field(default_factory=dict)
+    _next_label: int = 0
+    _tgids: set[int] = field(default_factory=set)
+    _counted: int = 0  # packets written while there is a limit
+    _filtered: int = 0
+    _lost: int = 0
+    _broken: bool = False
+    _netns: int = field(default_factory=lambda: os.stat("/proc/self/ns/net").st_ino)
+
+    def __post_init__(self) -> None:
+        program = self.program
+        self._reader = SegmentReader(program.memory, program.control, program.geometry)
+        program.control[layout.SNAPLEN] = self.snaplen
+        program.control[layout.WAKE_BACKLOG] = max(1, program.geometry.segment_count // 4)
+        program.control[layout.DEVICE_FILTER] = ANY not in self.interfaces
+
+    def start(self) -> None:
+        """Measure, attach, and prove that a paged frame arrives whole.
+
+        Raises:
+            KernelError: the kernel refuses a hook.
+        """
+        try:
+            self._marker = Marker()
+            self.program.measure(self._marker)
+        except (KernelError, OSError) as error:
+            self._say(f"cannot measure where the kernel maps its pages: {error}")
+        if not self.program.process_context:
+            self._say("cannot tell system calls from softirqs on this kernel: packets are captured without a process")
+        self.program.attach()
+        if self._marker is not None and self.program.paged:
+            self._prove(self._marker)
+        if not self.program.control[layout.PAGE_BASE]:
+            self._say("paged frames cannot be read on this kernel: they are captured up to their linear part")
+        if self._marker is not None:
+            self._marker.close()
+            self._marker = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the limit is reached."""
+        return bool(self.limit) and self._counted >= self.limit
+
+    def drain(self) -> int:
+        """Write all that is complete; returns how many bytes of the segments that was.
+
+        Raises:
+            OSError: the output refuses (BrokenPipeError: its reader has gone).
+        """
+        moved = 0
+        for blocks in self._reader.ranges():
+            moved += len(blocks.view)
+            if self._broken:
+                self._lost += sum(1 for _ in walk(blocks.view))
+            elif not self.is_full:
+                self._write(blocks)
+        if moved and not self._broken:
+            self.output.flush()
+        return moved
+
+    def fall_asleep(self) -> bool:
+        """Ask to be woken by the next packet; False when one has come already."""
+        self.program.control[layout.SLEEPING] = 1
+        if self._reader.is_drained:
+            return True
+        self.program.control[layout.SLEEPING] = 0
+        return False
+
+    def wake_up(self) -> None:
+        """Ask no longer to be woken."""
+        self.program.control[layout.SLEEPING] = 0
+        self.program.take_wakeups()
+
+    def stop(self, broken: bool = False) -> None:
+        """Detach, then write what was captured until then.
+
+        Args:
+            broken: the output takes no more; what is left is counted as lost.
+        """
+        self._broken = broken
+        self.program.detach()
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while time.monotonic() < deadline:
+            self.drain()
+            counters = self.counters()
+            # A program that runs on another processor while its hook goes away still ends, and is counted.
+            if self._reader.is_drained and counters.seen == counters.delivered + counters.filtered + counters.lost:
+                break
+
+    def counters(self) -> Counters:
+        """The program's counters over all devices."""
+        slots = {0} | {device.slot for device in self._devices.values()}
+        return sum((self.program.counters(slot) for slot in sorted(slots)), Counters())
+
+    def totals(self) -> Totals:
+        """What became of the packets until now."""
+        kernel = self.counters()
+        written = self._counted if self.limit else kernel.delivered - self._filtered - self._lost
+        filtered = kernel.filtered + self._filtered
+        return Totals(written, filtered, self._lost, self.program.missed(), kernel, len(self._tgids))
+
+    def _say(self, line: str) -> None:
+        assert callable(self.warn)
+        self.warn(line)
+
+    def _prove(self, marker: Marker) -> None:
+        """Send the marker through the attached program; `_marker` is None again once it came back whole."""
+        deadline = time.monotonic() + _PROOF_SECONDS
+        marker.send()
+        while self._marker is not None and time.monotonic() < deadline:
+            self.drain()
+        if self._marker is not None:
+            self.program.control[layout.PAGE_BASE] = 0
+
+    def _write(self, blocks: Range) -> None:
+        """Write one range: plain stretches as they are, local blocks through Python."""
+        view, local = blocks.view, blocks.local
+        if self.limit:
+            local = [offset for offset, _, _ in walk(view)]
+        done = 0
+        for offset in local:
+            if self.is_full:
+                return
+            if offset > done:
+                self.output.write_blocks(view[done:offset])
+            size = int.from_bytes(view[offset + 4 : offset + 8], "little")
+            if int.from_bytes(view[offset : offset + 4], "little") == layout.BLOCK_PACKET:
+                self.output.write_blocks(view[offset : offset + size])
+                self._counted += 1
+            else:
+                self._write_local(read_local(view, offset))
+            done = offset + size
+        if done < len(view):
+            self.output.write_blocks(view[done:])
+
+    def _write_local(self, packet: Upcall | Cut) -> None:
+        if isinstance(packet, Cut):
+            interface_id, stamp = self._labels[packet.label_id]
+            self.output.write_packet(packet, interface_id, stamp)
+            self._counted += 1
+            return
+        if self._marker is not None and self._marker.is_in(packet.net, packet.frame):
+            self._marker.close()
+            self._marker = None
+            self._filtered += 1
+            return
+        device = self._device(packet)
+        if not device.wanted:
+            self._filtered += 1
+            return
+        stamp = self._stamp(packet)
+        self.output.write_packet(packet, device.interface_id, stamp)
+        self._counted += 1
+        if packet.tgid:
+            self._tgids.add(packet.tgid)
+        if self.output.labels:
+            self._install(packet, device, stamp)
+
+    def _device(self, packet: Upcall) -> _Device:
+        """The device of a packet; a new one gets an interface block and a row of counters."""
+        identity = (packet.net, packet.ifindex, packet.device)
+        device = self._devices.get(identity)
+        if device is None:
+            device = self._new_device(packet)
+            self._devices[identity] = device
+            self.program.set_device(
+                layout.DEVICE_KEY.pack(packet.net, packet.ifindex),
+                layout.DEVICE.pack(packet.device, device.slot, not device.wanted),
+            )
+        return device
+
+    def _new_device(self, packet: Upcall) -> _Device:
+        name = packet.device.decode(errors="backslashreplace")
+        here = packet.netns == self._netns
+        slot = min(len(self._devices) + 1, layout.SLOTS - 1)
+        kind = link_type(packet.device_type)
+        if ANY not in self.interfaces and not (here and name in self.interfaces):
+            return _Device(0, slot, wanted=False)
+        if kind is None:
+            self._say(f"device {name} has an unknown type ({packet.device_type}) and is not captured")
+            return _Device(0, slot, wanted=False)
+        interface = Interface(
+            name=packet.device,
+            description="" if here else f"network namespace {packet.netns}",
+            link_type=kind,
+            snaplen=self.snaplen,
+            mac=packet.mac if len(packet.mac) == 6 and any(packet.mac) else None,
+            speed_bps=_speed_bps(name) if here else None,
+            filter=None,
+        )
+        return _Device(self.output.add_interface(interface), slot, wanted=True)
+
+    def _stamp(self, packet: Upcall) -> Label:
+        """What is stamped on this packet, and on all of its process, device and direction."""
+        if packet.via:
+            return label([("via", _VIA[packet.via])], 0, 0, 0)
+        fields = [("comm", packet.comm), ("pid", packet.tid), ("tgid", packet.tgid)]
+        return label(fields, 0, packet.tgid, packet.tid)
+
+    def _install(self, packet: Upcall, device: _Device, stamp: Label) -> None:
+        number = self._next_label
+        self._next_label = (number + 1) & 0xFFFFFFFF
+        self._labels[number] = device.interface_id, stamp
+        if len(self._labels) > _LABELS_REMEMBERED:
+            del self._labels[next(iter(self._labels))]
+        self.program.set_label(
+            packet.key,
+            layout.LABEL.pack(
+                packet.comm,
+                packet.device,
+                number,
+                device.interface_id,
+                device.slot,
+                self.snaplen,
+                len(stamp.options),
+                stamp.flags_at,
+                stamp.options,
+            ),
+        )
+
+
+def _speed_bps(name: str) -> int | None:
+    """The speed of a device of our own namespace, where it has one."""
+    with contextlib.suppress(OSError, ValueError):
+        speed = int(Path("/sys/class/net", name, "speed").read_text())
+        return speed * 1_000_000 if speed > 0 else None
+    return None

@@ -1,0 +1,240 @@
+"""The command line: arguments in, exit code out.
+
+Each subcommand is one function, `_capture`, `_run`, `_check`, `_doctor`; argparse finds it, `command` calls it.
+
+The rule: people's words (usage, help, totals) go to stderr, so that `capture -w -` keeps stdout for packets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from skbcapd import __version__, config, doctor, files, kernel
+from skbcapd.capture import ANY, Capture, Output, PcapngOutput, Totals
+from skbcapd.errors import FileError, UsageError
+from skbcapd.layout import Geometry
+from skbcapd.service import Service
+from skbcapd.settings import Settings
+
+SYSTEM_CONFIG = Path("/etc/skbcapd/skbcapd.yaml")
+
+
+def command(arguments: Sequence[str]) -> int:
+    """Run one command.
+
+    Args:
+        arguments: as after the program's name.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SkbcapdError: anything that people should read; its exit_code says how to end.
+    """
+    options = _parser().parse_args(arguments)
+    return int(options.run(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="skbcapd", description="Capture whole frames with the process that sent them.")
+    parser.add_argument("--version", action="version", version=f"skbcapd {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--version", action="version", version=f"skbcapd {__version__}")
+        sub.set_defaults(run=run)
+        return sub
+
+    capture = add("capture", _capture, "Capture ad hoc: print packets, or write them to a pcapng file.")
+    capture.add_argument("-i", dest="interfaces", metavar="NAME", action="append", help="device, repeatable; any: all")
+    capture.add_argument("-w", dest="file", metavar="FILE", help="write pcapng to FILE; - for standard output")
+    capture.add_argument("-c", dest="count", metavar="COUNT", type=_positive, default=0, help="stop after COUNT packets")
+    capture.add_argument("-s", dest="snaplen", metavar="BYTES", help="keep at most BYTES of each frame")
+    run = add("run", _run, "Run as a service in the foreground.")
+    check = add("check", _check, "Check a config file and do nothing else.")
+    for sub in (capture, run):
+        sub.add_argument("--duration", metavar="SECONDS", type=_seconds, help="stop after SECONDS")
+    for sub in (run, check):
+        sub.add_argument("--config", metavar="FILE", type=Path, help=f"default {SYSTEM_CONFIG}")
+    for sub in (capture, run, check):
+        sub.add_argument("--set", dest="sets", metavar="KEY=VALUE", action="append", default=[], help="override a setting")
+    add("doctor", doctor.command, "Tell what this kernel offers and what stands in the way of a capture.")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number of packets")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number of seconds")
+    return value
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, str]:
+    overrides = {}
+    for text in options.sets:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set {text}: expected KEY=VALUE", "for example --set buffer.size=128MiB")
+        overrides[key] = value
+    return overrides
+
+
+def _config_path(options: argparse.Namespace) -> Path:
+    """The config file asked for, else the system's, else the one beside the code."""
+    if options.config is not None:
+        return Path(options.config)
+    beside = Path(__file__).parent / "etc" / "skbcapd.yaml"
+    beside = beside if beside.exists() else Path(__file__).parent.parent / "etc" / "skbcapd.yaml"
+    return SYSTEM_CONFIG if SYSTEM_CONFIG.exists() else beside
+
+
+def _say(line: str) -> None:
+    print(f"skbcapd: {line}", file=sys.stderr)
+
+
+def _load(settings: Settings) -> kernel.Program:
+    hooks = kernel.choose_hooks(settings.attach, settings.directions, settings.transmit)
+    doctor.refuse_hopeless()
+    return kernel.load(Geometry.for_buffer(settings.buffer.size), hooks)
+
+
+def _capture(options: argparse.Namespace) -> int:
+    overrides = _overrides(options)
+    if options.interfaces:
+        overrides["interfaces"] = ",".join(options.interfaces)
+    if options.snaplen:
+        overrides["snaplen"] = options.snaplen
+    settings = config.default_settings(overrides)
+    for name in settings.interfaces:
+        if name != ANY and not Path("/sys/class/net", name).exists():
+            raise UsageError(f"no device {name} in this network namespace", "`ip -brief link` lists them; any is all")
+    program = _load(settings)
+    with contextlib.closing(program):
+        target: files.CaptureFile | files.StandardOutput | None = None
+        output_fd = None
+        output: Output
+        if options.file is None:
+            from skbcapd.text import TextOutput  # noqa: PLC0415  its dissectors are not needed for a file
+
+            output = TextOutput(sys.stdout)
+            output_fd = sys.stdout.fileno()
+        else:
+            target = files.StandardOutput() if options.file == "-" else files.CaptureFile(Path(options.file), part=False)
+            output_fd = sys.stdout.fileno() if options.file == "-" else None
+            output = PcapngOutput(target.stream, settings.encode)
+        return _serve(settings, program, output, target, options.duration, output_fd, options.count, live=False)
+
+
+def _run(options: argparse.Namespace) -> int:
+    settings = config.load(_config_path(options), _overrides(options))
+    program = _load(settings)
+    with contextlib.closing(program):
+        target = files.open_new(settings.files.directory)
+        output = PcapngOutput(target.stream, settings.encode)
+        return _serve(settings, program, output, target, options.duration, None, 0, live=True)
+
+
+def _serve(
+    settings: Settings,
+    program: kernel.Program,
+    output: Output,
+    target: files.CaptureFile | files.StandardOutput | None,
+    duration_s: float | None,
+    output_fd: int | None,
+    count: int,
+    live: bool,
+) -> int:
+    capture = Capture(program, output, settings.interfaces, settings.snaplen, count, _say)
+    line = _LiveLine(capture, target) if live else None
+    service = Service(capture, duration_s, output_fd, line.show if line else lambda: None)
+    hooks = ", ".join(str(hook) for hook in program.hooks)
+    where = f", writing {target.path}" if target else ""
+
+    def started() -> None:
+        names = ", ".join(settings.interfaces)
+        print(f"capturing on {names} ({hooks}), {settings.snaplen} bytes per frame{where}", file=sys.stderr, flush=True)
+
+    try:
+        service.run(started)
+    except OSError as error:
+        raise FileError(f"{target.path if target else 'standard output'}: {error.strerror}; the capture ends") from None
+    finally:
+        if line:
+            line.end()
+        if target:
+            target.close()
+    _print_totals(capture.totals())
+    return 0
+
+
+def _print_totals(totals: Totals) -> None:
+    """As tcpdump does, and one line for each other way in which a packet was not written."""
+    kernel_counters = totals.kernel
+    lines = [
+        (totals.written, "captured", True),
+        (kernel_counters.full + kernel_counters.contended, "dropped by kernel", True),
+        (kernel_counters.start, "without a usable start of frame", False),
+        (totals.missed, "missed while the kernel program was already running", False),
+        (totals.lost, "lost by the output", False),
+        (totals.filtered, "filtered", False),
+    ]
+    for packets, what, always in lines:
+        if packets or always:
+            print(f"{packets} packets {what}", file=sys.stderr)
+
+
+class _LiveLine:
+    """One line that is kept up to date on a terminal, or printed now and then elsewhere."""
+
+    _SECONDS_BETWEEN_LINES = 10
+
+    def __init__(self, capture: Capture, target: files.CaptureFile | files.StandardOutput | None) -> None:
+        self._capture = capture
+        self._target = target
+        self._terminal = sys.stderr.isatty()
+        self._ticks = 0
+
+    def show(self) -> None:
+        """Called once a second."""
+        self._ticks += 1
+        if self._terminal or self._ticks % self._SECONDS_BETWEEN_LINES == 0:
+            self._print()
+
+    def _print(self) -> None:
+        totals = self._capture.totals()
+        dropped = totals.kernel.lost + totals.missed + totals.lost
+        text = f"{totals.written} packets, {dropped} dropped, {totals.processes} processes"
+        if isinstance(self._target, files.CaptureFile):
+            text += f", {self._target.working_path}"
+        if self._terminal:
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            print(f"\r\x1b[K{text[: width - 1]}", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Leave the line behind."""
+        if self._terminal and self._ticks:
+            print(file=sys.stderr)
+
+
+def _check(options: argparse.Namespace) -> int:
+    path = _config_path(options)
+    config.load(path, _overrides(options))
+    print(f"{path}: no problems", file=sys.stderr)
+    return 0

@@ -1,0 +1,325 @@
+"""The program in the kernel, seen from Python: chosen, loaded, measured, attached; its memory and its tables.
+
+In: which hooks are wanted, the size of the buffer. Out: a Program: shared memory for the reader, tables for labels and
+devices, counters.
+
+The rule: this process holds descriptors and makes plain bpf(2) calls; compiling and loading is the child's (loader.py).
+Attaching comes last: the measurements are in the program's control words before the first packet is seen.
+
+Source: include/uapi/linux/bpf.h (commands and records of bpf(2)); Documentation/bpf/ringbuf.rst.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import platform
+import re
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from skbcapd import layout, loader
+from skbcapd.btf import Btf
+from skbcapd.errors import KernelError
+from skbcapd.layout import Geometry, Measurement
+from skbcapd.loader import Hook
+from skbcapd.marker import OFFSET, Marker
+
+OLDEST_KERNEL = (5, 15)
+_MAPS = ("segments", "controls", "labels", "devices", "counters", "measurements", "wakeups")
+_BPF_NUMBER = {"x86_64": 321, "aarch64": 280}
+_LOOKUP, _UPDATE, _OBJECT_INFO = 1, 2, 15
+_RECURSION_MISSES = 208  # offset in struct bpf_prog_info
+_KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")
+_MARKER_TRIES = 64
+
+# For each place where frames are taken: the kprobe and the tracepoint that stand for it.
+_PLACES = {
+    "queue": (Hook("kprobe", "__dev_queue_xmit", "on_transmit"), Hook("tracepoint", "net_dev_queue", "on_transmit")),
+    "driver": (Hook("kprobe", "dev_hard_start_xmit", "on_transmit"), Hook("tracepoint", "net_dev_start_xmit", "on_transmit")),
+    "in": (Hook("kprobe", "__netif_receive_skb_core", "on_receive"), Hook("tracepoint", "netif_receive_skb", "on_receive")),
+}
+
+
+def _bpf(command: int, attributes: bytes) -> None:
+    """One bpf(2) call.
+
+    Raises:
+        OSError: as the kernel says.
+    """
+    libc = _LIBC
+    if libc.syscall(_BPF_NUMBER[platform.machine()], command, attributes, len(attributes)) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def has_kprobes(pmu: Path = _KPROBE_PMU) -> bool:
+    """Whether this kernel was built with kprobes."""
+    return pmu.exists()
+
+
+def kernel_symbol(name: str, kallsyms: Path = Path("/proc/kallsyms")) -> str:
+    """The name under which a kernel function is known: with the compiler's suffix (.constprop.0, .isra.0) if it has one.
+
+    Returns:
+        The symbol; the plain name where there is one.
+
+    Raises:
+        KernelError: there is none.
+    """
+    found = re.findall(rb"\s[tT] (" + re.escape(name.encode()) + rb"(?:\.[\w.]+)?)$", kallsyms.read_bytes(), re.MULTILINE)
+    if not found:
+        raise KernelError(f"this kernel has no function {name}", "use attach: tracepoint")
+    return str(min(found, key=len), "ascii")
+
+
+def choose_hooks(attach: str, directions: Sequence[str], transmit: str) -> list[Hook]:
+    """Which hooks to take on this kernel.
+
+    Args:
+        attach: "auto" (kprobes where there are kprobes), "kprobe" or "tracepoint".
+        directions: "out", "in" or both.
+        transmit: where frames that leave are taken: "queue" or "driver".
+
+    Raises:
+        KernelError: kprobes were asked for and this kernel has none, or lacks the function.
+    """
+    places = [_PLACES[transmit if direction == "out" else "in"] for direction in directions]
+    if attach == "tracepoint" or (attach == "auto" and not has_kprobes()):
+        return [tracepoint for _, tracepoint in places]
+    if not has_kprobes():
+        raise KernelError(
+            "this kernel has no kprobes; expected CONFIG_KPROBES=y for attach: kprobe",
+            "use attach: auto, which takes a tracepoint instead",
+        )
+    return [replace(probe, target=kernel_symbol(probe.target)) for probe, _ in places]
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What happened to the packets of one interface slot, in packets; names as in `enum counter` of bpf/layout.h.
+
+    `seen` counts every packet that reached the program and stands in slot 0 only; the others are its outcomes.
+    """
+
+    seen: int = 0
+    delivered: int = 0
+    filtered: int = 0
+    full: int = 0
+    contended: int = 0
+    start: int = 0
+
+    def __add__(self, other: Counters) -> Counters:
+        return Counters(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+
+    @property
+    def lost(self) -> int:
+        """Packets that should have been delivered and were not, by any cause."""
+        return self.full + self.contended + self.start
+
+
+class Program:
+    """The loaded program. `load` makes one; `attach` starts the capture; `close` ends it and gives everything back."""
+
+    def __init__(self, geometry: Geometry, hooks: list[Hook], child: loader.Loader, maps: dict[str, int]) -> None:
+        self.geometry = geometry
+        self.hooks = hooks
+        self.measured = Measurement(0, 0, 0, 0, b"")
+        self._child: loader.Loader | None = child
+        self._maps = maps
+        self._links: list[int] = []
+        self._programs: list[int] = []
+        self._segments = mmap.mmap(
+            maps["segments"], layout.SEGMENT_STRIDE * geometry.segment_count, mmap.MAP_SHARED, mmap.PROT_READ
+        )
+        size = -(-geometry.control_size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._control = mmap.mmap(maps["controls"], size)
+        self._consumer = mmap.mmap(maps["wakeups"], mmap.PAGESIZE)
+        self._producer = mmap.mmap(
+            maps["wakeups"], mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ, offset=mmap.PAGESIZE
+        )
+        self.memory = memoryview(self._segments)
+        self.control = memoryview(self._control).cast("Q")
+        self._cpus = _possible_cpus()
+
+    @property
+    def paged(self) -> bool:
+        """Whether page fragments can be read; if not, frames are cut at their linear part."""
+        return bool(self.measured.address_base)
+
+    @property
+    def process_context(self) -> bool:
+        """Whether the program can tell a system call from a softirq; if not, no packet is given to `current`."""
+        return bool(self.measured.entry_regs)
+
+    def set_clock(self) -> None:
+        """Give the program the distance from the monotonic clock to the wall clock, in ns (suspend and steps move it)."""
+        before = time.monotonic_ns()
+        wall = time.time_ns()
+        offset = wall - (before + time.monotonic_ns()) // 2
+        known = self.control[layout.CLOCK_OFFSET]
+        if abs(offset - known) > 20_000:  # the jitter of reading two clocks is below; steps are above
+            self.control[layout.CLOCK_OFFSET] = offset % (1 << 64)
+
+    def set_label(self, key: bytes, value: bytes) -> None:
+        """Stamp the packets of a key from now on. key: layout.KEY; value: layout.LABEL."""
+        self._update("labels", key, value)
+
+    def set_device(self, key: bytes, value: bytes) -> None:
+        """Tell the program where to count a device's packets, and whether they are wanted. layout.DEVICE_KEY, DEVICE."""
+        self._update("devices", key, value)
+
+    def counters(self, slot: int) -> Counters:
+        """The counters of one interface slot, over all processors."""
+        row = layout.COUNTER_ROW.size
+        data = self._lookup("counters", struct.pack("<I", slot), row * self._cpus)
+        rows = [layout.COUNTER_ROW.unpack_from(data, row * cpu) for cpu in range(self._cpus)]
+        return Counters(*(sum(column) for column in list(zip(*rows, strict=True))[: len(Counters.__slots__)]))
+
+    def missed(self) -> int:
+        """Times the kernel skipped the program because it was already running on that processor (recursion_misses)."""
+        return sum(struct.unpack_from("<Q", _info(fd), _RECURSION_MISSES)[0] for fd in self._programs)
+
+    @property
+    def wakeup_fd(self) -> int:
+        """Readable when the program wants the reader."""
+        return self._maps["wakeups"]
+
+    def take_wakeups(self) -> None:
+        """Make wakeup_fd wait again."""
+        self._consumer[:8] = self._producer[:8]
+
+    def measure(self, marker: Marker) -> None:
+        """Find where pages are mapped and where a stack keeps its user's registers; what is not found stays 0."""
+        table, key = "measurements", struct.pack("<I", 0)
+        found = self.measured
+        for attempt in range(_MARKER_TRIES):
+            wanted = Measurement(
+                os.getpid(),
+                marker.frame_number(),
+                attempt // 2 * layout.CANDIDATES,  # each range twice: the kernel may move the page meanwhile
+                layout.machine().sendfile,
+                marker.bytes,
+                stack_size=found.stack_size,
+                entry_regs=found.entry_regs,
+            )
+            self._update(table, key, layout.MEASUREMENT.pack(*wanted))
+            marker.send()
+            found = Measurement(*layout.MEASUREMENT.unpack(self._lookup(table, key, layout.MEASUREMENT.size)))
+            if found.address_base or not found.packets or not found.frame_number:
+                break
+        self._update(table, key, layout.MEASUREMENT.pack(*found._replace(tgid=0)))
+        self.measured = found
+        self.control[layout.PAGE_BASE] = found.page_base if found.address_base else 0
+        self.control[layout.ADDRESS_BASE] = found.address_base
+        self.control[layout.ENTRY_REGS] = found.entry_regs
+        self.control[layout.STACK_SIZE] = found.stack_size
+
+    def attach(self) -> None:
+        """Start capturing: the first packet may be seen before this returns.
+
+        Raises:
+            KernelError: the kernel refuses a hook.
+        """
+        assert self._child is not None
+        self.set_clock()
+        _, descriptors = self._child.attach()
+        self._links, self._programs = descriptors[: len(self.hooks)], descriptors[len(self.hooks) :]
+        self._child.close()
+        self._child = None
+
+    def detach(self) -> None:
+        """Stop capturing; what is in the segments stays to be read."""
+        for descriptor in self._links:
+            os.close(descriptor)
+        self._links = []
+
+    def close(self) -> None:
+        """Give everything back to the kernel."""
+        self.detach()
+        if self._child is not None:
+            self._child.close()
+        self.control.release()
+        for memory in (self._control, self._consumer, self._producer):
+            memory.close()
+        with contextlib.suppress(BufferError):  # the traceback of an error may still hold a range
+            self.memory.release()
+            self._segments.close()
+        for descriptor in [*self._programs, *self._maps.values()]:
+            os.close(descriptor)
+        self._programs, self._maps = [], {}
+
+    def _update(self, table: str, key: bytes, value: bytes) -> None:
+        key_buffer, value_buffer = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
+        _bpf(_UPDATE, struct.pack("<IIQQQ", self._maps[table], 0, _address(key_buffer), _address(value_buffer), 0))
+
+    def _lookup(self, table: str, key: bytes, size: int) -> bytes:
+        key_buffer, value_buffer = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(size)
+        _bpf(_LOOKUP, struct.pack("<IIQQQ", self._maps[table], 0, _address(key_buffer), _address(value_buffer), 0))
+        return value_buffer.raw
+
+
+def load(geometry: Geometry, hooks: list[Hook]) -> Program:
+    """Compile and load the program for the running kernel and measure what it needs; nothing is captured yet.
+
+    Args:
+        geometry: size of the shared memory.
+        hooks: from choose_hooks.
+
+    Raises:
+        BtfError: the kernel's types are missing or unknown.
+        KernelError: the program cannot be compiled or loaded, or shared memory cannot be had.
+    """
+    definitions = layout.definitions(Btf.load(), geometry)
+    measure = choose_hooks(hooks[0].kind, ("out",), "queue")[0]
+    measure = replace(measure, function="on_measure")
+    child = loader.start(_MAPS, definitions, hooks, measure)
+    try:
+        message, descriptors = child.receive()
+        maps = dict(zip(message["maps"], descriptors, strict=True))
+        _compare_sizes(geometry, maps)
+        program = Program(geometry, hooks, child, maps)
+    except OSError as error:
+        child.close()
+        if error.errno in (errno.ENOMEM, errno.EPERM):
+            raise KernelError(
+                f"no shared memory of {layout.SEGMENT_STRIDE * geometry.segment_count} bytes: {error.strerror}",
+                "set a smaller buffer.size",
+            ) from None
+        raise
+    except KernelError:
+        child.close()
+        raise
+    return program
+
+
+def _compare_sizes(geometry: Geometry, maps: dict[str, int]) -> None:
+    for name, expected in geometry.record_sizes().items():
+        found = struct.unpack_from("<II", _info(maps[name]), 8)
+        if found != expected:
+            raise KernelError(f"map {name} has keys and values of {found} bytes; layout.py expects {expected}")
+
+
+def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
+    return ctypes.addressof(buffer)
+
+
+def _info(descriptor: int) -> bytes:
+    """struct bpf_map_info or bpf_prog_info of a descriptor."""
+    buffer = ctypes.create_string_buffer(256)
+    _bpf(_OBJECT_INFO, struct.pack("<IIQ", descriptor, len(buffer), _address(buffer)))
+    return buffer.raw
+
+
+def _possible_cpus(path: Path = Path("/sys/devices/system/cpu/possible")) -> int:
+    """How many values a per-CPU map returns."""
+    return int(re.split(r"[-,]", path.read_text().strip())[-1]) + 1

@@ -1,0 +1,219 @@
+"""What kernel and Python share: sizes of the shared memory, offsets of kernel fields, records of the maps.
+
+In: the kernel's BTF and the sizes asked for. Out: the `-D` definitions that bpf/ is compiled with, and the Python view of
+every record that both sides touch.
+
+The rule: a number stands in one place. The C side gets each one as a definition from here; the sizes of the records on
+both sides are compared when the program is loaded (loader.py), so a change on one side only cannot go unnoticed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from skbcapd.btf import Btf
+from skbcapd.errors import KernelError
+
+SEGMENT_SIZE = 1 << 21
+CAPTURE_MAX = 1 << 18  # longest frame kept; a block of it fits any segment
+UPCALLS_LISTED = 1024
+SLACK = CAPTURE_MAX + 4096  # behind each segment: the verifier sees that a write may start at its last byte
+LISTING = SEGMENT_SIZE + SLACK  # offset of the list of local blocks
+SEGMENT_STRIDE = LISTING + 8 * UPCALLS_LISTED
+OPTIONS_MAX = 512
+LABELS_MAX = 16384
+DEVICES_MAX = 4096
+SLOTS = 4096
+PIECES_MAX = 128  # linear parts and fragments of one frame: 17 fragments, or a chain of 64 skbs
+CANDIDATES = 128  # GiB of address space tried by one marker packet
+
+BLOCK_PACKET = 6
+BLOCK_UPCALL = 0x80000001
+BLOCK_CUT = 0x80000002
+
+# struct control
+CURSOR = 0
+TAIL, SLEEPING, WAKE_BACKLOG, CLOCK_OFFSET, PAGE_BASE, ADDRESS_BASE, ENTRY_REGS, STACK_SIZE, SNAPLEN, DEVICE_FILTER = (
+    range(8, 18)
+)
+STATES = 24  # words before the first struct segment_state
+STATE_WORDS = 3  # used, committed, upcalls
+
+COUNTERS = ("seen", "delivered", "filtered", "full", "contended", "start", "spare6", "spare7")
+
+KEY = struct.Struct("<QIIII")
+LABEL = struct.Struct(f"<16s16sIIIIII{OPTIONS_MAX}s")
+DEVICE_KEY = struct.Struct("<QQ")
+DEVICE = struct.Struct("<16sII")
+COUNTER_ROW = struct.Struct(f"<{len(COUNTERS)}Q")
+UPCALL = struct.Struct("<QIIII16s16s8sIIHB5x")
+MEASUREMENT = struct.Struct("<QQQQ32sQQQQQ")
+
+
+class Measurement(NamedTuple):
+    """struct measurement of bpf/measure.h: the first five are given, the rest found."""
+
+    tgid: int
+    frame_number: int
+    candidate: int
+    syscall_number: int
+    marker: bytes
+    packets: int = 0
+    page_base: int = 0
+    address_base: int = 0
+    stack_size: int = 0
+    entry_regs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The shared memory: how many segments of SEGMENT_SIZE bytes."""
+
+    segment_count: int
+
+    @classmethod
+    def for_buffer(cls, size: int) -> Geometry:
+        """The largest power of two of segments within `size` bytes, at least 4."""
+        return cls(max(4, 1 << ((size // SEGMENT_SIZE).bit_length() - 1) if size >= SEGMENT_SIZE else 4))
+
+    @property
+    def control_size(self) -> int:
+        """Bytes of struct control."""
+        return 8 * (STATES + self.segment_count * STATE_WORDS)
+
+    def record_sizes(self) -> dict[str, tuple[int, int]]:
+        """Map name -> (key size, value size) as this module sees them."""
+        return {
+            "segments": (4, SEGMENT_STRIDE),
+            "controls": (4, self.control_size),
+            "labels": (KEY.size, LABEL.size),
+            "devices": (DEVICE_KEY.size, DEVICE.size),
+            "counters": (4, COUNTER_ROW.size),
+            "measurements": (4, MEASUREMENT.size),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What differs between processors."""
+
+    argument_1: str  # field of pt_regs with the first argument of a function
+    syscall: str  # field of pt_regs with the number of the system call
+    syscall_type: str
+    sendfile: int  # its number
+
+
+# Source: arch/*/include/asm/ptrace.h, arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h.
+MACHINES = {
+    "x86_64": Machine("di", "orig_ax", "s64", 40),
+    "aarch64": Machine("regs", "syscallno", "s32", 71),
+}
+
+
+def machine() -> Machine:
+    """This processor's part of the layout.
+
+    Raises:
+        KernelError: skbcapd does not know this processor.
+    """
+    name = platform.machine()
+    if name not in MACHINES:
+        raise KernelError(f"the processor is {name}; expected one of {', '.join(MACHINES)}")
+    return MACHINES[name]
+
+
+def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
+    """Every definition that bpf/ is compiled with.
+
+    Args:
+        btf: the running kernel's types.
+        geometry: size of the shared memory.
+
+    Returns:
+        Name to value: sizes in bytes, offsets in bytes, bitfields as byte, shift and width.
+
+    Raises:
+        BtfError: the kernel lacks a field that capture needs.
+        KernelError: unknown processor, or structs laid out in a way that the program cannot take.
+    """
+    found = machine()
+    values: dict[str, int | str] = {
+        "SEGMENT_SIZE": SEGMENT_SIZE,
+        "SEGMENT_COUNT": geometry.segment_count,
+        "SLACK": SLACK,
+        "UPCALLS_LISTED": UPCALLS_LISTED,
+        "CAPTURE_MAX": CAPTURE_MAX,
+        "OPTIONS_MAX": OPTIONS_MAX,
+        "LABELS_MAX": LABELS_MAX,
+        "DEVICES_MAX": DEVICES_MAX,
+        "SLOTS": SLOTS,
+        "COUNTERS": len(COUNTERS),
+        "PIECES_MAX": PIECES_MAX,
+        "CANDIDATES": CANDIDATES,
+        "RESERVE_TRIES": 32,
+        "PAGE_BYTES": os.sysconf("SC_PAGE_SIZE"),
+        "PAGE_STRUCT_SIZE": btf.size("page"),
+        "ARGUMENT_1": btf.offset("pt_regs", found.argument_1),
+        "REGS_SIZE": btf.size("pt_regs"),
+        "REGS_SYSCALL": btf.offset("pt_regs", found.syscall),
+        "SYSCALL_NUMBER_TYPE": found.syscall_type,
+        "TASK_STACK": btf.offset("task_struct", "stack"),
+        "TASK_FLAGS": btf.offset("task_struct", "flags"),
+        "DEV_IFINDEX": btf.offset("net_device", "ifindex"),
+        "DEV_FLAGS": btf.offset("net_device", "flags"),
+        "DEV_NET": btf.offset("net_device", "nd_net"),
+        "DEV_NAME": btf.offset("net_device", "name"),
+        "DEV_TYPE": btf.offset("net_device", "type"),
+        "DEV_ADDR": btf.offset("net_device", "dev_addr"),
+        "DEV_ADDR_LEN": btf.offset("net_device", "addr_len"),
+        "NET_COOKIE": btf.offset("net", "net_cookie"),
+        "NET_INUM": btf.offset("net", "ns") + btf.offset("ns_common", "inum"),
+    }
+    values |= _skb(btf) | _shared(btf)
+    return values
+
+
+def _skb(btf: Btf) -> dict[str, int | str]:
+    """The fields of sk_buff, and the span of it, from len on, that holds all but dev and sk."""
+    fields = "len data_len protocol skb_iif vlan_proto vlan_tci mac_header end head data".split()
+    values: dict[str, int | str] = {f"SKB_{field.upper()}": btf.offset("sk_buff", field) for field in fields}
+    ends = [int(value) + 8 for value in values.values()]
+    # Linux 6.1 and older keep the presence of the tag in a bit of its own; later ones test the whole tag for zero.
+    bits = ["pkt_type", "ip_summed"] + (["vlan_present"] if btf.has("sk_buff", "vlan_present") else [])
+    if "vlan_present" not in bits:
+        values["SKB_VLAN_ALL"] = btf.offset("sk_buff", "vlan_all")
+    for field in bits:
+        bit, width = btf.bits("sk_buff", field)
+        values[f"SKB_{field.upper()}_BYTE"] = bit // 8
+        values[f"SKB_{field.upper()}_SHIFT"] = bit % 8
+        values[f"SKB_{field.upper()}_WIDTH"] = width
+    first = btf.offset("sk_buff", "len") & ~7
+    span = (max(ends) - first + 7) & ~7
+    if min(int(value) for name, value in values.items() if not name.endswith(("SHIFT", "WIDTH"))) < first or span > 128:
+        raise KernelError(f"struct sk_buff keeps its fields within {span} bytes from offset {first}; expected 128")
+    alone = {f"SKB_{field.upper()}": btf.offset("sk_buff", field) for field in ("next", "dev", "sk")}
+    return values | alone | {"SKB_FIRST": first, "SKB_SPAN": span}
+
+
+def _shared(btf: Btf) -> dict[str, int | str]:
+    """The fields of skb_shared_info and of a page fragment: bio_vec until Linux 6.8, skb_frag since."""
+    fragment = "skb_frag" if btf.has("skb_frag", "offset") else "bio_vec"
+    values: dict[str, int | str] = {
+        f"SHARED_{field.upper()}": btf.offset("skb_shared_info", field) for field in ("nr_frags", "gso_size", "frag_list")
+    }
+    span = max(int(value) for value in values.values()) + 8
+    if span > 64:
+        raise KernelError(f"struct skb_shared_info keeps its fields within {span} bytes; expected 64")
+    return values | {
+        "SHARED_SPAN": (span + 7) & ~7,
+        "SHARED_FRAGS": btf.offset("skb_shared_info", "frags"),
+        "FRAGMENT_SIZE": btf.size(fragment),
+        "FRAGMENT_PAGE": btf.offset(fragment, "netmem", "bv_page", "page"),
+        "FRAGMENT_OFFSET": btf.offset(fragment, "offset", "bv_offset"),
+        "FRAGMENT_LEN": btf.offset(fragment, "len", "bv_len"),
+    }
+

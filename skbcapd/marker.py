@@ -1,0 +1,96 @@
+"""A page of known bytes, sent as a paged frame through a loopback that belongs to this process alone.
+
+In: nothing. Out: a packet in the kernel whose bytes, page frame and system call are known beforehand.
+
+It serves two ends: measuring where the kernel maps its pages (kernel.py), and proving on every start that a paged
+frame arrives whole (capture.py). The loopback is in a network namespace of its own, so no firewall, no interface that is
+down and no other capture has a part in it; where namespaces are refused, the present one's loopback is taken.
+
+Source: Documentation/admin-guide/mm/pagemap.rst; sendfile(2) on a UDP socket puts the page itself into the skb.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import socket
+import struct
+import threading
+
+from skbcapd.errors import KernelError
+
+_CLONE_NEWNET = 0x40000000
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_PFN_MASK = (1 << 55) - 1
+_SO_NETNS_COOKIE = 71
+SIZE = 32
+OFFSET = 100  # of the bytes in their page
+
+
+class Marker:
+    """The page and the socket to send it through; `net` is the cookie of the namespace it is in.
+
+    Raises:
+        KernelError: no loopback to send through.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = os.urandom(SIZE)
+        self.net = 0
+        self._file = os.memfd_create("skbcapd-marker")
+        os.ftruncate(self._file, mmap.PAGESIZE)
+        self._page = mmap.mmap(self._file, mmap.PAGESIZE)
+        self._page[OFFSET : OFFSET + SIZE] = self.bytes
+        self._socket: socket.socket | None = None
+        self._error: OSError | None = None
+        thread = threading.Thread(target=self._open, daemon=True)  # unshare(2) holds for one thread
+        thread.start()
+        thread.join()
+        if self._socket is None:
+            self.close()
+            raise KernelError(f"no loopback device to test the capture with: {self._error}", "ip link set lo up")
+
+    def _open(self) -> None:
+        ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET)  # refused: the present namespace will do
+        end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            request = struct.pack("16sh14x", b"lo", 0)
+            flags = struct.unpack("16sh14x", fcntl.ioctl(end, _SIOCGIFFLAGS, request))[1]
+            if not flags & _IFF_UP:
+                fcntl.ioctl(end, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
+            end.bind(("127.0.0.1", 0))
+            end.connect(end.getsockname())
+            end.setblocking(False)
+            self.net = int.from_bytes(end.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+            self._socket = end
+        except OSError as error:
+            self._error = error
+            end.close()
+
+    def frame_number(self) -> int:
+        """The page's frame number; 0 where the kernel does not tell (CAP_SYS_ADMIN is missing)."""
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+            pagemap.seek(address // mmap.PAGESIZE * 8)
+            return int.from_bytes(pagemap.read(8), "little") & _PFN_MASK
+
+    def send(self) -> None:
+        """Send the bytes once, by one sendfile(2) call of the calling thread, and take them off the socket."""
+        assert self._socket is not None
+        os.sendfile(self._socket.fileno(), self._file, OFFSET, SIZE)
+        try:
+            self._socket.recv(SIZE)
+        except BlockingIOError:
+            pass  # not yet delivered: the next call takes it
+
+    def is_in(self, net: int, frame: memoryview) -> bool:
+        """Whether a frame captured in a namespace is the marker's, complete to its last byte."""
+        return net == self.net and frame[-SIZE:] == self.bytes
+
+    def close(self) -> None:
+        """Give back page, file and socket (and with it the namespace)."""
+        if self._socket is not None:
+            self._socket.close()
+        os.close(self._file)

@@ -1,0 +1,196 @@
+"""The shared segments, read: committed ranges of blocks come out in the order the kernel reserved them.
+
+In: the memory that the kernel program writes (bpf/segment.h). Out: ranges, each with the places of its local blocks; the
+records of those blocks.
+
+The rule: a range is handed out only when every byte of it is committed, and its segment is given back only after
+the range has been dealt with. `committed` is read before the cursor: when both are equal, all that was reserved up to
+then is complete.
+
+Plain ranges are never looked into: they go to the file as they are. Local blocks (a packet without a label, a frame
+that could not be read to its end) are for Python to write anew.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from skbcapd import layout
+from skbcapd.errors import SegmentError
+from skbcapd.layout import Geometry
+
+_BLOCK = struct.Struct("<IIIIIII")  # type, length, interface id, time high, time low, captured length, original length
+_USED, _COMMITTED, _UPCALLS = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Committed blocks, whole and in order.
+
+    Args:
+        view: the bytes, valid until the next range is asked for.
+        local: offsets in `view` of the local blocks, ascending.
+    """
+
+    view: memoryview
+    local: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Upcall:
+    """A packet that the kernel had no label for, and what is known of its process and device."""
+
+    time_ns: int
+    frame: memoryview
+    original_len: int
+    net: int  # net_cookie of the device's namespace
+    ifindex: int
+    direction: int  # 1 in, 2 out
+    via: int  # enum via of bpf/layout.h
+    tgid: int
+    tid: int
+    comm: bytes
+    device: bytes
+    mac: bytes
+    netns: int  # inode number of the namespace
+    flags: int  # epb_flags
+    device_type: int  # ARPHRD_*
+    key: bytes  # layout.KEY, to give a label to
+    size: int  # bytes of its block
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A labelled packet whose frame ends early, because its memory could not be read."""
+
+    time_ns: int
+    frame: memoryview
+    original_len: int
+    label_id: int
+    flags: int
+    size: int
+
+
+class SegmentReader:
+    """Reads the segments that one kernel program writes.
+
+    Args:
+        memory: the segments, layout.SEGMENT_STRIDE bytes each.
+        control: struct control as u64 words; `tail` and the states of consumed segments are written.
+        geometry: how many segments.
+    """
+
+    def __init__(self, memory: memoryview, control: memoryview, geometry: Geometry) -> None:
+        self._memory = memory
+        self._control = control
+        self._count = geometry.segment_count
+        self._number = 0  # of the segment being read
+        self._done = 0  # bytes of it already handed out
+        self._listed = 0  # entries of its list already looked at
+        self._open: list[int] = []  # entries whose block was not committed yet
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether all that was ever reserved has been handed out."""
+        return int(self._control[layout.CURSOR]) == self._number << 32 | self._done
+
+    def ranges(self) -> Iterator[Range]:
+        """Everything committed by now; returns when the next block is not complete.
+
+        Raises:
+            SegmentError: the memory holds what the kernel program cannot have written.
+        """
+        control = self._control
+        while True:
+            state = layout.STATES + self._number % self._count * layout.STATE_WORDS
+            committed = control[state + _COMMITTED]
+            cursor = control[layout.CURSOR]
+            sealed = cursor >> 32 != self._number
+            end = control[state + _USED] if sealed else cursor & 0xFFFFFFFF
+            if committed != end or (sealed and not end):
+                return
+            if end > layout.SEGMENT_SIZE or end < self._done:
+                raise SegmentError(f"segment {self._number} ends at {end}; expected {self._done} to {layout.SEGMENT_SIZE}")
+            if end > self._done:
+                start = self._number % self._count * layout.SEGMENT_STRIDE
+                with self._memory[start + self._done : start + end] as view:
+                    yield Range(view, self._local_blocks(control[state + _UPCALLS], start, end, view))
+                self._done = end
+            if not sealed:
+                return
+            control[state + _USED] = control[state + _COMMITTED] = control[state + _UPCALLS] = 0
+            self._number += 1
+            self._done = self._listed = 0
+            self._open.clear()
+            control[layout.TAIL] = self._number
+
+    def _local_blocks(self, upcalls: int, start: int, end: int, view: memoryview) -> list[int]:
+        """Offsets in `view` of its local blocks: from the segment's list, or by a walk where the list is too short."""
+        if upcalls > layout.UPCALLS_LISTED:
+            return [offset for offset, kind, _ in walk(view) if kind != layout.BLOCK_PACKET]
+        if upcalls == self._listed and not self._open:
+            return []
+        found, still_open = [], []
+        for entry in [*self._open, *range(self._listed, upcalls)]:
+            place = int.from_bytes(self._memory[start + layout.LISTING + 8 * entry :][:8], "little")
+            if place >> 32 == self._number & 0xFFFFFFFF and self._done <= place & 0xFFFFFFFF < end:
+                found.append((place & 0xFFFFFFFF) - self._done)
+            else:  # listed by a packet that came after this range
+                still_open.append(entry)
+        self._listed, self._open = upcalls, still_open
+        return sorted(found)
+
+
+def walk(view: memoryview) -> Iterator[tuple[int, int, int]]:
+    """Each block of a range as (offset, type, length in bytes).
+
+    Raises:
+        SegmentError: a length that cannot be.
+    """
+    offset = 0
+    while offset < len(view):
+        kind, size = struct.unpack_from("<II", view, offset)
+        if size < 32 or size & 3 or offset + size > len(view):
+            raise SegmentError(f"a block at {offset} of {len(view)} bytes claims to be {size} bytes long")
+        yield offset, kind, size
+        offset += size
+
+
+def read_local(view: memoryview, offset: int) -> Upcall | Cut:
+    """Decode the local block at an offset of a range.
+
+    Raises:
+        SegmentError: it is no local block.
+    """
+    kind, size, number, high, low, cap_len, original_len = _BLOCK.unpack_from(view, offset)
+    time_ns = high << 32 | low
+    frame = view[offset + _BLOCK.size : offset + _BLOCK.size + cap_len]
+    end = offset + size
+    if kind == layout.BLOCK_CUT:
+        (flags,) = struct.unpack_from("<I", view, end - 8)
+        return Cut(time_ns, frame, original_len, number, flags, size)
+    if kind != layout.BLOCK_UPCALL:
+        raise SegmentError(f"the block at {offset} is of type {kind:#x}; expected one of Python's")
+    at = end - 4 - layout.UPCALL.size
+    net, ifindex, bits, tgid, tid, comm, device, mac, netns, flags, device_type, mac_len = layout.UPCALL.unpack_from(view, at)
+    return Upcall(
+        time_ns=time_ns,
+        frame=frame,
+        original_len=original_len,
+        net=net,
+        ifindex=ifindex,
+        direction=bits & 0xFF,
+        via=bits >> 8,
+        tgid=tgid,
+        tid=tid,
+        comm=comm.split(b"\0")[0],
+        device=device.split(b"\0")[0],
+        mac=mac[:mac_len],
+        netns=netns,
+        flags=flags,
+        device_type=device_type,
+        key=bytes(view[at : at + layout.KEY.size]),
+        size=size,
+    )

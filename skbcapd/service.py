@@ -1,0 +1,114 @@
+"""A capture that runs: signals, deadlines, when to look for packets, what to tell people meanwhile.
+
+In: a Capture. Out: it has ended, in order.
+
+The rule: the loop never waits longer than it may. While packets come it looks every LATENCY_S; a full segment at once;
+with none for a while it sleeps until the kernel program wakes it with the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from skbcapd.capture import Capture
+from skbcapd.layout import SEGMENT_SIZE
+
+LATENCY_S = 0.05  # packets wait no longer in memory
+TICK_S = 1.0
+
+
+class Service:
+    """Runs one capture until a signal, a deadline, a limit or the end of its reader.
+
+    Args:
+        capture: not yet started.
+        duration_s: end after so many seconds; None for never.
+        output_fd: descriptor whose reader may go away; None when it cannot.
+        tick: called once a second.
+    """
+
+    def __init__(
+        self,
+        capture: Capture,
+        duration_s: float | None = None,
+        output_fd: int | None = None,
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.capture = capture
+        self._duration_s = duration_s
+        self._tick = tick
+        self._stopping = False
+        self._epoll = select.epoll()
+        self._signals, self._wake = socket.socketpair()
+        for end in (self._signals, self._wake):
+            end.setblocking(False)
+        self._output_fd = output_fd
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+
+    def run(self, started: Callable[[], None]) -> None:
+        """Start the capture, run it, stop it.
+
+        Args:
+            started: called when the first packet would be seen.
+
+        Raises:
+            KernelError: the capture cannot start.
+            OSError: the output fails.
+        """
+        broken = True
+        try:
+            self.capture.start()
+            self._watch()
+            started()
+            self._loop()
+            broken = False
+        except BrokenPipeError:
+            pass  # whoever read our output has enough
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                self.capture.stop(broken)
+            signal.set_wakeup_fd(-1)
+            self._epoll.close()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def _watch(self) -> None:
+        self._epoll.register(self._signals, select.EPOLLIN)
+        self._epoll.register(self.capture.program.wakeup_fd, select.EPOLLIN)
+        if self._output_fd is not None:
+            try:
+                self._epoll.register(self._output_fd, 0)  # errors and hang-ups are always reported
+            except PermissionError:
+                self._output_fd = None  # a regular file never hangs up
+
+    def _loop(self) -> None:
+        capture = self.capture
+        now = time.monotonic()
+        end = now + self._duration_s if self._duration_s is not None else float("inf")
+        next_tick = now + TICK_S
+        while not self._stopping and not capture.is_full and now < end:
+            moved = capture.drain()
+            now = time.monotonic()
+            if now >= next_tick:
+                next_tick = now + TICK_S
+                capture.program.set_clock()
+                self._tick()
+            if moved < SEGMENT_SIZE:
+                asleep = not moved and capture.fall_asleep()
+                until = next_tick if asleep else now + LATENCY_S
+                for descriptor, _ in self._epoll.poll(max(0.0, min(until, end) - now)):
+                    if descriptor == self._output_fd:
+                        return
+                    if descriptor == self._signals.fileno():
+                        os.read(descriptor, 4096)
+                capture.wake_up()
