@@ -8,7 +8,7 @@ KERNEL =
 VENV = .venv/bin
 AS_ROOT = tools/as-root
 # No cache is written where root would leave files that their owner cannot remove.
-PYTEST = $(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(VENV)/python -m pytest -p no:cacheprovider
+PYTEST = $(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 SKBCAPD_VM_KERNELS="$(KERNEL)" $(VENV)/python -m pytest -p no:cacheprovider
 BPF_SOURCES = $(shell find bpf -name '*.[ch]')
 
 .PHONY: run test setup setup-test lint format unit test-kernel test-vm bench clean
@@ -44,7 +44,7 @@ test-kernel: setup-test
 	$(PYTEST) tests/kernel
 
 test-vm: setup-test
-	$(PYTEST) tests/vm $(addprefix --kernel=,$(KERNEL))
+	$(PYTEST) tests/vm
 
 bench: setup-test
 	$(AS_ROOT) $(VENV)/python -m bench

@@ -1,0 +1,225 @@
+"""Debian's kernels for the virtual machines: a name comes in, an image with its modules beside it leaves.
+
+A name is a version ("6.1", "6.12", "7"), "newest", or the path of a kernel image. Debian's packages are fetched by
+apt with a state of its own, so that nothing on this machine is installed or changed; mirror and signing key are the
+ones in the machine's own apt sources, hence no address stands here and apt checks every signature. Unpacked kernels
+stay in a cache outside the checkout (SKBCAPD_KERNEL_CACHE, else the user's cache directory), the newest of each suite
+in a directory named after its package and version; it is used as it is when the mirror does not answer.
+
+The rule: a directory under its final name is whole. Unpacking happens beside it, and a rename is the last step.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+SUITES = ("bookworm", "trixie", "sid")  # oldest kernel first
+META_PACKAGE = "linux-image-amd64"
+DEFAULT_NAMES = ("6.1", "newest")  # what `make test` boots
+
+
+class KernelUnavailableError(Exception):
+    """The kernel asked for cannot be had on this machine; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where this machine's apt finds Debian: a mirror, and the key that signs it (as the field's text, or empty)."""
+
+    uri: str
+    signed_by: str
+
+
+def fetch(name: str) -> Path:
+    """Finds a kernel image, fetching it first where needed.
+
+    Args:
+        name: a version such as "6.1" or "7", "newest", or the path of an image.
+
+    Returns:
+        The path of vmlinuz; its modules are under lib/modules of the same tree.
+
+    Raises:
+        KernelUnavailableError: not a Debian machine, no such version, or the mirror does not answer.
+    """
+    if "/" in name:
+        if not Path(name).is_file():
+            raise KernelUnavailableError(f"{name} is no file")
+        return Path(name)
+    cache = cache_directory()
+    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        return _fetch_package(name, cache)
+    except subprocess.CalledProcessError as error:
+        for tree in sorted(cache.glob("*/linux-image-*"), key=_version, reverse=True):
+            if name == "newest" or _matches(name, tree.name.removeprefix("linux-image-")):
+                return _image(tree)
+        raise KernelUnavailableError(
+            f"apt could not fetch kernel {name} and none is in {cache}: {(error.stderr or error.stdout).strip()}"
+        ) from error
+
+
+def cache_directory() -> Path:
+    """Returns the directory that keeps unpacked kernels."""
+    own = os.environ.get("SKBCAPD_KERNEL_CACHE")
+    if own:
+        return Path(own).resolve()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "skbcapd", "kernels").resolve()
+
+
+def unavailable() -> str:
+    """Returns why Debian's kernels cannot be fetched on this machine, or the empty string if they can."""
+    if platform.machine() != "x86_64":
+        return "the virtual machine tests are made for x86-64"
+    if platform.freedesktop_os_release().get("ID") != "debian":
+        return (
+            "Debian's kernels come from Debian's archive, and this machine is no Debian; "
+            "an image of your own works: make test-vm KERNEL=/boot/vmlinuz-..."
+        )
+    return ""
+
+
+def _fetch_package(name: str, cache: Path) -> Path:
+    reason = unavailable()
+    if reason:
+        raise KernelUnavailableError(reason)
+    source = find_source()
+    offered = []
+    for suite in SUITES[-1:] if name == "newest" else SUITES:
+        apt = _apt_options(source, suite, cache / suite / "apt")
+        _run(["apt-get", *apt, "update"])
+        found = re.search(r"Depends:.*\blinux-image-(\d[^\s,]+)", _run(["apt-cache", *apt, "show", META_PACKAGE]))
+        if not found:
+            raise KernelUnavailableError(f"{META_PACKAGE} of {suite} names no kernel")
+        offered.append(f"{found[1]} in {suite}")
+        if name == "newest" or _matches(name, found[1]):
+            return _unpack(f"linux-image-{found[1]}", apt, cache / suite)
+    raise KernelUnavailableError(f"Debian has no kernel {name} now; it has {', '.join(offered)}")
+
+
+def _matches(name: str, release: str) -> bool:
+    return release == name or release.startswith((f"{name}.", f"{name}-", f"{name}+"))
+
+
+def _version(tree: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", tree.name)]
+
+
+def _image(tree: Path) -> Path:
+    (image,) = [*tree.glob("boot/vmlinuz-*"), *tree.glob("usr/lib/modules/*/vmlinuz")]
+    return image
+
+
+def _unpack(package: str, apt: list[str], directory: Path) -> Path:
+    shown = _run(["apt-cache", *apt, "show", "--no-all-versions", package])
+    version = re.search(r"^Version: (\S+)", shown, re.MULTILINE)
+    if not version:
+        raise KernelUnavailableError(f"apt knows no {package}")
+    tree = directory / f"{package}_{version[1].replace(':', '%3a')}"
+    if not tree.is_dir():
+        # Since 7.x the image and the modules are packages of their own.
+        parts = re.findall(r"linux-(?:binary|modules)-[^\s,]+", shown)
+        with tempfile.TemporaryDirectory(dir=directory) as name:
+            work = Path(name)
+            _run(["apt-get", *apt, "download", package, *parts], directory=work)
+            for archive in work.glob("*.deb"):
+                _run(["dpkg-deb", "-x", str(archive), str(work / "tree")])
+            for old in directory.glob("linux-image-*"):
+                shutil.rmtree(old)
+            (work / "tree").rename(tree)
+    return _image(tree)
+
+
+def _run(command: list[str], directory: Path | None = None) -> str:
+    environment = {**os.environ, "LC_ALL": "C"}
+    return subprocess.run(
+        command, env=environment, cwd=directory, check=True, capture_output=True, text=True, timeout=600
+    ).stdout
+
+
+def _apt_options(source: Source, suite: str, state: Path) -> list[str]:
+    """Returns what gives apt a state of its own; the machine's proxies and the like stay in force."""
+    for part in ("lists/partial", "archives/partial"):
+        (state / part).mkdir(parents=True, exist_ok=True)
+    (state / "status").touch()
+    (state / "kernel.sources").write_text(
+        f"Types: deb\nURIs: {source.uri}\nSuites: {suite}\nComponents: main\nArchitectures: amd64\n"
+        + (f"Signed-By: {source.signed_by}\n" if source.signed_by else "")
+    )
+    settings = {
+        "Dir::State": state,
+        "Dir::State::status": state / "status",
+        "Dir::Cache": state,
+        "Dir::Cache::pkgcache": "pkgcache.bin",
+        "Dir::Etc::sourcelist": state / "kernel.sources",
+        "Dir::Etc::sourceparts": "/dev/null",
+        "Dir::Etc::preferences": "/dev/null",
+        "Dir::Etc::preferencesparts": "/dev/null",
+        "APT::Architecture": "amd64",
+        "APT::Sandbox::User": "root",  # apt's own user cannot enter a cache in a home directory
+        "Acquire::Languages": "none",
+        "Acquire::Retries": 3,
+    }
+    return ["--quiet=2", *(f"-o{key}={value}" for key, value in settings.items())]
+
+
+def find_source(etc_apt: Path = Path("/etc/apt")) -> Source:
+    """Finds Debian's main archive among the machine's apt sources.
+
+    Args:
+        etc_apt: the directory with sources.list and sources.list.d.
+
+    Returns:
+        The first source with component main that is no security, updates or backports suite.
+
+    Raises:
+        KernelUnavailableError: there is none.
+    """
+    texts = [etc_apt / "sources.list", *sorted(etc_apt.glob("sources.list.d/*"))]
+    for path in texts:
+        if not path.is_file():
+            continue
+        read = {".list": _read_lines, ".sources": _read_stanzas}.get(path.suffix)
+        for source, suites, components in read(path.read_text()) if read else []:
+            if "main" in components and any(re.fullmatch(r"[a-z]+", suite) for suite in suites):
+                return source
+    raise KernelUnavailableError(f"no source of Debian's main archive under {etc_apt}")
+
+
+def _read_lines(text: str) -> list[tuple[Source, list[str], list[str]]]:
+    """Reads the one-line format of sources.list(5)."""
+    found = []
+    for match in re.finditer(r"^\s*deb\s+(?:\[([^\]]*)\]\s+)?([a-z+]+://?\S+)\s+(\S+)\s+([^#\n]*)", text, re.MULTILINE):
+        options, uri, suite, components = match.groups()
+        signed_by = re.search(r"signed-by=(\S+)", options or "", re.IGNORECASE)
+        key = signed_by[1].replace(",", " ") if signed_by else ""
+        found.append((Source(uri, key), [suite], components.split()))
+    return found
+
+
+def _read_stanzas(text: str) -> list[tuple[Source, list[str], list[str]]]:
+    """Reads the deb822 format of sources.list(5)."""
+    found = []
+    bare = re.sub(r"^#.*\n?", "", text, flags=re.MULTILINE)
+    for stanza in re.split(r"\n\s*\n", bare):
+        fields = {
+            match[1].lower(): match[2].strip(" \t")
+            for match in re.finditer(r"^([A-Za-z-]+):((?:.*)(?:\n[ \t]+.*)*)", stanza, re.MULTILINE)
+        }
+        if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes").strip().lower() in {
+            "no",
+            "false",
+        }:
+            continue
+        uris = fields.get("uris", "").split()
+        suites, components = fields.get("suites", "").split(), fields.get("components", "").split()
+        if uris:
+            found.append((Source(uris[0], fields.get("signed-by", "")), suites, components))
+    return found

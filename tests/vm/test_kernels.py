@@ -1,0 +1,35 @@
+"""The kernel tests marked `vm`, on other kernels: once as kprobe and once as raw tracepoint in one boot of each.
+
+Each kernel boots on this machine's root file system (boot.py), and pytest runs there as it does here. A run inside
+counts only if tests ran and all passed: --no-skips makes a skip a failure, and no test at all is pytest's exit code 5.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.vm import boot, kernels
+
+ATTACH = ("kprobe", "tracepoint")
+DEADLINE_S = 20 * 60  # per kernel; emulation is about ten times slower than the machine itself
+PYTEST = ".venv/bin/python -m pytest tests/kernel -m vm -q -p no:cacheprovider --no-skips"
+
+
+@pytest.fixture(scope="module")
+def machine(kernel_name: str) -> boot.VmResult:
+    """One boot of the kernel with all runs in it."""
+    runs = [f"echo '@ {attach}'; SKBCAPD_ATTACH={attach} {PYTEST}; echo '@ {attach}' $?" for attach in ATTACH]
+    return boot.run_in_vm(kernels.fetch(kernel_name), "\n".join(["echo '@ kernel' $(uname -r)", *runs]), DEADLINE_S)
+
+
+@pytest.mark.parametrize("attach", ATTACH)
+def test_kernel(machine: boot.VmResult, kernel_name: str, attach: str, reports: dict[str, str]) -> None:
+    """The kernel tests marked vm pass on this kernel with this way of attaching, none skipped."""
+    release = re.search(r"^@ kernel (\S+)$", machine.output, re.MULTILINE)
+    assert release, f"kernel {kernel_name} ran nothing\n{machine.report()}"
+    run = re.search(rf"^@ {attach}\n(.*)^@ {attach} (\d+)$", machine.output, re.MULTILINE | re.DOTALL)
+    assert run, f"the run inside did not end\n{machine.report()}"
+    reports[f"kernel {release[1]}, {attach}"] = run[1]
+    assert run[2] == "0", f"pytest inside exited {run[2]}\n{run[1]}"
