@@ -6,44 +6,45 @@
  */
 
 struct skb {
-  u8 bytes[SKB_SPAN]; /* from SKB_FIRST, the first field that is needed, to the last */
+	u8 bytes[SKB_SPAN]; /* from SKB_FIRST, the first field that is needed, to the last */
 };
 #define SKB(type, field) (*(type *)(skb->bytes + SKB_##field - SKB_FIRST))
-#define SKB_BITS(field) (SKB(u8, field##_BYTE) >> SKB_##field##_SHIFT & ((1 << SKB_##field##_WIDTH) - 1))
+#define SKB_BITS(field)	 (SKB(u8, field##_BYTE) >> SKB_##field##_SHIFT & ((1 << SKB_##field##_WIDTH) - 1))
 
 /* Reads `size` bytes of kernel memory; 0, or -EFAULT and zeros. */
 #define READ(into, size, from) bpf_probe_read_kernel(into, size, (void *)(from))
 
 /* The start of skb_shared_info: nr_frags, gso_size and frag_list are in it on every kernel so far. */
 struct shared {
-  u8 bytes[SHARED_SPAN];
+	u8 bytes[SHARED_SPAN];
 };
 #define SHARED(type, field) (*(type *)(shared->bytes + SHARED_##field))
 
 struct frame {
-  u64 start;    /* address of the first byte of the link-layer header */
-  u32 linear;   /* bytes from there to the end of the linear part */
-  u32 wire_len; /* bytes of the whole frame, VLAN tag included */
-  u32 cap_len;  /* bytes to keep */
-  u32 vlan;     /* tag as it stands on the wire, in network order; 0: none */
+	u64 start;    /* address of the first byte of the link-layer header */
+	u32 linear;   /* bytes from there to the end of the linear part */
+	u32 wire_len; /* bytes of the whole frame, VLAN tag included */
+	u32 cap_len;  /* bytes to keep */
+	u32 vlan;     /* tag as it stands on the wire, in network order; 0: none */
 };
 
-#define CHECKSUM_PARTIAL 3
-#define EPB_CHECKSUM_NOT_READY (1 << 9)
+#define CHECKSUM_PARTIAL	   3
+#define EPB_CHECKSUM_NOT_READY	   (1 << 9)
 #define EPB_SEGMENTATION_OFFLOADED (1 << 11)
 
 /* The bits of epb_flags that differ from packet to packet (draft-ietf-opsawg-pcapng, epb_flags).
    Reception type: the kernel's PACKET_HOST, _BROADCAST, _MULTICAST, _OTHERHOST are 0 to 3. */
-static inline u32 packet_flags(struct skb *skb, struct shared *shared, u32 direction) {
-  u32 flags = direction, type = SKB_BITS(PKT_TYPE);
+static inline u32 packet_flags(struct skb *skb, struct shared *shared, u32 direction)
+{
+	u32 flags = direction, type = SKB_BITS(PKT_TYPE);
 
-  if (direction == IN)
-    flags |= (type == 0 ? 1 : type == 1 ? 3 : type == 2 ? 2 : type == 3 ? 4 : 0) << 2;
-  if (SKB_BITS(IP_SUMMED) == CHECKSUM_PARTIAL)
-    flags |= EPB_CHECKSUM_NOT_READY;
-  if (SHARED(u16, GSO_SIZE))
-    flags |= EPB_SEGMENTATION_OFFLOADED;
-  return flags;
+	if (direction == IN)
+		flags |= (type == 0 ? 1 : type == 1 ? 3 : type == 2 ? 2 : type == 3 ? 4 : 0) << 2;
+	if (SKB_BITS(IP_SUMMED) == CHECKSUM_PARTIAL)
+		flags |= EPB_CHECKSUM_NOT_READY;
+	if (SHARED(u16, GSO_SIZE))
+		flags |= EPB_SEGMENTATION_OFFLOADED;
+	return flags;
 }
 
 /*
@@ -52,40 +53,42 @@ static inline u32 packet_flags(struct skb *skb, struct shared *shared, u32 direc
  * stale in a forwarded packet. Receive: `data` is past the link-layer header, mac_header marks it.
  * Returns 0, or LOST_START where no start can be trusted.
  */
-static inline int find_frame(struct skb *skb, u32 direction, struct frame *frame) {
-  u64 data = SKB(u64, DATA);
-  u32 before_data = 0;
+static inline int find_frame(struct skb *skb, u32 direction, struct frame *frame)
+{
+	u64 data = SKB(u64, DATA);
+	u32 before_data = 0;
 
-  if (direction == IN) {
-    u16 mac_header = SKB(u16, MAC_HEADER);
-    u64 start = SKB(u64, HEAD) + mac_header;
+	if (direction == IN) {
+		u16 mac_header = SKB(u16, MAC_HEADER);
+		u64 start = SKB(u64, HEAD) + mac_header;
 
-    if (mac_header == 0xffff || start > data)
-      return LOST_START;
-    before_data = data - start;
-  }
-  frame->start = data - before_data;
-  frame->linear = SKB(u32, LEN) - SKB(u32, DATA_LEN) + before_data;
-  frame->wire_len = SKB(u32, LEN) + before_data;
-  frame->vlan = 0;
+		if (mac_header == 0xffff || start > data)
+			return LOST_START;
+		before_data = data - start;
+	}
+	frame->start = data - before_data;
+	frame->linear = SKB(u32, LEN) - SKB(u32, DATA_LEN) + before_data;
+	frame->wire_len = SKB(u32, LEN) + before_data;
+	frame->vlan = 0;
 #ifdef SKB_VLAN_PRESENT_BYTE
-  if (SKB_BITS(VLAN_PRESENT)) {
+	if (SKB_BITS(VLAN_PRESENT)) {
 #else
-  if (SKB(u32, VLAN_ALL)) {
+	if (SKB(u32, VLAN_ALL)) {
 #endif
-    if (frame->linear >= 12) {
-      frame->vlan = SKB(u16, VLAN_PROTO) | (u32)__builtin_bswap16(SKB(u16, VLAN_TCI)) << 16;
-      frame->wire_len += 4;
-    }
-  }
-  return 0;
+		if (frame->linear >= 12) {
+			frame->vlan = SKB(u16, VLAN_PROTO) | (u32)__builtin_bswap16(SKB(u16, VLAN_TCI)) << 16;
+			frame->wire_len += 4;
+		}
+	}
+	return 0;
 }
 
 /* The smaller of two numbers below 2^63, without a branch: each branch in a loop doubles what the verifier walks. */
-static inline u64 least(u64 a, u64 b) {
-  s64 difference = a - b;
+static inline u64 least(u64 a, u64 b)
+{
+	s64 difference = a - b;
 
-  return b + (difference & difference >> 63);
+	return b + (difference & difference >> 63);
 }
 
 /*
@@ -94,55 +97,60 @@ static inline u64 least(u64 a, u64 b) {
  * frame has more than PIECES_MAX pieces. Never fills the gap with zeros.
  */
 static inline u32 copy_frame(struct control *control, struct segment *segment, u32 to, struct frame *frame,
-                             struct skb *skb, struct shared *shared) {
-  u64 cap_len = frame->cap_len, done = 0, left = frame->linear;
-  u64 from = frame->start, nothing = control->nothing;
-  /* Counted down from what was read, not up from 0: the verifier would follow each value of a known counter. */
-  u64 fragments = SHARED(u8, NR_FRAGS), fragment = SKB(u64, HEAD) + SKB(u32, END) + SHARED_FRAGS, next = SHARED(u64, FRAG_LIST);
+			     struct skb *skb, struct shared *shared)
+{
+	u64 cap_len = frame->cap_len, done = 0, left = frame->linear;
+	u64 from = frame->start, nothing = control->nothing;
+	/* Counted down from what was read, not up from 0: the verifier would follow each value of a known counter. */
+	u64 fragments = SHARED(u8, NR_FRAGS), fragment = SKB(u64, HEAD) + SKB(u32, END) + SHARED_FRAGS,
+	    next = SHARED(u64, FRAG_LIST);
 
-  if (frame->vlan) {
-    if (READ(segment->bytes + BOUND(to, SEGMENT_SIZE - 1), 12, from))
-      return 0;
-    *(u32 *)(segment->bytes + BOUND(to + 12, SEGMENT_SIZE - 1)) = frame->vlan;
-    from += 12;
-    left -= 12;
-    done = 16;
-  }
-  for (int i = 0; i < PIECES_MAX; i++) {
-    FORGET(done);
-    FORGET(left);
-    FORGET(from);
-    FORGET(fragment);
-    FORGET(fragments);
-    FORGET(next);
-    u64 size = least(least(left, cap_len - done), CAPTURE_MAX - 4);
-    if (READ(segment->bytes + BOUND(to + done, SEGMENT_SIZE - 1), BOUND(size, CAPTURE_MAX - 1), from))
-      break;
-    done += size;
-    if (done >= cap_len)
-      break;
-    /* The next piece. Where its description cannot be read it is zeros: then the read above fails, or has no bytes. */
-    if (fragments) {
-      u8 piece[FRAGMENT_SIZE];
+	if (frame->vlan) {
+		if (READ(segment->bytes + BOUND(to, SEGMENT_SIZE - 1), 12, from))
+			return 0;
+		*(u32 *)(segment->bytes + BOUND(to + 12, SEGMENT_SIZE - 1)) = frame->vlan;
+		from += 12;
+		left -= 12;
+		done = 16;
+	}
+	for (int i = 0; i < PIECES_MAX; i++) {
+		FORGET(done);
+		FORGET(left);
+		FORGET(from);
+		FORGET(fragment);
+		FORGET(fragments);
+		FORGET(next);
+		u64 size = least(least(left, cap_len - done), CAPTURE_MAX - 4);
+		if (READ(segment->bytes + BOUND(to + done, SEGMENT_SIZE - 1), BOUND(size, CAPTURE_MAX - 1),
+			 from))
+			break;
+		done += size;
+		if (done >= cap_len)
+			break;
+		/* The next piece. Where its description cannot be read it is zeros: then the read above fails, or has no bytes. */
+		if (fragments) {
+			u8 piece[FRAGMENT_SIZE];
 
-      READ(piece, sizeof(piece), fragment);
-      fragment += FRAGMENT_SIZE;
-      fragments--;
-      u64 page = *(u64 *)(piece + FRAGMENT_PAGE);
-      from = control->address_base + (page - control->page_base) / PAGE_STRUCT_SIZE * PAGE_BYTES +
-             *(u32 *)(piece + FRAGMENT_OFFSET);
-      from &= (page & 1) - 1; /* bit 0 of a netmem: device memory, not readable: address 0 */
-      left = *(u32 *)(piece + FRAGMENT_LEN);
-    } else {
-      READ(skb, sizeof(*skb), next + SKB_FIRST);
-      READ(&next, sizeof(next), next + SKB_NEXT);
-      from = SKB(u64, DATA);
-      left = SKB(u32, LEN) - SKB(u32, DATA_LEN);
-      fragment = SKB(u64, HEAD) + SKB(u32, END);
-      READ(shared, sizeof(*shared), fragment);
-      fragment += SHARED_FRAGS;
-      fragments = SHARED(u8, NR_FRAGS);
-    }
-  }
-  return done > cap_len ? cap_len : done;
+			READ(piece, sizeof(piece), fragment);
+			fragment += FRAGMENT_SIZE;
+			fragments--;
+			u64 page = *(u64 *)(piece + FRAGMENT_PAGE);
+			from = control->address_base +
+			       (page - control->page_base) / PAGE_STRUCT_SIZE * PAGE_BYTES +
+			       *(u32 *)(piece + FRAGMENT_OFFSET);
+			from &= (page & 1) -
+				1; /* bit 0 of a netmem: device memory, not readable: address 0 */
+			left = *(u32 *)(piece + FRAGMENT_LEN);
+		} else {
+			READ(skb, sizeof(*skb), next + SKB_FIRST);
+			READ(&next, sizeof(next), next + SKB_NEXT);
+			from = SKB(u64, DATA);
+			left = SKB(u32, LEN) - SKB(u32, DATA_LEN);
+			fragment = SKB(u64, HEAD) + SKB(u32, END);
+			READ(shared, sizeof(*shared), fragment);
+			fragment += SHARED_FRAGS;
+			fragments = SHARED(u8, NR_FRAGS);
+		}
+	}
+	return done > cap_len ? cap_len : done;
 }

@@ -9,65 +9,72 @@
  */
 
 struct measurement {
-  /* In, by Python. */
-  u64 tgid;           /* whose packets to look at; 0: none */
-  u64 frame_number;   /* of the page that is sent */
-  u64 candidate;      /* how many GiB below skb->head the search starts */
-  u64 syscall_number; /* of sendfile */
-  u8 marker[32];      /* the bytes that are sent */
-  /* Out. */
-  u64 packets;      /* paged packets seen from tgid */
-  u64 page_base;    /* address of the struct page of frame 0 */
-  u64 address_base; /* address of frame 0; 0: not among the candidates tried */
-  u64 stack_size;   /* 0: not found */
-  u64 entry_regs;   /* offset of the system call number from the bottom of the stack; 0: not found */
+	/* In, by Python. */
+	u64 tgid;	    /* whose packets to look at; 0: none */
+	u64 frame_number;   /* of the page that is sent */
+	u64 candidate;	    /* how many GiB below skb->head the search starts */
+	u64 syscall_number; /* of sendfile */
+	u8 marker[32];	    /* the bytes that are sent */
+	/* Out. */
+	u64 packets;	  /* paged packets seen from tgid */
+	u64 page_base;	  /* address of the struct page of frame 0 */
+	u64 address_base; /* address of frame 0; 0: not among the candidates tried */
+	u64 stack_size;	  /* 0: not found */
+	u64 entry_regs;	  /* offset of the system call number from the bottom of the stack; 0: not found */
 };
 BPF_ARRAY(measurements, struct measurement, 1);
 
-static inline void measure_stack(void *ctx, struct measurement *m) {
-  u64 task = bpf_get_current_task(), stack = 0;
+static inline void measure_stack(void *ctx, struct measurement *m)
+{
+	u64 task = bpf_get_current_task(), stack = 0;
 
-  READ(&stack, sizeof(stack), task + TASK_STACK);
-  for (u32 i = 0; i < 9; i++) {
-    u64 size = 16384ULL << i / 3; /* THREAD_SIZE: 16 KiB, more with KASAN or 64 KiB pages */
-    u64 at = size - i % 3 * 8 - REGS_SIZE + REGS_SYSCALL; /* FRED keeps 16 bytes above the registers */
-    SYSCALL_NUMBER_TYPE number = -1;
+	READ(&stack, sizeof(stack), task + TASK_STACK);
+	for (u32 i = 0; i < 9; i++) {
+		u64 size = 16384ULL << i / 3; /* THREAD_SIZE: 16 KiB, more with KASAN or 64 KiB pages */
+		u64 at = size - i % 3 * 8 - REGS_SIZE +
+			 REGS_SYSCALL; /* FRED keeps 16 bytes above the registers */
+		SYSCALL_NUMBER_TYPE number = -1;
 
-    if (!is_on_stack(ctx, stack, size) || READ(&number, sizeof(number), stack + at) || number != m->syscall_number)
-      continue;
-    m->stack_size = size;
-    m->entry_regs = at;
-    break;
-  }
+		if (!is_on_stack(ctx, stack, size) || READ(&number, sizeof(number), stack + at) ||
+		    number != m->syscall_number)
+			continue;
+		m->stack_size = size;
+		m->entry_regs = at;
+		break;
+	}
 }
 
-static inline void measure(void *ctx, void *address) {
-  u32 zero = 0;
-  struct measurement *m = measurements.lookup(&zero);
-  struct skb whole, *skb = &whole;
-  struct shared info, *shared = &info;
-  u8 piece[FRAGMENT_SIZE];
+static inline void measure(void *ctx, void *address)
+{
+	u32 zero = 0;
+	struct measurement *m = measurements.lookup(&zero);
+	struct skb whole, *skb = &whole;
+	struct shared info, *shared = &info;
+	u8 piece[FRAGMENT_SIZE];
 
-  if (!m || m->tgid != bpf_get_current_pid_tgid() >> 32)
-    return;
-  if (READ(skb, sizeof(*skb), address + SKB_FIRST) || !SKB(u32, DATA_LEN))
-    return;
-  u64 at = SKB(u64, HEAD) + SKB(u32, END);
-  if (READ(shared, sizeof(*shared), at) || SHARED(u8, NR_FRAGS) != 1 || READ(piece, sizeof(piece), at + SHARED_FRAGS))
-    return;
-  m->packets++;
-  measure_stack(ctx, m);
-  m->page_base = *(u64 *)(piece + FRAGMENT_PAGE) - m->frame_number * PAGE_STRUCT_SIZE;
-  for (u32 i = 0; i < CANDIDATES; i++) {
-    u64 base = (SKB(u64, HEAD) >> 30) - m->candidate - i << 30;
-    u64 read[4] = {};
-    u64 *marker = (u64 *)m->marker;
+	if (!m || m->tgid != bpf_get_current_pid_tgid() >> 32)
+		return;
+	if (READ(skb, sizeof(*skb), address + SKB_FIRST) || !SKB(u32, DATA_LEN))
+		return;
+	u64 at = SKB(u64, HEAD) + SKB(u32, END);
+	if (READ(shared, sizeof(*shared), at) || SHARED(u8, NR_FRAGS) != 1 ||
+	    READ(piece, sizeof(piece), at + SHARED_FRAGS))
+		return;
+	m->packets++;
+	measure_stack(ctx, m);
+	m->page_base = *(u64 *)(piece + FRAGMENT_PAGE) - m->frame_number * PAGE_STRUCT_SIZE;
+	for (u32 i = 0; i < CANDIDATES; i++) {
+		u64 base = (SKB(u64, HEAD) >> 30) - m->candidate - i << 30;
+		u64 read[4] = {};
+		u64 *marker = (u64 *)m->marker;
 
-    if (READ(read, sizeof(read), base + m->frame_number * PAGE_BYTES + *(u32 *)(piece + FRAGMENT_OFFSET)))
-      continue;
-    if (read[0] == marker[0] && read[1] == marker[1] && read[2] == marker[2] && read[3] == marker[3]) {
-      m->address_base = base;
-      break;
-    }
-  }
+		if (READ(read, sizeof(read),
+			 base + m->frame_number * PAGE_BYTES + *(u32 *)(piece + FRAGMENT_OFFSET)))
+			continue;
+		if (read[0] == marker[0] && read[1] == marker[1] && read[2] == marker[2] &&
+		    read[3] == marker[3]) {
+			m->address_base = base;
+			break;
+		}
+	}
 }

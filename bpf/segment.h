@@ -7,14 +7,15 @@
  */
 
 struct reservation {
-  u64 number; /* of the segment, counting from the start of the capture */
-  u32 at;     /* offset of the block in it */
+	u64 number; /* of the segment, counting from the start of the capture */
+	u32 at;	    /* offset of the block in it */
 };
 
-static inline void wake_reader(void) {
-  u64 nothing = 0;
+static inline void wake_reader(void)
+{
+	u64 nothing = 0;
 
-  wakeups.ringbuf_output(&nothing, sizeof(nothing), 2 /* BPF_RB_FORCE_WAKEUP */);
+	wakeups.ringbuf_output(&nothing, sizeof(nothing), 2 /* BPF_RB_FORCE_WAKEUP */);
 }
 
 /*
@@ -22,49 +23,54 @@ static inline void wake_reader(void) {
  * Returns 0, or the counter that says why there is no room: LOST_FULL when the reader is a whole buffer behind,
  * LOST_CONTENDED when other CPUs won the cursor RESERVE_TRIES times in a row.
  */
-static inline int reserve(struct control *control, u32 size, struct reservation *room) {
-  for (int i = 0; i < RESERVE_TRIES; i++) {
-    u64 old = ONCE(control->cursor);
-    u64 number = old >> 32, offset = old & 0xffffffff, new;
-    u64 tail = ONCE(control->tail);
+static inline int reserve(struct control *control, u32 size, struct reservation *room)
+{
+	for (int i = 0; i < RESERVE_TRIES; i++) {
+		u64 old = ONCE(control->cursor);
+		u64 number = old >> 32, offset = old & 0xffffffff, new;
+		u64 tail = ONCE(control->tail);
 
-    if (offset + size <= SEGMENT_SIZE) {
-      new = old + size;
-      room->at = offset;
-    } else {
-      number++;
-      if (number >= tail + SEGMENT_COUNT)
-        return LOST_FULL;
-      new = number << 32 | size;
-      room->at = 0;
-    }
-    if (__sync_val_compare_and_swap(&control->cursor, old, new) != old)
-      continue;
-    room->number = number;
-    if (room->at == 0 && offset) {
-      ONCE(control->segments[BOUND(old >> 32, SEGMENT_COUNT - 1)].used) = offset;
-      if (number - tail >= ONCE(control->wake_backlog))
-        wake_reader();
-    }
-    return 0;
-  }
-  return LOST_CONTENDED;
+		if (offset + size <= SEGMENT_SIZE) {
+			new = old + size;
+			room->at = offset;
+		} else {
+			number++;
+			if (number >= tail + SEGMENT_COUNT)
+				return LOST_FULL;
+			new = number << 32 | size;
+			room->at = 0;
+		}
+		if (__sync_val_compare_and_swap(&control->cursor, old, new) != old)
+			continue;
+		room->number = number;
+		if (room->at == 0 && offset) {
+			ONCE(control->segments[BOUND(old >> 32, SEGMENT_COUNT - 1)].used) = offset;
+			if (number - tail >= ONCE(control->wake_backlog))
+				wake_reader();
+		}
+		return 0;
+	}
+	return LOST_CONTENDED;
 }
 
 /* Notes where a local block lies, so that Python need not walk the whole segment to find it. */
-static inline void list_upcall(struct control *control, struct segment *segment, struct reservation *room) {
-  u64 listed = __sync_fetch_and_add(&control->segments[BOUND(room->number, SEGMENT_COUNT - 1)].upcalls, 1);
+static inline void list_upcall(struct control *control, struct segment *segment, struct reservation *room)
+{
+	u64 listed =
+		__sync_fetch_and_add(&control->segments[BOUND(room->number, SEGMENT_COUNT - 1)].upcalls, 1);
 
-  if (listed < UPCALLS_LISTED)
-    ONCE(segment->upcall_at[BOUND(listed, UPCALLS_LISTED - 1)]) = room->number << 32 | room->at;
+	if (listed < UPCALLS_LISTED)
+		ONCE(segment->upcall_at[BOUND(listed, UPCALLS_LISTED - 1)]) = room->number << 32 | room->at;
 }
 
 /* Gives the block to the reader. The fetch makes the addition a full barrier also on arm64:
    whoever sees the sum sees the block. */
-static inline void commit(struct control *control, struct reservation *room, u32 size) {
-  u64 before = __sync_fetch_and_add(&control->segments[BOUND(room->number, SEGMENT_COUNT - 1)].committed, size);
+static inline void commit(struct control *control, struct reservation *room, u32 size)
+{
+	u64 before = __sync_fetch_and_add(
+		&control->segments[BOUND(room->number, SEGMENT_COUNT - 1)].committed, size);
 
-  asm volatile("" : : "r"(before));
-  if (ONCE(control->sleeping) && __sync_val_compare_and_swap(&control->sleeping, 1, 0) == 1)
-    wake_reader();
+	asm volatile("" : : "r"(before));
+	if (ONCE(control->sleeping) && __sync_val_compare_and_swap(&control->sleeping, 1, 0) == 1)
+		wake_reader();
 }

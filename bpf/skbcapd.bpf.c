@@ -18,160 +18,169 @@
 #include "measure.h"
 
 /* Where to count packets of a device that have no label: its own slot, or 0 for devices not yet known. */
-static inline struct device *find_device(struct key *key) {
-  struct device_key of = {key->net, key->ifindex};
+static inline struct device *find_device(struct key *key)
+{
+	struct device_key of = {key->net, key->ifindex};
 
-  return devices.lookup(&of);
+	return devices.lookup(&of);
 }
 
-static inline int same_name(u8 *a, u8 *b) {
-  return ((u64 *)a)[0] == ((u64 *)b)[0] && ((u64 *)a)[1] == ((u64 *)b)[1];
+static inline int same_name(u8 *a, u8 *b)
+{
+	return ((u64 *)a)[0] == ((u64 *)b)[0] && ((u64 *)a)[1] == ((u64 *)b)[1];
 }
 
 /* Writes the header that all packet blocks share; returns nothing, touches 28 bytes. */
 static inline void write_header(u8 *block, u32 type, u32 size, u32 interface_id, u64 time_ns, u32 cap_len,
-                                u32 wire_len) {
-  u32 *field = (u32 *)block;
+				u32 wire_len)
+{
+	u32 *field = (u32 *)block;
 
-  field[0] = type;
-  field[1] = size;
-  field[2] = interface_id;
-  field[3] = time_ns >> 32;
-  field[4] = time_ns;
-  field[5] = cap_len;
-  field[6] = wire_len;
+	field[0] = type;
+	field[1] = size;
+	field[2] = interface_id;
+	field[3] = time_ns >> 32;
+	field[4] = time_ns;
+	field[5] = cap_len;
+	field[6] = wire_len;
 }
 
 /* Fills in what Python needs to know of a packet without a label. `address` is the net_device. */
-static inline void describe(struct upcall *call, struct key *key, u64 names[4], u64 address, u64 net, u32 flags) {
-  u64 mac = 0;
+static inline void describe(struct upcall *call, struct key *key, u64 names[4], u64 address, u64 net,
+			    u32 flags)
+{
+	u64 mac = 0;
 
-  call->key = *key;
-  __builtin_memcpy(call->comm, names, 16);
-  __builtin_memcpy(call->device, names + 2, 16);
-  call->flags = flags;
-  READ(&call->netns, 4, net + NET_INUM);
-  READ(&call->device_type, 2, address + DEV_TYPE);
-  READ(&call->addr_len, 1, address + DEV_ADDR_LEN);
-  READ(&mac, 8, address + DEV_ADDR);
-  READ(call->mac, 8, mac);
+	call->key = *key;
+	__builtin_memcpy(call->comm, names, 16);
+	__builtin_memcpy(call->device, names + 2, 16);
+	call->flags = flags;
+	READ(&call->netns, 4, net + NET_INUM);
+	READ(&call->device_type, 2, address + DEV_TYPE);
+	READ(&call->addr_len, 1, address + DEV_ADDR_LEN);
+	READ(&mac, 8, address + DEV_ADDR);
+	READ(call->mac, 8, mac);
 }
 
 /*
  * One packet: who, wanted?, how long, room, copy, give to the reader. Counts exactly one outcome per packet.
  */
-static inline void capture(void *ctx, u64 address, u32 direction) {
-  u32 zero = 0;
-  struct control *control = controls.lookup(&zero);
-  struct skb whole, *skb = &whole;
-  struct shared info, *shared = &info;
-  struct frame frame;
-  struct reservation room;
-  struct key key = {.kind = direction};
-  struct label *label;
-  struct device *device = NULL;
-  u64 names[4] = {}; /* comm, device */
-  u64 dev = 0, net = 0;
-  u32 slot = 0, lost;
+static inline void capture(void *ctx, u64 address, u32 direction)
+{
+	u32 zero = 0;
+	struct control *control = controls.lookup(&zero);
+	struct skb whole, *skb = &whole;
+	struct shared info, *shared = &info;
+	struct frame frame;
+	struct reservation room;
+	struct key key = {.kind = direction};
+	struct label *label;
+	struct device *device = NULL;
+	u64 names[4] = {}; /* comm, device */
+	u64 dev = 0, net = 0;
+	u32 slot = 0, lost;
 
-  if (!control)
-    return;
-  count(0, SEEN);
-  READ(skb, sizeof(*skb), address + SKB_FIRST);
-  READ(shared, sizeof(*shared), SKB(u64, HEAD) + SKB(u32, END));
+	if (!control)
+		return;
+	count(0, SEEN);
+	READ(skb, sizeof(*skb), address + SKB_FIRST);
+	READ(shared, sizeof(*shared), SKB(u64, HEAD) + SKB(u32, END));
 
-  READ(&dev, 8, address + SKB_DEV);
-  READ(&key.ifindex, 4, dev + DEV_IFINDEX);
-  READ(&net, 8, dev + DEV_NET);
-  READ(&key.net, 8, net + NET_COOKIE);
-  READ(names + 2, 16, dev + DEV_NAME);
-  if (control->device_filter) {
-    device = find_device(&key);
-    if (device && device->unwanted && same_name(device->name, (u8 *)(names + 2))) {
-      count(device->slot, FILTERED);
-      return;
-    }
-  }
-  find_owner(ctx, control, &key, (u8 *)names);
-  label = labels.lookup(&key);
-  if (label && !(same_name(label->comm, (u8 *)names) && same_name(label->device, (u8 *)(names + 2))))
-    label = NULL;
-  if (label) {
-    slot = label->slot;
-  } else {
-    device = find_device(&key);
-    if (device && same_name(device->name, (u8 *)(names + 2)))
-      slot = device->slot;
-  }
-  if (label && !label->snaplen) {
-    count(slot, FILTERED);
-    return;
-  }
-  lost = find_frame(skb, direction, &frame);
-  if (lost) {
-    count(slot, lost);
-    return;
-  }
-  u64 time_ns = bpf_ktime_get_ns() + ONCE(control->clock_offset);
-  u32 flags = packet_flags(skb, shared, direction);
-  u32 snaplen = label ? label->snaplen : control->snaplen;
-  u32 options_len = label ? label->options_len : sizeof(struct upcall);
-  u32 cap_len = frame.wire_len;
+	READ(&dev, 8, address + SKB_DEV);
+	READ(&key.ifindex, 4, dev + DEV_IFINDEX);
+	READ(&net, 8, dev + DEV_NET);
+	READ(&key.net, 8, net + NET_COOKIE);
+	READ(names + 2, 16, dev + DEV_NAME);
+	if (control->device_filter) {
+		device = find_device(&key);
+		if (device && device->unwanted && same_name(device->name, (u8 *)(names + 2))) {
+			count(device->slot, FILTERED);
+			return;
+		}
+	}
+	find_owner(ctx, control, &key, (u8 *)names);
+	label = labels.lookup(&key);
+	if (label && !(same_name(label->comm, (u8 *)names) && same_name(label->device, (u8 *)(names + 2))))
+		label = NULL;
+	if (label) {
+		slot = label->slot;
+	} else {
+		device = find_device(&key);
+		if (device && same_name(device->name, (u8 *)(names + 2)))
+			slot = device->slot;
+	}
+	if (label && !label->snaplen) {
+		count(slot, FILTERED);
+		return;
+	}
+	lost = find_frame(skb, direction, &frame);
+	if (lost) {
+		count(slot, lost);
+		return;
+	}
+	u64 time_ns = bpf_ktime_get_ns() + ONCE(control->clock_offset);
+	u32 flags = packet_flags(skb, shared, direction);
+	u32 snaplen = label ? label->snaplen : control->snaplen;
+	u32 options_len = label ? label->options_len : sizeof(struct upcall);
+	u32 cap_len = frame.wire_len;
 
-  if (cap_len > snaplen)
-    cap_len = snaplen;
-  if (cap_len > CAPTURE_MAX)
-    cap_len = CAPTURE_MAX;
-  if (!control->page_base && SKB(u32, DATA_LEN) && cap_len > frame.wire_len - SKB(u32, DATA_LEN))
-    cap_len = frame.wire_len - SKB(u32, DATA_LEN);
-  frame.cap_len = cap_len;
+	if (cap_len > snaplen)
+		cap_len = snaplen;
+	if (cap_len > CAPTURE_MAX)
+		cap_len = CAPTURE_MAX;
+	if (!control->page_base && SKB(u32, DATA_LEN) && cap_len > frame.wire_len - SKB(u32, DATA_LEN))
+		cap_len = frame.wire_len - SKB(u32, DATA_LEN);
+	frame.cap_len = cap_len;
 
-  u32 padded = (cap_len + 3) & ~3U;
-  u32 size = 28 + padded + options_len + 4;
+	u32 padded = (cap_len + 3) & ~3U;
+	u32 size = 28 + padded + options_len + 4;
 
-  lost = reserve(control, size, &room);
-  if (lost) {
-    count(slot, lost);
-    return;
-  }
-  u32 index = BOUND(room.number, SEGMENT_COUNT - 1), at = room.at;
-  struct segment *segment = segments.lookup(&index);
-  if (!segment)
-    return; /* cannot be: an array map has all its entries */
+	lost = reserve(control, size, &room);
+	if (lost) {
+		count(slot, lost);
+		return;
+	}
+	u32 index = BOUND(room.number, SEGMENT_COUNT - 1), at = room.at;
+	struct segment *segment = segments.lookup(&index);
+	if (!segment)
+		return; /* cannot be: an array map has all its entries */
 
-  *(u32 *)(segment->bytes + BOUND(at + 24 + padded, SEGMENT_SIZE - 1)) = 0; /* padding, or a field written below */
-  u32 got = copy_frame(control, segment, at + 28, &frame, skb, shared);
-  u32 type = !label ? BLOCK_UPCALL : got < cap_len ? BLOCK_CUT : BLOCK_PACKET;
-  u8 *options = segment->bytes + BOUND(at + 28 + padded, SEGMENT_SIZE - 1);
+	*(u32 *)(segment->bytes + BOUND(at + 24 + padded, SEGMENT_SIZE - 1)) =
+		0; /* padding, or a field written below */
+	u32 got = copy_frame(control, segment, at + 28, &frame, skb, shared);
+	u32 type = !label ? BLOCK_UPCALL : got < cap_len ? BLOCK_CUT : BLOCK_PACKET;
+	u8 *options = segment->bytes + BOUND(at + 28 + padded, SEGMENT_SIZE - 1);
 
-  write_header(segment->bytes + BOUND(at, SEGMENT_SIZE - 1), type, size,
-               !label                ? slot
-               : type == BLOCK_CUT ? label->id
-                                     : label->interface_id,
-               time_ns, got, frame.wire_len);
-  if (label) {
-    READ(options, BOUND(options_len, OPTIONS_MAX - 1), label->options);
-    *(u32 *)(options + BOUND(label->flags_at, OPTIONS_MAX - 1)) |= flags;
-    if (type == BLOCK_CUT) /* the end of options tells Python the flags: it writes the block anew */
-      *(u32 *)(segment->bytes + BOUND(at + size - 8, SEGMENT_SIZE - 1)) = flags;
-  } else {
-    describe((struct upcall *)options, &key, names, dev, net, flags);
-  }
-  *(u32 *)(segment->bytes + BOUND(at + size - 4, SEGMENT_SIZE - 1)) = size;
-  if (type != BLOCK_PACKET)
-    list_upcall(control, segment, &room);
-  count(slot, DELIVERED);
-  commit(control, &room, size);
+	write_header(segment->bytes + BOUND(at, SEGMENT_SIZE - 1), type, size,
+		     !label		 ? slot
+		     : type == BLOCK_CUT ? label->id
+					 : label->interface_id,
+		     time_ns, got, frame.wire_len);
+	if (label) {
+		READ(options, BOUND(options_len, OPTIONS_MAX - 1), label->options);
+		*(u32 *)(options + BOUND(label->flags_at, OPTIONS_MAX - 1)) |= flags;
+		if (type ==
+		    BLOCK_CUT) /* the end of options tells Python the flags: it writes the block anew */
+			*(u32 *)(segment->bytes + BOUND(at + size - 8, SEGMENT_SIZE - 1)) = flags;
+	} else {
+		describe((struct upcall *)options, &key, names, dev, net, flags);
+	}
+	*(u32 *)(segment->bytes + BOUND(at + size - 4, SEGMENT_SIZE - 1)) = size;
+	if (type != BLOCK_PACKET)
+		list_upcall(control, segment, &room);
+	count(slot, DELIVERED);
+	commit(control, &room, size);
 }
 
 /* Frames on loopback were captured when they left: they appear once. */
-static inline int is_loopback(u64 address) {
-  u64 dev = 0;
-  u32 flags = 0;
+static inline int is_loopback(u64 address)
+{
+	u64 dev = 0;
+	u32 flags = 0;
 
-  READ(&dev, sizeof(dev), address + SKB_DEV);
-  READ(&flags, sizeof(flags), dev + DEV_FLAGS);
-  return flags & 8; /* IFF_LOOPBACK */
+	READ(&dev, sizeof(dev), address + SKB_DEV);
+	READ(&flags, sizeof(flags), dev + DEV_FLAGS);
+	return flags & 8; /* IFF_LOOPBACK */
 }
 
 /* The first argument of the traced function: of a raw tracepoint, or from the registers at a kprobe. */
@@ -181,23 +190,26 @@ static inline int is_loopback(u64 address) {
 #define FIRST_ARGUMENT(ctx) (*(u64 *)(ctx))
 #endif
 
-int on_transmit(void *ctx) {
-  capture(ctx, FIRST_ARGUMENT(ctx), OUT);
-  return 0;
+int on_transmit(void *ctx)
+{
+	capture(ctx, FIRST_ARGUMENT(ctx), OUT);
+	return 0;
 }
 
 /* __netif_receive_skb_core takes the address of a pointer to the skb, its tracepoint the skb. */
-int on_receive(void *ctx) {
-  u64 address = FIRST_ARGUMENT(ctx);
+int on_receive(void *ctx)
+{
+	u64 address = FIRST_ARGUMENT(ctx);
 #ifdef KPROBE
-  READ(&address, sizeof(address), address);
+	READ(&address, sizeof(address), address);
 #endif
-  if (!is_loopback(address))
-    capture(ctx, address, IN);
-  return 0;
+	if (!is_loopback(address))
+		capture(ctx, address, IN);
+	return 0;
 }
 
-int on_measure(void *ctx) {
-  measure(ctx, (void *)FIRST_ARGUMENT(ctx));
-  return 0;
+int on_measure(void *ctx)
+{
+	measure(ctx, (void *)FIRST_ARGUMENT(ctx));
+	return 0;
 }

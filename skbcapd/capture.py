@@ -11,10 +11,9 @@ written as it lies in memory. And every packet is counted once: seen = written +
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -88,7 +87,7 @@ class PcapngOutput:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What became of the packets, in packets. seen = written + filtered + kernel.lost + lost, once the capture has ended."""
+    """What became of the packets: seen = written + filtered + kernel.lost + lost, once the capture has ended."""
 
     written: int
     filtered: int
@@ -125,7 +124,7 @@ class Capture:
     interfaces: Sequence[str] = (ANY,)
     snaplen: int = layout.CAPTURE_MAX
     limit: int = 0
-    warn: object = print
+    warn: Callable[[str], None] = print
     _reader: SegmentReader = field(init=False)
     _marker: Marker | None = None
     _devices: dict[tuple[int, int, bytes], _Device] = field(default_factory=dict)
@@ -136,7 +135,7 @@ class Capture:
     _filtered: int = 0
     _lost: int = 0
     _broken: bool = False
-    _netns: int = field(default_factory=lambda: os.stat("/proc/self/ns/net").st_ino)
+    _netns: int = field(default_factory=lambda: Path("/proc/self/ns/net").stat().st_ino)
 
     def __post_init__(self) -> None:
         program = self.program
@@ -155,14 +154,14 @@ class Capture:
             self._marker = Marker()
             self.program.measure(self._marker)
         except (KernelError, OSError) as error:
-            self._say(f"cannot measure where the kernel maps its pages: {error}")
+            self.warn(f"cannot measure where the kernel maps its pages: {error}")
         if not self.program.process_context:
-            self._say("cannot tell system calls from softirqs on this kernel: packets are captured without a process")
+            self.warn("cannot tell system calls from softirqs on this kernel: packets are captured without a process")
         self.program.attach()
         if self._marker is not None and self.program.paged:
             self._prove(self._marker)
         if not self.program.control[layout.PAGE_BASE]:
-            self._say("paged frames cannot be read on this kernel: they are captured up to their linear part")
+            self.warn("paged frames cannot be read on this kernel: they are captured up to their linear part")
         if self._marker is not None:
             self._marker.close()
             self._marker = None
@@ -202,7 +201,7 @@ class Capture:
         self.program.control[layout.SLEEPING] = 0
         self.program.take_wakeups()
 
-    def stop(self, broken: bool = False) -> None:
+    def stop(self, *, broken: bool = False) -> None:
         """Detach, then write what was captured until then.
 
         Args:
@@ -229,10 +228,6 @@ class Capture:
         written = self._counted if self.limit else kernel.delivered - self._filtered - self._lost
         filtered = kernel.filtered + self._filtered
         return Totals(written, filtered, self._lost, self.program.missed(), kernel, len(self._tgids))
-
-    def _say(self, line: str) -> None:
-        assert callable(self.warn)
-        self.warn(line)
 
     def _prove(self, marker: Marker) -> None:
         """Send the marker through the attached program; `_marker` is None again once it came back whole."""
@@ -308,7 +303,7 @@ class Capture:
         if ANY not in self.interfaces and not (here and name in self.interfaces):
             return _Device(0, slot, wanted=False)
         if kind is None:
-            self._say(f"device {name} has an unknown type ({packet.device_type}) and is not captured")
+            self.warn(f"device {name} has an unknown type ({packet.device_type}) and is not captured")
             return _Device(0, slot, wanted=False)
         interface = Interface(
             name=packet.device,
@@ -325,7 +320,11 @@ class Capture:
         """What is stamped on this packet, and on all of its process, device and direction."""
         if packet.via:
             return label([("via", _VIA[packet.via])], 0, 0, 0)
-        fields = [("comm", packet.comm), ("pid", packet.tid), ("tgid", packet.tgid)]
+        fields: list[tuple[str, bytes | str | int]] = [
+            ("comm", packet.comm),
+            ("pid", packet.tid),
+            ("tgid", packet.tgid),
+        ]
         return label(fields, 0, packet.tgid, packet.tid)
 
     def _install(self, packet: Upcall, device: _Device, stamp: Label) -> None:

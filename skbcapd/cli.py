@@ -41,7 +41,9 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="skbcapd", description="Capture whole frames with the process that sent them.")
+    parser = argparse.ArgumentParser(
+        prog="skbcapd", description="Capture whole frames with the process that sent them."
+    )
     parser.add_argument("--version", action="version", version=f"skbcapd {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -54,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     capture = add("capture", _capture, "Capture ad hoc: print packets, or write them to a pcapng file.")
     capture.add_argument("-i", dest="interfaces", metavar="NAME", action="append", help="device, repeatable; any: all")
     capture.add_argument("-w", dest="file", metavar="FILE", help="write pcapng to FILE; - for standard output")
-    capture.add_argument("-c", dest="count", metavar="COUNT", type=_positive, default=0, help="stop after COUNT packets")
+    capture.add_argument(
+        "-c", dest="count", metavar="COUNT", type=_positive, default=0, help="stop after COUNT packets"
+    )
     capture.add_argument("-s", dest="snaplen", metavar="BYTES", help="keep at most BYTES of each frame")
     run = add("run", _run, "Run as a service in the foreground.")
     check = add("check", _check, "Check a config file and do nothing else.")
@@ -63,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (run, check):
         sub.add_argument("--config", metavar="FILE", type=Path, help=f"default {SYSTEM_CONFIG}")
     for sub in (capture, run, check):
-        sub.add_argument("--set", dest="sets", metavar="KEY=VALUE", action="append", default=[], help="override a setting")
+        sub.add_argument(
+            "--set", dest="sets", metavar="KEY=VALUE", action="append", default=[], help="override a setting"
+        )
     add("doctor", doctor.command, "Tell what this kernel offers and what stands in the way of a capture.")
     return parser
 
@@ -134,7 +140,9 @@ def _capture(options: argparse.Namespace) -> int:
             output = TextOutput(sys.stdout)
             output_fd = sys.stdout.fileno()
         else:
-            target = files.StandardOutput() if options.file == "-" else files.CaptureFile(Path(options.file), part=False)
+            target = (
+                files.StandardOutput() if options.file == "-" else files.CaptureFile(Path(options.file), part=False)
+            )
             output_fd = sys.stdout.fileno() if options.file == "-" else None
             output = PcapngOutput(target.stream, settings.encode)
         return _serve(settings, program, output, target, options.duration, output_fd, options.count, live=False)
@@ -146,7 +154,7 @@ def _run(options: argparse.Namespace) -> int:
     with contextlib.closing(program):
         target = files.open_new(settings.files.directory)
         output = PcapngOutput(target.stream, settings.encode)
-        return _serve(settings, program, output, target, options.duration, None, 0, live=True)
+        return _serve(settings, program, output, target, options.duration, None, live=True)
 
 
 def _serve(
@@ -156,7 +164,8 @@ def _serve(
     target: files.CaptureFile | files.StandardOutput | None,
     duration_s: float | None,
     output_fd: int | None,
-    count: int,
+    count: int = 0,
+    *,
     live: bool,
 ) -> int:
     capture = Capture(program, output, settings.interfaces, settings.snaplen, count, _say)

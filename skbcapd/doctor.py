@@ -57,7 +57,10 @@ def findings(proc: Path = Path("/proc"), sys_: Path = Path("/sys")) -> Iterator[
     mode_name = mode[1] if mode else "none"
     if mode_name == "confidentiality":
         yield Finding(
-            "lockdown", mode_name, "BPF may not read kernel memory: boot with lockdown=integrity or without it", fatal=True
+            "lockdown",
+            mode_name,
+            "BPF may not read kernel memory: boot with lockdown=integrity or without it",
+            fatal=True,
         )
     else:
         yield Finding("lockdown", mode_name)
@@ -78,7 +81,7 @@ def refuse_hopeless() -> None:
             raise KernelError(f"{finding.name}: {finding.text}", finding.remedy)
 
 
-def command(options: argparse.Namespace) -> int:
+def command(_options: argparse.Namespace) -> int:
     """Print the report; 0 when capture works, 1 when it cannot."""
     found = list(findings())
     if not any(finding.fatal for finding in found):
@@ -153,12 +156,12 @@ def _trial() -> Iterator[Finding]:
     else:
         yield Finding("hooks", ", ".join(str(hook) for hook in hooks))
         proven = bool(program.control[layout.PAGE_BASE])
-        yield Finding("paged frames", "read back whole" if proven else "cannot be read: captured up to their linear part")
+        yield Finding(
+            "paged frames", "read back whole" if proven else "cannot be read: captured up to their linear part"
+        )
         context = "told from softirqs" if program.process_context else "not told from softirqs: no process is named"
         yield Finding("system calls", context)
         for line in warnings:
             yield Finding("warning", line)
     finally:
         program.close()
-
-

@@ -32,7 +32,7 @@ def open_new(directory: str) -> CaptureFile:
     stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 1_000_000_000)) + f".{now // 1_000_000 % 1000:03}Z"
     name = f"skbcapd-{socket.gethostname()}-{stamp}-000001.pcapng"
     try:
-        os.makedirs(directory, 0o750, exist_ok=True)
+        Path(directory).mkdir(0o750, parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"{directory}: {error.strerror}; expected a directory to write captures to") from None
     return CaptureFile(Path(directory, name), part=True)
@@ -49,7 +49,7 @@ class CaptureFile:
         FileError: it cannot be opened.
     """
 
-    def __init__(self, path: Path, part: bool) -> None:
+    def __init__(self, path: Path, *, part: bool) -> None:
         self.path = path
         self.working_path = path.with_name(path.name + ".part") if part else path
         try:
@@ -69,7 +69,7 @@ class CaptureFile:
             if self.path != self.working_path:
                 os.fsync(self.stream.fileno())
             self.stream.close()
-            os.rename(self.working_path, self.path)
+            self.working_path.rename(self.path)
         except OSError as error:
             raise FileError(f"{self.working_path}: {error.strerror} while finishing it") from None
 

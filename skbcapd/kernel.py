@@ -29,7 +29,7 @@ from skbcapd.btf import Btf
 from skbcapd.errors import KernelError
 from skbcapd.layout import Geometry, Measurement
 from skbcapd.loader import Hook
-from skbcapd.marker import OFFSET, Marker
+from skbcapd.marker import Marker
 
 OLDEST_KERNEL = (5, 15)
 _MAPS = ("segments", "controls", "labels", "devices", "counters", "measurements", "wakeups")
@@ -42,8 +42,14 @@ _MARKER_TRIES = 64
 # For each place where frames are taken: the kprobe and the tracepoint that stand for it.
 _PLACES = {
     "queue": (Hook("kprobe", "__dev_queue_xmit", "on_transmit"), Hook("tracepoint", "net_dev_queue", "on_transmit")),
-    "driver": (Hook("kprobe", "dev_hard_start_xmit", "on_transmit"), Hook("tracepoint", "net_dev_start_xmit", "on_transmit")),
-    "in": (Hook("kprobe", "__netif_receive_skb_core", "on_receive"), Hook("tracepoint", "netif_receive_skb", "on_receive")),
+    "driver": (
+        Hook("kprobe", "dev_hard_start_xmit", "on_transmit"),
+        Hook("tracepoint", "net_dev_start_xmit", "on_transmit"),
+    ),
+    "in": (
+        Hook("kprobe", "__netif_receive_skb_core", "on_receive"),
+        Hook("tracepoint", "netif_receive_skb", "on_receive"),
+    ),
 }
 
 
@@ -76,7 +82,9 @@ def kernel_symbol(name: str, kallsyms: Path = Path("/proc/kallsyms")) -> str:
     Raises:
         KernelError: there is none.
     """
-    found = re.findall(rb"\s[tT] (" + re.escape(name.encode()) + rb"(?:\.[\w.]+)?)$", kallsyms.read_bytes(), re.MULTILINE)
+    found = re.findall(
+        rb"\s[tT] (" + re.escape(name.encode()) + rb"(?:\.[\w.]+)?)$", kallsyms.read_bytes(), re.MULTILINE
+    )
     if not found:
         raise KernelError(f"this kernel has no function {name}", "use attach: tracepoint")
     return str(min(found, key=len), "ascii")
@@ -162,7 +170,7 @@ class Program:
         return bool(self.measured.entry_regs)
 
     def set_clock(self) -> None:
-        """Give the program the distance from the monotonic clock to the wall clock, in ns (suspend and steps move it)."""
+        """Tell the program how far the wall clock is from the monotonic one, in ns (suspend and steps change it)."""
         before = time.monotonic_ns()
         wall = time.time_ns()
         offset = wall - (before + time.monotonic_ns()) // 2
@@ -175,7 +183,7 @@ class Program:
         self._update("labels", key, value)
 
     def set_device(self, key: bytes, value: bytes) -> None:
-        """Tell the program where to count a device's packets, and whether they are wanted. layout.DEVICE_KEY, DEVICE."""
+        """Say where to count a device's packets, and whether they are wanted. Bytes as layout.DEVICE_KEY, DEVICE."""
         self._update("devices", key, value)
 
     def counters(self, slot: int) -> Counters:
@@ -230,7 +238,8 @@ class Program:
         Raises:
             KernelError: the kernel refuses a hook.
         """
-        assert self._child is not None
+        if self._child is None:
+            raise KernelError("the program was attached before")
         self.set_clock()
         _, descriptors = self._child.attach()
         self._links, self._programs = descriptors[: len(self.hooks)], descriptors[len(self.hooks) :]
@@ -259,7 +268,10 @@ class Program:
         self._programs, self._maps = [], {}
 
     def _update(self, table: str, key: bytes, value: bytes) -> None:
-        key_buffer, value_buffer = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
+        key_buffer, value_buffer = (
+            ctypes.create_string_buffer(key, len(key)),
+            ctypes.create_string_buffer(value, len(value)),
+        )
         _bpf(_UPDATE, struct.pack("<IIQQQ", self._maps[table], 0, _address(key_buffer), _address(value_buffer), 0))
 
     def _lookup(self, table: str, key: bytes, size: int) -> bytes:
@@ -314,7 +326,7 @@ def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
 
 
 def _info(descriptor: int) -> bytes:
-    """struct bpf_map_info or bpf_prog_info of a descriptor."""
+    """What the kernel tells of a descriptor: its struct bpf_map_info or bpf_prog_info."""
     buffer = ctypes.create_string_buffer(256)
     _bpf(_OBJECT_INFO, struct.pack("<IIQ", descriptor, len(buffer), _address(buffer)))
     return buffer.raw

@@ -1,7 +1,7 @@
 """What kernel and Python share: sizes of the shared memory, offsets of kernel fields, records of the maps.
 
-In: the kernel's BTF and the sizes asked for. Out: the `-D` definitions that bpf/ is compiled with, and the Python view of
-every record that both sides touch.
+In: the kernel's BTF and the sizes asked for. Out: the `-D` definitions that bpf/ is compiled with, and the
+Python view of every record that both sides touch.
 
 The rule: a number stands in one place. The C side gets each one as a definition from here; the sizes of the records on
 both sides are compared when the program is loaded (loader.py), so a change on one side only cannot go unnoticed.
@@ -179,7 +179,7 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
 
 def _skb(btf: Btf) -> dict[str, int | str]:
     """The fields of sk_buff, and the span of it, from len on, that holds all but dev and sk."""
-    fields = "len data_len protocol skb_iif vlan_proto vlan_tci mac_header end head data".split()
+    fields = ("len", "data_len", "protocol", "skb_iif", "vlan_proto", "vlan_tci", "mac_header", "end", "head", "data")
     values: dict[str, int | str] = {f"SKB_{field.upper()}": btf.offset("sk_buff", field) for field in fields}
     ends = [int(value) + 8 for value in values.values()]
     # Linux 6.1 and older keep the presence of the tag in a bit of its own; later ones test the whole tag for zero.
@@ -203,7 +203,8 @@ def _shared(btf: Btf) -> dict[str, int | str]:
     """The fields of skb_shared_info and of a page fragment: bio_vec until Linux 6.8, skb_frag since."""
     fragment = "skb_frag" if btf.has("skb_frag", "offset") else "bio_vec"
     values: dict[str, int | str] = {
-        f"SHARED_{field.upper()}": btf.offset("skb_shared_info", field) for field in ("nr_frags", "gso_size", "frag_list")
+        f"SHARED_{field.upper()}": btf.offset("skb_shared_info", field)
+        for field in ("nr_frags", "gso_size", "frag_list")
     }
     span = max(int(value) for value in values.values()) + 8
     if span > 64:
@@ -216,4 +217,3 @@ def _shared(btf: Btf) -> dict[str, int | str]:
         "FRAGMENT_OFFSET": btf.offset(fragment, "offset", "bv_offset"),
         "FRAGMENT_LEN": btf.offset(fragment, "len", "bv_len"),
     }
-

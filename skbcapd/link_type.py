@@ -5,7 +5,8 @@ In: the kernel's ARPHRD_* type of a device. Out: the LINKTYPE_* that pcapng and 
 The rule: no header is ever made up. A device whose frames start with the network header is RAW; a device that is not in
 the table is not captured, and said so once.
 
-Source: include/uapi/linux/if_arp.h; the registry of link types (LINKTYPE_*) of tcpdump.org; map_arphrd_to_dlt in libpcap's pcap-linux.c.
+Source: include/uapi/linux/if_arp.h; the registry of link types (LINKTYPE_*) that libpcap keeps;
+map_arphrd_to_dlt in its pcap-linux.c.
 """
 
 from __future__ import annotations

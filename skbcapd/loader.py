@@ -2,9 +2,9 @@
 
 In: definitions, and which hook to take. Out, over a socket: descriptors of maps, programs and links.
 
-The rule: bcc lives in this child only. The compiler (LLVM) takes more than 100 MiB of memory and keeps it; the child's end gives it
-back, and the parent holds nothing but descriptors. It leaves by os._exit, because bcc would detach everything at a
-regular exit.
+The rule: bcc lives in this child only. The compiler (LLVM) takes more than 100 MiB of memory and keeps it; the
+child's end gives it back, and the parent holds nothing but descriptors. The child leaves by os._exit, because bcc would
+detach everything at a regular exit.
 
 bcc raises bare `Exception` and prints the compiler's complaints on stderr: both become one error message here.
 """
@@ -55,9 +55,7 @@ def source() -> str:
     return re.sub(r'#include "(\w+\.h)"\n', lambda match: (SOURCES / match[1]).read_text(), text)
 
 
-def start(
-    maps: Sequence[str], definitions: Mapping[str, int | str], hooks: list[Hook], measure: Hook
-) -> Loader:
+def start(maps: Sequence[str], definitions: Mapping[str, int | str], hooks: list[Hook], measure: Hook) -> Loader:
     """Fork the child; it compiles and loads, attaches `measure`, and waits to be told to attach `hooks`."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     complaints = tempfile.TemporaryFile()  # noqa: SIM115  closed by Loader.close
@@ -69,7 +67,7 @@ def start(
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
             _child(theirs, maps, definitions, hooks, measure)
-        except BaseException:  # the child has no caller: everything becomes a line for the parent
+        except BaseException:  # noqa: BLE001 the child has no caller: everything becomes a line for the parent
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
@@ -125,7 +123,8 @@ class Loader:
                 "run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN; see `skbcapd doctor`",
             )
         return KernelError(
-            "the kernel program could not be loaded: " + (" | ".join(lines[-6:])[-1500:] or "the loader died in silence"),
+            "the kernel program could not be loaded: "
+            + (" | ".join(lines[-6:])[-1500:] or "the loader died in silence"),
             "`skbcapd doctor` tells what this kernel offers",
         )
 

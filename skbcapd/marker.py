@@ -3,14 +3,15 @@
 In: nothing. Out: a packet in the kernel whose bytes, page frame and system call are known beforehand.
 
 It serves two ends: measuring where the kernel maps its pages (kernel.py), and proving on every start that a paged
-frame arrives whole (capture.py). The loopback is in a network namespace of its own, so no firewall, no interface that is
-down and no other capture has a part in it; where namespaces are refused, the present one's loopback is taken.
+frame arrives whole (capture.py). The loopback is in a network namespace of its own, so no firewall, no interface that
+is down and no other capture has a part in it; where namespaces are refused, the present one's loopback is taken.
 
 Source: Documentation/admin-guide/mm/pagemap.rst; sendfile(2) on a UDP socket puts the page itself into the skb.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import mmap
@@ -18,6 +19,7 @@ import os
 import socket
 import struct
 import threading
+from pathlib import Path
 
 from skbcapd.errors import KernelError
 
@@ -62,7 +64,7 @@ class Marker:
                 fcntl.ioctl(end, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
             end.bind(("127.0.0.1", 0))
             end.connect(end.getsockname())
-            end.setblocking(False)
+            end.setblocking(False)  # noqa: FBT003  the name of the method says what is false
             self.net = int.from_bytes(end.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
             self._socket = end
         except OSError as error:
@@ -72,18 +74,17 @@ class Marker:
     def frame_number(self) -> int:
         """The page's frame number; 0 where the kernel does not tell (CAP_SYS_ADMIN is missing)."""
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
-        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
             pagemap.seek(address // mmap.PAGESIZE * 8)
             return int.from_bytes(pagemap.read(8), "little") & _PFN_MASK
 
     def send(self) -> None:
         """Send the bytes once, by one sendfile(2) call of the calling thread, and take them off the socket."""
-        assert self._socket is not None
+        if self._socket is None:
+            raise KernelError("the marker was sent after it was closed")
         os.sendfile(self._socket.fileno(), self._file, OFFSET, SIZE)
-        try:
+        with contextlib.suppress(BlockingIOError):  # not yet delivered: the next call takes it
             self._socket.recv(SIZE)
-        except BlockingIOError:
-            pass  # not yet delivered: the next call takes it
 
     def is_in(self, net: int, frame: memoryview) -> bool:
         """Whether a frame captured in a namespace is the marker's, complete to its last byte."""

@@ -1,7 +1,7 @@
 """The shared segments, read: committed ranges of blocks come out in the order the kernel reserved them.
 
-In: the memory that the kernel program writes (bpf/segment.h). Out: ranges, each with the places of its local blocks; the
-records of those blocks.
+In: the memory that the kernel program writes (bpf/segment.h). Out: ranges, each with the places of its local
+blocks; the records of those blocks.
 
 The rule: a range is handed out only when every byte of it is committed, and its segment is given back only after
 the range has been dealt with. `committed` is read before the cursor: when both are equal, all that was reserved up to
@@ -112,7 +112,9 @@ class SegmentReader:
             if committed != end or (sealed and not end):
                 return
             if end > layout.SEGMENT_SIZE or end < self._done:
-                raise SegmentError(f"segment {self._number} ends at {end}; expected {self._done} to {layout.SEGMENT_SIZE}")
+                raise SegmentError(
+                    f"segment {self._number} ends at {end}; expected {self._done} to {layout.SEGMENT_SIZE}"
+                )
             if end > self._done:
                 start = self._number % self._count * layout.SEGMENT_STRIDE
                 with self._memory[start + self._done : start + end] as view:
@@ -174,7 +176,9 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
     if kind != layout.BLOCK_UPCALL:
         raise SegmentError(f"the block at {offset} is of type {kind:#x}; expected one of Python's")
     at = end - 4 - layout.UPCALL.size
-    net, ifindex, bits, tgid, tid, comm, device, mac, netns, flags, device_type, mac_len = layout.UPCALL.unpack_from(view, at)
+    net, ifindex, bits, tgid, tid, comm, device, mac, netns, flags, device_type, mac_len = layout.UPCALL.unpack_from(
+        view, at
+    )
     return Upcall(
         time_ns=time_ns,
         frame=frame,

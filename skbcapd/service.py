@@ -48,7 +48,7 @@ class Service:
         self._epoll = select.epoll()
         self._signals, self._wake = socket.socketpair()
         for end in (self._signals, self._wake):
-            end.setblocking(False)
+            end.setblocking(False)  # noqa: FBT003  the name of the method says what is false
         self._output_fd = output_fd
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
@@ -75,11 +75,11 @@ class Service:
             pass  # whoever read our output has enough
         finally:
             with contextlib.suppress(BrokenPipeError):
-                self.capture.stop(broken)
+                self.capture.stop(broken=broken)
             signal.set_wakeup_fd(-1)
             self._epoll.close()
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._stopping = True
 
     def _watch(self) -> None:

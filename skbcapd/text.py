@@ -38,9 +38,10 @@ class TextOutput:
         self._interfaces.append(interface)
         return len(self._interfaces) - 1
 
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label) -> None:
+    def write_packet(self, packet: Upcall | Cut, interface_id: int, _stamp: Label) -> None:
         """Print one packet."""
-        assert isinstance(packet, Upcall)  # without labels there is no other
+        if not isinstance(packet, Upcall):
+            raise TypeError("a packet with a label, where there are no labels")
         interface = self._interfaces[interface_id]
         seconds, nanoseconds = divmod(packet.time_ns, 1_000_000_000)
         clock = time.strftime("%H:%M:%S", time.localtime(seconds))
