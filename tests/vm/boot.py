@@ -12,7 +12,6 @@ the function returns: all that it started is one process group, ended at the dea
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import signal
@@ -90,27 +89,29 @@ def run_in_vm(kernel: Path, command: str, deadline_s: float, cpus: int = 2, memo
             *("--cpus", str(cpus), "--memory", memory, "--verbose", "--append", "loglevel=4"),
             *(f"--rwdir={SHARE}={share}", "--rodir=/run/host=/", "--", f"sh {SHARE}/make-root"),
         ]
-        with (share / "console").open("wb") as console:
-            process = subprocess.Popen(
-                machine,
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=console,
-                env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},  # vng finds its parts through PATH
-                start_new_session=True,
-            )
-            try:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(deadline_s)
-            finally:
-                with contextlib.suppress(ProcessLookupError):  # nothing is left of the group
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        process = subprocess.Popen(
+            machine,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="backslashreplace",
+            env={**os.environ, "TMPDIR": name, "PATH": f"{programs}:{os.environ['PATH']}"},  # vng runs parts of its own
+            start_new_session=True,
+        )
+        try:
+            console, _ = process.communicate(timeout=deadline_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            console, _ = process.communicate()  # returns when qemu, too, has let go of the pipe
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         status = _text(share / "status")
         return VmResult(
             returncode=int(status) if status else None,
             output=_text(share / "output"),
-            console=_text(share / "console"),
+            console=console,
             seconds=time.monotonic() - start,
         )
 
