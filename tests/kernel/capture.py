@@ -42,6 +42,11 @@ class Ended:
         found = map(_TOTAL.fullmatch, self.stderr.splitlines())
         return {line[2]: int(line[1]) for line in found if line}
 
+    @property
+    def lost(self) -> int:
+        """How many packets were seen and wanted, but not written, whatever the cause."""
+        return sum(count for cause, count in self.totals.items() if cause not in {"captured", "filtered"})
+
 
 class Capture:
     """A running `skbcapd capture`, ready to see the next frame; killed by `close` if it still runs.

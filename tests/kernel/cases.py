@@ -12,6 +12,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from tests.frames import NTP_FRAME
 from tests.kernel.namespace import Wire
 from tests.kernel.payloads import ICMP, TCP, UDP, UDP_HEADER_BYTES
@@ -143,3 +145,10 @@ CASES = [
     _icmp("icmp", 23),
     _icmp("ping", 23),
 ]
+
+
+def selected(session: pytest.Session) -> list[Case]:
+    """Give the cases that the tests of this run ask for; all of them where no test asks for one."""
+    calls = (getattr(item, "callspec", None) for item in session.items)
+    chosen = [call.params.get("case") for call in calls if call]
+    return [case for case in CASES if case in chosen] or CASES

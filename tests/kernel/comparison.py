@@ -9,6 +9,7 @@ came before.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -24,9 +25,9 @@ from tests.kernel.capture import ROOT, Capture, Ended, read
 from tests.kernel.cases import Case
 from tests.kernel.deadline import DEADLINE_S
 from tests.kernel.namespace import Namespace, Wire
-from tests.kernel.payloads import UDP_HEADER_BYTES, ip_packet
+from tests.kernel.payloads import UDP_HEADER_BYTES, datagrams, ip_packet, stream
 from tests.kernel.reference import Frame, Reference
-from tests.kernel.send.identity import MAGIC, WHO, pattern
+from tests.kernel.send.identity import MAGIC, WHO, pattern, payload
 from tests.kernel.sink import Sink
 
 ETH_P_802_EX1 = 0x88B5  # for local experiments: nobody else sends it
@@ -37,6 +38,7 @@ class Outcome:
     """What one case showed, in the direction that was compared."""
 
     case: Case
+    direction: str
     senders: list[Label]
     error: str
     reference: list[Frame]
@@ -48,14 +50,43 @@ class Outcome:
         theirs = Counter(frame.data for frame in self.reference)
         return (theirs & Counter(packet.data for packet in self.ours)).total()
 
+    def parting(self) -> str:
+        """Say where we part from the reference; empty when both have the same frames in the same order.
+
+        The order is left out where two CPUs may pass the two points at once: threads that send, frames that arrive.
+        """
+        theirs, ours = [frame.data for frame in self.reference], [packet.data for packet in self.ours]
+        if self.direction == "in" or self.case.threads > 1:
+            theirs, ours = sorted(theirs), sorted(ours)
+        return difference(theirs, ours)
+
+    def parting_from_sent(self) -> str:
+        """Say where our frames part from what the sender says it sent; empty when they carry that, and no more."""
+        case, ours = self.case, [packet.data for packet in self.ours]
+        if case.streams:
+            return difference([pattern(case.size)], [stream(ours)])
+        if len(ours) != case.frames:
+            return f"{case.frames} frames were to be sent, ours {len(ours)}"
+        sent = [
+            bytes.fromhex(case.hex) or payload(case.size, sender.tgid, sender.tid, sequence)
+            for sender in self.senders
+            for sequence in range(case.count)
+        ]
+        return difference(sorted(sent), sorted(datagrams(ours, case.protocol) if case.protocol else ours))
+
     def labels(self) -> Counter[str]:
         """Count our packets by their label: `right`, `unknown` or `wrong`."""
         return Counter(self._verdict(packet) for packet in self.ours)
 
     def _verdict(self, packet: Packet) -> str:
-        """A frame that says who sent it must be labelled so; another one with a sender of the case."""
+        """A frame that says who sent it must be labelled so; another one with a sender of the case.
+
+        One that arrives belongs to its receiver, which is this process; its sender's name would be wrong.
+        """
         if packet.label is None:
             return "unknown"
+        if self.direction == "in":
+            return "right" if packet.label.tgid == os.getpid() else "wrong"
         carried = ip_packet(packet.data)
         data = carried.data[UDP_HEADER_BYTES:] if carried and not carried.offset else b""
         if data.startswith(MAGIC) and len(data) >= WHO.size:
@@ -122,6 +153,19 @@ class Comparison:
     written: int
 
 
+def difference(theirs: list[bytes], ours: list[bytes]) -> str:
+    """Say in one line where two recordings part; empty when they are the same."""
+    for number, (reference, own) in enumerate(zip(theirs, ours, strict=False)):
+        if reference != own:
+            at = next(
+                (i for i, (a, b) in enumerate(zip(reference, own, strict=False)) if a != b),
+                min(len(reference), len(own)),
+            )
+            shown = f"{reference[at : at + 32].hex()}, ours {own[at : at + 32].hex()}"
+            return f"frame {number} ({len(reference)} bytes, ours {len(own)}) parts at byte {at}: {shown}"
+    return "" if len(theirs) == len(ours) else f"{len(theirs)} frames, ours {len(ours)}"
+
+
 def compare(cases: Iterable[Case], wire: Wire, directory: Path, direction: str = "out", **settings: str) -> Comparison:
     """Send cases from the near end of a wire, watched there, or watched where they arrive.
 
@@ -135,7 +179,7 @@ def compare(cases: Iterable[Case], wire: Wire, directory: Path, direction: str =
     near, watched = wire.near, wire.near if direction == "out" else wire.far
     capture_file, sent_file = directory / "compared.pcapng", directory / "sent.bin"
     arguments = ["-i", watched.device, "-w", str(capture_file)]
-    seen: list[tuple[Case, list[Label], str, list[Frame]]] = []
+    seen: list[tuple[Case, str, list[Label], str, list[Frame]]] = []
     with (
         closing(Sink(wire.far.namespace)),
         closing(Marker(near.namespace, near.device)) as marker,
@@ -146,8 +190,9 @@ def compare(cases: Iterable[Case], wire: Wire, directory: Path, direction: str =
         for case in cases:
             sent_file.write_bytes(pattern(case.size))
             senders, error = run_sender(near.namespace, case.command(wire, sent_file))
-            frames = reference.read_until(marker.send())
-            seen.append((case, senders, error, [frame for frame in frames if frame.outgoing == (direction == "out")]))
+            both = reference.read_until(marker.send())
+            frames = [frame for frame in both if frame.outgoing == (direction == "out")]
+            seen.append((case, direction, senders, error, frames))
         ended = capture.stop()
     packets = read(capture_file)
     ours = _between([packet for packet in packets if packet.direction == direction], marker.sent)

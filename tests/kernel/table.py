@@ -21,7 +21,7 @@ def add(outcomes: Iterable[Outcome]) -> None:
         sent = outcome.case.frames
         _rows.append(
             (
-                outcome.case.name,
+                f"{outcome.case.name}, {outcome.direction}",
                 f"{outcome.case.size} B" if sent is None else str(sent),
                 *map(str, (len(outcome.reference), len(outcome.ours), outcome.identical)),
                 *(str(labels[verdict]) for verdict in ("right", "unknown", "wrong")),
