@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,15 +55,16 @@ class Capture:
     Args:
         namespace: where it runs, so where its `-i` names are looked up.
         arguments: of the `capture` command.
+        through: a command that starts the command given to it.
         settings: as `--set KEY=VALUE` takes them.
     """
 
-    def __init__(self, namespace: Namespace, *arguments: str, **settings: str) -> None:
+    def __init__(self, namespace: Namespace, *arguments: str, through: Sequence[str] = (), **settings: str) -> None:
         chosen = {"attach": ATTACH} | settings
         words = [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
         self.process = namespace.do(
             subprocess.Popen,
-            [sys.executable, "-m", "skbcapd", "capture", *arguments, *words],
+            [*through, sys.executable, "-m", "skbcapd", "capture", *arguments, *words],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -95,6 +95,18 @@ def test_any_is_every_namespace(
     assert sent(read(file), *markers) == expected
 
 
+def test_ip_netns_exec_will_do(wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path) -> None:
+    """Started by `ip netns exec`, which mounts another /sys without tracefs, it captures as well."""
+    file, namespace = tmp_path / "exec.pcapng", wire.near.namespace
+    through = ("ip", "netns", "exec", namespace.name)
+    with closing(Capture(namespace, "-i", wire.near.device, "-w", str(file), through=through)) as capture:
+        for _ in range(COUNT):
+            markers[0].send()
+        assert capture.stop().exit_code == 0
+
+    assert sent(read(file), markers[0]) == [(wire.near.device, frame) for frame in markers[0].sent]
+
+
 def test_an_unknown_device_is_refused(wire: Wire, tmp_path: Path) -> None:
     """A name that no device of the caller's namespace has is a usage error that says so, and leaves no file."""
     file = tmp_path / "none.pcapng"
