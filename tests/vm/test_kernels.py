@@ -28,8 +28,10 @@ def machine(kernel_name: str) -> boot.VmResult:
 def test_kernel(machine: boot.VmResult, kernel_name: str, attach: str, reports: dict[str, str]) -> None:
     """The kernel tests marked vm pass on this kernel with this way of attaching, none skipped."""
     release = re.search(r"^@ kernel (\S+)$", machine.output, re.MULTILINE)
-    assert release, f"kernel {kernel_name} ran nothing\n{machine.report()}"
     run = re.search(rf"^@ {attach}\n(.*)^@ {attach} (\d+)$", machine.output, re.MULTILINE | re.DOTALL)
-    assert run, f"the run inside did not end\n{machine.report()}"
-    reports[f"kernel {release[1]}, {attach}"] = run[1]
-    assert run[2] == "0", f"pytest inside exited {run[2]}\n{run[1]}"
+    if not release or not run:
+        pytest.fail(f"kernel {kernel_name}: the run inside did not end\n{machine.report()}", pytrace=False)
+    title = f"kernel {release[1]}, {attach}"
+    reports[title] = run[1]
+    if run[2] != "0":
+        pytest.fail(f"pytest inside exited {run[2]}; what it printed stands below under '{title}'", pytrace=False)
