@@ -137,8 +137,9 @@ class _Check:
             with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
                 regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
                 data = (regular and file.read(MAX_BYTES + 1)) or b""
-        except (OSError, ValueError) as error:  # ValueError: NUL or a lone surrogate in the name
-            return self.problem(0, "", f"cannot be read: {getattr(error, 'strerror', None) or error}")
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no file can have this name"  # such as NUL in it
+            return self.problem(0, "", f"cannot be read: {reason}")
         if not regular:
             return self.problem(0, "", "found a device, pipe or socket, expected a file")
         if len(data) > MAX_BYTES:

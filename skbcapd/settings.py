@@ -51,7 +51,7 @@ class Word:
     @property
     def expected(self) -> str:
         """The words."""
-        return f"one of {', '.join(self.words)}" if len(self.words) > 1 else self.words[0]
+        return f"one of {', '.join(self.words)}"
 
     def parse(self, text: str) -> str:
         """The word itself."""

@@ -242,10 +242,8 @@ LEVEL = ("log:\n  level:", "one of debug, info, warning, error", "the default is
             for text in ["63", "262145", "-5", "9.5", "1e3", "0x40", "0100", "1_000", "64B", "1KiB", "all", "٩٩"]
         ),
         (SNAPLEN, "9" * 5000, f'"{"9" * 60}..."'),
-        *(
-            (SIZE, text, f'"{text}"')
-            for text in ["64MB", "64mib", "1.5GiB", "-5", "4095KiB", "5GiB", "MiB", "4194303", "64MiBs"]
-        ),
+        *((SIZE, text, f'"{text}"') for text in ["64MB", "64mib", "1.5GiB", "-5", "4095KiB", "5GiB", "MiB"]),
+        (SIZE, "4194303", '"4194303"'),
         (SIZE, "64 MiB", '"64 MiB"'),
         (SIZE, "", "nothing"),
         (SIZE, "[64MiB]", "a list"),
@@ -350,7 +348,7 @@ def test_alias_bomb_is_refused_at_the_first_alias(path: Path) -> None:
         ("fifo", "found a device, pipe or socket, expected a file"),
         ("loop", "cannot be read: Too many levels of symbolic links"),
         ("unreadable", "cannot be read: Input/output error"),
-        ("a\0b", "cannot be read: embedded null byte"),
+        ("a\0b", "cannot be read: no file can have this name"),
         ("x" * 300, "cannot be read: File name too long"),
     ],
     ids=shown,
@@ -444,30 +442,17 @@ def test_duration_has_a_unit() -> None:
 
 # Anything at all.
 
+SYNTAX = "\n|\n|\n  |\n  |\n- | - |: |: |, |[|]|{|}|---\n|...\n|<<|? |&a |*a|!|!<|!!str |%YAML 1.1\n|%TAG ! x\n"
+SCALARS = '\'|"|\\|>-\n|>2\n|"\\U|"\\x|#|@|`|~|=|0x|1e9|4MiB|-1|2026-11-23|on|null|é|\ufeff|\u2028|\x85|\t|\r'
 ATOMS = [
-    *(part for key in ROWS for part in (key, key.rpartition(".")[2] + ":", key.partition(".")[0] + ":\n  ")),
+    *(part for key in ROWS for part in (key, key.rpartition(".")[2] + ": ", key.partition(".")[0] + ":\n  ")),
     *(word for row in ROWS.values() for word in row.default.split(", ")),
-    *":-?,[]{}&*!|>'\"%@`#~=\t\n\r\x00\x1b\x85\u2028\ufeff\ud800é",
-    *[
-        "\n",
-        "\n  ",
-        "\n- ",
-        ": ",
-        " ",
-        "---\n",
-        "...\n",
-        "<<: ",
-        "&a ",
-        "*a",
-        "!!python/name:os.abort",
-        "!<",
-        "%YAML 1.1\n",
-    ],
-    *["|2\n", ">-\n", '"\\U', '"\\x', "%TAG ! x\n", "0x", "1e9", "2026-11-23", "on", "null", "9" * 5000, "x" * 1100],
+    *SYNTAX.split("|"),
+    *SCALARS.split("|"),
+    *("|", "9" * 5000, "x" * 1100),
 ]
-YAML_LIKE = st.lists(st.sampled_from(ATOMS), max_size=40).map(
-    lambda parts: "".join(parts).encode("utf-8", "surrogatepass")
-)
+YAML_LIKE = st.lists(st.sampled_from(ATOMS), max_size=40).map(lambda parts: "".join(parts).encode())
+JUNK = st.binary() | st.text(st.characters()).map(lambda text: text.encode("utf-8", "surrogatepass"))
 
 
 @st.composite
@@ -477,7 +462,9 @@ def mutants(draw: st.DrawFn) -> bytes:
     for _ in range(draw(st.integers(1, 5))):
         start = draw(st.integers(0, len(text)))
         end = start + draw(st.integers(0, 20))
-        text = text[:start] + draw(YAML_LIKE | st.binary(max_size=4)) + text[end:]
+        text = (
+            text[:start] + draw(YAML_LIKE | st.binary(max_size=4) | st.sampled_from(ATOMS).map(str.encode)) + text[end:]
+        )
     return text
 
 
@@ -508,7 +495,7 @@ def assert_readable(error: ConfigError, content: bytes) -> None:
         assert len(text) < 1500
 
 
-@given(content=st.binary() | YAML_LIKE | mutants())
+@given(content=JUNK | YAML_LIKE | mutants())
 @example(content=b"a: !\n")
 @example(content=b'"\\')
 @example(content=b"\xef\xbb\xbf\xef\xbb\xbf")
