@@ -79,7 +79,7 @@ class Btf:
     def _index(self) -> None:
         types, unpack, position, number = self._types, _TYPE.unpack_from, 0, 0
         end = len(types)
-        while position < end:
+        while position <= end - _TYPE.size:
             name, info, _ = unpack(types, position)
             number += 1
             self._at.append(position)
@@ -92,9 +92,12 @@ class Btf:
                     "a newer kernel than this version of skbcapd knows: please report it",
                 )
             position += 12 + _FIXED.get(kind, 0) + _PER_MEMBER.get(kind, 0) * (info & 0xFFFF)
+        if position != end:
+            raise BtfError(f"BTF has {end} bytes of types; they end within the last of {number} types or behind it")
 
-    def _name(self, position: int) -> str:
-        return self._strings[position : self._strings.index(0, position)].decode()
+    def _is_composite(self, number: int) -> bool:
+        """Whether a type id is a struct or union; 0 is void."""
+        return bool(number) and _TYPE.unpack_from(self._types, self._at[number])[1] >> 24 & 31 in (_STRUCT, _UNION)
 
     def _find(self, name: str) -> int:
         encoded = b"\0" + name.encode() + b"\0"
@@ -106,23 +109,31 @@ class Btf:
             position = self._strings.find(encoded, position + 1)
         raise BtfError(f"struct {name} is not in this kernel's BTF", "the kernel is too old or too new for skbcapd")
 
-    def _members(self, number: int) -> Iterator[tuple[str, int, int, int]]:
+    def _members(self, number: int) -> Iterator[tuple[bytes, int, int, int]]:
         """Each member as (name, type id, bit offset, bit width or 0 when it is no bitfield)."""
         position = self._at[number]
         _, info, _ = _TYPE.unpack_from(self._types, position)
         for index in range(info & 0xFFFF):
-            name, kind, offset = _TYPE.unpack_from(self._types, position + 12 + 12 * index)
-            yield self._name(name), kind, offset & 0xFFFFFF if info >> 31 else offset, offset >> 24 if info >> 31 else 0
+            at, kind, offset = _TYPE.unpack_from(self._types, position + 12 + 12 * index)
+            end = self._strings.find(0, at)
+            if end < 0 or kind >= len(self._at):
+                raise BtfError(f"BTF type {number} has a member of name {at} and type {kind}; expected both to exist")
+            name = self._strings[at:end]
+            yield name, kind, offset & 0xFFFFFF if info >> 31 else offset, offset >> 24 if info >> 31 else 0
 
     def _field(self, number: int, field: str) -> tuple[int, int] | None:
         """Bit offset and bitfield width of a field, also inside anonymous members."""
-        for name, kind, offset, width in self._members(number):
-            if name == field:
-                return offset, width
-            if not name and _TYPE.unpack_from(self._types, self._at[kind])[1] >> 24 & 31 in (_STRUCT, _UNION):
-                inner = self._field(kind, field)
-                if inner is not None:
-                    return offset + inner[0], inner[1]
+        pending, looked_at = [(number, 0)], set()
+        while pending:
+            number, base = pending.pop()
+            if number in looked_at:  # only a broken blob has a type twice, or within itself
+                continue
+            looked_at.add(number)
+            for name, kind, offset, width in self._members(number):
+                if name == field.encode():
+                    return base + offset, width
+                if not name and self._is_composite(kind):
+                    pending.append((kind, base + offset))
         return None
 
     def bits(self, struct_name: str, field: str) -> tuple[int, int]:
