@@ -22,6 +22,7 @@ from skbcapd.errors import SegmentError
 from skbcapd.layout import Geometry
 
 _BLOCK = struct.Struct("<IIIIIII")  # type, length, interface id, time high, time low, captured length, original length
+_BLOCK_MIN = _BLOCK.size + 4  # the length stands again at the end
 _USED, _COMMITTED, _UPCALLS = range(3)
 
 
@@ -78,7 +79,8 @@ class SegmentReader:
 
     Args:
         memory: the segments, layout.SEGMENT_STRIDE bytes each.
-        control: struct control as u64 words; `tail` and the states of consumed segments are written.
+        control: struct control as u64 words, nothing in it reserved yet; cursor and tail are set, later `tail` and the
+            states of consumed segments are written.
         geometry: how many segments.
     """
 
@@ -86,10 +88,12 @@ class SegmentReader:
         self._memory = memory
         self._control = control
         self._count = geometry.segment_count
-        self._number = 0  # of the segment being read
+        # Numbers begin with the second round: a list's entry that was never written, 0, is then of no segment's.
+        self._number = self._count  # of the segment being read
         self._done = 0  # bytes of it already handed out
         self._listed = 0  # entries of its list already looked at
         self._open: list[int] = []  # entries whose block was not committed yet
+        control[layout.CURSOR], control[layout.TAIL] = self._number << 32, self._number
 
     @property
     def is_drained(self) -> bool:
@@ -118,22 +122,23 @@ class SegmentReader:
             if end > self._done:
                 start = self._number % self._count * layout.SEGMENT_STRIDE
                 with self._memory[start + self._done : start + end] as view:
-                    yield Range(view, self._local_blocks(control[state + _UPCALLS], start, end, view))
-                self._done = end
+                    local, listed, still_open = self._local_blocks(control[state + _UPCALLS], start, end, view)
+                    yield Range(view, local)
+                self._done, self._listed, self._open = end, listed, still_open
             if not sealed:
                 return
             control[state + _USED] = control[state + _COMMITTED] = control[state + _UPCALLS] = 0
             self._number += 1
-            self._done = self._listed = 0
-            self._open.clear()
+            self._done, self._listed, self._open = 0, 0, []
             control[layout.TAIL] = self._number
 
-    def _local_blocks(self, upcalls: int, start: int, end: int, view: memoryview) -> list[int]:
-        """Offsets in `view` of its local blocks: from the segment's list, or by a walk where the list is too short."""
+    def _local_blocks(self, upcalls: int, start: int, end: int, view: memoryview) -> tuple[list[int], int, list[int]]:
+        """Offsets in `view` of its local blocks: from the segment's list, or by a walk where the list is too short.
+
+        With them comes what to remember once they are dealt with: entries looked at, entries still open.
+        """
         if upcalls > layout.UPCALLS_LISTED:
-            return [offset for offset, kind, _ in walk(view) if kind != layout.BLOCK_PACKET]
-        if upcalls == self._listed and not self._open:
-            return []
+            return [offset for offset, kind, _ in walk(view) if kind != layout.BLOCK_PACKET], upcalls, []
         found, still_open = [], []
         for entry in [*self._open, *range(self._listed, upcalls)]:
             place = int.from_bytes(self._memory[start + layout.LISTING + 8 * entry :][:8], "little")
@@ -141,8 +146,7 @@ class SegmentReader:
                 found.append((place & 0xFFFFFFFF) - self._done)
             else:  # listed by a packet that came after this range
                 still_open.append(entry)
-        self._listed, self._open = upcalls, still_open
-        return sorted(found)
+        return sorted(found), upcalls, still_open
 
 
 def walk(view: memoryview) -> Iterator[tuple[int, int, int]]:
@@ -153,28 +157,38 @@ def walk(view: memoryview) -> Iterator[tuple[int, int, int]]:
     """
     offset = 0
     while offset < len(view):
-        kind, size = struct.unpack_from("<II", view, offset)
-        if size < 32 or size & 3 or offset + size > len(view):
-            raise SegmentError(f"a block at {offset} of {len(view)} bytes claims to be {size} bytes long")
+        kind, size = _block_at(view, offset)
         yield offset, kind, size
         offset += size
+
+
+def _block_at(view: memoryview, offset: int) -> tuple[int, int]:
+    """Type and length of a block that lies inside the range."""
+    kind, size = struct.unpack_from("<II", view, offset) if 0 <= offset <= len(view) - _BLOCK_MIN else (0, 0)
+    if size < _BLOCK_MIN or size & 3 or offset + size > len(view):
+        raise SegmentError(f"a block at {offset} of {len(view)} bytes claims to be {size} bytes long")
+    return kind, size
 
 
 def read_local(view: memoryview, offset: int) -> Upcall | Cut:
     """Decode the local block at an offset of a range.
 
     Raises:
-        SegmentError: it is no local block.
+        SegmentError: it is no local block, or not a whole one.
     """
-    kind, size, number, high, low, cap_len, original_len = _BLOCK.unpack_from(view, offset)
+    kind, size = _block_at(view, offset)
+    if kind not in (layout.BLOCK_UPCALL, layout.BLOCK_CUT):
+        raise SegmentError(f"the block at {offset} is of type {kind:#x}; expected one of Python's")
+    _, _, number, high, low, cap_len, original_len = _BLOCK.unpack_from(view, offset)
     time_ns = high << 32 | low
+    behind, needed = size - _BLOCK_MIN - cap_len, 4 if kind == layout.BLOCK_CUT else layout.UPCALL.size
+    if behind < needed:
+        raise SegmentError(f"the block at {offset} has {behind} bytes behind its frame; expected {needed} or more")
     frame = view[offset + _BLOCK.size : offset + _BLOCK.size + cap_len]
     end = offset + size
     if kind == layout.BLOCK_CUT:
         (flags,) = struct.unpack_from("<I", view, end - 8)
         return Cut(time_ns, frame, original_len, number, flags, size)
-    if kind != layout.BLOCK_UPCALL:
-        raise SegmentError(f"the block at {offset} is of type {kind:#x}; expected one of Python's")
     at = end - 4 - layout.UPCALL.size
     net, ifindex, bits, tgid, tid, comm, device, mac, netns, flags, device_type, mac_len = layout.UPCALL.unpack_from(
         view, at
