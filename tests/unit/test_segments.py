@@ -1,0 +1,472 @@
+"""The reader of the shared segments, against memory written as bpf/segment.h writes it."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from skbcapd import layout
+from skbcapd.errors import SegmentError
+from skbcapd.segments import Cut, SegmentReader, Upcall, read_local, walk
+from tests.frames import NTP_FRAME
+from tests.unit.writer import COMMITTED, UPCALLS, USED, Writer, block, cut, packet, upcall
+
+SMALL = b"\xee" * 100
+LARGE = bytes(layout.SEGMENT_SIZE // 2 - 32)  # two blocks of it fill a segment to its last byte
+
+
+class Shared(Writer):
+    """Shared memory with a reader."""
+
+    def __init__(self, segments: int = 4) -> None:
+        super().__init__(segments)
+        self.reader = SegmentReader(self.memory, self.control, self.geometry)
+
+    def read(self) -> list[tuple[list[int], list[int]]]:
+        """Each range as (its blocks' numbers, places among them of the local ones)."""
+        ranges = []
+        for found in self.reader.ranges():
+            places = {offset: place for place, (offset, _, _) in enumerate(walk(found.view))}
+            numbers = [struct.unpack_from("<I", found.view, offset + 8)[0] for offset in places]
+            ranges.append((numbers, [places[offset] for offset in found.local]))
+        return ranges
+
+
+def step(writer: Iterator[bool], steps: int) -> None:
+    """Let a writer take some of its steps."""
+    for _ in range(steps):
+        assert next(writer)
+
+
+def test_nothing_is_read_of_nothing() -> None:
+    """A capture without a packet has no range and is drained."""
+    shared = Shared()
+    assert shared.read() == []
+    assert shared.reader.is_drained
+
+
+def test_blocks_come_once_and_in_order() -> None:
+    """What is committed is one range; the next read begins behind it."""
+    shared = Shared()
+    shared.put(packet(1), packet(2, SMALL))
+    assert not shared.reader.is_drained
+    assert shared.read() == [([1, 2], [])]
+    assert shared.reader.is_drained
+    assert shared.read() == []
+    shared.put(packet(3))
+    assert shared.read() == [([3], [])]
+
+
+def test_a_reader_that_stops_in_a_range_gets_it_again() -> None:
+    """A range counts as read only once the next is asked for: an output that fails does not lose it."""
+    shared = Shared()
+    shared.put(packet(1), upcall(b"", number=2))
+    for _ in shared.reader.ranges():
+        break
+    assert not shared.reader.is_drained
+    assert shared.read() == [([1, 2], [1])]
+
+
+def test_nothing_behind_an_uncommitted_block_is_read() -> None:
+    """A block that is reserved and not committed holds back all that follows, until it is committed."""
+    shared = Shared()
+    shared.put(packet(1))
+    slow = shared.steps(packet(2))
+    step(slow, 1)
+    shared.put(packet(3))
+    assert shared.read() == []
+    assert not shared.reader.is_drained
+    assert all(list(slow))
+    assert shared.read() == [([1, 2, 3], [])]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_sealed_segment_waits_for_its_length(steps: int) -> None:
+    """A segment whose successor is begun is not read before its writer has stored how much of it is used."""
+    shared = Shared()
+    first, sealing = shared.steps(packet(1, LARGE)), shared.steps(packet(2, LARGE + SMALL))
+    step(first, steps)
+    step(sealing, 1)
+    assert shared.read() == []
+    step(sealing, 1)
+    list(first)
+    assert shared.read() == [([1], [])]
+    list(sealing)
+    assert shared.read() == [([2], [])]
+
+
+def test_a_segment_filled_to_its_last_byte() -> None:
+    """A segment that is exactly full is read at once, and its seal later adds nothing."""
+    shared = Shared()
+    shared.put(packet(1, LARGE), packet(2, LARGE))
+    assert shared.read() == [([1, 2], [])]
+    assert shared.reader.is_drained
+    shared.put(packet(3))
+    assert not shared.reader.is_drained
+    assert shared.read() == [([3], [])]
+
+
+def test_a_full_ring_takes_nothing_until_it_is_read() -> None:
+    """With every segment in use there is no room; reading gives the segments back, and the next rounds go on."""
+    shared = Shared()
+    for room in (8, 6, 6):  # the last segment read stays in use, full as it is
+        assert shared.put(*(packet(number, LARGE) for number in range(10))) == room
+        assert shared.put(packet(11)) == 0
+        assert [number for found, _ in shared.read() for number in found] == list(range(room))
+        assert shared.reader.is_drained
+
+
+def test_a_segment_is_given_back_only_after_its_range() -> None:
+    """While a range is being written its segment is not free; once the next is asked for it is, and nothing is left."""
+    shared = Shared()
+    shared.put(packet(1, LARGE), upcall(b"", number=2), packet(3, LARGE))
+    before = shared.control[layout.TAIL]
+    state = [shared.state(before, word) for word in (USED, COMMITTED, UPCALLS)]
+    ranges = shared.reader.ranges()
+    first = next(ranges)
+    assert shared.control[layout.TAIL] == before
+    assert next(ranges).view[8] == 3
+    assert shared.control[layout.TAIL] == before + 1
+    assert [shared.control[word] for word in state] == [0, 0, 0]
+    with pytest.raises(ValueError, match="released"):
+        first.view[0]
+
+
+def test_local_blocks_are_found_by_the_list() -> None:
+    """The list tells where local blocks lie, in whatever order their writers came to it, range by range."""
+    shared = Shared()
+    early, late = shared.steps(upcall(SMALL, number=1)), shared.steps(cut(2, SMALL, 0, 200))
+    step(early, 1)
+    assert all(list(late))  # reserved later, listed first
+    assert all(list(early))
+    shared.put(packet(3))
+    assert shared.read() == [([1, 2, 3], [0, 1])]
+    shared.put(packet(4), upcall(SMALL, number=5))
+    assert shared.read() == [([4, 5], [1])]
+    shared.put(packet(6))
+    assert shared.read() == [([6], [])]
+
+
+class Watched:
+    """struct control, where other CPUs may go on whenever the reader looks: `look` is told the word's index before."""
+
+    def __init__(self, control: memoryview, look: Callable[[int], None]) -> None:
+        self.control = control
+        self.look = look
+
+    def once(self, index: int, action: Callable[[], object]) -> None:
+        """Act when the reader looks at a word for the first time."""
+
+        def look(looked_at: int) -> None:
+            if looked_at == index:
+                self.look = lambda _: None
+                action()
+
+        self.look = look
+
+    def __getitem__(self, index: int) -> int:
+        self.look(index)
+        return int(self.control[index])
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self.look(index)
+        self.control[index] = value
+
+
+@pytest.mark.parametrize("word", ["cursor", "committed"])
+def test_a_block_committed_while_the_reader_looks(word: str) -> None:
+    """Bytes committed behind an uncommitted block do not stand for it, whenever they come."""
+    shared = Shared()
+    control = Watched(shared.control, lambda _: None)
+    shared.reader = SegmentReader(shared.memory, control, shared.geometry)  # type: ignore[arg-type]
+    slow = shared.steps(packet(1))
+    step(slow, 1)
+    committed = shared.state(shared.geometry.segment_count, COMMITTED)
+    control.once(layout.CURSOR if word == "cursor" else committed, lambda: shared.put(packet(2)))
+    assert shared.read() == []
+    list(slow)
+    assert shared.read() == [([1, 2], [])]
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+@pytest.mark.parametrize("rounds", [0, 1, 2])
+def test_an_entry_that_comes_while_the_reader_looks(rounds: int, steps: int) -> None:
+    """A local block behind the range is none of it: whether its place is in the list or what was there before it."""
+    shared = Shared()
+    control = Watched(shared.control, lambda _: None)
+    shared.reader = SegmentReader(shared.memory, control, shared.geometry)  # type: ignore[arg-type]
+    early = upcall(SMALL, number=1)
+    for _ in range(rounds * shared.geometry.segment_count):
+        shared.put(early, packet(2, bytes(layout.SEGMENT_SIZE - len(early) - 32)))
+        assert shared.read() == [([1, 2], [0])]
+    shared.put(packet(3))
+    late = shared.steps(upcall(SMALL, number=4))
+    control.once(shared.state(shared.control[layout.CURSOR] >> 32, UPCALLS), lambda: step(late, steps))
+    assert shared.read() == [([3], [])]
+    assert all(list(late))
+    assert shared.read() == [([4], [0])]
+
+
+def test_more_local_blocks_than_the_list_holds() -> None:
+    """Where the list is too short no local block is missed; the next segment has a list again."""
+    shared = Shared()
+    count = layout.UPCALLS_LISTED
+    shared.put(*(upcall(b"", number=number) for number in range(count)))
+    assert shared.read() == [(list(range(count)), list(range(count)))]
+    shared.put(packet(1), cut(2, b"", 0, 0), packet(3))
+    assert shared.read() == [([1, 2, 3], [1])]
+    shared.put(packet(4))
+    assert shared.read() == [([4], [])]
+    shared.put(packet(5, LARGE), packet(6, LARGE), upcall(b"", number=7))
+    assert shared.read() == [([5], []), ([6, 7], [1])]
+
+
+def test_a_list_too_short_leaves_nothing_open() -> None:
+    """An entry that waited for its block when the list became too short is forgotten with its segment."""
+    shared = Shared()
+    control = Watched(shared.control, lambda _: None)
+    shared.reader = SegmentReader(shared.memory, control, shared.geometry)  # type: ignore[arg-type]
+    shared.put(packet(1))
+    late = shared.steps(upcall(b"", number=2))
+    control.once(shared.state(shared.geometry.segment_count, UPCALLS), lambda: step(late, 2))
+    assert shared.read() == [([1], [])]
+    list(late)
+    shared.put(*(upcall(b"", number=3) for _ in range(layout.UPCALLS_LISTED)))
+    assert len(shared.read()[0][1]) == layout.UPCALLS_LISTED + 1
+    shared.put(packet(4, LARGE), packet(5, LARGE), upcall(b"", number=6))
+    assert shared.read() == [([4], []), ([5, 6], [1])]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"cursor": layout.SEGMENT_SIZE + 4, "committed": layout.SEGMENT_SIZE + 4}, "expected 32 to 2097152"),
+        ({"cursor": 8, "committed": 8}, "ends at 8; expected 32"),
+        ({"cursor": 1 << 32 | 100, "committed": 8, "used": 8}, "ends at 8; expected 32"),
+    ],
+)
+def test_progress_that_cannot_be(words: dict[str, int], message: str) -> None:
+    """A segment that ends outside itself, or before what was read of it, is an error, not a guess."""
+    shared = Shared()
+    shared.put(packet(1))
+    shared.read()
+    number = shared.control[layout.CURSOR] >> 32
+    shared.control[layout.CURSOR] = (number << 32) + words["cursor"]
+    shared.control[shared.state(number, 1)] = words["committed"]
+    shared.control[shared.state(number, USED)] = words.get("used", 0)
+    with pytest.raises(SegmentError, match=message):
+        shared.read()
+
+
+# Blocks
+
+
+@pytest.mark.parametrize("frame", [b"", b"\x01", NTP_FRAME, bytes(range(256)) * 5])
+def test_an_upcall_is_read_back(frame: bytes) -> None:
+    """Everything that the kernel program tells of a packet without a label is read back, frame and padding apart."""
+    made = packet(1) + upcall(
+        frame,
+        time_ns=1_622_469_600_123_456_789,
+        original_len=len(frame) + 3,
+        net=1 << 63,
+        ifindex=7,
+        direction=1,
+        via=4,
+        comm=b"chronyd\0was else",
+        device=b"eth0\0old",
+        mac=b"\1\2\3\4\5\6",
+        flags=0x801,
+        device_type=65534,
+    )
+    found = read_local(memoryview(made), 32)
+
+    assert isinstance(found, Upcall)
+    assert bytes(found.frame) == frame
+    assert found.key == layout.KEY.pack(1 << 63, 7, 1 | 4 << 8, 1058, 1059)
+    assert (found.time_ns, found.original_len, found.size) == (
+        1_622_469_600_123_456_789,
+        len(frame) + 3,
+        len(made) - 32,
+    )
+    assert (found.net, found.ifindex, found.direction, found.via, found.tgid, found.tid) == (
+        1 << 63,
+        7,
+        1,
+        4,
+        1058,
+        1059,
+    )
+    assert (found.comm, found.device, found.mac) == (b"chronyd", b"eth0", b"\1\2\3\4\5\6")
+    assert (found.netns, found.flags, found.device_type) == (4026531840, 0x801, 65534)
+
+
+@pytest.mark.parametrize(("got", "wanted"), [(0, 90), (41, 90), (89, 90), (90, 1501)])
+def test_a_cut_frame_is_read_back(got: int, wanted: int) -> None:
+    """Of a frame that could not be read to its end there are the bytes that could, its length, label and flags."""
+    made = cut(0x80000001, NTP_FRAME[:got], 0x802, wanted)
+
+    assert read_local(memoryview(made), 0) == Cut(7, memoryview(NTP_FRAME[:got]), wanted, 0x80000001, 0x802, len(made))
+
+
+def resized(made: bytes, at: int, value: int) -> bytes:
+    """A block with one of its words changed."""
+    return made[:at] + struct.pack("<I", value & 0xFFFFFFFF) + made[at + 4 :]
+
+
+LENGTH, CAP_LEN = 4, 20
+UPCALL_SIZE = len(upcall(NTP_FRAME))
+
+
+@pytest.mark.parametrize(
+    "size", [0, 4, 28, 31, 33, UPCALL_SIZE - 2, UPCALL_SIZE + 4, 0x7FFFFFFC, 0xFFFFFFFC, 0xFFFFFFFF]
+)
+def test_a_length_that_cannot_be(size: int) -> None:
+    """A block shorter than its own frame, of no multiple of four, or longer than the range, is an error."""
+    view = memoryview(resized(upcall(NTP_FRAME), LENGTH, size))
+    with pytest.raises(SegmentError):
+        list(walk(view))
+    with pytest.raises(SegmentError):
+        read_local(view, 0)
+
+
+@pytest.mark.parametrize(
+    ("made", "offset"),
+    [
+        (packet(1, NTP_FRAME), 0),
+        (upcall(NTP_FRAME), UPCALL_SIZE),
+        (upcall(NTP_FRAME), UPCALL_SIZE - 4),
+        (upcall(NTP_FRAME), -UPCALL_SIZE),
+        (resized(upcall(NTP_FRAME), CAP_LEN, 93), 0),
+        (resized(upcall(NTP_FRAME), CAP_LEN, 0xFFFFFFFF), 0),
+        (resized(cut(1, NTP_FRAME, 0, 90), CAP_LEN, 97), 0),
+        (block(layout.BLOCK_UPCALL, 0, b"", bytes(layout.UPCALL.size - 4)), 0),
+        (block(layout.BLOCK_CUT, 0, b"", b""), 0),
+        (block(0x80000003, 0, NTP_FRAME, bytes(layout.UPCALL.size)), 0),
+    ],
+)
+def test_what_is_no_local_block(made: bytes, offset: int) -> None:
+    """A block that is no local one, or has no room for what it should hold, is an error."""
+    with pytest.raises(SegmentError):
+        read_local(memoryview(made), offset)
+
+
+@given(st.binary(max_size=96), st.binary(max_size=300), st.integers(-8, 400))
+def test_any_bytes_give_blocks_or_an_error(head: bytes, tail: bytes, offset: int) -> None:
+    """Whatever lies in memory, reading it gives blocks inside of it or a SegmentError, never another exception."""
+    view = memoryview(head + upcall(tail)[: len(tail)] + tail)
+    with contextlib.suppress(SegmentError):
+        assert all(size >= 32 and at + size <= len(view) for at, _, size in walk(view))
+    with contextlib.suppress(SegmentError):
+        assert len(read_local(view, offset).frame) <= len(view)
+
+
+SIZES = st.sampled_from([0, 8, 96, len(LARGE), layout.SEGMENT_SIZE - 1024])
+
+
+class Interleaved(RuleBasedStateMachine):
+    """Several writers and the reader, taking turns at any step: each block comes out once, whole, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = Writer()
+        self.meanwhile: list[int] = []
+        self.control = Watched(self.shared.control, lambda _: self.look())
+        self.reader = SegmentReader(self.shared.memory, self.control, self.shared.geometry)  # type: ignore[arg-type]
+        self.writers: list[Iterator[bool]] = []
+        self.reserved: list[bytes] = []
+        self.seen = 0
+
+    def begin(self, size: int, *, local: bool) -> None:
+        """A packet: its writer takes the first step, the reservation, which gives the packet its place in the order."""
+        number = len(self.reserved) + 1
+        frame = struct.pack("<I", number) * (size // 4)
+        made = upcall(frame, number=number) if local else packet(number, frame)
+        writer = self.shared.steps(made)
+        if next(writer):
+            self.reserved.append(made)
+            self.writers.append(writer)
+
+    def step(self, which: int) -> None:
+        """One of the writers goes on."""
+        if self.writers:
+            writer = self.writers[which % len(self.writers)]
+            if next(writer, None) is None:
+                self.writers.remove(writer)
+
+    def look(self) -> None:
+        """The reader looks at a word."""
+        if self.meanwhile:
+            which = self.meanwhile.pop()
+            if which >= 0:
+                self.step(which)
+            else:
+                self.begin(8, local=which == -1)
+
+    def read_all(self) -> None:
+        """The reader takes what it gets."""
+        for found in self.reader.ranges():
+            local = [offset for offset, kind, _ in walk(found.view) if kind != layout.BLOCK_PACKET]
+            assert found.local == local
+            for offset, _, size in walk(found.view):
+                assert found.view[offset : offset + size] == self.reserved[self.seen]
+                self.seen += 1
+
+    @rule(size=SIZES, local=st.booleans())
+    def write(self, size: int, *, local: bool) -> None:
+        """A packet."""
+        self.begin(size, local=local)
+
+    @rule(size=SIZES, local=st.booleans())
+    def write_whole(self, size: int, *, local: bool) -> None:
+        """A packet whose writer is not interrupted."""
+        self.begin(size, local=local)
+        self.finish(-1)
+
+    @rule(which=st.integers(0, 7))
+    def finish(self, which: int) -> None:
+        """One of the writers goes on to its end."""
+        if self.writers:
+            list(self.writers.pop(which % len(self.writers)))
+
+    @rule(which=st.lists(st.integers(0, 7), min_size=1, max_size=4))
+    def go_on(self, which: list[int]) -> None:
+        """Some writers go on."""
+        for number in which:
+            self.step(number)
+
+    @rule()
+    def crowd(self) -> None:
+        """More packets than the list of local blocks holds, in three goes."""
+        for _ in range(layout.UPCALLS_LISTED * 2 // 5):
+            self.write_whole(0, local=True)
+
+    @rule(meanwhile=st.lists(st.integers(-2, 7), max_size=12))
+    def read(self, meanwhile: list[int]) -> None:
+        """The reader reads; whenever it looks, a writer goes on or (negative) a new one begins."""
+        self.meanwhile = meanwhile
+        self.read_all()
+        self.meanwhile = []
+
+    @invariant()
+    def nothing_is_ahead(self) -> None:
+        """The reader never says it is drained while something is left."""
+        if self.reader.is_drained:
+            assert self.seen == len(self.reserved)
+
+    def teardown(self) -> None:
+        """Once all writers are done, everything is read."""
+        while self.writers:
+            self.finish(0)
+        self.read_all()
+        assert self.seen == len(self.reserved)
+        assert self.reader.is_drained
+
+
+TestInterleaved = Interleaved.TestCase
+TestInterleaved.settings = settings(max_examples=50, stateful_step_count=40)

@@ -1,0 +1,108 @@
+"""The kernel program's side of the shared segments, in Python: bpf/segment.h step by step, and blocks to write.
+
+Each step that another CPU could see is one turn of a generator, so that a test can interleave several writers.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from skbcapd import layout
+from skbcapd.layout import Geometry
+
+USED, COMMITTED, UPCALLS = range(3)
+
+
+class Writer:
+    """Shared memory of some segments, as mapped after load: all zeros."""
+
+    def __init__(self, segments: int = 4) -> None:
+        self.geometry = Geometry(segments)
+        self.bytes = bytearray(layout.SEGMENT_STRIDE * segments)
+        self.memory = memoryview(self.bytes)
+        self.control = memoryview(bytearray(self.geometry.control_size)).cast("Q")
+
+    def state(self, number: int, word: int) -> int:
+        """Index in `control` of a word of a segment's state."""
+        return layout.STATES + number % self.geometry.segment_count * layout.STATE_WORDS + word
+
+    def steps(self, block: bytes) -> Iterator[bool]:
+        """One writer on its way: reserve, then commit. Yields True after each step; False where there is no room."""
+        cursor = self.control[layout.CURSOR]
+        number, at = cursor >> 32, cursor & 0xFFFFFFFF
+        sealed = at + len(block) > layout.SEGMENT_SIZE
+        if sealed:
+            number += 1
+            if number >= self.control[layout.TAIL] + self.geometry.segment_count:
+                yield False
+                return
+        start = 0 if sealed else at
+        self.control[layout.CURSOR] = number << 32 | start + len(block)
+        yield True
+        if sealed:
+            self.control[self.state(number - 1, USED)] = at
+            yield True
+        base = number % self.geometry.segment_count * layout.SEGMENT_STRIDE
+        self.bytes[base + start : base + start + len(block)] = block
+        if int.from_bytes(block[:4], "little") != layout.BLOCK_PACKET:
+            listed = self.control[self.state(number, UPCALLS)]
+            self.control[self.state(number, UPCALLS)] = listed + 1
+            yield True
+            if listed < layout.UPCALLS_LISTED:
+                struct.pack_into("<Q", self.bytes, base + layout.LISTING + 8 * listed, number << 32 | start)
+                yield True
+        self.control[self.state(number, COMMITTED)] += len(block)
+        yield True
+
+    def put(self, *blocks: bytes) -> int:
+        """Write whole blocks, one after the other; how many found room."""
+        return sum(all(list(self.steps(block))) for block in blocks)
+
+
+def block(kind: int, number: int, frame: bytes, options: bytes, time_ns: int = 0, original_len: int = 0) -> bytes:
+    """A block as write_header of bpf/skbcapd.bpf.c lays it out."""
+    body = frame + bytes(-len(frame) % 4) + options
+    head = struct.pack(
+        "<7I", kind, 32 + len(body), number, time_ns >> 32, time_ns & 0xFFFFFFFF, len(frame), original_len or len(frame)
+    )
+    return head + body + struct.pack("<I", 32 + len(body))
+
+
+def packet(number: int, frame: bytes = b"", options: bytes = b"") -> bytes:
+    """A labelled packet's block; `number` stands where its interface is."""
+    return block(layout.BLOCK_PACKET, number, frame, options)
+
+
+def cut(label_id: int, frame: bytes, flags: int, original_len: int, options: bytes = bytes(8)) -> bytes:
+    """A labelled packet that could not be read to its end; `frame` is what could, in room for `original_len` bytes."""
+    whole = frame + bytes(-original_len % 4 + original_len - len(frame))
+    made = bytearray(block(layout.BLOCK_CUT, label_id, whole, options[:-4] + struct.pack("<I", flags), 7, original_len))
+    struct.pack_into("<I", made, 20, len(frame))
+    return bytes(made)
+
+
+def upcall(
+    frame: bytes,
+    *,
+    number: int = 0,
+    time_ns: int = 0,
+    original_len: int = 0,
+    net: int = 1,
+    ifindex: int = 2,
+    direction: int = 2,
+    via: int = 0,
+    tgid: int = 1058,
+    tid: int = 1059,
+    comm: bytes = b"chronyd",
+    device: bytes = b"eth0",
+    mac: bytes = bytes.fromhex("3c7c3f2023bd"),
+    netns: int = 4026531840,
+    flags: int = 2,
+    device_type: int = 1,
+) -> bytes:
+    """The block of a packet without a label."""
+    call = layout.UPCALL.pack(
+        net, ifindex, direction | via << 8, tgid, tid, comm, device, mac, netns, flags, device_type, len(mac)
+    )
+    return block(layout.BLOCK_UPCALL, number, frame, call, time_ns, original_len)
