@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,8 +127,9 @@ def _capture(options: argparse.Namespace) -> int:
     if options.snaplen:
         overrides["snaplen"] = options.snaplen
     settings = config.default_settings(overrides)
+    here = {name for _, name in socket.if_nameindex()}  # /sys may show another network namespace's
     for name in settings.interfaces:
-        if name != ANY and not Path("/sys/class/net", name).exists():
+        if name != ANY and name not in here:
             raise UsageError(f"no device {name} in this network namespace", "`ip -brief link` lists them; any is all")
     program = _load(settings)
     with contextlib.closing(program):
