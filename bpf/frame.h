@@ -7,7 +7,7 @@
 
 struct skb {
 	u8 bytes[SKB_SPAN]; /* from SKB_FIRST, the first field that is needed, to the last */
-};
+} __attribute__((aligned(8)));
 #define SKB(type, field) (*(type *)(skb->bytes + SKB_##field - SKB_FIRST))
 #define SKB_BITS(field)	 (SKB(u8, field##_BYTE) >> SKB_##field##_SHIFT & ((1 << SKB_##field##_WIDTH) - 1))
 
@@ -17,7 +17,7 @@ struct skb {
 /* The start of skb_shared_info: nr_frags, gso_size and frag_list are in it on every kernel so far. */
 struct shared {
 	u8 bytes[SHARED_SPAN];
-};
+} __attribute__((aligned(8)));
 #define SHARED(type, field) (*(type *)(shared->bytes + SHARED_##field))
 
 struct frame {
@@ -129,7 +129,7 @@ static inline u32 copy_frame(struct control *control, struct segment *segment, u
 			break;
 		/* The next piece. Where its description cannot be read it is zeros: then the read above fails, or has no bytes. */
 		if (fragments) {
-			u8 piece[FRAGMENT_SIZE];
+			u8 piece[FRAGMENT_SIZE] __attribute__((aligned(8)));
 
 			READ(piece, sizeof(piece), fragment);
 			fragment += FRAGMENT_SIZE;

@@ -25,7 +25,7 @@
 enum direction { IN = 1, OUT = 2 };
 
 /* How the process of a packet was found; the names are in skbcapd/label.py. */
-enum via { VIA_CURRENT = 0, VIA_KERNEL = 1, VIA_UNKNOWN = 2 };
+enum via { VIA_CURRENT = 0, VIA_SOCKET = 1, VIA_KERNEL = 2, VIA_FORWARDED = 3, VIA_UNKNOWN = 4 };
 
 /* What happened to the packets of an interface slot; indexes of struct counters. */
 enum counter { SEEN, DELIVERED, FILTERED, LOST_FULL, LOST_CONTENDED, LOST_START };
@@ -66,6 +66,15 @@ struct device {
 	u8 name[16]; /* the entry holds only while the device keeps this name */
 	u32 slot;
 	u32 unwanted;
+};
+
+/* The last user of a socket, and by what to know the socket again. */
+struct owner {
+	u32 tgid;
+	u32 tid;
+	u64 comm[2];
+	u64 inode;	 /* of the open socket */
+	u64 identity[2]; /* the first 16 bytes of struct sock: addresses, hash, ports */
 };
 
 struct counters {
@@ -123,6 +132,7 @@ BPF_F_TABLE("array", u32, struct segment, segments, SEGMENT_COUNT, BPF_F_MMAPABL
 BPF_F_TABLE("array", u32, struct control, controls, 1, BPF_F_MMAPABLE);
 BPF_TABLE("lru_hash", struct key, struct label, labels, LABELS_MAX);
 BPF_TABLE("lru_hash", struct device_key, struct device, devices, DEVICES_MAX);
+BPF_TABLE("lru_hash", u64, struct owner, owners, OWNERS_MAX);
 BPF_PERCPU_ARRAY(counters, struct counters, SLOTS);
 BPF_RINGBUF_OUTPUT(wakeups, 1);
 

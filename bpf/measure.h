@@ -50,7 +50,7 @@ static inline void measure(void *ctx, void *address)
 	struct measurement *m = measurements.lookup(&zero);
 	struct skb whole, *skb = &whole;
 	struct shared info, *shared = &info;
-	u8 piece[FRAGMENT_SIZE];
+	u8 piece[FRAGMENT_SIZE] __attribute__((aligned(8)));
 
 	if (!m || m->tgid != bpf_get_current_pid_tgid() >> 32)
 		return;

@@ -77,7 +77,8 @@ static inline void capture(void *ctx, u64 address, u32 direction)
 	struct label *label;
 	struct device *device = NULL;
 	u64 names[4] = {}; /* comm, device */
-	u64 dev = 0, net = 0;
+	u64 links[2] = {}; /* net_device, sock */
+	u64 net = 0;
 	u32 slot = 0, lost;
 
 	if (!control)
@@ -86,7 +87,8 @@ static inline void capture(void *ctx, u64 address, u32 direction)
 	READ(skb, sizeof(*skb), address + SKB_FIRST);
 	READ(shared, sizeof(*shared), SKB(u64, HEAD) + SKB(u32, END));
 
-	READ(&dev, 8, address + SKB_DEV);
+	READ(links, sizeof(links), address + SKB_DEV);
+	u64 dev = links[0];
 	READ(&key.ifindex, 4, dev + DEV_IFINDEX);
 	READ(&net, 8, dev + DEV_NET);
 	READ(&key.net, 8, net + NET_COOKIE);
@@ -98,7 +100,7 @@ static inline void capture(void *ctx, u64 address, u32 direction)
 			return;
 		}
 	}
-	find_owner(ctx, control, &key, (u8 *)names);
+	find_owner(ctx, control, skb, links[1], &key, names);
 	label = labels.lookup(&key);
 	if (label && !(same_name(label->comm, (u8 *)names) && same_name(label->device, (u8 *)(names + 2))))
 		label = NULL;

@@ -31,7 +31,7 @@ ANY = "any"
 _PROOF_SECONDS = 2.0
 _SETTLE_SECONDS = 2.0
 _LABELS_REMEMBERED = 4 * layout.LABELS_MAX
-_VIA = ("", "kernel", "unknown")  # enum via of bpf/layout.h; the plain case is not mentioned
+_VIA = ("", "socket", "kernel", "forwarded", "unknown")  # enum via of bpf/layout.h; the plain case is not mentioned
 
 
 class Output(Protocol):
@@ -87,10 +87,11 @@ class PcapngOutput:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What became of the packets: seen = written + filtered + kernel.lost + lost, once the capture has ended."""
+    """What became of the packets: seen = written + filtered + own + kernel.lost + lost, once the capture has ended."""
 
     written: int
     filtered: int
+    own: int  # of the self-test at start
     lost: int  # in Python
     missed: int  # never seen by the program: the kernel would not run it inside itself
     kernel: Counters
@@ -133,6 +134,9 @@ class Capture:
     _tgids: set[int] = field(default_factory=set)
     _counted: int = 0  # packets written while there is a limit
     _filtered: int = 0
+    _own: int = 0  # the self-test's
+    _private_net: int = 0
+    _is_proven: bool = False
     _lost: int = 0
     _broken: bool = False
     _netns: int = field(default_factory=lambda: Path("/proc/self/ns/net").stat().st_ino)
@@ -152,6 +156,7 @@ class Capture:
         """
         try:
             self._marker = Marker()
+            self._private_net = self._marker.net if self._marker.is_private else 0
             self.program.measure(self._marker)
         except (KernelError, OSError) as error:
             self.warn(f"cannot measure where the kernel maps its pages: {error}")
@@ -225,17 +230,17 @@ class Capture:
     def totals(self) -> Totals:
         """What became of the packets until now."""
         kernel = self.counters()
-        written = self._counted if self.limit else kernel.delivered - self._filtered - self._lost
+        written = self._counted if self.limit else kernel.delivered - self._filtered - self._lost - self._own
         filtered = kernel.filtered + self._filtered
-        return Totals(written, filtered, self._lost, self.program.missed(), kernel, len(self._tgids))
+        return Totals(written, filtered, self._own, self._lost, self.program.missed(), kernel, len(self._tgids))
 
     def _prove(self, marker: Marker) -> None:
-        """Send the marker through the attached program; `_marker` is None again once it came back whole."""
+        """Send the marker through the attached program until it came back whole, or stop reading pages."""
         deadline = time.monotonic() + _PROOF_SECONDS
         marker.send()
-        while self._marker is not None and time.monotonic() < deadline:
+        while not self._is_proven and time.monotonic() < deadline:
             self.drain()
-        if self._marker is not None:
+        if not self._is_proven:
             self.program.control[layout.PAGE_BASE] = 0
 
     def _write(self, blocks: Range) -> None:
@@ -266,9 +271,11 @@ class Capture:
             self._counted += 1
             return
         if self._marker is not None and self._marker.is_in(packet.net, packet.frame):
-            self._marker.close()
-            self._marker = None
-            self._filtered += 1
+            self._is_proven = True
+            self._own += 1
+            return
+        if packet.net == self._private_net:
+            self._own += 1
             return
         device = self._device(packet)
         if not device.wanted:
@@ -318,13 +325,11 @@ class Capture:
 
     def _stamp(self, packet: Upcall) -> Label:
         """What is stamped on this packet, and on all of its process, device and direction."""
+        fields: list[tuple[str, bytes | str | int]] = []
+        if packet.tgid:
+            fields += [("comm", packet.comm), ("pid", packet.tid), ("tgid", packet.tgid)]
         if packet.via:
-            return label([("via", _VIA[packet.via])], 0, 0, 0)
-        fields: list[tuple[str, bytes | str | int]] = [
-            ("comm", packet.comm),
-            ("pid", packet.tid),
-            ("tgid", packet.tgid),
-        ]
+            fields.append(("via", _VIA[packet.via]))
         return label(fields, 0, packet.tgid, packet.tid)
 
     def _install(self, packet: Upcall, device: _Device, stamp: Label) -> None:

@@ -74,7 +74,7 @@ def has_kprobes(pmu: Path = _KPROBE_PMU) -> bool:
 
 
 def kernel_symbol(name: str, kallsyms: Path = Path("/proc/kallsyms")) -> str:
-    """The name under which a kernel function is known: with the compiler's suffix (.constprop.0, .isra.0) if it has one.
+    """The name of a kernel function in the symbol table: with the compiler's suffix (.constprop.0) if it has one.
 
     Returns:
         The symbol; the plain name where there is one.

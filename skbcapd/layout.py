@@ -26,9 +26,10 @@ LISTING = SEGMENT_SIZE + SLACK  # offset of the list of local blocks
 SEGMENT_STRIDE = LISTING + 8 * UPCALLS_LISTED
 OPTIONS_MAX = 512
 LABELS_MAX = 16384
+OWNERS_MAX = 65536
 DEVICES_MAX = 4096
 SLOTS = 4096
-PIECES_MAX = 128  # linear parts and fragments of one frame: 17 fragments, or a chain of 64 skbs
+PIECES_MAX = 66  # linear parts and fragments of one frame: 45 fragments at most, or a chain of 64 skbs
 CANDIDATES = 128  # GiB of address space tried by one marker packet
 
 BLOCK_PACKET = 6
@@ -149,6 +150,7 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "CAPTURE_MAX": CAPTURE_MAX,
         "OPTIONS_MAX": OPTIONS_MAX,
         "LABELS_MAX": LABELS_MAX,
+        "OWNERS_MAX": OWNERS_MAX,
         "DEVICES_MAX": DEVICES_MAX,
         "SLOTS": SLOTS,
         "COUNTERS": len(COUNTERS),
@@ -173,7 +175,7 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "NET_COOKIE": btf.offset("net", "net_cookie"),
         "NET_INUM": btf.offset("net", "ns") + btf.offset("ns_common", "inum"),
     }
-    values |= _skb(btf) | _shared(btf)
+    values |= _skb(btf) | _shared(btf) | _sock(btf)
     return values
 
 
@@ -196,7 +198,25 @@ def _skb(btf: Btf) -> dict[str, int | str]:
     if min(int(value) for name, value in values.items() if not name.endswith(("SHIFT", "WIDTH"))) < first or span > 128:
         raise KernelError(f"struct sk_buff keeps its fields within {span} bytes from offset {first}; expected 128")
     alone = {f"SKB_{field.upper()}": btf.offset("sk_buff", field) for field in ("next", "dev", "sk")}
+    if alone["SKB_SK"] != alone["SKB_DEV"] + 8:
+        raise KernelError("struct sk_buff keeps dev and sk apart; expected side by side")
     return values | alone | {"SKB_FIRST": first, "SKB_SPAN": span}
+
+
+def _sock(btf: Btf) -> dict[str, int | str]:
+    """The fields of struct sock that tell whose it is; it starts with struct sock_common."""
+    bit, _ = btf.bits("sock_common", "skc_net_refcnt")
+    values: dict[str, int | str] = {
+        "SOCK_STATE": btf.offset("sock_common", "skc_state"),
+        "SOCK_REFCNT_BYTE": bit // 8,
+        "SOCK_REFCNT_SHIFT": bit % 8,
+        "SOCK_LISTENER": btf.offset("sock_common", "skc_listener"),
+    }
+    return values | {
+        "SOCK_SPAN": 24,
+        "SOCK_SOCKET": btf.offset("sock", "sk_socket"),
+        "SOCKET_INODE": btf.offset("socket_alloc", "vfs_inode") + btf.offset("inode", "i_ino"),
+    }
 
 
 def _shared(btf: Btf) -> dict[str, int | str]:

@@ -20,6 +20,7 @@ import socket
 import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,13 +137,13 @@ def _child(
     os.environ["BCC_KERNEL_SOURCE"] = str(SOURCES)
     from bcc import BPF, lib  # noqa: PLC0415  the only import of bcc, on purpose not in the parent
 
-    flags = [f"-D{name}={value}" for name, value in definitions.items()] + ["-Wno-everything"]
+    flags = [f"-D{name}={value}" for name, value in definitions.items()] + ["-Wno-everything", "-Os"]
     if measure.kind == "kprobe":
         flags.append("-DKPROBE")
     program = BPF(text=source(), cflags=flags)
     kind = BPF.KPROBE if measure.kind == "kprobe" else BPF.RAW_TRACEPOINT
-    for hook in hooks:
-        program.load_func(hook.function.encode(), kind)
+    with ThreadPoolExecutor() as threads:  # the verifier takes its time with each, and has a processor each
+        list(threads.map(lambda hook: program.load_func(hook.function.encode(), kind), hooks))
     _attach(program, measure)
     descriptors = [lib.bpf_table_fd(program.module, name.encode()) for name in maps]
     _send(channel, {"maps": list(maps)}, descriptors)

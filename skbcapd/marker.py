@@ -6,7 +6,8 @@ It serves two ends: measuring where the kernel maps its pages (kernel.py), and p
 frame arrives whole (capture.py). The loopback is in a network namespace of its own, so no firewall, no interface that
 is down and no other capture has a part in it; where namespaces are refused, the present one's loopback is taken.
 
-Source: Documentation/admin-guide/mm/pagemap.rst; sendfile(2) on a UDP socket puts the page itself into the skb.
+Source: Documentation/admin-guide/mm/pagemap.rst; sendfile(2) on a TCP socket puts the page itself into the skb (on a
+UDP socket it does so only since Linux 6.5; 6.1 copies).
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ OFFSET = 100  # of the bytes in their page
 
 
 class Marker:
-    """The page and the socket to send it through; `net` is the cookie of the namespace it is in.
+    """The page and a connection to send it through.
+
+    `net` is the cookie of the namespace it is in, `is_private` whether nobody else is there.
 
     Raises:
         KernelError: no loopback to send through.
@@ -41,35 +44,38 @@ class Marker:
     def __init__(self) -> None:
         self.bytes = os.urandom(SIZE)
         self.net = 0
+        self.is_private = False
         self._file = os.memfd_create("skbcapd-marker")
         os.ftruncate(self._file, mmap.PAGESIZE)
         self._page = mmap.mmap(self._file, mmap.PAGESIZE)
         self._page[OFFSET : OFFSET + SIZE] = self.bytes
-        self._socket: socket.socket | None = None
+        self._ends: tuple[socket.socket, ...] = ()  # sender, receiver
         self._error: OSError | None = None
         thread = threading.Thread(target=self._open, daemon=True)  # unshare(2) holds for one thread
         thread.start()
         thread.join()
-        if self._socket is None:
+        if not self._ends:
             self.close()
             raise KernelError(f"no loopback device to test the capture with: {self._error}", "ip link set lo up")
 
     def _open(self) -> None:
-        ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET)  # refused: the present namespace will do
-        end = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        # Refused: the present namespace will do.
+        self.is_private = ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) == 0
         try:
-            request = struct.pack("16sh14x", b"lo", 0)
-            flags = struct.unpack("16sh14x", fcntl.ioctl(end, _SIOCGIFFLAGS, request))[1]
-            if not flags & _IFF_UP:
-                fcntl.ioctl(end, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
-            end.bind(("127.0.0.1", 0))
-            end.connect(end.getsockname())
-            end.setblocking(False)  # noqa: FBT003  the name of the method says what is false
-            self.net = int.from_bytes(end.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
-            self._socket = end
+            with socket.socket() as server:
+                request = struct.pack("16sh14x", b"lo", 0)
+                flags = struct.unpack("16sh14x", fcntl.ioctl(server, _SIOCGIFFLAGS, request))[1]
+                if not flags & _IFF_UP:
+                    fcntl.ioctl(server, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
+                server.bind(("127.0.0.1", 0))
+                server.listen()
+                sender = socket.create_connection(server.getsockname())
+                receiver, _ = server.accept()
+            receiver.setblocking(False)  # noqa: FBT003  the name of the method says what is false
+            self.net = int.from_bytes(sender.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+            self._ends = sender, receiver
         except OSError as error:
             self._error = error
-            end.close()
 
     def frame_number(self) -> int:
         """The page's frame number; 0 where the kernel does not tell (CAP_SYS_ADMIN is missing)."""
@@ -80,18 +86,17 @@ class Marker:
 
     def send(self) -> None:
         """Send the bytes once, by one sendfile(2) call of the calling thread, and take them off the socket."""
-        if self._socket is None:
-            raise KernelError("the marker was sent after it was closed")
-        os.sendfile(self._socket.fileno(), self._file, OFFSET, SIZE)
+        sender, receiver = self._ends
+        os.sendfile(sender.fileno(), self._file, OFFSET, SIZE)
         with contextlib.suppress(BlockingIOError):  # not yet delivered: the next call takes it
-            self._socket.recv(SIZE)
+            receiver.recv(SIZE)
 
     def is_in(self, net: int, frame: memoryview) -> bool:
         """Whether a frame captured in a namespace is the marker's, complete to its last byte."""
         return net == self.net and frame[-SIZE:] == self.bytes
 
     def close(self) -> None:
-        """Give back page, file and socket (and with it the namespace)."""
-        if self._socket is not None:
-            self._socket.close()
+        """Give back page, file and sockets (and with them the namespace)."""
+        for end in self._ends:
+            end.close()
         os.close(self._file)
