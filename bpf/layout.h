@@ -39,9 +39,10 @@ enum counter { SEEN, DELIVERED, FILTERED, LOST_FULL, LOST_CONTENDED, LOST_START 
 struct key {
 	u64 net;     /* net_cookie of the device's network namespace: unique until reboot */
 	u32 ifindex; /* device within that namespace */
-	u32 kind;    /* enum direction | enum via << 8 */
-	u32 tgid;    /* process; 0 when not known */
-	u32 tid;     /* thread; 0 when not known */
+	u32 direction;
+	u32 tgid; /* process; 0 when not known */
+	u32 tid;  /* thread; 0 when not known */
+	u64 via;
 };
 
 /* What Python stamps on the packets of a key. */
@@ -58,9 +59,10 @@ struct label {
 };
 
 /* A device that Python has seen: where to count its packets, and whether they are wanted at all. */
-struct device_key {
+struct device_key { /* as struct key begins: the one is looked up by the other */
 	u64 net;
-	u64 ifindex;
+	u32 ifindex;
+	u32 direction;
 };
 struct device {
 	u8 name[16]; /* the entry holds only while the device keeps this name */
@@ -73,8 +75,8 @@ struct owner {
 	u32 tgid;
 	u32 tid;
 	u64 comm[2];
-	u64 inode;	 /* of the open socket */
-	u64 identity[2]; /* the first 16 bytes of struct sock: addresses, hash, ports */
+	u64 inode;    /* of the open socket */
+	u64 identity; /* hash and ports, which stay when the socket is closed */
 };
 
 struct counters {

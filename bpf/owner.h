@@ -64,16 +64,12 @@ static inline u64 socket_inode(u64 sk)
 }
 
 /*
- * Whether a record is still this socket's: an open one by its inode, one that its users have closed by its addresses,
- * ports and hash, which stay until it is gone.
+ * Whether a record is still this socket's: an open one by its inode, one that its users have closed by its ports and
+ * the hash of its addresses, which stay until it is gone.
  */
 static inline int is_owner_of(struct owner *owner, struct sock_head *sock, u64 inode)
 {
-	u64 *identity = (u64 *)sock->bytes;
-
-	if (inode)
-		return owner->inode == inode;
-	return owner->identity[0] == identity[0] && owner->identity[1] == identity[1];
+	return inode ? owner->inode == inode : owner->identity == SOCK(u64, HASH);
 }
 
 /* Takes a record's process for the packet's. */
@@ -89,11 +85,10 @@ static inline void use_owner(struct owner *owner, struct key *key, u64 *comm)
 static inline void learn_owner(u64 sk, struct sock_head *sock, struct key *key, u64 *comm)
 {
 	struct owner *known = owners.lookup(&sk), owner;
-	u64 *identity = (u64 *)sock->bytes;
 	u64 inode = socket_inode(sk);
 
 	if (known && known->tid == key->tid && known->comm[0] == comm[0] && known->comm[1] == comm[1] &&
-	    known->inode == inode && known->identity[0] == identity[0] && known->identity[1] == identity[1])
+	    known->inode == inode && known->identity == SOCK(u64, HASH))
 		return;
 	owner.tgid = key->tgid;
 	owner.tid = key->tid;
@@ -101,8 +96,7 @@ static inline void learn_owner(u64 sk, struct sock_head *sock, struct key *key, 
 	owner.comm[1] = comm[1];
 	/* A socket that is being closed keeps the inode it was known by. */
 	owner.inode = inode ? inode : known ? known->inode : 0;
-	owner.identity[0] = identity[0];
-	owner.identity[1] = identity[1];
+	owner.identity = SOCK(u64, HASH);
 	owners.update(&sk, &owner);
 }
 
@@ -120,7 +114,7 @@ static inline void find_owner(void *ctx, struct control *control, struct skb *sk
 	struct sock_head head, *sock = &head;
 	enum via via = VIA_UNKNOWN;
 
-	if (key->kind == IN)
+	if (key->direction == IN)
 		goto out;
 	if (!sk) {
 		via = SKB(u32, SKB_IIF) ? VIA_FORWARDED : VIA_KERNEL;
@@ -152,5 +146,5 @@ static inline void find_owner(void *ctx, struct control *control, struct skb *sk
 		}
 	}
 out:
-	key->kind |= via << 8;
+	key->via = via;
 }

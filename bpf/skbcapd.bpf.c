@@ -20,29 +20,12 @@
 /* Where to count packets of a device that have no label: its own slot, or 0 for devices not yet known. */
 static inline struct device *find_device(struct key *key)
 {
-	struct device_key of = {key->net, key->ifindex};
-
-	return devices.lookup(&of);
+	return devices.lookup((struct device_key *)key);
 }
 
 static inline int same_name(u8 *a, u8 *b)
 {
 	return ((u64 *)a)[0] == ((u64 *)b)[0] && ((u64 *)a)[1] == ((u64 *)b)[1];
-}
-
-/* Writes the header that all packet blocks share; returns nothing, touches 28 bytes. */
-static inline void write_header(u8 *block, u32 type, u32 size, u32 interface_id, u64 time_ns, u32 cap_len,
-				u32 wire_len)
-{
-	u32 *field = (u32 *)block;
-
-	field[0] = type;
-	field[1] = size;
-	field[2] = interface_id;
-	field[3] = time_ns >> 32;
-	field[4] = time_ns;
-	field[5] = cap_len;
-	field[6] = wire_len;
 }
 
 /* Fills in what Python needs to know of a packet without a label. `address` is the net_device. */
@@ -73,7 +56,7 @@ static inline void capture(void *ctx, u64 address, u32 direction)
 	struct shared info, *shared = &info;
 	struct frame frame;
 	struct reservation room;
-	struct key key = {.kind = direction};
+	struct key key = {.direction = direction};
 	struct label *label;
 	struct device *device = NULL;
 	u64 names[4] = {}; /* comm, device */
@@ -147,29 +130,39 @@ static inline void capture(void *ctx, u64 address, u32 direction)
 	if (!segment)
 		return; /* cannot be: an array map has all its entries */
 
-	*(u32 *)(segment->bytes + BOUND(at + 24 + padded, SEGMENT_SIZE - 1)) =
-		0; /* padding, or a field written below */
-	u32 got = copy_frame(control, segment, at + 28, &frame, skb, shared);
-	u32 type = !label ? BLOCK_UPCALL : got < cap_len ? BLOCK_CUT : BLOCK_PACKET;
+	/* All but the frame first, so that little has to be remembered while it is copied. */
+	u32 *header = (u32 *)(segment->bytes + BOUND(at, SEGMENT_SIZE - 1));
+	header[0] = label ? BLOCK_PACKET : BLOCK_UPCALL;
+	header[1] = size;
+	header[2] = label ? label->interface_id : slot;
+	header[3] = time_ns >> 32;
+	header[4] = time_ns;
+	header[5] = cap_len;
+	header[6] = frame.wire_len;
 	u8 *options = segment->bytes + BOUND(at + 28 + padded, SEGMENT_SIZE - 1);
-
-	write_header(segment->bytes + BOUND(at, SEGMENT_SIZE - 1), type, size,
-		     !label		 ? slot
-		     : type == BLOCK_CUT ? label->id
-					 : label->interface_id,
-		     time_ns, got, frame.wire_len);
 	if (label) {
 		READ(options, BOUND(options_len, OPTIONS_MAX - 1), label->options);
 		*(u32 *)(options + BOUND(label->flags_at, OPTIONS_MAX - 1)) |= flags;
-		if (type ==
-		    BLOCK_CUT) /* the end of options tells Python the flags: it writes the block anew */
-			*(u32 *)(segment->bytes + BOUND(at + size - 8, SEGMENT_SIZE - 1)) = flags;
 	} else {
-		describe((struct upcall *)options, &key, names, dev, net, flags);
+		describe((struct upcall *)options, &key, names, links[0], net, flags);
+		list_upcall(control, segment, &room);
 	}
 	*(u32 *)(segment->bytes + BOUND(at + size - 4, SEGMENT_SIZE - 1)) = size;
-	if (type != BLOCK_PACKET)
-		list_upcall(control, segment, &room);
+	if (padded) /* the frame, or zeros behind it */
+		*(u32 *)(segment->bytes + BOUND(at + 24 + padded, SEGMENT_SIZE - 1)) = 0;
+
+	u32 got = copy_frame(control, segment, at + 28, &frame, skb, shared);
+	if (got < cap_len) {
+		header = (u32 *)(segment->bytes + BOUND(at, SEGMENT_SIZE - 1));
+		header[5] = got;
+		if (label) {
+			/* Python writes the block anew: it finds the label by number, the flags behind the options. */
+			header[0] = BLOCK_CUT;
+			header[2] = label->id;
+			*(u32 *)(segment->bytes + BOUND(at + size - 8, SEGMENT_SIZE - 1)) = flags;
+			list_upcall(control, segment, &room);
+		}
+	}
 	count(slot, DELIVERED);
 	commit(control, &room, size);
 }

@@ -21,7 +21,7 @@ from typing import Protocol
 from skbcapd import __version__, layout
 from skbcapd.errors import KernelError
 from skbcapd.kernel import Counters, Program
-from skbcapd.label import Label, label
+from skbcapd.label import DIRECTION_IN, DIRECTION_OUT, Label, label
 from skbcapd.link_type import link_type
 from skbcapd.marker import Marker
 from skbcapd.pcapng import Interface, PcapngWriter, Sink
@@ -296,10 +296,11 @@ class Capture:
         if device is None:
             device = self._new_device(packet)
             self._devices[identity] = device
-            self.program.set_device(
-                layout.DEVICE_KEY.pack(packet.net, packet.ifindex),
-                layout.DEVICE.pack(packet.device, device.slot, not device.wanted),
-            )
+            for direction in (DIRECTION_IN, DIRECTION_OUT):
+                self.program.set_device(
+                    layout.DEVICE_KEY.pack(packet.net, packet.ifindex, direction),
+                    layout.DEVICE.pack(packet.device, device.slot, not device.wanted),
+                )
         return device
 
     def _new_device(self, packet: Upcall) -> _Device:

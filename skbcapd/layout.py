@@ -46,12 +46,12 @@ STATE_WORDS = 3  # used, committed, upcalls
 
 COUNTERS = ("seen", "delivered", "filtered", "full", "contended", "start", "spare6", "spare7")
 
-KEY = struct.Struct("<QIIII")
+KEY = struct.Struct("<QIIIIQ")
 LABEL = struct.Struct(f"<16s16sIIIIII{OPTIONS_MAX}s")
-DEVICE_KEY = struct.Struct("<QQ")
+DEVICE_KEY = struct.Struct("<QII")
 DEVICE = struct.Struct("<16sII")
 COUNTER_ROW = struct.Struct(f"<{len(COUNTERS)}Q")
-UPCALL = struct.Struct("<QIIII16s16s8sIIHB5x")
+UPCALL = struct.Struct("<QIIIIQ16s16s8sIIHB5x")
 MEASUREMENT = struct.Struct("<QQQQ32sQQQQQ")
 
 
@@ -181,7 +181,7 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
 
 def _skb(btf: Btf) -> dict[str, int | str]:
     """The fields of sk_buff, and the span of it, from len on, that holds all but dev and sk."""
-    fields = ("len", "data_len", "protocol", "skb_iif", "vlan_proto", "vlan_tci", "mac_header", "end", "head", "data")
+    fields = ("len", "data_len", "skb_iif", "vlan_proto", "vlan_tci", "mac_header", "end", "head", "data")
     values: dict[str, int | str] = {f"SKB_{field.upper()}": btf.offset("sk_buff", field) for field in fields}
     ends = [int(value) + 8 for value in values.values()]
     # Linux 6.1 and older keep the presence of the tag in a bit of its own; later ones test the whole tag for zero.
@@ -197,8 +197,8 @@ def _skb(btf: Btf) -> dict[str, int | str]:
     span = (max(ends) - first + 7) & ~7
     if min(int(value) for name, value in values.items() if not name.endswith(("SHIFT", "WIDTH"))) < first or span > 128:
         raise KernelError(f"struct sk_buff keeps its fields within {span} bytes from offset {first}; expected 128")
-    alone = {f"SKB_{field.upper()}": btf.offset("sk_buff", field) for field in ("next", "dev", "sk")}
-    if alone["SKB_SK"] != alone["SKB_DEV"] + 8:
+    alone = {f"SKB_{field.upper()}": btf.offset("sk_buff", field) for field in ("next", "dev")}
+    if btf.offset("sk_buff", "sk") != alone["SKB_DEV"] + 8:
         raise KernelError("struct sk_buff keeps dev and sk apart; expected side by side")
     return values | alone | {"SKB_FIRST": first, "SKB_SPAN": span}
 
@@ -214,6 +214,7 @@ def _sock(btf: Btf) -> dict[str, int | str]:
     }
     return values | {
         "SOCK_SPAN": 24,
+        "SOCK_HASH": btf.offset("sock_common", "skc_hash"),
         "SOCK_SOCKET": btf.offset("sock", "sk_socket"),
         "SOCKET_INODE": btf.offset("socket_alloc", "vfs_inode") + btf.offset("inode", "i_ino"),
     }

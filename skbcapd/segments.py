@@ -190,8 +190,8 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
         (flags,) = struct.unpack_from("<I", view, end - 8)
         return Cut(time_ns, frame, original_len, number, flags, size)
     at = end - 4 - layout.UPCALL.size
-    net, ifindex, bits, tgid, tid, comm, device, mac, netns, flags, device_type, mac_len = layout.UPCALL.unpack_from(
-        view, at
+    net, ifindex, direction, tgid, tid, via, comm, device, mac, netns, flags, device_type, mac_len = (
+        layout.UPCALL.unpack_from(view, at)
     )
     return Upcall(
         time_ns=time_ns,
@@ -199,8 +199,8 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
         original_len=original_len,
         net=net,
         ifindex=ifindex,
-        direction=bits & 0xFF,
-        via=bits >> 8,
+        direction=direction,
+        via=via,
         tgid=tgid,
         tid=tid,
         comm=comm.split(b"\0")[0],

@@ -26,8 +26,6 @@ DURATION = {"s": 1, "m": 60, "h": 3600}
 
 Direction = Literal["out", "in"]
 Transmit = Literal["queue", "driver"]
-Checksums = Literal["keep", "fill"]
-Dedup = Literal["all", "first"]
 Encode = Literal["kernel", "scapy"]
 Attach = Literal["auto", "kprobe", "tracepoint"]
 Level = Literal["debug", "info", "warning", "error"]
@@ -206,18 +204,6 @@ class Settings:
         "262144",
         Quantity("a whole number of bytes", "64", "262144", BYTES),
         "Bytes kept of each frame. The default keeps all of it; 96 keeps the headers and makes files smaller.",
-    )
-    checksums: Checksums = _key(
-        "keep",
-        _words(Checksums),
-        "Checksums that the sender left to the device. keep: as they are in memory (the packet is marked in the file). "
-        "fill: computed, so that the frame is as on the wire; costs CPU for every such packet.",
-    )
-    dedup: Dedup = _key(
-        "all",
-        _words(Dedup),
-        "A packet that passes stacked devices (bridge, bond, veth, VLAN). all: one record per device. "
-        "first: only the record of the first device it passes.",
     )
     encode: Encode = _key(
         "kernel",
