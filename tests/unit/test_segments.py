@@ -288,7 +288,7 @@ def test_an_upcall_is_read_back(frame: bytes) -> None:
 
     assert isinstance(found, Upcall)
     assert bytes(found.frame) == frame
-    assert found.key == layout.KEY.pack(1 << 63, 7, 1 | 4 << 8, 1058, 1059)
+    assert found.key == layout.KEY.pack(1 << 63, 7, 1, 1058, 1059, 4)
     assert (found.time_ns, found.original_len, found.size) == (
         1_622_469_600_123_456_789,
         len(frame) + 3,

@@ -103,6 +103,6 @@ def upcall(
 ) -> bytes:
     """The block of a packet without a label."""
     call = layout.UPCALL.pack(
-        net, ifindex, direction | via << 8, tgid, tid, comm, device, mac, netns, flags, device_type, len(mac)
+        net, ifindex, direction, tgid, tid, via, comm, device, mac, netns, flags, device_type, len(mac)
     )
     return block(layout.BLOCK_UPCALL, number, frame, call, time_ns, original_len)

@@ -1,0 +1,514 @@
+"""The rooms joined, with a program that a test writes packets for, and an output that remembers what it got."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skbcapd import layout
+from skbcapd.capture import Capture, PcapngOutput, Totals
+from skbcapd.errors import KernelError
+from skbcapd.kernel import Counters
+from skbcapd.label import DIRECTION_IN, DIRECTION_OUT, Label
+from skbcapd.marker import Marker
+from skbcapd.pcapng import Interface
+from skbcapd.segments import Cut, Upcall, walk
+from tests.frames import NTP_FRAME
+from tests.unit.writer import Writer, block, cut, packet, upcall
+
+HERE = Path("/proc/self/ns/net").stat().st_ino
+ELSEWHERE = HERE + 1
+
+
+class FakeProgram(Writer):
+    """A loaded program whose packets are those that a test puts."""
+
+    def __init__(self, *, paged: bool = False, process_context: bool = True) -> None:
+        super().__init__()
+        self.paged, self.process_context = paged, process_context
+        self.labels: dict[bytes, bytes] = {}
+        self.devices: dict[bytes, bytes] = {}
+        self.rows: dict[int, Counters] = defaultdict(Counters)
+        self.calls: list[str] = []
+        self.on_attach: list[bytes] = []
+        self.on_detach: list[bytes] = []
+
+    def put(self, *blocks: bytes, slot: int = 0) -> int:
+        """Packets, counted as the program does: seen in row 0, the rest in the row of their device."""
+        written = super().put(*blocks)
+        self.count(slot, delivered=written, full=len(blocks) - written)
+        return written
+
+    def count(self, slot: int, **outcomes: int) -> None:
+        """Packets that the program dealt with."""
+        self.rows[0] += Counters(seen=sum(outcomes.values()))
+        self.rows[slot] += Counters(**outcomes)
+
+    def set_label(self, key: bytes, value: bytes) -> None:
+        """Remember a label."""
+        self.labels[key] = value
+
+    def set_device(self, key: bytes, value: bytes) -> None:
+        """Remember a device."""
+        self.devices[key] = value
+
+    def counters(self, slot: int) -> Counters:
+        """A row."""
+        return self.rows[slot]
+
+    def missed(self) -> int:
+        """Three, always."""
+        return 3
+
+    def measure(self, _marker: Marker) -> None:
+        """Pages are readable if the test said so."""
+        self.calls.append("measure")
+        self.control[layout.PAGE_BASE] = 4096 if self.paged else 0
+
+    def attach(self) -> None:
+        """The first packets come at once."""
+        self.calls.append("attach")
+        self.put(*self.on_attach)
+
+    def detach(self) -> None:
+        """The last packets come late."""
+        self.calls.append("detach")
+        self.put(*self.on_detach)
+
+    def take_wakeups(self) -> None:
+        """Remember it."""
+        self.calls.append("take_wakeups")
+
+
+class Recording:
+    """An output that keeps everything."""
+
+    def __init__(self, *, labels: bool = True) -> None:
+        self.labels = labels
+        self.interfaces: list[Interface] = []
+        self.written: list[tuple[int, bytes]] = []  # interface, frame; -1 for blocks that were ready
+        self.stamps: list[Label] = []
+
+    def add_interface(self, interface: Interface) -> int:
+        """Number it."""
+        self.interfaces.append(interface)
+        return len(self.interfaces) + 6  # no number that could come about by chance
+
+    def write_packet(self, found: Upcall | Cut, interface_id: int, stamp: Label) -> None:
+        """Take a packet."""
+        self.written.append((interface_id, bytes(found.frame)))
+        self.stamps.append(stamp)
+
+    def write_blocks(self, view: memoryview) -> None:
+        """Take blocks of packets, nothing else."""
+        for offset, kind, size in walk(view):
+            assert kind == layout.BLOCK_PACKET
+            cap_len = int.from_bytes(view[offset + 20 : offset + 24], "little")
+            self.written.append((-1, bytes(view[offset : offset + size][28 : 28 + cap_len])))
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    @property
+    def frames(self) -> list[bytes]:
+        """All frames, in order."""
+        return [frame for _, frame in self.written]
+
+
+class Rig:
+    """A capture between a fake program and an output."""
+
+    def __init__(self, output: Recording | PcapngOutput | None = None, **arguments: object) -> None:
+        self.program = FakeProgram()
+        self.output = Recording() if output is None else output
+        self.said: list[str] = []
+        self.capture = Capture(self.program, self.output, warn=self.said.append, **arguments)  # type: ignore[arg-type]
+
+    def drain(self, *blocks: bytes, slot: int = 0) -> None:
+        """Let the program write, and the capture read."""
+        self.program.put(*blocks, slot=slot)
+        self.capture.drain()
+
+
+def accounted(totals: Totals) -> int:
+    """All that became of packets."""
+    return totals.written + totals.filtered + totals.own + totals.kernel.lost + totals.lost
+
+
+def unpacked(label: bytes) -> dict[str, object]:
+    """The fields of a struct label by name, its options no longer than they are."""
+    names = ("comm", "device", "id", "interface_id", "slot", "snaplen", "options_len", "flags_at", "options")
+    found = dict(zip(names, layout.LABEL.unpack(label), strict=True))
+    return found | {"options": found["options"][: found["options_len"]]}
+
+
+# Labels
+
+
+def test_the_first_packet_installs_what_the_next_are_stamped_with() -> None:
+    """A packet without a label is written, and its key gets interface, counters, snaplen and that packet's stamp."""
+    rig = Rig(snaplen=96)
+    rig.drain(upcall(NTP_FRAME))
+
+    [stamp] = rig.output.stamps
+    [(key, label)] = rig.program.labels.items()
+    assert key == layout.KEY.pack(1, 2, 2, 1058, 1059, 0)
+    assert unpacked(label) == {
+        "comm": b"chronyd".ljust(16, b"\0"),
+        "device": b"eth0".ljust(16, b"\0"),
+        "id": 0,
+        "interface_id": 7,
+        "slot": 1,
+        "snaplen": 96,
+        "options_len": len(stamp.options),
+        "flags_at": stamp.flags_at,
+        "options": stamp.options,
+    }
+    assert rig.program.control[layout.SNAPLEN] == 96
+
+
+@pytest.mark.parametrize(
+    ("via", "tgid", "text"),
+    [
+        (0, 1058, b"comm=chronyd pid=1059 tgid=1058"),
+        (1, 1058, b"comm=chronyd pid=1059 tgid=1058 via=socket"),
+        (2, 0, b"via=kernel"),
+        (3, 0, b"via=forwarded"),
+        (4, 0, b"via=unknown"),
+    ],
+)
+def test_what_a_packet_is_stamped_with(via: int, tgid: int, text: bytes) -> None:
+    """A packet names its process in comment and option, and says how it was found, or why there is none."""
+    rig = Rig()
+    rig.drain(upcall(NTP_FRAME, via=via, tgid=tgid, tid=tgid and 1059, comm=b"chronyd" if tgid else b""))
+    [stamp] = rig.output.stamps
+    process = struct.pack("<HHII", 8, 8, 1058, 1059) if tgid else b""
+    comment = struct.pack("<HH", 1, len(text)) + text + bytes(-len(text) % 4)
+    flags = struct.pack("<HHI", 2, 4, 0)
+    assert stamp.options == comment + flags + process + bytes(4)
+    assert stamp.options[stamp.flags_at - 4 :].startswith(flags)
+
+
+@pytest.mark.parametrize("frame", [b"", b"\x01", NTP_FRAME])
+@pytest.mark.parametrize("flags", [1 | 3 << 2, 2 | 1 << 9 | 1 << 11])
+def test_both_ways_write_the_same_block(frame: bytes, flags: int) -> None:
+    """The block that Python writes for a packet is the one that the kernel program would make with its label."""
+    sink = io.BytesIO()
+    rig = Rig(PcapngOutput(sink))
+    rig.drain(upcall(frame, time_ns=1_622_469_600_123_456_789, flags=flags, original_len=1500))
+
+    label = unpacked(*rig.program.labels.values())
+    options = bytearray(label["options"])
+    options[label["flags_at"]] |= flags & 0xFF
+    options[label["flags_at"] + 1] |= flags >> 8
+    stamped = block(6, label["interface_id"], frame, bytes(options), 1_622_469_600_123_456_789, 1500)
+    blocks = [sink.getvalue()[at : at + size] for at, _, size in walk(memoryview(sink.getvalue()))]
+    assert blocks[-1] == stamped
+    assert [kind for _, kind, _ in walk(memoryview(sink.getvalue()))] == [0x0A0D0D0A, 1, 6]
+
+
+def test_no_labels_for_an_output_that_takes_none() -> None:
+    """With `encode: scapy` and with text no label is installed: every packet comes through Python."""
+    rig = Rig(Recording(labels=False))
+    rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME))
+    assert not rig.program.labels
+    assert rig.output.frames == [NTP_FRAME] * 2
+    assert not PcapngOutput(io.BytesIO(), "scapy").labels
+
+
+def test_a_cut_packet_is_written_anew() -> None:
+    """A labelled packet that could not be read to its end gets a shorter block, with its label's stamp."""
+    sink = io.BytesIO()
+    rig = Rig(PcapngOutput(sink))
+    rig.drain(upcall(NTP_FRAME), packet(0, b"one"))
+    label = unpacked(*rig.program.labels.values())
+    before = len(sink.getvalue())
+    rig.drain(cut(label["id"], NTP_FRAME[:41], 2 | 1 << 9, 90, label["options"]), packet(0, b"two"))
+
+    [(_, shorter, size), (_, _, after)] = walk(memoryview(sink.getvalue())[before:])
+    options = bytearray(label["options"])
+    options[label["flags_at"] : label["flags_at"] + 4] = struct.pack("<I", 2 | 1 << 9)
+    assert shorter == 6
+    assert sink.getvalue()[before:] == block(6, 0, NTP_FRAME[:41], bytes(options), 7, 90) + packet(0, b"two")
+    assert (size, after) == (32 + 44 + len(options), 36)
+
+
+# Devices
+
+
+def test_a_device_is_described_once() -> None:
+    """However many processes send through a device, it has one interface block and one row of counters."""
+    rig = Rig(snaplen=1000)
+    rig.drain(upcall(b"1", netns=HERE), upcall(b"2", netns=HERE, tgid=7), packet(7, b"3"), upcall(b"4", direction=1))
+
+    assert rig.output.interfaces == [
+        Interface(b"eth0", "", 1, 1000, bytes.fromhex("3c7c3f2023bd"), rig.output.interfaces[0].speed_bps, None)
+    ]
+    assert rig.program.devices == {
+        layout.DEVICE_KEY.pack(1, 2, way): layout.DEVICE.pack(b"eth0", 1, 0) for way in (DIRECTION_IN, DIRECTION_OUT)
+    }
+    assert rig.output.written == [(7, b"1"), (7, b"2"), (-1, b"3"), (7, b"4")]
+
+
+@pytest.mark.parametrize(
+    ("other", "name", "description"),
+    [
+        ({"device": b"eth1"}, b"eth1", f"network namespace {ELSEWHERE}"),
+        ({"ifindex": 3}, b"eth0", f"network namespace {ELSEWHERE}"),
+        ({"net": 2, "netns": HERE}, b"eth0", ""),
+    ],
+)
+def test_another_device(other: dict[str, object], name: bytes, description: str) -> None:
+    """A renamed device, another one, and one of another namespace each have their own interface and counters."""
+    rig = Rig()
+    rig.drain(upcall(b"1", netns=ELSEWHERE), upcall(b"2", **({"netns": ELSEWHERE} | other)), slot=1)
+
+    assert [(one.name, one.description) for one in rig.output.interfaces] == [
+        (b"eth0", f"network namespace {ELSEWHERE}"),
+        (name, description),
+    ]
+    assert rig.output.written == [(7, b"1"), (8, b"2")]
+    assert max(unpacked(label)["slot"] for label in rig.program.labels.values()) == 2
+    assert [layout.DEVICE.unpack(row)[1] for row in rig.program.devices.values()][-1] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "link_type", "mac"),
+    [
+        ({}, 1, bytes.fromhex("3c7c3f2023bd")),
+        ({"device_type": 772, "mac": bytes(6)}, 1, None),
+        ({"device_type": 65534, "mac": b""}, 101, None),
+        ({"device_type": 768, "mac": bytes([10, 0, 0, 1])}, 101, None),
+        ({"device_type": 823, "mac": bytes(range(8))}, 101, None),
+    ],
+)
+def test_link_type_and_address(changes: dict[str, object], link_type: int, mac: bytes | None) -> None:
+    """A device without a link layer is RAW, and only six bytes that are not all zero are a hardware address."""
+    rig = Rig()
+    rig.drain(upcall(NTP_FRAME, **changes))
+    [interface] = rig.output.interfaces
+    assert (interface.link_type, interface.mac) == (link_type, mac)
+
+
+def test_a_device_of_unknown_type_is_refused_once() -> None:
+    """Frames of a type that has no link type are not written; one line says so, and the packets count as filtered."""
+    rig = Rig()
+    rig.drain(*[upcall(NTP_FRAME, device=b"can0", device_type=280)] * 3, slot=1)
+
+    assert rig.said == ["device can0 has an unknown type (280) and is not captured"]
+    assert rig.output.frames == []
+    assert not rig.output.interfaces
+    assert not rig.program.labels
+    [row] = set(rig.program.devices.values())
+    assert layout.DEVICE.unpack(row) == (b"can0".ljust(16, b"\0"), 1, 1)
+    assert rig.capture.totals().filtered == 3
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "frames"),
+    [
+        (("any",), [b"1", b"2", b"3"]),
+        (("eth0",), [b"1"]),
+        (("eth1",), [b"2"]),
+        (("eth0", "eth1"), [b"1", b"2"]),
+        (("eth0", "any"), [b"1", b"2", b"3"]),
+        (("eth2",), []),
+    ],
+)
+def test_only_devices_that_are_wanted(interfaces: tuple[str, ...], frames: list[bytes]) -> None:
+    """A name is a device of this network namespace; packets of all others are filtered, and known to be unwanted."""
+    rig = Rig(interfaces=interfaces)
+    rig.drain(
+        upcall(b"1", netns=HERE),
+        upcall(b"2", netns=HERE, device=b"eth1", ifindex=3),
+        upcall(b"3", netns=ELSEWHERE, net=2),
+    )
+    assert rig.output.frames == frames
+    assert rig.program.control[layout.DEVICE_FILTER] == ("any" not in interfaces)
+    assert rig.capture.totals().filtered == 3 - len(frames)
+    assert sum(layout.DEVICE.unpack(row)[2] for row in set(rig.program.devices.values())) == 3 - len(frames)
+
+
+# Ends and totals
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 8])
+def test_a_limit_holds_within_a_range(limit: int) -> None:
+    """With a limit exactly so many packets are written, also when it is reached between ready blocks of one range."""
+    rig = Rig(limit=limit)
+    kinds = ["upcall", "packet", "packet", "cut", "packet", "packet", "upcall", "packet", "cut"]
+    for number, kind in enumerate(kinds):
+        frame = bytes([number])
+        made = {"upcall": upcall(frame), "packet": packet(7, frame), "cut": cut(0, frame, 0, 2)}
+        rig.program.put(made[kind])
+    assert not rig.capture.is_full
+    rig.capture.drain()
+    assert rig.capture.is_full
+    rig.drain(packet(7, b"later"))
+
+    assert rig.output.frames == [bytes([number]) for number in range(limit)]
+    assert rig.capture.totals().written == limit
+
+
+def test_packets_of_no_interest_do_not_count_towards_a_limit() -> None:
+    """A limit counts packets that are written."""
+    rig = Rig(limit=1, interfaces=("eth0",))
+    rig.drain(upcall(b"1", netns=ELSEWHERE, net=2), upcall(b"2", netns=HERE))
+    assert rig.output.frames == [b"2"]
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.sampled_from(["upcall", "elsewhere", "odd", "packet", "filtered", "full", "contended", "start"])),
+    st.integers(0, 40),
+    st.booleans(),
+)
+def test_every_packet_is_counted_once(kinds: list[str], drained: int, broken: bool) -> None:  # noqa: FBT001
+    """When a capture has ended, seen = written + filtered + lost, whatever became of the packets and of the output."""
+    rig = Rig(interfaces=("eth0",))
+    rig.drain(upcall(b"first", netns=HERE, tgid=0))
+    for number, kind in enumerate(kinds, 1):
+        frame = struct.pack("<I", number)
+        if kind == "packet":
+            rig.program.put(packet(7, frame), slot=1)
+        elif kind == "upcall":
+            rig.program.put(upcall(frame, netns=HERE, tgid=number))
+        elif kind == "elsewhere":
+            rig.program.put(upcall(frame, netns=ELSEWHERE, net=2, ifindex=number))
+        elif kind == "odd":
+            rig.program.put(upcall(frame, netns=HERE, ifindex=3, device_type=280))
+        else:
+            rig.program.count(1, **{kind: 1})
+        if number == drained:
+            rig.capture.drain()
+    rig.capture.stop(broken=broken)
+    totals = rig.capture.totals()
+
+    assert accounted(totals) == totals.kernel.seen == 1 + len(kinds)
+    assert totals.written == len(rig.output.frames)
+    assert totals.missed == 3
+    assert totals.processes == sum(interface == 7 for interface, _ in rig.output.written) - 1
+
+
+def test_what_comes_while_the_hooks_go_is_written() -> None:
+    """A packet of a program that still ran on another processor at the detach is written."""
+    rig = Rig()
+    rig.program.on_detach = [upcall(NTP_FRAME)]
+    rig.capture.stop()
+    assert rig.output.frames == [NTP_FRAME]
+    assert accounted(rig.capture.totals()) == 1
+
+
+class Failing(Recording):
+    """An output whose reader goes away at its third packet."""
+
+    def write_packet(self, found: Upcall | Cut, interface_id: int, stamp: Label) -> None:
+        """Take a packet."""
+        if len(self.written) == 2:
+            raise BrokenPipeError
+        super().write_packet(found, interface_id, stamp)
+
+
+def test_a_broken_output_loses_whole_ranges() -> None:
+    """What an output could not take is counted as lost, with all of the range that it was in, and none of it twice."""
+    rig = Rig(Failing())
+    rig.drain(upcall(b"1"))
+    rig.program.put(upcall(b"2"), upcall(b"3"), packet(7, b"4"))
+    with pytest.raises(BrokenPipeError):
+        rig.capture.drain()
+    rig.program.put(packet(7, b"5"))
+    rig.capture.stop(broken=True)
+
+    totals = rig.capture.totals()
+    assert (totals.written, totals.lost) == (1, 4)
+    assert accounted(totals) == totals.kernel.seen == 5
+
+
+# The start
+
+
+def test_the_order_of_a_start() -> None:
+    """What is measured stands in the program's words before the first packet can be seen."""
+    rig = Rig()
+    rig.capture.start()
+    rig.capture.stop()
+    assert rig.program.calls == ["measure", "attach", "detach"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({}, ["paged frames cannot be read"]),
+        ({"process_context": False}, ["cannot tell system calls from softirqs", "paged frames cannot be read"]),
+    ],
+)
+def test_what_this_kernel_cannot_do_is_said(arguments: dict[str, bool], said: list[str]) -> None:
+    """A start says what will be missing, a line each, and captures all the same."""
+    rig = Rig()
+    vars(rig.program).update(arguments)
+    rig.capture.start()
+    assert [any(line.startswith(start) for line in rig.said) for start in said] == [True] * len(said)
+    assert len(rig.said) == len(said)
+
+
+def test_a_program_that_cannot_measure() -> None:
+    """A measurement that fails is said, and the capture starts without it."""
+    rig = Rig()
+
+    def measure(_marker: Marker) -> None:
+        raise KernelError("no page", "none")
+
+    rig.program.measure = measure  # type: ignore[method-assign]
+    rig.capture.start()
+    assert rig.said[0].startswith("cannot measure where the kernel maps its pages: no page")
+    assert rig.program.calls == ["attach"]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_marker_is_the_proof_and_is_not_written(*, whole: bool) -> None:
+    """The marker's frame proves that pages are read, and is not written; a frame short of it proves nothing."""
+    rig = Rig()
+    rig.program.paged = True
+    others = 1 << 62
+
+    def measure(marker: Marker) -> None:
+        FakeProgram.measure(rig.program, marker)
+        frame = bytes(42) + (marker.bytes if whole else marker.bytes[:-1])
+        same_bytes = upcall(b"other" + marker.bytes, net=others)
+        rig.program.on_attach = [same_bytes, upcall(frame, net=marker.net), upcall(b"ACK", net=marker.net)]
+
+    rig.program.measure = measure  # type: ignore[method-assign]
+    rig.capture.start()
+    rig.drain(upcall(NTP_FRAME, net=others))
+    rig.capture.stop()
+
+    # Its own namespace is not given to everybody: then the connection that carries the marker is seen as any other.
+    expected = 2 if rig.capture._private_net else 3 if whole else 4
+    assert bool(rig.program.control[layout.PAGE_BASE]) == whole
+    assert rig.output.frames[0].startswith(b"other")
+    assert rig.output.frames[-1] == NTP_FRAME
+    assert [line[:12] for line in rig.said] == ([] if whole else ["paged frames"])
+    totals = rig.capture.totals()
+    assert len(rig.output.frames) == totals.written == expected
+    assert accounted(totals) == totals.kernel.seen == 4
+
+
+# Sleep
+
+
+def test_no_packet_is_slept_over() -> None:
+    """The capture does not fall asleep on a packet that came meanwhile, and a wakeup is taken once."""
+    rig = Rig()
+    assert rig.capture.fall_asleep()
+    assert rig.program.control[layout.SLEEPING] == 1
+    rig.capture.wake_up()
+    assert (rig.program.control[layout.SLEEPING], rig.program.calls) == (0, ["take_wakeups"])
+    rig.program.put(upcall(NTP_FRAME))
+    assert not rig.capture.fall_asleep()
+    assert rig.program.control[layout.SLEEPING] == 0

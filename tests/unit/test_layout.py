@@ -1,0 +1,254 @@
+"""What kernel and Python share: two hand-made kernels, old and new, and the C side's own text as the judge."""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+import pytest
+
+from skbcapd import capture, layout, loader
+from skbcapd.btf import Btf
+from skbcapd.errors import BtfError, KernelError
+from skbcapd.layout import Geometry
+from tests.unit import blob
+
+Structs = dict[str, tuple[int, dict[str, int | tuple[int, int]]]]
+
+# As on Debian's 6.1 and on 6.18, x86-64 where it matters: a byte offset, or (bit offset, width).
+COMMON: Structs = {
+    "page": (64, {}),
+    "pt_regs": (168, {"di": 112, "orig_ax": 120, "regs": 0, "syscallno": 280}),
+    "task_struct": (9600, {"stack": 32, "flags": 44}),
+    "net_device": (
+        2688,
+        {"ifindex": 224, "flags": 176, "nd_net": 264, "name": 288, "type": 320, "dev_addr": 1000, "addr_len": 330},
+    ),
+    "net": (4096, {"net_cookie": 200, "ns": 144}),
+    "ns_common": (24, {"inum": 16}),
+    "skb_shared_info": (320, {"nr_frags": 2, "gso_size": 4, "frag_list": 8, "frags": 48}),
+    "sock_common": (
+        136,
+        {"skc_hash": 8, "skc_state": 18, "skc_net_refcnt": (19 * 8 + 6, 1), "skc_listener": 104, "skc_hash": 8},
+    ),
+    "sock": (760, {"sk_socket": 624}),
+    "socket_alloc": (768, {"vfs_inode": 128}),
+    "inode": (640, {"i_ino": 64}),
+}
+SK_BUFF = {
+    "next": 0,
+    "dev": 16,
+    "sk": 24,
+    "len": 112,
+    "data_len": 116,
+    "pkt_type": (128 * 8, 3),
+    "ip_summed": (128 * 8 + 5, 2),
+    "skb_iif": 144,
+    "vlan_proto": 152,
+    "vlan_tci": 154,
+    "mac_header": 182,
+    "end": 188,
+    "head": 192,
+    "data": 200,
+}
+OLD: Structs = COMMON | {
+    "sk_buff": (232, SK_BUFF | {"vlan_present": (130 * 8 + 7, 1)}),
+    "bio_vec": (16, {"bv_page": 0, "bv_len": 8, "bv_offset": 12}),
+    "skb_frag": (8, {"unrelated": 0}),
+}
+NEW: Structs = COMMON | {
+    "sk_buff": (232, SK_BUFF | {"vlan_all": 152}),
+    "skb_frag": (16, {"netmem": 0, "len": 8, "offset": 12}),
+    "bio_vec": (32, {"bv_page": 8, "bv_len": 16, "bv_offset": 24}),
+}
+
+
+def definitions(structs: Structs) -> dict[str, int | str]:
+    """The definitions for a hand-made kernel."""
+    return layout.definitions(Btf(blob.kernel(structs)), Geometry(4))
+
+
+def with_field(name: str, field: str, at: int | tuple[int, int] | None) -> Structs:
+    """The new kernel with one field elsewhere, or gone."""
+    size, fields = NEW[name]
+    return NEW | {name: (size, {key: value for key, value in (fields | {field: at}).items() if value is not None})}
+
+
+@pytest.mark.parametrize(
+    ("structs", "expected"),
+    [
+        (NEW, {"SKB_FIRST": 112, "SKB_SPAN": 96, "SKB_LEN": 112, "SKB_DATA": 200, "SKB_NEXT": 0}),
+        (NEW, {"SKB_IP_SUMMED_BYTE": 128, "SKB_IP_SUMMED_SHIFT": 5, "SKB_IP_SUMMED_WIDTH": 2, "SKB_VLAN_ALL": 152}),
+        (NEW, {"FRAGMENT_SIZE": 16, "FRAGMENT_PAGE": 0, "FRAGMENT_LEN": 8, "FRAGMENT_OFFSET": 12}),
+        (NEW, {"NET_INUM": 160, "PAGE_STRUCT_SIZE": 64, "SEGMENT_COUNT": 4}),
+        (OLD, {"SKB_VLAN_PRESENT_BYTE": 130, "SKB_VLAN_PRESENT_SHIFT": 7, "SKB_VLAN_PRESENT_WIDTH": 1}),
+        (OLD, {"FRAGMENT_SIZE": 16, "FRAGMENT_PAGE": 0, "FRAGMENT_LEN": 8, "FRAGMENT_OFFSET": 12}),
+        (with_field("sk_buff", "data", 232), {"SKB_SPAN": 128}),
+        (with_field("sk_buff", "len", 116), {"SKB_FIRST": 112, "SKB_LEN": 116}),
+        (with_field("skb_shared_info", "frag_list", 16), {"SHARED_SPAN": 24}),
+    ],
+)
+def test_offsets_become_definitions(structs: Structs, expected: dict[str, int]) -> None:
+    """The offsets of an old and of a new kernel reach the program, with renamed fields found under either name."""
+    found = definitions(structs)
+
+    assert {name: found.get(name) for name in expected} == expected
+
+
+def test_an_old_and_a_new_kernel_differ_in_how_a_vlan_tag_is_told() -> None:
+    """Only one of the two ways to see a VLAN tag is defined, or the program would be compiled for the wrong one."""
+    assert "SKB_VLAN_ALL" not in definitions(OLD)
+    assert not any(name.startswith("SKB_VLAN_PRESENT") for name in definitions(NEW))
+
+
+@pytest.mark.parametrize(
+    ("structs", "error", "message"),
+    [
+        (with_field("sk_buff", "head", None), BtfError, "no field head"),
+        (with_field("sk_buff", "data", 240), KernelError, "within 136 bytes from offset 112; expected 128"),
+        (with_field("sk_buff", "pkt_type", (64, 3)), KernelError, "from offset 112"),
+        (with_field("sk_buff", "sk", 40), KernelError, "side by side"),
+        (with_field("skb_shared_info", "frag_list", 64), KernelError, "within 72 bytes; expected 64"),
+        ({name: NEW[name] for name in NEW if name != "page"}, BtfError, "struct page is not"),
+    ],
+)
+def test_a_kernel_laid_out_otherwise_is_refused(structs: Structs, error: type[Exception], message: str) -> None:
+    """A kernel whose fields are missing, or lie where the program would not read them, is refused."""
+    with pytest.raises(error, match=message):
+        definitions(structs)
+
+
+def test_the_running_kernel() -> None:
+    """The running kernel's layout can be taken."""
+    found = layout.definitions(Btf.load(), Geometry(32))
+
+    assert found["SEGMENT_COUNT"] == 32
+    assert all(type(value) is int for name, value in found.items() if name != "SYSCALL_NUMBER_TYPE")
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [(0, 4), ((1 << 21) - 1, 4), (4 << 20, 4), (16 << 20, 8), ((32 << 20) - 1, 8), (64 << 20, 32), (4 << 30, 2048)],
+)
+def test_geometry(size: int, count: int) -> None:
+    """A buffer has the largest power of two of segments that its size allows, and never fewer than four."""
+    assert Geometry.for_buffer(size) == Geometry(count)
+
+
+def test_sizes_that_the_program_relies_on() -> None:
+    """Masks need powers of two; records and segments need the alignment of the words in them, and of pages' blocks."""
+    masked = (layout.SEGMENT_SIZE, layout.CAPTURE_MAX, layout.OPTIONS_MAX, layout.UPCALLS_LISTED)
+    assert all(size & size - 1 == 0 for size in masked)
+    assert layout.SEGMENT_STRIDE % 8 == layout.LISTING % 8 == 0
+    records = (layout.KEY, layout.LABEL, layout.DEVICE_KEY, layout.DEVICE, layout.MEASUREMENT, layout.COUNTER_ROW)
+    assert all(record.size % 8 == 0 for record in records)
+    largest = 28 + layout.CAPTURE_MAX + max(layout.OPTIONS_MAX, layout.UPCALL.size) + 4
+    assert largest <= layout.SEGMENT_SIZE
+    assert layout.SLACK >= layout.CAPTURE_MAX
+
+
+# The C side, read as text.
+
+
+def c_text(name: str) -> str:
+    """A file of bpf/ without its comments."""
+    return re.sub(r"/\*.*?\*/", "", (loader.SOURCES / name).read_text(), flags=re.DOTALL)
+
+
+PROGRAM = "\n".join(c_text(path.name) for path in sorted(Path(loader.SOURCES).glob("*.[ch]")))
+
+
+def used(text: str) -> set[str]:
+    """Every name in capitals that the C text uses; where a macro glues a name together, what comes of it."""
+    macros = {}
+    for line, name, parameters, body in re.findall(r"(#define\s+(\w+)\(([^)]*)\)((?:.*\\\n)*.*))", text):
+        if "##" in body:
+            macros[name] = [parameter.strip() for parameter in parameters.split(",")], body
+            text = text.replace(line, "")
+
+    def expand(call: re.Match[str]) -> str:
+        parameters, body = macros[call[1]]
+        values = dict(zip(parameters, (value.strip() for value in call[2].split(",")), strict=True))
+        return re.sub(r"\s*##\s*", "", re.sub(r"[A-Za-z]\w*", lambda word: values.get(word[0], word[0]), body))
+
+    for _ in range(2):  # one macro may use another
+        text = re.sub(rf"\b({'|'.join(macros)})\(([^()]*)\)", expand, text)
+    return set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", text))
+
+
+def test_every_definition_is_used_and_every_use_defined() -> None:
+    """Each name in capitals in bpf/ is defined there, by bcc, or by layout.py; and layout.py defines none in vain."""
+    defined_there = set(re.findall(r"#define\s+(\w+)", PROGRAM))
+    for members in re.findall(r"enum \w+ \{(.*?)\}", PROGRAM, re.DOTALL):
+        defined_there |= set(re.findall(r"\b[A-Z]\w+", members))
+    by_bcc = {"BPF_F_TABLE", "BPF_TABLE", "BPF_ARRAY", "BPF_PERCPU_ARRAY", "BPF_RINGBUF_OUTPUT", "BPF_F_MMAPABLE"}
+    by_loader = {"KPROBE"}
+    given = definitions(OLD).keys() | definitions(NEW).keys()
+
+    assert used(PROGRAM) - defined_there - by_bcc - by_loader - {"NULL"} - given == set()
+    assert given - used(PROGRAM) == set()
+
+
+def record(name: str) -> str:
+    """A C struct as the format that `struct` would have for it; padding between members is not in it."""
+    found = re.search(rf"struct {name} {{(.*?)}};", PROGRAM, re.DOTALL)
+    assert found, name
+    sizes = definitions(NEW)
+    text = ""
+    for kind, member, length in re.findall(r"(u8|u16|u32|u64|struct \w+)\s+(\w+)\s*(?:\[(\w+)\])?;", found[1]):
+        count = int(sizes.get(length, length or 1))
+        if kind == "u8":
+            text += f"{count}x" if member == "spare" else f"{count}s" if length else "B"
+        else:
+            text += record(kind[7:]) * count if " " in kind else {"u16": "H", "u32": "I", "u64": "Q"}[kind] * count
+    return text
+
+
+@pytest.mark.parametrize(
+    ("name", "python"),
+    [
+        ("key", layout.KEY),
+        ("label", layout.LABEL),
+        ("device_key", layout.DEVICE_KEY),
+        ("device", layout.DEVICE),
+        ("counters", layout.COUNTER_ROW),
+        ("upcall", layout.UPCALL),
+        ("measurement", layout.MEASUREMENT),
+    ],
+)
+def test_records_have_the_members_of_the_c_side(name: str, python: struct.Struct) -> None:
+    """Each record's format is that of its C struct, member by member."""
+    expected = re.sub(r"(\d+)([QI])", lambda run: run[2] * int(run[1]), python.format.lstrip("<"))
+    assert record(name) == expected
+
+
+def test_words_of_control_lie_where_the_c_side_has_them() -> None:
+    """Each word of struct control has the index that layout.py gives it, and the segments' states follow."""
+    body = re.search(r"struct control \{(.*?)\};", PROGRAM, re.DOTALL)
+    assert body
+    index = 0
+    for member, length in re.findall(r"u64 (\w+)(?:\[(\w+)\])?;", body[1]):
+        if not member.startswith("pad") and member != "nothing":
+            assert getattr(layout, member.upper()) == index, member
+        index += int(length or 1)
+    assert index == layout.STATES
+    assert len(record("segment_state")) == layout.STATE_WORDS
+
+
+def enum(name: str) -> list[str]:
+    """The members of a C enum."""
+    body = re.search(rf"enum {name} {{(.*?)}}", PROGRAM, re.DOTALL)
+    assert body
+    return re.findall(r"[A-Z]\w+", body[1])
+
+
+def test_numbers_mean_the_same_on_both_sides() -> None:
+    """Counters, ways to know a process and block types have the same order and values in C and in Python."""
+    counters = [name.lower().removeprefix("lost_") for name in enum("counter")]
+    assert counters == list(layout.COUNTERS)[: len(counters)]
+    assert [name.lower().removeprefix("via_") for name in enum("via")][1:] == list(capture._VIA)[1:]
+    for name in ("BLOCK_PACKET", "BLOCK_UPCALL", "BLOCK_CUT"):
+        assert re.search(rf"#define {name}\s+(\w+)", PROGRAM)[1].lower() == (
+            f"{getattr(layout, name):#x}" if name != "BLOCK_PACKET" else "6"
+        )
