@@ -15,6 +15,9 @@ def main() -> int:
     except SkbcapdError as error:
         print(f"skbcapd: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("skbcapd: interrupted before the capture began", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

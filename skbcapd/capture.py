@@ -266,9 +266,7 @@ class Capture:
 
     def _write_local(self, packet: Upcall | Cut) -> None:
         if isinstance(packet, Cut):
-            interface_id, stamp = self._labels[packet.label_id]
-            self.output.write_packet(packet, interface_id, stamp)
-            self._counted += 1
+            self._write_cut(packet)
             return
         if self._marker is not None and self._marker.is_in(packet.net, packet.frame):
             self._is_proven = True
@@ -289,6 +287,14 @@ class Capture:
         if self.output.labels:
             self._install(packet, device, stamp)
 
+    def _write_cut(self, packet: Cut) -> None:
+        known = self._labels.get(packet.label_id)
+        if known is None:  # older than all that are remembered
+            self._lost += 1
+            return
+        self.output.write_packet(packet, *known)
+        self._counted += 1
+
     def _device(self, packet: Upcall) -> _Device:
         """The device of a packet; a new one gets an interface block and a row of counters."""
         identity = (packet.net, packet.ifindex, packet.device)
@@ -299,7 +305,7 @@ class Capture:
             for direction in (DIRECTION_IN, DIRECTION_OUT):
                 self.program.set_device(
                     layout.DEVICE_KEY.pack(packet.net, packet.ifindex, direction),
-                    layout.DEVICE.pack(packet.device, device.slot, not device.wanted),
+                    layout.DEVICE.pack(packet.names[16:], device.slot, not device.wanted),
                 )
         return device
 
@@ -342,8 +348,8 @@ class Capture:
         self.program.set_label(
             packet.key,
             layout.LABEL.pack(
-                packet.comm,
-                packet.device,
+                packet.names[:16],
+                packet.names[16:],
                 number,
                 device.interface_id,
                 device.slot,

@@ -66,7 +66,7 @@ def findings(proc: Path = Path("/proc"), sys_: Path = Path("/sys")) -> Iterator[
         yield Finding("lockdown", mode_name)
     yield _btf(sys_ / "kernel/btf/vmlinux")
     yield Finding("kprobes", "yes" if kernel.has_kprobes(sys_ / "bus/event_source/devices/kprobe/type") else "no")
-    yield Finding("real-time", "yes: no packet is given to `current`" if (sys_ / "kernel/realtime").exists() else "no")
+    yield Finding("real-time", "yes: no process is named" if kernel.is_realtime(sys_ / "kernel/realtime") else "no")
     yield _bcc()
 
 

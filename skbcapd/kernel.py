@@ -73,6 +73,11 @@ def has_kprobes(pmu: Path = _KPROBE_PMU) -> bool:
     return pmu.exists()
 
 
+def is_realtime(flag: Path = Path("/sys/kernel/realtime")) -> bool:
+    """Whether this is a PREEMPT_RT kernel."""
+    return flag.exists()
+
+
 def kernel_symbol(name: str, kallsyms: Path = Path("/proc/kallsyms")) -> str:
     """The name of a kernel function in the symbol table: with the compiler's suffix (.constprop.0) if it has one.
 
@@ -225,6 +230,8 @@ class Program:
             found = Measurement(*layout.MEASUREMENT.unpack(self._lookup(table, key, layout.MEASUREMENT.size)))
             if found.address_base or not found.packets or not found.frame_number:
                 break
+        if is_realtime():
+            found = found._replace(entry_regs=0)  # softirqs run in tasks there: the proof does not hold
         self._update(table, key, layout.MEASUREMENT.pack(*found._replace(tgid=0)))
         self.measured = found
         self.control[layout.PAGE_BASE] = found.page_base if found.address_base else 0

@@ -59,6 +59,7 @@ class Upcall:
     flags: int  # epb_flags
     device_type: int  # ARPHRD_*
     key: bytes  # layout.KEY, to give a label to
+    names: bytes  # comm and device as the kernel compares them: 16 bytes each, with what stands behind their NUL
     size: int  # bytes of its block
 
 
@@ -210,5 +211,6 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
         flags=flags,
         device_type=device_type,
         key=bytes(view[at : at + layout.KEY.size]),
+        names=comm + device,
         size=size,
     )

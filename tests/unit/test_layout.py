@@ -30,7 +30,7 @@ COMMON: Structs = {
     "skb_shared_info": (320, {"nr_frags": 2, "gso_size": 4, "frag_list": 8, "frags": 48}),
     "sock_common": (
         136,
-        {"skc_hash": 8, "skc_state": 18, "skc_net_refcnt": (19 * 8 + 6, 1), "skc_listener": 104, "skc_hash": 8},
+        {"skc_hash": 8, "skc_state": 18, "skc_net_refcnt": (19 * 8 + 6, 1), "skc_listener": 104},
     ),
     "sock": (760, {"sk_socket": 624}),
     "socket_alloc": (768, {"vfs_inode": 128}),
