@@ -9,7 +9,7 @@ VENV = .venv/bin
 AS_ROOT = tools/as-root
 # No cache is written where root would leave files that their owner cannot remove.
 PYTEST = $(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 SKBCAPD_VM_KERNELS="$(KERNEL)" $(VENV)/python -m pytest -p no:cacheprovider
-BPF_SOURCES = $(shell find bpf -name '*.[ch]')
+C_SOURCES = $(shell find bpf bench -name "*.[ch]")
 
 .PHONY: run test setup setup-test lint format unit test-kernel test-vm bench clean
 
@@ -30,12 +30,12 @@ lint: setup-test
 	$(VENV)/ruff format --check
 	$(VENV)/ruff check
 	$(VENV)/mypy
-	$(if $(BPF_SOURCES),$(VENV)/clang-format --dry-run -Werror $(BPF_SOURCES))
+	$(if $(C_SOURCES),$(VENV)/clang-format --dry-run -Werror $(C_SOURCES))
 
 format: setup-test
 	$(VENV)/ruff format
 	$(VENV)/ruff check --fix
-	$(if $(BPF_SOURCES),$(VENV)/clang-format -i $(BPF_SOURCES))
+	$(if $(C_SOURCES),$(VENV)/clang-format -i $(C_SOURCES))
 
 unit: setup-test
 	$(VENV)/python -m pytest -p no:cacheprovider tests/unit tests/golden
