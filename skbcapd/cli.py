@@ -1,8 +1,9 @@
 """The command line: arguments in, exit code out.
 
-Each subcommand is one function, `_capture`, `_run`, `_check`, `_doctor`; argparse finds it, `command` calls it.
+Each subcommand is one function, `_capture`, `_run`, `_check`, `doctor.command`; argparse finds it, `command` calls it.
 
-The rule: people's words (usage, help, totals) go to stderr, so that `capture -w -` keeps stdout for packets.
+The rule: while packets are captured, people's words (start, totals, errors) go to stderr, so that `capture -w -` keeps
+stdout for packets.
 """
 
 from __future__ import annotations
@@ -133,21 +134,19 @@ def _capture(options: argparse.Namespace) -> int:
             raise UsageError(f"no device {name} in this network namespace", "`ip -brief link` lists them; any is all")
     program = _load(settings)
     with contextlib.closing(program):
-        target: files.CaptureFile | files.StandardOutput | None = None
-        output_fd = None
+        target: files.CaptureFile | files.StandardOutput
         output: Output
         if options.file is None:
             from skbcapd.text import TextOutput  # noqa: PLC0415  its dissectors are not needed for a file
 
-            output = TextOutput(sys.stdout)
-            output_fd = sys.stdout.fileno()
+            target = files.StandardOutput()
+            output = TextOutput(target.text)
         else:
             target = (
                 files.StandardOutput() if options.file == "-" else files.CaptureFile(Path(options.file), part=False)
             )
-            output_fd = sys.stdout.fileno() if options.file == "-" else None
             output = PcapngOutput(target.stream, settings.encode)
-        return _serve(settings, program, output, target, options.duration, output_fd, options.count, live=False)
+        return _serve(settings, program, output, target, options.duration, options.count, live=False)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -156,25 +155,25 @@ def _run(options: argparse.Namespace) -> int:
     with contextlib.closing(program):
         target = files.open_new(settings.files.directory)
         output = PcapngOutput(target.stream, settings.encode)
-        return _serve(settings, program, output, target, options.duration, None, live=True)
+        return _serve(settings, program, output, target, options.duration, live=True)
 
 
 def _serve(
     settings: Settings,
     program: kernel.Program,
     output: Output,
-    target: files.CaptureFile | files.StandardOutput | None,
+    target: files.CaptureFile | files.StandardOutput,
     duration_s: float | None,
-    output_fd: int | None,
     count: int = 0,
     *,
     live: bool,
 ) -> int:
     capture = Capture(program, output, settings.interfaces, settings.snaplen, count, _say)
     line = _LiveLine(capture, target) if live else None
+    output_fd = target.descriptor if isinstance(target, files.StandardOutput) else None
     service = Service(capture, duration_s, output_fd, line.show if line else lambda: None)
     hooks = ", ".join(str(hook) for hook in program.hooks)
-    where = f", writing {target.path}" if target else ""
+    where = f", writing {target.path}" if isinstance(output, PcapngOutput) else ""
 
     def started() -> None:
         names = ", ".join(settings.interfaces)
@@ -183,12 +182,11 @@ def _serve(
     try:
         service.run(started)
     except OSError as error:
-        raise FileError(f"{target.path if target else 'standard output'}: {error.strerror}; the capture ends") from None
+        raise FileError(f"{target.path}: {error.strerror}; the capture ends") from None
     finally:
         if line:
             line.end()
-        if target:
-            target.close()
+        target.close()
     _print_totals(capture.totals())
     return 0
 
@@ -214,7 +212,7 @@ class _LiveLine:
 
     _SECONDS_BETWEEN_LINES = 10
 
-    def __init__(self, capture: Capture, target: files.CaptureFile | files.StandardOutput | None) -> None:
+    def __init__(self, capture: Capture, target: files.CaptureFile | files.StandardOutput) -> None:
         self._capture = capture
         self._target = target
         self._terminal = sys.stderr.isatty()

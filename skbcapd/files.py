@@ -8,10 +8,10 @@ fsync and rename when it is closed.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import socket
-import sys
 import time
 from pathlib import Path
 from typing import BinaryIO
@@ -56,7 +56,8 @@ class CaptureFile:
             descriptor = os.open(self.working_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, MODE)
         except OSError as error:
             raise FileError(f"{self.working_path}: {error.strerror}; expected a file to write to") from None
-        self.stream: BinaryIO = io.BufferedWriter(io.FileIO(descriptor, "wb"), _BUFFER)
+        self._file = io.FileIO(descriptor, "wb")
+        self.stream: BinaryIO = io.BufferedWriter(self._file, _BUFFER)
 
     def close(self) -> None:
         """Make the file whole and give it its name.
@@ -71,21 +72,36 @@ class CaptureFile:
             self.stream.close()
             self.working_path.rename(self.path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.close()  # or Python would write what is buffered again, aloud, when it is collected
             raise FileError(f"{self.working_path}: {error.strerror} while finishing it") from None
 
 
 class StandardOutput:
-    """Stands for a capture file where blocks go to a pipe."""
+    """Stands for a capture file where blocks, or lines of text, go to a pipe or a terminal.
 
-    def __init__(self) -> None:
-        self.path = Path("-")
-        self.stream: BinaryIO = io.BufferedWriter(io.FileIO(sys.stdout.fileno(), "wb", closefd=False), _BUFFER)
+    Args:
+        descriptor: where to write.
+    """
+
+    def __init__(self, descriptor: int = 1) -> None:
+        self.path = Path("standard output")
+        self.descriptor = descriptor
+        self.stream: BinaryIO = io.BufferedWriter(io.FileIO(descriptor, "wb", closefd=False), _BUFFER)
+        self.text = io.TextIOWrapper(self.stream, "ascii", newline="\n")
 
     def close(self) -> None:
-        """Hand on what is buffered; a reader that has gone wants none of it."""
+        """Hand on what is buffered; a reader that has gone wants none of it.
+
+        Raises:
+            FileError: what reads it refuses.
+        """
         try:
-            self.stream.flush()
-        except BrokenPipeError:
-            # The buffer still holds bytes, and Python would try again, aloud, when it is collected.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            self.stream.flush()
+            self.text.flush()
+        except OSError as error:
+            # The buffers still hold bytes, and Python would try again, aloud, when they are collected.
+            with Path(os.devnull).open("wb") as nothing:
+                os.dup2(nothing.fileno(), self.descriptor)
+            self.text.flush()
+            if not isinstance(error, BrokenPipeError):
+                raise FileError(f"{self.path}: {error.strerror} while finishing it") from None
