@@ -72,12 +72,13 @@ class Service:
             self._loop()
             broken = False
         except BrokenPipeError:
-            pass  # whoever read our output has enough
+            pass  # whoever read our output has enough: what is left is lost
         finally:
             with contextlib.suppress(BrokenPipeError):
                 self.capture.stop(broken=broken)
             signal.set_wakeup_fd(-1)
-            self._epoll.close()
+            for end in (self._epoll, self._signals, self._wake):
+                end.close()
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._stopping = True
@@ -108,7 +109,7 @@ class Service:
                 until = next_tick if asleep else now + LATENCY_S
                 for descriptor, _ in self._epoll.poll(max(0.0, min(until, end) - now)):
                     if descriptor == self._output_fd:
-                        return
+                        raise BrokenPipeError
                     if descriptor == self._signals.fileno():
                         os.read(descriptor, 4096)
                 capture.wake_up()
