@@ -45,8 +45,8 @@ class TextOutput:
         interface = self._interfaces[interface_id]
         seconds, nanoseconds = divmod(packet.time_ns, 1_000_000_000)
         clock = time.strftime("%H:%M:%S", time.localtime(seconds))
-        who = f"{_printable(packet.comm)}[{packet.tgid}]" if packet.tgid else "?"
-        device = _printable(packet.device)
+        who = f"{_word(packet.comm)}[{packet.tgid}]" if packet.tgid else "?"
+        device = _word(packet.device)
         direction = "out" if packet.direction == 2 else "in"
         summary = self._summary(bytes(packet.frame), interface.link_type)
         self._stream.write(f"{clock}.{nanoseconds:09} {who} {device} {direction} {summary}\n")
@@ -69,6 +69,11 @@ class TextOutput:
         except Exception as error:  # noqa: BLE001  any frame may come; scapy's dissectors raise anything
             text = f"not understood ({type(error).__name__})"
         return f"{_printable(text.encode(errors='replace'))}, length {len(frame)}"
+
+
+def _word(text: bytes) -> str:
+    """A name without spaces: it can be mistaken for no other word of the line."""
+    return _printable(text).replace(" ", "\\x20")
 
 
 def _printable(text: bytes) -> str:
