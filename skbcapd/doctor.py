@@ -13,7 +13,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,15 +43,16 @@ class _Discard:
         """Nothing is kept."""
 
 
-def findings(proc: Path = Path("/proc"), sys_: Path = Path("/sys")) -> Iterator[Finding]:
+def findings(proc: Path = Path("/proc"), sys_: Path = Path("/sys"), python: str = sys.executable) -> Iterator[Finding]:
     """Everything that can be said without loading a program.
 
     Args:
         proc: where procfs is.
         sys_: where sysfs is.
+        python: the interpreter that shall find bcc.
     """
-    yield _kernel_version(platform.release())
-    yield _capabilities(proc / "self/status")
+    yield _kernel_version(proc)
+    yield _capabilities(proc)
     lockdown = sys_ / "kernel/security/lockdown"
     mode = re.search(r"\[(\w+)\]", lockdown.read_text()) if lockdown.exists() else None
     mode_name = mode[1] if mode else "none"
@@ -67,16 +68,19 @@ def findings(proc: Path = Path("/proc"), sys_: Path = Path("/sys")) -> Iterator[
     yield _btf(sys_ / "kernel/btf/vmlinux")
     yield Finding("kprobes", "yes" if kernel.has_kprobes(sys_ / "bus/event_source/devices/kprobe/type") else "no")
     yield Finding("real-time", "yes: no process is named" if kernel.is_realtime(sys_ / "kernel/realtime") else "no")
-    yield _bcc()
+    yield _bcc(python)
 
 
-def refuse_hopeless() -> None:
+def refuse_hopeless(proc: Path = Path("/proc")) -> None:
     """Stop early, with the remedy, where a capture cannot work.
+
+    Args:
+        proc: where procfs is.
 
     Raises:
         KernelError: the first fatal finding.
     """
-    for finding in (_kernel_version(platform.release()), _capabilities(Path("/proc/self/status"))):
+    for finding in (_kernel_version(proc), _capabilities(proc)):
         if finding.fatal:
             raise KernelError(f"{finding.name}: {finding.text}", finding.remedy)
 
@@ -86,6 +90,11 @@ def command(_options: argparse.Namespace) -> int:
     found = list(findings())
     if not any(finding.fatal for finding in found):
         found += _trial()
+    return report(found)
+
+
+def report(found: Sequence[Finding]) -> int:
+    """Print findings, a line each and one more for a remedy; 1 when one of them is fatal, else 0."""
     for finding in found:
         print(f"{'FAIL' if finding.fatal else 'ok':4}  {finding.name:14} {finding.text}")
         if finding.remedy:
@@ -94,7 +103,8 @@ def command(_options: argparse.Namespace) -> int:
     return int(any(finding.fatal for finding in found))
 
 
-def _kernel_version(release: str) -> Finding:
+def _kernel_version(proc: Path) -> Finding:
+    release = (proc / "sys/kernel/osrelease").read_text().strip()
     numbers = re.match(r"(\d+)\.(\d+)", release)
     version = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
     oldest = ".".join(str(number) for number in kernel.OLDEST_KERNEL)
@@ -103,8 +113,8 @@ def _kernel_version(release: str) -> Finding:
     return Finding("kernel", f"{release} ({platform.machine()}), {oldest} or newer is needed")
 
 
-def _capabilities(status: Path) -> Finding:
-    match = re.search(r"^CapEff:\s*([0-9a-f]+)", status.read_text(), re.MULTILINE)
+def _capabilities(proc: Path) -> Finding:
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)", (proc / "self/status").read_text(), re.MULTILINE)
     effective = int(match[1], 16) if match else 0
     missing = [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
     if missing:
@@ -121,10 +131,10 @@ def _btf(path: Path) -> Finding:
     return Finding("BTF", str(path))
 
 
-def _bcc() -> Finding:
+def _bcc(python: str) -> Finding:
     """Ask a process of its own: importing bcc loads a compiler."""
     probe = "import bcc; print(getattr(bcc, '__version__', '?'), bcc.BPF.RAW_TRACEPOINT, bcc.__file__)"
-    result = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run([python, "-c", probe], capture_output=True, text=True, timeout=60, check=False)
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["it ended without a word"])[-1]
         return Finding(
