@@ -5,6 +5,7 @@ They are the judges, so a missing one fails the test (FileNotFoundError); it nev
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -50,8 +51,12 @@ def rows(path: Path, *fields: str, where: str = "") -> list[list[str]]:
     """
     columns = [part for field in fields for part in ("-e", field)]
     chosen = ["-Y", where] if where else []
-    output = judge(path, "tshark", "-n", *chosen, "-T", "fields", *columns)
-    return [line.split("\t") for line in output.splitlines()]
+    # As JSON, because later versions of tshark double a backslash in `-T fields`.
+    packets = [
+        packet["_source"]["layers"]
+        for packet in json.loads(judge(path, "tshark", "-n", *chosen, "-T", "json", *columns))
+    ]
+    return [[",".join(packet.get(field, [])) for field in fields] for packet in packets]
 
 
 def facts(path: Path) -> list[tuple[str, str]]:

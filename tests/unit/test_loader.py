@@ -1,0 +1,77 @@
+"""The process that compiles: its source text, and what is said when it fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tempfile
+from contextlib import closing
+
+import pytest
+
+from skbcapd import loader
+from skbcapd.errors import KernelError
+from skbcapd.loader import Hook, Loader
+
+MEASURE = Hook("tracepoint", "net_dev_queue", "on_measure")
+
+
+def test_the_source_is_one_text() -> None:
+    """Each file of bpf/ stands once in the text that is compiled, in place of its include."""
+    text = loader.source()
+    assert "#include" not in text
+    for path in loader.SOURCES.glob("*.[ch]"):
+        body = re.sub(r'#include "\w+\.h"\n', "", path.read_text())
+        last = body.rstrip().splitlines()[-12:]
+        assert text.count("\n".join(last)) == 1, path.name
+
+
+def test_every_hook_has_its_function() -> None:
+    """The functions that hooks name are in the source, and a hook is named as the kernel names it."""
+    from skbcapd.kernel import _PLACES  # noqa: PLC0415  the table that names them
+
+    hooks = [hook for place in _PLACES.values() for hook in place] + [MEASURE]
+    for hook in hooks:
+        assert re.search(rf"^int {hook.function}\(void \*ctx\)", loader.source(), re.MULTILINE)
+    assert str(MEASURE) == "tracepoint net_dev_queue"
+
+
+def ended(complaints: str) -> Loader:
+    """The parent's end of a child that said this and ended."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.close()
+    said = tempfile.TemporaryFile()  # noqa: SIM115  closed by Loader.close
+    said.write(complaints.encode())
+    return Loader(os.posix_spawn("/bin/true", ["true"], {}), ours, said)
+
+
+@pytest.mark.parametrize(
+    ("complaints", "message", "hint"),
+    [
+        ("ModuleNotFoundError: No module named 'bcc'\n", "bcc is not installed", "python3-bpfcc"),
+        ("bpf: Failed to load program: Operation not permitted\n", "operation not permitted", "run as root"),
+        ("a\n\n b\nc\nd\ne\nf\ng \n", "could not be loaded: b | c | d | e | f | g", "skbcapd doctor"),
+        ("", "the loader died in silence", "skbcapd doctor"),
+        ("\udcff".encode("utf-8", "surrogatepass").decode("latin-1"), "could not be loaded: ", "skbcapd doctor"),
+        ("long " * 1000, "could not be loaded: ", "skbcapd doctor"),
+    ],
+)
+@pytest.mark.parametrize("step", ["receive", "attach"])
+def test_what_is_said_of_a_child_that_failed(step: str, complaints: str, message: str, hint: str) -> None:
+    """A child that ends without an answer gives one line of its last words, of bounded length, and a remedy."""
+    with closing(ended(complaints)) as child, pytest.raises(KernelError) as raised:
+        getattr(child, step)()
+    assert message in raised.value.message
+    assert hint in raised.value.hint
+    assert "\n" not in raised.value.message
+    assert len(raised.value.message) < 1600
+
+
+def test_a_program_that_cannot_be_compiled(capfd: pytest.CaptureFixture[str]) -> None:
+    """The compiler's complaints are in the error, and nothing of them is on the terminal."""
+    child = loader.start(["segments"], {}, [], MEASURE)
+    with closing(child), pytest.raises(KernelError, match="could not be loaded: .*BPF") as raised:
+        child.receive()
+    assert raised.value.hint
+    assert capfd.readouterr() == ("", "")

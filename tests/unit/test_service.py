@@ -1,0 +1,189 @@
+"""The loop of a running capture: when it looks for packets, and everything that ends it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from skbcapd.errors import KernelError
+from skbcapd.layout import SEGMENT_SIZE
+from skbcapd.service import Service
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """A Service takes the signals of the process; the tests want theirs back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class FakeCapture:
+    """A capture that remembers what was asked of it, and does at each look what the test says.
+
+    Args:
+        looks: for each drain in turn, the bytes it moved, or what to do; after the last one the capture is full.
+    """
+
+    def __init__(self, *looks: int | Callable[[], object]) -> None:
+        self.calls: list[str] = []
+        self.looks = list(looks)
+        self.fails_to_start = False
+        self.program = self
+        self.wakeup_fd, self.waker = os.pipe()
+        os.write(self.waker, b"awake")  # the wait for the next packet is over at once
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is nothing more to do."""
+        return not self.looks
+
+    def start(self) -> None:
+        """The hooks are there, or not."""
+        self.calls.append("start")
+        if self.fails_to_start:
+            raise KernelError("no hook")
+
+    def drain(self) -> int:
+        """The next look."""
+        look = self.looks.pop(0)
+        self.calls.append("drain")
+        return look if isinstance(look, int) else int(look() or 0)
+
+    def fall_asleep(self) -> bool:
+        """No packet came meanwhile."""
+        self.calls.append("fall_asleep")
+        return True
+
+    def wake_up(self) -> None:
+        """The wait is over."""
+        self.calls.append("wake_up")
+
+    def set_clock(self) -> None:
+        """Once a second."""
+        self.calls.append("set_clock")
+
+    def stop(self, *, broken: bool) -> None:
+        """The end."""
+        self.calls.append("stop broken" if broken else "stop")
+
+
+def run(capture: FakeCapture, **arguments: object) -> list[str]:
+    """Run a capture to its end; what was asked of it, `started` among it."""
+    service = Service(capture, **arguments)  # type: ignore[arg-type]
+    try:
+        service.run(lambda: capture.calls.append("started"))
+    finally:
+        os.close(capture.wakeup_fd)
+        os.close(capture.waker)
+    return capture.calls
+
+
+def kill(number: int) -> Callable[[], int]:
+    """The process gets a signal."""
+    return lambda: os.kill(os.getpid(), number) or 0
+
+
+def fail(error: Exception) -> Callable[[], int]:
+    """The output fails."""
+
+    def drain() -> int:
+        raise error
+
+    return drain
+
+
+def test_a_capture_runs_from_start_to_stop() -> None:
+    """The start is told once the capture has started, and the stop comes last."""
+    assert run(FakeCapture(100)) == ["start", "started", "drain", "wake_up", "stop"]
+
+
+@pytest.mark.parametrize(
+    ("moved", "after"),
+    [(0, ["fall_asleep", "wake_up"]), (4, ["wake_up"]), (SEGMENT_SIZE - 4, ["wake_up"]), (SEGMENT_SIZE, [])],
+)
+def test_when_the_loop_waits(moved: int, after: list[str]) -> None:
+    """With no packets it asks to be woken, with some it waits a little, with a whole segment it looks again at once."""
+    assert run(FakeCapture(moved, SEGMENT_SIZE))[2:] == ["drain", *after, "drain", "stop"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it(number: signal.Signals) -> None:
+    """After a signal there is no further look; what is left is written by the stop."""
+    capture = FakeCapture(kill(number), fail(AssertionError("looked again")))
+    os.read(capture.wakeup_fd, 100)  # nothing but the signal ends the wait
+    assert run(capture)[2:] == ["drain", "fall_asleep", "wake_up", "stop"]
+
+
+def test_a_second_signal_is_no_harm() -> None:
+    """A signal while the capture is being stopped does not stop the stopping."""
+    capture = FakeCapture(kill(signal.SIGINT))
+    stop = capture.stop
+
+    def interrupted(*, broken: bool) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        stop(broken=broken)
+
+    capture.stop = interrupted  # type: ignore[method-assign]
+    assert run(capture)[-1] == "stop"
+
+
+def test_a_deadline_ends_it() -> None:
+    """A duration that is over ends the capture, without waiting for packets."""
+    capture = FakeCapture(0, 0, fail(AssertionError("looked again")))
+    os.read(capture.wakeup_fd, 100)
+    assert run(capture, duration_s=0.001)[-1] == "stop"
+
+
+@pytest.mark.parametrize("moved", [0, 100])
+def test_a_reader_that_goes_ends_it(moved: int) -> None:
+    """When the pipe's reader is gone the capture ends, and what is left is lost, not written."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    assert run(FakeCapture(moved, fail(AssertionError("looked again"))), output_fd=writing)[-1] == "stop broken"
+    os.close(writing)
+
+
+def test_a_regular_file_never_hangs_up() -> None:
+    """A file has no reader that could go: its descriptor is not waited for."""
+    descriptor = os.open(__file__, os.O_RDONLY)
+    assert run(FakeCapture(0, 0), output_fd=descriptor)[-1] == "stop"
+    os.close(descriptor)
+
+
+def test_a_broken_pipe_ends_it_in_peace() -> None:
+    """A write into a pipe without a reader is an ordinary end; what is left is lost."""
+    assert run(FakeCapture(fail(BrokenPipeError())))[-2:] == ["drain", "stop broken"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KernelError("odd")])
+def test_an_output_that_fails_ends_it(error: Exception) -> None:
+    """Any other error reaches the caller, after the stop."""
+    capture = FakeCapture(fail(error))
+    with pytest.raises(type(error)):
+        run(capture)
+    assert capture.calls[-1] == "stop broken"
+
+
+def test_a_start_that_fails() -> None:
+    """A capture that cannot start is stopped all the same, and never said to have started."""
+    capture = FakeCapture(0)
+    capture.fails_to_start = True
+    with pytest.raises(KernelError, match="no hook"):
+        run(capture)
+    assert capture.calls == ["start", "stop broken"]
+
+
+def test_nothing_is_left_open() -> None:
+    """When the service has ended it holds no descriptor, and signals no longer write anywhere."""
+    capture = FakeCapture(0)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    run(capture)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before - 2  # the fake's own
+    assert signal.set_wakeup_fd(-1) == -1
