@@ -1,0 +1,192 @@
+"""The command line: what it takes, what it refuses and how it says so. Nothing here gets as far as the kernel."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+import skbcapd
+from skbcapd import cli, files
+from skbcapd.capture import Totals
+from skbcapd.cli import command
+from skbcapd.errors import ConfigError, SkbcapdError, UsageError
+from skbcapd.kernel import Counters
+
+ROOT = Path(skbcapd.__file__).parent.parent
+COMMANDS = ("capture", "run", "check", "doctor")
+
+
+def skbcapd_says(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a real process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "skbcapd", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+@pytest.mark.parametrize("option", ["--help", "-h", "--version"])
+def test_help_and_version_everywhere(name: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command and each of its parts tell their use and their version, on stdout, with exit code 0."""
+    with pytest.raises(SystemExit) as ended:
+        command([name, option] if name else [option])
+    said = capsys.readouterr()
+    assert (ended.value.code, said.err) == (0, "")
+    expected = f"skbcapd {skbcapd.__version__}\n" if option == "--version" else f"usage: skbcapd {name}"
+    assert said.out.startswith(expected.rstrip(" "))
+
+
+def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands are those of the contract, each with a line of help."""
+    with pytest.raises(SystemExit):
+        command(["--help"])
+    assert tuple(re.findall(r"^    (\w+) +\w", capsys.readouterr().out, re.MULTILINE)) == COMMANDS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["caputre"], "invalid choice: 'caputre'"),
+        (["capture", "eth0"], "unrecognized arguments: eth0"),
+        (["capture", "-c", "0"], "'0' is no positive number of packets"),
+        (["capture", "-c", "-1"], "'-1' is no positive number"),
+        (["capture", "-c", "1e3"], "'1e3' is no positive number"),
+        (["capture", "-c", str(1 << 63)], "is no positive number"),
+        (["capture", "-w"], "expected one argument"),
+        *[(["run", "--duration", text], "no positive number of seconds") for text in ("0", "-1", "x", "nan", "inf")],
+        (["doctor", "--config", "x"], "unrecognized arguments"),
+    ],
+)
+def test_what_is_no_command_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong word ends with exit code 2, usage and reason on stderr, nothing on stdout."""
+    with pytest.raises(SystemExit) as ended:
+        command(arguments)
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (2, "")
+    assert said.err.startswith("usage: skbcapd")
+    assert message in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["capture", "-i", "nosuch0"], UsageError, "no device nosuch0 in this network namespace"),
+        (["capture", "-i", "lo", "-i", "nosuch0"], UsageError, "no device nosuch0"),
+        (["capture", "-i", "sixteen_bytes_ab"], ConfigError, "interfaces"),
+        (["capture", "-i", ""], ConfigError, "interfaces"),
+        (["capture", "-i", "any", "-i", "lo"], ConfigError, "any"),
+        (["capture", "-s", "10"], ConfigError, "from 64 to 262144"),
+        (["capture", "--set", "snaplen"], UsageError, "--set snaplen: expected KEY=VALUE"),
+        (["capture", "--set", "snapplen=96"], ConfigError, "snaplen"),
+        (["run", "--config", "/nonexistent/skbcapd.yaml"], ConfigError, "/nonexistent/skbcapd.yaml"),
+        (["check", "--set", "buffer.size=1"], ConfigError, "buffer.size"),
+    ],
+)
+def test_what_cannot_be_asked_for(arguments: list[str], error: type[SkbcapdError], message: str) -> None:
+    """What cannot be is refused by name before anything is started, with exit code 2."""
+    with pytest.raises(error) as raised:
+        command(arguments)
+    assert message in str(raised.value)
+    assert raised.value.exit_code == 2
+
+
+def test_a_usage_error_has_a_hint() -> None:
+    """A process that is asked for a missing device says so in two lines on stderr and ends with 2."""
+    assert skbcapd_says("capture", "-i", "nosuch0") == (
+        2,
+        "",
+        "skbcapd: no device nosuch0 in this network namespace\n  (hint) `ip -brief link` lists them; any is all\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("snaplen: 96\n", 0, "{path}: no problems\n"),
+        ("snaplen: 96\nsnapplen: 1\ninterfaces: []\n", 2, "skbcapd: {path}:2: snapplen: "),
+    ],
+)
+def test_check(text: str, code: int, said: str, tmp_path: Path) -> None:
+    """`check` reads a config file and does nothing else; its problems have file and line."""
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    found, out, err = skbcapd_says("check", "--config", str(path))
+    assert (found, out) == (code, "")
+    assert err.startswith(said.format(path=path))
+
+
+def test_the_shipped_config_is_found_and_right(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without --config the system's file is taken, else the one beside the code; that one has no problems."""
+    beside = ROOT / "etc" / "skbcapd.yaml"
+    found = cli._config_path(cli._parser().parse_args(["check"]))
+    assert found == (cli.SYSTEM_CONFIG if cli.SYSTEM_CONFIG.exists() else beside)
+    assert command(["check", "--config", str(beside)]) == 0
+    assert capsys.readouterr().err == f"{beside}: no problems\n"
+
+
+@pytest.mark.parametrize(
+    ("totals", "lines"),
+    [
+        (Totals(0, 0, 0, 0, 0, Counters(), 0), ["0 packets captured", "0 packets dropped by kernel"]),
+        (
+            Totals(101, 2, 3, 5, 7, Counters(200, 100, 50, full=11, contended=13, start=17), 1),
+            [
+                "101 packets captured",
+                "24 packets dropped by kernel",
+                "17 packets without a usable start of frame",
+                "7 packets missed while the kernel program was already running",
+                "5 packets lost by the output",
+                "2 packets filtered",
+            ],
+        ),
+    ],
+)
+def test_the_totals(totals: Totals, lines: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """At the end there are tcpdump's two lines, and one for every other way a packet was not written."""
+    cli._print_totals(totals)
+    assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines))
+
+
+class Counted:
+    """A capture that has totals."""
+
+    def totals(self) -> Totals:
+        """Primes."""
+        return Totals(101, 2, 3, 5, 7, Counters(200, 100, 50, full=11, contended=13, start=17), 19)
+
+
+def test_the_live_line_elsewhere_than_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a log there is a line every ten seconds with packets, drops, processes and the file in work."""
+    file = files.CaptureFile(tmp_path / "a.pcapng", part=True)
+    line = cli._LiveLine(Counted(), file)  # type: ignore[arg-type]
+    for _ in range(29):
+        line.show()
+    line.end()
+    file.close()
+    expected = f"101 packets, 53 dropped, 19 processes, {tmp_path}/a.pcapng.part\n"
+    assert capsys.readouterr() == ("", expected * 2)
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(0, 37), (80, 37), (38, 37), (37, 36), (11, 10)])
+def test_the_live_line_on_a_terminal(columns: int, shown: int) -> None:
+    """On a terminal there is one line that is written anew each second, no wider than the terminal."""
+    program = (
+        "from tests.unit.test_cli import Counted\n"
+        "from skbcapd import cli\n"
+        "line = cli._LiveLine(Counted(), None)\n"
+        "line.show(); line.show(); line.end()\n"
+    )
+    master, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (25, columns))
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=terminal, check=True)
+    os.close(terminal)
+    said = os.read(master, 1000).decode()
+    os.close(master)
+    assert said == ("\r\x1b[K" + "101 packets, 53 dropped, 19 processes"[:shown]) * 2 + "\r\n"
