@@ -239,6 +239,26 @@ def test_a_cut_packet_is_written_anew() -> None:
     assert (size, after) == (32 + 44 + len(options), 36)
 
 
+def test_a_cut_packet_whose_label_is_forgotten() -> None:
+    """A packet cut with a label that Python no longer knows is counted as lost, and the capture goes on."""
+    rig = Rig()
+    rig.drain(upcall(b"1"), cut(97, b"2", 0, 4), packet(7, b"3"))
+    rig.capture.stop()
+    totals = rig.capture.totals()
+    assert rig.output.frames == [b"1", b"3"]
+    assert (totals.written, totals.lost, accounted(totals)) == (2, 1, totals.kernel.seen)
+
+
+def test_a_label_holds_names_as_the_kernel_has_them() -> None:
+    """What stands behind a name's end is part of the label, which the kernel compares in whole, and not of the name."""
+    rig = Rig()
+    rig.drain(upcall(NTP_FRAME, comm=b"chronyd\0ld name", device=b"eth0\0nas7"))
+    label = unpacked(*rig.program.labels.values())
+    assert (label["comm"], label["device"]) == (b"chronyd\0ld name\0", b"eth0\0nas7".ljust(16, b"\0"))
+    assert b"comm=chronyd pid=" in rig.output.stamps[0].options
+    assert rig.output.interfaces[0].name == b"eth0"
+
+
 # Devices
 
 
