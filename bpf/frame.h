@@ -48,6 +48,23 @@ static inline u32 packet_flags(struct skb *skb, struct shared *shared, u32 direc
 }
 
 /*
+ * Where a checksum that hardware was to complete is to be put, counted from the start of the frame: bytes at which the sum
+ * begins, and in the upper half the place of the result behind that. 0: nothing to do, or a sum of another kind (SCTP).
+ */
+static inline u32 unfinished_checksum(struct skb *skb, struct frame *frame)
+{
+	u64 start = SKB(u64, HEAD) + SKB(u16, CSUM_START) - frame->start + (frame->vlan ? 4 : 0);
+
+	if (SKB_BITS(IP_SUMMED) != CHECKSUM_PARTIAL || start > 0xffff)
+		return 0;
+#ifdef SKB_CSUM_NOT_INET_BYTE
+	if (SKB_BITS(CSUM_NOT_INET))
+		return 0;
+#endif
+	return start | (u32)SKB(u16, CSUM_OFFSET) << 16;
+}
+
+/*
  * Finds where the frame starts and how long it is.
  * Transmit: `data` is the start of the frame; mac_header is not yet set at the entry of __dev_queue_xmit, and
  * stale in a forwarded packet. Receive: `data` is past the link-layer header, mac_header marks it.

@@ -25,10 +25,19 @@
 enum direction { IN = 1, OUT = 2 };
 
 /* How the process of a packet was found; the names are in skbcapd/label.py. */
-enum via { VIA_CURRENT = 0, VIA_SOCKET = 1, VIA_KERNEL = 2, VIA_FORWARDED = 3, VIA_UNKNOWN = 4 };
+enum via {
+	VIA_CURRENT,	/* at work on the packet's socket, in a system call */
+	VIA_SOCKET,	/* the socket's last user */
+	VIA_FLOW,	/* the last user of the socket that the addresses and ports belong to */
+	VIA_INODE,	/* Python knows who holds the socket */
+	VIA_KERNEL,	/* */
+	VIA_FORWARDED,	/* */
+	VIA_UNKNOWN,	/* */
+	VIA_UNRESOLVED, /* Python shall find out: never in a label */
+};
 
 /* What happened to the packets of an interface slot; indexes of struct counters. */
-enum counter { SEEN, DELIVERED, FILTERED, LOST_FULL, LOST_CONTENDED, LOST_START };
+enum counter { SEEN, DELIVERED, FILTERED, LOST_FULL, LOST_CONTENDED, LOST_START, DUPLICATE };
 
 /* Blocks of local types (most significant bit set): never in a file, always rewritten by Python. */
 #define BLOCK_PACKET 6
@@ -40,9 +49,11 @@ struct key {
 	u64 net;     /* net_cookie of the device's network namespace: unique until reboot */
 	u32 ifindex; /* device within that namespace */
 	u32 direction;
-	u32 tgid; /* process; 0 when not known */
-	u32 tid;  /* thread; 0 when not known */
-	u64 via;
+	u32 tgid;  /* process; 0 when not known */
+	u32 tid;   /* thread; 0 when not known */
+	u64 start; /* of the thread, ns since boot: ids are used again */
+	u32 via;
+	u32 linked; /* packets carry an identifier, because more than one device may see them */
 };
 
 /* What Python stamps on the packets of a key. */
@@ -54,7 +65,8 @@ struct label {
 	u32 slot;	  /* row of `counters` */
 	u32 snaplen;	  /* bytes of frame to keep; 0: the packet is not wanted */
 	u32 options_len;  /* bytes of `options` in use, a multiple of 4 */
-	u32 flags_at;	  /* where in `options` the u32 value of epb_flags lies */
+	u32 flags_at;	  /* where in `options` the u32 value of epb_flags lies; 8 behind it the u64 epb_packetid, if
+			     the key is `linked` */
 	u8 options[OPTIONS_MAX];
 };
 
@@ -70,13 +82,46 @@ struct device {
 	u32 unwanted;
 };
 
-/* The last user of a socket, and by what to know the socket again. */
-struct owner {
+/* A thread that uses a socket. */
+struct user {
 	u32 tgid;
 	u32 tid;
+	u64 start; /* ns since boot */
 	u64 comm[2];
+};
+
+/* The last user of a socket, and by what to know the socket again. */
+struct owner {
+	struct user user;
 	u64 inode;    /* of the open socket */
 	u64 identity; /* hash and ports, which stay when the socket is closed */
+	u64 sk;
+	u64 time; /* of a flow: when its socket was closed, ns since boot; else 0 */
+};
+
+/* Whose packets belong to a socket: addresses and ports as seen from this host. IPv4 addresses stand in the first four bytes. */
+struct flow {
+	u64 net; /* net_cookie */
+	u64 local[2];
+	u64 remote[2];
+	u16 local_port;
+	u16 remote_port;
+	u8 protocol;
+	u8 family;
+	u16 spare;
+};
+
+/* Where a packet was last seen, to know it again on the next device. */
+struct sighting {
+	u64 head;		     /* address of its data: the same for the copies that a bridge makes */
+	u64 print;		     /* of bytes that no device changes */
+	u64 id;			     /* epb_packetid */
+	u64 time;		     /* ns since boot */
+	u64 places[SIGHTING_PLACES]; /* devices and directions it was seen at */
+	u64 count;		     /* of places in use */
+	u64 sk;			     /* its socket at the last one, if that was on its way out */
+	struct user user;
+	u64 via;
 };
 
 struct counters {
@@ -89,11 +134,15 @@ struct upcall {
 	u8 comm[16];
 	u8 device[16];
 	u8 mac[8];	 /* the device's hardware address, addr_len bytes of it */
+	u64 packet_id;	 /* epb_packetid; 0: none */
+	u64 sk;		 /* of a packet whose process Python shall find: its socket, */
+	u64 inode;	 /* and that socket's inode; 0: none */
+	u32 checksum;	 /* see fill_checksum in skbcapd/capture.py */
 	u32 netns;	 /* inode number of the network namespace */
 	u32 flags;	 /* epb_flags bits of this packet */
 	u16 device_type; /* ARPHRD_* */
 	u8 addr_len;
-	u8 spare[5];
+	u8 spare[1];
 };
 
 /* Blocks, then slack that only the verifier can see being written, then where the first local blocks start. */
@@ -126,7 +175,14 @@ struct control {
 	u64 snaplen;	   /* for packets without a label */
 	u64 device_filter; /* 1: look at struct device.unwanted before all else */
 	u64 nothing;	   /* always 0; see FORGET */
-	u64 pad1[5];
+	u64 udp_table;	   /* address of the kernel's struct udp_table; on newer kernels each namespace knows its own */
+	u64 dedup;	   /* 1: count a packet that was seen before, and do not take it again */
+	u64 fill;	   /* 1: Python completes checksums */
+	u64 late;	   /* 1: frames are taken behind the queue, where `current` may be anybody */
+	u64 pad1[1];
+	/* Written by both. */
+	u64 questions; /* how many more sockets Python may be asked about; it sets the number anew with each round */
+	u64 pad2[7];
 	struct segment_state segments[SEGMENT_COUNT];
 };
 
@@ -135,6 +191,9 @@ BPF_F_TABLE("array", u32, struct control, controls, 1, BPF_F_MMAPABLE);
 BPF_TABLE("lru_hash", struct key, struct label, labels, LABELS_MAX);
 BPF_TABLE("lru_hash", struct device_key, struct device, devices, DEVICES_MAX);
 BPF_TABLE("lru_hash", u64, struct owner, owners, OWNERS_MAX);
+BPF_TABLE("lru_hash", struct flow, struct owner, flows, FLOWS_MAX);
+BPF_TABLE("lru_hash", u64, struct user, holders, HOLDERS_MAX);
+BPF_ARRAY(sightings, struct sighting, SIGHTINGS);
 BPF_PERCPU_ARRAY(counters, struct counters, SLOTS);
 BPF_RINGBUF_OUTPUT(wakeups, 1);
 

@@ -5,7 +5,8 @@
  * Python sends one page of known bytes by sendfile(2) over a loopback of its own. The page's frame number is in
  * /proc/self/pagemap, its struct page is in the skb: that gives the address of the first struct page. The direct map
  * starts at a multiple of 1 GiB below skb->head: the right one is where the known bytes are read back.
- * The same system call's number marks the place of the user's registers on the stack.
+ * The same system call's number marks the place of the user's registers on the stack. A UDP packet of ours leads to the
+ * kernel's table of UDP sockets.
  */
 
 struct measurement {
@@ -21,6 +22,7 @@ struct measurement {
 	u64 address_base; /* address of frame 0; 0: not among the candidates tried */
 	u64 stack_size;	  /* 0: not found */
 	u64 entry_regs;	  /* offset of the system call number from the bottom of the stack; 0: not found */
+	u64 udp_table;	  /* address of the struct udp_table of all namespaces; 0: none, or each has its own */
 };
 BPF_ARRAY(measurements, struct measurement, 1);
 
@@ -44,6 +46,18 @@ static inline void measure_stack(void *ctx, struct measurement *m)
 	}
 }
 
+/* The protocol's table of sockets, of a packet of one of our own UDP sockets. */
+static inline void measure_udp_table(u64 address, struct measurement *m)
+{
+	u64 sk = 0, protocol = 0;
+
+	READ(&sk, sizeof(sk), address + SKB_DEV + 8);
+	if (!sk || socket_protocol(sk) != IPPROTO_UDP)
+		return;
+	READ(&protocol, sizeof(protocol), sk + SOCK_PROT);
+	READ(&m->udp_table, sizeof(m->udp_table), protocol + PROT_TABLE);
+}
+
 static inline void measure(void *ctx, void *address)
 {
 	u32 zero = 0;
@@ -54,6 +68,7 @@ static inline void measure(void *ctx, void *address)
 
 	if (!m || m->tgid != bpf_get_current_pid_tgid() >> 32)
 		return;
+	measure_udp_table((u64)address, m);
 	if (READ(skb, sizeof(*skb), address + SKB_FIRST) || !SKB(u32, DATA_LEN))
 		return;
 	u64 at = SKB(u64, HEAD) + SKB(u32, END);

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Whose packet is it? A wrong name is worse than none.
+ * Whose socket is it? What is learned of each socket's users, and who sent a packet. A wrong name is worse than none.
  *
- * `current` is the sender only while the kernel works for it: in a softirq it is an innocent bystander.
+ * `current` is at work on a socket only while the kernel works for it: in a softirq it is an innocent bystander. So
+ * users are learned in process context only, at each use of a socket, and remembered past its close.
  */
 
-#define PF_KTHREAD 0x00200000
+#define PF_IO_WORKER   0x00000010
+#define PF_USER_WORKER 0x00004000
+#define PF_KTHREAD     0x00200000
 
 /* Whether the program's context lies on the stack [bottom, bottom + size). The verifier lets a context pointer be compared
    but not computed with: the end is hidden from the compiler, which would make one subtraction of both comparisons. */
@@ -44,24 +47,34 @@ static inline enum via context_of(void *ctx, struct control *control)
 	return number >= 0 ? VIA_CURRENT : VIA_UNKNOWN;
 }
 
-/* The parts of a struct sock that tell whose it is, read at once: addresses, ports, hash, family, state, flags. */
-struct sock_head {
-	u8 bytes[SOCK_SPAN];
-} __attribute__((aligned(8)));
-#define SOCK(type, field) (*(type *)(sock->bytes + SOCK_##field))
-#define TCP_TIME_WAIT	  6
-#define TCP_NEW_SYN_RECV  12
-
-/* The inode number of an open socket: it tells a socket from a later one at the same address. 0: closed by its users. */
-static inline u64 socket_inode(u64 sk)
+/* Takes `current` for the user. A worker that the kernel runs for a process (io_uring, vhost) has a name of its own
+   making: its process's is taken. */
+static inline void use_current(struct user *user)
 {
-	u64 socket = 0, inode = 0;
+	u64 ids = bpf_get_current_pid_tgid(), task = bpf_get_current_task();
+	u32 flags = 0;
 
-	READ(&socket, sizeof(socket), sk + SOCK_SOCKET);
-	if (socket)
-		READ(&inode, sizeof(inode), socket + SOCKET_INODE);
-	return inode;
+	user->tgid = ids >> 32;
+	user->tid = ids;
+	READ(&user->start, sizeof(user->start), task + TASK_START);
+	READ(&flags, sizeof(flags), task + TASK_FLAGS);
+	if (flags & (PF_IO_WORKER | PF_USER_WORKER))
+		READ(&task, sizeof(task), task + TASK_LEADER);
+	READ(user->comm, sizeof(user->comm), task + TASK_COMM);
 }
+
+static inline int is_same_user(struct user *a, struct user *b)
+{
+	return a->tid == b->tid && a->start == b->start && a->comm[0] == b->comm[0] &&
+	       a->comm[1] == b->comm[1];
+}
+
+/* Room for what the functions below need, so that each program chooses where it lies. */
+struct workspace {
+	struct sock_head sock;
+	struct owner owner;
+	struct flow flow;
+};
 
 /*
  * Whether a record is still this socket's: an open one by its inode, one that its users have closed by its ports and
@@ -72,79 +85,205 @@ static inline int is_owner_of(struct owner *owner, struct sock_head *sock, u64 i
 	return inode ? owner->inode == inode : owner->identity == SOCK(u64, HASH);
 }
 
-/* Takes a record's process for the packet's. */
-static inline void use_owner(struct owner *owner, struct key *key, u64 *comm)
+/*
+ * Remembers `user` as the last user of the socket whose head is in `work`, unless it is remembered already; of a TCP
+ * socket that listens or has its remote end, by its flow, too.
+ */
+static inline void learn_owner(u64 sk, struct user *user, struct workspace *work)
 {
-	key->tgid = owner->tgid;
-	key->tid = owner->tid;
-	comm[0] = owner->comm[0];
-	comm[1] = owner->comm[1];
-}
-
-/* Remembers `current` as the last user of the socket, unless it is remembered already. */
-static inline void learn_owner(u64 sk, struct sock_head *sock, struct key *key, u64 *comm)
-{
-	struct owner *known = owners.lookup(&sk), owner;
+	struct sock_head *sock = &work->sock;
+	struct owner *known = owners.lookup(&sk), *owner = &work->owner;
 	u64 inode = socket_inode(sk);
 
-	if (known && known->tid == key->tid && known->comm[0] == comm[0] && known->comm[1] == comm[1] &&
-	    known->inode == inode && known->identity == SOCK(u64, HASH))
+	if (known && is_same_user(&known->user, user) && known->inode == inode &&
+	    known->identity == SOCK(u64, HASH))
 		return;
-	owner.tgid = key->tgid;
-	owner.tid = key->tid;
-	owner.comm[0] = comm[0];
-	owner.comm[1] = comm[1];
+	owner->user = *user;
 	/* A socket that is being closed keeps the inode it was known by. */
-	owner.inode = inode ? inode : known ? known->inode : 0;
-	owner.identity = SOCK(u64, HASH);
-	owners.update(&sk, &owner);
+	owner->inode = inode ? inode : known ? known->inode : 0;
+	owner->identity = SOCK(u64, HASH);
+	owner->sk = sk;
+	owner->time = 0;
+	owners.update(&sk, owner);
+	if (!SOCK(u16, NUM) || (!SOCK(u16, DPORT) && SOCK(u8, STATE) != TCP_LISTEN) ||
+	    socket_protocol(sk) != IPPROTO_TCP)
+		return;
+	flow_of_socket(sock, IPPROTO_TCP, &work->flow);
+	flows.update(&work->flow, owner);
+}
+
+/* `current` uses a socket: sends, receives, connects, accepts. Counts only in process context. */
+static inline void learn_use(void *ctx, u64 sk, struct workspace *work)
+{
+	u32 zero = 0;
+	struct control *control = controls.lookup(&zero);
+	struct sock_head *sock = &work->sock;
+	struct user user;
+
+	if (!control || READ(sock, sizeof(*sock), sk))
+		return;
+	if (SOCK(u16, FAMILY) != AF_INET && SOCK(u16, FAMILY) != AF_INET6)
+		return;
+	if (context_of(ctx, control) != VIA_CURRENT)
+		return;
+	use_current(&user);
+	learn_owner(sk, &user, work);
 }
 
 /*
- * Fills in the process part of the key and its comm; leaves zeros where it is not known.
+ * A TCP socket changes its state.
+ *
+ * A connection that came in is of nobody yet: its flow is entered without a user, who is known when the socket has been
+ * accepted. A flow stays after its end, for the last packets; the mark tells it from the next one of the same ports.
+ */
+static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct workspace *work)
+{
+	struct sock_head *sock = &work->sock;
+	struct owner *owner = &work->owner;
+
+	if (after == TCP_LISTEN) {
+		learn_use(ctx, sk, work);
+		return;
+	}
+	if (after != TCP_CLOSE && !(before == TCP_SYN_RECV && after == TCP_ESTABLISHED))
+		return;
+	if (READ(sock, sizeof(*sock), sk) || socket_protocol(sk) != IPPROTO_TCP)
+		return;
+	flow_of_socket(sock, IPPROTO_TCP, &work->flow);
+	if (after == TCP_CLOSE) {
+		struct owner *known;
+		u16 port = 0; /* skc_num is 0 by now unless the user chose it */
+
+		READ(&port, sizeof(port), sk + SOCK_SPORT);
+		work->flow.local_port = __builtin_bswap16(port);
+		known = flows.lookup(&work->flow);
+		if (known && known->sk == sk)
+			known->time = bpf_ktime_get_ns();
+	} else {
+		__builtin_memset(owner, 0, sizeof(*owner));
+		owner->identity = SOCK(u64, HASH);
+		owner->sk = sk;
+		flows.update(&work->flow, owner);
+	}
+}
+
+/* How long a flow that has ended still names its packets: TIME_WAIT, which lasts one minute, twice. */
+#define FLOW_REMAINS_NS (120 * 1000000000ULL)
+
+/* The user of a flow; NULL where none is remembered, or the flow ended long ago. */
+static inline struct owner *find_flow(struct flow *flow)
+{
+	struct owner *owner = flows.lookup(flow);
+
+	if (owner && owner->time && bpf_ktime_get_ns() - owner->time > FLOW_REMAINS_NS)
+		return NULL;
+	return owner;
+}
+
+/*
+ * The last resort for a socket whose use nobody has seen: what Python has found out about its inode (or about the
+ * socket itself, while it has none), or the wish that Python may find out.
+ * Returns how the user was found; UNRESOLVED asks Python.
+ */
+static inline enum via find_holder(struct control *control, u64 sk, u64 inode, struct user *user)
+{
+	u64 id = inode ? inode : sk;
+	struct user *holder = holders.lookup(&id);
+
+	if (holder) {
+		*user = *holder;
+		return holder->tgid ? VIA_INODE : VIA_UNKNOWN;
+	}
+	/* Bounded: a flood of strange sockets must not become a flood of upcalls. */
+	if ((s64)ONCE(control->questions) <= 0)
+		return VIA_UNKNOWN;
+	__sync_fetch_and_add(&control->questions, -1ULL);
+	return VIA_UNRESOLVED;
+}
+
+/* An echo request leaves: the reply with the same identifier from there is its sender's. */
+static inline void learn_echo(u64 sk, struct user *user, struct skb *skb, struct workspace *work, u64 net)
+{
+	struct headers headers;
+	u64 at = SKB(u64, HEAD) + SKB(u16, NETWORK_HEADER);
+	u32 protocol = socket_protocol(sk);
+
+	if (protocol != IPPROTO_ICMP && protocol != IPPROTO_ICMPV6)
+		return;
+	flow_of_packet(at, SKB(u64, DATA) + SKB(u32, LEN) - SKB(u32, DATA_LEN) - at, SKB(u16, PROTOCOL), OUT,
+		       &work->flow, &headers);
+	if (!headers.transport || (work->flow.remote_port != 8 && work->flow.remote_port != 128))
+		return;
+	work->flow.net = net;
+	struct owner *known = flows.lookup(&work->flow), *owner = &work->owner;
+
+	if (known && known->sk == sk && is_same_user(&known->user, user))
+		return;
+	owner->user = *user;
+	owner->sk = sk;
+	owner->inode = owner->identity = owner->time = 0;
+	/* Two sockets ping the same host with the same identifier: whose the replies are cannot be told. */
+	if (known && known->sk != sk && known->user.tgid != user->tgid)
+		__builtin_memset(&owner->user, 0, sizeof(owner->user));
+	flows.update(&work->flow, owner);
+}
+
+/*
+ * Fills in who sent a packet; leaves zeros where it is not known. Returns how it was found.
  *
  * A packet without a socket is nobody's: forwarded, or the kernel's own (ARP, ND, IGMP). So is one of a socket that the
- * kernel made for itself (ICMP, RST). In process context the system call is at work on the packet's socket: its process
- * is the sender, and remembered as the socket's last user for packets that leave in softirq later.
- * skb->sk of a received packet may be the sender's, on this very machine: never its owner here.
+ * kernel made for itself (ICMP, RST), but for the last ACKs of a TCP connection whose user is remembered. In process
+ * context the system call is at work on the packet's socket: its process is the sender - where the packet was handed over
+ * (`is_first`), not where it is taken from a queue.
  */
-static inline void find_owner(void *ctx, struct control *control, struct skb *skb, u64 sk, struct key *key,
-			      u64 *comm)
+static inline enum via find_sender(void *ctx, struct control *control, struct skb *skb, u64 *sk, u64 *inode,
+				   struct user *user, struct workspace *work, u64 net, int is_first)
 {
-	struct sock_head head, *sock = &head;
+	struct sock_head *sock = &work->sock;
+	struct headers headers;
+	struct owner *owner;
 	enum via via = VIA_UNKNOWN;
 
-	if (key->direction == IN)
-		goto out;
-	if (!sk) {
-		via = SKB(u32, SKB_IIF) ? VIA_FORWARDED : VIA_KERNEL;
-		goto out;
-	}
-	READ(sock, sizeof(*sock), sk);
-	if (SOCK(u8, STATE) == TCP_NEW_SYN_RECV) {
-		READ(&sk, sizeof(sk), sk + SOCK_LISTENER);
-		READ(sock, sizeof(*sock), sk);
-	} else if (SOCK(u8, STATE) != TCP_TIME_WAIT && !(SOCK(u8, REFCNT_BYTE) >> SOCK_REFCNT_SHIFT & 1)) {
-		via = VIA_KERNEL;
-		goto out;
-	} else {
+	if (!*sk)
+		return SKB(u32, SKB_IIF) ? VIA_FORWARDED : VIA_KERNEL;
+	READ(sock, sizeof(*sock), *sk);
+	u32 is_request = SOCK(u8, STATE) == TCP_NEW_SYN_RECV;
+
+	if (is_request) {
+		flow_of_socket(sock, IPPROTO_TCP, &work->flow);
+		*sk = SOCK(u64, LISTENER);
+		READ(sock, sizeof(*sock), *sk);
+	} else if (!SOCK_BIT(REFCNT)) {
+		u64 at = SKB(u64, HEAD) + SKB(u16, NETWORK_HEADER);
+
+		flow_of_packet(at, SKB(u64, DATA) + SKB(u32, LEN) - SKB(u32, DATA_LEN) - at,
+			       SKB(u16, PROTOCOL), OUT, &work->flow, &headers);
+		if (!headers.transport || work->flow.protocol != IPPROTO_TCP)
+			return VIA_KERNEL;
+		work->flow.net = net;
+		owner = find_flow(&work->flow);
+		if (!owner || !owner->user.tgid)
+			return VIA_KERNEL;
+		*user = owner->user;
+		return VIA_FLOW;
+	} else if (is_first) {
 		via = context_of(ctx, control);
 	}
 	if (via == VIA_CURRENT) {
-		u64 ids = bpf_get_current_pid_tgid();
-
-		key->tgid = ids >> 32;
-		key->tid = ids;
-		bpf_get_current_comm(comm, 16);
-		learn_owner(sk, sock, key, comm);
-	} else {
-		struct owner *owner = owners.lookup(&sk);
-
-		if (owner && is_owner_of(owner, sock, socket_inode(sk))) {
-			use_owner(owner, key, comm);
-			via = VIA_SOCKET;
-		}
+		use_current(user);
+		learn_owner(*sk, user, work);
+		if (!SOCK(u16, DPORT))
+			learn_echo(*sk, user, skb, work, net);
+		return VIA_CURRENT;
 	}
-out:
-	key->via = via;
+	*inode = socket_inode(*sk);
+	owner = owners.lookup(sk);
+	if (owner && is_owner_of(owner, sock, *inode)) {
+		*user = owner->user;
+		/* The ACK that answers a SYN-ACK finds no connection yet: until there is one, the listener's. */
+		if (is_request)
+			flows.update(&work->flow, owner);
+		return VIA_SOCKET;
+	}
+	return find_holder(control, *sk, *inode, user);
 }

@@ -4,7 +4,10 @@
  *
  *   layout.h    what kernel and Python share
  *   frame.h     skb -> bytes of the frame
- *   owner.h     who sent it
+ *   socket.h    sockets and flows
+ *   owner.h     who uses a socket; who sent a packet
+ *   receiver.h  who will get it
+ *   sighting.h  whether it was seen on another device
  *   segment.h   room in the shared segments
  *   measure.h   what is measured once, at start
  *   this file   the way of one packet through them; probes last
@@ -13,9 +16,30 @@
  */
 #include "layout.h"
 #include "frame.h"
+#include "socket.h"
 #include "owner.h"
+#include "receiver.h"
+#include "sighting.h"
 #include "segment.h"
 #include "measure.h"
+
+/* What one packet needs while it is looked at. On the stack there is room for half of it. */
+struct scratch {
+	struct skb skb;
+	struct shared shared;
+	struct workspace work;
+	struct user user;
+	u64 device_name[2];
+	u64 print;
+};
+BPF_PERCPU_ARRAY(scratches, struct scratch, 3);
+
+/* A processor's scratch for one direction. Two programs for one direction never run inside one another on a processor: the
+   kernel keeps a program from running inside itself, and packets leave with softirqs off. */
+static inline struct scratch *get_scratch(u32 direction)
+{
+	return scratches.lookup(&direction);
+}
 
 /* Where to count packets of a device that have no label: its own slot, or 0 for devices not yet known. */
 static inline struct device *find_device(struct key *key)
@@ -23,79 +47,156 @@ static inline struct device *find_device(struct key *key)
 	return devices.lookup((struct device_key *)key);
 }
 
-static inline int same_name(u8 *a, u8 *b)
+static inline int same_name(u8 *a, u64 *b)
 {
-	return ((u64 *)a)[0] == ((u64 *)b)[0] && ((u64 *)a)[1] == ((u64 *)b)[1];
+	return ((u64 *)a)[0] == b[0] && ((u64 *)a)[1] == b[1];
 }
 
-/* Fills in what Python needs to know of a packet without a label. `address` is the net_device. */
-static inline void describe(struct upcall *call, struct key *key, u64 names[4], u64 address, u64 net,
-			    u32 flags)
+/* A packet as it is met: where it is, on which device, and whether it was met before. */
+struct meeting {
+	u64 address; /* of the sk_buff */
+	u64 dev;     /* net_device */
+	u64 net;     /* its network namespace */
+	u64 sk;	     /* the packet's socket; then the one whose user was looked for */
+	u64 inode;   /* of that one */
+	u64 time;    /* ns since boot, suspend left out */
+	u64 packet_id; /* epb_packetid; 0: none */
+	u32 is_known;  /* seen before, on another device */
+};
+
+/* Reads the packet's own record and finds its device. */
+static inline void meet(struct meeting *met, struct scratch *scratch, struct key *key)
+{
+	struct skb *skb = &scratch->skb;
+	struct shared *shared = &scratch->shared;
+	u64 links[2] = {}; /* net_device, sock */
+
+	met->time = bpf_ktime_get_ns();
+	READ(skb, sizeof(*skb), met->address + SKB_FIRST);
+	READ(shared, sizeof(*shared), SKB(u64, HEAD) + SKB(u32, END));
+	READ(links, sizeof(links), met->address + SKB_DEV);
+	met->dev = links[0];
+	met->sk = links[1];
+	READ(&key->ifindex, 4, met->dev + DEV_IFINDEX);
+	READ(&met->net, 8, met->dev + DEV_NET);
+	READ(&key->net, 8, met->net + NET_COOKIE);
+}
+
+/*
+ * Finds whose packet it is, and notes where it was seen. With `only_remember`, nothing but that: at the queue, for the
+ * hook at the driver, where another process may be at work.
+ */
+static inline void identify(void *ctx, struct control *control, struct scratch *scratch, struct meeting *met,
+			    struct key *key, const u32 direction, const int only_remember)
+{
+	struct skb *skb = &scratch->skb;
+	struct user *user = &scratch->user;
+	u64 place = key->net << 33 ^ (u64)key->ifindex << 1 ^ direction & 1, sk = met->sk;
+	struct sighting *sighting = find_sighting(skb, &scratch->print);
+	enum via via;
+
+	if (!sighting)
+		return;
+	int is_known = is_seen_before(sighting, SKB(u64, HEAD), scratch->print, place, met->time);
+
+	met->is_known = is_known && sighting->count;
+	key->linked = met->is_known || is_stacked(met->dev);
+	if (is_known && direction == OUT && sk && sighting->sk == sk) {
+		*user = sighting->user;
+		via = sighting->via;
+	} else {
+		__builtin_memset(user, 0, sizeof(*user));
+		if (direction == OUT)
+			via = find_sender(ctx, control, skb, &met->sk, &met->inode, user, &scratch->work,
+					  key->net, only_remember || !control->late);
+		else
+			via = find_receiver(control, skb, met->dev, met->net, key, &met->sk, &met->inode,
+					    user, &scratch->work);
+	}
+	key->tgid = user->tgid;
+	key->tid = user->tid;
+	key->start = user->start;
+	key->via = via;
+	if (!key->linked && !only_remember)
+		return;
+	note_sighting(sighting, SKB(u64, HEAD), scratch->print, place, met->time, is_known, only_remember);
+	sighting->sk = direction == OUT && via != VIA_UNRESOLVED ? sk : 0;
+	sighting->user = *user;
+	sighting->via = via;
+	met->packet_id = key->linked ? sighting->id : 0;
+}
+
+/* Fills in what Python needs to know of a packet without a label. */
+static inline void describe(struct upcall *call, struct key *key, struct scratch *scratch,
+			    struct meeting *met, u32 flags, u32 checksum)
 {
 	u64 mac = 0;
 
 	call->key = *key;
-	__builtin_memcpy(call->comm, names, 16);
-	__builtin_memcpy(call->device, names + 2, 16);
+	__builtin_memcpy(call->comm, scratch->user.comm, 16);
+	__builtin_memcpy(call->device, scratch->device_name, 16);
 	call->flags = flags;
-	READ(&call->netns, 4, net + NET_INUM);
-	READ(&call->device_type, 2, address + DEV_TYPE);
-	READ(&call->addr_len, 1, address + DEV_ADDR_LEN);
-	READ(&mac, 8, address + DEV_ADDR);
+	call->checksum = checksum;
+	call->sk = met->sk;
+	call->inode = met->inode;
+	call->packet_id = met->packet_id;
+	READ(&call->netns, 4, met->net + NET_INUM);
+	READ(&call->device_type, 2, met->dev + DEV_TYPE);
+	READ(&call->addr_len, 1, met->dev + DEV_ADDR_LEN);
+	READ(&mac, 8, met->dev + DEV_ADDR);
 	READ(call->mac, 8, mac);
 }
 
 /*
  * One packet: who, wanted?, how long, room, copy, give to the reader. Counts exactly one outcome per packet.
  */
-static inline void capture(void *ctx, u64 address, u32 direction)
+static inline void capture(void *ctx, u64 address, const u32 direction)
 {
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
-	struct skb whole, *skb = &whole;
-	struct shared info, *shared = &info;
+	struct scratch *scratch = get_scratch(direction);
 	struct frame frame;
 	struct reservation room;
 	struct key key = {.direction = direction};
+	struct meeting met = {.address = address};
 	struct label *label;
 	struct device *device = NULL;
-	u64 names[4] = {}; /* comm, device */
-	u64 links[2] = {}; /* net_device, sock */
-	u64 net = 0;
 	u32 slot = 0, lost;
 
-	if (!control)
+	if (!control || !scratch)
 		return;
 	count(0, SEEN);
-	READ(skb, sizeof(*skb), address + SKB_FIRST);
-	READ(shared, sizeof(*shared), SKB(u64, HEAD) + SKB(u32, END));
+	struct skb *skb = &scratch->skb;
+	struct shared *shared = &scratch->shared;
+	u64 *device_name = scratch->device_name;
 
-	READ(links, sizeof(links), address + SKB_DEV);
-	u64 dev = links[0];
-	READ(&key.ifindex, 4, dev + DEV_IFINDEX);
-	READ(&net, 8, dev + DEV_NET);
-	READ(&key.net, 8, net + NET_COOKIE);
-	READ(names + 2, 16, dev + DEV_NAME);
+	meet(&met, scratch, &key);
+	READ(device_name, 16, met.dev + DEV_NAME);
 	if (control->device_filter) {
 		device = find_device(&key);
-		if (device && device->unwanted && same_name(device->name, (u8 *)(names + 2))) {
+		if (device && device->unwanted && same_name(device->name, device_name)) {
 			count(device->slot, FILTERED);
 			return;
 		}
 	}
-	find_owner(ctx, control, skb, links[1], &key, names);
-	label = labels.lookup(&key);
-	if (label && !(same_name(label->comm, (u8 *)names) && same_name(label->device, (u8 *)(names + 2))))
+	identify(ctx, control, scratch, &met, &key, direction, 0);
+	label = key.via == VIA_UNRESOLVED ? NULL : labels.lookup(&key);
+	if (label &&
+	    !(same_name(label->comm, scratch->user.comm) && same_name(label->device, device_name)))
 		label = NULL;
 	if (label) {
 		slot = label->slot;
 	} else {
 		device = find_device(&key);
-		if (device && same_name(device->name, (u8 *)(names + 2)))
+		if (device && same_name(device->name, device_name))
 			slot = device->slot;
 	}
 	if (label && !label->snaplen) {
 		count(slot, FILTERED);
+		return;
+	}
+	if (met.is_known && control->dedup) {
+		count(slot, DUPLICATE);
 		return;
 	}
 	lost = find_frame(skb, direction, &frame);
@@ -103,7 +204,8 @@ static inline void capture(void *ctx, u64 address, u32 direction)
 		count(slot, lost);
 		return;
 	}
-	u64 time_ns = bpf_ktime_get_ns() + ONCE(control->clock_offset);
+	u64 time_ns = met.time + ONCE(control->clock_offset);
+	u32 checksum = control->fill ? unfinished_checksum(skb, &frame) : 0;
 	u32 flags = packet_flags(skb, shared, direction);
 	u32 snaplen = label ? label->snaplen : control->snaplen;
 	u32 options_len = label ? label->options_len : sizeof(struct upcall);
@@ -143,23 +245,46 @@ static inline void capture(void *ctx, u64 address, u32 direction)
 	if (label) {
 		READ(options, BOUND(options_len, OPTIONS_MAX - 1), label->options);
 		*(u32 *)(options + BOUND(label->flags_at, OPTIONS_MAX - 1)) |= flags;
+		if (key.linked)
+			*(u64 *)(options + BOUND(label->flags_at + 8, OPTIONS_MAX - 1)) = met.packet_id;
 	} else {
-		describe((struct upcall *)options, &key, names, links[0], net, flags);
+		describe((struct upcall *)options, &key, scratch, &met, flags, checksum);
 		list_upcall(control, segment, &room);
 	}
 	*(u32 *)(segment->bytes + BOUND(at + size - 4, SEGMENT_SIZE - 1)) = size;
 	if (padded) /* the frame, or zeros behind it */
 		*(u32 *)(segment->bytes + BOUND(at + 24 + padded, SEGMENT_SIZE - 1)) = 0;
 
+	/* What is still needed behind the loop has to look the same to the verifier on every way into it. */
+	u64 nothing = control->nothing;
+
+	FORGET(checksum);
+	FORGET(flags);
+	FORGET(slot);
+	FORGET(size);
+	FORGET(cap_len);
+	FORGET(at);
+	FORGET(key.linked);
+	FORGET(met.packet_id);
+	FORGET(room.number);
+	FORGET(room.at);
+	FORGET(frame.start);
+	FORGET(frame.linear);
+	FORGET(frame.vlan);
 	u32 got = copy_frame(control, segment, at + 28, &frame, skb, shared);
-	if (got < cap_len) {
+	if (got < cap_len || checksum) {
 		header = (u32 *)(segment->bytes + BOUND(at, SEGMENT_SIZE - 1));
 		header[5] = got;
 		if (label) {
-			/* Python writes the block anew: it finds the label by number, the flags behind the options. */
+			/* Python writes the block anew: it finds the label by number, the rest behind the options. */
 			header[0] = BLOCK_CUT;
 			header[2] = label->id;
-			*(u32 *)(segment->bytes + BOUND(at + size - 8, SEGMENT_SIZE - 1)) = flags;
+			u32 *trailer =
+				(u32 *)(segment->bytes + BOUND(at + size - 24, SEGMENT_SIZE - 1));
+			trailer[3] = checksum;
+			trailer[4] = flags;
+			if (key.linked)
+				*(u64 *)trailer = met.packet_id;
 			list_upcall(control, segment, &room);
 		}
 	}
@@ -179,15 +304,33 @@ static inline int is_loopback(u64 address)
 }
 
 /* The first argument of the traced function: of a raw tracepoint, or from the registers at a kprobe. */
+#define TRACEPOINT_ARGUMENT(ctx, n) (((u64 *)(ctx))[n])
+#define KPROBE_ARGUMENT(ctx)	    (*(u64 *)((u8 *)(ctx) + ARGUMENT_1))
 #ifdef KPROBE
-#define FIRST_ARGUMENT(ctx) (*(u64 *)((u8 *)(ctx) + ARGUMENT_1))
+#define FIRST_ARGUMENT(ctx) KPROBE_ARGUMENT(ctx)
 #else
-#define FIRST_ARGUMENT(ctx) (*(u64 *)(ctx))
+#define FIRST_ARGUMENT(ctx) TRACEPOINT_ARGUMENT(ctx, 0)
 #endif
 
 int on_transmit(void *ctx)
 {
 	capture(ctx, FIRST_ARGUMENT(ctx), OUT);
+	return 0;
+}
+
+/* At the queue, when frames are taken at the driver: whose packet it is can be told here only. */
+int on_queue(void *ctx)
+{
+	u32 zero = 0;
+	struct control *control = controls.lookup(&zero);
+	struct scratch *scratch = get_scratch(0);
+	struct key key = {.direction = OUT};
+	struct meeting met = {.address = FIRST_ARGUMENT(ctx)};
+
+	if (!control || !scratch)
+		return 0;
+	meet(&met, scratch, &key);
+	identify(ctx, control, scratch, &met, &key, OUT, 1);
 	return 0;
 }
 
@@ -200,6 +343,45 @@ int on_receive(void *ctx)
 #endif
 	if (!is_loopback(address))
 		capture(ctx, address, IN);
+	return 0;
+}
+
+/* inet_sendmsg, inet_recvmsg and their like: a struct socket. */
+int on_use(void *ctx)
+{
+	struct workspace work;
+	u64 sk = 0;
+
+	READ(&sk, sizeof(sk), KPROBE_ARGUMENT(ctx) + SOCKET_SK);
+	learn_use(ctx, sk, &work);
+	return 0;
+}
+
+/* security_sock_graft: a struct sock that was accepted. */
+int on_accept(void *ctx)
+{
+	struct workspace work;
+
+	learn_use(ctx, KPROBE_ARGUMENT(ctx), &work);
+	return 0;
+}
+
+/* sock_send_length, sock_recv_length: a struct sock after its use. */
+int on_used(void *ctx)
+{
+	struct workspace work;
+
+	learn_use(ctx, TRACEPOINT_ARGUMENT(ctx, 0), &work);
+	return 0;
+}
+
+/* inet_sock_set_state: a struct sock, its state, its next one. */
+int on_state(void *ctx)
+{
+	struct workspace work;
+
+	learn_state(ctx, TRACEPOINT_ARGUMENT(ctx, 0), TRACEPOINT_ARGUMENT(ctx, 1),
+		    TRACEPOINT_ARGUMENT(ctx, 2), &work);
 	return 0;
 }
 

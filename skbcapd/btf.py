@@ -168,6 +168,10 @@ class Btf:
         except BtfError:
             return False
 
+    def has_tracepoint(self, name: str) -> bool:
+        """Whether this kernel has the tracepoint: its BTF then has a typedef of that name for the probe's type."""
+        return self._strings.find(b"\0btf_trace_" + name.encode() + b"\0") >= 0
+
     def size(self, struct_name: str) -> int:
         """Size of a struct in bytes.
 

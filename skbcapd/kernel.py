@@ -32,7 +32,10 @@ from skbcapd.loader import Hook
 from skbcapd.marker import Marker
 
 OLDEST_KERNEL = (5, 15)
-_MAPS = ("segments", "controls", "labels", "devices", "counters", "measurements", "wakeups")
+_MAPS = (
+    *("segments", "controls", "labels", "devices", "owners", "flows", "holders"),
+    *("counters", "measurements", "wakeups"),
+)
 _BPF_NUMBER = {"x86_64": 321, "aarch64": 280}
 _LOOKUP, _UPDATE, _OBJECT_INFO = 1, 2, 15
 _RECURSION_MISSES = 208  # offset in struct bpf_prog_info
@@ -51,6 +54,19 @@ _PLACES = {
         Hook("tracepoint", "netif_receive_skb", "on_receive"),
     ),
 }
+
+
+# Where the users of sockets are learned. inet_sendmsg and its like are called for IPv4 and IPv6 sockets only: nothing is
+# added to the cost of other ones. Without kprobes a use is seen when it is over (since Linux 6.3).
+_USE_PROBES = (
+    *(Hook("kprobe", name, "on_use") for name in ("inet_sendmsg", "inet_recvmsg", "inet6_sendmsg", "inet6_recvmsg")),
+    Hook("kprobe", "security_sock_graft", "on_accept"),
+)
+_USE_TRACEPOINTS = (
+    Hook("tracepoint", "sock_send_length", "on_used"),
+    Hook("tracepoint", "sock_recv_length", "on_used"),
+)
+_STATE_TRACEPOINT = Hook("tracepoint", "inet_sock_set_state", "on_state")
 
 
 def _bpf(command: int, attributes: bytes) -> None:
@@ -95,6 +111,30 @@ def kernel_symbol(name: str, kallsyms: Path = Path("/proc/kallsyms")) -> str:
     return str(min(found, key=len), "ascii")
 
 
+def choose_learning_hooks(hooks: Sequence[Hook], transmit: str, btf: Btf) -> list[Hook]:
+    """Which hooks tell who uses a socket, beside those where frames are taken.
+
+    Args:
+        hooks: from choose_hooks.
+        transmit: as for choose_hooks.
+        btf: the running kernel's types: they name its tracepoints.
+
+    Returns:
+        Those that this kernel has. The fewer, the more packets are of nobody known.
+    """
+    kind = hooks[0].kind
+    chosen = [_STATE_TRACEPOINT]
+    if kind == "kprobe":
+        for probe in _USE_PROBES:
+            with contextlib.suppress(KernelError):  # IPv6 may be a module that is not loaded
+                chosen.append(replace(probe, target=kernel_symbol(probe.target)))
+    else:
+        chosen += _USE_TRACEPOINTS
+    if transmit == "driver":
+        chosen.append(replace(choose_hooks(kind, ("out",), "queue")[0], function="on_queue"))
+    return [hook for hook in chosen if hook.kind == "kprobe" or btf.has_tracepoint(hook.target)]
+
+
 def choose_hooks(attach: str, directions: Sequence[str], transmit: str) -> list[Hook]:
     """Which hooks to take on this kernel.
 
@@ -130,6 +170,7 @@ class Counters:
     full: int = 0
     contended: int = 0
     start: int = 0
+    duplicate: int = 0
 
     def __add__(self, other: Counters) -> Counters:
         return Counters(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
@@ -143,9 +184,12 @@ class Counters:
 class Program:
     """The loaded program. `load` makes one; `attach` starts the capture; `close` ends it and gives everything back."""
 
-    def __init__(self, geometry: Geometry, hooks: list[Hook], child: loader.Loader, maps: dict[str, int]) -> None:
+    def __init__(
+        self, geometry: Geometry, hooks: list[Hook], learning: list[Hook], child: loader.Loader, maps: dict[str, int]
+    ) -> None:
         self.geometry = geometry
         self.hooks = hooks
+        self.learning = learning
         self.measured = Measurement(0, 0, 0, 0, b"")
         self._child: loader.Loader | None = child
         self._maps = maps
@@ -200,7 +244,7 @@ class Program:
 
     def missed(self) -> int:
         """Times the kernel skipped the program because it was already running on that processor (recursion_misses)."""
-        return sum(struct.unpack_from("<Q", _info(fd), _RECURSION_MISSES)[0] for fd in self._programs)
+        return sum(struct.unpack_from("<Q", _info(fd), _RECURSION_MISSES)[0] for fd in self._programs[: len(self.hooks)])
 
     @property
     def wakeup_fd(self) -> int:
@@ -230,6 +274,8 @@ class Program:
             found = Measurement(*layout.MEASUREMENT.unpack(self._lookup(table, key, layout.MEASUREMENT.size)))
             if found.address_base or not found.packets or not found.frame_number:
                 break
+        marker.send_datagram()
+        found = Measurement(*layout.MEASUREMENT.unpack(self._lookup(table, key, layout.MEASUREMENT.size)))
         if is_realtime():
             found = found._replace(entry_regs=0)  # softirqs run in tasks there: the proof does not hold
         self._update(table, key, layout.MEASUREMENT.pack(*found._replace(tgid=0)))
@@ -238,6 +284,7 @@ class Program:
         self.control[layout.ADDRESS_BASE] = found.address_base
         self.control[layout.ENTRY_REGS] = found.entry_regs
         self.control[layout.STACK_SIZE] = found.stack_size
+        self.control[layout.UDP_TABLE] = found.udp_table
 
     def attach(self) -> None:
         """Start capturing: the first packet may be seen before this returns.
@@ -249,7 +296,8 @@ class Program:
             raise KernelError("the program was attached before")
         self.set_clock()
         _, descriptors = self._child.attach()
-        self._links, self._programs = descriptors[: len(self.hooks)], descriptors[len(self.hooks) :]
+        hooks = len(descriptors) // 2
+        self._links, self._programs = descriptors[:hooks], descriptors[hooks:]
         self._child.close()
         self._child = None
 
@@ -287,26 +335,30 @@ class Program:
         return value_buffer.raw
 
 
-def load(geometry: Geometry, hooks: list[Hook]) -> Program:
+def load(geometry: Geometry, hooks: list[Hook], transmit: str = "queue") -> Program:
     """Compile and load the program for the running kernel and measure what it needs; nothing is captured yet.
 
     Args:
         geometry: size of the shared memory.
         hooks: from choose_hooks.
+        transmit: as given to choose_hooks.
 
     Raises:
         BtfError: the kernel's types are missing or unknown.
         KernelError: the program cannot be compiled or loaded, or shared memory cannot be had.
     """
-    definitions = layout.definitions(Btf.load(), geometry)
+    btf = Btf.load()
+    definitions = layout.definitions(btf, geometry)
+    learning = choose_learning_hooks(hooks, transmit, btf)
     measure = choose_hooks(hooks[0].kind, ("out",), "queue")[0]
     measure = replace(measure, function="on_measure")
-    child = loader.start(_MAPS, definitions, hooks, measure)
+    child = loader.start(_MAPS, definitions, [*hooks, *learning], measure)
     try:
         message, descriptors = child.receive()
         maps = dict(zip(message["maps"], descriptors, strict=True))
         _compare_sizes(geometry, maps)
-        program = Program(geometry, hooks, child, maps)
+        program = Program(geometry, hooks, learning, child, maps)
+        program.control[layout.LATE] = transmit == "driver"
     except OSError as error:
         child.close()
         if error.errno in (errno.ENOMEM, errno.EPERM):

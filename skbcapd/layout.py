@@ -27,6 +27,12 @@ SEGMENT_STRIDE = LISTING + 8 * UPCALLS_LISTED
 OPTIONS_MAX = 512
 LABELS_MAX = 16384
 OWNERS_MAX = 65536
+FLOWS_MAX = 65536
+HOLDERS_MAX = 65536
+SIGHTINGS = 8192  # packets that may be on their way from one device to the next at once
+SIGHTING_PLACES = 4
+UDP_CHAIN_MAX = 16  # sockets in one slot of the kernel's table
+ADDRESSES_MAX = 16  # of a device
 DEVICES_MAX = 4096
 SLOTS = 4096
 PIECES_MAX = 66  # linear parts and fragments of one frame: 45 fragments at most, or a chain of 64 skbs
@@ -41,18 +47,23 @@ CURSOR = 0
 TAIL, SLEEPING, WAKE_BACKLOG, CLOCK_OFFSET, PAGE_BASE, ADDRESS_BASE, ENTRY_REGS, STACK_SIZE, SNAPLEN, DEVICE_FILTER = (
     range(8, 18)
 )
-STATES = 24  # words before the first struct segment_state
+UDP_TABLE, DEDUP, FILL, LATE = range(19, 23)
+QUESTIONS = 24
+STATES = 32  # words before the first struct segment_state
 STATE_WORDS = 3  # used, committed, upcalls
 
-COUNTERS = ("seen", "delivered", "filtered", "full", "contended", "start", "spare6", "spare7")
+COUNTERS = ("seen", "delivered", "filtered", "full", "contended", "start", "duplicate", "spare7")
 
-KEY = struct.Struct("<QIIIIQ")
+KEY = struct.Struct("<QIIIIQII")
 LABEL = struct.Struct(f"<16s16sIIIIII{OPTIONS_MAX}s")
 DEVICE_KEY = struct.Struct("<QII")
 DEVICE = struct.Struct("<16sII")
 COUNTER_ROW = struct.Struct(f"<{len(COUNTERS)}Q")
-UPCALL = struct.Struct("<QIIIIQ16s16s8sIIHB5x")
-MEASUREMENT = struct.Struct("<QQQQ32sQQQQQ")
+USER = struct.Struct("<IIQ16s")
+OWNER = struct.Struct("<IIQ16sQQQQ")
+FLOW = struct.Struct("<Q16s16sHHBBH")
+UPCALL = struct.Struct("<QIIIIQII16s16s8sQQQIIIHBx")
+MEASUREMENT = struct.Struct("<QQQQ32sQQQQQQ")
 
 
 class Measurement(NamedTuple):
@@ -68,6 +79,7 @@ class Measurement(NamedTuple):
     address_base: int = 0
     stack_size: int = 0
     entry_regs: int = 0
+    udp_table: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +105,9 @@ class Geometry:
             "controls": (4, self.control_size),
             "labels": (KEY.size, LABEL.size),
             "devices": (DEVICE_KEY.size, DEVICE.size),
+            "owners": (8, OWNER.size),
+            "flows": (FLOW.size, OWNER.size),
+            "holders": (8, USER.size),
             "counters": (4, COUNTER_ROW.size),
             "measurements": (4, MEASUREMENT.size),
         }
@@ -151,6 +166,12 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "OPTIONS_MAX": OPTIONS_MAX,
         "LABELS_MAX": LABELS_MAX,
         "OWNERS_MAX": OWNERS_MAX,
+        "FLOWS_MAX": FLOWS_MAX,
+        "HOLDERS_MAX": HOLDERS_MAX,
+        "SIGHTINGS": SIGHTINGS,
+        "SIGHTING_PLACES": SIGHTING_PLACES,
+        "UDP_CHAIN_MAX": UDP_CHAIN_MAX,
+        "ADDRESSES_MAX": ADDRESSES_MAX,
         "DEVICES_MAX": DEVICES_MAX,
         "SLOTS": SLOTS,
         "COUNTERS": len(COUNTERS),
@@ -165,6 +186,9 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "SYSCALL_NUMBER_TYPE": found.syscall_type,
         "TASK_STACK": btf.offset("task_struct", "stack"),
         "TASK_FLAGS": btf.offset("task_struct", "flags"),
+        "TASK_START": btf.offset("task_struct", "start_boottime"),
+        "TASK_LEADER": btf.offset("task_struct", "group_leader"),
+        "TASK_COMM": btf.offset("task_struct", "comm"),
         "DEV_IFINDEX": btf.offset("net_device", "ifindex"),
         "DEV_FLAGS": btf.offset("net_device", "flags"),
         "DEV_NET": btf.offset("net_device", "nd_net"),
@@ -172,20 +196,27 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "DEV_TYPE": btf.offset("net_device", "type"),
         "DEV_ADDR": btf.offset("net_device", "dev_addr"),
         "DEV_ADDR_LEN": btf.offset("net_device", "addr_len"),
+        "DEV_LINK_OPERATIONS": btf.offset("net_device", "rtnl_link_ops"),
+        "DEV_UPPER": btf.offset("net_device", "adj_list"),  # upper and lower, each a list_head
         "NET_COOKIE": btf.offset("net", "net_cookie"),
         "NET_INUM": btf.offset("net", "ns") + btf.offset("ns_common", "inum"),
     }
-    values |= _skb(btf) | _shared(btf) | _sock(btf)
+    values |= _skb(btf) | _shared(btf) | _sock(btf) | _addresses(btf) | _udp(btf)
     return values
 
 
 def _skb(btf: Btf) -> dict[str, int | str]:
     """The fields of sk_buff, and the span of it, from len on, that holds all but dev and sk."""
-    fields = ("len", "data_len", "skb_iif", "vlan_proto", "vlan_tci", "mac_header", "end", "head", "data")
+    fields = (
+        *("len", "data_len", "skb_iif", "vlan_proto", "vlan_tci", "mac_header", "network_header", "protocol"),
+        *("csum_start", "csum_offset", "end", "head", "data"),
+    )
     values: dict[str, int | str] = {f"SKB_{field.upper()}": btf.offset("sk_buff", field) for field in fields}
     ends = [int(value) + 8 for value in values.values()]
     # Linux 6.1 and older keep the presence of the tag in a bit of its own; later ones test the whole tag for zero.
-    bits = ["pkt_type", "ip_summed"] + (["vlan_present"] if btf.has("sk_buff", "vlan_present") else [])
+    # csum_not_inet is there on kernels with SCTP.
+    optional = [field for field in ("vlan_present", "csum_not_inet") if btf.has("sk_buff", field)]
+    bits = ["pkt_type", "ip_summed", *optional]
     if "vlan_present" not in bits:
         values["SKB_VLAN_ALL"] = btf.offset("sk_buff", "vlan_all")
     for field in bits:
@@ -205,19 +236,63 @@ def _skb(btf: Btf) -> dict[str, int | str]:
 
 def _sock(btf: Btf) -> dict[str, int | str]:
     """The fields of struct sock that tell whose it is; it starts with struct sock_common."""
-    bit, _ = btf.bits("sock_common", "skc_net_refcnt")
-    values: dict[str, int | str] = {
-        "SOCK_STATE": btf.offset("sock_common", "skc_state"),
-        "SOCK_REFCNT_BYTE": bit // 8,
-        "SOCK_REFCNT_SHIFT": bit % 8,
-        "SOCK_LISTENER": btf.offset("sock_common", "skc_listener"),
-    }
+    fields = (
+        *("daddr", "rcv_saddr", "hash", "dport", "num", "family", "state", "bound_dev_if", "net"),
+        *("v6_daddr", "v6_rcv_saddr", "listener", "node"),
+    )
+    values: dict[str, int | str] = {f"SOCK_{field.upper()}": btf.offset("sock_common", f"skc_{field}") for field in fields}
+    span = max(int(value) for value in values.values()) + 16
+    if span > 192:
+        raise KernelError(f"struct sock_common keeps its fields within {span} bytes; expected 192")
+    for name, field in (("REFCNT", "net_refcnt"), ("V6ONLY", "ipv6only")):
+        bit, _ = btf.bits("sock_common", f"skc_{field}")
+        values |= {f"SOCK_{name}_BYTE": bit // 8, f"SOCK_{name}_SHIFT": bit % 8}
     return values | {
-        "SOCK_SPAN": 24,
-        "SOCK_HASH": btf.offset("sock_common", "skc_hash"),
+        "SOCK_SPAN": (span + 7) & ~7,
         "SOCK_SOCKET": btf.offset("sock", "sk_socket"),
+        "SOCK_PROTOCOL": btf.offset("sock", "sk_protocol"),
+        "SOCK_REUSEPORT": btf.offset("sock", "sk_reuseport_cb"),
+        "SOCK_SPORT": btf.offset("inet_sock", "inet_sport"),
+        "SOCKET_SK": btf.offset("socket", "sk"),
         "SOCKET_INODE": btf.offset("socket_alloc", "vfs_inode") + btf.offset("inode", "i_ino"),
+        "REUSEPORT_SOCKETS": btf.offset("sock_reuseport", "num_socks"),
     }
+
+
+def _addresses(btf: Btf) -> dict[str, int | str]:
+    """Where a device keeps its addresses and the multicast groups it has joined."""
+    return {
+        "DEV_IN_DEVICE": btf.offset("net_device", "ip_ptr"),
+        "IN_ADDRESSES": btf.offset("in_device", "ifa_list"),
+        "IN_GROUPS": btf.offset("in_device", "mc_list"),
+        "ADDRESS_NEXT": btf.offset("in_ifaddr", "ifa_next"),
+        "ADDRESS_LOCAL": btf.offset("in_ifaddr", "ifa_local"),
+        "GROUP_NEXT": btf.offset("ip_mc_list", "next_rcu"),
+        "GROUP_ADDRESS": btf.offset("ip_mc_list", "multiaddr"),
+        "DEV_IN6_DEVICE": btf.offset("net_device", "ip6_ptr"),
+        "IN6_ADDRESSES": btf.offset("inet6_dev", "addr_list"),
+        "IN6_GROUPS": btf.offset("inet6_dev", "mc_list"),
+        "ADDRESS6_LIST": btf.offset("inet6_ifaddr", "if_list"),
+        "ADDRESS6_LOCAL": btf.offset("inet6_ifaddr", "addr"),
+        "GROUP6_NEXT": btf.offset("ifmcaddr6", "next"),
+        "GROUP6_ADDRESS": btf.offset("ifmcaddr6", "mca_addr"),
+    }
+
+
+def _udp(btf: Btf) -> dict[str, int | str]:
+    """The kernel's table of UDP sockets: one for all until Linux 6.1, found by measuring; then one for each namespace."""
+    values: dict[str, int | str] = {
+        "UDP_TABLE_HASH": btf.offset("udp_table", "hash"),
+        "UDP_TABLE_MASK": btf.offset("udp_table", "mask"),
+        "UDP_SLOT_SIZE": btf.size("udp_hslot"),
+        "UDP_SLOT_HEAD": btf.offset("udp_hslot", "head"),
+        "NET_HASH_MIX": btf.offset("net", "hash_mix"),
+        "SOCK_PROT": btf.offset("sock_common", "skc_prot"),
+        "PROT_TABLE": btf.offset("proto", "h"),
+    }
+    if btf.has("netns_ipv4", "udp_table"):
+        values["NET_UDP_TABLE"] = btf.offset("net", "ipv4") + btf.offset("netns_ipv4", "udp_table")
+    return values
 
 
 def _shared(btf: Btf) -> dict[str, int | str]:

@@ -141,9 +141,11 @@ def _child(
     if measure.kind == "kprobe":
         flags.append("-DKPROBE")
     program = BPF(text=source(), cflags=flags)
-    kind = BPF.KPROBE if measure.kind == "kprobe" else BPF.RAW_TRACEPOINT
+    kinds = {
+        hook.function: BPF.KPROBE if hook.kind == "kprobe" else BPF.RAW_TRACEPOINT for hook in (measure, *hooks)
+    }
     with ThreadPoolExecutor() as threads:  # the verifier takes its time with each, and has a processor each
-        list(threads.map(lambda hook: program.load_func(hook.function.encode(), kind), hooks))
+        list(threads.map(lambda function: program.load_func(function.encode(), kinds[function]), kinds))
     _attach(program, measure)
     descriptors = [lib.bpf_table_fd(program.module, name.encode()) for name in maps]
     _send(channel, {"maps": list(maps)}, descriptors)
@@ -151,7 +153,7 @@ def _child(
         return  # the parent has given up
     _detach(program, measure)
     links = [_attach(program, hook) for hook in hooks]
-    programs = [program.load_func(hook.function.encode(), kind).fd for hook in hooks]
+    programs = [program.load_func(hook.function.encode(), kinds[hook.function]).fd for hook in hooks]
     _send(channel, {"hooks": len(hooks)}, links + programs)
 
 

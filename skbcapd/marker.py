@@ -49,7 +49,7 @@ class Marker:
         os.ftruncate(self._file, mmap.PAGESIZE)
         self._page = mmap.mmap(self._file, mmap.PAGESIZE)
         self._page[OFFSET : OFFSET + SIZE] = self.bytes
-        self._ends: tuple[socket.socket, ...] = ()  # sender, receiver
+        self._ends: tuple[socket.socket, ...] = ()  # sender, receiver; a UDP socket
         self._error: OSError | None = None
         thread = threading.Thread(target=self._open, daemon=True)  # unshare(2) holds for one thread
         thread.start()
@@ -71,9 +71,12 @@ class Marker:
                 server.listen()
                 sender = socket.create_connection(server.getsockname())
                 receiver, _ = server.accept()
+            datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            datagrams.bind(("127.0.0.1", 0))
+            datagrams.connect(datagrams.getsockname())
             receiver.setblocking(False)  # noqa: FBT003  the name of the method says what is false
             self.net = int.from_bytes(sender.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
-            self._ends = sender, receiver
+            self._ends = sender, receiver, datagrams
         except OSError as error:
             self._error = error
 
@@ -86,10 +89,14 @@ class Marker:
 
     def send(self) -> None:
         """Send the bytes once, by one sendfile(2) call of the calling thread, and take them off the socket."""
-        sender, receiver = self._ends
+        sender, receiver, _ = self._ends
         os.sendfile(sender.fileno(), self._file, OFFSET, SIZE)
         with contextlib.suppress(BlockingIOError):  # not yet delivered: the next call takes it
             receiver.recv(SIZE)
+
+    def send_datagram(self) -> None:
+        """Send an empty datagram to ourselves: its socket leads to the kernel's table of UDP sockets."""
+        self._ends[2].send(b"")
 
     def is_in(self, net: int, frame: memoryview) -> bool:
         """Whether a frame captured in a namespace is the marker's, complete to its last byte."""

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * One packet on several devices: a bond, a bridge, a VLAN, a veth pair hand the same data from one to the next.
+ *
+ * A packet is known again by the address of its data and a few bytes at the end of its linear part, which no device
+ * changes, within a second, and as long as the place is a new one: at a place where it was before, it is another packet in
+ * the same memory. Each data address has one entry; when two share it, the older packet is forgotten and its next
+ * sighting has a new identifier.
+ */
+
+#define SIGHTING_LASTS_NS 1000000000ULL
+
+/*
+ * Whether the packets of a device may be seen on another one, too: it lies on top of another (VLAN, bond, bridge, tunnel) or
+ * is one end of a pair - all these are made by rtnetlink - or another lies on top of it.
+ */
+static inline int is_stacked(u64 dev)
+{
+	u64 operations = 0, upper = 0;
+
+	READ(&operations, 8, dev + DEV_LINK_OPERATIONS);
+	READ(&upper, 8, dev + DEV_UPPER);
+	return operations || upper != dev + DEV_UPPER;
+}
+
+/* The entry of a packet's data, whosever it is; `print` becomes that of the packet. */
+static inline struct sighting *find_sighting(struct skb *skb, u64 *print)
+{
+	u64 head = SKB(u64, HEAD), last = 0;
+	u32 index = (head >> 6 ^ head >> 20) & (SIGHTINGS - 1);
+
+	READ(&last, sizeof(last), SKB(u64, DATA) + SKB(u32, LEN) - SKB(u32, DATA_LEN) - 8);
+	*print = last ^ (u64)SKB(u32, DATA_LEN) << 32;
+	return sightings.lookup(&index);
+}
+
+/* Whether the entry is this packet's, seen elsewhere shortly before. */
+static inline int is_seen_before(struct sighting *entry, u64 head, u64 print, u64 place, u64 time)
+{
+	u64 visited = 0;
+
+	if (entry->head != head || entry->print != print || time - entry->time > SIGHTING_LASTS_NS)
+		return 0;
+	for (int i = 0; i < SIGHTING_PLACES; i++)
+		visited |= entry->places[i] == place;
+	return !visited;
+}
+
+/* Notes where the packet is seen now: as a new one, or further on its way; or only that it is, at no place. */
+static inline void note_sighting(struct sighting *entry, u64 head, u64 print, u64 place, u64 time, int is_known,
+				 int nowhere)
+{
+	if (!is_known) {
+		entry->head = head;
+		entry->print = print;
+		entry->id = time << 6 | bpf_get_smp_processor_id() & 63;
+		entry->count = 0;
+		for (int i = 0; i < SIGHTING_PLACES; i++)
+			entry->places[i] = 0;
+	}
+	entry->time = time;
+	if (!nowhere)
+		entry->places[entry->count++ & (SIGHTING_PLACES - 1)] = place;
+}

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Sockets and flows: the fields of a struct sock that tell whose packets are its own, and the same of a packet.
+ *
+ * Both sides of a flow have one shape (struct flow), so that what a socket is known by can be looked up by a packet.
+ */
+
+#define AF_INET		 2
+#define AF_INET6	 10
+#define IPPROTO_ICMP	 1
+#define IPPROTO_TCP	 6
+#define IPPROTO_UDP	 17
+#define IPPROTO_ICMPV6	 58
+#define TCP_ESTABLISHED	 1
+#define TCP_SYN_RECV	 3
+#define TCP_TIME_WAIT	 6
+#define TCP_CLOSE	 7
+#define TCP_LISTEN	 10
+#define TCP_NEW_SYN_RECV 12
+
+/* The start of struct sock_common, read at once: addresses, ports, hash, family, state, flags, chain. */
+struct sock_head {
+	u8 bytes[SOCK_SPAN];
+} __attribute__((aligned(8)));
+#define SOCK(type, field) (*(type *)(sock->bytes + SOCK_##field))
+#define SOCK_BIT(field)	  (SOCK(u8, field##_BYTE) >> SOCK_##field##_SHIFT & 1)
+
+/* The inode number of an open socket: it tells a socket from a later one at the same address.
+   0: closed by its users, or not yet accepted. */
+static inline u64 socket_inode(u64 sk)
+{
+	u64 socket = 0, inode = 0;
+
+	READ(&socket, sizeof(socket), sk + SOCK_SOCKET);
+	if (socket)
+		READ(&inode, sizeof(inode), socket + SOCKET_INODE);
+	return inode;
+}
+
+/* Which protocol a socket speaks. */
+static inline u32 socket_protocol(u64 sk)
+{
+	u16 protocol = 0;
+
+	READ(&protocol, sizeof(protocol), sk + SOCK_PROTOCOL);
+	return protocol;
+}
+
+/* Fills in the flow of a socket; an IPv6 socket that speaks to an IPv4 address has an IPv4 flow, as its packets do. */
+static inline void flow_of_socket(struct sock_head *sock, u32 protocol, struct flow *flow)
+{
+	u64 *remote = &SOCK(u64, V6_DADDR), *local = &SOCK(u64, V6_RCV_SADDR);
+	u32 family = SOCK(u16, FAMILY);
+
+	if (family == AF_INET6 && !remote[0] && (u32)remote[1] == 0xffff0000)
+		family = AF_INET;
+	READ(&flow->net, 8, SOCK(u64, NET) + NET_COOKIE);
+	flow->local[0] = family == AF_INET ? SOCK(u32, RCV_SADDR) : local[0];
+	flow->local[1] = family == AF_INET ? 0 : local[1];
+	flow->remote[0] = family == AF_INET ? SOCK(u32, DADDR) : remote[0];
+	flow->remote[1] = family == AF_INET ? 0 : remote[1];
+	flow->local_port = SOCK(u16, NUM);
+	flow->remote_port = __builtin_bswap16(SOCK(u16, DPORT));
+	flow->protocol = protocol;
+	flow->family = family;
+	flow->spare = 0;
+}
+
+/* What a packet's headers say beside its flow. */
+struct headers {
+	u32 transport; /* bytes from the network header to the transport header; 0: no flow can be read */
+	u32 word;      /* bytes 12 to 15 of the transport header: of TCP, offset and flags */
+	u32 multicast; /* the destination is a multicast or broadcast address */
+};
+#define TCP_FIN_IN_WORD 0x0100 /* flags stand in the second byte of the word as it lies in memory */
+#define TCP_SYN_IN_WORD 0x0200
+#define TCP_RST_IN_WORD 0x0400
+#define TCP_ACK_IN_WORD 0x1000
+
+/*
+ * Reads the flow of a packet whose network header is at `at`, with `size` bytes in the linear part from there.
+ * Ports are those of TCP and UDP; an echo's identifier stands for the local port. Fragments but the first, IPv6
+ * extension headers, and headers that are not in the linear part give no flow (transport 0).
+ */
+static inline void flow_of_packet(u64 at, u64 size, u32 ether_type, u32 direction, struct flow *flow,
+				  struct headers *headers)
+{
+	u64 packet[5] = {}, from[2] = {}, to[2] = {}; /* 40 bytes */
+	u8 *bytes = (u8 *)packet;
+	u32 transport = 0, family = 0, protocol = 0, multicast = 0;
+	u32 words[4] = {};
+
+	headers->transport = 0;
+	if (READ(packet, sizeof(packet), at))
+		return;
+	if (ether_type == 0x0008 && bytes[0] >> 4 == 4) {
+		family = AF_INET;
+		transport = (bytes[0] & 15) * 4;
+		protocol = bytes[9];
+		from[0] = *(u32 *)(bytes + 12);
+		to[0] = *(u32 *)(bytes + 16);
+		multicast = bytes[16] >> 4 == 14 || to[0] == 0xffffffff;
+		if (transport < 20 || *(u16 *)(bytes + 6) & 0xff1f)
+			return;
+	} else if (ether_type == 0xdd86 && bytes[0] >> 4 == 6) {
+		family = AF_INET6;
+		transport = 40;
+		protocol = bytes[6];
+		from[0] = packet[1];
+		from[1] = packet[2];
+		to[0] = packet[3];
+		to[1] = packet[4];
+		multicast = bytes[24] == 0xff;
+	} else {
+		return;
+	}
+	if (READ(words, sizeof(words), at + transport) || transport + 8 > size)
+		return;
+	u16 source = __builtin_bswap16(words[0]), destination = __builtin_bswap16(words[0] >> 16);
+
+	headers->transport = transport;
+	headers->word = words[3];
+	headers->multicast = multicast;
+	flow->protocol = protocol;
+	flow->family = family;
+	flow->spare = 0;
+	flow->local[0] = direction == IN ? to[0] : from[0];
+	flow->local[1] = direction == IN ? to[1] : from[1];
+	flow->remote[0] = direction == IN ? from[0] : to[0];
+	flow->remote[1] = direction == IN ? from[1] : to[1];
+	flow->local_port = direction == IN ? destination : source;
+	flow->remote_port = direction == IN ? source : destination;
+	if (protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6) {
+		/* Type of the message; an echo's identifier. A ping may have been sent from any of our addresses. */
+		flow->remote_port = words[0] & 0xff;
+		flow->local_port = words[1];
+		flow->local[0] = flow->local[1] = 0;
+	}
+}
