@@ -65,7 +65,7 @@ struct label {
 	u32 slot;	  /* row of `counters` */
 	u32 snaplen;	  /* bytes of frame to keep; 0: the packet is not wanted */
 	u32 options_len;  /* bytes of `options` in use, a multiple of 4 */
-	u32 flags_at;	  /* where in `options` the u32 value of epb_flags lies; 8 behind it the u64 epb_packetid, if
+	u32 flags_at; /* where in `options` the u32 value of epb_flags lies; 8 behind it the u64 epb_packetid, if
 			     the key is `linked` */
 	u8 options[OPTIONS_MAX];
 };
@@ -136,7 +136,8 @@ struct upcall {
 	u8 mac[8];	 /* the device's hardware address, addr_len bytes of it */
 	u64 packet_id;	 /* epb_packetid; 0: none */
 	u64 sk;		 /* of a packet whose process Python shall find: its socket, */
-	u64 inode;	 /* and that socket's inode; 0: none */
+	u64 inode;	 /* that socket's inode; 0: none, */
+	u64 identity;	 /* and its identity, as in struct owner */
 	u32 checksum;	 /* see fill_checksum in skbcapd/capture.py */
 	u32 netns;	 /* inode number of the network namespace */
 	u32 flags;	 /* epb_flags bits of this packet */
@@ -175,10 +176,10 @@ struct control {
 	u64 snaplen;	   /* for packets without a label */
 	u64 device_filter; /* 1: look at struct device.unwanted before all else */
 	u64 nothing;	   /* always 0; see FORGET */
-	u64 udp_table;	   /* address of the kernel's struct udp_table; on newer kernels each namespace knows its own */
-	u64 dedup;	   /* 1: count a packet that was seen before, and do not take it again */
-	u64 fill;	   /* 1: Python completes checksums */
-	u64 late;	   /* 1: frames are taken behind the queue, where `current` may be anybody */
+	u64 udp_table; /* address of the kernel's struct udp_table; on newer kernels each namespace knows its own */
+	u64 dedup; /* 1: count a packet that was seen before, and do not take it again */
+	u64 fill;  /* 1: Python completes checksums */
+	u64 late;  /* 1: frames are taken behind the queue, where `current` may be anybody */
 	u64 pad1[1];
 	/* Written by both. */
 	u64 questions; /* how many more sockets Python may be asked about; it sets the number anew with each round */

@@ -22,7 +22,7 @@ struct measurement {
 	u64 address_base; /* address of frame 0; 0: not among the candidates tried */
 	u64 stack_size;	  /* 0: not found */
 	u64 entry_regs;	  /* offset of the system call number from the bottom of the stack; 0: not found */
-	u64 udp_table;	  /* address of the struct udp_table of all namespaces; 0: none, or each has its own */
+	u64 udp_table; /* address of the struct udp_table of all namespaces; 0: none, or each has its own */
 };
 BPF_ARRAY(measurements, struct measurement, 1);
 

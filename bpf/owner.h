@@ -157,7 +157,7 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 		READ(&port, sizeof(port), sk + SOCK_SPORT);
 		work->flow.local_port = __builtin_bswap16(port);
 		known = flows.lookup(&work->flow);
-		if (known && known->sk == sk)
+		if (known && (known->sk == sk || !known->sk)) /* Python knows no addresses of sockets */
 			known->time = bpf_ktime_get_ns();
 	} else {
 		__builtin_memset(owner, 0, sizeof(*owner));
@@ -181,16 +181,15 @@ static inline struct owner *find_flow(struct flow *flow)
 }
 
 /*
- * The last resort for a socket whose use nobody has seen: what Python has found out about its inode (or about the
- * socket itself, while it has none), or the wish that Python may find out.
+ * The last resort for a socket whose use nobody has seen: what Python has found out about its inode, or the wish that
+ * Python may find out. A connection without an inode is not accepted yet: by the time Python asks, it mostly is.
  * Returns how the user was found; UNRESOLVED asks Python.
  */
-static inline enum via find_holder(struct control *control, u64 sk, u64 inode, struct user *user)
+static inline enum via find_holder(struct control *control, u64 inode, struct user *user)
 {
-	u64 id = inode ? inode : sk;
-	struct user *holder = holders.lookup(&id);
+	struct user *holder = holders.lookup(&inode);
 
-	if (holder) {
+	if (inode && holder) {
 		*user = *holder;
 		return holder->tgid ? VIA_INODE : VIA_UNKNOWN;
 	}
@@ -285,5 +284,5 @@ static inline enum via find_sender(void *ctx, struct control *control, struct sk
 			flows.update(&work->flow, owner);
 		return VIA_SOCKET;
 	}
-	return find_holder(control, *sk, *inode, user);
+	return find_holder(control, *inode, user);
 }

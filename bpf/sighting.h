@@ -47,8 +47,8 @@ static inline int is_seen_before(struct sighting *entry, u64 head, u64 print, u6
 }
 
 /* Notes where the packet is seen now: as a new one, or further on its way; or only that it is, at no place. */
-static inline void note_sighting(struct sighting *entry, u64 head, u64 print, u64 place, u64 time, int is_known,
-				 int nowhere)
+static inline void note_sighting(struct sighting *entry, u64 head, u64 print, u64 place, u64 time,
+				 int is_known, int nowhere)
 {
 	if (!is_known) {
 		entry->head = head;

@@ -23,23 +23,42 @@
 #include "segment.h"
 #include "measure.h"
 
-/* What one packet needs while it is looked at. On the stack there is room for half of it. */
+/* A packet as it is met: where it is, on which device, and whether it was met before. */
+struct meeting {
+	u64 address; /* of the sk_buff */
+	u64 dev;     /* net_device */
+	u64 net;     /* its network namespace */
+	u64 sk;	   /* the packet's socket; then the one whose user was looked for, whose head is in `work` */
+	u64 inode; /* of that one */
+	u64 time;  /* ns since boot, suspend left out */
+	u64 packet_id; /* epb_packetid; 0: none */
+	u32 is_known;  /* seen before, on another device */
+};
+
+/* All about one packet, from one program to the next. On the stack there is room for half of it. */
 struct scratch {
+	struct meeting met;
+	struct key key;
+	struct user user;
+	u64 device_name[2];
 	struct skb skb;
 	struct shared shared;
 	struct workspace work;
-	struct user user;
-	u64 device_name[2];
 	u64 print;
 };
 BPF_PERCPU_ARRAY(scratches, struct scratch, 3);
 
-/* A processor's scratch for one direction. Two programs for one direction never run inside one another on a processor: the
-   kernel keeps a program from running inside itself, and packets leave with softirqs off. */
+/* A processor's scratch for one direction; 0 is the queue's, when frames are taken at the driver. Two programs for one
+   direction never run inside one another on a processor: the kernel keeps a program from running inside itself, and packets
+   leave with softirqs off. */
 static inline struct scratch *get_scratch(u32 direction)
 {
 	return scratches.lookup(&direction);
 }
+
+/* The second half of a packet's way, by direction. Two programs are verified faster than one: the ways through the first
+   half need not be walked again with each way through the second. */
+BPF_PROG_ARRAY(takers, 3);
 
 /* Where to count packets of a device that have no label: its own slot, or 0 for devices not yet known. */
 static inline struct device *find_device(struct key *key)
@@ -52,33 +71,24 @@ static inline int same_name(u8 *a, u64 *b)
 	return ((u64 *)a)[0] == b[0] && ((u64 *)a)[1] == b[1];
 }
 
-/* A packet as it is met: where it is, on which device, and whether it was met before. */
-struct meeting {
-	u64 address; /* of the sk_buff */
-	u64 dev;     /* net_device */
-	u64 net;     /* its network namespace */
-	u64 sk;	     /* the packet's socket; then the one whose user was looked for */
-	u64 inode;   /* of that one */
-	u64 time;    /* ns since boot, suspend left out */
-	u64 packet_id; /* epb_packetid; 0: none */
-	u32 is_known;  /* seen before, on another device */
-};
-
 /* Reads the packet's own record and finds its device. */
-static inline void meet(struct meeting *met, struct scratch *scratch, struct key *key)
+static inline void meet(struct scratch *scratch, u64 address, const u32 direction)
 {
 	struct skb *skb = &scratch->skb;
-	struct shared *shared = &scratch->shared;
+	struct meeting *met = &scratch->met;
+	struct key *key = &scratch->key;
 	u64 links[2] = {}; /* net_device, sock */
 
+	met->address = address;
+	met->inode = met->packet_id = met->is_known = 0;
 	met->time = bpf_ktime_get_ns();
-	READ(skb, sizeof(*skb), met->address + SKB_FIRST);
-	READ(shared, sizeof(*shared), SKB(u64, HEAD) + SKB(u32, END));
-	READ(links, sizeof(links), met->address + SKB_DEV);
+	READ(skb, sizeof(*skb), address + SKB_FIRST);
+	READ(links, sizeof(links), address + SKB_DEV);
 	met->dev = links[0];
 	met->sk = links[1];
-	READ(&key->ifindex, 4, met->dev + DEV_IFINDEX);
-	READ(&met->net, 8, met->dev + DEV_NET);
+	key->direction = direction;
+	READ(&key->ifindex, 4, links[0] + DEV_IFINDEX);
+	READ(&met->net, 8, links[0] + DEV_NET);
 	READ(&key->net, 8, met->net + NET_COOKIE);
 }
 
@@ -86,21 +96,23 @@ static inline void meet(struct meeting *met, struct scratch *scratch, struct key
  * Finds whose packet it is, and notes where it was seen. With `only_remember`, nothing but that: at the queue, for the
  * hook at the driver, where another process may be at work.
  */
-static inline void identify(void *ctx, struct control *control, struct scratch *scratch, struct meeting *met,
-			    struct key *key, const u32 direction, const int only_remember)
+static inline void identify(void *ctx, struct control *control, struct scratch *scratch, const u32 direction,
+			    const int only_remember)
 {
 	struct skb *skb = &scratch->skb;
+	struct meeting *met = &scratch->met;
+	struct key *key = &scratch->key;
 	struct user *user = &scratch->user;
 	u64 place = key->net << 33 ^ (u64)key->ifindex << 1 ^ direction & 1, sk = met->sk;
 	struct sighting *sighting = find_sighting(skb, &scratch->print);
-	enum via via;
+	u32 via, linked;
 
 	if (!sighting)
 		return;
 	int is_known = is_seen_before(sighting, SKB(u64, HEAD), scratch->print, place, met->time);
 
 	met->is_known = is_known && sighting->count;
-	key->linked = met->is_known || is_stacked(met->dev);
+	linked = met->is_known || is_stacked(met->dev);
 	if (is_known && direction == OUT && sk && sighting->sk == sk) {
 		*user = sighting->user;
 		via = sighting->via;
@@ -117,28 +129,30 @@ static inline void identify(void *ctx, struct control *control, struct scratch *
 	key->tid = user->tid;
 	key->start = user->start;
 	key->via = via;
-	if (!key->linked && !only_remember)
+	key->linked = linked;
+	if (!linked && !only_remember)
 		return;
 	note_sighting(sighting, SKB(u64, HEAD), scratch->print, place, met->time, is_known, only_remember);
 	sighting->sk = direction == OUT && via != VIA_UNRESOLVED ? sk : 0;
 	sighting->user = *user;
 	sighting->via = via;
-	met->packet_id = key->linked ? sighting->id : 0;
+	met->packet_id = linked ? sighting->id : 0;
 }
 
 /* Fills in what Python needs to know of a packet without a label. */
-static inline void describe(struct upcall *call, struct key *key, struct scratch *scratch,
-			    struct meeting *met, u32 flags, u32 checksum)
+static inline void describe(struct upcall *call, struct scratch *scratch, u32 flags, u32 checksum)
 {
+	struct meeting *met = &scratch->met;
 	u64 mac = 0;
 
-	call->key = *key;
+	call->key = scratch->key;
 	__builtin_memcpy(call->comm, scratch->user.comm, 16);
 	__builtin_memcpy(call->device, scratch->device_name, 16);
 	call->flags = flags;
 	call->checksum = checksum;
 	call->sk = met->sk;
 	call->inode = met->inode;
+	call->identity = *(u64 *)(scratch->work.sock.bytes + SOCK_HASH);
 	call->packet_id = met->packet_id;
 	READ(&call->netns, 4, met->net + NET_INUM);
 	READ(&call->device_type, 2, met->dev + DEV_TYPE);
@@ -148,63 +162,79 @@ static inline void describe(struct upcall *call, struct key *key, struct scratch
 }
 
 /*
- * One packet: who, wanted?, how long, room, copy, give to the reader. Counts exactly one outcome per packet.
+ * The first half of a packet's way: is its device wanted, and whose is it? The second half is `take`.
+ * Between them they count exactly one outcome per packet.
  */
 static inline void capture(void *ctx, u64 address, const u32 direction)
 {
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
 	struct scratch *scratch = get_scratch(direction);
-	struct frame frame;
-	struct reservation room;
-	struct key key = {.direction = direction};
-	struct meeting met = {.address = address};
-	struct label *label;
-	struct device *device = NULL;
-	u32 slot = 0, lost;
+	struct device *device;
 
 	if (!control || !scratch)
 		return;
 	count(0, SEEN);
-	struct skb *skb = &scratch->skb;
-	struct shared *shared = &scratch->shared;
-	u64 *device_name = scratch->device_name;
-
-	meet(&met, scratch, &key);
-	READ(device_name, 16, met.dev + DEV_NAME);
+	meet(scratch, address, direction);
+	READ(scratch->device_name, 16, scratch->met.dev + DEV_NAME);
 	if (control->device_filter) {
-		device = find_device(&key);
-		if (device && device->unwanted && same_name(device->name, device_name)) {
+		device = find_device(&scratch->key);
+		if (device && device->unwanted && same_name(device->name, scratch->device_name)) {
 			count(device->slot, FILTERED);
 			return;
 		}
 	}
-	identify(ctx, control, scratch, &met, &key, direction, 0);
-	label = key.via == VIA_UNRESOLVED ? NULL : labels.lookup(&key);
+	identify(ctx, control, scratch, direction, 0);
+	takers.call(ctx, direction);
+}
+
+/*
+ * The second half: wanted?, how long, room, copy, give to the reader.
+ */
+static inline void take(const u32 direction)
+{
+	u32 zero = 0;
+	struct control *control = controls.lookup(&zero);
+	struct scratch *scratch = get_scratch(direction);
+	struct frame frame;
+	struct reservation room;
+	struct label *label;
+	struct device *device;
+	u32 slot = 0, lost;
+
+	if (!control || !scratch)
+		return;
+	struct skb *skb = &scratch->skb;
+	struct shared *shared = &scratch->shared;
+	struct key *key = &scratch->key;
+	struct meeting *met = &scratch->met;
+
+	label = key->via == VIA_UNRESOLVED ? NULL : labels.lookup(key);
 	if (label &&
-	    !(same_name(label->comm, scratch->user.comm) && same_name(label->device, device_name)))
+	    !(same_name(label->comm, scratch->user.comm) && same_name(label->device, scratch->device_name)))
 		label = NULL;
 	if (label) {
 		slot = label->slot;
 	} else {
-		device = find_device(&key);
-		if (device && same_name(device->name, device_name))
+		device = find_device(key);
+		if (device && same_name(device->name, scratch->device_name))
 			slot = device->slot;
 	}
 	if (label && !label->snaplen) {
 		count(slot, FILTERED);
 		return;
 	}
-	if (met.is_known && control->dedup) {
+	if (met->is_known && control->dedup) {
 		count(slot, DUPLICATE);
 		return;
 	}
+	READ(shared, sizeof(*shared), SKB(u64, HEAD) + SKB(u32, END));
 	lost = find_frame(skb, direction, &frame);
 	if (lost) {
 		count(slot, lost);
 		return;
 	}
-	u64 time_ns = met.time + ONCE(control->clock_offset);
+	u64 time_ns = met->time + ONCE(control->clock_offset);
 	u32 checksum = control->fill ? unfinished_checksum(skb, &frame) : 0;
 	u32 flags = packet_flags(skb, shared, direction);
 	u32 snaplen = label ? label->snaplen : control->snaplen;
@@ -245,10 +275,10 @@ static inline void capture(void *ctx, u64 address, const u32 direction)
 	if (label) {
 		READ(options, BOUND(options_len, OPTIONS_MAX - 1), label->options);
 		*(u32 *)(options + BOUND(label->flags_at, OPTIONS_MAX - 1)) |= flags;
-		if (key.linked)
-			*(u64 *)(options + BOUND(label->flags_at + 8, OPTIONS_MAX - 1)) = met.packet_id;
+		if (key->linked)
+			*(u64 *)(options + BOUND(label->flags_at + 8, OPTIONS_MAX - 1)) = met->packet_id;
 	} else {
-		describe((struct upcall *)options, &key, scratch, &met, flags, checksum);
+		describe((struct upcall *)options, scratch, flags, checksum);
 		list_upcall(control, segment, &room);
 	}
 	*(u32 *)(segment->bytes + BOUND(at + size - 4, SEGMENT_SIZE - 1)) = size;
@@ -264,8 +294,6 @@ static inline void capture(void *ctx, u64 address, const u32 direction)
 	FORGET(size);
 	FORGET(cap_len);
 	FORGET(at);
-	FORGET(key.linked);
-	FORGET(met.packet_id);
 	FORGET(room.number);
 	FORGET(room.at);
 	FORGET(frame.start);
@@ -279,12 +307,11 @@ static inline void capture(void *ctx, u64 address, const u32 direction)
 			/* Python writes the block anew: it finds the label by number, the rest behind the options. */
 			header[0] = BLOCK_CUT;
 			header[2] = label->id;
-			u32 *trailer =
-				(u32 *)(segment->bytes + BOUND(at + size - 24, SEGMENT_SIZE - 1));
+			u32 *trailer = (u32 *)(segment->bytes + BOUND(at + size - 24, SEGMENT_SIZE - 1));
 			trailer[3] = checksum;
 			trailer[4] = flags;
-			if (key.linked)
-				*(u64 *)trailer = met.packet_id;
+			if (key->linked)
+				*(u64 *)trailer = met->packet_id;
 			list_upcall(control, segment, &room);
 		}
 	}
@@ -318,19 +345,29 @@ int on_transmit(void *ctx)
 	return 0;
 }
 
+int take_out(void *ctx)
+{
+	take(OUT);
+	return 0;
+}
+
+int take_in(void *ctx)
+{
+	take(IN);
+	return 0;
+}
+
 /* At the queue, when frames are taken at the driver: whose packet it is can be told here only. */
 int on_queue(void *ctx)
 {
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
 	struct scratch *scratch = get_scratch(0);
-	struct key key = {.direction = OUT};
-	struct meeting met = {.address = FIRST_ARGUMENT(ctx)};
 
 	if (!control || !scratch)
 		return 0;
-	meet(&met, scratch, &key);
-	identify(ctx, control, scratch, &met, &key, OUT, 1);
+	meet(scratch, FIRST_ARGUMENT(ctx), OUT);
+	identify(ctx, control, scratch, OUT, 1);
 	return 0;
 }
 

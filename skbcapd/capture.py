@@ -5,7 +5,7 @@
 In: a loaded program, an output, what is wanted. Out: packets in the output, and totals.
 
 The rule: nothing here runs once per packet, except for packets without a label. What the kernel has labelled is
-written as it lies in memory. And every packet is counted once: seen = written + filtered + lost.
+written as it lies in memory. And every packet is counted once: seen = written + filtered + duplicates + lost.
 """
 
 from __future__ import annotations
@@ -14,24 +14,27 @@ import contextlib
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from skbcapd import __version__, layout
+from skbcapd import __version__, checksum, layout
 from skbcapd.errors import KernelError
 from skbcapd.kernel import Counters, Program
-from skbcapd.label import DIRECTION_IN, DIRECTION_OUT, Label, label
+from skbcapd.label import CHECKSUM_NOT_READY, DIRECTION_IN, DIRECTION_OUT, Label, label
 from skbcapd.link_type import link_type
 from skbcapd.marker import Marker
 from skbcapd.pcapng import Interface, PcapngWriter, Sink
+from skbcapd.resolver import Resolver, User
 from skbcapd.segments import Cut, Range, SegmentReader, Upcall, read_local, walk
 
 ANY = "any"
+_Local = TypeVar("_Local", Upcall, Cut)
 _PROOF_SECONDS = 2.0
 _SETTLE_SECONDS = 2.0
 _LABELS_REMEMBERED = 4 * layout.LABELS_MAX
-_VIA = ("", "socket", "kernel", "forwarded", "unknown")  # enum via of bpf/layout.h; the plain case is not mentioned
+# enum via of bpf/layout.h; the plain case is not mentioned
+_VIA = ("", "socket", "flow", "inode", "kernel", "forwarded", "unknown")
 
 
 class Output(Protocol):
@@ -82,15 +85,21 @@ class PcapngOutput:
         at = stamp.flags_at
         flags = int.from_bytes(options[at : at + 4], "little") | packet.flags
         options[at : at + 4] = flags.to_bytes(4, "little")
+        if stamp.linked:
+            options[at + 8 : at + 16] = packet.packet_id.to_bytes(8, "little")
         self._writer.write_packet(interface_id, packet.time_ns, packet.frame, packet.original_len, bytes(options))
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What became of the packets: seen = written + filtered + own + kernel.lost + lost, once the capture has ended."""
+    """What became of the packets.
+
+    Once the capture has ended, seen = written + filtered + duplicates + own + kernel.lost + lost.
+    """
 
     written: int
     filtered: int
+    duplicates: int  # seen before, on another device
     own: int  # of the self-test at start
     lost: int  # in Python
     missed: int  # never seen by the program: the kernel would not run it inside itself
@@ -118,6 +127,9 @@ class Capture:
         snaplen: bytes kept of each frame.
         limit: stop after so many packets; 0 for no limit.
         warn: takes one line that the user should see.
+        find_holder: the process that holds a socket with an inode number, if it is the only one.
+        fill: complete checksums that hardware was to complete.
+        dedup: take a packet only where it is seen first.
     """
 
     program: Program
@@ -126,6 +138,10 @@ class Capture:
     snaplen: int = layout.CAPTURE_MAX
     limit: int = 0
     warn: Callable[[str], None] = print
+    find_holder: Callable[[int], User | None] = lambda _inode: None
+    fill: bool = False
+    dedup: bool = False
+    _resolver: Resolver = field(init=False)
     _reader: SegmentReader = field(init=False)
     _marker: Marker | None = None
     _devices: dict[tuple[int, int, bytes], _Device] = field(default_factory=dict)
@@ -147,6 +163,10 @@ class Capture:
         program.control[layout.SNAPLEN] = self.snaplen
         program.control[layout.WAKE_BACKLOG] = max(1, program.geometry.segment_count // 4)
         program.control[layout.DEVICE_FILTER] = ANY not in self.interfaces
+        program.control[layout.FILL] = self.fill
+        program.control[layout.DEDUP] = self.dedup
+        self._resolver = Resolver(program, self.find_holder)
+        self._resolver.refill()
 
     def start(self) -> None:
         """Measure, attach, and prove that a paged frame arrives whole.
@@ -191,6 +211,7 @@ class Capture:
                 self._write(blocks)
         if moved and not self._broken:
             self.output.flush()
+            self._resolver.refill()
         return moved
 
     def fall_asleep(self) -> bool:
@@ -219,7 +240,7 @@ class Capture:
             self.drain()
             counters = self.counters()
             # A program that runs on another processor while its hook goes away still ends, and is counted.
-            if self._reader.is_drained and counters.seen == counters.delivered + counters.filtered + counters.lost:
+            if self._reader.is_drained and counters.seen == counters.outcomes:
                 break
 
     def counters(self) -> Counters:
@@ -232,7 +253,8 @@ class Capture:
         kernel = self.counters()
         written = self._counted if self.limit else kernel.delivered - self._filtered - self._lost - self._own
         filtered = kernel.filtered + self._filtered
-        return Totals(written, filtered, self._own, self._lost, self.program.missed(), kernel, len(self._tgids))
+        duplicates, missed = kernel.duplicate, self.program.missed()
+        return Totals(written, filtered, duplicates, self._own, self._lost, missed, kernel, len(self._tgids))
 
     def _prove(self, marker: Marker) -> None:
         """Send the marker through the attached program until it came back whole, or stop reading pages."""
@@ -279,12 +301,15 @@ class Capture:
         if not device.wanted:
             self._filtered += 1
             return
+        is_resolved = packet.via == layout.VIA_UNRESOLVED
+        if is_resolved:
+            packet = self._resolver.resolve(packet)
         stamp = self._stamp(packet)
-        self.output.write_packet(packet, device.interface_id, stamp)
+        self.output.write_packet(_filled(packet), device.interface_id, stamp)
         self._counted += 1
         if packet.tgid:
             self._tgids.add(packet.tgid)
-        if self.output.labels:
+        if self.output.labels and not is_resolved:
             self._install(packet, device, stamp)
 
     def _write_cut(self, packet: Cut) -> None:
@@ -292,7 +317,7 @@ class Capture:
         if known is None:  # older than all that are remembered
             self._lost += 1
             return
-        self.output.write_packet(packet, *known)
+        self.output.write_packet(_filled(packet), *known)
         self._counted += 1
 
     def _device(self, packet: Upcall) -> _Device:
@@ -337,7 +362,7 @@ class Capture:
             fields += [("comm", packet.comm), ("pid", packet.tid), ("tgid", packet.tgid)]
         if packet.via:
             fields.append(("via", _VIA[packet.via]))
-        return label(fields, 0, packet.tgid, packet.tid)
+        return label(fields, 0, packet.tgid, packet.tid, linked=bool(packet.linked))
 
     def _install(self, packet: Upcall, device: _Device, stamp: Label) -> None:
         number = self._next_label
@@ -359,6 +384,16 @@ class Capture:
                 stamp.options,
             ),
         )
+
+
+def _filled(packet: _Local) -> _Local:
+    """The packet with its checksum, where the kernel program says that one is to be completed."""
+    if not packet.checksum:
+        return packet
+    frame = checksum.fill(packet.frame, packet.original_len, packet.checksum)
+    if frame is None:
+        return packet
+    return replace(packet, frame=memoryview(frame), flags=packet.flags & ~CHECKSUM_NOT_READY)
 
 
 def _speed_bps(name: str) -> int | None:

@@ -168,7 +168,16 @@ def _serve(
     *,
     live: bool,
 ) -> int:
-    capture = Capture(program, output, settings.interfaces, settings.snaplen, count, _say)
+    capture = Capture(
+        program,
+        output,
+        settings.interfaces,
+        settings.snaplen,
+        count,
+        _say,
+        fill=settings.checksums == "fill",
+        dedup=settings.dedup == "first",
+    )
     line = _LiveLine(capture, target) if live else None
     output_fd = target.descriptor if isinstance(target, files.StandardOutput) else None
     service = Service(capture, duration_s, output_fd, line.show if line else lambda: None)
@@ -201,6 +210,7 @@ def _print_totals(totals: Totals) -> None:
         (totals.missed, "missed while the kernel program was already running", False),
         (totals.lost, "lost by the output", False),
         (totals.filtered, "filtered", False),
+        (totals.duplicates, "seen before, on another device", False),
     ]
     for packets, what, always in lines:
         if packets or always:

@@ -35,6 +35,7 @@ OLDEST_KERNEL = (5, 15)
 _MAPS = (
     *("segments", "controls", "labels", "devices", "owners", "flows", "holders"),
     *("counters", "measurements", "wakeups"),
+    "takers",  # empties itself when nobody holds it
 )
 _BPF_NUMBER = {"x86_64": 321, "aarch64": 280}
 _LOOKUP, _UPDATE, _OBJECT_INFO = 1, 2, 15
@@ -56,8 +57,8 @@ _PLACES = {
 }
 
 
-# Where the users of sockets are learned. inet_sendmsg and its like are called for IPv4 and IPv6 sockets only: nothing is
-# added to the cost of other ones. Without kprobes a use is seen when it is over (since Linux 6.3).
+# Where the users of sockets are learned. inet_sendmsg and its like are called for IPv4 and IPv6 sockets only: nothing
+# is added to the cost of other ones. Without kprobes a use is seen when it is over (since Linux 6.3).
 _USE_PROBES = (
     *(Hook("kprobe", name, "on_use") for name in ("inet_sendmsg", "inet_recvmsg", "inet6_sendmsg", "inet6_recvmsg")),
     Hook("kprobe", "security_sock_graft", "on_accept"),
@@ -176,6 +177,11 @@ class Counters:
         return Counters(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
     @property
+    def outcomes(self) -> int:
+        """Packets that have come to an end: `seen`, when no program is running."""
+        return self.delivered + self.filtered + self.duplicate + self.lost
+
+    @property
     def lost(self) -> int:
         """Packets that should have been delivered and were not, by any cause."""
         return self.full + self.contended + self.start
@@ -235,6 +241,19 @@ class Program:
         """Say where to count a device's packets, and whether they are wanted. Bytes as layout.DEVICE_KEY, DEVICE."""
         self._update("devices", key, value)
 
+    def set_holder(self, inode: int, user: bytes) -> None:
+        """Say who holds a socket: layout.USER; with tgid 0, that it is nobody or several."""
+        self._update("holders", struct.pack("<Q", inode), user)
+
+    def owner(self, sk: int) -> tuple[int, int, int, bytes, int, int] | None:
+        """What the program has learned of a socket: its user's tgid, tid, start and comm; its inode and identity."""
+        try:
+            found = self._lookup("owners", struct.pack("<Q", sk), layout.OWNER.size)
+        except FileNotFoundError:
+            return None
+        tgid, tid, start, comm, inode, identity, _, _ = layout.OWNER.unpack(found)
+        return tgid, tid, start, comm, inode, identity
+
     def counters(self, slot: int) -> Counters:
         """The counters of one interface slot, over all processors."""
         row = layout.COUNTER_ROW.size
@@ -244,7 +263,8 @@ class Program:
 
     def missed(self) -> int:
         """Times the kernel skipped the program because it was already running on that processor (recursion_misses)."""
-        return sum(struct.unpack_from("<Q", _info(fd), _RECURSION_MISSES)[0] for fd in self._programs[: len(self.hooks)])
+        taking = self._programs[: len(self.hooks)]
+        return sum(struct.unpack_from("<Q", _info(fd), _RECURSION_MISSES)[0] for fd in taking)
 
     @property
     def wakeup_fd(self) -> int:

@@ -37,6 +37,7 @@ SEGMENTATION_OFFLOADED = 1 << 11
 OPT_ENDOFOPT = 0
 OPT_COMMENT = 1
 EPB_FLAGS = 2
+EPB_PACKETID = 5
 EPB_PROCESSID_THREADID = 8
 
 OPTION_MAX = 0xFFFF  # bytes: the length field has 16 bits
@@ -132,8 +133,8 @@ def option(code: int, value: bytes) -> bytes:
     return struct.pack("<HH", code, len(value)) + value + bytes(-len(value) % 4)
 
 
-def packet_options(comment: str | None, flags: int, tgid: int, tid: int) -> bytes:
-    """Build the options of an Enhanced Packet Block: comment, flags, process, end; always in this order.
+def packet_options(comment: str | None, flags: int, tgid: int, tid: int, *, linked: bool = False) -> bytes:
+    """Build the options of an Enhanced Packet Block: comment, flags, packetid, process, end; always in this order.
 
     The process option is left out when both ids are 0. The draft lets 0 stand for an id that is not
     known or makes no sense, so zeros would say nothing, in 12 bytes of every such packet, and could be
@@ -144,6 +145,7 @@ def packet_options(comment: str | None, flags: int, tgid: int, tid: int) -> byte
         flags: epb_flags, u32, from this module's constants.
         tgid: the process's id as the user knows it (pcapng: process id); 0 when not known.
         tid: the thread's id (pcapng: thread id); 0 when not known.
+        linked: with room for epb_packetid.
 
     Returns:
         Option bytes, little endian, a multiple of four long, the end option included.
@@ -155,6 +157,8 @@ def packet_options(comment: str | None, flags: int, tgid: int, tid: int) -> byte
     """
     options = b"" if comment is None else option(OPT_COMMENT, comment.encode("ascii"))
     options += option(EPB_FLAGS, struct.pack("<I", flags))
+    if linked:
+        options += option(EPB_PACKETID, bytes(8))
     if tgid or tid:
         options += option(EPB_PROCESSID_THREADID, struct.pack("<II", tgid, tid))
     return options + option(OPT_ENDOFOPT, b"")
@@ -168,13 +172,17 @@ class Label:
         options: what `packet_options` gives.
         flags_at: where in `options` the u32 epb_flags stands (a multiple of four), so that the kernel
             program can OR in what differs from packet to packet (reception type, checksum, GSO).
+        linked: whether the u64 epb_packetid follows, 8 bytes behind flags_at: 0 here, another one in each packet.
     """
 
     options: bytes
     flags_at: int
+    linked: bool = False
 
 
-def label(fields: Sequence[tuple[str, bytes | str | int]], flags: int, tgid: int, tid: int) -> Label:
+def label(
+    fields: Sequence[tuple[str, bytes | str | int]], flags: int, tgid: int, tid: int, *, linked: bool = False
+) -> Label:
     """Build the label of one (process, device, direction).
 
     Args:
@@ -182,6 +190,7 @@ def label(fields: Sequence[tuple[str, bytes | str | int]], flags: int, tgid: int
         flags: the epb_flags bits that all its packets share: the direction.
         tgid: process id, 0 when not known.
         tid: thread id, 0 when not known.
+        linked: whether its packets carry an identifier.
 
     Returns:
         The label.
@@ -193,7 +202,7 @@ def label(fields: Sequence[tuple[str, bytes | str | int]], flags: int, tgid: int
     """
     text = comment(fields) if fields else None
     before = 0 if text is None else len(option(OPT_COMMENT, text.encode("ascii")))
-    return Label(packet_options(text, flags, tgid, tid), before + 4)
+    return Label(packet_options(text, flags, tgid, tid, linked=linked), before + 4, linked)
 
 
 def _spell(value: bytes | str | int) -> str:

@@ -52,6 +52,10 @@ QUESTIONS = 24
 STATES = 32  # words before the first struct segment_state
 STATE_WORDS = 3  # used, committed, upcalls
 
+# enum direction and enum via of bpf/layout.h
+IN, OUT = 1, 2
+VIA_CURRENT, VIA_SOCKET, VIA_FLOW, VIA_INODE, VIA_KERNEL, VIA_FORWARDED, VIA_UNKNOWN, VIA_UNRESOLVED = range(8)
+
 COUNTERS = ("seen", "delivered", "filtered", "full", "contended", "start", "duplicate", "spare7")
 
 KEY = struct.Struct("<QIIIIQII")
@@ -62,7 +66,7 @@ COUNTER_ROW = struct.Struct(f"<{len(COUNTERS)}Q")
 USER = struct.Struct("<IIQ16s")
 OWNER = struct.Struct("<IIQ16sQQQQ")
 FLOW = struct.Struct("<Q16s16sHHBBH")
-UPCALL = struct.Struct("<QIIIIQII16s16s8sQQQIIIHBx")
+UPCALL = struct.Struct("<QIIIIQII16s16s8sQQQQIIIHBx")
 MEASUREMENT = struct.Struct("<QQQQ32sQQQQQQ")
 
 
@@ -240,7 +244,9 @@ def _sock(btf: Btf) -> dict[str, int | str]:
         *("daddr", "rcv_saddr", "hash", "dport", "num", "family", "state", "bound_dev_if", "net"),
         *("v6_daddr", "v6_rcv_saddr", "listener", "node"),
     )
-    values: dict[str, int | str] = {f"SOCK_{field.upper()}": btf.offset("sock_common", f"skc_{field}") for field in fields}
+    values: dict[str, int | str] = {
+        f"SOCK_{field.upper()}": btf.offset("sock_common", f"skc_{field}") for field in fields
+    }
     span = max(int(value) for value in values.values()) + 16
     if span > 192:
         raise KernelError(f"struct sock_common keeps its fields within {span} bytes; expected 192")
@@ -280,7 +286,7 @@ def _addresses(btf: Btf) -> dict[str, int | str]:
 
 
 def _udp(btf: Btf) -> dict[str, int | str]:
-    """The kernel's table of UDP sockets: one for all until Linux 6.1, found by measuring; then one for each namespace."""
+    """The kernel's table of UDP sockets: one for all until Linux 6.1, found by measuring; then one per namespace."""
     values: dict[str, int | str] = {
         "UDP_TABLE_HASH": btf.offset("udp_table", "hash"),
         "UDP_TABLE_MASK": btf.offset("udp_table", "mask"),

@@ -12,6 +12,7 @@ bcc raises bare `Exception` and prints the compiler's complaints on stderr: both
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -30,6 +31,9 @@ from skbcapd.errors import KernelError
 # What the installed package holds is a copy of the tree's bpf/ (pyproject.toml).
 _PACKAGE = Path(__file__).parent
 SOURCES = _PACKAGE / "bpf" if (_PACKAGE / "bpf").is_dir() else _PACKAGE.parent / "bpf"
+
+# Where a packet's way goes on: function -> the one that is called next, and its place in the map `takers`.
+_NEXT = {"on_transmit": ("take_out", 2), "on_receive": ("take_in", 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +145,13 @@ def _child(
     if measure.kind == "kprobe":
         flags.append("-DKPROBE")
     program = BPF(text=source(), cflags=flags)
-    kinds = {
-        hook.function: BPF.KPROBE if hook.kind == "kprobe" else BPF.RAW_TRACEPOINT for hook in (measure, *hooks)
-    }
+    kinds = {hook.function: BPF.KPROBE if hook.kind == "kprobe" else BPF.RAW_TRACEPOINT for hook in (measure, *hooks)}
+    takers = {_NEXT[name]: kind for name, kind in kinds.items() if name in _NEXT}
+    kinds |= {name: kind for (name, _), kind in takers.items()}
     with ThreadPoolExecutor() as threads:  # the verifier takes its time with each, and has a processor each
         list(threads.map(lambda function: program.load_func(function.encode(), kinds[function]), kinds))
+    for name, index in takers:
+        program[b"takers"][ctypes.c_int(index)] = ctypes.c_int(program.load_func(name.encode(), kinds[name]).fd)
     _attach(program, measure)
     descriptors = [lib.bpf_table_fd(program.module, name.encode()) for name in maps]
     _send(channel, {"maps": list(maps)}, descriptors)

@@ -22,6 +22,7 @@ from skbcapd.errors import SegmentError
 from skbcapd.layout import Geometry
 
 _BLOCK = struct.Struct("<IIIIIII")  # type, length, interface id, time high, time low, captured length, original length
+_CUT = struct.Struct("<QIII4x")  # the end of a BLOCK_CUT: identifier, unused, checksum, flags
 _BLOCK_MIN = _BLOCK.size + 4  # the length stands again at the end
 _USED, _COMMITTED, _UPCALLS = range(3)
 
@@ -52,9 +53,16 @@ class Upcall:
     via: int  # enum via of bpf/layout.h
     tgid: int
     tid: int
+    start: int  # of the thread, ns since boot
+    linked: int  # packets of its key carry an identifier
     comm: bytes
     device: bytes
     mac: bytes
+    packet_id: int  # epb_packetid
+    sk: int  # address of the socket whose user is wanted
+    inode: int  # of that socket; 0: none
+    identity: int  # of that socket
+    checksum: int  # see checksum.py; 0: nothing to complete
     netns: int  # inode number of the namespace
     flags: int  # epb_flags
     device_type: int  # ARPHRD_*
@@ -65,12 +73,14 @@ class Upcall:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A labelled packet whose frame ends early, because its memory could not be read."""
+    """A labelled packet that Python writes anew: its memory could not be read to its end, or its checksum is wanted."""
 
     time_ns: int
     frame: memoryview
     original_len: int
     label_id: int
+    packet_id: int  # epb_packetid, where the label has one; else whatever lay there
+    checksum: int  # see checksum.py; 0: nothing to complete
     flags: int
     size: int
 
@@ -182,18 +192,20 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
         raise SegmentError(f"the block at {offset} is of type {kind:#x}; expected one of Python's")
     _, _, number, high, low, cap_len, original_len = _BLOCK.unpack_from(view, offset)
     time_ns = high << 32 | low
-    behind, needed = size - _BLOCK_MIN - cap_len, 4 if kind == layout.BLOCK_CUT else layout.UPCALL.size
+    behind, needed = size - _BLOCK_MIN - cap_len, 8 if kind == layout.BLOCK_CUT else layout.UPCALL.size
     if behind < needed:
         raise SegmentError(f"the block at {offset} has {behind} bytes behind its frame; expected {needed} or more")
     frame = view[offset + _BLOCK.size : offset + _BLOCK.size + cap_len]
     end = offset + size
     if kind == layout.BLOCK_CUT:
-        (flags,) = struct.unpack_from("<I", view, end - 8)
-        return Cut(time_ns, frame, original_len, number, flags, size)
+        packet_id, _, checksum, flags = _CUT.unpack_from(view, end - _CUT.size)
+        return Cut(time_ns, frame, original_len, number, packet_id, checksum, flags, size)
     at = end - 4 - layout.UPCALL.size
-    net, ifindex, direction, tgid, tid, via, comm, device, mac, netns, flags, device_type, mac_len = (
-        layout.UPCALL.unpack_from(view, at)
+    key, (comm, device, mac, packet_id, sk, inode, identity, checksum, netns, flags, device_type, mac_len) = (
+        (found := layout.UPCALL.unpack_from(view, at))[:8],
+        found[8:],
     )
+    net, ifindex, direction, tgid, tid, start, via, linked = key
     return Upcall(
         time_ns=time_ns,
         frame=frame,
@@ -204,9 +216,16 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
         via=via,
         tgid=tgid,
         tid=tid,
+        start=start,
+        linked=linked,
         comm=comm.split(b"\0")[0],
         device=device.split(b"\0")[0],
         mac=mac[:mac_len],
+        packet_id=packet_id,
+        sk=sk,
+        inode=inode,
+        identity=identity,
+        checksum=checksum,
         netns=netns,
         flags=flags,
         device_type=device_type,

@@ -27,6 +27,8 @@ DURATION = {"s": 1, "m": 60, "h": 3600}
 Direction = Literal["out", "in"]
 Transmit = Literal["queue", "driver"]
 Encode = Literal["kernel", "scapy"]
+Checksums = Literal["keep", "fill"]
+Dedup = Literal["first", "all"]
 Attach = Literal["auto", "kprobe", "tracepoint"]
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -204,6 +206,18 @@ class Settings:
         "262144",
         Quantity("a whole number of bytes", "64", "262144", BYTES),
         "Bytes kept of each frame. The default keeps all of it; 96 keeps the headers and makes files smaller.",
+    )
+    checksums: Checksums = _key(
+        "keep",
+        _words(Checksums),
+        "Checksums that the network card completes are not in a frame when it is captured on its way out. keep: as "
+        "they are, marked in epb_flags. fill: completed, which takes Python's time for each such packet.",
+    )
+    dedup: Dedup = _key(
+        "all",
+        _words(Dedup),
+        "A packet that passes several devices (veth, bridge, bond, VLAN). all: on each of them; what belongs together "
+        "has the same epb_packetid. first: only where it is seen first; the others are counted.",
     )
     encode: Encode = _key(
         "kernel",

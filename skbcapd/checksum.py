@@ -1,0 +1,32 @@
+"""Complete the checksum of a frame that hardware was to complete (`checksums: fill`).
+
+In: a frame, and where the sum begins and goes. Out: the frame as it stands on the wire.
+
+Source: Documentation/networking/checksum-offloads.rst, "TX Checksum Offload": the field holds the sum of the
+pseudo header, and the result is the ones' complement of the sum from csum_start to the end of the packet. RFC 768: a
+UDP checksum of 0 is sent as 0xffff; TCP's may be sent so, too: both mean the same number.
+"""
+
+from __future__ import annotations
+
+
+def fill(frame: memoryview, original_len: int, place: int) -> bytes | None:
+    """The frame with its checksum.
+
+    Args:
+        frame: whole, from its link-layer header on.
+        original_len: bytes of the frame on the wire.
+        place: what the kernel program says: bytes from the frame's start to where the sum begins, and in the upper
+            16 bits bytes from there to the field.
+
+    Returns:
+        The frame; None where it cannot be done: bytes are missing, or the place is outside.
+    """
+    begin, field = place & 0xFFFF, (place & 0xFFFF) + (place >> 16)
+    if len(frame) < original_len or field + 2 > len(frame):
+        return None
+    summed = bytes(frame[begin:]) + bytes(len(frame[begin:]) % 2)
+    # 2^16 is 1 modulo 2^16 - 1: the remainder of the whole number is the ones' complement sum of its words.
+    total = int.from_bytes(summed, "big") % 0xFFFF
+    result = (0xFFFF - total) or 0xFFFF
+    return bytes(frame[:field]) + result.to_bytes(2, "big") + bytes(frame[field + 2 :])
