@@ -22,6 +22,7 @@ PACKET = 6
 
 OPT_COMMENT = 1
 EPB_FLAGS = 2
+EPB_PACKETID = 5
 EPB_PROCESSID_THREADID = 8
 IF_NAME = 2
 IF_TSRESOL = 9
@@ -61,6 +62,8 @@ class Packet:
     comment: str
     process: tuple[int, int] | None
     """Option 8: tgid and tid."""
+    packet_id: int | None
+    """Option 5."""
 
     @property
     def direction(self) -> str:
@@ -165,4 +168,5 @@ def _packet(body: bytes, interfaces: list[tuple[str, int]]) -> Packet:
         flags=int.from_bytes(said.get(EPB_FLAGS, b""), "little"),
         comment=said.get(OPT_COMMENT, b"").decode("ascii"),
         process=struct.unpack("<II", said[EPB_PROCESSID_THREADID]) if EPB_PROCESSID_THREADID in said else None,
+        packet_id=int.from_bytes(said[EPB_PACKETID], "little") if EPB_PACKETID in said else None,
     )

@@ -138,7 +138,7 @@ class Rig:
 
 def accounted(totals: Totals) -> int:
     """All that became of packets."""
-    return totals.written + totals.filtered + totals.own + totals.kernel.lost + totals.lost
+    return totals.written + totals.filtered + totals.duplicates + totals.own + totals.kernel.lost + totals.lost
 
 
 def unpacked(label: bytes) -> dict[str, object]:
@@ -158,7 +158,7 @@ def test_the_first_packet_installs_what_the_next_are_stamped_with() -> None:
 
     [stamp] = rig.output.stamps
     [(key, label)] = rig.program.labels.items()
-    assert key == layout.KEY.pack(1, 2, 2, 1058, 1059, 0)
+    assert key == layout.KEY.pack(1, 2, 2, 1058, 1059, 59_000_000_000, 0, 0)
     assert unpacked(label) == {
         "comm": b"chronyd".ljust(16, b"\0"),
         "device": b"eth0".ljust(16, b"\0"),
@@ -178,9 +178,11 @@ def test_the_first_packet_installs_what_the_next_are_stamped_with() -> None:
     [
         (0, 1058, b"comm=chronyd pid=1059 tgid=1058"),
         (1, 1058, b"comm=chronyd pid=1059 tgid=1058 via=socket"),
-        (2, 0, b"via=kernel"),
-        (3, 0, b"via=forwarded"),
-        (4, 0, b"via=unknown"),
+        (2, 1058, b"comm=chronyd pid=1059 tgid=1058 via=flow"),
+        (3, 1058, b"comm=chronyd pid=1059 tgid=1058 via=inode"),
+        (4, 0, b"via=kernel"),
+        (5, 0, b"via=forwarded"),
+        (6, 0, b"via=unknown"),
     ],
 )
 def test_what_a_packet_is_stamped_with(via: int, tgid: int, text: bytes) -> None:

@@ -134,9 +134,9 @@ def test_the_shipped_config_is_found_and_right(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("totals", "lines"),
     [
-        (Totals(0, 0, 0, 0, 0, Counters(), 0), ["0 packets captured", "0 packets dropped by kernel"]),
+        (Totals(0, 0, 0, 0, 0, 0, Counters(), 0), ["0 packets captured", "0 packets dropped by kernel"]),
         (
-            Totals(101, 2, 3, 5, 7, Counters(200, 100, 50, full=11, contended=13, start=17), 1),
+            Totals(101, 2, 19, 3, 5, 7, Counters(200, 100, 50, full=11, contended=13, start=17), 1),
             [
                 "101 packets captured",
                 "24 packets dropped by kernel",
@@ -144,6 +144,7 @@ def test_the_shipped_config_is_found_and_right(capsys: pytest.CaptureFixture[str
                 "7 packets missed while the kernel program was already running",
                 "5 packets lost by the output",
                 "2 packets filtered",
+                "19 packets seen before, on another device",
             ],
         ),
     ],

@@ -247,7 +247,9 @@ def test_numbers_mean_the_same_on_both_sides() -> None:
     """Counters, ways to know a process and block types have the same order and values in C and in Python."""
     counters = [name.lower().removeprefix("lost_") for name in enum("counter")]
     assert counters == list(layout.COUNTERS)[: len(counters)]
-    assert [name.lower().removeprefix("via_") for name in enum("via")][1:] == list(capture._VIA)[1:]
+    ways = [name.lower().removeprefix("via_") for name in enum("via")]
+    assert ways[1:-1] == list(capture._VIA)[1:]
+    assert [getattr(layout, f"VIA_{way.upper()}") for way in ways] == list(range(len(ways)))
     for name in ("BLOCK_PACKET", "BLOCK_UPCALL", "BLOCK_CUT"):
         assert re.search(rf"#define {name}\s+(\w+)", PROGRAM)[1].lower() == (
             f"{getattr(layout, name):#x}" if name != "BLOCK_PACKET" else "6"

@@ -277,10 +277,17 @@ def test_an_upcall_is_read_back(frame: bytes) -> None:
         net=1 << 63,
         ifindex=7,
         direction=1,
+        start=1 << 62,
         via=4,
+        linked=1,
         comm=b"chronyd\0was else",
         device=b"eth0\0old",
         mac=b"\1\2\3\4\5\6",
+        packet_id=1 << 61,
+        sk=0xFFFF888000000000,
+        inode=4711,
+        identity=1 << 60,
+        checksum=0x00060022,
         flags=0x801,
         device_type=65534,
     )
@@ -288,7 +295,7 @@ def test_an_upcall_is_read_back(frame: bytes) -> None:
 
     assert isinstance(found, Upcall)
     assert bytes(found.frame) == frame
-    assert found.key == layout.KEY.pack(1 << 63, 7, 1, 1058, 1059, 4)
+    assert found.key == layout.KEY.pack(1 << 63, 7, 1, 1058, 1059, 1 << 62, 4, 1)
     assert (found.time_ns, found.original_len, found.size) == (
         1_622_469_600_123_456_789,
         len(frame) + 3,
@@ -302,16 +309,20 @@ def test_an_upcall_is_read_back(frame: bytes) -> None:
         1058,
         1059,
     )
+    assert (found.start, found.linked, found.packet_id) == (1 << 62, 1, 1 << 61)
+    assert (found.sk, found.inode, found.identity) == (0xFFFF888000000000, 4711, 1 << 60)
+    assert found.checksum == 0x00060022
     assert (found.comm, found.device, found.mac) == (b"chronyd", b"eth0", b"\1\2\3\4\5\6")
     assert (found.netns, found.flags, found.device_type) == (4026531840, 0x801, 65534)
 
 
 @pytest.mark.parametrize(("got", "wanted"), [(0, 90), (41, 90), (89, 90), (90, 1501)])
 def test_a_cut_frame_is_read_back(got: int, wanted: int) -> None:
-    """Of a frame that could not be read to its end there are the bytes that could, its length, label and flags."""
-    made = cut(0x80000001, NTP_FRAME[:got], 0x802, wanted)
+    """Of a frame that could not be read to its end there are the bytes that could, its length, label and options."""
+    made = cut(0x80000001, NTP_FRAME[:got], 0x802, wanted, checksum=0x00060022, packet_id=1 << 61)
 
-    assert read_local(memoryview(made), 0) == Cut(7, memoryview(NTP_FRAME[:got]), wanted, 0x80000001, 0x802, len(made))
+    expected = Cut(7, memoryview(NTP_FRAME[:got]), wanted, 0x80000001, 1 << 61, 0x00060022, 0x802, len(made))
+    assert read_local(memoryview(made), 0) == expected
 
 
 def resized(made: bytes, at: int, value: int) -> bytes:

@@ -74,10 +74,12 @@ def packet(number: int, frame: bytes = b"", options: bytes = b"") -> bytes:
     return block(layout.BLOCK_PACKET, number, frame, options)
 
 
-def cut(label_id: int, frame: bytes, flags: int, original_len: int, options: bytes = bytes(8)) -> bytes:
+def cut(
+    label_id: int, frame: bytes, flags: int, original_len: int, *, checksum: int = 0, packet_id: int = 0
+) -> bytes:
     """A labelled packet that could not be read to its end; `frame` is what could, in room for `original_len` bytes."""
     whole = frame + bytes(-original_len % 4 + original_len - len(frame))
-    made = bytearray(block(layout.BLOCK_CUT, label_id, whole, options[:-4] + struct.pack("<I", flags), 7, original_len))
+    made = bytearray(block(layout.BLOCK_CUT, label_id, whole, struct.pack("<QIII", packet_id, 0, checksum, flags), 7, original_len))
     struct.pack_into("<I", made, 20, len(frame))
     return bytes(made)
 
@@ -94,15 +96,23 @@ def upcall(
     via: int = 0,
     tgid: int = 1058,
     tid: int = 1059,
+    start: int = 59_000_000_000,
+    linked: int = 0,
     comm: bytes = b"chronyd",
     device: bytes = b"eth0",
     mac: bytes = bytes.fromhex("3c7c3f2023bd"),
+    packet_id: int = 0,
+    sk: int = 0,
+    inode: int = 0,
+    identity: int = 0,
+    checksum: int = 0,
     netns: int = 4026531840,
     flags: int = 2,
     device_type: int = 1,
 ) -> bytes:
     """The block of a packet without a label."""
     call = layout.UPCALL.pack(
-        net, ifindex, direction, tgid, tid, via, comm, device, mac, netns, flags, device_type, len(mac)
+        *(net, ifindex, direction, tgid, tid, start, via, linked),
+        *(comm, device, mac, packet_id, sk, inode, identity, checksum, netns, flags, device_type, len(mac)),
     )
     return block(layout.BLOCK_UPCALL, number, frame, call, time_ns, original_len)
