@@ -231,7 +231,7 @@ def test_a_cut_packet_is_written_anew() -> None:
     rig.drain(upcall(NTP_FRAME), packet(0, b"one"))
     label = unpacked(*rig.program.labels.values())
     before = len(sink.getvalue())
-    rig.drain(cut(label["id"], NTP_FRAME[:41], 2 | 1 << 9, 90, label["options"]), packet(0, b"two"))
+    rig.drain(cut(label["id"], NTP_FRAME[:41], 2 | 1 << 9, 90), packet(0, b"two"))
 
     [(_, shorter, size), (_, _, after)] = walk(memoryview(sink.getvalue())[before:])
     options = bytearray(label["options"])

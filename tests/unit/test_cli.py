@@ -160,7 +160,7 @@ class Counted:
 
     def totals(self) -> Totals:
         """Primes."""
-        return Totals(101, 2, 3, 5, 7, Counters(200, 100, 50, full=11, contended=13, start=17), 19)
+        return Totals(101, 2, 0, 3, 5, 7, Counters(200, 100, 50, full=11, contended=13, start=17), 19)
 
 
 def test_the_live_line_elsewhere_than_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

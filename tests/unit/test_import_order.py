@@ -28,6 +28,8 @@ ORDER = (
     "link_type",
     "label",
     "pcapng",
+    "checksum",
+    "resolver",
     "capture",
     "files",
     "text",

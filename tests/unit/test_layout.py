@@ -20,19 +20,35 @@ Structs = dict[str, tuple[int, dict[str, int | tuple[int, int]]]]
 COMMON: Structs = {
     "page": (64, {}),
     "pt_regs": (168, {"di": 112, "orig_ax": 120, "regs": 0, "syscallno": 280}),
-    "task_struct": (9600, {"stack": 32, "flags": 44}),
+    "task_struct": (9600, {"stack": 32, "flags": 44, "start_boottime": 2500, "group_leader": 2400, "comm": 3000}),
     "net_device": (
         2688,
-        {"ifindex": 224, "flags": 176, "nd_net": 264, "name": 288, "type": 320, "dev_addr": 1000, "addr_len": 330},
+        {"ifindex": 224, "flags": 176, "nd_net": 264, "name": 288, "type": 320, "dev_addr": 1000, "addr_len": 330}
+        | {"rtnl_link_ops": 400, "adj_list": 408, "ip_ptr": 500, "ip6_ptr": 508},
     ),
-    "net": (4096, {"net_cookie": 200, "ns": 144}),
+    "net": (4096, {"net_cookie": 200, "ns": 144, "ipv4": 512, "hash_mix": 1400}),
     "ns_common": (24, {"inum": 16}),
     "skb_shared_info": (320, {"nr_frags": 2, "gso_size": 4, "frag_list": 8, "frags": 48}),
     "sock_common": (
         136,
-        {"skc_hash": 8, "skc_state": 18, "skc_net_refcnt": (19 * 8 + 6, 1), "skc_listener": 104},
+        {"skc_daddr": 0, "skc_rcv_saddr": 4, "skc_hash": 8, "skc_dport": 12, "skc_num": 14, "skc_family": 16}
+        | {"skc_state": 18, "skc_ipv6only": (19 * 8 + 5, 1), "skc_net_refcnt": (19 * 8 + 6, 1)}
+        | {"skc_bound_dev_if": 20, "skc_prot": 40, "skc_net": 48, "skc_v6_daddr": 56, "skc_v6_rcv_saddr": 72}
+        | {"skc_listener": 96, "skc_node": 104},
     ),
-    "sock": (760, {"sk_socket": 624}),
+    "sock": (760, {"sk_socket": 624, "sk_protocol": 540, "sk_reuseport_cb": 640}),
+    "inet_sock": (976, {"inet_sport": 792}),
+    "socket": (128, {"sk": 24}),
+    "sock_reuseport": (64, {"num_socks": 18}),
+    "in_device": (300, {"ifa_list": 16, "mc_list": 24}),
+    "in_ifaddr": (80, {"ifa_next": 16, "ifa_local": 40}),
+    "ip_mc_list": (200, {"next_rcu": 64, "multiaddr": 8}),
+    "inet6_dev": (400, {"addr_list": 8, "mc_list": 24}),
+    "inet6_ifaddr": (200, {"if_list": 120, "addr": 0}),
+    "ifmcaddr6": (200, {"next": 24, "mca_addr": 0}),
+    "udp_table": (32, {"hash": 0, "mask": 16}),
+    "udp_hslot": (16, {"head": 0}),
+    "proto": (500, {"h": 400}),
     "socket_alloc": (768, {"vfs_inode": 128}),
     "inode": (640, {"i_ino": 64}),
 }
@@ -44,10 +60,14 @@ SK_BUFF = {
     "data_len": 116,
     "pkt_type": (128 * 8, 3),
     "ip_summed": (128 * 8 + 5, 2),
+    "csum_start": 136,
+    "csum_offset": 138,
     "skb_iif": 144,
     "vlan_proto": 152,
     "vlan_tci": 154,
+    "network_header": 180,
     "mac_header": 182,
+    "protocol": 184,
     "end": 188,
     "head": 192,
     "data": 200,
@@ -56,9 +76,11 @@ OLD: Structs = COMMON | {
     "sk_buff": (232, SK_BUFF | {"vlan_present": (130 * 8 + 7, 1)}),
     "bio_vec": (16, {"bv_page": 0, "bv_len": 8, "bv_offset": 12}),
     "skb_frag": (8, {"unrelated": 0}),
+    "netns_ipv4": (800, {"unrelated": 0}),
 }
 NEW: Structs = COMMON | {
-    "sk_buff": (232, SK_BUFF | {"vlan_all": 152}),
+    "sk_buff": (232, SK_BUFF | {"vlan_all": 152, "csum_not_inet": (129 * 8, 1)}),
+    "netns_ipv4": (800, {"udp_table": 64}),
     "skb_frag": (16, {"netmem": 0, "len": 8, "offset": 12}),
     "bio_vec": (32, {"bv_page": 8, "bv_len": 16, "bv_offset": 24}),
 }
@@ -100,6 +122,12 @@ def test_an_old_and_a_new_kernel_differ_in_how_a_vlan_tag_is_told() -> None:
     """Only one of the two ways to see a VLAN tag is defined, or the program would be compiled for the wrong one."""
     assert "SKB_VLAN_ALL" not in definitions(OLD)
     assert not any(name.startswith("SKB_VLAN_PRESENT") for name in definitions(NEW))
+
+
+def test_the_table_of_udp_sockets_is_the_namespace_s_or_all_s() -> None:
+    """Only a kernel with a table for each namespace says where the namespace keeps it."""
+    assert "NET_UDP_TABLE" not in definitions(OLD)
+    assert definitions(NEW)["NET_UDP_TABLE"] == 512 + 64
 
 
 @pytest.mark.parametrize(
@@ -183,6 +211,7 @@ def test_every_definition_is_used_and_every_use_defined() -> None:
     for members in re.findall(r"enum \w+ \{(.*?)\}", PROGRAM, re.DOTALL):
         defined_there |= set(re.findall(r"\b[A-Z]\w+", members))
     by_bcc = {"BPF_F_TABLE", "BPF_TABLE", "BPF_ARRAY", "BPF_PERCPU_ARRAY", "BPF_RINGBUF_OUTPUT", "BPF_F_MMAPABLE"}
+    by_bcc |= {"BPF_PROG_ARRAY"}
     by_loader = {"KPROBE"}
     given = definitions(OLD).keys() | definitions(NEW).keys()
 
@@ -199,7 +228,9 @@ def record(name: str) -> str:
     for kind, member, length in re.findall(r"(u8|u16|u32|u64|struct \w+)\s+(\w+)\s*(?:\[(\w+)\])?;", found[1]):
         count = int(sizes.get(length, length or 1))
         if kind == "u8":
-            text += f"{count}x" if member == "spare" else f"{count}s" if length else "B"
+            text += "x" * count if member == "spare" else f"{count}s" if length else "B"
+        elif (kind, length) == ("u64", "2"):  # names and addresses, compared as words
+            text += "16s"
         else:
             text += record(kind[7:]) * count if " " in kind else {"u16": "H", "u32": "I", "u64": "Q"}[kind] * count
     return text
@@ -214,6 +245,9 @@ def record(name: str) -> str:
         ("device", layout.DEVICE),
         ("counters", layout.COUNTER_ROW),
         ("upcall", layout.UPCALL),
+        ("user", layout.USER),
+        ("owner", layout.OWNER),
+        ("flow", layout.FLOW),
         ("measurement", layout.MEASUREMENT),
     ],
 )

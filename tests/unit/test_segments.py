@@ -355,7 +355,7 @@ def test_a_length_that_cannot_be(size: int) -> None:
         (upcall(NTP_FRAME), -UPCALL_SIZE),
         (resized(upcall(NTP_FRAME), CAP_LEN, 93), 0),
         (resized(upcall(NTP_FRAME), CAP_LEN, 0xFFFFFFFF), 0),
-        (resized(cut(1, NTP_FRAME, 0, 90), CAP_LEN, 97), 0),
+        (resized(cut(1, NTP_FRAME, 0, 90), CAP_LEN, 105), 0),
         (block(layout.BLOCK_UPCALL, 0, b"", bytes(layout.UPCALL.size - 4)), 0),
         (block(layout.BLOCK_CUT, 0, b"", b""), 0),
         (block(0x80000003, 0, NTP_FRAME, bytes(layout.UPCALL.size)), 0),
