@@ -74,12 +74,12 @@ def packet(number: int, frame: bytes = b"", options: bytes = b"") -> bytes:
     return block(layout.BLOCK_PACKET, number, frame, options)
 
 
-def cut(
-    label_id: int, frame: bytes, flags: int, original_len: int, *, checksum: int = 0, packet_id: int = 0
-) -> bytes:
+def cut(label_id: int, frame: bytes, flags: int, original_len: int, *, checksum: int = 0, packet_id: int = 0) -> bytes:
     """A labelled packet that could not be read to its end; `frame` is what could, in room for `original_len` bytes."""
     whole = frame + bytes(-original_len % 4 + original_len - len(frame))
-    made = bytearray(block(layout.BLOCK_CUT, label_id, whole, struct.pack("<QIII", packet_id, 0, checksum, flags), 7, original_len))
+    made = bytearray(
+        block(layout.BLOCK_CUT, label_id, whole, struct.pack("<QIII", packet_id, 0, checksum, flags), 7, original_len)
+    )
     struct.pack_into("<I", made, 20, len(frame))
     return bytes(made)
 
