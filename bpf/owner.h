@@ -47,6 +47,24 @@ static inline enum via context_of(void *ctx, struct control *control)
 	return number >= 0 ? VIA_CURRENT : VIA_UNKNOWN;
 }
 
+/*
+ * Whether the system call that is going on can be at work on this socket.
+ *
+ * Not every packet that leaves in process context is sent by the process: one that writes to a tun device runs the whole
+ * receive path, and answers leave on other processes' sockets. Only protocols with connections answer by themselves, and a
+ * system call that sends on such a socket holds its lock, which the receive path never does (sk_lock.owned in
+ * include/net/sock.h).
+ */
+static inline int is_at_work_on(u64 sk)
+{
+	u16 type = 0;
+	u32 locked = 0;
+
+	READ(&type, sizeof(type), sk + SOCK_TYPE);
+	READ(&locked, sizeof(locked), sk + SOCK_LOCKED);
+	return locked || (type != SOCK_STREAM && type != SOCK_SEQPACKET && type != SOCK_DCCP);
+}
+
 /* Takes `current` for the user. A worker that the kernel runs for a process (io_uring, vhost) has a name of its own
    making: its process's is taken. */
 static inline void use_current(struct user *user)
@@ -267,6 +285,8 @@ static inline enum via find_sender(void *ctx, struct control *control, struct sk
 		return VIA_FLOW;
 	} else if (is_first) {
 		via = context_of(ctx, control);
+		if (via == VIA_CURRENT && !is_at_work_on(*sk))
+			via = VIA_UNKNOWN;
 	}
 	if (via == VIA_CURRENT) {
 		use_current(user);

@@ -11,6 +11,9 @@
 #define IPPROTO_TCP	 6
 #define IPPROTO_UDP	 17
 #define IPPROTO_ICMPV6	 58
+#define SOCK_STREAM	 1
+#define SOCK_SEQPACKET	 5
+#define SOCK_DCCP	 6
 #define TCP_ESTABLISHED	 1
 #define TCP_SYN_RECV	 3
 #define TCP_TIME_WAIT	 6

@@ -256,6 +256,8 @@ def _sock(btf: Btf) -> dict[str, int | str]:
     return values | {
         "SOCK_SPAN": (span + 7) & ~7,
         "SOCK_SOCKET": btf.offset("sock", "sk_socket"),
+        "SOCK_TYPE": btf.offset("sock", "sk_type"),
+        "SOCK_LOCKED": btf.offset("sock", "sk_lock") + btf.size("spinlock"),  # socket_lock_t: slock, owned
         "SOCK_PROTOCOL": btf.offset("sock", "sk_protocol"),
         "SOCK_REUSEPORT": btf.offset("sock", "sk_reuseport_cb"),
         "SOCK_SPORT": btf.offset("inet_sock", "inet_sport"),

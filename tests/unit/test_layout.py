@@ -36,7 +36,8 @@ COMMON: Structs = {
         | {"skc_bound_dev_if": 20, "skc_prot": 40, "skc_net": 48, "skc_v6_daddr": 56, "skc_v6_rcv_saddr": 72}
         | {"skc_listener": 96, "skc_node": 104},
     ),
-    "sock": (760, {"sk_socket": 624, "sk_protocol": 540, "sk_reuseport_cb": 640}),
+    "sock": (760, {"sk_socket": 624, "sk_lock": 320, "sk_type": 542, "sk_protocol": 540, "sk_reuseport_cb": 640}),
+    "spinlock": (4, {}),
     "inet_sock": (976, {"inet_sport": 792}),
     "socket": (128, {"sk": 24}),
     "sock_reuseport": (64, {"num_socks": 18}),
