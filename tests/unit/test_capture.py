@@ -18,6 +18,7 @@ from skbcapd.kernel import Counters
 from skbcapd.label import DIRECTION_IN, DIRECTION_OUT, Label
 from skbcapd.marker import Marker
 from skbcapd.pcapng import Interface
+from skbcapd.resolver import QUESTIONS, User
 from skbcapd.segments import Cut, Upcall, walk
 from tests.frames import NTP_FRAME
 from tests.unit.writer import Writer, block, cut, packet, upcall
@@ -34,6 +35,7 @@ class FakeProgram(Writer):
         self.paged, self.process_context = paged, process_context
         self.labels: dict[bytes, bytes] = {}
         self.devices: dict[bytes, bytes] = {}
+        self.holders: dict[int, bytes] = {}
         self.rows: dict[int, Counters] = defaultdict(Counters)
         self.calls: list[str] = []
         self.on_attach: list[bytes] = []
@@ -57,6 +59,13 @@ class FakeProgram(Writer):
     def set_device(self, key: bytes, value: bytes) -> None:
         """Remember a device."""
         self.devices[key] = value
+
+    def owner(self, _sk: int) -> None:
+        """Nothing was learned."""
+
+    def set_holder(self, inode: int, user: bytes) -> None:
+        """Remember who holds a socket."""
+        self.holders[inode] = user
 
     def counters(self, slot: int) -> Counters:
         """A row."""
@@ -94,6 +103,7 @@ class Recording:
         self.interfaces: list[Interface] = []
         self.written: list[tuple[int, bytes]] = []  # interface, frame; -1 for blocks that were ready
         self.stamps: list[Label] = []
+        self.flags: list[int] = []
 
     def add_interface(self, interface: Interface) -> int:
         """Number it."""
@@ -104,6 +114,7 @@ class Recording:
         """Take a packet."""
         self.written.append((interface_id, bytes(found.frame)))
         self.stamps.append(stamp)
+        self.flags.append(found.flags)
 
     def write_blocks(self, view: memoryview) -> None:
         """Take blocks of packets, nothing else."""
@@ -239,6 +250,51 @@ def test_a_cut_packet_is_written_anew() -> None:
     assert shorter == 6
     assert sink.getvalue()[before:] == block(6, 0, NTP_FRAME[:41], bytes(options), 7, 90) + packet(0, b"two")
     assert (size, after) == (32 + 44 + len(options), 36)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_packets_that_several_devices_see_carry_their_identifier(first: bool) -> None:
+    """Each packet of a linked key has its own epb_packetid, behind the flags; label and counters are those of the key."""
+    sink = io.BytesIO()
+    rig = Rig(PcapngOutput(sink))
+    rig.drain(upcall(b"1", linked=1, packet_id=7))
+    if first:
+        rig.drain(upcall(b"2", linked=1, packet_id=1 << 63 | 9))
+    else:
+        label = unpacked(*rig.program.labels.values())
+        rig.drain(cut(label["id"], b"2", 2, 1, packet_id=1 << 63 | 9))
+
+    found = [body[-24:-16] for body in packet_bodies(sink.getvalue())]
+    assert found == [struct.pack("<Q", 7), struct.pack("<Q", 1 << 63 | 9)]
+
+
+def packet_bodies(data: bytes) -> list[bytes]:
+    """The packets' blocks, up to their end option."""
+    view = memoryview(data)
+    return [bytes(view[at : at + size - 4]) for at, kind, size in walk(view) if kind == layout.BLOCK_PACKET]
+
+
+def test_checksums_are_completed() -> None:
+    """Where the program says that a checksum is wanted it is completed, with a label or without, and no longer marked."""
+    frame = bytes(34) + bytes(6) + b"\x12\x34"
+    rig = Rig()
+    rig.drain(upcall(frame, flags=2 | 1 << 9, checksum=34 | 4 << 16))
+    label = unpacked(*rig.program.labels.values())
+    rig.drain(cut(label["id"], frame, 2 | 1 << 9, len(frame), checksum=34 | 4 << 16))
+
+    assert rig.output.frames == [bytes(38) + b"\xed\xcb\x12\x34"] * 2
+    assert rig.output.flags == [2, 2]
+
+
+def test_a_question_is_answered_without_a_label() -> None:
+    """A packet whose process Python finds out names it, and gets no label: the next one comes with another key."""
+    rig = Rig(find_holder={4711: User(1058, 1058, 0, b"chronyd")}.get)
+    rig.drain(upcall(NTP_FRAME, via=layout.VIA_UNRESOLVED, tgid=0, tid=0, comm=b"", sk=1, inode=4711))
+
+    assert b"comm=chronyd pid=1058 tgid=1058 via=inode" in rig.output.stamps[0].options
+    assert rig.program.labels == {}
+    assert rig.program.holders.keys() == {4711}
+    assert rig.program.control[layout.QUESTIONS] == QUESTIONS
 
 
 def test_a_cut_packet_whose_label_is_forgotten() -> None:
