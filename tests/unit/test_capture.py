@@ -252,13 +252,13 @@ def test_a_cut_packet_is_written_anew() -> None:
     assert (size, after) == (32 + 44 + len(options), 36)
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_packets_that_several_devices_see_carry_their_identifier(first: bool) -> None:
-    """Each packet of a linked key has its own epb_packetid, behind the flags; label and counters are those of the key."""
+@pytest.mark.parametrize("kind", ["upcall", "cut"])
+def test_packets_that_several_devices_see_carry_their_identifier(kind: str) -> None:
+    """Each packet of a linked key has its own epb_packetid, behind the flags; the label is that of the key."""
     sink = io.BytesIO()
     rig = Rig(PcapngOutput(sink))
     rig.drain(upcall(b"1", linked=1, packet_id=7))
-    if first:
+    if kind == "upcall":
         rig.drain(upcall(b"2", linked=1, packet_id=1 << 63 | 9))
     else:
         label = unpacked(*rig.program.labels.values())
@@ -275,7 +275,7 @@ def packet_bodies(data: bytes) -> list[bytes]:
 
 
 def test_checksums_are_completed() -> None:
-    """Where the program says that a checksum is wanted it is completed, with a label or without, and no longer marked."""
+    """Where the program wants a checksum it is completed, with a label or without, and no longer marked."""
     frame = bytes(34) + bytes(6) + b"\x12\x34"
     rig = Rig()
     rig.drain(upcall(frame, flags=2 | 1 << 9, checksum=34 | 4 << 16))

@@ -62,7 +62,7 @@ def asked(*, inode: int = INODE, direction: int = layout.OUT) -> Upcall:
     ],
 )
 def test_what_was_learned_meanwhile(
-    inode: int, learned: tuple[int, int], is_same: bool, direction: int, via: int
+    inode: int, learned: tuple[int, int], *, is_same: bool, direction: int, via: int
 ) -> None:
     """A socket used since the packet names it: the very socket, by its inode, or by its flow where it had none yet."""
     tables = Tables()
@@ -83,7 +83,7 @@ def test_the_holder_is_told_to_the_program() -> None:
 
 
 def test_nobody_is_told_to_the_program() -> None:
-    """A socket without an only holder is unknown, and the program asks no more; one without an inode may have one yet."""
+    """A socket without an only holder is unknown, and the program asks no more; without an inode it may have one yet."""
     tables = Tables()
     resolver = Resolver(tables, lambda _: None)  # type: ignore[arg-type]
 
