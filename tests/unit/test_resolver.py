@@ -83,7 +83,7 @@ def test_the_holder_is_told_to_the_program() -> None:
 
 
 def test_nobody_is_told_to_the_program() -> None:
-    """A socket without an only holder is unknown, and the program asks no more; without an inode it may have one yet."""
+    """A socket without an only holder is unknown, and the program asks no more; one without an inode may get one."""
     tables = Tables()
     resolver = Resolver(tables, lambda _: None)  # type: ignore[arg-type]
 
