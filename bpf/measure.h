@@ -47,11 +47,10 @@ static inline void measure_stack(void *ctx, struct measurement *m)
 }
 
 /* The protocol's table of sockets, of a packet of one of our own UDP sockets. */
-static inline void measure_udp_table(u64 address, struct measurement *m)
+static inline void measure_udp_table(u64 sk, struct measurement *m)
 {
-	u64 sk = 0, protocol = 0;
+	u64 protocol = 0;
 
-	READ(&sk, sizeof(sk), address + SKB_DEV + 8);
 	if (!sk || socket_protocol(sk) != IPPROTO_UDP)
 		return;
 	READ(&protocol, sizeof(protocol), sk + SOCK_PROT);
@@ -68,8 +67,10 @@ static inline void measure(void *ctx, void *address)
 
 	if (!m || m->tgid != bpf_get_current_pid_tgid() >> 32)
 		return;
-	measure_udp_table((u64)address, m);
-	if (READ(skb, sizeof(*skb), address + SKB_FIRST) || !SKB(u32, DATA_LEN))
+	if (READ(skb, sizeof(*skb), address))
+		return;
+	measure_udp_table(SKB(u64, SK), m);
+	if (!SKB(u32, DATA_LEN))
 		return;
 	u64 at = SKB(u64, HEAD) + SKB(u32, END);
 	if (READ(shared, sizeof(*shared), at) || SHARED(u8, NR_FRAGS) != 1 ||

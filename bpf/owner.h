@@ -10,6 +10,16 @@
 #define PF_USER_WORKER 0x00004000
 #define PF_KTHREAD     0x00200000
 
+/* `current`, whose fields can be read in place: the verifier knows its type. */
+static inline u8 *current_task(void)
+{
+	u8 *task = (u8 *)bpf_get_current_task_btf();
+
+	asm volatile("" : "+r"(task)); /* or bcc would make a helper's call of each read */
+	return task;
+}
+#define TASK(type, field) (*(type *)(task + TASK_##field))
+
 /* Whether the program's context lies on the stack [bottom, bottom + size). The verifier lets a context pointer be compared
    but not computed with: the end is hidden from the compiler, which would make one subtraction of both comparisons. */
 static inline int is_on_stack(void *ctx, u64 bottom, u64 size)
@@ -31,17 +41,13 @@ static inline int is_on_stack(void *ctx, u64 bottom, u64 size)
  */
 static inline enum via context_of(void *ctx, struct control *control)
 {
-	u64 task = bpf_get_current_task(), stack = 0;
-	u32 flags = 0;
+	u8 *task = current_task();
+	u64 stack = TASK(u64, STACK);
 	SYSCALL_NUMBER_TYPE number = -1;
 
-	if (!control->entry_regs)
+	if (!control->entry_regs || !is_on_stack(ctx, stack, control->stack_size))
 		return VIA_UNKNOWN;
-	READ(&stack, sizeof(stack), task + TASK_STACK);
-	if (!is_on_stack(ctx, stack, control->stack_size))
-		return VIA_UNKNOWN;
-	READ(&flags, sizeof(flags), task + TASK_FLAGS);
-	if (flags & PF_KTHREAD)
+	if (TASK(u32, FLAGS) & PF_KTHREAD)
 		return VIA_KERNEL;
 	READ(&number, sizeof(number), stack + control->entry_regs);
 	return number >= 0 ? VIA_CURRENT : VIA_UNKNOWN;
@@ -69,16 +75,16 @@ static inline int is_at_work_on(u64 sk)
    making: its process's is taken. */
 static inline void use_current(struct user *user)
 {
-	u64 ids = bpf_get_current_pid_tgid(), task = bpf_get_current_task();
-	u32 flags = 0;
+	u8 *task = current_task();
+	u64 ids = bpf_get_current_pid_tgid();
 
 	user->tgid = ids >> 32;
 	user->tid = ids;
-	READ(&user->start, sizeof(user->start), task + TASK_START);
-	READ(&flags, sizeof(flags), task + TASK_FLAGS);
-	if (flags & (PF_IO_WORKER | PF_USER_WORKER))
-		READ(&task, sizeof(task), task + TASK_LEADER);
-	READ(user->comm, sizeof(user->comm), task + TASK_COMM);
+	user->start = TASK(u64, START);
+	if (TASK(u32, FLAGS) & (PF_IO_WORKER | PF_USER_WORKER))
+		task = TASK(u8 *, LEADER);
+	user->comm[0] = TASK(u64, COMM);
+	user->comm[1] = TASK(u64, COMM + 8);
 }
 
 static inline int is_same_user(struct user *a, struct user *b)
@@ -103,9 +109,18 @@ static inline int is_owner_of(struct owner *owner, struct sock_head *sock, u64 i
 	return inode ? owner->inode == inode : owner->identity == SOCK(u64, HASH);
 }
 
+/* Whether the user of a socket is remembered already. The inode is not compared, as that takes longer than all the rest:
+   should a later socket at this address have all else in common, its packets in softirq are asked about. */
+static inline int is_known_user(u64 sk, struct sock_head *sock, struct user *user)
+{
+	struct owner *known = owners.lookup(&sk);
+
+	return known && is_same_user(&known->user, user) && known->identity == SOCK(u64, HASH);
+}
+
 /*
- * Remembers `user` as the last user of the socket whose head is in `work`, unless it is remembered already; of a TCP
- * socket that listens or has its remote end, by its flow, too.
+ * Remembers `user` as the last user of the socket whose head is in `work`; of a TCP socket that listens or has its
+ * remote end, by its flow, too.
  */
 static inline void learn_owner(u64 sk, struct user *user, struct workspace *work)
 {
@@ -113,9 +128,6 @@ static inline void learn_owner(u64 sk, struct user *user, struct workspace *work
 	struct owner *known = owners.lookup(&sk), *owner = &work->owner;
 	u64 inode = socket_inode(sk);
 
-	if (known && is_same_user(&known->user, user) && known->inode == inode &&
-	    known->identity == SOCK(u64, HASH))
-		return;
 	owner->user = *user;
 	/* A socket that is being closed keeps the inode it was known by. */
 	owner->inode = inode ? inode : known ? known->inode : 0;
@@ -138,14 +150,15 @@ static inline void learn_use(void *ctx, u64 sk, struct workspace *work)
 	struct sock_head *sock = &work->sock;
 	struct user user;
 
-	if (!control || READ(sock, sizeof(*sock), sk))
+	if (!control || READ(sock, SOCK_SHORT, sk))
 		return;
 	if (SOCK(u16, FAMILY) != AF_INET && SOCK(u16, FAMILY) != AF_INET6)
 		return;
 	if (context_of(ctx, control) != VIA_CURRENT)
 		return;
 	use_current(&user);
-	learn_owner(sk, &user, work);
+	if (!is_known_user(sk, sock, &user) && !READ(sock, sizeof(*sock), sk))
+		learn_owner(sk, &user, work);
 }
 
 /*
@@ -290,7 +303,8 @@ static inline enum via find_sender(void *ctx, struct control *control, struct sk
 	}
 	if (via == VIA_CURRENT) {
 		use_current(user);
-		learn_owner(*sk, user, work);
+		if (!is_known_user(*sk, sock, user))
+			learn_owner(*sk, user, work);
 		if (!SOCK(u16, DPORT))
 			learn_echo(*sk, user, skb, work, net);
 		return VIA_CURRENT;

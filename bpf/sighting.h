@@ -19,27 +19,36 @@ static inline int is_stacked(u64 dev)
 	u64 operations = 0, upper = 0;
 
 	READ(&operations, 8, dev + DEV_LINK_OPERATIONS);
+	if (operations)
+		return 1;
 	READ(&upper, 8, dev + DEV_UPPER);
-	return operations || upper != dev + DEV_UPPER;
+	return upper != dev + DEV_UPPER;
 }
 
-/* The entry of a packet's data, whosever it is; `print` becomes that of the packet. */
-static inline struct sighting *find_sighting(struct skb *skb, u64 *print)
+/* The entry of a packet's data, whosever it is. */
+static inline struct sighting *find_sighting(u64 head)
 {
-	u64 head = SKB(u64, HEAD), last = 0;
 	u32 index = (head >> 6 ^ head >> 20) & (SIGHTINGS - 1);
 
-	READ(&last, sizeof(last), SKB(u64, DATA) + SKB(u32, LEN) - SKB(u32, DATA_LEN) - 8);
-	*print = last ^ (u64)SKB(u32, DATA_LEN) << 32;
 	return sightings.lookup(&index);
 }
 
+/* A packet by its last linear bytes and the length of the rest. */
+static inline u64 print_of(struct skb *skb)
+{
+	u64 last = 0;
+
+	READ(&last, sizeof(last), SKB(u64, DATA) + SKB(u32, LEN) - SKB(u32, DATA_LEN) - 8);
+	return last ^ (u64)SKB(u32, DATA_LEN) << 32;
+}
+
 /* Whether the entry is this packet's, seen elsewhere shortly before. */
-static inline int is_seen_before(struct sighting *entry, u64 head, u64 print, u64 place, u64 time)
+static inline int is_seen_before(struct sighting *entry, struct skb *skb, u64 place, u64 time)
 {
 	u64 visited = 0;
 
-	if (entry->head != head || entry->print != print || time - entry->time > SIGHTING_LASTS_NS)
+	if (entry->head != SKB(u64, HEAD) || time - entry->time > SIGHTING_LASTS_NS ||
+	    entry->print != print_of(skb))
 		return 0;
 	for (int i = 0; i < SIGHTING_PLACES; i++)
 		visited |= entry->places[i] == place;
@@ -47,12 +56,12 @@ static inline int is_seen_before(struct sighting *entry, u64 head, u64 print, u6
 }
 
 /* Notes where the packet is seen now: as a new one, or further on its way; or only that it is, at no place. */
-static inline void note_sighting(struct sighting *entry, u64 head, u64 print, u64 place, u64 time,
-				 int is_known, int nowhere)
+static inline void note_sighting(struct sighting *entry, struct skb *skb, u64 place, u64 time, int is_known,
+				 int nowhere)
 {
 	if (!is_known) {
-		entry->head = head;
-		entry->print = print;
+		entry->head = SKB(u64, HEAD);
+		entry->print = print_of(skb);
 		entry->id = time << 6 | bpf_get_smp_processor_id() & 63;
 		entry->count = 0;
 		for (int i = 0; i < SIGHTING_PLACES; i++)

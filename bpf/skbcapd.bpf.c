@@ -44,7 +44,6 @@ struct scratch {
 	struct skb skb;
 	struct shared shared;
 	struct workspace work;
-	u64 print;
 };
 BPF_PERCPU_ARRAY(scratches, struct scratch, 3);
 
@@ -77,18 +76,16 @@ static inline void meet(struct scratch *scratch, u64 address, const u32 directio
 	struct skb *skb = &scratch->skb;
 	struct meeting *met = &scratch->met;
 	struct key *key = &scratch->key;
-	u64 links[2] = {}; /* net_device, sock */
 
 	met->address = address;
 	met->inode = met->packet_id = met->is_known = 0;
 	met->time = bpf_ktime_get_ns();
-	READ(skb, sizeof(*skb), address + SKB_FIRST);
-	READ(links, sizeof(links), address + SKB_DEV);
-	met->dev = links[0];
-	met->sk = links[1];
+	READ(skb, sizeof(*skb), address);
+	met->dev = SKB(u64, DEV);
+	met->sk = SKB(u64, SK);
 	key->direction = direction;
-	READ(&key->ifindex, 4, links[0] + DEV_IFINDEX);
-	READ(&met->net, 8, links[0] + DEV_NET);
+	READ(&key->ifindex, 4, met->dev + DEV_IFINDEX);
+	READ(&met->net, 8, met->dev + DEV_NET);
 	READ(&key->net, 8, met->net + NET_COOKIE);
 }
 
@@ -104,12 +101,12 @@ static inline void identify(void *ctx, struct control *control, struct scratch *
 	struct key *key = &scratch->key;
 	struct user *user = &scratch->user;
 	u64 place = key->net << 33 ^ (u64)key->ifindex << 1 ^ direction & 1, sk = met->sk;
-	struct sighting *sighting = find_sighting(skb, &scratch->print);
+	struct sighting *sighting = find_sighting(SKB(u64, HEAD));
 	u32 via, linked;
 
 	if (!sighting)
 		return;
-	int is_known = is_seen_before(sighting, SKB(u64, HEAD), scratch->print, place, met->time);
+	int is_known = is_seen_before(sighting, skb, place, met->time);
 
 	met->is_known = is_known && sighting->count;
 	linked = met->is_known || is_stacked(met->dev);
@@ -132,7 +129,7 @@ static inline void identify(void *ctx, struct control *control, struct scratch *
 	key->linked = linked;
 	if (!linked && !only_remember)
 		return;
-	note_sighting(sighting, SKB(u64, HEAD), scratch->print, place, met->time, is_known, only_remember);
+	note_sighting(sighting, skb, place, met->time, is_known, only_remember);
 	sighting->sk = direction == OUT && via != VIA_UNRESOLVED ? sk : 0;
 	sighting->user = *user;
 	sighting->via = via;

@@ -210,13 +210,15 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
 
 
 def _skb(btf: Btf) -> dict[str, int | str]:
-    """The fields of sk_buff, and the span of it, from len on, that holds all but dev and sk."""
+    """The fields of sk_buff, and the span from its start that holds them."""
     fields = (
-        *("len", "data_len", "skb_iif", "vlan_proto", "vlan_tci", "mac_header", "network_header", "protocol"),
-        *("csum_start", "csum_offset", "end", "head", "data"),
+        *("next", "dev", "sk", "len", "data_len", "skb_iif", "vlan_proto", "vlan_tci"),
+        *("mac_header", "network_header", "protocol", "csum_start", "csum_offset", "end", "head", "data"),
     )
     values: dict[str, int | str] = {f"SKB_{field.upper()}": btf.offset("sk_buff", field) for field in fields}
-    ends = [int(value) + 8 for value in values.values()]
+    span = (max(int(value) for value in values.values()) + 8 + 7) & ~7
+    if span > 256:
+        raise KernelError(f"struct sk_buff keeps its fields within {span} bytes; expected 256")
     # Linux 6.1 and older keep the presence of the tag in a bit of its own; later ones test the whole tag for zero.
     # csum_not_inet is there on kernels with SCTP.
     optional = [field for field in ("vlan_present", "csum_not_inet") if btf.has("sk_buff", field)]
@@ -228,14 +230,7 @@ def _skb(btf: Btf) -> dict[str, int | str]:
         values[f"SKB_{field.upper()}_BYTE"] = bit // 8
         values[f"SKB_{field.upper()}_SHIFT"] = bit % 8
         values[f"SKB_{field.upper()}_WIDTH"] = width
-    first = btf.offset("sk_buff", "len") & ~7
-    span = (max(ends) - first + 7) & ~7
-    if min(int(value) for name, value in values.items() if not name.endswith(("SHIFT", "WIDTH"))) < first or span > 128:
-        raise KernelError(f"struct sk_buff keeps its fields within {span} bytes from offset {first}; expected 128")
-    alone = {f"SKB_{field.upper()}": btf.offset("sk_buff", field) for field in ("next", "dev")}
-    if btf.offset("sk_buff", "sk") != alone["SKB_DEV"] + 8:
-        raise KernelError("struct sk_buff keeps dev and sk apart; expected side by side")
-    return values | alone | {"SKB_FIRST": first, "SKB_SPAN": span}
+    return values | {"SKB_SPAN": span}
 
 
 def _sock(btf: Btf) -> dict[str, int | str]:
@@ -247,6 +242,7 @@ def _sock(btf: Btf) -> dict[str, int | str]:
     values: dict[str, int | str] = {
         f"SOCK_{field.upper()}": btf.offset("sock_common", f"skc_{field}") for field in fields
     }
+    short = max(int(values[f"SOCK_{field}"]) for field in ("HASH", "DPORT", "NUM", "FAMILY", "STATE"))
     span = max(int(value) for value in values.values()) + 16
     if span > 192:
         raise KernelError(f"struct sock_common keeps its fields within {span} bytes; expected 192")
@@ -255,6 +251,7 @@ def _sock(btf: Btf) -> dict[str, int | str]:
         values |= {f"SOCK_{name}_BYTE": bit // 8, f"SOCK_{name}_SHIFT": bit % 8}
     return values | {
         "SOCK_SPAN": (span + 7) & ~7,
+        "SOCK_SHORT": (short + 8) & ~7,  # what tells one socket from another
         "SOCK_SOCKET": btf.offset("sock", "sk_socket"),
         "SOCK_TYPE": btf.offset("sock", "sk_type"),
         "SOCK_LOCKED": btf.offset("sock", "sk_lock") + btf.size("spinlock"),  # socket_lock_t: slock, owned
