@@ -5,14 +5,31 @@
  * The part of the sk_buff that says so is read once onto the stack. Offsets of its fields are -Ds that skbcapd/layout.py takes from BTF.
  */
 
+/* A packet's sk_buff, up to the last field that is needed: the kernel's own where the program may look at it in place,
+   else a copy. */
 struct skb {
-	u8 bytes[SKB_SPAN]; /* up to the last field that is needed: one read is cheaper than several small ones */
+	u8 bytes[SKB_SPAN];
 } __attribute__((aligned(8)));
 #define SKB(type, field) (*(type *)(skb->bytes + SKB_##field))
 #define SKB_BITS(field)	 (SKB(u8, field##_BYTE) >> SKB_##field##_SHIFT & ((1 << SKB_##field##_WIDTH) - 1))
 
 /* Reads `size` bytes of kernel memory; 0, or -EFAULT and zeros. */
 #define READ(into, size, from) bpf_probe_read_kernel(into, size, (void *)(from))
+
+/*
+ * A field of an object that the program was handed, or that such a field led to. At a tracepoint the verifier knows the
+ * object's type and lets the field be loaded in place, some 30 ns cheaper than READ; 0 where the memory is gone.
+ */
+#ifdef KPROBE
+#define FIELD(type, object, offset)                                      \
+	({                                                               \
+		type _field = 0;                                         \
+		READ(&_field, sizeof(_field), (u64)(object) + (offset)); \
+		_field;                                                  \
+	})
+#else
+#define FIELD(type, object, offset) (*(type *)((u8 *)(object) + (offset)))
+#endif
 
 /* The start of skb_shared_info: nr_frags, gso_size and frag_list are in it on every kernel so far. */
 struct shared {
@@ -51,9 +68,9 @@ static inline u32 packet_flags(struct skb *skb, struct shared *shared, u32 direc
  * Where a checksum that hardware was to complete is to be put, counted from the start of the frame: bytes at which the sum
  * begins, and in the upper half the place of the result behind that. 0: nothing to do, or a sum of another kind (SCTP).
  */
-static inline u32 unfinished_checksum(struct skb *skb, struct frame *frame)
+static inline u32 unfinished_checksum(struct skb *skb, u64 head, struct frame *frame)
 {
-	u64 start = SKB(u64, HEAD) + SKB(u16, CSUM_START) - frame->start + (frame->vlan ? 4 : 0);
+	u64 start = head + SKB(u16, CSUM_START) - frame->start + (frame->vlan ? 4 : 0);
 
 	if (SKB_BITS(IP_SUMMED) != CHECKSUM_PARTIAL || start > 0xffff)
 		return 0;
@@ -70,14 +87,13 @@ static inline u32 unfinished_checksum(struct skb *skb, struct frame *frame)
  * stale in a forwarded packet. Receive: `data` is past the link-layer header, mac_header marks it.
  * Returns 0, or LOST_START where no start can be trusted.
  */
-static inline int find_frame(struct skb *skb, u32 direction, struct frame *frame)
+static inline int find_frame(struct skb *skb, u64 head, u64 data, u32 direction, struct frame *frame)
 {
-	u64 data = SKB(u64, DATA);
 	u32 before_data = 0;
 
 	if (direction == IN) {
 		u16 mac_header = SKB(u16, MAC_HEADER);
-		u64 start = SKB(u64, HEAD) + mac_header;
+		u64 start = head + mac_header;
 
 		if (mac_header == 0xffff || start > data)
 			return LOST_START;
@@ -109,17 +125,18 @@ static inline u64 least(u64 a, u64 b)
 }
 
 /*
- * Copies the frame into the segment at offset `to`, which has room for frame->cap_len bytes. Uses up `skb` and `shared`.
+ * Copies the frame into the segment at offset `to`, which has room for frame->cap_len bytes. `head` and `shared` are the first skb's;
+ * those of a chain are read into `chained` and `shared`.
  * Returns how many bytes are there: fewer than cap_len where memory could not be read (a fault, device memory) or the
  * frame has more than PIECES_MAX pieces. Never fills the gap with zeros.
  */
 static inline u32 copy_frame(struct control *control, struct segment *segment, u32 to, struct frame *frame,
-			     struct skb *skb, struct shared *shared)
+			     u64 head, u32 end, struct skb *chained, struct shared *shared)
 {
 	u64 cap_len = frame->cap_len, done = 0, left = frame->linear;
 	u64 from = frame->start, nothing = control->nothing;
 	/* Counted down from what was read, not up from 0: the verifier would follow each value of a known counter. */
-	u64 fragments = SHARED(u8, NR_FRAGS), fragment = SKB(u64, HEAD) + SKB(u32, END) + SHARED_FRAGS,
+	u64 fragments = SHARED(u8, NR_FRAGS), fragment = head + end + SHARED_FRAGS,
 	    next = SHARED(u64, FRAG_LIST);
 
 	if (frame->vlan) {
@@ -159,6 +176,8 @@ static inline u32 copy_frame(struct control *control, struct segment *segment, u
 				1; /* bit 0 of a netmem: device memory, not readable: address 0 */
 			left = *(u32 *)(piece + FRAGMENT_LEN);
 		} else {
+			struct skb *skb = chained;
+
 			READ(skb, sizeof(*skb), next);
 			next = SKB(u64, NEXT);
 			from = SKB(u64, DATA);

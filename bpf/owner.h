@@ -61,14 +61,13 @@ static inline enum via context_of(void *ctx, struct control *control)
  * system call that sends on such a socket holds its lock, which the receive path never does (sk_lock.owned in
  * include/net/sock.h).
  */
-static inline int is_at_work_on(u64 sk)
+static inline int is_at_work_on(void *sk)
 {
-	u16 type = 0;
-	u32 locked = 0;
+	u16 type = FIELD(u16, sk, SOCK_TYPE);
 
-	READ(&type, sizeof(type), sk + SOCK_TYPE);
-	READ(&locked, sizeof(locked), sk + SOCK_LOCKED);
-	return locked || (type != SOCK_STREAM && type != SOCK_SEQPACKET && type != SOCK_DCCP);
+	if (type != SOCK_STREAM && type != SOCK_SEQPACKET && type != SOCK_DCCP)
+		return 1;
+	return FIELD(u32, sk, SOCK_LOCKED) != 0;
 }
 
 /* Takes `current` for the user. A worker that the kernel runs for a process (io_uring, vhost) has a name of its own
@@ -93,29 +92,22 @@ static inline int is_same_user(struct user *a, struct user *b)
 	       a->comm[1] == b->comm[1];
 }
 
-/* Room for what the functions below need, so that each program chooses where it lies. */
-struct workspace {
-	struct sock_head sock;
-	struct owner owner;
-	struct flow flow;
-};
-
 /*
  * Whether a record is still this socket's: an open one by its inode, one that its users have closed by its ports and
  * the hash of its addresses, which stay until it is gone.
  */
 static inline int is_owner_of(struct owner *owner, struct sock_head *sock, u64 inode)
 {
-	return inode ? owner->inode == inode : owner->identity == SOCK(u64, HASH);
+	return inode ? owner->inode == inode : owner->identity == SOCK_IDENTITY(sock);
 }
 
 /* Whether the user of a socket is remembered already. The inode is not compared, as that takes longer than all the rest:
    should a later socket at this address have all else in common, its packets in softirq are asked about. */
-static inline int is_known_user(u64 sk, struct sock_head *sock, struct user *user)
+static inline int is_known_user(u64 sk, u64 identity, struct user *user)
 {
 	struct owner *known = owners.lookup(&sk);
 
-	return known && is_same_user(&known->user, user) && known->identity == SOCK(u64, HASH);
+	return known && is_same_user(&known->user, user) && known->identity == identity;
 }
 
 /*
@@ -131,7 +123,7 @@ static inline void learn_owner(u64 sk, struct user *user, struct workspace *work
 	owner->user = *user;
 	/* A socket that is being closed keeps the inode it was known by. */
 	owner->inode = inode ? inode : known ? known->inode : 0;
-	owner->identity = SOCK(u64, HASH);
+	owner->identity = SOCK_IDENTITY(sock);
 	owner->sk = sk;
 	owner->time = 0;
 	owners.update(&sk, owner);
@@ -142,23 +134,28 @@ static inline void learn_owner(u64 sk, struct user *user, struct workspace *work
 	flows.update(&work->flow, owner);
 }
 
-/* `current` uses a socket: sends, receives, connects, accepts. Counts only in process context. */
-static inline void learn_use(void *ctx, u64 sk, struct workspace *work)
+/* `current` uses a socket: sends, receives, connects, accepts. Counts only in process context. `sock` is the head of the
+   socket, in place or copied. */
+static inline void learn_use(void *ctx, u64 sk, struct sock_head *sock, struct workspace *work)
 {
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
-	struct sock_head *sock = &work->sock;
 	struct user user;
 
-	if (!control || READ(sock, SOCK_SHORT, sk))
-		return;
-	if (SOCK(u16, FAMILY) != AF_INET && SOCK(u16, FAMILY) != AF_INET6)
+	if (!control || (SOCK(u16, FAMILY) != AF_INET && SOCK(u16, FAMILY) != AF_INET6))
 		return;
 	if (context_of(ctx, control) != VIA_CURRENT)
 		return;
 	use_current(&user);
-	if (!is_known_user(sk, sock, &user) && !READ(sock, sizeof(*sock), sk))
+	if (!is_known_user(sk, SOCK_IDENTITY(sock), &user) && !READ(&work->sock, sizeof(work->sock), sk))
 		learn_owner(sk, &user, work);
+}
+
+/* The same where the socket cannot be looked at in place. */
+static inline void learn_use_at(void *ctx, u64 sk, struct workspace *work)
+{
+	if (!READ(&work->sock, SOCK_SHORT, sk))
+		learn_use(ctx, sk, &work->sock, work);
 }
 
 /*
@@ -173,7 +170,7 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 	struct owner *owner = &work->owner;
 
 	if (after == TCP_LISTEN) {
-		learn_use(ctx, sk, work);
+		learn_use_at(ctx, sk, work);
 		return;
 	}
 	if (after != TCP_CLOSE && !(before == TCP_SYN_RECV && after == TCP_ESTABLISHED))
@@ -192,7 +189,7 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 			known->time = bpf_ktime_get_ns();
 	} else {
 		__builtin_memset(owner, 0, sizeof(*owner));
-		owner->identity = SOCK(u64, HASH);
+		owner->identity = SOCK_IDENTITY(sock);
 		owner->sk = sk;
 		flows.update(&work->flow, owner);
 	}
@@ -216,12 +213,12 @@ static inline struct owner *find_flow(struct flow *flow)
  * Python may find out. A connection without an inode is not accepted yet: by the time Python asks, it mostly is.
  * Returns how the user was found; UNRESOLVED asks Python.
  */
-static inline enum via find_holder(struct control *control, u64 inode, struct user *user)
+static inline enum via find_holder(struct control *control, struct packet *packet)
 {
-	struct user *holder = holders.lookup(&inode);
+	struct user *holder = holders.lookup(&packet->inode);
 
-	if (inode && holder) {
-		*user = *holder;
+	if (packet->inode && holder) {
+		packet->user = *holder;
 		return holder->tgid ? VIA_INODE : VIA_UNKNOWN;
 	}
 	/* Bounded: a flood of strange sockets must not become a flood of upcalls. */
@@ -232,28 +229,26 @@ static inline enum via find_holder(struct control *control, u64 inode, struct us
 }
 
 /* An echo request leaves: the reply with the same identifier from there is its sender's. */
-static inline void learn_echo(u64 sk, struct user *user, struct skb *skb, struct workspace *work, u64 net)
+static inline void learn_echo(struct packet *packet, struct skb *skb)
 {
+	struct workspace *work = &packet->work;
 	struct headers headers;
-	u64 at = SKB(u64, HEAD) + SKB(u16, NETWORK_HEADER);
-	u32 protocol = socket_protocol(sk);
+	u32 protocol = socket_protocol(packet->sk);
 
 	if (protocol != IPPROTO_ICMP && protocol != IPPROTO_ICMPV6)
 		return;
-	flow_of_packet(at, SKB(u64, DATA) + SKB(u32, LEN) - SKB(u32, DATA_LEN) - at, SKB(u16, PROTOCOL), OUT,
-		       &work->flow, &headers);
+	flow_of_sent(packet, skb, &headers);
 	if (!headers.transport || (work->flow.remote_port != 8 && work->flow.remote_port != 128))
 		return;
-	work->flow.net = net;
 	struct owner *known = flows.lookup(&work->flow), *owner = &work->owner;
 
-	if (known && known->sk == sk && is_same_user(&known->user, user))
+	if (known && known->sk == packet->sk && is_same_user(&known->user, &packet->user))
 		return;
-	owner->user = *user;
-	owner->sk = sk;
+	owner->user = packet->user;
+	owner->sk = packet->sk;
 	owner->inode = owner->identity = owner->time = 0;
 	/* Two sockets ping the same host with the same identifier: whose the replies are cannot be told. */
-	if (known && known->sk != sk && known->user.tgid != user->tgid)
+	if (known && known->sk != packet->sk && known->user.tgid != packet->user.tgid)
 		__builtin_memset(&owner->user, 0, sizeof(owner->user));
 	flows.update(&work->flow, owner);
 }
@@ -266,57 +261,55 @@ static inline void learn_echo(u64 sk, struct user *user, struct skb *skb, struct
  * context the system call is at work on the packet's socket: its process is the sender - where the packet was handed over
  * (`is_first`), not where it is taken from a queue.
  */
-static inline enum via find_sender(void *ctx, struct control *control, struct skb *skb, u64 *sk, u64 *inode,
-				   struct user *user, struct workspace *work, u64 net, int is_first)
+static inline enum via find_sender(void *ctx, struct control *control, struct packet *packet, struct skb *skb,
+				   int is_first)
 {
-	struct sock_head *sock = &work->sock;
-	struct headers headers;
+	struct workspace *work = &packet->work;
+	struct sock_head *sock = socket_of(packet, skb);
 	struct owner *owner;
-	enum via via = VIA_UNKNOWN;
 
-	if (!*sk)
+	if (!sock)
 		return SKB(u32, SKB_IIF) ? VIA_FORWARDED : VIA_KERNEL;
-	READ(sock, sizeof(*sock), *sk);
+	if (is_first && SOCK_BIT(REFCNT) && SOCK(u8, STATE) != TCP_NEW_SYN_RECV &&
+	    context_of(ctx, control) == VIA_CURRENT && is_at_work_on(sock)) {
+		u16 remote_port = SOCK(u16, DPORT);
+
+		use_current(&packet->user);
+		if (!is_known_user(packet->sk, SOCK_IDENTITY(sock), &packet->user) &&
+		    !READ(&work->sock, sizeof(work->sock), packet->sk))
+			learn_owner(packet->sk, &packet->user, work);
+		if (!remote_port)
+			learn_echo(packet, skb);
+		return VIA_CURRENT;
+	}
+	sock = &work->sock;
+	READ(sock, sizeof(*sock), packet->sk);
 	u32 is_request = SOCK(u8, STATE) == TCP_NEW_SYN_RECV;
 
 	if (is_request) {
 		flow_of_socket(sock, IPPROTO_TCP, &work->flow);
-		*sk = SOCK(u64, LISTENER);
-		READ(sock, sizeof(*sock), *sk);
+		packet->sk = SOCK(u64, LISTENER);
+		READ(sock, sizeof(*sock), packet->sk);
 	} else if (!SOCK_BIT(REFCNT)) {
-		u64 at = SKB(u64, HEAD) + SKB(u16, NETWORK_HEADER);
+		struct headers headers;
 
-		flow_of_packet(at, SKB(u64, DATA) + SKB(u32, LEN) - SKB(u32, DATA_LEN) - at,
-			       SKB(u16, PROTOCOL), OUT, &work->flow, &headers);
+		flow_of_sent(packet, skb, &headers);
 		if (!headers.transport || work->flow.protocol != IPPROTO_TCP)
 			return VIA_KERNEL;
-		work->flow.net = net;
 		owner = find_flow(&work->flow);
 		if (!owner || !owner->user.tgid)
 			return VIA_KERNEL;
-		*user = owner->user;
+		packet->user = owner->user;
 		return VIA_FLOW;
-	} else if (is_first) {
-		via = context_of(ctx, control);
-		if (via == VIA_CURRENT && !is_at_work_on(*sk))
-			via = VIA_UNKNOWN;
 	}
-	if (via == VIA_CURRENT) {
-		use_current(user);
-		if (!is_known_user(*sk, sock, user))
-			learn_owner(*sk, user, work);
-		if (!SOCK(u16, DPORT))
-			learn_echo(*sk, user, skb, work, net);
-		return VIA_CURRENT;
-	}
-	*inode = socket_inode(*sk);
-	owner = owners.lookup(sk);
-	if (owner && is_owner_of(owner, sock, *inode)) {
-		*user = owner->user;
+	packet->inode = socket_inode(packet->sk);
+	owner = owners.lookup(&packet->sk);
+	if (owner && is_owner_of(owner, sock, packet->inode)) {
+		packet->user = owner->user;
 		/* The ACK that answers a SYN-ACK finds no connection yet: until there is one, the listener's. */
 		if (is_request)
 			flows.update(&work->flow, owner);
 		return VIA_SOCKET;
 	}
-	return find_holder(control, *inode, user);
+	return find_holder(control, packet);
 }

@@ -153,10 +153,9 @@ static inline struct owner *find_listener(struct flow *flow, u32 *wildcard)
 }
 
 /* Fills in who will get a packet; leaves zeros where it is not known. Returns how it was found. */
-static inline enum via find_receiver(struct control *control, struct skb *skb, u64 dev, u64 net,
-				     struct key *key, u64 *sk, u64 *inode, struct user *user,
-				     struct workspace *work)
+static inline enum via find_receiver(struct control *control, struct packet *packet, struct skb *skb)
 {
+	struct workspace *work = &packet->work;
 	struct flow *flow = &work->flow;
 	struct sock_head *sock = &work->sock;
 	struct headers headers;
@@ -165,20 +164,21 @@ static inline enum via find_receiver(struct control *control, struct skb *skb, u
 	u64 found = 0, nothing = control->nothing;
 	u32 type = SKB_BITS(PKT_TYPE), wildcard = 0;
 
-	*sk = 0;
+	packet->sk = 0;
 	if (type == 3) /* PACKET_OTHERHOST: for another machine */
 		return VIA_UNKNOWN;
-	flow_of_packet(SKB(u64, DATA), SKB(u32, LEN) - SKB(u32, DATA_LEN), SKB(u16, PROTOCOL), IN, flow,
+	flow_of_packet(packet->data, packet->linear_end - packet->data, SKB(u16, PROTOCOL), IN, flow,
 		       &headers);
 	if (!headers.transport)
 		return VIA_UNKNOWN;
-	flow->net = key->net;
+	flow->net = packet->key.net;
 	wanted.address[0] = flow->local[0];
 	wanted.address[1] = flow->local[1];
 	wanted.family = flow->family;
 	wanted.multicast = headers.multicast | type == 1 | type == 2;
 	if (flow->protocol == IPPROTO_UDP) {
-		found = find_udp_socket(control, net, key->ifindex, flow, wanted.multicast, sock, &wildcard);
+		found = find_udp_socket(control, packet->net, packet->key.ifindex, flow, wanted.multicast,
+					sock, &wildcard);
 		wildcard |= wanted.multicast;
 	} else if (flow->protocol == IPPROTO_TCP) {
 		owner = find_flow(flow);
@@ -201,27 +201,27 @@ static inline enum via find_receiver(struct control *control, struct skb *skb, u
 	}
 	FORGET(wildcard);
 	FORGET(found);
-	if (!(owner || found) || (wildcard && !has_address(dev, &wanted, nothing)))
+	if (!(owner || found) || (wildcard && !has_address(packet->dev, &wanted, nothing)))
 		return VIA_UNKNOWN;
 	if (owner) {
-		*user = owner->user;
-		if (user->tgid)
+		packet->user = owner->user;
+		if (packet->user.tgid)
 			return VIA_FLOW;
 		found = owner->sk;
 	}
 	/* A UDP socket, or a connection that nobody has accepted yet, or nobody has used since. */
-	*sk = found;
-	if (READ(sock, sizeof(*sock), found) || (owner && owner->identity != SOCK(u64, HASH)))
+	packet->sk = found;
+	if (READ(sock, sizeof(*sock), found) || (owner && owner->identity != SOCK_IDENTITY(sock)))
 		return VIA_UNKNOWN;
-	*inode = socket_inode(found);
+	packet->inode = socket_inode(found);
 	if (!owner) {
 		if (!SOCK_BIT(REFCNT))
 			return VIA_KERNEL;
-		owner = owners.lookup(&found);
-		if (owner && is_owner_of(owner, sock, *inode)) {
-			*user = owner->user;
+		owner = owners.lookup(&packet->sk);
+		if (owner && is_owner_of(owner, sock, packet->inode)) {
+			packet->user = owner->user;
 			return VIA_FLOW;
 		}
 	}
-	return find_holder(control, *inode, user);
+	return find_holder(control, packet);
 }

@@ -14,15 +14,9 @@
  * Whether the packets of a device may be seen on another one, too: it lies on top of another (VLAN, bond, bridge, tunnel) or
  * is one end of a pair - all these are made by rtnetlink - or another lies on top of it.
  */
-static inline int is_stacked(u64 dev)
+static inline int is_stacked(u8 *dev)
 {
-	u64 operations = 0, upper = 0;
-
-	READ(&operations, 8, dev + DEV_LINK_OPERATIONS);
-	if (operations)
-		return 1;
-	READ(&upper, 8, dev + DEV_UPPER);
-	return upper != dev + DEV_UPPER;
+	return FIELD(u64, dev, DEV_LINK_OPERATIONS) || FIELD(u64, dev, DEV_UPPER) != (u64)(dev + DEV_UPPER);
 }
 
 /* The entry of a packet's data, whosever it is. */
@@ -34,21 +28,21 @@ static inline struct sighting *find_sighting(u64 head)
 }
 
 /* A packet by its last linear bytes and the length of the rest. */
-static inline u64 print_of(struct skb *skb)
+static inline u64 print_of(struct packet *packet, struct skb *skb)
 {
 	u64 last = 0;
 
-	READ(&last, sizeof(last), SKB(u64, DATA) + SKB(u32, LEN) - SKB(u32, DATA_LEN) - 8);
+	READ(&last, sizeof(last), packet->linear_end - 8);
 	return last ^ (u64)SKB(u32, DATA_LEN) << 32;
 }
 
 /* Whether the entry is this packet's, seen elsewhere shortly before. */
-static inline int is_seen_before(struct sighting *entry, struct skb *skb, u64 place, u64 time)
+static inline int is_seen_before(struct sighting *entry, struct packet *packet, struct skb *skb, u64 place)
 {
 	u64 visited = 0;
 
-	if (entry->head != SKB(u64, HEAD) || time - entry->time > SIGHTING_LASTS_NS ||
-	    entry->print != print_of(skb))
+	if (entry->head != packet->head || packet->time - entry->time > SIGHTING_LASTS_NS ||
+	    entry->print != print_of(packet, skb))
 		return 0;
 	for (int i = 0; i < SIGHTING_PLACES; i++)
 		visited |= entry->places[i] == place;
@@ -56,18 +50,18 @@ static inline int is_seen_before(struct sighting *entry, struct skb *skb, u64 pl
 }
 
 /* Notes where the packet is seen now: as a new one, or further on its way; or only that it is, at no place. */
-static inline void note_sighting(struct sighting *entry, struct skb *skb, u64 place, u64 time, int is_known,
-				 int nowhere)
+static inline void note_sighting(struct sighting *entry, struct packet *packet, struct skb *skb, u64 place,
+				 int is_known, int nowhere)
 {
 	if (!is_known) {
-		entry->head = SKB(u64, HEAD);
-		entry->print = print_of(skb);
-		entry->id = time << 6 | bpf_get_smp_processor_id() & 63;
+		entry->head = packet->head;
+		entry->print = print_of(packet, skb);
+		entry->id = packet->time << 6 | bpf_get_smp_processor_id() & 63;
 		entry->count = 0;
 		for (int i = 0; i < SIGHTING_PLACES; i++)
 			entry->places[i] = 0;
 	}
-	entry->time = time;
+	entry->time = packet->time;
 	if (!nowhere)
 		entry->places[entry->count++ & (SIGHTING_PLACES - 1)] = place;
 }

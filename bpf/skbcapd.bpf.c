@@ -5,6 +5,7 @@
  *   layout.h    what kernel and Python share
  *   frame.h     skb -> bytes of the frame
  *   socket.h    sockets and flows
+ *   packet.h    what is known of one packet
  *   owner.h     who uses a socket; who sent a packet
  *   receiver.h  who will get it
  *   sighting.h  whether it was seen on another device
@@ -17,43 +18,12 @@
 #include "layout.h"
 #include "frame.h"
 #include "socket.h"
+#include "packet.h"
 #include "owner.h"
 #include "receiver.h"
 #include "sighting.h"
 #include "segment.h"
 #include "measure.h"
-
-/* A packet as it is met: where it is, on which device, and whether it was met before. */
-struct meeting {
-	u64 address; /* of the sk_buff */
-	u64 dev;     /* net_device */
-	u64 net;     /* its network namespace */
-	u64 sk;	   /* the packet's socket; then the one whose user was looked for, whose head is in `work` */
-	u64 inode; /* of that one */
-	u64 time;  /* ns since boot, suspend left out */
-	u64 packet_id; /* epb_packetid; 0: none */
-	u32 is_known;  /* seen before, on another device */
-};
-
-/* All about one packet, from one program to the next. On the stack there is room for half of it. */
-struct scratch {
-	struct meeting met;
-	struct key key;
-	struct user user;
-	u64 device_name[2];
-	struct skb skb;
-	struct shared shared;
-	struct workspace work;
-};
-BPF_PERCPU_ARRAY(scratches, struct scratch, 3);
-
-/* A processor's scratch for one direction; 0 is the queue's, when frames are taken at the driver. Two programs for one
-   direction never run inside one another on a processor: the kernel keeps a program from running inside itself, and packets
-   leave with softirqs off. */
-static inline struct scratch *get_scratch(u32 direction)
-{
-	return scratches.lookup(&direction);
-}
 
 /* The second half of a packet's way, by direction. Two programs are verified faster than one: the ways through the first
    half need not be walked again with each way through the second. */
@@ -70,91 +40,73 @@ static inline int same_name(u8 *a, u64 *b)
 	return ((u64 *)a)[0] == b[0] && ((u64 *)a)[1] == b[1];
 }
 
-/* Reads the packet's own record and finds its device. */
-static inline void meet(struct scratch *scratch, u64 address, const u32 direction)
+/* Frames on loopback were captured when they left: they appear once. */
+static inline int is_loopback(struct skb *skb)
 {
-	struct skb *skb = &scratch->skb;
-	struct meeting *met = &scratch->met;
-	struct key *key = &scratch->key;
-
-	met->address = address;
-	met->inode = met->packet_id = met->is_known = 0;
-	met->time = bpf_ktime_get_ns();
-	READ(skb, sizeof(*skb), address);
-	met->dev = SKB(u64, DEV);
-	met->sk = SKB(u64, SK);
-	key->direction = direction;
-	READ(&key->ifindex, 4, met->dev + DEV_IFINDEX);
-	READ(&met->net, 8, met->dev + DEV_NET);
-	READ(&key->net, 8, met->net + NET_COOKIE);
+	return FIELD(u32, SKB(u8 *, DEV), DEV_FLAGS) & 8; /* IFF_LOOPBACK */
 }
 
 /*
  * Finds whose packet it is, and notes where it was seen. With `only_remember`, nothing but that: at the queue, for the
  * hook at the driver, where another process may be at work.
  */
-static inline void identify(void *ctx, struct control *control, struct scratch *scratch, const u32 direction,
-			    const int only_remember)
+static inline void identify(void *ctx, struct control *control, struct packet *packet, struct skb *skb,
+			    const u32 direction, const int only_remember)
 {
-	struct skb *skb = &scratch->skb;
-	struct meeting *met = &scratch->met;
-	struct key *key = &scratch->key;
-	struct user *user = &scratch->user;
-	u64 place = key->net << 33 ^ (u64)key->ifindex << 1 ^ direction & 1, sk = met->sk;
-	struct sighting *sighting = find_sighting(SKB(u64, HEAD));
+	struct key *key = &packet->key;
+	u64 place = key->net << 33 ^ (u64)key->ifindex << 1 ^ direction & 1, sk = packet->sk;
+	struct sighting *sighting = find_sighting(packet->head);
 	u32 via, linked;
 
 	if (!sighting)
 		return;
-	int is_known = is_seen_before(sighting, skb, place, met->time);
+	int is_known = is_seen_before(sighting, packet, skb, place);
 
-	met->is_known = is_known && sighting->count;
-	linked = met->is_known || is_stacked(met->dev);
+	packet->is_known = is_known && sighting->count;
+	linked = packet->is_known || is_stacked(SKB(u8 *, DEV));
 	if (is_known && direction == OUT && sk && sighting->sk == sk) {
-		*user = sighting->user;
+		packet->user = sighting->user;
 		via = sighting->via;
 	} else {
-		__builtin_memset(user, 0, sizeof(*user));
+		__builtin_memset(&packet->user, 0, sizeof(packet->user));
 		if (direction == OUT)
-			via = find_sender(ctx, control, skb, &met->sk, &met->inode, user, &scratch->work,
-					  key->net, only_remember || !control->late);
+			via = find_sender(ctx, control, packet, skb, only_remember || !control->late);
 		else
-			via = find_receiver(control, skb, met->dev, met->net, key, &met->sk, &met->inode,
-					    user, &scratch->work);
+			via = find_receiver(control, packet, skb);
 	}
-	key->tgid = user->tgid;
-	key->tid = user->tid;
-	key->start = user->start;
+	key->tgid = packet->user.tgid;
+	key->tid = packet->user.tid;
+	key->start = packet->user.start;
 	key->via = via;
 	key->linked = linked;
 	if (!linked && !only_remember)
 		return;
-	note_sighting(sighting, skb, place, met->time, is_known, only_remember);
+	note_sighting(sighting, packet, skb, place, is_known, only_remember);
 	sighting->sk = direction == OUT && via != VIA_UNRESOLVED ? sk : 0;
-	sighting->user = *user;
+	sighting->user = packet->user;
 	sighting->via = via;
-	met->packet_id = linked ? sighting->id : 0;
+	packet->packet_id = linked ? sighting->id : 0;
 }
 
 /* Fills in what Python needs to know of a packet without a label. */
-static inline void describe(struct upcall *call, struct scratch *scratch, u32 flags, u32 checksum)
+static inline void describe(struct upcall *call, struct packet *packet, u32 flags, u32 checksum)
 {
-	struct meeting *met = &scratch->met;
+	struct sock_head *sock = &packet->work.sock;
 	u64 mac = 0;
 
-	call->key = scratch->key;
-	__builtin_memcpy(call->comm, scratch->user.comm, 16);
-	__builtin_memcpy(call->device, scratch->device_name, 16);
+	call->key = packet->key;
+	__builtin_memcpy(call->comm, packet->user.comm, 16);
+	__builtin_memcpy(call->device, packet->device_name, 16);
 	call->flags = flags;
 	call->checksum = checksum;
-	call->sk = met->sk;
-	call->inode = met->inode;
-	call->identity = *(u64 *)(scratch->work.sock.bytes + SOCK_HASH);
-	call->packet_id = met->packet_id;
-	READ(&call->netns, 4, met->net + NET_INUM);
-	READ(&call->device_type, 2, met->dev + DEV_TYPE);
-	READ(&call->addr_len, 1, met->dev + DEV_ADDR_LEN);
-	READ(&mac, 8, met->dev + DEV_ADDR);
+	call->sk = packet->sk;
+	call->inode = packet->inode;
+	call->identity = SOCK_IDENTITY(sock);
+	call->packet_id = packet->packet_id;
+	READ(&call->netns, 4, packet->net + NET_INUM);
+	READ(&call->device_type, 2, packet->dev + DEV_TYPE);
+	READ(&call->addr_len, 1, packet->dev + DEV_ADDR_LEN);
+	READ(&mac, 8, packet->dev + DEV_ADDR);
 	READ(call->mac, 8, mac);
 }
 
@@ -162,77 +114,85 @@ static inline void describe(struct upcall *call, struct scratch *scratch, u32 fl
  * The first half of a packet's way: is its device wanted, and whose is it? The second half is `take`.
  * Between them they count exactly one outcome per packet.
  */
-static inline void capture(void *ctx, u64 address, const u32 direction)
+static inline void capture(void *ctx, void *argument, const u32 direction)
 {
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
-	struct scratch *scratch = get_scratch(direction);
+	struct packet *packet = get_packet(direction);
 	struct device *device;
 
-	if (!control || !scratch)
+	if (!control || !packet)
+		return;
+	struct skb *skb = get_skb(packet, argument);
+
+	if (direction == IN && is_loopback(skb))
 		return;
 	count(0, SEEN);
-	meet(scratch, address, direction);
-	READ(scratch->device_name, 16, scratch->met.dev + DEV_NAME);
+	meet(packet, skb, direction);
 	if (control->device_filter) {
-		device = find_device(&scratch->key);
-		if (device && device->unwanted && same_name(device->name, scratch->device_name)) {
+		device = find_device(&packet->key);
+		if (device && device->unwanted && same_name(device->name, packet->device_name)) {
 			count(device->slot, FILTERED);
 			return;
 		}
 	}
-	identify(ctx, control, scratch, direction, 0);
+	identify(ctx, control, packet, skb, direction, 0);
 	takers.call(ctx, direction);
 }
 
 /*
  * The second half: wanted?, how long, room, copy, give to the reader.
  */
-static inline void take(const u32 direction)
+static inline void take(void *argument, const u32 direction)
 {
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
-	struct scratch *scratch = get_scratch(direction);
+	struct packet *packet = get_packet(direction);
 	struct frame frame;
 	struct reservation room;
 	struct label *label;
 	struct device *device;
 	u32 slot = 0, lost;
 
-	if (!control || !scratch)
+	if (!control || !packet)
 		return;
-	struct skb *skb = &scratch->skb;
-	struct shared *shared = &scratch->shared;
-	struct key *key = &scratch->key;
-	struct meeting *met = &scratch->met;
+#ifdef KPROBE
+	struct skb *skb = &packet->skb; /* read by the first half */
+#else
+	struct skb *skb = get_skb(packet, argument);
+#endif
+	struct shared *shared = &packet->shared;
+	struct key *key = &packet->key;
 
 	label = key->via == VIA_UNRESOLVED ? NULL : labels.lookup(key);
 	if (label &&
-	    !(same_name(label->comm, scratch->user.comm) && same_name(label->device, scratch->device_name)))
+	    !(same_name(label->comm, packet->user.comm) && same_name(label->device, packet->device_name)))
 		label = NULL;
 	if (label) {
 		slot = label->slot;
 	} else {
 		device = find_device(key);
-		if (device && same_name(device->name, scratch->device_name))
+		if (device && same_name(device->name, packet->device_name))
 			slot = device->slot;
 	}
 	if (label && !label->snaplen) {
 		count(slot, FILTERED);
 		return;
 	}
-	if (met->is_known && control->dedup) {
+	if (packet->is_known && control->dedup) {
 		count(slot, DUPLICATE);
 		return;
 	}
-	READ(shared, sizeof(*shared), SKB(u64, HEAD) + SKB(u32, END));
-	lost = find_frame(skb, direction, &frame);
+	u32 end = SKB(u32, END);
+
+	READ(shared, sizeof(*shared), packet->head + end);
+	lost = find_frame(skb, packet->head, packet->data, direction, &frame);
 	if (lost) {
 		count(slot, lost);
 		return;
 	}
-	u64 time_ns = met->time + ONCE(control->clock_offset);
-	u32 checksum = control->fill ? unfinished_checksum(skb, &frame) : 0;
+	u64 time_ns = packet->time + ONCE(control->clock_offset);
+	u32 checksum = control->fill ? unfinished_checksum(skb, packet->head, &frame) : 0;
 	u32 flags = packet_flags(skb, shared, direction);
 	u32 snaplen = label ? label->snaplen : control->snaplen;
 	u32 options_len = label ? label->options_len : sizeof(struct upcall);
@@ -273,9 +233,9 @@ static inline void take(const u32 direction)
 		READ(options, BOUND(options_len, OPTIONS_MAX - 1), label->options);
 		*(u32 *)(options + BOUND(label->flags_at, OPTIONS_MAX - 1)) |= flags;
 		if (key->linked)
-			*(u64 *)(options + BOUND(label->flags_at + 8, OPTIONS_MAX - 1)) = met->packet_id;
+			*(u64 *)(options + BOUND(label->flags_at + 8, OPTIONS_MAX - 1)) = packet->packet_id;
 	} else {
-		describe((struct upcall *)options, scratch, flags, checksum);
+		describe((struct upcall *)options, packet, flags, checksum);
 		list_upcall(control, segment, &room);
 	}
 	*(u32 *)(segment->bytes + BOUND(at + size - 4, SEGMENT_SIZE - 1)) = size;
@@ -296,7 +256,7 @@ static inline void take(const u32 direction)
 	FORGET(frame.start);
 	FORGET(frame.linear);
 	FORGET(frame.vlan);
-	u32 got = copy_frame(control, segment, at + 28, &frame, skb, shared);
+	u32 got = copy_frame(control, segment, at + 28, &frame, packet->head, end, &packet->skb, shared);
 	if (got < cap_len || checksum) {
 		header = (u32 *)(segment->bytes + BOUND(at, SEGMENT_SIZE - 1));
 		header[5] = got;
@@ -308,7 +268,7 @@ static inline void take(const u32 direction)
 			trailer[3] = checksum;
 			trailer[4] = flags;
 			if (key->linked)
-				*(u64 *)trailer = met->packet_id;
+				*(u64 *)trailer = packet->packet_id;
 			list_upcall(control, segment, &room);
 		}
 	}
@@ -316,24 +276,13 @@ static inline void take(const u32 direction)
 	commit(control, &room, size);
 }
 
-/* Frames on loopback were captured when they left: they appear once. */
-static inline int is_loopback(u64 address)
-{
-	u64 dev = 0;
-	u32 flags = 0;
-
-	READ(&dev, sizeof(dev), address + SKB_DEV);
-	READ(&flags, sizeof(flags), dev + DEV_FLAGS);
-	return flags & 8; /* IFF_LOOPBACK */
-}
-
 /* The first argument of the traced function: of a raw tracepoint, or from the registers at a kprobe. */
 #define TRACEPOINT_ARGUMENT(ctx, n) (((u64 *)(ctx))[n])
 #define KPROBE_ARGUMENT(ctx)	    (*(u64 *)((u8 *)(ctx) + ARGUMENT_1))
 #ifdef KPROBE
-#define FIRST_ARGUMENT(ctx) KPROBE_ARGUMENT(ctx)
+#define FIRST_ARGUMENT(ctx) ((void *)KPROBE_ARGUMENT(ctx))
 #else
-#define FIRST_ARGUMENT(ctx) TRACEPOINT_ARGUMENT(ctx, 0)
+#define FIRST_ARGUMENT(ctx) ((void *)TRACEPOINT_ARGUMENT(ctx, 0))
 #endif
 
 int on_transmit(void *ctx)
@@ -344,13 +293,7 @@ int on_transmit(void *ctx)
 
 int take_out(void *ctx)
 {
-	take(OUT);
-	return 0;
-}
-
-int take_in(void *ctx)
-{
-	take(IN);
+	take(FIRST_ARGUMENT(ctx), OUT);
 	return 0;
 }
 
@@ -359,24 +302,31 @@ int on_queue(void *ctx)
 {
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
-	struct scratch *scratch = get_scratch(0);
+	struct packet *packet = get_packet(0);
 
-	if (!control || !scratch)
+	if (!control || !packet)
 		return 0;
-	meet(scratch, FIRST_ARGUMENT(ctx), OUT);
-	identify(ctx, control, scratch, OUT, 1);
+	struct skb *skb = get_skb(packet, FIRST_ARGUMENT(ctx));
+
+	meet(packet, skb, OUT);
+	identify(ctx, control, packet, skb, OUT, 1);
 	return 0;
 }
 
 /* __netif_receive_skb_core takes the address of a pointer to the skb, its tracepoint the skb. */
 int on_receive(void *ctx)
 {
-	u64 address = FIRST_ARGUMENT(ctx);
+	void *argument = FIRST_ARGUMENT(ctx);
 #ifdef KPROBE
-	READ(&address, sizeof(address), address);
+	READ(&argument, sizeof(argument), argument);
 #endif
-	if (!is_loopback(address))
-		capture(ctx, address, IN);
+	capture(ctx, argument, IN);
+	return 0;
+}
+
+int take_in(void *ctx)
+{
+	take(FIRST_ARGUMENT(ctx), IN);
 	return 0;
 }
 
@@ -387,7 +337,7 @@ int on_use(void *ctx)
 	u64 sk = 0;
 
 	READ(&sk, sizeof(sk), KPROBE_ARGUMENT(ctx) + SOCKET_SK);
-	learn_use(ctx, sk, &work);
+	learn_use_at(ctx, sk, &work);
 	return 0;
 }
 
@@ -396,7 +346,7 @@ int on_accept(void *ctx)
 {
 	struct workspace work;
 
-	learn_use(ctx, KPROBE_ARGUMENT(ctx), &work);
+	learn_use_at(ctx, KPROBE_ARGUMENT(ctx), &work);
 	return 0;
 }
 
@@ -404,8 +354,10 @@ int on_accept(void *ctx)
 int on_used(void *ctx)
 {
 	struct workspace work;
+	struct sock_head *sock = (void *)TRACEPOINT_ARGUMENT(ctx, 0);
 
-	learn_use(ctx, TRACEPOINT_ARGUMENT(ctx, 0), &work);
+	asm volatile("" : "+r"(sock));
+	learn_use(ctx, (u64)sock, sock, &work);
 	return 0;
 }
 
@@ -421,6 +373,6 @@ int on_state(void *ctx)
 
 int on_measure(void *ctx)
 {
-	measure(ctx, (void *)FIRST_ARGUMENT(ctx));
+	measure(ctx, FIRST_ARGUMENT(ctx));
 	return 0;
 }

@@ -26,7 +26,9 @@ struct sock_head {
 	u8 bytes[SOCK_SPAN];
 } __attribute__((aligned(8)));
 #define SOCK(type, field) (*(type *)(sock->bytes + SOCK_##field))
-#define SOCK_BIT(field)	  (SOCK(u8, field##_BYTE) >> SOCK_##field##_SHIFT & 1)
+/* What tells one socket from another: the hash of its addresses, and its ports. */
+#define SOCK_IDENTITY(sock) (SOCK(u32, HASH) | (u64)SOCK(u32, DPORT) << 32)
+#define SOCK_BIT(field)	    (SOCK(u8, field##_BYTE) >> SOCK_##field##_SHIFT & 1)
 
 /* The inode number of an open socket: it tells a socket from a later one at the same address.
    0: closed by its users, or not yet accepted. */
@@ -140,3 +142,10 @@ static inline void flow_of_packet(u64 at, u64 size, u32 ether_type, u32 directio
 		flow->local[0] = flow->local[1] = 0;
 	}
 }
+
+/* Room for what the functions that learn need, so that each program chooses where it lies. */
+struct workspace {
+	struct sock_head sock;
+	struct owner owner;
+	struct flow flow;
+};

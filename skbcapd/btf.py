@@ -59,6 +59,7 @@ class Btf:
         self._strings = blob[header_len + str_off : header_len + str_off + str_len]
         self._at = [0]  # type id -> position in _types; id 0 is void
         self._structs: dict[int, int] = {}  # name's position in _strings -> type id
+        self._typedefs: dict[int, int] = {}  # the same for typedefs
         self._index()
 
     @classmethod
@@ -86,6 +87,8 @@ class Btf:
             kind = info >> 24 & 31
             if kind in (_STRUCT, _UNION):
                 self._structs.setdefault(name, number)
+            elif kind == _TYPEDEF:
+                self._typedefs[name] = number
             elif not _INT <= kind <= _ENUM64:
                 raise BtfError(
                     f"BTF type {number} is of kind {kind}; this reader knows kinds {_INT} to {_ENUM64}",
@@ -168,9 +171,10 @@ class Btf:
         except BtfError:
             return False
 
-    def has_tracepoint(self, name: str) -> bool:
-        """Whether this kernel has the tracepoint: its BTF then has a typedef of that name for the probe's type."""
-        return self._strings.find(b"\0btf_trace_" + name.encode() + b"\0") >= 0
+    def tracepoint(self, name: str) -> int | None:
+        """The type id of a tracepoint's typedef; None where this kernel has no such tracepoint."""
+        start = self._strings.find(b"\0btf_trace_" + name.encode() + b"\0") + 1
+        return self._typedefs.get(start) if start else None
 
     def size(self, struct_name: str) -> int:
         """Size of a struct in bytes.

@@ -6,17 +6,15 @@ devices, counters.
 The rule: this process holds descriptors and makes plain bpf(2) calls; compiling and loading is the child's (loader.py).
 Attaching comes last: the measurements are in the program's control words before the first packet is seen.
 
-Source: include/uapi/linux/bpf.h (commands and records of bpf(2)); Documentation/bpf/ringbuf.rst.
+Source: include/uapi/linux/bpf.h; Documentation/bpf/ringbuf.rst.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import mmap
 import os
-import platform
 import re
 import struct
 import time
@@ -24,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from skbcapd import layout, loader
+from skbcapd import layout, loader, syscall
 from skbcapd.btf import Btf
 from skbcapd.errors import KernelError
 from skbcapd.layout import Geometry, Measurement
@@ -37,8 +35,6 @@ _MAPS = (
     *("counters", "measurements", "wakeups"),
     "takers",  # empties itself when nobody holds it
 )
-_BPF_NUMBER = {"x86_64": 321, "aarch64": 280}
-_LOOKUP, _UPDATE, _OBJECT_INFO = 1, 2, 15
 _RECURSION_MISSES = 208  # offset in struct bpf_prog_info
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")
 _MARKER_TRIES = 64
@@ -68,21 +64,6 @@ _USE_TRACEPOINTS = (
     Hook("tracepoint", "sock_recv_length", "on_used"),
 )
 _STATE_TRACEPOINT = Hook("tracepoint", "inet_sock_set_state", "on_state")
-
-
-def _bpf(command: int, attributes: bytes) -> None:
-    """One bpf(2) call.
-
-    Raises:
-        OSError: as the kernel says.
-    """
-    libc = _LIBC
-    if libc.syscall(_BPF_NUMBER[platform.machine()], command, attributes, len(attributes)) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def has_kprobes(pmu: Path = _KPROBE_PMU) -> bool:
@@ -133,7 +114,7 @@ def choose_learning_hooks(hooks: Sequence[Hook], transmit: str, btf: Btf) -> lis
         chosen += _USE_TRACEPOINTS
     if transmit == "driver":
         chosen.append(replace(choose_hooks(kind, ("out",), "queue")[0], function="on_queue"))
-    return [hook for hook in chosen if hook.kind == "kprobe" or btf.has_tracepoint(hook.target)]
+    return [hook for hook in chosen if hook.kind == "kprobe" or btf.tracepoint(hook.target)]
 
 
 def choose_hooks(attach: str, directions: Sequence[str], transmit: str) -> list[Hook]:
@@ -264,7 +245,7 @@ class Program:
     def missed(self) -> int:
         """Times the kernel skipped the program because it was already running on that processor (recursion_misses)."""
         taking = self._programs[: len(self.hooks)]
-        return sum(struct.unpack_from("<Q", _info(fd), _RECURSION_MISSES)[0] for fd in taking)
+        return sum(struct.unpack_from("<Q", syscall.info(fd), _RECURSION_MISSES)[0] for fd in taking)
 
     @property
     def wakeup_fd(self) -> int:
@@ -343,16 +324,10 @@ class Program:
         self._programs, self._maps = [], {}
 
     def _update(self, table: str, key: bytes, value: bytes) -> None:
-        key_buffer, value_buffer = (
-            ctypes.create_string_buffer(key, len(key)),
-            ctypes.create_string_buffer(value, len(value)),
-        )
-        _bpf(_UPDATE, struct.pack("<IIQQQ", self._maps[table], 0, _address(key_buffer), _address(value_buffer), 0))
+        syscall.update(self._maps[table], key, value)
 
     def _lookup(self, table: str, key: bytes, size: int) -> bytes:
-        key_buffer, value_buffer = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(size)
-        _bpf(_LOOKUP, struct.pack("<IIQQQ", self._maps[table], 0, _address(key_buffer), _address(value_buffer), 0))
-        return value_buffer.raw
+        return syscall.lookup(self._maps[table], key, size)
 
 
 def load(geometry: Geometry, hooks: list[Hook], transmit: str = "queue") -> Program:
@@ -372,7 +347,11 @@ def load(geometry: Geometry, hooks: list[Hook], transmit: str = "queue") -> Prog
     learning = choose_learning_hooks(hooks, transmit, btf)
     measure = choose_hooks(hooks[0].kind, ("out",), "queue")[0]
     measure = replace(measure, function="on_measure")
-    child = loader.start(_MAPS, definitions, [*hooks, *learning], measure)
+    every = [
+        replace(hook, type_id=btf.tracepoint(hook.target) or 0) if hook.kind == "tracepoint" else hook
+        for hook in (measure, *hooks, *learning)
+    ]
+    child = loader.start(_MAPS, definitions, every[1:], every[0])
     try:
         message, descriptors = child.receive()
         maps = dict(zip(message["maps"], descriptors, strict=True))
@@ -395,20 +374,9 @@ def load(geometry: Geometry, hooks: list[Hook], transmit: str = "queue") -> Prog
 
 def _compare_sizes(geometry: Geometry, maps: dict[str, int]) -> None:
     for name, expected in geometry.record_sizes().items():
-        found = struct.unpack_from("<II", _info(maps[name]), 8)
+        found = struct.unpack_from("<II", syscall.info(maps[name]), 8)
         if found != expected:
             raise KernelError(f"map {name} has keys and values of {found} bytes; layout.py expects {expected}")
-
-
-def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
-    return ctypes.addressof(buffer)
-
-
-def _info(descriptor: int) -> bytes:
-    """What the kernel tells of a descriptor: its struct bpf_map_info or bpf_prog_info."""
-    buffer = ctypes.create_string_buffer(256)
-    _bpf(_OBJECT_INFO, struct.pack("<IIQ", descriptor, len(buffer), _address(buffer)))
-    return buffer.raw
 
 
 def _possible_cpus(path: Path = Path("/sys/devices/system/cpu/possible")) -> int:

@@ -22,10 +22,11 @@ import tempfile
 import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from skbcapd import syscall
 from skbcapd.errors import KernelError
 
 # What the installed package holds is a copy of the tree's bpf/ (pyproject.toml).
@@ -41,14 +42,16 @@ class Hook:
     """One place in the kernel where a function of the program runs.
 
     Args:
-        kind: "kprobe" or "tracepoint" (raw tracepoint).
+        kind: "kprobe" or "tracepoint" (a raw one, with typed arguments).
         target: kernel function or tracepoint.
         function: function of bpf/skbcapd.bpf.c.
+        type_id: of a tracepoint, in the kernel's BTF; 0 until it is known.
     """
 
     kind: str
     target: str
     function: str
+    type_id: int = 0
 
     def __str__(self) -> str:
         return f"{self.kind} {self.target}"
@@ -139,46 +142,50 @@ def _child(
 ) -> None:
     """Runs in the child: load, report, measure, attach on request, report."""
     os.environ["BCC_KERNEL_SOURCE"] = str(SOURCES)
-    from bcc import BPF, lib  # noqa: PLC0415  the only import of bcc, on purpose not in the parent
+    from bcc import BPF, lib  # noqa: PLC0415  the room of bcc, on purpose not in the parent
 
     flags = [f"-D{name}={value}" for name, value in definitions.items()] + ["-Wno-everything", "-Os"]
     if measure.kind == "kprobe":
         flags.append("-DKPROBE")
     program = BPF(text=source(), cflags=flags)
-    kinds = {hook.function: BPF.KPROBE if hook.kind == "kprobe" else BPF.RAW_TRACEPOINT for hook in (measure, *hooks)}
-    takers = {_NEXT[name]: kind for name, kind in kinds.items() if name in _NEXT}
-    kinds |= {name: kind for (name, _), kind in takers.items()}
+    takers = {replace(hook, function=_NEXT[hook.function][0]): hook for hook in hooks if hook.function in _NEXT}
+    every = [measure, *hooks, *takers]
     with ThreadPoolExecutor() as threads:  # the verifier takes its time with each, and has a processor each
-        list(threads.map(lambda function: program.load_func(function.encode(), kinds[function]), kinds))
-    for name, index in takers:
-        program[b"takers"][ctypes.c_int(index)] = ctypes.c_int(program.load_func(name.encode(), kinds[name]).fd)
-    _attach(program, measure)
+        loaded = dict(zip(every, threads.map(lambda hook: _load(program, hook), every), strict=True))
+    for taker, hook in takers.items():
+        program[b"takers"][ctypes.c_int(_NEXT[hook.function][1])] = ctypes.c_int(loaded[taker])
+    measuring = _attach(program, measure, loaded[measure])
     descriptors = [lib.bpf_table_fd(program.module, name.encode()) for name in maps]
     _send(channel, {"maps": list(maps)}, descriptors)
     if not channel.recv(64):
         return  # the parent has given up
-    _detach(program, measure)
-    links = [_attach(program, hook) for hook in hooks]
-    programs = [program.load_func(hook.function.encode(), kinds[hook.function]).fd for hook in hooks]
-    _send(channel, {"hooks": len(hooks)}, links + programs)
+    if measure.kind == "kprobe":
+        program.detach_kprobe(event=measure.target.encode(), fn_name=measure.function.encode())
+    else:
+        os.close(measuring)
+    links = [_attach(program, hook, loaded[hook]) for hook in hooks]
+    _send(channel, {"hooks": len(hooks)}, links + [loaded[hook] for hook in hooks])
 
 
 def _send(channel: socket.socket, message: dict[str, Any], descriptors: list[int]) -> None:
     socket.send_fds(channel, [json.dumps(message).encode()], descriptors)
 
 
-def _attach(program: Any, hook: Hook) -> int:
-    """Attach one hook; its descriptor keeps it attached after this process has ended."""
+def _load(program: Any, hook: Hook) -> int:
+    """Load one hook's function; its descriptor."""
+    from bcc import BPF, lib  # noqa: PLC0415  as in _child
+
+    function = hook.function.encode()
+    if hook.kind == "kprobe":
+        return int(program.load_func(function, BPF.KPROBE).fd)
+    start, size = lib.bpf_function_start(program.module, function), lib.bpf_function_size(program.module, function)
+    return syscall.load_tracepoint(hook.function, ctypes.string_at(start, size), hook.type_id)
+
+
+def _attach(program: Any, hook: Hook, descriptor: int) -> int:
+    """Attach one hook; the descriptor returned keeps it attached after this process has ended."""
+    if hook.kind == "tracepoint":
+        return syscall.attach_tracepoint(descriptor)
     function, target = hook.function.encode(), hook.target.encode()
-    if hook.kind == "kprobe":
-        program.attach_kprobe(event=target, fn_name=function)
-        return int(program.kprobe_fds[b"p_" + target.replace(b"+", b"_").replace(b".", b"_")][function])
-    program.attach_raw_tracepoint(tp=target, fn_name=function)
-    return int(program.raw_tracepoint_fds[target])
-
-
-def _detach(program: Any, hook: Hook) -> None:
-    if hook.kind == "kprobe":
-        program.detach_kprobe(event=hook.target.encode(), fn_name=hook.function.encode())
-    else:
-        program.detach_raw_tracepoint(tp=hook.target.encode())
+    program.attach_kprobe(event=target, fn_name=function)
+    return int(program.kprobe_fds[b"p_" + target.replace(b"+", b"_").replace(b".", b"_")][function])

@@ -21,6 +21,7 @@ ORDER = (
     "config",
     "btf",
     "layout",
+    "syscall",
     "marker",
     "loader",
     "kernel",

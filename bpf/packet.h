@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * A packet as it is met: where it is, on which device, and all that is found out about it on its way.
+ *
+ * It lies in a per-CPU record, as there is room for half of it on the stack, and goes from the first program to the second.
+ */
+
+struct packet {
+	u64 dev;   /* net_device */
+	u64 net;   /* its network namespace */
+	u64 sk;	   /* the packet's socket; then the one whose user was looked for, whose head is in `work` */
+	u64 inode; /* of that one; 0: none */
+	u64 head;  /* of the data's memory */
+	u64 data;  /* where the stack has arrived in it */
+	u64 linear_end; /* of the linear part */
+	u64 time;	/* ns since boot, suspend left out */
+	u64 packet_id;	/* epb_packetid; 0: none */
+	u64 is_known;	/* seen before, on another device */
+	struct key key;
+	struct user user;
+	u64 device_name[2];
+	struct shared shared;
+	struct workspace work;
+	struct skb skb; /* a copy of it, where it cannot be looked at in place; then of those of its chain */
+};
+BPF_PERCPU_ARRAY(packets, struct packet, 3);
+
+/* A processor's record for one direction; 0 is the queue's, when frames are taken at the driver. Two programs for one
+   direction never run inside one another on a processor: the kernel keeps a program from running inside itself, and packets
+   leave with softirqs off. */
+static inline struct packet *get_packet(u32 direction)
+{
+	return packets.lookup(&direction);
+}
+
+/* The packet's sk_buff from the program's first argument: in place, or copied. */
+static inline struct skb *get_skb(struct packet *packet, void *argument)
+{
+#ifdef KPROBE
+	READ(&packet->skb, sizeof(packet->skb), argument);
+	return &packet->skb;
+#else
+	struct skb *skb = argument;
+
+	asm volatile("" : "+r"(skb)); /* or bcc would make a helper's call of each load */
+	return skb;
+#endif
+}
+
+/* The head of the packet's socket, in place or copied; NULL without a socket. Only single fields may be looked at. */
+static inline struct sock_head *socket_of(struct packet *packet, struct skb *skb)
+{
+#ifdef KPROBE
+	if (!packet->sk || READ(&packet->work.sock, sizeof(packet->work.sock), packet->sk))
+		return NULL;
+	return &packet->work.sock;
+#else
+	return SKB(struct sock_head *, SK);
+#endif
+}
+
+/* Reads the packet's own record and finds its device. */
+static inline void meet(struct packet *packet, struct skb *skb, u32 direction)
+{
+	u8 *dev = SKB(u8 *, DEV);
+	u8 *net = FIELD(u8 *, dev, DEV_NET);
+
+	packet->inode = packet->packet_id = packet->is_known = 0;
+	packet->time = bpf_ktime_get_ns();
+	packet->dev = (u64)dev;
+	packet->net = (u64)net;
+	packet->sk = SKB(u64, SK);
+	/* The verifier takes some addresses for pointers until they have been in memory. */
+	packet->head = SKB(u64, HEAD);
+	packet->data = SKB(u64, DATA);
+	asm volatile("" : : : "memory");
+	packet->linear_end = packet->data + SKB(u32, LEN) - SKB(u32, DATA_LEN);
+	packet->key.direction = direction;
+	packet->key.ifindex = FIELD(u32, dev, DEV_IFINDEX);
+	packet->key.net = FIELD(u64, net, NET_COOKIE);
+	packet->device_name[0] = FIELD(u64, dev, DEV_NAME);
+	packet->device_name[1] = FIELD(u64, dev, DEV_NAME + 8);
+}
+
+/* The flow of a packet on its way out, into its workspace. */
+static inline void flow_of_sent(struct packet *packet, struct skb *skb, struct headers *headers)
+{
+	u64 at = packet->head + SKB(u16, NETWORK_HEADER);
+
+	flow_of_packet(at, packet->linear_end - at, SKB(u16, PROTOCOL), OUT, &packet->work.flow, headers);
+	packet->work.flow.net = packet->key.net;
+}

@@ -1,0 +1,108 @@
+"""bpf(2), called plainly.
+
+In: a command and its attributes as bytes. Out: what the kernel returns.
+
+The rule: records of the kernel's interface are packed here and nowhere else.
+
+Source: include/uapi/linux/bpf.h (union bpf_attr, struct bpf_map_info, struct bpf_prog_info).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+
+_NUMBER = {"x86_64": 321, "aarch64": 280}
+_LOOKUP, _UPDATE, _LOAD, _OBJECT_INFO, _OPEN_TRACEPOINT = 1, 2, 5, 15, 17
+_TYPE_TRACING, _ATTACH_RAW_TRACEPOINT = 26, 23
+_PROG_ATTR = struct.Struct("<IIQQIIQII16sIIIIQIIQII")
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def _bpf(command: int, attributes: bytes) -> int:
+    """One bpf(2) call.
+
+    Raises:
+        OSError: as the kernel says.
+    """
+    result = int(_LIBC.syscall(_NUMBER[platform.machine()], command, attributes, len(attributes)))
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def update(table: int, key: bytes, value: bytes) -> None:
+    """Set an entry of a map."""
+    key_buffer, value_buffer = (
+        ctypes.create_string_buffer(key, len(key)),
+        ctypes.create_string_buffer(value, len(value)),
+    )
+    _bpf(_UPDATE, struct.pack("<IIQQQ", table, 0, _address(key_buffer), _address(value_buffer), 0))
+
+
+def lookup(table: int, key: bytes, size: int) -> bytes:
+    """An entry of a map, `size` bytes of value (for a per-CPU map: of all processors).
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    key_buffer, value_buffer = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(size)
+    _bpf(_LOOKUP, struct.pack("<IIQQQ", table, 0, _address(key_buffer), _address(value_buffer), 0))
+    return value_buffer.raw
+
+
+def info(descriptor: int) -> bytes:
+    """What the kernel tells of a descriptor: its struct bpf_map_info or bpf_prog_info."""
+    buffer = ctypes.create_string_buffer(256)
+    _bpf(_OBJECT_INFO, struct.pack("<IIQ", descriptor, len(buffer), _address(buffer)))
+    return buffer.raw
+
+
+def load_tracepoint(name: str, instructions: bytes, type_id: int) -> int:
+    """Load a program for a raw tracepoint whose arguments the verifier knows by their types.
+
+    bcc cannot: it sets no type to attach to.
+
+    Args:
+        name: of the program.
+        instructions: 8 bytes each.
+        type_id: in the kernel's BTF, of the tracepoint's typedef.
+
+    Returns:
+        The program's descriptor.
+
+    Raises:
+        OSError: refused; the verifier's last words are its `strerror`.
+    """
+    code = ctypes.create_string_buffer(instructions, len(instructions))
+    licence = ctypes.create_string_buffer(b"GPL")
+
+    def load(level: int, log: ctypes.Array[ctypes.c_char] | None) -> int:
+        attributes = _PROG_ATTR.pack(
+            *(_TYPE_TRACING, len(instructions) // 8, _address(code), _address(licence)),
+            *(level, len(log) if log else 0, _address(log) if log else 0),
+            *(0, 0, name.encode()[:15], 0, _ATTACH_RAW_TRACEPOINT, 0, 0, 0, 0, 0, 0, 0, type_id),
+        )
+        return _bpf(_LOAD, attributes)
+
+    try:
+        return load(0, None)
+    except OSError as error:
+        log = ctypes.create_string_buffer(1 << 24)
+        try:
+            return load(1, log)
+        except OSError:
+            last = log.value.decode(errors="replace").strip().splitlines()[-4:]
+            raise OSError(error.errno, f"{error.strerror}: {' | '.join(last)}") from None
+
+
+def attach_tracepoint(program: int) -> int:
+    """Attach a program from load_tracepoint; closing the descriptor returned detaches it."""
+    return _bpf(_OPEN_TRACEPOINT, struct.pack("<QIIQ", 0, program, 0, 0))
+
+
+def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
+    return ctypes.addressof(buffer)
