@@ -105,11 +105,22 @@ class Service:
                 capture.program.set_clock()
                 self._tick()
             if moved < SEGMENT_SIZE:
-                asleep = not moved and capture.fall_asleep()
-                until = next_tick if asleep else now + LATENCY_S
-                for descriptor, _ in self._epoll.poll(max(0.0, min(until, end) - now)):
-                    if descriptor == self._output_fd:
-                        raise BrokenPipeError
-                    if descriptor == self._signals.fileno():
-                        os.read(descriptor, 4096)
+                if not moved and capture.fall_asleep():
+                    has_packet = self._wait(min(next_tick, end))
+                    capture.wake_up()
+                    if not has_packet:
+                        continue
+                # Also after the first packet: others come behind it, and a socket that nobody has used yet may be used.
+                self._wait(min(time.monotonic() + LATENCY_S, end))
                 capture.wake_up()
+
+    def _wait(self, until: float) -> bool:
+        """Wait for the program's call, a signal or the end of the output, but not beyond a time; whether it called."""
+        called = False
+        for descriptor, _ in self._epoll.poll(max(0.0, until - time.monotonic())):
+            if descriptor == self._output_fd:
+                raise BrokenPipeError
+            if descriptor == self._signals.fileno():
+                os.read(descriptor, 4096)
+            called |= descriptor == self.capture.program.wakeup_fd
+        return called
