@@ -109,7 +109,7 @@ def test_a_capture_runs_from_start_to_stop() -> None:
     [(0, ["fall_asleep", "wake_up", "wake_up"]), (4, ["wake_up"]), (SEGMENT_SIZE - 4, ["wake_up"]), (SEGMENT_SIZE, [])],
 )
 def test_when_the_loop_waits(moved: int, after: list[str]) -> None:
-    """With no packets it asks to be woken; then, and while some come, it waits a little; after a segment it does not."""
+    """With no packets it asks to be woken; then, and while some come, it waits a little; after a segment, not."""
     assert run(FakeCapture(moved, SEGMENT_SIZE))[2:] == ["drain", *after, "drain", "stop"]
 
 
