@@ -118,7 +118,7 @@ def _say(line: str) -> None:
 def _load(settings: Settings) -> kernel.Program:
     hooks = kernel.choose_hooks(settings.attach, settings.directions, settings.transmit)
     doctor.refuse_hopeless()
-    return kernel.load(Geometry.for_buffer(settings.buffer.size), hooks, settings.transmit)
+    return kernel.load(Geometry.for_buffer(settings.buffer.size), hooks, settings.attach, settings.transmit)
 
 
 def _capture(options: argparse.Namespace) -> int:

@@ -93,27 +93,25 @@ def kernel_symbol(name: str, kallsyms: Path = Path("/proc/kallsyms")) -> str:
     return str(min(found, key=len), "ascii")
 
 
-def choose_learning_hooks(hooks: Sequence[Hook], transmit: str, btf: Btf) -> list[Hook]:
+def choose_learning_hooks(attach: str, transmit: str, btf: Btf) -> list[Hook]:
     """Which hooks tell who uses a socket, beside those where frames are taken.
 
     Args:
-        hooks: from choose_hooks.
-        transmit: as for choose_hooks.
+        attach, transmit: as for choose_hooks.
         btf: the running kernel's types: they name its tracepoints.
 
     Returns:
         Those that this kernel has. The fewer, the more packets are of nobody known.
     """
-    kind = hooks[0].kind
     chosen = [_STATE_TRACEPOINT]
-    if kind == "kprobe":
+    if attach != "tracepoint" and has_kprobes():
         for probe in _USE_PROBES:
             with contextlib.suppress(KernelError):  # IPv6 may be a module that is not loaded
                 chosen.append(replace(probe, target=kernel_symbol(probe.target)))
     else:
         chosen += _USE_TRACEPOINTS
     if transmit == "driver":
-        chosen.append(replace(choose_hooks(kind, ("out",), "queue")[0], function="on_queue"))
+        chosen.append(replace(choose_hooks(attach, ("out",), "queue")[0], function="on_queue"))
     return [hook for hook in chosen if hook.kind == "kprobe" or btf.tracepoint(hook.target)]
 
 
@@ -121,7 +119,8 @@ def choose_hooks(attach: str, directions: Sequence[str], transmit: str) -> list[
     """Which hooks to take on this kernel.
 
     Args:
-        attach: "auto" (kprobes where there are kprobes), "kprobe" or "tracepoint".
+        attach: "auto" (frames at tracepoints; users of sockets by kprobes, where there are kprobes), "kprobe" or
+            "tracepoint" for all.
         directions: "out", "in" or both.
         transmit: where frames that leave are taken: "queue" or "driver".
 
@@ -129,12 +128,12 @@ def choose_hooks(attach: str, directions: Sequence[str], transmit: str) -> list[
         KernelError: kprobes were asked for and this kernel has none, or lacks the function.
     """
     places = [_PLACES[transmit if direction == "out" else "in"] for direction in directions]
-    if attach == "tracepoint" or (attach == "auto" and not has_kprobes()):
+    if attach != "kprobe":
         return [tracepoint for _, tracepoint in places]
     if not has_kprobes():
         raise KernelError(
             "this kernel has no kprobes; expected CONFIG_KPROBES=y for attach: kprobe",
-            "use attach: auto, which takes a tracepoint instead",
+            "use attach: auto, which takes tracepoints instead",
         )
     return [replace(probe, target=kernel_symbol(probe.target)) for probe, _ in places]
 
@@ -330,13 +329,13 @@ class Program:
         return syscall.lookup(self._maps[table], key, size)
 
 
-def load(geometry: Geometry, hooks: list[Hook], transmit: str = "queue") -> Program:
+def load(geometry: Geometry, hooks: list[Hook], attach: str = "auto", transmit: str = "queue") -> Program:
     """Compile and load the program for the running kernel and measure what it needs; nothing is captured yet.
 
     Args:
         geometry: size of the shared memory.
         hooks: from choose_hooks.
-        transmit: as given to choose_hooks.
+        attach, transmit: as given to choose_hooks.
 
     Raises:
         BtfError: the kernel's types are missing or unknown.
@@ -344,8 +343,8 @@ def load(geometry: Geometry, hooks: list[Hook], transmit: str = "queue") -> Prog
     """
     btf = Btf.load()
     definitions = layout.definitions(btf, geometry)
-    learning = choose_learning_hooks(hooks, transmit, btf)
-    measure = choose_hooks(hooks[0].kind, ("out",), "queue")[0]
+    learning = choose_learning_hooks(attach, transmit, btf)
+    measure = choose_hooks(attach, ("out",), "queue")[0]
     measure = replace(measure, function="on_measure")
     every = [
         replace(hook, type_id=btf.tracepoint(hook.target) or 0) if hook.kind == "tracepoint" else hook
