@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from skbcapd import __version__, config, doctor, files, kernel
+from skbcapd import __version__, config, doctor, files, kernel, split, top
 from skbcapd.capture import ANY, Capture, Output, PcapngOutput, Totals
 from skbcapd.errors import FileError, UsageError
 from skbcapd.layout import Geometry
@@ -73,6 +73,17 @@ def _parser() -> argparse.ArgumentParser:
             "--set", dest="sets", metavar="KEY=VALUE", action="append", default=[], help="override a setting"
         )
     add("doctor", doctor.command, "Tell what this kernel offers and what stands in the way of a capture.")
+    busy = add("top", top.command, "Who sent and received what: the packets of capture files, process by process.")
+    busy.add_argument("files", metavar="FILE", type=Path, nargs="+", help="pcapng, also packed by gzip or zstd")
+    form = busy.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="all that is known, as JSON")
+    form.add_argument("--csv", action="store_true", help="a line for each process, for a spreadsheet")
+    parts = add("split", split.command, "Write the packets of each process, name or unit into a file of its own.")
+    parts.add_argument("file", metavar="FILE", type=Path, help="pcapng, also packed by gzip or zstd")
+    parts.add_argument("--by", choices=split.KEYS, required=True, help="what the packets of one file have in common")
+    parts.add_argument(
+        "-d", "--directory", metavar="DIR", type=Path, default=Path(), help="where the files go, default here"
+    )
     return parser
 
 

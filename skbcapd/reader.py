@@ -29,11 +29,14 @@ from skbcapd.label import EPB_FLAGS, EPB_PROCESSID_THREADID, OPT_COMMENT, OPT_EN
 _CHUNK = 1 << 20
 _BLOCK_MAX = 16 << 20  # bytes of one block; MAX_BLOCK_SIZE in Wireshark's wiretap/pcapng.c
 _INTERFACES_MAX = 1 << 16  # of a section
+_DESCRIBED_MAX = 64 << 20  # bytes of their descriptions, which are held in memory
 _KNOWN_MAX = 1 << 15  # entries of the cache of stamps; then it starts anew
 _OPTIONS_KEPT = 1024  # bytes; longer options are read again each time
 _COMMENT_MAX = 8192  # bytes; a longer one is none of ours
 
-_SHB, _IDB, _PB, _SPB, _EPB = 0x0A0D0D0A, 1, 2, 3, 6
+EPB = 6
+_SHB, _IDB, _PB, _SPB = 0x0A0D0D0A, 1, 2, 3
+_EPB_PACKETID = 5
 _ORDERS = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
 _PCAP = {
     b"\xd4\xc3\xb2\xa1": ("<", 10**6),
@@ -73,17 +76,21 @@ class Section:
     order: str
     block: bytes
     interfaces: list[Interface] = field(default_factory=list)
+    described: int = 0  # bytes of all their descriptions
     _known: dict[bytes, Stamp] = field(default_factory=dict)
 
     def stamp(self, options: bytes) -> Stamp:
-        """Read a packet's options; equal bytes are read once."""
+        """Read a packet's options; what is equal but for the packet's id is read once."""
         found = self._known.get(options)
         if found is None:
-            found = _read_stamp(options, self.order)
-            if len(options) <= _OPTIONS_KEPT:
-                if len(self._known) >= _KNOWN_MAX:
-                    self._known.clear()
-                self._known[options] = found
+            same = _without_packet_id(options, self.order)
+            found = self._known.get(same)
+            if found is None:
+                found = _read_stamp(same, self.order)
+                if len(same) <= _OPTIONS_KEPT:
+                    if len(self._known) >= _KNOWN_MAX:
+                        self._known.clear()
+                    self._known[same] = found
         return found
 
 
@@ -122,16 +129,16 @@ class Reader:
 
     Args:
         path: a regular file.
-        progress: called now and then with the bytes read of the file, as they lie on disk, and its size.
+        progress: called now and then with the number of bytes read so far of the file as it lies on disk.
 
     Raises:
         FileError: it cannot be opened, is not regular, or what unpacks it is not installed.
     """
 
-    def __init__(self, path: Path, progress: Callable[[int, int], None] = lambda _read, _size: None) -> None:
+    def __init__(self, path: Path, progress: Callable[[int], None] = lambda _read: None) -> None:
         self.name = shown(os.fsencode(path))
         self._progress = progress
-        self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
+        self._complaints: IO[bytes] | None = None
         self._unpacker: subprocess.Popen[bytes] | None = None
         self._packer = ""
         self._before = 0  # bytes of the unpacked file before `_data`
@@ -142,11 +149,10 @@ class Reader:
             found = os.fstat(self._file.fileno())
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise FileError(f"{self.name}: {getattr(error, 'strerror', error)}; expected a capture file") from None
-        self._size = found.st_size
-        self._stream: IO[bytes] = self._file
         if not stat.S_ISREG(found.st_mode):
             self._file.close()
             raise FileError(f"{self.name}: not a regular file; expected a capture file")
+        self._stream: IO[bytes] = self._file
         start = os.pread(self._file.fileno(), 4, 0)
         for magic, tool in _UNPACKERS.items():
             if start.startswith(magic):
@@ -159,8 +165,9 @@ class Reader:
         if self._unpacker:
             self._unpacker.kill()  # it may be waiting for us to read
             self._unpacker.communicate()
+        if self._complaints:
+            self._complaints.close()
         self._file.close()
-        self._complaints.close()
 
     def packets(self) -> Iterator[Packet]:
         """Every packet in the file's order; to be asked for once.
@@ -209,7 +216,7 @@ class Reader:
             after = at + length
             if data[at + 4 : at + 8] != data[after - 4 : after]:
                 self._fail(at, f"a block of {length} bytes ends with another length", "the same at both ends")
-            if kind == _EPB and length >= 32:
+            if kind == EPB and length >= 32:
                 number, high, low, cap_len, wire_len = body(data, at + 8)
                 if cap_len > length - 32 or number >= len(section.interfaces):
                     self._refuse(at, section, number, cap_len, length)
@@ -217,7 +224,7 @@ class Reader:
                 stamp = section.stamp(options := data[frame + cap_len + (-cap_len & 3) : after - 4])
                 captured = view[frame : frame + cap_len]
                 yield section.interfaces[number], stamp, high << 32 | low, wire_len, captured, options
-            elif kind in {_EPB, _PB, _SPB}:
+            elif kind in {EPB, _PB, _SPB}:
                 yield self._other_packet(at, section, data[at:after])
             else:
                 self._describe(at, section, data[at:after])
@@ -266,6 +273,9 @@ class Reader:
             self._fail(at, f"an interface description has {length} bytes", "20 or more")
         if len(section.interfaces) >= _INTERFACES_MAX:
             self._fail(at, f"more than {_INTERFACES_MAX} interfaces in a section", f"at most {_INTERFACES_MAX}")
+        section.described += length
+        if section.described > _DESCRIBED_MAX:
+            self._fail(at, f"interfaces described by {section.described} bytes", f"at most {_DESCRIBED_MAX}")
         link_type, _, snaplen = struct.unpack_from(section.order + "HHI", block, 8)
         interface = Interface(section, link_type, snaplen, block)
         for code, value in _options(block[16:-4], section.order):
@@ -314,7 +324,7 @@ class Reader:
                 read = os.lseek(self._file.fileno(), 0, os.SEEK_CUR)  # shared with the process that unpacks
             except OSError as error:
                 raise FileError(f"{self.name}: {error.strerror} at byte {self._before + have}") from None
-            self._progress(read, self._size)
+            self._progress(read)
             if not part:
                 self._data = b"".join(parts)
                 self._ask_unpacker()
@@ -326,11 +336,13 @@ class Reader:
 
     def _unpack(self, tool: str) -> None:
         """Read through a process that unpacks: it runs beside us, and what it holds in memory is bounded."""
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
         try:
             self._unpacker = subprocess.Popen(
                 [tool, "-dcq"], stdin=self._file, stdout=subprocess.PIPE, stderr=self._complaints, bufsize=0
             )
         except OSError:
+            self._complaints.close()
             self._file.close()
             hint = f"apt-get install {tool}"
             raise FileError(f"{self.name}: packed by {tool}, which is not installed", hint) from None
@@ -339,7 +351,7 @@ class Reader:
 
     def _ask_unpacker(self) -> None:
         """At the end: did it come to the end as well?"""
-        if self._unpacker and self._unpacker.wait():
+        if self._unpacker and self._complaints and self._unpacker.wait():
             self._complaints.seek(0)
             lines = self._complaints.read(1000).split(b"\n")
             why = shown(lines[0]).removeprefix("gzip: ").removeprefix("zstd: ") or "fails"
@@ -373,6 +385,20 @@ def _options(raw: bytes, order: str) -> Iterator[tuple[int, bytes]]:
         at += 4 + length + (-length & 3)
 
 
+def _without_packet_id(options: bytes, order: str) -> bytes:
+    """Leave out epb_packetid, the one option that differs from packet to packet."""
+    at, head = 0, struct.Struct(order + "HH").unpack_from
+    while at + 4 <= len(options):
+        code, length = head(options, at)
+        after = at + 4 + length + (-length & 3)
+        if code == _EPB_PACKETID:
+            return options[:at] + options[after:]
+        if code == OPT_ENDOFOPT:
+            break
+        at = after
+    return options
+
+
 def _read_stamp(options: bytes, order: str) -> Stamp:
     said = numbered = None
     direction = 0
@@ -396,6 +422,8 @@ def _read_comment(text: bytes) -> Stamp | None:
     try:
         said = dict(parse(text.decode("latin-1")))
     except CommentError:
+        return None
+    if not said.keys() & {"tgid", "comm", "unit", "via"}:
         return None
     return Stamp(_id(said.get("tgid", b"")), said.get("comm"), said.get("unit"), said.get("via"))
 
