@@ -1,16 +1,15 @@
 """A bar on a terminal, for what takes longer than a second.
 
-Bytes done enter; one line on stderr, drawn anew ten times a second, leaves. Where stderr is no terminal, nothing does.
+Bytes done enter; one line, drawn anew ten times a second, leaves. Where it goes to no terminal, nothing leaves.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Self, TextIO
 
 _QUIET_S = 1.0  # what ends sooner needs no bar
 _BETWEEN_S = 0.1
@@ -21,12 +20,14 @@ class Progress:
 
     Args:
         files: what will be read, one after the other.
+        stream: where the line goes, such as stderr.
         clock: seconds, never backwards.
     """
 
-    def __init__(self, files: Sequence[Path], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, files: Sequence[Path], stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
         self._clock = clock
-        self._is_shown = sys.stderr.isatty()
+        self._is_shown = stream.isatty()
         self._begun = self._drawn_at = clock()
         self._sizes = [_size(path) for path in files]
         self._before = 0
@@ -36,7 +37,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._drawn_at > self._begun:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            print("\r\x1b[K", end="", file=self._stream, flush=True)
 
     def next_file(self) -> Callable[[int], None]:
         """The next file begins; gives what takes the number of bytes read of it."""
@@ -50,9 +51,9 @@ class Progress:
         if not self._is_shown or now < self._begun + _QUIET_S or now < self._drawn_at + _BETWEEN_S:
             return
         self._drawn_at = now
-        width = max((os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 8, 1)  # a serial console says 0
+        width = max((os.get_terminal_size(self._stream.fileno()).columns or 80) - 8, 1)  # a serial console says 0
         bar = "#" * int(width * min(part, 1.0))
-        print(f"\r\x1b[K[{bar:{width}}] {min(part, 1.0):4.0%}", end="", file=sys.stderr, flush=True)
+        print(f"\r\x1b[K[{bar:{width}}] {min(part, 1.0):4.0%}", end="", file=self._stream, flush=True)
 
 
 def _size(path: Path) -> int:

@@ -308,10 +308,7 @@ class Reader:
             frame = memoryview(data)[at + 16 : at + length]
             yield interface, nothing, seconds * ticks + fraction, wire_len, frame, b""
             at += length
-        if data:
-            self._fail(
-                0, f"the file ends {len(data)} bytes into a packet", "whole packets: it is torn, or still written"
-            )
+        self._expect_end(len(data), 0, "a packet")
 
     def _more(self, at: int, wanted: int) -> bytes:
         """Drop `at` bytes of `_data` and read until it has `wanted`, or the file ends; gives `_data`."""
@@ -353,8 +350,8 @@ class Reader:
         """At the end: did it come to the end as well?"""
         if self._unpacker and self._complaints and self._unpacker.wait():
             self._complaints.seek(0)
-            lines = self._complaints.read(1000).split(b"\n")
-            why = shown(lines[0]).removeprefix("gzip: ").removeprefix("zstd: ") or "fails"
+            words = self._complaints.read(1000).strip().partition(b"\n")[0].rpartition(b": ")[2]
+            why = shown(words) or "fails"
             raise FileError(f"{self.name}: {self._packer}: {why}; expected a whole packed file")
 
     def _refuse(self, at: int, section: Section, number: int, cap_len: int, length: int) -> NoReturn:

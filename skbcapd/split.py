@@ -38,7 +38,7 @@ _Value: TypeAlias = int | bytes | None
 def command(options: argparse.Namespace) -> int:
     """Split a file; what was written is said on stderr."""
     splitter = Splitter(options.file, options.by, options.directory)
-    with Progress([options.file]) as progress, Reader(options.file, progress.next_file()) as reader:
+    with Progress([options.file], sys.stderr) as progress, Reader(options.file, progress.next_file()) as reader:
         splitter.read(reader)
     packets, files = splitter.packets, len(splitter.paths)
     print(f"skbcapd: {packets} packets in {files} files: {splitter.pattern}", file=sys.stderr)

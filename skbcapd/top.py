@@ -33,17 +33,18 @@ def command(options: argparse.Namespace) -> int:
     """Print who sent and received what; 1 when a file could not be read to its end."""
     account = Account()
     wrong = read(account, options.files)
+    processes = account.processes
     write = as_json if options.json else as_csv if options.csv else as_table
     output = StandardOutput()
     try:
-        output.text.write(write(account.processes))
+        output.text.write(write(processes))
     except BrokenPipeError:
         pass  # `top | head`: close says nothing of it either
     finally:
         output.close()
     for error in wrong:
         print(f"skbcapd: {error}", file=sys.stderr)
-    if account.processes and not any(process.is_named for process in account.processes):
+    if processes and not any(process.is_named for process in processes):
         print("skbcapd: no packet says which process it belongs to: is the capture skbcapd's?", file=sys.stderr)
     return int(bool(wrong))
 
@@ -59,7 +60,7 @@ def read(account: Account, files: Sequence[Path]) -> list[FileError]:
         What is wrong with them.
     """
     wrong = []
-    with Progress(files) as progress:
+    with Progress(files, sys.stderr) as progress:
         for path in files:
             try:
                 with Reader(path, progress.next_file()) as reader:

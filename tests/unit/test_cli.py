@@ -19,7 +19,7 @@ from skbcapd.errors import ConfigError, SkbcapdError, UsageError
 from skbcapd.kernel import Counters
 
 ROOT = Path(skbcapd.__file__).parent.parent
-COMMANDS = ("capture", "run", "check", "top", "split", "doctor")
+COMMANDS = ("capture", "run", "check", "doctor", "top", "split")
 
 
 def skbcapd_says(*arguments: str) -> tuple[int, str, str]:
