@@ -102,8 +102,9 @@ def test_the_table(path: Path) -> None:
     code, out, err = top(path)
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        "TGID  COMM                 PACKETS  BYTES  SENT  RECEIVED  FIRST (UTC)                 "
-         "LAST (UTC)                  PEERS",
+        "TGID  COMM                 PACKETS  BYTES  SENT  RECEIVED  FIRST (UTC)                 LAST (UTC)"
+        + 18 * " "
+        + "PEERS",
         f"1058  chronyd +1                 3    180   180         0  {when}  {when[:-1]}7  10.0.0.2 10.0.0.3",
         rf"   8  \x1b[31m\x0atmux: x        1     99     0        99  {when}  {when}  10.0.0.9",
         f"   -  via=kernel                 1      4     4         0  {when}  {when}",
