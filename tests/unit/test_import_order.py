@@ -39,6 +39,7 @@ ORDER = (
     "account",
     "top",
     "split",
+    "extcap",
     "doctor",
     "service",
     "cli",
