@@ -235,15 +235,15 @@ def _serve(
 
 
 def _print_totals(totals: Totals, *, quiet: bool = False) -> None:
-    """As tcpdump does, and one line for each other way in which a packet was not written; `quiet`: losses only."""
+    """As tcpdump does, and one line for each other way in which a packet was not written; `quiet`: the kernel's losses only."""
     kernel_counters = totals.kernel
     losses = [
         (kernel_counters.full + kernel_counters.contended, "dropped by kernel", not quiet),
         (kernel_counters.start, "without a usable start of frame", False),
         (totals.missed, "missed while the kernel program was already running", False),
-        (totals.lost, "lost by the output", False),
     ]
     others = [
+        (totals.lost, "lost by the output", False),  # such as those that came when its reader had gone
         (totals.filtered, "filtered", False),
         (totals.duplicates, "seen before, on another device", False),
     ]
