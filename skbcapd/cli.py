@@ -235,7 +235,7 @@ def _serve(
 
 
 def _print_totals(totals: Totals, *, quiet: bool = False) -> None:
-    """As tcpdump does, and one line for each other way in which a packet was not written; `quiet`: the kernel's losses only."""
+    """As tcpdump does, and one line for each other way not to be written; `quiet`: the kernel's losses only."""
     kernel_counters = totals.kernel
     losses = [
         (kernel_counters.full + kernel_counters.contended, "dropped by kernel", not quiet),

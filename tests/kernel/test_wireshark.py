@@ -140,7 +140,7 @@ def test_tshark_captures_from_the_interface(wire: Wire, marker: Marker, tmp_path
     ("options", "message"),
     [
         (("-o", "extcap.skbcapd.snaplen:7"), 'snaplen: found "7", expected'),
-        (("-o", "extcap.skbcapd.buffer_size:lots"), 'buffer.size: found "lots", expected'),
+        (("-o", "extcap.skbcapd.buffersize:lots"), 'buffer.size: found "lots", expected'),
     ],
 )
 def test_tshark_shows_what_is_wrong(options: tuple[str, ...], message: str, wire: Wire, tmp_path: Path) -> None:
