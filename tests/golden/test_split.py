@@ -184,6 +184,7 @@ def test_packed_files(tool: str, path: Path, parts: Path) -> None:
         (section(), "comm", "none of 0 packets says its comm"),
         (b"garbage", "comm", "begins with 67 61 72 62 61 67 65; expected pcapng or pcap"),
     ],
+    ids=lambda value: "" if isinstance(value, bytes) else str(value),
 )
 def test_what_cannot_be_split(content: bytes, by: str, message: str, path: Path, parts: Path) -> None:
     """A file that does not say what to split by is named with the reason, and leaves nothing behind."""

@@ -171,6 +171,7 @@ def test_ipv6_and_raw(path: Path) -> None:
         (START + packet(b"x", process(1, "a")) * 2 + b"torn", 1, 2, "the file ends 4 bytes into a block"),
         (b"\x28\xb5\x2f\xfdnot zstd", 1, 1, "zstd: "),
     ],
+    ids=lambda value: "" if isinstance(value, bytes) else str(value),
 )
 def test_files_of_others(content: bytes, code: int, lines: int, said: str, path: Path) -> None:
     """Files without processes, garbage and torn files get what can be counted and one clear line, no traceback."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.kernel.comparison import Marker
 from tests.kernel.deadline import DEADLINE_S, until
 from tests.kernel.namespace import Wire
 
+SCRIPTS = Path(sys.executable).parent
 DISSECTOR = ("-X", f"lua_script:{ROOT / 'wireshark' / 'skbcapd.lua'}")
 FIELDS = ("frame.interface_name", "skbcapd.tgid", "skbcapd.pid", "skbcapd.via", "data.data")
 COLUMNS = ("-n", "-l", "-T", "fields", *(part for field in FIELDS for part in ("-e", field)))
@@ -44,7 +46,7 @@ class Shark:
             self.process = wire.near.namespace.do(
                 subprocess.Popen,
                 ["unshare", "--mount", "sh", "-euc", INSTALLED, "sh", "tshark", *DISSECTOR, *arguments],
-                env=os.environ | {"PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}", "HOME": "/nonexistent"},
+                env=os.environ | {"PATH": f"{SCRIPTS}:{os.environ['PATH']}", "HOME": "/nonexistent"},
                 stdin=stdin,
                 stdout=stdout,
                 stderr=subprocess.PIPE,

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,13 @@ from skbcapd.settings import ROWS
 
 ROOT = Path(skbcapd.__file__).parent.parent
 PROGRAM = ROOT / "wireshark" / "extcap" / "skbcapd"
+SCRIPTS = Path(sys.executable).parent
 SENTENCE = re.compile(r"(extcap|interface|dlt|arg|value) ((?:\{[a-z]+=[^{}]*\})+)")
 
 
 def call(*arguments: str | Path) -> tuple[int, list[tuple[str, dict[str, str]]], str]:
     """Run the program that Wireshark would run; exit code, sentences, stderr."""
-    environment = os.environ | {"PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"}
+    environment = os.environ | {"PATH": f"{SCRIPTS}:{os.environ['PATH']}"}
     done = subprocess.run(
         [PROGRAM, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
     )
@@ -36,7 +38,7 @@ def test_the_program_is_a_script_that_the_path_completes() -> None:
     """What lies in Wireshark's directory is executable and names no place of this machine."""
     assert os.access(PROGRAM, os.X_OK)
     assert str(ROOT) not in PROGRAM.read_text()
-    assert shutil.which("skbcapd", path=str(ROOT / ".venv" / "bin"))
+    assert shutil.which("skbcapd", path=str(SCRIPTS))
 
 
 def test_interfaces() -> None:

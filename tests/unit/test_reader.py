@@ -232,6 +232,7 @@ START = section() + interface()
         (START + block(EPB, bytes(4)), 0, "at byte 48: a packet of 16 bytes in a block of 16"),
         (section() + block(IDB, bytes(4)), 0, "an interface description has 16 bytes; expected 20 or more"),
     ],
+    ids=lambda value: "" if isinstance(value, bytes) else str(value),
 )
 def test_what_is_wrong_is_said_with_its_place(content: bytes, count: int, message: str, path: Path) -> None:
     """Garbage, torn files and lengths that lie give a FileError that names the byte, after all packets before it."""
