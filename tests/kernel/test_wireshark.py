@@ -24,7 +24,8 @@ COLUMNS = ("-n", "-l", "-T", "fields", *(part for field in FIELDS for part in ("
 # What lies in the tree is put where it would be installed, for this child alone: tshark does not let root choose
 # another place (WIRESHARK_EXTCAP_DIR).
 INSTALLED = f"""
-mount --bind '{ROOT}/wireshark/extcap' "$(tshark -G folders 2>/dev/null | sed -n 's/^\\(Global \\)*[Ee]xtcap path:[[:space:]]*//p')"
+there=$(tshark -G folders 2>/dev/null | sed -n 's/^\\(Global \\)*[Ee]xtcap path:[[:space:]]*//p')
+mount --bind '{ROOT}/wireshark/extcap' "$there"
 exec "$@"
 """
 COUNT = 23
