@@ -134,6 +134,19 @@ def test_several_and_packed_files(tool: str, path: Path) -> None:
     assert [each["packets"] * 2 for each in once] == [each["packets"] for each in twice]
 
 
+@pytest.mark.parametrize(("form", "named"), [("pcapng", 7), ("pcap", 0), ("nsecpcap", 0)])
+def test_files_that_wireshark_wrote(form: str, named: int, path: Path) -> None:
+    """What editcap writes of a capture of ours has the same sums; as pcap, which has no comments, in one row."""
+    traffic(path)
+    copy = path.with_name("copy")
+    subprocess.run(["editcap", "-F", form, str(path), str(copy)], capture_output=True, check=True)
+    ours, theirs = (json.loads(top("--json", file)[1]) for file in (path, copy))
+    assert [each["tgid"] is not None for each in theirs] == ([True] * named or [False])
+    assert sum(each["bytes"] for each in theirs) == sum(each["bytes"] for each in ours)
+    if named:
+        assert theirs == ours
+
+
 def test_ipv6_and_raw(path: Path) -> None:
     """Peers of IPv6 and of devices without a link layer are found; what is no IP, and cut headers, have none."""
     raw = bytes.fromhex("6000000000001140") + bytes(15) + b"\x01" + bytes(15) + b"\x02"
