@@ -16,7 +16,7 @@ def main() -> int:
         print(f"skbcapd: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("skbcapd: interrupted before the capture began", file=sys.stderr)
+        print("skbcapd: interrupted", file=sys.stderr)
         return 1
 
 

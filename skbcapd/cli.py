@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from skbcapd import __version__, config, doctor, files, kernel
+from skbcapd import __version__, config, doctor, extcap, files, kernel, split, top
 from skbcapd.capture import ANY, Capture, Output, PcapngOutput, Totals
 from skbcapd.errors import FileError, UsageError
 from skbcapd.layout import Geometry
@@ -73,6 +73,18 @@ def _parser() -> argparse.ArgumentParser:
             "--set", dest="sets", metavar="KEY=VALUE", action="append", default=[], help="override a setting"
         )
     add("doctor", doctor.command, "Tell what this kernel offers and what stands in the way of a capture.")
+    busy = add("top", top.command, "Who sent and received what: the packets of capture files, process by process.")
+    busy.add_argument("files", metavar="FILE", type=Path, nargs="+", help="pcapng, also packed by gzip or zstd")
+    form = busy.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="all that is known, as JSON")
+    form.add_argument("--csv", action="store_true", help="a line for each process, for a spreadsheet")
+    parts = add("split", split.command, "Write the packets of each process, name or unit into a file of its own.")
+    parts.add_argument("file", metavar="FILE", type=Path, help="pcapng, also packed by gzip or zstd")
+    parts.add_argument("--by", choices=split.KEYS, required=True, help="what the packets of one file have in common")
+    parts.add_argument(
+        "-d", "--directory", metavar="DIR", type=Path, default=Path(), help="where the files go, default here"
+    )
+    extcap.add_arguments(add("extcap", _extcap, "Answer Wireshark, which finds its capture programs in this way."))
     return parser
 
 
@@ -146,7 +158,22 @@ def _capture(options: argparse.Namespace) -> int:
                 files.StandardOutput() if options.file == "-" else files.CaptureFile(Path(options.file), part=False)
             )
             output = PcapngOutput(target.stream, settings.encode)
-        return _serve(settings, program, output, target, options.duration, options.count, live=False)
+        return _serve(settings, program, output, target, options.duration, options.count)
+
+
+def _extcap(options: argparse.Namespace) -> int:
+    if not options.capture:
+        config.default_settings(extcap.overrides(options))
+        print(extcap.answer(options, [name for _, name in socket.if_nameindex()]), end="")
+        return 0
+    # First of all, because Wireshark waits until both ends are open, also for our complaint.
+    with extcap.open_fifo(options) as fifo:
+        settings = config.default_settings(extcap.overrides(options))
+        program = _load(settings)
+        with contextlib.closing(program):
+            target = files.StandardOutput(fifo.fileno())
+            output = PcapngOutput(target.stream, settings.encode)
+            return _serve(settings, program, output, target, None, quiet=True)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -166,8 +193,10 @@ def _serve(
     duration_s: float | None,
     count: int = 0,
     *,
-    live: bool,
+    live: bool = False,
+    quiet: bool = False,
 ) -> int:
+    """Run a capture to its end: `live` keeps a line up to date meanwhile, `quiet` says only what went wrong."""
     capture = Capture(
         program,
         output,
@@ -186,7 +215,12 @@ def _serve(
 
     def started() -> None:
         names = ", ".join(settings.interfaces)
-        print(f"capturing on {names} ({hooks}), {settings.snaplen} bytes per frame{where}", file=sys.stderr, flush=True)
+        if not quiet:
+            print(
+                f"capturing on {names} ({hooks}), {settings.snaplen} bytes per frame{where}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     try:
         service.run(started)
@@ -196,23 +230,24 @@ def _serve(
         if line:
             line.end()
         target.close()
-    _print_totals(capture.totals())
+    _print_totals(capture.totals(), quiet=quiet)
     return 0
 
 
-def _print_totals(totals: Totals) -> None:
-    """As tcpdump does, and one line for each other way in which a packet was not written."""
+def _print_totals(totals: Totals, *, quiet: bool = False) -> None:
+    """As tcpdump does, and one line for each other way not to be written; `quiet`: the kernel's losses only."""
     kernel_counters = totals.kernel
-    lines = [
-        (totals.written, "captured", True),
-        (kernel_counters.full + kernel_counters.contended, "dropped by kernel", True),
+    losses = [
+        (kernel_counters.full + kernel_counters.contended, "dropped by kernel", not quiet),
         (kernel_counters.start, "without a usable start of frame", False),
         (totals.missed, "missed while the kernel program was already running", False),
-        (totals.lost, "lost by the output", False),
+    ]
+    others = [
+        (totals.lost, "lost by the output", False),  # such as those that came when its reader had gone
         (totals.filtered, "filtered", False),
         (totals.duplicates, "seen before, on another device", False),
     ]
-    for packets, what, always in lines:
+    for packets, what, always in losses if quiet else [(totals.written, "captured", True), *losses, *others]:
         if packets or always:
             print(f"{packets} packets {what}", file=sys.stderr)
 

@@ -14,20 +14,20 @@ from pathlib import Path
 _ROOT = 'Running as user "root" and group "root". This could be dangerous.'
 
 
-def judge(path: Path, *command: str) -> str:
+def judge(path: Path, *command: str, home: Path = Path("/nonexistent")) -> str:
     """Run a reader on a file with nobody's Wireshark settings; assert that it is silent and content.
 
     Args:
         path: the capture file.
         command: the reader, such as `tshark`, and its arguments; the file is added.
+        home: whose settings, plugins and profiles it sees.
 
     Returns:
         What it printed.
     """
     environment = {
         "PATH": os.environ["PATH"],
-        "HOME": "/nonexistent",
-        "WIRESHARK_CONFIG_DIR": "/nonexistent",
+        "HOME": str(home),
         "LC_ALL": "C.UTF-8",
         "TZ": "UTC",
     }

@@ -19,7 +19,7 @@ from skbcapd.errors import ConfigError, SkbcapdError, UsageError
 from skbcapd.kernel import Counters
 
 ROOT = Path(skbcapd.__file__).parent.parent
-COMMANDS = ("capture", "run", "check", "doctor")
+COMMANDS = ("capture", "run", "check", "doctor", "top", "split", "extcap")
 
 
 def skbcapd_says(*arguments: str) -> tuple[int, str, str]:
@@ -150,9 +150,11 @@ def test_the_shipped_config_is_found_and_right(capsys: pytest.CaptureFixture[str
     ],
 )
 def test_the_totals(totals: Totals, lines: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """At the end there are tcpdump's two lines, and one for every other way a packet was not written."""
+    """At the end there are tcpdump's two lines, and one for every other way a packet was not written; quiet: losses."""
     cli._print_totals(totals)
     assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines))
+    cli._print_totals(totals, quiet=True)
+    assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines[1:4] if not line.startswith("0")))
 
 
 class Counted:

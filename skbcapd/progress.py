@@ -1,0 +1,63 @@
+"""A bar on a terminal, for what takes longer than a second.
+
+Bytes done enter; one line, drawn anew ten times a second, leaves. Where it goes to no terminal, nothing leaves.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self, TextIO
+
+_QUIET_S = 1.0  # what ends sooner needs no bar
+_BETWEEN_S = 0.1
+
+
+class Progress:
+    """The bar; a context manager that wipes it away.
+
+    Args:
+        files: what will be read, one after the other.
+        stream: where the line goes, such as stderr.
+        clock: seconds, never backwards.
+    """
+
+    def __init__(self, files: Sequence[Path], stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._is_shown = stream.isatty()
+        self._begun = self._drawn_at = clock()
+        self._sizes = [_size(path) for path in files]
+        self._before = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._drawn_at > self._begun:
+            print("\r\x1b[K", end="", file=self._stream, flush=True)
+
+    def next_file(self) -> Callable[[int], None]:
+        """The next file begins; gives what takes the number of bytes read of it."""
+        before = self._before
+        self._before += self._sizes.pop(0)
+        total = max(self._before + sum(self._sizes), 1)
+        return lambda done: self._show((before + done) / total)
+
+    def _show(self, part: float) -> None:
+        now = self._clock()
+        if not self._is_shown or now < self._begun + _QUIET_S or now < self._drawn_at + _BETWEEN_S:
+            return
+        self._drawn_at = now
+        width = max((os.get_terminal_size(self._stream.fileno()).columns or 80) - 8, 1)  # a serial console says 0
+        bar = "#" * int(width * min(part, 1.0))
+        print(f"\r\x1b[K[{bar:{width}}] {min(part, 1.0):4.0%}", end="", file=self._stream, flush=True)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):  # whoever opens it says what is wrong with it
+        return 0

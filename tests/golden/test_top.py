@@ -1,0 +1,227 @@
+"""`skbcapd top`: its sums beside those that tshark makes of the same file."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import skbcapd
+from tests.golden.judges import rows
+from tests.strangers import comment, interface, options, packet, pcap, process, section, udp
+
+ROOT = Path(skbcapd.__file__).parent.parent
+NANOSECONDS = options((9, b"\x09"))
+START = section() + interface(opts=NANOSECONDS)
+TIME_NS = 1_622_469_600_123_456_789
+
+
+def top(*arguments: str | Path) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `skbcapd top`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "skbcapd", "top", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the capture file of the test lies."""
+    return tmp_path / "a.pcapng"
+
+
+def traffic(path: Path, count: int = 1009) -> None:
+    """Packets of 7 processes with 11 peers, IPv4, with and without VLAN tags, two directions."""
+    chance = random.Random(5)
+    with path.open("wb") as file:
+        file.write(START)
+        for number in range(count):
+            tgid, direction = chance.randrange(100, 107), chance.choice((1, 2))
+            ends = ["10.0.0.1", f"192.168.7.{chance.randrange(11)}"]
+            size, tags = chance.randrange(60, 1500), chance.choice((0, 0, 1, 2))
+            frame = udp(*(ends if direction == 2 else reversed(ends)), size=size, tags=tags)
+            opts = process(tgid, f"p{tgid}", direction)
+            file.write(packet(frame[:64], opts, time=TIME_NS + number * 10**6, wire_len=size))
+
+
+def test_sums_are_those_of_tshark(path: Path) -> None:
+    """Packets, bytes, directions, first, last and peers of each process are what tshark's fields add up to."""
+    traffic(path)
+    expected: dict[int, dict[str, object]] = {}
+    peers: dict[int, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    fields = ("frame.comment", "frame.packet_flags_direction", "frame.len", "ip.src", "ip.dst", "frame.time_epoch")
+    for text, direction, size, source, destination, time in rows(path, *fields):
+        tgid, way = int(text.rpartition("=")[2]), {1: "received", 2: "sent"}[int(direction, 0)]
+        sums = expected.setdefault(tgid, collections.Counter())
+        for name, more in (("packets", 1), ("bytes", int(size)), (f"{way}_packets", 1), (f"{way}_bytes", int(size))):
+            sums[name] += more  # type: ignore[operator]
+        peers[tgid][destination if way == "sent" else source] += int(size)
+        sums.setdefault("first", time)
+        sums["last"] = time
+    code, out, err = top("--json", path)
+    found = json.loads(out)
+    assert (code, err, len(found)) == (0, "", 7)
+    assert [each["bytes"] for each in found] == sorted((each["bytes"] for each in found), reverse=True)
+    for each in found:
+        sums = expected[each["tgid"]]
+        for key, value in sums.items():
+            if key in {"first", "last"}:
+                assert each[key].endswith(str(value).partition(".")[2] + "Z")
+            else:
+                assert each[key] == value
+        assert {peer["address"]: peer["bytes"] for peer in each["peers"]} == peers[each["tgid"]]
+        assert (each["comm"], each["comms"], each["via"]) == (f"p{each['tgid']}", [f"p{each['tgid']}"], None)
+
+
+def test_the_table(path: Path) -> None:
+    """A line for each process, most bytes first: names as printable ASCII, unknown ones by via."""
+    forged = comment(rb'comm="\x1b[31m\x0atmux: x" pid=7 tgid=8', (2, b"\x01\0\0\0"))
+    path.write_bytes(
+        START
+        + packet(udp("10.0.0.1", "10.0.0.2"), process(1058, "chronyd"), time=TIME_NS)
+        + packet(udp("10.0.0.1", "10.0.0.3"), process(1058, "chronyd-worker"), time=TIME_NS + 1000)
+        + packet(udp("10.0.0.1", "10.0.0.2"), process(1058, "chronyd"), time=TIME_NS)
+        + packet(udp("10.0.0.9", "10.0.0.2"), forged, time=TIME_NS, wire_len=99)
+        + packet(b"arp?", comment(b"via=kernel", (2, b"\x02\0\0\0")), time=TIME_NS)
+        + packet(b"x", time=TIME_NS)
+    )
+    when = "2021-05-31 14:00:00.123456"
+    code, out, err = top(path)
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "TGID  COMM                 PACKETS  BYTES  SENT  RECEIVED  FIRST (UTC)                 LAST (UTC)"
+        + 18 * " "
+        + "PEERS",
+        f"1058  chronyd +1                 3    180   180         0  {when}  {when[:-1]}7  10.0.0.2 10.0.0.3",
+        rf"   8  \x1b[31m\x0atmux: x        1     99     0        99  {when}  {when}  10.0.0.9",
+        f"   -  via=kernel                 1      4     4         0  {when}  {when}",
+        f"   -  -                          1      1     0         0  {when}  {when}",
+    ]
+
+
+def test_csv(path: Path) -> None:
+    """CSV has the headings and a line for each process, with the number of peers and the busiest of them."""
+    traffic(path)
+    code, out, err = top("--csv", path)
+    found = list(csv.DictReader(io.StringIO(out)))
+    assert (code, err, len(found)) == (0, "", 7)
+    assert all(int(line["sent_packets"]) + int(line["received_packets"]) == int(line["packets"]) for line in found)
+    assert {(line["peers"], len(line["busiest"].split())) for line in found} == {("11", 10)}
+    assert sum(int(line["packets"]) for line in found) == 1009
+
+
+@pytest.mark.parametrize("tool", ["gzip", "zstd"])
+def test_several_and_packed_files(tool: str, path: Path) -> None:
+    """Files are added up; a packed one counts as the plain one does."""
+    traffic(path)
+    subprocess.run([tool, "-q", "-k", str(path)], check=True)
+    copy = next(each for each in path.parent.iterdir() if each != path)
+    once, twice = (json.loads(top("--json", *files)[1]) for files in ([copy], [path, copy]))
+    assert sum(each["packets"] for each in once) == 1009
+    assert [each["packets"] * 2 for each in once] == [each["packets"] for each in twice]
+
+
+@pytest.mark.parametrize(("form", "named"), [("pcapng", 7), ("pcap", 0), ("nsecpcap", 0)])
+def test_files_that_wireshark_wrote(form: str, named: int, path: Path) -> None:
+    """What editcap writes of a capture of ours has the same sums; as pcap, which has no comments, in one row."""
+    traffic(path)
+    copy = path.with_name("copy")
+    subprocess.run(["editcap", "-F", form, str(path), str(copy)], capture_output=True, check=True)
+    ours, theirs = (json.loads(top("--json", file)[1]) for file in (path, copy))
+    assert [each["tgid"] is not None for each in theirs] == ([True] * named or [False])
+    assert sum(each["bytes"] for each in theirs) == sum(each["bytes"] for each in ours)
+    if named:
+        assert theirs == ours
+
+
+def test_ipv6_and_raw(path: Path) -> None:
+    """Peers of IPv6 and of devices without a link layer are found; what is no IP, and cut headers, have none."""
+    raw = bytes.fromhex("6000000000001140") + bytes(15) + b"\x01" + bytes(15) + b"\x02"
+    path.write_bytes(
+        section()
+        + interface()
+        + interface(link_type=101)
+        + interface(link_type=147)
+        + packet(raw, process(1, "a", 2), number=1)
+        + packet(raw, process(1, "a", 1), number=1)
+        + packet(bytes(12) + b"\x86\xdd" + raw, process(2, "a", 2))
+        + packet(udp("1.2.3.4", "5.6.7.8")[14:], process(3, "a", 2), number=1)
+        + packet(bytes(12) + b"\x86\xdd" + raw[:39], process(4, "a", 2))
+        + packet(raw, process(5, "a", 2), number=2)
+        + packet(b"", process(6, "a", 2), number=1)
+        + packet(udp("1.2.3.4", "5.6.7.8"), process(7, "a", 0))
+        + packet(bytes(12) + b"\x81\x00" * 11, process(8, "a", 2))
+    )
+    found = json.loads(top("--json", path)[1])
+    addresses = {each["tgid"]: {peer["address"] for peer in each["peers"]} for each in found}
+    nobody: set[str] = set()
+    expected = {1: {"::1", "::2"}, 2: {"::2"}, 3: {"5.6.7.8"}, 4: nobody, 5: nobody, 6: nobody, 7: nobody, 8: nobody}
+    assert addresses == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "lines", "said"),
+    [
+        (pcap([b"one", b"two"]), 0, 2, "no packet says which process it belongs to: is the capture skbcapd's?"),
+        (START + packet(b"x") * 3, 0, 2, "no packet says which process it belongs to: is the capture skbcapd's?"),
+        (START + packet(opts=comment(b"PID: 7\nCmd: /bin/a")), 0, 2, ""),
+        (START, 0, 1, ""),
+        (b"garbage", 1, 1, "begins with 67 61 72 62 61 67 65; expected pcapng or pcap"),
+        (b"", 1, 1, "empty; expected pcapng or pcap"),
+        (START + packet(b"x", process(1, "a")) * 2 + b"torn", 1, 2, "the file ends 4 bytes into a block"),
+        (b"\x28\xb5\x2f\xfdnot zstd", 1, 1, "zstd: "),
+    ],
+    ids=lambda value: "" if isinstance(value, bytes) else str(value),
+)
+def test_files_of_others(content: bytes, code: int, lines: int, said: str, path: Path) -> None:
+    """Files without processes, garbage and torn files get what can be counted and one clear line, no traceback."""
+    path.write_bytes(content)
+    found, out, err = top(path)
+    assert (found, len(out.splitlines())) == (code, lines)
+    assert said in err
+    assert err.count("\n") == bool(said)
+
+
+def test_times_outside_of_the_calendar(path: Path) -> None:
+    """A file that says the year 300000 gives seconds since 1970."""
+    path.write_bytes(section() + interface(opts=options((9, b"\x00"))) + packet(b"x", process(1, "a"), time=1 << 43))
+    code, out, _ = top(path)
+    assert (code, "8796093022208.00000" in out) == (0, True)
+    assert json.loads(top("--json", path)[1])[0]["first"] == "8796093022208.000000000s"
+
+
+def test_a_closed_pipe_is_no_error(path: Path) -> None:
+    """`top | head` ends without a word when nobody reads on."""
+    traffic(path)
+    end, other = os.pipe()
+    os.close(end)
+    with os.fdopen(other, "wb") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "skbcapd", "top", str(path)], cwd=ROOT, stdout=pipe, stderr=-1, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_memory_is_bounded(path: Path) -> None:
+    """Of 70,001 processes, the last are added up as others, and every packet is counted."""
+    with path.open("wb") as file:
+        file.write(START)
+        file.writelines(packet(b"x", process(tgid, "a")) for tgid in range(1, 70_002))
+    _, out, _ = top("--json", path)
+    found = json.loads(out)
+    assert len(found) == (1 << 16) + 1
+    assert found[0]["via"] == "others"
+    assert sum(each["packets"] for each in found) == 70_001

@@ -1,0 +1,219 @@
+"""The Wireshark files: fields, filters, columns and colors, as Debian's tshark shows them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from skbcapd.label import CommentError, comment, parse, shown
+from tests.golden.judges import judge
+from tests.strangers import comment as with_comment
+from tests.strangers import interface, options, packet, process, section, udp
+
+WIRESHARK = Path(__file__).parents[2] / "wireshark"
+DISSECTOR = ("-X", f"lua_script:{WIRESHARK / 'skbcapd.lua'}")
+START = section() + interface(opts=options((2, b"eth0"), (9, b"\x09")))
+FRAME = udp("10.0.0.1", "10.0.0.2")
+KEYS = ("comm", "pid", "tgid", "via", "ppid", "uid", "user", "exe", "cmdline", "cgroup", "unit", "container")
+
+
+def fields(path: Path, where: str = "") -> list[dict[str, list[str]]]:
+    """What each packet, or each that a filter finds, has of our fields, by key."""
+    chosen = ["-Y", where] if where else []
+    columns = [part for key in (*KEYS, "other") for part in ("-e", f"skbcapd.{key}")]
+    found = json.loads(judge(path, "tshark", *DISSECTOR, "-n", *chosen, "-T", "json", *columns))
+    return [{key.partition(".")[2]: texts for key, texts in row["_source"]["layers"].items()} for row in found]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the capture file of the test lies."""
+    return tmp_path / "a.pcapng"
+
+
+def write(path: Path, *comments: str | bytes | None) -> Path:
+    """A file with a packet for each comment; None for a packet without."""
+    texts = [text.encode() if isinstance(text, str) else text for text in comments]
+    made = (packet(FRAME, b"" if text is None else with_comment(text, (2, b"\x02\0\0\0"))) for text in texts)
+    path.write_bytes(START + b"".join(made))
+    return path
+
+
+def expected(text: str) -> dict[str, list[str]]:
+    """The fields that our own parser finds in a comment."""
+    try:
+        pairs = parse(text)
+    except CommentError:
+        return {}
+    said = {key: shown(value) for key, value in pairs}
+    if not said.keys() & {"comm", "tgid", "via"}:
+        return {}
+    if said.keys() & {"comm", "tgid"}:
+        said.setdefault("via", "current")
+    found: dict[str, list[str]] = {}
+    for key, value in said.items():
+        is_number = key in {"pid", "tgid", "ppid", "uid"}
+        if key not in KEYS or (is_number and not re.fullmatch(r"[0-9]{1,10}", value)):
+            found.setdefault("other", []).append(f"{key}={value}")
+        else:
+            found[key] = [str(int(value)) if is_number else value]
+    return found
+
+
+def test_every_key_is_a_field(path: Path) -> None:
+    """Each key of the comment is a field of its own; one that is not known is shown under skbcapd.other."""
+    values = ["tmux: server", 7, 8, "flow", 1, 1000, "bob", "/usr/bin/tmux", "tmux -x", "/a.slice", "a.service", "web"]
+    text = comment([*zip(KEYS, values, strict=True), ("later", "a b"), ("also", 3)])
+    assert fields(write(path, text)) == [
+        {key: [str(value)] for key, value in zip(KEYS, values, strict=True)} | {"other": ["later=a b", "also=3"]}
+    ]
+
+
+def test_the_plain_case_has_a_via_too(path: Path) -> None:
+    """Where the comment does not say via, the field says current, so that a column has no holes."""
+    words = ("socket", "flow", "inode", "kernel", "forwarded", "unknown")
+    process = "comm=a pid=7 tgid=8"
+    found = fields(
+        write(path, process, *(f"{process} via={word}" for word in words), *(f"via={word}" for word in words))
+    )
+    assert [packet["via"] for packet in found] == [["current"], *[[word] for word in words * 2]]
+
+
+@pytest.mark.parametrize(
+    ("where", "found"),
+    [
+        ("skbcapd", [1, 2, 3, 4]),
+        ("skbcapd.tgid == 1058", [1]),
+        ("skbcapd.tgid > 100 && skbcapd.pid != skbcapd.tgid", [2]),
+        ('skbcapd.comm == "tmux: server"', [3]),
+        ('skbcapd.comm contains "chron"', [1, 2]),
+        ('skbcapd.via == "kernel"', [4]),
+        ("!skbcapd", [5, 6]),
+        ('skbcapd.comm == "gr\\\\xc3\\\\xb6n"', []),
+    ],
+)
+def test_display_filters(where: str, found: list[int], path: Path) -> None:
+    """Fields are numbers and texts that display filters compare."""
+    texts = ["comm=chronyd pid=1058 tgid=1058", "comm=chronyd pid=11 tgid=10580"]
+    write(path, *texts, 'comm="tmux: server" pid=7 tgid=8', "via=kernel", "hello", None)
+    lines = judge(path, "tshark", *DISSECTOR, "-Y", where, "-T", "fields", "-e", "frame.number").split()
+    assert [int(line) for line in lines] == found
+
+
+def test_comments_of_others_give_nothing(path: Path) -> None:
+    """A comment that is not wholly in the grammar has no field, and the one of ours behind it has."""
+    others = [
+        "hello",
+        "PID: 7\nCmd: a",
+        "comm=a tgid=7 ",
+        "comm=a  tgid=7",
+        "comm=a comm=b",
+        'comm="a"',
+        "x=1",
+        "=",
+        "",
+    ]
+    others += ['comm="a', 'comm="a b"c', "comm=a\\", 'comm="\\x41 "', 'comm="\\x1B"', 'comm="=" ', "comm=a\ttgid=7"]
+    assert fields(write(path, *others, "comm=gr\u00fcn tgid=7", None)) == [{}] * (len(others) + 2)
+    path.write_bytes(
+        START + packet(FRAME, options((1, b"seen by bob"), (1, b"comm=a pid=7 tgid=7"), (2, b"\x02\0\0\0")))
+    )
+    assert fields(path)[0]["tgid"] == ["7"]
+
+
+def test_a_name_reaches_no_terminal(path: Path) -> None:
+    """Whatever a process calls itself, the field is one line of printable ASCII, and no other field is forged by it."""
+    names = [
+        b"",
+        b"\x1b[31m",
+        b"a\nb",
+        b"x tgid=1",
+        bytes(range(1, 16)),
+        b"gr\xc3\xb6n",
+        b'"\\',
+        b"\\x41",
+        b"\xff" * 15,
+    ]
+    found = fields(write(path, *(comment([("comm", name), ("tgid", 7)]) for name in names)))
+    assert found == [{"comm": [shown(name)], "tgid": ["7"], "via": ["current"]} for name in names]
+
+
+KEY = st.sampled_from([*KEYS, "x", "long_key"])
+VALUE = st.one_of(st.binary(max_size=20), st.integers(0, 2**33).map(lambda number: str(number).encode()))
+SPELT = st.lists(st.tuples(KEY, VALUE), min_size=1, max_size=5, unique_by=lambda pair: pair[0]).map(comment)
+ALIKE = st.lists(
+    st.sampled_from([*'aZ7=" \\x3d', '="', '" ', "comm=", "tgid=", "\\x0a", "\\x3d", "via=a"]), max_size=12
+)
+
+
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(st.lists(st.one_of(SPELT, ALIKE.map("".join)), min_size=199, max_size=199))
+def test_it_reads_as_our_own_parser_does(tmp_path: Path, texts: list[str]) -> None:
+    """Of arbitrary comments, in the grammar or nearly so, the dissector takes those that skbcapd.label takes."""
+    found = fields(write(tmp_path / "a.pcapng", *texts))
+    wanted = [expected(text) for text in texts]
+    for sums in wanted:  # numbers beyond 32 bits are not numbers of ours
+        for key in ("pid", "tgid", "ppid", "uid"):
+            if key in sums and int(sums[key][0]) >= 1 << 32:
+                sums.setdefault("other", []).append(f"{key}={sums.pop(key)[0]}")
+    assert [{key: sorted(texts) for key, texts in row.items()} for row in found] == [
+        {key: sorted(texts) for key, texts in row.items()} for row in wanted
+    ]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home directory into which the Wireshark files were copied as docs/tools.md says."""
+    home = tmp_path / "home"
+    shutil.copytree(WIRESHARK / "profiles", home / ".config/wireshark/profiles")
+    plugins = home / ".local/lib/wireshark/plugins"
+    plugins.mkdir(parents=True)
+    shutil.copy(WIRESHARK / "skbcapd.lua", plugins)
+    return home
+
+
+def test_the_profile_has_the_columns(path: Path, home: Path) -> None:
+    """With the profile, a line has who, how that is known, direction and device between the usual columns."""
+    path.write_bytes(
+        START
+        + packet(FRAME, process(1058, "chronyd"))
+        + packet(FRAME, process(1058, "chronyd", 1, " via=flow"))
+        + packet(FRAME, with_comment(b"via=kernel"))
+    )
+    text = judge(path, "tshark", "-n", "-C", "skbcapd", "-T", "tabs", home=home)
+    info = "0 \u2192 0 [BAD UDP LENGTH 0 < 8]"
+    rest = f"eth0\t10.0.0.1\t\u2192\t10.0.0.2\tUDP\t60\t{info}"
+    assert [re.sub(r" *\t *", "\t", line.strip()) for line in text.splitlines()] == [
+        f"1\t0.000000000\tchronyd\t1058\tcurrent\tOutbound\t{rest}",
+        f"2\t0.000000000\tchronyd\t1058\tflow\tInbound\t{rest}",
+        f"3\t0.000000000\t\t\tkernel\t\t{rest}",
+    ]
+
+
+def test_the_profile_has_colors(path: Path, home: Path) -> None:
+    """Each packet is colored by who it belongs to, and one without a comment of ours is not."""
+    path.write_bytes(
+        START
+        + packet(FRAME, process(1058, "chronyd"))
+        + packet(FRAME, process(1058, "chronyd", 1))
+        + packet(FRAME, process(1058, "chronyd", 1, " via=socket"))
+        + b"".join(
+            packet(FRAME, with_comment(text)) for text in (b"via=kernel", b"via=forwarded", b"via=unknown", b"hi")
+        )
+    )
+    rule = ("-T", "fields", "-e", "frame.coloring_rule.name")
+    assert judge(path, "tshark", "-C", "skbcapd", "--color", *rule, home=home).splitlines() == [
+        "skbcapd: sent",
+        "skbcapd: received",
+        "skbcapd: received",
+        "skbcapd: the kernel itself",
+        "skbcapd: passing through",
+        "skbcapd: nobody knows",
+        "",
+    ]

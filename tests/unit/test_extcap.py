@@ -1,0 +1,107 @@
+"""Wireshark's extcap protocol: what each call is answered, and how a wrong one is refused."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import skbcapd
+from skbcapd.settings import ROWS
+
+ROOT = Path(skbcapd.__file__).parent.parent
+PROGRAM = ROOT / "wireshark" / "extcap" / "skbcapd"
+SCRIPTS = Path(sys.executable).parent
+SENTENCE = re.compile(r"(extcap|interface|dlt|arg|value) ((?:\{[a-z]+=[^{}]*\})+)")
+
+
+def call(*arguments: str | Path) -> tuple[int, list[tuple[str, dict[str, str]]], str]:
+    """Run the program that Wireshark would run; exit code, sentences, stderr."""
+    environment = os.environ | {"PATH": f"{SCRIPTS}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [PROGRAM, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    sentences = []
+    for line in done.stdout.splitlines():
+        found = SENTENCE.fullmatch(line)
+        assert found, line
+        sentences.append((found[1], dict(re.findall(r"\{([a-z]+)=([^{}]*)\}", found[2]))))
+    return done.returncode, sentences, done.stderr
+
+
+def test_the_program_is_a_script_that_the_path_completes() -> None:
+    """What lies in Wireshark's directory is executable and names no place of this machine."""
+    assert os.access(PROGRAM, os.X_OK)
+    assert str(ROOT) not in PROGRAM.read_text()
+    assert shutil.which("skbcapd", path=str(SCRIPTS))
+
+
+def test_interfaces() -> None:
+    """The list has one interface, and says the version."""
+    code, sentences, err = call("--extcap-interfaces", "--extcap-version=4.0")
+    assert (code, err) == (0, "")
+    assert [kind for kind, _ in sentences] == ["extcap", "interface"]
+    assert sentences[0][1]["version"] == skbcapd.__version__
+    assert sentences[1][1]["value"] == "skbcapd"
+
+
+def test_link_types() -> None:
+    """The interface has a link type to show; the capture has its own."""
+    code, sentences, err = call("--extcap-interface", "skbcapd", "--extcap-dlts")
+    assert (code, err, len(sentences)) == (0, "", 1)
+    assert (sentences[0][0], sentences[0][1]["number"], sentences[0][1]["name"]) == ("dlt", "1", "EN10MB")
+
+
+def test_options_are_settings() -> None:
+    """Each option is a setting, with its default and its words; devices are those of this machine."""
+    code, sentences, err = call("--extcap-interface", "skbcapd", "--extcap-config")
+    assert (code, err) == (0, "")
+    arguments = [parts for kind, parts in sentences if kind == "arg"]
+    keys = [parts["call"].removeprefix("--").replace("-", ".") for parts in arguments]
+    assert keys == ["interfaces", "directions", "transmit", "snaplen", "buffer.size"]
+    assert [parts["number"] for parts in arguments] == ["0", "1", "2", "3", "4"]
+    for key, parts in zip(keys, arguments, strict=True):
+        assert parts["tooltip"] == ROWS[key].doc
+        if key != "interfaces":  # none chosen: all
+            assert parts["default"] == ROWS[key].default.replace(" ", "")
+    values = [(parts["arg"], parts["value"], parts["default"]) for kind, parts in sentences if kind == "value"]
+    assert {("0", "lo", "false"), ("1", "out,in", "true"), ("1", "in", "false"), ("2", "driver", "false")} <= set(
+        values
+    )
+    assert sum(default == "true" for _, _, default in values) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "extcap: no interface; expected --extcap-interface skbcapd"),
+        (["--extcap-dlts"], "extcap: no interface"),
+        (["--extcap-config", "--extcap-interface", "eth0"], "extcap: interface 'eth0'"),
+        (["--extcap-interface", "skbcapd"], "no call of the extcap protocol"),
+        (["--capture"], "extcap: no interface"),
+        (["--capture", "--extcap-interface", "skbcapd"], "--capture has no --fifo"),
+        (["--extcap-interface", "skbcapd", "--extcap-config", "--snaplen", "1"], "snaplen: found"),
+        (["--extcap-interfaces", "--capture"], "not allowed with argument"),
+        (["--extcap-nonsense"], "unrecognized arguments"),
+    ],
+)
+def test_wrong_calls(arguments: list[str], message: str) -> None:
+    """A call that is not of the protocol ends with 2 and a line that says why, without a traceback."""
+    code, sentences, err = call(*arguments)
+    assert (code, sentences) == (2, [])
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("path", ["/nonexistent/fifo", "/", "\x1b[31m"])
+def test_a_fifo_that_is_none(path: str) -> None:
+    """What cannot be opened for writing is named, as printable ASCII, and is not made."""
+    code, _, err = call("--capture", "--extcap-interface", "skbcapd", "--fifo", path)
+    assert code == 1
+    assert re.fullmatch(r"skbcapd: [ -~]+; expected a FIFO that Wireshark reads\n", err)
+    assert not Path(path).is_file()

@@ -1,0 +1,98 @@
+"""The bar: drawn on a terminal after a second, nowhere else."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import select
+import struct
+import termios
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+
+from skbcapd.progress import Progress
+from tests.kernel.deadline import DEADLINE_S
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Two files of 100 and 300 bytes, and one that is not there."""
+    for name, size in (("a", 100), ("b", 300)):
+        (tmp_path / name).write_bytes(bytes(size))
+    return [tmp_path / "a", tmp_path / "b", tmp_path / "nosuch"]
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[TextIO, Callable[[], str]]]:
+    """A terminal of 28 columns, and what reads all that was written to it."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 28, 0, 0))
+    with os.fdopen(theirs, "w") as stream, os.fdopen(ours, "rb", buffering=0) as other:
+
+        def read() -> str:
+            print("$", end="", file=stream, flush=True)  # a terminal hands on late: its end must be waited for
+            seen = b""
+            while not seen.endswith(b"$"):
+                assert select.select([other], [], [], DEADLINE_S)[0], seen
+                seen += other.read(4096)
+            return seen.decode().removesuffix("$")
+
+        yield stream, read
+
+
+class Clock:
+    """Stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 7.0
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now
+
+
+def test_it_is_drawn_after_a_second_and_wiped_away(
+    terminal: tuple[TextIO, Callable[[], str]], files: list[Path]
+) -> None:
+    """Nothing for a second; then how much of all files is done, ten times a second at most; then an empty line."""
+    (stream, read), clock = terminal, Clock()
+    with Progress(files, stream, clock) as progress:
+        show = progress.next_file()
+        for clock.now, done in ((7.5, 20), (8.25, 40), (8.3, 60), (9.0, 100)):
+            show(done)
+        show = progress.next_file()
+        clock.now = 10.0
+        show(300)
+        clock.now = 11.0
+        progress.next_file()(7)
+    assert read().split("\r") == [
+        "",
+        "\x1b[K[##                  ]  10%",
+        "\x1b[K[#####               ]  25%",
+        "\x1b[K[####################] 100%",
+        "\x1b[K[####################] 100%",
+        "\x1b[K",
+    ]
+
+
+def test_what_is_quick_shows_nothing(terminal: tuple[TextIO, Callable[[], str]], files: list[Path]) -> None:
+    """A second has not passed: the terminal gets not one byte."""
+    (stream, read), clock = terminal, Clock()
+    with Progress(files, stream, clock) as progress:
+        clock.now += 0.97
+        progress.next_file()(100)
+    assert read() == ""
+
+
+def test_what_is_no_terminal_shows_nothing(files: list[Path]) -> None:
+    """A log file gets no bar, however long it takes."""
+    stream, clock = io.StringIO(), Clock()
+    with Progress(files, stream, clock) as progress:
+        clock.now += 100
+        progress.next_file()(50)
+    assert stream.getvalue() == ""

@@ -1,0 +1,131 @@
+-- The process of a packet as fields of Wireshark: skbcapd.comm, skbcapd.pid, skbcapd.tgid, skbcapd.via and more, for
+-- columns and display filters (skbcapd.tgid == 1058).
+--
+-- In: the packet's comments (frame.comment). Out: a tree "skbcapd" with a field for each key of the first comment that
+-- skbcapd wrote. docs/format.md has the grammar.
+--
+-- The rule not to break: a comment that is not wholly in the grammar is somebody else's, and gives nothing. A key that
+-- is not known is shown under skbcapd.other, so that this file need not be as new as the capture.
+--
+-- A value is shown as `skbcapd top` shows it: printable ASCII as it is, a backslash as \\, any other byte as \x and two
+-- hex digits.
+--
+-- Lua 5.2 (Wireshark up to 4.2) and 5.4 (from 4.4 on).
+
+set_plugin_info({
+    version = "1",
+    description = "The process of each packet, from the comments that skbcapd writes",
+})
+
+local skbcapd = Proto("skbcapd", "skbcapd")
+
+local DEC = base.DEC
+local fields = {
+    comm = ProtoField.string("skbcapd.comm", "Name", base.ASCII, "The thread's name"),
+    pid = ProtoField.uint32("skbcapd.pid", "Thread id (pid)", DEC),
+    tgid = ProtoField.uint32("skbcapd.tgid", "Process id (tgid)", DEC),
+    via = ProtoField.string("skbcapd.via", "Found by", base.ASCII, "How the process was found; current: it was running"),
+    ppid = ProtoField.uint32("skbcapd.ppid", "Parent's process id", DEC),
+    uid = ProtoField.uint32("skbcapd.uid", "User id", DEC),
+    user = ProtoField.string("skbcapd.user", "User"),
+    exe = ProtoField.string("skbcapd.exe", "Executable"),
+    cmdline = ProtoField.string("skbcapd.cmdline", "Command line"),
+    cgroup = ProtoField.string("skbcapd.cgroup", "Control group"),
+    unit = ProtoField.string("skbcapd.unit", "systemd unit"),
+    container = ProtoField.string("skbcapd.container", "Container"),
+}
+local NUMBERS = { pid = true, tgid = true, ppid = true, uid = true }
+local other = ProtoField.string("skbcapd.other", "Other field", base.ASCII, "A key that this dissector does not know")
+
+local registered = { other }
+for _, field in pairs(fields) do
+    registered[#registered + 1] = field
+end
+skbcapd.fields = registered
+
+local comments = Field.new("frame.comment")
+
+local BARE = '^[^ "=\\%c\128-\255]+'
+local PLAIN = '^[^"=\\%c\128-\255]+'
+
+-- Reads the inside of quotes from `at` on: what it is shown as, and where the text goes on behind the quote; nil if it
+-- is not in the grammar, also where the quotes are not needed.
+local function quoted(text, at)
+    local parts, needed = {}, text:sub(at, at) == '"'
+    while true do
+        local plain, escape = text:match(PLAIN, at), text:sub(at, at + 1)
+        local hex = text:match("^\\x([0-9a-f][0-9a-f])", at)
+        local byte = hex and tonumber(hex, 16)
+        local shown, length
+        if plain then
+            shown, length, needed = plain, #plain, needed or plain:find(" ", 1, true)
+        elseif escape:sub(1, 1) == '"' then
+            return needed and table.concat(parts) or nil, at + 1
+        elseif escape == '\\"' or escape == "\\\\" then
+            shown, length, needed = escape == '\\"' and '"' or escape, 2, true
+        elseif byte and (byte < 0x20 or byte > 0x7e or byte == 0x3d) then
+            shown, length, needed = byte == 0x3d and "=" or "\\x" .. hex, 4, true
+        else
+            return nil
+        end
+        parts[#parts + 1], at = shown, at + length
+    end
+end
+
+-- The keys and values of a comment, and the keys in their order; nil if it is not in the grammar.
+local function parse(text)
+    local values, keys, at = {}, {}, 1
+    while true do
+        local key = text:match("^([a-z_]+)=", at)
+        if not key or values[key] then
+            return nil
+        end
+        at = at + #key + 1
+        local value = text:match(BARE, at)
+        if value then
+            at = at + #value
+        elseif text:sub(at, at) == '"' then
+            value, at = quoted(text, at + 1)
+        end
+        if not value then
+            return nil
+        end
+        values[key], keys[#keys + 1] = value, key
+        if at > #text then
+            return values, keys
+        elseif text:sub(at, at) ~= " " then
+            return nil
+        end
+        at = at + 1
+    end
+end
+
+local function number(text)
+    local value = #text <= 10 and text:find("^%d+$") and tonumber(text)
+    return value and value < 2 ^ 32 and value or nil
+end
+
+function skbcapd.dissector(_, _, tree)
+    for _, comment in ipairs({ comments() }) do
+        local values, keys = parse(comment.value)
+        if values and (values.comm or values.tgid or values.via) then
+            local who = values.comm and values.comm .. (values.tgid and "[" .. values.tgid .. "]" or "") or values.via
+            local branch = tree:add(skbcapd):set_generated()
+            branch:append_text(": " .. (who or ""))
+            if (values.comm or values.tgid) and not values.via then
+                values.via, keys[#keys + 1] = "current", "via" -- the plain case, which the comment does not mention
+            end
+            for _, key in ipairs(keys) do
+                local value = NUMBERS[key] and number(values[key]) or values[key]
+                if not fields[key] or (NUMBERS[key] and type(value) ~= "number") then
+                    branch:add(other, key .. "=" .. values[key]):set_generated()
+                else
+                    branch:add(fields[key], value):set_generated()
+                end
+            end
+            return
+        end
+    end
+end
+
+register_postdissector(skbcapd)
