@@ -97,7 +97,8 @@ def choose_learning_hooks(attach: str, transmit: str, btf: Btf) -> list[Hook]:
     """Which hooks tell who uses a socket, beside those where frames are taken.
 
     Args:
-        attach, transmit: as for choose_hooks.
+        attach: as for choose_hooks.
+        transmit: as for choose_hooks.
         btf: the running kernel's types: they name its tracepoints.
 
     Returns:
@@ -335,7 +336,8 @@ def load(geometry: Geometry, hooks: list[Hook], attach: str = "auto", transmit: 
     Args:
         geometry: size of the shared memory.
         hooks: from choose_hooks.
-        attach, transmit: as given to choose_hooks.
+        attach: as given to choose_hooks.
+        transmit: as given to choose_hooks.
 
     Raises:
         BtfError: the kernel's types are missing or unknown.

@@ -228,8 +228,8 @@ class Settings:
     attach: Attach = _key(
         "auto",
         _words(Attach),
-        "How to hook into the kernel. auto: frames at tracepoints, which is cheaper and misses none; users of sockets by "
-        "kprobes where the kernel has them, which names more processes. The others use one of them for all.",
+        "How to hook into the kernel. auto: frames at tracepoints, which is cheaper and misses none; users of sockets "
+        "by kprobes where the kernel has them, which names more processes. The others use one of them for all.",
     )
     buffer: Buffer = dataclasses.field(default_factory=Buffer)
     files: Files = dataclasses.field(default_factory=Files)
