@@ -27,6 +27,8 @@ ORDER = (
     "kernel",
     "segments",
     "link_type",
+    "process",
+    "sockets",
     "label",
     "pcapng",
     "checksum",

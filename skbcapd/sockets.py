@@ -1,0 +1,247 @@
+"""Who holds a socket: what /proc and the kernel's socket tables say of sockets whose use was not seen.
+
+In: inode numbers of sockets. Out: the one process that has such a socket open, and the TCP sockets that exist, with
+their inodes.
+
+The rule: a socket that several processes hold belongs to nobody here, and a scan that did not come to its end, or
+without the capability to look at all processes (CAP_SYS_PTRACE), answers nothing. Looking through the descriptors of
+all processes takes long on a large host: a scan that takes too long is given up, and scans take a tenth of the time at
+most, however many questions come.
+
+Not seen: a descriptor under way in a message, one registered with io_uring, the tables of threads that keep their own
+(unshare(2) with CLONE_FILES), those of a process whose main thread has ended, and
+what a security module hides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from skbcapd.process import NS_PER_TICK, User, opened, read_stat, sees_host
+
+NOBODY = User(0, 0, 0, b"")
+SCAN_S = 0.2  # a scan that takes longer is given up
+PAUSE_S = 0.1  # between two scans, or ten times as long as the last one took
+GIVEN_UP_S = 60.0  # until the next try
+START_S = 5.0  # for the scan at the start, when no packet waits
+NAMESPACES_MAX = 1024
+
+_CAP_SYS_PTRACE = 19
+_CLONE_NEWNET = 0x40000000
+_SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, Linux 5.14
+# include/uapi/linux/sock_diag.h, inet_diag.h, netlink.h
+_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20
+_NLM_REQUEST_DUMP = 0x301
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+_REQUEST = struct.Struct("=BBBxI48x")  # struct inet_diag_req_v2, its id left 0
+_SOCKET = struct.Struct("=BBxx2s2s16s16s12x16xI")  # struct inet_diag_msg
+_STATES = sum(1 << state for state in (1, 2, 4, 5, 8, 9, 10, 11))  # TCP_*: those whose socket may be open
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+class Flow(NamedTuple):
+    """A TCP socket, as struct flow of bpf/layout.h: addresses from this host's side, IPv4 in the first four bytes.
+
+    A listener has no remote end. An IPv6 socket that speaks to an IPv4 address has an IPv4 flow, as its packets do.
+    """
+
+    net: int  # cookie of its network namespace
+    local: bytes  # 16
+    remote: bytes  # 16
+    local_port: int
+    remote_port: int
+    protocol: int
+    family: int
+    inode: int
+
+
+class Holders:
+    """Finds the process that holds a socket.
+
+    Args:
+        proc: where /proc is.
+        clock: seconds.
+    """
+
+    def __init__(self, proc: Path = Path("/proc"), clock: Callable[[], float] = time.monotonic) -> None:
+        self._proc = proc
+        self._clock = clock
+        self._found: dict[int, User] = {}
+        self._next = float("-inf")  # when the next scan may start
+
+    def find(self, inode: int) -> User | None:
+        """The only process that holds a socket.
+
+        Args:
+            inode: of the socket.
+
+        Returns:
+            Its main thread; NOBODY when none or several hold the socket; None when it is not known yet, because a scan
+            was made too short a time ago: a later question may be answered.
+        """
+        now = self._clock()
+        if now < self._next:
+            return self._found.get(inode)
+        found = all_holders(self._proc, SCAN_S, self._clock)
+        end = self._clock()
+        self._found = found or {}
+        self._next = end + (GIVEN_UP_S if found is None else max(PAUSE_S, 10 * (end - now)))
+        return None if found is None else found.get(inode, NOBODY)
+
+
+def all_holders(
+    proc: Path = Path("/proc"), seconds: float = START_S, clock: Callable[[], float] = time.monotonic
+) -> dict[int, User] | None:
+    """Every open socket, of any family.
+
+    Args:
+        proc: where /proc is.
+        seconds: how long it may take.
+        clock: seconds.
+
+    Returns:
+        Inode to the main thread of the process that holds it, or NOBODY where several do; None when it took too long,
+        or not all could be seen.
+    """
+    if not (sees_host(proc) and _may_look(proc)):
+        return None
+    end = clock() + seconds
+    holders: dict[int, User] = {}
+    for tgid in _tgids(proc):
+        if clock() > end:
+            return None
+        with opened(proc, tgid) as directory:
+            inodes = set(_inodes(directory))
+            stat = read_stat(directory) if inodes else None
+        if stat is not None:
+            user = User(tgid, tgid, stat.ticks * NS_PER_TICK, stat.comm[:15])
+            for inode in inodes:
+                holders[inode] = NOBODY if inode in holders else user
+    return holders
+
+
+def flows(proc: Path = Path("/proc"), named: Path = Path("/run/netns")) -> list[Flow]:
+    """The TCP connections and listeners of all network namespaces that have a process or a name.
+
+    A namespace that cannot be entered (CAP_SYS_ADMIN is missing) is left out, and what would take longer than START_S.
+    """
+    end = time.monotonic() + START_S
+    namespaces: dict[int, Path] = {}
+    for path in (*(proc / str(tgid) / "ns/net" for tgid in _tgids(proc)), *_files(named)):
+        with contextlib.suppress(OSError):
+            namespaces.setdefault(path.stat().st_ino, path)
+        if len(namespaces) == NAMESPACES_MAX:
+            break
+    found: list[Flow] = []
+    for path in namespaces.values():
+        if time.monotonic() > end:
+            break
+        # setns(2) holds for one thread.
+        thread = threading.Thread(target=_read_namespace, args=(path, found), daemon=True)
+        thread.start()
+        thread.join()
+    return found
+
+
+def _may_look(proc: Path) -> bool:
+    """Whether this process has CAP_SYS_PTRACE."""
+    try:
+        found = re.search(r"^CapEff:\t([0-9a-f]+)$", (proc / "self/status").read_text(), re.MULTILINE)
+    except OSError:
+        return True  # no /proc of a kernel's
+    return found is not None and bool(int(found[1], 16) >> _CAP_SYS_PTRACE & 1)
+
+
+def _tgids(proc: Path) -> list[int]:
+    try:
+        with os.scandir(proc) as entries:
+            return [int(entry.name) for entry in entries if entry.name.isdecimal() and entry.name.isascii()]
+    except OSError:
+        return []
+
+
+def _files(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except OSError:
+        return []
+
+
+def _inodes(directory: int) -> Iterator[int]:
+    """The sockets among a process's descriptors; none when it has ended, or is not to be looked at."""
+    try:
+        table = os.open("fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return
+    try:
+        with os.scandir(table) as entries:
+            names = [entry.name for entry in entries]
+        for name in names:
+            try:
+                target = os.readlink(name, dir_fd=table)
+            except OSError:  # closed meanwhile
+                continue
+            if target.startswith("socket:[") and target[8:-1].isdecimal():
+                yield int(target[8:-1])
+    except OSError:
+        return
+    finally:
+        os.close(table)
+
+
+def _read_namespace(path: Path, found: list[Flow]) -> None:
+    with contextlib.suppress(OSError):
+        with path.open("rb") as there:
+            is_here = os.fstat(there.fileno()).st_ino == Path("/proc/thread-self/ns/net").stat().st_ino
+            if not is_here and ctypes.CDLL(None, use_errno=True).setns(there.fileno(), _CLONE_NEWNET):
+                return
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as diag:
+            diag.settimeout(START_S)
+            net = int.from_bytes(diag.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+            for family in (socket.AF_INET, socket.AF_INET6):
+                request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _STATES)
+                header = _HEADER.pack(
+                    _HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_REQUEST_DUMP, int(family), 0
+                )
+                diag.send(header + request)
+                found.extend(_dump(diag, net))
+
+
+def _dump(diag: socket.socket, net: int) -> Iterator[Flow]:
+    """The answers to one request."""
+    while True:
+        data = diag.recv(1 << 16)
+        at = 0
+        while at + _HEADER.size <= len(data):
+            length, kind, _, _, _ = _HEADER.unpack_from(data, at)
+            if kind in {_NLMSG_DONE, _NLMSG_ERROR} or length < _HEADER.size:
+                return
+            flow = read_flow(data[at + _HEADER.size : at + length], net)
+            if flow.inode:
+                yield flow
+            at += length + -length % 4
+
+
+def read_flow(message: bytes, net: int) -> Flow:
+    """The flow of one struct inet_diag_msg; inode 0 where no process has the socket open.
+
+    Source: include/uapi/linux/inet_diag.h; ports and addresses are in network byte order.
+    """
+    family, _, local_port, remote_port, local, remote, inode = _SOCKET.unpack_from(message)
+    if family == socket.AF_INET:
+        local, remote = local[:4] + bytes(12), remote[:4] + bytes(12)
+    elif remote.startswith(_MAPPED):
+        family, local, remote = socket.AF_INET, local[12:] + bytes(12), remote[12:] + bytes(12)
+    ports = int.from_bytes(local_port, "big"), int.from_bytes(remote_port, "big")
+    return Flow(net, local, remote, *ports, socket.IPPROTO_TCP, family, inode)

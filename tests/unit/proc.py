@@ -1,0 +1,60 @@
+"""A /proc of a test's own: directories that say of processes what the test wants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TICK = 10_000_000  # ns
+
+
+class Proc:
+    """A directory that looks like /proc, and a file that looks like /etc/passwd.
+
+    Args:
+        root: an empty directory.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / "proc"
+        self.users = root / "passwd"
+        self.path.mkdir()
+        self.users.write_bytes(b"root:x:0:0:root:/root:/bin/bash\n_chrony:x:101:102::/:/none\nsame:x:0:0:::\n")
+
+    def add(
+        self,
+        tgid: int,
+        *,
+        ticks: int = 5900,
+        comm: bytes = b"chronyd",
+        exe: str = "/usr/sbin/chronyd",
+        cmdline: bytes = b"/usr/sbin/chronyd\0-F\0001\0",
+        cgroup: bytes = b"0::/system.slice/chrony.service\n",
+        uid: int = 101,
+    ) -> Path:
+        """Start a process; its main thread is there."""
+        process = self.path / str(tgid)
+        process.mkdir()
+        (process / "stat").write_bytes(stat(tgid, comm, ticks))
+        (process / "status").write_bytes(b"Name:\t" + comm + b"\nTgid:\t%d\nUid:\t0\t%d\t0\t0\n" % (tgid, uid))
+        (process / "cmdline").write_bytes(cmdline)
+        (process / "cgroup").write_bytes(cgroup)
+        (process / "exe").symlink_to(exe)
+        (process / "fd").mkdir()
+        self.thread(tgid, tgid, ticks=ticks, comm=comm)
+        return process
+
+    def thread(self, tgid: int, tid: int, *, ticks: int = 5900, comm: bytes = b"chronyd") -> None:
+        """Start a thread."""
+        thread = self.path / str(tgid) / "task" / str(tid)
+        thread.mkdir(parents=True)
+        (thread / "stat").write_bytes(stat(tid, comm, ticks))
+
+    def hold(self, tgid: int, *targets: str) -> None:
+        """Open descriptors."""
+        for number, target in enumerate(targets):
+            (self.path / str(tgid) / "fd" / str(number)).symlink_to(target)
+
+
+def stat(pid: int, comm: bytes, ticks: int) -> bytes:
+    """The line of /proc/PID/stat; parent is 1, start is field 22."""
+    return b"%d (%b) S 1 " % (pid, comm) + b"7 " * 17 + b"%d 9 9 9\n" % ticks

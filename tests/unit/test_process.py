@@ -1,0 +1,349 @@
+"""Who a process is, asked of a /proc that says what a test wants, and of the real one about this very process."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skbcapd import process
+from skbcapd.process import NS_PER_TICK, Process, Processes, cgroup_of, container_of, unit_of
+from tests.unit.proc import TICK, Proc
+
+ID = "0123456789abcdef" * 4
+START = 5900 * TICK + 4_999_999  # the kernel knows it to the nanosecond
+CHRONYD = Process(
+    tgid=1058,
+    start=5900 * TICK,
+    comm=b"chronyd",
+    ppid=1,
+    uid=101,
+    user=b"_chrony",
+    exe=b"/usr/sbin/chronyd",
+    cmdline=b"/usr/sbin/chronyd\0-F\x001\0",
+    cgroup=b"/system.slice/chrony.service",
+)
+PATHS = st.lists(
+    st.sampled_from([b"user@1000.service", b"a.slice", b"x.service", b"..", b"", ID.encode(), b"machine-x.scope"])
+    | st.binary(max_size=12)
+).map(b"/".join)
+
+
+class Clock:
+    """Seconds, as the test says."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Proc:
+    """A /proc without a process."""
+    return Proc(tmp_path)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock that stands."""
+    return Clock()
+
+
+@pytest.fixture
+def processes(proc: Proc, clock: Clock) -> Processes:
+    """Records, of that /proc."""
+    return Processes(cmdline=True, proc=proc.path, users=proc.users, clock=clock)
+
+
+def test_a_process_is_read(proc: Proc, processes: Processes) -> None:
+    """All that /proc says of a process whose thread has the right start is in its record and in its fields."""
+    proc.add(1058)
+    found = processes.find(1058, 1058, START, b"chronyd")
+
+    assert found == CHRONYD
+    assert found.fields() == {
+        "ppid": 1,
+        "uid": 101,
+        "user": b"_chrony",
+        "exe": b"/usr/sbin/chronyd",
+        "cmdline": b"/usr/sbin/chronyd -F 1",
+        "cgroup": b"/system.slice/chrony.service",
+        "unit": b"chrony.service",
+    }
+
+
+@pytest.mark.parametrize(
+    ("leader", "thread", "start", "is_same"),
+    [
+        (5900, 5907, 5907, True),
+        (5900, 5900, 5900, True),
+        (5900, None, 5907, True),  # the thread has ended; the process is older than it was
+        (5900, None, 5900, False),  # as old: it could be the next one
+        (5901, 5901, 5900, False),
+        (6000, None, 5907, False),
+        (5900, 6000, 5907, True),  # the next thread of the same number, in the same process
+        (6000, 6000, 5907, False),
+    ],
+)
+def test_a_record_is_of_the_very_process(
+    leader: int, thread: int | None, start: int, proc: Proc, processes: Processes, *, is_same: bool
+) -> None:
+    """A process counts if its thread started when the kernel says, or if it is older than the thread; else not."""
+    proc.add(1058, ticks=leader)
+    if thread is not None:
+        proc.thread(1058, 1059, ticks=thread)
+
+    assert (processes.find(1058, 1059, start * TICK, b"chronyd") is not None) == is_same
+
+
+@pytest.mark.parametrize("tid", [1058, 1059])
+def test_this_process_and_its_threads_are_found(tid: int) -> None:
+    """Of this process, the record has what the system says of it, for its main thread and for another."""
+    ready, done = threading.Event(), threading.Event()
+    ids: list[int] = []
+
+    def work() -> None:
+        ids.append(threading.get_native_id())
+        ready.set()
+        done.wait()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    ready.wait()
+    thread = os.getpid() if tid == 1058 else ids[0]
+    try:
+        raw = Path(f"/proc/self/task/{thread}/stat").read_bytes()
+        start = int(raw.rpartition(b")")[2].split()[19]) * NS_PER_TICK
+        comm = Path(f"/proc/self/task/{thread}/comm").read_bytes()[:-1]
+        found = Processes(cmdline=True).find(os.getpid(), thread, start + NS_PER_TICK - 1, comm)
+        after = Processes().find(os.getpid(), thread, start + NS_PER_TICK, comm)
+    finally:
+        done.set()
+        worker.join()
+
+    assert found is not None
+    assert (found.tgid, found.ppid, found.uid) == (os.getpid(), os.getppid(), os.geteuid())
+    assert found.user.decode() == pwd.getpwuid(os.geteuid()).pw_name
+    assert found.exe.decode() == str(Path(sys.executable).resolve())
+    assert b"pytest" in found.cmdline
+    assert found.cgroup.decode() in Path("/proc/self/cgroup").read_text()
+    assert (after is None) == (thread == os.getpid())  # a thread may have ended; the main thread is there
+
+
+def test_command_lines_are_not_read_unasked(proc: Proc) -> None:
+    """Who does not want command lines has none in memory."""
+    proc.add(1058)
+    found = Processes(proc=proc.path, users=proc.users).find(1058, 1058, START, b"chronyd")
+
+    assert found == replace(CHRONYD, cmdline=b"")
+
+
+def test_a_process_that_has_gone_is_remembered(proc: Proc, processes: Processes, clock: Clock) -> None:
+    """The record of an ended process still names its last packets, but no packet of the next one of its number."""
+    shutil.rmtree(proc.add(1058))
+    assert processes.find(1058, 1058, START, b"chronyd") is None
+    proc.add(1058)
+    processes.find(1058, 1058, START, b"chronyd")
+    clock.now += 7
+    shutil.rmtree(proc.path / "1058")
+    assert processes.find(1058, 1058, START, b"chronyd") == CHRONYD
+    proc.add(1058, ticks=6000, comm=b"next")
+    assert processes.find(1058, 1058, START, b"chronyd") == CHRONYD
+    found = processes.find(1058, 1058, 6000 * TICK, b"next")
+    assert found is not None
+    assert found.comm == b"next"
+
+
+def test_a_record_is_read_again_after_a_second(proc: Proc, processes: Processes, clock: Clock) -> None:
+    """Within a second a record is not read again; later, what has changed is seen."""
+    path = proc.add(1058) / "status"
+    processes.find(1058, 1058, START, b"chronyd")
+    path.write_bytes(path.read_bytes().replace(b"\t101\t", b"\t0\t"))
+    uids = []
+    for now in (100.0, 100.9, 101.1):
+        clock.now = now
+        found = processes.find(1058, 1058, START, b"chronyd")
+        assert found is not None
+        uids.append((found.uid, found.user))
+
+    assert uids == [(101, b"_chrony"), (101, b"_chrony"), (0, b"root")]
+
+
+def test_a_new_name_may_be_a_new_program(proc: Proc, processes: Processes) -> None:
+    """A thread that goes by another name than its packet has no program or command line that could be another's."""
+    proc.add(1058, comm=b"nginx", exe="/usr/sbin/nginx")
+    before = processes.find(1058, 1058, START, b"sh")
+    now = processes.find(1058, 1058, START, b"nginx")
+
+    assert before is not None
+    assert (before.exe, before.cmdline, before.uid) == (b"", b"", 101)
+    assert now is not None
+    assert now.exe == b"/usr/sbin/nginx"
+
+
+def test_records_are_bounded(proc: Proc, processes: Processes) -> None:
+    """However many threads there are, only the last 1024 are remembered."""
+    proc.add(1058)
+    for tick in range(process.REMEMBERED + 7):
+        assert processes.find(1058, 1059, (6000 + tick) * TICK, b"chronyd")
+
+    assert len(processes._known) == process.REMEMBERED
+
+
+def test_users_are_read_again_when_they_change(proc: Proc, processes: Processes, clock: Clock) -> None:
+    """A user that is new in the file has a name soon after; lines that are no users are passed over."""
+    proc.add(1058, uid=4711)
+    processes.find(1058, 1058, START, b"chronyd")
+    proc.users.write_bytes(b"broken\n:x:4711:\nx:x:no:\nn\xffw:x:4711:0:::\nlater:x:4711:0:::\n")
+    clock.now += 2
+    found = processes.find(1058, 1058, START, b"chronyd")
+
+    assert found is not None
+    assert (found.uid, found.user) == (4711, b"n\xffw")
+
+
+@pytest.mark.parametrize("name", ["status", "cmdline", "cgroup", "exe"])
+@pytest.mark.parametrize("becomes", ["missing", "directory", "empty", "garbage"])
+def test_files_that_vanish_or_lie(name: str, becomes: str, proc: Proc, processes: Processes) -> None:
+    """A file that cannot be read, or makes no sense, costs its own fields and no other, and raises nothing."""
+    path = proc.add(1058) / name
+    path.unlink()
+    if becomes == "directory":
+        path.mkdir()
+    elif becomes != "missing":
+        path.write_bytes(b"" if becomes == "empty" else b"\xff\0Uid:\t1\n:::\n\n" * 7)
+    found = processes.find(1058, 1058, START, b"chronyd")
+
+    assert found is not None
+    lost = {"status": {"uid", "user"}, "cgroup": {"cgroup", "unit"}}.get(name, {name})
+    expected = CHRONYD.fields().keys() - lost
+    assert found.fields().keys() - {"cmdline"} == expected - {"cmdline"}
+    assert ("cmdline" in found.fields()) == (name != "cmdline" or becomes == "garbage")
+
+
+@given(raw=st.binary(max_size=200) | st.tuples(st.binary(), st.binary()).map(lambda parts: b"1 (" + b") ".join(parts)))
+def test_a_stat_that_lies_never_raises(raw: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whatever stands in a stat file, it is of no process, or of one with numbers."""
+    directory = tmp_path_factory.mktemp("proc")
+    proc = Proc(directory)
+    (proc.add(7) / "stat").write_bytes(raw)
+
+    assert Processes(proc=proc.path, users=proc.users).find(7, 7, START, b"x") is None
+    shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize("comm", [b"", b") S 1 2", b"a (b)", b"\n)\n", b"\xff\x1b[31m", b"x" * 64])
+def test_a_name_cannot_forge_a_stat(comm: bytes, proc: Proc, processes: Processes) -> None:
+    """The start and the parent behind a hostile name are the right ones, and the name is whole."""
+    proc.add(1058, comm=comm)
+    found = processes.find(1058, 1058, START, comm)
+
+    assert found is not None
+    assert (found.comm, found.ppid, found.start) == (comm, 1, 5900 * TICK)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("0::/system.slice/ssh.service\n", "/system.slice/ssh.service"),
+        ("0::/\n", "/"),
+        ("12:pids:/user.slice\n1:name=systemd:/user.slice/x.scope\n0::/\n", "/user.slice/x.scope"),
+        ("1:name=systemd:/a.service\n0::/b.service\n", "/b.service"),
+        (f"12:pids:/docker/{ID}\n1:name=systemd:/\n", f"/docker/{ID}"),
+        ("3:cpu,cpuacct:/a:b\n", "/a:b"),
+        ("", ""),
+        ("0:\n:\n\n0::x\nfoo\n", ""),
+    ],
+)
+def test_the_cgroup_that_says_most(text: str, path: str) -> None:
+    """Of the hierarchies of versions 1 and 2, the one that systemd or a container engine has arranged is taken."""
+    assert cgroup_of(text.encode()).decode() == path
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "unit"),
+    [
+        ("/system.slice/ssh.service", "ssh.service"),
+        ("/system.slice/system-getty.slice/getty@tty1.service", "getty@tty1.service"),
+        ("/system.slice/systemd-udevd.service/udev", "systemd-udevd.service"),
+        ("/init.scope", "init.scope"),
+        ("/system.slice/_cpu.service", "cpu.service"),
+        ("/user.slice/user-1000.slice/session-2.scope", "session-2.scope"),
+        ("/user.slice/user-1000.slice/user@1000.service/init.scope", "user@1000.service/init.scope"),
+        ("/user.slice/user-1000.slice/user@1000.service/app.slice/fire.service", "user@1000.service/fire.service"),
+        (
+            "/user.slice/user-1000.slice/user@1000.service/a.slice/a-b.slice/x@y.service/z",
+            "user@1000.service/x@y.service",
+        ),
+        ("/user.slice/user-1000.slice/user@1000.service/ssh.service", "user@1000.service/ssh.service"),
+        ("/user.slice/user-1000.slice/user@1000.service", "user@1000.service"),
+        (f"/system.slice/docker-{ID}.scope", f"docker-{ID}.scope"),
+        (f"/kubepods.slice/kubepods-podx.slice/cri-containerd-{ID}.scope", f"cri-containerd-{ID}.scope"),
+        ("/machine.slice/systemd-nspawn@web.service/payload/system.slice/x.service", "systemd-nspawn@web.service"),
+        ("/system.slice/x.service (deleted)", "x.service"),
+        (f"/docker/{ID}", ""),
+        ("/../ssh.service", ""),
+        ("/a.slice/b.slice", ""),
+        ("/a/ssh.service", ""),
+        ("/system.slice/a b.service", ""),
+        ("/system.slice/x.service\nssh.service", ""),
+        ("/", ""),
+        ("", ""),
+    ],
+)
+def test_unit(cgroup: str, unit: str) -> None:
+    """The unit is the first name below the slices, as systemd finds it; a user's own units stand behind his manager."""
+    assert unit_of(cgroup.encode()).decode() == unit
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "container"),
+    [
+        (f"/system.slice/docker-{ID}.scope", ID),
+        (f"/docker/{ID}", ID),
+        (f"/docker/{ID}/docker/{'f' * 64}", ID),
+        (f"/machine.slice/libpod-{ID}.scope/container", ID),
+        (f"/libpod_parent/libpod-{ID}", ID),
+        (f"/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{ID}.scope", ID),
+        (f"/kubepods.slice/kubepods-besteffort.slice/kubepods-podx.slice/cri-containerd-{ID}.scope", ID),
+        (f"/kubepods/besteffort/pod0123/{ID}", ID),
+        (f"/system.slice/containerd.service/kubepods-burstable-podx.slice:cri-containerd:{ID}", ID),
+        (f"/kubepods.slice/kubepods-podx.slice/crio-{ID}.scope/container", ID),
+        (f"/kubepods/burstable/podx/crio-{ID}", ID),
+        ("/machine.slice/machine-web.scope", "web"),
+        (r"/machine.slice/machine-my\x2dweb.scope/payload", "my-web"),
+        ("/machine.slice/systemd-nspawn@web.service/payload/init.scope", "web"),
+        ("/machine.slice/systemd-nspawn@web.service/supervisor", ""),
+        (r"/machine.slice/machine-qemu\x2d1\x2dvm.scope", ""),
+        (f"/machine.slice/libpod-conmon-{ID}.scope", ""),
+        (f"/system.slice/crio-conmon-{ID}.scope", ""),
+        (f"/docker/{ID[1:]}", ""),
+        (f"/docker/{ID}0", ""),
+        (f"/docker/{ID.upper()}", ""),
+        ("/system.slice/docker.service", ""),
+        ("/", ""),
+        ("", ""),
+    ],
+)
+def test_container(cgroup: str, container: str) -> None:
+    """A container is known by how engines name cgroups, through systemd and by themselves; helpers are not in it."""
+    assert container_of(cgroup.encode()).decode() == container
+
+
+@given(PATHS)
+def test_any_path_has_a_unit_and_a_container_or_none(path: bytes) -> None:
+    """Whatever a path holds, nothing raises, and a unit is made of the letters that systemd allows."""
+    container_of(path)
+    unit = unit_of(path)
+    assert unit.isascii()
+    assert not {*unit} & {*b' \n"='}

@@ -1,0 +1,176 @@
+"""Who holds a socket, asked of a /proc of the test's own and of the real one; the kernel's own table of TCP sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skbcapd import sockets
+from skbcapd.process import Processes, User
+from skbcapd.sockets import NOBODY, Flow, Holders, all_holders, flows, read_flow
+from tests.unit.proc import TICK, Proc
+
+
+class Clock:
+    """Seconds; every look costs `step`."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.step = 0.0
+
+    def __call__(self) -> float:
+        """The time."""
+        self.now += self.step
+        return self.now
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Proc:
+    """A /proc with three processes: one has a socket of its own, two share one."""
+    made = Proc(tmp_path)
+    made.add(7, comm=b"one")
+    made.add(11, comm=b"two")
+    made.add(13, comm=b"three")
+    (made.path / "irq").mkdir()
+    made.hold(7, "socket:[101]", "/dev/null", "socket:[101]", "pipe:[102]", "socket:[x]", "socket:[103]")
+    made.hold(11, "socket:[103]", "anon_inode:[eventpoll]")
+    return made
+
+
+ONE = User(7, 7, 5900 * TICK, b"one")
+
+
+def test_all_holders(proc: Proc) -> None:
+    """A socket has the process that holds it, however often; two processes are nobody; only sockets are there."""
+    assert all_holders(proc.path) == {101: ONE, 103: NOBODY}
+
+
+def test_processes_that_vanish_hold_nothing(proc: Proc) -> None:
+    """A process without descriptors, or without a start, is passed over."""
+    (proc.path / "7" / "stat").unlink()
+    (proc.path / "13" / "fd").rmdir()
+
+    assert all_holders(proc.path) == {103: User(11, 11, 5900 * TICK, b"two")}
+    assert all_holders(proc.path / "none") == {}
+
+
+def test_who_may_not_look_at_all_names_nobody() -> None:
+    """Where others' descriptors are forbidden to us, as they are to ordinary users, nobody is named."""
+    user = os.geteuid()
+    try:
+        os.seteuid(user or 65534)
+        assert all_holders() is None
+    finally:
+        os.seteuid(user)
+
+
+def test_a_pid_namespace_has_other_numbers(proc: Proc) -> None:
+    """In a /proc of a PID namespace nobody is named: its numbers are not those of the kernel program."""
+    (proc.path / "self" / "ns").mkdir(parents=True)
+    (proc.path / "self" / "ns" / "pid").touch()
+
+    assert all_holders(proc.path) is None
+    proc.add(1058)
+    assert Processes(proc=proc.path, users=proc.users).find(1058, 1058, 5900 * TICK, b"chronyd") is None
+
+
+def test_a_flood_of_questions_is_one_scan(proc: Proc) -> None:
+    """Between two scans answers are those of the last one, and what it did not see is not known yet."""
+    clock = Clock()
+    holders = Holders(proc.path, clock)
+    assert [holders.find(inode) for inode in (101, 103)] == [ONE, NOBODY]
+    proc.hold(13, "socket:[107]")
+    assert {holders.find(107) for _ in range(1009)} == {None}
+    clock.now += sockets.PAUSE_S
+    assert holders.find(107) == User(13, 13, 5900 * TICK, b"three")
+    clock.now += sockets.PAUSE_S
+    assert holders.find(109) == NOBODY
+
+
+def test_a_scan_that_takes_long_is_rare(proc: Proc) -> None:
+    """The pause is ten times as long as the scan was."""
+    clock = Clock()
+    holders = Holders(proc.path, clock)
+    clock.step = sockets.SCAN_S / 8
+    assert holders.find(101) == ONE
+    end, clock.step = clock.now, 0.0
+    proc.hold(13, "socket:[107]")
+    clock.now = end + 0.9
+    assert holders.find(107) is None
+    clock.now = end + 2.0
+    assert holders.find(107) is not None
+
+
+def test_a_scan_that_takes_too_long_answers_nothing(proc: Proc) -> None:
+    """A scan that was given up names nobody, not even a holder it had found, and is not tried again for a minute."""
+    clock = Clock()
+    holders = Holders(proc.path, clock)
+    clock.step = sockets.SCAN_S / 2
+    assert holders.find(101) is None
+    clock.step = 0.0
+    clock.now += 59
+    assert holders.find(101) is None
+    clock.now += 2
+    assert holders.find(101) == ONE
+
+
+def test_this_process_holds_its_sockets(tmp_path: Path) -> None:
+    """In the real /proc, a socket of ours is ours, and one that a child has inherited is nobody's."""
+    ours, shared = socket.socket(), socket.socket()
+    with closing(ours), closing(shared):
+        inodes = [os.fstat(end.fileno()).st_ino for end in (ours, shared)]
+        with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[shared.fileno()]) as child:
+            # Other processes may be others', and forbidden.
+            for tgid in (os.getpid(), child.pid):
+                (tmp_path / str(tgid)).symlink_to(f"/proc/{tgid}")
+            found = all_holders(tmp_path)
+    assert found is not None
+    assert (found[inodes[0]].tgid, found[inodes[0]].tid) == (os.getpid(), os.getpid())
+    assert found[inodes[1]] == NOBODY
+
+
+@pytest.mark.parametrize(
+    ("family", "address", "family_of_flow"),
+    [
+        (socket.AF_INET, "127.0.0.1", socket.AF_INET),
+        (socket.AF_INET6, "::1", socket.AF_INET6),
+        (socket.AF_INET6, "::ffff:127.0.0.1", socket.AF_INET),
+    ],
+)
+def test_the_kernel_tells_listeners_and_connections(family: int, address: str, family_of_flow: int) -> None:
+    """A listener and both ends of a connection are found with their addresses, ports and inodes."""
+    with closing(socket.socket(family)) as server:
+        server.bind((address, 0))
+        server.listen()
+        with closing(socket.create_connection(server.getsockname()[:2])) as client:
+            accepted, _ = server.accept()
+            with closing(accepted):
+                found = {flow.inode: flow for flow in flows()}
+                inodes = [os.fstat(end.fileno()).st_ino for end in (server, client, accepted)]
+            here, there = server.getsockname()[1], client.getsockname()[1]
+        net = int.from_bytes(server.getsockopt(socket.SOL_SOCKET, 71, 8), "little")
+    raw = socket.inet_pton(family_of_flow, address.removeprefix("::ffff:")).ljust(16, b"\0")
+    assert [found[inode] for inode in inodes[1:]] == [
+        Flow(net, raw, raw, there, here, socket.IPPROTO_TCP, family_of_flow, inodes[1]),
+        Flow(net, raw, raw, here, there, socket.IPPROTO_TCP, family_of_flow, inodes[2]),
+    ]
+    listener = found[inodes[0]]
+    assert (listener.local_port, listener.remote_port, listener.remote) == (here, 0, bytes(16))
+
+
+@given(st.binary(min_size=72, max_size=72))
+def test_any_message_is_a_flow(message: bytes) -> None:
+    """The fields lie where include/uapi/linux/inet_diag.h has them."""
+    flow = read_flow(message, 5)
+
+    assert flow.inode == struct.unpack_from("<I", message, 68)[0]
+    assert (flow.local_port, flow.remote_port) == struct.unpack_from(">HH", message, 4)
+    assert len(flow.local) == len(flow.remote) == 16
