@@ -226,6 +226,16 @@ class Program:
         """Say who holds a socket: layout.USER; with tgid 0, that it is nobody or several."""
         self._update("holders", struct.pack("<Q", inode), user)
 
+    def add_flow(self, flow: bytes, owner: bytes) -> None:
+        """Say whose a connection is: layout.FLOW, OWNER. What the program has learned itself stands."""
+        with contextlib.suppress(FileExistsError):
+            syscall.add(self._maps["flows"], flow, owner)
+
+    def remove_flow(self, flow: bytes) -> None:
+        """Forget whose a connection is: layout.FLOW."""
+        with contextlib.suppress(FileNotFoundError):
+            syscall.remove(self._maps["flows"], flow)
+
     def owner(self, sk: int) -> tuple[int, int, int, bytes, int, int] | None:
         """What the program has learned of a socket: its user's tgid, tid, start and comm; its inode and identity."""
         try:

@@ -8,32 +8,16 @@ The rule: an answer is one process, or none. A socket that several processes hol
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from skbcapd import layout
 from skbcapd.kernel import Program
+from skbcapd.process import User
 from skbcapd.segments import Upcall
+from skbcapd.sockets import NOBODY, Flow
 
 QUESTIONS = 1024  # that the program may ask from one drain to the next
-_NOBODY = bytes(layout.USER.size)
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """A process that holds a socket, and the thread that stands for it: the main one.
-
-    Args:
-        tgid: process.
-        tid: thread.
-        start: of the thread, ns since boot as /proc tells them (hundredths of a second).
-        comm: of the thread.
-    """
-
-    tgid: int
-    tid: int
-    start: int
-    comm: bytes
 
 
 class Resolver:
@@ -41,16 +25,46 @@ class Resolver:
 
     Args:
         program: its tables.
-        find_holder: the only process that holds the socket with an inode number; None where there is none or more.
+        find_holder: the only process that holds the socket with an inode number; tgid 0 where there is none or more;
+            None where that is not known yet.
     """
 
     def __init__(self, program: Program, find_holder: Callable[[int], User | None]) -> None:
         self._program = program
         self._find_holder = find_holder
+        self._told: dict[bytes, int] = {}  # layout.FLOW to the socket's inode
 
     def refill(self) -> None:
         """Allow the program as many questions as a drain can answer."""
         self._program.control[layout.QUESTIONS] = QUESTIONS
+
+    def tell(self, flows: Iterable[Flow], holders: Mapping[int, User]) -> None:
+        """Tell the program whose the connections and listeners are that were there before it.
+
+        Args:
+            flows: that exist.
+            holders: inode of a socket to the only process that holds it; tgid 0 where several do.
+        """
+        users: dict[bytes, set[User]] = {}
+        for flow in flows:
+            users.setdefault(_key(flow), set()).add(holders.get(flow.inode, NOBODY))
+            self._told[_key(flow)] = flow.inode
+        for key, of in users.items():
+            # Several processes may listen at one port (SO_REUSEPORT).
+            if len(of) == 1 and NOBODY not in of:
+                user = of.pop()
+                owner = (user.tgid, user.tid, user.start, user.comm[:15], self._told[key], 0, 0, 0)
+                self._program.add_flow(key, layout.OWNER.pack(*owner))
+
+    def retell(self, flows: Iterable[Flow]) -> None:
+        """Make the program forget what it was told of connections that have ended before it could see that.
+
+        Args:
+            flows: that exist now that the program is attached.
+        """
+        for key in self._told.keys() - {_key(flow) for flow in flows}:
+            self._program.remove_flow(key)
+        self._told.clear()
 
     def resolve(self, packet: Upcall) -> Upcall:
         """The packet with its process, or with `unknown`. It needs no label: later packets ask with another key."""
@@ -62,10 +76,15 @@ class Resolver:
                 return replace(packet, via=via, tgid=tgid, tid=tid, start=start, comm=comm.split(b"\0")[0])
         user = self._find_holder(packet.inode) if packet.inode else None
         if user is None:
-            if packet.inode:
-                self._program.set_holder(packet.inode, _NOBODY)
             return replace(packet, via=layout.VIA_UNKNOWN)
-        self._program.set_holder(packet.inode, layout.USER.pack(user.tgid, user.tid, user.start, user.comm[:15]))
+        holder = layout.USER.pack(user.tgid, user.tid, user.start, user.comm[:15])
+        self._program.set_holder(packet.inode, holder)
+        if not user.tgid:
+            return replace(packet, via=layout.VIA_UNKNOWN)
         return replace(
             packet, via=layout.VIA_INODE, tgid=user.tgid, tid=user.tid, start=user.start, comm=user.comm[:15]
         )
+
+
+def _key(flow: Flow) -> bytes:
+    return layout.FLOW.pack(*flow[:7], 0)

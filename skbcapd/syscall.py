@@ -15,7 +15,8 @@ import platform
 import struct
 
 _NUMBER = {"x86_64": 321, "aarch64": 280}
-_LOOKUP, _UPDATE, _LOAD, _OBJECT_INFO, _OPEN_TRACEPOINT = 1, 2, 5, 15, 17
+_LOOKUP, _UPDATE, _DELETE, _LOAD, _OBJECT_INFO, _OPEN_TRACEPOINT = 1, 2, 3, 5, 15, 17
+_ANY, _NO_EXIST = 0, 1  # how to update
 _TYPE_TRACING, _ATTACH_RAW_TRACEPOINT = 26, 23
 _PROG_ATTR = struct.Struct("<IIQQIIQII16sIIIIQIIQII")
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -34,13 +35,32 @@ def _bpf(command: int, attributes: bytes) -> int:
     return result
 
 
-def update(table: int, key: bytes, value: bytes) -> None:
+def update(table: int, key: bytes, value: bytes, flags: int = _ANY) -> None:
     """Set an entry of a map."""
     key_buffer, value_buffer = (
         ctypes.create_string_buffer(key, len(key)),
         ctypes.create_string_buffer(value, len(value)),
     )
-    _bpf(_UPDATE, struct.pack("<IIQQQ", table, 0, _address(key_buffer), _address(value_buffer), 0))
+    _bpf(_UPDATE, struct.pack("<IIQQQ", table, 0, _address(key_buffer), _address(value_buffer), flags))
+
+
+def add(table: int, key: bytes, value: bytes) -> None:
+    """Set an entry of a map.
+
+    Raises:
+        FileExistsError: there is one.
+    """
+    update(table, key, value, _NO_EXIST)
+
+
+def remove(table: int, key: bytes) -> None:
+    """Remove an entry of a map.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    key_buffer = ctypes.create_string_buffer(key, len(key))
+    _bpf(_DELETE, struct.pack("<IIQQQ", table, 0, _address(key_buffer), 0, 0))
 
 
 def lookup(table: int, key: bytes, size: int) -> bytes:
