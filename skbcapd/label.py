@@ -17,10 +17,14 @@ a reader that only looks for the text `comm=chronyd` finds no forged one. The gr
 
 from __future__ import annotations
 
+import bisect
 import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+
+from skbcapd.layout import OPTIONS_MAX
 
 # epb_flags, draft-ietf-opsawg-pcapng section 4.3.1 (bit 0 is the least significant).
 DIRECTION_IN = 1
@@ -41,6 +45,10 @@ EPB_PACKETID = 5
 EPB_PROCESSID_THREADID = 8
 
 OPTION_MAX = 0xFFFF  # bytes: the length field has 16 bits
+# A comment that leaves room for its own head, epb_flags, epb_packetid, the process and the end in a label.
+COMMENT_MAX = OPTIONS_MAX - (4 + 8 + 12 + 12 + 4)
+CMDLINE_MAX = 128  # bytes of a command line in a comment
+_CUTTABLE = ("user", "exe", "cmdline", "cgroup", "unit", "container")
 
 _KEY = re.compile(r"[a-z_]+")
 _BARE = re.compile(rb"[!#-<>-\[\]-~]+")
@@ -126,6 +134,38 @@ def shown(value: bytes) -> str:
     return "".join(map(_SHOWN.__getitem__, value))
 
 
+def fit(fields: Sequence[tuple[str, bytes | str | int]]) -> list[tuple[str, bytes | str | int]]:
+    """Cut values so that their comment fits a label, and say so.
+
+    A command line longer than CMDLINE_MAX bytes is cut to that. Where the whole is still longer than COMMENT_MAX, the
+    longest of user, exe, cmdline, cgroup, unit and container lose their ends, so that as spelled none is longer than
+    the longest that had to be cut.
+
+    Args:
+        fields: as for `comment`.
+
+    Returns:
+        The fields; if one was cut, with a last one, `cut`, that names each of those.
+    """
+    whole = {key: _raw(value) if key in _CUTTABLE else value for key, value in fields}
+    found = dict(whole)
+    if "cmdline" in found:
+        found["cmdline"] = _raw(found["cmdline"])[:CMDLINE_MAX]
+    # Room for the longest `cut` that there can be.
+    room = COMMENT_MAX - len(" cut=" + ",".join(key for key in _CUTTABLE if key in found))
+
+    def shortened(most: int) -> dict[str, bytes | str | int]:
+        return {key: _cut(_raw(value), most) if key in _CUTTABLE else value for key, value in found.items()}
+
+    if found and len(comment([*found.items()])) > (COMMENT_MAX if found == whole else room):
+        # The lengths in falling order: the first that fits is the largest.
+        lengths = range(COMMENT_MAX, 1, -1)
+        fits = bisect.bisect_left(lengths, x=True, key=lambda most: len(comment([*shortened(most).items()])) <= room)
+        found = shortened(lengths[min(fits, len(lengths) - 1)])
+    cut = ",".join(key for key in found if found[key] != whole[key])
+    return [*found.items(), *([("cut", cut)] if cut else [])]
+
+
 def option(code: int, value: bytes) -> bytes:
     """Build one pcapng option: code, length, value, zeros up to a multiple of four bytes.
 
@@ -199,7 +239,7 @@ def label(
     """Build the label of one (process, device, direction).
 
     Args:
-        fields: the comment's fields, as for `comment`; none for no comment.
+        fields: the comment's fields, as for `comment`; none for no comment. Long values are cut, see `fit`.
         flags: the epb_flags bits that all its packets share: the direction.
         tgid: process id, 0 when not known.
         tid: thread id, 0 when not known.
@@ -213,7 +253,7 @@ def label(
 
     Source: docs/format.md.
     """
-    text = comment(fields) if fields else None
+    text = comment(fit(fields)) if fields else None
     before = 0 if text is None else len(option(OPT_COMMENT, text.encode("ascii")))
     return Label(packet_options(text, flags, tgid, tid, linked=linked), before + 4, linked)
 
@@ -222,10 +262,25 @@ def _spell(value: bytes | str | int) -> str:
     """Give the one spelling of a value: bare where it can be, else quoted and escaped."""
     if isinstance(value, int):
         return str(value)
-    raw = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+    raw = _raw(value)
     if _BARE.fullmatch(raw):
         return raw.decode("ascii")
     return '"' + "".join(map(_ESCAPED.__getitem__, raw)) + '"'
+
+
+def _raw(value: bytes | str | int) -> bytes:
+    """Give the bytes of a value."""
+    if isinstance(value, bytes):
+        return value
+    return str(value).encode("utf-8", "surrogateescape")
+
+
+def _cut(value: bytes, most: int) -> bytes:
+    """Give the longest start of a value whose spelling has at most `most` characters, of which there are two."""
+    value = value[:most]
+    bare = _BARE.match(value)
+    quoted = list(accumulate((len(_ESCAPED[byte]) for byte in value), initial=2))
+    return value[: max(bisect.bisect_right(quoted, most) - 1, bare.end() if bare else 0)]
 
 
 def _unescape(found: re.Match[str]) -> str:

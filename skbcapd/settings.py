@@ -29,6 +29,7 @@ Transmit = Literal["queue", "driver"]
 Encode = Literal["kernel", "scapy"]
 Checksums = Literal["keep", "fill"]
 Dedup = Literal["first", "all"]
+Comment = Literal["comm", "pid", "tgid", "ppid", "uid", "user", "exe", "cmdline", "cgroup", "unit", "container", "none"]
 Attach = Literal["auto", "kprobe", "tracepoint"]
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -58,6 +59,19 @@ class Word:
         if text not in self.words:
             raise ValueError(text)
         return text
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """True or false."""
+
+    expected: str = "true or false"
+
+    def parse(self, text: str) -> bool:
+        """The value."""
+        if text not in {"true", "false"}:
+            raise ValueError(text)
+        return text == "true"
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +232,19 @@ class Settings:
         _words(Dedup),
         "A packet that passes several devices (veth, bridge, bond, VLAN). all: on each of them; what belongs together "
         "has the same epb_packetid. first: only where it is seen first; the others are counted.",
+    )
+    comment: tuple[Comment, ...] = _key(
+        "comm, pid, tgid",
+        ListOf(_words(Comment), alone="none"),
+        "What a packet's comment says of its process, in this order. pid is the thread, tgid the process. cmdline may "
+        "hold passwords: it is off by default, and cut to 128 bytes. What is not known is left out. All but the first "
+        "three are read from /proc, once per label. none: no comment; option 8 alone names the process.",
+    )
+    process_blocks: bool = _key(
+        "false",
+        Switch(),
+        "A block for each process, in front of its first packet, as newer versions of Wireshark read them: name, "
+        "program, parent, user, start. With the command line only where comment has it.",
     )
     encode: Encode = _key(
         "kernel",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from skbcapd import label
 from skbcapd.label import CommentError, comment, option, packet_options, parse
+from skbcapd.layout import OPTIONS_MAX
 
 SEED = "comm=chronyd pid=1058 tgid=1058"
 KEYS = st.text(string.ascii_lowercase + "_", min_size=1, max_size=12)
@@ -200,3 +201,63 @@ def test_flags_stand_where_the_label_says(fields: list[tuple[str, bytes]], flags
     word = int.from_bytes(raw[made.flags_at : made.flags_at + 4], "little")
     raw[made.flags_at : made.flags_at + 4] = (word | extra).to_bytes(4, "little")
     assert bytes(raw) == label.label(fields, flags | extra, 1058, 1059).options
+
+
+LONG = ("user", "exe", "cmdline", "cgroup", "unit", "container")
+VALUES = st.binary(max_size=600) | st.integers(0, 600).map(lambda size: b"/x" * size) | HOSTILE
+PROCESS = st.fixed_dictionaries(
+    {"comm": st.binary(max_size=15), "pid": st.just(2**32 - 1), "tgid": st.just(2**32 - 1)},
+    optional={"ppid": st.just(2**32 - 1), "uid": st.just(2**32 - 1)} | dict.fromkeys(LONG, VALUES),
+).map(lambda known: [*known.items(), ("via", b"forwarded")])
+
+
+@given(PROCESS, st.booleans())
+def test_a_label_always_fits(fields: list[tuple[str, bytes | int]], linked: bool) -> None:  # noqa: FBT001
+    """Whatever is known of a process fits the kernel's label; what was cut is a beginning, and is named."""
+    made = label.label(fields, 2, 2**32 - 1, 2**32 - 1, linked=linked)
+    assert len(made.options) <= OPTIONS_MAX
+    length = int.from_bytes(made.options[2:4], "little")
+    text = dict(parse(made.options[4 : 4 + length].decode()))
+    cut = text.pop("cut", b"").decode().split(",")
+    assert [*text] == [key for key, _ in fields]
+    for key, value in fields:
+        raw = value if isinstance(value, bytes) else str(value).encode()
+        assert raw.startswith(text[key])
+        assert (key in cut) == (raw != text[key])
+        assert key in LONG or raw == text[key]
+
+
+@given(PROCESS)
+def test_nothing_is_cut_without_need(fields: list[tuple[str, bytes | int]]) -> None:
+    """A value is whole where all of them fit, and where not, as much is kept as fits but for a few bytes."""
+    whole = [(key, value[:128] if key == "cmdline" and isinstance(value, bytes) else value) for key, value in fields]
+    made = dict(label.fit(fields))
+    cut = made.pop("cut", b"")
+    if len(comment(whole)) <= label.COMMENT_MAX - 48:
+        assert [*made.items()] == whole
+        assert cut in {b"", "cmdline"}
+    elif cut:
+        # A step of the common length takes away, or adds, up to four bytes of each value.
+        assert len(comment([*made.items()])) > label.COMMENT_MAX - 48 - 6 * 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ([("cmdline", b"x" * 128)], [("cmdline", b"x" * 128)]),
+        ([("cmdline", b"x" * 129)], [("cmdline", b"x" * 128), ("cut", "cmdline")]),
+        ([("exe", b"/" * 468)], [("exe", b"/" * 468)]),
+        ([("exe", b"/" * 469)], [("exe", b"/" * 460), ("cut", "exe")]),
+        ([("exe", b"\xff" * 200)], [("exe", b"\xff" * 114), ("cut", "exe")]),
+        (
+            [("comm", b"x"), ("user", b"u"), ("exe", b"/" * 300), ("cgroup", b"c" * 300), ("unit", b"x.service")],
+            [
+                *(("comm", b"x"), ("user", b"u"), ("exe", b"/" * 203), ("cgroup", b"c" * 203), ("unit", b"x.service")),
+                ("cut", "exe,cgroup"),
+            ],
+        ),
+    ],
+)
+def test_what_is_cut(fields: list[tuple[str, bytes]], expected: list[tuple[str, bytes | str]]) -> None:
+    """The longest values are cut to one length, as spelled; no escape is torn; short ones stay whole."""
+    assert label.fit(fields) == expected
