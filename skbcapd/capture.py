@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -25,14 +25,18 @@ from skbcapd.label import CHECKSUM_NOT_READY, DIRECTION_IN, DIRECTION_OUT, Label
 from skbcapd.link_type import link_type
 from skbcapd.marker import Marker
 from skbcapd.pcapng import Interface, PcapngWriter, Sink
-from skbcapd.resolver import Resolver, User
+from skbcapd.process import NS_PER_TICK, Process, Processes, User
+from skbcapd.resolver import Resolver
 from skbcapd.segments import Cut, Range, SegmentReader, Upcall, read_local, walk
+from skbcapd.sockets import Flow
 
 ANY = "any"
 _Local = TypeVar("_Local", Upcall, Cut)
 _PROOF_SECONDS = 2.0
 _SETTLE_SECONDS = 2.0
 _LABELS_REMEMBERED = 4 * layout.LABELS_MAX
+_PROCESSES_REPEATED = 4096
+_TAKEN_IN_KERNEL = {"comm", "pid", "tgid", "none"}  # fields of a comment that need no look at /proc
 # enum via of bpf/layout.h; the plain case is not mentioned
 _VIA = ("", "socket", "flow", "inode", "kernel", "forwarded", "unknown")
 
@@ -44,6 +48,10 @@ class Output(Protocol):
 
     def add_interface(self, interface: Interface) -> int:
         """A device is seen for the first time; returns the number that its packets will carry."""
+        ...
+
+    def add_process(self, process: Process) -> None:
+        """A process is known, or known better; its next packet comes after this."""
         ...
 
     def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label) -> None:
@@ -78,6 +86,22 @@ class PcapngOutput:
         self.add_interface = self._writer.write_interface
         self.write_blocks = self._writer.write_blocks
         self.flush = self._writer.flush
+        self._processes: dict[Process, None] = {}  # the last ones described, in order
+
+    def add_process(self, process: Process) -> None:
+        """One process block, unless it has been written."""
+        if process in self._processes:
+            return
+        self._writer.write_process(process, _boot_ns())
+        self._processes[process] = None
+        if len(self._processes) > _PROCESSES_REPEATED:
+            del self._processes[next(iter(self._processes))]
+
+    def repeat_processes(self) -> None:
+        """All process blocks again, for a new section: labels that name them are still in use."""
+        boot_ns = _boot_ns()
+        for process in self._processes:
+            self._writer.write_process(process, boot_ns)
 
     def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label) -> None:
         """One Enhanced Packet Block, built by scapy; the same bytes as the kernel's of a labelled packet."""
@@ -127,9 +151,14 @@ class Capture:
         snaplen: bytes kept of each frame.
         limit: stop after so many packets; 0 for no limit.
         warn: takes one line that the user should see.
-        find_holder: the process that holds a socket with an inode number, if it is the only one.
+        find_holder: the process that holds a socket with an inode number; see Resolver.
+        list_holders: all of them; None when that takes too long.
+        list_flows: the TCP connections and listeners that there are.
         fill: complete checksums that hardware was to complete.
         dedup: take a packet only where it is seen first.
+        comment: which fields of the process a packet's comment has, in order.
+        process_blocks: describe each process to the output.
+        processes: what is known of processes beside their names and ids.
     """
 
     program: Program
@@ -139,8 +168,13 @@ class Capture:
     limit: int = 0
     warn: Callable[[str], None] = print
     find_holder: Callable[[int], User | None] = lambda _inode: None
+    list_holders: Callable[[], Mapping[int, User] | None] = dict
+    list_flows: Callable[[], Sequence[Flow]] = tuple
     fill: bool = False
     dedup: bool = False
+    comment: Sequence[str] = ("comm", "pid", "tgid")
+    process_blocks: bool = False
+    processes: Processes = field(default_factory=Processes)
     _resolver: Resolver = field(init=False)
     _reader: SegmentReader = field(init=False)
     _marker: Marker | None = None
@@ -182,7 +216,9 @@ class Capture:
             self.warn(f"cannot measure where the kernel maps its pages: {error}")
         if not self.program.process_context:
             self.warn("cannot tell system calls from softirqs on this kernel: packets are captured without a process")
+        self._resolver.tell(self.list_flows(), self.list_holders() or {})
         self.program.attach()
+        self._resolver.retell(self.list_flows())
         if self._marker is not None and self.program.paged:
             self._prove(self._marker)
         if not self.program.control[layout.PAGE_BASE]:
@@ -304,7 +340,10 @@ class Capture:
         is_resolved = packet.via == layout.VIA_UNRESOLVED
         if is_resolved:
             packet = self._resolver.resolve(packet)
-        stamp = self._stamp(packet)
+        process = self._process(packet)
+        stamp = self._stamp(packet, process)
+        if self.process_blocks and packet.tgid:
+            self.output.add_process(self._described(packet, process))
         self.output.write_packet(_filled(packet), device.interface_id, stamp)
         self._counted += 1
         if packet.tgid:
@@ -355,14 +394,30 @@ class Capture:
         )
         return _Device(self.output.add_interface(interface), slot, wanted=True)
 
-    def _stamp(self, packet: Upcall) -> Label:
+    def _process(self, packet: Upcall) -> Process | None:
+        """What is known of a packet's process, where a setting asks for more than the kernel program has taken."""
+        if not packet.tgid or not (self.process_blocks or set(self.comment) - _TAKEN_IN_KERNEL):
+            return None
+        return self.processes.find(packet.tgid, packet.tid, packet.start, packet.comm)
+
+    def _stamp(self, packet: Upcall, process: Process | None) -> Label:
         """What is stamped on this packet, and on all of its process, device and direction."""
-        fields: list[tuple[str, bytes | str | int]] = []
+        known: dict[str, bytes | int] = {}
         if packet.tgid:
-            fields += [("comm", packet.comm), ("pid", packet.tid), ("tgid", packet.tgid)]
-        if packet.via:
+            known |= {"comm": packet.comm, "pid": packet.tid, "tgid": packet.tgid}
+        if process is not None:
+            known |= process.fields()
+        fields: list[tuple[str, bytes | str | int]] = [(key, known[key]) for key in self.comment if key in known]
+        if packet.via and "none" not in self.comment:
             fields.append(("via", _VIA[packet.via]))
         return label(fields, 0, packet.tgid, packet.tid, linked=bool(packet.linked))
+
+    def _described(self, packet: Upcall, process: Process | None) -> Process:
+        """What a process block shall say: at least what the packet does."""
+        if process is None:
+            start = packet.start // NS_PER_TICK * NS_PER_TICK if packet.tid == packet.tgid else 0
+            return Process(packet.tgid, start, packet.comm, None, None, b"", b"", b"", b"")
+        return replace(process, cgroup=b"")  # not in a block
 
     def _install(self, packet: Upcall, device: _Device, stamp: Label) -> None:
         number = self._next_label
@@ -394,6 +449,11 @@ def _filled(packet: _Local) -> _Local:
     if frame is None:
         return packet
     return replace(packet, frame=memoryview(frame), flags=packet.flags & ~CHECKSUM_NOT_READY)
+
+
+def _boot_ns() -> int:
+    """When the machine was started, ns since 1970 UTC."""
+    return time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def _speed_bps(name: str) -> int | None:

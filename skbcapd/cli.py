@@ -16,10 +16,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from skbcapd import __version__, config, doctor, extcap, files, kernel, split, top
+from skbcapd import __version__, config, doctor, extcap, files, kernel, sockets, split, top
 from skbcapd.capture import ANY, Capture, Output, PcapngOutput, Totals
 from skbcapd.errors import FileError, UsageError
 from skbcapd.layout import Geometry
+from skbcapd.process import Processes
 from skbcapd.service import Service
 from skbcapd.settings import Settings
 
@@ -206,6 +207,12 @@ def _serve(
         _say,
         fill=settings.checksums == "fill",
         dedup=settings.dedup == "first",
+        find_holder=sockets.Holders().find,
+        list_holders=sockets.all_holders,
+        list_flows=sockets.flows,
+        comment=settings.comment,
+        process_blocks=settings.process_blocks,
+        processes=Processes(cmdline="cmdline" in settings.comment),
     )
     line = _LiveLine(capture, target) if live else None
     output_fd = target.descriptor if isinstance(target, files.StandardOutput) else None

@@ -14,6 +14,7 @@ from typing import TextIO
 from skbcapd.label import Label
 from skbcapd.link_type import ETHERNET
 from skbcapd.pcapng import Interface
+from skbcapd.process import Process
 from skbcapd.segments import Cut, Upcall
 
 
@@ -37,6 +38,9 @@ class TextOutput:
         """Remember a device's name and link type."""
         self._interfaces.append(interface)
         return len(self._interfaces) - 1
+
+    def add_process(self, process: Process) -> None:
+        """A line names its process by itself."""
 
     def write_packet(self, packet: Upcall | Cut, interface_id: int, _stamp: Label) -> None:
         """Print one packet."""

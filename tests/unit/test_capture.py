@@ -18,9 +18,11 @@ from skbcapd.kernel import Counters
 from skbcapd.label import DIRECTION_IN, DIRECTION_OUT, Label
 from skbcapd.marker import Marker
 from skbcapd.pcapng import Interface
-from skbcapd.resolver import QUESTIONS, User
+from skbcapd.process import Process, Processes, User
+from skbcapd.resolver import QUESTIONS
 from skbcapd.segments import Cut, Upcall, walk
 from tests.frames import NTP_FRAME
+from tests.unit.proc import TICK, Proc
 from tests.unit.writer import Writer, block, cut, packet, upcall
 
 HERE = Path("/proc/self/ns/net").stat().st_ino
@@ -104,6 +106,11 @@ class Recording:
         self.written: list[tuple[int, bytes]] = []  # interface, frame; -1 for blocks that were ready
         self.stamps: list[Label] = []
         self.flags: list[int] = []
+        self.processes: list[tuple[int, Process]] = []  # in front of which packet
+
+    def add_process(self, process: Process) -> None:
+        """Take a process."""
+        self.processes.append((len(self.written), process))
 
     def add_interface(self, interface: Interface) -> int:
         """Number it."""
@@ -295,6 +302,86 @@ def test_a_question_is_answered_without_a_label() -> None:
     assert rig.program.labels == {}
     assert rig.program.holders.keys() == {4711}
     assert rig.program.control[layout.QUESTIONS] == QUESTIONS
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Proc:
+    """A /proc with chronyd, whose thread 1059 started a second later."""
+    made = Proc(tmp_path)
+    made.add(1058)
+    made.thread(1058, 1059, ticks=6000)
+    return made
+
+
+THREAD = {"tgid": 1058, "tid": 1059, "start": 6000 * TICK + 7}
+
+
+@pytest.mark.parametrize(
+    ("comment", "arguments", "text"),
+    [
+        ("comm pid tgid", {}, b"comm=chronyd pid=1059 tgid=1058"),
+        ("tgid user exe", {}, b"tgid=1058 user=_chrony exe=/usr/sbin/chronyd"),
+        ("unit comm", {"via": layout.VIA_FLOW}, b"unit=chrony.service comm=chronyd via=flow"),
+        ("comm ppid uid", {"start": 7}, b"comm=chronyd"),
+        ("container", {}, b""),
+        ("cmdline", {"via": layout.VIA_KERNEL, "tgid": 0, "tid": 0}, b"via=kernel"),
+        ("cmdline cgroup", {}, b'cmdline="/usr/sbin/chronyd -F 1" cgroup=/system.slice/chrony.service'),
+        ("none", {}, b""),
+        ("none", {"via": layout.VIA_UNKNOWN, "tgid": 0, "tid": 0}, b""),
+    ],
+)
+def test_the_comment_has_the_fields_that_are_asked_for(
+    comment: str, arguments: dict[str, int], text: bytes, proc: Proc
+) -> None:
+    """Fields stand in the order asked for; those not known, or not for certain of this process, are left out."""
+    processes = Processes(cmdline=True, proc=proc.path, users=proc.users)
+    rig = Rig(comment=comment.split(), processes=processes)
+    rig.drain(upcall(NTP_FRAME, **{**THREAD, **arguments}))
+
+    options = rig.output.stamps[0].options
+    if text:
+        assert options[:4] == struct.pack("<HH", 1, len(text))
+        assert options[4 : 4 + len(text)] == text
+    else:
+        assert options[:4] == struct.pack("<HH", 2, 4)  # flags come first
+
+
+def test_what_the_kernel_has_taken_needs_no_proc() -> None:
+    """With comm, pid and tgid, or no comment at all, nobody asks who a process is."""
+    for comment in (["tgid", "comm", "pid"], ["none"]):
+        rig = Rig(comment=comment, processes=None)
+        rig.drain(upcall(NTP_FRAME))
+        assert len(rig.output.stamps) == 1
+
+
+def test_a_process_is_described_in_front_of_its_packet(proc: Proc) -> None:
+    """Each process is described before its packet, the one that has gone by what the packet says; nobody is not."""
+    rig = Rig(process_blocks=True, processes=Processes(proc=proc.path, users=proc.users))
+    rig.drain(upcall(b"1", tgid=0, tid=0, via=layout.VIA_UNKNOWN), upcall(b"2", **THREAD), upcall(b"3", tgid=7, tid=7))
+
+    exe = b"/usr/sbin/chronyd"
+    assert rig.output.processes == [
+        (1, Process(1058, 5900 * TICK, b"chronyd", 1, 101, b"_chrony", exe, b"", b"")),
+        (2, Process(7, 5900 * TICK, b"chronyd", None, None, b"", b"", b"", b"")),
+    ]
+
+
+def test_a_process_block_is_written_once_for_each_section() -> None:
+    """What has been described is not described again but in a new section, and there it is whole, the last 4096."""
+    stream = io.BytesIO()
+    output = PcapngOutput(stream)
+    before = len(stream.getvalue())
+    described = [Process(tgid, TICK, b"x", 1, 0, b"", b"", b"", b"") for tgid in range(1, 4100)]
+    for _ in range(2):
+        for process in described[-4096:]:
+            output.add_process(process)
+    once = len(stream.getvalue()) - before
+    output.repeat_processes()
+
+    assert len(stream.getvalue()) - before == 2 * once
+    blocks = memoryview(stream.getvalue())[before:]
+    tgids = [int.from_bytes(blocks[at + 20 : at + 24], "little") for at, _, _ in walk(blocks)]
+    assert tgids == [*range(4, 4100)] * 2
 
 
 def test_a_cut_packet_whose_label_is_forgotten() -> None:

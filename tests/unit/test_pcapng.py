@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from scapy.utils import RawPcapNgReader
 
 from skbcapd.label import DIRECTION_OUT, comment, packet_options
 from skbcapd.pcapng import Interface, PcapngWriter
+from skbcapd.process import Process
 from tests.frames import NTP_FRAME
 
 ETH0 = Interface(b"eth0", "", 1, 262144, None, None, None)
@@ -176,6 +178,31 @@ ISB_FULL = (
 def test_statistics_bytes(arguments: tuple[int, ...], raw: str) -> None:
     """Counters are u64, times are two words, upper first; 0 is written and None is left out."""
     assert written(lambda writer: writer.write_statistics(*arguments)) == bytes.fromhex(raw)
+
+
+@pytest.mark.parametrize(
+    ("process", "entry"),
+    [
+        (Process(1058, 0, b"", None, None, b"", b"", b"", b""), "22040000"),
+        (
+            Process(1058, 7, b"curl", 1, 1000, b"alice", b"/usr/bin/curl", b"curl\0a b\0", b"/"),
+            "22040000 0200 0400 6375726c 0300 0d00 2f7573722f62696e2f6375726c000000 0400 0800 6375726c00612062"
+            "0500 0400 01000000 0600 0400 e8030000 0700 0500 616c696365000000 0900 0800 8015a0f81f4d8416" + END,
+        ),
+        (
+            Process(1, 0, "ß\x1b\n".encode() + b"\xff", 0, 0, b"", b"", b"", b""),
+            "01000000 0200 0c00 c39f5c7831625c6e5c786666 0500 0400 00000000 0600 0400 00000000" + END,
+        ),
+    ],
+)
+def test_process_bytes(process: Process, entry: str) -> None:
+    """A process is a custom block of Wireshark's: what is known of it, as printable UTF-8 and little-endian numbers."""
+    raw = bytes.fromhex(entry)
+    size = struct.pack("<I", 24 + len(raw))
+    expected = bytes.fromhex("ad0b0000") + size + bytes.fromhex("6e7f0000 03000000") + struct.pack("<I", len(raw))
+    boot_ns = 0x16844D1FF8A01580 - 7
+
+    assert written(lambda writer: writer.write_process(process, boot_ns)) == expected + raw + size
 
 
 def test_ready_blocks_pass_untouched() -> None:

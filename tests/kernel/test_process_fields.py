@@ -1,0 +1,128 @@
+"""What a real capture says of a process beyond its name and ids, beside what the kernel tells this test of it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from tests.kernel.blocks import INTERFACE, PACKET, SECTION, Block, Packet, blocks, comment_fields, options
+from tests.kernel.capture import ROOT, Capture, read
+from tests.kernel.namespace import Wire
+
+COUNT = 23
+FIELDS = ("comm", "pid", "tgid", "ppid", "uid", "user", "exe", "cmdline", "cgroup", "unit", "container")
+NOBODY_UID = 65534
+CUSTOM = 0xBAD
+
+# Sends datagrams, from the address given to the one given, then waits for the end of its input. Its command line has
+# what could be taken for fields, or by a terminal.
+SENDER = f"""# x" uid=0 \x1b[31m
+import os, socket, sys
+with open("/proc/self/comm", "wb") as comm:
+    comm.write(b"tmux: \\xffserver")
+os.seteuid({NOBODY_UID})
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sender.bind((sys.argv[1], 0))
+for _ in range({COUNT}):
+    sender.sendto(b"fields", (sys.argv[2], 9))
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def sender(wire: Wire) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has sent all its datagrams and is still there."""
+    command = [sys.executable, "-c", SENDER, wire.near.ipv4, wire.far.ipv4]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with wire.near.namespace.do(subprocess.Popen, command, cwd=ROOT, **pipes) as process:
+        try:
+            assert process.stdout.readline() == b"\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def sent_by(packets: list[Packet]) -> list[Packet]:
+    """The datagrams among a capture's packets."""
+    return [packet for packet in packets if packet.data.endswith(b"fields")]
+
+
+def test_a_comment_has_what_the_kernel_tells_of_the_process(wire: Wire, tmp_path: Path) -> None:
+    """Parent, user, program, arguments and cgroup of each packet are the sender's, whatever bytes they hold."""
+    file = tmp_path / "fields.pcapng"
+    arguments = ("-i", wire.near.device, "-w", str(file))
+    with closing(Capture(wire.near.namespace, *arguments, comment=",".join(FIELDS), directions="out")) as capture:
+        with sender(wire) as process:
+            proc = Path("/proc") / str(process.pid)
+            exe, cmdline = str((proc / "exe").readlink()), (proc / "cmdline").read_bytes()
+            cgroups = {line.split(":", 2)[2] for line in (proc / "cgroup").read_text().splitlines()}
+            ended = capture.stop()
+        assert (ended.exit_code, ended.lost) == (0, 0), ended.stderr
+    found = [comment_fields(packet.comment) for packet in sent_by(read(file))]
+
+    assert len(found) == COUNT
+    assert all(fields == found[0] for fields in found)
+    told = found[0]
+    assert told.pop("comm") == "tmux: \xffserver"
+    assert {told.pop("pid"), told.pop("tgid")} == {str(process.pid)}
+    assert told.pop("ppid") == str(os.getpid())
+    assert (told.pop("uid"), told.pop("user")) == (str(NOBODY_UID), pwd.getpwuid(NOBODY_UID).pw_name)
+    assert told.pop("exe") == exe
+    shown = cmdline[:-1].replace(b"\0", b" ").decode("latin-1")
+    assert len(shown) > 128
+    assert 'x" uid=0 \x1b[31m\n' in shown[:128]
+    assert told.pop("cmdline") == shown[:128]
+    assert told.pop("cut") == "cmdline"
+    assert told.pop("cgroup") in cgroups
+    assert told.keys() <= {"unit", "container"}
+
+
+def test_a_process_block_stands_before_its_packets(wire: Wire, tmp_path: Path) -> None:
+    """With process_blocks the sender is described before its first packet, without its arguments, and only once."""
+    file = tmp_path / "blocks.pcapng"
+    arguments = ("-i", wire.near.device, "-w", str(file))
+    with closing(Capture(wire.near.namespace, *arguments, process_blocks="true", directions="out")) as capture:
+        with sender(wire) as process:
+            exe = str(Path(f"/proc/{process.pid}/exe").readlink())
+            ticks = int(Path(f"/proc/{process.pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+            [boot_s] = (int(line[6:]) for line in Path("/proc/stat").read_text().splitlines() if line[:6] == "btime ")
+            ended = capture.stop()
+        assert (ended.exit_code, ended.lost) == (0, 0), ended.stderr
+    packets = sent_by(read(file))
+    assert {packet.process for packet in packets} == {(process.pid, process.pid)}
+    assert {packet.comment for packet in packets} == {f'comm="tmux: \\xffserver" pid={process.pid} tgid={process.pid}'}
+    found = list(blocks(file.read_bytes()))
+    described = [(number, block) for number, block in enumerate(found) if entry(block).get("pid") == process.pid]
+    ours = [number for number, block in enumerate(found) if block.kind == PACKET and b"fields" in block.body]
+
+    assert len(ours) == COUNT
+    assert len(described) == 1
+    assert described[0][0] < ours[0]
+    assert {block.kind for block in found} == {SECTION, INTERFACE, CUSTOM, PACKET}
+    told = entry(described[0][1])
+    start_s = int.from_bytes(told.pop(9), "little") / 1e9
+    assert -0.1 < start_s - (boot_s + ticks / os.sysconf("SC_CLK_TCK")) < 1.1  # btime is in whole seconds
+    assert told == {
+        "pid": process.pid,
+        2: b"tmux: \\xffserver",
+        3: exe.encode(),
+        5: struct.pack("<I", os.getpid()),
+        6: struct.pack("<I", NOBODY_UID),
+        7: pwd.getpwuid(NOBODY_UID).pw_name.encode(),
+    }
+
+
+def entry(block: Block) -> dict[int | str, bytes | int]:
+    """What a process block says, by option code, and its `pid`; nothing for another block."""
+    if block.kind != CUSTOM:
+        return {}
+    pen, kind, length, pid = struct.unpack_from("<4I", block.body)
+    assert (pen, kind, length) == (32622, 3, len(block.body) - 12)
+    return {"pid": pid} | {code: value for _, code, value in options(block.body[16:])}
