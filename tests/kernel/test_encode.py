@@ -27,7 +27,8 @@ def test_both_ways_write_the_same_file(direction: str, wire: Wire, tmp_path: Pat
 
     Times and packet identifiers, which are each capture's own, are left aside.
 
-    Frames that leave one after another have one order; of frames that arrive on two CPUs each capture has its own.
+    Frames that leave one after another have one order; of frames that arrive on two CPUs each capture has its own. So
+    has each the time at which it asks whose a connection is that nobody has accepted yet: no TCP that arrives.
     """
     near, watched = wire.near, wire.near if direction == "out" else wire.far
     files = {way: tmp_path / f"{way}.pcapng" for way in ("kernel", "scapy")}
@@ -42,7 +43,7 @@ def test_both_ways_write_the_same_file(direction: str, wire: Wire, tmp_path: Pat
             capture = Capture(watched.namespace, *arguments, encode=way, directions=direction)
             captures.append(stack.enter_context(closing(capture)))
         for case in CASES:
-            if not case.threads:
+            if not case.threads and not (case.streams and direction == "in"):
                 sent_file.write_bytes(pattern(case.size))
                 senders, error = run_sender(near.namespace, case.command(wire, sent_file))
                 assert senders, error
