@@ -53,7 +53,8 @@ static inline int reserve(struct control *control, u32 size, struct reservation 
 	return LOST_CONTENDED;
 }
 
-/* Notes where a local block lies, so that Python need not walk the whole segment to find it. */
+/* Notes where a local block lies, so that Python need not walk the whole segment to find it. When many come at once, Python
+   is wanted now: each packet of a fast sender needs it until there is a label. */
 static inline void list_upcall(struct control *control, struct segment *segment, struct reservation *room)
 {
 	u64 listed =
@@ -61,6 +62,8 @@ static inline void list_upcall(struct control *control, struct segment *segment,
 
 	if (listed < UPCALLS_LISTED)
 		ONCE(segment->upcall_at[BOUND(listed, UPCALLS_LISTED - 1)]) = room->number << 32 | room->at;
+	if ((listed & 63) == 63)
+		wake_reader();
 }
 
 /* Gives the block to the reader. The fetch makes the addition a full barrier also on arm64:
