@@ -3,7 +3,7 @@
 In: bytes of whole pcapng blocks. Out: a file that has its real name only when it is whole.
 
 The rule: a file in work is called NAME.part; it is complete to its last flushed block at any time, and gets its name by
-fsync and rename when it is closed.
+fsync and rename when it is closed. What the disk refuses is counted in packets, and cut off at a block's end.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import socket
-import time
+import struct
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,22 +19,69 @@ from skbcapd.errors import FileError
 
 MODE = 0o640
 _BUFFER = 1 << 16  # slow-path blocks are gathered; ranges are larger and pass through
+_PACKET = 6
 
 
-def open_new(directory: str) -> CaptureFile:
-    """Start the next capture file of a directory, which is made if it is missing.
+def count_packets(blocks: bytes | memoryview) -> int:
+    """How many Enhanced Packet Blocks are among whole blocks."""
+    packets = at = 0
+    while at < len(blocks):
+        kind, size = struct.unpack_from("<II", blocks, at)
+        packets += kind == _PACKET
+        at += size
+    return packets
 
-    Raises:
-        FileError: directory or file cannot be made.
+
+class BlockSink:
+    """Takes whole blocks to a descriptor. After an error it takes no more, and counts the packets that it refuses.
+
+    Args:
+        descriptor: of a file, at its end.
     """
-    now = time.time_ns()
-    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 1_000_000_000)) + f".{now // 1_000_000 % 1000:03}Z"
-    name = f"skbcapd-{socket.gethostname()}-{stamp}-000001.pcapng"
-    try:
-        Path(directory).mkdir(0o750, parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"{directory}: {error.strerror}; expected a directory to write captures to") from None
-    return CaptureFile(Path(directory, name), part=True)
+
+    def __init__(self, descriptor: int) -> None:
+        self.error: OSError | None = None
+        self.lost = 0
+        self.size = 0  # bytes of whole blocks, those in `_held` among them
+        self._descriptor = descriptor
+        self._held = bytearray()
+
+    def write(self, blocks: bytes | memoryview) -> None:
+        """Take one or more whole blocks."""
+        if self.error is not None:
+            self.lost += count_packets(blocks)
+            return
+        self.size += len(blocks)
+        if len(self._held) + len(blocks) < _BUFFER:
+            self._held += blocks
+            return
+        self.flush()
+        if self.error is None:
+            self._put(blocks)
+        else:
+            self._refuse(blocks)
+
+    def flush(self) -> None:
+        """Hand on what is held back."""
+        if self._held and self.error is None:
+            held, self._held = self._held, bytearray()
+            self._put(held)
+
+    def _put(self, blocks: bytes | bytearray | memoryview) -> None:
+        left = memoryview(blocks)
+        try:
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+        except OSError as error:
+            self.error = error
+            self._refuse(blocks)
+            with contextlib.suppress(OSError):  # a torn block would end the file for every reader
+                os.ftruncate(self._descriptor, self.size)
+                os.lseek(self._descriptor, self.size, os.SEEK_SET)
+
+    def _refuse(self, blocks: bytes | bytearray | memoryview) -> None:
+        self.size -= len(blocks)
+        self.lost += count_packets(memoryview(blocks))
 
 
 class CaptureFile:
@@ -43,38 +89,54 @@ class CaptureFile:
 
     Args:
         path: its name when whole.
-        part: write to NAME.part until closed (not for files that a user named on the command line).
+        part: write to NAME.part until closed, and take no name that is in use (not for files that a user named on the
+            command line).
+        mode: permission bits.
+        owner: user and group ids; -1 keeps the process's.
 
     Raises:
         FileError: it cannot be opened.
     """
 
-    def __init__(self, path: Path, *, part: bool) -> None:
+    def __init__(self, path: Path, *, part: bool, mode: int = MODE, owner: tuple[int, int] = (-1, -1)) -> None:
         self.path = path
         self.working_path = path.with_name(path.name + ".part") if part else path
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if part else os.O_TRUNC)
         try:
-            descriptor = os.open(self.working_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, MODE)
+            self.descriptor = os.open(self.working_path, flags, mode)
+            if owner != (-1, -1):
+                os.fchown(self.descriptor, *owner)
         except OSError as error:
             raise FileError(f"{self.working_path}: {error.strerror}; expected a file to write to") from None
-        self._file = io.FileIO(descriptor, "wb")
-        self.stream: BinaryIO = io.BufferedWriter(self._file, _BUFFER)
+        self.stream = BlockSink(self.descriptor)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the name still leads to the file: it may have been moved or removed."""
+        try:
+            named, own = self.working_path.stat(), os.fstat(self.descriptor)
+        except OSError:
+            return False
+        return (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
 
     def close(self) -> None:
         """Make the file whole and give it its name.
 
         Raises:
-            FileError: the disk refuses.
+            FileError: the disk refuses, now or at a write before.
         """
+        self.stream.flush()
+        error = self.stream.error
         try:
-            self.stream.flush()
             if self.path != self.working_path:
-                os.fsync(self.stream.fileno())
-            self.stream.close()
-            self.working_path.rename(self.path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self._file.close()  # or Python would write what is buffered again, aloud, when it is collected
-            raise FileError(f"{self.working_path}: {error.strerror} while finishing it") from None
+                os.fsync(self.descriptor)
+                if self.is_there:
+                    self.working_path.rename(self.path)
+        except OSError as late:
+            error = error or late
+        os.close(self.descriptor)
+        if error is not None:
+            raise FileError(f"{self.working_path}: {error.strerror} while writing it") from None
 
 
 class StandardOutput:

@@ -1,0 +1,244 @@
+"""One capture, many files: each begins anew by size, time, number of packets or on request, and stands for itself.
+
+In: packets and ready blocks. Out: files of a CaptureDirectory, one at a time.
+
+The rule: a capture never stops for its disk. What cannot be written is counted and told once, and writing goes on by
+itself when it can. Every file lists all interfaces in the same order, as the kernel program stamps their numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from skbcapd.capture import PcapngOutput, Statistics
+from skbcapd.compression import Compressor
+from skbcapd.directory import CaptureDirectory
+from skbcapd.errors import FileError
+from skbcapd.files import CaptureFile, count_packets
+from skbcapd.label import Label
+from skbcapd.pcapng import Interface
+from skbcapd.process import Process
+from skbcapd.segments import Cut, Upcall, walk
+
+_RESUME_ROOM = 4 << 20  # bytes free before a full disk is written to again: less is full again at once
+_RETRY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a file is full: 0 is never.
+
+    Args:
+        size: bytes; never exceeded, but for a first block and the statistics at the end.
+        every_s: seconds; files begin at multiples of it since 1970 UTC.
+        packets: in one file.
+    """
+
+    size: int = 0
+    every_s: int = 0
+    packets: int = 0
+
+
+class RotatingOutput:
+    """An Output that writes file after file.
+
+    Args:
+        directory: where.
+        limits: when a file is full.
+        encode: as for PcapngOutput.
+        compressor: packs finished files.
+        say: takes one line for the log.
+        clock: seconds since 1970.
+
+    Raises:
+        FileError: not even the first file can be made.
+    """
+
+    def __init__(
+        self,
+        directory: CaptureDirectory,
+        limits: Limits,
+        encode: str = "kernel",
+        compressor: Compressor | None = None,
+        say: Callable[[str], None] = lambda _line: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.labels = encode == "kernel"
+        self.statistics: Callable[[], list[Statistics]] = list
+        self._directory, self._limits, self._encode = directory, limits, encode
+        self._compressor, self._say, self._clock = compressor, say, clock
+        self._interfaces: list[Interface] = []
+        self._processes: dict[Process, None] = {}
+        self._lost = 0  # of files that are closed, and while there was none
+        self._lost_before = 0  # when writing stopped
+        self._retry_at = 0.0
+        self._packets = 0
+        self._next_s = 0.0
+        self._file: CaptureFile
+        self._output: PcapngOutput | None = None
+        self._begin()
+
+    @property
+    def lost(self) -> int:
+        """Packets that the disk did not take."""
+        return self._lost + (self._file.stream.lost if self._output else 0)
+
+    @property
+    def path(self) -> str:
+        """The file in work; the last one while there is none."""
+        return str(self._file.working_path)
+
+    def add_interface(self, interface: Interface) -> int:
+        """The number holds for all files."""
+        self._interfaces.append(interface)
+        if self._output:
+            self._output.add_interface(interface)
+        return len(self._interfaces) - 1
+
+    def add_process(self, process: Process) -> None:
+        """As PcapngOutput."""
+        if self._output:
+            self._output.add_process(process)
+
+    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label) -> None:
+        """As PcapngOutput."""
+        if self._limits.packets and self._packets >= self._limits.packets:
+            self.rotate()
+        if self._limits.size and self._output and self._file.stream.size + packet.size > self._limits.size:
+            self.rotate()
+        if not self._output:
+            self._lost += 1
+            return
+        self._output.write_packet(packet, interface_id, stamp)
+        self._packets += 1
+
+    def write_blocks(self, view: memoryview) -> None:
+        """Ready blocks; where a file is full, from one block to the next."""
+        limits = self._limits
+        if not limits.packets and not (limits.size and self._output and self._size + len(view) > limits.size):
+            self._put(view)
+            return
+        start = 0
+        for at, _, size in walk(view):
+            is_full = limits.size and self._size + at + size - start > limits.size
+            if is_full or (limits.packets and self._packets >= limits.packets):
+                self._put(view[start:at])
+                self.rotate()
+                start = at
+            self._packets += 1
+        self._put(view[start:])
+
+    def flush(self) -> None:
+        """Hand on what is held back, and see whether the disk took all."""
+        if self._output:
+            self._output.flush()
+            if self._file.stream.error is not None:
+                self._fail(self._file.stream.error.strerror or "error")
+
+    def tick(self) -> None:
+        """Once a second: is it time for the next file, is the file still there, may we write again?"""
+        now = self._clock()
+        if not self._output:
+            self._resume()
+        elif not self._file.is_there:
+            self._fail("it was moved or removed")
+        elif self._next_s and not self._next_s - self._limits.every_s - 1 <= now < self._next_s:
+            self.rotate()  # also when the clock was set back
+        if self._compressor:
+            self._compressor.tick()
+        self._directory.clean()
+
+    def rotate(self) -> None:
+        """Finish this file and begin the next."""
+        if not self._output:
+            return
+        self._end()
+        try:
+            self._begin()
+        except FileError as error:
+            self._tell(str(error))
+
+    def close(self) -> None:
+        """Finish the last file.
+
+        Raises:
+            FileError: the disk refuses.
+        """
+        if self._output:
+            self._end()
+        self._directory.clean()
+        if self._compressor:
+            self._compressor.close()
+        self._directory.close()
+
+    @property
+    def _size(self) -> int:
+        return self._file.stream.size
+
+    def _put(self, view: memoryview) -> None:
+        if not len(view):
+            return
+        if self._output:
+            self._output.write_blocks(view)
+        else:
+            self._lost += count_packets(view)
+
+    def _begin(self) -> None:
+        self._directory.clean()
+        self._file = self._directory.new_file()
+        known = self._output
+        self._output = PcapngOutput(self._file.stream, self._encode)
+        for interface in self._interfaces:
+            self._output.add_interface(interface)
+        for process in self._processes:
+            self._output.add_process(process)
+        del known
+        self._packets = 0
+        every = self._limits.every_s
+        self._next_s = (self._clock() // every + 1) * every if every else 0.0
+
+    def _end(self) -> None:
+        """Statistics, then the file's name; what went wrong is told."""
+        assert self._output
+        self._output.write_statistics(self.statistics())
+        self._processes = dict.fromkeys(self._output.processes)
+        output, self._output = self._output, None
+        output.flush()
+        try:
+            self._directory.finish(self._file)
+        except FileError as error:
+            self._say(str(error))
+        else:
+            if self._compressor:
+                self._compressor.add(self._file.path)
+        self._lost += self._file.stream.lost
+
+    def _fail(self, why: str) -> None:
+        """The file takes no more: finish what there is of it."""
+        assert self._output
+        self._lost_before = self._lost
+        self._processes = dict.fromkeys(self._output.processes)
+        self._output = None
+        with contextlib.suppress(FileError):
+            self._directory.finish(self._file)
+        self._lost += self._file.stream.lost
+        self._tell(f"{self._file.working_path}: {why}")
+
+    def _tell(self, what: str) -> None:
+        self._say(f"{what}; packets are lost until files can be written again")
+        self._retry_at = time.monotonic() + _RETRY_S
+
+    def _resume(self) -> None:
+        if time.monotonic() < self._retry_at:
+            return
+        self._retry_at = time.monotonic() + _RETRY_S
+        if self._directory.is_there and not self._directory.has_room(_RESUME_ROOM):
+            return
+        try:
+            self._begin()
+        except FileError:
+            return
+        self._say(f"{self._file.working_path}: writing again; {self._lost - self._lost_before} packets were lost")
