@@ -41,10 +41,40 @@ _TAKEN_IN_KERNEL = {"comm", "pid", "tgid", "none"}  # fields of a comment that n
 _VIA = ("", "socket", "flow", "inode", "kernel", "forwarded", "unknown")
 
 
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What became of an interface's packets, since the capture began or, as a difference, since some time.
+
+    `device` is a number that the interface keeps when it gets another id.
+    """
+
+    interface_id: int
+    device: int = 0
+    received: int = 0
+    accepted: int = 0
+    lost: int = 0
+    delivered: int = 0
+
+    def __sub__(self, earlier: Statistics) -> Statistics:
+        return Statistics(
+            self.interface_id,
+            self.device,
+            self.received - earlier.received,
+            self.accepted - earlier.accepted,
+            self.lost - earlier.lost,
+            self.delivered - earlier.delivered,
+        )
+
+
 class Output(Protocol):
     """Where packets go."""
 
     labels: bool  # whether blocks that the kernel wrote can be taken as they are
+
+    @property
+    def lost(self) -> int:
+        """Packets that it could not take."""
+        ...
 
     def add_interface(self, interface: Interface) -> int:
         """A device is seen for the first time; returns the number that its packets will carry."""
@@ -66,6 +96,10 @@ class Output(Protocol):
         """Hand on all that was written."""
         ...
 
+    def finish(self, statistics: Sequence[Statistics]) -> None:
+        """The capture has ended; what became of the packets of each interface since its start."""
+        ...
+
 
 class PcapngOutput:
     """Packets into a pcapng stream, through scapy's writer.
@@ -75,8 +109,11 @@ class PcapngOutput:
         encode: "kernel", or "scapy" for every packet through Python.
     """
 
+    lost = 0
+
     def __init__(self, stream: Sink, encode: str = "kernel") -> None:
         self.labels = encode == "kernel"
+        self._start_ns = time.time_ns()
         self._writer = PcapngWriter(stream)
         self._writer.write_section(
             hardware=platform.machine(),
@@ -86,22 +123,32 @@ class PcapngOutput:
         self.add_interface = self._writer.write_interface
         self.write_blocks = self._writer.write_blocks
         self.flush = self._writer.flush
-        self._processes: dict[Process, None] = {}  # the last ones described, in order
+        self.processes: dict[Process, None] = {}  # the last ones described, in order
 
     def add_process(self, process: Process) -> None:
         """One process block, unless it has been written."""
-        if process in self._processes:
+        if process in self.processes:
             return
         self._writer.write_process(process, _boot_ns())
-        self._processes[process] = None
-        if len(self._processes) > _PROCESSES_REPEATED:
-            del self._processes[next(iter(self._processes))]
+        self.processes[process] = None
+        if len(self.processes) > _PROCESSES_REPEATED:
+            del self.processes[next(iter(self.processes))]
 
-    def repeat_processes(self) -> None:
-        """All process blocks again, for a new section: labels that name them are still in use."""
-        boot_ns = _boot_ns()
-        for process in self._processes:
-            self._writer.write_process(process, boot_ns)
+    def finish(self, statistics: Sequence[Statistics]) -> None:
+        """An Interface Statistics Block for each interface."""
+        now = time.time_ns()
+        for one in statistics:
+            self._writer.write_statistics(
+                one.interface_id,
+                now,
+                start_ns=self._start_ns,
+                end_ns=now,
+                received=one.received,
+                filter_accepted=one.accepted,
+                os_dropped=one.lost,
+                delivered=one.delivered,
+            )
+        self._writer.flush()
 
     def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label) -> None:
         """One Enhanced Packet Block, built by scapy; the same bytes as the kernel's of a labelled packet."""
@@ -135,9 +182,10 @@ class Totals:
 class _Device:
     """A device under one name, and where its packets go."""
 
-    interface_id: int
+    interface_id: int  # -1: to be numbered anew
     slot: int
     wanted: bool
+    interface: Interface | None = None
 
 
 @dataclass(slots=True)
@@ -278,6 +326,32 @@ class Capture:
             # A program that runs on another processor while its hook goes away still ends, and is counted.
             if self._reader.is_drained and counters.seen == counters.outcomes:
                 break
+        if not broken:
+            self.output.finish(self.statistics())
+
+    def statistics(self) -> list[Statistics]:
+        """What became of the packets of each interface until now; not of devices that share a row of counters."""
+        found = []
+        for device in self._devices.values():
+            if device.interface and device.interface_id >= 0 and device.slot < layout.SLOTS - 1:
+                row = self.program.counters(device.slot)
+                accepted = row.outcomes - row.filtered
+                found.append(
+                    Statistics(device.interface_id, device.slot, row.outcomes, accepted, row.lost, row.delivered)
+                )
+        return found
+
+    def renumber(self) -> None:
+        """Forget all labels and the numbers of interfaces, so that the output may give new ones.
+
+        Packets with the old numbers are written first: labels go, every program that has seen one ends (membarrier
+        waits for that), and what they have reserved is drained.
+        """
+        self.program.clear_labels()
+        self.drain()
+        self._labels.clear()
+        for device in self._devices.values():
+            device.interface_id = -1
 
     def counters(self) -> Counters:
         """The program's counters over all devices."""
@@ -287,10 +361,11 @@ class Capture:
     def totals(self) -> Totals:
         """What became of the packets until now."""
         kernel = self.counters()
-        written = self._counted if self.limit else kernel.delivered - self._filtered - self._lost - self._own
+        lost = self._lost + self.output.lost
+        written = self._counted if self.limit else kernel.delivered - self._filtered - lost - self._own
         filtered = kernel.filtered + self._filtered
         duplicates, missed = kernel.duplicate, self.program.missed()
-        return Totals(written, filtered, duplicates, self._own, self._lost, missed, kernel, len(self._tgids))
+        return Totals(written, filtered, duplicates, self._own, lost, missed, kernel, len(self._tgids))
 
     def _prove(self, marker: Marker) -> None:
         """Send the marker through the attached program until it came back whole, or stop reading pages."""
@@ -371,6 +446,8 @@ class Capture:
                     layout.DEVICE_KEY.pack(packet.net, packet.ifindex, direction),
                     layout.DEVICE.pack(packet.names[16:], device.slot, not device.wanted),
                 )
+        elif device.interface_id < 0 and device.interface:
+            device.interface_id = self.output.add_interface(device.interface)
         return device
 
     def _new_device(self, packet: Upcall) -> _Device:
@@ -392,7 +469,7 @@ class Capture:
             speed_bps=_speed_bps(name) if here else None,
             filter=None,
         )
-        return _Device(self.output.add_interface(interface), slot, wanted=True)
+        return _Device(self.output.add_interface(interface), slot, wanted=True, interface=interface)
 
     def _process(self, packet: Upcall) -> Process | None:
         """What is known of a packet's process, where a setting asks for more than the kernel program has taken."""

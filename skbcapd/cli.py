@@ -11,16 +11,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from skbcapd import __version__, config, doctor, extcap, files, kernel, sockets, split, top
 from skbcapd.capture import ANY, Capture, Output, PcapngOutput, Totals
+from skbcapd.compression import Compressor
+from skbcapd.directory import CaptureDirectory, Keep
 from skbcapd.errors import FileError, UsageError
 from skbcapd.layout import Geometry
 from skbcapd.process import Processes
+from skbcapd.rotation import Limits, RotatingOutput
 from skbcapd.service import Service
 from skbcapd.settings import Settings
 
@@ -181,16 +185,26 @@ def _run(options: argparse.Namespace) -> int:
     settings = config.load(_config_path(options), _overrides(options))
     program = _load(settings)
     with contextlib.closing(program):
-        target = files.open_new(settings.files.directory)
-        output = PcapngOutput(target.stream, settings.encode)
-        return _serve(settings, program, output, target, options.duration, live=True)
+        output = _rotating(settings)
+        return _serve(settings, program, output, output, options.duration, live=True)
+
+
+def _rotating(settings: Settings) -> RotatingOutput:
+    """Files by the settings' rules."""
+    wanted = settings.files
+    keep = Keep(wanted.keep_size, wanted.keep_number, wanted.keep_age, wanted.keep_free)
+    mode, owner = int(wanted.mode, 8), files.owner_ids(wanted.owner)
+    directory = CaptureDirectory(Path(wanted.directory), wanted.name, keep, mode, owner, _say)
+    limits = Limits(wanted.size, wanted.every, wanted.packets)
+    compressor = None if wanted.compress == "none" else Compressor(wanted.compress, _say)
+    return RotatingOutput(directory, limits, settings.encode, compressor, wanted.flush, _say)
 
 
 def _serve(
     settings: Settings,
     program: kernel.Program,
     output: Output,
-    target: files.CaptureFile | files.StandardOutput,
+    target: files.CaptureFile | files.StandardOutput | RotatingOutput,
     duration_s: float | None,
     count: int = 0,
     *,
@@ -216,9 +230,21 @@ def _serve(
     )
     line = _LiveLine(capture, target) if live else None
     output_fd = target.descriptor if isinstance(target, files.StandardOutput) else None
-    service = Service(capture, duration_s, output_fd, line.show if line else lambda: None)
+    rotating = target if isinstance(target, RotatingOutput) else None
+    actions: dict[int, Callable[[], None]] = {}
+    if rotating:
+        rotating.statistics, rotating.renumber = capture.statistics, capture.renumber
+        actions[signal.SIGUSR1] = rotating.rotate
+
+    def tick() -> None:
+        if rotating:
+            rotating.tick()
+        if line:
+            line.show()
+
+    service = Service(capture, duration_s, output_fd, tick, actions)
     hooks = ", ".join(str(hook) for hook in program.hooks)
-    where = f", writing {target.path}" if isinstance(output, PcapngOutput) else ""
+    where = f", writing {target.path}" if isinstance(output, PcapngOutput | RotatingOutput) else ""
 
     def started() -> None:
         names = ", ".join(settings.interfaces)
@@ -264,7 +290,7 @@ class _LiveLine:
 
     _SECONDS_BETWEEN_LINES = 10
 
-    def __init__(self, capture: Capture, target: files.CaptureFile | files.StandardOutput) -> None:
+    def __init__(self, capture: Capture, target: files.CaptureFile | files.StandardOutput | RotatingOutput) -> None:
         self._capture = capture
         self._target = target
         self._terminal = sys.stderr.isatty()
@@ -280,8 +306,8 @@ class _LiveLine:
         totals = self._capture.totals()
         dropped = totals.kernel.lost + totals.missed + totals.lost
         text = f"{totals.written} packets, {dropped} dropped, {totals.processes} processes"
-        if isinstance(self._target, files.CaptureFile):
-            text += f", {self._target.working_path}"
+        if isinstance(self._target, RotatingOutput):
+            text += f", {self._target.path}"
         if self._terminal:
             width = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # a serial console says 0
             print(f"\r\x1b[K{text[: width - 1]}", end="", file=sys.stderr, flush=True)

@@ -2,7 +2,8 @@
 
 In: paths. Out: NAME.gz or NAME.zst beside, then in place of, NAME.
 
-The rule: the plain file goes only when the packed one is whole, and has its name: an interrupted packer leaves the plain one.
+The rule: the plain file goes only when the packed one is whole and has its name. An interrupted packer leaves the plain
+one.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 In: what the settings say of files. Out: the next file to write to; finished ones under their names, the oldest gone.
 
-The rule: nothing is touched but files whose names are of our own making, and never the one in work. One daemon at a time:
-it holds a lock on the directory.
+The rule: nothing is touched but files whose names are of our own making, and never the one in work. One daemon at a
+time: it holds a lock on the directory.
 
 A name sorts by time. The number in it goes on from the highest that is there: two files never have the same name.
 """
@@ -128,9 +128,7 @@ class CaptureDirectory:
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 1_000_000_000)) + f".{now // 1_000_000 % 1000:03}Z"
         self._number += 1
         values = {"host": socket.gethostname().replace("/", "_"), "time": stamp, "number": f"{self._number:06}"}
-        file = CaptureFile(
-            self.path / self._template.format(**values), part=True, mode=self._mode, owner=self._owner
-        )
+        file = CaptureFile(self.path / self._template.format(**values), part=True, mode=self._mode, owner=self._owner)
         self._point_at(file.working_path.name)
         return file
 
@@ -228,7 +226,7 @@ class CaptureDirectory:
 
 
 def _whole_blocks(path: Path) -> int:
-    """Bytes of a file from its section header to the end of its last whole block; 0 where it does not begin with one."""
+    """Bytes from a file's section header to the end of its last whole block; 0 where it does not begin with one."""
     with path.open("rb") as file:
         end, at = file.seek(0, os.SEEK_END), 0
         file.seek(0)

@@ -9,8 +9,10 @@ fsync and rename when it is closed. What the disk refuses is counted in packets,
 from __future__ import annotations
 
 import contextlib
+import grp
 import io
 import os
+import pwd
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -30,6 +32,19 @@ def count_packets(blocks: bytes | memoryview) -> int:
         packets += kind == _PACKET
         at += size
     return packets
+
+
+def owner_ids(text: str) -> tuple[int, int]:
+    """User and group ids of `USER`, `USER:GROUP` or `:GROUP`; -1 for what is not said, and for both of `self`.
+
+    Raises:
+        FileError: there is no such user or group.
+    """
+    user, _, group = ("", "", "") if text == "self" else text.partition(":")
+    try:
+        return pwd.getpwnam(user).pw_uid if user else -1, grp.getgrnam(group).gr_gid if group else -1
+    except KeyError:
+        raise FileError(f"files.owner is {text}: no such user or group on this machine") from None
 
 
 class BlockSink:
@@ -56,10 +71,7 @@ class BlockSink:
             self._held += blocks
             return
         self.flush()
-        if self.error is None:
-            self._put(blocks)
-        else:
-            self._refuse(blocks)
+        self._put(blocks)
 
     def flush(self) -> None:
         """Hand on what is held back."""
@@ -70,6 +82,8 @@ class BlockSink:
     def _put(self, blocks: bytes | bytearray | memoryview) -> None:
         left = memoryview(blocks)
         try:
+            if self.error is not None:
+                raise self.error
             while left:
                 left = left[os.write(self._descriptor, left) :]
         except OSError as error:

@@ -218,6 +218,10 @@ class Program:
         """Stamp the packets of a key from now on. key: layout.KEY; value: layout.LABEL."""
         self._update("labels", key, value)
 
+    def clear_labels(self) -> None:
+        """Forget all labels; when this returns, what bears one has been reserved."""
+        syscall.clear(self._maps["labels"], layout.KEY.size)
+
     def set_device(self, key: bytes, value: bytes) -> None:
         """Say where to count a device's packets, and whether they are wanted. Bytes as layout.DEVICE_KEY, DEVICE."""
         self._update("devices", key, value)

@@ -9,8 +9,10 @@ itself when it can. Every file lists all interfaces in the same order, as the ke
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from skbcapd.capture import PcapngOutput, Statistics
@@ -25,6 +27,7 @@ from skbcapd.segments import Cut, Upcall, walk
 
 _RESUME_ROOM = 4 << 20  # bytes free before a full disk is written to again: less is full again at once
 _RETRY_S = 1.0
+_INTERFACES_LISTED = 64  # more than these, and most of them unused: the list begins anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,35 @@ class Limits:
     packets: int = 0
 
 
+class Flusher:
+    """Forces a file to the disk now and then, in a thread of its own: it may take long.
+
+    Args:
+        every_s: seconds.
+    """
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._next_s = 0.0
+        self._size = -1
+        self._thread: threading.Thread | None = None
+
+    def flush(self, descriptor: int, size: int) -> None:
+        """Begin, if it is time, the file has grown, and the last one is over."""
+        now = time.monotonic()
+        if now < self._next_s or size == self._size or (self._thread and self._thread.is_alive()):
+            return
+        self._next_s, self._size = now + self._every_s, size
+        self._thread = threading.Thread(target=self._force, args=(os.dup(descriptor),), daemon=True)
+        self._thread.start()
+
+    @staticmethod
+    def _force(descriptor: int) -> None:
+        with contextlib.suppress(OSError):  # a write will tell
+            os.fdatasync(descriptor)
+        os.close(descriptor)
+
+
 class RotatingOutput:
     """An Output that writes file after file.
 
@@ -50,6 +82,7 @@ class RotatingOutput:
         limits: when a file is full.
         encode: as for PcapngOutput.
         compressor: packs finished files.
+        flush_s: how often what was written is forced to the disk; 0 is never.
         say: takes one line for the log.
         clock: seconds since 1970.
 
@@ -63,13 +96,18 @@ class RotatingOutput:
         limits: Limits,
         encode: str = "kernel",
         compressor: Compressor | None = None,
+        flush_s: int = 0,
         say: Callable[[str], None] = lambda _line: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.labels = encode == "kernel"
-        self.statistics: Callable[[], list[Statistics]] = list
+        self.statistics: Callable[[], list[Statistics]] = list  # of the capture, once there is one
+        self.renumber: Callable[[], None] = lambda: None
+        self._told: dict[int, Statistics] = {}  # of the files before
+        self._is_list_long = False
         self._directory, self._limits, self._encode = directory, limits, encode
         self._compressor, self._say, self._clock = compressor, say, clock
+        self._flusher = Flusher(flush_s) if flush_s else None
         self._interfaces: list[Interface] = []
         self._processes: dict[Process, None] = {}
         self._lost = 0  # of files that are closed, and while there was none
@@ -147,28 +185,45 @@ class RotatingOutput:
             self._fail("it was moved or removed")
         elif self._next_s and not self._next_s - self._limits.every_s - 1 <= now < self._next_s:
             self.rotate()  # also when the clock was set back
+        if self._is_list_long and self._output:
+            self._shorten()
         if self._compressor:
             self._compressor.tick()
+        if self._flusher and self._output:
+            self._flusher.flush(self._file.descriptor, self._size)
         self._directory.clean()
 
     def rotate(self) -> None:
         """Finish this file and begin the next."""
-        if not self._output:
-            return
-        self._end()
+        if self._output:
+            self._end(self.statistics())
+            self._continue()
+
+    def _shorten(self) -> None:
+        """Begin a file that lists only interfaces which have packets from now on."""
+        statistics = self.statistics()
+        self.renumber()
+        self._interfaces.clear()
+        self._is_list_long = False
+        if self._output:
+            self._end(statistics)
+            self._continue()
+
+    def _continue(self) -> None:
         try:
             self._begin()
         except FileError as error:
             self._tell(str(error))
 
-    def close(self) -> None:
-        """Finish the last file.
-
-        Raises:
-            FileError: the disk refuses.
-        """
+    def finish(self, statistics: Sequence[Statistics]) -> None:
+        """The capture has ended: statistics, and the last file's name."""
         if self._output:
-            self._end()
+            self._end(statistics)
+
+    def close(self) -> None:
+        """Let go of the directory; a file without statistics is finished as it is."""
+        if self._output:
+            self._end([])
         self._directory.clean()
         if self._compressor:
             self._compressor.close()
@@ -189,24 +244,26 @@ class RotatingOutput:
     def _begin(self) -> None:
         self._directory.clean()
         self._file = self._directory.new_file()
-        known = self._output
         self._output = PcapngOutput(self._file.stream, self._encode)
         for interface in self._interfaces:
             self._output.add_interface(interface)
         for process in self._processes:
             self._output.add_process(process)
-        del known
         self._packets = 0
         every = self._limits.every_s
         self._next_s = (self._clock() // every + 1) * every if every else 0.0
 
-    def _end(self) -> None:
-        """Statistics, then the file's name; what went wrong is told."""
-        assert self._output
-        self._output.write_statistics(self.statistics())
-        self._processes = dict.fromkeys(self._output.processes)
+    def _end(self, statistics: Sequence[Statistics]) -> None:
+        """Statistics of this file's time, then the file's name; what went wrong is told."""
         output, self._output = self._output, None
-        output.flush()
+        if output is None:
+            return
+        since = [one - self._told.get(one.device, Statistics(one.interface_id, one.device)) for one in statistics]
+        self._told = {one.device: one for one in statistics}
+        unused = len(self._interfaces) - sum(one.received > 0 for one in since)
+        self._is_list_long = len(self._interfaces) > _INTERFACES_LISTED and 2 * unused > len(self._interfaces)
+        output.finish(since)
+        self._processes = dict.fromkeys(output.processes)
         try:
             self._directory.finish(self._file)
         except FileError as error:
@@ -218,10 +275,11 @@ class RotatingOutput:
 
     def _fail(self, why: str) -> None:
         """The file takes no more: finish what there is of it."""
-        assert self._output
+        output, self._output = self._output, None
+        if output is None:
+            return
         self._lost_before = self._lost
-        self._processes = dict.fromkeys(self._output.processes)
-        self._output = None
+        self._processes = dict.fromkeys(output.processes)
         with contextlib.suppress(FileError):
             self._directory.finish(self._file)
         self._lost += self._file.stream.lost

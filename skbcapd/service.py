@@ -14,7 +14,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 
 from skbcapd.capture import Capture
@@ -32,6 +32,7 @@ class Service:
         duration_s: end after so many seconds; None for never.
         output_fd: descriptor whose reader may go away; None when it cannot.
         tick: called once a second.
+        actions: what to do at other signals, by their numbers.
     """
 
     def __init__(
@@ -40,17 +41,20 @@ class Service:
         duration_s: float | None = None,
         output_fd: int | None = None,
         tick: Callable[[], None] = lambda: None,
+        actions: Mapping[int, Callable[[], None]] | None = None,
     ) -> None:
         self.capture = capture
         self._duration_s = duration_s
         self._tick = tick
+        self._actions = actions or {}
+        self._asked: list[int] = []
         self._stopping = False
         self._epoll = select.epoll()
         self._signals, self._wake = socket.socketpair()
         for end in (self._signals, self._wake):
             end.setblocking(False)  # noqa: FBT003  the name of the method says what is false
         self._output_fd = output_fd
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, *self._actions):
             signal.signal(number, self._on_signal)
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
 
@@ -80,8 +84,11 @@ class Service:
             for end in (self._epoll, self._signals, self._wake):
                 end.close()
 
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self._stopping = True
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if number in self._actions:
+            self._asked.append(number)
+        else:
+            self._stopping = True
 
     def _watch(self) -> None:
         self._epoll.register(self._signals, select.EPOLLIN)
@@ -100,6 +107,8 @@ class Service:
         while not self._stopping and not capture.is_full and now < end:
             moved = capture.drain()
             now = time.monotonic()
+            while self._asked:
+                self._actions[self._asked.pop(0)]()
             if now >= next_tick:
                 next_tick = now + TICK_S
                 capture.program.set_clock()

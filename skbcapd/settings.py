@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol, get_args
 # The units a quantity may be written in; the empty one is the unit of the setting itself.
 BYTES = {"": 1}
 SIZE = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-DURATION = {"s": 1, "m": 60, "h": 3600}
+DURATION = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 Direction = Literal["out", "in"]
 Transmit = Literal["queue", "driver"]
@@ -30,6 +30,7 @@ Encode = Literal["kernel", "scapy"]
 Checksums = Literal["keep", "fill"]
 Dedup = Literal["first", "all"]
 Comment = Literal["comm", "pid", "tgid", "ppid", "uid", "user", "exe", "cmdline", "cgroup", "unit", "container", "none"]
+Compress = Literal["none", "gzip", "zstd"]
 Attach = Literal["auto", "kprobe", "tracepoint"]
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -82,15 +83,20 @@ class Quantity:
     low: str
     high: str
     units: Mapping[str, int]
+    zero: str = ""
+    """What 0 means, where it may stand beside the range."""
 
     @property
     def expected(self) -> str:
         """Range and units."""
         units = ", ".join(unit for unit in self.units if unit)
-        return f"{self.noun} from {self.low} to {self.high}" + (f" (units: {units})" if units else "")
+        zero = f"0 for {self.zero}, or " if self.zero else ""
+        return f"{zero}{self.noun} from {self.low} to {self.high}" + (f" (units: {units})" if units else "")
 
     def parse(self, text: str) -> int:
         """The number in the smallest unit (bytes, seconds)."""
+        if self.zero and text == "0":
+            return 0
         value = self._amount(text)
         if not self._amount(self.low) <= value <= self._amount(self.high):
             raise ValueError(text)
@@ -164,6 +170,16 @@ DEVICE = Text(
 # PATH_MAX in linux/limits.h.
 DIRECTORY = Text("a path (no ~: only a shell knows it)", lambda text: text[0] != "~" and len(text.encode()) < 4096)
 
+TEMPLATE = Text(
+    "a file name with {time} and {number}, perhaps {host}, that ends in .pcapng",
+    lambda text: (
+        re.fullmatch(r"(?=.*\{time\})(?=.*\{number\})([\w.+-]|\{time\}|\{number\}|\{host\})+\.pcapng", text)
+        and all(text.count(place) <= 1 for place in ("{time}", "{number}", "{host}"))
+    ),
+)
+MODE = Text("four octal digits of permission bits", lambda text: re.fullmatch(r"0[0-7]{3}", text))
+OWNER = Text("self, USER, USER:GROUP or :GROUP", lambda text: re.fullmatch(r"[\w.-]+|[\w.-]*:[\w.-]+", text))
+
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
@@ -184,8 +200,54 @@ class Files:
     directory: str = _key(
         "/var/log/skbcapd",
         DIRECTORY,
-        "Where capture files are written. A relative path starts at the directory in which skbcapd was started.",
+        "Where capture files are written. A relative path starts at the directory in which skbcapd was started. "
+        "One daemon writes to one directory.",
     )
+    name: str = _key(
+        "skbcapd-{host}-{time}-{number}.pcapng",
+        TEMPLATE,
+        "Names of the files; {time} is UTC. Only files of such names are ever removed. In work they end in .part, and "
+        "current.pcapng leads to the newest.",
+    )
+    size: int = _key("100MiB", Quantity("a size", "1MiB", "1024GiB", SIZE, "no limit"), "A file is full at this size.")
+    every: int = _key(
+        "1h",
+        Quantity("a duration", "1s", "366d", DURATION, "never"),
+        "A new file begins at each multiple of this time since midnight UTC, also when there are no packets.",
+    )
+    packets: int = _key(
+        "0",
+        Quantity("a number of packets", "1", "999999999999", BYTES, "no limit"),
+        "A file is full with so many packets. Counting takes Python's time for each packet.",
+    )
+    keep_size: int = _key(
+        "10GiB", Quantity("a size", "1MiB", "1048576GiB", SIZE, "no limit"), "The oldest files go when all are larger."
+    )
+    keep_number: int = _key(
+        "0", Quantity("a number of files", "1", "999999", BYTES, "no limit"), "The oldest files go when there are more."
+    )
+    keep_age: int = _key(
+        "0", Quantity("a duration", "1m", "9999d", DURATION, "ever"), "Files go this long after their end."
+    )
+    keep_free: int = _key(
+        "100MiB",
+        Quantity("a size", "0", "1048576GiB", SIZE),
+        "Bytes of the disk that stay free: the oldest files go, and if that does not help, packets are lost and "
+        "counted until there is room again.",
+    )
+    compress: Compress = _key(
+        "none",
+        _words(Compress),
+        "How finished files are packed, by a process of its own; Wireshark opens gzip and zstd.",
+    )
+    flush: int = _key(
+        "1s",
+        Quantity("a duration", "1s", "1h", DURATION, "never"),
+        "How often what was written is forced to the disk, so that a power failure costs no more. "
+        "What a killed skbcapd has written is safe without it.",
+    )
+    mode: str = _key("0640", MODE, "Permission bits of the files.")
+    owner: str = _key("self", OWNER, "Owner of the files: USER, USER:GROUP or :GROUP; self is that of the process.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ Source: include/uapi/linux/bpf.h (union bpf_attr, struct bpf_map_info, struct bp
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -17,6 +18,8 @@ import struct
 _NUMBER = {"x86_64": 321, "aarch64": 280}
 _LOOKUP, _UPDATE, _DELETE, _LOAD, _OBJECT_INFO, _OPEN_TRACEPOINT = 1, 2, 3, 5, 15, 17
 _ANY, _NO_EXIST = 0, 1  # how to update
+_NEXT_KEY = 4
+_MEMBARRIER_NUMBER, _MEMBARRIER_GLOBAL = {"x86_64": 324, "aarch64": 283}, 1  # a grace period of RCU
 _TYPE_TRACING, _ATTACH_RAW_TRACEPOINT = 26, 23
 _PROG_ATTR = struct.Struct("<IIQQIIQII16sIIIIQIIQII")
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -51,6 +54,17 @@ def add(table: int, key: bytes, value: bytes) -> None:
         FileExistsError: there is one.
     """
     update(table, key, value, _NO_EXIST)
+
+
+def clear(table: int, key_size: int) -> None:
+    """Remove all entries of a map, and wait until no program that has found one is still running."""
+    key, first = ctypes.create_string_buffer(key_size), struct.pack("<IIQQQ", table, 0, 0, 0, 0)
+    with contextlib.suppress(FileNotFoundError):  # there is no first key any more
+        while True:
+            _bpf(_NEXT_KEY, first[:16] + struct.pack("<QQ", _address(key), 0))
+            with contextlib.suppress(FileNotFoundError):
+                remove(table, key.raw)
+    _LIBC.syscall(_MEMBARRIER_NUMBER[platform.machine()], _MEMBARRIER_GLOBAL, 0, 0)
 
 
 def remove(table: int, key: bytes) -> None:

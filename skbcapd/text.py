@@ -59,6 +59,11 @@ class TextOutput:
         """Never called: without labels the kernel writes no ready blocks."""
         raise AssertionError(f"{len(view)} bytes of ready blocks without a label")
 
+    lost = 0
+
+    def finish(self, _statistics: object) -> None:
+        """Lines have no statistics."""
+
     def flush(self) -> None:
         """Hand on the lines."""
         self._stream.flush()
