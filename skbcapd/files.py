@@ -52,9 +52,11 @@ class BlockSink:
 
     Args:
         descriptor: of a file, at its end.
+        strict: raise the error, too.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, *, strict: bool = False) -> None:
+        self._strict = strict
         self.error: OSError | None = None
         self.lost = 0
         self.size = 0  # bytes of whole blocks, those in `_held` among them
@@ -92,6 +94,8 @@ class BlockSink:
             with contextlib.suppress(OSError):  # a torn block would end the file for every reader
                 os.ftruncate(self._descriptor, self.size)
                 os.lseek(self._descriptor, self.size, os.SEEK_SET)
+            if self._strict:
+                raise
 
     def _refuse(self, blocks: bytes | bytearray | memoryview) -> None:
         self.size -= len(blocks)
@@ -122,7 +126,7 @@ class CaptureFile:
                 os.fchown(self.descriptor, *owner)
         except OSError as error:
             raise FileError(f"{self.working_path}: {error.strerror}; expected a file to write to") from None
-        self.stream = BlockSink(self.descriptor)
+        self.stream = BlockSink(self.descriptor, strict=not part)
 
     @property
     def is_there(self) -> bool:
@@ -139,18 +143,18 @@ class CaptureFile:
         Raises:
             FileError: the disk refuses, now or at a write before.
         """
-        self.stream.flush()
+        with contextlib.suppress(OSError):
+            self.stream.flush()
         error = self.stream.error
         try:
             if self.path != self.working_path:
                 os.fsync(self.descriptor)
-                if self.is_there:
-                    self.working_path.rename(self.path)
+                self.working_path.rename(self.path)
         except OSError as late:
             error = error or late
         os.close(self.descriptor)
         if error is not None:
-            raise FileError(f"{self.working_path}: {error.strerror} while writing it") from None
+            raise FileError(f"{self.working_path}: {error.strerror} while finishing it") from None
 
 
 class StandardOutput:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-import socket
 import stat
 import subprocess
 import sys
@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from skbcapd.errors import FileError
-from skbcapd.files import CaptureFile, StandardOutput, open_new
+from skbcapd.files import BlockSink, CaptureFile, StandardOutput, count_packets, owner_ids
+from tests.unit.writer import block, packet
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -33,21 +36,6 @@ def mode(path: Path) -> int:
 def names(directory: Path) -> list[str]:
     """What is in a directory."""
     return [entry.name for entry in directory.iterdir()]
-
-
-def test_a_new_file(tmp_path: Path) -> None:
-    """A file is named by host and UTC time, is `.part` while in work, and 0640; its directory is made."""
-    directory = tmp_path / "deep" / "captures"
-    file = open_new(str(directory))
-    file.stream.write(b"blocks")
-
-    host = re.escape(socket.gethostname())
-    assert re.fullmatch(rf"skbcapd-{host}-\d{{8}}T\d{{6}}\.\d{{3}}Z-000001\.pcapng", file.path.name)
-    assert names(directory) == [file.path.name + ".part"]
-    file.close()
-    assert names(directory) == [file.path.name]
-    assert file.path.read_bytes() == b"blocks"
-    assert (mode(file.path), mode(directory)) == (0o640, 0o750)
 
 
 def test_what_is_flushed_can_be_read_before_the_end(tmp_path: Path) -> None:
@@ -83,23 +71,66 @@ def test_a_file_that_cannot_be_opened(name: str, reason: str, tmp_path: Path) ->
         CaptureFile(tmp_path / name, part=False)
 
 
-@pytest.mark.parametrize("name", ["file", "file/captures"])
-def test_a_directory_that_cannot_be_made(name: str, tmp_path: Path) -> None:
-    """The error names the directory that the config asks for."""
-    (tmp_path / "file").touch()
-    with pytest.raises(FileError, match=rf"{tmp_path / name}: .*; expected a directory to write captures to"):
-        open_new(str(tmp_path / name))
-
-
 def test_a_full_disk(tmp_path: Path) -> None:
     """What the disk does not take at the end is said once; nothing tries to write it again."""
     full = tmp_path / "full"
     full.symlink_to("/dev/full")
     file = CaptureFile(full, part=False)
-    file.stream.write(b"blocks")
+    file.stream.write(packet(0))
     with pytest.raises(FileError, match="full: No space left on device while finishing it"):
         file.close()
-    file.stream.close()  # as when it is collected: it would raise
+
+
+def test_what_a_full_disk_refuses_is_counted() -> None:
+    """After an error a sink takes no more, and counts packets, no other blocks, of what was held and what comes."""
+    with Path("/dev/full").open("wb") as full:
+        sink = BlockSink(full.fileno())
+        sink.write(packet(0) + block(1, 0, b"", b""))
+        assert (sink.lost, sink.error) == (0, None)
+        sink.flush()
+        sink.write(memoryview(packet(1) * 3))
+        assert (sink.lost, sink.size) == (4, 0)
+        assert sink.error is not None
+        assert sink.error.errno == errno.ENOSPC
+
+
+def test_a_torn_block_is_cut_off(tmp_path: Path) -> None:
+    """Of a write that the disk took in part, nothing stays: the file ends with the last whole block."""
+    program = (
+        "import resource, signal, sys; from skbcapd.files import CaptureFile; from pathlib import Path\n"
+        "from tests.unit.writer import packet\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "file = CaptureFile(Path(sys.argv[1]), part=True)\n"
+        "file.stream.write(packet(0, bytes(70_000)))\n"
+        "file.stream.write(packet(0, bytes(70_000)))\n"
+        "print(file.stream.lost, file.stream.size)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "a.pcapng")],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert done.stdout == f"1 {len(packet(0, bytes(70_000)))}\n"
+    assert (tmp_path / "a.pcapng.part").read_bytes() == packet(0, bytes(70_000))
+
+
+def test_packets_are_counted_among_blocks() -> None:
+    """Only Enhanced Packet Blocks count."""
+    assert count_packets(packet(0) + block(5, 0, b"", b"") + packet(1, b"x")) == 2
+    assert count_packets(b"") == 0
+
+
+def test_owners() -> None:
+    """A name is looked up; what is not said is -1; a stranger is an error that names the setting."""
+    assert owner_ids("self") == (-1, -1)
+    assert owner_ids("root") == (0, -1)
+    assert owner_ids("root:root") == (0, 0)
+    assert owner_ids(":root") == (-1, 0)
+    with pytest.raises(FileError, match="files.owner is nobody-here: no such user or group"):
+        owner_ids("nobody-here")
 
 
 def test_a_file_that_was_taken_away(tmp_path: Path) -> None:
