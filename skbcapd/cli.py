@@ -228,9 +228,9 @@ def _serve(
         process_blocks=settings.process_blocks,
         processes=Processes(cmdline="cmdline" in settings.comment),
     )
-    line = _LiveLine(capture, target) if live else None
     output_fd = target.descriptor if isinstance(target, files.StandardOutput) else None
     rotating = target if isinstance(target, RotatingOutput) else None
+    line = _LiveLine(capture, rotating) if live and rotating else None
     actions: dict[int, Callable[[], None]] = {}
     if rotating:
         rotating.statistics, rotating.renumber = capture.statistics, capture.renumber
@@ -290,9 +290,9 @@ class _LiveLine:
 
     _SECONDS_BETWEEN_LINES = 10
 
-    def __init__(self, capture: Capture, target: files.CaptureFile | files.StandardOutput | RotatingOutput) -> None:
+    def __init__(self, capture: Capture, output: RotatingOutput) -> None:
         self._capture = capture
-        self._target = target
+        self._output = output
         self._terminal = sys.stderr.isatty()
         self._ticks = 0
 
@@ -305,9 +305,7 @@ class _LiveLine:
     def _print(self) -> None:
         totals = self._capture.totals()
         dropped = totals.kernel.lost + totals.missed + totals.lost
-        text = f"{totals.written} packets, {dropped} dropped, {totals.processes} processes"
-        if isinstance(self._target, RotatingOutput):
-            text += f", {self._target.path}"
+        text = f"{totals.written} packets, {dropped} dropped, {totals.processes} processes, {self._output.path}"
         if self._terminal:
             width = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # a serial console says 0
             print(f"\r\x1b[K{text[: width - 1]}", end="", file=sys.stderr, flush=True)

@@ -177,7 +177,7 @@ TEMPLATE = Text(
         and all(text.count(place) <= 1 for place in ("{time}", "{number}", "{host}"))
     ),
 )
-MODE = Text("four octal digits of permission bits", lambda text: re.fullmatch(r"0[0-7]{3}", text))
+MODE = Text("three octal digits of permission bits", lambda text: re.fullmatch(r"[0-7]{3}", text))
 OWNER = Text("self, USER, USER:GROUP or :GROUP", lambda text: re.fullmatch(r"[\w.-]+|[\w.-]*:[\w.-]+", text))
 
 
@@ -246,7 +246,7 @@ class Files:
         "How often what was written is forced to the disk, so that a power failure costs no more. "
         "What a killed skbcapd has written is safe without it.",
     )
-    mode: str = _key("0640", MODE, "Permission bits of the files.")
+    mode: str = _key("640", MODE, "Permission bits of the files.")
     owner: str = _key("self", OWNER, "Owner of the files: USER, USER:GROUP or :GROUP; self is that of the process.")
 
 

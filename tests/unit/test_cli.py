@@ -165,25 +165,29 @@ class Counted:
         return Totals(101, 2, 0, 3, 5, 7, Counters(200, 100, 50, full=11, contended=13, start=17), 19)
 
 
-def test_the_live_line_elsewhere_than_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+class Written:
+    """Files."""
+
+    path = "a.pcapng.part"
+
+
+def test_the_live_line_elsewhere_than_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """In a log there is a line every ten seconds with packets, drops, processes and the file in work."""
-    file = files.CaptureFile(tmp_path / "a.pcapng", part=True)
-    line = cli._LiveLine(Counted(), file)  # type: ignore[arg-type]
+    line = cli._LiveLine(Counted(), Written())  # type: ignore[arg-type]
     for _ in range(29):
         line.show()
     line.end()
-    file.close()
-    expected = f"101 packets, 53 dropped, 19 processes, {tmp_path}/a.pcapng.part\n"
+    expected = "101 packets, 53 dropped, 19 processes, a.pcapng.part\n"
     assert capsys.readouterr() == ("", expected * 2)
 
 
-@pytest.mark.parametrize(("columns", "shown"), [(0, 37), (80, 37), (38, 37), (37, 36), (11, 10)])
+@pytest.mark.parametrize(("columns", "shown"), [(0, 52), (80, 52), (53, 52), (52, 51), (11, 10)])
 def test_the_live_line_on_a_terminal(columns: int, shown: int) -> None:
     """On a terminal there is one line that is written anew each second, no wider than the terminal."""
     program = (
-        "from tests.unit.test_cli import Counted\n"
+        "from tests.unit.test_cli import Counted, Written\n"
         "from skbcapd import cli\n"
-        "line = cli._LiveLine(Counted(), None)\n"
+        "line = cli._LiveLine(Counted(), Written())\n"
         "line.show(); line.show(); line.end()\n"
     )
     master, terminal = os.openpty()
@@ -192,4 +196,4 @@ def test_the_live_line_on_a_terminal(columns: int, shown: int) -> None:
     os.close(terminal)
     said = os.read(master, 1000).decode()
     os.close(master)
-    assert said == ("\r\x1b[K" + "101 packets, 53 dropped, 19 processes"[:shown]) * 2 + "\r\n"
+    assert said == ("\r\x1b[K" + "101 packets, 53 dropped, 19 processes, a.pcapng.part"[:shown]) * 2 + "\r\n"

@@ -1,0 +1,73 @@
+"""Finished files are packed behind the capture's back, and no file is ever lost to it."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from skbcapd.compression import Compressor
+from tests.kernel.deadline import until
+
+DATA = bytes(range(256)) * 1009
+
+
+def pack(compressor: Compressor, *paths: Path) -> None:
+    """Pack files to their end."""
+    for path in paths:
+        compressor.add(path)
+    compressor.tick()
+    until(lambda: compressor.tick() or compressor._at_work is None, "all packed")
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("gzip", ".gz"), ("zstd", ".zst")])
+def test_a_file_is_replaced_by_the_packed_one(kind: str, ending: str, tmp_path: Path) -> None:
+    """The packed file has the same bytes inside, the same mode and age; the plain one is gone, and nothing else is there."""
+    paths = [tmp_path / "a.pcapng", tmp_path / "b.pcapng"]
+    for path in paths:
+        path.write_bytes(DATA)
+        path.chmod(0o600)
+        os.utime(path, (1_000_000, 1_000_000))
+    pack(Compressor(kind), *paths)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"a.pcapng{ending}", f"b.pcapng{ending}"]
+    packed = tmp_path / f"a.pcapng{ending}"
+    unpacked = gzip.decompress(packed.read_bytes()) if kind == "gzip" else zstd(packed)
+    assert unpacked == DATA
+    assert (packed.stat().st_mode & 0o777, packed.stat().st_mtime) == (0o600, 1_000_000)
+
+
+def zstd(path: Path) -> bytes:
+    """What the program says is in a file."""
+    return subprocess.run(["zstd", "-dc", str(path)], capture_output=True, check=True).stdout
+
+
+def test_an_interrupted_packer_leaves_the_plain_file(tmp_path: Path) -> None:
+    """A packer that is killed, and one that is stopped with the capture, leave the file as it was."""
+    path, said = tmp_path / "a.pcapng", []
+    path.write_bytes(DATA * 101)
+    compressor = Compressor("gzip", said.append)
+    compressor.add(path)
+    compressor.tick()
+    assert compressor._at_work
+    compressor._at_work[2].kill()
+    until(lambda: compressor.tick() or compressor._at_work is None, "the packer has gone")
+    assert "stays as it is" in said[0]
+    compressor.add(path)
+    compressor.tick()
+    compressor.close()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.pcapng"]
+    assert path.read_bytes() == DATA * 101
+
+
+def test_a_file_that_has_gone_is_no_matter(tmp_path: Path) -> None:
+    """A file that retention took before its turn is passed over in silence."""
+    said: list[str] = []
+    (tmp_path / "b.pcapng").write_bytes(DATA)
+    pack(Compressor("gzip", said.append), tmp_path / "a.pcapng", tmp_path / "b.pcapng")
+    assert ([entry.name for entry in tmp_path.iterdir()], said) == (["b.pcapng.gz"], [])
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,153 @@
+"""The directory of capture files: names, what is kept, who writes, what a crash left."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from skbcapd.directory import CURRENT, CaptureDirectory, Keep
+from skbcapd.errors import FileError
+from tests.unit.writer import block, packet
+
+ROOT = Path(__file__).parents[2]
+SECTION = block(0x0A0D0D0A, 0, b"", b"")
+
+
+def names(path: Path) -> list[str]:
+    """What is in a directory, but for the link."""
+    return sorted(entry.name for entry in path.iterdir() if entry.name != CURRENT)
+
+
+def write(directory: CaptureDirectory, data: bytes) -> Path:
+    """A finished file."""
+    file = directory.new_file()
+    file.stream.write(data)
+    directory.finish(file)
+    return file.path
+
+
+def test_names_and_the_link(tmp_path: Path) -> None:
+    """Names have host, UTC time and a number that grows; the link leads to the file in work, then to its real name."""
+    path = tmp_path / "deep" / "captures"
+    directory = CaptureDirectory(path)
+    host = re.escape(socket.gethostname())
+    file = directory.new_file()
+    assert re.fullmatch(rf"skbcapd-{host}-\d{{8}}T\d{{6}}\.\d{{3}}Z-000001\.pcapng", file.path.name)
+    assert names(path) == [file.path.name + ".part"]
+    assert (path / CURRENT).readlink() == Path(file.path.name + ".part")
+    directory.finish(file)
+    assert names(path) == [file.path.name]
+    assert (path / CURRENT).readlink() == Path(file.path.name)
+    later = [write(directory, b"") for _ in range(11)]
+    assert sorted(later) == later
+    assert later[-1].name.endswith("-000012.pcapng")
+    directory.close()
+    assert write(CaptureDirectory(path), b"").name.endswith("-000013.pcapng")
+
+
+def test_a_link_of_another_s_stays(tmp_path: Path) -> None:
+    """A file called current.pcapng that is no link is not ours to replace."""
+    (tmp_path / CURRENT).write_bytes(b"mine")
+    write(CaptureDirectory(tmp_path), b"")
+    assert (tmp_path / CURRENT).read_bytes() == b"mine"
+
+
+def test_a_second_capture_is_refused(tmp_path: Path) -> None:
+    """Only one process writes to a directory; when it has gone, the next may."""
+    directory = CaptureDirectory(tmp_path)
+    program = "import sys; from pathlib import Path; from skbcapd.directory import CaptureDirectory\n"
+    program += "CaptureDirectory(Path(sys.argv[1]))"
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert f"FileError: {tmp_path}: another skbcapd writes to it" in refused.stderr
+    directory.close()
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["file", "file/captures"])
+def test_a_directory_that_cannot_be_made(name: str, tmp_path: Path) -> None:
+    """The error names the directory that the config asks for."""
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match=rf"{tmp_path / name}: .*; expected a directory to write captures to"):
+        CaptureDirectory(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [
+        (Keep(), 7),
+        (Keep(number=3), 3),
+        (Keep(size=250), 2),
+        (Keep(size=99), 0),
+        (Keep(age_s=3600), 4),
+        (Keep(number=5, age_s=3600), 4),
+        (Keep(free=1 << 60), 0),
+    ],
+)
+def test_the_oldest_go(keep: Keep, left: int, tmp_path: Path) -> None:
+    """Each limit takes the oldest files first; packed ones count; the file in work and others' files stay."""
+    directory = CaptureDirectory(tmp_path, keep=keep)
+    made = [write(directory, bytes(100)) for _ in range(7)]
+    made[2] = made[2].rename(made[2].with_name(made[2].name + ".zst"))
+    for place, path in enumerate(made):
+        age = 7200 if place < 3 else 10
+        os.utime(path, (time.time() - age, time.time() - age))
+    others = ["mine.pcapng", "skbcapd-x.pcapng", made[0].name + ".bak", "dir-000001.pcapng"]
+    for name in others:
+        (tmp_path / name).write_bytes(bytes(1000))
+    at_work = directory.new_file()
+
+    directory.clean()
+    expected = [path.name for path in made[7 - left :]] + others + [at_work.working_path.name]
+    assert names(tmp_path) == sorted(expected)
+
+
+def test_a_template_of_one_s_own(tmp_path: Path) -> None:
+    """Only files of the template's form are counted, numbered on and removed."""
+    directory = CaptureDirectory(tmp_path, "edge+{number}_{time}.pcapng", Keep(number=1))
+    (tmp_path / "skbcapd-a-20261123T030405.123Z-000099.pcapng").touch()
+    first, second = write(directory, b""), write(directory, b"")
+    directory.clean()
+    assert re.fullmatch(r"edge\+000001_\d{8}T\d{6}\.\d{3}Z\.pcapng", first.name)
+    assert names(tmp_path) == sorted([second.name, "skbcapd-a-20261123T030405.123Z-000099.pcapng"])
+
+
+@pytest.mark.parametrize("torn", [0, 1, 7, 8, 20, len(packet(0, bytes(70))) - 1])
+def test_what_a_crash_left_is_finished(torn: int, tmp_path: Path) -> None:
+    """A file in work of an earlier run gets its name, without the torn block at its end; numbers go on behind it."""
+    name = "skbcapd-a-20261123T030405.123Z-000041.pcapng"
+    whole = SECTION + packet(0, b"one")
+    (tmp_path / f"{name}.part").write_bytes(whole + packet(0, bytes(70))[:torn])
+    said: list[str] = []
+    directory = CaptureDirectory(tmp_path, say=said.append)
+
+    assert (tmp_path / name).read_bytes() == whole
+    assert said == [f"{tmp_path / name}.part: finished after a crash, {torn} bytes of a torn block cut off"]
+    assert directory.new_file().path.name.endswith("-000042.pcapng")
+
+
+def test_what_a_crash_left_empty_or_half_packed_goes(tmp_path: Path) -> None:
+    """A file without a whole block, and the output of a packer that was interrupted, are removed; others' are not."""
+    name = "skbcapd-a-20261123T030405.123Z-000041.pcapng"
+    for left in (f"{name}.part", f"{name.replace('41', '42')}.gz.part", "mine.part", "mine.pcapng.part"):
+        (tmp_path / left).write_bytes(b"junk")
+    CaptureDirectory(tmp_path)
+    assert names(tmp_path) == ["mine.part", "mine.pcapng.part"]
+
+
+def test_a_directory_that_was_replaced_is_found_again(tmp_path: Path) -> None:
+    """When the directory has been removed, the next file is made in a new one."""
+    path = tmp_path / "captures"
+    directory = CaptureDirectory(path)
+    write(directory, b"")
+    path.rename(tmp_path / "moved")
+    assert not directory.is_there
+    assert write(directory, b"").parent == path
+    assert directory.is_there
