@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import skbcapd
-from skbcapd import cli, files
+from skbcapd import cli
 from skbcapd.capture import Totals
 from skbcapd.cli import command
 from skbcapd.errors import ConfigError, SkbcapdError, UsageError

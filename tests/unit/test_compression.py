@@ -26,7 +26,7 @@ def pack(compressor: Compressor, *paths: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "ending"), [("gzip", ".gz"), ("zstd", ".zst")])
 def test_a_file_is_replaced_by_the_packed_one(kind: str, ending: str, tmp_path: Path) -> None:
-    """The packed file has the same bytes inside, the same mode and age; the plain one is gone, and nothing else is there."""
+    """The packed file has the same bytes inside, the same mode and age; nothing else is there."""
     paths = [tmp_path / "a.pcapng", tmp_path / "b.pcapng"]
     for path in paths:
         path.write_bytes(DATA)

@@ -129,7 +129,7 @@ def test_owners() -> None:
     assert owner_ids("root") == (0, -1)
     assert owner_ids("root:root") == (0, 0)
     assert owner_ids(":root") == (-1, 0)
-    with pytest.raises(FileError, match="files.owner is nobody-here: no such user or group"):
+    with pytest.raises(FileError, match=r"files\.owner is nobody-here: no such user or group"):
         owner_ids("nobody-here")
 
 

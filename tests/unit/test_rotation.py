@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -176,7 +175,7 @@ def test_a_file_that_was_taken_away(fault: str, tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     """When no file can be made, packets are counted; when it can, writing goes on, and all interfaces are listed."""
     rig = Rig(tmp_path / "captures")
-    os.rename(tmp_path / "captures", tmp_path / "gone")
+    (tmp_path / "captures").rename(tmp_path / "gone")
     (tmp_path / "captures").write_bytes(b"in the way")
     rig.output.tick()
     rig.output.add_interface(LO)
