@@ -186,6 +186,7 @@ class _Device:
     slot: int
     wanted: bool
     interface: Interface | None = None
+    early: int = 0  # packets written before the program knew its slot
 
 
 @dataclass(slots=True)
@@ -335,10 +336,9 @@ class Capture:
         for device in self._devices.values():
             if device.interface and device.interface_id >= 0 and device.slot < layout.SLOTS - 1:
                 row = self.program.counters(device.slot)
-                accepted = row.outcomes - row.filtered
-                found.append(
-                    Statistics(device.interface_id, device.slot, row.outcomes, accepted, row.lost, row.delivered)
-                )
+                early, received = device.early, row.outcomes + device.early
+                accepted, delivered = received - row.filtered, row.delivered + early
+                found.append(Statistics(device.interface_id, device.slot, received, accepted, row.lost, delivered))
         return found
 
     def renumber(self) -> None:
@@ -412,6 +412,7 @@ class Capture:
         if not device.wanted:
             self._filtered += 1
             return
+        device.early += packet.slot != device.slot
         is_resolved = packet.via == layout.VIA_UNRESOLVED
         if is_resolved:
             packet = self._resolver.resolve(packet)

@@ -69,6 +69,7 @@ class Upcall:
     key: bytes  # layout.KEY, to give a label to
     names: bytes  # comm and device as the kernel compares them: 16 bytes each, with what stands behind their NUL
     size: int  # bytes of its block
+    slot: int  # row of counters that it was counted in
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,4 +233,5 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
         key=bytes(view[at : at + layout.KEY.size]),
         names=comm + device,
         size=size,
+        slot=number,
     )
