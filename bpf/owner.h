@@ -111,10 +111,10 @@ static inline int is_known_user(u64 sk, u64 identity, struct user *user)
 }
 
 /*
- * Remembers `user` as the last user of the socket whose head is in `work`; of a TCP socket that listens or has its
- * remote end, by its flow, too.
+ * Remembers `user` as the last user of the socket whose head is in `work`; of a TCP socket that listens (or is about to:
+ * `listens`) or has its remote end, by its flow, too.
  */
-static inline void learn_owner(u64 sk, struct user *user, struct workspace *work)
+static inline void learn_owner(u64 sk, struct user *user, struct workspace *work, int listens)
 {
 	struct sock_head *sock = &work->sock;
 	struct owner *known = owners.lookup(&sk), *owner = &work->owner;
@@ -127,7 +127,7 @@ static inline void learn_owner(u64 sk, struct user *user, struct workspace *work
 	owner->sk = sk;
 	owner->time = 0;
 	owners.update(&sk, owner);
-	if (!SOCK(u16, NUM) || (!SOCK(u16, DPORT) && SOCK(u8, STATE) != TCP_LISTEN) ||
+	if (!SOCK(u16, NUM) || (!SOCK(u16, DPORT) && SOCK(u8, STATE) != TCP_LISTEN && !listens) ||
 	    socket_protocol(sk) != IPPROTO_TCP)
 		return;
 	flow_of_socket(sock, IPPROTO_TCP, &work->flow);
@@ -135,8 +135,8 @@ static inline void learn_owner(u64 sk, struct user *user, struct workspace *work
 }
 
 /* `current` uses a socket: sends, receives, connects, accepts. Counts only in process context. `sock` is the head of the
-   socket, in place or copied. */
-static inline void learn_use(void *ctx, u64 sk, struct sock_head *sock, struct workspace *work)
+   socket, in place or copied. One that begins to listen is entered as a flow, also where its user is known. */
+static inline void learn_use(void *ctx, u64 sk, struct sock_head *sock, struct workspace *work, int listens)
 {
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
@@ -147,15 +147,16 @@ static inline void learn_use(void *ctx, u64 sk, struct sock_head *sock, struct w
 	if (context_of(ctx, control) != VIA_CURRENT)
 		return;
 	use_current(&user);
-	if (!is_known_user(sk, SOCK_IDENTITY(sock), &user) && !READ(&work->sock, sizeof(work->sock), sk))
-		learn_owner(sk, &user, work);
+	if ((listens || !is_known_user(sk, SOCK_IDENTITY(sock), &user)) &&
+	    !READ(&work->sock, sizeof(work->sock), sk))
+		learn_owner(sk, &user, work, listens);
 }
 
 /* The same where the socket cannot be looked at in place. */
-static inline void learn_use_at(void *ctx, u64 sk, struct workspace *work)
+static inline void learn_use_at(void *ctx, u64 sk, struct workspace *work, int listens)
 {
 	if (!READ(&work->sock, SOCK_SHORT, sk))
-		learn_use(ctx, sk, &work->sock, work);
+		learn_use(ctx, sk, &work->sock, work, listens);
 }
 
 /*
@@ -169,8 +170,8 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 	struct sock_head *sock = &work->sock;
 	struct owner *owner = &work->owner;
 
-	if (after == TCP_LISTEN) {
-		learn_use_at(ctx, sk, work);
+	if (after == TCP_LISTEN) { /* the tracepoint stands before the state is set: inet_sk_state_store */
+		learn_use_at(ctx, sk, work, 1);
 		return;
 	}
 	if (after != TCP_CLOSE && !(before == TCP_SYN_RECV && after == TCP_ESTABLISHED))
@@ -277,7 +278,7 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 		use_current(&packet->user);
 		if (!is_known_user(packet->sk, SOCK_IDENTITY(sock), &packet->user) &&
 		    !READ(&work->sock, sizeof(work->sock), packet->sk))
-			learn_owner(packet->sk, &packet->user, work);
+			learn_owner(packet->sk, &packet->user, work, 0);
 		if (!remote_port)
 			learn_echo(packet, skb);
 		return VIA_CURRENT;
