@@ -1,0 +1,176 @@
+"""Senders that are no plain sockets, and two ends on one machine."""
+
+from __future__ import annotations
+
+from tests.kernel.payloads import TCP
+from tests.kernel.scenarios.tcp import FEW_BYTES
+from tests.kernel.send.identity import pattern
+from tests.kernel.sink import DISCARD_PORT, TCP_PORT
+from tests.kernel.stage import Player, Scenario, Stage
+from tests.kernel.verdict import Frame, Judge, Label, Right, by_signature
+
+SENDS = 23
+TUN_DEVICE = "tun0"
+TUN_HERE, TUN_THERE = "10.67.0.1", "10.67.0.2"
+TUN_PORT, TWO_ENDS_PORT, LOOPBACK_PORT = 40_087, 40_093, 40_099
+
+
+def make_tun(stage: Stage) -> None:
+    """Make the tun device that a program at the near end will be behind, and let this host forward."""
+    stage.near.ip(
+        f"tuntap add dev {TUN_DEVICE} mode tun",
+        f"address add {TUN_HERE}/24 dev {TUN_DEVICE}",
+        f"link set {TUN_DEVICE} addrgenmode none up",
+    )
+    stage.near.sysctl(ipv4__ip_forward="1")
+
+
+def reported(way: str, name: str, *more: str) -> Scenario:
+    """A sender of tests/kernel/send/datagrams.py: its payload has its ids, its report has its name."""
+
+    def play(stage: Stage) -> Judge:
+        to, source = stage.wire.far.ipv4, stage.wire.near.ipv4
+        words = ("--comm", way, "--count", SENDS, "--size", 56, "--to", to, "--source", source, *more)
+        [sender] = stage.play("datagrams", way, *words)
+
+        def right(frame: Frame) -> Right:
+            if frame.is_housekeeping or not frame.is_sent:
+                return None
+            return [sender] if frame.ids == (sender.tgid, sender.tid) else []
+
+        return right
+
+    return Scenario(name, play, SENDS)
+
+
+def pages(way: str) -> Scenario:
+    """A file's pages handed to a TCP socket: who sends is the reporter."""
+
+    def play(stage: Stage) -> Judge:
+        file = stage.directory / "pages"
+        file.write_bytes(pattern(FEW_BYTES))
+        words = ("--comm", way, "--to", stage.wire.far.ipv4, "--port", TCP_PORT, "--file", file)
+        senders = stage.play("stream", way, *words)
+        return by_signature(senders, senders)
+
+    return Scenario(f"{way} over TCP", play, 7)
+
+
+def packet(stage: Stage) -> Judge:
+    """Frames past every protocol."""
+    stage.play("links", "packet", "--device", stage.wire.near.device, "--count", SENDS)
+    return by_signature()
+
+
+def uring(way: str, name: str) -> Scenario:
+    """Datagrams sent through io_uring. A thread that the kernel makes has an id of its own: any is right."""
+
+    def play(stage: Stage) -> Judge:
+        to = stage.wire.far.ipv4
+        stage.play("links", way, "--to", to, "--port", DISCARD_PORT, "--count", SENDS)
+        return by_signature() if way == "uring" else any_thread
+
+    return Scenario(name, play, SENDS)
+
+
+def any_thread(frame: Frame) -> Right:
+    """Judge by process and name alone."""
+    return AnyThread(frame.signature) if frame.signature else None
+
+
+class AnyThread(list[Label]):
+    """Every thread of a process under the process's name."""
+
+    def __init__(self, who: Label) -> None:
+        super().__init__([who])
+        self._who = who
+
+    def __contains__(self, label: object) -> bool:
+        return isinstance(label, Label) and label._replace(tid=0) == self._who._replace(tid=0)
+
+
+def tun_forwards(stage: Stage) -> Judge:
+    """Nobody's name on what is forwarded, though the writer's system call does it."""
+    to, source = stage.wire.far.ipv4, TUN_THERE
+    stage.play("links", "tun_forwards", "--device", TUN_DEVICE, "--source", source, "--to", to, "--count", SENDS)
+
+    def right(frame: Frame) -> Right:
+        if frame.signature is None:
+            return None
+        return "forwarded" if frame.is_sent else "unknown"
+
+    return right
+
+
+def tun_asks(stage: Stage) -> Judge:
+    """A server's SYN-ACK is the server's, resets and ICMP are the kernel's: none is the writer's."""
+    server = stage.start("tcp", "listens", "--source-port", TUN_PORT)
+    servers = server.says()
+    words = ("--device", TUN_DEVICE, "--source", TUN_THERE, "--to", TUN_HERE, "--port", TUN_PORT)
+    stage.play("links", "tun_asks", *words, "--count", SENDS)
+    server.go()
+    server.end()
+
+    def right(frame: Frame) -> Right:
+        if frame.protocol == TCP and TUN_PORT in frame.ports:
+            return servers
+        if frame.is_housekeeping or not frame.is_sent:
+            return None
+        return "kernel"
+
+    return right
+
+
+def two_ends(stage: Stage) -> Judge:
+    """A client here, a server in the other namespace: what comes in is the client's, never the server's."""
+    server = Player(stage.far, "udp", "answers", "--source-port", TWO_ENDS_PORT, "--count", SENDS)
+    stage.stack.callback(server.close)
+    server.says()
+    server.go()
+    to = stage.wire.far.ipv4
+    [client] = stage.play("udp", "asks", "--to", to, "--port", TWO_ENDS_PORT, "--count", SENDS)
+    server.end()
+    return by_signature(received=[client])
+
+
+def loopback_udp(stage: Stage) -> Judge:
+    """Both ends here: a packet appears once, as its sender's."""
+    server = stage.start("udp", "answers", "--source-port", LOOPBACK_PORT, "--count", SENDS)
+    server.says()
+    server.go()
+    stage.play("udp", "asks", "--to", "127.0.0.1", "--port", LOOPBACK_PORT, "--count", SENDS)
+    server.end()
+    return by_signature(received=[])
+
+
+def loopback_tcp(stage: Stage) -> Judge:
+    """Both ends here: which of the two sent a segment is told by its ports."""
+    server = stage.start("tcp", "serves", "--source-port", LOOPBACK_PORT, "--count", 1)
+    servers = server.says()
+    server.go()
+    clients = stage.play("tcp", "uploads", "--to", "127.0.0.1", "--port", LOOPBACK_PORT, "--count", FEW_BYTES)
+    server.end()
+
+    def right(frame: Frame) -> Right:
+        if frame.is_housekeeping:
+            return None
+        return servers if frame.ports[0] == LOOPBACK_PORT else clients
+
+    return right
+
+
+SCENARIOS = [
+    reported("icmp", "raw ICMP socket"),
+    reported("ping", "ping socket"),
+    Scenario("AF_PACKET socket", packet, SENDS),
+    uring("uring", "io_uring, in the system call"),
+    uring("uring_worker", "io_uring, by a worker"),
+    uring("uring_poll", "io_uring, by the polling thread"),
+    pages("sendfile"),
+    pages("splice"),
+    Scenario("tun, written by a process, forwarded", tun_forwards, 2 * SENDS, SENDS),
+    Scenario("tun, written by a process, answered here", tun_asks, 6 * SENDS, SENDS, vm=True),
+    Scenario("two namespaces, both ends here", two_ends, 2 * SENDS),
+    Scenario("loopback UDP, both ends", loopback_udp, 2 * SENDS),
+    Scenario("loopback TCP, both ends", loopback_tcp, 7),
+]
