@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.kernel.blocks import Label
-from tests.kernel.capture import ROOT, Capture, Ended, read
+from tests.kernel.capture import ATTACH, ROOT, Capture, Ended, read
 from tests.kernel.comparison import Marker, between
 from tests.kernel.deadline import DEADLINE_S, until
 from tests.kernel.namespace import Namespace, Wire
@@ -40,8 +40,14 @@ TRACEPOINTS = "tracepoints"
 FEW_TRACEPOINTS = "tracepoints before 6.3"
 OFFERS = (KPROBES, TRACEPOINTS, FEW_TRACEPOINTS)
 HAS_LENGTH_TRACEPOINTS = (6, 3)
+KPROBE_EVENTS = Path("/sys/bus/event_source/devices/kprobe")
 
 TCP_ESTABLISHED, TCP_TIME_WAIT, TCP_LISTEN = "01", "06", "0A"
+
+
+def scaled(count: int, few: int) -> int:
+    """A number of packets or processes: fewer on an emulated machine."""
+    return count if SLOWNESS == 1 else few
 
 
 class Player:
@@ -115,6 +121,7 @@ class Stage:
     stack: ExitStack
     early: dict[str, tuple[Player, list[socket.socket]]] = field(default_factory=dict)
     """The programs that run since before the capture, and the far end's sockets for them, by scenario."""
+    capture: Capture | None = None
     others: list[Namespace] = field(default_factory=list)
     """Namespaces beside the two ends."""
 
@@ -148,9 +155,13 @@ class Stage:
 
             yield wait_for
 
-    def scaled(self, count: int, few: int) -> int:
-        """A number of packets or processes: fewer on an emulated machine."""
-        return count if SLOWNESS == 1 else few
+    def capture_memory_kib(self) -> int:
+        """How much memory of its own the capture has: not what it shares with the kernel."""
+        assert self.capture is not None
+        status = Path(f"/proc/{self.capture.process.pid}/status").read_text()
+        found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
+        assert found
+        return int(found[1])
 
 
 @dataclass(frozen=True)
@@ -228,6 +239,7 @@ def perform(
         standing = _connections(stage)
         marker = stack.enter_context(closing(Marker(near.namespace, near.device)))
         capture = stack.enter_context(closing(Capture(near.namespace, *arguments, "-w", str(file), **settings)))
+        stage.capture = capture
         marker.send()
         for scenario in scenarios:
             try:
@@ -237,7 +249,7 @@ def perform(
                 judges.append((lambda _frame: None, f"{type(error).__name__}: {error}"))
             marker.send()
         ended = capture.stop()
-    offers = _offers(ended)
+    offers = _offers()
     parts = between(read(file), marker.sent)
     played = [
         Played(scenario, judge(packets, judge_of), scenario.allowed(offers), error)
@@ -246,9 +258,9 @@ def perform(
     return Performance(played, ended, offers)
 
 
-def _offers(ended: Ended) -> str:
-    """What the capture could learn from on this kernel."""
-    if re.search(r"^capturing on .*\(kprobe ", ended.stderr, re.MULTILINE):
+def _offers() -> str:
+    """What a capture of this run can learn from."""
+    if ATTACH != "tracepoint" and KPROBE_EVENTS.exists():
         return KPROBES
     release = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
     return TRACEPOINTS if release >= HAS_LENGTH_TRACEPOINTS else FEW_TRACEPOINTS

@@ -35,12 +35,12 @@ def add(outcomes: Iterable[Outcome]) -> None:
         )
 
 
-def add_played(performance: Performance) -> None:
+def add_played(performance: Performance, where: str = "") -> None:
     """Add a row per scenario of attribution."""
     for played in performance.played:
         verdicts = played.verdicts
         counts = (verdicts.packets, verdicts.right, verdicts.unknown, verdicts.wrong, played.allowed)
-        _rows[PEOPLE].append((played.scenario.name, *map(str, counts)))
+        _rows[PEOPLE].append((where + played.scenario.name, *map(str, counts)))
 
 
 def tables() -> Iterator[tuple[str, list[str]]]:

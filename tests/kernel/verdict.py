@@ -23,6 +23,8 @@ ETHERNET = 1
 IGMP, ICMPV6, HOP_BY_HOP = 2, 58, 0
 ROUTER_AND_NEIGHBOUR = range(130, 138)  # ICMPv6: MLD and neighbour discovery
 MLD2_REPORT = 143
+ICMP_ERRORS = (3, 5, 11, 12)
+ICMPV6_ECHO = 128
 EXAMPLES = 11
 
 # What is said of a packet without a process.
@@ -98,10 +100,12 @@ class Frame:
 
     @property
     def is_housekeeping(self) -> bool:
-        """Whether the kernel sends its like at any time: ARP, neighbours, groups."""
+        """Whether the kernel sends its like at any time: ARP, neighbours, groups, errors of ICMP."""
         return (
             self.ether_type == ETH_P_ARP
             or self.protocol == IGMP
+            or (self.protocol == ICMP and self.message in ICMP_ERRORS)
+            or (self.protocol == ICMPV6 and self.message < ICMPV6_ECHO)
             or (self.protocol == ICMPV6 and (self.message in ROUTER_AND_NEIGHBOUR or self.message == MLD2_REPORT))
         )
 

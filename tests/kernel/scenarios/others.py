@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.kernel.payloads import TCP
+from tests.kernel.payloads import ICMP, TCP
 from tests.kernel.scenarios.tcp import FEW_BYTES
 from tests.kernel.send.identity import pattern
 from tests.kernel.sink import DISCARD_PORT, TCP_PORT
@@ -114,9 +114,7 @@ def tun_asks(stage: Stage) -> Judge:
     def right(frame: Frame) -> Right:
         if frame.protocol == TCP and TUN_PORT in frame.ports:
             return servers
-        if frame.is_housekeeping or not frame.is_sent:
-            return None
-        return "kernel"
+        return "kernel" if frame.is_sent and frame.protocol in (ICMP, TCP) else None
 
     return right
 

@@ -10,7 +10,7 @@ import struct
 from tests.kernel.deadline import DEADLINE_S
 from tests.kernel.send.tcp import finish, wait_until_acknowledged
 from tests.kernel.sink import TCP_PORT
-from tests.kernel.stage import Player, Scenario, Stage, connect, listener, udp_socket
+from tests.kernel.stage import Player, Scenario, Stage, connect, listener, scaled, udp_socket
 from tests.kernel.verdict import Frame, Judge, Right, by_signature
 
 CONNECTIONS = 23
@@ -44,7 +44,7 @@ def client(way: str, count: int, few: int) -> Scenario:
 
     def play(stage: Stage) -> Judge:
         to = stage.wire.far.ipv4
-        senders = stage.play("tcp", way, "--to", to, "--port", TCP_PORT, "--count", stage.scaled(count, few))
+        senders = stage.play("tcp", way, "--to", to, "--port", TCP_PORT, "--count", scaled(count, few))
         return by_signature(senders, senders)
 
     name = {"connects": "TCP SYN, FIN", "uploads": "TCP bulk upload"}[way]
@@ -53,7 +53,7 @@ def client(way: str, count: int, few: int) -> Scenario:
 
 def downloads(stage: Stage) -> Judge:
     """Pure acknowledgements: nothing is sent but those."""
-    size = stage.scaled(DOWNLOAD_BYTES, FEW_BYTES)
+    size = scaled(DOWNLOAD_BYTES, FEW_BYTES)
     with listener(stage.far, stage.wire.far.ipv4) as listening:
         player = stage.start("tcp", "downloads", "--to", stage.wire.far.ipv4, "--port", listening.getsockname()[1])
         connection, _ = listening.accept()

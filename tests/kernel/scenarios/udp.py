@@ -5,35 +5,23 @@ from __future__ import annotations
 import threading
 
 from tests.kernel.sink import DISCARD_PORT
-from tests.kernel.stage import Scenario, Stage, udp_socket
+from tests.kernel.stage import Scenario, Stage, scaled, udp_socket
 from tests.kernel.verdict import Judge, by_signature
 
 SENDS = 23
-PROCESSES = 211
+PROCESSES = scaled(211, 7)
 PORT_SHARED, PORT_AGAIN = 40_009, 40_013
 
 
-def sends(way: str, count: int = SENDS, port: int = 0, few: int | None = None) -> Scenario:
-    """A sender whose datagrams are all signed, and dropped at the far end."""
-    few = few or count
-    packets = 2 * count if way in ("thread", "reuseport") else count
+def sends(way: str, name: str, count: int = SENDS, each: int = 1, *, vm: bool = False) -> Scenario:
+    """A sender whose datagrams are all signed, `each` times `count` of them, and dropped at the far end."""
 
     def play(stage: Stage) -> Judge:
-        to = stage.wire.far.ipv4
-        stage.play(
-            "udp", way, "--to", to, "--port", DISCARD_PORT, "--source-port", port, "--count", stage.scaled(count, few)
-        )
+        to = ("--to", stage.wire.far.ipv4, "--port", DISCARD_PORT)
+        stage.play("udp", way, *to, "--source-port", PORT_SHARED, "--count", count)
         return by_signature()
 
-    names = {
-        "connected": "UDP connected",
-        "unconnected": "UDP unconnected",
-        "first": "UDP first packet of a socket",
-        "processes": "UDP one-packet processes",
-        "thread": "UDP thread with its own name",
-        "reuseport": "UDP SO_REUSEPORT, two processes",
-    }
-    return Scenario(names[way], play, packets if few == count else few, vm=way in ("first", "processes"))
+    return Scenario(name, play, each * count, vm=vm)
 
 
 def port_again(stage: Stage) -> Judge:
@@ -55,11 +43,11 @@ def port_again(stage: Stage) -> Judge:
 
 
 SCENARIOS = [
-    sends("connected"),
-    sends("unconnected"),
-    sends("first"),
-    sends("processes", PROCESSES, few=7),
-    sends("thread"),
-    sends("reuseport", port=PORT_SHARED),
+    sends("connected", "UDP connected"),
+    sends("unconnected", "UDP unconnected"),
+    sends("first", "UDP first packet of a socket", vm=True),
+    sends("processes", "UDP one-packet processes", PROCESSES, vm=True),
+    sends("thread", "UDP thread with its own name", each=2),
+    sends("reuseport", "UDP SO_REUSEPORT, two processes", each=2),
     Scenario("UDP port used again at once", port_again, 2 * SENDS),
 ]

@@ -8,16 +8,21 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import NoReturn, ParamSpec
 
 P = ParamSpec("P")
 
 
 def fork(run: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> int:
-    """Run a function in a child, which then ends at once; give the child's id."""
+    """Run a function in a child, which then ends; give the child's id."""
     child = os.fork()
-    if child:
-        return child
+    if not child:
+        run_and_exit(run, *args, **kwargs)
+    return child
+
+
+def run_and_exit(run: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> NoReturn:
+    """Run a function, then end this process at once: 0 if it went well."""
     code = 1
     try:
         run(*args, **kwargs)
