@@ -189,6 +189,8 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 		if (known && (known->sk == sk || !known->sk)) /* Python knows no addresses of sockets */
 			known->time = bpf_ktime_get_ns();
 	} else {
+		/* What is remembered is an older socket's at this address: it may have all but the inode in common. */
+		owners.delete(&sk);
 		__builtin_memset(owner, 0, sizeof(*owner));
 		owner->identity = SOCK_IDENTITY(sock);
 		owner->sk = sk;
