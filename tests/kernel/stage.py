@@ -214,7 +214,8 @@ def perform(
     scenarios: Sequence[Scenario],
     wire: Wire,
     directory: Path,
-    devices: Mapping[str, Callable[[Stage], None]],
+    devices: Sequence[str],
+    makers: Sequence[Callable[[Stage], None]],
     **settings: str,
 ) -> Performance:
     """Play scenarios under one capture at the near end of a wire.
@@ -223,7 +224,8 @@ def perform(
         scenarios: in the order to play them.
         wire: where.
         directory: for the capture file.
-        devices: to watch beside the wire's near end, with what makes them.
+        devices: to watch beside the wire's near end.
+        makers: make what the scenarios need, those devices and more.
         settings: of the capture.
     """
     near, file = wire.near, directory / "people.pcapng"
@@ -231,7 +233,7 @@ def perform(
     judges: list[tuple[Judge, str]] = []
     with ExitStack() as stack:
         stage = Stage(wire, directory, stack)
-        for make in dict.fromkeys(devices.values()):
+        for make in makers:
             make(stage)
         for scenario in scenarios:
             if scenario.early:

@@ -36,7 +36,7 @@ def add(outcomes: Iterable[Outcome]) -> None:
 
 
 def add_played(performance: Performance, where: str = "") -> None:
-    """Add a row per scenario of attribution."""
+    """Add a row per scenario of attribution; `where` stands before their names."""
     for played in performance.played:
         verdicts = played.verdicts
         counts = (verdicts.packets, verdicts.right, verdicts.unknown, verdicts.wrong, played.allowed)

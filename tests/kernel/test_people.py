@@ -10,7 +10,7 @@ import pytest
 from tests.kernel import table
 from tests.kernel.capture import ROOT
 from tests.kernel.namespace import Wire
-from tests.kernel.scenarios.every import DEVICES, SCENARIOS, each, outcome, selected
+from tests.kernel.scenarios.every import DEVICES, MAKERS, SCENARIOS, each, outcome, selected
 from tests.kernel.sink import Sink
 from tests.kernel.stage import Performance, Scenario, perform
 
@@ -21,7 +21,7 @@ MANUAL = ROOT / "docs" / "attribution.md"
 def performance(request: pytest.FixtureRequest, wire: Wire, tmp_path_factory: pytest.TempPathFactory) -> Performance:
     """Play the selected scenarios under one capture."""
     with closing(Sink(wire.far.namespace)):
-        performed = perform(selected(request), wire, tmp_path_factory.mktemp("people"), DEVICES)
+        performed = perform(selected(request), wire, tmp_path_factory.mktemp("people"), DEVICES, MAKERS)
     table.add_played(performed)
     return performed
 

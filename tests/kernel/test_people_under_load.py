@@ -17,7 +17,7 @@ from tests.kernel import table
 from tests.kernel.deadline import DEADLINE_S
 from tests.kernel.namespace import Wire
 from tests.kernel.scenarios import load
-from tests.kernel.scenarios.every import DEVICES, SCENARIOS, each, outcome, selected
+from tests.kernel.scenarios.every import DEVICES, MAKERS, SCENARIOS, each, outcome, selected
 from tests.kernel.sink import DISCARD_PORT, Sink
 from tests.kernel.stage import Performance, Player, Scenario, perform, udp_socket
 
@@ -58,7 +58,7 @@ def performance(
 ) -> Performance:
     """Play the selected scenarios under one capture."""
     with closing(Sink(wire.far.namespace)):
-        performed = perform(selected(request), wire, tmp_path_factory.mktemp("load"), DEVICES)
+        performed = perform(selected(request), wire, tmp_path_factory.mktemp("load"), DEVICES, MAKERS)
     table.add_played(performed, "under load: ")
     return performed
 

@@ -29,7 +29,7 @@ EXAMPLES = 11
 
 # What is said of a packet without a process.
 Word = Literal["kernel", "forwarded", "unknown"]
-Right = Collection[Label] | Word | None  # None: not a packet of the scenario
+Right = Collection[Label | Word] | Word | None  # None: not a packet of the scenario
 Judge = Callable[["Frame"], Right]
 
 
@@ -144,30 +144,28 @@ class Verdicts:
         return self.right + self.unknown + self.wrong
 
 
-def verdict(packet: Packet, right: Collection[Label] | Word) -> Literal["right", "unknown", "wrong"]:
+def verdict(packet: Packet, right: Collection[Label | Word] | Word) -> Literal["right", "unknown", "wrong"]:
     """Judge one packet.
 
     Args:
         packet: as we wrote it.
-        right: the processes that may stand on it (one is enough); or the word for a packet of nobody.
+        right: the processes and words that may stand on it; one is enough.
 
     Returns:
-        The verdict. A packet of a process that is said to be of nobody known is `unknown`, whatever the word; a
-        packet of nobody is right under its word only, and wrong under any name. Option 8 has to say the same as the
-        comment.
+        The verdict. A packet of a process that is said to be of nobody known is `unknown`, whatever the word; one of
+        nobody is right under its word only, and wrong under any name. Option 8 has to say the same as the comment.
     """
+    right = [right] if isinstance(right, str) else right
     name, via = packet.label, comment_fields(packet.comment).get("via", "")
     if packet.process != ((name.tgid, name.tid) if name else None):
         return "wrong"
-    if not isinstance(right, str):
-        if name is None:
-            return "unknown"
-        return "right" if name in right else "wrong"
     if name is not None:
-        return "wrong"
+        return "right" if name in right else "wrong"
     if via == "unknown":
         return "unknown"
-    return "right" if via == right else "wrong"
+    if via in right:
+        return "right"
+    return "wrong" if any(isinstance(one, str) for one in right) else "unknown"
 
 
 def judge(packets: Iterable[Packet], judge_of: Judge) -> Verdicts:

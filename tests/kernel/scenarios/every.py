@@ -9,11 +9,8 @@ from tests.kernel.stage import Performance, Played, Scenario
 
 GROUPS = (udp, tcp, sharing, others, received, kernels_own, load)
 SCENARIOS = [scenario for group in GROUPS for scenario in group.SCENARIOS]
-DEVICES = {
-    "lo": lambda _stage: None,
-    others.TUN_DEVICE: others.make_tun,
-    **dict.fromkeys(kernels_own.PORTS, kernels_own.make_bridge),
-}
+DEVICES = ("lo", others.TUN_DEVICE, others.QUEUE_DEVICE, *kernels_own.PORTS)
+MAKERS = (others.make_tun, others.make_queue, kernels_own.make_bridge)
 
 
 def each(scenarios: list[Scenario]) -> pytest.MarkDecorator:

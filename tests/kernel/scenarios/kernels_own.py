@@ -7,8 +7,9 @@ import contextlib
 from tests.kernel.namespace import Namespace
 from tests.kernel.payloads import ICMP, UDP
 from tests.kernel.scenarios.received import CLOSED_PORT, ask
+from tests.kernel.send.identity import signature
 from tests.kernel.send.tcp import finish
-from tests.kernel.stage import Scenario, Stage, connect, udp_socket
+from tests.kernel.stage import FEW_TRACEPOINTS, Scenario, Stage, connect, udp_socket
 from tests.kernel.verdict import ETH_P_ARP, IGMP, Frame, Judge, Right
 
 SENDS = 23
@@ -147,13 +148,21 @@ def make_bridge(stage: Stage) -> None:
 
 
 def bridged(stage: Stage) -> Judge:
-    """Datagrams from one port of the bridge to the other."""
+    """Datagrams from one port of the bridge to the other.
+
+    A bridge leaves a packet the socket that it came with, on some kernels: then its sender, in another namespace, is
+    right as well.
+    """
     left, right = stage.others
     with udp_socket(left) as sender, udp_socket(right, f"{BRIDGED}.2") as receiver:
         for _ in range(SENDS):
-            sender.sendto(b"?", receiver.getsockname())
+            sender.sendto(signature(0), receiver.getsockname())
             receiver.recv(2048)
-    return through
+
+    def either(frame: Frame) -> Right:
+        return [frame.signature, "forwarded"] if frame.signature and frame.is_sent else through(frame)
+
+    return either
 
 
 SCENARIOS = [
@@ -164,5 +173,5 @@ SCENARIOS = [
     Scenario("IGMP", groups, 2),
     Scenario("SYN cookies", cookies, SENDS * 5, SENDS * 3),
     Scenario("forwarded by routing", routed, 2 * SENDS, SENDS, vm=True),
-    Scenario("forwarded by a bridge", bridged, 2 * SENDS, SENDS),
+    Scenario("forwarded by a bridge", bridged, 2 * SENDS, SENDS, {FEW_TRACEPOINTS: 2 * SENDS}),
 ]

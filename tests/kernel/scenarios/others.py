@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+
+from tests.kernel.deadline import DEADLINE_S
 from tests.kernel.payloads import ICMP, TCP
 from tests.kernel.scenarios.tcp import FEW_BYTES
 from tests.kernel.send.identity import pattern
@@ -12,6 +15,8 @@ from tests.kernel.verdict import Frame, Judge, Label, Right, by_signature
 SENDS = 23
 TUN_DEVICE = "tun0"
 TUN_HERE, TUN_THERE = "10.67.0.1", "10.67.0.2"
+QUEUE_DEVICE, QUEUED = "queue0", 211
+QUEUE_HERE, QUEUE_THERE = "10.83.0.1", "10.83.0.2"
 TUN_PORT, TWO_ENDS_PORT, LOOPBACK_PORT = 40_087, 40_093, 40_099
 
 
@@ -103,20 +108,61 @@ def tun_forwards(stage: Stage) -> Judge:
 
 
 def tun_asks(stage: Stage) -> Judge:
-    """A server's SYN-ACK is the server's, resets and ICMP are the kernel's: none is the writer's."""
-    server = stage.start("tcp", "listens", "--source-port", TUN_PORT)
+    """A server's SYN-ACK and data are the server's, resets and ICMP are the kernel's: none is the writer's."""
+    server = stage.start("tcp", "streams", "--source-port", TUN_PORT, "--count", SENDS)
     servers = server.says()
+    server.go()
     words = ("--device", TUN_DEVICE, "--source", TUN_THERE, "--to", TUN_HERE, "--port", TUN_PORT)
     stage.play("links", "tun_asks", *words, "--count", SENDS)
-    server.go()
     server.end()
 
     def right(frame: Frame) -> Right:
-        if frame.protocol == TCP and TUN_PORT in frame.ports:
+        if TUN_PORT in frame.ports:
             return servers
         return "kernel" if frame.is_sent and frame.protocol in (ICMP, TCP) else None
 
     return right
+
+
+def make_queue(stage: Stage) -> None:
+    """Make a device with a slow queue on top of the wire's near end."""
+    near, far = stage.wire.near, stage.wire.far
+    stage.near.ip(
+        f"link add {QUEUE_DEVICE} link {near.device} type macvlan mode bridge",
+        f"link set {QUEUE_DEVICE} addrgenmode none up",
+        f"address add {QUEUE_HERE}/24 dev {QUEUE_DEVICE}",
+        f"neighbour add {QUEUE_THERE} lladdr {far.mac} nud permanent dev {QUEUE_DEVICE}",
+    )
+    stage.far.ip(f"address add {QUEUE_THERE}/24 dev {far.device}")
+    slow = "root tbf rate 1mbit burst 2000 limit 1000000"
+    command = ["tc", "-n", stage.near.name, "qdisc", "add", "dev", QUEUE_DEVICE, *slow.split()]
+    subprocess.run(command, check=True, timeout=DEADLINE_S)
+
+
+def queued(stage: Stage) -> Judge:
+    """Two processes send more than the queue lets through at once.
+
+    A datagram leaves the device below in a softirq, or inside the other process's system call, whichever empties the
+    queue. Its socket is still its sender's. Each datagram is captured on both devices.
+    """
+    words = ("--to", QUEUE_THERE, "--port", DISCARD_PORT, "--count", QUEUED)
+    with stage.watch() as wait_for:
+        players = [stage.start("udp", way, *words) for way in ("connected", "unconnected")]
+        wait_for(lambda frame: frame.signature is not None, 2 * QUEUED)
+        for player in players:
+            player.end()
+    return by_signature()
+
+
+def late_neighbour(stage: Stage) -> Judge:
+    """Datagrams whose neighbour becomes known late: they leave inside the system call of whoever makes it known."""
+    with stage.watch() as wait_for:
+        for number in range(SENDS):
+            to = f"192.168.178.{100 + number}"
+            stage.play("udp", "connected", "--to", to, "--count", 1)
+            stage.near.ip(f"neighbour replace {to} lladdr {stage.wire.far.mac} nud permanent dev {stage.wire.near.device}")
+        wait_for(lambda frame: frame.signature is not None, SENDS)
+    return by_signature()
 
 
 def two_ends(stage: Stage) -> Judge:
@@ -167,7 +213,9 @@ SCENARIOS = [
     pages("sendfile"),
     pages("splice"),
     Scenario("tun, written by a process, forwarded", tun_forwards, 2 * SENDS, SENDS),
-    Scenario("tun, written by a process, answered here", tun_asks, 6 * SENDS, SENDS, vm=True),
+    Scenario("tun, written by a process, answered here", tun_asks, 6 * SENDS, vm=True),
+    Scenario("UDP through a device with a queue", queued, 4 * QUEUED),
+    Scenario("UDP that waits for its neighbour", late_neighbour, SENDS),
     Scenario("two namespaces, both ends here", two_ends, 2 * SENDS),
     Scenario("loopback UDP, both ends", loopback_udp, 2 * SENDS),
     Scenario("loopback TCP, both ends", loopback_tcp, 7),

@@ -20,6 +20,8 @@ from tests.kernel.send.identity import Identity, become, report, signature
 
 ETH_P_802_EX1 = 0x88B5  # for local experiments
 
+FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
+
 # include/uapi/linux/if_tun.h
 TUNSETIFF = 0x400454CA
 IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
@@ -153,33 +155,43 @@ def tun_forwards(args: argparse.Namespace) -> Identity:
 
 
 def tun_asks(args: argparse.Namespace) -> Identity:
-    """A datagram, a SYN, a segment to a closed port and an echo request to this very host, again and again.
+    """A connection to a server here, a SYN and a datagram to closed ports and an echo request, again and again.
 
-    The kernel handles each within write(2), so the server's SYN-ACK, the reset and the replies leave while this
-    process is the one that runs.
+    The kernel handles each packet within write(2): the server's SYN-ACK and data, the reset and the replies leave while
+    this process is the one that runs.
     """
     who = become("tun")
     tun = _open_tun(args)
     for number in range(args.count):
-        os.write(tun, _tcp(args.source, args.to, args.port, (number, 0), 0x02))
-        os.write(tun, _tcp(args.source, args.to, args.port + 1, (number, 0), 0x02))
+        os.write(tun, _tcp(args.source, args.to, args.port + 1, (number, 0), SYN))
         os.write(tun, _udp(args.source, args.to, args.port + 1, b"nobody there"))
         message = struct.pack("!BBHHH", 8, 0, 0, 1, number)
-        os.write(
-            tun, _ip(1, args.source, args.to, message[:2] + struct.pack("!H", internet_checksum(message)) + message[4:])
-        )
-        reset = struct.unpack_from("!I", _until_syn_ack(tun), 20 + 4)[0]
-        # acknowledge, so that there is a connection; then end it
-        os.write(tun, _tcp(args.source, args.to, args.port, (number + 1, reset + 1), 0x10))
-        os.write(tun, _tcp(args.source, args.to, args.port, (number + 1, reset + 1), 0x14))
+        checked = message[:2] + struct.pack("!H", internet_checksum(message)) + message[4:]
+        os.write(tun, _ip(socket.IPPROTO_ICMP, args.source, args.to, checked))
+        _download(tun, args, number)
     return who
 
 
-def _until_syn_ack(tun: int) -> bytes:
+def _download(tun: int, args: argparse.Namespace, sequence: int) -> None:
+    """Connect, acknowledge what the server sends until its FIN, and reset the connection."""
+    os.write(tun, _tcp(args.source, args.to, args.port, (sequence, 0), SYN))
+    expected = None
     while True:
         data = os.read(tun, 2048)
-        if data[9] == socket.IPPROTO_TCP and data[20 + 13] == 0x12:
-            return data
+        segment = data[20:]
+        if data[9] != socket.IPPROTO_TCP or int.from_bytes(segment[:2], "big") != args.port:
+            continue
+        (at,) = struct.unpack_from("!I", segment, 4)
+        flags = segment[13]
+        if flags & SYN:
+            expected = at
+        if at != expected:
+            continue
+        expected += len(segment) - (segment[12] >> 4) * 4 + bool(flags & (SYN | FIN))
+        os.write(tun, _tcp(args.source, args.to, args.port, (sequence + 1, expected), ACK))
+        if flags & FIN:
+            os.write(tun, _tcp(args.source, args.to, args.port, (sequence + 1, expected), RST | ACK))
+            return
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from tests.kernel.send.process import fork, wait_for
 TCP_INFO_RETRANSMITS = 100  # offset of tcpi_total_retrans in struct tcp_info
 GUARD_S = 600  # a guard only: the test that started us gives up long before
 BACKLOG = 128
+WINDOWS = 1 << 15
 DISCARD_PORT = 9
 
 
@@ -144,11 +145,15 @@ def serves(args: argparse.Namespace) -> Identity:
     return who
 
 
-def listens(args: argparse.Namespace) -> Identity:
-    """A server that accepts nobody, until told to end."""
-    who = become("listens")
-    with listener(args):
+def streams(args: argparse.Namespace) -> Identity:
+    """A server that sends more than a window to whoever connects, and closes."""
+    who = become("streams")
+    with listener(args) as listening:
         pause(who)
+        for _ in range(args.count):
+            connection, _ = listening.accept()
+            connection.sendall(signatures(WINDOWS))
+            connection.close()
     return who
 
 
@@ -231,7 +236,7 @@ def main() -> None:
         way.__name__: way
         for way in (
             *(connects, uploads, downloads, retransmission, exits),
-            *(serves, listens, accepts_late, workers_accept, worker_serves, older),
+            *(serves, streams, accepts_late, workers_accept, worker_serves, older),
         )
     }
     parser = argparse.ArgumentParser()
