@@ -53,21 +53,43 @@ static inline enum via context_of(void *ctx, struct control *control)
 	return number >= 0 ? VIA_CURRENT : VIA_UNKNOWN;
 }
 
+/* Whether the system call that is going on has a descriptor of this socket for its first argument. */
+static inline int is_first_argument(u8 *sk, struct control *control)
+{
+	u8 *task = current_task(), *socket = FIELD(u8 *, sk, SOCK_SOCKET);
+	u64 file = 0, descriptor = 0;
+
+	if (!socket)
+		return 0;
+	/* The first argument stands before the number: di and orig_ax on x86-64, orig_x0 and syscallno on arm64. */
+	READ(&descriptor, sizeof(descriptor), TASK(u64, STACK) + control->entry_regs - 8);
+	u8 *files = TASK(u8 *, FILES), *table = FIELD(u8 *, files, FILES_TABLE);
+
+	READ(&file, sizeof(file), FIELD(u64, table, TABLE_FILES) + (u32)descriptor * 8ULL);
+	return file && file == FIELD(u64, socket, SOCKET_FILE);
+}
+
 /*
  * Whether the system call that is going on can be at work on this socket.
  *
  * Not every packet that leaves in process context is sent by the process: one that writes to a tun device runs the whole
- * receive path, and answers leave on other processes' sockets. Only protocols with connections answer by themselves, and a
- * system call that sends on such a socket holds its lock, which the receive path never does (sk_lock.owned in
- * include/net/sock.h).
+ * receive path, and answers leave on other processes' sockets; one that makes a neighbour known, or empties a queue, sends
+ * what others have left there. A system call that sends on a socket with connections holds its lock, which the receive path
+ * never does (sk_lock.owned in include/net/sock.h). Without connections there is no lock: the system call has to name the
+ * socket - or be io_uring's or splice(2), which do not name it first, and are believed.
  */
-static inline int is_at_work_on(void *sk)
+static inline int is_at_work_on(u8 *sk, struct control *control)
 {
 	u16 type = FIELD(u16, sk, SOCK_TYPE);
+	u8 *task = current_task();
+	SYSCALL_NUMBER_TYPE number = 0;
 
-	if (type != SOCK_STREAM && type != SOCK_SEQPACKET && type != SOCK_DCCP)
+	if (type == SOCK_STREAM || type == SOCK_SEQPACKET || type == SOCK_DCCP)
+		return FIELD(u32, sk, SOCK_LOCKED) != 0;
+	if (is_first_argument(sk, control) || TASK(u32, FLAGS) & (PF_IO_WORKER | PF_USER_WORKER))
 		return 1;
-	return FIELD(u32, sk, SOCK_LOCKED) != 0;
+	READ(&number, sizeof(number), TASK(u64, STACK) + control->entry_regs);
+	return number == SYSCALL_IO_URING_ENTER || number == SYSCALL_SPLICE;
 }
 
 /* Takes `current` for the user. A worker that the kernel runs for a process (io_uring, vhost) has a name of its own
@@ -94,11 +116,15 @@ static inline int is_same_user(struct user *a, struct user *b)
 
 /*
  * Whether a record is still this socket's: an open one by its inode, one that its users have closed by its ports and
- * the hash of its addresses, which stay until it is gone.
+ * the hash of its addresses, which stay until it is gone - but for the local port, which most give back when they are closed.
  */
 static inline int is_owner_of(struct owner *owner, struct sock_head *sock, u64 inode)
 {
-	return inode ? owner->inode == inode : owner->identity == SOCK_IDENTITY(sock);
+	u64 differs = owner->identity ^ SOCK_IDENTITY(sock);
+
+	if (!SOCK(u16, NUM))
+		differs &= ~(0xffffULL << 48);
+	return inode ? owner->inode == inode : !differs;
 }
 
 /* Whether the user of a socket is remembered already. The inode is not compared, as that takes longer than all the rest:
@@ -269,12 +295,17 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 {
 	struct workspace *work = &packet->work;
 	struct sock_head *sock = socket_of(packet, skb);
+#ifdef KPROBE
+	u8 *whole = (u8 *)packet->sk; /* `sock` is a copy of its head */
+#else
+	u8 *whole = (u8 *)sock;
+#endif
 	struct owner *owner;
 
 	if (!sock)
 		return SKB(u32, SKB_IIF) ? VIA_FORWARDED : VIA_KERNEL;
 	if (is_first && SOCK_BIT(REFCNT) && SOCK(u8, STATE) != TCP_NEW_SYN_RECV &&
-	    context_of(ctx, control) == VIA_CURRENT && is_at_work_on(sock)) {
+	    context_of(ctx, control) == VIA_CURRENT && is_at_work_on(whole, control)) {
 		u16 remote_port = SOCK(u16, DPORT);
 
 		use_current(&packet->user);
