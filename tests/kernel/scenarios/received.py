@@ -87,8 +87,8 @@ def nobody(stage: Stage) -> Judge:
 
 
 SCENARIOS = [
-    Scenario("received UDP, bound socket", bound, SENDS, SENDS, vm=True),
-    Scenario("received UDP, connected socket", connected, SENDS, SENDS),
+    Scenario("received UDP, bound socket", bound, SENDS, vm=True),
+    Scenario("received UDP, connected socket", connected, SENDS),
     Scenario("received multicast, two members", group, SENDS, SENDS),
     Scenario("received UDP, SO_REUSEPORT", shared_port, SENDS, SENDS),
     echo_reply("ping", "echo reply to a ping socket"),
