@@ -155,14 +155,23 @@ def queued(stage: Stage) -> Judge:
 
 
 def late_neighbour(stage: Stage) -> Judge:
-    """Datagrams whose neighbour becomes known late: they leave inside the system call of whoever makes it known."""
+    """Datagrams whose neighbour becomes known late: they leave inside the system call of whoever makes it known.
+
+    Every second sender has gone by then, its socket with it.
+    """
+    near, far = stage.wire.near, stage.wire.far
     with stage.watch() as wait_for:
         for number in range(SENDS):
             to = f"192.168.178.{100 + number}"
-            stage.play("udp", "connected", "--to", to, "--count", 1)
-            stage.near.ip(
-                f"neighbour replace {to} lladdr {stage.wire.far.mac} nud permanent dev {stage.wire.near.device}"
-            )
+            player = stage.start("udp", "lingers", "--to", to, "--count", 1)
+            player.says()
+            if number % 2:
+                player.go()
+                player.end()
+            stage.near.ip(f"neighbour replace {to} lladdr {far.mac} nud permanent dev {near.device}")
+            if not number % 2:
+                player.go()
+                player.end()
         wait_for(lambda frame: frame.signature is not None, SENDS)
     return by_signature()
 

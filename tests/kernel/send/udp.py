@@ -36,6 +36,15 @@ def connected(args: argparse.Namespace) -> None:
             sender.send(signature(number))
 
 
+def lingers(args: argparse.Namespace) -> None:
+    """One socket that stays open until the test has seen to what was sent."""
+    who = become("lingers")
+    with udp_socket(args) as sender:
+        for number in range(args.count):
+            sender.sendto(signature(number), (args.to, args.port))
+        pause(who)
+
+
 def unconnected(args: argparse.Namespace) -> None:
     """One socket that is told the address each time."""
     become("unconnected")
@@ -141,7 +150,7 @@ def main() -> None:
     """Send as the arguments say."""
     ways: dict[str, Callable[[argparse.Namespace], None]] = {
         way.__name__: way
-        for way in (connected, unconnected, first, processes, thread, reuseport, port_again, answers, asks)
+        for way in (connected, lingers, unconnected, first, processes, thread, reuseport, port_again, answers, asks)
     }
     parser = argparse.ArgumentParser()
     parser.add_argument("way", choices=ways)
