@@ -53,21 +53,43 @@ static inline enum via context_of(void *ctx, struct control *control)
 	return number >= 0 ? VIA_CURRENT : VIA_UNKNOWN;
 }
 
+/* Whether the system call that is going on has a descriptor of this socket for its first argument. */
+static inline int is_first_argument(u8 *sk, struct control *control)
+{
+	u8 *task = current_task(), *socket = FIELD(u8 *, sk, SOCK_SOCKET);
+	u64 file = 0, descriptor = 0;
+
+	if (!socket)
+		return 0;
+	/* The first argument stands before the number: di and orig_ax on x86-64, orig_x0 and syscallno on arm64. */
+	READ(&descriptor, sizeof(descriptor), TASK(u64, STACK) + control->entry_regs - 8);
+	u8 *files = TASK(u8 *, FILES), *table = FIELD(u8 *, files, FILES_TABLE);
+
+	READ(&file, sizeof(file), FIELD(u64, table, TABLE_FILES) + (u32)descriptor * 8ULL);
+	return file && file == FIELD(u64, socket, SOCKET_FILE);
+}
+
 /*
  * Whether the system call that is going on can be at work on this socket.
  *
  * Not every packet that leaves in process context is sent by the process: one that writes to a tun device runs the whole
- * receive path, and answers leave on other processes' sockets. Only protocols with connections answer by themselves, and a
- * system call that sends on such a socket holds its lock, which the receive path never does (sk_lock.owned in
- * include/net/sock.h).
+ * receive path, and answers leave on other processes' sockets; one that makes a neighbour known, or empties a queue, sends
+ * what others have left there. A system call that sends on a socket with connections holds its lock, which the receive path
+ * never does (sk_lock.owned in include/net/sock.h). Without connections there is no lock: the system call has to name the
+ * socket - or be io_uring's or splice(2), which do not name it first, and are believed.
  */
-static inline int is_at_work_on(void *sk)
+static inline int is_at_work_on(u8 *sk, struct control *control)
 {
 	u16 type = FIELD(u16, sk, SOCK_TYPE);
+	u8 *task = current_task();
+	SYSCALL_NUMBER_TYPE number = 0;
 
-	if (type != SOCK_STREAM && type != SOCK_SEQPACKET && type != SOCK_DCCP)
+	if (type == SOCK_STREAM || type == SOCK_SEQPACKET || type == SOCK_DCCP)
+		return FIELD(u32, sk, SOCK_LOCKED) != 0;
+	if (is_first_argument(sk, control) || TASK(u32, FLAGS) & (PF_IO_WORKER | PF_USER_WORKER))
 		return 1;
-	return FIELD(u32, sk, SOCK_LOCKED) != 0;
+	READ(&number, sizeof(number), TASK(u64, STACK) + control->entry_regs);
+	return number == SYSCALL_IO_URING_ENTER || number == SYSCALL_SPLICE;
 }
 
 /* Takes `current` for the user. A worker that the kernel runs for a process (io_uring, vhost) has a name of its own
@@ -94,11 +116,15 @@ static inline int is_same_user(struct user *a, struct user *b)
 
 /*
  * Whether a record is still this socket's: an open one by its inode, one that its users have closed by its ports and
- * the hash of its addresses, which stay until it is gone.
+ * the hash of its addresses, which stay until it is gone - but for the local port, which most give back when they are closed.
  */
 static inline int is_owner_of(struct owner *owner, struct sock_head *sock, u64 inode)
 {
-	return inode ? owner->inode == inode : owner->identity == SOCK_IDENTITY(sock);
+	u64 differs = owner->identity ^ SOCK_IDENTITY(sock);
+
+	if (!SOCK(u16, NUM))
+		differs &= ~(0xffffULL << 48);
+	return inode ? owner->inode == inode : !differs;
 }
 
 /* Whether the user of a socket is remembered already. The inode is not compared, as that takes longer than all the rest:
@@ -111,10 +137,10 @@ static inline int is_known_user(u64 sk, u64 identity, struct user *user)
 }
 
 /*
- * Remembers `user` as the last user of the socket whose head is in `work`; of a TCP socket that listens or has its
- * remote end, by its flow, too.
+ * Remembers `user` as the last user of the socket whose head is in `work`; of a TCP socket that listens (or is about to:
+ * `listens`) or has its remote end, by its flow, too.
  */
-static inline void learn_owner(u64 sk, struct user *user, struct workspace *work)
+static inline void learn_owner(u64 sk, struct user *user, struct workspace *work, int listens)
 {
 	struct sock_head *sock = &work->sock;
 	struct owner *known = owners.lookup(&sk), *owner = &work->owner;
@@ -127,7 +153,7 @@ static inline void learn_owner(u64 sk, struct user *user, struct workspace *work
 	owner->sk = sk;
 	owner->time = 0;
 	owners.update(&sk, owner);
-	if (!SOCK(u16, NUM) || (!SOCK(u16, DPORT) && SOCK(u8, STATE) != TCP_LISTEN) ||
+	if (!SOCK(u16, NUM) || (!SOCK(u16, DPORT) && SOCK(u8, STATE) != TCP_LISTEN && !listens) ||
 	    socket_protocol(sk) != IPPROTO_TCP)
 		return;
 	flow_of_socket(sock, IPPROTO_TCP, &work->flow);
@@ -135,8 +161,8 @@ static inline void learn_owner(u64 sk, struct user *user, struct workspace *work
 }
 
 /* `current` uses a socket: sends, receives, connects, accepts. Counts only in process context. `sock` is the head of the
-   socket, in place or copied. */
-static inline void learn_use(void *ctx, u64 sk, struct sock_head *sock, struct workspace *work)
+   socket, in place or copied. One that begins to listen is entered as a flow, also where its user is known. */
+static inline void learn_use(void *ctx, u64 sk, struct sock_head *sock, struct workspace *work, int listens)
 {
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
@@ -147,15 +173,16 @@ static inline void learn_use(void *ctx, u64 sk, struct sock_head *sock, struct w
 	if (context_of(ctx, control) != VIA_CURRENT)
 		return;
 	use_current(&user);
-	if (!is_known_user(sk, SOCK_IDENTITY(sock), &user) && !READ(&work->sock, sizeof(work->sock), sk))
-		learn_owner(sk, &user, work);
+	if ((listens || !is_known_user(sk, SOCK_IDENTITY(sock), &user)) &&
+	    !READ(&work->sock, sizeof(work->sock), sk))
+		learn_owner(sk, &user, work, listens);
 }
 
 /* The same where the socket cannot be looked at in place. */
-static inline void learn_use_at(void *ctx, u64 sk, struct workspace *work)
+static inline void learn_use_at(void *ctx, u64 sk, struct workspace *work, int listens)
 {
 	if (!READ(&work->sock, SOCK_SHORT, sk))
-		learn_use(ctx, sk, &work->sock, work);
+		learn_use(ctx, sk, &work->sock, work, listens);
 }
 
 /*
@@ -169,8 +196,8 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 	struct sock_head *sock = &work->sock;
 	struct owner *owner = &work->owner;
 
-	if (after == TCP_LISTEN) {
-		learn_use_at(ctx, sk, work);
+	if (after == TCP_LISTEN) { /* the tracepoint stands before the state is set: inet_sk_state_store */
+		learn_use_at(ctx, sk, work, 1);
 		return;
 	}
 	if (after != TCP_CLOSE && !(before == TCP_SYN_RECV && after == TCP_ESTABLISHED))
@@ -188,6 +215,8 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 		if (known && (known->sk == sk || !known->sk)) /* Python knows no addresses of sockets */
 			known->time = bpf_ktime_get_ns();
 	} else {
+		/* What is remembered is an older socket's at this address: it may have all but the inode in common. */
+		owners.delete(&sk);
 		__builtin_memset(owner, 0, sizeof(*owner));
 		owner->identity = SOCK_IDENTITY(sock);
 		owner->sk = sk;
@@ -266,18 +295,23 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 {
 	struct workspace *work = &packet->work;
 	struct sock_head *sock = socket_of(packet, skb);
+#ifdef KPROBE
+	u8 *whole = (u8 *)packet->sk; /* `sock` is a copy of its head */
+#else
+	u8 *whole = (u8 *)sock;
+#endif
 	struct owner *owner;
 
 	if (!sock)
 		return SKB(u32, SKB_IIF) ? VIA_FORWARDED : VIA_KERNEL;
 	if (is_first && SOCK_BIT(REFCNT) && SOCK(u8, STATE) != TCP_NEW_SYN_RECV &&
-	    context_of(ctx, control) == VIA_CURRENT && is_at_work_on(sock)) {
+	    context_of(ctx, control) == VIA_CURRENT && is_at_work_on(whole, control)) {
 		u16 remote_port = SOCK(u16, DPORT);
 
 		use_current(&packet->user);
 		if (!is_known_user(packet->sk, SOCK_IDENTITY(sock), &packet->user) &&
 		    !READ(&work->sock, sizeof(work->sock), packet->sk))
-			learn_owner(packet->sk, &packet->user, work);
+			learn_owner(packet->sk, &packet->user, work, 0);
 		if (!remote_port)
 			learn_echo(packet, skb);
 		return VIA_CURRENT;

@@ -337,7 +337,7 @@ int on_use(void *ctx)
 	u64 sk = 0;
 
 	READ(&sk, sizeof(sk), KPROBE_ARGUMENT(ctx) + SOCKET_SK);
-	learn_use_at(ctx, sk, &work);
+	learn_use_at(ctx, sk, &work, 0);
 	return 0;
 }
 
@@ -346,7 +346,7 @@ int on_accept(void *ctx)
 {
 	struct workspace work;
 
-	learn_use_at(ctx, KPROBE_ARGUMENT(ctx), &work);
+	learn_use_at(ctx, KPROBE_ARGUMENT(ctx), &work, 0);
 	return 0;
 }
 
@@ -357,7 +357,7 @@ int on_used(void *ctx)
 	struct sock_head *sock = (void *)TRACEPOINT_ARGUMENT(ctx, 0);
 
 	asm volatile("" : "+r"(sock));
-	learn_use(ctx, (u64)sock, sock, &work);
+	learn_use(ctx, (u64)sock, sock, &work, 0);
 	return 0;
 }
 

@@ -125,12 +125,13 @@ class Machine:
     syscall: str  # field of pt_regs with the number of the system call
     syscall_type: str
     sendfile: int  # its number
+    splice: int
 
 
 # Source: arch/*/include/asm/ptrace.h, arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h.
 MACHINES = {
-    "x86_64": Machine("di", "orig_ax", "s64", 40),
-    "aarch64": Machine("regs", "syscallno", "s32", 71),
+    "x86_64": Machine("di", "orig_ax", "s64", 40, 275),
+    "aarch64": Machine("regs", "syscallno", "s32", 71, 76),
 }
 
 
@@ -188,11 +189,16 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "REGS_SIZE": btf.size("pt_regs"),
         "REGS_SYSCALL": btf.offset("pt_regs", found.syscall),
         "SYSCALL_NUMBER_TYPE": found.syscall_type,
+        "SYSCALL_SPLICE": found.splice,
+        "SYSCALL_IO_URING_ENTER": 426,  # on every machine
         "TASK_STACK": btf.offset("task_struct", "stack"),
         "TASK_FLAGS": btf.offset("task_struct", "flags"),
         "TASK_START": btf.offset("task_struct", "start_boottime"),
         "TASK_LEADER": btf.offset("task_struct", "group_leader"),
         "TASK_COMM": btf.offset("task_struct", "comm"),
+        "TASK_FILES": btf.offset("task_struct", "files"),
+        "FILES_TABLE": btf.offset("files_struct", "fdt"),
+        "TABLE_FILES": btf.offset("fdtable", "fd"),
         "DEV_IFINDEX": btf.offset("net_device", "ifindex"),
         "DEV_FLAGS": btf.offset("net_device", "flags"),
         "DEV_NET": btf.offset("net_device", "nd_net"),
@@ -259,6 +265,7 @@ def _sock(btf: Btf) -> dict[str, int | str]:
         "SOCK_REUSEPORT": btf.offset("sock", "sk_reuseport_cb"),
         "SOCK_SPORT": btf.offset("inet_sock", "inet_sport"),
         "SOCKET_SK": btf.offset("socket", "sk"),
+        "SOCKET_FILE": btf.offset("socket", "file"),
         "SOCKET_INODE": btf.offset("socket_alloc", "vfs_inode") + btf.offset("inode", "i_ino"),
         "REUSEPORT_SOCKETS": btf.offset("sock_reuseport", "num_socks"),
     }

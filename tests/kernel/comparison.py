@@ -195,11 +195,11 @@ def compare(cases: Iterable[Case], wire: Wire, directory: Path, direction: str =
             seen.append((case, direction, senders, error, frames))
         ended = capture.stop()
     packets = read(capture_file)
-    ours = _between([packet for packet in packets if packet.direction == direction], marker.sent)
+    ours = between([packet for packet in packets if packet.direction == direction], marker.sent)
     return Comparison([Outcome(*one, own) for one, own in zip(seen, ours, strict=True)], ended, len(packets))
 
 
-def _between(packets: list[Packet], markers: list[bytes]) -> list[list[Packet]]:
+def between(packets: list[Packet], markers: list[bytes]) -> list[list[Packet]]:
     """Split a capture at its markers, each of which must be there once and in order."""
     places = [place for place, packet in enumerate(packets) if packet.data in markers]
     assert [packets[place].data for place in places] == markers, "a marker is missing, doubled or out of order"

@@ -1,4 +1,4 @@
-"""What the kernel tests share: they need root, leave nothing behind, and end with the comparison's table."""
+"""What the kernel tests share: they need root, leave nothing behind, and end with their tables."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def wire() -> Iterator[namespace.Wire]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the table of the cases that were compared."""
-    if lines := table.lines():
-        terminalreporter.section("frames: an AF_PACKET socket and skbcapd at the same device")
+    """Print the tables of what was compared and judged."""
+    for title, lines in table.tables():
+        terminalreporter.section(title)
         for line in lines:
             terminalreporter.write_line(line)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.kernel.deadline import DEADLINE_S
@@ -69,6 +71,18 @@ class Reference:
         _, dropped = struct.unpack("=II", self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
         assert dropped == 0, f"the AF_PACKET socket dropped {dropped} frames"
         return frames
+
+    def wait_for(self, accepts: Callable[[Frame], bool], times: int = 1) -> None:
+        """Return when so many frames that `accepts` takes have come.
+
+        Raises:
+            TimeoutError: they did not come.
+        """
+        end = time.monotonic() + DEADLINE_S
+        while times:
+            if time.monotonic() > end:
+                raise TimeoutError(f"{times} more frames did not come")
+            times -= accepts(self._next())
 
     def _next(self) -> Frame:
         length, ancillary, flags, address = self._socket.recvmsg_into([self._buffer], socket.CMSG_SPACE(20))

@@ -1,25 +1,31 @@
-"""The comparison's table, printed at the end of a run of the kernel tests.
+"""The tables printed at the end of a run of the kernel tests: frames compared, and packets judged by scenario.
 
 Outcomes go in, lines come out. A file of the tests adds its outcomes; conftest prints whatever was added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from tests.kernel.comparison import Outcome
+from tests.kernel.stage import Performance
 
-HEADER = ("case", "sent", "AF_PACKET", "ours", "identical", "named right", "unknown", "wrong")
+FRAMES = "frames: an AF_PACKET socket and skbcapd at the same device"
+PEOPLE = "processes: the name on each packet and its sender's own word"
+HEADERS = {
+    FRAMES: ("case", "sent", "AF_PACKET", "ours", "identical", "named right", "unknown", "wrong"),
+    PEOPLE: ("scenario", "packets", "right", "unknown", "wrong", "unknown allowed"),
+}
 
-_rows: list[tuple[str, ...]] = []
+_rows: dict[str, list[tuple[str, ...]]] = {title: [] for title in HEADERS}
 
 
 def add(outcomes: Iterable[Outcome]) -> None:
-    """Add a row per outcome."""
+    """Add a row per outcome of a comparison."""
     for outcome in outcomes:
         labels = outcome.labels()
         sent = outcome.case.frames
-        _rows.append(
+        _rows[FRAMES].append(
             (
                 f"{outcome.case.name}, {outcome.direction}",
                 f"{outcome.case.size} B" if sent is None else str(sent),
@@ -29,15 +35,27 @@ def add(outcomes: Iterable[Outcome]) -> None:
         )
 
 
-def lines() -> list[str]:
-    """Give the table as text; nothing when no row was added."""
-    if not _rows:
-        return []
-    widths = [max(map(len, column)) for column in zip(HEADER, *_rows, strict=True)]
+def add_played(performance: Performance, where: str = "") -> None:
+    """Add a row per scenario of attribution; `where` stands before their names."""
+    for played in performance.played:
+        verdicts = played.verdicts
+        counts = (verdicts.packets, verdicts.right, verdicts.unknown, verdicts.wrong, played.allowed)
+        _rows[PEOPLE].append((where + played.scenario.name, *map(str, counts)))
+
+
+def tables() -> Iterator[tuple[str, list[str]]]:
+    """Give each table that has rows: its title, and its lines as text."""
+    for title, rows in _rows.items():
+        if rows:
+            yield title, _lines([HEADERS[title], *rows])
+
+
+def _lines(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
             cell.ljust(width) if number == 0 else cell.rjust(width)
             for number, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        for row in (HEADER, *_rows)
+        for row in rows
     ]

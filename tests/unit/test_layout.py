@@ -20,7 +20,12 @@ Structs = dict[str, tuple[int, dict[str, int | tuple[int, int]]]]
 COMMON: Structs = {
     "page": (64, {}),
     "pt_regs": (168, {"di": 112, "orig_ax": 120, "regs": 0, "syscallno": 280}),
-    "task_struct": (9600, {"stack": 32, "flags": 44, "start_boottime": 2500, "group_leader": 2400, "comm": 3000}),
+    "task_struct": (
+        9600,
+        {"stack": 32, "flags": 44, "start_boottime": 2500, "group_leader": 2400, "comm": 3000, "files": 3032},
+    ),
+    "files_struct": (704, {"fdt": 32}),
+    "fdtable": (56, {"fd": 8}),
     "net_device": (
         2688,
         {"ifindex": 224, "flags": 176, "nd_net": 264, "name": 288, "type": 320, "dev_addr": 1000, "addr_len": 330}
@@ -39,7 +44,7 @@ COMMON: Structs = {
     "sock": (760, {"sk_socket": 624, "sk_lock": 320, "sk_type": 542, "sk_protocol": 540, "sk_reuseport_cb": 640}),
     "spinlock": (4, {}),
     "inet_sock": (976, {"inet_sport": 792}),
-    "socket": (128, {"sk": 24}),
+    "socket": (128, {"file": 16, "sk": 24}),
     "sock_reuseport": (64, {"num_socks": 18}),
     "in_device": (300, {"ifa_list": 16, "mc_list": 24}),
     "in_ifaddr": (80, {"ifa_next": 16, "ifa_local": 40}),

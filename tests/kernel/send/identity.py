@@ -3,7 +3,7 @@
 A name goes in, a report comes out as one line of JSON on stdout; the test compares it with the label on each
 packet. A payload of 16 bytes or more starts with the sender's own tgid and tid, so that the frame itself proves its
 label. The rest repeats every 251 bytes: NULs are in it, and no two pages of it are alike, so that a swapped page
-shows.
+shows. A signature holds the name, too: it is what the thread was called when it sent.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from __future__ import annotations
 import json
 import os
 import struct
+import sys
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 MAGIC = b"skbc"
 WHO = struct.Struct("!4sIII")
+SIGNED_MAGIC = b"skbs"
+SIGNATURE = struct.Struct("!4sIII16s")
 
 _CYCLE = bytes(range(251))
 
@@ -28,6 +31,18 @@ class Identity:
     comm: str
     tgid: int
     tid: int
+
+
+def myself() -> Identity:
+    """Give the calling thread under the name that it has now."""
+    comm = Path("/proc/thread-self/comm").read_bytes()[:-1].decode("latin-1")
+    return Identity(comm, os.getpid(), threading.get_native_id())
+
+
+def signature(sequence: int) -> bytes:
+    """Give a payload that says who the calling thread is now, its name included."""
+    who = myself()
+    return SIGNATURE.pack(SIGNED_MAGIC, who.tgid, who.tid, sequence, who.comm.encode("latin-1"))
 
 
 def become(comm: str) -> Identity:
@@ -45,7 +60,13 @@ def become(comm: str) -> Identity:
 
 def report(*senders: Identity) -> None:
     """Say on stdout who sent."""
-    print(json.dumps([asdict(sender) for sender in senders]))
+    print(json.dumps([asdict(sender) for sender in senders]), flush=True)
+
+
+def pause(*so_far: Identity) -> None:
+    """Report, and wait for the test to say that it goes on."""
+    report(*so_far)
+    sys.stdin.readline()
 
 
 def pattern(size: int, start: int = 0) -> bytes:

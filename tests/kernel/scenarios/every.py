@@ -1,0 +1,40 @@
+"""All scenarios of attribution, what they need, and which of them a run asks for."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kernel.scenarios import kernels_own, load, others, received, sharing, tcp, udp
+from tests.kernel.stage import Performance, Played, Scenario
+
+GROUPS = (udp, tcp, sharing, others, received, kernels_own, load)
+SCENARIOS = [scenario for group in GROUPS for scenario in group.SCENARIOS]
+DEVICES = ("lo", others.TUN_DEVICE, *kernels_own.PORTS)
+MAKERS = (others.make_tun, others.make_queue, kernels_own.make_bridge)
+
+
+def each(scenarios: list[Scenario]) -> pytest.MarkDecorator:
+    """Run a test once per scenario. What no test of the run asks for is not played, see `selected`."""
+    marks = {False: [], True: [pytest.mark.vm]}
+    return pytest.mark.parametrize(
+        "scenario", [pytest.param(one, id=one.name, marks=marks[one.vm]) for one in scenarios]
+    )
+
+
+def selected(request: pytest.FixtureRequest) -> list[Scenario]:
+    """Give the scenarios that the tests of the fixture's module ask for in this run."""
+    items = [item for item in request.session.items if item.getparent(pytest.Module) is request.node]
+    calls = (getattr(item, "callspec", None) for item in items)
+    chosen = [call.params.get("scenario") for call in calls if call]
+    return [scenario for scenario in SCENARIOS if scenario in chosen]
+
+
+def outcome(performance: Performance, scenario: Scenario) -> Played:
+    """What one scenario gave.
+
+    Raises:
+        AssertionError: it did not go well.
+    """
+    [found] = [played for played in performance.played if played.scenario is scenario]
+    assert not found.error, found.error
+    return found

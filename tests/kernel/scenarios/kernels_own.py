@@ -1,0 +1,177 @@
+"""What the kernel sends by itself or for others, on whatever process's back: no process's name may stand on it."""
+
+from __future__ import annotations
+
+import contextlib
+
+from tests.kernel.namespace import Namespace
+from tests.kernel.payloads import ICMP, UDP
+from tests.kernel.scenarios.received import CLOSED_PORT, ask
+from tests.kernel.send.identity import signature
+from tests.kernel.send.tcp import finish
+from tests.kernel.stage import FEW_TRACEPOINTS, Scenario, Stage, connect, udp_socket
+from tests.kernel.verdict import ETH_P_ARP, IGMP, Frame, Judge, Right
+
+SENDS = 23
+COOKIE_PORT = 40_153
+NEIGHBOUR_SOLICITATION = 135
+SYN, RST, ACK = 0x02, 0x04, 0x10
+
+# One-armed routing: the far end sends what is for this network to the near end, which sends it back to the far end.
+ROUTED = "10.71.0"
+# A bridge at the near end, between two namespaces.
+BRIDGE, PORTS, BRIDGED = "bridge0", ("port0", "port1"), "10.73.0"
+
+
+def sends_to_strangers(stage: Stage) -> None:
+    """Have a program at the near end send to neighbours that do not exist: the kernel asks for them at once."""
+    for to in ("192.168.178.77", "fd00:b2::77"):
+        stage.play("udp", "first", "--to", to, "--count", 3)
+
+
+def arp(stage: Stage) -> Judge:
+    """ARP requests go out inside the sender's system call; the far end's are answered."""
+    with stage.watch() as wait_for:
+        sends_to_strangers(stage)
+        stage.far.ip(f"neighbour del {stage.wire.near.ipv4} dev {stage.wire.far.device}")
+        ask(stage, stage.wire.near.ipv4, CLOSED_PORT, 1)
+        wait_for(lambda frame: frame.is_sent and frame.ether_type == ETH_P_ARP and frame.data[21] == 2, 1)
+
+    def right(frame: Frame) -> Right:
+        return "kernel" if frame.is_sent and frame.ether_type == ETH_P_ARP else None
+
+    return right
+
+
+def neighbours(stage: Stage) -> Judge:
+    """Neighbour solicitations go out inside the sender's system call."""
+    with stage.watch() as wait_for:
+        sends_to_strangers(stage)
+        wait_for(lambda frame: frame.message == NEIGHBOUR_SOLICITATION, 1)
+
+    def right(frame: Frame) -> Right:
+        return "kernel" if frame.is_sent and frame.message == NEIGHBOUR_SOLICITATION else None
+
+    return right
+
+
+def reset(stage: Stage) -> Judge:
+    """Connections to a closed port."""
+    for _ in range(SENDS):
+        with contextlib.suppress(ConnectionRefusedError):
+            connect(stage.far, stage.wire.near.ipv4, CLOSED_PORT).close()
+
+    def right(frame: Frame) -> Right:
+        return "kernel" if frame.is_sent and frame.tcp_flags & RST else None
+
+    return right
+
+
+def unreachable(stage: Stage) -> Judge:
+    """Datagrams to a closed port."""
+    stage.near.sysctl(ipv4__icmp_ratelimit="0")
+    ask(stage, stage.wire.near.ipv4, CLOSED_PORT)
+
+    def right(frame: Frame) -> Right:
+        return "kernel" if frame.is_sent and frame.protocol == ICMP else None
+
+    return right
+
+
+def groups(stage: Stage) -> Judge:
+    """Reports of a group that a process joins and leaves, by IGMP and by MLD."""
+    with stage.watch() as wait_for:
+        stage.play("receivers", "joins", "--port", CLOSED_PORT, "--address", stage.wire.near.ipv4)
+        wait_for(lambda frame: frame.is_sent and frame.protocol == IGMP, 2)
+
+    def right(frame: Frame) -> Right:
+        return "kernel" if frame.is_sent and frame.protocol == IGMP else None
+
+    return right
+
+
+def cookies(stage: Stage) -> Judge:
+    """Each SYN is answered with a cookie, for which no socket is kept: that SYN-ACK is the kernel's."""
+    stage.near.sysctl(ipv4__tcp_syncookies="2")
+    player = stage.start("tcp", "serves", "--source-port", COOKIE_PORT, "--count", SENDS)
+    owners = player.says()
+    player.go()
+    for _ in range(SENDS):
+        finish(connect(stage.far, stage.wire.near.ipv4, COOKIE_PORT))
+    player.end()
+    stage.near.sysctl(ipv4__tcp_syncookies="1")
+
+    def right(frame: Frame) -> Right:
+        if frame.is_housekeeping:
+            return None
+        if frame.is_sent and frame.tcp_flags == SYN | ACK:
+            return "kernel"
+        return [frame.signature] if frame.signature and frame.is_sent else owners
+
+    return right
+
+
+def routed(stage: Stage) -> Judge:
+    """The far end's datagrams for a network that the near end forwards to."""
+    near, far = stage.wire.near, stage.wire.far
+    stage.near.sysctl(
+        ipv4__ip_forward="1", ipv4__conf__all__send_redirects="0", **{f"ipv4__conf__{near.device}__send_redirects": "0"}
+    )
+    stage.near.ip(f"route add {ROUTED}.0/24 via {far.ipv4}")
+    stage.far.ip(f"route add {ROUTED}.0/24 via {near.ipv4}")
+    ask(stage, f"{ROUTED}.9", CLOSED_PORT)
+    stage.near.ip(f"route del {ROUTED}.0/24")
+    stage.far.ip(f"route del {ROUTED}.0/24")
+    return through
+
+
+def through(frame: Frame) -> Right:
+    """Judge what only passes."""
+    if frame.protocol != UDP:
+        return None
+    return "forwarded" if frame.is_sent else "unknown"
+
+
+def make_bridge(stage: Stage) -> None:
+    """Make the bridge before the capture: it looks up the devices that it is told to watch."""
+    stage.near.ip(f"link add {BRIDGE} type bridge", f"link set {BRIDGE} addrgenmode none up")
+    for number, port in enumerate(PORTS, 1):
+        there = Namespace()
+        stage.stack.callback(there.close)
+        stage.others.append(there)
+        stage.near.ip(
+            f"link add {port} type veth peer eth0 netns {there.name}",
+            f"link set {port} master {BRIDGE}",
+            f"link set {port} addrgenmode none up",
+        )
+        there.ip("link set eth0 addrgenmode none up", f"address add {BRIDGED}.{number}/24 dev eth0")
+
+
+def bridged(stage: Stage) -> Judge:
+    """Datagrams from one port of the bridge to the other.
+
+    A bridge leaves a packet the socket that it came with, on some kernels: then its sender, in another namespace, is
+    right as well.
+    """
+    left, right = stage.others
+    with udp_socket(left) as sender, udp_socket(right, f"{BRIDGED}.2") as receiver:
+        for _ in range(SENDS):
+            sender.sendto(signature(0), receiver.getsockname())
+            receiver.recv(2048)
+
+    def either(frame: Frame) -> Right:
+        return [frame.signature, "forwarded"] if frame.signature and frame.is_sent else through(frame)
+
+    return either
+
+
+SCENARIOS = [
+    Scenario("ARP", arp, 2, vm=True),
+    Scenario("neighbour discovery", neighbours, 1),
+    Scenario("reset to a closed port", reset, SENDS),
+    Scenario("ICMP unreachable", unreachable, SENDS),
+    Scenario("IGMP", groups, 2),
+    Scenario("SYN cookies", cookies, SENDS * 5, SENDS * 3),
+    Scenario("forwarded by routing", routed, 2 * SENDS, SENDS, vm=True),
+    Scenario("forwarded by a bridge", bridged, 2 * SENDS, SENDS, {FEW_TRACEPOINTS: 2 * SENDS}),
+]

@@ -1,0 +1,53 @@
+"""UDP: every way in which a process comes to a socket that it sends on."""
+
+from __future__ import annotations
+
+import threading
+
+from tests.kernel.sink import DISCARD_PORT
+from tests.kernel.stage import Scenario, Stage, scaled, udp_socket
+from tests.kernel.verdict import Judge, by_signature
+
+SENDS = 23
+PROCESSES = scaled(211, 7)
+PORT_SHARED, PORT_AGAIN = 40_009, 40_013
+
+
+def sends(way: str, name: str, count: int = SENDS, each: int = 1, *, vm: bool = False) -> Scenario:
+    """A sender whose datagrams are all signed, `each` times `count` of them, and dropped at the far end."""
+
+    def play(stage: Stage) -> Judge:
+        to = ("--to", stage.wire.far.ipv4, "--port", DISCARD_PORT)
+        stage.play("udp", way, *to, "--source-port", PORT_SHARED, "--count", count)
+        return by_signature()
+
+    return Scenario(name, play, each * count, vm=vm)
+
+
+def port_again(stage: Stage) -> Judge:
+    """Each process binds the port that the one before has just left, sends, and gets its own datagram back."""
+    echo = udp_socket(stage.far)
+
+    def answer() -> None:
+        for _ in range(SENDS):
+            data, client = echo.recvfrom(2048)
+            echo.sendto(data, client)
+
+    answering = threading.Thread(target=answer)
+    answering.start()
+    with echo:
+        to, port = stage.wire.far.ipv4, echo.getsockname()[1]
+        stage.play("udp", "port_again", "--to", to, "--port", port, "--source-port", PORT_AGAIN, "--count", SENDS)
+        answering.join()
+    return by_signature(echoed=True)
+
+
+SCENARIOS = [
+    sends("connected", "UDP connected"),
+    sends("unconnected", "UDP unconnected"),
+    sends("first", "UDP first packet of a socket", vm=True),
+    sends("processes", "UDP one-packet processes", PROCESSES, vm=True),
+    sends("thread", "UDP thread with its own name", each=2),
+    sends("reuseport", "UDP SO_REUSEPORT, two processes", each=2),
+    Scenario("UDP port used again at once", port_again, 2 * SENDS),
+]

@@ -1,0 +1,44 @@
+"""Processes that a sender makes: always waited for, and a failure of one is the sender's own.
+
+A function goes in; it runs in a child, which ends without going back into the code that forked it.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable
+from typing import NoReturn, ParamSpec
+
+P = ParamSpec("P")
+
+
+def fork(run: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> int:
+    """Run a function in a child, which then ends; give the child's id."""
+    child = os.fork()
+    if not child:
+        run_and_exit(run, *args, **kwargs)
+    return child
+
+
+def run_and_exit(run: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> NoReturn:
+    """Run a function, then end this process at once: 0 if it went well."""
+    code = 1
+    try:
+        run(*args, **kwargs)
+        code = 0
+    except BaseException:  # noqa: BLE001 - shown, and told by the exit code
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def wait_for(child: int) -> None:
+    """Wait for a child's end.
+
+    Raises:
+        ChildProcessError: it failed.
+    """
+    _, status = os.waitpid(child, 0)
+    if status:
+        raise ChildProcessError(f"child {child} ended with {status:#x}")

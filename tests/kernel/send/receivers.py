@@ -1,0 +1,131 @@
+"""Receives: `python -m tests.kernel.send.receivers WAY --port N --count N`. Says that it is ready, then waits.
+
+What a received packet carries is the name of the process that gets it: this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import struct
+from collections.abc import Callable
+
+from tests.kernel.send.identity import Identity, become, pause, report
+from tests.kernel.send.process import fork, wait_for
+
+GUARD_S = 600  # a guard only: the test that started us gives up long before
+
+
+def udp(port: int = 0) -> socket.socket:
+    """A UDP socket, bound to a port of every address."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.settimeout(GUARD_S)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(("", port))
+    return made
+
+
+def bound(args: argparse.Namespace) -> list[Identity]:
+    """A bound socket; nobody has used it before the first datagram."""
+    who = become("bound")
+    with udp(args.port) as receiver:
+        pause(who)
+        for _ in range(args.count):
+            receiver.recv(2048)
+    return [who]
+
+
+def connected(args: argparse.Namespace) -> list[Identity]:
+    """A bound and connected socket, beside one that is only bound to the same port."""
+    who = become("connected")
+    with udp(args.port) as receiver, udp(args.port):
+        receiver.connect((args.to, args.to_port))
+        pause(who)
+        for _ in range(args.count):
+            receiver.recv(2048)
+    return [who]
+
+
+def group(args: argparse.Namespace) -> list[Identity]:
+    """Two processes that have joined a multicast group; each gets every datagram."""
+    become("parent")
+    ready = socket.socketpair()
+
+    def one(name: str) -> None:
+        become(name)
+        with udp(args.port) as receiver:
+            membership = struct.pack("4s4s", socket.inet_aton(args.to), socket.inet_aton(args.address))
+            receiver.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+            ready[1].send(b"!")
+            for _ in range(args.count):
+                receiver.recv(2048)
+
+    members = []
+    for name in ("member-0", "member-1"):
+        child = fork(one, name)
+        members.append(Identity(name, child, child))
+    for _ in members:
+        ready[0].recv(1)
+    report(*members)
+    for member in members:
+        wait_for(member.tgid)
+    return members
+
+
+def joins(args: argparse.Namespace) -> list[Identity]:
+    """Joins a multicast group, and leaves it again when the socket is closed."""
+    who = become("joins")
+    for number in range(2):
+        with udp(args.port) as receiver:
+            membership = struct.pack("4s4s", socket.inet_aton(f"239.67.1.{number}"), socket.inet_aton(args.address))
+            receiver.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+    return [who]
+
+
+def shared_port(args: argparse.Namespace) -> list[Identity]:
+    """Two processes on one port (SO_REUSEPORT), until told to stop: the kernel chooses one for each datagram."""
+    become("parent")
+    ready = socket.socketpair()
+
+    def one(name: str) -> None:
+        become(name)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+            receiver.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            receiver.bind(("", args.port))
+            ready[1].send(b"!")
+            while True:
+                receiver.recv(2048)
+
+    members = []
+    for name in ("shared-0", "shared-1"):
+        child = fork(one, name)
+        members.append(Identity(name, child, child))
+    for _ in members:
+        ready[0].recv(1)
+    pause(*members)
+    for member in members:
+        os.kill(member.tgid, signal.SIGKILL)
+        os.waitpid(member.tgid, 0)
+    return members
+
+
+def main() -> None:
+    """Act as the arguments say, and say who did."""
+    ways: dict[str, Callable[[argparse.Namespace], list[Identity]]] = {
+        way.__name__: way for way in (bound, connected, group, joins, shared_port)
+    }
+    parser = argparse.ArgumentParser()
+    parser.add_argument("way", choices=ways)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--to", default="")
+    parser.add_argument("--to-port", type=int, default=0)
+    parser.add_argument("--address", default="")
+    parser.add_argument("--count", type=int, default=1)
+    args = parser.parse_args()
+    report(*ways[args.way](args))
+
+
+if __name__ == "__main__":
+    main()

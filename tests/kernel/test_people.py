@@ -1,0 +1,50 @@
+"""Every packet carries the name of its process, or says that it does not know: scenario by scenario."""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing
+
+import pytest
+
+from tests.kernel import table
+from tests.kernel.capture import ROOT
+from tests.kernel.namespace import Wire
+from tests.kernel.scenarios.every import DEVICES, MAKERS, SCENARIOS, each, outcome, selected
+from tests.kernel.sink import Sink
+from tests.kernel.stage import Performance, Scenario, perform
+
+MANUAL = ROOT / "docs" / "attribution.md"
+
+
+@pytest.fixture(scope="module")
+def performance(request: pytest.FixtureRequest, wire: Wire, tmp_path_factory: pytest.TempPathFactory) -> Performance:
+    """Play the selected scenarios under one capture."""
+    with closing(Sink(wire.far.namespace)):
+        performed = perform(selected(request), wire, tmp_path_factory.mktemp("people"), DEVICES, MAKERS)
+    table.add_played(performed)
+    return performed
+
+
+@each(SCENARIOS)
+def test_no_packet_names_a_wrong_process(performance: Performance, scenario: Scenario) -> None:
+    """No packet names another process than its own, and no more are unknown than docs/attribution.md says."""
+    played = outcome(performance, scenario)
+
+    assert played.verdicts.wrong == 0, "\n".join(played.verdicts.examples)
+    assert played.verdicts.packets >= scenario.packets
+    assert played.verdicts.unknown <= played.allowed, "\n".join(played.verdicts.examples)
+
+
+def test_the_manual_says_how_many_may_be_unknown() -> None:
+    """The table in docs/attribution.md has a row for each scenario, with the number that its test allows."""
+    written = re.findall(r"^\| ([^|]+) \| (\d+) \| [^|]*\|$", MANUAL.read_text(), re.MULTILINE)
+
+    assert written == [(scenario.name, str(scenario.unknown)) for scenario in SCENARIOS]
+
+
+@pytest.mark.vm
+def test_nothing_is_lost(performance: Performance) -> None:
+    """The capture that the scenarios were judged by has lost no packet."""
+    assert performance.ended.exit_code == 0, performance.ended.stderr
+    assert performance.ended.lost == 0, performance.ended.stderr

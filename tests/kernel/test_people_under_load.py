@@ -1,0 +1,79 @@
+"""The scenarios again while each processor has a process that never sleeps, and handles packets of others on its back.
+
+What leaves in a softirq has any process as `current` then: the hog, the flood, another sender. None of their names may
+stand on a packet that is not theirs.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+
+import pytest
+
+from tests.kernel import table
+from tests.kernel.deadline import DEADLINE_S
+from tests.kernel.namespace import Wire
+from tests.kernel.scenarios import load
+from tests.kernel.scenarios.every import DEVICES, MAKERS, SCENARIOS, each, outcome, selected
+from tests.kernel.sink import DISCARD_PORT, Sink
+from tests.kernel.stage import Performance, Player, Scenario, perform, udp_socket
+
+FLOOD_NEAR, FLOOD_FAR = "10.79.0.1", "10.79.0.2"
+
+
+def spread(wire: Wire, device: str) -> None:
+    """Have what a device at the near end receives handled on any processor (RPS, networking/scaling.rst)."""
+    every = f"{(1 << (os.cpu_count() or 1)) - 1:x}"
+    shell = f"echo {every} > /sys/class/net/{device}/queues/rx-0/rps_cpus"  # of the namespace: `ip` mounts its /sys
+    command = ["ip", "netns", "exec", wire.near.namespace.name, "sh", "-c", shell]
+    subprocess.run(command, check=True, timeout=DEADLINE_S)
+
+
+@pytest.fixture(scope="module")
+def _load(wire: Wire) -> Iterator[None]:
+    """A hog on each processor, and a flood that comes in by a device of its own, which nobody captures."""
+    near, far = wire.near.namespace, wire.far.namespace
+    near.ip(f"link add flood0 type veth peer name flood1 netns {far.name}")
+    near.ip("link set flood0 addrgenmode none up", f"address add {FLOOD_NEAR}/24 dev flood0")
+    far.ip("link set flood1 addrgenmode none up", f"address add {FLOOD_FAR}/24 dev flood1")
+    spread(wire, wire.near.device)
+    spread(wire, "flood0")
+    with ExitStack() as stack:
+        stack.enter_context(udp_socket(near, FLOOD_NEAR, DISCARD_PORT))  # unread: what does not fit is dropped
+        players = [Player(near, "crowd", "hog", "--cpu", cpu) for cpu in sorted(os.sched_getaffinity(0))]
+        players.append(Player(far, "crowd", "flood", "--to", FLOOD_NEAR, "--port", DISCARD_PORT))
+        for player in players:
+            stack.callback(player.close)
+        for player in players:
+            player.says()
+        yield
+
+
+@pytest.fixture(scope="module")
+def performance(
+    request: pytest.FixtureRequest, wire: Wire, _load: None, tmp_path_factory: pytest.TempPathFactory
+) -> Performance:
+    """Play the selected scenarios under one capture."""
+    with closing(Sink(wire.far.namespace)):
+        performed = perform(selected(request), wire, tmp_path_factory.mktemp("load"), DEVICES, MAKERS)
+    table.add_played(performed, "under load: ")
+    return performed
+
+
+@each([scenario for scenario in SCENARIOS if scenario.play is not load.short_lived])
+def test_no_packet_names_a_wrong_process(performance: Performance, scenario: Scenario) -> None:
+    """No packet names another process than its own, and no more are unknown than on a quiet machine."""
+    played = outcome(performance, scenario)
+
+    assert played.verdicts.wrong == 0, "\n".join(played.verdicts.examples)
+    assert played.verdicts.packets >= scenario.packets
+    assert played.verdicts.unknown <= played.allowed, "\n".join(played.verdicts.examples)
+
+
+def test_nothing_is_lost(performance: Performance) -> None:
+    """The capture that the scenarios were judged by has lost no packet."""
+    assert performance.ended.exit_code == 0, performance.ended.stderr
+    assert performance.ended.lost == 0, performance.ended.stderr
