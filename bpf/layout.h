@@ -180,7 +180,7 @@ struct control {
 	u64 dedup; /* 1: count a packet that was seen before, and do not take it again */
 	u64 fill;  /* 1: Python completes checksums */
 	u64 late;  /* 1: frames are taken behind the queue, where `current` may be anybody */
-	u64 pad1[1];
+	u64 own_net; /* network namespace of the self-test, whose packets no filter refuses; 0: none */
 	/* Written by both. */
 	u64 questions; /* how many more sockets Python may be asked about; it sets the number anew with each round */
 	u64 pad2[7];

@@ -2,7 +2,7 @@
 /*
  * A packet as it is met: where it is, on which device, and all that is found out about it on its way.
  *
- * It lies in a per-CPU record, as there is room for half of it on the stack, and goes from the first program to the second.
+ * It lies in a per-CPU record, as there is room for half of it on the stack, and goes from one program to the next.
  */
 
 struct packet {
@@ -44,6 +44,16 @@ static inline struct skb *get_skb(struct packet *packet, void *argument)
 
 	asm volatile("" : "+r"(skb)); /* or bcc would make a helper's call of each load */
 	return skb;
+#endif
+}
+
+/* The sk_buff of a packet that an earlier program has met. */
+static inline struct skb *get_met_skb(struct packet *packet, void *argument)
+{
+#ifdef KPROBE
+	return &packet->skb;
+#else
+	return get_skb(packet, argument);
 #endif
 }
 

@@ -159,6 +159,7 @@ class Capture:
         comment: which fields of the process a packet's comment has, in order.
         process_blocks: describe each process to the output.
         processes: what is known of processes beside their names and ids.
+        filter: the packet filter that the program was loaded with, for the file to name.
     """
 
     program: Program
@@ -175,6 +176,7 @@ class Capture:
     comment: Sequence[str] = ("comm", "pid", "tgid")
     process_blocks: bool = False
     processes: Processes = field(default_factory=Processes)
+    filter: str = ""
     _resolver: Resolver = field(init=False)
     _reader: SegmentReader = field(init=False)
     _marker: Marker | None = None
@@ -211,6 +213,7 @@ class Capture:
         try:
             self._marker = Marker()
             self._private_net = self._marker.net if self._marker.is_private else 0
+            self.program.control[layout.OWN_NET] = self._private_net
             self.program.measure(self._marker)
         except (KernelError, OSError) as error:
             self.warn(f"cannot measure where the kernel maps its pages: {error}")
@@ -390,7 +393,7 @@ class Capture:
             snaplen=self.snaplen,
             mac=packet.mac if len(packet.mac) == 6 and any(packet.mac) else None,
             speed_bps=_speed_bps(name) if here else None,
-            filter=None,
+            filter=self.filter or None,
         )
         return _Device(self.output.add_interface(interface), slot, wanted=True)
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from skbcapd import layout, loader, syscall
+from skbcapd import layout, loader, packet_filter, syscall
 from skbcapd.btf import Btf
 from skbcapd.errors import KernelError
 from skbcapd.layout import Geometry, Measurement
@@ -33,7 +33,7 @@ OLDEST_KERNEL = (5, 15)
 _MAPS = (
     *("segments", "controls", "labels", "devices", "owners", "flows", "holders"),
     *("counters", "measurements", "wakeups"),
-    "takers",  # empties itself when nobody holds it
+    "stages",  # empties itself when nobody holds it
 )
 _RECURSION_MISSES = 208  # offset in struct bpf_prog_info
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")
@@ -340,7 +340,13 @@ class Program:
         return syscall.lookup(self._maps[table], key, size)
 
 
-def load(geometry: Geometry, hooks: list[Hook], attach: str = "auto", transmit: str = "queue") -> Program:
+def load(
+    geometry: Geometry,
+    hooks: list[Hook],
+    attach: str = "auto",
+    transmit: str = "queue",
+    filters: packet_filter.Source | None = None,
+) -> Program:
     """Compile and load the program for the running kernel and measure what it needs; nothing is captured yet.
 
     Args:
@@ -348,13 +354,16 @@ def load(geometry: Geometry, hooks: list[Hook], attach: str = "auto", transmit: 
         hooks: from choose_hooks.
         attach: as given to choose_hooks.
         transmit: as given to choose_hooks.
+        filters: packet filters; None for none.
 
     Raises:
         BtfError: the kernel's types are missing or unknown.
         KernelError: the program cannot be compiled or loaded, or shared memory cannot be had.
     """
     btf = Btf.load()
-    definitions = layout.definitions(btf, geometry)
+    definitions = layout.definitions(btf, geometry) | {"CPUS": _possible_cpus()}
+    if filters:
+        definitions["WINDOW"] = filters.window
     learning = choose_learning_hooks(attach, transmit, btf)
     measure = choose_hooks(attach, ("out",), "queue")[0]
     measure = replace(measure, function="on_measure")
@@ -362,7 +371,7 @@ def load(geometry: Geometry, hooks: list[Hook], attach: str = "auto", transmit: 
         replace(hook, type_id=btf.tracepoint(hook.target) or 0) if hook.kind == "tracepoint" else hook
         for hook in (measure, *hooks, *learning)
     ]
-    child = loader.start(_MAPS, definitions, every[1:], every[0])
+    child = loader.start(_MAPS, definitions, every[1:], every[0], filters.text if filters else "")
     try:
         message, descriptors = child.receive()
         maps = dict(zip(message["maps"], descriptors, strict=True))

@@ -47,7 +47,7 @@ CURSOR = 0
 TAIL, SLEEPING, WAKE_BACKLOG, CLOCK_OFFSET, PAGE_BASE, ADDRESS_BASE, ENTRY_REGS, STACK_SIZE, SNAPLEN, DEVICE_FILTER = (
     range(8, 18)
 )
-UDP_TABLE, DEDUP, FILL, LATE = range(19, 23)
+UDP_TABLE, DEDUP, FILL, LATE, OWN_NET = range(19, 24)
 QUESTIONS = 24
 STATES = 32  # words before the first struct segment_state
 STATE_WORDS = 3  # used, committed, upcalls

@@ -33,8 +33,12 @@ from skbcapd.errors import KernelError
 _PACKAGE = Path(__file__).parent
 SOURCES = _PACKAGE / "bpf" if (_PACKAGE / "bpf").is_dir() else _PACKAGE.parent / "bpf"
 
-# Where a packet's way goes on: function -> the one that is called next, and its place in the map `takers`.
-_NEXT = {"on_transmit": ("take_out", 2), "on_receive": ("take_in", 1)}
+# Where a packet's way goes on: function -> those behind it, and their places in the map `stages`.
+_STAGES = {
+    "on_transmit": {"identify_out": 5, "take_out": 8},
+    "on_receive": {"identify_in": 4, "take_in": 7},
+}
+_FILTERS = {"on_transmit": {"filter_out": 2}, "on_receive": {"filter_in": 1}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +61,34 @@ class Hook:
         return f"{self.kind} {self.target}"
 
 
-def source() -> str:
-    """The program's text: skbcapd.bpf.c with the files it includes in place (bcc rewrites only its main file)."""
-    text = (SOURCES / "skbcapd.bpf.c").read_text()
-    return re.sub(r'#include "(\w+\.h)"\n', lambda match: (SOURCES / match[1]).read_text(), text)
+def source(filters: str = "") -> str:
+    """The program's text: skbcapd.bpf.c with the files it includes in place (bcc rewrites only its main file).
+
+    Args:
+        filters: what stands for filters.h, from packet_filter.source.
+    """
+
+    def included(match: re.Match[str]) -> str:
+        return filters if match[1] == "filters.h" else included_in((SOURCES / match[1]).read_text())
+
+    def included_in(text: str) -> str:
+        return re.sub(r'#include "(\w+\.h)"\n', included, text)
+
+    return included_in((SOURCES / "skbcapd.bpf.c").read_text())
 
 
-def start(maps: Sequence[str], definitions: Mapping[str, int | str], hooks: list[Hook], measure: Hook) -> Loader:
-    """Fork the child; it compiles and loads, attaches `measure`, and waits to be told to attach `hooks`."""
+def start(
+    maps: Sequence[str], definitions: Mapping[str, int | str], hooks: list[Hook], measure: Hook, filters: str = ""
+) -> Loader:
+    """Fork the child; it compiles and loads, attaches `measure`, and waits to be told to attach `hooks`.
+
+    Args:
+        maps: names of the maps whose descriptors are wanted.
+        definitions: from layout.definitions; with WINDOW there are filters.
+        hooks: where the program is attached.
+        measure: the hook for measuring.
+        filters: as for `source`.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     complaints = tempfile.TemporaryFile()  # noqa: SIM115  closed by Loader.close
     pid = os.fork()
@@ -74,7 +98,7 @@ def start(maps: Sequence[str], definitions: Mapping[str, int | str], hooks: list
             os.dup2(complaints.fileno(), 2)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
-            _child(theirs, maps, definitions, hooks, measure)
+            _child(theirs, maps, definitions, hooks, measure, filters)
         except BaseException:  # noqa: BLE001 the child has no caller: everything becomes a line for the parent
             traceback.print_exc()
             os._exit(1)
@@ -138,7 +162,12 @@ class Loader:
 
 
 def _child(
-    channel: socket.socket, maps: Sequence[str], definitions: Mapping[str, int | str], hooks: list[Hook], measure: Hook
+    channel: socket.socket,
+    maps: Sequence[str],
+    definitions: Mapping[str, int | str],
+    hooks: list[Hook],
+    measure: Hook,
+    filters: str,
 ) -> None:
     """Runs in the child: load, report, measure, attach on request, report."""
     os.environ["BCC_KERNEL_SOURCE"] = str(SOURCES)
@@ -147,13 +176,18 @@ def _child(
     flags = [f"-D{name}={value}" for name, value in definitions.items()] + ["-Wno-everything", "-Os"]
     if measure.kind == "kprobe":
         flags.append("-DKPROBE")
-    program = BPF(text=source(), cflags=flags)
-    takers = {replace(hook, function=_NEXT[hook.function][0]): hook for hook in hooks if hook.function in _NEXT}
-    every = [measure, *hooks, *takers]
+    program = BPF(text=source(filters), cflags=flags)
+    stages = {
+        replace(hook, function=function): place
+        for hook in hooks
+        for table in ((_STAGES, _FILTERS) if filters else (_STAGES,))
+        for function, place in table.get(hook.function, {}).items()
+    }
+    every = [measure, *hooks, *stages]
     with ThreadPoolExecutor() as threads:  # the verifier takes its time with each, and has a processor each
         loaded = dict(zip(every, threads.map(lambda hook: _load(program, hook), every), strict=True))
-    for taker, hook in takers.items():
-        program[b"takers"][ctypes.c_int(_NEXT[hook.function][1])] = ctypes.c_int(loaded[taker])
+    for stage, place in stages.items():
+        program[b"stages"][ctypes.c_int(place)] = ctypes.c_int(loaded[stage])
     measuring = _attach(program, measure, loaded[measure])
     descriptors = [lib.bpf_table_fd(program.module, name.encode()) for name in maps]
     _send(channel, {"maps": list(maps)}, descriptors)

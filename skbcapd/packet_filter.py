@@ -3,11 +3,11 @@
     "tcp port 443"  -> libpcap ->  classic BPF, per link type  ->  one C function per filter and link type
 
 In: pcap-filter expressions. Out: their text, and how many bytes from a frame's start it may look at. Pure but for
-libpcap, which also looks names up (`host example.org`, `port http`).
+libpcap, which also looks names up (`host example.org`, `port http`): once, when the expression is compiled.
 
 The rule not to break: a verdict is that of libpcap's own interpreter, to the last corner: a load that begins or ends
 beyond the frame refuses the packet, sums of offsets do not wrap, a shift by 32 or more gives 0, a division by 0
-refuses. `tests/unit/test_filter.py` holds the text to `pcap_offline_filter`.
+refuses. `tests/kernel/test_packet_filter.py` holds the compiled text to `pcap_offline_filter`.
 
 Source: pcap-filter(7); bpf_filter.c and pcap/bpf.h of libpcap 1.10; Documentation/networking/filter.rst.
 """
@@ -15,7 +15,7 @@ Source: pcap-filter(7); bpf_filter.c and pcap/bpf.h of libpcap 1.10; Documentati
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from skbcapd import link_type
@@ -83,13 +83,15 @@ def compile_expression(expression: str, link: int) -> list[Instruction]:
     """
     if len(expression) > EXPRESSION_MAX:
         raise FilterError(f"{len(expression)} characters, expected at most {EXPRESSION_MAX}")
+    if not expression.isprintable():
+        raise FilterError("a character that is not printable")
     try:
         from scapy.libs import winpcapy as pcap  # noqa: PLC0415  looks for the library, which takes a while
     except OSError as error:
         raise FilterError(f"libpcap is missing ({error}): filters need it, Debian's libpcap0.8") from None
     handle = pcap.pcap_open_dead(_DLT.get(link, link), _SNAPLEN)
     program = pcap.bpf_program()
-    text = ctypes.create_string_buffer(expression.encode())
+    text = ctypes.create_string_buffer(expression.encode(errors="replace"))
     try:
         if pcap.pcap_compile(handle, ctypes.byref(program), text, _OPTIMIZE, _NETMASK_UNKNOWN) != 0:
             raise FilterError(pcap.pcap_geterr(handle).decode(errors="replace").strip())
@@ -215,14 +217,14 @@ def _largest(operation: int, a: int, b: int, *, known: bool) -> int:
 
 
 def window(programs: Iterable[Sequence[Instruction]], most: int) -> int:
-    """The window that all the programs need: a power of two, more than the bytes from the frame's start they look at.
+    """The window that all the programs need: a power of two, 4 more than the bytes from the frame's start they look at.
 
     Args:
         programs: of all filters and link types.
-        most: the longest frame; what lies beyond is not looked at.
+        most: the longest frame, a power of two; what lies beyond is not looked at.
     """
     furthest = max((reach(program) for program in programs), default=0)
-    return min(max(WINDOW_MIN, 1 << furthest.bit_length()), most)
+    return min(max(WINDOW_MIN, 1 << (furthest + 3).bit_length()), 2 * most)
 
 
 _PRELUDE = """\
@@ -236,33 +238,47 @@ _PRELUDE = """\
 """
 
 
-def source(expression: str, most: int) -> Source:
-    """What bpf/filter.h includes for a filter.
+def source(expressions: Mapping[int, str], most: int) -> Source:
+    """What bpf/filter.h includes for the filters.
 
     Args:
-        expression: as for tcpdump.
-        most: the longest frame, in bytes.
+        expressions: as for tcpdump, by the numbers that the program knows them by.
+        most: the longest frame, in bytes, a power of two.
 
     Returns:
-        C text with `u32 packet_filter(u32 type, const u8 *bytes, u32 have, u32 wire_len)`: 0 when a frame is refused
-        that a device of that ARPHRD_* type carries, of which the first `have` bytes are at `bytes`. Devices of unknown
-        types refuse nothing: they are left to be reported.
+        C text with `u32 packet_filter(u32 number, u32 type, const u8 *bytes, u32 have, u32 wire_len)`: 0 when the filter
+        of that number refuses a frame that a device of that ARPHRD_* type carries, of which the first `have` bytes are
+        at `bytes`. Devices of unknown types are not refused: they are left to be reported. Neither does a number that
+        is not there.
 
     Raises:
-        FilterError: the expression cannot be used.
+        FilterError: an expression cannot be used.
     """
-    programs = compile_all(expression)
-    parts, cases = [_PRELUDE], []
+    parts, cases, every = [_PRELUDE], [], []
+    for number, expression in expressions.items():
+        programs = compile_all(expression)
+        every += programs.values()
+        parts += [function(f"filter_{number}_{link}", program) for link, program in programs.items()]
+        parts.append(_by_device_type(number, programs))
+        cases.append(f"\tcase {number}:\n\t\treturn filter_{number}(type, bytes, have, wire_len);\n")
+    parts.append(
+        "static inline u32 packet_filter(u32 number, u32 type, const u8 *bytes, u32 have, u32 wire_len)\n"
+        f"{{\n\tswitch (number) {{\n{''.join(cases)}\tdefault:\n\t\treturn 1;\n\t}}\n}}\n"
+    )
+    return Source("\n".join(parts), window(every, most))
+
+
+def _by_device_type(number: int, programs: Mapping[int, Sequence[Instruction]]) -> str:
+    """The function of one filter that chooses the one for the device's link type."""
+    cases = []
     for link in link_type.LINK_TYPES:
-        cases += [f"\tcase {arphrd}:" for arphrd in link_type.device_types(link)]
-        if link in programs:
-            parts.append(function(f"on_link_{link}", programs[link]))
-            cases.append(f"\t\treturn on_link_{link}(bytes, have, wire_len);")
-        else:
-            cases.append("\t\treturn 0;")
-    opening = "static inline u32 packet_filter(u32 type, const u8 *bytes, u32 have, u32 wire_len)\n{\n\tswitch (type) {\n"
-    parts.append(opening + "\n".join(cases) + "\n\tdefault:\n\t\treturn 1;\n\t}\n}\n")
-    return Source("\n".join(parts), window(programs.values(), most))
+        cases += [f"\tcase {arphrd}:\n" for arphrd in link_type.device_types(link)]
+        call = f"filter_{number}_{link}(bytes, have, wire_len)" if link in programs else "0"
+        cases.append(f"\t\treturn {call};\n")
+    return (
+        f"static inline u32 filter_{number}(u32 type, const u8 *bytes, u32 have, u32 wire_len)\n"
+        f"{{\n\tswitch (type) {{\n{''.join(cases)}\tdefault:\n\t\treturn 1;\n\t}}\n}}\n"
+    )
 
 
 def function(name: str, program: Sequence[Instruction]) -> str:
@@ -276,7 +292,7 @@ def function(name: str, program: Sequence[Instruction]) -> str:
         The text; it needs the macros above, BOUND of bpf/layout.h and the number WINDOW.
     """
     targets = {target for at, step in enumerate(program) for target in _targets(step, at) if step.code & 7 == _JMP}
-    lines = [f"static inline u32 {name}(const u8 *bytes, u32 have, u32 wire_len)", "{", "\tu32 a = 0, x = 0, m[16];"]
+    lines = [f"static inline u32 {name}(const u8 *bytes, u32 have, u32 wire_len)", "{", "\tu32 a = 0, x = 0, m[16] = {};"]
     lines += ["\tu64 at;", "\tint turns = TURNS;"]
     for at, step in enumerate(program):
         if at in targets:
