@@ -16,10 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from skbcapd import __version__, config, doctor, extcap, files, kernel, sockets, split, top
+from skbcapd import __version__, config, doctor, extcap, files, kernel, packet_filter, sockets, split, top
 from skbcapd.capture import ANY, Capture, Output, PcapngOutput, Totals
 from skbcapd.errors import FileError, UsageError
-from skbcapd.layout import Geometry
+from skbcapd.layout import CAPTURE_MAX, Geometry
 from skbcapd.process import Processes
 from skbcapd.service import Service
 from skbcapd.settings import Settings
@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         "-c", dest="count", metavar="COUNT", type=_positive, default=0, help="stop after COUNT packets"
     )
     capture.add_argument("-s", dest="snaplen", metavar="BYTES", help="keep at most BYTES of each frame")
+    capture.add_argument(
+        "filter", metavar="FILTER", nargs="*", help="packets to capture, as for tcpdump: tcp port 443 and not host ::1"
+    )
     run = add("run", _run, "Run as a service in the foreground.")
     check = add("check", _check, "Check a config file and do nothing else.")
     for sub in (capture, run):
@@ -131,7 +134,9 @@ def _say(line: str) -> None:
 def _load(settings: Settings) -> kernel.Program:
     hooks = kernel.choose_hooks(settings.attach, settings.directions, settings.transmit)
     doctor.refuse_hopeless()
-    return kernel.load(Geometry.for_buffer(settings.buffer.size), hooks, settings.attach, settings.transmit)
+    filters = packet_filter.source({0: settings.filter}, CAPTURE_MAX) if settings.filter else None
+    geometry = Geometry.for_buffer(settings.buffer.size)
+    return kernel.load(geometry, hooks, settings.attach, settings.transmit, filters)
 
 
 def _capture(options: argparse.Namespace) -> int:
@@ -140,6 +145,8 @@ def _capture(options: argparse.Namespace) -> int:
         overrides["interfaces"] = ",".join(options.interfaces)
     if options.snaplen:
         overrides["snaplen"] = options.snaplen
+    if options.filter:
+        overrides["filter"] = " ".join(options.filter)
     settings = config.default_settings(overrides)
     here = {name for _, name in socket.if_nameindex()}  # /sys may show another network namespace's
     for name in settings.interfaces:
@@ -213,6 +220,7 @@ def _serve(
         comment=settings.comment,
         process_blocks=settings.process_blocks,
         processes=Processes(cmdline="cmdline" in settings.comment),
+        filter=settings.filter,
     )
     line = _LiveLine(capture, target) if live else None
     output_fd = target.descriptor if isinstance(target, files.StandardOutput) else None

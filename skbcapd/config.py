@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 import yaml
 
 from skbcapd.errors import ConfigError, Problem
+from skbcapd.packet_filter import FilterError
 from skbcapd.settings import ROWS, SECTIONS, Kind, ListOf, Settings, Word
 
 __all__ = ["Settings", "default_settings", "load"]
@@ -229,7 +230,8 @@ class _Check:
         """Checks the value of a known key."""
         row = ROWS[key]
         if not isinstance(row.kind, ListOf):
-            self.values[key] = self.item(key, node, row.kind, f"the default is {row.default}")
+            default = row.default or '""'
+            self.values[key] = self.item(key, node, row.kind, f"the default is {default}")
             return
         if not isinstance(node, yaml.SequenceNode):
             hint = f"the default is [{row.default}]"
@@ -247,8 +249,13 @@ class _Check:
     def item(self, key: str, node: yaml.Node, kind: Kind, hint: str = "") -> Any:
         """Checks one value, or one entry of a list; None, and a problem, if it is not right."""
         if isinstance(node, yaml.ScalarNode) and node.tag != _NULL:
-            with contextlib.suppress(ValueError):
+            try:
                 return kind.parse(node.value)
+            except FilterError as error:
+                self.problem(_line(node), key, f"found {_found(node)}: {_shown(str(error), 200)}", kind.expected)
+                return None
+            except ValueError:
+                pass
             if isinstance(kind, Word) and (near := _nearest(node.value, kind.words)):
                 hint = f"did you mean {near}?"
         self.problem(_line(node), key, f"found {_found(node)}, expected {kind.expected}", hint)

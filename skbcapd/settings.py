@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
+from skbcapd import packet_filter
+
 # The units a quantity may be written in; the empty one is the unit of the setting itself.
 BYTES = {"": 1}
 SIZE = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -35,7 +37,10 @@ Level = Literal["debug", "info", "warning", "error"]
 
 
 class Kind(Protocol):
-    """What a value may be: says it in words, and reads one. `parse` raises ValueError for anything else."""
+    """What a value may be: says it in words, and reads one.
+
+    `parse` raises ValueError for anything else; FilterError, which is one, also says why.
+    """
 
     @property
     def expected(self) -> str: ...  # noqa: D102 - the class says it
@@ -115,6 +120,19 @@ class Text:
         """The text itself."""
         if not text or not text.isprintable() or not self.accepts(text):
             raise ValueError(text)
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """A packet filter; empty for none."""
+
+    expected = "a packet filter as tcpdump knows it (pcap-filter(7))"
+
+    def parse(self, text: str) -> str:
+        """The expression itself, when libpcap can compile it."""
+        if text:
+            packet_filter.compile_all(text)
         return text
 
 
@@ -221,6 +239,12 @@ class Settings:
         Quantity("a whole number of bytes", "64", "262144", BYTES),
         "Bytes kept of each frame. The default keeps all of it; 96 keeps the headers and makes files smaller.",
     )
+    filter: str = _key(
+        "",
+        Expression(),
+        "Packets to capture, such as: tcp port 443 and not host 10.0.0.1. It is asked in the kernel, before anything "
+        "else is done for a packet. Names of hosts and services are looked up once, at start. Empty: every packet.",
+    )
     checksums: Checksums = _key(
         "keep",
         _words(Checksums),
@@ -290,7 +314,7 @@ def reference() -> str:
     text, section = _HEADER, ""
     for key, row in ROWS.items():
         prefix, _, name = key.rpartition(".")
-        default = f"[{row.default}]" if isinstance(row.kind, ListOf) else row.default
+        default = f"[{row.default}]" if isinstance(row.kind, ListOf) else row.default or '""'
         indent = "  " if prefix else ""
         if prefix != section:
             text += f"\n{prefix}:"
