@@ -16,8 +16,8 @@ BPF_ARRAY(windows, struct window, 2 * CPUS); /* too long for a per-CPU map, if a
 #include "filters.h"
 
 /* Copies the frame's first bytes into the window; returns how many are there. */
-static inline u32 fill_window(struct control *control, struct packet *packet, struct skb *skb, struct frame *frame,
-			      struct window *window)
+static inline u32 fill_window(struct control *control, struct packet *packet, struct skb *skb,
+			      struct frame *frame, struct window *window)
 {
 	u32 tag = frame->vlan ? 4 : 0, linear = frame->linear + tag, end = SKB(u32, END);
 	u32 have = least(frame->wire_len, WINDOW - 4);

@@ -157,8 +157,7 @@ static inline u32 copy_frame(struct control *control, u8 *bytes, const u32 place
 		FORGET(fragments);
 		FORGET(next);
 		u64 size = least(least(left, cap_len - done), most - 4);
-		if (READ(bytes + BOUND(to + done, places - 1), BOUND(size, most - 1),
-			 from))
+		if (READ(bytes + BOUND(to + done, places - 1), BOUND(size, most - 1), from))
 			break;
 		done += size;
 		if (done >= cap_len)

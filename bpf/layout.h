@@ -177,9 +177,9 @@ struct control {
 	u64 device_filter; /* 1: look at struct device.unwanted before all else */
 	u64 nothing;	   /* always 0; see FORGET */
 	u64 udp_table; /* address of the kernel's struct udp_table; on newer kernels each namespace knows its own */
-	u64 dedup; /* 1: count a packet that was seen before, and do not take it again */
-	u64 fill;  /* 1: Python completes checksums */
-	u64 late;  /* 1: frames are taken behind the queue, where `current` may be anybody */
+	u64 dedup;   /* 1: count a packet that was seen before, and do not take it again */
+	u64 fill;    /* 1: Python completes checksums */
+	u64 late;    /* 1: frames are taken behind the queue, where `current` may be anybody */
 	u64 own_net; /* network namespace of the self-test, whose packets no filter refuses; 0: none */
 	/* Written by both. */
 	u64 questions; /* how many more sockets Python may be asked about; it sets the number anew with each round */

@@ -289,8 +289,8 @@ static inline void take(void *argument, const u32 direction)
 	FORGET(frame.start);
 	FORGET(frame.linear);
 	FORGET(frame.vlan);
-	u32 got = copy_frame(control, segment->bytes, SEGMENT_SIZE, CAPTURE_MAX, at + 28, &frame, packet->head, end,
-			     &packet->skb, shared);
+	u32 got = copy_frame(control, segment->bytes, SEGMENT_SIZE, CAPTURE_MAX, at + 28, &frame,
+			     packet->head, end, &packet->skb, shared);
 	if (got < cap_len || checksum) {
 		header = (u32 *)(segment->bytes + BOUND(at, SEGMENT_SIZE - 1));
 		header[5] = got;

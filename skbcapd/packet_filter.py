@@ -213,7 +213,7 @@ def _largest(operation: int, a: int, b: int, *, known: bool) -> int:
         found = min(a, b)
     else:
         found = _TOP
-    return found if found <= _TOP else _TOP
+    return min(found, _TOP)
 
 
 def window(programs: Iterable[Sequence[Instruction]], most: int) -> int:
@@ -246,15 +246,16 @@ def source(expressions: Mapping[int, str], most: int) -> Source:
         most: the longest frame, in bytes, a power of two.
 
     Returns:
-        C text with `u32 packet_filter(u32 number, u32 type, const u8 *bytes, u32 have, u32 wire_len)`: 0 when the filter
-        of that number refuses a frame that a device of that ARPHRD_* type carries, of which the first `have` bytes are
-        at `bytes`. Devices of unknown types are not refused: they are left to be reported. Neither does a number that
-        is not there.
+        C text with `u32 packet_filter(u32 number, u32 type, const u8 *bytes, u32 have, u32 wire_len)`: 0 when the
+        filter of that number refuses a frame that a device of that ARPHRD_* type carries, of which the first `have`
+        bytes are at `bytes`. A device of an unknown type refuses nothing: it is left to be reported; nor does a
+        number that is not there.
 
     Raises:
         FilterError: an expression cannot be used.
     """
-    parts, cases, every = [_PRELUDE], [], []
+    parts, cases = [_PRELUDE], []
+    every: list[Sequence[Instruction]] = []
     for number, expression in expressions.items():
         programs = compile_all(expression)
         every += programs.values()
@@ -292,7 +293,11 @@ def function(name: str, program: Sequence[Instruction]) -> str:
         The text; it needs the macros above, BOUND of bpf/layout.h and the number WINDOW.
     """
     targets = {target for at, step in enumerate(program) for target in _targets(step, at) if step.code & 7 == _JMP}
-    lines = [f"static inline u32 {name}(const u8 *bytes, u32 have, u32 wire_len)", "{", "\tu32 a = 0, x = 0, m[16] = {};"]
+    lines = [
+        f"static inline u32 {name}(const u8 *bytes, u32 have, u32 wire_len)",
+        "{",
+        "\tu32 a = 0, x = 0, m[16] = {};",
+    ]
     lines += ["\tu64 at;", "\tint turns = TURNS;"]
     for at, step in enumerate(program):
         if at in targets:

@@ -51,7 +51,10 @@ _QUALIFIED = [
     *(f"{way}net {net}" for way, net in product(("", "src ", "dst "), ("10.0.0.0/8", "192.168", "2001:db8::/32"))),
     "net 10.0.0.0 mask 255.0.0.0",
     "net 10",
-    *(f"{proto}{way}port {port}" for proto, way, port in product(("", "tcp ", "udp ", "sctp "), ("", "src "), PORTS[:3])),
+    *(
+        f"{proto}{way}port {port}"
+        for proto, way, port in product(("", "tcp ", "udp ", "sctp "), ("", "src "), PORTS[:3])
+    ),
     *(f"{proto}{way}portrange 50-500" for proto, way in product(("", "tcp ", "udp "), ("", "src ", "dst "))),
     *(f"{way} {mac}" for way, mac in product(("ether host", "ether src", "ether dst"), MACS[:3])),
     *(f"{proto} proto {number}" for proto, number in product(("ip", "ip6"), ("1", "6", "17", "0", "44", "\\icmp"))),
@@ -149,7 +152,9 @@ def _addressed() -> Iterator[Packet]:
     for source, target in product(HOSTS[:3], HOSTS):
         yield from (IP(src=source, dst=target) / each for each in inner)
     yield IP(src=HOSTS[0], dst=HOSTS[2]) / SCTP(sport=22, dport=443)
-    yield IP(src=HOSTS[0], dst=HOSTS[2]) / TCP(sport=60, dport=443, flags="PA", options=[("NOP", 0)] * 20) / Raw(b"GET /")
+    yield (
+        IP(src=HOSTS[0], dst=HOSTS[2]) / TCP(sport=60, dport=443, flags="PA", options=[("NOP", 0)] * 20) / Raw(b"GET /")
+    )
     yield IP(src=HOSTS[0], dst=HOSTS[2], options=[b"\x01"] * 40) / inner[1]
     yield IP(src=HOSTS[0], dst=HOSTS[2], flags="MF") / inner[0]
     yield IP(src=HOSTS[0], dst=HOSTS[2], frag=185) / Raw(bytes(range(64)))
@@ -176,12 +181,20 @@ def frames() -> list[Frame]:
         Ether(src=MACS[1], dst=MACS[2]) / each
         for each in (
             *(ARP(psrc=HOSTS[0], pdst=HOSTS[1]), ARP(psrc=HOSTS[2], pdst=HOSTS[0], op=2)),
-            *(Dot1Q(vlan=5) / first, Dot1Q(vlan=100) / tcp, Dot1Q(vlan=5) / ARP(), Dot1Q(vlan=100) / Dot1Q(vlan=5) / tcp),
+            *(
+                Dot1Q(vlan=5) / first,
+                Dot1Q(vlan=100) / tcp,
+                Dot1Q(vlan=5) / ARP(),
+                Dot1Q(vlan=100) / Dot1Q(vlan=5) / tcp,
+            ),
             *(Dot1AD(vlan=100) / Dot1Q(vlan=5) / first, Dot1Q(vlan=5) / IPv6(src=HOSTS6[0]) / TCP(dport=443)),
             *(MPLS(label=1024, s=1) / first, MPLS(label=1024, s=0) / MPLS(label=1025, s=1) / tcp),
             MPLS(label=7, s=1) / IPv6(src=HOSTS6[0]) / UDP(),
             *(PPPoE(sessionid=7) / Raw(b"\x00\x21" + bytes(tcp)), PPPoED(), Dot1Q(vlan=5) / PPPoE() / Raw(b"\x00\x57")),
-            *(Raw(bytes(50)), IP(dst=HOSTS[3]) / UDP(dport=6081) / Raw(b"\0\0\x65\x58\0\0\x07\0" + bytes(Ether() / tcp))),
+            *(
+                Raw(bytes(50)),
+                IP(dst=HOSTS[3]) / UDP(dport=6081) / Raw(b"\0\0\x65\x58\0\0\x07\0" + bytes(Ether() / tcp)),
+            ),
         )
     ]
     ether += [

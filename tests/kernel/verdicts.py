@@ -1,8 +1,8 @@
 """Verdicts of our packet filters in the kernel: the text that runs there for packets, here run for frames of a test.
 
-Expressions and frames go in, verdicts come out. skbcapd writes the C text as it does for a capture, bcc compiles it with
-the options of the loader, the kernel verifies it, and BPF_PROG_TEST_RUN runs it. Only the window that bpf/filter.h copies
-out of an skb is filled by the test.
+Expressions and frames go in, verdicts come out. skbcapd writes the C text as it does for a capture, bcc compiles it
+with the options of the loader, the kernel verifies it, and BPF_PROG_TEST_RUN runs it. Only the window that bpf/filter.h
+copies out of an skb is filled by the test.
 
 Source: include/uapi/linux/bpf.h (BPF_PROG_TEST_RUN of raw tracepoint programs takes their arguments, since Linux 5.10).
 """
@@ -48,7 +48,7 @@ def verdicts(expressions: Sequence[str], frames: Sequence[Frame]) -> Iterator[li
     os.environ["BCC_KERNEL_SOURCE"] = str(SOURCES)
     source = packet_filter.source(dict(enumerate(expressions)), CAPTURE_MAX)
     flags = [f"-DWINDOW={source.window}", f"-DFRAMES={len(frames)}", "-Wno-everything", "-Os"]
-    program = BPF(text=_PROGRAM % source.text, cflags=flags)
+    program = BPF(text=(_PROGRAM % source.text).encode(), cflags=flags)
     try:
         judge = program.load_func(b"judge", BPF.RAW_TRACEPOINT).fd
         table = program[b"frames"]
