@@ -54,7 +54,7 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
     [
         ([], "the following arguments are required: COMMAND"),
         (["caputre"], "invalid choice: 'caputre'"),
-        (["capture", "eth0"], "unrecognized arguments: eth0"),
+        (["run", "eth0"], "unrecognized arguments: eth0"),
         (["capture", "-c", "0"], "'0' is no positive number of packets"),
         (["capture", "-c", "-1"], "'-1' is no positive number"),
         (["capture", "-c", "1e3"], "'1e3' is no positive number"),
