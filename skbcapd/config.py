@@ -252,7 +252,8 @@ class _Check:
             try:
                 return kind.parse(node.value)
             except FilterError as error:
-                self.problem(_line(node), key, f"found {_found(node)}: {_shown(str(error), 200)}", kind.expected)
+                found = f"found {_found(node)} ({_shown(str(error), 200)})"
+                self.problem(_line(node), key, f"{found}, expected {kind.expected}")
                 return None
             except ValueError:
                 pass

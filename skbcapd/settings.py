@@ -127,7 +127,7 @@ class Text:
 class Expression:
     """A packet filter; empty for none."""
 
-    expected = "a packet filter as tcpdump knows it (pcap-filter(7))"
+    expected = "a packet filter as tcpdump has it"
 
     def parse(self, text: str) -> str:
         """The expression itself, when libpcap can compile it."""

@@ -280,6 +280,18 @@ def test_wrong_value_gets_its_message(path: Path, key: tuple[str, str, str], val
     assert message.endswith(f": found {found}, expected {expected}" + (f" (hint: {hint})" if hint else ""))
 
 
+def test_a_wrong_filter_gets_libpcaps_message(path: Path) -> None:
+    """A packet filter that libpcap does not take comes with what libpcap says of it."""
+    what = "expected a packet filter as tcpdump has it"
+    assert problems(path, "filter: tcp prot 443", filter="port x") == [
+        f'F:1: filter: found "tcp prot 443" (can\'t parse filter expression: syntax error), {what}',
+        f"--set: filter: found \"port x\" (unknown port 'x'), {what}",
+    ]
+    path.write_text("filter: tcp port 443 and not host 10.0.0.1")
+    assert load(path).filter == "tcp port 443 and not host 10.0.0.1"
+    assert load(path, {"filter": ""}).filter == ""
+
+
 def test_nearest_word_is_suggested(path: Path) -> None:
     """A misspelled word comes with the word that was probably meant."""
     expected = 'F:1: transmit: found "Drivr", expected one of queue, driver (hint: did you mean driver?)'

@@ -83,7 +83,10 @@ def test_filters_are_known_by_number() -> None:
     assert found.window == 256
 
 
-WORDS = "host port net ether ip ip6 tcp udp src dst and or not ( ) [ ] 10.0.0.1 ::1 53 0xffffffff : = & + len vlan mpls".split()
+WORDS = (
+    *("host", "port", "net", "ether", "ip", "ip6", "tcp", "udp", "src", "dst", "and", "or", "not", "(", ")"),
+    *("[", "]", ":", "=", "&", "+", "len", "vlan", "mpls", "10.0.0.1", "::1", "53", "0xffffffff"),
+)
 
 
 @given(st.lists(st.sampled_from(WORDS) | st.text(max_size=3), max_size=12).map(" ".join))
@@ -92,8 +95,9 @@ def test_no_text_is_too_much(text: str) -> None:
     try:
         found = source({0: text}, CAPTURE_MAX)
     except FilterError as error:
-        assert str(error)
-        assert "\n" not in str(error)
+        message, found = str(error), None
+    if found is None:
+        assert message.isprintable()
     else:
         assert found.text.count("{") == found.text.count("}")
         assert packet_filter.WINDOW_MIN <= found.window <= 2 * CAPTURE_MAX
