@@ -13,8 +13,10 @@ to that. A new section is a dataclass of its own and one more field of `Settings
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import re
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
@@ -33,13 +35,19 @@ Checksums = Literal["keep", "fill"]
 Dedup = Literal["first", "all"]
 Comment = Literal["comm", "pid", "tgid", "ppid", "uid", "user", "exe", "cmdline", "cgroup", "unit", "container", "none"]
 Attach = Literal["auto", "kprobe", "tracepoint"]
+Action = Literal["keep", "drop"]
+Via = Literal["current", "socket", "flow", "inode", "kernel", "forwarded", "unknown"]
 Level = Literal["debug", "info", "warning", "error"]
+
+
+class ReasonError(ValueError):
+    """A value that is not right, and why."""
 
 
 class Kind(Protocol):
     """What a value may be: says it in words, and reads one.
 
-    `parse` raises ValueError for anything else; FilterError, which is one, also says why.
+    `parse` raises ValueError for anything else: ReasonError where it is worth saying why.
     """
 
     @property
@@ -131,8 +139,11 @@ class Expression:
 
     def parse(self, text: str) -> str:
         """The expression itself, when libpcap can compile it."""
-        if text:
-            packet_filter.compile_all(text)
+        try:
+            if text:
+                packet_filter.compile_all(text)
+        except packet_filter.FilterError as error:
+            raise ReasonError(str(error)) from None
         return text
 
 
@@ -158,6 +169,39 @@ class ListOf:
 
 
 @dataclass(frozen=True, slots=True)
+class Pattern:
+    """Text to match: a glob, or a regular expression between slashes."""
+
+    expected = "a glob (ssh*) or a regular expression (/^ssh/)"
+
+    def parse(self, text: str) -> re.Pattern[str]:
+        """The pattern: a glob matches the whole, a regular expression any part."""
+        if not text or not text.isprintable():
+            raise ValueError(text)
+        if len(text) > 2 and text[0] == text[-1] == "/":
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of what may mean something else in a later Python
+                    return re.compile(text[1:-1], re.DOTALL)
+            except (re.error, OverflowError, RecursionError) as error:
+                raise ReasonError(f"bad regular expression: {error}") from None
+        return re.compile(fnmatch.translate(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """A list of rules."""
+
+    expected = "a list of rules, such as [{comm: chronyd, action: keep}, {action: drop}]"
+
+    def parse(self, text: str) -> tuple[Rule, ...]:
+        """No rule; what a list of them says is read by `config`."""
+        if text:
+            raise ValueError(text)
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """A key's default as the file spells it, its kind, and what the manual says: meaning and reason."""
 
@@ -170,8 +214,24 @@ def _key(default: str, kind: Kind, doc: str) -> Any:
     return dataclasses.field(default=kind.parse(default), metadata={"row": Row(default, kind, doc)})
 
 
+def _part(kind: Kind, doc: str) -> Any:
+    """A key of a rule: not there unless it is given."""
+    return dataclasses.field(default=None, metadata={"row": Row("", kind, doc)})
+
+
 def _words(literal: object) -> Word:
     return Word(get_args(literal))
+
+
+def parts(record: type) -> dict[str, Row]:
+    """The keys of a record in a list, such as a rule."""
+    return {each.name: each.metadata["row"] for each in dataclasses.fields(record)}
+
+
+def _rule_keys() -> str:
+    """The keys of a rule, for the manual."""
+    keys = (f"{name}, {row.doc}" for name, row in parts(Rule).items())
+    return "Keys of a rule: " + "; ".join(keys) + ". Text is " + Pattern.expected + "."
 
 
 # As dev_valid_name in net/core/dev.c has it, where IFNAMSIZ is 16.
@@ -216,6 +276,48 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Rule:
+    """One process rule: conditions, all of which must hold, and what to do. What is not given is None."""
+
+    comm: re.Pattern[str] | None = _part(Pattern(), "name of the thread")
+    exe: re.Pattern[str] | None = _part(Pattern(), "path of the program")
+    cmdline: re.Pattern[str] | None = _part(Pattern(), "command line, words joined by spaces")
+    pid: int | None = _part(Quantity("a whole number", "1", "4194304", BYTES), "number of the thread")
+    tgid: int | None = _part(Quantity("a whole number", "1", "4194304", BYTES), "number of the process")
+    children: bool | None = _part(Switch(), "what the rule says of the process may hold for an ancestor instead")
+    uid: int | None = _part(Quantity("a whole number", "0", "4294967295", BYTES), "number of the effective user")
+    user: re.Pattern[str] | None = _part(Pattern(), "name of that user in /etc/passwd")
+    gid: int | None = _part(Quantity("a whole number", "0", "4294967295", BYTES), "number of the effective group")
+    cgroup: re.Pattern[str] | None = _part(Pattern(), "path of the cgroup")
+    unit: re.Pattern[str] | None = _part(Pattern(), "systemd unit")
+    container: re.Pattern[str] | None = _part(Pattern(), "id of the container, also its first 12 digits, or its name")
+    netns: str | None = _part(
+        Text("a name or number", lambda _: True), "network namespace: name in /run/netns, or inode"
+    )
+    interface: re.Pattern[str] | None = _part(Pattern(), "name of the device")
+    direction: Direction | None = _part(_words(Direction), "out, sent; in, received")
+    via: Via | None = _part(_words(Via), "how the process was found; current is the plain case")
+    action: Action | None = _part(_words(Action), "keep, the default, or drop")
+    snaplen: int | None = _part(Quantity("a whole number of bytes", "64", "262144", BYTES), "bytes kept of each frame")
+    filter: str | None = _part(Expression(), "packets to keep, of those that match")
+
+    @property
+    def conditions(self) -> set[str]:
+        """The conditions that are given."""
+        given = {each.name for each in dataclasses.fields(self) if getattr(self, each.name) is not None}
+        return given - {"children", "action", "snaplen", "filter"}
+
+    @property
+    def contradiction(self) -> str:
+        """What does not go together; empty if all does."""
+        if self.action == "drop" and (self.snaplen is not None or self.filter is not None):
+            return "found drop beside snaplen or filter, expected one or the other"
+        if self.children and not self.conditions - {"netns", "interface", "direction", "via"}:
+            return "found children without a condition on a process, expected one, such as comm"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The settings of one capture; quantities are in bytes."""
 
@@ -244,6 +346,12 @@ class Settings:
         Expression(),
         "Packets to capture, such as: tcp port 443 and not host 10.0.0.1. It is asked in the kernel, before anything "
         "else is done for a packet. Names of hosts and services are looked up once, at start. Empty: every packet.",
+    )
+    rules: tuple[Rule, ...] = _key(
+        "",
+        Records(),
+        "What to do with whose packets: the first rule whose conditions all hold decides; without one a packet is kept. "
+        "A condition on what is not known does not hold. " + _rule_keys(),
     )
     checksums: Checksums = _key(
         "keep",
@@ -314,7 +422,7 @@ def reference() -> str:
     text, section = _HEADER, ""
     for key, row in ROWS.items():
         prefix, _, name = key.rpartition(".")
-        default = f"[{row.default}]" if isinstance(row.kind, ListOf) else row.default or '""'
+        default = f"[{row.default}]" if isinstance(row.kind, ListOf | Records) else row.default or '""'
         indent = "  " if prefix else ""
         if prefix != section:
             text += f"\n{prefix}:"

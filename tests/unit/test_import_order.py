@@ -29,6 +29,7 @@ ORDER = (
     "kernel",
     "segments",
     "process",
+    "rules",
     "sockets",
     "label",
     "pcapng",
