@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Is the packet wanted? Asked before it is known whose it is, where there is a packet filter.
+ * Is the packet wanted? Filter 0 is asked before it is known whose the packet is, another one by the label that it has.
  *
  * skbcapd/packet_filter.py writes filters.h, the filter as C functions, and defines WINDOW, a power of two: filters look at fewer
  * than WINDOW - 3 bytes from the frame's start. Those are copied into a window of this processor as they will stand in
@@ -53,6 +53,7 @@ static inline int is_wanted(struct control *control, struct packet *packet, stru
 	if (!window || find_frame(skb, packet->head, packet->data, direction, &frame))
 		return 1;
 	u32 have = fill_window(control, packet, skb, &frame, window);
-	return packet_filter(0, FIELD(u16, SKB(u8 *, DEV), DEV_TYPE), window->bytes, have, frame.wire_len) ||
+	return packet_filter(packet->filter, FIELD(u16, SKB(u8 *, DEV), DEV_TYPE), window->bytes, have,
+			     frame.wire_len) ||
 	       packet->key.net == control->own_net;
 }

@@ -15,6 +15,7 @@ struct packet {
 	u64 linear_end; /* of the linear part */
 	u64 time;	/* ns since boot, suspend left out */
 	u64 packet_id;	/* epb_packetid; 0: none */
+	u64 filter;	/* number of the packet filter to ask, then of the last one asked */
 	u64 is_known;	/* seen before, on another device */
 	struct key key;
 	struct user user;
@@ -75,7 +76,7 @@ static inline void meet(struct packet *packet, struct skb *skb, u32 direction)
 	u8 *dev = SKB(u8 *, DEV);
 	u8 *net = FIELD(u8 *, dev, DEV_NET);
 
-	packet->inode = packet->packet_id = packet->is_known = 0;
+	packet->inode = packet->packet_id = packet->is_known = packet->filter = 0;
 	packet->time = bpf_ktime_get_ns();
 	packet->dev = (u64)dev;
 	packet->net = (u64)net;

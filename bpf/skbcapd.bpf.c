@@ -27,8 +27,8 @@
 #include "measure.h"
 
 /* A packet's way goes from one program to the next; the direction is added to these. Several programs are verified faster
-   than one: the ways through the first need not be walked again with each way through the second. Where there is no packet
-   filter, FILTER has no program and the way goes on at IDENTIFY; it can be exchanged between two packets. */
+   than one: the ways through the first need not be walked again with each way through the second. The programs of FILTER
+   are there where there are packet filters, and can be exchanged between two packets. */
 enum stage { FILTER = 0, IDENTIFY = 3, TAKE = 6 };
 BPF_PROG_ARRAY(stages, 9);
 
@@ -138,7 +138,8 @@ static inline void capture(void *ctx, void *argument, const u32 direction)
 			return;
 		}
 	}
-	stages.call(ctx, FILTER + direction);
+	if (control->filtered)
+		stages.call(ctx, FILTER + direction);
 	stages.call(ctx, IDENTIFY + direction);
 }
 
@@ -156,7 +157,10 @@ static inline void filter(void *ctx, void *argument, const u32 direction)
 	if (!control || !packet)
 		return;
 	if (is_wanted(control, packet, get_met_skb(packet, argument), direction)) {
-		stages.call(ctx, IDENTIFY + direction);
+		if (packet->filter)
+			stages.call(ctx, TAKE + direction);
+		else
+			stages.call(ctx, IDENTIFY + direction);
 		return;
 	}
 	device = find_device(&packet->key);
@@ -180,7 +184,7 @@ static inline void name(void *ctx, void *argument, const u32 direction)
 /*
  * The last part: wanted?, how long, room, copy, give to the reader.
  */
-static inline void take(void *argument, const u32 direction)
+static inline void take(void *ctx, void *argument, const u32 direction)
 {
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
@@ -198,6 +202,8 @@ static inline void take(void *argument, const u32 direction)
 	struct key *key = &packet->key;
 
 	label = key->via == VIA_UNRESOLVED ? NULL : labels.lookup(key);
+	if (label && label->generation != control->generation)
+		label = NULL;
 	if (label &&
 	    !(same_name(label->comm, packet->user.comm) && same_name(label->device, packet->device_name)))
 		label = NULL;
@@ -211,6 +217,10 @@ static inline void take(void *argument, const u32 direction)
 	if (label && !label->snaplen) {
 		count(slot, FILTERED);
 		return;
+	}
+	if (label && label->filter && packet->filter != label->filter) {
+		packet->filter = label->filter;
+		stages.call(ctx, FILTER + direction); /* and back */
 	}
 	if (packet->is_known && control->dedup) {
 		count(slot, DUPLICATE);
@@ -333,7 +343,7 @@ int identify_out(void *ctx)
 
 int take_out(void *ctx)
 {
-	take(FIRST_ARGUMENT(ctx), OUT);
+	take(ctx, FIRST_ARGUMENT(ctx), OUT);
 	return 0;
 }
 
@@ -372,7 +382,7 @@ int identify_in(void *ctx)
 
 int take_in(void *ctx)
 {
-	take(FIRST_ARGUMENT(ctx), IN);
+	take(ctx, FIRST_ARGUMENT(ctx), IN);
 	return 0;
 }
 

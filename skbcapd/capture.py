@@ -24,9 +24,11 @@ from skbcapd.kernel import Counters, Program
 from skbcapd.label import CHECKSUM_NOT_READY, DIRECTION_IN, DIRECTION_OUT, Label, label
 from skbcapd.link_type import link_type
 from skbcapd.marker import Marker
+from skbcapd.packet_filter import Matcher
 from skbcapd.pcapng import Interface, PcapngWriter, Sink
 from skbcapd.process import NS_PER_TICK, Process, Processes, User
 from skbcapd.resolver import Resolver
+from skbcapd.rules import Rules, Subject, Verdict
 from skbcapd.segments import Cut, Range, SegmentReader, Upcall, read_local, walk
 from skbcapd.sockets import Flow
 
@@ -138,6 +140,7 @@ class _Device:
     interface_id: int
     slot: int
     wanted: bool
+    link_type: int = 0
 
 
 @dataclass(slots=True)
@@ -160,6 +163,7 @@ class Capture:
         process_blocks: describe each process to the output.
         processes: what is known of processes beside their names and ids.
         filter: the packet filter that the program was loaded with, for the file to name.
+        rules: the process rules; the program was loaded with their filters.
     """
 
     program: Program
@@ -177,6 +181,8 @@ class Capture:
     process_blocks: bool = False
     processes: Processes = field(default_factory=Processes)
     filter: str = ""
+    rules: Rules = field(default_factory=Rules)
+    _matcher: Matcher = field(init=False)
     _resolver: Resolver = field(init=False)
     _reader: SegmentReader = field(init=False)
     _marker: Marker | None = None
@@ -196,11 +202,13 @@ class Capture:
     def __post_init__(self) -> None:
         program = self.program
         self._reader = SegmentReader(program.memory, program.control, program.geometry)
-        program.control[layout.SNAPLEN] = self.snaplen
+        program.control[layout.SNAPLEN] = max(self.snaplen, self.rules.most)
+        program.control[layout.FILTERED] = bool(self.filter)
         program.control[layout.WAKE_BACKLOG] = max(1, program.geometry.segment_count // 4)
         program.control[layout.DEVICE_FILTER] = ANY not in self.interfaces
         program.control[layout.FILL] = self.fill
         program.control[layout.DEDUP] = self.dedup
+        self._matcher = Matcher(self.rules.filters)
         self._resolver = Resolver(program, self.find_holder)
         self._resolver.refill()
 
@@ -344,15 +352,25 @@ class Capture:
         if is_resolved:
             packet = self._resolver.resolve(packet)
         process = self._process(packet)
+        verdict = self.rules.decide(_subject(packet, process))
+        if not verdict.snaplen:
+            self._filtered += 1
+            if not is_resolved:
+                self._install(packet, device, self._stamp(packet, process), verdict)
+            return
+        packet = _filled(packet)
         stamp = self._stamp(packet, process)
+        if self.output.labels and not is_resolved:
+            self._install(packet, device, stamp, verdict)
+        if not self._matcher.takes(verdict.filter, device.link_type, packet.frame, packet.original_len):
+            self._filtered += 1
+            return
         if self.process_blocks and packet.tgid:
             self.output.add_process(self._described(packet, process))
-        self.output.write_packet(_filled(packet), device.interface_id, stamp)
+        self.output.write_packet(replace(packet, frame=packet.frame[: verdict.snaplen]), device.interface_id, stamp)
         self._counted += 1
         if packet.tgid:
             self._tgids.add(packet.tgid)
-        if self.output.labels and not is_resolved:
-            self._install(packet, device, stamp)
 
     def _write_cut(self, packet: Cut) -> None:
         known = self._labels.get(packet.label_id)
@@ -390,16 +408,17 @@ class Capture:
             name=packet.device,
             description="" if here else f"network namespace {packet.netns}",
             link_type=kind,
-            snaplen=self.snaplen,
+            snaplen=max(self.snaplen, self.rules.most),
             mac=packet.mac if len(packet.mac) == 6 and any(packet.mac) else None,
             speed_bps=_speed_bps(name) if here else None,
             filter=self.filter or None,
         )
-        return _Device(self.output.add_interface(interface), slot, wanted=True)
+        return _Device(self.output.add_interface(interface), slot, wanted=True, link_type=kind)
 
     def _process(self, packet: Upcall) -> Process | None:
         """What is known of a packet's process, where a setting asks for more than the kernel program has taken."""
-        if not packet.tgid or not (self.process_blocks or set(self.comment) - _TAKEN_IN_KERNEL):
+        is_asked = self.process_blocks or self.rules.needs_process or set(self.comment) - _TAKEN_IN_KERNEL
+        if not packet.tgid or not is_asked:
             return None
         return self.processes.find(packet.tgid, packet.tid, packet.start, packet.comm)
 
@@ -422,7 +441,7 @@ class Capture:
             return Process(packet.tgid, start, packet.comm, None, None, b"", b"", b"", b"")
         return replace(process, cgroup=b"")  # not in a block
 
-    def _install(self, packet: Upcall, device: _Device, stamp: Label) -> None:
+    def _install(self, packet: Upcall, device: _Device, stamp: Label, verdict: Verdict) -> None:
         number = self._next_label
         self._next_label = (number + 1) & 0xFFFFFFFF
         self._labels[number] = device.interface_id, stamp
@@ -436,12 +455,28 @@ class Capture:
                 number,
                 device.interface_id,
                 device.slot,
-                self.snaplen,
+                verdict.snaplen,
+                verdict.filter,
+                self.program.control[layout.GENERATION],
                 len(stamp.options),
                 stamp.flags_at,
                 stamp.options,
             ),
         )
+
+
+def _subject(packet: Upcall, process: Process | None) -> Subject:
+    """What the rules may ask of a packet."""
+    return Subject(
+        interface=packet.device,
+        netns=packet.netns,
+        direction="out" if packet.direction == DIRECTION_OUT else "in",
+        via=_VIA[packet.via] or "current",
+        comm=packet.comm,
+        tid=packet.tid,
+        tgid=packet.tgid,
+        process=process,
+    )
 
 
 def _filled(packet: _Local) -> _Local:

@@ -13,7 +13,7 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from skbcapd import __version__, config, doctor, extcap, files, kernel, packet_filter, sockets, split, top
@@ -21,6 +21,7 @@ from skbcapd.capture import ANY, Capture, Output, PcapngOutput, Totals
 from skbcapd.errors import FileError, UsageError
 from skbcapd.layout import CAPTURE_MAX, Geometry
 from skbcapd.process import Processes
+from skbcapd.rules import Rules, doubts
 from skbcapd.service import Service
 from skbcapd.settings import Settings
 
@@ -131,10 +132,16 @@ def _say(line: str) -> None:
     print(f"skbcapd: {line}", file=sys.stderr)
 
 
+def _doubts(settings: Settings) -> Iterator[str]:
+    """What the rules name and is not there: said, and no error."""
+    return doubts(settings.rules, (name for _, name in socket.if_nameindex()))
+
+
 def _load(settings: Settings) -> kernel.Program:
     hooks = kernel.choose_hooks(settings.attach, settings.directions, settings.transmit)
     doctor.refuse_hopeless()
-    filters = packet_filter.source({0: settings.filter}, CAPTURE_MAX) if settings.filter else None
+    expressions = ({0: settings.filter} if settings.filter else {}) | Rules(settings.rules).filters
+    filters = packet_filter.source(expressions, CAPTURE_MAX) if expressions else None
     geometry = Geometry.for_buffer(settings.buffer.size)
     return kernel.load(geometry, hooks, settings.attach, settings.transmit, filters)
 
@@ -205,6 +212,10 @@ def _serve(
     quiet: bool = False,
 ) -> int:
     """Run a capture to its end: `live` keeps a line up to date meanwhile, `quiet` says only what went wrong."""
+    for doubt in _doubts(settings):
+        _say(doubt)
+    wants_cmdline = "cmdline" in settings.comment or any(rule.cmdline for rule in settings.rules)
+    processes = Processes(cmdline=wants_cmdline)
     capture = Capture(
         program,
         output,
@@ -219,7 +230,8 @@ def _serve(
         list_flows=sockets.flows,
         comment=settings.comment,
         process_blocks=settings.process_blocks,
-        processes=Processes(cmdline="cmdline" in settings.comment),
+        processes=processes,
+        rules=Rules(settings.rules, settings.snaplen, parent=processes.parent),
         filter=settings.filter,
     )
     line = _LiveLine(capture, target) if live else None
@@ -304,6 +316,8 @@ class _LiveLine:
 
 def _check(options: argparse.Namespace) -> int:
     path = _config_path(options)
-    config.load(path, _overrides(options))
+    settings = config.load(path, _overrides(options))
+    for doubt in _doubts(settings):
+        _say(doubt)
     print(f"{path}: no problems", file=sys.stderr)
     return 0

@@ -15,6 +15,7 @@ Source: pcap-filter(7); bpf_filter.c and pcap/bpf.h of libpcap 1.10; Documentati
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -127,6 +128,42 @@ def compile_all(expression: str) -> dict[int, list[Instruction]]:
     if not programs:
         raise errors[0]
     return programs
+
+
+class Matcher:
+    """The verdicts that the kernel program gives on its own, for the few packets that come to Python first.
+
+    Args:
+        expressions: as for `source`.
+    """
+
+    def __init__(self, expressions: Mapping[int, str]) -> None:
+        self._programs = {number: compile_all(expression) for number, expression in expressions.items()}
+
+    def takes(self, number: int, link: int, frame: bytes | memoryview, wire_len: int) -> bool:
+        """Whether a filter takes a frame.
+
+        Args:
+            number: of the filter; one that is not there takes all.
+            link: LINKTYPE_* of the frame.
+            frame: its first bytes.
+            wire_len: how many it has.
+
+        Source: pcap_offline_filter(3PCAP).
+        """
+        if number not in self._programs:
+            return True
+        if link not in self._programs[number]:
+            return False
+        from scapy.libs import winpcapy as pcap  # noqa: PLC0415  as in compile_expression
+
+        steps = self._programs[number][link]
+        # struct bpf_insn, which the binding has under different names.
+        packed = b"".join(struct.pack("=HBBI", step.code, step.jt, step.jf, step.k) for step in steps)
+        program = pcap.bpf_program(bf_len=len(steps))
+        program.bf_insns = ctypes.cast(packed, type(program.bf_insns))
+        header = pcap.pcap_pkthdr(caplen=len(frame), len=wire_len)
+        return bool(pcap._lib.pcap_offline_filter(ctypes.byref(program), ctypes.byref(header), bytes(frame)))  # noqa: SLF001
 
 
 def reach(program: Sequence[Instruction]) -> int:

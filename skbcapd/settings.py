@@ -185,7 +185,7 @@ class Pattern:
                     return re.compile(text[1:-1], re.DOTALL)
             except (re.error, OverflowError, RecursionError) as error:
                 raise ReasonError(f"bad regular expression: {error}") from None
-        return re.compile(fnmatch.translate(text))
+        return re.compile(r"\A" + fnmatch.translate(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +350,7 @@ class Settings:
     rules: tuple[Rule, ...] = _key(
         "",
         Records(),
-        "What to do with whose packets: the first rule whose conditions all hold decides; without one a packet is kept. "
+        "What to do with whose packets: the first rule whose conditions all hold decides; without one they are kept. "
         "A condition on what is not known does not hold. " + _rule_keys(),
     )
     checksums: Checksums = _key(
