@@ -202,7 +202,10 @@ class Capture:
     def __post_init__(self) -> None:
         program = self.program
         self._reader = SegmentReader(program.memory, program.control, program.geometry)
-        program.control[layout.SNAPLEN] = max(self.snaplen, self.rules.most)
+        # A packet without a label comes whole enough for what may be decided about it.
+        program.control[layout.SNAPLEN] = (
+            layout.CAPTURE_MAX if self.rules.filters else max(self.snaplen, self.rules.most)
+        )
         program.control[layout.FILTERED] = bool(self.filter)
         program.control[layout.WAKE_BACKLOG] = max(1, program.geometry.segment_count // 4)
         program.control[layout.DEVICE_FILTER] = ANY not in self.interfaces
@@ -353,7 +356,7 @@ class Capture:
             packet = self._resolver.resolve(packet)
         process = self._process(packet)
         verdict = self.rules.decide(_subject(packet, process))
-        if not verdict.snaplen:
+        if not verdict.keeps:
             self._filtered += 1
             if not is_resolved:
                 self._install(packet, device, self._stamp(packet, process), verdict)
@@ -367,7 +370,9 @@ class Capture:
             return
         if self.process_blocks and packet.tgid:
             self.output.add_process(self._described(packet, process))
-        self.output.write_packet(replace(packet, frame=packet.frame[: verdict.snaplen]), device.interface_id, stamp)
+        self.output.write_packet(
+            replace(packet, frame=packet.frame[: verdict.snaplen or self.snaplen]), device.interface_id, stamp
+        )
         self._counted += 1
         if packet.tgid:
             self._tgids.add(packet.tgid)
@@ -455,7 +460,7 @@ class Capture:
                 number,
                 device.interface_id,
                 device.slot,
-                verdict.snaplen,
+                (verdict.snaplen or self.snaplen) if verdict.keeps else 0,
                 verdict.filter,
                 self.program.control[layout.GENERATION],
                 len(stamp.options),

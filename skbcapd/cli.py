@@ -231,7 +231,7 @@ def _serve(
         comment=settings.comment,
         process_blocks=settings.process_blocks,
         processes=processes,
-        rules=Rules(settings.rules, settings.snaplen, parent=processes.parent),
+        rules=Rules(settings.rules, parent=processes.parent),
         filter=settings.filter,
     )
     line = _LiveLine(capture, target) if live else None

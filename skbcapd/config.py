@@ -220,12 +220,13 @@ class _Check:
 
     def records(self, key: str, text: str) -> None:
         """Checks a list of rules on the command line, written as in the file."""
+        if match := _Loader.NON_PRINTABLE.search(text):
+            return self.problem(0, key, f'found the character "{_printable(match[0])}", expected text')
         try:
             node = _compose(text) or yaml.ScalarNode(_NULL, "")
         except yaml.MarkedYAMLError as error:
-            self.problem(0, key, *_explain(error))
-        else:
-            self.value(key, node)
+            return self.problem(0, key, *_explain(error))
+        return self.value(key, node)
 
     def unknown(self, line: int, key: str) -> None:
         """Reports a key that is none, with the nearest one; without a line it comes from the command line."""

@@ -161,7 +161,8 @@ class Matcher:
         # struct bpf_insn, which the binding has under different names.
         packed = b"".join(struct.pack("=HBBI", step.code, step.jt, step.jf, step.k) for step in steps)
         program = pcap.bpf_program(bf_len=len(steps))
-        program.bf_insns = ctypes.cast(packed, type(program.bf_insns))
+        array = ctypes.create_string_buffer(packed, len(packed))
+        program.bf_insns = ctypes.cast(array, type(program.bf_insns))
         header = pcap.pcap_pkthdr(caplen=len(frame), len=wire_len)
         return bool(pcap._lib.pcap_offline_filter(ctypes.byref(program), ctypes.byref(header), bytes(frame)))  # noqa: SLF001
 

@@ -57,11 +57,13 @@ class Verdict:
     """What becomes of the packets of a label.
 
     Args:
-        snaplen: bytes kept of each; 0: none is kept.
+        keeps: whether any is kept.
+        snaplen: bytes kept of each; 0: as many as of others.
         filter: number of the packet filter that chooses among them; 0: all.
     """
 
-    snaplen: int
+    keeps: bool = True
+    snaplen: int = 0
     filter: int = 0
 
 
@@ -70,7 +72,6 @@ class Rules:
 
     Args:
         rules: as in the settings.
-        snaplen: for packets that no rule says more of.
         first_filter: number of the first rule's filter; the others follow.
         parent: the parent of a process, where it is certain.
         named: where network namespaces have their names.
@@ -79,19 +80,17 @@ class Rules:
     def __init__(
         self,
         rules: Sequence[Rule] = (),
-        snaplen: int = 1 << 18,
         first_filter: int = 1,
         parent: Callable[[Process], Process | None] = lambda _process: None,
         named: Path = Path("/run/netns"),
     ) -> None:
         self._rules = rules
-        self._snaplen = snaplen
         self._parent = parent
         self._named = named
         self._numbers = {at: first_filter + at for at, rule in enumerate(rules) if rule.filter}
         self.needs_process = any(rule.conditions & _FROM_PROC or rule.children for rule in rules)
-        self.most = max((snaplen, *(rule.snaplen or 0 for rule in rules)))
-        """Bytes of a frame that some rule keeps."""
+        self.most = max((rule.snaplen or 0 for rule in rules), default=0)
+        """The most bytes of a frame that a rule asks for; 0: none says so."""
 
     @property
     def filters(self) -> dict[int, str]:
@@ -103,9 +102,9 @@ class Rules:
         for at, rule in enumerate(self._rules):
             if self._matches(rule, subject):
                 if rule.action == "drop":
-                    return Verdict(0)
-                return Verdict(rule.snaplen or self._snaplen, self._numbers.get(at, 0))
-        return Verdict(self._snaplen)
+                    return Verdict(keeps=False)
+                return Verdict(snaplen=rule.snaplen or 0, filter=self._numbers.get(at, 0))
+        return Verdict()
 
     def _matches(self, rule: Rule, subject: Subject) -> bool:
         return (

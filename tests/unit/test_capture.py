@@ -161,7 +161,19 @@ def accounted(totals: Totals) -> int:
 
 def unpacked(label: bytes) -> dict[str, object]:
     """The fields of a struct label by name, its options no longer than they are."""
-    names = ("comm", "device", "id", "interface_id", "slot", "snaplen", "options_len", "flags_at", "options")
+    names = (
+        "comm",
+        "device",
+        "id",
+        "interface_id",
+        "slot",
+        "snaplen",
+        "filter",
+        "generation",
+        "options_len",
+        "flags_at",
+        "options",
+    )
     found = dict(zip(names, layout.LABEL.unpack(label), strict=True))
     return found | {"options": found["options"][: found["options_len"]]}
 
@@ -184,6 +196,8 @@ def test_the_first_packet_installs_what_the_next_are_stamped_with() -> None:
         "interface_id": 7,
         "slot": 1,
         "snaplen": 96,
+        "filter": 0,
+        "generation": 0,
         "options_len": len(stamp.options),
         "flags_at": stamp.flags_at,
         "options": stamp.options,
