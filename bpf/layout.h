@@ -192,7 +192,8 @@ struct control {
 	struct segment_state segments[SEGMENT_COUNT];
 };
 
-BPF_F_TABLE("array", u32, struct segment, segments, SEGMENT_COUNT, BPF_F_MMAPABLE);
+/* SEGMENTS_MADE is SEGMENT_COUNT, but 1 where only other filters are compiled for a program that runs (loader.py). */
+BPF_F_TABLE("array", u32, struct segment, segments, SEGMENTS_MADE, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct control, controls, 1, BPF_F_MMAPABLE);
 BPF_TABLE("lru_hash", struct key, struct label, labels, LABELS_MAX);
 BPF_TABLE("lru_hash", struct device_key, struct device, devices, DEVICES_MAX);

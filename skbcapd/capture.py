@@ -16,13 +16,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from skbcapd import __version__, checksum, layout
 from skbcapd.errors import KernelError
 from skbcapd.kernel import Counters, Program
 from skbcapd.label import CHECKSUM_NOT_READY, DIRECTION_IN, DIRECTION_OUT, Label, label
 from skbcapd.link_type import link_type
+from skbcapd.loader import Loader
 from skbcapd.marker import Marker
 from skbcapd.packet_filter import Matcher
 from skbcapd.pcapng import Interface, PcapngWriter, Sink
@@ -202,18 +203,21 @@ class Capture:
     def __post_init__(self) -> None:
         program = self.program
         self._reader = SegmentReader(program.memory, program.control, program.geometry)
-        # A packet without a label comes whole enough for what may be decided about it.
-        program.control[layout.SNAPLEN] = (
-            layout.CAPTURE_MAX if self.rules.filters else max(self.snaplen, self.rules.most)
-        )
-        program.control[layout.FILTERED] = bool(self.filter)
         program.control[layout.WAKE_BACKLOG] = max(1, program.geometry.segment_count // 4)
         program.control[layout.DEVICE_FILTER] = ANY not in self.interfaces
-        program.control[layout.FILL] = self.fill
-        program.control[layout.DEDUP] = self.dedup
-        self._matcher = Matcher(self.rules.filters)
+        self._set_control()
         self._resolver = Resolver(program, self.find_holder)
         self._resolver.refill()
+
+    def _set_control(self) -> None:
+        """Tell the program what may change while it runs."""
+        control = self.program.control
+        # A packet without a label comes whole enough for what may be decided about it.
+        control[layout.SNAPLEN] = layout.CAPTURE_MAX if self.rules.filters else max(self.snaplen, self.rules.most)
+        control[layout.FILTERED] = bool(self.filter)
+        control[layout.FILL] = self.fill
+        control[layout.DEDUP] = self.dedup
+        self._matcher = Matcher(self.rules.filters)
 
     def start(self) -> None:
         """Measure, attach, and prove that a paged frame arrives whole.
@@ -240,6 +244,24 @@ class Capture:
         if self._marker is not None:
             self._marker.close()
             self._marker = None
+
+    def change(self, child: Loader | None, **chosen: Any) -> None:
+        """Go on with other settings, from one packet to the next: no label that was made before holds any more.
+
+        Args:
+            child: has compiled the filters, see Program.compile_filters; None when there are none, or the same.
+            **chosen: fields of this class that may change: what is kept, and how it is written.
+
+        Raises:
+            KernelError: the filters cannot be loaded; all stays as it was.
+        """
+        # First of all: who has passed the old filter under an old label is asked about anew, by `take`.
+        self.program.control[layout.GENERATION] += 1
+        if child is not None:
+            self.program.exchange_filters(child)
+        for name, value in chosen.items():
+            setattr(self, name, value)
+        self._set_control()
 
     @property
     def is_full(self) -> bool:

@@ -13,15 +13,17 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from skbcapd import __version__, config, doctor, extcap, files, kernel, packet_filter, sockets, split, top
 from skbcapd.capture import ANY, Capture, Output, PcapngOutput, Totals
 from skbcapd.errors import FileError, UsageError
 from skbcapd.layout import CAPTURE_MAX, Geometry
 from skbcapd.process import Processes
-from skbcapd.rules import Rules, doubts
+from skbcapd.reload import Reload
+from skbcapd.rules import Rules, doubts, filters_of
 from skbcapd.service import Service
 from skbcapd.settings import Settings
 
@@ -140,7 +142,7 @@ def _doubts(settings: Settings) -> Iterator[str]:
 def _load(settings: Settings) -> kernel.Program:
     hooks = kernel.choose_hooks(settings.attach, settings.directions, settings.transmit)
     doctor.refuse_hopeless()
-    expressions = ({0: settings.filter} if settings.filter else {}) | Rules(settings.rules).filters
+    expressions = filters_of(settings.filter, settings.rules)
     filters = packet_filter.source(expressions, CAPTURE_MAX) if expressions else None
     geometry = Geometry.for_buffer(settings.buffer.size)
     return kernel.load(geometry, hooks, settings.attach, settings.transmit, filters)
@@ -192,12 +194,31 @@ def _extcap(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    settings = config.load(_config_path(options), _overrides(options))
+    def load() -> Settings:
+        return config.load(_config_path(options), _overrides(options))
+
+    settings = load()
     program = _load(settings)
     with contextlib.closing(program):
         target = files.open_new(settings.files.directory)
         output = PcapngOutput(target.stream, settings.encode)
-        return _serve(settings, program, output, target, options.duration, live=True)
+        return _serve(settings, program, output, target, options.duration, load=load, live=True)
+
+
+def _chosen(settings: Settings, first_filter: int = 1) -> dict[str, Any]:
+    """What a capture makes of settings that may change while it runs."""
+    wants_cmdline = "cmdline" in settings.comment or any(rule.cmdline for rule in settings.rules)
+    processes = Processes(cmdline=wants_cmdline)
+    return {
+        "snaplen": settings.snaplen,
+        "fill": settings.checksums == "fill",
+        "dedup": settings.dedup == "first",
+        "comment": settings.comment,
+        "process_blocks": settings.process_blocks,
+        "processes": processes,
+        "filter": settings.filter,
+        "rules": Rules(settings.rules, first_filter, processes.parent),
+    }
 
 
 def _serve(
@@ -207,36 +228,32 @@ def _serve(
     target: files.CaptureFile | files.StandardOutput,
     duration_s: float | None,
     count: int = 0,
+    load: Callable[[], Settings] | None = None,
     *,
     live: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Run a capture to its end: `live` keeps a line up to date meanwhile, `quiet` says only what went wrong."""
+    """Run a capture to its end.
+
+    `load` reads the settings anew on SIGHUP; `live` keeps a line up to date meanwhile; `quiet` says only what went wrong.
+    """
     for doubt in _doubts(settings):
         _say(doubt)
-    wants_cmdline = "cmdline" in settings.comment or any(rule.cmdline for rule in settings.rules)
-    processes = Processes(cmdline=wants_cmdline)
     capture = Capture(
         program,
         output,
         settings.interfaces,
-        settings.snaplen,
-        count,
-        _say,
-        fill=settings.checksums == "fill",
-        dedup=settings.dedup == "first",
+        limit=count,
+        warn=_say,
         find_holder=sockets.Holders().find,
         list_holders=sockets.all_holders,
         list_flows=sockets.flows,
-        comment=settings.comment,
-        process_blocks=settings.process_blocks,
-        processes=processes,
-        rules=Rules(settings.rules, parent=processes.parent),
-        filter=settings.filter,
+        **_chosen(settings),
     )
     line = _LiveLine(capture, target) if live else None
     output_fd = target.descriptor if isinstance(target, files.StandardOutput) else None
-    service = Service(capture, duration_s, output_fd, line.show if line else lambda: None)
+    reload = Reload(capture, settings, load, _chosen, _say) if load else None
+    service = Service(capture, duration_s, output_fd, line.show if line else lambda: None, reload)
     hooks = ", ".join(str(hook) for hook in program.hooks)
     where = f", writing {target.path}" if isinstance(output, PcapngOutput) else ""
 

@@ -18,7 +18,7 @@ import os
 import re
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from skbcapd.marker import Marker
 OLDEST_KERNEL = (5, 15)
 _MAPS = (
     *("segments", "controls", "labels", "devices", "owners", "flows", "holders"),
-    *("counters", "measurements", "wakeups"),
+    *("counters", "measurements", "wakeups", "packets"),
     "stages",  # empties itself when nobody holds it
 )
 _RECURSION_MISSES = 208  # offset in struct bpf_prog_info
@@ -172,12 +172,19 @@ class Program:
     """The loaded program. `load` makes one; `attach` starts the capture; `close` ends it and gives everything back."""
 
     def __init__(
-        self, geometry: Geometry, hooks: list[Hook], learning: list[Hook], child: loader.Loader, maps: dict[str, int]
+        self,
+        geometry: Geometry,
+        hooks: list[Hook],
+        learning: list[Hook],
+        child: loader.Loader,
+        maps: dict[str, int],
+        definitions: Mapping[str, int | str],
     ) -> None:
         self.geometry = geometry
         self.hooks = hooks
         self.learning = learning
         self.measured = Measurement(0, 0, 0, 0, b"")
+        self._definitions = definitions
         self._child: loader.Loader | None = child
         self._maps = maps
         self._links: list[int] = []
@@ -312,6 +319,29 @@ class Program:
         self._child.close()
         self._child = None
 
+    def compile_filters(self, filters: packet_filter.Source) -> loader.Loader:
+        """Begin to compile other packet filters for the attached program; take them with `exchange_filters`.
+
+        Returns:
+            The child that does it: readable when it is done.
+        """
+        definitions = {**self._definitions, "WINDOW": filters.window}
+        return loader.start_filters(self._maps, definitions, self.hooks, filters.text)
+
+    def exchange_filters(self, child: loader.Loader) -> None:
+        """Put the new filters in the place of the present ones: from one packet to the next, for each direction.
+
+        Raises:
+            KernelError: they could not be compiled or loaded; the present ones stay.
+        """
+        try:
+            message, descriptors = child.receive()
+            for place, descriptor in zip(message["places"], descriptors, strict=True):
+                self._update("stages", struct.pack("<I", place), struct.pack("<I", descriptor))
+                os.close(descriptor)
+        finally:
+            child.close()
+
     def detach(self) -> None:
         """Stop capturing; what is in the segments stays to be read."""
         for descriptor in self._links:
@@ -376,7 +406,7 @@ def load(
         message, descriptors = child.receive()
         maps = dict(zip(message["maps"], descriptors, strict=True))
         _compare_sizes(geometry, maps)
-        program = Program(geometry, hooks, learning, child, maps)
+        program = Program(geometry, every[1 : 1 + len(hooks)], learning, child, maps, definitions)
         program.control[layout.LATE] = transmit == "driver"
     except OSError as error:
         child.close()

@@ -164,6 +164,7 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
     values: dict[str, int | str] = {
         "SEGMENT_SIZE": SEGMENT_SIZE,
         "SEGMENT_COUNT": geometry.segment_count,
+        "SEGMENTS_MADE": geometry.segment_count,
         "SLACK": SLACK,
         "UPCALLS_LISTED": UPCALLS_LISTED,
         "CAPTURE_MAX": CAPTURE_MAX,

@@ -87,7 +87,8 @@ class Rules:
         self._rules = rules
         self._parent = parent
         self._named = named
-        self._numbers = {at: first_filter + at for at, rule in enumerate(rules) if rule.filter}
+        filtering = [at for at, rule in enumerate(rules) if rule.filter]
+        self._numbers = {at: first_filter + number for number, at in enumerate(filtering)}
         self.needs_process = any(rule.conditions & _FROM_PROC or rule.children for rule in rules)
         self.most = max((rule.snaplen or 0 for rule in rules), default=0)
         """The most bytes of a frame that a rule asks for; 0: none says so."""
@@ -173,6 +174,11 @@ def _is_of(rule: Rule, person: _Person) -> bool:
 def _fits(pattern: re.Pattern[str] | None, text: bytes) -> bool:
     """Whether a text is one that the pattern means; an unknown one, which is empty, is not."""
     return pattern is None or (bool(text) and pattern.search(os.fsdecode(text)) is not None)
+
+
+def filters_of(everything: str, rules: Sequence[Rule], first: int = 1) -> dict[int, str]:
+    """All packet filters by number: 0, asked about every packet, if there is one; then those of the rules."""
+    return ({0: everything} if everything else {}) | Rules(rules, first).filters
 
 
 def doubts(rules: Iterable[Rule], devices: Iterable[str], units: Sequence[str] = _UNITS) -> Iterator[str]:

@@ -36,6 +36,7 @@ ORDER = (
     "checksum",
     "resolver",
     "capture",
+    "reload",
     "files",
     "text",
     "progress",

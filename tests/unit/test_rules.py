@@ -103,9 +103,9 @@ def test_the_first_match_decides() -> None:
     found = rules(
         "[{unit: ssh.service, direction: in, snaplen: 96}, {comm: worker, filter: port 5432}, {action: drop}]"
     )
-    assert found.filters == {2: "port 5432"}
+    assert found.filters == {1: "port 5432"}
     assert found.most == 96
-    assert found.decide(SUBJECT) == Verdict(filter=2)
+    assert found.decide(SUBJECT) == Verdict(filter=1)
     assert found.decide(replace(SUBJECT, direction="in")) == Verdict(snaplen=96)
     assert found.decide(replace(SUBJECT, comm=b"other")) == DROPPED
     assert Rules().decide(SUBJECT) == KEPT
