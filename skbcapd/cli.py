@@ -235,7 +235,7 @@ def _serve(
 ) -> int:
     """Run a capture to its end.
 
-    `load` reads the settings anew on SIGHUP; `live` keeps a line up to date meanwhile; `quiet` says only what went wrong.
+    `load` reads the settings anew on SIGHUP; `live` keeps a line up to date; `quiet` says only what went wrong.
     """
     for doubt in _doubts(settings):
         _say(doubt)
