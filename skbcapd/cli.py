@@ -25,7 +25,7 @@ from skbcapd.process import Processes
 from skbcapd.reload import Reload
 from skbcapd.rules import Rules, doubts, filters_of
 from skbcapd.service import Service
-from skbcapd.settings import Settings
+from skbcapd.settings import Settings, reference, schema
 
 SYSTEM_CONFIG = Path("/etc/skbcapd/skbcapd.yaml")
 
@@ -71,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     run = add("run", _run, "Run as a service in the foreground.")
     check = add("check", _check, "Check a config file and do nothing else.")
+    manual = add("config", _config, "Print the reference config file, or its JSON Schema.")
+    manual.add_argument("--schema", action="store_true", help="the JSON Schema, for editors")
     for sub in (capture, run):
         sub.add_argument("--duration", metavar="SECONDS", type=_seconds, help="stop after SECONDS")
     for sub in (run, check):
@@ -329,6 +331,11 @@ class _LiveLine:
         """Leave the line behind."""
         if self._terminal and self._ticks:
             print(file=sys.stderr)
+
+
+def _config(options: argparse.Namespace) -> int:
+    print(schema() if options.schema else reference(), end="")
+    return 0
 
 
 def _check(options: argparse.Namespace) -> int:

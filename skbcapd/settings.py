@@ -2,24 +2,25 @@
 """The table of settings: every key with its default, kind and meaning, and what is made of it.
 
 Nothing enters; `Settings` leaves, and `ROWS`, from which `config` knows keys and kinds, and `reference`, the text of
-etc/skbcapd.yaml. A field made by `_key` is one key of the file: its default as the file spells it, its kind (type,
-range, unit) and its text in the manual, meaning and reason.
+etc/skbcapd.yaml, and `schema`, that of etc/skbcapd.schema.json. A field made by `_key` is one key of the file: its
+default as the file spells it, its kind (type, range, unit) and its text in the manual, meaning and reason.
 
 The rule not to break: a key stands here and nowhere else. To add one, add its field and write the reference file anew:
-`python -c 'from skbcapd.settings import reference; print(reference(), end="")' > etc/skbcapd.yaml`; a test holds it
-to that. A new section is a dataclass of its own and one more field of `Settings`.
+`skbcapd config > etc/skbcapd.yaml` and `skbcapd config --schema > etc/skbcapd.schema.json`; a test holds them to
+that. A new section is a dataclass of its own and one more field of `Settings`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import json
 import re
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from skbcapd import packet_filter
 
@@ -53,6 +54,9 @@ class Kind(Protocol):
     @property
     def expected(self) -> str: ...  # noqa: D102 - the class says it
 
+    @property
+    def schema(self) -> dict[str, Any]: ...  # noqa: D102 - in JSON Schema, as far as that can say it
+
     def parse(self, text: str, /) -> Any: ...  # noqa: D102
 
 
@@ -67,6 +71,11 @@ class Word:
         """The words."""
         return f"one of {', '.join(self.words)}"
 
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The words."""
+        return {"enum": list(self.words)}
+
     def parse(self, text: str) -> str:
         """The word itself."""
         if text not in self.words:
@@ -79,6 +88,11 @@ class Switch:
     """True or false."""
 
     expected: str = "true or false"
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """True or false."""
+        return {"type": "boolean"}
 
     def parse(self, text: str) -> bool:
         """The value."""
@@ -102,6 +116,14 @@ class Quantity:
         units = ", ".join(unit for unit in self.units if unit)
         return f"{self.noun} from {self.low} to {self.high}" + (f" (units: {units})" if units else "")
 
+    @property
+    def schema(self) -> dict[str, Any]:
+        """A number of the setting's own unit in range, or a number with a unit."""
+        number = {"type": "integer", "minimum": self._amount(self.low), "maximum": self._amount(self.high)}
+        units = "|".join(unit for unit in self.units if unit)
+        text = {"type": "string", "pattern": f"^(0|[1-9][0-9]{{0,17}})({units})$"}
+        return {"anyOf": [number, text]} if units else number
+
     def parse(self, text: str) -> int:
         """The number in the smallest unit (bytes, seconds)."""
         value = self._amount(text)
@@ -124,6 +146,11 @@ class Text:
     expected: str
     accepts: Callable[[str], object]
 
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Text, which YAML may take for a number."""
+        return {"type": ["string", "integer"], "minLength": 1}
+
     def parse(self, text: str) -> str:
         """The text itself."""
         if not text or not text.isprintable() or not self.accepts(text):
@@ -136,6 +163,7 @@ class Expression:
     """A packet filter; empty for none."""
 
     expected = "a packet filter as tcpdump has it"
+    schema: ClassVar[dict[str, Any]] = {"type": "string", "maxLength": packet_filter.EXPRESSION_MAX}
 
     def parse(self, text: str) -> str:
         """The expression itself, when libpcap can compile it."""
@@ -159,6 +187,11 @@ class ListOf:
         """What the items are."""
         return f"a list, each entry {self.item.expected}"
 
+    @property
+    def schema(self) -> dict[str, Any]:
+        """A list of different items."""
+        return {"type": "array", "items": self.item.schema, "minItems": 1, "uniqueItems": True}
+
     def parse(self, text: str) -> tuple[str, ...]:
         """The items of a list written with commas, as defaults and `--set` have it."""
         return tuple(self.item.parse(item) for item in self.split(text))
@@ -173,6 +206,7 @@ class Pattern:
     """Text to match: a glob, or a regular expression between slashes."""
 
     expected = "a glob (ssh*) or a regular expression (/^ssh/)"
+    schema: ClassVar[dict[str, Any]] = {"type": ["string", "integer"], "minLength": 1}
 
     def parse(self, text: str) -> re.Pattern[str]:
         """The pattern: a glob matches the whole, a regular expression any part."""
@@ -193,6 +227,11 @@ class Records:
     """A list of rules."""
 
     expected = "a list of rules, such as [{comm: chronyd, action: keep}, {action: drop}]"
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """A list of objects."""
+        return {"type": "array", "items": _object(parts(Rule)) | {"minProperties": 1}}
 
     def parse(self, text: str) -> tuple[Rule, ...]:
         """No rule; what a list of them says is read by `config`."""
@@ -408,6 +447,7 @@ ROWS: Mapping[str, Row] = _rows(Settings())
 
 SECTIONS = {key.partition(".")[0] for key in ROWS if "." in key}
 _HEADER = """\
+# yaml-language-server: $schema=skbcapd.schema.json
 # The settings of skbcapd: every key, with its default. A key that is left out has its default.
 # On the command line, --set KEY=VALUE is stronger than this file: --set buffer.size=256MiB, --set directions=out,in
 """
@@ -431,3 +471,33 @@ def reference() -> str:
         lines = [indent + "# " + line for part in comment for line in textwrap.wrap(part, 96)]
         text += "\n".join(["", *lines, f"{indent}{name}: {default}", ""])
     return text
+
+
+def schema() -> str:
+    """Write the JSON Schema of the config file, for editors.
+
+    Returns:
+        The text of etc/skbcapd.schema.json. What it cannot say (regular expressions, packet filters, what does not go
+        together) is left to `skbcapd check`.
+
+    Source: JSON Schema, draft 7, which editors know.
+    """
+    plain = {key: row for key, row in ROWS.items() if "." not in key}
+    sections: dict[str, dict[str, Row]] = {}
+    for key, row in ROWS.items():
+        section, _, name = key.rpartition(".")
+        if section:
+            sections.setdefault(section, {})[name] = row
+    whole = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "skbcapd.yaml", **_object(plain)}
+    for section, rows in sections.items():
+        whole["properties"][section] = _object(rows) | {"type": ["object", "null"]}
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+
+
+def _object(rows: Mapping[str, Row]) -> dict[str, Any]:
+    """The schema of keys on one level."""
+    properties = {}
+    for name, row in rows.items():
+        default = f" Default {row.default}." if row.default else ""
+        properties[name] = {"description": f"{row.doc}{default} {row.kind.expected}."} | row.kind.schema
+    return {"type": "object", "additionalProperties": False, "properties": properties}

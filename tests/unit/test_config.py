@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
 import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import example, given
@@ -17,9 +19,10 @@ from hypothesis import strategies as st
 from skbcapd import config
 from skbcapd.config import default_settings, load
 from skbcapd.errors import ConfigError
-from skbcapd.settings import DURATION, ROWS, Buffer, Files, ListOf, Log, Quantity, Records, Settings, reference
+from skbcapd.settings import DURATION, ROWS, Buffer, Files, ListOf, Log, Quantity, Records, Settings, reference, schema
 
 REFERENCE = Path(__file__).parents[2] / "etc" / "skbcapd.yaml"
+SCHEMA = REFERENCE.with_name("skbcapd.schema.json")
 MIB = 1 << 20
 
 # What users were promised, written down a second time.
@@ -85,6 +88,48 @@ def test_reference_file_is_a_manual() -> None:
         words = " ".join(re.sub(r"^ *# ", "", line) for line in comment.splitlines())
         assert row.doc in words
         assert row.kind.expected in words
+
+
+# The schema, judged by the jsonschema library.
+
+
+def test_schema_is_what_the_table_of_settings_says() -> None:
+    """etc/skbcapd.schema.json is, to the byte, what `schema` writes, and a valid schema."""
+    assert SCHEMA.read_text(encoding="utf-8") == schema()
+    jsonschema.Draft7Validator.check_schema(json.loads(schema()))
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        (reference(), True),
+        ("{}", True),
+        ("buffer:", True),
+        ("buffer: {size: 8192KiB}", True),
+        ("snaplen: 64", True),
+        ("interfaces: [eth0, 5]", True),
+        ("rules: [{comm: 'a*', action: keep}, {uid: 0, children: true, filter: port 22, snaplen: 96}]", True),
+        ("snaplenn: 64", False),
+        ("buffer: {sise: 8MiB}", False),
+        ("buffer: {size: 64MB}", False),
+        ("snaplen: 63", False),
+        ("snaplen: [64]", False),
+        ("transmit: drivr", False),
+        ("directions: []", False),
+        ("directions: [in, in]", False),
+        ("interfaces: eth0", False),
+        ("process_blocks: 1", False),
+        ("rules: [{}]", False),
+        ("rules: [{com: a}]", False),
+        ("rules: [{action: no}]", False),
+        ("rules: {comm: a}", False),
+    ],
+)
+def test_editors_see_what_the_reader_sees(path: Path, text: str, *, right: bool) -> None:
+    """A file that the schema takes is one that we take, and what it refuses we refuse."""
+    found = not list(jsonschema.Draft7Validator(json.loads(schema())).iter_errors(yaml.safe_load(text)))
+    assert found is right
+    assert (not problems(path, text)) is right
 
 
 # What is right.
