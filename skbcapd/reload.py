@@ -51,7 +51,7 @@ class Reload:
         self._say = say
         self._first = 1  # number of the first rule's filter: those of other rules have other numbers, for good
         self._again = False
-        self._coming = settings
+        self._coming, self._coming_first = settings, 1
         self.child: Loader | None = None
         """What compiles other filters, if that is going on."""
 
@@ -68,10 +68,11 @@ class Reload:
             return
         before, after = (_expressions(settings) for settings in (self._settings, self._coming))
         if before == after or not any(after):
+            self._coming_first = self._first
             self._put(None)
             return
-        self._first += len(before) - 1
-        numbered = filters_of(self._coming.filter, self._coming.rules, self._first)
+        self._coming_first = self._first + len(before) - 1
+        numbered = filters_of(self._coming.filter, self._coming.rules, self._coming_first)
         try:
             self.child = self._capture.program.compile_filters(packet_filter.source(numbered, CAPTURE_MAX))
         except packet_filter.FilterError as error:  # a name that could be looked up a moment ago
@@ -93,14 +94,14 @@ class Reload:
 
     def _put(self, child: Loader | None) -> None:
         try:
-            self._capture.change(child, **self._choose(self._coming, self._first))
+            self._capture.change(child, **self._choose(self._coming, self._coming_first))
         except KernelError as error:
             self._say(f"not reloaded: {error}")
             return
         for key in ROWS.keys() - RELOADED:
             if _value(self._coming, key) != _value(self._settings, key):
                 self._say(f"{key} takes effect at the next start")
-        self._settings = self._coming
+        self._settings, self._first = self._coming, self._coming_first
         self._say("settings reloaded")
 
 

@@ -80,10 +80,10 @@ class Service:
         except BrokenPipeError:
             pass  # whoever read our output has enough: what is left is lost
         finally:
-            if self._reload is not None:
-                self._reload.close()
             with contextlib.suppress(BrokenPipeError):
                 self.capture.stop(broken=broken)
+            if self._reload is not None:
+                self._reload.close()
             signal.set_wakeup_fd(-1)
             for end in (self._epoll, self._signals, self._wake):
                 end.close()

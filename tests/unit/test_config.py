@@ -19,7 +19,21 @@ from hypothesis import strategies as st
 from skbcapd import config
 from skbcapd.config import default_settings, load
 from skbcapd.errors import ConfigError
-from skbcapd.settings import DURATION, ROWS, Buffer, Files, ListOf, Log, Quantity, Records, Settings, reference, schema
+from skbcapd.settings import (
+    DURATION,
+    ROWS,
+    Buffer,
+    Files,
+    ListOf,
+    Log,
+    Quantity,
+    Records,
+    Rule,
+    Settings,
+    parts,
+    reference,
+    schema,
+)
 
 REFERENCE = Path(__file__).parents[2] / "etc" / "skbcapd.yaml"
 SCHEMA = REFERENCE.with_name("skbcapd.schema.json")
@@ -338,6 +352,57 @@ def test_a_wrong_filter_gets_libpcaps_message(path: Path) -> None:
     assert load(path, {"filter": ""}).filter == ""
 
 
+RULES = """\
+rules:
+- {comm: /(/, exe: "", uid: -1}
+- {commm: a, action: dorp}
+- {comm: c, action: drop, snaplen: 96}
+- {direction: out, children: true}
+- {filter: tcp prot, pid: [1]}
+- {action: keep}
+- comm: a
+  comm: b
+- a
+- {}
+"""
+
+
+def test_all_problems_of_rules_are_reported(path: Path) -> None:
+    """Each wrong rule has its line and number, and all of them are told at once."""
+    assert [re.split(", expected| .hint", line)[0] for line in problems(path, RULES, rules="[{comm: a}")] == [
+        'F:2: rules[1].comm: found "/(/" (bad regular expression: missing ), unterminated subpattern at position 0)',
+        'F:2: rules[1].exe: found ""',
+        'F:2: rules[1].uid: found "-1"',
+        "F:3: rules[2].commm: found an unknown key",
+        'F:3: rules[2].action: found "dorp"',
+        "F:4: rules[3]: found drop beside snaplen or filter",
+        "F:5: rules[4]: found children without a condition on a process",
+        'F:6: rules[5].filter: found "tcp prot" (can\'t parse filter expression: syntax error)',
+        "F:6: rules[5].pid: found a list",
+        "F:8: rules: found a rule that is never reached",
+        "F:9: rules[7].comm: found a second time",
+        'F:10: rules[8]: found "a"',
+        "F:11: rules[9]: found keys",
+        "--set: rules: not YAML: expected ',' or ']', but got '<stream end>'",
+    ]
+    assert problems(path, "rules: {comm: a}") == [
+        "F:1: rules: found keys, expected a list of rules, such as [{comm: chronyd, action: keep}, {action: drop}]"
+    ]
+
+
+def test_rules_are_read_as_they_stand(path: Path) -> None:
+    """Rules keep their order; what they do not say is not there; the command line's stand in place of the file's."""
+    path.write_text(
+        "rules:\n- {unit: ssh.service, snaplen: 96}\n- {user: postgres, filter: port 5432}\n- {action: drop}\n"
+    )
+    first, second, third = load(path).rules
+    assert (first.snaplen, first.filter, first.action, first.conditions) == (96, None, None, {"unit"})
+    assert (second.filter, second.conditions) == ("port 5432", {"user"})
+    assert (third.action, third.conditions) == ("drop", set())
+    assert load(path, {"rules": "[{pid: 5}]"}).rules[0].pid == 5
+    assert load(path, {"rules": "[]"}).rules == ()
+
+
 def test_nearest_word_is_suggested(path: Path) -> None:
     """A misspelled word comes with the word that was probably meant."""
     expected = 'F:1: transmit: found "Drivr", expected one of queue, driver (hint: did you mean driver?)'
@@ -501,6 +566,8 @@ SCALARS = '\'|"|\\|>-\n|>2\n|"\\U|"\\x|#|@|`|~|=|0x|1e9|4MiB|-1|2026-11-23|on|nu
 ATOMS = [
     *(part for key in ROWS for part in (key, key.rpartition(".")[2] + ": ", key.partition(".")[0] + ":\n  ")),
     *(word for row in ROWS.values() for word in row.default.split(", ")),
+    *(f"{{{key}: " for key in parts(Rule)),
+    *("rules: [", "rules:\n- ", "}, {", "/(a+)+/", "/[[a]/", "/a{9999999999}/", "tcp port 80", "not"),
     *SYNTAX.split("|"),
     *SCALARS.split("|"),
     *("|", "9" * 5000, "x" * 1100),
