@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from skbcapd import layout
 from skbcapd.capture import Capture, PcapngOutput, Totals
+from skbcapd.config import default_settings
 from skbcapd.errors import KernelError
 from skbcapd.kernel import Counters
 from skbcapd.label import DIRECTION_IN, DIRECTION_OUT, Label
@@ -20,6 +21,7 @@ from skbcapd.marker import Marker
 from skbcapd.pcapng import Interface
 from skbcapd.process import Process, Processes, User
 from skbcapd.resolver import QUESTIONS
+from skbcapd.rules import Rules
 from skbcapd.segments import Cut, Upcall, walk
 from tests.frames import NTP_FRAME
 from tests.unit.proc import TICK, Proc
@@ -691,3 +693,64 @@ def test_no_packet_is_slept_over() -> None:
     rig.program.put(upcall(NTP_FRAME))
     assert not rig.capture.fall_asleep()
     assert rig.program.control[layout.SLEEPING] == 0
+
+
+# Rules
+
+
+def ruled(text: str, output: Recording | None = None, **arguments: object) -> Rig:
+    """A capture with rules as --set takes them."""
+    return Rig(output, rules=Rules(default_settings({"rules": text}).rules), **arguments)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_dropped_packet_is_counted_and_labelled(*, labels: bool) -> None:
+    """A rule that drops lets nothing be written; its label makes the program drop the next ones, for text, too."""
+    rig = ruled("[{comm: chronyd, action: drop}]", Recording(labels=labels))
+    rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME, comm=b"other", tid=1060))
+
+    assert rig.output.frames == [NTP_FRAME]
+    assert [unpacked(label)["snaplen"] for label in rig.program.labels.values()] == [0, layout.CAPTURE_MAX][
+        : 1 + labels
+    ]
+    totals = rig.capture.totals()
+    assert (totals.written, totals.filtered) == (1, 1)
+    assert accounted(totals) == totals.kernel.seen
+
+
+def test_a_rule_keeps_less_or_more() -> None:
+    """A rule's snaplen holds for the first packet and for the label; the program is told to bring enough."""
+    rig = ruled("[{comm: chronyd, snaplen: 64}, {comm: other, snaplen: 200}]", snaplen=80)
+    rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME, comm=b"other", tid=1060), upcall(NTP_FRAME, comm=b"third", tid=1061))
+
+    assert rig.output.frames == [NTP_FRAME[:64], NTP_FRAME, NTP_FRAME[:80]]
+    assert [unpacked(label)["snaplen"] for label in rig.program.labels.values()] == [64, 200, 80]
+    assert rig.program.control[layout.SNAPLEN] == 200
+    assert rig.output.interfaces[0].snaplen == 200
+
+
+def test_a_rules_filter_judges_the_first_packet_too() -> None:
+    """The program judges by the number in the label; the packet without one is judged here, by the same expression."""
+    rig = ruled("[{comm: chronyd, filter: udp port 123}, {comm: other, filter: tcp}]")
+    rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME, comm=b"other", tid=1060))
+
+    assert rig.output.frames == [NTP_FRAME]
+    assert [unpacked(label)["filter"] for label in rig.program.labels.values()] == [1, 2]
+    assert rig.program.control[layout.SNAPLEN] == layout.CAPTURE_MAX
+    assert rig.program.control[layout.FILTERED] == 0
+    assert rig.capture.totals().filtered == 1
+
+
+def test_labels_are_of_their_generation() -> None:
+    """After a change of settings no older label holds, and the program is told all at once."""
+    rig = Rig(snaplen=96, filter="udp")
+    rig.drain(upcall(NTP_FRAME))
+    assert rig.program.control[layout.FILTERED] == 1
+    rig.capture.change(None, snaplen=64, filter="", dedup=True)
+    rig.drain(upcall(NTP_FRAME))
+
+    [label] = rig.program.labels.values()
+    assert (unpacked(label)["generation"], unpacked(label)["snaplen"]) == (1, 64)
+    control = rig.program.control
+    words = (layout.GENERATION, layout.SNAPLEN, layout.FILTERED, layout.DEDUP)
+    assert [control[word] for word in words] == [1, 64, 0, 1]
