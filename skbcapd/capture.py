@@ -11,6 +11,7 @@ written as it lies in memory. And every packet is counted once: seen = written +
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -151,7 +152,8 @@ class Capture:
     Args:
         program: loaded, not attached.
         output: where packets go.
-        interfaces: device names of this process's network namespace, or ("any",).
+        interfaces: device names or globs, of this process's network namespace, or ("any",).
+        exclude: device names or globs, of any namespace, that are not wanted all the same.
         snaplen: bytes kept of each frame.
         limit: stop after so many packets; 0 for no limit.
         warn: takes one line that the user should see.
@@ -181,6 +183,7 @@ class Capture:
     comment: Sequence[str] = ("comm", "pid", "tgid")
     process_blocks: bool = False
     processes: Processes = field(default_factory=Processes)
+    exclude: Sequence[str] = ()
     filter: str = ""
     rules: Rules = field(default_factory=Rules)
     _matcher: Matcher = field(init=False)
@@ -204,7 +207,7 @@ class Capture:
         program = self.program
         self._reader = SegmentReader(program.memory, program.control, program.geometry)
         program.control[layout.WAKE_BACKLOG] = max(1, program.geometry.segment_count // 4)
-        program.control[layout.DEVICE_FILTER] = ANY not in self.interfaces
+        program.control[layout.DEVICE_FILTER] = ANY not in self.interfaces or bool(self.exclude)
         self._set_control()
         self._resolver = Resolver(program, self.find_holder)
         self._resolver.refill()
@@ -426,7 +429,8 @@ class Capture:
         here = packet.netns == self._netns
         slot = min(len(self._devices) + 1, layout.SLOTS - 1)
         kind = link_type(packet.device_type)
-        if ANY not in self.interfaces and not (here and name in self.interfaces):
+        is_meant = ANY in self.interfaces or (here and _is_among(name, self.interfaces))
+        if not is_meant or _is_among(name, self.exclude):
             return _Device(0, slot, wanted=False)
         if kind is None:
             self.warn(f"device {name} has an unknown type ({packet.device_type}) and is not captured")
@@ -514,6 +518,10 @@ def _filled(packet: _Local) -> _Local:
     if frame is None:
         return packet
     return replace(packet, frame=memoryview(frame), flags=packet.flags & ~CHECKSUM_NOT_READY)
+
+
+def _is_among(name: str, globs: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, each) for each in globs)
 
 
 def _boot_ns() -> int:

@@ -161,7 +161,7 @@ def _capture(options: argparse.Namespace) -> int:
     settings = config.default_settings(overrides)
     here = {name for _, name in socket.if_nameindex()}  # /sys may show another network namespace's
     for name in settings.interfaces:
-        if name != ANY and name not in here:
+        if name != ANY and not set(name) & set("*?[") and name not in here:
             raise UsageError(f"no device {name} in this network namespace", "`ip -brief link` lists them; any is all")
     program = _load(settings)
     with contextlib.closing(program):
@@ -245,6 +245,7 @@ def _serve(
         program,
         output,
         settings.interfaces,
+        exclude=settings.exclude,
         limit=count,
         warn=_say,
         find_holder=sockets.Holders().find,

@@ -214,7 +214,8 @@ class _Check:
         elif isinstance(ROWS[key].kind, Records):
             self.records(key, text)
         elif isinstance(kind := ROWS[key].kind, ListOf):
-            self.value(key, yaml.SequenceNode("", [yaml.ScalarNode("", item) for item in kind.split(text)]))
+            items = kind.split(text) if text or not kind.may_be_empty else []
+            self.value(key, yaml.SequenceNode("", [yaml.ScalarNode("", item) for item in items]))
         else:
             self.value(key, yaml.ScalarNode("", text))
 
@@ -254,7 +255,7 @@ class _Check:
             return
         items = self.values[key] = tuple(self.item(key, item, row.kind.item) for item in node.value)
         often = [item for item, times in collections.Counter(items).items() if item and times > 1]
-        if not items:
+        if not items and not row.kind.may_be_empty:
             self.problem(_line(node), key, "found an empty list, expected at least one entry")
         elif often:
             self.problem(_line(node), key, f"found {often[0]} more than once, expected it once")

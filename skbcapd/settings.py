@@ -177,10 +177,11 @@ class Expression:
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
-    """A list of at least one `item`, none twice; the word `alone` stands for all and cannot stand beside others."""
+    """A list of `item`, none twice; the word `alone` stands for all and cannot stand beside others."""
 
     item: Word | Text
     alone: str = ""
+    may_be_empty: bool = False
 
     @property
     def expected(self) -> str:
@@ -190,10 +191,13 @@ class ListOf:
     @property
     def schema(self) -> dict[str, Any]:
         """A list of different items."""
-        return {"type": "array", "items": self.item.schema, "minItems": 1, "uniqueItems": True}
+        least = 0 if self.may_be_empty else 1
+        return {"type": "array", "items": self.item.schema, "minItems": least, "uniqueItems": True}
 
     def parse(self, text: str) -> tuple[str, ...]:
         """The items of a list written with commas, as defaults and `--set` have it."""
+        if self.may_be_empty and not text:
+            return ()
         return tuple(self.item.parse(item) for item in self.split(text))
 
     def split(self, text: str) -> list[str]:
@@ -275,7 +279,7 @@ def _rule_keys() -> str:
 
 # As dev_valid_name in net/core/dev.c has it, where IFNAMSIZ is 16.
 DEVICE = Text(
-    "a device name (1 to 15 bytes, no space, / or :)",
+    "a device name or glob (1 to 15 bytes, no space, / or :)",
     lambda text: re.fullmatch(r"(?!\.\.?$)[^\s/:]+", text) and len(text.encode()) <= 15,
 )
 # PATH_MAX in linux/limits.h.
@@ -364,7 +368,12 @@ class Settings:
         "any",
         ListOf(DEVICE, alone="any"),
         "Devices to capture on. any is every device of every network namespace, also those that appear later; "
-        "a name is a device of the network namespace in which skbcapd runs. Several: [eth0, wg0].",
+        "a name is a device of the network namespace in which skbcapd runs, or several of them: [eth0, wg*].",
+    )
+    exclude: tuple[str, ...] = _key(
+        "",
+        ListOf(DEVICE, may_be_empty=True),
+        "Devices not to capture on, of those that interfaces means; in every network namespace: [lo, docker*].",
     )
     directions: tuple[Direction, ...] = _key(
         "out, in", ListOf(_words(Direction)), "Packets to capture: out, sent through the device; in, received by it."

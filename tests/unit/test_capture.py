@@ -754,3 +754,27 @@ def test_labels_are_of_their_generation() -> None:
     control = rig.program.control
     words = (layout.GENERATION, layout.SNAPLEN, layout.FILTERED, layout.DEDUP)
     assert [control[word] for word in words] == [1, 64, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "exclude", "written"),
+    [
+        (("any",), (), ["eth0", "eth1", "wg0", "eth0"]),
+        (("any",), ("eth*",), ["wg0"]),
+        (("eth*",), (), ["eth0", "eth1"]),
+        (("eth?", "wg0"), ("*1",), ["eth0", "wg0"]),
+        (("eth[1-3]",), (), ["eth1"]),
+        (("eth0",), ("eth0",), []),
+    ],
+)
+def test_devices_are_meant_by_globs(interfaces: tuple[str, ...], exclude: tuple[str, ...], written: list[str]) -> None:
+    """Names and globs mean devices of this namespace; what is excluded is so in every one, and counted as filtered."""
+    rig = Rig(interfaces=interfaces, exclude=exclude)
+    devices = ((b"eth0", 2, HERE), (b"eth1", 3, HERE), (b"wg0", 4, HERE), (b"eth0", 2, ELSEWHERE))
+    for number, (device, ifindex, netns) in enumerate(devices, 1):
+        rig.drain(upcall(NTP_FRAME, device=device, ifindex=ifindex, netns=netns, net=number))
+
+    assert [interface.name.decode() for interface in rig.output.interfaces] == written
+    totals = rig.capture.totals()
+    assert (totals.written, totals.filtered) == (len(written), 4 - len(written))
+    assert rig.program.control[layout.DEVICE_FILTER] == (interfaces != ("any",) or bool(exclude))

@@ -96,7 +96,7 @@ def test_reference_file_is_a_manual() -> None:
     assert list(flat) == list(ROWS)
     for key, row in ROWS.items():
         default = row.default.split(", ") if isinstance(row.kind, ListOf) else row.default
-        default = [] if isinstance(row.kind, Records) else default
+        default = [] if isinstance(row.kind, Records | ListOf) and not row.default else default
         assert flat[key] == default or str(flat[key]) == default or yaml.safe_load(row.default) is flat[key]
         (comment,) = re.findall(rf"((?:^ *#.*\n)+) *{key.rpartition('.')[2]}: ", text, re.MULTILINE)
         words = " ".join(re.sub(r"^ *# ", "", line) for line in comment.splitlines())
@@ -156,6 +156,9 @@ def test_editors_see_what_the_reader_sees(path: Path, text: str, *, right: bool)
         ("interfaces:\n- eth0\n- br-0.100@x\n", "interfaces", ("eth0", "br-0.100@x")),
         ("interfaces: [on, 1, 'null', 0x10, 2026-11-23]", "interfaces", ("on", "1", "null", "0x10", "2026-11-23")),
         ("interfaces: [größe89012345]", "interfaces", ("größe89012345",)),
+        ("interfaces: ['eth*', wg?]", "interfaces", ("eth*", "wg?")),
+        ("exclude: [lo, docker*]", "exclude", ("lo", "docker*")),
+        ("exclude: []", "exclude", ()),
         ("directions: [in]", "directions", ("in",)),
         ("directions:\n  - in\n  - out", "directions", ("in", "out")),
         ("transmit: driver", "transmit", "driver"),
@@ -283,7 +286,7 @@ def test_wrong_file_gets_its_message(path: Path, text: str | bytes, message: str
 
 SNAPLEN = ("snaplen:", "a whole number of bytes from 64 to 262144", "the default is 262144")
 SIZE = ("buffer:\n  size:", "a size from 4MiB to 4GiB (units: KiB, MiB, GiB)", "the default is 64MiB")
-DEVICE = ("interfaces:\n-", "a device name (1 to 15 bytes, no space, / or :)", "")
+DEVICE = ("interfaces:\n-", "a device name or glob (1 to 15 bytes, no space, / or :)", "")
 DEVICES = ("interfaces:", f"a list, each entry {DEVICE[1]}", "the default is [any]")
 DIRECTORY = ("files:\n  directory:", "a path (no ~: only a shell knows it)", "the default is /var/log/skbcapd")
 TRANSMIT = ("transmit:", "one of queue, driver", "the default is queue")
