@@ -156,7 +156,7 @@ def test_editors_see_what_the_reader_sees(path: Path, text: str, *, right: bool)
         ("interfaces:\n- eth0\n- br-0.100@x\n", "interfaces", ("eth0", "br-0.100@x")),
         ("interfaces: [on, 1, 'null', 0x10, 2026-11-23]", "interfaces", ("on", "1", "null", "0x10", "2026-11-23")),
         ("interfaces: [größe89012345]", "interfaces", ("größe89012345",)),
-        ("interfaces: ['eth*', wg?]", "interfaces", ("eth*", "wg?")),
+        ("interfaces: ['eth*', 'wg?']", "interfaces", ("eth*", "wg?")),
         ("exclude: [lo, docker*]", "exclude", ("lo", "docker*")),
         ("exclude: []", "exclude", ()),
         ("directions: [in]", "directions", ("in",)),
