@@ -125,13 +125,15 @@ static inline u64 least(u64 a, u64 b)
 }
 
 /*
- * Copies the frame into the segment at offset `to`, which has room for frame->cap_len bytes. `head` and `shared` are the first skb's;
- * those of a chain are read into `chained` and `shared`.
+ * Copies the frame to bytes[to], where there is room for frame->cap_len bytes. `head` and `shared` are the first skb's;
+ * those of a chain are read into `chained` and `shared`. For the verifier, `places` and `most` are powers of two: `to` and
+ * all that is copied lie below bytes[places], and one read takes at most `most` - 4 bytes.
  * Returns how many bytes are there: fewer than cap_len where memory could not be read (a fault, device memory) or the
  * frame has more than PIECES_MAX pieces. Never fills the gap with zeros.
  */
-static inline u32 copy_frame(struct control *control, struct segment *segment, u32 to, struct frame *frame,
-			     u64 head, u32 end, struct skb *chained, struct shared *shared)
+static inline u32 copy_frame(struct control *control, u8 *bytes, const u32 places, const u32 most, u32 to,
+			     struct frame *frame, u64 head, u32 end, struct skb *chained,
+			     struct shared *shared)
 {
 	u64 cap_len = frame->cap_len, done = 0, left = frame->linear;
 	u64 from = frame->start, nothing = control->nothing;
@@ -140,9 +142,9 @@ static inline u32 copy_frame(struct control *control, struct segment *segment, u
 	    next = SHARED(u64, FRAG_LIST);
 
 	if (frame->vlan) {
-		if (READ(segment->bytes + BOUND(to, SEGMENT_SIZE - 1), 12, from))
+		if (READ(bytes + BOUND(to, places - 1), 12, from))
 			return 0;
-		*(u32 *)(segment->bytes + BOUND(to + 12, SEGMENT_SIZE - 1)) = frame->vlan;
+		*(u32 *)(bytes + BOUND(to + 12, places - 1)) = frame->vlan;
 		from += 12;
 		left -= 12;
 		done = 16;
@@ -154,9 +156,8 @@ static inline u32 copy_frame(struct control *control, struct segment *segment, u
 		FORGET(fragment);
 		FORGET(fragments);
 		FORGET(next);
-		u64 size = least(least(left, cap_len - done), CAPTURE_MAX - 4);
-		if (READ(segment->bytes + BOUND(to + done, SEGMENT_SIZE - 1), BOUND(size, CAPTURE_MAX - 1),
-			 from))
+		u64 size = least(least(left, cap_len - done), most - 4);
+		if (READ(bytes + BOUND(to + done, places - 1), BOUND(size, most - 1), from))
 			break;
 		done += size;
 		if (done >= cap_len)

@@ -64,6 +64,8 @@ struct label {
 	u32 interface_id; /* interface block in the file */
 	u32 slot;	  /* row of `counters` */
 	u32 snaplen;	  /* bytes of frame to keep; 0: the packet is not wanted */
+	u32 filter;	  /* number of the packet filter that chooses among its packets; 0: none */
+	u32 generation;	  /* of the rules that it comes from */
 	u32 options_len;  /* bytes of `options` in use, a multiple of 4 */
 	u32 flags_at; /* where in `options` the u32 value of epb_flags lies; 8 behind it the u64 epb_packetid, if
 			     the key is `linked` */
@@ -177,17 +179,21 @@ struct control {
 	u64 device_filter; /* 1: look at struct device.unwanted before all else */
 	u64 nothing;	   /* always 0; see FORGET */
 	u64 udp_table; /* address of the kernel's struct udp_table; on newer kernels each namespace knows its own */
-	u64 dedup; /* 1: count a packet that was seen before, and do not take it again */
-	u64 fill;  /* 1: Python completes checksums */
-	u64 late;  /* 1: frames are taken behind the queue, where `current` may be anybody */
-	u64 pad1[1];
+	u64 dedup;	/* 1: count a packet that was seen before, and do not take it again */
+	u64 fill;	/* 1: Python completes checksums */
+	u64 late;	/* 1: frames are taken behind the queue, where `current` may be anybody */
+	u64 own_net;	/* network namespace of the self-test, whose packets no filter refuses; 0: none */
+	u64 filtered;	/* 1: packet filter 0 is there, and asked about every packet */
+	u64 generation; /* of the rules: labels of another one do not hold */
+	u64 pad1[6];
 	/* Written by both. */
 	u64 questions; /* how many more sockets Python may be asked about; it sets the number anew with each round */
 	u64 pad2[7];
 	struct segment_state segments[SEGMENT_COUNT];
 };
 
-BPF_F_TABLE("array", u32, struct segment, segments, SEGMENT_COUNT, BPF_F_MMAPABLE);
+/* SEGMENTS_MADE is SEGMENT_COUNT, but 1 where only other filters are compiled for a program that runs (loader.py). */
+BPF_F_TABLE("array", u32, struct segment, segments, SEGMENTS_MADE, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct control, controls, 1, BPF_F_MMAPABLE);
 BPF_TABLE("lru_hash", struct key, struct label, labels, LABELS_MAX);
 BPF_TABLE("lru_hash", struct device_key, struct device, devices, DEVICES_MAX);

@@ -2,7 +2,7 @@
 /*
  * A packet as it is met: where it is, on which device, and all that is found out about it on its way.
  *
- * It lies in a per-CPU record, as there is room for half of it on the stack, and goes from the first program to the second.
+ * It lies in a per-CPU record, as there is room for half of it on the stack, and goes from one program to the next.
  */
 
 struct packet {
@@ -15,6 +15,7 @@ struct packet {
 	u64 linear_end; /* of the linear part */
 	u64 time;	/* ns since boot, suspend left out */
 	u64 packet_id;	/* epb_packetid; 0: none */
+	u64 filter;	/* number of the packet filter to ask, then of the last one asked */
 	u64 is_known;	/* seen before, on another device */
 	struct key key;
 	struct user user;
@@ -47,6 +48,16 @@ static inline struct skb *get_skb(struct packet *packet, void *argument)
 #endif
 }
 
+/* The sk_buff of a packet that an earlier program has met. */
+static inline struct skb *get_met_skb(struct packet *packet, void *argument)
+{
+#ifdef KPROBE
+	return &packet->skb;
+#else
+	return get_skb(packet, argument);
+#endif
+}
+
 /* The head of the packet's socket, in place or copied; NULL without a socket. Only single fields may be looked at. */
 static inline struct sock_head *socket_of(struct packet *packet, struct skb *skb)
 {
@@ -65,7 +76,7 @@ static inline void meet(struct packet *packet, struct skb *skb, u32 direction)
 	u8 *dev = SKB(u8 *, DEV);
 	u8 *net = FIELD(u8 *, dev, DEV_NET);
 
-	packet->inode = packet->packet_id = packet->is_known = 0;
+	packet->inode = packet->packet_id = packet->is_known = packet->filter = 0;
 	packet->time = bpf_ktime_get_ns();
 	packet->dev = (u64)dev;
 	packet->net = (u64)net;

@@ -9,6 +9,7 @@
  *   owner.h     who uses a socket; who sent a packet
  *   receiver.h  who will get it
  *   sighting.h  whether it was seen on another device
+ *   filter.h    whether it is wanted, where there is a packet filter
  *   segment.h   room in the shared segments
  *   measure.h   what is measured once, at start
  *   this file   the way of one packet through them; probes last
@@ -25,9 +26,11 @@
 #include "segment.h"
 #include "measure.h"
 
-/* The second half of a packet's way, by direction. Two programs are verified faster than one: the ways through the first
-   half need not be walked again with each way through the second. */
-BPF_PROG_ARRAY(takers, 3);
+/* A packet's way goes from one program to the next; the direction is added to these. Several programs are verified faster
+   than one: the ways through the first need not be walked again with each way through the second. The programs of FILTER
+   are there where there are packet filters, and can be exchanged between two packets. */
+enum stage { FILTER = 0, IDENTIFY = 3, TAKE = 6 };
+BPF_PROG_ARRAY(stages, 9);
 
 /* Where to count packets of a device that have no label: its own slot, or 0 for devices not yet known. */
 static inline struct device *find_device(struct key *key)
@@ -111,8 +114,7 @@ static inline void describe(struct upcall *call, struct packet *packet, u32 flag
 }
 
 /*
- * The first half of a packet's way: is its device wanted, and whose is it? The second half is `take`.
- * Between them they count exactly one outcome per packet.
+ * The first part of a packet's way: is its device wanted? Between them the parts count exactly one outcome per packet.
  */
 static inline void capture(void *ctx, void *argument, const u32 direction)
 {
@@ -136,14 +138,53 @@ static inline void capture(void *ctx, void *argument, const u32 direction)
 			return;
 		}
 	}
-	identify(ctx, control, packet, skb, direction, 0);
-	takers.call(ctx, direction);
+	if (control->filtered)
+		stages.call(ctx, FILTER + direction);
+	stages.call(ctx, IDENTIFY + direction);
+}
+
+#ifdef WINDOW
+#include "filter.h"
+
+/* Between the parts, where there is a packet filter. A packet that is refused is counted on its device, if that is known. */
+static inline void filter(void *ctx, void *argument, const u32 direction)
+{
+	u32 zero = 0;
+	struct control *control = controls.lookup(&zero);
+	struct packet *packet = get_packet(direction);
+	struct device *device;
+
+	if (!control || !packet)
+		return;
+	if (is_wanted(control, packet, get_met_skb(packet, argument), direction)) {
+		if (packet->filter)
+			stages.call(ctx, TAKE + direction);
+		else
+			stages.call(ctx, IDENTIFY + direction);
+		return;
+	}
+	device = find_device(&packet->key);
+	count(device && same_name(device->name, packet->device_name) ? device->slot : 0, FILTERED);
+}
+#endif
+
+/* The second part: whose is it? */
+static inline void name(void *ctx, void *argument, const u32 direction)
+{
+	u32 zero = 0;
+	struct control *control = controls.lookup(&zero);
+	struct packet *packet = get_packet(direction);
+
+	if (!control || !packet)
+		return;
+	identify(ctx, control, packet, get_met_skb(packet, argument), direction, 0);
+	stages.call(ctx, TAKE + direction);
 }
 
 /*
- * The second half: wanted?, how long, room, copy, give to the reader.
+ * The last part: wanted?, how long, room, copy, give to the reader.
  */
-static inline void take(void *argument, const u32 direction)
+static inline void take(void *ctx, void *argument, const u32 direction)
 {
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
@@ -156,15 +197,13 @@ static inline void take(void *argument, const u32 direction)
 
 	if (!control || !packet)
 		return;
-#ifdef KPROBE
-	struct skb *skb = &packet->skb; /* read by the first half */
-#else
-	struct skb *skb = get_skb(packet, argument);
-#endif
+	struct skb *skb = get_met_skb(packet, argument);
 	struct shared *shared = &packet->shared;
 	struct key *key = &packet->key;
 
 	label = key->via == VIA_UNRESOLVED ? NULL : labels.lookup(key);
+	if (label && label->generation != control->generation)
+		label = NULL;
 	if (label &&
 	    !(same_name(label->comm, packet->user.comm) && same_name(label->device, packet->device_name)))
 		label = NULL;
@@ -178,6 +217,10 @@ static inline void take(void *argument, const u32 direction)
 	if (label && !label->snaplen) {
 		count(slot, FILTERED);
 		return;
+	}
+	if (label && label->filter && packet->filter != label->filter) {
+		packet->filter = label->filter;
+		stages.call(ctx, FILTER + direction); /* and back */
 	}
 	if (packet->is_known && control->dedup) {
 		count(slot, DUPLICATE);
@@ -256,7 +299,8 @@ static inline void take(void *argument, const u32 direction)
 	FORGET(frame.start);
 	FORGET(frame.linear);
 	FORGET(frame.vlan);
-	u32 got = copy_frame(control, segment, at + 28, &frame, packet->head, end, &packet->skb, shared);
+	u32 got = copy_frame(control, segment->bytes, SEGMENT_SIZE, CAPTURE_MAX, at + 28, &frame,
+			     packet->head, end, &packet->skb, shared);
 	if (got < cap_len || checksum) {
 		header = (u32 *)(segment->bytes + BOUND(at, SEGMENT_SIZE - 1));
 		header[5] = got;
@@ -291,9 +335,15 @@ int on_transmit(void *ctx)
 	return 0;
 }
 
+int identify_out(void *ctx)
+{
+	name(ctx, FIRST_ARGUMENT(ctx), OUT);
+	return 0;
+}
+
 int take_out(void *ctx)
 {
-	take(FIRST_ARGUMENT(ctx), OUT);
+	take(ctx, FIRST_ARGUMENT(ctx), OUT);
 	return 0;
 }
 
@@ -324,11 +374,31 @@ int on_receive(void *ctx)
 	return 0;
 }
 
-int take_in(void *ctx)
+int identify_in(void *ctx)
 {
-	take(FIRST_ARGUMENT(ctx), IN);
+	name(ctx, FIRST_ARGUMENT(ctx), IN);
 	return 0;
 }
+
+int take_in(void *ctx)
+{
+	take(ctx, FIRST_ARGUMENT(ctx), IN);
+	return 0;
+}
+
+#ifdef WINDOW
+int filter_out(void *ctx)
+{
+	filter(ctx, FIRST_ARGUMENT(ctx), OUT);
+	return 0;
+}
+
+int filter_in(void *ctx)
+{
+	filter(ctx, FIRST_ARGUMENT(ctx), IN);
+	return 0;
+}
+#endif
 
 /* inet_sendmsg, inet_recvmsg and their like: a struct socket. */
 int on_use(void *ctx)

@@ -11,22 +11,26 @@ written as it lies in memory. And every packet is counted once: seen = written +
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from skbcapd import __version__, checksum, layout
 from skbcapd.errors import KernelError
 from skbcapd.kernel import Counters, Program
 from skbcapd.label import CHECKSUM_NOT_READY, DIRECTION_IN, DIRECTION_OUT, Label, label
 from skbcapd.link_type import link_type
+from skbcapd.loader import Loader
 from skbcapd.marker import Marker
+from skbcapd.packet_filter import Matcher
 from skbcapd.pcapng import Interface, PcapngWriter, Sink
 from skbcapd.process import NS_PER_TICK, Process, Processes, User
 from skbcapd.resolver import Resolver
+from skbcapd.rules import Rules, Subject, Verdict
 from skbcapd.segments import Cut, Range, SegmentReader, Upcall, read_local, walk
 from skbcapd.sockets import Flow
 
@@ -187,6 +191,7 @@ class _Device:
     wanted: bool
     interface: Interface | None = None
     early: int = 0  # packets written before the program knew its slot
+    link_type: int = 0
 
 
 @dataclass(slots=True)
@@ -196,7 +201,8 @@ class Capture:
     Args:
         program: loaded, not attached.
         output: where packets go.
-        interfaces: device names of this process's network namespace, or ("any",).
+        interfaces: device names or globs, of this process's network namespace, or ("any",).
+        exclude: device names or globs, of any namespace, that are not wanted all the same.
         snaplen: bytes kept of each frame.
         limit: stop after so many packets; 0 for no limit.
         warn: takes one line that the user should see.
@@ -208,6 +214,8 @@ class Capture:
         comment: which fields of the process a packet's comment has, in order.
         process_blocks: describe each process to the output.
         processes: what is known of processes beside their names and ids.
+        filter: the packet filter that the program was loaded with, for the file to name.
+        rules: the process rules; the program was loaded with their filters.
     """
 
     program: Program
@@ -224,6 +232,10 @@ class Capture:
     comment: Sequence[str] = ("comm", "pid", "tgid")
     process_blocks: bool = False
     processes: Processes = field(default_factory=Processes)
+    exclude: Sequence[str] = ()
+    filter: str = ""
+    rules: Rules = field(default_factory=Rules)
+    _matcher: Matcher = field(init=False)
     _resolver: Resolver = field(init=False)
     _reader: SegmentReader = field(init=False)
     _marker: Marker | None = None
@@ -243,13 +255,21 @@ class Capture:
     def __post_init__(self) -> None:
         program = self.program
         self._reader = SegmentReader(program.memory, program.control, program.geometry)
-        program.control[layout.SNAPLEN] = self.snaplen
         program.control[layout.WAKE_BACKLOG] = max(1, program.geometry.segment_count // 4)
-        program.control[layout.DEVICE_FILTER] = ANY not in self.interfaces
-        program.control[layout.FILL] = self.fill
-        program.control[layout.DEDUP] = self.dedup
+        program.control[layout.DEVICE_FILTER] = ANY not in self.interfaces or bool(self.exclude)
+        self._set_control()
         self._resolver = Resolver(program, self.find_holder)
         self._resolver.refill()
+
+    def _set_control(self) -> None:
+        """Tell the program what may change while it runs."""
+        control = self.program.control
+        # A packet without a label comes whole enough for what may be decided about it.
+        control[layout.SNAPLEN] = layout.CAPTURE_MAX if self.rules.filters else max(self.snaplen, self.rules.most)
+        control[layout.FILTERED] = bool(self.filter)
+        control[layout.FILL] = self.fill
+        control[layout.DEDUP] = self.dedup
+        self._matcher = Matcher(self.rules.filters)
 
     def start(self) -> None:
         """Measure, attach, and prove that a paged frame arrives whole.
@@ -260,6 +280,7 @@ class Capture:
         try:
             self._marker = Marker()
             self._private_net = self._marker.net if self._marker.is_private else 0
+            self.program.control[layout.OWN_NET] = self._private_net
             self.program.measure(self._marker)
         except (KernelError, OSError) as error:
             self.warn(f"cannot measure where the kernel maps its pages: {error}")
@@ -275,6 +296,24 @@ class Capture:
         if self._marker is not None:
             self._marker.close()
             self._marker = None
+
+    def change(self, child: Loader | None, **chosen: Any) -> None:
+        """Go on with other settings, from one packet to the next: no label that was made before holds any more.
+
+        Args:
+            child: has compiled the filters, see Program.compile_filters; None when there are none, or the same.
+            **chosen: fields of this class that may change: what is kept, and how it is written.
+
+        Raises:
+            KernelError: the filters cannot be loaded; all stays as it was.
+        """
+        # First of all: who has passed the old filter under an old label is asked about anew, by `take`.
+        self.program.control[layout.GENERATION] += 1
+        if child is not None:
+            self.program.exchange_filters(child)
+        for name, value in chosen.items():
+            setattr(self, name, value)
+        self._set_control()
 
     @property
     def is_full(self) -> bool:
@@ -417,15 +456,27 @@ class Capture:
         if is_resolved:
             packet = self._resolver.resolve(packet)
         process = self._process(packet)
+        verdict = self.rules.decide(_subject(packet, process))
+        if not verdict.keeps:
+            self._filtered += 1
+            if not is_resolved:
+                self._install(packet, device, self._stamp(packet, process), verdict)
+            return
+        packet = _filled(packet)
         stamp = self._stamp(packet, process)
+        if self.output.labels and not is_resolved:
+            self._install(packet, device, stamp, verdict)
+        if not self._matcher.takes(verdict.filter, device.link_type, packet.frame, packet.original_len):
+            self._filtered += 1
+            return
         if self.process_blocks and packet.tgid:
             self.output.add_process(self._described(packet, process))
-        self.output.write_packet(_filled(packet), device.interface_id, stamp)
+        self.output.write_packet(
+            replace(packet, frame=packet.frame[: verdict.snaplen or self.snaplen]), device.interface_id, stamp
+        )
         self._counted += 1
         if packet.tgid:
             self._tgids.add(packet.tgid)
-        if self.output.labels and not is_resolved:
-            self._install(packet, device, stamp)
 
     def _write_cut(self, packet: Cut) -> None:
         known = self._labels.get(packet.label_id)
@@ -456,7 +507,8 @@ class Capture:
         here = packet.netns == self._netns
         slot = min(len(self._devices) + 1, layout.SLOTS - 1)
         kind = link_type(packet.device_type)
-        if ANY not in self.interfaces and not (here and name in self.interfaces):
+        is_meant = ANY in self.interfaces or (here and _is_among(name, self.interfaces))
+        if not is_meant or _is_among(name, self.exclude):
             return _Device(0, slot, wanted=False)
         if kind is None:
             self.warn(f"device {name} has an unknown type ({packet.device_type}) and is not captured")
@@ -465,16 +517,17 @@ class Capture:
             name=packet.device,
             description="" if here else f"network namespace {packet.netns}",
             link_type=kind,
-            snaplen=self.snaplen,
+            snaplen=max(self.snaplen, self.rules.most),
             mac=packet.mac if len(packet.mac) == 6 and any(packet.mac) else None,
             speed_bps=_speed_bps(name) if here else None,
-            filter=None,
+            filter=self.filter or None,
         )
-        return _Device(self.output.add_interface(interface), slot, wanted=True, interface=interface)
+        return _Device(self.output.add_interface(interface), slot, wanted=True, interface=interface, link_type=kind)
 
     def _process(self, packet: Upcall) -> Process | None:
         """What is known of a packet's process, where a setting asks for more than the kernel program has taken."""
-        if not packet.tgid or not (self.process_blocks or set(self.comment) - _TAKEN_IN_KERNEL):
+        is_asked = self.process_blocks or self.rules.needs_process or set(self.comment) - _TAKEN_IN_KERNEL
+        if not packet.tgid or not is_asked:
             return None
         return self.processes.find(packet.tgid, packet.tid, packet.start, packet.comm)
 
@@ -497,7 +550,7 @@ class Capture:
             return Process(packet.tgid, start, packet.comm, None, None, b"", b"", b"", b"")
         return replace(process, cgroup=b"")  # not in a block
 
-    def _install(self, packet: Upcall, device: _Device, stamp: Label) -> None:
+    def _install(self, packet: Upcall, device: _Device, stamp: Label, verdict: Verdict) -> None:
         number = self._next_label
         self._next_label = (number + 1) & 0xFFFFFFFF
         self._labels[number] = device.interface_id, stamp
@@ -511,12 +564,28 @@ class Capture:
                 number,
                 device.interface_id,
                 device.slot,
-                self.snaplen,
+                (verdict.snaplen or self.snaplen) if verdict.keeps else 0,
+                verdict.filter,
+                self.program.control[layout.GENERATION],
                 len(stamp.options),
                 stamp.flags_at,
                 stamp.options,
             ),
         )
+
+
+def _subject(packet: Upcall, process: Process | None) -> Subject:
+    """What the rules may ask of a packet."""
+    return Subject(
+        interface=packet.device,
+        netns=packet.netns,
+        direction="out" if packet.direction == DIRECTION_OUT else "in",
+        via=_VIA[packet.via] or "current",
+        comm=packet.comm,
+        tid=packet.tid,
+        tgid=packet.tgid,
+        process=process,
+    )
 
 
 def _filled(packet: _Local) -> _Local:
@@ -527,6 +596,10 @@ def _filled(packet: _Local) -> _Local:
     if frame is None:
         return packet
     return replace(packet, frame=memoryview(frame), flags=packet.flags & ~CHECKSUM_NOT_READY)
+
+
+def _is_among(name: str, globs: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, each) for each in globs)
 
 
 def _boot_ns() -> int:

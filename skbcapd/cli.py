@@ -14,19 +14,22 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from skbcapd import __version__, config, doctor, extcap, files, kernel, sockets, split, top
+from skbcapd import __version__, config, doctor, extcap, files, kernel, packet_filter, sockets, split, top
 from skbcapd.capture import ANY, Capture, Output, PcapngOutput, Totals
 from skbcapd.compression import Compressor
 from skbcapd.directory import CaptureDirectory, Keep
 from skbcapd.errors import FileError, UsageError
-from skbcapd.layout import Geometry
+from skbcapd.layout import CAPTURE_MAX, Geometry
 from skbcapd.process import Processes
+from skbcapd.reload import Reload
 from skbcapd.rotation import Limits, RotatingOutput
+from skbcapd.rules import Rules, doubts, filters_of
 from skbcapd.service import Service
-from skbcapd.settings import Settings
+from skbcapd.settings import Settings, reference, schema
 
 SYSTEM_CONFIG = Path("/etc/skbcapd/skbcapd.yaml")
 
@@ -67,8 +70,13 @@ def _parser() -> argparse.ArgumentParser:
         "-c", dest="count", metavar="COUNT", type=_positive, default=0, help="stop after COUNT packets"
     )
     capture.add_argument("-s", dest="snaplen", metavar="BYTES", help="keep at most BYTES of each frame")
+    capture.add_argument(
+        "filter", metavar="FILTER", nargs="*", help="packets to capture, as for tcpdump: tcp port 443 and not host ::1"
+    )
     run = add("run", _run, "Run as a service in the foreground.")
     check = add("check", _check, "Check a config file and do nothing else.")
+    manual = add("config", _config, "Print the reference config file, or its JSON Schema.")
+    manual.add_argument("--schema", action="store_true", help="the JSON Schema, for editors")
     for sub in (capture, run):
         sub.add_argument("--duration", metavar="SECONDS", type=_seconds, help="stop after SECONDS")
     for sub in (run, check):
@@ -132,10 +140,18 @@ def _say(line: str) -> None:
     print(f"skbcapd: {line}", file=sys.stderr)
 
 
+def _doubts(settings: Settings) -> Iterator[str]:
+    """What the rules name and is not there: said, and no error."""
+    return doubts(settings.rules, (name for _, name in socket.if_nameindex()))
+
+
 def _load(settings: Settings) -> kernel.Program:
     hooks = kernel.choose_hooks(settings.attach, settings.directions, settings.transmit)
     doctor.refuse_hopeless()
-    return kernel.load(Geometry.for_buffer(settings.buffer.size), hooks, settings.attach, settings.transmit)
+    expressions = filters_of(settings.filter, settings.rules)
+    filters = packet_filter.source(expressions, CAPTURE_MAX) if expressions else None
+    geometry = Geometry.for_buffer(settings.buffer.size)
+    return kernel.load(geometry, hooks, settings.attach, settings.transmit, filters)
 
 
 def _capture(options: argparse.Namespace) -> int:
@@ -144,10 +160,12 @@ def _capture(options: argparse.Namespace) -> int:
         overrides["interfaces"] = ",".join(options.interfaces)
     if options.snaplen:
         overrides["snaplen"] = options.snaplen
+    if options.filter:
+        overrides["filter"] = " ".join(options.filter)
     settings = config.default_settings(overrides)
     here = {name for _, name in socket.if_nameindex()}  # /sys may show another network namespace's
     for name in settings.interfaces:
-        if name != ANY and name not in here:
+        if name != ANY and not set(name) & set("*?[") and name not in here:
             raise UsageError(f"no device {name} in this network namespace", "`ip -brief link` lists them; any is all")
     program = _load(settings)
     with contextlib.closing(program):
@@ -182,11 +200,14 @@ def _extcap(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    settings = config.load(_config_path(options), _overrides(options))
+    def load() -> Settings:
+        return config.load(_config_path(options), _overrides(options))
+
+    settings = load()
     program = _load(settings)
     with contextlib.closing(program):
         output = _rotating(settings)
-        return _serve(settings, program, output, output, options.duration, live=True)
+        return _serve(settings, program, output, output, options.duration, load=load, live=True)
 
 
 def _rotating(settings: Settings) -> RotatingOutput:
@@ -200,6 +221,22 @@ def _rotating(settings: Settings) -> RotatingOutput:
     return RotatingOutput(directory, limits, settings.encode, compressor, wanted.flush, _say)
 
 
+def _chosen(settings: Settings, first_filter: int = 1) -> dict[str, Any]:
+    """What a capture makes of settings that may change while it runs."""
+    wants_cmdline = "cmdline" in settings.comment or any(rule.cmdline for rule in settings.rules)
+    processes = Processes(cmdline=wants_cmdline)
+    return {
+        "snaplen": settings.snaplen,
+        "fill": settings.checksums == "fill",
+        "dedup": settings.dedup == "first",
+        "comment": settings.comment,
+        "process_blocks": settings.process_blocks,
+        "processes": processes,
+        "filter": settings.filter,
+        "rules": Rules(settings.rules, first_filter, processes.parent),
+    }
+
+
 def _serve(
     settings: Settings,
     program: kernel.Program,
@@ -207,26 +244,28 @@ def _serve(
     target: files.CaptureFile | files.StandardOutput | RotatingOutput,
     duration_s: float | None,
     count: int = 0,
+    load: Callable[[], Settings] | None = None,
     *,
     live: bool = False,
     quiet: bool = False,
 ) -> int:
-    """Run a capture to its end: `live` keeps a line up to date meanwhile, `quiet` says only what went wrong."""
+    """Run a capture to its end.
+
+    `load` reads the settings anew on SIGHUP; `live` keeps a line up to date; `quiet` says only what went wrong.
+    """
+    for doubt in _doubts(settings):
+        _say(doubt)
     capture = Capture(
         program,
         output,
         settings.interfaces,
-        settings.snaplen,
-        count,
-        _say,
-        fill=settings.checksums == "fill",
-        dedup=settings.dedup == "first",
+        exclude=settings.exclude,
+        limit=count,
+        warn=_say,
         find_holder=sockets.Holders().find,
         list_holders=sockets.all_holders,
         list_flows=sockets.flows,
-        comment=settings.comment,
-        process_blocks=settings.process_blocks,
-        processes=Processes(cmdline="cmdline" in settings.comment),
+        **_chosen(settings),
     )
     output_fd = target.descriptor if isinstance(target, files.StandardOutput) else None
     rotating = target if isinstance(target, RotatingOutput) else None
@@ -242,7 +281,8 @@ def _serve(
         if line:
             line.show()
 
-    service = Service(capture, duration_s, output_fd, tick, actions)
+    reload = Reload(capture, settings, load, _chosen, _say) if load else None
+    service = Service(capture, duration_s, output_fd, tick, actions, reload)
     hooks = ", ".join(str(hook) for hook in program.hooks)
     where = f", writing {target.path}" if isinstance(output, PcapngOutput | RotatingOutput) else ""
 
@@ -318,8 +358,15 @@ class _LiveLine:
             print(file=sys.stderr)
 
 
+def _config(options: argparse.Namespace) -> int:
+    print(schema() if options.schema else reference(), end="")
+    return 0
+
+
 def _check(options: argparse.Namespace) -> int:
     path = _config_path(options)
-    config.load(path, _overrides(options))
+    settings = config.load(path, _overrides(options))
+    for doubt in _doubts(settings):
+        _say(doubt)
     print(f"{path}: no problems", file=sys.stderr)
     return 0

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import yaml
 
 from skbcapd.errors import ConfigError, Problem
-from skbcapd.settings import ROWS, SECTIONS, Kind, ListOf, Settings, Word
+from skbcapd.settings import ROWS, SECTIONS, Kind, ListOf, ReasonError, Records, Row, Rule, Settings, Word, parts
 
 __all__ = ["Settings", "default_settings", "load"]
 
@@ -73,7 +73,7 @@ def default_settings(overrides: Mapping[str, str] | None = None) -> Settings:
 
 
 def _settle(check: _Check, overrides: Mapping[str, str] | None) -> Settings:
-    sets = _Check("--set")
+    sets = _Check("--set", has_lines=False)
     for key, text in (overrides or {}).items():
         sets.override(key, text)
     if problems := sorted(check.problems, key=lambda problem: problem.line) + sets.problems:
@@ -121,15 +121,16 @@ class _Loader(yaml.SafeLoader):
 class _Check:
     """Collects the values and problems of one place, a file or the command line."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, *, has_lines: bool = True) -> None:
         self.place = place
+        self.has_lines = has_lines
         self.values: dict[str, Any] = {}
         self.problems: list[Problem] = []
 
     def problem(self, line: int, key: str, message: str, hint: str = "") -> None:
         if len(self.problems) == MAX_PROBLEMS:
             raise ConfigError([*self.problems, Problem(self.place, 0, "", "more problems than these")])
-        self.problems.append(Problem(self.place, line, _shown(key), message, hint))
+        self.problems.append(Problem(self.place, line if self.has_lines else 0, _shown(key), message, hint))
 
     def file(self, path: str | os.PathLike[str]) -> None:
         """Checks a file. A device or FIFO is not waited for."""
@@ -210,10 +211,23 @@ class _Check:
         """Checks one `--set KEY=VALUE`."""
         if key not in ROWS:
             self.unknown(0, key)
+        elif isinstance(ROWS[key].kind, Records):
+            self.records(key, text)
         elif isinstance(kind := ROWS[key].kind, ListOf):
-            self.value(key, yaml.SequenceNode("", [yaml.ScalarNode("", item) for item in kind.split(text)]))
+            items = kind.split(text) if text or not kind.may_be_empty else []
+            self.value(key, yaml.SequenceNode("", [yaml.ScalarNode("", item) for item in items]))
         else:
             self.value(key, yaml.ScalarNode("", text))
+
+    def records(self, key: str, text: str) -> None:
+        """Checks a list of rules on the command line, written as in the file."""
+        if match := _Loader.NON_PRINTABLE.search(text):
+            return self.problem(0, key, f'found the character "{_printable(match[0])}", expected text')
+        try:
+            node = _compose(text) or yaml.ScalarNode(_NULL, "")
+        except yaml.MarkedYAMLError as error:
+            return self.problem(0, key, *_explain(error))
+        return self.value(key, node)
 
     def unknown(self, line: int, key: str) -> None:
         """Reports a key that is none, with the nearest one; without a line it comes from the command line."""
@@ -228,8 +242,12 @@ class _Check:
     def value(self, key: str, node: yaml.Node) -> None:
         """Checks the value of a known key."""
         row = ROWS[key]
+        if isinstance(row.kind, Records):
+            self.values[key] = self.rules(key, node, row)
+            return
         if not isinstance(row.kind, ListOf):
-            self.values[key] = self.item(key, node, row.kind, f"the default is {row.default}")
+            default = row.default or '""'
+            self.values[key] = self.item(key, node, row.kind, f"the default is {default}")
             return
         if not isinstance(node, yaml.SequenceNode):
             hint = f"the default is [{row.default}]"
@@ -237,18 +255,62 @@ class _Check:
             return
         items = self.values[key] = tuple(self.item(key, item, row.kind.item) for item in node.value)
         often = [item for item, times in collections.Counter(items).items() if item and times > 1]
-        if not items:
+        if not items and not row.kind.may_be_empty:
             self.problem(_line(node), key, "found an empty list, expected at least one entry")
         elif often:
             self.problem(_line(node), key, f"found {often[0]} more than once, expected it once")
         elif row.kind.alone in items and len(items) > 1:
             self.problem(_line(node), key, f"found {row.kind.alone} beside other entries, expected it alone")
 
+    def rules(self, key: str, node: yaml.Node, row: Row) -> tuple[Rule, ...]:
+        """Checks a list of rules."""
+        if not isinstance(node, yaml.SequenceNode):
+            self.problem(_line(node), key, f"found {_found(node)}, expected {row.kind.expected}")
+            return ()
+        found = [self.rule(f"{key}[{number}]", each) for number, each in enumerate(node.value, 1)]
+        for rule, each, following in zip(found, node.value, node.value[1:], strict=False):
+            if rule and not rule.conditions:
+                self.problem(
+                    _line(following),
+                    key,
+                    "found a rule that is never reached",
+                    f"the one on line {_line(each)} is for all",
+                )
+        return tuple(rule for rule in found if rule)
+
+    def rule(self, key: str, node: yaml.Node) -> Rule | None:
+        """Checks one rule; None, and a problem, if it is none."""
+        if not isinstance(node, yaml.MappingNode) or not node.value:
+            self.problem(_line(node), key, f"found {_found(node)}, expected keys such as comm and action")
+            return None
+        rows, values, before = parts(Rule), {}, len(self.problems)
+        for name, value in node.value:
+            if not isinstance(name, yaml.ScalarNode) or name.value not in rows:
+                near = isinstance(name, yaml.ScalarNode) and _nearest(name.value, rows)
+                text = f"{key}.{name.value}" if isinstance(name, yaml.ScalarNode) else key
+                self.problem(_line(name), text, "found an unknown key", f"did you mean {near}?" if near else "")
+            elif name.value in values:
+                self.problem(_line(name), f"{key}.{name.value}", "found a second time, expected once")
+            else:
+                values[name.value] = self.item(f"{key}.{name.value}", value, rows[name.value].kind)
+        if len(self.problems) > before:
+            return None
+        rule = Rule(**values)
+        if rule.contradiction:
+            self.problem(_line(node), key, rule.contradiction)
+        return rule
+
     def item(self, key: str, node: yaml.Node, kind: Kind, hint: str = "") -> Any:
         """Checks one value, or one entry of a list; None, and a problem, if it is not right."""
         if isinstance(node, yaml.ScalarNode) and node.tag != _NULL:
-            with contextlib.suppress(ValueError):
+            try:
                 return kind.parse(node.value)
+            except ReasonError as error:
+                found = f"found {_found(node)} ({_shown(str(error), 200)})"
+                self.problem(_line(node), key, f"{found}, expected {kind.expected}")
+                return None
+            except ValueError:
+                pass
             if isinstance(kind, Word) and (near := _nearest(node.value, kind.words)):
                 hint = f"did you mean {near}?"
         self.problem(_line(node), key, f"found {_found(node)}, expected {kind.expected}", hint)

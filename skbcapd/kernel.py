@@ -18,11 +18,11 @@ import os
 import re
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from skbcapd import layout, loader, syscall
+from skbcapd import layout, loader, packet_filter, syscall
 from skbcapd.btf import Btf
 from skbcapd.errors import KernelError
 from skbcapd.layout import Geometry, Measurement
@@ -32,8 +32,8 @@ from skbcapd.marker import Marker
 OLDEST_KERNEL = (5, 15)
 _MAPS = (
     *("segments", "controls", "labels", "devices", "owners", "flows", "holders"),
-    *("counters", "measurements", "wakeups"),
-    "takers",  # empties itself when nobody holds it
+    *("counters", "measurements", "wakeups", "packets"),
+    "stages",  # empties itself when nobody holds it
 )
 _RECURSION_MISSES = 208  # offset in struct bpf_prog_info
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")
@@ -172,12 +172,19 @@ class Program:
     """The loaded program. `load` makes one; `attach` starts the capture; `close` ends it and gives everything back."""
 
     def __init__(
-        self, geometry: Geometry, hooks: list[Hook], learning: list[Hook], child: loader.Loader, maps: dict[str, int]
+        self,
+        geometry: Geometry,
+        hooks: list[Hook],
+        learning: list[Hook],
+        child: loader.Loader,
+        maps: dict[str, int],
+        definitions: Mapping[str, int | str],
     ) -> None:
         self.geometry = geometry
         self.hooks = hooks
         self.learning = learning
         self.measured = Measurement(0, 0, 0, 0, b"")
+        self._definitions = definitions
         self._child: loader.Loader | None = child
         self._maps = maps
         self._links: list[int] = []
@@ -316,6 +323,29 @@ class Program:
         self._child.close()
         self._child = None
 
+    def compile_filters(self, filters: packet_filter.Source) -> loader.Loader:
+        """Begin to compile other packet filters for the attached program; take them with `exchange_filters`.
+
+        Returns:
+            The child that does it: readable when it is done.
+        """
+        definitions = {**self._definitions, "WINDOW": filters.window}
+        return loader.start_filters(self._maps, definitions, self.hooks, filters.text)
+
+    def exchange_filters(self, child: loader.Loader) -> None:
+        """Put the new filters in the place of the present ones: from one packet to the next, for each direction.
+
+        Raises:
+            KernelError: they could not be compiled or loaded; the present ones stay.
+        """
+        try:
+            message, descriptors = child.receive()
+            for place, descriptor in zip(message["places"], descriptors, strict=True):
+                self._update("stages", struct.pack("<I", place), struct.pack("<I", descriptor))
+                os.close(descriptor)
+        finally:
+            child.close()
+
     def detach(self) -> None:
         """Stop capturing; what is in the segments stays to be read."""
         for descriptor in self._links:
@@ -344,7 +374,13 @@ class Program:
         return syscall.lookup(self._maps[table], key, size)
 
 
-def load(geometry: Geometry, hooks: list[Hook], attach: str = "auto", transmit: str = "queue") -> Program:
+def load(
+    geometry: Geometry,
+    hooks: list[Hook],
+    attach: str = "auto",
+    transmit: str = "queue",
+    filters: packet_filter.Source | None = None,
+) -> Program:
     """Compile and load the program for the running kernel and measure what it needs; nothing is captured yet.
 
     Args:
@@ -352,13 +388,16 @@ def load(geometry: Geometry, hooks: list[Hook], attach: str = "auto", transmit: 
         hooks: from choose_hooks.
         attach: as given to choose_hooks.
         transmit: as given to choose_hooks.
+        filters: packet filters; None for none.
 
     Raises:
         BtfError: the kernel's types are missing or unknown.
         KernelError: the program cannot be compiled or loaded, or shared memory cannot be had.
     """
     btf = Btf.load()
-    definitions = layout.definitions(btf, geometry)
+    definitions = layout.definitions(btf, geometry) | {"CPUS": _possible_cpus()}
+    if filters:
+        definitions["WINDOW"] = filters.window
     learning = choose_learning_hooks(attach, transmit, btf)
     measure = choose_hooks(attach, ("out",), "queue")[0]
     measure = replace(measure, function="on_measure")
@@ -366,12 +405,12 @@ def load(geometry: Geometry, hooks: list[Hook], attach: str = "auto", transmit: 
         replace(hook, type_id=btf.tracepoint(hook.target) or 0) if hook.kind == "tracepoint" else hook
         for hook in (measure, *hooks, *learning)
     ]
-    child = loader.start(_MAPS, definitions, every[1:], every[0])
+    child = loader.start(_MAPS, definitions, every[1:], every[0], filters.text if filters else "")
     try:
         message, descriptors = child.receive()
         maps = dict(zip(message["maps"], descriptors, strict=True))
         _compare_sizes(geometry, maps)
-        program = Program(geometry, hooks, learning, child, maps)
+        program = Program(geometry, every[1 : 1 + len(hooks)], learning, child, maps, definitions)
         program.control[layout.LATE] = transmit == "driver"
     except OSError as error:
         child.close()

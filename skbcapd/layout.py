@@ -47,9 +47,9 @@ CURSOR = 0
 TAIL, SLEEPING, WAKE_BACKLOG, CLOCK_OFFSET, PAGE_BASE, ADDRESS_BASE, ENTRY_REGS, STACK_SIZE, SNAPLEN, DEVICE_FILTER = (
     range(8, 18)
 )
-UDP_TABLE, DEDUP, FILL, LATE = range(19, 23)
-QUESTIONS = 24
-STATES = 32  # words before the first struct segment_state
+UDP_TABLE, DEDUP, FILL, LATE, OWN_NET, FILTERED, GENERATION = range(19, 26)
+QUESTIONS = 32
+STATES = 40  # words before the first struct segment_state
 STATE_WORDS = 3  # used, committed, upcalls
 
 # enum direction and enum via of bpf/layout.h
@@ -59,7 +59,7 @@ VIA_CURRENT, VIA_SOCKET, VIA_FLOW, VIA_INODE, VIA_KERNEL, VIA_FORWARDED, VIA_UNK
 COUNTERS = ("seen", "delivered", "filtered", "full", "contended", "start", "duplicate", "spare7")
 
 KEY = struct.Struct("<QIIIIQII")
-LABEL = struct.Struct(f"<16s16sIIIIII{OPTIONS_MAX}s")
+LABEL = struct.Struct(f"<16s16sIIIIIIII{OPTIONS_MAX}s")
 DEVICE_KEY = struct.Struct("<QII")
 DEVICE = struct.Struct("<16sII")
 COUNTER_ROW = struct.Struct(f"<{len(COUNTERS)}Q")
@@ -165,6 +165,7 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
     values: dict[str, int | str] = {
         "SEGMENT_SIZE": SEGMENT_SIZE,
         "SEGMENT_COUNT": geometry.segment_count,
+        "SEGMENTS_MADE": geometry.segment_count,
         "SLACK": SLACK,
         "UPCALLS_LISTED": UPCALLS_LISTED,
         "CAPTURE_MAX": CAPTURE_MAX,

@@ -27,6 +27,14 @@ _BY_ARPHRD = {
     823: RAW,  # IP6GRE
 }
 
+LINK_TYPES = tuple(sorted(set(_BY_ARPHRD.values())))
+"""Every link type that a device may have."""
+
+
+def device_types(link: int) -> list[int]:
+    """The ARPHRD_* of all devices of a link type."""
+    return [arphrd for arphrd, found in _BY_ARPHRD.items() if found == link]
+
 
 def link_type(arphrd: int) -> int | None:
     """The LINKTYPE_* of a device type; None for one whose frames skbcapd does not know how to describe."""

@@ -20,7 +20,7 @@ import signal
 import socket
 import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,8 +33,12 @@ from skbcapd.errors import KernelError
 _PACKAGE = Path(__file__).parent
 SOURCES = _PACKAGE / "bpf" if (_PACKAGE / "bpf").is_dir() else _PACKAGE.parent / "bpf"
 
-# Where a packet's way goes on: function -> the one that is called next, and its place in the map `takers`.
-_NEXT = {"on_transmit": ("take_out", 2), "on_receive": ("take_in", 1)}
+# Where a packet's way goes on: function -> those behind it, and their places in the map `stages`.
+_STAGES = {
+    "on_transmit": {"identify_out": 5, "take_out": 8},
+    "on_receive": {"identify_in": 4, "take_in": 7},
+}
+_FILTERS = {"on_transmit": {"filter_out": 2}, "on_receive": {"filter_in": 1}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +61,53 @@ class Hook:
         return f"{self.kind} {self.target}"
 
 
-def source() -> str:
-    """The program's text: skbcapd.bpf.c with the files it includes in place (bcc rewrites only its main file)."""
-    text = (SOURCES / "skbcapd.bpf.c").read_text()
-    return re.sub(r'#include "(\w+\.h)"\n', lambda match: (SOURCES / match[1]).read_text(), text)
+def source(filters: str = "") -> str:
+    """The program's text: skbcapd.bpf.c with the files it includes in place (bcc rewrites only its main file).
+
+    Args:
+        filters: what stands for filters.h, from packet_filter.source.
+    """
+
+    def included(match: re.Match[str]) -> str:
+        return filters if match[1] == "filters.h" else included_in((SOURCES / match[1]).read_text())
+
+    def included_in(text: str) -> str:
+        return re.sub(r'#include "(\w+\.h)"\n', included, text)
+
+    return included_in((SOURCES / "skbcapd.bpf.c").read_text())
 
 
-def start(maps: Sequence[str], definitions: Mapping[str, int | str], hooks: list[Hook], measure: Hook) -> Loader:
-    """Fork the child; it compiles and loads, attaches `measure`, and waits to be told to attach `hooks`."""
+def start(
+    maps: Sequence[str], definitions: Mapping[str, int | str], hooks: list[Hook], measure: Hook, filters: str = ""
+) -> Loader:
+    """Fork the child; it compiles and loads, attaches `measure`, and waits to be told to attach `hooks`.
+
+    Args:
+        maps: names of the maps whose descriptors are wanted.
+        definitions: from layout.definitions; with WINDOW there are filters.
+        hooks: where the program is attached.
+        measure: the hook for measuring.
+        filters: as for `source`.
+    """
+    return _fork(lambda channel: _child(channel, maps, definitions, hooks, measure, filters))
+
+
+def start_filters(
+    maps: Mapping[str, int], definitions: Mapping[str, int | str], hooks: Sequence[Hook], filters: str
+) -> Loader:
+    """Fork a child that compiles other filters for a program that runs; its message names their places in `stages`.
+
+    Args:
+        maps: the running program's, name to descriptor.
+        definitions: those it was compiled with, and WINDOW.
+        hooks: where it is attached.
+        filters: as for `source`.
+    """
+    return _fork(lambda channel: _filters_child(channel, maps, definitions, hooks, filters))
+
+
+def _fork(work: Callable[[socket.socket], None]) -> Loader:
+    """Fork a child that does some work and reports through a channel."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     complaints = tempfile.TemporaryFile()  # noqa: SIM115  closed by Loader.close
     pid = os.fork()
@@ -74,7 +117,7 @@ def start(maps: Sequence[str], definitions: Mapping[str, int | str], hooks: list
             os.dup2(complaints.fileno(), 2)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
-            _child(theirs, maps, definitions, hooks, measure)
+            work(theirs)
         except BaseException:  # noqa: BLE001 the child has no caller: everything becomes a line for the parent
             traceback.print_exc()
             os._exit(1)
@@ -104,6 +147,10 @@ class Loader:
         if not data:
             raise self._failure()
         return json.loads(data), list(descriptors)
+
+    def fileno(self) -> int:
+        """Readable when the child has something to say, or has ended."""
+        return self._channel.fileno()
 
     def attach(self) -> tuple[dict[str, Any], list[int]]:
         """Tell the child to attach the hooks; its answer names them, with a descriptor each."""
@@ -138,22 +185,23 @@ class Loader:
 
 
 def _child(
-    channel: socket.socket, maps: Sequence[str], definitions: Mapping[str, int | str], hooks: list[Hook], measure: Hook
+    channel: socket.socket,
+    maps: Sequence[str],
+    definitions: Mapping[str, int | str],
+    hooks: list[Hook],
+    measure: Hook,
+    filters: str,
 ) -> None:
     """Runs in the child: load, report, measure, attach on request, report."""
-    os.environ["BCC_KERNEL_SOURCE"] = str(SOURCES)
-    from bcc import BPF, lib  # noqa: PLC0415  the room of bcc, on purpose not in the parent
+    from bcc import lib  # noqa: PLC0415  the room of bcc, on purpose not in the parent
 
-    flags = [f"-D{name}={value}" for name, value in definitions.items()] + ["-Wno-everything", "-Os"]
-    if measure.kind == "kprobe":
-        flags.append("-DKPROBE")
-    program = BPF(text=source(), cflags=flags)
-    takers = {replace(hook, function=_NEXT[hook.function][0]): hook for hook in hooks if hook.function in _NEXT}
-    every = [measure, *hooks, *takers]
+    program = _compile(definitions, measure.kind, filters)
+    stages = _behind(hooks, _STAGES) | (_behind(hooks, _FILTERS) if filters else {})
+    every = [measure, *hooks, *stages]
     with ThreadPoolExecutor() as threads:  # the verifier takes its time with each, and has a processor each
         loaded = dict(zip(every, threads.map(lambda hook: _load(program, hook), every), strict=True))
-    for taker, hook in takers.items():
-        program[b"takers"][ctypes.c_int(_NEXT[hook.function][1])] = ctypes.c_int(loaded[taker])
+    for stage, place in stages.items():
+        program[b"stages"][ctypes.c_int(place)] = ctypes.c_int(loaded[stage])
     measuring = _attach(program, measure, loaded[measure])
     descriptors = [lib.bpf_table_fd(program.module, name.encode()) for name in maps]
     _send(channel, {"maps": list(maps)}, descriptors)
@@ -165,6 +213,65 @@ def _child(
         os.close(measuring)
     links = [_attach(program, hook, loaded[hook]) for hook in hooks]
     _send(channel, {"hooks": len(hooks)}, links + [loaded[hook] for hook in hooks])
+
+
+def _filters_child(
+    channel: socket.socket,
+    maps: Mapping[str, int],
+    definitions: Mapping[str, int | str],
+    hooks: Sequence[Hook],
+    filters: str,
+) -> None:
+    """Runs in the child: load filters that use the maps of the running program, report."""
+    from bcc import lib  # noqa: PLC0415  as in _child
+
+    small = dict.fromkeys(("SEGMENTS_MADE", "LABELS_MAX", "OWNERS_MAX", "FLOWS_MAX", "HOLDERS_MAX"), 1)
+    program = _compile({**definitions, **small}, hooks[0].kind, filters)
+    # The maps that were just made give way to the running program's; the window is new, its length may be another one.
+    running = {lib.bpf_table_fd(program.module, name.encode()): descriptor for name, descriptor in maps.items()}
+    stages = _behind(hooks, _FILTERS)
+    for stage in stages:
+        _exchange_maps(program, stage.function, running)
+    _send(channel, {"places": list(stages.values())}, [_load(program, stage) for stage in stages])
+
+
+def _compile(definitions: Mapping[str, int | str], kind: str, filters: str) -> Any:
+    """The compiled program, with its maps."""
+    os.environ["BCC_KERNEL_SOURCE"] = str(SOURCES)
+    from bcc import BPF  # noqa: PLC0415  as in _child
+
+    flags = [f"-D{name}={value}" for name, value in definitions.items()] + ["-Wno-everything", "-Os"]
+    if kind == "kprobe":
+        flags.append("-DKPROBE")
+    return BPF(text=source(filters), cflags=flags)
+
+
+def _behind(hooks: Sequence[Hook], table: Mapping[str, Mapping[str, int]]) -> dict[Hook, int]:
+    """The programs that the way goes on to behind hooks, with their places in `stages`."""
+    return {
+        replace(hook, function=function): place
+        for hook in hooks
+        for function, place in table.get(hook.function, {}).items()
+    }
+
+
+def _exchange_maps(program: Any, function: str, others: Mapping[int, int]) -> None:
+    """Put other maps into a compiled function, descriptor for descriptor.
+
+    Source: BPF_PSEUDO_MAP_FD in include/uapi/linux/bpf.h: a load of 64 bits whose source register is 1.
+    """
+    from bcc import lib  # noqa: PLC0415  as in _child
+
+    start = lib.bpf_function_start(program.module, function.encode())
+    size = lib.bpf_function_size(program.module, function.encode())
+    code = (ctypes.c_uint8 * size).from_address(start)
+    at = 0
+    while at < size:
+        wide = code[at] == 0x18
+        descriptor = int.from_bytes(code[at + 4 : at + 8], "little")
+        if wide and code[at + 1] >> 4 == 1 and descriptor in others:
+            code[at + 4 : at + 8] = list(others[descriptor].to_bytes(4, "little"))
+        at += 16 if wide else 8
 
 
 def _send(channel: socket.socket, message: dict[str, Any], descriptors: list[int]) -> None:

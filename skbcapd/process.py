@@ -69,6 +69,7 @@ class Process:
         exe: path of its program, if that is certain to be the one that used the socket.
         cmdline: under the same condition, and if wanted, its arguments, each ended by a NUL: CMDLINE_MAX bytes at most.
         cgroup: path of its cgroup.
+        gid: its effective group; None when not known.
     """
 
     tgid: int
@@ -80,6 +81,7 @@ class Process:
     exe: bytes
     cmdline: bytes
     cgroup: bytes
+    gid: int | None = None
 
     def fields(self) -> dict[str, bytes | int]:
         """What a comment may say of it beside comm, pid and tgid: key to value, without what is not known."""
@@ -152,6 +154,18 @@ class Processes:
             self._known.popitem(last=False)
         return process
 
+    def parent(self, process: Process) -> Process | None:
+        """The parent of a process, if it is still there; None when that is not certain."""
+        if not process.ppid or not self._sees_host:
+            return None
+        with opened(self._proc, process.ppid) as directory:
+            stat = read_stat(directory)
+            if stat is None or stat.ticks * NS_PER_TICK > process.start:
+                return None  # the number is another process's by now
+            exe = _link(directory, "exe")
+            cmdline = _read_file(directory, "cmdline", CMDLINE_MAX) if self._cmdline else b""
+            return self._record(directory, process.ppid, stat, exe, cmdline)
+
     def _read(self, tgid: int, tid: int, start: int, comm: bytes) -> Process | None:
         with opened(self._proc, tgid) as directory:
             exe = _link(directory, "exe")
@@ -163,18 +177,23 @@ class Processes:
             # A thread that has another name by now may run another program. Workers of io_uring go by their process's.
             if thread is not None and comm not in {thread.comm, leader.comm}:
                 exe = cmdline = b""
-            uid = _uid(_read_file(directory, "status"))
-            return Process(
-                tgid=tgid,
-                start=leader.ticks * NS_PER_TICK,
-                comm=leader.comm,
-                ppid=leader.ppid,
-                uid=uid,
-                user=b"" if uid is None else self._users.name(uid, self._clock()),
-                exe=exe,
-                cmdline=cmdline,
-                cgroup=cgroup_of(_read_file(directory, "cgroup")),
-            )
+            return self._record(directory, tgid, leader, exe, cmdline)
+
+    def _record(self, directory: int, tgid: int, leader: Stat, exe: bytes, cmdline: bytes) -> Process:
+        status = _read_file(directory, "status")
+        uid = _effective(b"Uid", status)
+        return Process(
+            tgid=tgid,
+            start=leader.ticks * NS_PER_TICK,
+            comm=leader.comm,
+            ppid=leader.ppid,
+            uid=uid,
+            user=b"" if uid is None else self._users.name(uid, self._clock()),
+            exe=exe,
+            cmdline=cmdline,
+            cgroup=cgroup_of(_read_file(directory, "cgroup")),
+            gid=_effective(b"Gid", status),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,9 +349,9 @@ def _passwd(text: bytes) -> dict[int, bytes]:
     return names
 
 
-def _uid(status: bytes) -> int | None:
-    """The effective user: the second number (real, effective, saved, of the file system)."""
-    found = re.search(rb"^Uid:\t[0-9]+\t([0-9]{1,10})\t", status, re.MULTILINE)
+def _effective(what: bytes, status: bytes) -> int | None:
+    """The effective user or group: the second number (real, effective, saved, of the file system)."""
+    found = re.search(rb"^" + what + rb":\t[0-9]+\t([0-9]{1,10})\t", status, re.MULTILINE)
     return int(found[1]) if found else None
 
 

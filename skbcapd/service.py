@@ -19,6 +19,7 @@ from types import FrameType
 
 from skbcapd.capture import Capture
 from skbcapd.layout import SEGMENT_SIZE
+from skbcapd.reload import Reload
 
 LATENCY_S = 0.05  # packets wait no longer in memory
 TICK_S = 1.0
@@ -33,6 +34,7 @@ class Service:
         output_fd: descriptor whose reader may go away; None when it cannot.
         tick: called once a second.
         actions: what to do at other signals, by their numbers.
+        reload: begun on SIGHUP; None: that signal ends the capture as it does any program.
     """
 
     def __init__(
@@ -42,13 +44,15 @@ class Service:
         output_fd: int | None = None,
         tick: Callable[[], None] = lambda: None,
         actions: Mapping[int, Callable[[], None]] | None = None,
+        reload: Reload | None = None,
     ) -> None:
         self.capture = capture
         self._duration_s = duration_s
         self._tick = tick
         self._actions = actions or {}
         self._asked: list[int] = []
-        self._stopping = False
+        self._reload = reload
+        self._stopping = self._wants_reload = False
         self._epoll = select.epoll()
         self._signals, self._wake = socket.socketpair()
         for end in (self._signals, self._wake):
@@ -56,6 +60,8 @@ class Service:
         self._output_fd = output_fd
         for number in (signal.SIGINT, signal.SIGTERM, *self._actions):
             signal.signal(number, self._on_signal)
+        if reload is not None:
+            signal.signal(signal.SIGHUP, self._on_signal)
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
 
     def run(self, started: Callable[[], None]) -> None:
@@ -80,6 +86,8 @@ class Service:
         finally:
             with contextlib.suppress(BrokenPipeError):
                 self.capture.stop(broken=broken)
+            if self._reload is not None:
+                self._reload.close()
             signal.set_wakeup_fd(-1)
             for end in (self._epoll, self._signals, self._wake):
                 end.close()
@@ -87,6 +95,8 @@ class Service:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number in self._actions:
             self._asked.append(number)
+        elif number == signal.SIGHUP:
+            self._wants_reload = True
         else:
             self._stopping = True
 
@@ -105,6 +115,7 @@ class Service:
         end = now + self._duration_s if self._duration_s is not None else float("inf")
         next_tick = now + TICK_S
         while not self._stopping and not capture.is_full and now < end:
+            self._go_on_reloading()
             moved = capture.drain()
             now = time.monotonic()
             while self._asked:
@@ -122,6 +133,16 @@ class Service:
                 # Also after the first packet: others come behind it, and a socket that nobody has used yet may be used.
                 self._wait(min(time.monotonic() + LATENCY_S, end))
                 capture.wake_up()
+
+    def _go_on_reloading(self) -> None:
+        """Begin to reload, or end it when its child is done; never waits."""
+        if self._reload is None:
+            return
+        if self._wants_reload:
+            self._wants_reload = False
+            self._reload.begin()
+        if self._reload.child is not None and select.select([self._reload.child], [], [], 0)[0]:
+            self._reload.finish()
 
     def _wait(self, until: float) -> bool:
         """Wait for the program's call, a signal or the end of the output, but not beyond a time; whether it called."""

@@ -2,22 +2,27 @@
 """The table of settings: every key with its default, kind and meaning, and what is made of it.
 
 Nothing enters; `Settings` leaves, and `ROWS`, from which `config` knows keys and kinds, and `reference`, the text of
-etc/skbcapd.yaml. A field made by `_key` is one key of the file: its default as the file spells it, its kind (type,
-range, unit) and its text in the manual, meaning and reason.
+etc/skbcapd.yaml, and `schema`, that of etc/skbcapd.schema.json. A field made by `_key` is one key of the file: its
+default as the file spells it, its kind (type, range, unit) and its text in the manual, meaning and reason.
 
 The rule not to break: a key stands here and nowhere else. To add one, add its field and write the reference file anew:
-`python -c 'from skbcapd.settings import reference; print(reference(), end="")' > etc/skbcapd.yaml`; a test holds it
-to that. A new section is a dataclass of its own and one more field of `Settings`.
+`skbcapd config > etc/skbcapd.yaml` and `skbcapd config --schema > etc/skbcapd.schema.json`; a test holds them to
+that. A new section is a dataclass of its own and one more field of `Settings`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
+import json
 import re
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
+
+from skbcapd import packet_filter
 
 # The units a quantity may be written in; the empty one is the unit of the setting itself.
 BYTES = {"": 1}
@@ -32,14 +37,26 @@ Dedup = Literal["first", "all"]
 Comment = Literal["comm", "pid", "tgid", "ppid", "uid", "user", "exe", "cmdline", "cgroup", "unit", "container", "none"]
 Compress = Literal["none", "gzip", "zstd"]
 Attach = Literal["auto", "kprobe", "tracepoint"]
+Action = Literal["keep", "drop"]
+Via = Literal["current", "socket", "flow", "inode", "kernel", "forwarded", "unknown"]
 Level = Literal["debug", "info", "warning", "error"]
 
 
+class ReasonError(ValueError):
+    """A value that is not right, and why."""
+
+
 class Kind(Protocol):
-    """What a value may be: says it in words, and reads one. `parse` raises ValueError for anything else."""
+    """What a value may be: says it in words, and reads one.
+
+    `parse` raises ValueError for anything else: ReasonError where it is worth saying why.
+    """
 
     @property
     def expected(self) -> str: ...  # noqa: D102 - the class says it
+
+    @property
+    def schema(self) -> dict[str, Any]: ...  # noqa: D102 - in JSON Schema, as far as that can say it
 
     def parse(self, text: str, /) -> Any: ...  # noqa: D102
 
@@ -55,6 +72,11 @@ class Word:
         """The words."""
         return f"one of {', '.join(self.words)}"
 
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The words."""
+        return {"enum": list(self.words)}
+
     def parse(self, text: str) -> str:
         """The word itself."""
         if text not in self.words:
@@ -67,6 +89,11 @@ class Switch:
     """True or false."""
 
     expected: str = "true or false"
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """True or false."""
+        return {"type": "boolean"}
 
     def parse(self, text: str) -> bool:
         """The value."""
@@ -93,6 +120,20 @@ class Quantity:
         zero = f"0 for {self.zero}, or " if self.zero else ""
         return f"{zero}{self.noun} from {self.low} to {self.high}" + (f" (units: {units})" if units else "")
 
+    @property
+    def schema(self) -> dict[str, Any]:
+        """A number of the setting's own unit in range, or a number with a unit."""
+        number: dict[str, Any] = {
+            "type": "integer",
+            "minimum": self._amount(self.low),
+            "maximum": self._amount(self.high),
+        }
+        units = "|".join(unit for unit in self.units if unit)
+        text: dict[str, Any] = {"type": "string", "pattern": f"^(0|[1-9][0-9]{{0,17}})({units})$"}
+        choices: list[dict[str, Any]] = [{"const": 0}] if self.zero else []
+        choices += ([number] if "" in self.units else []) + ([text] if units else [])
+        return {"anyOf": choices} if len(choices) > 1 else choices[0]
+
     def parse(self, text: str) -> int:
         """The number in the smallest unit (bytes, seconds)."""
         if self.zero and text == "0":
@@ -117,6 +158,11 @@ class Text:
     expected: str
     accepts: Callable[[str], object]
 
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Text, which YAML may take for a number."""
+        return {"type": ["string", "integer"], "minLength": 1}
+
     def parse(self, text: str) -> str:
         """The text itself."""
         if not text or not text.isprintable() or not self.accepts(text):
@@ -125,24 +171,89 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Expression:
+    """A packet filter; empty for none."""
+
+    expected = "a packet filter as tcpdump has it"
+    schema: ClassVar[dict[str, Any]] = {"type": "string", "maxLength": packet_filter.EXPRESSION_MAX}
+
+    def parse(self, text: str) -> str:
+        """The expression itself, when libpcap can compile it."""
+        try:
+            if text:
+                packet_filter.compile_all(text)
+        except packet_filter.FilterError as error:
+            raise ReasonError(str(error)) from None
+        return text
+
+
+@dataclass(frozen=True, slots=True)
 class ListOf:
-    """A list of at least one `item`, none twice; the word `alone` stands for all and cannot stand beside others."""
+    """A list of `item`, none twice; the word `alone` stands for all and cannot stand beside others."""
 
     item: Word | Text
     alone: str = ""
+    may_be_empty: bool = False
 
     @property
     def expected(self) -> str:
         """What the items are."""
         return f"a list, each entry {self.item.expected}"
 
+    @property
+    def schema(self) -> dict[str, Any]:
+        """A list of different items."""
+        least = 0 if self.may_be_empty else 1
+        return {"type": "array", "items": self.item.schema, "minItems": least, "uniqueItems": True}
+
     def parse(self, text: str) -> tuple[str, ...]:
         """The items of a list written with commas, as defaults and `--set` have it."""
+        if self.may_be_empty and not text:
+            return ()
         return tuple(self.item.parse(item) for item in self.split(text))
 
     def split(self, text: str) -> list[str]:
         """The items' texts."""
         return [item.strip() for item in text.split(",")]
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Text to match: a glob, or a regular expression between slashes."""
+
+    expected = "a glob (ssh*) or a regular expression (/^ssh/)"
+    schema: ClassVar[dict[str, Any]] = {"type": ["string", "integer"], "minLength": 1}
+
+    def parse(self, text: str) -> re.Pattern[str]:
+        """The pattern: a glob matches the whole, a regular expression any part."""
+        if not text or not text.isprintable():
+            raise ValueError(text)
+        if len(text) > 2 and text[0] == text[-1] == "/":
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of what may mean something else in a later Python
+                    return re.compile(text[1:-1], re.DOTALL)
+            except (re.error, OverflowError, RecursionError) as error:
+                raise ReasonError(f"bad regular expression: {error}") from None
+        return re.compile(r"\A" + fnmatch.translate(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """A list of rules."""
+
+    expected = "a list of rules, such as [{comm: chronyd, action: keep}, {action: drop}]"
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """A list of objects."""
+        return {"type": "array", "items": _object(parts(Rule)) | {"minProperties": 1}}
+
+    def parse(self, text: str) -> tuple[Rule, ...]:
+        """No rule; what a list of them says is read by `config`."""
+        if text:
+            raise ValueError(text)
+        return ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +269,29 @@ def _key(default: str, kind: Kind, doc: str) -> Any:
     return dataclasses.field(default=kind.parse(default), metadata={"row": Row(default, kind, doc)})
 
 
+def _part(kind: Kind, doc: str) -> Any:
+    """A key of a rule: not there unless it is given."""
+    return dataclasses.field(default=None, metadata={"row": Row("", kind, doc)})
+
+
 def _words(literal: object) -> Word:
     return Word(get_args(literal))
 
 
+def parts(record: type) -> dict[str, Row]:
+    """The keys of a record in a list, such as a rule."""
+    return {each.name: each.metadata["row"] for each in dataclasses.fields(record)}
+
+
+def _rule_keys() -> str:
+    """The keys of a rule, for the manual."""
+    keys = (f"{name}, {row.doc}" for name, row in parts(Rule).items())
+    return "Keys of a rule: " + "; ".join(keys) + ". Text is " + Pattern.expected + "."
+
+
 # As dev_valid_name in net/core/dev.c has it, where IFNAMSIZ is 16.
 DEVICE = Text(
-    "a device name (1 to 15 bytes, no space, / or :)",
+    "a device name or glob (1 to 15 bytes, no space, / or :)",
     lambda text: re.fullmatch(r"(?!\.\.?$)[^\s/:]+", text) and len(text.encode()) <= 15,
 )
 # PATH_MAX in linux/limits.h.
@@ -260,6 +387,48 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Rule:
+    """One process rule: conditions, all of which must hold, and what to do. What is not given is None."""
+
+    comm: re.Pattern[str] | None = _part(Pattern(), "name of the thread")
+    exe: re.Pattern[str] | None = _part(Pattern(), "path of the program")
+    cmdline: re.Pattern[str] | None = _part(Pattern(), "command line, words joined by spaces")
+    pid: int | None = _part(Quantity("a whole number", "1", "4194304", BYTES), "number of the thread")
+    tgid: int | None = _part(Quantity("a whole number", "1", "4194304", BYTES), "number of the process")
+    children: bool | None = _part(Switch(), "what the rule says of the process may hold for an ancestor instead")
+    uid: int | None = _part(Quantity("a whole number", "0", "4294967295", BYTES), "number of the effective user")
+    user: re.Pattern[str] | None = _part(Pattern(), "name of that user in /etc/passwd")
+    gid: int | None = _part(Quantity("a whole number", "0", "4294967295", BYTES), "number of the effective group")
+    cgroup: re.Pattern[str] | None = _part(Pattern(), "path of the cgroup")
+    unit: re.Pattern[str] | None = _part(Pattern(), "systemd unit")
+    container: re.Pattern[str] | None = _part(Pattern(), "id of the container, also its first 12 digits, or its name")
+    netns: str | None = _part(
+        Text("a name or number", lambda _: True), "network namespace: name in /run/netns, or inode"
+    )
+    interface: re.Pattern[str] | None = _part(Pattern(), "name of the device")
+    direction: Direction | None = _part(_words(Direction), "out, sent; in, received")
+    via: Via | None = _part(_words(Via), "how the process was found; current is the plain case")
+    action: Action | None = _part(_words(Action), "keep, the default, or drop")
+    snaplen: int | None = _part(Quantity("a whole number of bytes", "64", "262144", BYTES), "bytes kept of each frame")
+    filter: str | None = _part(Expression(), "packets to keep, of those that match")
+
+    @property
+    def conditions(self) -> set[str]:
+        """The conditions that are given."""
+        given = {each.name for each in dataclasses.fields(self) if getattr(self, each.name) is not None}
+        return given - {"children", "action", "snaplen", "filter"}
+
+    @property
+    def contradiction(self) -> str:
+        """What does not go together; empty if all does."""
+        if self.action == "drop" and (self.snaplen is not None or self.filter is not None):
+            return "found drop beside snaplen or filter, expected one or the other"
+        if self.children and not self.conditions - {"netns", "interface", "direction", "via"}:
+            return "found children without a condition on a process, expected one, such as comm"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The settings of one capture; quantities are in bytes."""
 
@@ -267,7 +436,12 @@ class Settings:
         "any",
         ListOf(DEVICE, alone="any"),
         "Devices to capture on. any is every device of every network namespace, also those that appear later; "
-        "a name is a device of the network namespace in which skbcapd runs. Several: [eth0, wg0].",
+        "a name is a device of the network namespace in which skbcapd runs, or several of them: [eth0, wg*].",
+    )
+    exclude: tuple[str, ...] = _key(
+        "",
+        ListOf(DEVICE, may_be_empty=True),
+        "Devices not to capture on, of those that interfaces means; in every network namespace: [lo, docker*].",
     )
     directions: tuple[Direction, ...] = _key(
         "out, in", ListOf(_words(Direction)), "Packets to capture: out, sent through the device; in, received by it."
@@ -282,6 +456,18 @@ class Settings:
         "262144",
         Quantity("a whole number of bytes", "64", "262144", BYTES),
         "Bytes kept of each frame. The default keeps all of it; 96 keeps the headers and makes files smaller.",
+    )
+    filter: str = _key(
+        "",
+        Expression(),
+        "Packets to capture, such as: tcp port 443 and not host 10.0.0.1. It is asked in the kernel, before anything "
+        "else is done for a packet. Names of hosts and services are looked up once, at start. Empty: every packet.",
+    )
+    rules: tuple[Rule, ...] = _key(
+        "",
+        Records(),
+        "What to do with whose packets: the first rule whose conditions all hold decides; without one they are kept. "
+        "A condition on what is not known does not hold. " + _rule_keys(),
     )
     checksums: Checksums = _key(
         "keep",
@@ -338,6 +524,7 @@ ROWS: Mapping[str, Row] = _rows(Settings())
 
 SECTIONS = {key.partition(".")[0] for key in ROWS if "." in key}
 _HEADER = """\
+# yaml-language-server: $schema=skbcapd.schema.json
 # The settings of skbcapd: every key, with its default. A key that is left out has its default.
 # On the command line, --set KEY=VALUE is stronger than this file: --set buffer.size=256MiB, --set directions=out,in
 """
@@ -352,7 +539,7 @@ def reference() -> str:
     text, section = _HEADER, ""
     for key, row in ROWS.items():
         prefix, _, name = key.rpartition(".")
-        default = f"[{row.default}]" if isinstance(row.kind, ListOf) else row.default
+        default = f"[{row.default}]" if isinstance(row.kind, ListOf | Records) else row.default or '""'
         indent = "  " if prefix else ""
         if prefix != section:
             text += f"\n{prefix}:"
@@ -361,3 +548,33 @@ def reference() -> str:
         lines = [indent + "# " + line for part in comment for line in textwrap.wrap(part, 96)]
         text += "\n".join(["", *lines, f"{indent}{name}: {default}", ""])
     return text
+
+
+def schema() -> str:
+    """Write the JSON Schema of the config file, for editors.
+
+    Returns:
+        The text of etc/skbcapd.schema.json. What it cannot say (regular expressions, packet filters, what does not go
+        together) is left to `skbcapd check`.
+
+    Source: JSON Schema, draft 7, which editors know.
+    """
+    plain = {key: row for key, row in ROWS.items() if "." not in key}
+    sections: dict[str, dict[str, Row]] = {}
+    for key, row in ROWS.items():
+        section, _, name = key.rpartition(".")
+        if section:
+            sections.setdefault(section, {})[name] = row
+    whole = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "skbcapd.yaml", **_object(plain)}
+    for section, rows in sections.items():
+        whole["properties"][section] = _object(rows) | {"type": ["object", "null"]}
+    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+
+
+def _object(rows: Mapping[str, Row]) -> dict[str, Any]:
+    """The schema of keys on one level."""
+    properties = {}
+    for name, row in rows.items():
+        default = f" Default {row.default}." if row.default else ""
+        properties[name] = {"description": f"{row.doc}{default} {row.kind.expected}."} | row.kind.schema
+    return {"type": "object", "additionalProperties": False, "properties": properties}

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from skbcapd import layout
 from skbcapd.capture import Capture, PcapngOutput, Statistics, Totals
+from skbcapd.config import default_settings
 from skbcapd.errors import KernelError
 from skbcapd.kernel import Counters
 from skbcapd.label import DIRECTION_IN, DIRECTION_OUT, Label
@@ -21,6 +22,7 @@ from skbcapd.marker import Marker
 from skbcapd.pcapng import Interface
 from skbcapd.process import Process, Processes, User
 from skbcapd.resolver import QUESTIONS
+from skbcapd.rules import Rules
 from skbcapd.segments import Cut, Upcall, walk
 from tests.frames import NTP_FRAME
 from tests.unit.proc import TICK, Proc
@@ -173,7 +175,19 @@ def accounted(totals: Totals) -> int:
 
 def unpacked(label: bytes) -> dict[str, object]:
     """The fields of a struct label by name, its options no longer than they are."""
-    names = ("comm", "device", "id", "interface_id", "slot", "snaplen", "options_len", "flags_at", "options")
+    names = (
+        "comm",
+        "device",
+        "id",
+        "interface_id",
+        "slot",
+        "snaplen",
+        "filter",
+        "generation",
+        "options_len",
+        "flags_at",
+        "options",
+    )
     found = dict(zip(names, layout.LABEL.unpack(label), strict=True))
     return found | {"options": found["options"][: found["options_len"]]}
 
@@ -196,6 +210,8 @@ def test_the_first_packet_installs_what_the_next_are_stamped_with() -> None:
         "interface_id": 7,
         "slot": 1,
         "snaplen": 96,
+        "filter": 0,
+        "generation": 0,
         "options_len": len(stamp.options),
         "flags_at": stamp.flags_at,
         "options": stamp.options,
@@ -691,3 +707,88 @@ def test_no_packet_is_slept_over() -> None:
     rig.program.put(upcall(NTP_FRAME))
     assert not rig.capture.fall_asleep()
     assert rig.program.control[layout.SLEEPING] == 0
+
+
+# Rules
+
+
+def ruled(text: str, output: Recording | None = None, **arguments: object) -> Rig:
+    """A capture with rules as --set takes them."""
+    return Rig(output, rules=Rules(default_settings({"rules": text}).rules), **arguments)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_dropped_packet_is_counted_and_labelled(*, labels: bool) -> None:
+    """A rule that drops lets nothing be written; its label makes the program drop the next ones, for text, too."""
+    rig = ruled("[{comm: chronyd, action: drop}]", Recording(labels=labels))
+    rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME, comm=b"other", tid=1060))
+
+    assert rig.output.frames == [NTP_FRAME]
+    assert [unpacked(label)["snaplen"] for label in rig.program.labels.values()] == [0, layout.CAPTURE_MAX][
+        : 1 + labels
+    ]
+    totals = rig.capture.totals()
+    assert (totals.written, totals.filtered) == (1, 1)
+    assert accounted(totals) == totals.kernel.seen
+
+
+def test_a_rule_keeps_less_or_more() -> None:
+    """A rule's snaplen holds for the first packet and for the label; the program is told to bring enough."""
+    rig = ruled("[{comm: chronyd, snaplen: 64}, {comm: other, snaplen: 200}]", snaplen=80)
+    rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME, comm=b"other", tid=1060), upcall(NTP_FRAME, comm=b"third", tid=1061))
+
+    assert rig.output.frames == [NTP_FRAME[:64], NTP_FRAME, NTP_FRAME[:80]]
+    assert [unpacked(label)["snaplen"] for label in rig.program.labels.values()] == [64, 200, 80]
+    assert rig.program.control[layout.SNAPLEN] == 200
+    assert rig.output.interfaces[0].snaplen == 200
+
+
+def test_a_rules_filter_judges_the_first_packet_too() -> None:
+    """The program judges by the number in the label; the packet without one is judged here, by the same expression."""
+    rig = ruled("[{comm: chronyd, filter: udp port 123}, {comm: other, filter: tcp}]")
+    rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME, comm=b"other", tid=1060))
+
+    assert rig.output.frames == [NTP_FRAME]
+    assert [unpacked(label)["filter"] for label in rig.program.labels.values()] == [1, 2]
+    assert rig.program.control[layout.SNAPLEN] == layout.CAPTURE_MAX
+    assert rig.program.control[layout.FILTERED] == 0
+    assert rig.capture.totals().filtered == 1
+
+
+def test_labels_are_of_their_generation() -> None:
+    """After a change of settings no older label holds, and the program is told all at once."""
+    rig = Rig(snaplen=96, filter="udp")
+    rig.drain(upcall(NTP_FRAME))
+    assert rig.program.control[layout.FILTERED] == 1
+    rig.capture.change(None, snaplen=64, filter="", dedup=True)
+    rig.drain(upcall(NTP_FRAME))
+
+    [label] = rig.program.labels.values()
+    assert (unpacked(label)["generation"], unpacked(label)["snaplen"]) == (1, 64)
+    control = rig.program.control
+    words = (layout.GENERATION, layout.SNAPLEN, layout.FILTERED, layout.DEDUP)
+    assert [control[word] for word in words] == [1, 64, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "exclude", "written"),
+    [
+        (("any",), (), ["eth0", "eth1", "wg0", "eth0"]),
+        (("any",), ("eth*",), ["wg0"]),
+        (("eth*",), (), ["eth0", "eth1"]),
+        (("eth?", "wg0"), ("*1",), ["eth0", "wg0"]),
+        (("eth[1-3]",), (), ["eth1"]),
+        (("eth0",), ("eth0",), []),
+    ],
+)
+def test_devices_are_meant_by_globs(interfaces: tuple[str, ...], exclude: tuple[str, ...], written: list[str]) -> None:
+    """Names and globs mean devices of this namespace; what is excluded is so in every one, and counted as filtered."""
+    rig = Rig(interfaces=interfaces, exclude=exclude)
+    devices = ((b"eth0", 2, HERE), (b"eth1", 3, HERE), (b"wg0", 4, HERE), (b"eth0", 2, ELSEWHERE))
+    for number, (device, ifindex, netns) in enumerate(devices, 1):
+        rig.drain(upcall(NTP_FRAME, device=device, ifindex=ifindex, netns=netns, net=number))
+
+    assert [interface.name.decode() for interface in rig.output.interfaces] == written
+    totals = rig.capture.totals()
+    assert (totals.written, totals.filtered) == (len(written), 4 - len(written))
+    assert rig.program.control[layout.DEVICE_FILTER] == (interfaces != ("any",) or bool(exclude))

@@ -19,7 +19,7 @@ from skbcapd.errors import ConfigError, SkbcapdError, UsageError
 from skbcapd.kernel import Counters
 
 ROOT = Path(skbcapd.__file__).parent.parent
-COMMANDS = ("capture", "run", "check", "doctor", "top", "split", "extcap")
+COMMANDS = ("capture", "run", "check", "config", "doctor", "top", "split", "extcap")
 
 
 def skbcapd_says(*arguments: str) -> tuple[int, str, str]:
@@ -54,7 +54,7 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
     [
         ([], "the following arguments are required: COMMAND"),
         (["caputre"], "invalid choice: 'caputre'"),
-        (["capture", "eth0"], "unrecognized arguments: eth0"),
+        (["run", "eth0"], "unrecognized arguments: eth0"),
         (["capture", "-c", "0"], "'0' is no positive number of packets"),
         (["capture", "-c", "-1"], "'-1' is no positive number"),
         (["capture", "-c", "1e3"], "'1e3' is no positive number"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import random
 import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import example, given
@@ -17,9 +19,24 @@ from hypothesis import strategies as st
 from skbcapd import config
 from skbcapd.config import default_settings, load
 from skbcapd.errors import ConfigError
-from skbcapd.settings import DURATION, ROWS, Buffer, Files, ListOf, Log, Quantity, Settings, reference
+from skbcapd.settings import (
+    DURATION,
+    ROWS,
+    Buffer,
+    Files,
+    ListOf,
+    Log,
+    Quantity,
+    Records,
+    Rule,
+    Settings,
+    parts,
+    reference,
+    schema,
+)
 
 REFERENCE = Path(__file__).parents[2] / "etc" / "skbcapd.yaml"
+SCHEMA = REFERENCE.with_name("skbcapd.schema.json")
 MIB = 1 << 20
 
 # What users were promised, written down a second time.
@@ -79,10 +96,53 @@ def test_reference_file_is_a_manual() -> None:
     assert list(flat) == list(ROWS)
     for key, row in ROWS.items():
         default = row.default.split(", ") if isinstance(row.kind, ListOf) else row.default
+        default = [] if isinstance(row.kind, Records | ListOf) and not row.default else default
         assert flat[key] == default or str(flat[key]) == default or yaml.safe_load(row.default) is flat[key]
         comments = re.findall(rf"((?:^ *#.*\n)+) *{key.rpartition('.')[2]}: ", text, re.MULTILINE)
         texts = [" ".join(re.sub(r"^ *# ", "", line) for line in comment.splitlines()) for comment in comments]
         assert len([words for words in texts if row.doc in words and row.kind.expected in words]) == 1
+
+
+# The schema, judged by the jsonschema library.
+
+
+def test_schema_is_what_the_table_of_settings_says() -> None:
+    """etc/skbcapd.schema.json is, to the byte, what `schema` writes, and a valid schema."""
+    assert SCHEMA.read_text(encoding="utf-8") == schema()
+    jsonschema.Draft7Validator.check_schema(json.loads(schema()))
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        (reference(), True),
+        ("{}", True),
+        ("buffer:", True),
+        ("buffer: {size: 8192KiB}", True),
+        ("snaplen: 64", True),
+        ("interfaces: [eth0, 5]", True),
+        ("rules: [{comm: 'a*', action: keep}, {uid: 0, children: true, filter: port 22, snaplen: 96}]", True),
+        ("snaplenn: 64", False),
+        ("buffer: {sise: 8MiB}", False),
+        ("buffer: {size: 64MB}", False),
+        ("snaplen: 63", False),
+        ("snaplen: [64]", False),
+        ("transmit: drivr", False),
+        ("directions: []", False),
+        ("directions: [in, in]", False),
+        ("interfaces: eth0", False),
+        ("process_blocks: 1", False),
+        ("rules: [{}]", False),
+        ("rules: [{com: a}]", False),
+        ("rules: [{action: no}]", False),
+        ("rules: {comm: a}", False),
+    ],
+)
+def test_editors_see_what_the_reader_sees(path: Path, text: str, *, right: bool) -> None:
+    """A file that the schema takes is one that we take, and what it refuses we refuse."""
+    found = not list(jsonschema.Draft7Validator(json.loads(schema())).iter_errors(yaml.safe_load(text)))
+    assert found is right
+    assert (not problems(path, text)) is right
 
 
 # What is right.
@@ -95,6 +155,9 @@ def test_reference_file_is_a_manual() -> None:
         ("interfaces:\n- eth0\n- br-0.100@x\n", "interfaces", ("eth0", "br-0.100@x")),
         ("interfaces: [on, 1, 'null', 0x10, 2026-11-23]", "interfaces", ("on", "1", "null", "0x10", "2026-11-23")),
         ("interfaces: [größe89012345]", "interfaces", ("größe89012345",)),
+        ("interfaces: ['eth*', 'wg?']", "interfaces", ("eth*", "wg?")),
+        ("exclude: [lo, docker*]", "exclude", ("lo", "docker*")),
+        ("exclude: []", "exclude", ()),
         ("directions: [in]", "directions", ("in",)),
         ("directions:\n  - in\n  - out", "directions", ("in", "out")),
         ("transmit: driver", "transmit", "driver"),
@@ -224,7 +287,7 @@ def test_wrong_file_gets_its_message(path: Path, text: str | bytes, message: str
 
 SNAPLEN = ("snaplen:", "a whole number of bytes from 64 to 262144", "the default is 262144")
 SIZE = ("buffer:\n  size:", "a size from 4MiB to 4GiB (units: KiB, MiB, GiB)", "the default is 64MiB")
-DEVICE = ("interfaces:\n-", "a device name (1 to 15 bytes, no space, / or :)", "")
+DEVICE = ("interfaces:\n-", "a device name or glob (1 to 15 bytes, no space, / or :)", "")
 DEVICES = ("interfaces:", f"a list, each entry {DEVICE[1]}", "the default is [any]")
 DIRECTORY = ("files:\n  directory:", "a path (no ~: only a shell knows it)", "the default is /var/log/skbcapd")
 TRANSMIT = ("transmit:", "one of queue, driver", "the default is queue")
@@ -279,6 +342,69 @@ def test_wrong_value_gets_its_message(path: Path, key: tuple[str, str, str], val
     line = 1 + len(spelled.splitlines())
     assert message.startswith(f"F:{line}: ")
     assert message.endswith(f": found {found}, expected {expected}" + (f" (hint: {hint})" if hint else ""))
+
+
+def test_a_wrong_filter_gets_libpcaps_message(path: Path) -> None:
+    """A packet filter that libpcap does not take comes with what libpcap says of it."""
+    what = "expected a packet filter as tcpdump has it"
+    assert problems(path, "filter: tcp prot 443", filter="port x") == [
+        f'F:1: filter: found "tcp prot 443" (can\'t parse filter expression: syntax error), {what}',
+        f"--set: filter: found \"port x\" (unknown port 'x'), {what}",
+    ]
+    path.write_text("filter: tcp port 443 and not host 10.0.0.1")
+    assert load(path).filter == "tcp port 443 and not host 10.0.0.1"
+    assert load(path, {"filter": ""}).filter == ""
+
+
+RULES = """\
+rules:
+- {comm: /(/, exe: "", uid: -1}
+- {commm: a, action: dorp}
+- {comm: c, action: drop, snaplen: 96}
+- {direction: out, children: true}
+- {filter: tcp prot, pid: [1]}
+- {action: keep}
+- comm: a
+  comm: b
+- a
+- {}
+"""
+
+
+def test_all_problems_of_rules_are_reported(path: Path) -> None:
+    """Each wrong rule has its line and number, and all of them are told at once."""
+    assert [re.split(", expected| .hint", line)[0] for line in problems(path, RULES, rules="[{comm: a}")] == [
+        'F:2: rules[1].comm: found "/(/" (bad regular expression: missing ), unterminated subpattern at position 0)',
+        'F:2: rules[1].exe: found ""',
+        'F:2: rules[1].uid: found "-1"',
+        "F:3: rules[2].commm: found an unknown key",
+        'F:3: rules[2].action: found "dorp"',
+        "F:4: rules[3]: found drop beside snaplen or filter",
+        "F:5: rules[4]: found children without a condition on a process",
+        'F:6: rules[5].filter: found "tcp prot" (can\'t parse filter expression: syntax error)',
+        "F:6: rules[5].pid: found a list",
+        "F:8: rules: found a rule that is never reached",
+        "F:9: rules[7].comm: found a second time",
+        'F:10: rules[8]: found "a"',
+        "F:11: rules[9]: found keys",
+        "--set: rules: not YAML: expected ',' or ']', but got '<stream end>'",
+    ]
+    assert problems(path, "rules: {comm: a}") == [
+        "F:1: rules: found keys, expected a list of rules, such as [{comm: chronyd, action: keep}, {action: drop}]"
+    ]
+
+
+def test_rules_are_read_as_they_stand(path: Path) -> None:
+    """Rules keep their order; what they do not say is not there; the command line's stand in place of the file's."""
+    path.write_text(
+        "rules:\n- {unit: ssh.service, snaplen: 96}\n- {user: postgres, filter: port 5432}\n- {action: drop}\n"
+    )
+    first, second, third = load(path).rules
+    assert (first.snaplen, first.filter, first.action, first.conditions) == (96, None, None, {"unit"})
+    assert (second.filter, second.conditions) == ("port 5432", {"user"})
+    assert (third.action, third.conditions) == ("drop", set())
+    assert load(path, {"rules": "[{pid: 5}]"}).rules[0].pid == 5
+    assert load(path, {"rules": "[]"}).rules == ()
 
 
 def test_nearest_word_is_suggested(path: Path) -> None:
@@ -444,6 +570,8 @@ SCALARS = '\'|"|\\|>-\n|>2\n|"\\U|"\\x|#|@|`|~|=|0x|1e9|4MiB|-1|2026-11-23|on|nu
 ATOMS = [
     *(part for key in ROWS for part in (key, key.rpartition(".")[2] + ": ", key.partition(".")[0] + ":\n  ")),
     *(word for row in ROWS.values() for word in row.default.split(", ")),
+    *(f"{{{key}: " for key in parts(Rule)),
+    *("rules: [", "rules:\n- ", "}, {", "/(a+)+/", "/[[a]/", "/a{9999999999}/", "tcp port 80", "not"),
     *SYNTAX.split("|"),
     *SCALARS.split("|"),
     *("|", "9" * 5000, "x" * 1100),

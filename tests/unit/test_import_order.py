@@ -17,6 +17,8 @@ PACKAGE = Path(skbcapd.__file__).parent
 # A packet walks through the rooms in this order, and no room looks back.
 ORDER = (
     "errors",
+    "link_type",
+    "packet_filter",
     "settings",
     "config",
     "btf",
@@ -26,14 +28,15 @@ ORDER = (
     "loader",
     "kernel",
     "segments",
-    "link_type",
     "process",
+    "rules",
     "sockets",
     "label",
     "pcapng",
     "checksum",
     "resolver",
     "capture",
+    "reload",
     "files",
     "directory",
     "compression",
@@ -55,7 +58,7 @@ ORDER = (
 LIBRARIES = {
     "bcc": {"loader"},
     "systemd": {"service"},
-    "scapy": {"pcapng", "text"},
+    "scapy": {"packet_filter", "pcapng", "text"},
     "yaml": {"config"},
 }
 

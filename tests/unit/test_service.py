@@ -18,7 +18,7 @@ from skbcapd.service import Service
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
     """A Service takes the signals of the process; the tests want theirs back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -97,6 +97,45 @@ def fail(error: Exception) -> Callable[[], int]:
         raise error
 
     return drain
+
+
+class FakeReload:
+    """Other settings, whose filters a child compiles until the test lets it end."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.child: int | None = None
+        self._done, self._child = os.pipe()
+
+    def begin(self) -> None:
+        """A child begins."""
+        self.calls.append("begin")
+        self.child = self._done
+
+    def compiled(self) -> None:
+        """The child is done."""
+        os.write(self._child, b"done")
+
+    def finish(self) -> None:
+        """Its filters are taken."""
+        self.calls.append("finish")
+        self.child = None
+
+    def close(self) -> None:
+        """The end."""
+        self.calls.append("close")
+        os.close(self._done)
+        os.close(self._child)
+
+
+def test_settings_are_reloaded_while_packets_are_written() -> None:
+    """SIGHUP begins a reload; packets are written while it is compiled; it is finished when that is done."""
+    reload = FakeReload()
+    calls: list[list[str]] = []
+    looks = (kill(signal.SIGHUP), 4, lambda: calls.append([*reload.calls]), reload.compiled, 4)
+    run(FakeCapture(*looks), reload=reload)
+    assert calls == [["begin"]]
+    assert reload.calls == ["begin", "finish", "close"]
 
 
 def test_a_capture_runs_from_start_to_stop() -> None:

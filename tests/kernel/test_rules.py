@@ -1,0 +1,103 @@
+"""Process rules, carried out by the kernel program: whose packets are kept, how much of them, and which."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.capture import Capture, read
+from tests.kernel.namespace import Wire
+from tests.kernel.sink import DISCARD_PORT, NTP_PORT, Sink
+
+COUNT = 23
+HEADERS = 14 + 20 + 8
+SENDER = """
+import socket, sys
+from pathlib import Path
+Path("/proc/self/comm").write_text(sys.argv[1])
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    for number in range(int(sys.argv[3])):
+        for port in sys.argv[4:]:
+            sender.sendto(b"x" * (200 + number), (sys.argv[2], int(port)))
+print("sent", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def sender(wire: Wire, comm: str) -> Iterator[None]:
+    """Have a process of that name send COUNT datagrams to each of two ports, and live on."""
+    words = [comm, wire.far.ipv4, str(COUNT), str(DISCARD_PORT), str(NTP_PORT)]
+    command = [sys.executable, "-E", "-s", "-S", "-c", SENDER, *words]
+    with wire.near.namespace.do(subprocess.Popen, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"sent\n"
+        yield
+
+
+def port(frame: bytes) -> int:
+    """The port that a UDP datagram goes to."""
+    return int.from_bytes(frame[36:38], "big")
+
+
+@pytest.mark.vm
+def test_rules_choose_by_process(wire: Wire, tmp_path: Path) -> None:
+    """Kept, cut, chosen by a filter, dropped: each process as its first matching rule says, all counted."""
+    file = tmp_path / "rules.pcapng"
+    rules = (
+        f"[{{comm: whole}}, {{comm: cut, snaplen: 96}}, {{comm: cho*, filter: udp port {NTP_PORT}}}, {{action: drop}}]"
+    )
+    arguments = ("-i", wire.near.device, "-w", str(file))
+    with (
+        closing(Sink(wire.far.namespace)),
+        closing(Capture(wire.near.namespace, *arguments, directions="out", rules=rules)) as capture,
+    ):
+        for comm in ("whole", "cut", "chosen", "dropped"):
+            with sender(wire, comm):
+                pass
+        ended = capture.stop()
+    packets = read(file)
+
+    assert ended.exit_code == 0, ended.stderr
+    assert ended.lost == 0
+    assert Counter((packet.label.comm, port(packet.data)) for packet in packets if packet.label) == {
+        ("whole", DISCARD_PORT): COUNT,
+        ("whole", NTP_PORT): COUNT,
+        ("cut", DISCARD_PORT): COUNT,
+        ("cut", NTP_PORT): COUNT,
+        ("chosen", NTP_PORT): COUNT,
+    }
+    assert all(packet.label for packet in packets)
+    assert {len(packet.data) for packet in packets if packet.label and packet.label.comm == "cut"} == {96}
+    assert all(
+        len(packet.data) == packet.original_len for packet in packets if packet.label and packet.label.comm != "cut"
+    )
+    assert ended.totals["filtered"] >= 3 * COUNT
+    assert ended.totals["captured"] == 5 * COUNT
+
+
+def test_rules_look_at_proc_and_ancestors(wire: Wire, tmp_path: Path) -> None:
+    """Rules on the program, and on an ancestor's program, decide about packets of processes that were just started."""
+    file, program = tmp_path / "rules.pcapng", Path(sys.executable).resolve()
+    rules = (
+        f"[{{comm: other, action: drop}}, {{exe: {program}, comm: program}}, "
+        f"{{tgid: {os.getpid()}, children: true}}, {{action: drop}}]"
+    )
+    arguments = ("-i", wire.near.device, "-w", str(file))
+    with (
+        closing(Sink(wire.far.namespace)),
+        closing(Capture(wire.near.namespace, *arguments, directions="out", rules=rules)) as capture,
+        sender(wire, "program"),
+        sender(wire, "child"),
+        sender(wire, "other"),
+    ):
+        ended = capture.stop()
+    assert ended.exit_code == 0, ended.stderr
+    found = Counter(packet.label.comm for packet in read(file) if packet.label)
+    assert found == {"program": 2 * COUNT, "child": 2 * COUNT}

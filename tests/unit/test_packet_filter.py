@@ -1,0 +1,103 @@
+"""Expressions and what is made of them; verdicts are judged in tests/kernel/test_packet_filter.py."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skbcapd import packet_filter
+from skbcapd.link_type import ETHERNET, RAW
+from skbcapd.packet_filter import FilterError, compile_all, compile_expression, reach, source, window
+
+CAPTURE_MAX = 1 << 18
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("tcp prot 443", "can't parse filter expression: syntax error"),
+        ("host 10.0.0.256", "invalid"),
+        ("port 65536", "illegal port number 65536 > 65535"),
+        ("ether[0:3] = 1", "data size must be 1, 2, or 4"),
+        ("len / 0 = 1", "division by zero"),
+        ("1 = 0", "expression rejects all packets"),
+        ("udp\x00", "a character that is not printable"),
+        ("udp\n", "a character that is not printable"),
+        ("inbound", "no part of a frame; see the setting directions"),
+        ("(" * 4097, "4097 characters, expected at most 4096"),
+    ],
+)
+def test_what_is_wrong_is_said(expression: str, message: str) -> None:
+    """An expression that cannot be used is refused in libpcap's words, or in ours where the bound is ours."""
+    with pytest.raises(FilterError, match=re.escape(message)):
+        compile_all(expression)
+
+
+def test_a_link_type_may_have_no_such_packet() -> None:
+    """What makes sense with an Ethernet header only is compiled for Ethernet only."""
+    assert compile_all("ether host 02:00:00:00:00:01").keys() == {ETHERNET}
+    assert compile_all("udp").keys() == {ETHERNET, RAW}
+
+
+@pytest.mark.parametrize(
+    ("expression", "furthest"),
+    [
+        ("", 0),
+        ("ip", 14),
+        ("host 10.0.0.1", 42),  # ARP's target address
+        ("udp port 53", 14 + 60 + 4),  # behind the longest IPv4 header
+        ("ether[200:4] = 0", 204),
+        ("tcp[((tcp[12:1] & 0xf0) >> 2):4] = 0", 14 + 60 + 60 + 4),
+        ("ether[len - 1] = 0", 1 << 32),
+        ("ip protochain 6", 1 << 32),
+    ],
+)
+def test_how_far_a_filter_looks(expression: str, furthest: int) -> None:
+    """No more of a frame is copied than the longest headers can make the filter look at, in a power of two."""
+    program = compile_expression(expression, ETHERNET)
+    assert reach(program) >= furthest
+    assert reach(program) == furthest or furthest == 1 << 32
+    size = window([program], CAPTURE_MAX)
+    assert size.bit_count() == 1
+    assert (
+        size == 2 * CAPTURE_MAX if furthest == 1 << 32 else size >= 64 and furthest + 4 <= size <= 2 * (furthest + 64)
+    )
+
+
+def test_filters_are_known_by_number() -> None:
+    """Each filter has a function per link type in the text, and the window is that of the one that looks furthest."""
+    found = source({0: "udp", 7: "ether[200] = 1"}, CAPTURE_MAX)
+    functions = re.findall(r"^static inline u32 (\w+)\(", found.text, re.MULTILINE)
+    assert functions == [
+        "filter_0_1",
+        "filter_0_101",
+        "filter_0",
+        "filter_7_1",
+        "filter_7_101",
+        "filter_7",
+        "packet_filter",
+    ]
+    assert found.window == 256
+
+
+WORDS = (
+    *("host", "port", "net", "ether", "ip", "ip6", "tcp", "udp", "src", "dst", "and", "or", "not", "(", ")"),
+    *("[", "]", ":", "=", "&", "+", "len", "vlan", "mpls", "10.0.0.1", "::1", "53", "0xffffffff"),
+)
+
+
+@given(st.lists(st.sampled_from(WORDS) | st.text(max_size=3), max_size=12).map(" ".join))
+def test_no_text_is_too_much(text: str) -> None:
+    """Whatever is written: it is C text, or a FilterError of one line."""
+    try:
+        found = source({0: text}, CAPTURE_MAX)
+    except FilterError as error:
+        message, found = str(error), None
+    if found is None:
+        assert message.isprintable()
+    else:
+        assert found.text.count("{") == found.text.count("}")
+        assert packet_filter.WINDOW_MIN <= found.window <= 2 * CAPTURE_MAX

@@ -1,0 +1,160 @@
+"""Process rules: which one decides, and what that means for the packets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from skbcapd.config import default_settings
+from skbcapd.process import Process
+from skbcapd.rules import Rules, Subject, Verdict, doubts
+
+CONTAINER = b"f" * 12 + b"0" * 52
+SSHD = Process(
+    tgid=1058,
+    start=59_000_000_000,
+    comm=b"sshd",
+    ppid=1,
+    uid=107,
+    user=b"sshd",
+    exe=b"/usr/sbin/sshd",
+    cmdline=b"sshd:\0listener\0",
+    cgroup=b"/system.slice/ssh.service",
+    gid=65534,
+)
+DOCKER = replace(SSHD, cgroup=b"/system.slice/docker-" + CONTAINER + b".scope")
+SUBJECT = Subject(b"eth0", 4026531840, "out", "current", b"worker", 1059, 1058, SSHD)
+KEPT, DROPPED = Verdict(), Verdict(keeps=False)
+
+
+def rules(text: str, **arguments: object) -> Rules:
+    """Rules as --set takes them."""
+    return Rules(default_settings({"rules": text}).rules, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "matches"),
+    [
+        ("comm: worker", True),
+        ("comm: work", False),
+        ("comm: 'w*r'", True),
+        ("comm: /ork/", True),
+        ("comm: /^ork/", False),
+        ("comm: sshd", False),  # the thread has a name of its own
+        ("pid: 1059", True),
+        ("pid: 1058", False),
+        ("tgid: 1058", True),
+        ("exe: /usr/sbin/sshd", True),
+        ("exe: sshd", False),
+        ("exe: '*/sshd'", True),
+        ("cmdline: 'sshd: *'", True),
+        ("cmdline: /listener$/", True),
+        ("uid: 107", True),
+        ("uid: 0", False),
+        ("user: sshd", True),
+        ("user: root", False),
+        ("gid: 65534", True),
+        ("cgroup: /system.slice/*", True),
+        ("unit: ssh.service", True),
+        ("unit: xssh.service", False),
+        ("unit: sh.service", False),
+        ("container: '*'", False),
+        ("netns: 4026531840", True),
+        ("netns: 4026531841", False),
+        ("netns: blue", False),
+        ("interface: eth*", True),
+        ("interface: eth", False),
+        ("direction: out", True),
+        ("direction: in", False),
+        ("via: current", True),
+        ("via: socket", False),
+        ("comm: worker, uid: 107, direction: out", True),
+        ("comm: worker, uid: 0, direction: out", False),
+    ],
+)
+def test_all_conditions_must_hold(conditions: str, *, matches: bool) -> None:
+    """A rule decides where each of its conditions holds: globs on the whole text, regular expressions on any part."""
+    verdict = rules(f"[{{{conditions}, action: drop}}]").decide(SUBJECT)
+    assert verdict == Verdict(keeps=not matches)
+
+
+def test_containers_are_known_by_long_and_short_ids() -> None:
+    """A container is meant by its whole id or by the twelve digits that people see."""
+    subject = replace(SUBJECT, process=DOCKER)
+    for pattern in (CONTAINER.decode(), "f" * 12, "f*"):
+        assert rules(f"[{{container: {pattern}, action: drop}}]").decide(subject) == DROPPED
+    assert rules("[{container: 0*, action: drop}]").decide(subject) == KEPT
+
+
+@pytest.mark.parametrize("conditions", ["user: '*'", "uid: 0", "exe: '*'", "unit: '*'", "cmdline: '*'", "cgroup: /^/"])
+def test_what_is_not_known_does_not_hold(conditions: str) -> None:
+    """A condition on something that nobody could find out does not hold, whatever it asks for."""
+    unknown = replace(SSHD, uid=None, user=b"", exe=b"", cmdline=b"", cgroup=b"")
+    found = rules(f"[{{{conditions}, action: drop}}]")
+    assert found.decide(replace(SUBJECT, process=None)) == KEPT
+    assert found.decide(replace(SUBJECT, process=unknown)) == KEPT
+    assert found.decide(replace(SUBJECT, tgid=0, tid=0, comm=b"", process=None)) == KEPT
+
+
+def test_the_first_match_decides() -> None:
+    """Rules are asked in order; snaplen and filter are those of the one that decides, or the general ones."""
+    found = rules(
+        "[{unit: ssh.service, direction: in, snaplen: 96}, {comm: worker, filter: port 5432}, {action: drop}]"
+    )
+    assert found.filters == {1: "port 5432"}
+    assert found.most == 96
+    assert found.decide(SUBJECT) == Verdict(filter=1)
+    assert found.decide(replace(SUBJECT, direction="in")) == Verdict(snaplen=96)
+    assert found.decide(replace(SUBJECT, comm=b"other")) == DROPPED
+    assert Rules().decide(SUBJECT) == KEPT
+
+
+def test_ancestors_count_with_children() -> None:
+    """With `children` the conditions may hold for the process or for one of its ancestors: all for the same one."""
+    shell = replace(SSHD, tgid=500, comm=b"bash", exe=b"/bin/bash", uid=0)
+    parents = {1058: shell, 500: None}
+
+    def verdict(text: str) -> Verdict:
+        return rules(text, parent=lambda process: parents[process.tgid]).decide(SUBJECT)
+
+    assert verdict("[{comm: bash, action: drop}]") == KEPT
+    assert verdict("[{comm: bash, children: true, action: drop}]") == DROPPED
+    assert verdict("[{tgid: 500, exe: /bin/bash, children: true, action: drop}]") == DROPPED
+    assert verdict("[{tgid: 500, uid: 107, children: true, action: drop}]") == KEPT
+    assert verdict("[{comm: worker, children: true, action: drop}]") == DROPPED
+
+
+def test_a_loop_of_ancestors_ends() -> None:
+    """A process that is its own ancestor, as numbers used again might show it, is no endless search."""
+    found = rules("[{comm: init, children: true, action: drop}]", parent=lambda process: process)
+    assert found.decide(SUBJECT) == KEPT
+
+
+def test_namespaces_have_names(tmp_path: Path) -> None:
+    """A network namespace is meant by its name in /run/netns, too, as it is when it is asked for."""
+    found = rules("[{netns: blue, action: drop}]", named=tmp_path)
+    assert found.decide(SUBJECT) == KEPT
+    (tmp_path / "blue").touch()
+    inode = (tmp_path / "blue").stat().st_ino
+    assert found.decide(replace(SUBJECT, netns=inode)) == DROPPED
+
+
+def test_processes_are_looked_at_only_where_a_rule_asks() -> None:
+    """What the kernel program takes itself needs no look at /proc."""
+    assert not rules("[{comm: a}, {pid: 1}, {interface: lo, via: flow}]").needs_process
+    assert rules("[{unit: a}]").needs_process
+    assert rules("[{comm: a, children: true}]").needs_process
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    """A rule that names a user, a unit or a device that is not there (yet) is told, and stays."""
+    (tmp_path / "ssh.service").touch()
+    texts = ("user: nosuchuser", "user: root", "unit: ssh.*", "unit: nosuch.service", "interface: wg*", "interface: l*")
+    chosen = default_settings({"rules": "[" + ", ".join(f"{{{text}}}" for text in texts) + "]"}).rules
+    assert list(doubts(chosen, ["lo"], [str(tmp_path)])) == [
+        "rules[1].user: no such user is known on this machine",
+        "rules[4].unit: systemd has no such unit now",
+        "rules[5].interface: no such device is there now",
+    ]
