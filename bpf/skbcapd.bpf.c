@@ -186,7 +186,7 @@ static inline void take(void *argument, const u32 direction)
 	u32 end = SKB(u32, END);
 
 	READ(shared, sizeof(*shared), packet->head + end);
-	lost = find_frame(skb, packet->head, packet->data, direction, &frame);
+	lost = find_frame(skb, packet->dev, packet->head, packet->data, direction, &frame);
 	if (lost) {
 		count(slot, lost);
 		return;

@@ -154,6 +154,7 @@ class Capture:
         find_holder: the process that holds a socket with an inode number; see Resolver.
         list_holders: all of them; None when that takes too long.
         list_flows: the TCP connections and listeners that there are.
+        describe_namespace: a network namespace's cookie and inode number to words for `if_description`.
         fill: complete checksums that hardware was to complete.
         dedup: take a packet only where it is seen first.
         comment: which fields of the process a packet's comment has, in order.
@@ -170,6 +171,7 @@ class Capture:
     find_holder: Callable[[int], User | None] = lambda _inode: None
     list_holders: Callable[[], Mapping[int, User] | None] = dict
     list_flows: Callable[[], Sequence[Flow]] = tuple
+    describe_namespace: Callable[[int, int], str] = lambda _cookie, inode: f"network namespace {inode}"
     fill: bool = False
     dedup: bool = False
     comment: Sequence[str] = ("comm", "pid", "tgid")
@@ -366,11 +368,14 @@ class Capture:
         if device is None:
             device = self._new_device(packet)
             self._devices[identity] = device
-            for direction in (DIRECTION_IN, DIRECTION_OUT):
-                self.program.set_device(
-                    layout.DEVICE_KEY.pack(packet.net, packet.ifindex, direction),
-                    layout.DEVICE.pack(packet.names[16:], device.slot, not device.wanted),
-                )
+        elif device.wanted:
+            return device
+        # One that is not wanted is told again: the program remembers DEVICES_MAX, and forgets the least used.
+        for direction in (DIRECTION_IN, DIRECTION_OUT):
+            self.program.set_device(
+                layout.DEVICE_KEY.pack(packet.net, packet.ifindex, direction),
+                layout.DEVICE.pack(packet.names[16:], device.slot, not device.wanted),
+            )
         return device
 
     def _new_device(self, packet: Upcall) -> _Device:
@@ -385,7 +390,7 @@ class Capture:
             return _Device(0, slot, wanted=False)
         interface = Interface(
             name=packet.device,
-            description="" if here else f"network namespace {packet.netns}",
+            description=self.describe_namespace(packet.net, packet.netns),
             link_type=kind,
             snaplen=self.snaplen,
             mac=packet.mac if len(packet.mac) == 6 and any(packet.mac) else None,

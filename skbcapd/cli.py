@@ -21,6 +21,7 @@ from skbcapd.capture import ANY, Capture, Output, PcapngOutput, Totals
 from skbcapd.errors import FileError, UsageError
 from skbcapd.layout import Geometry
 from skbcapd.process import Processes
+from skbcapd.namespaces import Namespaces
 from skbcapd.service import Service
 from skbcapd.settings import Settings
 
@@ -205,6 +206,7 @@ def _serve(
         settings.snaplen,
         count,
         _say,
+        describe_namespace=Namespaces().describe,
         fill=settings.checksums == "fill",
         dedup=settings.dedup == "first",
         find_holder=sockets.Holders().find,

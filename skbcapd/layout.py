@@ -198,6 +198,8 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "DEV_NET": btf.offset("net_device", "nd_net"),
         "DEV_NAME": btf.offset("net_device", "name"),
         "DEV_TYPE": btf.offset("net_device", "type"),
+        "DEV_HEADER_OPERATIONS": btf.offset("net_device", "header_ops"),
+        "HEADER_CREATE": btf.offset("header_ops", "create"),
         "DEV_ADDR": btf.offset("net_device", "dev_addr"),
         "DEV_ADDR_LEN": btf.offset("net_device", "addr_len"),
         "DEV_LINK_OPERATIONS": btf.offset("net_device", "rtnl_link_ops"),

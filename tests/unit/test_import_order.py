@@ -33,6 +33,7 @@ ORDER = (
     "pcapng",
     "checksum",
     "resolver",
+    "namespaces",
     "capture",
     "files",
     "text",
