@@ -35,7 +35,7 @@ UDP_CHAIN_MAX = 16  # sockets in one slot of the kernel's table
 ADDRESSES_MAX = 16  # of a device
 DEVICES_MAX = 4096
 SLOTS = 4096
-PIECES_MAX = 66  # linear parts and fragments of one frame: 45 fragments at most, or a chain of 64 skbs
+PIECES_MAX = 130  # linear parts and fragments of one frame: 45 fragments at most, or a chain of 64 skbs of two each
 CANDIDATES = 128  # GiB of address space tried by one marker packet
 
 BLOCK_PACKET = 6

@@ -1,0 +1,128 @@
+"""Every kind of device and sk_buff, against an AF_PACKET socket: one capture at the queue, one at the driver, all scenes.
+
+Both captures watch every device of every namespace, and one playing of the scenes serves them.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.kernel import table
+from tests.kernel.blocks import Packet
+from tests.kernel.capture import Capture, Ended, read
+from tests.kernel.comparison import difference
+from tests.kernel.namespace import Namespace
+from tests.kernel.reference import Frame
+from tests.kernel.scene import UNKNOWN, Sight, Stage, is_group_report
+from tests.kernel.scenes import SCENES, Scene
+
+CAPTURE_MAX = 262_144
+MODES = {"queue": {}, "driver": {"directions": "out", "attach": "auto"}}
+# PACKET_HOST and so on, and the reception types of epb_flags.
+RECEPTION = {0: 1, 1: 3, 2: 2, 3: 4}
+CHECKSUM_NOT_READY, SEGMENTATION_OFFLOADED = 1 << 9, 1 << 11
+
+
+@dataclass
+class Played:
+    """All scenes, seen by AF_PACKET sockets and by both captures."""
+
+    sights: list[Sight] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    packets: dict[str, list[Packet]] = field(default_factory=dict)
+    ended: dict[str, Ended] = field(default_factory=dict)
+
+    def pairs(self, scene: Scene, mode: str) -> Iterator[tuple[str, int, list[Frame], list[Packet]]]:
+        """How many frames were expected, what the socket saw and what we wrote: by device and direction."""
+        for sight in self.sights:
+            for direction, expected in (("out", sight.out), ("in", sight.into)):
+                if sight.scene != scene.name or expected is None or (mode == "driver" and direction == "in"):
+                    continue
+                theirs = sight.frames(outgoing=direction == "out")
+                ours = [
+                    packet
+                    for packet in self.packets[mode]
+                    if packet.direction == direction
+                    and packet.interface == sight.device
+                    and packet.description == f"network namespace {sight.namespace.name}"
+                    and not is_group_report(packet.data)
+                ]
+                yield f"{sight.name}, {direction}, {mode}", expected, theirs, ours
+
+
+@pytest.fixture(scope="module")
+def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """Play the scenes that the tests of this run ask for, under both captures."""
+    calls = (getattr(item, "callspec", None) for item in request.session.items)
+    chosen = [call.params.get("scene") for call in calls if call]
+    files = {mode: tmp_path_factory.mktemp("scenes") / f"{mode}.pcapng" for mode in MODES}
+    result = Played()
+    with ExitStack() as stack, ExitStack() as captures:
+        namespace = Namespace()
+        captures.callback(namespace.close)
+        running = {}
+        for mode, settings in MODES.items():
+            settings = {"transmit": mode, "buffer.size": "256MiB", **settings}
+            capture = Capture(namespace, "-w", str(files[mode]), **settings)
+            running[mode] = captures.enter_context(closing(capture))
+        for scene in SCENES:
+            if scene in chosen:
+                stage = Stage(scene.name, stack)
+                try:
+                    scene.play(stage)
+                    stage.end()
+                except Exception:  # noqa: BLE001 the other scenes have their tests, too
+                    result.failures[scene.name] = traceback.format_exc()
+                result.sights += stage.sights
+        result.ended = {mode: capture.stop() for mode, capture in running.items()}
+        for sight in result.sights:
+            sight.reference.collect()
+    result.packets = {mode: read(file) for mode, file in files.items()}
+    for scene in SCENES:
+        if scene in chosen and scene.name not in result.failures:
+            for mode in MODES:
+                _add_rows(result, scene, mode)
+    return result
+
+
+def _add_rows(result: Played, scene: Scene, mode: str) -> None:
+    for name, expected, theirs, ours in result.pairs(scene, mode):
+        identical = Counter(cut(frame) for frame in theirs) & Counter(packet.data for packet in ours)
+        table.add_row(name, "" if expected < 0 else str(expected), len(theirs), len(ours), identical.total())
+
+
+def cut(frame: Frame) -> bytes:
+    """What we keep of a frame."""
+    return frame.data[:CAPTURE_MAX]
+
+
+def flags(packet: Packet) -> int:
+    """The reception type."""
+    return packet.flags >> 2 & 7
+
+
+each_scene = pytest.mark.parametrize(
+    "scene",
+    [pytest.param(scene, id=scene.name, marks=[pytest.mark.vm, pytest.mark.devices(*scene.kinds)]) for scene in SCENES],
+)
+each_mode = pytest.mark.parametrize("mode", MODES)
+
+
+@each_scene
+@each_mode
+def test_frames_are_those_of_the_reference(played: Played, scene: Scene, mode: str) -> None:
+    """At every watched device we write the frames that an AF_PACKET socket sees there, byte for byte, no more, no less."""
+    if mode == "queue" and not scene.at_queue:
+        return
+    assert scene.name not in played.failures, played.failures[scene.name]
+    for name, expected, theirs, ours in played.pairs(scene, mode):
+        parting = difference(sorted(map(cut, theirs)), sorted(packet.data for packet in ours))
+        assert not parting, f"{name}: {parting}"
+        assert len(theirs) == expected or (theirs and expected == UNKNOWN), name
+        assert sorted(len(frame.data) for frame in theirs) == sorted(packet.original_len for packet in ours), name
