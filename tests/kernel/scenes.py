@@ -29,6 +29,7 @@ BROADCAST, MULTICAST, SOMEBODY = b"\xff" * 6, b"\x01\x00\x5e\x7f\x00\x01", b"\x0
 Q, AD = b"\x81\x00", b"\x88\xa8"  # EtherTypes of 802.1Q and 802.1ad
 
 SOL_UDP, UDP_SEGMENT = 17, 103
+IP_MTU_DISCOVER, IP_PMTUDISC_INTERFACE = 10, 4
 MADV_HUGEPAGE = 14
 HUGE_PAGE = 2 << 20
 
@@ -76,7 +77,7 @@ def bridged(stage: Stage) -> None:
     left, right, (first, second), bridge = _bridged(stage)
     stage.listen(right.namespace)
     stage.listen(bridge.namespace)
-    stage.watch(first.namespace, first.device, out=COUNT, into=2 * COUNT)  # flooded: the bridge does not know where
+    stage.watch(first.namespace, first.device, out=COUNT, into=2 * COUNT)  # flooded: the bridge learns nothing
     stage.watch(second.namespace, second.device, out=2 * COUNT, into=0)
     stage.watch(bridge.namespace, bridge.device, out=COUNT, into=COUNT)
     stage.watch(right.namespace, right.device, out=0, into=2 * COUNT)
@@ -141,7 +142,7 @@ def vxlan(stage: Stage) -> None:
     for end, above, other in zip((near, far), inner, (far, near), strict=True):
         end.namespace.ip(
             f"link add {above.device} address {above.mac} "
-            f"type vxlan id 7 dstport 4789 local {end.ipv4} remote {other.ipv4} dev {end.device}",
+            f"type vxlan id 7 dstport 4789 local {end.ipv4} remote {other.ipv4}",
             f"link set {above.device} mtu 9000",
         )
         settle(above)
@@ -151,10 +152,11 @@ def vxlan(stage: Stage) -> None:
     stage.watch(far.namespace, inner[1].device, out=0, into=2 * COUNT)
     stage.watch(far.namespace, far.device, out=0, into=UNKNOWN)
     stage.send(near.namespace, inner[1].ipv4)
-    stage.send(near.namespace, inner[1].ipv4, size=8500)
+    whole = (socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_INTERFACE)  # only the outer packets are fragmented
+    stage.send(near.namespace, inner[1].ipv4, size=8500, options=(whole,))
 
 
-def tunnel(kind: str, *, header: int = 20, ipv6: bool = False) -> Play:
+def tunnel(kind: str, *, ipv6: bool = False) -> Play:
     """A tunnel device of a kind of `ip link`, which has no header of its own."""
 
     def play(stage: Stage) -> None:
@@ -164,7 +166,6 @@ def tunnel(kind: str, *, header: int = 20, ipv6: bool = False) -> Play:
             local, remote = (end.ipv6, other.ipv6) if ipv6 else (end.ipv4, other.ipv4)
             end.namespace.ip(f"link add {above.device} type {kind.format(local=local, remote=remote)}")
             settle(above)
-        del header
         over_ipv6 = kind.startswith("sit")
         stage.listen(far.namespace)
         stage.watch(near.namespace, inner[0].device, out=COUNT, into=0)
@@ -336,6 +337,7 @@ def _bridged(stage: Stage) -> tuple[Host, Host, tuple[Host, Host], Host]:
     middle.ip(f"link add {bridge.device} address {bridge.mac} type bridge mcast_snooping 0")
     for port in (first, second):
         middle.ip(f"address flush dev {port.device}", f"link set {port.device} master {bridge.device}")
+        middle.ip(f"link set {port.device} type bridge_slave learning off")
     settle(bridge)
     for host in (left, right):
         host.namespace.ip(f"address add {host.ipv4}/24 dev {host.device}")

@@ -5,6 +5,7 @@ Both captures watch every device of every namespace, and one playing of the scen
 
 from __future__ import annotations
 
+import platform
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ CAPTURE_MAX = 262_144
 MODES = {"queue": {}, "driver": {"directions": "out", "attach": "auto"}}
 # PACKET_HOST and so on, and the reception types of epb_flags.
 RECEPTION = {0: 1, 1: 3, 2: 2, 3: 4}
+LONGEST_ON_A_WIRE = 9022  # a jumbo frame with two tags
 CHECKSUM_NOT_READY, SEGMENTATION_OFFLOADED = 1 << 9, 1 << 11
 
 
@@ -97,14 +99,14 @@ def _add_rows(result: Played, scene: Scene, mode: str) -> None:
         table.add_row(name, "" if expected < 0 else str(expected), len(theirs), len(ours), identical.total())
 
 
+def is_udp(frame: bytes) -> bool:
+    """Whether a frame is IPv4 with a datagram in it: the socket says nothing of its segments."""
+    return frame[12:14] == b"\x08\x00" and frame[23] == 17
+
+
 def cut(frame: Frame) -> bytes:
     """What we keep of a frame."""
     return frame.data[:CAPTURE_MAX]
-
-
-def flags(packet: Packet) -> int:
-    """The reception type."""
-    return packet.flags >> 2 & 7
 
 
 each_scene = pytest.mark.parametrize(
@@ -126,3 +128,47 @@ def test_frames_are_those_of_the_reference(played: Played, scene: Scene, mode: s
         assert not parting, f"{name}: {parting}"
         assert len(theirs) == expected or (theirs and expected == UNKNOWN), name
         assert sorted(len(frame.data) for frame in theirs) == sorted(packet.original_len for packet in ours), name
+
+
+@each_scene
+def test_reception_types_are_those_of_the_reference(played: Played, scene: Scene) -> None:
+    """A received frame is unicast, broadcast, multicast or another host's as the kernel told the socket; a sent one is
+    none of them."""
+    for name, _, theirs, ours in played.pairs(scene, "queue"):
+        said = [(cut(frame), RECEPTION.get(frame.packet_type, 0)) for frame in theirs]
+        assert sorted(said) == sorted((packet.data, packet.flags >> 2 & 7) for packet in ours) or not scene.at_queue, name
+
+
+@each_scene
+@each_mode
+def test_unfinished_checksums_are_those_of_the_reference(played: Played, scene: Scene, mode: str) -> None:
+    """Bit 9 of the flags stands where the kernel told the socket that the checksum is not ready, and nowhere else."""
+    if mode == "queue" and not scene.at_queue:
+        return
+    for name, _, theirs, ours in played.pairs(scene, mode):
+        said = sorted((cut(frame), not frame.checksum_ready) for frame in theirs)
+        assert said == sorted((packet.data, bool(packet.flags & CHECKSUM_NOT_READY)) for packet in ours), name
+
+
+@each_scene
+@each_mode
+def test_large_frames_are_marked_as_such(played: Played, scene: Scene, mode: str) -> None:
+    """Bit 11 of the flags stands where the kernel told the socket of TCP segments in one (since Linux 6.2), on all frames
+    that no wire carries, and on no other."""
+    if mode == "queue" and not scene.at_queue:
+        return
+    told = tuple(map(int, platform.release().split(".")[:2])) >= (6, 2)
+    for name, _, theirs, ours in played.pairs(scene, mode):
+        if told:
+            said = sorted((cut(frame), frame.segmented) for frame in theirs if not is_udp(frame.data))
+            marks = [(one.data, bool(one.flags & SEGMENTATION_OFFLOADED)) for one in ours if not is_udp(one.data)]
+            assert said == sorted(marks), name
+        for packet in ours:
+            assert packet.flags & SEGMENTATION_OFFLOADED or packet.original_len <= LONGEST_ON_A_WIRE, name
+
+
+def test_nothing_is_lost(played: Played) -> None:
+    """Both captures end with exit code 0 and lose no packet; the totals are what is in the files."""
+    for mode, ended in played.ended.items():
+        assert (ended.exit_code, ended.lost) == (0, 0), ended.stderr
+        assert ended.totals["captured"] == len(played.packets[mode])
