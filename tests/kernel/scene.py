@@ -2,8 +2,8 @@
 
 A scene (tests/kernel/scenes.py) builds its devices with the Stage it is given, says which of them are watched and how
 many frames must pass there, and sends. What leaves is a Sight per watched device: what the AF_PACKET socket saw there.
-Nothing else moves on these devices: no IPv6 of its own, permanent neighbours. A scene is over when every socket has seen
-the frames that it was told to expect.
+Nothing else moves on these devices: no IPv6 of its own, permanent neighbours. A scene is over when every socket has
+seen the frames that it was told to expect.
 """
 
 from __future__ import annotations

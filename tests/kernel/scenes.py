@@ -1,13 +1,12 @@
 """The scenes: every kind of device and of sk_buff that a frame may come through, each with the frames it must give.
 
-A scene is a function that plays on a Stage (tests/kernel/scene.py); its docstring says what it shows. Counts are prime. A
-scene whose devices this kernel cannot make is left out by name (conftest says so); on Debian's kernels, in the virtual
+A scene is a function that plays on a Stage (tests/kernel/scene.py); its docstring says what it shows. Counts are prime.
+A scene whose devices this kernel cannot make is left out by name (conftest says so); on Debian's kernels, in the virtual
 machines, none is.
 """
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import mmap
 import os
@@ -16,10 +15,8 @@ import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from tests.kernel.deadline import DEADLINE_S, until
-from tests.kernel.namespace import Namespace
 from tests.kernel.scene import COUNT, PORT, UNKNOWN, Host, Play, Stage, carries, ethtool, meet, settle
 from tests.kernel.send.identity import pattern
 from tests.kernel.send.zerocopy import MSG_ZEROCOPY, SO_ZEROCOPY, wait_for_completions
@@ -194,7 +191,7 @@ def loopback(stage: Stage) -> None:
 
 
 def segments(stage: Stage) -> None:
-    """TCP, and datagrams with UDP_SEGMENT, on a device without segmentation and checksums: the driver gets the pieces."""
+    """TCP, and datagrams with UDP_SEGMENT, on a device without offloads: the driver gets the segments."""
     near, far = stage.wire(stage.namespace(), stage.namespace())
     ethtool(near, "tso off", "gso off", "tx-udp-segmentation off", "tx off")
     stage.listen(far.namespace)

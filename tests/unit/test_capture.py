@@ -413,7 +413,15 @@ def test_a_device_is_described_once() -> None:
     rig.drain(upcall(b"1", netns=HERE), upcall(b"2", netns=HERE, tgid=7), packet(7, b"3"), upcall(b"4", direction=1))
 
     assert rig.output.interfaces == [
-        Interface(b"eth0", f"network namespace {HERE}", 1, 1000, bytes.fromhex("3c7c3f2023bd"), rig.output.interfaces[0].speed_bps, None)
+        Interface(
+            b"eth0",
+            f"network namespace {HERE}",
+            1,
+            1000,
+            bytes.fromhex("3c7c3f2023bd"),
+            rig.output.interfaces[0].speed_bps,
+            None,
+        )
     ]
     assert rig.program.devices == {
         layout.DEVICE_KEY.pack(1, 2, way): layout.DEVICE.pack(b"eth0", 1, 0) for way in (DIRECTION_IN, DIRECTION_OUT)
