@@ -1,8 +1,8 @@
 """The scenes: every kind of device and of sk_buff that a frame may come through, each with the frames it must give.
 
 A scene is a function that plays on a Stage (tests/kernel/scene.py); its docstring says what it shows. Counts are prime.
-A scene whose devices this kernel cannot make is left out by name (conftest says so); on Debian's kernels, in the virtual
-machines, none is.
+A scene whose devices this kernel cannot make is left out by name (conftest says so); on Debian's kernels, in the
+virtual machines, none is.
 """
 
 from __future__ import annotations
