@@ -1,7 +1,7 @@
 """What a network namespace is called: a file of packets from many containers should say which is which.
 
-In: a namespace's number. Out: its name in /run/netns (`ip netns`), else the container of its oldest process, else nothing
-but the number.
+In: a namespace's number. Out: its name in /run/netns (`ip netns`), else the container of its oldest process, else only
+the number.
 
 The rule: asked once per namespace, never per packet, and any answer of /run and /proc is taken as it comes: what cannot
 be read is left out, nothing raises.
