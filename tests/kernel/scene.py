@@ -8,6 +8,7 @@ seen the frames that it was told to expect.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -84,12 +85,19 @@ class Stage:
 
     scene: str
     stack: ExitStack
+    watched: bool = True
+    """Whether there are AF_PACKET sockets. One that sees a packet has a copy, so that a router cannot use it as it is."""
     sights: list[Sight] = field(default_factory=list)
+    namespaces: list[Namespace] = field(default_factory=list)
+    sent: int = 0
+    listeners: list[socket.socket] = field(default_factory=list)
+    received: int = 0
 
     def namespace(self, **sysctls: str) -> Namespace:
         """A namespace without IPv6 traffic of its own."""
         made = Namespace()
         self.stack.callback(made.close)
+        self.namespaces.append(made)
         made.sysctl(
             ipv6__conf__all__addr_gen_mode="1",
             ipv6__conf__default__addr_gen_mode="1",
@@ -121,14 +129,25 @@ class Stage:
 
     def watch(self, namespace: Namespace, device: str, out: int | None = None, into: int | None = None) -> None:
         """Watch a device; so many frames must leave and arrive there (None: whatever passes is not compared)."""
+        if not self.watched:
+            return
         reference = Reference(namespace, device)
         self.stack.callback(reference.close)
         self.sights.append(Sight(self.scene, namespace, device, reference, out, into))
 
     def end(self) -> None:
-        """Wait until every socket has seen what it must."""
+        """Wait until every socket has seen what it must; where there is none, until all datagrams have arrived."""
         for sight in self.sights:
             until(sight.is_complete, f"{sight.name}: {sight.out} frames out, {sight.into} in")
+        if not self.watched:
+            until(self._has_received, f"{self.scene}: {self.sent} datagrams")
+
+    def _has_received(self) -> bool:
+        for listener in self.listeners:
+            with contextlib.suppress(BlockingIOError):
+                while listener.recv(1 << 16, socket.MSG_DONTWAIT):
+                    self.received += 1
+        return self.received == self.sent
 
     def listen(self, namespace: Namespace, kind: socket.SocketKind = socket.SOCK_DGRAM) -> socket.socket:
         """A socket at PORT of every address, so that nothing is refused."""
@@ -136,6 +155,7 @@ class Stage:
         self.stack.callback(opened.close)
         opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         opened.bind(("::", PORT))
+        self.listeners.append(opened)
         return opened
 
     def send(self, namespace: Namespace, to: str, size: int = 100, count: int = COUNT, options: Options = ()) -> None:
@@ -147,8 +167,9 @@ class Stage:
             for level, option, value in options:
                 sender.setsockopt(level, option, value)
             sender.connect((to, PORT))
+            number, self.sent = next(_numbers), self.sent + count
             for sequence in range(count):
-                sender.send(payload(size, os.getpid(), 0, sequence))
+                sender.send(payload(size, os.getpid(), number, sequence))
 
     def frames(self, host: Host, *frames: bytes, count: int = COUNT) -> None:
         """Send frames as they are from a device, each `count` times."""

@@ -21,8 +21,9 @@ from tests.kernel.capture import Capture, Ended, read
 from tests.kernel.comparison import difference
 from tests.kernel.namespace import Namespace
 from tests.kernel.reference import Frame
-from tests.kernel.scene import UNKNOWN, Sight, Stage, is_group_report
+from tests.kernel.scene import COUNT, UNKNOWN, Sight, Stage, is_group_report
 from tests.kernel.scenes import SCENES, Scene
+from tests.kernel.send.identity import MAGIC, WHO
 
 CAPTURE_MAX = 262_144
 MODES = {
@@ -164,6 +165,22 @@ def test_large_frames_are_marked_as_such(played: Played, scene: Scene, mode: str
             assert said == sorted(marks), name
         for packet in ours:
             assert packet.flags & SEGMENTATION_OFFLOADED or packet.original_len <= LONGEST_ON_A_WIRE, name
+
+
+@pytest.mark.parametrize(
+    ("scene", "mode"),
+    [_case(scene, "queue") for scene in SCENES if scene.name in {"bridged", "vlan", "macvlan", "bond"}],
+)
+def test_a_datagram_has_one_identifier(played: Played, scene: Scene, mode: str) -> None:
+    """What one datagram is on several stacked devices carries one epb_packetid, that no other datagram has."""
+    seen: dict[bytes, set[int | None]] = {}
+    for _, _, _, ours in played.pairs(scene, mode):
+        for packet in ours:
+            at = packet.data.index(MAGIC)
+            seen.setdefault(packet.data[at : at + WHO.size], set()).add(packet.packet_id)
+    assert len(seen) >= COUNT
+    assert {len(identifiers) for identifiers in seen.values()} == {1}
+    assert len(set.union(*seen.values()) - {None}) == len(seen)
 
 
 @pytest.mark.vm
