@@ -86,7 +86,7 @@ class Stage:
     scene: str
     stack: ExitStack
     watched: bool = True
-    """Whether there are AF_PACKET sockets. One that sees a packet has a copy, so that a router cannot use it as it is."""
+    """Whether there are AF_PACKET sockets: with them a router has to copy a packet before it may change it."""
     sights: list[Sight] = field(default_factory=list)
     namespaces: list[Namespace] = field(default_factory=list)
     sent: int = 0

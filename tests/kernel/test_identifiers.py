@@ -19,7 +19,7 @@ from tests.kernel.scene import COUNT, Play, Stage
 from tests.kernel.scenes import bridged, macvlan, routed
 from tests.kernel.send.identity import MAGIC, WHO
 
-# How often each datagram is seen in all: bridged, of the three the last is flooded, the second one is for the bridge's host.
+# On how many devices each datagram is seen. Bridged: of three the last is flooded, the second is for the bridge's host.
 PLACES = {
     routed: {4: COUNT},  # left0, first0, second0, right0
     bridged: {4: COUNT, 3: COUNT, 5: COUNT},
