@@ -1,4 +1,4 @@
-"""Checksums that hardware is to complete: kept as they are, or completed with `checksums: fill`, with tshark as judge."""
+"""Checksums that hardware is to complete: kept, or completed with `checksums: fill`; tshark is the judge."""
 
 from __future__ import annotations
 
