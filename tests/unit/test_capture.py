@@ -404,6 +404,14 @@ def test_a_label_holds_names_as_the_kernel_has_them() -> None:
     assert rig.output.interfaces[0].name == b"eth0"
 
 
+def test_a_packet_met_during_the_self_test_is_cut() -> None:
+    """Of a frame that the program gave whole, as the self-test needs it, no more than the snaplen is written."""
+    rig = Rig(snaplen=64)
+    rig.drain(upcall(bytes(range(99))))
+    assert rig.output.frames == [bytes(range(64))]
+    assert rig.program.control[layout.SNAPLEN] == 64
+
+
 # Devices
 
 
@@ -459,6 +467,7 @@ def test_another_device(other: dict[str, object], name: bytes, description: str)
         ({"device_type": 65534, "mac": b""}, 101, None),
         ({"device_type": 768, "mac": bytes([10, 0, 0, 1])}, 101, None),
         ({"device_type": 823, "mac": bytes(range(8))}, 101, None),
+        ({"device_type": 803}, 127, bytes.fromhex("3c7c3f2023bd")),
     ],
 )
 def test_link_type_and_address(changes: dict[str, object], link_type: int, mac: bytes | None) -> None:
