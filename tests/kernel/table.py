@@ -14,14 +14,14 @@ HEADER = ("case", "sent", "AF_PACKET", "ours", "identical", "named right", "unkn
 _rows: list[tuple[str, ...]] = []
 
 
-def add(outcomes: Iterable[Outcome]) -> None:
-    """Add a row per outcome."""
+def add(outcomes: Iterable[Outcome], place: str = "") -> None:
+    """Add a row per outcome; `place` is where the frames were taken, if it is not the usual one."""
     for outcome in outcomes:
         labels = outcome.labels()
         sent = outcome.case.frames
         _rows.append(
             (
-                f"{outcome.case.name}, {outcome.direction}",
+                ", ".join(filter(None, (outcome.case.name, outcome.direction, place))),
                 f"{outcome.case.size} B" if sent is None else str(sent),
                 *map(str, (len(outcome.reference), len(outcome.ours), outcome.identical)),
                 *(str(labels[verdict]) for verdict in ("right", "unknown", "wrong")),
