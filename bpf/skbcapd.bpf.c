@@ -27,7 +27,8 @@
 
 /* The second half of a packet's way, by direction. Two programs are verified faster than one: the ways through the first
    half need not be walked again with each way through the second. */
-BPF_PROG_ARRAY(takers, 3);
+BPF_PROG_ARRAY(takers_out, 1);
+BPF_PROG_ARRAY(takers_in, 1);
 
 /* Where to count packets of a device that have no label: its own slot, or 0 for devices not yet known. */
 static inline struct device *find_device(struct key *key)
@@ -137,7 +138,10 @@ static inline void capture(void *ctx, void *argument, const u32 direction)
 		}
 	}
 	identify(ctx, control, packet, skb, direction, 0);
-	takers.call(ctx, direction);
+	if (direction == OUT)
+		takers_out.call(ctx, 0);
+	else
+		takers_in.call(ctx, 0);
 }
 
 /*

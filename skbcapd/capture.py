@@ -221,7 +221,8 @@ class Capture:
         self._resolver.tell(self.list_flows(), self.list_holders() or {})
         self.program.attach()
         self._resolver.retell(self.list_flows())
-        if self._marker is not None and self.program.paged:
+        is_seen = any(hook.function == "on_transmit" for hook in self.program.hooks)  # what leaves by loopback
+        if self._marker is not None and self.program.paged and is_seen:
             self._prove(self._marker)
         if not self.program.control[layout.PAGE_BASE]:
             self.warn("paged frames cannot be read on this kernel: they are captured up to their linear part")

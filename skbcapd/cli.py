@@ -20,8 +20,8 @@ from skbcapd import __version__, config, doctor, extcap, files, kernel, sockets,
 from skbcapd.capture import ANY, Capture, Output, PcapngOutput, Totals
 from skbcapd.errors import FileError, UsageError
 from skbcapd.layout import Geometry
-from skbcapd.process import Processes
 from skbcapd.namespaces import Namespaces
+from skbcapd.process import Processes
 from skbcapd.service import Service
 from skbcapd.settings import Settings
 

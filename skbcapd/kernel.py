@@ -33,7 +33,7 @@ OLDEST_KERNEL = (5, 15)
 _MAPS = (
     *("segments", "controls", "labels", "devices", "owners", "flows", "holders"),
     *("counters", "measurements", "wakeups"),
-    "takers",  # empties itself when nobody holds it
+    *("takers_out", "takers_in"),  # these empty themselves when nobody holds them
 )
 _RECURSION_MISSES = 208  # offset in struct bpf_prog_info
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")

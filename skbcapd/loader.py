@@ -33,8 +33,9 @@ from skbcapd.errors import KernelError
 _PACKAGE = Path(__file__).parent
 SOURCES = _PACKAGE / "bpf" if (_PACKAGE / "bpf").is_dir() else _PACKAGE.parent / "bpf"
 
-# Where a packet's way goes on: function -> the one that is called next, and its place in the map `takers`.
-_NEXT = {"on_transmit": ("take_out", 2), "on_receive": ("take_in", 1)}
+# Where a packet's way goes on: function -> the one that is called next, and the map that it is called through. The kernel
+# wants all programs of such a map to be for functions of one type, and those of the driver and of receiving differ.
+_NEXT = {"on_transmit": ("take_out", b"takers_out"), "on_receive": ("take_in", b"takers_in")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ def _child(
     with ThreadPoolExecutor() as threads:  # the verifier takes its time with each, and has a processor each
         loaded = dict(zip(every, threads.map(lambda hook: _load(program, hook), every), strict=True))
     for taker, hook in takers.items():
-        program[b"takers"][ctypes.c_int(_NEXT[hook.function][1])] = ctypes.c_int(loaded[taker])
+        program[_NEXT[hook.function][1]][ctypes.c_int(0)] = ctypes.c_int(loaded[taker])
     measuring = _attach(program, measure, loaded[measure])
     descriptors = [lib.bpf_table_fd(program.module, name.encode()) for name in maps]
     _send(channel, {"maps": list(maps)}, descriptors)

@@ -10,16 +10,12 @@ be read is left out, nothing raises.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 
-REMEMBERED = 1024
+from skbcapd.process import cgroup_of, container_of, opened, read_stat
 
-# docker, podman, containerd and cri-o name a container's cgroup by 64 hex digits, with words before and behind.
-_CONTAINER = re.compile(rb"\b([0-9a-f]{12})[0-9a-f]{52}\b")
-_MACHINE = re.compile(rb"/machine-([^/\n]+)\.scope")
+REMEMBERED = 1024
 
 
 class Namespaces:
@@ -59,31 +55,35 @@ class Namespaces:
         with contextlib.suppress(OSError):
             for path in sorted(self._run.iterdir()):
                 if _inode(path) == inode:
-                    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in path.name)
+                    return _printable(path.name)
         return ""
 
     def _owner(self, inode: int) -> str:
-        """Whose it is: that of init, or of a container's first process."""
-        for process in self._processes(inode):
-            if process.name == "1":
+        """Whose it is: that of init, or of the container that its oldest process is in."""
+        for tgid in self._processes(inode):
+            if tgid == 1:
                 return "of init"
             with contextlib.suppress(OSError):
-                cgroup = (process / "cgroup").read_bytes()
-                found = _CONTAINER.search(cgroup) or _MACHINE.search(cgroup)
-                return f"of container {found[1].decode(errors='backslashreplace')}" if found else ""
+                container = container_of(cgroup_of((self._proc / str(tgid) / "cgroup").read_bytes()))
+                name = container[:12] if len(container) == 64 else container  # an id, or a name
+                return f"of container {_printable(name.decode(errors='backslashreplace'))}" if name else ""
         return ""
 
-    def _processes(self, inode: int) -> Iterator[Path]:
+    def _processes(self, inode: int) -> list[int]:
         """The processes in it, the oldest first."""
-        found: list[tuple[int, Path]] = []
+        found: list[tuple[int, int]] = []
         with contextlib.suppress(OSError):
             for process in self._proc.iterdir():
                 if process.name.isdecimal() and _inode(process / "ns/net") == inode:
-                    with contextlib.suppress(OSError, IndexError, ValueError):
-                        # The start, in clock ticks; a name may hold anything, also `) `. Source: proc_pid_stat(5).
-                        start = (process / "stat").read_bytes().rpartition(b")")[2].split()[19]
-                        found.append((int(start), process))
-        return (process for _, process in sorted(found))
+                    with opened(self._proc, int(process.name)) as directory:
+                        stat = read_stat(directory)
+                    if stat:
+                        found.append((stat.ticks, int(process.name)))
+        return [tgid for _, tgid in sorted(found)]
+
+
+def _printable(name: str) -> str:
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in name)
 
 
 def _inode(path: Path) -> int:

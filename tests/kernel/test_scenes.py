@@ -115,7 +115,7 @@ def cut(frame: Frame) -> bytes:
 
 
 def _case(scene: Scene, mode: str) -> ParameterSet:
-    marks = [pytest.mark.vm, pytest.mark.devices(*scene.kinds)]
+    marks = [pytest.mark.devices(*scene.kinds), *([pytest.mark.vm] if scene.vm else [])]
     return pytest.param(scene, mode, id=f"{scene.name}, {mode}", marks=marks)
 
 

@@ -16,6 +16,7 @@ from skbcapd.capture import Capture, PcapngOutput, Totals
 from skbcapd.errors import KernelError
 from skbcapd.kernel import Counters
 from skbcapd.label import DIRECTION_IN, DIRECTION_OUT, Label
+from skbcapd.loader import Hook
 from skbcapd.marker import Marker
 from skbcapd.pcapng import Interface
 from skbcapd.process import Process, Processes, User
@@ -35,6 +36,7 @@ class FakeProgram(Writer):
     def __init__(self, *, paged: bool = False, process_context: bool = True) -> None:
         super().__init__()
         self.paged, self.process_context = paged, process_context
+        self.hooks = [Hook("tracepoint", "net_dev_queue", "on_transmit")]
         self.labels: dict[bytes, bytes] = {}
         self.devices: dict[bytes, bytes] = {}
         self.holders: dict[int, bytes] = {}
