@@ -104,7 +104,7 @@ static inline int has_header(u64 dev)
  * Finds where the frame starts and how long it is.
  * Transmit: `data` is the start of the frame; mac_header is not yet set at the entry of __dev_queue_xmit, and
  * stale in a forwarded packet. Receive: `data` is past the link-layer header, mac_header marks it; but a packet that came
- * out of a tunnel may have that of the outer packet (seen with sit and vti).
+ * out of a tunnel may have that of the outer packet (sit).
  * Returns 0, or LOST_START where no start can be trusted.
  */
 static inline int find_frame(struct skb *skb, u64 dev, u64 head, u64 data, u32 direction, struct frame *frame)

@@ -33,8 +33,8 @@ from skbcapd.errors import KernelError
 _PACKAGE = Path(__file__).parent
 SOURCES = _PACKAGE / "bpf" if (_PACKAGE / "bpf").is_dir() else _PACKAGE.parent / "bpf"
 
-# Where a packet's way goes on: function -> the one that is called next, and the map that it is called through. The kernel
-# wants all programs of such a map to be for functions of one type, and those of the driver and of receiving differ.
+# Where a packet's way goes on: function -> the one that is called next, and the map that it is called through. All
+# programs of such a map have to be for functions of one type, and the driver's is not that of receiving.
 _NEXT = {"on_transmit": ("take_out", b"takers_out"), "on_receive": ("take_in", b"takers_in")}
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.kernel.deadline import DEADLINE_S, until
+from tests.kernel.namespace import Namespace
 from tests.kernel.scene import COUNT, PORT, UNKNOWN, Host, Play, Stage, carries, ethtool, meet, settle
 from tests.kernel.send.identity import pattern
 from tests.kernel.send.zerocopy import MSG_ZEROCOPY, SO_ZEROCOPY, wait_for_completions
