@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -129,6 +130,24 @@ def _say(line: str) -> None:
     print(f"skbcapd: {line}", file=sys.stderr)
 
 
+def upper_devices(names: Sequence[str], sys_: Path = Path("/sys")) -> list[tuple[str, str]]:
+    """Those devices that frames reach from the one below without passing a hook again, and what they are.
+
+    Args:
+        names: of devices.
+        sys_: where sysfs is.
+
+    Source: RX_HANDLER_ANOTHER and vlan_do_receive in __netif_receive_skb_core, net/core/dev.c.
+    """
+    found = []
+    for name in names:
+        with contextlib.suppress(OSError):
+            kind = re.search(r"^DEVTYPE=(\w+)$", (sys_ / "class/net" / name / "uevent").read_text(), re.MULTILINE)
+            if kind and kind[1] in {"vlan", "bond", "team", "macvlan", "ipvlan"}:
+                found.append((name, kind[1]))
+    return found
+
+
 def _load(settings: Settings) -> kernel.Program:
     hooks = kernel.choose_hooks(settings.attach, settings.directions, settings.transmit)
     doctor.refuse_hopeless()
@@ -146,6 +165,8 @@ def _capture(options: argparse.Namespace) -> int:
     for name in settings.interfaces:
         if name != ANY and name not in here:
             raise UsageError(f"no device {name} in this network namespace", "`ip -brief link` lists them; any is all")
+    for name, kind in upper_devices(settings.interfaces):
+        _say(f"{name} is a {kind} device: what arrives on it is captured on the device below only")
     program = _load(settings)
     with contextlib.closing(program):
         target: files.CaptureFile | files.StandardOutput
