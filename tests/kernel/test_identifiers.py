@@ -5,6 +5,7 @@ The scenes play without AF_PACKET sockets, whose clones would make a router copy
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -14,10 +15,14 @@ import pytest
 
 from tests.kernel.blocks import Packet
 from tests.kernel.capture import Capture, Ended, read
-from tests.kernel.namespace import Namespace
+from tests.kernel.deadline import until
+from tests.kernel.namespace import Namespace, Wire
 from tests.kernel.scene import COUNT, Play, Stage
 from tests.kernel.scenes import bridged, macvlan, routed
 from tests.kernel.send.identity import MAGIC, WHO
+from tests.kernel.sink import TCP_PORT, Sink
+
+TCPI_RETRANSMITS = 2  # place in struct tcp_info: retransmissions of the oldest data that is not acknowledged
 
 # On how many devices each datagram is seen. Bridged: of three the last is flooded, the second is for the bridge's host.
 PLACES = {
@@ -88,3 +93,37 @@ def test_first_is_each_packet_once(play: Play, seen: Seen) -> None:
     assert {packet.direction for packet in seen.first} == {"out"}
     assert seen.ended.totals["seen before, on another device"] >= further
     assert (seen.ended.exit_code, seen.ended.totals["dropped by kernel"]) == (0, 0)
+
+
+def test_data_sent_again_has_another_identifier(wire: Wire, tmp_path: Path) -> None:
+    """Each retransmission of the same data, in the same memory, is a packet of its own, at both ends of the wire."""
+    file, near, far = tmp_path / "again.pcapng", wire.near, wire.far
+    with (
+        closing(Sink(far.namespace)),
+        closing(Capture(near.namespace, "-w", str(file))) as capture,
+        near.namespace.do(socket.create_connection, (far.ipv4, TCP_PORT)) as connection,
+    ):
+        far.namespace.ip(f"address del {far.ipv4}/24 dev {far.device}")  # nobody answers
+        try:
+            connection.send(MAGIC)
+
+            def again() -> bool:
+                return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[TCPI_RETRANSMITS] >= 2
+
+            until(again, "the data is sent again, twice")
+            assert capture.stop().exit_code == 0
+        finally:
+            far.namespace.ip(f"address add {far.ipv4}/24 dev {far.device}")
+    sent, arrived = (
+        [
+            packet.packet_id
+            for packet in read(file)
+            if packet.data.endswith(MAGIC)
+            and packet.description == f"network namespace {end.namespace.name}"
+            and packet.direction == direction
+        ]
+        for end, direction in ((near, "out"), (far, "in"))
+    )
+
+    assert len(sent) == len(set(sent)) >= 3
+    assert set(arrived) == set(sent)
