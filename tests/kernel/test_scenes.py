@@ -172,12 +172,20 @@ def test_large_frames_are_marked_as_such(played: Played, scene: Scene, mode: str
     [_case(scene, "queue") for scene in SCENES if scene.name in {"bridged", "vlan", "macvlan", "bond"}],
 )
 def test_a_datagram_has_one_identifier(played: Played, scene: Scene, mode: str) -> None:
-    """What one datagram is on several stacked devices carries one epb_packetid, that no other datagram has."""
+    """What one datagram is on several stacked devices carries one epb_packetid, that no other datagram has.
+
+    But for a tag within a tag: the kernel writes the inner one into the bytes, of a copy where a socket holds a clone.
+    """
     seen: dict[bytes, set[int | None]] = {}
+    copied: set[bytes] = set()
     for _, _, _, ours in played.pairs(scene, mode):
         for packet in ours:
             at = packet.data.index(MAGIC)
-            seen.setdefault(packet.data[at : at + WHO.size], set()).add(packet.packet_id)
+            datagram = packet.data[at : at + WHO.size]
+            seen.setdefault(datagram, set()).add(packet.packet_id)
+            if packet.interface == "both7":
+                copied.add(datagram)
+    seen = {datagram: identifiers for datagram, identifiers in seen.items() if datagram not in copied}
     assert len(seen) >= COUNT
     assert {len(identifiers) for identifiers in seen.values()} == {1}
     assert len(set.union(*seen.values()) - {None}) == len(seen)
