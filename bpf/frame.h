@@ -81,17 +81,37 @@ static inline u32 unfinished_checksum(struct skb *skb, u64 head, struct frame *f
 	return start | (u32)SKB(u16, CSUM_OFFSET) << 16;
 }
 
+#define ARPHRD_ETHER 1
+
+/*
+ * Whether frames of a device start with a header of its own; asked as an AF_PACKET socket does (dev_has_header): a device
+ * without one (tun, wireguard, ipip, ...) has nothing that would make it.
+ */
+static inline int has_header(u64 dev)
+{
+	u64 operations = 0, create = 0;
+	u16 type = 0;
+
+	READ(&type, sizeof(type), dev + DEV_TYPE);
+	if (type == ARPHRD_ETHER)
+		return 1;
+	READ(&operations, sizeof(operations), dev + DEV_HEADER_OPERATIONS);
+	READ(&create, sizeof(create), operations + HEADER_CREATE); /* NULL is not readable: 0 */
+	return !!create;
+}
+
 /*
  * Finds where the frame starts and how long it is.
  * Transmit: `data` is the start of the frame; mac_header is not yet set at the entry of __dev_queue_xmit, and
- * stale in a forwarded packet. Receive: `data` is past the link-layer header, mac_header marks it.
+ * stale in a forwarded packet. Receive: `data` is past the link-layer header, mac_header marks it; but a packet that came
+ * out of a tunnel may have that of the outer packet (sit).
  * Returns 0, or LOST_START where no start can be trusted.
  */
-static inline int find_frame(struct skb *skb, u64 head, u64 data, u32 direction, struct frame *frame)
+static inline int find_frame(struct skb *skb, u64 dev, u64 head, u64 data, u32 direction, struct frame *frame)
 {
 	u32 before_data = 0;
 
-	if (direction == IN) {
+	if (direction == IN && has_header(dev)) {
 		u16 mac_header = SKB(u16, MAC_HEADER);
 		u64 start = head + mac_header;
 

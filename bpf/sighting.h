@@ -2,10 +2,11 @@
 /*
  * One packet on several devices: a bond, a bridge, a VLAN, a veth pair hand the same data from one to the next.
  *
- * A packet is known again by the address of its data and a few bytes at the end of its linear part, which no device
- * changes, within a second, and as long as the place is a new one: at a place where it was before, it is another packet in
- * the same memory. Each data address has one entry; when two share it, the older packet is forgotten and its next
- * sighting has a new identifier.
+ * A packet is known again by the address of its data and by a few of its bytes that no device changes, within a second,
+ * and as long as the place is a new one: at a place where it was before, it is another packet in the same memory (the next
+ * one of the flow, or the same data sent again). Each data address has one entry; when two share it, the older packet is
+ * forgotten and its next sighting has a new identifier. Addresses are among the bytes: what comes out of NAT or goes into a
+ * tunnel is another packet.
  */
 
 #define SIGHTING_LASTS_NS 1000000000ULL
@@ -27,19 +28,28 @@ static inline struct sighting *find_sighting(u64 head)
 	return sightings.lookup(&index);
 }
 
-/* A packet by its last linear bytes and the length of the rest. */
+#define PRINT_FACTOR 0x9e3779b97f4a7c15ULL /* odd, its bits well mixed: 2^64 by the golden ratio */
+
+/*
+ * A packet by its last linear bytes, the length of the rest, and the bytes of its network header that hold IPv4's addresses
+ * and ports, or the end of IPv6's destination and the ports. The last bytes alone are not enough: memory that is free is
+ * soon taken again, and questions of two containers for one name end alike.
+ */
 static inline u64 print_of(struct packet *packet, struct skb *skb)
 {
-	u64 last = 0;
+	u64 last = 0, inner[2] = {};
+	u64 at = packet->key.direction == IN ? packet->data : packet->head + SKB(u16, NETWORK_HEADER);
 
 	READ(&last, sizeof(last), packet->linear_end - 8);
-	return last ^ (u64)SKB(u32, DATA_LEN) << 32;
+	READ(inner, 12, at + (SKB(u16, PROTOCOL) == __builtin_bswap16(0x86dd) ? 32 : 12));
+	last ^= (u64)SKB(u32, DATA_LEN) << 32;
+	return ((last * PRINT_FACTOR + inner[0]) * PRINT_FACTOR + inner[1]) * PRINT_FACTOR;
 }
 
 /* Whether the entry is this packet's, seen elsewhere shortly before. */
 static inline int is_seen_before(struct sighting *entry, struct packet *packet, struct skb *skb, u64 place)
 {
-	u64 visited = 0;
+	u64 visited = entry->count >= SIGHTING_PLACES; /* there is no room to know all its places */
 
 	if (entry->head != packet->head || packet->time - entry->time > SIGHTING_LASTS_NS ||
 	    entry->print != print_of(packet, skb))

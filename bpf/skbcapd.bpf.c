@@ -26,11 +26,21 @@
 #include "segment.h"
 #include "measure.h"
 
-/* A packet's way goes from one program to the next; the direction is added to these. Several programs are verified faster
-   than one: the ways through the first need not be walked again with each way through the second. The programs of FILTER
-   are there where there are packet filters, and can be exchanged between two packets. */
-enum stage { FILTER = 0, IDENTIFY = 3, TAKE = 6 };
-BPF_PROG_ARRAY(stages, 9);
+/* A packet's way goes from one program to the next. Several programs are verified faster than one: the ways through the
+   first need not be walked again with each way through the second. The programs of FILTER are there where there are packet
+   filters, and can be exchanged between two packets. All programs of such a map have to be for functions of one type, and
+   the driver's is not that of receiving. */
+enum stage { FILTER, IDENTIFY, TAKE };
+BPF_PROG_ARRAY(stages_out, 3);
+BPF_PROG_ARRAY(stages_in, 3);
+
+static inline void go_on(void *ctx, const u32 direction, const u32 stage)
+{
+	if (direction == OUT)
+		stages_out.call(ctx, stage);
+	else
+		stages_in.call(ctx, stage);
+}
 
 /* Where to count packets of a device that have no label: its own slot, or 0 for devices not yet known. */
 static inline struct device *find_device(struct key *key)
@@ -139,8 +149,8 @@ static inline void capture(void *ctx, void *argument, const u32 direction)
 		}
 	}
 	if (control->filtered)
-		stages.call(ctx, FILTER + direction);
-	stages.call(ctx, IDENTIFY + direction);
+		go_on(ctx, direction, FILTER);
+	go_on(ctx, direction, IDENTIFY);
 }
 
 #ifdef WINDOW
@@ -158,9 +168,9 @@ static inline void filter(void *ctx, void *argument, const u32 direction)
 		return;
 	if (is_wanted(control, packet, get_met_skb(packet, argument), direction)) {
 		if (packet->filter)
-			stages.call(ctx, TAKE + direction);
+			go_on(ctx, direction, TAKE);
 		else
-			stages.call(ctx, IDENTIFY + direction);
+			go_on(ctx, direction, IDENTIFY);
 		return;
 	}
 	device = find_device(&packet->key);
@@ -178,7 +188,7 @@ static inline void name(void *ctx, void *argument, const u32 direction)
 	if (!control || !packet)
 		return;
 	identify(ctx, control, packet, get_met_skb(packet, argument), direction, 0);
-	stages.call(ctx, TAKE + direction);
+	go_on(ctx, direction, TAKE);
 }
 
 /*
@@ -220,7 +230,7 @@ static inline void take(void *ctx, void *argument, const u32 direction)
 	}
 	if (label && label->filter && packet->filter != label->filter) {
 		packet->filter = label->filter;
-		stages.call(ctx, FILTER + direction); /* and back */
+		go_on(ctx, direction, FILTER); /* and back */
 	}
 	if (packet->is_known && control->dedup) {
 		count(slot, DUPLICATE);
@@ -229,7 +239,7 @@ static inline void take(void *ctx, void *argument, const u32 direction)
 	u32 end = SKB(u32, END);
 
 	READ(shared, sizeof(*shared), packet->head + end);
-	lost = find_frame(skb, packet->head, packet->data, direction, &frame);
+	lost = find_frame(skb, packet->dev, packet->head, packet->data, direction, &frame);
 	if (lost) {
 		count(slot, lost);
 		return;

@@ -209,6 +209,7 @@ class Capture:
         find_holder: the process that holds a socket with an inode number; see Resolver.
         list_holders: all of them; None when that takes too long.
         list_flows: the TCP connections and listeners that there are.
+        describe_namespace: a network namespace's cookie and inode number to words for `if_description`.
         fill: complete checksums that hardware was to complete.
         dedup: take a packet only where it is seen first.
         comment: which fields of the process a packet's comment has, in order.
@@ -227,6 +228,7 @@ class Capture:
     find_holder: Callable[[int], User | None] = lambda _inode: None
     list_holders: Callable[[], Mapping[int, User] | None] = dict
     list_flows: Callable[[], Sequence[Flow]] = tuple
+    describe_namespace: Callable[[int, int], str] = lambda _cookie, inode: f"network namespace {inode}"
     fill: bool = False
     dedup: bool = False
     comment: Sequence[str] = ("comm", "pid", "tgid")
@@ -289,7 +291,8 @@ class Capture:
         self._resolver.tell(self.list_flows(), self.list_holders() or {})
         self.program.attach()
         self._resolver.retell(self.list_flows())
-        if self._marker is not None and self.program.paged:
+        is_seen = any(hook.function == "on_transmit" for hook in self.program.hooks)  # what leaves by loopback
+        if self._marker is not None and self.program.paged and is_seen:
             self._prove(self._marker)
         if not self.program.control[layout.PAGE_BASE]:
             self.warn("paged frames cannot be read on this kernel: they are captured up to their linear part")
@@ -409,9 +412,11 @@ class Capture:
     def _prove(self, marker: Marker) -> None:
         """Send the marker through the attached program until it came back whole, or stop reading pages."""
         deadline = time.monotonic() + _PROOF_SECONDS
+        self.program.control[layout.SNAPLEN] = layout.CAPTURE_MAX
         marker.send()
         while not self._is_proven and time.monotonic() < deadline:
             self.drain()
+        self._set_control()
         if not self._is_proven:
             self.program.control[layout.PAGE_BASE] = 0
 
@@ -493,13 +498,16 @@ class Capture:
         if device is None:
             device = self._new_device(packet)
             self._devices[identity] = device
-            for direction in (DIRECTION_IN, DIRECTION_OUT):
-                self.program.set_device(
-                    layout.DEVICE_KEY.pack(packet.net, packet.ifindex, direction),
-                    layout.DEVICE.pack(packet.names[16:], device.slot, not device.wanted),
-                )
-        elif device.interface_id < 0 and device.interface:
-            device.interface_id = self.output.add_interface(device.interface)
+        elif device.wanted:
+            if device.interface_id < 0 and device.interface:
+                device.interface_id = self.output.add_interface(device.interface)
+            return device
+        # One that is not wanted is told again: the program remembers DEVICES_MAX, and forgets the least used.
+        for direction in (DIRECTION_IN, DIRECTION_OUT):
+            self.program.set_device(
+                layout.DEVICE_KEY.pack(packet.net, packet.ifindex, direction),
+                layout.DEVICE.pack(packet.names[16:], device.slot, not device.wanted),
+            )
         return device
 
     def _new_device(self, packet: Upcall) -> _Device:
@@ -515,7 +523,7 @@ class Capture:
             return _Device(0, slot, wanted=False)
         interface = Interface(
             name=packet.device,
-            description="" if here else f"network namespace {packet.netns}",
+            description=self.describe_namespace(packet.net, packet.netns),
             link_type=kind,
             snaplen=max(self.snaplen, self.rules.most),
             mac=packet.mac if len(packet.mac) == 6 and any(packet.mac) else None,

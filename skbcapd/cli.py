@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -24,6 +25,7 @@ from skbcapd.compression import Compressor
 from skbcapd.directory import CaptureDirectory, Keep
 from skbcapd.errors import FileError, UsageError
 from skbcapd.layout import CAPTURE_MAX, Geometry
+from skbcapd.namespaces import Namespaces
 from skbcapd.process import Processes
 from skbcapd.reload import Reload
 from skbcapd.rotation import Limits, RotatingOutput
@@ -145,6 +147,24 @@ def _doubts(settings: Settings) -> Iterator[str]:
     return doubts(settings.rules, (name for _, name in socket.if_nameindex()))
 
 
+def upper_devices(names: Sequence[str], sys_: Path = Path("/sys")) -> list[tuple[str, str]]:
+    """Those devices that frames reach from the one below without passing a hook again, and what they are.
+
+    Args:
+        names: of devices.
+        sys_: where sysfs is.
+
+    Source: RX_HANDLER_ANOTHER and vlan_do_receive in __netif_receive_skb_core, net/core/dev.c.
+    """
+    found = []
+    for name in names:
+        with contextlib.suppress(OSError):
+            kind = re.search(r"^DEVTYPE=(\w+)$", (sys_ / "class/net" / name / "uevent").read_text(), re.MULTILINE)
+            if kind and kind[1] in {"vlan", "bond", "team", "macvlan", "ipvlan"}:
+                found.append((name, kind[1]))
+    return found
+
+
 def _load(settings: Settings) -> kernel.Program:
     hooks = kernel.choose_hooks(settings.attach, settings.directions, settings.transmit)
     doctor.refuse_hopeless()
@@ -167,6 +187,8 @@ def _capture(options: argparse.Namespace) -> int:
     for name in settings.interfaces:
         if name != ANY and not set(name) & set("*?[") and name not in here:
             raise UsageError(f"no device {name} in this network namespace", "`ip -brief link` lists them; any is all")
+    for name, kind in upper_devices(settings.interfaces):
+        _say(f"{name} is a {kind} device: what arrives on it is captured on the device below only")
     program = _load(settings)
     with contextlib.closing(program):
         target: files.CaptureFile | files.StandardOutput
@@ -262,6 +284,7 @@ def _serve(
         exclude=settings.exclude,
         limit=count,
         warn=_say,
+        describe_namespace=Namespaces().describe,
         find_holder=sockets.Holders().find,
         list_holders=sockets.all_holders,
         list_flows=sockets.flows,

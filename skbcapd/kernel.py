@@ -33,7 +33,7 @@ OLDEST_KERNEL = (5, 15)
 _MAPS = (
     *("segments", "controls", "labels", "devices", "owners", "flows", "holders"),
     *("counters", "measurements", "wakeups", "packets"),
-    "stages",  # empties itself when nobody holds it
+    *("stages_out", "stages_in"),  # these empty themselves when nobody holds them
 )
 _RECURSION_MISSES = 208  # offset in struct bpf_prog_info
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")
@@ -43,7 +43,7 @@ _MARKER_TRIES = 64
 _PLACES = {
     "queue": (Hook("kprobe", "__dev_queue_xmit", "on_transmit"), Hook("tracepoint", "net_dev_queue", "on_transmit")),
     "driver": (
-        Hook("kprobe", "dev_hard_start_xmit", "on_transmit"),
+        None,  # dev_hard_start_xmit is given a list of frames: a kprobe there would miss all but the first
         Hook("tracepoint", "net_dev_start_xmit", "on_transmit"),
     ),
     "in": (
@@ -136,7 +136,13 @@ def choose_hooks(attach: str, directions: Sequence[str], transmit: str) -> list[
             "this kernel has no kprobes; expected CONFIG_KPROBES=y for attach: kprobe",
             "use attach: auto, which takes tracepoints instead",
         )
-    return [replace(probe, target=kernel_symbol(probe.target)) for probe, _ in places]
+    probes = [probe for probe, _ in places if probe]
+    if len(probes) < len(places):
+        raise KernelError(
+            "transmit: driver has no kprobe; expected attach: auto or tracepoint",
+            "use attach: auto, which takes tracepoints",
+        )
+    return [replace(probe, target=kernel_symbol(probe.target)) for probe in probes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,8 +346,8 @@ class Program:
         """
         try:
             message, descriptors = child.receive()
-            for place, descriptor in zip(message["places"], descriptors, strict=True):
-                self._update("stages", struct.pack("<I", place), struct.pack("<I", descriptor))
+            for (table, place), descriptor in zip(message["places"], descriptors, strict=True):
+                self._update(table, struct.pack("<I", place), struct.pack("<I", descriptor))
                 os.close(descriptor)
         finally:
             child.close()

@@ -30,12 +30,12 @@ OWNERS_MAX = 65536
 FLOWS_MAX = 65536
 HOLDERS_MAX = 65536
 SIGHTINGS = 8192  # packets that may be on their way from one device to the next at once
-SIGHTING_PLACES = 4
+SIGHTING_PLACES = 8  # where one packet may be seen
 UDP_CHAIN_MAX = 16  # sockets in one slot of the kernel's table
 ADDRESSES_MAX = 16  # of a device
 DEVICES_MAX = 4096
 SLOTS = 4096
-PIECES_MAX = 66  # linear parts and fragments of one frame: 45 fragments at most, or a chain of 64 skbs
+PIECES_MAX = 130  # linear parts and fragments of one frame: 45 fragments at most, or a chain of 64 skbs of two each
 CANDIDATES = 128  # GiB of address space tried by one marker packet
 
 BLOCK_PACKET = 6
@@ -205,6 +205,8 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "DEV_NET": btf.offset("net_device", "nd_net"),
         "DEV_NAME": btf.offset("net_device", "name"),
         "DEV_TYPE": btf.offset("net_device", "type"),
+        "DEV_HEADER_OPERATIONS": btf.offset("net_device", "header_ops"),
+        "HEADER_CREATE": btf.offset("header_ops", "create"),
         "DEV_ADDR": btf.offset("net_device", "dev_addr"),
         "DEV_ADDR_LEN": btf.offset("net_device", "addr_len"),
         "DEV_LINK_OPERATIONS": btf.offset("net_device", "rtnl_link_ops"),

@@ -5,6 +5,10 @@ In: the kernel's ARPHRD_* type of a device. Out: the LINKTYPE_* that pcapng and 
 The rule: no header is ever made up. A device whose frames start with the network header is RAW; a device that is not in
 the table is not captured, and said so once.
 
+The types are those that libpcap gives, with two differences. Where it knows only its "cooked" header, which it makes up
+itself (PPP, TUNNEL6, IPGRE, IP6GRE), the frames are RAW here. And what it changes or prepends to (CAN, NETLINK) is not
+captured.
+
 Source: include/uapi/linux/if_arp.h; the registry of link types (LINKTYPE_*) that libpcap keeps;
 map_arphrd_to_dlt in its pcap-linux.c.
 """
@@ -13,12 +17,33 @@ from __future__ import annotations
 
 ETHERNET = 1
 RAW = 101
+CISCO_HDLC = 104
+IEEE802_11 = 105
+FRAME_RELAY = 107
+IEEE802_11_PRISM = 119
+IEEE802_11_RADIOTAP = 127
+IEEE802_15_4_NOFCS = 230
+VSOCK = 271
 
 _BY_ARPHRD = {
     1: ETHERNET,  # ETHER
     772: ETHERNET,  # LOOPBACK: the kernel gives it an Ethernet header of zeros
+    15: RAW,  # DLCI
+    256: RAW,  # SLIP, and its three sisters
+    257: RAW,
+    258: RAW,
+    259: RAW,
+    264: RAW,  # ADAPT
     512: RAW,  # PPP: the PPP header is put in front by the driver, below this point
+    513: CISCO_HDLC,
+    518: RAW,  # RAWHDLC
     519: RAW,  # RAWIP
+    770: FRAME_RELAY,
+    801: IEEE802_11,
+    802: IEEE802_11_PRISM,
+    803: IEEE802_11_RADIOTAP,
+    804: IEEE802_15_4_NOFCS,
+    826: VSOCK,  # vsockmon
     65534: RAW,  # NONE: tun, wireguard
     768: RAW,  # TUNNEL: ipip
     769: RAW,  # TUNNEL6

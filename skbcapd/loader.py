@@ -33,12 +33,12 @@ from skbcapd.errors import KernelError
 _PACKAGE = Path(__file__).parent
 SOURCES = _PACKAGE / "bpf" if (_PACKAGE / "bpf").is_dir() else _PACKAGE.parent / "bpf"
 
-# Where a packet's way goes on: function -> those behind it, and their places in the map `stages`.
+# Where a packet's way goes on: function -> those behind it, each with the map it is called through and its place there.
 _STAGES = {
-    "on_transmit": {"identify_out": 5, "take_out": 8},
-    "on_receive": {"identify_in": 4, "take_in": 7},
+    "on_transmit": {"identify_out": ("stages_out", 1), "take_out": ("stages_out", 2)},
+    "on_receive": {"identify_in": ("stages_in", 1), "take_in": ("stages_in", 2)},
 }
-_FILTERS = {"on_transmit": {"filter_out": 2}, "on_receive": {"filter_in": 1}}
+_FILTERS = {"on_transmit": {"filter_out": ("stages_out", 0)}, "on_receive": {"filter_in": ("stages_in", 0)}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def start(
 def start_filters(
     maps: Mapping[str, int], definitions: Mapping[str, int | str], hooks: Sequence[Hook], filters: str
 ) -> Loader:
-    """Fork a child that compiles other filters for a program that runs; its message names their places in `stages`.
+    """Fork a child that compiles other filters for a program that runs; its message names their maps and places.
 
     Args:
         maps: the running program's, name to descriptor.
@@ -200,8 +200,8 @@ def _child(
     every = [measure, *hooks, *stages]
     with ThreadPoolExecutor() as threads:  # the verifier takes its time with each, and has a processor each
         loaded = dict(zip(every, threads.map(lambda hook: _load(program, hook), every), strict=True))
-    for stage, place in stages.items():
-        program[b"stages"][ctypes.c_int(place)] = ctypes.c_int(loaded[stage])
+    for stage, (table, place) in stages.items():
+        program[table.encode()][ctypes.c_int(place)] = ctypes.c_int(loaded[stage])
     measuring = _attach(program, measure, loaded[measure])
     descriptors = [lib.bpf_table_fd(program.module, name.encode()) for name in maps]
     _send(channel, {"maps": list(maps)}, descriptors)
@@ -246,8 +246,8 @@ def _compile(definitions: Mapping[str, int | str], kind: str, filters: str) -> A
     return BPF(text=source(filters), cflags=flags)
 
 
-def _behind(hooks: Sequence[Hook], table: Mapping[str, Mapping[str, int]]) -> dict[Hook, int]:
-    """The programs that the way goes on to behind hooks, with their places in `stages`."""
+def _behind(hooks: Sequence[Hook], table: Mapping[str, Mapping[str, tuple[str, int]]]) -> dict[Hook, tuple[str, int]]:
+    """The programs that the way goes on to behind hooks, each with its map and place."""
     return {
         replace(hook, function=function): place
         for hook in hooks

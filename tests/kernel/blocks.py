@@ -25,6 +25,7 @@ EPB_FLAGS = 2
 EPB_PACKETID = 5
 EPB_PROCESSID_THREADID = 8
 IF_NAME = 2
+IF_DESCRIPTION = 3
 IF_TSRESOL = 9
 
 DIRECTIONS = {0: "", 1: "in", 2: "out"}
@@ -55,6 +56,8 @@ class Packet:
 
     interface: str
     link_type: int
+    description: str
+    """Of the interface."""
     time_ns: int
     data: bytes
     original_len: int
@@ -112,7 +115,7 @@ def options(raw: bytes) -> Iterator[tuple[int, int, bytes]]:
 def packets(data: bytes) -> list[Packet]:
     """Read every packet of a file."""
     found = []
-    interfaces: list[tuple[str, int]] = []
+    interfaces: list[tuple[str, int, str]] = []
     for number, block in enumerate(blocks(data)):
         if number == 0:
             assert block.kind == SECTION, f"the file starts with a block of type {block.kind:#x}"
@@ -123,7 +126,8 @@ def packets(data: bytes) -> list[Packet]:
         elif block.kind == INTERFACE:
             said = {code: value for _, code, value in options(block.body[8:])}
             assert said[IF_TSRESOL] == b"\x09", "times are in nanoseconds"
-            interfaces.append((said[IF_NAME].decode(), *struct.unpack_from("<H", block.body)))
+            (link_type,) = struct.unpack_from("<H", block.body)
+            interfaces.append((said[IF_NAME].decode(), link_type, said.get(IF_DESCRIPTION, b"").decode()))
         elif block.kind == STATISTICS:
             assert struct.unpack_from("<I", block.body)[0] < len(interfaces)
             list(options(block.body[12:]))
@@ -151,7 +155,7 @@ def _unescape(escape: re.Match[str]) -> str:
     return chr(int(hexadecimal, 16)) if hexadecimal else plain
 
 
-def _packet(body: bytes, interfaces: list[tuple[str, int]]) -> Packet:
+def _packet(body: bytes, interfaces: list[tuple[str, int, str]]) -> Packet:
     interface, high, low, captured, original = struct.unpack_from("<5I", body)
     assert interface < len(interfaces), f"a packet of interface {interface} of {len(interfaces)}"
     assert captured <= original
@@ -162,6 +166,7 @@ def _packet(body: bytes, interfaces: list[tuple[str, int]]) -> Packet:
     return Packet(
         interface=interfaces[interface][0],
         link_type=interfaces[interface][1],
+        description=interfaces[interface][2],
         time_ns=high << 32 | low,
         data=body[20 : 20 + captured],
         original_len=original,

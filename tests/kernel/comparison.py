@@ -146,11 +146,15 @@ def run_sender(namespace: Namespace, command: Sequence[str]) -> tuple[list[Label
 
 @dataclass(frozen=True)
 class Comparison:
-    """The outcomes of a capture over several cases, and how it ended; `written` counts all packets in its file."""
+    """The outcomes of a capture over several cases, and how it ended; `written` counts all packets in its file.
+
+    `others` are those of them that passed in the other direction.
+    """
 
     outcomes: list[Outcome]
     ended: Ended
     written: int
+    others: int
 
 
 def difference(theirs: list[bytes], ours: list[bytes]) -> str:
@@ -195,8 +199,9 @@ def compare(cases: Iterable[Case], wire: Wire, directory: Path, direction: str =
             seen.append((case, direction, senders, error, frames))
         ended = capture.stop()
     packets = read(capture_file)
+    others = sum(packet.direction != direction for packet in packets)
     ours = between([packet for packet in packets if packet.direction == direction], marker.sent)
-    return Comparison([Outcome(*one, own) for one, own in zip(seen, ours, strict=True)], ended, len(packets))
+    return Comparison([Outcome(*one, own) for one, own in zip(seen, ours, strict=True)], ended, len(packets), others)
 
 
 def between(packets: list[Packet], markers: list[bytes]) -> list[list[Packet]]:

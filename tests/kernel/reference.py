@@ -9,6 +9,7 @@ reference that lost a frame is none: its drop counter must be 0.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import time
@@ -28,6 +29,7 @@ ETH_P_8021Q = 0x8100
 TP_STATUS_CSUMNOTREADY = 1 << 3
 TP_STATUS_VLAN_VALID = 1 << 4
 TP_STATUS_VLAN_TPID_VALID = 1 << 6
+TP_STATUS_GSO_TCP = 1 << 8  # since Linux 6.2
 
 LARGEST_FRAME = 1 << 20
 BUFFER_BYTES = 512 << 20
@@ -41,6 +43,8 @@ class Frame:
     outgoing: bool
     packet_type: int
     checksum_ready: bool
+    segmented: bool
+    """Whether it is TCP, and several segments in one. Not said before Linux 6.2."""
 
 
 class Reference:
@@ -53,6 +57,7 @@ class Reference:
         self._socket.settimeout(DEADLINE_S)
         self._socket.bind((device, ETH_P_ALL))
         self._buffer = bytearray(LARGEST_FRAME)
+        self.frames: list[Frame] = []
 
     def close(self) -> None:
         """Stop recording."""
@@ -68,9 +73,24 @@ class Reference:
         frames = []
         while (frame := self._next()).data != last:
             frames.append(frame)
+        self._check()
+        return frames
+
+    def collect(self) -> None:
+        """Add to `frames` what has come until now.
+
+        Raises:
+            AssertionError: the socket lost a frame, so it cannot judge.
+        """
+        self._socket.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.frames.append(self._next())
+        self._check()
+
+    def _check(self) -> None:
         _, dropped = struct.unpack("=II", self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
         assert dropped == 0, f"the AF_PACKET socket dropped {dropped} frames"
-        return frames
 
     def wait_for(self, accepts: Callable[[Frame], bool], times: int = 1) -> None:
         """Return when so many frames that `accepts` takes have come.
@@ -95,4 +115,10 @@ class Reference:
             tpid = tpid if status & TP_STATUS_VLAN_TPID_VALID else ETH_P_8021Q
             data = data[:12] + struct.pack("!HH", tpid, tci) + data[12:]
         packet_type = address[2]
-        return Frame(data, packet_type == socket.PACKET_OUTGOING, packet_type, not status & TP_STATUS_CSUMNOTREADY)
+        return Frame(
+            data,
+            outgoing=packet_type == socket.PACKET_OUTGOING,
+            packet_type=packet_type,
+            checksum_ready=not status & TP_STATUS_CSUMNOTREADY,
+            segmented=bool(status & TP_STATUS_GSO_TCP),
+        )

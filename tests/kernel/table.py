@@ -20,19 +20,24 @@ HEADERS = {
 _rows: dict[str, list[tuple[str, ...]]] = {title: [] for title in HEADERS}
 
 
-def add(outcomes: Iterable[Outcome]) -> None:
-    """Add a row per outcome of a comparison."""
+def add(outcomes: Iterable[Outcome], place: str = "") -> None:
+    """Add a row per outcome; `place` is where the frames were taken, if it is not the usual one."""
     for outcome in outcomes:
         labels = outcome.labels()
         sent = outcome.case.frames
         _rows[FRAMES].append(
             (
-                f"{outcome.case.name}, {outcome.direction}",
+                ", ".join(filter(None, (outcome.case.name, outcome.direction, place))),
                 f"{outcome.case.size} B" if sent is None else str(sent),
                 *map(str, (len(outcome.reference), len(outcome.ours), outcome.identical)),
                 *(str(labels[verdict]) for verdict in ("right", "unknown", "wrong")),
             )
         )
+
+
+def add_row(name: str, sent: str, reference: int, ours: int, identical: int) -> None:
+    """Add a row that says nothing of names."""
+    _rows[FRAMES].append((name, sent, str(reference), str(ours), str(identical), "", "", ""))
 
 
 def add_played(performance: Performance, where: str = "") -> None:

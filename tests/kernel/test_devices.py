@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,11 @@ from tests.kernel.capture import ROOT, Capture, read
 from tests.kernel.comparison import Marker
 from tests.kernel.deadline import DEADLINE_S
 from tests.kernel.namespace import End, Wire
+from tests.kernel.scenes import IFF_TUN, open_tun
 
 COUNT = 23
+ARPHRD_CAN, ARPHRD_IEEE80211_RADIOTAP = 280, 803
+TUNSETLINK = 0x400454CD
 
 
 @pytest.fixture
@@ -92,7 +97,8 @@ def test_any_is_every_namespace(
         for frames in zip(markers[0].sent, markers[1].sent, strict=True)
         for pair in zip((near, far), frames, strict=True)
     ]
-    assert sent(read(file), *markers) == expected
+    ours = {f"network namespace {end.namespace.name}" for end in (wire.near, wire.far)}
+    assert sent([packet for packet in read(file) if packet.description in ours], *markers) == expected
 
 
 def test_ip_netns_exec_will_do(wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path) -> None:
@@ -105,6 +111,30 @@ def test_ip_netns_exec_will_do(wire: Wire, markers: tuple[Marker, Marker], tmp_p
         assert capture.stop().exit_code == 0
 
     assert sent(read(file), markers[0]) == [(wire.near.device, frame) for frame in markers[0].sent]
+
+
+def test_types_of_devices(wire: Wire, tmp_path: Path) -> None:
+    """A type that libpcap knows gives its link type; one whose frames nobody could read is refused with one line."""
+    file, there = tmp_path / "types.pcapng", wire.near.namespace
+    frames = {"radio7": (ARPHRD_IEEE80211_RADIOTAP, b"radiotap"), "can7": (ARPHRD_CAN, b"can")}
+    with ExitStack() as stack:
+        arguments = ("-i", "radio7", "-i", "can7", "-w", str(file))
+        devices = {}
+        for name, (kind, _) in frames.items():
+            devices[name] = there.do(open_tun, name, IFF_TUN)
+            stack.callback(os.close, devices[name])
+            fcntl.ioctl(devices[name], TUNSETLINK, kind)
+            there.ip(f"link set {name} addrgenmode none up")
+        capture = stack.enter_context(closing(Capture(there, *arguments)))
+        for name, (_, frame) in frames.items():
+            for number in range(COUNT):
+                os.write(devices[name], b"\x45" + frame + bytes([number]))
+        ended = capture.stop()
+
+    found = [(packet.interface, packet.link_type, packet.data) for packet in read(file)]
+    assert found == [("radio7", 127, b"\x45radiotap" + bytes([number])) for number in range(COUNT)]
+    assert ended.stderr.count("device can7 has an unknown type (280) and is not captured") == 1
+    assert ended.totals["filtered"] >= COUNT
 
 
 def test_an_unknown_device_is_refused(wire: Wire, tmp_path: Path) -> None:

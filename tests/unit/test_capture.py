@@ -18,6 +18,7 @@ from skbcapd.config import default_settings
 from skbcapd.errors import KernelError
 from skbcapd.kernel import Counters
 from skbcapd.label import DIRECTION_IN, DIRECTION_OUT, Label
+from skbcapd.loader import Hook
 from skbcapd.marker import Marker
 from skbcapd.pcapng import Interface
 from skbcapd.process import Process, Processes, User
@@ -38,6 +39,7 @@ class FakeProgram(Writer):
     def __init__(self, *, paged: bool = False, process_context: bool = True) -> None:
         super().__init__()
         self.paged, self.process_context = paged, process_context
+        self.hooks = [Hook("tracepoint", "net_dev_queue", "on_transmit")]
         self.labels: dict[bytes, bytes] = {}
         self.devices: dict[bytes, bytes] = {}
         self.holders: dict[int, bytes] = {}
@@ -434,6 +436,14 @@ def test_a_label_holds_names_as_the_kernel_has_them() -> None:
     assert rig.output.interfaces[0].name == b"eth0"
 
 
+def test_a_packet_met_during_the_self_test_is_cut() -> None:
+    """Of a frame that the program gave whole, as the self-test needs it, no more than the snaplen is written."""
+    rig = Rig(snaplen=64)
+    rig.drain(upcall(bytes(range(99))))
+    assert rig.output.frames == [bytes(range(64))]
+    assert rig.program.control[layout.SNAPLEN] == 64
+
+
 # Devices
 
 
@@ -443,7 +453,15 @@ def test_a_device_is_described_once() -> None:
     rig.drain(upcall(b"1", netns=HERE), upcall(b"2", netns=HERE, tgid=7), packet(7, b"3"), upcall(b"4", direction=1))
 
     assert rig.output.interfaces == [
-        Interface(b"eth0", "", 1, 1000, bytes.fromhex("3c7c3f2023bd"), rig.output.interfaces[0].speed_bps, None)
+        Interface(
+            b"eth0",
+            f"network namespace {HERE}",
+            1,
+            1000,
+            bytes.fromhex("3c7c3f2023bd"),
+            rig.output.interfaces[0].speed_bps,
+            None,
+        )
     ]
     assert rig.program.devices == {
         layout.DEVICE_KEY.pack(1, 2, way): layout.DEVICE.pack(b"eth0", 1, 0) for way in (DIRECTION_IN, DIRECTION_OUT)
@@ -456,7 +474,7 @@ def test_a_device_is_described_once() -> None:
     [
         ({"device": b"eth1"}, b"eth1", f"network namespace {ELSEWHERE}"),
         ({"ifindex": 3}, b"eth0", f"network namespace {ELSEWHERE}"),
-        ({"net": 2, "netns": HERE}, b"eth0", ""),
+        ({"net": 2, "netns": HERE}, b"eth0", f"network namespace {HERE}"),
     ],
 )
 def test_another_device(other: dict[str, object], name: bytes, description: str) -> None:
@@ -481,6 +499,7 @@ def test_another_device(other: dict[str, object], name: bytes, description: str)
         ({"device_type": 65534, "mac": b""}, 101, None),
         ({"device_type": 768, "mac": bytes([10, 0, 0, 1])}, 101, None),
         ({"device_type": 823, "mac": bytes(range(8))}, 101, None),
+        ({"device_type": 803}, 127, bytes.fromhex("3c7c3f2023bd")),
     ],
 )
 def test_link_type_and_address(changes: dict[str, object], link_type: int, mac: bytes | None) -> None:

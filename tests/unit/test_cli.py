@@ -197,3 +197,17 @@ def test_the_live_line_on_a_terminal(columns: int, shown: int) -> None:
     said = os.read(master, 1000).decode()
     os.close(master)
     assert said == ("\r\x1b[K" + "101 packets, 53 dropped, 19 processes, a.pcapng.part"[:shown]) * 2 + "\r\n"
+
+
+def test_devices_whose_arrivals_are_captured_below(tmp_path: Path) -> None:
+    """VLAN, bond and macvlan devices are told from others, and a name that /sys does not know is no error."""
+    for name, uevent in {
+        "v7": "DEVTYPE=vlan\n",
+        "b0": "X=1\nDEVTYPE=bond\n",
+        "br0": "DEVTYPE=bridge\n",
+        "e0": "",
+    }.items():
+        (tmp_path / "class/net" / name).mkdir(parents=True)
+        (tmp_path / "class/net" / name / "uevent").write_text(uevent)
+
+    assert cli.upper_devices(["v7", "b0", "br0", "e0", "gone"], tmp_path) == [("v7", "vlan"), ("b0", "bond")]

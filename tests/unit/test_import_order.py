@@ -35,6 +35,7 @@ ORDER = (
     "pcapng",
     "checksum",
     "resolver",
+    "namespaces",
     "capture",
     "reload",
     "files",

@@ -29,8 +29,9 @@ COMMON: Structs = {
     "net_device": (
         2688,
         {"ifindex": 224, "flags": 176, "nd_net": 264, "name": 288, "type": 320, "dev_addr": 1000, "addr_len": 330}
-        | {"rtnl_link_ops": 400, "adj_list": 408, "ip_ptr": 500, "ip6_ptr": 508},
+        | {"rtnl_link_ops": 400, "adj_list": 408, "ip_ptr": 500, "ip6_ptr": 508, "header_ops": 516},
     ),
+    "header_ops": (56, {"create": 0}),
     "net": (4096, {"net_cookie": 200, "ns": 144, "ipv4": 512, "hash_mix": 1400}),
     "ns_common": (24, {"inum": 16}),
     "skb_shared_info": (320, {"nr_frags": 2, "gso_size": 4, "frag_list": 8, "frags": 48}),

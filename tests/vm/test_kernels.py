@@ -13,7 +13,7 @@ import pytest
 from tests.vm import boot, kernels
 
 ATTACH = ("kprobe", "tracepoint", "auto")
-DEADLINE_S = 20 * 60  # per kernel
+DEADLINE_S = 40 * 60  # per kernel
 SLOWNESS = 15  # of an emulated machine: the kernel tests stretch their own deadlines by it
 PYTEST = ".venv/bin/python -m pytest tests/kernel -m vm -q -p no:cacheprovider --no-skips"
 

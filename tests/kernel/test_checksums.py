@@ -1,0 +1,93 @@
+"""Checksums that hardware is to complete: kept, or completed with `checksums: fill`; tshark is the judge."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack, closing
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+from tests.golden.judges import judge
+from tests.kernel.blocks import Packet
+from tests.kernel.capture import Capture, read
+from tests.kernel.cases import CASES
+from tests.kernel.comparison import Marker, run_sender
+from tests.kernel.namespace import Wire
+from tests.kernel.send.identity import pattern
+from tests.kernel.sink import Sink
+
+CHECKSUM_NOT_READY = 1 << 9
+GOOD, BAD = "1", "0"
+# How tshark finds the checksum of each case's frames: UDP or TCP.
+PROTOCOLS = MappingProxyType(
+    {"udp-0": "udp", "udp-1400": "udp", "udp6-1400": "udp", "udp-gso": "udp"}
+    | {"tcp-short": "tcp", "tcp6-send": "tcp", "tcp-sendfile": "tcp"}
+)
+
+
+def captured(wire: Wire, directory: Path) -> dict[str, Path]:
+    """Send the cases under two captures."""
+    files = {way: directory / f"{way}.pcapng" for way in ("keep", "fill")}
+    near, sent_file = wire.near, directory / "sent.bin"
+    with ExitStack() as stack:
+        stack.enter_context(closing(Sink(wire.far.namespace)))
+        marker = stack.enter_context(closing(Marker(near.namespace, near.device)))
+        captures = [
+            stack.enter_context(
+                closing(Capture(near.namespace, "-i", near.device, "-w", str(file), checksums=way, directions="out"))
+            )
+            for way, file in files.items()
+        ]
+        for case in CASES:
+            if case.name in PROTOCOLS:
+                sent_file.write_bytes(pattern(case.size))
+                senders, error = run_sender(near.namespace, case.command(wire, sent_file))
+                assert senders, error
+        marker.send()
+        for capture in captures:
+            ended = capture.stop()
+            assert (ended.exit_code, ended.lost) == (0, 0), ended.stderr
+    return files
+
+
+@pytest.fixture(scope="module")
+def files(wire: Wire, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A file with checksums kept, and one with checksums filled in, of the same frames."""
+    return captured(wire, tmp_path_factory.mktemp("checksums"))
+
+
+def verdicts(path: Path) -> Counter[str]:
+    """What tshark says of the checksums of UDP and TCP."""
+    columns = ("-T", "fields", "-e", "udp.checksum.status", "-e", "tcp.checksum.status")
+    wanted = ("-o", "udp.check_checksum:TRUE", "-o", "tcp.check_checksum:TRUE", "-Y", "udp or tcp")
+    return Counter(line.strip() for line in judge(path, "tshark", "-n", *wanted, *columns).splitlines())
+
+
+def unready(packets: list[Packet]) -> int:
+    """How many packets say that their checksum is not ready."""
+    return sum(bool(packet.flags & CHECKSUM_NOT_READY) for packet in packets)
+
+
+def test_kept_checksums_are_wrong_and_marked_so(files: dict[str, Path]) -> None:
+    """With `checksums: keep` tshark finds most checksums wrong, and each of them is marked as not ready."""
+    found = verdicts(files["keep"])
+
+    assert found[BAD] > 100
+    assert found[BAD] <= unready(read(files["keep"]))
+
+
+def test_filled_checksums_are_right(files: dict[str, Path]) -> None:
+    """With `checksums: fill` tshark finds every checksum of UDP and TCP right, IPv4 and IPv6, large frames too."""
+    kept, filled = read(files["keep"]), read(files["fill"])
+
+    assert verdicts(files["fill"]) == Counter({GOOD: len(filled) - 1})  # without the marker
+    assert [len(packet.data) for packet in filled] == [len(packet.data) for packet in kept]
+    assert unready(filled) == 0
+    assert max(packet.original_len for packet in filled) > 60_000
+    assert all(
+        (one.comment, one.process, one.flags | CHECKSUM_NOT_READY)
+        == (other.comment, other.process, other.flags | CHECKSUM_NOT_READY)
+        for one, other in zip(filled, kept, strict=True)
+    )

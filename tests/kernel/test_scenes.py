@@ -1,0 +1,199 @@
+"""Every kind of device and sk_buff against an AF_PACKET socket: one capture at the queue, one at the driver.
+
+Both captures watch every device of every namespace, and one playing of the scenes serves them.
+"""
+
+from __future__ import annotations
+
+import platform
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+
+import pytest
+from _pytest.mark import ParameterSet
+
+from tests.kernel import table
+from tests.kernel.blocks import Packet
+from tests.kernel.capture import Capture, Ended, read
+from tests.kernel.comparison import difference
+from tests.kernel.namespace import Namespace
+from tests.kernel.reference import Frame
+from tests.kernel.scene import COUNT, UNKNOWN, Sight, Stage, is_group_report
+from tests.kernel.scenes import SCENES, Scene
+from tests.kernel.send.identity import MAGIC, WHO
+
+CAPTURE_MAX = 262_144
+MODES = {
+    "queue": {"transmit": "queue"},
+    "driver": {"transmit": "driver", "directions": "out", "attach": "auto"},  # has no kprobe
+}
+# PACKET_HOST and so on, and the reception types of epb_flags.
+RECEPTION = {0: 1, 1: 3, 2: 2, 3: 4}
+LONGEST_ON_A_WIRE = 9022  # a jumbo frame with two tags
+CHECKSUM_NOT_READY, SEGMENTATION_OFFLOADED = 1 << 9, 1 << 11
+
+
+@dataclass
+class Played:
+    """All scenes, seen by AF_PACKET sockets and by both captures."""
+
+    sights: list[Sight] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    packets: dict[str, list[Packet]] = field(default_factory=dict)
+    ended: dict[str, Ended] = field(default_factory=dict)
+
+    def pairs(self, scene: Scene, mode: str) -> Iterator[tuple[str, int, list[Frame], list[Packet]]]:
+        """How many frames were expected, what the socket saw and what we wrote: by device and direction."""
+        for sight in self.sights:
+            for direction, expected in (("out", sight.out), ("in", sight.into)):
+                if sight.scene != scene.name or expected is None or (mode == "driver" and direction == "in"):
+                    continue
+                theirs = sight.frames(outgoing=direction == "out")
+                ours = [
+                    packet
+                    for packet in self.packets[mode]
+                    if packet.direction == direction
+                    and packet.interface == sight.device
+                    and packet.description == f"network namespace {sight.namespace.name}"
+                    and not is_group_report(packet.data)
+                ]
+                yield f"{sight.name}, {direction}, {mode}", expected, theirs, ours
+
+
+@pytest.fixture(scope="module")
+def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """Play the scenes that the tests of this run ask for, under both captures."""
+    calls = (getattr(item, "callspec", None) for item in request.session.items)
+    chosen = [call.params.get("scene") for call in calls if call]
+    files = {mode: tmp_path_factory.mktemp("scenes") / f"{mode}.pcapng" for mode in MODES}
+    result = Played()
+    with ExitStack() as stack, ExitStack() as captures:
+        namespace = Namespace()
+        captures.callback(namespace.close)
+        running = {}
+        for mode, settings in MODES.items():
+            arguments = {"buffer.size": "256MiB", **settings}
+            capture = Capture(namespace, "-w", str(files[mode]), **arguments)
+            running[mode] = captures.enter_context(closing(capture))
+        for scene in SCENES:
+            if scene in chosen:
+                stage = Stage(scene.name, stack)
+                try:
+                    scene.play(stage)
+                    stage.end()
+                except Exception:  # noqa: BLE001 the other scenes have their tests, too
+                    result.failures[scene.name] = traceback.format_exc()
+                result.sights += stage.sights
+        result.ended = {mode: capture.stop() for mode, capture in running.items()}
+        for sight in result.sights:
+            sight.reference.collect()
+    result.packets = {mode: read(file) for mode, file in files.items()}
+    for scene in SCENES:
+        if scene in chosen and scene.name not in result.failures:
+            for mode in MODES:
+                _add_rows(result, scene, mode)
+    return result
+
+
+def _add_rows(result: Played, scene: Scene, mode: str) -> None:
+    for name, expected, theirs, ours in result.pairs(scene, mode):
+        identical = Counter(cut(frame) for frame in theirs) & Counter(packet.data for packet in ours)
+        table.add_row(name, "" if expected < 0 else str(expected), len(theirs), len(ours), identical.total())
+
+
+def is_udp(frame: bytes) -> bool:
+    """Whether a frame is IPv4 with a datagram in it: the socket says nothing of its segments."""
+    return frame[12:14] == b"\x08\x00" and frame[23] == 17
+
+
+def cut(frame: Frame) -> bytes:
+    """What we keep of a frame."""
+    return frame.data[:CAPTURE_MAX]
+
+
+def _case(scene: Scene, mode: str) -> ParameterSet:
+    marks = [pytest.mark.devices(*scene.kinds), *([pytest.mark.vm] if scene.vm else [])]
+    return pytest.param(scene, mode, id=f"{scene.name}, {mode}", marks=marks)
+
+
+each_scene = pytest.mark.parametrize(
+    ("scene", "mode"), [_case(scene, mode) for scene in SCENES for mode in MODES if scene.at_queue or mode == "driver"]
+)
+
+
+@each_scene
+def test_frames_are_those_of_the_reference(played: Played, scene: Scene, mode: str) -> None:
+    """At every watched device we write the frames that an AF_PACKET socket sees there: as many, the same bytes."""
+    assert scene.name not in played.failures, played.failures[scene.name]
+    for name, expected, theirs, ours in played.pairs(scene, mode):
+        parting = difference(sorted(map(cut, theirs)), sorted(packet.data for packet in ours))
+        assert not parting, f"{name}: {parting}"
+        assert len(theirs) == expected or (theirs and expected == UNKNOWN), name
+        assert sorted(len(frame.data) for frame in theirs) == sorted(packet.original_len for packet in ours), name
+
+
+@each_scene
+def test_reception_types_are_those_of_the_reference(played: Played, scene: Scene, mode: str) -> None:
+    """A received frame is unicast, broadcast, multicast or another host's as the socket was told; a sent one none."""
+    for name, _, theirs, ours in played.pairs(scene, mode):
+        said = sorted((cut(frame), RECEPTION.get(frame.packet_type, 0)) for frame in theirs)
+        assert said == sorted((packet.data, packet.flags >> 2 & 7) for packet in ours), name
+
+
+@each_scene
+def test_unfinished_checksums_are_those_of_the_reference(played: Played, scene: Scene, mode: str) -> None:
+    """Bit 9 of the flags stands where the kernel told the socket that the checksum is not ready, and nowhere else."""
+    for name, _, theirs, ours in played.pairs(scene, mode):
+        said = sorted((cut(frame), not frame.checksum_ready) for frame in theirs)
+        assert said == sorted((packet.data, bool(packet.flags & CHECKSUM_NOT_READY)) for packet in ours), name
+
+
+@each_scene
+def test_large_frames_are_marked_as_such(played: Played, scene: Scene, mode: str) -> None:
+    """Bit 11 of the flags stands on all frames that no wire carries.
+
+    Of TCP, on those of which the kernel told the socket so (since Linux 6.2), and on no other.
+    """
+    told = tuple(map(int, platform.release().split(".")[:2])) >= (6, 2)
+    for name, _, theirs, ours in played.pairs(scene, mode):
+        if told:
+            said = sorted((cut(frame), frame.segmented) for frame in theirs if not is_udp(frame.data))
+            marks = [(one.data, bool(one.flags & SEGMENTATION_OFFLOADED)) for one in ours if not is_udp(one.data)]
+            assert said == sorted(marks), name
+        for packet in ours:
+            assert packet.flags & SEGMENTATION_OFFLOADED or packet.original_len <= LONGEST_ON_A_WIRE, name
+
+
+@pytest.mark.parametrize(
+    ("scene", "mode"),
+    [_case(scene, "queue") for scene in SCENES if scene.name in {"bridged", "vlan", "macvlan", "bond"}],
+)
+def test_a_datagram_has_one_identifier(played: Played, scene: Scene, mode: str) -> None:
+    """What one datagram is on several stacked devices carries one epb_packetid, that no other datagram has.
+
+    But for a tag within a tag: the kernel writes the inner one into the bytes, of a copy where a socket holds a clone.
+    """
+    seen: dict[bytes, set[int | None]] = {}
+    copied: set[bytes] = set()
+    for _, _, _, ours in played.pairs(scene, mode):
+        for packet in ours:
+            at = packet.data.index(MAGIC)
+            datagram = packet.data[at : at + WHO.size]
+            seen.setdefault(datagram, set()).add(packet.packet_id)
+            if packet.interface == "both7":
+                copied.add(datagram)
+    seen = {datagram: identifiers for datagram, identifiers in seen.items() if datagram not in copied}
+    assert len(seen) >= COUNT
+    assert {len(identifiers) for identifiers in seen.values()} == {1}
+    assert len(set.union(*seen.values()) - {None}) == len(seen)
+
+
+@pytest.mark.vm
+def test_nothing_is_lost(played: Played) -> None:
+    """Both captures end with exit code 0 and lose no packet; the totals are what is in the files."""
+    for mode, ended in played.ended.items():
+        assert (ended.exit_code, ended.lost) == (0, 0), ended.stderr
+        assert ended.totals["captured"] == len(played.packets[mode])
