@@ -117,16 +117,17 @@ def compile_all(expression: str) -> dict[int, list[Instruction]]:
         `ether host` without an Ethernet header.
 
     Raises:
-        FilterError: it makes sense for none; the text is the one for Ethernet.
+        FilterError: it makes sense neither for Ethernet nor for packets without a link layer; the text is the one for
+            Ethernet. What makes sense on rare devices only, such as `inbound` or a type of 802.11, is refused with it.
     """
-    programs, errors = {}, []
+    programs, errors = {}, {}
     for link in link_type.LINK_TYPES:
         try:
             programs[link] = compile_expression(expression, link)
         except FilterError as error:
-            errors.append(error)
-    if not programs:
-        raise errors[0]
+            errors[link] = error
+    if not {link_type.ETHERNET, link_type.RAW} & programs.keys():
+        raise errors[link_type.ETHERNET]
     return programs
 
 

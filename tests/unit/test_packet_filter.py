@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skbcapd import packet_filter
-from skbcapd.link_type import ETHERNET, RAW
+from skbcapd.link_type import ETHERNET, LINK_TYPES, RAW
 from skbcapd.packet_filter import FilterError, compile_all, compile_expression, reach, source, window
 
 CAPTURE_MAX = 1 << 18
@@ -38,8 +38,8 @@ def test_what_is_wrong_is_said(expression: str, message: str) -> None:
 
 def test_a_link_type_may_have_no_such_packet() -> None:
     """What makes sense with an Ethernet header only is compiled for Ethernet only."""
-    assert compile_all("ether host 02:00:00:00:00:01").keys() == {ETHERNET}
-    assert compile_all("udp").keys() == {ETHERNET, RAW}
+    assert compile_all("ether host 02:00:00:00:00:01").keys() & {ETHERNET, RAW} == {ETHERNET}
+    assert compile_all("udp").keys() >= {ETHERNET, RAW}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,8 @@ def test_filters_are_known_by_number() -> None:
     """Each filter has a function per link type in the text, and the window is that of the one that looks furthest."""
     found = source({0: "udp", 7: "ether[200] = 1"}, CAPTURE_MAX)
     functions = re.findall(r"^static inline u32 (\w+)\(", found.text, re.MULTILINE)
-    assert functions == [
+    rare = [f"_{link}" for link in LINK_TYPES if link not in {ETHERNET, RAW}]
+    assert [name for name in functions if not name.endswith(tuple(rare))] == [
         "filter_0_1",
         "filter_0_101",
         "filter_0",
