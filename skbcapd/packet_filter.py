@@ -114,7 +114,8 @@ def compile_all(expression: str) -> dict[int, list[Instruction]]:
 
     Returns:
         LINKTYPE_* to program. A link type that is not there has no packet that matches: libpcap refuses, such as
-        `ether host` without an Ethernet header.
+        `ether host` without an Ethernet header; or the filter looks further into rare frames (802.11) than into usual
+        ones, for which every packet's window would have to be longer.
 
     Raises:
         FilterError: it makes sense neither for Ethernet nor for packets without a link layer; the text is the one for
@@ -126,9 +127,11 @@ def compile_all(expression: str) -> dict[int, list[Instruction]]:
             programs[link] = compile_expression(expression, link)
         except FilterError as error:
             errors[link] = error
-    if not {link_type.ETHERNET, link_type.RAW} & programs.keys():
+    usual = {link_type.ETHERNET, link_type.RAW} & programs.keys()
+    if not usual:
         raise errors[link_type.ETHERNET]
-    return programs
+    furthest = max(reach(programs[link]) for link in usual)
+    return {link: program for link, program in programs.items() if reach(program) <= furthest}
 
 
 class Matcher:
