@@ -50,7 +50,7 @@ static inline int is_wanted(struct control *control, struct packet *packet, stru
 	struct window *window = windows.lookup(&index);
 	struct frame frame;
 
-	if (!window || find_frame(skb, packet->head, packet->data, direction, &frame))
+	if (!window || find_frame(skb, packet->dev, packet->head, packet->data, direction, &frame))
 		return 1;
 	u32 have = fill_window(control, packet, skb, &frame, window);
 	return packet_filter(packet->filter, FIELD(u16, SKB(u8 *, DEV), DEV_TYPE), window->bytes, have,
