@@ -91,6 +91,15 @@ class Recorder:
         """The last file; the directory before the first one."""
         return self._files.path
 
+    @property
+    def statistics(self) -> Callable[[], list[Statistics]]:
+        """What tells what became of the packets; set once there is a capture."""
+        return self._files.statistics
+
+    @statistics.setter
+    def statistics(self, tell: Callable[[], list[Statistics]]) -> None:
+        self._files.statistics = tell
+
     def add_interface(self, interface: Interface) -> int:
         """The number holds for all files."""
         return self._files.add_interface(interface)
@@ -117,7 +126,7 @@ class Recorder:
         self.flush()
         self._files.tick()
 
-    def dump(self, why: str) -> None:
+    def dump(self, why: str = "a signal") -> None:
         """Write what is in memory to a file, also if that is nothing; where none can be made, it stays in memory.
 
         Args:
