@@ -29,7 +29,7 @@ from tests.kernel.deadline import until
 from tests.unit.writer import packet, upcall
 
 TRIES = 200
-FILE_BYTES = 60_000
+FILE_BYTES = 400_000  # each file costs an fsync
 FORK_SERVER = get_context("forkserver")
 
 

@@ -79,6 +79,15 @@ class Capture:
             self.close()
             raise
 
+    def said(self) -> str:
+        """What it has said on stderr until now."""
+        assert self.process.stderr is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stderr, selectors.EVENT_READ)
+            while selector.select(0) and (more := os.read(self.process.stderr.fileno(), 1 << 16)):
+                self._stderr += more
+        return self._stderr.decode(errors="replace")
+
     def close(self) -> None:
         """Kill what still runs."""
         self.process.kill()
