@@ -237,6 +237,7 @@ class RotatingOutput:
         try:
             self._begin()
         except FileError as error:
+            self._lost_before = self._lost
             self._tell(str(error))
 
     def finish(self, statistics: Sequence[Statistics]) -> None:
