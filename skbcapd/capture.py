@@ -183,10 +183,10 @@ class Totals:
     duplicates: int  # seen before, on another device
     own: int  # of the self-test at start
     lost: int  # in Python
-    unasked: int  # only in memory, or no longer there, as nobody asked for a dump
     missed: int  # never seen by the program: the kernel would not run it inside itself
     kernel: Counters
     processes: int
+    unasked: int = 0  # only in memory, or no longer there, as nobody asked for a dump
 
 
 @dataclass(slots=True)
@@ -417,7 +417,7 @@ class Capture:
         filtered = kernel.filtered + self._filtered
         duplicates, missed = kernel.duplicate, self.program.missed()
         return Totals(
-            written - unasked, filtered, duplicates, self._own, lost, unasked, missed, kernel, len(self._tgids)
+            written - unasked, filtered, duplicates, self._own, lost, missed, kernel, len(self._tgids), unasked
         )
 
     def _prove(self, marker: Marker) -> None:
