@@ -81,7 +81,7 @@ class Output(Protocol):
         ...
 
     @property
-    def written(self) -> int | None:
+    def dumped(self) -> int | None:
         """Packets in files, where it keeps others in memory; None: all that were not lost."""
         ...
 
@@ -119,7 +119,7 @@ class PcapngOutput:
     """
 
     lost = 0
-    written = None
+    dumped = None
 
     def __init__(self, stream: Sink, encode: str = "kernel") -> None:
         self.labels = encode == "kernel"
@@ -412,8 +412,8 @@ class Capture:
         kernel = self.counters()
         lost = self._lost + self.output.lost
         written = self._counted if self.limit else kernel.delivered - self._filtered - lost - self._own
-        kept = self.output.written
-        unasked = 0 if kept is None else written - kept
+        dumped = self.output.dumped
+        unasked = 0 if dumped is None else written - dumped
         filtered = kernel.filtered + self._filtered
         duplicates, missed = kernel.duplicate, self.program.missed()
         return Totals(

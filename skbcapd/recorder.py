@@ -72,7 +72,7 @@ class Recorder:
         say: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self.labels = encode == "kernel"
-        self.written: int | None = 0
+        self.dumped: int | None = 0
         self._files, self._say = files, say
         self._memory = Memory(size)
         self._encoder = PcapngOutput(self._memory, encode)
@@ -144,7 +144,7 @@ class Recorder:
         self._files.flush()
         self._files.rest()
         lost = self._files.lost - lost
-        self.written = (self.written or 0) + taken - lost
+        self.dumped = (self.dumped or 0) + taken - lost
         self._say(f"{self.path}: {taken - lost} packets out of memory, asked for by {why}")
 
     def finish(self, statistics: Sequence[Statistics]) -> None:

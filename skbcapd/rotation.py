@@ -91,7 +91,7 @@ class RotatingOutput:
         FileError: not even the first file can be made.
     """
 
-    written = None
+    dumped = None
 
     def __init__(
         self,

@@ -132,7 +132,6 @@ class Service:
                 # Also after the first packet: others come behind it, and a socket that nobody has used yet may be used.
                 self._wait(min(time.monotonic() + LATENCY_S, end))
                 capture.wake_up()
-
         if self._asked:  # a dump or a new file, and then the end at once: what came before is still meant
             capture.drain()
             self._act()

@@ -100,7 +100,7 @@ def test_a_dump_is_a_file_of_its_own(recording: Recording) -> None:
     assert rows(first, "frame.interface_name", "frame.comment") == [["near0", ""]] * 2 + [["near0", "comm=chronyd"]]
     assert rows(second, "frame.interface_name") == [["near0"]]
     assert ("Number of packets", "3") in facts(first)
-    assert recording.recorder.written == 4
+    assert recording.recorder.dumped == 4
     assert recording.said == [
         f"{first}: 3 packets out of memory, asked for by a signal",
         f"{second}: 1 packets out of memory, asked for by a rule",
@@ -114,7 +114,7 @@ def test_no_dump_no_file(recording: Recording) -> None:
     recording.recorder.tick()
     recording.recorder.finish([])
     assert not recording.dumps
-    assert recording.recorder.written == 0
+    assert recording.recorder.dumped == 0
 
 
 def test_asked_in_the_middle(recording: Recording) -> None:
@@ -149,7 +149,7 @@ def test_a_dump_larger_than_a_file(tmp_path: Path) -> None:
     assert len(files) > 1
     assert all(file.stat().st_size < (1 << 20) + 4096 for file in files)
     counts = [int(dict(facts(file))["Number of packets"]) for file in files]
-    assert sum(counts) == made.recorder.written == 20_011
+    assert sum(counts) == made.recorder.dumped == 20_011
 
 
 def test_where_no_file_can_be_made(tmp_path: Path) -> None:
@@ -161,14 +161,14 @@ def test_where_no_file_can_be_made(tmp_path: Path) -> None:
     away.rmdir()
     away.touch()
     made.recorder.dump()
-    assert made.recorder.written == 0
+    assert made.recorder.dumped == 0
     assert str(away) in made.said[0]
     away.unlink()
     made.recorder.dump()
     made.recorder.close()
     (file,) = made.dumps
     assert ("Number of packets", "2") in facts(file)
-    assert made.recorder.written == 2
+    assert made.recorder.dumped == 2
 
 
 def test_processes_are_in_every_dump(recording: Recording) -> None:
@@ -184,4 +184,4 @@ def test_other_blocks_do_not_count(recording: Recording) -> None:
     """Only packets are counted as written."""
     recording.recorder.write_blocks(memoryview(packet(0, FRAME) + block(0xBAD, 0, b"", b"")))
     recording.recorder.dump()
-    assert recording.recorder.written == 1
+    assert recording.recorder.dumped == 1
