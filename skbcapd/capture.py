@@ -39,7 +39,7 @@ _Local = TypeVar("_Local", Upcall, Cut)
 _PROOF_SECONDS = 2.0
 _SETTLE_SECONDS = 2.0
 _LABELS_REMEMBERED = 4 * layout.LABELS_MAX
-_PROCESSES_REPEATED = 4096
+PROCESSES_REPEATED = 4096
 _TAKEN_IN_KERNEL = {"comm", "pid", "tgid", "none"}  # fields of a comment that need no look at /proc
 # enum via of bpf/layout.h; the plain case is not mentioned
 _VIA = ("", "socket", "flow", "inode", "kernel", "forwarded", "unknown")
@@ -80,6 +80,11 @@ class Output(Protocol):
         """Packets that it could not take."""
         ...
 
+    @property
+    def dumped(self) -> int | None:
+        """Packets in files, where it keeps others in memory; None: all that were not lost."""
+        ...
+
     def add_interface(self, interface: Interface) -> int:
         """A device is seen for the first time; returns the number that its packets will carry."""
         ...
@@ -114,6 +119,7 @@ class PcapngOutput:
     """
 
     lost = 0
+    dumped = None
 
     def __init__(self, stream: Sink, encode: str = "kernel") -> None:
         self.labels = encode == "kernel"
@@ -135,7 +141,7 @@ class PcapngOutput:
             return
         self._writer.write_process(process, _boot_ns())
         self.processes[process] = None
-        if len(self.processes) > _PROCESSES_REPEATED:
+        if len(self.processes) > PROCESSES_REPEATED:
             del self.processes[next(iter(self.processes))]
 
     def finish(self, statistics: Sequence[Statistics]) -> None:
@@ -169,7 +175,7 @@ class PcapngOutput:
 class Totals:
     """What became of the packets.
 
-    Once the capture has ended, seen = written + filtered + duplicates + own + kernel.lost + lost.
+    Once the capture has ended, seen = written + filtered + duplicates + own + kernel.lost + lost + unasked.
     """
 
     written: int
@@ -180,6 +186,7 @@ class Totals:
     missed: int  # never seen by the program: the kernel would not run it inside itself
     kernel: Counters
     processes: int
+    unasked: int = 0  # only in memory, or no longer there, as nobody asked for a dump
 
 
 @dataclass(slots=True)
@@ -405,9 +412,13 @@ class Capture:
         kernel = self.counters()
         lost = self._lost + self.output.lost
         written = self._counted if self.limit else kernel.delivered - self._filtered - lost - self._own
+        dumped = self.output.dumped
+        unasked = 0 if dumped is None else written - dumped
         filtered = kernel.filtered + self._filtered
         duplicates, missed = kernel.duplicate, self.program.missed()
-        return Totals(written, filtered, duplicates, self._own, lost, missed, kernel, len(self._tgids))
+        return Totals(
+            written - unasked, filtered, duplicates, self._own, lost, missed, kernel, len(self._tgids), unasked
+        )
 
     def _prove(self, marker: Marker) -> None:
         """Send the marker through the attached program until it came back whole, or stop reading pages."""

@@ -19,14 +19,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from skbcapd import __version__, config, doctor, extcap, files, kernel, packet_filter, sockets, split, top
+from skbcapd import __version__, config, directory, doctor, extcap, files, kernel, packet_filter, sockets, split, top
 from skbcapd.capture import ANY, Capture, Output, PcapngOutput, Totals
 from skbcapd.compression import Compressor
-from skbcapd.directory import CaptureDirectory, Keep
+from skbcapd.directory import Keep
 from skbcapd.errors import FileError, UsageError
 from skbcapd.layout import CAPTURE_MAX, Geometry
 from skbcapd.namespaces import Namespaces
 from skbcapd.process import Processes
+from skbcapd.recorder import Recorder
 from skbcapd.reload import Reload
 from skbcapd.rotation import Limits, RotatingOutput
 from skbcapd.rules import Rules, doubts, filters_of
@@ -79,11 +80,14 @@ def _parser() -> argparse.ArgumentParser:
     check = add("check", _check, "Check a config file and do nothing else.")
     manual = add("config", _config, "Print the reference config file, or its JSON Schema.")
     manual.add_argument("--schema", action="store_true", help="the JSON Schema, for editors")
+    dump = add(
+        "dump", _dump, "Have the daemon of files.directory write the packets that it keeps in memory (mode: ring)."
+    )
     for sub in (capture, run):
         sub.add_argument("--duration", metavar="SECONDS", type=_seconds, help="stop after SECONDS")
-    for sub in (run, check):
+    for sub in (run, check, dump):
         sub.add_argument("--config", metavar="FILE", type=Path, help=f"default {SYSTEM_CONFIG}")
-    for sub in (capture, run, check):
+    for sub in (capture, run, check, dump):
         sub.add_argument(
             "--set", dest="sets", metavar="KEY=VALUE", action="append", default=[], help="override a setting"
         )
@@ -232,15 +236,26 @@ def _run(options: argparse.Namespace) -> int:
         return _serve(settings, program, output, output, options.duration, load=load, live=True)
 
 
-def _rotating(settings: Settings) -> RotatingOutput:
+def _dump(options: argparse.Namespace) -> int:
+    wanted = config.load(_config_path(options), _overrides(options)).files
+    if wanted.mode != "ring":
+        raise UsageError("files.mode is files: all packets are in files already", "only mode: ring has what to dump")
+    print(directory.ask_for_dump(Path(wanted.directory)))
+    return 0
+
+
+def _rotating(settings: Settings) -> RotatingOutput | Recorder:
     """Files by the settings' rules."""
     wanted = settings.files
     keep = Keep(wanted.keep_size, wanted.keep_number, wanted.keep_age, wanted.keep_free)
-    mode, owner = int(wanted.mode, 8), files.owner_ids(wanted.owner)
-    directory = CaptureDirectory(Path(wanted.directory), wanted.name, keep, mode, owner, _say)
-    limits = Limits(wanted.size, wanted.every, wanted.packets)
+    mode, owner = int(wanted.permissions, 8), files.owner_ids(wanted.owner)
+    place = directory.CaptureDirectory(Path(wanted.directory), wanted.name, keep, mode, owner, _say)
     compressor = None if wanted.compress == "none" else Compressor(wanted.compress, _say)
-    return RotatingOutput(directory, limits, settings.encode, compressor, wanted.flush, _say)
+    if wanted.mode == "ring":
+        dumps = RotatingOutput(place, Limits(wanted.size), settings.encode, compressor, say=_say, on_demand=True)
+        return Recorder(dumps, wanted.ring, settings.encode, _say)
+    limits = Limits(wanted.size, wanted.every, wanted.packets)
+    return RotatingOutput(place, limits, settings.encode, compressor, wanted.flush, _say)
 
 
 def _chosen(settings: Settings, first_filter: int = 1) -> dict[str, Any]:
@@ -263,7 +278,7 @@ def _serve(
     settings: Settings,
     program: kernel.Program,
     output: Output,
-    target: files.CaptureFile | files.StandardOutput | RotatingOutput,
+    target: files.CaptureFile | files.StandardOutput | RotatingOutput | Recorder,
     duration_s: float | None,
     count: int = 0,
     load: Callable[[], Settings] | None = None,
@@ -291,12 +306,17 @@ def _serve(
         **_chosen(settings),
     )
     output_fd = target.descriptor if isinstance(target, files.StandardOutput) else None
-    rotating = target if isinstance(target, RotatingOutput) else None
+    rotating = target if isinstance(target, RotatingOutput | Recorder) else None
     line = _LiveLine(capture, rotating) if live and rotating else None
     actions: dict[int, Callable[[], None]] = {}
-    if rotating:
-        rotating.statistics, rotating.renumber = capture.statistics, capture.renumber
-        actions[signal.SIGUSR1] = rotating.rotate
+    if isinstance(target, RotatingOutput):
+        target.statistics, target.renumber = capture.statistics, capture.renumber
+        actions[signal.SIGUSR1] = target.rotate
+        actions[signal.SIGUSR2] = lambda: _say("SIGUSR2: nothing to dump, as files.mode is not ring")
+    elif isinstance(target, Recorder):
+        target.statistics = capture.statistics
+        actions[signal.SIGUSR1] = lambda: _say("SIGUSR1: no file to end, as files.mode is ring")
+        actions[signal.SIGUSR2] = target.dump
 
     def tick() -> None:
         if rotating:
@@ -307,7 +327,7 @@ def _serve(
     reload = Reload(capture, settings, load, _chosen, _say) if load else None
     service = Service(capture, duration_s, output_fd, tick, actions, reload)
     hooks = ", ".join(str(hook) for hook in program.hooks)
-    where = f", writing {target.path}" if isinstance(output, PcapngOutput | RotatingOutput) else ""
+    where = f", writing {target.path}" if isinstance(output, PcapngOutput | RotatingOutput | Recorder) else ""
 
     def started() -> None:
         names = ", ".join(settings.interfaces)
@@ -339,6 +359,7 @@ def _print_totals(totals: Totals, *, quiet: bool = False) -> None:
         (totals.missed, "missed while the kernel program was already running", False),
     ]
     others = [
+        (totals.unasked, "forgotten, as nobody asked for a dump", False),
         (totals.lost, "lost by the output", False),  # such as those that came when its reader had gone
         (totals.filtered, "filtered", False),
         (totals.duplicates, "seen before, on another device", False),
@@ -353,7 +374,7 @@ class _LiveLine:
 
     _SECONDS_BETWEEN_LINES = 10
 
-    def __init__(self, capture: Capture, output: RotatingOutput) -> None:
+    def __init__(self, capture: Capture, output: RotatingOutput | Recorder) -> None:
         self._capture = capture
         self._output = output
         self._terminal = sys.stderr.isatty()

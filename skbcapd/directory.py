@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import os
 import re
+import signal
 import socket
 import struct
 import time
@@ -33,6 +34,7 @@ _PLACES = {
 }
 _SECTION = 0x0A0D0D0A
 _BLOCK_MAX = 16 << 20
+_DUMP_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,3 +243,64 @@ def _whole_blocks(path: Path) -> int:
             if file.read(4) != head[4:]:
                 return at
             at += size
+
+
+def ask_for_dump(path: Path, proc: Path = Path("/proc")) -> Path:
+    """Have the daemon that holds a directory's lock write what it keeps in memory, and wait until it has.
+
+    Its process is found by the lock: it cannot be a stale number. A process that would die of the signal gets none.
+
+    Args:
+        path: of the directory.
+        proc: where procfs is.
+
+    Returns:
+        The file that it wrote.
+
+    Raises:
+        FileError: nobody writes to the directory, or no file came.
+
+    Source: proc_locks(5); SigCgt in proc_pid_status(5).
+    """
+    link = path / CURRENT
+    before = _target(link)
+    daemon = _holder(path, proc)
+    try:
+        os.kill(daemon, signal.SIGUSR2)
+    except OSError as error:
+        raise FileError(
+            f"process {daemon}: {error.strerror}; expected to ask it for a dump", "run as its user"
+        ) from None
+    end = time.monotonic() + _DUMP_S
+    while time.monotonic() < end:
+        now = _target(link)
+        if now != before and now and not now.endswith(".part"):
+            return path / now
+        time.sleep(0.01)
+    raise FileError(f"{path}: no dump came within {_DUMP_S:.0f} s", f"the log of process {daemon} says why")
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except OSError:
+        return ""
+
+
+def _holder(path: Path, proc: Path) -> int:
+    """The process that has locked a directory and waits for SIGUSR2."""
+    try:
+        wanted = path.stat()
+        held = re.findall(r"FLOCK +ADVISORY +WRITE (\d+) [^:]+:[^:]+:(\d+) ", (proc / "locks").read_text())
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}; expected a directory that skbcapd writes to") from None
+    for process, inode in held:
+        if int(inode) != wanted.st_ino:
+            continue
+        with contextlib.suppress(OSError, StopIteration):
+            # The number of the device in /proc/locks is not stat's on all file systems.
+            next(fd for fd in (proc / process / "fd").iterdir() if os.path.samestat(fd.stat(), wanted))
+            caught = re.search(r"^SigCgt:\s*(\w+)", (proc / process / "status").read_text(), re.MULTILINE)
+            if caught and int(caught[1], 16) >> (signal.SIGUSR2 - 1) & 1:
+                return int(process)
+    raise FileError(f"{path}: nobody writes to it", "start skbcapd with files.mode=ring first, and ask as its user")

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from skbcapd.capture import PcapngOutput, Statistics
+from skbcapd.capture import PROCESSES_REPEATED, PcapngOutput, Statistics
 from skbcapd.compression import Compressor
 from skbcapd.directory import CaptureDirectory
 from skbcapd.errors import FileError
@@ -85,10 +85,13 @@ class RotatingOutput:
         flush_s: how often what was written is forced to the disk; 0 is never.
         say: takes one line for the log.
         clock: seconds since 1970.
+        on_demand: a file begins by `begin`, and none follows it when it has ended by `rest`.
 
     Raises:
         FileError: not even the first file can be made.
     """
+
+    dumped = None
 
     def __init__(
         self,
@@ -99,6 +102,8 @@ class RotatingOutput:
         flush_s: int = 0,
         say: Callable[[str], None] = lambda _line: None,
         clock: Callable[[], float] = time.time,
+        *,
+        on_demand: bool = False,
     ) -> None:
         self.labels = encode == "kernel"
         self.statistics: Callable[[], list[Statistics]] = list  # of the capture, once there is one
@@ -117,7 +122,10 @@ class RotatingOutput:
         self._next_s = 0.0
         self._file: CaptureFile
         self._output: PcapngOutput | None = None
-        self._begin()
+        self._on_demand = on_demand
+        self._path = directory.path
+        if not on_demand:
+            self._begin()
 
     @property
     def lost(self) -> int:
@@ -127,7 +135,7 @@ class RotatingOutput:
     @property
     def path(self) -> str:
         """The file in work; the last one while there is none."""
-        return str(self._file.working_path)
+        return str(self._path)
 
     def add_interface(self, interface: Interface) -> int:
         """The number holds for all files."""
@@ -140,6 +148,10 @@ class RotatingOutput:
         """As PcapngOutput."""
         if self._output:
             self._output.add_process(process)
+        else:
+            self._processes[process] = None
+            if len(self._processes) > PROCESSES_REPEATED:
+                del self._processes[next(iter(self._processes))]
 
     def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label) -> None:
         """As PcapngOutput."""
@@ -180,7 +192,8 @@ class RotatingOutput:
         """Once a second: is it time for the next file, is the file still there, may we write again?"""
         now = self._clock()
         if not self._output:
-            self._resume()
+            if not self._on_demand:
+                self._resume()
         elif not self._file.is_there:
             self._fail("it was moved or removed")
         elif self._next_s and not self._next_s - self._limits.every_s - 1 <= now < self._next_s:
@@ -199,6 +212,17 @@ class RotatingOutput:
             self._end(self.statistics())
             self._continue()
 
+    def begin(self) -> bool:
+        """Begin a file, where there is none; whether that was possible."""
+        if not self._output:
+            self._continue()
+        return self._output is not None
+
+    def rest(self) -> None:
+        """Finish this file, and begin no other."""
+        if self._output:
+            self._end(self.statistics())
+
     def _shorten(self) -> None:
         """Begin a file that lists only interfaces which have packets from now on."""
         statistics = self.statistics()
@@ -213,6 +237,7 @@ class RotatingOutput:
         try:
             self._begin()
         except FileError as error:
+            self._lost_before = self._lost
             self._tell(str(error))
 
     def finish(self, statistics: Sequence[Statistics]) -> None:
@@ -244,6 +269,7 @@ class RotatingOutput:
     def _begin(self) -> None:
         self._directory.clean()
         self._file = self._directory.new_file()
+        self._path = self._file.working_path
         self._output = PcapngOutput(self._file.stream, self._encode)
         for interface in self._interfaces:
             self._output.add_interface(interface)
@@ -269,6 +295,7 @@ class RotatingOutput:
         except FileError as error:
             self._say(str(error))
         else:
+            self._path = self._file.path
             if self._compressor:
                 self._compressor.add(self._file.path)
         self._lost += self._file.stream.lost

@@ -118,8 +118,7 @@ class Service:
             self._go_on_reloading()
             moved = capture.drain()
             now = time.monotonic()
-            while self._asked:
-                self._actions[self._asked.pop(0)]()
+            self._act()
             if now >= next_tick:
                 next_tick = now + TICK_S
                 capture.program.set_clock()
@@ -133,6 +132,14 @@ class Service:
                 # Also after the first packet: others come behind it, and a socket that nobody has used yet may be used.
                 self._wait(min(time.monotonic() + LATENCY_S, end))
                 capture.wake_up()
+        if self._asked:  # a dump or a new file, and then the end at once: what came before is still meant
+            capture.drain()
+            self._act()
+
+    def _act(self) -> None:
+        """Do what signals have asked for."""
+        while self._asked:
+            self._actions[self._asked.pop(0)]()
 
     def _go_on_reloading(self) -> None:
         """Begin to reload, or end it when its child is done; never waits."""

@@ -36,6 +36,7 @@ Checksums = Literal["keep", "fill"]
 Dedup = Literal["first", "all"]
 Comment = Literal["comm", "pid", "tgid", "ppid", "uid", "user", "exe", "cmdline", "cgroup", "unit", "container", "none"]
 Compress = Literal["none", "gzip", "zstd"]
+Mode = Literal["files", "ring"]
 Attach = Literal["auto", "kprobe", "tracepoint"]
 Action = Literal["keep", "drop"]
 Via = Literal["current", "socket", "flow", "inode", "kernel", "forwarded", "unknown"]
@@ -304,7 +305,7 @@ TEMPLATE = Text(
         and all(text.count(place) <= 1 for place in ("{time}", "{number}", "{host}"))
     ),
 )
-MODE = Text("three octal digits of permission bits", lambda text: re.fullmatch(r"[0-7]{3}", text))
+PERMISSIONS = Text("three octal digits of permission bits", lambda text: re.fullmatch(r"[0-7]{3}", text))
 OWNER = Text("self, USER, USER:GROUP or :GROUP", lambda text: re.fullmatch(r"[\w.-]+|[\w.-]*:[\w.-]+", text))
 
 
@@ -329,6 +330,17 @@ class Files:
         DIRECTORY,
         "Where capture files are written. A relative path starts at the directory in which skbcapd was started. "
         "One daemon writes to one directory.",
+    )
+    mode: Mode = _key(
+        "files",
+        _words(Mode),
+        "files: every packet goes to a file. ring: the last packets stay in memory, and `skbcapd dump` or SIGUSR2 "
+        "writes them to a file; those that are in it when skbcapd ends are forgotten.",
+    )
+    ring: int = _key(
+        "64MiB",
+        Quantity("a size", "8MiB", "4GiB", SIZE),
+        "Memory for packets in mode: ring, beside buffer.size. The oldest go in pieces of at most 2 MiB.",
     )
     name: str = _key(
         "skbcapd-{host}-{time}-{number}.pcapng",
@@ -373,7 +385,7 @@ class Files:
         "How often what was written is forced to the disk, so that a power failure costs no more. "
         "What a killed skbcapd has written is safe without it.",
     )
-    mode: str = _key("640", MODE, "Permission bits of the files.")
+    permissions: str = _key("640", PERMISSIONS, "Permission bits of the files, in octal.")
     owner: str = _key("self", OWNER, "Owner of the files: USER, USER:GROUP or :GROUP; self is that of the process.")
 
 

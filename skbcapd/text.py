@@ -60,6 +60,7 @@ class TextOutput:
         raise AssertionError(f"{len(view)} bytes of ready blocks without a label")
 
     lost = 0
+    dumped = None
 
     def finish(self, _statistics: object) -> None:
         """Lines have no statistics."""

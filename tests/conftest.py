@@ -11,6 +11,8 @@ import os
 import pytest
 from hypothesis import settings
 
+from tests import faults
+
 # No deadline: the machine may be slow. No database: root would leave it behind in the checkout.
 settings.register_profile("skbcapd", deadline=None, database=None, print_blob=True)
 settings.load_profile("skbcapd")
@@ -31,6 +33,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Says why, above pytest's own closing lines."""
+    """Prints the table of faults, and says why a run failed, above pytest's own closing lines."""
+    if lines := faults.lines():
+        terminalreporter.section("files: what faults cost")
+        for line in lines:
+            terminalreporter.write_line(line)
     if terminalreporter.stats.get("skipped") and config.getoption("no_skips"):
         terminalreporter.write_line("ERROR: tests were skipped, and --no-skips (or CI) forbids it", red=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 from tests.golden.judges import judge, rows
 from tests.kernel.blocks import Packet, packets
 from tests.kernel.deadline import DEADLINE_S
-from tests.kernel.namespace import Namespace
+from tests.kernel.namespace import End, Namespace
 
 ROOT = Path(__file__).parents[2]
 ATTACH = os.environ.get("SKBCAPD_ATTACH", "auto")  # kprobe, tracepoint or auto: which hook the whole run uses
@@ -59,12 +59,14 @@ class Capture:
         settings: as `--set KEY=VALUE` takes them.
     """
 
+    command = "capture"
+
     def __init__(self, namespace: Namespace, *arguments: str, through: Sequence[str] = (), **settings: str) -> None:
         chosen = {"attach": ATTACH} | settings
         words = [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
         self.process = namespace.do(
             subprocess.Popen,
-            [*through, sys.executable, "-m", "skbcapd", "capture", *arguments, *words],
+            [*through, sys.executable, "-m", "skbcapd", self.command, *arguments, *words],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -76,6 +78,15 @@ class Capture:
         except BaseException:
             self.close()
             raise
+
+    def said(self) -> str:
+        """What it has said on stderr until now."""
+        assert self.process.stderr is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stderr, selectors.EVENT_READ)
+            while selector.select(0) and (more := os.read(self.process.stderr.fileno(), 1 << 16)):
+                self._stderr += more
+        return self._stderr.decode(errors="replace")
 
     def close(self) -> None:
         """Kill what still runs."""
@@ -108,6 +119,24 @@ class Capture:
                 more = os.read(self.process.stderr.fileno(), 1 << 16)
                 assert more, f"ended before it captured: {said}"
                 self._stderr += more
+
+
+class Daemon(Capture):
+    """A running `skbcapd run` with the settings of the reference file, but for those given.
+
+    Args:
+        end: whose device it captures on.
+        directory: where it writes.
+        settings: more of them; a key's dot is written as two underscores.
+    """
+
+    command = "run"
+
+    def __init__(self, end: End, directory: Path, through: Sequence[str] = (), **settings: str) -> None:
+        chosen = {"interfaces": end.device, "files.directory": str(directory)}
+        chosen |= {key.replace("__", "."): value for key, value in settings.items()}
+        config = str(ROOT / "etc" / "skbcapd.yaml")
+        super().__init__(end.namespace, "--config", config, through=through, **chosen)
 
 
 def read(path: Path) -> list[Packet]:

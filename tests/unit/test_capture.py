@@ -110,6 +110,7 @@ class Recording:
     """An output that keeps everything."""
 
     lost = 0
+    dumped = None
 
     def __init__(self, *, labels: bool = True) -> None:
         self.labels = labels

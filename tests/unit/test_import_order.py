@@ -42,6 +42,7 @@ ORDER = (
     "directory",
     "compression",
     "rotation",
+    "recorder",
     "text",
     "progress",
     "reader",

@@ -14,6 +14,7 @@ from skbcapd.rotation import Limits, RotatingOutput
 from skbcapd.segments import Cut, read_local
 from tests.golden.judges import judge
 from tests.kernel.blocks import INTERFACE, STATISTICS, blocks, packets
+from tests.kernel.deadline import until
 from tests.unit.writer import cut, packet
 
 LO = Interface(b"lo", "", 1, 0, None, None, None)
@@ -200,3 +201,22 @@ def test_what_is_kept_is_looked_after(tmp_path: Path) -> None:
         rig.output.rotate()
     rig.output.tick()
     assert len(rig.finished()) == 2
+
+
+def test_each_outage_counts_its_own(tmp_path: Path) -> None:
+    """The line that tells of the end of an outage has the packets of this one, however it began."""
+    away = tmp_path / "captures"
+    rig = Rig(away)
+    for count in (3, 5):
+        for entry in away.iterdir():
+            entry.unlink()
+        away.rmdir()
+        away.touch()
+        rig.output.rotate()  # the file in work cannot get its name, and no other can be made
+        for number in range(count):
+            rig.output.write_blocks(memoryview(small(number)))
+        away.unlink()
+        until(lambda: rig.output.tick() or "writing again" in rig.said[-1], "it writes again")
+        assert rig.said[-1].endswith(f"writing again; {count} packets were lost")
+    assert rig.output.lost == 8
+    rig.output.close()

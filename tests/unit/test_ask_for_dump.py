@@ -1,0 +1,76 @@
+"""How `skbcapd dump` finds the daemon of a directory: by its lock, as /proc shows it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from skbcapd.directory import ask_for_dump
+from skbcapd.errors import FileError
+
+# Locks a directory; at the signal it does what is said.
+DAEMON = """
+import fcntl, os, pathlib, signal, sys
+place = pathlib.Path(sys.argv[1])
+def dump(*_):
+    for name in ("a.pcapng.part", "b.pcapng"):
+        new = place / ".new"
+        new.symlink_to(name)
+        new.rename(place / "current.pcapng")
+if sys.argv[2] == "dump":
+    signal.signal(signal.SIGUSR2, dump)
+fcntl.flock(os.open(place, os.O_RDONLY), fcntl.LOCK_EX)
+print(flush=True)
+while True:
+    signal.pause()
+"""
+
+
+@contextmanager
+def daemon(path: Path, does: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that holds the lock."""
+    with subprocess.Popen([sys.executable, "-c", DAEMON, str(path), does], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_the_holder_of_the_lock_is_asked(tmp_path: Path) -> None:
+    """The file that current.pcapng leads to after the signal is given; one in work is waited for."""
+    with daemon(tmp_path, "dump"):
+        assert ask_for_dump(tmp_path) == tmp_path / "b.pcapng"
+
+
+def test_a_process_that_would_die_is_left_alone(tmp_path: Path) -> None:
+    """A stranger that holds the lock and does not wait for the signal gets none."""
+    with daemon(tmp_path, "nothing") as process:
+        with pytest.raises(FileError, match="nobody writes to it"):
+            ask_for_dump(tmp_path)
+        assert process.poll() is None
+
+
+def test_a_lock_on_something_else(tmp_path: Path) -> None:
+    """A process whose lock only has the directory's number, on another file system, is not asked."""
+    proc = tmp_path / "proc"
+    place = tmp_path / "captures"
+    place.mkdir()
+    (proc / "7" / "fd").mkdir(parents=True)
+    (proc / "locks").write_text(f"1: FLOCK  ADVISORY  WRITE 7 08:01:{place.stat().st_ino} 0 EOF\n")
+    (proc / "7" / "status").write_text("SigCgt:\tffffffffffffffff\n")
+    (proc / "7" / "fd" / "3").symlink_to(tmp_path)
+    with pytest.raises(FileError, match="nobody writes to it"):
+        ask_for_dump(place, proc)
+
+
+@pytest.mark.parametrize("name", ["missing", "file/missing"])
+def test_no_directory(name: str, tmp_path: Path) -> None:
+    """A directory that is not there is named."""
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match=f"{tmp_path / name}: .*; expected a directory that skbcapd writes to"):
+        ask_for_dump(tmp_path / name)

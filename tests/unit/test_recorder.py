@@ -1,0 +1,187 @@
+"""The flight recorder: what stays in memory, and what a dump makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skbcapd.capture import Statistics
+from skbcapd.directory import CaptureDirectory
+from skbcapd.label import label
+from skbcapd.pcapng import Interface
+from skbcapd.process import Process
+from skbcapd.recorder import Memory, Recorder
+from skbcapd.rotation import Limits, RotatingOutput
+from skbcapd.segments import Upcall, read_local
+from tests.golden.judges import facts, judge, rows
+from tests.unit.writer import block, packet, upcall
+
+NEAR = Interface(b"near0", "", 1, 262144, None, None, None)
+FRAME = bytes(60)
+
+
+class Recording:
+    """A recorder with a directory, and what it said."""
+
+    def __init__(self, path: Path, size: int = 8 << 20, limits: Limits | None = None) -> None:
+        self.path = path
+        self.said: list[str] = []
+        self.files = RotatingOutput(CaptureDirectory(path), limits or Limits(), say=self.said.append, on_demand=True)
+        self.recorder = Recorder(self.files, size, say=self.said.append)
+        self.recorder.add_interface(NEAR)
+
+    def put(self, *numbers: int) -> None:
+        """Labelled packets whose frames hold these numbers."""
+        for number in numbers:
+            self.recorder.write_blocks(memoryview(packet(0, number.to_bytes(60, "big"))))
+
+    @property
+    def dumps(self) -> list[Path]:
+        """The files, oldest first."""
+        return sorted(entry for entry in self.path.glob("skbcapd-*") if not entry.is_symlink())
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Iterator[Recording]:
+    """A recorder of 8 MiB."""
+    made = Recording(tmp_path)
+    yield made
+    made.recorder.close()
+
+
+def numbers(path: Path) -> list[int]:
+    """The numbers in a file's frames, as tshark reads them."""
+    judge(path, "capinfos")
+    return [int(row[0].replace(":", ""), 16) for row in rows(path, "data.data")]
+
+
+def put_upcall(recorder: Recorder, frame: bytes) -> None:
+    """A packet through Python."""
+    made = read_local(memoryview(upcall(frame)), 0)
+    assert isinstance(made, Upcall)
+    recorder.write_packet(made, 0, label([("comm", b"chronyd")], 0, 1058, 1059))
+
+
+@given(st.lists(st.integers(1, 5000), max_size=200), st.integers(5000, 300_000))
+def test_memory_keeps_the_end(sizes: list[int], size: int) -> None:
+    """Memory holds an unbroken end of what was written, never more than its size, and no write in part."""
+    memory = Memory(size)
+    written = [bytes([index & 255]) * length for index, length in enumerate(sizes)]
+    for blocks in written:
+        memory.write(memoryview(blocks))
+    kept = b"".join(memory.take())
+    assert len(kept) <= size
+    assert kept in [b"".join(written[start:]) for start in range(len(written) + 1)]
+    assert not memory.take()
+
+
+def test_memory_is_used() -> None:
+    """What is written in small pieces fills the memory but for one piece of 256 KiB."""
+    memory = Memory(8 << 20)
+    for _ in range(100_003):
+        memory.write(bytes(104))
+    assert (8 << 20) - (1 << 18) <= len(b"".join(memory.take())) <= 8 << 20
+
+
+def test_a_dump_is_a_file_of_its_own(recording: Recording) -> None:
+    """Each dump has what came since the last one, its interface, its statistics; the files are told."""
+    recording.put(3, 5)
+    put_upcall(recording.recorder, FRAME)
+    recording.recorder.statistics = lambda: [Statistics(0, 1, received=17, accepted=13, lost=2, delivered=11)]
+    recording.recorder.dump()
+    recording.put(7)
+    recording.recorder.dump("a rule")
+
+    first, second = recording.dumps
+    assert rows(first, "frame.interface_name", "frame.comment") == [["near0", ""]] * 2 + [["near0", "comm=chronyd"]]
+    assert rows(second, "frame.interface_name") == [["near0"]]
+    assert ("Number of packets", "3") in facts(first)
+    assert recording.recorder.dumped == 4
+    assert recording.said == [
+        f"{first}: 3 packets out of memory, asked for by a signal",
+        f"{second}: 1 packets out of memory, asked for by a rule",
+    ]
+
+
+def test_no_dump_no_file(recording: Recording) -> None:
+    """As long as nobody asks there is no file, whatever the time; what is left at the end is forgotten."""
+    recording.put(*range(1009))
+    recording.recorder.flush()
+    recording.recorder.tick()
+    recording.recorder.finish([])
+    assert not recording.dumps
+    assert recording.recorder.dumped == 0
+
+
+def test_asked_in_the_middle(recording: Recording) -> None:
+    """Who asks while packets are written gets also those of the same look; of two the first is told."""
+    recording.put(1)
+    recording.recorder.ask("rule 1")
+    recording.recorder.ask("rule 2")
+    recording.put(2)
+    assert not recording.dumps
+    recording.recorder.flush()
+    recording.recorder.flush()
+    (file,) = recording.dumps
+    assert ("Number of packets", "2") in facts(file)
+    assert recording.said == [f"{file}: 2 packets out of memory, asked for by rule 1"]
+
+
+def test_asked_at_the_end(recording: Recording) -> None:
+    """A dump that was asked for before the end is made at the end."""
+    recording.put(1)
+    recording.recorder.ask("rule 1")
+    recording.recorder.finish([])
+    assert len(recording.dumps) == 1
+
+
+def test_a_dump_larger_than_a_file(tmp_path: Path) -> None:
+    """A dump becomes several files where one would be larger than files may be; no packet is missing."""
+    made = Recording(tmp_path, limits=Limits(size=1 << 20))
+    made.put(*range(20_011))
+    made.recorder.dump()
+    made.recorder.close()
+    files = made.dumps
+    assert len(files) > 1
+    assert all(file.stat().st_size < (1 << 20) + 4096 for file in files)
+    counts = [int(dict(facts(file))["Number of packets"]) for file in files]
+    assert sum(counts) == made.recorder.dumped == 20_011
+
+
+def test_where_no_file_can_be_made(tmp_path: Path) -> None:
+    """Packets stay in memory while the directory is away, and are in the dump after it."""
+    away = tmp_path / "captures"
+    made = Recording(away)
+    made.put(1, 2)
+    (away / "current.pcapng").unlink(missing_ok=True)
+    away.rmdir()
+    away.touch()
+    made.recorder.dump()
+    assert made.recorder.dumped == 0
+    assert str(away) in made.said[0]
+    away.unlink()
+    made.recorder.dump()
+    made.recorder.close()
+    (file,) = made.dumps
+    assert ("Number of packets", "2") in facts(file)
+    assert made.recorder.dumped == 2
+
+
+def test_processes_are_in_every_dump(recording: Recording) -> None:
+    """A process that was described before the first dump is described in the second one, too."""
+    recording.recorder.add_process(Process(1058, 0, b"chronyd", None, None, b"", b"", b"", b""))
+    for _ in range(2):
+        recording.put(1)
+        recording.recorder.dump()
+    assert all(b"chronyd" in file.read_bytes() for file in recording.dumps)
+
+
+def test_other_blocks_do_not_count(recording: Recording) -> None:
+    """Only packets are counted as written."""
+    recording.recorder.write_blocks(memoryview(packet(0, FRAME) + block(0xBAD, 0, b"", b"")))
+    recording.recorder.dump()
+    assert recording.recorder.dumped == 1
