@@ -126,9 +126,7 @@ def _arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 
 def _completion() -> str:
-    commands = "".join(
-        f"    {name}) options={_quoted(_options(parser))} ;;\n" for name, parser in _parsers().items()
-    )
+    commands = "".join(f"    {name}) options={_quoted(_options(parser))} ;;\n" for name, parser in _parsers().items())
     values = "".join(f"    {pattern}) {offer} ;;\n" for pattern, offer in _values())
     names = _quoted([*_parsers(), "--help", "--version"])
     keys = _quoted([f"{key}=" for key in ROWS])
