@@ -73,7 +73,7 @@ install uninstall:
 		wireshark_datadir=$(wireshark_datadir) PYTHON=$(PYTHON) DESTDIR=$(DESTDIR) tools/install $@
 
 deb:
-	tools/deb
+	tools/deb dist
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -58,7 +58,10 @@ import ctypes, struct, platform
 from pathlib import Path
 from skbcapd import syscall
 code = b"".join(struct.pack("<HBBI", *instruction) for instruction in (
-    (0x20, 0, 0, 0), (0x15, 0, 1, syscall._NUMBER[platform.machine()]), (0x06, 0, 0, 0x50000 | 38), (0x06, 0, 0, 0x7FFF0000)
+    (0x20, 0, 0, 0),
+    (0x15, 0, 1, syscall._NUMBER[platform.machine()]),
+    (0x06, 0, 0, 0x50000 | 38),
+    (0x06, 0, 0, 0x7FFF0000),
 ))
 buffer = ctypes.create_string_buffer(code, len(code))
 filter = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", 4, ctypes.addressof(buffer)))
