@@ -28,6 +28,7 @@ _FIRST_NAMESPACE = {"pid": 0xEFFFFFFC, "user": 0xEFFFFFFD}
 _SECCOMP_FILTER = "2"  # SECCOMP_MODE_FILTER
 _OLDEST_BCC = (0, 26)  # that the tests have run with
 _SEES_USES = (6, 3)  # Linux with sock_send_length and sock_recv_length
+_UNMEASURED = "see processes and real-time above; if they are not the cause, report it with this output"
 _MEMORY = 300 << 20  # at start: 180 MiB for the compiler, 40 for Python, 73 for the default buffer
 
 
@@ -352,12 +353,14 @@ def _trial() -> Iterator[Finding]:
     else:
         yield Finding("hooks", ", ".join(str(hook) for hook in hooks))
         yield Finding("users by", ", ".join(str(hook) for hook in program.learning))
-        proven = bool(program.control[layout.PAGE_BASE])
-        yield Finding(
-            "paged frames", "read back whole" if proven else "cannot be read: captured up to their linear part"
-        )
-        context = "told from softirqs" if program.process_context else "not told from softirqs: no process is named"
-        yield Finding("system calls", context)
+        if program.control[layout.PAGE_BASE]:
+            yield Finding("paged frames", "read back whole")
+        else:
+            yield Finding("paged frames", "cannot be read: captured up to their linear part", _UNMEASURED)
+        if program.process_context:
+            yield Finding("system calls", "told from softirqs")
+        else:
+            yield Finding("system calls", "not told from softirqs: no process is named", _UNMEASURED)
         for line in warnings:
             yield Finding("warning", line)
     finally:
