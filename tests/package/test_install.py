@@ -50,13 +50,9 @@ def in_place(place: Path) -> list[str]:
 
 def test_all_code_is_installed(staged: Path) -> None:
     """Every module, and every file that the kernel program is made of, is in the private directory; nothing else is."""
-    tracked = subprocess.run(
-        ["git", "ls-files", "skbcapd", "bpf"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    expected = {name.removeprefix("skbcapd/") for name in tracked.stdout.split()} | {"etc/skbcapd.yaml"}
+    expected = files(ROOT / "skbcapd") | {f"bpf/{name}" for name in files(ROOT / "bpf")} | {"etc/skbcapd.yaml"}
     assert expected >= {"cli.py", "bpf/skbcapd.bpf.c"}
-    assert {name for name in files(staged / "usr/local/lib/skbcapd/skbcapd") if name not in expected} == set()
-    assert expected <= files(staged / "usr/local/lib/skbcapd/skbcapd")
+    assert files(staged / "usr/local/lib/skbcapd/skbcapd") == expected
 
 
 def test_the_rest_is_where_it_is_looked_for(staged: Path) -> None:
@@ -112,6 +108,15 @@ def test_the_installed_program_is_alone(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, f"{tmp_path}/etc/skbcapd.yaml: no problems\n")
+
+
+def test_a_missing_library_is_named(tmp_path: Path) -> None:
+    """Where Python lacks a library, the program says in two lines which, and what to install."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
+    make("install", *in_place(tmp_path), f"PYTHON={tmp_path}/bare/bin/python")
+    done = subprocess.run([str(tmp_path / "usr/bin/skbcapd")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"skbcapd: \S+python has no module \w+\n  \(hint\) .*python3-scapy.*\n", done.stderr)
 
 
 def test_uninstall_leaves_nothing(tmp_path: Path) -> None:
