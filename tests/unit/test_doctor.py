@@ -165,7 +165,6 @@ def test_what_stands_in_the_way(
         ({LOCKDOWN: "none [integrity] confidentiality"}, "lockdown", "integrity"),
         ({KPROBES: None, RELEASE: "6.3.0"}, "kprobes", "no: a socket's user is learned when a send or receive is over"),
         ({"sys/kernel/debug/kprobes/enabled": "1\n"}, "kprobes", "yes"),
-        ({MOUNTS: "proc /proc proc rw 0 0\n"}, "tracefs", "not mounted, and not needed"),
         ({STATISTICS: None}, "bpf_stats", "off"),
         ({LIMITS: None}, "memlock", "unknown"),
         ({CONTROLLERS: None}, "cgroup", "version 1"),
@@ -187,6 +186,7 @@ def test_what_does_not(changes: dict[str, str | bytes | None], name: str, text: 
         ({PROCESSES: "pid:[4026532444]"}, "processes", "no process is named", "--pid=host"),
         ({KPROBES: None}, "kprobes", "only by listen(2) and by packets that leave inside", "on Linux 6.3 and newer"),
         ({"sys/kernel/debug/kprobes/enabled": "0\n"}, "kprobes", "switched off", "echo 1 >"),
+        ({MOUNTS: "proc /proc proc rw 0 0\n"}, "tracefs", "the others do not need it", "mount -t tracefs"),
         ({"sys/kernel/realtime": "1"}, "real-time", "no process is named", "without PREEMPT_RT"),
         ({STATISTICS: "1\n"}, "bpf_stats", "twice per packet", "sysctl kernel.bpf_stats_enabled=0"),
         (
