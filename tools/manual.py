@@ -1,7 +1,6 @@
-"""Writes what is generated from the code: reference config, man pages, completion. `make generate` runs it.
+"""Writes what is generated from the code: reference config, its schema, man pages, completion. `make generate` runs it.
 
-In: `settings.ROWS`, the parser of `cli`, man/*.in. Out: etc/skbcapd.yaml, man/skbcapd.8, man/skbcapd.yaml.5,
-completions/skbcapd.
+In: `settings.ROWS`, the parser of `cli`, man/*.in. Out: etc/, man/skbcapd.8, man/skbcapd.yaml.5, completions/skbcapd.
 
 The rule: whatever a key or an option says is said in the code; a text that is written by hand stands in man/*.in, and
 has one line, COMMANDS or KEYS, where the generated part goes. tests/package holds the tree to what this writes.
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from skbcapd import __version__, cli
-from skbcapd.settings import ROWS, ListOf, Word, reference
+from skbcapd.settings import ROWS, ListOf, Word, reference, schema
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,6 +34,7 @@ def texts() -> dict[str, str]:
     """
     return {
         "etc/skbcapd.yaml": reference(),
+        "etc/skbcapd.schema.json": schema(),
         "man/skbcapd.8": _page("skbcapd.8.in", "COMMANDS", _commands()),
         "man/skbcapd.yaml.5": _page("skbcapd.yaml.5.in", "KEYS", _keys()),
         "completions/skbcapd": _completion(),

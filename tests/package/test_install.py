@@ -50,7 +50,11 @@ def in_place(place: Path) -> list[str]:
 
 def test_all_code_is_installed(staged: Path) -> None:
     """Every module, and every file that the kernel program is made of, is in the private directory; nothing else is."""
-    expected = files(ROOT / "skbcapd") | {f"bpf/{name}" for name in files(ROOT / "bpf")} | {"etc/skbcapd.yaml"}
+    expected = (
+        files(ROOT / "skbcapd")
+        | {f"bpf/{name}" for name in files(ROOT / "bpf")}
+        | {f"etc/{name}" for name in files(ROOT / "etc")}
+    )
     assert expected >= {"cli.py", "bpf/skbcapd.bpf.c"}
     assert files(staged / "usr/local/lib/skbcapd/skbcapd") == expected
 
