@@ -53,10 +53,10 @@ def test_lintian_is_silent(deb: Path) -> None:
 
 
 def test_control(deb: Path) -> None:
-    """The package has the program's version and asks for Debian's own bcc, scapy, systemd and yaml."""
+    """The package has the program's version and asks for Debian's own libpcap, bcc, scapy, systemd and yaml."""
     assert output("dpkg-deb", "-f", deb, "Version").strip() == skbcapd.__version__
     depends = output("dpkg-deb", "-f", deb, "Depends").strip().split(", ")
-    assert set(depends) >= {"python3-bpfcc", "python3-scapy (>= 2.5)", "python3-systemd", "python3-yaml"}
+    assert set(depends) >= {"libpcap0.8", "python3-bpfcc", "python3-scapy (>= 2.5)", "python3-systemd", "python3-yaml"}
 
 
 def test_the_module_is_in_debians_python(unpacked: Path, tmp_path: Path) -> None:
