@@ -1,5 +1,6 @@
 # Two commands for a bare machine: `make run` captures into ./captures, `make test` runs every check.
-# Both first install what is missing (tools/setup); the rest are parts of `make test`, and `make bench`.
+# Both first install what is missing (tools/setup). `make install` and `make deb` are for a machine that keeps skbcapd;
+# the rest are parts of `make test`, and `make bench`.
 
 CONFIG = etc/skbcapd.yaml
 DURATION =
@@ -11,7 +12,21 @@ AS_ROOT = tools/as-root
 PYTEST = $(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 SKBCAPD_VM_KERNELS="$(KERNEL)" $(VENV)/python -m pytest -p no:cacheprovider
 C_SOURCES = $(shell find bpf bench -name "*.[ch]")
 
-.PHONY: run test setup setup-test lint format unit test-kernel test-vm bench clean
+# Where `make install` puts things. DESTDIR stands before each, for those who build packages.
+prefix = /usr/local
+sysconfdir = /etc
+bindir = $(prefix)/bin
+pythondir = $(prefix)/lib/skbcapd
+unitdir = $(prefix)/lib/systemd/system
+mandir = $(prefix)/share/man
+completionsdir = $(prefix)/share/bash-completion/completions
+# Wireshark looks nowhere below /usr/local.
+wireshark_libdir = /usr/lib/$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("MULTIARCH"))')/wireshark
+wireshark_datadir = /usr/share/wireshark
+# Debian's own: it has bcc and systemd.
+PYTHON = /usr/bin/python3
+
+.PHONY: run test setup setup-test lint format generate unit test-kernel test-vm bench install uninstall deb clean
 
 run: setup
 	$(AS_ROOT) $(VENV)/skbcapd run --config $(CONFIG) --set files.directory=./captures \
@@ -37,6 +52,9 @@ format: setup-test
 	$(VENV)/ruff check --fix
 	$(if $(C_SOURCES),$(VENV)/clang-format -i $(C_SOURCES))
 
+generate: setup-test
+	$(VENV)/python -m tools.manual
+
 unit: setup-test
 	$(VENV)/python -m pytest -p no:cacheprovider tests/unit tests/golden
 
@@ -48,6 +66,14 @@ test-vm: setup-test
 
 bench: setup-test
 	$(AS_ROOT) $(VENV)/python -m bench
+
+install uninstall:
+	@prefix=$(prefix) sysconfdir=$(sysconfdir) bindir=$(bindir) pythondir=$(pythondir) unitdir=$(unitdir) \
+		mandir=$(mandir) completionsdir=$(completionsdir) wireshark_libdir=$(wireshark_libdir) \
+		wireshark_datadir=$(wireshark_datadir) PYTHON=$(PYTHON) DESTDIR=$(DESTDIR) tools/install $@
+
+deb:
+	tools/deb dist
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -34,7 +34,7 @@ from skbcapd.rules import Rules, doubts, filters_of
 from skbcapd.service import Service
 from skbcapd.settings import Settings, reference, schema
 
-SYSTEM_CONFIG = Path("/etc/skbcapd/skbcapd.yaml")
+SYSTEM_CONFIG = Path("/etc/skbcapd.yaml")
 
 
 def command(arguments: Sequence[str]) -> int:

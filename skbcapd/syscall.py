@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -20,6 +21,7 @@ _LOOKUP, _UPDATE, _DELETE, _LOAD, _OBJECT_INFO, _OPEN_TRACEPOINT = 1, 2, 3, 5, 1
 _ANY, _NO_EXIST = 0, 1  # how to update
 _NEXT_KEY = 4
 _MEMBARRIER_NUMBER, _MEMBARRIER_GLOBAL = {"x86_64": 324, "aarch64": 283}, 1  # a grace period of RCU
+_NO_COMMAND = 0x7FFF
 _TYPE_TRACING, _ATTACH_RAW_TRACEPOINT = 26, 23
 _PROG_ATTR = struct.Struct("<IIQQIIQII16sIIIIQIIQII")
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -36,6 +38,15 @@ def _bpf(command: int, attributes: bytes) -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return result
+
+
+def refusal() -> str:
+    """Why the kernel takes no bpf(2) calls from us: ours is of a command that no kernel has; empty if it says so."""
+    try:
+        _bpf(_NO_COMMAND, bytes(8))
+    except OSError as error:
+        return "" if error.errno == errno.EINVAL else os.strerror(error.errno or 0)
+    return ""
 
 
 def update(table: int, key: bytes, value: bytes, flags: int = _ANY) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import skbcapd
 from skbcapd import doctor
 from skbcapd.btf import VMLINUX
 from skbcapd.doctor import Finding
@@ -24,32 +26,74 @@ KPROBES = "sys/bus/event_source/devices/kprobe/type"
 RELEASE = "proc/sys/kernel/osrelease"
 STATUS = "proc/self/status"
 BCC = "modules/bcc.py"
+PERF = "proc/sys/kernel/perf_event_paranoid"
+STATISTICS = "proc/sys/kernel/bpf_stats_enabled"
+PROCESSES, USERS = "proc/self/ns/pid", "proc/self/ns/user"
+MOUNTS, LIMITS, CGROUP = "proc/mounts", "proc/self/limits", "proc/self/cgroup"
+CONTROLLERS = "sys/fs/cgroup/cgroup.controllers"
 
 GOOD: dict[str, str | bytes | None] = {
     RELEASE: "6.1.0-28-amd64\n",
     STATUS: f"Name:\tskbcapd\nCapInh:\t0000000000000000\nCapEff:\t{ROOT_CAPABILITIES:016x}\n",
     BTF: VMLINUX.read_bytes(),
     KPROBES: "6\n",
+    PERF: "2\n",
+    STATISTICS: "0\n",
+    PROCESSES: "pid:[4026531836]",
+    USERS: "user:[4026531837]",
+    MOUNTS: "proc /proc proc rw 0 0\ntracefs /sys/kernel/tracing tracefs rw 0 0\n",
+    LIMITS: "Limit                     Soft Limit\nMax locked memory         8388608              8388608   bytes\n",
+    CGROUP: "0::/system.slice/skbcapd.service\n",
+    CONTROLLERS: "cpu memory\n",
     BCC: "__version__ = '0.35.0'\nclass BPF:\n    RAW_TRACEPOINT = 17\n",
 }
 
 
-def machine(place: Path, changes: dict[str, str | bytes | None]) -> dict[str, Finding]:
-    """What doctor finds on a machine of these files, by name; None leaves a file out."""
+ROOT = Path(skbcapd.__file__).parent.parent
+
+# Source: Documentation/userspace-api/seccomp_filter.rst; prctl(2). Four instructions of classic BPF: load the call's
+# number; bpf(2)? then ENOSYS, else allow.
+FILTERED = """
+import ctypes, struct, platform
+from pathlib import Path
+from skbcapd import syscall
+code = b"".join(struct.pack("<HBBI", *instruction) for instruction in (
+    (0x20, 0, 0, 0),
+    (0x15, 0, 1, syscall._NUMBER[platform.machine()]),
+    (0x06, 0, 0, 0x50000 | 38),
+    (0x06, 0, 0, 0x7FFF0000),
+))
+buffer = ctypes.create_string_buffer(code, len(code))
+filter = ctypes.create_string_buffer(struct.pack("<HxxxxxxQ", 4, ctypes.addressof(buffer)))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+assert libc.prctl(22, 2, filter, 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+print(syscall.refusal())
+from skbcapd import doctor
+print(doctor._status(Path("/proc"), "Seccomp"))
+"""
+
+
+def machine(place: Path, changes: dict[str, str | bytes | None], refusal: str = "") -> dict[str, Finding]:
+    """What doctor finds on a machine of these files, by name; None leaves a file out. `refusal`: of bpf(2) calls."""
     for name, content in (GOOD | changes).items():
-        if content is not None:
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            (place / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        path = place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        if name in {PROCESSES, USERS} and content:
+            path.symlink_to(str(content))
+        elif content is not None:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
     python = place / "interpreter"
     path = shlex.quote(str(place / "modules"))
     python.write_text(f'#!/bin/sh\nPYTHONPATH={path} exec {shlex.quote(sys.executable)} "$@"\n')
     python.chmod(0o755)
-    return {found.name: found for found in doctor.findings(place / "proc", place / "sys", str(python))}
+    return {found.name: found for found in doctor.findings(place / "proc", place / "sys", str(python), lambda: refusal)}
 
 
-def capabilities(effective: int) -> dict[str, str | bytes | None]:
-    """A process with these capabilities."""
-    return {STATUS: f"CapPrm:\tffffffffffffffff\nCapEff:\t{effective:016x}\n"}
+def capabilities(effective: int, seccomp: int = 0) -> dict[str, str | bytes | None]:
+    """A process with these capabilities, and with a seccomp filter if that is 2."""
+    return {STATUS: f"CapPrm:\tffffffffffffffff\nCapEff:\t{effective:016x}\nSeccomp:\t{seccomp}\n"}
 
 
 def test_a_good_machine(tmp_path: Path) -> None:
@@ -57,9 +101,16 @@ def test_a_good_machine(tmp_path: Path) -> None:
     found = machine(tmp_path, {})
     assert {name: one.text for name, one in found.items() if name not in {"kernel", "BTF"}} == {
         "capabilities": "all that are needed",
+        "seccomp": "no filter",
+        "processes": "all of this machine",
         "lockdown": "none",
-        "kprobes": "yes",
+        "perf": "yes",
+        "kprobes": "yes: a socket's user is learned when a send, receive or accept begins",
         "real-time": "no",
+        "tracefs": "/sys/kernel/tracing",
+        "bpf_stats": "off",
+        "memlock": "8388608; does not count: since Linux 5.11 BPF's memory is the cgroup's",
+        "cgroup": "version 2",
         "bcc": f"0.35.0 ({tmp_path / BCC})",
     }
     assert found["kernel"].text.startswith("6.1.0-28-amd64")
@@ -75,7 +126,11 @@ def test_a_good_machine(tmp_path: Path) -> None:
         (capabilities(0), "capabilities", "CAP_NET_ADMIN, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF missing", "run as root"),
         (capabilities(ROOT_CAPABILITIES & ~BPF), "capabilities", "CAP_BPF missing", "run as root"),
         (capabilities(NET_ADMIN | SYS_ADMIN | BPF), "capabilities", "CAP_PERFMON missing", "run as root"),
+        ({USERS: "user:[4026532321]"}, "capabilities", "those of a user namespace", "run as root of the machine"),
+        ({STATUS: None}, "capabilities", "CAP_BPF missing", "run as root"),
+        ({RELEASE: None}, "kernel", "expected procfs", "mount -t proc"),
         ({LOCKDOWN: "none integrity [confidentiality]"}, "lockdown", "confidentiality", "boot with lockdown=integrity"),
+        ({PERF: None}, "perf", "BPF has nothing to hook into", "CONFIG_PERF_EVENTS=y"),
         ({BTF: None}, "BTF", "No such file", "CONFIG_DEBUG_INFO_BTF"),
         ({BTF: b"\x7fELF"}, "BTF", "4 bytes long", ""),
         ({BTF: Blob().build()}, "BTF", "struct page is not in this kernel's BTF", "too old or too new"),
@@ -105,16 +160,91 @@ def test_what_stands_in_the_way(
         ({RELEASE: "5.15.0"}, "kernel", "5.15.0"),
         ({RELEASE: "10.0-rc1"}, "kernel", "10.0-rc1"),
         (capabilities(NET_ADMIN | SYS_ADMIN | PERFMON | BPF), "capabilities", "all that are needed"),
+        (capabilities(ROOT_CAPABILITIES, seccomp=2), "seccomp", "a filter is in force, which lets bpf(2) pass"),
+        ({PROCESSES: None, USERS: None}, "processes", "all of this machine"),
         ({LOCKDOWN: "none [integrity] confidentiality"}, "lockdown", "integrity"),
-        ({KPROBES: None}, "kprobes", "no"),
-        ({"sys/kernel/realtime": "1"}, "real-time", "yes"),
+        ({KPROBES: None, RELEASE: "6.3.0"}, "kprobes", "no: a socket's user is learned when a send or receive is over"),
+        ({"sys/kernel/debug/kprobes/enabled": "1\n"}, "kprobes", "yes"),
+        ({STATISTICS: None}, "bpf_stats", "off"),
+        ({LIMITS: None}, "memlock", "unknown"),
+        ({CONTROLLERS: None}, "cgroup", "version 1"),
+        ({CGROUP: None}, "cgroup", "none"),
+        ({"sys/fs/cgroup/system.slice/skbcapd.service/memory.max": "max\n"}, "cgroup", "version 2"),
+        ({"sys/fs/cgroup/system.slice/skbcapd.service/memory.max": "1073741824\n"}, "cgroup", "version 2"),
     ],
 )
 def test_what_does_not(changes: dict[str, str | bytes | None], name: str, text: str, tmp_path: Path) -> None:
-    """What only changes how frames are captured is said, and is not fatal."""
+    """What changes nothing, or cannot be changed, is said without a remedy."""
     found = machine(tmp_path, changes)
     assert found[name].text.startswith(text)
-    assert not any(one.fatal for one in found.values())
+    assert not any(one.fatal or one.remedy for one in found.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "text", "remedy"),
+    [
+        ({PROCESSES: "pid:[4026532444]"}, "processes", "no process is named", "--pid=host"),
+        ({KPROBES: None}, "kprobes", "only by listen(2) and by packets that leave inside", "on Linux 6.3 and newer"),
+        ({"sys/kernel/debug/kprobes/enabled": "0\n"}, "kprobes", "switched off", "echo 1 >"),
+        ({MOUNTS: "proc /proc proc rw 0 0\n"}, "tracefs", "the others do not need it", "mount -t tracefs"),
+        ({"sys/kernel/realtime": "1"}, "real-time", "no process is named", "without PREEMPT_RT"),
+        ({STATISTICS: "1\n"}, "bpf_stats", "twice per packet", "sysctl kernel.bpf_stats_enabled=0"),
+        (
+            {"sys/fs/cgroup/system.slice/skbcapd.service/memory.max": "134217728\n"},
+            "cgroup",
+            "version 2, memory.max is 134217728; a start takes about",
+            "MemoryMax=",
+        ),
+        (
+            {
+                CONTROLLERS: None,
+                CGROUP: "4:cpu,memory:/docker/1\n0::/\n",
+                "sys/fs/cgroup/memory/docker/1/memory.limit_in_bytes": "134217728\n",
+            },
+            "cgroup",
+            "version 1, memory.limit_in_bytes is 134217728",
+            "--memory",
+        ),
+        (
+            {BCC: "__version__ = '0.18.0'\nclass BPF:\n    RAW_TRACEPOINT = 17\n"},
+            "bcc",
+            "; 0.26 is the oldest that was tried",
+            "install a newer python3-bpfcc",
+        ),
+        (
+            {BCC: "class BPF:\n    RAW_TRACEPOINT = 17\n"},
+            "bcc",
+            "; 0.26 is the oldest that was tried",
+            "install a newer python3-bpfcc",
+        ),
+    ],
+)
+def test_what_could_be_better(
+    changes: dict[str, str | bytes | None], name: str, text: str, remedy: str, tmp_path: Path
+) -> None:
+    """What makes a capture poorer is the one finding with a remedy, and is not fatal."""
+    found = machine(tmp_path, changes)
+    assert [(one.name, one.fatal) for one in found.values() if one.remedy] == [(name, False)]
+    assert text in found[name].text
+    assert remedy in found[name].remedy
+
+
+@pytest.mark.parametrize(
+    ("seccomp", "name", "remedy"),
+    [(2, "seccomp", "--security-opt seccomp=unconfined"), (0, "bpf(2)", "CONFIG_BPF_SYSCALL=y")],
+)
+def test_a_refused_call(seccomp: int, name: str, remedy: str, tmp_path: Path) -> None:
+    """Where bpf(2) is refused to one who may, it is the fault of the seccomp filter, if there is one."""
+    found = machine(tmp_path, capabilities(ROOT_CAPABILITIES, seccomp), "Function not implemented")
+    assert [one.name for one in found.values() if one.fatal] == [name]
+    assert "refused: Function not implemented" in found[name].text
+    assert remedy in found[name].remedy
+
+
+def test_a_real_seccomp_filter() -> None:
+    """In a process whose filter answers bpf(2) with ENOSYS, as some containers' do, doctor sees filter and answer."""
+    done = subprocess.run([sys.executable, "-c", FILTERED], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "Function not implemented\n2\n"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +268,7 @@ def test_the_report(*, fatal: bool, capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.report(found) == int(fatal)
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["ok", "kernel", "6.1"],
-        ["FAIL" if fatal else "ok", "lockdown", "confidentiality"],
+        ["FAIL" if fatal else "note", "lockdown", "confidentiality"],
         ["->", "boot", "without", "it"],
     ]
 

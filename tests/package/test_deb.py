@@ -1,0 +1,113 @@
+"""The Debian package, built by `tools/deb` and read by Debian's own programs.
+
+Installing, removing and purging it in a clean Debian is tests/package/chroot, which takes minutes and the network.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import skbcapd
+
+ROOT = Path(skbcapd.__file__).parent.parent
+MODULE = "usr/lib/python3/dist-packages/skbcapd"
+
+
+def output(*command: str | Path) -> str:
+    """What a command says on stdout."""
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package."""
+    place = tmp_path_factory.mktemp("dist")
+    subprocess.run([str(ROOT / "tools/deb"), str(place)], capture_output=True, check=True)
+    [package] = place.glob("*.deb")
+    return package
+
+
+@pytest.fixture(scope="module")
+def unpacked(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its files."""
+    place = tmp_path_factory.mktemp("unpacked")
+    subprocess.run(["dpkg-deb", "--raw-extract", str(deb), str(place)], check=True)
+    return place
+
+
+def test_lintian_is_silent(deb: Path) -> None:
+    """Lintian finds neither errors nor warnings."""
+    [changes] = deb.parent.glob("*.changes")
+    done = subprocess.run(
+        ["lintian", "--allow-root", "--fail-on", "error,warning", str(changes)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_control(deb: Path) -> None:
+    """The package has the program's version and asks for Debian's own libpcap, bcc, scapy, systemd and yaml."""
+    assert output("dpkg-deb", "-f", deb, "Version").strip() == skbcapd.__version__
+    depends = output("dpkg-deb", "-f", deb, "Depends").strip().split(", ")
+    assert set(depends) >= {"libpcap0.8", "python3-bpfcc", "python3-scapy (>= 2.5)", "python3-systemd", "python3-yaml"}
+
+
+def test_the_module_is_in_debians_python(unpacked: Path, tmp_path: Path) -> None:
+    """From dist-packages alone, the module runs and finds the kernel program's text; no compiled module is packed."""
+    found = subprocess.run(
+        [sys.executable, "-c", "import skbcapd, skbcapd.loader; print(skbcapd.__file__, len(skbcapd.loader.source()))"],
+        env={"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(unpacked / MODULE / "..")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    path, size = found.stdout.split()
+    assert Path(path).resolve() == unpacked / MODULE / "__init__.py"
+    assert int(size) > sum(path.stat().st_size for path in (ROOT / "bpf").glob("*.h"))
+    assert list(unpacked.rglob("*.pyc")) == []
+
+
+def test_the_program_is_debians_python(unpacked: Path) -> None:
+    """/usr/bin/skbcapd runs Debian's Python as it is: isolated, with no path of its own."""
+    text = (unpacked / "usr/bin/skbcapd").read_text()
+    assert text.startswith("#!/usr/bin/python3 -I\n")
+    assert not re.search(r"sys\.path|@", text)
+
+
+def test_the_config_is_the_administrators(unpacked: Path) -> None:
+    """Dpkg knows the config as a file that people edit; no other file is one."""
+    assert (unpacked / "DEBIAN/conffiles").read_text().split() == ["/etc/skbcapd.yaml"]
+    assert [path.name for path in (unpacked / "etc").rglob("*") if path.is_file()] == ["skbcapd.yaml"]
+
+
+def test_it_packs_what_make_install_installs(unpacked: Path, tmp_path: Path) -> None:
+    """But for its own papers, the package holds the files of `make install`, no more and no less."""
+    subprocess.run(["make", "-s", "install", "prefix=/usr", f"DESTDIR={tmp_path}"], cwd=ROOT, check=True)
+    installed = {
+        re.sub(r"^usr/lib/skbcapd/", "usr/lib/python3/dist-packages/", str(path.relative_to(tmp_path)))
+        for path in tmp_path.rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    packed = {
+        re.sub(r"^lib/|\.gz$", lambda match: "usr/lib/" if match[0] == "lib/" else "", str(path.relative_to(unpacked)))
+        for path in unpacked.rglob("*")
+        if path.is_file() and "DEBIAN" not in path.parts
+    }
+    own = {name for name in packed if name.startswith(("usr/share/doc/", "usr/share/lintian/"))}
+    assert packed - own - {"usr/lib/systemd/system-preset/90-skbcapd.preset"} == installed
+
+
+def test_nothing_is_started_unasked(unpacked: Path) -> None:
+    """The package's preset says no, and its scripts ask the presets, so that an administrator's can say yes."""
+    preset = (unpacked / "usr/lib/systemd/system-preset/90-skbcapd.preset").read_text()
+    assert re.findall(r"^\w+ \S+$", preset, re.MULTILINE) == ["disable skbcapd.service", "disable skbcapd@*.service"]
+    script = (unpacked / "DEBIAN/postinst").read_text()
+    assert re.findall(r"systemctl \w+ skbcapd\S*", script) == ["systemctl preset skbcapd.service"]

@@ -1,0 +1,172 @@
+"""`make install` and `make uninstall`, run for real, into directories of the test's own."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import skbcapd
+
+ROOT = Path(skbcapd.__file__).parent.parent
+
+
+def make(*arguments: str) -> str:
+    """Runs make quietly; what it says on stderr."""
+    return subprocess.run(["make", "-s", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stderr
+
+
+def files(place: Path) -> set[str]:
+    """Every file below, but for compiled modules."""
+    return {
+        str(path.relative_to(place))
+        for path in place.rglob("*")
+        if not path.is_dir() and "__pycache__" not in path.parts
+    }
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DESTDIR with everything installed."""
+    place = tmp_path_factory.mktemp("staged")
+    make("install", f"DESTDIR={place}")
+    return place
+
+
+def in_place(place: Path) -> list[str]:
+    """Variables that put everything below a directory, as if it were the machine's own."""
+    return [
+        f"prefix={place}/usr",
+        f"sysconfdir={place}/etc",
+        f"wireshark_libdir={place}/wireshark",
+        f"wireshark_datadir={place}/share",
+        f"PYTHON={sys.executable}",
+        "DESTDIR=/",  # the machine's own systemd stays out of it
+    ]
+
+
+def test_all_code_is_installed(staged: Path) -> None:
+    """Every module, and every file that the kernel program is made of, is in the private directory; nothing else is."""
+    expected = (
+        files(ROOT / "skbcapd")
+        | {f"bpf/{name}" for name in files(ROOT / "bpf")}
+        | {f"etc/{name}" for name in files(ROOT / "etc")}
+    )
+    assert expected >= {"cli.py", "bpf/skbcapd.bpf.c"}
+    assert files(staged / "usr/local/lib/skbcapd/skbcapd") == expected
+
+
+def test_the_rest_is_where_it_is_looked_for(staged: Path) -> None:
+    """Program, config, units, pages and completion are in the places that Debian's programs look into."""
+    units = {f"usr/local/lib/systemd/system/{path.name}" for path in (ROOT / "systemd").glob("*.service")}
+    rest = {name for name in files(staged) if not name.startswith("usr/local/lib/skbcapd/") and "wireshark" not in name}
+    assert rest == {
+        "etc/skbcapd.yaml",
+        "usr/local/bin/skbcapd",
+        "usr/local/share/man/man8/skbcapd.8",
+        "usr/local/share/man/man5/skbcapd.yaml.5",
+        "usr/local/share/bash-completion/completions/skbcapd",
+        *units,
+    }
+
+
+def test_wireshark_looks_there(staged: Path) -> None:
+    """Dissector, profile and extcap program are in the directories that this machine's tshark names."""
+    said = subprocess.run(["tshark", "-G", "folders"], capture_output=True, text=True, check=True).stdout
+    folders = dict(re.findall(r"^([\w ]+):\s+(/.*)$", said, re.MULTILINE))
+    plugins, extcap = folders["Global Lua Plugins"], folders["Extcap path"]
+    profile = folders["Global configuration"] + "/profiles/skbcapd"
+    assert {f"/{name}" for name in files(staged) if "wireshark" in name} == {
+        f"{plugins}/skbcapd.lua",
+        f"{extcap}/skbcapd",
+        f"{profile}/preferences",
+        f"{profile}/colorfilters",
+    }
+
+
+def test_no_placeholder_is_left(staged: Path) -> None:
+    """In installed programs and units every @name@ is filled in; what may be run is executable, the rest is not."""
+    for name in files(staged):
+        path = staged / name
+        if "bin/" in name or name.endswith(".service"):
+            assert not re.search(r"@\w+@", path.read_text()), name
+        assert path.stat().st_mode & 0o7777 == (0o755 if "bin/" in name or "extcap/" in name else 0o644), name
+
+
+def test_the_installed_program_is_alone(tmp_path: Path) -> None:
+    """It runs its own code and config, whatever lies in PYTHONPATH or the directory that it is started in."""
+    make("install", *in_place(tmp_path))
+    decoy = tmp_path / "decoy"
+    decoy.mkdir()
+    for module in ("skbcapd", "yaml", "scapy"):
+        (decoy / f"{module}.py").write_text("raise SystemExit('decoy')\n")
+    done = subprocess.run(
+        [str(tmp_path / "usr/bin/skbcapd"), "check", "--config", str(tmp_path / "etc/skbcapd.yaml")],
+        cwd=decoy,
+        env={"PYTHONPATH": str(decoy), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, f"{tmp_path}/etc/skbcapd.yaml: no problems\n")
+
+
+def test_a_missing_library_is_named(tmp_path: Path) -> None:
+    """Where Python lacks a library, the program says in two lines which, and what to install."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
+    make("install", *in_place(tmp_path), f"PYTHON={tmp_path}/bare/bin/python")
+    done = subprocess.run([str(tmp_path / "usr/bin/skbcapd")], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"skbcapd: \S+python has no module \w+\n  \(hint\) .*python3-scapy.*\n", done.stderr)
+
+
+def test_uninstall_leaves_nothing(tmp_path: Path) -> None:
+    """After install and uninstall there is no file, and no directory of our name."""
+    make("install", f"DESTDIR={tmp_path}")
+    assert files(tmp_path)
+    make("uninstall", f"DESTDIR={tmp_path}")
+    assert [path for path in tmp_path.rglob("*") if not path.is_dir() or "skbcapd" in path.name] == []
+
+
+def test_others_files_stay(tmp_path: Path) -> None:
+    """What was there before an install is there after an uninstall, in the same directories as ours."""
+    others = {"usr/local/bin/other", "etc/other.yaml", "usr/local/share/man/man8/other.8", "var/log/skbcapd/a.pcapng"}
+    for name in others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    make("install", f"DESTDIR={tmp_path}")
+    make("uninstall", f"DESTDIR={tmp_path}")
+    assert files(tmp_path) == others
+
+
+def test_an_edited_config_stays(tmp_path: Path) -> None:
+    """A config that the administrator has changed outlives another install, and an uninstall; both say so."""
+    config = tmp_path / "etc/skbcapd.yaml"
+    make("install", f"DESTDIR={tmp_path}")
+    config.write_text("snaplen: 96\n")
+    assert "kept" in make("install", f"DESTDIR={tmp_path}")
+    assert config.read_text() == "snaplen: 96\n"
+    assert "kept" in make("uninstall", f"DESTDIR={tmp_path}")
+    assert files(tmp_path) == {"etc/skbcapd.yaml"}
+    assert config.read_text() == "snaplen: 96\n"
+
+
+def test_an_untouched_config_follows_the_defaults(tmp_path: Path) -> None:
+    """A config as an older version installed it is replaced by the new version's."""
+    make("install", f"DESTDIR={tmp_path}")
+    for name in ("etc/skbcapd.yaml", "usr/local/lib/skbcapd/skbcapd/etc/skbcapd.yaml"):
+        (tmp_path / name).write_text("# of an older version\n")
+    assert make("install", f"DESTDIR={tmp_path}") == ""
+    assert (tmp_path / "etc/skbcapd.yaml").read_text() == (ROOT / "etc/skbcapd.yaml").read_text()
+
+
+def test_modules_of_an_older_version_go(tmp_path: Path) -> None:
+    """A module that this version no longer has is not left beside the others by a second install."""
+    make("install", f"DESTDIR={tmp_path}")
+    old = tmp_path / "usr/local/lib/skbcapd/skbcapd/old.py"
+    old.write_text("")
+    make("install", f"DESTDIR={tmp_path}")
+    assert not old.exists()

@@ -1,0 +1,139 @@
+"""Man pages and completion: up to date, without faults, and as complete as the program's own help."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import skbcapd
+from skbcapd.settings import ROWS
+from tools import manual
+
+ROOT = Path(skbcapd.__file__).parent.parent
+PAGES = ("skbcapd.8", "skbcapd.yaml.5")
+
+
+def help_of(*command: str) -> str:
+    """What `skbcapd ... --help` says."""
+    return subprocess.run(
+        [sys.executable, "-m", "skbcapd", *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def commands() -> list[str]:
+    """The commands that the program's help names."""
+    return re.findall(r"^    (\w+) +\w", help_of(), re.MULTILINE)
+
+
+def rendered(page: str) -> str:
+    """A page as a wide terminal shows it."""
+    environment = os.environ | {"LC_ALL": "C.UTF-8", "MANWIDTH": "1000", "MAN_KEEP_FORMATTING": ""}
+    text = subprocess.run(
+        ["man", "-l", str(ROOT / "man" / page)], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    return text.replace("\N{HYPHEN}", "-")
+
+
+@pytest.mark.parametrize("path", manual.texts())
+def test_what_is_generated_is_up_to_date(path: str) -> None:
+    """The tree holds what `make generate` writes."""
+    assert (ROOT / path).read_text() == manual.texts()[path]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_mandoc_finds_no_fault(page: str) -> None:
+    """Mandoc's lint has nothing to say, from warnings on."""
+    done = subprocess.run(
+        ["mandoc", "-T", "lint", "-W", "warning", str(ROOT / "man" / page)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_man_has_no_warning(page: str) -> None:
+    """groff, with all warnings on, sets the page without one, 80 columns wide."""
+    environment = os.environ | {"LC_ALL": "C.UTF-8", "MANWIDTH": "80"}
+    done = subprocess.run(
+        ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", str(ROOT / "man" / page)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    assert done.stdout
+
+
+def test_the_page_has_every_option() -> None:
+    """skbcapd(8) names every command, and each option that a command's help names."""
+    page = rendered("skbcapd.8").partition("   Commands\n")[2].partition("\nFILES\n")[0]
+    for command in commands():
+        [part] = re.findall(rf"^     skbcapd {command}\b.*?(?=^     \S|\Z)", page, re.MULTILINE | re.DOTALL)
+        options = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", help_of(command))) - {"-h", "--help", "--version"}
+        assert {option for option in options if not re.search(rf"(?<![\w-]){option}(?![\w-])", part)} == set(), command
+
+
+def test_the_page_has_every_setting() -> None:
+    """skbcapd.yaml(5) has each key with its meaning and default, in the order of the reference file."""
+    page = re.sub(r"\s+", " ", rendered("skbcapd.yaml.5"))
+    at = 0
+    for key, row in ROWS.items():
+        at = page.index(f" {key} {row.doc}".replace("  ", " "), at)
+        assert re.search(rf"Default .\[?{re.escape(row.default)}\]?.; ", page[at:])
+
+
+def complete(line: str) -> set[str]:
+    """What bash offers at the end of a line, whose words are cut as bash cuts them."""
+    words = re.findall(r"=|[^\s=]+", line)
+    if line.endswith(" "):
+        words.append("")
+    script = (
+        'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); compopt() { :; }; _skbcapd; '
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", str(ROOT / "completions/skbcapd"), *words],
+        cwd=ROOT / "man",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("skbcapd ca", {"capture"}),
+        ("skbcapd nosuch", set()),
+        ("skbcapd split --by ", {"tgid", "comm", "unit"}),
+        ("skbcapd split --by t", {"tgid"}),
+        ("skbcapd capture -i l", {"lo"}),
+        ("skbcapd capture -i a", {"any"}),
+        ("skbcapd capture -c ", set()),
+        ("skbcapd top skbcapd.y", {"skbcapd.yaml.5", "skbcapd.yaml.5.in"}),
+        ("skbcapd run --config skbcapd.8", {"skbcapd.8", "skbcapd.8.in"}),
+        ("skbcapd run --set buf", {"buffer.size="}),
+        ("skbcapd run --set transmit=", {"queue", "driver"}),
+        ("skbcapd run --set transmit=d", {"driver"}),
+        ("skbcapd run --set snaplen=", set()),
+        ("skbcapd capture --du", {"--duration"}),
+    ],
+)
+def test_completion(line: str, offered: set[str]) -> None:
+    """Bash offers commands, options, words, devices, files and settings, where each of them can stand."""
+    assert complete(line) == offered
+
+
+def test_completion_has_every_command_and_option() -> None:
+    """Bash offers each command that the help names, and for it each option that its help names."""
+    assert complete("skbcapd ") == {*commands(), "--help", "--version"}
+    for command in commands():
+        options = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", help_of(command)))
+        assert options <= complete(f"skbcapd {command} -"), command

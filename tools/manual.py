@@ -1,0 +1,227 @@
+"""Writes what is generated from the code: reference config, its schema, man pages, completion. `make generate` runs it.
+
+In: `settings.ROWS`, the parser of `cli`, man/*.in. Out: etc/, man/skbcapd.8, man/skbcapd.yaml.5, completions/skbcapd.
+
+The rule: whatever a key or an option says is said in the code; a text that is written by hand stands in man/*.in, and
+has one line, COMMANDS or KEYS, where the generated part goes. tests/package holds the tree to what this writes.
+
+Source: mdoc(7); "Programmable Completion" in bash(1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from skbcapd import __version__, cli
+from skbcapd.settings import ROWS, ListOf, Word, reference, schema
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What a word after an option or command is, by its metavar; completion offers these.
+_FILES = {"FILE": "-f", "DIR": "-d"}
+_DEVICE = "-i"
+
+
+def texts() -> dict[str, str]:
+    """Everything that is generated.
+
+    Returns:
+        Path, relative to the tree, to its text.
+    """
+    return {
+        "etc/skbcapd.yaml": reference(),
+        "etc/skbcapd.schema.json": schema(),
+        "man/skbcapd.8": _page("skbcapd.8.in", "COMMANDS", _commands()),
+        "man/skbcapd.yaml.5": _page("skbcapd.yaml.5.in", "KEYS", _keys()),
+        "completions/skbcapd": _completion(),
+    }
+
+
+def _page(template: str, place: str, lines: Iterator[str]) -> str:
+    text = (ROOT / "man" / template).read_text()
+    return text.replace("VERSION", __version__).replace(f"\n{place}\n", "\n" + "\n".join(lines) + "\n")
+
+
+def _roff(text: str) -> str:
+    """Text on lines of its own: no sign of it is taken for an instruction. A sentence ends its line."""
+    lines = [line for part in re.split(r"(?<=\w[.?]) ", text) for line in textwrap.wrap(part, 72)]
+    return re.sub(r"^(?=[.'])", r"\\&", _escaped("\n".join(lines)), flags=re.MULTILINE)
+
+
+def _word(text: str) -> str:
+    """One argument of a macro, and never a macro itself."""
+    return f'"{_escaped(text)}"' if " " in text else f"\\&{_escaped(text)}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\e").replace("-", "\\-")
+
+
+def _commands() -> Iterator[str]:
+    for name, parser in _parsers().items():
+        yield f".It Xo\n.Nm skbcapd {name}"
+        for action in _arguments(parser):
+            yield f".{_synopsis(action)}"
+        yield f".Xc\n{_roff(parser.description or '')}"
+        described = [action for action in _arguments(parser) if action.help]
+        if described:
+            yield ".Bl -tag -width indent -compact"
+            for action in described:
+                yield f".It {_form(action)}"
+                yield _roff(_help(action))
+            yield ".El"
+
+
+def _synopsis(action: argparse.Action) -> str:
+    form = _form(action)
+    if action.option_strings and not action.required:
+        form = f"Op {form}"
+    repeats = isinstance(action, argparse._AppendAction) or action.nargs == "+"
+    return f"{form} Ns No \\&..." if repeats else form
+
+
+def _form(action: argparse.Action) -> str:
+    names = " , ".join(f"Fl {_word(option[1:])}" for option in action.option_strings)
+    value = _value(action)
+    return f"{names} Ar {_word(value)}".strip() if value else names
+
+
+def _value(action: argparse.Action) -> str:
+    if action.nargs == 0:
+        return ""
+    if action.choices is not None:
+        return "|".join(str(choice) for choice in action.choices)
+    return str(action.metavar or action.dest)
+
+
+def _help(action: argparse.Action) -> str:
+    text = (action.help or "").replace("%%", "%")
+    return text[:1].upper() + text[1:] + ("" if text.endswith("?") else ".")
+
+
+def _keys() -> Iterator[str]:
+    for key, row in ROWS.items():
+        default = f"[{row.default}]" if isinstance(row.kind, ListOf) else row.default
+        yield f".It Ic {_word(key)}"
+        yield _roff(row.doc)
+        yield f".Pp\nDefault\n.Ql {_word(default)} ;\n{_roff(row.kind.expected)}."
+
+
+def _parsers() -> dict[str, argparse.ArgumentParser]:
+    [commands] = [action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(commands.choices)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """All arguments but those that every command has, and those that say nothing of themselves."""
+    return [
+        action
+        for action in parser._actions
+        if action.dest not in {"help", "version"} and action.help is not argparse.SUPPRESS
+    ]
+
+
+def _completion() -> str:
+    commands = "".join(f"    {name}) options={_quoted(_options(parser))} ;;\n" for name, parser in _parsers().items())
+    values = "".join(f"    {pattern}) {offer} ;;\n" for pattern, offer in _values())
+    names = _quoted([*_parsers(), "--help", "--version"])
+    keys = _quoted([f"{key}=" for key in ROWS])
+    words = "".join(
+        f"    {key}) words={_quoted(words)} ;;\n" for key, row in ROWS.items() if (words := _choices(row.kind))
+    )
+    return _BASH.format(names=names, commands=commands, values=values, keys=keys, words=words)
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    return [option for action in parser._actions for option in action.option_strings]
+
+
+def _values() -> Iterator[tuple[str, str]]:
+    """For each option that takes a value: command and option as a pattern, and what is offered."""
+    for name, parser in _parsers().items():
+        for action in _arguments(parser):
+            for option in action.option_strings if action.nargs != 0 else []:
+                if action.choices is not None:
+                    offer = f"_skbcapd_offer -W {_quoted([str(choice) for choice in action.choices])}"
+                elif action.metavar in _FILES:
+                    offer = f"_skbcapd_offer {_FILES[str(action.metavar)]}"
+                elif option == _DEVICE:
+                    offer = '_skbcapd_offer -W "any $(command ls /sys/class/net)"'
+                elif action.metavar == "KEY=VALUE":
+                    offer = "_skbcapd_setting"
+                else:
+                    offer = ":"
+                yield f'"{name} {option}"', offer
+
+
+def _choices(kind: object) -> list[str]:
+    if isinstance(kind, ListOf):
+        kind = kind.item
+    return list(kind.words) if isinstance(kind, Word) else []
+
+
+def _quoted(words: list[str]) -> str:
+    return f"'{' '.join(words)}'"
+
+
+_BASH = """\
+# Completion of skbcapd for bash. Written by tools/manual.py from the program's own options: do not edit.
+
+_skbcapd_offer() {{
+    mapfile -t COMPREPLY < <(compgen "$@" -- "$word")
+}}
+
+# A setting: its key, then its value. bash takes = for a word of its own.
+_skbcapd_setting() {{
+    local words=
+    case $1 in
+{words}    esac
+    if [[ $1 ]]; then
+        _skbcapd_offer -W "$words"
+    else
+        _skbcapd_offer -W {keys}
+        compopt -o nospace
+    fi
+}}
+
+_skbcapd() {{
+    local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD - 1]}} name=${{COMP_WORDS[1]}} options=
+    COMPREPLY=()
+    if ((COMP_CWORD == 1)); then
+        _skbcapd_offer -W {names}
+        return
+    fi
+    if [[ $word == = ]]; then
+        word=
+        _skbcapd_setting "$before"
+        return
+    fi
+    if [[ $before == = ]]; then
+        _skbcapd_setting "${{COMP_WORDS[COMP_CWORD - 2]}}"
+        return
+    fi
+    case "$name $before" in
+{values}    *)
+        case $name in
+{commands}        esac
+        if [[ $word == -* ]]; then
+            _skbcapd_offer -W "$options"
+        else
+            _skbcapd_offer -f
+        fi
+        ;;
+    esac
+}}
+
+complete -o filenames -F _skbcapd skbcapd
+"""
+
+
+if __name__ == "__main__":
+    for path, text in texts().items():
+        (ROOT / path).parent.mkdir(exist_ok=True)
+        (ROOT / path).write_text(text)
