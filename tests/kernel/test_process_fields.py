@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from tests.kernel.blocks import INTERFACE, PACKET, SECTION, Block, Packet, blocks, comment_fields, options
+from tests.kernel.blocks import INTERFACE, PACKET, SECTION, STATISTICS, Block, Packet, blocks, comment_fields, options
 from tests.kernel.capture import ROOT, Capture, read
 from tests.kernel.namespace import Wire
 
@@ -105,7 +105,7 @@ def test_a_process_block_stands_before_its_packets(wire: Wire, tmp_path: Path) -
     assert len(ours) == COUNT
     assert len(described) == 1
     assert described[0][0] < ours[0]
-    assert {block.kind for block in found} == {SECTION, INTERFACE, CUSTOM, PACKET}
+    assert {block.kind for block in found} == {SECTION, INTERFACE, CUSTOM, PACKET, STATISTICS}
     told = entry(described[0][1])
     start_s = int.from_bytes(told.pop(9), "little") / 1e9
     assert -0.1 < start_s - (boot_s + ticks / os.sysconf("SC_CLK_TCK")) < 1.1  # btime is in whole seconds

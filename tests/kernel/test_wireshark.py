@@ -139,17 +139,32 @@ def test_tshark_captures_from_the_interface(wire: Wire, marker: Marker, tmp_path
     assert "Error" not in stderr
 
 
+@pytest.mark.parametrize("option", ["extcap.skbcapd.snaplen:7", "extcap.skbcapd.buffersize:lots"])
+def test_tshark_ends_at_what_is_wrong(option: str, wire: Wire, tmp_path: Path) -> None:
+    """A setting that cannot be ends tshark at once. Whether it shows our words is up to it: 4.0 does now and then."""
+    with shark(wire, tmp_path, "-i", "skbcapd", "-o", option) as reader:
+        stderr = reader.end()
+    assert reader.process.returncode != 0 or "0 packets captured" in stderr
+    assert "Traceback" not in stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("-o", "extcap.skbcapd.snaplen:7"), 'snaplen: found "7", expected'),
-        (("-o", "extcap.skbcapd.buffersize:lots"), 'buffer.size: found "lots", expected'),
+        (("--snaplen", "7"), 'snaplen: found "7", expected'),
+        (("--buffersize", "lots"), 'buffer.size: found "lots", expected'),
     ],
 )
-def test_tshark_shows_what_is_wrong(options: tuple[str, ...], message: str, wire: Wire, tmp_path: Path) -> None:
-    """A setting that cannot be ends tshark at once, with our own words."""
-    with shark(wire, tmp_path, "-i", "skbcapd", *options) as reader:
-        stderr = reader.end()
-    assert reader.process.returncode != 0
+def test_the_extcap_says_what_is_wrong(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    """Started as Wireshark starts it, the extcap says what is wrong in our own words, and ends with 2."""
+    os.mkfifo(tmp_path / "fifo")
+    command = [sys.executable, "-m", "skbcapd", "extcap", "--extcap-interface", "skbcapd", "--capture"]
+    with subprocess.Popen(
+        [*command, "--fifo", str(tmp_path / "fifo"), *options], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        with (tmp_path / "fifo").open("rb") as fifo:
+            assert fifo.read() == b""
+        _, stderr = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 2
     assert message in stderr
     assert "Traceback" not in stderr
