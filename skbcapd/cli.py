@@ -349,11 +349,15 @@ def _serve(
         if report:
             report.end()
         target.close()
+    _tell_totals(capture.totals(), report, quiet=quiet)
+    return 0
+
+
+def _tell_totals(totals: Totals, report: _Report | None, *, quiet: bool) -> None:
     if LOG.is_journal and report:
         report.stopped()
     else:
-        _print_totals(capture.totals(), quiet=quiet)
-    return 0
+        _print_totals(totals, quiet=quiet)
 
 
 def _print_totals(totals: Totals, *, quiet: bool = False) -> None:
