@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from skbcapd.cli import command
+from skbcapd.cli import LOG, command
 from skbcapd.errors import SkbcapdError
 
 
@@ -13,7 +13,7 @@ def main() -> int:
     try:
         return command(sys.argv[1:])
     except SkbcapdError as error:
-        print(f"skbcapd: {error}", file=sys.stderr)
+        LOG.fail(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         print("skbcapd: interrupted", file=sys.stderr)

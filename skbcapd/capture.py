@@ -326,6 +326,11 @@ class Capture:
         self._set_control()
 
     @property
+    def is_proven(self) -> bool:
+        """Whether the self-test at start brought a paged frame back whole."""
+        return self._is_proven
+
+    @property
     def is_full(self) -> bool:
         """Whether the limit is reached."""
         return bool(self.limit) and self._counted >= self.limit

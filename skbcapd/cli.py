@@ -23,9 +23,11 @@ from skbcapd import __version__, config, directory, doctor, extcap, files, kerne
 from skbcapd.capture import ANY, Capture, Output, PcapngOutput, Totals
 from skbcapd.compression import Compressor
 from skbcapd.directory import Keep
-from skbcapd.errors import FileError, UsageError
+from skbcapd.errors import FileError, KernelError, UsageError
 from skbcapd.layout import CAPTURE_MAX, Geometry
+from skbcapd.log import Event, Log, journal
 from skbcapd.namespaces import Namespaces
+from skbcapd.notify import Notifier
 from skbcapd.process import Processes
 from skbcapd.recorder import Recorder
 from skbcapd.reload import Reload
@@ -35,6 +37,7 @@ from skbcapd.service import Service
 from skbcapd.settings import Settings, reference, schema
 
 SYSTEM_CONFIG = Path("/etc/skbcapd.yaml")
+LOG = Log(send=journal())  # one for the process, as stderr is
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -143,7 +146,7 @@ def _config_path(options: argparse.Namespace) -> Path:
 
 
 def _say(line: str) -> None:
-    print(f"skbcapd: {line}", file=sys.stderr)
+    LOG.write(Event.WARNING, line)
 
 
 def _doubts(settings: Settings) -> Iterator[str]:
@@ -230,6 +233,7 @@ def _run(options: argparse.Namespace) -> int:
         return config.load(_config_path(options), _overrides(options))
 
     settings = load()
+    LOG.level = settings.log.level
     program = _load(settings)
     with contextlib.closing(program):
         output = _rotating(settings)
@@ -307,7 +311,7 @@ def _serve(
     )
     output_fd = target.descriptor if isinstance(target, files.StandardOutput) else None
     rotating = target if isinstance(target, RotatingOutput | Recorder) else None
-    line = _LiveLine(capture, rotating) if live and rotating else None
+    report = _Report(capture, rotating) if live and rotating else None
     actions: dict[int, Callable[[], None]] = {}
     if isinstance(target, RotatingOutput):
         target.statistics, target.renumber = capture.statistics, capture.renumber
@@ -321,33 +325,39 @@ def _serve(
     def tick() -> None:
         if rotating:
             rotating.tick()
-        if line:
-            line.show()
+        if report:
+            report.tick()
 
-    reload = Reload(capture, settings, load, _chosen, _say) if load else None
+    reload = Reload(capture, settings, load, _chosen, _say, report.reloading if report else None) if load else None
     service = Service(capture, duration_s, output_fd, tick, actions, reload)
     hooks = ", ".join(str(hook) for hook in program.hooks)
     where = f", writing {target.path}" if isinstance(output, PcapngOutput | RotatingOutput | Recorder) else ""
 
     def started() -> None:
         names = ", ".join(settings.interfaces)
-        if not quiet:
-            print(
-                f"capturing on {names} ({hooks}), {settings.snaplen} bytes per frame{where}",
-                file=sys.stderr,
-                flush=True,
-            )
+        text = f"capturing on {names} ({hooks}), {settings.snaplen} bytes per frame{where}"
+        if report:
+            report.started(text)
+        elif not quiet:
+            print(text, file=sys.stderr, flush=True)
 
     try:
         service.run(started)
     except OSError as error:
         raise FileError(f"{target.path}: {error.strerror}; the capture ends") from None
     finally:
-        if line:
-            line.end()
+        if report:
+            report.end()
         target.close()
-    _print_totals(capture.totals(), quiet=quiet)
+    _tell_totals(capture.totals(), report, quiet=quiet)
     return 0
+
+
+def _tell_totals(totals: Totals, report: _Report | None, *, quiet: bool) -> None:
+    if LOG.is_journal and report:
+        report.stopped()
+    else:
+        _print_totals(totals, quiet=quiet)
 
 
 def _print_totals(totals: Totals, *, quiet: bool = False) -> None:
@@ -369,37 +379,84 @@ def _print_totals(totals: Totals, *, quiet: bool = False) -> None:
             print(f"{packets} packets {what}", file=sys.stderr)
 
 
-class _LiveLine:
-    """One line that is kept up to date on a terminal, or printed now and then elsewhere."""
+class _Report:
+    """How a capture goes: for the service manager and the journal, or a line for people.
+
+    The line is kept up to date on a terminal, and printed now and then elsewhere.
+    """
 
     _SECONDS_BETWEEN_LINES = 10
+    _SECONDS_BETWEEN_STATES = 5  # reading the counters costs a system call for each device
 
     def __init__(self, capture: Capture, output: RotatingOutput | Recorder) -> None:
         self._capture = capture
         self._output = output
+        self._notifier = Notifier()
+        self._is_served = LOG.is_journal or self._notifier.is_listening
         self._terminal = sys.stderr.isatty()
         self._ticks = 0
+        self._dropped = 0
 
-    def show(self) -> None:
+    def started(self, text: str) -> None:
+        """The hooks are attached and the self-test is over.
+
+        Raises:
+            KernelError: a service manager waits for us, and the self-test has failed.
+        """
+        if self._notifier.is_listening and not self._capture.is_proven:
+            raise KernelError(
+                "the self-test failed: a frame of known bytes was not captured whole; the service is not ready",
+                "`skbcapd doctor` tells what this kernel offers; `skbcapd capture` captures what can be had",
+            )
+        LOG.write(Event.STARTED, text, file=self._output.path)
+        self._notifier.status(self._state())
+        self._notifier.ready()
+
+    def reloading(self, is_going_on: bool) -> None:  # noqa: FBT001  a callback's argument
+        """The settings are read anew, or that is over."""
+        (self._notifier.reloading if is_going_on else self._notifier.ready)()
+
+    def tick(self) -> None:
         """Called once a second."""
         self._ticks += 1
-        if self._terminal or self._ticks % self._SECONDS_BETWEEN_LINES == 0:
+        self._notifier.feed(Path(self._output.path))
+        LOG.tick()
+        if self._is_served:
+            if self._ticks % self._SECONDS_BETWEEN_STATES == 0:
+                self._notifier.status(self._state())
+        elif self._terminal or self._ticks % self._SECONDS_BETWEEN_LINES == 0:
             self._print()
 
-    def _print(self) -> None:
+    def end(self) -> None:
+        """Leave the line behind."""
+        if self._terminal and self._ticks and not self._is_served:
+            print(file=sys.stderr)
+        LOG.close()
+
+    def stopped(self) -> None:
+        """The totals, for the journal."""
         totals = self._capture.totals()
         dropped = totals.kernel.lost + totals.missed + totals.lost
-        text = f"{totals.written} packets, {dropped} dropped, {totals.processes} processes, {self._output.path}"
+        text = f"stopped: {totals.written} packets captured, {dropped} dropped"
+        LOG.write(Event.STOPPED, text, file=self._output.path, packets=totals.written, dropped=dropped)
+
+    def _state(self) -> str:
+        """Packets, drops, file; a rise of the drops is a message of its own."""
+        totals = self._capture.totals()
+        dropped = totals.kernel.lost + totals.missed + totals.lost
+        if self._is_served and dropped > self._dropped:
+            text = f"{dropped - self._dropped} packets dropped, {dropped} since the start"
+            LOG.write(Event.DROPPED, text, file=self._output.path, packets=totals.written, dropped=dropped)
+        self._dropped = dropped
+        return f"{totals.written} packets, {dropped} dropped, {totals.processes} processes, {self._output.path}"
+
+    def _print(self) -> None:
+        text = self._state()
         if self._terminal:
             width = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # a serial console says 0
             print(f"\r\x1b[K{text[: width - 1]}", end="", file=sys.stderr, flush=True)
         else:
             print(text, file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        """Leave the line behind."""
-        if self._terminal and self._ticks:
-            print(file=sys.stderr)
 
 
 def _config(options: argparse.Namespace) -> int:

@@ -21,8 +21,9 @@ from skbcapd import btf, kernel, layout, syscall
 from skbcapd.capture import Capture, PcapngOutput
 from skbcapd.errors import KernelError, SkbcapdError
 
-# Source: capabilities(7). SYS_ADMIN stands for the two that Linux 5.8 split off from it.
-_CAPABILITIES = {"net_admin": 12, "sys_admin": 21, "perfmon": 38, "bpf": 39}
+# Source: capabilities(7). It has in it what PERFMON and BPF, split off in Linux 5.8, would give; neither of them
+# shows frame numbers in /proc/PID/pagemap.
+_CAPABILITIES = {"sys_admin": 21}
 # The first namespaces' inode numbers. Source: include/linux/proc_ns.h (PROC_PID_INIT_INO, PROC_USER_INIT_INO).
 _FIRST_NAMESPACE = {"pid": 0xEFFFFFFC, "user": 0xEFFFFFFD}
 _SECCOMP_FILTER = "2"  # SECCOMP_MODE_FILTER

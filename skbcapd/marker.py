@@ -4,7 +4,8 @@ In: nothing. Out: a packet in the kernel whose bytes, page frame and system call
 
 It serves two ends: measuring where the kernel maps its pages (kernel.py), and proving on every start that a paged
 frame arrives whole (capture.py). The loopback is in a network namespace of its own, so no firewall, no interface that
-is down and no other capture has a part in it; where namespaces are refused, the present one's loopback is taken.
+is down and no other capture has a part in it; where that is refused (it takes CAP_SYS_ADMIN and CAP_NET_ADMIN), the
+present one's loopback is taken, and the end of the connection is seen in the capture.
 
 Source: Documentation/admin-guide/mm/pagemap.rst; sendfile(2) on a TCP socket puts the page itself into the skb (on a
 UDP socket it does so only since Linux 6.5; 6.1 copies).
@@ -51,16 +52,21 @@ class Marker:
         self._page[OFFSET : OFFSET + SIZE] = self.bytes
         self._ends: tuple[socket.socket, ...] = ()  # sender, receiver; a UDP socket
         self._error: OSError | None = None
-        thread = threading.Thread(target=self._open, daemon=True)  # unshare(2) holds for one thread
-        thread.start()
-        thread.join()
-        if not self._ends:
+        # A namespace is refused, or its loopback cannot be set up: the present one will do.
+        if not any(self._try(is_private=is_private) for is_private in (True, False)):
             self.close()
             raise KernelError(f"no loopback device to test the capture with: {self._error}", "ip link set lo up")
 
-    def _open(self) -> None:
-        # Refused: the present namespace will do.
-        self.is_private = ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET) == 0
+    def _try(self, *, is_private: bool) -> bool:
+        thread = threading.Thread(target=self._open, args=(is_private,), daemon=True)  # unshare(2) holds for one thread
+        thread.start()
+        thread.join()
+        return bool(self._ends)
+
+    def _open(self, is_private: bool) -> None:  # noqa: FBT001  a thread takes plain arguments
+        if is_private and ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET):
+            return
+        self.is_private = is_private
         try:
             with socket.socket() as server:
                 request = struct.pack("16sh14x", b"lo", 0)

@@ -34,6 +34,7 @@ class Reload:
         load: reads the settings anew, or raises ConfigError.
         choose: what the capture makes of settings: its fields by name.
         say: takes one line for people.
+        tell: told True when a reload begins and False when it is over, for better or worse.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class Reload:
         load: Callable[[], Settings],
         choose: Callable[[Settings, int], Mapping[str, Any]],
         say: Callable[[str], None],
+        tell: Callable[[bool], None] | None = None,
     ) -> None:
+        self._tell = tell or (lambda _: None)
         self._capture = capture
         self._settings = settings
         self._load = load
@@ -60,6 +63,12 @@ class Reload:
         if self.child is not None:
             self._again = True
             return
+        self._tell(True)  # noqa: FBT003  the name of the method says what is true
+        self._begin()
+        if self.child is None:
+            self._tell(False)  # noqa: FBT003
+
+    def _begin(self) -> None:
         try:
             self._coming = self._load()
         except ConfigError as error:
@@ -85,6 +94,8 @@ class Reload:
         if self._again:
             self._again = False
             self.begin()
+        else:
+            self._tell(False)  # noqa: FBT003
 
     def close(self) -> None:
         """Wait no longer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 TICK = 10_000_000  # ns
@@ -39,7 +40,7 @@ class Proc:
         (process / "cmdline").write_bytes(cmdline)
         (process / "cgroup").write_bytes(cgroup)
         (process / "exe").symlink_to(exe)
-        (process / "fd").mkdir()
+        (process / "fdinfo").mkdir()
         self.thread(tgid, tgid, ticks=ticks, comm=comm)
         return process
 
@@ -50,9 +51,21 @@ class Proc:
         (thread / "stat").write_bytes(stat(tid, comm, ticks))
 
     def hold(self, tgid: int, *targets: str) -> None:
-        """Open descriptors."""
+        """Open descriptors; a target is what /proc/PID/fd would show."""
         for number, target in enumerate(targets):
-            (self.path / str(tgid) / "fd" / str(number)).symlink_to(target)
+            is_socket = target.startswith("socket:[")
+            mount = socket_mount() if is_socket else socket_mount() + 1
+            inode = target[8:-1] if is_socket else "107"
+            (self.path / str(tgid) / "fdinfo" / str(number)).write_text(
+                f"pos:\t0\nflags:\t02000002\nmnt_id:\t{mount}\nino:\t{inode}\nscm_fds: 0\n"
+            )
+
+
+def socket_mount() -> int:
+    """The number of the mount that all sockets of this machine lie on."""
+    with socket.socket() as own:
+        lines = Path(f"/proc/self/fdinfo/{own.fileno()}").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("mnt_id:")))
 
 
 def stat(pid: int, comm: bytes, ticks: int) -> bytes:

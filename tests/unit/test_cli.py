@@ -173,10 +173,10 @@ class Written:
 
 def test_the_live_line_elsewhere_than_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """In a log there is a line every ten seconds with packets, drops, processes and the file in work."""
-    line = cli._LiveLine(Counted(), Written())  # type: ignore[arg-type]
+    report = cli._Report(Counted(), Written())  # type: ignore[arg-type]
     for _ in range(29):
-        line.show()
-    line.end()
+        report.tick()
+    report.end()
     expected = "101 packets, 53 dropped, 19 processes, a.pcapng.part\n"
     assert capsys.readouterr() == ("", expected * 2)
 
@@ -187,8 +187,8 @@ def test_the_live_line_on_a_terminal(columns: int, shown: int) -> None:
     program = (
         "from tests.unit.test_cli import Counted, Written\n"
         "from skbcapd import cli\n"
-        "line = cli._LiveLine(Counted(), Written())\n"
-        "line.show(); line.show(); line.end()\n"
+        "report = cli._Report(Counted(), Written())\n"
+        "report.tick(); report.tick(); report.end()\n"
     )
     master, terminal = os.openpty()
     termios.tcsetwinsize(terminal, (25, columns))

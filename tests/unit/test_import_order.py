@@ -52,6 +52,8 @@ ORDER = (
     "extcap",
     "doctor",
     "service",
+    "log",
+    "notify",
     "cli",
     "__main__",
 )
@@ -59,7 +61,7 @@ ORDER = (
 # What is no part of Python, and the rooms that may know of it.
 LIBRARIES = {
     "bcc": {"loader"},
-    "systemd": {"service"},
+    "systemd": {"log", "notify"},
     "scapy": {"packet_filter", "pcapng", "text"},
     "yaml": {"config"},
 }

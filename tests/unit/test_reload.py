@@ -51,8 +51,9 @@ class Rig:
     def __init__(self, *overrides: Mapping[str, str]) -> None:
         self.capture = FakeCapture()
         self.said: list[str] = []
+        self.told: list[bool] = []
         self._texts: Iterator[Mapping[str, str]] = iter(overrides)
-        self.reload = Reload(self.capture, Settings(), self._load, self._choose, self.said.append)  # type: ignore[arg-type]
+        self.reload = Reload(self.capture, Settings(), self._load, self._choose, self.said.append, self.told.append)  # type: ignore[arg-type]
 
     def _load(self) -> Settings:
         return default_settings(next(self._texts))
@@ -142,3 +143,16 @@ def test_the_end_waits_for_nothing() -> None:
     rig.reload.close()
     rig.reload.close()
     assert rig.capture.closed == 1
+
+
+def test_a_manager_is_told_of_begin_and_end() -> None:
+    """A reload is over when its settings are in place or its file is refused: then the end is told."""
+    rig = Rig({"snaplen": "96"}, {"snaplen": "1"}, {"filter": "tcp"})
+    rig.reload.begin()
+    assert rig.told == [True, False]
+    rig.reload.begin()
+    assert rig.told == [True, False] * 2
+    rig.reload.begin()
+    assert rig.told == [True, False, True, False, True]
+    rig.reload.finish()
+    assert rig.told == [True, False] * 3

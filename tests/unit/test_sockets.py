@@ -56,7 +56,7 @@ def test_all_holders(proc: Proc) -> None:
 def test_processes_that_vanish_hold_nothing(proc: Proc) -> None:
     """A process without descriptors, or without a start, is passed over."""
     (proc.path / "7" / "stat").unlink()
-    (proc.path / "13" / "fd").rmdir()
+    (proc.path / "13" / "fdinfo").rmdir()
 
     assert all_holders(proc.path) == {103: User(11, 11, 5900 * TICK, b"two")}
     assert all_holders(proc.path / "none") == {}
