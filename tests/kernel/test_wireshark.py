@@ -152,19 +152,20 @@ def test_tshark_ends_at_what_is_wrong(option: str, wire: Wire, tmp_path: Path) -
     ("options", "message"),
     [
         (("--snaplen", "7"), 'snaplen: found "7", expected'),
-        (("--buffersize", "lots"), 'buffer.size: found "lots", expected'),
+        (("--buffer-size", "lots"), 'buffer.size: found "lots", expected'),
     ],
 )
 def test_the_extcap_says_what_is_wrong(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
     """Started as Wireshark starts it, the extcap says what is wrong in our own words, and ends with 2."""
     os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)  # without waiting for one who writes
     command = [sys.executable, "-m", "skbcapd", "extcap", "--extcap-interface", "skbcapd", "--capture"]
     with subprocess.Popen(
         [*command, "--fifo", str(tmp_path / "fifo"), *options], cwd=ROOT, stderr=subprocess.PIPE, text=True
     ) as process:
-        with (tmp_path / "fifo").open("rb") as fifo:
-            assert fifo.read() == b""
         _, stderr = process.communicate(timeout=DEADLINE_S)
+    with open(reader, "rb") as fifo:
+        assert fifo.read() == b""
     assert process.returncode == 2
     assert message in stderr
     assert "Traceback" not in stderr

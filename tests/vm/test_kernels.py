@@ -16,8 +16,9 @@ from tests.vm import boot, kernels
 # A kernel that is asked for by name is tried in all three ways; `make test` leaves out what the running kernel tries.
 ATTACH = ("kprobe", "auto", "tracepoint") if os.environ.get("SKBCAPD_VM_KERNELS") else ("kprobe", "auto")
 DEADLINE_S = 40 * 60  # per kernel
+pytestmark = pytest.mark.timeout(0)  # the deadline is enough
 SLOWNESS = 15  # of an emulated machine: the kernel tests stretch their own deadlines by it
-PYTEST = ".venv/bin/python -m pytest tests/kernel -m vm -q -p no:cacheprovider --no-skips"
+PYTEST = ".venv/bin/python -m pytest tests/kernel -m vm -q -p no:cacheprovider --no-skips --timeout=0"
 
 
 @pytest.fixture(scope="module")
