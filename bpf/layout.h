@@ -66,7 +66,7 @@ struct label {
 	u32 snaplen;	  /* bytes of frame to keep; 0: the packet is not wanted */
 	u32 filter;	  /* number of the packet filter that chooses among its packets; 0: none */
 	u32 generation;	  /* of the rules that it comes from */
-	u32 options_len;  /* bytes of `options` in use, a multiple of 4 */
+	u32 options_len; /* bytes of `options` in use, a multiple of 4; 0: Python is asked about each packet */
 	u32 flags_at; /* where in `options` the u32 value of epb_flags lies; 8 behind it the u64 epb_packetid, if
 			     the key is `linked` */
 	u8 options[OPTIONS_MAX];

@@ -232,6 +232,8 @@ static inline void take(void *ctx, void *argument, const u32 direction)
 		packet->filter = label->filter;
 		go_on(ctx, direction, FILTER); /* and back */
 	}
+	if (label && !label->options_len)
+		label = NULL;
 	if (packet->is_known && control->dedup) {
 		count(slot, DUPLICATE);
 		return;

@@ -224,6 +224,7 @@ class Capture:
         processes: what is known of processes beside their names and ids.
         filter: the packet filter that the program was loaded with, for the file to name.
         rules: the process rules; the program was loaded with their filters.
+        ask_for_dump: told which rule wants what is in memory to be written.
     """
 
     program: Program
@@ -244,6 +245,7 @@ class Capture:
     exclude: Sequence[str] = ()
     filter: str = ""
     rules: Rules = field(default_factory=Rules)
+    ask_for_dump: Callable[[str], None] = lambda _why: None
     _matcher: Matcher = field(init=False)
     _resolver: Resolver = field(init=False)
     _reader: SegmentReader = field(init=False)
@@ -461,11 +463,7 @@ class Capture:
         if isinstance(packet, Cut):
             self._write_cut(packet)
             return
-        if self._marker is not None and self._marker.is_in(packet.net, packet.frame):
-            self._is_proven = True
-            self._own += 1
-            return
-        if packet.net == self._private_net:
+        if self._is_own(packet):
             self._own += 1
             return
         device = self._device(packet)
@@ -496,8 +494,17 @@ class Capture:
             replace(packet, frame=packet.frame[: verdict.snaplen or self.snaplen]), device.interface_id, stamp
         )
         self._counted += 1
+        if verdict.dump:
+            self.ask_for_dump(f"rules[{verdict.dump}]")
         if packet.tgid:
             self._tgids.add(packet.tgid)
+
+    def _is_own(self, packet: Upcall) -> bool:
+        """Whether it is of the self-test at start."""
+        if self._marker is not None and self._marker.is_in(packet.net, packet.frame):
+            self._is_proven = True
+            return True
+        return packet.net == self._private_net
 
     def _write_cut(self, packet: Cut) -> None:
         known = self._labels.get(packet.label_id)
@@ -575,6 +582,8 @@ class Capture:
         return replace(process, cgroup=b"")  # not in a block
 
     def _install(self, packet: Upcall, device: _Device, stamp: Label, verdict: Verdict) -> None:
+        """Have the program do the same with the label's next packets; one that wants a dump comes to us each time."""
+        options = b"" if verdict.dump else stamp.options
         number = self._next_label
         self._next_label = (number + 1) & 0xFFFFFFFF
         self._labels[number] = device.interface_id, stamp
@@ -591,9 +600,9 @@ class Capture:
                 (verdict.snaplen or self.snaplen) if verdict.keeps else 0,
                 verdict.filter,
                 self.program.control[layout.GENERATION],
-                len(stamp.options),
+                len(options),
                 stamp.flags_at,
-                stamp.options,
+                options,
             ),
         )
 

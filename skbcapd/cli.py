@@ -307,6 +307,7 @@ def _serve(
         find_holder=sockets.Holders().find,
         list_holders=sockets.all_holders,
         list_flows=sockets.flows,
+        ask_for_dump=target.ask if isinstance(target, Recorder) else lambda _why: None,
         **_chosen(settings),
     )
     output_fd = target.descriptor if isinstance(target, files.StandardOutput) else None

@@ -76,6 +76,8 @@ def _settle(check: _Check, overrides: Mapping[str, str] | None) -> Settings:
     sets = _Check("--set", has_lines=False)
     for key, text in (overrides or {}).items():
         sets.override(key, text)
+    if (check.values | sets.values).get("files.mode", "files") == "files":
+        (sets if "rules" in sets.values else check).miss_ring()
     if problems := sorted(check.problems, key=lambda problem: problem.line) + sets.problems:
         raise ConfigError(problems)
     settings = Settings()
@@ -126,6 +128,7 @@ class _Check:
         self.has_lines = has_lines
         self.values: dict[str, Any] = {}
         self.problems: list[Problem] = []
+        self.dumps: list[tuple[int, str]] = []  # lines and keys of rules that want a dump
 
     def problem(self, line: int, key: str, message: str, hint: str = "") -> None:
         if len(self.problems) == MAX_PROBLEMS:
@@ -298,7 +301,16 @@ class _Check:
         rule = Rule(**values)
         if rule.contradiction:
             self.problem(_line(node), key, rule.contradiction)
+        if rule.action == "dump":
+            self.dumps.append((_line(node), f"{key}.action"))
         return rule
+
+    def miss_ring(self) -> None:
+        """Reports rules that want a dump: there is no memory to write out."""
+        for line, key in self.dumps:
+            self.problem(
+                line, key, "found dump while files.mode is files, expected keep or drop", "or files.mode: ring"
+            )
 
     def item(self, key: str, node: yaml.Node, kind: Kind, hint: str = "") -> Any:
         """Checks one value, or one entry of a list; None, and a problem, if it is not right."""

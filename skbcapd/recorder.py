@@ -4,11 +4,12 @@ In: packets and ready blocks. Out: for each dump a file, or several where one wo
 
 The rule: memory is bounded, and the oldest packets go first, in pieces of up to a segment. A packet is in one file at
 most: a dump takes what is in memory, and the memory begins anew. Dumps happen between two looks at the segments, never
-in the middle of one: `ask` may be called from anywhere, so also by what decides on a single packet.
+in the middle of one: `ask` is for what decides on a single packet, and a flood of such packets is no flood of files.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -20,6 +21,7 @@ from skbcapd.process import Process
 from skbcapd.rotation import RotatingOutput
 from skbcapd.segments import Cut, Upcall
 
+ASKED_PAUSE_S = 10.0  # between two dumps that rules ask for
 _PIECE = 1 << 18  # small writes are gathered to pieces of this size; what goes, goes by the piece
 
 
@@ -62,6 +64,7 @@ class Recorder:
         size: bytes of memory for packets.
         encode: as for PcapngOutput.
         say: takes one line for the log.
+        clock: seconds.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Recorder:
         size: int,
         encode: str = "kernel",
         say: Callable[[str], None] = lambda _line: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.labels = encode == "kernel"
         self.dumped: int | None = 0
@@ -78,6 +82,7 @@ class Recorder:
         self._encoder = PcapngOutput(self._memory, encode)
         self._memory.take()  # the section header: each file has its own
         self._asked = ""
+        self._clock, self._not_before = clock, clock()
         self.write_packet: Callable[[Upcall | Cut, int, Label], None] = self._encoder.write_packet
         self.write_blocks: Callable[[memoryview], None] = self._memory.write
 
@@ -109,16 +114,16 @@ class Recorder:
         self._files.add_process(process)
 
     def ask(self, why: str) -> None:
-        """Have a dump made after this look at the segments; the first of several reasons is told.
+        """Have a dump made after this look at the segments, or when the last one is ASKED_PAUSE_S ago.
 
         Args:
-            why: who wants it, for the log, such as a rule's text.
+            why: who wants it, for the log, such as a rule; the first of several is told.
         """
         self._asked = self._asked or why
 
     def flush(self) -> None:
-        """All of this look is in memory: make the dump that was asked for meanwhile."""
-        if self._asked:
+        """All of this look is in memory: make the dump that was asked for."""
+        if self._asked and self._clock() >= self._not_before:
             self.dump(self._asked)
 
     def tick(self) -> None:
@@ -133,6 +138,7 @@ class Recorder:
             why: who wants it, for the log.
         """
         self._asked = ""
+        self._not_before = self._clock() + ASKED_PAUSE_S
         if not self._files.begin():
             return
         lost, taken = self._files.lost, 0
@@ -149,7 +155,8 @@ class Recorder:
 
     def finish(self, statistics: Sequence[Statistics]) -> None:
         """The capture has ended; what nobody has asked for is forgotten."""
-        self.flush()
+        if self._asked:
+            self.dump(self._asked)
         self._files.finish(statistics)
 
     def close(self) -> None:

@@ -60,11 +60,13 @@ class Verdict:
         keeps: whether any is kept.
         snaplen: bytes kept of each; 0: as many as of others.
         filter: number of the packet filter that chooses among them; 0: all.
+        dump: number of the rule, from 1, that wants what is in memory to be written at each of them; 0: none does.
     """
 
     keeps: bool = True
     snaplen: int = 0
     filter: int = 0
+    dump: int = 0
 
 
 class Rules:
@@ -104,7 +106,8 @@ class Rules:
             if self._matches(rule, subject):
                 if rule.action == "drop":
                     return Verdict(keeps=False)
-                return Verdict(snaplen=rule.snaplen or 0, filter=self._numbers.get(at, 0))
+                dump = at + 1 if rule.action == "dump" else 0
+                return Verdict(snaplen=rule.snaplen or 0, filter=self._numbers.get(at, 0), dump=dump)
         return Verdict()
 
     def _matches(self, rule: Rule, subject: Subject) -> bool:

@@ -38,7 +38,7 @@ Comment = Literal["comm", "pid", "tgid", "ppid", "uid", "user", "exe", "cmdline"
 Compress = Literal["none", "gzip", "zstd"]
 Mode = Literal["files", "ring"]
 Attach = Literal["auto", "kprobe", "tracepoint"]
-Action = Literal["keep", "drop"]
+Action = Literal["keep", "drop", "dump"]
 Via = Literal["current", "socket", "flow", "inode", "kernel", "forwarded", "unknown"]
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -420,7 +420,10 @@ class Rule:
     interface: re.Pattern[str] | None = _part(Pattern(), "name of the device")
     direction: Direction | None = _part(_words(Direction), "out, sent; in, received")
     via: Via | None = _part(_words(Via), "how the process was found; current is the plain case")
-    action: Action | None = _part(_words(Action), "keep, the default, or drop")
+    action: Action | None = _part(
+        _words(Action),
+        "keep, the default; drop; or dump: keep, and write what is in memory (files.mode: ring) to a file",
+    )
     snaplen: int | None = _part(Quantity("a whole number of bytes", "64", "262144", BYTES), "bytes kept of each frame")
     filter: str | None = _part(Expression(), "packets to keep, of those that match")
 

@@ -113,7 +113,7 @@ class Capture:
         end = time.monotonic() + DEADLINE_S
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stderr, selectors.EVENT_READ)
-            while not re.search(rb"^capturing on .*\n", self._stderr, re.MULTILINE):
+            while not re.search(rb"^(skbcapd: )?capturing on .*\n", self._stderr, re.MULTILINE):
                 said = self._stderr.decode(errors="replace")
                 assert selector.select(end - time.monotonic()), f"not capturing within {DEADLINE_S:.0f} s: {said}"
                 more = os.read(self.process.stderr.fileno(), 1 << 16)

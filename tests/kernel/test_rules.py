@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.capture import Capture, read
+from tests.kernel.capture import Capture, Daemon, read
+from tests.kernel.comparison import Marker
+from tests.kernel.deadline import until
 from tests.kernel.namespace import Wire
 from tests.kernel.sink import DISCARD_PORT, NTP_PORT, Sink
 
@@ -80,6 +82,42 @@ def test_rules_choose_by_process(wire: Wire, tmp_path: Path) -> None:
     )
     assert ended.totals["filtered"] >= 3 * COUNT
     assert ended.totals["captured"] == 5 * COUNT
+
+
+@pytest.mark.vm
+def test_a_rule_has_the_memory_written(wire: Wire, tmp_path: Path) -> None:
+    """The first packet that a rule with `dump` takes makes a file of what came before; what comes later is not lost."""
+
+    def files() -> list[Path]:
+        return sorted(file for file in tmp_path.glob("skbcapd-*.pcapng") if not file.is_symlink())
+
+    rules = f"[{{comm: cho*, filter: udp port {NTP_PORT}, action: dump}}]"
+    settings = {"directions": "out", "files__mode": "ring", "rules": rules}
+    with (
+        closing(Sink(wire.far.namespace)),
+        closing(Marker(wire.near.namespace, wire.near.device)) as marker,
+        closing(Daemon(wire.near, tmp_path, **settings)) as daemon,
+    ):
+        for _ in range(COUNT):
+            marker.send()
+        with sender(wire, "other"):
+            assert not files()
+        with sender(wire, "chosen"):
+            until(lambda: bool(files()), "a dump is made")
+        ended = daemon.stop()
+    first, *later = map(read, files())
+
+    assert "asked for by rules[1]" in ended.stderr
+    assert [packet.data for packet in first if packet.data in marker.sent] == marker.sent
+    before = Counter(
+        (packet.label.comm, port(packet.data)) for packet in first if packet.label and packet.label.comm == "other"
+    )
+    assert before == {("other", DISCARD_PORT): COUNT, ("other", NTP_PORT): COUNT}
+    found = [packet for file in (first, *later) for packet in file if packet.label and packet.label.comm == "chosen"]
+    assert {port(packet.data) for packet in found} == {NTP_PORT}
+    assert len(found) == COUNT
+    assert ended.totals["captured"] == sum(map(len, (first, *later)))
+    assert ended.lost == 0
 
 
 def test_rules_look_at_proc_and_ancestors(wire: Wire, tmp_path: Path) -> None:

@@ -734,7 +734,7 @@ def test_no_packet_is_slept_over() -> None:
 
 def ruled(text: str, output: Recording | None = None, **arguments: object) -> Rig:
     """A capture with rules as --set takes them."""
-    return Rig(output, rules=Rules(default_settings({"rules": text}).rules), **arguments)
+    return Rig(output, rules=Rules(default_settings({"rules": text, "files.mode": "ring"}).rules), **arguments)
 
 
 @pytest.mark.parametrize("labels", [True, False])
@@ -761,6 +761,18 @@ def test_a_rule_keeps_less_or_more() -> None:
     assert [unpacked(label)["snaplen"] for label in rig.program.labels.values()] == [64, 200, 80]
     assert rig.program.control[layout.SNAPLEN] == 200
     assert rig.output.interfaces[0].snaplen == 200
+
+
+def test_a_rule_asks_for_a_dump_at_each_packet() -> None:
+    """Packets that a rule with `dump` takes are written and ask; its label has no stamp, so that all of them come."""
+    asked: list[str] = []
+    rig = ruled("[{comm: chronyd, filter: udp port 123, action: dump}]", ask_for_dump=asked.append)
+    rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME), upcall(NTP_FRAME, comm=b"other", tid=1060), upcall(bytes(60)))
+
+    assert rig.output.frames == [NTP_FRAME] * 3
+    assert asked == ["rules[1]"] * 2
+    stamps = [unpacked(label)["options"] for label in rig.program.labels.values()]
+    assert stamps == [b"", *(stamp.options for stamp in rig.output.stamps[2:])]
 
 
 def test_a_rules_filter_judges_the_first_packet_too() -> None:

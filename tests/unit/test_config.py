@@ -394,6 +394,15 @@ def test_all_problems_of_rules_are_reported(path: Path) -> None:
     ]
 
 
+def test_a_dump_needs_a_ring(path: Path) -> None:
+    """A rule that wants a dump is wrong where nothing is kept in memory; where the mode comes from does not matter."""
+    text = "rules:\n- {comm: a}\n- {comm: nc, action: dump}\n"
+    line = "found dump while files.mode is files, expected keep or drop (hint: or files.mode: ring)"
+    assert problems(path, text) == [f"F:3: rules[2].action: {line}"]
+    assert problems(path, "files: {mode: files}", rules="[{action: dump}]") == [f"--set: rules[1].action: {line}"]
+    assert load(path, {"files.mode": "ring", "rules": "[{action: dump}]"}).rules[0].action == "dump"
+
+
 def test_rules_are_read_as_they_stand(path: Path) -> None:
     """Rules keep their order; what they do not say is not there; the command line's stand in place of the file's."""
     path.write_text(

@@ -14,7 +14,7 @@ from skbcapd.directory import CaptureDirectory
 from skbcapd.label import label
 from skbcapd.pcapng import Interface
 from skbcapd.process import Process
-from skbcapd.recorder import Memory, Recorder
+from skbcapd.recorder import ASKED_PAUSE_S, Memory, Recorder
 from skbcapd.rotation import Limits, RotatingOutput
 from skbcapd.segments import Upcall, read_local
 from tests.golden.judges import facts, judge, rows
@@ -31,7 +31,8 @@ class Recording:
         self.path = path
         self.said: list[str] = []
         self.files = RotatingOutput(CaptureDirectory(path), limits or Limits(), say=self.said.append, on_demand=True)
-        self.recorder = Recorder(self.files, size, say=self.said.append)
+        self.now = 1e6
+        self.recorder = Recorder(self.files, size, say=self.said.append, clock=lambda: self.now)
         self.recorder.add_interface(NEAR)
 
     def put(self, *numbers: int) -> None:
@@ -129,6 +130,20 @@ def test_asked_in_the_middle(recording: Recording) -> None:
     (file,) = recording.dumps
     assert ("Number of packets", "2") in facts(file)
     assert recording.said == [f"{file}: 2 packets out of memory, asked for by rule 1"]
+
+
+def test_a_flood_of_rules_that_match(recording: Recording) -> None:
+    """Between two dumps that packets ask for lies a pause; nothing of it is lost, and people need not wait."""
+    for number in (1, 2, 3):
+        recording.put(number)
+        recording.recorder.ask("rule 1")
+        recording.recorder.flush()
+    assert [numbers(file) for file in recording.dumps] == [[1]]
+    recording.now += ASKED_PAUSE_S
+    recording.recorder.tick()
+    recording.put(4)
+    recording.recorder.dump()
+    assert [numbers(file) for file in recording.dumps] == [[1], [2, 3], [4]]
 
 
 def test_asked_at_the_end(recording: Recording) -> None:

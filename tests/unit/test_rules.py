@@ -31,7 +31,7 @@ KEPT, DROPPED = Verdict(), Verdict(keeps=False)
 
 def rules(text: str, **arguments: object) -> Rules:
     """Rules as --set takes them."""
-    return Rules(default_settings({"rules": text}).rules, **arguments)  # type: ignore[arg-type]
+    return Rules(default_settings({"rules": text, "files.mode": "ring"}).rules, **arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,7 @@ def test_the_first_match_decides() -> None:
     assert found.decide(replace(SUBJECT, direction="in")) == Verdict(snaplen=96)
     assert found.decide(replace(SUBJECT, comm=b"other")) == DROPPED
     assert Rules().decide(SUBJECT) == KEPT
+    assert rules("[{action: dump, filter: port 1}]").decide(SUBJECT) == Verdict(filter=1, dump=1)
 
 
 def test_ancestors_count_with_children() -> None:
