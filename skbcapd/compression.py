@@ -38,13 +38,19 @@ class Compressor:
         if len(self._waiting) < _WAITING_MAX:
             self._waiting.append(path)
 
-    def tick(self) -> None:
-        """Look after the process: is it done, is there another file?"""
+    def tick(self) -> tuple[str, str] | None:
+        """Look after the process: is it done, is there another file?
+
+        Returns:
+            The old and new name of a file that was packed since the last call.
+        """
+        packed = None
         if self._at_work and self._at_work[2].poll() is not None:
-            self._finish(*self._at_work)
+            packed = self._finish(*self._at_work)
             self._at_work = None
         while not self._at_work and self._waiting:
             self._start(self._waiting.popleft())
+        return packed
 
     def close(self) -> None:
         """Stop; what is not done stays plain."""
@@ -72,19 +78,21 @@ class Compressor:
             return
         self._at_work = path, packed, process
 
-    def _finish(self, path: Path, packed: Path, process: subprocess.Popen[bytes]) -> None:
+    def _finish(self, path: Path, packed: Path, process: subprocess.Popen[bytes]) -> tuple[str, str] | None:
         try:
             if process.returncode:
                 packed.unlink()
                 self._say(f"{path}: {self._command[0]} ended with {process.returncode}; it stays as it is, not packed")
-                return
+                return None
             with packed.open("rb") as file:
                 os.fsync(file.fileno())
             status = path.stat()
             os.utime(packed, ns=(status.st_atime_ns, status.st_mtime_ns))  # age counts from the capture
             packed.rename(path.with_name(path.name + self._ending))
             path.unlink()
+            return path.name, path.name + self._ending
         except FileNotFoundError:
             packed.unlink(missing_ok=True)  # it was too old to be kept meanwhile
         except OSError as error:
             self._say(f"{path}: {error.strerror}; it stays as it is, not packed")
+        return None

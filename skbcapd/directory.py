@@ -6,6 +6,7 @@ The rule: nothing is touched but files whose names are of our own making, and ne
 time: it holds a lock on the directory.
 
 A name sorts by time. The number in it goes on from the highest that is there: two files never have the same name.
+A file gets its name when the disk has all of it, which may take long: a thread waits for that, the capture does not.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +89,8 @@ class CaptureDirectory:
         self._own = re.compile(pattern)
         self._lock = -1
         self._number = 0
+        self._finisher = ThreadPoolExecutor(1, "finisher")  # one: files get their names in order
+        self._finishing: deque[tuple[CaptureFile, Future[None]]] = deque()
         self._open()
 
     def _open(self) -> None:
@@ -125,6 +130,7 @@ class CaptureDirectory:
             FileError: it cannot be made.
         """
         if not self.is_there:
+            self._wait()
             self._open()
         now = time.time_ns()
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 1_000_000_000)) + f".{now // 1_000_000 % 1000:03}Z"
@@ -135,16 +141,37 @@ class CaptureDirectory:
         return file
 
     def finish(self, file: CaptureFile) -> None:
-        """Close a file and give it its name.
+        """Hand on what is held back, and have a thread close the file and give it its name; see `finished`."""
+        file.stream.flush()
+        self._finishing.append((file, self._finisher.submit(self._close, file)))
 
-        Raises:
-            FileError: the disk refuses.
+    def finished(self, *, wait: bool = False) -> Iterator[tuple[CaptureFile, BaseException | None]]:
+        """Files that were finished since the last call, in order, and a FileError where the disk has refused.
+
+        Args:
+            wait: for all.
         """
+        if wait:
+            self._wait()
+        while self._finishing and self._finishing[0][1].done():
+            file, outcome = self._finishing.popleft()
+            yield file, outcome.exception()
+
+    def _wait(self) -> None:
+        for _, outcome in self._finishing:
+            outcome.exception()
+
+    def _close(self, file: CaptureFile) -> None:
         try:
             file.close()
         finally:
             if file.path.exists():
-                self._point_at(file.path.name)
+                self.rename(file.working_path.name, file.path.name)
+
+    def rename(self, old: str, new: str) -> None:
+        """A file has another name: if `current.pcapng` leads to it, it shall go on to do so."""
+        if _target(self.path / CURRENT) == old:
+            self._point_at(new)
 
     def has_room(self, size: int) -> bool:
         """Whether so many bytes can be written and the disk still has the free space that it shall keep."""
@@ -174,10 +201,15 @@ class CaptureDirectory:
             total -= size
 
     def close(self) -> None:
-        """Let others write here."""
+        """Let others write here, when all files are finished."""
+        self._finisher.shutdown()
         if self._lock >= 0:
             os.close(self._lock)
         self._lock = -1
+
+    def plain(self) -> list[Path]:
+        """Our finished files that are not packed, oldest first."""
+        return [entry for entry in self._list() if entry.suffix not in PACKED]
 
     def _list(self) -> list[Path]:
         """Our finished files, oldest first."""

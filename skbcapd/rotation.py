@@ -121,9 +121,13 @@ class RotatingOutput:
         self._packets = 0
         self._next_s = 0.0
         self._file: CaptureFile
+        self._failed: CaptureFile | None = None  # the last that the disk refused, as was told
         self._output: PcapngOutput | None = None
         self._on_demand = on_demand
         self._path = directory.path
+        if compressor:  # files of a capture that ended before they were packed
+            for path in directory.plain():
+                compressor.add(path)
         if not on_demand:
             self._begin()
 
@@ -200,8 +204,10 @@ class RotatingOutput:
             self.rotate()  # also when the clock was set back
         if self._is_list_long and self._output:
             self._shorten()
-        if self._compressor:
-            self._compressor.tick()
+        self.settle()
+        packed = self._compressor and self._compressor.tick()
+        if packed:
+            self._directory.rename(*packed)
         if self._flusher and self._output:
             self._flusher.flush(self._file.descriptor, self._size)
         self._directory.clean()
@@ -249,6 +255,7 @@ class RotatingOutput:
         """Let go of the directory; a file without statistics is finished as it is."""
         if self._output:
             self._end([])
+        self.settle(wait=True)
         self._directory.clean()
         if self._compressor:
             self._compressor.close()
@@ -290,15 +297,21 @@ class RotatingOutput:
         self._is_list_long = len(self._interfaces) > _INTERFACES_LISTED and 2 * unused > len(self._interfaces)
         output.finish(since)
         self._processes = dict.fromkeys(output.processes)
-        try:
-            self._directory.finish(self._file)
-        except FileError as error:
-            self._say(str(error))
-        else:
-            self._path = self._file.path
-            if self._compressor:
-                self._compressor.add(self._file.path)
+        self._directory.finish(self._file)
+        self._path = self._file.path
         self._lost += self._file.stream.lost
+
+    def settle(self, *, wait: bool = False) -> None:
+        """See which files have got their names.
+
+        Args:
+            wait: for all that are finished.
+        """
+        for file, error in self._directory.finished(wait=wait):
+            if error and file is not self._failed:
+                self._say(str(error))
+            elif not error and self._compressor:
+                self._compressor.add(file.path)
 
     def _fail(self, why: str) -> None:
         """The file takes no more: finish what there is of it."""
@@ -307,8 +320,8 @@ class RotatingOutput:
             return
         self._lost_before = self._lost
         self._processes = dict.fromkeys(output.processes)
-        with contextlib.suppress(FileError):
-            self._directory.finish(self._file)
+        self._failed = self._file
+        self._directory.finish(self._file)
         self._lost += self._file.stream.lost
         self._tell(f"{self._file.working_path}: {why}")
 

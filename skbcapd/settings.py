@@ -377,7 +377,8 @@ class Files:
     compress: Compress = _key(
         "none",
         _words(Compress),
-        "How finished files are packed, by a process of its own; Wireshark opens gzip and zstd.",
+        "How finished files are packed, by a process of its own, also those of an earlier run; Wireshark opens gzip and "
+        "zstd.",
     )
     flush: int = _key(
         "1s",

@@ -21,7 +21,7 @@ def pack(compressor: Compressor, *paths: Path) -> None:
     for path in paths:
         compressor.add(path)
     compressor.tick()
-    until(lambda: compressor.tick() or compressor._at_work is None, "all packed")
+    until(lambda: (compressor.tick(), compressor._at_work is None)[1], "all packed")
 
 
 @pytest.mark.parametrize(("kind", "ending"), [("gzip", ".gz"), ("zstd", ".zst")])

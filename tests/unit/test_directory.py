@@ -30,6 +30,7 @@ def write(directory: CaptureDirectory, data: bytes) -> Path:
     file = directory.new_file()
     file.stream.write(data)
     directory.finish(file)
+    assert [(done, error) for done, error in directory.finished(wait=True)] == [(file, None)]
     return file.path
 
 
@@ -43,6 +44,7 @@ def test_names_and_the_link(tmp_path: Path) -> None:
     assert names(path) == [file.path.name + ".part"]
     assert (path / CURRENT).readlink() == Path(file.path.name + ".part")
     directory.finish(file)
+    assert [(done, error) for done, error in directory.finished(wait=True)] == [(file, None)]
     assert names(path) == [file.path.name]
     assert (path / CURRENT).readlink() == Path(file.path.name)
     later = [write(directory, b"") for _ in range(11)]

@@ -43,6 +43,7 @@ class Recording:
     @property
     def dumps(self) -> list[Path]:
         """The files, oldest first."""
+        self.files.settle(wait=True)
         return sorted(entry for entry in self.path.glob("skbcapd-*") if not entry.is_symlink())
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from skbcapd.capture import Statistics
+from skbcapd.compression import Compressor
 from skbcapd.directory import CURRENT, CaptureDirectory, Keep
 from skbcapd.label import label
 from skbcapd.pcapng import Interface
@@ -44,6 +46,7 @@ class Rig:
 
     def finished(self) -> list[Path]:
         """Files with their names, oldest first, each as the judges want it."""
+        self.output.settle(wait=True)
         found = sorted(path for path in self.path.iterdir() if path.suffix == ".pcapng" and path.name != CURRENT)
         for path in found:
             judge(path, "capinfos")
@@ -193,12 +196,40 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     assert len(rig.said) == 2
 
 
+def test_a_slow_disk_is_not_waited_for(tmp_path: Path) -> None:
+    """While the disk takes its time with a finished file, the next one is written; names come in order, later."""
+    rig = Rig(tmp_path)
+    disk = Event()
+    rig.directory._finisher.submit(disk.wait)
+    for number in range(3):
+        rig.output.write_blocks(memoryview(small(number)))
+        rig.output.rotate()
+    assert list(tmp_path.glob("skbcapd-*.pcapng")) == []
+    disk.set()
+    rig.output.close()
+    assert rig.frames() == [[number.to_bytes(4, "big")] for number in range(3)] + [[]]
+    assert (tmp_path / CURRENT).resolve() == rig.finished()[-1]
+
+
+def test_files_of_an_earlier_run_are_packed(tmp_path: Path) -> None:
+    """A plain file that was left is packed at the next start; `current.pcapng` goes on to lead to a file."""
+    Rig(tmp_path).output.close()
+    directory = CaptureDirectory(tmp_path)
+    output = RotatingOutput(directory, Limits(), compressor=Compressor("gzip"), on_demand=True)
+    assert (tmp_path / CURRENT).is_file()
+    until(lambda: (output.tick(), bool(list(tmp_path.glob("*.gz"))))[1], "it is packed")
+    assert [path.suffix for path in directory._list()] == [".gz"]
+    assert (tmp_path / CURRENT).is_file()
+    output.close()
+
+
 def test_what_is_kept_is_looked_after(tmp_path: Path) -> None:
     """Old files go while the capture runs, at each new file and each second."""
     rig = Rig(tmp_path)
     rig.directory._keep = Keep(number=2)
     for _ in range(5):
         rig.output.rotate()
+    rig.output.settle(wait=True)
     rig.output.tick()
     assert len(rig.finished()) == 2
 
