@@ -26,6 +26,7 @@ from skbcapd.label import CHECKSUM_NOT_READY, DIRECTION_IN, DIRECTION_OUT, Label
 from skbcapd.link_type import link_type
 from skbcapd.loader import Loader
 from skbcapd.marker import Marker
+from skbcapd.namespaces import is_called
 from skbcapd.packet_filter import Matcher
 from skbcapd.pcapng import Interface, PcapngWriter, Sink
 from skbcapd.process import NS_PER_TICK, Process, Processes, User
@@ -208,7 +209,9 @@ class Capture:
     Args:
         program: loaded, not attached.
         output: where packets go.
-        interfaces: device names or globs, of this process's network namespace, or ("any",).
+        interfaces: device names or globs, or ("any",).
+        namespaces: network namespaces that they are in, by name or inode number, "self" being this process's; none
+            said: all of them for ("any",), else self.
         exclude: device names or globs, of any namespace, that are not wanted all the same.
         snaplen: bytes kept of each frame.
         limit: stop after so many packets; 0 for no limit.
@@ -243,6 +246,7 @@ class Capture:
     process_blocks: bool = False
     processes: Processes = field(default_factory=Processes)
     exclude: Sequence[str] = ()
+    namespaces: Sequence[str] = ()
     filter: str = ""
     rules: Rules = field(default_factory=Rules)
     ask_for_dump: Callable[[str], None] = lambda _why: None
@@ -267,7 +271,7 @@ class Capture:
         program = self.program
         self._reader = SegmentReader(program.memory, program.control, program.geometry)
         program.control[layout.WAKE_BACKLOG] = max(1, program.geometry.segment_count // 4)
-        program.control[layout.DEVICE_FILTER] = ANY not in self.interfaces or bool(self.exclude)
+        program.control[layout.DEVICE_FILTER] = ANY not in self.interfaces or bool(self.exclude or self.namespaces)
         self._set_control()
         self._resolver = Resolver(program, self.find_holder)
         self._resolver.refill()
@@ -535,11 +539,10 @@ class Capture:
 
     def _new_device(self, packet: Upcall) -> _Device:
         name = packet.device.decode(errors="backslashreplace")
-        here = packet.netns == self._netns
         slot = min(len(self._devices) + 1, layout.SLOTS - 1)
         kind = link_type(packet.device_type)
-        is_meant = ANY in self.interfaces or (here and _is_among(name, self.interfaces))
-        if not is_meant or _is_among(name, self.exclude):
+        is_meant = ANY in self.interfaces or _is_among(name, self.interfaces)
+        if not is_meant or not self._is_meant_namespace(packet.netns) or _is_among(name, self.exclude):
             return _Device(0, slot, wanted=False)
         if kind is None:
             self.warn(f"device {name} has an unknown type ({packet.device_type}) and is not captured")
@@ -550,10 +553,15 @@ class Capture:
             link_type=kind,
             snaplen=max(self.snaplen, self.rules.most),
             mac=packet.mac if len(packet.mac) == 6 and any(packet.mac) else None,
-            speed_bps=_speed_bps(name) if here else None,
+            speed_bps=_speed_bps(name) if packet.netns == self._netns else None,
             filter=self.filter or None,
         )
         return _Device(self.output.add_interface(interface), slot, wanted=True, interface=interface, link_type=kind)
+
+    def _is_meant_namespace(self, inode: int) -> bool:
+        if not self.namespaces:
+            return ANY in self.interfaces or inode == self._netns
+        return any(inode == self._netns if name == "self" else is_called(name, inode) for name in self.namespaces)
 
     def _process(self, packet: Upcall) -> Process | None:
         """What is known of a packet's process, where a setting asks for more than the kernel program has taken."""

@@ -150,8 +150,19 @@ def _say(line: str) -> None:
 
 
 def _doubts(settings: Settings) -> Iterator[str]:
-    """What the rules name and is not there: said, and no error."""
-    return doubts(settings.rules, (name for _, name in socket.if_nameindex()))
+    """What the settings name and is not there, or is not as people may think: said, and no error."""
+    names = [name for _, name in socket.if_nameindex()]  # /sys may show another network namespace's
+    if settings.namespaces in {(), ("self",)}:
+        for name in _missing(settings.interfaces, names):
+            yield f"interfaces: no device {name} is there now; it is captured when it appears"
+        for name, kind in upper_devices(settings.interfaces):
+            yield f"{name} is a {kind} device: what arrives on it is captured on the device below only"
+    yield from doubts(settings.rules, names)
+
+
+def _missing(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Devices that are asked for by name, and are not there."""
+    return [name for name in wanted if name not in {ANY, *names} and not set(name) & set("*?[")]
 
 
 def upper_devices(names: Sequence[str], sys_: Path = Path("/sys")) -> list[tuple[str, str]]:
@@ -190,12 +201,9 @@ def _capture(options: argparse.Namespace) -> int:
     if options.filter:
         overrides["filter"] = " ".join(options.filter)
     settings = config.default_settings(overrides)
-    here = {name for _, name in socket.if_nameindex()}  # /sys may show another network namespace's
-    for name in settings.interfaces:
-        if name != ANY and not set(name) & set("*?[") and name not in here:
-            raise UsageError(f"no device {name} in this network namespace", "`ip -brief link` lists them; any is all")
-    for name, kind in upper_devices(settings.interfaces):
-        _say(f"{name} is a {kind} device: what arrives on it is captured on the device below only")
+    missing = _missing(settings.interfaces, [name for _, name in socket.if_nameindex()])
+    if missing and not settings.namespaces:
+        raise UsageError(f"no device {missing[0]} in this network namespace", "`ip -brief link` lists them; any is all")
     program = _load(settings)
     with contextlib.closing(program):
         target: files.CaptureFile | files.StandardOutput
@@ -301,6 +309,7 @@ def _serve(
         output,
         settings.interfaces,
         exclude=settings.exclude,
+        namespaces=settings.namespaces,
         limit=count,
         warn=_say,
         describe_namespace=Namespaces().describe,

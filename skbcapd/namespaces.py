@@ -1,10 +1,10 @@
 """What a network namespace is called: a file of packets from many containers should say which is which.
 
 In: a namespace's number. Out: its name in /run/netns (`ip netns`), else the container of its oldest process, else only
-the number.
+the number. Or: whether it is the one that a setting names.
 
-The rule: asked once per namespace, never per packet, and any answer of /run and /proc is taken as it comes: what cannot
-be read is left out, nothing raises.
+The rule: asked once per namespace or label, never per packet, and any answer of /run and /proc is taken as it comes:
+what cannot be read is left out, nothing raises.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from skbcapd.process import cgroup_of, container_of, opened, read_stat
 
 REMEMBERED = 1024
+RUN = Path("/run/netns")
 
 
 class Namespaces:
@@ -26,7 +27,7 @@ class Namespaces:
         proc: where /proc is.
     """
 
-    def __init__(self, run: Path = Path("/run/netns"), proc: Path = Path("/proc")) -> None:
+    def __init__(self, run: Path = RUN, proc: Path = Path("/proc")) -> None:
         self._run = run
         self._proc = proc
         self._known: OrderedDict[int, str] = OrderedDict()
@@ -80,6 +81,19 @@ class Namespaces:
                     if stat:
                         found.append((stat.ticks, int(process.name)))
         return [tgid for _, tgid in sorted(found)]
+
+
+def is_called(name: str, inode: int, run: Path = RUN) -> bool:
+    """Whether a network namespace is the one that somebody names.
+
+    Args:
+        name: in `run`, or an inode number.
+        inode: of the namespace.
+        run: where `ip netns` keeps its names.
+    """
+    with contextlib.suppress(ValueError):  # NUL
+        return int(name) == inode if name.isdecimal() else _inode(run / name) == inode
+    return False
 
 
 def _printable(name: str) -> str:

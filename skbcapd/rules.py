@@ -9,7 +9,6 @@ does not hold. So `{user: root, action: drop}` drops no packet of a process that
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import re
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from skbcapd.namespaces import RUN, is_called
 from skbcapd.process import Process, container_of, unit_of
 from skbcapd.settings import Rule
 
@@ -84,7 +84,7 @@ class Rules:
         rules: Sequence[Rule] = (),
         first_filter: int = 1,
         parent: Callable[[Process], Process | None] = lambda _process: None,
-        named: Path = Path("/run/netns"),
+        named: Path = RUN,
     ) -> None:
         self._rules = rules
         self._parent = parent
@@ -115,16 +115,9 @@ class Rules:
             (rule.direction is None or rule.direction == subject.direction)
             and (rule.via is None or rule.via == subject.via)
             and _fits(rule.interface, subject.interface)
-            and (rule.netns is None or self._is_namespace(rule.netns, subject.netns))
+            and (rule.netns is None or is_called(rule.netns, subject.netns, self._named))
             and any(_is_of(rule, person) for person in self._people(rule, subject))
         )
-
-    def _is_namespace(self, name: str, inode: int) -> bool:
-        if name.isdecimal():
-            return name == str(inode)
-        with contextlib.suppress(OSError, ValueError):
-            return (self._named / name).stat().st_ino == inode
-        return False
 
     def _people(self, rule: Rule, subject: Subject) -> Iterator[_Person]:
         """Those of whom the rule's conditions on a process may hold."""

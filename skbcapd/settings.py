@@ -309,6 +309,9 @@ PERMISSIONS = Text("three octal digits of permission bits", lambda text: re.full
 OWNER = Text("self, USER, USER:GROUP or :GROUP", lambda text: re.fullmatch(r"[\w.-]+|[\w.-]*:[\w.-]+", text))
 
 
+NAMESPACE = Text("a name in /run/netns, an inode number, or self", lambda text: re.fullmatch(r"[^/\0]{1,255}", text))
+
+
 @dataclass(frozen=True, slots=True)
 class Buffer:
     """Keys below `buffer`."""
@@ -377,8 +380,8 @@ class Files:
     compress: Compress = _key(
         "none",
         _words(Compress),
-        "How finished files are packed, by a process of its own, also those of an earlier run; Wireshark opens gzip and "
-        "zstd.",
+        "How finished files are packed, by a process of its own, also those of an earlier run. "
+        "Wireshark opens gzip and zstd.",
     )
     flush: int = _key(
         "1s",
@@ -451,8 +454,13 @@ class Settings:
     interfaces: tuple[str, ...] = _key(
         "any",
         ListOf(DEVICE, alone="any"),
-        "Devices to capture on. any is every device of every network namespace, also those that appear later; "
-        "a name is a device of the network namespace in which skbcapd runs, or several of them: [eth0, wg*].",
+        "Devices to capture on, also those that appear later: names, or globs ([eth0, wg*]); any is every device.",
+    )
+    namespaces: tuple[str, ...] = _key(
+        "",
+        ListOf(NAMESPACE, may_be_empty=True),
+        "Network namespaces that the devices are in: names of `ip netns`, inode numbers (`readlink /proc/PID/ns/net`), "
+        "or self, the one in which skbcapd runs. Empty: all of them for interfaces: any, else self.",
     )
     exclude: tuple[str, ...] = _key(
         "",

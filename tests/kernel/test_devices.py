@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.golden.judges import rows
 from tests.kernel.blocks import Packet
 from tests.kernel.capture import ROOT, Capture, read
 from tests.kernel.comparison import Marker
@@ -60,6 +61,20 @@ def test_the_far_end_is_not_watched(wire: Wire, markers: tuple[Marker, Marker], 
         assert capture.stop().exit_code == 0
 
     assert sent(read(file), *markers) == [(wire.near.device, frame) for frame in markers[0].sent]
+
+
+def test_a_namespace_is_meant_by_its_name(wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path) -> None:
+    """Seen from the near end, a capture of the far namespace has the far device's frames only; its file says where."""
+    file = tmp_path / "far.pcapng"
+    name = wire.far.namespace.name
+    with closing(Capture(wire.near.namespace, "-i", "any", "-w", str(file), namespaces=name)) as capture:
+        for _ in range(COUNT):
+            for marker in markers:
+                marker.send()
+        assert capture.stop().exit_code == 0
+
+    assert sent(read(file), *markers) == [(wire.far.device, frame) for frame in markers[1].sent]
+    assert rows(file, "frame.interface_description") == [[f"network namespace {name}"]] * len(read(file))
 
 
 def test_two_devices_are_two_interfaces(wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path) -> None:

@@ -824,3 +824,26 @@ def test_devices_are_meant_by_globs(interfaces: tuple[str, ...], exclude: tuple[
     totals = rig.capture.totals()
     assert (totals.written, totals.filtered) == (len(written), 4 - len(written))
     assert rig.program.control[layout.DEVICE_FILTER] == (interfaces != ("any",) or bool(exclude))
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "namespaces", "written"),
+    [
+        (("any",), ("self",), [HERE]),
+        (("any",), (str(ELSEWHERE),), [ELSEWHERE]),
+        (("eth*",), (str(ELSEWHERE), "self"), [HERE, ELSEWHERE]),
+        (("wg0",), (str(ELSEWHERE),), []),
+        (("any",), ("no-such-name", "\x01"), []),
+    ],
+)
+def test_devices_are_meant_by_namespaces(
+    interfaces: tuple[str, ...], namespaces: tuple[str, ...], written: list[int]
+) -> None:
+    """Where namespaces are named, devices of the others are not meant, whatever `interfaces` says."""
+    rig = Rig(interfaces=interfaces, namespaces=namespaces)
+    for number, netns in enumerate((HERE, ELSEWHERE, ELSEWHERE + 1), 1):
+        rig.drain(upcall(NTP_FRAME, netns=netns, net=number))
+    assert [one.description for one in rig.output.interfaces] == [f"network namespace {inode}" for inode in written]
+    totals = rig.capture.totals()
+    assert (totals.written, totals.filtered) == (len(written), 3 - len(written))
+    assert rig.program.control[layout.DEVICE_FILTER] == 1
