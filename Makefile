@@ -26,7 +26,7 @@ wireshark_datadir = /usr/share/wireshark
 # Debian's own: it has bcc and systemd.
 PYTHON = /usr/bin/python3
 
-.PHONY: run test setup setup-test lint format generate unit test-kernel test-vm bench install uninstall deb clean
+.PHONY: run test setup setup-test lint format generate unit test-kernel test-vm soak bench install uninstall deb clean
 
 run: setup
 	$(AS_ROOT) $(VENV)/skbcapd run --config $(CONFIG) --set files.directory=./captures \
@@ -63,6 +63,9 @@ test-kernel: setup-test
 
 test-vm: setup-test
 	$(PYTEST) tests/vm
+
+soak: setup-test
+	$(PYTEST) tests/kernel/soak.py
 
 bench: setup-test
 	$(AS_ROOT) $(VENV)/python -m bench

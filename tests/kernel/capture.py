@@ -127,16 +127,23 @@ class Daemon(Capture):
     Args:
         end: whose device it captures on.
         directory: where it writes.
+        config: another config file.
         settings: more of them; a key's dot is written as two underscores.
     """
 
     command = "run"
 
-    def __init__(self, end: End, directory: Path, through: Sequence[str] = (), **settings: str) -> None:
+    def __init__(
+        self,
+        end: End,
+        directory: Path,
+        through: Sequence[str] = (),
+        config: Path = ROOT / "etc" / "skbcapd.yaml",
+        **settings: str,
+    ) -> None:
         chosen = {"interfaces": end.device, "files.directory": str(directory)}
         chosen |= {key.replace("__", "."): value for key, value in settings.items()}
-        config = str(ROOT / "etc" / "skbcapd.yaml")
-        super().__init__(end.namespace, "--config", config, through=through, **chosen)
+        super().__init__(end.namespace, "--config", str(config), through=through, **chosen)
 
 
 def read(path: Path) -> list[Packet]:

@@ -222,7 +222,11 @@ def ethtool(host: Host, *features: str) -> None:
 
 
 def is_makeable(kind: str) -> bool:
-    """Whether this kernel makes devices of a kind, such as `vlan`; in the arguments of `ip link add`."""
+    """Whether this kernel makes devices of a kind, such as `vlan`, in the arguments of `ip link add`; or has "sctp"."""
+    if kind == "sctp":
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP):
+            return True
+        return False
     namespace = Namespace()
     try:
         namespace.ip("link add lower0 type veth peer lower1")

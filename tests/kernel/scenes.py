@@ -246,6 +246,29 @@ def udp_merged(stage: Stage) -> None:
     _udp_merged(stage, "rx-udp-gro-forwarding on")
 
 
+def sctp(stage: Stage) -> None:
+    """SCTP: packets of one send travel as a chain of sk_buffs, and their sum (CRC32c) is left to the device."""
+    near, far = stage.wire(stage.namespace(), stage.namespace())
+    stage.watch(near.namespace, near.device, out=UNKNOWN, into=UNKNOWN)
+    stage.watch(far.namespace, far.device, out=UNKNOWN, into=UNKNOWN)
+    kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
+    with far.namespace.do(socket.socket, *kind) as listener, near.namespace.do(socket.socket, *kind) as sender:
+        for end in (listener, sender):
+            end.settimeout(DEADLINE_S)
+        listener.bind((far.ipv4, PORT))
+        listener.listen()
+        sender.connect((far.ipv4, PORT))
+        connection, _ = listener.accept()
+        with connection:
+            left = 0
+            for _ in range(COUNT):
+                left += sender.send(pattern(20_011))
+                while left:
+                    left -= len(connection.recv(1 << 20))
+            sender.close()
+            connection.recv(1)  # the other side's end
+
+
 def big_tcp(stage: Stage) -> None:
     """BIG TCP: frames of up to 180,000 bytes, with more than 17 fragments where the kernel has them."""
     _big_tcp(stage, 180_000)
@@ -326,6 +349,7 @@ SCENES = [
     Scene("tcp merged", tcp_merged),
     Scene("udp listed", udp_listed, vm=True),
     Scene("udp merged", udp_merged),
+    Scene("sctp", sctp, ("sctp",), vm=True),
     Scene("big tcp", big_tcp, vm=True),
     Scene("bigger tcp", bigger_tcp),
     Scene("huge pages", huge_pages),

@@ -12,8 +12,10 @@ from tests.kernel.stage import Performance
 
 FRAMES = "frames: an AF_PACKET socket and skbcapd at the same device"
 PEOPLE = "processes: the name on each packet and its sender's own word"
+SOAK = "soak: a daemon under processes, devices and reloads that come and go"
 HEADERS = {
     FRAMES: ("case", "sent", "AF_PACKET", "ours", "identical", "named right", "unknown", "wrong"),
+    SOAK: ("seconds", "reloads", "files", "packets", "lost", "KiB, first third", "second", "last"),
     PEOPLE: ("scenario", "packets", "right", "unknown", "wrong", "unknown allowed"),
 }
 
@@ -38,6 +40,11 @@ def add(outcomes: Iterable[Outcome], place: str = "") -> None:
 def add_row(name: str, sent: str, reference: int, ours: int, identical: int) -> None:
     """Add a row that says nothing of names."""
     _rows[FRAMES].append((name, sent, str(reference), str(ours), str(identical), "", "", ""))
+
+
+def add_soak(*figures: float) -> None:
+    """Add the row of a soak."""
+    _rows[SOAK].append(tuple(f"{figure:.0f}" for figure in figures))
 
 
 def add_played(performance: Performance, where: str = "") -> None:

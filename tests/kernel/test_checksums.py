@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.kernel.sink import Sink
 
 CHECKSUM_NOT_READY = 1 << 9
 GOOD, BAD = "1", "0"
+COUNT = 23
 # How tshark finds the checksum of each case's frames: UDP or TCP.
 PROTOCOLS = MappingProxyType(
     {"udp-0": "udp", "udp-1400": "udp", "udp6-1400": "udp", "udp-gso": "udp"}
@@ -91,3 +93,34 @@ def test_filled_checksums_are_right(files: dict[str, Path]) -> None:
         == (other.comment, other.process, other.flags | CHECKSUM_NOT_READY)
         for one, other in zip(filled, kept, strict=True)
     )
+
+
+@pytest.mark.vm
+@pytest.mark.devices("link lower0 name upper0 type vlan id 7")
+def test_sums_behind_a_tag_are_right(wire: Wire, tmp_path: Path) -> None:
+    """The checksum of a frame whose VLAN tag travels beside it is filled in behind the tag."""
+    near, file = wire.near, tmp_path / "tagged.pcapng"
+    for command in (
+        f"link add link {near.device} name tagged7 type vlan id 7",
+        "address add 10.99.7.1/24 dev tagged7",
+        "link set tagged7 up",
+        f"neigh add 10.99.7.2 lladdr {wire.far.mac} dev tagged7",
+    ):
+        near.namespace.ip(command)
+    arguments = ("-i", near.device, "-w", str(file))
+    with (
+        closing(
+            Capture(near.namespace, *arguments, checksums="fill", directions="out", filter="vlan 7 and udp")
+        ) as capture,
+        near.namespace.do(socket.socket, socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        for number in range(COUNT):
+            sender.sendto(pattern(101 + number), ("10.99.7.2", 9))
+        ended = capture.stop()
+    near.namespace.ip("link delete tagged7")
+
+    assert (ended.exit_code, ended.lost) == (0, 0), ended.stderr
+    packets = read(file)
+    assert [packet.data[12:18] for packet in packets] == [b"\x81\x00\x00\x07\x08\x00"] * COUNT
+    assert unready(packets) == 0
+    assert verdicts(file) == Counter({GOOD: COUNT})
