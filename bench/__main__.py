@@ -1,195 +1,95 @@
-"""`make bench`: skbcapd beside tcpdump, in one run, on one machine.
+"""`make bench`: skbcapd beside tcpdump and dumpcap, in one run, on one machine.
 
-In: nothing. Out: a table in Markdown on stdout, and the same as JSON in build/bench.json.
+In: how many rounds, how much of each load. Out: tables in Markdown on stdout and in build/bench.md, every round in
+build/bench.json, a plot in build/bench.svg.
 
-Two network namespaces joined by a veth pair; one sender, as fast as it goes; the capture is on the sender's device,
-only frames that leave, whole, into a file on this disk. Tools take turns in shuffled order; each figure is the median
-of the rounds. CPU is user and system time of the capture process between the moment it says it is capturing and the
-moment it has written all (compiling the program before that is not in it: it is paid once, at start).
+Two network namespaces joined by a pair of devices; the capture is on the sender's device, whole frames, into a file on
+this disk. Tools take turns in shuffled order; each figure is the median of the rounds. CPU is user and system time of the
+capture process from the first packet until the file grows no more (compiling before that is paid once, at start).
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import random
-import re
-import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from bench import loads, report
+from bench.measure import Figures, measure
+from bench.tools import tools
+from bench.wire import wire
+
 HERE = Path(__file__).parent
-NEAR, FAR = "skbcapd-bench-a", "skbcapd-bench-b"
-ADDRESS = "10.91.7.2"
-DEVICE = "bench0"
-READY = re.compile(r"capturing on|listening on")
-TICKS = os.sysconf("SC_CLK_TCK")
-
-TOOLS = {
-    "skbcapd": [sys.executable, "-m", "skbcapd", "capture", "-i", DEVICE, "--set", "directions=out", "-w"],
-    "tcpdump": ["tcpdump", "-n", "-Z", "root", "-B", "65536", "-Q", "out", "-s", "262144", "-i", DEVICE, "-w"],
-}
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """One tool, one load, one round."""
-
-    tool: str
-    size: int
-    sent: int
-    captured: int
-    dropped: int
-    cpu_us_per_packet: float
-    packets_per_second: float
-    file_bytes_per_packet: float
-    rss_mib: float
-    start_s: float
-
-
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
-
-
-@contextlib.contextmanager
-def wire() -> Iterator[None]:
-    """Two namespaces and the pair of devices between them, without neighbour discovery."""
-    for name in (NEAR, FAR):
-        _ip("netns", "add", name)
-    try:
-        _ip("-n", NEAR, "link", "add", DEVICE, "type", "veth", "peer", "name", DEVICE, "netns", FAR)
-        for name, address in ((NEAR, "10.91.7.1"), (FAR, ADDRESS)):
-            _ip("netns", "exec", name, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
-            _ip("-n", name, "addr", "add", f"{address}/24", "dev", DEVICE)
-            _ip("-n", name, "link", "set", DEVICE, "up")
-        link = json.loads(subprocess.check_output(["ip", "-j", "-n", FAR, "link", "show", DEVICE]))
-        _ip("-n", NEAR, "neigh", "replace", ADDRESS, "lladdr", link[0]["address"], "dev", DEVICE)
-        # Nobody answers: an ICMP error per datagram would be another load.
-        _ip("-n", FAR, "route", "add", "blackhole", "10.91.7.1/32")
-        yield
-    finally:
-        for name in (NEAR, FAR):
-            _ip("netns", "del", name)
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-def _wait(condition: Callable[[], object], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError("a capture tool did not get ready")
-        time.sleep(0.01)
-
-
-def _number(pattern: str, text: str) -> int:
-    found = re.search(pattern, text)
-    if found is None:
-        raise ValueError(f"no {pattern} in {text!r}")
-    return int(found[1])
-
-
-def measure(tool: str, sender: Path, size: int, count: int, directory: Path) -> Figures:
-    """One round of one tool.
-
-    Raises:
-        TimeoutError: the tool never said that it captures.
-    """
-    target, log = directory / "capture", directory / "log"
-    enter = ["ip", "netns", "exec", NEAR]
-    with log.open("w") as words:
-        begun = time.monotonic()
-        process = subprocess.Popen([*enter, *TOOLS[tool], str(target)], stderr=words, stdout=words)
-        try:
-            _wait(lambda: READY.search(log.read_text()))
-            start_s = time.monotonic() - begun
-            before = _cpu_s(process.pid)
-            sent = subprocess.check_output([*enter, str(sender), ADDRESS, str(size), str(count)], text=True).split()
-            written = -1
-            while written != (written := target.stat().st_size):  # until the file grows no more
-                time.sleep(0.3)
-            cpu = _cpu_s(process.pid) - before
-            rss = _number(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text()) / 1024
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
-    text = log.read_text()
-    captured, dropped = (_number(rf"(\d+) packets? {what}", text) for what in ("captured", "dropped by kernel"))
-    figures = Figures(
-        tool=tool,
-        size=size,
-        sent=count - int(sent[0]),
-        captured=captured,
-        dropped=dropped,
-        cpu_us_per_packet=cpu / captured * 1e6,
-        packets_per_second=count / float(sent[1]),
-        file_bytes_per_packet=target.stat().st_size / captured,
-        rss_mib=rss,
-        start_s=start_s,
-    )
-    target.unlink()
-    return figures
-
-
-def table(results: list[Figures]) -> str:
-    """Medians, and the ratio to tcpdump, as Markdown."""
-    lines = [
-        "| load | tool | captured/sent | dropped | CPU us/packet | of tcpdump's | pps | B/packet | RSS MiB | start s |",
-        "|-|-|-|-|-|-|-|-|-|-|",
-    ]
-    for size in sorted({row.size for row in results}):
-        base = statistics.median(row.cpu_us_per_packet for row in results if (row.size, row.tool) == (size, "tcpdump"))
-        for tool in TOOLS:
-            rows = [row for row in results if (row.size, row.tool) == (size, tool)]
-            cpu = statistics.median(row.cpu_us_per_packet for row in rows)
-            captured = statistics.median(row.captured / row.sent for row in rows)
-            lines.append(
-                f"| UDP {size} B unpaced, {rows[0].sent} | {tool} "
-                f"| {captured:.5f} | {max(row.dropped for row in rows)} "
-                f"| {cpu:.3f} | {cpu / base:.2f} | {statistics.median(row.packets_per_second for row in rows):.0f} "
-                f"| {statistics.median(row.file_bytes_per_packet for row in rows):.0f} "
-                f"| {statistics.median(row.rss_mib for row in rows):.0f} "
-                f"| {statistics.median(row.start_s for row in rows):.2f} |"
-            )
-    return "\n".join(lines)
+def _say(row: Figures) -> None:
+    print(f"{row.tool}, {row.load}: {report.cpu_per_packet(row):.3f} us/packet, {row.dropped} dropped", file=sys.stderr)
 
 
 def main() -> int:
-    """Run the rounds and print the table."""
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    """Run the rounds and write the report."""
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--count", type=int, default=1_000_000, help="datagrams of 64 bytes; a third of it of 1400")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="1 sends 1,000,000 small datagrams, the rest in proportion"
+    )
+    parser.add_argument("--load", action="append", help="only loads whose name has this in it")
     options = parser.parse_args()
     build = HERE.parent / "build"
     build.mkdir(exist_ok=True)
-    results: list[Figures] = []
+    wanted = [
+        load for load in loads.loads(options.scale) if not options.load or any(w in load.name for w in options.load)
+    ]
+    found = tools()
+    rows: list[Figures] = []
+    programs: list[Figures] = []
+    growth: list[tuple[str, int, Figures]] = []
     with tempfile.TemporaryDirectory(dir=build) as name, wire():
-        directory = Path(name)
-        sender = directory / "send"
-        subprocess.run(["cc", "-O2", "-o", str(sender), str(HERE / "send.c")], check=True)
-        for number in range(options.rounds):
-            turns = [(tool, size) for tool in TOOLS for size in (64, 1400)]
+        directory, sender = Path(name), Path(name) / "send"
+        subprocess.run(["cc", "-O2", "-pthread", "-o", str(sender), str(HERE / "send.c")], check=True)
+        for _ in range(options.rounds):
+            turns = [(tool, load) for load in wanted for tool in (*found, *([None] if load.packets else []))]
             random.shuffle(turns)
-            for tool, size in turns:
-                count = options.count if size == 64 else options.count // 3
-                results.append(measure(tool, sender, size, count, directory))
-                row = results[-1]
-                print(f"round {number + 1}: {tool} {size} B: {row.cpu_us_per_packet:.3f} us", file=sys.stderr)
-    (build / "bench.json").write_text(json.dumps([asdict(row) for row in results], indent=1))
-    load = os.getloadavg()[0]
-    print(f"{os.uname().release}, {os.cpu_count()} processors, load average {load:.2f}, {options.rounds} rounds\n")
-    print(table(results))
+            for tool, load in turns:
+                rows.append(measure(tool, load, sender, directory))
+                _say(rows[-1])
+            counted = [load for load in wanted if load.name == "UDP 64 B unpaced"]
+            programs += [measure(found[0], load, sender, directory, count_programs=True) for load in counted]
+            if not options.load:
+                sizes = loads.growth(options.scale)
+                random.shuffle(sizes)
+                for kind, size, load in sizes:
+                    growth.append((kind, size, measure(found[0], load, sender, directory, count_programs=True)))
+                    _say(growth[-1][2])
+    rows.sort(key=lambda row: [load.name for load in wanted].index(row.load))
+    where = (
+        f"Linux {os.uname().release} on {os.uname().machine}, {os.cpu_count()} processors, {options.rounds} rounds, "
+        f"{time.strftime('%Y-%m-%d')}"
+    )
+    goals = report.goals(rows, programs, growth)
+    text = f"{where}\n\n{report.table(rows)}\n\n{report.goal_table(goals)}\n"
+    (build / "bench.md").write_text(text)
+    (build / "bench.svg").write_text(report.plot(rows, where))
+    (build / "bench.json").write_text(
+        json.dumps(
+            {
+                "where": where,
+                "rounds": [asdict(row) for row in rows],
+                "programs": [asdict(row) for row in programs],
+                "growth": [{"kind": kind, "number": number, **asdict(row)} for kind, number, row in growth],
+                "goals": [asdict(goal) | {"met": goal.is_met} for goal in goals],
+            },
+            indent=1,
+        )
+    )
+    print(text)
     return 0
 
 

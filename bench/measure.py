@@ -1,0 +1,266 @@
+"""One round of one tool under one load: started, loaded, drained, stopped; and what that took."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.loads import Load
+from bench.tools import Tool
+from bench.wire import ADDRESS, ENTER_FAR, ENTER_NEAR, many_devices, set_segmentation
+
+TICKS = os.sysconf("SC_CLK_TCK")
+_QUIET_S = 0.3  # a file that does not grow for so long is whole
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """One tool, one load, one round. Times in seconds, memory in bytes; figures of a capture are 0 for no capture."""
+
+    tool: str
+    load: str
+    sent: int
+    sending_s: float
+    captured: int = 0
+    dropped: int = 0
+    user_s: float = 0
+    system_s: float = 0
+    machine_s: float = 0
+    program_s: float = 0
+    file_bytes: int = 0
+    private_bytes: int = 0
+    start_s: float = 0
+    longest_pause_s: float = 0
+
+    @property
+    def packets(self) -> int:
+        """What figures per packet are divided by."""
+        return self.captured or self.sent
+
+    @property
+    def cpu_s(self) -> float:
+        """Of the capture process."""
+        return self.user_s + self.system_s
+
+
+def process_times(stat: str) -> tuple[float, float]:
+    """User and system time in s, of the text of /proc/PID/stat."""
+    fields = stat.rpartition(")")[2].split()
+    return int(fields[11]) / TICKS, int(fields[12]) / TICKS
+
+
+def busy_time(stat: str) -> float:
+    """Time in s that all processors were not idle, of the text of /proc/stat."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.split("\n", 1)[0].split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / TICKS
+
+
+def program_time(pid: int) -> float:
+    """Time in s that the BPF programs held by a process took; only while kernel.bpf_stats_enabled is set."""
+    programs = {}
+    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(OSError):
+            text = path.read_text()
+            if "run_time_ns" in text:
+                programs[number("prog_id", text)] = number("run_time_ns", text)
+    return sum(programs.values()) / 1e9
+
+
+def number(name: str, text: str) -> int:
+    """The number behind a name."""
+    found = re.search(rf"{name}:?\s+(\d+)", text)
+    if found is None:
+        raise ValueError(f"no {name} in {text!r}")
+    return int(found[1])
+
+
+def private_memory(pid: int) -> int:
+    """Resident bytes of a process, without the memory that it shares with the kernel (maps of BPF)."""
+    text = Path(f"/proc/{pid}/smaps").read_text()
+    total = shared = 0
+    is_map = False
+    for line in text.splitlines():
+        if re.match(r"[0-9a-f]+-", line):
+            is_map = "bpf" in line
+        elif line.startswith("Rss:"):
+            size = int(line.split()[1]) * 1024
+            total += size
+            shared += size if is_map else 0
+    return total - shared
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until a condition holds.
+
+    Raises:
+        TimeoutError: it does not.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("a capture tool did not get ready")
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def statistics(*, on: bool) -> Iterator[None]:
+    """Let the kernel count the time of BPF programs."""
+    switch = Path("/proc/sys/kernel/bpf_stats_enabled")
+    before = switch.read_text()
+    if on:
+        switch.write_text("1")
+    try:
+        yield
+    finally:
+        switch.write_text(before)
+
+
+class _Growth(threading.Thread):
+    """Watches a file grow; the longest pause while it did."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(daemon=True)
+        self.longest_s = 0.0
+        self._path, self._over = path, threading.Event()
+
+    def run(self) -> None:
+        """Look every 5 ms; pauses count between the first growth and the end of the load."""
+        size, last = self._path.stat().st_size, 0.0
+        while not self._over.wait(0.005):
+            now = time.monotonic()
+            if self._path.stat().st_size != size:
+                size = self._path.stat().st_size
+                self.longest_s = max(self.longest_s, now - last if last else 0.0)
+                last = now
+
+    def stop(self) -> float:
+        """The longest pause in s."""
+        self._over.set()
+        self.join()
+        return self.longest_s
+
+
+def _start_senders(load: Load, sender: Path) -> list[subprocess.Popen[str]]:
+    started = []
+    for place, arguments in enumerate(load.senders):
+        pin = ["taskset", "-c", str(place)] if len(load.senders) > 1 else []
+        command = [*ENTER_NEAR, *pin, str(sender), *arguments]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    for process in started:
+        assert process.stdout
+        if process.stdout.readline() != "ready\n":
+            raise RuntimeError(f"a sender of {load.name} did not start")
+    return started
+
+
+def _send(load: Load, senders: list[subprocess.Popen[str]]) -> tuple[int, float]:
+    """Let all send; how many datagrams failed, and the time of the slowest."""
+    failed, slowest = 0, 0.0
+    begun = time.monotonic()
+    for process in senders:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in senders:
+        out, _ = process.communicate(timeout=300)
+        failed += int(out.split()[0])
+        slowest = max(slowest, float(out.split()[1]))
+    if load.seconds:
+        time.sleep(load.seconds)
+        slowest = time.monotonic() - begun
+    return failed, slowest
+
+
+@contextlib.contextmanager
+def sink(sender: Path) -> Iterator[None]:
+    """Somebody who takes what is sent."""
+    process = subprocess.Popen([*ENTER_FAR, str(sender), "sink", ADDRESS], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        process.stdout.readline()
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def measure(tool: Tool | None, load: Load, sender: Path, directory: Path, *, count_programs: bool = False) -> Figures:
+    """One round.
+
+    Args:
+        tool: None for the load alone.
+        load: what is sent.
+        sender: bench/send.c, compiled.
+        directory: for the capture file.
+        count_programs: let the kernel measure BPF programs, which makes each of them slower.
+
+    Raises:
+        TimeoutError: the tool never said that it captures.
+    """
+    with contextlib.ExitStack() as stack:
+        set_segmentation(on=load.segmentation)
+        if load.devices:
+            stack.enter_context(many_devices(load.devices))
+        stack.enter_context(sink(sender))
+        if tool is None:
+            failed, sending_s = _send(load, _start_senders(load, sender))
+            return Figures("no capture", load.name, load.packets - failed, sending_s)
+        stack.enter_context(statistics(on=count_programs))
+        return _under_capture(tool, load, sender, directory)
+
+
+def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Figures:
+    target, log = directory / "capture", directory / "log"
+    command = tool.command(target, any_device=bool(load.devices))
+    with log.open("w") as words:
+        begun = time.monotonic()
+        process = subprocess.Popen([*ENTER_NEAR, *command], stderr=words, stdout=words)
+        try:
+            wait_for(lambda: tool.ready.search(log.read_text()))
+            start_s = time.monotonic() - begun
+            senders = _start_senders(load, sender)
+            _wait_until_whole(target)
+            stat, machine, program = Path(f"/proc/{process.pid}/stat"), Path("/proc/stat"), program_time(process.pid)
+            busy, before, growth = busy_time(machine.read_text()), process_times(stat.read_text()), _Growth(target)
+            growth.start()
+            failed, sending_s = _send(load, senders)
+            pause = growth.stop()
+            _wait_until_whole(target)
+            after, machine_s = process_times(stat.read_text()), busy_time(machine.read_text()) - busy
+            program_s, private = program_time(process.pid) - program, private_memory(process.pid)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(120)
+    captured, dropped = tool.totals(log.read_text())
+    size = target.stat().st_size
+    target.unlink()
+    return Figures(
+        tool=tool.name,
+        load=load.name,
+        sent=load.packets - failed if load.packets else captured,
+        sending_s=sending_s,
+        captured=captured,
+        dropped=dropped,
+        user_s=after[0] - before[0],
+        system_s=after[1] - before[1],
+        machine_s=machine_s,
+        program_s=program_s,
+        file_bytes=size,
+        private_bytes=private,
+        start_s=start_s,
+        longest_pause_s=pause,
+    )
+
+
+def _wait_until_whole(path: Path) -> None:
+    size = -1
+    while size != (size := path.stat().st_size):
+        time.sleep(_QUIET_S)

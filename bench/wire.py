@@ -1,0 +1,68 @@
+"""Where the traffic goes: two network namespaces joined by a pair of devices, without neighbour discovery."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterator
+
+NEAR, FAR = "skbcapd-bench-a", "skbcapd-bench-b"
+OUR_ADDRESS, ADDRESS = "10.91.7.1", "10.91.7.2"
+DEVICE = "bench0"
+ENTER_NEAR, ENTER_FAR = (["ip", "netns", "exec", name] for name in (NEAR, FAR))
+
+
+def ip(*words: str) -> None:
+    """Run ip(8)."""
+    subprocess.run(["ip", *words], check=True)
+
+
+@contextlib.contextmanager
+def wire() -> Iterator[None]:
+    """Set both namespaces up, and take them away again."""
+    for name in (NEAR, FAR):
+        ip("netns", "add", name)
+    try:
+        ip("-n", NEAR, "link", "add", DEVICE, "type", "veth", "peer", "name", DEVICE, "netns", FAR)
+        for name, address in ((NEAR, OUR_ADDRESS), (FAR, ADDRESS)):
+            ip("netns", "exec", name, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", DEVICE)
+            ip("-n", name, "link", "set", DEVICE, "up")
+        link = json.loads(subprocess.check_output(["ip", "-j", "-n", FAR, "link", "show", DEVICE]))
+        ip("-n", NEAR, "neigh", "replace", ADDRESS, "lladdr", link[0]["address"], "dev", DEVICE)
+        yield
+    finally:
+        for name in (NEAR, FAR):
+            ip("netns", "del", name)
+
+
+def set_segmentation(*, on: bool) -> None:
+    """Let the device take large TCP frames, or frames of its MTU only."""
+    for name in (NEAR, FAR):
+        ip("-n", name, "link", "set", DEVICE, "gso_max_segs", "65535" if on else "1")
+
+
+@contextlib.contextmanager
+def many_devices(count: int) -> Iterator[None]:
+    """Devices that take everything, 10.92.0.1, 10.92.1.1, ... (250 to each second byte) in the near namespace."""
+
+    def batch(lines: list[str]) -> None:
+        subprocess.run(["ip", "-n", NEAR, "-batch", "-"], input="\n".join(lines), text=True, check=True)
+
+    names = [f"many{number}" for number in range(count)]
+    batch(
+        [
+            line.format(name=name, second=92 + number // 250, third=number % 250)
+            for number, name in enumerate(names)
+            for line in (
+                "link add {name} type dummy",
+                "addr add 10.{second}.{third}.1/24 dev {name}",
+                "link set {name} up",
+            )
+        ]
+    )
+    try:
+        yield
+    finally:
+        batch([f"link del {name}" for name in names])
