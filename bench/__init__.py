@@ -1,0 +1,1 @@
+"""`make bench`: what a capture costs, beside other tools. Reading order: wire, loads, tools, measure, report."""

@@ -4,8 +4,8 @@ In: how many rounds, how much of each load. Out: tables in Markdown on stdout an
 build/bench.json, a plot in build/bench.svg.
 
 Two network namespaces joined by a pair of devices; the capture is on the sender's device, whole frames, into a file on
-this disk. Tools take turns in shuffled order; each figure is the median of the rounds. CPU is user and system time of the
-capture process from the first packet until the file grows no more (compiling before that is paid once, at start).
+this disk. Tools take turns in shuffled order; each figure is the median of the rounds. CPU is user and system time of
+the capture process from the first packet until the file grows no more (compiling before that is paid once, at start).
 """
 
 from __future__ import annotations

@@ -155,8 +155,7 @@ def _start_senders(load: Load, sender: Path) -> list[subprocess.Popen[str]]:
         command = [*ENTER_NEAR, *pin, str(sender), *arguments]
         started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
     for process in started:
-        assert process.stdout
-        if process.stdout.readline() != "ready\n":
+        if process.stdout is None or process.stdout.readline() != "ready\n":
             raise RuntimeError(f"a sender of {load.name} did not start")
     return started
 
@@ -166,9 +165,7 @@ def _send(load: Load, senders: list[subprocess.Popen[str]]) -> tuple[int, float]
     failed, slowest = 0, 0.0
     begun = time.monotonic()
     for process in senders:
-        assert process.stdin
-        process.stdin.write("go\n")
-        process.stdin.flush()
+        print("go", file=process.stdin, flush=True)
     for process in senders:
         out, _ = process.communicate(timeout=300)
         failed += int(out.split()[0])
@@ -184,8 +181,8 @@ def sink(sender: Path) -> Iterator[None]:
     """Somebody who takes what is sent."""
     process = subprocess.Popen([*ENTER_FAR, str(sender), "sink", ADDRESS], stdout=subprocess.PIPE, text=True)
     try:
-        assert process.stdout
-        process.stdout.readline()
+        if process.stdout is None or not process.stdout.readline():
+            raise RuntimeError("the sink did not start")
         yield
     finally:
         process.kill()

@@ -171,6 +171,7 @@ def plot(rows: Rows, caption: str) -> str:
         parts.append(f'<rect x="230" y="{y + 2}" width="{width:.1f}" height="14" fill="{colours[tool]}"/>')
         parts.append(f'<text x="{236 + width:.1f}" y="{y + 13}">{tool} {value:.2f}</text>')
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" font-family="sans-serif" font-size="12">'
-        f'<text x="4" y="16">CPU of the capture process, us per packet. {escape(caption)}</text>{"".join(parts)}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" font-family="sans-serif" '
+        f'font-size="12"><text x="4" y="16">CPU of the capture process, us per packet. {escape(caption)}</text>'
+        f"{''.join(parts)}</svg>\n"
     )

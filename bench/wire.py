@@ -14,7 +14,7 @@ ENTER_NEAR, ENTER_FAR = (["ip", "netns", "exec", name] for name in (NEAR, FAR))
 
 
 def ip(*words: str) -> None:
-    """Run ip(8)."""
+    """Run the command of that name."""
     subprocess.run(["ip", *words], check=True)
 
 
@@ -45,19 +45,19 @@ def set_segmentation(*, on: bool) -> None:
 
 @contextlib.contextmanager
 def many_devices(count: int) -> Iterator[None]:
-    """Devices that take everything, 10.92.0.1, 10.92.1.1, ... (250 to each second byte) in the near namespace."""
+    """Devices 10.92.0.1, 10.92.1.1, ... (250 to each second byte) in the near namespace; their peers take what comes."""
 
     def batch(lines: list[str]) -> None:
         subprocess.run(["ip", "-n", NEAR, "-batch", "-"], input="\n".join(lines), text=True, check=True)
 
-    names = [f"many{number}" for number in range(count)]
     batch(
         [
-            line.format(name=name, second=92 + number // 250, third=number % 250)
-            for number, name in enumerate(names)
+            line.format(name=f"many{number}", second=92 + number // 250, third=number % 250)
+            for number in range(count)
             for line in (
-                "link add {name} type dummy",
+                "link add {name} group 7 arp off type veth peer name p{name} group 7 arp off",
                 "addr add 10.{second}.{third}.1/24 dev {name}",
+                "link set p{name} up",
                 "link set {name} up",
             )
         ]
@@ -65,4 +65,4 @@ def many_devices(count: int) -> Iterator[None]:
     try:
         yield
     finally:
-        batch([f"link del {name}" for name in names])
+        batch(["link del group 7"])

@@ -103,7 +103,7 @@ class Output(Protocol):
         ...
 
     def flush(self) -> None:
-        """Hand on all that was written."""
+        """Hand on what was written; what is behind the last block of a disk may wait for the next call."""
         ...
 
     def finish(self, statistics: Sequence[Statistics]) -> None:
@@ -265,6 +265,7 @@ class Capture:
     _is_proven: bool = False
     _lost: int = 0
     _broken: bool = False
+    _is_held_back: bool = False  # the output may keep the end of what it got until the next flush
     _netns: int = field(default_factory=lambda: Path("/proc/self/ns/net").stat().st_ino)
 
     def __post_init__(self) -> None:
@@ -354,9 +355,10 @@ class Capture:
                 self._lost += sum(1 for _ in walk(blocks.view))
             elif not self.is_full:
                 self._write(blocks)
-        if moved and not self._broken:
+        if (moved or self._is_held_back) and not self._broken:
             self.output.flush()
             self._resolver.refill()
+        self._is_held_back = bool(moved)
         return moved
 
     def fall_asleep(self) -> bool:

@@ -142,7 +142,7 @@ class CaptureDirectory:
 
     def finish(self, file: CaptureFile) -> None:
         """Hand on what is held back, and have a thread close the file and give it its name; see `finished`."""
-        file.stream.flush()
+        file.stream.flush(whole=True)
         self._finishing.append((file, self._finisher.submit(self._close, file)))
 
     def finished(self, *, wait: bool = False) -> Iterator[tuple[CaptureFile, BaseException | None]]:

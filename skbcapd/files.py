@@ -11,16 +11,25 @@ from __future__ import annotations
 import contextlib
 import grp
 import io
+import mmap
 import os
 import pwd
+import stat
 import struct
+import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from skbcapd.errors import FileError
 
 MODE = 0o640
-_BUFFER = 1 << 16  # slow-path blocks are gathered; ranges are larger and pass through
+_BUFFER = 1 << 16  # of standard output
+_GATHERED = 1 << 20
+_DIRECT_MIN = 1 << 18  # bytes at once that are worth a wait for the disk
+_ALIGNMENT = 1 << 12  # of direct writes: no disk has larger blocks
+_WINDOW_S, _CACHED_S = 0.2, 5.0  # a disk that takes half of the one is left alone for the other
 _PACKET = 6
 
 
@@ -50,56 +59,154 @@ def owner_ids(text: str) -> tuple[int, int]:
 class BlockSink:
     """Takes whole blocks to a descriptor. After an error it takes no more, and counts the packets that it refuses.
 
+    Blocks are gathered in `_gathered`, which stands for the end of the file from `_at` on, a multiple of the disk's
+    blocks. Much at once goes to the disk directly (O_DIRECT), which costs a fraction of what the page cache does.
+    Little, the end, and all while the disk is slow go through the cache, which takes more than a disk at a time.
+
     Args:
-        descriptor: of a file, at its end.
+        descriptor: of an empty file, or of a pipe.
         strict: raise the error, too.
+        clock: seconds.
+
+    Source: O_DIRECT in open(2).
     """
 
-    def __init__(self, descriptor: int, *, strict: bool = False) -> None:
-        self._strict = strict
+    def __init__(self, descriptor: int, *, strict: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self._strict, self._clock = strict, clock
         self.error: OSError | None = None
         self.lost = 0
-        self.size = 0  # bytes of whole blocks, those in `_held` among them
+        self.size = 0  # bytes of whole blocks, those gathered among them
         self._descriptor = descriptor
-        self._held = bytearray()
+        self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        self._direct = _open_direct(descriptor) if self._is_file else -1
+        self._gathered = memoryview(mmap.mmap(-1, _GATHERED))  # begins where a page does, as O_DIRECT needs it
+        self._at = self._fill = 0
+        self._written = 0  # of `_gathered`, bytes that are in the file already
+        self._starts: deque[int] = deque([0])  # of blocks: one at or before `_at`, and those of later writes
+        self._window = self._spent = self._cached_until = 0.0
 
     def write(self, blocks: bytes | memoryview) -> None:
         """Take one or more whole blocks."""
         if self.error is not None:
             self.lost += count_packets(blocks)
             return
+        self._starts.append(self.size)
         self.size += len(blocks)
-        if len(self._held) + len(blocks) < _BUFFER:
-            self._held += blocks
-            return
-        self.flush()
-        self._put(blocks)
-
-    def flush(self) -> None:
-        """Hand on what is held back."""
-        if self._held and self.error is None:
-            held, self._held = self._held, bytearray()
-            self._put(held)
-
-    def _put(self, blocks: bytes | bytearray | memoryview) -> None:
         left = memoryview(blocks)
+        while left and self.error is None:
+            size = min(len(left), _GATHERED - self._fill)
+            self._gathered[self._fill : self._fill + size] = left[:size]
+            self._fill += size
+            left = left[size:]
+            if self._fill == _GATHERED:
+                self._put(left)
+
+    def flush(self, *, whole: bool = False) -> None:
+        """Hand on what is gathered; of much, all but what is behind its last block of the disk.
+
+        Args:
+            whole: also that. Without, the next call will do it.
+        """
+        if self._fill - self._written >= _DIRECT_MIN:
+            self._put()
+            if not whole:
+                return
+        if self._fill > self._written:
+            self._put(is_end=True)
+
+    def close(self) -> None:
+        """Let go of what is held beside the descriptor, which stays open."""
+        self._close_direct()
+        self._gathered.release()
+
+    def _close_direct(self) -> None:
+        if self._direct >= 0:
+            os.close(self._direct)
+        self._direct = -1
+
+    def _put(self, left: bytes | memoryview = b"", *, is_end: bool = False) -> None:
+        """Write what is gathered, but for a part of a block of the disk that the next call begins with.
+
+        Args:
+            left: what of the last write is not gathered yet, to be counted if it cannot be written.
+            is_end: write that part as well, and keep it all the same.
+        """
+        if self.error is not None:
+            return
+        end = self._fill if is_end else self._fill // _ALIGNMENT * _ALIGNMENT
         try:
-            if self.error is not None:
-                raise self.error
-            while left:
-                left = left[os.write(self._descriptor, left) :]
+            if not is_end and self._direct >= 0 and self._clock() >= self._cached_until:
+                self._put_directly(end)
+            while self._written < end:
+                part = self._gathered[self._written : end]
+                at = self._at + self._written
+                self._written += (
+                    os.pwrite(self._descriptor, part, at) if self._is_file else os.write(self._descriptor, part)
+                )
         except OSError as error:
             self.error = error
-            self._refuse(blocks)
-            with contextlib.suppress(OSError):  # a torn block would end the file for every reader
-                os.ftruncate(self._descriptor, self.size)
-                os.lseek(self._descriptor, self.size, os.SEEK_SET)
+            self._refuse(left)
             if self._strict:
                 raise
+            return
+        done = end // _ALIGNMENT * _ALIGNMENT
+        rest = self._fill - done
+        self._gathered[:rest] = bytes(self._gathered[done : self._fill])
+        self._at, self._fill, self._written = self._at + done, rest, max(0, self._written - done)
+        while len(self._starts) > 1 and self._starts[1] <= self._at:
+            self._starts.popleft()
 
-    def _refuse(self, blocks: bytes | bytearray | memoryview) -> None:
-        self.size -= len(blocks)
-        self.lost += count_packets(memoryview(blocks))
+    def _put_directly(self, end: int) -> None:
+        """Write up to `end` without the cache; what the file system does not take is left to it."""
+        begun = self._clock()
+        try:
+            self._written = max(self._written, os.pwrite(self._direct, self._gathered[:end], self._at))
+        except OSError:
+            self._close_direct()  # it cannot be had here, or the disk is full: then the other way will say so
+        now = self._clock()
+        if begun - self._window > _WINDOW_S:
+            self._window, self._spent = begun, 0.0
+        self._spent += now - begun
+        if self._spent > _WINDOW_S / 2:
+            self._cached_until = now + _CACHED_S
+
+    def _refuse(self, left: bytes | memoryview) -> None:
+        """Count what is lost, and cut the file behind its last whole block: a torn one ends it for every reader."""
+        done = self._at + self._written
+        start = max(start for start in self._starts if start <= done) if self._is_file else self._first_behind(done)
+        there = _read_back(self._descriptor, start, done) if self._is_file else b""
+        missing = self._gathered[max(self._written, start - self._at) : self._fill]
+        blocks, kept = b"".join((there, missing, left)), 0
+        while kept < len(there):
+            size = int.from_bytes(blocks[kept + 4 : kept + 8], "little")
+            if kept + size > len(there):
+                break
+            kept += size
+        self.lost += count_packets(blocks[kept:])
+        self.size = start + kept
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, self.size)
+
+    def _first_behind(self, done: int) -> int:
+        """The first write that a pipe has not got any of: what it got in part cannot be taken back."""
+        return next((start for start in self._starts if start >= done), self.size)
+
+
+def _open_direct(descriptor: int) -> int:
+    """The same file once more, around the cache; -1 where there is no such way."""
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
+def _read_back(descriptor: int, start: int, end: int) -> bytes:
+    """What a file that is open for writing holds."""
+    reader = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(reader, end - start, start)
+    finally:
+        os.close(reader)
 
 
 class CaptureFile:
@@ -144,7 +251,8 @@ class CaptureFile:
             FileError: the disk refuses, now or at a write before.
         """
         with contextlib.suppress(OSError):
-            self.stream.flush()
+            self.stream.flush(whole=True)
+        self.stream.close()
         error = self.stream.error
         try:
             if self.path != self.working_path:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from skbcapd.errors import FileError
 from skbcapd.files import BlockSink, CaptureFile, StandardOutput, count_packets, owner_ids
@@ -104,6 +108,7 @@ def test_a_torn_block_is_cut_off(tmp_path: Path) -> None:
         "file = CaptureFile(Path(sys.argv[1]), part=True)\n"
         "file.stream.write(packet(0, bytes(70_000)))\n"
         "file.stream.write(packet(0, bytes(70_000)))\n"
+        "file.stream.flush()\n"
         "print(file.stream.lost, file.stream.size)\n"
     )
     done = subprocess.run(
@@ -115,6 +120,61 @@ def test_a_torn_block_is_cut_off(tmp_path: Path) -> None:
     )
     assert done.stdout == f"1 {len(packet(0, bytes(70_000)))}\n"
     assert (tmp_path / "a.pcapng.part").read_bytes() == packet(0, bytes(70_000))
+
+
+PIECES = st.lists(st.tuples(st.integers(1, 300_000), st.booleans()), max_size=12)
+
+
+@given(PIECES, st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_any_writes_are_in_the_file(pieces: list[tuple[int, bool]], slow: bool) -> None:  # noqa: FBT001  hypothesis
+    """Blocks of any sizes, flushed at any time, on a quick disk and a slow one: the file has all of them in order."""
+    times = itertools.count(step=1.0 if slow else 1e-6)
+    with tempfile.TemporaryFile() as file:
+        sink = BlockSink(file.fileno(), clock=lambda: next(times))
+        written = []
+        for number, (size, is_flushed) in enumerate(pieces):
+            written.append(packet(0, number.to_bytes(4, "big") + bytes(size)))
+            sink.write(written[-1])
+            if is_flushed:
+                sink.flush()
+                sink.flush()
+                assert os.fstat(file.fileno()).st_size == len(b"".join(written))
+        sink.flush(whole=True)
+        sink.close()
+        file.seek(0)
+        assert file.read() == b"".join(written)
+        assert (sink.size, sink.lost, sink.error) == (len(b"".join(written)), 0, None)
+
+
+TEAR = """
+import os, resource, signal, sys
+from skbcapd.files import BlockSink
+from tests.unit.writer import packet
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+limit, sizes = int(sys.argv[2]), [int(size) for size in sys.argv[3:]]
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+sink = BlockSink(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT))
+for size in sizes:
+    sink.write(b"".join(packet(0, bytes(size)) for _ in range(7)))
+    if size % 2:
+        sink.flush()
+sink.flush(whole=True)
+print(sink.lost, sink.size)
+"""
+
+
+@pytest.mark.parametrize("limit", [1, 4096, 100_000, 1 << 20, (1 << 20) + 4097, 2_000_001])
+def test_wherever_a_disk_is_full(limit: int, tmp_path: Path) -> None:
+    """The file ends with the last whole block that had room; each packet is in it or counted, whatever was gathered."""
+    file, sizes = tmp_path / "torn", [60, 1_401, 40_000, 9, 60_000, 70_001, 65_536, 5]
+    words = [sys.executable, "-c", TEAR, file, limit, *sizes]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True, cwd=ROOT)
+    blocks = [packet(0, bytes(size)) for size in sizes for _ in range(7)]
+    ends = list(itertools.accumulate(map(len, blocks)))
+    kept = sum(end <= limit for end in ends)
+    assert done.stdout == f"{len(blocks) - kept} {len(b''.join(blocks[:kept]))}\n"
+    assert file.read_bytes() == b"".join(blocks[:kept])
 
 
 def test_packets_are_counted_among_blocks() -> None:
