@@ -45,7 +45,7 @@ def set_segmentation(*, on: bool) -> None:
 
 @contextlib.contextmanager
 def many_devices(count: int) -> Iterator[None]:
-    """Devices 10.92.0.1, 10.92.1.1, ... (250 to each second byte) in the near namespace; their peers take what comes."""
+    """Devices 10.92.0.1, 10.92.1.1, ... (250 to each second byte) in the near namespace. Peers take what comes."""
 
     def batch(lines: list[str]) -> None:
         subprocess.run(["ip", "-n", NEAR, "-batch", "-"], input="\n".join(lines), text=True, check=True)
