@@ -151,8 +151,8 @@ class Daemon(Capture):
 def read(path: Path) -> list[Packet]:
     """Read a finished file, after tshark and capinfos have read it without a complaint and see the same packets.
 
-    Every file that a kernel test makes goes through here. On an emulated machine the judges see the first one only: they
-    take most of a minute for each, and the same blocks on the machine outside.
+    Every file that a kernel test makes goes through here. On an emulated machine the judges see the first one only:
+    they take most of a minute for each, and see the same blocks on the machine outside.
     """
     found = packets(path.read_bytes())
     if _is_emulated and _judged:

@@ -13,8 +13,8 @@ import pytest
 
 from tests.vm import boot, kernels
 
-# A kernel that is asked for by name is tried in all three ways. `make test` leaves out what the running kernel tries, and
-# with `auto`, whose frames come by the same tracepoints, the many devices.
+# A kernel that is asked for by name is tried in all three ways. `make test` leaves out what the running kernel tries,
+# and with `auto`, whose frames come by the same tracepoints, the many devices.
 IS_ASKED_FOR = bool(os.environ.get("SKBCAPD_VM_KERNELS"))
 ATTACH = ("kprobe", "auto", "tracepoint") if IS_ASKED_FOR else ("kprobe", "auto")
 LEFT_OUT = {} if IS_ASKED_FOR else {"auto": "--ignore=tests/kernel/test_scenes.py --ignore=tests/kernel/test_driver.py"}
