@@ -93,6 +93,10 @@ class BlockSink:
         self._starts.append(self.size)
         self.size += len(blocks)
         left = memoryview(blocks)
+        if len(left) >= _DIRECT_MIN and not self._is_direct:
+            self._put(left, is_end=True)
+            self._put_through(left)
+            return
         while left and self.error is None:
             size = min(len(left), _GATHERED - self._fill)
             self._gathered[self._fill : self._fill + size] = left[:size]
@@ -135,26 +139,45 @@ class BlockSink:
             return
         end = self._fill if is_end else self._fill // _ALIGNMENT * _ALIGNMENT
         try:
-            if not is_end and self._direct >= 0 and self._clock() >= self._cached_until:
+            if not is_end and self._is_direct:
                 self._put_directly(end)
             while self._written < end:
-                part = self._gathered[self._written : end]
-                at = self._at + self._written
-                self._written += (
-                    os.pwrite(self._descriptor, part, at) if self._is_file else os.write(self._descriptor, part)
-                )
+                self._written += self._write_at(self._gathered[self._written : end], self._at + self._written)
         except OSError as error:
-            self.error = error
-            self._refuse(left)
-            if self._strict:
-                raise
+            self._fail(error, self._at + self._written, self._gathered[self._written : self._fill], left)
             return
         done = end // _ALIGNMENT * _ALIGNMENT
         rest = self._fill - done
         self._gathered[:rest] = bytes(self._gathered[done : self._fill])
-        self._at, self._fill, self._written = self._at + done, rest, max(0, self._written - done)
-        while len(self._starts) > 1 and self._starts[1] <= self._at:
+        self._go_on(self._at + done, rest, max(0, self._written - done))
+
+    def _put_through(self, left: memoryview) -> None:
+        """Write blocks from where they lie, when nothing is gathered but what is written."""
+        if self.error is not None:
+            return
+        end, whole = self._at + self._fill, left
+        rest = (end + len(left)) % _ALIGNMENT
+        try:
+            while left:
+                written = self._write_at(left, end)
+                end, left = end + written, left[written:]
+        except OSError as error:
+            self._fail(error, end, left)
+            return
+        self._gathered[:rest] = whole[len(whole) - rest :]
+        self._go_on(end - rest, rest, rest)
+
+    def _go_on(self, at: int, fill: int, written: int) -> None:
+        self._at, self._fill, self._written = at, fill, written
+        while len(self._starts) > 1 and self._starts[1] <= at:
             self._starts.popleft()
+
+    def _write_at(self, part: memoryview, at: int) -> int:
+        return os.pwrite(self._descriptor, part, at) if self._is_file else os.write(self._descriptor, part)
+
+    @property
+    def _is_direct(self) -> bool:
+        return self._direct >= 0 and self._clock() >= self._cached_until
 
     def _put_directly(self, end: int) -> None:
         """Write up to `end` without the cache; what the file system does not take is left to it."""
@@ -170,13 +193,20 @@ class BlockSink:
         if self._spent > _WINDOW_S / 2:
             self._cached_until = now + _CACHED_S
 
-    def _refuse(self, left: bytes | memoryview) -> None:
-        """Count what is lost, and cut the file behind its last whole block: a torn one ends it for every reader."""
-        done = self._at + self._written
-        start = max(start for start in self._starts if start <= done) if self._is_file else self._first_behind(done)
+    def _fail(self, error: OSError, done: int, *missing: bytes | memoryview) -> None:
+        """Count what is lost, and cut the file behind its last whole block: a torn one ends it for every reader.
+
+        Args:
+            error: why.
+            done: bytes that are in the file.
+            missing: what should come behind them.
+        """
+        self.error = error
+        start = max(start for start in self._starts if start <= done)
         there = _read_back(self._descriptor, start, done) if self._is_file else b""
-        missing = self._gathered[max(self._written, start - self._at) : self._fill]
-        blocks, kept = b"".join((there, missing, left)), 0
+        if len(there) < done - start:
+            start, there = self._first_behind(done), b""
+        blocks, kept = b"".join((there, *missing))[max(0, start - done) :], 0
         while kept < len(there):
             size = int.from_bytes(blocks[kept + 4 : kept + 8], "little")
             if kept + size > len(there):
@@ -186,9 +216,11 @@ class BlockSink:
         self.size = start + kept
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, self.size)
+        if self._strict:
+            raise error
 
     def _first_behind(self, done: int) -> int:
-        """The first write that a pipe has not got any of: what it got in part cannot be taken back."""
+        """The first write of which nothing is there: what a pipe got in part cannot be taken back."""
         return next((start for start in self._starts if start >= done), self.size)
 
 
@@ -201,12 +233,12 @@ def _open_direct(descriptor: int) -> int:
 
 
 def _read_back(descriptor: int, start: int, end: int) -> bytes:
-    """What a file that is open for writing holds."""
-    reader = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+    """What a file that is open for writing holds; less if it cannot be read."""
     try:
-        return os.pread(reader, end - start, start)
-    finally:
-        os.close(reader)
+        with open(f"/proc/self/fd/{descriptor}", "rb", buffering=0) as reader:  # noqa: PTH123  no path, a descriptor
+            return os.pread(reader.fileno(), end - start, start)
+    except OSError:
+        return b""
 
 
 class CaptureFile:

@@ -148,13 +148,13 @@ def test_any_writes_are_in_the_file(pieces: list[tuple[int, bool]], slow: bool) 
 
 
 TEAR = """
-import os, resource, signal, sys
+import itertools, os, resource, signal, sys
 from skbcapd.files import BlockSink
 from tests.unit.writer import packet
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-limit, sizes = int(sys.argv[2]), [int(size) for size in sys.argv[3:]]
+limit, tick, sizes = int(sys.argv[2]), float(sys.argv[3]), [int(size) for size in sys.argv[4:]]
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-sink = BlockSink(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT))
+sink = BlockSink(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT), clock=itertools.count(step=tick).__next__)
 for size in sizes:
     sink.write(b"".join(packet(0, bytes(size)) for _ in range(7)))
     if size % 2:
@@ -164,11 +164,12 @@ print(sink.lost, sink.size)
 """
 
 
+@pytest.mark.parametrize("tick", [1e-6, 0.07], ids=["quick", "slow"])
 @pytest.mark.parametrize("limit", [1, 4096, 100_000, 1 << 20, (1 << 20) + 4097, 2_000_001])
-def test_wherever_a_disk_is_full(limit: int, tmp_path: Path) -> None:
+def test_wherever_a_disk_is_full(limit: int, tick: float, tmp_path: Path) -> None:
     """The file ends with the last whole block that had room; each packet is in it or counted, whatever was gathered."""
     file, sizes = tmp_path / "torn", [60, 1_401, 40_000, 9, 60_000, 70_001, 65_536, 5]
-    words = [sys.executable, "-c", TEAR, file, limit, *sizes]
+    words = [sys.executable, "-c", TEAR, file, limit, tick, *sizes]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True, cwd=ROOT)
     blocks = [packet(0, bytes(size)) for size in sizes for _ in range(7)]
     ends = list(itertools.accumulate(map(len, blocks)))
