@@ -26,7 +26,7 @@ wireshark_datadir = /usr/share/wireshark
 # Debian's own: it has bcc and systemd.
 PYTHON = /usr/bin/python3
 
-.PHONY: run test setup setup-test lint format generate unit test-kernel test-vm soak bench install uninstall deb clean
+.PHONY: run test setup setup-test lint format generate unit test-kernel test-vm soak bench bench-quick install uninstall deb clean
 
 run: setup
 	$(AS_ROOT) $(VENV)/skbcapd run --config $(CONFIG) --set files.directory=./captures \
@@ -69,6 +69,9 @@ soak: setup-test
 
 bench: setup-test
 	$(AS_ROOT) $(VENV)/python -m bench
+
+bench-quick: setup-test
+	$(AS_ROOT) $(VENV)/python -m bench --quick
 
 install uninstall:
 	@prefix=$(prefix) sysconfdir=$(sysconfdir) bindir=$(bindir) pythondir=$(pythondir) unitdir=$(unitdir) \

@@ -22,8 +22,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench import loads, report
+from bench.loads import Variant
 from bench.measure import Figures, measure
-from bench.tools import tools
+from bench.tools import ours, tools
 from bench.wire import wire
 
 HERE = Path(__file__).parent
@@ -41,7 +42,10 @@ def main() -> int:
         "--scale", type=float, default=1.0, help="1 sends 1,000,000 small datagrams, the rest in proportion"
     )
     parser.add_argument("--load", action="append", help="only loads whose name has this in it")
+    parser.add_argument("--quick", action="store_true", help="a round of everything but variants, in two minutes")
     options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.scale = 1, 0.2
     build = HERE.parent / "build"
     build.mkdir(exist_ok=True)
     wanted = [
@@ -50,7 +54,7 @@ def main() -> int:
     found = tools()
     rows: list[Figures] = []
     programs: list[Figures] = []
-    growth: list[tuple[str, int, Figures]] = []
+    variants: list[tuple[Variant, Figures]] = []
     with tempfile.TemporaryDirectory(dir=build) as name, wire():
         directory, sender = Path(name), Path(name) / "send"
         subprocess.run(["cc", "-O2", "-pthread", "-o", str(sender), str(HERE / "send.c")], check=True)
@@ -62,19 +66,19 @@ def main() -> int:
                 _say(rows[-1])
             counted = [load for load in wanted if load.name == "UDP 64 B unpaced"]
             programs += [measure(found[0], load, sender, directory, count_programs=True) for load in counted]
-            if not options.load:
-                sizes = loads.growth(options.scale)
-                random.shuffle(sizes)
-                for kind, size, load in sizes:
-                    growth.append((kind, size, measure(found[0], load, sender, directory, count_programs=True)))
-                    _say(growth[-1][2])
+            changed = [] if options.load or options.quick else loads.variants(options.scale)
+            for variant in random.sample(changed, len(changed)):
+                tool = ours(variant.module, *variant.arguments)
+                variants.append((variant, measure(tool, variant.load, sender, directory, count_programs=True)))
+                _say(variants[-1][1])
     rows.sort(key=lambda row: [load.name for load in wanted].index(row.load))
+    variants.sort(key=lambda each: loads.variants(options.scale).index(each[0]))
     where = (
         f"Linux {os.uname().release} on {os.uname().machine}, {os.cpu_count()} processors, {options.rounds} rounds, "
         f"{time.strftime('%Y-%m-%d')}"
     )
-    goals = report.goals(rows, programs, growth)
-    text = f"{where}\n\n{report.table(rows)}\n\n{report.goal_table(goals)}\n"
+    goals = report.goals(rows, programs, variants)
+    text = f"{where}\n\n{report.table(rows)}\n\n{report.variant_table(variants)}\n\n{report.goal_table(goals)}\n"
     (build / "bench.md").write_text(text)
     (build / "bench.svg").write_text(report.plot(rows, where))
     (build / "bench.json").write_text(
@@ -83,7 +87,7 @@ def main() -> int:
                 "where": where,
                 "rounds": [asdict(row) for row in rows],
                 "programs": [asdict(row) for row in programs],
-                "growth": [{"kind": kind, "number": number, **asdict(row)} for kind, number, row in growth],
+                "variants": [{"kind": each.kind, "name": each.name, **asdict(row)} for each, row in variants],
                 "goals": [asdict(goal) | {"met": goal.is_met} for goal in goals],
             },
             indent=1,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from bench.wire import ADDRESS
 
+HEADERS = 14 + 20 + 8  # sizes are those of frames, as in RFC 2544, but without the checksum behind them
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -32,7 +34,7 @@ def loads(scale: float) -> list[Load]:
     """All loads; `scale` 1 sends 1,000,000 small datagrams unpaced, and all else in proportion."""
 
     def udp(size: int, count: float, rate: int = 0) -> tuple[str, ...]:
-        return "udp", ADDRESS, str(size), str(int(count * scale)), str(rate)
+        return "udp", ADDRESS, str(size - HEADERS), str(int(count * scale)), str(rate)
 
     def one(name: str, size: int, count: float, rate: int = 0) -> Load:
         return Load(name, (udp(size, count, rate),), int(count * scale))
@@ -51,15 +53,56 @@ def loads(scale: float) -> list[Load]:
     ]
 
 
-def growth(scale: float) -> list[tuple[str, int, Load]]:
-    """What should not cost more as it grows: (kind, how many, load)."""
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One thing about a capture that is changed, to see what it costs: of skbcapd only.
+
+    Args:
+        kind: what is changed.
+        name: how.
+        load: what is sent.
+        arguments: more of them for `skbcapd capture`.
+        module: what is run as `skbcapd`.
+    """
+
+    kind: str
+    name: str
+    load: Load
+    arguments: tuple[str, ...] = ()
+    module: str = "skbcapd"
+
+
+def variants(scale: float) -> list[Variant]:
+    """Those whose cost should not grow with their number, and those that should be known."""
     count = int(300_000 * scale)
-    threads = [
-        ("labels", number, Load(f"{number} labels", (("threads", ADDRESS, str(count), str(number)),), count))
-        for number in (1, 100, 10_000)
+
+    def plain(kind: str, name: str) -> Load:
+        return Load(f"{kind}: {name}", (("udp", ADDRESS, str(64 - HEADERS), str(count), "0"),), count)
+
+    def rules(number: int) -> tuple[str, ...]:
+        return "--set", f"rules=[{', '.join(f'{{comm: nobody{rule}}}' for rule in range(number))}]"
+
+    many = " or ".join(f"udp port {port}" for port in (*range(1001, 1020), 9))
+    filters = {"none": "", "simple, takes all": "udp", "20 terms, takes all": many, "refuses all": "not udp port 9"}
+    return [
+        *(
+            Variant(
+                "labels",
+                f"{number:,}",
+                Load(f"{number} labels", (("threads", ADDRESS, str(count), str(number)),), count),
+            )
+            for number in (1, 100, 10_000)
+        ),
+        *(
+            Variant(
+                "devices",
+                f"{number:,}",
+                Load(f"{number} devices", (("spread", str(count), str(number)),), count, devices=number),
+            )
+            for number in (1, 50, 500)
+        ),
+        *(Variant("rules", f"{number:,}", plain("rules", str(number)), rules(number)) for number in (1, 10, 100)),
+        *(Variant("filter", name, plain("filter", name), (text,) if text else ()) for name, text in filters.items()),
+        Variant("attribution", "with", plain("attribution", "with")),
+        Variant("attribution", "without", plain("attribution", "without"), module="bench.anonymous"),
     ]
-    devices = [
-        ("devices", number, Load(f"{number} devices", (("spread", str(count), str(number)),), count, devices=number))
-        for number in (1, 50, 500)
-    ]
-    return [*threads, *devices]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from bench.loads import Variant
 from bench.measure import Figures
 
 Rows = Sequence[Figures]
@@ -87,13 +88,36 @@ class Goal:
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
-def goals(rows: Rows, programs: Rows, growth: Sequence[tuple[str, int, Figures]]) -> list[Goal]:
+def variant_medians(variants: Sequence[tuple[Variant, Figures]]) -> list[tuple[str, str, float, float]]:
+    """Kind, name, and per packet sent the medians: program and capture process together in us, the program in ns."""
+    found: dict[tuple[str, str], list[Figures]] = {}
+    for variant, row in variants:
+        found.setdefault((variant.kind, variant.name), []).append(row)
+    return [
+        (
+            *key,
+            statistics.median((row.cpu_s + row.program_s) / row.sent * 1e6 for row in rows),
+            statistics.median(row.program_s / row.sent * 1e9 for row in rows),
+        )
+        for key, rows in found.items()
+    ]
+
+
+def variant_table(variants: Sequence[tuple[Variant, Figures]]) -> str:
+    """What changes about a capture and what that costs, as Markdown."""
+    lines = ["| what | how | BPF ns/packet | BPF and capture process us/packet |", "|-|-|-|-|"]
+    for kind, name, both_us, program_ns in variant_medians(variants):
+        lines.append(f"| {kind} | {name} | {program_ns:.0f} | {both_us:.3f} |")
+    return "\n".join(lines)
+
+
+def goals(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]]) -> list[Goal]:
     """The goals that figures of this run can tell.
 
     Args:
         rows: of `measure`.
         programs: rounds in which the kernel counted the time of BPF programs.
-        growth: (kind, how many, figures).
+        variants: each with its rounds.
     """
     us, them = "skbcapd", "tcpdump"
 
@@ -103,14 +127,15 @@ def goals(rows: Rows, programs: Rows, growth: Sequence[tuple[str, int, Figures]]
     def ours(load: str, figure: Callable[[Figures], float]) -> float | None:
         return median(rows, figure, tool=us, load=load)
 
-    def spread(kind: str) -> float | None:
-        values: dict[int, list[float]] = {}
-        for name, number, row in growth:
-            if name == kind:
-                values.setdefault(number, []).append(per_packet(row.cpu_s + row.program_s, row, 1e-6))
-        medians = [statistics.median(found) for _, found in sorted(values.items())]
-        return medians[-1] / medians[0] if len(medians) > 1 and medians[0] else None
+    def cost(kind: str) -> dict[str, float]:
+        return {name: value for found, name, value, _ in variant_medians(variants) if found == kind}
 
+    def spread(kind: str) -> float | None:
+        values = list(cost(kind).values())
+        return values[-1] / values[0] if len(values) > 1 and values[0] else None
+
+    filters = cost("filter")
+    refused = filters["refuses all"] / filters["none"] if filters.get("none") else None
     unpaced, large, steady = "UDP 64 B unpaced", "UDP 1400 B unpaced", "UDP 64 B, 20k/s"
     lost = [row.sent - row.captured - row.dropped for row in rows if row.tool == us and row.load.startswith("UDP")]
     tcp_lost = [row.dropped for row in rows if row.tool == us and row.load == "TCP bulk, GSO"]
@@ -137,6 +162,8 @@ def goals(rows: Rows, programs: Rows, growth: Sequence[tuple[str, int, Figures]]
         Goal("start to capturing, s", 1.0, ours("idle", lambda row: row.start_s)),
         Goal("cost of 10,000 labels, of 1", 1.1, spread("labels")),
         Goal("cost of 500 devices, of 1", 1.1, spread("devices")),
+        Goal("cost of 100 rules, of 1", 1.1, spread("rules")),
+        Goal("cost of a packet that the filter refuses, of one that is copied", 1.0, refused),
         Goal("file bytes per 64 B packet", 190, ours(unpaced, lambda row: per_packet(row.file_bytes, row))),
     ]
 

@@ -3,9 +3,9 @@
  * The benchmark's traffic.
  *
  *   send udp ADDRESS SIZE COUNT RATE       COUNT datagrams of SIZE bytes to port 9; RATE per second, 0: as fast as it goes
- *   send fork ADDRESS COUNT RATE           COUNT processes of one 64-byte datagram each, RATE per second
- *   send threads ADDRESS COUNT THREADS     COUNT datagrams of 64 bytes by THREADS threads, one after another
- *   send spread COUNT DEVICES              COUNT datagrams of 64 bytes in turn to 10.92.0.2, 10.92.1.2, ... (wire.py)
+ *   send fork ADDRESS COUNT RATE           COUNT processes of one small datagram each, RATE per second
+ *   send threads ADDRESS COUNT THREADS     COUNT small datagrams by THREADS threads, one after another
+ *   send spread COUNT DEVICES              COUNT small datagrams in turn to 10.92.0.2, 10.92.1.2, ... (wire.py)
  *   send tcp ADDRESS MIB                   MIB MiB to port 9
  *   send sink ADDRESS                      takes connections on port 9 and reads them; swallows datagrams, so that no ICMP
  *                                          error answers each
@@ -22,6 +22,8 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+#define SMALL 22 /* bytes: a frame of 64 */
 
 static char payload[1 << 17];
 static int failed;
@@ -84,7 +86,7 @@ static void send_forked(const char *address, int count, int rate, double start)
 		pid_t child = fork();
 
 		if (!child)
-			_exit(send(open_to(address, SOCK_DGRAM), payload, 64, 0) < 0);
+			_exit(send(open_to(address, SOCK_DGRAM), payload, SMALL, 0) < 0);
 		int status = 1;
 
 		waitpid(child, &status, 0);
@@ -106,7 +108,7 @@ static void *send_in_turn(void *number)
 			pthread_cond_wait(&ring.turned, &ring.lock);
 		pthread_mutex_unlock(&ring.lock);
 		for (int i = 0; i < (round ? ring.count : 1); i++)
-			failed += send(ring.end_point, payload, 64, 0) < 0;
+			failed += send(ring.end_point, payload, SMALL, 0) < 0;
 		pthread_mutex_lock(&ring.lock);
 		ring.turn = -1;
 		pthread_cond_broadcast(&ring.turned);
@@ -165,11 +167,11 @@ int main(int argc, char **argv)
 		for (int i = 0; i < devices; i++) {
 			snprintf(address, sizeof(address), "10.%d.%d.2", 92 + i / 250, i % 250);
 			end_points[i] = open_to(address, SOCK_DGRAM);
-			send(end_points[i], payload, 64, 0);
+			send(end_points[i], payload, SMALL, 0);
 		}
 		start = begin();
 		for (int i = 0; i < atoi(argv[2]); i++)
-			failed += send(end_points[i % devices], payload, 64, 0) < 0;
+			failed += send(end_points[i % devices], payload, SMALL, 0) < 0;
 	} else if (!strcmp(what, "tcp") && argc == 4) {
 		int end_point = open_to(argv[2], SOCK_STREAM);
 		long left = atol(argv[3]) << 20;

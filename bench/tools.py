@@ -35,7 +35,7 @@ class Tool:
     def command(self, file: Path, *, any_device: bool = False) -> list[str]:
         """The command that captures into a file."""
         device = "any" if any_device else DEVICE
-        return [argument.format(device=device, file=file) for argument in self.arguments]
+        return [argument.replace("{device}", device).replace("{file}", str(file)) for argument in self.arguments]
 
     def totals(self, words: str) -> tuple[int, int]:
         """Packets captured and dropped, of what it printed.
@@ -49,11 +49,22 @@ class Tool:
         return int(found[0][1]), int(found[1][1]) if found[1] else 0
 
 
+def ours(module: str = "skbcapd", *more: str) -> Tool:
+    """Our own; `more` are arguments."""
+    words = ("capture", "-i", "{device}", "--set", "directions=out", "-w", "{file}")
+    return Tool(
+        "skbcapd",
+        [sys.executable, "-m", module, *words, *more],
+        re.compile("capturing on"),
+        r"(\d+) packets? captured",
+        r"(\d+) packets? dropped",
+    )
+
+
 def tools() -> list[Tool]:
     """Those that are on this machine; ptcpdump where PTCPDUMP names it."""
-    ours = [sys.executable, "-m", "skbcapd", "capture", "-i", "{device}", "--set", "directions=out", "-w", "{file}"]
     found = [
-        Tool("skbcapd", ours, re.compile("capturing on"), r"(\d+) packets? captured", r"(\d+) packets? dropped"),
+        ours(),
         Tool(
             "tcpdump",
             [

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 
-NEAR, FAR = "skbcapd-bench-a", "skbcapd-bench-b"
+NEAR, FAR = (f"skbcapd-bench-{os.getpid()}-{end}" for end in "ab")
 OUR_ADDRESS, ADDRESS = "10.91.7.1", "10.91.7.2"
 DEVICE = "bench0"
 ENTER_NEAR, ENTER_FAR = (["ip", "netns", "exec", name] for name in (NEAR, FAR))
