@@ -58,6 +58,11 @@ class Reload:
         self.child: Loader | None = None
         """What compiles other filters, if that is going on."""
 
+    @property
+    def settings(self) -> Settings:
+        """The settings that were put in place last, also those that wait for the next start."""
+        return self._settings
+
     def begin(self) -> None:
         """Read the settings and put them in place; or, where filters have to be compiled, begin to."""
         if self.child is not None:
