@@ -165,7 +165,7 @@ def test_no_answer_reaches_the_terminal_as_it_is(data: st.DataObject) -> None:
     """Whatever stands in whatever place of an answer, lines are printable text, or it is an error."""
     told = json.loads(json.dumps(Scene().look()))
     for key in data.draw(st.lists(st.sampled_from(sorted(told)), min_size=1, max_size=3)):
-        if isinstance(told[key], dict) and data.draw(st.booleans()):
+        if isinstance(told[key], dict) and told[key] and data.draw(st.booleans()):
             told[key][data.draw(st.sampled_from(sorted(told[key])))] = data.draw(_ANYTHING)
         else:
             told[key] = data.draw(_ANYTHING)
