@@ -14,6 +14,7 @@ import contextlib
 import fnmatch
 import platform
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +42,8 @@ _PROOF_SECONDS = 2.0
 _SETTLE_SECONDS = 2.0
 _LABELS_REMEMBERED = 4 * layout.LABELS_MAX
 PROCESSES_REPEATED = 4096
+DEVICES_REMEMBERED = 4 * layout.DEVICES_MAX
+INTERFACES_MAX = 1 << 16  # of one section: our own reader takes no more
 _TGID_MAX = 4 << 20  # PID_MAX_LIMIT of include/linux/threads.h
 _TAKEN_IN_KERNEL = {"comm", "pid", "tgid", "none"}  # fields of a comment that need no look at /proc
 # enum via of bpf/layout.h; the plain case is not mentioned
@@ -289,7 +292,9 @@ class Capture:
     _resolver: Resolver = field(init=False)
     _reader: SegmentReader = field(init=False)
     _marker: Marker | None = None
-    _devices: dict[tuple[int, int, bytes], _Device] = field(default_factory=dict)
+    _devices: OrderedDict[tuple[int, int, bytes], _Device] = field(default_factory=OrderedDict)
+    _devices_met: int = 0
+    _interfaces: int = 0  # that the output has numbered
     _labels: dict[int, tuple[int, Label]] = field(default_factory=dict)
     _next_label: int = 0
     _processes_seen: _Numbers = field(default_factory=lambda: _Numbers(_TGID_MAX))
@@ -376,7 +381,7 @@ class Capture:
     @property
     def devices(self) -> int:
         """How many devices were met."""
-        return len(self._devices)
+        return self._devices_met
 
     @property
     def labels(self) -> int:
@@ -474,13 +479,14 @@ class Capture:
         self.program.clear_labels()
         self.drain()
         self._labels.clear()
+        self._interfaces = 0
         for device in self._devices.values():
             device.interface_id = -1
 
     def counters(self) -> Counters:
         """The program's counters over all devices."""
-        slots = {0} | {device.slot for device in self._devices.values()}
-        return sum((self.program.counters(slot) for slot in sorted(slots)), Counters())
+        slots = min(self._devices_met + 1, layout.SLOTS)
+        return sum((self.program.counters(slot) for slot in range(slots)), Counters())
 
     def totals(self) -> Totals:
         """What became of the packets until now."""
@@ -605,10 +611,14 @@ class Capture:
         device = self._devices.get(identity)
         if device is None:
             device = self._new_device(packet)
+            self._devices_met += 1
             self._devices[identity] = device
+            if len(self._devices) > DEVICES_REMEMBERED:
+                self._devices.popitem(last=False)
         elif device.wanted:
+            self._devices.move_to_end(identity)
             if device.interface_id < 0 and device.interface:
-                device.interface_id = self.output.add_interface(device.interface)
+                device.interface_id = self._number(device.interface)
             return device
         # One that is not wanted is told again: the program remembers DEVICES_MAX, and forgets the least used.
         for direction in (DIRECTION_IN, DIRECTION_OUT):
@@ -618,15 +628,22 @@ class Capture:
             )
         return device
 
+    def _number(self, interface: Interface) -> int:
+        self._interfaces += 1
+        return self.output.add_interface(interface)
+
     def _new_device(self, packet: Upcall) -> _Device:
         name = packet.device.decode(errors="backslashreplace")
-        slot = min(len(self._devices) + 1, layout.SLOTS - 1)
+        slot = min(self._devices_met + 1, layout.SLOTS - 1)
         kind = link_type(packet.device_type)
         is_meant = ANY in self.interfaces or _is_among(name, self.interfaces)
         if not is_meant or not self._is_meant_namespace(packet.netns) or _is_among(name, self.exclude):
             return _Device(0, slot, wanted=False)
         if kind is None:
             self.warn(f"device {name} has an unknown type ({packet.device_type}) and is not captured")
+            return _Device(0, slot, wanted=False)
+        if self._interfaces >= INTERFACES_MAX:
+            self.warn(f"device {name} is one more than the {INTERFACES_MAX} that a file may have, and is not captured")
             return _Device(0, slot, wanted=False)
         interface = Interface(
             name=packet.device,
@@ -637,7 +654,7 @@ class Capture:
             speed_bps=_speed_bps(name) if packet.netns == self._netns else None,
             filter=self.filter or None,
         )
-        return _Device(self.output.add_interface(interface), slot, wanted=True, interface=interface, link_type=kind)
+        return _Device(self._number(interface), slot, wanted=True, interface=interface, link_type=kind)
 
     def _is_meant_namespace(self, inode: int) -> bool:
         if not self.namespaces:

@@ -39,7 +39,7 @@ from skbcapd.compression import Compressor
 from skbcapd.directory import Keep
 from skbcapd.errors import FileError, KernelError, UsageError
 from skbcapd.layout import CAPTURE_MAX, Geometry
-from skbcapd.log import Event, Log, journal
+from skbcapd.log import Event, Log, journal, printable
 from skbcapd.namespaces import Namespaces
 from skbcapd.notify import Notifier
 from skbcapd.process import Processes
@@ -508,7 +508,7 @@ class _Report:
         return f"{totals.written} packets, {dropped} dropped, {totals.processes} processes, {self._output.path}"
 
     def _print(self) -> None:
-        text = self._state()
+        text = printable(self._state())
         if self._terminal:
             width = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # a serial console says 0
             print(f"\r\x1b[K{text[: width - 1]}", end="", file=sys.stderr, flush=True)
