@@ -237,6 +237,7 @@ def test_the_page_is_read_only(method: str, path: str, status: int, size: int, h
     assert (found, len(body)) == (status, size)
 
 
+@pytest.mark.fuzz
 @given(
     st.lists(st.binary(max_size=300) | st.sampled_from([b"status\n", b"GET ", b"/metrics ", b"HTTP/1.1\r\n\r\n"])),
     st.booleans(),

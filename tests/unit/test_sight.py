@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -181,6 +182,7 @@ def test_a_crowd_does_not_hide_who_is_busy() -> None:
     assert busiest.facts()["busiest"][0]["packets"] == 100
 
 
+@pytest.mark.fuzz
 @given(st.binary(max_size=64), st.integers(0, 2**32 - 1))
 def test_any_options(options: bytes, size: int) -> None:
     """Bytes that are no options of ours are counted for nobody, and what is told is printable ASCII."""
@@ -192,6 +194,7 @@ def test_any_options(options: bytes, size: int) -> None:
     assert busiest.facts()["looked_at"] == 1
 
 
+@pytest.mark.fuzz
 @given(st.binary(min_size=1, max_size=15))
 def test_any_name(name: bytes) -> None:
     """A process may call itself anything: what is told is printable ASCII, and different for different names."""

@@ -160,6 +160,7 @@ _ANYTHING = st.recursive(
 )
 
 
+@pytest.mark.fuzz
 @given(st.data())
 def test_no_answer_reaches_the_terminal_as_it_is(data: st.DataObject) -> None:
     """Whatever stands in whatever place of an answer, lines are printable text, or it is an error."""
