@@ -349,3 +349,10 @@ def test_any_path_has_a_unit_and_a_container_or_none(path: bytes) -> None:
     unit = unit_of(path)
     assert unit.isascii()
     assert not {*unit} & {*b' \n"='}
+
+
+@pytest.mark.parametrize("ticks", [-1, (1 << 63) // TICK, 10**30])
+def test_a_start_that_cannot_be_is_of_no_process(ticks: int, proc: Proc, processes: Processes) -> None:
+    """A start before the boot, or that no u64 of nanoseconds holds, is not believed."""
+    proc.add(77, ticks=ticks)
+    assert processes.find(77, 77, ticks * TICK, b"chronyd") is None

@@ -393,3 +393,11 @@ def test_no_file_harms_who_reads_it(tmp_path_factory: pytest.TempPathFactory, co
     assert {path.parent for path in splitter.paths} <= {parts}
     assert sorted(directory.iterdir()) == [file, parts]
     assert all(path.name.isascii() and path.name.isprintable() for path in parts.iterdir())
+
+
+@pytest.mark.parametrize("key", ["comm", "unit", "via"])
+def test_a_name_longer_than_any_is_none(key: str, path: Path) -> None:
+    """Memory does not fill with names that no process has: longer than two file names, a comment is none of ours."""
+    for size, expected in ((520, b"x" * 520), (521, None)):
+        (stamp,) = stamps(path, comment(label.comment([(key, b"x" * size), ("tgid", 7)]).encode()))
+        assert getattr(stamp, key) == expected
