@@ -420,6 +420,9 @@ class Capture:
         """
         kernel, cursor = self.counters(), int(self.program.control[layout.CURSOR])
         self.drain()
+        if self._is_held_back:
+            self.output.flush()
+            self._is_held_back = False
         if self._reader.position >= cursor:
             certain = kernel.delivered - self._filtered - self._lost - self.output.lost - self._own
             self._settled = max(self._settled, certain)
