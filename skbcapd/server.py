@@ -202,8 +202,13 @@ class Server:
             self._drop(client)
 
     def _drop(self, client: _Client) -> None:
-        if client.door.clients.pop(client.socket.fileno(), None) is not None:
-            client.socket.close()  # which also takes it out of the epoll set
+        if client.door.clients.pop(client.socket.fileno(), None) is None:
+            return
+        # Closing is not enough while a child that compiles filters has the descriptor as well.
+        self._epoll.unregister(client.socket)
+        with contextlib.suppress(OSError):  # the other side has gone
+            client.socket.shutdown(socket.SHUT_RDWR)
+        client.socket.close()
 
 
 def _remove_dead(path: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import select
 import socket
 import stat
 import threading
@@ -235,6 +236,20 @@ def test_the_page_is_read_only(method: str, path: str, status: int, size: int, h
     """GET and HEAD of the page are answered; other paths and methods are refused, as HTTP has it."""
     found, body, _ = house.ask(method, path)
     assert (found, len(body)) == (status, size)
+
+
+def test_a_child_does_not_hold_clients(house: House) -> None:
+    """An answer ends, and nothing is left to serve, also while a child of ours has the connection's descriptor."""
+    with house.knock() as client:
+        house.server.serve()
+        [door] = [door for door in house.server._doors.values() if door.clients]
+        [descriptor] = door.clients
+        with contextlib.closing(socket.socket(fileno=os.dup(descriptor))):  # as after fork(2)
+            client.sendall(b"status\n")
+            house.server.serve()
+            assert json.loads(read(client)) == FACTS
+            client.close()
+            assert not select.select([house.server], [], [], 0)[0]
 
 
 @pytest.mark.fuzz
