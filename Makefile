@@ -26,7 +26,8 @@ wireshark_datadir = /usr/share/wireshark
 # Debian's own: it has bcc and systemd.
 PYTHON = /usr/bin/python3
 
-.PHONY: run test setup setup-test lint format generate unit test-kernel test-vm soak bench bench-quick install uninstall deb clean
+.PHONY: run test setup setup-test lint format generate unit fuzz test-kernel test-vm soak bench bench-quick install
+.PHONY: uninstall deb clean
 
 run: setup
 	$(AS_ROOT) $(VENV)/skbcapd run --config $(CONFIG) --set files.directory=./captures \
@@ -57,6 +58,10 @@ generate: setup-test
 
 unit: setup-test
 	$(VENV)/python -m pytest -p no:cacheprovider tests/unit tests/golden
+
+# Whatever strangers may send or write, for some minutes.
+fuzz: setup-test
+	SKBCAPD_HYPOTHESIS=fuzz $(VENV)/python -m pytest -p no:cacheprovider -m fuzz tests/unit
 
 test-kernel: setup-test
 	$(PYTEST) tests/kernel

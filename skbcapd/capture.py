@@ -14,6 +14,7 @@ import contextlib
 import fnmatch
 import platform
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +42,9 @@ _PROOF_SECONDS = 2.0
 _SETTLE_SECONDS = 2.0
 _LABELS_REMEMBERED = 4 * layout.LABELS_MAX
 PROCESSES_REPEATED = 4096
+DEVICES_REMEMBERED = 4 * layout.DEVICES_MAX
+INTERFACES_MAX = 1 << 16  # of one section: our own reader takes no more
+_TGID_MAX = 4 << 20  # PID_MAX_LIMIT of include/linux/threads.h
 _TAKEN_IN_KERNEL = {"comm", "pid", "tgid", "none"}  # fields of a comment that need no look at /proc
 # enum via of bpf/layout.h; the plain case is not mentioned
 _VIA = ("", "socket", "flow", "inode", "kernel", "forwarded", "unknown")
@@ -108,6 +112,18 @@ class Output(Protocol):
 
     def finish(self, statistics: Sequence[Statistics]) -> None:
         """The capture has ended; what became of the packets of each interface since its start."""
+        ...
+
+
+class Sampler(Protocol):
+    """Looks at packets on their way to the output; of how many is its own affair."""
+
+    def look_at(self, view: memoryview) -> None:
+        """Ready blocks."""
+        ...
+
+    def look_at_one(self, options: bytes, original_len: int) -> None:
+        """A packet through Python."""
         ...
 
 
@@ -190,6 +206,26 @@ class Totals:
     unasked: int = 0  # only in memory, or no longer there, as nobody asked for a dump
 
 
+class _Numbers:
+    """A set of numbers, a bit for each: however many there are, it is no larger.
+
+    Args:
+        most: numbers from 1 to this one are counted, no others.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._bits = bytearray(most // 8 + 1)
+        self.count = 0
+
+    def add(self, number: int) -> None:
+        """Count a number, unless it has been."""
+        at, bit = number >> 3, 1 << (number & 7)
+        if 0 < number <= self._most and not self._bits[at] & bit:
+            self._bits[at] |= bit
+            self.count += 1
+
+
 @dataclass(slots=True)
 class _Device:
     """A device under one name, and where its packets go."""
@@ -228,6 +264,7 @@ class Capture:
         filter: the packet filter that the program was loaded with, for the file to name.
         rules: the process rules; the program was loaded with their filters.
         ask_for_dump: told which rule wants what is in memory to be written.
+        sampler: looks at packets on their way; None: nobody does.
     """
 
     program: Program
@@ -250,20 +287,24 @@ class Capture:
     filter: str = ""
     rules: Rules = field(default_factory=Rules)
     ask_for_dump: Callable[[str], None] = lambda _why: None
+    sampler: Sampler | None = None
     _matcher: Matcher = field(init=False)
     _resolver: Resolver = field(init=False)
     _reader: SegmentReader = field(init=False)
     _marker: Marker | None = None
-    _devices: dict[tuple[int, int, bytes], _Device] = field(default_factory=dict)
+    _devices: OrderedDict[tuple[int, int, bytes], _Device] = field(default_factory=OrderedDict)
+    _devices_met: int = 0
+    _interfaces: int = 0  # that the output has numbered
     _labels: dict[int, tuple[int, Label]] = field(default_factory=dict)
     _next_label: int = 0
-    _tgids: set[int] = field(default_factory=set)
+    _processes_seen: _Numbers = field(default_factory=lambda: _Numbers(_TGID_MAX))
     _counted: int = 0  # packets written while there is a limit
     _filtered: int = 0
     _own: int = 0  # the self-test's
     _private_net: int = 0
     _is_proven: bool = False
     _lost: int = 0
+    _settled: int = 0  # packets that are certain to be written, or in the output's memory
     _broken: bool = False
     _is_held_back: bool = False  # the output may keep the end of what it got until the next flush
     _netns: int = field(default_factory=lambda: Path("/proc/self/ns/net").stat().st_ino)
@@ -338,6 +379,16 @@ class Capture:
         return self._is_proven
 
     @property
+    def devices(self) -> int:
+        """How many devices were met."""
+        return self._devices_met
+
+    @property
+    def labels(self) -> int:
+        """How many labels were made."""
+        return self._next_label
+
+    @property
     def is_full(self) -> bool:
         """Whether the limit is reached."""
         return bool(self.limit) and self._counted >= self.limit
@@ -360,6 +411,25 @@ class Capture:
             self._resolver.refill()
         self._is_held_back = bool(moved)
         return moved
+
+    def settle(self) -> Totals:
+        """Drain, and tell the totals of which each figure only rises, as counters of a monitoring system must.
+
+        What the program has handed over and Python has not yet seen is not written yet: it may still be filtered, or
+        lost. So only that counts as written which was delivered before this drain, if the drain has come past it.
+        """
+        kernel, cursor = self.counters(), int(self.program.control[layout.CURSOR])
+        self.drain()
+        if self._is_held_back:
+            self.output.flush()
+            self._is_held_back = False
+        if self._reader.position >= cursor:
+            certain = kernel.delivered - self._filtered - self._lost - self.output.lost - self._own
+            self._settled = max(self._settled, certain)
+        totals = self.totals()
+        dumped = self.output.dumped
+        written = self._settled if dumped is None else dumped
+        return replace(totals, written=written, unasked=max(0, self._settled - written))
 
     def fall_asleep(self) -> bool:
         """Ask to be woken by the next packet; False when one has come already."""
@@ -412,13 +482,14 @@ class Capture:
         self.program.clear_labels()
         self.drain()
         self._labels.clear()
+        self._interfaces = 0
         for device in self._devices.values():
             device.interface_id = -1
 
     def counters(self) -> Counters:
         """The program's counters over all devices."""
-        slots = {0} | {device.slot for device in self._devices.values()}
-        return sum((self.program.counters(slot) for slot in sorted(slots)), Counters())
+        slots = min(self._devices_met + 1, layout.SLOTS)
+        return sum((self.program.counters(slot) for slot in range(slots)), Counters())
 
     def totals(self) -> Totals:
         """What became of the packets until now."""
@@ -430,7 +501,15 @@ class Capture:
         filtered = kernel.filtered + self._filtered
         duplicates, missed = kernel.duplicate, self.program.missed()
         return Totals(
-            written - unasked, filtered, duplicates, self._own, lost, missed, kernel, len(self._tgids), unasked
+            written - unasked,
+            filtered,
+            duplicates,
+            self._own,
+            lost,
+            missed,
+            kernel,
+            self._processes_seen.count,
+            unasked,
         )
 
     def _prove(self, marker: Marker) -> None:
@@ -454,16 +533,22 @@ class Capture:
             if self.is_full:
                 return
             if offset > done:
-                self.output.write_blocks(view[done:offset])
+                self._hand_on(view[done:offset])
             size = int.from_bytes(view[offset + 4 : offset + 8], "little")
             if int.from_bytes(view[offset : offset + 4], "little") == layout.BLOCK_PACKET:
-                self.output.write_blocks(view[offset : offset + size])
+                self._hand_on(view[offset : offset + size])
                 self._counted += 1
             else:
                 self._write_local(read_local(view, offset))
             done = offset + size
         if done < len(view):
-            self.output.write_blocks(view[done:])
+            self._hand_on(view[done:])
+
+    def _hand_on(self, view: memoryview) -> None:
+        """Ready blocks go as they are."""
+        self.output.write_blocks(view)
+        if self.sampler is not None:
+            self.sampler.look_at(view)
 
     def _write_local(self, packet: Upcall | Cut) -> None:
         if isinstance(packet, Cut):
@@ -502,8 +587,9 @@ class Capture:
         self._counted += 1
         if verdict.dump:
             self.ask_for_dump(f"rules[{verdict.dump}]")
-        if packet.tgid:
-            self._tgids.add(packet.tgid)
+        self._processes_seen.add(packet.tgid)
+        if self.sampler is not None:
+            self.sampler.look_at_one(stamp.options, packet.original_len)
 
     def _is_own(self, packet: Upcall) -> bool:
         """Whether it is of the self-test at start."""
@@ -519,6 +605,8 @@ class Capture:
             return
         self.output.write_packet(_filled(packet), *known)
         self._counted += 1
+        if self.sampler is not None:
+            self.sampler.look_at_one(known[1].options, packet.original_len)
 
     def _device(self, packet: Upcall) -> _Device:
         """The device of a packet; a new one gets an interface block and a row of counters."""
@@ -526,10 +614,14 @@ class Capture:
         device = self._devices.get(identity)
         if device is None:
             device = self._new_device(packet)
+            self._devices_met += 1
             self._devices[identity] = device
+            if len(self._devices) > DEVICES_REMEMBERED:
+                self._devices.popitem(last=False)
         elif device.wanted:
+            self._devices.move_to_end(identity)
             if device.interface_id < 0 and device.interface:
-                device.interface_id = self.output.add_interface(device.interface)
+                device.interface_id = self._number(device.interface)
             return device
         # One that is not wanted is told again: the program remembers DEVICES_MAX, and forgets the least used.
         for direction in (DIRECTION_IN, DIRECTION_OUT):
@@ -539,15 +631,22 @@ class Capture:
             )
         return device
 
+    def _number(self, interface: Interface) -> int:
+        self._interfaces += 1
+        return self.output.add_interface(interface)
+
     def _new_device(self, packet: Upcall) -> _Device:
         name = packet.device.decode(errors="backslashreplace")
-        slot = min(len(self._devices) + 1, layout.SLOTS - 1)
+        slot = min(self._devices_met + 1, layout.SLOTS - 1)
         kind = link_type(packet.device_type)
         is_meant = ANY in self.interfaces or _is_among(name, self.interfaces)
         if not is_meant or not self._is_meant_namespace(packet.netns) or _is_among(name, self.exclude):
             return _Device(0, slot, wanted=False)
         if kind is None:
             self.warn(f"device {name} has an unknown type ({packet.device_type}) and is not captured")
+            return _Device(0, slot, wanted=False)
+        if self._interfaces >= INTERFACES_MAX:
+            self.warn(f"device {name} is one more than the {INTERFACES_MAX} that a file may have, and is not captured")
             return _Device(0, slot, wanted=False)
         interface = Interface(
             name=packet.device,
@@ -558,7 +657,7 @@ class Capture:
             speed_bps=_speed_bps(name) if packet.netns == self._netns else None,
             filter=self.filter or None,
         )
-        return _Device(self.output.add_interface(interface), slot, wanted=True, interface=interface, link_type=kind)
+        return _Device(self._number(interface), slot, wanted=True, interface=interface, link_type=kind)
 
     def _is_meant_namespace(self, inode: int) -> bool:
         if not self.namespaces:

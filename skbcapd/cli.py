@@ -19,13 +19,27 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from skbcapd import __version__, config, directory, doctor, extcap, files, kernel, packet_filter, sockets, split, top
+from skbcapd import (
+    __version__,
+    config,
+    directory,
+    doctor,
+    extcap,
+    files,
+    kernel,
+    metrics,
+    packet_filter,
+    sockets,
+    split,
+    status,
+    top,
+)
 from skbcapd.capture import ANY, Capture, Output, PcapngOutput, Totals
 from skbcapd.compression import Compressor
 from skbcapd.directory import Keep
 from skbcapd.errors import FileError, KernelError, UsageError
 from skbcapd.layout import CAPTURE_MAX, Geometry
-from skbcapd.log import Event, Log, journal
+from skbcapd.log import Event, Log, journal, printable
 from skbcapd.namespaces import Namespaces
 from skbcapd.notify import Notifier
 from skbcapd.process import Processes
@@ -33,8 +47,10 @@ from skbcapd.recorder import Recorder
 from skbcapd.reload import Reload
 from skbcapd.rotation import Limits, RotatingOutput
 from skbcapd.rules import Rules, doubts, filters_of
+from skbcapd.server import Doors
 from skbcapd.service import Service
 from skbcapd.settings import Settings, reference, schema
+from skbcapd.sight import Sight, in_force
 
 SYSTEM_CONFIG = Path("/etc/skbcapd.yaml")
 LOG = Log(send=journal())  # one for the process, as stderr is
@@ -88,9 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     for sub in (capture, run):
         sub.add_argument("--duration", metavar="SECONDS", type=_seconds, help="stop after SECONDS")
-    for sub in (run, check, dump):
+    ask = add("status", _status, "Ask the daemon that listens at control.socket how it goes.")
+    ask.add_argument("--json", action="store_true", help="all that it tells, as a line of JSON")
+    ask.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
+    for sub in (run, check, dump, ask):
         sub.add_argument("--config", metavar="FILE", type=Path, help=f"default {SYSTEM_CONFIG}")
-    for sub in (capture, run, check, dump):
+    for sub in (capture, run, check, dump, ask):
         sub.add_argument(
             "--set", dest="sets", metavar="KEY=VALUE", action="append", default=[], help="override a setting"
         )
@@ -242,10 +261,24 @@ def _run(options: argparse.Namespace) -> int:
 
     settings = load()
     LOG.level = settings.log.level
+    _need_libraries(settings)
     program = _load(settings)
     with contextlib.closing(program):
         output = _rotating(settings)
         return _serve(settings, program, output, output, options.duration, load=load, live=True)
+
+
+def _need_libraries(settings: Settings) -> None:
+    """Refuse settings that take what is not installed."""
+    if not settings.metrics.listen == settings.metrics.textfile == "none":
+        metrics.need_library()
+
+
+def _status(options: argparse.Namespace) -> int:
+    path = config.load(_config_path(options), _overrides(options)).control.socket
+    if path == "none":
+        raise UsageError("control.socket is none: there is nowhere to ask", "set it, for the daemon too")
+    return status.show(path, as_json=options.json, watch=options.watch)
 
 
 def _dump(options: argparse.Namespace) -> int:
@@ -322,24 +355,18 @@ def _serve(
     output_fd = target.descriptor if isinstance(target, files.StandardOutput) else None
     rotating = target if isinstance(target, RotatingOutput | Recorder) else None
     report = _Report(capture, rotating) if live and rotating else None
-    actions: dict[int, Callable[[], None]] = {}
-    if isinstance(target, RotatingOutput):
-        target.statistics, target.renumber = capture.statistics, capture.renumber
-        actions[signal.SIGUSR1] = target.rotate
-        actions[signal.SIGUSR2] = lambda: _say("SIGUSR2: nothing to dump, as files.mode is not ring")
-    elif isinstance(target, Recorder):
-        target.statistics = capture.statistics
-        actions[signal.SIGUSR1] = lambda: _say("SIGUSR1: no file to end, as files.mode is ring")
-        actions[signal.SIGUSR2] = target.dump
+    tell = report.reloading if report else None
+    answers = (lambda line: LOG.write(Event.RELOADED, line)), tell, (lambda line: LOG.write(Event.NOT_RELOADED, line))
+    reload = Reload(capture, settings, load, _chosen, *answers) if load else None
+    doors = _open_doors(capture, rotating, settings, reload) if rotating and reload else None
 
     def tick() -> None:
-        if rotating:
-            rotating.tick()
-        if report:
-            report.tick()
+        for one in (rotating, report, doors):
+            if one:
+                one.tick()
 
-    reload = Reload(capture, settings, load, _chosen, _say, report.reloading if report else None) if load else None
-    service = Service(capture, duration_s, output_fd, tick, actions, reload)
+    server = doors.server if doors else None
+    service = Service(capture, duration_s, output_fd, tick, _actions(capture, rotating), reload, server)
     hooks = ", ".join(str(hook) for hook in program.hooks)
     where = f", writing {target.path}" if isinstance(output, PcapngOutput | RotatingOutput | Recorder) else ""
 
@@ -351,16 +378,38 @@ def _serve(
         elif not quiet:
             print(text, file=sys.stderr, flush=True)
 
-    try:
-        service.run(started)
-    except OSError as error:
-        raise FileError(f"{target.path}: {error.strerror}; the capture ends") from None
-    finally:
-        if report:
-            report.end()
-        target.close()
+    with contextlib.ExitStack() as stack:
+        stack.callback(target.close)
+        for close in ([doors.close] if doors else []) + ([report.end] if report else []):
+            stack.callback(close)
+        try:
+            service.run(started)
+        except OSError as error:
+            raise FileError(f"{target.path}: {error.strerror}; the capture ends") from None
     _tell_totals(capture.totals(), report, quiet=quiet)
     return 0
+
+
+def _actions(capture: Capture, output: RotatingOutput | Recorder | None) -> dict[int, Callable[[], None]]:
+    """What signals make an output do; it gets what it needs of the capture for that."""
+    if isinstance(output, RotatingOutput):
+        output.statistics, output.renumber = capture.statistics, capture.renumber
+        return {
+            signal.SIGUSR1: output.rotate,
+            signal.SIGUSR2: lambda: _say("SIGUSR2: nothing to dump, as files.mode is not ring"),
+        }
+    if isinstance(output, Recorder):
+        output.statistics = capture.statistics
+        return {
+            signal.SIGUSR1: lambda: _say("SIGUSR1: no file to end, as files.mode is ring"),
+            signal.SIGUSR2: output.dump,
+        }
+    return {}
+
+
+def _open_doors(capture: Capture, output: RotatingOutput | Recorder, settings: Settings, reload: Reload) -> Doors:
+    """What can be asked of a running capture."""
+    return Doors(settings, Sight(capture, output, lambda: in_force(settings, reload.settings)), _say)
 
 
 def _tell_totals(totals: Totals, report: _Report | None, *, quiet: bool) -> None:
@@ -461,7 +510,7 @@ class _Report:
         return f"{totals.written} packets, {dropped} dropped, {totals.processes} processes, {self._output.path}"
 
     def _print(self) -> None:
-        text = self._state()
+        text = printable(self._state())
         if self._terminal:
             width = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # a serial console says 0
             print(f"\r\x1b[K{text[: width - 1]}", end="", file=sys.stderr, flush=True)
@@ -479,5 +528,6 @@ def _check(options: argparse.Namespace) -> int:
     settings = config.load(path, _overrides(options))
     for doubt in _doubts(settings):
         _say(doubt)
+    _need_libraries(settings)
     print(f"{path}: no problems", file=sys.stderr)
     return 0

@@ -135,7 +135,7 @@ class CaptureDirectory:
         now = time.time_ns()
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 1_000_000_000)) + f".{now // 1_000_000 % 1000:03}Z"
         self._number += 1
-        values = {"host": socket.gethostname().replace("/", "_"), "time": stamp, "number": f"{self._number:06}"}
+        values = {"host": harmless(socket.gethostname()), "time": stamp, "number": f"{self._number:06}"}
         file = CaptureFile(self.path / self._template.format(**values), part=True, mode=self._mode, owner=self._owner)
         self._point_at(file.working_path.name)
         return file
@@ -336,3 +336,8 @@ def _holder(path: Path, proc: Path) -> int:
             if caught and int(caught[1], 16) >> (signal.SIGUSR2 - 1) & 1:
                 return int(process)
     raise FileError(f"{path}: nobody writes to it", "start skbcapd with files.mode=ring first, and ask as its user")
+
+
+def harmless(name: str) -> str:
+    """The name of a machine as part of a file's name: nothing in it means anything to a terminal, a shell or a path."""
+    return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII) or "_"

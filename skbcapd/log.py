@@ -4,8 +4,8 @@ In: an event, a sentence, values. Out: one journal entry with MESSAGE_ID, PRIORI
 or one line.
 
 The rule: whatever happens, and however often, the log stays short and harmless. Of each event at most BURST lines in
-WINDOW_S are written, the others are counted and the count is said; what is not printable is written as an escape,
-because names of devices and files are other people's.
+WINDOW_S are written, the others are counted and the count is said, but for answers to what an administrator asks; what
+is not printable is written as an escape, because names of devices and files are other people's.
 
 Python's `logging` is not used: its logger tree, handlers and formatters are global state, and the three things needed
 here (fields, limit, escapes) would each be a class of our own hung into it.
@@ -35,6 +35,8 @@ class Event(Enum):
     STARTED = ("info", "df8147c4c8f245a4a420a0cc620a7e28")
     STOPPED = ("info", "9bc90034b26f494e8dcfd4ff32f0c584")
     DROPPED = ("warning", "4e1428ab077f4c12a9704ae347954c3a")
+    RELOADED = ("info", "0d8a9b1f7c5e4f0e9a6b35c1b1f4a7d2")
+    NOT_RELOADED = ("warning", "5b7e2f64a3f84f0b8c1d90e7d63a2c18")
     WARNING = ("warning", "a1b067a4075a4faab2e7dae46c3fa986")
     FAILED = ("error", "c67fa5e5dc9b4538849724a2c1ebc9c1")
 
@@ -47,6 +49,9 @@ class Event(Enum):
     def message_id(self) -> str:
         """128 bits, hexadecimal."""
         return self.value[1]
+
+
+_ANSWERS = {Event.RELOADED, Event.NOT_RELOADED}
 
 
 class Log:
@@ -85,6 +90,9 @@ class Log:
         if _PRIORITIES[event.level] > _PRIORITIES[self.level]:
             return
         self.tick()
+        if event in _ANSWERS:
+            self._put(event, text, fields)
+            return
         start, count = self._windows.get(event, (self._clock(), 0))
         self._windows[event] = start, count + 1
         if count < BURST:

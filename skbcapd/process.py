@@ -235,9 +235,11 @@ def read_stat(directory: int, below: str = "") -> Stat | None:
     before, _, after = _read_file(directory, below + "stat").rpartition(b")")
     values = after.split()
     try:
-        return Stat(before.split(b"(", 1)[1], int(values[1]), int(values[19]))
+        found = Stat(before.split(b"(", 1)[1], int(values[1]), int(values[19]))
     except (IndexError, ValueError):
         return None
+    is_possible = 0 <= found.ppid < 1 << 31 and 0 <= found.ticks < (1 << 63) // NS_PER_TICK
+    return found if is_possible else None
 
 
 def cgroup_of(text: bytes) -> bytes:

@@ -34,6 +34,7 @@ _DESCRIBED_MAX = 64 << 20  # bytes of their descriptions, which are held in memo
 _KNOWN_MAX = 1 << 15  # entries of the cache of stamps; then it starts anew
 _OPTIONS_KEPT = 1024  # bytes; longer options are read again each time
 _COMMENT_MAX = 8192  # bytes; a longer one is none of ours
+_VALUE_MAX = 520  # bytes of a name or unit: two file names and a slash between them; a longer one is none of ours
 
 EPB = 6
 _SHB, _IDB, _PB, _SPB = 0x0A0D0D0A, 1, 2, 3
@@ -414,7 +415,7 @@ def _read_stamp(options: bytes, order: str) -> Stamp:
 def _read_comment(text: bytes) -> Stamp | None:
     """The process that a comment names; None if it is in no grammar that we know."""
     if found := _PTCPDUMP.match(text):
-        return Stamp(_id(found[1]), found[2] and found[2].rpartition(b"/")[2])
+        return Stamp(_id(found[1]), found[2] and found[2].rpartition(b"/")[2][:_VALUE_MAX])
     if len(text) > _COMMENT_MAX:
         return None
     try:
@@ -422,6 +423,8 @@ def _read_comment(text: bytes) -> Stamp | None:
     except CommentError:
         return None
     if not said.keys() & {"tgid", "comm", "unit", "via"}:
+        return None
+    if any(len(said.get(key, b"")) > _VALUE_MAX for key in ("comm", "unit", "via")):
         return None
     return Stamp(_id(said.get("tgid", b"")), said.get("comm"), said.get("unit"), said.get("via"))
 

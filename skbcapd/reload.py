@@ -35,6 +35,7 @@ class Reload:
         choose: what the capture makes of settings: its fields by name.
         say: takes one line for people.
         tell: told True when a reload begins and False when it is over, for better or worse.
+        refuse: takes a line that says why nothing is changed; `say` unless given.
     """
 
     def __init__(
@@ -45,18 +46,24 @@ class Reload:
         choose: Callable[[Settings, int], Mapping[str, Any]],
         say: Callable[[str], None],
         tell: Callable[[bool], None] | None = None,
+        refuse: Callable[[str], None] | None = None,
     ) -> None:
         self._tell = tell or (lambda _: None)
         self._capture = capture
         self._settings = settings
         self._load = load
         self._choose = choose
-        self._say = say
+        self._say, self._refuse = say, refuse or say
         self._first = 1  # number of the first rule's filter: those of other rules have other numbers, for good
         self._again = False
         self._coming, self._coming_first = settings, 1
         self.child: Loader | None = None
         """What compiles other filters, if that is going on."""
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that were put in place last, also those that wait for the next start."""
+        return self._settings
 
     def begin(self) -> None:
         """Read the settings and put them in place; or, where filters have to be compiled, begin to."""
@@ -73,7 +80,7 @@ class Reload:
             self._coming = self._load()
         except ConfigError as error:
             for problem in error.problems:
-                self._say(f"not reloaded: {problem}")
+                self._refuse(f"not reloaded: {problem}")
             return
         before, after = (_expressions(settings) for settings in (self._settings, self._coming))
         if before == after or not any(after):
@@ -85,7 +92,7 @@ class Reload:
         try:
             self.child = self._capture.program.compile_filters(packet_filter.source(numbered, CAPTURE_MAX))
         except packet_filter.FilterError as error:  # a name that could be looked up a moment ago
-            self._say(f"not reloaded: {error}")
+            self._refuse(f"not reloaded: {error}")
 
     def finish(self) -> None:
         """Put the settings in place whose filters are compiled now."""
@@ -107,7 +114,7 @@ class Reload:
         try:
             self._capture.change(child, **self._choose(self._coming, self._coming_first))
         except KernelError as error:
-            self._say(f"not reloaded: {error}")
+            self._refuse(f"not reloaded: {error}")
             return
         for key in ROWS.keys() - RELOADED:
             if _value(self._coming, key) != _value(self._settings, key):

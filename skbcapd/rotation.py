@@ -27,6 +27,7 @@ from skbcapd.segments import Cut, Upcall, walk
 
 _RESUME_ROOM = 4 << 20  # bytes free before a full disk is written to again: less is full again at once
 _RETRY_S = 1.0
+_INTERFACES_MAX = 4096  # as many, and the next file begins: each file lists them all
 _INTERFACES_LISTED = 64  # more than these, and most of them unused: the list begins anew
 
 
@@ -202,7 +203,8 @@ class RotatingOutput:
             self._fail("it was moved or removed")
         elif self._next_s and not self._next_s - self._limits.every_s - 1 <= now < self._next_s:
             self.rotate()  # also when the clock was set back
-        if self._is_list_long and self._output:
+        is_long = len(self._interfaces) >= _INTERFACES_MAX and not self._on_demand
+        if is_long or (self._is_list_long and self._output):
             self._shorten()
         self.settle()
         packed = self._compressor and self._compressor.tick()

@@ -110,7 +110,12 @@ class SegmentReader:
     @property
     def is_drained(self) -> bool:
         """Whether all that was ever reserved has been handed out."""
-        return int(self._control[layout.CURSOR]) == self._number << 32 | self._done
+        return int(self._control[layout.CURSOR]) == self.position
+
+    @property
+    def position(self) -> int:
+        """Up to where all has been handed out: comparable with the cursor, up to where memory has been reserved."""
+        return self._number << 32 | self._done
 
     def ranges(self) -> Iterator[Range]:
         """Everything committed by now; returns when the next block is not complete.

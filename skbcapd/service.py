@@ -20,6 +20,7 @@ from types import FrameType
 from skbcapd.capture import Capture
 from skbcapd.layout import SEGMENT_SIZE
 from skbcapd.reload import Reload
+from skbcapd.server import Server
 
 LATENCY_S = 0.05  # packets wait no longer in memory
 TICK_S = 1.0
@@ -35,6 +36,7 @@ class Service:
         tick: called once a second.
         actions: what to do at other signals, by their numbers.
         reload: begun on SIGHUP; None: that signal ends the capture as it does any program.
+        server: asked to serve when its descriptor is readable; None where nobody may ask.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Service:
         tick: Callable[[], None] = lambda: None,
         actions: Mapping[int, Callable[[], None]] | None = None,
         reload: Reload | None = None,
+        server: Server | None = None,
     ) -> None:
         self.capture = capture
         self._duration_s = duration_s
@@ -52,6 +55,7 @@ class Service:
         self._actions = actions or {}
         self._asked: list[int] = []
         self._reload = reload
+        self._server = server
         self._stopping = self._wants_reload = False
         self._epoll = select.epoll()
         self._signals, self._wake = socket.socketpair()
@@ -103,6 +107,8 @@ class Service:
     def _watch(self) -> None:
         self._epoll.register(self._signals, select.EPOLLIN)
         self._epoll.register(self.capture.program.wakeup_fd, select.EPOLLIN)
+        if self._server is not None:
+            self._epoll.register(self._server, select.EPOLLIN)
         if self._output_fd is not None:
             try:
                 self._epoll.register(self._output_fd, 0)  # errors and hang-ups are always reported
@@ -132,6 +138,8 @@ class Service:
                 # Also after the first packet: others come behind it, and a socket that nobody has used yet may be used.
                 self._wait(min(time.monotonic() + LATENCY_S, end))
                 capture.wake_up()
+            elif self._server is not None:
+                self._server.serve()  # the loop does not wait while it has too much to do
         if self._asked:  # a dump or a new file, and then the end at once: what came before is still meant
             capture.drain()
             self._act()
@@ -159,5 +167,7 @@ class Service:
                 raise BrokenPipeError
             if descriptor == self._signals.fileno():
                 os.read(descriptor, 4096)
+            if self._server is not None and descriptor == self._server.fileno():
+                self._server.serve()
             called |= descriptor == self.capture.program.wakeup_fd
         return called

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import ipaddress
 import json
 import re
 import textwrap
@@ -290,6 +291,19 @@ def _rule_keys() -> str:
     return "Keys of a rule: " + "; ".join(keys) + ". Text is " + Pattern.expected + "."
 
 
+def address(text: str) -> tuple[str, int]:
+    """Split an IP address from its port.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = re.fullmatch(r"(?:([0-9.]+)|\[([0-9a-fA-F:.]+)\]):([1-9][0-9]{0,4})", text)
+    if not match or int(match[3]) > 65535:
+        raise ValueError(text)
+    found = ipaddress.IPv4Address(match[1]) if match[1] else ipaddress.IPv6Address(match[2])
+    return str(found), int(match[3])
+
+
 # As dev_valid_name in net/core/dev.c has it, where IFNAMSIZ is 16.
 DEVICE = Text(
     "a device name or glob (1 to 15 bytes, no space, / or :)",
@@ -306,6 +320,18 @@ TEMPLATE = Text(
     ),
 )
 PERMISSIONS = Text("three octal digits of permission bits", lambda text: re.fullmatch(r"[0-7]{3}", text))
+# sun_path in linux/un.h has 108 bytes, with a NUL.
+SOCKET = Text(
+    "none, or an absolute path of at most 107 bytes",
+    lambda text: text == "none" or (text[0] == "/" and len(text.encode()) <= 107),
+)
+LISTEN = Text(
+    "none, or an IP address and a port (127.0.0.1:9479, [::1]:9479)",
+    lambda text: text == "none" or address(text),
+)
+TEXTFILE = Text(
+    "none, or a path that ends in .prom", lambda text: text == "none" or (text.endswith(".prom") and text[0] != "~")
+)
 OWNER = Text("self, USER, USER:GROUP or :GROUP", lambda text: re.fullmatch(r"[\w.-]+|[\w.-]*:[\w.-]+", text))
 
 
@@ -399,6 +425,36 @@ class Log:
 
     level: Level = _key(
         "info", _words(Level), "The least grave message that is logged. debug is for reports of a fault in skbcapd."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """Keys below `control`."""
+
+    socket: str = _key(
+        "/run/skbcapd/control",
+        SOCKET,
+        "A socket at which `skbcapd status` asks the daemon how it goes, for the daemon's user and group. It tells "
+        "counts, processes and settings, never packets, and takes no orders. Each daemon needs its own.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Keys below `metrics`. Both need prometheus_client (python3-prometheus-client)."""
+
+    listen: str = _key(
+        "none",
+        LISTEN,
+        "Where Prometheus asks for metrics, at /metrics. Anybody who reaches the port may ask; it tells counts only. "
+        "The units allow addresses of this host only.",
+    )
+    textfile: str = _key(
+        "none",
+        TEXTFILE,
+        "A file with the same metrics for node_exporter's textfile collector, written anew every 15 s, and removed at "
+        "the end.",
     )
 
 
@@ -533,6 +589,8 @@ class Settings:
     buffer: Buffer = dataclasses.field(default_factory=Buffer)
     files: Files = dataclasses.field(default_factory=Files)
     log: Log = dataclasses.field(default_factory=Log)
+    control: Control = dataclasses.field(default_factory=Control)
+    metrics: Metrics = dataclasses.field(default_factory=Metrics)
 
 
 def _rows(section: object, prefix: str = "") -> dict[str, Row]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import re
 import socket
@@ -35,6 +36,8 @@ PAUSE_S = 0.1  # between two scans, or ten times as long as the last one took
 GIVEN_UP_S = 60.0  # until the next try
 START_S = 5.0  # for the scan at the start, when no packet waits
 NAMESPACES_MAX = 1024
+FLOWS_MAX = 1 << 16  # as many as the kernel program remembers
+_BETWEEN_LOOKS = 128  # descriptors between two looks at the clock
 
 _INFO_SIZE = 512  # the lines that are looked for come first
 _CAP_SYS_PTRACE = 19
@@ -124,7 +127,12 @@ def all_holders(
         if clock() > end:
             return None
         with opened(proc, tgid) as directory:
-            inodes = set(_inodes(directory, is_socket))
+            inodes = set()
+            for number, inode in enumerate(_inodes(directory, is_socket), 1):
+                if inode is not None:
+                    inodes.add(inode)
+                if number % _BETWEEN_LOOKS == 0 and clock() > end:  # one process may have a million
+                    return None
             stat = read_stat(directory) if inodes else None
         if stat is not None:
             user = User(tgid, tgid, stat.ticks * NS_PER_TICK, stat.comm[:15])
@@ -136,7 +144,8 @@ def all_holders(
 def flows(proc: Path = Path("/proc"), named: Path = Path("/run/netns")) -> list[Flow]:
     """The TCP connections and listeners of all network namespaces that have a process or a name.
 
-    A namespace that cannot be entered (CAP_SYS_ADMIN is missing) is left out, and what would take longer than START_S.
+    A namespace that cannot be entered (CAP_SYS_ADMIN is missing) is left out, what would take longer than START_S, and
+    what is more than FLOWS_MAX.
     """
     end = time.monotonic() + START_S
     namespaces: dict[int, Path] = {}
@@ -147,7 +156,7 @@ def flows(proc: Path = Path("/proc"), named: Path = Path("/run/netns")) -> list[
             break
     found: list[Flow] = []
     for path in namespaces.values():
-        if time.monotonic() > end:
+        if time.monotonic() > end or len(found) >= FLOWS_MAX:
             break
         # setns(2) holds for one thread.
         thread = threading.Thread(target=_read_namespace, args=(path, found), daemon=True)
@@ -159,7 +168,7 @@ def flows(proc: Path = Path("/proc"), named: Path = Path("/run/netns")) -> list[
 def _may_look(proc: Path) -> bool:
     """Whether this process has CAP_SYS_PTRACE."""
     try:
-        found = re.search(r"^CapEff:\t([0-9a-f]+)$", (proc / "self/status").read_text(), re.MULTILINE)
+        found = re.search(rb"^CapEff:\t([0-9a-f]+)$", (proc / "self/status").read_bytes(), re.MULTILINE)
     except OSError:
         return True  # no /proc of a kernel's
     return found is not None and bool(int(found[1], 16) >> _CAP_SYS_PTRACE & 1)
@@ -180,8 +189,8 @@ def _files(directory: Path) -> list[Path]:
         return []
 
 
-def _inodes(directory: int, is_socket: re.Pattern[bytes]) -> Iterator[int]:
-    """The sockets among a process's descriptors; none when it has ended, or is not to be looked at.
+def _inodes(directory: int, is_socket: re.Pattern[bytes]) -> Iterator[int | None]:
+    """For each descriptor of a process its inode if it is a socket; none when it has ended, or is not to be looked at.
 
     Not through /proc/PID/fd, which takes CAP_DAC_READ_SEARCH as well: fdinfo is open to CAP_SYS_PTRACE since Linux
     5.14 (commit 7bc3fa0172a4), and tells the inode since then (3845f256a8b5).
@@ -192,20 +201,15 @@ def _inodes(directory: int, is_socket: re.Pattern[bytes]) -> Iterator[int]:
         return
     try:
         with os.scandir(table) as entries:
-            names = [entry.name for entry in entries]
-        for name in names:
-            try:
-                info = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=table)
-            except OSError:  # closed meanwhile
-                continue
-            try:
-                found = is_socket.search(os.read(info, _INFO_SIZE))
-            except OSError:
-                continue
-            finally:
-                os.close(info)
-            if found:
-                yield int(found[1])
+            for entry in entries:
+                found = None
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    info = os.open(entry.name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=table)
+                    try:
+                        found = is_socket.search(os.read(info, _INFO_SIZE))
+                    finally:
+                        os.close(info)
+                yield int(found[1]) if found else None
     except OSError:
         return
     finally:
@@ -234,7 +238,7 @@ def _read_namespace(path: Path, found: list[Flow]) -> None:
                     _HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_REQUEST_DUMP, int(family), 0
                 )
                 diag.send(header + request)
-                found.extend(_dump(diag, net))
+                found.extend(itertools.islice(_dump(diag, net), max(0, FLOWS_MAX - len(found))))
 
 
 def _dump(diag: socket.socket, net: int) -> Iterator[Flow]:

@@ -30,6 +30,8 @@ KEYS = ("tgid", "comm", "unit")
 
 _GATHERED_MAX = 64 << 20  # bytes in memory
 _FILES_MAX = 1 << 16
+_INTERFACES_MAX = 1 << 20  # in all files: each has those that its packets use
+_DESCRIBED_MAX = 1 << 30  # bytes of their descriptions
 _NAME_MAX = 120  # bytes of the value in a file's name
 
 _Value: TypeAlias = int | bytes | None
@@ -72,7 +74,7 @@ class Splitter:
         for suffix in (".gz", ".zst", ".part", ".pcapng"):
             self._stem = self._stem.removesuffix(suffix)
         self._parts: dict[_Value, _Part] = {}
-        self._gathered = 0
+        self._gathered = self._interfaces = self._described = 0
         self.packets = 0
 
     @property
@@ -124,6 +126,10 @@ class Splitter:
         if number is None:
             number = part.numbers[interface] = len(part.numbers)
             gathered += interface.block
+            self._interfaces += 1
+            self._described += len(interface.block)
+            if self._interfaces > _INTERFACES_MAX or self._described > _DESCRIBED_MAX:
+                raise FileError(f"{self._stem}: more than {_INTERFACES_MAX} interfaces in all files, or very long ones")
         # A Simple Packet Block becomes an Enhanced one, at time 0: it has none.
         pad = -len(frame) & 3
         length = 32 + len(frame) + pad + len(options)

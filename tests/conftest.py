@@ -15,7 +15,9 @@ from tests import faults
 
 # No deadline: the machine may be slow. No database: root would leave it behind in the checkout.
 settings.register_profile("skbcapd", deadline=None, database=None, print_blob=True)
-settings.load_profile("skbcapd")
+# `make fuzz`: the same tests, many more examples.
+settings.register_profile("fuzz", settings.get_profile("skbcapd"), max_examples=5_003)
+settings.load_profile(os.environ.get("SKBCAPD_HYPOTHESIS", "skbcapd"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

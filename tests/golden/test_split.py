@@ -13,6 +13,7 @@ import pytest
 
 import skbcapd
 from skbcapd import label
+from skbcapd.errors import FileError
 from skbcapd.reader import Reader
 from skbcapd.split import Splitter
 from tests.golden.judges import facts, rows
@@ -234,3 +235,16 @@ def test_many_processes(path: Path, parts: Path) -> None:
     start = len(section() + named("eth0"))
     assert sum(file.stat().st_size - start for file in splitter.paths) == path.stat().st_size - start
     assert [row[1] for row in rows(parts / "a.tgid-997.pcapng", *FIELDS)] == ["65536", "14"]
+
+
+def test_descriptions_are_bounded(tmp_path: Path) -> None:
+    """A file whose parts would need more bytes of descriptions than there may be ends with an error."""
+    file = tmp_path / "a.pcapng"
+    names = [b"x" * 60_000] * 7  # options of an interface
+    described = interface(opts=b"".join(options((2, name))[:-4] for name in names) + bytes(4))
+    file.write_bytes(section() + described + b"".join(packet(opts=process(tgid, "a")) for tgid in range(1, 5)))
+    splitter = Splitter(file, "tgid", tmp_path)
+    splitter._described = (1 << 30) - 3 * len(described)
+    with Reader(file) as reader, pytest.raises(FileError, match="interfaces in all files"):
+        splitter.read(reader)
+    assert len(splitter.paths) == 4

@@ -143,7 +143,7 @@ class Daemon(Capture):
         config: Path = ROOT / "etc" / "skbcapd.yaml",
         **settings: str,
     ) -> None:
-        chosen = {"interfaces": end.device, "files.directory": str(directory)}
+        chosen = {"interfaces": end.device, "files.directory": str(directory), "control.socket": "none"}
         chosen |= {key.replace("__", "."): value for key, value in settings.items()}
         super().__init__(end.namespace, "--config", str(config), through=through, **chosen)
 

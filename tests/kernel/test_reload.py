@@ -47,7 +47,7 @@ class Daemon:
     """A running `skbcapd run` with a config file of the test's own."""
 
     def __init__(self, config: Path, directory: Path) -> None:
-        sets = [f"--set=files.directory={directory}", f"--set=attach={ATTACH}"]
+        sets = [f"--set=files.directory={directory}", f"--set=attach={ATTACH}", "--set=control.socket=none"]
         command = [sys.executable, "-m", "skbcapd", "run", "--config", str(config), *sets]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
         self.said = ""

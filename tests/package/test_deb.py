@@ -57,6 +57,7 @@ def test_control(deb: Path) -> None:
     assert output("dpkg-deb", "-f", deb, "Version").strip() == skbcapd.__version__
     depends = output("dpkg-deb", "-f", deb, "Depends").strip().split(", ")
     assert set(depends) >= {"libpcap0.8", "python3-bpfcc", "python3-scapy (>= 2.5)", "python3-systemd", "python3-yaml"}
+    assert output("dpkg-deb", "-f", deb, "Recommends").strip() == "python3-prometheus-client"  # for `metrics` only
 
 
 def test_the_module_is_in_debians_python(unpacked: Path, tmp_path: Path) -> None:

@@ -13,7 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skbcapd import layout
-from skbcapd.capture import Capture, PcapngOutput, Statistics, Totals
+from skbcapd.capture import (
+    DEVICES_REMEMBERED,
+    INTERFACES_MAX,
+    Capture,
+    PcapngOutput,
+    Statistics,
+    Totals,
+    _Numbers,
+)
 from skbcapd.config import default_settings
 from skbcapd.errors import KernelError
 from skbcapd.kernel import Counters
@@ -847,3 +855,42 @@ def test_devices_are_meant_by_namespaces(
     totals = rig.capture.totals()
     assert (totals.written, totals.filtered) == (len(written), 3 - len(written))
     assert rig.program.control[layout.DEVICE_FILTER] == 1
+
+
+def test_a_flood_of_devices_is_bounded() -> None:
+    """Of more devices than are remembered each packet is written and counted, and the oldest are forgotten."""
+    rig = Rig()
+    sent = DEVICES_REMEMBERED + 101
+    for number in range(sent):
+        rig.drain(upcall(b"1", ifindex=number, device=b"v%d" % number), slot=0)
+    assert len(rig.output.written) == sent == rig.capture.devices
+    assert len(rig.capture._devices) == DEVICES_REMEMBERED
+    totals = rig.capture.totals()
+    assert (totals.written, totals.kernel.seen) == (sent, sent)
+    assert accounted(totals) == sent
+
+
+def test_more_interfaces_than_a_file_may_have() -> None:
+    """A device too many is not captured, which is said and counted; when the list begins anew, others are."""
+    rig = Rig()
+    rig.drain(upcall(b"1"))
+    rig.capture._interfaces = INTERFACES_MAX
+    rig.drain(upcall(b"2", device=b"late", ifindex=7), upcall(b"3"))
+    assert rig.output.frames == [b"1", b"3"]
+    assert rig.said == [f"device late is one more than the {INTERFACES_MAX} that a file may have, and is not captured"]
+    assert rig.capture.totals().filtered == 1
+    assert accounted(rig.capture.totals()) == 3
+    rig.capture.renumber()
+    rig.drain(upcall(b"4", device=b"later", ifindex=8), upcall(b"5"))
+    assert rig.output.frames == [b"1", b"3", b"4", b"5"]
+
+
+@given(st.lists(st.integers(-1, 4 << 20 | 7)))
+def test_processes_are_counted_once(tgids: list[int]) -> None:
+    """Each number that a process can have is counted once, in memory that does not grow."""
+    numbers = _Numbers(4 << 20)
+    size = len(numbers._bits)
+    for tgid in [*tgids, *tgids]:
+        numbers.add(tgid)
+    assert numbers.count == len({tgid for tgid in tgids if 0 < tgid <= 4 << 20})
+    assert len(numbers._bits) == size

@@ -19,7 +19,7 @@ from skbcapd.errors import ConfigError, SkbcapdError, UsageError
 from skbcapd.kernel import Counters
 
 ROOT = Path(skbcapd.__file__).parent.parent
-COMMANDS = ("capture", "run", "check", "config", "dump", "doctor", "top", "split", "extcap")
+COMMANDS = ("capture", "run", "check", "config", "dump", "status", "doctor", "top", "split", "extcap")
 
 
 def skbcapd_says(*arguments: str) -> tuple[int, str, str]:

@@ -629,6 +629,7 @@ def assert_readable(error: ConfigError, content: bytes) -> None:
         assert len(text) < 1500
 
 
+@pytest.mark.fuzz
 @given(content=JUNK | YAML_LIKE | mutants())
 @example(content=b"a: !\n")
 @example(content=b'"\\')
@@ -642,6 +643,7 @@ def test_any_file_gives_settings_or_readable_problems(path: Path, content: bytes
         assert_readable(error, content)
 
 
+@pytest.mark.fuzz
 @given(overrides=st.dictionaries(st.sampled_from([*ROWS]) | st.text(), st.sampled_from(ATOMS) | st.text(), max_size=5))
 def test_any_override_gives_settings_or_readable_problems(overrides: dict[str, str]) -> None:
     """No overrides whatever give anything but sound settings or readable problems."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd.directory import CURRENT, CaptureDirectory, Keep
+from skbcapd.directory import CURRENT, CaptureDirectory, Keep, harmless
 from skbcapd.errors import FileError
 from tests.unit.writer import block, packet
 
@@ -153,3 +153,11 @@ def test_a_directory_that_was_replaced_is_found_again(tmp_path: Path) -> None:
     assert not directory.is_there
     assert write(directory, b"").parent == path
     assert directory.is_there
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("web-1.example", "web-1.example"), ("a\x1b]0;b\x07/../c d", "a_]0_b__.._c_d"), ("", "_")]
+)
+def test_a_machine_may_be_called_anything(name: str, expected: str) -> None:
+    """What is no letter, digit, dot or hyphen of a machine's name does not get into the names of files."""
+    assert harmless(name) == expected.replace("]", "_")

@@ -51,9 +51,13 @@ ORDER = (
     "split",
     "extcap",
     "doctor",
+    "sight",
+    "metrics",
+    "server",
     "service",
     "log",
     "notify",
+    "status",
     "cli",
     "__main__",
 )
@@ -64,6 +68,7 @@ LIBRARIES = {
     "systemd": {"log", "notify"},
     "scapy": {"packet_filter", "pcapng", "text"},
     "yaml": {"config"},
+    "prometheus_client": {"metrics"},
 }
 
 

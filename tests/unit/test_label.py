@@ -58,12 +58,14 @@ def test_seed_comment() -> None:
     assert parse(SEED) == [("comm", b"chronyd"), ("pid", b"1058"), ("tgid", b"1058")]
 
 
+@pytest.mark.fuzz
 @given(FIELDS)
 def test_any_bytes_round_trip(fields: list[tuple[str, bytes]]) -> None:
     """Whatever bytes the values hold, the comment parses back to the very same keys and bytes."""
     assert parse(comment(fields)) == fields
 
 
+@pytest.mark.fuzz
 @given(HOSTILE)
 def test_no_comm_can_forge_a_field(comm: bytes) -> None:
     """Even a reader that only searches for `key=` sees the real keys and no other."""
@@ -73,6 +75,7 @@ def test_no_comm_can_forge_a_field(comm: bytes) -> None:
     assert text.isprintable()
 
 
+@pytest.mark.fuzz
 @given(st.text('ab=_" \\x0137df\n\xff\u20ac') | st.from_regex(r'\A[a-z_]{0,2}="?[ -~]*"?\Z'))
 def test_parse_accepts_only_what_comment_writes(text: str) -> None:
     """A text is refused with CommentError, or is the one spelling of the fields it parses to."""

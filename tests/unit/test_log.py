@@ -110,6 +110,7 @@ def test_the_end_says_what_was_left_out() -> None:
     assert journal_.entries[-1]["SKBCAPD_SUPPRESSED"] == "3"
 
 
+@pytest.mark.fuzz
 @given(st.text())
 def test_hostile_text_is_harmless(text: str) -> None:
     """Whatever a name holds, one line of printable characters is written, and what was printable stays."""

@@ -110,3 +110,22 @@ def test_it_is_asked_once(machine: Machine) -> None:
     for cookie in range(2, REMEMBERED + 2):
         namespaces.describe(cookie, inode)
     assert namespaces.describe(1, inode) == f"network namespace {inode}"
+
+
+def test_a_crowd_of_namespaces_does_not_hold_up_packets(machine: Machine) -> None:
+    """Looking for names takes half a second and a tenth of the time at most; what is not named now may be later."""
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 0.1  # each look takes as long
+        return now
+
+    web = machine.namespace("web").stat().st_ino
+    namespaces = Namespaces(machine.run, machine.proc, clock)
+    found = [namespaces.describe(cookie, web) for cookie in range(1, 1010)]
+    named = found.count("network namespace web")
+    assert 6 < named < 1009 // 7
+    assert set(found) == {"network namespace web", f"network namespace {web}"}
+    now += 100.0
+    assert namespaces.describe(1009, web) == "network namespace web"

@@ -231,6 +231,7 @@ def test_files_that_vanish_or_lie(name: str, becomes: str, proc: Proc, processes
     assert ("cmdline" in found.fields()) == (name != "cmdline" or becomes == "garbage")
 
 
+@pytest.mark.fuzz
 @given(raw=st.binary(max_size=200) | st.tuples(st.binary(), st.binary()).map(lambda parts: b"1 (" + b") ".join(parts)))
 def test_a_stat_that_lies_never_raises(raw: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Whatever stands in a stat file, it is of no process, or of one with numbers."""
@@ -340,6 +341,7 @@ def test_container(cgroup: str, container: str) -> None:
     assert container_of(cgroup.encode()).decode() == container
 
 
+@pytest.mark.fuzz
 @given(PATHS)
 def test_any_path_has_a_unit_and_a_container_or_none(path: bytes) -> None:
     """Whatever a path holds, nothing raises, and a unit is made of the letters that systemd allows."""
@@ -347,3 +349,10 @@ def test_any_path_has_a_unit_and_a_container_or_none(path: bytes) -> None:
     unit = unit_of(path)
     assert unit.isascii()
     assert not {*unit} & {*b' \n"='}
+
+
+@pytest.mark.parametrize("ticks", [-1, (1 << 63) // TICK, 10**30])
+def test_a_start_that_cannot_be_is_of_no_process(ticks: int, proc: Proc, processes: Processes) -> None:
+    """A start before the boot, or that no u64 of nanoseconds holds, is not believed."""
+    proc.add(77, ticks=ticks)
+    assert processes.find(77, 77, ticks * TICK, b"chronyd") is None

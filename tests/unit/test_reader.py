@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skbcapd import label
+from skbcapd import label, split, top
+from skbcapd.account import Account
 from skbcapd.errors import FileError
 from skbcapd.reader import Reader, Stamp
 from tests.strangers import (
@@ -162,6 +163,7 @@ def test_packet_ids_do_not_hide_the_process(path: Path) -> None:
     assert found == [Stamp(7, b"a", direction=2)] * 97 + [Stamp(8, direction=2)]
 
 
+@pytest.mark.fuzz
 @given(st.lists(st.tuples(st.integers(0, 9), st.binary(max_size=24)), max_size=5), st.integers(0, 99))
 def test_any_options_are_read_without_a_fault(tmp_path_factory: pytest.TempPathFactory, pairs, cut) -> None:  # type: ignore[no-untyped-def]
     """Whatever stands where options should be, the packet is given."""
@@ -242,6 +244,7 @@ def test_what_is_wrong_is_said_with_its_place(content: bytes, count: int, messag
     assert message in said
 
 
+@pytest.mark.fuzz
 @given(st.data())
 def test_a_changed_file_gives_packets_and_then_perhaps_an_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -344,3 +347,57 @@ def test_the_comment_of_ours_is_read(path: Path) -> None:
     names = [b"chronyd", b"", b"tmux: server", b"x tgid=1", b"\x1b[31m", bytes(range(1, 16)), b'"\\"']
     made = [label.label([("comm", name), ("pid", 9), ("tgid", 7)], 2, 7, 9).options for name in names]
     assert stamps(path, *made) == [Stamp(7, name, direction=2) for name in names]
+
+
+@st.composite
+def strange_blocks(draw: st.DrawFn) -> bytes:
+    """A capture file whose blocks are of kinds that there are, with lengths and bodies that may be anything."""
+    order = draw(st.sampled_from("<>"))
+    parts = [section(order), interface(order, opts=draw(st.binary(max_size=24)))]
+    hostile = st.sampled_from([b"\x1b]0;x\x07", b"a/../b", b"\xff" * 15, b"comm=", b"x" * 600]) | st.binary(max_size=20)
+    for _ in range(draw(st.integers(0, 9))):
+        kind = draw(st.sampled_from(["packet", "named", "block", "lie"]))
+        if kind == "packet":
+            parts.append(packet(draw(st.binary(max_size=40)), draw(st.binary(max_size=40)), order))
+        elif kind == "named":
+            fields = [(key, draw(hostile)) for key in ("comm", "tgid", "unit", "via") if draw(st.booleans())]
+            text = label.comment(fields).encode() if fields else draw(hostile)
+            parts.append(packet(draw(st.binary(max_size=40)), comment(text, order=order), order))
+        else:
+            made = block(draw(st.sampled_from([SHB, IDB, PB, SPB, NRB, ISB, EPB])), draw(st.binary(max_size=60)), order)
+            if kind == "lie":
+                length = draw(st.integers(0, 80) | st.integers(0, 2**32 - 1))
+                made = made[:4] + struct.pack(order + "I", length) + made[8:]
+            parts.append(made)
+    return b"".join(parts)
+
+
+@pytest.mark.fuzz
+@given(strange_blocks(), st.sampled_from(split.KEYS))
+def test_no_file_harms_who_reads_it(tmp_path_factory: pytest.TempPathFactory, content: bytes, by: str) -> None:
+    """`top` shows printable text and `split` writes beside the others only, or there is a FileError in one line."""
+    directory = tmp_path_factory.mktemp("strange")
+    file, parts = directory / "a.pcapng", directory / "parts"
+    file.write_bytes(content)
+    parts.mkdir()
+    account = Account()
+    said = [str(error) for error in top.read(account, [file])]
+    said += [write(account.processes) for write in (top.as_table, top.as_json, top.as_csv)]
+    splitter = split.Splitter(file, by, parts)
+    try:
+        with Reader(file) as reader:
+            splitter.read(reader)
+    except FileError as error:
+        said.append(str(error))
+    assert all(line.isprintable() for text in said for line in text.split("\n"))
+    assert {path.parent for path in splitter.paths} <= {parts}
+    assert sorted(directory.iterdir()) == [file, parts]
+    assert all(path.name.isascii() and path.name.isprintable() for path in parts.iterdir())
+
+
+@pytest.mark.parametrize("key", ["comm", "unit", "via"])
+def test_a_name_longer_than_any_is_none(key: str, path: Path) -> None:
+    """Memory does not fill with names that no process has: longer than two file names, a comment is none of ours."""
+    for size, expected in ((520, b"x" * 520), (521, None)):
+        (stamp,) = stamps(path, comment(label.comment([(key, b"x" * size), ("tgid", 7)]).encode()))
+        assert getattr(stamp, key) == expected

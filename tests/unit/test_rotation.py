@@ -251,3 +251,23 @@ def test_each_outage_counts_its_own(tmp_path: Path) -> None:
         assert rig.said[-1].endswith(f"writing again; {count} packets were lost")
     assert rig.output.lost == 8
     rig.output.close()
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_a_flood_of_devices_begins_a_new_list(is_full: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    """With 4,096 interfaces listed a file ends, all of them in use or not, so that the list never grows much longer."""
+    rig = Rig(tmp_path)
+    asked: list[str] = []
+    rig.output.renumber = lambda: asked.append("renumber")
+    if is_full:
+        Path(rig.output.path).unlink()
+        rig.output.tick()
+        rig.output._retry_at = float("inf")
+    for number in range(4094):  # beside the one that is there
+        rig.output.add_interface(Interface(b"v%d" % number, "", 1, 0, None, None, None))
+    rig.output.tick()
+    assert asked == []
+    rig.output.add_interface(LO)
+    rig.output.tick()
+    assert asked == ["renumber"]
+    assert rig.output.add_interface(LO) == 0

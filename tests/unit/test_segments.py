@@ -367,6 +367,7 @@ def test_what_is_no_local_block(made: bytes, offset: int) -> None:
         read_local(memoryview(made), offset)
 
 
+@pytest.mark.fuzz
 @given(st.binary(max_size=96), st.binary(max_size=300), st.integers(-8, 400))
 def test_any_bytes_give_blocks_or_an_error(head: bytes, tail: bytes, offset: int) -> None:
     """Whatever lies in memory, reading it gives blocks inside of it or a SegmentError, never another exception."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from skbcapd.errors import KernelError
 from skbcapd.layout import SEGMENT_SIZE
+from skbcapd.server import Server, control
 from skbcapd.service import Service
 
 
@@ -226,3 +228,28 @@ def test_nothing_is_left_open() -> None:
     run(capture)
     assert len(list(Path("/proc/self/fd").iterdir())) == before - 2  # the fake's own
     assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.parametrize("moved", [0, 4, SEGMENT_SIZE])
+def test_who_asks_is_answered(moved: int, tmp_path: Path) -> None:
+    """Idle, at work or with too much to do: the loop serves the control socket, and looks for packets before."""
+    path = tmp_path / "control"
+    server = Server()
+    capture = FakeCapture()
+    os.read(capture.wakeup_fd, 100)  # nothing but the client wakes it
+
+    def facts() -> dict[str, object]:
+        capture.calls.append("asked")
+        capture.looks.clear()
+        return {"moved": moved}
+
+    server.listen_unix(str(path), control(facts))
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(b"status\n")
+        capture.looks = [moved] * 101
+        calls = run(capture, server=server)
+        assert client.recv(100) == f'{{"moved": {moved}}}\n'.encode()
+    assert calls.index("drain") < calls.index("asked")
+    assert calls.count("drain") < 7
+    server.close()

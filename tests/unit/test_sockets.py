@@ -174,3 +174,22 @@ def test_any_message_is_a_flow(message: bytes) -> None:
     assert flow.inode == struct.unpack_from("<I", message, 68)[0]
     assert (flow.local_port, flow.remote_port) == struct.unpack_from(">HH", message, 4)
     assert len(flow.local) == len(flow.remote) == 16
+
+
+def test_a_process_with_many_descriptors_is_not_waited_for(proc: Proc) -> None:
+    """A scan ends in time also in the middle of one process, and names nobody then."""
+    proc.hold(11, *[f"socket:[{inode}]" for inode in range(1000, 3000)])
+    clock = Clock()
+    clock.step = sockets.SCAN_S / 11
+    assert all_holders(proc.path, sockets.SCAN_S, clock) is None
+    assert clock.now < 1.5 * sockets.SCAN_S
+    assert all_holders(proc.path, sockets.SCAN_S, Clock()) is not None
+
+
+def test_flows_are_bounded() -> None:
+    """More connections than the kernel program remembers are not read."""
+    with socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0)):
+        for room in (0, 1):
+            found = [Flow(0, b"", b"", 0, 0, 0, 0, 0)] * (sockets.FLOWS_MAX - room)
+            sockets._read_namespace(Path("/proc/self/ns/net"), found)
+            assert len(found) == sockets.FLOWS_MAX

@@ -59,6 +59,7 @@ def test_a_line(text: str, arguments: dict[str, object]) -> None:
     assert line(**arguments).startswith(f"{CLOCK} {text}")
 
 
+@pytest.mark.fuzz
 @given(
     frame=st.binary(max_size=400) | st.binary(max_size=200).map(lambda tail: NTP_FRAME[: len(tail)] + tail),
     comm=st.binary(max_size=16),

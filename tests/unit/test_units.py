@@ -58,6 +58,7 @@ def test_the_template_is_the_same_service() -> None:
     )
     names = (
         (" --config /etc/skbcapd-%i.yaml --set files.directory=%L/skbcapd-%i", ""),
+        (" --set control.socket=%t/skbcapd-%i/control", ""),
         ("skbcapd-%i", "skbcapd"),
         (" (%i)", ""),
     )

@@ -1,0 +1,119 @@
+"""Metrics, judged by Prometheus's own parser."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+import skbcapd
+from skbcapd.metrics import EVERY_S, Metrics, Textfile
+from tests.kernel.deadline import until
+from tests.unit.test_sight import Scene, stamped
+from tests.unit.writer import upcall
+
+ROOT = Path(skbcapd.__file__).parent.parent
+
+
+def samples(text: bytes) -> dict[str, float]:
+    """Each sample by its name and labels."""
+    found = {}
+    for family in text_string_to_metric_families(text.decode()):
+        for sample in family.samples:
+            labels = ",".join(f"{name}={value}" for name, value in sample.labels.items())
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found
+
+
+def test_the_metrics_are_the_facts() -> None:
+    """Prometheus reads what status tells, and every packet that was seen is in one other figure."""
+    scene = Scene()
+    scene.rig.drain(upcall(b"1"), *[stamped(1058)] * 22)
+    scene.rig.program.count(1, filtered=7, duplicate=5, full=3, contended=2, start=11)
+    scene.output.lost = 1
+    scene.look()
+    found = samples(Metrics(scene.sight.facts).text())
+    assert found["skbcapd_packets_seen_total"] == 51
+    assert {name: value for name, value in found.items() if name.startswith("skbcapd_packets_lost_total")} == {
+        "skbcapd_packets_lost_total{cause=full}": 3,
+        "skbcapd_packets_lost_total{cause=contended}": 2,
+        "skbcapd_packets_lost_total{cause=start}": 11,
+        "skbcapd_packets_lost_total{cause=output}": 1,
+    }
+    assert found["skbcapd_packets_total{outcome=written}"] == 22
+    parts = ("skbcapd_packets_total{", "skbcapd_packets_lost_total{", "skbcapd_packets_pending", "skbcapd_packets_in_")
+    assert sum(value for name, value in found.items() if name.startswith(parts)) == 51
+    assert found["skbcapd_packets_missed_total"] == 3
+    assert found[f"skbcapd_build_info{{version={skbcapd.__version__}}}"] == 1
+
+
+def test_the_page_names_every_metric() -> None:
+    """docs/sight.md has each metric, and none that there is not."""
+    found = {name.partition("{")[0] for name in samples(Metrics(Scene().sight.facts).text())}
+    assert set(re.findall(r"`(skbcapd_\w+)[`{]", (ROOT / "docs/sight.md").read_text())) == found
+
+
+def test_no_name_of_a_process_is_a_label() -> None:
+    """The text has as many lines after 1009 processes as before them."""
+    scene = Scene()
+    metrics = Metrics(scene.sight.facts)
+    before = metrics.text().count(b"\n")
+    scene.rig.drain(*(stamped(tgid) for tgid in range(1, 1010)))
+    scene.look()
+    assert metrics.text().count(b"\n") == before
+
+
+def test_without_the_library() -> None:
+    """Metrics without prometheus_client are refused with a hint, and without metrics nobody misses it."""
+    program = (
+        "import sys; sys.modules['prometheus_client'] = None; sys.argv[0] = 'skbcapd'\n"
+        "from skbcapd.__main__ import main; sys.exit(main())"
+    )
+
+    def check(*settings: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-c", program, "check", "--config", "etc/skbcapd.yaml", *settings]
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    for setting in ("metrics.listen=[::1]:9479", "metrics.textfile=/x/skbcapd.prom"):
+        done = check("--set", setting)
+        assert done.returncode == 2
+        assert "prometheus_client is not installed\n  (hint) apt install python3-prometheus-client" in done.stderr
+    assert check().returncode == 0
+
+
+def test_the_file_is_whole_at_any_time(tmp_path: Path) -> None:
+    """It is replaced in one piece, for everybody to read; at the end it is gone."""
+    path = tmp_path / "skbcapd.prom"
+    textfile = Textfile(str(path), print)
+    textfile.tick(lambda: b"first\n")
+    until(path.exists, "the file is there")
+    with path.open("rb") as reader:
+        for _ in range(EVERY_S - 1):
+            textfile.tick(lambda: b"too early\n")
+        until(lambda: textfile._thread is not None and not textfile._thread.is_alive(), "it is written")
+        textfile.tick(lambda: b"second\n")
+        until(lambda: path.read_bytes() == b"second\n", "it is written again")
+        assert reader.read() == b"first\n"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+    textfile.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_told_once(tmp_path: Path) -> None:
+    """The reason is said when it begins, and writing is tried again."""
+    said: list[str] = []
+    path = tmp_path / "there" / "skbcapd.prom"
+    textfile = Textfile(str(path), said.append)
+    for _ in range(3 * EVERY_S):
+        textfile.tick(lambda: b"x\n")
+        until(lambda: not (textfile._thread and textfile._thread.is_alive()), "it has tried")
+    assert said == [f"{path}: No such file or directory; metrics are not written there"]
+    path.parent.mkdir()
+    for _ in range(EVERY_S):
+        textfile.tick(lambda: b"x\n")
+    until(path.exists, "the file is there")
+    textfile.close()

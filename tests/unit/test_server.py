@@ -1,0 +1,284 @@
+"""The doors: what is answered, what is refused, and that nobody can hold them."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import select
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skbcapd import server as doors
+from skbcapd.errors import FileError
+from skbcapd.server import Server, control
+from skbcapd.server import http as page
+from tests.kernel.deadline import DEADLINE_S, until
+
+FACTS = {"version": "0.1.0", "packets": {"seen": 41}}
+
+
+class Clock:
+    """A clock that the test turns."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now
+
+
+class House:
+    """A server with a control socket and a metrics port, served by the test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.clock = Clock()
+        self.path = str(directory / "run" / "control")
+        self.server = Server(self.clock)
+        self.server.listen_unix(self.path, control(lambda: FACTS))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.address = free.getsockname()
+        self.server.listen_tcp(self.address, page("/metrics", "text/plain", lambda: b"x" * self.size))
+        self.size = 23
+
+    def knock(self) -> socket.socket:
+        """A client at the control socket."""
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(DEADLINE_S)
+        client.connect(self.path)
+        return client
+
+    def say(self, *pieces: bytes) -> bytes:
+        """All that is answered to these pieces, each served before the next."""
+        with self.knock() as client:
+            for piece in pieces:
+                with contextlib.suppress(BrokenPipeError):  # it may have had enough
+                    client.sendall(piece)
+                self.server.serve()
+            client.shutdown(socket.SHUT_WR)
+            self.server.serve()
+            return read(client)
+
+    def ask(self, method: str, path: str) -> tuple[int, bytes, dict[str, str]]:
+        """What Python's HTTP client makes of the answer."""
+        found = []
+
+        def go() -> None:
+            connection = http.client.HTTPConnection(*self.address, timeout=DEADLINE_S)
+            connection.request(method, path)
+            response = connection.getresponse()
+            found.append((response.status, response.read(), dict(response.headers)))
+            connection.close()
+
+        thread = threading.Thread(target=go)
+        thread.start()
+        until(lambda: self.server.serve() or not thread.is_alive(), "the client has its answer")
+        thread.join()
+        return found[0]
+
+    @property
+    def descriptors(self) -> int:
+        """How many are open in this process."""
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def read(client: socket.socket) -> bytes:
+    """All until the other side closes."""
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while more := client.recv(1 << 16):
+            data += more
+    return data
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    """Both doors, open."""
+    made = House(tmp_path)
+    yield made
+    made.server.close()
+
+
+def test_status_is_answered(house: House) -> None:
+    """One line of JSON, also when the question comes byte by byte, and what stands behind it is not read."""
+    assert json.loads(house.say(b"status\n")) == FACTS
+    assert json.loads(house.say(*(bytes([byte]) for byte in b"status\n"))) == FACTS
+    assert house.say(b"status\nstatus\n").count(b"\n") == 1
+
+
+@pytest.mark.parametrize("request_", [b"\n", b"STATUS\n", b"status \n", b"packets\n", b"stop\n", b"\xff\x00\n"])
+def test_what_is_unknown_is_refused(request_: bytes, house: House) -> None:
+    """Any other line is answered by a refusal that repeats nothing of it."""
+    assert json.loads(house.say(request_)) == {"error": "unknown request; expected: status"}
+
+
+@pytest.mark.parametrize("pieces", [[b""], [b"status"], [b"x" * 4097], [b"x"] * 33, [b"x" * 4096, b"\n"]])
+def test_what_is_no_request_gets_nothing(pieces: list[bytes], house: House) -> None:
+    """No end of line, more than 4096 bytes or more than 32 pieces: closed without a word."""
+    assert house.say(*pieces) == b""
+
+
+def test_the_socket_is_for_owner_and_group(house: House) -> None:
+    """Its mode is 660 whatever the umask, and it goes with the server."""
+    found = Path(house.path).stat()
+    assert stat.S_ISSOCK(found.st_mode)
+    assert stat.S_IMODE(found.st_mode) == 0o660
+    house.server.close()
+    assert not Path(house.path).exists()
+
+
+def test_a_dead_socket_is_replaced_and_a_living_one_is_not(tmp_path: Path) -> None:
+    """What a killed daemon left is no hindrance; one that lives keeps its socket, and a file stays a file."""
+    path = tmp_path / "control"
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(str(path))
+    dead.close()
+    first, second = Server(), Server()
+    first.listen_unix(str(path), control(lambda: FACTS))
+    with pytest.raises(FileError, match="another process listens there"):
+        second.listen_unix(str(path), control(dict))
+    second.close()
+    assert path.exists()
+    first.close()
+
+    path.write_text("mine")
+    third = Server()
+    with pytest.raises(FileError, match="not a socket"):
+        third.listen_unix(str(path), control(dict))
+    third.close()
+    assert path.read_text() == "mine"
+
+
+def test_a_taken_port_is_told(house: House) -> None:
+    """A port that another one has is an error with its number."""
+    second = Server()
+    with pytest.raises(FileError, match=rf"127\.0\.0\.1 port {house.address[1]}: Address already in use"):
+        second.listen_tcp(house.address, control(dict))
+    second.close()
+
+
+def test_who_says_nothing_is_let_go(house: House) -> None:
+    """After five seconds without a question, or with an answer that is not fetched, the connection is closed."""
+    house.size = 64 << 20
+    with house.knock() as silent, socket.create_connection(house.address) as lazy:
+        lazy.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        until(lambda: house.server.serve() or bool(lazy.recv(1, socket.MSG_PEEK)), "an answer begins")
+        before = house.descriptors
+        house.clock.now = doors.PATIENCE_S - 0.001
+        house.server.tick()
+        assert house.descriptors == before
+        house.clock.now = doors.PATIENCE_S
+        house.server.tick()
+        assert house.descriptors == before - 2
+        assert read(silent) == b""
+
+
+def test_the_oldest_client_goes(house: House) -> None:
+    """With as many clients as there may be, one more is answered, and the first is let go."""
+    with contextlib.ExitStack() as stack:
+        silent = []
+        for _ in range(doors.CLIENTS_MAX):
+            silent.append(stack.enter_context(house.knock()))
+            house.server.serve()
+        assert json.loads(house.say(b"status\n")) == FACTS
+        assert read(silent[0]) == b""
+        silent[1].sendall(b"status\n")
+        house.server.serve()
+        assert json.loads(read(silent[1])) == FACTS
+
+
+def test_a_flood_waits_for_the_next_second(house: House) -> None:
+    """So many are let in a second; the next one waits in the queue, and the other door is not concerned."""
+    for _ in range(doors.ACCEPTS_MAX):
+        assert json.loads(house.say(b"status\n")) == FACTS
+    with house.knock() as late:
+        late.sendall(b"status\n")
+        for _ in range(7):
+            house.server.serve()
+        late.setblocking(False)  # noqa: FBT003
+        with pytest.raises(BlockingIOError):
+            late.recv(1)
+        assert house.ask("GET", "/metrics")[0] == 200
+        house.server.tick()
+        house.server.serve()
+        late.settimeout(DEADLINE_S)
+        assert json.loads(read(late)) == FACTS
+
+
+def test_an_answer_goes_in_pieces(house: House) -> None:
+    """An answer larger than any socket's buffer arrives whole, and no call waits for it."""
+    house.size = 16 << 20
+    status, body, headers = house.ask("GET", "/metrics")
+    assert (status, len(body), headers["Connection"]) == (200, house.size, "close")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "size"),
+    [
+        ("GET", "/metrics", 200, 23),
+        ("GET", "/metrics?name[]=x", 200, 23),
+        ("HEAD", "/metrics", 200, 0),
+        ("GET", "/", 404, 18),
+        ("GET", "/metrics/../packets", 404, 18),
+        ("POST", "/metrics", 405, 13),
+        ("DELETE", "/metrics", 405, 13),
+    ],
+)
+def test_the_page_is_read_only(method: str, path: str, status: int, size: int, house: House) -> None:
+    """GET and HEAD of the page are answered; other paths and methods are refused, as HTTP has it."""
+    found, body, _ = house.ask(method, path)
+    assert (found, len(body)) == (status, size)
+
+
+def test_a_child_does_not_hold_clients(house: House) -> None:
+    """An answer ends, and nothing is left to serve, also while a child of ours has the connection's descriptor."""
+    with house.knock() as client:
+        house.server.serve()
+        [door] = [door for door in house.server._doors.values() if door.clients]
+        [descriptor] = door.clients
+        with contextlib.closing(socket.socket(fileno=os.dup(descriptor))):  # as after fork(2)
+            client.sendall(b"status\n")
+            house.server.serve()
+            assert json.loads(read(client)) == FACTS
+            client.close()
+            assert not select.select([house.server], [], [], 0)[0]
+
+
+@pytest.mark.fuzz
+@given(
+    st.lists(st.binary(max_size=300) | st.sampled_from([b"status\n", b"GET ", b"/metrics ", b"HTTP/1.1\r\n\r\n"])),
+    st.booleans(),
+)
+def test_any_bytes_at_the_doors(tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], at_port: bool) -> None:  # noqa: FBT001
+    """Whatever is sent, in whatever pieces: nothing, the facts, a refusal or HTTP is answered, and the door is open."""
+    house = House(tmp_path_factory.mktemp("house"))
+    try:
+        before = house.descriptors
+        if at_port:
+            with socket.create_connection(house.address) as client:
+                for piece in pieces:
+                    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                        client.sendall(piece)
+                    house.server.serve()
+                with contextlib.suppress(OSError):
+                    client.shutdown(socket.SHUT_WR)
+                until(lambda: house.server.serve() or house.descriptors == before + 1, "it is let go")
+                answer = read(client)
+            assert answer == b"" or answer.startswith((b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 4"))
+        else:
+            answer = house.say(*pieces)
+            assert answer == b"" or json.loads(answer) in (FACTS, {"error": "unknown request; expected: status"})
+        house.server.tick()
+        assert json.loads(house.say(b"status\n")) == FACTS
+        assert house.descriptors == before
+    finally:
+        house.server.close()
+        os.rmdir(os.path.dirname(house.path))  # noqa: PTH106, PTH120

@@ -1,0 +1,236 @@
+"""The facts of a running capture: every packet in one figure, none falls, and who is busiest in bounded memory."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skbcapd import layout, sight
+from skbcapd.config import default_settings
+from skbcapd.kernel import Counters
+from skbcapd.label import label
+from skbcapd.loader import Hook
+from skbcapd.settings import ROWS
+from skbcapd.sight import Busiest, Sight, in_force
+from tests.unit.test_capture import Recording, Rig
+from tests.unit.writer import block, cut, upcall
+
+
+def stamped(tgid: int, comm: bytes = b"chronyd", size: int = 60) -> bytes:
+    """A ready block of a process; no process for tgid 0."""
+    fields: list[tuple[str, bytes | str | int]] = [("via", "kernel")]
+    if tgid:
+        fields = [("comm", comm), ("pid", tgid), ("tgid", tgid)]
+    return block(layout.BLOCK_PACKET, 0, bytes(size), label(fields, 2, tgid, tgid, linked=True).options)
+
+
+class Output(Recording):
+    """An output that has a file and can lose packets."""
+
+    path = "/var/log/skbcapd/a.pcapng.part"
+    late = 0  # packets that it will not have taken when it is asked a second time
+    _is_asked = False
+
+    def write_blocks(self, view: memoryview) -> None:
+        """Hold something back."""
+        super().write_blocks(view)
+        self._is_asked = False
+
+    def flush(self) -> None:
+        """The first time the end is held back."""
+        if self._is_asked:
+            self.lost, self.late = self.lost + self.late, 0
+        self._is_asked = True
+
+
+class Scene:
+    """A capture that is looked at, by a clock of the test's own."""
+
+    def __init__(self, **settings: str) -> None:
+        self.output = Output()
+        self.rig = Rig(self.output)  # type: ignore[arg-type]
+        self.rig.program.learning = [Hook("tracepoint", "sock_send_length", "on_used")]  # type: ignore[attr-defined]
+        self.now = 0.0
+        self.sight = Sight(self.rig.capture, self.output, lambda: default_settings(settings), lambda: self.now)
+
+    def look(self) -> sight.Facts:
+        """The facts, one second later."""
+        self.now += 1
+        self.sight.tick()
+        return self.sight.facts()
+
+
+def total(facts: sight.Facts) -> int:
+    """All that became of packets."""
+    return sum(facts["packets"].values()) - facts["packets"]["seen"] + sum(facts["lost"].values())
+
+
+def test_every_packet_is_in_one_figure() -> None:
+    """Written, filtered, duplicates, own, each cause of loss and what is on its way add up to what was seen."""
+    scene = Scene()
+    program = scene.rig.program
+    scene.rig.drain(upcall(b"1"), stamped(1058))
+    program.count(1, filtered=7, duplicate=5, full=3, contended=2, start=11)
+    program.rows[0] += Counters(seen=13)  # the program is at work on them
+    scene.output.lost = 1
+    facts = scene.look()
+    assert facts["packets"] == {
+        "seen": 43,
+        "written": 1,
+        "filtered": 7,
+        "duplicates": 5,
+        "own": 0,
+        "in_memory": 0,
+        "pending": 13,
+    }
+    assert facts["lost"] == {"full": 3, "contended": 2, "start": 11, "output": 1}
+    assert total(facts) == 43
+
+
+@given(st.lists(st.sampled_from(["packet", "unwanted", "lost", "late", "seen", "stuck"]), max_size=40))
+def test_no_figure_falls(steps: list[str]) -> None:
+    """Whatever happens between two looks, and in them, counters rise only and add up: no rate is ever negative."""
+    scene = Scene()
+    program = scene.rig.program
+    scene.rig.capture.exclude = ["eth7"]
+    before: dict[str, int] = {}
+    stuck = iter(())
+    for step in [*steps, "seen"]:
+        if step == "packet":
+            program.put(stamped(1058))
+        elif step == "unwanted":
+            program.put(upcall(b"1", device=b"eth7", ifindex=7))
+        elif step == "lost":  # the disk does not take what was already handed over
+            program.put(stamped(1058))
+            scene.output.lost += 1
+        elif step == "late":  # it seems to take it
+            program.put(stamped(1058))
+            scene.output.late += 1
+        elif step == "stuck":  # one writer has reserved and does not go on; the one before it does
+            for _ in stuck:
+                pass
+            stuck = program.steps(stamped(1058))
+            next(stuck)
+            program.count(0, delivered=1)
+        facts = scene.look()
+        after = {**facts["packets"], **facts["lost"]}
+        del after["pending"]
+        assert all(after[name] >= count for name, count in before.items())
+        assert total(facts) == facts["packets"]["seen"]
+        before = after
+    for _ in stuck:
+        pass
+    facts = scene.look()
+    lost = steps.count("lost") + steps.count("late")
+    assert facts["packets"]["written"] == len(scene.output.written) - lost
+    assert facts["packets"]["pending"] == 0
+
+
+def test_facts_are_made_once_a_second() -> None:
+    """However many ask, packets are counted once a second."""
+    scene = Scene()
+    first = scene.look()
+    scene.rig.program.put(stamped(1058))
+    scene.now += 0.999
+    assert scene.sight.facts() is first
+    scene.now += 0.001
+    assert scene.sight.facts()["packets"]["written"] == 1
+
+
+def test_who_is_busiest() -> None:
+    """Packets with and without a label, cut ones and those of nobody are given to whom they name."""
+    scene = Scene()
+    scene.rig.drain(upcall(b"12345", tgid=1058, tid=1059))
+    number = scene.rig.capture.labels - 1
+    scene.rig.drain(cut(number, b"12", 2, 100))
+    scene.rig.drain(stamped(1061, b"a b", 7), stamped(0, size=3), stamped(1061, b"a b", 8), stamped(1061, b"a b", 9))
+    found = scene.look()["processes"]
+    assert found == {
+        "count": 1,
+        "looked_at": 6,
+        "seconds": 1,
+        "busiest": [
+            {"tgid": 1058, "name": "chronyd", "packets": 2, "bytes": 105},
+            {"tgid": 1061, "name": "a b", "packets": 3, "bytes": 24},
+            {"tgid": None, "name": "via=kernel", "packets": 1, "bytes": 3},
+        ],
+    }
+
+
+def test_of_a_flood_a_part_is_looked_at() -> None:
+    """Of each range 101 packets at most, of each second 1009, the next second again; and all are written."""
+    scene = Scene()
+    flood = [stamped(1058)] * 211
+    scene.rig.drain(*flood)
+    assert scene.look()["processes"]["looked_at"] == 101
+    for _ in range(11):
+        scene.rig.drain(*flood)
+    assert scene.look()["processes"]["looked_at"] == 101 + 1009
+    assert len(scene.output.written) == 12 * 211
+
+
+def test_the_window_moves_on() -> None:
+    """What was half a minute and more before the last turn is forgotten."""
+    busiest = Busiest()
+    busiest.look_at(memoryview(stamped(1058)))
+    for _ in range(sight.WINDOW_S):
+        busiest.tick()
+    busiest.look_at(memoryview(stamped(1061)))
+    assert [one["tgid"] for one in busiest.facts()["busiest"]] == [1058, 1061]
+    for _ in range(sight.WINDOW_S):
+        busiest.tick()
+    assert [one["tgid"] for one in busiest.facts()["busiest"]] == [1061]
+
+
+def test_a_crowd_does_not_hide_who_is_busy() -> None:
+    """More processes than are remembered, each with a packet, leave the busiest ones in place and memory bounded."""
+    busiest = Busiest()
+    for tgid in range(10_007):
+        busiest._left = sight.LOOKS  # all in one window
+        busiest.look_at(memoryview(stamped(tgid + 2, size=60)))
+        if tgid % 101 == 0:
+            busiest.look_at(memoryview(stamped(1, b"busy", size=600)))
+        assert len(busiest._now) <= sight.PROCESSES
+    assert busiest.facts()["busiest"][0]["name"] == "busy"
+    assert busiest.facts()["busiest"][0]["packets"] == 100
+
+
+@pytest.mark.fuzz
+@given(st.binary(max_size=64), st.integers(0, 2**32 - 1))
+def test_any_options(options: bytes, size: int) -> None:
+    """Bytes that are no options of ours are counted for nobody, and what is told is printable ASCII."""
+    busiest = Busiest()
+    busiest.look_at_one(options, size)
+    text = json.dumps(busiest.facts(), ensure_ascii=False)
+    assert text.isascii()
+    assert text.isprintable()
+    assert busiest.facts()["looked_at"] == 1
+
+
+@pytest.mark.fuzz
+@given(st.binary(min_size=1, max_size=15))
+def test_any_name(name: bytes) -> None:
+    """A process may call itself anything: what is told is printable ASCII, and different for different names."""
+    busiest = Busiest()
+    busiest.look_at(memoryview(stamped(1058, name)))
+    told = busiest.facts()["busiest"][0]["name"]
+    assert told.isascii()
+    assert told.isprintable()
+    assert told.encode().decode("unicode_escape").encode("latin-1") == name
+
+
+def test_settings_are_those_in_force() -> None:
+    """Each key of the config file is told; after a reload, what needs a new start is still the old value."""
+    start = default_settings({"snaplen": "96", "buffer.size": "4MiB"})
+    after = default_settings(
+        {"snaplen": "128", "buffer.size": "8MiB", "rules": "[{comm: ssh*, action: drop}, {unit: /x/, snaplen: 64}]"}
+    )
+    scene = Scene()
+    told = Sight(scene.rig.capture, scene.output, lambda: in_force(start, after)).facts()["settings"]
+    assert list(told) == list(ROWS)
+    assert (told["snaplen"], told["buffer.size"], told["interfaces"]) == (128, 4 << 20, ["any"])
+    assert [list(rule) for rule in told["rules"]] == [["comm", "action"], ["unit", "snaplen"]]
+    assert json.loads(json.dumps(told)) == told

@@ -1,0 +1,178 @@
+"""`skbcapd status`: what a daemon tells, as people and programs see it, and what it may not do to a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import skbcapd
+from skbcapd.errors import FileError
+from skbcapd.status import ANSWER_MAX, ask, lines
+from tests.kernel.deadline import DEADLINE_S
+from tests.unit.test_sight import Scene, stamped
+
+ROOT = Path(skbcapd.__file__).parent.parent
+
+
+class Daemon:
+    """Something that listens, takes a line and answers as the test says, as often as it says.
+
+    Args:
+        path: where.
+        answers: one for each connection.
+    """
+
+    def __init__(self, path: Path, *answers: bytes) -> None:
+        self.path = str(path)
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(self.path)
+        self._socket.listen()
+        self.requests: list[bytes] = []
+        self._thread = threading.Thread(target=self._serve, args=answers)
+        self._thread.start()
+
+    def _serve(self, *answers: bytes) -> None:
+        for answer in answers:
+            with self._socket.accept()[0] as client:
+                client.settimeout(DEADLINE_S)
+                self.requests.append(client.recv(4096))
+                with contextlib.suppress(OSError):  # it has enough
+                    client.sendall(answer)
+        self._socket.close()
+
+    def end(self) -> None:
+        """All is answered."""
+        self._thread.join(DEADLINE_S)
+
+
+def status(path: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """What the command says."""
+    words = [sys.executable, "-m", "skbcapd", "status", "--config", "etc/skbcapd.yaml", *options]
+    words += ["--set", f"control.socket={path}"]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=2 * DEADLINE_S, check=False)
+
+
+@pytest.fixture
+def facts() -> dict[str, object]:
+    """What a daemon tells."""
+    scene = Scene(**{"files.size": "1MiB"})
+    scene.rig.drain(*[stamped(1058)] * 4711)
+    found: dict[str, object] = json.loads(json.dumps(scene.look()))
+    return found
+
+
+def test_people_see_packets_losses_and_processes(facts: dict[str, object], tmp_path: Path) -> None:
+    """Packets and losses by cause, the busiest processes and the settings that are no default stand in lines."""
+    daemon = Daemon(tmp_path / "s", json.dumps(facts).encode())
+    done = status(daemon.path)
+    daemon.end()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert daemon.requests == [b"status\n"]
+    found = [line.split() for line in done.stdout.splitlines()]
+    assert ["seen", "4,711"] in found
+    assert ["written", "4,711"] in found
+    assert ["lost", "0", "no", "room", "in", "shared", "memory"] in found
+    assert ["1058", "101", "10,100", "chronyd"] in found or ["1058", "101", "6,060", "chronyd"] in found
+    assert done.stdout.endswith("settings in force, where not the default\n  files.size: 1048576\n")
+
+
+def test_programs_get_all_of_it(facts: dict[str, object], tmp_path: Path) -> None:
+    """--json is what the daemon told."""
+    daemon = Daemon(tmp_path / "s", json.dumps(facts).encode())
+    done = status(daemon.path, "--json")
+    daemon.end()
+    assert json.loads(done.stdout) == facts
+
+
+def test_watch_goes_on_until_the_daemon_ends(facts: dict[str, object], tmp_path: Path) -> None:
+    """--watch asks again, says what was added, and ends with the daemon, which is said."""
+    packets = {**facts["packets"], "seen": 4711 + 1009}  # type: ignore[dict-item]
+    daemon = Daemon(tmp_path / "s", json.dumps(facts).encode(), json.dumps({**facts, "packets": packets}).encode())
+    done = status(daemon.path, "--watch")
+    daemon.end()
+    assert done.returncode == 1
+    assert re.findall(r"seen +([\d,]+)(?: +\+([\d,]+))?\n", done.stdout) == [("4,711", ""), ("5,720", "1,009")]
+    assert "expected a daemon that listens there" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"", "answered by 0 bytes of something else; expected skbcapd"),
+        (b"[]\n", "something else"),
+        (b"\xff\n", "something else"),
+        (b"[" * 100_003, "something else"),
+        (b" " * (ANSWER_MAX + (1 << 16)), "something else"),
+        (b'{"version": "\\u001b[2J"}\n', "answered by another version"),
+    ],
+)
+def test_strange_answers(answer: bytes, message: str, tmp_path: Path) -> None:
+    """What is no answer of a daemon's is an error, nothing of it is shown."""
+    daemon = Daemon(tmp_path / "s", answer)
+    done = status(daemon.path)
+    daemon.end()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_nobody_is_there(tmp_path: Path) -> None:
+    """No socket, and one that nobody listens at, are said with a hint."""
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(str(tmp_path / "dead"))
+    dead.close()
+    for path in (tmp_path / "none", tmp_path / "dead"):
+        with pytest.raises(FileError, match="expected a daemon that listens there") as error:
+            ask(str(path))
+        assert "--set control.socket=PATH" in error.value.hint
+
+
+def test_who_never_answers_is_not_waited_for(tmp_path: Path) -> None:
+    """A daemon that hangs is an error."""
+    with socket.socket(socket.AF_UNIX) as mute:
+        mute.bind(str(tmp_path / "mute"))
+        mute.listen()
+        with pytest.raises(FileError, match="no answer within 0 s"):
+            ask(str(tmp_path / "mute"), patience_s=0.01)
+
+
+def test_no_socket_is_wanted() -> None:
+    """control.socket: none is wrong usage for `status`."""
+    assert status("none").returncode == 2
+
+
+_ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=7),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=7,
+)
+
+
+@pytest.mark.fuzz
+@given(st.data())
+def test_no_answer_reaches_the_terminal_as_it_is(data: st.DataObject) -> None:
+    """Whatever stands in whatever place of an answer, lines are printable text, or it is an error."""
+    told = json.loads(json.dumps(Scene().look()))
+    for key in data.draw(st.lists(st.sampled_from(sorted(told)), min_size=1, max_size=3)):
+        if isinstance(told[key], dict) and told[key] and data.draw(st.booleans()):
+            told[key][data.draw(st.sampled_from(sorted(told[key])))] = data.draw(_ANYTHING)
+        else:
+            told[key] = data.draw(_ANYTHING)
+    stream = io.StringIO()
+    try:
+        stream.writelines(lines("x", told))
+    except FileError:
+        return
+    assert all(line.isprintable() for line in stream.getvalue().split("\n"))
