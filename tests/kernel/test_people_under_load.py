@@ -63,7 +63,7 @@ def performance(
     return performed
 
 
-@each([scenario for scenario in SCENARIOS if scenario.play is not load.short_lived])
+@each([scenario for scenario in SCENARIOS if scenario.play is not load.short_lived], vm=False)
 def test_no_packet_names_a_wrong_process(performance: Performance, scenario: Scenario) -> None:
     """No packet names another process than its own, and no more are unknown than on a quiet machine."""
     played = outcome(performance, scenario)

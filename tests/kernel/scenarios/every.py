@@ -13,11 +13,11 @@ DEVICES = ("lo", others.TUN_DEVICE, *kernels_own.PORTS)
 MAKERS = (others.make_tun, others.make_queue, kernels_own.make_bridge)
 
 
-def each(scenarios: list[Scenario]) -> pytest.MarkDecorator:
-    """Run a test once per scenario. What no test of the run asks for is not played, see `selected`."""
+def each(scenarios: list[Scenario], *, vm: bool = True) -> pytest.MarkDecorator:
+    """Run a test once per scenario, with `vm` some in a virtual machine. What no test asks for is not played."""
     marks = {False: [], True: [pytest.mark.vm]}
     return pytest.mark.parametrize(
-        "scenario", [pytest.param(one, id=one.name, marks=marks[one.vm]) for one in scenarios]
+        "scenario", [pytest.param(one, id=one.name, marks=marks[vm and one.vm]) for one in scenarios]
     )
 
 
