@@ -67,6 +67,8 @@ Type=oneshot
 ExecStart=/bin/sh -c 'sh {SHARE}/command >{SHARE}/output 2>&1 </dev/null; echo \\$\\$? >{SHARE}/status'
 ExecStopPost=/bin/systemctl poweroff --force --force
 END
+ln -sf skbcapd-vm.service etc/systemd/system/default.target
+for unit in {masked}; do ln -sf /dev/null etc/systemd/system/$unit; done
 pivot_root . run/old
 exec chroot . /lib/systemd/systemd </dev/console >/dev/console 2>&1
 """
@@ -134,11 +136,14 @@ def run_in_vm(
         (share / "make-root").write_text(MAKE_ROOT)
         (share / "command").write_text(SET_UP.format(checkout=shlex.quote(str(CHECKOUT)), command=command))
         init = share / "init"
-        init.write_text(BECOME_SYSTEMD.format(tree=_tree(kernel), SHARE=SHARE, share=SHARE.removeprefix("/run")))
+        init.write_text(
+            BECOME_SYSTEMD.format(
+                tree=_tree(kernel), SHARE=SHARE, share=SHARE.removeprefix("/run"), masked=" ".join(MASKED)
+            )
+        )
         init.chmod(0o755)
-        masks = " ".join(f"systemd.mask={unit}" for unit in MASKED)
         # qemu takes the last -append; virtme's own names its own first process.
-        first = f"console=ttyS0 panic=-1 ro init={init} systemd.unit=skbcapd-vm.service {masks}"
+        first = f"console=ttyS0 panic=-1 ro init={init}"
         machine = [
             *(str(programs / "vng"), "--run", str(kernel), "--disable-kvm", "--force-9p", "--user", "root"),
             *("--cpus", str(cpus), "--memory", memory, "--verbose", "--append", "loglevel=4"),
