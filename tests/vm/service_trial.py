@@ -103,8 +103,7 @@ def run() -> dict[str, object]:
     if status.exists():
         found["process"] = status.read_text()
     send(101)
-    config = Path("/etc/skbcapd/skbcapd.yaml")
-    config.parent.mkdir(exist_ok=True)
+    config = Path("/etc/skbcapd.yaml")
     for name, text in (("good", "snaplen: 131072\n"), ("bad", "snapplen: 96\n")):
         config.write_text(text)
         before = show("MainPID")
