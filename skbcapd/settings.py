@@ -393,8 +393,8 @@ class Files:
     owner: str = _key(
         "self",
         OWNER,
-        "Owner of the files: USER, USER:GROUP or :GROUP; self is that of the process. In the systemd unit a drop-in must "
-        "allow it: SupplementaryGroups=GROUP for a group; for a user CapabilityBoundingSet=CAP_CHOWN and "
+        "Owner of the files: USER, USER:GROUP or :GROUP; self is that of the process. In the systemd unit a drop-in "
+        "must allow it: SupplementaryGroups=GROUP for a group; for a user CapabilityBoundingSet=CAP_CHOWN and "
         "AmbientCapabilities=CAP_CHOWN.",
     )
 

@@ -91,6 +91,7 @@ def test_wireshark_looks_there(staged: Path) -> None:
 
 def test_the_units_user_is_made(staged: Path, tmp_path: Path) -> None:
     """Systemd-sysusers makes of the installed file the user and the group that both units name, and no login."""
+    (tmp_path / "etc").mkdir()
     with (staged / SYSUSERS).open() as text:
         subprocess.run(["systemd-sysusers", f"--root={tmp_path}", "-"], stdin=text, capture_output=True, check=True)
     name, _, _, group, _, _, shell = (tmp_path / "etc/passwd").read_text().strip().split(":")
