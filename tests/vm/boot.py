@@ -67,10 +67,10 @@ Type=oneshot
 ExecStart=/bin/sh -c 'sh {SHARE}/command >{SHARE}/output 2>&1 </dev/null; echo \\$\\$? >{SHARE}/status'
 ExecStopPost=/bin/systemctl poweroff --force --force
 END
-ln -sf skbcapd-vm.service etc/systemd/system/default.target
+rm -rf etc/systemd/system/*.wants
 for unit in {masked}; do ln -sf /dev/null etc/systemd/system/$unit; done
 pivot_root . run/old
-exec chroot . /lib/systemd/systemd </dev/console >/dev/console 2>&1
+exec chroot . /lib/systemd/systemd --unit=skbcapd-vm.service </dev/console >/dev/console 2>&1
 """
 # Nothing that this machine happens to have installed is started, and what finds devices is not needed.
 MASKED = (
