@@ -1,14 +1,15 @@
-"""Runs inside the virtual machine, under systemd: installs the unit, starts it, and treats it badly.
+"""Runs inside the virtual machine, under systemd: installs skbcapd, starts the service, and treats it badly.
 
-In: the checkout, the directory for answers. Out: one line of JSON, what systemd and the journal said at each step; the
-capture files, copied to that directory for the judge outside.
+In: the directory for answers. Out: one line of JSON, what systemd and the journal said at each step; the capture files,
+copied to that directory.
 
-The rule: nothing is judged here, and nothing waits without an end.
+The rule: nothing is judged here (test_service.py does), and nothing waits without an end.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -20,43 +21,42 @@ from pathlib import Path
 
 import scapy
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-PLACE = Path("/opt/skbcapd")
-LOGS = Path("/var/log/private/skbcapd")
-UNITS = Path("/etc/systemd/system")
+UNIT = "skbcapd.service"
+LOGS = Path("/var/log/skbcapd")
+CONFIG = Path("/etc/skbcapd.yaml")
 PORT = 1009
 LIMIT_S = 240.0  # for any one step: the compiler alone takes half a minute under emulation
+FLOOD = "import socket\ns = socket.socket(type=socket.SOCK_DGRAM)\nwhile True: s.sendto(bytes(1009), ('127.0.0.1', 1013))"
 
-# Everything but the times is as in the unit.
-SLOW = "[Service]\nTimeoutStartSec=240\nTimeoutStopSec=75\nWatchdogSec=13\nRestartSec=1\n"
-
-
-def install() -> None:
-    """What `make install` does, with Debian's Python and the checkout's scapy."""
-    for name in ("skbcapd", "bpf", "etc"):
-        shutil.copytree(CHECKOUT / name, PLACE / "lib" / ("skbcapd" if name == "skbcapd" else f"skbcapd/{name}"))
-    shutil.copytree(Path(scapy.__file__).parent, PLACE / "lib" / "scapy")
-    program = PLACE / "bin" / "skbcapd"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={PLACE}/lib exec /usr/bin/python3 -m skbcapd "$@"\n')
-    program.chmod(0o755)
-    text = (CHECKOUT / "systemd" / "skbcapd.service").read_text()
-    (UNITS / "skbcapd.service").write_text(text.replace("@bindir@", str(program.parent)))
-    slow = UNITS / "skbcapd.service.d" / "slow.conf"
-    slow.parent.mkdir()
-    slow.write_text(SLOW)
-    systemctl("daemon-reload")
+# All but the times is as in the unit; TimeoutStopSec is.
+SLOW = "[Service]\nTimeoutStartSec=240\nWatchdogSec=13\nRestartSec=1\n"
+AT_FIRST = "files: {keep_free: 0}\n"
+GOOD = AT_FIRST + "snaplen: 131072\nattach: kprobe\n"
+BAD = "snapplen: 96\n"
 
 
-def systemctl(*words: str) -> str:
-    """What systemctl prints."""
-    done = subprocess.run(["systemctl", *words], capture_output=True, text=True, check=False, timeout=LIMIT_S)
+def output(*command: str) -> str:
+    """What a command prints."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     return done.stdout + done.stderr
 
 
 def show(name: str) -> str:
     """A property of the unit."""
-    return systemctl("show", "--value", f"--property={name}", "skbcapd.service").strip()
+    return output("systemctl", "show", "--value", f"--property={name}", UNIT).strip()
+
+
+def state() -> dict[str, str]:
+    """What systemd says of the unit."""
+    names = ("ActiveState", "Result", "NRestarts", "StatusText", "MainPID")
+    lines = output("systemctl", "show", *(f"--property={name}" for name in names), UNIT).splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def journal() -> list[dict[str, str]]:
+    """The unit's entries."""
+    lines = output("journalctl", "--output=json", "--no-pager", f"--unit={UNIT}").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def until(condition: Callable[[], object]) -> bool:
@@ -65,65 +65,103 @@ def until(condition: Callable[[], object]) -> bool:
     while not condition():
         if time.monotonic() > end:
             return False
-        time.sleep(0.2)
+        time.sleep(0.5)
     return True
+
+
+def said(text: str) -> bool:
+    """Wait for a message in the journal; whether it came."""
+    return until(lambda: any(text in entry["MESSAGE"] for entry in journal()))
 
 
 def send(packets: int) -> None:
     """Datagrams from this process."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for number in range(packets):
-            sender.sendto(b"trial %d" % number, ("127.0.0.1", PORT))
+            sender.sendto(number.to_bytes(2, "big") * 500, ("127.0.0.1", PORT))
 
 
-def state() -> dict[str, str]:
-    """What systemd says of the unit."""
-    return {name: show(name) for name in ("ActiveState", "SubState", "Result", "NRestarts", "StatusText", "MainPID")}
+def install() -> None:
+    """As an administrator does; the disk for captures is a small one, and scapy is that of the tests."""
+    place = Path("/usr/lib/python3/dist-packages/scapy")
+    place.mkdir(exist_ok=True)
+    output("mount", "--bind", str(Path(scapy.__file__).parent), str(place))
+    LOGS.mkdir()
+    output("mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(LOGS))
+    slow = Path("/etc/systemd/system", f"{UNIT}.d", "slow.conf")
+    slow.parent.mkdir(parents=True)
+    slow.write_text(SLOW)
+    subprocess.run(["make", "--silent", "install"], check=True, stdout=sys.stderr, timeout=LIMIT_S)
+    CONFIG.write_text(AT_FIRST)
 
 
-def journal() -> list[dict[str, str]]:
-    """The unit's entries."""
-    command = ["journalctl", "--output=json", "--no-pager", "--unit=skbcapd.service"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT_S)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+def reload(text: str, expected: str) -> dict[str, object]:
+    """Another config file."""
+    CONFIG.write_text(text)
+    before = show("MainPID")
+    return {"printed": output("systemctl", "reload", UNIT), "said": said(expected), "before": before, **state()}
 
 
-def restarted(before: str) -> bool:
-    """Whether the unit is active again, under another process."""
-    return until(lambda: show("ActiveState") == "active" and show("MainPID") not in {before, "0"})
+def fill_the_disk() -> dict[str, object]:
+    """Captures have no room, then have it again."""
+    filler = LOGS / "filler"
+    with filler.open("wb") as file:
+        disk = os.statvfs(LOGS)
+        os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize)
+    send(101)
+    found: dict[str, object] = {"full": said("No space left on device"), **state()}
+    filler.unlink()
+    return {**found, "goes_on": said("writing again")}
+
+
+def kill(number: signal.Signals) -> dict[str, object]:
+    """A signal to the main process; systemd puts another one in its place."""
+    before = show("MainPID")
+    os.kill(int(before), number)
+    is_new = until(lambda: show("ActiveState") == "active" and show("MainPID") not in {before, "0"})
+    return {"is_new": is_new, **state()}
+
+
+def stop() -> dict[str, object]:
+    """Under load."""
+    with subprocess.Popen([sys.executable, "-c", FLOOD]) as flood:
+        grown = until(lambda: (LOGS / "current.pcapng").stat().st_size > 1 << 20)
+        start = time.monotonic()
+        printed = output("systemctl", "stop", UNIT)
+        seconds = time.monotonic() - start
+        flood.kill()
+    return {"printed": printed, "grown": grown, "seconds": seconds, **state()}
+
+
+def read_as(*groups: str) -> str:
+    """The first word of the capture in work, as nobody with these groups reads it."""
+    file = (LOGS / "current.pcapng").resolve()
+    return output("setpriv", "--reuid=nobody", "--regid=nogroup", *groups, "head", "--bytes=4", str(file))
 
 
 def run() -> dict[str, object]:
     """All steps."""
-    found: dict[str, object] = {"first": Path("/proc/1/comm").read_text().strip()}
     install()
-    found["start"] = systemctl("start", "skbcapd.service")
-    found["started"] = state()
-    status = Path("/proc", show("MainPID"), "status")
-    if status.exists():
-        found["process"] = status.read_text()
+    found: dict[str, object] = {"first": Path("/proc/1/comm").read_text().strip(), "sender": os.getpid()}
+    found["start"] = {"printed": output("systemctl", "start", UNIT), **state()}
+    found["process"] = Path("/proc", show("MainPID"), "status").read_text()
     send(101)
-    config = Path("/etc/skbcapd.yaml")
-    for name, text in (("good", "snaplen: 131072\n"), ("bad", "snapplen: 96\n")):
-        config.write_text(text)
-        before = show("MainPID")
-        found[name] = {"said": systemctl("reload", "skbcapd.service"), "stayed": show("MainPID") == before, **state()}
-    config.unlink()
-    found["counted"] = until(lambda: show("StatusText").split(" ")[0] not in {"", "0"})
-    for number in (signal.SIGKILL, signal.SIGSTOP):
-        before = show("MainPID")
-        systemctl("kill", "--kill-who=main", f"--signal={number.name}", "skbcapd.service")
-        found[number.name] = {"restarted": restarted(before), **state()}
+    found["member"], found["stranger"] = read_as("--groups=skbcapd"), read_as("--clear-groups")
+    found["good"] = reload(GOOD, "settings reloaded")
+    found["bad"] = reload(BAD, "not reloaded")
+    CONFIG.write_text(GOOD)
+    found["disk"] = fill_the_disk()
+    found["killed"] = kill(signal.SIGKILL)
     send(103)
-    found["stop"] = systemctl("stop", "skbcapd.service")
-    found["stopped"] = state()
-    found["files"] = sorted((path.name, oct(path.stat().st_mode)) for path in LOGS.glob("skbcapd-*"))
+    found["stuck"] = kill(signal.SIGSTOP)
+    found["stop"] = stop()
+    found["files"] = {path.name: path.stat().st_mode & 0o7777 for path in LOGS.glob("skbcapd-*")}
+    found["owners"] = sorted({path.owner() + ":" + path.group() for path in (LOGS, *LOGS.glob("skbcapd-*"))})
     found["journal"] = journal()
     return found
 
 
 if __name__ == "__main__":
-    answers = Path(sys.argv[1])
     result = run()
+    shutil.copytree(LOGS, Path(sys.argv[1]) / "captures", ignore=shutil.ignore_patterns("current*"))
     print(json.dumps(result))
-    shutil.copytree(LOGS, answers / "captures", ignore=shutil.ignore_patterns("current*", ".*"))
