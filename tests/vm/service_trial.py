@@ -26,7 +26,9 @@ LOGS = Path("/var/log/skbcapd")
 CONFIG = Path("/etc/skbcapd.yaml")
 PORT = 1009
 LIMIT_S = 240.0  # for any one step: the compiler alone takes half a minute under emulation
-FLOOD = "import socket\ns = socket.socket(type=socket.SOCK_DGRAM)\nwhile True: s.sendto(bytes(1009), ('127.0.0.1', 1013))"
+FLOOD = (
+    "import socket\ns = socket.socket(type=socket.SOCK_DGRAM)\nwhile True: s.sendto(bytes(1009), ('127.0.0.1', 1013))"
+)
 
 # All but the times is as in the unit; TimeoutStopSec is.
 SLOW = "[Service]\nTimeoutStartSec=240\nWatchdogSec=13\nRestartSec=1\n"

@@ -74,7 +74,7 @@ def test_it_reloads(trial: dict[str, Any], name: str) -> None:
 
 
 def test_a_full_disk(trial: dict[str, Any]) -> None:
-    """It says that there is no room, and how many packets were lost when there is room again; it never ends for that."""
+    """It says that there is no room, and when it writes again; it does not end."""
     found = trial["disk"]
     assert (found["full"], found["goes_on"], found["ActiveState"]) == (True, True, "active")
     assert found["MainPID"] == trial["start"]["MainPID"]
@@ -97,7 +97,7 @@ def test_it_stops(trial: dict[str, Any]) -> None:
 
 
 def test_the_packets_have_their_process(trial: dict[str, Any]) -> None:
-    """Each start and the full disk began a file, which tshark reads whole; datagrams before and after have their sender."""
+    """Each start and the full disk began a file, which tshark reads whole; datagrams there have their sender."""
     first, _, second, third = trial["captures"]
     for path, packets in ((first, 101), (second, 103), (third, 0)):
         found = rows(path, "frame.comment", where=f"udp.dstport == {1009} && !icmp")
