@@ -23,6 +23,7 @@ import scapy
 
 UNIT = "skbcapd.service"
 LOGS = Path("/var/log/skbcapd")
+DROP_INS = Path("/etc/systemd/system", f"{UNIT}.d")
 CONFIG = Path("/etc/skbcapd.yaml")
 PORT = 1009
 LIMIT_S = 240.0  # for any one step: the compiler alone takes half a minute under emulation
@@ -32,8 +33,9 @@ FLOOD = (
 
 # All but the times is as in the unit; TimeoutStopSec is.
 SLOW = "[Service]\nTimeoutStartSec=240\nWatchdogSec=13\nRestartSec=1\n"
+GROUP = "[Service]\nSupplementaryGroups=adm\n"
 AT_FIRST = "files: {keep_free: 0}\n"
-GOOD = AT_FIRST + "snaplen: 131072\nattach: kprobe\n"
+GOOD = "files: {keep_free: 0, owner: ':adm'}\nsnaplen: 131072\nattach: kprobe\n"
 BAD = "snapplen: 96\n"
 
 
@@ -90,9 +92,8 @@ def install() -> None:
     output("mount", "--bind", str(Path(scapy.__file__).parent), str(place))
     LOGS.mkdir()
     output("mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(LOGS))
-    slow = Path("/etc/systemd/system", f"{UNIT}.d", "slow.conf")
-    slow.parent.mkdir(parents=True)
-    slow.write_text(SLOW)
+    DROP_INS.mkdir(parents=True)
+    (DROP_INS / "slow.conf").write_text(SLOW)
     subprocess.run(["make", "--silent", "install"], check=True, stdout=sys.stderr, timeout=LIMIT_S)
     CONFIG.write_text(AT_FIRST)
 
@@ -141,6 +142,11 @@ def read_as(*groups: str) -> str:
     return output("setpriv", "--reuid=nobody", "--regid=nogroup", *groups, "head", "--bytes=4", str(file))
 
 
+def mode(path: Path) -> str:
+    """Whose a file is, and what they may."""
+    return f"{path.owner()}:{path.group()} {path.stat().st_mode & 0o7777:o}"
+
+
 def run() -> dict[str, object]:
     """All steps."""
     install()
@@ -155,10 +161,11 @@ def run() -> dict[str, object]:
     found["disk"] = fill_the_disk()
     found["killed"] = kill(signal.SIGKILL)
     send(103)
+    (DROP_INS / "group.conf").write_text(GROUP)
+    output("systemctl", "daemon-reload")
     found["stuck"] = kill(signal.SIGSTOP)
     found["stop"] = stop()
-    found["files"] = {path.name: path.stat().st_mode & 0o7777 for path in LOGS.glob("skbcapd-*")}
-    found["owners"] = sorted({path.owner() + ":" + path.group() for path in (LOGS, *LOGS.glob("skbcapd-*"))})
+    found["modes"] = {path.name: mode(path) for path in (LOGS, *LOGS.glob("skbcapd-*"))}
     found["journal"] = journal()
     return found
 

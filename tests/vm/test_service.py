@@ -57,11 +57,20 @@ def test_it_has_two_capabilities(trial: dict[str, Any]) -> None:
 
 
 def test_its_group_reads(trial: dict[str, Any]) -> None:
-    """Files are the service's own and have the mode 640 of the default config: its group reads them, nobody else."""
-    assert trial["owners"] == ["skbcapd:skbcapd"]
-    assert set(trial["files"].values()) == {0o640}
+    """Files have the mode of the default config, 640, and not the unit's umask: the group reads them, nobody else."""
+    modes = trial["modes"]
+    assert modes["skbcapd"] == "skbcapd:skbcapd 750"
+    assert {modes[path.name] for path in trial["captures"][:3]} == {"skbcapd:skbcapd 640"}
     assert trial["member"] == "\n\r\r\n"
     assert "Permission denied" in trial["stranger"]
+
+
+def test_files_of_another_group(trial: dict[str, Any]) -> None:
+    """A group in `files.owner` that the unit does not allow is told and harmless; with a drop-in files are the group's."""
+    assert trial["modes"][trial["captures"][3].name] == "skbcapd:adm 640"
+    warnings = [entry["MESSAGE"] for entry in messages(trial, Event.WARNING)]
+    (refused,) = [warning for warning in warnings if "SupplementaryGroups=" in warning]
+    assert f"{trial['captures'][2].name}.part: Operation not permitted; " in refused
 
 
 @pytest.mark.parametrize("name", ["good", "bad"])
