@@ -66,7 +66,7 @@ def test_its_group_reads(trial: dict[str, Any]) -> None:
 
 
 def test_files_of_another_group(trial: dict[str, Any]) -> None:
-    """A group in `files.owner` that the unit does not allow is told and harmless; with a drop-in files are the group's."""
+    """A group in `files.owner` that the unit does not allow is told, no more; with a drop-in files are its own."""
     assert trial["modes"][trial["captures"][3].name] == "skbcapd:adm 640"
     warnings = [entry["MESSAGE"] for entry in messages(trial, Event.WARNING)]
     (refused,) = [warning for warning in warnings if "SupplementaryGroups=" in warning]
