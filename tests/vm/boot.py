@@ -133,7 +133,10 @@ def run_in_vm(
         init.write_text(BECOME_SYSTEMD.format(tree=_tree(kernel)))
         init.chmod(0o755)
         # qemu takes the last -append; virtme's own names its own first process.
-        first = f"console=ttyS0 panic=-1 ro init={init}"
+        first = (
+            f"console=ttyS0 loglevel=4 panic=-1 ro init={init} "
+            "systemd.show_status=no systemd.journald.forward_to_console=yes"
+        )
         machine = [
             *(str(programs / "vng"), "--run", str(kernel), "--disable-kvm", "--force-9p", "--user", "root"),
             *("--cpus", str(cpus), "--memory", memory, "--verbose", "--append", "loglevel=4"),

@@ -32,7 +32,7 @@ FLOOD = (
 )
 
 # All but the times is as in the unit; TimeoutStopSec is.
-SLOW = "[Service]\nTimeoutStartSec=240\nWatchdogSec=13\nRestartSec=1\n"
+SLOW = "[Service]\nTimeoutStartSec=240\nWatchdogSec=20\nRestartSec=1\n"
 GROUP = "[Service]\nSupplementaryGroups=adm\n"
 AT_FIRST = "files: {keep_free: 0}\n"
 GOOD = "files: {keep_free: 0, owner: ':adm'}\nsnaplen: 131072\nattach: kprobe\n"
@@ -61,6 +61,11 @@ def journal() -> list[dict[str, str]]:
     """The unit's entries."""
     lines = output("journalctl", "--output=json", "--no-pager", f"--unit={UNIT}").splitlines()
     return [json.loads(line) for line in lines]
+
+
+def tell(step: str) -> None:
+    """A line for who reads what a trial did that never came to its end."""
+    print(f"{time.monotonic():.0f} s: {step}", file=sys.stderr, flush=True)
 
 
 def until(condition: Callable[[], object]) -> bool:
@@ -149,24 +154,33 @@ def mode(path: Path) -> str:
 
 def run() -> dict[str, object]:
     """All steps."""
+    tell("install")
     install()
+    tell("start")
     found: dict[str, object] = {"first": Path("/proc/1/comm").read_text().strip(), "sender": os.getpid()}
     found["start"] = {"printed": output("systemctl", "start", UNIT), **state()}
     found["process"] = Path("/proc", show("MainPID"), "status").read_text()
+    tell("started")
     send(101)
     found["member"], found["stranger"] = read_as("--groups=skbcapd"), read_as("--clear-groups")
+    tell("reload")
     found["good"] = reload(GOOD, "settings reloaded")
     found["bad"] = reload(BAD, "not reloaded")
     CONFIG.write_text(GOOD)
+    tell("fill the disk")
     found["disk"] = fill_the_disk()
+    tell("kill")
     found["killed"] = kill(signal.SIGKILL)
     send(103)
     (DROP_INS / "group.conf").write_text(GROUP)
     output("systemctl", "daemon-reload")
+    tell("stop the process")
     found["stuck"] = kill(signal.SIGSTOP)
+    tell("stop the service")
     found["stop"] = stop()
     found["modes"] = {path.name: mode(path) for path in (LOGS, *LOGS.glob("skbcapd-*"))}
     found["journal"] = journal()
+    tell("end")
     return found
 
 
