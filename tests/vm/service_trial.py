@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -25,6 +26,7 @@ UNIT = "skbcapd.service"
 LOGS = Path("/var/log/skbcapd")
 DROP_INS = Path("/etc/systemd/system", f"{UNIT}.d")
 CONFIG = Path("/etc/skbcapd.yaml")
+KPROBES = Path("/sys/kernel/debug/kprobes/list")
 PORT = 1009
 LIMIT_S = 240.0  # for any one step: the compiler alone takes half a minute under emulation
 FLOOD = (
@@ -33,6 +35,7 @@ FLOOD = (
 
 # All but the times is as in the unit; TimeoutStopSec is.
 SLOW = "[Service]\nTimeoutStartSec=240\nWatchdogSec=20\nRestartSec=1\n"
+KPROBE = "[Service]\nProtectKernelTunables=no\n"
 GROUP = "[Service]\nSupplementaryGroups=adm\n"
 AT_FIRST = "files: {keep_free: 0}\n"
 GOOD = "files: {keep_free: 0, owner: ':adm'}\nsnaplen: 131072\nattach: kprobe\n"
@@ -90,6 +93,19 @@ def send(packets: int) -> None:
             sender.sendto(number.to_bytes(2, "big") * 500, ("127.0.0.1", PORT))
 
 
+def drop_in(name: str, text: str) -> None:
+    """Add to the unit."""
+    (DROP_INS / f"{name}.conf").write_text(text)
+    output("systemctl", "daemon-reload")
+
+
+def probed() -> list[str]:
+    """The kernel functions that have a kprobe, as the kernel tells."""
+    if not KPROBES.exists():
+        output("mount", "-t", "debugfs", "debugfs", "/sys/kernel/debug")
+    return re.findall(r"(\w+)\+0x0", KPROBES.read_text())
+
+
 def install() -> None:
     """As an administrator does; the disk for captures is a small one, and scapy is that of the tests."""
     place = Path("/usr/lib/python3/dist-packages/scapy")
@@ -97,9 +113,9 @@ def install() -> None:
     output("mount", "--bind", str(Path(scapy.__file__).parent), str(place))
     LOGS.mkdir()
     output("mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(LOGS))
-    DROP_INS.mkdir(parents=True)
-    (DROP_INS / "slow.conf").write_text(SLOW)
     subprocess.run(["make", "--silent", "install"], check=True, stdout=sys.stderr, timeout=LIMIT_S)
+    DROP_INS.mkdir(parents=True)
+    drop_in("slow", SLOW)
     CONFIG.write_text(AT_FIRST)
 
 
@@ -161,6 +177,7 @@ def run() -> dict[str, object]:
     found["start"] = {"printed": output("systemctl", "start", UNIT), **state()}
     found["process"] = Path("/proc", show("MainPID"), "status").read_text()
     tell("started")
+    found["kprobes"] = probed()
     send(101)
     found["member"], found["stranger"] = read_as("--groups=skbcapd"), read_as("--clear-groups")
     tell("reload")
@@ -170,10 +187,11 @@ def run() -> dict[str, object]:
     tell("fill the disk")
     found["disk"] = fill_the_disk()
     tell("kill")
+    drop_in("kprobe", KPROBE)
     found["killed"] = kill(signal.SIGKILL)
+    found["more_kprobes"] = probed()
     send(103)
-    (DROP_INS / "group.conf").write_text(GROUP)
-    output("systemctl", "daemon-reload")
+    drop_in("group", GROUP)
     tell("stop the process")
     found["stuck"] = kill(signal.SIGSTOP)
     tell("stop the service")
