@@ -224,7 +224,7 @@ class CaptureDirectory:
             if not self._is_told:
                 self._say(
                     f"{file.working_path}: {error.strerror}; expected to set files.permissions and files.owner. Files "
-                    "stay the process's own. In a systemd unit SupplementaryGroups= allows a group, CAP_CHOWN a user"
+                    "stay the process's own. In a systemd unit SupplementaryGroups= allows a group"
                 )
             self._is_told = True
 

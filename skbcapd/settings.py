@@ -394,8 +394,8 @@ class Files:
         "self",
         OWNER,
         "Owner of the files: USER, USER:GROUP or :GROUP; self is that of the process. In the systemd unit a drop-in "
-        "must allow it: SupplementaryGroups=GROUP for a group; for a user CapabilityBoundingSet=CAP_CHOWN and "
-        "AmbientCapabilities=CAP_CHOWN.",
+        "must allow it: SupplementaryGroups=GROUP for a group; for a user CAP_CHOWN and CAP_DAC_OVERRIDE in "
+        "CapabilityBoundingSet= and AmbientCapabilities=.",
     )
 
 

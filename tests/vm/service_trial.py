@@ -103,7 +103,7 @@ def probed() -> list[str]:
     """The kernel functions that have a kprobe, as the kernel tells."""
     if not KPROBES.exists():
         output("mount", "-t", "debugfs", "debugfs", "/sys/kernel/debug")
-    return re.findall(r"(\w+)\+0x0", KPROBES.read_text())
+    return re.findall(r" (\w+)[\w.]*\+0x", KPROBES.read_text())
 
 
 def install() -> None:
