@@ -18,6 +18,7 @@ sysconfdir = /etc
 bindir = $(prefix)/bin
 pythondir = $(prefix)/lib/skbcapd
 unitdir = $(prefix)/lib/systemd/system
+sysusersdir = $(prefix)/lib/sysusers.d
 mandir = $(prefix)/share/man
 completionsdir = $(prefix)/share/bash-completion/completions
 # Wireshark looks nowhere below /usr/local.
@@ -80,8 +81,8 @@ bench-quick: setup-test
 
 install uninstall:
 	@prefix=$(prefix) sysconfdir=$(sysconfdir) bindir=$(bindir) pythondir=$(pythondir) unitdir=$(unitdir) \
-		mandir=$(mandir) completionsdir=$(completionsdir) wireshark_libdir=$(wireshark_libdir) \
-		wireshark_datadir=$(wireshark_datadir) PYTHON=$(PYTHON) DESTDIR=$(DESTDIR) tools/install $@
+		sysusersdir=$(sysusersdir) mandir=$(mandir) completionsdir=$(completionsdir) \
+		wireshark_libdir=$(wireshark_libdir) wireshark_datadir=$(wireshark_datadir) PYTHON=$(PYTHON) DESTDIR=$(DESTDIR) tools/install $@
 
 deb:
 	tools/deb dist

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skbcapd.errors import FileError
-from skbcapd.files import MODE, CaptureFile
+from skbcapd.files import MODE, SELF, CaptureFile
 
 CURRENT = "current.pcapng"
 PACKED = (".gz", ".zst")
@@ -65,7 +65,8 @@ class CaptureDirectory:
         template: of names, with {host}, {time} and {number}.
         keep: how much.
         mode: permission bits of files.
-        owner: user and group ids of files; -1 keeps the process's.
+        owner: user and group ids of files; -1 keeps the process's. Where mode or owner is forbidden, one line says so,
+            and the capture goes on: a file with the wrong owner is better than none.
         say: takes one line for the log.
 
     Raises:
@@ -78,7 +79,7 @@ class CaptureDirectory:
         template: str = "skbcapd-{host}-{time}-{number}.pcapng",
         keep: Keep | None = None,
         mode: int = MODE,
-        owner: tuple[int, int] = (-1, -1),
+        owner: tuple[int, int] = SELF,
         say: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self.path = path
@@ -87,6 +88,7 @@ class CaptureDirectory:
         for place, form in _PLACES.items():
             pattern = pattern.replace(re.escape(f"{{{place}}}"), form, 1)
         self._own = re.compile(pattern)
+        self._is_told = False
         self._lock = -1
         self._number = 0
         self._finisher = ThreadPoolExecutor(1, "finisher")  # one: files get their names in order
@@ -136,7 +138,8 @@ class CaptureDirectory:
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 1_000_000_000)) + f".{now // 1_000_000 % 1000:03}Z"
         self._number += 1
         values = {"host": harmless(socket.gethostname()), "time": stamp, "number": f"{self._number:06}"}
-        file = CaptureFile(self.path / self._template.format(**values), part=True, mode=self._mode, owner=self._owner)
+        file = CaptureFile(self.path / self._template.format(**values), part=True, mode=self._mode)
+        self._give(file)
         self._point_at(file.working_path.name)
         return file
 
@@ -210,6 +213,20 @@ class CaptureDirectory:
     def plain(self) -> list[Path]:
         """Our finished files that are not packed, oldest first."""
         return [entry for entry in self._list() if entry.suffix not in PACKED]
+
+    def _give(self, file: CaptureFile) -> None:
+        """Set a file's mode, whatever the umask, and its owner."""
+        try:
+            os.fchmod(file.descriptor, self._mode)
+            if self._owner != SELF:
+                os.fchown(file.descriptor, *self._owner)
+        except OSError as error:
+            if not self._is_told:
+                self._say(
+                    f"{file.working_path}: {error.strerror}; expected to set files.permissions and files.owner. Files "
+                    "stay the process's own. In a systemd unit SupplementaryGroups= allows a group"
+                )
+            self._is_told = True
 
     def _list(self) -> list[Path]:
         """Our finished files, oldest first."""

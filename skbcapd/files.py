@@ -25,6 +25,7 @@ from typing import BinaryIO
 from skbcapd.errors import FileError
 
 MODE = 0o640
+SELF = (-1, -1)  # as owner: the process's user and group
 _BUFFER = 1 << 16  # of standard output
 _GATHERED = 1 << 20
 _DIRECT_MIN = 1 << 18  # bytes at once that are worth a wait for the disk
@@ -44,7 +45,7 @@ def count_packets(blocks: bytes | memoryview) -> int:
 
 
 def owner_ids(text: str) -> tuple[int, int]:
-    """User and group ids of `USER`, `USER:GROUP` or `:GROUP`; -1 for what is not said, and for both of `self`.
+    """User and group ids of `USER`, `USER:GROUP` or `:GROUP`; -1 for what is not said, SELF for `self`.
 
     Raises:
         FileError: there is no such user or group.
@@ -248,21 +249,18 @@ class CaptureFile:
         path: its name when whole.
         part: write to NAME.part until closed, and take no name that is in use (not for files that a user named on the
             command line).
-        mode: permission bits.
-        owner: user and group ids; -1 keeps the process's.
+        mode: permission bits, less what the umask takes.
 
     Raises:
         FileError: it cannot be opened.
     """
 
-    def __init__(self, path: Path, *, part: bool, mode: int = MODE, owner: tuple[int, int] = (-1, -1)) -> None:
+    def __init__(self, path: Path, *, part: bool, mode: int = MODE) -> None:
         self.path = path
         self.working_path = path.with_name(path.name + ".part") if part else path
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL if part else os.O_TRUNC)
         try:
             self.descriptor = os.open(self.working_path, flags, mode)
-            if owner != (-1, -1):
-                os.fchown(self.descriptor, *owner)
         except OSError as error:
             raise FileError(f"{self.working_path}: {error.strerror}; expected a file to write to") from None
         self.stream = BlockSink(self.descriptor, strict=not part)

@@ -38,6 +38,7 @@ _MAPS = (
 _RECURSION_MISSES = 208  # offset in struct bpf_prog_info
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")
 _MARKER_TRIES = 64
+_KALLSYMS = Path("/proc/kallsyms")
 
 # For each place where frames are taken: the kprobe and the tracepoint that stand for it.
 _PLACES = {
@@ -76,18 +77,23 @@ def is_realtime(flag: Path = Path("/sys/kernel/realtime")) -> bool:
     return flag.exists()
 
 
-def kernel_symbol(name: str, kallsyms: Path = Path("/proc/kallsyms")) -> str:
+def kernel_symbol(name: str, kallsyms: Path = _KALLSYMS) -> str:
     """The name of a kernel function in the symbol table: with the compiler's suffix (.constprop.0) if it has one.
 
     Returns:
         The symbol; the plain name where there is one.
 
     Raises:
-        KernelError: there is none.
+        KernelError: there is none, or the table is hidden.
     """
-    found = re.findall(
-        rb"\s[tT] (" + re.escape(name.encode()) + rb"(?:\.[\w.]+)?)$", kallsyms.read_bytes(), re.MULTILINE
-    )
+    try:
+        symbols = kallsyms.read_bytes()
+    except OSError as error:
+        raise KernelError(
+            f"{kallsyms}: {error.strerror}; expected the names of the kernel's functions for attach: kprobe",
+            "use attach: auto, or, in a systemd unit, ProtectKernelTunables=no: that setting hides them",
+        ) from None
+    found = re.findall(rb"\s[tT] (" + re.escape(name.encode()) + rb"(?:\.[\w.]+)?)$", symbols, re.MULTILINE)
     if not found:
         raise KernelError(f"this kernel has no function {name}", "use attach: tracepoint")
     return str(min(found, key=len), "ascii")
@@ -106,7 +112,11 @@ def choose_learning_hooks(attach: str, transmit: str, btf: Btf) -> list[Hook]:
     """
     chosen = [_STATE_TRACEPOINT]
     if attach != "tracepoint" and has_kprobes():
+        is_hidden = not os.access(_KALLSYMS, os.R_OK)
         for probe in _USE_PROBES:
+            if is_hidden:  # as from a systemd unit; other parts of the kernel call them, so their names are plain
+                chosen.append(probe)
+                continue
             with contextlib.suppress(KernelError):  # IPv6 may be a module that is not loaded
                 chosen.append(replace(probe, target=kernel_symbol(probe.target)))
     else:

@@ -416,7 +416,13 @@ class Files:
         "What a killed skbcapd has written is safe without it.",
     )
     permissions: str = _key("640", PERMISSIONS, "Permission bits of the files, in octal.")
-    owner: str = _key("self", OWNER, "Owner of the files: USER, USER:GROUP or :GROUP; self is that of the process.")
+    owner: str = _key(
+        "self",
+        OWNER,
+        "Owner of the files: USER, USER:GROUP or :GROUP; self is that of the process. In the systemd unit a drop-in "
+        "must allow it: SupplementaryGroups=GROUP for a group; for a user CAP_CHOWN and CAP_DAC_OVERRIDE in "
+        "CapabilityBoundingSet= and AmbientCapabilities=.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import pytest
 import skbcapd
 
 ROOT = Path(skbcapd.__file__).parent.parent
+SYSUSERS = "usr/local/lib/sysusers.d/skbcapd.conf"
 
 
 def make(*arguments: str) -> str:
@@ -66,6 +67,7 @@ def test_the_rest_is_where_it_is_looked_for(staged: Path) -> None:
     assert rest == {
         "etc/skbcapd.yaml",
         "usr/local/bin/skbcapd",
+        SYSUSERS,
         "usr/local/share/man/man8/skbcapd.8",
         "usr/local/share/man/man5/skbcapd.yaml.5",
         "usr/local/share/bash-completion/completions/skbcapd",
@@ -85,6 +87,18 @@ def test_wireshark_looks_there(staged: Path) -> None:
         f"{profile}/preferences",
         f"{profile}/colorfilters",
     }
+
+
+def test_the_units_user_is_made(staged: Path, tmp_path: Path) -> None:
+    """Systemd-sysusers makes of the installed file the user and the group that both units name, and no login."""
+    (tmp_path / "etc").mkdir()
+    with (staged / SYSUSERS).open() as text:
+        subprocess.run(["systemd-sysusers", f"--root={tmp_path}", "-"], stdin=text, capture_output=True, check=True)
+    name, _, _, group, _, _, shell = (tmp_path / "etc/passwd").read_text().strip().split(":")
+    assert f"{name}:x:{group}:" in (tmp_path / "etc/group").read_text()
+    assert shell == "/usr/sbin/nologin"
+    for unit in (staged / "usr/local/lib/systemd/system").iterdir():
+        assert re.findall(r"^(?:User|Group)=(\S+)$", unit.read_text(), re.MULTILINE) == [name, name]
 
 
 def test_no_placeholder_is_left(staged: Path) -> None:

@@ -73,6 +73,30 @@ def test_a_second_capture_is_refused(tmp_path: Path) -> None:
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("mode", [0o640, 0o604])
+def test_the_mode_is_the_settings(mode: int, tmp_path: Path) -> None:
+    """A file has the mode that is asked for, also with the umask of the systemd unit, which leaves 600."""
+    before = os.umask(0o077)
+    try:
+        path = write(CaptureDirectory(tmp_path, mode=mode), b"")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o7777 == mode
+
+
+def test_an_owner_that_cannot_be_set(tmp_path: Path) -> None:
+    """Without CAP_CHOWN files stay the process's own, with the right mode, and one line for all of them says so."""
+    program = "import sys; from pathlib import Path; from skbcapd.directory import CaptureDirectory\n"
+    program += "place = CaptureDirectory(Path(sys.argv[1]), owner=(1009, -1), mode=0o604, say=print)\n"
+    program += "for _ in range(3): place.finish(place.new_file())"
+    stripped = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.geteuid() == 0 else []
+    command = [*stripped, sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert re.fullmatch(r".*-000001\.pcapng\.part: Operation not permitted; expected .*files\.owner.*\n", done.stdout)
+    found = [path.stat() for path in tmp_path.glob("skbcapd-*.pcapng")]
+    assert [(one.st_uid, one.st_mode & 0o7777) for one in found] == [(os.geteuid(), 0o604)] * 3
+
+
 @pytest.mark.parametrize("name", ["file", "file/captures"])
 def test_a_directory_that_cannot_be_made(name: str, tmp_path: Path) -> None:
     """The error names the directory that the config asks for."""

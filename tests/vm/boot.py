@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,39 @@ set +e
 chroot /run/root sh {SHARE}/command >{SHARE}/output 2>&1 </dev/null
 echo $? >{SHARE}/status.part
 mv {SHARE}/status.part {SHARE}/status
+"""
+
+# The same root, made by the first process, which then becomes systemd: with its own units and those of the test, and
+# nothing that this machine happens to have installed. virtme.initmount0 is the directory for script and answers.
+# busybox: programs of the root without a cache take a second each to start. It finds itself by /proc.
+BECOME_SYSTEMD = f"""#!/bin/busybox sh
+/bin/mount -t proc proc /proc
+mount -t tmpfs tmpfs /run
+mkdir -p /run/host /run/upper /run/work /run/root
+mount -t 9p -o ro,trans=virtio,version=9p2000.L,access=any,cache=loose,msize=512000 virtme.initmount1 /run/host
+mount -t overlay -o xino=off,lowerdir=/run/host,upperdir=/run/upper,workdir=/run/work root /run/root
+cd /run/root
+mkdir -p lib/modules
+mount --bind /run/host{{tree}}/lib/modules lib/modules
+mount -t proc proc proc
+mount -t sysfs sysfs sys
+mount -t devtmpfs devtmpfs dev
+for directory in run tmp var/tmp; do mount -t tmpfs tmpfs $directory; done
+mkdir .{SHARE} run/old
+mount -t 9p -o rw,trans=virtio,version=9p2000.L,access=any virtme.initmount0 .{SHARE}
+rm -rf .dockerenv etc/fstab etc/systemd/system/*.wants lib/systemd/system/*.wants lib/systemd/system-generators
+mkdir -p etc/systemd/system/sysinit.target.wants
+for unit in systemd-journald.service sys-kernel-tracing.mount; do
+    ln -s /lib/systemd/system/$unit etc/systemd/system/sysinit.target.wants
+done
+cat >etc/systemd/system/skbcapd-vm.service <<END
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'sh {SHARE}/command >{SHARE}/output 2>&1 </dev/null; echo \\$\\$? >{SHARE}/status'
+ExecStopPost=/bin/systemctl poweroff --force --force
+END
+pivot_root . run/old
+exec chroot . /lib/systemd/systemd --unit=skbcapd-vm.service </dev/console >/dev/console 2>&1
 """
 
 # Some file systems' finer points (O_DIRECT, say) want plain tmpfs, not an overlay: TMPDIR is one.
@@ -65,7 +99,16 @@ class VmResult:
         return f"{self.output}\n-- {state}, {self.seconds:.0f} s after start; console:\n{self.console[-CONSOLE_TAIL:]}"
 
 
-def run_in_vm(kernel: Path, command: str, deadline_s: float, cpus: int = 2, memory: str = "2G") -> VmResult:
+def run_in_vm(
+    kernel: Path,
+    command: str,
+    deadline_s: float,
+    cpus: int = 2,
+    memory: str = "2G",
+    *,
+    systemd: bool = False,
+    keep: Path | None = None,
+) -> VmResult:
     """Boots `kernel` on this machine's root file system and runs `command` in a shell there, as root, in the checkout.
 
     Args:
@@ -74,6 +117,8 @@ def run_in_vm(kernel: Path, command: str, deadline_s: float, cpus: int = 2, memo
         deadline_s: seconds from start to end, boot included.
         cpus: processors of the guest.
         memory: memory of the guest, as qemu writes it.
+        systemd: the first process is systemd, and the command one of its services.
+        keep: where SHARE/captures, if the command made it, is copied.
 
     Returns:
         What happened, also when the deadline passed: then `returncode` is None, and the machine was ended.
@@ -84,10 +129,20 @@ def run_in_vm(kernel: Path, command: str, deadline_s: float, cpus: int = 2, memo
         share = Path(name)
         (share / "make-root").write_text(MAKE_ROOT)
         (share / "command").write_text(SET_UP.format(checkout=shlex.quote(str(CHECKOUT)), command=command))
+        init = share / "init"
+        init.write_text(BECOME_SYSTEMD.format(tree=_tree(kernel)))
+        init.chmod(0o755)
+        # qemu takes the last -append; virtme's own names its own first process.
+        first = (
+            f"console=ttyS0 loglevel=4 panic=-1 ro init={init} "
+            "systemd.show_status=no systemd.journald.forward_to_console=yes"
+        )
         machine = [
             *(str(programs / "vng"), "--run", str(kernel), "--disable-kvm", "--force-9p", "--user", "root"),
             *("--cpus", str(cpus), "--memory", memory, "--verbose", "--append", "loglevel=4"),
-            *(f"--rwdir={SHARE}={share}", "--rodir=/run/host=/", "--", f"sh {SHARE}/make-root"),
+            *(f"--rwdir={SHARE}={share}", "--rodir=/run/host=/"),
+            *((f"--qemu-opts=-append '{first}'",) if systemd else ()),
+            *("--", f"sh {SHARE}/make-root"),
         ]
         process = subprocess.Popen(
             machine,
@@ -108,12 +163,19 @@ def run_in_vm(kernel: Path, command: str, deadline_s: float, cpus: int = 2, memo
             os.killpg(process.pid, signal.SIGKILL)
             raise
         status = _text(share / "status")
+        if keep is not None and (share / "captures").is_dir():
+            shutil.copytree(share / "captures", keep / "captures")
         return VmResult(
             returncode=int(status) if status else None,
             output=_text(share / "output"),
             console=console,
             seconds=time.monotonic() - start,
         )
+
+
+def _tree(kernel: Path) -> Path:
+    """The directory with the kernel's lib/modules."""
+    return next(parent for parent in kernel.parents if (parent / "lib" / "modules").is_dir())
 
 
 def _text(path: Path) -> str:

@@ -1,8 +1,8 @@
 """Which kernels the virtual machines boot, and what pytest says about them at the end.
 
 SKBCAPD_VM_KERNELS names them (`make test-vm KERNEL=6.12` sets it); else kernels.DEFAULT_NAMES. On a machine that cannot
-get Debian's kernels and is given no image, test_kernels.py is left out by name, and the summary says so: left out, not
-skipped, because there no run could ever pass.
+get Debian's kernels and is given no image, test_kernels.py and test_service.py are left out by name, and the summary
+says so: left out, not skipped, because there no run could ever pass.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NAMES = tuple(os.environ.get("SKBCAPD_VM_KERNELS", "").split()) or kernels.DEFAU
 LEFT_OUT = "" if all("/" in name for name in NAMES) else kernels.unavailable()
 REPORTS = pytest.StashKey[dict[str, str]]()
 
-collect_ignore = ["test_kernels.py"] if LEFT_OUT else []
+collect_ignore = ["test_kernels.py", "test_service.py"] if LEFT_OUT else []
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,0 +1,59 @@
+"""The capabilities of the systemd unit, measured: with them a capture has all, and each one taken away costs something.
+
+The capture runs as root, but for the capabilities: what root owns it may open, as the unit's user what its user owns.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.capture import ROOT, Capture, read
+from tests.kernel.deadline import until
+from tests.kernel.namespace import Wire
+from tests.kernel.test_older_sockets import holder, unacknowledged
+
+GRANTED = re.findall(
+    r"CAP_(\w+)",
+    *re.findall(r"^CapabilityBoundingSet=(.*)$", (ROOT / "systemd/skbcapd.service").read_text(), re.MULTILINE),
+)
+
+
+def named(wire: Wire, file: Path, capabilities: list[str]) -> bool:
+    """Whether what arrives on a connection older than the capture has the name of the process that holds it."""
+    only = ",".join(["-all", *(f"+{name.lower()}" for name in capabilities)])
+    through = ("setpriv", "--inh-caps=-all", f"--bounding-set={only}")
+    with holder(wire, "0.0.0.0") as (process, connection):  # noqa: S104  in a namespace of our own
+        arguments = ("-i", wire.near.device, "-w", str(file))
+        with closing(Capture(wire.near.namespace, *arguments, through=through)) as capture:
+            connection.send(b"older")
+            until(lambda: unacknowledged(connection) == 0, "it has been acknowledged")
+            ended = capture.stop()
+    assert ended.exit_code == 0, ended.stderr
+    comments = [packet.comment for packet in read(file) if packet.data.endswith(b"older")]
+    assert comments
+    return all(f" tgid={process.pid} " in comment for comment in comments)
+
+
+def test_the_units_are_enough(wire: Wire, tmp_path: Path) -> None:
+    """With the unit's capabilities and no others, the process of an older connection is known."""
+    assert named(wire, tmp_path / "all.pcapng", GRANTED)
+
+
+def test_without_sys_admin(wire: Wire, tmp_path: Path) -> None:
+    """Nothing is captured, and the error names the capability."""
+    with pytest.raises(AssertionError, match=r"ended before it captured: .*CAP_SYS_ADMIN"):
+        named(wire, tmp_path / "none.pcapng", [name for name in GRANTED if name != "SYS_ADMIN"])
+
+
+def test_without_sys_ptrace(wire: Wire, tmp_path: Path) -> None:
+    """Packets are captured, but the process of an older connection is not known."""
+    assert not named(wire, tmp_path / "some.pcapng", [name for name in GRANTED if name != "SYS_PTRACE"])
+
+
+def test_these_are_all() -> None:
+    """The unit grants no capability that is not taken away here."""
+    assert GRANTED == ["SYS_ADMIN", "SYS_PTRACE"]

@@ -1,0 +1,219 @@
+"""Runs inside the virtual machine, under systemd: installs skbcapd, starts the service, and treats it badly.
+
+In: the directory for answers. Out: one line of JSON, what systemd and the journal said at each step; the capture files,
+copied to that directory.
+
+The rule: nothing is judged here (test_service.py does), and nothing waits without an end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import scapy
+
+UNIT = "skbcapd.service"
+LOGS = Path("/var/log/skbcapd")
+DROP_INS = Path("/etc/systemd/system", f"{UNIT}.d")
+CONFIG = Path("/etc/skbcapd.yaml")
+KPROBES = Path("/sys/kernel/debug/kprobes/list")
+PORT = 1009
+LIMIT_S = 240.0  # for any one step: the compiler alone takes half a minute under emulation
+FLOOD = (
+    "import socket\ns = socket.socket(type=socket.SOCK_DGRAM)\nwhile True: s.sendto(bytes(1009), ('127.0.0.1', 1013))"
+)
+
+# All but the times is as in the unit; TimeoutStopSec is.
+SLOW = "[Service]\nTimeoutStartSec=240\nWatchdogSec=20\nRestartSec=1\n"
+KPROBE = "[Service]\nProtectKernelTunables=no\n"
+GROUP = "[Service]\nSupplementaryGroups=adm\n"
+AT_FIRST = "files: {keep_free: 0}\n"
+GOOD = "files: {keep_free: 0, owner: ':adm'}\nsnaplen: 131072\nattach: kprobe\n"
+BAD = "snapplen: 96\n"
+
+
+def output(*command: str) -> str:
+    """What a command prints."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
+    return done.stdout + done.stderr
+
+
+def show(name: str) -> str:
+    """A property of the unit."""
+    return output("systemctl", "show", "--value", f"--property={name}", UNIT).strip()
+
+
+def state() -> dict[str, str]:
+    """What systemd says of the unit."""
+    names = ("ActiveState", "Result", "NRestarts", "StatusText", "MainPID")
+    lines = output("systemctl", "show", *(f"--property={name}" for name in names), UNIT).splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def journal() -> list[dict[str, str]]:
+    """The unit's entries."""
+    lines = output("journalctl", "--output=json", "--no-pager", f"--unit={UNIT}").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def tell(step: str) -> None:
+    """A line for who reads what a trial did that never came to its end."""
+    print(f"{time.monotonic():.0f} s: {step}", file=sys.stderr, flush=True)
+
+
+def until(condition: Callable[[], object]) -> bool:
+    """Wait for a condition; whether it came."""
+    end = time.monotonic() + LIMIT_S
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.5)
+    return True
+
+
+def said(text: str) -> bool:
+    """Wait for a message in the journal; whether it came."""
+    return until(lambda: any(text in entry["MESSAGE"] for entry in journal()))
+
+
+def send(packets: int) -> None:
+    """Datagrams from this process."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for number in range(packets):
+            sender.sendto(number.to_bytes(2, "big") * 500, ("127.0.0.1", PORT))
+
+
+def drop_in(name: str, text: str) -> None:
+    """Add to the unit."""
+    (DROP_INS / f"{name}.conf").write_text(text)
+    output("systemctl", "daemon-reload")
+
+
+def probed() -> list[str]:
+    """The kernel functions that have a kprobe, as the kernel tells."""
+    if not KPROBES.exists():
+        output("mount", "-t", "debugfs", "debugfs", "/sys/kernel/debug")
+    return re.findall(r" (\w+)[\w.]*\+0x", KPROBES.read_text())
+
+
+def install() -> None:
+    """As an administrator does; the disk for captures is a small one, and scapy is that of the tests."""
+    place = Path("/usr/lib/python3/dist-packages/scapy")
+    place.mkdir(exist_ok=True)
+    output("mount", "--bind", str(Path(scapy.__file__).parent), str(place))
+    LOGS.mkdir()
+    output("mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(LOGS))
+    subprocess.run(["make", "--silent", "install"], check=True, stdout=sys.stderr, timeout=LIMIT_S)
+    DROP_INS.mkdir(parents=True)
+    drop_in("slow", SLOW)
+    CONFIG.write_text(AT_FIRST)
+
+
+def reload(text: str, expected: str) -> dict[str, object]:
+    """Another config file."""
+    CONFIG.write_text(text)
+    before = show("MainPID")
+    return {"printed": output("systemctl", "reload", UNIT), "said": said(expected), "before": before, **state()}
+
+
+def fill_the_disk() -> dict[str, object]:
+    """Captures have no room, then have it again."""
+    filler = LOGS / "filler"
+    with filler.open("wb") as file:
+        disk = os.statvfs(LOGS)
+        os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize)
+    send(101)
+    found: dict[str, object] = {"full": said("No space left on device"), **state()}
+    filler.unlink()
+    return {**found, "goes_on": said("writing again")}
+
+
+def kill(number: signal.Signals) -> dict[str, object]:
+    """A signal to the main process; systemd puts another one in its place."""
+    before = show("MainPID")
+    os.kill(int(before), number)
+    is_new = until(lambda: show("ActiveState") == "active" and show("MainPID") not in {before, "0"})
+    return {"is_new": is_new, **state()}
+
+
+def set_the_clock(by: float) -> bool:
+    """Back or forth; a new file begins, and takes packets. Whether it has begun."""
+    before = (LOGS / "current.pcapng").readlink()
+    time.clock_settime(time.CLOCK_REALTIME, time.time() + by)
+    is_new = until(lambda: (LOGS / "current.pcapng").readlink() != before)
+    send(107)
+    return is_new
+
+
+def stop() -> dict[str, object]:
+    """Under load."""
+    with subprocess.Popen([sys.executable, "-c", FLOOD]) as flood:
+        grown = until(lambda: (LOGS / "current.pcapng").stat().st_size > 1 << 20)
+        start = time.monotonic()
+        printed = output("systemctl", "stop", UNIT)
+        seconds = time.monotonic() - start
+        flood.kill()
+    return {"printed": printed, "grown": grown, "seconds": seconds, **state()}
+
+
+def read_as(*groups: str) -> str:
+    """The first word of the capture in work, as nobody with these groups reads it."""
+    file = (LOGS / "current.pcapng").resolve()
+    return output("setpriv", "--reuid=nobody", "--regid=nogroup", *groups, "head", "--bytes=4", str(file))
+
+
+def mode(path: Path) -> str:
+    """Whose a file is, and what they may."""
+    return f"{path.owner()}:{path.group()} {path.stat().st_mode & 0o7777:o}"
+
+
+def run() -> dict[str, object]:
+    """All steps."""
+    tell("install")
+    install()
+    tell("start")
+    found: dict[str, object] = {"first": Path("/proc/1/comm").read_text().strip(), "sender": os.getpid()}
+    found["start"] = {"printed": output("systemctl", "start", UNIT), **state()}
+    found["process"] = Path("/proc", show("MainPID"), "status").read_text()
+    tell("started")
+    found["kprobes"] = probed()
+    send(101)
+    found["member"], found["stranger"] = read_as("--groups=skbcapd"), read_as("--clear-groups")
+    tell("reload")
+    found["good"] = reload(GOOD, "settings reloaded")
+    found["bad"] = reload(BAD, "not reloaded")
+    CONFIG.write_text(GOOD)
+    tell("fill the disk")
+    found["disk"] = fill_the_disk()
+    tell("kill")
+    drop_in("kprobe", KPROBE)
+    found["killed"] = kill(signal.SIGKILL)
+    found["more_kprobes"] = probed()
+    send(103)
+    drop_in("group", GROUP)
+    tell("set the clock")
+    found["clock"] = [set_the_clock(by) for by in (-5400, 90_000)]
+    tell("stop the process")
+    found["stuck"] = kill(signal.SIGSTOP)
+    tell("stop the service")
+    found["stop"] = stop()
+    found["modes"] = {path.name: mode(path) for path in (LOGS, *LOGS.glob("skbcapd-*"))}
+    found["journal"] = journal()
+    tell("end")
+    return found
+
+
+if __name__ == "__main__":
+    result = run()
+    shutil.copytree(LOGS, Path(sys.argv[1]) / "captures", ignore=shutil.ignore_patterns("current*"))
+    print(json.dumps(result))

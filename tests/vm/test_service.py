@@ -1,0 +1,137 @@
+"""The service under a real systemd: Debian 12's, as the first process of a virtual machine, on its own kernel.
+
+One boot: service_trial.py does inside what an administrator and bad luck would do, and tells; the claims are here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skbcapd.log import Event
+from tests.golden.judges import facts, rows
+from tests.vm import boot, kernels
+
+KERNEL = "6.1"
+DEADLINE_S = 15 * 60
+COMMAND = f".venv/bin/python -B -m tests.vm.service_trial {boot.SHARE}"
+
+
+@pytest.fixture(scope="module")
+def trial() -> Iterator[dict[str, Any]]:
+    """What happened inside, and under "captures" the files that were written, oldest first."""
+    with tempfile.TemporaryDirectory() as name:
+        result = boot.run_in_vm(kernels.fetch(KERNEL), COMMAND, DEADLINE_S, systemd=True, keep=Path(name))
+        if result.returncode != 0:
+            pytest.fail(result.report(), pytrace=False)
+        captures = sorted(Path(name, "captures").glob("*.pcapng"), key=lambda path: path.name[-13:])
+        yield {**json.loads(result.output.splitlines()[-1]), "captures": captures}
+
+
+def messages(trial: dict[str, Any], event: Event) -> list[dict[str, str]]:
+    """The journal's entries of one kind."""
+    return [entry for entry in trial["journal"] if entry.get("MESSAGE_ID") == event.message_id]
+
+
+def test_it_becomes_active(trial: dict[str, Any]) -> None:
+    """Under systemd as the first process, `systemctl start` returns when packets are captured; the status says so."""
+    assert trial["first"] == "systemd"
+    assert (trial["start"]["printed"], trial["start"]["ActiveState"]) == ("", "active")
+    assert re.fullmatch(r"\d+ packets, 0 dropped, .*\.pcapng\.part", trial["start"]["StatusText"])
+
+
+def test_it_has_two_capabilities(trial: dict[str, Any]) -> None:
+    """It runs as a user of its own, with CAP_SYS_ADMIN and CAP_SYS_PTRACE, seccomp on, and can gain nothing."""
+    status = trial["process"]
+    assert re.search(r"^CapEff:\t0*280000$", status, re.MULTILINE)
+    assert re.search(r"^CapBnd:\t0*280000$", status, re.MULTILINE)
+    assert re.search(r"^NoNewPrivs:\t1$", status, re.MULTILINE)
+    assert re.search(r"^Seccomp:\t2$", status, re.MULTILINE)
+    assert not re.search(r"^Uid:\t0\t", status, re.MULTILINE)
+
+
+def test_its_group_reads(trial: dict[str, Any]) -> None:
+    """Files have the mode of the default config, 640, and not the unit's umask: the group reads them, nobody else."""
+    modes = trial["modes"]
+    assert modes["skbcapd"] == "skbcapd:skbcapd 750"
+    assert {modes[path.name] for path in trial["captures"][:3]} == {"skbcapd:skbcapd 640"}
+    assert trial["member"] == "\n\r\r\n"
+    assert "Permission denied" in trial["stranger"]
+
+
+def test_files_of_another_group(trial: dict[str, Any]) -> None:
+    """A group in `files.owner` that the unit does not allow is told, no more; with a drop-in files are its own."""
+    assert trial["modes"][trial["captures"][-1].name] == "skbcapd:adm 640"
+    warnings = [entry["MESSAGE"] for entry in messages(trial, Event.WARNING)]
+    (refused,) = [warning for warning in warnings if "SupplementaryGroups=" in warning]
+    assert f"{trial['captures'][2].name}.part: Operation not permitted; " in refused
+
+
+@pytest.mark.parametrize("name", ["good", "bad"])
+def test_it_reloads(trial: dict[str, Any], name: str) -> None:
+    """A reload is told in the journal, and the process stays; a bad config changes nothing, and its fault is named."""
+    found = trial[name]
+    assert (found["printed"], found["said"], found["ActiveState"]) == ("", True, "active")
+    assert found["MainPID"] == found["before"] == trial["start"]["MainPID"]
+    assert any(re.search("not reloaded: .*snapplen", entry["MESSAGE"]) for entry in messages(trial, Event.NOT_RELOADED))
+
+
+def test_a_full_disk(trial: dict[str, Any]) -> None:
+    """It says that there is no room, and when it writes again; it does not end."""
+    found = trial["disk"]
+    assert (found["full"], found["goes_on"], found["ActiveState"]) == (True, True, "active")
+    assert found["MainPID"] == trial["start"]["MainPID"]
+
+
+@pytest.mark.parametrize(("name", "restarts"), [("killed", "1"), ("stuck", "2")])
+def test_it_comes_back(trial: dict[str, Any], name: str, restarts: str) -> None:
+    """A process that is killed, or that no longer drains and so no longer feeds the watchdog, is replaced."""
+    found = trial[name]
+    assert (found["is_new"], found["ActiveState"], found["NRestarts"]) == (True, "active", restarts)
+
+
+def test_it_stops(trial: dict[str, Any]) -> None:
+    """Under load it ends in order within the unit's TimeoutStopSec: what it has counted as written is in the file."""
+    found = trial["stop"]
+    assert (found["printed"], found["grown"]) == ("", True)
+    assert (found["ActiveState"], found["Result"]) == ("inactive", "success")
+    (stopped,) = messages(trial, Event.STOPPED)
+    assert ("Number of packets", stopped["SKBCAPD_PACKETS"]) in facts(trial["captures"][-1])
+
+
+def test_the_packets_have_their_process(trial: dict[str, Any]) -> None:
+    """Each start, the full disk and a clock that is set, either way, began a file, which tshark reads whole.
+
+    Datagrams there have their sender.
+    """
+    assert trial["clock"] == [True, True]
+    first, _, second, back, forth, last = trial["captures"]
+    for path, packets in ((first, 101), (second, 103), (back, 107), (forth, 107), (last, 0)):
+        found = rows(path, "frame.comment", where=f"udp.dstport == {1009} && !icmp")
+        assert len(found) == packets
+        assert all(f" tgid={trial['sender']}" in comment for (comment,) in found)
+
+
+def test_the_journal_has_fields(trial: dict[str, Any]) -> None:
+    """Start and stop are found by MESSAGE_ID, with file and counts in fields of their own."""
+    starts, (stopped,) = messages(trial, Event.STARTED), messages(trial, Event.STOPPED)
+    assert len(starts) == len({entry["SKBCAPD_FILE"] for entry in starts}) == 3
+    assert {entry["SYSLOG_IDENTIFIER"] for entry in [*starts, stopped]} == {"skbcapd"}
+    assert stopped["PRIORITY"] == "6"
+    assert int(stopped["SKBCAPD_DROPPED"]) >= 0
+    assert Path(stopped["SKBCAPD_FILE"]).name.removesuffix(".part") == trial["captures"][-1].name
+
+
+def test_kprobes_attach(trial: dict[str, Any]) -> None:
+    """Those that learn the users of sockets are in place, as the kernel lists them; all for `attach: kprobe`."""
+    hooks = [entry["MESSAGE"] for entry in messages(trial, Event.STARTED)]
+    assert "tracepoint net_dev_queue" in hooks[0]
+    assert {"inet_sendmsg", "inet_recvmsg", "inet6_sendmsg", "inet6_recvmsg"} <= set(trial["kprobes"])
+    assert "kprobe __dev_queue_xmit" in hooks[1]
+    assert {"__dev_queue_xmit", "__netif_receive_skb_core"} <= set(trial["more_kprobes"]) - set(trial["kprobes"])
