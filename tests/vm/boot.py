@@ -56,7 +56,7 @@ mount --bind /run/host{{tree}}/lib/modules lib/modules
 mount -t proc proc proc
 mount -t sysfs sysfs sys
 mount -t devtmpfs devtmpfs dev
-for directory in run tmp var/tmp; do mount -t tmpfs tmpfs $directory; done
+mount -t tmpfs tmpfs run
 mkdir .{SHARE} run/old
 mount -t 9p -o rw,trans=virtio,version=9p2000.L,access=any virtme.initmount0 .{SHARE}
 rm -rf .dockerenv etc/fstab etc/systemd/system/*.wants lib/systemd/system/*.wants lib/systemd/system-generators
