@@ -264,12 +264,7 @@ def _tracefs(proc: Path) -> Finding:
     mounted = re.search(r"^\S+ (\S+) tracefs ", _read(proc / "mounts"), re.MULTILINE)
     if mounted:
         return Finding("tracefs", mounted[1])
-    # bcc attaches a kprobe through perf, but looks into tracefs when it detaches one (seen with 0.26 on Linux 6.1).
-    return Finding(
-        "tracefs",
-        "not mounted: attach: kprobe does not work; the others do not need it",
-        "mount -t tracefs tracefs /sys/kernel/tracing, where attach: kprobe is wanted",
-    )
+    return Finding("tracefs", "not mounted; not needed: kprobes go through perf")
 
 
 def _statistics(proc: Path) -> Finding:

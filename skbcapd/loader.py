@@ -207,10 +207,7 @@ def _child(
     _send(channel, {"maps": list(maps)}, descriptors)
     if not channel.recv(64):
         return  # the parent has given up
-    if measure.kind == "kprobe":
-        program.detach_kprobe(event=measure.target.encode(), fn_name=measure.function.encode())
-    else:
-        os.close(measuring)
+    os.close(measuring)  # detaches; bcc's own way looks into tracefs, which is root's
     links = [_attach(program, hook, loaded[hook]) for hook in hooks]
     _send(channel, {"hooks": len(hooks)}, links + [loaded[hook] for hook in hooks])
 

@@ -179,13 +179,18 @@ def test_what_does_not(changes: dict[str, str | bytes | None], name: str, text: 
     assert not any(one.fatal or one.remedy for one in found.values())
 
 
+def test_no_tracefs(tmp_path: Path) -> None:
+    """That it is not mounted is told, and needs no remedy."""
+    found = machine(tmp_path, {MOUNTS: "proc /proc proc rw 0 0\n"})["tracefs"]
+    assert (found.text, found.remedy) == ("not mounted; not needed: kprobes go through perf", "")
+
+
 @pytest.mark.parametrize(
     ("changes", "name", "text", "remedy"),
     [
         ({PROCESSES: "pid:[4026532444]"}, "processes", "no process is named", "--pid=host"),
         ({KPROBES: None}, "kprobes", "only by listen(2) and by packets that leave inside", "on Linux 6.3 and newer"),
         ({"sys/kernel/debug/kprobes/enabled": "0\n"}, "kprobes", "switched off", "echo 1 >"),
-        ({MOUNTS: "proc /proc proc rw 0 0\n"}, "tracefs", "the others do not need it", "mount -t tracefs"),
         ({"sys/kernel/realtime": "1"}, "real-time", "no process is named", "without PREEMPT_RT"),
         ({STATISTICS: "1\n"}, "bpf_stats", "twice per packet", "sysctl kernel.bpf_stats_enabled=0"),
         (

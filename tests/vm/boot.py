@@ -61,9 +61,7 @@ mkdir .{SHARE} run/old
 mount -t 9p -o rw,trans=virtio,version=9p2000.L,access=any virtme.initmount0 .{SHARE}
 rm -rf .dockerenv etc/fstab etc/systemd/system/*.wants lib/systemd/system/*.wants lib/systemd/system-generators
 mkdir -p etc/systemd/system/sysinit.target.wants
-for unit in systemd-journald.service sys-kernel-tracing.mount; do
-    ln -s /lib/systemd/system/$unit etc/systemd/system/sysinit.target.wants
-done
+ln -s /lib/systemd/system/systemd-journald.service etc/systemd/system/sysinit.target.wants
 cat >etc/systemd/system/skbcapd-vm.service <<END
 [Service]
 Type=oneshot

@@ -60,6 +60,13 @@ def state() -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines)
 
 
+def running() -> str:
+    """The number of the main process; without one there is nothing to go on with."""
+    if show("ActiveState") != "active":
+        sys.exit(output("journalctl", "--no-pager", "--quiet", f"--unit={UNIT}"))
+    return show("MainPID")
+
+
 def journal() -> list[dict[str, str]]:
     """The unit's entries."""
     lines = output("journalctl", "--output=json", "--no-pager", f"--unit={UNIT}").splitlines()
@@ -122,7 +129,7 @@ def install() -> None:
 def reload(text: str, expected: str) -> dict[str, object]:
     """Another config file."""
     CONFIG.write_text(text)
-    before = show("MainPID")
+    before = running()
     return {"printed": output("systemctl", "reload", UNIT), "said": said(expected), "before": before, **state()}
 
 
@@ -140,7 +147,7 @@ def fill_the_disk() -> dict[str, object]:
 
 def kill(number: signal.Signals) -> dict[str, object]:
     """A signal to the main process; systemd puts another one in its place."""
-    before = show("MainPID")
+    before = running()
     os.kill(int(before), number)
     is_new = until(lambda: show("ActiveState") == "active" and show("MainPID") not in {before, "0"})
     return {"is_new": is_new, **state()}
@@ -184,7 +191,7 @@ def run() -> dict[str, object]:
     tell("start")
     found: dict[str, object] = {"first": Path("/proc/1/comm").read_text().strip(), "sender": os.getpid()}
     found["start"] = {"printed": output("systemctl", "start", UNIT), **state()}
-    found["process"] = Path("/proc", show("MainPID"), "status").read_text()
+    found["process"] = Path("/proc", running(), "status").read_text()
     tell("started")
     found["kprobes"] = probed()
     send(101)
