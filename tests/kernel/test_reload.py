@@ -56,7 +56,7 @@ class Daemon:
     def wait_for(self, what: str, times: int) -> None:
         """Read stderr until it has said something so often."""
         assert self.process.stderr is not None
-        end = time.monotonic() + DEADLINE_S
+        end = time.monotonic() + 3 * DEADLINE_S  # the compiler may have to wait for its turn
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stderr, selectors.EVENT_READ)
             while self.said.count(what) < times:
