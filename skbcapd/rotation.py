@@ -284,6 +284,7 @@ class RotatingOutput:
             self._output.add_interface(interface)
         for process in self._processes:
             self._output.add_process(process)
+        self._output.flush()  # also without a packet it is a capture file
         self._packets = 0
         every = self._limits.every_s
         self._next_s = (self._clock() // every + 1) * every if every else 0.0
