@@ -94,10 +94,17 @@ def said(text: str) -> bool:
 
 
 def send(packets: int) -> None:
-    """Datagrams from this process."""
+    """Datagrams of 1000 bytes from this process."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for number in range(packets):
             sender.sendto(number.to_bytes(2, "big") * 500, ("127.0.0.1", PORT))
+
+
+def deliver(packets: int) -> None:
+    """The same, and wait until the file in work has them."""
+    size = (LOGS / "current.pcapng").stat().st_size
+    send(packets)
+    until(lambda: (LOGS / "current.pcapng").stat().st_size > size + 1000 * packets)
 
 
 def drop_in(name: str, text: str) -> None:
@@ -142,7 +149,9 @@ def fill_the_disk() -> dict[str, object]:
     send(101)
     found: dict[str, object] = {"full": said("No space left on device"), **state()}
     filler.unlink()
-    return {**found, "goes_on": said("writing again")}
+    found["goes_on"] = said("writing again")
+    deliver(109)
+    return found
 
 
 def kill(number: signal.Signals) -> dict[str, object]:
@@ -158,7 +167,7 @@ def set_the_clock(by: float) -> bool:
     before = (LOGS / "current.pcapng").readlink()
     time.clock_settime(time.CLOCK_REALTIME, time.time() + by)
     is_new = until(lambda: (LOGS / "current.pcapng").readlink() != before)
-    send(107)
+    deliver(107)
     return is_new
 
 
@@ -166,17 +175,15 @@ def stop() -> dict[str, object]:
     """Under load."""
     with subprocess.Popen([sys.executable, "-c", FLOOD]) as flood:
         grown = until(lambda: (LOGS / "current.pcapng").stat().st_size > 1 << 20)
-        start = time.monotonic()
         printed = output("systemctl", "stop", UNIT)
-        seconds = time.monotonic() - start
         flood.kill()
-    return {"printed": printed, "grown": grown, "seconds": seconds, **state()}
+    return {"printed": printed, "grown": grown, **state()}
 
 
 def read_as(*groups: str) -> str:
     """The first word of the capture in work, as nobody with these groups reads it."""
     file = (LOGS / "current.pcapng").resolve()
-    return output("setpriv", "--reuid=nobody", "--regid=nogroup", *groups, "head", "--bytes=4", str(file))
+    return output("setpriv", "--reuid=nobody", "--regid=nogroup", *groups, "od", "-An", "-tx1", "-N4", str(file))
 
 
 def mode(path: Path) -> str:
@@ -194,7 +201,7 @@ def run() -> dict[str, object]:
     found["process"] = Path("/proc", running(), "status").read_text()
     tell("started")
     found["kprobes"] = probed()
-    send(101)
+    deliver(101)
     found["member"], found["stranger"] = read_as("--groups=skbcapd"), read_as("--clear-groups")
     tell("reload")
     found["good"] = reload(GOOD, "settings reloaded")
@@ -206,7 +213,7 @@ def run() -> dict[str, object]:
     drop_in("kprobe", KPROBE)
     found["killed"] = kill(signal.SIGKILL)
     found["more_kprobes"] = probed()
-    send(103)
+    deliver(103)
     drop_in("group", GROUP)
     tell("set the clock")
     found["clock"] = [set_the_clock(by) for by in (-5400, 90_000)]

@@ -61,7 +61,7 @@ def test_its_group_reads(trial: dict[str, Any]) -> None:
     modes = trial["modes"]
     assert modes["skbcapd"] == "skbcapd:skbcapd 750"
     assert {modes[path.name] for path in trial["captures"][:3]} == {"skbcapd:skbcapd 640"}
-    assert trial["member"] == "\n\n\n"  # the magic number, as text
+    assert trial["member"] == " 0a 0d 0d 0a\n"
     assert "Permission denied" in trial["stranger"]
 
 
@@ -89,11 +89,12 @@ def test_a_full_disk(trial: dict[str, Any]) -> None:
     assert found["MainPID"] == trial["start"]["MainPID"]
 
 
-@pytest.mark.parametrize(("name", "restarts"), [("killed", "1"), ("stuck", "2")])
-def test_it_comes_back(trial: dict[str, Any], name: str, restarts: str) -> None:
+@pytest.mark.parametrize(("name", "restarts", "why"), [("killed", "1", "signal"), ("stuck", "2", "watchdog")])
+def test_it_comes_back(trial: dict[str, Any], name: str, restarts: str, why: str) -> None:
     """A process that is killed, or that no longer drains and so no longer feeds the watchdog, is replaced."""
     found = trial[name]
     assert (found["is_new"], found["ActiveState"], found["NRestarts"]) == (True, "active", restarts)
+    assert any(f"Failed with result '{why}'" in entry["MESSAGE"] for entry in trial["journal"])
 
 
 def test_it_stops(trial: dict[str, Any]) -> None:
@@ -111,9 +112,8 @@ def test_the_packets_have_their_process(trial: dict[str, Any]) -> None:
     Datagrams there have their sender.
     """
     assert trial["clock"] == [True, True]
-    first, _, second, back, forth, last = trial["captures"]
-    for path, packets in ((first, 101), (second, 103), (back, 107), (forth, 107), (last, 0)):
-        found = rows(path, "frame.comment", where=f"udp.dstport == {1009} && !icmp")
+    for path, packets in zip(trial["captures"], (101, 109, 103, 107, 107, 0), strict=True):
+        found = rows(path, "frame.comment", where="udp.dstport == 1009 && !icmp")
         assert len(found) == packets
         assert all(f" tgid={trial['sender']}" in comment for (comment,) in found)
 
