@@ -100,11 +100,19 @@ def send(packets: int) -> None:
             sender.sendto(number.to_bytes(2, "big") * 500, ("127.0.0.1", PORT))
 
 
+def size() -> int:
+    """Of the file in work; 0 while it gets its name."""
+    try:
+        return (LOGS / "current.pcapng").stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
 def deliver(packets: int) -> None:
     """The same, and wait until the file in work has them."""
-    size = (LOGS / "current.pcapng").stat().st_size
+    before = size()
     send(packets)
-    until(lambda: (LOGS / "current.pcapng").stat().st_size > size + 1000 * packets)
+    until(lambda: size() > before + 1000 * packets)
 
 
 def drop_in(name: str, text: str) -> None:
@@ -174,7 +182,7 @@ def set_the_clock(by: float) -> bool:
 def stop() -> dict[str, object]:
     """Under load."""
     with subprocess.Popen([sys.executable, "-c", FLOOD]) as flood:
-        grown = until(lambda: (LOGS / "current.pcapng").stat().st_size > 1 << 20)
+        grown = until(lambda: size() > 1 << 20)
         printed = output("systemctl", "stop", UNIT)
         flood.kill()
     return {"printed": printed, "grown": grown, **state()}
