@@ -100,6 +100,11 @@ def send(packets: int) -> None:
             sender.sendto(number.to_bytes(2, "big") * 500, ("127.0.0.1", PORT))
 
 
+def in_work() -> str:
+    """Which file is, by the name that it will have."""
+    return (LOGS / "current.pcapng").readlink().name.removesuffix(".part")
+
+
 def size() -> int:
     """Of the file in work; 0 while it gets its name."""
     try:
@@ -136,6 +141,8 @@ def install() -> None:
     LOGS.mkdir()
     output("mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(LOGS))
     subprocess.run(["make", "--silent", "install"], check=True, stdout=sys.stderr, timeout=LIMIT_S)
+    # No hour begins meanwhile: that begins a file.
+    time.clock_settime(time.CLOCK_REALTIME, time.time() // 3600 * 3600 + 300)
     DROP_INS.mkdir(parents=True)
     drop_in("slow", SLOW)
     CONFIG.write_text(AT_FIRST)
@@ -172,9 +179,9 @@ def kill(number: signal.Signals) -> dict[str, object]:
 
 def set_the_clock(by: float) -> bool:
     """Back or forth; a new file begins, and takes packets. Whether it has begun."""
-    before = (LOGS / "current.pcapng").readlink()
+    before = in_work()
     time.clock_settime(time.CLOCK_REALTIME, time.time() + by)
-    is_new = until(lambda: (LOGS / "current.pcapng").readlink() != before)
+    is_new = until(lambda: in_work() != before)
     deliver(107)
     return is_new
 
