@@ -110,6 +110,10 @@ class Output(Protocol):
         """Hand on what was written; what is behind the last block of a disk may wait for the next call."""
         ...
 
+    def hurry(self) -> None:
+        """Memory fills up: what is written next should not wait for a disk."""
+        ...
+
     def finish(self, statistics: Sequence[Statistics]) -> None:
         """The capture has ended; what became of the packets of each interface since its start."""
         ...
@@ -133,13 +137,15 @@ class PcapngOutput:
     Args:
         stream: takes bytes, keeps order.
         encode: "kernel", or "scapy" for every packet through Python.
+        hurry: tells the stream that memory fills up.
     """
 
     lost = 0
     dumped = None
 
-    def __init__(self, stream: Sink, encode: str = "kernel") -> None:
+    def __init__(self, stream: Sink, encode: str = "kernel", hurry: Callable[[], None] = lambda: None) -> None:
         self.labels = encode == "kernel"
+        self.hurry = hurry
         self._start_ns = time.time_ns()
         self._writer = PcapngWriter(stream)
         self._writer.write_section(
@@ -402,6 +408,8 @@ class Capture:
         moved = 0
         for blocks in self._reader.ranges():
             moved += len(blocks.view)
+            if self._reader.is_behind:
+                self.output.hurry()
             if self._broken:
                 self._lost += sum(1 for _ in walk(blocks.view))
             elif not self.is_full:

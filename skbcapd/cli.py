@@ -232,11 +232,12 @@ def _capture(options: argparse.Namespace) -> int:
 
             target = files.StandardOutput()
             output = TextOutput(target.text)
-        else:
-            target = (
-                files.StandardOutput() if options.file == "-" else files.CaptureFile(Path(options.file), part=False)
-            )
+        elif options.file == "-":
+            target = files.StandardOutput()
             output = PcapngOutput(target.stream, settings.encode)
+        else:
+            target = files.CaptureFile(Path(options.file), part=False)
+            output = PcapngOutput(target.stream, settings.encode, target.stream.hurry)
         return _serve(settings, program, output, target, options.duration, options.count)
 
 

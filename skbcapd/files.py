@@ -30,7 +30,7 @@ _BUFFER = 1 << 16  # of standard output
 _GATHERED = 1 << 20
 _DIRECT_MIN = 1 << 18  # bytes at once that are worth a wait for the disk
 _ALIGNMENT = 1 << 12  # of direct writes: no disk has larger blocks
-_WINDOW_S, _CACHED_S = 0.2, 5.0  # a disk that takes half of the one is left alone for the other
+_CACHED_S = 5.0
 _PACKET = 6
 
 
@@ -62,7 +62,7 @@ class BlockSink:
 
     Blocks are gathered in `_gathered`, which stands for the end of the file from `_at` on, a multiple of the disk's
     blocks. Much at once goes to the disk directly (O_DIRECT), which costs a fraction of what the page cache does.
-    Little, the end, and all while the disk is slow go through the cache, which takes more than a disk at a time.
+    Little, the end, and all for some time after `hurry` go through the cache, which takes more than a disk at a time.
 
     Args:
         descriptor: of an empty file, or of a pipe.
@@ -84,7 +84,7 @@ class BlockSink:
         self._at = self._fill = 0
         self._written = 0  # of `_gathered`, bytes that are in the file already
         self._starts: deque[int] = deque([0])  # of blocks: one at or before `_at`, and those of later writes
-        self._window = self._spent = self._cached_until = 0.0
+        self._cached_until = 0.0
 
     def write(self, blocks: bytes | memoryview) -> None:
         """Take one or more whole blocks."""
@@ -105,6 +105,10 @@ class BlockSink:
             left = left[size:]
             if self._fill == _GATHERED:
                 self._put(left)
+
+    def hurry(self) -> None:
+        """The disk cannot follow: have the cache take what comes now."""
+        self._cached_until = self._clock() + _CACHED_S
 
     def flush(self, *, whole: bool = False) -> None:
         """Hand on what is gathered; of much, all but what is behind its last block of the disk.
@@ -182,17 +186,10 @@ class BlockSink:
 
     def _put_directly(self, end: int) -> None:
         """Write up to `end` without the cache; what the file system does not take is left to it."""
-        begun = self._clock()
         try:
             self._written = max(self._written, os.pwrite(self._direct, self._gathered[:end], self._at))
         except OSError:
             self._close_direct()  # it cannot be had here, or the disk is full: then the other way will say so
-        now = self._clock()
-        if begun - self._window > _WINDOW_S:
-            self._window, self._spent = begun, 0.0
-        self._spent += now - begun
-        if self._spent > _WINDOW_S / 2:
-            self._cached_until = now + _CACHED_S
 
     def _fail(self, error: OSError, done: int, *missing: bytes | memoryview) -> None:
         """Count what is lost, and cut the file behind its last whole block: a torn one ends it for every reader.

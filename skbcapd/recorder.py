@@ -126,6 +126,9 @@ class Recorder:
         if self._asked and self._clock() >= self._not_before:
             self.dump(self._asked)
 
+    def hurry(self) -> None:
+        """Memory does not wait for a disk."""
+
     def tick(self) -> None:
         """Once a second: look after finished files."""
         self.flush()

@@ -193,6 +193,11 @@ class RotatingOutput:
             if self._file.stream.error is not None:
                 self._fail(self._file.stream.error.strerror or "error")
 
+    def hurry(self) -> None:
+        """As PcapngOutput."""
+        if self._output:
+            self._output.hurry()
+
     def tick(self) -> None:
         """Once a second: is it time for the next file, is the file still there, may we write again?"""
         now = self._clock()
@@ -279,7 +284,7 @@ class RotatingOutput:
         self._directory.clean()
         self._file = self._directory.new_file()
         self._path = self._file.working_path
-        self._output = PcapngOutput(self._file.stream, self._encode)
+        self._output = PcapngOutput(self._file.stream, self._encode, self._file.stream.hurry)
         for interface in self._interfaces:
             self._output.add_interface(interface)
         for process in self._processes:

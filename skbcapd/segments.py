@@ -113,6 +113,11 @@ class SegmentReader:
         return int(self._control[layout.CURSOR]) == self.position
 
     @property
+    def is_behind(self) -> bool:
+        """Whether half of the memory waits to be read."""
+        return 2 * (int(self._control[layout.CURSOR] >> 32) - self._number) >= self._count
+
+    @property
     def position(self) -> int:
         """Up to where all has been handed out: comparable with the cursor, up to where memory has been reserved."""
         return self._number << 32 | self._done

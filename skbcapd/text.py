@@ -65,6 +65,9 @@ class TextOutput:
     def finish(self, _statistics: object) -> None:
         """Lines have no statistics."""
 
+    def hurry(self) -> None:
+        """Lines are written as fast as they are read."""
+
     def flush(self) -> None:
         """Hand on the lines."""
         self._stream.flush()

@@ -126,6 +126,7 @@ class Recording:
         self.interfaces: list[Interface] = []
         self.written: list[tuple[int, bytes]] = []  # interface, frame; -1 for blocks that were ready
         self.stamps: list[Label] = []
+        self.hurried = 0
         self.flags: list[int] = []
         self.processes: list[tuple[int, Process]] = []  # in front of which packet
 
@@ -150,6 +151,10 @@ class Recording:
             assert kind == layout.BLOCK_PACKET
             cap_len = int.from_bytes(view[offset + 20 : offset + 24], "little")
             self.written.append((-1, bytes(view[offset : offset + size][28 : 28 + cap_len])))
+
+    def hurry(self) -> None:
+        """Note it."""
+        self.hurried += 1
 
     def flush(self) -> None:
         """Nothing is held back."""
@@ -894,3 +899,14 @@ def test_processes_are_counted_once(tgids: list[int]) -> None:
         numbers.add(tgid)
     assert numbers.count == len({tgid for tgid in tgids if 0 < tgid <= 4 << 20})
     assert len(numbers._bits) == size
+
+
+def test_a_disk_that_cannot_follow_is_told() -> None:
+    """While more than half of the memory waits the output is told to hurry, and not when less does."""
+    rig = Rig()
+    big = packet(0, bytes(250_000))
+    room = layout.SEGMENT_SIZE // len(big)
+    rig.drain(*[big] * room)
+    assert rig.output.hurried == 0
+    rig.drain(*[big] * (room * (rig.program.geometry.segment_count - 1)))
+    assert rig.output.hurried > 0
