@@ -1,7 +1,8 @@
 """`make bench`: skbcapd beside tcpdump and dumpcap, in one run, on one machine.
 
 In: how many rounds, how much of each load. Out: tables in Markdown on stdout and in build/bench.md, every round in
-build/bench.json, a plot in build/bench.svg.
+build/bench.json, a plot in build/bench.svg. `--docs` takes what the last run left there into docs/, and measures
+nothing.
 
 Two network namespaces joined by a pair of devices; the capture is on the sender's device, whole frames, into a file on
 this disk. Tools take turns in shuffled order; each figure is the median of the rounds. CPU is user and system time of
@@ -12,18 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict
 from pathlib import Path
 
 from bench import loads, report
 from bench.loads import Variant
 from bench.measure import Figures, measure
+from bench.place import place
 from bench.tools import ours, tools
 from bench.wire import wire
 
@@ -43,15 +44,22 @@ def main() -> int:
     )
     parser.add_argument("--load", action="append", help="only loads whose name has this in it")
     parser.add_argument("--quick", action="store_true", help="a round of everything but variants, in two minutes")
+    parser.add_argument("--docs", action="store_true", help="take the last run into docs/, and measure nothing")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.scale = 1, 0.2
-    build = HERE.parent / "build"
+    build, docs = HERE.parent / "build", HERE.parent / "docs"
+    if options.docs:
+        page = docs / "performance.md"
+        page.write_text(report.insert(page.read_text(), (build / "bench.md").read_text()))
+        shutil.copyfile(build / "bench.svg", docs / "performance.svg")
+        return 0
     build.mkdir(exist_ok=True)
     wanted = [
         load for load in loads.loads(options.scale) if not options.load or any(w in load.name for w in options.load)
     ]
     found = tools()
+    where = f"{place(build, found)}; {options.rounds} rounds, scale {options.scale:g}"
     rows: list[Figures] = []
     programs: list[Figures] = []
     variants: list[tuple[Variant, Figures]] = []
@@ -59,7 +67,7 @@ def main() -> int:
         directory, sender = Path(name), Path(name) / "send"
         subprocess.run(["cc", "-O2", "-pthread", "-o", str(sender), str(HERE / "send.c")], check=True)
         for _ in range(options.rounds):
-            turns = [(tool, load) for load in wanted for tool in (*found, *([None] if load.packets else []))]
+            turns = [(tool, load) for load in wanted for tool in (*found, *([None] if load.senders else []))]
             random.shuffle(turns)
             for tool, load in turns:
                 rows.append(measure(tool, load, sender, directory))
@@ -73,12 +81,8 @@ def main() -> int:
                 _say(variants[-1][1])
     rows.sort(key=lambda row: [load.name for load in wanted].index(row.load))
     variants.sort(key=lambda each: loads.variants(options.scale).index(each[0]))
-    where = (
-        f"Linux {os.uname().release} on {os.uname().machine}, {os.cpu_count()} processors, {options.rounds} rounds, "
-        f"{time.strftime('%Y-%m-%d')}"
-    )
     goals = report.goals(rows, programs, variants)
-    text = f"{where}\n\n{report.table(rows)}\n\n{report.variant_table(variants)}\n\n{report.goal_table(goals)}\n"
+    text = report.document(rows, programs, variants, where)
     (build / "bench.md").write_text(text)
     (build / "bench.svg").write_text(report.plot(rows, where))
     (build / "bench.json").write_text(

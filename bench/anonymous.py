@@ -1,30 +1,37 @@
 """skbcapd without attribution, for the benchmark only: what it costs is the difference.
 
-The call that finds whose packet it is, is taken out of the kernel program's text; all else is `skbcapd` itself.
+Two things are left out: the programs that learn who uses a socket, and the calls that ask whose a packet is. All else
+is `skbcapd` itself, identifiers of packets and labels included; every packet is the kernel's own.
 """
 
 from __future__ import annotations
 
 import sys
 
-from skbcapd import loader
+from skbcapd import kernel, loader
 from skbcapd.__main__ import main
 
-CALL = "identify(ctx, control, packet, get_met_skb(packet, argument), direction, 0);"
+CALLS = (
+    "find_sender(ctx, control, packet, skb, only_remember || !control->late)",
+    "find_receiver(control, packet, skb)",
+)
 
 
 def without_attribution(text: str) -> str:
-    """The program's text without the call.
+    """The program's text without the calls.
 
     Raises:
-        ValueError: it is not there, or not once.
+        ValueError: one is not there, or not once.
     """
-    if text.count(CALL) != 1:
-        raise ValueError(f"bpf/skbcapd.bpf.c has {text.count(CALL)} times {CALL}; expected one")
-    return text.replace(CALL, "")
+    for call in CALLS:
+        if text.count(f"via = {call};") != 1:
+            raise ValueError(f"bpf/skbcapd.bpf.c has {text.count(f'via = {call};')} times {call}; expected one")
+        text = text.replace(f"via = {call};", "via = VIA_KERNEL;")
+    return text
 
 
 if __name__ == "__main__":
     whole = loader.source
     loader.source = lambda filters="": without_attribution(whole(filters))
+    kernel.choose_learning_hooks = lambda attach, transmit, btf: []  # noqa: ARG005  names as there
     sys.exit(main())

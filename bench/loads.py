@@ -17,6 +17,7 @@ class Load:
         name: as the tables have it.
         senders: arguments of bench/send, for each process that sends.
         packets: that will be sent; 0 where the kernel decides (TCP), or none are.
+        sent_bytes: of payload, of TCP.
         seconds: how long to look, for a load without senders.
         segmentation: whether the device takes large TCP frames.
         devices: how many more devices it needs.
@@ -25,6 +26,7 @@ class Load:
     name: str
     senders: tuple[tuple[str, ...], ...]
     packets: int = 0
+    sent_bytes: int = 0
     seconds: float = 0
     segmentation: bool = True
     devices: int = 0
@@ -39,6 +41,10 @@ def loads(scale: float) -> list[Load]:
     def one(name: str, size: int, count: float, rate: int = 0) -> Load:
         return Load(name, (udp(size, count, rate),), int(count * scale))
 
+    def tcp(name: str, mebibytes: float, *, segmentation: bool) -> Load:
+        count = max(1, int(mebibytes * scale))
+        return Load(name, (("tcp", ADDRESS, str(count)),), sent_bytes=count << 20, segmentation=segmentation)
+
     return [
         one("UDP 64 B unpaced", 64, 1_000_000),
         one("UDP 1400 B unpaced", 1400, 333_333),
@@ -46,8 +52,8 @@ def loads(scale: float) -> list[Load]:
         one("UDP 64 B, 20k/s", 64, 60_000, 20_000),
         one("UDP 64 B, 100k/s", 64, 300_000, 100_000),
         Load("UDP 64 B unpaced, two senders", (udp(64, 500_000),) * 2, 2 * int(500_000 * scale)),
-        Load("TCP bulk, GSO", (("tcp", ADDRESS, str(int(2_000 * scale))),)),
-        Load("TCP bulk, no GSO", (("tcp", ADDRESS, str(int(400 * scale))),), segmentation=False),
+        tcp("TCP bulk, GSO", 2_000, segmentation=True),
+        tcp("TCP bulk, no GSO", 400, segmentation=False),
         Load("1,000 processes/s", (("fork", ADDRESS, str(int(3_000 * scale)), "1000"),), int(3_000 * scale)),
         Load("idle", (), seconds=5 * scale),
     ]

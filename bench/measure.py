@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -15,22 +16,35 @@ from pathlib import Path
 
 from bench.loads import Load
 from bench.tools import Tool
-from bench.wire import ADDRESS, ENTER_FAR, ENTER_NEAR, many_devices, set_segmentation
+from bench.wire import ADDRESS, ENTER_FAR, ENTER_NEAR, many_devices, packets_out, set_segmentation
 
 TICKS = os.sysconf("SC_CLK_TCK")
+NO_CAPTURE = "no capture"
 _QUIET_S = 0.3  # a file that does not grow for so long is whole
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One tool, one load, one round. Times in seconds, memory in bytes; figures of a capture are 0 for no capture."""
+    """One tool, one load, one round. Times in seconds, memory in bytes; figures of a capture are 0 for no capture.
+
+    Args:
+        sent: packets, by the sender; those of TCP by the device, which counts a large frame once, as captures do.
+        sent_bytes: TCP's payload; 0 for other loads.
+        cpu_s: of the capture process, by its CPU clock.
+        user_s, system_s: the same by /proc, where it is split, in steps of 10 ms.
+        machine_s: that all processors were busy, whoever was at work.
+        program_s: of all BPF programs that the process holds.
+        private_bytes: resident, without buffers shared with the kernel.
+    """
 
     tool: str
     load: str
     sent: int
     sending_s: float
+    sent_bytes: int = 0
     captured: int = 0
     dropped: int = 0
+    cpu_s: float = 0
     user_s: float = 0
     system_s: float = 0
     machine_s: float = 0
@@ -45,10 +59,17 @@ class Figures:
         """What figures per packet are divided by."""
         return self.captured or self.sent
 
-    @property
-    def cpu_s(self) -> float:
-        """Of the capture process."""
-        return self.user_s + self.system_s
+
+def cpu_time(pid: int) -> float:
+    """Time in s that all threads of a process have run, by its CPU clock: /proc counts in steps of 10 ms.
+
+    Source: clock_getcpuclockid(3).
+    """
+    clock = ctypes.c_int()
+    error = ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock))
+    if error:
+        raise OSError(error, os.strerror(error))
+    return time.clock_gettime(clock.value)
 
 
 def process_times(stat: str) -> tuple[float, float]:
@@ -58,9 +79,9 @@ def process_times(stat: str) -> tuple[float, float]:
 
 
 def busy_time(stat: str) -> float:
-    """Time in s that all processors were not idle, of the text of /proc/stat."""
-    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.split("\n", 1)[0].split()[1:9])
-    return (user + nice + system + irq + softirq + steal) / TICKS
+    """Time in s that all processors were not idle, of the text of /proc/stat. What a hypervisor stole is not in it."""
+    user, nice, system, _idle, _iowait, irq, softirq = map(int, stat.split("\n", 1)[0].split()[1:8])
+    return (user + nice + system + irq + softirq) / TICKS
 
 
 def program_time(pid: int) -> float:
@@ -82,19 +103,19 @@ def number(name: str, text: str) -> int:
     return int(found[1])
 
 
-def private_memory(pid: int) -> int:
-    """Resident bytes of a process, without the memory that it shares with the kernel (maps of BPF)."""
-    text = Path(f"/proc/{pid}/smaps").read_text()
-    total = shared = 0
-    is_map = False
-    for line in text.splitlines():
+def private_memory(smaps: str) -> int:
+    """Resident bytes without the buffers shared with the kernel (maps of BPF, rings of packet sockets).
+
+    Args:
+        smaps: the text of /proc/PID/smaps.
+    """
+    total, is_buffer = 0, False
+    for line in smaps.splitlines():
         if re.match(r"[0-9a-f]+-", line):
-            is_map = "bpf" in line
-        elif line.startswith("Rss:"):
-            size = int(line.split()[1]) * 1024
-            total += size
-            shared += size if is_map else 0
-    return total - shared
+            is_buffer = re.search(r" (anon_inode:bpf-map|socket:\[\d+\])$", line) is not None
+        elif line.startswith("Rss:") and not is_buffer:
+            total += int(line.split()[1]) * 1024
+    return total
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -208,8 +229,10 @@ def measure(tool: Tool | None, load: Load, sender: Path, directory: Path, *, cou
             stack.enter_context(many_devices(load.devices))
         stack.enter_context(sink(sender))
         if tool is None:
-            failed, sending_s = _send(load, _start_senders(load, sender))
-            return Figures("no capture", load.name, load.packets - failed, sending_s)
+            senders, before = _start_senders(load, sender), packets_out()
+            failed, sending_s = _send(load, senders)
+            sent = load.packets - failed if load.packets else packets_out() - before
+            return Figures(NO_CAPTURE, load.name, sent, sending_s, load.sent_bytes)
         stack.enter_context(statistics(on=count_programs))
         return _under_capture(tool, load, sender, directory)
 
@@ -226,13 +249,16 @@ def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Fig
             senders = _start_senders(load, sender)
             _wait_until_whole(target)
             stat, machine, program = Path(f"/proc/{process.pid}/stat"), Path("/proc/stat"), program_time(process.pid)
-            busy, before, growth = busy_time(machine.read_text()), process_times(stat.read_text()), _Growth(target)
+            out, growth = packets_out(), _Growth(target)
+            busy, before, cpu = busy_time(machine.read_text()), process_times(stat.read_text()), cpu_time(process.pid)
             growth.start()
             failed, sending_s = _send(load, senders)
             pause = growth.stop()
             _wait_until_whole(target)
             after, machine_s = process_times(stat.read_text()), busy_time(machine.read_text()) - busy
-            program_s, private = program_time(process.pid) - program, private_memory(process.pid)
+            cpu_s, out = cpu_time(process.pid) - cpu, packets_out() - out
+            program_s = program_time(process.pid) - program
+            private = private_memory(Path(f"/proc/{process.pid}/smaps").read_text())
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(120)
@@ -242,10 +268,12 @@ def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Fig
     return Figures(
         tool=tool.name,
         load=load.name,
-        sent=load.packets - failed if load.packets else captured,
+        sent=load.packets - failed if load.packets else out,
         sending_s=sending_s,
+        sent_bytes=load.sent_bytes,
         captured=captured,
         dropped=dropped,
+        cpu_s=cpu_s,
         user_s=after[0] - before[0],
         system_s=after[1] - before[1],
         machine_s=machine_s,

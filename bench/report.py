@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 from bench.loads import Variant
-from bench.measure import Figures
+from bench.measure import NO_CAPTURE, Figures
 
 Rows = Sequence[Figures]
 
@@ -31,8 +31,8 @@ def cpu_per_packet(row: Figures) -> float:
 
 
 def rate(row: Figures) -> float:
-    """Packets sent per second."""
-    return row.sent / row.sending_s if row.sending_s else 0.0
+    """What is sent per second: bytes of payload of TCP, packets else."""
+    return (row.sent_bytes or row.sent) / row.sending_s
 
 
 def per_packet(value: float, row: Figures, unit: float = 1.0) -> float:
@@ -40,35 +40,76 @@ def per_packet(value: float, row: Figures, unit: float = 1.0) -> float:
     return value / row.packets / unit if row.packets else 0.0
 
 
-_COLUMNS: tuple[tuple[str, str, Callable[[Figures], float]], ...] = (
-    ("captured/sent", "{:.5f}", lambda row: row.captured / row.sent if row.sent else 1.0),
-    ("CPU us/packet", "{:.3f}", cpu_per_packet),
-    ("user", "{:.3f}", lambda row: per_packet(row.user_s, row, 1e-6)),
-    ("system", "{:.3f}", lambda row: per_packet(row.system_s, row, 1e-6)),
-    ("machine us/packet", "{:.3f}", lambda row: per_packet(row.machine_s, row, 1e-6)),
-    ("packets/s sent", "{:,.0f}", rate),
-    ("file B/packet", "{:.0f}", lambda row: per_packet(row.file_bytes, row)),
-    ("RSS MiB", "{:.0f}", lambda row: row.private_bytes / (1 << 20)),
-    ("start s", "{:.2f}", lambda row: row.start_s),
+def _rate_cell(rows: Rows) -> str:
+    value = statistics.median(map(rate, rows))
+    return f"{value / (1 << 20):,.0f} MiB/s" if rows[0].sent_bytes else f"{value:,.0f}/s"
+
+
+def _range_cell(rows: Rows) -> str:
+    values = [cpu_per_packet(row) for row in rows]
+    return f"{min(values):.3f} to {max(values):.3f}"
+
+
+def _middle(form: str, figure: Callable[[Figures], float]) -> Callable[[Rows], str]:
+    return lambda rows: form.format(statistics.median(map(figure, rows)))
+
+
+# Title, and what stands below it of the rounds of one tool and load. Those of packets are empty where there are none.
+_OF_PACKETS: tuple[tuple[str, Callable[[Rows], str]], ...] = (
+    ("captured/sent", _middle("{:.5f}", lambda row: row.captured / row.sent)),
+    ("CPU us/packet", _middle("{:.3f}", cpu_per_packet)),
+    ("least to most", _range_cell),
+    ("user", _middle("{:.2f}", lambda row: per_packet(row.user_s, row, 1e-6))),
+    ("system", _middle("{:.2f}", lambda row: per_packet(row.system_s, row, 1e-6))),
+    ("machine us/packet", _middle("{:.2f}", lambda row: per_packet(row.machine_s, row, 1e-6))),
+    ("file B/packet", _middle("{:.0f}", lambda row: per_packet(row.file_bytes, row))),
+)
+_OF_CAPTURES: tuple[tuple[str, Callable[[Rows], str]], ...] = (
+    ("lost, worst round", lambda rows: f"{max(row.dropped for row in rows):,}"),
+    ("CPU, % of one", _middle("{:.2f}", lambda row: row.cpu_s / row.sending_s * 100)),
+    ("RSS MiB", _middle("{:.0f}", lambda row: row.private_bytes / (1 << 20))),
+    ("start s", _middle("{:.2f}", lambda row: row.start_s)),
 )
 
 
-def table(rows: Rows) -> str:
-    """Medians of every load and tool, as Markdown; `of tcpdump's` is the ratio of CPU per packet."""
-    names = ["load", "tool", "dropped", *(name for name, _, _ in _COLUMNS), "of tcpdump's CPU"]
-    lines = ["| " + " | ".join(names) + " |", "|-" * len(names) + "|"]
-    for load in dict.fromkeys(row.load for row in rows):
-        for tool in dict.fromkeys(row.tool for row in rows if row.load == load):
-            here = [row for row in rows if (row.load, row.tool) == (load, tool)]
-            cells = [load, tool, str(max(row.dropped for row in here))]
-            is_none = tool == "no capture"
-            for name, form, figure in _COLUMNS:
-                value = statistics.median(map(figure, here))
-                cells.append("" if is_none and name != "packets/s sent" else form.format(value))
-            share = ratio(rows, cpu_per_packet, load=load, of=tool, to="tcpdump")
-            cells.append(f"{share:.2f}" if share is not None and not is_none else "")
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def _lines(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(
+        ["| " + " | ".join(titles) + " |", "|-" * len(titles) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    )
+
+
+def _groups(rows: Rows) -> list[tuple[str, str, Rows]]:
+    """Load, tool, rounds."""
+    keys = dict.fromkeys((row.load, row.tool) for row in rows)
+    ordered = [key for load in dict.fromkeys(load for load, _ in keys) for key in sorted(keys) if key[0] == load]
+    return [(*key, [row for row in rows if (row.load, row.tool) == key]) for key in ordered]
+
+
+def packet_table(rows: Rows) -> str:
+    """What a packet costs, of every load and tool, as Markdown: medians."""
+    found = []
+    for load, tool, here in _groups(rows):
+        if tool == NO_CAPTURE or not here[0].sent:
+            continue
+        share = ratio(rows, cpu_per_packet, load=load, of=tool, to="tcpdump")
+        cells = [cell(here) for _, cell in _OF_PACKETS]
+        found.append([load, tool, *cells, "" if share is None else f"{share:.2f}"])
+    return _lines(["load", "tool", *(title for title, _ in _OF_PACKETS), "of tcpdump's CPU"], found)
+
+
+def capture_table(rows: Rows) -> str:
+    """The sender's rate, and what is not by packet, of every load and tool, as Markdown: medians."""
+    found = []
+    for load, tool, here in _groups(rows):
+        cells = [""] * len(_OF_CAPTURES) if tool == NO_CAPTURE else [cell(here) for _, cell in _OF_CAPTURES]
+        share = ratio(rows, rate, load=load, of=tool, to=NO_CAPTURE)
+        found.append(
+            [
+                *(load, tool, _rate_cell(here) if here[0].sent else "", "" if share is None else f"{share:.2f}"),
+                *cells,
+            ]
+        )
+    return _lines(["load", "tool", "sent", "of no capture's", *(title for title, _ in _OF_CAPTURES)], found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,27 +129,39 @@ class Goal:
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
-def variant_medians(variants: Sequence[tuple[Variant, Figures]]) -> list[tuple[str, str, float, float]]:
-    """Kind, name, and per packet sent the medians: program and capture process together in us, the program in ns."""
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of a variant, for each packet sent: medians of the BPF programs in ns, of the capture process and both in us."""
+
+    program_ns: float
+    process_us: float
+    both_us: float
+
+
+def costs(variants: Sequence[tuple[Variant, Figures]]) -> dict[tuple[str, str], Cost]:
+    """What each variant costs, by its kind and name, in the order given."""
     found: dict[tuple[str, str], list[Figures]] = {}
     for variant, row in variants:
         found.setdefault((variant.kind, variant.name), []).append(row)
-    return [
-        (
-            *key,
-            statistics.median((row.cpu_s + row.program_s) / row.sent * 1e6 for row in rows),
+    return {
+        key: Cost(
             statistics.median(row.program_s / row.sent * 1e9 for row in rows),
+            statistics.median(row.cpu_s / row.sent * 1e6 for row in rows),
+            statistics.median((row.cpu_s + row.program_s) / row.sent * 1e6 for row in rows),
         )
         for key, rows in found.items()
-    ]
+    }
 
 
 def variant_table(variants: Sequence[tuple[Variant, Figures]]) -> str:
     """What changes about a capture and what that costs, as Markdown."""
-    lines = ["| what | how | BPF ns/packet | BPF and capture process us/packet |", "|-|-|-|-|"]
-    for kind, name, both_us, program_ns in variant_medians(variants):
-        lines.append(f"| {kind} | {name} | {program_ns:.0f} | {both_us:.3f} |")
-    return "\n".join(lines)
+    return _lines(
+        ["what", "how", "BPF ns/packet", "capture process us/packet", "both us/packet"],
+        [
+            [kind, name, f"{cost.program_ns:.0f}", f"{cost.process_us:.3f}", f"{cost.both_us:.3f}"]
+            for (kind, name), cost in costs(variants).items()
+        ],
+    )
 
 
 def goals(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]]) -> list[Goal]:
@@ -128,16 +181,17 @@ def goals(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]
         return median(rows, figure, tool=us, load=load)
 
     def cost(kind: str) -> dict[str, float]:
-        return {name: value for found, name, value, _ in variant_medians(variants) if found == kind}
+        return {name: value.both_us for (found, name), value in costs(variants).items() if found == kind}
 
-    def spread(kind: str) -> float | None:
+    def growth(kind: str) -> float | None:
         values = list(cost(kind).values())
-        return values[-1] / values[0] if len(values) > 1 and values[0] else None
+        return max(values[1:]) / values[0] if len(values) > 1 else None
 
     filters = cost("filter")
-    refused = filters["refuses all"] / filters["none"] if filters.get("none") else None
+    refused = filters["refuses all"] / filters["none"] if {"refuses all", "none"} <= filters.keys() else None
     unpaced, large, steady = "UDP 64 B unpaced", "UDP 1400 B unpaced", "UDP 64 B, 20k/s"
-    lost = [row.sent - row.captured - row.dropped for row in rows if row.tool == us and row.load.startswith("UDP")]
+    datagrams = [row for row in rows if row.tool == us and row.sent and not row.sent_bytes]
+    missing = [abs(row.sent - row.captured - row.dropped) for row in datagrams]
     tcp_lost = [row.dropped for row in rows if row.tool == us and row.load == "TCP bulk, GSO"]
     return [
         Goal("CPU of tcpdump's, UDP 64 B unpaced", 0.8, cpu(unpaced)),
@@ -157,12 +211,12 @@ def goals(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]
             400,
             median(programs, lambda row: per_packet(row.program_s, row, 1e-9), tool=us, load=unpaced),
         ),
-        Goal("UDP packets neither captured nor counted as lost", 0, max(lost, default=None)),
+        Goal("packets neither captured nor counted as lost, UDP", 0, max(missing, default=None)),
         Goal("RSS beyond the buffer, MiB", 100, ours(unpaced, lambda row: row.private_bytes / (1 << 20))),
         Goal("start to capturing, s", 1.0, ours("idle", lambda row: row.start_s)),
-        Goal("cost of 10,000 labels, of 1", 1.1, spread("labels")),
-        Goal("cost of 500 devices, of 1", 1.1, spread("devices")),
-        Goal("cost of 100 rules, of 1", 1.1, spread("rules")),
+        Goal("cost of 100 or 10,000 labels, of 1", 1.1, growth("labels")),
+        Goal("cost of 50 or 500 devices, of 1", 1.1, growth("devices")),
+        Goal("cost of 10 or 100 rules, of 1", 1.1, growth("rules")),
         Goal("cost of a packet that the filter refuses, of one that is copied", 1.0, refused),
         Goal("file bytes per 64 B packet", 190, ours(unpaced, lambda row: per_packet(row.file_bytes, row))),
     ]
@@ -170,35 +224,72 @@ def goals(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]
 
 def goal_table(found: Sequence[Goal]) -> str:
     """Goals beside figures, as Markdown."""
-    lines = ["| figure | goal | measured | met |", "|-|-|-|-|"]
-    for goal in found:
-        bound = f"{'at least' if goal.at_least else 'at most'} {goal.limit:g}"
-        value = "" if goal.value is None else f"{goal.value:.4g}"
-        lines.append(f"| {goal.name} | {bound} | {value} | {({True: 'yes', False: 'no', None: '-'})[goal.is_met]} |")
-    return "\n".join(lines)
+    return _lines(
+        ["figure", "goal", "measured", "met"],
+        [
+            [
+                goal.name,
+                f"{'at least' if goal.at_least else 'at most'} {goal.limit:g}",
+                "" if goal.value is None else f"{goal.value:.4g}",
+                {True: "yes", False: "no", None: "-"}[goal.is_met],
+            ]
+            for goal in found
+        ],
+    )
 
 
-def plot(rows: Rows, caption: str) -> str:
-    """CPU per packet of each tool and load as horizontal bars: an SVG, which needs no library."""
-    colours = {"skbcapd": "#1b6ca8", "tcpdump": "#8a8a8a", "dumpcap": "#c9a227", "ptcpdump": "#a83232"}
-    bars: list[tuple[str, str, float]] = []
-    for load in dict.fromkeys(row.load for row in rows if row.load != "idle"):
-        for tool in colours:
-            value = median(rows, cpu_per_packet, tool=tool, load=load)
-            if value is not None:
-                bars.append((load, tool, value))
-    most = max((value for _, _, value in bars), default=1.0) or 1.0
-    height, parts, last = 30 + 18 * len(bars), [], ""
-    for place, (load, tool, value) in enumerate(bars):
-        y = 30 + 18 * place
+def document(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]], where: str) -> str:
+    """All tables as Markdown, each with the place that its figures are from."""
+    tables = [
+        ("Goals", goal_table(goals(rows, programs, variants))),
+        ("What a packet costs", packet_table(rows)),
+        ("The sender's rate; what is not by packet", capture_table(rows)),
+        ("Variants of skbcapd", variant_table(variants)),
+    ]
+    return "\n\n".join(f"**{title}** ({where})\n\n{text}" for title, text in tables if text.count("\n") > 1) + "\n"
+
+
+_BEGIN, _END = "<!-- a run: begin -->\n", "<!-- a run: end -->\n"
+
+
+def insert(page: str, tables: str) -> str:
+    """A page with the tables of a run in place of those that it has between its two marks.
+
+    Raises:
+        ValueError: the page has not both marks once.
+    """
+    if page.count(_BEGIN) != 1 or page.count(_END) != 1:
+        raise ValueError(f"the page has not one {_BEGIN.strip()} and one {_END.strip()}")
+    return f"{page.partition(_BEGIN)[0]}{_BEGIN}\n{tables}\n{_END}{page.partition(_END)[2]}"
+
+
+_COLOURS = {"skbcapd": "#1b6ca8", "tcpdump": "#8a8a8a", "dumpcap": "#c9a227", "ptcpdump": "#a83232"}
+
+
+def plot(rows: Rows, where: str) -> str:
+    """CPU per packet of each load and tool, in terms of tcpdump's, as bars: an SVG, which needs no library."""
+    bars = [
+        (load, tool, share, statistics.median(map(cpu_per_packet, here)))
+        for load, tool, here in _groups(rows)
+        if tool in _COLOURS
+        and here[0].sent
+        and (share := ratio(rows, cpu_per_packet, load=load, of=tool, to="tcpdump")) is not None
+    ]
+    most = max((share for _, _, share, _ in bars), default=1.0) or 1.0
+    height, parts, last = 66 + 18 * len(bars), [], ""
+    for place, (load, tool, share, cpu_us) in enumerate(bars):
+        y = 46 + 18 * place
         if load != last:
-            parts.append(f'<text x="4" y="{y + 12}">{escape(load)}</text>')
+            parts.append(f'<text x="4" y="{y + 13}">{escape(load)}</text>')
         last = load
-        width = 360 * value / most
-        parts.append(f'<rect x="230" y="{y + 2}" width="{width:.1f}" height="14" fill="{colours[tool]}"/>')
-        parts.append(f'<text x="{236 + width:.1f}" y="{y + 13}">{tool} {value:.2f}</text>')
+        width = 360 * share / most
+        parts.append(f'<rect x="230" y="{y + 2}" width="{width:.1f}" height="14" fill="{_COLOURS[tool]}"/>')
+        parts.append(f'<text x="{236 + width:.1f}" y="{y + 13}">{tool} {share:.2f} ({cpu_us:.2f} us)</text>')
+    at = 230 + 360 / most
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" font-family="sans-serif" '
-        f'font-size="12"><text x="4" y="16">CPU of the capture process, us per packet. {escape(caption)}</text>'
-        f"{''.join(parts)}</svg>\n"
+        f'font-size="12"><title>CPU of the capture process per packet</title><rect width="760" height="{height}" '
+        f'fill="white"/><text x="4" y="16">CPU of the capture process per packet; tcpdump is 1</text>'
+        f'<text x="4" y="34" font-size="9">{escape(where)}</text>{"".join(parts)}'
+        f'<path d="M{at:.1f} 42V{height - 16}" stroke="black" stroke-dasharray="2 3"/></svg>\n'
     )

@@ -15,6 +15,7 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -94,37 +95,27 @@ static void send_forked(const char *address, int count, int rate, double start)
 	}
 }
 
+/* Each thread waits at a semaphore of its own: a condition for all would wake thousands at each turn. */
 static struct {
-	pthread_mutex_t lock;
-	pthread_cond_t turned;
-	int turn, end_point, count;
-} ring = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER};
+	sem_t *turns, over;
+	int end_point, count;
+} ring;
 
 static void *send_in_turn(void *number)
 {
 	for (int round = 0; round < 2; round++) {
-		pthread_mutex_lock(&ring.lock);
-		while (ring.turn != (long)number)
-			pthread_cond_wait(&ring.turned, &ring.lock);
-		pthread_mutex_unlock(&ring.lock);
+		sem_wait(&ring.turns[(long)number]);
 		for (int i = 0; i < (round ? ring.count : 1); i++)
 			failed += send(ring.end_point, payload, SMALL, 0) < 0;
-		pthread_mutex_lock(&ring.lock);
-		ring.turn = -1;
-		pthread_cond_broadcast(&ring.turned);
-		pthread_mutex_unlock(&ring.lock);
+		sem_post(&ring.over);
 	}
 	return NULL;
 }
 
 static void give_turn(int number)
 {
-	pthread_mutex_lock(&ring.lock);
-	ring.turn = number;
-	pthread_cond_broadcast(&ring.turned);
-	while (ring.turn >= 0)
-		pthread_cond_wait(&ring.turned, &ring.lock);
-	pthread_mutex_unlock(&ring.lock);
+	sem_post(&ring.turns[number]);
+	sem_wait(&ring.over);
 }
 
 int main(int argc, char **argv)
@@ -144,16 +135,16 @@ int main(int argc, char **argv)
 		int threads = atoi(argv[4]);
 		pthread_attr_t small;
 
-		ring.turn = -1;
+		ring.turns = calloc(threads, sizeof(sem_t));
 		ring.end_point = open_to(argv[2], SOCK_DGRAM);
 		ring.count = atoi(argv[3]) / threads;
 		pthread_attr_init(&small);
 		pthread_attr_setstacksize(&small, 1 << 16);
-		for (long i = 0; i < threads;
-		     i++) { /* each in its own time: all waiting for one turn would be a herd */
+		for (long i = 0; i < threads; i++) {
 			pthread_t thread;
 
-			if (pthread_create(&thread, &small, send_in_turn, (void *)i))
+			if (sem_init(&ring.turns[i], 0, 0) ||
+			    pthread_create(&thread, &small, send_in_turn, (void *)i))
 				return 2;
 			give_turn(i);
 		}

@@ -44,6 +44,12 @@ def set_segmentation(*, on: bool) -> None:
         ip("-n", name, "link", "set", DEVICE, "gso_max_segs", "65535" if on else "1")
 
 
+def packets_out() -> int:
+    """How many the sender's device has sent, by the kernel's count."""
+    found = json.loads(subprocess.check_output(["ip", "-j", "-s", "-n", NEAR, "link", "show", DEVICE]))
+    return int(found[0]["stats64"]["tx"]["packets"])
+
+
 @contextlib.contextmanager
 def many_devices(count: int) -> Iterator[None]:
     """Devices 10.92.0.1, 10.92.1.1, ... (250 to each second byte) in the near namespace. Peers take what comes."""
