@@ -20,7 +20,8 @@ from bench.wire import ADDRESS, ENTER_FAR, ENTER_NEAR, many_devices, packets_out
 
 TICKS = os.sysconf("SC_CLK_TCK")
 NO_CAPTURE = "no capture"
-_QUIET_S = 0.3  # a file that does not grow for so long is whole
+_READY_S = 0.3  # a file that does not grow for so long has its header
+_QUIET_S = 1.3  # and for so long, all packets: tcpdump holds them for a second (packet buffer timeout, pcap(3PCAP))
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,14 +248,14 @@ def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Fig
             wait_for(lambda: tool.ready.search(log.read_text()))
             start_s = time.monotonic() - begun
             senders = _start_senders(load, sender)
-            _wait_until_whole(target)
+            _wait_while_growing(target, _READY_S)
             stat, machine, program = Path(f"/proc/{process.pid}/stat"), Path("/proc/stat"), program_time(process.pid)
             out, growth = packets_out(), _Growth(target)
             busy, before, cpu = busy_time(machine.read_text()), process_times(stat.read_text()), cpu_time(process.pid)
             growth.start()
             failed, sending_s = _send(load, senders)
             pause = growth.stop()
-            _wait_until_whole(target)
+            _wait_while_growing(target, _QUIET_S)
             after, machine_s = process_times(stat.read_text()), busy_time(machine.read_text()) - busy
             cpu_s, out = cpu_time(process.pid) - cpu, packets_out() - out
             program_s = program_time(process.pid) - program
@@ -285,7 +286,7 @@ def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Fig
     )
 
 
-def _wait_until_whole(path: Path) -> None:
+def _wait_while_growing(path: Path, pause_s: float) -> None:
     size = -1
     while size != (size := path.stat().st_size):
-        time.sleep(_QUIET_S)
+        time.sleep(pause_s)

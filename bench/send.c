@@ -4,7 +4,7 @@
  *
  *   send udp ADDRESS SIZE COUNT RATE       COUNT datagrams of SIZE bytes to port 9; RATE per second, 0: as fast as it goes
  *   send fork ADDRESS COUNT RATE           COUNT processes of one small datagram each, RATE per second
- *   send threads ADDRESS COUNT THREADS     COUNT small datagrams by THREADS threads, one after another
+ *   send threads ADDRESS COUNT THREADS     COUNT small datagrams by THREADS threads, one after another; each sends one before
  *   send spread COUNT DEVICES              COUNT small datagrams in turn to 10.92.0.2, 10.92.1.2, ... (wire.py)
  *   send tcp ADDRESS MIB                   MIB MiB to port 9
  *   send sink ADDRESS                      takes connections on port 9 and reads them; swallows datagrams, so that no ICMP
