@@ -230,8 +230,8 @@ def measure(tool: Tool | None, load: Load, sender: Path, directory: Path, *, cou
             stack.enter_context(many_devices(load.devices))
         stack.enter_context(sink(sender))
         if tool is None:
-            senders, before = _start_senders(load, sender), packets_out()
-            failed, sending_s = _send(load, senders)
+            before = packets_out()
+            failed, sending_s = _send(load, _start_senders(load, sender))
             sent = load.packets - failed if load.packets else packets_out() - before
             return Figures(NO_CAPTURE, load.name, sent, sending_s, load.sent_bytes)
         stack.enter_context(statistics(on=count_programs))
@@ -247,11 +247,11 @@ def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Fig
         try:
             wait_for(lambda: tool.ready.search(log.read_text()))
             start_s = time.monotonic() - begun
-            senders = _start_senders(load, sender)
+            out, senders = packets_out(), _start_senders(load, sender)
             _wait_while_growing(target, _READY_S)
             stat, machine, program = Path(f"/proc/{process.pid}/stat"), Path("/proc/stat"), program_time(process.pid)
-            out, growth = packets_out(), _Growth(target)
-            busy, before, cpu = busy_time(machine.read_text()), process_times(stat.read_text()), cpu_time(process.pid)
+            busy, before, growth = busy_time(machine.read_text()), process_times(stat.read_text()), _Growth(target)
+            cpu = cpu_time(process.pid)
             growth.start()
             failed, sending_s = _send(load, senders)
             pause = growth.stop()
