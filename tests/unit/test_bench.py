@@ -106,7 +106,7 @@ def test_every_packet_is_accounted_for(captured: int, missing: int) -> None:
     """One packet too few is as wrong as one too many, in whichever round; what was counted as lost is not missing."""
     rows = [ROW, replace(ROW, captured=captured), ROW]
     found = {goal.name: goal for goal in report.goals(rows, [], [])}[
-        "packets neither captured nor counted as lost, UDP"
+        "packets neither captured nor counted as lost, all loads"
     ]
     assert (found.value, found.is_met) == (missing, not missing)
 
