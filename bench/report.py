@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -11,6 +12,9 @@ from bench.loads import Variant
 from bench.measure import NO_CAPTURE, Figures
 
 Rows = Sequence[Figures]
+
+# Of the tools, in the order of tables and bars.
+_COLOURS = {"skbcapd": "#1b6ca8", "tcpdump": "#8a8a8a", "dumpcap": "#c9a227", "ptcpdump": "#a83232"}
 
 
 def median(rows: Rows, figure: Callable[[Figures], float], *, tool: str, load: str) -> float | None:
@@ -80,9 +84,11 @@ def _lines(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _groups(rows: Rows) -> list[tuple[str, str, Rows]]:
     """Load, tool, rounds."""
-    keys = dict.fromkeys((row.load, row.tool) for row in rows)
-    ordered = [key for load in dict.fromkeys(load for load, _ in keys) for key in sorted(keys) if key[0] == load]
-    return [(*key, [row for row in rows if (row.load, row.tool) == key]) for key in ordered]
+    found: dict[tuple[str, str], list[Figures]] = {}
+    for load in dict.fromkeys(row.load for row in rows):
+        for tool in (*_COLOURS, NO_CAPTURE):
+            found[load, tool] = [row for row in rows if (row.load, row.tool) == (load, tool)]
+    return [(*key, here) for key, here in found.items() if here]
 
 
 def packet_table(rows: Rows) -> str:
@@ -262,9 +268,6 @@ def insert(page: str, tables: str) -> str:
     return f"{page.partition(_BEGIN)[0]}{_BEGIN}\n{tables}\n{_END}{page.partition(_END)[2]}"
 
 
-_COLOURS = {"skbcapd": "#1b6ca8", "tcpdump": "#8a8a8a", "dumpcap": "#c9a227", "ptcpdump": "#a83232"}
-
-
 def plot(rows: Rows, where: str) -> str:
     """CPU per packet of each load and tool, in terms of tcpdump's, as bars: an SVG, which needs no library."""
     bars = [
@@ -275,9 +278,14 @@ def plot(rows: Rows, where: str) -> str:
         and (share := ratio(rows, cpu_per_packet, load=load, of=tool, to="tcpdump")) is not None
     ]
     most = max((share for _, _, share, _ in bars), default=1.0) or 1.0
-    height, parts, last = 66 + 18 * len(bars), [], ""
+    title, *captions = ["CPU of the capture process per packet; tcpdump is 1", *textwrap.wrap(where, 130)]
+    top = 26 + 14 * len(captions)
+    height, last = top + 20 + 18 * len(bars), ""
+    parts = [
+        f'<text x="4" y="{32 + 14 * line}" font-size="10">{escape(text)}</text>' for line, text in enumerate(captions)
+    ]
     for place, (load, tool, share, cpu_us) in enumerate(bars):
-        y = 46 + 18 * place
+        y = top + 18 * place
         if load != last:
             parts.append(f'<text x="4" y="{y + 13}">{escape(load)}</text>')
         last = load
@@ -287,8 +295,6 @@ def plot(rows: Rows, where: str) -> str:
     at = 230 + 360 / most
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" font-family="sans-serif" '
-        f'font-size="12"><title>CPU of the capture process per packet</title><rect width="760" height="{height}" '
-        f'fill="white"/><text x="4" y="16">CPU of the capture process per packet; tcpdump is 1</text>'
-        f'<text x="4" y="34" font-size="9">{escape(where)}</text>{"".join(parts)}'
-        f'<path d="M{at:.1f} 42V{height - 16}" stroke="black" stroke-dasharray="2 3"/></svg>\n'
+        f'font-size="12"><rect width="760" height="{height}" fill="white"/><text x="4" y="16">{title}</text>'
+        f'{"".join(parts)}<path d="M{at:.1f} {top}V{height - 16}" stroke="black" stroke-dasharray="2 3"/></svg>\n'
     )
