@@ -222,7 +222,8 @@ def measure(tool: Tool | None, load: Load, sender: Path, directory: Path, *, cou
         count_programs: let the kernel measure BPF programs, which makes each of them slower.
 
     Raises:
-        TimeoutError: the tool never said that it captures.
+        RuntimeError: the tool ended before it captured.
+        TimeoutError: it never said that it captures.
     """
     with contextlib.ExitStack() as stack:
         set_segmentation(on=load.segmentation)
@@ -245,7 +246,7 @@ def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Fig
         begun = time.monotonic()
         process = subprocess.Popen([*ENTER_NEAR, *command], stderr=words, stdout=words)
         try:
-            wait_for(lambda: tool.ready.search(log.read_text()))
+            wait_for(lambda: _is_ready(tool, process, log))
             start_s = time.monotonic() - begun
             out, senders = packets_out(), _start_senders(load, sender)
             _wait_while_growing(target, _READY_S)
@@ -284,6 +285,13 @@ def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Fig
         start_s=start_s,
         longest_pause_s=pause,
     )
+
+
+def _is_ready(tool: Tool, process: subprocess.Popen[bytes], log: Path) -> bool:
+    words = log.read_text()
+    if process.poll() is not None:
+        raise RuntimeError(f"{tool.name} ended before it captured: {words[-300:]!r}")
+    return tool.ready.search(words) is not None
 
 
 def _wait_while_growing(path: Path, pause_s: float) -> None:

@@ -294,7 +294,7 @@ def plot(rows: Rows, where: str) -> str:
         parts.append(f'<text x="{236 + width:.1f}" y="{y + 13}">{tool} {share:.2f} ({cpu_us:.2f} us)</text>')
     at = 230 + 360 / most
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="760" height="{height}" font-family="sans-serif" '
-        f'font-size="12"><rect width="760" height="{height}" fill="white"/><text x="4" y="16">{title}</text>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="780" height="{height}" font-family="sans-serif" '
+        f'font-size="12"><rect width="780" height="{height}" fill="white"/><text x="4" y="16">{title}</text>'
         f'{"".join(parts)}<path d="M{at:.1f} {top}V{height - 16}" stroke="black" stroke-dasharray="2 3"/></svg>\n'
     )
