@@ -21,6 +21,7 @@ class Load:
         seconds: how long to look, for a load without senders.
         segmentation: whether the device takes large TCP frames.
         devices: how many more devices it needs.
+        has_goal: whether a goal is about it: `--quick` sends no other.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Load:
     seconds: float = 0
     segmentation: bool = True
     devices: int = 0
+    has_goal: bool = False
 
 
 def loads(scale: float) -> list[Load]:
@@ -38,24 +40,31 @@ def loads(scale: float) -> list[Load]:
     def udp(size: int, count: float, rate: int = 0) -> tuple[str, ...]:
         return "udp", ADDRESS, str(size - HEADERS), str(int(count * scale)), str(rate)
 
-    def one(name: str, size: int, count: float, rate: int = 0) -> Load:
-        return Load(name, (udp(size, count, rate),), int(count * scale))
+    def one(name: str, size: int, count: float, rate: int = 0, *, has_goal: bool = False) -> Load:
+        return Load(name, (udp(size, count, rate),), int(count * scale), has_goal=has_goal)
 
     def tcp(name: str, mebibytes: float, *, segmentation: bool) -> Load:
         count = max(1, int(mebibytes * scale))
-        return Load(name, (("tcp", ADDRESS, str(count)),), sent_bytes=count << 20, segmentation=segmentation)
+        return Load(
+            name,
+            (("tcp", ADDRESS, str(count)),),
+            sent_bytes=count << 20,
+            segmentation=segmentation,
+            has_goal=segmentation,
+        )
 
+    both, processes = int(500_000 * scale), int(3_000 * scale)
     return [
-        one("UDP 64 B unpaced", 64, 1_000_000),
-        one("UDP 1400 B unpaced", 1400, 333_333),
+        one("UDP 64 B unpaced", 64, 1_000_000, has_goal=True),
+        one("UDP 1400 B unpaced", 1400, 333_333, has_goal=True),
         one("UDP 64 B, 1k/s", 64, 3_000, 1_000),
-        one("UDP 64 B, 20k/s", 64, 60_000, 20_000),
+        one("UDP 64 B, 20k/s", 64, 60_000, 20_000, has_goal=True),
         one("UDP 64 B, 100k/s", 64, 300_000, 100_000),
-        Load("UDP 64 B unpaced, two senders", (udp(64, 500_000),) * 2, 2 * int(500_000 * scale)),
+        Load("UDP 64 B unpaced, two senders", (udp(64, 500_000),) * 2, 2 * both, has_goal=True),
         tcp("TCP bulk, GSO", 2_000, segmentation=True),
-        tcp("TCP bulk, no GSO", 400, segmentation=False),
-        Load("1,000 processes/s", (("fork", ADDRESS, str(int(3_000 * scale)), "1000"),), int(3_000 * scale)),
-        Load("idle", (), seconds=5 * scale),
+        tcp("TCP bulk, no GSO", 100, segmentation=False),
+        Load("1,000 processes/s", (("fork", ADDRESS, str(processes), "1000"),), processes),
+        Load("idle", (), seconds=5 * scale, has_goal=True),
     ]
 
 

@@ -20,8 +20,6 @@ from bench.wire import ADDRESS, ENTER_FAR, ENTER_NEAR, many_devices, packets_out
 
 TICKS = os.sysconf("SC_CLK_TCK")
 NO_CAPTURE = "no capture"
-_READY_S = 0.3  # a file that does not grow for so long has its header
-_QUIET_S = 1.3  # and for so long, all packets: tcpdump holds them for a second (packet buffer timeout, pcap(3PCAP))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +132,10 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
 
 @contextlib.contextmanager
 def statistics(*, on: bool) -> Iterator[None]:
-    """Let the kernel count the time of BPF programs."""
+    """Let the kernel count the time of BPF programs, or not, whatever somebody else has set, who gets that back."""
     switch = Path("/proc/sys/kernel/bpf_stats_enabled")
     before = switch.read_text()
-    if on:
-        switch.write_text("1")
+    switch.write_text("1" if on else "0")
     try:
         yield
     finally:
@@ -249,14 +246,14 @@ def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Fig
             wait_for(lambda: _is_ready(tool, process, log))
             start_s = time.monotonic() - begun
             out, senders = packets_out(), _start_senders(load, sender)
-            _wait_while_growing(target, _READY_S)
+            _wait_while_growing(target, tool.quiet_s)
             stat, machine, program = Path(f"/proc/{process.pid}/stat"), Path("/proc/stat"), program_time(process.pid)
             busy, before, growth = busy_time(machine.read_text()), process_times(stat.read_text()), _Growth(target)
             cpu = cpu_time(process.pid)
             growth.start()
             failed, sending_s = _send(load, senders)
             pause = growth.stop()
-            _wait_while_growing(target, _QUIET_S)
+            _wait_while_growing(target, tool.quiet_s)
             after, machine_s = process_times(stat.read_text()), busy_time(machine.read_text()) - busy
             cpu_s, out = cpu_time(process.pid) - cpu, packets_out() - out
             program_s = program_time(process.pid) - program

@@ -24,6 +24,7 @@ class Tool:
         arguments: with {device} and {file} in them.
         ready: what it says when it captures.
         captured, dropped: what its last words are searched for, each with one group.
+        quiet_s: a file that has not grown for so long has all packets: longer than the tool holds them back.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Tool:
     ready: re.Pattern[str]
     captured: str
     dropped: str
+    quiet_s: float
 
     def command(self, file: Path, *, any_device: bool = False) -> list[str]:
         """The command that captures into a file."""
@@ -58,6 +60,7 @@ def ours(module: str = "skbcapd", *more: str) -> Tool:
         re.compile("capturing on"),
         r"(\d+) packets? captured",
         r"(\d+) packets? dropped",
+        quiet_s=0.3,
     )
 
 
@@ -74,6 +77,7 @@ def tools() -> list[Tool]:
             re.compile("listening on"),
             r"(\d+) packets? captured",
             r"(\d+) packets? dropped by kernel",
+            quiet_s=1.3,  # its packet buffer timeout is a second
         ),
         Tool(
             "dumpcap",
@@ -81,11 +85,18 @@ def tools() -> list[Tool]:
             re.compile("File: "),
             r"Packets captured: (\d+)",
             r"received/dropped on interface .*: \d+/(\d+)",
+            quiet_s=0.6,
         ),
     ]
     if os.environ.get("PTCPDUMP"):
-        arguments = [os.environ["PTCPDUMP"], "-i", "{device}", "-w", "{file}"]
         found.append(
-            Tool("ptcpdump", arguments, re.compile("capturing|tracing"), r"(\d+) packets? captured", r"(\d+) .*dropped")
+            Tool(
+                "ptcpdump",
+                [os.environ["PTCPDUMP"], "-i", "{device}", "-w", "{file}"],
+                re.compile("capturing|tracing"),
+                r"(\d+) packets? captured",
+                r"(\d+) .*dropped",
+                quiet_s=1.3,
+            )
         )
     return [tool for tool in found if shutil.which(tool.arguments[0])]

@@ -102,11 +102,11 @@ def test_goals_say_whether_they_are_met() -> None:
 
 
 @pytest.mark.parametrize(("captured", "missing"), [(900, 0), (893, 7), (907, 7)])
-def test_every_packet_is_accounted_for(captured: int, missing: int) -> None:
+def test_every_datagram_is_accounted_for(captured: int, missing: int) -> None:
     """One packet too few is as wrong as one too many, in whichever round; what was counted as lost is not missing."""
     rows = [ROW, replace(ROW, captured=captured), ROW]
     found = {goal.name: goal for goal in report.goals(rows, [], [])}[
-        "packets neither captured nor counted as lost, all loads"
+        "packets neither captured nor counted as lost, UDP"
     ]
     assert (found.value, found.is_met) == (missing, not missing)
 
