@@ -20,6 +20,7 @@ from bench.wire import ADDRESS, ENTER_FAR, ENTER_NEAR, many_devices, packets_out
 
 TICKS = os.sysconf("SC_CLK_TCK")
 NO_CAPTURE = "no capture"
+_READY_S = 0.3  # a file that does not grow for so long has its header, and what senders have sent to try
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +247,7 @@ def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Fig
             wait_for(lambda: _is_ready(tool, process, log))
             start_s = time.monotonic() - begun
             out, senders = packets_out(), _start_senders(load, sender)
-            _wait_while_growing(target, tool.quiet_s)
+            _wait_while_growing(target, _READY_S)
             stat, machine, program = Path(f"/proc/{process.pid}/stat"), Path("/proc/stat"), program_time(process.pid)
             busy, before, growth = busy_time(machine.read_text()), process_times(stat.read_text()), _Growth(target)
             cpu = cpu_time(process.pid)
