@@ -55,7 +55,9 @@ def main() -> int:
     build, docs = HERE.parent / "build", HERE.parent / "docs"
     if options.docs:
         page = docs / "performance.md"
-        page.write_text(report.insert(page.read_text(), (build / "bench.md").read_text()))
+        tables = (build / "bench.md").read_text()
+        plot = "![CPU of the capture process per packet, in terms of tcpdump's](performance.svg)"
+        page.write_text(report.insert(page.read_text(), f"{tables}\n{plot}\n"))
         shutil.copyfile(build / "bench.svg", docs / "performance.svg")
         return 0
     build.mkdir(exist_ok=True)
