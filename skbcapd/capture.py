@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from skbcapd import __version__, checksum, layout
 from skbcapd.errors import KernelError
@@ -244,6 +244,14 @@ class _Device:
     link_type: int = 0
 
 
+class _Decision(NamedTuple):
+    """What holds for all packets of a label."""
+
+    process: Process | None
+    verdict: Verdict
+    stamp: Label
+
+
 @dataclass(slots=True)
 class Capture:
     """One capture, from attach to the last drained packet.
@@ -302,6 +310,7 @@ class Capture:
     _devices_met: int = 0
     _interfaces: int = 0  # that the output has numbered
     _labels: dict[int, tuple[int, Label]] = field(default_factory=dict)
+    _decided: dict[bytes, _Decision] = field(default_factory=dict)  # in this drain: its other packets came too early
     _next_label: int = 0
     _processes_seen: _Numbers = field(default_factory=lambda: _Numbers(_TGID_MAX))
     _counted: int = 0  # packets written while there is a limit
@@ -406,6 +415,7 @@ class Capture:
             OSError: the output refuses (BrokenPipeError: its reader has gone).
         """
         moved = 0
+        self._decided.clear()
         for blocks in self._reader.ranges():
             moved += len(blocks.view)
             if self._reader.is_behind:
@@ -490,6 +500,7 @@ class Capture:
         self.program.clear_labels()
         self.drain()
         self._labels.clear()
+        self._decided.clear()
         self._interfaces = 0
         for device in self._devices.values():
             device.interface_id = -1
@@ -570,34 +581,42 @@ class Capture:
             self._filtered += 1
             return
         device.early += packet.slot != device.slot
-        is_resolved = packet.via == layout.VIA_UNRESOLVED
-        if is_resolved:
+        if packet.via == layout.VIA_UNRESOLVED:
             packet = self._resolver.resolve(packet)
-        process = self._process(packet)
-        verdict = self.rules.decide(_subject(packet, process))
+            process, verdict, stamp = self._decide(packet)
+        else:
+            process, verdict, stamp = self._label(packet, device)
         if not verdict.keeps:
             self._filtered += 1
-            if not is_resolved:
-                self._install(packet, device, self._stamp(packet, process), verdict)
             return
         packet = _filled(packet)
-        stamp = self._stamp(packet, process)
-        if self.output.labels and not is_resolved:
-            self._install(packet, device, stamp, verdict)
         if not self._matcher.takes(verdict.filter, device.link_type, packet.frame, packet.original_len):
             self._filtered += 1
             return
         if self.process_blocks and packet.tgid:
             self.output.add_process(self._described(packet, process))
-        self.output.write_packet(
-            replace(packet, frame=packet.frame[: verdict.snaplen or self.snaplen]), device.interface_id, stamp
-        )
+        if len(packet.frame) > (snaplen := verdict.snaplen or self.snaplen):
+            packet = replace(packet, frame=packet.frame[:snaplen])
+        self.output.write_packet(packet, device.interface_id, stamp)
         self._counted += 1
         if verdict.dump:
             self.ask_for_dump(f"rules[{verdict.dump}]")
         self._processes_seen.add(packet.tgid)
         if self.sampler is not None:
             self.sampler.look_at_one(stamp.options, packet.original_len)
+
+    def _label(self, packet: Upcall, device: _Device) -> _Decision:
+        """Decide about all packets of a label, and tell the program; once in a drain, whatever is waiting."""
+        decision = self._decided.get(packet.key + packet.names)
+        if decision is None:
+            decision = self._decided[packet.key + packet.names] = self._decide(packet)
+            if self.output.labels or not decision.verdict.keeps:
+                self._install(packet, device, decision.stamp, decision.verdict)
+        return decision
+
+    def _decide(self, packet: Upcall) -> _Decision:
+        process = self._process(packet)
+        return _Decision(process, self.rules.decide(_subject(packet, process)), self._stamp(packet, process))
 
     def _is_own(self, packet: Upcall) -> bool:
         """Whether it is of the self-test at start."""

@@ -910,3 +910,13 @@ def test_a_disk_that_cannot_follow_is_told() -> None:
     assert rig.output.hurried == 0
     rig.drain(*[big] * (room * (rig.program.geometry.segment_count - 1)))
     assert rig.output.hurried > 0
+
+
+def test_many_first_packets_are_decided_about_once() -> None:
+    """Of packets that came before their label could, only the first in a drain has one made; a new name has another."""
+    rig = Rig()
+    rig.drain(*[upcall(NTP_FRAME)] * 7, upcall(NTP_FRAME, comm=b"renamed"), upcall(NTP_FRAME))
+    assert rig.capture.labels == 2
+    assert [b"comm=renamed" in stamp.options for stamp in rig.output.stamps] == [False] * 7 + [True, False]
+    rig.drain(upcall(NTP_FRAME))  # its label has gone, or it would not be here
+    assert rig.capture.labels == 3
