@@ -263,7 +263,7 @@ def _sock(btf: Btf) -> dict[str, int | str]:
         "SOCK_SHORT": (short + 8) & ~7,  # what tells one socket from another
         "SOCK_SOCKET": btf.offset("sock", "sk_socket"),
         "SOCK_TYPE": btf.offset("sock", "sk_type"),
-        "SOCK_LOCKED": btf.offset("sock", "sk_lock") + btf.size("spinlock"),  # socket_lock_t: slock, owned
+        "SOCK_LOCKED": btf.offset("sock", "sk_lock") + _owned(btf),
         "SOCK_PROTOCOL": btf.offset("sock", "sk_protocol"),
         "SOCK_REUSEPORT": btf.offset("sock", "sk_reuseport_cb"),
         "SOCK_SPORT": btf.offset("inet_sock", "inet_sport"),
@@ -272,6 +272,11 @@ def _sock(btf: Btf) -> dict[str, int | str]:
         "SOCKET_INODE": btf.offset("socket_alloc", "vfs_inode") + btf.offset("inode", "i_ino"),
         "REUSEPORT_SOCKETS": btf.offset("sock_reuseport", "num_socks"),
     }
+
+
+def _owned(btf: Btf) -> int:
+    """Where in socket_lock_t `owned` lies, the sign of a system call at work: behind `slock`, since Linux 7 before it."""
+    return btf.offset("slock_owned", "owned") if btf.has("slock_owned", "owned") else btf.size("spinlock")
 
 
 def _addresses(btf: Btf) -> dict[str, int | str]:
