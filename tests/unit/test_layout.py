@@ -113,6 +113,8 @@ def with_field(name: str, field: str, at: int | tuple[int, int] | None) -> Struc
         (NEW, {"NET_INUM": 160, "PAGE_STRUCT_SIZE": 64, "SEGMENT_COUNT": 4}),
         (OLD, {"SKB_VLAN_PRESENT_BYTE": 130, "SKB_VLAN_PRESENT_SHIFT": 7, "SKB_VLAN_PRESENT_WIDTH": 1}),
         (OLD, {"FRAGMENT_SIZE": 16, "FRAGMENT_PAGE": 0, "FRAGMENT_LEN": 8, "FRAGMENT_OFFSET": 12}),
+        (NEW, {"SOCK_LOCKED": 324}),
+        (NEW | {"slock_owned": (8, {"owned": 0, "slock": 4})}, {"SOCK_LOCKED": 320}),
         (with_field("sk_buff", "data", 248), {"SKB_SPAN": 256}),
         (with_field("skb_shared_info", "frag_list", 16), {"SHARED_SPAN": 24}),
     ],
