@@ -275,7 +275,7 @@ def _sock(btf: Btf) -> dict[str, int | str]:
 
 
 def _owned(btf: Btf) -> int:
-    """Where in socket_lock_t `owned` lies, which a system call at work sets: behind `slock`; since Linux 7 before it."""
+    """Where in socket_lock_t `owned` lies, which a system call at work sets: behind `slock`; on Linux 7 before it."""
     return btf.offset("slock_owned", "owned") if btf.has("slock_owned", "owned") else btf.size("spinlock")
 
 
