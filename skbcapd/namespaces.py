@@ -50,17 +50,18 @@ class Namespaces:
 
         Returns:
             `network namespace web`, `network namespace of init`, `network namespace of container 0123456789ab`, or
-            `network namespace 4026532281`: nothing is known, or many namespaces came, and looking for names took more
-            than a tenth of the time.
+            `network namespace 4026532281`: nothing is known, or many namespaces without a name came, and looking for
+            their processes took more than a tenth of the time.
         """
         known = self._known.get(cookie)
         if known is None:
+            name = self._name(inode)
             start = self._clock()
             self._owed = max(0.0, self._owed - (start - self._last) / 10)
             self._last = start
-            if self._owed > AHEAD_S:
+            if self._owed > AHEAD_S and not name:
                 return f"network namespace {inode}"
-            known = f"network namespace {self._name(inode) or self._owner(inode) or inode}"
+            known = f"network namespace {name or self._owner(inode) or inode}"
             self._known[cookie] = known
             if len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
