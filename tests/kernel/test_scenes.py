@@ -6,6 +6,7 @@ Both captures watch every device of every namespace, and one playing of the scen
 from __future__ import annotations
 
 import platform
+import socket
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -104,9 +105,9 @@ def _add_rows(result: Played, scene: Scene, mode: str) -> None:
         table.add_row(name, "" if expected < 0 else str(expected), len(theirs), len(ours), identical.total())
 
 
-def is_udp(frame: bytes) -> bool:
-    """Whether a frame is IPv4 with a datagram in it: the socket says nothing of its segments."""
-    return frame[12:14] == b"\x08\x00" and frame[23] == 17
+def is_untold(frame: bytes) -> bool:
+    """Whether a frame is IPv4 with UDP or SCTP in it: the socket says nothing of their segments."""
+    return frame[12:14] == b"\x08\x00" and frame[23] in (socket.IPPROTO_UDP, socket.IPPROTO_SCTP)
 
 
 def cut(frame: Frame) -> bytes:
@@ -160,8 +161,8 @@ def test_large_frames_are_marked_as_such(played: Played, scene: Scene, mode: str
     told = tuple(map(int, platform.release().split(".")[:2])) >= (6, 2)
     for name, _, theirs, ours in played.pairs(scene, mode):
         if told:
-            said = sorted((cut(frame), frame.segmented) for frame in theirs if not is_udp(frame.data))
-            marks = [(one.data, bool(one.flags & SEGMENTATION_OFFLOADED)) for one in ours if not is_udp(one.data)]
+            said = sorted((cut(frame), frame.segmented) for frame in theirs if not is_untold(frame.data))
+            marks = [(one.data, bool(one.flags & SEGMENTATION_OFFLOADED)) for one in ours if not is_untold(one.data)]
             assert said == sorted(marks), name
         for packet in ours:
             assert packet.flags & SEGMENTATION_OFFLOADED or packet.original_len <= LONGEST_ON_A_WIRE, name
