@@ -15,10 +15,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+from skbcapd.budget import Budget
 from skbcapd.process import cgroup_of, container_of, opened, read_stat
 
 REMEMBERED = 1024
-AHEAD_S = 0.5  # packets wait while names are looked for: not longer than this, and a tenth of the time
+AHEAD_S = 0.5  # packets wait while names are looked for
 RUN = Path("/run/netns")
 
 
@@ -36,10 +37,8 @@ class Namespaces:
     ) -> None:
         self._run = run
         self._proc = proc
-        self._clock = clock
+        self._budget = Budget(AHEAD_S, clock)
         self._known: OrderedDict[int, str] = OrderedDict()
-        self._owed = 0.0  # seconds that were spent, less a tenth of those that have passed
-        self._last = clock()
 
     def describe(self, cookie: int, inode: int) -> str:
         """Say which namespace it is, for `if_description`.
@@ -56,16 +55,13 @@ class Namespaces:
         known = self._known.get(cookie)
         if known is None:
             name = self._name(inode)
-            start = self._clock()
-            self._owed = max(0.0, self._owed - (start - self._last) / 10)
-            self._last = start
-            if self._owed > AHEAD_S and not name:
+            if not name and self._budget.is_spent:
                 return f"network namespace {inode}"
-            known = f"network namespace {name or self._owner(inode) or inode}"
+            with self._budget.spending():
+                known = f"network namespace {name or self._owner(inode) or inode}"
             self._known[cookie] = known
             if len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
-            self._owed += self._clock() - start
         return known
 
     def _name(self, inode: int) -> str:

@@ -28,11 +28,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from skbcapd.budget import Budget
 from skbcapd.process import NS_PER_TICK, User, opened, read_stat, sees_host
 
 NOBODY = User(0, 0, 0, b"")
-SCAN_S = 0.2  # a scan that takes longer is given up
-PAUSE_S = 0.1  # between two scans, or ten times as long as the last one took
+SCAN_S = 0.5  # a scan that takes longer is given up, and so long may scans take at once
 GIVEN_UP_S = 60.0  # until the next try
 START_S = 5.0  # for the scan at the start, when no packet waits
 NAMESPACES_MAX = 1024
@@ -81,8 +81,9 @@ class Holders:
     def __init__(self, proc: Path = Path("/proc"), clock: Callable[[], float] = time.monotonic) -> None:
         self._proc = proc
         self._clock = clock
+        self._budget = Budget(SCAN_S, clock)
         self._found: dict[int, User] = {}
-        self._next = float("-inf")  # when the next scan may start
+        self._not_before = float("-inf")
 
     def find(self, inode: int) -> User | None:
         """The only process that holds a socket.
@@ -91,16 +92,16 @@ class Holders:
             inode: of the socket.
 
         Returns:
-            Its main thread; NOBODY when none or several hold the socket; None when it is not known yet, because a scan
-            was made too short a time ago: a later question may be answered.
+            Its main thread; NOBODY when none or several hold the socket; None when it is not known yet, because scans
+            have taken their share of the time: a later question may be answered.
         """
-        now = self._clock()
-        if now < self._next:
+        if self._clock() < self._not_before or self._budget.is_spent:
             return self._found.get(inode)
-        found = all_holders(self._proc, SCAN_S, self._clock)
-        end = self._clock()
+        with self._budget.spending():
+            found = all_holders(self._proc, SCAN_S, self._clock)
         self._found = found or {}
-        self._next = end + (GIVEN_UP_S if found is None else max(PAUSE_S, 10 * (end - now)))
+        if found is None:
+            self._not_before = self._clock() + GIVEN_UP_S
         return None if found is None else found.get(inode, NOBODY)
 
 
