@@ -26,7 +26,7 @@ static inline u32 fill_window(struct control *control, struct packet *packet, st
 	if (!control->page_base)
 		have = least(have, linear);
 	if (linear < have) {
-		READ(&packet->shared, sizeof(packet->shared), packet->head + end);
+		LOAD_WORDS(&packet->shared, sizeof(packet->shared), packet->head + end);
 		frame->cap_len = have;
 		return copy_frame(control, window->bytes, WINDOW, WINDOW, 0, frame, packet->head, end,
 				  &window->chained, &packet->shared);

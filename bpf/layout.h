@@ -176,7 +176,7 @@ struct control {
 	u64 entry_regs; /* bytes from the bottom of a task's stack to its user's system call number; 0: unknown */
 	u64 stack_size;	   /* THREAD_SIZE */
 	u64 snaplen;	   /* for packets without a label */
-	u64 device_filter; /* 1: look at struct device.unwanted before all else */
+	u64 device_filter; /* not 0: look at struct device.unwanted before all else; it rises as those change */
 	u64 nothing;	   /* always 0; see FORGET */
 	u64 udp_table; /* address of the kernel's struct udp_table; on newer kernels each namespace knows its own */
 	u64 dedup;	/* 1: count a packet that was seen before, and do not take it again */

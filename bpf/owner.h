@@ -43,29 +43,27 @@ static inline enum via context_of(void *ctx, struct control *control)
 {
 	u8 *task = current_task();
 	u64 stack = TASK(u64, STACK);
-	SYSCALL_NUMBER_TYPE number = -1;
 
 	if (!control->entry_regs || !is_on_stack(ctx, stack, control->stack_size))
 		return VIA_UNKNOWN;
 	if (TASK(u32, FLAGS) & PF_KTHREAD)
 		return VIA_KERNEL;
-	READ(&number, sizeof(number), stack + control->entry_regs);
-	return number >= 0 ? VIA_CURRENT : VIA_UNKNOWN;
+	return LOAD(SYSCALL_NUMBER_TYPE, stack + control->entry_regs) >= 0 ? VIA_CURRENT : VIA_UNKNOWN;
 }
 
 /* Whether the system call that is going on has a descriptor of this socket for its first argument. */
 static inline int is_first_argument(u8 *sk, struct control *control)
 {
 	u8 *task = current_task(), *socket = FIELD(u8 *, sk, SOCK_SOCKET);
-	u64 file = 0, descriptor = 0;
 
 	if (!socket)
 		return 0;
 	/* The first argument stands before the number: di and orig_ax on x86-64, orig_x0 and syscallno on arm64. */
-	READ(&descriptor, sizeof(descriptor), TASK(u64, STACK) + control->entry_regs - 8);
+	u64 descriptor = LOAD(u64, TASK(u64, STACK) + control->entry_regs - 8);
 	u8 *files = TASK(u8 *, FILES), *table = FIELD(u8 *, files, FILES_TABLE);
 
-	READ(&file, sizeof(file), FIELD(u64, table, TABLE_FILES) + (u32)descriptor * 8ULL);
+	u64 file = LOAD(u64, FIELD(u64, table, TABLE_FILES) + (u32)descriptor * 8ULL);
+
 	return file && file == FIELD(u64, socket, SOCKET_FILE);
 }
 
@@ -82,13 +80,13 @@ static inline int is_at_work_on(u8 *sk, struct control *control)
 {
 	u16 type = FIELD(u16, sk, SOCK_TYPE);
 	u8 *task = current_task();
-	SYSCALL_NUMBER_TYPE number = 0;
 
 	if (type == SOCK_STREAM || type == SOCK_SEQPACKET || type == SOCK_DCCP)
 		return FIELD(u32, sk, SOCK_LOCKED) != 0;
 	if (is_first_argument(sk, control) || TASK(u32, FLAGS) & (PF_IO_WORKER | PF_USER_WORKER))
 		return 1;
-	READ(&number, sizeof(number), TASK(u64, STACK) + control->entry_regs);
+	SYSCALL_NUMBER_TYPE number = LOAD(SYSCALL_NUMBER_TYPE, TASK(u64, STACK) + control->entry_regs);
+
 	return number == SYSCALL_IO_URING_ENTER || number == SYSCALL_SPLICE;
 }
 
@@ -97,10 +95,9 @@ static inline int is_at_work_on(u8 *sk, struct control *control)
 static inline void use_current(struct user *user)
 {
 	u8 *task = current_task();
-	u64 ids = bpf_get_current_pid_tgid();
 
-	user->tgid = ids >> 32;
-	user->tid = ids;
+	user->tgid = TASK(u32, TGID);
+	user->tid = TASK(u32, TID);
 	user->start = TASK(u64, START);
 	if (TASK(u32, FLAGS) & (PF_IO_WORKER | PF_USER_WORKER))
 		task = TASK(u8 *, LEADER);
@@ -183,6 +180,29 @@ static inline void learn_use_at(void *ctx, u64 sk, struct workspace *work, int l
 {
 	if (!READ(&work->sock, SOCK_SHORT, sk))
 		learn_use(ctx, sk, &work->sock, work, listens);
+}
+
+/*
+ * A send learns the socket's user twice: with its packet, and when it is over. The packet notes that for the end of the
+ * same system call: on this processor, by the same thread, which has not been away since. It counts once.
+ */
+static inline void note_use(struct packet *packet)
+{
+	u8 *task = current_task();
+
+	packet->sent[0] = packet->sk;
+	packet->sent[1] = (u64)task;
+	packet->sent[2] = TASK(u64, SWITCHES) + TASK(u64, SWITCHES + 8);
+}
+
+static inline int was_use_noted(struct packet *packet, u64 sk)
+{
+	u8 *task = current_task();
+	int is_noted = packet->sent[0] == sk && packet->sent[1] == (u64)task &&
+		       packet->sent[2] == TASK(u64, SWITCHES) + TASK(u64, SWITCHES + 8);
+
+	packet->sent[0] = 0;
+	return is_noted;
 }
 
 /*
@@ -295,7 +315,7 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 {
 	struct workspace *work = &packet->work;
 	struct sock_head *sock = socket_of(packet, skb);
-#ifdef KPROBE
+#ifndef IN_PLACE
 	u8 *whole = (u8 *)packet->sk; /* `sock` is a copy of its head */
 #else
 	u8 *whole = (u8 *)sock;
@@ -314,6 +334,7 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 			learn_owner(packet->sk, &packet->user, work, 0);
 		if (!remote_port)
 			learn_echo(packet, skb);
+		note_use(packet);
 		return VIA_CURRENT;
 	}
 	sock = &work->sock;

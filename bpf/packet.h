@@ -6,6 +6,14 @@
  */
 
 struct packet {
+	struct reservation room; /* in the segments, of the block */
+	struct frame frame;
+	u32 size;      /* of the block */
+	u32 slot;      /* row of counters */
+	u32 label;     /* its number; valid if not `is_upcall` */
+	u32 is_upcall; /* Python will write the block anew */
+	u32 checksum;
+	u32 flags;
 	u64 dev;   /* net_device */
 	u64 net;   /* its network namespace */
 	u64 sk;	   /* the packet's socket; then the one whose user was looked for, whose head is in `work` */
@@ -17,6 +25,9 @@ struct packet {
 	u64 packet_id;	/* epb_packetid; 0: none */
 	u64 filter;	/* number of the packet filter to ask, then of the last one asked */
 	u64 is_known;	/* seen before, on another device */
+	u64 unwanted;	/* its device is, as of `verdict` */
+	u64 verdict;	/* control->device_filter, when `unwanted` was found out; 0: this is another device */
+	u64 sent[3];	/* the last use of a socket that was learned: see note_use */
 	struct key key;
 	struct user user;
 	u64 device_name[2];
@@ -37,9 +48,11 @@ static inline struct packet *get_packet(u32 direction)
 /* The packet's sk_buff from the program's first argument: in place, or copied. */
 static inline struct skb *get_skb(struct packet *packet, void *argument)
 {
-#ifdef KPROBE
+#ifndef IN_PLACE
 	READ(&packet->skb, sizeof(packet->skb), argument);
 	return &packet->skb;
+#elif defined(KPROBE)
+	return (struct skb *)memory_at((u64)argument, SKB_TYPE);
 #else
 	struct skb *skb = argument;
 
@@ -51,7 +64,7 @@ static inline struct skb *get_skb(struct packet *packet, void *argument)
 /* The sk_buff of a packet that an earlier program has met. */
 static inline struct skb *get_met_skb(struct packet *packet, void *argument)
 {
-#ifdef KPROBE
+#ifndef IN_PLACE
 	return &packet->skb;
 #else
 	return get_skb(packet, argument);
@@ -61,7 +74,7 @@ static inline struct skb *get_met_skb(struct packet *packet, void *argument)
 /* The head of the packet's socket, in place or copied; NULL without a socket. Only single fields may be looked at. */
 static inline struct sock_head *socket_of(struct packet *packet, struct skb *skb)
 {
-#ifdef KPROBE
+#ifndef IN_PLACE
 	if (!packet->sk || READ(&packet->work.sock, sizeof(packet->work.sock), packet->sk))
 		return NULL;
 	return &packet->work.sock;
@@ -75,7 +88,13 @@ static inline void meet(struct packet *packet, struct skb *skb, u32 direction)
 {
 	u8 *dev = SKB(u8 *, DEV);
 	u8 *net = FIELD(u8 *, dev, DEV_NET);
+	u32 ifindex = FIELD(u32, dev, DEV_IFINDEX);
+	u64 cookie = FIELD(u64, net, NET_COOKIE), name0 = FIELD(u64, dev, DEV_NAME),
+	    name1 = FIELD(u64, dev, DEV_NAME + 8);
 
+	if (packet->key.ifindex != ifindex || packet->key.net != cookie || packet->device_name[0] != name0 ||
+	    packet->device_name[1] != name1)
+		packet->verdict = 0;
 	packet->inode = packet->packet_id = packet->is_known = packet->filter = 0;
 	packet->time = bpf_ktime_get_ns();
 	packet->dev = (u64)dev;
@@ -87,10 +106,10 @@ static inline void meet(struct packet *packet, struct skb *skb, u32 direction)
 	asm volatile("" : : : "memory");
 	packet->linear_end = packet->data + SKB(u32, LEN) - SKB(u32, DATA_LEN);
 	packet->key.direction = direction;
-	packet->key.ifindex = FIELD(u32, dev, DEV_IFINDEX);
-	packet->key.net = FIELD(u64, net, NET_COOKIE);
-	packet->device_name[0] = FIELD(u64, dev, DEV_NAME);
-	packet->device_name[1] = FIELD(u64, dev, DEV_NAME + 8);
+	packet->key.ifindex = ifindex;
+	packet->key.net = cookie;
+	packet->device_name[0] = name0;
+	packet->device_name[1] = name1;
 }
 
 /* The flow of a packet on its way out, into its workspace. */

@@ -35,15 +35,15 @@ static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
 	if (wanted->family == AF_INET) {
 		if (wanted->multicast && wanted->address[0] == 0xffffffff)
 			return 1;
-		READ(&list, 8, dev + DEV_IN_DEVICE);
-		READ(&node, 8, list + (wanted->multicast ? IN_GROUPS : IN_ADDRESSES));
+		list = LOAD(u64, dev + DEV_IN_DEVICE);
+		node = LOAD(u64, list + (wanted->multicast ? IN_GROUPS : IN_ADDRESSES));
 		next = wanted->multicast ? GROUP_NEXT : ADDRESS_NEXT;
 		address = wanted->multicast ? GROUP_ADDRESS : ADDRESS_LOCAL;
 		mask0 = 0xffffffff;
 		mask1 = 0;
 	} else {
-		READ(&list, 8, dev + DEV_IN6_DEVICE);
-		READ(&node, 8, list + (wanted->multicast ? IN6_GROUPS : IN6_ADDRESSES));
+		list = LOAD(u64, dev + DEV_IN6_DEVICE);
+		node = LOAD(u64, list + (wanted->multicast ? IN6_GROUPS : IN6_ADDRESSES));
 		next = wanted->multicast ? GROUP6_NEXT : 0; /* addresses: a list_head inside each entry */
 		address = wanted->multicast ? GROUP6_ADDRESS : ADDRESS6_LOCAL - ADDRESS6_LIST;
 	}
@@ -59,7 +59,7 @@ static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
 			return 0;
 		if (!((found[0] & mask0) ^ wanted->address[0] | (found[1] & mask1) ^ wanted->address[1]))
 			return 1;
-		READ(&node, 8, node + next);
+		node = LOAD(u64, node + next);
 	}
 	return 0;
 }
@@ -71,17 +71,16 @@ static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
 static inline u64 find_udp_socket(struct control *control, u64 net, u32 ifindex, struct flow *flow,
 				  u32 multicast, struct sock_head *sock, u32 *wildcard)
 {
-	u64 table = ONCE(control->udp_table), slots = 0, node = 0, best = 0, nothing = control->nothing;
+	u64 best = 0, nothing = control->nothing;
 	u64 best_score = 0, ties = 0, v4 = flow->family == AF_INET, counts = multicast ? 0 : ~0ULL;
-	u32 mask = 0, mix = 0;
-
 #ifdef NET_UDP_TABLE
-	READ(&table, 8, net + NET_UDP_TABLE);
+	u64 table = LOAD(u64, net + NET_UDP_TABLE);
+#else
+	u64 table = ONCE(control->udp_table);
 #endif
-	READ(&slots, 8, table + UDP_TABLE_HASH);
-	READ(&mask, 4, table + UDP_TABLE_MASK);
-	READ(&mix, 4, net + NET_HASH_MIX);
-	READ(&node, 8, slots + (u64)(flow->local_port + mix & mask) * UDP_SLOT_SIZE + UDP_SLOT_HEAD);
+	u64 slot = flow->local_port + LOAD(u32, net + NET_HASH_MIX) & LOAD(u32, table + UDP_TABLE_MASK);
+	u64 node = LOAD(u64, LOAD(u64, table + UDP_TABLE_HASH) + slot * UDP_SLOT_SIZE + UDP_SLOT_HEAD);
+
 	FORGET(v4);
 	FORGET(counts);
 	for (int i = 0; i < UDP_CHAIN_MAX; i++) {
@@ -130,8 +129,7 @@ static inline u64 find_udp_socket(struct control *control, u64 net, u32 ifindex,
 static inline struct owner *find_listener(struct flow *flow, u32 *wildcard)
 {
 	struct owner *owner;
-	u64 group = 0;
-	u16 members = 0;
+	u64 group;
 
 	flow->remote[0] = flow->remote[1] = flow->remote_port = 0;
 	owner = flows.lookup(flow);
@@ -146,10 +144,8 @@ static inline struct owner *find_listener(struct flow *flow, u32 *wildcard)
 	}
 	if (!owner || owner->time)
 		return NULL;
-	READ(&group, sizeof(group), owner->sk + SOCK_REUSEPORT);
-	if (group)
-		READ(&members, sizeof(members), group + REUSEPORT_SOCKETS);
-	return members > 1 ? NULL : owner;
+	group = LOAD(u64, owner->sk + SOCK_REUSEPORT);
+	return group && LOAD(u16, group + REUSEPORT_SOCKETS) > 1 ? NULL : owner;
 }
 
 /* Fills in who will get a packet; leaves zeros where it is not known. Returns how it was found. */

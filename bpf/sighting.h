@@ -37,13 +37,12 @@ static inline struct sighting *find_sighting(u64 head)
  */
 static inline u64 print_of(struct packet *packet, struct skb *skb)
 {
-	u64 last = 0, inner[2] = {};
-	u64 at = packet->key.direction == IN ? packet->data : packet->head + SKB(u16, NETWORK_HEADER);
+	u64 inner = packet->key.direction == IN ? packet->data : packet->head + SKB(u16, NETWORK_HEADER);
+	u64 last = LOAD(u64, packet->linear_end - 8) ^ (u64)SKB(u32, DATA_LEN) << 32;
 
-	READ(&last, sizeof(last), packet->linear_end - 8);
-	READ(inner, 12, at + (SKB(u16, PROTOCOL) == __builtin_bswap16(0x86dd) ? 32 : 12));
-	last ^= (u64)SKB(u32, DATA_LEN) << 32;
-	return ((last * PRINT_FACTOR + inner[0]) * PRINT_FACTOR + inner[1]) * PRINT_FACTOR;
+	inner += SKB(u16, PROTOCOL) == __builtin_bswap16(0x86dd) ? 32 : 12;
+	return ((last * PRINT_FACTOR + LOAD(u64, inner)) * PRINT_FACTOR + LOAD(u32, inner + 8)) *
+	       PRINT_FACTOR;
 }
 
 /* Whether the entry is this packet's, seen elsewhere shortly before. */

@@ -5,12 +5,12 @@
  *   layout.h    what kernel and Python share
  *   frame.h     skb -> bytes of the frame
  *   socket.h    sockets and flows
+ *   segment.h   room in the shared segments
  *   packet.h    what is known of one packet
  *   owner.h     who uses a socket; who sent a packet
  *   receiver.h  who will get it
  *   sighting.h  whether it was seen on another device
  *   filter.h    whether it is wanted, where there is a packet filter
- *   segment.h   room in the shared segments
  *   measure.h   what is measured once, at start
  *   this file   the way of one packet through them; probes last
  *
@@ -19,20 +19,20 @@
 #include "layout.h"
 #include "frame.h"
 #include "socket.h"
+#include "segment.h"
 #include "packet.h"
 #include "owner.h"
 #include "receiver.h"
 #include "sighting.h"
-#include "segment.h"
 #include "measure.h"
 
 /* A packet's way goes from one program to the next. Several programs are verified faster than one: the ways through the
    first need not be walked again with each way through the second. The programs of FILTER are there where there are packet
    filters, and can be exchanged between two packets. All programs of such a map have to be for functions of one type, and
    the driver's is not that of receiving. */
-enum stage { FILTER, IDENTIFY, TAKE };
-BPF_PROG_ARRAY(stages_out, 3);
-BPF_PROG_ARRAY(stages_in, 3);
+enum stage { FILTER, IDENTIFY, TAKE, COPY };
+BPF_PROG_ARRAY(stages_out, 4);
+BPF_PROG_ARRAY(stages_in, 4);
 
 static inline void go_on(void *ctx, const u32 direction, const u32 stage)
 {
@@ -123,6 +123,23 @@ static inline void describe(struct upcall *call, struct packet *packet, u32 flag
 	READ(call->mac, 8, mac);
 }
 
+/* Whether the packet's device is not to be captured: its slot * 2 + 1; 0: it is, or is not known yet. Found out once for packets
+   of one device that follow one another. */
+static inline u64 is_unwanted(struct control *control, struct packet *packet)
+{
+	u64 version = ONCE(control->device_filter);
+
+	if (packet->verdict != version) {
+		struct device *device = find_device(&packet->key);
+
+		packet->unwanted = 0;
+		if (device && device->unwanted && same_name(device->name, packet->device_name))
+			packet->unwanted = (u64)device->slot << 1 | 1;
+		packet->verdict = version;
+	}
+	return packet->unwanted;
+}
+
 /*
  * The first part of a packet's way: is its device wanted? Between them the parts count exactly one outcome per packet.
  */
@@ -131,7 +148,6 @@ static inline void capture(void *ctx, void *argument, const u32 direction)
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
 	struct packet *packet = get_packet(direction);
-	struct device *device;
 
 	if (!control || !packet)
 		return;
@@ -141,12 +157,9 @@ static inline void capture(void *ctx, void *argument, const u32 direction)
 		return;
 	count(0, SEEN);
 	meet(packet, skb, direction);
-	if (control->device_filter) {
-		device = find_device(&packet->key);
-		if (device && device->unwanted && same_name(device->name, packet->device_name)) {
-			count(device->slot, FILTERED);
-			return;
-		}
+	if (control->device_filter && is_unwanted(control, packet)) {
+		count(packet->unwanted >> 1, FILTERED);
+		return;
 	}
 	if (control->filtered)
 		go_on(ctx, direction, FILTER);
@@ -192,15 +205,13 @@ static inline void name(void *ctx, void *argument, const u32 direction)
 }
 
 /*
- * The last part: wanted?, how long, room, copy, give to the reader.
+ * The third part: wanted?, how long, room, all of the block but the frame.
  */
 static inline void take(void *ctx, void *argument, const u32 direction)
 {
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
 	struct packet *packet = get_packet(direction);
-	struct frame frame;
-	struct reservation room;
 	struct label *label;
 	struct device *device;
 	u32 slot = 0, lost;
@@ -209,6 +220,8 @@ static inline void take(void *ctx, void *argument, const u32 direction)
 		return;
 	struct skb *skb = get_met_skb(packet, argument);
 	struct shared *shared = &packet->shared;
+	struct frame *frame = &packet->frame;
+	struct reservation *room = &packet->room;
 	struct key *key = &packet->key;
 
 	label = key->via == VIA_UNRESOLVED ? NULL : labels.lookup(key);
@@ -238,43 +251,39 @@ static inline void take(void *ctx, void *argument, const u32 direction)
 		count(slot, DUPLICATE);
 		return;
 	}
-	u32 end = SKB(u32, END);
-
-	READ(shared, sizeof(*shared), packet->head + end);
-	lost = find_frame(skb, packet->dev, packet->head, packet->data, direction, &frame);
+	LOAD_WORDS(shared, sizeof(*shared), packet->head + SKB(u32, END));
+	lost = find_frame(skb, packet->dev, packet->head, packet->data, direction, frame);
 	if (lost) {
 		count(slot, lost);
 		return;
 	}
 	u64 time_ns = packet->time + ONCE(control->clock_offset);
-	u32 checksum = control->fill ? unfinished_checksum(skb, packet->head, &frame) : 0;
+	u32 checksum = control->fill ? unfinished_checksum(skb, packet->head, frame) : 0;
 	u32 flags = packet_flags(skb, shared, direction);
 	u32 snaplen = label ? label->snaplen : control->snaplen;
 	u32 options_len = label ? label->options_len : sizeof(struct upcall);
-	u32 cap_len = frame.wire_len;
+	u32 wire_len = frame->wire_len, cap_len = wire_len;
 
 	if (cap_len > snaplen)
 		cap_len = snaplen;
 	if (cap_len > CAPTURE_MAX)
 		cap_len = CAPTURE_MAX;
-	if (!control->page_base && SKB(u32, DATA_LEN) && cap_len > frame.wire_len - SKB(u32, DATA_LEN))
-		cap_len = frame.wire_len - SKB(u32, DATA_LEN);
-	frame.cap_len = cap_len;
+	if (!control->page_base && SKB(u32, DATA_LEN) && cap_len > wire_len - SKB(u32, DATA_LEN))
+		cap_len = wire_len - SKB(u32, DATA_LEN);
 
 	u32 padded = (cap_len + 3) & ~3U;
 	u32 size = 28 + padded + options_len + 4;
 
-	lost = reserve(control, size, &room);
+	lost = reserve(control, size, room);
 	if (lost) {
 		count(slot, lost);
 		return;
 	}
-	u32 index = BOUND(room.number, SEGMENT_COUNT - 1), at = room.at;
+	u32 index = BOUND(room->number, SEGMENT_COUNT - 1), at = room->at;
 	struct segment *segment = segments.lookup(&index);
 	if (!segment)
 		return; /* cannot be: an array map has all its entries */
 
-	/* All but the frame first, so that little has to be remembered while it is copied. */
 	u32 *header = (u32 *)(segment->bytes + BOUND(at, SEGMENT_SIZE - 1));
 	header[0] = label ? BLOCK_PACKET : BLOCK_UPCALL;
 	header[1] = size;
@@ -282,54 +291,70 @@ static inline void take(void *ctx, void *argument, const u32 direction)
 	header[3] = time_ns >> 32;
 	header[4] = time_ns;
 	header[5] = cap_len;
-	header[6] = frame.wire_len;
+	header[6] = wire_len;
 	u8 *options = segment->bytes + BOUND(at + 28 + padded, SEGMENT_SIZE - 1);
 	if (label) {
-		READ(options, BOUND(options_len, OPTIONS_MAX - 1), label->options);
+		for (u32 i = 0; i < OPTIONS_MAX && i < options_len; i += 8) /* cheaper than a call of READ */
+			*(u64 *)(options + i) = *(u64 *)(label->options + i);
 		*(u32 *)(options + BOUND(label->flags_at, OPTIONS_MAX - 1)) |= flags;
 		if (key->linked)
 			*(u64 *)(options + BOUND(label->flags_at + 8, OPTIONS_MAX - 1)) = packet->packet_id;
+		packet->label = label->id;
 	} else {
 		describe((struct upcall *)options, packet, flags, checksum);
-		list_upcall(control, segment, &room);
+		list_upcall(control, segment, room);
 	}
 	*(u32 *)(segment->bytes + BOUND(at + size - 4, SEGMENT_SIZE - 1)) = size;
 	if (padded) /* the frame, or zeros behind it */
 		*(u32 *)(segment->bytes + BOUND(at + 24 + padded, SEGMENT_SIZE - 1)) = 0;
+	frame->cap_len = cap_len;
+	packet->size = size;
+	packet->slot = slot;
+	packet->is_upcall = !label;
+	packet->checksum = checksum;
+	packet->flags = flags;
+	go_on(ctx, direction, COPY);
+}
 
-	/* What is still needed behind the loop has to look the same to the verifier on every way into it. */
-	u64 nothing = control->nothing;
+/*
+ * The last part: copy the frame, give the block to the reader.
+ */
+static inline void copy(void *argument, const u32 direction)
+{
+	u32 zero = 0;
+	struct control *control = controls.lookup(&zero);
+	struct packet *packet = get_packet(direction);
 
-	FORGET(checksum);
-	FORGET(flags);
-	FORGET(slot);
-	FORGET(size);
-	FORGET(cap_len);
-	FORGET(at);
-	FORGET(room.number);
-	FORGET(room.at);
-	FORGET(frame.start);
-	FORGET(frame.linear);
-	FORGET(frame.vlan);
-	u32 got = copy_frame(control, segment->bytes, SEGMENT_SIZE, CAPTURE_MAX, at + 28, &frame,
-			     packet->head, end, &packet->skb, shared);
-	if (got < cap_len || checksum) {
-		header = (u32 *)(segment->bytes + BOUND(at, SEGMENT_SIZE - 1));
+	if (!control || !packet)
+		return;
+	struct skb *skb = get_met_skb(packet, argument);
+	struct reservation *room = &packet->room;
+	u32 index = BOUND(room->number, SEGMENT_COUNT - 1), at = room->at;
+	struct segment *segment = segments.lookup(&index);
+	if (!segment)
+		return; /* cannot be */
+	u32 got = copy_frame(control, segment->bytes, SEGMENT_SIZE, CAPTURE_MAX, at + 28, &packet->frame,
+			     packet->head, SKB(u32, END), &packet->skb, &packet->shared);
+
+	if (got < packet->frame.cap_len || packet->checksum) {
+		u32 *header = (u32 *)(segment->bytes + BOUND(at, SEGMENT_SIZE - 1));
+
 		header[5] = got;
-		if (label) {
+		if (!packet->is_upcall) {
 			/* Python writes the block anew: it finds the label by number, the rest behind the options. */
 			header[0] = BLOCK_CUT;
-			header[2] = label->id;
-			u32 *trailer = (u32 *)(segment->bytes + BOUND(at + size - 24, SEGMENT_SIZE - 1));
-			trailer[3] = checksum;
-			trailer[4] = flags;
-			if (key->linked)
+			header[2] = packet->label;
+			u32 *trailer =
+				(u32 *)(segment->bytes + BOUND(at + packet->size - 24, SEGMENT_SIZE - 1));
+			trailer[3] = packet->checksum;
+			trailer[4] = packet->flags;
+			if (packet->key.linked)
 				*(u64 *)trailer = packet->packet_id;
-			list_upcall(control, segment, &room);
+			list_upcall(control, segment, room);
 		}
 	}
-	count(slot, DELIVERED);
-	commit(control, &room, size);
+	count(packet->slot, DELIVERED);
+	commit(control, room, packet->size);
 }
 
 /* The first argument of the traced function: of a raw tracepoint, or from the registers at a kprobe. */
@@ -356,6 +381,12 @@ int identify_out(void *ctx)
 int take_out(void *ctx)
 {
 	take(ctx, FIRST_ARGUMENT(ctx), OUT);
+	return 0;
+}
+
+int copy_out(void *ctx)
+{
+	copy(FIRST_ARGUMENT(ctx), OUT);
 	return 0;
 }
 
@@ -398,6 +429,12 @@ int take_in(void *ctx)
 	return 0;
 }
 
+int copy_in(void *ctx)
+{
+	copy(FIRST_ARGUMENT(ctx), IN);
+	return 0;
+}
+
 #ifdef WINDOW
 int filter_out(void *ctx)
 {
@@ -437,8 +474,11 @@ int on_used(void *ctx)
 {
 	struct workspace work;
 	struct sock_head *sock = (void *)TRACEPOINT_ARGUMENT(ctx, 0);
+	struct packet *packet = get_packet(OUT);
 
 	asm volatile("" : "+r"(sock));
+	if (packet && was_use_noted(packet, (u64)sock))
+		return 0;
 	learn_use(ctx, (u64)sock, sock, &work, 0);
 	return 0;
 }

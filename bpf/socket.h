@@ -34,21 +34,15 @@ struct sock_head {
    0: closed by its users, or not yet accepted. */
 static inline u64 socket_inode(u64 sk)
 {
-	u64 socket = 0, inode = 0;
+	u64 socket = LOAD(u64, sk + SOCK_SOCKET);
 
-	READ(&socket, sizeof(socket), sk + SOCK_SOCKET);
-	if (socket)
-		READ(&inode, sizeof(inode), socket + SOCKET_INODE);
-	return inode;
+	return socket ? LOAD(u64, socket + SOCKET_INODE) : 0;
 }
 
 /* Which protocol a socket speaks. */
 static inline u32 socket_protocol(u64 sk)
 {
-	u16 protocol = 0;
-
-	READ(&protocol, sizeof(protocol), sk + SOCK_PROTOCOL);
-	return protocol;
+	return LOAD(u16, sk + SOCK_PROTOCOL);
 }
 
 /* Fills in the flow of a socket; an IPv6 socket that speaks to an IPv4 address has an IPv4 flow, as its packets do. */
@@ -59,7 +53,7 @@ static inline void flow_of_socket(struct sock_head *sock, u32 protocol, struct f
 
 	if (family == AF_INET6 && !remote[0] && (u32)remote[1] == 0xffff0000)
 		family = AF_INET;
-	READ(&flow->net, 8, SOCK(u64, NET) + NET_COOKIE);
+	flow->net = LOAD(u64, SOCK(u64, NET) + NET_COOKIE);
 	flow->local[0] = family == AF_INET ? SOCK(u32, RCV_SADDR) : local[0];
 	flow->local[1] = family == AF_INET ? 0 : local[1];
 	flow->remote[0] = family == AF_INET ? SOCK(u32, DADDR) : remote[0];
@@ -90,14 +84,13 @@ struct headers {
 static inline void flow_of_packet(u64 at, u64 size, u32 ether_type, u32 direction, struct flow *flow,
 				  struct headers *headers)
 {
-	u64 packet[5] = {}, from[2] = {}, to[2] = {}; /* 40 bytes */
+	u64 packet[5], from[2] = {}, to[2] = {}; /* 40 bytes */
 	u8 *bytes = (u8 *)packet;
 	u32 transport = 0, family = 0, protocol = 0, multicast = 0;
-	u32 words[4] = {};
+	u64 words[2] = {};
 
 	headers->transport = 0;
-	if (READ(packet, sizeof(packet), at))
-		return;
+	LOAD_WORDS(packet, sizeof(packet), at);
 	if (ether_type == 0x0008 && bytes[0] >> 4 == 4) {
 		family = AF_INET;
 		transport = (bytes[0] & 15) * 4;
@@ -119,12 +112,13 @@ static inline void flow_of_packet(u64 at, u64 size, u32 ether_type, u32 directio
 	} else {
 		return;
 	}
-	if (READ(words, sizeof(words), at + transport) || transport + 8 > size)
+	LOAD_WORDS(words, sizeof(words), at + transport);
+	if (transport + 8 > size)
 		return;
 	u16 source = __builtin_bswap16(words[0]), destination = __builtin_bswap16(words[0] >> 16);
 
 	headers->transport = transport;
-	headers->word = words[3];
+	headers->word = words[1] >> 32;
 	headers->multicast = multicast;
 	flow->protocol = protocol;
 	flow->family = family;
@@ -138,7 +132,7 @@ static inline void flow_of_packet(u64 at, u64 size, u32 ether_type, u32 directio
 	if (protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6) {
 		/* Type of the message; an echo's identifier. A ping may have been sent from any of our addresses. */
 		flow->remote_port = words[0] & 0xff;
-		flow->local_port = words[1];
+		flow->local_port = words[0] >> 32;
 		flow->local[0] = flow->local[1] = 0;
 	}
 }

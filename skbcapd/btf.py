@@ -60,6 +60,7 @@ class Btf:
         self._at = [0]  # type id -> position in _types; id 0 is void
         self._structs: dict[int, int] = {}  # name's position in _strings -> type id
         self._typedefs: dict[int, int] = {}  # the same for typedefs
+        self._functions: dict[int, int] = {}  # and for functions
         self._index()
 
     @classmethod
@@ -89,6 +90,8 @@ class Btf:
                 self._structs.setdefault(name, number)
             elif kind == _TYPEDEF:
                 self._typedefs[name] = number
+            elif kind == _FUNC:
+                self._functions[name] = number
             elif not _INT <= kind <= _ENUM64:
                 raise BtfError(
                     f"BTF type {number} is of kind {kind}; this reader knows kinds {_INT} to {_ENUM64}",
@@ -175,6 +178,19 @@ class Btf:
         """The type id of a tracepoint's typedef; None where this kernel has no such tracepoint."""
         start = self._strings.find(b"\0btf_trace_" + name.encode() + b"\0") + 1
         return self._typedefs.get(start) if start else None
+
+    def function(self, name: str) -> int | None:
+        """The type id of a function; None where this kernel has no such function."""
+        start = self._strings.find(b"\0" + name.encode() + b"\0") + 1
+        return self._functions.get(start) if start else None
+
+    def number(self, struct_name: str) -> int:
+        """The type id of a struct.
+
+        Raises:
+            BtfError: no such struct.
+        """
+        return self._find(struct_name)
 
     def size(self, struct_name: str) -> int:
         """Size of a struct in bytes.

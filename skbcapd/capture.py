@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from skbcapd import __version__, checksum, layout
 from skbcapd.errors import KernelError
+from skbcapd.interface import Interface, Sink
 from skbcapd.kernel import Counters, Program
 from skbcapd.label import CHECKSUM_NOT_READY, DIRECTION_IN, DIRECTION_OUT, Label, label
 from skbcapd.link_type import link_type
@@ -29,7 +30,6 @@ from skbcapd.loader import Loader
 from skbcapd.marker import Marker
 from skbcapd.namespaces import is_called
 from skbcapd.packet_filter import Matcher
-from skbcapd.pcapng import Interface, PcapngWriter, Sink
 from skbcapd.process import NS_PER_TICK, Process, Processes, User
 from skbcapd.resolver import Resolver
 from skbcapd.rules import Rules, Subject, Verdict
@@ -147,6 +147,8 @@ class PcapngOutput:
         self.labels = encode == "kernel"
         self.hurry = hurry
         self._start_ns = time.time_ns()
+        from skbcapd.pcapng import PcapngWriter  # noqa: PLC0415  see kernel.load: it comes while the compiler works
+
         self._writer = PcapngWriter(stream)
         self._writer.write_section(
             hardware=platform.machine(),
@@ -656,6 +658,8 @@ class Capture:
                 layout.DEVICE_KEY.pack(packet.net, packet.ifindex, direction),
                 layout.DEVICE.pack(packet.names[16:], device.slot, not device.wanted),
             )
+        if self.program.control[layout.DEVICE_FILTER]:
+            self.program.control[layout.DEVICE_FILTER] += 1
         return device
 
     def _number(self, interface: Interface) -> int:

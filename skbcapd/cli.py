@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import re
 import signal
@@ -208,7 +209,10 @@ def _load(settings: Settings) -> kernel.Program:
     expressions = filters_of(settings.filter, settings.rules)
     filters = packet_filter.source(expressions, CAPTURE_MAX) if expressions else None
     geometry = Geometry.for_buffer(settings.buffer.size)
-    return kernel.load(geometry, hooks, settings.attach, settings.transmit, filters)
+    # scapy takes a tenth of a second.
+    return kernel.load(
+        geometry, hooks, settings.attach, settings.transmit, filters, lambda: importlib.import_module("skbcapd.pcapng")
+    )
 
 
 def _capture(options: argparse.Namespace) -> int:

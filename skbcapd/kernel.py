@@ -18,7 +18,7 @@ import os
 import re
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -396,6 +396,7 @@ def load(
     attach: str = "auto",
     transmit: str = "queue",
     filters: packet_filter.Source | None = None,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> Program:
     """Compile and load the program for the running kernel and measure what it needs; nothing is captured yet.
 
@@ -405,6 +406,7 @@ def load(
         attach: as given to choose_hooks.
         transmit: as given to choose_hooks.
         filters: packet filters; None for none.
+        meanwhile: what to do while the compiler works.
 
     Raises:
         BtfError: the kernel's types are missing or unknown.
@@ -423,6 +425,7 @@ def load(
     ]
     child = loader.start(_MAPS, definitions, every[1:], every[0], filters.text if filters else "")
     try:
+        meanwhile()
         message, descriptors = child.receive()
         maps = dict(zip(message["maps"], descriptors, strict=True))
         _compare_sizes(geometry, maps)

@@ -9,10 +9,12 @@ both sides are compared when the program is loaded (loader.py), so a change on o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from skbcapd.btf import Btf
@@ -194,6 +196,9 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "SYSCALL_IO_URING_ENTER": 426,  # on every machine
         "TASK_STACK": btf.offset("task_struct", "stack"),
         "TASK_FLAGS": btf.offset("task_struct", "flags"),
+        "TASK_TGID": btf.offset("task_struct", "tgid"),
+        "TASK_TID": btf.offset("task_struct", "pid"),
+        "TASK_SWITCHES": btf.offset("task_struct", "nvcsw"),  # nivcsw is behind it
         "TASK_START": btf.offset("task_struct", "start_boottime"),
         "TASK_LEADER": btf.offset("task_struct", "group_leader"),
         "TASK_COMM": btf.offset("task_struct", "comm"),
@@ -214,8 +219,19 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "NET_COOKIE": btf.offset("net", "net_cookie"),
         "NET_INUM": btf.offset("net", "ns") + btf.offset("ns_common", "inum"),
     }
-    values |= _skb(btf) | _shared(btf) | _sock(btf) | _addresses(btf) | _udp(btf)
+    values |= _in_place(btf) | _skb(btf) | _shared(btf) | _sock(btf) | _addresses(btf) | _udp(btf)
     return values
+
+
+def _in_place(btf: Btf, jit: Path = Path("/proc/sys/net/core/bpf_jit_enable")) -> dict[str, int | str]:
+    """The kernel's function that lets a program look at memory by its address: Linux 6.2, and not without the JIT."""
+    function = btf.function("bpf_rdonly_cast")
+    with contextlib.suppress(OSError):
+        if jit.read_text().strip() == "0":
+            return {}
+    if function is None:
+        return {}
+    return {"RDONLY_CAST": function, "WORDS_TYPE": btf.number("timespec64"), "SKB_TYPE": btf.number("sk_buff")}
 
 
 def _skb(btf: Btf) -> dict[str, int | str]:

@@ -20,7 +20,7 @@ import signal
 import socket
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,10 +33,12 @@ from skbcapd.errors import KernelError
 _PACKAGE = Path(__file__).parent
 SOURCES = _PACKAGE / "bpf" if (_PACKAGE / "bpf").is_dir() else _PACKAGE.parent / "bpf"
 
+_RDONLY_CAST = 0x10000  # stands for the kernel's function in what the compiler makes
+
 # Where a packet's way goes on: function -> those behind it, each with the map it is called through and its place there.
 _STAGES = {
-    "on_transmit": {"identify_out": ("stages_out", 1), "take_out": ("stages_out", 2)},
-    "on_receive": {"identify_in": ("stages_in", 1), "take_in": ("stages_in", 2)},
+    "on_transmit": {"identify_out": ("stages_out", 1), "take_out": ("stages_out", 2), "copy_out": ("stages_out", 3)},
+    "on_receive": {"identify_in": ("stages_in", 1), "take_in": ("stages_in", 2), "copy_in": ("stages_in", 3)},
 }
 _FILTERS = {"on_transmit": {"filter_out": ("stages_out", 0)}, "on_receive": {"filter_in": ("stages_in", 0)}}
 
@@ -235,12 +237,40 @@ def _filters_child(
 def _compile(definitions: Mapping[str, int | str], kind: str, filters: str) -> Any:
     """The compiled program, with its maps."""
     os.environ["BCC_KERNEL_SOURCE"] = str(SOURCES)
-    from bcc import BPF  # noqa: PLC0415  as in _child
+    from bcc import BPF, lib  # noqa: PLC0415  as in _child
 
-    flags = [f"-D{name}={value}" for name, value in definitions.items()] + ["-Wno-everything", "-Os"]
+    # bcc optimizes what the front end hands over, which need not do it before; and nothing reads the debug information.
+    flags = ["-Wno-everything", "-Os", "-g0", "-Xclang", "-disable-llvm-passes", f"-DCALL_RDONLY_CAST={_RDONLY_CAST}"]
+    flags += [f"-D{name}={value}" for name, value in definitions.items()]
     if kind == "kprobe":
         flags.append("-DKPROBE")
-    return BPF(text=source(filters), cflags=flags)
+    program = BPF(text=source(filters), cflags=flags)
+    for number in range(lib.bpf_num_functions(program.module)):
+        _call_kernel(program, lib.bpf_function_name(program.module, number), int(definitions.get("RDONLY_CAST", 0)))
+    return program
+
+
+def _call_kernel(program: Any, function: bytes, type_id: int) -> None:
+    """Make the calls of _RDONLY_CAST in a compiled function calls of the kernel's function with this type id.
+
+    Source: BPF_PSEUDO_KFUNC_CALL in include/uapi/linux/bpf.h: a call whose source register is 2.
+    """
+    for code in _instructions(program, function):
+        if code[0] == 0x85 and int.from_bytes(code[4:8], "little") == _RDONLY_CAST:
+            code[1] |= 2 << 4
+            code[4:8] = list(type_id.to_bytes(4, "little"))
+
+
+def _instructions(program: Any, function: bytes) -> Iterator[Any]:
+    """Each instruction of a compiled function, in place; the second half of a wide one left out."""
+    from bcc import lib  # noqa: PLC0415  as in _child
+
+    start, size = lib.bpf_function_start(program.module, function), lib.bpf_function_size(program.module, function)
+    at = 0
+    while at < size:
+        code = (ctypes.c_uint8 * 8).from_address(start + at)
+        yield code
+        at += 16 if code[0] == 0x18 else 8
 
 
 def _behind(hooks: Sequence[Hook], table: Mapping[str, Mapping[str, tuple[str, int]]]) -> dict[Hook, tuple[str, int]]:
@@ -257,18 +287,10 @@ def _exchange_maps(program: Any, function: str, others: Mapping[int, int]) -> No
 
     Source: BPF_PSEUDO_MAP_FD in include/uapi/linux/bpf.h: a load of 64 bits whose source register is 1.
     """
-    from bcc import lib  # noqa: PLC0415  as in _child
-
-    start = lib.bpf_function_start(program.module, function.encode())
-    size = lib.bpf_function_size(program.module, function.encode())
-    code = (ctypes.c_uint8 * size).from_address(start)
-    at = 0
-    while at < size:
-        wide = code[at] == 0x18
-        descriptor = int.from_bytes(code[at + 4 : at + 8], "little")
-        if wide and code[at + 1] >> 4 == 1 and descriptor in others:
-            code[at + 4 : at + 8] = list(others[descriptor].to_bytes(4, "little"))
-        at += 16 if wide else 8
+    for code in _instructions(program, function.encode()):
+        descriptor = int.from_bytes(code[4:8], "little")
+        if code[0] == 0x18 and code[1] >> 4 == 1 and descriptor in others:
+            code[4:8] = list(others[descriptor].to_bytes(4, "little"))
 
 
 def _send(channel: socket.socket, message: dict[str, Any], descriptors: list[int]) -> None:

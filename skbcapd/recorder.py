@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 
 from skbcapd.capture import PcapngOutput, Statistics
 from skbcapd.files import count_packets
+from skbcapd.interface import Interface
 from skbcapd.label import Label
-from skbcapd.pcapng import Interface
 from skbcapd.process import Process
 from skbcapd.rotation import RotatingOutput
 from skbcapd.segments import Cut, Upcall

@@ -20,8 +20,8 @@ from skbcapd.compression import Compressor
 from skbcapd.directory import CaptureDirectory
 from skbcapd.errors import FileError
 from skbcapd.files import CaptureFile, count_packets
+from skbcapd.interface import Interface
 from skbcapd.label import Label
-from skbcapd.pcapng import Interface
 from skbcapd.process import Process
 from skbcapd.segments import Cut, Upcall, walk
 

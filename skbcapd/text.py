@@ -11,9 +11,9 @@ from __future__ import annotations
 import time
 from typing import TextIO
 
+from skbcapd.interface import Interface
 from skbcapd.label import Label
 from skbcapd.link_type import ETHERNET
-from skbcapd.pcapng import Interface
 from skbcapd.process import Process
 from skbcapd.segments import Cut, Upcall
 

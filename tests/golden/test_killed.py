@@ -19,8 +19,8 @@ import pytest
 from skbcapd.capture import Statistics
 from skbcapd.compression import Compressor
 from skbcapd.directory import CaptureDirectory
+from skbcapd.interface import Interface
 from skbcapd.label import label
-from skbcapd.pcapng import Interface
 from skbcapd.rotation import Limits, RotatingOutput
 from skbcapd.segments import Upcall, read_local
 from tests import faults

@@ -12,8 +12,9 @@ import pytest
 from scapy.utils import RawPcapNgReader
 
 from skbcapd import label
+from skbcapd.interface import Interface
 from skbcapd.label import comment, packet_options, parse
-from skbcapd.pcapng import Interface, PcapngWriter
+from skbcapd.pcapng import PcapngWriter
 from skbcapd.process import Process
 from tests.frames import NTP_FRAME
 from tests.golden.judges import facts, judge, rows

@@ -55,11 +55,12 @@ class Blob:
         return header + types + self._strings
 
 
-def kernel(structs: Mapping[str, tuple[int, Mapping[str, int | tuple[int, int]]]]) -> bytes:
-    """A blob of plain structs.
+def kernel(structs: Mapping[str, tuple[int, Mapping[str, int | tuple[int, int]]]], *functions: str) -> bytes:
+    """A blob of plain structs and of functions.
 
     Args:
         structs: name to (size in bytes, members); a member's name to its byte offset, or to (bit offset, width).
+        functions: their names.
     """
     blob = Blob()
     for name, (size, members) in structs.items():
@@ -68,4 +69,6 @@ def kernel(structs: Mapping[str, tuple[int, Mapping[str, int | tuple[int, int]]]
             size,
             *((field, 0, at * 8) if isinstance(at, int) else (field, 0, *at) for field, at in members.items()),
         )
+    for name in functions:
+        blob.add(FUNC, name)
     return blob.build()

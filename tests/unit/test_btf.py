@@ -64,6 +64,19 @@ def test_where_a_field_lies(name: str, field: str, found: tuple[int, int]) -> No
     assert btf.has(name, field)
 
 
+def test_functions_and_structs_have_numbers() -> None:
+    """A function and a struct are known by their type ids; what is no function, or is not there, has none."""
+    made = Blob()
+    made.struct("words", 8)
+    function = made.add(blob.FUNC, "cast")
+    made.add(blob.TYPEDEF, "page")
+    btf = Btf(made.build())
+
+    assert (btf.number("words"), btf.function("cast")) == (function - 1, function)
+    assert btf.function("page") is None
+    assert btf.function("gone") is None
+
+
 def test_sizes_and_renamed_fields() -> None:
     """A struct has its size, and of several names of a field the first that exists is taken."""
     btf = Btf(HANDMADE)

@@ -17,6 +17,7 @@ PACKAGE = Path(skbcapd.__file__).parent
 # A packet walks through the rooms in this order, and no room looks back.
 ORDER = (
     "errors",
+    "budget",
     "link_type",
     "packet_filter",
     "settings",
@@ -33,6 +34,7 @@ ORDER = (
     "rules",
     "sockets",
     "label",
+    "interface",
     "pcapng",
     "checksum",
     "resolver",

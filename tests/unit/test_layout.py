@@ -22,8 +22,12 @@ COMMON: Structs = {
     "pt_regs": (168, {"di": 112, "orig_ax": 120, "regs": 0, "syscallno": 280}),
     "task_struct": (
         9600,
-        {"stack": 32, "flags": 44, "start_boottime": 2500, "group_leader": 2400, "comm": 3000, "files": 3032},
+        {
+            **{"stack": 32, "flags": 44, "start_boottime": 2500, "group_leader": 2400, "comm": 3000, "files": 3032},
+            **{"pid": 2460, "tgid": 2464, "nvcsw": 2480},
+        },
     ),
+    "timespec64": (16, {}),
     "files_struct": (704, {"fdt": 32}),
     "fdtable": (56, {"fd": 8}),
     "net_device": (
@@ -93,9 +97,9 @@ NEW: Structs = COMMON | {
 }
 
 
-def definitions(structs: Structs) -> dict[str, int | str]:
+def definitions(structs: Structs, *functions: str) -> dict[str, int | str]:
     """The definitions for a hand-made kernel."""
-    return layout.definitions(Btf(blob.kernel(structs)), Geometry(4))
+    return layout.definitions(Btf(blob.kernel(structs, *functions)), Geometry(4))
 
 
 def with_field(name: str, field: str, at: int | tuple[int, int] | None) -> Structs:
@@ -136,6 +140,22 @@ def test_the_table_of_udp_sockets_is_the_namespace_s_or_all_s() -> None:
     """Only a kernel with a table for each namespace says where the namespace keeps it."""
     assert "NET_UDP_TABLE" not in definitions(OLD)
     assert definitions(NEW)["NET_UDP_TABLE"] == 512 + 64
+
+
+def test_memory_is_looked_at_in_place_where_the_kernel_lets_a_program(tmp_path: Path) -> None:
+    """Only a kernel that has the function, and compiles programs to machine code, has it called."""
+    old, new = Btf(blob.kernel(OLD)), Btf(blob.kernel(NEW, "other", "bpf_rdonly_cast"))
+    jit = tmp_path / "bpf_jit_enable"
+    names = {"RDONLY_CAST": new.function("bpf_rdonly_cast"), "SKB_TYPE": new.number("sk_buff")}
+    names["WORDS_TYPE"] = new.number("timespec64")
+
+    assert layout._in_place(new, jit) == names  # noqa: SLF001  a part of `definitions`, with a file of our own
+    assert len(set(names.values())) == 3
+    assert layout._in_place(old, jit) == {}  # noqa: SLF001
+    jit.write_text("1\n")
+    assert layout._in_place(new, jit) == names  # noqa: SLF001
+    jit.write_text("0\n")
+    assert layout._in_place(new, jit) == {}  # noqa: SLF001
 
 
 @pytest.mark.parametrize(
@@ -219,8 +239,8 @@ def test_every_definition_is_used_and_every_use_defined() -> None:
         defined_there |= set(re.findall(r"\b[A-Z]\w+", members))
     by_bcc = {"BPF_F_TABLE", "BPF_TABLE", "BPF_ARRAY", "BPF_PERCPU_ARRAY", "BPF_RINGBUF_OUTPUT", "BPF_F_MMAPABLE"}
     by_bcc |= {"BPF_PROG_ARRAY"}
-    by_loader = {"KPROBE", "CPUS", "WINDOW"}
-    given = definitions(OLD).keys() | definitions(NEW).keys()
+    by_loader = {"KPROBE", "CPUS", "WINDOW", "CALL_RDONLY_CAST"}
+    given = definitions(OLD).keys() | definitions(NEW, "bpf_rdonly_cast").keys()
 
     assert used(PROGRAM) - defined_there - by_bcc - by_loader - {"NULL"} - given == set()
     assert given - used(PROGRAM) == set()

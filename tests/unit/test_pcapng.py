@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scapy.utils import RawPcapNgReader
 
+from skbcapd.interface import Interface
 from skbcapd.label import DIRECTION_OUT, comment, packet_options
-from skbcapd.pcapng import Interface, PcapngWriter
+from skbcapd.pcapng import PcapngWriter
 from skbcapd.process import Process
 from tests.frames import NTP_FRAME
 

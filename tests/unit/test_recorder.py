@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from skbcapd.capture import Statistics
 from skbcapd.directory import CaptureDirectory
+from skbcapd.interface import Interface
 from skbcapd.label import label
-from skbcapd.pcapng import Interface
 from skbcapd.process import Process
 from skbcapd.recorder import ASKED_PAUSE_S, Memory, Recorder
 from skbcapd.rotation import Limits, RotatingOutput

@@ -10,8 +10,8 @@ import pytest
 from skbcapd.capture import Statistics
 from skbcapd.compression import Compressor
 from skbcapd.directory import CURRENT, CaptureDirectory, Keep
+from skbcapd.interface import Interface
 from skbcapd.label import label
-from skbcapd.pcapng import Interface
 from skbcapd.rotation import Limits, RotatingOutput
 from skbcapd.segments import Cut, read_local
 from tests.golden.judges import judge

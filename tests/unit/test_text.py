@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skbcapd.interface import Interface
 from skbcapd.label import Label
 from skbcapd.link_type import ETHERNET, RAW
-from skbcapd.pcapng import Interface
 from skbcapd.segments import read_local
 from skbcapd.text import TextOutput
 from tests.frames import NTP_FRAME
