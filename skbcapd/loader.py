@@ -240,7 +240,8 @@ def _compile(definitions: Mapping[str, int | str], kind: str, filters: str) -> A
     from bcc import BPF, lib  # noqa: PLC0415  as in _child
 
     # bcc optimizes what the front end hands over, which need not do it before; and nothing reads the debug information.
-    flags = ["-Wno-everything", "-Os", "-g0", "-Xclang", "-disable-llvm-passes", f"-DCALL_RDONLY_CAST={_RDONLY_CAST}"]
+    flags = ["-Wno-everything", "-fno-strict-aliasing", "-Os", "-g0", "-Xclang", "-disable-llvm-passes"]
+    flags.append(f"-DCALL_RDONLY_CAST={_RDONLY_CAST}")
     flags += [f"-D{name}={value}" for name, value in definitions.items()]
     if kind == "kprobe":
         flags.append("-DKPROBE")

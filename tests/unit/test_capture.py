@@ -836,7 +836,7 @@ def test_devices_are_meant_by_globs(interfaces: tuple[str, ...], exclude: tuple[
     assert [interface.name.decode() for interface in rig.output.interfaces] == written
     totals = rig.capture.totals()
     assert (totals.written, totals.filtered) == (len(written), 4 - len(written))
-    assert rig.program.control[layout.DEVICE_FILTER] == (interfaces != ("any",) or bool(exclude))
+    assert bool(rig.program.control[layout.DEVICE_FILTER]) == (interfaces != ("any",) or bool(exclude))
 
 
 @pytest.mark.parametrize(
@@ -859,7 +859,7 @@ def test_devices_are_meant_by_namespaces(
     assert [one.description for one in rig.output.interfaces] == [f"network namespace {inode}" for inode in written]
     totals = rig.capture.totals()
     assert (totals.written, totals.filtered) == (len(written), 3 - len(written))
-    assert rig.program.control[layout.DEVICE_FILTER] == 1
+    assert rig.program.control[layout.DEVICE_FILTER] > 0
 
 
 def test_a_flood_of_devices_is_bounded() -> None:

@@ -23,8 +23,15 @@ COMMON: Structs = {
     "task_struct": (
         9600,
         {
-            **{"stack": 32, "flags": 44, "start_boottime": 2500, "group_leader": 2400, "comm": 3000, "files": 3032},
-            **{"pid": 2460, "tgid": 2464, "nvcsw": 2480},
+            "stack": 32,
+            "flags": 44,
+            "start_boottime": 2500,
+            "group_leader": 2400,
+            "comm": 3000,
+            "files": 3032,
+            "pid": 2460,
+            "tgid": 2464,
+            "nvcsw": 2480,
         },
     ),
     "timespec64": (16, {}),
@@ -149,13 +156,13 @@ def test_memory_is_looked_at_in_place_where_the_kernel_lets_a_program(tmp_path: 
     names = {"RDONLY_CAST": new.function("bpf_rdonly_cast"), "SKB_TYPE": new.number("sk_buff")}
     names["WORDS_TYPE"] = new.number("timespec64")
 
-    assert layout._in_place(new, jit) == names  # noqa: SLF001  a part of `definitions`, with a file of our own
+    assert layout._in_place(new, jit) == names
     assert len(set(names.values())) == 3
-    assert layout._in_place(old, jit) == {}  # noqa: SLF001
+    assert layout._in_place(old, jit) == {}
     jit.write_text("1\n")
-    assert layout._in_place(new, jit) == names  # noqa: SLF001
+    assert layout._in_place(new, jit) == names
     jit.write_text("0\n")
-    assert layout._in_place(new, jit) == {}  # noqa: SLF001
+    assert layout._in_place(new, jit) == {}
 
 
 @pytest.mark.parametrize(
