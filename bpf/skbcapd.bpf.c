@@ -362,8 +362,11 @@ static inline void copy(void *argument, const u32 direction)
 #define KPROBE_ARGUMENT(ctx)	    (*(u64 *)((u8 *)(ctx) + ARGUMENT_1))
 #ifdef KPROBE
 #define FIRST_ARGUMENT(ctx) ((void *)KPROBE_ARGUMENT(ctx))
+/* __netif_receive_skb_core takes the address of a pointer to the skb, its tracepoint the skb. */
+#define RECEIVED(ctx) ((void *)LOAD(u64, KPROBE_ARGUMENT(ctx)))
 #else
 #define FIRST_ARGUMENT(ctx) ((void *)TRACEPOINT_ARGUMENT(ctx, 0))
+#define RECEIVED(ctx)	    FIRST_ARGUMENT(ctx)
 #endif
 
 int on_transmit(void *ctx)
@@ -406,32 +409,27 @@ int on_queue(void *ctx)
 	return 0;
 }
 
-/* __netif_receive_skb_core takes the address of a pointer to the skb, its tracepoint the skb. */
 int on_receive(void *ctx)
 {
-	void *argument = FIRST_ARGUMENT(ctx);
-#ifdef KPROBE
-	READ(&argument, sizeof(argument), argument);
-#endif
-	capture(ctx, argument, IN);
+	capture(ctx, RECEIVED(ctx), IN);
 	return 0;
 }
 
 int identify_in(void *ctx)
 {
-	name(ctx, FIRST_ARGUMENT(ctx), IN);
+	name(ctx, RECEIVED(ctx), IN);
 	return 0;
 }
 
 int take_in(void *ctx)
 {
-	take(ctx, FIRST_ARGUMENT(ctx), IN);
+	take(ctx, RECEIVED(ctx), IN);
 	return 0;
 }
 
 int copy_in(void *ctx)
 {
-	copy(FIRST_ARGUMENT(ctx), IN);
+	copy(RECEIVED(ctx), IN);
 	return 0;
 }
 
@@ -444,7 +442,7 @@ int filter_out(void *ctx)
 
 int filter_in(void *ctx)
 {
-	filter(ctx, FIRST_ARGUMENT(ctx), IN);
+	filter(ctx, RECEIVED(ctx), IN);
 	return 0;
 }
 #endif
