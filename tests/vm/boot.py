@@ -52,7 +52,7 @@ mount -t 9p -o ro,trans=virtio,version=9p2000.L,access=any,cache=loose,msize=512
 mount -t overlay -o xino=off,lowerdir=/run/host,upperdir=/run/upper,workdir=/run/work root /run/root
 cd /run/root
 mkdir -p lib/modules
-mount --bind /run/host{{tree}}/lib/modules lib/modules
+mount --bind /run/host{{modules}} lib/modules
 mount -t proc proc proc
 mount -t sysfs sysfs sys
 mount -t devtmpfs devtmpfs dev
@@ -128,7 +128,7 @@ def run_in_vm(
         (share / "make-root").write_text(MAKE_ROOT)
         (share / "command").write_text(SET_UP.format(checkout=shlex.quote(str(CHECKOUT)), command=command))
         init = share / "init"
-        init.write_text(BECOME_SYSTEMD.format(tree=_tree(kernel)))
+        init.write_text(BECOME_SYSTEMD.format(modules=_modules(kernel)))
         init.chmod(0o755)
         # qemu takes the last -append; virtme's own names its own first process.
         first = (
@@ -171,9 +171,10 @@ def run_in_vm(
         )
 
 
-def _tree(kernel: Path) -> Path:
-    """The directory with the kernel's lib/modules."""
-    return next(parent for parent in kernel.parents if (parent / "lib" / "modules").is_dir())
+def _modules(kernel: Path) -> Path:
+    """The directory with the kernel's modules: the image stands below it, or beside it in the same tree."""
+    places = (parent / place for parent in kernel.parents for place in ("lib/modules", "usr/lib/modules"))
+    return next(place for place in places if place.is_dir())
 
 
 def _text(path: Path) -> str:
