@@ -20,7 +20,7 @@ import signal
 import socket
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from skbcapd.errors import KernelError
 _PACKAGE = Path(__file__).parent
 SOURCES = _PACKAGE / "bpf" if (_PACKAGE / "bpf").is_dir() else _PACKAGE.parent / "bpf"
 
+_FUNCTION = re.compile(r"^int (\w+)\(void \*ctx\)\n\{\n.*?^\}\n", re.MULTILINE | re.DOTALL)
 _RDONLY_CAST = 0x10000  # stands for the kernel's function in what the compiler makes
 
 # Where a packet's way goes on: function -> those behind it, each with the map it is called through and its place there.
@@ -63,11 +64,12 @@ class Hook:
         return f"{self.kind} {self.target}"
 
 
-def source(filters: str = "") -> str:
+def source(filters: str = "", functions: Collection[str] | None = None) -> str:
     """The program's text: skbcapd.bpf.c with the files it includes in place (bcc rewrites only its main file).
 
     Args:
         filters: what stands for filters.h, from packet_filter.source.
+        functions: which of those that the kernel calls are wanted; None for all. Others would cost the compiler time.
     """
 
     def included(match: re.Match[str]) -> str:
@@ -76,7 +78,10 @@ def source(filters: str = "") -> str:
     def included_in(text: str) -> str:
         return re.sub(r'#include "(\w+\.h)"\n', included, text)
 
-    return included_in((SOURCES / "skbcapd.bpf.c").read_text())
+    def wanted(match: re.Match[str]) -> str:
+        return match[0] if functions is None or match[1] in functions else ""
+
+    return _FUNCTION.sub(wanted, included_in((SOURCES / "skbcapd.bpf.c").read_text()))
 
 
 def start(
@@ -197,9 +202,9 @@ def _child(
     """Runs in the child: load, report, measure, attach on request, report."""
     from bcc import lib  # noqa: PLC0415  the room of bcc, on purpose not in the parent
 
-    program = _compile(definitions, measure.kind, filters)
     stages = _behind(hooks, _STAGES) | (_behind(hooks, _FILTERS) if filters else {})
     every = [measure, *hooks, *stages]
+    program = _compile(definitions, every, filters)
     with ThreadPoolExecutor() as threads:  # the verifier takes its time with each, and has a processor each
         loaded = dict(zip(every, threads.map(lambda hook: _load(program, hook), every), strict=True))
     for stage, (table, place) in stages.items():
@@ -225,17 +230,17 @@ def _filters_child(
     from bcc import lib  # noqa: PLC0415  as in _child
 
     small = dict.fromkeys(("SEGMENTS_MADE", "LABELS_MAX", "OWNERS_MAX", "FLOWS_MAX", "HOLDERS_MAX"), 1)
-    program = _compile({**definitions, **small}, hooks[0].kind, filters)
+    stages = _behind(hooks, _FILTERS)
+    program = _compile({**definitions, **small}, list(stages), filters)
     # The maps that were just made give way to the running program's; the window is new, its length may be another one.
     running = {lib.bpf_table_fd(program.module, name.encode()): descriptor for name, descriptor in maps.items()}
-    stages = _behind(hooks, _FILTERS)
     for stage in stages:
         _exchange_maps(program, stage.function, running)
     _send(channel, {"places": list(stages.values())}, [_load(program, stage) for stage in stages])
 
 
-def _compile(definitions: Mapping[str, int | str], kind: str, filters: str) -> Any:
-    """The compiled program, with its maps."""
+def _compile(definitions: Mapping[str, int | str], hooks: Sequence[Hook], filters: str) -> Any:
+    """The program, compiled for some hooks, with its maps. Frames are taken as the first of them does."""
     os.environ["BCC_KERNEL_SOURCE"] = str(SOURCES)
     from bcc import BPF, lib  # noqa: PLC0415  as in _child
 
@@ -243,9 +248,9 @@ def _compile(definitions: Mapping[str, int | str], kind: str, filters: str) -> A
     flags = ["-Wno-everything", "-fno-strict-aliasing", "-Os", "-g0", "-Xclang", "-disable-llvm-passes"]
     flags.append(f"-DCALL_RDONLY_CAST={_RDONLY_CAST}")
     flags += [f"-D{name}={value}" for name, value in definitions.items()]
-    if kind == "kprobe":
+    if hooks[0].kind == "kprobe":
         flags.append("-DKPROBE")
-    program = BPF(text=source(filters), cflags=flags)
+    program = BPF(text=source(filters, {hook.function for hook in hooks}), cflags=flags)
     for number in range(lib.bpf_num_functions(program.module)):
         _call_kernel(program, lib.bpf_function_name(program.module, number), int(definitions.get("RDONLY_CAST", 0)))
     return program

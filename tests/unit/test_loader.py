@@ -30,6 +30,19 @@ def test_the_source_is_one_text() -> None:
         assert text.count("\n".join(last)) == 1, path.name
 
 
+def test_only_what_is_called_is_compiled() -> None:
+    """Of the functions that the kernel calls those that are wanted are in the text, and all else."""
+    every, some = loader.source(), loader.source(functions={"on_transmit", "copy_out"})
+    called = re.compile(r"^int (\w+)\(void", re.MULTILINE)
+
+    assert {"on_transmit", "copy_out", "on_receive", "on_used", "on_measure"} < set(called.findall(every))
+    assert called.findall(some) == ["on_transmit", "copy_out"]
+    assert set(some.splitlines()) < set(every.splitlines())
+    assert re.findall(r"^static inline .*$", some, re.MULTILINE) == re.findall(
+        r"^static inline .*$", every, re.MULTILINE
+    )
+
+
 def test_every_hook_has_its_function() -> None:
     """The functions that hooks name are in the source, and a hook is named as the kernel names it."""
     from skbcapd.kernel import _PLACES  # noqa: PLC0415  the table that names them
