@@ -32,6 +32,6 @@ def without_attribution(text: str) -> str:
 
 if __name__ == "__main__":
     whole = loader.source
-    loader.source = lambda *which: without_attribution(whole(*which))  # type: ignore[assignment]
+    loader.source = lambda *which: without_attribution(whole(*which))
     kernel.choose_learning_hooks = lambda attach, transmit, btf: []  # noqa: ARG005  names as there
     sys.exit(main())
