@@ -268,7 +268,7 @@ class Capture:
         snaplen: bytes kept of each frame.
         limit: stop after so many packets; 0 for no limit.
         warn: takes one line that the user should see.
-        find_holder: the process that holds a socket with an inode number; see Resolver.
+        find_holder: the process that holds a socket with an inode number, seen at a time; see Resolver.
         list_holders: all of them; None when that takes too long.
         list_flows: the TCP connections and listeners that there are.
         describe_namespace: a network namespace's cookie and inode number to words for `if_description`.
@@ -289,7 +289,7 @@ class Capture:
     snaplen: int = layout.CAPTURE_MAX
     limit: int = 0
     warn: Callable[[str], None] = print
-    find_holder: Callable[[int], User | None] = lambda _inode: None
+    find_holder: Callable[[int, int], User | None] = lambda _inode, _seen_ns: None
     list_holders: Callable[[], Mapping[int, User] | None] = dict
     list_flows: Callable[[], Sequence[Flow]] = tuple
     describe_namespace: Callable[[int, int], str] = lambda _cookie, inode: f"network namespace {inode}"

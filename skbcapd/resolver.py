@@ -25,11 +25,11 @@ class Resolver:
 
     Args:
         program: its tables.
-        find_holder: the only process that holds the socket with an inode number; tgid 0 where there is none or more;
-            None where that is not known yet.
+        find_holder: the only process that holds the socket with an inode number, seen at a time (ns since 1970); tgid 0
+            where there is none or more; None where that is not known yet.
     """
 
-    def __init__(self, program: Program, find_holder: Callable[[int], User | None]) -> None:
+    def __init__(self, program: Program, find_holder: Callable[[int, int], User | None]) -> None:
         self._program = program
         self._find_holder = find_holder
         self._told: dict[bytes, int] = {}  # layout.FLOW to the socket's inode
@@ -74,7 +74,7 @@ class Resolver:
             if tgid and (inode == packet.inode if packet.inode else identity == packet.identity):
                 via = layout.VIA_SOCKET if packet.direction == layout.OUT else layout.VIA_FLOW
                 return replace(packet, via=via, tgid=tgid, tid=tid, start=start, comm=comm.split(b"\0")[0])
-        user = self._find_holder(packet.inode) if packet.inode else None
+        user = self._find_holder(packet.inode, packet.time_ns) if packet.inode else None
         if user is None:
             return replace(packet, via=layout.VIA_UNKNOWN)
         holder = layout.USER.pack(user.tgid, user.tid, user.start, user.comm[:15])

@@ -76,31 +76,43 @@ class Holders:
     Args:
         proc: where /proc is.
         clock: seconds.
+        wall: ns since 1970.
     """
 
-    def __init__(self, proc: Path = Path("/proc"), clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        proc: Path = Path("/proc"),
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], int] = time.time_ns,
+    ) -> None:
         self._proc = proc
-        self._clock = clock
+        self._clock, self._wall = clock, wall
+        self._scanned_ns = -1  # when the last whole scan began
         self._budget = Budget(SCAN_S, clock)
         self._found: dict[int, User] = {}
         self._not_before = float("-inf")
 
-    def find(self, inode: int) -> User | None:
+    def find(self, inode: int, seen_ns: int) -> User | None:
         """The only process that holds a socket.
 
         Args:
             inode: of the socket.
+            seen_ns: when it was seen, in ns since 1970: a scan that began later knows of it.
 
         Returns:
             Its main thread; NOBODY when none or several hold the socket; None when it is not known yet, because scans
             have taken their share of the time: a later question may be answered.
         """
+        begin_ns = self._wall()
+        if seen_ns < self._scanned_ns <= begin_ns:  # the clock may have been set back
+            return self._found.get(inode, NOBODY)
         if self._clock() < self._not_before or self._budget.is_spent:
             return self._found.get(inode)
         with self._budget.spending():
             found = all_holders(self._proc, SCAN_S, self._clock)
-        self._found = found or {}
+        self._found, self._scanned_ns = found or {}, begin_ns
         if found is None:
+            self._scanned_ns = -1
             self._not_before = self._clock() + GIVEN_UP_S
         return None if found is None else found.get(inode, NOBODY)
 

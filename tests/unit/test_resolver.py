@@ -78,7 +78,7 @@ def test_what_was_learned_meanwhile(
     """A socket used since the packet names it: the very socket, by its inode, or by its flow where it had none yet."""
     tables = Tables()
     tables.owners[SK] = (7, 8, 9, b"late\0rest", *learned)
-    found = Resolver(tables, lambda _: None).resolve(asked(inode=inode, direction=direction))  # type: ignore[arg-type]
+    found = Resolver(tables, lambda *_: None).resolve(asked(inode=inode, direction=direction))  # type: ignore[arg-type]
 
     expected = (via, 7, 8, 9, b"late") if is_same else (layout.VIA_UNKNOWN, 0, 0, 59_000_000_000, b"")
     assert (found.via, found.tgid, found.tid, found.start, found.comm) == expected
@@ -96,7 +96,7 @@ def test_the_holder_is_told_to_the_program() -> None:
 def test_nobody_is_told_to_the_program() -> None:
     """A socket without an only holder is unknown, and the program asks no more; one without an inode may get one."""
     tables = Tables()
-    resolver = Resolver(tables, lambda _: NOBODY)  # type: ignore[arg-type]
+    resolver = Resolver(tables, lambda *_: NOBODY)  # type: ignore[arg-type]
 
     assert resolver.resolve(asked()).via == layout.VIA_UNKNOWN
     assert resolver.resolve(asked(inode=0)).via == layout.VIA_UNKNOWN
@@ -106,7 +106,7 @@ def test_nobody_is_told_to_the_program() -> None:
 def test_what_is_not_known_yet_is_asked_again() -> None:
     """While nobody has looked who holds the socket, the packet is unknown, and the program goes on asking."""
     tables = Tables()
-    found = Resolver(tables, lambda _: None).resolve(asked())  # type: ignore[arg-type]
+    found = Resolver(tables, lambda *_: None).resolve(asked())  # type: ignore[arg-type]
 
     assert (found.via, found.tgid) == (layout.VIA_UNKNOWN, 0)
     assert tables.holders == {}
@@ -115,7 +115,7 @@ def test_what_is_not_known_yet_is_asked_again() -> None:
 def test_questions_are_rationed() -> None:
     """Each refill allows the same number of questions, whatever was left."""
     tables = Tables()
-    Resolver(tables, lambda _: None).refill()  # type: ignore[arg-type]
+    Resolver(tables, lambda *_: None).refill()  # type: ignore[arg-type]
 
     assert tables.control[layout.QUESTIONS] == QUESTIONS
 
@@ -130,7 +130,7 @@ def test_connections_older_than_the_program() -> None:
     """The program is told of those that one process holds; listeners that two processes share are nobody's."""
     other = User(7, 7, 5, b"x" * 15)
     tables = Tables()
-    resolver = Resolver(tables, lambda _: None)  # type: ignore[arg-type]
+    resolver = Resolver(tables, lambda *_: None)  # type: ignore[arg-type]
     shared = [flow(11, 101, 0), flow(11, 103, 0)]
     alone = [flow(13, 107, 0), flow(13, 109, 0)]
     resolver.tell(
@@ -148,7 +148,7 @@ def test_connections_older_than_the_program() -> None:
 def test_connections_that_ended_meanwhile() -> None:
     """What had ended before the program could see it is forgotten again; what it has learned itself stands."""
     tables = Tables()
-    resolver = Resolver(tables, lambda _: None)  # type: ignore[arg-type]
+    resolver = Resolver(tables, lambda *_: None)  # type: ignore[arg-type]
     holders = dict.fromkeys((101, 103), CHRONYD)
     resolver.tell([flow(22, 101), flow(23, 103)], holders)
     learned = struct.pack("<Q16s16sHHBBH", 3, *[bytes([127, 0, 0, 1]) + bytes(12)] * 2, 24, 7, 6, 2, 0)

@@ -82,22 +82,39 @@ def test_a_pid_namespace_has_other_numbers(proc: Proc) -> None:
     assert Processes(proc=proc.path, users=proc.users).find(1058, 1058, 5900 * TICK, b"chronyd") is None
 
 
+LATE = 1 << 62  # seen after all scans
+
+
 def test_a_flood_of_questions_takes_its_share(proc: Proc) -> None:
     """Scans may take so long at once, then a tenth of the time; in between answers are those of the last one."""
     clock = Clock()
     holders = Holders(proc.path, clock)
-    assert [holders.find(inode) for inode in (101, 103, 109)] == [ONE, NOBODY, NOBODY]
+    assert [holders.find(inode, LATE) for inode in (101, 103, 109)] == [ONE, NOBODY, NOBODY]
     clock.step = sockets.SCAN_S / 11
     for question in range(1009):
-        if holders.find(109) is None:
+        if holders.find(109, LATE) is None:
             break
         assert question < 11
     clock.step = 0.0
     proc.hold(13, "socket:[107]")
-    assert {holders.find(107) for _ in range(1009)} == {None}
-    assert holders.find(101) == ONE
+    assert {holders.find(107, LATE) for _ in range(1009)} == {None}
+    assert holders.find(101, LATE) == ONE
     clock.now += 20 * sockets.SCAN_S
-    assert holders.find(107) == User(13, 13, 5900 * TICK, b"three")
+    assert holders.find(107, LATE) == User(13, 13, 5900 * TICK, b"three")
+
+
+def test_what_was_seen_before_a_scan_needs_no_other(proc: Proc) -> None:
+    """A scan answers for all sockets seen before it began, and for no later one; nor when the clock was set back."""
+    wall = iter((100, 200, 300, 400, 150))
+    holders = Holders(proc.path, Clock(), lambda: next(wall))
+    assert holders.find(101, 90) == ONE
+    proc.hold(13, "socket:[107]")
+    three = User(13, 13, 5900 * TICK, b"three")
+
+    assert [holders.find(inode, 99) for inode in (101, 107)] == [ONE, NOBODY]
+    assert holders.find(107, 100) == three
+    proc.hold(11, "socket:[109]")
+    assert holders.find(109, 99) == User(11, 11, 5900 * TICK, b"two")
 
 
 def test_a_scan_that_takes_too_long_answers_nothing(proc: Proc) -> None:
@@ -105,12 +122,12 @@ def test_a_scan_that_takes_too_long_answers_nothing(proc: Proc) -> None:
     clock = Clock()
     holders = Holders(proc.path, clock)
     clock.step = sockets.SCAN_S / 2
-    assert holders.find(101) is None
+    assert holders.find(101, 0) is None
     clock.step = 0.0
     clock.now += 59
-    assert holders.find(101) is None
+    assert holders.find(101, 0) is None
     clock.now += 2
-    assert holders.find(101) == ONE
+    assert holders.find(101, LATE) == ONE
 
 
 def test_this_process_holds_its_sockets(tmp_path: Path) -> None:
