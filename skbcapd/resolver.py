@@ -68,13 +68,15 @@ class Resolver:
 
     def resolve(self, packet: Upcall) -> Upcall:
         """The packet with its process, or with `unknown`. It needs no label: later packets ask with another key."""
-        learned = self._program.owner(packet.sk)
-        if learned is not None:
-            tgid, tid, start, comm, inode, identity = learned
-            if tgid and (inode == packet.inode if packet.inode else identity == packet.identity):
-                via = layout.VIA_SOCKET if packet.direction == layout.OUT else layout.VIA_FLOW
-                return replace(packet, via=via, tgid=tgid, tid=tid, start=start, comm=comm.split(b"\0")[0])
+        known = self._learned(packet)
+        if known is not None:
+            return known
         user = self._find_holder(packet.inode, packet.time_ns) if packet.inode else None
+        if user is None or not user.tgid:
+            # Its process may have used it meanwhile, and be gone.
+            known = self._learned(packet)
+            if known is not None:
+                return known
         if user is None:
             return replace(packet, via=layout.VIA_UNKNOWN)
         holder = layout.USER.pack(user.tgid, user.tid, user.start, user.comm[:15])
@@ -84,6 +86,17 @@ class Resolver:
         return replace(
             packet, via=layout.VIA_INODE, tgid=user.tgid, tid=user.tid, start=user.start, comm=user.comm[:15]
         )
+
+    def _learned(self, packet: Upcall) -> Upcall | None:
+        """The packet with the user that the program has learned since it passed; None when there is none."""
+        learned = self._program.owner(packet.sk)
+        if learned is None:
+            return None
+        tgid, tid, start, comm, inode, identity = learned
+        if not tgid or (inode != packet.inode if packet.inode else identity != packet.identity):
+            return None
+        via = layout.VIA_SOCKET if packet.direction == layout.OUT else layout.VIA_FLOW
+        return replace(packet, via=via, tgid=tgid, tid=tid, start=start, comm=comm.split(b"\0")[0])
 
 
 def _key(flow: Flow) -> bytes:

@@ -84,6 +84,22 @@ def test_what_was_learned_meanwhile(
     assert (found.via, found.tgid, found.tid, found.start, found.comm) == expected
 
 
+@pytest.mark.parametrize("found", [None, NOBODY])
+def test_what_was_learned_during_the_search(found: User | None) -> None:
+    """A process that uses the socket while its holder is looked for, and then ends, is named all the same."""
+    tables = Tables()
+
+    def search(inode: int, seen_ns: int) -> User | None:
+        assert (inode, seen_ns) == (INODE, asked().time_ns)
+        tables.owners[SK] = (7, 8, 9, b"quick", INODE, IDENTITY)
+        return found
+
+    named = Resolver(tables, search).resolve(asked())  # type: ignore[arg-type]
+
+    assert (named.via, named.tgid, named.comm) == (layout.VIA_SOCKET, 7, b"quick")
+    assert tables.holders == {}
+
+
 def test_the_holder_is_told_to_the_program() -> None:
     """The only holder of a socket names the packet, and from then on the program knows it."""
     tables = Tables()
