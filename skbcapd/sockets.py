@@ -77,6 +77,7 @@ class Holders:
         proc: where /proc is.
         clock: seconds.
         wall: ns since 1970.
+        busy: seconds that this thread was at work: a scan is not given up because others are.
     """
 
     def __init__(
@@ -84,9 +85,10 @@ class Holders:
         proc: Path = Path("/proc"),
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], int] = time.time_ns,
+        busy: Callable[[], float] = time.thread_time,
     ) -> None:
         self._proc = proc
-        self._clock, self._wall = clock, wall
+        self._clock, self._wall, self._busy = clock, wall, busy
         self._scanned_ns = -1  # when the last whole scan began
         self._budget = Budget(SCAN_S, clock)
         self._found: dict[int, User] = {}
@@ -109,7 +111,7 @@ class Holders:
         if self._clock() < self._not_before or self._budget.is_spent:
             return self._found.get(inode)
         with self._budget.spending():
-            found = all_holders(self._proc, SCAN_S, self._clock)
+            found = all_holders(self._proc, SCAN_S, self._busy)
         self._found, self._scanned_ns = found or {}, begin_ns
         if found is None:
             self._scanned_ns = -1
