@@ -15,7 +15,7 @@ Source: Documentation/bpf/btf.rst in the kernel tree (type encoding, kinds, bitf
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from skbcapd.errors import BtfError
@@ -176,13 +176,16 @@ class Btf:
 
     def tracepoint(self, name: str) -> int | None:
         """The type id of a tracepoint's typedef; None where this kernel has no such tracepoint."""
-        start = self._strings.find(b"\0btf_trace_" + name.encode() + b"\0") + 1
-        return self._typedefs.get(start) if start else None
+        return self._named(self._typedefs, "btf_trace_" + name)
 
     def function(self, name: str) -> int | None:
         """The type id of a function; None where this kernel has no such function."""
+        return self._named(self._functions, name)
+
+    def _named(self, types: Mapping[int, int], name: str) -> int | None:
+        """Of types by their names' positions the one with a name."""
         start = self._strings.find(b"\0" + name.encode() + b"\0") + 1
-        return self._functions.get(start) if start else None
+        return types.get(start) if start else None
 
     def number(self, struct_name: str) -> int:
         """The type id of a struct.

@@ -22,7 +22,7 @@ from skbcapd.layout import SEGMENT_SIZE
 from skbcapd.reload import Reload
 from skbcapd.server import Server
 
-LATENCY_S = 0.085
+LATENCY_S = 0.085  # packets wait no longer in memory
 TICK_S = 1.0
 
 
