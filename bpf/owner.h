@@ -133,6 +133,13 @@ static inline int is_known_user(u64 sk, u64 identity, struct user *user)
 	return known && is_same_user(&known->user, user) && known->identity == identity;
 }
 
+/* Another socket takes the place of one whose user is remembered: Python may still be about to ask for that one. */
+static inline void keep_by_inode(struct owner *known, u64 inode)
+{
+	if (known && known->inode && known->inode != inode)
+		holders.update(&known->inode, &known->user);
+}
+
 /*
  * Remembers `user` as the last user of the socket whose head is in `work`; of a TCP socket that listens (or is about to:
  * `listens`) or has its remote end, by its flow, too.
@@ -143,6 +150,8 @@ static inline void learn_owner(u64 sk, struct user *user, struct workspace *work
 	struct owner *known = owners.lookup(&sk), *owner = &work->owner;
 	u64 inode = socket_inode(sk);
 
+	if (inode)
+		keep_by_inode(known, inode);
 	owner->user = *user;
 	/* A socket that is being closed keeps the inode it was known by. */
 	owner->inode = inode ? inode : known ? known->inode : 0;
@@ -236,6 +245,7 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 			known->time = bpf_ktime_get_ns();
 	} else {
 		/* What is remembered is an older socket's at this address: it may have all but the inode in common. */
+		keep_by_inode(owners.lookup(&sk), 0);
 		owners.delete(&sk);
 		__builtin_memset(owner, 0, sizeof(*owner));
 		owner->identity = SOCK_IDENTITY(sock);

@@ -332,7 +332,7 @@ class Capture:
         program.control[layout.WAKE_BACKLOG] = max(1, program.geometry.segment_count // 4)
         program.control[layout.DEVICE_FILTER] = ANY not in self.interfaces or bool(self.exclude or self.namespaces)
         self._set_control()
-        self._resolver = Resolver(program, self.find_holder)
+        self._resolver = Resolver(program, self.find_holder, _boot_ns)
         self._resolver.refill()
 
     def _set_control(self) -> None:

@@ -253,6 +253,17 @@ class Program:
         """Say who holds a socket: layout.USER; with tgid 0, that it is nobody or several."""
         self._update("holders", struct.pack("<Q", inode), user)
 
+    def holder(self, inode: int) -> tuple[int, int, int, bytes] | None:
+        """Who was the last to use a socket whose place another one has taken, or was set as its holder.
+
+        Returns:
+            tgid, tid, start and comm.
+        """
+        try:
+            return layout.USER.unpack(self._lookup("holders", struct.pack("<Q", inode), layout.USER.size))
+        except FileNotFoundError:
+            return None
+
     def add_flow(self, flow: bytes, owner: bytes) -> None:
         """Say whose a connection is: layout.FLOW, OWNER. What the program has learned itself stands."""
         with contextlib.suppress(FileExistsError):

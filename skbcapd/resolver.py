@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from skbcapd import layout
 from skbcapd.kernel import Program
-from skbcapd.process import User
+from skbcapd.process import NS_PER_TICK, User
 from skbcapd.segments import Upcall
 from skbcapd.sockets import NOBODY, Flow
 
@@ -27,11 +27,15 @@ class Resolver:
         program: its tables.
         find_holder: the only process that holds the socket with an inode number, seen at a time (ns since 1970); tgid 0
             where there is none or more; None where that is not known yet.
+        boot_ns: when the machine was started, in ns since 1970.
     """
 
-    def __init__(self, program: Program, find_holder: Callable[[int, int], User | None]) -> None:
+    def __init__(
+        self, program: Program, find_holder: Callable[[int, int], User | None], boot_ns: Callable[[], int]
+    ) -> None:
         self._program = program
         self._find_holder = find_holder
+        self._boot_ns = boot_ns
         self._told: dict[bytes, int] = {}  # layout.FLOW to the socket's inode
 
     def refill(self) -> None:
@@ -79,24 +83,34 @@ class Resolver:
                 return known
         if user is None:
             return replace(packet, via=layout.VIA_UNKNOWN)
-        holder = layout.USER.pack(user.tgid, user.tid, user.start, user.comm[:15])
-        self._program.set_holder(packet.inode, holder)
-        if not user.tgid:
-            return replace(packet, via=layout.VIA_UNKNOWN)
-        return replace(
-            packet, via=layout.VIA_INODE, tgid=user.tgid, tid=user.tid, start=user.start, comm=user.comm[:15]
-        )
+        self._program.set_holder(packet.inode, layout.USER.pack(user.tgid, user.tid, user.start, user.comm[:15]))
+        return self._held(packet, user.tgid, user.tid, user.start, user.comm)
 
     def _learned(self, packet: Upcall) -> Upcall | None:
         """The packet with the user that the program has learned since it passed; None when there is none."""
         learned = self._program.owner(packet.sk)
-        if learned is None:
-            return None
-        tgid, tid, start, comm, inode, identity = learned
-        if not tgid or (inode != packet.inode if packet.inode else identity != packet.identity):
-            return None
-        via = layout.VIA_SOCKET if packet.direction == layout.OUT else layout.VIA_FLOW
-        return replace(packet, via=via, tgid=tgid, tid=tid, start=start, comm=comm.split(b"\0")[0])
+        if learned is not None:
+            tgid, tid, start, comm, inode, identity = learned
+            if tgid and (inode == packet.inode if packet.inode else identity == packet.identity):
+                via = layout.VIA_SOCKET if packet.direction == layout.OUT else layout.VIA_FLOW
+                return _of(packet, via, tgid, tid, start, comm)
+        # A later socket may lie at the same address by now.
+        holder = self._program.holder(packet.inode) if packet.inode else None
+        return self._held(packet, *holder) if holder and holder[0] else None
+
+    def _held(self, packet: Upcall, tgid: int, tid: int, start: int, comm: bytes) -> Upcall:
+        """The packet with the holder of its socket, but that of another time: one that began behind the packet.
+
+        Such a one has the socket from another process. /proc tells a process's start in ticks, rounded down.
+        """
+        began = start if start % NS_PER_TICK else start + NS_PER_TICK
+        if not tgid or self._boot_ns() + began > packet.time_ns:
+            return replace(packet, via=layout.VIA_UNKNOWN)
+        return _of(packet, layout.VIA_INODE, tgid, tid, start, comm)
+
+
+def _of(packet: Upcall, via: int, tgid: int, tid: int, start: int, comm: bytes) -> Upcall:
+    return replace(packet, via=via, tgid=tgid, tid=tid, start=start, comm=comm.split(b"\0")[0][:15])
 
 
 def _key(flow: Flow) -> bytes:

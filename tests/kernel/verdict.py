@@ -136,7 +136,7 @@ class Verdicts:
     unknown: int = 0
     wrong: int = 0
     examples: tuple[str, ...] = ()
-    """The packets that are not right, each kind in a line."""
+    """The packets that are not right, each kind in a line, the wrong ones first."""
 
     @property
     def packets(self) -> int:
@@ -171,7 +171,7 @@ def verdict(packet: Packet, right: Collection[Label | Word] | Word) -> Literal["
 def judge(packets: Iterable[Packet], judge_of: Judge) -> Verdicts:
     """Judge the packets of a scenario."""
     counts = {"right": 0, "unknown": 0, "wrong": 0}
-    kinds: Counter[str] = Counter()
+    kinds: Counter[tuple[str, str]] = Counter()
     for packet in packets:
         frame = Frame(packet.data, packet.link_type, packet.direction == "out")
         right = judge_of(frame)
@@ -180,8 +180,10 @@ def judge(packets: Iterable[Packet], judge_of: Judge) -> Verdicts:
         found = verdict(packet, right)
         counts[found] += 1
         if found != "right":
-            kinds[f"{found}: {packet.interface} {packet.direction} {frame}: {packet.comment}; right: {right}"] += 1
-    examples = (f"{count} x {kind}" for kind, count in kinds.most_common(EXAMPLES))
+            kind = f"{packet.interface} {packet.direction} {frame}: {packet.comment}; right: {right}"
+            kinds[found, kind] += 1
+    worst = sorted(kinds.items(), key=lambda kind: (kind[0][0] != "wrong", -kind[1]))[:EXAMPLES]
+    examples = (f"{count} x {found}: {kind}" for (found, kind), count in worst)
     return Verdicts(**counts, examples=tuple(examples))
 
 

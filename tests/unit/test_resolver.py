@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import pytest
 
 from skbcapd import layout
-from skbcapd.process import User
+from skbcapd.process import NS_PER_TICK, User
 from skbcapd.resolver import QUESTIONS, Resolver
 from skbcapd.segments import Upcall, read_local
 from skbcapd.sockets import NOBODY, Flow
@@ -15,6 +16,7 @@ from tests.frames import NTP_FRAME
 from tests.unit.writer import upcall
 
 SK, INODE, IDENTITY = 0xFFFF888000000000, 4711, 1 << 60
+BOOT_NS, SEEN_NS = 1_795_392_000_000_000_000, 61_000_000_000  # since 1970, since boot
 CHRONYD = User(1058, 1058, 59_000_000_000, b"chronyd")
 
 
@@ -26,6 +28,10 @@ class Tables:
         self.owners: dict[int, tuple[int, int, int, bytes, int, int]] = {}
         self.holders: dict[int, bytes] = {}
         self.flows: dict[bytes, bytes] = {}
+
+    def holder(self, inode: int) -> tuple[int, int, int, bytes] | None:
+        """Who held a socket."""
+        return layout.USER.unpack(self.holders[inode]) if inode in self.holders else None
 
     def owner(self, sk: int) -> tuple[int, int, int, bytes, int, int] | None:
         """What was learned."""
@@ -44,10 +50,16 @@ class Tables:
         self.flows.pop(flow, None)
 
 
+def made(tables: Tables, search: Callable[[int, int], User | None] = lambda *_: None) -> Resolver:
+    """What is tested."""
+    return Resolver(tables, search, lambda: BOOT_NS)  # type: ignore[arg-type]
+
+
 def asked(*, inode: int = INODE, direction: int = layout.OUT) -> Upcall:
     """A packet of a socket whose user is not known."""
     made = upcall(
         NTP_FRAME,
+        time_ns=BOOT_NS + SEEN_NS,
         direction=direction,
         via=layout.VIA_UNRESOLVED,
         tgid=0,
@@ -78,7 +90,7 @@ def test_what_was_learned_meanwhile(
     """A socket used since the packet names it: the very socket, by its inode, or by its flow where it had none yet."""
     tables = Tables()
     tables.owners[SK] = (7, 8, 9, b"late\0rest", *learned)
-    found = Resolver(tables, lambda *_: None).resolve(asked(inode=inode, direction=direction))  # type: ignore[arg-type]
+    found = made(tables).resolve(asked(inode=inode, direction=direction))
 
     expected = (via, 7, 8, 9, b"late") if is_same else (layout.VIA_UNKNOWN, 0, 0, 59_000_000_000, b"")
     assert (found.via, found.tgid, found.tid, found.start, found.comm) == expected
@@ -94,7 +106,7 @@ def test_what_was_learned_during_the_search(found: User | None) -> None:
         tables.owners[SK] = (7, 8, 9, b"quick", INODE, IDENTITY)
         return found
 
-    named = Resolver(tables, search).resolve(asked())  # type: ignore[arg-type]
+    named = made(tables, search).resolve(asked())
 
     assert (named.via, named.tgid, named.comm) == (layout.VIA_SOCKET, 7, b"quick")
     assert tables.holders == {}
@@ -103,7 +115,7 @@ def test_what_was_learned_during_the_search(found: User | None) -> None:
 def test_the_holder_is_told_to_the_program() -> None:
     """The only holder of a socket names the packet, and from then on the program knows it."""
     tables = Tables()
-    found = Resolver(tables, {INODE: CHRONYD}.get).resolve(asked())  # type: ignore[arg-type]
+    found = made(tables, lambda *_: CHRONYD).resolve(asked())
 
     assert (found.via, found.tgid, found.tid, found.comm) == (layout.VIA_INODE, 1058, 1058, b"chronyd")
     assert tables.holders == {INODE: struct.pack("<IIQ16s", 1058, 1058, 59_000_000_000, b"chronyd")}
@@ -112,17 +124,47 @@ def test_the_holder_is_told_to_the_program() -> None:
 def test_nobody_is_told_to_the_program() -> None:
     """A socket without an only holder is unknown, and the program asks no more; one without an inode may get one."""
     tables = Tables()
-    resolver = Resolver(tables, lambda *_: NOBODY)  # type: ignore[arg-type]
+    resolver = made(tables, lambda *_: NOBODY)
 
     assert resolver.resolve(asked()).via == layout.VIA_UNKNOWN
     assert resolver.resolve(asked(inode=0)).via == layout.VIA_UNKNOWN
     assert tables.holders == {INODE: bytes(layout.USER.size)}
 
 
+def test_a_later_socket_at_the_same_address() -> None:
+    """What was learned of a socket is still known by its inode when another one has taken its place."""
+    tables = Tables()
+    tables.owners[SK] = (7, 8, 9, b"later", INODE + 1, 5)
+    tables.holders[INODE] = struct.pack("<IIQ16s", 1058, 1059, 59_000_000_123, b"chronyd")
+    found = made(tables).resolve(asked())
+
+    assert (found.via, found.tgid, found.tid, found.comm) == (layout.VIA_INODE, 1058, 1059, b"chronyd")
+
+
+@pytest.mark.parametrize(
+    ("start", "is_named"),
+    [
+        (SEEN_NS - NS_PER_TICK, True),
+        (SEEN_NS - NS_PER_TICK + 1, True),
+        (SEEN_NS, False),  # a tick, rounded down: up to a tick later
+        (SEEN_NS + 1, False),
+    ],
+)
+def test_a_holder_that_began_behind_the_packet(start: int, *, is_named: bool) -> None:
+    """A process that was not there yet did not have the socket: later packets are its own, this one is not."""
+    tables = Tables()
+    worker = made(tables, lambda *_: User(1060, 1060, start, b"worker"))
+
+    for _ in range(2):  # searched, and remembered
+        found = worker.resolve(asked())
+        assert (found.via, found.tgid) == ((layout.VIA_INODE, 1060) if is_named else (layout.VIA_UNKNOWN, 0))
+    assert tables.holders == {INODE: struct.pack("<IIQ16s", 1060, 1060, start, b"worker")}
+
+
 def test_what_is_not_known_yet_is_asked_again() -> None:
     """While nobody has looked who holds the socket, the packet is unknown, and the program goes on asking."""
     tables = Tables()
-    found = Resolver(tables, lambda *_: None).resolve(asked())  # type: ignore[arg-type]
+    found = made(tables).resolve(asked())
 
     assert (found.via, found.tgid) == (layout.VIA_UNKNOWN, 0)
     assert tables.holders == {}
@@ -131,7 +173,7 @@ def test_what_is_not_known_yet_is_asked_again() -> None:
 def test_questions_are_rationed() -> None:
     """Each refill allows the same number of questions, whatever was left."""
     tables = Tables()
-    Resolver(tables, lambda *_: None).refill()  # type: ignore[arg-type]
+    made(tables).refill()
 
     assert tables.control[layout.QUESTIONS] == QUESTIONS
 
@@ -146,7 +188,7 @@ def test_connections_older_than_the_program() -> None:
     """The program is told of those that one process holds; listeners that two processes share are nobody's."""
     other = User(7, 7, 5, b"x" * 15)
     tables = Tables()
-    resolver = Resolver(tables, lambda *_: None)  # type: ignore[arg-type]
+    resolver = made(tables)
     shared = [flow(11, 101, 0), flow(11, 103, 0)]
     alone = [flow(13, 107, 0), flow(13, 109, 0)]
     resolver.tell(
@@ -164,7 +206,7 @@ def test_connections_older_than_the_program() -> None:
 def test_connections_that_ended_meanwhile() -> None:
     """What had ended before the program could see it is forgotten again; what it has learned itself stands."""
     tables = Tables()
-    resolver = Resolver(tables, lambda *_: None)  # type: ignore[arg-type]
+    resolver = made(tables)
     holders = dict.fromkeys((101, 103), CHRONYD)
     resolver.tell([flow(22, 101), flow(23, 103)], holders)
     learned = struct.pack("<Q16s16sHHBBH", 3, *[bytes([127, 0, 0, 1]) + bytes(12)] * 2, 24, 7, 6, 2, 0)

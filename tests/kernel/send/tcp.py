@@ -202,7 +202,8 @@ def worker_serves(args: argparse.Namespace) -> None:
             child = fork(one, connection)
             connection.close()
             wait_for(child)
-            processes.append(Identity("worker", child, child))
+            # Until it names itself it is called as its parent.
+            processes += [Identity("parent", child, child), Identity("worker", child, child)]
     report(*processes)
 
 
