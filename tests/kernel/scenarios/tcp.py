@@ -203,7 +203,7 @@ SCENARIOS = [
     Scenario("TCP pure ACKs of a download", downloads, 17),
     Scenario("TCP data sent again", retransmission, 7),
     Scenario("TCP SYN sent again", syn_again, 7),
-    Scenario("TCP SYN-ACK sent again", syn_ack_again, 7),
+    Scenario("TCP SYN-ACK sent again", syn_ack_again, 7, UNACCEPTED),
     Scenario("TCP data of a process that has exited", exits, 17),
     server("worker_serves", "TCP accepted, served by a forked worker"),
     server("workers_accept", "TCP accepted by forked workers"),
