@@ -431,6 +431,7 @@ def _print_totals(totals: Totals, *, quiet: bool = False) -> None:
         (kernel_counters.full + kernel_counters.contended, "dropped by kernel", not quiet),
         (kernel_counters.start, "without a usable start of frame", False),
         (totals.missed, "missed while the kernel program was already running", False),
+        (kernel_counters.seen - kernel_counters.outcomes, "seen, and not accounted for", False),
     ]
     others = [
         (totals.unasked, "forgotten, as nobody asked for a dump", False),
