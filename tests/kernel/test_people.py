@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from tests.kernel import table
-from tests.kernel.capture import ROOT
+from tests.kernel.capture import ATTACH, ROOT
 from tests.kernel.namespace import Wire
 from tests.kernel.scenarios.every import DEVICES, MAKERS, SCENARIOS, each, outcome, selected
 from tests.kernel.sink import Sink
@@ -45,6 +45,8 @@ def test_the_manual_says_how_many_may_be_unknown() -> None:
 
 @pytest.mark.vm
 def test_nothing_is_lost(performance: Performance) -> None:
-    """The capture that the scenarios were judged by has lost no packet."""
-    assert performance.ended.exit_code == 0, performance.ended.stderr
-    assert performance.ended.lost == 0, performance.ended.stderr
+    """The capture that the scenarios were judged by has lost no packet, but those that a kprobe cannot see."""
+    ended = performance.ended
+    missed = ended.totals.get("missed while the kernel program was already running", 0) if ATTACH == "kprobe" else 0
+    assert ended.exit_code == 0, ended.stderr
+    assert ended.lost == missed, ended.stderr

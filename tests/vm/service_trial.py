@@ -17,17 +17,18 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import scapy
 
-UNIT = "skbcapd.service"
-LOGS = Path("/var/log/skbcapd")
-DROP_INS = Path("/etc/systemd/system", f"{UNIT}.d")
-CONFIG = Path("/etc/skbcapd.yaml")
+UNIT, OTHER_UNIT = "skbcapd.service", "skbcapd@metered.service"
+LOGS, OTHER_LOGS = Path("/var/log/skbcapd"), Path("/var/log/skbcapd-metered")
+UNITS = Path("/etc/systemd/system")
+CONFIG, OTHER_CONFIG = Path("/etc/skbcapd.yaml"), Path("/etc/skbcapd-metered.yaml")
 KPROBES = Path("/sys/kernel/debug/kprobes/list")
-PORT = 1009
+PORT, METRICS_PORT = 1009, 1019
 LIMIT_S = 240.0  # for any one step: the compiler alone takes half a minute under emulation
 FLOOD = (
     "import socket\ns = socket.socket(type=socket.SOCK_DGRAM)\nwhile True: s.sendto(bytes(1009), ('127.0.0.1', 1013))"
@@ -37,6 +38,7 @@ FLOOD = (
 SLOW = "[Service]\nTimeoutStartSec=240\nWatchdogSec=20\nRestartSec=1\n"
 KPROBE = "[Service]\nProtectKernelTunables=no\n"
 GROUP = "[Service]\nSupplementaryGroups=adm\n"
+METERED = f"files: {{keep_free: 0}}\nmetrics: {{listen: '127.0.0.1:{METRICS_PORT}'}}\n"
 AT_FIRST = "files: {keep_free: 0}\n"
 GOOD = "files: {keep_free: 0, owner: ':adm'}\nsnaplen: 131072\nattach: kprobe\n"
 BAD = "snapplen: 96\n"
@@ -53,10 +55,10 @@ def show(name: str) -> str:
     return output("systemctl", "show", "--value", f"--property={name}", UNIT).strip()
 
 
-def state() -> dict[str, str]:
-    """What systemd says of the unit."""
+def state(unit: str = UNIT) -> dict[str, str]:
+    """What systemd says of a unit."""
     names = ("ActiveState", "Result", "NRestarts", "StatusText", "MainPID")
-    lines = output("systemctl", "show", *(f"--property={name}" for name in names), UNIT).splitlines()
+    lines = output("systemctl", "show", *(f"--property={name}" for name in names), unit).splitlines()
     return dict(line.split("=", 1) for line in lines)
 
 
@@ -120,9 +122,11 @@ def deliver(packets: int) -> None:
     until(lambda: size() > before + 1000 * packets)
 
 
-def drop_in(name: str, text: str) -> None:
-    """Add to the unit."""
-    (DROP_INS / f"{name}.conf").write_text(text)
+def drop_in(name: str, text: str, unit: str = UNIT) -> None:
+    """Add to a unit."""
+    place = UNITS / f"{unit}.d"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / f"{name}.conf").write_text(text)
     output("systemctl", "daemon-reload")
 
 
@@ -143,7 +147,6 @@ def install() -> None:
     subprocess.run(["make", "--silent", "install"], check=True, stdout=sys.stderr, timeout=LIMIT_S)
     # No hour begins meanwhile: that begins a file.
     time.clock_settime(time.CLOCK_REALTIME, time.time() // 3600 * 3600 + 300)
-    DROP_INS.mkdir(parents=True)
     drop_in("slow", SLOW)
     CONFIG.write_text(AT_FIRST)
 
@@ -184,6 +187,30 @@ def set_the_clock(by: float) -> bool:
     is_new = until(lambda: in_work() != before)
     deliver(107)
     return is_new
+
+
+def metrics() -> str:
+    """What Prometheus would be told; nothing while the service does not answer."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{METRICS_PORT}/metrics", timeout=LIMIT_S) as page:
+            return str(page.read().decode())
+    except OSError:
+        return ""
+
+
+def start_another() -> dict[str, object]:
+    """A second capture beside the first, by the template unit, with metrics; then it is stopped."""
+    OTHER_CONFIG.write_text(METERED)
+    drop_in("slow", SLOW, OTHER_UNIT)
+    before = running()
+    found: dict[str, object] = {"printed": output("systemctl", "start", OTHER_UNIT), "running": state(OTHER_UNIT)}
+    send(113)
+    file = f"{OTHER_LOGS}/current.pcapng"
+    until(lambda: Path(file).stat().st_size > 113_000)
+    found |= {"metrics": metrics(), "of_the_first": {"before": before, **state()}}
+    found |= {"stopped": output("systemctl", "stop", OTHER_UNIT), "after": state(OTHER_UNIT)}
+    found["files"] = [mode(path) for path in OTHER_LOGS.glob("skbcapd-*.pcapng")]
+    return found
 
 
 def stop() -> dict[str, object]:
@@ -232,6 +259,8 @@ def run() -> dict[str, object]:
     drop_in("group", GROUP)
     tell("set the clock")
     found["clock"] = [set_the_clock(by) for by in (-5400, 90_000)]
+    tell("start another one")
+    found["another"] = start_another()
     tell("stop the process")
     found["stuck"] = kill(signal.SIGSTOP)
     tell("stop the service")

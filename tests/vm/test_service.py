@@ -97,6 +97,18 @@ def test_it_comes_back(trial: dict[str, Any], name: str, restarts: str, why: str
     assert any(f"Failed with result '{why}'" in entry["MESSAGE"] for entry in trial["journal"])
 
 
+def test_several_captures_at_once(trial: dict[str, Any]) -> None:
+    """A unit made from the template runs beside the first, writes files of its own, and tells Prometheus its counts."""
+    found = trial["another"]
+    assert (found["printed"], found["running"]["ActiveState"], found["stopped"]) == ("", "active", "")
+    assert (found["after"]["ActiveState"], found["after"]["Result"]) == ("inactive", "success")
+    first = found["of_the_first"]
+    assert (first["ActiveState"], first["MainPID"]) == ("active", first["before"])
+    assert found["files"] == ["skbcapd:skbcapd 640"]
+    (seen,) = re.findall(r"^skbcapd_packets_seen_total (\S+)$", found["metrics"], re.MULTILINE)
+    assert float(seen) >= 113
+
+
 def test_it_stops(trial: dict[str, Any]) -> None:
     """Under load it ends in order within the unit's TimeoutStopSec: what it has counted as written is in the file."""
     found = trial["stop"]
@@ -109,10 +121,10 @@ def test_it_stops(trial: dict[str, Any]) -> None:
 def test_the_packets_have_their_process(trial: dict[str, Any]) -> None:
     """Each start, the full disk and a clock that is set, either way, began a file, which tshark reads whole.
 
-    Datagrams there have their sender.
+    Datagrams there have their sender; the 113 are those that another capture was shown as well.
     """
     assert trial["clock"] == [True, True]
-    for number, (path, packets) in enumerate(zip(trial["captures"], (101, 109, 103, 107, 107, 0), strict=True)):
+    for number, (path, packets) in enumerate(zip(trial["captures"], (101, 109, 103, 107, 107 + 113, 0), strict=True)):
         found = rows(path, "frame.comment", where="udp.dstport == 1009 && !icmp")
         assert len(found) == packets or (number == 0 and packets < len(found) < 202)  # what a full disk had room for
         assert all(f" tgid={trial['sender']}" in comment for (comment,) in found)
