@@ -190,12 +190,12 @@ def set_the_clock(by: float) -> bool:
 
 
 def metrics() -> str:
-    """What Prometheus would be told; nothing while the service does not answer."""
+    """What Prometheus would be told; an error's text where the service does not answer."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{METRICS_PORT}/metrics", timeout=LIMIT_S) as page:
             return str(page.read().decode())
-    except OSError:
-        return ""
+    except OSError as error:
+        return str(error)
 
 
 def start_another() -> dict[str, object]:
