@@ -28,7 +28,7 @@ LOGS, OTHER_LOGS = Path("/var/log/skbcapd"), Path("/var/log/skbcapd-metered")
 UNITS = Path("/etc/systemd/system")
 CONFIG, OTHER_CONFIG = Path("/etc/skbcapd.yaml"), Path("/etc/skbcapd-metered.yaml")
 KPROBES = Path("/sys/kernel/debug/kprobes/list")
-PORT, METRICS_PORT = 1009, 1019
+PORT, METRICS_PORT = 1009, 9479
 LIMIT_S = 240.0  # for any one step: the compiler alone takes half a minute under emulation
 FLOOD = (
     "import socket\ns = socket.socket(type=socket.SOCK_DGRAM)\nwhile True: s.sendto(bytes(1009), ('127.0.0.1', 1013))"
