@@ -20,6 +20,7 @@ from tests.vm import boot, kernels
 
 KERNEL = "6.1"
 DEADLINE_S = 15 * 60
+pytestmark = pytest.mark.timeout(0)  # the deadline is enough, and tells what happened until then
 COMMAND = f".venv/bin/python -B -m tests.vm.service_trial {boot.SHARE}"
 
 
