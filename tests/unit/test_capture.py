@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,6 +82,9 @@ class FakeProgram(Writer):
 
     def owner(self, _sk: int) -> None:
         """Nothing was learned."""
+
+    def holder(self, _inode: int) -> None:
+        """Nor of a socket that has given its place to another one."""
 
     def set_holder(self, inode: int, user: bytes) -> None:
         """Remember who holds a socket."""
@@ -340,7 +344,8 @@ def test_checksums_are_completed() -> None:
 def test_a_question_is_answered_without_a_label() -> None:
     """A packet whose process Python finds out names it, and gets no label: the next one comes with another key."""
     rig = Rig(find_holder={4711: User(1058, 1058, 0, b"chronyd")}.get)
-    rig.drain(upcall(NTP_FRAME, via=layout.VIA_UNRESOLVED, tgid=0, tid=0, comm=b"", sk=1, inode=4711))
+    asked = {"via": layout.VIA_UNRESOLVED, "tgid": 0, "tid": 0, "comm": b"", "sk": 1, "inode": 4711}
+    rig.drain(upcall(NTP_FRAME, time_ns=time.time_ns(), **asked))
 
     assert b"comm=chronyd pid=1058 tgid=1058 via=inode" in rig.output.stamps[0].options
     assert rig.program.labels == {}
