@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from skbcapd import kernel, loader
+from skbcapd import compiler, kernel
 from skbcapd.__main__ import main
 
 CALLS = (
@@ -31,7 +31,7 @@ def without_attribution(text: str) -> str:
 
 
 if __name__ == "__main__":
-    whole = loader.source
-    loader.source = lambda *which: without_attribution(whole(*which))
+    whole = compiler.source
+    compiler.source = lambda *which: without_attribution(whole(*which))
     kernel.choose_learning_hooks = lambda attach, transmit, btf: []  # noqa: ARG005  names as there
     sys.exit(main())

@@ -192,7 +192,7 @@ struct control {
 	struct segment_state segments[SEGMENT_COUNT];
 };
 
-/* SEGMENTS_MADE is SEGMENT_COUNT, but 1 where only other filters are compiled for a program that runs (loader.py). */
+/* The sizes that have names are 1 where bcc makes maps; the maps in use are made by skbcapd/loader.py, of the true sizes. */
 BPF_F_TABLE("array", u32, struct segment, segments, SEGMENTS_MADE, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct control, controls, 1, BPF_F_MMAPABLE);
 BPF_TABLE("lru_hash", struct key, struct label, labels, LABELS_MAX);

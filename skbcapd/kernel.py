@@ -36,7 +36,6 @@ _MAPS = (
     *("stages_out", "stages_in"),  # these empty themselves when nobody holds them
 )
 _RECURSION_MISSES = 208  # offset in struct bpf_prog_info
-_KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")
 _MARKER_TRIES = 64
 _KALLSYMS = Path("/proc/kallsyms")
 
@@ -67,7 +66,7 @@ _USE_TRACEPOINTS = (
 _STATE_TRACEPOINT = Hook("tracepoint", "inet_sock_set_state", "on_state")
 
 
-def has_kprobes(pmu: Path = _KPROBE_PMU) -> bool:
+def has_kprobes(pmu: Path = syscall.KPROBE_PMU) -> bool:
     """Whether this kernel was built with kprobes."""
     return pmu.exists()
 

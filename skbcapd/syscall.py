@@ -1,4 +1,4 @@
-"""bpf(2), called plainly.
+"""bpf(2) and what belongs to it, called plainly.
 
 In: a command and its attributes as bytes. Out: what the kernel returns.
 
@@ -12,18 +12,24 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import platform
 import struct
+from pathlib import Path
 
 _NUMBER = {"x86_64": 321, "aarch64": 280}
-_LOOKUP, _UPDATE, _DELETE, _LOAD, _OBJECT_INFO, _OPEN_TRACEPOINT = 1, 2, 3, 5, 15, 17
+_CREATE, _LOOKUP, _UPDATE, _DELETE, _LOAD, _OBJECT_INFO, _OPEN_TRACEPOINT = 0, 1, 2, 3, 5, 15, 17
 _ANY, _NO_EXIST = 0, 1  # how to update
 _NEXT_KEY = 4
 _MEMBARRIER_NUMBER, _MEMBARRIER_GLOBAL = {"x86_64": 324, "aarch64": 283}, 1  # a grace period of RCU
 _NO_COMMAND = 0x7FFF
-_TYPE_TRACING, _ATTACH_RAW_TRACEPOINT = 26, 23
+_PROGRAM = {"kprobe": (2, 0), "tracepoint": (26, 23)}  # BPF_PROG_TYPE_*, and what it is attached to
 _PROG_ATTR = struct.Struct("<IIQQIIQII16sIIIIQIIQII")
+_PERF_EVENT_OPEN_NUMBER = {"x86_64": 298, "aarch64": 241}
+_PERF_ATTR_SIZE, _PERF_CONFIG_1 = 112, 56
+_PERF_FLAG_FD_CLOEXEC, _PERF_SET_BPF = 8, 0x40042408
+KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -106,15 +112,29 @@ def info(descriptor: int) -> bytes:
     return buffer.raw
 
 
-def load_tracepoint(name: str, instructions: bytes, type_id: int) -> int:
-    """Load a program for a raw tracepoint whose arguments the verifier knows by their types.
+def make_map(name: str, kind: int, key_size: int, value_size: int, entries: int, flags: int) -> int:
+    """Make a map; its descriptor. `kind` and `flags` are numbers of BPF_MAP_TYPE_* and BPF_F_*; sizes are in bytes.
 
-    bcc cannot: it sets no type to attach to.
+    Raises:
+        OSError: as the kernel says.
+    """
+    return _bpf(_CREATE, struct.pack("<IIIIIII16s", kind, key_size, value_size, entries, flags, 0, 0, name.encode()))
+
+
+def map_info(descriptor: int) -> tuple[int, int, int, int, int]:
+    """What a map was made by: kind, sizes of key and value, entries, flags."""
+    kind, _, key_size, value_size, entries, flags = struct.unpack_from("<6I", info(descriptor))
+    return kind, key_size, value_size, entries, flags
+
+
+def load_program(name: str, instructions: bytes, kind: str, type_id: int) -> int:
+    """Load a program for a kprobe, or for a raw tracepoint whose arguments the verifier knows by their types.
 
     Args:
         name: of the program.
         instructions: 8 bytes each.
-        type_id: in the kernel's BTF, of the tracepoint's typedef.
+        kind: "kprobe" or "tracepoint".
+        type_id: in the kernel's BTF, of the tracepoint's typedef; 0 for a kprobe.
 
     Returns:
         The program's descriptor.
@@ -124,12 +144,13 @@ def load_tracepoint(name: str, instructions: bytes, type_id: int) -> int:
     """
     code = ctypes.create_string_buffer(instructions, len(instructions))
     licence = ctypes.create_string_buffer(b"GPL")
+    program_type, attach_type = _PROGRAM[kind]
 
     def load(level: int, log: ctypes.Array[ctypes.c_char] | None) -> int:
         attributes = _PROG_ATTR.pack(
-            *(_TYPE_TRACING, len(instructions) // 8, _address(code), _address(licence)),
+            *(program_type, len(instructions) // 8, _address(code), _address(licence)),
             *(level, len(log) if log else 0, _address(log) if log else 0),
-            *(0, 0, name.encode()[:15], 0, _ATTACH_RAW_TRACEPOINT, 0, 0, 0, 0, 0, 0, 0, type_id),
+            *(0, 0, name.encode()[:15], 0, attach_type, 0, 0, 0, 0, 0, 0, 0, type_id),
         )
         return _bpf(_LOAD, attributes)
 
@@ -145,8 +166,35 @@ def load_tracepoint(name: str, instructions: bytes, type_id: int) -> int:
 
 
 def attach_tracepoint(program: int) -> int:
-    """Attach a program from load_tracepoint; closing the descriptor returned detaches it."""
+    """Attach a program from load_program; closing the descriptor returned detaches it."""
     return _bpf(_OPEN_TRACEPOINT, struct.pack("<QIIQ", 0, program, 0, 0))
+
+
+def attach_kprobe(program: int, symbol: str) -> int:
+    """Attach a program at the entry of a kernel function; closing the descriptor returned detaches it.
+
+    Source: perf_event_open(2), kprobe_init_event_attr in kernel/trace/trace_event_perf.c: the event's type is that of
+    the kprobe PMU, config1 the address of the symbol's name, config2 the offset in it.
+
+    Raises:
+        OSError: as the kernel says.
+    """
+    name = ctypes.create_string_buffer(symbol.encode())
+    attributes = bytearray(_PERF_ATTR_SIZE)
+    struct.pack_into("<II", attributes, 0, int(KPROBE_PMU.read_text()), len(attributes))
+    struct.pack_into("<QQ", attributes, _PERF_CONFIG_1, _address(name), 0)
+    number = _PERF_EVENT_OPEN_NUMBER[platform.machine()]
+    # Of all processes, on processor 0: a kprobe's program runs on all.
+    event = int(_LIBC.syscall(number, bytes(attributes), -1, 0, -1, _PERF_FLAG_FD_CLOEXEC))
+    if event < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"kprobe {symbol}: {os.strerror(error)}")
+    try:
+        fcntl.ioctl(event, _PERF_SET_BPF, program)
+    except OSError:
+        os.close(event)
+        raise
+    return event
 
 
 def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:

@@ -7,6 +7,7 @@ Whatever stops a test on one kind of machine by design must be left out by name,
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -23,6 +24,14 @@ settings.load_profile(os.environ.get("SKBCAPD_HYPOTHESIS", "skbcapd"))
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds --no-skips; on CI it is always on."""
     parser.addoption("--no-skips", action="store_true", default="CI" in os.environ, help="fail if a test was skipped")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kept_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What skbcapd keeps of compiled programs lies with the tests' other files: the first capture compiles, as new."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CACHE_DIRECTORY", str(tmp_path_factory.mktemp("cache") / "skbcapd"))
+        yield
 
 
 @pytest.hookimpl(trylast=True)

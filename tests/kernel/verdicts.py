@@ -1,7 +1,7 @@
 """Verdicts of our packet filters in the kernel: the text that runs there for packets, here run for frames of a test.
 
-Expressions and frames go in, verdicts come out. skbcapd writes the C text as it does for a capture, bcc compiles it
-with the options of the loader, the kernel verifies it, and BPF_PROG_TEST_RUN runs it. Only the window that bpf/filter.h
+Expressions and frames go in, verdicts come out. skbcapd writes the C text as it does for a capture, bcc compiles it,
+the kernel verifies it, and BPF_PROG_TEST_RUN runs it. Only the window that bpf/filter.h
 copies out of an skb is filled by the test.
 
 Source: include/uapi/linux/bpf.h (BPF_PROG_TEST_RUN of raw tracepoint programs takes their arguments, since Linux 5.10).
@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from bcc import BPF
 
 from skbcapd import packet_filter
+from skbcapd.compiler import SOURCES
 from skbcapd.layout import CAPTURE_MAX
-from skbcapd.loader import SOURCES
 from tests.kernel.expressions import ETHERNET, Frame
 
 _BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]

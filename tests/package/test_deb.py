@@ -63,7 +63,11 @@ def test_control(deb: Path) -> None:
 def test_the_module_is_in_debians_python(unpacked: Path, tmp_path: Path) -> None:
     """From dist-packages alone, the module runs and finds the kernel program's text; no compiled module is packed."""
     found = subprocess.run(
-        [sys.executable, "-c", "import skbcapd, skbcapd.loader; print(skbcapd.__file__, len(skbcapd.loader.source()))"],
+        [
+            sys.executable,
+            "-c",
+            "import skbcapd, skbcapd.compiler; print(skbcapd.__file__, len(skbcapd.compiler.source()))",
+        ],
         env={"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(unpacked / MODULE / "..")},
         cwd=tmp_path,
         capture_output=True,

@@ -141,6 +141,8 @@ def test_uninstall_leaves_nothing(tmp_path: Path) -> None:
     """After install and uninstall there is no file, and no directory of our name."""
     make("install", f"DESTDIR={tmp_path}")
     assert files(tmp_path)
+    (tmp_path / "var/cache/skbcapd").mkdir(parents=True)  # as a capture makes it
+    (tmp_path / "var/cache/skbcapd/program.json").touch()
     make("uninstall", f"DESTDIR={tmp_path}")
     assert [path for path in tmp_path.rglob("*") if not path.is_dir() or "skbcapd" in path.name] == []
 

@@ -26,6 +26,7 @@ ORDER = (
     "layout",
     "syscall",
     "marker",
+    "compiler",
     "loader",
     "kernel",
     "segments",
@@ -66,7 +67,7 @@ ORDER = (
 
 # What is no part of Python, and the rooms that may know of it.
 LIBRARIES = {
-    "bcc": {"loader"},
+    "bcc": {"compiler"},
     "systemd": {"log", "notify"},
     "scapy": {"packet_filter", "pcapng", "text"},
     "yaml": {"config"},

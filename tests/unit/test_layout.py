@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd import capture, layout, loader
+from skbcapd import capture, compiler, layout
 from skbcapd.btf import Btf
 from skbcapd.errors import BtfError, KernelError
 from skbcapd.layout import Geometry
@@ -215,10 +215,10 @@ def test_sizes_that_the_program_relies_on() -> None:
 
 def c_text(name: str) -> str:
     """A file of bpf/ without its comments."""
-    return re.sub(r"/\*.*?\*/", "", (loader.SOURCES / name).read_text(), flags=re.DOTALL)
+    return re.sub(r"/\*.*?\*/", "", (compiler.SOURCES / name).read_text(), flags=re.DOTALL)
 
 
-PROGRAM = "\n".join(c_text(path.name) for path in sorted(Path(loader.SOURCES).glob("*.[ch]")))
+PROGRAM = "\n".join(c_text(path.name) for path in sorted(Path(compiler.SOURCES).glob("*.[ch]")))
 
 
 def used(text: str) -> set[str]:
@@ -246,10 +246,10 @@ def test_every_definition_is_used_and_every_use_defined() -> None:
         defined_there |= set(re.findall(r"\b[A-Z]\w+", members))
     by_bcc = {"BPF_F_TABLE", "BPF_TABLE", "BPF_ARRAY", "BPF_PERCPU_ARRAY", "BPF_RINGBUF_OUTPUT", "BPF_F_MMAPABLE"}
     by_bcc |= {"BPF_PROG_ARRAY"}
-    by_loader = {"KPROBE", "CPUS", "WINDOW", "CALL_RDONLY_CAST"}
+    by_compiler = {"KPROBE", "CPUS", "WINDOW", "CALL_RDONLY_CAST"}
     given = definitions(OLD).keys() | definitions(NEW, "bpf_rdonly_cast").keys()
 
-    assert used(PROGRAM) - defined_there - by_bcc - by_loader - {"NULL"} - given == set()
+    assert used(PROGRAM) - defined_there - by_bcc - by_compiler - {"NULL"} - given == set()
     assert given - used(PROGRAM) == set()
 
 

@@ -25,6 +25,7 @@ import scapy
 
 UNIT, OTHER_UNIT = "skbcapd.service", "skbcapd@metered.service"
 LOGS, OTHER_LOGS = Path("/var/log/skbcapd"), Path("/var/log/skbcapd-metered")
+KEPT = Path("/var/cache/skbcapd")
 UNITS = Path("/etc/systemd/system")
 CONFIG, OTHER_CONFIG = Path("/etc/skbcapd.yaml"), Path("/etc/skbcapd-metered.yaml")
 KPROBES = Path("/sys/kernel/debug/kprobes/list")
@@ -143,6 +144,7 @@ def install() -> None:
     place.mkdir(exist_ok=True)
     output("mount", "--bind", str(Path(scapy.__file__).parent), str(place))
     LOGS.mkdir()
+    shutil.rmtree(KEPT, ignore_errors=True)  # this machine's
     output("mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(LOGS))
     subprocess.run(["make", "--silent", "install"], check=True, stdout=sys.stderr, timeout=LIMIT_S)
     # No hour begins meanwhile: that begins a file.
@@ -266,6 +268,7 @@ def run() -> dict[str, object]:
     tell("stop the service")
     found["stop"] = stop()
     found["modes"] = {path.name: mode(path) for path in (LOGS, *LOGS.glob("skbcapd-*"))}
+    found["kept"] = [mode(path) for path in KEPT.iterdir()]
     found["journal"] = journal()
     tell("end")
     return found

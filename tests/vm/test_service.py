@@ -90,6 +90,11 @@ def test_a_full_disk(trial: dict[str, Any]) -> None:
     assert found["MainPID"] == trial["start"]["MainPID"]
 
 
+def test_compiled_programs_are_kept(trial: dict[str, Any]) -> None:
+    """One for each way to attach, for the processes that came later; only the service's user may read or write it."""
+    assert trial["kept"] == ["skbcapd:skbcapd 600"] * 2
+
+
 @pytest.mark.parametrize(("name", "restarts", "why"), [("killed", "1", "signal"), ("stuck", "2", "watchdog")])
 def test_it_comes_back(trial: dict[str, Any], name: str, restarts: str, why: str) -> None:
     """A process that is killed, or that no longer drains and so no longer feeds the watchdog, is replaced."""
