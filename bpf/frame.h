@@ -110,6 +110,9 @@ static inline u32 unfinished_checksum(struct skb *skb, u64 head, struct frame *f
 
 #define ARPHRD_ETHER 1
 
+/* Bytes of what is copied without a call: acknowledgements, questions for names and their like. */
+#define SHORT_FRAME 128
+
 /*
  * Whether frames of a device start with a header of its own; asked as an AF_PACKET socket does (dev_has_header): a device
  * without one (tun, wireguard, ipip, ...) has nothing that would make it.
@@ -165,6 +168,27 @@ static inline u64 least(u64 a, u64 b)
 	s64 difference = a - b;
 
 	return b + (difference & difference >> 63);
+}
+
+/*
+ * Copies the frame to bytes[to] if it is a short one in one piece, word by word, and ends it with zeros up to a multiple of
+ * 4; whether it was one. Of a linear part all can be read, and some bytes behind it.
+ */
+static inline int copy_short_frame(u8 *bytes, const u32 places, u32 to, struct frame *frame)
+{
+#ifdef RDONLY_CAST
+	u32 size = frame->cap_len, last = ((size + 3) & ~3U) - 8;
+
+	if (size < 8 || size > SHORT_FRAME || size > frame->linear || frame->vlan)
+		return 0;
+	for (u32 i = 0; i < SHORT_FRAME && i < last; i += 8)
+		*(u64 *)(bytes + BOUND(to + i, places - 1)) = LOAD(u64, frame->start + i);
+	*(u64 *)(bytes + BOUND(to + last, places - 1)) =
+		LOAD(u64, frame->start + last) & (u64)-1 >> (-size & 3) * 8;
+	return 1;
+#else
+	return 0;
+#endif
 }
 
 /*

@@ -308,6 +308,11 @@ static inline void take(void *ctx, void *argument, const u32 direction)
 	if (padded) /* the frame, or zeros behind it */
 		*(u32 *)(segment->bytes + BOUND(at + 24 + padded, SEGMENT_SIZE - 1)) = 0;
 	frame->cap_len = cap_len;
+	if (!checksum && copy_short_frame(segment->bytes, SEGMENT_SIZE, at + 28, frame)) {
+		count(slot, DELIVERED);
+		commit(control, room, size);
+		return;
+	}
 	packet->size = size;
 	packet->slot = slot;
 	packet->is_upcall = !label;
