@@ -31,6 +31,7 @@ _GATHERED = 1 << 20
 _DIRECT_MIN = 1 << 18  # bytes at once that are worth a wait for the disk
 _ALIGNMENT = 1 << 12  # of direct writes: no disk has larger blocks
 _CACHED_S = 5.0
+_PACE_MIN, _PACE_MAX = 1 << 22, 1 << 25  # bytes from which on a pace is known, and of which it is made
 _PACKET = 6
 
 
@@ -57,12 +58,33 @@ def owner_ids(text: str) -> tuple[int, int]:
         raise FileError(f"files.owner is {text}: no such user or group on this machine") from None
 
 
+class _Pace:
+    """How fast one way of writing has been of late."""
+
+    def __init__(self) -> None:
+        self._bytes = self._seconds = 0.0
+
+    def add(self, size: int, seconds: float) -> None:
+        """So many bytes have taken so long."""
+        self._bytes += size
+        self._seconds += seconds
+        if self._bytes > _PACE_MAX:
+            self._bytes /= 2
+            self._seconds /= 2
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second; without end while not known, so that it is tried."""
+        return self._bytes / self._seconds if self._bytes >= _PACE_MIN and self._seconds else float("inf")
+
+
 class BlockSink:
     """Takes whole blocks to a descriptor. After an error it takes no more, and counts the packets that it refuses.
 
     Blocks are gathered in `_gathered`, which stands for the end of the file from `_at` on, a multiple of the disk's
     blocks. Much at once goes to the disk directly (O_DIRECT), which costs a fraction of what the page cache does.
-    Little, the end, and all for some time after `hurry` go through the cache, which takes more than a disk at a time.
+    Little and the end go through the cache, and all does for some time after `hurry`, while that is the faster way:
+    mostly, but not where a hypervisor is slow to give the pages.
 
     Args:
         descriptor: of an empty file, or of a pipe.
@@ -85,6 +107,7 @@ class BlockSink:
         self._written = 0  # of `_gathered`, bytes that are in the file already
         self._starts: deque[int] = deque([0])  # of blocks: one at or before `_at`, and those of later writes
         self._cached_until = 0.0
+        self._direct_pace, self._cached_pace = _Pace(), _Pace()
 
     def write(self, blocks: bytes | memoryview) -> None:
         """Take one or more whole blocks."""
@@ -107,7 +130,7 @@ class BlockSink:
                 self._put(left)
 
     def hurry(self) -> None:
-        """The disk cannot follow: have the cache take what comes now."""
+        """Too much waits: have the cache take what comes now, unless it is slower than the disk."""
         self._cached_until = self._clock() + _CACHED_S
 
     def flush(self, *, whole: bool = False) -> None:
@@ -160,7 +183,7 @@ class BlockSink:
         """Write blocks from where they lie, when nothing is gathered but what is written."""
         if self.error is not None:
             return
-        end, whole = self._at + self._fill, left
+        end, whole, begun = self._at + self._fill, left, self._clock()
         rest = (end + len(left)) % _ALIGNMENT
         try:
             while left:
@@ -169,6 +192,7 @@ class BlockSink:
         except OSError as error:
             self._fail(error, end, left)
             return
+        self._cached_pace.add(len(whole), self._clock() - begun)
         self._gathered[:rest] = whole[len(whole) - rest :]
         self._go_on(end - rest, rest, rest)
 
@@ -182,14 +206,20 @@ class BlockSink:
 
     @property
     def _is_direct(self) -> bool:
-        return self._direct >= 0 and self._clock() >= self._cached_until
+        if self._direct < 0:
+            return False
+        return self._clock() >= self._cached_until or self._cached_pace.rate < self._direct_pace.rate
 
     def _put_directly(self, end: int) -> None:
         """Write up to `end` without the cache; what the file system does not take is left to it."""
+        begun = self._clock()
         try:
-            self._written = max(self._written, os.pwrite(self._direct, self._gathered[:end], self._at))
+            written = os.pwrite(self._direct, self._gathered[:end], self._at)
         except OSError:
             self._close_direct()  # it cannot be had here, or the disk is full: then the other way will say so
+            return
+        self._direct_pace.add(written, self._clock() - begun)
+        self._written = max(self._written, written)
 
     def _fail(self, error: OSError, done: int, *missing: bytes | memoryview) -> None:
         """Count what is lost, and cut the file behind its last whole block: a torn one ends it for every reader.

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from skbcapd import files
 from skbcapd.errors import FileError
 from skbcapd.files import BlockSink, CaptureFile, StandardOutput, count_packets, owner_ids
 from tests.unit.writer import block, packet
@@ -147,6 +148,47 @@ def test_any_writes_are_in_the_file(pieces: list[tuple[int, bool]], slow: bool) 
         file.seek(0)
         assert file.read() == b"".join(written)
         assert (sink.size, sink.lost, sink.error) == (len(b"".join(written)), 0, None)
+
+
+@pytest.mark.parametrize(
+    ("cache", "least", "most"),
+    [pytest.param(4e9, 4.9, 5.1, id="a quick cache"), pytest.param(0.5e9, 0.001, 0.1, id="a slow cache is tried")],
+)
+def test_the_faster_way_is_taken(
+    cache: float, least: float, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Much goes to the disk directly, 1 GB/s; where that is too slow, for 5 s through a cache that is faster."""
+    now = 0.0
+    through = 0
+    direct = []
+
+    def open_direct(descriptor: int) -> int:
+        direct.append(os.dup(descriptor))
+        return direct[0]
+
+    def pwrite(descriptor: int, data: memoryview, _: int) -> int:
+        nonlocal now, through
+        through += len(data) * (descriptor not in direct)
+        now += len(data) / (1e9 if descriptor in direct else cache)
+        return len(data)
+
+    monkeypatch.setattr(files, "_open_direct", open_direct)
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    blocks = packet(0, bytes((1 << 22) - 100))
+    with (tmp_path / "a").open("wb") as file:
+        sink = BlockSink(file.fileno(), clock=lambda: now)
+        found = []
+        for piece in range(3):
+            through, end = 0, 5.0 * piece + 5
+            if piece == 1:
+                sink.hurry()
+            while now < end:
+                sink.write(blocks)
+            found.append(through / cache)  # seconds
+        sink.close()
+    assert found[0] == 0
+    assert least < found[1] < most
+    assert found[2] < 0.01
 
 
 TEAR = """
