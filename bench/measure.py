@@ -17,9 +17,12 @@ from pathlib import Path
 from bench.loads import Load
 from bench.tools import Tool
 from bench.wire import ADDRESS, ENTER_FAR, ENTER_NEAR, many_devices, packets_out, set_segmentation
+from skbcapd import syscall
+from skbcapd.btf import Btf
 
 TICKS = os.sysconf("SC_CLK_TCK")
 NO_CAPTURE = "no capture"
+_NOTHING = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])  # r0 = 0; exit
 _READY_S = 0.3  # a file that does not grow for so long has its header, and what senders have sent to try
 
 
@@ -33,7 +36,9 @@ class Figures:
         cpu_s: of the capture process, by its CPU clock.
         user_s, system_s: the same by /proc, where it is split, in steps of 10 ms.
         machine_s: that all processors were busy, whoever was at work.
-        program_s: of all BPF programs that the process holds.
+        program_s: of all BPF programs that the process holds, by the kernel's counting, which takes time itself.
+        program_runs: how often they ran.
+        counting_s: what the counting takes for each run.
         private_bytes: resident, without buffers shared with the kernel.
     """
 
@@ -49,6 +54,8 @@ class Figures:
     system_s: float = 0
     machine_s: float = 0
     program_s: float = 0
+    program_runs: int = 0
+    counting_s: float = 0
     file_bytes: int = 0
     private_bytes: int = 0
     start_s: float = 0
@@ -84,15 +91,15 @@ def busy_time(stat: str) -> float:
     return (user + nice + system + irq + softirq) / TICKS
 
 
-def program_time(pid: int) -> float:
-    """Time in s that the BPF programs held by a process took; only while kernel.bpf_stats_enabled is set."""
+def program_times(pid: int) -> tuple[float, int]:
+    """Time in s that the BPF programs held by a process took, and their runs, while kernel.bpf_stats_enabled is set."""
     programs = {}
     for path in Path(f"/proc/{pid}/fdinfo").iterdir():
         with contextlib.suppress(OSError):
             text = path.read_text()
             if "run_time_ns" in text:
-                programs[number("prog_id", text)] = number("run_time_ns", text)
-    return sum(programs.values()) / 1e9
+                programs[number("prog_id", text)] = number("run_time_ns", text), number("run_cnt", text)
+    return sum(time_ns for time_ns, _ in programs.values()) / 1e9, sum(runs for _, runs in programs.values())
 
 
 def number(name: str, text: str) -> int:
@@ -237,6 +244,23 @@ def measure(tool: Tool | None, load: Load, sender: Path, directory: Path, *, cou
         return _under_capture(tool, load, sender, directory)
 
 
+def counting_time(load: Load, sender: Path) -> float:
+    """Time in s that the kernel counts for a BPF program that does nothing, where each packet of a load passes."""
+    type_id = Btf.load().tracepoint("net_dev_queue")
+    if type_id is None:
+        raise RuntimeError("this kernel has no tracepoint net_dev_queue")
+    descriptors = [syscall.load_program("nothing", _NOTHING, "tracepoint", type_id)]
+    try:
+        descriptors.append(syscall.attach_tracepoint(descriptors[0]))
+        with statistics(on=True), sink(sender):
+            _send(load, _start_senders(load, sender))
+        time_s, runs = program_times(os.getpid())
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    return time_s / runs
+
+
 def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Figures:
     target, log = directory / "capture", directory / "log"
     command = tool.command(target, any_device=bool(load.devices))
@@ -248,7 +272,7 @@ def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Fig
             start_s = time.monotonic() - begun
             out, senders = packets_out(), _start_senders(load, sender)
             _wait_while_growing(target, _READY_S)
-            stat, machine, program = Path(f"/proc/{process.pid}/stat"), Path("/proc/stat"), program_time(process.pid)
+            stat, machine, programs = Path(f"/proc/{process.pid}/stat"), Path("/proc/stat"), program_times(process.pid)
             busy, before, growth = busy_time(machine.read_text()), process_times(stat.read_text()), _Growth(target)
             cpu = cpu_time(process.pid)
             growth.start()
@@ -257,7 +281,7 @@ def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Fig
             _wait_while_growing(target, tool.quiet_s)
             after, machine_s = process_times(stat.read_text()), busy_time(machine.read_text()) - busy
             cpu_s, out = cpu_time(process.pid) - cpu, packets_out() - out
-            program_s = program_time(process.pid) - program
+            program_s, program_runs = program_times(process.pid)
             private = private_memory(Path(f"/proc/{process.pid}/smaps").read_text())
         finally:
             process.send_signal(signal.SIGINT)
@@ -268,7 +292,7 @@ def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Fig
     return Figures(
         tool=tool.name,
         load=load.name,
-        sent=load.packets - failed if load.packets else out,
+        sent=load.packets - failed if load.packets else out if load.senders else 0,
         sending_s=sending_s,
         sent_bytes=load.sent_bytes,
         captured=captured,
@@ -277,7 +301,8 @@ def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Fig
         user_s=after[0] - before[0],
         system_s=after[1] - before[1],
         machine_s=machine_s,
-        program_s=program_s,
+        program_s=program_s - programs[0],
+        program_runs=program_runs - programs[1],
         file_bytes=size,
         private_bytes=private,
         start_s=start_s,
