@@ -29,7 +29,7 @@ KEPT = Path("/var/cache/skbcapd")
 UNITS = Path("/etc/systemd/system")
 CONFIG, OTHER_CONFIG = Path("/etc/skbcapd.yaml"), Path("/etc/skbcapd-metered.yaml")
 KPROBES = Path("/sys/kernel/debug/kprobes/list")
-PORT, METRICS_PORT = 1009, 9479
+PORT, FULL_PORT, METRICS_PORT = 1009, 1021, 9479
 LIMIT_S = 240.0  # for any one step: the compiler alone takes half a minute under emulation
 FLOOD = (
     "import socket\ns = socket.socket(type=socket.SOCK_DGRAM)\nwhile True: s.sendto(bytes(1009), ('127.0.0.1', 1013))"
@@ -96,11 +96,16 @@ def said(text: str) -> bool:
     return until(lambda: any(text in entry["MESSAGE"] for entry in journal()))
 
 
-def send(packets: int) -> None:
-    """Datagrams of 1000 bytes from this process."""
+def datagram(number: int) -> bytes:
+    """1000 bytes."""
+    return number.to_bytes(2, "big") * 500
+
+
+def send(packets: int, port: int = PORT) -> None:
+    """Datagrams from this process."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for number in range(packets):
-            sender.sendto(number.to_bytes(2, "big") * 500, ("127.0.0.1", PORT))
+            sender.sendto(datagram(number), ("127.0.0.1", port))
 
 
 def in_work() -> str:
@@ -117,10 +122,10 @@ def size() -> int:
 
 
 def deliver(packets: int) -> None:
-    """The same, and wait until the file in work has them."""
+    """The same, and wait until the file in work has the last of them."""
     before = size()
     send(packets)
-    until(lambda: size() > before + 1000 * packets)
+    until(lambda: datagram(packets - 1) in (LOGS / "current.pcapng").read_bytes()[before:])
 
 
 def drop_in(name: str, text: str, unit: str = UNIT) -> None:
@@ -166,7 +171,7 @@ def fill_the_disk() -> dict[str, object]:
     with filler.open("wb") as file:
         disk = os.statvfs(LOGS)
         os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize)
-    send(101)
+    send(101, FULL_PORT)
     found: dict[str, object] = {"full": said("No space left on device"), **state()}
     filler.unlink()
     found["goes_on"] = said("writing again")

@@ -13,36 +13,42 @@ import pytest
 
 from tests.vm import boot, kernels
 
-# A kernel that is asked for by name is tried in all three ways. `make test` leaves out what the running kernel tries,
-# and with `auto`, whose frames come by the same tracepoints, the many devices.
+# How the program is attached in each run, and which tests. A kernel that is asked for by name is tried in all three
+# ways, and plays every scenario of attribution. `make test` leaves out what the running kernel tries, and with `auto`,
+# whose frames come by the same tracepoints, the many devices.
+MARKED = "tests/kernel -m vm"
+RUNS = {
+    "kprobe": ("kprobe", MARKED),
+    "auto": ("auto", f"{MARKED} --ignore=tests/kernel/test_scenes.py --ignore=tests/kernel/test_driver.py"),
+}
 IS_ASKED_FOR = bool(os.environ.get("SKBCAPD_VM_KERNELS"))
-ATTACH = ("kprobe", "auto", "tracepoint") if IS_ASKED_FOR else ("kprobe", "auto")
-LEFT_OUT = {} if IS_ASKED_FOR else {"auto": "--ignore=tests/kernel/test_scenes.py --ignore=tests/kernel/test_driver.py"}
-DEADLINE_S = 40 * 60  # per kernel
+if IS_ASKED_FOR:
+    RUNS = {attach: (attach, MARKED) for attach in ("kprobe", "auto", "tracepoint")}
+    RUNS["kprobe, every scenario"] = ("kprobe", "tests/kernel/test_people.py")
+DEADLINE_S = 60 * 60  # per kernel
 pytestmark = pytest.mark.timeout(0)  # the deadline is enough
 SLOWNESS = 15  # of an emulated machine: the kernel tests stretch their own deadlines by it
-PYTEST = ".venv/bin/python -m pytest tests/kernel -m vm -q --durations=20 -p no:cacheprovider --no-skips --timeout=0"
+PYTEST = ".venv/bin/python -m pytest -q --durations=20 -p no:cacheprovider --no-skips --timeout=0"
 
 
 @pytest.fixture(scope="module")
 def machine(kernel_name: str) -> boot.VmResult:
     """One boot of the kernel with all runs in it."""
     runs = [
-        f"echo '@ {attach}'; SKBCAPD_ATTACH={attach} SKBCAPD_SLOWNESS={SLOWNESS} {PYTEST} {LEFT_OUT.get(attach, '')}; "
-        f"echo '@ {attach}' $?"
-        for attach in ATTACH
+        f"echo '@ {name}'; SKBCAPD_ATTACH={attach} SKBCAPD_SLOWNESS={SLOWNESS} {PYTEST} {tests}; echo '@ {name}' $?"
+        for name, (attach, tests) in RUNS.items()
     ]
     return boot.run_in_vm(kernels.fetch(kernel_name), "\n".join(["echo '@ kernel' $(uname -r)", *runs]), DEADLINE_S)
 
 
-@pytest.mark.parametrize("attach", ATTACH)
-def test_kernel(machine: boot.VmResult, kernel_name: str, attach: str, reports: dict[str, str]) -> None:
-    """The kernel tests marked vm pass on this kernel with this way of attaching, none skipped."""
+@pytest.mark.parametrize("name", RUNS)
+def test_kernel(machine: boot.VmResult, kernel_name: str, name: str, reports: dict[str, str]) -> None:
+    """The kernel tests of a run pass on this kernel, none skipped."""
     release = re.search(r"^@ kernel (\S+)$", machine.output, re.MULTILINE)
-    run = re.search(rf"^@ {attach}\n(.*)^@ {attach} (\d+)$", machine.output, re.MULTILINE | re.DOTALL)
+    run = re.search(rf"^@ {name}\n(.*)^@ {name} (\d+)$", machine.output, re.MULTILINE | re.DOTALL)
     if not release or not run:
         pytest.fail(f"kernel {kernel_name}: the run inside did not end\n{machine.report()}", pytrace=False)
-    title = f"kernel {release[1]}, {attach}"
+    title = f"kernel {release[1]}, {name}"
     reports[title] = run[1]
     if run[2] != "0":
         pytest.fail(f"pytest inside exited {run[2]}; what it printed stands below under '{title}'", pytrace=False)
