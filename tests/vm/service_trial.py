@@ -113,19 +113,19 @@ def in_work() -> str:
     return (LOGS / "current.pcapng").readlink().name.removesuffix(".part")
 
 
-def size() -> int:
-    """Of the file in work; 0 while it gets its name."""
+def content() -> bytes:
+    """Of the file in work; nothing while it gets its name."""
     try:
-        return (LOGS / "current.pcapng").stat().st_size
+        return (LOGS / "current.pcapng").read_bytes()
     except FileNotFoundError:
-        return 0
+        return b""
 
 
 def deliver(packets: int) -> None:
-    """The same, and wait until the file in work has the last of them."""
-    before = size()
+    """Datagrams, and wait until the file in work has the last of them."""
+    before = len(content())
     send(packets)
-    until(lambda: datagram(packets - 1) in (LOGS / "current.pcapng").read_bytes()[before:])
+    until(lambda: datagram(packets - 1) in content()[before:])
 
 
 def drop_in(name: str, text: str, unit: str = UNIT) -> None:
@@ -223,7 +223,7 @@ def start_another() -> dict[str, object]:
 def stop() -> dict[str, object]:
     """Under load."""
     with subprocess.Popen([sys.executable, "-c", FLOOD]) as flood:
-        grown = until(lambda: size() > 1 << 20)
+        grown = until(lambda: len(content()) > 1 << 20)
         printed = output("systemctl", "stop", UNIT)
         flood.kill()
     return {"printed": printed, "grown": grown, **state()}
