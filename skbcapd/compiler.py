@@ -35,6 +35,7 @@ SOURCES = _PACKAGE / "bpf" if (_PACKAGE / "bpf").is_dir() else _PACKAGE.parent /
 _FUNCTION = re.compile(r"^int (\w+)\(void \*ctx\)\n\{\n.*?^\}\n", re.MULTILINE | re.DOTALL)
 _RDONLY_CAST = 0x10000  # stands for the kernel's function in what the compiler makes
 _KEPT_MAX = 16  # files; each filter and each kernel has one of some 100 KiB
+_KEPT_NAMES = "[0-9a-f]" * 64 + ".*"  # the directory need not be ours alone
 
 # bcc optimizes what the front end hands over, which need not do it before; and nothing reads the debug information.
 _FLAGS = (
@@ -123,8 +124,9 @@ def build(definitions: Mapping[str, int | str], functions: Collection[str], filt
     """
     text = source(filters, functions)
     flags = [*_FLAGS, *(f"-D{name}={value}" for name, value in sorted(definitions.items()))]
-    # As the service manager says, or where it would be; done without where nothing can be kept.
-    path = Path(os.environ.get("CACHE_DIRECTORY") or "/var/cache/skbcapd") / f"{_digest(text, flags)}.json"
+    # As the service manager says (one or several), or where it would be; done without where nothing can be kept.
+    directory = os.environ.get("CACHE_DIRECTORY", "").split(":")[0] or "/var/cache/skbcapd"
+    path = Path(directory, f"{_digest(text, flags)}.json")
     found = _kept(path)
     if found is None:
         found = _compile(text, definitions)
@@ -193,12 +195,10 @@ def _instructions(code: bytes | bytearray) -> Iterator[int]:
 
 
 def _digest(text: str, flags: Collection[str]) -> str:
-    """A name for what is made from this, by the compiler that is installed."""
-    digest = hashlib.sha256()
-    parts = [text, *flags, *(path.read_text() for path in sorted((SOURCES / "include").rglob("*.h"))), _compiler()]
-    for part in parts:
-        digest.update(b"%d:%b" % (len(part), part.encode()))
-    return digest.hexdigest()
+    """A name for what is made from this, by this module and the compiler that is installed."""
+    files = [Path(__file__), *sorted((SOURCES / "include").rglob("*.h"))]
+    parts = [text, *flags, *(path.read_text() for path in files), _compiler()]
+    return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in map(str.encode, parts))).hexdigest()
 
 
 def _compiler() -> str:
@@ -218,7 +218,7 @@ def _kept(path: Path) -> Object | None:
             if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
                 return None
             digest, _, body = file.read().partition(b"\n")
-        if hashlib.sha256(body).hexdigest().encode() != digest:
+        if _seal(path, body) != digest:
             return None
         record = json.loads(body)
         with contextlib.suppress(OSError):
@@ -227,6 +227,11 @@ def _kept(path: Path) -> Object | None:
         return None
     functions = {name: bytes.fromhex(code) for name, code in record["functions"].items()}
     return Object(functions, tuple(Map(**fields) for fields in record["maps"]))
+
+
+def _seal(path: Path, body: bytes) -> bytes:
+    """What a file begins with; under another name it is none of ours."""
+    return hashlib.sha256(path.stem.encode() + body).hexdigest().encode()
 
 
 def _keep(made: Object, path: Path) -> None:
@@ -242,10 +247,10 @@ def _keep(made: Object, path: Path) -> None:
     temporary = path.with_suffix(f".{os.getpid()}")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+            file.write(_seal(path, body) + b"\n" + body)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    files = sorted(path.parent.glob("*.json"), key=lambda other: other.stat().st_mtime)
+    files = sorted(path.parent.glob(_KEPT_NAMES), key=lambda other: other.stat().st_mtime)
     for other in files[:-_KEPT_MAX]:
         other.unlink(missing_ok=True)

@@ -122,6 +122,13 @@ def other_content(path: Path, _: pytest.MonkeyPatch) -> None:
     path.write_bytes(digest + b"\n" + body.replace(b"16384", b"16385"))
 
 
+def other_name(path: Path, _: pytest.MonkeyPatch) -> None:
+    """What was made of something else, in its place."""
+    compiler.build({"A": 1}, {"on_transmit"}, "")
+    [other] = set(path.parent.iterdir()) - {path}
+    other.replace(path)
+
+
 def pipe(path: Path, _: pytest.MonkeyPatch) -> None:
     """A pipe that nobody writes to."""
     path.unlink()
@@ -135,7 +142,10 @@ def pipe(path: Path, _: pytest.MonkeyPatch) -> None:
         pytest.param(lambda path, _: os.truncate(path, path.stat().st_size - 1), id="cut"),
         pytest.param(lambda path, _: path.chmod(0o620), id="its group may write"),
         pytest.param(lambda path, _: path.unlink(), id="gone"),
-        *(pytest.param(spoil, id=str(spoil.__name__)) for spoil in (other_owner, other_content, link, pipe)),
+        *(
+            pytest.param(spoil, id=str(spoil.__name__))
+            for spoil in (other_owner, other_content, link, pipe, other_name)
+        ),
     ],
 )
 def test_what_cannot_be_trusted_is_made_anew(
@@ -148,21 +158,24 @@ def test_what_cannot_be_trusted_is_made_anew(
     compiler.build({}, {"on_transmit"}, "")
     [path] = directory.iterdir()
     spoil(path, monkeypatch)
+    asked = len(compiled)
     assert compiler.build({}, {"on_transmit"}, "") == MADE
-    assert len(compiled) == 2
+    assert len(compiled) == asked + 1
     assert json.loads(path.read_bytes().partition(b"\n")[2])["maps"][1]["entries"] == 16384
     monkeypatch.undo()
 
 
 def test_the_oldest_go(directory: Path, compiled: list[dict[str, int | str]]) -> None:
-    """No more than 16 are kept; one that was just used stays."""
+    """No more than 16 are kept; one that was just used stays, and so does what is not ours."""
     for number in range(16):
         compiler.build({"A": number}, {"on_transmit"}, "")
         newest = max(directory.iterdir(), key=lambda path: path.stat().st_mtime_ns)
         os.utime(newest, (number, number))
+    (directory / "another's.json").touch()
+    os.utime(directory / "another's.json", (0, 0))
     compiler.build({"A": 0}, {"on_transmit"}, "")
     compiler.build({"A": 16}, {"on_transmit"}, "")
-    assert len([*directory.iterdir()]) == 16
+    assert len([*directory.iterdir()]) == 16 + 1
     assert len(compiled) == 17
     compiler.build({"A": 0}, {"on_transmit"}, "")
     assert len(compiled) == 17
