@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable
 
-DEADLINE_S = 20.0 * float(os.environ.get("SKBCAPD_SLOWNESS", "1"))
+DEADLINE_S = 60.0 * float(os.environ.get("SKBCAPD_SLOWNESS", "1"))
 
 
 def until(condition: Callable[[], bool], what: str) -> None:

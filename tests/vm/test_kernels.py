@@ -27,7 +27,7 @@ if IS_ASKED_FOR:
     RUNS["kprobe, every scenario"] = ("kprobe", "tests/kernel/test_people.py")
 DEADLINE_S = 60 * 60  # per kernel
 pytestmark = pytest.mark.timeout(0)  # the deadline is enough
-SLOWNESS = 15  # of an emulated machine: the kernel tests stretch their own deadlines by it
+SLOWNESS = 5  # of an emulated machine: the kernel tests stretch their own deadlines by it
 PYTEST = ".venv/bin/python -m pytest -q --durations=20 -p no:cacheprovider --no-skips --timeout=0"
 
 
