@@ -110,6 +110,12 @@ def test_it_packs_what_make_install_installs(unpacked: Path, tmp_path: Path) -> 
     assert packed - own - {"usr/lib/systemd/system-preset/90-skbcapd.preset"} == installed
 
 
+def test_the_alert_rules_are_an_example(unpacked: Path) -> None:
+    """The package holds the rules for Prometheus as they are, where nothing reads them unasked."""
+    [packed] = (unpacked / "usr/share/doc/skbcapd/examples").iterdir()
+    assert packed.read_bytes() == (ROOT / "contrib/prometheus" / packed.name).read_bytes()
+
+
 def test_nothing_is_started_unasked(unpacked: Path) -> None:
     """The package's preset says no, and its scripts ask the presets, so that an administrator's can say yes."""
     preset = (unpacked / "usr/lib/systemd/system-preset/90-skbcapd.preset").read_text()

@@ -71,7 +71,12 @@ def cache_directory() -> Path:
     own = os.environ.get("SKBCAPD_KERNEL_CACHE")
     if own:
         return Path(own).resolve()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "skbcapd", "kernels").resolve()
+    return user_cache() / "kernels"
+
+
+def user_cache() -> Path:
+    """Returns the directory, outside the checkout, for what the tests fetch once."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "skbcapd").resolve()
 
 
 def unavailable() -> str:
@@ -94,8 +99,8 @@ def _fetch_package(name: str, cache: Path) -> Path:
     offered = []
     for suite in SUITES[-1:] if name == "newest" else SUITES:
         apt = _apt_options(source, suite, cache / suite / "apt")
-        _run(["apt-get", *apt, "update"])
-        found = re.search(r"Depends:.*\blinux-image-(\d[^\s,]+)", _run(["apt-cache", *apt, "show", META_PACKAGE]))
+        run(["apt-get", *apt, "update"])
+        found = re.search(r"Depends:.*\blinux-image-(\d[^\s,]+)", run(["apt-cache", *apt, "show", META_PACKAGE]))
         if not found:
             raise KernelUnavailableError(f"{META_PACKAGE} of {suite} names no kernel")
         offered.append(f"{found[1]} in {suite}")
@@ -118,7 +123,7 @@ def _image(tree: Path) -> Path:
 
 
 def _unpack(package: str, apt: list[str], directory: Path) -> Path:
-    shown = _run(["apt-cache", *apt, "show", "--no-all-versions", package])
+    shown = run(["apt-cache", *apt, "show", "--no-all-versions", package])
     version = re.search(r"^Version: (\S+)", shown, re.MULTILINE)
     if not version:
         raise KernelUnavailableError(f"apt knows no {package}")
@@ -128,16 +133,23 @@ def _unpack(package: str, apt: list[str], directory: Path) -> Path:
         parts = re.findall(r"linux-(?:binary|modules)-[^\s,]+", shown)
         with tempfile.TemporaryDirectory(dir=directory) as name:
             work = Path(name)
-            _run(["apt-get", *apt, "download", package, *parts], directory=work)
-            for archive in work.glob("*.deb"):
-                _run(["dpkg-deb", "-x", str(archive), str(work / "tree")])
+            unpacked = download([package, *parts], apt, work)
             for old in directory.glob("linux-image-*"):
                 shutil.rmtree(old)
-            (work / "tree").rename(tree)
+            unpacked.rename(tree)
     return _image(tree)
 
 
-def _run(command: list[str], directory: Path | None = None) -> str:
+def download(packages: list[str], apt: list[str], work: Path) -> Path:
+    """Fetches Debian packages into a directory and unpacks them there, installed nowhere; returns the tree."""
+    run(["apt-get", *apt, "download", *packages], directory=work)
+    for archive in work.glob("*.deb"):
+        run(["dpkg-deb", "-x", str(archive), str(work / "tree")])
+    return work / "tree"
+
+
+def run(command: list[str], directory: Path | None = None) -> str:
+    """Runs a program; what it says on stdout."""
     environment = {**os.environ, "LC_ALL": "C"}
     return subprocess.run(
         command, env=environment, cwd=directory, check=True, capture_output=True, text=True, timeout=600
@@ -145,24 +157,32 @@ def _run(command: list[str], directory: Path | None = None) -> str:
 
 
 def _apt_options(source: Source, suite: str, state: Path) -> list[str]:
-    """Returns what gives apt a state of its own; the machine's proxies and the like stay in force."""
-    for part in ("lists/partial", "archives/partial"):
-        (state / part).mkdir(parents=True, exist_ok=True)
-    (state / "status").touch()
+    """Returns what gives apt a state of its own, and one source."""
+    options = apt_state(state)
     (state / "kernel.sources").write_text(
         f"Types: deb\nURIs: {source.uri}\nSuites: {suite}\nComponents: main\nArchitectures: amd64\n"
         + (f"Signed-By: {source.signed_by}\n" if source.signed_by else "")
     )
     settings = {
-        "Dir::State": state,
-        "Dir::State::status": state / "status",
-        "Dir::Cache": state,
-        "Dir::Cache::pkgcache": "pkgcache.bin",
         "Dir::Etc::sourcelist": state / "kernel.sources",
         "Dir::Etc::sourceparts": "/dev/null",
         "Dir::Etc::preferences": "/dev/null",
         "Dir::Etc::preferencesparts": "/dev/null",
         "APT::Architecture": "amd64",
+    }
+    return [*options, *(f"-o{key}={value}" for key, value in settings.items())]
+
+
+def apt_state(state: Path) -> list[str]:
+    """Returns what gives apt a state of its own; the machine's sources, proxies and the like stay in force."""
+    for part in ("lists/partial", "archives/partial"):
+        (state / part).mkdir(parents=True, exist_ok=True)
+    (state / "status").touch()
+    settings = {
+        "Dir::State": state,
+        "Dir::State::status": state / "status",
+        "Dir::Cache": state,
+        "Dir::Cache::pkgcache": "pkgcache.bin",
         "APT::Sandbox::User": "root",  # apt's own user cannot enter a cache in a home directory
         "Acquire::Languages": "none",
         "Acquire::Retries": 3,

@@ -1,0 +1,124 @@
+"""The alerts for Prometheus, judged by its own promtool."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+import skbcapd
+from skbcapd.metrics import Metrics
+from skbcapd.settings import ROWS
+from tests.unit.test_sight import Scene
+from tests.vm import kernels
+
+ROOT = Path(skbcapd.__file__).parent.parent
+RULES = ROOT / "contrib/prometheus/skbcapd.rules.yaml"
+SERIES = Path(__file__).parent / "skbcapd.rules.test.yaml"
+
+
+def fetch() -> Path:
+    """Promtool out of Debian's package, fetched once and installed nowhere: that of Debian 12 starts a server.
+
+    Raises:
+        subprocess.CalledProcessError: apt cannot fetch it.
+    """
+    place = kernels.user_cache() / "promtool"
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent) as name:
+            work = Path(name)
+            apt = kernels.apt_state(work / "apt")
+            with contextlib.suppress(subprocess.CalledProcessError):  # a source that does not answer may be another one
+                kernels.run(["apt-get", *apt, "update"])
+            try:
+                tree = kernels.download(["promtool"], apt, work)
+            except subprocess.CalledProcessError:  # Debian 12, Ubuntu 24.04: no package of its own
+                tree = kernels.download(["prometheus"], apt, work)
+            (tree / "usr/bin/promtool").rename(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def promtool() -> str:
+    """The machine's own, else a fetched one; without it nothing is proven, so that is a failure."""
+    try:
+        return shutil.which("promtool") or str(fetch())
+    except subprocess.CalledProcessError as error:
+        pytest.fail(f"there is no promtool, and apt could not fetch one: {error.stderr.strip()}")
+
+
+def rules() -> list[dict[str, Any]]:
+    """All alerts."""
+    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
+
+
+def said(*command: str | Path) -> tuple[int, str]:
+    """The exit code of a program and all that it says."""
+    done = subprocess.run(
+        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return done.returncode, done.stdout
+
+
+def test_prometheus_takes_the_rules(promtool: str) -> None:
+    """Promtool finds every alert and nothing wrong with them."""
+    code, text = said(promtool, "check", "rules", RULES)
+    assert (code, f"SUCCESS: {len(rules())} rules found" in text) == (0, True), text
+
+
+def test_alerts_fire_when_they_should_and_else_not(promtool: str) -> None:
+    """Fed with series, each alert fires when skbcapd.rules.test.yaml says, with its words, and at other times not."""
+    code, text = said(promtool, "test", "rules", SERIES)
+    assert (code, "SUCCESS" in text) == (0, True), text
+    looks = [look for test in yaml.safe_load(SERIES.read_text())["tests"] for look in test["alert_rule_test"]]
+    for fires in (True, False):
+        assert {rule["alert"] for rule in rules()} == {
+            look["alertname"] for look in looks if bool(look["exp_alerts"]) == fires
+        }
+
+
+def test_the_judge_sees_a_wrong_rule(promtool: str, tmp_path: Path) -> None:
+    """With another number in any one alert, promtool says that the series do not fit."""
+    text = SERIES.read_text()
+    (tmp_path / SERIES.name).write_text(re.sub(r"rule_files: .*", f"rule_files: [{RULES.name}]", text))
+    for right, wrong in (
+        ("lost_total[5m]) > 0", "lost_total[5m]) > 1009"),
+        ("missed_total[5m]) > 0", "missed_total[5m]) > 1009"),
+        ("[1d]", "[2d]"),
+        ("> 120", "> 60"),
+        ("> 3", "> 2"),
+    ):
+        assert RULES.read_text().count(right) == 1
+        (tmp_path / RULES.name).write_text(RULES.read_text().replace(right, wrong))
+        code, text = said(promtool, "test", "rules", tmp_path / SERIES.name)
+        assert (code, "FAILED" in text) == (1, True), wrong
+
+
+def test_the_rules_name_what_there_is() -> None:
+    """Metrics, causes of loss and settings in the rules are skbcapd's; each cause has its advice."""
+    text = RULES.read_text()
+    page = Metrics(Scene().sight.facts).text().decode()
+    samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+    assert set(re.findall(r"\bskbcapd_\w+", text)) <= {sample.name for sample in samples}
+    assert set(re.findall(r'cause "(\w+)"', text)) == {
+        sample.labels["cause"] for sample in samples if sample.name == "skbcapd_packets_lost_total"
+    }
+    assert {"buffer.size", "files.keep_free"} <= set(re.findall(r"\b(?:buffer|files)\.\w+", text)) <= set(ROWS)
+
+
+def test_every_alert_is_complete() -> None:
+    """Each has a severity, a summary and a description, and docs/sight.md lists it."""
+    for rule in rules():
+        assert rule["labels"]["severity"] in {"warning", "critical"}
+        assert set(rule["annotations"]) == {"summary", "description"}
+    page = (ROOT / "docs/sight.md").read_text()
+    assert re.findall(r"^\| `(Skbcapd\w+)`", page, re.MULTILINE) == [rule["alert"] for rule in rules()]
