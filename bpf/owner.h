@@ -214,6 +214,15 @@ static inline int was_use_noted(struct packet *packet, u64 sk)
 	return is_noted;
 }
 
+/* What is known of a flow. A lookup may miss an entry that another processor replaces at that moment (htab_lru_map_update_elem
+   puts the new one at the head of the chain, behind who has begun to walk it, and takes the old one out): the next finds it. */
+static inline struct owner *lookup_flow(struct flow *flow)
+{
+	struct owner *owner = flows.lookup(flow);
+
+	return owner ? owner : flows.lookup(flow);
+}
+
 /*
  * A TCP socket changes its state.
  *
@@ -240,7 +249,7 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 
 		READ(&port, sizeof(port), sk + SOCK_SPORT);
 		work->flow.local_port = __builtin_bswap16(port);
-		known = flows.lookup(&work->flow);
+		known = lookup_flow(&work->flow);
 		if (known && (known->sk == sk || !known->sk)) /* Python knows no addresses of sockets */
 			known->time = bpf_ktime_get_ns();
 	} else {
@@ -260,7 +269,7 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 /* The user of a flow; NULL where none is remembered, or the flow ended long ago. */
 static inline struct owner *find_flow(struct flow *flow)
 {
-	struct owner *owner = flows.lookup(flow);
+	struct owner *owner = lookup_flow(flow);
 
 	if (owner && owner->time && bpf_ktime_get_ns() - owner->time > FLOW_REMAINS_NS)
 		return NULL;
