@@ -48,7 +48,7 @@ def client(way: str, count: int, few: int) -> Scenario:
         return by_signature(senders, senders)
 
     name = {"connects": "TCP SYN, FIN", "uploads": "TCP bulk upload"}[way]
-    return Scenario(name, play, 17, vm=True)
+    return Scenario(name, play, 11, vm=True)
 
 
 def downloads(stage: Stage) -> Judge:
