@@ -111,8 +111,8 @@ class Frame:
 
     @cached_property
     def signature(self) -> Label | None:
-        """Who says in the payload that it sent this."""
-        at = self.data.find(SIGNED_MAGIC)
+        """Who says in the payload that it sent this; an error of ICMP only quotes somebody."""
+        at = -1 if self.is_housekeeping else self.data.find(SIGNED_MAGIC)
         if at < 0 or at + SIGNATURE.size > len(self.data):
             return None
         _, tgid, tid, _, comm = SIGNATURE.unpack_from(self.data, at)
