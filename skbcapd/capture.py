@@ -313,6 +313,7 @@ class Capture:
     _interfaces: int = 0  # that the output has numbered
     _labels: dict[int, tuple[int, Label]] = field(default_factory=dict)
     _decided: dict[bytes, _Decision] = field(default_factory=dict)  # in this drain: its other packets came too early
+    _installs: bool = True  # labels
     _next_label: int = 0
     _processes_seen: _Numbers = field(default_factory=lambda: _Numbers(_TGID_MAX))
     _counted: int = 0  # packets written while there is a limit
@@ -497,10 +498,15 @@ class Capture:
         """Forget all labels and the numbers of interfaces, so that the output may give new ones.
 
         Packets with the old numbers are written first: labels go, every program that has seen one ends (membarrier
-        waits for that), and what they have reserved is drained.
+        waits for that), and what they have reserved is drained. First packets among that get no label: it would have
+        the old number of its interface.
         """
         self.program.clear_labels()
-        self.drain()
+        self._installs = False
+        try:
+            self.drain()
+        finally:
+            self._installs = True
         self._labels.clear()
         self._decided.clear()
         self._interfaces = 0
@@ -612,7 +618,7 @@ class Capture:
         decision = self._decided.get(packet.key + packet.names)
         if decision is None:
             decision = self._decided[packet.key + packet.names] = self._decide(packet)
-            if self.output.labels or not decision.verdict.keeps:
+            if self._installs and (self.output.labels or not decision.verdict.keeps):
                 self._install(packet, device, decision.stamp, decision.verdict)
         return decision
 

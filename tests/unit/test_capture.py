@@ -925,3 +925,15 @@ def test_many_first_packets_are_decided_about_once() -> None:
     assert [b"comm=renamed" in stamp.options for stamp in rig.output.stamps] == [False] * 7 + [True, False]
     rig.drain(upcall(NTP_FRAME))  # its label has gone, or it would not be here
     assert rig.capture.labels == 3
+
+
+def test_new_numbers_meet_no_old_label() -> None:
+    """A first packet that comes while interfaces lose their numbers is written with the old one, and gets no label."""
+    rig = Rig()
+    rig.drain(upcall(b"1", comm=b"one"))
+    rig.program.put(upcall(b"2", comm=b"two"))
+    rig.capture.renumber()
+    assert rig.output.frames == [b"1", b"2"]
+    assert not rig.program.labels
+    rig.drain(upcall(b"3", comm=b"two"))
+    assert len(rig.program.labels) == 1
