@@ -3,7 +3,7 @@
  * What kernel and Python share: the maps, and the records in them.
  *
  * Every size in CAPITALS is a -D from skbcapd/layout.py, which also holds the Python view of each record;
- * skbcapd/loader.py compares the sizes of both when the program is loaded.
+ * skbcapd/kernel.py compares the sizes of both when the program is loaded.
  */
 
 /* A value that the compiler knows too well is optimised until the verifier no longer sees its bound:
