@@ -29,6 +29,7 @@ SELF = (-1, -1)  # as owner: the process's user and group
 _BUFFER = 1 << 16  # of standard output
 _GATHERED = 1 << 20
 _DIRECT_MIN = 1 << 18  # bytes at once that are worth a wait for the disk
+_THROUGH_MIN = 1 << 16  # bytes at once that need not be gathered
 _ALIGNMENT = 1 << 12  # of direct writes: no disk has larger blocks
 _CACHED_S = 5.0
 _PACE_MIN, _PACE_MAX = 1 << 22, 1 << 25  # bytes from which on a pace is known, and of which it is made
@@ -83,8 +84,8 @@ class BlockSink:
 
     Blocks are gathered in `_gathered`, which stands for the end of the file from `_at` on, a multiple of the disk's
     blocks. Much at once goes to the disk directly (O_DIRECT), which costs a fraction of what the page cache does.
-    Little and the end go through the cache, and all does for some time after `hurry`, while that is the faster way:
-    mostly, but not where a hypervisor is slow to give the pages.
+    Little and the end go through the cache, from where they lie if nothing waits before them, and all does for some time
+    after `hurry`, while that is the faster way: mostly, but not where a hypervisor is slow to give the pages.
 
     Args:
         descriptor: of an empty file, or of a pipe.
@@ -117,8 +118,11 @@ class BlockSink:
         self._starts.append(self.size)
         self.size += len(blocks)
         left = memoryview(blocks)
-        if len(left) >= _DIRECT_MIN and not self._is_direct:
-            self._put(left, is_end=True)
+        waiting = self._fill - self._written
+        is_little = _THROUGH_MIN <= len(left) < _GATHERED and waiting < _ALIGNMENT
+        if is_little or (len(left) >= _DIRECT_MIN and not self._is_direct):
+            if waiting:
+                self._put(left, is_end=True)
             self._put_through(left)
             return
         while left and self.error is None:

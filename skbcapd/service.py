@@ -22,7 +22,7 @@ from skbcapd.layout import SEGMENT_SIZE
 from skbcapd.reload import Reload
 from skbcapd.server import Server
 
-LATENCY_S = 0.085  # packets wait no longer in memory
+LATENCY_S = 0.09  # packets wait no longer in memory
 TICK_S = 1.0
 
 
@@ -136,8 +136,8 @@ class Service:
                     if not has_packet:
                         continue
                 # Also after the first packet: others come behind it, and a socket that nobody has used yet may be used.
-                self._wait(min(time.monotonic() + LATENCY_S, end))
-                capture.wake_up()
+                if self._wait(min(time.monotonic() + LATENCY_S, end)):
+                    capture.wake_up()
             elif self._server is not None:
                 self._server.serve()  # the loop does not wait while it has too much to do
         if self._asked:  # a dump or a new file, and then the end at once: what came before is still meant

@@ -191,6 +191,35 @@ def test_the_faster_way_is_taken(
     assert found[2] < 0.01
 
 
+def test_little_goes_through_the_cache_from_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is too little for the disk is written at once, also behind a direct write; much is gathered for the disk."""
+    real, ways, direct = os.pwrite, [], []
+
+    def open_direct(descriptor: int) -> int:
+        direct.append(os.dup(descriptor))
+        return direct[0]
+
+    def pwrite(descriptor: int, data: memoryview, at: int) -> int:
+        ways.append("direct" if descriptor in direct else "cache")
+        return real(descriptor, data, at)
+
+    monkeypatch.setattr(files, "_open_direct", open_direct)
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    little, much = packet(0, bytes(100_000)), packet(0, bytes(2_000_000))
+    with (tmp_path / "a").open("wb") as file:
+        sink = BlockSink(file.fileno())
+        found = []
+        for blocks in (little, much, little, packet(0)):
+            ways.clear()
+            sink.write(blocks)
+            found.append([*ways, len(ways)])
+            sink.flush()
+        sink.flush(whole=True)
+        sink.close()
+    assert found == [["cache", 1], ["direct", 1], ["cache", "cache", 2], [0]]
+    assert (tmp_path / "a").read_bytes() == little + much + little + packet(0)
+
+
 TEAR = """
 import os, resource, signal, sys
 from skbcapd.files import BlockSink
