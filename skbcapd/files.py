@@ -84,7 +84,7 @@ class BlockSink:
 
     Blocks are gathered in `_gathered`, which stands for the end of the file from `_at` on, a multiple of the disk's
     blocks. Much at once goes to the disk directly (O_DIRECT), which costs a fraction of what the page cache does.
-    Little and the end go through the cache, from where they lie if nothing waits before them, and all does for some time
+    Little and the end go through the cache, from where they lie if nothing waits before them. So does all for some time
     after `hurry`, while that is the faster way: mostly, but not where a hypervisor is slow to give the pages.
 
     Args:
