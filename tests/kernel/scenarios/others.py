@@ -125,8 +125,13 @@ def tun_asks(stage: Stage) -> Judge:
 
 
 def make_queue(stage: Stage) -> None:
-    """Make a device with a slow queue on top of the wire's near end."""
+    """Make a device with a slow queue on top of the wire's near end.
+
+    It answers for its own address only: packets that came for its hardware address would be for another machine, as
+    far as the device below can tell, and of nobody.
+    """
     near, far = stage.wire.near, stage.wire.far
+    stage.near.sysctl(ipv4__conf__all__arp_ignore="1")
     stage.near.ip(
         f"link add {QUEUE_DEVICE} link {near.device} type macvlan mode bridge",
         f"link set {QUEUE_DEVICE} addrgenmode none up",
