@@ -5,8 +5,9 @@ build/bench.json, a plot in build/bench.svg. `--docs` takes what the last run le
 nothing.
 
 Two network namespaces joined by a pair of devices; the capture is on the sender's device, whole frames, into a file on
-this disk. Tools take turns in shuffled order; each figure is the median of the rounds. CPU is user and system time of
-the capture process from the first packet until the file grows no more (compiling before that is paid once, at start).
+this disk. Loads, and under each the tools, take turns in shuffled order; a figure is the median of the rounds, a ratio
+the median of their ratios. CPU is user and system time of the capture process from the first packet until the file
+grows no more (compiling before that is paid once, at start).
 """
 
 from __future__ import annotations
@@ -75,17 +76,20 @@ def main() -> int:
         directory, sender = Path(name), Path(name) / "send"
         subprocess.run(["cc", "-O2", "-pthread", "-o", str(sender), str(HERE / "send.c")], check=True)
         for _ in range(options.rounds):
-            turns = [(tool, load) for load in wanted for tool in (*found, *([None] if load.senders else []))]
-            random.shuffle(turns)
-            for tool, load in turns:
-                rows.append(measure(tool, load, sender, directory))
-                _say(rows[-1])
+            # What is compared comes one after another, as the machine is not always equally fast.
+            for load in random.sample(wanted, len(wanted)):
+                turns = [*found, *([None] if load.senders else [])]
+                for turn in random.sample(turns, len(turns)):
+                    rows.append(measure(turn, load, sender, directory))
+                    _say(rows[-1])
             counted = [load for load in wanted if load.name == "UDP 64 B unpaced"]
             for load in counted:
                 row = measure(found[0], load, sender, directory, count_programs=True)
                 programs.append(replace(row, counting_s=counting_time(load, sender)))
             changed = [] if options.load or options.quick else loads.variants(options.scale)
-            for variant in random.sample(changed, len(changed)):
+            kinds = list(dict.fromkeys(variant.kind for variant in changed))
+            ranks = {kind: rank for rank, kind in enumerate(random.sample(kinds, len(kinds)))}
+            for variant in sorted(random.sample(changed, len(changed)), key=lambda each: ranks[each.kind]):
                 tool = ours(variant.module, *variant.arguments)
                 variants.append((variant, measure(tool, variant.load, sender, directory, count_programs=True)))
                 _say(variants[-1][1])

@@ -24,9 +24,15 @@ def median(rows: Rows, figure: Callable[[Figures], float], *, tool: str, load: s
 
 
 def ratio(rows: Rows, figure: Callable[[Figures], float], *, load: str, of: str, to: str) -> float | None:
-    """Median to median; None where one is missing or 0."""
-    ours, theirs = (median(rows, figure, tool=tool, load=load) for tool in (of, to))
-    return ours / theirs if ours is not None and theirs else None
+    """The median of the rounds' ratios: in a round, tools come one after another; None where one is missing or 0."""
+    ours, theirs = ([figure(row) for row in rows if (row.tool, row.load) == (tool, load)] for tool in (of, to))
+    return median_ratio(ours, theirs)
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
+    """The median of the ratios of two figures of each round; None where there is none."""
+    found = [one / other for one, other in zip(ours, theirs, strict=False) if other]
+    return statistics.median(found) if found else None
 
 
 def cpu_per_packet(row: Figures) -> float:
@@ -144,18 +150,26 @@ class Cost:
     both_us: float
 
 
-def costs(variants: Sequence[tuple[Variant, Figures]]) -> dict[tuple[str, str], Cost]:
-    """What each variant costs, by its kind and name, in the order given."""
+def _both_us(row: Figures) -> float:
+    return (row.cpu_s + row.program_s) / row.sent * 1e6
+
+
+def _rounds(variants: Sequence[tuple[Variant, Figures]]) -> dict[tuple[str, str], list[Figures]]:
     found: dict[tuple[str, str], list[Figures]] = {}
     for variant, row in variants:
         found.setdefault((variant.kind, variant.name), []).append(row)
+    return found
+
+
+def costs(variants: Sequence[tuple[Variant, Figures]]) -> dict[tuple[str, str], Cost]:
+    """What each variant costs, by its kind and name, in the order given."""
     return {
         key: Cost(
             statistics.median(row.program_s / row.sent * 1e9 for row in rows),
             statistics.median(row.cpu_s / row.sent * 1e6 for row in rows),
-            statistics.median((row.cpu_s + row.program_s) / row.sent * 1e6 for row in rows),
+            statistics.median(map(_both_us, rows)),
         )
-        for key, rows in found.items()
+        for key, rows in _rounds(variants).items()
     }
 
 
@@ -186,15 +200,15 @@ def goals(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]
     def ours(load: str, figure: Callable[[Figures], float]) -> float | None:
         return median(rows, figure, tool=us, load=load)
 
-    def cost(kind: str) -> dict[str, float]:
-        return {name: value.both_us for (found, name), value in costs(variants).items() if found == kind}
+    def cost(kind: str) -> dict[str, list[float]]:
+        return {name: list(map(_both_us, here)) for (found, name), here in _rounds(variants).items() if found == kind}
 
     def growth(kind: str) -> float | None:
-        values = list(cost(kind).values())
-        return max(values[1:]) / values[0] if len(values) > 1 else None
+        first, *others = list(cost(kind).values()) or [[]]
+        return max((found for one in others if (found := median_ratio(one, first)) is not None), default=None)
 
     filters = cost("filter")
-    refused = filters["refuses all"] / filters["none"] if {"refuses all", "none"} <= filters.keys() else None
+    refused = median_ratio(filters.get("refuses all", []), filters.get("none", []))
     unpaced, large, steady = "UDP 64 B unpaced", "UDP 1400 B unpaced", "UDP 64 B, 20k/s"
     datagrams = [row for row in rows if row.tool == us and row.sent and not row.sent_bytes]
     missing = [abs(row.sent - row.captured - row.dropped) for row in datagrams]
