@@ -64,6 +64,31 @@ static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
 	return 0;
 }
 
+#define MACVLAN 0x6e616c7663616dULL /* "macvlan" and its NUL, as a kind of device */
+
+/*
+ * The macvlan device above whose address a frame is for; 0: there is none, and the frame is for another machine.
+ * The kernel hands such a frame on where no hook is (macvlan_handle_frame in drivers/net/macvlan.c): it is met here only.
+ */
+static inline u64 find_above(u64 dev, u64 data, u64 nothing)
+{
+	u64 destination = LOAD(u64, data - 14) << 16, head = dev + DEV_UPPER, node = LOAD(u64, head);
+
+	for (int i = 0; i < ADDRESSES_MAX; i++) {
+		FORGET(node);
+		if (!node || node == head)
+			return 0;
+		u64 above = LOAD(u64, node - ADJACENT_LIST + ADJACENT_DEV);
+		u64 address = LOAD(u64, LOAD(u64, above + DEV_ADDR)) << 16;
+		u64 kind = LOAD(u64, LOAD(u64, LOAD(u64, above + DEV_LINK_OPERATIONS) + LINK_KIND));
+
+		if (address == destination && kind == MACVLAN)
+			return above;
+		node = LOAD(u64, node);
+	}
+	return 0;
+}
+
 /*
  * The UDP socket that takes a packet; 0 where there is none or more than one.
  * `wildcard` tells whether it is bound to no address, so that the packet may be for another host.
@@ -157,24 +182,29 @@ static inline enum via find_receiver(struct control *control, struct packet *pac
 	struct headers headers;
 	struct wanted wanted;
 	struct owner *owner = NULL;
-	u64 found = 0, nothing = control->nothing;
-	u32 type = SKB_BITS(PKT_TYPE), wildcard = 0;
+	u64 found = 0, nothing = control->nothing, dev = packet->dev, net = packet->net, cookie = packet->key.net;
+	u32 type = SKB_BITS(PKT_TYPE), wildcard = 0, ifindex = packet->key.ifindex;
 
 	packet->sk = 0;
-	if (type == 3) /* PACKET_OTHERHOST: for another machine */
-		return VIA_UNKNOWN;
+	if (type == 3) { /* PACKET_OTHERHOST: not for this device */
+		dev = find_above(dev, packet->data, nothing);
+		if (!dev)
+			return VIA_UNKNOWN;
+		net = LOAD(u64, dev + DEV_NET);
+		cookie = LOAD(u64, net + NET_COOKIE);
+		ifindex = LOAD(u32, dev + DEV_IFINDEX);
+	}
 	flow_of_packet(packet->data, packet->linear_end - packet->data, SKB(u16, PROTOCOL), IN, flow,
 		       &headers);
 	if (!headers.transport)
 		return VIA_UNKNOWN;
-	flow->net = packet->key.net;
+	flow->net = cookie;
 	wanted.address[0] = flow->local[0];
 	wanted.address[1] = flow->local[1];
 	wanted.family = flow->family;
 	wanted.multicast = headers.multicast | type == 1 | type == 2;
 	if (flow->protocol == IPPROTO_UDP) {
-		found = find_udp_socket(control, packet->net, packet->key.ifindex, flow, wanted.multicast,
-					sock, &wildcard);
+		found = find_udp_socket(control, net, ifindex, flow, wanted.multicast, sock, &wildcard);
 		wildcard |= wanted.multicast;
 	} else if (flow->protocol == IPPROTO_TCP) {
 		owner = find_flow(flow);
@@ -197,7 +227,7 @@ static inline enum via find_receiver(struct control *control, struct packet *pac
 	}
 	FORGET(wildcard);
 	FORGET(found);
-	if (!(owner || found) || (wildcard && !has_address(packet->dev, &wanted, nothing)))
+	if (!(owner || found) || (wildcard && !has_address(dev, &wanted, nothing)))
 		return VIA_UNKNOWN;
 	if (owner) {
 		packet->user = owner->user;

@@ -216,6 +216,9 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "DEV_ADDR_LEN": btf.offset("net_device", "addr_len"),
         "DEV_LINK_OPERATIONS": btf.offset("net_device", "rtnl_link_ops"),
         "DEV_UPPER": btf.offset("net_device", "adj_list"),  # upper and lower, each a list_head
+        "ADJACENT_DEV": btf.offset("netdev_adjacent", "dev"),
+        "ADJACENT_LIST": btf.offset("netdev_adjacent", "list"),
+        "LINK_KIND": btf.offset("rtnl_link_ops", "kind"),
         "NET_COOKIE": btf.offset("net", "net_cookie"),
         "NET_INUM": btf.offset("net", "ns") + btf.offset("ns_common", "inum"),
     }

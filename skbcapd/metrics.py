@@ -3,7 +3,8 @@
 In: facts, as `sight` tells them. Out: text in Prometheus's format.
 
 The rule: no metric has a label whose values are a stranger's to choose, such as a process's name: each value is a time
-series for good. prometheus_client is imported when it is asked for only, because only users of `metrics` need it.
+series for good. In a file each has the label `capture`: node_exporter reads the files of several daemons, and refuses two
+equal series. prometheus_client is imported when it is asked for only, because only users of `metrics` need it.
 
 Source: https://prometheus.io/docs/instrumenting/exposition_formats/ and .../writing_exporters/.
 """
@@ -53,14 +54,20 @@ class Metrics:
 
         self.content_type = prometheus_client.CONTENT_TYPE_LATEST
         self._facts = facts
+        self._capture = ""
         self._core = core
         self._generate = prometheus_client.generate_latest
         self._registry = prometheus_client.CollectorRegistry(auto_describe=False)
         collector: Any = self  # anything with `collect` is one
         self._registry.register(collector)
 
-    def text(self) -> bytes:
-        """All metrics."""
+    def text(self, capture: str = "") -> bytes:
+        """All metrics.
+
+        Args:
+            capture: the value of the label of that name, which each of them gets; empty: none has it.
+        """
+        self._capture = capture
         return bytes(self._generate(self._registry))
 
     def describe(self) -> list[object]:
@@ -69,6 +76,13 @@ class Metrics:
 
     def collect(self) -> Iterator[object]:
         """The metrics; called by prometheus_client."""
+        for family in self._families():
+            for sample in family.samples:
+                if self._capture:
+                    sample.labels["capture"] = self._capture
+            yield family
+
+    def _families(self) -> Iterator[Any]:
         facts = self._facts()
         counter, gauge = self._core.CounterMetricFamily, self._core.GaugeMetricFamily
         packets, lost = facts["packets"], facts["lost"]

@@ -310,7 +310,7 @@ class Doors:
         if wanted.listen == wanted.textfile == "none":
             return
         metrics = Metrics(sight.facts)
-        self._text = metrics.text
+        self._text = lambda: metrics.text(capture=Path(wanted.textfile).stem)
         if wanted.listen != "none":
             with _said(say):
                 page = http("/metrics", metrics.content_type, metrics.text)

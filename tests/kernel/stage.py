@@ -122,8 +122,8 @@ class Stage:
     early: dict[str, tuple[Player, list[socket.socket]]] = field(default_factory=dict)
     """The programs that run since before the capture, and the far end's sockets for them, by scenario."""
     capture: Capture | None = None
-    others: list[Namespace] = field(default_factory=list)
-    """Namespaces beside the two ends."""
+    others: dict[str, Namespace] = field(default_factory=dict)
+    """Namespaces beside the two ends, by the near end's device that leads to them."""
 
     @property
     def near(self) -> Namespace:
@@ -135,15 +135,21 @@ class Stage:
         """The other end."""
         return self.wire.far.namespace
 
-    def start(self, *command: str | int) -> Player:
-        """Start a program at the near end."""
-        player = Player(self.near, *command)
+    def start(self, *command: str | int, at: Namespace | None = None) -> Player:
+        """Start a program, at the near end if not said otherwise."""
+        player = Player(at or self.near, *command)
         self.stack.callback(player.close)
         return player
 
-    def play(self, *command: str | int) -> list[Label]:
-        """Run a program at the near end; give its last report."""
-        return self.start(*command).end()
+    def play(self, *command: str | int, at: Namespace | None = None) -> list[Label]:
+        """Run a program, at the near end if not said otherwise; give its last report."""
+        return self.start(*command, at=at).end()
+
+    def add_namespace(self, device: str) -> Namespace:
+        """Make a namespace that one of the near end's devices will lead to."""
+        self.others[device] = there = Namespace()
+        self.stack.callback(there.close)
+        return there
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[Callable[[Callable[[Frame], bool], int], None]]:

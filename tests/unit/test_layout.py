@@ -43,6 +43,8 @@ COMMON: Structs = {
         | {"rtnl_link_ops": 400, "adj_list": 408, "ip_ptr": 500, "ip6_ptr": 508, "header_ops": 516},
     ),
     "header_ops": (56, {"create": 0}),
+    "netdev_adjacent": (64, {"dev": 0, "list": 32}),
+    "rtnl_link_ops": (224, {"kind": 16}),
     "net": (4096, {"net_cookie": 200, "ns": 144, "ipv4": 512, "hash_mix": 1400}),
     "ns_common": (24, {"inum": 16}),
     "skb_shared_info": (320, {"nr_frags": 2, "gso_size": 4, "frag_list": 8, "frags": 48}),

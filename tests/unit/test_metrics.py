@@ -50,6 +50,18 @@ def test_the_metrics_are_the_facts() -> None:
     assert found[f"skbcapd_build_info{{version={skbcapd.__version__}}}"] == 1
 
 
+def test_two_files_have_no_series_in_common() -> None:
+    """Each series of a file names the capture; all else is as without that, and the next page has it no more."""
+    metrics = Metrics(Scene().sight.facts)
+    plain = samples(metrics.text())
+    found = {name: samples(metrics.text(capture=name)) for name in ("eth0", "eth1")}
+    assert not found["eth0"].keys() & found["eth1"].keys()
+    for name, here in found.items():
+        assert all(f"capture={name}" in series for series in here)
+        assert list(here.values()) == list(plain.values())
+    assert samples(metrics.text()) == plain
+
+
 def test_the_page_names_every_metric() -> None:
     """docs/sight.md has each metric, and none that there is not."""
     found = {name.partition("{")[0] for name in samples(Metrics(Scene().sight.facts).text())}

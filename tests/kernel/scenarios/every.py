@@ -10,7 +10,7 @@ from tests.kernel.stage import Performance, Played, Scenario
 GROUPS = (udp, tcp, sharing, others, received, kernels_own, load)
 SCENARIOS = [scenario for group in GROUPS for scenario in group.SCENARIOS]
 DEVICES = ("lo", others.TUN_DEVICE, *kernels_own.PORTS)
-MAKERS = (others.make_tun, others.make_queue, kernels_own.make_bridge)
+MAKERS = (others.make_tun, others.make_queue, received.make_above, kernels_own.make_bridge)
 
 
 def each(scenarios: list[Scenario], *, vm: bool = True) -> pytest.MarkDecorator:

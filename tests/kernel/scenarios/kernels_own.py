@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 
-from tests.kernel.namespace import Namespace
 from tests.kernel.payloads import ICMP, UDP
 from tests.kernel.scenarios.received import CLOSED_PORT, ask
 from tests.kernel.send.identity import signature
@@ -137,9 +136,7 @@ def make_bridge(stage: Stage) -> None:
     """Make the bridge before the capture: it looks up the devices that it is told to watch."""
     stage.near.ip(f"link add {BRIDGE} type bridge", f"link set {BRIDGE} addrgenmode none up")
     for number, port in enumerate(PORTS, 1):
-        there = Namespace()
-        stage.stack.callback(there.close)
-        stage.others.append(there)
+        there = stage.add_namespace(port)
         stage.near.ip(
             f"link add {port} type veth peer eth0 netns {there.name}",
             f"link set {port} master {BRIDGE}",
@@ -154,7 +151,7 @@ def bridged(stage: Stage) -> Judge:
     A bridge leaves a packet the socket that it came with, on some kernels: then its sender, in another namespace, is
     right as well.
     """
-    left, right = stage.others
+    left, right = (stage.others[port] for port in PORTS)
     with udp_socket(left) as sender, udp_socket(right, f"{BRIDGED}.2") as receiver:
         for _ in range(SENDS):
             sender.sendto(signature(0), receiver.getsockname())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from tests.kernel.payloads import ICMP, UDP
+from tests.kernel.sink import TCP_PORT
 from tests.kernel.stage import FEW_TRACEPOINTS, Scenario, Stage, udp_socket
 from tests.kernel.verdict import Frame, Judge, Label, Right, by_signature
 
 SENDS = 23
 BOUND_PORT, CONNECTED_PORT, GROUP_PORT, SHARED_PORT, CLOSED_PORT = 40_111, 40_123, 40_127, 40_129, 40_151
 GROUP = "239.67.0.1"
+ABOVE, ABOVE_MAC, ABOVE_HERE, ABOVE_THERE = "above0", "52:67:71:73:79:83", "10.89.0.1", "10.89.0.2"
 
 
 def ask(stage: Stage, to: str, port: int, count: int = SENDS) -> None:
@@ -39,6 +41,38 @@ def connected(stage: Stage) -> Judge:
             sender.sendto(b"?", (stage.wire.near.ipv4, CONNECTED_PORT))
         player.end()
     return by_signature(received=owners)
+
+
+def make_above(stage: Stage) -> None:
+    """Make a macvlan device on the wire's near end, in a namespace of its own, as for a container."""
+    near, far, there = stage.wire.near, stage.wire.far, stage.add_namespace(ABOVE)
+    stage.near.ip(f"link add {ABOVE} link {near.device} netns {there.name} address {ABOVE_MAC} type macvlan mode bridge")
+    there.ip(
+        f"link set {ABOVE} addrgenmode none up",
+        f"address add {ABOVE_HERE}/24 dev {ABOVE}",
+        f"neighbour add {ABOVE_THERE} lladdr {far.mac} nud permanent dev {ABOVE}",
+    )
+    far.namespace.ip(
+        f"address add {ABOVE_THERE}/24 dev {far.device}",
+        f"neighbour add {ABOVE_HERE} lladdr {ABOVE_MAC} nud permanent dev {far.device}",
+    )
+
+
+def above_udp(stage: Stage) -> Judge:
+    """A socket in the namespace of a macvlan device: for the device below, the datagrams are for another machine."""
+    player = stage.start("receivers", "bound", "--port", BOUND_PORT, "--count", SENDS, at=stage.others[ABOVE])
+    owners = player.says()
+    player.go()
+    ask(stage, ABOVE_HERE, BOUND_PORT)
+    player.end()
+    return by_signature(received=owners)
+
+
+def above_tcp(stage: Stage) -> Judge:
+    """A client in that namespace."""
+    words = ("--to", ABOVE_THERE, "--port", TCP_PORT, "--count", SENDS)
+    users = stage.play("tcp", "connects", *words, at=stage.others[ABOVE])
+    return by_signature(users, users)
 
 
 def group(stage: Stage) -> Judge:
@@ -92,6 +126,8 @@ UNSEEN = {FEW_TRACEPOINTS: SENDS}
 SCENARIOS = [
     Scenario("received UDP, bound socket", bound, SENDS, unknown_by=UNSEEN, vm=True),
     Scenario("received UDP, connected socket", connected, SENDS, unknown_by=UNSEEN),
+    Scenario("received UDP through a macvlan device", above_udp, SENDS, unknown_by=UNSEEN),
+    Scenario("received TCP through a macvlan device", above_tcp, SENDS * 7),
     Scenario("received multicast, two members", group, SENDS, SENDS),
     Scenario("received UDP, SO_REUSEPORT", shared_port, SENDS, SENDS),
     echo_reply("ping", "echo reply to a ping socket"),
