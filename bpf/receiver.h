@@ -182,7 +182,8 @@ static inline enum via find_receiver(struct control *control, struct packet *pac
 	struct headers headers;
 	struct wanted wanted;
 	struct owner *owner = NULL;
-	u64 found = 0, nothing = control->nothing, dev = packet->dev, net = packet->net, cookie = packet->key.net;
+	u64 found = 0, nothing = control->nothing, dev = packet->dev, net = packet->net,
+	    cookie = packet->key.net;
 	u32 type = SKB_BITS(PKT_TYPE), wildcard = 0, ifindex = packet->key.ifindex;
 
 	packet->sk = 0;

@@ -3,8 +3,8 @@
 In: facts, as `sight` tells them. Out: text in Prometheus's format.
 
 The rule: no metric has a label whose values are a stranger's to choose, such as a process's name: each value is a time
-series for good. In a file each has the label `capture`: node_exporter reads the files of several daemons, and refuses two
-equal series. prometheus_client is imported when it is asked for only, because only users of `metrics` need it.
+series for good. In a file each has the label `capture`: node_exporter reads the files of several daemons, and refuses
+two equal series. prometheus_client is imported when it is asked for only, because only users of `metrics` need it.
 
 Source: https://prometheus.io/docs/instrumenting/exposition_formats/ and .../writing_exporters/.
 """

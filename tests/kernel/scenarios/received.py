@@ -46,7 +46,9 @@ def connected(stage: Stage) -> Judge:
 def make_above(stage: Stage) -> None:
     """Make a macvlan device on the wire's near end, in a namespace of its own, as for a container."""
     near, far, there = stage.wire.near, stage.wire.far, stage.add_namespace(ABOVE)
-    stage.near.ip(f"link add {ABOVE} link {near.device} netns {there.name} address {ABOVE_MAC} type macvlan mode bridge")
+    stage.near.ip(
+        f"link add {ABOVE} link {near.device} netns {there.name} address {ABOVE_MAC} type macvlan mode bridge"
+    )
     there.ip(
         f"link set {ABOVE} addrgenmode none up",
         f"address add {ABOVE_HERE}/24 dev {ABOVE}",
@@ -126,8 +128,8 @@ UNSEEN = {FEW_TRACEPOINTS: SENDS}
 SCENARIOS = [
     Scenario("received UDP, bound socket", bound, SENDS, unknown_by=UNSEEN, vm=True),
     Scenario("received UDP, connected socket", connected, SENDS, unknown_by=UNSEEN),
-    Scenario("received UDP through a macvlan device", above_udp, SENDS, unknown_by=UNSEEN),
-    Scenario("received TCP through a macvlan device", above_tcp, SENDS * 7),
+    Scenario("received UDP through a macvlan device", above_udp, SENDS, unknown_by=UNSEEN, vm=True),
+    Scenario("received TCP through a macvlan device", above_tcp, SENDS * 6),
     Scenario("received multicast, two members", group, SENDS, SENDS),
     Scenario("received UDP, SO_REUSEPORT", shared_port, SENDS, SENDS),
     echo_reply("ping", "echo reply to a ping socket"),
