@@ -19,8 +19,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, replace
+from itertools import chain, groupby
 from pathlib import Path
+from typing import TypeVar
 
 from bench import loads, report
 from bench.loads import Variant
@@ -30,6 +33,15 @@ from bench.tools import ours, tools
 from bench.wire import wire
 
 HERE = Path(__file__).parent
+
+
+_T = TypeVar("_T")
+
+
+def _shuffled(items: Iterable[_T]) -> list[_T]:
+    found = list(items)
+    random.shuffle(found)
+    return found
 
 
 def _say(row: Figures) -> None:
@@ -77,9 +89,8 @@ def main() -> int:
         subprocess.run(["cc", "-O2", "-pthread", "-o", str(sender), str(HERE / "send.c")], check=True)
         for _ in range(options.rounds):
             # What is compared comes one after another, as the machine is not always equally fast.
-            for load in random.sample(wanted, len(wanted)):
-                turns = [*found, *([None] if load.senders else [])]
-                for turn in random.sample(turns, len(turns)):
+            for load in _shuffled(wanted):
+                for turn in _shuffled([*found, *([None] if load.senders else [])]):
                     rows.append(measure(turn, load, sender, directory))
                     _say(rows[-1])
             counted = [load for load in wanted if load.name == "UDP 64 B unpaced"]
@@ -87,9 +98,8 @@ def main() -> int:
                 row = measure(found[0], load, sender, directory, count_programs=True)
                 programs.append(replace(row, counting_s=counting_time(load, sender)))
             changed = [] if options.load or options.quick else loads.variants(options.scale)
-            kinds = list(dict.fromkeys(variant.kind for variant in changed))
-            ranks = {kind: rank for rank, kind in enumerate(random.sample(kinds, len(kinds)))}
-            for variant in sorted(random.sample(changed, len(changed)), key=lambda each: ranks[each.kind]):
+            kinds = [list(each) for _, each in groupby(changed, key=lambda variant: variant.kind)]
+            for variant in chain.from_iterable(map(_shuffled, _shuffled(kinds))):
                 tool = ours(variant.module, *variant.arguments)
                 variants.append((variant, measure(tool, variant.load, sender, directory, count_programs=True)))
                 _say(variants[-1][1])

@@ -17,16 +17,19 @@ Rows = Sequence[Figures]
 _COLOURS = {"skbcapd": "#1b6ca8", "tcpdump": "#8a8a8a", "dumpcap": "#c9a227", "ptcpdump": "#a83232"}
 
 
+def _values(rows: Rows, figure: Callable[[Figures], float], *, tool: str, load: str) -> list[float]:
+    return [figure(row) for row in rows if (row.tool, row.load) == (tool, load)]
+
+
 def median(rows: Rows, figure: Callable[[Figures], float], *, tool: str, load: str) -> float | None:
     """The median of a figure over the rounds of one tool and load; None where there was no round."""
-    values = [figure(row) for row in rows if (row.tool, row.load) == (tool, load)]
+    values = _values(rows, figure, tool=tool, load=load)
     return statistics.median(values) if values else None
 
 
 def ratio(rows: Rows, figure: Callable[[Figures], float], *, load: str, of: str, to: str) -> float | None:
     """The median of the rounds' ratios: in a round, tools come one after another; None where one is missing or 0."""
-    ours, theirs = ([figure(row) for row in rows if (row.tool, row.load) == (tool, load)] for tool in (of, to))
-    return median_ratio(ours, theirs)
+    return median_ratio(*(_values(rows, figure, tool=tool, load=load) for tool in (of, to)))
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float | None:

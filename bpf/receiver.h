@@ -74,7 +74,7 @@ static inline u64 find_above(u64 dev, u64 data, u64 nothing)
 {
 	u64 destination = LOAD(u64, data - 14) << 16, head = dev + DEV_UPPER, node = LOAD(u64, head);
 
-	for (int i = 0; i < ADDRESSES_MAX; i++) {
+	for (int i = 0; i < ABOVE_MAX; i++) {
 		FORGET(node);
 		if (!node || node == head)
 			return 0;

@@ -35,6 +35,7 @@ SIGHTINGS = 8192  # packets that may be on their way from one device to the next
 SIGHTING_PLACES = 8  # where one packet may be seen
 UDP_CHAIN_MAX = 16  # sockets in one slot of the kernel's table
 ADDRESSES_MAX = 16  # of a device
+ABOVE_MAX = 16  # devices on top of one
 DEVICES_MAX = 4096
 SLOTS = 4096
 PIECES_MAX = 130  # linear parts and fragments of one frame: 45 fragments at most, or a chain of 64 skbs of two each
@@ -180,6 +181,7 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "SIGHTING_PLACES": SIGHTING_PLACES,
         "UDP_CHAIN_MAX": UDP_CHAIN_MAX,
         "ADDRESSES_MAX": ADDRESSES_MAX,
+        "ABOVE_MAX": ABOVE_MAX,
         "DEVICES_MAX": DEVICES_MAX,
         "SLOTS": SLOTS,
         "COUNTERS": len(COUNTERS),

@@ -42,32 +42,28 @@ class Metrics:
 
     Args:
         facts: gives them.
+        capture: the value of the label of that name, which each metric gets; empty: none has it.
 
     Raises:
         UsageError: prometheus_client is not installed.
     """
 
-    def __init__(self, facts: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, facts: Callable[[], Mapping[str, Any]], capture: str = "") -> None:
         need_library()
         import prometheus_client  # noqa: PLC0415  see above
         from prometheus_client import core  # noqa: PLC0415
 
         self.content_type = prometheus_client.CONTENT_TYPE_LATEST
         self._facts = facts
-        self._capture = ""
+        self._capture = capture
         self._core = core
         self._generate = prometheus_client.generate_latest
         self._registry = prometheus_client.CollectorRegistry(auto_describe=False)
         collector: Any = self  # anything with `collect` is one
         self._registry.register(collector)
 
-    def text(self, capture: str = "") -> bytes:
-        """All metrics.
-
-        Args:
-            capture: the value of the label of that name, which each of them gets; empty: none has it.
-        """
-        self._capture = capture
+    def text(self) -> bytes:
+        """All metrics."""
         return bytes(self._generate(self._registry))
 
     def describe(self) -> list[object]:

@@ -307,15 +307,13 @@ class Doors:
             with _said(say):
                 self.server.listen_unix(settings.control.socket, control(sight.facts))
         wanted = settings.metrics
-        if wanted.listen == wanted.textfile == "none":
-            return
-        metrics = Metrics(sight.facts)
-        self._text = lambda: metrics.text(capture=Path(wanted.textfile).stem)
         if wanted.listen != "none":
+            metrics = Metrics(sight.facts)
             with _said(say):
                 page = http("/metrics", metrics.content_type, metrics.text)
                 self.server.listen_tcp(address(wanted.listen), page)
         if wanted.textfile != "none":
+            self._text = Metrics(sight.facts, capture=Path(wanted.textfile).stem).text
             self._textfile = Textfile(wanted.textfile, say)
 
     def tick(self) -> None:

@@ -51,10 +51,11 @@ def test_the_metrics_are_the_facts() -> None:
 
 
 def test_two_files_have_no_series_in_common() -> None:
-    """Each series of a file names the capture; all else is as without that, and the next page has it no more."""
-    metrics = Metrics(Scene().sight.facts)
+    """Each series of a file names the capture; all else is as without that, and the page beside it has it not."""
+    facts = Scene().sight.facts
+    metrics = Metrics(facts)
     plain = samples(metrics.text())
-    found = {name: samples(metrics.text(capture=name)) for name in ("eth0", "eth1")}
+    found = {name: samples(Metrics(facts, capture=name).text()) for name in ("eth0", "eth1")}
     assert not found["eth0"].keys() & found["eth1"].keys()
     for name, here in found.items():
         assert all(f"capture={name}" in series for series in here)

@@ -127,8 +127,8 @@ def tun_asks(stage: Stage) -> Judge:
 def make_queue(stage: Stage) -> None:
     """Make a device with a slow queue on top of the wire's near end.
 
-    It answers for its own address only: packets that came for its hardware address would be for another machine, as
-    far as the device below can tell, and of nobody.
+    It answers for its own address only. Where neighbours sent what is for the near end's address to its hardware
+    address, UDP for a socket that is bound to no address would be of nobody known.
     """
     near, far = stage.wire.near, stage.wire.far
     stage.near.sysctl(ipv4__conf__all__arp_ignore="1")
