@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from skbcapd import compiler, kernel
 from skbcapd.__main__ import main
+from skbcapd.kernel import compiler, program
 
 CALLS = (
     "find_sender(ctx, control, packet, skb, only_remember || !control->late)",
@@ -33,5 +33,5 @@ def without_attribution(text: str) -> str:
 if __name__ == "__main__":
     whole = compiler.source
     compiler.source = lambda *which: without_attribution(whole(*which))
-    kernel.choose_learning_hooks = lambda attach, transmit, btf: []  # noqa: ARG005  names as there
+    program.choose_learning_hooks = lambda attach, transmit, btf: []  # noqa: ARG005  names as there
     sys.exit(main())

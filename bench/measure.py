@@ -17,8 +17,8 @@ from pathlib import Path
 from bench.loads import Load
 from bench.tools import Tool
 from bench.wire import ADDRESS, ENTER_FAR, ENTER_NEAR, many_devices, packets_out, set_segmentation
-from skbcapd import syscall
-from skbcapd.btf import Btf
+from skbcapd.kernel import syscall
+from skbcapd.kernel.btf import Btf
 
 TICKS = os.sysconf("SC_CLK_TCK")
 NO_CAPTURE = "no capture"

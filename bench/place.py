@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.tools import Tool
-from skbcapd import __version__, kernel
+from skbcapd import __version__
+from skbcapd.kernel import program
 
 
 def processor(cpuinfo: str) -> str:
@@ -43,7 +44,7 @@ def place(directory: Path, tools: Sequence[Tool]) -> str:
     """
     file_system = _words("findmnt", "-n", "-o", "FSTYPE", "-T", str(directory))
     commit = _words("git", "-C", str(directory), "describe", "--always", "--dirty") or "no git"
-    hooks = "tracepoints and kprobes" if kernel.has_kprobes() else "tracepoints"
+    hooks = "tracepoints and kprobes" if program.has_kprobes() else "tracepoints"
     others = [f"{tool.name} {version(_words(tool.arguments[0], '--version'))}" for tool in tools[1:]]
     return (
         f"Linux {os.uname().release}, {os.cpu_count()} processors ({processor(Path('/proc/cpuinfo').read_text())}), "

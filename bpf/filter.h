@@ -2,7 +2,7 @@
 /*
  * Is the packet wanted? Filter 0 is asked before it is known whose the packet is, another one by the label that it has.
  *
- * skbcapd/packet_filter.py writes filters.h, the filter as C functions, and defines WINDOW, a power of two: filters look at fewer
+ * skbcapd/filter/packet_filter.py writes filters.h, the filter as C functions, and defines WINDOW, a power of two: filters look at fewer
  * than WINDOW - 3 bytes from the frame's start. Those are copied into a window of this processor as they will stand in
  * the file: VLAN tag in place, linear or paged alike. So what is chosen is what libpcap chooses from the file.
  */

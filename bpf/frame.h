@@ -2,7 +2,7 @@
 /*
  * What a frame is: linear part, then page fragments, then the skbs of frag_list, with the VLAN tag put back.
  *
- * The part of the sk_buff that says so is read once onto the stack. Offsets of its fields are -Ds that skbcapd/layout.py takes from BTF.
+ * The part of the sk_buff that says so is read once onto the stack. Offsets of its fields are -Ds that skbcapd/kernel/abi.py takes from BTF.
  */
 
 /* A packet's sk_buff, up to the last field that is needed: the kernel's own where the program may look at it in place,

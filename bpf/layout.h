@@ -2,8 +2,8 @@
 /*
  * What kernel and Python share: the maps, and the records in them.
  *
- * Every size in CAPITALS is a -D from skbcapd/layout.py, which also holds the Python view of each record;
- * skbcapd/kernel.py compares the sizes of both when the program is loaded.
+ * Every size in CAPITALS is a -D from skbcapd/kernel/abi.py, which also holds the Python view of each record;
+ * skbcapd/kernel/program.py compares the sizes of both when the program is loaded.
  */
 
 /* A value that the compiler knows too well is optimised until the verifier no longer sees its bound:
@@ -24,7 +24,7 @@
 
 enum direction { IN = 1, OUT = 2 };
 
-/* How the process of a packet was found; the names are in skbcapd/label.py. */
+/* How the process of a packet was found; the names are in skbcapd/pcapng/comment.py. */
 enum via {
 	VIA_CURRENT,	/* at work on the packet's socket, in a system call */
 	VIA_SOCKET,	/* the socket's last user */
@@ -140,7 +140,7 @@ struct upcall {
 	u64 sk;		 /* of a packet whose process Python shall find: its socket, */
 	u64 inode;	 /* that socket's inode; 0: none, */
 	u64 identity;	 /* and its identity, as in struct owner */
-	u32 checksum;	 /* see fill_checksum in skbcapd/capture.py */
+	u32 checksum;	 /* see fill_checksum in skbcapd/capture/capture.py */
 	u32 netns;	 /* inode number of the network namespace */
 	u32 flags;	 /* epb_flags bits of this packet */
 	u16 device_type; /* ARPHRD_* */
@@ -192,7 +192,7 @@ struct control {
 	struct segment_state segments[SEGMENT_COUNT];
 };
 
-/* The sizes that have names are 1 where bcc makes maps; the maps in use are made by skbcapd/loader.py, of the true sizes. */
+/* The sizes that have names are 1 where bcc makes maps; the maps in use are made by skbcapd/kernel/loader.py, of the true sizes. */
 BPF_F_TABLE("array", u32, struct segment, segments, SEGMENTS_MADE, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct control, controls, 1, BPF_F_MMAPABLE);
 BPF_TABLE("lru_hash", struct key, struct label, labels, LABELS_MAX);

@@ -14,7 +14,7 @@
  *   measure.h   what is measured once, at start
  *   this file   the way of one packet through them; probes last
  *
- * Compiled by bcc for the running kernel; skbcapd/compiler.py joins the files, skbcapd/layout.py gives all sizes and offsets.
+ * Compiled by bcc for the running kernel; skbcapd/kernel/compiler.py joins the files, skbcapd/kernel/abi.py gives all sizes and offsets.
  */
 #include "layout.h"
 #include "frame.h"

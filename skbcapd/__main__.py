@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from skbcapd.cli import LOG, command
+from skbcapd.cli.main import LOG, command
 from skbcapd.errors import SkbcapdError
 
 

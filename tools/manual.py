@@ -16,8 +16,9 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from skbcapd import __version__, cli
-from skbcapd.settings import ROWS, ListOf, Word, reference, schema
+from skbcapd import __version__
+from skbcapd.cli import main
+from skbcapd.config.settings import ROWS, ListOf, Word, reference, schema
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -112,7 +113,7 @@ def _keys() -> Iterator[str]:
 
 
 def _parsers() -> dict[str, argparse.ArgumentParser]:
-    [commands] = [action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    [commands] = [action for action in main._parser()._actions if isinstance(action, argparse._SubParsersAction)]
     return dict(commands.choices)
 
 

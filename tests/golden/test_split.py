@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import skbcapd
-from skbcapd import label
+from skbcapd.analysis.split import Splitter
 from skbcapd.errors import FileError
-from skbcapd.reader import Reader
-from skbcapd.split import Splitter
+from skbcapd.pcapng import comment as label
+from skbcapd.pcapng.reader import Reader
 from tests.golden.judges import facts, rows
 from tests.strangers import ISB, PB, SPB, block, comment, interface, options, packet, pcap, process, section
 

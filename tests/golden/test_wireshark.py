@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skbcapd.label import CommentError, comment, parse, shown
+from skbcapd.pcapng.comment import CommentError, comment, parse, shown
 from tests.golden.judges import judge
 from tests.strangers import comment as with_comment
 from tests.strangers import interface, options, packet, process, section, udp

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from scapy.utils import RawPcapNgReader
 
-from skbcapd import label
-from skbcapd.interface import Interface
-from skbcapd.label import comment, packet_options, parse
-from skbcapd.pcapng import PcapngWriter
-from skbcapd.process import Process
+from skbcapd.attribution.processes import Process
+from skbcapd.pcapng import comment as label
+from skbcapd.pcapng.comment import comment, packet_options, parse
+from skbcapd.pcapng.interface import Interface
+from skbcapd.pcapng.writer import PcapngWriter
 from tests.frames import NTP_FRAME
 from tests.golden.judges import facts, judge, rows
 

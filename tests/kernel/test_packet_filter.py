@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd import packet_filter
+from skbcapd.filter import packet_filter
 from tests.kernel import expressions
 from tests.kernel.capture import Capture, read
 from tests.kernel.cases import CASES

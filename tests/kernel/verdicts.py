@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 
 from bcc import BPF
 
-from skbcapd import packet_filter
-from skbcapd.compiler import SOURCES
-from skbcapd.layout import CAPTURE_MAX
+from skbcapd.filter import packet_filter
+from skbcapd.kernel.abi import CAPTURE_MAX
+from skbcapd.kernel.compiler import SOURCES
 from tests.kernel.expressions import ETHERNET, Frame
 
 _BPF = {"x86_64": 321, "aarch64": 280}[os.uname().machine]

@@ -15,8 +15,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 import skbcapd
-from skbcapd.metrics import Metrics
-from skbcapd.settings import ROWS
+from skbcapd.config.settings import ROWS
+from skbcapd.daemon.metrics import Metrics
 from tests.unit.test_sight import Scene
 from tests.vm import kernels
 

@@ -66,7 +66,7 @@ def test_the_module_is_in_debians_python(unpacked: Path, tmp_path: Path) -> None
         [
             sys.executable,
             "-c",
-            "import skbcapd, skbcapd.compiler; print(skbcapd.__file__, len(skbcapd.compiler.source()))",
+            "import skbcapd, skbcapd.kernel.compiler; print(skbcapd.__file__, len(skbcapd.kernel.compiler.source()))",
         ],
         env={"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(unpacked / MODULE / "..")},
         cwd=tmp_path,

@@ -56,7 +56,7 @@ def test_all_code_is_installed(staged: Path) -> None:
         | {f"bpf/{name}" for name in files(ROOT / "bpf")}
         | {f"etc/{name}" for name in files(ROOT / "etc")}
     )
-    assert expected >= {"cli.py", "bpf/skbcapd.bpf.c"}
+    assert expected >= {"cli/main.py", "bpf/skbcapd.bpf.c"}
     assert files(staged / "usr/local/lib/skbcapd/skbcapd") == expected
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import skbcapd
-from skbcapd.settings import ROWS
+from skbcapd.config.settings import ROWS
 from tools import manual
 
 ROOT = Path(skbcapd.__file__).parent.parent

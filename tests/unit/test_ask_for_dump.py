@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd.directory import ask_for_dump
 from skbcapd.errors import FileError
+from skbcapd.output.directory import ask_for_dump
 
 # Locks a directory; at the signal it does what is said.
 DAEMON = """

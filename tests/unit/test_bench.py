@@ -14,7 +14,7 @@ from bench import anonymous, loads, report
 from bench.measure import NO_CAPTURE, Figures, busy_time, cpu_time, number, private_memory, process_times
 from bench.place import processor, version
 from bench.tools import ours, tools
-from skbcapd import compiler
+from skbcapd.kernel import compiler
 
 ROW = Figures("skbcapd", "UDP 64 B unpaced", sent=1000, sending_s=0.5, captured=900, dropped=100, cpu_s=0.25)
 WHERE = "Linux 1 & 2 processors"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skbcapd.btf import Btf
 from skbcapd.errors import BtfError
+from skbcapd.kernel.btf import Btf
 from tests.unit import blob
 from tests.unit.blob import Blob
 

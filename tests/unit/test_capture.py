@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skbcapd import layout
-from skbcapd.capture import (
+from skbcapd.attribution.processes import Process, Processes, User
+from skbcapd.capture.capture import (
     DEVICES_REMEMBERED,
     INTERFACES_MAX,
     Capture,
@@ -23,17 +23,17 @@ from skbcapd.capture import (
     Totals,
     _Numbers,
 )
-from skbcapd.config import default_settings
+from skbcapd.capture.resolver import QUESTIONS
+from skbcapd.capture.rules import Rules
+from skbcapd.config.parser import default_settings
 from skbcapd.errors import KernelError
-from skbcapd.interface import Interface
-from skbcapd.kernel import Counters
-from skbcapd.label import DIRECTION_IN, DIRECTION_OUT, Label
-from skbcapd.loader import Hook
-from skbcapd.marker import Marker
-from skbcapd.process import Process, Processes, User
-from skbcapd.resolver import QUESTIONS
-from skbcapd.rules import Rules
-from skbcapd.segments import Cut, Upcall, walk
+from skbcapd.kernel import abi
+from skbcapd.kernel.loader import Hook
+from skbcapd.kernel.marker import Marker
+from skbcapd.kernel.program import Counters
+from skbcapd.kernel.segments import Cut, Upcall, walk
+from skbcapd.pcapng.comment import DIRECTION_IN, DIRECTION_OUT, Label
+from skbcapd.pcapng.interface import Interface
 from tests.frames import NTP_FRAME
 from tests.unit.proc import TICK, Proc
 from tests.unit.writer import Writer, block, cut, packet, upcall
@@ -101,7 +101,7 @@ class FakeProgram(Writer):
     def measure(self, _marker: Marker) -> None:
         """Pages are readable if the test said so."""
         self.calls.append("measure")
-        self.control[layout.PAGE_BASE] = 4096 if self.paged else 0
+        self.control[abi.PAGE_BASE] = 4096 if self.paged else 0
 
     def attach(self) -> None:
         """The first packets come at once."""
@@ -152,7 +152,7 @@ class Recording:
     def write_blocks(self, view: memoryview) -> None:
         """Take blocks of packets, nothing else."""
         for offset, kind, size in walk(view):
-            assert kind == layout.BLOCK_PACKET
+            assert kind == abi.BLOCK_PACKET
             cap_len = int.from_bytes(view[offset + 20 : offset + 24], "little")
             self.written.append((-1, bytes(view[offset : offset + size][28 : 28 + cap_len])))
 
@@ -208,7 +208,7 @@ def unpacked(label: bytes) -> dict[str, object]:
         "flags_at",
         "options",
     )
-    found = dict(zip(names, layout.LABEL.unpack(label), strict=True))
+    found = dict(zip(names, abi.LABEL.unpack(label), strict=True))
     return found | {"options": found["options"][: found["options_len"]]}
 
 
@@ -222,7 +222,7 @@ def test_the_first_packet_installs_what_the_next_are_stamped_with() -> None:
 
     [stamp] = rig.output.stamps
     [(key, label)] = rig.program.labels.items()
-    assert key == layout.KEY.pack(1, 2, 2, 1058, 1059, 59_000_000_000, 0, 0)
+    assert key == abi.KEY.pack(1, 2, 2, 1058, 1059, 59_000_000_000, 0, 0)
     assert unpacked(label) == {
         "comm": b"chronyd".ljust(16, b"\0"),
         "device": b"eth0".ljust(16, b"\0"),
@@ -236,7 +236,7 @@ def test_the_first_packet_installs_what_the_next_are_stamped_with() -> None:
         "flags_at": stamp.flags_at,
         "options": stamp.options,
     }
-    assert rig.program.control[layout.SNAPLEN] == 96
+    assert rig.program.control[abi.SNAPLEN] == 96
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_packets_that_several_devices_see_carry_their_identifier(kind: str) -> N
 def packet_bodies(data: bytes) -> list[bytes]:
     """The packets' blocks, up to their end option."""
     view = memoryview(data)
-    return [bytes(view[at : at + size - 4]) for at, kind, size in walk(view) if kind == layout.BLOCK_PACKET]
+    return [bytes(view[at : at + size - 4]) for at, kind, size in walk(view) if kind == abi.BLOCK_PACKET]
 
 
 def test_checksums_are_completed() -> None:
@@ -344,13 +344,13 @@ def test_checksums_are_completed() -> None:
 def test_a_question_is_answered_without_a_label() -> None:
     """A packet whose process Python finds out names it, and gets no label: the next one comes with another key."""
     rig = Rig(find_holder={4711: User(1058, 1058, 0, b"chronyd")}.get)
-    asked = {"via": layout.VIA_UNRESOLVED, "tgid": 0, "tid": 0, "comm": b"", "sk": 1, "inode": 4711}
+    asked = {"via": abi.VIA_UNRESOLVED, "tgid": 0, "tid": 0, "comm": b"", "sk": 1, "inode": 4711}
     rig.drain(upcall(NTP_FRAME, time_ns=time.time_ns(), **asked))
 
     assert b"comm=chronyd pid=1058 tgid=1058 via=inode" in rig.output.stamps[0].options
     assert rig.program.labels == {}
     assert rig.program.holders.keys() == {4711}
-    assert rig.program.control[layout.QUESTIONS] == QUESTIONS
+    assert rig.program.control[abi.QUESTIONS] == QUESTIONS
 
 
 @pytest.fixture
@@ -370,13 +370,13 @@ THREAD = {"tgid": 1058, "tid": 1059, "start": 6000 * TICK + 7}
     [
         ("comm pid tgid", {}, b"comm=chronyd pid=1059 tgid=1058"),
         ("tgid user exe", {}, b"tgid=1058 user=_chrony exe=/usr/sbin/chronyd"),
-        ("unit comm", {"via": layout.VIA_FLOW}, b"unit=chrony.service comm=chronyd via=flow"),
+        ("unit comm", {"via": abi.VIA_FLOW}, b"unit=chrony.service comm=chronyd via=flow"),
         ("comm ppid uid", {"start": 7}, b"comm=chronyd"),
         ("container", {}, b""),
-        ("cmdline", {"via": layout.VIA_KERNEL, "tgid": 0, "tid": 0}, b"via=kernel"),
+        ("cmdline", {"via": abi.VIA_KERNEL, "tgid": 0, "tid": 0}, b"via=kernel"),
         ("cmdline cgroup", {}, b'cmdline="/usr/sbin/chronyd -F 1" cgroup=/system.slice/chrony.service'),
         ("none", {}, b""),
-        ("none", {"via": layout.VIA_UNKNOWN, "tgid": 0, "tid": 0}, b""),
+        ("none", {"via": abi.VIA_UNKNOWN, "tgid": 0, "tid": 0}, b""),
     ],
 )
 def test_the_comment_has_the_fields_that_are_asked_for(
@@ -406,7 +406,7 @@ def test_what_the_kernel_has_taken_needs_no_proc() -> None:
 def test_a_process_is_described_in_front_of_its_packet(proc: Proc) -> None:
     """Each process is described before its packet, the one that has gone by what the packet says; nobody is not."""
     rig = Rig(process_blocks=True, processes=Processes(proc=proc.path, users=proc.users))
-    rig.drain(upcall(b"1", tgid=0, tid=0, via=layout.VIA_UNKNOWN), upcall(b"2", **THREAD), upcall(b"3", tgid=7, tid=7))
+    rig.drain(upcall(b"1", tgid=0, tid=0, via=abi.VIA_UNKNOWN), upcall(b"2", **THREAD), upcall(b"3", tgid=7, tid=7))
 
     exe = b"/usr/sbin/chronyd"
     assert rig.output.processes == [
@@ -460,7 +460,7 @@ def test_a_packet_met_during_the_self_test_is_cut() -> None:
     rig = Rig(snaplen=64)
     rig.drain(upcall(bytes(range(99))))
     assert rig.output.frames == [bytes(range(64))]
-    assert rig.program.control[layout.SNAPLEN] == 64
+    assert rig.program.control[abi.SNAPLEN] == 64
 
 
 # Devices
@@ -483,7 +483,7 @@ def test_a_device_is_described_once() -> None:
         )
     ]
     assert rig.program.devices == {
-        layout.DEVICE_KEY.pack(1, 2, way): layout.DEVICE.pack(b"eth0", 1, 0) for way in (DIRECTION_IN, DIRECTION_OUT)
+        abi.DEVICE_KEY.pack(1, 2, way): abi.DEVICE.pack(b"eth0", 1, 0) for way in (DIRECTION_IN, DIRECTION_OUT)
     }
     assert rig.output.written == [(7, b"1"), (7, b"2"), (-1, b"3"), (7, b"4")]
 
@@ -507,7 +507,7 @@ def test_another_device(other: dict[str, object], name: bytes, description: str)
     ]
     assert rig.output.written == [(7, b"1"), (8, b"2")]
     assert max(unpacked(label)["slot"] for label in rig.program.labels.values()) == 2
-    assert [layout.DEVICE.unpack(row)[1] for row in rig.program.devices.values()][-1] == 2
+    assert [abi.DEVICE.unpack(row)[1] for row in rig.program.devices.values()][-1] == 2
 
 
 @pytest.mark.parametrize(
@@ -539,7 +539,7 @@ def test_a_device_of_unknown_type_is_refused_once() -> None:
     assert not rig.output.interfaces
     assert not rig.program.labels
     [row] = set(rig.program.devices.values())
-    assert layout.DEVICE.unpack(row) == (b"can0".ljust(16, b"\0"), 1, 1)
+    assert abi.DEVICE.unpack(row) == (b"can0".ljust(16, b"\0"), 1, 1)
     assert rig.capture.totals().filtered == 3
 
 
@@ -563,9 +563,9 @@ def test_only_devices_that_are_wanted(interfaces: tuple[str, ...], frames: list[
         upcall(b"3", netns=ELSEWHERE, net=2),
     )
     assert rig.output.frames == frames
-    assert bool(rig.program.control[layout.DEVICE_FILTER]) == ("any" not in interfaces)
+    assert bool(rig.program.control[abi.DEVICE_FILTER]) == ("any" not in interfaces)
     assert rig.capture.totals().filtered == 3 - len(frames)
-    assert sum(layout.DEVICE.unpack(row)[2] for row in set(rig.program.devices.values())) == 3 - len(frames)
+    assert sum(abi.DEVICE.unpack(row)[2] for row in set(rig.program.devices.values())) == 3 - len(frames)
 
 
 # Ends and totals
@@ -723,7 +723,7 @@ def test_the_marker_is_the_proof_and_is_not_written(*, whole: bool) -> None:
 
     # Its own namespace is not given to everybody: then the connection that carries the marker is seen as any other.
     expected = 2 if rig.capture._private_net else 3 if whole else 4
-    assert bool(rig.program.control[layout.PAGE_BASE]) == whole
+    assert bool(rig.program.control[abi.PAGE_BASE]) == whole
     assert rig.output.frames[0].startswith(b"other")
     assert rig.output.frames[-1] == NTP_FRAME
     assert [line[:12] for line in rig.said] == ([] if whole else ["paged frames"])
@@ -739,12 +739,12 @@ def test_no_packet_is_slept_over() -> None:
     """The capture does not fall asleep on a packet that came meanwhile, and a wakeup is taken once."""
     rig = Rig()
     assert rig.capture.fall_asleep()
-    assert rig.program.control[layout.SLEEPING] == 1
+    assert rig.program.control[abi.SLEEPING] == 1
     rig.capture.wake_up()
-    assert (rig.program.control[layout.SLEEPING], rig.program.calls) == (0, ["take_wakeups"])
+    assert (rig.program.control[abi.SLEEPING], rig.program.calls) == (0, ["take_wakeups"])
     rig.program.put(upcall(NTP_FRAME))
     assert not rig.capture.fall_asleep()
-    assert rig.program.control[layout.SLEEPING] == 0
+    assert rig.program.control[abi.SLEEPING] == 0
 
 
 # Rules
@@ -762,9 +762,7 @@ def test_a_dropped_packet_is_counted_and_labelled(*, labels: bool) -> None:
     rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME, comm=b"other", tid=1060))
 
     assert rig.output.frames == [NTP_FRAME]
-    assert [unpacked(label)["snaplen"] for label in rig.program.labels.values()] == [0, layout.CAPTURE_MAX][
-        : 1 + labels
-    ]
+    assert [unpacked(label)["snaplen"] for label in rig.program.labels.values()] == [0, abi.CAPTURE_MAX][: 1 + labels]
     totals = rig.capture.totals()
     assert (totals.written, totals.filtered) == (1, 1)
     assert accounted(totals) == totals.kernel.seen
@@ -777,7 +775,7 @@ def test_a_rule_keeps_less_or_more() -> None:
 
     assert rig.output.frames == [NTP_FRAME[:64], NTP_FRAME, NTP_FRAME[:80]]
     assert [unpacked(label)["snaplen"] for label in rig.program.labels.values()] == [64, 200, 80]
-    assert rig.program.control[layout.SNAPLEN] == 200
+    assert rig.program.control[abi.SNAPLEN] == 200
     assert rig.output.interfaces[0].snaplen == 200
 
 
@@ -800,8 +798,8 @@ def test_a_rules_filter_judges_the_first_packet_too() -> None:
 
     assert rig.output.frames == [NTP_FRAME]
     assert [unpacked(label)["filter"] for label in rig.program.labels.values()] == [1, 2]
-    assert rig.program.control[layout.SNAPLEN] == layout.CAPTURE_MAX
-    assert rig.program.control[layout.FILTERED] == 0
+    assert rig.program.control[abi.SNAPLEN] == abi.CAPTURE_MAX
+    assert rig.program.control[abi.FILTERED] == 0
     assert rig.capture.totals().filtered == 1
 
 
@@ -809,14 +807,14 @@ def test_labels_are_of_their_generation() -> None:
     """After a change of settings no older label holds, and the program is told all at once."""
     rig = Rig(snaplen=96, filter="udp")
     rig.drain(upcall(NTP_FRAME))
-    assert rig.program.control[layout.FILTERED] == 1
+    assert rig.program.control[abi.FILTERED] == 1
     rig.capture.change(None, snaplen=64, filter="", dedup=True)
     rig.drain(upcall(NTP_FRAME))
 
     [label] = rig.program.labels.values()
     assert (unpacked(label)["generation"], unpacked(label)["snaplen"]) == (1, 64)
     control = rig.program.control
-    words = (layout.GENERATION, layout.SNAPLEN, layout.FILTERED, layout.DEDUP)
+    words = (abi.GENERATION, abi.SNAPLEN, abi.FILTERED, abi.DEDUP)
     assert [control[word] for word in words] == [1, 64, 0, 1]
 
 
@@ -841,7 +839,7 @@ def test_devices_are_meant_by_globs(interfaces: tuple[str, ...], exclude: tuple[
     assert [interface.name.decode() for interface in rig.output.interfaces] == written
     totals = rig.capture.totals()
     assert (totals.written, totals.filtered) == (len(written), 4 - len(written))
-    assert bool(rig.program.control[layout.DEVICE_FILTER]) == (interfaces != ("any",) or bool(exclude))
+    assert bool(rig.program.control[abi.DEVICE_FILTER]) == (interfaces != ("any",) or bool(exclude))
 
 
 @pytest.mark.parametrize(
@@ -864,7 +862,7 @@ def test_devices_are_meant_by_namespaces(
     assert [one.description for one in rig.output.interfaces] == [f"network namespace {inode}" for inode in written]
     totals = rig.capture.totals()
     assert (totals.written, totals.filtered) == (len(written), 3 - len(written))
-    assert rig.program.control[layout.DEVICE_FILTER] > 0
+    assert rig.program.control[abi.DEVICE_FILTER] > 0
 
 
 def test_a_flood_of_devices_is_bounded() -> None:
@@ -910,7 +908,7 @@ def test_a_disk_that_cannot_follow_is_told() -> None:
     """While more than half of the memory waits the output is told to hurry, and not when less does."""
     rig = Rig()
     big = packet(0, bytes(250_000))
-    room = layout.SEGMENT_SIZE // len(big)
+    room = abi.SEGMENT_SIZE // len(big)
     rig.drain(*[big] * room)
     assert rig.output.hurried == 0
     rig.drain(*[big] * (room * (rig.program.geometry.segment_count - 1)))

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import skbcapd
-from skbcapd import cli
-from skbcapd.capture import Totals
-from skbcapd.cli import command
+from skbcapd.capture.capture import Totals
+from skbcapd.cli import main
+from skbcapd.cli.main import command
 from skbcapd.errors import ConfigError, SkbcapdError, UsageError
-from skbcapd.kernel import Counters
+from skbcapd.kernel.program import Counters
 
 ROOT = Path(skbcapd.__file__).parent.parent
 COMMANDS = ("capture", "run", "check", "config", "dump", "status", "doctor", "top", "split", "extcap")
@@ -125,8 +125,8 @@ def test_check(text: str, code: int, said: str, tmp_path: Path) -> None:
 def test_the_shipped_config_is_found_and_right(capsys: pytest.CaptureFixture[str]) -> None:
     """Without --config the system's file is taken, else the one beside the code; that one has no problems."""
     beside = ROOT / "etc" / "skbcapd.yaml"
-    found = cli._config_path(cli._parser().parse_args(["check"]))
-    assert found == (cli.SYSTEM_CONFIG if cli.SYSTEM_CONFIG.exists() else beside)
+    found = main._config_path(main._parser().parse_args(["check"]))
+    assert found == (main.SYSTEM_CONFIG if main.SYSTEM_CONFIG.exists() else beside)
     assert command(["check", "--config", str(beside)]) == 0
     assert capsys.readouterr().err == f"{beside}: no problems\n"
 
@@ -152,9 +152,9 @@ def test_the_shipped_config_is_found_and_right(capsys: pytest.CaptureFixture[str
 )
 def test_the_totals(totals: Totals, lines: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """At the end there are tcpdump's two lines, and one for every other way a packet was not written; quiet: losses."""
-    cli._print_totals(totals)
+    main._print_totals(totals)
     assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines))
-    cli._print_totals(totals, quiet=True)
+    main._print_totals(totals, quiet=True)
     assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines[1:5] if not line.startswith("0")))
 
 
@@ -174,7 +174,7 @@ class Written:
 
 def test_the_live_line_elsewhere_than_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """In a log there is a line every ten seconds with packets, drops, processes and the file in work."""
-    report = cli._Report(Counted(), Written())  # type: ignore[arg-type]
+    report = main._Report(Counted(), Written())  # type: ignore[arg-type]
     for _ in range(29):
         report.tick()
     report.end()
@@ -187,7 +187,7 @@ def test_the_live_line_on_a_terminal(columns: int, shown: int) -> None:
     """On a terminal there is one line that is written anew each second, no wider than the terminal."""
     program = (
         "from tests.unit.test_cli import Counted, Written\n"
-        "from skbcapd import cli\n"
+        "from skbcapd.cli import main as cli\n"
         "report = cli._Report(Counted(), Written())\n"
         "report.tick(); report.tick(); report.end()\n"
     )
@@ -211,4 +211,4 @@ def test_devices_whose_arrivals_are_captured_below(tmp_path: Path) -> None:
         (tmp_path / "class/net" / name).mkdir(parents=True)
         (tmp_path / "class/net" / name / "uevent").write_text(uevent)
 
-    assert cli.upper_devices(["v7", "b0", "br0", "e0", "gone"], tmp_path) == [("v7", "vlan"), ("b0", "bond")]
+    assert main.upper_devices(["v7", "b0", "br0", "e0", "gone"], tmp_path) == [("v7", "vlan"), ("b0", "bond")]

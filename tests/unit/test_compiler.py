@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd import compiler
-from skbcapd.compiler import Map, Object
+from skbcapd.kernel import compiler
+from skbcapd.kernel.compiler import Map, Object
 
 MAPS = (Map("controls", 2, 4, 888, 1, 1024), Map("labels", 9, 40, 592, 16384, 0))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd.compression import Compressor
+from skbcapd.output.compressor import Compressor
 from tests.kernel.deadline import until
 
 DATA = bytes(range(256)) * 1009

@@ -16,10 +16,9 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from skbcapd import config
-from skbcapd.config import default_settings, load
-from skbcapd.errors import ConfigError
-from skbcapd.settings import (
+from skbcapd.config import parser
+from skbcapd.config.parser import default_settings, load
+from skbcapd.config.settings import (
     DURATION,
     ROWS,
     Buffer,
@@ -34,6 +33,7 @@ from skbcapd.settings import (
     reference,
     schema,
 )
+from skbcapd.errors import ConfigError
 
 REFERENCE = Path(__file__).parents[2] / "etc" / "skbcapd.yaml"
 SCHEMA = REFERENCE.with_name("skbcapd.schema.json")
@@ -620,7 +620,7 @@ def assert_sound(loaded: Settings) -> None:
 def assert_readable(error: ConfigError, content: bytes) -> None:
     """Every problem is one line of printable text, of bounded length, about a line that the file has."""
     last = 1 + len(re.findall("\r\n|[\r\n\x85\u2028\u2029]", content.decode(errors="replace")))
-    assert 0 < len(error.problems) <= config.MAX_PROBLEMS + 1
+    assert 0 < len(error.problems) <= parser.MAX_PROBLEMS + 1
     for problem in error.problems:
         assert 0 <= problem.line <= last
         assert problem.message

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd.directory import CURRENT, CaptureDirectory, Keep, harmless
 from skbcapd.errors import FileError
+from skbcapd.output.directory import CURRENT, CaptureDirectory, Keep, harmless
 from tests.unit.writer import block, packet
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ def test_a_link_of_another_s_stays(tmp_path: Path) -> None:
 def test_a_second_capture_is_refused(tmp_path: Path) -> None:
     """Only one process writes to a directory; when it has gone, the next may."""
     directory = CaptureDirectory(tmp_path)
-    program = "import sys; from pathlib import Path; from skbcapd.directory import CaptureDirectory\n"
+    program = "import sys; from pathlib import Path; from skbcapd.output.directory import CaptureDirectory\n"
     program += "CaptureDirectory(Path(sys.argv[1]))"
     command = [sys.executable, "-c", program, str(tmp_path)]
     refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -86,7 +86,7 @@ def test_the_mode_is_the_settings(mode: int, tmp_path: Path) -> None:
 
 def test_an_owner_that_cannot_be_set(tmp_path: Path) -> None:
     """Without CAP_CHOWN files stay the process's own, with the right mode, and one line for all of them says so."""
-    program = "import sys; from pathlib import Path; from skbcapd.directory import CaptureDirectory\n"
+    program = "import sys; from pathlib import Path; from skbcapd.output.directory import CaptureDirectory\n"
     program += "place = CaptureDirectory(Path(sys.argv[1]), owner=(1009, -1), mode=0o604, say=print)\n"
     program += "for _ in range(3): place.finish(place.new_file())"
     stripped = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.geteuid() == 0 else []

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import skbcapd
-from skbcapd import doctor
-from skbcapd.btf import VMLINUX
-from skbcapd.doctor import Finding
+from skbcapd.cli import doctor
+from skbcapd.cli.doctor import Finding
 from skbcapd.errors import KernelError
+from skbcapd.kernel.btf import VMLINUX
 from tests.unit.blob import Blob
 
 ROOT_CAPABILITIES = 0x1FFFFFFFFFF
@@ -56,7 +56,7 @@ ROOT = Path(skbcapd.__file__).parent.parent
 FILTERED = """
 import ctypes, struct, platform
 from pathlib import Path
-from skbcapd import syscall
+from skbcapd.kernel import syscall
 code = b"".join(struct.pack("<HBBI", *instruction) for instruction in (
     (0x20, 0, 0, 0),
     (0x15, 0, 1, syscall._NUMBER[platform.machine()]),
@@ -69,7 +69,7 @@ libc = ctypes.CDLL(None)
 assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
 assert libc.prctl(22, 2, filter, 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 print(syscall.refusal())
-from skbcapd import doctor
+from skbcapd.cli import doctor
 print(doctor._status(Path("/proc"), "Seccomp"))
 """
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import skbcapd
-from skbcapd.settings import ROWS
+from skbcapd.config.settings import ROWS
 
 ROOT = Path(skbcapd.__file__).parent.parent
 PROGRAM = ROOT / "wireshark" / "extcap" / "skbcapd"

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skbcapd import files
 from skbcapd.errors import FileError
-from skbcapd.files import BlockSink, CaptureFile, StandardOutput, count_packets, owner_ids
+from skbcapd.output import block_writer
+from skbcapd.output.block_writer import BlockSink, CaptureFile, StandardOutput, count_packets, owner_ids
 from tests.unit.writer import block, packet
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +102,7 @@ def test_what_a_full_disk_refuses_is_counted() -> None:
 def test_a_torn_block_is_cut_off(tmp_path: Path) -> None:
     """Of a write that the disk took in part, nothing stays: the file ends with the last whole block."""
     program = (
-        "import resource, signal, sys; from skbcapd.files import CaptureFile; from pathlib import Path\n"
+        "import resource, signal, sys; from skbcapd.output.block_writer import CaptureFile; from pathlib import Path\n"
         "from tests.unit.writer import packet\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
@@ -172,7 +172,7 @@ def test_the_faster_way_is_taken(
         now += len(data) / (1e9 if descriptor in direct else cache)
         return len(data)
 
-    monkeypatch.setattr(files, "_open_direct", open_direct)
+    monkeypatch.setattr(block_writer, "_open_direct", open_direct)
     monkeypatch.setattr(os, "pwrite", pwrite)
     blocks = packet(0, bytes((1 << 22) - 100))
     with (tmp_path / "a").open("wb") as file:
@@ -203,7 +203,7 @@ def test_little_goes_through_the_cache_from_where_it_lies(tmp_path: Path, monkey
         ways.append("direct" if descriptor in direct else "cache")
         return real(descriptor, data, at)
 
-    monkeypatch.setattr(files, "_open_direct", open_direct)
+    monkeypatch.setattr(block_writer, "_open_direct", open_direct)
     monkeypatch.setattr(os, "pwrite", pwrite)
     little, much = packet(0, bytes(100_000)), packet(0, bytes(2_000_000))
     with (tmp_path / "a").open("wb") as file:
@@ -222,7 +222,7 @@ def test_little_goes_through_the_cache_from_where_it_lies(tmp_path: Path, monkey
 
 TEAR = """
 import os, resource, signal, sys
-from skbcapd.files import BlockSink
+from skbcapd.output.block_writer import BlockSink
 from tests.unit.writer import packet
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limit, is_slow, sizes = int(sys.argv[2]), sys.argv[3] == "slow", [int(size) for size in sys.argv[4:]]
@@ -297,7 +297,7 @@ def test_standard_output_takes_blocks_and_lines() -> None:
 def test_standard_output_that_takes_no_more(way: str, reader: str, said: str) -> None:
     """A reader that has gone is no error; a full device is one, said once, also when the interpreter ends."""
     program = (
-        "from skbcapd.files import StandardOutput, FileError\n"
+        "from skbcapd.output.block_writer import StandardOutput, FileError\n"
         "output = StandardOutput()\n"
         f"output.{way}\n"
         "try:\n    output.stream.flush() or output.text.flush()\nexcept OSError:\n    pass\n"

@@ -17,80 +17,87 @@ PACKAGE = Path(skbcapd.__file__).parent
 # A packet walks through the rooms in this order, and no room looks back.
 ORDER = (
     "errors",
-    "budget",
-    "link_type",
-    "packet_filter",
-    "settings",
-    "config",
-    "btf",
-    "layout",
-    "syscall",
-    "marker",
-    "compiler",
-    "loader",
-    "kernel",
-    "segments",
-    "process",
-    "namespaces",
-    "rules",
-    "sockets",
-    "label",
-    "interface",
-    "pcapng",
-    "checksum",
-    "resolver",
-    "capture",
-    "reload",
-    "files",
-    "directory",
-    "compression",
-    "rotation",
-    "recorder",
-    "text",
-    "progress",
-    "reader",
-    "account",
-    "top",
-    "split",
-    "extcap",
-    "doctor",
-    "sight",
-    "metrics",
-    "server",
-    "service",
-    "log",
-    "notify",
-    "status",
-    "cli",
+    "attribution.budget",
+    "pcapng.link_type",
+    "filter.packet_filter",
+    "config.settings",
+    "config.parser",
+    "kernel.btf",
+    "kernel.abi",
+    "kernel.syscall",
+    "kernel.marker",
+    "kernel.compiler",
+    "kernel.loader",
+    "kernel.program",
+    "kernel.segments",
+    "attribution.processes",
+    "attribution.namespaces",
+    "capture.rules",
+    "attribution.sockets",
+    "pcapng.comment",
+    "pcapng.interface",
+    "pcapng.writer",
+    "capture.checksum",
+    "capture.resolver",
+    "capture.capture",
+    "capture.reload",
+    "output.block_writer",
+    "output.directory",
+    "output.compressor",
+    "output.rotation",
+    "output.ring",
+    "output.text",
+    "analysis.progress",
+    "pcapng.reader",
+    "analysis.account",
+    "analysis.top",
+    "analysis.split",
+    "cli.extcap",
+    "cli.doctor",
+    "daemon.statistics",
+    "daemon.metrics",
+    "daemon.server",
+    "daemon.loop",
+    "daemon.log",
+    "daemon.notify",
+    "cli.status",
+    "cli.main",
     "__main__",
 )
 
 # What is no part of Python, and the rooms that may know of it.
 LIBRARIES = {
-    "bcc": {"compiler"},
-    "systemd": {"log", "notify"},
-    "scapy": {"packet_filter", "pcapng", "text"},
-    "yaml": {"config"},
-    "prometheus_client": {"metrics"},
+    "bcc": {"kernel.compiler"},
+    "systemd": {"daemon.log", "daemon.notify"},
+    "scapy": {"filter.packet_filter", "pcapng.writer", "output.text"},
+    "yaml": {"config.parser"},
+    "prometheus_client": {"daemon.metrics"},
 }
+
+
+PACKAGES = {"skbcapd", *(f"skbcapd.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py"))}
 
 
 def imports(room: str) -> Iterator[str]:
     """Every module that a room imports, wherever in the file; `skbcapd.x` also for `from skbcapd import x`."""
-    for node in ast.walk(ast.parse((PACKAGE / f"{room}.py").read_text())):
+    for node in ast.walk(ast.parse((PACKAGE / f"{room.replace('.', '/')}.py").read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{room} has a relative import"
-            if node.module == "skbcapd":
-                yield from (f"skbcapd.{alias.name}" for alias in node.names if alias.name != "__version__")
+            if node.module in PACKAGES:
+                yield from (f"{node.module}.{alias.name}" for alias in node.names if alias.name != "__version__")
             else:
                 yield str(node.module)
 
 
 def test_the_order_names_every_room() -> None:
     """Every module of the package has its place in the order, and every place a module."""
-    assert sorted(ORDER) == sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+    assert sorted(ORDER) == sorted(
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for path in PACKAGE.rglob("*.py")
+        if path.stem != "__init__"
+    )
     assert not list(imports("__init__"))
 
 
@@ -115,5 +122,5 @@ def test_the_command_line_is_light() -> None:
         [sys.executable, "-c", program], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
     )
     loaded = done.stdout.split()
-    assert "skbcapd.cli" in loaded
-    assert not [name for name in loaded if name.startswith(("bcc", "scapy.layers", "scapy.all", "skbcapd.text"))]
+    assert "skbcapd.cli.main" in loaded
+    assert not [name for name in loaded if name.startswith(("bcc", "scapy.layers", "scapy.all", "skbcapd.output.text"))]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from skbcapd.errors import KernelError
-from skbcapd.kernel import kernel_symbol
+from skbcapd.kernel.program import kernel_symbol
 
 SYMBOLS = """\
 0000000000000000 t __netif_receive_skb_core.constprop.0

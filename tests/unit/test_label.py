@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skbcapd import label
-from skbcapd.label import CommentError, comment, option, packet_options, parse
-from skbcapd.layout import OPTIONS_MAX
+from skbcapd.kernel.abi import OPTIONS_MAX
+from skbcapd.pcapng import comment as label
+from skbcapd.pcapng.comment import CommentError, comment, option, packet_options, parse
 
 SEED = "comm=chronyd pid=1058 tgid=1058"
 KEYS = st.text(string.ascii_lowercase + "_", min_size=1, max_size=12)

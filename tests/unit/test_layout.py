@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd import capture, compiler, layout
-from skbcapd.btf import Btf
+from skbcapd.capture import capture
 from skbcapd.errors import BtfError, KernelError
-from skbcapd.layout import Geometry
+from skbcapd.kernel import abi, compiler
+from skbcapd.kernel.abi import Geometry
+from skbcapd.kernel.btf import Btf
 from tests.unit import blob
 
 Structs = dict[str, tuple[int, dict[str, int | tuple[int, int]]]]
@@ -108,7 +109,7 @@ NEW: Structs = COMMON | {
 
 def definitions(structs: Structs, *functions: str) -> dict[str, int | str]:
     """The definitions for a hand-made kernel."""
-    return layout.definitions(Btf(blob.kernel(structs, *functions)), Geometry(4))
+    return abi.definitions(Btf(blob.kernel(structs, *functions)), Geometry(4))
 
 
 def with_field(name: str, field: str, at: int | tuple[int, int] | None) -> Structs:
@@ -158,13 +159,13 @@ def test_memory_is_looked_at_in_place_where_the_kernel_lets_a_program(tmp_path: 
     names = {"RDONLY_CAST": new.function("bpf_rdonly_cast"), "SKB_TYPE": new.number("sk_buff")}
     names["WORDS_TYPE"] = new.number("timespec64")
 
-    assert layout._in_place(new, jit) == names
+    assert abi._in_place(new, jit) == names
     assert len(set(names.values())) == 3
-    assert layout._in_place(old, jit) == {}
+    assert abi._in_place(old, jit) == {}
     jit.write_text("1\n")
-    assert layout._in_place(new, jit) == names
+    assert abi._in_place(new, jit) == names
     jit.write_text("0\n")
-    assert layout._in_place(new, jit) == {}
+    assert abi._in_place(new, jit) == {}
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_a_kernel_laid_out_otherwise_is_refused(structs: Structs, error: type[Ex
 
 def test_the_running_kernel() -> None:
     """The running kernel's layout can be taken."""
-    found = layout.definitions(Btf.load(), Geometry(32))
+    found = abi.definitions(Btf.load(), Geometry(32))
 
     assert found["SEGMENT_COUNT"] == 32
     assert all(type(value) is int for name, value in found.items() if name != "SYSCALL_NUMBER_TYPE")
@@ -202,14 +203,14 @@ def test_geometry(size: int, count: int) -> None:
 
 def test_sizes_that_the_program_relies_on() -> None:
     """Masks need powers of two; records and segments need the alignment of the words in them, and of pages' blocks."""
-    masked = (layout.SEGMENT_SIZE, layout.CAPTURE_MAX, layout.OPTIONS_MAX, layout.UPCALLS_LISTED)
+    masked = (abi.SEGMENT_SIZE, abi.CAPTURE_MAX, abi.OPTIONS_MAX, abi.UPCALLS_LISTED)
     assert all(size & size - 1 == 0 for size in masked)
-    assert layout.SEGMENT_STRIDE % 8 == layout.LISTING % 8 == 0
-    records = (layout.KEY, layout.LABEL, layout.DEVICE_KEY, layout.DEVICE, layout.MEASUREMENT, layout.COUNTER_ROW)
+    assert abi.SEGMENT_STRIDE % 8 == abi.LISTING % 8 == 0
+    records = (abi.KEY, abi.LABEL, abi.DEVICE_KEY, abi.DEVICE, abi.MEASUREMENT, abi.COUNTER_ROW)
     assert all(record.size % 8 == 0 for record in records)
-    largest = 28 + layout.CAPTURE_MAX + max(layout.OPTIONS_MAX, layout.UPCALL.size) + 4
-    assert largest <= layout.SEGMENT_SIZE
-    assert layout.SLACK >= layout.CAPTURE_MAX
+    largest = 28 + abi.CAPTURE_MAX + max(abi.OPTIONS_MAX, abi.UPCALL.size) + 4
+    assert largest <= abi.SEGMENT_SIZE
+    assert abi.SLACK >= abi.CAPTURE_MAX
 
 
 # The C side, read as text.
@@ -275,16 +276,16 @@ def record(name: str) -> str:
 @pytest.mark.parametrize(
     ("name", "python"),
     [
-        ("key", layout.KEY),
-        ("label", layout.LABEL),
-        ("device_key", layout.DEVICE_KEY),
-        ("device", layout.DEVICE),
-        ("counters", layout.COUNTER_ROW),
-        ("upcall", layout.UPCALL),
-        ("user", layout.USER),
-        ("owner", layout.OWNER),
-        ("flow", layout.FLOW),
-        ("measurement", layout.MEASUREMENT),
+        ("key", abi.KEY),
+        ("label", abi.LABEL),
+        ("device_key", abi.DEVICE_KEY),
+        ("device", abi.DEVICE),
+        ("counters", abi.COUNTER_ROW),
+        ("upcall", abi.UPCALL),
+        ("user", abi.USER),
+        ("owner", abi.OWNER),
+        ("flow", abi.FLOW),
+        ("measurement", abi.MEASUREMENT),
     ],
 )
 def test_records_have_the_members_of_the_c_side(name: str, python: struct.Struct) -> None:
@@ -300,10 +301,10 @@ def test_words_of_control_lie_where_the_c_side_has_them() -> None:
     index = 0
     for member, length in re.findall(r"u64 (\w+)(?:\[(\w+)\])?;", body[1]):
         if not member.startswith("pad") and member != "nothing":
-            assert getattr(layout, member.upper()) == index, member
+            assert getattr(abi, member.upper()) == index, member
         index += int(length or 1)
-    assert index == layout.STATES
-    assert len(record("segment_state")) == layout.STATE_WORDS
+    assert index == abi.STATES
+    assert len(record("segment_state")) == abi.STATE_WORDS
 
 
 def enum(name: str) -> list[str]:
@@ -316,11 +317,11 @@ def enum(name: str) -> list[str]:
 def test_numbers_mean_the_same_on_both_sides() -> None:
     """Counters, ways to know a process and block types have the same order and values in C and in Python."""
     counters = [name.lower().removeprefix("lost_") for name in enum("counter")]
-    assert counters == list(layout.COUNTERS)[: len(counters)]
+    assert counters == list(abi.COUNTERS)[: len(counters)]
     ways = [name.lower().removeprefix("via_") for name in enum("via")]
     assert ways[1:-1] == list(capture._VIA)[1:]
-    assert [getattr(layout, f"VIA_{way.upper()}") for way in ways] == list(range(len(ways)))
+    assert [getattr(abi, f"VIA_{way.upper()}") for way in ways] == list(range(len(ways)))
     for name in ("BLOCK_PACKET", "BLOCK_UPCALL", "BLOCK_CUT"):
         assert re.search(rf"#define {name}\s+(\w+)", PROGRAM)[1].lower() == (
-            f"{getattr(layout, name):#x}" if name != "BLOCK_PACKET" else "6"
+            f"{getattr(abi, name):#x}" if name != "BLOCK_PACKET" else "6"
         )

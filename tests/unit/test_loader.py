@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd import compiler, loader
 from skbcapd.errors import KernelError
-from skbcapd.loader import Hook, Loader
+from skbcapd.kernel import compiler, loader
+from skbcapd.kernel.loader import Hook, Loader
 
 MEASURE = Hook("tracepoint", "net_dev_queue", "on_measure")
 
 
 def test_every_hook_has_its_function() -> None:
     """The functions that hooks name are in the source, and a hook is named as the kernel names it."""
-    from skbcapd.kernel import _PLACES  # noqa: PLC0415  the table that names them
+    from skbcapd.kernel.program import _PLACES  # noqa: PLC0415  the table that names them
 
     hooks = [hook for place in _PLACES.values() for hook in place if hook] + [MEASURE]
     for hook in hooks:
@@ -64,13 +64,13 @@ def test_what_is_said_of_a_child_that_failed(step: str, complaints: str, message
 def test_a_program_that_cannot_be_compiled() -> None:
     """The compiler's complaints are in the error, in one line, and nothing of them is on the terminal."""
     program = (
-        "from skbcapd import loader, errors\n"
+        "from skbcapd import errors\nfrom skbcapd.kernel import loader\n"
         "hook = loader.Hook('tracepoint', 'net_dev_queue', 'on_measure')\n"
         "child = loader.start(['segments'], {}, [], hook)\n"
         "try:\n    child.receive()\nexcept errors.KernelError as error:\n    print(error.message)\n"
         "child.close()\n"
     )
-    root = Path(loader.__file__).parent.parent
+    root = Path(loader.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(r"the kernel program could not be loaded: .*Failed to compile BPF module.*\n", done.stdout)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skbcapd.log import BURST, WINDOW_S, Event, Log, journal, printable
+from skbcapd.daemon.log import BURST, WINDOW_S, Event, Log, journal, printable
 
 
 class Journal:
@@ -159,6 +159,6 @@ def test_the_journal_is_found_by_its_stream() -> None:
 
 def test_a_program_without_stderr() -> None:
     """With stderr closed the command still starts."""
-    program = "import os; os.close(2); import skbcapd.cli; print(skbcapd.cli.LOG.is_journal)"
+    program = "import os; os.close(2); import skbcapd.cli.main; print(skbcapd.cli.main.LOG.is_journal)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

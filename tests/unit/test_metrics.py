@@ -10,7 +10,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 import skbcapd
-from skbcapd.metrics import EVERY_S, Metrics, Textfile
+from skbcapd.daemon.metrics import EVERY_S, Metrics, Textfile
 from tests.kernel.deadline import until
 from tests.unit.test_sight import Scene, stamped
 from tests.unit.writer import upcall

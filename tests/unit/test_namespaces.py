@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd.namespaces import REMEMBERED, Namespaces
+from skbcapd.attribution.namespaces import REMEMBERED, Namespaces
 
 CONTAINER = "3f2a" * 16
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd.notify import Notifier
+from skbcapd.daemon.notify import Notifier
 
 FILE = Path("/a.pcapng.part")
 

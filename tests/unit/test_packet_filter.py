@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skbcapd import packet_filter
-from skbcapd.link_type import ETHERNET, LINK_TYPES, RAW
-from skbcapd.packet_filter import FilterError, compile_all, compile_expression, reach, source, window
+from skbcapd.filter import packet_filter
+from skbcapd.filter.packet_filter import FilterError, compile_all, compile_expression, reach, source, window
+from skbcapd.pcapng.link_type import ETHERNET, LINK_TYPES, RAW
 
 CAPTURE_MAX = 1 << 18
 

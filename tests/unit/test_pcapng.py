@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scapy.utils import RawPcapNgReader
 
-from skbcapd.interface import Interface
-from skbcapd.label import DIRECTION_OUT, comment, packet_options
-from skbcapd.pcapng import PcapngWriter
-from skbcapd.process import Process
+from skbcapd.attribution.processes import Process
+from skbcapd.pcapng.comment import DIRECTION_OUT, comment, packet_options
+from skbcapd.pcapng.interface import Interface
+from skbcapd.pcapng.writer import PcapngWriter
 from tests.frames import NTP_FRAME
 
 ETH0 = Interface(b"eth0", "", 1, 262144, None, None, None)
@@ -255,6 +255,6 @@ def test_scapy_reads_back_what_was_written(time_ns: int, frame: bytes, cut: int,
 def test_import_is_cheap_and_silent() -> None:
     """Importing the room loads no layer and no libpcap binding of scapy's, and prints nothing."""
     heavy = ("scapy.all", "scapy.arch", "scapy.layers", "scapy.packet")
-    code = f"import sys, skbcapd.pcapng; print([name for name in sys.modules if name.startswith({heavy})])"
+    code = f"import sys, skbcapd.pcapng.writer; print([name for name in sys.modules if name.startswith({heavy})])"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")

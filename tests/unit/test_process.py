@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skbcapd import process
-from skbcapd.process import NS_PER_TICK, Process, Processes, cgroup_of, container_of, unit_of
+from skbcapd.attribution import processes as process
+from skbcapd.attribution.processes import NS_PER_TICK, Process, Processes, cgroup_of, container_of, unit_of
 from tests.unit.proc import TICK, Proc
 
 ID = "0123456789abcdef" * 4

@@ -15,7 +15,7 @@ from typing import TextIO
 
 import pytest
 
-from skbcapd.progress import Progress
+from skbcapd.analysis.progress import Progress
 from tests.kernel.deadline import DEADLINE_S
 
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skbcapd import label, split, top
-from skbcapd.account import Account
+from skbcapd.analysis import split, top
+from skbcapd.analysis.account import Account
 from skbcapd.errors import FileError
-from skbcapd.reader import Reader, Stamp
+from skbcapd.pcapng import comment as label
+from skbcapd.pcapng.reader import Reader, Stamp
 from tests.strangers import (
     EPB,
     IDB,

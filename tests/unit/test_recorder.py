@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skbcapd.capture import Statistics
-from skbcapd.directory import CaptureDirectory
-from skbcapd.interface import Interface
-from skbcapd.label import label
-from skbcapd.process import Process
-from skbcapd.recorder import ASKED_PAUSE_S, Memory, Recorder
-from skbcapd.rotation import Limits, RotatingOutput
-from skbcapd.segments import Upcall, read_local
+from skbcapd.attribution.processes import Process
+from skbcapd.capture.capture import Statistics
+from skbcapd.kernel.segments import Upcall, read_local
+from skbcapd.output.directory import CaptureDirectory
+from skbcapd.output.ring import ASKED_PAUSE_S, Memory, Recorder
+from skbcapd.output.rotation import Limits, RotatingOutput
+from skbcapd.pcapng.comment import label
+from skbcapd.pcapng.interface import Interface
 from tests.golden.judges import facts, judge, rows
 from tests.unit.writer import block, packet, upcall
 

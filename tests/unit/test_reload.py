@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from skbcapd.config import default_settings
+from skbcapd.capture.reload import Reload
+from skbcapd.config.parser import default_settings
+from skbcapd.config.settings import Settings
 from skbcapd.errors import ConfigError, KernelError
-from skbcapd.packet_filter import Source
-from skbcapd.reload import Reload
-from skbcapd.settings import Settings
+from skbcapd.filter.packet_filter import Source
 
 
 @dataclass

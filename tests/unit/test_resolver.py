@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from skbcapd import layout
-from skbcapd.process import NS_PER_TICK, User
-from skbcapd.resolver import QUESTIONS, Resolver
-from skbcapd.segments import Upcall, read_local
-from skbcapd.sockets import NOBODY, Flow
+from skbcapd.attribution.processes import NS_PER_TICK, User
+from skbcapd.attribution.sockets import NOBODY, Flow
+from skbcapd.capture.resolver import QUESTIONS, Resolver
+from skbcapd.kernel import abi
+from skbcapd.kernel.segments import Upcall, read_local
 from tests.frames import NTP_FRAME
 from tests.unit.writer import upcall
 
@@ -24,14 +24,14 @@ class Tables:
     """A program's tables."""
 
     def __init__(self) -> None:
-        self.control = memoryview(bytearray(8 * layout.STATES)).cast("Q")
+        self.control = memoryview(bytearray(8 * abi.STATES)).cast("Q")
         self.owners: dict[int, tuple[int, int, int, bytes, int, int]] = {}
         self.holders: dict[int, bytes] = {}
         self.flows: dict[bytes, bytes] = {}
 
     def holder(self, inode: int) -> tuple[int, int, int, bytes] | None:
         """Who held a socket."""
-        return layout.USER.unpack(self.holders[inode]) if inode in self.holders else None
+        return abi.USER.unpack(self.holders[inode]) if inode in self.holders else None
 
     def owner(self, sk: int) -> tuple[int, int, int, bytes, int, int] | None:
         """What was learned."""
@@ -55,13 +55,13 @@ def made(tables: Tables, search: Callable[[int, int], User | None] = lambda *_: 
     return Resolver(tables, search, lambda: BOOT_NS)  # type: ignore[arg-type]
 
 
-def asked(*, inode: int = INODE, direction: int = layout.OUT) -> Upcall:
+def asked(*, inode: int = INODE, direction: int = abi.OUT) -> Upcall:
     """A packet of a socket whose user is not known."""
     made = upcall(
         NTP_FRAME,
         time_ns=BOOT_NS + SEEN_NS,
         direction=direction,
-        via=layout.VIA_UNRESOLVED,
+        via=abi.VIA_UNRESOLVED,
         tgid=0,
         tid=0,
         comm=b"",
@@ -74,7 +74,7 @@ def asked(*, inode: int = INODE, direction: int = layout.OUT) -> Upcall:
     return found
 
 
-@pytest.mark.parametrize(("direction", "via"), [(layout.OUT, layout.VIA_SOCKET), (layout.IN, layout.VIA_FLOW)])
+@pytest.mark.parametrize(("direction", "via"), [(abi.OUT, abi.VIA_SOCKET), (abi.IN, abi.VIA_FLOW)])
 @pytest.mark.parametrize(
     ("inode", "learned", "is_same"),
     [
@@ -92,7 +92,7 @@ def test_what_was_learned_meanwhile(
     tables.owners[SK] = (7, 8, 9, b"late\0rest", *learned)
     found = made(tables).resolve(asked(inode=inode, direction=direction))
 
-    expected = (via, 7, 8, 9, b"late") if is_same else (layout.VIA_UNKNOWN, 0, 0, 59_000_000_000, b"")
+    expected = (via, 7, 8, 9, b"late") if is_same else (abi.VIA_UNKNOWN, 0, 0, 59_000_000_000, b"")
     assert (found.via, found.tgid, found.tid, found.start, found.comm) == expected
 
 
@@ -108,7 +108,7 @@ def test_what_was_learned_during_the_search(found: User | None) -> None:
 
     named = made(tables, search).resolve(asked())
 
-    assert (named.via, named.tgid, named.comm) == (layout.VIA_SOCKET, 7, b"quick")
+    assert (named.via, named.tgid, named.comm) == (abi.VIA_SOCKET, 7, b"quick")
     assert tables.holders == {}
 
 
@@ -117,7 +117,7 @@ def test_the_holder_is_told_to_the_program() -> None:
     tables = Tables()
     found = made(tables, lambda *_: CHRONYD).resolve(asked())
 
-    assert (found.via, found.tgid, found.tid, found.comm) == (layout.VIA_INODE, 1058, 1058, b"chronyd")
+    assert (found.via, found.tgid, found.tid, found.comm) == (abi.VIA_INODE, 1058, 1058, b"chronyd")
     assert tables.holders == {INODE: struct.pack("<IIQ16s", 1058, 1058, 59_000_000_000, b"chronyd")}
 
 
@@ -126,9 +126,9 @@ def test_nobody_is_told_to_the_program() -> None:
     tables = Tables()
     resolver = made(tables, lambda *_: NOBODY)
 
-    assert resolver.resolve(asked()).via == layout.VIA_UNKNOWN
-    assert resolver.resolve(asked(inode=0)).via == layout.VIA_UNKNOWN
-    assert tables.holders == {INODE: bytes(layout.USER.size)}
+    assert resolver.resolve(asked()).via == abi.VIA_UNKNOWN
+    assert resolver.resolve(asked(inode=0)).via == abi.VIA_UNKNOWN
+    assert tables.holders == {INODE: bytes(abi.USER.size)}
 
 
 def test_a_later_socket_at_the_same_address() -> None:
@@ -138,7 +138,7 @@ def test_a_later_socket_at_the_same_address() -> None:
     tables.holders[INODE] = struct.pack("<IIQ16s", 1058, 1059, 59_000_000_123, b"chronyd")
     found = made(tables).resolve(asked())
 
-    assert (found.via, found.tgid, found.tid, found.comm) == (layout.VIA_INODE, 1058, 1059, b"chronyd")
+    assert (found.via, found.tgid, found.tid, found.comm) == (abi.VIA_INODE, 1058, 1059, b"chronyd")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_holder_that_began_behind_the_packet(start: int, *, is_named: bool) ->
 
     for _ in range(2):  # searched, and remembered
         found = worker.resolve(asked())
-        assert (found.via, found.tgid) == ((layout.VIA_INODE, 1060) if is_named else (layout.VIA_UNKNOWN, 0))
+        assert (found.via, found.tgid) == ((abi.VIA_INODE, 1060) if is_named else (abi.VIA_UNKNOWN, 0))
     assert tables.holders == {INODE: struct.pack("<IIQ16s", 1060, 1060, start, b"worker")}
 
 
@@ -166,7 +166,7 @@ def test_what_is_not_known_yet_is_asked_again() -> None:
     tables = Tables()
     found = made(tables).resolve(asked())
 
-    assert (found.via, found.tgid) == (layout.VIA_UNKNOWN, 0)
+    assert (found.via, found.tgid) == (abi.VIA_UNKNOWN, 0)
     assert tables.holders == {}
 
 
@@ -175,7 +175,7 @@ def test_questions_are_rationed() -> None:
     tables = Tables()
     made(tables).refill()
 
-    assert tables.control[layout.QUESTIONS] == QUESTIONS
+    assert tables.control[abi.QUESTIONS] == QUESTIONS
 
 
 def flow(local_port: int, inode: int, remote_port: int = 7) -> Flow:

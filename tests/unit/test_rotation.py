@@ -7,13 +7,13 @@ from threading import Event
 
 import pytest
 
-from skbcapd.capture import Statistics
-from skbcapd.compression import Compressor
-from skbcapd.directory import CURRENT, CaptureDirectory, Keep
-from skbcapd.interface import Interface
-from skbcapd.label import label
-from skbcapd.rotation import Limits, RotatingOutput
-from skbcapd.segments import Cut, read_local
+from skbcapd.capture.capture import Statistics
+from skbcapd.kernel.segments import Cut, read_local
+from skbcapd.output.compressor import Compressor
+from skbcapd.output.directory import CURRENT, CaptureDirectory, Keep
+from skbcapd.output.rotation import Limits, RotatingOutput
+from skbcapd.pcapng.comment import label
+from skbcapd.pcapng.interface import Interface
 from tests.golden.judges import judge
 from tests.kernel.blocks import INTERFACE, STATISTICS, blocks, packets
 from tests.kernel.deadline import until

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd.config import default_settings
-from skbcapd.process import Process
-from skbcapd.rules import Rules, Subject, Verdict, doubts
+from skbcapd.attribution.processes import Process
+from skbcapd.capture.rules import Rules, Subject, Verdict, doubts
+from skbcapd.config.parser import default_settings
 
 CONTAINER = b"f" * 12 + b"0" * 52
 SSHD = Process(

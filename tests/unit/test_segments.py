@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from skbcapd import layout
 from skbcapd.errors import SegmentError
-from skbcapd.segments import Cut, SegmentReader, Upcall, read_local, walk
+from skbcapd.kernel import abi
+from skbcapd.kernel.segments import Cut, SegmentReader, Upcall, read_local, walk
 from tests.frames import NTP_FRAME
 from tests.unit.writer import COMMITTED, UPCALLS, USED, Writer, block, cut, packet, upcall
 
 SMALL = b"\xee" * 100
-LARGE = bytes(layout.SEGMENT_SIZE // 2 - 32)  # two blocks of it fill a segment to its last byte
+LARGE = bytes(abi.SEGMENT_SIZE // 2 - 32)  # two blocks of it fill a segment to its last byte
 
 
 class Shared(Writer):
@@ -126,13 +126,13 @@ def test_a_segment_is_given_back_only_after_its_range() -> None:
     """While a range is being written its segment is not free; once the next is asked for it is, and nothing is left."""
     shared = Shared()
     shared.put(packet(1, LARGE), upcall(b"", number=2), packet(3, LARGE))
-    before = shared.control[layout.TAIL]
+    before = shared.control[abi.TAIL]
     state = [shared.state(before, word) for word in (USED, COMMITTED, UPCALLS)]
     ranges = shared.reader.ranges()
     first = next(ranges)
-    assert shared.control[layout.TAIL] == before
+    assert shared.control[abi.TAIL] == before
     assert next(ranges).view[8] == 3
-    assert shared.control[layout.TAIL] == before + 1
+    assert shared.control[abi.TAIL] == before + 1
     assert [shared.control[word] for word in state] == [0, 0, 0]
     with pytest.raises(ValueError, match="released"):
         first.view[0]
@@ -188,7 +188,7 @@ def test_a_block_committed_while_the_reader_looks(word: str) -> None:
     slow = shared.steps(packet(1))
     step(slow, 1)
     committed = shared.state(shared.geometry.segment_count, COMMITTED)
-    control.once(layout.CURSOR if word == "cursor" else committed, lambda: shared.put(packet(2)))
+    control.once(abi.CURSOR if word == "cursor" else committed, lambda: shared.put(packet(2)))
     assert shared.read() == []
     list(slow)
     assert shared.read() == [([1, 2], [])]
@@ -203,11 +203,11 @@ def test_an_entry_that_comes_while_the_reader_looks(rounds: int, steps: int) -> 
     shared.reader = SegmentReader(shared.memory, control, shared.geometry)  # type: ignore[arg-type]
     early = upcall(SMALL, number=1)
     for _ in range(rounds * shared.geometry.segment_count):
-        shared.put(early, packet(2, bytes(layout.SEGMENT_SIZE - len(early) - 32)))
+        shared.put(early, packet(2, bytes(abi.SEGMENT_SIZE - len(early) - 32)))
         assert shared.read() == [([1, 2], [0])]
     shared.put(packet(3))
     late = shared.steps(upcall(SMALL, number=4))
-    control.once(shared.state(shared.control[layout.CURSOR] >> 32, UPCALLS), lambda: step(late, steps))
+    control.once(shared.state(shared.control[abi.CURSOR] >> 32, UPCALLS), lambda: step(late, steps))
     assert shared.read() == [([3], [])]
     assert all(list(late))
     assert shared.read() == [([4], [0])]
@@ -216,7 +216,7 @@ def test_an_entry_that_comes_while_the_reader_looks(rounds: int, steps: int) -> 
 def test_more_local_blocks_than_the_list_holds() -> None:
     """Where the list is too short no local block is missed; the next segment has a list again."""
     shared = Shared()
-    count = layout.UPCALLS_LISTED
+    count = abi.UPCALLS_LISTED
     shared.put(*(upcall(b"", number=number) for number in range(count)))
     assert shared.read() == [(list(range(count)), list(range(count)))]
     shared.put(packet(1), cut(2, b"", 0, 0), packet(3))
@@ -237,8 +237,8 @@ def test_a_list_too_short_leaves_nothing_open() -> None:
     control.once(shared.state(shared.geometry.segment_count, UPCALLS), lambda: step(late, 2))
     assert shared.read() == [([1], [])]
     list(late)
-    shared.put(*(upcall(b"", number=3) for _ in range(layout.UPCALLS_LISTED)))
-    assert len(shared.read()[0][1]) == layout.UPCALLS_LISTED + 1
+    shared.put(*(upcall(b"", number=3) for _ in range(abi.UPCALLS_LISTED)))
+    assert len(shared.read()[0][1]) == abi.UPCALLS_LISTED + 1
     shared.put(packet(4, LARGE), packet(5, LARGE), upcall(b"", number=6))
     assert shared.read() == [([4], []), ([5, 6], [1])]
 
@@ -246,7 +246,7 @@ def test_a_list_too_short_leaves_nothing_open() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"cursor": layout.SEGMENT_SIZE + 4, "committed": layout.SEGMENT_SIZE + 4}, "expected 32 to 2097152"),
+        ({"cursor": abi.SEGMENT_SIZE + 4, "committed": abi.SEGMENT_SIZE + 4}, "expected 32 to 2097152"),
         ({"cursor": 8, "committed": 8}, "ends at 8; expected 32"),
         ({"cursor": 1 << 32 | 100, "committed": 8, "used": 8}, "ends at 8; expected 32"),
     ],
@@ -256,8 +256,8 @@ def test_progress_that_cannot_be(words: dict[str, int], message: str) -> None:
     shared = Shared()
     shared.put(packet(1))
     shared.read()
-    number = shared.control[layout.CURSOR] >> 32
-    shared.control[layout.CURSOR] = (number << 32) + words["cursor"]
+    number = shared.control[abi.CURSOR] >> 32
+    shared.control[abi.CURSOR] = (number << 32) + words["cursor"]
     shared.control[shared.state(number, 1)] = words["committed"]
     shared.control[shared.state(number, USED)] = words.get("used", 0)
     with pytest.raises(SegmentError, match=message):
@@ -295,7 +295,7 @@ def test_an_upcall_is_read_back(frame: bytes) -> None:
 
     assert isinstance(found, Upcall)
     assert bytes(found.frame) == frame
-    assert found.key == layout.KEY.pack(1 << 63, 7, 1, 1058, 1059, 1 << 62, 4, 1)
+    assert found.key == abi.KEY.pack(1 << 63, 7, 1, 1058, 1059, 1 << 62, 4, 1)
     assert (found.time_ns, found.original_len, found.size) == (
         1_622_469_600_123_456_789,
         len(frame) + 3,
@@ -356,9 +356,9 @@ def test_a_length_that_cannot_be(size: int) -> None:
         (resized(upcall(NTP_FRAME), CAP_LEN, 93), 0),
         (resized(upcall(NTP_FRAME), CAP_LEN, 0xFFFFFFFF), 0),
         (resized(cut(1, NTP_FRAME, 0, 90), CAP_LEN, 105), 0),
-        (block(layout.BLOCK_UPCALL, 0, b"", bytes(layout.UPCALL.size - 4)), 0),
-        (block(layout.BLOCK_CUT, 0, b"", b""), 0),
-        (block(0x80000003, 0, NTP_FRAME, bytes(layout.UPCALL.size)), 0),
+        (block(abi.BLOCK_UPCALL, 0, b"", bytes(abi.UPCALL.size - 4)), 0),
+        (block(abi.BLOCK_CUT, 0, b"", b""), 0),
+        (block(0x80000003, 0, NTP_FRAME, bytes(abi.UPCALL.size)), 0),
     ],
 )
 def test_what_is_no_local_block(made: bytes, offset: int) -> None:
@@ -378,7 +378,7 @@ def test_any_bytes_give_blocks_or_an_error(head: bytes, tail: bytes, offset: int
         assert len(read_local(view, offset).frame) <= len(view)
 
 
-SIZES = st.sampled_from([0, 8, 96, len(LARGE), layout.SEGMENT_SIZE - 1024])
+SIZES = st.sampled_from([0, 8, 96, len(LARGE), abi.SEGMENT_SIZE - 1024])
 
 
 class Interleaved(RuleBasedStateMachine):
@@ -423,7 +423,7 @@ class Interleaved(RuleBasedStateMachine):
     def read_all(self) -> None:
         """The reader takes what it gets."""
         for found in self.reader.ranges():
-            local = [offset for offset, kind, _ in walk(found.view) if kind != layout.BLOCK_PACKET]
+            local = [offset for offset, kind, _ in walk(found.view) if kind != abi.BLOCK_PACKET]
             assert found.local == local
             for offset, _, size in walk(found.view):
                 assert found.view[offset : offset + size] == self.reserved[self.seen]
@@ -455,7 +455,7 @@ class Interleaved(RuleBasedStateMachine):
     @rule()
     def crowd(self) -> None:
         """More packets than the list of local blocks holds, in three goes."""
-        for _ in range(layout.UPCALLS_LISTED * 2 // 5):
+        for _ in range(abi.UPCALLS_LISTED * 2 // 5):
             self.write_whole(0, local=True)
 
     @rule(meanwhile=st.lists(st.integers(-2, 7), max_size=12))

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skbcapd import server as doors
+from skbcapd.daemon import server as doors
+from skbcapd.daemon.server import Server, control
+from skbcapd.daemon.server import http as page
 from skbcapd.errors import FileError
-from skbcapd.server import Server, control
-from skbcapd.server import http as page
 from tests.kernel.deadline import DEADLINE_S, until
 
 FACTS = {"version": "0.1.0", "packets": {"seen": 41}}

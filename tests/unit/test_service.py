@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from skbcapd.daemon.loop import Service
+from skbcapd.daemon.server import Server, control
 from skbcapd.errors import KernelError
-from skbcapd.layout import SEGMENT_SIZE
-from skbcapd.server import Server, control
-from skbcapd.service import Service
+from skbcapd.kernel.abi import SEGMENT_SIZE
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skbcapd import layout, sight
-from skbcapd.config import default_settings
-from skbcapd.kernel import Counters
-from skbcapd.label import label
-from skbcapd.loader import Hook
-from skbcapd.settings import ROWS
-from skbcapd.sight import Busiest, Sight, in_force
+from skbcapd.config.parser import default_settings
+from skbcapd.config.settings import ROWS
+from skbcapd.daemon import statistics
+from skbcapd.daemon.statistics import Busiest, Sight, in_force
+from skbcapd.kernel import abi
+from skbcapd.kernel.loader import Hook
+from skbcapd.kernel.program import Counters
+from skbcapd.pcapng.comment import label
 from tests.unit.test_capture import Recording, Rig
 from tests.unit.writer import block, cut, upcall
 
@@ -24,7 +25,7 @@ def stamped(tgid: int, comm: bytes = b"chronyd", size: int = 60) -> bytes:
     fields: list[tuple[str, bytes | str | int]] = [("via", "kernel")]
     if tgid:
         fields = [("comm", comm), ("pid", tgid), ("tgid", tgid)]
-    return block(layout.BLOCK_PACKET, 0, bytes(size), label(fields, 2, tgid, tgid, linked=True).options)
+    return block(abi.BLOCK_PACKET, 0, bytes(size), label(fields, 2, tgid, tgid, linked=True).options)
 
 
 class Output(Recording):
@@ -56,14 +57,14 @@ class Scene:
         self.now = 0.0
         self.sight = Sight(self.rig.capture, self.output, lambda: default_settings(settings), lambda: self.now)
 
-    def look(self) -> sight.Facts:
+    def look(self) -> statistics.Facts:
         """The facts, one second later."""
         self.now += 1
         self.sight.tick()
         return self.sight.facts()
 
 
-def total(facts: sight.Facts) -> int:
+def total(facts: statistics.Facts) -> int:
     """All that became of packets."""
     return sum(facts["packets"].values()) - facts["packets"]["seen"] + sum(facts["lost"].values())
 
@@ -176,11 +177,11 @@ def test_the_window_moves_on() -> None:
     """What was half a minute and more before the last turn is forgotten."""
     busiest = Busiest()
     busiest.look_at(memoryview(stamped(1058)))
-    for _ in range(sight.WINDOW_S):
+    for _ in range(statistics.WINDOW_S):
         busiest.tick()
     busiest.look_at(memoryview(stamped(1061)))
     assert [one["tgid"] for one in busiest.facts()["busiest"]] == [1058, 1061]
-    for _ in range(sight.WINDOW_S):
+    for _ in range(statistics.WINDOW_S):
         busiest.tick()
     assert [one["tgid"] for one in busiest.facts()["busiest"]] == [1061]
 
@@ -189,11 +190,11 @@ def test_a_crowd_does_not_hide_who_is_busy() -> None:
     """More processes than are remembered, each with a packet, leave the busiest ones in place and memory bounded."""
     busiest = Busiest()
     for tgid in range(10_007):
-        busiest._left = sight.LOOKS  # all in one window
+        busiest._left = statistics.LOOKS  # all in one window
         busiest.look_at(memoryview(stamped(tgid + 2, size=60)))
         if tgid % 101 == 0:
             busiest.look_at(memoryview(stamped(1, b"busy", size=600)))
-        assert len(busiest._now) <= sight.PROCESSES
+        assert len(busiest._now) <= statistics.PROCESSES
     assert busiest.facts()["busiest"][0]["name"] == "busy"
     assert busiest.facts()["busiest"][0]["packets"] == 100
 

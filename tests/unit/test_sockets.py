@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skbcapd import sockets
-from skbcapd.process import Processes, User
-from skbcapd.sockets import NOBODY, Flow, Holders, all_holders, flows, read_flow
+from skbcapd.attribution import sockets
+from skbcapd.attribution.processes import Processes, User
+from skbcapd.attribution.sockets import NOBODY, Flow, Holders, all_holders, flows, read_flow
 from tests.unit.proc import TICK, Proc
 
 

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import skbcapd
+from skbcapd.cli.status import ANSWER_MAX, ask, lines
 from skbcapd.errors import FileError
-from skbcapd.status import ANSWER_MAX, ask, lines
 from tests.kernel.deadline import DEADLINE_S
 from tests.unit.test_sight import Scene, stamped
 

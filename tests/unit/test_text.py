@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skbcapd.interface import Interface
-from skbcapd.label import Label
-from skbcapd.link_type import ETHERNET, RAW
-from skbcapd.segments import read_local
-from skbcapd.text import TextOutput
+from skbcapd.kernel.segments import read_local
+from skbcapd.output.text import TextOutput
+from skbcapd.pcapng.comment import Label
+from skbcapd.pcapng.interface import Interface
+from skbcapd.pcapng.link_type import ETHERNET, RAW
 from tests.frames import NTP_FRAME
 from tests.unit.writer import cut, upcall
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from skbcapd import layout
-from skbcapd.layout import Geometry
+from skbcapd.kernel import abi
+from skbcapd.kernel.abi import Geometry
 
 USED, COMMITTED, UPCALLS = range(3)
 
@@ -19,38 +19,38 @@ class Writer:
 
     def __init__(self, segments: int = 4) -> None:
         self.geometry = Geometry(segments)
-        self.bytes = bytearray(layout.SEGMENT_STRIDE * segments)
+        self.bytes = bytearray(abi.SEGMENT_STRIDE * segments)
         self.memory = memoryview(self.bytes)
         self.control = memoryview(bytearray(self.geometry.control_size)).cast("Q")
 
     def state(self, number: int, word: int) -> int:
         """Index in `control` of a word of a segment's state."""
-        return layout.STATES + number % self.geometry.segment_count * layout.STATE_WORDS + word
+        return abi.STATES + number % self.geometry.segment_count * abi.STATE_WORDS + word
 
     def steps(self, block: bytes) -> Iterator[bool]:
         """One writer on its way: reserve, then commit. Yields True after each step; False where there is no room."""
-        cursor = self.control[layout.CURSOR]
+        cursor = self.control[abi.CURSOR]
         number, at = cursor >> 32, cursor & 0xFFFFFFFF
-        sealed = at + len(block) > layout.SEGMENT_SIZE
+        sealed = at + len(block) > abi.SEGMENT_SIZE
         if sealed:
             number += 1
-            if number >= self.control[layout.TAIL] + self.geometry.segment_count:
+            if number >= self.control[abi.TAIL] + self.geometry.segment_count:
                 yield False
                 return
         start = 0 if sealed else at
-        self.control[layout.CURSOR] = number << 32 | start + len(block)
+        self.control[abi.CURSOR] = number << 32 | start + len(block)
         yield True
         if sealed:
             self.control[self.state(number - 1, USED)] = at
             yield True
-        base = number % self.geometry.segment_count * layout.SEGMENT_STRIDE
+        base = number % self.geometry.segment_count * abi.SEGMENT_STRIDE
         self.bytes[base + start : base + start + len(block)] = block
-        if int.from_bytes(block[:4], "little") != layout.BLOCK_PACKET:
+        if int.from_bytes(block[:4], "little") != abi.BLOCK_PACKET:
             listed = self.control[self.state(number, UPCALLS)]
             self.control[self.state(number, UPCALLS)] = listed + 1
             yield True
-            if listed < layout.UPCALLS_LISTED:
-                struct.pack_into("<Q", self.bytes, base + layout.LISTING + 8 * listed, number << 32 | start)
+            if listed < abi.UPCALLS_LISTED:
+                struct.pack_into("<Q", self.bytes, base + abi.LISTING + 8 * listed, number << 32 | start)
                 yield True
         self.control[self.state(number, COMMITTED)] += len(block)
         yield True
@@ -71,14 +71,14 @@ def block(kind: int, number: int, frame: bytes, options: bytes, time_ns: int = 0
 
 def packet(number: int, frame: bytes = b"", options: bytes = b"") -> bytes:
     """A labelled packet's block; `number` stands where its interface is."""
-    return block(layout.BLOCK_PACKET, number, frame, options)
+    return block(abi.BLOCK_PACKET, number, frame, options)
 
 
 def cut(label_id: int, frame: bytes, flags: int, original_len: int, *, checksum: int = 0, packet_id: int = 0) -> bytes:
     """A labelled packet that could not be read to its end; `frame` is what could, in room for `original_len` bytes."""
     whole = frame + bytes(-original_len % 4 + original_len - len(frame))
     made = bytearray(
-        block(layout.BLOCK_CUT, label_id, whole, struct.pack("<QIII", packet_id, 0, checksum, flags), 7, original_len)
+        block(abi.BLOCK_CUT, label_id, whole, struct.pack("<QIII", packet_id, 0, checksum, flags), 7, original_len)
     )
     struct.pack_into("<I", made, 20, len(frame))
     return bytes(made)
@@ -111,8 +111,8 @@ def upcall(
     device_type: int = 1,
 ) -> bytes:
     """The block of a packet without a label."""
-    call = layout.UPCALL.pack(
+    call = abi.UPCALL.pack(
         *(net, ifindex, direction, tgid, tid, start, via, linked),
         *(comm, device, mac, packet_id, sk, inode, identity, checksum, netns, flags, device_type, len(mac)),
     )
-    return block(layout.BLOCK_UPCALL, number, frame, call, time_ns, original_len)
+    return block(abi.BLOCK_UPCALL, number, frame, call, time_ns, original_len)

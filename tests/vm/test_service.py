@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from skbcapd.log import Event
+from skbcapd.daemon.log import Event
 from tests.golden.judges import facts, rows
 from tests.vm import boot, kernels
 

@@ -1,0 +1,1 @@
+"""Capture files read back: packets added up, files split by process."""

@@ -1,0 +1,173 @@
+"""`skbcapd split`: one capture file for each process, name or unit.
+
+A capture file enters; files beside each other leave, in each the packets that have a tgid, comm or unit in common, in
+their order, with their times, lengths and options as they were. Packets that do not say it go to a file of their own.
+
+The rules not to break: no file is overwritten; a name from the capture reaches the file system only as letters, digits
+and `%xx`; and memory is bounded, however many processes there are: what is gathered is written out, all of it, when it
+is too much.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import struct
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import quote
+
+from skbcapd.analysis.progress import Progress
+from skbcapd.errors import FileError
+from skbcapd.output.block_writer import MODE
+from skbcapd.pcapng.comment import shown
+from skbcapd.pcapng.reader import EPB, Interface, Packet, Reader, Section
+
+KEYS = ("tgid", "comm", "unit")
+
+_GATHERED_MAX = 64 << 20  # bytes in memory
+_FILES_MAX = 1 << 16
+_INTERFACES_MAX = 1 << 20  # in all files: each has those that its packets use
+_DESCRIBED_MAX = 1 << 30  # bytes of their descriptions
+_NAME_MAX = 120  # bytes of the value in a file's name
+
+_Value: TypeAlias = int | bytes | None
+
+
+def command(options: argparse.Namespace) -> int:
+    """Split a file; what was written is said on stderr."""
+    splitter = Splitter(options.file, options.by, options.directory)
+    with Progress([options.file], sys.stderr) as progress, Reader(options.file, progress.next_file()) as reader:
+        splitter.read(reader)
+    packets, files = splitter.packets, len(splitter.paths)
+    print(f"skbcapd: {packets} packets in {files} files: {splitter.pattern}", file=sys.stderr)
+    return 0
+
+
+@dataclass(eq=False, slots=True)
+class _Part:
+    """One file that is written: what is gathered for it, and what stands in it already."""
+
+    path: Path
+    section: Section | None = None
+    numbers: dict[Interface, int] = field(default_factory=dict)  # of the section's interfaces, in this file
+    gathered: bytearray = field(default_factory=bytearray)
+    exists: bool = False
+
+
+class Splitter:
+    """Writes the packets of one capture file into several.
+
+    Args:
+        file: the capture file; its name begins theirs.
+        by: which of KEYS they have in common.
+        directory: where they go.
+    """
+
+    def __init__(self, file: Path, by: str, directory: Path) -> None:
+        self._by = by
+        self._directory = directory
+        self._stem = file.name
+        for suffix in (".gz", ".zst", ".part", ".pcapng"):
+            self._stem = self._stem.removesuffix(suffix)
+        self._parts: dict[_Value, _Part] = {}
+        self._gathered = self._interfaces = self._described = 0
+        self.packets = 0
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files, in order of their first packets."""
+        return [part.path for part in self._parts.values()]
+
+    @property
+    def pattern(self) -> str:
+        """What their names have in common, for people."""
+        return shown(os.fsencode(self._directory / f"{self._stem}.*{self._by}*.pcapng"))
+
+    def read(self, reader: Reader) -> None:
+        """Split a file. If it cannot be read to its end, what could be read has been written.
+
+        Raises:
+            FileError: it cannot be read to its end, no packet says what to split by, or a file cannot be written.
+        """
+        try:
+            for packet in reader.packets():
+                if not packet[0].section.block:
+                    raise FileError(
+                        f"{reader.name}: pcap, which cannot say what a packet's {self._by} is; expected pcapng"
+                    )
+                self._write(packet)
+        finally:
+            self._flush()
+        if self._parts.keys() <= {None}:
+            for path in self.paths:
+                path.unlink()
+            hint = "the setting comment must have it" if self._by == "unit" else "is the capture skbcapd's?"
+            raise FileError(
+                f"{reader.name}: none of {self.packets} packets says its {self._by}; nothing to split", hint
+            )
+
+    def _write(self, packet: Packet) -> None:
+        """Gather a packet, and all that must stand before it."""
+        interface, stamp, time, wire_len, frame, options = packet
+        value = getattr(stamp, self._by)
+        part = self._parts.get(value)
+        if part is None:
+            part = self._parts[value] = self._begin(value)
+        gathered, before, section = part.gathered, len(part.gathered), interface.section
+        if part.section is not section:
+            part.section = section
+            part.numbers.clear()
+            gathered += section.block
+        number = part.numbers.get(interface)
+        if number is None:
+            number = part.numbers[interface] = len(part.numbers)
+            gathered += interface.block
+            self._interfaces += 1
+            self._described += len(interface.block)
+            if self._interfaces > _INTERFACES_MAX or self._described > _DESCRIBED_MAX:
+                raise FileError(f"{self._stem}: more than {_INTERFACES_MAX} interfaces in all files, or very long ones")
+        # A Simple Packet Block becomes an Enhanced one, at time 0: it has none.
+        pad = -len(frame) & 3
+        length = 32 + len(frame) + pad + len(options)
+        head = (EPB, length, number, time >> 32, time & 0xFFFFFFFF, len(frame), wire_len)
+        gathered += struct.pack(section.order + "7I", *head)
+        gathered += frame
+        gathered += bytes(pad) + options + struct.pack(section.order + "I", length)
+        self.packets += 1
+        self._gathered += len(gathered) - before
+        if self._gathered > _GATHERED_MAX:
+            self._flush()
+
+    def _begin(self, value: _Value) -> _Part:
+        if len(self._parts) >= _FILES_MAX:
+            raise FileError(f"{self._stem}: more than {_FILES_MAX} different {self._by}s; expected fewer")
+        if value is None:
+            name = f"no-{self._by}"
+        else:
+            text = quote(value, safe="") if isinstance(value, bytes) else str(value)
+            if len(text) > _NAME_MAX:
+                text = text[: _NAME_MAX - 16] + hashlib.sha256(text.encode()).hexdigest()[:16]
+            name = f"{self._by}-{text}"
+        return _Part(self._directory / f"{self._stem}.{name}.pcapng")
+
+    def _flush(self) -> None:
+        """Write out all that is gathered. One file is open at a time: there may be thousands."""
+        for part in self._parts.values():
+            if not part.gathered:
+                continue
+            how = os.O_APPEND if part.exists else os.O_CREAT | os.O_EXCL
+            try:
+                with open(os.open(part.path, os.O_WRONLY | os.O_CLOEXEC | how, MODE), "wb") as file:  # noqa: PTH123  so that flags and mode can be given
+                    part.exists = True
+                    file.write(part.gathered)
+            except OSError as error:
+                self._gathered = 0
+                raise FileError(
+                    f"{shown(os.fsencode(part.path))}: {error.strerror}; expected a new file to write"
+                ) from None
+            part.gathered.clear()
+        self._gathered = 0

@@ -1,0 +1,285 @@
+"""Who holds a socket: what /proc and the kernel's socket tables say of sockets whose use was not seen.
+
+In: inode numbers of sockets. Out: the one process that has such a socket open, and the TCP sockets that exist, with
+their inodes.
+
+The rule: a socket that several processes hold belongs to nobody here, and a scan that did not come to its end, or
+without the capability to look at all processes (CAP_SYS_PTRACE), answers nothing. Looking through the descriptors of
+all processes takes long on a large host: a scan that takes too long is given up, and scans take a tenth of the time at
+most, however many questions come.
+
+Not seen: a descriptor under way in a message, one registered with io_uring, the tables of threads that keep their own
+(unshare(2) with CLONE_FILES), those of a process whose main thread has ended, and
+what a security module hides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import itertools
+import os
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from skbcapd.attribution.budget import Budget
+from skbcapd.attribution.processes import NS_PER_TICK, User, opened, read_stat, sees_host
+
+NOBODY = User(0, 0, 0, b"")
+SCAN_S = 0.5  # a scan that takes longer is given up, and so long may scans take at once
+GIVEN_UP_S = 60.0  # until the next try
+START_S = 5.0  # for the scan at the start, when no packet waits
+NAMESPACES_MAX = 1024
+FLOWS_MAX = 1 << 16  # as many as the kernel program remembers
+_BETWEEN_LOOKS = 128  # descriptors between two looks at the clock
+
+_INFO_SIZE = 512  # the lines that are looked for come first
+_CAP_SYS_PTRACE = 19
+_CLONE_NEWNET = 0x40000000
+_SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, Linux 5.14
+# include/uapi/linux/sock_diag.h, inet_diag.h, netlink.h
+_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20
+_NLM_REQUEST_DUMP = 0x301
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+_REQUEST = struct.Struct("=BBBxI48x")  # struct inet_diag_req_v2, its id left 0
+_SOCKET = struct.Struct("=BBxx2s2s16s16s12x16xI")  # struct inet_diag_msg
+_STATES = sum(1 << state for state in (1, 2, 4, 5, 8, 9, 10, 11))  # TCP_*: those whose socket may be open
+_MAPPED = bytes(10) + b"\xff\xff"
+
+
+class Flow(NamedTuple):
+    """A TCP socket, as struct flow of bpf/layout.h: addresses from this host's side, IPv4 in the first four bytes.
+
+    A listener has no remote end. An IPv6 socket that speaks to an IPv4 address has an IPv4 flow, as its packets do.
+    """
+
+    net: int  # cookie of its network namespace
+    local: bytes  # 16
+    remote: bytes  # 16
+    local_port: int
+    remote_port: int
+    protocol: int
+    family: int
+    inode: int
+
+
+class Holders:
+    """Finds the process that holds a socket.
+
+    Args:
+        proc: where /proc is.
+        clock: seconds.
+        wall: ns since 1970.
+        busy: seconds that this thread was at work: a scan is not given up because others are.
+    """
+
+    def __init__(
+        self,
+        proc: Path = Path("/proc"),
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], int] = time.time_ns,
+        busy: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._proc = proc
+        self._clock, self._wall, self._busy = clock, wall, busy
+        self._scanned_ns = -1  # when the last whole scan began
+        self._budget = Budget(SCAN_S, clock)
+        self._found: dict[int, User] = {}
+        self._not_before = float("-inf")
+
+    def find(self, inode: int, seen_ns: int) -> User | None:
+        """The only process that holds a socket.
+
+        Args:
+            inode: of the socket.
+            seen_ns: when it was seen, in ns since 1970: a scan that began later knows of it.
+
+        Returns:
+            Its main thread; NOBODY when none or several hold the socket; None when it is not known yet, because scans
+            have taken their share of the time: a later question may be answered.
+        """
+        begin_ns = self._wall()
+        if seen_ns < self._scanned_ns <= begin_ns:  # the clock may have been set back
+            return self._found.get(inode, NOBODY)
+        if self._clock() < self._not_before or self._budget.is_spent:
+            return self._found.get(inode)
+        with self._budget.spending():
+            found = all_holders(self._proc, SCAN_S, self._busy)
+        self._found, self._scanned_ns = found or {}, begin_ns
+        if found is None:
+            self._scanned_ns = -1
+            self._not_before = self._clock() + GIVEN_UP_S
+        return None if found is None else found.get(inode, NOBODY)
+
+
+def all_holders(
+    proc: Path = Path("/proc"), seconds: float = START_S, clock: Callable[[], float] = time.monotonic
+) -> dict[int, User] | None:
+    """Every open socket, of any family.
+
+    Args:
+        proc: where /proc is.
+        seconds: how long it may take.
+        clock: seconds.
+
+    Returns:
+        Inode to the main thread of the process that holds it, or NOBODY where several do; None when it took too long,
+        or not all could be seen.
+    """
+    if not (sees_host(proc) and _may_look(proc)):
+        return None
+    is_socket = _socket_info()
+    end = clock() + seconds
+    holders: dict[int, User] = {}
+    for tgid in _tgids(proc):
+        if clock() > end:
+            return None
+        with opened(proc, tgid) as directory:
+            inodes = set()
+            for number, inode in enumerate(_inodes(directory, is_socket), 1):
+                if inode is not None:
+                    inodes.add(inode)
+                if number % _BETWEEN_LOOKS == 0 and clock() > end:  # one process may have a million
+                    return None
+            stat = read_stat(directory) if inodes else None
+        if stat is not None:
+            user = User(tgid, tgid, stat.ticks * NS_PER_TICK, stat.comm[:15])
+            for inode in inodes:
+                holders[inode] = NOBODY if inode in holders else user
+    return holders
+
+
+def flows(proc: Path = Path("/proc"), named: Path = Path("/run/netns")) -> list[Flow]:
+    """The TCP connections and listeners of all network namespaces that have a process or a name.
+
+    A namespace that cannot be entered (CAP_SYS_ADMIN is missing) is left out, what would take longer than START_S, and
+    what is more than FLOWS_MAX.
+    """
+    end = time.monotonic() + START_S
+    namespaces: dict[int, Path] = {}
+    for path in (*(proc / str(tgid) / "ns/net" for tgid in _tgids(proc)), *_files(named)):
+        with contextlib.suppress(OSError):
+            namespaces.setdefault(path.stat().st_ino, path)
+        if len(namespaces) == NAMESPACES_MAX:
+            break
+    found: list[Flow] = []
+    for path in namespaces.values():
+        if time.monotonic() > end or len(found) >= FLOWS_MAX:
+            break
+        # setns(2) holds for one thread.
+        thread = threading.Thread(target=_read_namespace, args=(path, found), daemon=True)
+        thread.start()
+        thread.join()
+    return found
+
+
+def _may_look(proc: Path) -> bool:
+    """Whether this process has CAP_SYS_PTRACE."""
+    try:
+        found = re.search(rb"^CapEff:\t([0-9a-f]+)$", (proc / "self/status").read_bytes(), re.MULTILINE)
+    except OSError:
+        return True  # no /proc of a kernel's
+    return found is not None and bool(int(found[1], 16) >> _CAP_SYS_PTRACE & 1)
+
+
+def _tgids(proc: Path) -> list[int]:
+    try:
+        with os.scandir(proc) as entries:
+            return [int(entry.name) for entry in entries if entry.name.isdecimal() and entry.name.isascii()]
+    except OSError:
+        return []
+
+
+def _files(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except OSError:
+        return []
+
+
+def _inodes(directory: int, is_socket: re.Pattern[bytes]) -> Iterator[int | None]:
+    """For each descriptor of a process its inode if it is a socket; none when it has ended, or is not to be looked at.
+
+    Not through /proc/PID/fd, which takes CAP_DAC_READ_SEARCH as well: fdinfo is open to CAP_SYS_PTRACE since Linux
+    5.14 (commit 7bc3fa0172a4), and tells the inode since then (3845f256a8b5).
+    """
+    try:
+        table = os.open("fdinfo", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return
+    try:
+        with os.scandir(table) as entries:
+            for entry in entries:
+                found = None
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    info = os.open(entry.name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=table)
+                    try:
+                        found = is_socket.search(os.read(info, _INFO_SIZE))
+                    finally:
+                        os.close(info)
+                yield int(found[1]) if found else None
+    except OSError:
+        return
+    finally:
+        os.close(table)
+
+
+def _socket_info() -> re.Pattern[bytes]:
+    """What /proc/PID/fdinfo/N says of a socket: it lies on the mount that all sockets share, and ours too."""
+    with socket.socket(socket.AF_UNIX) as own:
+        mount = re.search(rb"^mnt_id:\t\d+\n", Path(f"/proc/self/fdinfo/{own.fileno()}").read_bytes(), re.MULTILINE)
+    return re.compile(b"^" + (mount[0] if mount else b"none") + rb"ino:\t(\d+)$", re.MULTILINE)
+
+
+def _read_namespace(path: Path, found: list[Flow]) -> None:
+    with contextlib.suppress(OSError):
+        with path.open("rb") as there:
+            is_here = os.fstat(there.fileno()).st_ino == Path("/proc/thread-self/ns/net").stat().st_ino
+            if not is_here and ctypes.CDLL(None, use_errno=True).setns(there.fileno(), _CLONE_NEWNET):
+                return
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as diag:
+            diag.settimeout(START_S)
+            net = int.from_bytes(diag.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+            for family in (socket.AF_INET, socket.AF_INET6):
+                request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _STATES)
+                header = _HEADER.pack(
+                    _HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_REQUEST_DUMP, int(family), 0
+                )
+                diag.send(header + request)
+                found.extend(itertools.islice(_dump(diag, net), max(0, FLOWS_MAX - len(found))))
+
+
+def _dump(diag: socket.socket, net: int) -> Iterator[Flow]:
+    """The answers to one request."""
+    while True:
+        data = diag.recv(1 << 16)
+        at = 0
+        while at + _HEADER.size <= len(data):
+            length, kind, _, _, _ = _HEADER.unpack_from(data, at)
+            if kind in {_NLMSG_DONE, _NLMSG_ERROR} or length < _HEADER.size:
+                return
+            flow = read_flow(data[at + _HEADER.size : at + length], net)
+            if flow.inode:
+                yield flow
+            at += length + -length % 4
+
+
+def read_flow(message: bytes, net: int) -> Flow:
+    """The flow of one struct inet_diag_msg; inode 0 where no process has the socket open.
+
+    Source: include/uapi/linux/inet_diag.h; ports and addresses are in network byte order.
+    """
+    family, _, local_port, remote_port, local, remote, inode = _SOCKET.unpack_from(message)
+    if family == socket.AF_INET:
+        local, remote = local[:4] + bytes(12), remote[:4] + bytes(12)
+    elif remote.startswith(_MAPPED):
+        family, local, remote = socket.AF_INET, local[12:] + bytes(12), remote[12:] + bytes(12)
+    ports = int.from_bytes(local_port, "big"), int.from_bytes(remote_port, "big")
+    return Flow(net, local, remote, *ports, socket.IPPROTO_TCP, family, inode)

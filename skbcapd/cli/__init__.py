@@ -1,0 +1,1 @@
+"""The command line: arguments, commands, the doctor's report, Wireshark's extcap."""

@@ -1,0 +1,137 @@
+"""Wireshark's way of asking for a capture: skbcapd as an entry in its list of interfaces.
+
+In: the calls that Wireshark makes of each program in its extcap directory. Out: the answers, line by line, and for
+`--capture` the settings of the capture and the FIFO that it goes to. `cli` runs it as any other.
+
+The rules not to break: an option here is a row of `settings`: its name, default and meaning are said there only. And a
+capture that goes well says nothing: Wireshark shows people every word on stderr as an error.
+
+Source: doc/extcap.adoc of Wireshark ("The Extcap Interface" in its Developer's Guide); extcap_parser.c there: no sign
+escapes a brace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, get_args
+
+from skbcapd import __version__
+from skbcapd.config.settings import ROWS, Transmit
+from skbcapd.errors import FileError, UsageError
+from skbcapd.pcapng.comment import shown
+from skbcapd.pcapng.link_type import ETHERNET
+
+INTERFACE = "skbcapd"
+
+# Settings that can be chosen in Wireshark: the kind of input, and what a choice offers.
+_OPTIONS: dict[str, tuple[str, str]] = {
+    "interfaces": ("Devices (none: all)", "multicheck"),
+    "directions": ("Directions", "selector"),
+    "transmit": ("Take sent packets", "selector"),
+    "snaplen": ("Bytes kept of each frame", "unsigned"),
+    "buffer.size": ("Buffer", "string"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the protocol's arguments to a parser."""
+    call = parser.add_mutually_exclusive_group()
+    for name, text in (
+        ("interfaces", "list the interfaces"),
+        ("dlts", "list the link types of an interface"),
+        ("config", "list the options of an interface"),
+    ):
+        call.add_argument(f"--extcap-{name}", action="store_true", help=text)
+    call.add_argument("--capture", action="store_true", help="capture")
+    parser.add_argument("--extcap-version", metavar="VERSION", help="the version of Wireshark that asks")
+    parser.add_argument("--extcap-interface", metavar="NAME", help=f"the interface: {INTERFACE}")
+    parser.add_argument("--extcap-capture-filter", metavar="FILTER", help="capture filter; alone: is it right?")
+    parser.add_argument("--fifo", metavar="FILE", type=Path, help="where the packets go")
+    for key, (text, _) in _OPTIONS.items():
+        parser.add_argument(_argument(key), dest=key, metavar="VALUE", help=f"setting {key}: {text}")
+
+
+def answer(options: argparse.Namespace, devices: Sequence[str]) -> str:
+    """Answer a call that captures nothing.
+
+    Args:
+        options: as parsed.
+        devices: names to choose from.
+
+    Returns:
+        Lines for stdout.
+
+    Raises:
+        UsageError: it is no call of the protocol, or asks for another interface.
+    """
+    if options.extcap_interfaces:
+        return (
+            f"extcap {{version={__version__}}}{{display=skbcapd}}\n"
+            f"interface {{value={INTERFACE}}}{{display=Frames with the process that sent them}}\n"
+        )
+    _expect_interface(options)
+    if options.extcap_dlts:
+        # The protocol has room for one; the packets' own link types come with the capture.
+        return f"dlt {{number={ETHERNET}}}{{name=EN10MB}}{{display=Each device's own}}\n"
+    if options.extcap_config:
+        return "".join(f"{line}\n" for line in _config(devices))
+    if options.extcap_capture_filter is not None:
+        return ""  # an answer would be its fault; `overrides` has been checked
+    raise UsageError("no call of the extcap protocol", "Wireshark makes them; skbcapd capture captures by hand")
+
+
+def overrides(options: argparse.Namespace) -> dict[str, str]:
+    """The settings that a call has, by key."""
+    chosen = {key: getattr(options, key) for key in _OPTIONS if getattr(options, key) is not None}
+    if options.extcap_capture_filter:
+        chosen["filter"] = options.extcap_capture_filter
+    return chosen
+
+
+def open_fifo(options: argparse.Namespace) -> BinaryIO:
+    """Open what a capture is written to.
+
+    Raises:
+        UsageError: the call asks for another interface, or for a capture to nowhere.
+        FileError: it cannot be opened.
+    """
+    _expect_interface(options)
+    if options.fifo is None:
+        raise UsageError("--capture has no --fifo; expected where the packets go")
+    try:
+        return open(os.open(options.fifo, os.O_WRONLY | os.O_CLOEXEC), "wb", buffering=0)  # noqa: PTH123  it is not made if it is missing
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        path = shown(os.fsencode(options.fifo))
+        raise FileError(f"{path}: {getattr(error, 'strerror', error)}; expected a FIFO that Wireshark reads") from None
+
+
+def _expect_interface(options: argparse.Namespace) -> None:
+    if options.extcap_interface != INTERFACE:
+        found = "no interface" if options.extcap_interface is None else f"interface {options.extcap_interface!r}"
+        raise UsageError(f"extcap: {found}; expected --extcap-interface {INTERFACE}")
+
+
+def _argument(key: str) -> str:
+    return "--" + key.replace(".", "-")
+
+
+def _config(devices: Sequence[str]) -> Iterator[str]:
+    choices = {
+        "interfaces": [name for name in devices if name.isprintable() and not set(name) & set("{}")],
+        "directions": ["out,in", "out", "in"],
+        "transmit": list(get_args(Transmit)),
+    }
+    for number, (key, (display, kind)) in enumerate(_OPTIONS.items()):
+        row = ROWS[key]
+        default = row.default.replace(", ", ",")
+        extra = f"{{default={default}}}" if kind != "multicheck" else ""
+        yield (
+            f"arg {{number={number}}}{{call={_argument(key)}}}{{display={display}}}{{type={kind}}}"
+            f"{extra}{{tooltip={row.doc}}}"
+        )
+        for choice in choices.get(key, []):
+            chosen = "true" if choice == default else "false"
+            yield f"value {{arg={number}}}{{value={choice}}}{{display={choice}}}{{default={chosen}}}"

@@ -1,0 +1,1 @@
+"""The table of settings, and the YAML file that sets them."""

@@ -1,0 +1,173 @@
+"""A capture that runs: signals, deadlines, when to look for packets, what to tell people meanwhile.
+
+In: a Capture. Out: it has ended, in order.
+
+The rule: the loop never waits longer than it may. While packets come it looks every LATENCY_S; a full segment at once;
+with none for a while it sleeps until the kernel program wakes it with the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from types import FrameType
+
+from skbcapd.capture.capture import Capture
+from skbcapd.capture.reload import Reload
+from skbcapd.daemon.server import Server
+from skbcapd.kernel.abi import SEGMENT_SIZE
+
+LATENCY_S = 0.09  # packets wait no longer in memory
+TICK_S = 1.0
+
+
+class Service:
+    """Runs one capture until a signal, a deadline, a limit or the end of its reader.
+
+    Args:
+        capture: not yet started.
+        duration_s: end after so many seconds; None for never.
+        output_fd: descriptor whose reader may go away; None when it cannot.
+        tick: called once a second.
+        actions: what to do at other signals, by their numbers.
+        reload: begun on SIGHUP; None: that signal ends the capture as it does any program.
+        server: asked to serve when its descriptor is readable; None where nobody may ask.
+    """
+
+    def __init__(
+        self,
+        capture: Capture,
+        duration_s: float | None = None,
+        output_fd: int | None = None,
+        tick: Callable[[], None] = lambda: None,
+        actions: Mapping[int, Callable[[], None]] | None = None,
+        reload: Reload | None = None,
+        server: Server | None = None,
+    ) -> None:
+        self.capture = capture
+        self._duration_s = duration_s
+        self._tick = tick
+        self._actions = actions or {}
+        self._asked: list[int] = []
+        self._reload = reload
+        self._server = server
+        self._stopping = self._wants_reload = False
+        self._epoll = select.epoll()
+        self._signals, self._wake = socket.socketpair()
+        for end in (self._signals, self._wake):
+            end.setblocking(False)  # noqa: FBT003  the name of the method says what is false
+        self._output_fd = output_fd
+        for number in (signal.SIGINT, signal.SIGTERM, *self._actions):
+            signal.signal(number, self._on_signal)
+        if reload is not None:
+            signal.signal(signal.SIGHUP, self._on_signal)
+        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+
+    def run(self, started: Callable[[], None]) -> None:
+        """Start the capture, run it, stop it.
+
+        Args:
+            started: called when the first packet would be seen.
+
+        Raises:
+            KernelError: the capture cannot start.
+            OSError: the output fails.
+        """
+        broken = True
+        try:
+            self.capture.start()
+            self._watch()
+            started()
+            self._loop()
+            broken = False
+        except BrokenPipeError:
+            pass  # whoever read our output has enough: what is left is lost
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                self.capture.stop(broken=broken)
+            if self._reload is not None:
+                self._reload.close()
+            signal.set_wakeup_fd(-1)
+            for end in (self._epoll, self._signals, self._wake):
+                end.close()
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if number in self._actions:
+            self._asked.append(number)
+        elif number == signal.SIGHUP:
+            self._wants_reload = True
+        else:
+            self._stopping = True
+
+    def _watch(self) -> None:
+        self._epoll.register(self._signals, select.EPOLLIN)
+        self._epoll.register(self.capture.program.wakeup_fd, select.EPOLLIN)
+        if self._server is not None:
+            self._epoll.register(self._server, select.EPOLLIN)
+        if self._output_fd is not None:
+            try:
+                self._epoll.register(self._output_fd, 0)  # errors and hang-ups are always reported
+            except PermissionError:
+                self._output_fd = None  # a regular file never hangs up
+
+    def _loop(self) -> None:
+        capture = self.capture
+        now = time.monotonic()
+        end = now + self._duration_s if self._duration_s is not None else float("inf")
+        next_tick = now + TICK_S
+        while not self._stopping and not capture.is_full and now < end:
+            self._go_on_reloading()
+            moved = capture.drain()
+            now = time.monotonic()
+            self._act()
+            if now >= next_tick:
+                next_tick = now + TICK_S
+                capture.program.set_clock()
+                self._tick()
+            if moved < SEGMENT_SIZE:
+                if not moved and capture.fall_asleep():
+                    has_packet = self._wait(min(next_tick, end))
+                    capture.wake_up()
+                    if not has_packet:
+                        continue
+                # Also after the first packet: others come behind it, and a socket that nobody has used yet may be used.
+                if self._wait(min(time.monotonic() + LATENCY_S, end)):
+                    capture.wake_up()
+            elif self._server is not None:
+                self._server.serve()  # the loop does not wait while it has too much to do
+        if self._asked:  # a dump or a new file, and then the end at once: what came before is still meant
+            capture.drain()
+            self._act()
+
+    def _act(self) -> None:
+        """Do what signals have asked for."""
+        while self._asked:
+            self._actions[self._asked.pop(0)]()
+
+    def _go_on_reloading(self) -> None:
+        """Begin to reload, or end it when its child is done; never waits."""
+        if self._reload is None:
+            return
+        if self._wants_reload:
+            self._wants_reload = False
+            self._reload.begin()
+        if self._reload.child is not None and select.select([self._reload.child], [], [], 0)[0]:
+            self._reload.finish()
+
+    def _wait(self, until: float) -> bool:
+        """Wait for the program's call, a signal or the end of the output, but not beyond a time; whether it called."""
+        called = False
+        for descriptor, _ in self._epoll.poll(max(0.0, until - time.monotonic())):
+            if descriptor == self._output_fd:
+                raise BrokenPipeError
+            if descriptor == self._signals.fileno():
+                os.read(descriptor, 4096)
+            if self._server is not None and descriptor == self._server.fileno():
+                self._server.serve()
+            called |= descriptor == self.capture.program.wakeup_fd
+        return called

@@ -1,0 +1,338 @@
+"""The two doors of a running capture: the control socket and the metrics port. One question, one answer, closed.
+
+In: connections. Out: what `answer` makes of a question.
+
+The rules not to break: a stranger may knock. So each door has CLIENTS_MAX clients, of whom the oldest goes when one
+more comes; REQUEST_MAX bytes are read of each, in READS_MAX pieces, within PATIENCE_S; and ACCEPTS_MAX are let in a
+second. The drain loop asks `serve` whenever the descriptor is readable: it never waits, and does a bounded piece of
+work. What is not known is refused, and nothing that a client says changes anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skbcapd.config.settings import Settings, address
+from skbcapd.daemon.metrics import Metrics, Textfile
+from skbcapd.daemon.statistics import Sight
+from skbcapd.errors import FileError
+
+CLIENTS_MAX = 16  # at each door
+REQUEST_MAX = 4096  # bytes
+READS_MAX = 32  # pieces in which they come
+ACCEPTS_MAX = 32  # a second, at each door
+PATIENCE_S = 5.0  # from connection to the end of the answer
+SOCKET_MODE = 0o660
+_EVENTS_MAX = 32  # in one call
+
+Answer = Callable[[bytes], bytes | None]
+"""What to say to the bytes that came so far; None: the question is not whole yet."""
+
+
+@dataclass(eq=False, slots=True)
+class _Client:
+    """One connection."""
+
+    door: _Door
+    socket: socket.socket
+    until: float
+    request: bytes = b""
+    reads: int = 0
+    answer: memoryview = field(default_factory=lambda: memoryview(b""))
+
+
+@dataclass(eq=False, slots=True)
+class _Door:
+    """A listening socket, and who came through it, the oldest first."""
+
+    socket: socket.socket
+    answer: Answer
+    clients: dict[int, _Client] = field(default_factory=dict)
+    accepts_left: int = ACCEPTS_MAX
+
+
+class Server:
+    """Answers at some doors.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._epoll = select.epoll()
+        self._doors: dict[int, _Door] = {}
+        self._paths: list[tuple[str, int]] = []  # of UNIX sockets, with their inodes
+
+    def fileno(self) -> int:
+        """Readable when there is something to serve."""
+        return self._epoll.fileno()
+
+    def listen_unix(self, path: str, answer: Answer) -> None:
+        """Open a door in the file system, for its owner and group. What a dead process has left there is replaced.
+
+        Raises:
+            FileError: it cannot be made, or another process listens there.
+        """
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            Path(path).parent.mkdir(mode=0o750, exist_ok=True)
+            _remove_dead(path)
+            before = os.umask(0o777 & ~SOCKET_MODE)
+            try:
+                sock.bind(path)
+            finally:
+                os.umask(before)
+            self._paths.append((path, Path(path).stat().st_ino))
+            self._open(sock, answer)
+        except OSError as error:
+            sock.close()
+            raise FileError(f"{path}: {error.strerror}; expected a place for the control socket") from None
+        except FileError:
+            sock.close()
+            raise
+
+    def listen_tcp(self, address: tuple[str, int], answer: Answer) -> None:
+        """Open a door at an IP address and port.
+
+        Raises:
+            FileError: it cannot be opened.
+        """
+        sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            self._open(sock, answer)
+        except OSError as error:
+            sock.close()
+            raise FileError(f"{address[0]} port {address[1]}: {error.strerror}; expected a free port") from None
+
+    def serve(self) -> None:
+        """Do what can be done at once, and not too much of it."""
+        for descriptor, events in self._epoll.poll(0, _EVENTS_MAX):
+            door = self._doors.get(descriptor)
+            if door is not None:
+                self._accept(door)
+                continue
+            client = next(
+                (door.clients[descriptor] for door in self._doors.values() if descriptor in door.clients), None
+            )
+            if client is not None:  # else it had to go a moment ago
+                self._go_on(client, events)
+
+    def tick(self) -> None:
+        """Once a second: let go of those who take too long, let others in."""
+        now = self._clock()
+        for door in self._doors.values():
+            for client in [client for client in door.clients.values() if now >= client.until]:
+                self._drop(client)
+            if not door.accepts_left:
+                self._epoll.register(door.socket, select.EPOLLIN)
+            door.accepts_left = ACCEPTS_MAX
+
+    def close(self) -> None:
+        """Close all doors."""
+        for door in self._doors.values():
+            for client in list(door.clients.values()):
+                self._drop(client)
+            door.socket.close()
+        for path, inode in self._paths:
+            with contextlib.suppress(OSError):
+                if Path(path).stat().st_ino == inode:
+                    Path(path).unlink()
+        self._epoll.close()
+
+    def _open(self, sock: socket.socket, answer: Answer) -> None:
+        sock.setblocking(False)  # noqa: FBT003  the name of the method says what is false
+        sock.listen(CLIENTS_MAX)
+        self._doors[sock.fileno()] = _Door(sock, answer)
+        self._epoll.register(sock, select.EPOLLIN)
+
+    def _accept(self, door: _Door) -> None:
+        try:
+            sock, _ = door.socket.accept()
+        except OSError:  # it has gone again, or we have no descriptor left
+            sock = None
+        door.accepts_left -= 1
+        if not door.accepts_left:
+            self._epoll.unregister(door.socket)
+        if sock is None:
+            return
+        if len(door.clients) >= CLIENTS_MAX:
+            self._drop(next(iter(door.clients.values())))
+        sock.setblocking(False)  # noqa: FBT003
+        client = door.clients[sock.fileno()] = _Client(door, sock, self._clock() + PATIENCE_S)
+        self._epoll.register(sock, select.EPOLLIN)
+        self._go_on(client, select.EPOLLIN)
+
+    def _go_on(self, client: _Client, events: int) -> None:
+        """Read more of a question, or say more of an answer."""
+        try:
+            if not client.answer and events & ~select.EPOLLOUT:
+                self._read(client)
+            if client.answer:
+                client.answer = client.answer[client.socket.send(client.answer) :]
+                if not client.answer:
+                    self._drop(client)
+                else:
+                    self._epoll.modify(client.socket, select.EPOLLOUT)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._drop(client)
+
+    def _read(self, client: _Client) -> None:
+        more = client.socket.recv(REQUEST_MAX - len(client.request))
+        client.request += more
+        client.reads += 1
+        answer = client.door.answer(client.request)
+        if answer is not None:
+            client.answer = memoryview(answer)
+        elif not more or client.reads >= READS_MAX or len(client.request) >= REQUEST_MAX:
+            self._drop(client)
+
+    def _drop(self, client: _Client) -> None:
+        if client.door.clients.pop(client.socket.fileno(), None) is None:
+            return
+        # Closing is not enough while a child that compiles filters has the descriptor as well.
+        self._epoll.unregister(client.socket)
+        with contextlib.suppress(OSError):  # the other side has gone
+            client.socket.shutdown(socket.SHUT_RDWR)
+        client.socket.close()
+
+
+def _remove_dead(path: str) -> None:
+    """Make room where a socket is that nobody listens at.
+
+    Raises:
+        FileError: somebody does, or it is no socket.
+    """
+    try:
+        is_socket = stat.S_ISSOCK(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return
+    if not is_socket:
+        raise FileError(f"{path}: not a socket; expected no file", "control.socket names another place")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # noqa: FBT003
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink()
+            return
+        except BlockingIOError:
+            pass  # its queue is full: somebody listens
+    raise FileError(
+        f"{path}: another process listens there; expected none", "each daemon needs a control.socket of its own"
+    )
+
+
+def control(facts: Callable[[], Mapping[str, Any]]) -> Answer:
+    """The control socket: a line `status` is answered by one line of JSON, any other by one that says so.
+
+    Args:
+        facts: gives what is told.
+    """
+
+    def answer(request: bytes) -> bytes | None:
+        line, end, _ = request.partition(b"\n")
+        if not end:
+            return None
+        told = facts() if line == b"status" else {"error": "unknown request; expected: status"}
+        return json.dumps(told).encode("ascii") + b"\n"
+
+    return answer
+
+
+def http(path: str, content_type: str, text: Callable[[], bytes]) -> Answer:
+    """An HTTP server with one page, to be read only.
+
+    Args:
+        path: of the page.
+        content_type: of the page.
+        text: gives the page.
+
+    Source: RFC 9112; HTTP/1.0 and 1.1, with `Connection: close`.
+    """
+
+    def reply(status: str, body: bytes, *headers: str, is_head: bool = False) -> bytes:
+        lines = [f"HTTP/1.1 {status}", *headers, f"Content-Length: {len(body)}", "Connection: close", "", ""]
+        return "\r\n".join(lines).encode("ascii") + (b"" if is_head else body)
+
+    def answer(request: bytes) -> bytes | None:
+        head, end, _ = request.partition(b"\r\n\r\n")
+        if not end:
+            return None
+        words = head.split(b"\r\n")[0].split(b" ")
+        if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
+            return reply("400 Bad Request", b"expected HTTP/1.1\n")
+        if words[0] not in {b"GET", b"HEAD"}:
+            return reply("405 Method Not Allowed", b"expected GET\n", "Allow: GET, HEAD")
+        if words[1].split(b"?")[0] != path.encode("ascii"):
+            return reply("404 Not Found", f"expected {path}\n".encode("ascii"))
+        return reply("200 OK", text(), f"Content-Type: {content_type}", is_head=words[0] == b"HEAD")
+
+    return answer
+
+
+class Doors:
+    """All that the settings open: control socket, metrics port, file of metrics.
+
+    What cannot be opened is said, and the capture goes on without it.
+
+    Args:
+        settings: of the start.
+        sight: what is told.
+        say: takes one line for the log.
+
+    Raises:
+        UsageError: metrics are wanted and prometheus_client is not installed.
+    """
+
+    def __init__(self, settings: Settings, sight: Sight, say: Callable[[str], None]) -> None:
+        self.server = Server()
+        self._sight = sight
+        self._textfile: Textfile | None = None
+        if settings.control.socket != "none":
+            with _said(say):
+                self.server.listen_unix(settings.control.socket, control(sight.facts))
+        wanted = settings.metrics
+        if wanted.listen != "none":
+            metrics = Metrics(sight.facts)
+            with _said(say):
+                page = http("/metrics", metrics.content_type, metrics.text)
+                self.server.listen_tcp(address(wanted.listen), page)
+        if wanted.textfile != "none":
+            self._text = Metrics(sight.facts, capture=Path(wanted.textfile).stem).text
+            self._textfile = Textfile(wanted.textfile, say)
+
+    def tick(self) -> None:
+        """Once a second."""
+        self._sight.tick()
+        self.server.tick()
+        if self._textfile:
+            self._textfile.tick(self._text)
+
+    def close(self) -> None:
+        """Close all of them."""
+        self.server.close()
+        if self._textfile:
+            self._textfile.close()
+
+
+@contextlib.contextmanager
+def _said(say: Callable[[str], None]) -> Iterator[None]:
+    try:
+        yield
+    except FileError as error:
+        say(f"{error.message}; the capture goes on without it")

@@ -1,0 +1,215 @@
+"""What can be seen of a running capture from outside: its facts, as `skbcapd status` and the metrics tell them.
+
+In: a capture, its output, its settings, and a look at some of its packets. Out: plain facts: numbers, text, lists.
+
+The rules not to break: nothing of a packet but its length and whose it is gets in here; and it costs the same however
+many packets there are: a look at LOOKS packets a second, counters once a second however often they are asked for.
+Every packet is counted once: seen = written + filtered + duplicates + own + in memory + lost by cause + pending.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from datetime import UTC, datetime
+from functools import reduce
+from typing import Any, Protocol, TypeAlias
+
+from skbcapd import __version__
+from skbcapd.capture.capture import Capture
+from skbcapd.capture.reload import RELOADED
+from skbcapd.config.settings import ROWS, Settings
+from skbcapd.kernel.abi import BLOCK_PACKET
+from skbcapd.kernel.segments import walk
+from skbcapd.pcapng.comment import EPB_PROCESSID_THREADID, OPT_COMMENT, CommentError, parse, shown
+
+Facts: TypeAlias = dict[str, Any]
+
+LOOKS = 1009  # packets a second that are looked at
+_LOOKS_PER_RANGE = 101  # so that a burst does not take them all
+WINDOW_S = 30  # the busiest processes are those of this time, and of as long before
+PROCESSES = 4093  # in one window; beyond, the lighter half goes
+_TOP = 20
+_FRESH_S = 1.0
+_END = struct.Struct("<HHII")  # option 8: code, length, process, thread
+
+
+class Busiest:
+    """Who sends and receives most: a Sampler.
+
+    Up to LOOKS packets a second all are counted; of more, that many.
+    """
+
+    def __init__(self) -> None:
+        self._left = LOOKS
+        self._ticks = 0
+        self._before: dict[int | bytes, list[Any]] = {}
+        self._now: dict[int | bytes, list[Any]] = {}  # tgid, or a comment that names none, to name, packets, bytes
+
+    def tick(self) -> None:
+        """Once a second: other packets may be looked at."""
+        self._left = LOOKS
+        self._ticks += 1
+        if self._ticks % WINDOW_S == 0:
+            self._before, self._now = self._now, {}
+
+    def look_at(self, view: memoryview) -> None:
+        """Ready blocks: the first ones."""
+        for seen, (at, kind, size) in enumerate(walk(view)):
+            if seen >= _LOOKS_PER_RANGE or not self._left:
+                return
+            if kind == BLOCK_PACKET:
+                cap_len, original_len = struct.unpack_from("<II", view, at + 20)
+                start = at + 28 + cap_len + (-cap_len & 3)
+                self.look_at_one(bytes(view[start : at + size - 4]), original_len)
+
+    def look_at_one(self, options: bytes, original_len: int) -> None:
+        """One packet, by the options stamped on it; see label.packet_options."""
+        if not self._left:
+            return
+        self._left -= 1
+        key: int | bytes = b""
+        if len(options) >= 16:
+            code, size, tgid, _ = _END.unpack_from(options, len(options) - 16)
+            key = tgid if (code, size) == (EPB_PROCESSID_THREADID, 8) else _comment(options)
+        found = self._now.get(key)
+        if found is None:
+            if len(self._now) >= PROCESSES:
+                heavy = sorted(self._now.items(), key=lambda item: -item[1][2])
+                self._now = dict(heavy[: PROCESSES // 2])
+            found = self._now[key] = [_name(_comment(options)), 0, 0]
+        found[1] += 1
+        found[2] += original_len
+
+    def facts(self) -> Facts:
+        """The busiest processes, those with most bytes first, and how many packets were looked at for that."""
+        sums: dict[int | bytes, list[Any]] = {}
+        for window in (self._before, self._now):
+            for key, (name, packets, size) in window.items():
+                one = sums.setdefault(key, [name, 0, 0])
+                one[0] = name
+                one[1] += packets
+                one[2] += size
+        ordered = sorted(sums.items(), key=lambda item: -item[1][2])[:_TOP]
+        return {
+            "looked_at": sum(one[1] for one in sums.values()),
+            "seconds": min(self._ticks, self._ticks % WINDOW_S + WINDOW_S),
+            "busiest": [
+                {"tgid": key if isinstance(key, int) else None, "name": name, "packets": packets, "bytes": size}
+                for key, (name, packets, size) in ordered
+            ],
+        }
+
+
+class Output(Protocol):
+    """What the files are asked for."""
+
+    @property
+    def path(self) -> str:
+        """The file in work."""
+        ...
+
+
+class Sight:
+    """The facts of one capture.
+
+    Args:
+        capture: running; its sampler is set.
+        output: where its packets go.
+        settings: gives those in force; see in_force.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        capture: Capture,
+        output: Output,
+        settings: Callable[[], Settings],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._capture, self._output, self._settings, self._clock = capture, output, settings, clock
+        self._busiest = capture.sampler = Busiest()
+        self._start, self._start_s = clock(), time.time()
+        self._made = float("-inf")
+        self._facts: Facts = {}
+
+    def tick(self) -> None:
+        """Once a second."""
+        self._busiest.tick()
+
+    def facts(self) -> Facts:
+        """All that is told, not older than a second; drains, so only to be asked by the drain loop."""
+        now = self._clock()
+        if now >= self._made + _FRESH_S:
+            self._made, self._facts = now, self._look(now)
+        return self._facts
+
+    def _look(self, now: float) -> Facts:
+        capture, settings = self._capture, self._settings()
+        totals = capture.settle()
+        kernel = totals.kernel
+        lost = {"full": kernel.full, "contended": kernel.contended, "start": kernel.start, "output": totals.lost}
+        packets = {
+            "written": totals.written,
+            "filtered": totals.filtered,
+            "duplicates": totals.duplicates,
+            "own": totals.own,
+            "in_memory": totals.unasked,
+        }
+        # Counters are read one after the other, and packets come meanwhile.
+        pending = max(0, kernel.seen - sum(packets.values()) - sum(lost.values()))
+        seen = sum(packets.values()) + sum(lost.values()) + pending
+        program = capture.program
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "start": datetime.fromtimestamp(int(self._start_s), UTC).isoformat(),
+            "start_s": self._start_s,
+            "uptime_s": int(now - self._start),
+            "hooks": [str(hook) for hook in program.hooks],
+            "learning": [str(hook) for hook in program.learning],
+            "packets": {"seen": seen, **packets, "pending": pending},
+            "lost": lost,
+            "missed": totals.missed,
+            "devices": capture.devices,
+            "labels": capture.labels,
+            "processes": {"count": totals.processes, **self._busiest.facts()},
+            "files": {"mode": settings.files.mode, "directory": settings.files.directory, "path": self._output.path},
+            "settings": {key: _plain(reduce(getattr, key.split("."), settings)) for key in ROWS},
+        }
+
+
+def in_force(start: Settings, now: Settings) -> Settings:
+    """The settings that a capture goes by: those of its start, but for what a reload changes."""
+    return replace(start, **{key: getattr(now, key) for key in RELOADED})
+
+
+def _comment(options: bytes) -> bytes:
+    """The comment of a packet of ours, which is the first option; empty where it has none."""
+    code, size = struct.unpack_from("<HH", options) if len(options) >= 4 else (0, 0)
+    return options[4 : 4 + size] if code == OPT_COMMENT else b""
+
+
+def _name(comment: bytes) -> str:
+    """What a comment says of who it is, printable."""
+    try:
+        found: Mapping[str, bytes] = dict(parse(comment.decode("ascii")))
+    except (CommentError, UnicodeDecodeError):
+        return ""
+    return shown(found["comm"]) if "comm" in found else f"via={shown(found['via'])}" if "via" in found else ""
+
+
+def _plain(value: object) -> object:
+    """A setting's value as JSON has it; a pattern as the regular expression that it is."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, re.Pattern):
+        return f"/{value.pattern}/"
+    if is_dataclass(value):
+        given = {each.name: getattr(value, each.name) for each in fields(value)}
+        return {name: _plain(one) for name, one in given.items() if one is not None}
+    return value

@@ -1,0 +1,407 @@
+"""Packet filters: from an expression, as tcpdump knows it, to the C text that the kernel program is compiled with.
+
+    "tcp port 443"  -> libpcap ->  classic BPF, per link type  ->  one C function per filter and link type
+
+In: pcap-filter expressions. Out: their text, and how many bytes from a frame's start it may look at. Pure but for
+libpcap, which also looks names up (`host example.org`, `port http`): once, when the expression is compiled.
+
+The rule not to break: a verdict is that of libpcap's own interpreter, to the last corner: a load that begins or ends
+beyond the frame refuses the packet, sums of offsets do not wrap, a shift by 32 or more gives 0, a division by 0
+refuses. `tests/kernel/test_packet_filter.py` holds the compiled text to `pcap_offline_filter`.
+
+Source: pcap-filter(7); bpf_filter.c and pcap/bpf.h of libpcap 1.10; Documentation/networking/filter.rst.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from skbcapd.pcapng import link_type
+
+EXPRESSION_MAX = 4096  # characters, 200 hosts: libpcap takes half a second for them, and five for 500
+INSTRUCTIONS_MAX = 4096  # of one filter and link type, as in the kernel (BPF_MAXINSNS)
+WINDOW_MIN = 64
+_OPTIMIZE = 1
+_NETMASK_UNKNOWN = 0xFFFFFFFF
+_SNAPLEN = 1 << 18
+_DLT = {101: 12}  # LINKTYPE_RAW; all other numbers of ours are the same in files and in libpcap
+_TOP = 0xFFFFFFFF
+_SPECIAL = 0xFFFFF000  # SKF_AD_OFF: what only the kernel's own sockets know
+
+# Codes of instructions: class, then size and mode, or operation and source.
+_LD, _LDX, _ST, _STX, _ALU, _JMP, _RET, _MISC = range(8)
+_SIZES = {0x00: (4, "WORD"), 0x08: (2, "HALF"), 0x10: (1, "BYTE")}
+_IMM, _ABS, _IND, _MEM, _LEN, _MSH = range(0x00, 0xC0, 0x20)
+_OPERATIONS = {0x00: "+", 0x10: "-", 0x20: "*", 0x30: "/", 0x40: "|", 0x50: "&", 0x60: "<<", 0x70: ">>", 0x90: "%"}
+_XOR, _NEG = 0xA0, 0x80
+_OPERATIONS[_XOR] = "^"
+_JA = 0x00
+_COMPARISONS = {0x10: "==", 0x20: ">", 0x30: ">=", 0x40: "&"}
+_X = 0x08  # the operand is X, not k
+_RET_A = 0x10
+_TXA = 0x80
+
+
+class FilterError(ValueError):
+    """An expression that cannot be used; the text is libpcap's own, or tells which bound it breaks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One instruction of classic BPF."""
+
+    code: int
+    jt: int
+    jf: int
+    k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A filter for the kernel program: C text, and the window that it needs, in bytes."""
+
+    text: str
+    window: int
+
+
+def compile_expression(expression: str, link: int) -> list[Instruction]:
+    """Let libpcap compile an expression.
+
+    Args:
+        expression: as for tcpdump; an empty one takes every packet.
+        link: LINKTYPE_* of the frames, which begin with their link-layer header and have VLAN tags in place.
+
+    Returns:
+        The optimised program.
+
+    Raises:
+        FilterError: libpcap refuses, or the program is too long.
+
+    Source: pcap_compile(3PCAP).
+    """
+    if len(expression) > EXPRESSION_MAX:
+        raise FilterError(f"{len(expression)} characters, expected at most {EXPRESSION_MAX}")
+    if not expression.isprintable():
+        raise FilterError("a character that is not printable")
+    try:
+        from scapy.libs import winpcapy as pcap  # noqa: PLC0415  looks for the library, which takes a while
+    except OSError as error:
+        raise FilterError(f"libpcap is missing ({error}): filters need it, Debian's libpcap0.8") from None
+    handle = pcap.pcap_open_dead(_DLT.get(link, link), _SNAPLEN)
+    program = pcap.bpf_program()
+    text = ctypes.create_string_buffer(expression.encode(errors="replace"))
+    try:
+        if pcap.pcap_compile(handle, ctypes.byref(program), text, _OPTIMIZE, _NETMASK_UNKNOWN) != 0:
+            raise FilterError(pcap.pcap_geterr(handle).decode(errors="replace").strip())
+        found = program.bf_insns[: program.bf_len] if program.bf_len <= INSTRUCTIONS_MAX else []
+        instructions = [Instruction(each.code, each.jt, each.jf, each.k & _TOP) for each in found]
+        length = program.bf_len
+        pcap.pcap_freecode(ctypes.byref(program))
+    finally:
+        pcap.pcap_close(handle)
+    if any(step.code & 7 == _LD and step.code & 0xE0 == _ABS and step.k >= _SPECIAL for step in instructions):
+        raise FilterError("inbound, outbound and the like are no part of a frame; see the setting directions")
+    if length > INSTRUCTIONS_MAX:
+        raise FilterError(f"{length} instructions of BPF, expected at most {INSTRUCTIONS_MAX}")
+    return instructions
+
+
+def compile_all(expression: str) -> dict[int, list[Instruction]]:
+    """Let libpcap compile an expression for every link type that it makes sense for.
+
+    Returns:
+        LINKTYPE_* to program. A link type that is not there has no packet that matches: libpcap refuses, such as
+        `ether host` without an Ethernet header; or the filter looks further into rare frames (802.11) than into usual
+        ones, for which every packet's window would have to be longer.
+
+    Raises:
+        FilterError: it makes sense neither for Ethernet nor for packets without a link layer; the text is the one for
+            Ethernet. What makes sense on rare devices only, such as `inbound` or a type of 802.11, is refused with it.
+    """
+    programs, errors = {}, {}
+    for link in link_type.LINK_TYPES:
+        try:
+            programs[link] = compile_expression(expression, link)
+        except FilterError as error:
+            errors[link] = error
+    usual = {link_type.ETHERNET, link_type.RAW} & programs.keys()
+    if not usual:
+        raise errors[link_type.ETHERNET]
+    furthest = max(reach(programs[link]) for link in usual)
+    return {link: program for link, program in programs.items() if reach(program) <= furthest}
+
+
+class Matcher:
+    """The verdicts that the kernel program gives on its own, for the few packets that come to Python first.
+
+    Args:
+        expressions: as for `source`.
+    """
+
+    def __init__(self, expressions: Mapping[int, str]) -> None:
+        self._programs = {number: compile_all(expression) for number, expression in expressions.items()}
+
+    def takes(self, number: int, link: int, frame: bytes | memoryview, wire_len: int) -> bool:
+        """Whether a filter takes a frame.
+
+        Args:
+            number: of the filter; one that is not there takes all.
+            link: LINKTYPE_* of the frame.
+            frame: its first bytes.
+            wire_len: how many it has.
+
+        Source: pcap_offline_filter(3PCAP).
+        """
+        if number not in self._programs:
+            return True
+        if link not in self._programs[number]:
+            return False
+        from scapy.libs import winpcapy as pcap  # noqa: PLC0415  as in compile_expression
+
+        steps = self._programs[number][link]
+        # struct bpf_insn, which the binding has under different names.
+        packed = b"".join(struct.pack("=HBBI", step.code, step.jt, step.jf, step.k) for step in steps)
+        program = pcap.bpf_program(bf_len=len(steps))
+        array = ctypes.create_string_buffer(packed, len(packed))
+        program.bf_insns = ctypes.cast(array, type(program.bf_insns))
+        header = pcap.pcap_pkthdr(caplen=len(frame), len=wire_len)
+        return bool(pcap._lib.pcap_offline_filter(ctypes.byref(program), ctypes.byref(header), bytes(frame)))  # noqa: SLF001
+
+
+def reach(program: Sequence[Instruction]) -> int:
+    """How many bytes from the frame's start a program may look at; 2^32 or more where that cannot be told.
+
+    Registers are followed by their largest possible values. A program with a loop (`protochain`) is not followed.
+    """
+    states: dict[int, dict[object, int]] = {0: {}}
+    furthest = 0
+    for at, step in enumerate(program):
+        state = states.get(at)
+        if state is None:
+            continue
+        if step.code == _JMP | _JA and step.k > len(program):
+            return _TOP + 1
+        furthest = max(furthest, _touched(step, state))
+        after = _after(step, state)
+        for target in _targets(step, at):
+            known = states.setdefault(target, after)
+            states[target] = {name: max(known.get(name, 0), after.get(name, 0)) for name in known | after}
+    return furthest
+
+
+def _targets(step: Instruction, at: int) -> list[int]:
+    """Where execution may go on."""
+    if step.code & 7 == _RET:
+        return []
+    if step.code & 7 != _JMP:
+        return [at + 1]
+    if step.code & 0xF0 == _JA:
+        return [at + 1 + step.k - (1 << 32 if step.k >> 31 else 0)]
+    return [at + 1 + step.jt, at + 1 + step.jf]
+
+
+def _touched(step: Instruction, state: dict[object, int]) -> int:
+    """The end of what a load reads; 0 for all else."""
+    kind, mode = step.code & 7, step.code & 0xE0
+    if kind == _LDX and mode == _MSH:
+        return step.k + 1
+    if kind == _LD and mode in {_ABS, _IND}:
+        return step.k + _SIZES[step.code & 0x18][0] + (state.get("x", 0) if mode == _IND else 0)
+    return 0
+
+
+def _after(step: Instruction, state: dict[object, int]) -> dict[object, int]:
+    """The largest values of registers and memory behind an instruction that does not jump."""
+    kind, mode = step.code & 7, step.code & 0xE0
+    a, x = state.get("a", 0), state.get("x", 0)
+    if kind in {_LD, _LDX}:
+        loaded = {
+            _IMM: step.k,
+            _MEM: state.get(step.k, 0),
+            _LEN: _TOP,
+            _MSH: 60,
+        }.get(mode, (1 << 8 * _SIZES[step.code & 0x18][0]) - 1)
+        return state | {"a" if kind == _LD else "x": loaded}
+    if kind in {_ST, _STX}:
+        return state | {step.k: a if kind == _ST else x}
+    if kind == _ALU:
+        return state | {"a": _largest(step.code & 0xF0, a, x if step.code & _X else step.k, known=not step.code & _X)}
+    if kind == _MISC:
+        return state | ({"a": x} if step.code & 0xF8 == _TXA else {"x": a})
+    return state
+
+
+def _largest(operation: int, a: int, b: int, *, known: bool) -> int:
+    """The largest result of `A operation b`; b is the largest operand, or the operand itself where it is known."""
+    sign = _OPERATIONS.get(operation, "")
+    if sign == "+":
+        found = a + b
+    elif sign == "*":
+        found = a * b
+    elif sign == "&":
+        found = min(a, b)
+    elif sign in {"|", "^"}:
+        found = (1 << max(a, b).bit_length()) - 1
+    elif sign == "<<" and known:
+        found = a << min(b, 32)
+    elif sign == ">>":
+        found = a >> min(b, 32) if known else a
+    elif sign == "/":
+        found = a // b if known and b else a
+    elif sign == "%":
+        found = min(a, b)
+    else:
+        found = _TOP
+    return min(found, _TOP)
+
+
+def window(programs: Iterable[Sequence[Instruction]], most: int) -> int:
+    """The window that all the programs need: a power of two, 4 more than the bytes from the frame's start they look at.
+
+    Args:
+        programs: of all filters and link types.
+        most: the longest frame, a power of two; what lies beyond is not looked at.
+    """
+    furthest = max((reach(program) for program in programs), default=0)
+    return min(max(WINDOW_MIN, 1 << (furthest + 3).bit_length()), 2 * most)
+
+
+_PRELUDE = """\
+/* Big-endian loads from the frame; the window is longer than any checked place. */
+#define BYTE(at) (bytes[at])
+#define HALF(at) __builtin_bswap16(*(const u16 *)(bytes + (at)))
+#define WORD(at) __builtin_bswap32(*(const u32 *)(bytes + (at)))
+
+/* Jumps back that one evaluation may take: headers that `protochain` follows. */
+#define TURNS 16
+"""
+
+
+def source(expressions: Mapping[int, str], most: int) -> Source:
+    """What bpf/filter.h includes for the filters.
+
+    Args:
+        expressions: as for tcpdump, by the numbers that the program knows them by.
+        most: the longest frame, in bytes, a power of two.
+
+    Returns:
+        C text with `u32 packet_filter(u32 number, u32 type, const u8 *bytes, u32 have, u32 wire_len)`: 0 when the
+        filter of that number refuses a frame that a device of that ARPHRD_* type carries, of which the first `have`
+        bytes are at `bytes`. A device of an unknown type refuses nothing: it is left to be reported; nor does a
+        number that is not there.
+
+    Raises:
+        FilterError: an expression cannot be used.
+    """
+    parts, cases = [_PRELUDE], []
+    every: list[Sequence[Instruction]] = []
+    for number, expression in expressions.items():
+        programs = compile_all(expression)
+        every += programs.values()
+        parts += [function(f"filter_{number}_{link}", program) for link, program in programs.items()]
+        parts.append(_by_device_type(number, programs))
+        cases.append(f"\tcase {number}:\n\t\treturn filter_{number}(type, bytes, have, wire_len);\n")
+    parts.append(
+        "static inline u32 packet_filter(u32 number, u32 type, const u8 *bytes, u32 have, u32 wire_len)\n"
+        f"{{\n\tswitch (number) {{\n{''.join(cases)}\tdefault:\n\t\treturn 1;\n\t}}\n}}\n"
+    )
+    return Source("\n".join(parts), window(every, most))
+
+
+def _by_device_type(number: int, programs: Mapping[int, Sequence[Instruction]]) -> str:
+    """The function of one filter that chooses the one for the device's link type."""
+    cases = []
+    for link in link_type.LINK_TYPES:
+        cases += [f"\tcase {arphrd}:\n" for arphrd in link_type.device_types(link)]
+        call = f"filter_{number}_{link}(bytes, have, wire_len)" if link in programs else "0"
+        cases.append(f"\t\treturn {call};\n")
+    return (
+        f"static inline u32 filter_{number}(u32 type, const u8 *bytes, u32 have, u32 wire_len)\n"
+        f"{{\n\tswitch (type) {{\n{''.join(cases)}\tdefault:\n\t\treturn 1;\n\t}}\n}}\n"
+    )
+
+
+def function(name: str, program: Sequence[Instruction]) -> str:
+    """The C text of a program: `static inline u32 NAME(const u8 *bytes, u32 have, u32 wire_len)`, 0 for no.
+
+    Args:
+        name: of the function.
+        program: of classic BPF.
+
+    Returns:
+        The text; it needs the macros above, BOUND of bpf/layout.h and the number WINDOW.
+    """
+    targets = {target for at, step in enumerate(program) for target in _targets(step, at) if step.code & 7 == _JMP}
+    lines = [
+        f"static inline u32 {name}(const u8 *bytes, u32 have, u32 wire_len)",
+        "{",
+        "\tu32 a = 0, x = 0, m[16] = {};",
+    ]
+    lines += ["\tu64 at;", "\tint turns = TURNS;"]
+    for at, step in enumerate(program):
+        if at in targets:
+            lines.append(f"l{at}:")
+        lines += [f"\t{line}" for line in _statements(step, at)]
+    return "\n".join([*lines, "}", ""])
+
+
+def _statements(step: Instruction, at: int) -> list[str]:
+    """One instruction as lines of C."""
+    kind, k = step.code & 7, f"{step.k}U"
+    match kind:
+        case 0 | 1:  # _LD, _LDX
+            return _load(step, "a" if kind == _LD else "x")
+        case 2 | 3:  # _ST, _STX
+            return [f"m[{step.k & 15}] = {'a' if kind == _ST else 'x'};"]
+        case 4:  # _ALU
+            return _arithmetic(step)
+        case 5:  # _JMP
+            return _jump(step, at)
+        case 6:  # _RET
+            return [f"return {'a' if step.code & 0x18 == _RET_A else k};"]
+        case _:
+            return ["a = x;" if step.code & 0xF8 == _TXA else "x = a;"]
+
+
+def _load(step: Instruction, register: str) -> list[str]:
+    mode, k = step.code & 0xE0, step.k
+    if mode == _IMM:
+        return [f"{register} = {k}U;"]
+    if mode == _LEN:
+        return [f"{register} = wire_len;"]
+    if mode == _MEM:
+        return [f"{register} = m[{k & 15}];"]
+    size, macro = (1, "BYTE") if mode == _MSH else _SIZES[step.code & 0x18]
+    if mode == _IND:
+        lines = [f"at = (u64)x + {k}U;", f"if (at + {size} > have)", "\treturn 0;"]
+        return [*lines, f"{register} = {macro}(BOUND(at, WINDOW - 1));"]
+    lines = [f"if (have < {k + size}ULL)", "\treturn 0;"]
+    if mode == _MSH:
+        return [*lines, f"x = (BYTE({k} & WINDOW - 1) & 15) << 2;"]
+    return [*lines, f"{register} = {macro}({k} & WINDOW - 1);"]
+
+
+def _arithmetic(step: Instruction) -> list[str]:
+    operation = step.code & 0xF0
+    operand = "x" if step.code & _X else f"{step.k}U"
+    if operation == _NEG:
+        return ["a = -a;"]
+    sign = _OPERATIONS[operation]
+    if sign in {"/", "%"}:
+        return [f"if (!{operand})", "\treturn 0;", f"a = a {sign} {operand};"]
+    if sign in {"<<", ">>"}:
+        return [f"a = {operand} < 32 ? a {sign} ({operand} & 31) : 0;"]
+    return [f"a = a {sign} {operand};"]
+
+
+def _jump(step: Instruction, at: int) -> list[str]:
+    targets = _targets(step, at)
+    if step.code & 0xF0 == _JA:
+        bound = ["if (!--turns)", "\treturn 0;"] if targets[0] <= at else []
+        return [*bound, f"goto l{targets[0]};"]
+    operand = "x" if step.code & _X else f"{step.k}U"
+    sign = _COMPARISONS[step.code & 0xF0]
+    return [f"if (a {sign} {operand})", f"\tgoto l{targets[0]};", f"goto l{targets[1]};"]

@@ -1,0 +1,1 @@
+"""The program in the kernel: records shared with it, BTF, compiler, loader, maps, shared segments."""

@@ -1,0 +1,356 @@
+"""What kernel and Python share: sizes of the shared memory, offsets of kernel fields, records of the maps.
+
+In: the kernel's BTF and the sizes asked for. Out: the `-D` definitions that bpf/ is compiled with, and the
+Python view of every record that both sides touch.
+
+The rule: a number stands in one place. The C side gets each one as a definition from here; the sizes of the records on
+both sides are compared when the program is loaded (loader.py), so a change on one side only cannot go unnoticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from skbcapd.errors import KernelError
+from skbcapd.kernel.btf import Btf
+
+SEGMENT_SIZE = 1 << 21
+CAPTURE_MAX = 1 << 18  # longest frame kept; a block of it fits any segment
+UPCALLS_LISTED = 1024
+SLACK = CAPTURE_MAX + 4096  # behind each segment: the verifier sees that a write may start at its last byte
+LISTING = SEGMENT_SIZE + SLACK  # offset of the list of local blocks
+SEGMENT_STRIDE = LISTING + 8 * UPCALLS_LISTED
+OPTIONS_MAX = 512
+LABELS_MAX = 16384
+OWNERS_MAX = 65536
+FLOWS_MAX = 65536
+HOLDERS_MAX = 65536
+SIGHTINGS = 8192  # packets that may be on their way from one device to the next at once
+SIGHTING_PLACES = 8  # where one packet may be seen
+UDP_CHAIN_MAX = 16  # sockets in one slot of the kernel's table
+ADDRESSES_MAX = 16  # of a device
+ABOVE_MAX = 16  # devices on top of one
+DEVICES_MAX = 4096
+SLOTS = 4096
+PIECES_MAX = 130  # linear parts and fragments of one frame: 45 fragments at most, or a chain of 64 skbs of two each
+CANDIDATES = 128  # GiB of address space tried by one marker packet
+
+BLOCK_PACKET = 6
+BLOCK_UPCALL = 0x80000001
+BLOCK_CUT = 0x80000002
+
+# struct control
+CURSOR = 0
+TAIL, SLEEPING, WAKE_BACKLOG, CLOCK_OFFSET, PAGE_BASE, ADDRESS_BASE, ENTRY_REGS, STACK_SIZE, SNAPLEN, DEVICE_FILTER = (
+    range(8, 18)
+)
+UDP_TABLE, DEDUP, FILL, LATE, OWN_NET, FILTERED, GENERATION = range(19, 26)
+QUESTIONS = 32
+STATES = 40  # words before the first struct segment_state
+STATE_WORDS = 3  # used, committed, upcalls
+
+# enum direction and enum via of bpf/layout.h
+IN, OUT = 1, 2
+VIA_CURRENT, VIA_SOCKET, VIA_FLOW, VIA_INODE, VIA_KERNEL, VIA_FORWARDED, VIA_UNKNOWN, VIA_UNRESOLVED = range(8)
+
+COUNTERS = ("seen", "delivered", "filtered", "full", "contended", "start", "duplicate", "spare7")
+
+KEY = struct.Struct("<QIIIIQII")
+LABEL = struct.Struct(f"<16s16sIIIIIIII{OPTIONS_MAX}s")
+DEVICE_KEY = struct.Struct("<QII")
+DEVICE = struct.Struct("<16sII")
+COUNTER_ROW = struct.Struct(f"<{len(COUNTERS)}Q")
+USER = struct.Struct("<IIQ16s")
+OWNER = struct.Struct("<IIQ16sQQQQ")
+FLOW = struct.Struct("<Q16s16sHHBBH")
+UPCALL = struct.Struct("<QIIIIQII16s16s8sQQQQIIIHBx")
+MEASUREMENT = struct.Struct("<QQQQ32sQQQQQQ")
+
+
+class Measurement(NamedTuple):
+    """struct measurement of bpf/measure.h: the first five are given, the rest found."""
+
+    tgid: int
+    frame_number: int
+    candidate: int
+    syscall_number: int
+    marker: bytes
+    packets: int = 0
+    page_base: int = 0
+    address_base: int = 0
+    stack_size: int = 0
+    entry_regs: int = 0
+    udp_table: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The shared memory: how many segments of SEGMENT_SIZE bytes."""
+
+    segment_count: int
+
+    @classmethod
+    def for_buffer(cls, size: int) -> Geometry:
+        """The largest power of two of segments within `size` bytes, at least 4."""
+        return cls(max(4, 1 << ((size // SEGMENT_SIZE).bit_length() - 1) if size >= SEGMENT_SIZE else 4))
+
+    @property
+    def control_size(self) -> int:
+        """Bytes of struct control."""
+        return 8 * (STATES + self.segment_count * STATE_WORDS)
+
+    def record_sizes(self) -> dict[str, tuple[int, int]]:
+        """Map name -> (key size, value size) as this module sees them."""
+        return {
+            "segments": (4, SEGMENT_STRIDE),
+            "controls": (4, self.control_size),
+            "labels": (KEY.size, LABEL.size),
+            "devices": (DEVICE_KEY.size, DEVICE.size),
+            "owners": (8, OWNER.size),
+            "flows": (FLOW.size, OWNER.size),
+            "holders": (8, USER.size),
+            "counters": (4, COUNTER_ROW.size),
+            "measurements": (4, MEASUREMENT.size),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What differs between processors."""
+
+    argument_1: str  # field of pt_regs with the first argument of a function
+    syscall: str  # field of pt_regs with the number of the system call
+    syscall_type: str
+    sendfile: int  # its number
+    splice: int
+
+
+# Source: arch/*/include/asm/ptrace.h, arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h.
+MACHINES = {
+    "x86_64": Machine("di", "orig_ax", "s64", 40, 275),
+    "aarch64": Machine("regs", "syscallno", "s32", 71, 76),
+}
+
+
+def machine() -> Machine:
+    """This processor's part of the layout.
+
+    Raises:
+        KernelError: skbcapd does not know this processor.
+    """
+    name = platform.machine()
+    if name not in MACHINES:
+        raise KernelError(f"the processor is {name}; expected one of {', '.join(MACHINES)}")
+    return MACHINES[name]
+
+
+def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
+    """Every definition that bpf/ is compiled with.
+
+    Args:
+        btf: the running kernel's types.
+        geometry: size of the shared memory.
+
+    Returns:
+        Name to value: sizes in bytes, offsets in bytes, bitfields as byte, shift and width.
+
+    Raises:
+        BtfError: the kernel lacks a field that capture needs.
+        KernelError: unknown processor, or structs laid out in a way that the program cannot take.
+    """
+    found = machine()
+    values: dict[str, int | str] = {
+        "SEGMENT_SIZE": SEGMENT_SIZE,
+        "SEGMENT_COUNT": geometry.segment_count,
+        "SEGMENTS_MADE": geometry.segment_count,
+        "SLACK": SLACK,
+        "UPCALLS_LISTED": UPCALLS_LISTED,
+        "CAPTURE_MAX": CAPTURE_MAX,
+        "OPTIONS_MAX": OPTIONS_MAX,
+        "LABELS_MAX": LABELS_MAX,
+        "OWNERS_MAX": OWNERS_MAX,
+        "FLOWS_MAX": FLOWS_MAX,
+        "HOLDERS_MAX": HOLDERS_MAX,
+        "SIGHTINGS": SIGHTINGS,
+        "SIGHTING_PLACES": SIGHTING_PLACES,
+        "UDP_CHAIN_MAX": UDP_CHAIN_MAX,
+        "ADDRESSES_MAX": ADDRESSES_MAX,
+        "ABOVE_MAX": ABOVE_MAX,
+        "DEVICES_MAX": DEVICES_MAX,
+        "SLOTS": SLOTS,
+        "COUNTERS": len(COUNTERS),
+        "PIECES_MAX": PIECES_MAX,
+        "CANDIDATES": CANDIDATES,
+        "RESERVE_TRIES": 32,
+        "PAGE_BYTES": os.sysconf("SC_PAGE_SIZE"),
+        "PAGE_STRUCT_SIZE": btf.size("page"),
+        "ARGUMENT_1": btf.offset("pt_regs", found.argument_1),
+        "REGS_SIZE": btf.size("pt_regs"),
+        "REGS_SYSCALL": btf.offset("pt_regs", found.syscall),
+        "SYSCALL_NUMBER_TYPE": found.syscall_type,
+        "SYSCALL_SPLICE": found.splice,
+        "SYSCALL_IO_URING_ENTER": 426,  # on every machine
+        "TASK_STACK": btf.offset("task_struct", "stack"),
+        "TASK_FLAGS": btf.offset("task_struct", "flags"),
+        "TASK_TGID": btf.offset("task_struct", "tgid"),
+        "TASK_TID": btf.offset("task_struct", "pid"),
+        "TASK_SWITCHES": btf.offset("task_struct", "nvcsw"),  # nivcsw is behind it
+        "TASK_START": btf.offset("task_struct", "start_boottime"),
+        "TASK_LEADER": btf.offset("task_struct", "group_leader"),
+        "TASK_COMM": btf.offset("task_struct", "comm"),
+        "TASK_FILES": btf.offset("task_struct", "files"),
+        "FILES_TABLE": btf.offset("files_struct", "fdt"),
+        "TABLE_FILES": btf.offset("fdtable", "fd"),
+        "DEV_IFINDEX": btf.offset("net_device", "ifindex"),
+        "DEV_FLAGS": btf.offset("net_device", "flags"),
+        "DEV_NET": btf.offset("net_device", "nd_net"),
+        "DEV_NAME": btf.offset("net_device", "name"),
+        "DEV_TYPE": btf.offset("net_device", "type"),
+        "DEV_HEADER_OPERATIONS": btf.offset("net_device", "header_ops"),
+        "HEADER_CREATE": btf.offset("header_ops", "create"),
+        "DEV_ADDR": btf.offset("net_device", "dev_addr"),
+        "DEV_ADDR_LEN": btf.offset("net_device", "addr_len"),
+        "DEV_LINK_OPERATIONS": btf.offset("net_device", "rtnl_link_ops"),
+        "DEV_UPPER": btf.offset("net_device", "adj_list"),  # upper and lower, each a list_head
+        "ADJACENT_DEV": btf.offset("netdev_adjacent", "dev"),
+        "ADJACENT_LIST": btf.offset("netdev_adjacent", "list"),
+        "LINK_KIND": btf.offset("rtnl_link_ops", "kind"),
+        "NET_COOKIE": btf.offset("net", "net_cookie"),
+        "NET_INUM": btf.offset("net", "ns") + btf.offset("ns_common", "inum"),
+    }
+    values |= _in_place(btf) | _skb(btf) | _shared(btf) | _sock(btf) | _addresses(btf) | _udp(btf)
+    return values
+
+
+def _in_place(btf: Btf, jit: Path = Path("/proc/sys/net/core/bpf_jit_enable")) -> dict[str, int | str]:
+    """The kernel's function that lets a program look at memory by its address: Linux 6.2, and not without the JIT."""
+    function = btf.function("bpf_rdonly_cast")
+    with contextlib.suppress(OSError):
+        if jit.read_text().strip() == "0":
+            return {}
+    if function is None:
+        return {}
+    return {"RDONLY_CAST": function, "WORDS_TYPE": btf.number("timespec64"), "SKB_TYPE": btf.number("sk_buff")}
+
+
+def _skb(btf: Btf) -> dict[str, int | str]:
+    """The fields of sk_buff, and the span from its start that holds them."""
+    fields = (
+        *("next", "dev", "sk", "len", "data_len", "skb_iif", "vlan_proto", "vlan_tci"),
+        *("mac_header", "network_header", "protocol", "csum_start", "csum_offset", "end", "head", "data"),
+    )
+    values: dict[str, int | str] = {f"SKB_{field.upper()}": btf.offset("sk_buff", field) for field in fields}
+    span = (max(int(value) for value in values.values()) + 8 + 7) & ~7
+    if span > 256:
+        raise KernelError(f"struct sk_buff keeps its fields within {span} bytes; expected 256")
+    # Linux 6.1 and older keep the presence of the tag in a bit of its own; later ones test the whole tag for zero.
+    # csum_not_inet is there on kernels with SCTP.
+    optional = [field for field in ("vlan_present", "csum_not_inet") if btf.has("sk_buff", field)]
+    bits = ["pkt_type", "ip_summed", *optional]
+    if "vlan_present" not in bits:
+        values["SKB_VLAN_ALL"] = btf.offset("sk_buff", "vlan_all")
+    for field in bits:
+        bit, width = btf.bits("sk_buff", field)
+        values[f"SKB_{field.upper()}_BYTE"] = bit // 8
+        values[f"SKB_{field.upper()}_SHIFT"] = bit % 8
+        values[f"SKB_{field.upper()}_WIDTH"] = width
+    return values | {"SKB_SPAN": span}
+
+
+def _sock(btf: Btf) -> dict[str, int | str]:
+    """The fields of struct sock that tell whose it is; it starts with struct sock_common."""
+    fields = (
+        *("daddr", "rcv_saddr", "hash", "dport", "num", "family", "state", "bound_dev_if", "net"),
+        *("v6_daddr", "v6_rcv_saddr", "listener", "node"),
+    )
+    values: dict[str, int | str] = {
+        f"SOCK_{field.upper()}": btf.offset("sock_common", f"skc_{field}") for field in fields
+    }
+    short = max(int(values[f"SOCK_{field}"]) for field in ("HASH", "DPORT", "NUM", "FAMILY", "STATE"))
+    span = max(int(value) for value in values.values()) + 16
+    if span > 192:
+        raise KernelError(f"struct sock_common keeps its fields within {span} bytes; expected 192")
+    for name, field in (("REFCNT", "net_refcnt"), ("V6ONLY", "ipv6only")):
+        bit, _ = btf.bits("sock_common", f"skc_{field}")
+        values |= {f"SOCK_{name}_BYTE": bit // 8, f"SOCK_{name}_SHIFT": bit % 8}
+    return values | {
+        "SOCK_SPAN": (span + 7) & ~7,
+        "SOCK_SHORT": (short + 8) & ~7,  # what tells one socket from another
+        "SOCK_SOCKET": btf.offset("sock", "sk_socket"),
+        "SOCK_TYPE": btf.offset("sock", "sk_type"),
+        "SOCK_LOCKED": btf.offset("sock", "sk_lock") + _owned(btf),
+        "SOCK_PROTOCOL": btf.offset("sock", "sk_protocol"),
+        "SOCK_REUSEPORT": btf.offset("sock", "sk_reuseport_cb"),
+        "SOCK_SPORT": btf.offset("inet_sock", "inet_sport"),
+        "SOCKET_SK": btf.offset("socket", "sk"),
+        "SOCKET_FILE": btf.offset("socket", "file"),
+        "SOCKET_INODE": btf.offset("socket_alloc", "vfs_inode") + btf.offset("inode", "i_ino"),
+        "REUSEPORT_SOCKETS": btf.offset("sock_reuseport", "num_socks"),
+    }
+
+
+def _owned(btf: Btf) -> int:
+    """Where in socket_lock_t `owned` lies, which a system call at work sets: behind `slock`; on Linux 7 before it."""
+    return btf.offset("slock_owned", "owned") if btf.has("slock_owned", "owned") else btf.size("spinlock")
+
+
+def _addresses(btf: Btf) -> dict[str, int | str]:
+    """Where a device keeps its addresses and the multicast groups it has joined."""
+    return {
+        "DEV_IN_DEVICE": btf.offset("net_device", "ip_ptr"),
+        "IN_ADDRESSES": btf.offset("in_device", "ifa_list"),
+        "IN_GROUPS": btf.offset("in_device", "mc_list"),
+        "ADDRESS_NEXT": btf.offset("in_ifaddr", "ifa_next"),
+        "ADDRESS_LOCAL": btf.offset("in_ifaddr", "ifa_local"),
+        "GROUP_NEXT": btf.offset("ip_mc_list", "next_rcu"),
+        "GROUP_ADDRESS": btf.offset("ip_mc_list", "multiaddr"),
+        "DEV_IN6_DEVICE": btf.offset("net_device", "ip6_ptr"),
+        "IN6_ADDRESSES": btf.offset("inet6_dev", "addr_list"),
+        "IN6_GROUPS": btf.offset("inet6_dev", "mc_list"),
+        "ADDRESS6_LIST": btf.offset("inet6_ifaddr", "if_list"),
+        "ADDRESS6_LOCAL": btf.offset("inet6_ifaddr", "addr"),
+        "GROUP6_NEXT": btf.offset("ifmcaddr6", "next"),
+        "GROUP6_ADDRESS": btf.offset("ifmcaddr6", "mca_addr"),
+    }
+
+
+def _udp(btf: Btf) -> dict[str, int | str]:
+    """The kernel's table of UDP sockets: one for all until Linux 6.1, found by measuring; then one per namespace."""
+    values: dict[str, int | str] = {
+        "UDP_TABLE_HASH": btf.offset("udp_table", "hash"),
+        "UDP_TABLE_MASK": btf.offset("udp_table", "mask"),
+        "UDP_SLOT_SIZE": btf.size("udp_hslot"),
+        "UDP_SLOT_HEAD": btf.offset("udp_hslot", "head"),
+        "NET_HASH_MIX": btf.offset("net", "hash_mix"),
+        "SOCK_PROT": btf.offset("sock_common", "skc_prot"),
+        "PROT_TABLE": btf.offset("proto", "h"),
+    }
+    if btf.has("netns_ipv4", "udp_table"):
+        values["NET_UDP_TABLE"] = btf.offset("net", "ipv4") + btf.offset("netns_ipv4", "udp_table")
+    return values
+
+
+def _shared(btf: Btf) -> dict[str, int | str]:
+    """The fields of skb_shared_info and of a page fragment: bio_vec until Linux 6.8, skb_frag since."""
+    fragment = "skb_frag" if btf.has("skb_frag", "offset") else "bio_vec"
+    values: dict[str, int | str] = {
+        f"SHARED_{field.upper()}": btf.offset("skb_shared_info", field)
+        for field in ("nr_frags", "gso_size", "frag_list")
+    }
+    span = max(int(value) for value in values.values()) + 8
+    if span > 64:
+        raise KernelError(f"struct skb_shared_info keeps its fields within {span} bytes; expected 64")
+    return values | {
+        "SHARED_SPAN": (span + 7) & ~7,
+        "SHARED_FRAGS": btf.offset("skb_shared_info", "frags"),
+        "FRAGMENT_SIZE": btf.size(fragment),
+        "FRAGMENT_PAGE": btf.offset(fragment, "netmem", "bv_page", "page"),
+        "FRAGMENT_OFFSET": btf.offset(fragment, "offset", "bv_offset"),
+        "FRAGMENT_LEN": btf.offset(fragment, "len", "bv_len"),
+    }

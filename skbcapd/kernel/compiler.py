@@ -1,0 +1,256 @@
+"""The kernel program's text to machine code, by bcc; what it made is kept for the next start.
+
+In: definitions and the functions wanted. Out: their instructions, and the maps that they name.
+
+The rule: bcc lives here only. The compiler (LLVM) takes more than 100 MiB of memory and keeps it, so `build` is for a
+process that ends soon, and leaves by os._exit: bcc has its own ideas of an orderly exit.
+
+What was made is kept in a file named by all that it was made from: text, definitions (which hold the offsets of the
+running kernel) and compiler. So nothing has to be found out about whether it is still right. A file is used only if it
+is ours and whole; the kernel's verifier judges what comes of it as it judges what comes from the compiler.
+
+bcc raises bare `Exception` and prints the compiler's complaints on stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import stat
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from skbcapd.kernel import syscall
+
+# What the installed package holds is a copy of the tree's bpf/ (pyproject.toml).
+_PACKAGE = Path(__file__).parents[1]
+SOURCES = _PACKAGE / "bpf" if (_PACKAGE / "bpf").is_dir() else _PACKAGE.parent / "bpf"
+
+_FUNCTION = re.compile(r"^int (\w+)\(void \*ctx\)\n\{\n.*?^\}\n", re.MULTILINE | re.DOTALL)
+_RDONLY_CAST = 0x10000  # stands for the kernel's function in what the compiler makes
+_KEPT_MAX = 16  # files; each filter and each kernel has one of some 100 KiB
+_KEPT_NAMES = "[0-9a-f]" * 64 + ".*"  # the directory need not be ours alone
+
+# bcc optimizes what the front end hands over, which need not do it before; and nothing reads the debug information.
+_FLAGS = (
+    *("-Wno-everything", "-fno-strict-aliasing", "-Os", "-g0", "-Xclang", "-disable-llvm-passes"),
+    f"-DCALL_RDONLY_CAST={_RDONLY_CAST}",
+)
+
+# Sizes of maps that no instruction depends on, as `Object.maps` has them: bcc's own, which nobody uses, stay small.
+_SIZES = {
+    "segments": "SEGMENTS_MADE",
+    "labels": "LABELS_MAX",
+    "owners": "OWNERS_MAX",
+    "flows": "FLOWS_MAX",
+    "holders": "HOLDERS_MAX",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """What a map is made by; see BPF_MAP_CREATE in include/uapi/linux/bpf.h."""
+
+    name: str
+    kind: int
+    key_size: int
+    value_size: int
+    entries: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """What the compiler made.
+
+    Args:
+        functions: name to instructions, 8 bytes each; where a map is loaded, its place in `maps` stands.
+        maps: all of the text.
+    """
+
+    functions: Mapping[str, bytes]
+    maps: tuple[Map, ...]
+
+    def code(self, function: str, maps: Mapping[str, int]) -> bytes:
+        """A function's instructions, with the descriptors of maps in place."""
+        code = bytearray(self.functions[function])
+        for at in _map_loads(code):
+            place = int.from_bytes(code[at + 4 : at + 8], "little")
+            code[at + 4 : at + 8] = maps[self.maps[place].name].to_bytes(4, "little")
+        return bytes(code)
+
+    def used(self, function: str) -> set[str]:
+        """The names of the maps that a function loads."""
+        code = self.functions[function]
+        return {self.maps[int.from_bytes(code[at + 4 : at + 8], "little")].name for at in _map_loads(code)}
+
+
+def source(filters: str = "", functions: Collection[str] | None = None) -> str:
+    """The program's text: skbcapd.bpf.c with the files it includes in place (bcc rewrites only its main file).
+
+    Args:
+        filters: what stands for filters.h, from packet_filter.source.
+        functions: which of those that the kernel calls are wanted; None for all. Others would cost the compiler time.
+    """
+
+    def included(match: re.Match[str]) -> str:
+        return filters if match[1] == "filters.h" else included_in((SOURCES / match[1]).read_text())
+
+    def included_in(text: str) -> str:
+        return re.sub(r'#include "(\w+\.h)"\n', included, text)
+
+    def wanted(match: re.Match[str]) -> str:
+        return match[0] if functions is None or match[1] in functions else ""
+
+    return _FUNCTION.sub(wanted, included_in((SOURCES / "skbcapd.bpf.c").read_text()))
+
+
+def build(definitions: Mapping[str, int | str], functions: Collection[str], filters: str) -> Object:
+    """What the compiler makes of some functions: kept from an earlier time, or made and kept now.
+
+    Args:
+        definitions: from layout.definitions; with WINDOW there are filters.
+        functions: which are wanted.
+        filters: as for `source`.
+
+    Raises:
+        Exception: what bcc raises; the compiler's complaints are on stderr.
+    """
+    text = source(filters, functions)
+    flags = [*_FLAGS, *(f"-D{name}={value}" for name, value in sorted(definitions.items()))]
+    # As the service manager says (one or several), or where it would be; done without where nothing can be kept.
+    directory = os.environ.get("CACHE_DIRECTORY", "").split(":")[0] or "/var/cache/skbcapd"
+    path = Path(directory, f"{_digest(text, flags)}.json")
+    found = _kept(path)
+    if found is None:
+        found = _compile(text, definitions)
+        with contextlib.suppress(OSError):
+            _keep(found, path)
+    return found
+
+
+def _compile(text: str, definitions: Mapping[str, int | str]) -> Object:
+    """The program, compiled by bcc, which makes maps, too: from those their definitions are known."""
+    os.environ["BCC_KERNEL_SOURCE"] = str(SOURCES)
+    from bcc import BPF, lib  # noqa: PLC0415  it takes a tenth of a second
+
+    small = {**definitions, **dict.fromkeys(_SIZES.values(), 1)}
+    program = BPF(text=text, cflags=[*_FLAGS, *(f"-D{name}={value}" for name, value in small.items())])
+    places: dict[int, int] = {}
+    maps: list[Map] = []
+    # bcc declares no types of these.
+    module = ctypes.c_void_p(program.module)
+    lib.bpf_table_name.restype = ctypes.c_char_p
+    for number in range(lib.bpf_num_tables(module)):
+        name = lib.bpf_table_name(module, ctypes.c_size_t(number)).decode()
+        descriptor = lib.bpf_table_fd(program.module, name.encode())
+        kind, key, value, entries, flags = syscall.map_info(descriptor)
+        places[descriptor] = len(maps)
+        maps.append(Map(name, kind, key, value, int(definitions.get(_SIZES.get(name, ""), entries)), flags))
+    functions = {}
+    for number in range(lib.bpf_num_functions(program.module)):
+        name = lib.bpf_function_name(program.module, number)
+        code = bytearray(
+            ctypes.string_at(lib.bpf_function_start(program.module, name), lib.bpf_function_size(program.module, name))
+        )
+        _call_kernel(code, int(definitions.get("RDONLY_CAST", 0)))
+        for at in _map_loads(code):
+            place = places[int.from_bytes(code[at + 4 : at + 8], "little")]
+            code[at + 4 : at + 8] = place.to_bytes(4, "little")
+        functions[name.decode()] = bytes(code)
+    return Object(functions, tuple(maps))
+
+
+def _call_kernel(code: bytearray, type_id: int) -> None:
+    """Make the calls of _RDONLY_CAST calls of the kernel's function with this type id.
+
+    Source: BPF_PSEUDO_KFUNC_CALL in include/uapi/linux/bpf.h: a call whose source register is 2.
+    """
+    for at in _instructions(code):
+        if code[at] == 0x85 and int.from_bytes(code[at + 4 : at + 8], "little") == _RDONLY_CAST:
+            code[at + 1] |= 2 << 4
+            code[at + 4 : at + 8] = type_id.to_bytes(4, "little")
+
+
+def _map_loads(code: bytes | bytearray) -> Iterator[int]:
+    """Where maps are loaded.
+
+    Source: BPF_PSEUDO_MAP_FD in include/uapi/linux/bpf.h: a load of 64 bits whose source register is 1.
+    """
+    return (at for at in _instructions(code) if code[at] == 0x18 and code[at + 1] >> 4 == 1)
+
+
+def _instructions(code: bytes | bytearray) -> Iterator[int]:
+    """Where each instruction begins; the second half of a wide one left out."""
+    at = 0
+    while at < len(code):
+        yield at
+        at += 16 if code[at] == 0x18 else 8
+
+
+def _digest(text: str, flags: Collection[str]) -> str:
+    """A name for what is made from this, by this module and the compiler that is installed."""
+    files = [Path(__file__), *sorted((SOURCES / "include").rglob("*.h"))]
+    parts = [text, *flags, *(path.read_text() for path in files), _compiler()]
+    return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in map(str.encode, parts))).hexdigest()
+
+
+def _compiler() -> str:
+    """What changes when another bcc is installed: importing it, to be told its version, takes a tenth of a second."""
+    found = importlib.util.find_spec("bcc")
+    if found is None or found.origin is None:
+        return ""  # what imports it will say so
+    files = sorted(Path(found.origin).parent.glob("*.py"))
+    return " ".join(f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files)
+
+
+def _kept(path: Path) -> Object | None:
+    """What an earlier time has kept; None if there is nothing, or it is not ours or not whole."""
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+                return None
+            digest, _, body = file.read().partition(b"\n")
+        if _seal(path, body) != digest:
+            return None
+        record = json.loads(body)
+        with contextlib.suppress(OSError):
+            os.utime(path)  # the one that was used last goes last
+    except OSError:
+        return None
+    functions = {name: bytes.fromhex(code) for name, code in record["functions"].items()}
+    return Object(functions, tuple(Map(**fields) for fields in record["maps"]))
+
+
+def _seal(path: Path, body: bytes) -> bytes:
+    """What a file begins with; under another name it is none of ours."""
+    return hashlib.sha256(path.stem.encode() + body).hexdigest().encode()
+
+
+def _keep(made: Object, path: Path) -> None:
+    """Keep it, and let the oldest go.
+
+    Raises:
+        OSError: that cannot be.
+    """
+    body = json.dumps(
+        {"functions": {name: code.hex() for name, code in made.functions.items()}, "maps": [*map(asdict, made.maps)]}
+    ).encode()
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(_seal(path, body) + b"\n" + body)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    files = sorted(path.parent.glob(_KEPT_NAMES), key=lambda other: other.stat().st_mtime)
+    for other in files[:-_KEPT_MAX]:
+        other.unlink(missing_ok=True)

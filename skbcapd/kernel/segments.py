@@ -1,0 +1,245 @@
+"""The shared segments, read: committed ranges of blocks come out in the order the kernel reserved them.
+
+In: the memory that the kernel program writes (bpf/segment.h). Out: ranges, each with the places of its local
+blocks; the records of those blocks.
+
+The rule: a range is handed out only when every byte of it is committed, and its segment is given back only after
+the range has been dealt with. `committed` is read before the cursor: when both are equal, all that was reserved up to
+then is complete.
+
+Plain ranges are never looked into: they go to the file as they are. Local blocks (a packet without a label, a frame
+that could not be read to its end) are for Python to write anew.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from skbcapd.errors import SegmentError
+from skbcapd.kernel import abi
+from skbcapd.kernel.abi import Geometry
+
+_BLOCK = struct.Struct("<IIIIIII")  # type, length, interface id, time high, time low, captured length, original length
+_CUT = struct.Struct("<QIII4x")  # the end of a BLOCK_CUT: identifier, unused, checksum, flags
+_BLOCK_MIN = _BLOCK.size + 4  # the length stands again at the end
+_USED, _COMMITTED, _UPCALLS = range(3)
+
+
+class Range(NamedTuple):
+    """Committed blocks, whole and in order.
+
+    Args:
+        view: the bytes, valid until the next range is asked for.
+        local: offsets in `view` of the local blocks, ascending.
+    """
+
+    view: memoryview
+    local: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Upcall:
+    """A packet that the kernel had no label for, and what is known of its process and device."""
+
+    time_ns: int
+    frame: memoryview
+    original_len: int
+    net: int  # net_cookie of the device's namespace
+    ifindex: int
+    direction: int  # 1 in, 2 out
+    via: int  # enum via of bpf/layout.h
+    tgid: int
+    tid: int
+    start: int  # of the thread, ns since boot
+    linked: int  # packets of its key carry an identifier
+    comm: bytes
+    device: bytes
+    mac: bytes
+    packet_id: int  # epb_packetid
+    sk: int  # address of the socket whose user is wanted
+    inode: int  # of that socket; 0: none
+    identity: int  # of that socket
+    checksum: int  # see checksum.py; 0: nothing to complete
+    netns: int  # inode number of the namespace
+    flags: int  # epb_flags
+    device_type: int  # ARPHRD_*
+    key: bytes  # layout.KEY, to give a label to
+    names: bytes  # comm and device as the kernel compares them: 16 bytes each, with what stands behind their NUL
+    size: int  # bytes of its block
+    slot: int  # row of counters that it was counted in
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A labelled packet that Python writes anew: its memory could not be read to its end, or its checksum is wanted."""
+
+    time_ns: int
+    frame: memoryview
+    original_len: int
+    label_id: int
+    packet_id: int  # epb_packetid, where the label has one; else whatever lay there
+    checksum: int  # see checksum.py; 0: nothing to complete
+    flags: int
+    size: int
+
+
+class SegmentReader:
+    """Reads the segments that one kernel program writes.
+
+    Args:
+        memory: the segments, layout.SEGMENT_STRIDE bytes each.
+        control: struct control as u64 words, nothing in it reserved yet; cursor and tail are set, later `tail` and the
+            states of consumed segments are written.
+        geometry: how many segments.
+    """
+
+    def __init__(self, memory: memoryview, control: memoryview, geometry: Geometry) -> None:
+        self._memory = memory
+        self._control = control
+        self._count = geometry.segment_count
+        # Numbers begin with the second round: a list's entry that was never written, 0, is then of no segment's.
+        self._number = self._count  # of the segment being read
+        self._done = 0  # bytes of it already handed out
+        self._listed = 0  # entries of its list already looked at
+        self._open: list[int] = []  # entries whose block was not committed yet
+        control[abi.CURSOR], control[abi.TAIL] = self._number << 32, self._number
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether all that was ever reserved has been handed out."""
+        return int(self._control[abi.CURSOR]) == self.position
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether half of the memory waits to be read."""
+        return 2 * (int(self._control[abi.CURSOR] >> 32) - self._number) >= self._count
+
+    @property
+    def position(self) -> int:
+        """Up to where all has been handed out: comparable with the cursor, up to where memory has been reserved."""
+        return self._number << 32 | self._done
+
+    def ranges(self) -> Iterator[Range]:
+        """Everything committed by now; returns when the next block is not complete.
+
+        Raises:
+            SegmentError: the memory holds what the kernel program cannot have written.
+        """
+        control = self._control
+        while True:
+            state = abi.STATES + self._number % self._count * abi.STATE_WORDS
+            committed = control[state + _COMMITTED]
+            cursor = control[abi.CURSOR]
+            sealed = cursor >> 32 != self._number
+            end = control[state + _USED] if sealed else cursor & 0xFFFFFFFF
+            if committed != end or (sealed and not end):
+                return
+            if end > abi.SEGMENT_SIZE or end < self._done:
+                raise SegmentError(f"segment {self._number} ends at {end}; expected {self._done} to {abi.SEGMENT_SIZE}")
+            if end > self._done:
+                start = self._number % self._count * abi.SEGMENT_STRIDE
+                with self._memory[start + self._done : start + end] as view:
+                    local, listed, still_open = self._local_blocks(control[state + _UPCALLS], start, end, view)
+                    yield Range(view, local)
+                self._done, self._listed, self._open = end, listed, still_open
+            if not sealed:
+                return
+            control[state + _USED] = control[state + _COMMITTED] = control[state + _UPCALLS] = 0
+            self._number += 1
+            self._done, self._listed, self._open = 0, 0, []
+            control[abi.TAIL] = self._number
+
+    def _local_blocks(self, upcalls: int, start: int, end: int, view: memoryview) -> tuple[list[int], int, list[int]]:
+        """Offsets in `view` of its local blocks: from the segment's list, or by a walk where the list is too short.
+
+        With them comes what to remember once they are dealt with: entries looked at, entries still open.
+        """
+        if upcalls > abi.UPCALLS_LISTED:
+            return [offset for offset, kind, _ in walk(view) if kind != abi.BLOCK_PACKET], upcalls, []
+        found, still_open = [], []
+        for entry in [*self._open, *range(self._listed, upcalls)]:
+            place = int.from_bytes(self._memory[start + abi.LISTING + 8 * entry :][:8], "little")
+            if place >> 32 == self._number & 0xFFFFFFFF and self._done <= place & 0xFFFFFFFF < end:
+                found.append((place & 0xFFFFFFFF) - self._done)
+            else:  # listed by a packet that came after this range
+                still_open.append(entry)
+        return sorted(found), upcalls, still_open
+
+
+def walk(view: memoryview) -> Iterator[tuple[int, int, int]]:
+    """Each block of a range as (offset, type, length in bytes).
+
+    Raises:
+        SegmentError: a length that cannot be.
+    """
+    offset = 0
+    while offset < len(view):
+        kind, size = _block_at(view, offset)
+        yield offset, kind, size
+        offset += size
+
+
+def _block_at(view: memoryview, offset: int) -> tuple[int, int]:
+    """Type and length of a block that lies inside the range."""
+    kind, size = struct.unpack_from("<II", view, offset) if 0 <= offset <= len(view) - _BLOCK_MIN else (0, 0)
+    if size < _BLOCK_MIN or size & 3 or offset + size > len(view):
+        raise SegmentError(f"a block at {offset} of {len(view)} bytes claims to be {size} bytes long")
+    return kind, size
+
+
+def read_local(view: memoryview, offset: int) -> Upcall | Cut:
+    """Decode the local block at an offset of a range.
+
+    Raises:
+        SegmentError: it is no local block, or not a whole one.
+    """
+    kind, size = _block_at(view, offset)
+    if kind not in (abi.BLOCK_UPCALL, abi.BLOCK_CUT):
+        raise SegmentError(f"the block at {offset} is of type {kind:#x}; expected one of Python's")
+    _, _, number, high, low, cap_len, original_len = _BLOCK.unpack_from(view, offset)
+    time_ns = high << 32 | low
+    behind, needed = size - _BLOCK_MIN - cap_len, 8 if kind == abi.BLOCK_CUT else abi.UPCALL.size
+    if behind < needed:
+        raise SegmentError(f"the block at {offset} has {behind} bytes behind its frame; expected {needed} or more")
+    frame = view[offset + _BLOCK.size : offset + _BLOCK.size + cap_len]
+    end = offset + size
+    if kind == abi.BLOCK_CUT:
+        packet_id, _, checksum, flags = _CUT.unpack_from(view, end - _CUT.size)
+        return Cut(time_ns, frame, original_len, number, packet_id, checksum, flags, size)
+    at = end - 4 - abi.UPCALL.size
+    key, (comm, device, mac, packet_id, sk, inode, identity, checksum, netns, flags, device_type, mac_len) = (
+        (found := abi.UPCALL.unpack_from(view, at))[:8],
+        found[8:],
+    )
+    net, ifindex, direction, tgid, tid, start, via, linked = key
+    return Upcall(
+        time_ns=time_ns,
+        frame=frame,
+        original_len=original_len,
+        net=net,
+        ifindex=ifindex,
+        direction=direction,
+        via=via,
+        tgid=tgid,
+        tid=tid,
+        start=start,
+        linked=linked,
+        comm=comm.split(b"\0")[0],
+        device=device.split(b"\0")[0],
+        mac=mac[:mac_len],
+        packet_id=packet_id,
+        sk=sk,
+        inode=inode,
+        identity=identity,
+        checksum=checksum,
+        netns=netns,
+        flags=flags,
+        device_type=device_type,
+        key=bytes(view[at : at + abi.KEY.size]),
+        names=comm + device,
+        size=size,
+        slot=number,
+    )

@@ -1,0 +1,93 @@
+"""Packets as lines of text: what `capture` shows where no file is asked for.
+
+In: packets. Out: one line each: time, comm[tgid], device, direction, a summary of the frame.
+
+The rule: no byte that came from a packet or a process name reaches the terminal unless it is printable; a summary that
+scapy cannot make becomes its length. scapy's dissectors take half a second to import, so only this module does it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TextIO
+
+from skbcapd.attribution.processes import Process
+from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.pcapng.comment import Label
+from skbcapd.pcapng.interface import Interface
+from skbcapd.pcapng.link_type import ETHERNET
+
+
+class TextOutput:
+    """Prints packets; see Output in capture.py.
+
+    Args:
+        stream: where lines go.
+    """
+
+    labels = False
+
+    def __init__(self, stream: TextIO) -> None:
+        from scapy.layers import inet, inet6, l2  # noqa: PLC0415  see above
+
+        self._ethernet, self._ip, self._ipv6 = l2.Ether, inet.IP, inet6.IPv6
+        self._stream = stream
+        self._interfaces: list[Interface] = []
+
+    def add_interface(self, interface: Interface) -> int:
+        """Remember a device's name and link type."""
+        self._interfaces.append(interface)
+        return len(self._interfaces) - 1
+
+    def add_process(self, process: Process) -> None:
+        """A line names its process by itself."""
+
+    def write_packet(self, packet: Upcall | Cut, interface_id: int, _stamp: Label) -> None:
+        """Print one packet."""
+        if not isinstance(packet, Upcall):
+            raise TypeError("a packet with a label, where there are no labels")
+        interface = self._interfaces[interface_id]
+        seconds, nanoseconds = divmod(packet.time_ns, 1_000_000_000)
+        clock = time.strftime("%H:%M:%S", time.localtime(seconds))
+        who = f"{_word(packet.comm)}[{packet.tgid}]" if packet.tgid else "?"
+        device = _word(packet.device)
+        direction = "out" if packet.direction == 2 else "in"
+        summary = self._summary(bytes(packet.frame), interface.link_type)
+        self._stream.write(f"{clock}.{nanoseconds:09} {who} {device} {direction} {summary}\n")
+
+    def write_blocks(self, view: memoryview) -> None:
+        """Never called: without labels the kernel writes no ready blocks."""
+        raise AssertionError(f"{len(view)} bytes of ready blocks without a label")
+
+    lost = 0
+    dumped = None
+
+    def finish(self, _statistics: object) -> None:
+        """Lines have no statistics."""
+
+    def hurry(self) -> None:
+        """Lines are written as fast as they are read."""
+
+    def flush(self) -> None:
+        """Hand on the lines."""
+        self._stream.flush()
+
+    def _summary(self, frame: bytes, link_type: int) -> str:
+        if link_type == ETHERNET:
+            layer = self._ethernet
+        else:
+            layer = self._ipv6 if frame[:1] and frame[0] >> 4 == 6 else self._ip
+        try:
+            text = layer(frame).summary()
+        except Exception as error:  # noqa: BLE001  any frame may come; scapy's dissectors raise anything
+            text = f"not understood ({type(error).__name__})"
+        return f"{_printable(text.encode(errors='replace'))}, length {len(frame)}"
+
+
+def _word(text: bytes) -> str:
+    """A name without spaces: it can be mistaken for no other word of the line."""
+    return _printable(text).replace(" ", "\\x20")
+
+
+def _printable(text: bytes) -> str:
+    return "".join(chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}" for byte in text)

@@ -1,0 +1,442 @@
+"""Capture files read back: pcapng and pcap, ours and those of others, plain or packed by gzip or zstd.
+
+A path enters; packets leave, one after the other, each with its interface and its stamp: what its options say of the
+process. `top` and `split` read through here. scapy is not used: its raw reader takes four times as long, and that of
+2.5, as in Debian 12, cannot read our comments.
+
+The rule not to break: the file is a stranger's. No length is believed before it is compared with the bytes that are
+there, what is held in memory has a bound that the file cannot move, and whatever is wrong is a FileError that names the
+byte. All packets before that byte have been given by then, so that a torn file still answers.
+
+Source: draft-ietf-opsawg-pcapng; draft-ietf-opsawg-pcap for the older format.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import struct
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, BinaryIO, NamedTuple, NoReturn, Self, TypeAlias, cast
+
+from skbcapd.errors import FileError
+from skbcapd.pcapng.comment import (
+    EPB_FLAGS,
+    EPB_PROCESSID_THREADID,
+    OPT_COMMENT,
+    OPT_ENDOFOPT,
+    CommentError,
+    parse,
+    shown,
+)
+
+_CHUNK = 1 << 20
+_BLOCK_MAX = 16 << 20  # bytes of one block; MAX_BLOCK_SIZE in Wireshark's wiretap/pcapng.c
+_INTERFACES_MAX = 1 << 16  # of a section
+_DESCRIBED_MAX = 64 << 20  # bytes of their descriptions, which are held in memory
+_KNOWN_MAX = 1 << 15  # entries of the cache of stamps; then it starts anew
+_OPTIONS_KEPT = 1024  # bytes; longer options are read again each time
+_COMMENT_MAX = 8192  # bytes; a longer one is none of ours
+_VALUE_MAX = 520  # bytes of a name or unit: two file names and a slash between them; a longer one is none of ours
+
+EPB = 6
+_SHB, _IDB, _PB, _SPB = 0x0A0D0D0A, 1, 2, 3
+_EPB_PACKETID = 5
+_ORDERS = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
+_PCAP = {
+    b"\xd4\xc3\xb2\xa1": ("<", 10**6),
+    b"\xa1\xb2\xc3\xd4": (">", 10**6),
+    b"\x4d\x3c\xb2\xa1": ("<", 10**9),
+    b"\xa1\xb2\x3c\x4d": (">", 10**9),
+}
+_UNPACKERS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+
+# The first comment of a packet of ptcpdump's (internal/writer/pcapng.go there).
+_PTCPDUMP = re.compile(rb"PID: ([0-9]{1,10})(?:\nCmd: ([^\n]*))?(?:\n|\Z)")
+
+
+class Stamp(NamedTuple):
+    """What a packet's options say of its process; None for what they do not say.
+
+    The process is that of the comment, if it is in our grammar or ptcpdump's, and of option 8 where it names no tgid.
+    """
+
+    tgid: int | None = None
+    comm: bytes | None = None
+    unit: bytes | None = None
+    via: bytes | None = None
+    direction: int = 0  # epb_flags bits 0 and 1: 0 not said, 1 in, 2 out
+
+
+@dataclass(eq=False, slots=True)
+class Section:
+    """A section of a pcapng file; a pcap file is one without a header block.
+
+    Args:
+        order: `<` or `>`, as struct has it.
+        block: its header, ready to stand in another file. Empty for pcap.
+        interfaces: those described so far.
+    """
+
+    order: str
+    block: bytes
+    interfaces: list[Interface] = field(default_factory=list)
+    described: int = 0  # bytes of all their descriptions
+    _known: dict[bytes, Stamp] = field(default_factory=dict)
+
+    def stamp(self, options: bytes) -> Stamp:
+        """Read a packet's options; what is equal but for the packet's id is read once."""
+        found = self._known.get(options)
+        if found is None:
+            same = _without_packet_id(options, self.order)
+            found = self._known.get(same)
+            if found is None:
+                found = _read_stamp(same, self.order)
+                if len(same) <= _OPTIONS_KEPT:
+                    if len(self._known) >= _KNOWN_MAX:
+                        self._known.clear()
+                    self._known[same] = found
+        return found
+
+
+@dataclass(eq=False, slots=True)
+class Interface:
+    """An interface of a section.
+
+    Args:
+        section: the section.
+        link_type: LINKTYPE_ value.
+        snaplen: most bytes kept of a frame; 0 is no limit.
+        block: its description, ready to stand in another file behind the section's header. Empty for pcap.
+        ticks: units of time per second.
+        offset_s: seconds to add to each time.
+    """
+
+    section: Section
+    link_type: int
+    snaplen: int
+    block: bytes
+    ticks: int = 10**6
+    offset_s: int = 0
+
+    def time_ns(self, time: int) -> int:
+        """A packet's time in nanoseconds since 1970 UTC; outside of any calendar if the file says so."""
+        return time * 10**9 // self.ticks + self.offset_s * 10**9
+
+
+Packet: TypeAlias = tuple[Interface, Stamp, int, int, memoryview, bytes]
+"""Interface, stamp, time (in the interface's ticks), the frame's true length, the bytes captured of it (valid until the
+next packet), its options (in the section's byte order). A plain tuple, because a file of 1 GB has five million."""
+
+
+class Reader:
+    """An open capture file; a context manager.
+
+    Args:
+        path: a regular file.
+        progress: called now and then with the number of bytes read so far of the file as it lies on disk.
+
+    Raises:
+        FileError: it cannot be opened, is not regular, or what unpacks it is not installed.
+    """
+
+    def __init__(self, path: Path, progress: Callable[[int], None] = lambda _read: None) -> None:
+        self.name = shown(os.fsencode(path))
+        self._progress = progress
+        self._complaints: IO[bytes] | None = None
+        self._unpacker: subprocess.Popen[bytes] | None = None
+        self._packer = ""
+        self._before = 0  # bytes of the unpacked file before `_data`
+        self._data = b""
+        try:
+            # O_NONBLOCK: a FIFO that nobody writes to would never open.
+            self._file: BinaryIO = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=0)  # noqa: SIM115, PTH123  the same
+            found = os.fstat(self._file.fileno())
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise FileError(f"{self.name}: {getattr(error, 'strerror', error)}; expected a capture file") from None
+        if not stat.S_ISREG(found.st_mode):
+            self._file.close()
+            raise FileError(f"{self.name}: not a regular file; expected a capture file")
+        self._stream: IO[bytes] = self._file
+        start = os.pread(self._file.fileno(), 4, 0)
+        for magic, tool in _UNPACKERS.items():
+            if start.startswith(magic):
+                self._unpack(tool)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._unpacker:
+            self._unpacker.kill()  # it may be waiting for us to read
+            self._unpacker.communicate()
+        if self._complaints:
+            self._complaints.close()
+        self._file.close()
+
+    def packets(self) -> Iterator[Packet]:
+        """Every packet in the file's order; to be asked for once.
+
+        Raises:
+            FileError: the file cannot be read further; all packets before that place have been given.
+        """
+        self._more(0, 24)
+        start = self._data[:4]
+        if not self._data:
+            raise FileError(f"{self.name}: empty; expected pcapng or pcap")
+        if start in _PCAP:
+            yield from self._records(*_PCAP[start])
+        elif start == struct.pack("<I", _SHB):
+            yield from self._blocks()
+        else:
+            raise FileError(f"{self.name}: begins with {self._data[:8].hex(' ')}; expected pcapng or pcap")
+
+    def _blocks(self) -> Iterator[Packet]:
+        """Walk a pcapng file."""
+        at, data = 0, self._data
+        view, end = memoryview(data), len(data)
+        section = Section("<", b"")  # until the first header, which stands first
+        head, body = struct.Struct("<II").unpack_from, struct.Struct("<5I").unpack_from
+        while True:
+            if end - at < 12:
+                at, data = 0, self._more(at, 12)
+                view, end = memoryview(data), len(data)
+                if end < 12:
+                    break
+            kind, length = head(data, at)
+            if kind == _SHB:
+                section = Section(self._order(at), b"")
+                head, body = (
+                    struct.Struct(section.order + "II").unpack_from,
+                    struct.Struct(section.order + "5I").unpack_from,
+                )
+                kind, length = head(data, at)
+            if not 12 <= length <= end - at or length & 3:
+                if not 12 <= length <= _BLOCK_MAX or length & 3:
+                    self._fail(at, f"a block has length {length}", f"12 to {_BLOCK_MAX}, a multiple of 4")
+                at, data = 0, self._more(at, length)
+                view, end = memoryview(data), len(data)
+                if end < length:
+                    break
+            after = at + length
+            if data[at + 4 : at + 8] != data[after - 4 : after]:
+                self._fail(at, f"a block of {length} bytes ends with another length", "the same at both ends")
+            if kind == EPB and length >= 32:
+                number, high, low, cap_len, wire_len = body(data, at + 8)
+                if cap_len > length - 32 or number >= len(section.interfaces):
+                    self._refuse(at, section, number, cap_len, length)
+                frame = at + 28
+                stamp = section.stamp(options := data[frame + cap_len + (-cap_len & 3) : after - 4])
+                captured = view[frame : frame + cap_len]
+                yield section.interfaces[number], stamp, high << 32 | low, wire_len, captured, options
+            elif kind in {EPB, _PB, _SPB}:
+                yield self._other_packet(at, section, data[at:after])
+            else:
+                self._describe(at, section, data[at:after])
+            at = after
+        self._expect_end(end - at, at, "a block")
+
+    def _order(self, at: int) -> str:
+        """The byte order of a section."""
+        magic = self._data[at + 8 : at + 12]
+        if magic not in _ORDERS:
+            self._fail(at, f"a section has byte-order magic {magic.hex(' ')}", "4d 3c 2b 1a or 1a 2b 3c 4d")
+        return _ORDERS[magic]
+
+    def _other_packet(self, at: int, section: Section, block: bytes) -> Packet:
+        """Read a Simple Packet Block, which knows neither time nor interface, or an obsolete Packet Block."""
+        kind, length = struct.unpack_from(section.order + "II", block)
+        number, time, first = 0, 0, 12 if kind == _SPB else 28
+        if length < first + 4:
+            self._refuse(at, section, 0, length, length)
+        if kind == _SPB:
+            (wire_len,) = struct.unpack_from(section.order + "I", block, 8)
+            snaplen = section.interfaces[0].snaplen if section.interfaces else 0
+            cap_len = min(wire_len, snaplen or wire_len, length - 16)
+        else:
+            number, _, high, low, cap_len, wire_len = struct.unpack_from(section.order + "HH4I", block, 8)
+            time = high << 32 | low
+        if cap_len > length - first - 4 or number >= len(section.interfaces):
+            self._refuse(at, section, number, cap_len, length)
+        options = block[first + cap_len + (-cap_len & 3) : -4] if kind != _SPB else b""
+        frame = memoryview(block)[first : first + cap_len]
+        return section.interfaces[number], section.stamp(options), time, wire_len, frame, options
+
+    def _describe(self, at: int, section: Section, block: bytes) -> None:
+        """Take in a section's header or an interface's description."""
+        kind, length = struct.unpack_from(section.order + "II", block)
+        if kind == _SHB:
+            if length < 28:
+                self._fail(at, f"a section header has {length} bytes", "28 or more")
+            major, _ = struct.unpack_from(section.order + "HH", block, 12)
+            if major != 1:
+                self._fail(at, f"a section of pcapng version {major}", "1")
+            section.block = block[:16] + struct.pack("<q", -1) + block[24:]
+        if kind != _IDB:
+            return  # statistics, names, secrets, what is not known
+        if length < 20:
+            self._fail(at, f"an interface description has {length} bytes", "20 or more")
+        if len(section.interfaces) >= _INTERFACES_MAX:
+            self._fail(at, f"more than {_INTERFACES_MAX} interfaces in a section", f"at most {_INTERFACES_MAX}")
+        section.described += length
+        if section.described > _DESCRIBED_MAX:
+            self._fail(at, f"interfaces described by {section.described} bytes", f"at most {_DESCRIBED_MAX}")
+        link_type, _, snaplen = struct.unpack_from(section.order + "HHI", block, 8)
+        interface = Interface(section, link_type, snaplen, block)
+        for code, value in _options(block[16:-4], section.order):
+            if code == 9 and len(value) == 1:  # if_tsresol
+                interface.ticks = 1 << (value[0] & 0x7F) if value[0] & 0x80 else int(10 ** value[0])
+            elif code == 14 and len(value) == 8:  # if_tsoffset
+                (interface.offset_s,) = struct.unpack(section.order + "q", value)
+        section.interfaces.append(interface)
+
+    def _records(self, order: str, ticks: int) -> Iterator[Packet]:
+        """Walk a pcap file."""
+        if len(self._data) < 24:
+            self._fail(0, f"the file ends {len(self._data)} bytes into its header", "24 bytes")
+        snaplen, link_type = struct.unpack_from(order + "II", self._data, 16)
+        interface = Interface(Section(order, b""), link_type & 0xFFFF, snaplen, b"", ticks)  # above: length of an FCS
+        record, nothing = struct.Struct(order + "4I"), Stamp()
+        at, data = 24, self._data
+        while True:
+            length = 16
+            if len(data) - at >= 16:
+                seconds, fraction, cap_len, wire_len = record.unpack_from(data, at)
+                if cap_len > _BLOCK_MAX:
+                    self._fail(at, f"a packet has captured length {cap_len}", f"at most {_BLOCK_MAX}")
+                length += cap_len
+            if len(data) - at < length:
+                data, at = self._more(at, length), 0
+                if len(data) < length:
+                    break
+                continue
+            frame = memoryview(data)[at + 16 : at + length]
+            yield interface, nothing, seconds * ticks + fraction, wire_len, frame, b""
+            at += length
+        self._expect_end(len(data), 0, "a packet")
+
+    def _more(self, at: int, wanted: int) -> bytes:
+        """Drop `at` bytes of `_data` and read until it has `wanted`, or the file ends; gives `_data`."""
+        parts = [self._data[at:]]
+        self._before += at
+        have = len(parts[0])
+        while have < wanted:
+            try:
+                part = self._stream.read(max(_CHUNK, wanted - have))
+                read = os.lseek(self._file.fileno(), 0, os.SEEK_CUR)  # shared with the process that unpacks
+            except OSError as error:
+                raise FileError(f"{self.name}: {error.strerror} at byte {self._before + have}") from None
+            self._progress(read)
+            if not part:
+                self._data = b"".join(parts)
+                self._ask_unpacker()
+                break
+            parts.append(part)
+            have += len(part)
+        self._data = b"".join(parts)
+        return self._data
+
+    def _unpack(self, tool: str) -> None:
+        """Read through a process that unpacks: it runs beside us, and what it holds in memory is bounded."""
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
+        try:
+            self._unpacker = subprocess.Popen(
+                [tool, "-dcq"], stdin=self._file, stdout=subprocess.PIPE, stderr=self._complaints, bufsize=0
+            )
+        except OSError:
+            self._complaints.close()
+            self._file.close()
+            hint = f"apt-get install {tool}"
+            raise FileError(f"{self.name}: packed by {tool}, which is not installed", hint) from None
+        self._packer = tool
+        self._stream = cast("IO[bytes]", self._unpacker.stdout)
+
+    def _ask_unpacker(self) -> None:
+        """At the end: did it come to the end as well?"""
+        if self._unpacker and self._complaints and self._unpacker.wait():
+            self._complaints.seek(0)
+            words = self._complaints.read(1000).strip().partition(b"\n")[0].rpartition(b": ")[2]
+            why = shown(words) or "fails"
+            raise FileError(f"{self.name}: {self._packer}: {why}; expected a whole packed file")
+
+    def _refuse(self, at: int, section: Section, number: int, cap_len: int, length: int) -> NoReturn:
+        """A packet's block that does not fit itself or its section."""
+        if cap_len > length - 16:
+            self._fail(at, f"a packet of {cap_len} bytes in a block of {length}", "a packet that fits its block")
+        count = len(section.interfaces)
+        self._fail(
+            at, f"a packet of interface {number}, where {count} are described", "a description before the packet"
+        )
+
+    def _expect_end(self, left: int, at: int, what: str) -> None:
+        if left:
+            self._fail(at, f"the file ends {left} bytes into {what}", "a whole one: it is torn, or still being written")
+
+    def _fail(self, at: int, found: str, expected: str) -> NoReturn:
+        raise FileError(f"{self.name}: at byte {self._before + at}: {found}; expected {expected}")
+
+
+def _options(raw: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+    """Walk options up to the end, or to one that does not fit."""
+    at, head = 0, struct.Struct(order + "HH").unpack_from
+    while at + 4 <= len(raw):
+        code, length = head(raw, at)
+        if code == OPT_ENDOFOPT or at + 4 + length > len(raw):
+            return
+        yield code, raw[at + 4 : at + 4 + length]
+        at += 4 + length + (-length & 3)
+
+
+def _without_packet_id(options: bytes, order: str) -> bytes:
+    """Leave out epb_packetid, the one option that differs from packet to packet."""
+    at, head = 0, struct.Struct(order + "HH").unpack_from
+    while at + 4 <= len(options):
+        code, length = head(options, at)
+        after = at + 4 + length + (-length & 3)
+        if code == _EPB_PACKETID:
+            return options[:at] + options[after:]
+        if code == OPT_ENDOFOPT:
+            break
+        at = after
+    return options
+
+
+def _read_stamp(options: bytes, order: str) -> Stamp:
+    said = numbered = None
+    direction = 0
+    for code, value in _options(options, order):
+        if code == OPT_COMMENT and said is None:
+            said = _read_comment(value)
+        elif code == EPB_FLAGS and len(value) == 4:
+            direction = struct.unpack(order + "I", value)[0] & 3
+        elif code == EPB_PROCESSID_THREADID and len(value) == 8:
+            numbered = struct.unpack_from(order + "I", value)[0] or None
+    said = said or Stamp()
+    return said._replace(tgid=numbered if said.tgid is None else said.tgid, direction=direction)
+
+
+def _read_comment(text: bytes) -> Stamp | None:
+    """The process that a comment names; None if it is in no grammar that we know."""
+    if found := _PTCPDUMP.match(text):
+        return Stamp(_id(found[1]), found[2] and found[2].rpartition(b"/")[2][:_VALUE_MAX])
+    if len(text) > _COMMENT_MAX:
+        return None
+    try:
+        said = dict(parse(text.decode("latin-1")))
+    except CommentError:
+        return None
+    if not said.keys() & {"tgid", "comm", "unit", "via"}:
+        return None
+    if any(len(said.get(key, b"")) > _VALUE_MAX for key in ("comm", "unit", "via")):
+        return None
+    return Stamp(_id(said.get("tgid", b"")), said.get("comm"), said.get("unit"), said.get("via"))
+
+
+def _id(text: bytes) -> int | None:
+    """A process id; None for 0, which is none, and for what is no u32."""
+    return int(text) if text.isdigit() and len(text) <= 10 and 0 < int(text) < 1 << 32 else None

@@ -1,0 +1,211 @@
+"""scapy's pcapng writer, extended to all that a capture file of ours holds.
+
+Packets, interfaces, counters and ready blocks enter; pcapng blocks leave, in the order of the calls,
+to a sink that the caller opened. No file is opened or closed here, no clock is read.
+
+The rule not to break: every block is put together by scapy's `build_block`, and an Enhanced Packet
+Block from here equals, byte for byte, the one that the kernel program writes for the same packet.
+
+Why the base's own `_write_block_*` are not called: they take float microseconds, write section length
+0 (2.5) and few options, and their signatures differ between 2.5, 2.6 and 2.8. `build_block` is the
+same in all three. Only `scapy.utils` is imported: `scapy.all` takes seconds and looks for libpcap.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import IO, cast
+
+from scapy.utils import RawPcapNgWriter
+
+from skbcapd.attribution.processes import Process
+from skbcapd.pcapng.comment import OPT_COMMENT, OPT_ENDOFOPT, option
+from skbcapd.pcapng.interface import Interface, Sink
+
+_SHB, _IDB, _ISB, _EPB, _CB = 0x0A0D0D0A, 1, 5, 6, 0xBAD
+_WIRESHARK, _PROCESS_INFORMATION = 32622, 3  # private enterprise number, type of entry
+_BYTE_ORDER_MAGIC = 0x1A2B3C4D
+
+
+class PcapngWriter(RawPcapNgWriter):
+    """Writes sections, interfaces, packets, statistics and ready blocks to a sink.
+
+    Little endian; times are whole nanoseconds.
+
+    The sink belongs to the caller: `close` (and leaving a `with` block) flushes it and leaves it open.
+    The base's way in, `write(packet)`, is not for use: it cannot say interface, time or options.
+
+    Args:
+        sink: a binary file, opened; see `Sink`.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        # The base's __init__ would open a file by name; what it sets besides is set here.
+        self.f = cast("IO[bytes]", sink)
+        self.filename = str(getattr(sink, "name", ""))
+        self.endian = "<"
+        self.endian_magic = struct.pack("<I", _BYTE_ORDER_MAGIC)
+        self.tsresol = 10**9
+        self.header_present = True  # or the base writes a section and an interface of its own
+        self._os = ""
+        self._interfaces = 0
+
+    def write_section(self, hardware: str, os: str, application: str, comment: str | None = None) -> None:
+        """Begin a section: interface ids count from 0 again.
+
+        Args:
+            hardware: the machine, such as `x86_64`; empty to leave it out, as for the others.
+            os: system and kernel release; repeated in every interface block.
+            application: skbcapd and its version.
+            comment: a comment on the whole section.
+
+        Raises:
+            ValueError: a text is longer than 65535 bytes.
+
+        Source: draft-ietf-opsawg-pcapng section 4.1; section length -1 is "not specified".
+        """
+        self._os, self._interfaces = os, 0
+        body = struct.pack("<IHHq", _BYTE_ORDER_MAGIC, 1, 0, -1)
+        texts = ((OPT_COMMENT, comment), (2, hardware), (3, os), (4, application))
+        self._write_block(_SHB, body, {code: _utf8(text) for code, text in texts if text})
+
+    def write_interface(self, interface: Interface) -> int:
+        """Describe an interface of this section, before the first packet that names it.
+
+        Args:
+            interface: the device. A name that is not UTF-8 gets backslash escapes, as pcapng wants UTF-8.
+
+        Returns:
+            Its id: 0, 1, 2, ... in order of writing.
+
+        Raises:
+            ValueError: a text is longer than 65535 bytes.
+
+        Source: draft-ietf-opsawg-pcapng section 4.2.
+        """
+        options = {2: interface.name.decode("utf-8", "backslashreplace").encode()}
+        if interface.description:
+            options[3] = _utf8(interface.description)
+        if interface.mac is not None:
+            options[6] = interface.mac
+        if interface.speed_bps is not None:
+            options[8] = struct.pack("<Q", interface.speed_bps)
+        options[9] = b"\x09"  # if_tsresol: units of 10^-9 s
+        if interface.filter is not None:
+            options[11] = b"\x00" + _utf8(interface.filter)  # 0: a pcap-filter string follows
+        if self._os:
+            options[12] = _utf8(self._os)
+        self._write_block(_IDB, struct.pack("<HHI", interface.link_type, 0, interface.snaplen), options)
+        self._interfaces += 1
+        return self._interfaces - 1
+
+    def write_packet(
+        self, interface_id: int, time_ns: int, frame: bytes | memoryview, original_len: int, options: bytes
+    ) -> None:
+        """Write one packet.
+
+        Args:
+            interface_id: what `write_interface` gave.
+            time_ns: nanoseconds since 1970 UTC, u64.
+            frame: the bytes captured, from the link-layer header on.
+            original_len: the frame's length before any cut; at least `len(frame)`.
+            options: from `label.packet_options`; may be empty.
+
+        Source: draft-ietf-opsawg-pcapng section 4.3.
+        """
+        body = struct.pack("<I", interface_id) + _time(time_ns) + struct.pack("<II", len(frame), original_len)
+        self.f.write(self.build_block(struct.pack("<I", _EPB), body + bytes(frame), options))
+
+    def write_process(self, process: Process, boot_ns: int) -> None:
+        """Write what is known of a process, before the first packet whose option 8 names it.
+
+        A Custom Block of Wireshark's: readers that do not know it skip it.
+
+        Args:
+            process: its record; text is written as UTF-8, with what is no printable text as backslash escapes.
+            boot_ns: when the machine was started, nanoseconds since 1970 UTC.
+
+        Source: wiretap/pcapng-wireshark-custom.c of Wireshark (in no release yet), which follows
+        https://github.com/IETF-OPSAWG-WG/draft-ietf-opsawg-pcap/pull/209; custom blocks are in section 4.9 of
+        draft-ietf-opsawg-pcapng.
+        """
+        texts = {2: _shown(process.comm), 3: _shown(process.exe), 4: process.cmdline.removesuffix(b"\0")}
+        numbers = {5: process.ppid, 6: process.uid}
+        options = {code: text for code, text in texts.items() if text}
+        options |= {code: struct.pack("<I", number) for code, number in numbers.items() if number is not None}
+        if process.user:
+            options[7] = _shown(process.user)
+        if process.start:
+            options[9] = struct.pack("<Q", boot_ns + process.start)
+        entry = struct.pack("<I", process.tgid) + _options(options)
+        self._write_block(_CB, struct.pack("<III", _WIRESHARK, _PROCESS_INFORMATION, len(entry)) + entry, {})
+
+    def write_statistics(
+        self,
+        interface_id: int,
+        time_ns: int,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        received: int | None = None,
+        dropped: int | None = None,
+        filter_accepted: int | None = None,
+        os_dropped: int | None = None,
+        delivered: int | None = None,
+    ) -> None:
+        """Write an interface's counters, each since the start of its capture; None leaves one out.
+
+        Args:
+            interface_id: what `write_interface` gave.
+            time_ns: when the counters were read, nanoseconds since 1970 UTC; so the next two.
+            start_ns: start of the capture on this interface (isb_starttime).
+            end_ns: end of it (isb_endtime).
+            received: packets that passed the interface (isb_ifrecv).
+            dropped: packets that the interface lost (isb_ifdrop).
+            filter_accepted: packets that the filter and rules let through (isb_filteraccept).
+            os_dropped: packets that the capture lost after that (isb_osdrop).
+            delivered: packets written (isb_usrdeliv).
+
+        Source: draft-ietf-opsawg-pcapng section 4.6.
+        """
+        times = {2: start_ns, 3: end_ns}
+        counts = {4: received, 5: dropped, 6: filter_accepted, 7: os_dropped, 8: delivered}
+        options = {code: _time(time) for code, time in times.items() if time is not None}
+        options |= {code: struct.pack("<Q", count) for code, count in counts.items() if count is not None}
+        self._write_block(_ISB, struct.pack("<I", interface_id) + _time(time_ns), options)
+
+    def write_blocks(self, view: bytes | memoryview) -> None:
+        """Write whole blocks that are ready, such as the kernel program's, untouched.
+
+        Args:
+            view: one or more complete blocks.
+        """
+        self.f.write(view)
+
+    def close(self) -> None:
+        """Flush the sink and leave it open: who opened it closes it."""
+        self.flush()
+
+    def _write_block(self, block_type: int, body: bytes, options: dict[int, bytes]) -> None:
+        """Write a block; its options by code, in order, ended by opt_endofopt if there is any."""
+        self.f.write(self.build_block(struct.pack("<I", block_type), body, _options(options)))
+
+
+def _options(options: dict[int, bytes]) -> bytes:
+    raw = b"".join(option(code, value) for code, value in options.items())
+    return raw + option(OPT_ENDOFOPT, b"") if raw else b""
+
+
+def _time(time_ns: int) -> bytes:
+    """Give a time's two words: the upper one stands first, in either byte order."""
+    return struct.pack("<II", time_ns >> 32, time_ns & 0xFFFFFFFF)
+
+
+def _utf8(text: str) -> bytes:
+    """Encode what may hold surrogates (os.uname and paths give them): pcapng wants valid UTF-8."""
+    return text.encode("utf-8", "replace")
+
+
+def _shown(text: bytes) -> bytes:
+    """Give a text of a process's own choice as printable UTF-8."""
+    shown = text.decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown).encode()
