@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from skbcapd import __version__
+from skbcapd.attribution.fields import needs_process, told
 from skbcapd.attribution.namespaces import is_called
 from skbcapd.attribution.processes import NS_PER_TICK, Process, Processes, User
 from skbcapd.attribution.sockets import Flow
@@ -47,7 +48,6 @@ PROCESSES_REPEATED = 4096
 DEVICES_REMEMBERED = 4 * abi.DEVICES_MAX
 INTERFACES_MAX = 1 << 16  # of one section: our own reader takes no more
 _TGID_MAX = 4 << 20  # PID_MAX_LIMIT of include/linux/threads.h
-_TAKEN_IN_KERNEL = {"comm", "pid", "tgid", "none"}  # fields of a comment that need no look at /proc
 # enum via of bpf/layout.h; the plain case is not mentioned
 _VIA = ("", "socket", "flow", "inode", "kernel", "forwarded", "unknown")
 
@@ -297,7 +297,7 @@ class Capture:
     describe_namespace: Callable[[int, int], str] = lambda _cookie, inode: f"network namespace {inode}"
     fill: bool = False
     dedup: bool = False
-    comment: Sequence[str] = ("comm", "pid", "tgid")
+    comment: Sequence[str] = ("comm", "pid", "tgid", "process")
     process_blocks: bool = False
     processes: Processes = field(default_factory=Processes)
     exclude: Sequence[str] = ()
@@ -664,7 +664,7 @@ class Capture:
         for direction in (DIRECTION_IN, DIRECTION_OUT):
             self.program.set_device(
                 abi.DEVICE_KEY.pack(packet.net, packet.ifindex, direction),
-                abi.DEVICE.pack(packet.names[16:], device.slot, not device.wanted),
+                abi.DEVICE.pack(packet.names[16:32], device.slot, not device.wanted),
             )
         if self.program.control[abi.DEVICE_FILTER]:
             self.program.control[abi.DEVICE_FILTER] += 1
@@ -705,19 +705,14 @@ class Capture:
 
     def _process(self, packet: Upcall) -> Process | None:
         """What is known of a packet's process, where a setting asks for more than the kernel program has taken."""
-        is_asked = self.process_blocks or self.rules.needs_process or set(self.comment) - _TAKEN_IN_KERNEL
+        is_asked = self.process_blocks or self.rules.needs_process or needs_process(self.comment)
         if not packet.tgid or not is_asked:
             return None
         return self.processes.find(packet.tgid, packet.tid, packet.start, packet.comm)
 
     def _stamp(self, packet: Upcall, process: Process | None) -> Label:
         """What is stamped on this packet, and on all of its process, device and direction."""
-        known: dict[str, bytes | int] = {}
-        if packet.tgid:
-            known |= {"comm": packet.comm, "pid": packet.tid, "tgid": packet.tgid}
-        if process is not None:
-            known |= process.fields()
-        fields: list[tuple[str, bytes | str | int]] = [(key, known[key]) for key in self.comment if key in known]
+        fields: list[tuple[str, bytes | str | int]] = [*told(self.comment, _user(packet), process)]
         if packet.via and "none" not in self.comment:
             fields.append(("via", _VIA[packet.via]))
         return label(fields, 0, packet.tgid, packet.tid, linked=bool(packet.linked))
@@ -726,7 +721,7 @@ class Capture:
         """What a process block shall say: at least what the packet does."""
         if process is None:
             start = packet.start // NS_PER_TICK * NS_PER_TICK if packet.tid == packet.tgid else 0
-            return Process(packet.tgid, start, packet.comm, None, None, b"", b"", b"", b"")
+            return Process(packet.tgid, start, packet.process or packet.comm, None, None, b"", b"", b"", b"")
         return replace(process, cgroup=b"")  # not in a block
 
     def _install(self, packet: Upcall, device: _Device, stamp: Label, verdict: Verdict) -> None:
@@ -741,7 +736,8 @@ class Capture:
             packet.key,
             abi.LABEL.pack(
                 packet.names[:16],
-                packet.names[16:],
+                packet.names[16:32],
+                packet.names[32:],
                 number,
                 device.interface_id,
                 device.slot,
@@ -762,11 +758,14 @@ def _subject(packet: Upcall, process: Process | None) -> Subject:
         netns=packet.netns,
         direction="out" if packet.direction == DIRECTION_OUT else "in",
         via=_VIA[packet.via] or "current",
-        comm=packet.comm,
-        tid=packet.tid,
-        tgid=packet.tgid,
+        user=_user(packet),
         process=process,
     )
+
+
+def _user(packet: Upcall) -> User:
+    """The thread that a packet belongs to."""
+    return User(packet.tgid, packet.tid, packet.start, packet.comm, packet.process)
 
 
 def _filled(packet: _Local) -> _Local:

@@ -309,7 +309,7 @@ def _rotating(settings: Settings) -> RotatingOutput | Recorder:
 
 def _chosen(settings: Settings, first_filter: int = 1) -> dict[str, Any]:
     """What a capture makes of settings that may change while it runs."""
-    wants_cmdline = "cmdline" in settings.comment or any(rule.cmdline for rule in settings.rules)
+    wants_cmdline = "cmdline" in settings.comment or any("cmdline" in rule.fields for rule in settings.rules)
     processes = Processes(cmdline=wants_cmdline)
     return {
         "snaplen": settings.snaplen,
@@ -319,7 +319,7 @@ def _chosen(settings: Settings, first_filter: int = 1) -> dict[str, Any]:
         "process_blocks": settings.process_blocks,
         "processes": processes,
         "filter": settings.filter,
-        "rules": Rules(settings.rules, first_filter, processes.parent),
+        "rules": Rules(settings.rules, first_filter, processes.parent, warn=_say),
     }
 
 

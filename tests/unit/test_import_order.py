@@ -18,8 +18,12 @@ PACKAGE = Path(skbcapd.__file__).parent
 ORDER = (
     "errors",
     "attribution.budget",
+    "attribution.containers",
+    "attribution.processes",
+    "attribution.fields",
     "pcapng.link_type",
     "filter.packet_filter",
+    "config.pattern",
     "config.settings",
     "config.parser",
     "kernel.btf",
@@ -30,7 +34,6 @@ ORDER = (
     "kernel.loader",
     "kernel.program",
     "kernel.segments",
-    "attribution.processes",
     "attribution.namespaces",
     "capture.rules",
     "attribution.sockets",
@@ -70,6 +73,7 @@ LIBRARIES = {
     "bcc": {"kernel.compiler"},
     "systemd": {"daemon.log", "daemon.notify"},
     "scapy": {"filter.packet_filter", "pcapng.writer", "output.text"},
+    "regex": {"config.pattern"},
     "yaml": {"config.parser"},
     "prometheus_client": {"daemon.metrics"},
 }
