@@ -23,6 +23,7 @@ from typing import Any
 from skbcapd import __version__
 from skbcapd.analysis import split, top
 from skbcapd.attribution import sockets
+from skbcapd.attribution.fields import GROUPS
 from skbcapd.attribution.namespaces import Namespaces
 from skbcapd.attribution.processes import Processes
 from skbcapd.capture.capture import ANY, Capture, Output, PcapngOutput, Totals
@@ -111,12 +112,15 @@ def _parser() -> argparse.ArgumentParser:
     add("doctor", doctor.command, "Tell what this kernel offers and what stands in the way of a capture.")
     busy = add("top", top.command, "Who sent and received what: the packets of capture files, process by process.")
     busy.add_argument("files", metavar="FILE", type=Path, nargs="+", help="pcapng, also packed by gzip or zstd")
+    busy.add_argument("--by", choices=GROUPS, default="tgid", help="what the packets of one row have in common")
     form = busy.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="all that is known, as JSON")
     form.add_argument("--csv", action="store_true", help="a line for each process, for a spreadsheet")
-    parts = add("split", split.command, "Write the packets of each process, name or unit into a file of its own.")
+    parts = add(
+        "split", split.command, "Write the packets of each process, name, unit or container into a file of its own."
+    )
     parts.add_argument("file", metavar="FILE", type=Path, help="pcapng, also packed by gzip or zstd")
-    parts.add_argument("--by", choices=split.KEYS, required=True, help="what the packets of one file have in common")
+    parts.add_argument("--by", choices=GROUPS, required=True, help="what the packets of one file have in common")
     parts.add_argument(
         "-d", "--directory", metavar="DIR", type=Path, default=Path(), help="where the files go, default here"
     )

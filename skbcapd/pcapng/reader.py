@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple, NoReturn, Self, TypeAlias, cast
 
+from skbcapd.attribution.fields import GROUPS
 from skbcapd.errors import FileError
 from skbcapd.pcapng.comment import (
     EPB_FLAGS,
@@ -40,8 +41,9 @@ _BLOCK_MAX = 16 << 20  # bytes of one block; MAX_BLOCK_SIZE in Wireshark's wiret
 _INTERFACES_MAX = 1 << 16  # of a section
 _DESCRIBED_MAX = 64 << 20  # bytes of their descriptions, which are held in memory
 _KNOWN_MAX = 1 << 15  # entries of the cache of stamps; then it starts anew
+_KNOWN_BYTES_MAX = 16 << 20  # of all that is in it
 _OPTIONS_KEPT = 1024  # bytes; longer options are read again each time
-_COMMENT_MAX = 8192  # bytes; a longer one is none of ours
+_COMMENT_MAX = 1024  # bytes; a longer one is none of ours, which fit a label (OPTIONS_MAX)
 _VALUE_MAX = 520  # bytes of a name or unit: two file names and a slash between them; a longer one is none of ours
 
 EPB = 6
@@ -71,6 +73,31 @@ class Stamp(NamedTuple):
     unit: bytes | None = None
     via: bytes | None = None
     direction: int = 0  # epb_flags bits 0 and 1: 0 not said, 1 in, 2 out
+    process: bytes | None = None  # where it is not called as its thread
+    more: tuple[tuple[str, bytes], ...] = ()  # the other fields by which packets can be grouped
+
+    @property
+    def name(self) -> bytes | None:
+        """What the process is called."""
+        return self.comm if self.process is None else self.process
+
+    def value(self, by: str) -> int | bytes | None:
+        """What it says of one of the GROUPS of attribution.fields."""
+        if by == "process":
+            return self.name
+        found: int | bytes | None = getattr(self, by) if by in _NAMED else dict(self.more).get(by)
+        return found
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that its texts take, about."""
+        texts = (self.comm, self.unit, self.via, self.process, *(text for _, text in self.more))
+        return sum(len(text) + 64 for text in texts if text is not None)
+
+
+_NAMED = {"tgid", "comm", "unit"}
+_MORE = tuple(name for name in GROUPS if name not in _NAMED | {"process"})
+_TEXTS = (*(name for name in GROUPS if name != "tgid"), "via")
 
 
 @dataclass(eq=False, slots=True)
@@ -88,6 +115,7 @@ class Section:
     interfaces: list[Interface] = field(default_factory=list)
     described: int = 0  # bytes of all their descriptions
     _known: dict[bytes, Stamp] = field(default_factory=dict)
+    _known_size: int = 0  # bytes of all that is in it
 
     def stamp(self, options: bytes) -> Stamp:
         """Read a packet's options; what is equal but for the packet's id is read once."""
@@ -98,9 +126,11 @@ class Section:
             if found is None:
                 found = _read_stamp(same, self.order)
                 if len(same) <= _OPTIONS_KEPT:
-                    if len(self._known) >= _KNOWN_MAX:
+                    if len(self._known) >= _KNOWN_MAX or self._known_size > _KNOWN_BYTES_MAX:
                         self._known.clear()
+                        self._known_size = 0
                     self._known[same] = found
+                    self._known_size += len(same) + found.size + 128
         return found
 
 
@@ -115,6 +145,7 @@ class Interface:
         block: its description, ready to stand in another file behind the section's header. Empty for pcap.
         ticks: units of time per second.
         offset_s: seconds to add to each time.
+        number: its place in the section.
     """
 
     section: Section
@@ -123,6 +154,7 @@ class Interface:
     block: bytes
     ticks: int = 10**6
     offset_s: int = 0
+    number: int = 0
 
     def time_ns(self, time: int) -> int:
         """A packet's time in nanoseconds since 1970 UTC; outside of any calendar if the file says so."""
@@ -163,7 +195,11 @@ class Reader:
             self._file.close()
             raise FileError(f"{self.name}: not a regular file; expected a capture file")
         self._stream: IO[bytes] = self._file
-        start = os.pread(self._file.fileno(), 4, 0)
+        try:
+            start = os.pread(self._file.fileno(), 4, 0)
+        except OSError as error:  # such as a sector that the disk cannot read
+            self._file.close()
+            raise FileError(f"{self.name}: {error.strerror} at byte 0") from None
         for magic, tool in _UNPACKERS.items():
             if start.startswith(magic):
                 self._unpack(tool)
@@ -287,7 +323,7 @@ class Reader:
         if section.described > _DESCRIBED_MAX:
             self._fail(at, f"interfaces described by {section.described} bytes", f"at most {_DESCRIBED_MAX}")
         link_type, _, snaplen = struct.unpack_from(section.order + "HHI", block, 8)
-        interface = Interface(section, link_type, snaplen, block)
+        interface = Interface(section, link_type, snaplen, block, number=len(section.interfaces))
         for code, value in _options(block[16:-4], section.order):
             if code == 9 and len(value) == 1:  # if_tsresol
                 interface.ticks = 1 << (value[0] & 0x7F) if value[0] & 0x80 else int(10 ** value[0])
@@ -430,11 +466,18 @@ def _read_comment(text: bytes) -> Stamp | None:
         said = dict(parse(text.decode("latin-1")))
     except CommentError:
         return None
-    if not said.keys() & {"tgid", "comm", "unit", "via"}:
+    if not said.keys() & {"tgid", *_TEXTS}:
         return None
-    if any(len(said.get(key, b"")) > _VALUE_MAX for key in ("comm", "unit", "via")):
+    if any(len(said.get(key, b"")) > _VALUE_MAX for key in _TEXTS):
         return None
-    return Stamp(_id(said.get("tgid", b"")), said.get("comm"), said.get("unit"), said.get("via"))
+    return Stamp(
+        _id(said.get("tgid", b"")),
+        said.get("comm"),
+        said.get("unit"),
+        said.get("via"),
+        process=said.get("process"),
+        more=tuple((key, said[key]) for key in _MORE if key in said),
+    )
 
 
 def _id(text: bytes) -> int | None:
