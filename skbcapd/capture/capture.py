@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import platform
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from skbcapd import __version__
 from skbcapd.attribution.namespaces import is_called
-from skbcapd.attribution.processes import NS_PER_TICK, Process, Processes, User
+from skbcapd.attribution.processes import NS_PER_TICK, Process, Processes, User, boot_ns
 from skbcapd.attribution.sockets import Flow
 from skbcapd.capture import checksum
 from skbcapd.capture.resolver import Resolver
@@ -34,8 +32,9 @@ from skbcapd.kernel.loader import Loader
 from skbcapd.kernel.marker import Marker
 from skbcapd.kernel.program import Counters, Program
 from skbcapd.kernel.segments import Cut, Range, SegmentReader, Upcall, read_local, walk
+from skbcapd.output.interface import Output, Statistics
 from skbcapd.pcapng.comment import CHECKSUM_NOT_READY, DIRECTION_IN, DIRECTION_OUT, Label, label
-from skbcapd.pcapng.interface import Interface, Sink
+from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.link_type import link_type
 
 ANY = "any"
@@ -43,82 +42,12 @@ _Local = TypeVar("_Local", Upcall, Cut)
 _PROOF_SECONDS = 2.0
 _SETTLE_SECONDS = 2.0
 _LABELS_REMEMBERED = 4 * abi.LABELS_MAX
-PROCESSES_REPEATED = 4096
 DEVICES_REMEMBERED = 4 * abi.DEVICES_MAX
 INTERFACES_MAX = 1 << 16  # of one section: our own reader takes no more
 _TGID_MAX = 4 << 20  # PID_MAX_LIMIT of include/linux/threads.h
 _TAKEN_IN_KERNEL = {"comm", "pid", "tgid", "none"}  # fields of a comment that need no look at /proc
 # enum via of bpf/layout.h; the plain case is not mentioned
 _VIA = ("", "socket", "flow", "inode", "kernel", "forwarded", "unknown")
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """What became of an interface's packets, since the capture began or, as a difference, since some time.
-
-    `device` is a number that the interface keeps when it gets another id.
-    """
-
-    interface_id: int
-    device: int = 0
-    received: int = 0
-    accepted: int = 0
-    lost: int = 0
-    delivered: int = 0
-
-    def __sub__(self, earlier: Statistics) -> Statistics:
-        return Statistics(
-            self.interface_id,
-            self.device,
-            self.received - earlier.received,
-            self.accepted - earlier.accepted,
-            self.lost - earlier.lost,
-            self.delivered - earlier.delivered,
-        )
-
-
-class Output(Protocol):
-    """Where packets go."""
-
-    labels: bool  # whether blocks that the kernel wrote can be taken as they are
-
-    @property
-    def lost(self) -> int:
-        """Packets that it could not take."""
-        ...
-
-    @property
-    def dumped(self) -> int | None:
-        """Packets in files, where it keeps others in memory; None: all that were not lost."""
-        ...
-
-    def add_interface(self, interface: Interface) -> int:
-        """A device is seen for the first time; returns the number that its packets will carry."""
-        ...
-
-    def add_process(self, process: Process) -> None:
-        """A process is known, or known better; its next packet comes after this."""
-        ...
-
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label) -> None:
-        """One packet through Python."""
-        ...
-
-    def write_blocks(self, view: memoryview) -> None:
-        """Ready blocks."""
-        ...
-
-    def flush(self) -> None:
-        """Hand on what was written; what is behind the last block of a disk may wait for the next call."""
-        ...
-
-    def hurry(self) -> None:
-        """Memory fills up: what is written next should not wait for a disk."""
-        ...
-
-    def finish(self, statistics: Sequence[Statistics]) -> None:
-        """The capture has ended; what became of the packets of each interface since its start."""
-        ...
 
 
 class Sampler(Protocol):
@@ -131,71 +60,6 @@ class Sampler(Protocol):
     def look_at_one(self, options: bytes, original_len: int) -> None:
         """A packet through Python."""
         ...
-
-
-class PcapngOutput:
-    """Packets into a pcapng stream, through scapy's writer.
-
-    Args:
-        stream: takes bytes, keeps order.
-        encode: "kernel", or "scapy" for every packet through Python.
-        hurry: tells the stream that memory fills up.
-    """
-
-    lost = 0
-    dumped = None
-
-    def __init__(self, stream: Sink, encode: str = "kernel", hurry: Callable[[], None] = lambda: None) -> None:
-        self.labels = encode == "kernel"
-        self.hurry = hurry
-        self._start_ns = time.time_ns()
-        from skbcapd.pcapng.writer import PcapngWriter  # noqa: PLC0415  see kernel.load: it comes while the compiler works
-
-        self._writer = PcapngWriter(stream)
-        self._writer.write_section(
-            hardware=platform.machine(),
-            os=f"{platform.system()} {platform.release()}",
-            application=f"skbcapd {__version__}",
-        )
-        self.add_interface = self._writer.write_interface
-        self.write_blocks = self._writer.write_blocks
-        self.flush = self._writer.flush
-        self.processes: dict[Process, None] = {}  # the last ones described, in order
-
-    def add_process(self, process: Process) -> None:
-        """One process block, unless it has been written."""
-        if process in self.processes:
-            return
-        self._writer.write_process(process, _boot_ns())
-        self.processes[process] = None
-        if len(self.processes) > PROCESSES_REPEATED:
-            del self.processes[next(iter(self.processes))]
-
-    def finish(self, statistics: Sequence[Statistics]) -> None:
-        """An Interface Statistics Block for each interface."""
-        now = time.time_ns()
-        for one in statistics:
-            self._writer.write_statistics(
-                one.interface_id,
-                now,
-                start_ns=self._start_ns,
-                end_ns=now,
-                received=one.received,
-                filter_accepted=one.accepted,
-                os_dropped=one.lost,
-                delivered=one.delivered,
-            )
-        self._writer.flush()
-
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label) -> None:
-        """One Enhanced Packet Block, built by scapy; the same bytes as the kernel's of a labelled packet."""
-        options = bytearray(stamp.options)
-        at = stamp.flags_at
-        flags = int.from_bytes(options[at : at + 4], "little") | packet.flags
-        options[at : at + 4] = flags.to_bytes(4, "little")
-        if stamp.linked:
-            options[at + 8 : at + 16] = packet.packet_id.to_bytes(8, "little")
-        self._writer.write_packet(interface_id, packet.time_ns, packet.frame, packet.original_len, bytes(options))
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +199,7 @@ class Capture:
         program.control[abi.WAKE_BACKLOG] = max(1, program.geometry.segment_count // 4)
         program.control[abi.DEVICE_FILTER] = ANY not in self.interfaces or bool(self.exclude or self.namespaces)
         self._set_control()
-        self._resolver = Resolver(program, self.find_holder, _boot_ns)
+        self._resolver = Resolver(program, self.find_holder, boot_ns)
         self._resolver.refill()
 
     def _set_control(self) -> None:
@@ -781,11 +645,6 @@ def _filled(packet: _Local) -> _Local:
 
 def _is_among(name: str, globs: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, each) for each in globs)
-
-
-def _boot_ns() -> int:
-    """When the machine was started, ns since 1970 UTC."""
-    return time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def _speed_bps(name: str) -> int | None:

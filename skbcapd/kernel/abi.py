@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from skbcapd.errors import KernelError
 from skbcapd.kernel.btf import Btf
+from skbcapd.pcapng.comment import OPTIONS_MAX
 
 SEGMENT_SIZE = 1 << 21
 CAPTURE_MAX = 1 << 18  # longest frame kept; a block of it fits any segment
@@ -26,7 +27,6 @@ UPCALLS_LISTED = 1024
 SLACK = CAPTURE_MAX + 4096  # behind each segment: the verifier sees that a write may start at its last byte
 LISTING = SEGMENT_SIZE + SLACK  # offset of the list of local blocks
 SEGMENT_STRIDE = LISTING + 8 * UPCALLS_LISTED
-OPTIONS_MAX = 512
 LABELS_MAX = 16384
 OWNERS_MAX = 65536
 FLOWS_MAX = 65536

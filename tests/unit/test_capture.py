@@ -18,8 +18,6 @@ from skbcapd.capture.capture import (
     DEVICES_REMEMBERED,
     INTERFACES_MAX,
     Capture,
-    PcapngOutput,
-    Statistics,
     Totals,
     _Numbers,
 )
@@ -32,6 +30,8 @@ from skbcapd.kernel.loader import Hook
 from skbcapd.kernel.marker import Marker
 from skbcapd.kernel.program import Counters
 from skbcapd.kernel.segments import Cut, Upcall, walk
+from skbcapd.output.interface import Statistics
+from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.pcapng.comment import DIRECTION_IN, DIRECTION_OUT, Label
 from skbcapd.pcapng.interface import Interface
 from tests.frames import NTP_FRAME

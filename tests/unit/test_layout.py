@@ -13,6 +13,7 @@ from skbcapd.errors import BtfError, KernelError
 from skbcapd.kernel import abi, compiler
 from skbcapd.kernel.abi import Geometry
 from skbcapd.kernel.btf import Btf
+from skbcapd.pcapng import comment
 from tests.unit import blob
 
 Structs = dict[str, tuple[int, dict[str, int | tuple[int, int]]]]
@@ -203,12 +204,12 @@ def test_geometry(size: int, count: int) -> None:
 
 def test_sizes_that_the_program_relies_on() -> None:
     """Masks need powers of two; records and segments need the alignment of the words in them, and of pages' blocks."""
-    masked = (abi.SEGMENT_SIZE, abi.CAPTURE_MAX, abi.OPTIONS_MAX, abi.UPCALLS_LISTED)
+    masked = (abi.SEGMENT_SIZE, abi.CAPTURE_MAX, comment.OPTIONS_MAX, abi.UPCALLS_LISTED)
     assert all(size & size - 1 == 0 for size in masked)
     assert abi.SEGMENT_STRIDE % 8 == abi.LISTING % 8 == 0
     records = (abi.KEY, abi.LABEL, abi.DEVICE_KEY, abi.DEVICE, abi.MEASUREMENT, abi.COUNTER_ROW)
     assert all(record.size % 8 == 0 for record in records)
-    largest = 28 + abi.CAPTURE_MAX + max(abi.OPTIONS_MAX, abi.UPCALL.size) + 4
+    largest = 28 + abi.CAPTURE_MAX + max(comment.OPTIONS_MAX, abi.UPCALL.size) + 4
     assert largest <= abi.SEGMENT_SIZE
     assert abi.SLACK >= abi.CAPTURE_MAX
 
