@@ -288,13 +288,13 @@ class Capture:
         for blocks in self._reader.ranges():
             moved += len(blocks.view)
             if self._reader.is_behind:
-                self.output.hurry()
+                self.output.note_memory_pressure()
             if self._broken:
                 self._lost += sum(1 for _ in walk(blocks.view))
             elif not self.is_full:
                 self._write(blocks)
         if (moved or self._is_held_back) and not self._broken:
-            self.output.flush()
+            self.output.flush(self.statistics)
             self._resolver.refill()
         self._is_held_back = bool(moved)
         return moved
@@ -308,7 +308,7 @@ class Capture:
         kernel, cursor = self.counters(), int(self.program.control[abi.CURSOR])
         self.drain()
         if self._is_held_back:
-            self.output.flush()
+            self.output.flush(self.statistics)
             self._is_held_back = False
         if self._reader.position >= cursor:
             certain = kernel.delivered - self._filtered - self._lost - self.output.lost - self._own
@@ -361,7 +361,7 @@ class Capture:
         return found
 
     def renumber(self) -> None:
-        """Forget all labels and the numbers of interfaces, so that the output may give new ones.
+        """Forget all labels and the numbers of interfaces, as the output wants to give new ones.
 
         Packets with the old numbers are written first: labels go, every program that has seen one ends (membarrier
         waits for that), and what they have reserved is drained. First packets among that get no label: it would have
@@ -373,6 +373,7 @@ class Capture:
             self.drain()
         finally:
             self._installs = True
+        self.output.restart_interfaces(self.statistics())
         self._labels.clear()
         self._decided.clear()
         self._interfaces = 0
@@ -439,7 +440,7 @@ class Capture:
 
     def _hand_on(self, view: memoryview) -> None:
         """Ready blocks go as they are."""
-        self.output.write_blocks(view)
+        self.output.write_blocks(view, self.statistics)
         if self.sampler is not None:
             self.sampler.look_at(view)
 
@@ -471,7 +472,7 @@ class Capture:
             self.output.add_process(self._described(packet, process))
         if len(packet.frame) > (snaplen := verdict.snaplen or self.snaplen):
             packet = replace(packet, frame=packet.frame[:snaplen])
-        self.output.write_packet(packet, device.interface_id, stamp)
+        self.output.write_packet(packet, device.interface_id, stamp, self.statistics)
         self._counted += 1
         if verdict.dump:
             self.ask_for_dump(f"rules[{verdict.dump}]")
@@ -504,7 +505,7 @@ class Capture:
         if known is None:  # older than all that are remembered
             self._lost += 1
             return
-        self.output.write_packet(_filled(packet), *known)
+        self.output.write_packet(_filled(packet), *known, self.statistics)
         self._counted += 1
         if self.sampler is not None:
             self.sampler.look_at_one(known[1].options, packet.original_len)

@@ -242,7 +242,7 @@ def _capture(options: argparse.Namespace) -> int:
             output = PcapngOutput(target.stream, settings.encode)
         else:
             target = block_writer.CaptureFile(Path(options.file), part=False)
-            output = PcapngOutput(target.stream, settings.encode, target.stream.hurry)
+            output = PcapngOutput(target.stream, settings.encode, target.stream.note_memory_pressure)
         return _serve(settings, program, output, target, options.duration, options.count)
 
 
@@ -367,7 +367,9 @@ def _serve(
     doors = _open_doors(capture, rotating, settings, reload) if rotating and reload else None
 
     def tick() -> None:
-        for one in (rotating, report, doors):
+        if rotating:
+            rotating.tick(capture.statistics)
+        for one in (report, doors):
             if one:
                 one.tick()
 
@@ -397,18 +399,16 @@ def _serve(
 
 
 def _actions(capture: Capture, output: RotatingOutput | Recorder | None) -> dict[int, Callable[[], None]]:
-    """What signals make an output do; it gets what it needs of the capture for that."""
+    """What signals make an output do."""
     if isinstance(output, RotatingOutput):
-        output.statistics, output.renumber = capture.statistics, capture.renumber
         return {
-            signal.SIGUSR1: output.rotate,
+            signal.SIGUSR1: lambda: output.rotate(capture.statistics),
             signal.SIGUSR2: lambda: _say("SIGUSR2: nothing to dump, as files.mode is not ring"),
         }
     if isinstance(output, Recorder):
-        output.statistics = capture.statistics
         return {
             signal.SIGUSR1: lambda: _say("SIGUSR1: no file to end, as files.mode is ring"),
-            signal.SIGUSR2: output.dump,
+            signal.SIGUSR2: lambda: output.dump(capture.statistics),
         }
     return {}
 

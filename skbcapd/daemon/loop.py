@@ -125,6 +125,8 @@ class Service:
             moved = capture.drain()
             now = time.monotonic()
             self._act()
+            if capture.output.wants_new_numbers:
+                capture.renumber()
             if now >= next_tick:
                 next_tick = now + TICK_S
                 capture.program.set_clock()

@@ -85,7 +85,7 @@ class BlockSink:
     Blocks are gathered in `_gathered`, which stands for the end of the file from `_at` on, a multiple of the disk's
     blocks. Much at once goes to the disk directly (O_DIRECT), which costs a fraction of what the page cache does.
     Little and the end go through the cache, from where they lie if nothing waits before them. So does all for some time
-    after `hurry`, while that is the faster way: mostly, but not where a hypervisor is slow to give the pages.
+    after memory pressure, while that is the faster way: mostly, but not where a hypervisor is slow to give the pages.
 
     Args:
         descriptor: of an empty file, or of a pipe.
@@ -133,7 +133,7 @@ class BlockSink:
             if self._fill == _GATHERED:
                 self._put(left)
 
-    def hurry(self) -> None:
+    def note_memory_pressure(self) -> None:
         """Too much waits: have the cache take what comes now, unless it is slower than the disk."""
         self._cached_until = self._clock() + _CACHED_S
 

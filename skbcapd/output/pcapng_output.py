@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from skbcapd import __version__
 from skbcapd.attribution.processes import Process, boot_ns
 from skbcapd.kernel.segments import Cut, Upcall
-from skbcapd.output.interface import Statistics
+from skbcapd.output.interface import Snapshot, Statistics
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Sink
 
@@ -27,15 +27,18 @@ class PcapngOutput:
     Args:
         stream: takes bytes, keeps order.
         encode: "kernel", or "scapy" for every packet through Python.
-        hurry: tells the stream that memory fills up.
+        note_memory_pressure: tells the stream that memory fills up.
     """
 
-    lost = 0
+    lost = handed = settled = 0  # its stream raises, and whoever gave it ends
     dumped = None
+    is_busy = wants_new_numbers = False
 
-    def __init__(self, stream: Sink, encode: str = "kernel", hurry: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, stream: Sink, encode: str = "kernel", note_memory_pressure: Callable[[], None] = lambda: None
+    ) -> None:
         self.labels = encode == "kernel"
-        self.hurry = hurry
+        self.note_memory_pressure = note_memory_pressure
         self._start_ns = time.time_ns()
         from skbcapd.pcapng.writer import PcapngWriter  # noqa: PLC0415  see kernel.load: it comes while the compiler works
 
@@ -46,9 +49,11 @@ class PcapngOutput:
             application=f"skbcapd {__version__}",
         )
         self.add_interface = self._writer.write_interface
-        self.write_blocks = self._writer.write_blocks
-        self.flush = self._writer.flush
         self.processes: dict[Process, None] = {}  # the last ones described, in order
+
+    def restart_interfaces(self, _statistics: Sequence[Statistics]) -> None:
+        """Never called: one section numbers its interfaces once."""
+        raise AssertionError("new numbers for the interfaces of a section")
 
     def add_process(self, process: Process) -> None:
         """One process block, unless it has been written."""
@@ -75,7 +80,15 @@ class PcapngOutput:
             )
         self._writer.flush()
 
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label) -> None:
+    def write_blocks(self, view: memoryview, _snapshot: Snapshot = tuple) -> None:
+        """Ready blocks as they are."""
+        self._writer.write_blocks(view)
+
+    def flush(self, _snapshot: Snapshot = tuple) -> None:
+        """Hand on what is held back."""
+        self._writer.flush()
+
+    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label, _snapshot: Snapshot = tuple) -> None:
         """One Enhanced Packet Block, built by scapy; the same bytes as the kernel's of a labelled packet."""
         options = bytearray(stamp.options)
         at = stamp.flags_at

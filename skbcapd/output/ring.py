@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from skbcapd.attribution.processes import Process
 from skbcapd.kernel.segments import Cut, Upcall
 from skbcapd.output.block_writer import count_packets
-from skbcapd.output.interface import Statistics
+from skbcapd.output.interface import Snapshot, Statistics
 from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.pcapng.comment import Label
@@ -77,6 +77,8 @@ class Recorder:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.labels = encode == "kernel"
+        self.is_busy = self.wants_new_numbers = False
+        self.handed = self.settled = 0  # memory takes all at once
         self.dumped: int | None = 0
         self._files, self._say = files, say
         self._memory = Memory(size)
@@ -84,8 +86,6 @@ class Recorder:
         self._memory.take()  # the section header: each file has its own
         self._asked = ""
         self._clock, self._not_before = clock, clock()
-        self.write_packet: Callable[[Upcall | Cut, int, Label], None] = self._encoder.write_packet
-        self.write_blocks: Callable[[memoryview], None] = self._memory.write
 
     @property
     def lost(self) -> int:
@@ -97,14 +97,17 @@ class Recorder:
         """The last file; the directory before the first one."""
         return self._files.path
 
-    @property
-    def statistics(self) -> Callable[[], list[Statistics]]:
-        """What tells what became of the packets; set once there is a capture."""
-        return self._files.statistics
+    def restart_interfaces(self, _statistics: Sequence[Statistics]) -> None:
+        """Never called: packets in memory have the numbers that they were given."""
+        raise AssertionError("new numbers for interfaces of packets in memory")
 
-    @statistics.setter
-    def statistics(self, tell: Callable[[], list[Statistics]]) -> None:
-        self._files.statistics = tell
+    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
+        """As PcapngOutput, to memory."""
+        self._encoder.write_packet(packet, interface_id, stamp)
+
+    def write_blocks(self, view: memoryview, _snapshot: Snapshot) -> None:
+        """Ready blocks, to memory."""
+        self._memory.write(view)
 
     def add_interface(self, interface: Interface) -> int:
         """The number holds for all files."""
@@ -122,23 +125,24 @@ class Recorder:
         """
         self._asked = self._asked or why
 
-    def flush(self) -> None:
+    def flush(self, snapshot: Snapshot) -> None:
         """All of this look is in memory: make the dump that was asked for."""
         if self._asked and self._clock() >= self._not_before:
-            self.dump(self._asked)
+            self.dump(snapshot, self._asked)
 
-    def hurry(self) -> None:
+    def note_memory_pressure(self) -> None:
         """Memory does not wait for a disk."""
 
-    def tick(self) -> None:
+    def tick(self, snapshot: Snapshot) -> None:
         """Once a second: look after finished files."""
-        self.flush()
-        self._files.tick()
+        self.flush(snapshot)
+        self._files.tick(snapshot)
 
-    def dump(self, why: str = "a signal") -> None:
+    def dump(self, snapshot: Snapshot, why: str = "a signal") -> None:
         """Write what is in memory to a file, also if that is nothing; where none can be made, it stays in memory.
 
         Args:
+            snapshot: what became of the packets.
             why: who wants it, for the log.
         """
         self._asked = ""
@@ -150,9 +154,9 @@ class Recorder:
         while pieces:
             piece = memoryview(pieces.popleft())
             taken += count_packets(piece)
-            self._files.write_blocks(piece)
-        self._files.flush()
-        self._files.rest()
+            self._files.write_blocks(piece, snapshot)
+        self._files.flush(snapshot)
+        self._files.rest(snapshot)
         lost = self._files.lost - lost
         self.dumped = (self.dumped or 0) + taken - lost
         self._say(f"{self.path}: {taken - lost} packets out of memory, asked for by {why}")
@@ -160,7 +164,7 @@ class Recorder:
     def finish(self, statistics: Sequence[Statistics]) -> None:
         """The capture has ended; what nobody has asked for is forgotten."""
         if self._asked:
-            self.dump(self._asked)
+            self.dump(lambda: statistics, self._asked)
         self._files.finish(statistics)
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from skbcapd.kernel.segments import Cut, Upcall, walk
 from skbcapd.output.block_writer import CaptureFile, count_packets
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.directory import CaptureDirectory
-from skbcapd.output.interface import Statistics
+from skbcapd.output.interface import Snapshot, Statistics, Told
 from skbcapd.output.pcapng_output import PROCESSES_REPEATED, PcapngOutput
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
@@ -108,9 +108,9 @@ class RotatingOutput:
         on_demand: bool = False,
     ) -> None:
         self.labels = encode == "kernel"
-        self.statistics: Callable[[], list[Statistics]] = list  # of the capture, once there is one
-        self.renumber: Callable[[], None] = lambda: None
-        self._told: dict[int, Statistics] = {}  # of the files before
+        self.is_busy = False
+        self.handed = self.settled = 0
+        self._told = Told()
         self._is_list_long = False
         self._directory, self._limits, self._encode = directory, limits, encode
         self._compressor, self._say, self._clock = compressor, say, clock
@@ -143,6 +143,20 @@ class RotatingOutput:
         """The file in work; the last one while there is none."""
         return str(self._path)
 
+    @property
+    def wants_new_numbers(self) -> bool:
+        """Whether the list of interfaces is too long, or most of a long one are without packets."""
+        is_full = len(self._interfaces) >= _INTERFACES_MAX and not self._on_demand
+        return is_full or (self._is_list_long and self._output is not None)
+
+    def restart_interfaces(self, statistics: Sequence[Statistics]) -> None:
+        """Begin a file that lists only interfaces which have packets from now on."""
+        self._interfaces.clear()
+        if self._output:
+            self._end(statistics)
+            self._continue()
+        self._is_list_long = False
+
     def add_interface(self, interface: Interface) -> int:
         """The number holds for all files."""
         self._interfaces.append(interface)
@@ -159,19 +173,19 @@ class RotatingOutput:
             if len(self._processes) > PROCESSES_REPEATED:
                 del self._processes[next(iter(self._processes))]
 
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label) -> None:
+    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label, snapshot: Snapshot) -> None:
         """As PcapngOutput."""
         if self._limits.packets and self._packets >= self._limits.packets:
-            self.rotate()
+            self.rotate(snapshot)
         if self._limits.size and self._output and self._file.stream.size + packet.size > self._limits.size:
-            self.rotate()
+            self.rotate(snapshot)
         if not self._output:
             self._lost += 1
             return
         self._output.write_packet(packet, interface_id, stamp)
         self._packets += 1
 
-    def write_blocks(self, view: memoryview) -> None:
+    def write_blocks(self, view: memoryview, snapshot: Snapshot) -> None:
         """Ready blocks; where a file is full, from one block to the next."""
         limits = self._limits
         if not limits.packets and not (limits.size and self._output and self._size + len(view) > limits.size):
@@ -182,24 +196,24 @@ class RotatingOutput:
             is_full = limits.size and self._size + at + size - start > limits.size
             if is_full or (limits.packets and self._packets >= limits.packets):
                 self._put(view[start:at])
-                self.rotate()
+                self.rotate(snapshot)
                 start = at
             self._packets += 1
         self._put(view[start:])
 
-    def flush(self) -> None:
+    def flush(self, _snapshot: Snapshot) -> None:
         """Hand on what is held back, and see whether the disk took all."""
         if self._output:
             self._output.flush()
             if self._file.stream.error is not None:
                 self._fail(self._file.stream.error.strerror or "error")
 
-    def hurry(self) -> None:
+    def note_memory_pressure(self) -> None:
         """As PcapngOutput."""
         if self._output:
-            self._output.hurry()
+            self._output.note_memory_pressure()
 
-    def tick(self) -> None:
+    def tick(self, snapshot: Snapshot) -> None:
         """Once a second: is it time for the next file, is the file still there, may we write again?"""
         now = self._clock()
         if not self._output:
@@ -208,10 +222,7 @@ class RotatingOutput:
         elif not self._file.is_there:
             self._fail("it was moved or removed")
         elif self._next_s and not self._next_s - self._limits.every_s - 1 <= now < self._next_s:
-            self.rotate()  # also when the clock was set back
-        is_long = len(self._interfaces) >= _INTERFACES_MAX and not self._on_demand
-        if is_long or (self._is_list_long and self._output):
-            self._shorten()
+            self.rotate(snapshot)  # also when the clock was set back
         self.settle()
         packed = self._compressor and self._compressor.tick()
         if packed:
@@ -220,10 +231,10 @@ class RotatingOutput:
             self._flusher.flush(self._file.descriptor, self._size)
         self._directory.clean()
 
-    def rotate(self) -> None:
+    def rotate(self, snapshot: Snapshot) -> None:
         """Finish this file and begin the next."""
         if self._output:
-            self._end(self.statistics())
+            self._end(snapshot())
             self._continue()
 
     def begin(self) -> bool:
@@ -232,20 +243,10 @@ class RotatingOutput:
             self._continue()
         return self._output is not None
 
-    def rest(self) -> None:
+    def rest(self, snapshot: Snapshot) -> None:
         """Finish this file, and begin no other."""
         if self._output:
-            self._end(self.statistics())
-
-    def _shorten(self) -> None:
-        """Begin a file that lists only interfaces which have packets from now on."""
-        statistics = self.statistics()
-        self.renumber()
-        self._interfaces.clear()
-        self._is_list_long = False
-        if self._output:
-            self._end(statistics)
-            self._continue()
+            self._end(snapshot())
 
     def _continue(self) -> None:
         try:
@@ -285,7 +286,7 @@ class RotatingOutput:
         self._directory.clean()
         self._file = self._directory.new_file()
         self._path = self._file.working_path
-        self._output = PcapngOutput(self._file.stream, self._encode, self._file.stream.hurry)
+        self._output = PcapngOutput(self._file.stream, self._encode, self._file.stream.note_memory_pressure)
         for interface in self._interfaces:
             self._output.add_interface(interface)
         for process in self._processes:
@@ -300,8 +301,7 @@ class RotatingOutput:
         output, self._output = self._output, None
         if output is None:
             return
-        since = [one - self._told.get(one.device, Statistics(one.interface_id, one.device)) for one in statistics]
-        self._told = {one.device: one for one in statistics}
+        since = self._told.advance(statistics)
         unused = len(self._interfaces) - sum(one.received > 0 for one in since)
         self._is_list_long = len(self._interfaces) > _INTERFACES_LISTED and 2 * unused > len(self._interfaces)
         output.finish(since)

@@ -13,6 +13,7 @@ from typing import TextIO
 
 from skbcapd.attribution.processes import Process
 from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.output.interface import Snapshot
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.link_type import ETHERNET
@@ -42,7 +43,7 @@ class TextOutput:
     def add_process(self, process: Process) -> None:
         """A line names its process by itself."""
 
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, _stamp: Label) -> None:
+    def write_packet(self, packet: Upcall | Cut, interface_id: int, _stamp: Label, _snapshot: Snapshot) -> None:
         """Print one packet."""
         if not isinstance(packet, Upcall):
             raise TypeError("a packet with a label, where there are no labels")
@@ -55,20 +56,25 @@ class TextOutput:
         summary = self._summary(bytes(packet.frame), interface.link_type)
         self._stream.write(f"{clock}.{nanoseconds:09} {who} {device} {direction} {summary}\n")
 
-    def write_blocks(self, view: memoryview) -> None:
+    def write_blocks(self, view: memoryview, _snapshot: Snapshot) -> None:
         """Never called: without labels the kernel writes no ready blocks."""
         raise AssertionError(f"{len(view)} bytes of ready blocks without a label")
 
-    lost = 0
+    lost = handed = settled = 0
     dumped = None
+    is_busy = wants_new_numbers = False
+
+    def restart_interfaces(self, _statistics: object) -> None:
+        """Never called: names are printed, no numbers."""
+        raise AssertionError("new numbers for lines of text")
 
     def finish(self, _statistics: object) -> None:
         """Lines have no statistics."""
 
-    def hurry(self) -> None:
+    def note_memory_pressure(self) -> None:
         """Lines are written as fast as they are read."""
 
-    def flush(self) -> None:
+    def flush(self, _snapshot: Snapshot) -> None:
         """Hand on the lines."""
         self._stream.flush()
 

@@ -40,7 +40,10 @@ def write(directory: Path, counter: Path, attempt: int, compress: str) -> None:
     output = RotatingOutput(CaptureDirectory(directory), Limits(FILE_BYTES), compressor=compressor, flush_s=1)
     output.add_interface(Interface(b"near0", "", 1, 262144, None, None, None))
     number = 0
-    output.statistics = lambda: [Statistics(0, 1, number, number, 0, number)]
+
+    def snapshot() -> list[Statistics]:
+        return [Statistics(0, 1, number, number, 0, number)]
+
     stamp = label([("comm", b"writer")], 0, 1058, 1059)
     with counter.open("r+b") as file, mmap.mmap(file.fileno(), 8) as flushed:
         while True:
@@ -51,11 +54,11 @@ def write(directory: Path, counter: Path, attempt: int, compress: str) -> None:
             if randoms.random() < 0.2:
                 first = read_local(memoryview(upcall(frames.pop(0))), 0)
                 assert isinstance(first, Upcall)
-                output.write_packet(first, 0, stamp)
-            output.write_blocks(memoryview(b"".join(packet(0, one) for one in frames)))
-            output.flush()
+                output.write_packet(first, 0, stamp, snapshot)
+            output.write_blocks(memoryview(b"".join(packet(0, one) for one in frames)), snapshot)
+            output.flush(snapshot)
             struct.pack_into("<Q", flushed, 0, number)
-            output.tick()
+            output.tick(snapshot)
 
 
 def frame(attempt: int, number: int, length: int) -> bytes:

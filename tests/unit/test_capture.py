@@ -30,7 +30,7 @@ from skbcapd.kernel.loader import Hook
 from skbcapd.kernel.marker import Marker
 from skbcapd.kernel.program import Counters
 from skbcapd.kernel.segments import Cut, Upcall, walk
-from skbcapd.output.interface import Statistics
+from skbcapd.output.interface import Snapshot, Statistics
 from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.pcapng.comment import DIRECTION_IN, DIRECTION_OUT, Label
 from skbcapd.pcapng.interface import Interface
@@ -121,8 +121,9 @@ class FakeProgram(Writer):
 class Recording:
     """An output that keeps everything."""
 
-    lost = 0
+    lost = handed = settled = 0
     dumped = None
+    is_busy = wants_new_numbers = False
 
     def __init__(self, *, labels: bool = True) -> None:
         self.labels = labels
@@ -130,7 +131,7 @@ class Recording:
         self.interfaces: list[Interface] = []
         self.written: list[tuple[int, bytes]] = []  # interface, frame; -1 for blocks that were ready
         self.stamps: list[Label] = []
-        self.hurried = 0
+        self.pressure = 0
         self.flags: list[int] = []
         self.processes: list[tuple[int, Process]] = []  # in front of which packet
 
@@ -138,29 +139,33 @@ class Recording:
         """Take a process."""
         self.processes.append((len(self.written), process))
 
+    def restart_interfaces(self, statistics: Sequence[Statistics]) -> None:
+        """Remember what was told with the old numbers."""
+        self.statistics = list(statistics)
+
     def add_interface(self, interface: Interface) -> int:
         """Number it."""
         self.interfaces.append(interface)
         return len(self.interfaces) + 6  # no number that could come about by chance
 
-    def write_packet(self, found: Upcall | Cut, interface_id: int, stamp: Label) -> None:
+    def write_packet(self, found: Upcall | Cut, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
         """Take a packet."""
         self.written.append((interface_id, bytes(found.frame)))
         self.stamps.append(stamp)
         self.flags.append(found.flags)
 
-    def write_blocks(self, view: memoryview) -> None:
+    def write_blocks(self, view: memoryview, _snapshot: Snapshot) -> None:
         """Take blocks of packets, nothing else."""
         for offset, kind, size in walk(view):
             assert kind == abi.BLOCK_PACKET
             cap_len = int.from_bytes(view[offset + 20 : offset + 24], "little")
             self.written.append((-1, bytes(view[offset : offset + size][28 : 28 + cap_len])))
 
-    def hurry(self) -> None:
+    def note_memory_pressure(self) -> None:
         """Note it."""
-        self.hurried += 1
+        self.pressure += 1
 
-    def flush(self) -> None:
+    def flush(self, _snapshot: Snapshot) -> None:
         """Nothing is held back."""
 
     def finish(self, statistics: Sequence[Statistics]) -> None:
@@ -641,11 +646,11 @@ def test_what_comes_while_the_hooks_go_is_written() -> None:
 class Failing(Recording):
     """An output whose reader goes away at its third packet."""
 
-    def write_packet(self, found: Upcall | Cut, interface_id: int, stamp: Label) -> None:
+    def write_packet(self, found: Upcall | Cut, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
         """Take a packet."""
         if len(self.written) == 2:
             raise BrokenPipeError
-        super().write_packet(found, interface_id, stamp)
+        super().write_packet(found, interface_id, stamp, _snapshot)
 
 
 def test_a_broken_output_loses_whole_ranges() -> None:
@@ -905,14 +910,14 @@ def test_processes_are_counted_once(tgids: list[int]) -> None:
 
 
 def test_a_disk_that_cannot_follow_is_told() -> None:
-    """While more than half of the memory waits the output is told to hurry, and not when less does."""
+    """While more than half of the memory waits the output is told of memory pressure, and not when less does."""
     rig = Rig()
     big = packet(0, bytes(250_000))
     room = abi.SEGMENT_SIZE // len(big)
     rig.drain(*[big] * room)
-    assert rig.output.hurried == 0
+    assert rig.output.pressure == 0
     rig.drain(*[big] * (room * (rig.program.geometry.segment_count - 1)))
-    assert rig.output.hurried > 0
+    assert rig.output.pressure > 0
 
 
 def test_many_first_packets_are_decided_about_once() -> None:
@@ -932,6 +937,7 @@ def test_new_numbers_meet_no_old_label() -> None:
     rig.program.put(upcall(b"2", comm=b"two"))
     rig.capture.renumber()
     assert rig.output.frames == [b"1", b"2"]
+    assert [(one.interface_id, one.received) for one in rig.output.statistics] == [(7, 2)]
     assert not rig.program.labels
     rig.drain(upcall(b"3", comm=b"two"))
     assert len(rig.program.labels) == 1

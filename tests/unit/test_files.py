@@ -136,7 +136,7 @@ def test_any_writes_are_in_the_file(pieces: list[tuple[int, bool]], slow: bool) 
         written = []
         for number, (size, is_flushed) in enumerate(pieces):
             if slow and number % 3 == 1:
-                sink.hurry()
+                sink.note_memory_pressure()
             written.append(packet(0, number.to_bytes(4, "big") + bytes(size)))
             sink.write(written[-1])
             if is_flushed:
@@ -181,7 +181,7 @@ def test_the_faster_way_is_taken(
         for piece in range(3):
             through, end = 0, 5.0 * piece + 5
             if piece == 1:
-                sink.hurry()
+                sink.note_memory_pressure()
             while now < end:
                 sink.write(blocks)
             found.append(through / cache)  # seconds
@@ -229,7 +229,7 @@ limit, is_slow, sizes = int(sys.argv[2]), sys.argv[3] == "slow", [int(size) for 
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 sink = BlockSink(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT))
 if is_slow:
-    sink.hurry()
+    sink.note_memory_pressure()
 for size in sizes:
     sink.write(b"".join(packet(0, bytes(size)) for _ in range(7)))
     if size % 2:

@@ -38,7 +38,7 @@ class Recording:
     def put(self, *numbers: int) -> None:
         """Labelled packets whose frames hold these numbers."""
         for number in numbers:
-            self.recorder.write_blocks(memoryview(packet(0, number.to_bytes(60, "big"))))
+            self.recorder.write_blocks(memoryview(packet(0, number.to_bytes(60, "big"))), tuple)
 
     @property
     def dumps(self) -> list[Path]:
@@ -65,7 +65,7 @@ def put_upcall(recorder: Recorder, frame: bytes) -> None:
     """A packet through Python."""
     made = read_local(memoryview(upcall(frame)), 0)
     assert isinstance(made, Upcall)
-    recorder.write_packet(made, 0, label([("comm", b"chronyd")], 0, 1058, 1059))
+    recorder.write_packet(made, 0, label([("comm", b"chronyd")], 0, 1058, 1059), tuple)
 
 
 @given(st.lists(st.integers(1, 5000), max_size=200), st.integers(5000, 300_000))
@@ -93,10 +93,9 @@ def test_a_dump_is_a_file_of_its_own(recording: Recording) -> None:
     """Each dump has what came since the last one, its interface, its statistics; the files are told."""
     recording.put(3, 5)
     put_upcall(recording.recorder, FRAME)
-    recording.recorder.statistics = lambda: [Statistics(0, 1, received=17, accepted=13, lost=2, delivered=11)]
-    recording.recorder.dump()
+    recording.recorder.dump(lambda: [Statistics(0, 1, received=17, accepted=13, lost=2, delivered=11)])
     recording.put(7)
-    recording.recorder.dump("a rule")
+    recording.recorder.dump(tuple, "a rule")
 
     first, second = recording.dumps
     assert rows(first, "frame.interface_name", "frame.comment") == [["near0", ""]] * 2 + [["near0", "comm=chronyd"]]
@@ -112,8 +111,8 @@ def test_a_dump_is_a_file_of_its_own(recording: Recording) -> None:
 def test_no_dump_no_file(recording: Recording) -> None:
     """As long as nobody asks there is no file, whatever the time; what is left at the end is forgotten."""
     recording.put(*range(1009))
-    recording.recorder.flush()
-    recording.recorder.tick()
+    recording.recorder.flush(tuple)
+    recording.recorder.tick(tuple)
     recording.recorder.finish([])
     assert not recording.dumps
     assert recording.recorder.dumped == 0
@@ -126,8 +125,8 @@ def test_asked_in_the_middle(recording: Recording) -> None:
     recording.recorder.ask("rule 2")
     recording.put(2)
     assert not recording.dumps
-    recording.recorder.flush()
-    recording.recorder.flush()
+    recording.recorder.flush(tuple)
+    recording.recorder.flush(tuple)
     (file,) = recording.dumps
     assert ("Number of packets", "2") in facts(file)
     assert recording.said == [f"{file}: 2 packets out of memory, asked for by rule 1"]
@@ -138,12 +137,12 @@ def test_a_flood_of_rules_that_match(recording: Recording) -> None:
     for number in (1, 2, 3):
         recording.put(number)
         recording.recorder.ask("rule 1")
-        recording.recorder.flush()
+        recording.recorder.flush(tuple)
     assert [numbers(file) for file in recording.dumps] == [[1]]
     recording.now += ASKED_PAUSE_S
-    recording.recorder.tick()
+    recording.recorder.tick(tuple)
     recording.put(4)
-    recording.recorder.dump()
+    recording.recorder.dump(tuple)
     assert [numbers(file) for file in recording.dumps] == [[1], [2, 3], [4]]
 
 
@@ -159,7 +158,7 @@ def test_a_dump_larger_than_a_file(tmp_path: Path) -> None:
     """A dump becomes several files where one would be larger than files may be; no packet is missing."""
     made = Recording(tmp_path, limits=Limits(size=1 << 20))
     made.put(*range(20_011))
-    made.recorder.dump()
+    made.recorder.dump(tuple)
     made.recorder.close()
     files = made.dumps
     assert len(files) > 1
@@ -176,11 +175,11 @@ def test_where_no_file_can_be_made(tmp_path: Path) -> None:
     (away / "current.pcapng").unlink(missing_ok=True)
     away.rmdir()
     away.touch()
-    made.recorder.dump()
+    made.recorder.dump(tuple)
     assert made.recorder.dumped == 0
     assert str(away) in made.said[0]
     away.unlink()
-    made.recorder.dump()
+    made.recorder.dump(tuple)
     made.recorder.close()
     (file,) = made.dumps
     assert ("Number of packets", "2") in facts(file)
@@ -192,12 +191,12 @@ def test_processes_are_in_every_dump(recording: Recording) -> None:
     recording.recorder.add_process(Process(1058, 0, b"chronyd", None, None, b"", b"", b"", b""))
     for _ in range(2):
         recording.put(1)
-        recording.recorder.dump()
+        recording.recorder.dump(tuple)
     assert all(b"chronyd" in file.read_bytes() for file in recording.dumps)
 
 
 def test_other_blocks_do_not_count(recording: Recording) -> None:
     """Only packets are counted as written."""
-    recording.recorder.write_blocks(memoryview(packet(0, FRAME) + block(0xBAD, 0, b"", b"")))
-    recording.recorder.dump()
+    recording.recorder.write_blocks(memoryview(packet(0, FRAME) + block(0xBAD, 0, b"", b"")), tuple)
+    recording.recorder.dump(tuple)
     assert recording.recorder.dumped == 1

@@ -15,6 +15,7 @@ from skbcapd.daemon.statistics import Busiest, Sight, in_force
 from skbcapd.kernel import abi
 from skbcapd.kernel.loader import Hook
 from skbcapd.kernel.program import Counters
+from skbcapd.output.interface import Snapshot
 from skbcapd.pcapng.comment import label
 from tests.unit.test_capture import Recording, Rig
 from tests.unit.writer import block, cut, upcall
@@ -35,12 +36,12 @@ class Output(Recording):
     late = 0  # packets that it will not have taken when it is asked a second time
     _is_asked = False
 
-    def write_blocks(self, view: memoryview) -> None:
+    def write_blocks(self, view: memoryview, snapshot: Snapshot) -> None:
         """Hold something back."""
-        super().write_blocks(view)
+        super().write_blocks(view, snapshot)
         self._is_asked = False
 
-    def flush(self) -> None:
+    def flush(self, _snapshot: Snapshot) -> None:
         """The first time the end is held back."""
         if self._is_asked:
             self.lost, self.late = self.lost + self.late, 0

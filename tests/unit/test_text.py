@@ -29,8 +29,8 @@ def line(frame: bytes, link_type: int = ETHERNET, **fields: object) -> str:
     output = TextOutput(stream)
     number = output.add_interface(Interface(b"eth0", "", link_type, 262144, None, None, None))
     packet = read_local(memoryview(upcall(frame, **({"time_ns": TIME_NS} | fields))), 0)
-    output.write_packet(packet, number, STAMP)
-    output.flush()
+    output.write_packet(packet, number, STAMP, tuple)
+    output.flush(tuple)
     return stream.getvalue()
 
 
@@ -85,6 +85,6 @@ def test_what_cannot_be_text() -> None:
     output = TextOutput(io.StringIO())
     assert not output.labels
     with pytest.raises(TypeError, match="label"):
-        output.write_packet(read_local(memoryview(cut(0, b"", 0, 0)), 0), 0, STAMP)
+        output.write_packet(read_local(memoryview(cut(0, b"", 0, 0)), 0), 0, STAMP, tuple)
     with pytest.raises(AssertionError, match="32 bytes of ready blocks"):
-        output.write_blocks(memoryview(bytes(32)))
+        output.write_blocks(memoryview(bytes(32)), tuple)
