@@ -21,8 +21,8 @@ from typing import BinaryIO, get_args
 from skbcapd import __version__
 from skbcapd.config.settings import ROWS, Transmit
 from skbcapd.errors import FileError, UsageError
-from skbcapd.pcapng.comment import shown
 from skbcapd.pcapng.link_type import ETHERNET
+from skbcapd.text_safety import escaped_bytes
 
 INTERFACE = "skbcapd"
 
@@ -104,7 +104,7 @@ def open_fifo(options: argparse.Namespace) -> BinaryIO:
     try:
         return open(os.open(options.fifo, os.O_WRONLY | os.O_CLOEXEC), "wb", buffering=0)  # noqa: PTH123  it is not made if it is missing
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        path = shown(os.fsencode(options.fifo))
+        path = escaped_bytes(os.fsencode(options.fifo))
         raise FileError(f"{path}: {getattr(error, 'strerror', error)}; expected a FIFO that Wireshark reads") from None
 
 

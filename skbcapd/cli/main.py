@@ -32,7 +32,7 @@ from skbcapd.cli import doctor, extcap, status
 from skbcapd.config import parser as config
 from skbcapd.config.settings import Settings, reference, schema
 from skbcapd.daemon import metrics
-from skbcapd.daemon.log import Event, Log, journal, printable
+from skbcapd.daemon.log import Event, Log, journal
 from skbcapd.daemon.loop import Service
 from skbcapd.daemon.notify import Notifier
 from skbcapd.daemon.server import Doors
@@ -46,6 +46,7 @@ from skbcapd.output.compressor import Compressor
 from skbcapd.output.directory import Keep
 from skbcapd.output.ring import Recorder
 from skbcapd.output.rotation import Limits, RotatingOutput
+from skbcapd.text_safety import escaped
 
 SYSTEM_CONFIG = Path("/etc/skbcapd.yaml")
 LOG = Log(send=journal())  # one for the process, as stderr is
@@ -515,7 +516,7 @@ class _Report:
         return f"{totals.written} packets, {dropped} dropped, {totals.processes} processes, {self._output.path}"
 
     def _print(self) -> None:
-        text = printable(self._state())
+        text = escaped(self._state())
         if self._terminal:
             width = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # a serial console says 0
             print(f"\r\x1b[K{text[: width - 1]}", end="", file=sys.stderr, flush=True)

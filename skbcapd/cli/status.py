@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from skbcapd.config.settings import ROWS
-from skbcapd.daemon.log import printable
 from skbcapd.errors import FileError
 from skbcapd.output.block_writer import StandardOutput
+from skbcapd.text_safety import escaped
 
 ANSWER_MAX = 4 << 20  # bytes: a thousand rules do not fill it
 PATIENCE_S = 5.0
@@ -113,7 +113,7 @@ def lines(path: str, facts: Mapping[str, Any], before: Mapping[str, Any] | None 
         FileError: that is not what a daemon of this version tells.
     """
     try:
-        return [printable(line) + "\n" for line in _lines(facts, before)]
+        return [escaped(line) + "\n" for line in _lines(facts, before)]
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
         raise FileError(f"{path}: answered by another version; expected one like this", "see its --json") from None
 

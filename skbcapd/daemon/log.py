@@ -16,12 +16,13 @@ Source: systemd.journal-fields(7), sd_journal_stream_fd(3) for JOURNAL_STREAM, s
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import TextIO
+
+from skbcapd.text_safety import escaped
 
 WINDOW_S = 30.0
 BURST = 20
@@ -121,7 +122,7 @@ class Log:
             self._put(event, f"{left_out} more messages of this kind were left out", {"suppressed": left_out})
 
     def _put(self, event: Event, text: str, fields: Mapping[str, object]) -> None:
-        lines = "\n".join(printable(line) for line in text.split("\n")) if event is Event.FAILED else printable(text)
+        lines = "\n".join(escaped(line) for line in text.split("\n")) if event is Event.FAILED else escaped(text)
         if self._send is None:
             print(f"skbcapd: {lines}", file=sys.stderr, flush=True)
             return
@@ -131,7 +132,7 @@ class Log:
             "PRIORITY": str(_PRIORITIES[event.level]),
             "SYSLOG_IDENTIFIER": "skbcapd",
         }
-        self._send(entry | {f"SKBCAPD_{name.upper()}": printable(str(value)) for name, value in fields.items()})
+        self._send(entry | {f"SKBCAPD_{name.upper()}": escaped(str(value)) for name, value in fields.items()})
 
 
 def journal(
@@ -158,12 +159,3 @@ def journal(
         sendv(*(f"{name}={value}" for name, value in entry.items()))
 
     return send
-
-
-def printable(text: str) -> str:
-    """The text with an escape in place of each character that is not printable; no new line is left."""
-    return re.sub(r"[^ -~]", lambda match: match[0] if match[0].isprintable() else _escape(match[0]), text)
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")

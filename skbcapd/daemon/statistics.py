@@ -25,7 +25,8 @@ from skbcapd.capture.reload import RELOADED
 from skbcapd.config.settings import ROWS, Settings
 from skbcapd.kernel.abi import BLOCK_PACKET
 from skbcapd.kernel.segments import walk
-from skbcapd.pcapng.comment import EPB_PROCESSID_THREADID, OPT_COMMENT, CommentError, parse, shown
+from skbcapd.pcapng.comment import EPB_PROCESSID_THREADID, OPT_COMMENT, CommentError, parse
+from skbcapd.text_safety import escaped_bytes
 
 Facts: TypeAlias = dict[str, Any]
 
@@ -200,7 +201,13 @@ def _name(comment: bytes) -> str:
         found: Mapping[str, bytes] = dict(parse(comment.decode("ascii")))
     except (CommentError, UnicodeDecodeError):
         return ""
-    return shown(found["comm"]) if "comm" in found else f"via={shown(found['via'])}" if "via" in found else ""
+    return (
+        escaped_bytes(found["comm"])
+        if "comm" in found
+        else f"via={escaped_bytes(found['via'])}"
+        if "via" in found
+        else ""
+    )
 
 
 def _plain(value: object) -> object:

@@ -17,6 +17,7 @@ PACKAGE = Path(skbcapd.__file__).parent
 # A packet walks through the rooms in this order, and no room looks back.
 ORDER = (
     "errors",
+    "text_safety",
     "attribution.budget",
     "pcapng.link_type",
     "filter.packet_filter",

@@ -11,10 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from skbcapd.daemon.log import BURST, WINDOW_S, Event, Log, journal, printable
+from skbcapd.daemon.log import BURST, WINDOW_S, Event, Log, journal
 
 
 class Journal:
@@ -108,22 +106,6 @@ def test_the_end_says_what_was_left_out() -> None:
         log.write(Event.WARNING, "x")
     log.close()
     assert journal_.entries[-1]["SKBCAPD_SUPPRESSED"] == "3"
-
-
-@pytest.mark.fuzz
-@given(st.text())
-def test_hostile_text_is_harmless(text: str) -> None:
-    """Whatever a name holds, one line of printable characters is written, and what was printable stays."""
-    shown = printable(text)
-    assert shown.isprintable()
-    assert printable(shown) == shown
-    if text.isprintable():
-        assert shown == text
-
-
-def test_escapes() -> None:
-    """Terminal escapes, new lines, changes of direction and lone surrogates are spelled out."""
-    assert printable("a\x1b[2J\nb\u202ec\udcff\xe9") == "a\\x1b[2J\\nb\\u202ec\\udcff\xe9"
 
 
 def test_hostile_values_are_harmless_too() -> None:
