@@ -23,7 +23,8 @@ from typing import Any, NoReturn
 
 import yaml
 
-from skbcapd.config.settings import ROWS, SECTIONS, Kind, ListOf, ReasonError, Records, Row, Rule, Settings, Word, parts
+from skbcapd.config.kinds import Kind, ListOf, ReasonError, Word
+from skbcapd.config.settings import ROWS, SECTIONS, Records, Row, Rule, Settings, parts
 from skbcapd.errors import ConfigError, Problem
 from skbcapd.text_safety import escaped
 
@@ -58,11 +59,12 @@ def load(path: str | os.PathLike[str], overrides: Mapping[str, str] | None = Non
     return _settle(check, overrides)
 
 
-def default_settings(overrides: Mapping[str, str] | None = None) -> Settings:
+def default_settings(overrides: Mapping[str, str] | None = None, places: Mapping[str, str] | None = None) -> Settings:
     """The settings without a file.
 
     Args:
         overrides: as for `load`.
+        places: keys of overrides to the option of the command line that each is from, for messages; --set unless given.
 
     Returns:
         The defaults, but for the overrides.
@@ -70,12 +72,13 @@ def default_settings(overrides: Mapping[str, str] | None = None) -> Settings:
     Raises:
         ConfigError: an override is not right.
     """
-    return _settle(_Check(""), overrides)
+    return _settle(_Check(""), overrides, places)
 
 
-def _settle(check: _Check, overrides: Mapping[str, str] | None) -> Settings:
+def _settle(check: _Check, overrides: Mapping[str, str] | None, places: Mapping[str, str] | None = None) -> Settings:
     sets = _Check("--set", has_lines=False)
     for key, text in (overrides or {}).items():
+        sets.place = (places or {}).get(key, "--set")
         sets.override(key, text)
     if (check.values | sets.values).get("files.mode", "files") == "files":
         (sets if "rules" in sets.values else check).miss_ring()
