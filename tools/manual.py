@@ -18,7 +18,9 @@ from pathlib import Path
 
 from skbcapd import __version__
 from skbcapd.cli import main
-from skbcapd.config.settings import ROWS, ListOf, Word, reference, schema
+from skbcapd.config.kinds import ListOf, Word
+from skbcapd.config.reference import reference, schema
+from skbcapd.config.settings import ROWS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -113,7 +115,7 @@ def _keys() -> Iterator[str]:
 
 
 def _parsers() -> dict[str, argparse.ArgumentParser]:
-    [commands] = [action for action in main._parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    [commands] = [action for action in main.parser()._actions if isinstance(action, argparse._SubParsersAction)]
     return dict(commands.choices)
 
 

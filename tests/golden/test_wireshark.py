@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from skbcapd.pcapng.comment import CommentError, comment, parse, shown
+from skbcapd.pcapng.comment import CommentError, comment, parse
+from skbcapd.text_safety import escaped_bytes
 from tests.golden.judges import judge
 from tests.strangers import comment as with_comment
 from tests.strangers import interface, options, packet, process, section, udp
@@ -51,7 +52,7 @@ def expected(text: str) -> dict[str, list[str]]:
         pairs = parse(text)
     except CommentError:
         return {}
-    said = {key: shown(value) for key, value in pairs}
+    said = {key: escaped_bytes(value) for key, value in pairs}
     if not said.keys() & {"comm", "tgid", "via"}:
         return {}
     if said.keys() & {"comm", "tgid"}:
@@ -141,7 +142,7 @@ def test_a_name_reaches_no_terminal(path: Path) -> None:
         b"\xff" * 15,
     ]
     found = fields(write(path, *(comment([("comm", name), ("tgid", 7)]) for name in names)))
-    assert found == [{"comm": [shown(name)], "tgid": ["7"], "via": ["current"]} for name in names]
+    assert found == [{"comm": [escaped_bytes(name)], "tgid": ["7"], "via": ["current"]} for name in names]
 
 
 KEY = st.sampled_from([*KEYS, "x", "long_key"])

@@ -106,7 +106,7 @@ def test_the_judge_sees_a_wrong_rule(promtool: str, tmp_path: Path) -> None:
 def test_the_rules_name_what_there_is() -> None:
     """Metrics, causes of loss and settings in the rules are skbcapd's; each cause has its advice."""
     text = RULES.read_text()
-    page = Metrics(Scene().sight.facts).text().decode()
+    page = Metrics(Scene().statistics.snapshot).text().decode()
     samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
     assert set(re.findall(r"\bskbcapd_\w+", text)) <= {sample.name for sample in samples}
     assert set(re.findall(r'cause "(\w+)"', text)) == {

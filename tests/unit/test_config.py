@@ -17,22 +17,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from skbcapd.config import parser
+from skbcapd.config.kinds import DURATION, ListOf, Quantity
 from skbcapd.config.parser import default_settings, load
-from skbcapd.config.settings import (
-    DURATION,
-    ROWS,
-    Buffer,
-    Files,
-    ListOf,
-    Log,
-    Quantity,
-    Records,
-    Rule,
-    Settings,
-    parts,
-    reference,
-    schema,
-)
+from skbcapd.config.reference import reference, schema
+from skbcapd.config.settings import ROWS, Buffer, Files, Log, Records, Rule, Settings, parts
 from skbcapd.errors import ConfigError
 
 REFERENCE = Path(__file__).parents[2] / "etc" / "skbcapd.yaml"

@@ -28,7 +28,10 @@ ORDER = (
     "filter",
     "pcapng",
     "attribution",
+    "standard_streams",
     "errors",
+    "events",
+    "text_safety",
 )
 
 # What is no part of Python, and the modules that may import it.

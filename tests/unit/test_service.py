@@ -37,7 +37,8 @@ class FakeCapture:
         self.calls: list[str] = []
         self.looks = list(looks)
         self.fails_to_start = False
-        self.program = self
+        self.program = self.output = self
+        self.wants_new_numbers = False
         self.wakeup_fd, self.waker = os.pipe()
         os.write(self.waker, b"awake")  # the wait for the next packet is over at once
 
