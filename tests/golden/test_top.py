@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import skbcapd
-from tests.golden.judges import rows
-from tests.strangers import comment, interface, options, packet, pcap, process, section, udp
+from tests.support.judges import rows
+from tests.support.strangers import comment, interface, options, packet, pcap, process, section, udp
 
 ROOT = Path(skbcapd.__file__).parent.parent
 NANOSECONDS = options((9, b"\x09"))

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skbcapd.pcapng.comment import CommentError, comment, parse, shown
-from tests.golden.judges import judge
-from tests.strangers import comment as with_comment
-from tests.strangers import interface, options, packet, process, section, udp
+from tests.support.judges import judge
+from tests.support.strangers import comment as with_comment
+from tests.support.strangers import interface, options, packet, process, section, udp
 
 WIRESHARK = Path(__file__).parents[2] / "wireshark"
 DISSECTOR = ("-X", f"lua_script:{WIRESHARK / 'skbcapd.lua'}")

@@ -19,10 +19,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from tests.kernel.deadline import DEADLINE_S, until
 from tests.kernel.namespace import Namespace
 from tests.kernel.reference import Frame, Reference
 from tests.kernel.send.identity import payload
+from tests.support.deadline import DEADLINE_S, until
 
 COUNT = 23
 PORT = 9

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden.judges import facts
 from tests.kernel import table
-from tests.kernel.blocks import packets
 from tests.kernel.capture import Daemon
 from tests.kernel.comparison import Marker
 from tests.kernel.namespace import Namespace, Wire
 from tests.kernel.sink import DISCARD_PORT, Sink
+from tests.support.blocks import packets
+from tests.support.judges import facts
 
 SECONDS = float(os.environ.get("SKBCAPD_SOAK_S", "600"))
 SAMPLES = 60

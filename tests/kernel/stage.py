@@ -24,13 +24,13 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.kernel.blocks import Label
 from tests.kernel.capture import ATTACH, ROOT, Capture, Ended, read
 from tests.kernel.comparison import Marker, between
-from tests.kernel.deadline import DEADLINE_S, until
 from tests.kernel.namespace import Namespace, Wire
 from tests.kernel.reference import Reference
 from tests.kernel.verdict import ETHERNET, Frame, Judge, Verdicts, judge
+from tests.support.blocks import Label
+from tests.support.deadline import DEADLINE_S, until
 
 SLOWNESS = float(os.environ.get("SKBCAPD_SLOWNESS", "1"))
 

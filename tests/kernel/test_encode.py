@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.blocks import EPB_PACKETID, PACKET, STATISTICS, blocks, options
 from tests.kernel.capture import Capture, read
 from tests.kernel.cases import CASES
 from tests.kernel.comparison import Marker, difference, run_sender
-from tests.kernel.deadline import until
 from tests.kernel.namespace import Wire
 from tests.kernel.reference import Reference
 from tests.kernel.send.identity import pattern
 from tests.kernel.sink import DISCARD_PORT, NTP_PORT, Sink
+from tests.support.blocks import EPB_PACKETID, PACKET, STATISTICS, blocks, options
+from tests.support.deadline import until
 
 ISB_STARTTIME, ISB_ENDTIME = 2, 3
 TIMES_BYTES = 8

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.blocks import Packet
 from tests.kernel.capture import Capture, Ended, read
-from tests.kernel.deadline import until
 from tests.kernel.namespace import Namespace, Wire
 from tests.kernel.scene import COUNT, Play, Stage
 from tests.kernel.scenes import bridged, macvlan, routed
 from tests.kernel.send.identity import MAGIC, WHO
 from tests.kernel.sink import TCP_PORT, Sink
+from tests.support.blocks import Packet
+from tests.support.deadline import until
 
 TCPI_RETRANSMITS = 2  # place in struct tcp_info: retransmissions of the oldest data that is not acknowledged
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.blocks import Packet, comment_fields
 from tests.kernel.capture import ROOT, Capture, read
-from tests.kernel.deadline import until
 from tests.kernel.namespace import Wire
+from tests.support.blocks import Packet, comment_fields
+from tests.support.deadline import until
 
 COUNT = 23
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from tests.kernel.blocks import INTERFACE, PACKET, SECTION, STATISTICS, Block, Packet, blocks, comment_fields, options
 from tests.kernel.capture import ROOT, Capture, read
 from tests.kernel.namespace import Wire
+from tests.support.blocks import INTERFACE, PACKET, SECTION, STATISTICS, Block, Packet, blocks, comment_fields, options
 
 COUNT = 23
 FIELDS = ("comm", "pid", "tgid", "ppid", "uid", "user", "exe", "cmdline", "cgroup", "unit", "container")

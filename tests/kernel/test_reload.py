@@ -13,11 +13,11 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
-from tests.kernel.blocks import packets
 from tests.kernel.capture import ATTACH, ROOT
-from tests.kernel.deadline import DEADLINE_S
 from tests.kernel.namespace import Wire
 from tests.kernel.sink import DISCARD_PORT, Sink
+from tests.support.blocks import packets
+from tests.support.deadline import DEADLINE_S
 
 RELOADS = 53
 SENDER = """

@@ -14,9 +14,9 @@ import pytest
 
 from tests.kernel.capture import Capture, Daemon, read
 from tests.kernel.comparison import Marker
-from tests.kernel.deadline import until
 from tests.kernel.namespace import Wire
 from tests.kernel.sink import DISCARD_PORT, NTP_PORT, Sink
+from tests.support.deadline import until
 
 COUNT = 23
 HEADERS = 14 + 20 + 8

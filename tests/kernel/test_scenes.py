@@ -17,7 +17,6 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from tests.kernel import table
-from tests.kernel.blocks import Packet
 from tests.kernel.capture import Capture, Ended, read
 from tests.kernel.comparison import difference
 from tests.kernel.namespace import Namespace
@@ -25,6 +24,7 @@ from tests.kernel.reference import Frame
 from tests.kernel.scene import COUNT, UNKNOWN, Sight, Stage, is_group_report
 from tests.kernel.scenes import SCENES, Scene
 from tests.kernel.send.identity import MAGIC, WHO
+from tests.support.blocks import Packet
 
 CAPTURE_MAX = 262_144
 MODES = {

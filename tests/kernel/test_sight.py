@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.kernel.capture import Daemon, read
 from tests.kernel.comparison import Marker
-from tests.kernel.deadline import DEADLINE_S, until
 from tests.kernel.namespace import Namespace, Wire
+from tests.support.deadline import DEADLINE_S, until
 
 SENT = 4703
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from skbcapd.errors import BtfError
 from skbcapd.kernel.btf import Btf
-from tests.unit import blob
-from tests.unit.blob import Blob
+from tests.support import blob
+from tests.support.blob import Blob
 
 OTHER_KINDS = sorted(set(range(1, 20)) - {blob.STRUCT, blob.UNION})
 

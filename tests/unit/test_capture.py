@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import struct
 import time
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,9 +15,7 @@ from skbcapd.attribution.processes import Process, Processes, User
 from skbcapd.capture.capture import (
     DEVICES_REMEMBERED,
     INTERFACES_MAX,
-    Capture,
     PcapngOutput,
-    Statistics,
     Totals,
     _Numbers,
 )
@@ -28,164 +24,17 @@ from skbcapd.capture.rules import Rules
 from skbcapd.config.parser import default_settings
 from skbcapd.errors import KernelError
 from skbcapd.kernel import abi
-from skbcapd.kernel.loader import Hook
 from skbcapd.kernel.marker import Marker
-from skbcapd.kernel.program import Counters
 from skbcapd.kernel.segments import Cut, Upcall, walk
 from skbcapd.pcapng.comment import DIRECTION_IN, DIRECTION_OUT, Label
 from skbcapd.pcapng.interface import Interface
-from tests.frames import NTP_FRAME
-from tests.unit.proc import TICK, Proc
-from tests.unit.writer import Writer, block, cut, packet, upcall
+from tests.support.frames import NTP_FRAME
+from tests.support.proc import TICK, Proc
+from tests.support.rig import FakeProgram, Recording, Rig
+from tests.support.writer import block, cut, packet, upcall
 
 HERE = Path("/proc/self/ns/net").stat().st_ino
 ELSEWHERE = HERE + 1
-
-
-class FakeProgram(Writer):
-    """A loaded program whose packets are those that a test puts."""
-
-    def __init__(self, *, paged: bool = False, process_context: bool = True) -> None:
-        super().__init__()
-        self.paged, self.process_context = paged, process_context
-        self.hooks = [Hook("tracepoint", "net_dev_queue", "on_transmit")]
-        self.labels: dict[bytes, bytes] = {}
-        self.devices: dict[bytes, bytes] = {}
-        self.holders: dict[int, bytes] = {}
-        self.rows: dict[int, Counters] = defaultdict(Counters)
-        self.calls: list[str] = []
-        self.on_attach: list[bytes] = []
-        self.on_detach: list[bytes] = []
-
-    def put(self, *blocks: bytes, slot: int = 0) -> int:
-        """Packets, counted as the program does: seen in row 0, the rest in the row of their device."""
-        written = super().put(*blocks)
-        self.count(slot, delivered=written, full=len(blocks) - written)
-        return written
-
-    def count(self, slot: int, **outcomes: int) -> None:
-        """Packets that the program dealt with."""
-        self.rows[0] += Counters(seen=sum(outcomes.values()))
-        self.rows[slot] += Counters(**outcomes)
-
-    def set_label(self, key: bytes, value: bytes) -> None:
-        """Remember a label."""
-        self.labels[key] = value
-
-    def clear_labels(self) -> None:
-        """Forget them."""
-        self.labels.clear()
-
-    def set_device(self, key: bytes, value: bytes) -> None:
-        """Remember a device."""
-        self.devices[key] = value
-
-    def owner(self, _sk: int) -> None:
-        """Nothing was learned."""
-
-    def holder(self, _inode: int) -> None:
-        """Nor of a socket that has given its place to another one."""
-
-    def set_holder(self, inode: int, user: bytes) -> None:
-        """Remember who holds a socket."""
-        self.holders[inode] = user
-
-    def counters(self, slot: int) -> Counters:
-        """A row."""
-        return self.rows[slot]
-
-    def missed(self) -> int:
-        """Three, always."""
-        return 3
-
-    def measure(self, _marker: Marker) -> None:
-        """Pages are readable if the test said so."""
-        self.calls.append("measure")
-        self.control[abi.PAGE_BASE] = 4096 if self.paged else 0
-
-    def attach(self) -> None:
-        """The first packets come at once."""
-        self.calls.append("attach")
-        self.put(*self.on_attach)
-
-    def detach(self) -> None:
-        """The last packets come late."""
-        self.calls.append("detach")
-        self.put(*self.on_detach)
-
-    def take_wakeups(self) -> None:
-        """Remember it."""
-        self.calls.append("take_wakeups")
-
-
-class Recording:
-    """An output that keeps everything."""
-
-    lost = 0
-    dumped = None
-
-    def __init__(self, *, labels: bool = True) -> None:
-        self.labels = labels
-        self.statistics: list[Statistics] = []
-        self.interfaces: list[Interface] = []
-        self.written: list[tuple[int, bytes]] = []  # interface, frame; -1 for blocks that were ready
-        self.stamps: list[Label] = []
-        self.hurried = 0
-        self.flags: list[int] = []
-        self.processes: list[tuple[int, Process]] = []  # in front of which packet
-
-    def add_process(self, process: Process) -> None:
-        """Take a process."""
-        self.processes.append((len(self.written), process))
-
-    def add_interface(self, interface: Interface) -> int:
-        """Number it."""
-        self.interfaces.append(interface)
-        return len(self.interfaces) + 6  # no number that could come about by chance
-
-    def write_packet(self, found: Upcall | Cut, interface_id: int, stamp: Label) -> None:
-        """Take a packet."""
-        self.written.append((interface_id, bytes(found.frame)))
-        self.stamps.append(stamp)
-        self.flags.append(found.flags)
-
-    def write_blocks(self, view: memoryview) -> None:
-        """Take blocks of packets, nothing else."""
-        for offset, kind, size in walk(view):
-            assert kind == abi.BLOCK_PACKET
-            cap_len = int.from_bytes(view[offset + 20 : offset + 24], "little")
-            self.written.append((-1, bytes(view[offset : offset + size][28 : 28 + cap_len])))
-
-    def hurry(self) -> None:
-        """Note it."""
-        self.hurried += 1
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-    def finish(self, statistics: Sequence[Statistics]) -> None:
-        """Remember them."""
-        self.statistics = list(statistics)
-
-    @property
-    def frames(self) -> list[bytes]:
-        """All frames, in order."""
-        return [frame for _, frame in self.written]
-
-
-class Rig:
-    """A capture between a fake program and an output."""
-
-    def __init__(self, output: Recording | PcapngOutput | None = None, **arguments: object) -> None:
-        self.program = FakeProgram()
-        self.output = Recording() if output is None else output
-        self.said: list[str] = []
-        self.capture = Capture(self.program, self.output, warn=self.said.append, **arguments)  # type: ignore[arg-type]
-
-    def drain(self, *blocks: bytes, slot: int = 0) -> None:
-        """Let the program write, and the capture read."""
-        self.program.put(*blocks, slot=slot)
-        self.capture.drain()
 
 
 def accounted(totals: Totals) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from skbcapd.output.compressor import Compressor
-from tests.kernel.deadline import until
+from tests.support.deadline import until
 
 DATA = bytes(range(256)) * 1009
 

@@ -15,7 +15,7 @@ from skbcapd.cli import doctor
 from skbcapd.cli.doctor import Finding
 from skbcapd.errors import KernelError
 from skbcapd.kernel.btf import VMLINUX
-from tests.unit.blob import Blob
+from tests.support.blob import Blob
 
 ROOT_CAPABILITIES = 0x1FFFFFFFFFF
 SYS_ADMIN, BPF = 1 << 21, 1 << 39

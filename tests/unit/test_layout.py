@@ -13,7 +13,7 @@ from skbcapd.errors import BtfError, KernelError
 from skbcapd.kernel import abi, compiler
 from skbcapd.kernel.abi import Geometry
 from skbcapd.kernel.btf import Btf
-from tests.unit import blob
+from tests.support import blob
 
 Structs = dict[str, tuple[int, dict[str, int | tuple[int, int]]]]
 

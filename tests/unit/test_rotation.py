@@ -14,10 +14,10 @@ from skbcapd.output.directory import CURRENT, CaptureDirectory, Keep
 from skbcapd.output.rotation import Limits, RotatingOutput
 from skbcapd.pcapng.comment import label
 from skbcapd.pcapng.interface import Interface
-from tests.golden.judges import judge
-from tests.kernel.blocks import INTERFACE, STATISTICS, blocks, packets
-from tests.kernel.deadline import until
-from tests.unit.writer import cut, packet
+from tests.support.blocks import INTERFACE, STATISTICS, blocks, packets
+from tests.support.deadline import until
+from tests.support.judges import judge
+from tests.support.writer import cut, packet
 
 LO = Interface(b"lo", "", 1, 0, None, None, None)
 STAMP = label([("comm", b"x")], 2, 7, 7)

@@ -21,7 +21,7 @@ from skbcapd.daemon import server as doors
 from skbcapd.daemon.server import Server, control
 from skbcapd.daemon.server import http as page
 from skbcapd.errors import FileError
-from tests.kernel.deadline import DEADLINE_S, until
+from tests.support.deadline import DEADLINE_S, until
 
 FACTS = {"version": "0.1.0", "packets": {"seen": 41}}
 

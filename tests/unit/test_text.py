@@ -15,8 +15,8 @@ from skbcapd.output.text import TextOutput
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.link_type import ETHERNET, RAW
-from tests.frames import NTP_FRAME
-from tests.unit.writer import cut, upcall
+from tests.support.frames import NTP_FRAME
+from tests.support.writer import cut, upcall
 
 STAMP = Label(b"", 0)
 ICMPV6 = bytes.fromhex("6000000000083aff" + "fe80" + "00" * 14 + "ff02" + "00" * 13 + "02" + "8500000000000000")

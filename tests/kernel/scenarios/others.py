@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import subprocess
 
-from tests.kernel.deadline import DEADLINE_S
 from tests.kernel.payloads import ICMP, TCP
 from tests.kernel.scenarios.tcp import FEW_BYTES
 from tests.kernel.send.identity import pattern
 from tests.kernel.sink import DISCARD_PORT, TCP_PORT
 from tests.kernel.stage import FEW_TRACEPOINTS, KPROBES, Player, Scenario, Stage
 from tests.kernel.verdict import Frame, Judge, Label, Right, by_signature
+from tests.support.deadline import DEADLINE_S
 
 SENDS = 23
 TUN_DEVICE = "tun0"
