@@ -140,7 +140,7 @@ class Daemon(Capture):
         end: End,
         directory: Path,
         through: Sequence[str] = (),
-        config: Path = ROOT / "etc" / "skbcapd.yaml",
+        config: Path | str = ROOT / "etc" / "skbcapd.yaml",
         **settings: str,
     ) -> None:
         chosen = {"interfaces": end.device, "files.directory": str(directory), "control.socket": "none"}

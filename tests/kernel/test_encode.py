@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +23,11 @@ from tests.support.deadline import until
 ISB_STARTTIME, ISB_ENDTIME = 2, 3
 TIMES_BYTES = 8
 FIRST = b"the first datagram"
+
+
+def has_both_first(file: Path) -> bool:
+    """Whether the first datagrams, to two ports, are in a file."""
+    return file.read_bytes().count(FIRST) == 2
 
 
 @pytest.mark.parametrize("direction", ["out", "in"])
@@ -51,7 +57,7 @@ def test_both_ways_write_the_same_file(direction: str, wire: Wire, tmp_path: Pat
         for port in (DISCARD_PORT, NTP_PORT):
             sender.sendto(FIRST, (wire.far.ipv4, port))
         for file in files.values():
-            until(lambda file=file: file.read_bytes().count(FIRST) == 2, "the first datagrams are in the file")
+            until(partial(has_both_first, file), "the first datagrams are in the file")
         for case in CASES:
             if not case.threads and not (case.streams and direction == "in"):
                 sent_file.write_bytes(pattern(case.size))

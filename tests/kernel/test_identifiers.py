@@ -25,7 +25,7 @@ from tests.support.deadline import until
 TCPI_RETRANSMITS = 2  # place in struct tcp_info: retransmissions of the oldest data that is not acknowledged
 
 # On how many devices each datagram is seen. Bridged: of three the last is flooded, the second is for the bridge's host.
-PLACES = {
+PLACES: dict[Play, dict[int, int]] = {
     routed: {4: COUNT},  # left0, first0, second0, right0
     bridged: {4: COUNT, 3: COUNT, 5: COUNT},
     macvlan: {3: COUNT, 2: COUNT},  # mac0, near0, far0; far0, near0
@@ -44,7 +44,8 @@ class Seen:
 @pytest.fixture(scope="module", params=PLACES, ids=[play.__name__ for play in PLACES])
 def play(request: pytest.FixtureRequest) -> Play:
     """A scene."""
-    return request.param
+    found: Play = request.param
+    return found
 
 
 @pytest.fixture(scope="module")

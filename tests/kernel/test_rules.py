@@ -39,6 +39,7 @@ def sender(wire: Wire, comm: str) -> Iterator[None]:
     words = [comm, wire.far.ipv4, str(COUNT), str(DISCARD_PORT), str(NTP_PORT)]
     command = [sys.executable, "-E", "-s", "-S", "-c", SENDER, *words]
     with wire.near.namespace.do(subprocess.Popen, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
         assert process.stdout.readline() == b"sent\n"
         yield
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any, Generic, TypeVar, overload
 
 from skbcapd.attribution.processes import Process
 from skbcapd.capture.capture import Capture, PcapngOutput, Statistics
@@ -151,12 +152,22 @@ class Recording:
         return [frame for _, frame in self.written]
 
 
-class Rig:
-    """A capture between a fake program and an output."""
+AnyOutput = TypeVar("AnyOutput", bound=Recording | PcapngOutput)
 
-    def __init__(self, output: Recording | PcapngOutput | None = None, **arguments: object) -> None:
+
+class Rig(Generic[AnyOutput]):
+    """A capture between a fake program and an output, which is a `Recording` if the test gives none."""
+
+    @overload
+    def __init__(self: Rig[Recording], output: None = None, **arguments: Any) -> None: ...
+
+    @overload
+    def __init__(self, output: AnyOutput, **arguments: Any) -> None: ...
+
+    def __init__(self, output: Any = None, **arguments: Any) -> None:
         self.program = FakeProgram()
-        self.output = Recording() if output is None else output
+        used: Any = Recording() if output is None else output
+        self.output: AnyOutput = used
         self.said: list[str] = []
         self.capture = Capture(self.program, self.output, warn=self.said.append, **arguments)  # type: ignore[arg-type]
 
@@ -198,7 +209,7 @@ class Scene:
 
     def __init__(self, **settings: str) -> None:
         self.output = Output()
-        self.rig = Rig(self.output)  # type: ignore[arg-type]
+        self.rig = Rig(self.output)
         self.rig.program.learning = [Hook("tracepoint", "sock_send_length", "on_used")]  # type: ignore[attr-defined]
         self.now = 0.0
         self.sight = Sight(self.rig.capture, self.output, lambda: default_settings(settings), lambda: self.now)

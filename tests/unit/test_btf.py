@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,7 @@ def test_sizes_and_renamed_fields() -> None:
         (lambda btf: btf.size("decoy"), "struct decoy is not"),
     ],
 )
-def test_what_is_missing_is_named(ask: object, message: str) -> None:
+def test_what_is_missing_is_named(ask: Callable[[Btf], object], message: str) -> None:
     """A struct or field that this kernel lacks is named in the error, with a hint."""
     with pytest.raises(BtfError, match=message) as raised:
         ask(Btf(HANDMADE))

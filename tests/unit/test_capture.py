@@ -6,6 +6,7 @@ import io
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -42,7 +43,7 @@ def accounted(totals: Totals) -> int:
     return totals.written + totals.filtered + totals.duplicates + totals.own + totals.kernel.lost + totals.lost
 
 
-def unpacked(label: bytes) -> dict[str, object]:
+def unpacked(label: bytes) -> dict[str, Any]:
     """The fields of a struct label by name, its options no longer than they are."""
     names = (
         "comm",
@@ -193,7 +194,7 @@ def test_checksums_are_completed() -> None:
 def test_a_question_is_answered_without_a_label() -> None:
     """A packet whose process Python finds out names it, and gets no label: the next one comes with another key."""
     rig = Rig(find_holder={4711: User(1058, 1058, 0, b"chronyd")}.get)
-    asked = {"via": abi.VIA_UNRESOLVED, "tgid": 0, "tid": 0, "comm": b"", "sk": 1, "inode": 4711}
+    asked: dict[str, Any] = {"via": abi.VIA_UNRESOLVED, "tgid": 0, "tid": 0, "comm": b"", "sk": 1, "inode": 4711}
     rig.drain(upcall(NTP_FRAME, time_ns=time.time_ns(), **asked))
 
     assert b"comm=chronyd pid=1058 tgid=1058 via=inode" in rig.output.stamps[0].options
@@ -211,7 +212,7 @@ def proc(tmp_path: Path) -> Proc:
     return made
 
 
-THREAD = {"tgid": 1058, "tid": 1059, "start": 6000 * TICK + 7}
+THREAD: dict[str, Any] = {"tgid": 1058, "tid": 1059, "start": 6000 * TICK + 7}
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ THREAD = {"tgid": 1058, "tid": 1059, "start": 6000 * TICK + 7}
     ],
 )
 def test_the_comment_has_the_fields_that_are_asked_for(
-    comment: str, arguments: dict[str, int], text: bytes, proc: Proc
+    comment: str, arguments: dict[str, Any], text: bytes, proc: Proc
 ) -> None:
     """Fields stand in the order asked for; those not known, or not for certain of this process, are left out."""
     processes = Processes(cmdline=True, proc=proc.path, users=proc.users)
@@ -345,7 +346,7 @@ def test_a_device_is_described_once() -> None:
         ({"net": 2, "netns": HERE}, b"eth0", f"network namespace {HERE}"),
     ],
 )
-def test_another_device(other: dict[str, object], name: bytes, description: str) -> None:
+def test_another_device(other: dict[str, Any], name: bytes, description: str) -> None:
     """A renamed device, another one, and one of another namespace each have their own interface and counters."""
     rig = Rig()
     rig.drain(upcall(b"1", netns=ELSEWHERE), upcall(b"2", **({"netns": ELSEWHERE} | other)), slot=1)
@@ -370,7 +371,7 @@ def test_another_device(other: dict[str, object], name: bytes, description: str)
         ({"device_type": 803}, 127, bytes.fromhex("3c7c3f2023bd")),
     ],
 )
-def test_link_type_and_address(changes: dict[str, object], link_type: int, mac: bytes | None) -> None:
+def test_link_type_and_address(changes: dict[str, Any], link_type: int, mac: bytes | None) -> None:
     """A device without a link layer is RAW, and only six bytes that are not all zero are a hardware address."""
     rig = Rig()
     rig.drain(upcall(NTP_FRAME, **changes))
@@ -565,7 +566,7 @@ def test_the_marker_is_the_proof_and_is_not_written(*, whole: bool) -> None:
         same_bytes = upcall(b"other" + marker.bytes, net=others)
         rig.program.on_attach = [same_bytes, upcall(frame, net=marker.net), upcall(b"ACK", net=marker.net)]
 
-    rig.program.measure = measure  # type: ignore[method-assign]
+    rig.program.measure = measure  # type: ignore[method-assign,assignment]
     rig.capture.start()
     rig.drain(upcall(NTP_FRAME, net=others))
     rig.capture.stop()
@@ -599,7 +600,7 @@ def test_no_packet_is_slept_over() -> None:
 # Rules
 
 
-def ruled(text: str, output: Recording | None = None, **arguments: object) -> Rig:
+def ruled(text: str, output: Recording | None = None, **arguments: Any) -> Rig[Recording]:
     """A capture with rules as --set takes them."""
     return Rig(output, rules=Rules(default_settings({"rules": text, "files.mode": "ring"}).rules), **arguments)
 

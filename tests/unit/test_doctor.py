@@ -85,8 +85,8 @@ def machine(place: Path, changes: dict[str, str | bytes | None], refusal: str = 
         elif content is not None:
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
     python = place / "interpreter"
-    path = shlex.quote(str(place / "modules"))
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={path} exec {shlex.quote(sys.executable)} "$@"\n')
+    modules = shlex.quote(str(place / "modules"))
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={modules} exec {shlex.quote(sys.executable)} "$@"\n')
     python.chmod(0o755)
     return {found.name: found for found in doctor.findings(place / "proc", place / "sys", str(python), lambda: refusal)}
 

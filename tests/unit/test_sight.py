@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -19,7 +20,8 @@ from tests.support.writer import cut, upcall
 
 def total(facts: statistics.Facts) -> int:
     """All that became of packets."""
-    return sum(facts["packets"].values()) - facts["packets"]["seen"] + sum(facts["lost"].values())
+    summed: int = sum(facts["packets"].values()) - facts["packets"]["seen"] + sum(facts["lost"].values())
+    return summed
 
 
 def test_every_packet_is_in_one_figure() -> None:
@@ -51,7 +53,7 @@ def test_no_figure_falls(steps: list[str]) -> None:
     program = scene.rig.program
     scene.rig.capture.exclude = ["eth7"]
     before: dict[str, int] = {}
-    stuck = iter(())
+    stuck: Iterator[bool] = iter(())
     for step in [*steps, "seen"]:
         if step == "packet":
             program.put(stamped(1058))
