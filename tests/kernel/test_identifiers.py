@@ -56,10 +56,12 @@ def seen(play: Play, tmp_path_factory: pytest.TempPathFactory) -> Seen:
         stage = Stage(play.__name__, stack, watched=False)
         here = Namespace()
         stack.callback(here.close)
-        captures = [
-            stack.enter_context(closing(Capture(here, "-w", str(directory / f"{way}.pcapng"), dedup=way)))
-            for way in ("all", "first")
-        ]
+        captures = []
+        for way in ("all", "first"):
+            arguments = ("-i", "any", "-w", str(directory / f"{way}.pcapng"))
+            namespaces = ",".join(namespace.name for namespace in stage.namespaces)
+            capture = Capture(here, *arguments, dedup=way, namespaces=namespaces)
+            captures.append(stack.enter_context(closing(capture)))
         play(stage)
         stage.end()
         _, ended = [capture.stop() for capture in captures]
@@ -99,9 +101,10 @@ def test_first_is_each_packet_once(play: Play, seen: Seen) -> None:
 def test_data_sent_again_has_another_identifier(wire: Wire, tmp_path: Path) -> None:
     """Each retransmission of the same data, in the same memory, is a packet of its own, at both ends of the wire."""
     file, near, far = tmp_path / "again.pcapng", wire.near, wire.far
+    both = f"{near.namespace.name},{far.namespace.name}"
     with (
         closing(Sink(far.namespace)),
-        closing(Capture(near.namespace, "-w", str(file))) as capture,
+        closing(Capture(near.namespace, "-i", "any", "-w", str(file), namespaces=both)) as capture,
         near.namespace.do(socket.create_connection, (far.ipv4, TCP_PORT)) as connection,
     ):
         far.namespace.ip(f"address del {far.ipv4}/24 dev {far.device}")  # nobody answers
