@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from skbcapd.pcapng.comment import CommentError, comment, parse
 from skbcapd.text_safety import escaped_bytes
-from tests.golden.judges import judge
-from tests.strangers import comment as with_comment
-from tests.strangers import interface, options, packet, process, section, udp
+from tests.support.judges import judge
+from tests.support.strangers import comment as with_comment
+from tests.support.strangers import interface, options, packet, process, section, udp
 
 WIRESHARK = Path(__file__).parents[2] / "wireshark"
 DISSECTOR = ("-X", f"lua_script:{WIRESHARK / 'skbcapd.lua'}")
@@ -69,7 +69,8 @@ def expected(text: str) -> dict[str, list[str]]:
 
 def test_every_key_is_a_field(path: Path) -> None:
     """Each key of the comment is a field of its own; one that is not known is shown under skbcapd.other."""
-    values = ["tmux: server", 7, 8, "flow", 1, 1000, "bob", "/usr/bin/tmux", "tmux -x", "/a.slice", "a.service", "web"]
+    values: list[str | int] = ["tmux: server", 7, 8, "flow", 1, 1000, "bob", "/usr/bin/tmux", "tmux -x"]
+    values += ["/a.slice", "a.service", "web"]
     text = comment([*zip(KEYS, values, strict=True), ("later", "a b"), ("also", 3)])
     assert fields(write(path, text)) == [
         {key: [str(value)] for key, value in zip(KEYS, values, strict=True)} | {"other": ["later=a b", "also=3"]}

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import skbcapd
 from skbcapd.config.settings import ROWS
 from skbcapd.daemon.metrics import Metrics
-from tests.unit.test_sight import Scene
+from tests.support.rig import Scene
 from tests.vm import kernels
 
 ROOT = Path(skbcapd.__file__).parent.parent

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from skbcapd.output.compressor import Compressor
-from tests.kernel.deadline import until
+from tests.support.deadline import until
 
 DATA = bytes(range(256)) * 1009
 
@@ -48,14 +48,15 @@ def zstd(path: Path) -> bytes:
 
 def test_an_interrupted_packer_leaves_the_plain_file(tmp_path: Path) -> None:
     """A packer that is killed, and one that is stopped with the capture, leave the file as it was."""
-    path, said = tmp_path / "a.pcapng", []
+    path = tmp_path / "a.pcapng"
+    said: list[str] = []
     path.write_bytes(DATA * 101)
     compressor = Compressor("gzip", said.append)
     compressor.add(path)
     compressor.tick()
     assert compressor._at_work
     compressor._at_work[2].kill()
-    until(lambda: compressor.tick() or compressor._at_work is None, "the packer has gone")
+    until(lambda: (compressor.tick(), compressor._at_work is None)[1], "the packer has gone")
     assert "stays as it is" in said[0]
     compressor.add(path)
     compressor.tick()

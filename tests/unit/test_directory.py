@@ -14,7 +14,7 @@ import pytest
 
 from skbcapd.errors import FileError
 from skbcapd.output.directory import CURRENT, CaptureDirectory, Keep, harmless
-from tests.unit.writer import block, packet
+from tests.support.writer import block, packet
 
 ROOT = Path(__file__).parents[2]
 SECTION = block(0x0A0D0D0A, 0, b"", b"")

@@ -16,7 +16,7 @@ from skbcapd.errors import KernelError
 from skbcapd.kernel import requirements
 from skbcapd.kernel.btf import VMLINUX
 from skbcapd.kernel.requirements import Finding
-from tests.unit.blob import Blob
+from tests.support.blob import Blob
 
 ROOT_CAPABILITIES = 0x1FFFFFFFFFF
 SYS_ADMIN, BPF = 1 << 21, 1 << 39
@@ -86,8 +86,8 @@ def machine(place: Path, changes: dict[str, str | bytes | None], refusal: str = 
         elif content is not None:
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
     python = place / "interpreter"
-    path = shlex.quote(str(place / "modules"))
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={path} exec {shlex.quote(sys.executable)} "$@"\n')
+    modules = shlex.quote(str(place / "modules"))
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={modules} exec {shlex.quote(sys.executable)} "$@"\n')
     python.chmod(0o755)
     return {
         found.name: found

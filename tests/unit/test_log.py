@@ -179,7 +179,7 @@ def test_a_line_that_cannot_be_written_is_counted(stream: io.StringIO | None) ->
     """On a full disk, or with no stderr, lines are dropped and counted, and nothing fails."""
     log, before = Log(), sys.stderr
     log.install()
-    sys.stderr = stream  # type: ignore[assignment]
+    sys.stderr = stream
     try:
         for _ in range(7):
             LOGGER.warning("x")

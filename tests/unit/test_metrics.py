@@ -12,9 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import skbcapd
 from skbcapd.daemon.metrics import EVERY_S, Metrics, Textfile
-from tests.kernel.deadline import until
-from tests.unit.test_sight import Scene, stamped
-from tests.unit.writer import upcall
+from tests.support.deadline import until
+from tests.support.rig import Scene, stamped
+from tests.support.writer import upcall
 
 ROOT = Path(skbcapd.__file__).parent.parent
 

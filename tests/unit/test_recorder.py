@@ -17,8 +17,8 @@ from skbcapd.output.ring import ASKED_PAUSE_S, Memory, Recorder
 from skbcapd.output.rotation import Limits, RotatingOutput
 from skbcapd.pcapng.comment import label
 from skbcapd.pcapng.interface import Interface
-from tests.golden.judges import facts, judge, rows
-from tests.unit.writer import block, packet, upcall
+from tests.support.judges import facts, judge, rows
+from tests.support.writer import block, packet, upcall
 
 NEAR = Interface(b"near0", "", 1, 262144, None, None, None)
 FRAME = bytes(60)

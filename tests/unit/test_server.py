@@ -21,7 +21,7 @@ from skbcapd.daemon import server as listeners
 from skbcapd.daemon.server import Server, control
 from skbcapd.daemon.server import http as page
 from skbcapd.errors import FileError
-from tests.kernel.deadline import DEADLINE_S, until
+from tests.support.deadline import DEADLINE_S, until
 
 FACTS = {"version": "0.1.0", "packets": {"seen": 41}}
 
@@ -70,9 +70,10 @@ class House:
     def ask(self, method: str, path: str) -> tuple[int, bytes, dict[str, str]]:
         """What Python's HTTP client makes of the answer."""
         found = []
+        host, port = self.address
 
         def go() -> None:
-            connection = http.client.HTTPConnection(*self.address, timeout=DEADLINE_S)
+            connection = http.client.HTTPConnection(host, port, timeout=DEADLINE_S)
             connection.request(method, path)
             response = connection.getresponse()
             found.append((response.status, response.read(), dict(response.headers)))

@@ -33,7 +33,7 @@ class FakeCapture:
         looks: for each drain in turn, the bytes it moved, or what to do; after the last one the capture is full.
     """
 
-    def __init__(self, *looks: int | Callable[[], object]) -> None:
+    def __init__(self, *looks: int | Callable[[], int | None]) -> None:
         self.calls: list[str] = []
         self.looks = list(looks)
         self.fails_to_start = False
@@ -57,7 +57,7 @@ class FakeCapture:
         """The next look."""
         look = self.looks.pop(0)
         self.calls.append("drain")
-        return look if isinstance(look, int) else int(look() or 0)
+        return look if isinstance(look, int) else look() or 0
 
     def fall_asleep(self) -> bool:
         """No packet came meanwhile."""

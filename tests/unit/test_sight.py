@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -12,64 +13,15 @@ from skbcapd.config.parser import default_settings
 from skbcapd.config.settings import ROWS
 from skbcapd.daemon import statistics
 from skbcapd.daemon.statistics import Busiest, Statistics, in_force
-from skbcapd.kernel import abi
-from skbcapd.kernel.loader import Hook
 from skbcapd.kernel.program import Counters
-from skbcapd.output.interface import Snapshot
-from skbcapd.pcapng.comment import label
-from tests.unit.test_capture import Recording, Rig
-from tests.unit.writer import block, cut, upcall
-
-
-def stamped(tgid: int, comm: bytes = b"chronyd", size: int = 60) -> bytes:
-    """A ready block of a process; no process for tgid 0."""
-    fields: list[tuple[str, bytes | str | int]] = [("via", "kernel")]
-    if tgid:
-        fields = [("comm", comm), ("pid", tgid), ("tgid", tgid)]
-    return block(abi.BLOCK_PACKET, 0, bytes(size), label(fields, 2, tgid, tgid, linked=True).options)
-
-
-class Output(Recording):
-    """An output that has a file and can lose packets."""
-
-    path = "/var/log/skbcapd/a.pcapng.part"
-    late = 0  # packets that it will not have taken when it is asked a second time
-    _is_asked = False
-
-    def write_blocks(self, view: memoryview, snapshot: Snapshot) -> None:
-        """Hold something back."""
-        super().write_blocks(view, snapshot)
-        self._is_asked = False
-
-    def flush(self, _snapshot: Snapshot) -> None:
-        """The first time the end is held back."""
-        if self._is_asked:
-            self.lost, self.late = self.lost + self.late, 0
-        self._is_asked = True
-
-
-class Scene:
-    """A capture that is looked at, by a clock of the test's own."""
-
-    def __init__(self, **settings: str) -> None:
-        self.output = Output()
-        self.rig = Rig(self.output)  # type: ignore[arg-type]
-        self.rig.program.learning = [Hook("tracepoint", "sock_send_length", "on_used")]  # type: ignore[attr-defined]
-        self.now = 0.0
-        self.statistics = Statistics(
-            self.rig.capture, self.output, lambda: default_settings(settings), lambda: self.now
-        )
-
-    def look(self) -> statistics.Snapshot:
-        """The facts, one second later."""
-        self.now += 1
-        self.statistics.tick()
-        return self.statistics.snapshot()
+from tests.support.rig import Scene, stamped
+from tests.support.writer import cut, upcall
 
 
 def total(facts: statistics.Snapshot) -> int:
     """All that became of packets."""
-    return sum(facts["packets"].values()) - facts["packets"]["seen"] + sum(facts["lost"].values())
+    summed: int = sum(facts["packets"].values()) - facts["packets"]["seen"] + sum(facts["lost"].values())
+    return summed
 
 
 def test_every_packet_is_in_one_figure() -> None:
@@ -101,7 +53,7 @@ def test_no_figure_falls(steps: list[str]) -> None:
     program = scene.rig.program
     scene.rig.capture.exclude = ["eth7"]
     before: dict[str, int] = {}
-    stuck = iter(())
+    stuck: Iterator[bool] = iter(())
     for step in [*steps, "seen"]:
         if step == "packet":
             program.put(stamped(1058))

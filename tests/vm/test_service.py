@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from skbcapd.events import Event
-from tests.golden.judges import facts, rows
+from tests.support.judges import facts, rows
 from tests.vm import boot, kernels
 
 KERNEL = "6.1"
