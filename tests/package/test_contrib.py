@@ -116,9 +116,9 @@ def test_the_rules_name_what_there_is() -> None:
 
 
 def test_every_alert_is_complete() -> None:
-    """Each has a severity, a summary and a description, and docs/sight.md lists it."""
+    """Each has a severity, a summary and a description, and docs/monitoring.md lists it."""
     for rule in rules():
         assert rule["labels"]["severity"] in {"warning", "critical"}
         assert set(rule["annotations"]) == {"summary", "description"}
-    page = (ROOT / "docs/sight.md").read_text()
+    page = (ROOT / "docs/monitoring.md").read_text()
     assert re.findall(r"^\| `(Skbcapd\w+)`", page, re.MULTILINE) == [rule["alert"] for rule in rules()]

@@ -65,9 +65,9 @@ def test_two_files_have_no_series_in_common() -> None:
 
 
 def test_the_page_names_every_metric() -> None:
-    """docs/sight.md has each metric, and none that there is not."""
+    """docs/monitoring.md has each metric, and none that there is not."""
     found = {name.partition("{")[0] for name in samples(Metrics(Scene().statistics.snapshot).text())}
-    assert set(re.findall(r"`(skbcapd_\w+)[`{]", (ROOT / "docs/sight.md").read_text())) == found
+    assert set(re.findall(r"`(skbcapd_\w+)[`{]", (ROOT / "docs/monitoring.md").read_text())) == found
 
 
 def test_no_name_of_a_process_is_a_label() -> None:
