@@ -214,8 +214,8 @@ def test_the_profile_has_colors(path: Path, home: Path) -> None:
         "skbcapd: sent",
         "skbcapd: received",
         "skbcapd: received",
-        "skbcapd: the kernel itself",
-        "skbcapd: passing through",
-        "skbcapd: nobody knows",
+        "skbcapd: kernel",
+        "skbcapd: forwarded",
+        "skbcapd: unknown process",
         "",
     ]
