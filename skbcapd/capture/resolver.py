@@ -13,6 +13,8 @@ from dataclasses import replace
 
 from skbcapd.attribution.processes import NS_PER_TICK, User
 from skbcapd.attribution.sockets import NOBODY, Flow
+from skbcapd.capture.plan import Plan
+from skbcapd.capture.record import Record
 from skbcapd.kernel import abi
 from skbcapd.kernel.program import Program
 from skbcapd.kernel.segments import Upcall
@@ -69,6 +71,12 @@ class Resolver:
         for key in self._told.keys() - {_key(flow) for flow in flows}:
             self._program.remove_flow(key)
         self._told.clear()
+
+    def take(self, record: Record, _plan: Plan) -> Record:
+        """Stage: the packet with its process, where the program has asked for it."""
+        if record.packet.via != abi.VIA_UNRESOLVED:
+            return record
+        return record._replace(packet=self.resolve(record.packet), is_asked=True)
 
     def resolve(self, packet: Upcall) -> Upcall:
         """The packet with its process, or with `unknown`. It needs no label: later packets ask with another key."""

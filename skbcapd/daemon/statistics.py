@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeAlias
 
 from skbcapd import __version__
 from skbcapd.capture.capture import Capture
-from skbcapd.capture.reload import RELOADED
+from skbcapd.capture.plan import RELOADED
 from skbcapd.config.settings import ROWS, Settings
 from skbcapd.kernel.abi import BLOCK_PACKET
 from skbcapd.kernel.segments import walk
@@ -152,13 +152,13 @@ class Sight:
         capture, settings = self._capture, self._settings()
         totals = capture.settle()
         kernel = totals.kernel
-        lost = {"full": kernel.full, "contended": kernel.contended, "start": kernel.start, "output": totals.lost}
+        lost = {"full": kernel.full, "contended": kernel.contended, "start": kernel.start, "output": totals.dropped}
         packets = {
             "written": totals.written,
             "filtered": totals.filtered,
             "duplicates": totals.duplicates,
-            "own": totals.own,
-            "in_memory": totals.unasked,
+            "own": totals.self_test,
+            "in_memory": totals.not_dumped,
         }
         # Counters are read one after the other, and packets come meanwhile.
         pending = max(0, kernel.seen - sum(packets.values()) - sum(lost.values()))

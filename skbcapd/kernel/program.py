@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from skbcapd.errors import KernelError
 from skbcapd.filter import packet_filter
@@ -182,6 +183,18 @@ class Counters:
     def lost(self) -> int:
         """Packets that should have been delivered and were not, by any cause."""
         return self.full + self.contended + self.start
+
+
+class Filters(NamedTuple):
+    """Packet filters, loaded and not yet in place.
+
+    Args:
+        places: map and place of each program.
+        descriptors: of the programs; who has them closes them.
+    """
+
+    places: Sequence[tuple[str, int]]
+    descriptors: Sequence[int]
 
 
 class Program:
@@ -350,28 +363,15 @@ class Program:
         self._child.close()
         self._child = None
 
-    def compile_filters(self, filters: packet_filter.Source) -> loader.Loader:
-        """Begin to compile other packet filters for the attached program; take them with `exchange_filters`.
-
-        Returns:
-            The child that does it: readable when it is done.
-        """
+    def load_filters(self, filters: packet_filter.Source) -> Filters:
+        """Compile and load other packet filters for the attached program, in a child; see loader.load_filters."""
         definitions = {**self._definitions, "WINDOW": filters.window}
-        return loader.start_filters(self._maps, definitions, self.hooks, filters.text)
+        return Filters(*loader.load_filters(self._maps, definitions, self.hooks, filters.text))
 
-    def exchange_filters(self, child: loader.Loader) -> None:
-        """Put the new filters in the place of the present ones: from one packet to the next, for each direction.
-
-        Raises:
-            KernelError: they could not be compiled or loaded; the present ones stay.
-        """
-        try:
-            message, descriptors = child.receive()
-            for (table, place), descriptor in zip(message["places"], descriptors, strict=True):
-                self._update(table, struct.pack("<I", place), struct.pack("<I", descriptor))
-                os.close(descriptor)
-        finally:
-            child.close()
+    def exchange_filters(self, filters: Filters) -> None:
+        """Put new filters in the place of the present ones: from one packet to the next, for each direction."""
+        for (table, place), descriptor in zip(filters.places, filters.descriptors, strict=True):
+            self._update(table, struct.pack("<I", place), struct.pack("<I", descriptor))
 
     def detach(self) -> None:
         """Stop capturing; what is in the segments stays to be read."""

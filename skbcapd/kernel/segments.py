@@ -26,6 +26,7 @@ _BLOCK = struct.Struct("<IIIIIII")  # type, length, interface id, time high, tim
 _CUT = struct.Struct("<QIII4x")  # the end of a BLOCK_CUT: identifier, unused, checksum, flags
 _BLOCK_MIN = _BLOCK.size + 4  # the length stands again at the end
 _USED, _COMMITTED, _UPCALLS = range(3)
+LOCAL_PER_RANGE = 128  # more, and the range ends: each takes Python some 0.1 ms, and its reader has other duties
 
 
 class Range(NamedTuple):
@@ -105,6 +106,7 @@ class SegmentReader:
         self._done = 0  # bytes of it already handed out
         self._listed = 0  # entries of its list already looked at
         self._open: list[int] = []  # entries whose block was not committed yet
+        self._is_consumed = True  # the range that was handed out last
         control[abi.CURSOR], control[abi.TAIL] = self._number << 32, self._number
 
     @property
@@ -125,6 +127,8 @@ class SegmentReader:
     def ranges(self) -> Iterator[Range]:
         """Everything committed by now; returns when the next block is not complete.
 
+        A range is dealt with when the next one is asked for, or by `consume`; who leaves off before gets it again.
+
         Raises:
             SegmentError: the memory holds what the kernel program cannot have written.
         """
@@ -140,17 +144,35 @@ class SegmentReader:
             if end > abi.SEGMENT_SIZE or end < self._done:
                 raise SegmentError(f"segment {self._number} ends at {end}; expected {self._done} to {abi.SEGMENT_SIZE}")
             if end > self._done:
-                start = self._number % self._count * abi.SEGMENT_STRIDE
-                with self._memory[start + self._done : start + end] as view:
-                    local, listed, still_open = self._local_blocks(control[state + _UPCALLS], start, end, view)
-                    yield Range(view, local)
-                self._done, self._listed, self._open = end, listed, still_open
+                yield from self._parts(control[state + _UPCALLS], end)
             if not sealed:
                 return
             control[state + _USED] = control[state + _COMMITTED] = control[state + _UPCALLS] = 0
             self._number += 1
             self._done, self._listed, self._open = 0, 0, []
             control[abi.TAIL] = self._number
+
+    def consume(self, blocks: Range) -> None:
+        """Deal with a range at once: who leaves off after it does not get it again."""
+        if not self._is_consumed:
+            self._done += len(blocks.view)
+            self._is_consumed = True
+
+    def _parts(self, upcalls: int, end: int) -> Iterator[Range]:
+        """What is complete of a segment, in ranges of at most LOCAL_PER_RANGE local blocks."""
+        start = self._number % self._count * abi.SEGMENT_STRIDE
+        with self._memory[start + self._done : start + end] as view:
+            local, listed, still_open = self._local_blocks(upcalls, start, end, view)
+            base = self._done
+            bounds = [*local[LOCAL_PER_RANGE::LOCAL_PER_RANGE], end - base]
+            for at, bound in enumerate(bounds):
+                first = self._done - base
+                with view[first:bound] as part:
+                    inside = local[LOCAL_PER_RANGE * at : LOCAL_PER_RANGE * (at + 1)]
+                    self._is_consumed = False
+                    yield (blocks := Range(part, [offset - first for offset in inside]))
+                    self.consume(blocks)
+            self._listed, self._open = listed, still_open
 
     def _local_blocks(self, upcalls: int, start: int, end: int, view: memoryview) -> tuple[list[int], int, list[int]]:
         """Offsets in `view` of its local blocks: from the segment's list, or by a walk where the list is too short.
@@ -162,10 +184,11 @@ class SegmentReader:
         found, still_open = [], []
         for entry in [*self._open, *range(self._listed, upcalls)]:
             place = int.from_bytes(self._memory[start + abi.LISTING + 8 * entry :][:8], "little")
-            if place >> 32 == self._number & 0xFFFFFFFF and self._done <= place & 0xFFFFFFFF < end:
-                found.append((place & 0xFFFFFFFF) - self._done)
-            else:  # listed by a packet that came after this range
-                still_open.append(entry)
+            offset = place & 0xFFFFFFFF
+            if place >> 32 != self._number & 0xFFFFFFFF or offset >= end:
+                still_open.append(entry)  # listed by a packet that came after this range
+            elif offset >= self._done:
+                found.append(offset - self._done)
         return sorted(found), upcalls, still_open
 
 

@@ -28,6 +28,8 @@ ORDER = (
     "filter",
     "pcapng",
     "attribution",
+    "lru",
+    "child",
     "errors",
 )
 
