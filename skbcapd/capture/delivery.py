@@ -100,7 +100,7 @@ def _described(packet: Upcall, process: Process | None) -> Process:
     """What a process block shall say: at least what the packet does."""
     if process is None:
         start = packet.start // NS_PER_TICK * NS_PER_TICK if packet.tid == packet.tgid else 0
-        return Process(packet.tgid, start, packet.comm, None, None, b"", b"", b"", b"")
+        return Process(packet.tgid, start, packet.process or packet.comm, None, None, b"", b"", b"", b"")
     return replace(process, cgroup=b"")  # not in a block
 
 

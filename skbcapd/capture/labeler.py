@@ -8,9 +8,10 @@ about once in a drain, however many of its packets came before its label could.
 
 from __future__ import annotations
 
+from skbcapd.attribution.fields import told
 from skbcapd.attribution.processes import Process
 from skbcapd.capture.plan import Plan
-from skbcapd.capture.record import VIA, Decision, Record
+from skbcapd.capture.record import VIA, Decision, Record, user_of
 from skbcapd.kernel import abi
 from skbcapd.kernel.program import Program
 from skbcapd.kernel.segments import Upcall
@@ -79,7 +80,8 @@ class Labeler:
             packet.key,
             abi.LABEL.pack(
                 packet.names[:16],
-                packet.names[16:],
+                packet.names[16:32],
+                packet.names[32:],
                 number,
                 known.interface_id,
                 known.slot,
@@ -95,12 +97,7 @@ class Labeler:
 
 def _stamp(packet: Upcall, process: Process | None, plan: Plan) -> Label:
     """What is stamped on this packet, and on all of its process, interface and direction."""
-    known: dict[str, bytes | int] = {}
-    if packet.tgid:
-        known |= {"comm": packet.comm, "pid": packet.tid, "tgid": packet.tgid}
-    if process is not None:
-        known |= process.fields()
-    fields: list[tuple[str, bytes | str | int]] = [(key, known[key]) for key in plan.comment if key in known]
+    fields: list[tuple[str, bytes | str | int]] = [*told(plan.comment, user_of(packet), process)]
     if packet.via and "none" not in plan.comment:
         fields.append(("via", VIA[packet.via]))
     return label(fields, 0, packet.tgid, packet.tid, linked=bool(packet.linked))

@@ -6,7 +6,7 @@ to the next, so no stage sees a part of the old and a part of the new.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from skbcapd.attribution.processes import Processes
@@ -38,7 +38,7 @@ class Plan:
     snaplen: int = CAPTURE_MAX
     fill: bool = False
     dedup: bool = False
-    comment: Sequence[str] = ("comm", "pid", "tgid")
+    comment: Sequence[str] = ("comm", "pid", "tgid", "process")
     process_blocks: bool = False
     processes: Processes = field(default_factory=Processes)
     filter: str = ""
@@ -51,17 +51,20 @@ class Plan:
         return max(self.snaplen, self.rules.most)
 
 
-def plan_for(settings: Settings, filters: Mapping[int, Programs], first_filter: int = 1) -> Plan:
+def plan_for(
+    settings: Settings, filters: Mapping[int, Programs], first_filter: int = 1, warn: Callable[[str], None] = print
+) -> Plan:
     """The plan that settings ask for.
 
     Args:
         settings: checked.
         filters: by number; see rules.filters_of.
         first_filter: number of the first rule's filter.
+        warn: takes one line that the user should see.
     """
-    wants_cmdline = "cmdline" in settings.comment or any(rule.cmdline for rule in settings.rules)
+    wants_cmdline = "cmdline" in settings.comment or any("cmdline" in rule.fields for rule in settings.rules)
     processes = Processes(cmdline=wants_cmdline)
-    rules = Rules(settings.rules, first_filter, processes.parent)
+    rules = Rules(settings.rules, first_filter, processes.parent, warn=warn)
     return Plan(
         snaplen=settings.snaplen,
         fill=settings.checksums == "fill",

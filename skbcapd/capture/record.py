@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-from skbcapd.attribution.processes import Process
+from skbcapd.attribution.processes import Process, User
 from skbcapd.capture.plan import Plan
 from skbcapd.capture.rules import Verdict
 from skbcapd.kernel.segments import Upcall
@@ -72,3 +72,8 @@ class Record(NamedTuple):
 
 
 Stage: TypeAlias = Callable[[Record, Plan], Record | None]
+
+
+def user_of(packet: Upcall) -> User:
+    """The thread that a packet belongs to."""
+    return User(packet.tgid, packet.tid, packet.start, packet.comm, packet.process)

@@ -148,7 +148,7 @@ class Reload:
             self._refuse(f"not reloaded: {problem}")
         if prepared.problems:
             return
-        plan = plan_for(prepared.settings, prepared.filters, prepared.first)
+        plan = plan_for(prepared.settings, prepared.filters, prepared.first, self._say)
         try:
             self._capture.change(plan, Filters(prepared.places, descriptors) if prepared.places else None)
         finally:

@@ -7,20 +7,19 @@ The rule: /proc is asked only where a setting wants more than the kernel program
 
 from __future__ import annotations
 
+from skbcapd.attribution.fields import needs_process
 from skbcapd.attribution.processes import Process
 from skbcapd.capture.plan import Plan
-from skbcapd.capture.record import VIA, Record
+from skbcapd.capture.record import VIA, Record, user_of
 from skbcapd.capture.rules import Subject
 from skbcapd.kernel.segments import Upcall
 from skbcapd.pcapng.comment import DIRECTION_OUT
-
-_TAKEN_IN_KERNEL = {"comm", "pid", "tgid", "none"}  # fields of a comment that need nothing of /proc
 
 
 def find_process(record: Record, plan: Plan) -> Record:
     """Stage: what /proc knows of the packet's process."""
     packet = record.packet
-    is_wanted = plan.process_blocks or plan.rules.needs_process or set(plan.comment) - _TAKEN_IN_KERNEL
+    is_wanted = plan.process_blocks or plan.rules.needs_process or needs_process(plan.comment)
     if record.is_decided or not packet.tgid or not is_wanted:
         return record
     return record._replace(process=plan.processes.find(packet.tgid, packet.tid, packet.start, packet.comm))
@@ -40,8 +39,6 @@ def _subject(packet: Upcall, process: Process | None) -> Subject:
         netns=packet.netns,
         direction="out" if packet.direction == DIRECTION_OUT else "in",
         via=VIA[packet.via] or "current",
-        comm=packet.comm,
-        tid=packet.tid,
-        tgid=packet.tgid,
+        user=user_of(packet),
         process=process,
     )

@@ -333,7 +333,7 @@ def _serve(
         program,
         output,
         Selection(settings.interfaces, settings.exclude, settings.namespaces),
-        plan_for(settings, filters),
+        plan_for(settings, filters, warn=_say),
         Machine(sockets.Holders().find, sockets.all_holders, sockets.flows, Namespaces().describe),
         limit=count,
         warn=_say,

@@ -266,11 +266,11 @@ class Program:
         """Say who holds a socket: layout.USER; with tgid 0, that it is nobody or several."""
         self._update("holders", struct.pack("<Q", inode), user)
 
-    def holder(self, inode: int) -> tuple[int, int, int, bytes] | None:
+    def holder(self, inode: int) -> tuple[int, int, int, bytes, bytes] | None:
         """Who was the last to use a socket whose place another one has taken, or was set as its holder.
 
         Returns:
-            tgid, tid, start and comm.
+            tgid, tid, start, comm and the process's name.
         """
         try:
             return abi.USER.unpack(self._lookup("holders", struct.pack("<Q", inode), abi.USER.size))
@@ -287,14 +287,14 @@ class Program:
         with contextlib.suppress(FileNotFoundError):
             syscall.remove(self._maps["flows"], flow)
 
-    def owner(self, sk: int) -> tuple[int, int, int, bytes, int, int] | None:
-        """What the program has learned of a socket: its user's tgid, tid, start and comm; its inode and identity."""
+    def owner(self, sk: int) -> tuple[int, int, int, bytes, bytes, int, int] | None:
+        """What the program has learned of a socket: its user's tgid, tid, start, comm, process; inode and identity."""
         try:
             found = self._lookup("owners", struct.pack("<Q", sk), abi.OWNER.size)
         except FileNotFoundError:
             return None
-        tgid, tid, start, comm, inode, identity, _, _ = abi.OWNER.unpack(found)
-        return tgid, tid, start, comm, inode, identity
+        tgid, tid, start, comm, process, inode, identity, _, _ = abi.OWNER.unpack(found)
+        return tgid, tid, start, comm, process, inode, identity
 
     def counters(self, slot: int) -> Counters:
         """The counters of one interface slot, over all processors."""

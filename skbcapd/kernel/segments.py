@@ -57,6 +57,7 @@ class Upcall:
     start: int  # of the thread, ns since boot
     linked: int  # packets of its key carry an identifier
     comm: bytes
+    process: bytes  # name of the thread group's leader
     device: bytes
     mac: bytes
     packet_id: int  # epb_packetid
@@ -68,7 +69,7 @@ class Upcall:
     flags: int  # epb_flags
     device_type: int  # ARPHRD_*
     key: bytes  # layout.KEY, to give a label to
-    names: bytes  # comm and device as the kernel compares them: 16 bytes each, with what stands behind their NUL
+    names: bytes  # comm, device, process as the kernel compares them: 16 bytes each, with what is behind their NUL
     size: int  # bytes of its block
     slot: int  # row of counters that it was counted in
 
@@ -233,10 +234,9 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
         packet_id, _, checksum, flags = _CUT.unpack_from(view, end - _CUT.size)
         return Cut(time_ns, frame, original_len, number, packet_id, checksum, flags, size)
     at = end - 4 - abi.UPCALL.size
-    key, (comm, device, mac, packet_id, sk, inode, identity, checksum, netns, flags, device_type, mac_len) = (
-        (found := abi.UPCALL.unpack_from(view, at))[:8],
-        found[8:],
-    )
+    found = abi.UPCALL.unpack_from(view, at)
+    key, (comm, device, process, mac, packet_id, sk, inode) = found[:8], found[8:15]
+    identity, checksum, netns, flags, device_type, mac_len = found[15:]
     net, ifindex, direction, tgid, tid, start, via, linked = key
     return Upcall(
         time_ns=time_ns,
@@ -251,6 +251,7 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
         start=start,
         linked=linked,
         comm=comm.split(b"\0")[0],
+        process=process.split(b"\0")[0],
         device=device.split(b"\0")[0],
         mac=mac[:mac_len],
         packet_id=packet_id,
@@ -262,7 +263,7 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
         flags=flags,
         device_type=device_type,
         key=bytes(view[at : at + abi.KEY.size]),
-        names=comm + device,
+        names=comm + device + process,
         size=size,
         slot=number,
     )

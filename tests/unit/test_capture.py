@@ -219,6 +219,7 @@ def unpacked(label: bytes) -> dict[str, object]:
     names = (
         "comm",
         "device",
+        "process",
         "id",
         "interface_id",
         "slot",
@@ -247,6 +248,7 @@ def test_the_first_packet_installs_what_the_next_are_stamped_with() -> None:
     assert unpacked(label) == {
         "comm": b"chronyd".ljust(16, b"\0"),
         "device": b"eth0".ljust(16, b"\0"),
+        "process": b"chronyd".ljust(16, b"\0"),
         "id": 0,
         "interface_id": 7,
         "slot": 1,
@@ -469,10 +471,11 @@ def test_a_cut_packet_whose_label_is_forgotten() -> None:
 def test_a_label_holds_names_as_the_kernel_has_them() -> None:
     """What stands behind a name's end is part of the label, which the kernel compares in whole, and not of the name."""
     rig = Rig()
-    rig.drain(upcall(NTP_FRAME, comm=b"chronyd\0ld name", device=b"eth0\0nas7"))
+    rig.drain(upcall(NTP_FRAME, comm=b"chronyd\0ld name", process=b"lead\0er", device=b"eth0\0nas7"))
     label = unpacked(*rig.program.labels.values())
     assert (label["comm"], label["device"]) == (b"chronyd\0ld name\0", b"eth0\0nas7".ljust(16, b"\0"))
-    assert b"comm=chronyd pid=" in rig.output.stamps[0].options
+    assert label["process"] == b"lead\0er".ljust(16, b"\0")
+    assert b"comm=chronyd pid=1059 tgid=1058 process=lead" in rig.output.stamps[0].options
     assert rig.output.interfaces[0].name == b"eth0"
 
 
