@@ -21,7 +21,8 @@ from skbcapd.analysis.account import Account, Process
 from skbcapd.analysis.progress import Progress
 from skbcapd.errors import FileError
 from skbcapd.output.block_writer import StandardOutput
-from skbcapd.pcapng.comment import DIRECTION_IN, DIRECTION_OUT, shown
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
+from skbcapd.pcapng.comment import shown
 from skbcapd.pcapng.reader import Reader
 
 _HEADINGS = ("TGID", "COMM", "PACKETS", "BYTES", "SENT", "RECEIVED", "FIRST (UTC)", "LAST (UTC)", "PEERS")

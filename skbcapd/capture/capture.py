@@ -29,8 +29,9 @@ from skbcapd.capture.self_test import SelfTest
 from skbcapd.capture.totals import Tally, Totals
 from skbcapd.kernel import abi
 from skbcapd.kernel.program import Counters, Filters, Program
-from skbcapd.kernel.segments import Cut, Range, SegmentReader, read_local, walk
+from skbcapd.kernel.segments import Cut, Range, SegmentReader, read_local
 from skbcapd.output.interface import Output, Statistics
+from skbcapd.pcapng.blocks import PACKET, walk
 
 TURN_S = 0.2  # a drain ends after the range that passes it
 SETTLE_S = 3.0  # for what is in the segments when a capture ends; then it is dropped
@@ -336,7 +337,7 @@ class Capture:
             if offset > done:
                 self._delivery.take_blocks(view[done:offset])
             size = int.from_bytes(view[offset + 4 : offset + 8], "little")
-            if int.from_bytes(view[offset : offset + 4], "little") == abi.BLOCK_PACKET:
+            if int.from_bytes(view[offset : offset + 4], "little") == PACKET:
                 self._delivery.take_blocks(view[offset : offset + size])
                 self._tally.written += 1
             else:

@@ -17,7 +17,8 @@ from skbcapd.capture.record import Record
 from skbcapd.capture.totals import Tally
 from skbcapd.kernel.segments import Cut, Upcall
 from skbcapd.output.interface import Output, Snapshot
-from skbcapd.pcapng.comment import CHECKSUM_NOT_READY, Label
+from skbcapd.pcapng.blocks import CHECKSUM_NOT_READY
+from skbcapd.pcapng.comment import Label
 
 _Local = TypeVar("_Local", Upcall, Cut)
 

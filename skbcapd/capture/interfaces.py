@@ -24,7 +24,7 @@ from skbcapd.kernel.program import Program
 from skbcapd.kernel.segments import Upcall
 from skbcapd.lru import Bounded
 from skbcapd.output.interface import Output, Statistics
-from skbcapd.pcapng.comment import DIRECTION_IN, DIRECTION_OUT
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
 from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.link_type import link_type
 

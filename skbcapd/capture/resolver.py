@@ -18,6 +18,7 @@ from skbcapd.capture.record import Record
 from skbcapd.kernel import abi
 from skbcapd.kernel.program import Program
 from skbcapd.kernel.segments import Upcall
+from skbcapd.pcapng.blocks import DIRECTION_OUT
 
 QUESTIONS = 1024  # that the program may ask from one drain to the next
 
@@ -100,7 +101,7 @@ class Resolver:
         if learned is not None:
             tgid, tid, start, comm, process, inode, identity = learned
             if tgid and (inode == packet.inode if packet.inode else identity == packet.identity):
-                via = abi.VIA_SOCKET if packet.direction == abi.OUT else abi.VIA_FLOW
+                via = abi.VIA_SOCKET if packet.direction == DIRECTION_OUT else abi.VIA_FLOW
                 return _of(packet, via, tgid, tid, start, comm, process)
         # A later socket may lie at the same address by now.
         holder = self._program.holder(packet.inode) if packet.inode else None

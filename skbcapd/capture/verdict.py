@@ -13,7 +13,7 @@ from skbcapd.capture.plan import Plan
 from skbcapd.capture.record import VIA, Record, user_of
 from skbcapd.capture.rules import Subject
 from skbcapd.kernel.segments import Upcall
-from skbcapd.pcapng.comment import DIRECTION_OUT
+from skbcapd.pcapng.blocks import DIRECTION_OUT
 
 
 def find_process(record: Record, plan: Plan) -> Record:

@@ -23,9 +23,8 @@ from skbcapd.capture.capture import Capture
 from skbcapd.capture.plan import RELOADED
 from skbcapd.config.pattern import TextPattern
 from skbcapd.config.settings import ROWS, Rule, Settings
-from skbcapd.kernel.abi import BLOCK_PACKET
-from skbcapd.kernel.segments import walk
-from skbcapd.pcapng.comment import EPB_PROCESSID_THREADID, OPT_COMMENT, CommentError, parse, shown
+from skbcapd.pcapng.blocks import EPB_PROCESSID_THREADID, OPT_COMMENT, PACKET, walk
+from skbcapd.pcapng.comment import CommentError, parse, shown
 
 Facts: TypeAlias = dict[str, Any]
 
@@ -62,7 +61,7 @@ class Busiest:
         for seen, (at, kind, size) in enumerate(walk(view)):
             if seen >= _LOOKS_PER_RANGE or not self._left:
                 return
-            if kind == BLOCK_PACKET:
+            if kind == PACKET:
                 cap_len, original_len = struct.unpack_from("<II", view, at + 20)
                 start = at + 28 + cap_len + (-cap_len & 3)
                 self.look_at_one(bytes(view[start : at + size - 4]), original_len)

@@ -21,10 +21,9 @@ from typing import NamedTuple
 from skbcapd.errors import SegmentError
 from skbcapd.kernel import abi
 from skbcapd.kernel.abi import Geometry
+from skbcapd.pcapng.blocks import BLOCK_MIN, PACKET, PACKET_HEAD, block_at, walk
 
-_BLOCK = struct.Struct("<IIIIIII")  # type, length, interface id, time high, time low, captured length, original length
 _CUT = struct.Struct("<QIII4x")  # the end of a BLOCK_CUT: identifier, unused, checksum, flags
-_BLOCK_MIN = _BLOCK.size + 4  # the length stands again at the end
 _USED, _COMMITTED, _UPCALLS = range(3)
 LOCAL_PER_RANGE = 128  # more, and the range ends: each takes Python some 0.1 ms, and its reader has other duties
 
@@ -181,7 +180,7 @@ class SegmentReader:
         With them comes what to remember once they are dealt with: entries looked at, entries still open.
         """
         if upcalls > abi.UPCALLS_LISTED:
-            return [offset for offset, kind, _ in walk(view) if kind != abi.BLOCK_PACKET], upcalls, []
+            return [offset for offset, kind, _ in walk(view) if kind != PACKET], upcalls, []
         found, still_open = [], []
         for entry in [*self._open, *range(self._listed, upcalls)]:
             place = int.from_bytes(self._memory[start + abi.LISTING + 8 * entry :][:8], "little")
@@ -193,42 +192,21 @@ class SegmentReader:
         return sorted(found), upcalls, still_open
 
 
-def walk(view: memoryview) -> Iterator[tuple[int, int, int]]:
-    """Each block of a range as (offset, type, length in bytes).
-
-    Raises:
-        SegmentError: a length that cannot be.
-    """
-    offset = 0
-    while offset < len(view):
-        kind, size = _block_at(view, offset)
-        yield offset, kind, size
-        offset += size
-
-
-def _block_at(view: memoryview, offset: int) -> tuple[int, int]:
-    """Type and length of a block that lies inside the range."""
-    kind, size = struct.unpack_from("<II", view, offset) if 0 <= offset <= len(view) - _BLOCK_MIN else (0, 0)
-    if size < _BLOCK_MIN or size & 3 or offset + size > len(view):
-        raise SegmentError(f"a block at {offset} of {len(view)} bytes claims to be {size} bytes long")
-    return kind, size
-
-
 def read_local(view: memoryview, offset: int) -> Upcall | Cut:
     """Decode the local block at an offset of a range.
 
     Raises:
         SegmentError: it is no local block, or not a whole one.
     """
-    kind, size = _block_at(view, offset)
+    kind, size = block_at(view, offset)
     if kind not in (abi.BLOCK_UPCALL, abi.BLOCK_CUT):
         raise SegmentError(f"the block at {offset} is of type {kind:#x}; expected one of Python's")
-    _, _, number, high, low, cap_len, original_len = _BLOCK.unpack_from(view, offset)
+    _, _, number, high, low, cap_len, original_len = PACKET_HEAD.unpack_from(view, offset)
     time_ns = high << 32 | low
-    behind, needed = size - _BLOCK_MIN - cap_len, 8 if kind == abi.BLOCK_CUT else abi.UPCALL.size
+    behind, needed = size - BLOCK_MIN - cap_len, 8 if kind == abi.BLOCK_CUT else abi.UPCALL.size
     if behind < needed:
         raise SegmentError(f"the block at {offset} has {behind} bytes behind its frame; expected {needed} or more")
-    frame = view[offset + _BLOCK.size : offset + _BLOCK.size + cap_len]
+    frame = view[offset + PACKET_HEAD.size : offset + PACKET_HEAD.size + cap_len]
     end = offset + size
     if kind == abi.BLOCK_CUT:
         packet_id, _, checksum, flags = _CUT.unpack_from(view, end - _CUT.size)

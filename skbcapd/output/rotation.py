@@ -17,12 +17,13 @@ from dataclasses import dataclass
 
 from skbcapd.attribution.processes import Process
 from skbcapd.errors import FileError
-from skbcapd.kernel.segments import Cut, Upcall, walk
+from skbcapd.kernel.segments import Cut, Upcall
 from skbcapd.output.block_writer import CaptureFile, count_packets
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.directory import CaptureDirectory
 from skbcapd.output.interface import Snapshot, Statistics, Told
 from skbcapd.output.pcapng_output import PROCESSES_REPEATED, PcapngOutput
+from skbcapd.pcapng.blocks import walk
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 

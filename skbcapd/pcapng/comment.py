@@ -25,24 +25,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from skbcapd.attribution.fields import CUTTABLE
-
-# epb_flags, draft-ietf-opsawg-pcapng section 4.3.1 (bit 0 is the least significant).
-DIRECTION_IN = 1
-DIRECTION_OUT = 2
-RECEPTION_UNICAST = 1 << 2
-RECEPTION_MULTICAST = 2 << 2
-RECEPTION_BROADCAST = 3 << 2
-RECEPTION_PROMISCUOUS = 4 << 2
-CHECKSUM_NOT_READY = 1 << 9
-CHECKSUM_VALID = 1 << 10
-SEGMENTATION_OFFLOADED = 1 << 11
-
-# Option codes: section 3.5 (end, comment) and section 4.3 (the rest).
-OPT_ENDOFOPT = 0
-OPT_COMMENT = 1
-EPB_FLAGS = 2
-EPB_PACKETID = 5
-EPB_PROCESSID_THREADID = 8
+from skbcapd.pcapng.blocks import EPB_FLAGS, EPB_PACKETID, EPB_PROCESSID_THREADID, OPT_COMMENT, OPT_ENDOFOPT
 
 OPTION_MAX = 0xFFFF  # bytes: the length field has 16 bits
 # A comment that leaves room for its own head, epb_flags, epb_packetid, the process and the end in a label.

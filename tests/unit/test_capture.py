@@ -28,10 +28,11 @@ from skbcapd.kernel import abi
 from skbcapd.kernel.loader import Hook
 from skbcapd.kernel.marker import Marker
 from skbcapd.kernel.program import Counters
-from skbcapd.kernel.segments import Cut, Upcall, walk
+from skbcapd.kernel.segments import Cut, Upcall
 from skbcapd.output.interface import Snapshot, Statistics
 from skbcapd.output.pcapng_output import PcapngOutput
-from skbcapd.pcapng.comment import DIRECTION_IN, DIRECTION_OUT, Label
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT, PACKET, walk
+from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 from tests.frames import NTP_FRAME
 from tests.unit.proc import TICK, Proc
@@ -157,7 +158,7 @@ class Recording:
     def write_blocks(self, view: memoryview, _snapshot: Snapshot) -> None:
         """Take blocks of packets, nothing else."""
         for offset, kind, size in walk(view):
-            assert kind == abi.BLOCK_PACKET
+            assert kind == PACKET
             cap_len = int.from_bytes(view[offset + 20 : offset + 24], "little")
             self.written.append((-1, bytes(view[offset : offset + size][28 : 28 + cap_len])))
 
@@ -349,7 +350,7 @@ def test_packets_that_several_devices_see_carry_their_identifier(kind: str) -> N
 def packet_bodies(data: bytes) -> list[bytes]:
     """The packets' blocks, up to their end option."""
     view = memoryview(data)
-    return [bytes(view[at : at + size - 4]) for at, kind, size in walk(view) if kind == abi.BLOCK_PACKET]
+    return [bytes(view[at : at + size - 4]) for at, kind, size in walk(view) if kind == PACKET]
 
 
 def test_checksums_are_completed() -> None:

@@ -12,6 +12,7 @@ from skbcapd.attribution.sockets import NOBODY, Flow
 from skbcapd.capture.resolver import QUESTIONS, Resolver
 from skbcapd.kernel import abi
 from skbcapd.kernel.segments import Upcall, read_local
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
 from tests.frames import NTP_FRAME
 from tests.unit.writer import upcall
 
@@ -55,7 +56,7 @@ def made(tables: Tables, search: Callable[[int, int], User | None] = lambda *_: 
     return Resolver(tables, search, lambda: BOOT_NS)  # type: ignore[arg-type]
 
 
-def asked(*, inode: int = INODE, direction: int = abi.OUT) -> Upcall:
+def asked(*, inode: int = INODE, direction: int = DIRECTION_OUT) -> Upcall:
     """A packet of a socket whose user is not known."""
     made = upcall(
         NTP_FRAME,
@@ -75,7 +76,7 @@ def asked(*, inode: int = INODE, direction: int = abi.OUT) -> Upcall:
     return found
 
 
-@pytest.mark.parametrize(("direction", "via"), [(abi.OUT, abi.VIA_SOCKET), (abi.IN, abi.VIA_FLOW)])
+@pytest.mark.parametrize(("direction", "via"), [(DIRECTION_OUT, abi.VIA_SOCKET), (DIRECTION_IN, abi.VIA_FLOW)])
 @pytest.mark.parametrize(
     ("inode", "learned", "is_same"),
     [

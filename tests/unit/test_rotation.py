@@ -193,6 +193,7 @@ def test_a_file_that_ends_while_interfaces_lose_their_numbers(tmp_path: Path) ->
         rig.drain(upcall(b"%d" % number, device=b"v%d" % number, ifindex=number + 2, tid=number + 1), slot=0)
     rig.program.put(*(upcall(b"%d" % n, device=b"v%d" % (n % 5), ifindex=n % 5 + 2, tid=n) for n in range(5, 12)))
     rig.capture.renumber()
+    rig.capture.drain()
     rig.drain(upcall(b"12", device=b"v4", ifindex=6, tid=5), slot=0)
     rig.capture.stop()
     output.settle(wait=True)

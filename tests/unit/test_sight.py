@@ -12,10 +12,10 @@ from skbcapd.config.parser import default_settings
 from skbcapd.config.settings import ROWS
 from skbcapd.daemon import statistics
 from skbcapd.daemon.statistics import Busiest, Sight, in_force
-from skbcapd.kernel import abi
 from skbcapd.kernel.loader import Hook
 from skbcapd.kernel.program import Counters
 from skbcapd.output.interface import Snapshot
+from skbcapd.pcapng.blocks import PACKET
 from skbcapd.pcapng.comment import label
 from tests.unit.test_capture import Recording, Rig
 from tests.unit.writer import block, cut, upcall
@@ -26,7 +26,7 @@ def stamped(tgid: int, comm: bytes = b"chronyd", size: int = 60) -> bytes:
     fields: list[tuple[str, bytes | str | int]] = [("via", "kernel")]
     if tgid:
         fields = [("comm", comm), ("pid", tgid), ("tgid", tgid)]
-    return block(abi.BLOCK_PACKET, 0, bytes(size), label(fields, 2, tgid, tgid, linked=True).options)
+    return block(PACKET, 0, bytes(size), label(fields, 2, tgid, tgid, linked=True).options)
 
 
 class Output(Recording):
