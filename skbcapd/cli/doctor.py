@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from skbcapd.capture.capture import Capture
+from skbcapd.capture.capture import Capture, Machine
+from skbcapd.capture.interfaces import Selection
+from skbcapd.capture.plan import Plan
 from skbcapd.errors import KernelError, SkbcapdError
 from skbcapd.kernel import abi, btf, syscall
 from skbcapd.kernel import program as kernel
@@ -347,7 +349,8 @@ def _trial() -> Iterator[Finding]:
         yield Finding("program", error.message, error.hint, fatal=True)
         return
     try:
-        capture = Capture(program, PcapngOutput(_Discard()), ("any",), warn=warnings.append)
+        output = PcapngOutput(_Discard())
+        capture = Capture(program, output, Selection(), Plan(), Machine(), warn=warnings.append)
         capture.start()
         capture.stop()
     except SkbcapdError as error:

@@ -18,16 +18,17 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from skbcapd import __version__
 from skbcapd.analysis import split, top
 from skbcapd.attribution import sockets
 from skbcapd.attribution.namespaces import Namespaces
-from skbcapd.attribution.processes import Processes
-from skbcapd.capture.capture import ANY, Capture, Totals
+from skbcapd.capture.capture import Capture, Machine
+from skbcapd.capture.interfaces import ANY, Selection
+from skbcapd.capture.plan import plan_for
 from skbcapd.capture.reload import Reload
-from skbcapd.capture.rules import Rules, doubts, filters_of
+from skbcapd.capture.rules import doubts, filters_of
+from skbcapd.capture.totals import Totals
 from skbcapd.cli import doctor, extcap, status
 from skbcapd.config import parser as config
 from skbcapd.config.settings import Settings, reference, schema
@@ -203,7 +204,7 @@ def _load(settings: Settings) -> kernel.Program:
     hooks = kernel.choose_hooks(settings.attach, settings.directions, settings.transmit)
     doctor.refuse_hopeless()
     expressions = filters_of(settings.filter, settings.rules)
-    filters = packet_filter.source(expressions, CAPTURE_MAX) if expressions else None
+    filters = packet_filter.source(packet_filter.compile_each(expressions), CAPTURE_MAX) if expressions else None
     geometry = Geometry.for_buffer(settings.buffer.size)
     # scapy takes a tenth of a second.
     return kernel.load(
@@ -309,22 +310,6 @@ def _rotating(settings: Settings) -> RotatingOutput | Recorder:
     return RotatingOutput(place, limits, settings.encode, compressor, wanted.flush, _say)
 
 
-def _chosen(settings: Settings, first_filter: int = 1) -> dict[str, Any]:
-    """What a capture makes of settings that may change while it runs."""
-    wants_cmdline = "cmdline" in settings.comment or any(rule.cmdline for rule in settings.rules)
-    processes = Processes(cmdline=wants_cmdline)
-    return {
-        "snaplen": settings.snaplen,
-        "fill": settings.checksums == "fill",
-        "dedup": settings.dedup == "first",
-        "comment": settings.comment,
-        "process_blocks": settings.process_blocks,
-        "processes": processes,
-        "filter": settings.filter,
-        "rules": Rules(settings.rules, first_filter, processes.parent),
-    }
-
-
 def _serve(
     settings: Settings,
     program: kernel.Program,
@@ -343,27 +328,23 @@ def _serve(
     """
     for doubt in _doubts(settings):
         _say(doubt)
+    filters = packet_filter.compile_each(filters_of(settings.filter, settings.rules))
     capture = Capture(
         program,
         output,
-        settings.interfaces,
-        exclude=settings.exclude,
-        namespaces=settings.namespaces,
+        Selection(settings.interfaces, settings.exclude, settings.namespaces),
+        plan_for(settings, filters, warn=_say),
+        Machine(sockets.Holders().find, sockets.all_holders, sockets.flows, Namespaces().describe),
         limit=count,
         warn=_say,
-        describe_namespace=Namespaces().describe,
-        find_holder=sockets.Holders().find,
-        list_holders=sockets.all_holders,
-        list_flows=sockets.flows,
         ask_for_dump=target.ask if isinstance(target, Recorder) else lambda _why: None,
-        **_chosen(settings),
     )
     output_fd = target.descriptor if isinstance(target, block_writer.StandardOutput) else None
     rotating = target if isinstance(target, RotatingOutput | Recorder) else None
     report = _Report(capture, rotating) if live and rotating else None
     tell = report.reloading if report else None
     answers = (lambda line: LOG.write(Event.RELOADED, line)), tell, (lambda line: LOG.write(Event.NOT_RELOADED, line))
-    reload = Reload(capture, settings, load, _chosen, *answers) if load else None
+    reload = Reload(capture, settings, load, *answers) if load else None
     doors = _open_doors(capture, rotating, settings, reload) if rotating and reload else None
 
     def tick() -> None:
@@ -435,8 +416,8 @@ def _print_totals(totals: Totals, *, quiet: bool = False) -> None:
         (kernel_counters.seen - kernel_counters.outcomes, "seen, and not accounted for", False),
     ]
     others = [
-        (totals.unasked, "forgotten, as nobody asked for a dump", False),
-        (totals.lost, "lost by the output", False),  # such as those that came when its reader had gone
+        (totals.not_dumped, "forgotten, as nobody asked for a dump", False),
+        (totals.dropped, "lost by the output", False),  # such as those that came when its reader had gone
         (totals.filtered, "filtered", False),
         (totals.duplicates, "seen before, on another device", False),
     ]
@@ -502,14 +483,14 @@ class _Report:
     def stopped(self) -> None:
         """The totals, for the journal."""
         totals = self._capture.totals()
-        dropped = totals.kernel.lost + totals.missed + totals.lost
+        dropped = totals.kernel.lost + totals.missed + totals.dropped
         text = f"stopped: {totals.written} packets captured, {dropped} dropped"
         LOG.write(Event.STOPPED, text, file=self._output.path, packets=totals.written, dropped=dropped)
 
     def _state(self) -> str:
         """Packets, drops, file; a rise of the drops is a message of its own."""
         totals = self._capture.totals()
-        dropped = totals.kernel.lost + totals.missed + totals.lost
+        dropped = totals.kernel.lost + totals.missed + totals.dropped
         if self._is_served and dropped > self._dropped:
             text = f"{dropped - self._dropped} packets dropped, {dropped} since the start"
             LOG.write(Event.DROPPED, text, file=self._output.path, packets=totals.written, dropped=dropped)

@@ -23,7 +23,19 @@ from typing import Any, NoReturn
 
 import yaml
 
-from skbcapd.config.settings import ROWS, SECTIONS, Kind, ListOf, ReasonError, Records, Row, Rule, Settings, Word, parts
+from skbcapd.config.settings import (
+    ROWS,
+    RULE_KEYS,
+    SECTIONS,
+    Kind,
+    ListOf,
+    ReasonError,
+    Records,
+    Row,
+    Rule,
+    Settings,
+    Word,
+)
 from skbcapd.errors import ConfigError, Problem
 
 __all__ = ["Settings", "default_settings", "load"]
@@ -286,7 +298,7 @@ class _Check:
         if not isinstance(node, yaml.MappingNode) or not node.value:
             self.problem(_line(node), key, f"found {_found(node)}, expected keys such as comm and action")
             return None
-        rows, values, before = parts(Rule), {}, len(self.problems)
+        rows, values, before = RULE_KEYS, {}, len(self.problems)
         for name, value in node.value:
             if not isinstance(name, yaml.ScalarNode) or name.value not in rows:
                 near = isinstance(name, yaml.ScalarNode) and _nearest(name.value, rows)
@@ -298,7 +310,7 @@ class _Check:
                 values[name.value] = self.item(f"{key}.{name.value}", value, rows[name.value].kind)
         if len(self.problems) > before:
             return None
-        rule = Rule(**values)
+        rule = Rule.of(values)
         if rule.contradiction:
             self.problem(_line(node), key, rule.contradiction)
         if rule.action == "dump":

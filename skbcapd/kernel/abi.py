@@ -62,14 +62,14 @@ VIA_CURRENT, VIA_SOCKET, VIA_FLOW, VIA_INODE, VIA_KERNEL, VIA_FORWARDED, VIA_UNK
 COUNTERS = ("seen", "delivered", "filtered", "full", "contended", "start", "duplicate", "spare7")
 
 KEY = struct.Struct("<QIIIIQII")
-LABEL = struct.Struct(f"<16s16sIIIIIIII{OPTIONS_MAX}s")
+LABEL = struct.Struct(f"<16s16s16sIIIIIIII{OPTIONS_MAX}s")
 DEVICE_KEY = struct.Struct("<QII")
 DEVICE = struct.Struct("<16sII")
 COUNTER_ROW = struct.Struct(f"<{len(COUNTERS)}Q")
-USER = struct.Struct("<IIQ16s")
-OWNER = struct.Struct("<IIQ16sQQQQ")
+USER = struct.Struct("<IIQ16s16s")
+OWNER = struct.Struct("<IIQ16s16sQQQQ")
 FLOW = struct.Struct("<Q16s16sHHBBH")
-UPCALL = struct.Struct("<QIIIIQII16s16s8sQQQQIIIHBx")
+UPCALL = struct.Struct("<QIIIIQII16s16s16s8sQQQQIIIHBx")
 MEASUREMENT = struct.Struct("<QQQQ32sQQQQQQ")
 
 

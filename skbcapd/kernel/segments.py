@@ -26,6 +26,7 @@ _BLOCK = struct.Struct("<IIIIIII")  # type, length, interface id, time high, tim
 _CUT = struct.Struct("<QIII4x")  # the end of a BLOCK_CUT: identifier, unused, checksum, flags
 _BLOCK_MIN = _BLOCK.size + 4  # the length stands again at the end
 _USED, _COMMITTED, _UPCALLS = range(3)
+LOCAL_PER_RANGE = 128  # more, and the range ends: each takes Python some 0.1 ms, and its reader has other duties
 
 
 class Range(NamedTuple):
@@ -56,6 +57,7 @@ class Upcall:
     start: int  # of the thread, ns since boot
     linked: int  # packets of its key carry an identifier
     comm: bytes
+    process: bytes  # name of the thread group's leader
     device: bytes
     mac: bytes
     packet_id: int  # epb_packetid
@@ -67,7 +69,7 @@ class Upcall:
     flags: int  # epb_flags
     device_type: int  # ARPHRD_*
     key: bytes  # layout.KEY, to give a label to
-    names: bytes  # comm and device as the kernel compares them: 16 bytes each, with what stands behind their NUL
+    names: bytes  # comm, device, process as the kernel compares them: 16 bytes each, with what is behind their NUL
     size: int  # bytes of its block
     slot: int  # row of counters that it was counted in
 
@@ -105,6 +107,7 @@ class SegmentReader:
         self._done = 0  # bytes of it already handed out
         self._listed = 0  # entries of its list already looked at
         self._open: list[int] = []  # entries whose block was not committed yet
+        self._is_consumed = True  # the range that was handed out last
         control[abi.CURSOR], control[abi.TAIL] = self._number << 32, self._number
 
     @property
@@ -125,6 +128,8 @@ class SegmentReader:
     def ranges(self) -> Iterator[Range]:
         """Everything committed by now; returns when the next block is not complete.
 
+        A range is dealt with when the next one is asked for, or by `consume`; who leaves off before gets it again.
+
         Raises:
             SegmentError: the memory holds what the kernel program cannot have written.
         """
@@ -140,17 +145,35 @@ class SegmentReader:
             if end > abi.SEGMENT_SIZE or end < self._done:
                 raise SegmentError(f"segment {self._number} ends at {end}; expected {self._done} to {abi.SEGMENT_SIZE}")
             if end > self._done:
-                start = self._number % self._count * abi.SEGMENT_STRIDE
-                with self._memory[start + self._done : start + end] as view:
-                    local, listed, still_open = self._local_blocks(control[state + _UPCALLS], start, end, view)
-                    yield Range(view, local)
-                self._done, self._listed, self._open = end, listed, still_open
+                yield from self._parts(control[state + _UPCALLS], end)
             if not sealed:
                 return
             control[state + _USED] = control[state + _COMMITTED] = control[state + _UPCALLS] = 0
             self._number += 1
             self._done, self._listed, self._open = 0, 0, []
             control[abi.TAIL] = self._number
+
+    def consume(self, blocks: Range) -> None:
+        """Deal with a range at once: who leaves off after it does not get it again."""
+        if not self._is_consumed:
+            self._done += len(blocks.view)
+            self._is_consumed = True
+
+    def _parts(self, upcalls: int, end: int) -> Iterator[Range]:
+        """What is complete of a segment, in ranges of at most LOCAL_PER_RANGE local blocks."""
+        start = self._number % self._count * abi.SEGMENT_STRIDE
+        with self._memory[start + self._done : start + end] as view:
+            local, listed, still_open = self._local_blocks(upcalls, start, end, view)
+            base = self._done
+            bounds = [*local[LOCAL_PER_RANGE::LOCAL_PER_RANGE], end - base]
+            for at, bound in enumerate(bounds):
+                first = self._done - base
+                with view[first:bound] as part:
+                    inside = local[LOCAL_PER_RANGE * at : LOCAL_PER_RANGE * (at + 1)]
+                    self._is_consumed = False
+                    yield (blocks := Range(part, [offset - first for offset in inside]))
+                    self.consume(blocks)
+            self._listed, self._open = listed, still_open
 
     def _local_blocks(self, upcalls: int, start: int, end: int, view: memoryview) -> tuple[list[int], int, list[int]]:
         """Offsets in `view` of its local blocks: from the segment's list, or by a walk where the list is too short.
@@ -162,10 +185,11 @@ class SegmentReader:
         found, still_open = [], []
         for entry in [*self._open, *range(self._listed, upcalls)]:
             place = int.from_bytes(self._memory[start + abi.LISTING + 8 * entry :][:8], "little")
-            if place >> 32 == self._number & 0xFFFFFFFF and self._done <= place & 0xFFFFFFFF < end:
-                found.append((place & 0xFFFFFFFF) - self._done)
-            else:  # listed by a packet that came after this range
-                still_open.append(entry)
+            offset = place & 0xFFFFFFFF
+            if place >> 32 != self._number & 0xFFFFFFFF or offset >= end:
+                still_open.append(entry)  # listed by a packet that came after this range
+            elif offset >= self._done:
+                found.append(offset - self._done)
         return sorted(found), upcalls, still_open
 
 
@@ -210,10 +234,9 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
         packet_id, _, checksum, flags = _CUT.unpack_from(view, end - _CUT.size)
         return Cut(time_ns, frame, original_len, number, packet_id, checksum, flags, size)
     at = end - 4 - abi.UPCALL.size
-    key, (comm, device, mac, packet_id, sk, inode, identity, checksum, netns, flags, device_type, mac_len) = (
-        (found := abi.UPCALL.unpack_from(view, at))[:8],
-        found[8:],
-    )
+    found = abi.UPCALL.unpack_from(view, at)
+    key, (comm, device, process, mac, packet_id, sk, inode) = found[:8], found[8:15]
+    identity, checksum, netns, flags, device_type, mac_len = found[15:]
     net, ifindex, direction, tgid, tid, start, via, linked = key
     return Upcall(
         time_ns=time_ns,
@@ -228,6 +251,7 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
         start=start,
         linked=linked,
         comm=comm.split(b"\0")[0],
+        process=process.split(b"\0")[0],
         device=device.split(b"\0")[0],
         mac=mac[:mac_len],
         packet_id=packet_id,
@@ -239,7 +263,7 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
         flags=flags,
         device_type=device_type,
         key=bytes(view[at : at + abi.KEY.size]),
-        names=comm + device,
+        names=comm + device + process,
         size=size,
         slot=number,
     )

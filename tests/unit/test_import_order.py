@@ -28,6 +28,8 @@ ORDER = (
     "filter",
     "pcapng",
     "attribution",
+    "lru",
+    "child",
     "errors",
 )
 
@@ -37,6 +39,7 @@ LIBRARIES = {
     "systemd": {"daemon.log", "daemon.notify"},
     "scapy": {"filter.packet_filter", "pcapng.writer", "output.text"},
     "yaml": {"config.parser"},
+    "regex": {"config.pattern"},
     "prometheus_client": {"daemon.metrics"},
 }
 

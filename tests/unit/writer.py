@@ -99,6 +99,7 @@ def upcall(
     start: int = 59_000_000_000,
     linked: int = 0,
     comm: bytes = b"chronyd",
+    process: bytes = b"chronyd",
     device: bytes = b"eth0",
     mac: bytes = bytes.fromhex("3c7c3f2023bd"),
     packet_id: int = 0,
@@ -113,6 +114,6 @@ def upcall(
     """The block of a packet without a label."""
     call = abi.UPCALL.pack(
         *(net, ifindex, direction, tgid, tid, start, via, linked),
-        *(comm, device, mac, packet_id, sk, inode, identity, checksum, netns, flags, device_type, len(mac)),
+        *(comm, device, process, mac, packet_id, sk, inode, identity, checksum, netns, flags, device_type, len(mac)),
     )
     return block(abi.BLOCK_UPCALL, number, frame, call, time_ns, original_len)
