@@ -34,7 +34,7 @@ from skbcapd.output.interface import Output, Statistics
 from skbcapd.pcapng.blocks import PACKET, walk
 
 TURN_S = 0.2  # a drain ends after the range that passes it
-SETTLE_S = 3.0  # for what is in the segments when a capture ends; then it is dropped
+SETTLE_S = 1.5  # for what is in the segments when a capture ends; then it is dropped
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ class TextOutput:
 
     lost = handed = settled = 0
     dumped = None
-    is_busy = wants_new_numbers = False
+    is_busy = wants_turn = wants_new_numbers = False
 
     def restart_interfaces(self, _statistics: object) -> None:
         """Never called: names are printed, no numbers."""

@@ -123,7 +123,7 @@ class Recording:
 
     lost = handed = settled = 0
     dumped = None
-    is_busy = wants_new_numbers = False
+    is_busy = wants_turn = wants_new_numbers = False
 
     def __init__(self, *, labels: bool = True) -> None:
         self.labels = labels
