@@ -31,8 +31,10 @@ from skbcapd.kernel import abi
 from skbcapd.kernel.program import Counters, Filters, Program
 from skbcapd.kernel.segments import Cut, Range, SegmentReader, read_local, walk
 from skbcapd.output.interface import Output, Statistics
+from skbcapd.output.worker import wait_until
 
 TURN_S = 0.2  # a drain ends after the range that passes it
+_DISK_S = 0.1  # that a question for the totals waits for the disk
 SETTLE_S = 3.0  # for what is in the segments when a capture ends; then it is dropped
 
 
@@ -196,7 +198,7 @@ class Capture:
                 self._reader.consume(blocks)
                 self.is_cut_short = True
                 break
-        if (moved or self._is_held_back) and not self._is_broken:
+        if (moved or self._is_held_back or self.output.wants_turn) and not self._is_broken:
             self.output.flush(self.statistics)
             self._resolver.refill()
         self._is_held_back = bool(moved)
@@ -217,6 +219,8 @@ class Capture:
             self._is_held_back = False
         if self._uncertain is None and self._reader.position >= cursor:
             self._uncertain = self.output.handed, kernel.delivered - self._tally.not_written
+            mark = self._uncertain[0]
+            wait_until(lambda: self.output.settled >= mark, _DISK_S)  # so that what is told is not a second old
         if self._uncertain is not None and self.output.settled >= self._uncertain[0]:
             self._certain = max(self._certain, self._uncertain[1] - self.output.lost)
             self._uncertain = None
