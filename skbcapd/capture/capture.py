@@ -31,9 +31,11 @@ from skbcapd.kernel import abi
 from skbcapd.kernel.program import Counters, Filters, Program
 from skbcapd.kernel.segments import Cut, Range, SegmentReader, read_local
 from skbcapd.output.interface import Output, Statistics
+from skbcapd.output.worker import wait_until
 from skbcapd.pcapng.blocks import PACKET, walk
 
 TURN_S = 0.2  # a drain ends after the range that passes it
+_DISK_S = 0.1  # that a question for the totals waits for the disk
 SETTLE_S = 1.5  # for what is in the segments when a capture ends; then it is dropped
 
 
@@ -197,7 +199,7 @@ class Capture:
                 self._reader.consume(blocks)
                 self.is_cut_short = True
                 break
-        if (moved or self._is_held_back) and not self._is_broken:
+        if (moved or self._is_held_back or self.output.wants_turn) and not self._is_broken:
             self.output.flush(self.statistics)
             self._resolver.refill()
         self._is_held_back = bool(moved)
@@ -218,6 +220,8 @@ class Capture:
             self._is_held_back = False
         if self._uncertain is None and self._reader.position >= cursor:
             self._uncertain = self.output.handed, kernel.delivered - self._tally.not_written
+            mark = self._uncertain[0]
+            wait_until(lambda: self.output.settled >= mark, _DISK_S)  # so that what is told is not a second old
         if self._uncertain is not None and self.output.settled >= self._uncertain[0]:
             self._certain = max(self._certain, self._uncertain[1] - self.output.lost)
             self._uncertain = None

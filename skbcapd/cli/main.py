@@ -44,11 +44,13 @@ from skbcapd.kernel import program as kernel
 from skbcapd.kernel.abi import CAPTURE_MAX, Geometry
 from skbcapd.output import block_writer, directory
 from skbcapd.output.compressor import Compressor
-from skbcapd.output.directory import Keep
 from skbcapd.output.interface import Output
-from skbcapd.output.pcapng_output import PcapngOutput
+from skbcapd.output.pcapng_output import FileOutput, PcapngOutput
+from skbcapd.output.retention import Keep
 from skbcapd.output.ring import Recorder
-from skbcapd.output.rotation import Limits, RotatingOutput
+from skbcapd.output.rotation import RotatingOutput
+from skbcapd.output.triggers import Limits
+from skbcapd.output.worker import Worker
 
 SYSTEM_CONFIG = Path("/etc/skbcapd.yaml")
 LOG = Log(send=journal())  # one for the process, as stderr is
@@ -242,8 +244,8 @@ def _capture(options: argparse.Namespace) -> int:
             target = block_writer.StandardOutput()
             output = PcapngOutput(target.stream, settings.encode)
         else:
-            target = block_writer.CaptureFile(Path(options.file), part=False)
-            output = PcapngOutput(target.stream, settings.encode, target.stream.note_memory_pressure)
+            target = block_writer.CaptureFile(Path(options.file), part=False, jobs=Worker("writer"))
+            output = FileOutput(target, settings.encode)
         return _serve(settings, program, output, target, options.duration, options.count)
 
 
