@@ -1,6 +1,7 @@
-# Two commands for a bare machine: `make run` captures into ./captures, `make test` runs every check.
-# Both first install what is missing (tools/setup). `make install` and `make deb` are for a machine that keeps skbcapd;
-# the rest are parts of `make test`, and `make bench`.
+# Two commands for a bare machine: `make run` captures into ./captures, `make test` runs the checks of this kernel.
+# Both first install what is missing (tools/setup). `make test-all` runs the other checks, too: virtual machines with
+# other kernels, clean Debian systems, the package. `make install` and `make deb` are for a machine that keeps skbcapd;
+# the rest are parts of those (CONTRIBUTING.md), and `make bench`.
 
 CONFIG = etc/skbcapd.yaml
 DURATION =
@@ -10,6 +11,8 @@ VENV = .venv/bin
 AS_ROOT = tools/as-root
 # No cache is written where root would leave files that their owner cannot remove.
 PYTEST = $(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 SKBCAPD_VM_KERNELS="$(KERNEL)" $(VENV)/python -m pytest -p no:cacheprovider
+# Here a skipped test is a failed run.
+STRICT = $(PYTEST) --no-skips
 C_SOURCES = $(shell find bpf bench -name "*.[ch]")
 
 # Where `make install` puts things. DESTDIR stands before each, for those who build packages.
@@ -27,15 +30,25 @@ wireshark_datadir = /usr/share/wireshark
 # Debian's own: it has bcc and systemd.
 PYTHON = /usr/bin/python3
 
-.PHONY: run test setup setup-test lint format generate unit fuzz test-kernel test-vm soak bench bench-quick install
-.PHONY: uninstall deb clean
+.PHONY: run test test-all setup setup-test lint format generate unit fuzz test-kernel test-many test-package test-vm
+.PHONY: soak coverage bench bench-quick install uninstall deb clean check-beside-lint
 
 run: setup
 	$(AS_ROOT) $(VENV)/skbcapd run --config $(CONFIG) --set files.directory=./captures \
 		$(if $(DURATION),--duration $(DURATION))
 
-test: lint
-	$(PYTEST) --no-skips
+# What needs no kernel program runs beside the checkers, on the second processor. The kernel tests have the machine to
+# themselves: they measure, and have deadlines.
+test: setup-test
+	$(MAKE) --jobs=2 --output-sync=target lint check-beside-lint
+	$(STRICT) tests/kernel
+
+check-beside-lint: setup-test
+	$(STRICT) tests/unit tests/golden tests/package/test_manual.py
+
+# All that `make test` leaves out or does in part only.
+test-all: test
+	$(MAKE) --keep-going test-many test-package test-vm PYTEST="$(STRICT)"
 
 setup:
 	@tools/setup run
@@ -66,6 +79,13 @@ fuzz: setup-test
 
 test-kernel: setup-test
 	$(PYTEST) tests/kernel
+
+# The tests that try something many times, with all their tries (tests/support/amount.py).
+test-many: setup-test
+	$(AS_ROOT) env SKBCAPD_TRIES=all $(PYTEST) -m many tests/golden tests/kernel
+
+test-package: setup-test
+	$(PYTEST) tests/package
 
 test-vm: setup-test
 	$(PYTEST) tests/vm
