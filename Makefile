@@ -6,6 +6,7 @@
 CONFIG = etc/skbcapd.yaml
 DURATION =
 KERNEL =
+COVERED = tests/unit tests/golden tests/kernel
 
 VENV = .venv/bin
 AS_ROOT = tools/as-root
@@ -31,7 +32,7 @@ wireshark_datadir = /usr/share/wireshark
 PYTHON = /usr/bin/python3
 
 .PHONY: run test test-all setup setup-test lint format generate unit fuzz test-kernel test-many test-package test-vm
-.PHONY: soak coverage bench bench-quick install uninstall deb clean check-beside-lint
+.PHONY: test-beside-stream soak coverage bench bench-quick install uninstall deb clean check-beside-lint
 
 run: setup
 	$(AS_ROOT) $(VENV)/skbcapd run --config $(CONFIG) --set files.directory=./captures \
@@ -40,7 +41,7 @@ run: setup
 # What needs no kernel program runs beside the checkers, on the second processor. The kernel tests have the machine to
 # themselves: they measure, and have deadlines.
 test: setup-test
-	$(MAKE) --jobs=2 --output-sync=target lint check-beside-lint
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint check-beside-lint
 	$(STRICT) tests/kernel
 
 check-beside-lint: setup-test
@@ -48,7 +49,7 @@ check-beside-lint: setup-test
 
 # All that `make test` leaves out or does in part only.
 test-all: test
-	$(MAKE) --keep-going test-many test-package test-vm PYTEST="$(STRICT)"
+	$(MAKE) --no-print-directory --keep-going test-many test-package test-vm PYTEST="$(STRICT)"
 
 setup:
 	@tools/setup run
@@ -89,6 +90,18 @@ test-package: setup-test
 
 test-vm: setup-test
 	$(PYTEST) tests/vm
+
+# Other traffic on the machine disturbs no test.
+test-beside-stream: setup-test
+	$(AS_ROOT) $(VENV)/python -m tests.support.beside_stream $(STRICT) tests/kernel
+
+# Branch coverage by the tests that need no virtual machine; the report ends with the sum.
+coverage: setup-test
+	$(AS_ROOT) rm -rf build/coverage
+	mkdir -p build/coverage
+	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(VENV)/python -m coverage run -m pytest -p no:cacheprovider $(COVERED)
+	$(AS_ROOT) $(VENV)/python -m coverage combine --quiet
+	$(AS_ROOT) $(VENV)/python -m coverage report
 
 soak: setup-test
 	$(PYTEST) tests/kernel/soak.py
