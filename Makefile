@@ -6,14 +6,13 @@
 CONFIG = etc/skbcapd.yaml
 DURATION =
 KERNEL =
+NO_SKIPS =
 COVERED = tests/unit tests/golden tests/kernel
 
 VENV = .venv/bin
 AS_ROOT = tools/as-root
 # No cache is written where root would leave files that their owner cannot remove.
-PYTEST = $(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 SKBCAPD_VM_KERNELS="$(KERNEL)" $(VENV)/python -m pytest -p no:cacheprovider
-# Here a skipped test is a failed run.
-STRICT = $(PYTEST) --no-skips
+PYTEST = $(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 SKBCAPD_VM_KERNELS="$(KERNEL)" $(VENV)/python -m pytest -p no:cacheprovider $(NO_SKIPS)
 C_SOURCES = $(shell find bpf bench -name "*.[ch]")
 
 # Where `make install` puts things. DESTDIR stands before each, for those who build packages.
@@ -38,18 +37,19 @@ run: setup
 	$(AS_ROOT) $(VENV)/skbcapd run --config $(CONFIG) --set files.directory=./captures \
 		$(if $(DURATION),--duration $(DURATION))
 
-# What needs no kernel program runs beside the checkers, on the second processor. The kernel tests have the machine to
+# A skipped test is a failed run. What needs no kernel program runs beside the checkers, on the second processor. The kernel tests have the machine to
 # themselves: they measure, and have deadlines.
+test: NO_SKIPS = --no-skips
 test: setup-test
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint check-beside-lint
-	$(STRICT) tests/kernel
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint check-beside-lint NO_SKIPS=$(NO_SKIPS)
+	$(PYTEST) tests/kernel
 
 check-beside-lint: setup-test
-	$(STRICT) tests/unit tests/golden tests/package/test_manual.py
+	$(PYTEST) tests/unit tests/golden tests/package/test_manual.py
 
 # All that `make test` leaves out or does in part only.
 test-all: test
-	$(MAKE) --no-print-directory --keep-going test-many test-package test-vm PYTEST="$(STRICT)"
+	$(MAKE) --no-print-directory --keep-going test-many test-package test-vm NO_SKIPS=--no-skips
 
 setup:
 	@tools/setup run
@@ -93,7 +93,7 @@ test-vm: setup-test
 
 # Other traffic on the machine disturbs no test.
 test-beside-stream: setup-test
-	$(AS_ROOT) $(VENV)/python -m tests.support.beside_stream $(STRICT) tests/kernel
+	$(AS_ROOT) $(VENV)/python -m tests.support.beside_stream $(PYTEST) tests/kernel
 
 # Branch coverage by the tests that need no virtual machine; the report ends with the sum.
 coverage: setup-test
