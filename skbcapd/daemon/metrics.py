@@ -132,7 +132,7 @@ class Textfile:
         self._thread: threading.Thread | None = None
 
     def tick(self, text: Callable[[], bytes]) -> None:
-        """Once per second: start to write if it is time and the last write is over. A thread does it: disks are slow."""
+        """Once per second: start to write if it is time and the last write is over. A thread writes: disks are slow."""
         if self._error != self._told:
             self._told = self._error
             if self._error:
