@@ -91,7 +91,7 @@ class _Stdout(io.FileIO):
             except OSError as error:
                 reason = "it is closed" if error.errno == errno.EBADF else error.strerror
                 raise FileError(
-                    f"standard output: {reason}; expected to write the answer there", "send it elsewhere: > FILE"
+                    f"standard output: {reason}; expected to write the output to it", "redirect it: > FILE"
                 ) from None
         return len(view)
 

@@ -1,7 +1,7 @@
 """The composition root: settings in, a capture that runs to its end out.
 
-Here alone the packages are joined: the loaded program, the capture, its output, and what a running capture needs
-beside it (event loop, report, endpoints, reload).
+Only this module connects the packages: the loaded program, the capture, its output, and what a running capture needs
+(event loop, report, endpoints, reload).
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _LOG = logging.getLogger(__name__)
 
 Files: TypeAlias = RotatingOutput | Recorder
 Target: TypeAlias = block_writer.CaptureFile | block_writer.StandardOutput | Files
-"""Where an output's bytes end; closed at the end."""
+"""Where the bytes of an output are written; closed at the end."""
 
 
 def load_program(settings: Settings) -> kernel.Program:
     """Compile, or take from the cache, and load the kernel program.
 
     Raises:
-        KernelError: this kernel cannot capture, or refuses.
+        KernelError: this kernel cannot capture, or rejects the program.
         BtfError: its type information is not as expected.
     """
     hooks = kernel.choose_hooks(settings.attach, settings.directions, settings.transmit)
@@ -66,12 +66,12 @@ def load_program(settings: Settings) -> kernel.Program:
 
 
 def _import_scapy() -> object:
-    """Import what takes a tenth of a second, while the loader works."""
+    """Import scapy, which takes 0.1 s, while the loader works."""
     return importlib.import_module("skbcapd.pcapng.writer")
 
 
 def files(settings: Settings) -> Files:
-    """The output that writes files by the settings' rules.
+    """The output that writes files as the settings say.
 
     Raises:
         FileError: files.directory cannot be used.
@@ -106,20 +106,20 @@ def serve(
     Args:
         settings: of the start.
         program: loaded.
-        output: takes the packets.
-        target: where the output's bytes end; closed at the end.
-        duration_s: end after so many seconds; None for never.
-        count: end after so many packets; 0 for never.
-        load: reads the settings anew on SIGHUP; None: they never change.
+        output: receives the packets.
+        target: where the bytes of the output are written; closed at the end.
+        duration_s: stop after this time; None: never.
+        count: stop after this number of packets; 0: never.
+        load: reads the settings again on SIGHUP; None: SIGHUP changes nothing.
         live: report to the service manager, the journal or a terminal.
-        quiet: say only what went wrong.
+        quiet: print errors only.
 
     Returns:
         The exit code.
 
     Raises:
         KernelError: the capture cannot start.
-        FileError: the output refuses.
+        FileError: the output cannot be written.
     """
     standard_streams.limit_patience()
     for line in warnings_for(settings):
@@ -160,7 +160,7 @@ def serve(
         try:
             service.run(started)
         except OSError as error:
-            raise FileError(f"{target.path}: {error.strerror}; the capture ends") from None
+            raise FileError(f"{target.path}: {error.strerror}; the capture stops") from None
     if report:
         report.stopped()
     else:
@@ -187,7 +187,7 @@ def _make_capture(settings: Settings, program: kernel.Program, output: Output, t
 
 
 def _chosen(settings: Settings, first_filter: int = 1) -> dict[str, Any]:
-    """What a capture makes of settings that may change while it runs."""
+    """The part of a capture that settings may change while it runs."""
     wants_cmdline = "cmdline" in settings.comment or any(rule.cmdline for rule in settings.rules)
     processes = Processes(cmdline=wants_cmdline)
     return {
@@ -213,15 +213,17 @@ def _make_reload(capture: Capture, settings: Settings, load: Callable[[], Settin
 
 
 def _actions(capture: Capture, output: Files | None) -> dict[int, Callable[[], None]]:
-    """What signals make an output do."""
+    """What the output does on signals."""
     if isinstance(output, RotatingOutput):
         return {
             signal.SIGUSR1: lambda: output.rotate(capture.statistics),
-            signal.SIGUSR2: lambda: _LOG.warning("SIGUSR2: nothing to dump, as files.mode is not ring"),
+            signal.SIGUSR2: lambda: _LOG.warning(
+                "SIGUSR2 ignored: files.mode is not ring, so there is nothing to dump"
+            ),
         }
     if isinstance(output, Recorder):
         return {
-            signal.SIGUSR1: lambda: _LOG.warning("SIGUSR1: no file to end, as files.mode is ring"),
+            signal.SIGUSR1: lambda: _LOG.warning("SIGUSR1 ignored: files.mode is ring, so there is no file to rotate"),
             signal.SIGUSR2: lambda: output.dump(capture.statistics),
         }
     return {}

@@ -1,10 +1,10 @@
-"""What the service manager is told: ready, how it goes, still alive.
+"""Messages to the service manager: ready, status, watchdog.
 
-In: states. Out: messages on the socket that systemd names in NOTIFY_SOCKET, nothing where there is none.
+In: states. Out: messages on the socket in NOTIFY_SOCKET; nothing without that variable.
 
-The rule: the watchdog is fed only from the drain loop, and only while the disk answers: the question to the disk (force
-what was written) is put in a thread of its own, and as long as it has not come back nothing is fed. A disk that answers
-with an error, because it is full, say, does answer.
+The rule: only the drain loop triggers the watchdog, and only while the disk responds. A separate thread calls
+fdatasync; until it returns, the watchdog is not triggered. An error of fdatasync, for example a full disk, is a
+response, too.
 
 Source: sd_notify(3), sd_watchdog_enabled(3).
 """
