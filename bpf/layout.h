@@ -58,8 +58,9 @@ struct key {
 
 /* What Python stamps on the packets of a key. */
 struct label {
-	u8 comm[16];	  /* the label holds only while thread and device keep these names */
+	u8 comm[16];	  /* the label holds only while thread, device and process keep these names */
 	u8 device[16];	  /* */
+	u8 process[16];	  /* */
 	u32 id;		  /* Python's number for it */
 	u32 interface_id; /* interface block in the file */
 	u32 slot;	  /* row of `counters` */
@@ -90,6 +91,7 @@ struct user {
 	u32 tid;
 	u64 start; /* ns since boot */
 	u64 comm[2];
+	u64 process[2]; /* name of the thread group's leader: what people call the process */
 };
 
 /* The last user of a socket, and by what to know the socket again. */
@@ -135,6 +137,7 @@ struct upcall {
 	struct key key;
 	u8 comm[16];
 	u8 device[16];
+	u8 process[16];
 	u8 mac[8];	 /* the device's hardware address, addr_len bytes of it */
 	u64 packet_id;	 /* epb_packetid; 0: none */
 	u64 sk;		 /* of a packet whose process Python shall find: its socket, */

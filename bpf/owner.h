@@ -90,8 +90,8 @@ static inline int is_at_work_on(u8 *sk, struct control *control)
 	return number == SYSCALL_IO_URING_ENTER || number == SYSCALL_SPLICE;
 }
 
-/* Takes `current` for the user. A worker that the kernel runs for a process (io_uring, vhost) has a name of its own
-   making: its process's is taken. */
+/* Takes `current` for the user, with the name of its thread group's leader: threads may have names of their own. A worker
+   that the kernel runs for a process (io_uring, vhost) has a name of the kernel's making: its process's is taken. */
 static inline void use_current(struct user *user)
 {
 	u8 *task = current_task();
@@ -99,16 +99,23 @@ static inline void use_current(struct user *user)
 	user->tgid = TASK(u32, TGID);
 	user->tid = TASK(u32, TID);
 	user->start = TASK(u64, START);
-	if (TASK(u32, FLAGS) & (PF_IO_WORKER | PF_USER_WORKER))
-		task = TASK(u8 *, LEADER);
 	user->comm[0] = TASK(u64, COMM);
 	user->comm[1] = TASK(u64, COMM + 8);
+	u32 is_worker = TASK(u32, FLAGS) & (PF_IO_WORKER | PF_USER_WORKER);
+
+	task = TASK(u8 *, LEADER);
+	user->process[0] = TASK(u64, COMM);
+	user->process[1] = TASK(u64, COMM + 8);
+	if (is_worker) {
+		user->comm[0] = user->process[0];
+		user->comm[1] = user->process[1];
+	}
 }
 
 static inline int is_same_user(struct user *a, struct user *b)
 {
 	return a->tid == b->tid && a->start == b->start && a->comm[0] == b->comm[0] &&
-	       a->comm[1] == b->comm[1];
+	       a->comm[1] == b->comm[1] && a->process[0] == b->process[0] && a->process[1] == b->process[1];
 }
 
 /*

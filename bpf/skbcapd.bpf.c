@@ -110,6 +110,7 @@ static inline void describe(struct upcall *call, struct packet *packet, u32 flag
 	call->key = packet->key;
 	__builtin_memcpy(call->comm, packet->user.comm, 16);
 	__builtin_memcpy(call->device, packet->device_name, 16);
+	__builtin_memcpy(call->process, packet->user.process, 16);
 	call->flags = flags;
 	call->checksum = checksum;
 	call->sk = packet->sk;
@@ -228,7 +229,8 @@ static inline void take(void *ctx, void *argument, const u32 direction)
 	if (label && label->generation != control->generation)
 		label = NULL;
 	if (label &&
-	    !(same_name(label->comm, packet->user.comm) && same_name(label->device, packet->device_name)))
+	    !(same_name(label->comm, packet->user.comm) && same_name(label->device, packet->device_name) &&
+	      same_name(label->process, packet->user.process)))
 		label = NULL;
 	if (label) {
 		slot = label->slot;

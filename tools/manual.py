@@ -1,6 +1,9 @@
-"""Writes what is generated from the code: reference config, its schema, man pages, completion. `make generate` runs it.
+"""Writes what is generated from the code: reference config, its schema, man pages, completion, tables of fields.
 
-In: `settings.ROWS`, the parser of `cli`, man/*.in. Out: etc/, man/skbcapd.8, man/skbcapd.yaml.5, completions/skbcapd.
+`make generate` runs it.
+
+In: `settings.ROWS`, `fields.TABLE`, the parser of `cli`, man/*.in. Out: etc/, man/skbcapd.8, man/skbcapd.yaml.5,
+completions/skbcapd, and the fields of a comment in wireshark/skbcapd.lua and docs/format.md.
 
 The rule: texts of keys and options are in the code. Other text is in man/*.in, which have one line, COMMANDS or KEYS,
 for the generated part. tests/package compares the tree with the output of this module.
@@ -15,12 +18,14 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 from skbcapd import __version__
+from skbcapd.attribution.fields import TABLE
 from skbcapd.cli import main
 from skbcapd.config.kinds import ListOf, Word
 from skbcapd.config.reference import reference, schema
-from skbcapd.config.settings import ROWS
+from skbcapd.config.settings import ROWS, Via
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,7 +46,40 @@ def texts() -> dict[str, str]:
         "man/skbcapd.8": _page("skbcapd.8.in", "COMMANDS", _commands()),
         "man/skbcapd.yaml.5": _page("skbcapd.yaml.5.in", "KEYS", _keys()),
         "completions/skbcapd": _completion(),
+        "wireshark/skbcapd.lua": _between("wireshark/skbcapd.lua", _lua_fields()),
+        "docs/format.md": _between("docs/format.md", _format_fields()),
     }
+
+
+def _between(path: str, lines: Iterator[str]) -> str:
+    """A file with other lines between the one that has FIELDS: and the one that has END."""
+    text = (ROOT / path).read_text()
+    found = re.fullmatch(r"(.*?FIELDS:[^\n]*\n).*?((?:--|<!--) END.*)", text, re.DOTALL)
+    if not found:
+        raise ValueError(f"{path} has no place for the fields of a comment")
+    return found[1] + "".join(line + "\n" for line in lines) + found[2]
+
+
+def _lua_fields() -> Iterator[str]:
+    """The fields of a comment, for Wireshark; `via` is told of packets without a process, too."""
+    yield "local fields = {"
+    for field in TABLE:
+        kind, base = ("uint32", "DEC") if field.is_number else ("string", "base.ASCII")
+        yield f'    {field.name} = ProtoField.{kind}("skbcapd.{field.name}", "{field.title}", {base}),'
+    yield '    via = ProtoField.string("skbcapd.via", "Found by", base.ASCII, "How the process was found"),'
+    yield "}"
+    yield f"local NUMBERS = {{ {', '.join(f'{field.name} = true' for field in TABLE if field.is_number)} }}"
+
+
+def _format_fields() -> Iterator[str]:
+    """The table of keys in docs/format.md."""
+    yield "| key | value |"
+    yield "|-|-|"
+    for field in TABLE:
+        yield f"| `{field.name}` | {field.doc} |"
+    words = ", ".join(f"`{word}`" for word in get_args(Via)[1:])
+    yield f"| `via` | how it was found, where it is not the plain case: {words} ([attribution](attribution.md)) |"
+    yield "| `cut` | which of these values is not whole, comma-separated |"
 
 
 def _page(template: str, place: str, lines: Iterator[str]) -> str:

@@ -1,4 +1,4 @@
--- The process of a packet as fields of Wireshark: skbcapd.comm, skbcapd.pid, skbcapd.tgid, skbcapd.via and more, for
+-- The process of a packet as fields of Wireshark: skbcapd.process, skbcapd.comm, skbcapd.tgid, skbcapd.via and more, for
 -- columns and display filters (skbcapd.tgid == 1058).
 --
 -- In: the packet's comments (frame.comment). Out: a tree "skbcapd" with a field for each key of the first comment that
@@ -20,21 +20,27 @@ set_plugin_info({
 local skbcapd = Proto("skbcapd", "skbcapd")
 
 local DEC = base.DEC
+-- FIELDS: from skbcapd/attribution/fields.py, by `make generate`
 local fields = {
-    comm = ProtoField.string("skbcapd.comm", "Name", base.ASCII, "The thread's name"),
+    comm = ProtoField.string("skbcapd.comm", "Thread", base.ASCII),
     pid = ProtoField.uint32("skbcapd.pid", "Thread id (pid)", DEC),
     tgid = ProtoField.uint32("skbcapd.tgid", "Process id (tgid)", DEC),
-    via = ProtoField.string("skbcapd.via", "Found by", base.ASCII, "How the process was found; current: it was running"),
+    process = ProtoField.string("skbcapd.process", "Process", base.ASCII),
     ppid = ProtoField.uint32("skbcapd.ppid", "Parent's process id", DEC),
     uid = ProtoField.uint32("skbcapd.uid", "User id", DEC),
-    user = ProtoField.string("skbcapd.user", "User"),
-    exe = ProtoField.string("skbcapd.exe", "Executable"),
-    cmdline = ProtoField.string("skbcapd.cmdline", "Command line"),
-    cgroup = ProtoField.string("skbcapd.cgroup", "Control group"),
-    unit = ProtoField.string("skbcapd.unit", "systemd unit"),
-    container = ProtoField.string("skbcapd.container", "Container"),
+    user = ProtoField.string("skbcapd.user", "User", base.ASCII),
+    gid = ProtoField.uint32("skbcapd.gid", "Group id", DEC),
+    exe = ProtoField.string("skbcapd.exe", "Executable", base.ASCII),
+    cmdline = ProtoField.string("skbcapd.cmdline", "Command line", base.ASCII),
+    cgroup = ProtoField.string("skbcapd.cgroup", "Control group", base.ASCII),
+    unit = ProtoField.string("skbcapd.unit", "systemd unit", base.ASCII),
+    container = ProtoField.string("skbcapd.container", "Container", base.ASCII),
+    pod = ProtoField.string("skbcapd.pod", "Kubernetes pod", base.ASCII),
+    ns_pid = ProtoField.uint32("skbcapd.ns_pid", "Process id in its namespace", DEC),
+    via = ProtoField.string("skbcapd.via", "Found by", base.ASCII, "How the process was found"),
 }
-local NUMBERS = { pid = true, tgid = true, ppid = true, uid = true }
+local NUMBERS = { pid = true, tgid = true, ppid = true, uid = true, gid = true, ns_pid = true }
+-- END
 local other = ProtoField.string("skbcapd.other", "Other field", base.ASCII, "A key that this dissector does not know")
 
 local registered = { other }
@@ -108,11 +114,15 @@ end
 function skbcapd.dissector(_, _, tree)
     for _, comment in ipairs({ comments() }) do
         local values, keys = parse(comment.value)
-        if values and (values.comm or values.tgid or values.via) then
-            local who = values.comm and values.comm .. (values.tgid and "[" .. values.tgid .. "]" or "") or values.via
+        if values and (values.comm or values.process or values.tgid or values.via) then
+            local name = values.process or values.comm
+            local who = name and name .. (values.tgid and "[" .. values.tgid .. "]" or "") or values.via
             local branch = tree:add(skbcapd):set_generated()
             branch:append_text(": " .. (who or ""))
-            if (values.comm or values.tgid) and not values.via then
+            if values.comm and not values.process then
+                values.process, keys[#keys + 1] = values.comm, "process" -- left out where it is the same
+            end
+            if (values.comm or values.process or values.tgid) and not values.via then
                 values.via, keys[#keys + 1] = "current", "via" -- the plain case, which the comment does not mention
             end
             for _, key in ipairs(keys) do

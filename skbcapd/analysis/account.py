@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TypeAlias
 
-from skbcapd.pcapng.comment import DIRECTION_IN, DIRECTION_OUT
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
 from skbcapd.pcapng.link_type import ETHERNET, RAW
 from skbcapd.pcapng.reader import Reader, Stamp
 from skbcapd.text_safety import escaped_bytes

@@ -22,7 +22,8 @@ from urllib.parse import quote
 from skbcapd.analysis.progress import Progress
 from skbcapd.errors import FileError
 from skbcapd.output.block_writer import MODE
-from skbcapd.pcapng.reader import EPB, Interface, Packet, Reader, Section
+from skbcapd.pcapng.blocks import PACKET
+from skbcapd.pcapng.reader import Interface, Packet, Reader, Section
 from skbcapd.text_safety import escaped_bytes
 
 KEYS = ("tgid", "comm", "unit")
@@ -132,7 +133,7 @@ class Splitter:
         # A Simple Packet Block becomes an Enhanced one, at time 0: it has none.
         pad = -len(frame) & 3
         length = 32 + len(frame) + pad + len(options)
-        head = (EPB, length, number, time >> 32, time & 0xFFFFFFFF, len(frame), wire_len)
+        head = (PACKET, length, number, time >> 32, time & 0xFFFFFFFF, len(frame), wire_len)
         gathered += struct.pack(section.order + "7I", *head)
         gathered += frame
         gathered += bytes(pad) + options + struct.pack(section.order + "I", length)

@@ -21,7 +21,7 @@ from skbcapd.analysis.account import Account, Process
 from skbcapd.analysis.progress import Progress
 from skbcapd.errors import FileError
 from skbcapd.output.block_writer import StandardOutput
-from skbcapd.pcapng.comment import DIRECTION_IN, DIRECTION_OUT
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
 from skbcapd.pcapng.reader import Reader
 from skbcapd.text_safety import escaped_bytes
 

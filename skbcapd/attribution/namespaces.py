@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from skbcapd.attribution.budget import Budget
-from skbcapd.attribution.processes import cgroup_of, container_of, opened, read_stat
+from skbcapd.attribution.processes import cgroup_of, container_of, opened, read_stat, short_id
 from skbcapd.text_safety import escaped
 
 REMEMBERED = 1024
@@ -80,7 +80,7 @@ class Namespaces:
                 return "of init"
             with contextlib.suppress(OSError):
                 container = container_of(cgroup_of((self._proc / str(tgid) / "cgroup").read_bytes()))
-                name = container[:12] if len(container) == 64 else container  # an id, or a name
+                name = short_id(container)
                 return f"of container {escaped(name.decode(errors='backslashreplace'))}" if name else ""
         return ""
 

@@ -20,8 +20,10 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from skbcapd.attribution.containers import NOTHING, Containers, Names
 
 NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 CMDLINE_MAX = 4096  # bytes of a command line that are read
@@ -29,6 +31,8 @@ REMEMBERED = 1024  # records, of 12 KiB at most
 FRESH_S = 1.0  # as long a record is not read again: a process may change its user, its program, its cgroup
 _INITIAL_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of include/linux/proc_ns.h
 _FILE_MAX = 1 << 16
+_STATUS_MAX = 4096  # without the list of groups
+_GROUPS = re.compile(rb"^Groups:.*\n", re.MULTILINE)
 _USERS_MAX = 1 << 22
 
 _UNIT = re.compile(rb"_?([A-Za-z0-9:_.\\@-]+\.(?:service|scope|socket|mount|swap))")
@@ -47,12 +51,14 @@ class User:
         tid: thread.
         start: of the thread, ns since boot; hundredths of a second where /proc told it.
         comm: of the thread.
+        process: name of its process: that of the thread group's leader; empty where it is not known.
     """
 
     tgid: int
     tid: int
     start: int
     comm: bytes
+    process: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,8 @@ class Process:
         cmdline: under the same condition, and if wanted, its arguments, each ended by a NUL: CMDLINE_MAX bytes at most.
         cgroup: path of its cgroup.
         gid: its effective group; None when not known.
+        names: what its container is called.
+        status: /proc/PID/status, of which fields may take more; no part of what makes two records equal.
     """
 
     tgid: int
@@ -82,21 +90,8 @@ class Process:
     cmdline: bytes
     cgroup: bytes
     gid: int | None = None
-
-    def fields(self) -> dict[str, bytes | int]:
-        """What a comment may say of it beside comm, pid and tgid: key to value, without what is not known."""
-        container = container_of(self.cgroup)
-        found: dict[str, bytes | int | None] = {
-            "ppid": self.ppid,
-            "uid": self.uid,
-            "user": self.user,
-            "exe": self.exe,
-            "cmdline": self.cmdline.rstrip(b"\0").replace(b"\0", b" "),
-            "cgroup": self.cgroup,
-            "unit": unit_of(self.cgroup),
-            "container": container[:12] if _CONTAINER.fullmatch(container) else container,
-        }
-        return {key: value for key, value in found.items() if value not in {None, b""}}
+    names: Names = NOTHING
+    status: bytes = field(default=b"", compare=False, repr=False)
 
 
 class Processes:
@@ -107,6 +102,7 @@ class Processes:
         proc: where /proc is.
         users: where names of users are. Other sources (LDAP, systemd's dynamic users) are not asked: they may answer
             late, and packets wait meanwhile.
+        containers: knows the names of containers.
         clock: seconds.
     """
 
@@ -116,11 +112,13 @@ class Processes:
         cmdline: bool = False,
         proc: Path = Path("/proc"),
         users: Path = Path("/etc/passwd"),
+        containers: Containers | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cmdline = cmdline
         self._proc = proc
         self._users = _Users(users)
+        self._containers = containers or Containers()
         self._clock = clock
         self._sees_host = sees_host(proc)
         self._known: OrderedDict[tuple[int, int, int], tuple[float, bytes, Process]] = OrderedDict()
@@ -180,8 +178,9 @@ class Processes:
             return self._record(directory, tgid, leader, exe, cmdline)
 
     def _record(self, directory: int, tgid: int, leader: Stat, exe: bytes, cmdline: bytes) -> Process:
-        status = _read_file(directory, "status")
+        status = _GROUPS.sub(b"", _read_file(directory, "status"))[:_STATUS_MAX]
         uid = _effective(b"Uid", status)
+        cgroup = cgroup_of(_read_file(directory, "cgroup"))
         return Process(
             tgid=tgid,
             start=leader.ticks * NS_PER_TICK,
@@ -191,8 +190,10 @@ class Processes:
             user=b"" if uid is None else self._users.name(uid, self._clock()),
             exe=exe,
             cmdline=cmdline,
-            cgroup=cgroup_of(_read_file(directory, "cgroup")),
+            cgroup=cgroup,
             gid=_effective(b"Gid", status),
+            names=self._containers.find(container_of(cgroup), cgroup),
+            status=status,
         )
 
 
@@ -297,6 +298,11 @@ def container_of(cgroup: bytes) -> bytes:
         if found and b"conmon-" not in found[1]:
             return found[2]
     return b""
+
+
+def short_id(container: bytes) -> bytes:
+    """A container's id as people see it: its first twelve digits; a name stays as it is."""
+    return container[:12] if _CONTAINER.fullmatch(container) else container
 
 
 def _names(cgroup: bytes) -> list[bytes]:

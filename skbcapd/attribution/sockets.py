@@ -31,7 +31,7 @@ from typing import NamedTuple
 from skbcapd.attribution.budget import Budget
 from skbcapd.attribution.processes import NS_PER_TICK, User, opened, read_stat, sees_host
 
-NOBODY = User(0, 0, 0, b"")
+NOBODY = User(0, 0, 0, b"", b"")
 SCAN_S = 0.5  # a scan that takes longer is given up, and so long may scans take at once
 GIVEN_UP_S = 60.0  # until the next try
 START_S = 5.0  # for the scan at the start, when no packet waits
@@ -150,7 +150,7 @@ def all_holders(
                     return None
             stat = read_stat(directory) if inodes else None
         if stat is not None:
-            user = User(tgid, tgid, stat.ticks * NS_PER_TICK, stat.comm[:15])
+            user = User(tgid, tgid, stat.ticks * NS_PER_TICK, stat.comm[:15], stat.comm[:15])
             for inode in inodes:
                 holders[inode] = NOBODY if inode in holders else user
     return holders

@@ -4,27 +4,43 @@ In: whose packet it is, its device and direction. Out: a verdict: dropped, or ho
 Asked once per label, in the upcall; the kernel program carries it out on all later packets of the label.
 
 The rule not to break: the first rule whose conditions all hold decides, and a condition on something that is not known
-does not hold. So `{user: root, action: drop}` drops no packet of a process that nobody could look at.
+does not hold. So `{user: root, action: drop}` drops no packet of a process that nobody could look at. Packets wait
+while rules are asked, and strangers choose the texts: the regular expressions of a decision take DECIDE_S at most.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from skbcapd.attribution.budget import Budget
+from skbcapd.attribution.fields import FIELDS, needs_process
 from skbcapd.attribution.namespaces import RUN, is_called
-from skbcapd.attribution.processes import Process, container_of, unit_of
+from skbcapd.attribution.processes import Process, User
+from skbcapd.config.pattern import TextPattern
 from skbcapd.config.settings import Rule
 
+DECIDE_S = (
+    0.05  # regular expressions of one decision, while few of them take long; an ordinary match takes microseconds
+)
+HURRIED_S = 0.001  # the same, when they have taken more than a tenth of the time
+_MATCH_S = 0.02  # and a single one of them
 _ANCESTORS_MAX = 64
+_SCAN_S = 0.5  # for the names of threads, in `doubts`
 _UNITS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
-# Conditions that need more than what the kernel program takes.
-_FROM_PROC = {"exe", "cmdline", "uid", "user", "gid", "cgroup", "unit", "container"}
-_OF_PROCESS = _FROM_PROC | {"comm", "pid", "tgid"}
+# Programs that give their threads other names, and an example of those, whether they run now or not.
+_RENAMES: Mapping[str, str] = {
+    **dict.fromkeys(("delv", "dig", "host", "mdig", "named", "nslookup", "nsupdate"), "isc-net-0000"),
+    **dict.fromkeys(("firefox", "firefox-esr", "thunderbird"), "Socket Thread"),
+    **dict.fromkeys(("chrome", "chromium"), "Chrome_ChildIOT"),
+    "java": "http-nio-8080-e",
+    "mysqld": "connection",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +52,15 @@ class Subject:
         netns: inode number of the device's network namespace.
         direction: "out" or "in".
         via: how the process was found: "current" or a word of the comment.
-        comm: of the thread.
-        tid: thread; 0 when not known.
-        tgid: process; 0 when not known.
-        process: what /proc says of it; None when not known, or not asked for.
+        user: the thread; tgid 0 when it is not known.
+        process: what /proc says of its process; None when not known, or not asked for.
     """
 
     interface: bytes
     netns: int
     direction: str
     via: str
-    comm: bytes
-    tid: int
-    tgid: int
+    user: User
     process: Process | None
 
 
@@ -77,6 +89,8 @@ class Rules:
         first_filter: number of the first rule's filter; the others follow.
         parent: the parent of a process, where it is certain.
         named: where network namespaces have their names.
+        warn: takes a line that people should see.
+        clock: seconds.
     """
 
     def __init__(
@@ -85,13 +99,20 @@ class Rules:
         first_filter: int = 1,
         parent: Callable[[Process], Process | None] = lambda _process: None,
         named: Path = RUN,
+        warn: Callable[[str], None] = lambda _line: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rules = rules
+        self._warn = warn
+        self._clock = clock
+        self._budget = Budget(DECIDE_S, clock)
+        self._left_s = 0.0  # for regular expressions in this decision
+        self._slow: set[str] = set()  # conditions that took too long, each said once
         self._parent = parent
         self._named = named
         filtering = [at for at, rule in enumerate(rules) if rule.filter]
         self._numbers = {at: first_filter + number for number, at in enumerate(filtering)}
-        self.needs_process = any(rule.conditions & _FROM_PROC or rule.children for rule in rules)
+        self.needs_process = any(needs_process(rule.fields) or rule.children for rule in rules)
         self.most = max((rule.snaplen or 0 for rule in rules), default=0)
         """The most bytes of a frame that a rule asks for; 0: none says so."""
 
@@ -102,74 +123,72 @@ class Rules:
 
     def decide(self, subject: Subject) -> Verdict:
         """The verdict of the first rule that matches."""
+        self._left_s = HURRIED_S if self._budget.is_spent else DECIDE_S
         for at, rule in enumerate(self._rules):
-            if self._matches(rule, subject):
+            if self._matches(at, rule, subject):
                 if rule.action == "drop":
                     return Verdict(keeps=False)
                 dump = at + 1 if rule.action == "dump" else 0
                 return Verdict(snaplen=rule.snaplen or 0, filter=self._numbers.get(at, 0), dump=dump)
         return Verdict()
 
-    def _matches(self, rule: Rule, subject: Subject) -> bool:
+    def _matches(self, at: int, rule: Rule, subject: Subject) -> bool:
         return (
             (rule.direction is None or rule.direction == subject.direction)
             and (rule.via is None or rule.via == subject.via)
-            and _fits(rule.interface, subject.interface)
+            and (rule.interface is None or self._fits(f"rules[{at + 1}].interface", rule.interface, subject.interface))
             and (rule.netns is None or is_called(rule.netns, subject.netns, self._named))
-            and any(_is_of(rule, person) for person in self._people(rule, subject))
+            and (not rule.fields or any(self._is_of(at, rule, *person) for person in self._people(rule, subject)))
         )
 
-    def _people(self, rule: Rule, subject: Subject) -> Iterator[_Person]:
+    def _people(self, rule: Rule, subject: Subject) -> Iterator[tuple[User, Process | None]]:
         """Those of whom the rule's conditions on a process may hold."""
         process = subject.process
-        yield _Person(subject.comm, subject.tid, subject.tgid, process)
+        yield subject.user, process
         if rule.children:
             for _ in range(_ANCESTORS_MAX):
                 process = process and self._parent(process)
                 if process is None:
                     return
-                yield _Person(process.comm, process.tgid, process.tgid, process)
+                yield User(process.tgid, process.tgid, process.start, process.comm, process.comm), process
 
+    def _is_of(self, at: int, rule: Rule, user: User, process: Process | None) -> bool:
+        """Whether all that the rule says of a process holds for this one."""
+        return bool(user.tgid) and all(
+            self._holds(f"rules[{at + 1}].{key}", key, wanted, user, process) for key, wanted in rule.fields.items()
+        )
 
-@dataclass(frozen=True, slots=True)
-class _Person:
-    """A process, or one of its threads."""
+    def _holds(self, name: str, key: str, wanted: TextPattern | int, user: User, process: Process | None) -> bool:
+        """Whether a condition holds; one on what is not known does not."""
+        field = FIELDS[key]
+        value = field.value(user, process)
+        if isinstance(wanted, int):
+            return value == wanted
+        others = field.also(process) if process is not None else ()
+        return any(isinstance(text, bytes) and self._fits(name, wanted, text) for text in (value, *others))
 
-    comm: bytes
-    tid: int
-    tgid: int
-    process: Process | None
-
-
-def _is_of(rule: Rule, person: _Person) -> bool:
-    """Whether all that the rule says of a process holds for this one."""
-    if not rule.conditions & _OF_PROCESS:
-        return True
-    if not person.tgid:
-        return False
-    if not (_fits(rule.comm, person.comm) and rule.pid in {None, person.tid} and rule.tgid in {None, person.tgid}):
-        return False
-    if not rule.conditions & _FROM_PROC:
-        return True
-    process = person.process
-    if process is None:
-        return False
-    container = container_of(process.cgroup)
-    return (
-        rule.uid in {None, process.uid}
-        and rule.gid in {None, process.gid}
-        and _fits(rule.user, process.user)
-        and _fits(rule.exe, process.exe)
-        and _fits(rule.cmdline, process.cmdline.rstrip(b"\0").replace(b"\0", b" "))
-        and _fits(rule.cgroup, process.cgroup)
-        and _fits(rule.unit, unit_of(process.cgroup))
-        and (_fits(rule.container, container) or _fits(rule.container, container[:12]))
-    )
-
-
-def _fits(pattern: re.Pattern[str] | None, text: bytes) -> bool:
-    """Whether a text is one that the pattern means; an unknown one, which is empty, is not."""
-    return pattern is None or (bool(text) and pattern.search(os.fsdecode(text)) is not None)
+    def _fits(self, name: str, pattern: TextPattern, text: bytes) -> bool:
+        """Whether a text is one that the pattern means; an unknown one, which is empty, is not."""
+        if not text:
+            return False
+        if not pattern.is_expression:
+            return pattern.matches(os.fsdecode(text), _MATCH_S)
+        begin = self._clock()
+        try:
+            if self._left_s <= 0:
+                raise TimeoutError  # noqa: TRY301  as one that runs out
+            with self._budget.spending():
+                return pattern.matches(os.fsdecode(text), min(self._left_s, _MATCH_S))
+        except TimeoutError:
+            if name not in self._slow:
+                self._slow.add(name)
+                self._warn(
+                    f"{name}: the regular expression {pattern.text} takes too long for what a process says of itself "
+                    "(more than 20 ms, or less where that comes often); the condition does not hold there"
+                )
+            return False
+        finally:
+            self._left_s -= self._clock() - begin
 
 
 def filters_of(everything: str, rules: Sequence[Rule], first: int = 1) -> dict[int, str]:
@@ -177,20 +196,70 @@ def filters_of(everything: str, rules: Sequence[Rule], first: int = 1) -> dict[i
     return ({0: everything} if everything else {}) | Rules(rules, first).filters
 
 
-def doubts(rules: Iterable[Rule], devices: Iterable[str], units: Sequence[str] = _UNITS) -> Iterator[str]:
-    """What rules name and this machine does not have (yet): users, units, devices. One line each.
+def doubts(
+    rules: Iterable[Rule], devices: Iterable[str], units: Sequence[str] = _UNITS, proc: Path = Path("/proc")
+) -> Iterator[str]:
+    """What rules name and this machine does not have (yet), or has under another key. One line each.
 
     Args:
         rules: as in the settings.
         devices: names of the devices there are.
         units: directories with systemd's units.
+        proc: where /proc is.
     """
     names = list(devices)
+    threads: Mapping[str, Sequence[str]] | None = None
     for number, rule in enumerate(rules, 1):
-        if rule.user and not any(rule.user.search(entry.pw_name) for entry in pwd.getpwall()):
+        user, unit, comm = (rule.fields.get(key) for key in ("user", "unit", "comm"))
+        if _is_unknown(user, [entry.pw_name for entry in pwd.getpwall()]):
             yield f"rules[{number}].user: no such user is known on this machine"
-        if rule.interface and not any(rule.interface.search(name) for name in names):
+        if _is_unknown(rule.interface, names):
             yield f"rules[{number}].interface: no such device is there now"
-        known = (path.name for directory in units for path in Path(directory).glob("*"))
-        if rule.unit and not any(rule.unit.search(name) for name in known):
+        if _is_unknown(unit, [path.name for directory in units for path in Path(directory).glob("*")]):
             yield f"rules[{number}].unit: systemd has no such unit now"
+        if isinstance(comm, TextPattern) and "process" not in rule.fields:
+            threads = _threads(proc) if threads is None else threads
+            for name, others in threads.items():
+                other = next((one for one in others if not _means(comm, one)), "")
+                if other and _means(comm, name):
+                    yield (
+                        f"rules[{number}].comm: {name} gives its threads other names, such as {other}; "
+                        f"the key process means all threads of {name}"
+                    )
+                    break
+
+
+def _is_unknown(pattern: TextPattern | int | None, names: Iterable[str]) -> bool:
+    """Whether a pattern means none of the names."""
+    return isinstance(pattern, TextPattern) and not any(_means(pattern, name) for name in names)
+
+
+def _means(pattern: TextPattern, name: str) -> bool:
+    try:
+        return pattern.matches(name, _MATCH_S)
+    except TimeoutError:
+        return False
+
+
+def _threads(proc: Path) -> dict[str, list[str]]:
+    """Names of processes whose threads have other names, and those; as far as there is time to look."""
+    found = {name: [example] for name, example in _RENAMES.items()}
+    end = time.monotonic() + _SCAN_S
+    with contextlib.suppress(OSError):
+        for process in proc.iterdir():
+            if time.monotonic() > end:
+                break
+            if process.name.isdecimal():
+                with contextlib.suppress(OSError):  # it ended meanwhile
+                    name = _comm(process)
+                    others = {_comm(thread) for thread in (process / "task").iterdir()} - {name}
+                    if others:
+                        found.setdefault(name, []).extend(sorted(others))
+    return found
+
+
+def _comm(directory: Path) -> str:
+    """A thread's name, escaped: it is shown to people."""
+    with (directory / "comm").open("rb") as file:
+        name = os.fsdecode(file.read(64).removesuffix(b"\n"))
+    return name if name.isprintable() else ascii(name)[1:-1]

@@ -12,7 +12,9 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
-from skbcapd.capture.capture import Capture
+from skbcapd.capture.capture import Capture, Machine
+from skbcapd.capture.interfaces import Selection
+from skbcapd.capture.plan import Plan
 from skbcapd.cli.arguments import Commands
 from skbcapd.errors import SkbcapdError
 from skbcapd.kernel import abi
@@ -65,7 +67,8 @@ def _trial() -> Iterator[Finding]:
         yield Finding("program", error.message, error.hint, fatal=True)
         return
     try:
-        capture = Capture(program, PcapngOutput(_Discard()), ("any",), warn=warnings.append)
+        output = PcapngOutput(_Discard())
+        capture = Capture(program, output, Selection(), Plan(), Machine(), warn=warnings.append)
         capture.start()
         capture.stop()
     except SkbcapdError as error:

@@ -5,14 +5,13 @@ In: a value's text. Out: the value, or a ValueError (ReasonError where it is wor
 
 from __future__ import annotations
 
-import fnmatch
 import ipaddress
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from skbcapd.config.pattern import TextPattern
 from skbcapd.filter import packet_filter
 
 # The units a quantity may be written in; the empty one is the unit of the setting itself.
@@ -203,18 +202,14 @@ class Pattern:
     expected = "a glob (ssh*) or a regular expression (/^ssh/)"
     schema: ClassVar[dict[str, Any]] = {"type": ["string", "integer"], "minLength": 1}
 
-    def parse(self, text: str) -> re.Pattern[str]:
+    def parse(self, text: str) -> TextPattern:
         """The pattern: a glob matches the whole, a regular expression any part."""
         if not text or not text.isprintable():
             raise ValueError(text)
-        if len(text) > 2 and text[0] == text[-1] == "/":
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of what may mean something else in a later Python
-                    return re.compile(text[1:-1], re.DOTALL)
-            except (re.error, OverflowError, RecursionError) as error:
-                raise ReasonError(f"bad regular expression: {error}") from None
-        return re.compile(r"\A" + fnmatch.translate(text))
+        try:
+            return TextPattern(text)
+        except ValueError as error:
+            raise ReasonError(str(error)) from None
 
 
 def address(text: str) -> tuple[str, int]:

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import yaml
 
 from skbcapd.config.kinds import Kind, ListOf, ReasonError, Word
-from skbcapd.config.settings import ROWS, SECTIONS, Records, Row, Rule, Settings, parts
+from skbcapd.config.settings import ROWS, RULE_KEYS, SECTIONS, Records, Row, Rule, Settings
 from skbcapd.errors import ConfigError, Problem
 from skbcapd.text_safety import escaped
 
@@ -290,7 +290,7 @@ class _Check:
         if not isinstance(node, yaml.MappingNode) or not node.value:
             self.problem(_line(node), key, f"found {_found(node)}, expected keys such as comm and action")
             return None
-        rows, values, before = parts(Rule), {}, len(self.problems)
+        rows, values, before = RULE_KEYS, {}, len(self.problems)
         for name, value in node.value:
             if not isinstance(name, yaml.ScalarNode) or name.value not in rows:
                 near = isinstance(name, yaml.ScalarNode) and _nearest(name.value, rows)
@@ -302,7 +302,7 @@ class _Check:
                 values[name.value] = self.item(f"{key}.{name.value}", value, rows[name.value].kind)
         if len(self.problems) > before:
             return None
-        rule = Rule(**values)
+        rule = Rule.of(values)
         if rule.contradiction:
             self.problem(_line(node), key, rule.contradiction)
         if rule.action == "dump":

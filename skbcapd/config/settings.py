@@ -12,11 +12,11 @@ compares the generated files with this table. A new section is a new dataclass a
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from skbcapd.attribution.fields import FIELDS, TABLE, Field
 from skbcapd.config.kinds import (
     BYTES,
     DEVICE,
@@ -39,13 +39,13 @@ from skbcapd.config.kinds import (
     Text,
     Word,
 )
+from skbcapd.config.pattern import TextPattern
 
 Direction = Literal["out", "in"]
 Transmit = Literal["queue", "driver"]
 Encode = Literal["kernel", "scapy"]
 Checksums = Literal["keep", "fill"]
 Dedup = Literal["first", "all"]
-Comment = Literal["comm", "pid", "tgid", "ppid", "uid", "user", "exe", "cmdline", "cgroup", "unit", "container", "none"]
 Compress = Literal["none", "gzip", "zstd"]
 Mode = Literal["files", "ring"]
 Attach = Literal["auto", "kprobe", "tracepoint"]
@@ -63,7 +63,7 @@ class Records:
     @property
     def schema(self) -> dict[str, Any]:
         """A list of objects."""
-        return {"type": "array", "items": object_schema(parts(Rule)) | {"minProperties": 1}}
+        return {"type": "array", "items": object_schema(RULE_KEYS) | {"minProperties": 1}}
 
     def parse(self, text: str) -> tuple[Rule, ...]:
         """No rules: `parser` reads a list of rules."""
@@ -104,15 +104,15 @@ def _words(literal: object) -> Word:
     return Word(get_args(literal))
 
 
-def parts(record: type) -> dict[str, Row]:
-    """The keys of a record in a list, such as a rule."""
-    return {each.name: each.metadata["row"] for each in dataclasses.fields(record)}
-
-
 def _rule_keys() -> str:
     """The keys of a rule, for the manual."""
-    keys = (f"{name}, {row.doc}" for name, row in parts(Rule).items())
+    keys = (f"{name}, {row.doc}" for name, row in RULE_KEYS.items())
     return "Keys of a rule: " + "; ".join(keys) + ". Text is " + Pattern.expected + "."
+
+
+def _comment_keys() -> str:
+    """The fields of a comment, for the manual."""
+    return "Fields: " + "; ".join(f"{field.name}, {field.doc}" for field in TABLE) + "."
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,22 +257,13 @@ class Metrics:
 class Rule:
     """One process rule: conditions, all of which must be true, and the action. A key that is not given is None."""
 
-    comm: re.Pattern[str] | None = _part(Pattern(), "name of the thread")
-    exe: re.Pattern[str] | None = _part(Pattern(), "path of the program")
-    cmdline: re.Pattern[str] | None = _part(Pattern(), "command line, words joined by spaces")
-    pid: int | None = _part(Quantity("a whole number", "1", "4194304", BYTES), "number of the thread")
-    tgid: int | None = _part(Quantity("a whole number", "1", "4194304", BYTES), "number of the process")
+    fields: Mapping[str, TextPattern | int] = dataclasses.field(default_factory=dict)
+    """Conditions on the fields of attribution.fields."""
     children: bool | None = _part(Switch(), "what the rule says of the process may hold for an ancestor instead")
-    uid: int | None = _part(Quantity("a whole number", "0", "4294967295", BYTES), "number of the effective user")
-    user: re.Pattern[str] | None = _part(Pattern(), "name of that user in /etc/passwd")
-    gid: int | None = _part(Quantity("a whole number", "0", "4294967295", BYTES), "number of the effective group")
-    cgroup: re.Pattern[str] | None = _part(Pattern(), "path of the cgroup")
-    unit: re.Pattern[str] | None = _part(Pattern(), "systemd unit")
-    container: re.Pattern[str] | None = _part(Pattern(), "id of the container, also its first 12 digits, or its name")
     netns: str | None = _part(
         Text("a name or number", lambda _: True), "network namespace: name in /run/netns, or inode"
     )
-    interface: re.Pattern[str] | None = _part(Pattern(), "name of the device")
+    interface: TextPattern | None = _part(Pattern(), "name of the device")
     direction: Direction | None = _part(_words(Direction), "out, sent; in, received")
     via: Via | None = _part(_words(Via), "how the process was found; current: the comment has no via")
     action: Action | None = _part(
@@ -284,20 +275,46 @@ class Rule:
     )
     filter: str | None = _part(Expression(), "keep only the packets that also match this packet filter")
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Rule:
+        """A rule of keys as the file has them, each of RULE_KEYS."""
+        return cls(
+            {key: value for key, value in values.items() if key in FIELDS},
+            **{key: value for key, value in values.items() if key not in FIELDS},
+        )
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The keys that are given, as the file has them."""
+        own = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "fields"}
+        return {**self.fields, **{key: value for key, value in own.items() if value is not None}}
+
     @property
     def conditions(self) -> set[str]:
         """The conditions that are given."""
-        given = {each.name for each in dataclasses.fields(self) if getattr(self, each.name) is not None}
-        return given - {"children", "action", "snaplen", "filter"}
+        return self.given.keys() - {"children", "action", "snaplen", "filter"}
 
     @property
     def contradiction(self) -> str:
         """Keys that exclude each other, as a message; empty if there are none."""
         if self.action == "drop" and (self.snaplen is not None or self.filter is not None):
             return "found drop beside snaplen or filter, expected one or the other"
-        if self.children and not self.conditions - {"netns", "interface", "direction", "via"}:
+        if self.children and not self.fields:
             return "found children without a condition on a process, expected one, such as comm"
         return ""
+
+
+def _rule_row(field: Field) -> Row:
+    """The row of a field as a condition."""
+    if field.is_number:
+        return Row("", Quantity("a whole number", str(field.least), str(field.most), BYTES), field.doc)
+    return Row("", Pattern(), field.doc)
+
+
+RULE_KEYS: Mapping[str, Row] = {field.name: _rule_row(field) for field in TABLE} | {
+    each.name: each.metadata["row"] for each in dataclasses.fields(Rule) if each.name != "fields"
+}
+"""The keys of a rule, in the order of the manual."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,12 +380,14 @@ class Settings:
         "interface; all copies have the same epb_packetid. first: capture them on the first interface only, and count "
         "the others as duplicates.",
     )
-    comment: tuple[Comment, ...] = _key(
-        "comm, pid, tgid",
-        ListOf(_words(Comment), alone="none"),
-        "What a packet's comment says of its process, in this order. pid is the thread, tgid the process. cmdline may "
-        "hold passwords: it is off by default, and cut to 128 bytes. What is not known is left out. All but the first "
-        "three are read from /proc, once per label. none: no comment; option 8 alone names the process.",
+    comment: tuple[str, ...] = _key(
+        ", ".join(field.name for field in TABLE if field.is_default),
+        ListOf(Word((*FIELDS, "none")), alone="none"),
+        "What a packet's comment says of its process, in this order; what is not known is left out. "
+        + _comment_keys()
+        + " cmdline may hold passwords: it is off by default, and cut to 128 bytes. All but the first four are read "
+        "from /proc, once per label; names of containers and pods come from files of docker, podman and Kubernetes, if "
+        "skbcapd may read them. none: no comment; option 8 alone names the process.",
     )
     process_blocks: bool = _key(
         "false",

@@ -13,15 +13,16 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from skbcapd import standard_streams
 from skbcapd.attribution import sockets
 from skbcapd.attribution.namespaces import Namespaces
-from skbcapd.attribution.processes import Processes
-from skbcapd.capture.capture import Capture
+from skbcapd.capture.capture import Capture, Machine
+from skbcapd.capture.interfaces import Selection
+from skbcapd.capture.plan import plan_for
 from skbcapd.capture.reload import Reload
-from skbcapd.capture.rules import Rules, filters_of
+from skbcapd.capture.rules import filters_of
 from skbcapd.config.settings import Settings
 from skbcapd.daemon.endpoints import Endpoints
 from skbcapd.daemon.log import LOG
@@ -60,7 +61,7 @@ def load_program(settings: Settings) -> kernel.Program:
     hooks = kernel.choose_hooks(settings.attach, settings.directions, settings.transmit)
     requirements.refuse_hopeless()
     expressions = filters_of(settings.filter, settings.rules)
-    filters = packet_filter.source(expressions, CAPTURE_MAX) if expressions else None
+    filters = packet_filter.source(packet_filter.compile_each(expressions), CAPTURE_MAX) if expressions else None
     geometry = Geometry.for_buffer(settings.buffer.size)
     return kernel.load(geometry, hooks, settings.attach, settings.transmit, filters, _import_scapy)
 
@@ -169,37 +170,17 @@ def serve(
 
 
 def _make_capture(settings: Settings, program: kernel.Program, output: Output, target: Target, count: int) -> Capture:
+    filters = packet_filter.compile_each(filters_of(settings.filter, settings.rules))
     return Capture(
         program,
         output,
-        settings.interfaces,
-        exclude=settings.exclude,
-        namespaces=settings.namespaces,
+        Selection(settings.interfaces, settings.exclude, settings.namespaces),
+        plan_for(settings, filters, warn=_LOG.warning),
+        Machine(sockets.Holders().find, sockets.all_holders, sockets.flows, Namespaces().describe),
         limit=count,
         warn=_LOG.warning,
-        describe_namespace=Namespaces().describe,
-        find_holder=sockets.Holders().find,
-        list_holders=sockets.all_holders,
-        list_flows=sockets.flows,
         ask_for_dump=target.ask if isinstance(target, Recorder) else lambda _why: None,
-        **_chosen(settings),
     )
-
-
-def _chosen(settings: Settings, first_filter: int = 1) -> dict[str, Any]:
-    """The part of a capture that settings may change while it runs."""
-    wants_cmdline = "cmdline" in settings.comment or any(rule.cmdline for rule in settings.rules)
-    processes = Processes(cmdline=wants_cmdline)
-    return {
-        "snaplen": settings.snaplen,
-        "fill": settings.checksums == "fill",
-        "dedup": settings.dedup == "first",
-        "comment": settings.comment,
-        "process_blocks": settings.process_blocks,
-        "processes": processes,
-        "filter": settings.filter,
-        "rules": Rules(settings.rules, first_filter, processes.parent),
-    }
 
 
 def _make_reload(capture: Capture, settings: Settings, load: Callable[[], Settings], report: Report | None) -> Reload:
@@ -209,7 +190,7 @@ def _make_reload(capture: Capture, settings: Settings, load: Callable[[], Settin
     def refuse(line: str) -> None:
         _LOG.warning("%s", line, extra=Event.NOT_RELOADED.extra())
 
-    return Reload(capture, settings, load, _chosen, say, report.reloading if report else None, refuse)
+    return Reload(capture, settings, load, say, report.reloading if report else None, refuse)
 
 
 def _actions(capture: Capture, output: Files | None) -> dict[int, Callable[[], None]]:

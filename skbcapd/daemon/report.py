@@ -10,7 +10,8 @@ import os
 import sys
 from pathlib import Path
 
-from skbcapd.capture.capture import Capture, Totals
+from skbcapd.capture.capture import Capture
+from skbcapd.capture.totals import Totals
 from skbcapd.daemon.log import LOG
 from skbcapd.daemon.notify import Notifier
 from skbcapd.errors import KernelError
@@ -85,7 +86,7 @@ class Report:
         if not LOG.is_journal:
             print_totals(totals)
             return
-        dropped = totals.kernel.lost + totals.missed + totals.lost
+        dropped = totals.kernel.lost + totals.missed + totals.dropped
         text = f"stopped: {totals.written} packets captured, {dropped} dropped"
         fields = Event.STOPPED.extra(file=self._output.path, packets=totals.written, dropped=dropped)
         _LOG.info("%s", text, extra=fields)
@@ -93,7 +94,7 @@ class Report:
     def _state(self) -> str:
         """The status line; more drops than before are logged."""
         totals = self._capture.totals()
-        dropped = totals.kernel.lost + totals.missed + totals.lost
+        dropped = totals.kernel.lost + totals.missed + totals.dropped
         if self._is_served and dropped > self._dropped:
             text = f"{dropped - self._dropped} packets dropped, {dropped} since the start"
             fields = Event.DROPPED.extra(file=self._output.path, packets=totals.written, dropped=dropped)
@@ -125,8 +126,8 @@ def print_totals(totals: Totals, *, quiet: bool = False) -> None:
         (kernel_counters.seen - kernel_counters.outcomes, "seen, but not accounted for", False),
     ]
     others = [
-        (totals.unasked, "not dumped from memory", False),
-        (totals.lost, "dropped by the output", False),  # for example after its reader has closed the pipe
+        (totals.not_dumped, "not dumped from memory", False),
+        (totals.dropped, "dropped by the output", False),  # for example after its reader has closed the pipe
         (totals.filtered, "filtered", False),
         (totals.duplicates, "seen before, on another interface", False),
     ]

@@ -10,22 +10,21 @@ Every packet is counted once: seen = written + filtered + duplicates + self_test
 from __future__ import annotations
 
 import os
-import re
 import struct
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import reduce
 from typing import Any, Protocol, TypeAlias
 
 from skbcapd import __version__
 from skbcapd.capture.capture import Capture
-from skbcapd.capture.reload import RELOADED
-from skbcapd.config.settings import ROWS, Settings
-from skbcapd.kernel.abi import BLOCK_PACKET
-from skbcapd.kernel.segments import walk
-from skbcapd.pcapng.comment import EPB_PROCESSID_THREADID, OPT_COMMENT, CommentError, parse
+from skbcapd.capture.plan import RELOADED
+from skbcapd.config.pattern import TextPattern
+from skbcapd.config.settings import ROWS, Rule, Settings
+from skbcapd.pcapng.blocks import EPB_PROCESSID_THREADID, OPT_COMMENT, PACKET, walk
+from skbcapd.pcapng.comment import CommentError, parse
 from skbcapd.text_safety import escaped_bytes
 
 Snapshot: TypeAlias = dict[str, Any]
@@ -63,7 +62,7 @@ class Busiest:
         for seen, (at, kind, size) in enumerate(walk(view)):
             if seen >= _SAMPLES_PER_RANGE or not self._left:
                 return
-            if kind == BLOCK_PACKET:
+            if kind == PACKET:
                 cap_len, original_len = struct.unpack_from("<II", view, at + 20)
                 start = at + 28 + cap_len + (-cap_len & 3)
                 self.look_at_one(bytes(view[start : at + size - 4]), original_len)
@@ -156,13 +155,13 @@ class Statistics:
         capture, settings = self._capture, self._settings()
         totals = capture.settle()
         kernel = totals.kernel
-        dropped = {"full": kernel.full, "contended": kernel.contended, "start": kernel.start, "output": totals.lost}
+        dropped = {"full": kernel.full, "contended": kernel.contended, "start": kernel.start, "output": totals.dropped}
         packets = {
             "written": totals.written,
             "filtered": totals.filtered,
             "duplicates": totals.duplicates,
-            "self_test": totals.own,
-            "in_memory": totals.unasked,
+            "self_test": totals.self_test,
+            "in_memory": totals.not_dumped,
         }
         # Counters are read one after the other, while packets arrive.
         pending = max(0, kernel.seen - sum(packets.values()) - sum(dropped.values()))
@@ -205,22 +204,16 @@ def _name(comment: bytes) -> str:
         found: Mapping[str, bytes] = dict(parse(comment.decode("ascii")))
     except (CommentError, UnicodeDecodeError):
         return ""
-    return (
-        escaped_bytes(found["comm"])
-        if "comm" in found
-        else f"via={escaped_bytes(found['via'])}"
-        if "via" in found
-        else ""
-    )
+    name = found.get("process", found.get("comm"))
+    return escaped_bytes(name) if name is not None else f"via={escaped_bytes(found['via'])}" if "via" in found else ""
 
 
 def _plain(value: object) -> object:
-    """A setting's value as JSON has it; a pattern as the regular expression that it is."""
+    """A setting's value as JSON has it; a pattern as the file spells it."""
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    if isinstance(value, re.Pattern):
-        return f"/{value.pattern}/"
-    if is_dataclass(value):
-        given = {each.name: getattr(value, each.name) for each in fields(value)}
-        return {name: _plain(one) for name, one in given.items() if one is not None}
+    if isinstance(value, TextPattern):
+        return value.text
+    if isinstance(value, Rule):
+        return {name: _plain(one) for name, one in value.given.items()}
     return value

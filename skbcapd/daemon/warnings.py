@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from skbcapd.capture.capture import ANY
+from skbcapd.capture.interfaces import ANY
 from skbcapd.capture.rules import doubts
 from skbcapd.config.settings import Settings
 

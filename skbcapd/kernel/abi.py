@@ -41,7 +41,6 @@ SLOTS = 4096
 PIECES_MAX = 130  # linear parts and fragments of one frame: 45 fragments at most, or a chain of 64 skbs of two each
 CANDIDATES = 128  # GiB of address space tried by one marker packet
 
-BLOCK_PACKET = 6
 BLOCK_UPCALL = 0x80000001
 BLOCK_CUT = 0x80000002
 
@@ -55,21 +54,20 @@ QUESTIONS = 32
 STATES = 40  # words before the first struct segment_state
 STATE_WORDS = 3  # used, committed, upcalls
 
-# enum direction and enum via of bpf/layout.h
-IN, OUT = 1, 2
+# enum via of bpf/layout.h; its enum direction is that of pcapng.blocks
 VIA_CURRENT, VIA_SOCKET, VIA_FLOW, VIA_INODE, VIA_KERNEL, VIA_FORWARDED, VIA_UNKNOWN, VIA_UNRESOLVED = range(8)
 
 COUNTERS = ("seen", "delivered", "filtered", "full", "contended", "start", "duplicate", "spare7")
 
 KEY = struct.Struct("<QIIIIQII")
-LABEL = struct.Struct(f"<16s16sIIIIIIII{OPTIONS_MAX}s")
+LABEL = struct.Struct(f"<16s16s16sIIIIIIII{OPTIONS_MAX}s")
 DEVICE_KEY = struct.Struct("<QII")
 DEVICE = struct.Struct("<16sII")
 COUNTER_ROW = struct.Struct(f"<{len(COUNTERS)}Q")
-USER = struct.Struct("<IIQ16s")
-OWNER = struct.Struct("<IIQ16sQQQQ")
+USER = struct.Struct("<IIQ16s16s")
+OWNER = struct.Struct("<IIQ16s16sQQQQ")
 FLOW = struct.Struct("<Q16s16sHHBBH")
-UPCALL = struct.Struct("<QIIIIQII16s16s8sQQQQIIIHBx")
+UPCALL = struct.Struct("<QIIIIQII16s16s16s8sQQQQIIIHBx")
 MEASUREMENT = struct.Struct("<QQQQ32sQQQQQQ")
 
 

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from skbcapd.errors import KernelError
 from skbcapd.filter import packet_filter
@@ -184,6 +185,18 @@ class Counters:
         return self.full + self.contended + self.start
 
 
+class Filters(NamedTuple):
+    """Packet filters, loaded and not yet in place.
+
+    Args:
+        places: map and place of each program.
+        descriptors: of the programs; who has them closes them.
+    """
+
+    places: Sequence[tuple[str, int]]
+    descriptors: Sequence[int]
+
+
 class Program:
     """The loaded program. `load` makes one; `attach` starts the capture; `close` ends it and gives everything back."""
 
@@ -253,11 +266,11 @@ class Program:
         """Say who holds a socket: layout.USER; with tgid 0, that it is nobody or several."""
         self._update("holders", struct.pack("<Q", inode), user)
 
-    def holder(self, inode: int) -> tuple[int, int, int, bytes] | None:
+    def holder(self, inode: int) -> tuple[int, int, int, bytes, bytes] | None:
         """Who was the last to use a socket whose place another one has taken, or was set as its holder.
 
         Returns:
-            tgid, tid, start and comm.
+            tgid, tid, start, comm and the process's name.
         """
         try:
             return abi.USER.unpack(self._lookup("holders", struct.pack("<Q", inode), abi.USER.size))
@@ -274,14 +287,14 @@ class Program:
         with contextlib.suppress(FileNotFoundError):
             syscall.remove(self._maps["flows"], flow)
 
-    def owner(self, sk: int) -> tuple[int, int, int, bytes, int, int] | None:
-        """What the program has learned of a socket: its user's tgid, tid, start and comm; its inode and identity."""
+    def owner(self, sk: int) -> tuple[int, int, int, bytes, bytes, int, int] | None:
+        """What the program has learned of a socket: its user's tgid, tid, start, comm, process; inode and identity."""
         try:
             found = self._lookup("owners", struct.pack("<Q", sk), abi.OWNER.size)
         except FileNotFoundError:
             return None
-        tgid, tid, start, comm, inode, identity, _, _ = abi.OWNER.unpack(found)
-        return tgid, tid, start, comm, inode, identity
+        tgid, tid, start, comm, process, inode, identity, _, _ = abi.OWNER.unpack(found)
+        return tgid, tid, start, comm, process, inode, identity
 
     def counters(self, slot: int) -> Counters:
         """The counters of one interface slot, over all processors."""
@@ -350,28 +363,15 @@ class Program:
         self._child.close()
         self._child = None
 
-    def compile_filters(self, filters: packet_filter.Source) -> loader.Loader:
-        """Begin to compile other packet filters for the attached program; take them with `exchange_filters`.
-
-        Returns:
-            The child that does it: readable when it is done.
-        """
+    def load_filters(self, filters: packet_filter.Source) -> Filters:
+        """Compile and load other packet filters for the attached program, in a child; see loader.load_filters."""
         definitions = {**self._definitions, "WINDOW": filters.window}
-        return loader.start_filters(self._maps, definitions, self.hooks, filters.text)
+        return Filters(*loader.load_filters(self._maps, definitions, self.hooks, filters.text))
 
-    def exchange_filters(self, child: loader.Loader) -> None:
-        """Put the new filters in the place of the present ones: from one packet to the next, for each direction.
-
-        Raises:
-            KernelError: they could not be compiled or loaded; the present ones stay.
-        """
-        try:
-            message, descriptors = child.receive()
-            for (table, place), descriptor in zip(message["places"], descriptors, strict=True):
-                self._update(table, struct.pack("<I", place), struct.pack("<I", descriptor))
-                os.close(descriptor)
-        finally:
-            child.close()
+    def exchange_filters(self, filters: Filters) -> None:
+        """Put new filters in the place of the present ones: from one packet to the next, for each direction."""
+        for (table, place), descriptor in zip(filters.places, filters.descriptors, strict=True):
+            self._update(table, struct.pack("<I", place), struct.pack("<I", descriptor))
 
     def detach(self) -> None:
         """Stop capturing; what is in the segments stays to be read."""

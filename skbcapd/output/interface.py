@@ -84,6 +84,11 @@ class Output(Protocol):
         ...
 
     @property
+    def wants_turn(self) -> bool:
+        """Whether `flush` has something to do soon, also when no packet comes."""
+        ...
+
+    @property
     def handed(self) -> int:
         """A position in the stream of all that it was given; rises with each write."""
         ...

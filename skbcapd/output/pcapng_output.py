@@ -32,7 +32,7 @@ class PcapngOutput:
 
     lost = handed = settled = 0  # its stream raises, and whoever gave it ends
     dumped = None
-    is_busy = wants_new_numbers = False
+    is_busy = wants_turn = wants_new_numbers = False
 
     def __init__(
         self, stream: Sink, encode: str = "kernel", note_memory_pressure: Callable[[], None] = lambda: None

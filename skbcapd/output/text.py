@@ -1,6 +1,6 @@
 """Packets as lines of text: what `capture` shows where no file is asked for.
 
-In: packets. Out: one line each: time, comm[tgid], device, direction, a summary of the frame.
+In: packets. Out: one line each: time, process[tgid], device, direction, a summary of the frame.
 
 The rule: no byte that came from a packet or a process name reaches the terminal unless it is printable; a summary that
 scapy cannot make becomes its length. scapy's dissectors take half a second to import, so only this module does it.
@@ -51,7 +51,7 @@ class TextOutput:
         interface = self._interfaces[interface_id]
         seconds, nanoseconds = divmod(packet.time_ns, 1_000_000_000)
         clock = time.strftime("%H:%M:%S", time.localtime(seconds))
-        who = f"{_word(packet.comm)}[{packet.tgid}]" if packet.tgid else "?"
+        who = f"{_word(packet.process or packet.comm)}[{packet.tgid}]" if packet.tgid else "?"
         device = _word(packet.device)
         direction = "out" if packet.direction == 2 else "in"
         summary = self._summary(bytes(packet.frame), interface.link_type)
@@ -63,7 +63,7 @@ class TextOutput:
 
     lost = handed = settled = 0
     dumped = None
-    is_busy = wants_new_numbers = False
+    is_busy = wants_turn = wants_new_numbers = False
 
     def restart_interfaces(self, _statistics: object) -> None:
         """Never called: names are printed, no numbers."""

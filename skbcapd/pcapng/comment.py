@@ -24,30 +24,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-# epb_flags, draft-ietf-opsawg-pcapng section 4.3.1 (bit 0 is the least significant).
-DIRECTION_IN = 1
-DIRECTION_OUT = 2
-RECEPTION_UNICAST = 1 << 2
-RECEPTION_MULTICAST = 2 << 2
-RECEPTION_BROADCAST = 3 << 2
-RECEPTION_PROMISCUOUS = 4 << 2
-CHECKSUM_NOT_READY = 1 << 9
-CHECKSUM_VALID = 1 << 10
-SEGMENTATION_OFFLOADED = 1 << 11
-
-# Option codes: section 3.5 (end, comment) and section 4.3 (the rest).
-OPT_ENDOFOPT = 0
-OPT_COMMENT = 1
-EPB_FLAGS = 2
-EPB_PACKETID = 5
-EPB_PROCESSID_THREADID = 8
+from skbcapd.attribution.fields import CUTTABLE
+from skbcapd.pcapng.blocks import EPB_FLAGS, EPB_PACKETID, EPB_PROCESSID_THREADID, OPT_COMMENT, OPT_ENDOFOPT
 
 OPTION_MAX = 0xFFFF  # bytes: the length field has 16 bits
 # A comment that leaves room for its own head, epb_flags, epb_packetid, the process and the end in a label.
 OPTIONS_MAX = 512  # bytes of options that a label has room for
 COMMENT_MAX = OPTIONS_MAX - (4 + 8 + 12 + 12 + 4)
 CMDLINE_MAX = 128  # bytes of a command line in a comment
-_CUTTABLE = ("user", "exe", "cmdline", "cgroup", "unit", "container")
 
 _KEY = re.compile(r"[a-z_]+")
 _BARE = re.compile(rb"[!#-<>-\[\]-~]+")
@@ -124,7 +108,7 @@ def fit(fields: Sequence[tuple[str, bytes | str | int]]) -> list[tuple[str, byte
     """Cut values so that their comment fits a label, and say so.
 
     A command line longer than CMDLINE_MAX bytes is cut to that. Where the whole is still longer than COMMENT_MAX, the
-    longest of user, exe, cmdline, cgroup, unit and container lose their ends, so that as spelled none is longer than
+    longest of those that may be cut (attribution.fields) lose their ends, so that as spelled none is longer than
     the longest that had to be cut.
 
     Args:
@@ -133,15 +117,15 @@ def fit(fields: Sequence[tuple[str, bytes | str | int]]) -> list[tuple[str, byte
     Returns:
         The fields; if one was cut, with a last one, `cut`, that names each of those.
     """
-    whole = {key: _raw(value) if key in _CUTTABLE else value for key, value in fields}
+    whole = {key: _raw(value) if key in CUTTABLE else value for key, value in fields}
     found = dict(whole)
     if "cmdline" in found:
         found["cmdline"] = _raw(found["cmdline"])[:CMDLINE_MAX]
     # Room for the longest `cut` that there can be.
-    room = COMMENT_MAX - len(" cut=" + ",".join(key for key in _CUTTABLE if key in found))
+    room = COMMENT_MAX - len(" cut=" + ",".join(key for key in CUTTABLE if key in found))
 
     def shortened(most: int) -> dict[str, bytes | str | int]:
-        return {key: _cut(_raw(value), most) if key in _CUTTABLE else value for key, value in found.items()}
+        return {key: _cut(_raw(value), most) if key in CUTTABLE else value for key, value in found.items()}
 
     if found and len(comment([*found.items()])) > (COMMENT_MAX if found == whole else room):
         # The lengths in falling order: the first that fits is the largest.

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from skbcapd.attribution.fields import FIELDS
 from skbcapd.pcapng.comment import CommentError, comment, parse
 from skbcapd.text_safety import escaped_bytes
 from tests.support.judges import judge
@@ -21,7 +22,7 @@ WIRESHARK = Path(__file__).parents[2] / "wireshark"
 DISSECTOR = ("-X", f"lua_script:{WIRESHARK / 'skbcapd.lua'}")
 START = section() + interface(opts=options((2, b"eth0"), (9, b"\x09")))
 FRAME = udp("10.0.0.1", "10.0.0.2")
-KEYS = ("comm", "pid", "tgid", "via", "ppid", "uid", "user", "exe", "cmdline", "cgroup", "unit", "container")
+KEYS = (*FIELDS, "via")
 
 
 def fields(path: Path, where: str = "") -> list[dict[str, list[str]]]:
@@ -53,13 +54,15 @@ def expected(text: str) -> dict[str, list[str]]:
     except CommentError:
         return {}
     said = {key: escaped_bytes(value) for key, value in pairs}
-    if not said.keys() & {"comm", "tgid", "via"}:
+    if not said.keys() & {"comm", "process", "tgid", "via"}:
         return {}
-    if said.keys() & {"comm", "tgid"}:
+    if said.keys() & {"comm", "process", "tgid"}:
         said.setdefault("via", "current")
+    if "comm" in said:
+        said.setdefault("process", said["comm"])
     found: dict[str, list[str]] = {}
     for key, value in said.items():
-        is_number = key in {"pid", "tgid", "ppid", "uid"}
+        is_number = key in FIELDS and FIELDS[key].is_number
         if key not in KEYS or (is_number and not re.fullmatch(r"[0-9]{1,10}", value)):
             found.setdefault("other", []).append(f"{key}={value}")
         else:
@@ -69,8 +72,7 @@ def expected(text: str) -> dict[str, list[str]]:
 
 def test_every_key_is_a_field(path: Path) -> None:
     """Each key of the comment is a field of its own; one that is not known is shown under skbcapd.other."""
-    values: list[str | int] = ["tmux: server", 7, 8, "flow", 1, 1000, "bob", "/usr/bin/tmux", "tmux -x"]
-    values += ["/a.slice", "a.service", "web"]
+    values = [number if key != "via" and FIELDS[key].is_number else f"a {key}" for number, key in enumerate(KEYS, 7)]
     text = comment([*zip(KEYS, values, strict=True), ("later", "a b"), ("also", 3)])
     assert fields(write(path, text)) == [
         {key: [str(value)] for key, value in zip(KEYS, values, strict=True)} | {"other": ["later=a b", "also=3"]}
@@ -85,6 +87,12 @@ def test_the_plain_case_has_a_via_too(path: Path) -> None:
         write(path, process, *(f"{process} via={word}" for word in words), *(f"via={word}" for word in words))
     )
     assert [packet["via"] for packet in found] == [["current"], *[[word] for word in words * 2]]
+
+
+def test_the_process_is_a_field_always(path: Path) -> None:
+    """The comment names the process where it is not called as its thread; the field names it of all packets."""
+    found = fields(write(path, "comm=isc-net-0000 pid=8 tgid=7 process=dig", "comm=dig pid=7 tgid=7", "process=dig"))
+    assert [packet["process"] for packet in found] == [["dig"]] * 3
 
 
 @pytest.mark.parametrize(
@@ -143,7 +151,11 @@ def test_a_name_reaches_no_terminal(path: Path) -> None:
         b"\xff" * 15,
     ]
     found = fields(write(path, *(comment([("comm", name), ("tgid", 7)]) for name in names)))
-    assert found == [{"comm": [escaped_bytes(name)], "tgid": ["7"], "via": ["current"]} for name in names]
+    said = [
+        {"comm": [escaped_bytes(name)], "process": [escaped_bytes(name)], "tgid": ["7"], "via": ["current"]}
+        for name in names
+    ]
+    assert found == said
 
 
 KEY = st.sampled_from([*KEYS, "x", "long_key"])
@@ -161,7 +173,7 @@ def test_it_reads_as_our_own_parser_does(tmp_path: Path, texts: list[str]) -> No
     found = fields(write(tmp_path / "a.pcapng", *texts))
     wanted = [expected(text) for text in texts]
     for sums in wanted:  # numbers beyond 32 bits are not numbers of ours
-        for key in ("pid", "tgid", "ppid", "uid"):
+        for key in (field.name for field in FIELDS.values() if field.is_number):
             if key in sums and int(sums[key][0]) >= 1 << 32:
                 sums.setdefault("other", []).append(f"{key}={sums.pop(key)[0]}")
     assert [{key: sorted(texts) for key, texts in row.items()} for row in found] == [

@@ -56,7 +56,14 @@ def test_control(deb: Path) -> None:
     """The package has the program's version and asks for Debian's own libpcap, bcc, scapy, systemd and yaml."""
     assert output("dpkg-deb", "-f", deb, "Version").strip() == skbcapd.__version__
     depends = output("dpkg-deb", "-f", deb, "Depends").strip().split(", ")
-    assert set(depends) >= {"libpcap0.8", "python3-bpfcc", "python3-scapy (>= 2.5)", "python3-systemd", "python3-yaml"}
+    assert set(depends) >= {
+        "libpcap0.8",
+        "python3-bpfcc",
+        "python3-regex",
+        "python3-scapy (>= 2.5)",
+        "python3-systemd",
+        "python3-yaml",
+    }
     assert output("dpkg-deb", "-f", deb, "Recommends").strip() == "python3-prometheus-client"  # for `metrics` only
 
 

@@ -34,11 +34,7 @@ def rendered(page: str) -> str:
     """A page as a wide terminal shows it."""
     environment = os.environ | {"LC_ALL": "C.UTF-8", "MANWIDTH": "1000", "MAN_KEEP_FORMATTING": ""}
     text = subprocess.run(
-        ["man", "--no-hyphenation", "-l", str(ROOT / "man" / page)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
+        ["man", "--nh", "-l", str(ROOT / "man" / page)], env=environment, capture_output=True, text=True, check=True
     ).stdout
     return text.replace("\N{HYPHEN}", "-")
 

@@ -7,17 +7,21 @@ from collections.abc import Sequence
 from typing import Any, Generic, TypeVar, overload
 
 from skbcapd.attribution.processes import Process
-from skbcapd.capture.capture import Capture
+from skbcapd.capture.capture import Capture, Machine
+from skbcapd.capture.interfaces import Selection
+from skbcapd.capture.plan import Plan
 from skbcapd.config.parser import default_settings
 from skbcapd.daemon import statistics
+from skbcapd.filter.packet_filter import Matcher, compile_each
 from skbcapd.kernel import abi
 from skbcapd.kernel.loader import Hook
 from skbcapd.kernel.marker import Marker
 from skbcapd.kernel.program import Counters
-from skbcapd.kernel.segments import Cut, Upcall, walk
+from skbcapd.kernel.segments import Cut, Upcall
 from skbcapd.output.interface import Snapshot, Statistics
 from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.output.rotation import RotatingOutput
+from skbcapd.pcapng.blocks import PACKET, walk
 from skbcapd.pcapng.comment import Label, label
 from skbcapd.pcapng.interface import Interface
 from tests.support.writer import Writer, block
@@ -104,11 +108,12 @@ class Recording:
 
     lost = handed = settled = 0
     dumped = None
-    is_busy = wants_new_numbers = False
+    is_busy = wants_turn = wants_new_numbers = False
 
     def __init__(self, *, labels: bool = True) -> None:
         self.labels = labels
         self.statistics: list[Statistics] = []
+        self.restarted: list[list[Statistics]] = []
         self.interfaces: list[Interface] = []
         self.written: list[tuple[int, bytes]] = []  # interface, frame; -1 for blocks that were ready
         self.stamps: list[Label] = []
@@ -122,7 +127,7 @@ class Recording:
 
     def restart_interfaces(self, statistics: Sequence[Statistics]) -> None:
         """Remember what was told with the old numbers."""
-        self.statistics = list(statistics)
+        self.restarted.append(list(statistics))
 
     def add_interface(self, interface: Interface) -> int:
         """Number it."""
@@ -138,7 +143,7 @@ class Recording:
     def write_blocks(self, view: memoryview, _snapshot: Snapshot) -> None:
         """Take blocks of packets, nothing else."""
         for offset, kind, size in walk(view):
-            assert kind == abi.BLOCK_PACKET
+            assert kind == PACKET
             cap_len = int.from_bytes(view[offset + 20 : offset + 24], "little")
             self.written.append((-1, bytes(view[offset : offset + size][28 : 28 + cap_len])))
 
@@ -176,7 +181,23 @@ class Rig(Generic[AnyOutput]):
         used: Any = Recording() if output is None else output
         self.output: AnyOutput = used
         self.said: list[str] = []
-        self.capture = Capture(self.program, self.output, warn=self.said.append, **arguments)  # type: ignore[arg-type]
+        parts: dict[type, dict[str, Any]] = {name: {} for name in (Selection, Plan, Machine)}
+        for key in list(arguments):
+            for part, chosen in parts.items():
+                if key in part.__dataclass_fields__:  # type: ignore[attr-defined]
+                    chosen[key] = arguments.pop(key)
+        if rules := parts[Plan].get("rules"):
+            parts[Plan]["matcher"] = Matcher(compile_each(rules.filters))
+        self.plan = Plan(**parts[Plan])
+        self.capture = Capture(
+            self.program,  # type: ignore[arg-type]
+            self.output,
+            Selection(**parts[Selection]),
+            self.plan,
+            Machine(**parts[Machine]),
+            warn=self.said.append,
+            **arguments,
+        )
 
     def drain(self, *blocks: bytes, slot: int = 0) -> None:
         """Let the program write, and the capture read."""
@@ -189,7 +210,7 @@ def stamped(tgid: int, comm: bytes = b"chronyd", size: int = 60) -> bytes:
     fields: list[tuple[str, bytes | str | int]] = [("via", "kernel")]
     if tgid:
         fields = [("comm", comm), ("pid", tgid), ("tgid", tgid)]
-    return block(abi.BLOCK_PACKET, 0, bytes(size), label(fields, 2, tgid, tgid, linked=True).options)
+    return block(PACKET, 0, bytes(size), label(fields, 2, tgid, tgid, linked=True).options)
 
 
 class Output(Recording):
@@ -216,7 +237,7 @@ class Scene:
 
     def __init__(self, **settings: str) -> None:
         self.output = Output()
-        self.rig = Rig(self.output)
+        self.rig = Rig(self.output, exclude=("eth7",))
         self.rig.program.learning = [Hook("tracepoint", "sock_send_length", "on_used")]  # type: ignore[attr-defined]
         self.now = 0.0
         self.log_dropped = 0

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from skbcapd.kernel import abi
 from skbcapd.kernel.abi import Geometry
+from skbcapd.pcapng.blocks import PACKET
 
 USED, COMMITTED, UPCALLS = range(3)
 
@@ -45,7 +46,7 @@ class Writer:
             yield True
         base = number % self.geometry.segment_count * abi.SEGMENT_STRIDE
         self.bytes[base + start : base + start + len(block)] = block
-        if int.from_bytes(block[:4], "little") != abi.BLOCK_PACKET:
+        if int.from_bytes(block[:4], "little") != PACKET:
             listed = self.control[self.state(number, UPCALLS)]
             self.control[self.state(number, UPCALLS)] = listed + 1
             yield True
@@ -71,7 +72,7 @@ def block(kind: int, number: int, frame: bytes, options: bytes, time_ns: int = 0
 
 def packet(number: int, frame: bytes = b"", options: bytes = b"") -> bytes:
     """A labelled packet's block; `number` stands where its interface is."""
-    return block(abi.BLOCK_PACKET, number, frame, options)
+    return block(PACKET, number, frame, options)
 
 
 def cut(label_id: int, frame: bytes, flags: int, original_len: int, *, checksum: int = 0, packet_id: int = 0) -> bytes:
@@ -99,6 +100,7 @@ def upcall(
     start: int = 59_000_000_000,
     linked: int = 0,
     comm: bytes = b"chronyd",
+    process: bytes = b"chronyd",
     device: bytes = b"eth0",
     mac: bytes = bytes.fromhex("3c7c3f2023bd"),
     packet_id: int = 0,
@@ -113,6 +115,6 @@ def upcall(
     """The block of a packet without a label."""
     call = abi.UPCALL.pack(
         *(net, ifindex, direction, tgid, tid, start, via, linked),
-        *(comm, device, mac, packet_id, sk, inode, identity, checksum, netns, flags, device_type, len(mac)),
+        *(comm, device, process, mac, packet_id, sk, inode, identity, checksum, netns, flags, device_type, len(mac)),
     )
     return block(abi.BLOCK_UPCALL, number, frame, call, time_ns, original_len)

@@ -1,10 +1,11 @@
-"""The rooms joined, with a program that a test writes packets for, and an output that remembers what it got."""
+"""The stages joined, with a program that a test writes packets for, and an output that remembers what it got."""
 
 from __future__ import annotations
 
 import io
 import struct
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skbcapd.attribution.processes import Process, Processes, User
-from skbcapd.capture.capture import (
-    DEVICES_REMEMBERED,
-    INTERFACES_MAX,
-    Totals,
-    _Numbers,
-)
+from skbcapd.capture.interfaces import INTERFACES_MAX, REMEMBERED
 from skbcapd.capture.resolver import QUESTIONS
 from skbcapd.capture.rules import Rules
+from skbcapd.capture.totals import Numbers, Totals
 from skbcapd.config.parser import default_settings
 from skbcapd.errors import KernelError
 from skbcapd.kernel import abi
 from skbcapd.kernel.marker import Marker
-from skbcapd.kernel.segments import Cut, Upcall, walk
+from skbcapd.kernel.segments import Cut, Upcall
 from skbcapd.output.interface import Snapshot
 from skbcapd.output.pcapng_output import PcapngOutput
-from skbcapd.pcapng.comment import DIRECTION_IN, DIRECTION_OUT, Label
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT, PACKET, walk
+from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 from tests.support.frames import NTP_FRAME
 from tests.support.proc import TICK, Proc
@@ -41,7 +39,7 @@ ELSEWHERE = HERE + 1
 
 def accounted(totals: Totals) -> int:
     """All that became of packets."""
-    return totals.written + totals.filtered + totals.duplicates + totals.own + totals.kernel.lost + totals.lost
+    return totals.written + totals.filtered + totals.duplicates + totals.self_test + totals.kernel.lost + totals.dropped
 
 
 def unpacked(label: bytes) -> dict[str, Any]:
@@ -49,6 +47,7 @@ def unpacked(label: bytes) -> dict[str, Any]:
     names = (
         "comm",
         "device",
+        "process",
         "id",
         "interface_id",
         "slot",
@@ -77,6 +76,7 @@ def test_the_first_packet_installs_what_the_next_are_stamped_with() -> None:
     assert unpacked(label) == {
         "comm": b"chronyd".ljust(16, b"\0"),
         "device": b"eth0".ljust(16, b"\0"),
+        "process": b"chronyd".ljust(16, b"\0"),
         "id": 0,
         "interface_id": 7,
         "slot": 1,
@@ -177,7 +177,7 @@ def test_packets_that_several_devices_see_carry_their_identifier(kind: str) -> N
 def packet_bodies(data: bytes) -> list[bytes]:
     """The packets' blocks, up to their end option."""
     view = memoryview(data)
-    return [bytes(view[at : at + size - 4]) for at, kind, size in walk(view) if kind == abi.BLOCK_PACKET]
+    return [bytes(view[at : at + size - 4]) for at, kind, size in walk(view) if kind == PACKET]
 
 
 def test_checksums_are_completed() -> None:
@@ -293,16 +293,17 @@ def test_a_cut_packet_whose_label_is_forgotten() -> None:
     rig.capture.stop()
     totals = rig.capture.totals()
     assert rig.output.frames == [b"1", b"3"]
-    assert (totals.written, totals.lost, accounted(totals)) == (2, 1, totals.kernel.seen)
+    assert (totals.written, totals.dropped, accounted(totals)) == (2, 1, totals.kernel.seen)
 
 
 def test_a_label_holds_names_as_the_kernel_has_them() -> None:
     """What stands behind a name's end is part of the label, which the kernel compares in whole, and not of the name."""
     rig = Rig()
-    rig.drain(upcall(NTP_FRAME, comm=b"chronyd\0ld name", device=b"eth0\0nas7"))
+    rig.drain(upcall(NTP_FRAME, comm=b"chronyd\0ld name", process=b"lead\0er", device=b"eth0\0nas7"))
     label = unpacked(*rig.program.labels.values())
     assert (label["comm"], label["device"]) == (b"chronyd\0ld name\0", b"eth0\0nas7".ljust(16, b"\0"))
-    assert b"comm=chronyd pid=" in rig.output.stamps[0].options
+    assert label["process"] == b"lead\0er".ljust(16, b"\0")
+    assert b"comm=chronyd pid=1059 tgid=1058 process=lead" in rig.output.stamps[0].options
     assert rig.output.interfaces[0].name == b"eth0"
 
 
@@ -385,7 +386,7 @@ def test_a_device_of_unknown_type_is_refused_once() -> None:
     rig = Rig()
     rig.drain(*[upcall(NTP_FRAME, device=b"can0", device_type=280)] * 3, slot=1)
 
-    assert rig.said == ["device can0 has an unknown type (280) and is not captured"]
+    assert rig.said == ["interface can0 has an unknown type (280) and is not captured"]
     assert rig.output.frames == []
     assert not rig.output.interfaces
     assert not rig.program.labels
@@ -510,7 +511,7 @@ def test_a_broken_output_loses_whole_ranges() -> None:
     rig.capture.stop(broken=True)
 
     totals = rig.capture.totals()
-    assert (totals.written, totals.lost) == (1, 4)
+    assert (totals.written, totals.dropped) == (1, 4)
     assert accounted(totals) == totals.kernel.seen == 5
 
 
@@ -573,7 +574,7 @@ def test_the_marker_is_the_proof_and_is_not_written(*, whole: bool) -> None:
     rig.capture.stop()
 
     # Its own namespace is not given to everybody: then the connection that carries the marker is seen as any other.
-    expected = 2 if rig.capture._private_net else 3 if whole else 4
+    expected = 2 if rig.capture._self_test.private_net else 3 if whole else 4
     assert bool(rig.program.control[abi.PAGE_BASE]) == whole
     assert rig.output.frames[0].startswith(b"other")
     assert rig.output.frames[-1] == NTP_FRAME
@@ -659,7 +660,7 @@ def test_labels_are_of_their_generation() -> None:
     rig = Rig(snaplen=96, filter="udp")
     rig.drain(upcall(NTP_FRAME))
     assert rig.program.control[abi.FILTERED] == 1
-    rig.capture.change(None, snaplen=64, filter="", dedup=True)
+    rig.capture.change(replace(rig.plan, snaplen=64, filter="", dedup=True))
     rig.drain(upcall(NTP_FRAME))
 
     [label] = rig.program.labels.values()
@@ -719,11 +720,11 @@ def test_devices_are_meant_by_namespaces(
 def test_a_flood_of_devices_is_bounded() -> None:
     """Of more devices than are remembered each packet is written and counted, and the oldest are forgotten."""
     rig = Rig()
-    sent = DEVICES_REMEMBERED + 101
+    sent = REMEMBERED + 101
     for number in range(sent):
         rig.drain(upcall(b"1", ifindex=number, device=b"v%d" % number), slot=0)
     assert len(rig.output.written) == sent == rig.capture.devices
-    assert len(rig.capture._devices) == DEVICES_REMEMBERED
+    assert len(rig.capture._interfaces._known) == REMEMBERED
     totals = rig.capture.totals()
     assert (totals.written, totals.kernel.seen) == (sent, sent)
     assert accounted(totals) == sent
@@ -733,10 +734,10 @@ def test_more_interfaces_than_a_file_may_have() -> None:
     """A device too many is not captured, which is said and counted; when the list begins anew, others are."""
     rig = Rig()
     rig.drain(upcall(b"1"))
-    rig.capture._interfaces = INTERFACES_MAX
+    rig.capture._interfaces._numbered = INTERFACES_MAX
     rig.drain(upcall(b"2", device=b"late", ifindex=7), upcall(b"3"))
     assert rig.output.frames == [b"1", b"3"]
-    assert rig.said == [f"device late is one more than the {INTERFACES_MAX} that a file may have, and is not captured"]
+    assert rig.said == [f"interface late is one more than the {INTERFACES_MAX} of a file, and is not captured"]
     assert rig.capture.totals().filtered == 1
     assert accounted(rig.capture.totals()) == 3
     rig.capture.renumber()
@@ -747,7 +748,7 @@ def test_more_interfaces_than_a_file_may_have() -> None:
 @given(st.lists(st.integers(-1, 4 << 20 | 7)))
 def test_processes_are_counted_once(tgids: list[int]) -> None:
     """Each number that a process can have is counted once, in memory that does not grow."""
-    numbers = _Numbers(4 << 20)
+    numbers = Numbers(4 << 20)
     size = len(numbers._bits)
     for tgid in [*tgids, *tgids]:
         numbers.add(tgid)
@@ -782,8 +783,11 @@ def test_new_numbers_meet_no_old_label() -> None:
     rig.drain(upcall(b"1", comm=b"one"))
     rig.program.put(upcall(b"2", comm=b"two"))
     rig.capture.renumber()
+    assert not rig.output.restarted
+    rig.capture.drain()
+    [statistics] = rig.output.restarted
     assert rig.output.frames == [b"1", b"2"]
-    assert [(one.interface_id, one.received) for one in rig.output.statistics] == [(7, 2)]
+    assert [(one.interface_id, one.received) for one in statistics] == [(7, 2)]
     assert not rig.program.labels
     rig.drain(upcall(b"3", comm=b"two"))
     assert len(rig.program.labels) == 1

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import skbcapd
-from skbcapd.capture.capture import Totals
+from skbcapd.capture.totals import Totals
 from skbcapd.cli import arguments
 from skbcapd.cli.main import command, parser
 from skbcapd.daemon.report import Report, print_totals

@@ -20,7 +20,7 @@ from skbcapd.config import parser
 from skbcapd.config.kinds import DURATION, ListOf, Quantity
 from skbcapd.config.parser import default_settings, load
 from skbcapd.config.reference import reference, schema
-from skbcapd.config.settings import ROWS, Buffer, Files, Log, Records, Rule, Settings, parts
+from skbcapd.config.settings import ROWS, RULE_KEYS, Buffer, Files, Log, Records, Settings
 from skbcapd.errors import ConfigError
 
 REFERENCE = Path(__file__).parents[2] / "etc" / "skbcapd.yaml"
@@ -400,7 +400,7 @@ def test_rules_are_read_as_they_stand(path: Path) -> None:
     assert (first.snaplen, first.filter, first.action, first.conditions) == (96, None, None, {"unit"})
     assert (second.filter, second.conditions) == ("port 5432", {"user"})
     assert (third.action, third.conditions) == ("drop", set())
-    assert load(path, {"rules": "[{pid: 5}]"}).rules[0].pid == 5
+    assert load(path, {"rules": "[{pid: 5}]"}).rules[0].fields == {"pid": 5}
     assert load(path, {"rules": "[]"}).rules == ()
 
 
@@ -567,7 +567,7 @@ SCALARS = '\'|"|\\|>-\n|>2\n|"\\U|"\\x|#|@|`|~|=|0x|1e9|4MiB|-1|2026-11-23|on|nu
 ATOMS = [
     *(part for key in ROWS for part in (key, key.rpartition(".")[2] + ": ", key.partition(".")[0] + ":\n  ")),
     *(word for row in ROWS.values() for word in row.default.split(", ")),
-    *(f"{{{key}: " for key in parts(Rule)),
+    *(f"{{{key}: " for key in RULE_KEYS),
     *("rules: [", "rules:\n- ", "}, {", "/(a+)+/", "/[[a]/", "/a{9999999999}/", "tcp port 80", "not"),
     *SYNTAX.split("|"),
     *SCALARS.split("|"),

@@ -29,6 +29,8 @@ ORDER = (
     "pcapng",
     "attribution",
     "standard_streams",
+    "lru",
+    "child",
     "errors",
     "events",
     "text_safety",
@@ -40,6 +42,7 @@ LIBRARIES = {
     "systemd": {"daemon.log", "daemon.notify"},
     "scapy": {"filter.packet_filter", "pcapng.writer", "output.text"},
     "yaml": {"config.parser"},
+    "regex": {"config.pattern"},
     "prometheus_client": {"daemon.metrics"},
 }
 

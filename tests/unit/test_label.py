@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skbcapd.pcapng import blocks
 from skbcapd.pcapng import comment as label
 from skbcapd.pcapng.comment import OPTIONS_MAX, CommentError, comment, option, packet_options, parse
 
@@ -173,9 +174,9 @@ END = "0000 0000"
 @pytest.mark.parametrize(
     ("arguments", "raw"),
     [
-        ((SEED, label.DIRECTION_OUT, 1058, 1059), COMMENT + FLAGS_OUT + PROCESS + END),
-        ((None, label.DIRECTION_OUT, 1058, 1059), FLAGS_OUT + PROCESS + END),
-        ((SEED, label.DIRECTION_OUT, 0, 0), COMMENT + FLAGS_OUT + END),
+        ((SEED, blocks.DIRECTION_OUT, 1058, 1059), COMMENT + FLAGS_OUT + PROCESS + END),
+        ((None, blocks.DIRECTION_OUT, 1058, 1059), FLAGS_OUT + PROCESS + END),
+        ((SEED, blocks.DIRECTION_OUT, 0, 0), COMMENT + FLAGS_OUT + END),
         ((None, 0, 0, 0), "0200 0400 00000000" + END),
         ((None, 2, 1058, 0), FLAGS_OUT + "0800 0800 22040000 00000000" + END),
         ((None, 0xFFFFFFFF, 2**32 - 1, 2**32 - 1), "0200 0400 ffffffff 0800 0800 ffffffff ffffffff" + END),
@@ -188,10 +189,10 @@ def test_packet_options_bytes(arguments: tuple[str | None, int, int, int], raw: 
 
 def test_flag_values() -> None:
     """The epb_flags constants are the draft's bits."""
-    assert (label.DIRECTION_IN, label.DIRECTION_OUT) == (0b01, 0b10)
-    receptions = (label.RECEPTION_UNICAST, label.RECEPTION_MULTICAST, label.RECEPTION_BROADCAST)
-    assert (*receptions, label.RECEPTION_PROMISCUOUS) == (0b00100, 0b01000, 0b01100, 0b10000)
-    assert (label.CHECKSUM_NOT_READY, label.CHECKSUM_VALID, label.SEGMENTATION_OFFLOADED) == (0x200, 0x400, 0x800)
+    assert (blocks.DIRECTION_IN, blocks.DIRECTION_OUT) == (0b01, 0b10)
+    receptions = (blocks.RECEPTION_UNICAST, blocks.RECEPTION_MULTICAST, blocks.RECEPTION_BROADCAST)
+    assert (*receptions, blocks.RECEPTION_PROMISCUOUS) == (0b00100, 0b01000, 0b01100, 0b10000)
+    assert (blocks.CHECKSUM_NOT_READY, blocks.CHECKSUM_VALID, blocks.SEGMENTATION_OFFLOADED) == (0x200, 0x400, 0x800)
 
 
 @given(st.just([]) | FIELDS, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd.capture import capture
+from skbcapd.capture.record import VIA
 from skbcapd.errors import BtfError, KernelError
 from skbcapd.kernel import abi, compiler
 from skbcapd.kernel.abi import Geometry
@@ -321,7 +321,7 @@ def test_numbers_mean_the_same_on_both_sides() -> None:
     counters = [name.lower().removeprefix("lost_") for name in enum("counter")]
     assert counters == list(abi.COUNTERS)[: len(counters)]
     ways = [name.lower().removeprefix("via_") for name in enum("via")]
-    assert ways[1:-1] == list(capture._VIA)[1:]
+    assert ways[1:-1] == list(VIA)[1:]
     assert [getattr(abi, f"VIA_{way.upper()}") for way in ways] == list(range(len(ways)))
     for name in ("BLOCK_PACKET", "BLOCK_UPCALL", "BLOCK_CUT"):
         defined = re.search(rf"#define {name}\s+(\w+)", PROGRAM)

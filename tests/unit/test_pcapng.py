@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from scapy.utils import RawPcapNgReader
 
 from skbcapd.attribution.processes import Process
-from skbcapd.pcapng.comment import DIRECTION_OUT, comment, packet_options
+from skbcapd.pcapng.blocks import DIRECTION_OUT
+from skbcapd.pcapng.comment import comment, packet_options
 from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.writer import PcapngWriter
 from tests.support.frames import NTP_FRAME

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from skbcapd.attribution.processes import Process
 from skbcapd.kernel.segments import Upcall, read_local
 from skbcapd.output.directory import CaptureDirectory
-from skbcapd.output.interface import Statistics
+from skbcapd.output.interface import Snapshot, Statistics
 from skbcapd.output.ring import ASKED_PAUSE_S, Memory, Recorder
 from skbcapd.output.rotation import Limits, RotatingOutput
 from skbcapd.pcapng.comment import label
 from skbcapd.pcapng.interface import Interface
+from tests.support.deadline import until
 from tests.support.judges import facts, judge, rows
 from tests.support.writer import block, packet, upcall
 
@@ -40,10 +41,20 @@ class Recording:
         for number in numbers:
             self.recorder.write_blocks(memoryview(packet(0, number.to_bytes(60, "big"))), tuple)
 
+    def dump(self, snapshot: Snapshot = tuple, why: str = "signal") -> None:
+        """Make a dump, to its end."""
+        self.recorder.dump(snapshot, why)
+        self.wait()
+
+    def wait(self) -> None:
+        """Until no dump is being written."""
+        until(lambda: (self.recorder.flush(tuple), not self.recorder.wants_turn)[1], "the dump is written")
+
     @property
     def dumps(self) -> list[Path]:
         """The files, oldest first."""
-        self.files.settle(wait=True)
+        if self.recorder._dump is not None:
+            self.wait()
         return sorted(entry for entry in self.path.glob("skbcapd-*") if not entry.is_symlink())
 
 
@@ -68,6 +79,15 @@ def put_upcall(recorder: Recorder, frame: bytes) -> None:
     recorder.write_packet(made, 0, label([("comm", b"chronyd")], 0, 1058, 1059), tuple)
 
 
+def taken(memory: Memory) -> bytes:
+    """All that is in memory, which is empty after that."""
+    memory.take()
+    found = b""
+    while memory.has_taken:
+        found += memory.next()
+    return found
+
+
 @given(st.lists(st.integers(1, 5000), max_size=200), st.integers(5000, 300_000))
 def test_memory_keeps_the_end(sizes: list[int], size: int) -> None:
     """Memory holds an unbroken end of what was written, never more than its size, and no write in part."""
@@ -75,10 +95,10 @@ def test_memory_keeps_the_end(sizes: list[int], size: int) -> None:
     written = [bytes([index & 255]) * length for index, length in enumerate(sizes)]
     for blocks in written:
         memory.write(memoryview(blocks))
-    kept = b"".join(memory.take())
+    kept = taken(memory)
     assert len(kept) <= size
     assert kept in [b"".join(written[start:]) for start in range(len(written) + 1)]
-    assert not memory.take()
+    assert not taken(memory)
 
 
 def test_memory_is_used() -> None:
@@ -86,16 +106,16 @@ def test_memory_is_used() -> None:
     memory = Memory(8 << 20)
     for _ in range(100_003):
         memory.write(bytes(104))
-    assert (8 << 20) - (1 << 18) <= len(b"".join(memory.take())) <= 8 << 20
+    assert (8 << 20) - (1 << 18) <= len(taken(memory)) <= 8 << 20
 
 
 def test_a_dump_is_a_file_of_its_own(recording: Recording) -> None:
     """Each dump has what came since the last one, its interface, its statistics; the files are told."""
     recording.put(3, 5)
     put_upcall(recording.recorder, FRAME)
-    recording.recorder.dump(lambda: [Statistics(0, 1, received=17, accepted=13, lost=2, delivered=11)])
+    recording.dump(lambda: [Statistics(0, 1, received=17, accepted=13, lost=2, delivered=11)])
     recording.put(7)
-    recording.recorder.dump(tuple, "a rule")
+    recording.dump(tuple, "a rule")
 
     first, second = recording.dumps
     assert rows(first, "frame.interface_name", "frame.comment") == [["near0", ""]] * 2 + [["near0", "comm=chronyd"]]
@@ -103,8 +123,8 @@ def test_a_dump_is_a_file_of_its_own(recording: Recording) -> None:
     assert ("Number of packets", "3") in facts(first)
     assert recording.recorder.dumped == 4
     assert recording.said == [
-        f"{first}: 3 packets out of memory, asked for by a signal",
-        f"{second}: 1 packets out of memory, asked for by a rule",
+        f"dumped 3 packets from 1970-01-01T00:00:00.000Z to 1970-01-01T00:00:00.000Z to {first} (trigger: signal)",
+        f"dumped 1 packets from 1970-01-01T00:00:00.000Z to 1970-01-01T00:00:00.000Z to {second} (trigger: a rule)",
     ]
 
 
@@ -129,7 +149,9 @@ def test_asked_in_the_middle(recording: Recording) -> None:
     recording.recorder.flush(tuple)
     (file,) = recording.dumps
     assert ("Number of packets", "2") in facts(file)
-    assert recording.said == [f"{file}: 2 packets out of memory, asked for by rule 1"]
+    assert [line.partition(" to /")[0] + line[-18:] for line in recording.said] == [
+        "dumped 2 packets from 1970-01-01T00:00:00.000Z to 1970-01-01T00:00:00.000Z (trigger: rule 1)"
+    ]
 
 
 def test_a_flood_of_rules_that_match(recording: Recording) -> None:
@@ -142,7 +164,7 @@ def test_a_flood_of_rules_that_match(recording: Recording) -> None:
     recording.now += ASKED_PAUSE_S
     recording.recorder.tick(tuple)
     recording.put(4)
-    recording.recorder.dump(tuple)
+    recording.dump(tuple)
     assert [numbers(file) for file in recording.dumps] == [[1], [2, 3], [4]]
 
 
@@ -158,7 +180,7 @@ def test_a_dump_larger_than_a_file(tmp_path: Path) -> None:
     """A dump becomes several files where one would be larger than files may be; no packet is missing."""
     made = Recording(tmp_path, limits=Limits(size=1 << 20))
     made.put(*range(20_011))
-    made.recorder.dump(tuple)
+    made.dump(tuple)
     made.recorder.close()
     files = made.dumps
     assert len(files) > 1
@@ -172,14 +194,15 @@ def test_where_no_file_can_be_made(tmp_path: Path) -> None:
     away = tmp_path / "captures"
     made = Recording(away)
     made.put(1, 2)
-    (away / "current.pcapng").unlink(missing_ok=True)
+    for entry in away.iterdir():
+        entry.unlink()
     away.rmdir()
     away.touch()
-    made.recorder.dump(tuple)
+    made.dump(tuple)
     assert made.recorder.dumped == 0
     assert str(away) in made.said[0]
     away.unlink()
-    made.recorder.dump(tuple)
+    made.dump(tuple)
     made.recorder.close()
     (file,) = made.dumps
     assert ("Number of packets", "2") in facts(file)
@@ -191,12 +214,12 @@ def test_processes_are_in_every_dump(recording: Recording) -> None:
     recording.recorder.add_process(Process(1058, 0, b"chronyd", None, None, b"", b"", b"", b""))
     for _ in range(2):
         recording.put(1)
-        recording.recorder.dump(tuple)
+        recording.dump(tuple)
     assert all(b"chronyd" in file.read_bytes() for file in recording.dumps)
 
 
 def test_other_blocks_do_not_count(recording: Recording) -> None:
     """Only packets are counted as written."""
     recording.recorder.write_blocks(memoryview(packet(0, FRAME) + block(0xBAD, 0, b"", b"")), tuple)
-    recording.recorder.dump(tuple)
+    recording.dump(tuple)
     assert recording.recorder.dumped == 1

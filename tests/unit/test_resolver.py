@@ -12,12 +12,13 @@ from skbcapd.attribution.sockets import NOBODY, Flow
 from skbcapd.capture.resolver import QUESTIONS, Resolver
 from skbcapd.kernel import abi
 from skbcapd.kernel.segments import Upcall, read_local
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
 from tests.support.frames import NTP_FRAME
 from tests.support.writer import upcall
 
 SK, INODE, IDENTITY = 0xFFFF888000000000, 4711, 1 << 60
 BOOT_NS, SEEN_NS = 1_795_392_000_000_000_000, 61_000_000_000  # since 1970, since boot
-CHRONYD = User(1058, 1058, 59_000_000_000, b"chronyd")
+CHRONYD = User(1058, 1058, 59_000_000_000, b"chronyd", b"chronyd")
 
 
 class Tables:
@@ -25,15 +26,15 @@ class Tables:
 
     def __init__(self) -> None:
         self.control = memoryview(bytearray(8 * abi.STATES)).cast("Q")
-        self.owners: dict[int, tuple[int, int, int, bytes, int, int]] = {}
+        self.owners: dict[int, tuple[int, int, int, bytes, bytes, int, int]] = {}
         self.holders: dict[int, bytes] = {}
         self.flows: dict[bytes, bytes] = {}
 
-    def holder(self, inode: int) -> tuple[int, int, int, bytes] | None:
+    def holder(self, inode: int) -> tuple[int, int, int, bytes, bytes] | None:
         """Who held a socket."""
         return abi.USER.unpack(self.holders[inode]) if inode in self.holders else None
 
-    def owner(self, sk: int) -> tuple[int, int, int, bytes, int, int] | None:
+    def owner(self, sk: int) -> tuple[int, int, int, bytes, bytes, int, int] | None:
         """What was learned."""
         return self.owners.get(sk)
 
@@ -55,7 +56,7 @@ def made(tables: Tables, search: Callable[[int, int], User | None] = lambda *_: 
     return Resolver(tables, search, lambda: BOOT_NS)  # type: ignore[arg-type]
 
 
-def asked(*, inode: int = INODE, direction: int = abi.OUT) -> Upcall:
+def asked(*, inode: int = INODE, direction: int = DIRECTION_OUT) -> Upcall:
     """A packet of a socket whose user is not known."""
     made = upcall(
         NTP_FRAME,
@@ -65,6 +66,7 @@ def asked(*, inode: int = INODE, direction: int = abi.OUT) -> Upcall:
         tgid=0,
         tid=0,
         comm=b"",
+        process=b"",
         sk=SK,
         inode=inode,
         identity=IDENTITY,
@@ -74,7 +76,7 @@ def asked(*, inode: int = INODE, direction: int = abi.OUT) -> Upcall:
     return found
 
 
-@pytest.mark.parametrize(("direction", "via"), [(abi.OUT, abi.VIA_SOCKET), (abi.IN, abi.VIA_FLOW)])
+@pytest.mark.parametrize(("direction", "via"), [(DIRECTION_OUT, abi.VIA_SOCKET), (DIRECTION_IN, abi.VIA_FLOW)])
 @pytest.mark.parametrize(
     ("inode", "learned", "is_same"),
     [
@@ -89,11 +91,11 @@ def test_what_was_learned_meanwhile(
 ) -> None:
     """A socket used since the packet names it: the very socket, by its inode, or by its flow where it had none yet."""
     tables = Tables()
-    tables.owners[SK] = (7, 8, 9, b"late\0rest", *learned)
+    tables.owners[SK] = (7, 8, 9, b"late\0rest", b"lead\0rest", *learned)
     found = made(tables).resolve(asked(inode=inode, direction=direction))
 
-    expected = (via, 7, 8, 9, b"late") if is_same else (abi.VIA_UNKNOWN, 0, 0, 59_000_000_000, b"")
-    assert (found.via, found.tgid, found.tid, found.start, found.comm) == expected
+    expected = (via, 7, 8, 9, b"late", b"lead") if is_same else (abi.VIA_UNKNOWN, 0, 0, 59_000_000_000, b"", b"")
+    assert (found.via, found.tgid, found.tid, found.start, found.comm, found.process) == expected
 
 
 @pytest.mark.parametrize("found", [None, NOBODY])
@@ -103,7 +105,7 @@ def test_what_was_learned_during_the_search(found: User | None) -> None:
 
     def search(inode: int, seen_ns: int) -> User | None:
         assert (inode, seen_ns) == (INODE, asked().time_ns)
-        tables.owners[SK] = (7, 8, 9, b"quick", INODE, IDENTITY)
+        tables.owners[SK] = (7, 8, 9, b"quick", b"quick", INODE, IDENTITY)
         return found
 
     named = made(tables, search).resolve(asked())
@@ -118,7 +120,7 @@ def test_the_holder_is_told_to_the_program() -> None:
     found = made(tables, lambda *_: CHRONYD).resolve(asked())
 
     assert (found.via, found.tgid, found.tid, found.comm) == (abi.VIA_INODE, 1058, 1058, b"chronyd")
-    assert tables.holders == {INODE: struct.pack("<IIQ16s", 1058, 1058, 59_000_000_000, b"chronyd")}
+    assert tables.holders == {INODE: struct.pack("<IIQ16s16s", 1058, 1058, 59_000_000_000, b"chronyd", b"chronyd")}
 
 
 def test_nobody_is_told_to_the_program() -> None:
@@ -134,11 +136,12 @@ def test_nobody_is_told_to_the_program() -> None:
 def test_a_later_socket_at_the_same_address() -> None:
     """What was learned of a socket is still known by its inode when another one has taken its place."""
     tables = Tables()
-    tables.owners[SK] = (7, 8, 9, b"later", INODE + 1, 5)
-    tables.holders[INODE] = struct.pack("<IIQ16s", 1058, 1059, 59_000_000_123, b"chronyd")
+    tables.owners[SK] = (7, 8, 9, b"later", b"later", INODE + 1, 5)
+    tables.holders[INODE] = struct.pack("<IIQ16s16s", 1058, 1059, 59_000_000_123, b"chronyd", b"leader")
     found = made(tables).resolve(asked())
 
-    assert (found.via, found.tgid, found.tid, found.comm) == (abi.VIA_INODE, 1058, 1059, b"chronyd")
+    assert (found.via, found.tgid, found.tid) == (abi.VIA_INODE, 1058, 1059)
+    assert (found.comm, found.process) == (b"chronyd", b"leader")
 
 
 @pytest.mark.parametrize(
@@ -153,12 +156,12 @@ def test_a_later_socket_at_the_same_address() -> None:
 def test_a_holder_that_began_behind_the_packet(start: int, *, is_named: bool) -> None:
     """A process that was not there yet did not have the socket: later packets are its own, this one is not."""
     tables = Tables()
-    worker = made(tables, lambda *_: User(1060, 1060, start, b"worker"))
+    worker = made(tables, lambda *_: User(1060, 1060, start, b"worker", b"master"))
 
     for _ in range(2):  # searched, and remembered
         found = worker.resolve(asked())
         assert (found.via, found.tgid) == ((abi.VIA_INODE, 1060) if is_named else (abi.VIA_UNKNOWN, 0))
-    assert tables.holders == {INODE: struct.pack("<IIQ16s", 1060, 1060, start, b"worker")}
+    assert tables.holders == {INODE: struct.pack("<IIQ16s16s", 1060, 1060, start, b"worker", b"master")}
 
 
 def test_what_is_not_known_yet_is_asked_again() -> None:
@@ -186,7 +189,7 @@ def flow(local_port: int, inode: int, remote_port: int = 7) -> Flow:
 
 def test_connections_older_than_the_program() -> None:
     """The program is told of those that one process holds; listeners that two processes share are nobody's."""
-    other = User(7, 7, 5, b"x" * 15)
+    other = User(7, 7, 5, b"x" * 15, b"x" * 15)
     tables = Tables()
     resolver = made(tables)
     shared = [flow(11, 101, 0), flow(11, 103, 0)]
@@ -198,7 +201,7 @@ def test_connections_older_than_the_program() -> None:
 
     address = bytes([127, 0, 0, 1]) + bytes(12)
     key = struct.pack("<Q16s16sHHBBH", 3, address, address, 22, 7, 6, 2, 0)
-    owner = struct.pack("<IIQ16sQQQQ", 1058, 1058, 59_000_000_000, b"chronyd", 4711, 0, 0, 0)
+    owner = struct.pack("<IIQ16s16sQQQQ", 1058, 1058, 59_000_000_000, b"chronyd", b"chronyd", 4711, 0, 0, 0)
     assert tables.flows[key] == owner
     assert sorted(struct.unpack_from("<H", told, 40)[0] for told in tables.flows) == [13, 22]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd.attribution.processes import Process
+from skbcapd.attribution.processes import Process, User
 from skbcapd.capture.rules import Rules, Subject, Verdict, doubts
 from skbcapd.config.parser import default_settings
 
@@ -25,7 +25,9 @@ SSHD = Process(
     gid=65534,
 )
 DOCKER = replace(SSHD, cgroup=b"/system.slice/docker-" + CONTAINER + b".scope")
-SUBJECT = Subject(b"eth0", 4026531840, "out", "current", b"worker", 1059, 1058, SSHD)
+WORKER = User(1058, 1059, 59_000_000_000, b"worker", b"sshd")
+SUBJECT = Subject(b"eth0", 4026531840, "out", "current", WORKER, SSHD)
+NOBODY = replace(SUBJECT, user=User(0, 0, 0, b"", b""), process=None)
 KEPT, DROPPED = Verdict(), Verdict(keeps=False)
 
 
@@ -43,6 +45,11 @@ def rules(text: str, **arguments: object) -> Rules:
         ("comm: /ork/", True),
         ("comm: /^ork/", False),
         ("comm: sshd", False),  # the thread has a name of its own
+        ("process: sshd", True),
+        ("process: worker", False),
+        ("process: 's*'", True),
+        ("ppid: 1", True),
+        ("ppid: 2", False),
         ("pid: 1059", True),
         ("pid: 1058", False),
         ("tgid: 1058", True),
@@ -95,7 +102,7 @@ def test_what_is_not_known_does_not_hold(conditions: str) -> None:
     found = rules(f"[{{{conditions}, action: drop}}]")
     assert found.decide(replace(SUBJECT, process=None)) == KEPT
     assert found.decide(replace(SUBJECT, process=unknown)) == KEPT
-    assert found.decide(replace(SUBJECT, tgid=0, tid=0, comm=b"", process=None)) == KEPT
+    assert found.decide(NOBODY) == KEPT
 
 
 def test_the_first_match_decides() -> None:
@@ -107,7 +114,7 @@ def test_the_first_match_decides() -> None:
     assert found.most == 96
     assert found.decide(SUBJECT) == Verdict(filter=1)
     assert found.decide(replace(SUBJECT, direction="in")) == Verdict(snaplen=96)
-    assert found.decide(replace(SUBJECT, comm=b"other")) == DROPPED
+    assert found.decide(replace(SUBJECT, user=replace(WORKER, comm=b"other"))) == DROPPED
     assert Rules().decide(SUBJECT) == KEPT
     assert rules("[{action: dump, filter: port 1}]").decide(SUBJECT) == Verdict(filter=1, dump=1)
 

@@ -38,7 +38,8 @@ class FakeCapture:
         self.looks = list(looks)
         self.fails_to_start = False
         self.program = self.output = self
-        self.wants_new_numbers = False
+        self.is_busy = self.is_cut_short = self.wants_new_numbers = False
+        self.is_detached, self.left = False, 0
         self.wakeup_fd, self.waker = os.pipe()
         os.write(self.waker, b"awake")  # the wait for the next packet is over at once
 
@@ -55,9 +56,12 @@ class FakeCapture:
 
     def drain(self) -> int:
         """The next look."""
-        look = self.looks.pop(0)
         self.calls.append("drain")
-        return look if isinstance(look, int) else look() or 0
+        if self.is_detached:
+            self.left -= 1
+            return 0
+        look = self.looks.pop(0)
+        return look if isinstance(look, int) else int(look() or 0)
 
     def fall_asleep(self) -> bool:
         """No packet came meanwhile."""
@@ -72,7 +76,17 @@ class FakeCapture:
         """Once a second."""
         self.calls.append("set_clock")
 
-    def stop(self, *, broken: bool) -> None:
+    def detach(self) -> None:
+        """The last packet has been seen."""
+        self.is_detached = True
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all has been drained."""
+        assert self.is_detached
+        return not self.left
+
+    def finish(self, *, broken: bool) -> None:
         """The end."""
         self.calls.append("stop broken" if broken else "stop")
 
@@ -166,14 +180,38 @@ def test_a_signal_ends_it(number: signal.Signals) -> None:
 def test_a_second_signal_is_no_harm() -> None:
     """A signal while the capture is being stopped does not stop the stopping."""
     capture = FakeCapture(kill(signal.SIGINT))
-    stop = capture.stop
+    finish = capture.finish
 
     def interrupted(*, broken: bool) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        stop(broken=broken)
+        finish(broken=broken)
 
-    capture.stop = interrupted  # type: ignore[method-assign]
+    capture.finish = interrupted  # type: ignore[method-assign]
     assert run(capture)[-1] == "stop"
+
+
+def test_the_end_is_drained_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left at the end is drained with the loop's duties in between, and no longer than is allowed."""
+    capture = FakeCapture(100)
+    capture.left = 3
+    assert run(capture)[-4:] == ["drain", "drain", "drain", "stop"]
+    monkeypatch.setattr("skbcapd.daemon.loop.SETTLE_S", 0.05)
+    monkeypatch.setattr("skbcapd.daemon.loop.TICK_S", 0.01)
+    ticks: list[int] = []
+    capture = FakeCapture(100)
+    capture.left = 10**9
+    run(capture, tick=lambda: ticks.append(capture.left))
+    assert capture.calls[-1] == "stop"
+    assert ticks
+    assert capture.left > 10**8
+
+
+@pytest.mark.parametrize("moved", [0, 4])
+def test_a_drain_that_is_cut_short_goes_on_at_once(moved: int) -> None:
+    """After a drain that had no time for all that waits, the loop looks after its duties and drains again."""
+    capture = FakeCapture(moved, moved, moved)
+    capture.is_cut_short = True
+    assert run(capture)[2:] == ["drain"] * 3 + ["stop"]
 
 
 def test_a_deadline_ends_it() -> None:

@@ -51,7 +51,6 @@ def test_no_figure_falls(steps: list[str]) -> None:
     """Whatever happens between two looks, and in them, counters rise only and add up: no rate is ever negative."""
     scene = Scene()
     program = scene.rig.program
-    scene.rig.capture.exclude = ["eth7"]
     before: dict[str, int] = {}
     stuck: Iterator[bool] = iter(())
     for step in [*steps, "seen"]:

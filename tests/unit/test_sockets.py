@@ -45,7 +45,7 @@ def proc(tmp_path: Path) -> Proc:
     return made
 
 
-ONE = User(7, 7, 5900 * TICK, b"one")
+ONE = User(7, 7, 5900 * TICK, b"one", b"one")
 
 
 def test_all_holders(proc: Proc) -> None:
@@ -58,7 +58,7 @@ def test_processes_that_vanish_hold_nothing(proc: Proc) -> None:
     (proc.path / "7" / "stat").unlink()
     (proc.path / "13" / "fdinfo").rmdir()
 
-    assert all_holders(proc.path) == {103: User(11, 11, 5900 * TICK, b"two")}
+    assert all_holders(proc.path) == {103: User(11, 11, 5900 * TICK, b"two", b"two")}
     assert all_holders(proc.path / "none") == {}
 
 
@@ -100,7 +100,7 @@ def test_a_flood_of_questions_takes_its_share(proc: Proc) -> None:
     assert {holders.find(107, LATE) for _ in range(1009)} == {None}
     assert holders.find(101, LATE) == ONE
     clock.now += 20 * sockets.SCAN_S
-    assert holders.find(107, LATE) == User(13, 13, 5900 * TICK, b"three")
+    assert holders.find(107, LATE) == User(13, 13, 5900 * TICK, b"three", b"three")
 
 
 def test_what_was_seen_before_a_scan_needs_no_other(proc: Proc) -> None:
@@ -109,12 +109,12 @@ def test_what_was_seen_before_a_scan_needs_no_other(proc: Proc) -> None:
     holders = Holders(proc.path, Clock(), lambda: next(wall))
     assert holders.find(101, 90) == ONE
     proc.hold(13, "socket:[107]")
-    three = User(13, 13, 5900 * TICK, b"three")
+    three = User(13, 13, 5900 * TICK, b"three", b"three")
 
     assert [holders.find(inode, 99) for inode in (101, 107)] == [ONE, NOBODY]
     assert holders.find(107, 100) == three
     proc.hold(11, "socket:[109]")
-    assert holders.find(109, 99) == User(11, 11, 5900 * TICK, b"two")
+    assert holders.find(109, 99) == User(11, 11, 5900 * TICK, b"two", b"two")
 
 
 def test_a_scan_that_takes_too_long_answers_nothing(proc: Proc) -> None:

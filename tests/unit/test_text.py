@@ -50,8 +50,9 @@ CLOCK = time.strftime("%H:%M:%S", time.localtime(TIME_NS // 10**9)) + ".00045678
         ),
         ("chronyd[1058] eth0 out ", {"frame": b""}),
         ("chronyd[1058] wg0 out ", {"frame": b"", "link_type": RAW, "device": b"wg0"}),
-        ("\\x1b[2J\\x0a\\xff[1058] eth0 out ", {"frame": NTP_FRAME, "comm": b"\x1b[2J\n\xff"}),
-        ("init[1]\\x20lo\\x20in[1058] eth0 out ", {"frame": NTP_FRAME, "comm": b"init[1] lo in"}),
+        ("\\x1b[2J\\x0a\\xff[1058] eth0 out ", {"frame": NTP_FRAME, "process": b"\x1b[2J\n\xff"}),
+        ("init[1]\\x20lo\\x20in[1058] eth0 out ", {"frame": NTP_FRAME, "process": b"init[1] lo in"}),
+        ("dig[1058] eth0 out Ether", {"frame": NTP_FRAME, "comm": b"isc-net-0000", "process": b"dig"}),
         ("chronyd[1058] e\\x07h out ", {"frame": NTP_FRAME, "device": b"e\x07h"}),
     ],
 )

@@ -1,0 +1,236 @@
+"""What a container is called: its name and its Kubernetes pod, from the files in which engines keep their state.
+
+In: a container's id, which its cgroup tells, and that cgroup. Out: names, empty where they are not to be had.
+
+No engine is asked: its socket may hang, and whoever answers there decides what a packet is called. Read are, by id:
+
+    /var/log/containers/POD_NAMESPACE_CONTAINER-ID.log    Kubernetes: a link for each container's log
+    /var/log/pods/NAMESPACE_POD_UID/                      Kubernetes: by the pod's UID, which stands in the cgroup
+    DOCKER/containers/ID/config.v2.json                   docker, where DOCKER is /var/lib/docker
+    STORAGE/DRIVER-containers/containers.json             podman and CRI-O, where STORAGE is /var/lib/containers/storage
+    RUN/DRIVER-containers/volatile-containers.json        podman --rm, where RUN is /run/containers/storage
+
+All of them are root's. Files of users (podman without root) are not read: a user's file system may never answer.
+
+The rule not to break: packets wait meanwhile. What is read is bounded in bytes, entries and time, and whatever stands
+in a file gives names or nothing, never an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import stat
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from skbcapd.attribution.budget import Budget
+
+REMEMBERED = 1024
+FRESH_S = 10.0  # a container may get another name
+AGAIN_S = 1.0  # until a container without a name is looked for again: its files may come later than its packets
+AHEAD_S = 0.5  # packets wait while names are looked for
+NAME_MAX = 255  # bytes; a longer name is left out
+_CONFIG_MAX = 1 << 20  # bytes of docker's config of one container
+_LIST_MAX = 4 << 20  # bytes of the list of all containers
+_ENTRIES_MAX = 1 << 14  # of a directory, or of a list
+_DRIVERS = ("overlay", "vfs", "btrfs", "zfs")
+
+_ID = re.compile(rb"[0-9a-f]{64}")
+_LOG = re.compile(r"([^_/]+)_([^_/]+)_([^_/]+)-([0-9a-f]{64})\.log")
+_POD = re.compile(r"([^_/]+)_([^_/]+)_([0-9a-f-]+)")
+# The names that the kubelet gives by way of docker, and CRI-O: k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT.
+_KUBELET = re.compile(r"k8s_([^_/]+)_([^_/]+)_([^_/]+)_[^_/]+_[0-9]+")
+_PAUSE = "POD"  # that container of a pod holds its namespaces, and runs nothing
+_UID = re.compile(rb"pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?(?:[/:]|$)")
+
+
+class Names(NamedTuple):
+    """What people call a container; empty where it is not known.
+
+    Args:
+        name: the engine's name for it, or, in a pod, that of the container within the pod.
+        pod: namespace/pod/container, or namespace/pod.
+    """
+
+    name: bytes = b""
+    pod: bytes = b""
+
+
+NOTHING = Names()
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where engines keep their state.
+
+    Args:
+        docker: docker's directories.
+        storage: those of podman and CRI-O.
+        logs: where Kubernetes' logs are.
+        daemon: docker's settings, which may name another directory.
+    """
+
+    docker: tuple[Path, ...] = (Path("/var/lib/docker"), Path("/var/snap/docker/common/var-lib-docker"))
+    storage: tuple[Path, ...] = (Path("/var/lib/containers/storage"), Path("/run/containers/storage"))
+    logs: Path = Path("/var/log")
+    daemon: Path = Path("/etc/docker/daemon.json")
+
+
+class Containers:
+    """Names of containers, some of them of the past.
+
+    Args:
+        places: where they are looked for.
+        clock: seconds.
+    """
+
+    def __init__(self, places: Places | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._places = places or Places()
+        self._clock = clock
+        self._budget = Budget(AHEAD_S, clock)
+        self._known: OrderedDict[bytes, tuple[float, Names]] = OrderedDict()
+        self._listed: dict[Path, _Listed] = {}
+        self._docker: tuple[Path, ...] | None = None
+
+    def find(self, identifier: bytes, cgroup: bytes) -> Names:
+        """What a container is called.
+
+        Args:
+            identifier: its id, 64 hex digits; anything else has no names here.
+            cgroup: the path of the cgroup that it is in.
+        """
+        if not _ID.fullmatch(identifier):
+            return NOTHING
+        now = self._clock()
+        until, names = self._known.get(identifier, (now, NOTHING))
+        if now < until or self._budget.is_spent:
+            return names
+        with self._budget.spending():
+            # A container that has ended keeps its names: ids are not used again.
+            names = self._look(identifier.decode(), cgroup) or names
+        self._known[identifier] = self._clock() + (FRESH_S if any(names) else AGAIN_S), names
+        self._known.move_to_end(identifier)
+        if len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return names
+
+    def _look(self, identifier: str, cgroup: bytes) -> Names | None:
+        in_pod = b"kubepods" in cgroup
+        if in_pod and (found := self._list(self._places.logs / "containers", _read_logs).get(identifier)):
+            return found
+        name = self._engine_name(identifier)
+        if not in_pod:
+            return Names(_name(name)) if name else None
+        if kubelet := _KUBELET.fullmatch(name):
+            container, pod, namespace = kubelet.groups()
+            inside = "" if container == _PAUSE else f"/{container}"
+            return Names(_name(container), _name(f"{namespace}/{pod}{inside}"))
+        uid = _UID.search(cgroup)
+        pods = self._list(self._places.logs / "pods", _read_pods)
+        found = pods.get(uid[1].decode().replace("_", "-")) if uid else None
+        return found or (Names(_name(name)) if name else None)
+
+    def _engine_name(self, identifier: str) -> str:
+        """The name that docker, podman or CRI-O has given."""
+        for root in self._docker_roots():
+            name = _text(_read_json(root / "containers" / identifier / "config.v2.json", _CONFIG_MAX), "Name")
+            if name:
+                return name.removeprefix("/")
+        for root in self._places.storage:
+            for driver in _DRIVERS:
+                for kind in ("containers", "volatile-containers"):
+                    names = self._list(root / f"{driver}-containers" / f"{kind}.json", _read_storage)
+                    if identifier in names:
+                        return names[identifier].name.decode(errors="surrogateescape")
+        return ""
+
+    def _docker_roots(self) -> tuple[Path, ...]:
+        if self._docker is None:
+            moved = _text(_read_json(self._places.daemon, _CONFIG_MAX), "data-root")
+            own = (Path(moved),) if moved.startswith("/") and "\0" not in moved else ()
+            self._docker = own + self._places.docker
+        return self._docker
+
+    def _list(self, path: Path, read: Callable[[Path], Iterator[tuple[str, Names]]]) -> dict[str, Names]:
+        """Names by id, as a directory or file lists them; read again when that has changed, and not more often."""
+        listed = self._listed.setdefault(path, _Listed())
+        version: tuple[int, ...] = ()
+        with contextlib.suppress(OSError):
+            state = path.stat()
+            version = state.st_ino, state.st_mtime_ns, state.st_size
+        if version != listed.version:
+            # Changes within one tick of the file system's clock look alike: what was read that fast is not final.
+            is_settled = not version or time.time_ns() - version[1] > 1_000_000_000
+            listed.version = version if is_settled else ()
+            listed.names = dict(islice(read(path), _ENTRIES_MAX)) if version else {}
+        return listed.names
+
+
+@dataclass(slots=True)
+class _Listed:
+    """What a directory or file said when it was last read."""
+
+    version: tuple[int, ...] = ()
+    names: dict[str, Names] = field(default_factory=dict)
+
+
+def _read_logs(path: Path) -> Iterator[tuple[str, Names]]:
+    for name in _entries(path):
+        if found := _LOG.fullmatch(name):
+            pod, namespace, container, identifier = found.groups()
+            yield identifier, Names(_name(container), _name(f"{namespace}/{pod}/{container}"))
+
+
+def _read_pods(path: Path) -> Iterator[tuple[str, Names]]:
+    for name in _entries(path):
+        if found := _POD.fullmatch(name):
+            namespace, pod, uid = found.groups()
+            yield uid, Names(b"", _name(f"{namespace}/{pod}"))
+
+
+def _read_storage(path: Path) -> Iterator[tuple[str, Names]]:
+    entries = _read_json(path, _LIST_MAX)
+    for entry in entries if isinstance(entries, list) else []:
+        names = entry.get("names") if isinstance(entry, dict) else None
+        if isinstance(names, list) and names and isinstance(names[0], str):
+            yield _text(entry, "id"), Names(_name(names[0]))
+
+
+def _entries(path: Path) -> Iterator[str]:
+    with contextlib.suppress(OSError), os.scandir(path) as entries:
+        for entry in islice(entries, 4 * _ENTRIES_MAX):
+            yield entry.name
+
+
+def _read_json(path: Path, most: int) -> Any:
+    """A file's value; None where it is no regular file, too long, or no JSON."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        with os.fdopen(file, "rb") as opened:
+            state = os.fstat(file)
+            if stat.S_ISREG(state.st_mode) and state.st_size <= most:
+                return json.loads(opened.read(most))
+    return None
+
+
+def _text(found: Any, key: str) -> str:
+    """The text that an object has under a key; empty where there is none."""
+    value = found.get(key) if isinstance(found, dict) else None
+    return value if isinstance(value, str) else ""
+
+
+def _name(text: str) -> bytes:
+    """A name's bytes; nothing of one that is too long."""
+    try:
+        name = os.fsencode(text)
+    except UnicodeEncodeError:  # a lone surrogate, as JSON can write it
+        return b""
+    return name if len(name) <= NAME_MAX else b""

@@ -1,0 +1,230 @@
+"""The table of comment fields: what a packet's comment may say of its process, one row a field.
+
+In: a thread as the kernel program names it, and what /proc says of its process. Out: values, one for each field.
+
+All else follows from the rows: the setting `comment`, the keys of a rule, the JSON Schema and the man page
+(`config.settings`), what is cut to fit a label (`pcapng.comment`), what `top` and `split` group by (`pcapng.reader`),
+Wireshark's fields and the table of docs/format.md (`make generate`). CONTRIBUTING.md shows how to add a row.
+
+The rule not to break: a value is right, or it is not there (None or empty).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from skbcapd.attribution.processes import Process, User, container_of, short_id, unit_of
+
+Value: TypeAlias = bytes | int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """One field of a comment.
+
+    Args:
+        name: key in the comment, in a rule, and in Wireshark behind `skbcapd.`: letters and `_`.
+        title: its name for people, in Wireshark.
+        doc: what it is, as the end of a sentence.
+        of_thread: its value, where the kernel program has taken it: never looks into /proc.
+        of_process: its value, where it is read from /proc.
+        most: the largest number; 0 for text.
+        least: the smallest number.
+        is_default: whether a comment has it unless the setting says otherwise.
+        is_cuttable: whether its end may be cut to fit the label.
+        is_group: whether `top` and `split` may group packets by it.
+        unless_equal: left out where it has the same value as this field.
+        also: other texts that a rule may mean by it.
+    """
+
+    name: str
+    title: str
+    doc: str
+    of_thread: Callable[[User], Value] | None = None
+    of_process: Callable[[Process], Value] | None = None
+    most: int = 0
+    least: int = 0
+    is_default: bool = False
+    is_cuttable: bool = False
+    is_group: bool = False
+    unless_equal: str = ""
+    also: Callable[[Process], Iterable[bytes]] = lambda _process: ()
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its values are numbers, not text."""
+        return bool(self.most)
+
+    def value(self, user: User, process: Process | None) -> Value:
+        """Give its value, None or empty where it is not known.
+
+        Args:
+            user: a thread of a process.
+            process: what /proc says of that; None when not known, or not asked for.
+        """
+        if self.of_thread is not None:
+            return self.of_thread(user)
+        return self.of_process(process) if self.of_process is not None and process is not None else None
+
+
+def _number_in_namespace(process: Process) -> int | None:
+    """The last number of NSpid: that of the innermost PID namespace (proc_pid_status(5))."""
+    found = re.search(rb"^NSpid:(?:\t[0-9]{1,10})*\t([0-9]{1,10})\n", process.status, re.MULTILINE)
+    return int(found[1]) if found else None
+
+
+_PID_MAX = 1 << 22  # PID_MAX_LIMIT of include/linux/threads.h
+_ID_MAX = (1 << 32) - 1
+
+TABLE: tuple[Field, ...] = (
+    Field(
+        name="comm",
+        title="Thread",
+        doc="name of the thread, up to 15 bytes, chosen by the process itself",
+        of_thread=lambda user: user.comm,
+        is_default=True,
+        is_group=True,
+    ),
+    Field(
+        name="pid",
+        title="Thread id (pid)",
+        doc="number of the thread",
+        of_thread=lambda user: user.tid,
+        least=1,
+        most=_PID_MAX,
+        is_default=True,
+    ),
+    Field(
+        name="tgid",
+        title="Process id (tgid)",
+        doc="number of the process, which ps and most other tools call PID",
+        of_thread=lambda user: user.tgid,
+        least=1,
+        most=_PID_MAX,
+        is_default=True,
+        is_group=True,
+    ),
+    Field(
+        name="process",
+        title="Process",
+        doc="name of the process (of its main thread), left out where comm is the same",
+        of_thread=lambda user: user.process,
+        is_default=True,
+        is_group=True,
+        unless_equal="comm",
+    ),
+    Field(
+        name="ppid",
+        title="Parent's process id",
+        doc="number of the parent process",
+        of_process=lambda process: process.ppid,
+        most=_PID_MAX,
+    ),
+    Field(
+        name="uid",
+        title="User id",
+        doc="number of the effective user",
+        of_process=lambda process: process.uid,
+        most=_ID_MAX,
+    ),
+    Field(
+        name="user",
+        title="User",
+        doc="name of that user in /etc/passwd",
+        of_process=lambda process: process.user,
+        is_cuttable=True,
+        is_group=True,
+    ),
+    Field(
+        name="gid",
+        title="Group id",
+        doc="number of the effective group",
+        of_process=lambda process: process.gid,
+        most=_ID_MAX,
+    ),
+    Field(
+        name="exe",
+        title="Executable",
+        doc="path of the program; the kernel adds (deleted) where the file is gone",
+        of_process=lambda process: process.exe,
+        is_cuttable=True,
+    ),
+    Field(
+        name="cmdline",
+        title="Command line",
+        doc="command line, words joined by spaces",
+        of_process=lambda process: process.cmdline.rstrip(b"\0").replace(b"\0", b" "),
+        is_cuttable=True,
+    ),
+    Field(
+        name="cgroup",
+        title="Control group",
+        doc="path of the cgroup: version 2, else systemd's, else the first that is not /",
+        of_process=lambda process: process.cgroup,
+        is_cuttable=True,
+    ),
+    Field(
+        name="unit",
+        title="systemd unit",
+        doc="systemd unit; one of a user's own manager stands behind that: user@1000.service/foo.service",
+        of_process=lambda process: unit_of(process.cgroup),
+        is_cuttable=True,
+        is_group=True,
+    ),
+    Field(
+        name="container",
+        title="Container",
+        doc="name of the container, else the first 12 digits of its id; a rule takes the whole id, too",
+        of_process=lambda process: process.names.name or short_id(container_of(process.cgroup)),
+        is_cuttable=True,
+        is_group=True,
+        also=lambda process: (container_of(process.cgroup), short_id(container_of(process.cgroup))),
+    ),
+    Field(
+        name="pod",
+        title="Kubernetes pod",
+        doc="namespace/pod/container of Kubernetes, or namespace/pod",
+        of_process=lambda process: process.names.pod,
+        is_cuttable=True,
+        is_group=True,
+    ),
+    Field(
+        name="ns_pid",
+        title="Process id in its namespace",
+        doc="number of the process in its own PID namespace",
+        of_process=_number_in_namespace,
+        least=1,
+        most=_PID_MAX,
+    ),
+)
+FIELDS: Mapping[str, Field] = {field.name: field for field in TABLE}
+CUTTABLE = tuple(field.name for field in TABLE if field.is_cuttable)
+GROUPS = tuple(field.name for field in TABLE if field.is_group)
+
+
+def needs_process(names: Iterable[str]) -> bool:
+    """Whether any of these fields is read from /proc; names of no field are passed over."""
+    return any(FIELDS[name].of_process is not None for name in names if name in FIELDS)
+
+
+def told(names: Iterable[str], user: User, process: Process | None) -> list[tuple[str, bytes | int]]:
+    """What a comment says of a process.
+
+    Args:
+        names: of fields, in the order they shall stand; others are passed over.
+        user: the thread; tgid 0 when it is not known.
+        process: what /proc says of its process; None when not known, or not asked for.
+
+    Returns:
+        Names and values, without what is not known.
+    """
+    found: dict[str, bytes | int] = {}
+    for name in names:
+        field = FIELDS.get(name)
+        value = field.value(user, process) if field is not None and user.tgid else None
+        if value is not None and (value != b"" or name == "comm"):
+            found[name] = value
+    return [(name, value) for name, value in found.items() if value != found.get(FIELDS[name].unless_equal)]
