@@ -11,11 +11,11 @@ COVERED = tests/unit tests/golden tests/kernel
 
 VENV = .venv/bin
 AS_ROOT = tools/as-root
-# No cache is written where root would leave files that their owner cannot remove.
+# No caches: root would leave files that their owner cannot remove.
 PYTEST = $(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 SKBCAPD_VM_KERNELS="$(KERNEL)" $(VENV)/python -m pytest -p no:cacheprovider $(NO_SKIPS)
 C_SOURCES = $(shell find bpf bench -name "*.[ch]")
 
-# Where `make install` puts things. DESTDIR stands before each, for those who build packages.
+# Directories of `make install`. DESTDIR is prepended to each, for packages.
 prefix = /usr/local
 sysconfdir = /etc
 bindir = $(prefix)/bin
@@ -24,10 +24,10 @@ unitdir = $(prefix)/lib/systemd/system
 sysusersdir = $(prefix)/lib/sysusers.d
 mandir = $(prefix)/share/man
 completionsdir = $(prefix)/share/bash-completion/completions
-# Wireshark looks nowhere below /usr/local.
+# Wireshark reads no files below /usr/local.
 wireshark_libdir = /usr/lib/$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("MULTIARCH"))')/wireshark
 wireshark_datadir = /usr/share/wireshark
-# Debian's own: it has bcc and systemd.
+# The Python of Debian has bcc and systemd.
 PYTHON = /usr/bin/python3
 
 .PHONY: run test test-all setup setup-test lint format generate unit fuzz test-kernel test-many test-package test-vm
@@ -74,7 +74,7 @@ generate: setup-test
 unit: setup-test
 	$(VENV)/python -m pytest -p no:cacheprovider tests/unit tests/golden
 
-# Whatever strangers may send or write, for some minutes.
+# Tests of all code that reads untrusted data, with many examples; takes some minutes.
 fuzz: setup-test
 	SKBCAPD_HYPOTHESIS=fuzz $(VENV)/python -m pytest -p no:cacheprovider -m fuzz tests/unit
 
