@@ -153,6 +153,8 @@ def _lines(snapshot: Mapping[str, Any], before: Mapping[str, Any] | None) -> Ite
         yield f"{'lost':>12} {_number(count)}  {_LOSSES.get(cause, cause)}"
     if snapshot["missed"]:
         yield f"{'missed':>12} {_number(snapshot['missed'])}  never shown to the program by the kernel"
+    if snapshot["log"]["dropped"]:
+        yield f"{'log':>12} {_number(snapshot['log']['dropped'])}  lines could not be written"
     yield ""
     looked_at, busiest = int(processes["looked_at"]), processes["busiest"]
     yield f"busiest of {looked_at} packets in {processes['seconds']} s"

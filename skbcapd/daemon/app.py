@@ -25,6 +25,7 @@ from skbcapd.capture.reload import Reload
 from skbcapd.capture.rules import filters_of
 from skbcapd.config.settings import Settings
 from skbcapd.daemon.endpoints import Endpoints
+from skbcapd.daemon.log import LOG
 from skbcapd.daemon.loop import Service
 from skbcapd.daemon.report import Report, print_totals
 from skbcapd.daemon.statistics import Statistics, in_force
@@ -130,7 +131,9 @@ def serve(
     reload = _make_reload(capture, settings, load, report) if load else None
     endpoints = None
     if to_files and reload:
-        statistics = Statistics(capture, to_files, lambda: in_force(settings, reload.settings))
+        statistics = Statistics(
+            capture, to_files, lambda: in_force(settings, reload.settings), log_dropped=lambda: LOG.dropped
+        )
         endpoints = Endpoints(settings, statistics)
 
     tick_files = [lambda: to_files.tick(capture.statistics)] if to_files else []

@@ -107,6 +107,9 @@ class Metrics:
         yield counter("skbcapd_processes_seen", "Processes that packets were given to.", found["processes"]["count"])
         yield counter("skbcapd_labels_made", "Labels that were made.", found["labels"])
         yield gauge("skbcapd_devices", "Devices that were met, also unwanted ones.", found["devices"])
+        yield counter(
+            "skbcapd_log_lines_dropped", "Lines of the log that could not be written.", found["log"]["dropped"]
+        )
         yield gauge("skbcapd_start_time_seconds", "When the capture began, since 1970 UTC.", found["start_s"])
         version = gauge("skbcapd_build_info", "Always 1; the version is a label.", labels=["version"])
         version.add_metric([found["version"]], 1)

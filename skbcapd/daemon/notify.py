@@ -20,6 +20,8 @@ from pathlib import Path
 
 from skbcapd.text_safety import escaped
 
+EXTENSION_S = 60  # that a slow start asks for at a time
+
 
 class Notifier:
     """The service manager.
@@ -57,6 +59,10 @@ class Notifier:
         """The settings are being read anew; ready() must follow."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
+    def extend_timeout(self) -> None:
+        """The start or the end takes long: ask for EXTENSION_S more, from now; to be called again within that time."""
+        self._send(f"EXTEND_TIMEOUT_USEC={EXTENSION_S * 1_000_000}")
+
     def status(self, text: str) -> None:
         """One line for `systemctl status`; sent only when it changes."""
         if text != self._status:
@@ -83,7 +89,11 @@ class Notifier:
 def _systemd() -> Callable[[str], object]:
     from systemd.daemon import notify  # noqa: PLC0415  of use to a service only
 
-    return notify  # type: ignore[no-any-return]  # Debian ships it without types
+    def send(message: str) -> None:
+        with contextlib.suppress(OSError):  # who listened has gone: that is no reason to end a capture
+            notify(message)
+
+    return send
 
 
 def _sync(path: Path) -> None:

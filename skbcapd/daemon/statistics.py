@@ -122,6 +122,7 @@ class Statistics:
         output: where its packets go.
         settings: gives those in force; see in_force.
         clock: seconds.
+        log_dropped: how many lines of the log could not be written.
     """
 
     def __init__(
@@ -130,8 +131,10 @@ class Statistics:
         output: Output,
         settings: Callable[[], Settings],
         clock: Callable[[], float] = time.monotonic,
+        log_dropped: Callable[[], int] = lambda: 0,
     ) -> None:
         self._capture, self._output, self._settings, self._clock = capture, output, settings, clock
+        self._log_dropped = log_dropped
         self._busiest = capture.sampler = Busiest()
         self._start, self._start_s = clock(), time.time()
         self._made = float("-inf")
@@ -179,6 +182,7 @@ class Statistics:
             "labels": capture.labels,
             "processes": {"count": totals.processes, **self._busiest.snapshot()},
             "files": {"mode": settings.files.mode, "directory": settings.files.directory, "path": self._output.path},
+            "log": {"dropped": self._log_dropped()},
             "settings": {key: _plain(reduce(getattr, key.split("."), settings)) for key in ROWS},
         }
 

@@ -35,6 +35,7 @@ def test_the_metrics_are_the_facts() -> None:
     scene.rig.drain(upcall(b"1"), *[stamped(1058)] * 22)
     scene.rig.program.count(1, filtered=7, duplicate=5, full=3, contended=2, start=11)
     scene.output.lost = 1
+    scene.log_dropped = 7
     scene.look()
     found = samples(Metrics(scene.statistics.snapshot).text())
     assert found["skbcapd_packets_seen_total"] == 51
@@ -48,6 +49,7 @@ def test_the_metrics_are_the_facts() -> None:
     parts = ("skbcapd_packets_total{", "skbcapd_packets_lost_total{", "skbcapd_packets_pending", "skbcapd_packets_in_")
     assert sum(value for name, value in found.items() if name.startswith(parts)) == 51
     assert found["skbcapd_packets_missed_total"] == 3
+    assert found["skbcapd_log_lines_dropped_total"] == 7
     assert found[f"skbcapd_build_info{{version={skbcapd.__version__}}}"] == 1
 
 
