@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from skbcapd import clocks
 from skbcapd.errors import KernelError, SkbcapdError
 from skbcapd.kernel import abi, btf, syscall
 from skbcapd.kernel import program as kernel
@@ -59,6 +60,7 @@ def findings(
     yield capabilities
     yield _seccomp(proc, "" if capabilities.fatal else refusal())
     yield _process_namespace(proc)
+    yield _time_namespace(proc)
     yield _lockdown(sys_)
     yield _btf(sys_ / "kernel/btf/vmlinux")
     yield _perf(proc)
@@ -80,7 +82,7 @@ def refuse_hopeless(proc: Path = Path("/proc")) -> None:
     Raises:
         KernelError: the first fatal finding.
     """
-    for finding in (_kernel_version(proc), _capabilities(proc)):
+    for finding in (_kernel_version(proc), _capabilities(proc), _time_namespace(proc)):
         if finding.fatal:
             raise KernelError(f"{finding.name}: {finding.text}", finding.remedy)
 
@@ -175,6 +177,26 @@ def _process_namespace(proc: Path) -> Finding:
             "run in the machine's own; in a container: --pid=host",
         )
     return Finding("processes", "all of this machine")
+
+
+def _time_namespace(proc: Path) -> Finding:
+    try:
+        offsets = clocks.read_offsets(proc)
+    except KernelError as error:
+        return Finding("clocks", error.message, error.hint, fatal=True)
+    if offsets == clocks.Offsets():
+        return Finding("clocks", "those of this machine")
+    seconds = [offset / 1e9 for offset in (offsets.monotonic_ns, offsets.boottime_ns)]
+    text = (
+        f"of a time namespace: monotonic {seconds[0]:+.9g} s, boottime {seconds[1]:+.9g} s; time stamps are corrected"
+    )
+    if offsets.boottime_ns % clocks.NS_PER_TICK:
+        return Finding(
+            "clocks",
+            f"{text}, but the start of processes is not known exactly: fewer processes are looked up in /proc",
+            "give boottime an offset in whole seconds, or run in the machine's own time namespace",
+        )
+    return Finding("clocks", text)
 
 
 def _lockdown(sys_: Path) -> Finding:

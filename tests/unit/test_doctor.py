@@ -81,7 +81,7 @@ def machine(place: Path, changes: dict[str, str | bytes | None], refusal: str = 
         path = place / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        if name in {PROCESSES, USERS} and content:
+        if name.startswith("proc/self/ns/") and content:
             path.symlink_to(str(content))
         elif content is not None:
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -93,6 +93,47 @@ def machine(place: Path, changes: dict[str, str | bytes | None], refusal: str = 
         found.name: found
         for found in requirements.findings(place / "proc", place / "sys", str(python), lambda: refusal)
     }
+
+
+TIMES: dict[str, str | bytes | None] = {"proc/self/ns/time": "time:[1]", "proc/self/ns/time_for_children": "time:[1]"}
+OFFSETS = "proc/self/timens_offsets"
+
+
+@pytest.mark.parametrize(
+    ("monotonic", "boottime", "text", "has_remedy"),
+    [
+        ("0 0", "0 0", "those of this machine", False),
+        (
+            "1000000 0",
+            "86400 500000000",
+            "of a time namespace: monotonic +1000000 s, boottime +86400.5 s; time stamps are corrected",
+            False,
+        ),
+        ("-7 0", "0 0", "of a time namespace: monotonic -7 s, boottime +0 s; time stamps are corrected", False),
+        (
+            "0 0",
+            "1 1",
+            (
+                "of a time namespace: monotonic +0 s, boottime +1 s; time stamps are corrected, but the start of "
+                "processes is not known exactly: fewer processes are looked up in /proc"
+            ),
+            True,
+        ),
+    ],
+)
+def test_a_time_namespace(monotonic: str, boottime: str, text: str, has_remedy: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    """Doctor tells the offsets of a time namespace, and that they are taken off."""
+    changes = TIMES | {OFFSETS: f"monotonic {monotonic}\nboottime {boottime}\n"}
+    found = machine(tmp_path, changes)["clocks"]
+    assert (found.text, bool(found.remedy), found.fatal) == (text, has_remedy, False)
+
+
+def test_an_unknown_time_namespace(tmp_path: Path) -> None:
+    """Where /proc tells the offsets of another time namespace than ours, a capture is refused with a remedy."""
+    changes = TIMES | {"proc/self/ns/time_for_children": "time:[2]", OFFSETS: "monotonic 1 0\nboottime 1 0\n"}
+    found = machine(tmp_path, changes)["clocks"]
+    assert found.fatal
+    assert "--fork" in found.remedy
 
 
 def capabilities(effective: int, seccomp: int = 0) -> dict[str, str | bytes | None]:
@@ -107,6 +148,7 @@ def test_a_good_machine(tmp_path: Path) -> None:
         "capabilities": "all that are needed",
         "seccomp": "no filter",
         "processes": "all of this machine",
+        "clocks": "those of this machine",
         "lockdown": "none",
         "perf": "yes",
         "kprobes": "yes: a socket's user is learned when a send, receive or accept begins",
