@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,23 @@ def test_a_good_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("missing", "fatal"),
+    [
+        ("proc", {"kernel": "mount -t proc proc /proc"}),
+        ("sys", {"BTF": "mount -t sysfs sysfs /sys"}),
+        ("proc/sys", {"kernel": "mount -t proc proc /proc; in a unit: ProcSubset=all"}),
+    ],
+)
+def test_nothing_is_claimed_without_proc_or_sys(missing: str, fatal: dict[str, str], tmp_path: Path) -> None:
+    """Without procfs or sysfs the only fatal finding is that, with how to mount it; nothing is blamed on privileges."""
+    machine(tmp_path, {})
+    shutil.rmtree(tmp_path / missing)
+    python = str(tmp_path / "interpreter")
+    found = list(requirements.findings(tmp_path / "proc", tmp_path / "sys", python, lambda: ""))
+    assert {one.name: one.remedy for one in found if one.fatal} == fatal
+
+
+@pytest.mark.parametrize(
     ("changes", "name", "text", "remedy"),
     [
         ({RELEASE: "5.14.21-generic"}, "kernel", "5.14.21-generic; expected 5.15 or newer", "boot a newer kernel"),
@@ -177,7 +195,7 @@ def test_a_good_machine(tmp_path: Path) -> None:
         ({LOCKDOWN: "none integrity [confidentiality]"}, "lockdown", "confidentiality", "boot with lockdown=integrity"),
         ({PERF: None}, "perf", "BPF has nothing to hook into", "CONFIG_PERF_EVENTS=y"),
         ({BTF: None}, "BTF", "No such file", "CONFIG_DEBUG_INFO_BTF"),
-        ({BTF: b"\x7fELF"}, "BTF", "4 bytes long", ""),
+        ({BTF: b"\x7fELF"}, "BTF", "4 bytes long", "boot another kernel"),
         ({BTF: Blob().build()}, "BTF", "struct page is not in this kernel's BTF", "too old or too new"),
         (
             {BCC: "import bcc.libbcc"},
@@ -242,7 +260,7 @@ def test_no_tracefs(tmp_path: Path) -> None:
         (
             {"sys/fs/cgroup/system.slice/skbcapd.service/memory.max": "134217728\n"},
             "cgroup",
-            "version 2, memory.max is 134217728; a start takes about",
+            "version 2, memory.max is 128 MiB (",
             "MemoryMax=",
         ),
         (
@@ -252,7 +270,7 @@ def test_no_tracefs(tmp_path: Path) -> None:
                 "sys/fs/cgroup/memory/docker/1/memory.limit_in_bytes": "134217728\n",
             },
             "cgroup",
-            "version 1, memory.limit_in_bytes is 134217728",
+            "version 1, memory.limit_in_bytes is 128 MiB (",
             "--memory",
         ),
         (
