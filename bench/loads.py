@@ -105,7 +105,7 @@ def variants(scale: float) -> list[Variant]:
         return "--set", f"rules=[{', '.join(f'{{comm: nobody{rule}}}' for rule in range(number))}]"
 
     many = " or ".join(f"udp port {port}" for port in (*range(1001, 1020), 9))
-    filters = {"none": "", "simple, takes all": "udp", "20 terms, takes all": many, "refuses all": "not udp port 9"}
+    filters = {"none": "", "simple, matches all": "udp", "20 terms, matches all": many, "rejects all": "not udp port 9"}
     return [
         *(
             Variant(
@@ -117,7 +117,7 @@ def variants(scale: float) -> list[Variant]:
         ),
         *(
             Variant(
-                "devices",
+                "interfaces",
                 f"{number:,}",
                 Load(f"{number} devices", (("spread", str(count), str(number)),), count, devices=number),
             )

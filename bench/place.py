@@ -49,5 +49,5 @@ def place(directory: Path, tools: Sequence[Tool]) -> str:
     return (
         f"Linux {os.uname().release}, {os.cpu_count()} processors ({processor(Path('/proc/cpuinfo').read_text())}), "
         f"{file_system}; skbcapd {__version__} ({commit}) with {hooks}, {', '.join(others)}; "
-        f"load average {os.getloadavg()[0]:.1f} before; {time.strftime('%Y-%m-%d')}"
+        f"load average {os.getloadavg()[0]:.1f} before the run; {time.strftime('%Y-%m-%d')}"
     )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from tests import faults
+from tests.support import faults
 
 # No deadline: the machine may be slow. No database: root would leave it behind in the checkout.
 settings.register_profile("skbcapd", deadline=None, database=None, print_blob=True)

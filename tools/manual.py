@@ -23,7 +23,9 @@ from typing import get_args
 from skbcapd import __version__
 from skbcapd.attribution.fields import TABLE
 from skbcapd.cli import main
-from skbcapd.config.settings import ROWS, ListOf, Via, Word, reference, schema
+from skbcapd.config.kinds import ListOf, Word
+from skbcapd.config.reference import reference, schema
+from skbcapd.config.settings import ROWS, Via
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -151,7 +153,7 @@ def _keys() -> Iterator[str]:
 
 
 def _parsers() -> dict[str, argparse.ArgumentParser]:
-    [commands] = [action for action in main._parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    [commands] = [action for action in main.parser()._actions if isinstance(action, argparse._SubParsersAction)]
     return dict(commands.choices)
 
 

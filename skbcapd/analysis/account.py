@@ -14,9 +14,9 @@ from ipaddress import ip_address
 from typing import TypeAlias
 
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
-from skbcapd.pcapng.comment import shown
 from skbcapd.pcapng.link_type import ETHERNET, RAW
 from skbcapd.pcapng.reader import Reader, Stamp
+from skbcapd.text_safety import escaped_bytes
 
 _PROCESSES_MAX = 1 << 16
 _NAMES_MAX = 1 << 18  # of all processes together
@@ -54,7 +54,7 @@ class Process:
     def comms(self) -> list[str]:
         """What its threads are called, the one with most packets first."""
         counted = sorted((-count, name) for name, (count,) in self.names.items() if name is not None)
-        return [shown(name) for _, name in counted]
+        return [escaped_bytes(name) for _, name in counted]
 
     @property
     def packets(self) -> int:

@@ -24,8 +24,8 @@ from skbcapd.analysis.progress import Progress
 from skbcapd.errors import FileError
 from skbcapd.output.block_writer import MODE
 from skbcapd.pcapng.blocks import PACKET
-from skbcapd.pcapng.comment import shown
 from skbcapd.pcapng.reader import Interface, Packet, Reader, Section
+from skbcapd.text_safety import escaped_bytes
 
 KEYS = ("tgid", "comm", "unit")
 
@@ -86,7 +86,7 @@ class Splitter:
     @property
     def pattern(self) -> str:
         """What their names have in common, for people."""
-        return shown(os.fsencode(self._directory / f"{self._stem}.*{self._by}*.pcapng"))
+        return escaped_bytes(os.fsencode(self._directory / f"{self._stem}.*{self._by}*.pcapng"))
 
     def read(self, reader: Reader) -> None:
         """Split a file. If it cannot be read to its end, what could be read has been written.
@@ -168,7 +168,7 @@ class Splitter:
             except OSError as error:
                 self._gathered = 0
                 raise FileError(
-                    f"{shown(os.fsencode(part.path))}: {error.strerror}; expected a new file to write"
+                    f"{escaped_bytes(os.fsencode(part.path))}: {error.strerror}; expected a new file to write"
                 ) from None
             part.gathered.clear()
         self._gathered = 0

@@ -22,8 +22,8 @@ from skbcapd.analysis.progress import Progress
 from skbcapd.errors import FileError
 from skbcapd.output.block_writer import StandardOutput
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
-from skbcapd.pcapng.comment import shown
 from skbcapd.pcapng.reader import Reader
+from skbcapd.text_safety import escaped_bytes
 
 _HEADINGS = ("TGID", "COMM", "PACKETS", "BYTES", "SENT", "RECEIVED", "FIRST (UTC)", "LAST (UTC)", "PEERS")
 _NUMBERS = {"TGID", "PACKETS", "BYTES", "SENT", "RECEIVED"}
@@ -85,7 +85,7 @@ def as_table(processes: Sequence[Process]) -> str:
 
 def _row(process: Process) -> tuple[str, ...]:
     comms, peers = process.comms, [address for address, _, _ in process.busiest]
-    name = comms[0] + _more(comms, 1) if comms else "" if process.via is None else f"via={shown(process.via)}"
+    name = comms[0] + _more(comms, 1) if comms else "" if process.via is None else f"via={escaped_bytes(process.via)}"
     return (
         "-" if process.tgid is None else str(process.tgid),
         name or "-",
@@ -131,8 +131,8 @@ def _facts(process: Process) -> dict[str, object]:
     return {
         "tgid": process.tgid,
         "comm": process.comms[0] if process.comms else None,
-        "via": None if process.via is None else shown(process.via),
-        "unit": None if process.unit is None else shown(process.unit),
+        "via": None if process.via is None else escaped_bytes(process.via),
+        "unit": None if process.unit is None else escaped_bytes(process.unit),
         "packets": process.packets,
         "bytes": process.bytes,
         "sent_packets": sent[0],

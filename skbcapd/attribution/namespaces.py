@@ -17,6 +17,7 @@ from pathlib import Path
 
 from skbcapd.attribution.budget import Budget
 from skbcapd.attribution.processes import cgroup_of, container_of, opened, read_stat, short_id
+from skbcapd.text_safety import escaped
 
 REMEMBERED = 1024
 AHEAD_S = 0.5  # packets wait while names are looked for
@@ -69,7 +70,7 @@ class Namespaces:
         with contextlib.suppress(OSError):
             for path in sorted(self._run.iterdir()):
                 if _inode(path) == inode:
-                    return _printable(path.name)
+                    return escaped(path.name)
         return ""
 
     def _owner(self, inode: int) -> str:
@@ -80,7 +81,7 @@ class Namespaces:
             with contextlib.suppress(OSError):
                 container = container_of(cgroup_of((self._proc / str(tgid) / "cgroup").read_bytes()))
                 name = short_id(container)
-                return f"of container {_printable(name.decode(errors='backslashreplace'))}" if name else ""
+                return f"of container {escaped(name.decode(errors='backslashreplace'))}" if name else ""
         return ""
 
     def _processes(self, inode: int) -> list[int]:
@@ -107,10 +108,6 @@ def is_called(name: str, inode: int, run: Path = RUN) -> bool:
     with contextlib.suppress(ValueError):  # NUL
         return int(name) == inode if name.isdecimal() else _inode(run / name) == inode
     return False
-
-
-def _printable(name: str) -> str:
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in name)
 
 
 def _inode(path: Path) -> int:

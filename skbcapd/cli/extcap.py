@@ -13,16 +13,23 @@ escapes a brace.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, get_args
 
 from skbcapd import __version__
-from skbcapd.config.settings import ROWS, Transmit
+from skbcapd.cli.arguments import Commands
+from skbcapd.config import parser as config
+from skbcapd.config.settings import ROWS, Settings, Transmit
+from skbcapd.daemon import app
 from skbcapd.errors import FileError, UsageError
-from skbcapd.pcapng.comment import shown
+from skbcapd.output.block_writer import StandardOutput
+from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.pcapng.link_type import ETHERNET
+from skbcapd.text_safety import escaped_bytes
 
 INTERFACE = "skbcapd"
 
@@ -36,8 +43,9 @@ _OPTIONS: dict[str, tuple[str, str]] = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the protocol's arguments to a parser."""
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    parser = commands.add("extcap", run, "Answer Wireshark, which finds its capture programs in this way.")
     call = parser.add_mutually_exclusive_group()
     for name, text in (
         ("interfaces", "list the interfaces"),
@@ -52,6 +60,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fifo", metavar="FILE", type=Path, help="where the packets go")
     for key, (text, _) in _OPTIONS.items():
         parser.add_argument(_argument(key), dest=key, metavar="VALUE", help=f"setting {key}: {text}")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Answer one call."""
+    if not options.capture:
+        _settings(options)
+        print(answer(options, [name for _, name in socket.if_nameindex()]), end="")
+        return 0
+    # First of all, because Wireshark waits until both ends are open, also for our complaint.
+    with open_fifo(options) as fifo:
+        settings = _settings(options)
+        program = app.load_program(settings)
+        with contextlib.closing(program):
+            target = StandardOutput(fifo.fileno())
+            output = PcapngOutput(target.stream, settings.encode)
+            return app.serve(settings, program, output, target, quiet=True)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    places = {key: _argument(key) for key in _OPTIONS} | {"filter": "--extcap-capture-filter"}
+    return config.default_settings(overrides(options), places)
 
 
 def answer(options: argparse.Namespace, devices: Sequence[str]) -> str:
@@ -104,7 +133,7 @@ def open_fifo(options: argparse.Namespace) -> BinaryIO:
     try:
         return open(os.open(options.fifo, os.O_WRONLY | os.O_CLOEXEC), "wb", buffering=0)  # noqa: PTH123  it is not made if it is missing
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        path = shown(os.fsencode(options.fifo))
+        path = escaped_bytes(os.fsencode(options.fifo))
         raise FileError(f"{path}: {getattr(error, 'strerror', error)}; expected a FIFO that Wireshark reads") from None
 
 

@@ -1,4 +1,4 @@
-"""`skbcapd status`: how the daemon goes, as lines for people or as JSON.
+"""`skbcapd status`: the status of the running daemon, as lines for people or as JSON.
 
 In: the path of a control socket. Out: what the daemon tells, once or every second.
 
@@ -8,16 +8,18 @@ of it, within PATIENCE_S, and shown as printable text only.
 
 from __future__ import annotations
 
+import argparse
 import json
 import socket
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from skbcapd.cli import arguments
 from skbcapd.config.settings import ROWS
-from skbcapd.daemon.log import printable
-from skbcapd.errors import FileError
+from skbcapd.errors import FileError, UsageError
 from skbcapd.output.block_writer import StandardOutput
+from skbcapd.text_safety import escaped
 
 ANSWER_MAX = 4 << 20  # bytes: a thousand rules do not fill it
 PATIENCE_S = 5.0
@@ -29,6 +31,23 @@ _LOSSES = {
     "start": "no usable start of frame",
     "output": "the disk did not take them",
 }
+
+
+def add(commands: arguments.Commands) -> None:
+    """Add the command to the parser."""
+    command = commands.add("status", run, "Show the status of the running daemon (it listens at control.socket).")
+    command.add_argument("--json", action="store_true", help="everything, as a line of JSON")
+    command.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
+    arguments.add_config(command)
+    arguments.add_sets(command)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Ask the daemon of these settings."""
+    path = arguments.settings(options).control.socket
+    if path == "none":
+        raise UsageError("control.socket is none: there is nowhere to ask", "set it, for the daemon too")
+    return show(path, as_json=options.json, watch=options.watch)
 
 
 def show(path: str, *, as_json: bool = False, watch: bool = False) -> int:
@@ -47,13 +66,13 @@ def show(path: str, *, as_json: bool = False, watch: bool = False) -> int:
     before: Mapping[str, Any] | None = None
     try:
         while True:
-            facts = ask(path)
-            text = [json.dumps(facts) + "\n"] if as_json else lines(path, facts, before)
+            snapshot = ask(path)
+            text = [json.dumps(snapshot) + "\n"] if as_json else lines(path, snapshot, before)
             output.text.writelines([_CLEAR, *text] if is_screen else text)
             output.text.flush()
             if not watch:
                 return 0
-            before = facts
+            before = snapshot
             time.sleep(_EVERY_S)
     except (BrokenPipeError, KeyboardInterrupt):
         return 0
@@ -93,47 +112,47 @@ def ask(path: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
                 "another one is asked by --config FILE or --set control.socket=PATH",
             ) from None
     try:
-        facts = json.loads(data.decode("ascii"))
+        snapshot = json.loads(data.decode("ascii"))
     except (ValueError, RecursionError):
-        facts = None
-    if not isinstance(facts, dict):
+        snapshot = None
+    if not isinstance(snapshot, dict):
         raise FileError(f"{path}: answered by {len(data)} bytes of something else; expected skbcapd")
-    return facts
+    return snapshot
 
 
-def lines(path: str, facts: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> list[str]:
+def lines(path: str, snapshot: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> list[str]:
     """What is told, for people; nothing in it can harm a terminal.
 
     Args:
         path: of the control socket.
-        facts: what the daemon tells.
+        snapshot: what the daemon tells.
         before: what it told a second ago.
 
     Raises:
         FileError: that is not what a daemon of this version tells.
     """
     try:
-        return [printable(line) + "\n" for line in _lines(facts, before)]
+        return [escaped(line) + "\n" for line in _lines(snapshot, before)]
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
         raise FileError(f"{path}: answered by another version; expected one like this", "see its --json") from None
 
 
-def _lines(facts: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterator[str]:
+def _lines(snapshot: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterator[str]:
     """What people want to know first comes first."""
-    packets, lost, processes, files = facts["packets"], facts["lost"], facts["processes"], facts["files"]
-    minutes, seconds = divmod(int(facts["uptime_s"]), 60)
-    yield f"skbcapd {facts['version']}, process {facts['pid']}, up {minutes // 60}:{minutes % 60:02}:{seconds:02}"
+    packets, lost, processes, files = snapshot["packets"], snapshot["lost"], snapshot["processes"], snapshot["files"]
+    minutes, seconds = divmod(int(snapshot["uptime_s"]), 60)
+    yield f"skbcapd {snapshot['version']}, process {snapshot['pid']}, up {minutes // 60}:{minutes % 60:02}:{seconds:02}"
     yield f"file      {files['path']} (mode: {files['mode']})"
-    yield f"hooks     {', '.join(facts['hooks'])}"
-    yield f"learning  {', '.join(facts['learning'])}"
-    yield f"met       {facts['devices']} devices, {processes['count']} processes, {facts['labels']} labels"
+    yield f"hooks     {', '.join(snapshot['hooks'])}"
+    yield f"learning  {', '.join(snapshot['learning'])}"
+    yield f"seen      {snapshot['devices']} interfaces, {processes['count']} processes, {snapshot['labels']} labels"
     yield ""
     for name, count in packets.items():
         yield f"{name.replace('_', ' '):>12} {_number(count)}{_rate(name, packets, before)}"
     for cause, count in lost.items():
         yield f"{'lost':>12} {_number(count)}  {_LOSSES.get(cause, cause)}"
-    if facts["missed"]:
-        yield f"{'missed':>12} {_number(facts['missed'])}  never shown to the program by the kernel"
+    if snapshot["missed"]:
+        yield f"{'missed':>12} {_number(snapshot['missed'])}  never shown to the program by the kernel"
     yield ""
     looked_at, busiest = int(processes["looked_at"]), processes["busiest"]
     yield f"busiest of {looked_at} packets in {processes['seconds']} s"
@@ -141,7 +160,7 @@ def _lines(facts: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterat
     for one in busiest:
         tgid = "-" if one["tgid"] is None else one["tgid"]
         yield f"{tgid:>12} {_number(one['packets'])} {_number(one['bytes'])}  {one['name'] or '-'}"
-    changed = {key: value for key, value in facts["settings"].items() if not _is_default(key, value)}
+    changed = {key: value for key, value in snapshot["settings"].items() if not _is_default(key, value)}
     yield ""
     yield "settings in force, where not the default"
     for key, value in changed.items():

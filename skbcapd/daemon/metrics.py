@@ -1,6 +1,6 @@
-"""The facts of a running capture as Prometheus metrics: a page for its server, a file for node_exporter.
+"""The statistics of a running capture as Prometheus metrics: a page for its server, a file for node_exporter.
 
-In: facts, as `sight` tells them. Out: text in Prometheus's format.
+In: a snapshot, as `statistics` gives it. Out: text in Prometheus's format.
 
 The rule: no metric has a label whose values are a stranger's to choose, such as a process's name: each value is a time
 series for good. In a file each has the label `capture`: node_exporter reads the files of several daemons, and refuses
@@ -13,23 +13,31 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from skbcapd.config import settings
 from skbcapd.errors import UsageError
 
+_LOG = logging.getLogger(__name__)
 EVERY_S = 15  # between two writes of the file: Prometheus's usual interval
 
 
-def need_library() -> None:
-    """Refuse to go on without prometheus_client.
+def check_library(wanted: settings.Metrics) -> None:
+    """Refuse settings that take prometheus_client where it is not installed.
 
     Raises:
         UsageError: it is not installed.
     """
+    if not wanted.listen == wanted.textfile == "none":
+        _need_library()
+
+
+def _need_library() -> None:
     if importlib.util.find_spec("prometheus_client") is None:
         raise UsageError(
             "metrics are on, and the Python module prometheus_client is not installed",
@@ -38,23 +46,23 @@ def need_library() -> None:
 
 
 class Metrics:
-    """Turns facts into text.
+    """Turns a snapshot into text.
 
     Args:
-        facts: gives them.
+        snapshot: gives them.
         capture: the value of the label of that name, which each metric gets; empty: none has it.
 
     Raises:
         UsageError: prometheus_client is not installed.
     """
 
-    def __init__(self, facts: Callable[[], Mapping[str, Any]], capture: str = "") -> None:
-        need_library()
+    def __init__(self, snapshot: Callable[[], Mapping[str, Any]], capture: str = "") -> None:
+        _need_library()
         import prometheus_client  # noqa: PLC0415  see above
         from prometheus_client import core  # noqa: PLC0415
 
         self.content_type = prometheus_client.CONTENT_TYPE_LATEST
-        self._facts = facts
+        self._snapshot = snapshot
         self._capture = capture
         self._core = core
         self._generate = prometheus_client.generate_latest
@@ -79,9 +87,9 @@ class Metrics:
             yield family
 
     def _families(self) -> Iterator[Any]:
-        facts = self._facts()
+        found = self._snapshot()
         counter, gauge = self._core.CounterMetricFamily, self._core.GaugeMetricFamily
-        packets, lost = facts["packets"], facts["lost"]
+        packets, lost = found["packets"], found["lost"]
         yield counter("skbcapd_packets_seen", "Packets that reached the kernel program.", packets["seen"])
         ended = counter(
             "skbcapd_packets", "Packets by what became of them; see also _lost and _pending.", labels=["outcome"]
@@ -95,13 +103,13 @@ class Metrics:
         yield causes
         yield gauge("skbcapd_packets_pending", "Packets that are seen and not yet accounted for.", packets["pending"])
         yield gauge("skbcapd_packets_in_memory", "Packets kept, or forgotten, by mode: ring.", packets["in_memory"])
-        yield counter("skbcapd_packets_missed", "Packets that the kernel did not show to the program.", facts["missed"])
-        yield counter("skbcapd_processes_seen", "Processes that packets were given to.", facts["processes"]["count"])
-        yield counter("skbcapd_labels_made", "Labels that were made.", facts["labels"])
-        yield gauge("skbcapd_devices", "Devices that were met, also unwanted ones.", facts["devices"])
-        yield gauge("skbcapd_start_time_seconds", "When the capture began, since 1970 UTC.", facts["start_s"])
+        yield counter("skbcapd_packets_missed", "Packets that the kernel did not show to the program.", found["missed"])
+        yield counter("skbcapd_processes_seen", "Processes that packets were given to.", found["processes"]["count"])
+        yield counter("skbcapd_labels_made", "Labels that were made.", found["labels"])
+        yield gauge("skbcapd_devices", "Devices that were met, also unwanted ones.", found["devices"])
+        yield gauge("skbcapd_start_time_seconds", "When the capture began, since 1970 UTC.", found["start_s"])
         version = gauge("skbcapd_build_info", "Always 1; the version is a label.", labels=["version"])
-        version.add_metric([facts["version"]], 1)
+        version.add_metric([found["version"]], 1)
         yield version
 
 
@@ -110,12 +118,10 @@ class Textfile:
 
     Args:
         path: of the file.
-        say: takes one line for the log.
     """
 
-    def __init__(self, path: str, say: Callable[[str], None]) -> None:
+    def __init__(self, path: str) -> None:
         self._path = path
-        self._say = say
         self._ticks = 0
         self._error = self._told = ""
         self._thread: threading.Thread | None = None
@@ -125,7 +131,7 @@ class Textfile:
         if self._error != self._told:
             self._told = self._error
             if self._error:
-                self._say(f"{self._path}: {self._error}; metrics are not written there")
+                _LOG.warning("%s: %s; metrics are not written there", self._path, self._error)
         if self._ticks % EVERY_S == 0 and not (self._thread and self._thread.is_alive()):
             self._thread = threading.Thread(target=self._write, args=(text(),), daemon=True)
             self._thread.start()

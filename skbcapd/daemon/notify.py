@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from skbcapd.daemon.log import printable
+from skbcapd.text_safety import escaped
 
 
 class Notifier:
@@ -61,7 +61,7 @@ class Notifier:
         """One line for `systemctl status`; sent only when it changes."""
         if text != self._status:
             self._status = text
-            self._send(f"STATUS={printable(text)}")
+            self._send(f"STATUS={escaped(text)}")
 
     def feed(self, path: Path) -> None:
         """Called once a second by the drain loop: feed the watchdog four times in its timeout, if the disk answers.

@@ -1,9 +1,9 @@
-"""What can be seen of a running capture from outside: its facts, as `skbcapd status` and the metrics tell them.
+"""The statistics of a running capture, as `skbcapd status` and the metrics show them.
 
-In: a capture, its output, its settings, and a look at some of its packets. Out: plain facts: numbers, text, lists.
+In: a capture, its output, its settings, and a sample of its packets. Out: snapshots: numbers, text, lists.
 
 The rules not to break: nothing of a packet but its length and whose it is gets in here; and it costs the same however
-many packets there are: a look at LOOKS packets a second, counters once a second however often they are asked for.
+many packets there are: a sample of SAMPLES packets a second, counters once a second however often they are asked for.
 Every packet is counted once: seen = written + filtered + duplicates + own + in memory + lost by cause + pending.
 """
 
@@ -24,14 +24,15 @@ from skbcapd.capture.plan import RELOADED
 from skbcapd.config.pattern import TextPattern
 from skbcapd.config.settings import ROWS, Rule, Settings
 from skbcapd.pcapng.blocks import EPB_PROCESSID_THREADID, OPT_COMMENT, PACKET, walk
-from skbcapd.pcapng.comment import CommentError, parse, shown
+from skbcapd.pcapng.comment import CommentError, parse
+from skbcapd.text_safety import escaped_bytes
 
-Facts: TypeAlias = dict[str, Any]
+Snapshot: TypeAlias = dict[str, Any]
 
-LOOKS = 1009  # packets a second that are looked at
-_LOOKS_PER_RANGE = 101  # so that a burst does not take them all
+SAMPLES = 1009  # packets a second that are looked at
+_SAMPLES_PER_RANGE = 101  # so that a burst does not take them all
 WINDOW_S = 30  # the busiest processes are those of this time, and of as long before
-PROCESSES = 4093  # in one window; beyond, the lighter half goes
+PROCESSES = 4093  # in one window; beyond, the lighter half is forgotten
 _TOP = 20
 _FRESH_S = 1.0
 _END = struct.Struct("<HHII")  # option 8: code, length, process, thread
@@ -40,18 +41,18 @@ _END = struct.Struct("<HHII")  # option 8: code, length, process, thread
 class Busiest:
     """Who sends and receives most: a Sampler.
 
-    Up to LOOKS packets a second all are counted; of more, that many.
+    Up to SAMPLES packets a second all are counted; of more, that many.
     """
 
     def __init__(self) -> None:
-        self._left = LOOKS
+        self._left = SAMPLES
         self._ticks = 0
         self._before: dict[int | bytes, list[Any]] = {}
         self._now: dict[int | bytes, list[Any]] = {}  # tgid, or a comment that names none, to name, packets, bytes
 
     def tick(self) -> None:
         """Once a second: other packets may be looked at."""
-        self._left = LOOKS
+        self._left = SAMPLES
         self._ticks += 1
         if self._ticks % WINDOW_S == 0:
             self._before, self._now = self._now, {}
@@ -59,7 +60,7 @@ class Busiest:
     def look_at(self, view: memoryview) -> None:
         """Ready blocks: the first ones."""
         for seen, (at, kind, size) in enumerate(walk(view)):
-            if seen >= _LOOKS_PER_RANGE or not self._left:
+            if seen >= _SAMPLES_PER_RANGE or not self._left:
                 return
             if kind == PACKET:
                 cap_len, original_len = struct.unpack_from("<II", view, at + 20)
@@ -84,7 +85,7 @@ class Busiest:
         found[1] += 1
         found[2] += original_len
 
-    def facts(self) -> Facts:
+    def snapshot(self) -> Snapshot:
         """The busiest processes, those with most bytes first, and how many packets were looked at for that."""
         sums: dict[int | bytes, list[Any]] = {}
         for window in (self._before, self._now):
@@ -113,8 +114,8 @@ class Output(Protocol):
         ...
 
 
-class Sight:
-    """The facts of one capture.
+class Statistics:
+    """The statistics of one capture.
 
     Args:
         capture: running; its sampler is set.
@@ -134,20 +135,20 @@ class Sight:
         self._busiest = capture.sampler = Busiest()
         self._start, self._start_s = clock(), time.time()
         self._made = float("-inf")
-        self._facts: Facts = {}
+        self._snapshot: Snapshot = {}
 
     def tick(self) -> None:
         """Once a second."""
         self._busiest.tick()
 
-    def facts(self) -> Facts:
+    def snapshot(self) -> Snapshot:
         """All that is told, not older than a second; drains, so only to be asked by the drain loop."""
         now = self._clock()
         if now >= self._made + _FRESH_S:
-            self._made, self._facts = now, self._look(now)
-        return self._facts
+            self._made, self._snapshot = now, self._take(now)
+        return self._snapshot
 
-    def _look(self, now: float) -> Facts:
+    def _take(self, now: float) -> Snapshot:
         capture, settings = self._capture, self._settings()
         totals = capture.settle()
         kernel = totals.kernel
@@ -176,7 +177,7 @@ class Sight:
             "missed": totals.missed,
             "devices": capture.devices,
             "labels": capture.labels,
-            "processes": {"count": totals.processes, **self._busiest.facts()},
+            "processes": {"count": totals.processes, **self._busiest.snapshot()},
             "files": {"mode": settings.files.mode, "directory": settings.files.directory, "path": self._output.path},
             "settings": {key: _plain(reduce(getattr, key.split("."), settings)) for key in ROWS},
         }
@@ -200,7 +201,7 @@ def _name(comment: bytes) -> str:
     except (CommentError, UnicodeDecodeError):
         return ""
     name = found.get("process", found.get("comm"))
-    return shown(name) if name is not None else f"via={shown(found['via'])}" if "via" in found else ""
+    return escaped_bytes(name) if name is not None else f"via={escaped_bytes(found['via'])}" if "via" in found else ""
 
 
 def _plain(value: object) -> object:

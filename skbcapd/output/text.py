@@ -17,6 +17,7 @@ from skbcapd.output.interface import Snapshot
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.link_type import ETHERNET
+from skbcapd.text_safety import escaped_bytes
 
 
 class TextOutput:
@@ -87,13 +88,9 @@ class TextOutput:
             text = layer(frame).summary()
         except Exception as error:  # noqa: BLE001  any frame may come; scapy's dissectors raise anything
             text = f"not understood ({type(error).__name__})"
-        return f"{_printable(text.encode(errors='replace'))}, length {len(frame)}"
+        return f"{escaped_bytes(text.encode(errors='replace'))}, length {len(frame)}"
 
 
 def _word(text: bytes) -> str:
     """A name without spaces: it can be mistaken for no other word of the line."""
-    return _printable(text).replace(" ", "\\x20")
-
-
-def _printable(text: bytes) -> str:
-    return "".join(chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}" for byte in text)
+    return escaped_bytes(text).replace(" ", "\\x20")

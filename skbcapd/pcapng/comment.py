@@ -43,7 +43,6 @@ _FIELD = re.compile(
 )
 _ESCAPE = re.compile(r"\\(?:x(..)|(.))")
 _PLAIN = {byte: chr(byte) for byte in range(0x20, 0x7F)} | {ord(char): "\\" + char for char in '"\\'}
-_SHOWN = {byte: chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}" for byte in range(256)} | {0x5C: "\\\\"}
 _ESCAPED = {byte: f"\\x{byte:02x}" for byte in range(256)} | _PLAIN | {ord("="): "\\x3d"}
 
 
@@ -103,18 +102,6 @@ def parse(text: str) -> list[tuple[str, bytes]]:
         at = field.end()
         if not space:
             return list(fields.items())
-
-
-def shown(value: bytes) -> str:
-    r"""Write a value for people and for other programs: plain where `comment` would quote, safe on a terminal.
-
-    Args:
-        value: any bytes, such as a process's name.
-
-    Returns:
-        Printable ASCII; a backslash is `\\`, any other byte `\x` and two hex digits: two values never look alike.
-    """
-    return "".join(map(_SHOWN.__getitem__, value))
 
 
 def fit(fields: Sequence[tuple[str, bytes | str | int]]) -> list[tuple[str, bytes | str | int]]:

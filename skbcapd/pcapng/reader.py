@@ -37,7 +37,8 @@ from skbcapd.pcapng.blocks import (
     SECTION,
     SIMPLE_PACKET,
 )
-from skbcapd.pcapng.comment import CommentError, parse, shown
+from skbcapd.pcapng.comment import CommentError, parse
+from skbcapd.text_safety import escaped_bytes
 
 _CHUNK = 1 << 20
 _BLOCK_MAX = 16 << 20  # bytes of one block; MAX_BLOCK_SIZE in Wireshark's wiretap/pcapng.c
@@ -147,7 +148,7 @@ class Reader:
     """
 
     def __init__(self, path: Path, progress: Callable[[int], None] = lambda _read: None) -> None:
-        self.name = shown(os.fsencode(path))
+        self.name = escaped_bytes(os.fsencode(path))
         self._progress = progress
         self._complaints: IO[bytes] | None = None
         self._unpacker: subprocess.Popen[bytes] | None = None
@@ -362,7 +363,7 @@ class Reader:
         if self._unpacker and self._complaints and self._unpacker.wait():
             self._complaints.seek(0)
             words = self._complaints.read(1000).strip().partition(b"\n")[0].rpartition(b": ")[2]
-            why = shown(words) or "fails"
+            why = escaped_bytes(words) or "fails"
             raise FileError(f"{self.name}: {self._packer}: {why}; expected a whole packed file")
 
     def _refuse(self, at: int, section: Section, number: int, cap_len: int, length: int) -> NoReturn:

@@ -48,6 +48,7 @@ from skbcapd.pcapng.blocks import (
 )
 from skbcapd.pcapng.comment import option
 from skbcapd.pcapng.interface import Interface, Sink
+from skbcapd.text_safety import escaped
 
 _WIRESHARK, _PROCESS_INFORMATION = 32622, 3  # private enterprise number, type of entry
 
@@ -154,12 +155,12 @@ class PcapngWriter(RawPcapNgWriter):
         https://github.com/IETF-OPSAWG-WG/draft-ietf-opsawg-pcap/pull/209; custom blocks are in section 4.9 of
         draft-ietf-opsawg-pcapng.
         """
-        texts = {2: _shown(process.comm), 3: _shown(process.exe), 4: process.cmdline.removesuffix(b"\0")}
+        texts = {2: _escaped_utf8(process.comm), 3: _escaped_utf8(process.exe), 4: process.cmdline.removesuffix(b"\0")}
         numbers = {5: process.ppid, 6: process.uid}
         options = {code: text for code, text in texts.items() if text}
         options |= {code: struct.pack("<I", number) for code, number in numbers.items() if number is not None}
         if process.user:
-            options[7] = _shown(process.user)
+            options[7] = _escaped_utf8(process.user)
         if process.start:
             options[9] = struct.pack("<Q", boot_ns + process.start)
         entry = struct.pack("<I", process.tgid) + _options(options)
@@ -236,7 +237,6 @@ def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def _shown(text: bytes) -> bytes:
+def _escaped_utf8(text: bytes) -> bytes:
     """Give a text of a process's own choice as printable UTF-8."""
-    shown = text.decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown).encode()
+    return escaped(text.decode("utf-8", "backslashreplace")).encode()

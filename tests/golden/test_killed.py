@@ -24,10 +24,10 @@ from skbcapd.output.rotation import RotatingOutput
 from skbcapd.output.triggers import Limits
 from skbcapd.pcapng.comment import label
 from skbcapd.pcapng.interface import Interface
-from tests import faults
-from tests.golden.judges import judge, rows
-from tests.kernel.deadline import until
-from tests.unit.writer import packet, upcall
+from tests.support import faults
+from tests.support.deadline import until
+from tests.support.judges import judge, rows
+from tests.support.writer import packet, upcall
 
 TRIES = 200
 FILE_BYTES = 400_000  # each file costs an fsync
@@ -87,7 +87,7 @@ def kill_one(directory: Path, counter: Path, attempt: int, compress: str) -> int
 @pytest.mark.parametrize("compress", ["none", "gzip"])
 def test_what_was_flushed_is_there(compress: str, tmp_path: Path) -> None:
     """Of 100 killed writers, every flushed packet is in a file with its own name, once, and no file is torn."""
-    FORK_SERVER.set_forkserver_preload(["skbcapd.output.rotation", "tests.unit.writer"])
+    FORK_SERVER.set_forkserver_preload(["skbcapd.output.rotation", "tests.support.writer"])
     directory, counter = tmp_path / "captures", tmp_path / "flushed"
     flushed = [kill_one(directory, counter, attempt, compress) for attempt in range(TRIES // 2)]
     CaptureDirectory(directory).close()  # the next start

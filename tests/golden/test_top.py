@@ -11,12 +11,13 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import skbcapd
-from tests.golden.judges import rows
-from tests.strangers import comment, interface, options, packet, pcap, process, section, udp
+from tests.support.judges import rows
+from tests.support.strangers import comment, interface, options, packet, pcap, process, section, udp
 
 ROOT = Path(skbcapd.__file__).parent.parent
 NANOSECONDS = options((9, b"\x09"))
@@ -50,9 +51,10 @@ def traffic(path: Path, count: int = 1009) -> None:
         file.write(START)
         for number in range(count):
             tgid, direction = chance.randrange(100, 107), chance.choice((1, 2))
-            ends = ["10.0.0.1", f"192.168.7.{chance.randrange(11)}"]
+            here, there = "10.0.0.1", f"192.168.7.{chance.randrange(11)}"
             size, tags = chance.randrange(60, 1500), chance.choice((0, 0, 1, 2))
-            frame = udp(*(ends if direction == 2 else reversed(ends)), size=size, tags=tags)
+            ends = (here, there) if direction == 2 else (there, here)
+            frame = udp(*ends, size=size, tags=tags)
             opts = process(tgid, f"p{tgid}", direction)
             file.write(packet(frame[:64], opts, time=TIME_NS + number * 10**6, wire_len=size))
 
@@ -60,14 +62,14 @@ def traffic(path: Path, count: int = 1009) -> None:
 def test_sums_are_those_of_tshark(path: Path) -> None:
     """Packets, bytes, directions, first, last and peers of each process are what tshark's fields add up to."""
     traffic(path)
-    expected: dict[int, dict[str, object]] = {}
+    expected: dict[int, dict[str, Any]] = {}
     peers: dict[int, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     fields = ("frame.comment", "frame.packet_flags_direction", "frame.len", "ip.src", "ip.dst", "frame.time_epoch")
     for text, direction, size, source, destination, time in rows(path, *fields):
         tgid, way = int(text.rpartition("=")[2]), {1: "received", 2: "sent"}[int(direction, 0)]
         sums = expected.setdefault(tgid, collections.Counter())
         for name, more in (("packets", 1), ("bytes", int(size)), (f"{way}_packets", 1), (f"{way}_bytes", int(size))):
-            sums[name] += more  # type: ignore[operator]
+            sums[name] += more
         peers[tgid][destination if way == "sent" else source] += int(size)
         sums.setdefault("first", time)
         sums["last"] = time

@@ -16,8 +16,8 @@ from skbcapd.pcapng import blocks
 from skbcapd.pcapng.comment import comment, packet_options, parse
 from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.writer import PcapngWriter
-from tests.frames import NTP_FRAME
-from tests.golden.judges import facts, judge, rows
+from tests.support.frames import NTP_FRAME
+from tests.support.judges import facts, judge, rows
 
 CHRONYD = comment([("comm", b"chronyd"), ("pid", 1058), ("tgid", 1058)])
 OPTIONS = packet_options(CHRONYD, blocks.DIRECTION_OUT, 1058, 1058)

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.golden.judges import judge, rows
-from tests.kernel.blocks import Packet, packets
-from tests.kernel.deadline import DEADLINE_S
 from tests.kernel.namespace import End, Namespace
+from tests.support.blocks import Packet, packets
+from tests.support.deadline import DEADLINE_S
+from tests.support.judges import judge, rows
 
 ROOT = Path(__file__).parents[2]
 ATTACH = os.environ.get("SKBCAPD_ATTACH", "auto")  # kprobe, tracepoint or auto: which hook the whole run uses
@@ -140,7 +140,7 @@ class Daemon(Capture):
         end: End,
         directory: Path,
         through: Sequence[str] = (),
-        config: Path = ROOT / "etc" / "skbcapd.yaml",
+        config: Path | str = ROOT / "etc" / "skbcapd.yaml",
         **settings: str,
     ) -> None:
         chosen = {"interfaces": end.device, "files.directory": str(directory), "control.socket": "none"}

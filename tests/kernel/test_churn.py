@@ -50,12 +50,13 @@ def test_devices_may_come_and_go(wire: Wire, tmp_path: Path) -> None:
     """While 1,000 veth pairs are made, renamed and removed, every frame is captured once, under its device's name."""
     file, busy = tmp_path / "churn.pcapng", Namespace()
     near = wire.near
+    settings = {"buffer.size": "256MiB", "namespaces": f"{busy.name},{near.namespace.name}"}
     sent: Counter[tuple[str, bytes]] = Counter()
     stop = threading.Event()
     with (
         closing(busy),
         closing(Marker(near.namespace, near.device)) as marker,
-        closing(Capture(busy, "-w", str(file), **{"buffer.size": "256MiB"})) as capture,
+        closing(Capture(busy, "-i", "any", "-w", str(file), **settings)) as capture,
     ):
 
         def flow() -> None:

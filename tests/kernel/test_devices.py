@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden.judges import rows
-from tests.kernel.blocks import Packet
 from tests.kernel.capture import ROOT, Capture, read
 from tests.kernel.comparison import Marker
-from tests.kernel.deadline import DEADLINE_S
 from tests.kernel.namespace import End, Wire
 from tests.kernel.scenes import IFF_TUN, open_tun
+from tests.support.blocks import Packet
+from tests.support.deadline import DEADLINE_S
+from tests.support.judges import rows
 
 COUNT = 23
 ARPHRD_CAN, ARPHRD_IEEE80211_RADIOTAP = 280, 803

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import faults
-from tests.kernel.blocks import packets as parse
 from tests.kernel.capture import Daemon, Ended, read
 from tests.kernel.comparison import Marker
-from tests.kernel.deadline import until
 from tests.kernel.namespace import Wire
+from tests.support import faults
+from tests.support.blocks import packets as parse
+from tests.support.deadline import until
 
 BEFORE, DURING, AFTER = 101, 211, 307
 STOPPED, AGAIN = "packets are lost until files can be written again", "writing again"

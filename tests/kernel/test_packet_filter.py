@@ -56,6 +56,7 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
     counts: Counter[str] = Counter()
     yield counts
     reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    assert reporter
     reporter.section("packet filters: pcap_offline_filter and our C text in the kernel")
     for what, count in counts.items():
         reporter.write_line(f"{what:<12}{count:>9,}")

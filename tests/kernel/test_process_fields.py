@@ -10,10 +10,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
-from tests.kernel.blocks import INTERFACE, PACKET, SECTION, STATISTICS, Block, Packet, blocks, comment_fields, options
 from tests.kernel.capture import ROOT, Capture, read
 from tests.kernel.namespace import Wire
+from tests.support.blocks import INTERFACE, PACKET, SECTION, STATISTICS, Block, Packet, blocks, comment_fields, options
 
 COUNT = 23
 FIELDS = ("comm", "pid", "tgid", "ppid", "uid", "user", "exe", "cmdline", "cgroup", "unit", "container")
@@ -40,9 +41,10 @@ sys.stdin.read()
 def sender(wire: Wire) -> Iterator[subprocess.Popen[bytes]]:
     """A process that has sent all its datagrams and is still there."""
     command = [sys.executable, "-c", SENDER, wire.near.ipv4, wire.far.ipv4]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with wire.near.namespace.do(subprocess.Popen, command, cwd=ROOT, **pipes) as process:
+    popen = wire.near.namespace.do(subprocess.Popen, command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with popen as process:
         try:
+            assert process.stdout
             assert process.stdout.readline() == b"\n"
             yield process
         finally:
@@ -119,7 +121,7 @@ def test_a_process_block_stands_before_its_packets(wire: Wire, tmp_path: Path) -
     }
 
 
-def entry(block: Block) -> dict[int | str, bytes | int]:
+def entry(block: Block) -> dict[int | str, Any]:
     """What a process block says, by option code, and its `pid`; nothing for another block."""
     if block.kind != CUSTOM:
         return {}

@@ -13,8 +13,8 @@ import pytest
 
 from tests.kernel.capture import ROOT, Daemon, read
 from tests.kernel.comparison import Marker
-from tests.kernel.deadline import DEADLINE_S, until
 from tests.kernel.namespace import Wire
+from tests.support.deadline import DEADLINE_S, until
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.blocks import packets
 from tests.kernel.capture import ROOT, Daemon
-from tests.kernel.deadline import DEADLINE_S, until
 from tests.kernel.namespace import Wire
 from tests.kernel.sink import DISCARD_PORT, Sink
+from tests.support.blocks import packets
+from tests.support.deadline import DEADLINE_S, until
 
 SLOWNESS = float(os.environ.get("SKBCAPD_SLOWNESS", "1"))
 FED_WITHIN_S = 2.0 * SLOWNESS  # the loop has a turn at least so often

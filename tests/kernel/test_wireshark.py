@@ -14,8 +14,8 @@ import pytest
 
 from tests.kernel.capture import ROOT, Capture
 from tests.kernel.comparison import Marker
-from tests.kernel.deadline import DEADLINE_S, until
 from tests.kernel.namespace import Wire
+from tests.support.deadline import DEADLINE_S, until
 
 SCRIPTS = Path(sys.executable).parent
 DISSECTOR = ("-X", f"lua_script:{ROOT / 'wireshark' / 'skbcapd.lua'}")

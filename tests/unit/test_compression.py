@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from skbcapd.output.compressor import Compressor
-from tests.kernel.deadline import until
+from tests.support.deadline import until
 
 DATA = bytes(range(256)) * 1009
 
@@ -59,7 +59,8 @@ def zstd(path: Path) -> bytes:
 
 def test_an_interrupted_packer_leaves_the_plain_file(tmp_path: Path) -> None:
     """A packer that is killed, and one that is stopped with the capture, leave the file as it was."""
-    path, said = tmp_path / "a.pcapng", []
+    path = tmp_path / "a.pcapng"
+    said: list[str] = []
     path.write_bytes(DATA * 101)
     compressor = Compressor("gzip", said.append)
     with opened(tmp_path) as directory:
@@ -67,7 +68,7 @@ def test_an_interrupted_packer_leaves_the_plain_file(tmp_path: Path) -> None:
         compressor.tick(directory)
         assert compressor._at_work
         compressor._at_work.process.kill()
-        until(lambda: compressor.tick(directory) or compressor._at_work is None, "the compressor has gone")
+        until(lambda: (compressor.tick(directory), compressor._at_work is None)[1], "the compressor has gone")
         assert "stays as it is" in said[0]
         compressor.add(path)
         compressor.tick(directory)

@@ -17,21 +17,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from skbcapd.config import parser
+from skbcapd.config.kinds import DURATION, ListOf, Quantity
 from skbcapd.config.parser import default_settings, load
-from skbcapd.config.settings import (
-    DURATION,
-    ROWS,
-    RULE_KEYS,
-    Buffer,
-    Files,
-    ListOf,
-    Log,
-    Quantity,
-    Records,
-    Settings,
-    reference,
-    schema,
-)
+from skbcapd.config.reference import reference, schema
+from skbcapd.config.settings import ROWS, RULE_KEYS, Buffer, Files, Log, Records, Settings
 from skbcapd.errors import ConfigError
 
 REFERENCE = Path(__file__).parents[2] / "etc" / "skbcapd.yaml"

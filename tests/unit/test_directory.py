@@ -17,8 +17,8 @@ from skbcapd.output import lock
 from skbcapd.output.directory import CaptureDirectory
 from skbcapd.output.naming import CURRENT, harmless
 from skbcapd.output.retention import Keep
-from tests.kernel.deadline import until
-from tests.unit.writer import block, packet
+from tests.support.deadline import until
+from tests.support.writer import block, packet
 
 ROOT = Path(__file__).parents[2]
 SECTION = block(0x0A0D0D0A, 0, b"", b"")

@@ -12,10 +12,11 @@ import pytest
 
 import skbcapd
 from skbcapd.cli import doctor
-from skbcapd.cli.doctor import Finding
 from skbcapd.errors import KernelError
+from skbcapd.kernel import requirements
 from skbcapd.kernel.btf import VMLINUX
-from tests.unit.blob import Blob
+from skbcapd.kernel.requirements import Finding
+from tests.support.blob import Blob
 
 ROOT_CAPABILITIES = 0x1FFFFFFFFFF
 SYS_ADMIN, BPF = 1 << 21, 1 << 39
@@ -69,8 +70,8 @@ libc = ctypes.CDLL(None)
 assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
 assert libc.prctl(22, 2, filter, 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 print(syscall.refusal())
-from skbcapd.cli import doctor
-print(doctor._status(Path("/proc"), "Seccomp"))
+from skbcapd.kernel import requirements
+print(requirements._status(Path("/proc"), "Seccomp"))
 """
 
 
@@ -85,10 +86,13 @@ def machine(place: Path, changes: dict[str, str | bytes | None], refusal: str = 
         elif content is not None:
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
     python = place / "interpreter"
-    path = shlex.quote(str(place / "modules"))
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={path} exec {shlex.quote(sys.executable)} "$@"\n')
+    modules = shlex.quote(str(place / "modules"))
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={modules} exec {shlex.quote(sys.executable)} "$@"\n')
     python.chmod(0o755)
-    return {found.name: found for found in doctor.findings(place / "proc", place / "sys", str(python), lambda: refusal)}
+    return {
+        found.name: found
+        for found in requirements.findings(place / "proc", place / "sys", str(python), lambda: refusal)
+    }
 
 
 def capabilities(effective: int, seccomp: int = 0) -> dict[str, str | bytes | None]:
@@ -259,10 +263,10 @@ def test_a_hopeless_capture_is_refused(changes: dict[str, str | bytes | None], m
     """Before a program is compiled, an old kernel or missing rights end the capture with the remedy."""
     machine(tmp_path, changes)
     with pytest.raises(KernelError, match=message) as raised:
-        doctor.refuse_hopeless(tmp_path / "proc")
+        requirements.refuse_hopeless(tmp_path / "proc")
     assert raised.value.hint
     machine(tmp_path, {})
-    doctor.refuse_hopeless(tmp_path / "proc")
+    requirements.refuse_hopeless(tmp_path / "proc")
 
 
 @pytest.mark.parametrize("fatal", [False, True])
@@ -279,6 +283,6 @@ def test_the_report(*, fatal: bool, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_this_machine_has_a_bcc() -> None:
     """The interpreter that runs the tests finds the distribution's bcc, by itself."""
-    found = {one.name: one for one in doctor.findings()}
+    found = {one.name: one for one in requirements.findings()}
     assert not found["bcc"].fatal, found["bcc"]
     assert found["kernel"].text.startswith(os.uname().release)

@@ -28,9 +28,12 @@ ORDER = (
     "filter",
     "pcapng",
     "attribution",
+    "standard_streams",
     "lru",
     "child",
     "errors",
+    "events",
+    "text_safety",
 )
 
 # What is no part of Python, and the modules that may import it.

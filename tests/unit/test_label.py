@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skbcapd.kernel.abi import OPTIONS_MAX
 from skbcapd.pcapng import blocks
 from skbcapd.pcapng import comment as label
-from skbcapd.pcapng.comment import CommentError, comment, option, packet_options, parse
+from skbcapd.pcapng.comment import OPTIONS_MAX, CommentError, comment, option, packet_options, parse
 
 SEED = "comm=chronyd pid=1058 tgid=1058"
 KEYS = st.text(string.ascii_lowercase + "_", min_size=1, max_size=12)
@@ -209,13 +208,13 @@ def test_flags_stand_where_the_label_says(fields: list[tuple[str, bytes]], flags
 
 LONG = ("user", "exe", "cmdline", "cgroup", "unit", "container")
 VALUES = st.binary(max_size=600) | st.integers(0, 600).map(lambda size: b"/x" * size) | HOSTILE
-PROCESS = st.fixed_dictionaries(
+KNOWN = st.fixed_dictionaries(
     {"comm": st.binary(max_size=15), "pid": st.just(2**32 - 1), "tgid": st.just(2**32 - 1)},
     optional={"ppid": st.just(2**32 - 1), "uid": st.just(2**32 - 1)} | dict.fromkeys(LONG, VALUES),
 ).map(lambda known: [*known.items(), ("via", b"forwarded")])
 
 
-@given(PROCESS, st.booleans())
+@given(KNOWN, st.booleans())
 def test_a_label_always_fits(fields: list[tuple[str, bytes | int]], linked: bool) -> None:  # noqa: FBT001
     """Whatever is known of a process fits the kernel's label; what was cut is a beginning, and is named."""
     made = label.label(fields, 2, 2**32 - 1, 2**32 - 1, linked=linked)
@@ -231,7 +230,7 @@ def test_a_label_always_fits(fields: list[tuple[str, bytes | int]], linked: bool
         assert key in LONG or raw == text[key]
 
 
-@given(PROCESS)
+@given(KNOWN)
 def test_nothing_is_cut_without_need(fields: list[tuple[str, bytes | int]]) -> None:
     """A value is whole where all of them fit, and where not, as much is kept as fits but for a few bytes."""
     whole = [(key, value[:128] if key == "cmdline" and isinstance(value, bytes) else value) for key, value in fields]

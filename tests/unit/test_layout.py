@@ -15,9 +15,10 @@ from skbcapd.kernel import abi, compiler
 from skbcapd.kernel.abi import Geometry
 from skbcapd.kernel.btf import Btf
 from skbcapd.pcapng import comment
-from tests.unit import blob
+from tests.support import blob
 
-Structs = dict[str, tuple[int, dict[str, int | tuple[int, int]]]]
+Fields = dict[str, int | tuple[int, int]]
+Structs = dict[str, tuple[int, Fields]]
 
 # As on Debian's 6.1 and on 6.18, x86-64 where it matters: a byte offset, or (bit offset, width).
 COMMON: Structs = {
@@ -40,7 +41,7 @@ COMMON: Structs = {
     "timespec64": (16, {}),
     "files_struct": (704, {"fdt": 32}),
     "fdtable": (56, {"fd": 8}),
-    "net_device": (
+    "net_device": (  # type: ignore[dict-item] # mypy infers the joined literals alone
         2688,
         {"ifindex": 224, "flags": 176, "nd_net": 264, "name": 288, "type": 320, "dev_addr": 1000, "addr_len": 330}
         | {"rtnl_link_ops": 400, "adj_list": 408, "ip_ptr": 500, "ip6_ptr": 508, "header_ops": 516},
@@ -51,7 +52,7 @@ COMMON: Structs = {
     "net": (4096, {"net_cookie": 200, "ns": 144, "ipv4": 512, "hash_mix": 1400}),
     "ns_common": (24, {"inum": 16}),
     "skb_shared_info": (320, {"nr_frags": 2, "gso_size": 4, "frag_list": 8, "frags": 48}),
-    "sock_common": (
+    "sock_common": (  # type: ignore[dict-item] # the same
         136,
         {"skc_daddr": 0, "skc_rcv_saddr": 4, "skc_hash": 8, "skc_dport": 12, "skc_num": 14, "skc_family": 16}
         | {"skc_state": 18, "skc_ipv6only": (19 * 8 + 5, 1), "skc_net_refcnt": (19 * 8 + 6, 1)}
@@ -75,7 +76,7 @@ COMMON: Structs = {
     "socket_alloc": (768, {"vfs_inode": 128}),
     "inode": (640, {"i_ino": 64}),
 }
-SK_BUFF = {
+SK_BUFF: Fields = {
     "next": 0,
     "dev": 16,
     "sk": 24,
@@ -335,6 +336,6 @@ def test_numbers_mean_the_same_on_both_sides() -> None:
     assert ways[1:-1] == list(VIA)[1:]
     assert [getattr(abi, f"VIA_{way.upper()}") for way in ways] == list(range(len(ways)))
     for name in ("BLOCK_PACKET", "BLOCK_UPCALL", "BLOCK_CUT"):
-        assert re.search(rf"#define {name}\s+(\w+)", PROGRAM)[1].lower() == (
-            f"{getattr(abi, name):#x}" if name != "BLOCK_PACKET" else "6"
-        )
+        defined = re.search(rf"#define {name}\s+(\w+)", PROGRAM)
+        assert defined
+        assert defined[1].lower() == (f"{getattr(abi, name):#x}" if name != "BLOCK_PACKET" else "6")

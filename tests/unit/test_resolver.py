@@ -13,8 +13,8 @@ from skbcapd.capture.resolver import QUESTIONS, Resolver
 from skbcapd.kernel import abi
 from skbcapd.kernel.segments import Upcall, read_local
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
-from tests.frames import NTP_FRAME
-from tests.unit.writer import upcall
+from tests.support.frames import NTP_FRAME
+from tests.support.writer import upcall
 
 SK, INODE, IDENTITY = 0xFFFF888000000000, 4711, 1 << 60
 BOOT_NS, SEEN_NS = 1_795_392_000_000_000_000, 61_000_000_000  # since 1970, since boot

@@ -18,11 +18,11 @@ from skbcapd.output.series import State
 from skbcapd.output.triggers import Limits
 from skbcapd.pcapng.comment import label
 from skbcapd.pcapng.interface import Interface
-from tests.golden.judges import judge
-from tests.kernel.blocks import INTERFACE, STATISTICS, blocks, packets
-from tests.kernel.deadline import until
-from tests.unit import test_capture as captures
-from tests.unit.writer import cut, packet, upcall
+from tests.support import rig as captures
+from tests.support.blocks import INTERFACE, STATISTICS, blocks, packets
+from tests.support.deadline import until
+from tests.support.judges import judge
+from tests.support.writer import cut, packet, upcall
 
 LO = Interface(b"lo", "", 1, 0, None, None, None)
 STAMP = label([("comm", b"x")], 2, 7, 7)
@@ -202,7 +202,7 @@ def test_statistics_of_all_files_add_up(tmp_path: Path) -> None:
 def test_a_file_that_ends_while_interfaces_lose_their_numbers(tmp_path: Path) -> None:
     """Packets that come while labels go have the old numbers, in files that list them, which may end meanwhile."""
     output = RotatingOutput(CaptureDirectory(tmp_path), Limits(packets=2))
-    rig = captures.Rig(output)  # type: ignore[arg-type]
+    rig = captures.Rig(output)
     for number in range(5):
         rig.drain(upcall(b"%d" % number, device=b"v%d" % number, ifindex=number + 2, tid=number + 1), slot=0)
     rig.program.put(*(upcall(b"%d" % n, device=b"v%d" % (n % 5), ifindex=n % 5 + 2, tid=n) for n in range(5, 12)))
@@ -262,7 +262,11 @@ def test_a_slow_disk_is_not_waited_for(tmp_path: Path) -> None:
     """While the disk takes its time with a finished file, the next one is written; names come in order, later."""
     rig = Rig(tmp_path)
     disk = Event()
-    rig.directory._finisher.do(disk.wait)
+
+    def wait() -> None:
+        disk.wait()
+
+    rig.directory._finisher.do(wait)
     for number in range(3):
         rig.output.write_blocks(memoryview(small(number)), rig.snapshot)
         rig.output.rotate(rig.snapshot)

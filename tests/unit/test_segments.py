@@ -15,8 +15,8 @@ from skbcapd.errors import SegmentError
 from skbcapd.kernel import abi
 from skbcapd.kernel.segments import LOCAL_PER_RANGE, Cut, SegmentReader, Upcall, read_local
 from skbcapd.pcapng.blocks import PACKET, walk
-from tests.frames import NTP_FRAME
-from tests.unit.writer import COMMITTED, UPCALLS, USED, Writer, block, cut, packet, upcall
+from tests.support.frames import NTP_FRAME
+from tests.support.writer import COMMITTED, UPCALLS, USED, Writer, block, cut, packet, upcall
 
 SMALL = b"\xee" * 100
 LARGE = bytes(abi.SEGMENT_SIZE // 2 - 32)  # two blocks of it fill a segment to its last byte

@@ -34,7 +34,7 @@ class FakeCapture:
         looks: for each drain in turn, the bytes it moved, or what to do; after the last one the capture is full.
     """
 
-    def __init__(self, *looks: int | Callable[[], object]) -> None:
+    def __init__(self, *looks: int | Callable[[], int | None]) -> None:
         self.calls: list[str] = []
         self.looks = list(looks)
         self.fails_to_start = False

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 import skbcapd
 from skbcapd.cli.status import ANSWER_MAX, ask, lines
 from skbcapd.errors import FileError
-from tests.kernel.deadline import DEADLINE_S
-from tests.unit.test_sight import Scene, stamped
+from tests.support.deadline import DEADLINE_S
+from tests.support.rig import Scene, stamped
 
 ROOT = Path(skbcapd.__file__).parent.parent
 
