@@ -13,7 +13,7 @@ from bench.measure import NO_CAPTURE, Figures
 
 Rows = Sequence[Figures]
 
-# Of the tools, in the order of tables and bars.
+# Colors of the tools, in the order of tables and bars.
 _COLOURS = {"skbcapd": "#1b6ca8", "tcpdump": "#8a8a8a", "dumpcap": "#c9a227", "ptcpdump": "#a83232"}
 
 
@@ -22,18 +22,18 @@ def _values(rows: Rows, figure: Callable[[Figures], float], *, tool: str, load: 
 
 
 def median(rows: Rows, figure: Callable[[Figures], float], *, tool: str, load: str) -> float | None:
-    """The median of a figure over the rounds of one tool and load; None where there was no round."""
+    """The median of a value over the rounds of one tool and load; None without rounds."""
     values = _values(rows, figure, tool=tool, load=load)
     return statistics.median(values) if values else None
 
 
 def ratio(rows: Rows, figure: Callable[[Figures], float], *, load: str, of: str, to: str) -> float | None:
-    """The median of the rounds' ratios: in a round, tools come one after another; None where one is missing or 0."""
+    """The median of the ratios of the rounds (in a round, tools run one after another); None if one is missing or 0."""
     return median_ratio(*(_values(rows, figure, tool=tool, load=load) for tool in (of, to)))
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """The median of the ratios of two figures of each round; None where there is none."""
+    """The median of the ratios of two values of each round; None without rounds."""
     found = [one / other for one, other in zip(ours, theirs, strict=False) if other]
     return statistics.median(found) if found else None
 
@@ -44,12 +44,12 @@ def cpu_per_packet(row: Figures) -> float:
 
 
 def rate(row: Figures) -> float:
-    """What is sent per second: bytes of payload of TCP, packets else."""
+    """The rate of the sender per second: bytes of payload for TCP, otherwise packets."""
     return (row.sent_bytes or row.sent) / row.sending_s
 
 
 def per_packet(value: float, row: Figures, unit: float = 1.0) -> float:
-    """A figure of a round, for one packet."""
+    """A value of a round, per packet."""
     return value / row.packets / unit if row.packets else 0.0
 
 
@@ -67,7 +67,7 @@ def _middle(form: str, figure: Callable[[Figures], float]) -> Callable[[Rows], s
     return lambda rows: form.format(statistics.median(map(figure, rows)))
 
 
-# Title, and what stands below it of the rounds of one tool and load. Those of packets are empty where there are none.
+# Title of a column, and its cell for the rounds of one tool and load.
 _OF_PACKETS: tuple[tuple[str, Callable[[Rows], str]], ...] = (
     ("captured/sent", _middle("{:.5f}", lambda row: row.captured / row.sent)),
     ("CPU us/packet", _middle("{:.3f}", cpu_per_packet)),
@@ -101,7 +101,7 @@ def _groups(rows: Rows) -> list[tuple[str, str, Rows]]:
 
 
 def packet_table(rows: Rows) -> str:
-    """What a packet costs, of every load and tool, as Markdown: medians."""
+    """The cost of a packet for each load and tool, as Markdown: medians."""
     found = []
     for load, tool, here in _groups(rows):
         if tool == NO_CAPTURE or not here[0].sent:
@@ -113,7 +113,7 @@ def packet_table(rows: Rows) -> str:
 
 
 def capture_table(rows: Rows) -> str:
-    """The sender's rate, and what is not by packet, of every load and tool, as Markdown: medians."""
+    """The rate of the sender, and values that are not per packet, for each load and tool, as Markdown: medians."""
     found = []
     for load, tool, here in _groups(rows):
         cells = [""] * len(_OF_CAPTURES) if tool == NO_CAPTURE else [cell(here) for _, cell in _OF_CAPTURES]
@@ -131,7 +131,7 @@ def capture_table(rows: Rows) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a figure should be: at most, or at least, `limit`."""
+    """The goal for a value: at most, or at least, `limit`."""
 
     name: str
     limit: float
@@ -140,7 +140,7 @@ class Goal:
 
     @property
     def is_met(self) -> bool | None:
-        """None where nothing was measured."""
+        """None if nothing was measured."""
         if self.value is None:
             return None
         return self.value >= self.limit if self.at_least else self.value <= self.limit
@@ -148,7 +148,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of a variant, for each packet sent: medians of the BPF programs in ns, of the capture process and both in us."""
+    """For a variant, per sent packet: medians of the BPF programs in ns, of the capture process and of both in us."""
 
     program_ns: float
     process_us: float
@@ -167,7 +167,7 @@ def _rounds(variants: Sequence[tuple[Variant, Figures]]) -> dict[tuple[str, str]
 
 
 def costs(variants: Sequence[tuple[Variant, Figures]]) -> dict[tuple[str, str], Cost]:
-    """What each variant costs, by its kind and name, in the order given."""
+    """The cost of each variant, by its kind and name, in the given order."""
     return {
         key: Cost(
             statistics.median(row.program_s / row.sent * 1e9 for row in rows),
@@ -179,7 +179,7 @@ def costs(variants: Sequence[tuple[Variant, Figures]]) -> dict[tuple[str, str], 
 
 
 def variant_table(variants: Sequence[tuple[Variant, Figures]]) -> str:
-    """What changes about a capture and what that costs, as Markdown."""
+    """The variants and their costs, as Markdown."""
     return _lines(
         ["variant", "value", "BPF ns/packet", "capture process us/packet", "total us/packet"],
         [
@@ -190,7 +190,7 @@ def variant_table(variants: Sequence[tuple[Variant, Figures]]) -> str:
 
 
 def goals(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]]) -> list[Goal]:
-    """The goals for which this run has figures.
+    """The goals for which this run has values.
 
     Args:
         rows: of `measure`.

@@ -1,4 +1,4 @@
-"""`python -m skbcapd` and the skbcapd command: the only place that turns an error into an exit code."""
+"""`python -m skbcapd` and the command skbcapd: only this module turns an error into an exit code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def main() -> int:
 def _run() -> int:
     try:
         return command(sys.argv[1:])
-    except SystemExit as end:  # argparse has said what there is to say
+    except SystemExit as end:  # argparse has printed its message
         return end.code if isinstance(end.code, int) else 1
     except SkbcapdError as error:
         if isinstance(error, FileError):
@@ -37,7 +37,11 @@ def _run() -> int:
         _fail(error)
         return error.exit_code
     except MemoryError:
-        _fail(SkbcapdError("out of memory", "MemoryMax= of the unit, ulimit -v, or the machine is at its limit"))
+        _fail(
+            SkbcapdError(
+                "out of memory", "check MemoryMax= of the unit, `ulimit -v`, and the free memory of this system"
+            )
+        )
     except OSError as error:
         _fail(_unexpected(error))
     except KeyboardInterrupt:
@@ -46,15 +50,19 @@ def _run() -> int:
 
 
 def _fail(error: SkbcapdError) -> None:
-    """The last message, which keeps its lines."""
+    """Log the last message, which keeps its line breaks."""
     _LOG.error("%s", error, extra=Event.FAILED.extra())
 
 
 def _unexpected(error: OSError) -> SkbcapdError:
-    """What the system refuses where nobody has expected it: descriptors and memory may end anywhere."""
+    """An error of the system that can happen anywhere, for example too many open files."""
     place = f"{error.filename}: " if error.filename else ""
-    hint = "`ulimit -n` is the limit; 1024 is usual" if error.errno in {errno.EMFILE, errno.ENFILE} else ""
-    return SkbcapdError(f"{place}{error.strerror or error}; expected the system to allow it", hint)
+    hint = (
+        "increase the limit of open files (`ulimit -n`, LimitNOFILE= in a unit); 1024 is usual"
+        if error.errno in {errno.EMFILE, errno.ENFILE}
+        else ""
+    )
+    return SkbcapdError(f"{place}{error.strerror or error}; unexpected error of the system", hint)
 
 
 if __name__ == "__main__":

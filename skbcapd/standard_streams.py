@@ -40,7 +40,7 @@ def install() -> None:
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     stdout = io.BufferedWriter(_Stdout(1, "w", closefd=False))
     sys.stdout = io.TextIOWrapper(stdout, encoding, "backslashreplace", line_buffering=os.isatty(1))
-    sys.stderr = io.TextIOWrapper(_STDERR, encoding, "backslashreplace", line_buffering=True, write_through=True)
+    sys.stderr = io.TextIOWrapper(_STDERR, encoding, "backslashreplace", line_buffering=True)
 
 
 def limit_patience() -> None:
@@ -91,7 +91,7 @@ class _Stdout(io.FileIO):
             except OSError as error:
                 reason = "it is closed" if error.errno == errno.EBADF else error.strerror
                 raise FileError(
-                    f"standard output: {reason}; expected to write the answer there", "send it elsewhere: > FILE"
+                    f"standard output: {reason}; expected to write the output to it", "redirect it: > FILE"
                 ) from None
         return len(view)
 

@@ -1,11 +1,10 @@
 """`skbcapd split`: one capture file for each process, name or unit.
 
-A capture file enters; files beside each other leave, in each the packets that have a tgid, comm or unit in common, in
-their order, with their times, lengths and options as they were. Packets that do not say it go to a file of their own.
+In: a capture file. Out: several files, each with the packets of one tgid, comm or unit, in the same order and with the
+same times, lengths and options. Packets without it are written to a separate file.
 
-The rules not to break: no file is overwritten; a name from the capture reaches the file system only as letters, digits
-and `%xx`; and memory is bounded, however many processes there are: what is gathered is written out, all of it, when it
-is too much.
+The rules not to break: no file is overwritten. A name from the capture becomes part of a file name only as letters,
+digits and `%xx`. Memory is bounded, however many processes there are: when too much is buffered, all of it is written.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _Value: TypeAlias = int | bytes | None
 
 
 def command(options: argparse.Namespace) -> int:
-    """Split a file; what was written is said on stderr."""
+    """Split a file; print the result on stderr."""
     splitter = Splitter(options.file, options.by, options.directory)
     with Progress([options.file], sys.stderr) as progress, Reader(options.file, progress.next_file()) as reader:
         splitter.read(reader)
@@ -106,7 +105,7 @@ class Splitter:
         if self._parts.keys() <= {None}:
             for path in self.paths:
                 path.unlink()
-            hint = "the setting comment must have it" if self._by == "unit" else "is the capture skbcapd's?"
+            hint = "add it to the setting comment" if self._by == "unit" else "check that skbcapd wrote the file"
             raise FileError(
                 f"{reader.name}: none of {self.packets} packets says its {self._by}; nothing to split", hint
             )

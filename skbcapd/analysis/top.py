@@ -1,9 +1,9 @@
-"""`skbcapd top`: who sent and received what, as a table, JSON or CSV.
+"""`skbcapd top`: which process sent and received how much, as a table, JSON or CSV.
 
-Capture files enter, `account` adds them up, text leaves. What is wrong with a file is said after the answer, on stderr:
-what could be read of it counts.
+In: capture files, which `account` adds up. Out: text. Errors in a file are printed after the result, on stderr; the
+part that could be read counts.
 
-The rule not to break: names and addresses are shown as printable ASCII only, whatever a stranger's file holds.
+The rule not to break: names and addresses are escaped (printable ASCII), whatever is in the file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TABLE_PEERS, _CSV_PEERS = 3, 10  # the busiest; JSON has all
 
 
 def command(options: argparse.Namespace) -> int:
-    """Print who sent and received what; 1 when a file could not be read to its end."""
+    """Print which process sent and received how much; 1 if a file could not be read to its end."""
     account = Account()
     wrong = read(account, options.files)
     processes = account.processes
@@ -46,7 +46,7 @@ def command(options: argparse.Namespace) -> int:
     for error in wrong:
         print(f"skbcapd: {error}", file=sys.stderr)
     if processes and not any(process.is_named for process in processes):
-        print("skbcapd: no packet says which process it belongs to: is the capture skbcapd's?", file=sys.stderr)
+        print("skbcapd: no packet says which process it belongs to; check that skbcapd captured them", file=sys.stderr)
     return int(bool(wrong))
 
 

@@ -1,4 +1,4 @@
-"""What commands have in common: their arguments, and the settings that follow from them."""
+"""Arguments that several commands have, and the settings that follow from them."""
 
 from __future__ import annotations
 
@@ -40,13 +40,18 @@ class Commands:
 
 def add_config(command: argparse.ArgumentParser) -> None:
     """Add --config."""
-    command.add_argument("--config", metavar="FILE", type=Path, help=f"default {SYSTEM_CONFIG}")
+    command.add_argument("--config", metavar="FILE", type=Path, help=f"config file; default: {SYSTEM_CONFIG}")
 
 
 def add_sets(command: argparse.ArgumentParser) -> None:
     """Add --set."""
     command.add_argument(
-        "--set", dest="sets", metavar="KEY=VALUE", action="append", default=[], help="override a setting"
+        "--set",
+        dest="sets",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="override a setting; can be repeated",
     )
 
 
@@ -65,7 +70,7 @@ def overrides(options: argparse.Namespace) -> dict[str, str]:
     for text in options.sets:
         key, equals, value = text.partition("=")
         if not equals:
-            raise UsageError(f"--set {text}: expected KEY=VALUE", "for example --set buffer.size=128MiB")
+            raise UsageError(f"--set {text}: expected KEY=VALUE", "for example: --set buffer.size=128MiB")
         found[key] = value
     return found
 

@@ -1,4 +1,4 @@
-"""`skbcapd capture`: capture by hand, as lines on the terminal or into one file."""
+"""`skbcapd capture`: capture now, and print lines or write one file."""
 
 from __future__ import annotations
 
@@ -18,24 +18,34 @@ from skbcapd.output.interface import Output
 from skbcapd.output.pcapng_output import FileOutput, PcapngOutput
 from skbcapd.output.worker import Worker
 
-_PLACES = {"interfaces": "-i", "snaplen": "-s", "filter": "FILTER"}  # of settings that have arguments of their own
+_PLACES = {"interfaces": "-i", "snaplen": "-s", "filter": "FILTER"}  # arguments that set these settings
 
 
 def add(commands: arguments.Commands) -> None:
     """Add the command to the parser."""
-    command = commands.add("capture", run, "Capture ad hoc: print packets, or write them to a pcapng file.")
+    command = commands.add("capture", run, "Capture now: print packets, or write them to a pcapng file.")
     command.add_argument(
-        "-i", dest="interfaces", metavar="NAME", action="append", help="interface, repeatable; any: all"
+        "-i",
+        dest="interfaces",
+        metavar="NAME",
+        action="append",
+        help="interface or glob; can be repeated; any: all interfaces",
     )
-    command.add_argument("-w", dest="file", metavar="FILE", help="write pcapng to FILE; - for standard output")
+    command.add_argument("-w", dest="file", metavar="FILE", help="write pcapng to FILE; -: standard output")
     command.add_argument(
         "-c", dest="count", metavar="COUNT", type=_positive, default=0, help="stop after COUNT packets"
     )
     command.add_argument(
-        "-s", dest="snaplen", metavar="BYTES", help=f"keep at most BYTES of each frame; 0: {CAPTURE_MAX}, all of it"
+        "-s",
+        dest="snaplen",
+        metavar="BYTES",
+        help=f"keep at most BYTES of each frame; 0: complete frames ({CAPTURE_MAX})",
     )
     command.add_argument(
-        "filter", metavar="FILTER", nargs="*", help="packets to capture, as for tcpdump: tcp port 443 and not host ::1"
+        "filter",
+        metavar="FILTER",
+        nargs="*",
+        help="packet filter as in tcpdump, for example: tcp port 443 and not host ::1",
     )
     arguments.add_duration(command)
     arguments.add_sets(command)
@@ -56,7 +66,8 @@ def run(options: argparse.Namespace) -> int:
     missing = missing_interfaces(settings.interfaces, [name for _, name in socket.if_nameindex()])
     if missing and not settings.namespaces:
         raise UsageError(
-            f"no interface {missing[0]} in this network namespace", "`ip -brief link` lists them; any is all"
+            f"no interface {missing[0]} in this network namespace",
+            "`ip -brief link` lists them; any: all",
         )
     program = app.load_program(settings)
     with contextlib.closing(program):

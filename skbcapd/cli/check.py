@@ -1,4 +1,4 @@
-"""`skbcapd check`: is a config file right?"""
+"""`skbcapd check`: check a config file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _LOG = logging.getLogger(__name__)
 
 def add(commands: arguments.Commands) -> None:
     """Add the command to the parser."""
-    command = commands.add("check", run, "Check a config file and do nothing else.")
+    command = commands.add("check", run, "Check a config file and exit.")
     arguments.add_config(command)
     arguments.add_sets(command)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Read the settings; say what is doubtful."""
+    """Read the settings; log warnings."""
     settings = arguments.settings(options)
     for line in warnings_for(settings):
         _LOG.warning("%s", line)

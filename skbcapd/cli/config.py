@@ -11,7 +11,7 @@ from skbcapd.config.reference import reference, schema
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
     command = commands.add("config", run, "Print the reference config file, or its JSON Schema.")
-    command.add_argument("--schema", action="store_true", help="the JSON Schema, for editors")
+    command.add_argument("--schema", action="store_true", help="print the JSON Schema, for editors")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,9 +1,9 @@
-"""`skbcapd doctor`: can this system capture, and how to fix what is missing.
+"""`skbcapd doctor`: check whether this system can capture, and how to fix what is missing.
 
-In: the findings of `kernel.requirements`, and one short capture of our own marker. Out: a line per finding, and a
-remedy for each that makes capture impossible.
+In: the findings of `kernel.requirements`, and one short capture of the marker packet. Out: a line for each finding, and
+a remedy for each that makes capture impossible.
 
-The rule: the last check is the capture itself, run as it will be run.
+The rule: the last check is a real capture, with the same code as any other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from skbcapd.kernel import program as kernel
 from skbcapd.kernel.requirements import Finding, findings
 from skbcapd.output.pcapng_output import PcapngOutput
 
-_UNMEASURED = "see processes and real-time above; if they are not the cause, report it with this output"
+_UNMEASURED = "see processes and real-time above; if they are ok, report this with the output of doctor"
 
 
 def add(commands: Commands) -> None:
@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
 
 
 def run(_options: argparse.Namespace) -> int:
-    """Print the report; 0 when capture works, 1 when it cannot."""
+    """Print the report; 0 if capture works, 1 if not."""
     found = list(findings())
     if not any(finding.fatal for finding in found):
         found += _trial()
@@ -39,7 +39,7 @@ def run(_options: argparse.Namespace) -> int:
 
 
 def report(found: Sequence[Finding]) -> int:
-    """Print findings, a line each and one more for a remedy; 1 when one of them is fatal, else 0."""
+    """Print each finding, and its remedy on a second line; 1 if one of them is fatal, otherwise 0."""
     for finding in found:
         word = "FAIL" if finding.fatal else "note" if finding.remedy else "ok"
         print(f"{word:4}  {finding.name:14} {finding.text}")
@@ -58,7 +58,7 @@ class _Discard:
 
 
 def _trial() -> Iterator[Finding]:
-    """Load the program, attach it, capture our own marker."""
+    """Load the program, attach it, capture the marker packet."""
     warnings: list[str] = []
     try:
         hooks = kernel.choose_hooks("auto", ("out", "in"), "queue")
@@ -76,15 +76,19 @@ def _trial() -> Iterator[Finding]:
         return
     else:
         yield Finding("hooks", ", ".join(str(hook) for hook in hooks))
-        yield Finding("users by", ", ".join(str(hook) for hook in program.learning))
+        yield Finding("socket hooks", ", ".join(str(hook) for hook in program.learning))
         if program.control[abi.PAGE_BASE]:
-            yield Finding("paged frames", "read back whole")
+            yield Finding("paged frames", "can be read")
         else:
-            yield Finding("paged frames", "cannot be read: captured up to their linear part", _UNMEASURED)
+            yield Finding(
+                "paged frames", "cannot be read; such frames are cut at the end of their linear part", _UNMEASURED
+            )
         if program.process_context:
-            yield Finding("system calls", "told from softirqs")
+            yield Finding("system calls", "distinguished from softirqs")
         else:
-            yield Finding("system calls", "not told from softirqs: no process is named", _UNMEASURED)
+            yield Finding(
+                "system calls", "not distinguished from softirqs; skbcapd cannot find any process", _UNMEASURED
+            )
         for line in warnings:
             yield Finding("warning", line)
     finally:

@@ -1,4 +1,4 @@
-"""`skbcapd dump`: have the packets written that a running daemon keeps in memory."""
+"""`skbcapd dump`: make a running daemon write its memory to a file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ def add(commands: arguments.Commands) -> None:
     command = commands.add(
         "dump",
         run,
-        "Have the daemon of files.directory write the packets that it keeps in memory (mode: ring) to a file.",
+        "Make the daemon write the packets in its memory to a file (files.mode: ring), and print the name of the file.",
     )
     arguments.add_config(command)
     arguments.add_sets(command)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Ask for a dump; print the name of its file."""
+    """Request a dump; print the name of its file."""
     wanted = arguments.settings(options).files
     if wanted.mode != "ring":
-        raise UsageError("files.mode is files: all packets are in files already", "only mode: ring has packets to dump")
+        raise UsageError(
+            "files.mode is files, so all packets are already in files; expected ring", "set files.mode: ring"
+        )
     print(directory.ask_for_dump(Path(wanted.directory)))
     return 0

@@ -38,7 +38,7 @@ def command(arguments: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """All commands with their arguments; man page and completion are made from it, too."""
-    found = argparse.ArgumentParser(prog="skbcapd", description="Capture packets with the process that sent them.")
+    found = argparse.ArgumentParser(prog="skbcapd", description="Capture packets with process names.")
     found.add_argument("--version", action="version", version=f"skbcapd {__version__}")
     commands = Commands(found.add_subparsers(required=True, metavar="COMMAND"))
     for each in _COMMANDS:

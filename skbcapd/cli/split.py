@@ -11,10 +11,19 @@ from skbcapd.cli.arguments import Commands
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
     command = commands.add(
-        "split", split.command, "Write the packets of each process, name or unit into a file of its own."
+        "split",
+        split.command,
+        "Write the packets of a capture file to several files: one for each process, name or systemd unit.",
     )
-    command.add_argument("file", metavar="FILE", type=Path, help="pcapng, also compressed by gzip or zstd")
-    command.add_argument("--by", choices=split.KEYS, required=True, help="what the packets of one file have in common")
+    command.add_argument("file", metavar="FILE", type=Path, help="pcapng file, also compressed with gzip or zstd")
     command.add_argument(
-        "-d", "--directory", metavar="DIR", type=Path, default=Path(), help="where the files are written, default here"
+        "--by", choices=split.KEYS, required=True, help="one file for each process (tgid), name (comm) or systemd unit"
+    )
+    command.add_argument(
+        "-d",
+        "--directory",
+        metavar="DIR",
+        type=Path,
+        default=Path(),
+        help="directory for the files; default: the current directory",
     )

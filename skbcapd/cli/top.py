@@ -1,4 +1,4 @@
-"""`skbcapd top`: who sent and received what."""
+"""`skbcapd top`: show which process sent and received how much."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from skbcapd.cli.arguments import Commands
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    command = commands.add(
-        "top", top.command, "Show who sent and received what: the packets of capture files, by process."
+    command = commands.add("top", top.command, "Show which process sent and received how much, from capture files.")
+    command.add_argument(
+        "files", metavar="FILE", type=Path, nargs="+", help="pcapng file, also compressed with gzip or zstd"
     )
-    command.add_argument("files", metavar="FILE", type=Path, nargs="+", help="pcapng, also compressed by gzip or zstd")
     form = command.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="all that is known, as JSON")
-    form.add_argument("--csv", action="store_true", help="a line for each process, for a spreadsheet")
+    form.add_argument("--json", action="store_true", help="print everything as JSON")
+    form.add_argument("--csv", action="store_true", help="print one line for each process, as CSV")

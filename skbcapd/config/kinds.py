@@ -152,7 +152,7 @@ class Text:
 class Expression:
     """A packet filter; empty for none."""
 
-    expected = "a packet filter as tcpdump has it"
+    expected = "a packet filter in the syntax of tcpdump"
     schema: ClassVar[dict[str, Any]] = {"type": "string", "maxLength": packet_filter.EXPRESSION_MAX}
 
     def parse(self, text: str) -> str:
@@ -227,20 +227,20 @@ def address(text: str) -> tuple[str, int]:
 
 # As dev_valid_name in net/core/dev.c has it, where IFNAMSIZ is 16.
 DEVICE = Text(
-    "a device name or glob (1 to 15 bytes, no space, / or :)",
+    "an interface name or glob (1 to 15 bytes, no space, / or :)",
     lambda text: re.fullmatch(r"(?!\.\.?$)[^\s/:]+", text) and len(text.encode()) <= 15,
 )
 # PATH_MAX in linux/limits.h.
-DIRECTORY = Text("a path (no ~: only a shell knows it)", lambda text: text[0] != "~" and len(text.encode()) < 4096)
+DIRECTORY = Text("a path (~ is not expanded)", lambda text: text[0] != "~" and len(text.encode()) < 4096)
 
 TEMPLATE = Text(
-    "a file name with {time} and {number}, perhaps {host}, that ends in .pcapng",
+    "a file name with {time} and {number}, optionally {host}, that ends in .pcapng",
     lambda text: (
         re.fullmatch(r"(?=.*\{time\})(?=.*\{number\})([\w.+-]|\{time\}|\{number\}|\{host\})+\.pcapng", text)
         and all(text.count(place) <= 1 for place in ("{time}", "{number}", "{host}"))
     ),
 )
-PERMISSIONS = Text("three octal digits of permission bits", lambda text: re.fullmatch(r"[0-7]{3}", text))
+PERMISSIONS = Text("three octal digits", lambda text: re.fullmatch(r"[0-7]{3}", text))
 # sun_path in linux/un.h has 108 bytes, with a NUL.
 SOCKET = Text(
     "none, or an absolute path of at most 107 bytes",

@@ -13,8 +13,8 @@ from skbcapd.config.settings import ROWS, Records, Row, object_schema
 
 _HEADER = """\
 # yaml-language-server: $schema=skbcapd.schema.json
-# The settings of skbcapd: every key, with its default. A key that is left out has its default.
-# On the command line, --set KEY=VALUE is stronger than this file: --set buffer.size=256MiB, --set directions=out,in
+# Settings of skbcapd: every key, with its default value. A key that is missing has its default value.
+# On the command line, --set KEY=VALUE overrides this file: --set buffer.size=256MiB --set directions=out,in
 """
 
 

@@ -1,13 +1,12 @@
 # ruff: noqa: RUF009 - _key makes a dataclass field, which is all that the rule wants to see
-"""The table of settings: every key with its default, kind and meaning, and what is made of it.
+"""The table of settings: every key with its default, kind and description.
 
-Nothing enters; `Settings` leaves, and `ROWS`, from which `parser` knows keys and kinds, and `reference` writes the
-files for people and editors. A field made by `_key` is one key of the file: its default as the file spells it, its
-kind (type, range, unit) and its text in the manual, meaning and reason.
+Out: `Settings`, and `ROWS`, from which `parser` takes keys and kinds, and `reference` writes the config file and its
+schema. A field made by `_key` is one key of the file: its default as written in the file, its kind (type, range, unit)
+and its description in the man page.
 
-The rule not to break: a key stands here and nowhere else. To add one, add its field and write the reference file anew:
-`skbcapd config > etc/skbcapd.yaml` and `skbcapd config --schema > etc/skbcapd.schema.json`; a test holds them to
-that. A new section is a dataclass of its own and one more field of `Settings`.
+The rule not to break: a key is defined here and nowhere else. To add one, add its field and run `make generate`; a test
+compares the generated files with this table. A new section is a new dataclass and one more field of `Settings`.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ Level = Literal["debug", "info", "warning", "error"]
 class Records:
     """A list of rules."""
 
-    expected = "a list of rules, such as [{comm: chronyd, action: keep}, {action: drop}]"
+    expected = "a list of rules, for example [{comm: chronyd, action: keep}, {action: drop}]"
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -67,7 +66,7 @@ class Records:
         return {"type": "array", "items": object_schema(RULE_KEYS) | {"minProperties": 1}}
 
     def parse(self, text: str) -> tuple[Rule, ...]:
-        """No rule; what a list of them says is read by `config`."""
+        """No rules: `parser` reads a list of rules."""
         if text:
             raise ValueError(text)
         return ()
@@ -75,7 +74,7 @@ class Records:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A key's default as the file spells it, its kind, and what the manual says: meaning and reason."""
+    """A key's default as written in the file, its kind, and its description in the man page."""
 
     default: str
     kind: Kind
@@ -87,7 +86,8 @@ def object_schema(rows: Mapping[str, Row]) -> dict[str, Any]:
     properties = {}
     for name, row in rows.items():
         default = f" Default {row.default}." if row.default else ""
-        properties[name] = {"description": f"{row.doc}{default} {row.kind.expected}."} | row.kind.schema
+        meaning = row.doc if row.doc.endswith(".") else f"{row.doc}:"
+        properties[name] = {"description": f"{meaning}{default} {row.kind.expected}."} | row.kind.schema
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
@@ -96,7 +96,7 @@ def _key(default: str, kind: Kind, doc: str) -> Any:
 
 
 def _part(kind: Kind, doc: str) -> Any:
-    """A key of a rule: not there unless it is given."""
+    """A key of a rule: None unless it is given."""
     return dataclasses.field(default=None, metadata={"row": Row("", kind, doc)})
 
 
@@ -122,8 +122,9 @@ class Buffer:
     size: int = _key(
         "64MiB",
         Quantity("a size", "4MiB", "4GiB", SIZE),
-        "Memory shared by kernel and Python, in whole segments of 1 MiB. What the disk cannot take at once waits here; "
-        "when it is full, packets are dropped and counted. 64 MiB hold about half a second at 1 Gbit/s.",
+        "Memory that the kernel program writes to and skbcapd reads from. It has segments of 2 MiB; their number is "
+        "the largest power of two that fits into this size, and at least 4 (8 MiB). Packets wait here while the disk "
+        "is slow. When it is full, packets are dropped and counted. 64 MiB hold about half a second at 1 Gbit/s.",
     )
 
 
@@ -134,71 +135,83 @@ class Files:
     directory: str = _key(
         "/var/log/skbcapd",
         DIRECTORY,
-        "Where capture files are written. A relative path starts at the directory in which skbcapd was started. "
-        "One daemon writes to one directory.",
+        "Directory for capture files. A relative path starts at the directory in which skbcapd was started. Each "
+        "daemon needs its own directory.",
     )
     mode: Mode = _key(
         "files",
         _words(Mode),
-        "files: every packet goes to a file. ring: the last packets stay in memory, and `skbcapd dump` or SIGUSR2 "
-        "writes them to a file; those that are in it when skbcapd ends are forgotten.",
+        "files: write every packet to a file. ring: keep the last packets in memory, in a ring buffer. `skbcapd dump`, "
+        "SIGUSR2 or a rule with action: dump writes them to a file. Packets in memory are discarded when skbcapd ends.",
     )
     ring: int = _key(
         "64MiB",
         Quantity("a size", "8MiB", "4GiB", SIZE),
-        "Memory for packets in mode: ring, beside buffer.size. The oldest go in pieces of at most 2 MiB.",
+        "Size of the ring buffer (mode: ring), in addition to buffer.size. When it is full, the oldest packets are "
+        "discarded, up to 2 MiB of them at a time.",
     )
     name: str = _key(
         "skbcapd-{host}-{time}-{number}.pcapng",
         TEMPLATE,
-        "Names of the files; {time} is UTC. Only files of such names are ever removed. In work they end in .part, and "
-        "current.pcapng leads to the newest.",
+        "Names of the files; {time} is in UTC. skbcapd deletes only files with such names. The name of the file that "
+        "is being written ends in .part. The symbolic link current.pcapng points to the newest file.",
     )
-    size: int = _key("100MiB", Quantity("a size", "1MiB", "1024GiB", SIZE, "no limit"), "A file is full at this size.")
+    size: int = _key(
+        "100MiB", Quantity("a size", "1MiB", "1024GiB", SIZE, "no limit"), "Begin a new file at this size."
+    )
     every: int = _key(
         "1h",
         Quantity("a duration", "1s", "366d", DURATION, "never"),
-        "A new file begins at each multiple of this time since midnight UTC, also when there are no packets.",
+        "Begin a new file at each multiple of this time since 1970 UTC, for example 1h: at each full hour. This also "
+        "happens if there are no packets.",
     )
     packets: int = _key(
         "0",
         Quantity("a number of packets", "1", "999999999999", BYTES, "no limit"),
-        "A file is full with so many packets. Counting takes Python's time for each packet.",
+        "Begin a new file after this number of packets. Python then counts each packet, which costs CPU.",
     )
     keep_size: int = _key(
-        "10GiB", Quantity("a size", "1MiB", "1048576GiB", SIZE, "no limit"), "The oldest files go when all are larger."
+        "10GiB",
+        Quantity("a size", "1MiB", "1048576GiB", SIZE, "no limit"),
+        "Delete the oldest files when the total size of all finished files exceeds this.",
     )
     keep_number: int = _key(
-        "0", Quantity("a number of files", "1", "999999", BYTES, "no limit"), "The oldest files go when there are more."
+        "0",
+        Quantity("a number of files", "1", "999999", BYTES, "no limit"),
+        "Delete the oldest files when there are more finished files than this.",
     )
     keep_age: int = _key(
-        "0", Quantity("a duration", "1m", "9999d", DURATION, "ever"), "Files go this long after their end."
+        "0",
+        Quantity("a duration", "1m", "9999d", DURATION, "no limit"),
+        "Delete files when they have been finished for this long.",
     )
     keep_free: int = _key(
         "100MiB",
         Quantity("a size", "0", "1048576GiB", SIZE),
-        "Bytes of the disk that stay free: the oldest files go, and if that does not help, packets are lost and "
-        "counted until there is room again.",
+        "Free space to leave on the disk. With less, skbcapd deletes the oldest files. If the disk is full all the "
+        "same, packets are dropped and counted until there is space again.",
     )
     compress: Compress = _key(
         "none",
         _words(Compress),
-        "How finished files are packed, by a process of its own, also those of an earlier run. "
-        "Wireshark opens gzip and zstd.",
+        "Compress finished files, also those of an earlier run. A separate process does it, with low priority. "
+        "Wireshark opens files compressed with gzip or zstd.",
     )
     flush: int = _key(
         "1s",
         Quantity("a duration", "1s", "1h", DURATION, "never"),
-        "How often what was written is forced to the disk, so that a power failure costs no more. "
-        "What a killed skbcapd has written is safe without it.",
+        "Interval between two calls of fdatasync(2): a power failure loses at most the packets of this time. If only "
+        "skbcapd is killed, the packets that it has written are safe without it.",
     )
-    permissions: str = _key("640", PERMISSIONS, "Permission bits of the files, in octal.")
+    permissions: str = _key(
+        "640", PERMISSIONS, "Permission bits of the files, in octal. The umask has no effect on them."
+    )
     owner: str = _key(
         "self",
         OWNER,
-        "Owner of the files: USER, USER:GROUP or :GROUP; self is that of the process. In the systemd unit a drop-in "
-        "must allow it: SupplementaryGroups=GROUP for a group; for a user CAP_CHOWN and CAP_DAC_OVERRIDE in "
-        "CapabilityBoundingSet= and AmbientCapabilities=.",
+        "Owner of the files: USER, USER:GROUP or :GROUP. self: user and group of the process. With the systemd unit, a "
+        "drop-in must allow other owners: SupplementaryGroups=GROUP for a group; for a user, CAP_CHOWN and "
+        "CAP_DAC_OVERRIDE in CapabilityBoundingSet= and AmbientCapabilities=.",
     )
 
 
@@ -206,9 +219,7 @@ class Files:
 class Log:
     """Keys below `log`."""
 
-    level: Level = _key(
-        "info", _words(Level), "The least grave message that is logged. debug is for reports of a fault in skbcapd."
-    )
+    level: Level = _key("info", _words(Level), "Minimum severity to log. debug helps to find errors in skbcapd itself.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +229,9 @@ class Control:
     socket: str = _key(
         "/run/skbcapd/control",
         SOCKET,
-        "A socket at which `skbcapd status` asks the daemon how it goes, for the daemon's user and group. It tells "
-        "counts, processes and settings, never packets, and takes no orders. Each daemon needs its own.",
+        "UNIX socket on which the daemon answers `skbcapd status`. The user and the group of the daemon can connect. "
+        "The answer has counters, processes and settings, but no packets. The socket accepts no commands. Each daemon "
+        "needs its own socket.",
     )
 
 
@@ -230,20 +242,20 @@ class Metrics:
     listen: str = _key(
         "none",
         LISTEN,
-        "Where Prometheus asks for metrics, at /metrics. Anybody who reaches the port may ask; it tells counts only. "
-        "The units allow addresses of this host only.",
+        "Address of an HTTP endpoint for Prometheus, with the path /metrics. It has no password, and shows counters "
+        "only. The systemd units allow connections from this host only.",
     )
     textfile: str = _key(
         "none",
         TEXTFILE,
-        "A file with the same metrics for node_exporter's textfile collector, written anew every 15 s, and removed at "
-        "the end.",
+        "File with the same metrics for the textfile collector of node_exporter. skbcapd replaces it every 15 s, and "
+        "deletes it when it stops.",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One process rule: conditions, all of which must hold, and what to do. What is not given is None."""
+    """One process rule: conditions, all of which must be true, and the action. A key that is not given is None."""
 
     fields: Mapping[str, TextPattern | int] = dataclasses.field(default_factory=dict)
     """Conditions on the fields of attribution.fields."""
@@ -253,13 +265,15 @@ class Rule:
     )
     interface: TextPattern | None = _part(Pattern(), "name of the device")
     direction: Direction | None = _part(_words(Direction), "out, sent; in, received")
-    via: Via | None = _part(_words(Via), "how the process was found; current is the plain case")
+    via: Via | None = _part(_words(Via), "how the process was found; current: the comment has no via")
     action: Action | None = _part(
         _words(Action),
-        "keep, the default; drop; or dump: keep, and write what is in memory (files.mode: ring) to a file",
+        "keep (default); drop; dump: keep, and write the ring buffer (files.mode: ring) to a file",
     )
-    snaplen: int | None = _part(Quantity("a whole number of bytes", "64", "262144", BYTES), "bytes kept of each frame")
-    filter: str | None = _part(Expression(), "packets to keep, of those that match")
+    snaplen: int | None = _part(
+        Quantity("a whole number of bytes", "64", "262144", BYTES), "maximum number of bytes to keep of each frame"
+    )
+    filter: str | None = _part(Expression(), "keep only the packets that also match this packet filter")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Rule:
@@ -282,7 +296,7 @@ class Rule:
 
     @property
     def contradiction(self) -> str:
-        """What does not go together; empty if all does."""
+        """Keys that exclude each other, as a message; empty if there are none."""
         if self.action == "drop" and (self.snaplen is not None or self.filter is not None):
             return "found drop beside snaplen or filter, expected one or the other"
         if self.children and not self.fields:
@@ -310,56 +324,61 @@ class Settings:
     interfaces: tuple[str, ...] = _key(
         "any",
         ListOf(DEVICE, alone="any"),
-        "Devices to capture on, also those that appear later: names, or globs ([eth0, wg*]); any is every device.",
+        "Interfaces to capture on, as names or globs ([eth0, wg*]). Interfaces that appear later are captured, too. "
+        "any: all interfaces.",
     )
     namespaces: tuple[str, ...] = _key(
         "",
         ListOf(NAMESPACE, may_be_empty=True),
-        "Network namespaces that the devices are in: names of `ip netns`, inode numbers (`readlink /proc/PID/ns/net`), "
-        "or self, the one in which skbcapd runs. Empty: all of them for interfaces: any, else self.",
+        "Network namespaces of these interfaces: names of `ip netns`, inode numbers (`readlink /proc/PID/ns/net`), or "
+        "self, the namespace in which skbcapd runs. Empty: all namespaces with interfaces: any, otherwise self.",
     )
     exclude: tuple[str, ...] = _key(
         "",
         ListOf(DEVICE, may_be_empty=True),
-        "Devices not to capture on, of those that interfaces means; in every network namespace: [lo, docker*].",
+        "Interfaces not to capture on, for example [lo, docker*], in every network namespace. exclude overrides "
+        "interfaces.",
     )
     directions: tuple[Direction, ...] = _key(
-        "out, in", ListOf(_words(Direction)), "Packets to capture: out, sent through the device; in, received by it."
+        "out, in", ListOf(_words(Direction)), "Packets to capture. out: sent packets. in: received packets."
     )
     transmit: Transmit = _key(
         "queue",
         _words(Transmit),
-        "Where sent packets are taken. queue: when the sender hands them over, before the queueing discipline, so that "
-        "most still know their process. driver: behind it, after segmentation, as tcpdump sees them.",
+        "Where in the kernel to capture sent packets. queue: before the queueing discipline, while the sender is still "
+        "known for most packets. driver: after the queueing discipline and after segmentation, as tcpdump does.",
     )
     snaplen: int = _key(
         "262144",
         Quantity("a whole number of bytes", "64", "262144", BYTES),
-        "Bytes kept of each frame. The default keeps all of it; 96 keeps the headers and makes files smaller.",
+        "Maximum number of bytes to keep of each frame. The default keeps complete frames. 96 keeps most headers, and "
+        "makes the files smaller.",
     )
     filter: str = _key(
         "",
         Expression(),
-        "Packets to capture, such as: tcp port 443 and not host 10.0.0.1. It is asked in the kernel, before anything "
-        "else is done for a packet. Names of hosts and services are looked up once, at start. Empty: every packet.",
+        "Packet filter, for example: tcp port 443 and not host 10.0.0.1. The kernel program applies it before it "
+        "copies a packet. Names of hosts and services are resolved once, when the filter is compiled. "
+        "Empty: all packets.",
     )
     rules: tuple[Rule, ...] = _key(
         "",
         Records(),
-        "What to do with whose packets: the first rule whose conditions all hold decides; without one they are kept. "
-        "A condition on what is not known does not hold. " + _rule_keys(),
+        "Which packets to keep, by process. The first rule of which all conditions are true decides. If there is none, "
+        "the packet is kept. A condition is false if its value is not known. " + _rule_keys(),
     )
     checksums: Checksums = _key(
         "keep",
         _words(Checksums),
-        "Checksums that the network card completes are not in a frame when it is captured on its way out. keep: as "
-        "they are, marked in epb_flags. fill: completed, which takes Python's time for each such packet.",
+        "Sent frames do not yet have the checksums that the network card computes. keep: leave them as they are, and "
+        "mark the packet in epb_flags. fill: compute them. Python handles each such packet then, which costs CPU.",
     )
     dedup: Dedup = _key(
         "all",
         _words(Dedup),
-        "A packet that passes several devices (veth, bridge, bond, VLAN). all: on each of them; what belongs together "
-        "has the same epb_packetid. first: only where it is seen first; the others are counted.",
+        "For packets that pass through several interfaces (veth, bridge, bond, VLAN). all: capture them on each "
+        "interface; all copies have the same epb_packetid. first: capture them on the first interface only, and count "
+        "the others as duplicates.",
     )
     comment: tuple[str, ...] = _key(
         ", ".join(field.name for field in TABLE if field.is_default),
@@ -373,20 +392,21 @@ class Settings:
     process_blocks: bool = _key(
         "false",
         Switch(),
-        "A block for each process, in front of its first packet, as newer versions of Wireshark read them: name, "
-        "program, parent, user, start. With the command line only where comment has it.",
+        "Write a block for each process before its first packet: name, program, parent, user and start time. Newer "
+        "versions of Wireshark show it. The block has the command line only if comment has cmdline.",
     )
     encode: Encode = _key(
         "kernel",
         _words(Encode),
-        "Who writes the packets' blocks. kernel: the kernel program, no Python per packet. "
-        "scapy: Python, for every packet; the same bytes, very much slower, for tests.",
+        "What writes the blocks of the packets. kernel: the kernel program. scapy: Python, for tests; the result is "
+        "the same, but it is very slow.",
     )
     attach: Attach = _key(
         "auto",
         _words(Attach),
-        "How to hook into the kernel. auto: frames at tracepoints, which is cheaper and misses none; users of sockets "
-        "by kprobes where the kernel has them, which names more processes. The others use one of them for all.",
+        "How to attach to the kernel. auto: tracepoints for frames, which is faster and misses no packets; kprobes, if "
+        "the kernel has them, for the processes of sockets, which finds more processes. kprobe and tracepoint: only "
+        "these.",
     )
     buffer: Buffer = dataclasses.field(default_factory=Buffer)
     files: Files = dataclasses.field(default_factory=Files)

@@ -1,7 +1,7 @@
 """The composition root: settings in, a capture that runs to its end out.
 
-Here alone the packages are joined: the loaded program, the capture, its output, and what a running capture needs
-beside it (event loop, report, endpoints, reload).
+Only this module connects the packages: the loaded program, the capture, its output, and what a running capture needs
+(event loop, report, endpoints, reload).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from skbcapd.capture.reload import Reload
 from skbcapd.capture.rules import filters_of
 from skbcapd.config.settings import Settings
 from skbcapd.daemon.endpoints import Endpoints
+from skbcapd.daemon.log import LOG
 from skbcapd.daemon.loop import Service
 from skbcapd.daemon.report import Report, print_totals
 from skbcapd.daemon.statistics import Statistics, in_force
@@ -32,8 +33,8 @@ from skbcapd.daemon.warnings import warnings_for
 from skbcapd.errors import FileError
 from skbcapd.events import Event
 from skbcapd.filter import packet_filter
+from skbcapd.kernel import limits, requirements
 from skbcapd.kernel import program as kernel
-from skbcapd.kernel import requirements
 from skbcapd.kernel.abi import CAPTURE_MAX, Geometry
 from skbcapd.output import block_writer, directory
 from skbcapd.output.compressor import Compressor
@@ -48,31 +49,35 @@ _LOG = logging.getLogger(__name__)
 
 Files: TypeAlias = RotatingOutput | Recorder
 Target: TypeAlias = block_writer.CaptureFile | block_writer.StandardOutput | Files
-"""Where an output's bytes end; closed at the end."""
+"""Where the bytes of an output are written; closed at the end."""
 
 
 def load_program(settings: Settings) -> kernel.Program:
     """Compile, or take from the cache, and load the kernel program.
 
     Raises:
-        KernelError: this kernel cannot capture, or refuses.
+        KernelError: this kernel cannot capture, or rejects the program; or a limit of the process or its cgroup is
+            too small.
         BtfError: its type information is not as expected.
     """
     hooks = kernel.choose_hooks(settings.attach, settings.directions, settings.transmit)
     requirements.refuse_hopeless()
+    limits.check_descriptors()
+    geometry = Geometry.for_buffer(settings.buffer.size)
+    if warning := limits.check_memory(geometry, settings.files.ring if settings.files.mode == "ring" else 0):
+        _LOG.warning("%s", warning)
     expressions = filters_of(settings.filter, settings.rules)
     filters = packet_filter.source(packet_filter.compile_each(expressions), CAPTURE_MAX) if expressions else None
-    geometry = Geometry.for_buffer(settings.buffer.size)
     return kernel.load(geometry, hooks, settings.attach, settings.transmit, filters, _import_scapy)
 
 
 def _import_scapy() -> object:
-    """Import what takes a tenth of a second, while the loader works."""
+    """Import scapy, which takes 0.1 s, while the loader works."""
     return importlib.import_module("skbcapd.pcapng.writer")
 
 
 def files(settings: Settings) -> Files:
-    """The output that writes files by the settings' rules.
+    """The output that writes files as the settings say.
 
     Raises:
         FileError: files.directory cannot be used.
@@ -107,20 +112,20 @@ def serve(
     Args:
         settings: of the start.
         program: loaded.
-        output: takes the packets.
-        target: where the output's bytes end; closed at the end.
-        duration_s: end after so many seconds; None for never.
-        count: end after so many packets; 0 for never.
-        load: reads the settings anew on SIGHUP; None: they never change.
+        output: receives the packets.
+        target: where the bytes of the output are written; closed at the end.
+        duration_s: stop after this time; None: never.
+        count: stop after this number of packets; 0: never.
+        load: reads the settings again on SIGHUP; None: SIGHUP changes nothing.
         live: report to the service manager, the journal or a terminal.
-        quiet: say only what went wrong.
+        quiet: print errors only.
 
     Returns:
         The exit code.
 
     Raises:
         KernelError: the capture cannot start.
-        FileError: the output refuses.
+        FileError: the output cannot be written.
     """
     standard_streams.limit_patience()
     for line in warnings_for(settings):
@@ -131,7 +136,9 @@ def serve(
     reload = _make_reload(capture, settings, load, report) if load else None
     endpoints = None
     if to_files and reload:
-        statistics = Statistics(capture, to_files, lambda: in_force(settings, reload.settings))
+        statistics = Statistics(
+            capture, to_files, lambda: in_force(settings, reload.settings), log_dropped=lambda: LOG.dropped
+        )
         endpoints = Endpoints(settings, statistics)
 
     tick_files = [lambda: to_files.tick(capture.statistics)] if to_files else []
@@ -159,7 +166,7 @@ def serve(
         try:
             service.run(started)
         except OSError as error:
-            raise FileError(f"{target.path}: {error.strerror}; the capture ends") from None
+            raise FileError(f"{target.path}: {error.strerror}; the capture stops") from None
     if report:
         report.stopped()
     else:
@@ -192,15 +199,17 @@ def _make_reload(capture: Capture, settings: Settings, load: Callable[[], Settin
 
 
 def _actions(capture: Capture, output: Files | None) -> dict[int, Callable[[], None]]:
-    """What signals make an output do."""
+    """What the output does on signals."""
     if isinstance(output, RotatingOutput):
         return {
             signal.SIGUSR1: lambda: output.rotate(capture.statistics),
-            signal.SIGUSR2: lambda: _LOG.warning("SIGUSR2: nothing to dump, as files.mode is not ring"),
+            signal.SIGUSR2: lambda: _LOG.warning(
+                "SIGUSR2 ignored: files.mode is not ring, so there is nothing to dump"
+            ),
         }
     if isinstance(output, Recorder):
         return {
-            signal.SIGUSR1: lambda: _LOG.warning("SIGUSR1: no file to end, as files.mode is ring"),
+            signal.SIGUSR1: lambda: _LOG.warning("SIGUSR1 ignored: files.mode is ring, so there is no file to rotate"),
             signal.SIGUSR2: lambda: output.dump(capture.statistics),
         }
     return {}

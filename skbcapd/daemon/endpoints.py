@@ -1,8 +1,8 @@
-"""What the settings open for those who ask: control socket, metrics port, file of metrics.
+"""The endpoints of a running capture: control socket, metrics port, metrics file.
 
-In: settings, statistics. Out: a server for the event loop, and a file that is written anew now and then.
+In: settings, statistics. Out: a server for the event loop, and a file that is replaced every few seconds.
 
-The rule: what cannot be opened is said, and the capture goes on without it.
+The rule: an endpoint that cannot be opened is logged, and the capture runs without it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _LOG = logging.getLogger(__name__)
 
 
 class Endpoints:
-    """All that the settings open: control socket, metrics port, file of metrics.
+    """The endpoints that the settings ask for: control socket, metrics port, metrics file.
 
-    What cannot be opened is said, and the capture goes on without it.
+    An endpoint that cannot be opened is logged, and the capture runs without it.
 
     Args:
         settings: of the start.
-        statistics: what is told.
+        statistics: what the endpoints show.
 
     Raises:
-        UsageError: metrics are wanted and prometheus_client is not installed.
+        UsageError: metrics are enabled and prometheus_client is not installed.
     """
 
     def __init__(self, settings: Settings, statistics: Statistics) -> None:
@@ -53,7 +53,7 @@ class Endpoints:
             self._textfile = Textfile(wanted.textfile)
 
     def tick(self) -> None:
-        """Once a second."""
+        """Once per second."""
         self._statistics.tick()
         self.server.tick()
         if self._textfile:
@@ -71,4 +71,4 @@ def _warned() -> Iterator[None]:
     try:
         yield
     except FileError as error:
-        _LOG.warning("%s; the capture goes on without it", error.message)
+        _LOG.warning("%s; the capture runs without it", error.message)

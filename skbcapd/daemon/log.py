@@ -1,14 +1,14 @@
-"""Where log records go: to the systemd journal by fields, else to stderr as plain lines. The one place that sets it up.
+"""Logging: to the systemd journal with fields, otherwise to stderr as plain lines. Only this module sets it up.
 
-In: records of `logging` below the logger `skbcapd`; `extra=Event.X.extra(...)` says what kind one is. Out: one journal
-entry with MESSAGE_ID, PRIORITY and a SKBCAPD_ field for each value, or one line.
+In: records of `logging` below the logger `skbcapd`; `extra=Event.X.extra(...)` gives the kind of a record. Out: one
+journal entry with MESSAGE_ID, PRIORITY and a SKBCAPD_ field for each value, or one line.
 
 The rules not to break:
 
-- However often something happens, the log stays short: of each kind at most BURST lines in WINDOW_S are written. The
-  others are counted and the count is said. Answers to what an administrator asks are always written.
-- Nothing in it harms a terminal: the formatter escapes, because names of interfaces and files are other people's.
-- A line that cannot be written is dropped and counted; it never ends the capture.
+- The log stays short: at most BURST lines of each kind are written in WINDOW_S. The others are counted, and the count
+  is logged. Replies to actions of an administrator are always written.
+- Log lines cannot harm a terminal: the formatter escapes them, because others choose names of interfaces and files.
+- A line that cannot be written is dropped and counted; it never stops the capture.
 
 Source: systemd.journal-fields(7), sd_journal_stream_fd(3) for JOURNAL_STREAM.
 """
@@ -31,11 +31,11 @@ WINDOW_S = 30.0
 BURST = 20
 
 _LOGGER = logging.getLogger("skbcapd")
-_KINDS = {logging.ERROR: Event.FAILED, logging.WARNING: Event.WARNING}  # of records that do not say theirs
+_KINDS = {logging.ERROR: Event.FAILED, logging.WARNING: Event.WARNING}  # of records without a kind
 _ALWAYS = {Event.RELOADED.value, Event.NOT_RELOADED.value, Event.FAILED.value}
 
 Send = Callable[[Mapping[str, str]], None]
-"""Takes the fields of a journal entry."""
+"""Sends the fields of a journal entry."""
 
 
 class Log:
@@ -43,7 +43,7 @@ class Log:
 
     Args:
         level: minimum severity that is written; one of settings.Level.
-        send: None: there is no journal, lines go to stderr.
+        send: to the journal; None: write lines to stderr.
         clock: seconds.
     """
 
@@ -51,7 +51,7 @@ class Log:
         self, level: str = "info", send: Send | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.is_journal = send is not None
-        """Whether fields are kept; a line that is repeated for a reader at a terminal is not wanted then."""
+        """Whether there are fields; then no status line is printed."""
         self._counter = _Counter()
         self._handler = _journal_handler(send, self._counter) if send else _StderrHandler(self._counter)
         self._handler.setFormatter(EscapingFormatter("%(message)s" if send else "skbcapd: %(message)s"))
@@ -75,23 +75,23 @@ class Log:
         return self._counter.dropped + standard_streams.dropped()
 
     def install(self) -> None:
-        """Take all records below the logger `skbcapd`, in place of who took them before."""
+        """Become the only handler of the logger `skbcapd`."""
         for handler in list(_LOGGER.handlers):
             _LOGGER.removeHandler(handler)
         _LOGGER.addHandler(self._handler)
-        _LOGGER.setLevel(logging.DEBUG)  # the handler knows what is wanted
+        _LOGGER.setLevel(logging.DEBUG)  # the handler filters by level
 
     def tick(self) -> None:
-        """Say what was left out, once its window is over; called once a second."""
+        """Log how many lines were suppressed, when their window is over; called once per second."""
         self._bursts.end_windows()
 
     def close(self) -> None:
-        """Say what was left out."""
+        """Log how many lines were suppressed."""
         self._bursts.end_windows(everything=True)
 
 
 class EscapingFormatter(logging.Formatter):
-    """Makes a message harmless. Of the last message of a program that fails, lines stay lines."""
+    """Escapes messages. The last message of a program that fails keeps its line breaks."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name is logging's
         """The message, escaped."""
@@ -106,10 +106,10 @@ class EscapingFormatter(logging.Formatter):
 
 
 class BurstFilter(logging.Filter):
-    """Lets at most BURST records of a kind pass in WINDOW_S.
+    """Passes at most BURST records of each kind in WINDOW_S.
 
     Args:
-        emit: takes the record that says how many were left out.
+        emit: logs the record with the number of suppressed records.
         clock: seconds.
     """
 
@@ -131,7 +131,7 @@ class BurstFilter(logging.Filter):
         return count < BURST
 
     def end_windows(self, *, everything: bool = False) -> None:
-        """Say what was left out in windows that are over."""
+        """Log how many records were suppressed in windows that are over."""
         with self._lock:
             now = self._clock()
             for kind, (start, count, level) in list(self._windows.items()):
@@ -148,7 +148,7 @@ class _Counter:
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes lines to what stderr is at that time."""
+    """Writes lines to the current stderr."""
 
     def __init__(self, counter: _Counter) -> None:
         logging.Handler.__init__(self)
@@ -191,14 +191,14 @@ def _default_kind(level: int) -> str:
 
 
 def _summary(kind: str, left_out: int, level: int) -> logging.LogRecord:
-    text = f"{left_out} more messages of this kind were left out"
+    text = f"{left_out} more messages of this kind were suppressed"
     record = logging.LogRecord(__name__, level, __file__, 0, text, (), None)
     record.MESSAGE_ID, record.SKBCAPD_SUPPRESSED = kind, str(left_out)
     return record
 
 
 def journal(environment: Mapping[str, str] = os.environ, descriptor: int = 2) -> Send | None:
-    """What sends to the journal, if stderr is a stream to it; else None.
+    """The function that sends to the journal, if stderr is connected to it; otherwise None.
 
     Args:
         environment: the variables of this process.

@@ -1,10 +1,10 @@
-"""What the service manager is told: ready, how it goes, still alive.
+"""Messages to the service manager: ready, status, watchdog.
 
-In: states. Out: messages on the socket that systemd names in NOTIFY_SOCKET, nothing where there is none.
+In: states. Out: messages on the socket in NOTIFY_SOCKET; nothing without that variable.
 
-The rule: the watchdog is fed only from the drain loop, and only while the disk answers: the question to the disk (force
-what was written) is put in a thread of its own, and as long as it has not come back nothing is fed. A disk that answers
-with an error, because it is full, say, does answer.
+The rule: only the drain loop triggers the watchdog, and only while the disk responds. A separate thread calls
+fdatasync; until it returns, the watchdog is not triggered. An error of fdatasync, for example a full disk, is a
+response, too.
 
 Source: sd_notify(3), sd_watchdog_enabled(3).
 """
@@ -18,7 +18,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from skbcapd import clocks
 from skbcapd.text_safety import escaped
+
+EXTENSION_S = 60  # that a slow start asks for at a time
 
 
 class Notifier:
@@ -55,7 +58,15 @@ class Notifier:
 
     def reloading(self) -> None:
         """The settings are being read anew; ready() must follow."""
-        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={clocks.monotonic_ns() // 1000}")
+
+    def extend_timeout(self) -> None:
+        """The start or the end takes long: ask for EXTENSION_S more, from now; to be called again within that time."""
+        self._send(f"EXTEND_TIMEOUT_USEC={EXTENSION_S * 1_000_000}")
+
+    def extend_timeout(self) -> None:
+        """The start or the end takes long: ask for EXTENSION_S more, from now; to be called again within that time."""
+        self._send(f"EXTEND_TIMEOUT_USEC={EXTENSION_S * 1_000_000}")
 
     def status(self, text: str) -> None:
         """One line for `systemctl status`; sent only when it changes."""
@@ -83,7 +94,11 @@ class Notifier:
 def _systemd() -> Callable[[str], object]:
     from systemd.daemon import notify  # noqa: PLC0415  of use to a service only
 
-    return notify  # type: ignore[no-any-return]  # Debian ships it without types
+    def send(message: str) -> None:
+        with contextlib.suppress(OSError):  # who listened has gone: that is no reason to end a capture
+            notify(message)
+
+    return send
 
 
 def _sync(path: Path) -> None:

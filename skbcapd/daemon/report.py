@@ -1,6 +1,6 @@
-"""What a capture says of itself while it runs and at its end: to the service manager, the journal, or a terminal.
+"""Reports of a running capture and of its end: to the service manager, the journal, or a terminal.
 
-In: a capture and the file it writes. Out: states for sd_notify, log records, one line that is kept up to date, totals.
+In: a capture and the file that it writes. Out: states for sd_notify, log messages, a status line, totals.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SECONDS_BETWEEN_STATES = 5  # reading the counters costs a system call for each
 class Report:
     """The state of a capture that writes files.
 
-    The line is kept up to date on a terminal, and printed now and then elsewhere.
+    On a terminal, the status line is updated in place; elsewhere it is printed every few seconds.
 
     Args:
         capture: running.
@@ -52,15 +52,15 @@ class Report:
         """
         if self._notifier.is_listening and not self._capture.is_proven:
             raise KernelError(
-                "the self-test failed: a frame of known bytes was not captured whole; the service is not ready",
-                "`skbcapd doctor` tells what this kernel offers; `skbcapd capture` captures what can be had",
+                "the self-test failed: a test frame was not captured completely; the service does not start",
+                "`skbcapd doctor` shows what is missing; `skbcapd capture` captures without this test",
             )
         _LOG.info("%s", text, extra=Event.STARTED.extra(file=self._output.path))
         self._notifier.status(self._state())
         self._notifier.ready()
 
     def reloading(self, is_going_on: bool) -> None:  # noqa: FBT001  a callback's argument
-        """The settings are read anew, or that is over."""
+        """A reload begins or ends."""
         (self._notifier.reloading if is_going_on else self._notifier.ready)()
 
     def tick(self) -> None:
@@ -75,7 +75,7 @@ class Report:
             self._print()
 
     def end(self) -> None:
-        """Leave the line behind."""
+        """End the status line."""
         if self._terminal and self._ticks and not self._is_served:
             print(file=sys.stderr)
         LOG.close()
@@ -92,7 +92,7 @@ class Report:
         _LOG.info("%s", text, extra=fields)
 
     def _state(self) -> str:
-        """Packets, drops, file; a rise of the drops is a message of its own."""
+        """The status line; more drops than before are logged."""
         totals = self._capture.totals()
         dropped = totals.kernel.lost + totals.missed + totals.dropped
         if self._is_served and dropped > self._dropped:
@@ -112,22 +112,22 @@ class Report:
 
 
 def print_totals(totals: Totals, *, quiet: bool = False) -> None:
-    """Print the totals on stderr: as tcpdump does, and one line for each other way not to be written.
+    """Print the totals on stderr: those of tcpdump, and one line for each other outcome.
 
     Args:
         totals: of the capture.
-        quiet: only what the kernel dropped.
+        quiet: only drops in the kernel.
     """
     kernel_counters = totals.kernel
     losses = [
         (kernel_counters.full + kernel_counters.contended, "dropped by kernel", not quiet),
-        (kernel_counters.start, "without a usable start of frame", False),
+        (kernel_counters.start, "dropped, as the start of the frame is unknown", False),
         (totals.missed, "missed while the kernel program was already running", False),
-        (kernel_counters.seen - kernel_counters.outcomes, "seen, and not accounted for", False),
+        (kernel_counters.seen - kernel_counters.outcomes, "seen, but not accounted for", False),
     ]
     others = [
-        (totals.not_dumped, "not dumped, as nobody asked for a dump", False),
-        (totals.dropped, "dropped by the output", False),  # such as those that came when its reader had gone
+        (totals.not_dumped, "not dumped from memory", False),
+        (totals.dropped, "dropped by the output", False),  # for example after its reader has closed the pipe
         (totals.filtered, "filtered", False),
         (totals.duplicates, "seen before, on another interface", False),
     ]

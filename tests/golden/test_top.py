@@ -177,8 +177,13 @@ def test_ipv6_and_raw(path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "code", "lines", "said"),
     [
-        (pcap([b"one", b"two"]), 0, 2, "no packet says which process it belongs to: is the capture skbcapd's?"),
-        (START + packet(b"x") * 3, 0, 2, "no packet says which process it belongs to: is the capture skbcapd's?"),
+        (pcap([b"one", b"two"]), 0, 2, "no packet says which process it belongs to; check that skbcapd captured them"),
+        (
+            START + packet(b"x") * 3,
+            0,
+            2,
+            "no packet says which process it belongs to; check that skbcapd captured them",
+        ),
         (START + packet(opts=comment(b"PID: 7\nCmd: /bin/a")), 0, 2, ""),
         (START, 0, 1, ""),
         (b"garbage", 1, 1, "begins with 67 61 72 62 61 67 65; expected pcapng or pcap"),

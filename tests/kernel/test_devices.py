@@ -148,7 +148,7 @@ def test_types_of_devices(wire: Wire, tmp_path: Path) -> None:
 
     found = [(packet.interface, packet.link_type, packet.data) for packet in read(file)]
     assert found == [("radio7", 127, b"\x45radiotap" + bytes([number])) for number in range(COUNT)]
-    assert ended.stderr.count("device can7 has an unknown type (280) and is not captured") == 1
+    assert ended.stderr.count("interface can7 has an unknown type (280) and is not captured") == 1
     assert ended.totals["filtered"] >= COUNT
 
 

@@ -1,7 +1,7 @@
 """The daemon, and a disk that fails it: what is lost is counted, and told in one line each way.
 
 In each case frames are sent before, during and after the fault. Those before and after are in files, those during
-are counted as lost by the output, and no frame is neither.
+are counted as dropped by the output, and no frame is neither.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.support.deadline import until
 
 BEFORE, DURING, AFTER = 101, 211, 307
 STOPPED, AGAIN = "packets are lost until files can be written again", "writing again"
-LOST = "lost by the output"
+LOST = "dropped by the output"
 SMALL = {"files__keep_free": "0", "files__keep_size": "0"}
 
 

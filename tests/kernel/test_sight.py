@@ -71,9 +71,9 @@ def test_what_is_told_is_what_is_written(wire: Wire, marker: Marker, tmp_path: P
             marker.send()
             if number % 601 == 0:
                 said = status(control)
-                packets, lost = said["packets"], said["lost"]
+                packets, dropped = said["packets"], said["dropped"]
                 seen = packets.pop("seen")
-                assert seen == sum(packets.values()) + sum(lost.values())
+                assert seen == sum(packets.values()) + sum(dropped.values())
                 assert all(packets[name] >= count for name, count in before.items() if name != "pending")
                 before = packets
         until(lambda: status(control)["packets"]["written"] >= SENT, "all are written")
@@ -89,7 +89,7 @@ def test_what_is_told_is_what_is_written(wire: Wire, marker: Marker, tmp_path: P
     found = read(file)
     assert ended.totals["captured"] == len(found) >= told["packets"]["written"]
     assert [packet.data for packet in found if packet.direction == "out"][: len(marker.sent)] == marker.sent
-    assert told["lost"] == dict.fromkeys(("full", "contended", "start", "output"), 0)
+    assert told["dropped"] == dict.fromkeys(("full", "contended", "start", "output"), 0)
 
 
 def test_a_second_daemon_captures_without_a_socket(wire: Wire, marker: Marker, tmp_path: Path) -> None:

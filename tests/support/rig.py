@@ -240,8 +240,13 @@ class Scene:
         self.rig = Rig(self.output, exclude=("eth7",))
         self.rig.program.learning = [Hook("tracepoint", "sock_send_length", "on_used")]  # type: ignore[attr-defined]
         self.now = 0.0
+        self.log_dropped = 0
         self.statistics = statistics.Statistics(
-            self.rig.capture, self.output, lambda: default_settings(settings), lambda: self.now
+            self.rig.capture,
+            self.output,
+            lambda: default_settings(settings),
+            lambda: self.now,
+            lambda: self.log_dropped,
         )
 
     def look(self) -> statistics.Snapshot:

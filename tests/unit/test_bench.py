@@ -29,7 +29,7 @@ LAST_WORDS = {
 def test_last_words_are_understood(tool: object) -> None:
     """What each tool says at its end gives packets captured and dropped; other words are an error."""
     assert tool.totals(LAST_WORDS[tool.name]) == (1000, 7)  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="did not say"):
+    with pytest.raises(ValueError, match="did not print"):
         tool.totals("killed")  # type: ignore[attr-defined]
 
 

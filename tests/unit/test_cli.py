@@ -104,7 +104,7 @@ def test_a_usage_error_has_a_hint() -> None:
     assert skbcapd_says("capture", "-i", "nosuch0") == (
         2,
         "",
-        "skbcapd: no interface nosuch0 in this network namespace\n  (hint) `ip -brief link` lists them; any is all\n",
+        "skbcapd: no interface nosuch0 in this network namespace\n  (hint) `ip -brief link` lists them; any: all\n",
     )
 
 
@@ -142,9 +142,9 @@ def test_the_shipped_config_is_found_and_right(capsys: pytest.CaptureFixture[str
             [
                 "101 packets captured",
                 "24 packets dropped by kernel",
-                "17 packets without a usable start of frame",
+                "17 packets dropped, as the start of the frame is unknown",
                 "7 packets missed while the kernel program was already running",
-                "9 packets seen, and not accounted for",
+                "9 packets seen, but not accounted for",
                 "5 packets dropped by the output",
                 "2 packets filtered",
                 "19 packets seen before, on another interface",

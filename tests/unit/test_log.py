@@ -120,7 +120,7 @@ def test_a_flood_is_a_few_lines() -> None:
     log.tick()
     assert journal_.entries[BURST + 1 :] == [
         {
-            "MESSAGE": "1009 more messages of this kind were left out",
+            "MESSAGE": "1009 more messages of this kind were suppressed",
             "MESSAGE_ID": Event.WARNING.value,
             "PRIORITY": "4",
             "SYSLOG_IDENTIFIER": "skbcapd",

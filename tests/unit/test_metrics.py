@@ -35,19 +35,26 @@ def test_the_metrics_are_the_facts() -> None:
     scene.rig.drain(upcall(b"1"), *[stamped(1058)] * 22)
     scene.rig.program.count(1, filtered=7, duplicate=5, full=3, contended=2, start=11)
     scene.output.lost = 1
+    scene.log_dropped = 7
     scene.look()
     found = samples(Metrics(scene.statistics.snapshot).text())
     assert found["skbcapd_packets_seen_total"] == 51
-    assert {name: value for name, value in found.items() if name.startswith("skbcapd_packets_lost_total")} == {
-        "skbcapd_packets_lost_total{cause=full}": 3,
-        "skbcapd_packets_lost_total{cause=contended}": 2,
-        "skbcapd_packets_lost_total{cause=start}": 11,
-        "skbcapd_packets_lost_total{cause=output}": 1,
+    assert {name: value for name, value in found.items() if name.startswith("skbcapd_packets_dropped_total")} == {
+        "skbcapd_packets_dropped_total{cause=full}": 3,
+        "skbcapd_packets_dropped_total{cause=contended}": 2,
+        "skbcapd_packets_dropped_total{cause=start}": 11,
+        "skbcapd_packets_dropped_total{cause=output}": 1,
     }
     assert found["skbcapd_packets_total{outcome=written}"] == 22
-    parts = ("skbcapd_packets_total{", "skbcapd_packets_lost_total{", "skbcapd_packets_pending", "skbcapd_packets_in_")
+    parts = (
+        "skbcapd_packets_total{",
+        "skbcapd_packets_dropped_total{",
+        "skbcapd_packets_pending",
+        "skbcapd_packets_in_",
+    )
     assert sum(value for name, value in found.items() if name.startswith(parts)) == 51
     assert found["skbcapd_packets_missed_total"] == 3
+    assert found["skbcapd_log_lines_dropped_total"] == 7
     assert found[f"skbcapd_build_info{{version={skbcapd.__version__}}}"] == 1
 
 
@@ -124,7 +131,7 @@ def test_a_file_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pyte
     for _ in range(3 * EVERY_S):
         textfile.tick(lambda: b"x\n")
         until(lambda: not (textfile._thread and textfile._thread.is_alive()), "it has tried")
-    assert caplog.messages == [f"{path}: No such file or directory; metrics are not written there"]
+    assert caplog.messages == [f"{path}: No such file or directory; the metrics are not written to it"]
     path.parent.mkdir()
     for _ in range(EVERY_S):
         textfile.tick(lambda: b"x\n")

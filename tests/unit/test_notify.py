@@ -50,14 +50,26 @@ def test_messages_reach_the_socket(tmp_path: Path) -> None:
             notifier.status("7 packets\x1b\n")
             notifier.reloading()
             notifier.ready()
+            notifier.extend_timeout()
         finally:
             del os.environ["NOTIFY_SOCKET"]
             if before is not None:
                 os.environ["NOTIFY_SOCKET"] = before
-        said = [manager.recv(1000).decode() for _ in range(3)]
+        said = [manager.recv(1000).decode() for _ in range(4)]
     assert said[0] == "STATUS=7 packets\\x1b\\n"
     assert said[1].startswith("RELOADING=1\nMONOTONIC_USEC=")
-    assert said[2] == "READY=1"
+    assert said[2:] == ["READY=1", "EXTEND_TIMEOUT_USEC=60000000"]
+
+
+def test_a_manager_that_has_gone_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody listens any more at the socket, what is said is lost, and nothing fails."""
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    notifier = Notifier()
+    notifier.ready()
+    notifier.status("x")
 
 
 def test_without_a_manager_nothing_is_said() -> None:

@@ -20,12 +20,12 @@ from tests.support.writer import cut, upcall
 
 def total(facts: statistics.Snapshot) -> int:
     """All that became of packets."""
-    summed: int = sum(facts["packets"].values()) - facts["packets"]["seen"] + sum(facts["lost"].values())
+    summed: int = sum(facts["packets"].values()) - facts["packets"]["seen"] + sum(facts["dropped"].values())
     return summed
 
 
 def test_every_packet_is_in_one_figure() -> None:
-    """Written, filtered, duplicates, own, each cause of loss and what is on its way add up to what was seen."""
+    """Written, filtered, duplicates, self-test, dropped by cause, and pending add up to what was seen."""
     scene = Scene()
     program = scene.rig.program
     scene.rig.drain(upcall(b"1"), stamped(1058))
@@ -38,11 +38,11 @@ def test_every_packet_is_in_one_figure() -> None:
         "written": 1,
         "filtered": 7,
         "duplicates": 5,
-        "own": 0,
+        "self_test": 0,
         "in_memory": 0,
         "pending": 13,
     }
-    assert facts["lost"] == {"full": 3, "contended": 2, "start": 11, "output": 1}
+    assert facts["dropped"] == {"full": 3, "contended": 2, "start": 11, "output": 1}
     assert total(facts) == 43
 
 
@@ -71,7 +71,7 @@ def test_no_figure_falls(steps: list[str]) -> None:
             next(stuck)
             program.count(0, delivered=1)
         facts = scene.look()
-        after = {**facts["packets"], **facts["lost"]}
+        after = {**facts["packets"], **facts["dropped"]}
         del after["pending"]
         assert all(after[name] >= count for name, count in before.items())
         assert total(facts) == facts["packets"]["seen"]
@@ -105,7 +105,7 @@ def test_who_is_busiest() -> None:
     found = scene.look()["processes"]
     assert found == {
         "count": 1,
-        "looked_at": 6,
+        "sampled": 6,
         "seconds": 1,
         "busiest": [
             {"tgid": 1058, "name": "chronyd", "packets": 2, "bytes": 105},
@@ -120,10 +120,10 @@ def test_of_a_flood_a_part_is_looked_at() -> None:
     scene = Scene()
     flood = [stamped(1058)] * 211
     scene.rig.drain(*flood)
-    assert scene.look()["processes"]["looked_at"] == 101
+    assert scene.look()["processes"]["sampled"] == 101
     for _ in range(11):
         scene.rig.drain(*flood)
-    assert scene.look()["processes"]["looked_at"] == 101 + 1009
+    assert scene.look()["processes"]["sampled"] == 101 + 1009
     assert len(scene.output.written) == 12 * 211
 
 
@@ -162,7 +162,7 @@ def test_any_options(options: bytes, size: int) -> None:
     text = json.dumps(busiest.snapshot(), ensure_ascii=False)
     assert text.isascii()
     assert text.isprintable()
-    assert busiest.snapshot()["looked_at"] == 1
+    assert busiest.snapshot()["sampled"] == 1
 
 
 @pytest.mark.fuzz
