@@ -3,8 +3,8 @@
 In: a packet as the kernel program gives it. Out: the same, and what the stages have found out about it.
 
 The rule: a stage takes a record and returns the next one, or None where the packet's way ends; then it has counted it.
-A stage decides by the record and by the plan, which is the same for all stages of one packet. `capture.line` has them
-in their order; a new stage is a function there, or a file here.
+A stage decides by the record and by the plan, which is the same for all stages of one packet. `capture.capture` has
+them in their order; a new stage is one more file here, and one line there.
 """
 
 from __future__ import annotations
