@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TypeAlias
 
-from skbcapd.pcapng.comment import DIRECTION_IN, DIRECTION_OUT, shown
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
 from skbcapd.pcapng.link_type import ETHERNET, RAW
 from skbcapd.pcapng.reader import Reader, Stamp
+from skbcapd.text_safety import escaped_bytes
 
 _PROCESSES_MAX = 1 << 16
 _NAMES_MAX = 1 << 18  # of all processes together
@@ -77,7 +78,7 @@ class Process:
         for names, (count,) in self.names.items():
             if (name := names[which]) is not None:
                 counted[name] += count
-        return [shown(name) for _, name in sorted((-count, name) for name, count in counted.items())]
+        return [escaped_bytes(name) for _, name in sorted((-count, name) for name, count in counted.items())]
 
     @property
     def packets(self) -> int:

@@ -1,12 +1,11 @@
 """`skbcapd split`: one capture file for each process, name, unit or container.
 
-A capture file enters; files beside each other leave, in each the packets that have a field of their comments in
-common, in their order, with their times, lengths and options as they were. Packets that do not say it go to a file of
-their own.
+In: a capture file. Out: several files, each with the packets that have one field of their comments in common, in the
+same order and with the same times, lengths and options. Packets without it are written to a separate file.
 
-The rules not to break: no file is overwritten, and where one cannot be written none of this run is left; a name from
-the capture reaches the file system only as letters, digits and `%xx`; and memory is bounded, however many processes
-there are: what is gathered is written out, all of it, when it is too much.
+The rules not to break: no file is overwritten; where one cannot be written, none of this run is left. A name from the
+capture becomes part of a file name only as letters, digits and `%xx`. Memory is bounded, however many processes there
+are: when too much is buffered, all of it is written.
 """
 
 from __future__ import annotations
@@ -27,8 +26,9 @@ from skbcapd.analysis.progress import Progress
 from skbcapd.attribution.fields import FIELDS
 from skbcapd.errors import FileError
 from skbcapd.output.block_writer import MODE
-from skbcapd.pcapng.comment import shown
-from skbcapd.pcapng.reader import EPB, Packet, Reader, Section
+from skbcapd.pcapng.blocks import PACKET
+from skbcapd.pcapng.reader import Packet, Reader, Section
+from skbcapd.text_safety import escaped_bytes
 
 _GATHERED_MAX = 64 << 20  # bytes in memory
 _FILES_MAX = 1 << 16
@@ -40,7 +40,7 @@ _Value: TypeAlias = int | bytes | None
 
 
 def command(options: argparse.Namespace) -> int:
-    """Split a file; what was written is said on stderr."""
+    """Split a file; print the result on stderr."""
     splitter = Splitter(options.file, options.by, options.directory)
     with Progress([options.file], sys.stderr) as progress, Reader(options.file, progress.next_file()) as reader:
         splitter.read(reader)
@@ -93,7 +93,7 @@ class Splitter:
     @property
     def pattern(self) -> str:
         """What their names have in common, for people."""
-        return shown(os.fsencode(self._directory / f"{self._stem}.*{self._by}*.pcapng"))
+        return escaped_bytes(os.fsencode(self._directory / f"{self._stem}.*{self._by}*.pcapng"))
 
     def read(self, reader: Reader) -> None:
         """Split a file. If it cannot be read to its end, what could be read has been written.
@@ -124,10 +124,10 @@ class Splitter:
     def _hint(self) -> str:
         """Why no packet may say what to split by."""
         if FIELDS[self._by].of_process is not None:
-            return "the setting comment must have it"
+            return "add it to the setting comment"
         if self._says_via:
             return "no packet belongs to a process of the machine that captured it, or none that is known"
-        return "is the capture skbcapd's?"
+        return "check that skbcapd wrote the file"
 
     def _discard(self) -> None:
         """Delete all that this run has written: it would stop the next one."""
@@ -166,7 +166,7 @@ class Splitter:
         # A Simple Packet Block becomes an Enhanced one, at time 0: it has none.
         pad = -len(frame) & 3
         length = 32 + len(frame) + pad + len(options)
-        head = (EPB, length, number, time >> 32, time & 0xFFFFFFFF, len(frame), wire_len)
+        head = (PACKET, length, number, time >> 32, time & 0xFFFFFFFF, len(frame), wire_len)
         gathered += struct.pack(section.order + "7I", *head)
         gathered += frame
         gathered += bytes(pad) + options + struct.pack(section.order + "I", length)
@@ -201,7 +201,7 @@ class Splitter:
                 self._discard()
                 hint = "move it away, or name another directory with -d" if error.errno == errno.EEXIST else ""
                 raise _UnwritableError(
-                    f"{shown(os.fsencode(part.path))}: {error.strerror}; expected a new file to write", hint
+                    f"{escaped_bytes(os.fsencode(part.path))}: {error.strerror}; expected a new file to write", hint
                 ) from None
             part.gathered.clear()
         self._gathered = 0

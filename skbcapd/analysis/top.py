@@ -1,10 +1,10 @@
-"""`skbcapd top`: who sent and received what, as a table, JSON or CSV.
+"""`skbcapd top`: which process sent and received how much, as a table, JSON or CSV.
 
-Capture files enter, `account` adds them up, text leaves. What is wrong with a file is said after the answer, on stderr:
-what could be read of it counts.
+In: capture files, which `account` adds up. Out: text. Errors in a file are printed after the result, on stderr; the
+part that could be read counts.
 
-The rules not to break: names and addresses are shown as printable ASCII only, whatever a stranger's file holds; no cell
-of CSV is a formula to a spreadsheet; and what is written out is made piece by piece.
+The rules not to break: names and addresses are escaped (printable ASCII), whatever is in the file; no cell of CSV is a
+formula to a spreadsheet; and output is written piece by piece.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from skbcapd.analysis.account import Account, Process
 from skbcapd.analysis.progress import Progress
 from skbcapd.errors import FileError
 from skbcapd.output.block_writer import StandardOutput
-from skbcapd.pcapng.comment import DIRECTION_IN, DIRECTION_OUT, shown
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
 from skbcapd.pcapng.reader import Reader
+from skbcapd.text_safety import escaped_bytes
 
 _HEADINGS = ("TGID", "PROCESS", "PACKETS", "BYTES", "SENT", "RECEIVED", "FIRST (UTC)", "LAST (UTC)", "PEERS")
 _NUMBERS = {"TGID", "PACKETS", "BYTES", "SENT", "RECEIVED"}
@@ -34,7 +35,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def command(options: argparse.Namespace) -> int:
-    """Print who sent and received what; 1 when a file could not be read to its end."""
+    """Print which process sent and received how much; 1 if a file could not be read to its end."""
     account = Account(options.by)
     wrong = read(account, options.files)
     processes = account.processes
@@ -50,7 +51,7 @@ def command(options: argparse.Namespace) -> int:
     for error in wrong:
         print(f"skbcapd: {error}", file=sys.stderr)
     if processes and not any(process.says_anything for process in processes):
-        print("skbcapd: no packet says which process it belongs to: is the capture skbcapd's?", file=sys.stderr)
+        print("skbcapd: no packet says which process it belongs to; check that skbcapd captured them", file=sys.stderr)
     return int(bool(wrong))
 
 
@@ -105,9 +106,9 @@ def _row(process: Process, by: str) -> tuple[str, ...]:
 def _label(process: Process, by: str) -> str:
     """What a row is called."""
     if process.via is not None:
-        return _short(f"via={shown(process.via)}")
+        return _short(f"via={escaped_bytes(process.via)}")
     if by != "tgid":
-        return "" if process.value is None else _short(shown(process.value))
+        return "" if process.value is None else _short(escaped_bytes(process.value))
     names = process.processes
     return _short(names[0]) + _more(len(names), 1) if names else ""
 
@@ -166,13 +167,13 @@ def _defused(value: object) -> object:
 def _facts(process: Process, by: str) -> dict[str, object]:
     """What JSON and CSV both say."""
     sent, received = process.by_direction[DIRECTION_OUT], process.by_direction[DIRECTION_IN]
-    value = {by: None if process.value is None else shown(process.value)} if by != "tgid" else {}
+    value = {by: None if process.value is None else escaped_bytes(process.value)} if by != "tgid" else {}
     return {
         "tgid": process.tgid,
         "process": next(iter(process.processes), None),
         "comm": next(iter(process.comms), None),
-        "via": None if process.via is None else shown(process.via),
-        "unit": None if process.unit is None else shown(process.unit),
+        "via": None if process.via is None else escaped_bytes(process.via),
+        "unit": None if process.unit is None else escaped_bytes(process.unit),
         "packets": process.packets,
         "bytes": process.bytes,
         "sent_packets": sent[0],

@@ -18,14 +18,16 @@ import contextlib
 import os
 import re
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from skbcapd import clocks
 from skbcapd.attribution.containers import NOTHING, Containers, Names
+from skbcapd.lru import Bounded
 
-NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+NS_PER_TICK = clocks.NS_PER_TICK
+boot_ns = clocks.boot_ns
 CMDLINE_MAX = 4096  # bytes of a command line that are read
 REMEMBERED = 1024  # records, of 12 KiB at most
 FRESH_S = 1.0  # as long a record is not read again: a process may change its user, its program, its cgroup
@@ -121,7 +123,7 @@ class Processes:
         self._containers = containers or Containers()
         self._clock = clock
         self._sees_host = sees_host(proc)
-        self._known: OrderedDict[tuple[int, int, int], tuple[float, bytes, Process]] = OrderedDict()
+        self._known: Bounded[tuple[int, int, int], tuple[float, bytes, Process]] = Bounded(REMEMBERED)
 
     def find(self, tgid: int, tid: int, start: int, comm: bytes) -> Process | None:
         """The process of a thread.
@@ -147,9 +149,6 @@ class Processes:
         if process is None:
             return known[2] if known is not None and comm == known[1] else None
         self._known[key] = now, comm, process
-        self._known.move_to_end(key)
-        if len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
         return process
 
     def parent(self, process: Process) -> Process | None:
@@ -199,7 +198,7 @@ class Processes:
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What /proc/PID/stat says. `ticks`: start of the thread since boot, in clock ticks."""
+    """What /proc/PID/stat says. `ticks`: start of the thread since boot, in clock ticks, as the kernel counts them."""
 
     comm: bytes
     ppid: int
@@ -236,7 +235,8 @@ def read_stat(directory: int, below: str = "") -> Stat | None:
     before, _, after = _read_file(directory, below + "stat").rpartition(b")")
     values = after.split()
     try:
-        found = Stat(before.split(b"(", 1)[1], int(values[1]), int(values[19]))
+        ticks = int(values[19]) - clocks.offsets().boottime_ticks
+        found = Stat(before.split(b"(", 1)[1], int(values[1]), ticks)
     except (IndexError, ValueError):
         return None
     is_possible = 0 <= found.ppid < 1 << 31 and 0 <= found.ticks < (1 << 63) // NS_PER_TICK

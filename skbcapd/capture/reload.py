@@ -3,26 +3,49 @@
 In: a signal's wish, a config file. Out: the capture goes on with the new settings, or with the old ones and a line for
 each problem.
 
-The rule: the capture is never held up. Other filters are compiled by a child while packets are written as before;
-the service asks `finish` when the child has something to say. A bad file changes nothing.
+The rule: the capture is never held up. A child reads the file, looks up hosts' names, compiles filters and loads them,
+however long that takes; the loop asks `finish` when it has something to say. A bad file changes nothing.
 """
 
 from __future__ import annotations
 
+import os
+import pickle
+import socket
 from collections.abc import Callable, Mapping
 from functools import reduce
-from typing import Any
+from typing import NamedTuple
 
 from skbcapd.capture.capture import Capture
+from skbcapd.capture.plan import RELOADED, plan_for
 from skbcapd.capture.rules import filters_of
 from skbcapd.config.settings import ROWS, Settings
 from skbcapd.errors import ConfigError, KernelError
 from skbcapd.filter import packet_filter
+from skbcapd.filter.packet_filter import Programs
 from skbcapd.kernel.abi import CAPTURE_MAX
-from skbcapd.kernel.loader import Loader
+from skbcapd.kernel.loader import Loader, send
+from skbcapd.kernel.program import Filters
 
-RELOADED = {"snaplen", "filter", "rules", "checksums", "dedup", "comment", "process_blocks"}
-"""Keys that take effect while a capture runs."""
+_NICE = 10  # the capture goes first
+
+
+class Prepared(NamedTuple):
+    """What a child has made of the config file.
+
+    Args:
+        settings: all of them.
+        filters: compiled, by number.
+        first: number of the first rule's filter.
+        places: of the filters' programs, whose descriptors come with this; none: they are those in place.
+        problems: why nothing is to be changed; then the rest is as it was.
+    """
+
+    settings: Settings
+    filters: Mapping[int, Programs]
+    first: int
+    places: list[tuple[str, int]]
+    problems: list[str]
 
 
 class Reload:
@@ -31,8 +54,7 @@ class Reload:
     Args:
         capture: running.
         settings: that it was started with.
-        load: reads the settings anew, or raises ConfigError.
-        choose: what the capture makes of settings: its fields by name.
+        load: reads the settings anew, or raises ConfigError; called in the child.
         say: takes one line for people.
         tell: told True when a reload begins and False when it is over, for better or worse.
         refuse: takes a line that says why nothing is changed; `say` unless given.
@@ -43,7 +65,6 @@ class Reload:
         capture: Capture,
         settings: Settings,
         load: Callable[[], Settings],
-        choose: Callable[[Settings, int], Mapping[str, Any]],
         say: Callable[[str], None],
         tell: Callable[[bool], None] | None = None,
         refuse: Callable[[str], None] | None = None,
@@ -52,13 +73,12 @@ class Reload:
         self._capture = capture
         self._settings = settings
         self._load = load
-        self._choose = choose
         self._say, self._refuse = say, refuse or say
+        self._filters: Mapping[int, Programs] = packet_filter.compile_each(filters_of(settings.filter, settings.rules))
         self._first = 1  # number of the first rule's filter: those of other rules have other numbers, for good
         self._again = False
-        self._coming, self._coming_first = settings, 1
         self.child: Loader | None = None
-        """What compiles other filters, if that is going on."""
+        """What prepares other settings, if that is going on."""
 
     @property
     def settings(self) -> Settings:
@@ -66,38 +86,24 @@ class Reload:
         return self._settings
 
     def begin(self) -> None:
-        """Read the settings and put them in place; or, where filters have to be compiled, begin to."""
+        """Have the settings read by a child; while there is one, again behind that."""
         if self.child is not None:
             self._again = True
             return
         self._tell(True)  # noqa: FBT003  the name of the method says what is true
-        self._begin()
-        if self.child is None:
-            self._tell(False)  # noqa: FBT003
-
-    def _begin(self) -> None:
-        try:
-            self._coming = self._load()
-        except ConfigError as error:
-            for problem in error.problems:
-                self._refuse(f"not reloaded: {problem}")
-            return
-        before, after = (_expressions(settings) for settings in (self._settings, self._coming))
-        if before == after or not any(after):
-            self._coming_first = self._first
-            self._put(None)
-            return
-        self._coming_first = self._first + len(before) - 1
-        numbered = filters_of(self._coming.filter, self._coming.rules, self._coming_first)
-        try:
-            self.child = self._capture.program.compile_filters(packet_filter.source(numbered, CAPTURE_MAX))
-        except packet_filter.FilterError as error:  # a name that could be looked up a moment ago
-            self._refuse(f"not reloaded: {error}")
+        self.child = Loader(self._work, _NICE)
 
     def finish(self) -> None:
-        """Put the settings in place whose filters are compiled now."""
+        """Put the settings in place that the child has prepared; to be called when it is readable."""
         child, self.child = self.child, None
-        self._put(child)
+        if child is None:
+            return
+        try:
+            self._put(*_receive(child))
+        except KernelError as error:
+            self._refuse(f"not reloaded: {error}")
+        finally:
+            child.close()
         if self._again:
             self._again = False
             self.begin()
@@ -105,27 +111,62 @@ class Reload:
             self._tell(False)  # noqa: FBT003
 
     def close(self) -> None:
-        """Wait no longer."""
+        """Wait no longer: end the child, whatever it does."""
         if self.child is not None:
             self.child.close()
             self.child = None
 
-    def _put(self, child: Loader | None) -> None:
+    def prepare(self) -> tuple[Prepared, list[int]]:
+        """For the child: what the config file asks for, and descriptors of filters that are to be put in place."""
+        packet_filter.forget()  # names may mean something else by now
         try:
-            self._capture.change(child, **self._choose(self._coming, self._coming_first))
-        except KernelError as error:
-            self._refuse(f"not reloaded: {error}")
+            settings = self._load()
+        except ConfigError as error:
+            return Prepared(self._settings, self._filters, self._first, [], [str(each) for each in error.problems]), []
+        first = self._first
+        filters = packet_filter.compile_each(filters_of(settings.filter, settings.rules, first))
+        if filters == self._filters:
+            return Prepared(settings, filters, first, [], []), []
+        first += len([number for number in self._filters if number])
+        filters = packet_filter.compile_each(filters_of(settings.filter, settings.rules, first))
+        if not filters:
+            return Prepared(settings, filters, first, [], []), []
+        loaded = self._capture.program.load_filters(packet_filter.source(filters, CAPTURE_MAX))
+        return Prepared(settings, filters, first, list(loaded.places), []), list(loaded.descriptors)
+
+    def _work(self, channel: socket.socket) -> None:
+        """Runs in the child."""
+        prepared, descriptors = self.prepare()
+        memory = os.memfd_create("skbcapd-settings")  # a message has a bound, filters need not keep to it
+        with os.fdopen(memory, "wb", closefd=False) as file:
+            pickle.dump(prepared, file)
+        send(channel, {}, [*descriptors, memory])
+
+    def _put(self, prepared: Prepared, descriptors: list[int]) -> None:
+        """Go on as the child has prepared it."""
+        for problem in prepared.problems:
+            self._refuse(f"not reloaded: {problem}")
+        if prepared.problems:
             return
+        plan = plan_for(prepared.settings, prepared.filters, prepared.first, self._say)
+        try:
+            self._capture.change(plan, Filters(prepared.places, descriptors) if prepared.places else None)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
         for key in ROWS.keys() - RELOADED:
-            if _value(self._coming, key) != _value(self._settings, key):
+            if _value(prepared.settings, key) != _value(self._settings, key):
                 self._say(f"{key} takes effect at the next start")
-        self._settings, self._first = self._coming, self._coming_first
+        self._settings, self._filters, self._first = prepared.settings, prepared.filters, prepared.first
         self._say("settings reloaded")
 
 
-def _expressions(settings: Settings) -> list[str]:
-    """All packet filters: the one for every packet first, empty if there is none."""
-    return [settings.filter, *(rule.filter for rule in settings.rules if rule.filter)]
+def _receive(child: Loader) -> tuple[Prepared, list[int]]:
+    """What a child has prepared, with the descriptors of its filters."""
+    _, [*descriptors, memory] = child.receive()
+    with os.fdopen(memory, "rb") as file:
+        file.seek(0)
+        return pickle.load(file), descriptors  # noqa: S301  our own child made it
 
 
 def _value(settings: Settings, key: str) -> object:

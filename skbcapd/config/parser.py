@@ -23,20 +23,10 @@ from typing import Any, NoReturn
 
 import yaml
 
-from skbcapd.config.settings import (
-    ROWS,
-    RULE_KEYS,
-    SECTIONS,
-    Kind,
-    ListOf,
-    ReasonError,
-    Records,
-    Row,
-    Rule,
-    Settings,
-    Word,
-)
+from skbcapd.config.kinds import Kind, ListOf, ReasonError, Word
+from skbcapd.config.settings import ROWS, RULE_KEYS, SECTIONS, Records, Row, Rule, Settings
 from skbcapd.errors import ConfigError, Problem
+from skbcapd.text_safety import escaped
 
 __all__ = ["Settings", "default_settings", "load"]
 
@@ -64,16 +54,17 @@ def load(path: str | os.PathLike[str], overrides: Mapping[str, str] | None = Non
 
     Source: etc/skbcapd.yaml is the manual.
     """
-    check = _Check(_printable(os.fspath(path)))
+    check = _Check(escaped(os.fspath(path)))
     check.file(path)
     return _settle(check, overrides)
 
 
-def default_settings(overrides: Mapping[str, str] | None = None) -> Settings:
+def default_settings(overrides: Mapping[str, str] | None = None, places: Mapping[str, str] | None = None) -> Settings:
     """The settings without a file.
 
     Args:
         overrides: as for `load`.
+        places: keys of overrides to the option of the command line that each is from, for messages; --set unless given.
 
     Returns:
         The defaults, but for the overrides.
@@ -81,12 +72,13 @@ def default_settings(overrides: Mapping[str, str] | None = None) -> Settings:
     Raises:
         ConfigError: an override is not right.
     """
-    return _settle(_Check(""), overrides)
+    return _settle(_Check(""), overrides, places)
 
 
-def _settle(check: _Check, overrides: Mapping[str, str] | None) -> Settings:
+def _settle(check: _Check, overrides: Mapping[str, str] | None, places: Mapping[str, str] | None = None) -> Settings:
     sets = _Check("--set", has_lines=False)
     for key, text in (overrides or {}).items():
+        sets.place = (places or {}).get(key, "--set")
         sets.override(key, text)
     if (check.values | sets.values).get("files.mode", "files") == "files":
         (sets if "rules" in sets.values else check).miss_ring()
@@ -171,7 +163,7 @@ class _Check:
         """Checks YAML text; after an error of syntax, also what stands before the top-level key that has it."""
         if match := _Loader.NON_PRINTABLE.search(text):
             line = text.count("\n", 0, match.start()) + 1
-            return self.problem(line, "", f'found the character "{_printable(match[0])}", expected text')
+            return self.problem(line, "", f'found the character "{escaped(match[0])}", expected text')
         try:
             root = _compose(text)
         except yaml.MarkedYAMLError as error:
@@ -237,7 +229,7 @@ class _Check:
     def records(self, key: str, text: str) -> None:
         """Checks a list of rules on the command line, written as in the file."""
         if match := _Loader.NON_PRINTABLE.search(text):
-            return self.problem(0, key, f'found the character "{_printable(match[0])}", expected text')
+            return self.problem(0, key, f'found the character "{escaped(match[0])}", expected text')
         try:
             node = _compose(text) or yaml.ScalarNode(_NULL, "")
         except yaml.MarkedYAMLError as error:
@@ -374,8 +366,4 @@ def _nearest(text: str, known: Iterable[str]) -> str:
 
 
 def _shown(text: str, chars: int = _SHOWN_CHARS) -> str:
-    return _printable(text[:chars]) + ("..." if len(text) > chars else "")
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return escaped(text[:chars]) + ("..." if len(text) > chars else "")

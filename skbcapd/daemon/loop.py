@@ -2,8 +2,9 @@
 
 In: a Capture. Out: it has ended, in order.
 
-The rule: the loop never waits longer than it may. While packets come it looks every LATENCY_S; a full segment at once;
-with none for a while it sleeps until the kernel program wakes it with the next one.
+The rule: no turn of the loop takes longer than a second, whatever disk, name server or compiler do: what may take long
+is a child's or a thread's. While packets come it drains every LATENCY_S; a full segment at once; with none for a while
+it sleeps until the kernel program wakes it with the next one.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import time
 from collections.abc import Callable, Mapping
 from types import FrameType
 
-from skbcapd.capture.capture import Capture
+from skbcapd.capture.capture import SETTLE_S, Capture
 from skbcapd.capture.reload import Reload
 from skbcapd.daemon.server import Server
 from skbcapd.kernel.abi import SEGMENT_SIZE
 
 LATENCY_S = 0.09  # packets wait no longer in memory
+BUSY_S = 0.01  # until an output that is at work is asked again
 TICK_S = 1.0
 
 
@@ -57,6 +59,7 @@ class Service:
         self._reload = reload
         self._server = server
         self._stopping = self._wants_reload = False
+        self._next_tick = float("inf")
         self._epoll = select.epoll()
         self._signals, self._wake = socket.socketpair()
         for end in (self._signals, self._wake):
@@ -88,10 +91,10 @@ class Service:
         except BrokenPipeError:
             pass  # whoever read our output has enough: what is left is lost
         finally:
-            with contextlib.suppress(BrokenPipeError):
-                self.capture.stop(broken=broken)
             if self._reload is not None:
                 self._reload.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._stop(broken=broken)
             signal.set_wakeup_fd(-1)
             for end in (self._epoll, self._signals, self._wake):
                 end.close()
@@ -119,30 +122,54 @@ class Service:
         capture = self.capture
         now = time.monotonic()
         end = now + self._duration_s if self._duration_s is not None else float("inf")
-        next_tick = now + TICK_S
+        self._next_tick = now + TICK_S
         while not self._stopping and not capture.is_full and now < end:
             self._go_on_reloading()
             moved = capture.drain()
-            now = time.monotonic()
             self._act()
-            if now >= next_tick:
-                next_tick = now + TICK_S
-                capture.program.set_clock()
-                self._tick()
-            if moved < SEGMENT_SIZE:
-                if not moved and capture.fall_asleep():
-                    has_packet = self._wait(min(next_tick, end))
-                    capture.wake_up()
-                    if not has_packet:
-                        continue
-                # Also after the first packet: others come behind it, and a socket that nobody has used yet may be used.
-                if self._wait(min(time.monotonic() + LATENCY_S, end)):
-                    capture.wake_up()
-            elif self._server is not None:
-                self._server.serve()  # the loop does not wait while it has too much to do
+            if capture.output.wants_new_numbers:
+                capture.renumber()
+            now = time.monotonic()
+            self._tick_if_due(now)
+            if moved >= SEGMENT_SIZE or capture.is_cut_short:
+                if self._server is not None:
+                    self._server.serve()  # the loop does not wait while it has too much to do
+                continue
+            if not moved and not capture.output.wants_turn and capture.fall_asleep():
+                has_packet = self._wait(min(self._next_tick, end))
+                capture.wake_up()
+                if not has_packet:
+                    continue
+            # Also after the first packet: others come behind it, and a socket that nobody has used yet may be used.
+            pause = BUSY_S if capture.output.is_busy or capture.output.wants_turn else LATENCY_S
+            if self._wait(min(time.monotonic() + pause, end)):
+                capture.wake_up()
         if self._asked:  # a dump or a new file, and then the end at once: what came before is still meant
             capture.drain()
             self._act()
+
+    def _stop(self, *, broken: bool) -> None:
+        """Detach, write what was captured until then, for SETTLE_S at most, and end."""
+        capture = self.capture
+        capture.detach()
+        try:
+            deadline = time.monotonic() + SETTLE_S
+            while not broken and not capture.is_settled and time.monotonic() < deadline:
+                moved = capture.drain()
+                self._tick_if_due(time.monotonic())
+                if not moved:
+                    time.sleep(BUSY_S)  # for the output, or a program on another processor
+        except OSError:
+            broken = True
+            raise
+        finally:
+            capture.finish(broken=broken)
+
+    def _tick_if_due(self, now: float) -> None:
+        if now >= self._next_tick:
+            self._next_tick = now + TICK_S
+            self.capture.program.set_clock()
+            self._tick()
 
     def _act(self) -> None:
         """Do what signals have asked for."""

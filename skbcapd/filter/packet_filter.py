@@ -2,8 +2,8 @@
 
     "tcp port 443"  -> libpcap ->  classic BPF, per link type  ->  one C function per filter and link type
 
-In: pcap-filter expressions. Out: their text, and how many bytes from a frame's start it may look at. Pure but for
-libpcap, which also looks names up (`host example.org`, `port http`): once, when the expression is compiled.
+In: pcap-filter expressions. Out: their text, and how many bytes from a frame's start it may look at. libpcap works in
+a child process, as hosts' names are looked up here, once each (`names`); ports and protocols libpcap finds in files.
 
 The rule not to break: a verdict is that of libpcap's own interpreter, to the last corner: a load that begins or ends
 beyond the frame refuses the packet, sums of offsets do not wrap, a shift by 32 or more gives 0, a division by 0
@@ -15,16 +15,21 @@ Source: pcap-filter(7); bpf_filter.c and pcap/bpf.h of libpcap 1.10; Documentati
 from __future__ import annotations
 
 import ctypes
+import functools
+import json
+import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from skbcapd.child import Child
+from skbcapd.filter import names
 from skbcapd.pcapng import link_type
 
 EXPRESSION_MAX = 4096  # characters, 200 hosts: libpcap takes half a second for them, and five for 500
 INSTRUCTIONS_MAX = 4096  # of one filter and link type, as in the kernel (BPF_MAXINSNS)
 WINDOW_MIN = 64
-_OPTIMIZE = 1
 _NETMASK_UNKNOWN = 0xFFFFFFFF
 _SNAPLEN = 1 << 18
 _DLT = {101: 12}  # LINKTYPE_RAW; all other numbers of ours are the same in files and in libpcap
@@ -67,25 +72,26 @@ class Source:
     window: int
 
 
-def compile_expression(expression: str, link: int) -> list[Instruction]:
-    """Let libpcap compile an expression.
+Programs = Mapping[int, Sequence[Instruction]]
+"""One expression, compiled: LINKTYPE_* to program."""
+
+
+def compile_expression(expression: str, link: int, *, optimize: bool = True) -> list[Instruction]:
+    """Let libpcap compile an expression, here and now.
 
     Args:
         expression: as for tcpdump; an empty one takes every packet.
         link: LINKTYPE_* of the frames, which begin with their link-layer header and have VLAN tags in place.
+        optimize: takes most of the time.
 
     Returns:
-        The optimised program.
+        The program.
 
     Raises:
         FilterError: libpcap refuses, or the program is too long.
 
     Source: pcap_compile(3PCAP).
     """
-    if len(expression) > EXPRESSION_MAX:
-        raise FilterError(f"{len(expression)} characters, expected at most {EXPRESSION_MAX}")
-    if not expression.isprintable():
-        raise FilterError("a character that is not printable")
     try:
         from scapy.libs import winpcapy as pcap  # noqa: PLC0415  looks for the library, which takes a while
     except OSError as error:
@@ -94,7 +100,7 @@ def compile_expression(expression: str, link: int) -> list[Instruction]:
     program = pcap.bpf_program()
     text = ctypes.create_string_buffer(expression.encode(errors="replace"))
     try:
-        if pcap.pcap_compile(handle, ctypes.byref(program), text, _OPTIMIZE, _NETMASK_UNKNOWN) != 0:
+        if pcap.pcap_compile(handle, ctypes.byref(program), text, optimize, _NETMASK_UNKNOWN) != 0:
             raise FilterError(pcap.pcap_geterr(handle).decode(errors="replace").strip())
         found = program.bf_insns[: program.bf_len] if program.bf_len <= INSTRUCTIONS_MAX else []
         instructions = [Instruction(each.code, each.jt, each.jf, each.k & _TOP) for each in found]
@@ -109,8 +115,9 @@ def compile_expression(expression: str, link: int) -> list[Instruction]:
     return instructions
 
 
-def compile_all(expression: str) -> dict[int, list[Instruction]]:
-    """Let libpcap compile an expression for every link type that it makes sense for.
+@functools.lru_cache(maxsize=256)
+def compile_all(expression: str) -> Programs:
+    """Let libpcap compile an expression for every link type that it makes sense for; once in this process.
 
     Returns:
         LINKTYPE_* to program. A link type that is not there has no packet that matches: libpcap refuses, such as
@@ -120,7 +127,87 @@ def compile_all(expression: str) -> dict[int, list[Instruction]]:
     Raises:
         FilterError: it makes sense neither for Ethernet nor for packets without a link layer; the text is the one for
             Ethernet. What makes sense on rare devices only, such as `inbound` or a type of 802.11, is refused with it.
+            Or a name that it has cannot be looked up in time.
     """
+    if len(expression) > EXPRESSION_MAX:
+        raise FilterError(f"{len(expression)} characters, expected at most {EXPRESSION_MAX}")
+    if not expression.isprintable():
+        raise FilterError("a character that is not printable")
+    child = Child(functools.partial(_work, expression), socket.SOCK_STREAM)
+    try:
+        with child.channel.makefile("rw") as channel:
+            addresses = _names.look_up(_receive(channel, child))
+            _send(channel, addresses)
+            found = _receive(channel, child)
+    except LookupError as error:
+        raise FilterError(str(error)) from None
+    finally:
+        child.close()
+    if isinstance(found, str):
+        raise FilterError(found)
+    return {int(link): [Instruction(*step) for step in program] for link, program in found.items()}
+
+
+def forget() -> None:
+    """Compile and look up anew what is asked for from now on."""
+    global _names  # noqa: PLW0603  names are looked up once in a process, or since this was called
+    _names = names.Names()
+    compile_all.cache_clear()
+
+
+_names = names.Names()
+
+
+def _send(channel: Any, message: object) -> None:
+    channel.write(json.dumps(message) + "\n")
+    channel.flush()
+
+
+def _receive(channel: Any, child: Child) -> Any:
+    """The child's next message.
+
+    Raises:
+        FilterError: it has ended instead.
+    """
+    line = channel.readline()
+    if not line:
+        raise FilterError(f"libpcap failed: {' | '.join(child.stderr().splitlines()[-3:]) or 'no message'}")
+    return json.loads(line)
+
+
+def _work(expression: str, channel: socket.socket) -> None:
+    """Runs in the child: say which names libpcap lacks, get their addresses, and compile."""
+    names.only_files()
+    with channel.makefile("rw") as parent:
+        places = names.find(expression, _complaint)
+        _send(parent, sorted({place.name for place in places}))
+        addresses = json.loads(parent.readline())
+        try:
+            programs = _compile_links(names.replace(expression, places, addresses))
+        except (FilterError, LookupError) as error:
+            _send(parent, str(error))
+            return
+        packed = {
+            link: [(step.code, step.jt, step.jf, step.k) for step in program] for link, program in programs.items()
+        }
+        _send(parent, packed)
+
+
+def _complaint(expression: str) -> str:
+    """What libpcap says against an expression for Ethernet; nothing if it makes sense without a link layer only."""
+    said = []
+    for link in (link_type.ETHERNET, link_type.RAW):
+        try:
+            compile_expression(expression, link, optimize=False)
+        except FilterError as error:
+            said.append(str(error))
+        else:
+            return ""
+    return said[0]
+
+
+def _compile_links(expression: str) -> Programs:
+    """As `compile_all`, of an expression without names."""
     programs, errors = {}, {}
     for link in link_type.LINK_TYPES:
         try:
@@ -138,11 +225,11 @@ class Matcher:
     """The verdicts that the kernel program gives on its own, for the few packets that come to Python first.
 
     Args:
-        expressions: as for `source`.
+        filters: as for `source`.
     """
 
-    def __init__(self, expressions: Mapping[int, str]) -> None:
-        self._programs = {number: compile_all(expression) for number, expression in expressions.items()}
+    def __init__(self, filters: Mapping[int, Programs]) -> None:
+        self._programs = filters
 
     def takes(self, number: int, link: int, frame: bytes | memoryview, wire_len: int) -> bool:
         """Whether a filter takes a frame.
@@ -280,11 +367,20 @@ _PRELUDE = """\
 """
 
 
-def source(expressions: Mapping[int, str], most: int) -> Source:
+def compile_each(expressions: Mapping[int, str]) -> dict[int, Programs]:
+    """Filters by the numbers that the program knows them by; see `compile_all`.
+
+    Raises:
+        FilterError: an expression cannot be used.
+    """
+    return {number: compile_all(expression) for number, expression in expressions.items()}
+
+
+def source(filters: Mapping[int, Programs], most: int) -> Source:
     """What bpf/filter.h includes for the filters.
 
     Args:
-        expressions: as for tcpdump, by the numbers that the program knows them by.
+        filters: from `compile_each`.
         most: the longest frame, in bytes, a power of two.
 
     Returns:
@@ -292,14 +388,10 @@ def source(expressions: Mapping[int, str], most: int) -> Source:
         filter of that number refuses a frame that a device of that ARPHRD_* type carries, of which the first `have`
         bytes are at `bytes`. A device of an unknown type refuses nothing: it is left to be reported; nor does a
         number that is not there.
-
-    Raises:
-        FilterError: an expression cannot be used.
     """
     parts, cases = [_PRELUDE], []
     every: list[Sequence[Instruction]] = []
-    for number, expression in expressions.items():
-        programs = compile_all(expression)
+    for number, programs in filters.items():
         every += programs.values()
         parts += [function(f"filter_{number}_{link}", program) for link, program in programs.items()]
         parts.append(_by_device_type(number, programs))
@@ -311,7 +403,7 @@ def source(expressions: Mapping[int, str], most: int) -> Source:
     return Source("\n".join(parts), window(every, most))
 
 
-def _by_device_type(number: int, programs: Mapping[int, Sequence[Instruction]]) -> str:
+def _by_device_type(number: int, programs: Programs) -> str:
     """The function of one filter that chooses the one for the device's link type."""
     cases = []
     for link in link_type.LINK_TYPES:

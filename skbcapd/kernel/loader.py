@@ -11,16 +11,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import struct
-import tempfile
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from typing import Any
 
+from skbcapd.child import Child
 from skbcapd.errors import KernelError
 from skbcapd.kernel import compiler, syscall
 
@@ -59,55 +57,69 @@ def start(
 
     Args:
         maps: names of the maps whose descriptors are wanted.
-        definitions: from layout.definitions; with WINDOW there are filters.
+        definitions: from abi.definitions; with WINDOW there are filters.
         hooks: where the program is attached.
         measure: the hook for measuring.
         filters: as for `compiler.source`.
     """
-    return _fork(lambda channel: _child(channel, maps, definitions, hooks, measure, filters))
+    return Loader(lambda channel: _child(channel, maps, definitions, hooks, measure, filters))
 
 
-def start_filters(
+def load_filters(
     maps: Mapping[str, int], definitions: Mapping[str, int | str], hooks: Sequence[Hook], filters: str
-) -> Loader:
-    """Fork a child that compiles other filters for a program that runs; its message names their maps and places.
+) -> tuple[list[tuple[str, int]], list[int]]:
+    """Compile and load other filters for a program that runs; for a child, as it takes seconds and much memory.
 
     Args:
         maps: the running program's, name to descriptor.
         definitions: those it was compiled with, and WINDOW.
         hooks: where it is attached.
         filters: as for `compiler.source`.
+
+    Returns:
+        Map and place of each, and its descriptor.
+
+    Raises:
+        KernelError: the kernel refuses.
+        Exception: what bcc raises.
     """
-    return _fork(lambda channel: _filters_child(channel, maps, definitions, hooks, filters))
+    stages = _behind(hooks, _FILTERS)
+    made = _build(definitions, list(stages), filters)
+    # What the running program has not is the filters' own: the window, whose length may be another one.
+    used = set().union(*(made.used(stage.function) for stage in stages))
+    own = {table.name: syscall.make_map(*astuple(table)) for table in made.maps if table.name in used - maps.keys()}
+    loaded = _load(made, list(stages), {**maps, **own})
+    return list(stages.values()), [loaded[stage] for stage in stages]
 
 
-def _fork(work: Callable[[socket.socket], None]) -> Loader:
-    """Fork a child that does some work and reports through a channel."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    complaints = tempfile.TemporaryFile()  # noqa: SIM115  closed by Loader.close
-    pid = os.fork()
-    if pid == 0:
-        try:
-            ours.close()
-            os.dup2(complaints.fileno(), 2)
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
-            work(theirs)
-        except BaseException:  # noqa: BLE001 the child has no caller: everything becomes a line for the parent
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    theirs.close()
-    return Loader(pid, ours, complaints)
+# What the last words of a child mean when it has come to a limit of the process or the cgroup.
+_DESCRIPTORS = "raise LimitNOFILE= of the unit or `ulimit -n`: a capture needs about 50"
+_MEMORY = "raise MemoryMax= of the unit, --memory of the container or `ulimit -v`; compiling takes 180 MiB"
+_TASKS = "raise TasksMax= of the unit, --pids-limit of the container or `ulimit -u`; `ulimit -v` also counts"
+_LIMITS = {
+    "Too many open files in system": ("the system has no file descriptor left", "raise sysctl fs.file-max"),
+    "Too many open files": ("the process may open no more files", _DESCRIPTORS),
+    "Cannot allocate memory": ("out of memory", _MEMORY),
+    "MemoryError": ("out of memory", _MEMORY),
+    "std::bad_alloc": ("out of memory", _MEMORY),
+    "failed to map segment": ("out of memory", _MEMORY),  # of a shared library
+    "can't start new thread": ("the process may start no more threads", _TASKS),
+    "Resource temporarily unavailable": ("the process may start no more threads or processes", _TASKS),
+    "No space left on device": ("no space left on a device", "check free disk space of /tmp and /var/cache"),
+}
 
 
 class Loader:
-    """The parent's end: ask the child for its next step, get descriptors or a KernelError."""
+    """The parent's end: ask the child for its next step, get descriptors or a KernelError.
 
-    def __init__(self, pid: int, channel: socket.socket, complaints: Any) -> None:
-        self._pid = pid
-        self._channel = channel
-        self._complaints = complaints
+    Args:
+        work: what the child does; it answers by `send`.
+        nice: added to the child's niceness.
+    """
+
+    def __init__(self, work: Callable[[socket.socket], None], nice: int = 0) -> None:
+        self._child = Child(work, socket.SOCK_SEQPACKET, nice)
+        self._channel = self._child.channel
 
     def receive(self) -> tuple[dict[str, Any], list[int]]:
         """The child's next message and the descriptors with it.
@@ -117,6 +129,8 @@ class Loader:
         """
         try:
             data, descriptors, _, _ = socket.recv_fds(self._channel, 1 << 16, 64)
+        except ConnectionResetError:  # it has ended, and not read what it was sent
+            data, descriptors = b"", []
         except OSError as error:
             raise KernelError(f"the loader process failed: {error.strerror}") from None
         if not data:
@@ -134,14 +148,11 @@ class Loader:
         return self.receive()
 
     def close(self) -> None:
-        """End the child and reap it."""
-        self._channel.close()
-        self._complaints.close()
-        os.waitpid(self._pid, 0)
+        """End the child, whatever it does, and reap it."""
+        self._child.close()
 
     def _failure(self) -> KernelError:
-        self._complaints.seek(0)
-        lines = [line.strip() for line in self._complaints.read().decode(errors="replace").splitlines() if line.strip()]
+        lines = [line.strip() for line in self._child.stderr().splitlines() if line.strip()]
         text = "\n".join(lines)
         if "No module named 'bcc'" in text:
             return KernelError(
@@ -152,11 +163,28 @@ class Loader:
                 "the kernel refuses to load BPF programs: operation not permitted",
                 "run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN; see `skbcapd doctor`",
             )
+        for sign, (what, hint) in _LIMITS.items():
+            if sign in text:
+                return KernelError(f"the kernel program could not be loaded: {what}", hint)
         return KernelError(
             "the kernel program could not be loaded: "
-            + (" | ".join(lines[-6:])[-1500:] or "the loader died in silence"),
+            + (" | ".join(_reasons(lines)[-6:])[-1500:] or "the loader process exited without an error message"),
             "`skbcapd doctor` tells what this kernel offers",
         )
+
+
+def _reasons(lines: Sequence[str]) -> list[str]:
+    """Last words without the frames of a traceback: those are for who mends the code."""
+    found: list[str] = []
+    is_source = False
+    for line in lines:
+        if line.startswith(('File "', "Traceback (")):
+            is_source = True
+        elif is_source or (line and not line.strip("^~ ")):
+            is_source = False
+        else:
+            found.append(line)
+    return found
 
 
 def _child(
@@ -176,29 +204,12 @@ def _child(
     for stage, (table, place) in stages.items():
         syscall.update(descriptors[table], struct.pack("<I", place), struct.pack("<I", loaded[stage]))
     measuring = _attach(measure, loaded[measure])
-    _send(channel, {"maps": list(maps)}, [descriptors[name] for name in maps])
+    send(channel, {"maps": list(maps)}, [descriptors[name] for name in maps])
     if not channel.recv(64):
         return  # the parent has given up
     os.close(measuring)
     links = [_attach(hook, loaded[hook]) for hook in hooks]
-    _send(channel, {"hooks": len(hooks)}, links + [loaded[hook] for hook in hooks])
-
-
-def _filters_child(
-    channel: socket.socket,
-    maps: Mapping[str, int],
-    definitions: Mapping[str, int | str],
-    hooks: Sequence[Hook],
-    filters: str,
-) -> None:
-    """Runs in the child: load filters that use the maps of the running program, report."""
-    stages = _behind(hooks, _FILTERS)
-    made = _build(definitions, list(stages), filters)
-    # What the running program has not is the filters' own: the window, whose length may be another one.
-    used = set().union(*(made.used(stage.function) for stage in stages))
-    own = {table.name: syscall.make_map(*astuple(table)) for table in made.maps if table.name in used - maps.keys()}
-    loaded = _load(made, list(stages), {**maps, **own})
-    _send(channel, {"places": list(stages.values())}, [loaded[stage] for stage in stages])
+    send(channel, {"hooks": len(hooks)}, links + [loaded[hook] for hook in hooks])
 
 
 def _build(definitions: Mapping[str, int | str], hooks: Sequence[Hook], filters: str) -> compiler.Object:
@@ -217,7 +228,8 @@ def _behind(hooks: Sequence[Hook], table: Mapping[str, Mapping[str, tuple[str, i
     }
 
 
-def _send(channel: socket.socket, message: dict[str, Any], descriptors: list[int]) -> None:
+def send(channel: socket.socket, message: dict[str, Any], descriptors: list[int]) -> None:
+    """For the child: a message and descriptors for the parent's `receive`."""
     socket.send_fds(channel, [json.dumps(message).encode()], descriptors)
 
 

@@ -21,11 +21,11 @@ from typing import NamedTuple
 from skbcapd.errors import SegmentError
 from skbcapd.kernel import abi
 from skbcapd.kernel.abi import Geometry
+from skbcapd.pcapng.blocks import BLOCK_MIN, PACKET, PACKET_HEAD, block_at, walk
 
-_BLOCK = struct.Struct("<IIIIIII")  # type, length, interface id, time high, time low, captured length, original length
 _CUT = struct.Struct("<QIII4x")  # the end of a BLOCK_CUT: identifier, unused, checksum, flags
-_BLOCK_MIN = _BLOCK.size + 4  # the length stands again at the end
 _USED, _COMMITTED, _UPCALLS = range(3)
+LOCAL_PER_RANGE = 128  # more, and the range ends: each takes Python some 0.1 ms, and its reader has other duties
 
 
 class Range(NamedTuple):
@@ -67,7 +67,7 @@ class Upcall:
     netns: int  # inode number of the namespace
     flags: int  # epb_flags
     device_type: int  # ARPHRD_*
-    key: bytes  # layout.KEY, to give a label to
+    key: bytes  # abi.KEY, to give a label to
     names: bytes  # comm, device, process as the kernel compares them: 16 bytes each, with what is behind their NUL
     size: int  # bytes of its block
     slot: int  # row of counters that it was counted in
@@ -91,7 +91,7 @@ class SegmentReader:
     """Reads the segments that one kernel program writes.
 
     Args:
-        memory: the segments, layout.SEGMENT_STRIDE bytes each.
+        memory: the segments, abi.SEGMENT_STRIDE bytes each.
         control: struct control as u64 words, nothing in it reserved yet; cursor and tail are set, later `tail` and the
             states of consumed segments are written.
         geometry: how many segments.
@@ -106,6 +106,7 @@ class SegmentReader:
         self._done = 0  # bytes of it already handed out
         self._listed = 0  # entries of its list already looked at
         self._open: list[int] = []  # entries whose block was not committed yet
+        self._is_consumed = True  # the range that was handed out last
         control[abi.CURSOR], control[abi.TAIL] = self._number << 32, self._number
 
     @property
@@ -126,6 +127,8 @@ class SegmentReader:
     def ranges(self) -> Iterator[Range]:
         """Everything committed by now; returns when the next block is not complete.
 
+        A range is dealt with when the next one is asked for, or by `consume`; who leaves off before gets it again.
+
         Raises:
             SegmentError: the memory holds what the kernel program cannot have written.
         """
@@ -141,11 +144,7 @@ class SegmentReader:
             if end > abi.SEGMENT_SIZE or end < self._done:
                 raise SegmentError(f"segment {self._number} ends at {end}; expected {self._done} to {abi.SEGMENT_SIZE}")
             if end > self._done:
-                start = self._number % self._count * abi.SEGMENT_STRIDE
-                with self._memory[start + self._done : start + end] as view:
-                    local, listed, still_open = self._local_blocks(control[state + _UPCALLS], start, end, view)
-                    yield Range(view, local)
-                self._done, self._listed, self._open = end, listed, still_open
+                yield from self._parts(control[state + _UPCALLS], end)
             if not sealed:
                 return
             control[state + _USED] = control[state + _COMMITTED] = control[state + _UPCALLS] = 0
@@ -153,42 +152,44 @@ class SegmentReader:
             self._done, self._listed, self._open = 0, 0, []
             control[abi.TAIL] = self._number
 
+    def consume(self, blocks: Range) -> None:
+        """Deal with a range at once: who leaves off after it does not get it again."""
+        if not self._is_consumed:
+            self._done += len(blocks.view)
+            self._is_consumed = True
+
+    def _parts(self, upcalls: int, end: int) -> Iterator[Range]:
+        """What is complete of a segment, in ranges of at most LOCAL_PER_RANGE local blocks."""
+        start = self._number % self._count * abi.SEGMENT_STRIDE
+        with self._memory[start + self._done : start + end] as view:
+            local, listed, still_open = self._local_blocks(upcalls, start, end, view)
+            base = self._done
+            bounds = [*local[LOCAL_PER_RANGE::LOCAL_PER_RANGE], end - base]
+            for at, bound in enumerate(bounds):
+                first = self._done - base
+                with view[first:bound] as part:
+                    inside = local[LOCAL_PER_RANGE * at : LOCAL_PER_RANGE * (at + 1)]
+                    self._is_consumed = False
+                    yield (blocks := Range(part, [offset - first for offset in inside]))
+                    self.consume(blocks)
+            self._listed, self._open = listed, still_open
+
     def _local_blocks(self, upcalls: int, start: int, end: int, view: memoryview) -> tuple[list[int], int, list[int]]:
         """Offsets in `view` of its local blocks: from the segment's list, or by a walk where the list is too short.
 
         With them comes what to remember once they are dealt with: entries looked at, entries still open.
         """
         if upcalls > abi.UPCALLS_LISTED:
-            return [offset for offset, kind, _ in walk(view) if kind != abi.BLOCK_PACKET], upcalls, []
+            return [offset for offset, kind, _ in walk(view) if kind != PACKET], upcalls, []
         found, still_open = [], []
         for entry in [*self._open, *range(self._listed, upcalls)]:
             place = int.from_bytes(self._memory[start + abi.LISTING + 8 * entry :][:8], "little")
-            if place >> 32 == self._number & 0xFFFFFFFF and self._done <= place & 0xFFFFFFFF < end:
-                found.append((place & 0xFFFFFFFF) - self._done)
-            else:  # listed by a packet that came after this range
-                still_open.append(entry)
+            offset = place & 0xFFFFFFFF
+            if place >> 32 != self._number & 0xFFFFFFFF or offset >= end:
+                still_open.append(entry)  # listed by a packet that came after this range
+            elif offset >= self._done:
+                found.append(offset - self._done)
         return sorted(found), upcalls, still_open
-
-
-def walk(view: memoryview) -> Iterator[tuple[int, int, int]]:
-    """Each block of a range as (offset, type, length in bytes).
-
-    Raises:
-        SegmentError: a length that cannot be.
-    """
-    offset = 0
-    while offset < len(view):
-        kind, size = _block_at(view, offset)
-        yield offset, kind, size
-        offset += size
-
-
-def _block_at(view: memoryview, offset: int) -> tuple[int, int]:
-    """Type and length of a block that lies inside the range."""
-    kind, size = struct.unpack_from("<II", view, offset) if 0 <= offset <= len(view) - _BLOCK_MIN else (0, 0)
-    if size < _BLOCK_MIN or size & 3 or offset + size > len(view):
-        raise SegmentError(f"a block at {offset} of {len(view)} bytes claims to be {size} bytes long")
-    return kind, size
 
 
 def read_local(view: memoryview, offset: int) -> Upcall | Cut:
@@ -197,50 +198,47 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
     Raises:
         SegmentError: it is no local block, or not a whole one.
     """
-    kind, size = _block_at(view, offset)
+    kind, size = block_at(view, offset)
     if kind not in (abi.BLOCK_UPCALL, abi.BLOCK_CUT):
         raise SegmentError(f"the block at {offset} is of type {kind:#x}; expected one of Python's")
-    _, _, number, high, low, cap_len, original_len = _BLOCK.unpack_from(view, offset)
+    _, _, number, high, low, cap_len, original_len = PACKET_HEAD.unpack_from(view, offset)
     time_ns = high << 32 | low
-    behind, needed = size - _BLOCK_MIN - cap_len, 8 if kind == abi.BLOCK_CUT else abi.UPCALL.size
+    behind, needed = size - BLOCK_MIN - cap_len, 8 if kind == abi.BLOCK_CUT else abi.UPCALL.size
     if behind < needed:
         raise SegmentError(f"the block at {offset} has {behind} bytes behind its frame; expected {needed} or more")
-    frame = view[offset + _BLOCK.size : offset + _BLOCK.size + cap_len]
+    frame = view[offset + PACKET_HEAD.size : offset + PACKET_HEAD.size + cap_len]
     end = offset + size
     if kind == abi.BLOCK_CUT:
         packet_id, _, checksum, flags = _CUT.unpack_from(view, end - _CUT.size)
         return Cut(time_ns, frame, original_len, number, packet_id, checksum, flags, size)
     at = end - 4 - abi.UPCALL.size
-    found = abi.UPCALL.unpack_from(view, at)
-    key, (comm, device, process, mac, packet_id, sk, inode) = found[:8], found[8:15]
-    identity, checksum, netns, flags, device_type, mac_len = found[15:]
-    net, ifindex, direction, tgid, tid, start, via, linked = key
+    call = abi.UPCALL.unpack(view, at)
     return Upcall(
         time_ns=time_ns,
         frame=frame,
         original_len=original_len,
-        net=net,
-        ifindex=ifindex,
-        direction=direction,
-        via=via,
-        tgid=tgid,
-        tid=tid,
-        start=start,
-        linked=linked,
-        comm=comm.split(b"\0")[0],
-        process=process.split(b"\0")[0],
-        device=device.split(b"\0")[0],
-        mac=mac[:mac_len],
-        packet_id=packet_id,
-        sk=sk,
-        inode=inode,
-        identity=identity,
-        checksum=checksum,
-        netns=netns,
-        flags=flags,
-        device_type=device_type,
+        net=call.net,
+        ifindex=call.ifindex,
+        direction=call.direction,
+        via=call.via,
+        tgid=call.tgid,
+        tid=call.tid,
+        start=call.start,
+        linked=call.linked,
+        comm=call.comm.split(b"\0")[0],
+        process=call.process.split(b"\0")[0],
+        device=call.device.split(b"\0")[0],
+        mac=call.mac[: call.addr_len],
+        packet_id=call.packet_id,
+        sk=call.sk,
+        inode=call.inode,
+        identity=call.identity,
+        checksum=call.checksum,
+        netns=call.netns,
+        flags=call.flags,
+        device_type=call.device_type,
         key=bytes(view[at : at + abi.KEY.size]),
-        names=comm + device + process,
+        names=call.comm + call.device + call.process,
         size=size,
         slot=number,
     )

@@ -1,26 +1,51 @@
-"""Finished files are packed by a process of its own, one at a time, at the lowest priority.
+"""Finished files are compressed by a process of its own, one at a time, at the lowest priority.
 
 In: paths. Out: NAME.gz or NAME.zst beside, then in place of, NAME.
 
-The rule: the plain file goes only when the packed one is whole and has its name. An interrupted packer leaves the plain
-one.
+The rules: the plain file is deleted only when the compressed one is whole and has its name. An interrupted compressor
+leaves the plain one. All is done relative to the directory's descriptor, with regular files of which nobody has another
+name, and the compressed file is a new one: who may write to the directory has no other file read or written by us.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import subprocess
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-_PACKERS = {"gzip": (".gz", ["gzip", "-c"]), "zstd": (".zst", ["zstd", "-q", "-c"])}
+_PROGRAMS = {"gzip": (".gz", ["gzip", "-c"]), "zstd": (".zst", ["zstd", "-q", "-c"])}
 _WAITING_MAX = 1024  # files; the rest stay plain
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A file being compressed: descriptors of the directory, the file and the compressed one, and who does it."""
+
+    path: Path
+    directory: int
+    plain: int
+    target: int
+    process: subprocess.Popen[bytes]
+
+    def close(self) -> None:
+        for descriptor in (self.directory, self.plain, self.target):
+            os.close(descriptor)
+
+    def is_still(self, descriptor: int, name: str) -> bool:
+        """Whether a name leads to an open file."""
+        found = os.stat(name, dir_fd=self.directory, follow_symlinks=False)
+        return os.path.samestat(found, os.fstat(descriptor))
 
 
 class Compressor:
-    """Packs files behind the capture's back.
+    """Compresses files behind the capture's back.
 
     Args:
         kind: gzip or zstd.
@@ -28,71 +53,115 @@ class Compressor:
     """
 
     def __init__(self, kind: str, say: Callable[[str], None] = lambda _line: None) -> None:
-        self._ending, self._command = _PACKERS[kind]
+        self._ending, self._command = _PROGRAMS[kind]
         self._say = say
         self._waiting: deque[Path] = deque()
-        self._at_work: tuple[Path, Path, subprocess.Popen[bytes]] | None = None
+        self._at_work: _Job | None = None
 
     def add(self, path: Path) -> None:
-        """Pack a file when those before it are done."""
+        """Compress a file when those before it are done."""
         if len(self._waiting) < _WAITING_MAX:
             self._waiting.append(path)
 
-    def tick(self) -> tuple[str, str] | None:
+    def tick(self, directory: int) -> tuple[str, str] | None:
         """Look after the process: is it done, is there another file?
 
+        Args:
+            directory: descriptor of the directory that the files are in.
+
         Returns:
-            The old and new name of a file that was packed since the last call.
+            The old and new name of a file that was compressed since the last call.
         """
-        packed = None
-        if self._at_work and self._at_work[2].poll() is not None:
-            packed = self._finish(*self._at_work)
+        compressed = None
+        if self._at_work and self._at_work.process.poll() is not None:
+            compressed = self._finish(self._at_work)
             self._at_work = None
         while not self._at_work and self._waiting:
-            self._start(self._waiting.popleft())
-        return packed
+            self._at_work = self._start(self._waiting.popleft(), directory)
+        return compressed
 
     def close(self) -> None:
         """Stop; what is not done stays plain."""
         if self._at_work:
-            _, packed, process = self._at_work
-            process.kill()
-            process.wait()
-            packed.unlink(missing_ok=True)
+            self._at_work.process.kill()
+            self._at_work.process.wait()
+            self._discard(self._at_work)
+            self._at_work.close()
         self._at_work = None
 
-    def _start(self, path: Path) -> None:
-        packed = path.with_name(path.name + self._ending + ".part")
-        try:
-            with path.open("rb") as plain, packed.open("wb") as target:
-                status = os.fstat(plain.fileno())
-                os.fchmod(target.fileno(), status.st_mode & 0o777)
+    def _start(self, path: Path, directory: int) -> _Job | None:
+        part = path.name + self._ending + ".part"
+        with contextlib.ExitStack() as stack:
+            try:
+                plain = os.open(path.name, _READ, dir_fd=directory)
+                stack.callback(os.close, plain)
+                status = os.fstat(plain)
+                _need(stat.S_ISREG(status.st_mode) and status.st_nlink == 1, "no plain file")
+                target = os.open(part, _MAKE, 0o600, dir_fd=directory)
+                stack.callback(os.close, target)
+                place = os.dup(directory)
+                stack.callback(os.close, place)
                 with contextlib.suppress(OSError):
-                    os.fchown(target.fileno(), status.st_uid, status.st_gid)
+                    os.fchown(target, status.st_uid, status.st_gid)
+                os.fchmod(target, status.st_mode & 0o777)
+                _copy_marks(plain, target)
                 command = ["nice", "-n", "19", *self._command]
                 process = subprocess.Popen(command, stdin=plain, stdout=target, stderr=subprocess.DEVNULL)
-        except FileNotFoundError:
-            return  # already too old to be kept
-        except OSError as error:
-            self._say(f"{path}: {error.strerror}; it stays as it is, not packed")
-            return
-        self._at_work = path, packed, process
-
-    def _finish(self, path: Path, packed: Path, process: subprocess.Popen[bytes]) -> tuple[str, str] | None:
-        try:
-            if process.returncode:
-                packed.unlink()
-                self._say(f"{path}: {self._command[0]} ended with {process.returncode}; it stays as it is, not packed")
+            except FileNotFoundError:
+                return None  # already too old to be kept
+            except OSError as error:
+                self._say(f"{path}: {error.strerror}; it stays as it is, not compressed")
                 return None
-            with packed.open("rb") as file:
-                os.fsync(file.fileno())
-            status = path.stat()
-            os.utime(packed, ns=(status.st_atime_ns, status.st_mtime_ns))  # age counts from the capture
-            packed.rename(path.with_name(path.name + self._ending))
-            path.unlink()
-            return path.name, path.name + self._ending
+            stack.pop_all()
+        return _Job(path, place, plain, target, process)
+
+    def _finish(self, job: _Job) -> tuple[str, str] | None:
+        name, new = job.path.name, job.path.name + self._ending
+        try:
+            if job.process.returncode:
+                program = self._command[0]
+                self._say(
+                    f"{job.path}: {program} ended with {job.process.returncode}; it stays as it is, not compressed"
+                )
+                self._discard(job)
+                return None
+            os.fsync(job.target)
+            status = os.fstat(job.plain)
+            os.utime(job.target, ns=(status.st_atime_ns, status.st_mtime_ns))  # age counts from the capture
+            _need(job.is_still(job.plain, name) and job.is_still(job.target, new + ".part"), "it was replaced")
+            os.rename(new + ".part", new, src_dir_fd=job.directory, dst_dir_fd=job.directory)
+            os.unlink(name, dir_fd=job.directory)
         except FileNotFoundError:
-            packed.unlink(missing_ok=True)  # it was too old to be kept meanwhile
+            self._discard(job)  # it was too old to be kept meanwhile
         except OSError as error:
-            self._say(f"{path}: {error.strerror}; it stays as it is, not packed")
+            self._say(f"{job.path}: {error.strerror}; it stays as it is, not compressed")
+        else:
+            return name, new
+        finally:
+            job.close()
         return None
+
+    def _discard(self, job: _Job) -> None:
+        """Delete what has become of the compressed file; a stranger's of that name stays."""
+        part = job.path.name + self._ending + ".part"
+        with contextlib.suppress(OSError):
+            if job.is_still(job.target, part):
+                os.unlink(part, dir_fd=job.directory)
+
+
+def _need(is_so: bool, why: str) -> None:  # noqa: FBT001  a condition
+    """Refuse what must not be.
+
+    Raises:
+        OSError: it is not so.
+    """
+    if not is_so:
+        raise OSError(0, why)
+
+
+def _copy_marks(plain: int, target: int) -> None:
+    """Extended attributes say what a file is."""
+    with contextlib.suppress(OSError):
+        for name in os.listxattr(plain):
+            if name.startswith("user."):
+                os.setxattr(target, name, os.getxattr(plain, name))

@@ -5,6 +5,9 @@ In: packets and ready blocks. Out: for each dump a file, or several where one wo
 The rule: memory is bounded, and the oldest packets go first, in pieces of up to a segment. A packet is in one file at
 most: a dump takes what is in memory, and the memory begins anew. Dumps happen between two looks at the segments, never
 in the middle of one: `ask` is for what decides on a single packet, and a flood of such packets is no flood of files.
+
+A dump is handed to the disk bit by bit, as it takes it: `wants_turn` says that there is more to hand on. What is not
+handed on yet takes part of the memory, which is bounded: of new packets as many fewer are kept.
 """
 
 from __future__ import annotations
@@ -14,10 +17,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from skbcapd.attribution.processes import Process
-from skbcapd.capture.capture import PcapngOutput, Statistics
 from skbcapd.kernel.segments import Cut, Upcall
-from skbcapd.output.block_writer import count_packets
+from skbcapd.output.block_writer import STOP_S
+from skbcapd.output.blocks import packet_times
+from skbcapd.output.interface import Snapshot, Statistics
+from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.output.rotation import RotatingOutput
+from skbcapd.output.series import State
+from skbcapd.output.worker import wait_until
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 
@@ -36,11 +43,19 @@ class Memory:
         self._size = size
         self._used = 0
         self._pieces: deque[bytearray] = deque()
+        self._taken: deque[bytearray] = deque()
+
+    @property
+    def has_taken(self) -> bool:
+        """Whether something of what was taken is still there."""
+        return bool(self._taken)
 
     def write(self, blocks: bytes | memoryview) -> None:
         """Take one or more whole blocks; the oldest go where there is no room."""
         while self._pieces and self._used + len(blocks) > self._size:
             self._used -= len(self._pieces.popleft())
+        if self._used + len(blocks) > self._size and self._taken:
+            return  # a dump has all of it
         if self._pieces and len(self._pieces[-1]) + len(blocks) <= _PIECE:
             self._pieces[-1] += blocks
         else:
@@ -50,10 +65,16 @@ class Memory:
     def flush(self) -> None:
         """Nothing is held back."""
 
-    def take(self) -> deque[bytearray]:
-        """All that is there, oldest first; the memory is empty after that."""
-        pieces, self._pieces, self._used = self._pieces, deque(), 0
-        return pieces
+    def take(self) -> None:
+        """Set all apart that is there: `next` gives it; what comes now is behind it."""
+        self._taken.extend(self._pieces)
+        self._pieces = deque()
+
+    def next(self) -> bytearray:
+        """The oldest piece of what was taken; it is no longer in memory."""
+        piece = self._taken.popleft()
+        self._used -= len(piece)
+        return piece
 
 
 class Recorder:
@@ -76,15 +97,17 @@ class Recorder:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.labels = encode == "kernel"
+        self.is_busy = self.wants_new_numbers = False
+        self.handed = self.settled = 0  # memory takes all at once
         self.dumped: int | None = 0
         self._files, self._say = files, say
         self._memory = Memory(size)
         self._encoder = PcapngOutput(self._memory, encode)
-        self._memory.take()  # the section header: each file has its own
+        self._memory.take()
+        self._memory.next()  # the section header: each file has its own
         self._asked = ""
+        self._dump: _Dump | None = None
         self._clock, self._not_before = clock, clock()
-        self.write_packet: Callable[[Upcall | Cut, int, Label], None] = self._encoder.write_packet
-        self.write_blocks: Callable[[memoryview], None] = self._memory.write
 
     @property
     def lost(self) -> int:
@@ -96,14 +119,17 @@ class Recorder:
         """The last file; the directory before the first one."""
         return self._files.path
 
-    @property
-    def statistics(self) -> Callable[[], list[Statistics]]:
-        """What tells what became of the packets; set once there is a capture."""
-        return self._files.statistics
+    def restart_interfaces(self, _statistics: Sequence[Statistics]) -> None:
+        """Never called: packets in memory have the numbers that they were given."""
+        raise AssertionError("new numbers for interfaces of packets in memory")
 
-    @statistics.setter
-    def statistics(self, tell: Callable[[], list[Statistics]]) -> None:
-        self._files.statistics = tell
+    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
+        """As PcapngOutput, to memory."""
+        self._encoder.write_packet(packet, interface_id, stamp)
+
+    def write_blocks(self, view: memoryview, _snapshot: Snapshot) -> None:
+        """Ready blocks, to memory."""
+        self._memory.write(view)
 
     def add_interface(self, interface: Interface) -> int:
         """The number holds for all files."""
@@ -121,47 +147,133 @@ class Recorder:
         """
         self._asked = self._asked or why
 
-    def flush(self) -> None:
-        """All of this look is in memory: make the dump that was asked for."""
-        if self._asked and self._clock() >= self._not_before:
-            self.dump(self._asked)
+    @property
+    def wants_turn(self) -> bool:
+        """Whether `flush` has something to do, packets or not."""
+        return self._dump is not None or bool(self._asked and self._clock() >= self._not_before)
 
-    def hurry(self) -> None:
+    @property
+    def deleted(self) -> tuple[int, int]:
+        """As RotatingOutput."""
+        return self._files.deleted
+
+    def flush(self, snapshot: Snapshot) -> None:
+        """All of this look is in memory: begin the dump that was asked for, or go on with it."""
+        self._go_on(snapshot)
+        if self._asked and self._dump is None and self._clock() >= self._not_before:
+            self.dump(snapshot, self._asked)
+
+    def note_memory_pressure(self) -> None:
         """Memory does not wait for a disk."""
 
-    def tick(self) -> None:
+    def tick(self, snapshot: Snapshot) -> None:
         """Once a second: look after finished files."""
-        self.flush()
-        self._files.tick()
+        self.flush(snapshot)
+        self._files.tick(snapshot)
+        self._go_on(snapshot)
 
-    def dump(self, why: str = "a signal") -> None:
+    def dump(self, snapshot: Snapshot, why: str = "signal") -> None:
         """Write what is in memory to a file, also if that is nothing; where none can be made, it stays in memory.
 
         Args:
+            snapshot: what became of the packets.
             why: who wants it, for the log.
         """
+        if self._dump is not None:
+            self._asked, self._not_before = why, self._clock()  # one after the other
+            return
         self._asked = ""
         self._not_before = self._clock() + ASKED_PAUSE_S
         if not self._files.begin():
             return
-        lost, taken = self._files.lost, 0
-        pieces = self._memory.take()
-        while pieces:
-            piece = memoryview(pieces.popleft())
-            taken += count_packets(piece)
-            self._files.write_blocks(piece)
-        self._files.flush()
-        self._files.rest()
-        lost = self._files.lost - lost
-        self.dumped = (self.dumped or 0) + taken - lost
-        self._say(f"{self.path}: {taken - lost} packets out of memory, asked for by {why}")
+        self._memory.take()
+        self._dump = _Dump(why, self._files.lost)
+        self._go_on(snapshot)
 
     def finish(self, statistics: Sequence[Statistics]) -> None:
-        """The capture has ended; what nobody has asked for is forgotten."""
-        if self._asked:
-            self.dump(self._asked)
+        """The capture has ended; what nobody has asked for is forgotten. A dump is finished if the disk is quick."""
+
+        def snapshot() -> Sequence[Statistics]:
+            return statistics
+
+        def is_over() -> bool:
+            self.flush(snapshot)
+            self._files.settle()
+            self._go_on(snapshot)
+            return self._dump is None
+
+        if self._asked and self._dump is None:
+            self.dump(snapshot, self._asked)
+        if not wait_until(is_over, STOP_S):
+            self._files.give_up()
+            while self._memory.has_taken:
+                self._hand_on(snapshot)
+            self._files.rest(snapshot)
         self._files.finish(statistics)
 
     def close(self) -> None:
         """Let go of the directory."""
         self._files.close()
+        self._end_dump()
+
+    def _go_on(self, snapshot: Snapshot) -> None:
+        """Hand on as much of a dump as the disk wants; when it is all there, it is over."""
+        if self._dump is None:
+            return
+        while self._memory.has_taken and not self._files.is_busy:
+            self._hand_on(snapshot)
+        if not self._memory.has_taken:
+            if self._files.state is not State.IDLE:
+                self._files.flush(snapshot)
+                self._files.rest(snapshot)
+            self._files.settle()
+            if self._files.is_settled:
+                self._end_dump()
+
+    def _hand_on(self, snapshot: Snapshot) -> None:
+        piece = memoryview(self._memory.next())
+        if self._dump is not None:
+            self._dump.count(piece)
+        self._files.write_blocks(piece, snapshot)
+
+    def _end_dump(self) -> None:
+        """What has become of it is known now."""
+        dump, self._dump = self._dump, None
+        if dump is None:
+            return
+        packets = dump.packets - (self._files.lost - dump.lost_before)
+        self.dumped = (self.dumped or 0) + packets
+        self._say(f"dumped {packets} packets{dump.times} to {self.path} (trigger: {dump.why})")
+
+
+class _Dump:
+    """A dump that is being written.
+
+    Args:
+        why: who wants it.
+        lost_before: packets that the disk had refused until then.
+    """
+
+    def __init__(self, why: str, lost_before: int) -> None:
+        self.why, self.lost_before = why, lost_before
+        self.packets = 0
+        self._first_ns = self._last_ns = 0
+
+    def count(self, piece: memoryview) -> None:
+        """A piece is handed on."""
+        found = packet_times(piece)
+        self.packets += found.packets
+        if found.packets:
+            self._first_ns = self._first_ns or found.first_ns
+            self._last_ns = found.last_ns
+
+    @property
+    def times(self) -> str:
+        """From when to when, for people; empty without a packet."""
+        return f" from {_time(self._first_ns)} to {_time(self._last_ns)}" if self.packets else ""
+
+
+def _time(time_ns: int) -> str:
+    """UTC, to the millisecond."""
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time_ns // 1_000_000_000))
+    return f"{stamp}.{time_ns // 1_000_000 % 1000:03}Z"

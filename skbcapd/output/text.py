@@ -13,9 +13,11 @@ from typing import TextIO
 
 from skbcapd.attribution.processes import Process
 from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.output.interface import Snapshot
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.link_type import ETHERNET
+from skbcapd.text_safety import escaped_bytes
 
 
 class TextOutput:
@@ -42,7 +44,7 @@ class TextOutput:
     def add_process(self, process: Process) -> None:
         """A line names its process by itself."""
 
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, _stamp: Label) -> None:
+    def write_packet(self, packet: Upcall | Cut, interface_id: int, _stamp: Label, _snapshot: Snapshot) -> None:
         """Print one packet."""
         if not isinstance(packet, Upcall):
             raise TypeError("a packet with a label, where there are no labels")
@@ -55,20 +57,25 @@ class TextOutput:
         summary = self._summary(bytes(packet.frame), interface.link_type)
         self._stream.write(f"{clock}.{nanoseconds:09} {who} {device} {direction} {summary}\n")
 
-    def write_blocks(self, view: memoryview) -> None:
+    def write_blocks(self, view: memoryview, _snapshot: Snapshot) -> None:
         """Never called: without labels the kernel writes no ready blocks."""
         raise AssertionError(f"{len(view)} bytes of ready blocks without a label")
 
-    lost = 0
+    lost = handed = settled = 0
     dumped = None
+    is_busy = wants_turn = wants_new_numbers = False
+
+    def restart_interfaces(self, _statistics: object) -> None:
+        """Never called: names are printed, no numbers."""
+        raise AssertionError("new numbers for lines of text")
 
     def finish(self, _statistics: object) -> None:
         """Lines have no statistics."""
 
-    def hurry(self) -> None:
+    def note_memory_pressure(self) -> None:
         """Lines are written as fast as they are read."""
 
-    def flush(self) -> None:
+    def flush(self, _snapshot: Snapshot) -> None:
         """Hand on the lines."""
         self._stream.flush()
 
@@ -81,13 +88,9 @@ class TextOutput:
             text = layer(frame).summary()
         except Exception as error:  # noqa: BLE001  any frame may come; scapy's dissectors raise anything
             text = f"not understood ({type(error).__name__})"
-        return f"{_printable(text.encode(errors='replace'))}, length {len(frame)}"
+        return f"{escaped_bytes(text.encode(errors='replace'))}, length {len(frame)}"
 
 
 def _word(text: bytes) -> str:
     """A name without spaces: it can be mistaken for no other word of the line."""
-    return _printable(text).replace(" ", "\\x20")
-
-
-def _printable(text: bytes) -> str:
-    return "".join(chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}" for byte in text)
+    return escaped_bytes(text).replace(" ", "\\x20")

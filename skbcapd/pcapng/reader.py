@@ -26,15 +26,20 @@ from typing import IO, BinaryIO, NamedTuple, NoReturn, Self, TypeAlias, cast
 
 from skbcapd.attribution.fields import GROUPS
 from skbcapd.errors import FileError
-from skbcapd.pcapng.comment import (
+from skbcapd.pcapng.blocks import (
     EPB_FLAGS,
+    EPB_PACKETID,
     EPB_PROCESSID_THREADID,
+    INTERFACE,
+    OBSOLETE_PACKET,
     OPT_COMMENT,
     OPT_ENDOFOPT,
-    CommentError,
-    parse,
-    shown,
+    PACKET,
+    SECTION,
+    SIMPLE_PACKET,
 )
+from skbcapd.pcapng.comment import CommentError, parse
+from skbcapd.text_safety import escaped_bytes
 
 _CHUNK = 1 << 20
 _BLOCK_MAX = 16 << 20  # bytes of one block; MAX_BLOCK_SIZE in Wireshark's wiretap/pcapng.c
@@ -46,9 +51,6 @@ _OPTIONS_KEPT = 1024  # bytes; longer options are read again each time
 _COMMENT_MAX = 1024  # bytes; a longer one is none of ours, which fit a label (OPTIONS_MAX)
 _VALUE_MAX = 520  # bytes of a name or unit: two file names and a slash between them; a longer one is none of ours
 
-EPB = 6
-_SHB, _IDB, _PB, _SPB = 0x0A0D0D0A, 1, 2, 3
-_EPB_PACKETID = 5
 _ORDERS = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
 _PCAP = {
     b"\xd4\xc3\xb2\xa1": ("<", 10**6),
@@ -178,7 +180,7 @@ class Reader:
     """
 
     def __init__(self, path: Path, progress: Callable[[int], None] = lambda _read: None) -> None:
-        self.name = shown(os.fsencode(path))
+        self.name = escaped_bytes(os.fsencode(path))
         self._progress = progress
         self._complaints: IO[bytes] | None = None
         self._unpacker: subprocess.Popen[bytes] | None = None
@@ -227,7 +229,7 @@ class Reader:
             raise FileError(f"{self.name}: empty; expected pcapng or pcap")
         if start in _PCAP:
             yield from self._records(*_PCAP[start])
-        elif start == struct.pack("<I", _SHB):
+        elif start == struct.pack("<I", SECTION):
             yield from self._blocks()
         else:
             raise FileError(f"{self.name}: begins with {self._data[:8].hex(' ')}; expected pcapng or pcap")
@@ -245,7 +247,7 @@ class Reader:
                 if end < 12:
                     break
             kind, length = head(data, at)
-            if kind == _SHB:
+            if kind == SECTION:
                 section = Section(self._order(at), b"")
                 head, body = (
                     struct.Struct(section.order + "II").unpack_from,
@@ -262,7 +264,7 @@ class Reader:
             after = at + length
             if data[at + 4 : at + 8] != data[after - 4 : after]:
                 self._fail(at, f"a block of {length} bytes ends with another length", "the same at both ends")
-            if kind == EPB and length >= 32:
+            if kind == PACKET and length >= 32:
                 number, high, low, cap_len, wire_len = body(data, at + 8)
                 if cap_len > length - 32 or number >= len(section.interfaces):
                     self._refuse(at, section, number, cap_len, length)
@@ -270,7 +272,7 @@ class Reader:
                 stamp = section.stamp(options := data[frame + cap_len + (-cap_len & 3) : after - 4])
                 captured = view[frame : frame + cap_len]
                 yield section.interfaces[number], stamp, high << 32 | low, wire_len, captured, options
-            elif kind in {EPB, _PB, _SPB}:
+            elif kind in {PACKET, OBSOLETE_PACKET, SIMPLE_PACKET}:
                 yield self._other_packet(at, section, data[at:after])
             else:
                 self._describe(at, section, data[at:after])
@@ -287,10 +289,10 @@ class Reader:
     def _other_packet(self, at: int, section: Section, block: bytes) -> Packet:
         """Read a Simple Packet Block, which knows neither time nor interface, or an obsolete Packet Block."""
         kind, length = struct.unpack_from(section.order + "II", block)
-        number, time, first = 0, 0, 12 if kind == _SPB else 28
+        number, time, first = 0, 0, 12 if kind == SIMPLE_PACKET else 28
         if length < first + 4:
             self._refuse(at, section, 0, length, length)
-        if kind == _SPB:
+        if kind == SIMPLE_PACKET:
             (wire_len,) = struct.unpack_from(section.order + "I", block, 8)
             snaplen = section.interfaces[0].snaplen if section.interfaces else 0
             cap_len = min(wire_len, snaplen or wire_len, length - 16)
@@ -299,21 +301,21 @@ class Reader:
             time = high << 32 | low
         if cap_len > length - first - 4 or number >= len(section.interfaces):
             self._refuse(at, section, number, cap_len, length)
-        options = block[first + cap_len + (-cap_len & 3) : -4] if kind != _SPB else b""
+        options = block[first + cap_len + (-cap_len & 3) : -4] if kind != SIMPLE_PACKET else b""
         frame = memoryview(block)[first : first + cap_len]
         return section.interfaces[number], section.stamp(options), time, wire_len, frame, options
 
     def _describe(self, at: int, section: Section, block: bytes) -> None:
         """Take in a section's header or an interface's description."""
         kind, length = struct.unpack_from(section.order + "II", block)
-        if kind == _SHB:
+        if kind == SECTION:
             if length < 28:
                 self._fail(at, f"a section header has {length} bytes", "28 or more")
             major, _ = struct.unpack_from(section.order + "HH", block, 12)
             if major != 1:
                 self._fail(at, f"a section of pcapng version {major}", "1")
             section.block = block[:16] + struct.pack("<q", -1) + block[24:]
-        if kind != _IDB:
+        if kind != INTERFACE:
             return  # statistics, names, secrets, what is not known
         if length < 20:
             self._fail(at, f"an interface description has {length} bytes", "20 or more")
@@ -397,7 +399,7 @@ class Reader:
         if self._unpacker and self._complaints and self._unpacker.wait():
             self._complaints.seek(0)
             words = self._complaints.read(1000).strip().partition(b"\n")[0].rpartition(b": ")[2]
-            why = shown(words) or "fails"
+            why = escaped_bytes(words) or "fails"
             raise FileError(f"{self.name}: {self._packer}: {why}; expected a whole packed file")
 
     def _refuse(self, at: int, section: Section, number: int, cap_len: int, length: int) -> NoReturn:
@@ -434,7 +436,7 @@ def _without_packet_id(options: bytes, order: str) -> bytes:
     while at + 4 <= len(options):
         code, length = head(options, at)
         after = at + 4 + length + (-length & 3)
-        if code == _EPB_PACKETID:
+        if code == EPB_PACKETID:
             return options[:at] + options[after:]
         if code == OPT_ENDOFOPT:
             break

@@ -1,4 +1,4 @@
-"""What a writer leaves that is killed by SIGKILL, 200 times: nothing that it had flushed is missing.
+"""What a writer leaves that is killed by SIGKILL, up to 200 times: nothing that it had flushed is missing.
 
 Each writer is a process of its own that writes numbered packets as the daemon does, from file to file, and says in
 shared memory how many it has flushed. It is killed when that number has passed a random one, wherever it happens to
@@ -16,19 +16,21 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd.capture.capture import Statistics
 from skbcapd.kernel.segments import Upcall, read_local
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.directory import CaptureDirectory
-from skbcapd.output.rotation import Limits, RotatingOutput
+from skbcapd.output.interface import Statistics
+from skbcapd.output.rotation import RotatingOutput
+from skbcapd.output.triggers import Limits
 from skbcapd.pcapng.comment import label
 from skbcapd.pcapng.interface import Interface
-from tests import faults
-from tests.golden.judges import judge, rows
-from tests.kernel.deadline import until
-from tests.unit.writer import packet, upcall
+from tests.support import faults
+from tests.support.amount import tries
+from tests.support.deadline import until
+from tests.support.judges import judge, rows
+from tests.support.writer import packet, upcall
 
-TRIES = 200
+TRIES = tries(200, 20)
 FILE_BYTES = 400_000  # each file costs an fsync
 FORK_SERVER = get_context("forkserver")
 
@@ -40,7 +42,10 @@ def write(directory: Path, counter: Path, attempt: int, compress: str) -> None:
     output = RotatingOutput(CaptureDirectory(directory), Limits(FILE_BYTES), compressor=compressor, flush_s=1)
     output.add_interface(Interface(b"near0", "", 1, 262144, None, None, None))
     number = 0
-    output.statistics = lambda: [Statistics(0, 1, number, number, 0, number)]
+
+    def snapshot() -> list[Statistics]:
+        return [Statistics(0, 1, number, number, 0, number)]
+
     stamp = label([("comm", b"writer")], 0, 1058, 1059)
     with counter.open("r+b") as file, mmap.mmap(file.fileno(), 8) as flushed:
         while True:
@@ -51,11 +56,11 @@ def write(directory: Path, counter: Path, attempt: int, compress: str) -> None:
             if randoms.random() < 0.2:
                 first = read_local(memoryview(upcall(frames.pop(0))), 0)
                 assert isinstance(first, Upcall)
-                output.write_packet(first, 0, stamp)
-            output.write_blocks(memoryview(b"".join(packet(0, one) for one in frames)))
-            output.flush()
+                output.write_packet(first, 0, stamp, snapshot)
+            output.write_blocks(memoryview(b"".join(packet(0, one) for one in frames)), snapshot)
+            output.flush(snapshot)
             struct.pack_into("<Q", flushed, 0, number)
-            output.tick()
+            output.tick(snapshot)
 
 
 def frame(attempt: int, number: int, length: int) -> bytes:
@@ -80,10 +85,11 @@ def kill_one(directory: Path, counter: Path, attempt: int, compress: str) -> int
     return int(struct.unpack("<Q", counter.read_bytes())[0])
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("compress", ["none", "gzip"])
 def test_what_was_flushed_is_there(compress: str, tmp_path: Path) -> None:
-    """Of 100 killed writers, every flushed packet is in a file with its own name, once, and no file is torn."""
-    FORK_SERVER.set_forkserver_preload(["skbcapd.output.rotation", "tests.unit.writer"])
+    """Of all killed writers, every flushed packet is in a file with its own name, once, and no file is torn."""
+    FORK_SERVER.set_forkserver_preload(["skbcapd.output.rotation", "tests.support.writer"])
     directory, counter = tmp_path / "captures", tmp_path / "flushed"
     flushed = [kill_one(directory, counter, attempt, compress) for attempt in range(TRIES // 2)]
     CaptureDirectory(directory).close()  # the next start

@@ -17,8 +17,8 @@ from skbcapd.analysis.split import Splitter
 from skbcapd.errors import FileError
 from skbcapd.pcapng import comment as label
 from skbcapd.pcapng.reader import Reader
-from tests.golden.judges import facts, rows
-from tests.strangers import ISB, PB, SPB, block, comment, interface, options, packet, pcap, process, section
+from tests.support.judges import facts, rows
+from tests.support.strangers import ISB, PB, SPB, block, comment, interface, options, packet, pcap, process, section
 
 ROOT = Path(skbcapd.__file__).parent.parent
 RUN = "import sys; from skbcapd.__main__ import main; sys.exit(main())"

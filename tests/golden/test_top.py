@@ -12,13 +12,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import skbcapd
 from skbcapd.pcapng import comment as label
-from tests.golden.judges import rows
-from tests.strangers import comment, interface, options, packet, pcap, process, section, udp
+from skbcapd.text_safety import escaped_bytes
+from tests.support.judges import rows
+from tests.support.strangers import comment, interface, options, packet, pcap, process, section, udp
 
 ROOT = Path(skbcapd.__file__).parent.parent
 NANOSECONDS = options((9, b"\x09"))
@@ -33,6 +35,7 @@ has = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())
 resource.setrlimit(resource.RLIMIT_AS, (has + (11 << 20),) * 2)
 sys.exit(main())
 """
+HINT = "  (hint) check MemoryMax= of the unit, `ulimit -v`, and the free memory of this system\n"
 TIME_NS = 1_622_469_600_123_456_789
 
 
@@ -62,9 +65,10 @@ def traffic(path: Path, count: int = 1009) -> None:
         file.write(START)
         for number in range(count):
             tgid, direction = chance.randrange(100, 107), chance.choice((1, 2))
-            ends = ["10.0.0.1", f"192.168.7.{chance.randrange(11)}"]
+            here, there = "10.0.0.1", f"192.168.7.{chance.randrange(11)}"
             size, tags = chance.randrange(60, 1500), chance.choice((0, 0, 1, 2))
-            frame = udp(*(ends if direction == 2 else reversed(ends)), size=size, tags=tags)
+            ends = (here, there) if direction == 2 else (there, here)
+            frame = udp(*ends, size=size, tags=tags)
             opts = process(tgid, f"p{tgid}", direction)
             file.write(packet(frame[:64], opts, time=TIME_NS + number * 10**6, wire_len=size))
 
@@ -72,14 +76,14 @@ def traffic(path: Path, count: int = 1009) -> None:
 def test_sums_are_those_of_tshark(path: Path) -> None:
     """Packets, bytes, directions, first, last and peers of each process are what tshark's fields add up to."""
     traffic(path)
-    expected: dict[int, dict[str, object]] = {}
+    expected: dict[int, dict[str, Any]] = {}
     peers: dict[int, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     fields = ("frame.comment", "frame.packet_flags_direction", "frame.len", "ip.src", "ip.dst", "frame.time_epoch")
     for text, direction, size, source, destination, time in rows(path, *fields):
         tgid, way = int(text.rpartition("=")[2]), {1: "received", 2: "sent"}[int(direction, 0)]
         sums = expected.setdefault(tgid, collections.Counter())
         for name, more in (("packets", 1), ("bytes", int(size)), (f"{way}_packets", 1), (f"{way}_bytes", int(size))):
-            sums[name] += more  # type: ignore[operator]
+            sums[name] += more
         peers[tgid][destination if way == "sent" else source] += int(size)
         sums.setdefault("first", time)
         sums["last"] = time
@@ -178,8 +182,8 @@ def test_by_another_field(by: str, expected: list[tuple[str, str, str]], path: P
     found = json.loads(top("--by", by, "--json", path)[1])
     assert [str(each["packets"]) for each in found] == [packets for _, _, packets in expected]
     assert [each[by] or "-" for each in found] == ["-" if name.startswith("via=") else name for _, name, _ in expected]
-    lines = list(csv.DictReader(io.StringIO(top("--by", by, "--csv", path)[1])))
-    assert [line["packets"] for line in lines] == [packets for _, _, packets in expected]
+    cells = csv.DictReader(io.StringIO(top("--by", by, "--csv", path)[1]))
+    assert [line["packets"] for line in cells] == [packets for _, _, packets in expected]
 
 
 def test_csv_has_no_formulas(path: Path) -> None:
@@ -189,7 +193,7 @@ def test_csv_has_no_formulas(path: Path) -> None:
     path.write_bytes(START + b"".join(packet(b"x", comment(text.encode())) for text in made))
     _, out, _ = top("--csv", path)
     found = {line["tgid"]: line["process"] for line in csv.DictReader(io.StringIO(out))}
-    expected = [f"'{name}" if name[0] in "=+-@" else label.shown(name.encode()) for name in names]
+    expected = [f"'{name}" if name[0] in "=+-@" else escaped_bytes(name.encode()) for name in names]
     assert [found[str(tgid)] for tgid, _ in enumerate(names, 7)] == expected
     cells = [cell for line in out.splitlines()[1:] for cell in re.findall(r'"(?:[^"]|"")*"|[^,]+', line)]
     assert all(re.fullmatch(r'"(?![=+@-])(?:[^"]|"")*"|[0-9]+', cell) for cell in cells)
@@ -258,8 +262,13 @@ def test_ipv6_and_raw(path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "code", "lines", "said"),
     [
-        (pcap([b"one", b"two"]), 0, 2, "no packet says which process it belongs to: is the capture skbcapd's?"),
-        (START + packet(b"x") * 3, 0, 2, "no packet says which process it belongs to: is the capture skbcapd's?"),
+        (pcap([b"one", b"two"]), 0, 2, "no packet says which process it belongs to; check that skbcapd captured them"),
+        (
+            START + packet(b"x") * 3,
+            0,
+            2,
+            "no packet says which process it belongs to; check that skbcapd captured them",
+        ),
         (START + packet(opts=comment(b"PID: 7\nCmd: /bin/a")), 0, 2, ""),
         (START + packet(b"x", comment(b"via=forwarded")), 0, 2, ""),
         (START, 0, 1, ""),
@@ -339,7 +348,7 @@ def test_no_memory_is_one_line(path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SMALL, "top", "--json", str(path)], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr) == (1, "skbcapd: out of memory\n")
+    assert (done.returncode, done.stderr) == (1, "skbcapd: out of memory\n" + HINT)
 
 
 def test_memory_is_bounded(path: Path) -> None:

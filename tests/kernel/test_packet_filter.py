@@ -56,11 +56,13 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
     counts: Counter[str] = Counter()
     yield counts
     reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    assert reporter
     reporter.section("packet filters: pcap_offline_filter and our C text in the kernel")
     for what, count in counts.items():
         reporter.write_line(f"{what:<12}{count:>9,}")
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("texts", BATCHES)
 def test_every_verdict_is_libpcaps(texts: list[str], tally: Counter[str]) -> None:
     """Compiled and run in the kernel, an expression takes the frames that pcap_offline_filter takes, and no other."""

@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.kernel.blocks import INTERFACE, PACKET, SECTION, STATISTICS, Block, Packet, blocks, comment_fields, options
 from tests.kernel.capture import ROOT, Capture, read
-from tests.kernel.deadline import DEADLINE_S
 from tests.kernel.namespace import Wire
+from tests.support.blocks import INTERFACE, PACKET, SECTION, STATISTICS, Block, Packet, blocks, comment_fields, options
+from tests.support.deadline import DEADLINE_S
 
 COUNT = 23
 FIELDS = (
@@ -67,9 +68,10 @@ worker.join()
 def sender(wire: Wire) -> Iterator[subprocess.Popen[bytes]]:
     """A process that has sent all its datagrams and is still there."""
     command = [sys.executable, "-c", SENDER, wire.near.ipv4, wire.far.ipv4]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with wire.near.namespace.do(subprocess.Popen, command, cwd=ROOT, **pipes) as process:
+    popen = wire.near.namespace.do(subprocess.Popen, command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with popen as process:
         try:
+            assert process.stdout
             assert process.stdout.readline() == b"\n"
             yield process
         finally:
@@ -194,7 +196,7 @@ def test_a_process_block_stands_before_its_packets(wire: Wire, tmp_path: Path) -
     }
 
 
-def entry(block: Block) -> dict[int | str, bytes | int]:
+def entry(block: Block) -> dict[int | str, Any]:
     """What a process block says, by option code, and its `pid`; nothing for another block."""
     if block.kind != CUSTOM:
         return {}

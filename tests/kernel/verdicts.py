@@ -46,7 +46,7 @@ _ARPHRD_NONE = 65534
 def verdicts(expressions: Sequence[str], frames: Sequence[Frame]) -> Iterator[list[bool]]:
     """For each expression, which of the frames its filter takes."""
     os.environ["BCC_KERNEL_SOURCE"] = str(SOURCES)
-    source = packet_filter.source(dict(enumerate(expressions)), CAPTURE_MAX)
+    source = packet_filter.source(packet_filter.compile_each(dict(enumerate(expressions))), CAPTURE_MAX)
     flags = [f"-DWINDOW={source.window}", f"-DFRAMES={len(frames)}", "-Wno-everything", "-Os"]
     program = BPF(text=(_PROGRAM % source.text).encode(), cflags=flags)
     try:

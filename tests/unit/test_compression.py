@@ -6,22 +6,33 @@ import gzip
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from skbcapd.output.compressor import Compressor
-from tests.kernel.deadline import until
+from tests.support.deadline import until
 
 DATA = bytes(range(256)) * 1009
 
 
 def pack(compressor: Compressor, *paths: Path) -> None:
-    """Pack files to their end."""
-    for path in paths:
-        compressor.add(path)
-    compressor.tick()
-    until(lambda: (compressor.tick(), compressor._at_work is None)[1], "all packed")
+    """Compress files of one directory to their end."""
+    with opened(paths[0].parent) as directory:
+        for path in paths:
+            compressor.add(path)
+        compressor.tick(directory)
+        until(lambda: (compressor.tick(directory), compressor._at_work is None)[1], "all compressed")
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """A directory's descriptor."""
+    descriptor = os.open(path, os.O_RDONLY)
+    yield descriptor
+    os.close(descriptor)
 
 
 @pytest.mark.parametrize(("kind", "ending"), [("gzip", ".gz"), ("zstd", ".zst")])
@@ -48,18 +59,20 @@ def zstd(path: Path) -> bytes:
 
 def test_an_interrupted_packer_leaves_the_plain_file(tmp_path: Path) -> None:
     """A packer that is killed, and one that is stopped with the capture, leave the file as it was."""
-    path, said = tmp_path / "a.pcapng", []
+    path = tmp_path / "a.pcapng"
+    said: list[str] = []
     path.write_bytes(DATA * 101)
     compressor = Compressor("gzip", said.append)
-    compressor.add(path)
-    compressor.tick()
-    assert compressor._at_work
-    compressor._at_work[2].kill()
-    until(lambda: compressor.tick() or compressor._at_work is None, "the packer has gone")
-    assert "stays as it is" in said[0]
-    compressor.add(path)
-    compressor.tick()
-    compressor.close()
+    with opened(tmp_path) as directory:
+        compressor.add(path)
+        compressor.tick(directory)
+        assert compressor._at_work
+        compressor._at_work.process.kill()
+        until(lambda: (compressor.tick(directory), compressor._at_work is None)[1], "the compressor has gone")
+        assert "stays as it is" in said[0]
+        compressor.add(path)
+        compressor.tick(directory)
+        compressor.close()
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.pcapng"]
     assert path.read_bytes() == DATA * 101
 

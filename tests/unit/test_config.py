@@ -17,21 +17,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from skbcapd.config import parser
+from skbcapd.config.kinds import DURATION, ListOf, Quantity
 from skbcapd.config.parser import default_settings, load
-from skbcapd.config.settings import (
-    DURATION,
-    ROWS,
-    RULE_KEYS,
-    Buffer,
-    Files,
-    ListOf,
-    Log,
-    Quantity,
-    Records,
-    Settings,
-    reference,
-    schema,
-)
+from skbcapd.config.reference import reference, schema
+from skbcapd.config.settings import ROWS, RULE_KEYS, Buffer, Files, Log, Records, Settings
 from skbcapd.errors import ConfigError
 
 REFERENCE = Path(__file__).parents[2] / "etc" / "skbcapd.yaml"
@@ -286,9 +275,9 @@ def test_wrong_file_gets_its_message(path: Path, text: str | bytes, message: str
 
 SNAPLEN = ("snaplen:", "a whole number of bytes from 64 to 262144", "the default is 262144")
 SIZE = ("buffer:\n  size:", "a size from 4MiB to 4GiB (units: KiB, MiB, GiB)", "the default is 64MiB")
-DEVICE = ("interfaces:\n-", "a device name or glob (1 to 15 bytes, no space, / or :)", "")
+DEVICE = ("interfaces:\n-", "an interface name or glob (1 to 15 bytes, no space, / or :)", "")
 DEVICES = ("interfaces:", f"a list, each entry {DEVICE[1]}", "the default is [any]")
-DIRECTORY = ("files:\n  directory:", "a path (no ~: only a shell knows it)", "the default is /var/log/skbcapd")
+DIRECTORY = ("files:\n  directory:", "a path (~ is not expanded)", "the default is /var/log/skbcapd")
 TRANSMIT = ("transmit:", "one of queue, driver", "the default is queue")
 LEVEL = ("log:\n  level:", "one of debug, info, warning, error", "the default is info")
 
@@ -345,7 +334,7 @@ def test_wrong_value_gets_its_message(path: Path, key: tuple[str, str, str], val
 
 def test_a_wrong_filter_gets_libpcaps_message(path: Path) -> None:
     """A packet filter that libpcap does not take comes with what libpcap says of it."""
-    what = "expected a packet filter as tcpdump has it"
+    what = "expected a packet filter in the syntax of tcpdump"
     assert problems(path, "filter: tcp prot 443", filter="port x") == [
         f'F:1: filter: found "tcp prot 443" (can\'t parse filter expression: syntax error), {what}',
         f"--set: filter: found \"port x\" (unknown port 'x'), {what}",
@@ -389,7 +378,7 @@ def test_all_problems_of_rules_are_reported(path: Path) -> None:
         "--set: rules: not YAML: expected ',' or ']', but got '<stream end>'",
     ]
     assert problems(path, "rules: {comm: a}") == [
-        "F:1: rules: found keys, expected a list of rules, such as [{comm: chronyd, action: keep}, {action: drop}]"
+        "F:1: rules: found keys, expected a list of rules, for example [{comm: chronyd, action: keep}, {action: drop}]"
     ]
 
 
@@ -537,7 +526,7 @@ def test_overrides_are_stronger_than_the_file(path: Path) -> None:
         ("snaplen", "1", 'snaplen: found "1", expected a whole number of bytes from 64 to 262144'),
         ("snaplen", "", 'snaplen: found "", expected a whole number of bytes from 64 to 262144'),
         ("log.level", "null", 'log.level: found "null", expected one of debug, info, warning, error'),
-        ("interfaces", "lo,,lo", 'interfaces: found "", expected a device name'),
+        ("interfaces", "lo,,lo", 'interfaces: found "", expected an interface name'),
         ("interfaces", "any,lo", "interfaces: found any beside other entries, expected it alone"),
         ("files.directory", "a\x1b[31m", 'files.directory: found "a\\x1b[31m", expected a path'),
         ("size", "4MiB", "size: found an unknown key (hint: did you mean files.size?)"),

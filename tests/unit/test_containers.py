@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from skbcapd.attribution import containers
 from skbcapd.attribution.containers import NAME_MAX, NOTHING, Containers, Names, Places
 from skbcapd.attribution.processes import Processes
-from tests.unit.proc import TICK, Proc
+from tests.support.proc import TICK, Proc
 
 ID, OTHER = b"0123456789abcdef" * 4, b"f" * 64
 UID = "01234567-89ab-cdef-0123-456789abcdef"

@@ -15,9 +15,10 @@ from skbcapd.attribution.fields import CUTTABLE, FIELDS, GROUPS, TABLE, Field, n
 from skbcapd.attribution.processes import Process, User
 from skbcapd.capture.rules import Rules, Subject, Verdict
 from skbcapd.config.parser import default_settings
-from skbcapd.config.settings import ROWS, RULE_KEYS, schema
+from skbcapd.config.reference import schema
+from skbcapd.config.settings import ROWS, RULE_KEYS
 from skbcapd.pcapng.comment import comment, fit
-from skbcapd.pcapng.reader import Stamp
+from skbcapd.pcapng.reader import Stamp, _read_comment
 
 ROOT = Path(skbcapd.__file__).parent.parent
 ID = "0123456789abcdef" * 4
@@ -36,7 +37,7 @@ PROCESS = Process(
     names=Names(b"web", b"shop/web-0/nginx"),
     status=b"Name:\tdig\nNStgid:\t7\t3\t1\nNSpid:\t7\t3\t1\nNSpgid:\t7\n",
 )
-ALL = {
+ALL: dict[str, bytes | int] = {
     "comm": b"isc-net-0000",
     "pid": 8,
     "tgid": 7,
@@ -156,15 +157,12 @@ def test_a_rule_may_ask_for_each_field(field: Field) -> None:
 @pytest.mark.parametrize("name", CUTTABLE)
 def test_what_may_be_cut_is_cut(name: str) -> None:
     """A value that does not fit the label loses its end, and that is said."""
-    whole = [("comm", b"a"), (name, b"x" * 900)]
-    assert fit(whole)[-1] == ("cut", name)
+    assert fit([("comm", b"a"), (name, b"x" * 900)])[-1] == ("cut", name)
 
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_packets_can_be_grouped(name: str) -> None:
     """What is read back of a comment has each field that packets can be grouped by."""
-    from skbcapd.pcapng.reader import _read_comment  # noqa: PLC0415
-
     text = comment([(name, ALL[name])]).encode()
     found = _read_comment(text)
     assert isinstance(found, Stamp)

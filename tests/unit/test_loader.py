@@ -7,7 +7,6 @@ import re
 import socket
 import subprocess
 import sys
-import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -32,11 +31,13 @@ def test_every_hook_has_its_function() -> None:
 
 def ended(complaints: str) -> Loader:
     """The parent's end of a child that said this and ended."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    theirs.close()
-    said = tempfile.TemporaryFile()  # noqa: SIM115  closed by Loader.close
-    said.write(complaints.encode())
-    return Loader(os.posix_spawn("/bin/true", ["true"], {}), ours, said)
+
+    def work(_channel: socket.socket) -> None:
+        with open(2, "wb", closefd=False) as stderr:
+            stderr.write(complaints.encode())
+        os._exit(1)
+
+    return Loader(work)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,15 @@ def ended(complaints: str) -> Loader:
         ("ModuleNotFoundError: No module named 'bcc'\n", "bcc is not installed", "python3-bpfcc"),
         ("bpf: Failed to load program: Operation not permitted\n", "operation not permitted", "run as root"),
         ("a\n\n b\nc\nd\ne\nf\ng \n", "could not be loaded: b | c | d | e | f | g", "skbcapd doctor"),
-        ("", "the loader died in silence", "skbcapd doctor"),
+        (
+            'Traceback (most recent call last):\n  File "x.py", line 7, in f\n    g(1)\n    ^^^^\nValueError: odd\n',
+            "could not be loaded: ValueError: odd",
+            "skbcapd doctor",
+        ),
+        ("OSError: [Errno 24] Too many open files: '/proc'\n", "the process may open no more files", "LimitNOFILE="),
+        ("OSError: libclang.so: failed to map segment from shared object\n", "out of memory", "MemoryMax="),
+        ("RuntimeError: can't start new thread\n", "no more threads", "TasksMax="),
+        ("", "the loader process exited without an error message", "skbcapd doctor"),
         ("\udcff".encode("utf-8", "surrogatepass").decode("latin-1"), "could not be loaded: ", "skbcapd doctor"),
         ("long " * 1000, "could not be loaded: ", "skbcapd doctor"),
     ],

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skbcapd.filter import packet_filter
-from skbcapd.filter.packet_filter import FilterError, compile_all, compile_expression, reach, source, window
+from skbcapd.filter.packet_filter import (
+    FilterError,
+    compile_all,
+    compile_each,
+    compile_expression,
+    reach,
+    source,
+    window,
+)
 from skbcapd.pcapng.link_type import ETHERNET, LINK_TYPES, RAW
 
 CAPTURE_MAX = 1 << 18
@@ -69,7 +77,7 @@ def test_how_far_a_filter_looks(expression: str, furthest: int) -> None:
 
 def test_filters_are_known_by_number() -> None:
     """Each filter has a function per link type in the text, and the window is that of the one that looks furthest."""
-    found = source({0: "udp", 7: "ether[200] = 1"}, CAPTURE_MAX)
+    found = source(compile_each({0: "udp", 7: "ether[200] = 1"}), CAPTURE_MAX)
     functions = re.findall(r"^static inline u32 (\w+)\(", found.text, re.MULTILINE)
     rare = [f"_{link}" for link in LINK_TYPES if link not in {ETHERNET, RAW}]
     assert [name for name in functions if not name.endswith(tuple(rare))] == [
@@ -94,7 +102,7 @@ WORDS = (
 def test_no_text_is_too_much(text: str) -> None:
     """Whatever is written: it is C text, or a FilterError of one line."""
     try:
-        found = source({0: text}, CAPTURE_MAX)
+        found = source(compile_each({0: text}), CAPTURE_MAX)
     except FilterError as error:
         message, found = str(error), None
     if found is None:

@@ -18,7 +18,7 @@ from skbcapd.attribution.fields import GROUPS
 from skbcapd.errors import FileError
 from skbcapd.pcapng import comment as label
 from skbcapd.pcapng.reader import Reader, Stamp
-from tests.strangers import (
+from tests.support.strangers import (
     EPB,
     IDB,
     ISB,

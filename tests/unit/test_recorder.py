@@ -10,15 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skbcapd.attribution.processes import Process
-from skbcapd.capture.capture import Statistics
 from skbcapd.kernel.segments import Upcall, read_local
 from skbcapd.output.directory import CaptureDirectory
+from skbcapd.output.interface import Snapshot, Statistics
 from skbcapd.output.ring import ASKED_PAUSE_S, Memory, Recorder
-from skbcapd.output.rotation import Limits, RotatingOutput
+from skbcapd.output.rotation import RotatingOutput
+from skbcapd.output.triggers import Limits
 from skbcapd.pcapng.comment import label
 from skbcapd.pcapng.interface import Interface
-from tests.golden.judges import facts, judge, rows
-from tests.unit.writer import block, packet, upcall
+from tests.support.deadline import until
+from tests.support.judges import facts, judge, rows
+from tests.support.writer import block, packet, upcall
 
 NEAR = Interface(b"near0", "", 1, 262144, None, None, None)
 FRAME = bytes(60)
@@ -38,12 +40,22 @@ class Recording:
     def put(self, *numbers: int) -> None:
         """Labelled packets whose frames hold these numbers."""
         for number in numbers:
-            self.recorder.write_blocks(memoryview(packet(0, number.to_bytes(60, "big"))))
+            self.recorder.write_blocks(memoryview(packet(0, number.to_bytes(60, "big"))), tuple)
+
+    def dump(self, snapshot: Snapshot = tuple, why: str = "signal") -> None:
+        """Make a dump, to its end."""
+        self.recorder.dump(snapshot, why)
+        self.wait()
+
+    def wait(self) -> None:
+        """Until no dump is being written."""
+        until(lambda: (self.recorder.flush(tuple), not self.recorder.wants_turn)[1], "the dump is written")
 
     @property
     def dumps(self) -> list[Path]:
         """The files, oldest first."""
-        self.files.settle(wait=True)
+        if self.recorder._dump is not None:
+            self.wait()
         return sorted(entry for entry in self.path.glob("skbcapd-*") if not entry.is_symlink())
 
 
@@ -65,7 +77,16 @@ def put_upcall(recorder: Recorder, frame: bytes) -> None:
     """A packet through Python."""
     made = read_local(memoryview(upcall(frame)), 0)
     assert isinstance(made, Upcall)
-    recorder.write_packet(made, 0, label([("comm", b"chronyd")], 0, 1058, 1059))
+    recorder.write_packet(made, 0, label([("comm", b"chronyd")], 0, 1058, 1059), tuple)
+
+
+def taken(memory: Memory) -> bytes:
+    """All that is in memory, which is empty after that."""
+    memory.take()
+    found = b""
+    while memory.has_taken:
+        found += memory.next()
+    return found
 
 
 @given(st.lists(st.integers(1, 5000), max_size=200), st.integers(5000, 300_000))
@@ -75,10 +96,10 @@ def test_memory_keeps_the_end(sizes: list[int], size: int) -> None:
     written = [bytes([index & 255]) * length for index, length in enumerate(sizes)]
     for blocks in written:
         memory.write(memoryview(blocks))
-    kept = b"".join(memory.take())
+    kept = taken(memory)
     assert len(kept) <= size
     assert kept in [b"".join(written[start:]) for start in range(len(written) + 1)]
-    assert not memory.take()
+    assert not taken(memory)
 
 
 def test_memory_is_used() -> None:
@@ -86,17 +107,16 @@ def test_memory_is_used() -> None:
     memory = Memory(8 << 20)
     for _ in range(100_003):
         memory.write(bytes(104))
-    assert (8 << 20) - (1 << 18) <= len(b"".join(memory.take())) <= 8 << 20
+    assert (8 << 20) - (1 << 18) <= len(taken(memory)) <= 8 << 20
 
 
 def test_a_dump_is_a_file_of_its_own(recording: Recording) -> None:
     """Each dump has what came since the last one, its interface, its statistics; the files are told."""
     recording.put(3, 5)
     put_upcall(recording.recorder, FRAME)
-    recording.recorder.statistics = lambda: [Statistics(0, 1, received=17, accepted=13, lost=2, delivered=11)]
-    recording.recorder.dump()
+    recording.dump(lambda: [Statistics(0, 1, received=17, accepted=13, lost=2, delivered=11)])
     recording.put(7)
-    recording.recorder.dump("a rule")
+    recording.dump(tuple, "a rule")
 
     first, second = recording.dumps
     assert rows(first, "frame.interface_name", "frame.comment") == [["near0", ""]] * 2 + [["near0", "comm=chronyd"]]
@@ -104,16 +124,16 @@ def test_a_dump_is_a_file_of_its_own(recording: Recording) -> None:
     assert ("Number of packets", "3") in facts(first)
     assert recording.recorder.dumped == 4
     assert recording.said == [
-        f"{first}: 3 packets out of memory, asked for by a signal",
-        f"{second}: 1 packets out of memory, asked for by a rule",
+        f"dumped 3 packets from 1970-01-01T00:00:00.000Z to 1970-01-01T00:00:00.000Z to {first} (trigger: signal)",
+        f"dumped 1 packets from 1970-01-01T00:00:00.000Z to 1970-01-01T00:00:00.000Z to {second} (trigger: a rule)",
     ]
 
 
 def test_no_dump_no_file(recording: Recording) -> None:
     """As long as nobody asks there is no file, whatever the time; what is left at the end is forgotten."""
     recording.put(*range(1009))
-    recording.recorder.flush()
-    recording.recorder.tick()
+    recording.recorder.flush(tuple)
+    recording.recorder.tick(tuple)
     recording.recorder.finish([])
     assert not recording.dumps
     assert recording.recorder.dumped == 0
@@ -126,11 +146,13 @@ def test_asked_in_the_middle(recording: Recording) -> None:
     recording.recorder.ask("rule 2")
     recording.put(2)
     assert not recording.dumps
-    recording.recorder.flush()
-    recording.recorder.flush()
+    recording.recorder.flush(tuple)
+    recording.recorder.flush(tuple)
     (file,) = recording.dumps
     assert ("Number of packets", "2") in facts(file)
-    assert recording.said == [f"{file}: 2 packets out of memory, asked for by rule 1"]
+    assert [line.partition(" to /")[0] + line[-18:] for line in recording.said] == [
+        "dumped 2 packets from 1970-01-01T00:00:00.000Z to 1970-01-01T00:00:00.000Z (trigger: rule 1)"
+    ]
 
 
 def test_a_flood_of_rules_that_match(recording: Recording) -> None:
@@ -138,12 +160,12 @@ def test_a_flood_of_rules_that_match(recording: Recording) -> None:
     for number in (1, 2, 3):
         recording.put(number)
         recording.recorder.ask("rule 1")
-        recording.recorder.flush()
+        recording.recorder.flush(tuple)
     assert [numbers(file) for file in recording.dumps] == [[1]]
     recording.now += ASKED_PAUSE_S
-    recording.recorder.tick()
+    recording.recorder.tick(tuple)
     recording.put(4)
-    recording.recorder.dump()
+    recording.dump(tuple)
     assert [numbers(file) for file in recording.dumps] == [[1], [2, 3], [4]]
 
 
@@ -159,7 +181,7 @@ def test_a_dump_larger_than_a_file(tmp_path: Path) -> None:
     """A dump becomes several files where one would be larger than files may be; no packet is missing."""
     made = Recording(tmp_path, limits=Limits(size=1 << 20))
     made.put(*range(20_011))
-    made.recorder.dump()
+    made.dump(tuple)
     made.recorder.close()
     files = made.dumps
     assert len(files) > 1
@@ -173,14 +195,15 @@ def test_where_no_file_can_be_made(tmp_path: Path) -> None:
     away = tmp_path / "captures"
     made = Recording(away)
     made.put(1, 2)
-    (away / "current.pcapng").unlink(missing_ok=True)
+    for entry in away.iterdir():
+        entry.unlink()
     away.rmdir()
     away.touch()
-    made.recorder.dump()
+    made.dump(tuple)
     assert made.recorder.dumped == 0
     assert str(away) in made.said[0]
     away.unlink()
-    made.recorder.dump()
+    made.dump(tuple)
     made.recorder.close()
     (file,) = made.dumps
     assert ("Number of packets", "2") in facts(file)
@@ -192,12 +215,12 @@ def test_processes_are_in_every_dump(recording: Recording) -> None:
     recording.recorder.add_process(Process(1058, 0, b"chronyd", None, None, b"", b"", b"", b""))
     for _ in range(2):
         recording.put(1)
-        recording.recorder.dump()
+        recording.dump(tuple)
     assert all(b"chronyd" in file.read_bytes() for file in recording.dumps)
 
 
 def test_other_blocks_do_not_count(recording: Recording) -> None:
     """Only packets are counted as written."""
-    recording.recorder.write_blocks(memoryview(packet(0, FRAME) + block(0xBAD, 0, b"", b"")))
-    recording.recorder.dump()
+    recording.recorder.write_blocks(memoryview(packet(0, FRAME) + block(0xBAD, 0, b"", b"")), tuple)
+    recording.dump(tuple)
     assert recording.recorder.dumped == 1

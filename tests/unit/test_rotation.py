@@ -7,17 +7,22 @@ from threading import Event
 
 import pytest
 
-from skbcapd.capture.capture import Statistics
 from skbcapd.kernel.segments import Cut, read_local
 from skbcapd.output.compressor import Compressor
-from skbcapd.output.directory import CURRENT, CaptureDirectory, Keep
-from skbcapd.output.rotation import Limits, RotatingOutput
+from skbcapd.output.directory import CaptureDirectory
+from skbcapd.output.interface import Statistics
+from skbcapd.output.naming import CURRENT
+from skbcapd.output.retention import Keep
+from skbcapd.output.rotation import RotatingOutput
+from skbcapd.output.series import State
+from skbcapd.output.triggers import Limits
 from skbcapd.pcapng.comment import label
 from skbcapd.pcapng.interface import Interface
-from tests.golden.judges import judge
-from tests.kernel.blocks import INTERFACE, STATISTICS, blocks, packets
-from tests.kernel.deadline import until
-from tests.unit.writer import cut, packet
+from tests.support import rig as captures
+from tests.support.blocks import INTERFACE, STATISTICS, blocks, packets
+from tests.support.deadline import until
+from tests.support.judges import judge
+from tests.support.writer import cut, packet, upcall
 
 LO = Interface(b"lo", "", 1, 0, None, None, None)
 STAMP = label([("comm", b"x")], 2, 7, 7)
@@ -43,6 +48,21 @@ class Rig:
         self.directory = CaptureDirectory(path, say=self.said.append)
         self.output = RotatingOutput(self.directory, Limits(**limits), say=self.said.append, clock=self.clock)
         self.output.add_interface(LO)
+        self.statistics: list[Statistics] = []
+
+    def snapshot(self) -> list[Statistics]:
+        """What became of the packets, as the test has it."""
+        return self.statistics
+
+    def resume(self) -> None:
+        """Have it write again, as a second later."""
+
+        def is_writing() -> bool:
+            self.output._outage.retry_at = 0.0
+            self.output.tick(self.snapshot)
+            return self.output.state is State.WRITING
+
+        until(is_writing, "it writes again")
 
     def finished(self) -> list[Path]:
         """Files with their names, oldest first, each as the judges want it."""
@@ -76,10 +96,12 @@ def test_a_file_is_never_larger_than_it_may_be(way: str, tmp_path: Path) -> None
     count = 40_000
     if way == "blocks":
         for start in range(0, count, 9973):
-            rig.output.write_blocks(memoryview(b"".join(map(small, range(start, min(count, start + 9973))))))
+            rig.output.write_blocks(
+                memoryview(b"".join(map(small, range(start, min(count, start + 9973))))), rig.snapshot
+            )
     else:
         for number in range(count):
-            rig.output.write_packet(local(number), 0, STAMP)
+            rig.output.write_packet(local(number), 0, STAMP, rig.snapshot)
     rig.output.finish([Statistics(0, 0, 7, 7, 0, 7)])
     found = rig.finished()
     assert len(found) > 1
@@ -93,10 +115,10 @@ def test_a_file_has_no_more_packets_than_it_may(way: str, tmp_path: Path) -> Non
     rig = Rig(tmp_path, packets=7)
     if way == "blocks":
         for start in (0, 5, 10):
-            rig.output.write_blocks(memoryview(b"".join(map(small, range(start, start + 5)))))
+            rig.output.write_blocks(memoryview(b"".join(map(small, range(start, start + 5)))), rig.snapshot)
     else:
         for number in range(15):
-            rig.output.write_packet(local(number), 0, STAMP)
+            rig.output.write_packet(local(number), 0, STAMP, rig.snapshot)
     rig.output.finish([])
     assert [len(frames) for frames in rig.frames()] == [7, 7, 1]
 
@@ -116,7 +138,7 @@ def test_a_file_ends_at_a_multiple_of_its_time(tmp_path: Path) -> None:
         (20.0, 5),
     ]:
         rig.clock.now = 1_000_000 + now
-        rig.output.tick()
+        rig.output.tick(rig.snapshot)
         assert len(rig.finished()) == finished, now
 
 
@@ -124,50 +146,91 @@ def test_every_file_stands_for_itself(tmp_path: Path) -> None:
     """Each file lists all interfaces, and ends with what its own time has added to each one's counters."""
     rig = Rig(tmp_path)
     rig.output.add_interface(Interface(b"eth0", "", 1, 0, None, None, None))
-    rig.output.statistics = lambda: [Statistics(0, 1, 5, 4, 1, 3), Statistics(1, 2, 1, 1, 0, 1)]
-    rig.output.rotate()
+    rig.statistics = [Statistics(0, 1, 5, 4, 1, 3), Statistics(1, 2, 1, 1, 0, 1)]
+    rig.output.rotate(rig.snapshot)
     rig.output.finish([Statistics(0, 1, 9, 6, 1, 5), Statistics(1, 2, 1, 1, 0, 1)])
     found = [list(blocks(path.read_bytes())) for path in rig.finished()]
     assert [[block.kind for block in file] for file in found] == [[0x0A0D0D0A, 1, 1, 5, 5]] * 2
-    counts = [
-        [int.from_bytes(b.body[at : at + 8], "little") for at in (40, 52, 64, 76)]
-        for f in found
-        for b in f
-        if b.kind == STATISTICS
+    assert [counts(path) for path in rig.finished()] == [
+        [(0, [5, 4, 1, 3]), (1, [1, 1, 0, 1])],
+        [(0, [4, 2, 0, 2]), (1, [0, 0, 0, 0])],
     ]
-    assert counts == [[5, 4, 1, 3], [1, 1, 0, 1], [4, 2, 0, 2], [0, 0, 0, 0]]
     assert "Number of stat entries = 1" in judge(rig.finished()[0], "capinfos")
+
+
+def counts(path: Path) -> list[tuple[int, list[int]]]:
+    """Received, accepted, lost and delivered of each interface of a file."""
+    found = [block for block in blocks(path.read_bytes()) if block.kind == STATISTICS]
+    words = [[int.from_bytes(one.body[at : at + 8], "little") for at in (40, 52, 64, 76)] for one in found]
+    return [(int.from_bytes(one.body[:4], "little"), each) for one, each in zip(found, words, strict=True)]
 
 
 def test_the_list_of_interfaces_begins_anew(tmp_path: Path) -> None:
     """When most of more than 64 interfaces have had no packets, the next file lists only those that come."""
     rig = Rig(tmp_path)
-    asked: list[str] = []
     for number in range(64):
         rig.output.add_interface(Interface(b"v%d" % number, "", 1, 0, None, None, None))
-    rig.output.statistics = lambda: [Statistics(0, 1, 5, 5, 0, 5), *(Statistics(n, n + 1) for n in range(1, 65))]
-    rig.output.renumber = lambda: asked.append("renumber")
-    rig.output.rotate()
-    rig.output.tick()
-    assert asked == ["renumber"]
+    rig.statistics = [Statistics(0, 1, 5, 5, 0, 5), *(Statistics(n, n + 1) for n in range(1, 65))]
+    assert not rig.output.wants_new_numbers
+    rig.output.rotate(rig.snapshot)
+    assert rig.output.wants_new_numbers
+    rig.output.restart_interfaces(rig.statistics)
+    assert not rig.output.wants_new_numbers
     assert rig.output.add_interface(LO) == 0
     rig.output.finish([])
     listed = [sum(block.kind == INTERFACE for block in blocks(path.read_bytes())) for path in rig.finished()]
     assert listed == [65, 65, 1]
 
 
+def test_statistics_of_all_files_add_up(tmp_path: Path) -> None:
+    """An older snapshot behind a newer one, or an interface that has no number for a file, is counted once."""
+    rig = Rig(tmp_path)
+    first, second = [Statistics(0, 1, 5, 4, 1, 3)], [Statistics(0, 1, 9, 6, 1, 5)]
+    rig.output.rotate(lambda: second)
+    rig.output.restart_interfaces(first)  # it was made before a rotation that came in between
+    assert rig.output.add_interface(LO) == 0
+    rig.output.rotate(list)  # the interface has not been seen anew
+    rig.output.finish([Statistics(0, 1, 11, 8, 1, 7)])
+    assert [counts(path) for path in rig.finished()] == [
+        [(0, [9, 6, 1, 5])],
+        [(0, [0, 0, 0, 0])],
+        [],
+        [(0, [2, 2, 0, 2])],
+    ]
+
+
+def test_a_file_that_ends_while_interfaces_lose_their_numbers(tmp_path: Path) -> None:
+    """Packets that come while labels go have the old numbers, in files that list them, which may end meanwhile."""
+    output = RotatingOutput(CaptureDirectory(tmp_path), Limits(packets=2))
+    rig = captures.Rig(output)
+    for number in range(5):
+        rig.drain(upcall(b"%d" % number, device=b"v%d" % number, ifindex=number + 2, tid=number + 1), slot=0)
+    rig.program.put(*(upcall(b"%d" % n, device=b"v%d" % (n % 5), ifindex=n % 5 + 2, tid=n) for n in range(5, 12)))
+    rig.capture.renumber()
+    rig.capture.drain()
+    rig.drain(upcall(b"12", device=b"v4", ifindex=6, tid=5), slot=0)
+    rig.capture.stop()
+    output.settle(wait=True)
+    files = sorted(tmp_path.glob("skbcapd-*.pcapng"))
+    for path in files:
+        judge(path, "capinfos")
+    found = [[(one.interface, one.data) for one in packets(path.read_bytes())] for path in files]
+    assert [one for file in found for one in file] == [(f"v{n % 5 if n < 12 else 4}", b"%d" % n) for n in range(13)]
+    assert max(len(file) for file in found) == 2
+    assert sum(row[3] for path in files for _, row in counts(path)) == 13
+
+
 @pytest.mark.parametrize("fault", ["moved", "removed"])
 def test_a_file_that_was_taken_away(fault: str, tmp_path: Path) -> None:
     """A file that somebody moves or removes is told once; a second later the next file is written, by itself."""
     rig = Rig(tmp_path)
-    rig.output.write_blocks(memoryview(small(1)))
+    rig.output.write_blocks(memoryview(small(1)), rig.snapshot)
     part = Path(rig.output.path)
     part.rename(tmp_path / "elsewhere") if fault == "moved" else part.unlink()
-    rig.output.tick()
-    rig.output.write_blocks(memoryview(small(2) + small(3)))
-    rig.output._retry_at = 0.0
-    rig.output.tick()
-    rig.output.write_blocks(memoryview(small(4)))
+    rig.output.tick(rig.snapshot)
+    rig.output.write_blocks(memoryview(small(2) + small(3)), rig.snapshot)
+    rig.resume()
+    rig.output.write_blocks(memoryview(small(4)), rig.snapshot)
     rig.output.finish([])
     assert [line.partition(": ")[2] for line in rig.said] == [
         "it was moved or removed; packets are lost until files can be written again",
@@ -181,16 +244,15 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     rig = Rig(tmp_path / "captures")
     (tmp_path / "captures").rename(tmp_path / "gone")
     (tmp_path / "captures").write_bytes(b"in the way")
-    rig.output.tick()
+    rig.output.tick(rig.snapshot)
     rig.output.add_interface(LO)
-    rig.output.write_blocks(memoryview(small(1)))
-    rig.output._retry_at = 0.0
-    rig.output.tick()
+    rig.output.write_blocks(memoryview(small(1)), rig.snapshot)
+    rig.output._outage.retry_at = 0.0
+    rig.output.tick(rig.snapshot)
     assert rig.output.lost == 1
     (tmp_path / "captures").unlink()
-    rig.output._retry_at = 0.0
-    rig.output.tick()
-    rig.output.write_packet(local(2), 1, STAMP)
+    rig.resume()
+    rig.output.write_packet(local(2), 1, STAMP, rig.snapshot)
     rig.output.finish([])
     assert rig.frames() == [[(2).to_bytes(4, "big")]]
     assert len(rig.said) == 2
@@ -200,10 +262,14 @@ def test_a_slow_disk_is_not_waited_for(tmp_path: Path) -> None:
     """While the disk takes its time with a finished file, the next one is written; names come in order, later."""
     rig = Rig(tmp_path)
     disk = Event()
-    rig.directory._finisher.submit(disk.wait)
+
+    def wait() -> None:
+        disk.wait()
+
+    rig.directory._finisher.do(wait)
     for number in range(3):
-        rig.output.write_blocks(memoryview(small(number)))
-        rig.output.rotate()
+        rig.output.write_blocks(memoryview(small(number)), rig.snapshot)
+        rig.output.rotate(rig.snapshot)
     assert list(tmp_path.glob("skbcapd-*.pcapng")) == []
     disk.set()
     rig.output.close()
@@ -217,8 +283,8 @@ def test_files_of_an_earlier_run_are_packed(tmp_path: Path) -> None:
     directory = CaptureDirectory(tmp_path)
     output = RotatingOutput(directory, Limits(), compressor=Compressor("gzip"), on_demand=True)
     assert (tmp_path / CURRENT).is_file()
-    until(lambda: (output.tick(), bool(list(tmp_path.glob("*.gz"))))[1], "it is packed")
-    assert [path.suffix for path in directory._list()] == [".gz"]
+    until(lambda: (output.tick(tuple), bool(list(tmp_path.glob("*.gz"))))[1], "it is packed")
+    assert directory.plain() == []
     assert (tmp_path / CURRENT).is_file()
     output.close()
 
@@ -226,11 +292,11 @@ def test_files_of_an_earlier_run_are_packed(tmp_path: Path) -> None:
 def test_what_is_kept_is_looked_after(tmp_path: Path) -> None:
     """Old files go while the capture runs, at each new file and each second."""
     rig = Rig(tmp_path)
-    rig.directory._keep = Keep(number=2)
+    rig.directory.retention.keep = Keep(number=2)
     for _ in range(5):
-        rig.output.rotate()
+        rig.output.rotate(rig.snapshot)
     rig.output.settle(wait=True)
-    rig.output.tick()
+    rig.output.tick(rig.snapshot)
     assert len(rig.finished()) == 2
 
 
@@ -243,11 +309,11 @@ def test_each_outage_counts_its_own(tmp_path: Path) -> None:
             entry.unlink()
         away.rmdir()
         away.touch()
-        rig.output.rotate()  # the file in work cannot get its name, and no other can be made
+        rig.output.rotate(rig.snapshot)  # the file in work cannot get its name, and no other can be made
         for number in range(count):
-            rig.output.write_blocks(memoryview(small(number)))
+            rig.output.write_blocks(memoryview(small(number)), rig.snapshot)
         away.unlink()
-        until(lambda: rig.output.tick() or "writing again" in rig.said[-1], "it writes again")
+        until(lambda: rig.output.tick(rig.snapshot) or "writing again" in rig.said[-1], "it writes again")
         assert rig.said[-1].endswith(f"writing again; {count} packets were lost")
     assert rig.output.lost == 8
     rig.output.close()
@@ -257,17 +323,16 @@ def test_each_outage_counts_its_own(tmp_path: Path) -> None:
 def test_a_flood_of_devices_begins_a_new_list(is_full: bool, tmp_path: Path) -> None:  # noqa: FBT001
     """With 4,096 interfaces listed a file ends, all of them in use or not, so that the list never grows much longer."""
     rig = Rig(tmp_path)
-    asked: list[str] = []
-    rig.output.renumber = lambda: asked.append("renumber")
     if is_full:
         Path(rig.output.path).unlink()
-        rig.output.tick()
-        rig.output._retry_at = float("inf")
+        rig.output.tick(rig.snapshot)
+        rig.output._outage.retry_at = float("inf")
     for number in range(4094):  # beside the one that is there
         rig.output.add_interface(Interface(b"v%d" % number, "", 1, 0, None, None, None))
-    rig.output.tick()
-    assert asked == []
+    rig.output.tick(rig.snapshot)
+    assert not rig.output.wants_new_numbers
     rig.output.add_interface(LO)
-    rig.output.tick()
-    assert asked == ["renumber"]
+    assert rig.output.wants_new_numbers
+    rig.output.restart_interfaces([])
+    assert not rig.output.wants_new_numbers
     assert rig.output.add_interface(LO) == 0

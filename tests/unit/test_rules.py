@@ -11,7 +11,7 @@ import pytest
 from skbcapd.attribution.processes import Process, User
 from skbcapd.capture.rules import DECIDE_S, Rules, Subject, Verdict, doubts
 from skbcapd.config.parser import default_settings
-from tests.unit.proc import Proc
+from tests.support.proc import Proc
 
 CONTAINER = b"f" * 12 + b"0" * 52
 SSHD = Process(

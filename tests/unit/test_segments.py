@@ -13,9 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from skbcapd.errors import SegmentError
 from skbcapd.kernel import abi
-from skbcapd.kernel.segments import Cut, SegmentReader, Upcall, read_local, walk
-from tests.frames import NTP_FRAME
-from tests.unit.writer import COMMITTED, UPCALLS, USED, Writer, block, cut, packet, upcall
+from skbcapd.kernel.segments import LOCAL_PER_RANGE, Cut, SegmentReader, Upcall, read_local
+from skbcapd.pcapng.blocks import PACKET, walk
+from tests.support.frames import NTP_FRAME
+from tests.support.writer import COMMITTED, UPCALLS, USED, Writer, block, cut, packet, upcall
 
 SMALL = b"\xee" * 100
 LARGE = bytes(abi.SEGMENT_SIZE // 2 - 32)  # two blocks of it fill a segment to its last byte
@@ -36,6 +37,29 @@ class Shared(Writer):
             numbers = [struct.unpack_from("<I", found.view, offset + 8)[0] for offset in places]
             ranges.append((numbers, [places[offset] for offset in found.local]))
         return ranges
+
+
+def test_a_range_ends_after_so_many_local_blocks() -> None:
+    """However many local blocks wait, a range has LOCAL_PER_RANGE; who leaves off after one gets the next ones."""
+    shared = Shared()
+    count = 3 * LOCAL_PER_RANGE + 7
+    for number in range(count):
+        shared.put(packet(number), upcall(b"", number=number))
+    found = []
+    while not shared.reader.is_drained:
+        for blocks in shared.reader.ranges():
+            found += [struct.unpack_from("<I", blocks.view, offset + 8)[0] for offset in blocks.local]
+            assert len(blocks.local) <= LOCAL_PER_RANGE
+            assert sum(1 for _ in walk(blocks.view)) <= 2 * LOCAL_PER_RANGE + 1
+            shared.reader.consume(blocks)
+            shared.put(packet(0))
+            break
+        else:
+            break
+        if len(found) == count:
+            list(shared.reader.ranges())
+    assert found == list(range(count))
+    assert shared.reader._open == []
 
 
 def step(writer: Iterator[bool], steps: int) -> None:
@@ -218,7 +242,9 @@ def test_more_local_blocks_than_the_list_holds() -> None:
     shared = Shared()
     count = abi.UPCALLS_LISTED
     shared.put(*(upcall(b"", number=number) for number in range(count)))
-    assert shared.read() == [(list(range(count)), list(range(count)))]
+    parts = shared.read()
+    assert [number for numbers, _ in parts for number in numbers] == list(range(count))
+    assert [places for _, places in parts] == [list(range(LOCAL_PER_RANGE))] * (count // LOCAL_PER_RANGE)
     shared.put(packet(1), cut(2, b"", 0, 0), packet(3))
     assert shared.read() == [([1, 2, 3], [1])]
     shared.put(packet(4))
@@ -238,7 +264,7 @@ def test_a_list_too_short_leaves_nothing_open() -> None:
     assert shared.read() == [([1], [])]
     list(late)
     shared.put(*(upcall(b"", number=3) for _ in range(abi.UPCALLS_LISTED)))
-    assert len(shared.read()[0][1]) == abi.UPCALLS_LISTED + 1
+    assert sum(len(places) for _, places in shared.read()) == abi.UPCALLS_LISTED + 1
     shared.put(packet(4, LARGE), packet(5, LARGE), upcall(b"", number=6))
     assert shared.read() == [([4], []), ([5, 6], [1])]
 
@@ -423,7 +449,7 @@ class Interleaved(RuleBasedStateMachine):
     def read_all(self) -> None:
         """The reader takes what it gets."""
         for found in self.reader.ranges():
-            local = [offset for offset, kind, _ in walk(found.view) if kind != abi.BLOCK_PACKET]
+            local = [offset for offset, kind, _ in walk(found.view) if kind != PACKET]
             assert found.local == local
             for offset, _, size in walk(found.view):
                 assert found.view[offset : offset + size] == self.reserved[self.seen]

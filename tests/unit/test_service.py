@@ -6,12 +6,13 @@ import errno
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from skbcapd.daemon.loop import Service
+from skbcapd.daemon.loop import TICK_S, Service
 from skbcapd.daemon.server import Server, control
 from skbcapd.errors import KernelError
 from skbcapd.kernel.abi import SEGMENT_SIZE
@@ -33,11 +34,13 @@ class FakeCapture:
         looks: for each drain in turn, the bytes it moved, or what to do; after the last one the capture is full.
     """
 
-    def __init__(self, *looks: int | Callable[[], object]) -> None:
+    def __init__(self, *looks: int | Callable[[], int | None]) -> None:
         self.calls: list[str] = []
         self.looks = list(looks)
         self.fails_to_start = False
-        self.program = self
+        self.program = self.output = self
+        self.is_busy = self.is_cut_short = self.wants_turn = self.wants_new_numbers = False
+        self.is_detached, self.left = False, 0
         self.wakeup_fd, self.waker = os.pipe()
         os.write(self.waker, b"awake")  # the wait for the next packet is over at once
 
@@ -54,14 +57,22 @@ class FakeCapture:
 
     def drain(self) -> int:
         """The next look."""
-        look = self.looks.pop(0)
         self.calls.append("drain")
+        if self.is_detached:
+            self.left -= 1
+            return 0
+        look = self.looks.pop(0)
         return look if isinstance(look, int) else int(look() or 0)
 
     def fall_asleep(self) -> bool:
         """No packet came meanwhile."""
         self.calls.append("fall_asleep")
         return True
+
+    def renumber(self) -> None:
+        """Interfaces get new numbers."""
+        self.calls.append("renumber")
+        self.wants_new_numbers = False
 
     def wake_up(self) -> None:
         """The wait is over."""
@@ -71,7 +82,17 @@ class FakeCapture:
         """Once a second."""
         self.calls.append("set_clock")
 
-    def stop(self, *, broken: bool) -> None:
+    def detach(self) -> None:
+        """The last packet has been seen."""
+        self.is_detached = True
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all has been drained."""
+        assert self.is_detached
+        return not self.left
+
+    def finish(self, *, broken: bool) -> None:
         """The end."""
         self.calls.append("stop broken" if broken else "stop")
 
@@ -165,14 +186,55 @@ def test_a_signal_ends_it(number: signal.Signals) -> None:
 def test_a_second_signal_is_no_harm() -> None:
     """A signal while the capture is being stopped does not stop the stopping."""
     capture = FakeCapture(kill(signal.SIGINT))
-    stop = capture.stop
+    finish = capture.finish
 
     def interrupted(*, broken: bool) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        stop(broken=broken)
+        finish(broken=broken)
 
-    capture.stop = interrupted  # type: ignore[method-assign]
+    capture.finish = interrupted  # type: ignore[method-assign]
     assert run(capture)[-1] == "stop"
+
+
+def test_the_end_is_drained_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left at the end is drained with the loop's duties in between, and no longer than is allowed."""
+    capture = FakeCapture(100)
+    capture.left = 3
+    assert run(capture)[-4:] == ["drain", "drain", "drain", "stop"]
+    monkeypatch.setattr("skbcapd.daemon.loop.SETTLE_S", 0.05)
+    monkeypatch.setattr("skbcapd.daemon.loop.TICK_S", 0.01)
+    ticks: list[int] = []
+    capture = FakeCapture(100)
+    capture.left = 10**9
+    run(capture, tick=lambda: ticks.append(capture.left))
+    assert capture.calls[-1] == "stop"
+    assert ticks
+    assert capture.left > 10**8
+
+
+@pytest.mark.parametrize("moved", [0, 4])
+def test_a_drain_that_is_cut_short_goes_on_at_once(moved: int) -> None:
+    """After a drain that had no time for all that waits, the loop looks after its duties and drains again."""
+    capture = FakeCapture(moved, moved, moved)
+    capture.is_cut_short = True
+    assert run(capture)[2:] == ["drain"] * 3 + ["stop"]
+
+
+def test_an_output_at_work_keeps_the_loop_awake() -> None:
+    """An output that waits for its disk, or wants a turn, is asked again soon, packets or not."""
+    capture = FakeCapture(0, 0, 0)
+    os.read(capture.wakeup_fd, 100)  # nothing wakes the loop
+    capture.wants_turn = True
+    start = time.monotonic()
+    assert run(capture)[2:] == ["drain"] * 3 + ["stop"]
+    assert time.monotonic() - start < TICK_S
+
+
+def test_new_numbers_are_given_between_two_drains() -> None:
+    """An output says that it wants new numbers; the loop has the capture give them when a drain is over."""
+    capture = FakeCapture(4, 4)
+    capture.wants_new_numbers = True
+    assert [call for call in run(capture) if call in {"drain", "renumber"}] == ["drain", "renumber", "drain"]
 
 
 def test_a_deadline_ends_it() -> None:

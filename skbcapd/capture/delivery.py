@@ -1,0 +1,115 @@
+"""The last stage: a packet to the output.
+
+In: a packet with all that was decided about it, a labelled packet that Python has to write anew, or blocks that the
+program has written. Out: the output has them, or they are counted as filtered or dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+from skbcapd.attribution.processes import NS_PER_TICK, Process
+from skbcapd.capture import checksum
+from skbcapd.capture.plan import Plan
+from skbcapd.capture.record import Record
+from skbcapd.capture.totals import Tally
+from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.output.interface import Output, Snapshot
+from skbcapd.pcapng.blocks import CHECKSUM_NOT_READY
+from skbcapd.pcapng.comment import Label
+
+_Local = TypeVar("_Local", Upcall, Cut)
+
+
+class Sampler(Protocol):
+    """Samples packets on their way to the output; how many is its own affair."""
+
+    def look_at(self, view: memoryview) -> None:
+        """Ready blocks."""
+        ...
+
+    def look_at_one(self, options: bytes, original_len: int) -> None:
+        """A packet through Python."""
+        ...
+
+
+class Delivery:
+    """Hands packets to the output.
+
+    Args:
+        output: where they go.
+        tally: counts them.
+        snapshot: what became of the packets, for a file that ends.
+        ask_for_dump: told which rule wants what is in memory to be written.
+    """
+
+    def __init__(self, output: Output, tally: Tally, snapshot: Snapshot, ask_for_dump: Callable[[str], None]) -> None:
+        self._output, self._tally, self._snapshot, self._ask_for_dump = output, tally, snapshot, ask_for_dump
+        self.sampler: Sampler | None = None
+        """Samples what passes; None: nobody does."""
+
+    def take(self, record: Record, plan: Plan) -> Record | None:
+        """Stage: written, where its rule and the rule's filter keep it."""
+        packet, verdict, stamp = record.packet, record.verdict, record.stamp
+        description = record.interface.description
+        if stamp is None or description is None:
+            raise ValueError("a packet that has not come through the stages before")
+        packet = _filled(packet)
+        if not verdict.keeps or not plan.matcher.takes(
+            verdict.filter, description.link_type, packet.frame, packet.original_len
+        ):
+            self._tally.filtered += 1
+            return None
+        if plan.process_blocks and packet.tgid:
+            self._output.add_process(_described(packet, record.process))
+        if len(packet.frame) > (snaplen := verdict.snaplen or plan.snaplen):
+            packet = replace(packet, frame=packet.frame[:snaplen])
+        self._write(packet, record.interface.interface_id, stamp)
+        if verdict.dump:
+            self._ask_for_dump(f"rules[{verdict.dump}]")
+        self._tally.processes.add(packet.tgid)
+        return record._replace(packet=packet)
+
+    def take_cut(self, packet: Cut, known: tuple[int, Label] | None) -> None:
+        """A labelled packet that the program could not write itself.
+
+        Args:
+            packet: as it lies in the segments.
+            known: interface number and stamp of its label; None where it is forgotten.
+        """
+        if known is None:
+            self._tally.dropped += 1
+        else:
+            self._write(_filled(packet), *known)
+
+    def take_blocks(self, view: memoryview) -> None:
+        """Ready blocks, as they are."""
+        self._output.write_blocks(view, self._snapshot)
+        if self.sampler is not None:
+            self.sampler.look_at(view)
+
+    def _write(self, packet: Upcall | Cut, interface_id: int, stamp: Label) -> None:
+        self._output.write_packet(packet, interface_id, stamp, self._snapshot)
+        self._tally.written += 1
+        if self.sampler is not None:
+            self.sampler.look_at_one(stamp.options, packet.original_len)
+
+
+def _described(packet: Upcall, process: Process | None) -> Process:
+    """What a process block shall say: at least what the packet does."""
+    if process is None:
+        start = packet.start // NS_PER_TICK * NS_PER_TICK if packet.tid == packet.tgid else 0
+        return Process(packet.tgid, start, packet.process or packet.comm, None, None, b"", b"", b"", b"")
+    return replace(process, cgroup=b"")  # not in a block
+
+
+def _filled(packet: _Local) -> _Local:
+    """The packet with its checksum, where the kernel program says that one is to be completed."""
+    if not packet.checksum:
+        return packet
+    frame = checksum.fill(packet.frame, packet.original_len, packet.checksum)
+    if frame is None:
+        return packet
+    return replace(packet, frame=memoryview(frame), flags=packet.flags & ~CHECKSUM_NOT_READY)

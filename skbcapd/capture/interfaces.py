@@ -1,0 +1,186 @@
+"""The interfaces that packets are captured on.
+
+In: a packet without a label. Out: its interface, which the output has numbered; or the end of its way, where the
+interface is not wanted.
+
+The rule: an interface is one name of one ifindex in one network namespace. Renamed, it is another one, with another
+row of counters; so what is in a file under a name was captured under that name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from skbcapd.attribution.namespaces import is_called
+from skbcapd.capture.plan import Plan
+from skbcapd.capture.record import KnownInterface, Record
+from skbcapd.capture.totals import Tally
+from skbcapd.kernel import abi
+from skbcapd.kernel.program import Program
+from skbcapd.kernel.segments import Upcall
+from skbcapd.lru import Bounded
+from skbcapd.output.interface import Output, Statistics
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
+from skbcapd.pcapng.interface import Interface
+from skbcapd.pcapng.link_type import link_type
+
+ANY = "any"
+REMEMBERED = 4 * abi.DEVICES_MAX
+INTERFACES_MAX = 1 << 16  # of one section: our own reader takes no more
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which interfaces are captured.
+
+    Args:
+        interfaces: names or globs, or ("any",).
+        exclude: names or globs, of any namespace, that are not wanted all the same.
+        namespaces: network namespaces that they are in, by name or inode number, "self" being this process's; none
+            said: all of them for ("any",), else self.
+    """
+
+    interfaces: Sequence[str] = (ANY,)
+    exclude: Sequence[str] = ()
+    namespaces: Sequence[str] = ()
+
+    @property
+    def is_all(self) -> bool:
+        """Whether every interface of the machine is captured."""
+        return ANY in self.interfaces and not self.exclude and not self.namespaces
+
+    def has(self, name: str, netns: int, own_netns: int) -> bool:
+        """Whether an interface is captured.
+
+        Args:
+            name: its name.
+            netns: inode number of its network namespace.
+            own_netns: that of this process's.
+        """
+        is_meant = ANY in self.interfaces or _is_among(name, self.interfaces)
+        return is_meant and self._has_namespace(netns, own_netns) and not _is_among(name, self.exclude)
+
+    def _has_namespace(self, netns: int, own_netns: int) -> bool:
+        if not self.namespaces:
+            return ANY in self.interfaces or netns == own_netns
+        return any(netns == own_netns if name == "self" else is_called(name, netns) for name in self.namespaces)
+
+
+class Interfaces:
+    """Finds a packet's interface, and tells program and output of new ones.
+
+    Args:
+        program: counts packets by interface.
+        output: numbers interfaces.
+        selection: which are wanted.
+        tally: counts packets on others.
+        describe_namespace: a network namespace's cookie and inode number to words for `if_description`.
+        warn: takes one line that the user should see.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        output: Output,
+        selection: Selection,
+        tally: Tally,
+        describe_namespace: Callable[[int, int], str],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._program, self._output, self._selection, self._tally = program, output, selection, tally
+        self._describe_namespace, self._warn = describe_namespace, warn
+        self._known: Bounded[tuple[int, int, bytes], KnownInterface] = Bounded(REMEMBERED)
+        self._numbered = 0  # by the output
+        self._netns = Path("/proc/self/ns/net").stat().st_ino
+        self.seen = 0
+        """How many there were."""
+        program.control[abi.DEVICE_FILTER] = not selection.is_all
+
+    def take(self, record: Record, plan: Plan) -> Record | None:
+        """Stage: the packet's interface; the end where that is not wanted."""
+        packet = record.packet
+        identity = (packet.net, packet.ifindex, packet.device)
+        found = self._known.use(identity)
+        if found is None:
+            found = self._known[identity] = self._new(packet, plan)
+            self.seen += 1
+            self._tell_program(packet, found)
+        elif found.description is None:
+            # The program remembers DEVICES_MAX, and forgets the least used.
+            self._tell_program(packet, found)
+        elif found.interface_id < 0:
+            found.interface_id = self._number(found.description)
+        if found.description is None:
+            self._tally.filtered += 1
+            return None
+        found.early += packet.slot != found.slot
+        return record._replace(interface=found)
+
+    def forget_numbers(self) -> None:
+        """Each interface gets a new number with its next packet."""
+        self._numbered = 0
+        for known in self._known.values():
+            known.interface_id = -1
+
+    def statistics(self) -> Iterator[Statistics]:
+        """What became of the packets of each until now; not of those that share a row of counters."""
+        for known in self._known.values():
+            if known.description and known.interface_id >= 0 and known.slot < abi.SLOTS - 1:
+                row, early = self._program.counters(known.slot), known.early
+                received = row.outcomes + early
+                accepted, delivered = received - row.filtered, row.delivered + early
+                yield Statistics(known.interface_id, known.slot, received, accepted, row.lost, delivered)
+
+    def _new(self, packet: Upcall, plan: Plan) -> KnownInterface:
+        name = packet.device.decode(errors="backslashreplace")
+        slot = min(self.seen + 1, abi.SLOTS - 1)
+        kind = link_type(packet.device_type)
+        if not self._selection.has(name, packet.netns, self._netns):
+            return KnownInterface(slot)
+        if kind is None:
+            self._warn(f"interface {name} has an unknown type ({packet.device_type}) and is not captured")
+            return KnownInterface(slot)
+        if self._numbered >= INTERFACES_MAX:
+            self._warn(f"interface {name} is one more than the {INTERFACES_MAX} of a file, and is not captured")
+            return KnownInterface(slot)
+        description = Interface(
+            name=packet.device,
+            description=self._describe_namespace(packet.net, packet.netns),
+            link_type=kind,
+            snaplen=plan.longest,
+            mac=packet.mac if len(packet.mac) == 6 and any(packet.mac) else None,
+            speed_bps=_speed_bps(name) if packet.netns == self._netns else None,
+            filter=plan.filter or None,
+        )
+        return KnownInterface(slot, description, self._number(description))
+
+    def _number(self, description: Interface) -> int:
+        self._numbered += 1
+        return self._output.add_interface(description)
+
+    def _tell_program(self, packet: Upcall, known: KnownInterface) -> None:
+        for direction in (DIRECTION_IN, DIRECTION_OUT):
+            self._program.set_device(
+                abi.DEVICE_KEY.pack(*abi.DeviceKey(packet.net, packet.ifindex, direction)),
+                abi.DEVICE.pack(
+                    *abi.Device(name=packet.names[16:32], slot=known.slot, unwanted=known.description is None)
+                ),
+            )
+        if self._program.control[abi.DEVICE_FILTER]:
+            self._program.control[abi.DEVICE_FILTER] += 1
+
+
+def _is_among(name: str, globs: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, each) for each in globs)
+
+
+def _speed_bps(name: str) -> int | None:
+    """The speed of an interface of our own namespace, where it has one."""
+    with contextlib.suppress(OSError, ValueError):
+        speed = int(Path("/sys/class/net", name, "speed").read_text())
+        return speed * 1_000_000 if speed > 0 else None
+    return None

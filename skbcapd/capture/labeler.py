@@ -1,0 +1,105 @@
+"""Labels: what the kernel program does by itself with the next packets of a key.
+
+In: a packet with process and verdict. Out: its stamp; and, in the program, a label that stamps or drops the others.
+
+The rule: a label holds an interface's number, so while those are given anew none is installed. And a key is decided
+about once in a drain, however many of its packets came before its label could.
+"""
+
+from __future__ import annotations
+
+from skbcapd.attribution.fields import told
+from skbcapd.attribution.processes import Process
+from skbcapd.capture.plan import Plan
+from skbcapd.capture.record import VIA, Decision, Record, user_of
+from skbcapd.kernel import abi
+from skbcapd.kernel.program import Program
+from skbcapd.kernel.segments import Upcall
+from skbcapd.lru import Bounded
+from skbcapd.pcapng.comment import Label, label
+
+REMEMBERED = 4 * abi.LABELS_MAX
+
+
+class Labeler:
+    """Makes labels, and remembers them for packets that the program could not write itself.
+
+    Args:
+        program: stamps packets.
+        takes_stamped: whether the output takes blocks that the program has written.
+    """
+
+    def __init__(self, program: Program, *, takes_stamped: bool) -> None:
+        self._program = program
+        self._takes_stamped = takes_stamped
+        self._made: Bounded[int, tuple[int, Label]] = Bounded(REMEMBERED)
+        self._decided: dict[bytes, Decision] = {}  # in this drain
+        self.count = 0
+        """How many were made."""
+        self.installs = True
+        """Whether new ones are given to the program."""
+
+    def begin_drain(self) -> None:
+        """What was decided before this drain is decided anew."""
+        self._decided.clear()
+
+    def forget(self) -> None:
+        """No packet comes with a label that was made until now."""
+        self._made.clear()
+        self._decided.clear()
+
+    def known(self, number: int) -> tuple[int, Label] | None:
+        """Interface number and stamp of a label; None where it is older than all that are remembered."""
+        return self._made.get(number)
+
+    def recall(self, record: Record, _plan: Plan) -> Record:
+        """Stage: what was decided about an earlier packet with the same key in this drain."""
+        decision = None if record.is_asked else self._decided.get(record.packet.key + record.packet.names)
+        return record if decision is None else record._replace(**decision._asdict(), is_decided=True)
+
+    def take(self, record: Record, plan: Plan) -> Record:
+        """Stage: the packet's stamp, and the label for the next ones."""
+        if record.is_decided:
+            return record
+        packet, verdict = record.packet, record.verdict
+        record = record._replace(stamp=(stamp := _stamp(packet, record.process, plan)))
+        if not record.is_asked:
+            self._decided[packet.key + packet.names] = Decision(record.process, verdict, stamp)
+            if self.installs and (self._takes_stamped or not verdict.keeps):
+                self._install(record, stamp, plan)
+        return record
+
+    def _install(self, record: Record, stamp: Label, plan: Plan) -> None:
+        """Have the program do the same with the key's next packets; one that wants a dump comes to us each time."""
+        packet, verdict, known = record.packet, record.verdict, record.interface
+        options = b"" if verdict.dump else stamp.options
+        number = self.count & 0xFFFFFFFF
+        self.count += 1
+        self._made[number] = known.interface_id, stamp
+        self._program.set_label(
+            packet.key,
+            abi.LABEL.pack(
+                *abi.Label(
+                    comm=packet.names[:16],
+                    device=packet.names[16:32],
+                    process=packet.names[32:],
+                    id=number,
+                    interface_id=known.interface_id,
+                    slot=known.slot,
+                    snaplen=(verdict.snaplen or plan.snaplen) if verdict.keeps else 0,
+                    filter=verdict.filter,
+                    generation=self._program.control[abi.GENERATION],
+                    options_len=len(options),
+                    flags_at=stamp.flags_at,
+                    options=options,
+                )
+            ),
+        )
+
+
+def _stamp(packet: Upcall, process: Process | None, plan: Plan) -> Label:
+    """What is stamped on this packet, and on all of its process, interface and direction."""
+    fields: list[tuple[str, bytes | str | int]] = [*told(plan.comment, user_of(packet), process)]
+    if packet.via and "none" not in plan.comment:
+        fields.append(("via", VIA[packet.via]))
+    return label(fields, 0, packet.tgid, packet.tid, linked=bool(packet.linked))

@@ -1,0 +1,79 @@
+"""A packet without a label on its way through the stages of this package.
+
+In: a packet as the kernel program gives it. Out: the same, and what the stages have found out about it.
+
+The rule: a stage takes a record and returns the next one, or None where the packet's way ends; then it has counted it.
+A stage decides by the record and by the plan, which is the same for all stages of one packet. `capture.capture` has
+them in their order; a new stage is one more file here, and one line there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+from skbcapd.attribution.processes import Process, User
+from skbcapd.capture.plan import Plan
+from skbcapd.capture.rules import Verdict
+from skbcapd.kernel.segments import Upcall
+from skbcapd.pcapng.comment import Label
+from skbcapd.pcapng.interface import Interface
+
+VIA = ("", "socket", "flow", "inode", "kernel", "forwarded", "unknown")
+"""Words of enum via of bpf/layout.h; the plain case, the current process, is not mentioned in a comment."""
+
+
+class KnownInterface:
+    """An interface under one name, and where its packets go.
+
+    Args:
+        slot: row of counters.
+        description: for the file; None: it is not captured.
+        interface_id: of the section in work; -1: to be numbered anew.
+    """
+
+    __slots__ = ("description", "early", "interface_id", "slot")
+
+    def __init__(self, slot: int, description: Interface | None = None, interface_id: int = -1) -> None:
+        self.slot = slot
+        self.description = description
+        self.interface_id = interface_id
+        self.early = 0  # packets written before the program knew its slot
+
+
+class Decision(NamedTuple):
+    """What holds for all packets of a label."""
+
+    process: Process | None
+    verdict: Verdict
+    stamp: Label
+
+
+class Record(NamedTuple):
+    """What is known of one packet; each stage fills in its part.
+
+    Args:
+        packet: as the kernel program saw it; its process, where that had to be asked for.
+        interface: it was captured on.
+        is_asked: its process was asked for, so its key is of no other packet, and gets no label.
+        process: what /proc says; None: nothing, or nobody wants to know.
+        verdict: of the rules.
+        stamp: what is written beside its frame.
+        is_decided: process, verdict and stamp are those of an earlier packet with the same key in this drain.
+    """
+
+    packet: Upcall
+    interface: KnownInterface = KnownInterface(0)
+    is_asked: bool = False
+    process: Process | None = None
+    verdict: Verdict = Verdict()
+    stamp: Label | None = None
+    is_decided: bool = False
+
+
+Stage: TypeAlias = Callable[[Record, Plan], Record | None]
+
+
+def user_of(packet: Upcall) -> User:
+    """The thread that a packet belongs to."""
+    return User(packet.tgid, packet.tid, packet.start, packet.comm, packet.process)

@@ -1,0 +1,84 @@
+"""The self-test: packets of known bytes, sent at start, that must come back whole.
+
+In: a loaded program. Out: whether it reads paged frames; and, as a stage, the end of the way for the test's packets.
+
+The rule: they are counted and never written, also where they come late.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from skbcapd.capture.plan import Plan
+from skbcapd.capture.record import Record
+from skbcapd.capture.totals import Tally
+from skbcapd.errors import KernelError
+from skbcapd.kernel import abi
+from skbcapd.kernel.marker import Marker
+from skbcapd.kernel.program import Program
+
+_PROOF_S = 2.0
+
+
+class SelfTest:
+    """Measures the kernel, then proves that the attached program captures a paged frame.
+
+    Args:
+        program: loaded.
+        tally: counts the test's packets.
+        warn: takes one line that the user should see.
+    """
+
+    def __init__(self, program: Program, tally: Tally, warn: Callable[[str], None]) -> None:
+        self._program, self._tally, self._warn = program, tally, warn
+        self._marker: Marker | None = None
+        self.is_proven = False
+        self.private_net = 0
+        """Cookie of the namespace that only the test's packets are in; 0 where there is none."""
+
+    def measure(self) -> None:
+        """Before the program is attached: find out what it needs to know; what it lacks is said."""
+        program = self._program
+        try:
+            self._marker = Marker()
+            self.private_net = self._marker.net if self._marker.is_private else 0
+            program.control[abi.OWN_NET] = self.private_net
+            program.measure(self._marker)
+        except (KernelError, OSError) as error:
+            self._warn(f"cannot measure where the kernel maps its pages: {error}")
+        if not program.process_context:
+            self._warn("cannot tell system calls from softirqs on this kernel: packets are captured without a process")
+
+    def prove(self, drain: Callable[[], object]) -> None:
+        """Once it is attached: send the marker until it came back whole, or have it read no pages.
+
+        Args:
+            drain: brings packets to `take`.
+        """
+        program = self._program
+        # What leaves by loopback has to be seen.
+        is_seen = any(hook.function == "on_transmit" for hook in program.hooks)
+        if self._marker is not None and program.paged and is_seen:
+            deadline = time.monotonic() + _PROOF_S
+            program.control[abi.SNAPLEN] = abi.CAPTURE_MAX
+            self._marker.send()
+            while not self.is_proven and time.monotonic() < deadline:
+                drain()
+            if not self.is_proven:
+                program.control[abi.PAGE_BASE] = 0
+        if not program.control[abi.PAGE_BASE]:
+            self._warn("paged frames cannot be read on this kernel: they are captured up to their linear part")
+        if self._marker is not None:
+            self._marker.close()
+            self._marker = None
+
+    def take(self, record: Record, _plan: Plan) -> Record | None:
+        """Stage: the test's own packets end here."""
+        packet = record.packet
+        is_marker = self._marker is not None and self._marker.is_in(packet.net, packet.frame)
+        self.is_proven |= is_marker
+        if is_marker or packet.net == self.private_net:
+            self._tally.self_test += 1
+            return None
+        return record

@@ -1,0 +1,44 @@
+"""Whose a packet is, and what the rules say about it: two stages.
+
+In: a packet with its interface and socket owner. Out: what /proc knows of its process, and the rules' verdict.
+
+The rule: /proc is asked only where a setting wants more than the kernel program has taken.
+"""
+
+from __future__ import annotations
+
+from skbcapd.attribution.fields import needs_process
+from skbcapd.attribution.processes import Process
+from skbcapd.capture.plan import Plan
+from skbcapd.capture.record import VIA, Record, user_of
+from skbcapd.capture.rules import Subject
+from skbcapd.kernel.segments import Upcall
+from skbcapd.pcapng.blocks import DIRECTION_OUT
+
+
+def find_process(record: Record, plan: Plan) -> Record:
+    """Stage: what /proc knows of the packet's process."""
+    packet = record.packet
+    is_wanted = plan.process_blocks or plan.rules.needs_process or needs_process(plan.comment)
+    if record.is_decided or not packet.tgid or not is_wanted:
+        return record
+    return record._replace(process=plan.processes.find(packet.tgid, packet.tid, packet.start, packet.comm))
+
+
+def decide(record: Record, plan: Plan) -> Record:
+    """Stage: the verdict of the first rule that matches."""
+    if record.is_decided:
+        return record
+    return record._replace(verdict=plan.rules.decide(_subject(record.packet, record.process)))
+
+
+def _subject(packet: Upcall, process: Process | None) -> Subject:
+    """What the rules may ask of a packet."""
+    return Subject(
+        interface=packet.device,
+        netns=packet.netns,
+        direction="out" if packet.direction == DIRECTION_OUT else "in",
+        via=VIA[packet.via] or "current",
+        user=user_of(packet),
+        process=process,
+    )

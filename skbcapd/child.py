@@ -1,0 +1,72 @@
+"""A child process of ours that works while we wait, or while we do not.
+
+In: a function. Out: its process, a socket to it, and what it said on stderr.
+
+The rule: a child never outlives its parent, obeys SIGTERM at once and leaves Ctrl-C to its parent. Its end gives back
+all that the work took, also where that is stuck in a library: `close` kills it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import tempfile
+import traceback
+from collections.abc import Callable
+
+_PR_SET_PDEATHSIG = 1
+_DEFAULT = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Child:
+    """A running child; `close` ends it.
+
+    Args:
+        work: what it does, with its end of the socket; an exception ends it with exit code 1, told on its stderr.
+        kind: SOCK_STREAM or SOCK_SEQPACKET.
+        nice: added to its niceness: others go first.
+    """
+
+    def __init__(self, work: Callable[[socket.socket], None], kind: socket.SocketKind, nice: int = 0) -> None:
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, kind)
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed by `close`
+        parent = os.getpid()
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                self.channel.close()
+                os.dup2(self._stderr.fileno(), 2)
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
+                for number in _DEFAULT:
+                    signal.signal(number, signal.SIG_DFL)
+                ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+                if os.getppid() != parent:
+                    os._exit(1)  # the parent ended before
+                os.nice(nice)
+                work(theirs)
+            except BaseException:  # noqa: BLE001  the child has no caller: everything becomes a line for the parent
+                os.write(2, traceback.format_exc().encode(errors="replace"))  # Python may have another stderr, or none
+                os._exit(1)
+            os._exit(0)
+        theirs.close()
+
+    def fileno(self) -> int:
+        """Readable when the child has something to say, or has ended."""
+        return self.channel.fileno()
+
+    def stderr(self) -> str:
+        """What it has said on stderr until now."""
+        self._stderr.seek(0)
+        return self._stderr.read().decode(errors="replace")
+
+    def close(self) -> None:
+        """End the child, whatever it does, and reap it."""
+        self.channel.close()
+        self._stderr.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)

@@ -1,0 +1,128 @@
+"""What a crash has left: files in work get their names, without the torn block at their end.
+
+In: a directory's descriptor, and names. Out: finished files; what held nothing, or was half compressed, is deleted.
+
+The rules: regular files only, opened without waiting, of which nobody has another name: who may write to the directory
+must not have us cut a file of his choice. And a start does not wait for gigabytes to be read: what takes longer than
+SEARCH_S is left to a process of its own, and has its name later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from skbcapd.output import blocks
+
+SEARCH_S = 0.3  # for all files at a start
+
+
+class Crashed:
+    """The files in work of captures that have ended without finishing them.
+
+    Args:
+        directory: descriptor.
+        path: of it, for people.
+        say: takes one line for the log.
+    """
+
+    def __init__(self, directory: int, path: Path, say: Callable[[str], None]) -> None:
+        self._directory, self._path, self._say = directory, path, say
+        self._until_s = time.monotonic() + SEARCH_S
+        self._left: deque[tuple[str, int, int]] = deque()  # name, descriptor, where to search on
+        self._search: subprocess.Popen[bytes] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all have been dealt with."""
+        return not self._left
+
+    def finish(self, name: str) -> None:
+        """Deal with a file called NAME.part; in parts, see `tick`.
+
+        Args:
+            name: that it shall have.
+        """
+        part = f"{name}.part"
+        with self._told(part):
+            descriptor = os.open(part, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._directory)
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+                os.close(descriptor)
+                self._say(f"{self._path / part}: no plain file; it stays")
+                return
+            end, is_all = blocks.whole_in(descriptor, until_s=self._until_s)
+            if is_all:
+                self._cut(name, descriptor, end)
+            else:
+                self._left.append((name, descriptor, end))
+
+    def delete(self, part: str) -> None:
+        """Delete what a compressor has left: the plain file is still there."""
+        with self._told(part):
+            os.unlink(part, dir_fd=self._directory)
+
+    def tick(self) -> str:
+        """Once a second: see whether a search is over; the name that a file has got by that, or nothing."""
+        done = ""
+        if self._search is not None and self._search.poll() is not None and self._left:
+            name, descriptor, _ = self._left.popleft()
+            output, _ = self._search.communicate()
+            self._search = None
+            with self._told(f"{name}.part"):
+                if output.strip().isdigit():
+                    self._cut(name, descriptor, int(output))
+                    done = name
+                else:
+                    os.close(descriptor)
+                    self._say(f"{self._path / name}.part: its end was not found; it stays as a crash left it")
+        if self._search is None and self._left:
+            _, descriptor, at = self._left[0]
+            command = ["nice", "-n", "19", sys.executable, "-I", "-S", blocks.__file__, str(at)]
+            try:
+                self._search = subprocess.Popen(
+                    command, stdin=descriptor, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+                )
+            except OSError as error:
+                self._left.clear()
+                self._say(f"{self._path}: {error.strerror}; what a crash has left stays until the next start")
+        return done
+
+    def close(self) -> None:
+        """Stop; what is left is for the next start."""
+        if self._search is not None:
+            self._search.kill()
+            self._search.communicate()
+        for _, descriptor, _ in self._left:
+            os.close(descriptor)
+        self._left.clear()
+
+    def _cut(self, name: str, descriptor: int, end: int) -> None:
+        """Cut a file behind its last whole block, and give it its name."""
+        part = f"{name}.part"
+        try:
+            size = os.fstat(descriptor).st_size
+            if not end:
+                os.unlink(part, dir_fd=self._directory)
+                self._say(f"{self._path / part}: removed; it held no whole block after a crash")
+                return
+            if end < size:
+                os.ftruncate(descriptor, end)
+            os.rename(part, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+            self._say(f"{self._path / part}: finished after a crash, {size - end} bytes of a torn block cut off")
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _told(self, part: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._say(f"{self._path / part}: {error.strerror}; it stays as a crash left it")

@@ -1,0 +1,211 @@
+"""One file on its disk: pieces go there directly or through the page cache, and what is refused is counted.
+
+In: pieces, in order, by one thread. Out: the file ends with a whole block at any time, unless the process is killed.
+
+The rules: after an error nothing more is written, and each packet that is not in the file is counted in `lost`. A disk
+whose free space would fall below what it shall keep is full.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from collections import deque
+from collections.abc import Callable
+
+from skbcapd.output import blocks
+from skbcapd.output.aligned import ALIGNMENT, Piece
+
+DIRECT_MIN = 1 << 18  # bytes at once that are worth a wait for the disk
+_CACHED_S = 5.0
+_PACE_MIN, _PACE_MAX = 1 << 22, 1 << 25  # bytes from which on a pace is known, and of which it is made
+
+
+class Pace:
+    """How fast one way of writing has been of late."""
+
+    def __init__(self) -> None:
+        self._bytes = self._seconds = 0.0
+
+    def add(self, size: int, seconds: float) -> None:
+        """So many bytes have taken so long."""
+        self._bytes += size
+        self._seconds += seconds
+        if self._bytes > _PACE_MAX:
+            self._bytes /= 2
+            self._seconds /= 2
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second; without end while not known, so that it is tried."""
+        return self._bytes / self._seconds if self._bytes >= _PACE_MIN and self._seconds else float("inf")
+
+
+class Choice:
+    """Which way a piece is written.
+
+    Much at once goes to the disk directly, which costs a fraction of what the page cache does. Little goes through the
+    cache. So does all for some time after memory pressure, while that is the faster way: mostly, but not where a
+    hypervisor is slow to give the pages.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._cached_until = 0.0
+        self.direct, self.cached = Pace(), Pace()
+
+    def note_memory_pressure(self) -> None:
+        """Too much waits to be written."""
+        self._cached_until = self._clock() + _CACHED_S
+
+    def is_direct(self, piece: Piece) -> bool:
+        """Whether a piece is to go around the cache, where that can be had."""
+        if not piece.is_aligned or piece.end - piece.start < DIRECT_MIN:
+            return False
+        return self._clock() >= self._cached_until or self.cached.rate < self.direct.rate
+
+
+class DirectWay:
+    """Around the page cache; gives up for good when the file system refuses.
+
+    Args:
+        descriptor: of a regular file.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = -1
+        with contextlib.suppress(OSError):
+            self._descriptor = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+
+    def write(self, buffer: memoryview, at: int) -> int:
+        """Write whole blocks of the disk; how many bytes it took: none where it cannot be had, or the disk is full."""
+        if self._descriptor < 0:
+            return 0
+        try:
+            return os.pwrite(self._descriptor, buffer, at)
+        except OSError:
+            self.close()  # the other way will say why, if it is no matter of the way
+            return 0
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+
+class DiskFile:
+    """One file, or a pipe, that is written piece by piece. Its methods are for one thread, its attributes for all.
+
+    Args:
+        descriptor: open for writing, empty.
+        clock: seconds.
+        keep_free: bytes of the disk that stay free.
+    """
+
+    def __init__(self, descriptor: int, clock: Callable[[], float] = time.monotonic, keep_free: int = 0) -> None:
+        self.error: OSError | None = None
+        self.settled = 0  # bytes that are in the file, or whose packets are counted
+        self.is_given_up = False  # set by others: nothing more is to be written
+        self.choice = Choice(clock)
+        self._descriptor, self._clock, self._keep_free = descriptor, clock, keep_free
+        self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        self._direct = DirectWay(descriptor) if self._is_file else None
+        self._size = 0  # bytes in the file
+        self._starts: deque[int] = deque([0])  # of blocks: one at or before `_size`, and later ones
+        self._lost = blocks.PacketCounter()
+
+    @property
+    def lost(self) -> int:
+        """Packets that are not in the file."""
+        return self._lost.packets
+
+    @property
+    def size(self) -> int:
+        """Bytes that are in the file; of whole blocks after an error."""
+        return self._size
+
+    def put(self, piece: Piece) -> None:
+        """Write a piece, or count its packets; raises nothing."""
+        if self.error is None:
+            self._starts.extend(piece.starts)
+            try:
+                self._refuse()
+                self._write(piece)
+            except OSError as error:
+                self._repair(error, piece.buffer[self._size - piece.at : piece.end])
+        else:
+            self._lost.feed(piece.data)
+        self.settled += piece.end - piece.start
+
+    def close(self) -> None:
+        """Let go of what is held beside the descriptor, which stays open."""
+        if self._direct is not None:
+            self._direct.close()
+
+    def _refuse(self) -> None:
+        """Behave as a full disk does, where it is to be taken for one."""
+        if self.is_given_up:
+            raise OSError(errno.ETIMEDOUT, "the disk is too slow to wait for it at the end")
+        if self._keep_free and self._is_file:
+            found = os.fstatvfs(self._descriptor)
+            if found.f_bavail * found.f_frsize < self._keep_free:
+                raise OSError(errno.ENOSPC, "free space is down to files.keep_free")
+
+    def _write(self, piece: Piece) -> None:
+        begun = self._clock()
+        if self._direct is not None and self.choice.is_direct(piece):
+            end = piece.end // ALIGNMENT * ALIGNMENT
+            written = self._direct.write(piece.buffer[:end], piece.at)
+            self.choice.direct.add(written, self._clock() - begun)
+            self._advance(piece.at + written)
+            begun = self._clock()
+        left = piece.buffer[self._size - piece.at : piece.end]
+        size = len(left)
+        while left:
+            written = (
+                os.pwrite(self._descriptor, left, self._size) if self._is_file else os.write(self._descriptor, left)
+            )
+            left = left[written:]
+            self._advance(self._size + written)
+        if size >= DIRECT_MIN:
+            self.choice.cached.add(size, self._clock() - begun)
+
+    def _advance(self, size: int) -> None:
+        self._size = max(self._size, size)
+        while len(self._starts) > 1 and self._starts[1] <= self._size:
+            self._starts.popleft()
+
+    def _repair(self, error: OSError, missing: memoryview) -> None:
+        """Cut the file behind its last whole block, a torn one ends it for every reader, and count what is missing."""
+        start = self._starts[0]
+        there = _read_back(self._descriptor, start, self._size) if self._is_file else b""
+        if len(there) == self._size - start:
+            kept = blocks.whole(there)
+            self._lost.feed(there[kept:])
+            self._size = start + kept
+        else:
+            # What cannot be read, or is in a pipe, is not known block by block: count from the first that is missing.
+            behind = next((each for each in self._starts if each >= self._size), self._size + len(missing))
+            missing = missing[behind - self._size :]
+            self._size = start
+        self._lost.feed(missing)
+        if self._is_file:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._descriptor, self._size)
+        self.error = error
+
+
+def _read_back(descriptor: int, start: int, end: int) -> bytes:
+    """What a file that is open for writing holds; less if it cannot be read."""
+    try:
+        with open(f"/proc/self/fd/{descriptor}", "rb", buffering=0) as reader:  # noqa: PTH123  no path, a descriptor
+            return os.pread(reader.fileno(), end - start, start)
+    except OSError:
+        return b""

@@ -1,0 +1,116 @@
+"""The finished files of a directory, kept in memory: listing 100,000 of them each second would take a processor.
+
+In: a directory's descriptor, and what tells our names from others. Out: our files, oldest first, with size and age.
+
+The rule: regular files only. What others do to the directory is noticed: by inotify, or by a look at the whole of it
+where there is none and its time of change is another.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from skbcapd.output.watch import Watch
+
+_COARSE_NS = 2_000_000_000  # a directory that has just changed may change again without another time of change
+
+
+class Entry(NamedTuple):
+    """A finished file; they sort by age.
+
+    Args:
+        number: in its name.
+        name: in the directory.
+        size: bytes.
+        finished_s: seconds since 1970.
+    """
+
+    number: int
+    name: str
+    size: int
+    finished_s: float
+
+
+class Listing:
+    """Our finished files.
+
+    Args:
+        directory: descriptor.
+        number_of: the number in a finished file's name, 0 where it is none of ours.
+    """
+
+    def __init__(self, directory: int, number_of: Callable[[str], int]) -> None:
+        self._directory, self._number_of = directory, number_of
+        self._entries: dict[str, Entry] = {}
+        self._order: list[Entry] = []
+        self._changed_ns = 0
+        self.total = 0  # bytes
+        self._watch: Watch | None = None
+        with contextlib.suppress(OSError):
+            self._watch = Watch(directory)
+        self._read()
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._order)
+
+    def refresh(self) -> None:
+        """See what has changed."""
+        if self._watch is not None:
+            changed = dict.fromkeys(self._watch.changes())
+            if None in changed:
+                self._read()
+            else:
+                for name in changed:
+                    self.look_at(name or "")
+        elif os.fstat(self._directory).st_mtime_ns != self._changed_ns:
+            self._read()
+
+    def look_at(self, name: str) -> None:
+        """See whether there is such a file, and how it is."""
+        number = self._number_of(name)
+        if not number:
+            return
+        self._forget(name)
+        with contextlib.suppress(OSError):
+            found = os.stat(name, dir_fd=self._directory, follow_symlinks=False)
+            if stat.S_ISREG(found.st_mode):
+                entry = self._entries[name] = Entry(number, name, found.st_size, found.st_mtime)
+                self.total += entry.size
+                bisect.insort(self._order, entry)
+
+    def close(self) -> None:
+        """Watch no longer."""
+        if self._watch is not None:
+            self._watch.close()
+        self._watch = None
+
+    def _forget(self, name: str) -> None:
+        entry = self._entries.pop(name, None)
+        if entry is not None:
+            self.total -= entry.size
+            del self._order[bisect.bisect_left(self._order, entry)]
+
+    def _read(self) -> None:
+        """Read all of the directory."""
+        changed_ns = os.fstat(self._directory).st_mtime_ns
+        self._changed_ns = changed_ns if time.time_ns() - changed_ns > _COARSE_NS else 0
+        entries = {}
+        with os.scandir(self._directory) as found:
+            for each in found:
+                if number := self._number_of(each.name):
+                    with contextlib.suppress(OSError):
+                        status = each.stat(follow_symlinks=False)
+                        if stat.S_ISREG(status.st_mode):
+                            entries[each.name] = Entry(number, each.name, status.st_size, status.st_mtime)
+        self._entries = entries
+        self._order = sorted(entries.values())
+        self.total = sum(entry.size for entry in entries.values())

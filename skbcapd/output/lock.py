@@ -1,0 +1,141 @@
+"""One capture at a time writes to a directory: the lock, and who holds it.
+
+In: a directory's descriptor. Out: a lock that lasts as long as the process does.
+
+The rule: who may only read the directory must not be able to take the lock, so it is on a file that nobody but its
+owner can open, and not on the directory.
+
+Source: flock(2), proc_locks(5).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from skbcapd.errors import FileError
+
+NAME = ".skbcapd.lock"
+_PROC = Path("/proc")
+_TRIES = 8  # somebody may lay another file there meanwhile
+
+
+def lock(directory: int, path: Path) -> int:
+    """Take the lock of a directory.
+
+    Args:
+        directory: its descriptor.
+        path: of it, for people.
+
+    Returns:
+        The descriptor that holds the lock.
+
+    Raises:
+        FileError: another process holds it; its message names it.
+        OSError: no lock can be made.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    for _ in range(_TRIES):
+        try:
+            found = os.open(NAME, flags, 0o600, dir_fd=directory)
+        except PermissionError:
+            _refuse(directory, path)
+            os.unlink(NAME, dir_fd=directory)  # another user's, who holds it no longer
+            continue
+        except OSError as error:
+            if not error.errno or _is_regular(directory):
+                raise
+            os.unlink(NAME, dir_fd=directory)  # a symbolic link, a socket
+            continue
+        status = os.fstat(found)
+        if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077 or status.st_nlink != 1:
+            os.close(found)
+            os.unlink(NAME, dir_fd=directory)  # others could hold it
+            continue
+        try:
+            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(found)
+            _refuse(directory, path)
+            continue  # it has gone meanwhile
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(NAME, dir_fd=directory, follow_symlinks=False), status):
+                return found
+        os.close(found)
+    raise FileError(f"{path}: another skbcapd writes to it", "one directory for each: set files.directory")
+
+
+def _is_regular(directory: int) -> bool:
+    with contextlib.suppress(OSError):
+        return stat.S_ISREG(os.stat(NAME, dir_fd=directory, follow_symlinks=False).st_mode)
+    return True
+
+
+def _refuse(directory: int, path: Path) -> None:
+    """Say who holds the lock.
+
+    Raises:
+        FileError: somebody does.
+    """
+    held = os.stat(NAME, dir_fd=directory, follow_symlinks=False)
+    for process in _holders(held.st_ino, _PROC):
+        raise FileError(
+            f"{path}: another skbcapd writes to it: {_who(process, _PROC)}",
+            "one directory for each: set files.directory",
+        )
+
+
+def _who(process: str, proc: Path) -> str:
+    if process in {"0", "-1"}:
+        return "a process of another PID namespace"
+    with contextlib.suppress(OSError):
+        return f"process {process} ({(proc / process / 'comm').read_text().strip()})"
+    return f"process {process}"
+
+
+def _holders(inode: int, proc: Path) -> Iterator[str]:
+    """Processes that have locked something with this inode number: its device is not stat's on all file systems."""
+    held = re.findall(r"FLOCK +ADVISORY +WRITE (-?\d+) [^:]+:[^:]+:(\d+) ", (proc / "locks").read_text())
+    return (process for process, found in held if int(found) == inode)
+
+
+def daemon_of(path: Path, proc: Path = _PROC) -> int:
+    """The process that has locked a directory and waits for SIGUSR2.
+
+    Args:
+        path: of the directory.
+        proc: where procfs is.
+
+    Raises:
+        FileError: there is none, or who asks may not see it.
+
+    Source: SigCgt in proc_pid_status(5).
+    """
+    closed = ""
+    try:
+        # Versions before 0.2 had the lock on the directory itself.
+        wanted = [(path / NAME).lstat()] if (path / NAME).is_file() else []
+        wanted.append(path.stat())
+        found = [(process, one) for one in wanted for process in _holders(one.st_ino, proc)]
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}; expected a directory that skbcapd writes to") from None
+    for process, one in found:
+        try:
+            if not any(os.path.samestat(fd.stat(), one) for fd in (proc / process / "fd").iterdir()):
+                continue
+            caught = re.search(r"^SigCgt:\s*(\w+)", (proc / process / "status").read_text(), re.MULTILINE)
+            if caught and int(caught[1], 16) >> (signal.SIGUSR2 - 1) & 1:
+                return int(process)
+        except PermissionError:
+            closed = _who(process, proc)
+        except OSError:
+            continue
+    if closed:
+        raise FileError(f"{path}: {closed} writes to it, and is another user's", "ask as its user, or as root")
+    raise FileError(f"{path}: nobody writes to it", "start skbcapd with files.mode=ring first, and ask as its user")

@@ -1,0 +1,151 @@
+"""Packets into one pcapng stream, through scapy's writer.
+
+In: packets and ready blocks. Out: bytes of a section that stands for itself.
+
+The rule: a packet that passes through Python has the same bytes as one that the kernel program wrote.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+
+from skbcapd import __version__
+from skbcapd.attribution.processes import Process, boot_ns
+from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.lru import Bounded
+from skbcapd.output.block_writer import CaptureFile
+from skbcapd.output.interface import Snapshot, Statistics
+from skbcapd.pcapng.comment import Label
+from skbcapd.pcapng.interface import Sink
+
+PROCESSES_REPEATED = 4096
+
+
+class PcapngOutput:
+    """Packets into a pcapng stream, through scapy's writer.
+
+    Args:
+        stream: takes bytes, keeps order.
+        encode: "kernel", or "scapy" for every packet through Python.
+    """
+
+    def __init__(self, stream: Sink, encode: str = "kernel") -> None:
+        self.labels = encode == "kernel"
+        self._start_ns = time.time_ns()
+        from skbcapd.pcapng.writer import PcapngWriter  # noqa: PLC0415  see kernel.load: it comes while the compiler works
+
+        self._writer = PcapngWriter(stream)
+        self._writer.write_section(
+            hardware=platform.machine(),
+            os=f"{platform.system()} {platform.release()}",
+            application=f"skbcapd {__version__}",
+        )
+        self.add_interface = self._writer.write_interface
+        self.processes: Bounded[Process, None] = Bounded(PROCESSES_REPEATED)  # the last ones described, in order
+
+    dumped = None
+    wants_turn = wants_new_numbers = False
+
+    @property
+    def lost(self) -> int:
+        """None: its stream raises, and whoever gave it ends."""
+        return 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Never: it waits for its stream."""
+        return False
+
+    @property
+    def handed(self) -> int:
+        """Nothing is ever behind."""
+        return 0
+
+    settled = handed
+
+    def note_memory_pressure(self) -> None:
+        """It cannot be quicker than its stream."""
+
+    def restart_interfaces(self, _statistics: Sequence[Statistics]) -> None:
+        """Never called: one section numbers its interfaces once."""
+        raise AssertionError("new numbers for the interfaces of a section")
+
+    def add_process(self, process: Process) -> None:
+        """One process block, unless it has been written."""
+        if process in self.processes:
+            return
+        self._writer.write_process(process, boot_ns())
+        self.processes[process] = None
+
+    def finish(self, statistics: Sequence[Statistics]) -> None:
+        """An Interface Statistics Block for each interface."""
+        now = time.time_ns()
+        for one in statistics:
+            self._writer.write_statistics(
+                one.interface_id,
+                now,
+                start_ns=self._start_ns,
+                end_ns=now,
+                received=one.received,
+                filter_accepted=one.accepted,
+                os_dropped=one.lost,
+                delivered=one.delivered,
+            )
+        self._writer.flush()
+
+    def write_blocks(self, view: memoryview, _snapshot: Snapshot = tuple) -> None:
+        """Ready blocks as they are."""
+        self._writer.write_blocks(view)
+
+    def flush(self, _snapshot: Snapshot = tuple) -> None:
+        """Hand on what is held back."""
+        self._writer.flush()
+
+    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label, _snapshot: Snapshot = tuple) -> None:
+        """One Enhanced Packet Block, built by scapy; the same bytes as the kernel's of a labelled packet."""
+        options = bytearray(stamp.options)
+        at = stamp.flags_at
+        flags = int.from_bytes(options[at : at + 4], "little") | packet.flags
+        options[at : at + 4] = flags.to_bytes(4, "little")
+        if stamp.linked:
+            options[at + 8 : at + 16] = packet.packet_id.to_bytes(8, "little")
+        self._writer.write_packet(interface_id, packet.time_ns, packet.frame, packet.original_len, bytes(options))
+
+
+class FileOutput(PcapngOutput):
+    """Packets into one file, which waits for its disk elsewhere.
+
+    Args:
+        file: of its own; closed by whoever gave it.
+        encode: as for PcapngOutput.
+    """
+
+    def __init__(self, file: CaptureFile, encode: str = "kernel") -> None:
+        super().__init__(file.stream, encode)
+        self._file = file
+
+    @property
+    def lost(self) -> int:
+        """Packets that the disk did not take: then the capture ends."""
+        return self._file.stream.lost
+
+    @property
+    def is_busy(self) -> bool:
+        """As BlockSink."""
+        return self._file.stream.is_busy
+
+    @property
+    def handed(self) -> int:
+        """As BlockSink."""
+        return self._file.stream.handed
+
+    @property
+    def settled(self) -> int:
+        """As BlockSink."""
+        return self._file.stream.settled
+
+    def note_memory_pressure(self) -> None:
+        """As BlockSink."""
+        self._file.stream.note_memory_pressure()

@@ -1,0 +1,65 @@
+"""Tells which names of a directory have changed, at no cost while none has.
+
+In: a directory's descriptor. Out: names of entries that were made, removed, renamed, written to or given another age.
+
+The rule: where the kernel has dropped what it wanted to say, or there is no inotify to be had, that is said: then all
+must be read anew.
+
+Source: inotify(7).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Iterator
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_EVENT = struct.Struct("<iIII")  # watch, mask, cookie, bytes of the name behind it
+_ATTRIB, _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x4, 0x8, 0x40, 0x80, 0x100, 0x200
+_Q_OVERFLOW, _ONLYDIR = 0x4000, 0x01000000
+_READ = 1 << 16
+_READS_MAX = 64  # as much as the kernel keeps for one reader, in its defaults
+
+
+class Watch:
+    """Changes in one directory.
+
+    Args:
+        directory: descriptor.
+
+    Raises:
+        OSError: no inotify can be had: there are too many, or none at all.
+    """
+
+    def __init__(self, directory: int) -> None:
+        self._descriptor = int(_LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        if self._descriptor < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        mask = _ATTRIB | _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _CREATE | _DELETE | _ONLYDIR
+        if _LIBC.inotify_add_watch(self._descriptor, f"/proc/self/fd/{directory}".encode(), mask) < 0:
+            number = ctypes.get_errno()
+            self.close()
+            raise OSError(number, os.strerror(number))
+
+    def changes(self) -> Iterator[str | None]:
+        """Names that have changed since the last call; None: nobody knows which."""
+        for _ in range(_READS_MAX):
+            try:
+                found = os.read(self._descriptor, _READ)
+            except BlockingIOError:
+                return
+            at = 0
+            while at < len(found):
+                _, mask, _, size = _EVENT.unpack_from(found, at)
+                at += _EVENT.size
+                if mask & _Q_OVERFLOW:
+                    yield None
+                elif size:
+                    yield os.fsdecode(found[at : at + size].rstrip(b"\0"))
+                at += size
+
+    def close(self) -> None:
+        """Watch no longer."""
+        os.close(self._descriptor)

@@ -1,0 +1,97 @@
+"""A thread that does jobs for the drain loop, one after the other: whatever may wait for a disk.
+
+In: jobs, which raise nothing. Out: they are done in order, later.
+
+The rule: nobody who has a capture to run waits for a worker, but for a limited time at the end. A worker that hangs in
+the kernel does not keep the process: its thread is a daemon's.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Protocol, TypeAlias
+
+Job: TypeAlias = Callable[[], None]
+
+
+class Jobs(Protocol):
+    """Whoever does jobs in order."""
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that are not done yet."""
+        ...
+
+    def do(self, job: Job) -> None:
+        """Do a job when those before it are done; it must not raise."""
+        ...
+
+
+class AtOnce:
+    """Does jobs where it is asked to: for what may wait for its disk, and for tests."""
+
+    waiting = 0
+
+    def do(self, job: Job) -> None:
+        """Do it now."""
+        job()
+
+
+class Worker:
+    """Does jobs in a thread of its own.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._asked = self._done = 0
+        self._thread: threading.Thread | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that are not done yet."""
+        return self._asked - self._done
+
+    def do(self, job: Job) -> None:
+        """Do a job when those before it are done; it must not raise."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+        self._asked += 1
+        self._jobs.put(job)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for all jobs, but no longer than so many seconds; whether they are done."""
+        return wait_until(lambda: not self.waiting, timeout_s)
+
+    def close(self, timeout_s: float) -> bool:
+        """Do what is there, and end; whether that took no longer than so many seconds."""
+        if self._thread is None:
+            return True
+        self._jobs.put(None)
+        self._thread.join(timeout_s)
+        is_over = not self._thread.is_alive()
+        if is_over:
+            self._thread = None
+        return is_over
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+            self._done += 1
+
+
+def wait_until(is_so: Callable[[], bool], timeout_s: float, every_s: float = 0.005) -> bool:
+    """Wait for a condition, but no longer than so many seconds; whether it holds."""
+    end = time.monotonic() + timeout_s
+    while not is_so():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(every_s)
+    return True
