@@ -124,6 +124,8 @@ def _lines(facts: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterat
     minutes, seconds = divmod(int(facts["uptime_s"]), 60)
     yield f"skbcapd {facts['version']}, process {facts['pid']}, up {minutes // 60}:{minutes % 60:02}:{seconds:02}"
     yield f"file      {files['path']} (mode: {files['mode']})"
+    if files["deleted_files"]:
+        yield f"deleted   {files['deleted_files']} files, {files['deleted_bytes']} bytes"
     yield f"hooks     {', '.join(facts['hooks'])}"
     yield f"learning  {', '.join(facts['learning'])}"
     yield f"met       {facts['devices']} devices, {processes['count']} processes, {facts['labels']} labels"

@@ -395,8 +395,8 @@ class Files:
     keep_free: int = _key(
         "100MiB",
         Quantity("a size", "0", "1048576GiB", SIZE),
-        "Bytes of the disk that stay free: the oldest files go, and if that does not help, packets are lost and "
-        "counted until there is room again.",
+        "Bytes of the disk that stay free: files of earlier runs are deleted, the oldest first, but no dump and not "
+        "the newest file; if that does not help, packets are dropped and counted until there is room again.",
     )
     compress: Compress = _key(
         "none",

@@ -99,6 +99,11 @@ class Metrics:
         yield counter("skbcapd_processes_seen", "Processes that packets were given to.", facts["processes"]["count"])
         yield counter("skbcapd_labels_made", "Labels that were made.", facts["labels"])
         yield gauge("skbcapd_devices", "Devices that were met, also unwanted ones.", facts["devices"])
+        deleted = facts["files"]
+        yield counter("skbcapd_files_deleted", "Files deleted by retention.", deleted["deleted_files"])
+        yield counter(
+            "skbcapd_files_deleted_bytes", "Size of the files deleted by retention.", deleted["deleted_bytes"]
+        )
         yield gauge("skbcapd_start_time_seconds", "When the capture began, since 1970 UTC.", facts["start_s"])
         version = gauge("skbcapd_build_info", "Always 1; the version is a label.", labels=["version"])
         version.add_metric([facts["version"]], 1)
@@ -141,7 +146,10 @@ class Textfile:
     def _write(self, text: bytes) -> None:
         part = f"{self._path}.part"  # node_exporter reads *.prom only
         try:
-            how = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+            # A new file: whatever lies there, a link or a FIFO, is neither followed nor waited for.
+            with contextlib.suppress(FileNotFoundError):
+                Path(part).unlink()
+            how = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             with open(os.open(part, how, 0o644), "wb") as file:  # noqa: PTH123  so that flags and mode can be given
                 os.fchmod(file.fileno(), 0o644)  # for node_exporter's user, whatever the umask is
                 file.write(text)

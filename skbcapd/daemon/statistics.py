@@ -113,6 +113,11 @@ class Output(Protocol):
         """The file in work."""
         ...
 
+    @property
+    def deleted(self) -> tuple[int, int]:
+        """Files that retention has deleted, and their bytes."""
+        ...
+
 
 class Sight:
     """The facts of one capture.
@@ -178,7 +183,12 @@ class Sight:
             "devices": capture.devices,
             "labels": capture.labels,
             "processes": {"count": totals.processes, **self._busiest.facts()},
-            "files": {"mode": settings.files.mode, "directory": settings.files.directory, "path": self._output.path},
+            "files": {
+                "mode": settings.files.mode,
+                "directory": settings.files.directory,
+                "path": self._output.path,
+                **dict(zip(("deleted_files", "deleted_bytes"), self._output.deleted, strict=True)),
+            },
             "settings": {key: _plain(reduce(getattr, key.split("."), settings)) for key in ROWS},
         }
 
