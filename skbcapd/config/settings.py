@@ -188,8 +188,9 @@ class Files:
     keep_free: int = _key(
         "100MiB",
         Quantity("a size", "0", "1048576GiB", SIZE),
-        "Free space to leave on the disk. With less, skbcapd deletes the oldest files. If the disk is full all the "
-        "same, packets are dropped and counted until there is space again.",
+        "Free space to leave on the disk. With less, skbcapd deletes files of earlier runs, the oldest first, but no "
+        "dump and not the newest file. If that does not help, packets are dropped and counted until there is space "
+        "again.",
     )
     compress: Compress = _key(
         "none",

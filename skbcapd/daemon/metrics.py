@@ -110,6 +110,11 @@ class Metrics:
         yield counter("skbcapd_labels_made", "Labels that were made for the kernel program.", found["labels"])
         yield gauge("skbcapd_interfaces", "Interfaces that were seen, also excluded ones.", found["interfaces"])
         yield counter("skbcapd_log_lines_dropped", "Log lines that could not be written.", found["log"]["dropped"])
+        deleted = found["files"]
+        yield counter("skbcapd_files_deleted", "Files that retention deleted.", deleted["deleted_files"])
+        yield counter(
+            "skbcapd_files_deleted_bytes", "Size of the files that retention deleted.", deleted["deleted_bytes"]
+        )
         yield gauge(
             "skbcapd_start_time_seconds", "Start time of the capture, in seconds since 1970 UTC.", found["start_s"]
         )
@@ -152,7 +157,10 @@ class Textfile:
     def _write(self, text: bytes) -> None:
         part = f"{self._path}.part"  # node_exporter reads *.prom only
         try:
-            how = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+            # A new file: whatever lies there, a link or a FIFO, is neither followed nor waited for.
+            with contextlib.suppress(FileNotFoundError):
+                Path(part).unlink()
+            how = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             with open(os.open(part, how, 0o644), "wb") as file:  # noqa: PTH123  so that flags and mode can be given
                 os.fchmod(file.fileno(), 0o644)  # for node_exporter's user, whatever the umask is
                 file.write(text)
