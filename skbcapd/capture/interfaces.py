@@ -165,8 +165,10 @@ class Interfaces:
     def _tell_program(self, packet: Upcall, known: KnownInterface) -> None:
         for direction in (DIRECTION_IN, DIRECTION_OUT):
             self._program.set_device(
-                abi.DEVICE_KEY.pack(packet.net, packet.ifindex, direction),
-                abi.DEVICE.pack(packet.names[16:32], known.slot, known.description is None),
+                abi.DEVICE_KEY.pack(*abi.DeviceKey(packet.net, packet.ifindex, direction)),
+                abi.DEVICE.pack(
+                    *abi.Device(name=packet.names[16:32], slot=known.slot, unwanted=known.description is None)
+                ),
             )
         if self._program.control[abi.DEVICE_FILTER]:
             self._program.control[abi.DEVICE_FILTER] += 1

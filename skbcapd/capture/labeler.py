@@ -79,18 +79,20 @@ class Labeler:
         self._program.set_label(
             packet.key,
             abi.LABEL.pack(
-                packet.names[:16],
-                packet.names[16:32],
-                packet.names[32:],
-                number,
-                known.interface_id,
-                known.slot,
-                (verdict.snaplen or plan.snaplen) if verdict.keeps else 0,
-                verdict.filter,
-                self._program.control[abi.GENERATION],
-                len(options),
-                stamp.flags_at,
-                options,
+                *abi.Label(
+                    comm=packet.names[:16],
+                    device=packet.names[16:32],
+                    process=packet.names[32:],
+                    id=number,
+                    interface_id=known.interface_id,
+                    slot=known.slot,
+                    snaplen=(verdict.snaplen or plan.snaplen) if verdict.keeps else 0,
+                    filter=verdict.filter,
+                    generation=self._program.control[abi.GENERATION],
+                    options_len=len(options),
+                    flags_at=stamp.flags_at,
+                    options=options,
+                )
             ),
         )
 

@@ -15,7 +15,8 @@ from skbcapd.errors import UsageError
 from skbcapd.kernel.abi import CAPTURE_MAX
 from skbcapd.output.block_writer import CaptureFile, StandardOutput
 from skbcapd.output.interface import Output
-from skbcapd.output.pcapng_output import PcapngOutput
+from skbcapd.output.pcapng_output import FileOutput, PcapngOutput
+from skbcapd.output.worker import Worker
 
 _PLACES = {"interfaces": "-i", "snaplen": "-s", "filter": "FILTER"}  # arguments that set these settings
 
@@ -84,8 +85,8 @@ def _output(file: str | None, encode: str) -> tuple[Output, CaptureFile | Standa
     if file == "-":
         target = StandardOutput()
         return PcapngOutput(target.stream, encode), target
-    written = CaptureFile(Path(file), part=False)
-    return PcapngOutput(written.stream, encode, written.stream.note_memory_pressure), written
+    written = CaptureFile(Path(file), part=False, jobs=Worker("writer"))
+    return FileOutput(written, encode), written
 
 
 def _positive(text: str) -> int:

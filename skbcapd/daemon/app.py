@@ -38,11 +38,12 @@ from skbcapd.kernel import requirements
 from skbcapd.kernel.abi import CAPTURE_MAX, Geometry
 from skbcapd.output import block_writer, directory
 from skbcapd.output.compressor import Compressor
-from skbcapd.output.directory import Keep
 from skbcapd.output.interface import Output
 from skbcapd.output.pcapng_output import PcapngOutput
+from skbcapd.output.retention import Keep
 from skbcapd.output.ring import Recorder
-from skbcapd.output.rotation import Limits, RotatingOutput
+from skbcapd.output.rotation import RotatingOutput
+from skbcapd.output.triggers import Limits
 
 _LOG = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from skbcapd.daemon.server import Server
 from skbcapd.kernel.abi import SEGMENT_SIZE
 
 LATENCY_S = 0.09  # packets wait no longer in memory
-BUSY_S = 0.01  # until a busy output is asked again
+BUSY_S = 0.01  # until an output that is at work is asked again
 TICK_S = 1.0
 
 
@@ -135,13 +135,13 @@ class Service:
                 if self._server is not None:
                     self._server.serve()  # the loop does not wait while it has too much to do
                 continue
-            if not moved and capture.fall_asleep():
+            if not moved and not capture.output.wants_turn and capture.fall_asleep():
                 has_packet = self._wait(min(self._next_tick, end))
                 capture.wake_up()
                 if not has_packet:
                     continue
             # Also after the first packet: others come behind it, and a socket that nobody has used yet may be used.
-            pause = BUSY_S if capture.output.is_busy else LATENCY_S
+            pause = BUSY_S if capture.output.is_busy or capture.output.wants_turn else LATENCY_S
             if self._wait(min(time.monotonic() + pause, end)):
                 capture.wake_up()
         if self._asked:  # a dump or a new file, and then the end at once: what came before is still meant

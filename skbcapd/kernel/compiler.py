@@ -115,7 +115,7 @@ def build(definitions: Mapping[str, int | str], functions: Collection[str], filt
     """What the compiler makes of some functions: kept from an earlier time, or made and kept now.
 
     Args:
-        definitions: from layout.definitions; with WINDOW there are filters.
+        definitions: from abi.definitions; with WINDOW there are filters.
         functions: which are wanted.
         filters: as for `source`.
 

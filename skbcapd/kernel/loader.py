@@ -57,7 +57,7 @@ def start(
 
     Args:
         maps: names of the maps whose descriptors are wanted.
-        definitions: from layout.definitions; with WINDOW there are filters.
+        definitions: from abi.definitions; with WINDOW there are filters.
         hooks: where the program is attached.
         measure: the hook for measuring.
         filters: as for `compiler.source`.

@@ -67,7 +67,7 @@ class Upcall:
     netns: int  # inode number of the namespace
     flags: int  # epb_flags
     device_type: int  # ARPHRD_*
-    key: bytes  # layout.KEY, to give a label to
+    key: bytes  # abi.KEY, to give a label to
     names: bytes  # comm, device, process as the kernel compares them: 16 bytes each, with what is behind their NUL
     size: int  # bytes of its block
     slot: int  # row of counters that it was counted in
@@ -91,7 +91,7 @@ class SegmentReader:
     """Reads the segments that one kernel program writes.
 
     Args:
-        memory: the segments, layout.SEGMENT_STRIDE bytes each.
+        memory: the segments, abi.SEGMENT_STRIDE bytes each.
         control: struct control as u64 words, nothing in it reserved yet; cursor and tail are set, later `tail` and the
             states of consumed segments are written.
         geometry: how many segments.
@@ -212,36 +212,33 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
         packet_id, _, checksum, flags = _CUT.unpack_from(view, end - _CUT.size)
         return Cut(time_ns, frame, original_len, number, packet_id, checksum, flags, size)
     at = end - 4 - abi.UPCALL.size
-    found = abi.UPCALL.unpack_from(view, at)
-    key, (comm, device, process, mac, packet_id, sk, inode) = found[:8], found[8:15]
-    identity, checksum, netns, flags, device_type, mac_len = found[15:]
-    net, ifindex, direction, tgid, tid, start, via, linked = key
+    call = abi.UPCALL.unpack(view, at)
     return Upcall(
         time_ns=time_ns,
         frame=frame,
         original_len=original_len,
-        net=net,
-        ifindex=ifindex,
-        direction=direction,
-        via=via,
-        tgid=tgid,
-        tid=tid,
-        start=start,
-        linked=linked,
-        comm=comm.split(b"\0")[0],
-        process=process.split(b"\0")[0],
-        device=device.split(b"\0")[0],
-        mac=mac[:mac_len],
-        packet_id=packet_id,
-        sk=sk,
-        inode=inode,
-        identity=identity,
-        checksum=checksum,
-        netns=netns,
-        flags=flags,
-        device_type=device_type,
+        net=call.net,
+        ifindex=call.ifindex,
+        direction=call.direction,
+        via=call.via,
+        tgid=call.tgid,
+        tid=call.tid,
+        start=call.start,
+        linked=call.linked,
+        comm=call.comm.split(b"\0")[0],
+        process=call.process.split(b"\0")[0],
+        device=call.device.split(b"\0")[0],
+        mac=call.mac[: call.addr_len],
+        packet_id=call.packet_id,
+        sk=call.sk,
+        inode=call.inode,
+        identity=call.identity,
+        checksum=call.checksum,
+        netns=call.netns,
+        flags=call.flags,
+        device_type=call.device_type,
         key=bytes(view[at : at + abi.KEY.size]),
-        names=comm + device + process,
+        names=call.comm + call.device + call.process,
         size=size,
         slot=number,
     )

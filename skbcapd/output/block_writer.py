@@ -24,13 +24,14 @@ from typing import BinaryIO
 from skbcapd.errors import FileError
 from skbcapd.output.aligned import AlignedTail, Buffers, Piece
 from skbcapd.output.disk import DIRECT_MIN, DiskFile
-from skbcapd.output.worker import AtOnce, Jobs
+from skbcapd.output.worker import AtOnce, Jobs, wait_until
 
 MODE = 0o640
 SELF = (-1, -1)  # as owner: the process's user and group
 QUEUE_MAX = 1 << 24  # bytes that wait for a disk; beyond, a file is busy
 _JOBS_MAX = 2  # as many wait, and small pieces are gathered rather than handed on
 _BUFFER = 1 << 16  # of standard output
+STOP_S = 2.0  # for the disk, when the capture has ended
 
 
 def owner_ids(text: str) -> tuple[int, int]:
@@ -129,6 +130,12 @@ class BlockSink:
                 self._put(piece)
         self._raise()
 
+    def wait(self, timeout_s: float) -> None:
+        """Wait for the disk, for so long and not much longer: what it has not taken by then is counted."""
+        if not wait_until(lambda: self.settled >= self.handed, timeout_s):
+            self.disk.is_given_up = True
+            wait_until(lambda: self.settled >= self.handed, timeout_s / 2)
+
     def close(self) -> None:
         """Let go of what is held beside the descriptor, which stays open; by whoever writes, after the last piece."""
         self.disk.close()
@@ -205,6 +212,7 @@ class CaptureFile:
         """
         with contextlib.suppress(OSError):
             self.stream.flush(whole=True)
+        self.stream.wait(STOP_S)
         self.stream.close()
         error = self.stream.error
         is_kept = True

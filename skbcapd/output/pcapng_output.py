@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from skbcapd import __version__
 from skbcapd.attribution.processes import Process, boot_ns
 from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.output.block_writer import CaptureFile
 from skbcapd.output.interface import Snapshot, Statistics
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Sink
@@ -27,18 +28,10 @@ class PcapngOutput:
     Args:
         stream: takes bytes, keeps order.
         encode: "kernel", or "scapy" for every packet through Python.
-        note_memory_pressure: tells the stream that memory fills up.
     """
 
-    lost = handed = settled = 0  # its stream raises, and whoever gave it ends
-    dumped = None
-    is_busy = wants_turn = wants_new_numbers = False
-
-    def __init__(
-        self, stream: Sink, encode: str = "kernel", note_memory_pressure: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, stream: Sink, encode: str = "kernel") -> None:
         self.labels = encode == "kernel"
-        self.note_memory_pressure = note_memory_pressure
         self._start_ns = time.time_ns()
         from skbcapd.pcapng.writer import PcapngWriter  # noqa: PLC0415  see kernel.load: it comes while the compiler works
 
@@ -50,6 +43,29 @@ class PcapngOutput:
         )
         self.add_interface = self._writer.write_interface
         self.processes: dict[Process, None] = {}  # the last ones described, in order
+
+    dumped = None
+    wants_turn = wants_new_numbers = False
+
+    @property
+    def lost(self) -> int:
+        """None: its stream raises, and whoever gave it ends."""
+        return 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Never: it waits for its stream."""
+        return False
+
+    @property
+    def handed(self) -> int:
+        """Nothing is ever behind."""
+        return 0
+
+    settled = handed
+
+    def note_memory_pressure(self) -> None:
+        """It cannot be quicker than its stream."""
 
     def restart_interfaces(self, _statistics: Sequence[Statistics]) -> None:
         """Never called: one section numbers its interfaces once."""
@@ -97,3 +113,40 @@ class PcapngOutput:
         if stamp.linked:
             options[at + 8 : at + 16] = packet.packet_id.to_bytes(8, "little")
         self._writer.write_packet(interface_id, packet.time_ns, packet.frame, packet.original_len, bytes(options))
+
+
+class FileOutput(PcapngOutput):
+    """Packets into one file, which waits for its disk elsewhere.
+
+    Args:
+        file: of its own; closed by whoever gave it.
+        encode: as for PcapngOutput.
+    """
+
+    def __init__(self, file: CaptureFile, encode: str = "kernel") -> None:
+        super().__init__(file.stream, encode)
+        self._file = file
+
+    @property
+    def lost(self) -> int:
+        """Packets that the disk did not take: then the capture ends."""
+        return self._file.stream.lost
+
+    @property
+    def is_busy(self) -> bool:
+        """As BlockSink."""
+        return self._file.stream.is_busy
+
+    @property
+    def handed(self) -> int:
+        """As BlockSink."""
+        return self._file.stream.handed
+
+    @property
+    def settled(self) -> int:
+        """As BlockSink."""
+        return self._file.stream.settled
+
+    def note_memory_pressure(self) -> None:
+        """As BlockSink."""
+        self._file.stream.note_memory_pressure()

@@ -18,11 +18,12 @@ from collections.abc import Callable, Sequence
 
 from skbcapd.attribution.processes import Process
 from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.output.block_writer import STOP_S
 from skbcapd.output.blocks import packet_times
-from skbcapd.output.directory import STOP_S
 from skbcapd.output.interface import Snapshot, Statistics
 from skbcapd.output.pcapng_output import PcapngOutput
-from skbcapd.output.rotation import RotatingOutput, State
+from skbcapd.output.rotation import RotatingOutput
+from skbcapd.output.series import State
 from skbcapd.output.worker import wait_until
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface

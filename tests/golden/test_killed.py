@@ -20,7 +20,8 @@ from skbcapd.kernel.segments import Upcall, read_local
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.directory import CaptureDirectory
 from skbcapd.output.interface import Statistics
-from skbcapd.output.rotation import Limits, RotatingOutput
+from skbcapd.output.rotation import RotatingOutput
+from skbcapd.output.triggers import Limits
 from skbcapd.pcapng.comment import label
 from skbcapd.pcapng.interface import Interface
 from tests.support import faults

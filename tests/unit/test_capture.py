@@ -22,7 +22,7 @@ from skbcapd.config.parser import default_settings
 from skbcapd.errors import KernelError
 from skbcapd.kernel import abi
 from skbcapd.kernel.marker import Marker
-from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.kernel.segments import LOCAL_PER_RANGE, Cut, Upcall
 from skbcapd.output.interface import Snapshot
 from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT, PACKET, walk
@@ -58,7 +58,7 @@ def unpacked(label: bytes) -> dict[str, Any]:
         "flags_at",
         "options",
     )
-    found = dict(zip(names, abi.LABEL.unpack(label), strict=True))
+    found: dict[str, Any] = dict(zip(names, abi.LABEL.unpack(label), strict=True))
     return found | {"options": found["options"][: found["options_len"]]}
 
 
@@ -582,6 +582,71 @@ def test_the_marker_is_the_proof_and_is_not_written(*, whole: bool) -> None:
     totals = rig.capture.totals()
     assert len(rig.output.frames) == totals.written == expected
     assert accounted(totals) == totals.kernel.seen == 4
+
+
+# A turn of the loop
+
+
+def test_a_busy_output_is_given_nothing() -> None:
+    """While the output has too much to write what comes stays in the segments; no packet of it is lost or doubled."""
+    rig = Rig()
+    rig.drain(upcall(b"1"), packet(7, b"2"))
+    rig.output.is_busy = True
+    for frame in (b"3", b"4"):
+        rig.drain(packet(7, frame))
+    assert rig.output.frames == [b"1", b"2"]
+    assert not rig.capture.is_cut_short
+    assert not rig.capture.is_settled
+    rig.output.is_busy = False
+    rig.capture.drain()
+    assert rig.output.frames == [b"1", b"2", b"3", b"4"]
+    assert rig.capture.is_settled
+    assert accounted(rig.capture.totals()) == 4
+
+
+def test_a_drain_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain whose time is over ends behind a range and says so; the next one goes on with the next packet."""
+    rig = Rig(Recording(labels=False))
+    count = 3 * LOCAL_PER_RANGE + 7
+    rig.program.put(*(upcall(struct.pack("<I", number), tid=number + 1) for number in range(count)))
+    monkeypatch.setattr("skbcapd.capture.capture.TURN_S", 0.0)
+    drained, cut_short = [], []
+    for _ in range(5):
+        rig.capture.drain()
+        drained.append(len(rig.output.frames))
+        cut_short.append(rig.capture.is_cut_short)
+    assert drained == [LOCAL_PER_RANGE, 2 * LOCAL_PER_RANGE, 3 * LOCAL_PER_RANGE, count, count]
+    assert cut_short == [True] * 4 + [False]
+    assert rig.output.frames == [struct.pack("<I", number) for number in range(count)]
+    assert accounted(rig.capture.totals()) == count
+
+
+def test_what_the_output_does_not_take_at_the_end_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture ends in time though its output is busy for ever: what is left is dropped, each packet once."""
+    monkeypatch.setattr("skbcapd.capture.capture.SETTLE_S", 0.05)
+    rig = Rig()
+    rig.drain(upcall(b"1"), packet(7, b"2"))
+    rig.output.is_busy = True
+    rig.program.on_detach = [packet(7, b"3"), upcall(b"4", tid=7), packet(7, b"5")]
+    rig.capture.stop()
+    totals = rig.capture.totals()
+    assert (totals.written, totals.dropped) == (2, 3)
+    assert accounted(totals) == totals.kernel.seen == 5
+
+
+def test_written_is_what_the_output_has_settled() -> None:
+    """A packet counts as written when the output has it on the disk, not when it was handed over."""
+    rig = Rig()
+    rig.drain(upcall(b"1"), packet(7, b"2"))
+    rig.output.handed, rig.output.settled = 2, 1
+    assert rig.capture.settle().written == 0
+    rig.program.put(packet(7, b"3"))
+    rig.output.handed = 3
+    assert rig.capture.settle().written == 0
+    rig.output.settled, rig.output.lost = 2, 1
+    assert rig.capture.settle().written == 1
+    rig.output.settled = 3
+    assert rig.capture.settle().written == 2
 
 
 # Sleep

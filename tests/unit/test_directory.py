@@ -14,7 +14,9 @@ import pytest
 
 from skbcapd.errors import FileError
 from skbcapd.output import lock
-from skbcapd.output.directory import CURRENT, CaptureDirectory, Keep, harmless
+from skbcapd.output.directory import CaptureDirectory
+from skbcapd.output.naming import CURRENT, harmless
+from skbcapd.output.retention import Keep
 from tests.support.deadline import until
 from tests.support.writer import block, packet
 

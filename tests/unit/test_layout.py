@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -290,10 +291,21 @@ def record(name: str) -> str:
         ("measurement", abi.MEASUREMENT),
     ],
 )
-def test_records_have_the_members_of_the_c_side(name: str, python: struct.Struct) -> None:
-    """Each record's format is that of its C struct, member by member."""
+def test_records_have_the_members_of_the_c_side(name: str, python: abi.Record[NamedTuple] | struct.Struct) -> None:
+    """Each record's format is that of its C struct, member by member, and so are their names."""
     expected = re.sub(r"(\d+)([QI])", lambda run: run[2] * int(run[1]), python.format.lstrip("<"))
     assert record(name) == expected
+    if isinstance(python, abi.Record):
+        names = [member for member in members(name) if member != "spare" or "x" not in python.format]
+        assert list(python.members._fields) == names
+
+
+def members(name: str) -> list[str]:
+    """The names of a C struct's members, with those of structs inside it in their place."""
+    found = re.search(rf"struct {name} {{(.*?)}};", PROGRAM, re.DOTALL)
+    assert found, name
+    kinds = re.findall(r"(u8|u16|u32|u64|struct \w+)\s+(\w+)\s*(?:\[\w+\])?;", found[1])
+    return [one for kind, member in kinds for one in (members(kind[7:]) if " " in kind else [member])]
 
 
 def test_words_of_control_lie_where_the_c_side_has_them() -> None:

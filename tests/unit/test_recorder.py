@@ -14,7 +14,8 @@ from skbcapd.kernel.segments import Upcall, read_local
 from skbcapd.output.directory import CaptureDirectory
 from skbcapd.output.interface import Snapshot, Statistics
 from skbcapd.output.ring import ASKED_PAUSE_S, Memory, Recorder
-from skbcapd.output.rotation import Limits, RotatingOutput
+from skbcapd.output.rotation import RotatingOutput
+from skbcapd.output.triggers import Limits
 from skbcapd.pcapng.comment import label
 from skbcapd.pcapng.interface import Interface
 from tests.support.deadline import until

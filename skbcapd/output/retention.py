@@ -1,0 +1,131 @@
+"""How many finished files are kept.
+
+In: the files, what the settings say. Out: the oldest are deleted, and counted.
+
+The rule: a capture deletes what its settings say that it should, but free space is not its alone: whoever fills the
+disk must not have it delete what was just captured. By `Keep.free` no file of this run is deleted, nor the newest one,
+nor a dump, and each one that is gets a line in the log. Where that is not enough, writing stops.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from skbcapd.output.listing import Entry, Listing
+
+DUMP_MARK = "user.skbcapd.dump"  # an extended attribute of files that somebody has asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What is kept: 0 is no limit.
+
+    Args:
+        size: bytes of all files.
+        number: of files.
+        age_s: seconds since a file was finished.
+        free: bytes that stay free on the disk.
+    """
+
+    size: int = 0
+    number: int = 0
+    age_s: int = 0
+    free: int = 0
+
+
+class Retention:
+    """Deletes files of one directory.
+
+    Args:
+        path: of the directory, for people.
+        keep: how much.
+        say: takes one line for the log.
+    """
+
+    def __init__(self, path: Path, keep: Keep, say: Callable[[str], None]) -> None:
+        self.deleted_files = self.deleted_bytes = 0
+        self.keep = keep
+        self._path, self._say = path, say
+        self._first: int | None = None
+        self._passed: set[str] = set()  # not to be deleted for the sake of free space, or it cannot be
+
+    def begin(self, number: int) -> None:
+        """A run begins: files with higher numbers are its own. Of several calls the first one counts."""
+        if self._first is None:
+            self._first = number
+
+    def has_room(self, directory: int, size: int) -> bool:
+        """Whether so many bytes can be written and the disk still has the free space that it shall keep."""
+        try:
+            disk = os.fstatvfs(directory)
+        except OSError:
+            return False
+        return disk.f_bavail * disk.f_frsize >= size + self.keep.free
+
+    def clean(self, directory: int, listing: Listing, room: int = 0) -> None:
+        """Delete the oldest files until no more is kept than shall be.
+
+        Args:
+            directory: descriptor.
+            listing: its files.
+            room: bytes that are to be free beside `Keep.free`.
+        """
+        keep, now = self.keep, time.time()
+        listing.refresh()
+        while len(listing):
+            oldest = next(iter(listing))
+            too_many = (keep.number and len(listing) > keep.number) or (keep.size and listing.total > keep.size)
+            if not too_many and not (keep.age_s and now - oldest.finished_s > keep.age_s):
+                break
+            if not self._delete(directory, listing, oldest):
+                return
+        if keep.free and not self.has_room(directory, room):
+            self._make_room(directory, listing, room)
+
+    def _make_room(self, directory: int, listing: Listing, room: int) -> None:
+        """Delete what may be deleted for the sake of free space."""
+        earlier = []
+        for entry in listing:
+            if entry.number > (self._first or 0):
+                break
+            earlier.append(entry)
+        if len(earlier) == len(listing):
+            del earlier[-1:]  # the newest one
+        for entry in earlier:
+            if entry.name in self._passed or self._is_dump(directory, entry):
+                continue
+            if self.has_room(directory, room):
+                return
+            if self._delete(directory, listing, entry):
+                path = self._path / entry.name
+                self._say(f"{path}: deleted, {entry.size} bytes, as less than files.keep_free is free")
+
+    def _is_dump(self, directory: int, entry: Entry) -> bool:
+        try:
+            os.getxattr(f"/proc/self/fd/{directory}/{entry.name}", DUMP_MARK, follow_symlinks=False)
+        except OSError:
+            return False
+        self._passed.add(entry.name)
+        return True
+
+    def _delete(self, directory: int, listing: Listing, entry: Entry) -> bool:
+        """Delete a file; whether it is gone."""
+        try:
+            os.unlink(entry.name, dir_fd=directory)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if entry.name not in self._passed:
+                path = self._path / entry.name
+                self._say(f"{path}: {error.strerror}; expected to delete it, as more is kept than shall be")
+            self._passed.add(entry.name)
+            return False
+        else:
+            self.deleted_files += 1
+            self.deleted_bytes += entry.size
+        listing.look_at(entry.name)
+        return True
