@@ -110,7 +110,7 @@ class Compressor:
             except FileNotFoundError:
                 return None  # already too old to be kept
             except OSError as error:
-                self._say(f"{path}: {error.strerror}; it stays as it is, not compressed")
+                self._say(f"{path}: {error.strerror}; it is not compressed")
                 return None
             stack.pop_all()
         return _Job(path, place, plain, target, process)
@@ -120,9 +120,7 @@ class Compressor:
         try:
             if job.process.returncode:
                 program = self._command[0]
-                self._say(
-                    f"{job.path}: {program} ended with {job.process.returncode}; it stays as it is, not compressed"
-                )
+                self._say(f"{job.path}: {program} ended with {job.process.returncode}; it is not compressed")
                 self._discard(job)
                 return None
             os.fsync(job.target)
@@ -134,7 +132,7 @@ class Compressor:
         except FileNotFoundError:
             self._discard(job)  # it was too old to be kept meanwhile
         except OSError as error:
-            self._say(f"{job.path}: {error.strerror}; it stays as it is, not compressed")
+            self._say(f"{job.path}: {error.strerror}; it is not compressed")
         else:
             return name, new
         finally:

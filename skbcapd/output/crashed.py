@@ -56,7 +56,7 @@ class Crashed:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
                 os.close(descriptor)
-                self._say(f"{self._path / part}: no plain file; it stays")
+                self._say(f"{self._path / part}: the uncompressed file is missing; it is kept")
                 return
             end, is_all = blocks.whole_in(descriptor, until_s=self._until_s)
             if is_all:
@@ -82,7 +82,9 @@ class Crashed:
                     done = name
                 else:
                     os.close(descriptor)
-                    self._say(f"{self._path / name}.part: its end was not found; it stays as a crash left it")
+                    self._say(
+                        f"{self._path / name}.part: last complete block not found; it is left as it was after the crash"
+                    )
         if self._search is None and self._left:
             _, descriptor, at = self._left[0]
             command = ["nice", "-n", "19", sys.executable, "-I", "-S", blocks.__file__, str(at)]
@@ -92,7 +94,7 @@ class Crashed:
                 )
             except OSError as error:
                 self._left.clear()
-                self._say(f"{self._path}: {error.strerror}; what a crash has left stays until the next start")
+                self._say(f"{self._path}: {error.strerror}; files from before a crash are repaired at the next start")
         return done
 
     def close(self) -> None:
@@ -111,12 +113,12 @@ class Crashed:
             size = os.fstat(descriptor).st_size
             if not end:
                 os.unlink(part, dir_fd=self._directory)
-                self._say(f"{self._path / part}: removed; it held no whole block after a crash")
+                self._say(f"{self._path / part}: deleted; it had no complete block after a crash")
                 return
             if end < size:
                 os.ftruncate(descriptor, end)
             os.rename(part, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-            self._say(f"{self._path / part}: finished after a crash, {size - end} bytes of a torn block cut off")
+            self._say(f"{self._path / part}: finished after a crash, {size - end} bytes of an incomplete block cut off")
         finally:
             os.close(descriptor)
 
@@ -125,4 +127,4 @@ class Crashed:
         try:
             yield
         except OSError as error:
-            self._say(f"{self._path / part}: {error.strerror}; it stays as a crash left it")
+            self._say(f"{self._path / part}: {error.strerror}; it is left as it was after the crash")

@@ -165,7 +165,7 @@ class CaptureDirectory:
         """
         if not self.is_there:
             if self.waiting:
-                raise FileError(f"{self.path}: it was replaced, and files of the old one wait for its disk")
+                raise FileError(f"{self.path}: it was replaced, and files of the old one are not yet on its disk")
             old, self._place = self._place, _Place(self.path, self._names, self._say)
             old.close()
         file = CaptureFile(
@@ -257,7 +257,7 @@ class CaptureDirectory:
             if not self._is_told:
                 self._say(
                     f"{file.working_path}: {error.strerror}; expected to set files.permissions and files.owner. Files "
-                    "stay the process's own. In a systemd unit SupplementaryGroups= allows a group"
+                    "keep the owner of the process. In a systemd unit, SupplementaryGroups= allows a group"
                 )
             self._is_told = True
         with contextlib.suppress(OSError):
@@ -313,7 +313,7 @@ def ask_for_dump(path: Path, proc: Path = Path("/proc")) -> Path:
         os.kill(daemon, signal.SIGUSR2)
     except OSError as error:
         raise FileError(
-            f"process {daemon}: {error.strerror}; expected to ask it for a dump", "run as its user"
+            f"process {daemon}: {error.strerror}; expected to send it SIGUSR2", "run this as its user or as root"
         ) from None
     end, seen = time.monotonic() + _DUMP_S, (before, 0)
     while time.monotonic() < end:
@@ -323,7 +323,7 @@ def ask_for_dump(path: Path, proc: Path = Path("/proc")) -> Path:
         if (now, _size(path / now)) != seen:  # the disk takes it slowly
             end, seen = time.monotonic() + _DUMP_S, (now, _size(path / now))
         time.sleep(0.01)
-    raise FileError(f"{path}: no dump came within {_DUMP_S:.0f} s", f"the log of process {daemon} says why")
+    raise FileError(f"{path}: no dump was written within {_DUMP_S:.0f} s", f"the log of process {daemon} says why")
 
 
 def _target(link: Path) -> str:

@@ -102,7 +102,7 @@ class Retention:
                 return
             if self._delete(directory, listing, entry):
                 path = self._path / entry.name
-                self._say(f"{path}: deleted, {entry.size} bytes, as less than files.keep_free is free")
+                self._say(f"{path}: deleted ({entry.size} bytes), as free space is below files.keep_free")
 
     def _is_dump(self, directory: int, entry: Entry) -> bool:
         try:
@@ -121,7 +121,7 @@ class Retention:
         except OSError as error:
             if entry.name not in self._passed:
                 path = self._path / entry.name
-                self._say(f"{path}: {error.strerror}; expected to delete it, as more is kept than shall be")
+                self._say(f"{path}: {error.strerror}; expected to delete it, as a limit of files.keep_* is exceeded")
             self._passed.add(entry.name)
             return False
         else:

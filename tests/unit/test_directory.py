@@ -162,7 +162,7 @@ def test_what_a_crash_left_is_finished(torn: int, tmp_path: Path) -> None:
     directory = CaptureDirectory(tmp_path, say=said.append)
 
     assert (tmp_path / name).read_bytes() == whole
-    assert said == [f"{tmp_path / name}.part: finished after a crash, {torn} bytes of a torn block cut off"]
+    assert said == [f"{tmp_path / name}.part: finished after a crash, {torn} bytes of an incomplete block cut off"]
     assert directory.new_file().path.name.endswith("-000042.pcapng")
 
 
