@@ -183,8 +183,8 @@ class Rules:
             if name not in self._slow:
                 self._slow.add(name)
                 self._warn(
-                    f"{name}: the regular expression {pattern.text} takes too long for what a process says of itself "
-                    "(more than 20 ms, or less where that comes often); the condition does not hold there"
+                    f"{name}: the regular expression {pattern.text} takes too long (more than 20 ms, or less if that "
+                    "happens often); the condition is false for this process"
                 )
             return False
         finally:
@@ -214,7 +214,7 @@ def doubts(
         if _is_unknown(user, [entry.pw_name for entry in pwd.getpwall()]):
             yield f"rules[{number}].user: no such user is known on this machine"
         if _is_unknown(rule.interface, names):
-            yield f"rules[{number}].interface: no such device is there now"
+            yield f"rules[{number}].interface: there is no such interface now"
         if _is_unknown(unit, [path.name for directory in units for path in Path(directory).glob("*")]):
             yield f"rules[{number}].unit: systemd has no such unit now"
         if isinstance(comm, TextPattern) and "process" not in rule.fields:

@@ -68,7 +68,7 @@ class SelfTest:
             if not self.is_proven:
                 program.control[abi.PAGE_BASE] = 0
         if not program.control[abi.PAGE_BASE]:
-            self._warn("paged frames cannot be read on this kernel: they are captured up to their linear part")
+            self._warn("paged frames cannot be read on this kernel: they are cut at the end of their linear part")
         if self._marker is not None:
             self._marker.close()
             self._marker = None

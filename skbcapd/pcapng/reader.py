@@ -354,7 +354,7 @@ class Reader:
             self._complaints.close()
             self._file.close()
             hint = f"apt-get install {tool}"
-            raise FileError(f"{self.name}: packed by {tool}, which is not installed", hint) from None
+            raise FileError(f"{self.name}: compressed with {tool}, which is not installed", hint) from None
         self._packer = tool
         self._stream = cast("IO[bytes]", self._unpacker.stdout)
 
@@ -364,7 +364,7 @@ class Reader:
             self._complaints.seek(0)
             words = self._complaints.read(1000).strip().partition(b"\n")[0].rpartition(b": ")[2]
             why = escaped_bytes(words) or "fails"
-            raise FileError(f"{self.name}: {self._packer}: {why}; expected a whole packed file")
+            raise FileError(f"{self.name}: {self._packer}: {why}; expected a complete compressed file")
 
     def _refuse(self, at: int, section: Section, number: int, cap_len: int, length: int) -> NoReturn:
         """A packet's block that does not fit itself or its section."""
@@ -377,7 +377,9 @@ class Reader:
 
     def _expect_end(self, left: int, at: int, what: str) -> None:
         if left:
-            self._fail(at, f"the file ends {left} bytes into {what}", "a whole one: it is torn, or still being written")
+            self._fail(
+                at, f"the file ends {left} bytes into {what}", "a complete one: it is truncated, or still being written"
+            )
 
     def _fail(self, at: int, found: str, expected: str) -> NoReturn:
         raise FileError(f"{self.name}: at byte {self._before + at}: {found}; expected {expected}")

@@ -36,7 +36,7 @@ from tests.support.strangers import (
 )
 
 CHRONYD = process(1058, "chronyd")
-TORN = "expected a whole one: it is torn, or still being written"
+TORN = "expected a complete one: it is truncated, or still being written"
 NANOSECONDS = options((9, b"\x09"))
 
 
@@ -291,7 +291,7 @@ def test_a_torn_packed_file(tool: str, path: Path) -> None:
     count, message = until_it_fails(copy)
     assert 1000 < count < 2000
     assert message.startswith(f"{copy}: {tool}: ")
-    assert message.endswith("end of file; expected a whole packed file") or "premature end" in message
+    assert message.endswith("end of file; expected a complete compressed file") or "premature end" in message
 
 
 def test_a_packed_file_that_is_no_capture(path: Path) -> None:
