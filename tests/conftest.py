@@ -1,4 +1,4 @@
-"""What holds for all tests: with --no-skips (as `make test` and CI run them) a skipped test is a failed run.
+"""What holds for all tests: with --no-skips, as `make test` and `make test-all` have it, a skipped test fails the run.
 
 A test that cannot run proves nothing, so the run that decides must not pass over one in silence.
 Whatever stops a test on one kind of machine by design must be left out by name, not skipped.

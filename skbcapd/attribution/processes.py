@@ -23,9 +23,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from skbcapd import clocks
 from skbcapd.attribution.containers import NOTHING, Containers, Names
 
-NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+NS_PER_TICK = clocks.NS_PER_TICK
+boot_ns = clocks.boot_ns
 CMDLINE_MAX = 4096  # bytes of a command line that are read
 REMEMBERED = 1024  # records, of 12 KiB at most
 FRESH_S = 1.0  # as long a record is not read again: a process may change its user, its program, its cgroup
@@ -199,7 +201,7 @@ class Processes:
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What /proc/PID/stat says. `ticks`: start of the thread since boot, in clock ticks."""
+    """What /proc/PID/stat says. `ticks`: start of the thread since boot, in clock ticks, as the kernel counts them."""
 
     comm: bytes
     ppid: int
@@ -236,7 +238,8 @@ def read_stat(directory: int, below: str = "") -> Stat | None:
     before, _, after = _read_file(directory, below + "stat").rpartition(b")")
     values = after.split()
     try:
-        found = Stat(before.split(b"(", 1)[1], int(values[1]), int(values[19]))
+        ticks = int(values[19]) - clocks.offsets().boottime_ticks
+        found = Stat(before.split(b"(", 1)[1], int(values[1]), ticks)
     except (IndexError, ValueError):
         return None
     is_possible = 0 <= found.ppid < 1 << 31 and 0 <= found.ticks < (1 << 63) // NS_PER_TICK
@@ -385,8 +388,3 @@ def _read_file(directory: int, name: str, most: int = _FILE_MAX) -> bytes:
     finally:
         os.close(file)
     return data
-
-
-def boot_ns() -> int:
-    """When the machine was started, ns since 1970 UTC."""
-    return time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(time.CLOCK_BOOTTIME)

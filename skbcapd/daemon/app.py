@@ -33,8 +33,8 @@ from skbcapd.daemon.warnings import warnings_for
 from skbcapd.errors import FileError
 from skbcapd.events import Event
 from skbcapd.filter import packet_filter
+from skbcapd.kernel import limits, requirements
 from skbcapd.kernel import program as kernel
-from skbcapd.kernel import requirements
 from skbcapd.kernel.abi import CAPTURE_MAX, Geometry
 from skbcapd.output import block_writer, directory
 from skbcapd.output.compressor import Compressor
@@ -56,14 +56,18 @@ def load_program(settings: Settings) -> kernel.Program:
     """Compile, or take from the cache, and load the kernel program.
 
     Raises:
-        KernelError: this kernel cannot capture, or rejects the program.
+        KernelError: this kernel cannot capture, or rejects the program; or a limit of the process or its cgroup is
+            too small.
         BtfError: its type information is not as expected.
     """
     hooks = kernel.choose_hooks(settings.attach, settings.directions, settings.transmit)
     requirements.refuse_hopeless()
+    limits.check_descriptors()
+    geometry = Geometry.for_buffer(settings.buffer.size)
+    if warning := limits.check_memory(geometry, settings.files.ring if settings.files.mode == "ring" else 0):
+        _LOG.warning("%s", warning)
     expressions = filters_of(settings.filter, settings.rules)
     filters = packet_filter.source(packet_filter.compile_each(expressions), CAPTURE_MAX) if expressions else None
-    geometry = Geometry.for_buffer(settings.buffer.size)
     return kernel.load(geometry, hooks, settings.attach, settings.transmit, filters, _import_scapy)
 
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from skbcapd import clocks
 from skbcapd.text_safety import escaped
 
 EXTENSION_S = 60  # that a slow start asks for at a time
@@ -57,7 +58,11 @@ class Notifier:
 
     def reloading(self) -> None:
         """The settings are being read anew; ready() must follow."""
-        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={clocks.monotonic_ns() // 1000}")
+
+    def extend_timeout(self) -> None:
+        """The start or the end takes long: ask for EXTENSION_S more, from now; to be called again within that time."""
+        self._send(f"EXTEND_TIMEOUT_USEC={EXTENSION_S * 1_000_000}")
 
     def extend_timeout(self) -> None:
         """The start or the end takes long: ask for EXTENSION_S more, from now; to be called again within that time."""

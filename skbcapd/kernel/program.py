@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from skbcapd import clocks
 from skbcapd.errors import KernelError
 from skbcapd.filter import packet_filter
 from skbcapd.kernel import abi, loader, syscall
@@ -243,9 +244,9 @@ class Program:
 
     def set_clock(self) -> None:
         """Tell the program how far the wall clock is from the monotonic one, in ns (suspend and steps change it)."""
-        before = time.monotonic_ns()
+        before = clocks.monotonic_ns()
         wall = time.time_ns()
-        offset = wall - (before + time.monotonic_ns()) // 2
+        offset = wall - (before + clocks.monotonic_ns()) // 2
         known = self.control[abi.CLOCK_OFFSET]
         if abs(offset - known) > 20_000:  # the jitter of reading two clocks is below; steps are above
             self.control[abi.CLOCK_OFFSET] = offset % (1 << 64)

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from skbcapd import clocks
 from skbcapd.errors import KernelError, SkbcapdError
-from skbcapd.kernel import abi, btf, syscall
+from skbcapd.kernel import abi, btf, limits, syscall
 from skbcapd.kernel import program as kernel
 
 # Source: capabilities(7). It has in it what PERFMON and BPF, split off in Linux 5.8, would give; neither of them
@@ -27,7 +28,8 @@ _FIRST_NAMESPACE = {"pid": 0xEFFFFFFC, "user": 0xEFFFFFFD}
 _SECCOMP_FILTER = "2"  # SECCOMP_MODE_FILTER
 _OLDEST_BCC = (0, 26)  # that the tests have run with
 _SEES_USES = (6, 3)  # Linux with sock_send_length and sock_recv_length
-_MEMORY = 300 << 20  # at start: 180 MiB for the compiler, 40 for Python, 73 for the default buffer
+_DEFAULT_BUFFER = 64 << 20  # buffer.size
+_COMPILER = 110 << 20  # beside the capture, when no program is cached
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +56,20 @@ def findings(
         python: the interpreter that shall find bcc.
         refusal: why the kernel does not take bpf(2) calls; empty if it does.
     """
-    yield _kernel_version(proc)
+    version = _kernel_version(proc)
+    yield version
+    if not _release(proc)[0]:  # without /proc most of the others would be wrong
+        yield _lockdown(sys_)
+        yield _btf(sys_)
+        yield _bcc(python)
+        return
     capabilities = _capabilities(proc)
     yield capabilities
     yield _seccomp(proc, "" if capabilities.fatal else refusal())
     yield _process_namespace(proc)
+    yield _time_namespace(proc)
     yield _lockdown(sys_)
-    yield _btf(sys_ / "kernel/btf/vmlinux")
+    yield _btf(sys_)
     yield _perf(proc)
     yield _kprobes(proc, sys_)
     yield _real_time(sys_)
@@ -80,7 +89,7 @@ def refuse_hopeless(proc: Path = Path("/proc")) -> None:
     Raises:
         KernelError: the first fatal finding.
     """
-    for finding in (_kernel_version(proc), _capabilities(proc)):
+    for finding in (_kernel_version(proc), _capabilities(proc), _time_namespace(proc)):
         if finding.fatal:
             raise KernelError(f"{finding.name}: {finding.text}", finding.remedy)
 
@@ -110,7 +119,10 @@ def _kernel_version(proc: Path) -> Finding:
     release, version = _release(proc)
     oldest = ".".join(str(number) for number in kernel.OLDEST_KERNEL)
     if not release:
-        return Finding("kernel", f"{proc} does not say; expected procfs", "mount -t proc proc /proc", fatal=True)
+        has_processes = (proc / "self/status").exists()
+        found = "shows processes only" if has_processes else "is empty"
+        remedy = "mount -t proc proc /proc" + ("; in a unit: ProcSubset=all" if has_processes else "")
+        return Finding("kernel", f"{proc} {found}; expected procfs", remedy, fatal=True)
     if version < kernel.OLDEST_KERNEL:
         return Finding("kernel", f"{release}; expected {oldest} or newer", "boot a newer kernel", fatal=True)
     return Finding("kernel", f"{release} ({platform.machine()}), {oldest} or newer is needed")
@@ -175,6 +187,26 @@ def _process_namespace(proc: Path) -> Finding:
             "run it in the PID namespace of the host; in a container: --pid=host",
         )
     return Finding("processes", "all of this machine")
+
+
+def _time_namespace(proc: Path) -> Finding:
+    try:
+        offsets = clocks.read_offsets(proc)
+    except KernelError as error:
+        return Finding("clocks", error.message, error.hint, fatal=True)
+    if offsets == clocks.Offsets():
+        return Finding("clocks", "those of this machine")
+    seconds = [offset / 1e9 for offset in (offsets.monotonic_ns, offsets.boottime_ns)]
+    text = (
+        f"of a time namespace: monotonic {seconds[0]:+.9g} s, boottime {seconds[1]:+.9g} s; time stamps are corrected"
+    )
+    if offsets.boottime_ns % clocks.NS_PER_TICK:
+        return Finding(
+            "clocks",
+            f"{text}, but the start of processes is not known exactly: fewer processes are looked up in /proc",
+            "give boottime an offset in whole seconds, or run in the machine's own time namespace",
+        )
+    return Finding("clocks", text)
 
 
 def _lockdown(sys_: Path) -> Finding:
@@ -258,27 +290,24 @@ def _memlock(proc: Path) -> Finding:
 
 
 def _cgroup(proc: Path, sys_: Path) -> Finding:
-    root = sys_ / "fs/cgroup"
-    if (root / "cgroup.controllers").exists():
-        version, limit = "version 2", "memory.max"
-        path = re.search(r"^0::/(.*)$", _read(proc / "self/cgroup"), re.MULTILINE)
-    else:
-        version, limit = "version 1", "memory.limit_in_bytes"
-        path = re.search(r"^\d+:(?:\w+,)*memory(?:,\w+)*:/(.*)$", _read(proc / "self/cgroup"), re.MULTILINE)
-        root /= "memory"
-    if not _read(proc / "self/cgroup"):
+    limit = limits.read_limit(proc, sys_)
+    if not limit.version:
         return Finding("cgroup", "none: the kernel has no control groups")
-    most = _read(root / path[1] / limit) if path else ""
-    if most.isdecimal() and int(most) < _MEMORY:
+    wanted = limits.needed(abi.Geometry.for_buffer(_DEFAULT_BUFFER), proc=proc) + _COMPILER
+    if limit.size is not None and limit.size < wanted:
         return Finding(
             "cgroup",
-            f"{version}, {limit} is {most}; a start takes about {_MEMORY} with the default buffer",
-            "raise MemoryMax= of the unit or --memory of the container, or set a smaller buffer.size",
+            f"version {limit.version}, {limit.file.name} is {limit.size // limits.MIB} MiB ({limit.file}); "
+            f"a start with the default buffer takes up to {wanted // limits.MIB} MiB",
+            limits.REMEDY,
         )
-    return Finding("cgroup", version)
+    return Finding("cgroup", f"version {limit.version}")
 
 
-def _btf(path: Path) -> Finding:
+def _btf(sys_: Path) -> Finding:
+    path = sys_ / "kernel/btf/vmlinux"
+    if not (sys_ / "kernel").is_dir():
+        return Finding("BTF", f"{sys_} is no sysfs; expected one", "mount -t sysfs sysfs /sys", fatal=True)
     try:
         abi.definitions(btf.Btf.load(path), abi.Geometry(4))
     except SkbcapdError as error:

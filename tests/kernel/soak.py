@@ -1,6 +1,6 @@
 """`make soak`: a daemon in a storm of processes, devices, reloads and files. Memory stays flat, no packet is missing.
 
-Not among the tests that `make test` runs: it takes SKBCAPD_SOAK_S seconds (default 600) and a machine with time for it.
+Not part of `make test-all`: it takes SKBCAPD_SOAK_S seconds (default 600) and a machine with time for it.
 """
 
 from __future__ import annotations

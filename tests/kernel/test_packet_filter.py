@@ -62,6 +62,7 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
         reporter.write_line(f"{what:<12}{count:>9,}")
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("texts", BATCHES)
 def test_every_verdict_is_libpcaps(texts: list[str], tally: Counter[str]) -> None:
     """Compiled and run in the kernel, an expression takes the frames that pcap_offline_filter takes, and no other."""

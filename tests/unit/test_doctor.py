@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +82,7 @@ def machine(place: Path, changes: dict[str, str | bytes | None], refusal: str = 
         path = place / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        if name in {PROCESSES, USERS} and content:
+        if name.startswith("proc/self/ns/") and content:
             path.symlink_to(str(content))
         elif content is not None:
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -93,6 +94,47 @@ def machine(place: Path, changes: dict[str, str | bytes | None], refusal: str = 
         found.name: found
         for found in requirements.findings(place / "proc", place / "sys", str(python), lambda: refusal)
     }
+
+
+TIMES: dict[str, str | bytes | None] = {"proc/self/ns/time": "time:[1]", "proc/self/ns/time_for_children": "time:[1]"}
+OFFSETS = "proc/self/timens_offsets"
+
+
+@pytest.mark.parametrize(
+    ("monotonic", "boottime", "text", "has_remedy"),
+    [
+        ("0 0", "0 0", "those of this machine", False),
+        (
+            "1000000 0",
+            "86400 500000000",
+            "of a time namespace: monotonic +1000000 s, boottime +86400.5 s; time stamps are corrected",
+            False,
+        ),
+        ("-7 0", "0 0", "of a time namespace: monotonic -7 s, boottime +0 s; time stamps are corrected", False),
+        (
+            "0 0",
+            "1 1",
+            (
+                "of a time namespace: monotonic +0 s, boottime +1 s; time stamps are corrected, but the start of "
+                "processes is not known exactly: fewer processes are looked up in /proc"
+            ),
+            True,
+        ),
+    ],
+)
+def test_a_time_namespace(monotonic: str, boottime: str, text: str, has_remedy: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    """Doctor tells the offsets of a time namespace, and that they are taken off."""
+    changes = TIMES | {OFFSETS: f"monotonic {monotonic}\nboottime {boottime}\n"}
+    found = machine(tmp_path, changes)["clocks"]
+    assert (found.text, bool(found.remedy), found.fatal) == (text, has_remedy, False)
+
+
+def test_an_unknown_time_namespace(tmp_path: Path) -> None:
+    """Where /proc tells the offsets of another time namespace than ours, a capture is refused with a remedy."""
+    changes = TIMES | {"proc/self/ns/time_for_children": "time:[2]", OFFSETS: "monotonic 1 0\nboottime 1 0\n"}
+    found = machine(tmp_path, changes)["clocks"]
+    assert found.fatal
+    assert "--fork" in found.remedy
 
 
 def capabilities(effective: int, seccomp: int = 0) -> dict[str, str | bytes | None]:
@@ -107,6 +149,7 @@ def test_a_good_machine(tmp_path: Path) -> None:
         "capabilities": "all that are needed",
         "seccomp": "no filter",
         "processes": "all of this machine",
+        "clocks": "those of this machine",
         "lockdown": "none",
         "perf": "yes",
         "kprobes": "yes: the process of a socket is known when a send, receive or accept begins",
@@ -119,6 +162,23 @@ def test_a_good_machine(tmp_path: Path) -> None:
     }
     assert found["kernel"].text.startswith("6.1.0-28-amd64")
     assert not any(one.fatal or one.remedy for one in found.values())
+
+
+@pytest.mark.parametrize(
+    ("missing", "fatal"),
+    [
+        ("proc", {"kernel": "mount -t proc proc /proc"}),
+        ("sys", {"BTF": "mount -t sysfs sysfs /sys"}),
+        ("proc/sys", {"kernel": "mount -t proc proc /proc; in a unit: ProcSubset=all"}),
+    ],
+)
+def test_nothing_is_claimed_without_proc_or_sys(missing: str, fatal: dict[str, str], tmp_path: Path) -> None:
+    """Without procfs or sysfs the only fatal finding is that, with how to mount it; nothing is blamed on privileges."""
+    machine(tmp_path, {})
+    shutil.rmtree(tmp_path / missing)
+    python = str(tmp_path / "interpreter")
+    found = list(requirements.findings(tmp_path / "proc", tmp_path / "sys", python, lambda: ""))
+    assert {one.name: one.remedy for one in found if one.fatal} == fatal
 
 
 @pytest.mark.parametrize(
@@ -135,7 +195,7 @@ def test_a_good_machine(tmp_path: Path) -> None:
         ({LOCKDOWN: "none integrity [confidentiality]"}, "lockdown", "confidentiality", "boot with lockdown=integrity"),
         ({PERF: None}, "perf", "there is nothing to attach BPF programs to", "CONFIG_PERF_EVENTS=y"),
         ({BTF: None}, "BTF", "No such file", "CONFIG_DEBUG_INFO_BTF"),
-        ({BTF: b"\x7fELF"}, "BTF", "4 bytes long", ""),
+        ({BTF: b"\x7fELF"}, "BTF", "4 bytes long", "boot another kernel"),
         ({BTF: Blob().build()}, "BTF", "struct page is not in this kernel's BTF", "too old or too new"),
         (
             {BCC: "import bcc.libbcc"},
@@ -204,7 +264,7 @@ def test_no_tracefs(tmp_path: Path) -> None:
         (
             {"sys/fs/cgroup/system.slice/skbcapd.service/memory.max": "134217728\n"},
             "cgroup",
-            "version 2, memory.max is 134217728; a start takes about",
+            "version 2, memory.max is 128 MiB (",
             "MemoryMax=",
         ),
         (
@@ -214,7 +274,7 @@ def test_no_tracefs(tmp_path: Path) -> None:
                 "sys/fs/cgroup/memory/docker/1/memory.limit_in_bytes": "134217728\n",
             },
             "cgroup",
-            "version 1, memory.limit_in_bytes is 134217728",
+            "version 1, memory.limit_in_bytes is 128 MiB (",
             "--memory",
         ),
         (

@@ -31,6 +31,7 @@ ORDER = (
     "standard_streams",
     "lru",
     "child",
+    "clocks",
     "errors",
     "events",
     "text_safety",

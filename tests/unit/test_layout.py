@@ -11,7 +11,7 @@ import pytest
 
 from skbcapd.capture.record import VIA
 from skbcapd.errors import BtfError, KernelError
-from skbcapd.kernel import abi, compiler
+from skbcapd.kernel import abi, compiler, loader
 from skbcapd.kernel.abi import Geometry
 from skbcapd.kernel.btf import Btf
 from skbcapd.pcapng import comment
@@ -326,6 +326,20 @@ def enum(name: str) -> list[str]:
     body = re.search(rf"enum {name} {{(.*?)}}", PROGRAM, re.DOTALL)
     assert body
     return re.findall(r"[A-Z]\w+", body[1])
+
+
+def test_stages_stand_where_the_c_side_calls_them() -> None:
+    """Each stage's program is in the map of its direction, at its number in `enum stage`; each stage has a program."""
+    stages = [stage.lower() for stage in enum("stage")]
+    every = [place for table in (loader._STAGES, loader._FILTERS) for row in table.values() for place in row.items()]
+    for function, (table, number) in every:
+        stage, _, direction = function.rpartition("_")
+        assert (table, number) == (f"stages_{direction}", stages.index(stage)), function
+    assert {function.rpartition("_")[0] for function, _ in every} == set(stages)
+    for direction in ("out", "in"):
+        declared = re.search(rf"BPF_PROG_ARRAY\(stages_{direction}, (\d+)\);", PROGRAM)
+        assert declared
+        assert int(declared[1]) == len(stages)
 
 
 def test_numbers_mean_the_same_on_both_sides() -> None:
