@@ -1,12 +1,14 @@
-"""The table of comment fields: what a packet's comment may say of its process, one row a field.
+"""The table of comment fields: what the comment of a packet can say about its process, one row per field.
 
-In: a thread as the kernel program names it, and what /proc says of its process. Out: values, one for each field.
+In: a thread from the kernel program, and what /proc says about its process. Out: a value for each
+field.
 
-All else follows from the rows: the setting `comment`, the keys of a rule, the JSON Schema and the man page
-(`config.settings`), what is cut to fit a label (`pcapng.comment`), what `top` and `split` group by (`pcapng.reader`),
-Wireshark's fields and the table of docs/format.md (`make generate`). CONTRIBUTING.md shows how to add a row.
+Everything else follows from the rows: the setting `comment`, the keys of a rule, the JSON Schema
+and the man page (`config.settings`), what is cut to fit into a label (`pcapng.comment`), what `top`
+and `split` group by (`pcapng.reader`), the fields in Wireshark and the table in docs/format.md
+(`make generate`). CONTRIBUTING.md shows how to add a row.
 
-The rule not to break: a value is right, or it is not there (None or empty).
+The rule not to break: a value is right, or it is missing (None or empty).
 """
 
 from __future__ import annotations

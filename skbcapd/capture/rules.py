@@ -1,11 +1,13 @@
-"""The user's process rules: which packets are kept, by whose they are.
+"""The process rules of the settings: which packets are kept, by process.
 
-In: whose packet it is, its device and direction. Out: a verdict: dropped, or how many bytes are kept of which packets.
-Asked once per label, in the upcall; the kernel program carries it out on all later packets of the label.
+In: the process of a packet, its interface and direction. Out: a verdict: drop, or how many bytes to
+keep of which packets. It is made once per label, in the upcall; the kernel program applies it to
+all later packets of the label.
 
-The rule not to break: the first rule whose conditions all hold decides, and a condition on something that is not known
-does not hold. So `{user: root, action: drop}` drops no packet of a process that nobody could look at. Packets wait
-while rules are asked, and strangers choose the texts: the regular expressions of a decision take DECIDE_S at most.
+The rule not to break: the first rule of which all conditions are true decides, and a condition is
+false if its value is not known. So `{user: root, action: drop}` does not drop packets of a process
+that could not be looked up. Packets wait for rules, and others choose the texts: all regular
+expressions of a decision take at most DECIDE_S.
 """
 
 from __future__ import annotations

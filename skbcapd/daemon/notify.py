@@ -64,10 +64,6 @@ class Notifier:
         """The start or the end takes long: ask for EXTENSION_S more, from now; to be called again within that time."""
         self._send(f"EXTEND_TIMEOUT_USEC={EXTENSION_S * 1_000_000}")
 
-    def extend_timeout(self) -> None:
-        """The start or the end takes long: ask for EXTENSION_S more, from now; to be called again within that time."""
-        self._send(f"EXTEND_TIMEOUT_USEC={EXTENSION_S * 1_000_000}")
-
     def status(self, text: str) -> None:
         """One line for `systemctl status`; sent only when it changes."""
         if text != self._status:

@@ -1,10 +1,12 @@
-"""What a crash has left: files in work get their names, without the torn block at their end.
+"""Repairs files after a crash: unfinished files get their names, without the incomplete block at their end.
 
-In: a directory's descriptor, and names. Out: finished files; what held nothing, or was half compressed, is deleted.
+In: the descriptor of a directory, and names. Out: finished files. Empty and half compressed files
+are deleted.
 
-The rules: regular files only, opened without waiting, of which nobody has another name: who may write to the directory
-must not have us cut a file of his choice. And a start does not wait for gigabytes to be read: what takes longer than
-SEARCH_S is left to a process of its own, and has its name later.
+The rules: only regular files without other links, opened without waiting: somebody who can write to
+the directory cannot make skbcapd cut a file of his choice. A start does not wait until gigabytes
+are read: what takes longer than SEARCH_S is left to a separate process, and the file gets its name
+later.
 """
 
 from __future__ import annotations

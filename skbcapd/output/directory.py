@@ -1,10 +1,11 @@
-"""The directory of capture files: one daemon's at a time, whose files get their names, and the oldest are deleted.
+"""The directory of capture files: used by one daemon at a time; names files, and deletes the oldest.
 
-In: what the settings say of files. Out: the next file to write to; finished ones under their names, the oldest gone.
+In: the settings of files. Out: the next file to write to; finished files with their names; the
+oldest are deleted.
 
-The rules: nothing is touched but files whose names are of our own making, and never the one in work. All is done
-relative to the directory's descriptor, whatever its path leads to meanwhile. A file gets its name when the disk has all
-of it, which may take long: a thread waits for that, the capture does not.
+The rules: only files with names of skbcapd are touched, and never the one being written. All names
+are relative to the descriptor of the directory, wherever its path leads now. A file gets its name
+when it is completely on the disk. This may take long: a thread waits for it, not the capture.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""One capture at a time writes to a directory: the lock, and who holds it.
+"""One capture at a time writes to a directory: the lock, and the process that holds it.
 
-In: a directory's descriptor. Out: a lock that lasts as long as the process does.
+In: the descriptor of a directory. Out: a lock that is held until the process ends.
 
-The rule: who may only read the directory must not be able to take the lock, so it is on a file that nobody but its
-owner can open, and not on the directory.
+The rule: a user who can only read the directory must not be able to take the lock. So the lock is
+on a file that only its owner can open, and not on the directory.
 
 Source: flock(2), proc_locks(5).
 """

@@ -1,12 +1,13 @@
-"""Capture files read back: pcapng and pcap, ours and those of others, plain or packed by gzip or zstd.
+"""Reads capture files: pcapng and pcap, of skbcapd and others, also compressed with gzip or zstd.
 
-A path enters; packets leave, one after the other, each with its interface and its stamp: what its options say of the
-process. `top` and `split` read through here. scapy is not used: its raw reader takes four times as long, and that of
-2.5, as in Debian 12, cannot read our comments.
+In: a path. Out: packets, each with its interface and its stamp: what its options say about the
+process. `top` and `split` use it. It does not use scapy: its raw reader takes four times as long,
+and version 2.5 in Debian 12 cannot read comments.
 
-The rule not to break: the file is a stranger's. No length is believed before it is compared with the bytes that are
-there, what is held in memory has a bound that the file cannot move, and whatever is wrong is a FileError that names the
-byte. All packets before that byte have been given by then, so that a torn file still answers.
+The rule not to break: the file is not trusted. Each length is compared with the available bytes
+before it is used, memory is bounded independently of the file, and every error is a FileError with
+the offset. All packets before that offset have been returned by then, so an incomplete file still
+gives results.
 
 Source: draft-ietf-opsawg-pcapng; draft-ietf-opsawg-pcap for the older format.
 """
