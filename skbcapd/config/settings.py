@@ -188,8 +188,8 @@ class Files:
     keep_free: int = _key(
         "100MiB",
         Quantity("a size", "0", "1048576GiB", SIZE),
-        "Free space to leave on the disk. With less, skbcapd deletes the oldest files of earlier runs, except dumps and "
-        "the newest file. If that is not enough, packets are dropped and counted until there is space again.",
+        "Free space to leave on the disk. With less, skbcapd deletes the oldest files of earlier runs, except dumps "
+        "and the newest file. If that is not enough, packets are dropped and counted until there is space again.",
     )
     compress: Compress = _key(
         "none",

@@ -278,7 +278,7 @@ def test_a_slow_disk_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_files_of_an_earlier_run_are_packed(tmp_path: Path) -> None:
-    """A plain file that was left is packed at the next start; `current.pcapng` goes on to lead to a file."""
+    """A plain file that was left is compressed at the next start; `current.pcapng` goes on to lead to a file."""
     Rig(tmp_path).output.close()
     directory = CaptureDirectory(tmp_path)
     output = RotatingOutput(directory, Limits(), compressor=Compressor("gzip"), on_demand=True)
