@@ -1,6 +1,7 @@
-"""Kinds of values in the config file: what each may be, said in words and in JSON Schema, and how it is read.
+"""Kinds of values in the config file: the text and the JSON Schema of each kind, and how it is read.
 
-In: a value's text. Out: the value, or a ValueError (ReasonError where it is worth saying why).
+In: the text of a value. Out: the value, or a ValueError (ReasonError if its message helps the
+user).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""From the config file to settings: YAML in, one frozen `Settings` out, or every problem at once.
+"""Reads the config file: YAML in, one frozen `Settings` out, or all problems at once.
 
-What the keys are stands in `settings`; here they are read and checked, each problem with its line.
+`settings` defines the keys. This module reads and checks them; each problem has its line.
 
-The rule not to break: the file is read with the daemon's rights, also while a capture runs, so no input may give
-anything but settings or a `ConfigError`. Hence values are taken as the text that stands in the file (YAML's own ideas
-of numbers, dates and `on` never apply), anchors, aliases and tags are refused, size and depth are bounded, and what a
-message quotes from the file is escaped and cut.
+The rule not to break: the file is read with the rights of the daemon, also while a capture runs. So
+no input may lead to anything but settings or a `ConfigError`. Values are read as text (numbers,
+dates and `on` of YAML do not apply). Anchors, aliases and tags are errors. Size and depth are
+limited. Quotations from the file in messages are escaped and cut.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""What the settings name and the system does not have, or does not do as people may expect.
+"""Warnings about settings: things that do not exist on this system, or do not work as expected.
 
-In: settings. Out: one line for each doubt; none is an error. `check` says them, and so does the start of a capture.
+In: settings. Out: one line for each warning; none is an error. `check` and the start of a capture
+log them.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""Capture files: where bytes go, and under which name.
+"""Capture files: where bytes are written, and the name of the file.
 
-In: bytes of whole pcapng blocks. Out: a file that has its real name only when it is whole.
+In: bytes of complete pcapng blocks. Out: a file that gets its final name only when it is complete.
 
-The rule: a file in work is called NAME.part; it is complete to its last flushed block at any time, and gets its name by
-fsync and rename when it is closed. What the disk refuses is counted in packets, and cut off at a block's end.
+The rule: while it is written, a file has the name NAME.part, and is complete up to its last flushed
+block. When it is closed, fsync and rename give it its name. Packets that the disk does not accept
+are counted, and the file is cut at the end of a block.
 
-Bytes pass three parts: `aligned` gathers them, a `worker` takes them to another thread, `disk` writes them.
+Bytes pass three parts: `aligned` collects them, a `worker` passes them to another thread, `disk`
+writes them.
 """
 
 from __future__ import annotations

@@ -591,7 +591,7 @@ def mutants(draw: st.DrawFn) -> bytes:
 
 
 def assert_sound(loaded: Settings) -> None:
-    """What the other rooms rely on."""
+    """What the other modules rely on."""
     assert loaded.interfaces == ("any",) or "any" not in loaded.interfaces
     for values in (loaded.interfaces, loaded.directions):
         assert len(set(values)) == len(values) > 0
