@@ -95,14 +95,6 @@ def test_dropped_lines_of_the_log_are_shown(facts: dict[str, object], tmp_path: 
     assert "         log          1,009  lines could not be written\n" in done.stdout
 
 
-def test_dropped_lines_of_the_log_are_shown(facts: dict[str, object], tmp_path: Path) -> None:
-    """A log that could not be written is said, with the number of lines."""
-    daemon = Daemon(tmp_path / "s", json.dumps({**facts, "log": {"dropped": 1009}}).encode())
-    done = status(daemon.path)
-    daemon.end()
-    assert "         log          1,009  lines could not be written\n" in done.stdout
-
-
 def test_programs_get_all_of_it(facts: dict[str, object], tmp_path: Path) -> None:
     """--json is what the daemon told."""
     daemon = Daemon(tmp_path / "s", json.dumps(facts).encode())
