@@ -15,6 +15,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -134,6 +135,7 @@ class Textfile:
         self._path = path
         self._ticks = 0
         self._error = self._told = ""
+        self._has_written = False
         self._thread: threading.Thread | None = None
 
     def tick(self, text: Callable[[], bytes]) -> None:
@@ -152,11 +154,13 @@ class Textfile:
         if self._thread:
             self._thread.join(1.0)
         with contextlib.suppress(OSError):
-            Path(self._path).unlink()
+            if self._has_written:
+                Path(self._path).unlink()
 
     def _write(self, text: bytes) -> None:
         part = f"{self._path}.part"  # node_exporter reads *.prom only
         try:
+            _expect_regular(self._path)
             # A new file: whatever lies there, a link or a FIFO, is neither followed nor waited for.
             with contextlib.suppress(FileNotFoundError):
                 Path(part).unlink()
@@ -169,3 +173,14 @@ class Textfile:
             self._error = error.strerror or "error"
         else:
             self._error = ""
+            self._has_written = True
+
+
+def _expect_regular(path: str) -> None:
+    """Leave what somebody else has put there: a FIFO, a device. A symbolic link is replaced, not followed."""
+    try:
+        kind = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
+        raise OSError(0, "not a regular file; expected one, or none")
