@@ -1,11 +1,13 @@
-"""Who sent and received what: packets added up, process by process.
+"""Sums of packets by process: which process sent and received how much.
 
-Packets from `reader` enter; sums leave. A process is a tgid; where none is known, a name; where that is not known
-either, the word behind `via=`. Or packets are added up by another field of their comments, such as the process's name.
-Peers are the other ends of packets: IP addresses, without ports.
+In: packets from `reader`. Out: sums. A process is a tgid; if that is not known, a name; if that is
+not known either, the value of `via`. Packets can also be added up by another field of their
+comments, such as the name of the process. Peers are the other ends of packets: IP addresses,
+without ports.
 
-The rules not to break: little is done per packet, or a file of 1 GB takes minutes; and a stranger's file fills no
-memory: what is new beyond the bounds below is added up as "others", or not told apart.
+The rules not to break: little work per packet, because a file of 1 GB must not take minutes. Memory
+is bounded, whatever the file holds: beyond the limits below, new entries are added up as "others",
+or are not distinguished.
 """
 
 from __future__ import annotations

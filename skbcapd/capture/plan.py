@@ -1,7 +1,7 @@
-"""What a capture does, as far as it may change while it runs.
+"""The plan: everything about a capture that can change while it runs.
 
-In: settings, and their packet filters, compiled. Out: one frozen object. A reload exchanges it whole, from one packet
-to the next, so no stage sees a part of the old and a part of the new.
+In: settings, and their compiled packet filters. Out: one frozen object. A reload exchanges it
+completely, between two packets, so no stage sees parts of the old and of the new one.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Other settings while a capture runs: read, checked, compiled and put in place, and no packet is missed.
+"""Reload: new settings for a running capture, and no packet is missed.
 
-In: a signal's wish, a config file. Out: the capture goes on with the new settings, or with the old ones and a line for
-each problem.
+In: a config file, on SIGHUP. Out: the capture has the new settings; or it keeps the old ones, and
+each problem is logged.
 
-The rule: the capture is never held up. A child reads the file, looks up hosts' names, compiles filters and loads them,
-however long that takes; the loop asks `finish` when it has something to say. A bad file changes nothing.
+The rule: the capture never waits. A child process reads the file, resolves names of hosts, compiles
+filters and loads them, however long that takes. The event loop calls `finish` when the child has a
+result. A file with errors changes nothing.
 """
 
 from __future__ import annotations

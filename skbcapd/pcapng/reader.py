@@ -1,12 +1,13 @@
-"""Capture files read back: pcapng and pcap, ours and those of others, plain or packed by gzip or zstd.
+"""Reads capture files: pcapng and pcap, of skbcapd and others, also compressed with gzip or zstd.
 
-A path enters; packets leave, one after the other, each with its interface and its stamp: what its options say of the
-process. `top` and `split` read through here. scapy is not used: its raw reader takes four times as long, and that of
-2.5, as in Debian 12, cannot read our comments.
+In: a path. Out: packets, each with its interface and its stamp: what its options say about the
+process. `top` and `split` use it. It does not use scapy: its raw reader takes four times as long,
+and version 2.5 in Debian 12 cannot read comments.
 
-The rule not to break: the file is a stranger's. No length is believed before it is compared with the bytes that are
-there, what is held in memory has a bound that the file cannot move, and whatever is wrong is a FileError that names the
-byte. All packets before that byte have been given by then, so that a torn file still answers.
+The rule not to break: the file is not trusted. Each length is compared with the available bytes
+before it is used, memory is bounded independently of the file, and every error is a FileError with
+the offset. All packets before that offset have been returned by then, so an incomplete file still
+gives results.
 
 Source: draft-ietf-opsawg-pcapng; draft-ietf-opsawg-pcap for the older format.
 """
@@ -390,7 +391,7 @@ class Reader:
             self._complaints.close()
             self._file.close()
             hint = f"apt-get install {tool}"
-            raise FileError(f"{self.name}: packed by {tool}, which is not installed", hint) from None
+            raise FileError(f"{self.name}: compressed with {tool}, which is not installed", hint) from None
         self._packer = tool
         self._stream = cast("IO[bytes]", self._unpacker.stdout)
 
@@ -400,7 +401,7 @@ class Reader:
             self._complaints.seek(0)
             words = self._complaints.read(1000).strip().partition(b"\n")[0].rpartition(b": ")[2]
             why = escaped_bytes(words) or "fails"
-            raise FileError(f"{self.name}: {self._packer}: {why}; expected a whole packed file")
+            raise FileError(f"{self.name}: {self._packer}: {why}; expected a complete compressed file")
 
     def _refuse(self, at: int, section: Section, number: int, cap_len: int, length: int) -> NoReturn:
         """A packet's block that does not fit itself or its section."""
@@ -413,7 +414,9 @@ class Reader:
 
     def _expect_end(self, left: int, at: int, what: str) -> None:
         if left:
-            self._fail(at, f"the file ends {left} bytes into {what}", "a whole one: it is torn, or still being written")
+            self._fail(
+                at, f"the file ends {left} bytes into {what}", "a complete one: it is truncated, or still being written"
+            )
 
     def _fail(self, at: int, found: str, expected: str) -> NoReturn:
         raise FileError(f"{self.name}: at byte {self._before + at}: {found}; expected {expected}")

@@ -170,7 +170,7 @@ def test_by_unit(path: Path, parts: Path) -> None:
 
 @pytest.mark.parametrize("tool", ["gzip", "zstd"])
 def test_packed_files(tool: str, path: Path, parts: Path) -> None:
-    """A packed file is split as the plain one; its files are named as that one's."""
+    """A compressed file is split as the plain one; its files are named as that one's."""
     path.write_bytes(section() + named("eth0") + packet(bytes(14), process(7, "a")))
     subprocess.run([tool, "-q", str(path)], check=True)
     (packed,) = (file for file in path.parent.iterdir() if file.is_file() and file != path)

@@ -212,7 +212,7 @@ def test_csv(path: Path) -> None:
 
 @pytest.mark.parametrize("tool", ["gzip", "zstd"])
 def test_several_and_packed_files(tool: str, path: Path) -> None:
-    """Files are added up; a packed one counts as the plain one does."""
+    """Files are added up; a compressed one counts as the plain one does."""
     traffic(path)
     subprocess.run([tool, "-q", "-k", str(path)], check=True)
     copy = next(each for each in path.parent.iterdir() if each != path)

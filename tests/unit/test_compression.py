@@ -1,4 +1,4 @@
-"""Finished files are packed behind the capture's back, and no file is ever lost to it."""
+"""Finished files are compressed in the background, and no file is ever lost by that."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def opened(path: Path) -> Iterator[int]:
 
 @pytest.mark.parametrize(("kind", "ending"), [("gzip", ".gz"), ("zstd", ".zst")])
 def test_a_file_is_replaced_by_the_packed_one(kind: str, ending: str, tmp_path: Path) -> None:
-    """The packed file has the same bytes inside, the same mode and age; nothing else is there."""
+    """The compressed file has the same content, mode and age; nothing else is there."""
     paths = [tmp_path / "a.pcapng", tmp_path / "b.pcapng"]
     for path in paths:
         path.write_bytes(DATA)
@@ -69,7 +69,7 @@ def test_an_interrupted_packer_leaves_the_plain_file(tmp_path: Path) -> None:
         assert compressor._at_work
         compressor._at_work.process.kill()
         until(lambda: (compressor.tick(directory), compressor._at_work is None)[1], "the compressor has gone")
-        assert "stays as it is" in said[0]
+        assert "it is not compressed" in said[0]
         compressor.add(path)
         compressor.tick(directory)
         compressor.close()

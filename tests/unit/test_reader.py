@@ -37,7 +37,7 @@ from tests.support.strangers import (
 )
 
 CHRONYD = process(1058, "chronyd")
-TORN = "expected a whole one: it is torn, or still being written"
+TORN = "expected a complete one: it is truncated, or still being written"
 NANOSECONDS = options((9, b"\x09"))
 
 
@@ -272,7 +272,7 @@ def test_a_changed_file_gives_packets_and_then_perhaps_an_error(
 
 
 def packed(tool: str, path: Path) -> Path:
-    """A packed copy."""
+    """A compressed copy."""
     copy = path.with_suffix(".packed")
     with copy.open("wb") as file:
         subprocess.run([tool, "-c", "-q", str(path)], stdout=file, check=True)
@@ -281,7 +281,7 @@ def packed(tool: str, path: Path) -> Path:
 
 @pytest.mark.parametrize("tool", ["gzip", "zstd"])
 def test_packed_files(tool: str, path: Path) -> None:
-    """A packed file gives the packets of the plain one, whatever its name; so do two behind each other."""
+    """A compressed file gives the packets of the plain one, whatever its name; so do two behind each other."""
     frames = [os.urandom(1009) for _ in range(4001)]  # several pipes full
     write(path, section(), interface(), *map(packet, frames))
     copy = packed(tool, path)
@@ -299,7 +299,7 @@ def test_a_torn_packed_file(tool: str, path: Path) -> None:
     count, message = until_it_fails(copy)
     assert 1000 < count < 2000
     assert message.startswith(f"{copy}: {tool}: ")
-    assert message.endswith("end of file; expected a whole packed file") or "premature end" in message
+    assert message.endswith("end of file; expected a complete compressed file") or "premature end" in message
 
 
 def test_a_packed_file_that_is_no_capture(path: Path) -> None:
@@ -311,7 +311,7 @@ def test_a_packed_file_that_is_no_capture(path: Path) -> None:
 
 
 def test_a_reader_may_leave_early(path: Path) -> None:
-    """A packed file that is not read to its end leaves no process and no open file behind (a warning fails this)."""
+    """A compressed file that is not read to its end leaves no process and no open file (a warning fails this)."""
     write(path, section(), interface(), *(packet(os.urandom(1009)) for _ in range(4001)))
     with Reader(packed("gzip", path)) as reader:
         next(reader.packets())
@@ -341,7 +341,7 @@ def test_what_is_held_in_memory_has_bounds(path: Path) -> None:
 
 
 def test_progress_counts_the_bytes_on_disk(path: Path) -> None:
-    """Progress goes up to the file's own size, also where it is packed."""
+    """Progress goes up to the file's own size, also where it is compressed."""
     write(path, section(), interface(), *(packet(bytes(1009)) for _ in range(4001)))
     for file in (path, packed("zstd", path)):
         seen: list[int] = []

@@ -233,8 +233,8 @@ def test_a_file_that_was_taken_away(fault: str, tmp_path: Path) -> None:
     rig.output.write_blocks(memoryview(small(4)), rig.snapshot)
     rig.output.finish([])
     assert [line.partition(": ")[2] for line in rig.said] == [
-        "it was moved or removed; packets are lost until files can be written again",
-        "writing again; 2 packets were lost",
+        "it was moved or removed; packets are dropped until files can be written again",
+        "writing again; 2 packets were dropped",
     ]
     assert (rig.output.lost, rig.frames()[-1]) == (2, [(4).to_bytes(4, "big")])
 
@@ -278,7 +278,7 @@ def test_a_slow_disk_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_files_of_an_earlier_run_are_packed(tmp_path: Path) -> None:
-    """A plain file that was left is packed at the next start; `current.pcapng` goes on to lead to a file."""
+    """A plain file that was left is compressed at the next start; `current.pcapng` goes on to lead to a file."""
     Rig(tmp_path).output.close()
     directory = CaptureDirectory(tmp_path)
     output = RotatingOutput(directory, Limits(), compressor=Compressor("gzip"), on_demand=True)
@@ -314,7 +314,7 @@ def test_each_outage_counts_its_own(tmp_path: Path) -> None:
             rig.output.write_blocks(memoryview(small(number)), rig.snapshot)
         away.unlink()
         until(lambda: rig.output.tick(rig.snapshot) or "writing again" in rig.said[-1], "it writes again")
-        assert rig.said[-1].endswith(f"writing again; {count} packets were lost")
+        assert rig.said[-1].endswith(f"writing again; {count} packets were dropped")
     assert rig.output.lost == 8
     rig.output.close()
 

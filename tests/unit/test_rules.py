@@ -214,5 +214,5 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     assert list(doubts(chosen, ["lo"], [str(tmp_path)])) == [
         "rules[1].user: no such user is known on this machine",
         "rules[4].unit: systemd has no such unit now",
-        "rules[5].interface: no such device is there now",
+        "rules[5].interface: there is no such interface now",
     ]
