@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 import struct
@@ -18,6 +17,7 @@ from skbcapd.errors import FileError
 from skbcapd.pcapng import comment as label
 from skbcapd.pcapng.reader import Reader
 from tests.support.judges import facts, rows
+from tests.support.memory import peak
 from tests.support.strangers import ISB, PB, SPB, block, comment, interface, options, packet, pcap, process, section
 
 ROOT = Path(skbcapd.__file__).parent.parent
@@ -268,12 +268,9 @@ def test_sections_are_not_held(tmp_path: Path) -> None:
     with path.open("wb") as file:
         for tgid in range(1, 1010):
             file.write(section() + named("eth0") + described * 7 + packet(bytes(14), process(tgid, "a")))
-    command = [sys.executable, "-m", "skbcapd", "split", str(path), "--by", "tgid", "-d", str(parts)]
-    pipe = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(pipe.pid, 0)
-    pipe.returncode = os.waitstatus_to_exitcode(status)
-    assert (pipe.returncode, len(list(parts.iterdir()))) == (0, 1009)
-    assert usage.ru_maxrss < 128 << 10  # 424 MB were described
+    code, kib = peak(tmp_path / "peak", "split", str(path), "--by", "tgid", "-d", str(parts), cwd=ROOT)
+    assert (code, len(list(parts.iterdir()))) == (0, 1009)
+    assert 10 << 10 < kib < 128 << 10  # 424 MB were described
 
 
 def test_many_processes(path: Path, parts: Path) -> None:

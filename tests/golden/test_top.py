@@ -20,6 +20,7 @@ import skbcapd
 from skbcapd.pcapng import comment as label
 from skbcapd.text_safety import escaped_bytes
 from tests.support.judges import rows
+from tests.support.memory import peak
 from tests.support.strangers import comment, interface, options, packet, pcap, process, section, udp
 
 ROOT = Path(skbcapd.__file__).parent.parent
@@ -330,14 +331,12 @@ def test_names_take_little_memory(form: list[str], counted: str, path: Path) -> 
             text = b'comm="%b%08d" tgid=%d' % (name, number, number % 65536 + 1)
             file.write(packet(b"", comment(text)))
     with (path.parent / "out").open("w+") as out:
-        pipe = subprocess.Popen([sys.executable, "-m", "skbcapd", "top", *form, str(path)], cwd=ROOT, stdout=out)
-        _, status, usage = os.wait4(pipe.pid, 0)
+        code, kib = peak(path.parent / "peak", "top", *form, str(path), cwd=ROOT, stdout=out)
         out.seek(0)
         digits = [re.search(counted, line) for line in out]
     assert sum(int(found[1]) for found in digits if found) == count
-    pipe.returncode = os.waitstatus_to_exitcode(status)
-    assert pipe.returncode == 0
-    assert usage.ru_maxrss < 192 << 10
+    assert code == 0
+    assert 10 << 10 < kib < 192 << 10
 
 
 def test_no_memory_is_one_line(path: Path) -> None:
