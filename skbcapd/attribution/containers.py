@@ -27,7 +27,6 @@ import os
 import re
 import stat
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -35,6 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from skbcapd.attribution.budget import Budget
+from skbcapd.lru import Bounded
 
 REMEMBERED = 1024
 FRESH_S = 10.0  # a container may get another name
@@ -99,7 +99,7 @@ class Containers:
         self._places = places or Places()
         self._clock = clock
         self._budget = Budget(AHEAD_S, clock)
-        self._known: OrderedDict[bytes, tuple[float, Names]] = OrderedDict()
+        self._known: Bounded[bytes, tuple[float, Names]] = Bounded(REMEMBERED)
         self._listed: dict[Path, _Listed] = {}
         self._docker: tuple[Path, ...] | None = None
 
@@ -120,9 +120,6 @@ class Containers:
             # A container that has ended keeps its names: ids are not used again.
             names = self._look(identifier.decode(), cgroup) or names
         self._known[identifier] = self._clock() + (FRESH_S if any(names) else AGAIN_S), names
-        self._known.move_to_end(identifier)
-        if len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
         return names
 
     def _look(self, identifier: str, cgroup: bytes) -> Names | None:

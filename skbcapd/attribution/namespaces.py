@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
 from skbcapd.attribution.budget import Budget
 from skbcapd.attribution.processes import cgroup_of, container_of, opened, read_stat, short_id
+from skbcapd.lru import Bounded
 from skbcapd.text_safety import escaped
 
 REMEMBERED = 1024
@@ -40,7 +40,7 @@ class Namespaces:
         self._run = run
         self._proc = proc
         self._budget = Budget(AHEAD_S, clock)
-        self._known: OrderedDict[int, str] = OrderedDict()
+        self._known: Bounded[int, str] = Bounded(REMEMBERED)
 
     def describe(self, cookie: int, inode: int) -> str:
         """Say which namespace it is, for `if_description`.
@@ -62,8 +62,6 @@ class Namespaces:
             with self._budget.spending():
                 known = f"network namespace {name or self._owner(inode) or inode}"
             self._known[cookie] = known
-            if len(self._known) > REMEMBERED:
-                self._known.popitem(last=False)
         return known
 
     def _name(self, inode: int) -> str:

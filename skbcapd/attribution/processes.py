@@ -21,13 +21,13 @@ import contextlib
 import os
 import re
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from skbcapd import clocks
 from skbcapd.attribution.containers import NOTHING, Containers, Names
+from skbcapd.lru import Bounded
 
 NS_PER_TICK = clocks.NS_PER_TICK
 boot_ns = clocks.boot_ns
@@ -126,7 +126,7 @@ class Processes:
         self._containers = containers or Containers()
         self._clock = clock
         self._sees_host = sees_host(proc)
-        self._known: OrderedDict[tuple[int, int, int], tuple[float, bytes, Process]] = OrderedDict()
+        self._known: Bounded[tuple[int, int, int], tuple[float, bytes, Process]] = Bounded(REMEMBERED)
 
     def find(self, tgid: int, tid: int, start: int, comm: bytes) -> Process | None:
         """The process of a thread.
@@ -152,9 +152,6 @@ class Processes:
         if process is None:
             return known[2] if known is not None and comm == known[1] else None
         self._known[key] = now, comm, process
-        self._known.move_to_end(key)
-        if len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
         return process
 
     def parent(self, process: Process) -> Process | None:

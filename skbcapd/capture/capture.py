@@ -25,17 +25,17 @@ from skbcapd.capture.delivery import Delivery, Sampler
 from skbcapd.capture.interfaces import Interfaces, Selection
 from skbcapd.capture.labeler import Labeler
 from skbcapd.capture.ledger import Ledger
+from skbcapd.capture.line import Line
 from skbcapd.capture.plan import Plan
-from skbcapd.capture.record import Record, Stage
 from skbcapd.capture.renumbering import Renumbering
 from skbcapd.capture.resolver import Resolver
 from skbcapd.capture.self_test import SelfTest
 from skbcapd.capture.totals import Tally, Totals
 from skbcapd.kernel import abi
 from skbcapd.kernel.program import Counters, Filters, Program
-from skbcapd.kernel.segments import Cut, Range, SegmentReader, read_local
+from skbcapd.kernel.segments import SegmentReader
 from skbcapd.output.interface import Output, Statistics
-from skbcapd.pcapng.blocks import PACKET, walk
+from skbcapd.pcapng.blocks import walk
 
 TURN_S = 0.2  # a drain ends after the range that passes it
 SETTLE_S = 1.5  # for what is in the segments when a capture ends; then it is dropped
@@ -83,7 +83,7 @@ class Capture:
         warn: Callable[[str], None] = print,
         ask_for_dump: Callable[[str], None] = lambda _why: None,
     ) -> None:
-        self.program, self.output, self._plan, self._machine, self._limit = program, output, plan, machine, limit
+        self.program, self.output, self._plan, self._machine = program, output, plan, machine
         self._tally = tally = Tally()
         self._reader = SegmentReader(program.memory, program.control, program.geometry)
         self._self_test = SelfTest(program, tally, warn)
@@ -93,7 +93,7 @@ class Capture:
         self._renumbering = Renumbering(program, output, self._reader, self._labeler, self._interfaces)
         self._ledger = Ledger(program, output, tally, self._interfaces, has_limit=bool(limit))
         self._delivery = Delivery(output, tally, self.statistics, ask_for_dump)
-        self._line: tuple[Stage, ...] = (
+        stages = (
             self._self_test.take,
             self._interfaces.take,
             self._resolver.take,
@@ -103,6 +103,7 @@ class Capture:
             self._labeler.take,
             self._delivery.take,
         )
+        self._line = Line(stages, self._labeler, self._delivery, tally, limit)
         self.is_cut_short = False
         """Whether the last drain has left something to the next one, which need not wait."""
         self._is_broken = False  # the output takes nothing more
@@ -165,7 +166,7 @@ class Capture:
     @property
     def is_full(self) -> bool:
         """Whether the limit is reached."""
-        return bool(self._limit) and self._tally.written >= self._limit
+        return self._line.is_full
 
     @property
     def is_settled(self) -> bool:
@@ -194,7 +195,7 @@ class Capture:
             elif self.output.is_busy:
                 break  # this range, too, comes again
             elif not self.is_full:
-                self._write(blocks)
+                self._line.take(blocks, self._plan)
             moved += len(blocks.view)
             if time.monotonic() >= end:
                 self._reader.consume(blocks)
@@ -279,36 +280,3 @@ class Capture:
         control[abi.FILTERED] = bool(plan.filter)
         control[abi.FILL] = plan.fill
         control[abi.DEDUP] = plan.dedup
-
-    def _write(self, blocks: Range) -> None:
-        """Write one range: plain stretches as they are, local blocks through Python."""
-        view, local = blocks.view, blocks.local
-        if self._limit:
-            local = [offset for offset, _, _ in walk(view)]
-        done = 0
-        for offset in local:
-            if self.is_full:
-                return
-            if offset > done:
-                self._delivery.take_blocks(view[done:offset])
-            size = int.from_bytes(view[offset + 4 : offset + 8], "little")
-            if int.from_bytes(view[offset : offset + 4], "little") == PACKET:
-                self._delivery.take_blocks(view[offset : offset + size])
-                self._tally.written += 1
-            else:
-                self._write_local(view, offset)
-            done = offset + size
-        if done < len(view):
-            self._delivery.take_blocks(view[done:])
-
-    def _write_local(self, view: memoryview, offset: int) -> None:
-        """One block that Python writes anew."""
-        packet = read_local(view, offset)
-        if isinstance(packet, Cut):
-            self._delivery.take_cut(packet, self._labeler.known(packet.label_id))
-            return
-        record: Record | None = Record(packet)
-        for stage in self._line:
-            if record is None:
-                return
-            record = stage(record, self._plan)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from pathlib import Path
 
 from skbcapd.capture.capture import Capture
 from skbcapd.capture.totals import Totals
@@ -66,7 +65,7 @@ class Report:
     def tick(self) -> None:
         """Called once a second."""
         self._ticks += 1
-        self._notifier.feed(Path(self._output.path))
+        self._notifier.feed()
         LOG.tick()
         if self._is_served:
             if self._ticks % _SECONDS_BETWEEN_STATES == 0:

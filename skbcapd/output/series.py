@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 
 from skbcapd.attribution.processes import Process
 from skbcapd.errors import FileError
+from skbcapd.lru import Bounded
 from skbcapd.output.block_writer import STOP_S, CaptureFile
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.directory import CaptureDirectory
@@ -88,7 +89,7 @@ class Prologue:
 
     def __init__(self) -> None:
         self.interfaces: list[Interface] = []
-        self._processes: dict[Process, None] = {}
+        self._processes: Bounded[Process, None] = Bounded(PROCESSES_REPEATED)
         self._is_long = False
 
     @property
@@ -104,8 +105,6 @@ class Prologue:
     def add_process(self, process: Process) -> None:
         """Remember a process that no file is there for."""
         self._processes[process] = None
-        if len(self._processes) > PROCESSES_REPEATED:
-            del self._processes[next(iter(self._processes))]
 
     def write(self, output: PcapngOutput) -> None:
         """Begin a file."""
@@ -121,7 +120,7 @@ class Prologue:
             output: the file.
             since: what became of the packets in its time; None where that is not known.
         """
-        self._processes = dict.fromkeys(output.processes)
+        self._processes = output.processes
         if since is not None:
             unused = len(self.interfaces) - sum(one.received > 0 for one in since)
             self._is_long = len(self.interfaces) > _INTERFACES_LISTED and 2 * unused > len(self.interfaces)

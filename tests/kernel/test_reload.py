@@ -99,7 +99,7 @@ def test_reloads_lose_nothing(wire: Wire, tmp_path: Path) -> None:
         daemon.process.send_signal(signal.SIGTERM)
         _, rest = daemon.process.communicate(timeout=DEADLINE_S)
     sent = int(said)
-    [file] = (entry for entry in directory.iterdir() if not entry.is_symlink())
+    [file] = (entry for entry in directory.glob("*.pcapng") if not entry.is_symlink())
     found = [
         int.from_bytes(packet.data[42:50], "big")
         for packet in packets(file.read_bytes())

@@ -54,8 +54,9 @@ class Manager:
 
     @property
     def environment(self) -> tuple[str, ...]:
-        """A command that starts another one with this manager; the watchdog is fed in a quarter of its time."""
-        return ("env", f"NOTIFY_SOCKET={self.path}", "WATCHDOG_USEC=1000000")
+        """A command that starts another one with this manager, and no program of an earlier time to load."""
+        cache = self.path.with_name("cache")
+        return ("env", f"NOTIFY_SOCKET={self.path}", "WATCHDOG_USEC=1000000", f"CACHE_DIRECTORY={cache}")
 
     @property
     def longest_s(self) -> float:
@@ -154,7 +155,7 @@ def ports(count: int) -> str:
 
 def numbers(directory: Path, device: str) -> list[int]:
     """The numbers of the datagrams in the files."""
-    files = sorted(entry for entry in directory.iterdir() if not entry.is_symlink())
+    files = sorted(entry for entry in directory.glob("*.pcapng") if not entry.is_symlink())
     return [
         int.from_bytes(packet.data[42:50], "big")
         for file in files

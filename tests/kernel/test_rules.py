@@ -108,7 +108,7 @@ def test_a_rule_has_the_memory_written(wire: Wire, tmp_path: Path) -> None:
         ended = daemon.stop()
     first, *later = map(read, files())
 
-    assert "asked for by rules[1]" in ended.stderr
+    assert "(trigger: rules[1])" in ended.stderr
     assert [packet.data for packet in first if packet.data in marker.sent] == marker.sent
     before = Counter(
         (packet.label.comm, port(packet.data)) for packet in first if packet.label and packet.label.comm == "other"

@@ -44,21 +44,7 @@ def accounted(totals: Totals) -> int:
 
 def unpacked(label: bytes) -> dict[str, Any]:
     """The fields of a struct label by name, its options no longer than they are."""
-    names = (
-        "comm",
-        "device",
-        "process",
-        "id",
-        "interface_id",
-        "slot",
-        "snaplen",
-        "filter",
-        "generation",
-        "options_len",
-        "flags_at",
-        "options",
-    )
-    found: dict[str, Any] = dict(zip(names, abi.LABEL.unpack(label), strict=True))
+    found = abi.LABEL.unpack(label)._asdict()
     return found | {"options": found["options"][: found["options_len"]]}
 
 
