@@ -183,6 +183,7 @@ class _Check:
         """Reports text that is not YAML, with every line that tabs indent; returns where its top-level key starts."""
         mark = error.problem_mark
         index, line = (mark.index, mark.line + 1) if mark else (0, 0)
+        line = min(line, len(text.rstrip("\n").split("\n")))  # the end of the text is behind its last line
         if text[index : index + 1] == "\t":
             tabs = {number for number, at in enumerate(text.split("\n"), 1) if at.lstrip(" ").startswith("\t")}
             for number in sorted(tabs | {line}):
@@ -190,7 +191,7 @@ class _Check:
         else:
             self.problem(line, "", *_explain(error))
         marks = [at.index for at in (error.context_mark, mark) if at]
-        keys = [match.start() for match in re.finditer(r"^[^\s#]", text, re.MULTILINE)]
+        keys = [match.start() for match in re.finditer(r"^[^\s#-]", text, re.MULTILINE)]
         return next((keys[at] for index in marks if (at := bisect.bisect(keys, index) - 1) > 0), 0)
 
     def mapping(self, node: yaml.MappingNode, prefix: str = "") -> None:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 ALIGNMENT = 1 << 12  # of direct writes: no disk has larger blocks
 BUFFER_SIZE = 1 << 20
 _COPIED_MAX = 1 << 16  # bytes of a piece that are copied, rather than that their buffer is given away
-_SPARE_MAX = 8
+_SPARE_MAX = 24
 
 
 class Piece(NamedTuple):

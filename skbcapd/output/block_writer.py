@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from skbcapd.errors import FileError
+from skbcapd.errors import FileError, UsageError
 from skbcapd.output.aligned import AlignedTail, Buffers, Piece
 from skbcapd.output.disk import DIRECT_MIN, DiskFile
 from skbcapd.output.worker import AtOnce, Jobs, wait_until
@@ -40,13 +40,16 @@ def owner_ids(text: str) -> tuple[int, int]:
     """User and group ids of `USER`, `USER:GROUP` or `:GROUP`; -1 for what is not said, SELF for `self`.
 
     Raises:
-        FileError: there is no such user or group.
+        UsageError: there is no such user or group.
     """
     user, _, group = ("", "", "") if text == "self" else text.partition(":")
     try:
         return pwd.getpwnam(user).pw_uid if user else -1, grp.getgrnam(group).gr_gid if group else -1
     except KeyError:
-        raise FileError(f"files.owner is {text}: no such user or group on this machine") from None
+        raise UsageError(
+            f"files.owner is {text}: no such user or group on this machine",
+            "getent passwd; getent group",
+        ) from None
 
 
 class BlockSink:

@@ -22,6 +22,7 @@ from skbcapd.output.aligned import ALIGNMENT, Piece
 
 DIRECT_MIN = 1 << 18  # bytes at once that are worth a wait for the disk
 _CACHED_S = 5.0
+_WORTH = 2.0  # times faster, and the cache is worth what it costs the processor
 _PACE_MIN, _PACE_MAX = 1 << 22, 1 << 25  # bytes from which on a pace is known, and of which it is made
 
 
@@ -49,8 +50,8 @@ class Choice:
     """Which way a piece is written.
 
     Much at once goes to the disk directly, which costs a fraction of what the page cache does. Little goes through the
-    cache. So does all for some time after memory pressure, while that is the faster way: mostly, but not where a
-    hypervisor is slow to give the pages.
+    cache. So does all for some time after memory pressure, while that is by far the faster way: mostly, but not where
+    a hypervisor is slow to give the pages.
 
     Args:
         clock: seconds.
@@ -69,7 +70,7 @@ class Choice:
         """Whether a piece is to go around the cache, where that can be had."""
         if not piece.is_aligned or piece.end - piece.start < DIRECT_MIN:
             return False
-        return self._clock() >= self._cached_until or self.cached.rate < self.direct.rate
+        return self._clock() >= self._cached_until or self.cached.rate < _WORTH * self.direct.rate
 
 
 class DirectWay:

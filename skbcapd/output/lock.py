@@ -118,6 +118,8 @@ def daemon_of(path: Path, proc: Path = _PROC) -> int:
     Source: SigCgt in proc_pid_status(5).
     """
     closed = ""
+    if not (proc / "locks").exists():
+        raise FileError(f"{proc} is no procfs; expected one, which tells who writes", "mount -t proc proc /proc")
     try:
         # Versions before 0.2 had the lock on the directory itself.
         wanted = [(path / NAME).lstat()] if (path / NAME).is_file() else []

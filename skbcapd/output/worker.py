@@ -8,11 +8,14 @@ A worker that hangs in the kernel does not keep the process alive: it is a daemo
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Protocol, TypeAlias
+
+_SWITCH_S = 0.0005  # Python's own 5 ms are what a disk needs for megabytes: a worker would wait most of its time
 
 Job: TypeAlias = Callable[[], None]
 
@@ -61,6 +64,7 @@ class Worker:
     def do(self, job: Job) -> None:
         """Do a job when those before it are done; it must not raise."""
         if self._thread is None:
+            sys.setswitchinterval(_SWITCH_S)
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
         self._asked += 1
