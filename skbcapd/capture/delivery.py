@@ -71,7 +71,7 @@ class Delivery:
         if verdict.dump:
             self._ask_for_dump(f"rules[{verdict.dump}]")
         self._tally.processes.add(packet.tgid)
-        return record._replace(packet=packet)
+        return record
 
     def take_cut(self, packet: Cut, known: tuple[int, Label] | None) -> None:
         """A labelled packet that the program could not write itself.

@@ -119,7 +119,8 @@ class Interfaces:
             self._tally.filtered += 1
             return None
         found.early += packet.slot != found.slot
-        return record._replace(interface=found)
+        record.interface = found
+        return record
 
     def forget_numbers(self) -> None:
         """Each interface gets a new number with its next packet."""

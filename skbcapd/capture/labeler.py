@@ -56,14 +56,17 @@ class Labeler:
     def recall(self, record: Record, _plan: Plan) -> Record:
         """Stage: what was decided about an earlier packet with the same key in this drain."""
         decision = None if record.is_asked else self._decided.get(record.packet.key + record.packet.names)
-        return record if decision is None else record._replace(**decision._asdict(), is_decided=True)
+        if decision is not None:
+            record.process, record.verdict, record.stamp = decision
+            record.is_decided = True
+        return record
 
     def take(self, record: Record, plan: Plan) -> Record:
         """Stage: the packet's stamp, and the label for the next ones."""
         if record.is_decided:
             return record
         packet, verdict = record.packet, record.verdict
-        record = record._replace(stamp=(stamp := _stamp(packet, record.process, plan)))
+        record.stamp = stamp = _stamp(packet, record.process, plan)
         if not record.is_asked:
             self._decided[packet.key + packet.names] = Decision(record.process, verdict, stamp)
             if self.installs and (self._takes_stamped or not verdict.keeps):

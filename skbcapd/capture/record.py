@@ -11,6 +11,7 @@ a module here, or a new module.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from skbcapd.attribution.processes import Process, User
@@ -42,6 +43,10 @@ class KnownInterface:
         self.early = 0  # packets written before the program knew its slot
 
 
+NOWHERE = KnownInterface(0)
+KEPT = Verdict()
+
+
 class Decision(NamedTuple):
     """What holds for all packets of a label."""
 
@@ -50,8 +55,9 @@ class Decision(NamedTuple):
     stamp: Label
 
 
-class Record(NamedTuple):
-    """What is known of one packet; each stage fills in its part.
+@dataclass(slots=True)
+class Record:
+    """What is known of one packet; each stage fills in its part and hands the record on.
 
     Args:
         packet: as the kernel program saw it; its process, where that had to be asked for.
@@ -64,10 +70,10 @@ class Record(NamedTuple):
     """
 
     packet: Upcall
-    interface: KnownInterface = KnownInterface(0)
+    interface: KnownInterface = NOWHERE
     is_asked: bool = False
     process: Process | None = None
-    verdict: Verdict = Verdict()
+    verdict: Verdict = KEPT
     stamp: Label | None = None
     is_decided: bool = False
 

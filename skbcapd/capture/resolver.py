@@ -79,7 +79,8 @@ class Resolver:
         """Stage: the packet with its process, where the program has asked for it."""
         if record.packet.via != abi.VIA_UNRESOLVED:
             return record
-        return record._replace(packet=self.resolve(record.packet), is_asked=True)
+        record.packet, record.is_asked = self.resolve(record.packet), True
+        return record
 
     def resolve(self, packet: Upcall) -> Upcall:
         """The packet with its process, or with `unknown`. It needs no label: later packets ask with another key."""

@@ -117,6 +117,8 @@ class Rules:
         self.needs_process = any(needs_process(rule.fields) or rule.children for rule in rules)
         self.most = max((rule.snaplen or 0 for rule in rules), default=0)
         """The most bytes of a frame that a rule asks for; 0: none says so."""
+        self.is_empty = not rules
+        """Whether there is no rule: then every packet is kept."""
 
     @property
     def filters(self) -> dict[int, str]:

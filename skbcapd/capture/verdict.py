@@ -21,16 +21,16 @@ def find_process(record: Record, plan: Plan) -> Record:
     """Stage: what /proc knows of the packet's process."""
     packet = record.packet
     is_wanted = plan.process_blocks or plan.rules.needs_process or needs_process(plan.comment)
-    if record.is_decided or not packet.tgid or not is_wanted:
-        return record
-    return record._replace(process=plan.processes.find(packet.tgid, packet.tid, packet.start, packet.comm))
+    if packet.tgid and is_wanted and not record.is_decided:
+        record.process = plan.processes.find(packet.tgid, packet.tid, packet.start, packet.comm)
+    return record
 
 
 def decide(record: Record, plan: Plan) -> Record:
     """Stage: the verdict of the first rule that matches."""
-    if record.is_decided:
-        return record
-    return record._replace(verdict=plan.rules.decide(_subject(record.packet, record.process)))
+    if not record.is_decided and not plan.rules.is_empty:
+        record.verdict = plan.rules.decide(_subject(record.packet, record.process))
+    return record
 
 
 def _subject(packet: Upcall, process: Process | None) -> Subject:
