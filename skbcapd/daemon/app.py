@@ -20,9 +20,8 @@ from skbcapd.attribution import sockets
 from skbcapd.attribution.namespaces import Namespaces
 from skbcapd.capture.capture import Capture, Machine
 from skbcapd.capture.interfaces import Selection
-from skbcapd.capture.plan import plan_for
+from skbcapd.capture.plan import compile_filters, plan_for
 from skbcapd.capture.reload import Reload
-from skbcapd.capture.rules import filters_of
 from skbcapd.config.settings import Settings
 from skbcapd.daemon.endpoints import Endpoints
 from skbcapd.daemon.log import LOG
@@ -66,8 +65,8 @@ def load_program(settings: Settings) -> kernel.Program:
     geometry = Geometry.for_buffer(settings.buffer.size)
     if warning := limits.check_memory(geometry, settings.files.ring if settings.files.mode == "ring" else 0):
         _LOG.warning("%s", warning)
-    expressions = filters_of(settings.filter, settings.rules)
-    filters = packet_filter.source(packet_filter.compile_each(expressions), CAPTURE_MAX) if expressions else None
+    programs = compile_filters(settings)
+    filters = packet_filter.source(programs, CAPTURE_MAX) if programs else None
     return kernel.load(geometry, hooks, settings.attach, settings.transmit, filters, _import_scapy)
 
 
@@ -175,7 +174,7 @@ def serve(
 
 
 def _make_capture(settings: Settings, program: kernel.Program, output: Output, target: Target, count: int) -> Capture:
-    filters = packet_filter.compile_each(filters_of(settings.filter, settings.rules))
+    filters = compile_filters(settings)
     return Capture(
         program,
         output,
