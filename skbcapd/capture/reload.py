@@ -18,8 +18,7 @@ from functools import reduce
 from typing import NamedTuple
 
 from skbcapd.capture.capture import Capture
-from skbcapd.capture.plan import RELOADED, plan_for
-from skbcapd.capture.rules import filters_of
+from skbcapd.capture.plan import RELOADED, compile_filters, plan_for
 from skbcapd.config.settings import ROWS, Settings
 from skbcapd.errors import ConfigError, KernelError
 from skbcapd.filter import packet_filter
@@ -75,7 +74,7 @@ class Reload:
         self._settings = settings
         self._load = load
         self._say, self._refuse = say, refuse or say
-        self._filters: Mapping[int, Programs] = packet_filter.compile_each(filters_of(settings.filter, settings.rules))
+        self._filters: Mapping[int, Programs] = compile_filters(settings)
         self._first = 1  # number of the first rule's filter: those of other rules have other numbers, for good
         self._again = False
         self.child: Loader | None = None
@@ -125,11 +124,11 @@ class Reload:
         except ConfigError as error:
             return Prepared(self._settings, self._filters, self._first, [], [str(each) for each in error.problems]), []
         first = self._first
-        filters = packet_filter.compile_each(filters_of(settings.filter, settings.rules, first))
+        filters = compile_filters(settings, first)
         if filters == self._filters:
             return Prepared(settings, filters, first, [], []), []
         first += len([number for number in self._filters if number])
-        filters = packet_filter.compile_each(filters_of(settings.filter, settings.rules, first))
+        filters = compile_filters(settings, first)
         if not filters:
             return Prepared(settings, filters, first, [], []), []
         loaded = self._capture.program.load_filters(packet_filter.source(filters, CAPTURE_MAX))

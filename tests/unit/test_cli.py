@@ -194,7 +194,7 @@ def test_the_live_line_elsewhere_than_on_a_terminal(capsys: pytest.CaptureFixtur
     report = Report(Counted(), Written())  # type: ignore[arg-type]
     for _ in range(29):
         report.tick()
-    report.end()
+    report.close()
     expected = "101 packets, 53 dropped, 19 processes, a.pcapng.part\n"
     assert capsys.readouterr() == ("", expected * 2)
 
@@ -206,7 +206,7 @@ def test_the_live_line_on_a_terminal(columns: int, shown: int) -> None:
         "from tests.unit.test_cli import Counted, Written\n"
         "from skbcapd.daemon.report import Report\n"
         "report = Report(Counted(), Written())\n"
-        "report.tick(); report.tick(); report.end()\n"
+        "report.tick(); report.tick(); report.close()\n"
     )
     master, terminal = os.openpty()
     termios.tcsetwinsize(terminal, (25, columns))
