@@ -9,7 +9,7 @@ in their order; a new stage is a function there, or a file here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from skbcapd.attribution.processes import Process, User
@@ -19,7 +19,7 @@ from skbcapd.kernel.segments import Upcall
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 
-VIA = ("", "socket", "flow", "inode", "kernel", "forwarded", "unknown")
+VIA = ("", "socket", "flow", "inode", "kernel", "forwarded", "unknown", "group")
 """Words of enum via of bpf/layout.h; the plain case, the current process, is not mentioned in a comment."""
 
 
@@ -57,6 +57,7 @@ class Record(NamedTuple):
         interface: it was captured on.
         is_asked: its process was asked for, so its key is of no other packet, and gets no label.
         process: what /proc says; None: nothing, or nobody wants to know.
+        group: where the packet may be any one's of several, all of them: user (its thread is not known) and process.
         verdict: of the rules.
         stamp: what is written beside its frame.
         is_decided: process, verdict and stamp are those of an earlier packet with the same key in this drain.
@@ -66,6 +67,7 @@ class Record(NamedTuple):
     interface: KnownInterface = KnownInterface(0)
     is_asked: bool = False
     process: Process | None = None
+    group: Sequence[tuple[User, Process | None]] = ()
     verdict: Verdict = Verdict()
     stamp: Label | None = None
     is_decided: bool = False

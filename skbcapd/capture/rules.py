@@ -4,8 +4,9 @@ In: whose packet it is, its device and direction. Out: a verdict: dropped, or ho
 Asked once per label, in the upcall; the kernel program carries it out on all later packets of the label.
 
 The rule not to break: the first rule whose conditions all hold decides, and a condition on something that is not known
-does not hold. So `{user: root, action: drop}` drops no packet of a process that nobody could look at. Packets wait
-while rules are asked, and strangers choose the texts: the regular expressions of a decision take DECIDE_S at most.
+does not hold. So `{user: root, action: drop}` drops no packet of a process that nobody could look at. Of a packet that
+may be any one's of several a condition holds where it holds for all of them. Packets wait while rules are asked, and
+strangers choose the texts: the regular expressions of a decision take DECIDE_S at most.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Subject:
         via: how the process was found: "current" or a word of the comment.
         user: the thread; tgid 0 when it is not known.
         process: what /proc says of its process; None when not known, or not asked for.
+        group: where the packet may be any one's of several, all of them, instead of user and process.
     """
 
     interface: bytes
@@ -62,6 +64,7 @@ class Subject:
     via: str
     user: User
     process: Process | None
+    group: Sequence[tuple[User, Process | None]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +141,16 @@ class Rules:
             and (rule.via is None or rule.via == subject.via)
             and (rule.interface is None or self._fits(f"rules[{at + 1}].interface", rule.interface, subject.interface))
             and (rule.netns is None or is_called(rule.netns, subject.netns, self._named))
-            and (not rule.fields or any(self._is_of(at, rule, *person) for person in self._people(rule, subject)))
+            and (not rule.fields or all(self._is_meant(at, rule, *one) for one in subject.group or [_only(subject)]))
         )
 
-    def _people(self, rule: Rule, subject: Subject) -> Iterator[tuple[User, Process | None]]:
+    def _is_meant(self, at: int, rule: Rule, user: User, process: Process | None) -> bool:
+        """Whether the rule's conditions on a process hold for one, or for one of its ancestors where they may."""
+        return any(self._is_of(at, rule, *person) for person in self._people(rule, user, process))
+
+    def _people(self, rule: Rule, user: User, process: Process | None) -> Iterator[tuple[User, Process | None]]:
         """Those of whom the rule's conditions on a process may hold."""
-        process = subject.process
-        yield subject.user, process
+        yield user, process
         if rule.children:
             for _ in range(_ANCESTORS_MAX):
                 process = process and self._parent(process)
@@ -189,6 +195,10 @@ class Rules:
             return False
         finally:
             self._left_s -= self._clock() - begin
+
+
+def _only(subject: Subject) -> tuple[User, Process | None]:
+    return subject.user, subject.process
 
 
 def filters_of(everything: str, rules: Sequence[Rule], first: int = 1) -> dict[int, str]:

@@ -7,38 +7,47 @@ The rule: /proc is asked only where a setting wants more than the kernel program
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from skbcapd.attribution.fields import needs_process
-from skbcapd.attribution.processes import Process
+from skbcapd.attribution.processes import Process, User
 from skbcapd.capture.plan import Plan
 from skbcapd.capture.record import VIA, Record, user_of
 from skbcapd.capture.rules import Subject
-from skbcapd.kernel.segments import Upcall
 from skbcapd.pcapng.blocks import DIRECTION_OUT
 
 
 def find_process(record: Record, plan: Plan) -> Record:
     """Stage: what /proc knows of the packet's process."""
-    packet = record.packet
-    is_wanted = plan.process_blocks or plan.rules.needs_process or needs_process(plan.comment)
-    if record.is_decided or not packet.tgid or not is_wanted:
+    if record.is_decided:
         return record
-    return record._replace(process=plan.processes.find(packet.tgid, packet.tid, packet.start, packet.comm))
+    if record.group:
+        found = [(replace(user, tid=0), _process(user, plan)) for user, _ in record.group]
+        return record._replace(group=found)
+    return record._replace(process=_process(user_of(record.packet), plan))
 
 
 def decide(record: Record, plan: Plan) -> Record:
     """Stage: the verdict of the first rule that matches."""
     if record.is_decided:
         return record
-    return record._replace(verdict=plan.rules.decide(_subject(record.packet, record.process)))
+    return record._replace(verdict=plan.rules.decide(_subject(record)))
 
 
-def _subject(packet: Upcall, process: Process | None) -> Subject:
+def _process(user: User, plan: Plan) -> Process | None:
+    is_wanted = plan.process_blocks or plan.rules.needs_process or needs_process(plan.comment)
+    return plan.processes.find(user.tgid, user.tid, user.start, user.comm) if user.tgid and is_wanted else None
+
+
+def _subject(record: Record) -> Subject:
     """What the rules may ask of a packet."""
+    packet = record.packet
     return Subject(
         interface=packet.device,
         netns=packet.netns,
         direction="out" if packet.direction == DIRECTION_OUT else "in",
         via=VIA[packet.via] or "current",
         user=user_of(packet),
-        process=process,
+        process=record.process,
+        group=record.group,
     )
