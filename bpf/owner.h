@@ -328,6 +328,24 @@ static inline struct owner *lookup_flow(struct flow *flow)
 	return owner ? owner : flows.lookup(flow);
 }
 
+/* Another socket that listens at the port of one that is being closed (SO_REUSEPORT), as the record of the port: its user is found
+   when a packet comes. Returns whether there is one. */
+static inline int has_sibling(u64 sk, struct owner *owner)
+{
+	u64 sharing = LOAD(u64, sk + SOCK_REUSEPORT), sibling;
+
+	if (!sharing || LOAD(u16, sharing + REUSEPORT_SOCKETS) < 2)
+		return 0;
+	sibling = LOAD(u64, sharing + REUSEPORT_LIST);
+	if (sibling == sk)
+		sibling = LOAD(u64, sharing + REUSEPORT_LIST + 8);
+	__builtin_memset(owner, 0, sizeof(*owner));
+	owner->sk = sibling;
+	owner->inode = socket_inode(sibling);
+	owner->identity = LOAD(u32, sibling + SOCK_HASH) | (u64)LOAD(u32, sibling + SOCK_DPORT) << 32;
+	return 1;
+}
+
 /*
  * A TCP socket changes its state.
  *
@@ -359,7 +377,11 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 		READ(&port, sizeof(port), sk + SOCK_SPORT);
 		work->flow.local_port = __builtin_bswap16(port);
 		known = lookup_flow(&work->flow);
-		if (known && (known->sk == sk || !known->sk)) /* Python knows no addresses of sockets */
+		if (!known || (known->sk != sk && known->sk)) /* Python knows no addresses of sockets */
+			return;
+		if (before == TCP_LISTEN && has_sibling(sk, owner))
+			flows.update(&work->flow, owner);
+		else
 			known->time = bpf_ktime_get_ns();
 	} else {
 		/* What is remembered is an older socket's at this address: it may have all but the inode in common. */

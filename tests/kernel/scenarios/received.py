@@ -14,7 +14,7 @@ from tests.support.blocks import Label
 
 SENDS = 23
 BOUND_PORT, CONNECTED_PORT, GROUP_PORT, SHARED_PORT, CLOSED_PORT = 40_111, 40_123, 40_127, 40_129, 40_151
-THREADS_PORT, WORKERS_PORT, EXTENDED_PORT = 40_177, 40_189, 40_193
+THREADS_PORT, WORKERS_PORT, EXTENDED_PORT, SIBLINGS_PORT = 40_177, 40_189, 40_193, 40_213
 PUT_OFF = 3  # packets that pass while the search through /proc is put off, on a slow machine
 WORKERS = "TCP listener older than the capture, of a master and its workers"
 GROUP = "239.67.0.1"
@@ -158,6 +158,23 @@ def workers(stage: Stage) -> Judge:
     return right
 
 
+def siblings(stage: Stage) -> Judge:
+    """The port is still known when the listener that was its last one has gone."""
+    player = stage.start("receivers", "siblings", "--port", SIBLINGS_PORT)
+    owners = player.says()
+    for _ in range(SENDS):
+        with connect(stage.far, stage.wire.near.ipv4, SIBLINGS_PORT) as connection:
+            connection.sendall(b"?")
+            connection.recv(1)
+    player.go()
+    player.end()
+
+    def right(frame: Frame) -> Right:
+        return owners if SIBLINGS_PORT in frame.ports else None
+
+    return right
+
+
 def extended(name: str, option: int) -> Scenario:
     """Datagrams with an extension header of IPv6."""
 
@@ -239,6 +256,7 @@ SCENARIOS = [
     Scenario("received UDP, SO_REUSEPORT", shared_port, SENDS, SENDS),
     Scenario("received UDP, SO_REUSEPORT by threads", threads_share, SENDS, PUT_OFF),
     Scenario("received TCP, SO_REUSEPORT by threads", threads_listen, SENDS * 5, SENDS * UNACCEPTED),
+    Scenario("received TCP, SO_REUSEPORT, one of two has gone", siblings, SENDS * 5, SENDS * UNACCEPTED),
     Scenario(WORKERS, workers, SENDS * 5, SENDS * UNACCEPTED, early=start_workers),
     extended("hop-by-hop options", socket.IPV6_HOPOPTS),
     extended("destination options", socket.IPV6_DSTOPTS),

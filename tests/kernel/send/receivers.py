@@ -163,6 +163,36 @@ def workers(args: argparse.Namespace) -> list[Identity]:
     return [Identity("workers", child, child) for child in children]
 
 
+def siblings(args: argparse.Namespace) -> list[Identity]:
+    """Two processes that listen at one port, each with its own socket; the later one ends, the other serves."""
+    become("parent")
+    ready = socket.socketpair()
+
+    def one(name: str) -> None:
+        become(name)
+        with socket.socket() as listening:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listening.bind(("", args.port))
+            listening.listen()
+            ready[1].send(b"!")
+            while True:
+                connection, _ = listening.accept()
+                with connection:
+                    connection.recv(1 << 16)
+
+    children = []
+    for name in ("sibling-0", "sibling-1"):
+        children.append(fork(one, name))
+        ready[0].recv(1)
+    first, last = children
+    os.kill(last, signal.SIGKILL)
+    os.waitpid(last, 0)
+    pause(Identity("sibling-0", first, first))
+    os.kill(first, signal.SIGKILL)
+    os.waitpid(first, 0)
+    return [Identity("sibling-0", first, first)]
+
+
 def bound_6(args: argparse.Namespace) -> list[Identity]:
     """A bound socket of IPv6 that takes IPv4, too."""
     who = become("bound-6")
@@ -179,7 +209,8 @@ def bound_6(args: argparse.Namespace) -> list[Identity]:
 def main() -> None:
     """Act as the arguments say, and say who did."""
     ways: dict[str, Callable[[argparse.Namespace], list[Identity]]] = {
-        way.__name__: way for way in (bound, connected, group, joins, shared_port, threads_share, workers, bound_6)
+        way.__name__: way
+        for way in (bound, connected, group, joins, shared_port, threads_share, workers, siblings, bound_6)
     }
     parser = argparse.ArgumentParser()
     parser.add_argument("way", choices=ways)
