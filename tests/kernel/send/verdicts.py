@@ -9,6 +9,7 @@ Source: include/uapi/linux/netfilter/nfnetlink_queue.h, nfnetlink.h, netlink.h.
 from __future__ import annotations
 
 import argparse
+import os
 import select
 import socket
 import struct
@@ -75,7 +76,8 @@ def opened(queue: int) -> socket.socket:
 
 
 def run(queue: int, send: Callable[[socket.socket, bytes], object]) -> None:
-    """Let packets pass until something comes in by stdin."""
+    """Let packets pass until something comes in by stdin; on the last processor, so that senders are at work meanwhile."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with opened(queue) as verdicts:
         report(become("verdictd"))
         while True:
