@@ -135,7 +135,7 @@ def changing_neighbour(stage: Stage) -> Judge:
     """An upload whose neighbour is forgotten and made known again and again, by another process each time."""
     near, far = stage.wire.near, stage.wire.far
     words = ("--to", far.ipv4, "--port", TCP_PORT, "--count", scaled(UPLOAD_BYTES * 3, 100_003))
-    player = stage.start("tcp", "uploads", *words)
+    player = stage.start("tcp", "writes", *words)
     for _ in range(CHANGES // 10):
         stage.near.ip(
             *(

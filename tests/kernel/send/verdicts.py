@@ -76,7 +76,7 @@ def opened(queue: int) -> socket.socket:
 
 
 def run(queue: int, send: Callable[[socket.socket, bytes], object]) -> None:
-    """Let packets pass until something comes in by stdin; on the last processor, so that senders are at work meanwhile."""
+    """Let packets pass until something comes in by stdin; on the last processor, while senders are at work."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with opened(queue) as verdicts:
         report(become("verdictd"))
