@@ -94,7 +94,7 @@ TABLE: tuple[Field, ...] = (
         name="pid",
         title="Thread id (pid)",
         doc="thread id",
-        of_thread=lambda user: user.tid,
+        of_thread=lambda user: user.tid or None,
         least=1,
         most=_PID_MAX,
         is_default=True,
@@ -212,21 +212,22 @@ def needs_process(names: Iterable[str]) -> bool:
     return any(FIELDS[name].of_process is not None for name in names if name in FIELDS)
 
 
-def told(names: Iterable[str], user: User, process: Process | None) -> list[tuple[str, bytes | int]]:
-    """What a comment says of a process.
+def told(names: Iterable[str], *people: tuple[User, Process | None]) -> list[tuple[str, bytes | int]]:
+    """What a comment says of a process, or what several that may be meant have in common.
 
     Args:
         names: of fields, in the order they shall stand; others are passed over.
-        user: the thread; tgid 0 when it is not known.
-        process: what /proc says of its process; None when not known, or not asked for.
+        people: one or more: the thread, tgid 0 when it is not known; what /proc says of its process, None when not
+            known, or not asked for.
 
     Returns:
-        Names and values, without what is not known.
+        Names and values, without what is not known, or not the same for all.
     """
     found: dict[str, bytes | int] = {}
     for name in names:
         field = FIELDS.get(name)
-        value = field.value(user, process) if field is not None and user.tgid else None
+        values = {field.value(*one) if field is not None and one[0].tgid else None for one in people}
+        value = values.pop() if len(values) == 1 else None
         if value is not None and (value != b"" or name == "comm"):
             found[name] = value
     return [(name, value) for name, value in found.items() if value != found.get(FIELDS[name].unless_equal)]

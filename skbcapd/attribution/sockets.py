@@ -1,12 +1,12 @@
 """Processes of sockets whose use was not seen, from /proc and the socket tables of the kernel.
 
-In: inode numbers of sockets. Out: the only process that has such a socket open, and the existing
-TCP sockets with their inodes.
+In: inode numbers of sockets. Out: the processes that have such a socket open, and the existing TCP
+sockets with their inodes.
 
-The rule: if several processes have a socket open, no process is returned. The same holds if a scan
-did not reach its end, or if skbcapd cannot see all processes (CAP_SYS_PTRACE is missing). A scan of
-the descriptors of all processes takes long on a large host: it has a time limit, and scans take at
-most a tenth of the time, however many lookups there are.
+The rule: the result is all of them or none. A scan that did not reach its end returns none, and so
+does one that cannot see all processes (CAP_SYS_PTRACE is missing). A scan of the descriptors of all
+processes takes long on a large host: it has a time limit, and scans take at most a tenth of the
+time, however many lookups there are.
 
 Not seen: a descriptor in a message, one that is registered with io_uring, descriptor tables of
 single threads (unshare(2) with CLONE_FILES), those of a process whose main thread has exited, and
@@ -31,7 +31,6 @@ from typing import NamedTuple
 from skbcapd.attribution.budget import Budget
 from skbcapd.attribution.processes import NS_PER_TICK, User, opened, read_stat, sees_host
 
-NOBODY = User(0, 0, 0, b"", b"")
 SCAN_S = 0.5  # a scan that takes longer is given up, and so long may scans take at once
 GIVEN_UP_S = 60.0  # until the next try
 START_S = 5.0  # for the scan at the start, when no packet waits
@@ -71,7 +70,7 @@ class Flow(NamedTuple):
 
 
 class Holders:
-    """Finds the process that holds a socket.
+    """Finds the processes that hold a socket.
 
     Args:
         proc: where /proc is.
@@ -91,23 +90,23 @@ class Holders:
         self._clock, self._wall, self._busy = clock, wall, busy
         self._scanned_ns = -1  # when the last whole scan began
         self._budget = Budget(SCAN_S, clock)
-        self._found: dict[int, User] = {}
+        self._found: dict[int, tuple[User, ...]] = {}
         self._not_before = float("-inf")
 
-    def find(self, inode: int, seen_ns: int) -> User | None:
-        """The only process that holds a socket.
+    def find(self, inode: int, seen_ns: int) -> tuple[User, ...] | None:
+        """All processes that hold a socket.
 
         Args:
             inode: of the socket.
             seen_ns: when it was seen, in ns since 1970: a scan that began later knows of it.
 
         Returns:
-            Its main thread; NOBODY when none or several hold the socket; None when it is not known yet, because scans
-            have taken their share of the time: a later question may be answered.
+            Their main threads, none if nobody holds it; None when it is not known yet, because scans have taken their
+            share of the time: a later question may be answered.
         """
         begin_ns = self._wall()
         if seen_ns < self._scanned_ns <= begin_ns:  # the clock may have been set back
-            return self._found.get(inode, NOBODY)
+            return self._found.get(inode, ())
         if self._clock() < self._not_before or self._budget.is_spent:
             return self._found.get(inode)
         with self._budget.spending():
@@ -116,12 +115,12 @@ class Holders:
         if found is None:
             self._scanned_ns = -1
             self._not_before = self._clock() + GIVEN_UP_S
-        return None if found is None else found.get(inode, NOBODY)
+        return None if found is None else found.get(inode, ())
 
 
 def all_holders(
     proc: Path = Path("/proc"), seconds: float = START_S, clock: Callable[[], float] = time.monotonic
-) -> dict[int, User] | None:
+) -> dict[int, tuple[User, ...]] | None:
     """Every open socket, of any family.
 
     Args:
@@ -130,14 +129,13 @@ def all_holders(
         clock: seconds.
 
     Returns:
-        Inode to the main thread of the process that holds it, or NOBODY where several do; None when it took too long,
-        or not all could be seen.
+        Inode to the main threads of the processes that hold it; None when it took too long, or not all could be seen.
     """
     if not (sees_host(proc) and _may_look(proc)):
         return None
     is_socket = _socket_info()
     end = clock() + seconds
-    holders: dict[int, User] = {}
+    holders: dict[int, tuple[User, ...]] = {}
     for tgid in _tgids(proc):
         if clock() > end:
             return None
@@ -152,7 +150,7 @@ def all_holders(
         if stat is not None:
             user = User(tgid, tgid, stat.ticks * NS_PER_TICK, stat.comm[:15], stat.comm[:15])
             for inode in inodes:
-                holders[inode] = NOBODY if inode in holders else user
+                holders[inode] = (*holders.get(inode, ()), user)
     return holders
 
 

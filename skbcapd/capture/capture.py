@@ -46,14 +46,14 @@ class Machine:
     """What a capture asks of the machine it runs on.
 
     Args:
-        find_holder: the process that holds a socket with an inode number, seen at a time; see Resolver.
+        find_holders: the processes that hold a socket with an inode number, seen at a time; see Resolver.
         list_holders: all of them; None when that takes too long.
         list_flows: the TCP connections and listeners that there are.
         describe_namespace: a network namespace's cookie and inode number to words for `if_description`.
     """
 
-    find_holder: Callable[[int, int], User | None] = lambda _inode, _seen_ns: None
-    list_holders: Callable[[], Mapping[int, User] | None] = dict
+    find_holders: Callable[[int, int], tuple[User, ...] | None] = lambda _inode, _seen_ns: None
+    list_holders: Callable[[], Mapping[int, tuple[User, ...]] | None] = dict
     list_flows: Callable[[], Sequence[Flow]] = tuple
     describe_namespace: Callable[[int, int], str] = lambda _cookie, inode: f"network namespace {inode}"
 
@@ -88,7 +88,7 @@ class Capture:
         self._reader = SegmentReader(program.memory, program.control, program.geometry)
         self._self_test = SelfTest(program, tally, warn)
         self._interfaces = Interfaces(program, output, selection, tally, machine.describe_namespace, warn)
-        self._resolver = Resolver(program, machine.find_holder, boot_ns)
+        self._resolver = Resolver(program, machine.find_holders, boot_ns)
         self._labeler = Labeler(program, takes_stamped=output.labels)
         self._renumbering = Renumbering(program, output, self._reader, self._labeler, self._interfaces)
         self._ledger = Ledger(program, output, tally, self._interfaces, has_limit=bool(limit))

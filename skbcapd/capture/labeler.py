@@ -10,12 +10,10 @@ decides once about a key, however many of its packets came before the label was 
 from __future__ import annotations
 
 from skbcapd.attribution.fields import told
-from skbcapd.attribution.processes import Process
 from skbcapd.capture.plan import Plan
 from skbcapd.capture.record import VIA, Decision, Record, user_of
 from skbcapd.kernel import abi
 from skbcapd.kernel.program import Program
-from skbcapd.kernel.segments import Upcall
 from skbcapd.lru import Bounded
 from skbcapd.pcapng.comment import Label, label
 
@@ -66,7 +64,7 @@ class Labeler:
         if record.is_decided:
             return record
         packet, verdict = record.packet, record.verdict
-        record.stamp = stamp = _stamp(packet, record.process, plan)
+        record.stamp = stamp = _stamp(record, plan)
         if not record.is_asked:
             self._decided[packet.key + packet.names] = Decision(record.process, verdict, stamp)
             if self.installs and (self._takes_stamped or not verdict.keeps):
@@ -101,9 +99,11 @@ class Labeler:
         )
 
 
-def _stamp(packet: Upcall, process: Process | None, plan: Plan) -> Label:
+def _stamp(record: Record, plan: Plan) -> Label:
     """What is stamped on this packet, and on all of its process, interface and direction."""
-    fields: list[tuple[str, bytes | str | int]] = [*told(plan.comment, user_of(packet), process)]
+    packet = record.packet
+    people = record.group or [(user_of(packet), record.process)]
+    fields: list[tuple[str, bytes | str | int]] = [*told(plan.comment, *people)]
     if packet.via and "none" not in plan.comment:
         fields.append(("via", VIA[packet.via]))
     return label(fields, 0, packet.tgid, packet.tid, linked=bool(packet.linked))

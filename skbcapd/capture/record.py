@@ -10,7 +10,7 @@ a module here, or a new module.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -21,7 +21,7 @@ from skbcapd.kernel.segments import Upcall
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 
-VIA = ("", "socket", "flow", "inode", "kernel", "forwarded", "unknown")
+VIA = ("", "socket", "flow", "inode", "kernel", "forwarded", "unknown", "group")
 """Words of enum via of bpf/layout.h; the plain case, the current process, is not mentioned in a comment."""
 
 
@@ -64,6 +64,7 @@ class Record:
         interface: it was captured on.
         is_asked: its process was asked for, so its key is of no other packet, and gets no label.
         process: what /proc says; None: nothing, or nobody wants to know.
+        group: where the packet may be any one's of several, all of them: user (its thread is not known) and process.
         verdict: of the rules.
         stamp: what is written beside its frame.
         is_decided: process, verdict and stamp are those of an earlier packet with the same key in this drain.
@@ -73,6 +74,7 @@ class Record:
     interface: KnownInterface = NOWHERE
     is_asked: bool = False
     process: Process | None = None
+    group: Sequence[tuple[User, Process | None]] = ()
     verdict: Verdict = KEPT
     stamp: Label | None = None
     is_decided: bool = False

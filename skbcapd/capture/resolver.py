@@ -1,28 +1,35 @@
 """Lookups for the kernel program: processes of sockets whose use it has not seen.
 
-In: a packet of a socket without a known user. Out: the same packet with the user, or with
-`unknown`. The result is also stored in the tables of the program, so the next packet of the socket
-needs no lookup.
+In: a packet of a socket without a known user, or of several sockets of which any may get it. Out:
+the same packet with the user, with a group, or with `unknown`. The result is also stored in the
+tables of the program, so the next packet needs no lookup.
 
-The rule: the result is one process, or none. If several processes have a socket open, none is named
-until one uses it.
+The rule: the result is all processes that can be meant, or none. Of several (a socket that several
+processes have open, sockets that share a port) only what they have in common is named: of threads
+of one process its id, else at most the names.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from skbcapd.attribution.processes import NS_PER_TICK, User
-from skbcapd.attribution.sockets import NOBODY, Flow
+from skbcapd.attribution.sockets import Flow
 from skbcapd.capture.plan import Plan
-from skbcapd.capture.record import Record
+from skbcapd.capture.record import Record, user_of
 from skbcapd.kernel import abi
 from skbcapd.kernel.program import Program
 from skbcapd.kernel.segments import Upcall
 from skbcapd.pcapng.blocks import DIRECTION_OUT
 
 QUESTIONS = 1024  # that the program may ask from one drain to the next
+GROUPS_REMEMBERED = 4096
+_GROUP = 1 << 63  # numbers of several sockets; with the next bit those that are made here
+_MADE_HERE = 1 << 62
+
+Members = tuple[User, ...]
 
 
 class Resolver:
@@ -30,40 +37,49 @@ class Resolver:
 
     Args:
         program: its tables.
-        find_holder: the only process that holds the socket with an inode number, seen at a time (ns since 1970); tgid 0
-            where there is none or more; None where that is not known yet.
+        find_holders: the processes that hold the socket with an inode number, seen at a time (ns since 1970); None
+            where that is not known yet.
         boot_ns: when the machine was started, in ns since 1970.
     """
 
     def __init__(
-        self, program: Program, find_holder: Callable[[int, int], User | None], boot_ns: Callable[[], int]
+        self, program: Program, find_holders: Callable[[int, int], Members | None], boot_ns: Callable[[], int]
     ) -> None:
         self._program = program
-        self._find_holder = find_holder
+        self._find_holders = find_holders
         self._boot_ns = boot_ns
         self._told: dict[bytes, int] = {}  # abi.FLOW to the socket's inode
+        self._groups: OrderedDict[int, Members] = OrderedDict()
+        self._numbers: dict[Members, int] = {}
+        self._next_group = 1
 
     def refill(self) -> None:
         """Allow the program as many questions as a drain can answer."""
         self._program.control[abi.QUESTIONS] = QUESTIONS
 
-    def tell(self, flows: Iterable[Flow], holders: Mapping[int, User]) -> None:
+    def tell(self, flows: Iterable[Flow], holders: Mapping[int, Members]) -> None:
         """Tell the program whose the connections and listeners are that were there before it.
 
         Args:
             flows: that exist.
-            holders: inode of a socket to the only process that holds it; tgid 0 where several do.
+            holders: inode of a socket to the processes that hold it.
         """
-        users: dict[bytes, set[User]] = {}
+        sockets: dict[bytes, list[Members]] = {}
         for flow in flows:
-            users.setdefault(_key(flow), set()).add(holders.get(flow.inode, NOBODY))
+            sockets.setdefault(_key(flow), []).append(holders.get(flow.inode, ()))
             self._told[_key(flow)] = flow.inode
-        for key, of in users.items():
-            # Several processes may listen at one port (SO_REUSEPORT).
-            if len(of) == 1 and NOBODY not in of:
-                user = of.pop()
-                owner = abi.Owner(*_record(user), inode=self._told[key], identity=0)
-                self._program.add_flow(key, abi.OWNER.pack(*owner))
+        for key, of in sockets.items():  # several may listen at one port (SO_REUSEPORT)
+            members = _all(of)
+            if len(members) == 1 and len(of) == 1:
+                owner = abi.Owner(*_record(members[0]), inode=self._told[key], identity=0)
+            elif members:
+                number = self._number(members)
+                inode = _GROUP | _MADE_HERE | number
+                self._program.set_holder(inode, abi.USER.pack(*_common(members, number)))
+                owner = abi.Owner(*_record(_NOBODY), inode=inode, identity=0)
+            else:
+                continue
+            self._program.add_flow(key, abi.OWNER.pack(*owner))
 
     def retell(self, flows: Iterable[Flow]) -> None:
         """Make the program forget what it was told of connections that have ended before it could see that.
@@ -76,10 +92,12 @@ class Resolver:
         self._told.clear()
 
     def take(self, record: Record, _plan: Plan) -> Record:
-        """Stage: the packet with its process, where the program has asked for it."""
-        if record.packet.via != abi.VIA_UNRESOLVED:
-            return record
-        record.packet, record.is_asked = self.resolve(record.packet), True
+        """Stage: the packet with its process, where the program has asked for it; and the members of a group."""
+        if record.packet.via == abi.VIA_UNRESOLVED:
+            record.packet, record.is_asked = self.resolve(record.packet), True
+        if record.packet.via == abi.VIA_GROUP:
+            members = self._groups.get(record.packet.start) or (user_of(record.packet),)  # forgotten
+            record.group = [(user, None) for user in members]
         return record
 
     def resolve(self, packet: Upcall) -> Upcall:
@@ -87,17 +105,47 @@ class Resolver:
         known = self._learned(packet)
         if known is not None:
             return known
-        user = self._find_holder(packet.inode, packet.time_ns) if packet.inode else None
-        if user is None or not user.tgid:
+        members = self._find(packet) if packet.inode else None
+        if not members:
             # Its process may have used it meanwhile, and be gone.
             known = self._learned(packet)
             if known is not None:
                 return known
-        if user is None:
+        if members is None:
             return replace(packet, via=abi.VIA_UNKNOWN)
-        holder = _record(user)
+        if len(members) > 1 or (members and packet.inode & _GROUP):
+            holder = _common(members, self._number(members))
+        else:
+            holder = _record(members[0] if members else _NOBODY)
         self._program.set_holder(packet.inode, abi.USER.pack(*holder))
         return self._held(packet, holder)
+
+    def _find(self, packet: Upcall) -> Members | None:
+        """All who may be meant; none where that cannot be told; None where it cannot be told yet."""
+        if not packet.inode & _GROUP:
+            return self._find_holders(packet.inode, packet.time_ns)
+        found: list[Members] = []
+        for sk, inode in self._program.group(packet.inode):
+            learned = self._program.owner(sk)
+            if learned is not None and learned.tgid and learned.inode == inode:
+                names = (name.split(b"\0")[0] for name in (learned.comm, learned.process))
+                found.append((User(learned.tgid, learned.tid, learned.start, *names),))
+                continue
+            members = self._find_holders(inode, packet.time_ns)
+            if members is None:
+                return None
+            found.append(members)
+        return _all(found)
+
+    def _number(self, members: Members) -> int:
+        """The number of a group, the same for the same ones."""
+        number = self._numbers.get(members)
+        if number is None:
+            number, self._next_group = self._next_group, self._next_group + 1
+            self._numbers[members], self._groups[number] = number, members
+            if len(self._groups) > GROUPS_REMEMBERED:
+                del self._numbers[self._groups.popitem(last=False)[1]]
+        return number
 
     def _learned(self, packet: Upcall) -> Upcall | None:
         """The packet with the user that the program has learned since it passed; None when there is none."""
@@ -109,17 +157,49 @@ class Resolver:
                 return _of(packet, via, learned)
         # A later socket may lie at the same address by now.
         holder = self._program.holder(packet.inode) if packet.inode else None
-        return self._held(packet, holder) if holder and holder.tgid else None
+        return self._held(packet, holder) if holder and (holder.tgid or holder.start) else None
 
     def _held(self, packet: Upcall, holder: abi.User) -> Upcall:
-        """The packet with the holder of its socket, but that of another time: one that began behind the packet.
+        """The packet with who holds its socket, but those of another time: where one began behind the packet.
 
-        Such a one has the socket from another process. /proc tells a process's start in ticks, rounded down.
+        Such a one has the socket from another process. Of a group, the start is its number.
         """
-        began = holder.start if holder.start % NS_PER_TICK else holder.start + NS_PER_TICK
-        if not holder.tgid or self._boot_ns() + began > packet.time_ns:
+        is_group = holder.start and not holder.tid
+        starts = [user.start for user in self._groups.get(holder.start, ())] if is_group else [holder.start]
+        if not (holder.tgid or is_group) or any(self._began_ns(start) > packet.time_ns for start in starts):
             return replace(packet, via=abi.VIA_UNKNOWN)
-        return _of(packet, abi.VIA_INODE, holder)
+        return _of(packet, abi.VIA_GROUP if is_group else abi.VIA_INODE, holder)
+
+    def _began_ns(self, start: int) -> int:
+        """When a thread began, ns since 1970, at the latest: /proc tells its start in ticks, rounded down."""
+        return self._boot_ns() + (start if start % NS_PER_TICK else start + NS_PER_TICK)
+
+
+_NOBODY = User(0, 0, 0, b"", b"")
+
+
+def _all(sockets: Iterable[Members]) -> Members:
+    """Who may be meant where any of several sockets may be; none where a socket is of nobody known."""
+    found = list(sockets)
+    users = {user for members in found for user in members}
+    return tuple(sorted(users, key=lambda user: (user.tgid, user.tid, user.start))) if all(found) else ()
+
+
+def _common(members: Members, number: int) -> abi.User:
+    """What the program shall say of a group; for a start it has its number."""
+
+    def one(values: Iterable[bytes]) -> bytes:
+        found = {value[:15] for value in values}
+        return found.pop() if len(found) == 1 else b""
+
+    tgids = {user.tgid for user in members}
+    return abi.User(
+        tgid=tgids.pop() if len(tgids) == 1 else 0,
+        tid=0,
+        start=number,
+        comm=one(user.comm for user in members),
+        process=one(user.process for user in members),
+    )
 
 
 def _of(packet: Upcall, via: int, user: abi.User | abi.Owner) -> Upcall:

@@ -6,8 +6,9 @@ all later packets of the label.
 
 The rule not to break: the first rule of which all conditions are true decides, and a condition is
 false if its value is not known. So `{user: root, action: drop}` does not drop packets of a process
-that could not be looked up. Packets wait for rules, and others choose the texts: all regular
-expressions of a decision take at most DECIDE_S.
+that could not be looked up. For a packet of a group, a condition is true if it is true for all its
+members. Packets wait for rules, and others choose the texts: all regular expressions of a decision
+take at most DECIDE_S.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Subject:
         via: how the process was found: "current" or a word of the comment.
         user: the thread; tgid 0 when it is not known.
         process: what /proc says of its process; None when not known, or not asked for.
+        group: where the packet may be any one's of several, all of them, instead of user and process.
     """
 
     interface: bytes
@@ -64,6 +66,7 @@ class Subject:
     via: str
     user: User
     process: Process | None
+    group: Sequence[tuple[User, Process | None]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +145,16 @@ class Rules:
             and (rule.via is None or rule.via == subject.via)
             and (rule.interface is None or self._fits(f"rules[{at + 1}].interface", rule.interface, subject.interface))
             and (rule.netns is None or is_called(rule.netns, subject.netns, self._named))
-            and (not rule.fields or any(self._is_of(at, rule, *person) for person in self._people(rule, subject)))
+            and (not rule.fields or all(self._is_meant(at, rule, *one) for one in subject.group or [_only(subject)]))
         )
 
-    def _people(self, rule: Rule, subject: Subject) -> Iterator[tuple[User, Process | None]]:
+    def _is_meant(self, at: int, rule: Rule, user: User, process: Process | None) -> bool:
+        """Whether the rule's conditions on a process hold for one, or for one of its ancestors where they may."""
+        return any(self._is_of(at, rule, *person) for person in self._people(rule, user, process))
+
+    def _people(self, rule: Rule, user: User, process: Process | None) -> Iterator[tuple[User, Process | None]]:
         """Those of whom the rule's conditions on a process may hold."""
-        process = subject.process
-        yield subject.user, process
+        yield user, process
         if rule.children:
             for _ in range(_ANCESTORS_MAX):
                 process = process and self._parent(process)
@@ -193,6 +199,10 @@ class Rules:
             return False
         finally:
             self._left_s -= self._clock() - begin
+
+
+def _only(subject: Subject) -> tuple[User, Process | None]:
+    return subject.user, subject.process
 
 
 def filters_of(everything: str, rules: Sequence[Rule], first: int = 1) -> dict[int, str]:

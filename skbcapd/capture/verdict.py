@@ -8,38 +8,48 @@ The rule: /proc is read only if a setting needs more than the kernel program kno
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from skbcapd.attribution.fields import needs_process
-from skbcapd.attribution.processes import Process
+from skbcapd.attribution.processes import Process, User
 from skbcapd.capture.plan import Plan
 from skbcapd.capture.record import VIA, Record, user_of
 from skbcapd.capture.rules import Subject
-from skbcapd.kernel.segments import Upcall
 from skbcapd.pcapng.blocks import DIRECTION_OUT
 
 
 def find_process(record: Record, plan: Plan) -> Record:
     """Stage: what /proc knows of the packet's process."""
-    packet = record.packet
-    is_wanted = plan.process_blocks or plan.rules.needs_process or needs_process(plan.comment)
-    if packet.tgid and is_wanted and not record.is_decided:
-        record.process = plan.processes.find(packet.tgid, packet.tid, packet.start, packet.comm)
+    if record.is_decided:
+        return record
+    if record.group:
+        record.group = [(replace(user, tid=0), _process(user, plan)) for user, _ in record.group]
+    else:
+        record.process = _process(user_of(record.packet), plan)
     return record
 
 
 def decide(record: Record, plan: Plan) -> Record:
     """Stage: the verdict of the first rule that matches."""
     if not record.is_decided and not plan.rules.is_empty:
-        record.verdict = plan.rules.decide(_subject(record.packet, record.process))
+        record.verdict = plan.rules.decide(_subject(record))
     return record
 
 
-def _subject(packet: Upcall, process: Process | None) -> Subject:
+def _process(user: User, plan: Plan) -> Process | None:
+    is_wanted = plan.process_blocks or plan.rules.needs_process or needs_process(plan.comment)
+    return plan.processes.find(user.tgid, user.tid, user.start, user.comm) if user.tgid and is_wanted else None
+
+
+def _subject(record: Record) -> Subject:
     """What the rules may ask of a packet."""
+    packet = record.packet
     return Subject(
         interface=packet.device,
         netns=packet.netns,
         direction="out" if packet.direction == DIRECTION_OUT else "in",
         via=VIA[packet.via] or "current",
         user=user_of(packet),
-        process=process,
+        process=record.process,
+        group=record.group,
     )

@@ -37,6 +37,7 @@ class FakeProgram(Writer):
         self.labels: dict[bytes, bytes] = {}
         self.devices: dict[bytes, bytes] = {}
         self.holders: dict[int, bytes] = {}
+        self.groups: dict[int, list[tuple[int, int]]] = {}
         self.rows: dict[int, Counters] = defaultdict(Counters)
         self.calls: list[str] = []
         self.on_attach: list[bytes] = []
@@ -70,6 +71,10 @@ class FakeProgram(Writer):
 
     def holder(self, _inode: int) -> None:
         """Nor of a socket that has given its place to another one."""
+
+    def group(self, number: int) -> list[tuple[int, int]]:
+        """The sockets of which any may get a packet."""
+        return self.groups.get(number, [])
 
     def set_holder(self, inode: int, user: bytes) -> None:
         """Remember who holds a socket."""

@@ -180,7 +180,7 @@ def test_checksums_are_completed() -> None:
 
 def test_a_question_is_answered_without_a_label() -> None:
     """A packet whose process Python finds out names it, and gets no label: the next one comes with another key."""
-    rig = Rig(find_holder={4711: User(1058, 1058, 0, b"chronyd")}.get)
+    rig = Rig(find_holders={4711: (User(1058, 1058, 0, b"chronyd"),)}.get)
     asked: dict[str, Any] = {"via": abi.VIA_UNRESOLVED, "tgid": 0, "tid": 0, "comm": b"", "sk": 1, "inode": 4711}
     rig.drain(upcall(NTP_FRAME, time_ns=time.time_ns(), **asked))
 
@@ -188,6 +188,33 @@ def test_a_question_is_answered_without_a_label() -> None:
     assert rig.program.labels == {}
     assert rig.program.holders.keys() == {4711}
     assert rig.program.control[abi.QUESTIONS] == QUESTIONS
+
+
+@pytest.mark.parametrize(
+    ("users", "said", "ids"),
+    [
+        ([(80, b"nginx"), (81, b"nginx")], b"comm=nginx via=group", b""),
+        ([(80, b"nginx"), (81, b"other")], b"via=group", b""),
+        ([(80, b"nginx")], b"comm=nginx tgid=80 via=group", struct.pack("<HHII", 8, 8, 80, 0)),
+    ],
+)
+def test_what_a_group_has_in_common_is_said(users: list[tuple[int, bytes]], said: bytes, ids: bytes) -> None:
+    """A packet of one of several says what they have in common, and so does the label for the next ones."""
+    members = tuple(User(tgid, tgid, 0, comm, comm) for tgid, comm in users)
+    rig = Rig(find_holders=lambda *_: members)
+    rig.program.groups[1 << 63] = [(1, 101), (2, 103)]
+    asked: dict[str, Any] = {"via": abi.VIA_UNRESOLVED, "tgid": 0, "tid": 0, "comm": b"", "sk": 0, "inode": 1 << 63}
+    rig.drain(upcall(NTP_FRAME, time_ns=time.time_ns(), **asked))
+    common = abi.USER.unpack(rig.program.holders[1 << 63])
+    known: dict[str, Any] = {"via": abi.VIA_GROUP, "tgid": common.tgid, "tid": common.tid, "start": common.start}
+    rig.drain(upcall(NTP_FRAME, comm=common.comm.rstrip(b"\0"), **known))
+
+    label = unpacked(*rig.program.labels.values())
+    for options in (rig.output.stamps[0].options, rig.output.stamps[1].options, label["options"]):
+        assert said in options
+        assert ids in options
+        assert (b"comm=" in options, b" pid=" in options) == (b"comm=" in said, False)
+        assert bool(ids) == (struct.pack("<HH", 8, 8) in options)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ PATHS = st.lists(
 def said(process: Process) -> dict[str, bytes | int]:
     """What a comment may say of a process from /proc."""
     names = [field.name for field in TABLE if field.of_process]
-    return dict(told(names, User(1058, 1058, START, b"chronyd"), process))
+    return dict(told(names, (User(1058, 1058, START, b"chronyd"), process)))
 
 
 class Clock:

@@ -121,6 +121,32 @@ def test_the_first_match_decides() -> None:
     assert rules("[{action: dump, filter: port 1}]").decide(SUBJECT) == Verdict(filter=1, dump=1)
 
 
+OTHER = replace(SSHD, tgid=1060, exe=b"/usr/sbin/other")
+
+
+@pytest.mark.parametrize(
+    ("conditions", "matches"),
+    [
+        ("comm: worker", True),
+        ("process: sshd", True),
+        ("user: sshd", True),
+        ("unit: ssh.service", True),
+        ("exe: /usr/sbin/sshd", False),
+        ("exe: '/usr/sbin/*'", True),
+        ("tgid: 1058", False),
+        ("pid: 1059", False),
+        ("tgid: 1058, direction: out", False),
+        ("direction: out", True),
+    ],
+)
+def test_a_condition_holds_for_all_of_a_group(conditions: str, *, matches: bool) -> None:
+    """Of a packet that may be any one's of several a condition holds where it holds for all of them."""
+    users = replace(WORKER, tid=0), replace(WORKER, tgid=1060, tid=0)
+    group = replace(NOBODY, via="group", group=[(users[0], SSHD), (users[1], OTHER)])
+
+    assert (rules(f"[{{{conditions}, action: drop}}]").decide(group) == DROPPED) == matches
+
+
 def test_ancestors_count_with_children() -> None:
     """With `children` the conditions may hold for the process or for one of its ancestors: all for the same one."""
     shell = replace(SSHD, tgid=500, comm=b"bash", exe=b"/bin/bash", uid=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import socket
 import struct
 import termios
@@ -89,6 +90,18 @@ def uploads(args: argparse.Namespace) -> Identity:
     who = become("uploads")
     connection = connection_to(args)
     connection.sendall(signatures(args.count))
+    finish(connection)
+    return who
+
+
+def writes(args: argparse.Namespace) -> Identity:
+    """--count bytes up by many calls: the socket's lock is taken again and again, on the first processor."""
+    who = become("writes")
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    connection = connection_to(args)
+    chunk = signatures(1 << 13)
+    for _ in range(args.count // len(chunk) + 1):
+        connection.sendall(chunk)
     finish(connection)
     return who
 
@@ -236,7 +249,7 @@ def main() -> None:
     ways: dict[str, Callable[[argparse.Namespace], Identity | None]] = {
         way.__name__: way
         for way in (
-            *(connects, uploads, downloads, retransmission, exits),
+            *(connects, uploads, writes, downloads, retransmission, exits),
             *(serves, streams, accepts_late, workers_accept, worker_serves, older),
         )
     }
