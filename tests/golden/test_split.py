@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 import struct
@@ -22,6 +21,7 @@ from tests.support.strangers import ISB, PB, SPB, block, comment, interface, opt
 
 ROOT = Path(skbcapd.__file__).parent.parent
 RUN = "import sys; from skbcapd.__main__ import main; sys.exit(main())"
+PEAK = "print(re.search(r'VmHWM:\\s+(\\d+)', pathlib.Path('/proc/self/status').read_text())[1], file=sys.__stderr__)"
 TIME_NS = 1_622_469_600_123_456_789
 FIELDS = ("frame.time_epoch", "frame.len", "frame.cap_len", "frame.interface_name", "frame.comment", "eth.type")
 
@@ -268,12 +268,11 @@ def test_sections_are_not_held(tmp_path: Path) -> None:
     with path.open("wb") as file:
         for tgid in range(1, 1010):
             file.write(section() + named("eth0") + described * 7 + packet(bytes(14), process(tgid, "a")))
-    command = [sys.executable, "-m", "skbcapd", "split", str(path), "--by", "tgid", "-d", str(parts)]
-    pipe = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(pipe.pid, 0)
-    pipe.returncode = os.waitstatus_to_exitcode(status)
-    assert (pipe.returncode, len(list(parts.iterdir()))) == (0, 1009)
-    assert usage.ru_maxrss < 128 << 10  # 424 MB were described
+    peak = f"import re, pathlib; {RUN.replace('sys.exit(main())', 'main()')}; {PEAK}"
+    command = [sys.executable, "-c", peak, "split", str(path), "--by", "tgid", "-d", str(parts)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(list(parts.iterdir()))) == (0, 1009)
+    assert int(done.stderr.split()[-1]) < 128 << 10  # KiB; 424 MB were described
 
 
 def test_many_processes(path: Path, parts: Path) -> None:

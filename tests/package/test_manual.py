@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import skbcapd
+from skbcapd.attribution.fields import GROUPS
 from skbcapd.config.settings import ROWS
 from tools import manual
 
@@ -112,7 +113,7 @@ def complete(line: str) -> set[str]:
     [
         ("skbcapd ca", {"capture"}),
         ("skbcapd nosuch", set()),
-        ("skbcapd split --by ", {"tgid", "comm", "unit"}),
+        ("skbcapd split --by ", set(GROUPS)),
         ("skbcapd split --by t", {"tgid"}),
         ("skbcapd capture -i l", {"lo"}),
         ("skbcapd capture -i a", {"any"}),
