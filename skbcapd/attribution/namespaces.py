@@ -109,6 +109,14 @@ def is_called(name: str, inode: int, run: Path = RUN) -> bool:
     return False
 
 
+def inode_of(name: str, run: Path = RUN) -> int:
+    """The inode number of the network namespace of a name; 0 where there is none."""
+    try:
+        return _inode(run / name)
+    except ValueError:  # NUL
+        return 0
+
+
 def _inode(path: Path) -> int:
     try:
         return path.stat().st_ino

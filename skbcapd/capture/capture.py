@@ -87,15 +87,15 @@ class Capture:
         self._tally = tally = Tally()
         self._reader = SegmentReader(program.memory, program.control, program.geometry)
         self._self_test = SelfTest(program, tally, warn)
-        self._interfaces = Interfaces(program, output, selection, tally, machine.describe_namespace, warn)
+        self.interfaces = Interfaces(program, output, selection, tally, machine.describe_namespace, warn)
         self._resolver = Resolver(program, machine.find_holders, boot_ns)
         self._labeler = Labeler(program, takes_stamped=output.labels)
-        self._renumbering = Renumbering(program, output, self._reader, self._labeler, self._interfaces)
-        self._ledger = Ledger(program, output, tally, self._interfaces, has_limit=bool(limit))
+        self._renumbering = Renumbering(program, output, self._reader, self._labeler, self.interfaces)
+        self._ledger = Ledger(program, output, tally, self.interfaces, has_limit=bool(limit))
         self._delivery = Delivery(output, tally, self.statistics, ask_for_dump)
         stages = (
             self._self_test.take,
-            self._interfaces.take,
+            self.interfaces.take,
             self._resolver.take,
             self._labeler.recall,
             verdict.find_process,
@@ -147,7 +147,7 @@ class Capture:
     @property
     def devices(self) -> int:
         """How many interfaces were seen."""
-        return self._interfaces.seen
+        return self.interfaces.seen
 
     @property
     def labels(self) -> int:
@@ -258,7 +258,7 @@ class Capture:
 
     def statistics(self) -> list[Statistics]:
         """What became of the packets of each interface until now; not of those that share a row of counters."""
-        return list(self._interfaces.statistics())
+        return list(self.interfaces.statistics())
 
     def renumber(self) -> None:
         """Begin to give interfaces new numbers, as the output wants; see Renumbering."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from skbcapd.attribution.namespaces import is_called
+from skbcapd.attribution.namespaces import inode_of, is_called
 from skbcapd.capture.plan import Plan
 from skbcapd.capture.record import KnownInterface, Record
 from skbcapd.capture.totals import Tally
@@ -65,6 +65,10 @@ class Selection:
         is_meant = ANY in self.interfaces or _is_among(name, self.interfaces)
         return is_meant and self._has_namespace(netns, own_netns) and not _is_among(name, self.exclude)
 
+    def named(self) -> dict[str, int]:
+        """Which network namespaces have the names that are said now: inode numbers, 0 for none."""
+        return {name: inode_of(name) for name in self.namespaces if name != "self" and not name.isdecimal()}
+
     def _has_namespace(self, netns: int, own_netns: int) -> bool:
         if not self.namespaces:
             return ANY in self.interfaces or netns == own_netns
@@ -97,6 +101,7 @@ class Interfaces:
         self._known: Bounded[tuple[int, int, bytes], KnownInterface] = Bounded(REMEMBERED)
         self._numbered = 0  # by the output
         self._netns = Path("/proc/self/ns/net").stat().st_ino
+        self._named = selection.named()
         self.seen = 0
         """How many there were."""
         program.control[abi.DEVICE_FILTER] = not selection.is_all
@@ -121,6 +126,20 @@ class Interfaces:
         found.early += packet.slot != found.slot
         record.interface = found
         return record
+
+    def reconsider(self) -> None:
+        """Once a second: where a name means another network namespace, interfaces that were not wanted are new again.
+
+        A namespace may get a name after its first packet: `ip netns attach`.
+        """
+        named = self._selection.named()
+        if named == self._named:
+            return
+        self._named = named
+        for identity, known in list(self._known.items()):
+            if known.description is None:
+                del self._known[identity]
+                self._tell(*identity, slot=known.slot, unwanted=False)
 
     def forget_numbers(self) -> None:
         """Each interface gets a new number with its next packet."""
@@ -165,12 +184,14 @@ class Interfaces:
         return self._output.add_interface(description)
 
     def _tell_program(self, packet: Upcall, known: KnownInterface) -> None:
+        unwanted = known.description is None
+        self._tell(packet.net, packet.ifindex, packet.names[16:32], slot=known.slot, unwanted=unwanted)
+
+    def _tell(self, net: int, ifindex: int, name: bytes, *, slot: int, unwanted: bool) -> None:
         for direction in (DIRECTION_IN, DIRECTION_OUT):
             self._program.set_device(
-                abi.DEVICE_KEY.pack(*abi.DeviceKey(packet.net, packet.ifindex, direction)),
-                abi.DEVICE.pack(
-                    *abi.Device(name=packet.names[16:32], slot=known.slot, unwanted=known.description is None)
-                ),
+                abi.DEVICE_KEY.pack(*abi.DeviceKey(net, ifindex, direction)),
+                abi.DEVICE.pack(*abi.Device(name=name, slot=slot, unwanted=unwanted)),
             )
         if self._program.control[abi.DEVICE_FILTER]:
             self._program.control[abi.DEVICE_FILTER] += 1

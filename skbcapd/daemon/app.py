@@ -138,7 +138,8 @@ def serve(run: Run) -> int:
     report = Report(capture, to_files) if run.live and to_files else None
     reload = _make_reload(capture, settings, run.load, report) if run.load else None
     endpoints = _make_endpoints(capture, to_files, settings, reload) if to_files and reload else None
-    ticks = [lambda: to_files.tick(capture.statistics)] if to_files else []
+    ticks = [capture.interfaces.reconsider]
+    ticks += [lambda: to_files.tick(capture.statistics)] if to_files else []
     ticks += [one.tick for one in (report, endpoints) if one]
     output_fd = target.descriptor if isinstance(target, block_writer.StandardOutput) else None
     server = endpoints.server if endpoints else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import socket
 import subprocess
@@ -13,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.capture import ROOT, Capture, CaptureEverywhere, read
+from tests.kernel.capture import ROOT, Capture, CaptureEverywhere, Daemon, read
 from tests.kernel.comparison import Marker
 from tests.kernel.namespace import End, Wire
 from tests.kernel.scenes import IFF_TUN, open_tun
 from tests.support.blocks import Packet
-from tests.support.deadline import DEADLINE_S
+from tests.support.deadline import DEADLINE_S, until
 from tests.support.judges import rows
 
 COUNT = 23
@@ -164,3 +165,40 @@ def test_an_unknown_device_is_refused(wire: Wire, tmp_path: Path) -> None:
     assert wire.far.device in done.stderr
     assert "Traceback" not in done.stderr
     assert not file.exists()
+
+
+def filtered(control: Path) -> int:
+    """How many packets a daemon has filtered, by its own status."""
+    command = [sys.executable, "-m", "skbcapd", "status", "--json", "--set", f"control.socket={control}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
+    return int(json.loads(done.stdout)["packets"]["filtered"])
+
+
+def test_a_namespace_that_appears_is_captured(wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path) -> None:
+    """A name that no namespace has is said at the start; the one that gets it is captured, also if seen before."""
+    control, name, marker = tmp_path / "control", f"skbcapd-later-{os.getpid()}", markers[0]
+    place = Path("/run/netns") / name
+    with ExitStack() as stack:
+        daemon = Daemon(wire.near, tmp_path / "files", namespaces=name, control__socket=str(control))
+        stack.callback(daemon.close)
+        for _ in range(COUNT):
+            marker.send()
+        until(lambda: filtered(control) >= COUNT, "they are not wanted")
+        place.touch()
+        stack.callback(place.unlink)
+        subprocess.run(["mount", "--bind", wire.near.namespace.path, place], check=True)
+        stack.callback(lambda: subprocess.run(["umount", place], check=True))
+
+        def is_captured() -> bool:
+            marker.send()
+            written = next((tmp_path / "files").glob("skbcapd-*.part")).read_bytes()
+            return any(frame in written for frame in marker.sent[COUNT:])
+
+        until(is_captured, "the namespace is captured")
+        ended = daemon.stop()
+    assert f"namespaces: no network namespace {name} is there now" in ended.stderr
+    (file,) = (tmp_path / "files").glob("skbcapd-*.pcapng")
+    found = [packet.data for packet in read(file) if packet.direction == "out"]
+    assert 0 < len(found) <= len(marker.sent) - COUNT
+    assert found == marker.sent[-len(found) :]
+    assert ended.lost == 0

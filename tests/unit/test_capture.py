@@ -802,7 +802,7 @@ def test_a_flood_of_devices_is_bounded() -> None:
     for number in range(sent):
         rig.drain(upcall(b"1", ifindex=number, device=b"v%d" % number), slot=0)
     assert len(rig.output.written) == sent == rig.capture.devices
-    assert len(rig.capture._interfaces._known) == REMEMBERED
+    assert len(rig.capture.interfaces._known) == REMEMBERED
     totals = rig.capture.totals()
     assert (totals.written, totals.kernel.seen) == (sent, sent)
     assert accounted(totals) == sent
@@ -812,7 +812,7 @@ def test_more_interfaces_than_a_file_may_have() -> None:
     """A device too many is not captured, which is said and counted; when the list begins anew, others are."""
     rig = Rig()
     rig.drain(upcall(b"1"))
-    rig.capture._interfaces._numbered = INTERFACES_MAX
+    rig.capture.interfaces._numbered = INTERFACES_MAX
     rig.drain(upcall(b"2", device=b"late", ifindex=7), upcall(b"3"))
     assert rig.output.frames == [b"1", b"3"]
     assert rig.said == [f"interface late is one more than the {INTERFACES_MAX} of a file, and is not captured"]

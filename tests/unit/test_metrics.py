@@ -163,16 +163,3 @@ def test_a_file_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pyte
         textfile.tick(lambda: b"x\n")
     until(path.exists, "the file is there")
     textfile.close()
-
-
-@pytest.mark.parametrize("kind", ["fifo", "link"])
-def test_what_lies_where_the_file_is_made(kind: str, tmp_path: Path) -> None:
-    """A FIFO or a link under the name of the file in work is replaced, and neither waited for nor followed."""
-    path, part, victim = tmp_path / "a.prom", tmp_path / "a.prom.part", tmp_path / "victim"
-    victim.write_bytes(b"precious")
-    os.mkfifo(part) if kind == "fifo" else part.symlink_to("victim")
-    textfile = Textfile(str(path))
-    textfile.tick(lambda: b"text\n")
-    until(path.exists, "the file is there")
-    assert (path.read_bytes(), victim.read_bytes()) == (b"text\n", b"precious")
-    textfile.close()
