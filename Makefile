@@ -95,13 +95,16 @@ test-vm: setup-test
 test-beside-stream: setup-test
 	$(AS_ROOT) $(VENV)/python -m tests.support.beside_stream $(PYTEST) tests/kernel
 
-# Branch coverage by the tests that need no virtual machine; the report ends with the sum.
+# Branch coverage by the tests that need no virtual machine; the report ends with the sum, also if a test failed. Data
+# of children that a test killed is missing or broken: coverage says so.
 coverage: setup-test
 	$(AS_ROOT) rm -rf build/coverage
 	mkdir -p build/coverage
-	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(VENV)/python -m coverage run -m pytest -p no:cacheprovider $(COVERED)
-	$(AS_ROOT) $(VENV)/python -m coverage combine --quiet
-	$(AS_ROOT) $(VENV)/python -m coverage report
+	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(VENV)/python -m coverage run -m pytest -p no:cacheprovider $(COVERED); \
+		code=$$?; \
+		$(AS_ROOT) $(VENV)/python -m coverage combine --quiet; \
+		$(AS_ROOT) $(VENV)/python -m coverage report; \
+		exit $$code
 
 soak: setup-test
 	$(PYTEST) tests/kernel/soak.py

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 
 from skbcapd import standard_streams
@@ -12,10 +13,20 @@ from skbcapd.errors import FileError, SkbcapdError
 from skbcapd.events import Event
 
 _LOG = logging.getLogger("skbcapd")
+_OUT_OF_MEMORY = (
+    b"skbcapd: out of memory\n  (hint) check MemoryMax= of the unit, `ulimit -v`, and the free memory of this system\n"
+)
+
+
+def _unraisable(found: sys.UnraisableHookArgs) -> None:
+    """Of the errors that nobody can catch, those of memory follow one that is said."""
+    if not issubclass(found.exc_type, MemoryError):
+        sys.__unraisablehook__(found)
 
 
 def main() -> int:
     """Run the command line; 0 clean, 1 failed, 2 bad usage or config."""
+    sys.unraisablehook = _unraisable
     standard_streams.install()
     code = _run()
     try:
@@ -37,11 +48,7 @@ def _run() -> int:
         _fail(error)
         return error.exit_code
     except MemoryError:
-        _fail(
-            SkbcapdError(
-                "out of memory", "check MemoryMax= of the unit, `ulimit -v`, and the free memory of this system"
-            )
-        )
+        os.write(2, _OUT_OF_MEMORY)  # logging would need some
     except OSError as error:
         _fail(_unexpected(error))
     except KeyboardInterrupt:

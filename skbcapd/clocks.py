@@ -1,9 +1,11 @@
-"""The kernel's clocks as seen from a time namespace: runc, CRIU and unshare(1) shift them.
+"""Offsets of the kernel clocks in a time namespace: runc, CRIU and unshare(1) set them.
 
-In: /proc/self/timens_offsets. Out: how far our clocks are from those that the kernel program and systemd see.
+In: /proc/self/timens_offsets. Out: the difference between our clocks and those of the kernel
+program and systemd.
 
-The rule not to break: whoever compares a time of CLOCK_MONOTONIC or CLOCK_BOOTTIME, or a process's start in /proc, with
-what the kernel itself has measured takes the offset off first. CLOCK_REALTIME is never shifted.
+The rule not to break: code that compares a time of CLOCK_MONOTONIC or CLOCK_BOOTTIME, or the start
+of a process in /proc, with a time from the kernel must subtract the offset first. CLOCK_REALTIME
+has no offset.
 
 Source: time_namespaces(7); timens_add_boottime_ns in do_task_stat, fs/proc/array.c.
 """

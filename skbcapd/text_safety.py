@@ -1,10 +1,10 @@
-"""Text of others made safe to show: the one place where it is escaped.
+"""Escapes text that others chose; the only module that does it.
 
-In: text or bytes that somebody else chose (names of processes, devices, files; packets). Out: one line of printable
-characters.
+In: text or bytes that others chose (names of processes, interfaces, files; packets). Out: one line
+of printable characters.
 
-The rule not to break: no control character, no change of the writing direction and no new line passes. What is shown
-on a terminal, in a log or in a table goes through here.
+The rule not to break: control characters, changes of the writing direction and line breaks do not
+pass. Everything that is printed on a terminal, in a log or in a table passes this module.
 """
 
 from __future__ import annotations

@@ -1,19 +1,22 @@
-"""What a container is called: its name and its Kubernetes pod, from the files in which engines keep their state.
+"""Names of containers and Kubernetes pods, from the state files of the container engines.
 
-In: a container's id, which its cgroup tells, and that cgroup. Out: names, empty where they are not to be had.
+In: the id of a container, from its cgroup, and that cgroup. Out: names; empty if they are not
+known.
 
-No engine is asked: its socket may hang, and whoever answers there decides what a packet is called. Read are, by id:
+No engine is asked: its socket may hang, and the process that answers there would choose the names.
+These files are read, by id:
 
-    /var/log/containers/POD_NAMESPACE_CONTAINER-ID.log    Kubernetes: a link for each container's log
-    /var/log/pods/NAMESPACE_POD_UID/                      Kubernetes: by the pod's UID, which stands in the cgroup
-    DOCKER/containers/ID/config.v2.json                   docker, where DOCKER is /var/lib/docker
-    STORAGE/DRIVER-containers/containers.json             podman and CRI-O, where STORAGE is /var/lib/containers/storage
-    RUN/DRIVER-containers/volatile-containers.json        podman --rm, where RUN is /run/containers/storage
+    /var/log/containers/POD_NAMESPACE_CONTAINER-ID.log    Kubernetes: a link for the log of each container
+    /var/log/pods/NAMESPACE_POD_UID/                      Kubernetes: by the UID of the pod, which is in the cgroup
+    DOCKER/containers/ID/config.v2.json                   docker; DOCKER is /var/lib/docker
+    STORAGE/DRIVER-containers/containers.json             podman and CRI-O; STORAGE is /var/lib/containers/storage
+    RUN/DRIVER-containers/volatile-containers.json        podman --rm; RUN is /run/containers/storage
 
-All of them are root's. Files of users (podman without root) are not read: a user's file system may never answer.
+All of them belong to root. Files of other users (podman without root) are not read: their file
+systems may never respond.
 
-The rule not to break: packets wait meanwhile. What is read is bounded in bytes, entries and time, and whatever stands
-in a file gives names or nothing, never an error.
+The rule not to break: packets wait for this. Reading is limited in bytes, entries and time. The
+content of a file gives names or nothing, never an error.
 """
 
 from __future__ import annotations

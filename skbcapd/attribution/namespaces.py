@@ -1,10 +1,11 @@
-"""What a network namespace is called: a file of packets from many containers should say which is which.
+"""Descriptions of network namespaces: in a file with packets of many containers, each interface shows its namespace.
 
-In: a namespace's number. Out: its name in /run/netns (`ip netns`), else the container of its oldest process, else only
-the number. Or: whether it is the one that a setting names.
+In: the number of a namespace. Out: its name in /run/netns (`ip netns`), otherwise the container of
+its oldest process, otherwise only the number. Also: whether it is the namespace that a setting
+names.
 
-The rule: asked once per namespace or label, never per packet, and any answer of /run and /proc is taken as it comes:
-what cannot be read is left out, nothing raises.
+The rule: this is called once per namespace or label, never per packet. /run and /proc are not
+trusted: what cannot be read is left out, and nothing raises.
 """
 
 from __future__ import annotations

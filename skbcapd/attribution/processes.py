@@ -1,15 +1,18 @@
-"""Who a process is: what /proc says of it, beyond the ids and the name that the kernel program has taken itself.
+"""Processes: what /proc says about them, beyond the ids and names that the kernel program has read.
 
-In: a thread as the kernel program names it (tgid, tid, start). Out: its process's record, or None. Asked for in an
-upcall, once per label, and only when a setting wants more than comm, pid and tgid; never per packet.
+In: a thread from the kernel program (tgid, tid, start). Out: the record of its process, or None.
+This is called in an upcall, once per label, and only if a setting needs more than the kernel
+program knows; never per packet.
 
-The rule: a record counts only if it is provably of the same process, for ids are used again. The kernel's start is the
-*thread's* (`start_boottime` in ns); /proc/PID/stat tells it in clock ticks. /proc/TGID is opened once and everything is
-read below that descriptor, which stays with its process: when that is gone, reading fails, whoever has the number now.
-Its thread of the right start proves it. So does a process that started in an earlier tick than the thread, if the
-thread is gone: the next process of the same number would have started after it.
+The rule: a record counts only if it is provably of the same process, because ids are reused. The
+kernel gives the start of the *thread* (`start_boottime` in ns); /proc/PID/stat gives it in clock
+ticks. /proc/TGID is opened once, and everything is read below that descriptor. It stays with its
+process: when that has exited, reading fails, even if the id is used again. The process is proven by
+its thread with the right start. If the thread has exited, it is proven by an earlier start than
+that of the thread, in ticks: the next process with the same id would have started later.
 
-No file here can be trusted to exist, to be complete or to make sense: what cannot be read is left out, nothing raises.
+No file here is trusted to exist, to be complete or to make sense: what cannot be read is left out,
+and nothing raises.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
-"""The drain loop: what the kernel program has captured goes to the output, and everything is counted.
+"""The drain loop: passes what the kernel program has captured to the output, and counts it.
 
     segments -> ready blocks ------------------------------------------------------------------> output
              -> no label yet: self-test -> interface -> owner -> process -> verdict -> label -> output
              -> could not be read to its end: label remembered --------------------------------> output
 
-In: a loaded program, an output, what is wanted. Out: packets in the output, and totals.
+In: a loaded program, an output, a selection of interfaces, a plan. Out: packets in the output, and
+totals.
 
-The rule: nothing here runs once per packet, except for packets without a label. What the kernel has labelled is
-written as it lies in memory. And no drain takes longer than TURN_S and a little: the loop has other duties.
+The rule: no code here runs per packet, except for packets without a label. Blocks with a label are
+written as they are in memory. No drain takes much longer than TURN_S: the event loop has other
+work, too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The last stage: a packet to the output.
+"""The last stage: passes a packet to the output.
 
-In: a packet with all that was decided about it, a labelled packet that Python has to write anew, or blocks that the
-program has written. Out: the output has them, or they are counted as filtered or dropped.
+In: a packet with all results of the other stages, a packet with a label that Python must write
+again, or blocks from the kernel program. Out: they are in the output, or counted as filtered or
+dropped.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""The interfaces that packets are captured on.
+"""The interfaces that packets are captured on: a stage.
 
-In: a packet without a label. Out: its interface, which the output has numbered; or the end of its way, where the
-interface is not wanted.
+In: a packet without a label. Out: its interface, with its number in the output; nothing if the
+interface is excluded.
 
-The rule: an interface is one name of one ifindex in one network namespace. Renamed, it is another one, with another
-row of counters; so what is in a file under a name was captured under that name.
+The rule: an interface is one name of one ifindex in one network namespace. After it is renamed it
+counts as a new one, with new counters. So packets in a file were captured under the name of their
+interface in that file.
 """
 
 from __future__ import annotations

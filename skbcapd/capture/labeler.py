@@ -1,9 +1,10 @@
-"""Labels: what the kernel program does by itself with the next packets of a key.
+"""Labels: what the kernel program does with the next packets of a key, without Python.
 
-In: a packet with process and verdict. Out: its stamp; and, in the program, a label that stamps or drops the others.
+In: a packet with process and verdict. Out: its options; and a label in the program, which stamps or
+drops other packets.
 
-The rule: a label holds an interface's number, so while those are given anew none is installed. And a key is decided
-about once in a drain, however many of its packets came before its label could.
+The rule: a label has the number of an interface, so none is installed during a renumbering. A drain
+decides once about a key, however many of its packets came before the label was installed.
 """
 
 from __future__ import annotations

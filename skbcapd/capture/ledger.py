@@ -1,8 +1,9 @@
-"""What became of all packets: the kernel program's counters, what the stages have counted, and the output's drops.
+"""The outcomes of all packets: counters of the kernel program, of the stages, and of the output.
 
-In: three places where packets are counted. Out: totals in which each packet stands once.
+In: these counters. Out: totals that count each packet once.
 
-The rule: what the program has handed over counts as written, less what was counted on the way from there to the disk.
+The rule: a packet that the program has delivered counts as written, unless it was counted on its
+way to the disk.
 """
 
 from __future__ import annotations

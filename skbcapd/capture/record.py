@@ -1,10 +1,11 @@
-"""A packet without a label on its way through the stages of this package.
+"""A packet without a label, on its way through the stages of this package.
 
-In: a packet as the kernel program gives it. Out: the same, and what the stages have found out about it.
+In: a packet from the kernel program. Out: the same packet, with the results of the stages.
 
-The rule: a stage takes a record and returns the next one, or None where the packet's way ends; then it has counted it.
-A stage decides by the record and by the plan, which is the same for all stages of one packet. `capture.capture` has
-them in their order; a new stage is one more file here, and one line there.
+The rule: a stage takes a record and returns the next one. It returns None if it ends the way of the
+packet; then it has counted the packet. A stage uses only the record and the plan, which is the same
+for all stages of one packet. `capture` has the stages in their order; a new stage is a function in
+a module here, or a new module.
 """
 
 from __future__ import annotations

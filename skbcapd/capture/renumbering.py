@@ -1,11 +1,12 @@
-"""New numbers for interfaces, while packets come.
+"""New numbers for interfaces, while packets arrive.
 
-In: an output that wants them, such as one whose list of interfaces is too long. Out: it has been told when the last
-packet with an old number was written.
+In: an output that wants them, for example because its list of interfaces is too long. Out: a call
+of the output when the last packet with an old number has been written.
 
-The rule: a label stamps an interface's number. So labels go first, and every program that has seen one ends (membarrier
-waits for that); what those have reserved lies below the cursor then, and is drained with the old numbers, in as many
-drains as that takes. First packets meanwhile get no label: it would have an old number.
+The rule: a label contains the number of an interface. So labels are deleted first, and all programs
+that have read one end (membarrier waits for that). Their reservations are below the cursor then,
+and are drained with the old numbers, in as many drains as needed. First packets get no label in
+that time: it would have an old number.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Whose socket is it? What the kernel program asks about sockets whose use it has not seen.
+"""Lookups for the kernel program: processes of sockets whose use it has not seen.
 
-In: a packet of a socket without a known user. Out: the same packet with the user, or with `unknown`; and the answer
-in the program's tables, so that the next packet of the socket needs no question.
+In: a packet of a socket without a known user. Out: the same packet with the user, or with
+`unknown`. The result is also stored in the tables of the program, so the next packet of the socket
+needs no lookup.
 
-The rule: an answer is one process, or none. A socket that several processes hold is of nobody known until one uses it.
+The rule: the result is one process, or none. If several processes have a socket open, none is named
+until one uses it.
 """
 
 from __future__ import annotations

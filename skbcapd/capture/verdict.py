@@ -1,8 +1,9 @@
-"""Whose a packet is, and what the rules say about it: two stages.
+"""Two stages: the process of a packet, and the verdict of the rules.
 
-In: a packet with its interface and socket owner. Out: what /proc knows of its process, and the rules' verdict.
+In: a packet with its interface and socket owner. Out: what /proc says about its process, and the
+verdict of the rules.
 
-The rule: /proc is asked only where a setting wants more than the kernel program has taken.
+The rule: /proc is read only if a setting needs more than the kernel program knows.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     program = app.load_program(settings)
     with contextlib.closing(program):
         output, target = _output(options.file, settings.encode)
-        return app.serve(settings, program, output, target, duration_s=options.duration, count=options.count)
+        return app.serve(app.Run(settings, program, output, target, duration_s=options.duration, count=options.count))
 
 
 def _output(file: str | None, encode: str) -> tuple[Output, CaptureFile | StandardOutput]:

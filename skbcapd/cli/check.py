@@ -9,6 +9,7 @@ import sys
 from skbcapd.cli import arguments
 from skbcapd.daemon import metrics
 from skbcapd.daemon.warnings import warnings_for
+from skbcapd.output.block_writer import owner_ids
 
 _LOG = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ def add(commands: arguments.Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """Read the settings; log warnings."""
     settings = arguments.settings(options)
+    owner_ids(settings.files.owner)
     for line in warnings_for(settings):
         _LOG.warning("%s", line)
     metrics.check_library(settings.metrics)

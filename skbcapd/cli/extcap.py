@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
         with contextlib.closing(program):
             target = StandardOutput(fifo.fileno())
             output = PcapngOutput(target.stream, settings.encode)
-            return app.serve(settings, program, output, target, quiet=True)
+            return app.serve(app.Run(settings, program, output, target, quiet=True))
 
 
 def _settings(options: argparse.Namespace) -> Settings:

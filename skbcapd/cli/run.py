@@ -31,4 +31,4 @@ def run(options: argparse.Namespace) -> int:
     program = app.load_program(settings)
     with contextlib.closing(program):
         output = app.files(settings)
-        return app.serve(settings, program, output, output, duration_s=options.duration, load=load, live=True)
+        return app.serve(app.Run(settings, program, output, output, duration_s=options.duration, load=load, live=True))

@@ -145,6 +145,8 @@ def _lines(snapshot: Mapping[str, Any], before: Mapping[str, Any] | None) -> Ite
     minutes, seconds = divmod(int(snapshot["uptime_s"]), 60)
     yield f"skbcapd {snapshot['version']}, process {snapshot['pid']}, up {minutes // 60}:{minutes % 60:02}:{seconds:02}"
     yield f"file      {files['path']} (mode: {files['mode']})"
+    if files["deleted_files"]:
+        yield f"deleted   {files['deleted_files']} files, {files['deleted_bytes']} bytes"
     yield f"hooks     {', '.join(snapshot['hooks'])}"
     yield f"sockets   {', '.join(snapshot['socket_hooks'])}"
     yield f"seen      {snapshot['interfaces']} interfaces, {processes['count']} processes, {snapshot['labels']} labels"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from skbcapd.analysis import top
+from skbcapd.attribution.fields import GROUPS
 from skbcapd.cli.arguments import Commands
 
 
@@ -13,6 +14,12 @@ def add(commands: Commands) -> None:
     command = commands.add("top", top.command, "Show which process sent and received how much, from capture files.")
     command.add_argument(
         "files", metavar="FILE", type=Path, nargs="+", help="pcapng file, also compressed with gzip or zstd"
+    )
+    command.add_argument(
+        "--by",
+        choices=GROUPS,
+        default="tgid",
+        help="one row for each process (tgid), name (process), systemd unit, ...",
     )
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print everything as JSON")

@@ -1,6 +1,7 @@
-"""Kinds of values in the config file: what each may be, said in words and in JSON Schema, and how it is read.
+"""Kinds of values in the config file: the text and the JSON Schema of each kind, and how it is read.
 
-In: a value's text. Out: the value, or a ValueError (ReasonError where it is worth saying why).
+In: the text of a value. Out: the value, or a ValueError (ReasonError if its message helps the
+user).
 """
 
 from __future__ import annotations
@@ -230,15 +231,41 @@ DEVICE = Text(
     "an interface name or glob (1 to 15 bytes, no space, / or :)",
     lambda text: re.fullmatch(r"(?!\.\.?$)[^\s/:]+", text) and len(text.encode()) <= 15,
 )
-# PATH_MAX in linux/limits.h.
-DIRECTORY = Text("a path (~ is not expanded)", lambda text: text[0] != "~" and len(text.encode()) < 4096)
+_PATH_MAX, _NAME_MAX = 4095, 255  # bytes: limits.h of Linux; no file system takes longer names
+# What a file's name may grow to: a host's name (HOST_NAME_MAX), a time, a number, and endings while it is compressed.
+_PLACES = {"{host}": "h" * 64, "{time}": "20260101T000000.000Z", "{number}": "0" * 12}
+_ENDINGS = ".zst.part"
 
+
+def _can_be_path(text: str, ending: str = "") -> bool:
+    """Whether a file system could take a path; with `ending`, while it is written."""
+    if text[0] == "~" or len(f"{text}{ending}".encode()) > _PATH_MAX:
+        return False
+    for name in f"{text}{ending}".split("/"):
+        _check_name(name)
+    return True
+
+
+def _check_name(text: str) -> None:
+    if (size := len(text.encode())) > _NAME_MAX:
+        raise ReasonError(f"a file name of {size} bytes; file systems take {_NAME_MAX}")
+
+
+def _can_be_template(text: str) -> bool:
+    if not re.fullmatch(r"(?=.*\{time\})(?=.*\{number\})([\w.+-]|\{time\}|\{number\}|\{host\})+\.pcapng", text):
+        return False
+    for place, longest in _PLACES.items():
+        if text.count(place) > 1:
+            return False
+        text = text.replace(place, longest)
+    _check_name(text + _ENDINGS)
+    return True
+
+
+DIRECTORY = Text("a path (~ is not expanded)", _can_be_path)
 TEMPLATE = Text(
     "a file name with {time} and {number}, optionally {host}, that ends in .pcapng",
-    lambda text: (
-        re.fullmatch(r"(?=.*\{time\})(?=.*\{number\})([\w.+-]|\{time\}|\{number\}|\{host\})+\.pcapng", text)
-        and all(text.count(place) <= 1 for place in ("{time}", "{number}", "{host}"))
-    ),
+    _can_be_template,
 )
 PERMISSIONS = Text("three octal digits", lambda text: re.fullmatch(r"[0-7]{3}", text))
 # sun_path in linux/un.h has 108 bytes, with a NUL.
@@ -251,7 +278,8 @@ LISTEN = Text(
     lambda text: text == "none" or address(text),
 )
 TEXTFILE = Text(
-    "none, or a path that ends in .prom", lambda text: text == "none" or (text.endswith(".prom") and text[0] != "~")
+    "none, or a path that ends in .prom",
+    lambda text: text == "none" or (text.endswith(".prom") and _can_be_path(text, ".part")),
 )
 OWNER = Text("self, USER, USER:GROUP or :GROUP", lambda text: re.fullmatch(r"[\w.-]+|[\w.-]*:[\w.-]+", text))
 

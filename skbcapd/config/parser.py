@@ -1,11 +1,11 @@
-"""From the config file to settings: YAML in, one frozen `Settings` out, or every problem at once.
+"""Reads the config file: YAML in, one frozen `Settings` out, or all problems at once.
 
-What the keys are stands in `settings`; here they are read and checked, each problem with its line.
+`settings` defines the keys. This module reads and checks them; each problem has its line.
 
-The rule not to break: the file is read with the daemon's rights, also while a capture runs, so no input may give
-anything but settings or a `ConfigError`. Hence values are taken as the text that stands in the file (YAML's own ideas
-of numbers, dates and `on` never apply), anchors, aliases and tags are refused, size and depth are bounded, and what a
-message quotes from the file is escaped and cut.
+The rule not to break: the file is read with the rights of the daemon, also while a capture runs. So
+no input may lead to anything but settings or a `ConfigError`. Values are read as text (numbers,
+dates and `on` of YAML do not apply). Anchors, aliases and tags are errors. Size and depth are
+limited. Quotations from the file in messages are escaped and cut.
 """
 
 from __future__ import annotations
@@ -183,6 +183,7 @@ class _Check:
         """Reports text that is not YAML, with every line that tabs indent; returns where its top-level key starts."""
         mark = error.problem_mark
         index, line = (mark.index, mark.line + 1) if mark else (0, 0)
+        line = min(line, len(text.rstrip("\n").split("\n")))  # the end of the text is behind its last line
         if text[index : index + 1] == "\t":
             tabs = {number for number, at in enumerate(text.split("\n"), 1) if at.lstrip(" ").startswith("\t")}
             for number in sorted(tabs | {line}):
@@ -190,7 +191,7 @@ class _Check:
         else:
             self.problem(line, "", *_explain(error))
         marks = [at.index for at in (error.context_mark, mark) if at]
-        keys = [match.start() for match in re.finditer(r"^[^\s#]", text, re.MULTILINE)]
+        keys = [match.start() for match in re.finditer(r"^[^\s#-]", text, re.MULTILINE)]
         return next((keys[at] for index in marks if (at := bisect.bisect(keys, index) - 1) > 0), 0)
 
     def mapping(self, node: yaml.MappingNode, prefix: str = "") -> None:

@@ -188,8 +188,8 @@ class Files:
     keep_free: int = _key(
         "100MiB",
         Quantity("a size", "0", "1048576GiB", SIZE),
-        "Free space to leave on the disk. With less, skbcapd deletes the oldest files. If the disk is full all the "
-        "same, packets are dropped and counted until there is space again.",
+        "Free space to leave on the disk. With less, skbcapd deletes the oldest files of earlier runs, except dumps "
+        "and the newest file. If that is not enough, packets are dropped and counted until there is space again.",
     )
     compress: Compress = _key(
         "none",
@@ -259,11 +259,13 @@ class Rule:
 
     fields: Mapping[str, TextPattern | int] = dataclasses.field(default_factory=dict)
     """Conditions on the fields of attribution.fields."""
-    children: bool | None = _part(Switch(), "what the rule says of the process may hold for an ancestor instead")
-    netns: str | None = _part(
-        Text("a name or number", lambda _: True), "network namespace: name in /run/netns, or inode"
+    children: bool | None = _part(
+        Switch(), "the conditions on the process may be true for one of its ancestors instead"
     )
-    interface: TextPattern | None = _part(Pattern(), "name of the device")
+    netns: str | None = _part(
+        Text("a name or number", lambda _: True), "network namespace: name in /run/netns, or inode number"
+    )
+    interface: TextPattern | None = _part(Pattern(), "name of the interface")
     direction: Direction | None = _part(_words(Direction), "out, sent; in, received")
     via: Via | None = _part(_words(Via), "how the process was found; current: the comment has no via")
     action: Action | None = _part(
@@ -383,11 +385,11 @@ class Settings:
     comment: tuple[str, ...] = _key(
         ", ".join(field.name for field in TABLE if field.is_default),
         ListOf(Word((*FIELDS, "none")), alone="none"),
-        "What a packet's comment says of its process, in this order; what is not known is left out. "
+        "What the comment of a packet says about its process, in this order. Unknown values are left out. "
         + _comment_keys()
-        + " cmdline may hold passwords: it is off by default, and cut to 128 bytes. All but the first four are read "
-        "from /proc, once per label; names of containers and pods come from files of docker, podman and Kubernetes, if "
-        "skbcapd may read them. none: no comment; option 8 alone names the process.",
+        + " cmdline can contain passwords: it is off by default, and cut to 128 bytes. All fields but the first four "
+        "are read from /proc, once per label. Names of containers and pods come from files of docker, podman and "
+        "Kubernetes, if skbcapd can read them. none: no comment; only option 8 contains the process id.",
     )
     process_blocks: bool = _key(
         "false",

@@ -11,7 +11,8 @@ import importlib
 import logging
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,9 +21,8 @@ from skbcapd.attribution import sockets
 from skbcapd.attribution.namespaces import Namespaces
 from skbcapd.capture.capture import Capture, Machine
 from skbcapd.capture.interfaces import Selection
-from skbcapd.capture.plan import plan_for
+from skbcapd.capture.plan import compile_filters, plan_for
 from skbcapd.capture.reload import Reload
-from skbcapd.capture.rules import filters_of
 from skbcapd.config.settings import Settings
 from skbcapd.daemon.endpoints import Endpoints
 from skbcapd.daemon.log import LOG
@@ -66,8 +66,8 @@ def load_program(settings: Settings) -> kernel.Program:
     geometry = Geometry.for_buffer(settings.buffer.size)
     if warning := limits.check_memory(geometry, settings.files.ring if settings.files.mode == "ring" else 0):
         _LOG.warning("%s", warning)
-    expressions = filters_of(settings.filter, settings.rules)
-    filters = packet_filter.source(packet_filter.compile_each(expressions), CAPTURE_MAX) if expressions else None
+    programs = compile_filters(settings)
+    filters = packet_filter.source(programs, CAPTURE_MAX) if programs else None
     return kernel.load(geometry, hooks, settings.attach, settings.transmit, filters, _import_scapy)
 
 
@@ -95,94 +95,106 @@ def files(settings: Settings) -> Files:
     return RotatingOutput(place, limits, settings.encode, compressor, wanted.flush, _LOG.warning)
 
 
-def serve(
-    settings: Settings,
-    program: kernel.Program,
-    output: Output,
-    target: Target,
-    *,
-    duration_s: float | None = None,
-    count: int = 0,
-    load: Callable[[], Settings] | None = None,
-    live: bool = False,
-    quiet: bool = False,
-) -> int:
-    """Run a capture to its end.
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One capture, from its start to its end.
 
     Args:
         settings: of the start.
         program: loaded.
-        output: receives the packets.
-        target: where the bytes of the output are written; closed at the end.
-        duration_s: stop after this time; None: never.
-        count: stop after this number of packets; 0: never.
-        load: reads the settings again on SIGHUP; None: SIGHUP changes nothing.
+        output: takes the packets.
+        target: where the output's bytes end; closed at the end.
+        duration_s: end after so many seconds; None for never.
+        count: end after so many packets; 0 for never.
+        load: reads the settings anew on SIGHUP; None: they never change.
         live: report to the service manager, the journal or a terminal.
-        quiet: print errors only.
+        quiet: say only what went wrong.
+    """
 
-    Returns:
-        The exit code.
+    settings: Settings
+    program: kernel.Program
+    output: Output
+    target: Target
+    duration_s: float | None = None
+    count: int = 0
+    load: Callable[[], Settings] | None = None
+    live: bool = False
+    quiet: bool = False
+
+
+def serve(run: Run) -> int:
+    """Run a capture to its end; the exit code.
 
     Raises:
         KernelError: the capture cannot start.
-        FileError: the output cannot be written.
+        FileError: the output refuses.
     """
+    settings, target = run.settings, run.target
     standard_streams.limit_patience()
     for line in warnings_for(settings):
         _LOG.warning("%s", line)
-    capture = _make_capture(settings, program, output, target, count)
+    capture = _make_capture(run)
     to_files = target if isinstance(target, RotatingOutput | Recorder) else None
-    report = Report(capture, to_files) if live and to_files else None
-    reload = _make_reload(capture, settings, load, report) if load else None
-    endpoints = None
-    if to_files and reload:
-        statistics = Statistics(
-            capture, to_files, lambda: in_force(settings, reload.settings), log_dropped=lambda: LOG.dropped
-        )
-        endpoints = Endpoints(settings, statistics)
-
-    tick_files = [lambda: to_files.tick(capture.statistics)] if to_files else []
-    ticks = [*tick_files, *(one.tick for one in (report, endpoints) if one)]
-
-    def tick() -> None:
-        for each in ticks:
-            each()
-
+    report = Report(capture, to_files) if run.live and to_files else None
+    reload = _make_reload(capture, settings, run.load, report) if run.load else None
+    endpoints = _make_endpoints(capture, to_files, settings, reload) if to_files and reload else None
+    ticks = [lambda: to_files.tick(capture.statistics)] if to_files else []
+    ticks += [one.tick for one in (report, endpoints) if one]
     output_fd = target.descriptor if isinstance(target, block_writer.StandardOutput) else None
     server = endpoints.server if endpoints else None
-    service = Service(capture, duration_s, output_fd, tick, _actions(capture, to_files), reload, server)
+    service = Service(capture, run.duration_s, output_fd, _all(ticks), _actions(capture, to_files), reload, server)
 
     def started() -> None:
-        text = _start_line(settings, program, output, target)
+        text = _start_line(run)
         if report:
             report.started(text)
-        elif not quiet:
+        elif not run.quiet:
             print(text, file=sys.stderr, flush=True)
 
     with contextlib.ExitStack() as stack:
         stack.callback(target.close)
-        for close in ([endpoints.close] if endpoints else []) + ([report.end] if report else []):
-            stack.callback(close)
+        for one in (endpoints, report):
+            if one:
+                stack.callback(one.close)
         try:
             service.run(started)
         except OSError as error:
-            raise FileError(f"{target.path}: {error.strerror}; the capture stops") from None
+            raise FileError(f"{target.path}: {error.strerror}; the capture ends") from None
     if report:
         report.stopped()
     else:
-        print_totals(capture.totals(), quiet=quiet)
+        print_totals(capture.totals(), quiet=run.quiet)
     return 0
 
 
-def _make_capture(settings: Settings, program: kernel.Program, output: Output, target: Target, count: int) -> Capture:
-    filters = packet_filter.compile_each(filters_of(settings.filter, settings.rules))
+def _all(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
+    """One call that makes all of these, in their order."""
+
+    def call() -> None:
+        for each in calls:
+            each()
+
+    return call
+
+
+def _make_endpoints(capture: Capture, output: Files, settings: Settings, reload: Reload) -> Endpoints:
+    """What can be asked of a running capture."""
+    statistics = Statistics(
+        capture, output, lambda: in_force(settings, reload.settings), log_dropped=lambda: LOG.dropped
+    )
+    return Endpoints(settings, statistics)
+
+
+def _make_capture(run: Run) -> Capture:
+    settings, target = run.settings, run.target
+    filters = compile_filters(settings)
     return Capture(
-        program,
-        output,
+        run.program,
+        run.output,
         Selection(settings.interfaces, settings.exclude, settings.namespaces),
         plan_for(settings, filters, warn=_LOG.warning),
         Machine(sockets.Holders().find, sockets.all_holders, sockets.flows, Namespaces().describe),
-        limit=count,
+        limit=run.count,
         warn=_LOG.warning,
         ask_for_dump=target.ask if isinstance(target, Recorder) else lambda _why: None,
     )
@@ -215,7 +227,8 @@ def _actions(capture: Capture, output: Files | None) -> dict[int, Callable[[], N
     return {}
 
 
-def _start_line(settings: Settings, program: kernel.Program, output: Output, target: Target) -> str:
-    hooks = ", ".join(str(hook) for hook in program.hooks)
-    where = f", writing {target.path}" if isinstance(output, PcapngOutput | RotatingOutput | Recorder) else ""
+def _start_line(run: Run) -> str:
+    settings = run.settings
+    hooks = ", ".join(str(hook) for hook in run.program.hooks)
+    where = f", writing {run.target.path}" if isinstance(run.output, PcapngOutput | RotatingOutput | Recorder) else ""
     return f"capturing on {', '.join(settings.interfaces)} ({hooks}), {settings.snaplen} bytes per frame{where}"

@@ -15,6 +15,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -110,6 +111,11 @@ class Metrics:
         yield counter("skbcapd_labels_made", "Labels that were made for the kernel program.", found["labels"])
         yield gauge("skbcapd_interfaces", "Interfaces that were seen, also excluded ones.", found["interfaces"])
         yield counter("skbcapd_log_lines_dropped", "Log lines that could not be written.", found["log"]["dropped"])
+        deleted = found["files"]
+        yield counter("skbcapd_files_deleted", "Files that retention deleted.", deleted["deleted_files"])
+        yield counter(
+            "skbcapd_files_deleted_bytes", "Size of the files that retention deleted.", deleted["deleted_bytes"]
+        )
         yield gauge(
             "skbcapd_start_time_seconds", "Start time of the capture, in seconds since 1970 UTC.", found["start_s"]
         )
@@ -129,6 +135,7 @@ class Textfile:
         self._path = path
         self._ticks = 0
         self._error = self._told = ""
+        self._has_written = False
         self._thread: threading.Thread | None = None
 
     def tick(self, text: Callable[[], bytes]) -> None:
@@ -147,12 +154,17 @@ class Textfile:
         if self._thread:
             self._thread.join(1.0)
         with contextlib.suppress(OSError):
-            Path(self._path).unlink()
+            if self._has_written:
+                Path(self._path).unlink()
 
     def _write(self, text: bytes) -> None:
         part = f"{self._path}.part"  # node_exporter reads *.prom only
         try:
-            how = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+            _expect_regular(self._path)
+            # A new file: whatever lies there, a link or a FIFO, is neither followed nor waited for.
+            with contextlib.suppress(FileNotFoundError):
+                Path(part).unlink()
+            how = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             with open(os.open(part, how, 0o644), "wb") as file:  # noqa: PTH123  so that flags and mode can be given
                 os.fchmod(file.fileno(), 0o644)  # for node_exporter's user, whatever the umask is
                 file.write(text)
@@ -161,3 +173,14 @@ class Textfile:
             self._error = error.strerror or "error"
         else:
             self._error = ""
+            self._has_written = True
+
+
+def _expect_regular(path: str) -> None:
+    """Leave what somebody else has put there: a FIFO, a device. A symbolic link is replaced, not followed."""
+    try:
+        kind = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
+        raise OSError(0, "not a regular file; expected one, or none")

@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping
 from skbcapd import clocks
 from skbcapd.text_safety import escaped
 
-EXTENSION_S = 60  # that a slow start asks for at a time
-
 
 class Notifier:
     """The service manager.
@@ -47,10 +45,6 @@ class Notifier:
     def reloading(self) -> None:
         """The settings are being read anew; ready() must follow."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={clocks.monotonic_ns() // 1000}")
-
-    def extend_timeout(self) -> None:
-        """The start or the end takes long: ask for EXTENSION_S more, from now; to be called again within that time."""
-        self._send(f"EXTEND_TIMEOUT_USEC={EXTENSION_S * 1_000_000}")
 
     def status(self, text: str) -> None:
         """One line for `systemctl status`; sent only when it changes."""

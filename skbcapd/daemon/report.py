@@ -73,7 +73,7 @@ class Report:
         elif self._terminal or self._ticks % _SECONDS_BETWEEN_LINES == 0:
             self._print()
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End the status line."""
         if self._terminal and self._ticks and not self._is_served:
             print(file=sys.stderr)

@@ -1,11 +1,12 @@
-"""The listeners of a running capture: the control socket and the metrics port. One question, one answer, closed.
+"""The listeners of a running capture: the control socket and the metrics port. One request, one answer, then closed.
 
-In: connections. Out: what `answer` makes of a question.
+In: connections. Out: the result of `answer` for each request.
 
-The rules not to break: a stranger may connect. So each listener has CLIENTS_MAX clients, of whom the oldest is dropped
-when one more comes; REQUEST_MAX bytes are read of each, in READS_MAX pieces, within PATIENCE_S; and ACCEPTS_MAX are
-accepted a second. The drain loop asks `serve` whenever the descriptor is readable: it never waits, and does a bounded
-piece of work. What is not known is refused, and nothing that a client says changes anything.
+The rules not to break: clients are not trusted. Each listener has at most CLIENTS_MAX clients; one
+more disconnects the oldest. At most REQUEST_MAX bytes of a request are read, in READS_MAX reads,
+within PATIENCE_S. At most ACCEPTS_MAX connections are accepted per second. The drain loop calls
+`serve` when the descriptor is readable: it never waits, and its work is limited. Unknown requests
+are rejected, and no request changes anything.
 """
 
 from __future__ import annotations

@@ -113,6 +113,11 @@ class Output(Protocol):
         """The file in work."""
         ...
 
+    @property
+    def deleted(self) -> tuple[int, int]:
+        """Files that retention has deleted, and their bytes."""
+        ...
+
 
 class Statistics:
     """The statistics of one capture.
@@ -181,7 +186,12 @@ class Statistics:
             "interfaces": capture.devices,
             "labels": capture.labels,
             "processes": {"count": totals.processes, **self._busiest.snapshot()},
-            "files": {"mode": settings.files.mode, "directory": settings.files.directory, "path": self._output.path},
+            "files": {
+                "mode": settings.files.mode,
+                "directory": settings.files.directory,
+                "path": self._output.path,
+                **dict(zip(("deleted_files", "deleted_bytes"), self._output.deleted, strict=True)),
+            },
             "log": {"dropped": self._log_dropped()},
             "settings": {key: _plain(reduce(getattr, key.split("."), settings)) for key in ROWS},
         }

@@ -1,19 +1,22 @@
-"""What the settings name and the system does not have, or does not do as people may expect.
+"""Warnings about settings: things that do not exist on this system, or do not work as expected.
 
-In: settings. Out: one line for each doubt; none is an error. `check` says them, and so does the start of a capture.
+In: settings. Out: one line for each warning; none is an error. `check` and the start of a capture
+log them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from skbcapd.attribution.namespaces import RUN
 from skbcapd.capture.interfaces import ANY
 from skbcapd.capture.rules import doubts
-from skbcapd.config.settings import Settings
+from skbcapd.config.settings import Files, Settings
 
 
 def warnings_for(settings: Settings) -> Iterator[str]:
@@ -24,7 +27,47 @@ def warnings_for(settings: Settings) -> Iterator[str]:
             yield f"interfaces: no interface {name} is there now; it is captured when it appears"
         for name, kind in upper_interfaces(settings.interfaces):
             yield f"{name} is a {kind} interface: what arrives on it is captured on the interface below only"
+    for number, rule in enumerate(settings.rules, 1):
+        if rule.netns and not _has_namespace(rule.netns):
+            yield f"rules[{number}].netns: no network namespace {rule.netns} is there now"
+    for name in settings.namespaces:
+        if name != "self" and not _has_namespace(name):
+            yield f"namespaces: no network namespace {name} is there now; it is captured when it appears"
     yield from doubts(settings.rules, names)
+    yield from _file_doubts(settings.files)
+
+
+def _file_doubts(files: Files) -> Iterator[str]:
+    """Limits of files that delete what was just captured, or let nothing be written."""
+    size = min(files.size or files.ring, files.ring) if files.mode == "ring" else files.size
+    if files.keep_size and files.keep_size < size:
+        yield (
+            f"files.keep_size of {files.keep_size} bytes is less than one file, which may have {size}: "
+            "complete files are deleted at once"
+        )
+    place = Path(files.directory).absolute()
+    with contextlib.suppress(OSError):
+        disk = os.statvfs(next(each for each in (place, *place.parents) if each.exists()))
+        if files.keep_free > disk.f_blocks * disk.f_frsize:
+            yield (
+                f"files.keep_free of {files.keep_free} bytes is more than the disk of {place} has: no packet is written"
+            )
+
+
+def _has_namespace(name: str, run: Path = RUN, proc: Path = Path("/proc")) -> bool:
+    """Whether a network namespace is there, by name or inode number; also where we may not look."""
+    if not name.isdecimal():
+        return (run / name).exists()
+    wanted, is_hidden = int(name), False
+    for place in (*(run.iterdir() if run.exists() else ()), *proc.glob("[0-9]*/ns/net")):
+        try:
+            if place.stat().st_ino == wanted:
+                return True
+        except PermissionError:
+            is_hidden = True
+        except OSError:  # its process has ended
+            continue
+    return is_hidden
 
 
 def missing_interfaces(wanted: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -1,10 +1,11 @@
-"""What kernel and Python share: sizes of the shared memory, offsets of kernel fields, records of the maps.
+"""What the kernel program and Python share: sizes of the shared memory, offsets of kernel fields, records of the maps.
 
-In: the kernel's BTF and the sizes asked for. Out: the `-D` definitions that bpf/ is compiled with, and the
-Python view of every record that both sides touch.
+In: the BTF of the kernel, and the wanted sizes. Out: the `-D` definitions for compiling bpf/, and
+the Python view of every shared record.
 
-The rule: a number stands in one place. The C side gets each one as a definition from here; the sizes of the records on
-both sides are compared when the program is loaded (loader.py), so a change on one side only cannot go unnoticed.
+The rule: each number is defined once. The C code gets it from here as a definition. When the
+program is loaded, the sizes of the records on both sides are compared, so a change on one side only
+is noticed.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Does the system allow what a capture takes? A cgroup with too little memory kills it, without a word.
+"""Limits of the process and its cgroup, compared with what a capture needs.
 
-In: /proc, /sys, limits of the process, sizes from the settings. Out: the limit that holds for us, what a capture takes,
-and a refusal that says both numbers.
+In: /proc, /sys, limits of the process, sizes from the settings. Out: the effective limit, what a
+capture needs, and an error with both numbers. Without this check the kernel would kill a capture in
+a small cgroup without a message.
 
-The rule: only what cannot work is refused; what is tight is said.
+The rule: only what cannot work is an error; what may be too little is a warning.
 
-Source: "Memory" in Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst; since Linux 5.11 maps of BPF are
-charged to the cgroup of who makes them.
+Source: "Memory" in Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst; since Linux
+5.11 maps of BPF are charged to the cgroup of the process that creates them.
 """
 
 from __future__ import annotations

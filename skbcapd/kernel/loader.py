@@ -1,9 +1,10 @@
-"""Load and attach the kernel program: a child process that hands over descriptors and ends.
+"""Loads and attaches the kernel program: a child process that passes descriptors and ends.
 
-In: definitions, and which hook to take. Out, over a socket: descriptors of maps, programs and links.
+In: definitions, and the wanted hooks. Out, over a socket: descriptors of maps, programs and links.
 
-The rule: what takes long or much memory (compiling, verifying) is the child's, and its end gives the memory back; the
-parent holds nothing but descriptors. What fails in the child becomes one error message here.
+The rule: work that takes much time or memory (compiling, verifying) is done by the child, and its
+end releases the memory. The parent only has descriptors. An error in the child becomes one error
+message here.
 """
 
 from __future__ import annotations

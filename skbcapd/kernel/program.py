@@ -1,10 +1,11 @@
-"""The program in the kernel, seen from Python: chosen, loaded, measured, attached; its memory and its tables.
+"""The kernel program, seen from Python: choose, load, measure, attach; its memory and its tables.
 
-In: which hooks are wanted, the size of the buffer. Out: a Program: shared memory for the reader, tables for labels and
-devices, counters.
+In: the wanted hooks, the size of the buffer. Out: a Program: shared memory for the reader, tables
+for labels and interfaces, counters.
 
-The rule: this process holds descriptors and makes plain bpf(2) calls; compiling and loading is the child's (loader.py).
-Attaching comes last: the measurements are in the program's control words before the first packet is seen.
+The rule: this process has descriptors and makes bpf(2) calls; a child compiles and loads
+(loader.py). Attaching comes last: all measurements are in the control page before the first packet
+is seen.
 
 Source: include/uapi/linux/bpf.h; Documentation/bpf/ringbuf.rst.
 """

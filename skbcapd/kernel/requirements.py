@@ -1,4 +1,4 @@
-"""What this kernel offers, what will be used, and what stands in the way.
+"""What this system offers for a capture, and what is missing.
 
 In: /proc, /sys, bcc. Out: a finding per requirement, and a remedy for each that makes capture impossible.
 
@@ -143,7 +143,7 @@ def _capabilities(proc: Path) -> Finding:
     if _in_first_namespace(proc, "user") is False:
         return Finding(
             "capabilities",
-            "those of a user namespace, which the kernel does not count for BPF",
+            "those of a user namespace, which are not sufficient for BPF",
             "run as root of the machine itself; no rootless container, no --userns",
             fatal=True,
         )
@@ -164,7 +164,7 @@ def _seccomp(proc: Path, refusal: str) -> Finding:
     if refusal and filtered:
         return Finding(
             "seccomp",
-            f"a filter is in force, and bpf(2) is refused: {refusal}",
+            f"a filter is active, and bpf(2) is refused: {refusal}",
             "in a container: --security-opt seccomp=unconfined, or a profile with bpf and perf_event_open;"
             " in a unit: SystemCallFilter=bpf perf_event_open",
             fatal=True,
@@ -176,15 +176,15 @@ def _seccomp(proc: Path, refusal: str) -> Finding:
             "boot a kernel with CONFIG_BPF_SYSCALL=y; where that is so, a security module (LSM) refuses: see dmesg",
             fatal=True,
         )
-    return Finding("seccomp", "a filter is in force, which lets bpf(2) pass" if filtered else "no filter")
+    return Finding("seccomp", "a filter is active, and allows bpf(2)" if filtered else "no filter")
 
 
 def _process_namespace(proc: Path) -> Finding:
     if _in_first_namespace(proc, "pid") is False:
         return Finding(
             "processes",
-            "in a process namespace of their own: no process is named, frames are cut at their linear part",
-            "run in the machine's own; in a container: --pid=host",
+            "in a PID namespace: skbcapd cannot find any process, and cuts frames at the end of their linear part",
+            "run it in the PID namespace of the host; in a container: --pid=host",
         )
     return Finding("processes", "all of this machine")
 
@@ -226,7 +226,10 @@ def _perf(proc: Path) -> Finding:
     # Source: kernel/trace/Kconfig: BPF_EVENTS, which is all tracing by BPF, depends on PERF_EVENTS.
     if not (proc / "sys/kernel/perf_event_paranoid").exists():
         return Finding(
-            "perf", "no: BPF has nothing to hook into", "boot a kernel with CONFIG_PERF_EVENTS=y", fatal=True
+            "perf",
+            "no: there is nothing to attach BPF programs to",
+            "boot a kernel with CONFIG_PERF_EVENTS=y",
+            fatal=True,
         )
     return Finding("perf", "yes")
 
@@ -236,28 +239,28 @@ def _kprobes(proc: Path, sys_: Path) -> Finding:
         _, version = _release(proc)
         if version >= _SEES_USES:
             return Finding(
-                "kprobes", "no: a socket's user is learned when a send or receive is over, not when it begins"
+                "kprobes", "no: the process of a socket is known when a send or receive is over, not when it begins"
             )
         return Finding(
             "kprobes",
-            "no: a socket's user is learned only by listen(2) and by packets that leave inside a system call",
-            "more are named with CONFIG_KPROBE_EVENTS=y, or on Linux 6.3 and newer (docs/attribution.md)",
+            "no: the process of a socket is known only by listen(2) and by packets that are sent in a system call",
+            "skbcapd finds more processes with CONFIG_KPROBE_EVENTS=y, or on Linux 6.3 and newer (docs/attribution.md)",
         )
     if _read(sys_ / "kernel/debug/kprobes/enabled") == "0":
         return Finding(
             "kprobes",
-            "switched off: those who only receive, and packets in softirqs, are named less",
+            "disabled: skbcapd finds fewer processes, for received packets and for packets in softirqs",
             "echo 1 > /sys/kernel/debug/kprobes/enabled",
         )
-    return Finding("kprobes", "yes: a socket's user is learned when a send, receive or accept begins")
+    return Finding("kprobes", "yes: the process of a socket is known when a send, receive or accept begins")
 
 
 def _real_time(sys_: Path) -> Finding:
     if kernel.is_realtime(sys_ / "kernel/realtime"):
         return Finding(
             "real-time",
-            "yes: softirqs run in tasks, so no process is named",
-            "boot a kernel without PREEMPT_RT to have processes named",
+            "yes: softirqs run in tasks, so skbcapd cannot find any process",
+            "boot a kernel without PREEMPT_RT",
         )
     return Finding("real-time", "no")
 
@@ -273,8 +276,8 @@ def _statistics(proc: Path) -> Finding:
     if _read(proc / "sys/kernel/bpf_stats_enabled") not in {"", "0"}:
         return Finding(
             "bpf_stats",
-            "on: the kernel takes the time of each run, twice per packet",
-            "sysctl kernel.bpf_stats_enabled=0, when nobody measures",
+            "on: the kernel measures the time of each run, twice per packet",
+            "sysctl kernel.bpf_stats_enabled=0, if you do not need the statistics",
         )
     return Finding("bpf_stats", "off")
 
@@ -283,7 +286,7 @@ def _memlock(proc: Path) -> Finding:
     match = re.search(r"^Max locked memory\s+(\S+)", _read(proc / "self/limits"), re.MULTILINE)
     limit = match[1] if match else "unknown"
     # Source: bpf_map_charge_memlock went with Linux 5.11.
-    return Finding("memlock", f"{limit}; does not count: since Linux 5.11 BPF's memory is the cgroup's")
+    return Finding("memlock", f"{limit}; not used: since Linux 5.11 memory of BPF belongs to the cgroup")
 
 
 def _cgroup(proc: Path, sys_: Path) -> Finding:
@@ -318,7 +321,7 @@ def _bcc(python: str) -> Finding:
     isolated = ["-I"] if sys.flags.isolated else []
     result = subprocess.run([python, *isolated, "-c", probe], capture_output=True, text=True, timeout=60, check=False)
     if result.returncode:
-        reason = (result.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        reason = (result.stderr.strip().splitlines() or ["it ended without a message"])[-1]
         return Finding(
             "bcc",
             f"cannot be used: {reason}",
@@ -330,5 +333,7 @@ def _bcc(python: str) -> Finding:
     numbers = re.match(r"(\d+)\.(\d+)", version)
     if not numbers or (int(numbers[1]), int(numbers[2])) < _OLDEST_BCC:
         oldest = ".".join(str(number) for number in _OLDEST_BCC)
-        return Finding("bcc", f"{text}; {oldest} is the oldest that was tried", "install a newer python3-bpfcc")
+        return Finding(
+            "bcc", f"{text}; {oldest} is the oldest version that was tested", "install a newer python3-bpfcc"
+        )
     return Finding("bcc", text)

@@ -1,14 +1,14 @@
-"""The shared segments, read: committed ranges of blocks come out in the order the kernel reserved them.
+"""Reads the shared segments: committed ranges of blocks, in the order in which the kernel program reserved them.
 
-In: the memory that the kernel program writes (bpf/segment.h). Out: ranges, each with the places of its local
-blocks; the records of those blocks.
+In: the memory that the kernel program writes (bpf/segment.h). Out: ranges, each with the offsets of
+its local blocks; the records of those blocks.
 
-The rule: a range is handed out only when every byte of it is committed, and its segment is given back only after
-the range has been dealt with. `committed` is read before the cursor: when both are equal, all that was reserved up to
-then is complete.
+The rule: a range is returned only when every byte of it is committed, and its segment is released
+only after the range has been processed. `committed` is read before the cursor: if both are equal,
+everything reserved until then is complete.
 
-Plain ranges are never looked into: they go to the file as they are. Local blocks (a packet without a label, a frame
-that could not be read to its end) are for Python to write anew.
+Plain ranges are not parsed: they are written to the file as they are. Python writes local blocks
+again (a packet without a label, a frame that could not be read to its end).
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""One file on its disk: pieces go there directly or through the page cache, and what is refused is counted.
+"""One file on its disk: pieces are written directly or through the page cache, and failed ones are counted.
 
-In: pieces, in order, by one thread. Out: the file ends with a whole block at any time, unless the process is killed.
+In: pieces, in order, from one thread. Out: a file that ends with a complete block at any time,
+unless the process is killed.
 
-The rules: after an error nothing more is written, and each packet that is not in the file is counted in `lost`. A disk
-whose free space would fall below what it shall keep is full.
+The rules: after an error nothing more is written, and `lost` counts each packet that is not in the
+file. A disk with less free space than it should keep is treated as full.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from skbcapd.output.aligned import ALIGNMENT, Piece
 
 DIRECT_MIN = 1 << 18  # bytes at once that are worth a wait for the disk
 _CACHED_S = 5.0
+_WORTH = 2.0  # times faster, and the cache is worth what it costs the processor
 _PACE_MIN, _PACE_MAX = 1 << 22, 1 << 25  # bytes from which on a pace is known, and of which it is made
 
 
@@ -48,8 +50,8 @@ class Choice:
     """Which way a piece is written.
 
     Much at once goes to the disk directly, which costs a fraction of what the page cache does. Little goes through the
-    cache. So does all for some time after memory pressure, while that is the faster way: mostly, but not where a
-    hypervisor is slow to give the pages.
+    cache. So does all for some time after memory pressure, while that is by far the faster way: mostly, but not where
+    a hypervisor is slow to give the pages.
 
     Args:
         clock: seconds.
@@ -68,7 +70,7 @@ class Choice:
         """Whether a piece is to go around the cache, where that can be had."""
         if not piece.is_aligned or piece.end - piece.start < DIRECT_MIN:
             return False
-        return self._clock() >= self._cached_until or self.cached.rate < self.direct.rate
+        return self._clock() >= self._cached_until or self.cached.rate < _WORTH * self.direct.rate
 
 
 class DirectWay:

@@ -1,8 +1,8 @@
-"""Packets into one pcapng stream, through scapy's writer.
+"""Writes packets to one pcapng stream, with the writer of scapy.
 
-In: packets and ready blocks. Out: bytes of a section that stands for itself.
+In: packets and ready blocks. Out: the bytes of a self-contained section.
 
-The rule: a packet that passes through Python has the same bytes as one that the kernel program wrote.
+The rule: a packet that Python writes has the same bytes as one that the kernel program writes.
 """
 
 from __future__ import annotations

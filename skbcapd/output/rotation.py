@@ -1,8 +1,9 @@
-"""One capture, many files: each begins anew by size, time, number of packets or on request, and stands for itself.
+"""One capture, many files: a new one begins by size, time, number of packets or on request. Each is self-contained.
 
 In: packets and ready blocks. Out: files, one at a time; see `series`.
 
-The rule: every file lists all interfaces in the same order, as the kernel program stamps their numbers.
+The rule: every file lists all interfaces in the same order, because the kernel program stamps their
+numbers.
 """
 
 from __future__ import annotations

@@ -236,7 +236,7 @@ class Outage:
     def begin(self, what: str, lost_before: int, file: CaptureFile | None = None) -> None:
         """Say what has happened, and how many packets were lost until then."""
         self.file, self._lost_before = file, lost_before
-        self._say(f"{what}; packets are lost until files can be written again")
+        self._say(f"{what}; packets are dropped until files can be written again")
         self.retry_at = time.monotonic() + _RETRY_S
 
     def is_to_be_tried(self) -> bool:
@@ -248,7 +248,7 @@ class Outage:
 
     def end(self, path: str, lost: int) -> None:
         """Say that it is over, and how many packets are lost by now."""
-        self._say(f"{path}: writing again; {lost - self._lost_before} packets were lost")
+        self._say(f"{path}: writing again; {lost - self._lost_before} packets were dropped")
 
 
 class FileSeries:
@@ -351,7 +351,7 @@ class FileSeries:
             self._directory.wait(STOP_S / 2)
         self.settle()
         for file in self._ledger.ending:
-            self._say(f"{file.working_path}: the disk has not taken it yet; it is finished at the next start")
+            self._say(f"{file.working_path}: the disk has not written it yet; it will be finished at the next start")
         self._directory.clean()
         if self._compressor:
             self._compressor.close()

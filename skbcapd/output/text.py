@@ -1,9 +1,10 @@
-"""Packets as lines of text: what `capture` shows where no file is asked for.
+"""Packets as lines of text: what `capture` prints without a file.
 
-In: packets. Out: one line each: time, process[tgid], device, direction, a summary of the frame.
+In: packets. Out: one line each: time, process[tgid], interface, direction, a summary of the frame.
 
-The rule: no byte that came from a packet or a process name reaches the terminal unless it is printable; a summary that
-scapy cannot make becomes its length. scapy's dissectors take half a second to import, so only this module does it.
+The rule: bytes of a packet or of a process name reach the terminal only if they are printable; if
+scapy cannot make a summary, the length is printed. The dissectors of scapy take half a second to
+import, so only this module imports them.
 """
 
 from __future__ import annotations

@@ -1,18 +1,21 @@
-"""A thread that does jobs for the drain loop, one after the other: whatever may wait for a disk.
+"""A thread that runs jobs for the drain loop, one after the other: everything that may wait for a disk.
 
-In: jobs, which raise nothing. Out: they are done in order, later.
+In: jobs, which do not raise. Out: they are done in order, later.
 
-The rule: nobody who has a capture to run waits for a worker, but for a limited time at the end. A worker that hangs in
-the kernel does not keep the process: its thread is a daemon's.
+The rule: code of a running capture never waits for a worker, except for a limited time at the end.
+A worker that hangs in the kernel does not keep the process alive: it is a daemon thread.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Protocol, TypeAlias
+
+_SWITCH_S = 0.0005  # Python's own 5 ms are what a disk needs for megabytes: a worker would wait most of its time
 
 Job: TypeAlias = Callable[[], None]
 
@@ -61,6 +64,7 @@ class Worker:
     def do(self, job: Job) -> None:
         """Do a job when those before it are done; it must not raise."""
         if self._thread is None:
+            sys.setswitchinterval(_SWITCH_S)
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
         self._asked += 1

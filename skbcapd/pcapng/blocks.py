@@ -1,7 +1,8 @@
-"""The numbers of pcapng, and the walk over blocks in memory: each stands here, and nowhere else in Python.
+"""The numbers of pcapng, and the walk over blocks in memory; both are defined only here.
 
-In: bytes of whole blocks, little endian, as the kernel program and our writer make them. Out: where each block lies.
-Files of strangers are the reader's: they may have another byte order, and nothing in them is believed.
+In: bytes of complete blocks, little endian, from the kernel program and our writer. Out: the offset
+of each block. Files of others are read by `reader`: they can have another byte order, and their
+content is not trusted.
 
 Source: draft-ietf-opsawg-pcapng, sections 3.5 and 4; docs/format.md for the blocks of local use.
 """

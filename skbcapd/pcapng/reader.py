@@ -1,12 +1,13 @@
-"""Capture files read back: pcapng and pcap, ours and those of others, plain or packed by gzip or zstd.
+"""Reads capture files: pcapng and pcap, of skbcapd and others, also compressed with gzip or zstd.
 
-A path enters; packets leave, one after the other, each with its interface and its stamp: what its options say of the
-process. `top` and `split` read through here. scapy is not used: its raw reader takes four times as long, and that of
-2.5, as in Debian 12, cannot read our comments.
+In: a path. Out: packets, each with its interface and its stamp: what its options say about the
+process. `top` and `split` use it. It does not use scapy: its raw reader takes four times as long,
+and version 2.5 in Debian 12 cannot read comments.
 
-The rule not to break: the file is a stranger's. No length is believed before it is compared with the bytes that are
-there, what is held in memory has a bound that the file cannot move, and whatever is wrong is a FileError that names the
-byte. All packets before that byte have been given by then, so that a torn file still answers.
+The rule not to break: the file is not trusted. Each length is compared with the available bytes
+before it is used, memory is bounded independently of the file, and every error is a FileError with
+the offset. All packets before that offset have been returned by then, so an incomplete file still
+gives results.
 
 Source: draft-ietf-opsawg-pcapng; draft-ietf-opsawg-pcap for the older format.
 """
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple, NoReturn, Self, TypeAlias, cast
 
+from skbcapd.attribution.fields import GROUPS
 from skbcapd.errors import FileError
 from skbcapd.pcapng.blocks import (
     EPB_FLAGS,
@@ -45,8 +47,9 @@ _BLOCK_MAX = 16 << 20  # bytes of one block; MAX_BLOCK_SIZE in Wireshark's wiret
 _INTERFACES_MAX = 1 << 16  # of a section
 _DESCRIBED_MAX = 64 << 20  # bytes of their descriptions, which are held in memory
 _KNOWN_MAX = 1 << 15  # entries of the cache of stamps; then it starts anew
+_KNOWN_BYTES_MAX = 16 << 20  # of all that is in it
 _OPTIONS_KEPT = 1024  # bytes; longer options are read again each time
-_COMMENT_MAX = 8192  # bytes; a longer one is none of ours
+_COMMENT_MAX = 1024  # bytes; a longer one is none of ours, which fit a label (OPTIONS_MAX)
 _VALUE_MAX = 520  # bytes of a name or unit: two file names and a slash between them; a longer one is none of ours
 
 _ORDERS = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
@@ -73,6 +76,31 @@ class Stamp(NamedTuple):
     unit: bytes | None = None
     via: bytes | None = None
     direction: int = 0  # epb_flags bits 0 and 1: 0 not said, 1 in, 2 out
+    process: bytes | None = None  # where it is not called as its thread
+    more: tuple[tuple[str, bytes], ...] = ()  # the other fields by which packets can be grouped
+
+    @property
+    def name(self) -> bytes | None:
+        """What the process is called."""
+        return self.comm if self.process is None else self.process
+
+    def value(self, by: str) -> int | bytes | None:
+        """What it says of one of the GROUPS of attribution.fields."""
+        if by == "process":
+            return self.name
+        found: int | bytes | None = getattr(self, by) if by in _NAMED else dict(self.more).get(by)
+        return found
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that its texts take, about."""
+        texts = (self.comm, self.unit, self.via, self.process, *(text for _, text in self.more))
+        return sum(len(text) + 64 for text in texts if text is not None)
+
+
+_NAMED = {"tgid", "comm", "unit"}
+_MORE = tuple(name for name in GROUPS if name not in _NAMED | {"process"})
+_TEXTS = (*(name for name in GROUPS if name != "tgid"), "via")
 
 
 @dataclass(eq=False, slots=True)
@@ -90,6 +118,7 @@ class Section:
     interfaces: list[Interface] = field(default_factory=list)
     described: int = 0  # bytes of all their descriptions
     _known: dict[bytes, Stamp] = field(default_factory=dict)
+    _known_size: int = 0  # bytes of all that is in it
 
     def stamp(self, options: bytes) -> Stamp:
         """Read a packet's options; what is equal but for the packet's id is read once."""
@@ -100,9 +129,11 @@ class Section:
             if found is None:
                 found = _read_stamp(same, self.order)
                 if len(same) <= _OPTIONS_KEPT:
-                    if len(self._known) >= _KNOWN_MAX:
+                    if len(self._known) >= _KNOWN_MAX or self._known_size > _KNOWN_BYTES_MAX:
                         self._known.clear()
+                        self._known_size = 0
                     self._known[same] = found
+                    self._known_size += len(same) + found.size + 128
         return found
 
 
@@ -117,6 +148,7 @@ class Interface:
         block: its description, ready to stand in another file behind the section's header. Empty for pcap.
         ticks: units of time per second.
         offset_s: seconds to add to each time.
+        number: its place in the section.
     """
 
     section: Section
@@ -125,6 +157,7 @@ class Interface:
     block: bytes
     ticks: int = 10**6
     offset_s: int = 0
+    number: int = 0
 
     def time_ns(self, time: int) -> int:
         """A packet's time in nanoseconds since 1970 UTC; outside of any calendar if the file says so."""
@@ -165,7 +198,11 @@ class Reader:
             self._file.close()
             raise FileError(f"{self.name}: not a regular file; expected a capture file")
         self._stream: IO[bytes] = self._file
-        start = os.pread(self._file.fileno(), 4, 0)
+        try:
+            start = os.pread(self._file.fileno(), 4, 0)
+        except OSError as error:  # such as a sector that the disk cannot read
+            self._file.close()
+            raise FileError(f"{self.name}: {error.strerror} at byte 0") from None
         for magic, tool in _UNPACKERS.items():
             if start.startswith(magic):
                 self._unpack(tool)
@@ -289,7 +326,7 @@ class Reader:
         if section.described > _DESCRIBED_MAX:
             self._fail(at, f"interfaces described by {section.described} bytes", f"at most {_DESCRIBED_MAX}")
         link_type, _, snaplen = struct.unpack_from(section.order + "HHI", block, 8)
-        interface = Interface(section, link_type, snaplen, block)
+        interface = Interface(section, link_type, snaplen, block, number=len(section.interfaces))
         for code, value in _options(block[16:-4], section.order):
             if code == 9 and len(value) == 1:  # if_tsresol
                 interface.ticks = 1 << (value[0] & 0x7F) if value[0] & 0x80 else int(10 ** value[0])
@@ -354,7 +391,7 @@ class Reader:
             self._complaints.close()
             self._file.close()
             hint = f"apt-get install {tool}"
-            raise FileError(f"{self.name}: packed by {tool}, which is not installed", hint) from None
+            raise FileError(f"{self.name}: compressed with {tool}, which is not installed", hint) from None
         self._packer = tool
         self._stream = cast("IO[bytes]", self._unpacker.stdout)
 
@@ -364,7 +401,7 @@ class Reader:
             self._complaints.seek(0)
             words = self._complaints.read(1000).strip().partition(b"\n")[0].rpartition(b": ")[2]
             why = escaped_bytes(words) or "fails"
-            raise FileError(f"{self.name}: {self._packer}: {why}; expected a whole packed file")
+            raise FileError(f"{self.name}: {self._packer}: {why}; expected a complete compressed file")
 
     def _refuse(self, at: int, section: Section, number: int, cap_len: int, length: int) -> NoReturn:
         """A packet's block that does not fit itself or its section."""
@@ -377,7 +414,9 @@ class Reader:
 
     def _expect_end(self, left: int, at: int, what: str) -> None:
         if left:
-            self._fail(at, f"the file ends {left} bytes into {what}", "a whole one: it is torn, or still being written")
+            self._fail(
+                at, f"the file ends {left} bytes into {what}", "a complete one: it is truncated, or still being written"
+            )
 
     def _fail(self, at: int, found: str, expected: str) -> NoReturn:
         raise FileError(f"{self.name}: at byte {self._before + at}: {found}; expected {expected}")
@@ -432,11 +471,18 @@ def _read_comment(text: bytes) -> Stamp | None:
         said = dict(parse(text.decode("latin-1")))
     except CommentError:
         return None
-    if not said.keys() & {"tgid", "comm", "unit", "via"}:
+    if not said.keys() & {"tgid", *_TEXTS}:
         return None
-    if any(len(said.get(key, b"")) > _VALUE_MAX for key in ("comm", "unit", "via")):
+    if any(len(said.get(key, b"")) > _VALUE_MAX for key in _TEXTS):
         return None
-    return Stamp(_id(said.get("tgid", b"")), said.get("comm"), said.get("unit"), said.get("via"))
+    return Stamp(
+        _id(said.get("tgid", b"")),
+        said.get("comm"),
+        said.get("unit"),
+        said.get("via"),
+        process=said.get("process"),
+        more=tuple((key, said[key]) for key in _MORE if key in said),
+    )
 
 
 def _id(text: bytes) -> int | None:

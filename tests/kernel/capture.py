@@ -62,9 +62,13 @@ class Capture:
     """
 
     command = "capture"
+    is_everywhere = False
+    """Whether the test is about all interfaces of the machine. Any other one would see what others send."""
 
     def __init__(self, namespace: Namespace, *arguments: str, through: Sequence[str] = (), **settings: str) -> None:
         chosen = {"attach": ATTACH} | settings
+        named = ("-i" in arguments or "interfaces" in chosen) and ("any" not in arguments or "namespaces" in chosen)
+        assert named or self.is_everywhere, "name the test's own interfaces, or its namespaces"
         words = [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
         self.process = namespace.do(
             subprocess.Popen,
@@ -121,6 +125,12 @@ class Capture:
                 more = os.read(self.process.stderr.fileno(), 1 << 16)
                 assert more, f"ended before it captured: {said}"
                 self._stderr += more
+
+
+class CaptureEverywhere(Capture):
+    """A capture on all interfaces of all namespaces, whoever uses them."""
+
+    is_everywhere = True
 
 
 class Daemon(Capture):

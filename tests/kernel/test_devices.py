@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.capture import ROOT, Capture, read
+from tests.kernel.capture import ROOT, Capture, CaptureEverywhere, read
 from tests.kernel.comparison import Marker
 from tests.kernel.namespace import End, Wire
 from tests.kernel.scenes import IFF_TUN, open_tun
@@ -101,7 +101,7 @@ def test_any_is_every_namespace(
     """Without -i, or with `-i any`, the devices of all namespaces are watched, each under its own name."""
     file = tmp_path / "any.pcapng"
     near, far = wire.near.device, wire.far.device
-    with closing(Capture(wire.near.namespace, *arguments, "-w", str(file))) as capture:
+    with closing(CaptureEverywhere(wire.near.namespace, *arguments, "-w", str(file))) as capture:
         for _ in range(COUNT):
             for marker in markers:
                 marker.send()

@@ -23,7 +23,7 @@ from tests.support.blocks import packets as parse
 from tests.support.deadline import until
 
 BEFORE, DURING, AFTER = 101, 211, 307
-STOPPED, AGAIN = "packets are lost until files can be written again", "writing again"
+STOPPED, AGAIN = "packets are dropped until files can be written again", "writing again"
 LOST = "dropped by the output"
 SMALL = {"files__keep_free": "0", "files__keep_size": "0"}
 

@@ -217,6 +217,7 @@ class Output(Recording):
     """An output that has a file and can lose packets."""
 
     path = "/var/log/skbcapd/a.pcapng.part"
+    deleted = (3, 3072)
     late = 0  # packets that it will not have taken when it is asked a second time
     _is_asked = False
 

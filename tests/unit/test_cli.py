@@ -85,6 +85,21 @@ def test_what_is_no_command_line(arguments: list[str], message: str, capsys: pyt
         (["capture", "-i", ""], ConfigError, "interfaces"),
         (["capture", "-i", "any", "-i", "lo"], ConfigError, "any"),
         (["capture", "-s", "10"], ConfigError, "from 64 to 262144"),
+        (["capture", "-s", "10"], ConfigError, '-s: snaplen: found "10"'),
+        (["capture", "-s", ""], ConfigError, '-s: snaplen: found ""'),
+        (["capture", "-i", "a/b"], ConfigError, '-i: interfaces: found "a/b"'),
+        (["capture", "-i", "lo", "tcp", "prot", "443"], ConfigError, 'FILTER: filter: found "tcp prot 443"'),
+        (["capture", "--set", "snaplen=1", "-s", "0", "-i", "nosuch0"], UsageError, "no interface nosuch0"),
+        (["capture", "--set", "filter=tcp prot"], ConfigError, "--set: filter: found"),
+        (["capture", "--set", "dedup=x", "-s", "1"], ConfigError, "--set: dedup: found"),
+        (["extcap", "--extcap-interface", "skbcapd", "--snaplen", "1"], ConfigError, "--snaplen: snaplen: found"),
+        (["extcap", "--extcap-capture-filter", "tcp prot"], ConfigError, "--extcap-capture-filter: filter: found"),
+        (
+            ["check", "--set", "files.owner=nobody-here"],
+            UsageError,
+            "files.owner is nobody-here: no such user or group",
+        ),
+        (["check", "--set", "files.owner=:nobody-here"], UsageError, "no such user or group"),
         (["capture", "--set", "snaplen"], UsageError, "--set snaplen: expected KEY=VALUE"),
         (["capture", "--set", "snapplen=96"], ConfigError, "snaplen"),
         (["run", "--config", "/nonexistent/skbcapd.yaml"], ConfigError, "/nonexistent/skbcapd.yaml"),
@@ -179,7 +194,7 @@ def test_the_live_line_elsewhere_than_on_a_terminal(capsys: pytest.CaptureFixtur
     report = Report(Counted(), Written())  # type: ignore[arg-type]
     for _ in range(29):
         report.tick()
-    report.end()
+    report.close()
     expected = "101 packets, 53 dropped, 19 processes, a.pcapng.part\n"
     assert capsys.readouterr() == ("", expected * 2)
 
@@ -191,7 +206,7 @@ def test_the_live_line_on_a_terminal(columns: int, shown: int) -> None:
         "from tests.unit.test_cli import Counted, Written\n"
         "from skbcapd.daemon.report import Report\n"
         "report = Report(Counted(), Written())\n"
-        "report.tick(); report.tick(); report.end()\n"
+        "report.tick(); report.tick(); report.close()\n"
     )
     master, terminal = os.openpty()
     termios.tcsetwinsize(terminal, (25, columns))

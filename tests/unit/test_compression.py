@@ -1,4 +1,4 @@
-"""Finished files are packed behind the capture's back, and no file is ever lost to it."""
+"""Finished files are compressed in the background, and no file is ever lost by that."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from skbcapd.output.compressor import Compressor
+from skbcapd.output.retention import DUMP_MARK
 from tests.support.deadline import until
 
 DATA = bytes(range(256)) * 1009
@@ -37,7 +38,7 @@ def opened(path: Path) -> Iterator[int]:
 
 @pytest.mark.parametrize(("kind", "ending"), [("gzip", ".gz"), ("zstd", ".zst")])
 def test_a_file_is_replaced_by_the_packed_one(kind: str, ending: str, tmp_path: Path) -> None:
-    """The packed file has the same bytes inside, the same mode and age; nothing else is there."""
+    """The compressed file has the same content, mode and age; nothing else is there."""
     paths = [tmp_path / "a.pcapng", tmp_path / "b.pcapng"]
     for path in paths:
         path.write_bytes(DATA)
@@ -69,7 +70,7 @@ def test_an_interrupted_packer_leaves_the_plain_file(tmp_path: Path) -> None:
         assert compressor._at_work
         compressor._at_work.process.kill()
         until(lambda: (compressor.tick(directory), compressor._at_work is None)[1], "the compressor has gone")
-        assert "stays as it is" in said[0]
+        assert "it is not compressed" in said[0]
         compressor.add(path)
         compressor.tick(directory)
         compressor.close()
@@ -84,3 +85,82 @@ def test_a_file_that_has_gone_is_no_matter(tmp_path: Path) -> None:
     pack(Compressor("gzip", said.append), tmp_path / "a.pcapng", tmp_path / "b.pcapng")
     assert ([entry.name for entry in tmp_path.iterdir()], said) == (["b.pcapng.gz"], [])
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "file"])
+def test_a_stranger_s_file_under_the_compressed_name(kind: str, tmp_path: Path) -> None:
+    """What lies where the compressed file is to be made is neither followed, nor written to, nor waited for."""
+    path, part, victim, said = tmp_path / "a.pcapng", tmp_path / "a.pcapng.gz.part", tmp_path / "victim", []
+    path.write_bytes(DATA)
+    victim.write_bytes(b"precious")
+    if kind == "link":
+        part.symlink_to("victim")
+    elif kind == "fifo":
+        os.mkfifo(part)
+    else:
+        part.write_bytes(b"precious")
+    pack(Compressor("gzip", said.append), path)
+    assert said == [f"{path}: File exists; it stays as it is, not compressed"]
+    assert (path.read_bytes(), victim.read_bytes()) == (DATA, b"precious")
+    assert part.is_fifo() or part.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "directory", "device", "hard link"])
+def test_what_is_no_plain_file_is_not_compressed(kind: str, tmp_path: Path) -> None:
+    """Something else under a capture's name is neither read nor waited for."""
+    path, victim, said = tmp_path / "a.pcapng", tmp_path / "victim", []
+    victim.write_bytes(b"precious")
+    if kind == "link":
+        path.symlink_to("victim")
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "device":
+        os.mknod(path, 0o20600, os.makedev(1, 5))
+    else:
+        path.hardlink_to(victim)
+    pack(Compressor("gzip", said.append), path)
+    assert len(said) == 1
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.pcapng", "victim"]
+    assert victim.read_bytes() == b"precious"
+
+
+def test_the_compressed_file_is_never_more_open_than_the_plain_one(tmp_path: Path) -> None:
+    """From its first moment the compressed file has the mode of the plain one, whatever the umask."""
+    path = tmp_path / "a.pcapng"
+    path.write_bytes(DATA * 101)
+    path.chmod(0o600)
+    compressor, before = Compressor("gzip"), os.umask(0)
+    try:
+        with opened(tmp_path) as directory:
+            compressor.add(path)
+            compressor.tick(directory)
+            assert (tmp_path / "a.pcapng.gz.part").stat().st_mode & 0o777 == 0o600
+            compressor.close()
+    finally:
+        os.umask(before)
+
+
+def test_a_file_that_was_replaced_meanwhile_stays(tmp_path: Path) -> None:
+    """Another file under the plain one's name is not deleted for the compressed one of the old file."""
+    path, said = tmp_path / "a.pcapng", []
+    path.write_bytes(DATA)
+    compressor = Compressor("gzip", said.append)
+    with opened(tmp_path) as directory:
+        compressor.add(path)
+        compressor.tick(directory)
+        path.rename(tmp_path / "b.pcapng")
+        path.write_bytes(b"another")
+        until(lambda: (compressor.tick(directory), compressor._at_work is None)[1], "it is over")
+    assert said == [f"{path}: it was replaced; it stays as it is, not compressed"]
+    assert path.read_bytes() == b"another"
+
+
+def test_a_dump_stays_a_dump(tmp_path: Path) -> None:
+    """What marks a file as a dump is on the compressed one, too."""
+    path = tmp_path / "a.pcapng"
+    path.write_bytes(DATA)
+    os.setxattr(path, DUMP_MARK, b"1")
+    pack(Compressor("gzip"), path)
+    assert os.getxattr(tmp_path / "a.pcapng.gz", DUMP_MARK) == b"1"

@@ -205,6 +205,10 @@ def test_what_another_program_writes_is_read(path: Path, *, content: dict[str, A
 
 EMPTY = "F: found no key, expected at least one (hint: a file of {} asks for every default)"
 FLOW = "(hint: while parsing a flow sequence that starts on line 1)"
+FLOW_2 = "(hint: while parsing a flow sequence that starts on line 2)"
+MAPPING = "(hint: while parsing a flow mapping that starts on line 2)"
+QUOTED = "(hint: while scanning a quoted scalar that starts on line 1)"
+LONG = "x" * 256
 BELOW = "found an unknown key (hint: did you mean {}, on a line below {}:?)"
 
 
@@ -246,11 +250,37 @@ BELOW = "found an unknown key (hint: did you mean {}, on a line below {}:?)"
         ("log:\n\ta: b\nc:\n  \td: e\n", "F:2: found a tab, expected spaces\nF:4: found a tab, expected spaces"),
         ("snaplen:\t@96", "F:1: found a tab, expected spaces"),
         ("directions: [in\nsnaplen: 96", "F:2: not YAML: expected ',' or ']', but got ':' " + FLOW),
+        ("snaplen: 96\ndirections: [in\n", "F:2: not YAML: expected ',' or ']', but got '<stream end>' " + FLOW_2),
+        ("directions: [in\n\n\n", "F:1: not YAML: expected ',' or ']', but got '<stream end>' " + FLOW),
+        ('filter: "tcp\n', "F:1: not YAML: found unexpected end of stream " + QUOTED),
+        ("rules:\n- {comm: a\n\n# c\n", "F:4: not YAML: expected ',' or '}', but got '<stream end>' " + MAPPING),
         ("a: b: c", "F:1: not YAML: mapping values are not allowed here"),
         ("{}\n---\n{}", "F:2: not YAML: expected a single document in the stream, but found another document"),
         ("snaplen: 96\nb: @x", "F:2: not YAML: found character '@' that cannot start any token"),
         (r'a: "\UFFFFFFFF"', "F:1: not YAML: found a number too large"),
         ("%YAML 1." + "1" * 5000 + "\n---\n", "F:1: not YAML: found a number too large"),
+        # Names that no file system takes.
+        (
+            f"files:\n  directory: /a/{LONG}/b",
+            (
+                f'F:2: files.directory: found "/a/{LONG[:57]}..." (a file name of 256 bytes; file systems take 255), '
+                "expected a path (~ is not expanded)"
+            ),
+        ),
+        (
+            "files:\n  name: '" + "x" * 150 + "{host}{time}-{number}.pcapng'",
+            (
+                f'F:2: files.name: found "{LONG[:60]}..." (a file name of 263 bytes; file systems take 255), '
+                "expected a file name with {time} and {number}, optionally {host}, that ends in .pcapng"
+            ),
+        ),
+        (
+            f"metrics:\n  textfile: /{'x' * 246}.prom",
+            (
+                f'F:2: metrics.textfile: found "/{LONG[:59]}..." (a file name of 256 bytes; file systems take 255), '
+                "expected none, or a path that ends in .prom"
+            ),
+        ),
         # More than settings need.
         ("log: &a {level: info}", "F:1: found an anchor or alias (& or *), expected the value itself"),
         ("\nlog: *a", "F:2: found an anchor or alias (& or *), expected the value itself"),
@@ -420,7 +450,7 @@ def test_all_problems_are_reported_at_once(path: Path) -> None:
         "F:6: snaplen: found a second time",
         'F:6: snaplen: found "2"',
         "F:7: sise: found an unknown key",
-        "F:10: not YAML: expected ',' or ']', but got '<stream end>'",
+        "F:9: not YAML: expected ',' or ']', but got '<stream end>'",
         '--set: snaplen: found "x"',
         "--set: nosuch: found an unknown key",
     ]
@@ -591,7 +621,7 @@ def mutants(draw: st.DrawFn) -> bytes:
 
 
 def assert_sound(loaded: Settings) -> None:
-    """What the other rooms rely on."""
+    """What the other modules rely on."""
     assert loaded.interfaces == ("any",) or "any" not in loaded.interfaces
     for values in (loaded.interfaces, loaded.directions):
         assert len(set(values)) == len(values) > 0

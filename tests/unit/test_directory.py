@@ -125,7 +125,7 @@ def test_a_directory_that_cannot_be_made(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_the_oldest_go(keep: Keep, left: int, tmp_path: Path) -> None:
-    """Each limit takes the oldest files first; packed ones count; the file in work and others' files stay."""
+    """Each limit takes the oldest files first; compressed ones count; the file in work and others' files stay."""
     directory = CaptureDirectory(tmp_path, keep=keep)
     made = [write(directory, bytes(100)) for _ in range(7)]
     made[2] = made[2].rename(made[2].with_name(made[2].name + ".zst"))
@@ -162,7 +162,7 @@ def test_what_a_crash_left_is_finished(torn: int, tmp_path: Path) -> None:
     directory = CaptureDirectory(tmp_path, say=said.append)
 
     assert (tmp_path / name).read_bytes() == whole
-    assert said == [f"{tmp_path / name}.part: finished after a crash, {torn} bytes of a torn block cut off"]
+    assert said == [f"{tmp_path / name}.part: finished after a crash, {torn} bytes of an incomplete block cut off"]
     assert directory.new_file().path.name.endswith("-000042.pcapng")
 
 
@@ -192,3 +192,25 @@ def test_a_directory_that_was_replaced_is_found_again(tmp_path: Path) -> None:
 def test_a_machine_may_be_called_anything(name: str, expected: str) -> None:
     """What is no letter, digit, dot or hyphen of a machine's name does not get into the names of files."""
     assert harmless(name) == expected.replace("]", "_")
+
+
+def test_nobody_else_can_write_to_what_is_made(tmp_path: Path) -> None:
+    """Directories above the captures' own are made for others to read at most, whatever the umask."""
+    before = os.umask(0)
+    try:
+        CaptureDirectory(tmp_path / "a" / "b" / "captures").close()
+    finally:
+        os.umask(before)
+    made = [tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "captures"]
+    assert [path.stat().st_mode & 0o7777 for path in made] == [0o755, 0o755, 0o750]
+
+
+def test_a_number_beyond_all_reason(tmp_path: Path) -> None:
+    """A file with a huge number does not make names grow until none can be made."""
+    for digits in (180, 13, 12):
+        (tmp_path / f"skbcapd-a-20261123T030405.123Z-{'9' * digits}.pcapng").touch()
+    directory = CaptureDirectory(tmp_path)
+    assert directory.new_file().path.name.endswith("-000001.pcapng") or write(directory, b"")
+    directory.close()
+    again = CaptureDirectory(tmp_path)
+    assert len(write(again, b"").name) < 80

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skbcapd.errors import FileError
+from skbcapd.errors import FileError, UsageError
 from skbcapd.output.block_writer import BlockSink, CaptureFile, StandardOutput, owner_ids
 from skbcapd.output.blocks import count_packets
 from skbcapd.output.disk import DirectWay
@@ -266,7 +266,7 @@ def test_owners() -> None:
     assert owner_ids("root") == (0, -1)
     assert owner_ids("root:root") == (0, 0)
     assert owner_ids(":root") == (-1, 0)
-    with pytest.raises(FileError, match=r"files\.owner is nobody-here: no such user or group"):
+    with pytest.raises(UsageError, match=r"files\.owner is nobody-here: no such user or group"):
         owner_ids("nobody-here")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -124,6 +125,31 @@ def test_the_file_is_whole_at_any_time(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("ending", ["", ".part"])
+@pytest.mark.parametrize("kind", ["fifo", "link"])
+def test_what_somebody_has_put_there(kind: str, ending: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No FIFO is waited for, one under the file's name stays; no symbolic link is followed."""
+    path, target = tmp_path / "skbcapd.prom", tmp_path / "target"
+    target.write_text("theirs")
+    there = tmp_path / f"skbcapd.prom{ending}"
+    if kind == "fifo":
+        os.mkfifo(there)
+    else:
+        there.symlink_to(target)
+    textfile = Textfile(str(path))
+    for _ in range(EVERY_S):
+        textfile.tick(lambda: b"x\n")
+        until(lambda: textfile._thread is not None and not textfile._thread.is_alive(), "it has tried")
+    stays = kind == "fifo" and not ending
+    said = [f"{path}: not a regular file; expected one, or none; the metrics are not written to it"]
+    assert caplog.messages == (said if stays else [])
+    assert path.is_fifo() == stays
+    assert stays or (path.read_bytes() == b"x\n" and not path.is_symlink())
+    assert target.read_text() == "theirs"
+    textfile.close()
+    assert path.exists() == stays
+
+
 def test_a_file_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The reason is said when it begins, and writing is tried again."""
     path = tmp_path / "there" / "skbcapd.prom"
@@ -136,4 +162,17 @@ def test_a_file_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pyte
     for _ in range(EVERY_S):
         textfile.tick(lambda: b"x\n")
     until(path.exists, "the file is there")
+    textfile.close()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link"])
+def test_what_lies_where_the_file_is_made(kind: str, tmp_path: Path) -> None:
+    """A FIFO or a link under the name of the file in work is replaced, and neither waited for nor followed."""
+    path, part, victim = tmp_path / "a.prom", tmp_path / "a.prom.part", tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    os.mkfifo(part) if kind == "fifo" else part.symlink_to("victim")
+    textfile = Textfile(str(path), print)
+    textfile.tick(lambda: b"text\n")
+    until(path.exists, "the file is there")
+    assert (path.read_bytes(), victim.read_bytes()) == (b"text\n", b"precious")
     textfile.close()

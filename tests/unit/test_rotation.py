@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import threading
+import time
 from pathlib import Path
 from threading import Event
 
@@ -233,8 +237,8 @@ def test_a_file_that_was_taken_away(fault: str, tmp_path: Path) -> None:
     rig.output.write_blocks(memoryview(small(4)), rig.snapshot)
     rig.output.finish([])
     assert [line.partition(": ")[2] for line in rig.said] == [
-        "it was moved or removed; packets are lost until files can be written again",
-        "writing again; 2 packets were lost",
+        "it was moved or removed; packets are dropped until files can be written again",
+        "writing again; 2 packets were dropped",
     ]
     assert (rig.output.lost, rig.frames()[-1]) == (2, [(4).to_bytes(4, "big")])
 
@@ -278,7 +282,7 @@ def test_a_slow_disk_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_files_of_an_earlier_run_are_packed(tmp_path: Path) -> None:
-    """A plain file that was left is packed at the next start; `current.pcapng` goes on to lead to a file."""
+    """A plain file that was left is compressed at the next start; `current.pcapng` goes on to lead to a file."""
     Rig(tmp_path).output.close()
     directory = CaptureDirectory(tmp_path)
     output = RotatingOutput(directory, Limits(), compressor=Compressor("gzip"), on_demand=True)
@@ -314,7 +318,7 @@ def test_each_outage_counts_its_own(tmp_path: Path) -> None:
             rig.output.write_blocks(memoryview(small(number)), rig.snapshot)
         away.unlink()
         until(lambda: rig.output.tick(rig.snapshot) or "writing again" in rig.said[-1], "it writes again")
-        assert rig.said[-1].endswith(f"writing again; {count} packets were lost")
+        assert rig.said[-1].endswith(f"writing again; {count} packets were dropped")
     assert rig.output.lost == 8
     rig.output.close()
 
@@ -336,3 +340,92 @@ def test_a_flood_of_devices_begins_a_new_list(is_full: bool, tmp_path: Path) -> 
     rig.output.restart_interfaces([])
     assert not rig.output.wants_new_numbers
     assert rig.output.add_interface(LO) == 0
+
+
+def test_a_disk_that_is_full_where_a_file_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that got nothing is deleted; the link and the path that is told stay with the last good one."""
+    rig = Rig(tmp_path)
+    rig.output.write_blocks(memoryview(small(1)), rig.snapshot)
+    real = os.pwrite
+
+    def full(_descriptor: int, _data: memoryview, _at: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    until(lambda: (rig.output.flush(rig.snapshot), rig.output.settled == rig.output.handed)[1], "it is written")
+    first = Path(rig.output.path.removesuffix(".part"))
+    monkeypatch.setattr(os, "pwrite", full)
+    rig.output.rotate(rig.snapshot)
+    for number in (2, 3):
+        rig.output.write_blocks(memoryview(small(number)), rig.snapshot)
+    until(lambda: (rig.output.flush(rig.snapshot), rig.output.state is State.WAITING)[1], "it says that it cannot")
+    assert rig.finished() == [first]
+    assert (tmp_path / CURRENT).resolve() == first
+    assert rig.output.path == str(first)
+    assert rig.output.lost == 2
+    monkeypatch.setattr(os, "pwrite", real)
+    rig.resume()
+    rig.output.write_blocks(memoryview(small(4)), rig.snapshot)
+    rig.output.finish([])
+    assert [frame for frames in rig.frames() for frame in frames] == [n.to_bytes(4, "big") for n in (1, 4)]
+    assert rig.said[-1].endswith("writing again; 2 packets were lost")
+
+
+class SlowDisk:
+    """A disk that takes a write when the test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate = Event()
+        self._real = os.pwrite
+        monkeypatch.setattr(os, "pwrite", self._pwrite)
+
+    def _pwrite(self, descriptor: int, data: memoryview, at: int) -> int:
+        self.gate.wait()
+        return self._real(descriptor, data, at)
+
+
+def test_a_disk_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the disk hangs no call waits; from 16 MiB on the output is busy; when it goes on, all is in files."""
+    disk = SlowDisk(monkeypatch)
+    rig = Rig(tmp_path, size=4 << 20)
+    count, block = 0, packet(0, bytes(1000), STAMP.options)
+    begun = time.monotonic()
+    while not rig.output.is_busy:
+        rig.output.write_blocks(memoryview(block * 101), rig.snapshot)
+        rig.output.flush(rig.snapshot)
+        rig.output.tick(rig.snapshot)
+        count += 101
+        assert count * len(block) < 20 << 20
+    assert time.monotonic() - begun < 5.0
+    assert count * len(block) > 16 << 20
+    assert rig.output.settled < rig.output.handed
+    disk.gate.set()
+    rig.output.finish([])
+    until(lambda: rig.output.settled == rig.output.handed, "all is written")
+    assert not rig.output.is_busy
+    assert sum(map(len, rig.frames())) == count
+    assert rig.output.lost == 0
+
+
+def test_a_disk_that_hangs_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the disk has not taken some seconds after the end is counted: a packet is in a file, or lost."""
+    real, monkey = os.pwrite, threading.Event()
+
+    def slow(descriptor: int, data: memoryview, at: int) -> int:
+        monkey.wait(0.5)
+        return real(descriptor, data, at)
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    rig = Rig(tmp_path)
+    block, count = packet(0, bytes(1000), STAMP.options), 0
+    while not rig.output.is_busy:
+        rig.output.write_blocks(memoryview(block * 101), rig.snapshot)
+        count += 101
+    begun = time.monotonic()
+    rig.output.finish([])
+    rig.output.close()
+    assert time.monotonic() - begun < 8.0
+    found = sorted(tmp_path.glob("skbcapd-*.pcapng"))
+    kept = sum(len(packets(path.read_bytes())) for path in found)
+    assert 0 < rig.output.lost < count
+    assert kept + rig.output.lost == count
+    judge(found[-1], "capinfos")

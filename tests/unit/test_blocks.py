@@ -1,0 +1,95 @@
+"""What an output knows of blocks: packets counted in any parts, and the end of the last whole block."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skbcapd.output import blocks
+from skbcapd.output.blocks import PacketCounter, packet_times, whole, whole_in
+from tests.support.writer import block, packet
+
+SECTION = block(0x0A0D0D0A, 0, b"", b"")
+KINDS = st.lists(st.tuples(st.booleans(), st.integers(0, 300)), max_size=20)
+
+
+def stream(kinds: list[tuple[bool, int]]) -> list[bytes]:
+    """Blocks of packets, and others."""
+    return [packet(0, bytes(size)) if is_packet else block(5, 0, bytes(size), b"") for is_packet, size in kinds]
+
+
+@given(KINDS, st.lists(st.integers(0, 7000), max_size=9))
+def test_packets_are_counted_in_any_parts(kinds: list[tuple[bool, int]], cuts: list[int]) -> None:
+    """Wherever a stream is cut, each packet is counted once."""
+    data = b"".join(stream(kinds))
+    places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+    counter = PacketCounter()
+    for start, end in pairwise(places):
+        counter.feed(memoryview(data)[start:end])
+    assert counter.packets == sum(is_packet for is_packet, _ in kinds)
+
+
+@given(KINDS, st.integers(0, 400))
+def test_what_is_whole(kinds: list[tuple[bool, int]], torn: int) -> None:
+    """Of blocks and the beginning of one the whole blocks are found, in memory and in a file."""
+    found = [SECTION, *stream(kinds)]
+    data = b"".join(found)
+    rest = packet(0, bytes(400))[:torn]
+    assert whole(data + rest) == len(data)
+    with tempfile.TemporaryFile() as file:
+        file.write(data + rest)
+        file.flush()
+        assert whole_in(file.fileno()) == (len(data), True)
+        for size in (64, 101):
+            file.seek(0)
+            before, blocks._CHUNK = blocks._CHUNK, size
+            try:
+                assert whole_in(file.fileno()) == (len(data), True)
+            finally:
+                blocks._CHUNK = before
+
+
+@given(st.integers(0, 2), st.integers(8, 90))
+def test_a_hole_in_the_middle_is_the_end(which: int, size: int) -> None:
+    """Zeros where a crash of the machine has lost data end the file before them, whatever comes behind."""
+    made = [SECTION, packet(0, bytes(60)), packet(0, b"\xff" * 300), packet(0, bytes(60))]
+    ends = [sum(map(len, made[: n + 1])) for n in range(4)]
+    data = bytearray(b"".join(made))
+    at = ends[which]
+    data[at : at + size] = bytes(len(data[at : at + size]))
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        assert whole_in(file.fileno()) == (at, True)
+
+
+def test_a_frame_that_looks_like_blocks() -> None:
+    """A torn packet whose frame holds whole blocks is torn all the same."""
+    inside = packet(0, bytes(60)) * 7
+    data = SECTION + packet(0, inside)[: -len(inside) // 2]
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        assert whole_in(file.fileno()) == (len(SECTION), True)
+
+
+def test_no_section_no_file() -> None:
+    """A file that begins with anything else holds nothing."""
+    with tempfile.TemporaryFile() as file:
+        file.write(packet(0) * 3)
+        file.flush()
+        assert whole_in(file.fileno()) == (0, True)
+        os.ftruncate(file.fileno(), 0)
+        assert whole_in(file.fileno()) == (0, True)
+
+
+def test_times_of_packets() -> None:
+    """The first and last packet's time, whatever else is there."""
+    first, last = (1 << 32) + 7, (5 << 32) + 9
+    data = block(5, 0, b"", b"") + block(6, 0, b"a", b"", first) + block(6, 0, b"b", b"", last) + block(5, 0, b"", b"")
+    assert packet_times(data) == (2, first, last)
+    assert packet_times(block(5, 0, b"", b"")) == (0, 0, 0)

@@ -1,0 +1,83 @@
+"""What a crash has left: finished, whoever made it; and what only has such a name is left alone."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from skbcapd.output import crashed
+from skbcapd.output.directory import CaptureDirectory
+from tests.support.deadline import until
+from tests.support.writer import packet
+from tests.unit.test_directory import SECTION, names
+
+NAME = "skbcapd-a-20261123T030405.123Z-000041.pcapng"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "device", "link", "hard link"])
+def test_a_part_that_is_no_file(kind: str, tmp_path: Path) -> None:
+    """A FIFO is not waited for; neither is a link followed, nor a file cut that has another name as well."""
+    victim, part = tmp_path / "victim", tmp_path / f"{NAME}.part"
+    victim.write_bytes(SECTION + b"precious")
+    if kind == "fifo":
+        os.mkfifo(part)
+    elif kind == "directory":
+        part.mkdir()
+    elif kind == "device":
+        os.mknod(part, 0o20600, os.makedev(1, 5))
+    elif kind == "link":
+        part.symlink_to("victim")
+    else:
+        part.hardlink_to(victim)
+    said: list[str] = []
+    directory = CaptureDirectory(tmp_path, say=said.append)
+    assert names(tmp_path) == sorted([f"{NAME}.part", "victim"])
+    assert victim.read_bytes() == SECTION + b"precious"
+    assert len(said) == 1
+    assert said[0].startswith(f"{tmp_path / NAME}.part: ")
+    assert directory.new_file().path.name.endswith("-000042.pcapng")
+
+
+def test_a_large_file_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes too long is searched by a process of its own; numbers go on behind it at once."""
+    monkeypatch.setattr(crashed, "SEARCH_S", 0.0)
+    whole = SECTION + packet(0, bytes(70_000)) * 101
+    (tmp_path / f"{NAME}.part").write_bytes(whole + packet(0, bytes(70))[:-3])
+    said: list[str] = []
+    directory = CaptureDirectory(tmp_path, say=said.append)
+    assert names(tmp_path) == [f"{NAME}.part"]
+    assert directory.new_file().path.name.endswith("-000042.pcapng")
+    until(lambda: (directory.tick(), bool(said))[1], "it is finished")
+    torn = len(packet(0, bytes(70))) - 3
+    assert said == [f"{tmp_path / NAME}.part: finished after a crash, {torn} bytes of a torn block cut off"]
+    assert (tmp_path / NAME).read_bytes() == whole
+
+
+def test_a_search_that_is_not_over_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture that ends before leaves the file to the next start."""
+    monkeypatch.setattr(crashed, "SEARCH_S", 0.0)
+    data = SECTION + packet(0, bytes(70_000)) * 101
+    (tmp_path / f"{NAME}.part").write_bytes(data)
+    directory = CaptureDirectory(tmp_path)
+    directory.tick()
+    directory.close()
+    assert (tmp_path / f"{NAME}.part").read_bytes() == data
+    monkeypatch.setattr(crashed, "SEARCH_S", 60.0)
+    CaptureDirectory(tmp_path).close()
+    assert (tmp_path / NAME).read_bytes() == data
+
+
+def test_a_start_beside_much(tmp_path: Path) -> None:
+    """A start beside more than can be searched in time takes no longer than a second."""
+    with (tmp_path / f"{NAME}.part").open("wb") as file:
+        file.write(SECTION)
+        blocks = packet(0, bytes(60)) * 11_000
+        for _ in range((200 << 20) // len(blocks)):
+            file.write(blocks)
+    begun = time.monotonic()
+    directory = CaptureDirectory(tmp_path)
+    assert time.monotonic() - begun < 1.0
+    directory.close()

@@ -1,0 +1,122 @@
+"""Who writes to a directory: one daemon, that nobody can keep out who may only read."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from skbcapd.errors import FileError
+from skbcapd.output.directory import CaptureDirectory
+from skbcapd.output.lock import NAME, daemon_of, lock
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[int]:
+    """A directory's descriptor."""
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
+def test_a_reader_of_the_directory_keeps_nobody_out(tmp_path: Path) -> None:
+    """A shared or exclusive lock on the directory itself, as any reader can take it, is no matter."""
+    for kind in (fcntl.LOCK_SH, fcntl.LOCK_EX):
+        stranger = os.open(tmp_path, os.O_RDONLY)
+        fcntl.flock(stranger, kind)
+        CaptureDirectory(tmp_path).close()
+        os.close(stranger)
+
+
+def test_nobody_else_can_open_the_lock(tmp_path: Path) -> None:
+    """The lock's file has mode 600, whatever the umask."""
+    before = os.umask(0)
+    try:
+        held = CaptureDirectory(tmp_path)
+    finally:
+        os.umask(before)
+    assert (tmp_path / NAME).stat().st_mode & 0o7777 == 0o600
+    held.close()
+
+
+@pytest.mark.parametrize("kind", ["mode", "link", "hard link", "fifo", "socket"])
+def test_a_lock_that_a_stranger_has_laid_there(kind: str, directory: int, tmp_path: Path) -> None:
+    """What others may hold open, or what is no file, is replaced; what a link leads to is left alone."""
+    victim, place = tmp_path / "victim", tmp_path / NAME
+    victim.write_bytes(b"precious")
+    victim.chmod(0o600)
+    if kind == "mode":
+        place.touch()
+        place.chmod(0o666)
+        fcntl.flock(os.open(place, os.O_RDONLY), fcntl.LOCK_EX)
+    elif kind == "link":
+        place.symlink_to("victim")
+    elif kind == "hard link":
+        place.hardlink_to(victim)
+    elif kind == "fifo":
+        os.mkfifo(place)
+    else:
+        os.mknod(place, 0o140600)
+    held = lock(directory, tmp_path)
+    found = place.lstat()
+    assert os.path.samestat(found, os.fstat(held))
+    assert (found.st_mode, found.st_nlink) == (0o100600, 1)
+    assert victim.read_bytes() == b"precious"
+    os.close(held)
+
+
+def test_the_holder_is_named(tmp_path: Path) -> None:
+    """The message says which process it is."""
+    program = "import sys; from pathlib import Path; from skbcapd.output.directory import CaptureDirectory\n"
+    program += "held = CaptureDirectory(Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        expected = rf"{tmp_path}: another skbcapd writes to it: process {process.pid} \(python.*\)"
+        with pytest.raises(FileError, match=expected):
+            CaptureDirectory(tmp_path)
+        process.communicate(b"")
+    CaptureDirectory(tmp_path).close()
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory that anybody may look at."""
+    with tempfile.TemporaryDirectory() as path:
+        Path(path).chmod(0o755)
+        yield Path(path)
+
+
+def test_who_may_not_look_is_told_so(public: Path) -> None:
+    """A daemon of another user is named, and is not said to be nobody."""
+    tmp_path = public
+    proc = tmp_path / "proc"
+    (proc / "7").mkdir(parents=True)
+    (proc / "7" / "comm").write_text("skbcapd\n")
+    (tmp_path / NAME).touch()
+    inode = (tmp_path / NAME).stat().st_ino
+    (proc / "locks").write_text(f"1: FLOCK  ADVISORY  WRITE 7 08:01:{inode} 0 EOF\n")
+    program = "import sys; from pathlib import Path; from skbcapd.output.lock import daemon_of\n"
+    program += "daemon_of(Path(sys.argv[1]), Path(sys.argv[2]))"
+    (proc / "7" / "fd").mkdir(mode=0o500)
+    stripped = ["setpriv", "--inh-caps=-all", "--bounding-set=-all", "--reuid", "65534", "--clear-groups"]
+    done = subprocess.run(
+        [*stripped, sys.executable, "-B", "-c", program, str(tmp_path), str(proc)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert re.search(rf"FileError: {tmp_path}: process 7 \(skbcapd\) writes to it, and is another user's", done.stderr)
+    with pytest.raises(FileError, match="nobody writes to it"):
+        daemon_of(tmp_path, proc)  # who may look sees that it has no such file open

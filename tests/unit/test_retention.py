@@ -1,0 +1,119 @@
+"""What free space may cost: writing stops, and nothing of this run is deleted for it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from skbcapd.output.directory import CaptureDirectory
+from skbcapd.output.retention import DUMP_MARK, Keep
+from skbcapd.output.rotation import RotatingOutput
+from skbcapd.output.series import State
+from skbcapd.output.triggers import Limits
+from skbcapd.pcapng.interface import Interface
+from tests.support.blocks import packets
+from tests.support.deadline import until
+from tests.support.writer import packet
+from tests.unit.test_directory import names, write
+
+ALL = 1 << 60  # bytes that no disk has free
+LO = Interface(b"lo", "", 1, 0, None, None, None)
+
+
+def earlier_run(path: Path, count: int) -> list[Path]:
+    """Finished files of a run that is over."""
+    directory = CaptureDirectory(path)
+    made = [write(directory, bytes(100)) for _ in range(count)]
+    directory.close()
+    return made
+
+
+def test_free_space_costs_files_of_earlier_runs_only(tmp_path: Path) -> None:
+    """For free space files of earlier runs are deleted, a line and a count for each; dumps and this run's never."""
+    made = earlier_run(tmp_path, 7)
+    os.setxattr(made[2], DUMP_MARK, b"1")
+    said: list[str] = []
+    directory = CaptureDirectory(tmp_path, keep=Keep(free=ALL), say=said.append)
+    file = directory.new_file()
+    directory.finish(file)
+    directory.wait()
+    for _ in range(3):
+        directory.clean()
+    assert names(tmp_path) == [made[2].name, file.path.name]
+    gone = made[:2] + made[3:]
+    assert said == [f"{path}: deleted, 100 bytes, as less than files.keep_free is free" for path in gone]
+    assert (directory.retention.deleted_files, directory.retention.deleted_bytes) == (6, 600)
+
+
+def test_the_newest_file_is_never_deleted_for_free_space(tmp_path: Path) -> None:
+    """Before this run has a file the last one of the run before stays."""
+    made = earlier_run(tmp_path, 3)
+    CaptureDirectory(tmp_path, keep=Keep(free=ALL)).clean()
+    assert names(tmp_path) == [made[-1].name]
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [(Keep(number=2, free=ALL), 2), (Keep(size=399, free=ALL), 3), (Keep(number=2, size=399, free=ALL), 2)],
+)
+def test_other_limits_hold_for_this_run_too(keep: Keep, left: int, tmp_path: Path) -> None:
+    """Number and size delete this run's files as they should, and free space nothing beyond."""
+    directory = CaptureDirectory(tmp_path)
+    made = [write(directory, bytes(100)) for _ in range(5)]
+    directory.retention.keep = keep
+    directory.clean()
+    assert names(tmp_path) == [path.name for path in made[5 - left :]]
+    assert directory.retention.deleted_files == 5 - left
+
+
+def test_no_more_is_deleted_than_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deleting for free space ends when there is enough of it."""
+    made = earlier_run(tmp_path, 7)
+    directory = CaptureDirectory(tmp_path, keep=Keep(free=1000))
+    monkeypatch.setattr(
+        directory.retention, "has_room", lambda _directory, _size: len(list(tmp_path.glob("skbcapd-*"))) < 5
+    )
+    directory.clean()
+    assert names(tmp_path) == [path.name for path in made[3:]]
+
+
+def test_writing_stops_where_free_space_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file in work takes nothing that would leave less free; each packet is in a file or counted; it goes on."""
+    free = 1 << 20
+
+    def fstatvfs(_descriptor: int) -> os.statvfs_result:
+        used = sum(entry.stat().st_size for entry in tmp_path.glob("skbcapd-*"))
+        return os.statvfs_result((1, 1, ALL, ALL, max(0, free - used), 0, 0, 0, 0, 255, 0))
+
+    monkeypatch.setattr(os, "fstatvfs", fstatvfs)
+    said: list[str] = []
+    output = RotatingOutput(
+        CaptureDirectory(tmp_path, keep=Keep(free=1 << 19), say=said.append), Limits(), say=said.append
+    )
+    output.add_interface(LO)
+    blocks = [packet(0, number.to_bytes(1000, "big")) for number in range(1009)]
+    for block in blocks:
+        output.write_blocks(memoryview(block), tuple)
+        output.flush(tuple)
+    until(lambda: (output.flush(tuple), output.settled == output.handed)[1], "all is written or counted")
+    assert output.state is State.WAITING
+    lost = output.lost
+    assert "free space is down to files.keep_free; packets are lost until" in said[0]
+    free += 8 << 20
+
+    def is_writing() -> bool:
+        output._outage.retry_at = 0.0
+        output.tick(tuple)
+        return output.state is State.WRITING
+
+    until(is_writing, "it writes again")
+    output.write_blocks(memoryview(packet(0, b"last" * 250)), tuple)
+    output.finish([])
+    output.close()
+    found = [one.data for path in sorted(tmp_path.glob("skbcapd-*.pcapng")) for one in packets(path.read_bytes())]
+    assert 0 < lost < 1009
+    assert output.lost == lost
+    assert found == [number.to_bytes(1000, "big") for number in range(1009 - lost)] + [b"last" * 250]
+    assert said[1:] == [f"{max(tmp_path.glob('skbcapd-*.pcapng'))}.part: writing again; {lost} packets were lost"]
