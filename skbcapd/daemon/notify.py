@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Mapping
 
 from skbcapd import clocks
@@ -25,23 +24,19 @@ class Notifier:
     Args:
         environment: variables as systemd sets them.
         send: takes one message; systemd-python's unless given.
-        clock: seconds.
     """
 
     def __init__(
         self,
         environment: Mapping[str, str] = os.environ,
         send: Callable[[str], object] | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.is_listening = "NOTIFY_SOCKET" in environment
         self._send = send or (_systemd() if self.is_listening else lambda _: None)
-        self._clock = clock
         self._status = ""
         is_ours = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         timeout = environment.get("WATCHDOG_USEC", "") if is_ours else ""
-        self._every_s = int(timeout) / 4e6 if timeout.isdecimal() else 0.0
-        self._next_feed = clock()
+        self._has_watchdog = timeout.isdecimal() and int(timeout) > 0
 
     def ready(self) -> None:
         """Packets are captured; also after reloading()."""
@@ -58,11 +53,9 @@ class Notifier:
             self._send(f"STATUS={escaped(text)}")
 
     def feed(self) -> None:
-        """Called once a second by the drain loop: feed the watchdog four times in its timeout."""
-        now = self._clock()
-        if self._every_s and now >= self._next_feed:
+        """Feed the watchdog; called once a second by the drain loop."""
+        if self._has_watchdog:
             self._send("WATCHDOG=1")
-            self._next_feed = now + self._every_s
 
 
 def _systemd() -> Callable[[str], object]:

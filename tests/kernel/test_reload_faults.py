@@ -56,7 +56,7 @@ class Manager:
     def environment(self) -> tuple[str, ...]:
         """A command that starts another one with this manager, and no program of an earlier time to load."""
         cache = self.path.with_name("cache")
-        return ("env", f"NOTIFY_SOCKET={self.path}", "WATCHDOG_USEC=1000000", f"CACHE_DIRECTORY={cache}")
+        return ("env", f"NOTIFY_SOCKET={self.path}", "WATCHDOG_USEC=30000000", f"CACHE_DIRECTORY={cache}")
 
     @property
     def longest_s(self) -> float:
