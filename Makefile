@@ -1,18 +1,21 @@
-# Two commands for a bare machine: `make run` captures into ./captures, `make test` runs every check.
-# Both first install what is missing (tools/setup). `make install` and `make deb` are for a machine that keeps skbcapd;
-# the rest are parts of `make test`, and `make bench`.
+# Two commands for a bare machine: `make run` captures into ./captures, `make test` runs the checks of this kernel.
+# Both first install what is missing (tools/setup). `make test-all` runs the other checks, too: virtual machines with
+# other kernels, clean Debian systems, the package. `make install` and `make deb` are for a machine that keeps skbcapd;
+# the rest are parts of those (CONTRIBUTING.md), and `make bench`.
 
 CONFIG = etc/skbcapd.yaml
 DURATION =
 KERNEL =
+NO_SKIPS =
+COVERED = tests/unit tests/golden tests/kernel
 
 VENV = .venv/bin
 AS_ROOT = tools/as-root
-# No cache is written where root would leave files that their owner cannot remove.
-PYTEST = $(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 SKBCAPD_VM_KERNELS="$(KERNEL)" $(VENV)/python -m pytest -p no:cacheprovider
+# No caches: root would leave files that their owner cannot remove.
+PYTEST = $(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 SKBCAPD_VM_KERNELS="$(KERNEL)" $(VENV)/python -m pytest -p no:cacheprovider $(NO_SKIPS)
 C_SOURCES = $(shell find bpf bench -name "*.[ch]")
 
-# Where `make install` puts things. DESTDIR stands before each, for those who build packages.
+# Directories of `make install`. DESTDIR is prepended to each, for packages.
 prefix = /usr/local
 sysconfdir = /etc
 bindir = $(prefix)/bin
@@ -21,21 +24,32 @@ unitdir = $(prefix)/lib/systemd/system
 sysusersdir = $(prefix)/lib/sysusers.d
 mandir = $(prefix)/share/man
 completionsdir = $(prefix)/share/bash-completion/completions
-# Wireshark looks nowhere below /usr/local.
+# Wireshark reads no files below /usr/local.
 wireshark_libdir = /usr/lib/$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("MULTIARCH"))')/wireshark
 wireshark_datadir = /usr/share/wireshark
-# Debian's own: it has bcc and systemd.
+# The Python of Debian has bcc and systemd.
 PYTHON = /usr/bin/python3
 
-.PHONY: run test setup setup-test lint format generate unit fuzz test-kernel test-vm soak bench bench-quick install
-.PHONY: uninstall deb clean
+.PHONY: run test test-all setup setup-test lint format generate unit fuzz test-kernel test-many test-package test-vm
+.PHONY: test-beside-stream soak coverage bench bench-quick install uninstall deb clean check-beside-lint
 
 run: setup
 	$(AS_ROOT) $(VENV)/skbcapd run --config $(CONFIG) --set files.directory=./captures \
 		$(if $(DURATION),--duration $(DURATION))
 
-test: lint
-	$(PYTEST) --no-skips
+# A skipped test is a failed run. What needs no kernel program runs beside the checkers, on the second processor. The kernel tests have the machine to
+# themselves: they measure, and have deadlines.
+test: NO_SKIPS = --no-skips
+test: setup-test
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint check-beside-lint NO_SKIPS=$(NO_SKIPS)
+	$(PYTEST) tests/kernel
+
+check-beside-lint: setup-test
+	$(PYTEST) tests/unit tests/golden tests/package/test_manual.py
+
+# All that `make test` leaves out or does in part only.
+test-all: test
+	$(MAKE) --no-print-directory --keep-going test-many test-package test-vm NO_SKIPS=--no-skips
 
 setup:
 	@tools/setup run
@@ -60,15 +74,37 @@ generate: setup-test
 unit: setup-test
 	$(VENV)/python -m pytest -p no:cacheprovider tests/unit tests/golden
 
-# Whatever strangers may send or write, for some minutes.
+# Tests of all code that reads untrusted data, with many examples; takes some minutes.
 fuzz: setup-test
 	SKBCAPD_HYPOTHESIS=fuzz $(VENV)/python -m pytest -p no:cacheprovider -m fuzz tests/unit
 
 test-kernel: setup-test
 	$(PYTEST) tests/kernel
 
+# The tests that try something many times, with all their tries (tests/support/amount.py).
+test-many: setup-test
+	$(AS_ROOT) env SKBCAPD_TRIES=all $(PYTEST) -m many tests/golden tests/kernel
+
+test-package: setup-test
+	$(PYTEST) tests/package
+
 test-vm: setup-test
 	$(PYTEST) tests/vm
+
+# Other traffic on the machine disturbs no test.
+test-beside-stream: setup-test
+	$(AS_ROOT) $(VENV)/python -m tests.support.beside_stream $(PYTEST) tests/kernel
+
+# Branch coverage by the tests that need no virtual machine; the report ends with the sum, also if a test failed. Data
+# of children that a test killed is missing or broken: coverage says so.
+coverage: setup-test
+	$(AS_ROOT) rm -rf build/coverage
+	mkdir -p build/coverage
+	$(AS_ROOT) env PYTHONDONTWRITEBYTECODE=1 $(VENV)/python -m coverage run -m pytest -p no:cacheprovider $(COVERED); \
+		code=$$?; \
+		$(AS_ROOT) $(VENV)/python -m coverage combine --quiet; \
+		$(AS_ROOT) $(VENV)/python -m coverage report; \
+		exit $$code
 
 soak: setup-test
 	$(PYTEST) tests/kernel/soak.py

@@ -1,13 +1,13 @@
-"""`make bench`: skbcapd beside tcpdump and dumpcap, in one run, on one machine.
+"""`make bench`: compare skbcapd with tcpdump and dumpcap, in one run, on one machine.
 
-In: how many rounds, how much of each load. Out: tables in Markdown on stdout and in build/bench.md, every round in
-build/bench.json, a plot in build/bench.svg. `--docs` takes what the last run left there into docs/, and measures
-nothing.
+In: the number of rounds, the amount of each load. Out: tables in Markdown on stdout and in build/bench.md, every round
+in build/bench.json, a plot in build/bench.svg. `--docs` copies the tables and the plot of the last run into docs/ and
+measures nothing.
 
-Two network namespaces joined by a pair of devices; the capture is on the sender's device, whole frames, into a file on
-this disk. Loads, and under each the tools, take turns in shuffled order; a figure is the median of the rounds, a ratio
-the median of their ratios. CPU is user and system time of the capture process from the first packet until the file
-grows no more (compiling before that is paid once, at start).
+A veth pair connects two network namespaces. Each tool captures complete frames on the sender's interface, into a file
+on this disk. The loads, and the tools for each load, run in random order. A figure is the median of the rounds; a ratio
+is the median of the ratios of the rounds. CPU is the user and system time of the capture process, from the first packet
+until the file stops growing. It does not include compiling at the start.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ def main() -> int:
     """Run the rounds and write the report."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="1 sends 1,000,000 small datagrams, the rest in proportion"
-    )
-    parser.add_argument("--load", action="append", help="only loads whose name has this in it")
+    parser.add_argument("--scale", type=float, default=1.0, help="amount of traffic: 1 is 1,000,000 small datagrams")
+    parser.add_argument("--load", action="append", help="only loads whose name contains this text")
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="in two minutes: one round, beside tcpdump alone, of loads that a goal is about; no variants",
+        help="two minutes: one round, tcpdump only, only loads with a goal, no variants",
     )
-    parser.add_argument("--docs", action="store_true", help="take the last run into docs/, and measure nothing")
+    parser.add_argument(
+        "--docs", action="store_true", help="copy the tables of the last run into docs/ and measure nothing"
+    )
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.scale = 1, 0.2
@@ -69,7 +69,7 @@ def main() -> int:
     if options.docs:
         page = docs / "performance.md"
         tables = (build / "bench.md").read_text()
-        plot = "![CPU of the capture process per packet, in terms of tcpdump's](performance.svg)"
+        plot = "![CPU of the capture process per packet, relative to tcpdump](performance.svg)"
         page.write_text(report.insert(page.read_text(), f"{tables}\n{plot}\n"))
         shutil.copyfile(build / "bench.svg", docs / "performance.svg")
         return 0

@@ -1,7 +1,7 @@
-"""skbcapd without attribution, for the benchmark only: what it costs is the difference.
+"""skbcapd without attribution, for the benchmark only: the difference is the cost of attribution.
 
-Two things are left out: the programs that learn who uses a socket, and the calls that ask whose a packet is. All else
-is `skbcapd` itself, identifiers of packets and labels included; every packet is the kernel's own.
+It lacks the programs that record the users of sockets, and the calls that find the process of a packet. Everything else
+is as in skbcapd, identifiers of packets and labels included. Each packet has `via=kernel`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ CALLS = (
 
 
 def without_attribution(text: str) -> str:
-    """The program's text without the calls.
+    """The program text without these calls.
 
     Raises:
-        ValueError: one is not there, or not once.
+        ValueError: one of them is missing, or is there more than once.
     """
     for call in CALLS:
         if text.count(f"via = {call};") != 1:

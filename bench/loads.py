@@ -1,4 +1,4 @@
-"""What is sent, and how much of it."""
+"""The loads: what is sent, and how much of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bench.wire import ADDRESS
 
-HEADERS = 14 + 20 + 8  # sizes are those of frames, as in RFC 2544, but without the checksum behind them
+HEADERS = 14 + 20 + 8  # sizes are those of frames, as in RFC 2544, but without the frame check sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,10 +14,10 @@ class Load:
     """One kind of traffic.
 
     Args:
-        name: as the tables have it.
+        name: as in the tables.
         senders: arguments of bench/send, for each process that sends.
-        packets: that will be sent; 0 where the kernel decides (TCP), or none are.
-        sent_bytes: of payload, of TCP.
+        packets: number to send; 0 if the kernel decides (TCP), or if nothing is sent.
+        sent_bytes: payload; TCP only.
         seconds: how long to look, for a load without senders.
         segmentation: whether the device takes large TCP frames.
         devices: how many more devices it needs.
@@ -35,9 +35,9 @@ class Load:
 
 
 def loads(scale: float) -> list[Load]:
-    """All loads; `scale` 1 sends 1,000,000 small datagrams unpaced, and all else in proportion.
+    """All loads. With `scale` 1, 1,000,000 small datagrams are sent unpaced, and the other loads in proportion.
 
-    But what has a goal and a pace lasts 3 s at least: what a sender's first packets cost is not what later ones do.
+    A paced load with a goal lasts at least 3 s, because the first packets of a sender cost more than the later ones.
     """
 
     def udp(size: int, count: int, rate: int = 0) -> tuple[str, ...]:
@@ -74,13 +74,13 @@ def loads(scale: float) -> list[Load]:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One thing about a capture that is changed, to see what it costs: of skbcapd only.
+    """One change of a capture, to measure its cost; skbcapd only.
 
     Args:
-        kind: what is changed.
-        name: how.
+        kind: what changes.
+        name: value of the change.
         load: what is sent.
-        arguments: more of them for `skbcapd capture`.
+        arguments: additional ones for `skbcapd capture`.
         module: what is run as `skbcapd`.
     """
 
@@ -92,9 +92,9 @@ class Variant:
 
 
 def variants(scale: float) -> list[Variant]:
-    """Those whose cost should not grow with their number, and those that should be known.
+    """Variants whose cost should not grow with their number, and others whose cost is of interest.
 
-    Each sender has sent before: no figure has the first packets in it, which have no label.
+    Each sender has sent packets before, so no measurement includes first packets, which have no label.
     """
     count = int(300_000 * scale)
 
@@ -105,7 +105,7 @@ def variants(scale: float) -> list[Variant]:
         return "--set", f"rules=[{', '.join(f'{{comm: nobody{rule}}}' for rule in range(number))}]"
 
     many = " or ".join(f"udp port {port}" for port in (*range(1001, 1020), 9))
-    filters = {"none": "", "simple, takes all": "udp", "20 terms, takes all": many, "refuses all": "not udp port 9"}
+    filters = {"none": "", "simple, matches all": "udp", "20 terms, matches all": many, "rejects all": "not udp port 9"}
     return [
         *(
             Variant(
@@ -117,7 +117,7 @@ def variants(scale: float) -> list[Variant]:
         ),
         *(
             Variant(
-                "devices",
+                "interfaces",
                 f"{number:,}",
                 Load(f"{number} devices", (("spread", str(count), str(number)),), count, devices=number),
             )

@@ -1,4 +1,4 @@
-"""One round of one tool under one load: started, loaded, drained, stopped; and what that took."""
+"""One round of one tool with one load: start, send, drain, stop; and what it cost."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from skbcapd.kernel.btf import Btf
 TICKS = os.sysconf("SC_CLK_TCK")
 NO_CAPTURE = "no capture"
 _NOTHING = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])  # r0 = 0; exit
-_READY_S = 0.3  # a file that does not grow for so long has its header, and what senders have sent to try
+_READY_S = 0.3  # a file that has not grown for this time has its header and the first packets of the senders
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One tool, one load, one round. Times in seconds, memory in bytes; figures of a capture are 0 for no capture.
+    """One tool, one load, one round. Times in s, memory in bytes; values of a capture are 0 without a capture.
 
     Args:
-        sent: packets, by the sender; those of TCP by the device, which counts a large frame once, as captures do.
-        sent_bytes: TCP's payload; 0 for other loads.
+        sent: packets counted by the sender; for TCP by the interface, which counts a large frame once, as captures do.
+        sent_bytes: payload of TCP; 0 for other loads.
         cpu_s: of the capture process, by its CPU clock.
-        user_s, system_s: the same by /proc, where it is split, in steps of 10 ms.
-        machine_s: that all processors were busy, whoever was at work.
-        program_s: of all BPF programs that the process holds, by the kernel's counting, which takes time itself.
-        program_runs: how often they ran.
-        counting_s: what the counting takes for each run.
+        user_s, system_s: the same from /proc, in steps of 10 ms.
+        machine_s: time that processors were busy, with all processes.
+        program_s: of all BPF programs of the process, measured by the kernel, which takes time itself.
+        program_runs: number of their runs.
+        counting_s: cost of this measurement for each run.
         private_bytes: resident, without buffers shared with the kernel.
     """
 
@@ -63,12 +63,12 @@ class Figures:
 
     @property
     def packets(self) -> int:
-        """What figures per packet are divided by."""
+        """The number of packets for values per packet."""
         return self.captured or self.sent
 
 
 def cpu_time(pid: int) -> float:
-    """Time in s that all threads of a process have run, by its CPU clock: /proc counts in steps of 10 ms.
+    """CPU time in s of all threads of a process, by its CPU clock: /proc counts in steps of 10 ms.
 
     Source: clock_getcpuclockid(3).
     """
@@ -80,19 +80,19 @@ def cpu_time(pid: int) -> float:
 
 
 def process_times(stat: str) -> tuple[float, float]:
-    """User and system time in s, of the text of /proc/PID/stat."""
+    """User and system time in s, from the text of /proc/PID/stat."""
     fields = stat.rpartition(")")[2].split()
     return int(fields[11]) / TICKS, int(fields[12]) / TICKS
 
 
 def busy_time(stat: str) -> float:
-    """Time in s that all processors were not idle, of the text of /proc/stat. What a hypervisor stole is not in it."""
+    """Time in s that processors were not idle, from the text of /proc/stat, without stolen time."""
     user, nice, system, _idle, _iowait, irq, softirq = map(int, stat.split("\n", 1)[0].split()[1:8])
     return (user + nice + system + irq + softirq) / TICKS
 
 
 def program_times(pid: int) -> tuple[float, int]:
-    """Time in s that the BPF programs held by a process took, and their runs, while kernel.bpf_stats_enabled is set."""
+    """Time in s and runs of the BPF programs of a process, while kernel.bpf_stats_enabled is set."""
     programs = {}
     for path in Path(f"/proc/{pid}/fdinfo").iterdir():
         with contextlib.suppress(OSError):
@@ -103,7 +103,7 @@ def program_times(pid: int) -> tuple[float, int]:
 
 
 def number(name: str, text: str) -> int:
-    """The number behind a name."""
+    """The number after a name."""
     found = re.search(rf"{name}:?\s+(\d+)", text)
     if found is None:
         raise ValueError(f"no {name} in {text!r}")
@@ -126,10 +126,10 @@ def private_memory(smaps: str) -> int:
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Wait until a condition holds.
+    """Wait until a condition is true.
 
     Raises:
-        TimeoutError: it does not.
+        TimeoutError: it stays false.
     """
     deadline = time.monotonic() + seconds
     while not condition():
@@ -140,7 +140,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
 
 @contextlib.contextmanager
 def statistics(*, on: bool) -> Iterator[None]:
-    """Let the kernel count the time of BPF programs, or not, whatever somebody else has set, who gets that back."""
+    """Switch the kernel's statistics of BPF programs on or off, and restore the setting at the end."""
     switch = Path("/proc/sys/kernel/bpf_stats_enabled")
     before = switch.read_text()
     switch.write_text("1" if on else "0")
@@ -151,7 +151,7 @@ def statistics(*, on: bool) -> Iterator[None]:
 
 
 class _Growth(threading.Thread):
-    """Watches a file grow; the longest pause while it did."""
+    """Watches a growing file, and measures its longest pause."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(daemon=True)
@@ -159,7 +159,7 @@ class _Growth(threading.Thread):
         self._path, self._over = path, threading.Event()
 
     def run(self) -> None:
-        """Look every 5 ms; pauses count between the first growth and the end of the load."""
+        """Check every 5 ms; pauses count from the first growth to the end of the load."""
         size, last = self._path.stat().st_size, 0.0
         while not self._over.wait(0.005):
             now = time.monotonic()
@@ -188,7 +188,7 @@ def _start_senders(load: Load, sender: Path) -> list[subprocess.Popen[str]]:
 
 
 def _send(load: Load, senders: list[subprocess.Popen[str]]) -> tuple[int, float]:
-    """Let all send; how many datagrams failed, and the time of the slowest."""
+    """Make all send; returns how many datagrams failed, and the time of the slowest sender."""
     failed, slowest = 0, 0.0
     begun = time.monotonic()
     for process in senders:
@@ -205,7 +205,7 @@ def _send(load: Load, senders: list[subprocess.Popen[str]]) -> tuple[int, float]
 
 @contextlib.contextmanager
 def sink(sender: Path) -> Iterator[None]:
-    """Somebody who takes what is sent."""
+    """A receiver for the load."""
     process = subprocess.Popen([*ENTER_FAR, str(sender), "sink", ADDRESS], stdout=subprocess.PIPE, text=True)
     try:
         if process.stdout is None or not process.stdout.readline():
@@ -224,11 +224,11 @@ def measure(tool: Tool | None, load: Load, sender: Path, directory: Path, *, cou
         load: what is sent.
         sender: bench/send.c, compiled.
         directory: for the capture file.
-        count_programs: let the kernel measure BPF programs, which makes each of them slower.
+        count_programs: make the kernel measure BPF programs, which slows down each of them.
 
     Raises:
         RuntimeError: the tool ended before it captured.
-        TimeoutError: it never said that it captures.
+        TimeoutError: it did not start to capture.
     """
     with contextlib.ExitStack() as stack:
         set_segmentation(on=load.segmentation)
@@ -245,7 +245,7 @@ def measure(tool: Tool | None, load: Load, sender: Path, directory: Path, *, cou
 
 
 def counting_time(load: Load, sender: Path) -> float:
-    """Time in s that the kernel counts for a BPF program that does nothing, where each packet of a load passes."""
+    """Time in s that the kernel measures for a BPF program that does nothing, run for each packet of a load."""
     type_id = Btf.load().tracepoint("net_dev_queue")
     if type_id is None:
         raise RuntimeError("this kernel has no tracepoint net_dev_queue")

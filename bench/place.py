@@ -1,4 +1,4 @@
-"""Where figures are from: the machine, the programs compared, and how busy the machine was before."""
+"""Where measurements come from: the machine, the compared programs, and the load of the machine before."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from skbcapd.kernel import program
 
 
 def processor(cpuinfo: str) -> str:
-    """Its name, of the text of /proc/cpuinfo, and whether it is a virtual machine's; arm64 has no name there."""
+    """Name of the processor from the text of /proc/cpuinfo, and whether it is virtual; arm64 has no name there."""
     name = re.search(r"model name\s*: (.+)", cpuinfo)
     virtual = re.search(r"^flags\s*:.*\bhypervisor\b", cpuinfo, re.MULTILINE)
     return (name[1] if name else os.uname().machine) + (", virtual" if virtual else "")
 
 
 def version(words: str) -> str:
-    """The first number with dots in what a program says of itself."""
+    """The first number with dots in the version text of a program."""
     found = re.search(r"\d+(\.\d+)+", words)
     return found[0] if found else "of unknown version"
 
 
 def _words(*command: str) -> str:
-    """What a command prints; nothing where it is missing or fails."""
+    """The output of a command; empty if the command is missing or fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -36,7 +36,7 @@ def _words(*command: str) -> str:
 
 
 def place(directory: Path, tools: Sequence[Tool]) -> str:
-    """One line to stand beside figures.
+    """One line that describes where the measurements come from.
 
     Args:
         directory: where capture files are written.
@@ -49,5 +49,5 @@ def place(directory: Path, tools: Sequence[Tool]) -> str:
     return (
         f"Linux {os.uname().release}, {os.cpu_count()} processors ({processor(Path('/proc/cpuinfo').read_text())}), "
         f"{file_system}; skbcapd {__version__} ({commit}) with {hooks}, {', '.join(others)}; "
-        f"load average {os.getloadavg()[0]:.1f} before; {time.strftime('%Y-%m-%d')}"
+        f"load average {os.getloadavg()[0]:.1f} before the run; {time.strftime('%Y-%m-%d')}"
     )

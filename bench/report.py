@@ -1,4 +1,4 @@
-"""Rounds become tables, goals and a plot."""
+"""Makes tables, goals and a plot from the rounds of a benchmark."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.measure import NO_CAPTURE, Figures
 
 Rows = Sequence[Figures]
 
-# Of the tools, in the order of tables and bars.
+# Colors of the tools, in the order of tables and bars.
 _COLOURS = {"skbcapd": "#1b6ca8", "tcpdump": "#8a8a8a", "dumpcap": "#c9a227", "ptcpdump": "#a83232"}
 
 
@@ -22,18 +22,18 @@ def _values(rows: Rows, figure: Callable[[Figures], float], *, tool: str, load: 
 
 
 def median(rows: Rows, figure: Callable[[Figures], float], *, tool: str, load: str) -> float | None:
-    """The median of a figure over the rounds of one tool and load; None where there was no round."""
+    """The median of a value over the rounds of one tool and load; None without rounds."""
     values = _values(rows, figure, tool=tool, load=load)
     return statistics.median(values) if values else None
 
 
 def ratio(rows: Rows, figure: Callable[[Figures], float], *, load: str, of: str, to: str) -> float | None:
-    """The median of the rounds' ratios: in a round, tools come one after another; None where one is missing or 0."""
+    """The median of the ratios of the rounds (in a round, tools run one after another); None if one is missing or 0."""
     return median_ratio(*(_values(rows, figure, tool=tool, load=load) for tool in (of, to)))
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """The median of the ratios of two figures of each round; None where there is none."""
+    """The median of the ratios of two values of each round; None without rounds."""
     found = [one / other for one, other in zip(ours, theirs, strict=False) if other]
     return statistics.median(found) if found else None
 
@@ -44,12 +44,12 @@ def cpu_per_packet(row: Figures) -> float:
 
 
 def rate(row: Figures) -> float:
-    """What is sent per second: bytes of payload of TCP, packets else."""
+    """The rate of the sender per second: bytes of payload for TCP, otherwise packets."""
     return (row.sent_bytes or row.sent) / row.sending_s
 
 
 def per_packet(value: float, row: Figures, unit: float = 1.0) -> float:
-    """A figure of a round, for one packet."""
+    """A value of a round, per packet."""
     return value / row.packets / unit if row.packets else 0.0
 
 
@@ -67,19 +67,19 @@ def _middle(form: str, figure: Callable[[Figures], float]) -> Callable[[Rows], s
     return lambda rows: form.format(statistics.median(map(figure, rows)))
 
 
-# Title, and what stands below it of the rounds of one tool and load. Those of packets are empty where there are none.
+# Title of a column, and its cell for the rounds of one tool and load.
 _OF_PACKETS: tuple[tuple[str, Callable[[Rows], str]], ...] = (
     ("captured/sent", _middle("{:.5f}", lambda row: row.captured / row.sent)),
     ("CPU us/packet", _middle("{:.3f}", cpu_per_packet)),
-    ("least to most", _range_cell),
+    ("min to max", _range_cell),
     ("user", _middle("{:.2f}", lambda row: per_packet(row.user_s, row, 1e-6))),
     ("system", _middle("{:.2f}", lambda row: per_packet(row.system_s, row, 1e-6))),
     ("machine us/packet", _middle("{:.2f}", lambda row: per_packet(row.machine_s, row, 1e-6))),
     ("file B/packet", _middle("{:.0f}", lambda row: per_packet(row.file_bytes, row))),
 )
 _OF_CAPTURES: tuple[tuple[str, Callable[[Rows], str]], ...] = (
-    ("lost, worst round", lambda rows: f"{max(row.dropped for row in rows):,}"),
-    ("CPU, % of one", _middle("{:.2f}", lambda row: row.cpu_s / row.sending_s * 100)),
+    ("dropped, worst round", lambda rows: f"{max(row.dropped for row in rows):,}"),
+    ("CPU, % of one processor", _middle("{:.2f}", lambda row: row.cpu_s / row.sending_s * 100)),
     ("RSS MiB", _middle("{:.0f}", lambda row: row.private_bytes / (1 << 20))),
     ("start s", _middle("{:.2f}", lambda row: row.start_s)),
 )
@@ -101,7 +101,7 @@ def _groups(rows: Rows) -> list[tuple[str, str, Rows]]:
 
 
 def packet_table(rows: Rows) -> str:
-    """What a packet costs, of every load and tool, as Markdown: medians."""
+    """The cost of a packet for each load and tool, as Markdown: medians."""
     found = []
     for load, tool, here in _groups(rows):
         if tool == NO_CAPTURE or not here[0].sent:
@@ -109,11 +109,11 @@ def packet_table(rows: Rows) -> str:
         share = ratio(rows, cpu_per_packet, load=load, of=tool, to="tcpdump")
         cells = [cell(here) for _, cell in _OF_PACKETS]
         found.append([load, tool, *cells, "" if share is None else f"{share:.2f}"])
-    return _lines(["load", "tool", *(title for title, _ in _OF_PACKETS), "of tcpdump's CPU"], found)
+    return _lines(["load", "tool", *(title for title, _ in _OF_PACKETS), "CPU relative to tcpdump"], found)
 
 
 def capture_table(rows: Rows) -> str:
-    """The sender's rate, and what is not by packet, of every load and tool, as Markdown: medians."""
+    """The rate of the sender, and values that are not per packet, for each load and tool, as Markdown: medians."""
     found = []
     for load, tool, here in _groups(rows):
         cells = [""] * len(_OF_CAPTURES) if tool == NO_CAPTURE else [cell(here) for _, cell in _OF_CAPTURES]
@@ -124,12 +124,14 @@ def capture_table(rows: Rows) -> str:
                 *cells,
             ]
         )
-    return _lines(["load", "tool", "sent", "of no capture's", *(title for title, _ in _OF_CAPTURES)], found)
+    return _lines(
+        ["load", "tool", "sending rate", "relative to no capture", *(title for title, _ in _OF_CAPTURES)], found
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a figure should be: at most, or at least, `limit`."""
+    """The goal for a value: at most, or at least, `limit`."""
 
     name: str
     limit: float
@@ -138,7 +140,7 @@ class Goal:
 
     @property
     def is_met(self) -> bool | None:
-        """None where nothing was measured."""
+        """None if nothing was measured."""
         if self.value is None:
             return None
         return self.value >= self.limit if self.at_least else self.value <= self.limit
@@ -146,7 +148,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of a variant, for each packet sent: medians of the BPF programs in ns, of the capture process and both in us."""
+    """For a variant, per sent packet: medians of the BPF programs in ns, of the capture process and of both in us."""
 
     program_ns: float
     process_us: float
@@ -165,7 +167,7 @@ def _rounds(variants: Sequence[tuple[Variant, Figures]]) -> dict[tuple[str, str]
 
 
 def costs(variants: Sequence[tuple[Variant, Figures]]) -> dict[tuple[str, str], Cost]:
-    """What each variant costs, by its kind and name, in the order given."""
+    """The cost of each variant, by its kind and name, in the given order."""
     return {
         key: Cost(
             statistics.median(row.program_s / row.sent * 1e9 for row in rows),
@@ -177,9 +179,9 @@ def costs(variants: Sequence[tuple[Variant, Figures]]) -> dict[tuple[str, str], 
 
 
 def variant_table(variants: Sequence[tuple[Variant, Figures]]) -> str:
-    """What changes about a capture and what that costs, as Markdown."""
+    """The variants and their costs, as Markdown."""
     return _lines(
-        ["what", "how", "BPF ns/packet", "capture process us/packet", "both us/packet"],
+        ["variant", "value", "BPF ns/packet", "capture process us/packet", "total us/packet"],
         [
             [kind, name, f"{cost.program_ns:.0f}", f"{cost.process_us:.3f}", f"{cost.both_us:.3f}"]
             for (kind, name), cost in costs(variants).items()
@@ -188,7 +190,7 @@ def variant_table(variants: Sequence[tuple[Variant, Figures]]) -> str:
 
 
 def goals(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]]) -> list[Goal]:
-    """The goals that figures of this run can tell.
+    """The goals for which this run has values.
 
     Args:
         rows: of `measure`.
@@ -211,31 +213,27 @@ def goals(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]
         return max((found for one in others if (found := median_ratio(one, first)) is not None), default=None)
 
     filters = cost("filter")
-    refused = median_ratio(filters.get("refuses all", []), filters.get("none", []))
+    refused = median_ratio(filters.get("rejects all", []), filters.get("none", []))
     unpaced, large, steady = "UDP 64 B unpaced", "UDP 1400 B unpaced", "UDP 64 B, 20k/s"
     datagrams = [row for row in rows if row.tool == us and row.sent and not row.sent_bytes]
     missing = [abs(row.sent - row.captured - row.dropped) for row in datagrams]
     tcp_lost = [row.dropped for row in rows if row.tool == us and row.load == "TCP bulk, GSO"]
     return [
-        Goal("CPU of tcpdump's, UDP 64 B unpaced", 0.8, cpu(unpaced)),
-        Goal("CPU of tcpdump's, UDP 1400 B unpaced", 0.5, cpu(large)),
-        Goal("CPU of tcpdump's, TCP bulk with GSO", 1.0, cpu("TCP bulk, GSO")),
-        Goal("packets lost, TCP bulk with GSO", 0, max(tcp_lost, default=None)),
-        Goal("CPU of tcpdump's, 20k packets/s", 1.5, cpu(steady)),
+        Goal("CPU relative to tcpdump, UDP 64 B unpaced", 0.8, cpu(unpaced)),
+        Goal("CPU relative to tcpdump, UDP 1400 B unpaced", 0.5, cpu(large)),
+        Goal("CPU relative to tcpdump, TCP bulk with GSO", 1.0, cpu("TCP bulk, GSO")),
+        Goal("packets dropped, TCP bulk with GSO", 0, max(tcp_lost, default=None)),
+        Goal("CPU relative to tcpdump, 20k packets/s", 1.5, cpu(steady)),
+        Goal("longest pause between writes, 20k packets/s, s", 0.1, ours(steady, lambda row: row.longest_pause_s)),
+        Goal("CPU usage when idle, of one processor", 0.001, ours("idle", lambda row: row.cpu_s / row.sending_s)),
+        Goal("sending rate relative to tcpdump", 1.0, ratio(rows, rate, load=unpaced, of=us, to=them), at_least=True),
         Goal(
-            "longest time without a growing file, 20k packets/s, s", 0.1, ours(steady, lambda row: row.longest_pause_s)
-        ),
-        Goal("share of a processor, idle", 0.001, ours("idle", lambda row: row.cpu_s / row.sending_s)),
-        Goal(
-            "sender's rate of that under tcpdump", 1.0, ratio(rows, rate, load=unpaced, of=us, to=them), at_least=True
-        ),
-        Goal(
-            "BPF programs per 64 B packet, with the kernel's counting, ns",
+            "BPF time per 64 B packet, with the kernel's measurement, ns",
             400,
             median(programs, lambda row: per_packet(row.program_s, row, 1e-9), tool=us, load=unpaced),
         ),
         Goal(
-            "BPF programs per 64 B packet, without it, ns",
+            "BPF time per 64 B packet, without the measurement, ns",
             400,
             median(
                 programs,
@@ -244,19 +242,19 @@ def goals(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]
                 load=unpaced,
             ),
         ),
-        Goal("packets neither captured nor counted as lost, UDP", 0, max(missing, default=None)),
-        Goal("RSS beyond the buffer, MiB", 100, ours(unpaced, lambda row: row.private_bytes / (1 << 20))),
-        Goal("start to capturing, s", 1.0, ours("idle", lambda row: row.start_s)),
-        Goal("cost of 100 or 10,000 labels, of 1", 1.1, growth("labels")),
-        Goal("cost of 50 or 500 devices, of 1", 1.1, growth("devices")),
-        Goal("cost of 10 or 100 rules, of 1", 1.1, growth("rules")),
-        Goal("cost of a packet that the filter refuses, of one that is copied", 1.0, refused),
+        Goal("packets neither captured nor counted as dropped, UDP", 0, max(missing, default=None)),
+        Goal("RSS without the buffer, MiB", 100, ours(unpaced, lambda row: row.private_bytes / (1 << 20))),
+        Goal("time from start to capture, s", 1.0, ours("idle", lambda row: row.start_s)),
+        Goal("cost of 100 or 10,000 labels, relative to 1", 1.1, growth("labels")),
+        Goal("cost of 50 or 500 interfaces, relative to 1", 1.1, growth("interfaces")),
+        Goal("cost of 10 or 100 rules, relative to 1", 1.1, growth("rules")),
+        Goal("cost of a rejected packet, relative to a copied one", 1.0, refused),
         Goal("file bytes per 64 B packet", 190, ours(unpaced, lambda row: per_packet(row.file_bytes, row))),
     ]
 
 
 def goal_table(found: Sequence[Goal]) -> str:
-    """Goals beside figures, as Markdown."""
+    """Each goal with its figure, as Markdown."""
     return _lines(
         ["figure", "goal", "measured", "met"],
         [
@@ -275,8 +273,8 @@ def document(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figur
     """All tables as Markdown, each with the place that its figures are from."""
     tables = [
         ("Goals", goal_table(goals(rows, programs, variants))),
-        ("What a packet costs", packet_table(rows)),
-        ("The sender's rate; what is not by packet", capture_table(rows)),
+        ("Cost per packet", packet_table(rows)),
+        ("Sending rate, drops, memory and start", capture_table(rows)),
         ("Variants of skbcapd", variant_table(variants)),
     ]
     return "\n\n".join(f"**{title}** ({where})\n\n{text}" for title, text in tables if text.count("\n") > 1) + "\n"
@@ -306,7 +304,7 @@ def plot(rows: Rows, where: str) -> str:
         and (share := ratio(rows, cpu_per_packet, load=load, of=tool, to="tcpdump")) is not None
     ]
     most = max((share for _, _, share, _ in bars), default=1.0) or 1.0
-    title, *captions = ["CPU of the capture process per packet; tcpdump is 1", *textwrap.wrap(where, 130)]
+    title, *captions = ["CPU of the capture process per packet, relative to tcpdump", *textwrap.wrap(where, 130)]
     top = 26 + 14 * len(captions)
     height, last = top + 20 + 18 * len(bars), ""
     parts = [

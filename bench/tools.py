@@ -1,4 +1,4 @@
-"""What is compared: how each tool is started, and what it says at its end."""
+"""The compared tools: how each one is started, and what it prints at its end."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Tool:
     """A capture tool.
 
     Args:
-        name: as the tables have it.
-        arguments: with {device} and {file} in them.
-        ready: what it says when it captures.
-        captured, dropped: what its last words are searched for, each with one group.
-        quiet_s: a file that has not grown for so long has all packets: longer than the tool holds them back.
+        name: as in the tables.
+        arguments: with {device} and {file} as placeholders.
+        ready: matches the line that it prints when it captures.
+        captured, dropped: match the totals that it prints, each with one group.
+        quiet_s: a file that has not grown for this time is complete; longer than the tool buffers packets.
     """
 
     name: str
@@ -40,19 +40,19 @@ class Tool:
         return [argument.replace("{device}", device).replace("{file}", str(file)) for argument in self.arguments]
 
     def totals(self, words: str) -> tuple[int, int]:
-        """Packets captured and dropped, of what it printed.
+        """Captured and dropped packets, from its output.
 
         Raises:
-            ValueError: it did not say.
+            ValueError: they are not in its output.
         """
         found = [re.search(pattern, words) for pattern in (self.captured, self.dropped)]
         if found[0] is None:
-            raise ValueError(f"{self.name} did not say how much it captured: {words[-300:]!r}")
+            raise ValueError(f"{self.name} did not print how many packets it captured: {words[-300:]!r}")
         return int(found[0][1]), int(found[1][1]) if found[1] else 0
 
 
 def ours(module: str = "skbcapd", *more: str) -> Tool:
-    """Our own; `more` are arguments."""
+    """skbcapd; `more` are additional arguments."""
     words = ("capture", "-i", "{device}", "--set", "directions=out", "-w", "{file}")
     return Tool(
         "skbcapd",
@@ -65,7 +65,7 @@ def ours(module: str = "skbcapd", *more: str) -> Tool:
 
 
 def tools() -> list[Tool]:
-    """Those that are on this machine; ptcpdump where PTCPDUMP names it."""
+    """The tools that are installed here; ptcpdump if the variable PTCPDUMP has its path."""
     found = [
         ours(),
         Tool(
@@ -77,7 +77,7 @@ def tools() -> list[Tool]:
             re.compile("listening on"),
             r"(\d+) packets? captured",
             r"(\d+) packets? dropped by kernel",
-            quiet_s=1.3,  # its packet buffer timeout is a second
+            quiet_s=1.3,  # its packet buffer timeout is 1 s
         ),
         Tool(
             "dumpcap",

@@ -1,4 +1,4 @@
-"""Where the traffic goes: two network namespaces joined by a pair of devices, without neighbour discovery."""
+"""The test network: two network namespaces connected by a veth pair, without neighbor discovery."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ ENTER_NEAR, ENTER_FAR = (["ip", "netns", "exec", name] for name in (NEAR, FAR))
 
 
 def ip(*words: str) -> None:
-    """Run the command of that name."""
+    """Run a command."""
     subprocess.run(["ip", *words], check=True)
 
 
 @contextlib.contextmanager
 def wire() -> Iterator[None]:
-    """Set both namespaces up, and take them away again."""
+    """Create both namespaces, and delete them at the end."""
     for name in (NEAR, FAR):
         ip("netns", "add", name)
     try:
@@ -39,13 +39,13 @@ def wire() -> Iterator[None]:
 
 
 def set_segmentation(*, on: bool) -> None:
-    """Let the device take large TCP frames, or frames of its MTU only."""
+    """Allow large TCP frames on the interface, or only frames of its MTU."""
     for name in (NEAR, FAR):
         ip("-n", name, "link", "set", DEVICE, "gso_max_segs", "65535" if on else "1")
 
 
 def packets_out() -> int:
-    """How many the sender's device has been given, by its own count: those that it dropped were captured before."""
+    """Packets that the sender's interface got, by its own counter, drops included: they were captured before."""
     found = json.loads(subprocess.check_output(["ip", "-j", "-s", "-n", NEAR, "link", "show", DEVICE]))
     counted = found[0]["stats64"]["tx"]
     return int(counted["packets"]) + int(counted["dropped"])
@@ -53,7 +53,7 @@ def packets_out() -> int:
 
 @contextlib.contextmanager
 def many_devices(count: int) -> Iterator[None]:
-    """Devices 10.92.0.1, 10.92.1.1, ... (250 to each second byte) in the near namespace. Peers take what comes."""
+    """Create interfaces 10.92.0.1, 10.92.1.1, ... (250 for each second byte) in the near namespace, with peers."""
 
     def batch(lines: list[str]) -> None:
         subprocess.run(["ip", "-n", NEAR, "-batch", "-"], input="\n".join(lines), text=True, check=True)

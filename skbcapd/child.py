@@ -1,9 +1,10 @@
-"""A child process of ours that works while we wait, or while we do not.
+"""A child process that works for skbcapd, while the parent waits or continues.
 
-In: a function. Out: its process, a socket to it, and what it said on stderr.
+In: a function. Out: its process, a socket to it, and its output on stderr.
 
-The rule: a child never outlives its parent, obeys SIGTERM at once and leaves Ctrl-C to its parent. Its end gives back
-all that the work took, also where that is stuck in a library: `close` kills it.
+The rule: a child never runs longer than its parent, ends on SIGTERM at once, and ignores Ctrl-C,
+which is for the parent. `close` kills it, even if it hangs in a library. Its end releases all
+resources.
 """
 
 from __future__ import annotations

@@ -72,6 +72,11 @@ class ConfigError(SkbcapdError):
 class BtfError(SkbcapdError):
     """The kernel's BTF is missing, unreadable, or lacks a type that capture needs."""
 
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(
+            message, hint or "boot another kernel of your distribution, and report this one: its BTF is not as expected"
+        )
+
 
 class KernelError(SkbcapdError):
     """The kernel refuses, or does not offer, what capture needs."""

@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 class Bounded(OrderedDict[Key, Value]):
     """A dictionary that forgets its first entry where it would have too many.
 
-    Entries stand in the order in which they were made, or used by `use`.
+    Entries stand in the order in which they were last set, or used by `use`.
 
     Args:
         most: entries.
@@ -27,6 +27,7 @@ class Bounded(OrderedDict[Key, Value]):
 
     def __setitem__(self, key: Key, value: Value) -> None:
         super().__setitem__(key, value)
+        self.move_to_end(key)
         if len(self) > self.most:
             self.popitem(last=False)
 

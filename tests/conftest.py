@@ -1,4 +1,4 @@
-"""What holds for all tests: with --no-skips (as `make test` and CI run them) a skipped test is a failed run.
+"""What holds for all tests: with --no-skips, as `make test` and `make test-all` have it, a skipped test fails the run.
 
 A test that cannot run proves nothing, so the run that decides must not pass over one in silence.
 Whatever stops a test on one kind of machine by design must be left out by name, not skipped.
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from tests import faults
+from tests.support import faults
 
 # No deadline: the machine may be slow. No database: root would leave it behind in the checkout.
 settings.register_profile("skbcapd", deadline=None, database=None, print_blob=True)

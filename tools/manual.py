@@ -5,8 +5,8 @@
 In: `settings.ROWS`, `fields.TABLE`, the parser of `cli`, man/*.in. Out: etc/, man/skbcapd.8, man/skbcapd.yaml.5,
 completions/skbcapd, and the fields of a comment in wireshark/skbcapd.lua and docs/format.md.
 
-The rule: whatever a key or an option says is said in the code; a text that is written by hand stands in man/*.in, and
-has one line, COMMANDS or KEYS, where the generated part goes. tests/package holds the tree to what this writes.
+The rule: texts of keys and options are in the code. Other text is in man/*.in, which have one line, COMMANDS or KEYS,
+for the generated part. tests/package compares the tree with the output of this module.
 
 Source: mdoc(7); "Programmable Completion" in bash(1).
 """
@@ -23,7 +23,9 @@ from typing import get_args
 from skbcapd import __version__
 from skbcapd.attribution.fields import TABLE
 from skbcapd.cli import main
-from skbcapd.config.settings import ROWS, ListOf, Via, Word, reference, schema
+from skbcapd.config.kinds import ListOf, Word
+from skbcapd.config.reference import reference, schema
+from skbcapd.config.settings import ROWS, Via
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -86,7 +88,7 @@ def _page(template: str, place: str, lines: Iterator[str]) -> str:
 
 
 def _roff(text: str) -> str:
-    """Text on lines of its own: no sign of it is taken for an instruction. A sentence ends its line."""
+    """Text as roff: nothing in it is taken for a macro. Each sentence ends its line."""
     lines = [line for part in re.split(r"(?<=\w[.?]) ", text) for line in textwrap.wrap(part, 72)]
     return re.sub(r"^(?=[.'])", r"\\&", _escaped("\n".join(lines)), flags=re.MULTILINE)
 
@@ -151,12 +153,12 @@ def _keys() -> Iterator[str]:
 
 
 def _parsers() -> dict[str, argparse.ArgumentParser]:
-    [commands] = [action for action in main._parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    [commands] = [action for action in main.parser()._actions if isinstance(action, argparse._SubParsersAction)]
     return dict(commands.choices)
 
 
 def _arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """All arguments but those that every command has, and those that say nothing of themselves."""
+    """All arguments with a help text, without those that every command has."""
     return [
         action
         for action in parser._actions

@@ -1,1 +1,1 @@
-"""Capture files read back: packets added up, files split by process."""
+"""Analysis of capture files: sums by process, one file for each process."""

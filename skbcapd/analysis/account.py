@@ -1,24 +1,33 @@
-"""Who sent and received what: packets added up, process by process.
+"""Sums of packets by process: which process sent and received how much.
 
-Packets from `reader` enter; sums leave. A process is a tgid; where none is known, a name; where that is not known
-either, the word behind `via=`. Its peers are the other ends of its packets: IP addresses, without ports.
+In: packets from `reader`. Out: sums. A process is a tgid; if that is not known, a name; if that is
+not known either, the value of `via`. Packets can also be added up by another field of their
+comments, such as the name of the process. Peers are the other ends of packets: IP addresses,
+without ports.
 
-The rules not to break: little is done per packet, or a file of 1 GB takes minutes; and a stranger's file fills no
-memory: what is new beyond the bounds below is added up as "others", or not told apart.
+The rules not to break: little work per packet, because a file of 1 GB must not take minutes. Memory
+is bounded, whatever the file holds: beyond the limits below, new entries are added up as "others",
+or are not distinguished.
 """
 
 from __future__ import annotations
 
+import collections
+import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TypeAlias
 
-from skbcapd.pcapng.comment import DIRECTION_IN, DIRECTION_OUT, shown
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
 from skbcapd.pcapng.link_type import ETHERNET, RAW
 from skbcapd.pcapng.reader import Reader, Stamp
+from skbcapd.text_safety import escaped_bytes
 
 _PROCESSES_MAX = 1 << 16
 _NAMES_MAX = 1 << 18  # of all processes together
+_TEXT_MAX = 8 << 20  # bytes of all names, units and other texts together: 31 of each name
+_KNOWN_BYTES_MAX = 16 << 20  # of the stamps that are remembered
 _PEERS_MAX = 1 << 19  # the same
 _KNOWN_MAX = 1 << 17  # stamps of which it is remembered whose they are; then that starts anew
 
@@ -31,59 +40,89 @@ _IPV4, _IPV6, _TAGS = 0x0800, 0x86DD, {0x8100, 0x88A8}
 
 @dataclass(eq=False, slots=True)
 class Process:
-    """The sums of one process. Bytes are those of whole frames, also where less was captured.
+    """The sums of one process, or of the packets that have another field in common.
+
+    Bytes are those of complete frames, also where less was captured.
 
     Args:
-        tgid: its id; None when not known.
+        tgid: its id; None when not known, or when there are several.
         via: why it is not known, as the comment says it; None when nothing is said.
         first_ns: time of its first packet, nanoseconds since 1970 UTC.
         last_ns: the same of the last.
+        value: what the packets have in common, if that is no tgid.
     """
 
     tgid: int | None
     via: bytes | None
     first_ns: int
     last_ns: int
+    value: bytes | None = None
     unit: bytes | None = None
-    names: dict[bytes | None, list[int]] = field(default_factory=dict)  # to [packets]; None: packets without
-    ways: dict[int, list[int]] = field(default_factory=lambda: {0: [0, 0], DIRECTION_IN: [0, 0], DIRECTION_OUT: [0, 0]})
+    # Names of process and thread to [packets]; None: packets without.
+    names: dict[tuple[bytes | None, bytes | None], list[int]] = field(default_factory=dict)
+    by_direction: dict[int, list[int]] = field(
+        default_factory=lambda: {0: [0, 0], DIRECTION_IN: [0, 0], DIRECTION_OUT: [0, 0]}
+    )
     peers: dict[bytes, list[int]] = field(default_factory=dict)  # packed address to [packets, bytes]
+
+    @property
+    def processes(self) -> list[str]:
+        """What it is called, the name with most packets first."""
+        return self._ordered(0)
 
     @property
     def comms(self) -> list[str]:
         """What its threads are called, the one with most packets first."""
-        counted = sorted((-count, name) for name, (count,) in self.names.items() if name is not None)
-        return [shown(name) for _, name in counted]
+        return self._ordered(1)
+
+    def _ordered(self, which: int) -> list[str]:
+        counted: collections.Counter[bytes] = collections.Counter()
+        for names, (count,) in self.names.items():
+            if (name := names[which]) is not None:
+                counted[name] += count
+        return [escaped_bytes(name) for _, name in sorted((-count, name) for name, count in counted.items())]
 
     @property
     def packets(self) -> int:
         """In any direction."""
-        return sum(packets for packets, _ in self.ways.values())
+        return sum(packets for packets, _ in self.by_direction.values())
 
     @property
     def bytes(self) -> int:
         """In any direction."""
-        return sum(size for _, size in self.ways.values())
+        return sum(size for _, size in self.by_direction.values())
 
     @property
-    def is_named(self) -> bool:
-        """Whether any packet says who it is."""
-        return self.tgid is not None or bool(self.comms)
+    def says_anything(self) -> bool:
+        """Whether any packet says who it is, or why that is not known."""
+        return (
+            self.tgid is not None
+            or self.via is not None
+            or self.value is not None
+            or bool(self.names.keys() - {(None, None)})
+        )
 
-    @property
-    def busiest(self) -> list[tuple[str, int, int]]:
-        """Its peers with packets and bytes, those with most bytes first."""
-        ordered = sorted((-size, peer, packets) for peer, (packets, size) in self.peers.items())
-        return [(str(ip_address(peer)), packets, -size) for size, peer, packets in ordered]
+    def busiest(self, count: int | None = None) -> Iterator[tuple[str, int, int]]:
+        """Its peers with packets and bytes, those with most bytes first; so many of them, or all."""
+        ordered = ((-size, peer, packets) for peer, (packets, size) in self.peers.items())
+        for size, peer, packets in sorted(ordered) if count is None else heapq.nsmallest(count, ordered):
+            yield str(ip_address(peer)), packets, -size
 
 
 class Account:
-    """Adds up packets, process by process."""
+    """Adds up packets, process by process.
 
-    def __init__(self) -> None:
+    Args:
+        by: the field that packets have in common, one of the GROUPS of attribution.fields.
+    """
+
+    def __init__(self, by: str = "tgid") -> None:
+        self._by = by
         self._processes: dict[_Key, Process] = {}
         self._known: dict[Stamp, tuple[Process, list[int], list[int]]] = {}
+        self._known_size = 0
         self._names_left = _NAMES_MAX
+        self._text_left = _TEXT_MAX
         self._peers_left = _PEERS_MAX
 
     @property
@@ -126,26 +165,50 @@ class Account:
 
     def _find(self, stamp: Stamp, time_ns: int) -> tuple[Process, list[int], list[int]]:
         """The process of a stamp, new if need be, and where the stamp's packets are counted there."""
-        tgid, comm, unit, via, direction = stamp
-        key: _Key = tgid if tgid is not None else comm if comm is not None else (via,)
-        if key not in self._processes and len(self._processes) >= _PROCESSES_MAX:
-            tgid = comm = unit = None
-            key, via = (_OTHERS,), _OTHERS
+        tgid, via, names = stamp.tgid, stamp.via, (stamp.name, stamp.comm)
+        key = self._key(stamp)
         process = self._processes.get(key)
+        if process is None and (len(self._processes) >= _PROCESSES_MAX or not self._has_room(key)):
+            tgid, via, names, key = None, _OTHERS, (None, None), (_OTHERS,)
+            process = self._processes.get(key)
         if process is None:
             via = via if isinstance(key, tuple) else None
-            process = self._processes[key] = Process(tgid, via, time_ns, time_ns)
-        process.unit = process.unit or unit
-        if comm is not None and comm not in process.names:
-            if self._names_left:
+            value = key if isinstance(key, bytes) and self._by != "tgid" else None
+            process = self._processes[key] = Process(tgid, via, time_ns, time_ns, value)
+        if process.tgid != tgid:
+            process.tgid = None
+        if process.unit is None and stamp.unit is not None and key != (_OTHERS,) and self._has_room(stamp.unit):
+            process.unit = stamp.unit
+        if names not in process.names:
+            if self._names_left and self._has_room(*names):
                 self._names_left -= 1
             else:
-                comm = None
-        if len(self._known) >= _KNOWN_MAX:
+                names = None, None
+        if len(self._known) >= _KNOWN_MAX or self._known_size > _KNOWN_BYTES_MAX:
             self._known.clear()
-        way = process.ways.get(direction, process.ways[0])
-        found = self._known[stamp] = (process, way, process.names.setdefault(comm, [0]))
+            self._known_size = 0
+        self._known_size += stamp.size
+        way = process.by_direction.get(stamp.direction, process.by_direction[0])
+        found = self._known[stamp] = (process, way, process.names.setdefault(names, [0]))
         return found
+
+    def _key(self, stamp: Stamp) -> _Key:
+        """What the packets of one row have in common."""
+        value = stamp.value(self._by)
+        if value is not None:
+            return value
+        if self._by == "tgid" and stamp.name is not None:
+            return stamp.name
+        return (stamp.via if stamp.tgid is None and stamp.name is None else None,)
+
+    def _has_room(self, *texts: _Key | None) -> bool:
+        """Whether there is room for texts, which are counted then."""
+        flat = (part for text in texts for part in (text if isinstance(text, tuple) else (text,)))
+        size = sum(len(part) for part in flat if isinstance(part, bytes))
+        if size > self._text_left:
+            return False
+        self._text_left -= size
+        return True
 
 
 def _peer(frame: memoryview, link_type: int, direction: int) -> bytes | None:

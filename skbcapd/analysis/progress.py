@@ -1,6 +1,7 @@
-"""A bar on a terminal, for what takes longer than a second.
+"""A progress bar on a terminal, for work that takes longer than a second.
 
-Bytes done enter; one line, drawn anew ten times a second, leaves. Where it goes to no terminal, nothing leaves.
+In: the number of processed bytes. Out: one line, drawn ten times per second; nothing if stderr is
+no terminal.
 """
 
 from __future__ import annotations

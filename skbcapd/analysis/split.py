@@ -1,16 +1,18 @@
-"""`skbcapd split`: one capture file for each process, name or unit.
+"""`skbcapd split`: one capture file for each process, name, unit or container.
 
-A capture file enters; files beside each other leave, in each the packets that have a tgid, comm or unit in common, in
-their order, with their times, lengths and options as they were. Packets that do not say it go to a file of their own.
+In: a capture file. Out: several files, each with the packets that have one field of their comments in common, in the
+same order and with the same times, lengths and options. Packets without it are written to a separate file.
 
-The rules not to break: no file is overwritten; a name from the capture reaches the file system only as letters, digits
-and `%xx`; and memory is bounded, however many processes there are: what is gathered is written out, all of it, when it
-is too much.
+The rules not to break: no file is overwritten; where one cannot be written, none of this run is left. A name from the
+capture becomes part of a file name only as letters, digits and `%xx`. Memory is bounded, however many processes there
+are: when too much is buffered, all of it is written.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import hashlib
 import os
 import struct
@@ -21,12 +23,12 @@ from typing import TypeAlias
 from urllib.parse import quote
 
 from skbcapd.analysis.progress import Progress
+from skbcapd.attribution.fields import FIELDS
 from skbcapd.errors import FileError
 from skbcapd.output.block_writer import MODE
-from skbcapd.pcapng.comment import shown
-from skbcapd.pcapng.reader import EPB, Interface, Packet, Reader, Section
-
-KEYS = ("tgid", "comm", "unit")
+from skbcapd.pcapng.blocks import PACKET
+from skbcapd.pcapng.reader import Packet, Reader, Section
+from skbcapd.text_safety import escaped_bytes
 
 _GATHERED_MAX = 64 << 20  # bytes in memory
 _FILES_MAX = 1 << 16
@@ -38,7 +40,7 @@ _Value: TypeAlias = int | bytes | None
 
 
 def command(options: argparse.Namespace) -> int:
-    """Split a file; what was written is said on stderr."""
+    """Split a file; print the result on stderr."""
     splitter = Splitter(options.file, options.by, options.directory)
     with Progress([options.file], sys.stderr) as progress, Reader(options.file, progress.next_file()) as reader:
         splitter.read(reader)
@@ -52,10 +54,14 @@ class _Part:
     """One file that is written: what is gathered for it, and what stands in it already."""
 
     path: Path
-    section: Section | None = None
-    numbers: dict[Interface, int] = field(default_factory=dict)  # of the section's interfaces, in this file
+    section: int = 0  # number of the last one, from 1: to hold the section itself would hold all its interfaces
+    numbers: dict[int, int] = field(default_factory=dict)  # of the section's interfaces, in this file
     gathered: bytearray = field(default_factory=bytearray)
     exists: bool = False
+
+
+class _UnwritableError(FileError):
+    """A file cannot be written."""
 
 
 class Splitter:
@@ -63,7 +69,7 @@ class Splitter:
 
     Args:
         file: the capture file; its name begins theirs.
-        by: which of KEYS they have in common.
+        by: which of the GROUPS of attribution.fields they have in common.
         directory: where they go.
     """
 
@@ -74,7 +80,9 @@ class Splitter:
         for suffix in (".gz", ".zst", ".part", ".pcapng"):
             self._stem = self._stem.removesuffix(suffix)
         self._parts: dict[_Value, _Part] = {}
-        self._gathered = self._interfaces = self._described = 0
+        self._gathered = self._interfaces = self._described = self._sections = 0
+        self._section: Section | None = None
+        self._says_via = False
         self.packets = 0
 
     @property
@@ -85,7 +93,7 @@ class Splitter:
     @property
     def pattern(self) -> str:
         """What their names have in common, for people."""
-        return shown(os.fsencode(self._directory / f"{self._stem}.*{self._by}*.pcapng"))
+        return escaped_bytes(os.fsencode(self._directory / f"{self._stem}.*{self._by}*.pcapng"))
 
     def read(self, reader: Reader) -> None:
         """Split a file. If it cannot be read to its end, what could be read has been written.
@@ -93,38 +101,63 @@ class Splitter:
         Raises:
             FileError: it cannot be read to its end, no packet says what to split by, or a file cannot be written.
         """
+        wrong = None
         try:
             for packet in reader.packets():
-                if not packet[0].section.block:
-                    raise FileError(
-                        f"{reader.name}: pcap, which cannot say what a packet's {self._by} is; expected pcapng"
-                    )
-                self._write(packet)
-        finally:
-            self._flush()
+                self._write(reader.name, packet)
+        except _UnwritableError:
+            raise
+        except FileError as error:
+            wrong = error
+        except BaseException:  # interrupted, or out of memory
+            self._discard()
+            raise
+        self._flush()
+        if wrong is not None:
+            raise wrong
         if self._parts.keys() <= {None}:
-            for path in self.paths:
-                path.unlink()
-            hint = "the setting comment must have it" if self._by == "unit" else "is the capture skbcapd's?"
+            self._discard()
             raise FileError(
-                f"{reader.name}: none of {self.packets} packets says its {self._by}; nothing to split", hint
+                f"{reader.name}: none of {self.packets} packets says its {self._by}; nothing to split", self._hint()
             )
 
-    def _write(self, packet: Packet) -> None:
-        """Gather a packet, and all that must stand before it."""
+    def _hint(self) -> str:
+        """Why no packet may say what to split by."""
+        if FIELDS[self._by].of_process is not None:
+            return "add it to the setting comment"
+        if self._says_via:
+            return "no packet belongs to a process of the machine that captured it, or none that is known"
+        return "check that skbcapd wrote the file"
+
+    def _discard(self) -> None:
+        """Delete all that this run has written: it would stop the next one."""
+        for part in self._parts.values():
+            if part.exists:
+                part.exists = False
+                with contextlib.suppress(OSError):
+                    part.path.unlink()
+
+    def _write(self, name: str, packet: Packet) -> None:
+        """Gather a packet of a file, and all that must stand before it."""
         interface, stamp, time, wire_len, frame, options = packet
-        value = getattr(stamp, self._by)
+        if not interface.section.block:
+            raise FileError(f"{name}: pcap, which cannot say what a packet's {self._by} is; expected pcapng")
+        value = stamp.value(self._by)
+        self._says_via |= stamp.via is not None
         part = self._parts.get(value)
         if part is None:
             part = self._parts[value] = self._begin(value)
         gathered, before, section = part.gathered, len(part.gathered), interface.section
-        if part.section is not section:
-            part.section = section
+        if section is not self._section:
+            self._section = section
+            self._sections += 1
+        if part.section != self._sections:
+            part.section = self._sections
             part.numbers.clear()
             gathered += section.block
-        number = part.numbers.get(interface)
+        number = part.numbers.get(interface.number)
         if number is None:
-            number = part.numbers[interface] = len(part.numbers)
+            number = part.numbers[interface.number] = len(part.numbers)
             gathered += interface.block
             self._interfaces += 1
             self._described += len(interface.block)
@@ -133,7 +166,7 @@ class Splitter:
         # A Simple Packet Block becomes an Enhanced one, at time 0: it has none.
         pad = -len(frame) & 3
         length = 32 + len(frame) + pad + len(options)
-        head = (EPB, length, number, time >> 32, time & 0xFFFFFFFF, len(frame), wire_len)
+        head = (PACKET, length, number, time >> 32, time & 0xFFFFFFFF, len(frame), wire_len)
         gathered += struct.pack(section.order + "7I", *head)
         gathered += frame
         gathered += bytes(pad) + options + struct.pack(section.order + "I", length)
@@ -165,9 +198,10 @@ class Splitter:
                     part.exists = True
                     file.write(part.gathered)
             except OSError as error:
-                self._gathered = 0
-                raise FileError(
-                    f"{shown(os.fsencode(part.path))}: {error.strerror}; expected a new file to write"
+                self._discard()
+                hint = "move it away, or name another directory with -d" if error.errno == errno.EEXIST else ""
+                raise _UnwritableError(
+                    f"{escaped_bytes(os.fsencode(part.path))}: {error.strerror}; expected a new file to write", hint
                 ) from None
             part.gathered.clear()
         self._gathered = 0

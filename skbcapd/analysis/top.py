@@ -1,9 +1,10 @@
-"""`skbcapd top`: who sent and received what, as a table, JSON or CSV.
+"""`skbcapd top`: which process sent and received how much, as a table, JSON or CSV.
 
-Capture files enter, `account` adds them up, text leaves. What is wrong with a file is said after the answer, on stderr:
-what could be read of it counts.
+In: capture files, which `account` adds up. Out: text. Errors in a file are printed after the result, on stderr; the
+part that could be read counts.
 
-The rule not to break: names and addresses are shown as printable ASCII only, whatever a stranger's file holds.
+The rules not to break: names and addresses are escaped (printable ASCII), whatever is in the file; no cell of CSV is a
+formula to a spreadsheet; and output is written piece by piece.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,31 +23,35 @@ from skbcapd.analysis.account import Account, Process
 from skbcapd.analysis.progress import Progress
 from skbcapd.errors import FileError
 from skbcapd.output.block_writer import StandardOutput
-from skbcapd.pcapng.comment import DIRECTION_IN, DIRECTION_OUT, shown
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
 from skbcapd.pcapng.reader import Reader
+from skbcapd.text_safety import escaped_bytes
 
-_HEADINGS = ("TGID", "COMM", "PACKETS", "BYTES", "SENT", "RECEIVED", "FIRST (UTC)", "LAST (UTC)", "PEERS")
+_HEADINGS = ("TGID", "PROCESS", "PACKETS", "BYTES", "SENT", "RECEIVED", "FIRST (UTC)", "LAST (UTC)", "PEERS")
 _NUMBERS = {"TGID", "PACKETS", "BYTES", "SENT", "RECEIVED"}
 _TABLE_PEERS, _CSV_PEERS = 3, 10  # the busiest; JSON has all
+_TABLE_NAME_MAX = 64  # characters; JSON and CSV have all
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def command(options: argparse.Namespace) -> int:
-    """Print who sent and received what; 1 when a file could not be read to its end."""
-    account = Account()
+    """Print which process sent and received how much; 1 if a file could not be read to its end."""
+    account = Account(options.by)
     wrong = read(account, options.files)
     processes = account.processes
     write = as_json if options.json else as_csv if options.csv else as_table
     output = StandardOutput()
     try:
-        output.text.write(write(processes))
+        for text in write(processes, options.by):
+            output.text.write(text)
     except BrokenPipeError:
         pass  # `top | head`: close says nothing of it either
     finally:
         output.close()
     for error in wrong:
         print(f"skbcapd: {error}", file=sys.stderr)
-    if processes and not any(process.is_named for process in processes):
-        print("skbcapd: no packet says which process it belongs to: is the capture skbcapd's?", file=sys.stderr)
+    if processes and not any(process.says_anything for process in processes):
+        print("skbcapd: no packet says which process it belongs to; check that skbcapd captured them", file=sys.stderr)
     return int(bool(wrong))
 
 
@@ -70,68 +76,104 @@ def read(account: Account, files: Sequence[Path]) -> list[FileError]:
     return wrong
 
 
-def as_table(processes: Sequence[Process]) -> str:
+def as_table(processes: Sequence[Process], by: str = "tgid") -> Iterator[str]:
     """Write lines for people: sent and received in bytes, and the busiest peers."""
-    rows = [_HEADINGS, *map(_row, processes)]
+    first, _, *others = _HEADINGS
+    headings = (first, "PROCESS" if by == "tgid" else by.upper(), *others)
+    rows = [headings, *(_row(process, by) for process in processes)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
     for row in rows:
         cells = zip(_HEADINGS, row, widths, strict=True)
         line = "  ".join(text.rjust(width) if head in _NUMBERS else text.ljust(width) for head, text, width in cells)
-        lines.append(line.rstrip() + "\n")
-    return "".join(lines)
+        yield line.rstrip() + "\n"
 
 
-def _row(process: Process) -> tuple[str, ...]:
-    comms, peers = process.comms, [address for address, _, _ in process.busiest]
-    name = comms[0] + _more(comms, 1) if comms else "" if process.via is None else f"via={shown(process.via)}"
+def _row(process: Process, by: str) -> tuple[str, ...]:
+    peers = [address for address, _, _ in process.busiest(_TABLE_PEERS)]
     return (
         "-" if process.tgid is None else str(process.tgid),
-        name or "-",
+        _label(process, by) or "-",
         str(process.packets),
         str(process.bytes),
-        str(process.ways[DIRECTION_OUT][1]),
-        str(process.ways[DIRECTION_IN][1]),
+        str(process.by_direction[DIRECTION_OUT][1]),
+        str(process.by_direction[DIRECTION_IN][1]),
         _when(process.first_ns)[:-4].replace("T", " "),
         _when(process.last_ns)[:-4].replace("T", " "),
-        " ".join(peers[:_TABLE_PEERS]) + _more(peers, _TABLE_PEERS),
+        " ".join(peers) + _more(len(process.peers), _TABLE_PEERS),
     )
 
 
-def _more(items: Sequence[str], count: int) -> str:
-    return f" +{len(items) - count}" if len(items) > count else ""
+def _label(process: Process, by: str) -> str:
+    """What a row is called."""
+    if process.via is not None:
+        return _short(f"via={escaped_bytes(process.via)}")
+    if by != "tgid":
+        return "" if process.value is None else _short(escaped_bytes(process.value))
+    names = process.processes
+    return _short(names[0]) + _more(len(names), 1) if names else ""
 
 
-def as_json(processes: Sequence[Process]) -> str:
+def _short(text: str) -> str:
+    return text if len(text) <= _TABLE_NAME_MAX else text[: _TABLE_NAME_MAX - 3] + "..."
+
+
+def _more(count: int, named: int) -> str:
+    return f" +{count - named}" if count > named else ""
+
+
+def as_json(processes: Sequence[Process], by: str = "tgid") -> Iterator[str]:
     """Write a list with an object for each process; docs/tools.md has its keys."""
-    found = [
-        _facts(process)
-        | {"comms": process.comms}
-        | {"peers": [dict(zip(("address", "packets", "bytes"), peer, strict=True)) for peer in process.busiest]}
-        for process in processes
-    ]
-    return json.dumps(found, indent=2) + "\n"
+    yield "["
+    for number, process in enumerate(processes):
+        text = json.dumps(_facts(process, by) | {"comms": process.comms, "peers": []}, indent=2)
+        yield (",\n" if number else "\n") + _indented(text.removesuffix("]\n}"))
+        # A process may have very many peers.
+        for place, peer in enumerate(process.busiest()):
+            found = dict(zip(("address", "packets", "bytes"), peer, strict=True))
+            yield (",\n" if place else "\n") + _indented(json.dumps(found, indent=2), 6)
+        yield "\n    ]\n  }" if process.peers else "]\n  }"
+    yield "\n]\n" if processes else "]\n"
 
 
-def as_csv(processes: Sequence[Process]) -> str:
-    """Write a line of headings and one for each process (RFC 4180, but lines end as Unix has it)."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*_facts(Process(None, None, 0, 0)), "peers", "busiest"], lineterminator="\n")
-    writer.writeheader()
+def _indented(text: str, spaces: int = 2) -> str:
+    return textwrap.indent(text, " " * spaces)
+
+
+def as_csv(processes: Sequence[Process], by: str = "tgid") -> Iterator[str]:
+    """Write a line of headings and one for each process (RFC 4180, but lines end as Unix has it).
+
+    Text is quoted, and defused where a spreadsheet would take it for a formula.
+
+    Source: OWASP, "CSV Injection".
+    """
+    line = io.StringIO()
+    headings = [*_facts(Process(None, None, 0, 0), by), "peers", "busiest"]
+    yield ",".join(headings) + "\n"
+    writer = csv.DictWriter(line, headings, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     for process in processes:
-        peers = [address for address, _, _ in process.busiest]
-        writer.writerow(_facts(process) | {"peers": len(peers), "busiest": " ".join(peers[:_CSV_PEERS])})
-    return text.getvalue()
+        peers = " ".join(address for address, _, _ in process.busiest(_CSV_PEERS))
+        row = _facts(process, by) | {"peers": len(process.peers), "busiest": peers}
+        writer.writerow({key: _defused(value) for key, value in row.items()})
+        yield line.getvalue()
+        line.seek(0)
+        line.truncate()
 
 
-def _facts(process: Process) -> dict[str, object]:
+def _defused(value: object) -> object:
+    """A cell that no spreadsheet takes for a formula: an apostrophe stands before what could be one."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def _facts(process: Process, by: str) -> dict[str, object]:
     """What JSON and CSV both say."""
-    sent, received = process.ways[DIRECTION_OUT], process.ways[DIRECTION_IN]
+    sent, received = process.by_direction[DIRECTION_OUT], process.by_direction[DIRECTION_IN]
+    value = {by: None if process.value is None else escaped_bytes(process.value)} if by != "tgid" else {}
     return {
         "tgid": process.tgid,
-        "comm": process.comms[0] if process.comms else None,
-        "via": None if process.via is None else shown(process.via),
-        "unit": None if process.unit is None else shown(process.unit),
+        "process": next(iter(process.processes), None),
+        "comm": next(iter(process.comms), None),
+        "via": None if process.via is None else escaped_bytes(process.via),
+        "unit": None if process.unit is None else escaped_bytes(process.unit),
         "packets": process.packets,
         "bytes": process.bytes,
         "sent_packets": sent[0],
@@ -140,6 +182,7 @@ def _facts(process: Process) -> dict[str, object]:
         "received_bytes": received[1],
         "first": _when(process.first_ns),
         "last": _when(process.last_ns),
+        **value,
     }
 
 

@@ -1,1 +1,1 @@
-"""Who a packet belongs to: processes, sockets and network namespaces, as /proc and sock_diag tell of them."""
+"""Processes, sockets, containers and network namespaces, from /proc and sock_diag."""

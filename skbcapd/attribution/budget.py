@@ -1,4 +1,4 @@
-"""Time for questions that packets wait for: some at once, and a tenth of all time in the long run."""
+"""A time limit for lookups that packets wait for: some time at once, and a tenth of all time in the long run."""
 
 from __future__ import annotations
 

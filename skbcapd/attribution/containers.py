@@ -1,19 +1,22 @@
-"""What a container is called: its name and its Kubernetes pod, from the files in which engines keep their state.
+"""Names of containers and Kubernetes pods, from the state files of the container engines.
 
-In: a container's id, which its cgroup tells, and that cgroup. Out: names, empty where they are not to be had.
+In: the id of a container, from its cgroup, and that cgroup. Out: names; empty if they are not
+known.
 
-No engine is asked: its socket may hang, and whoever answers there decides what a packet is called. Read are, by id:
+No engine is asked: its socket may hang, and the process that answers there would choose the names.
+These files are read, by id:
 
-    /var/log/containers/POD_NAMESPACE_CONTAINER-ID.log    Kubernetes: a link for each container's log
-    /var/log/pods/NAMESPACE_POD_UID/                      Kubernetes: by the pod's UID, which stands in the cgroup
-    DOCKER/containers/ID/config.v2.json                   docker, where DOCKER is /var/lib/docker
-    STORAGE/DRIVER-containers/containers.json             podman and CRI-O, where STORAGE is /var/lib/containers/storage
-    RUN/DRIVER-containers/volatile-containers.json        podman --rm, where RUN is /run/containers/storage
+    /var/log/containers/POD_NAMESPACE_CONTAINER-ID.log    Kubernetes: a link for the log of each container
+    /var/log/pods/NAMESPACE_POD_UID/                      Kubernetes: by the UID of the pod, which is in the cgroup
+    DOCKER/containers/ID/config.v2.json                   docker; DOCKER is /var/lib/docker
+    STORAGE/DRIVER-containers/containers.json             podman and CRI-O; STORAGE is /var/lib/containers/storage
+    RUN/DRIVER-containers/volatile-containers.json        podman --rm; RUN is /run/containers/storage
 
-All of them are root's. Files of users (podman without root) are not read: a user's file system may never answer.
+All of them belong to root. Files of other users (podman without root) are not read: their file
+systems may never respond.
 
-The rule not to break: packets wait meanwhile. What is read is bounded in bytes, entries and time, and whatever stands
-in a file gives names or nothing, never an error.
+The rule not to break: packets wait for this. Reading is limited in bytes, entries and time. The
+content of a file gives names or nothing, never an error.
 """
 
 from __future__ import annotations
@@ -24,7 +27,6 @@ import os
 import re
 import stat
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -32,6 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from skbcapd.attribution.budget import Budget
+from skbcapd.lru import Bounded
 
 REMEMBERED = 1024
 FRESH_S = 10.0  # a container may get another name
@@ -96,7 +99,7 @@ class Containers:
         self._places = places or Places()
         self._clock = clock
         self._budget = Budget(AHEAD_S, clock)
-        self._known: OrderedDict[bytes, tuple[float, Names]] = OrderedDict()
+        self._known: Bounded[bytes, tuple[float, Names]] = Bounded(REMEMBERED)
         self._listed: dict[Path, _Listed] = {}
         self._docker: tuple[Path, ...] | None = None
 
@@ -117,9 +120,6 @@ class Containers:
             # A container that has ended keeps its names: ids are not used again.
             names = self._look(identifier.decode(), cgroup) or names
         self._known[identifier] = self._clock() + (FRESH_S if any(names) else AGAIN_S), names
-        self._known.move_to_end(identifier)
-        if len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
         return names
 
     def _look(self, identifier: str, cgroup: bytes) -> Names | None:

@@ -1,12 +1,14 @@
-"""The table of comment fields: what a packet's comment may say of its process, one row a field.
+"""The table of comment fields: what the comment of a packet can say about its process, one row per field.
 
-In: a thread as the kernel program names it, and what /proc says of its process. Out: values, one for each field.
+In: a thread from the kernel program, and what /proc says about its process. Out: a value for each
+field.
 
-All else follows from the rows: the setting `comment`, the keys of a rule, the JSON Schema and the man page
-(`config.settings`), what is cut to fit a label (`pcapng.comment`), what `top` and `split` group by (`pcapng.reader`),
-Wireshark's fields and the table of docs/format.md (`make generate`). CONTRIBUTING.md shows how to add a row.
+Everything else follows from the rows: the setting `comment`, the keys of a rule, the JSON Schema
+and the man page (`config.settings`), what is cut to fit into a label (`pcapng.comment`), what `top`
+and `split` group by (`pcapng.reader`), the fields in Wireshark and the table in docs/format.md
+(`make generate`). CONTRIBUTING.md shows how to add a row.
 
-The rule not to break: a value is right, or it is not there (None or empty).
+The rule not to break: a value is right, or it is missing (None or empty).
 """
 
 from __future__ import annotations
@@ -91,7 +93,7 @@ TABLE: tuple[Field, ...] = (
     Field(
         name="pid",
         title="Thread id (pid)",
-        doc="number of the thread",
+        doc="thread id",
         of_thread=lambda user: user.tid,
         least=1,
         most=_PID_MAX,
@@ -100,7 +102,7 @@ TABLE: tuple[Field, ...] = (
     Field(
         name="tgid",
         title="Process id (tgid)",
-        doc="number of the process, which ps and most other tools call PID",
+        doc="process id, which ps and most other tools call PID",
         of_thread=lambda user: user.tgid,
         least=1,
         most=_PID_MAX,
@@ -110,7 +112,7 @@ TABLE: tuple[Field, ...] = (
     Field(
         name="process",
         title="Process",
-        doc="name of the process (of its main thread), left out where comm is the same",
+        doc="name of the process (of its main thread), left out if it equals comm",
         of_thread=lambda user: user.process,
         is_default=True,
         is_group=True,
@@ -118,22 +120,22 @@ TABLE: tuple[Field, ...] = (
     ),
     Field(
         name="ppid",
-        title="Parent's process id",
-        doc="number of the parent process",
+        title="Parent process id",
+        doc="process id of the parent",
         of_process=lambda process: process.ppid,
         most=_PID_MAX,
     ),
     Field(
         name="uid",
         title="User id",
-        doc="number of the effective user",
+        doc="effective user id",
         of_process=lambda process: process.uid,
         most=_ID_MAX,
     ),
     Field(
         name="user",
         title="User",
-        doc="name of that user in /etc/passwd",
+        doc="name of this user in /etc/passwd",
         of_process=lambda process: process.user,
         is_cuttable=True,
         is_group=True,
@@ -141,14 +143,14 @@ TABLE: tuple[Field, ...] = (
     Field(
         name="gid",
         title="Group id",
-        doc="number of the effective group",
+        doc="effective group id",
         of_process=lambda process: process.gid,
         most=_ID_MAX,
     ),
     Field(
         name="exe",
         title="Executable",
-        doc="path of the program; the kernel adds (deleted) where the file is gone",
+        doc="path of the program; ends in (deleted) if the file was deleted",
         of_process=lambda process: process.exe,
         is_cuttable=True,
     ),
@@ -162,14 +164,14 @@ TABLE: tuple[Field, ...] = (
     Field(
         name="cgroup",
         title="Control group",
-        doc="path of the cgroup: version 2, else systemd's, else the first that is not /",
+        doc="path of the cgroup: of version 2, otherwise of systemd, otherwise the first one that is not /",
         of_process=lambda process: process.cgroup,
         is_cuttable=True,
     ),
     Field(
         name="unit",
         title="systemd unit",
-        doc="systemd unit; one of a user's own manager stands behind that: user@1000.service/foo.service",
+        doc="systemd unit; for a unit of a user manager: user@1000.service/foo.service",
         of_process=lambda process: unit_of(process.cgroup),
         is_cuttable=True,
         is_group=True,
@@ -177,7 +179,7 @@ TABLE: tuple[Field, ...] = (
     Field(
         name="container",
         title="Container",
-        doc="name of the container, else the first 12 digits of its id; a rule takes the whole id, too",
+        doc="name of the container, otherwise the first 12 digits of its id; a rule also accepts the complete id",
         of_process=lambda process: process.names.name or short_id(container_of(process.cgroup)),
         is_cuttable=True,
         is_group=True,
@@ -194,7 +196,7 @@ TABLE: tuple[Field, ...] = (
     Field(
         name="ns_pid",
         title="Process id in its namespace",
-        doc="number of the process in its own PID namespace",
+        doc="process id in its own PID namespace",
         of_process=_number_in_namespace,
         least=1,
         most=_PID_MAX,

@@ -1,22 +1,24 @@
-"""What a network namespace is called: a file of packets from many containers should say which is which.
+"""Descriptions of network namespaces: in a file with packets of many containers, each interface shows its namespace.
 
-In: a namespace's number. Out: its name in /run/netns (`ip netns`), else the container of its oldest process, else only
-the number. Or: whether it is the one that a setting names.
+In: the number of a namespace. Out: its name in /run/netns (`ip netns`), otherwise the container of
+its oldest process, otherwise only the number. Also: whether it is the namespace that a setting
+names.
 
-The rule: asked once per namespace or label, never per packet, and any answer of /run and /proc is taken as it comes:
-what cannot be read is left out, nothing raises.
+The rule: this is called once per namespace or label, never per packet. /run and /proc are not
+trusted: what cannot be read is left out, and nothing raises.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
 from skbcapd.attribution.budget import Budget
 from skbcapd.attribution.processes import cgroup_of, container_of, opened, read_stat, short_id
+from skbcapd.lru import Bounded
+from skbcapd.text_safety import escaped
 
 REMEMBERED = 1024
 AHEAD_S = 0.5  # packets wait while names are looked for
@@ -38,7 +40,7 @@ class Namespaces:
         self._run = run
         self._proc = proc
         self._budget = Budget(AHEAD_S, clock)
-        self._known: OrderedDict[int, str] = OrderedDict()
+        self._known: Bounded[int, str] = Bounded(REMEMBERED)
 
     def describe(self, cookie: int, inode: int) -> str:
         """Say which namespace it is, for `if_description`.
@@ -60,8 +62,6 @@ class Namespaces:
             with self._budget.spending():
                 known = f"network namespace {name or self._owner(inode) or inode}"
             self._known[cookie] = known
-            if len(self._known) > REMEMBERED:
-                self._known.popitem(last=False)
         return known
 
     def _name(self, inode: int) -> str:
@@ -69,7 +69,7 @@ class Namespaces:
         with contextlib.suppress(OSError):
             for path in sorted(self._run.iterdir()):
                 if _inode(path) == inode:
-                    return _printable(path.name)
+                    return escaped(path.name)
         return ""
 
     def _owner(self, inode: int) -> str:
@@ -80,7 +80,7 @@ class Namespaces:
             with contextlib.suppress(OSError):
                 container = container_of(cgroup_of((self._proc / str(tgid) / "cgroup").read_bytes()))
                 name = short_id(container)
-                return f"of container {_printable(name.decode(errors='backslashreplace'))}" if name else ""
+                return f"of container {escaped(name.decode(errors='backslashreplace'))}" if name else ""
         return ""
 
     def _processes(self, inode: int) -> list[int]:
@@ -107,10 +107,6 @@ def is_called(name: str, inode: int, run: Path = RUN) -> bool:
     with contextlib.suppress(ValueError):  # NUL
         return int(name) == inode if name.isdecimal() else _inode(run / name) == inode
     return False
-
-
-def _printable(name: str) -> str:
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in name)
 
 
 def _inode(path: Path) -> int:

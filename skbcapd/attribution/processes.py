@@ -1,15 +1,18 @@
-"""Who a process is: what /proc says of it, beyond the ids and the name that the kernel program has taken itself.
+"""Processes: what /proc says about them, beyond the ids and names that the kernel program has read.
 
-In: a thread as the kernel program names it (tgid, tid, start). Out: its process's record, or None. Asked for in an
-upcall, once per label, and only when a setting wants more than comm, pid and tgid; never per packet.
+In: a thread from the kernel program (tgid, tid, start). Out: the record of its process, or None.
+This is called in an upcall, once per label, and only if a setting needs more than the kernel
+program knows; never per packet.
 
-The rule: a record counts only if it is provably of the same process, for ids are used again. The kernel's start is the
-*thread's* (`start_boottime` in ns); /proc/PID/stat tells it in clock ticks. /proc/TGID is opened once and everything is
-read below that descriptor, which stays with its process: when that is gone, reading fails, whoever has the number now.
-Its thread of the right start proves it. So does a process that started in an earlier tick than the thread, if the
-thread is gone: the next process of the same number would have started after it.
+The rule: a record counts only if it is provably of the same process, because ids are reused. The
+kernel gives the start of the *thread* (`start_boottime` in ns); /proc/PID/stat gives it in clock
+ticks. /proc/TGID is opened once, and everything is read below that descriptor. It stays with its
+process: when that has exited, reading fails, even if the id is used again. The process is proven by
+its thread with the right start. If the thread has exited, it is proven by an earlier start than
+that of the thread, in ticks: the next process with the same id would have started later.
 
-No file here can be trusted to exist, to be complete or to make sense: what cannot be read is left out, nothing raises.
+No file here is trusted to exist, to be complete or to make sense: what cannot be read is left out,
+and nothing raises.
 """
 
 from __future__ import annotations
@@ -18,14 +21,16 @@ import contextlib
 import os
 import re
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from skbcapd import clocks
 from skbcapd.attribution.containers import NOTHING, Containers, Names
+from skbcapd.lru import Bounded
 
-NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+NS_PER_TICK = clocks.NS_PER_TICK
+boot_ns = clocks.boot_ns
 CMDLINE_MAX = 4096  # bytes of a command line that are read
 REMEMBERED = 1024  # records, of 12 KiB at most
 FRESH_S = 1.0  # as long a record is not read again: a process may change its user, its program, its cgroup
@@ -121,7 +126,7 @@ class Processes:
         self._containers = containers or Containers()
         self._clock = clock
         self._sees_host = sees_host(proc)
-        self._known: OrderedDict[tuple[int, int, int], tuple[float, bytes, Process]] = OrderedDict()
+        self._known: Bounded[tuple[int, int, int], tuple[float, bytes, Process]] = Bounded(REMEMBERED)
 
     def find(self, tgid: int, tid: int, start: int, comm: bytes) -> Process | None:
         """The process of a thread.
@@ -147,9 +152,6 @@ class Processes:
         if process is None:
             return known[2] if known is not None and comm == known[1] else None
         self._known[key] = now, comm, process
-        self._known.move_to_end(key)
-        if len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
         return process
 
     def parent(self, process: Process) -> Process | None:
@@ -199,7 +201,7 @@ class Processes:
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What /proc/PID/stat says. `ticks`: start of the thread since boot, in clock ticks."""
+    """What /proc/PID/stat says. `ticks`: start of the thread since boot, in clock ticks, as the kernel counts them."""
 
     comm: bytes
     ppid: int
@@ -236,7 +238,8 @@ def read_stat(directory: int, below: str = "") -> Stat | None:
     before, _, after = _read_file(directory, below + "stat").rpartition(b")")
     values = after.split()
     try:
-        found = Stat(before.split(b"(", 1)[1], int(values[1]), int(values[19]))
+        ticks = int(values[19]) - clocks.offsets().boottime_ticks
+        found = Stat(before.split(b"(", 1)[1], int(values[1]), ticks)
     except (IndexError, ValueError):
         return None
     is_possible = 0 <= found.ppid < 1 << 31 and 0 <= found.ticks < (1 << 63) // NS_PER_TICK
@@ -385,8 +388,3 @@ def _read_file(directory: int, name: str, most: int = _FILE_MAX) -> bytes:
     finally:
         os.close(file)
     return data
-
-
-def boot_ns() -> int:
-    """When the machine was started, ns since 1970 UTC."""
-    return time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -1,16 +1,16 @@
-"""Who holds a socket: what /proc and the kernel's socket tables say of sockets whose use was not seen.
+"""Processes of sockets whose use was not seen, from /proc and the socket tables of the kernel.
 
-In: inode numbers of sockets. Out: the one process that has such a socket open, and the TCP sockets that exist, with
-their inodes.
+In: inode numbers of sockets. Out: the only process that has such a socket open, and the existing
+TCP sockets with their inodes.
 
-The rule: a socket that several processes hold belongs to nobody here, and a scan that did not come to its end, or
-without the capability to look at all processes (CAP_SYS_PTRACE), answers nothing. Looking through the descriptors of
-all processes takes long on a large host: a scan that takes too long is given up, and scans take a tenth of the time at
-most, however many questions come.
+The rule: if several processes have a socket open, no process is returned. The same holds if a scan
+did not reach its end, or if skbcapd cannot see all processes (CAP_SYS_PTRACE is missing). A scan of
+the descriptors of all processes takes long on a large host: it has a time limit, and scans take at
+most a tenth of the time, however many lookups there are.
 
-Not seen: a descriptor under way in a message, one registered with io_uring, the tables of threads that keep their own
-(unshare(2) with CLONE_FILES), those of a process whose main thread has ended, and
-what a security module hides.
+Not seen: a descriptor in a message, one that is registered with io_uring, descriptor tables of
+single threads (unshare(2) with CLONE_FILES), those of a process whose main thread has exited, and
+those that a security module hides.
 """
 
 from __future__ import annotations

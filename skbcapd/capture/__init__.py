@@ -1,1 +1,1 @@
-"""The drain loop: ranges of blocks from the kernel, labels for packets that have none, totals, reload."""
+"""The drain loop: ranges of blocks from the kernel, the stages of packets without a label, totals, reload."""

@@ -1,20 +1,22 @@
-"""The drain loop: what the kernel program has captured goes to the output, and everything is counted.
+"""The drain loop: passes what the kernel program has captured to the output, and counts it.
 
     segments -> ready blocks ------------------------------------------------------------------> output
              -> no label yet: self-test -> interface -> owner -> process -> verdict -> label -> output
              -> could not be read to its end: label remembered --------------------------------> output
 
-In: a loaded program, an output, what is wanted. Out: packets in the output, and totals.
+In: a loaded program, an output, a selection of interfaces, a plan. Out: packets in the output, and
+totals.
 
-The rule: nothing here runs once per packet, except for packets without a label. What the kernel has labelled is
-written as it lies in memory. And no drain takes longer than TURN_S and a little: the loop has other duties.
+The rule: no code here runs per packet, except for packets without a label. Blocks with a label are
+written as they are in memory. No drain takes much longer than TURN_S: the event loop has other
+work, too.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from skbcapd.attribution.processes import User, boot_ns
 from skbcapd.attribution.sockets import Flow
@@ -22,20 +24,21 @@ from skbcapd.capture import verdict
 from skbcapd.capture.delivery import Delivery, Sampler
 from skbcapd.capture.interfaces import Interfaces, Selection
 from skbcapd.capture.labeler import Labeler
+from skbcapd.capture.ledger import Ledger
+from skbcapd.capture.line import Line
 from skbcapd.capture.plan import Plan
-from skbcapd.capture.record import Record, Stage
+from skbcapd.capture.renumbering import Renumbering
 from skbcapd.capture.resolver import Resolver
 from skbcapd.capture.self_test import SelfTest
 from skbcapd.capture.totals import Tally, Totals
 from skbcapd.kernel import abi
 from skbcapd.kernel.program import Counters, Filters, Program
-from skbcapd.kernel.segments import Cut, Range, SegmentReader, read_local, walk
+from skbcapd.kernel.segments import SegmentReader
 from skbcapd.output.interface import Output, Statistics
-from skbcapd.output.worker import wait_until
+from skbcapd.pcapng.blocks import walk
 
 TURN_S = 0.2  # a drain ends after the range that passes it
-_DISK_S = 0.1  # that a question for the totals waits for the disk
-SETTLE_S = 3.0  # for what is in the segments when a capture ends; then it is dropped
+SETTLE_S = 1.5  # for what is in the segments when a capture ends; then it is dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +83,17 @@ class Capture:
         warn: Callable[[str], None] = print,
         ask_for_dump: Callable[[str], None] = lambda _why: None,
     ) -> None:
-        self.program, self.output, self._plan, self._machine, self._limit = program, output, plan, machine, limit
+        self.program, self.output, self._plan, self._machine = program, output, plan, machine
         self._tally = tally = Tally()
         self._reader = SegmentReader(program.memory, program.control, program.geometry)
         self._self_test = SelfTest(program, tally, warn)
         self._interfaces = Interfaces(program, output, selection, tally, machine.describe_namespace, warn)
         self._resolver = Resolver(program, machine.find_holder, boot_ns)
         self._labeler = Labeler(program, takes_stamped=output.labels)
+        self._renumbering = Renumbering(program, output, self._reader, self._labeler, self._interfaces)
+        self._ledger = Ledger(program, output, tally, self._interfaces, has_limit=bool(limit))
         self._delivery = Delivery(output, tally, self.statistics, ask_for_dump)
-        self._line: tuple[Stage, ...] = (
+        stages = (
             self._self_test.take,
             self._interfaces.take,
             self._resolver.take,
@@ -98,13 +103,11 @@ class Capture:
             self._labeler.take,
             self._delivery.take,
         )
+        self._line = Line(stages, self._labeler, self._delivery, tally, limit)
         self.is_cut_short = False
         """Whether the last drain has left something to the next one, which need not wait."""
         self._is_broken = False  # the output takes nothing more
         self._is_held_back = False  # the output may keep the end of what it got until the next flush
-        self._renumber_at: int | None = None  # the position behind the last packet with an old number
-        self._certain = 0  # packets that are certain to be written, or in the output's memory
-        self._uncertain: tuple[int, int] | None = None  # the output's position, and how many that will be then
         program.control[abi.WAKE_BACKLOG] = max(1, program.geometry.segment_count // 4)
         self._set_control()
         self._resolver.refill()
@@ -163,7 +166,7 @@ class Capture:
     @property
     def is_full(self) -> bool:
         """Whether the limit is reached."""
-        return bool(self._limit) and self._tally.written >= self._limit
+        return self._line.is_full
 
     @property
     def is_settled(self) -> bool:
@@ -192,7 +195,7 @@ class Capture:
             elif self.output.is_busy:
                 break  # this range, too, comes again
             elif not self.is_full:
-                self._write(blocks)
+                self._line.take(blocks, self._plan)
             moved += len(blocks.view)
             if time.monotonic() >= end:
                 self._reader.consume(blocks)
@@ -202,32 +205,17 @@ class Capture:
             self.output.flush(self.statistics)
             self._resolver.refill()
         self._is_held_back = bool(moved)
-        self._end_renumbering()
+        self._renumbering.go_on()
         return moved
 
     def settle(self) -> Totals:
-        """Drain, and tell the totals of which each figure only rises, as counters of a monitoring system must.
-
-        What the program has handed over and Python has not yet seen is not written yet: it may still be filtered, or
-        dropped. So only that counts as written which was delivered before a drain that has come past it, and which the
-        output has settled.
-        """
+        """Drain, and tell the totals of which each figure only rises, as counters of a monitoring system must."""
         kernel, cursor = self.counters(), int(self.program.control[abi.CURSOR])
         self.drain()
         if self._is_held_back:
             self.output.flush(self.statistics)
             self._is_held_back = False
-        if self._uncertain is None and self._reader.position >= cursor:
-            self._uncertain = self.output.handed, kernel.delivered - self._tally.not_written
-            mark = self._uncertain[0]
-            wait_until(lambda: self.output.settled >= mark, _DISK_S)  # so that what is told is not a second old
-        if self._uncertain is not None and self.output.settled >= self._uncertain[0]:
-            self._certain = max(self._certain, self._uncertain[1] - self.output.lost)
-            self._uncertain = None
-        totals = self.totals()
-        dumped = self.output.dumped
-        written = self._certain if dumped is None else dumped
-        return replace(totals, written=written, not_dumped=max(0, self._certain - written))
+        return self._ledger.settle(kernel, is_drained=self._reader.position >= cursor)
 
     def fall_asleep(self) -> bool:
         """Ask to be woken by the next packet; False when one has come already."""
@@ -273,41 +261,16 @@ class Capture:
         return list(self._interfaces.statistics())
 
     def renumber(self) -> None:
-        """Begin to forget all labels and the numbers of interfaces, as the output wants to give new ones.
-
-        Packets with the old numbers are written first: labels go, every program that has seen one ends (membarrier
-        waits for that), and the drains after that come to the end of what those have reserved. First packets among
-        that get no label: it would have the old number of its interface.
-        """
-        if self._renumber_at is None:
-            self._labeler.installs = False
-            self.program.clear_labels()
-            self._renumber_at = int(self.program.control[abi.CURSOR])
-            self._end_renumbering()  # where none of those is left
+        """Begin to give interfaces new numbers, as the output wants; see Renumbering."""
+        self._renumbering.begin()
 
     def counters(self) -> Counters:
         """The program's counters over all interfaces."""
-        slots = min(self._interfaces.seen + 1, abi.SLOTS)
-        return sum((self.program.counters(slot) for slot in range(slots)), Counters())
+        return self._ledger.counters()
 
     def totals(self) -> Totals:
         """What became of the packets until now."""
-        kernel, tally = self.counters(), self._tally
-        output_lost = self.output.lost
-        written = tally.written if self._limit else kernel.delivered - tally.not_written - output_lost
-        dumped = self.output.dumped
-        not_dumped = 0 if dumped is None else written - dumped
-        return Totals(
-            written=written - not_dumped,
-            filtered=kernel.filtered + tally.filtered,
-            duplicates=kernel.duplicate,
-            self_test=tally.self_test,
-            dropped=tally.dropped + output_lost,
-            missed=self.program.missed(),
-            kernel=kernel,
-            processes=tally.processes.count,
-            not_dumped=not_dumped,
-        )
+        return self._ledger.totals()
 
     def _set_control(self) -> None:
         """Tell the program what may change while it runs."""
@@ -317,46 +280,3 @@ class Capture:
         control[abi.FILTERED] = bool(plan.filter)
         control[abi.FILL] = plan.fill
         control[abi.DEDUP] = plan.dedup
-
-    def _end_renumbering(self) -> None:
-        """Have interfaces numbered anew, once all packets with an old number are written."""
-        if self._renumber_at is None or self._reader.position < self._renumber_at:
-            return
-        self.output.restart_interfaces(self.statistics())
-        self._interfaces.forget_numbers()
-        self._labeler.forget()
-        self._labeler.installs = True
-        self._renumber_at = None
-
-    def _write(self, blocks: Range) -> None:
-        """Write one range: plain stretches as they are, local blocks through Python."""
-        view, local = blocks.view, blocks.local
-        if self._limit:
-            local = [offset for offset, _, _ in walk(view)]
-        done = 0
-        for offset in local:
-            if self.is_full:
-                return
-            if offset > done:
-                self._delivery.take_blocks(view[done:offset])
-            size = int.from_bytes(view[offset + 4 : offset + 8], "little")
-            if int.from_bytes(view[offset : offset + 4], "little") == abi.BLOCK_PACKET:
-                self._delivery.take_blocks(view[offset : offset + size])
-                self._tally.written += 1
-            else:
-                self._write_local(view, offset)
-            done = offset + size
-        if done < len(view):
-            self._delivery.take_blocks(view[done:])
-
-    def _write_local(self, view: memoryview, offset: int) -> None:
-        """One block that Python writes anew."""
-        packet = read_local(view, offset)
-        if isinstance(packet, Cut):
-            self._delivery.take_cut(packet, self._labeler.known(packet.label_id))
-            return
-        record: Record | None = Record(packet)
-        for stage in self._line:
-            if record is None:
-                return
-            record = stage(record, self._plan)

@@ -1,10 +1,11 @@
-"""Complete the checksum of a frame that hardware was to complete (`checksums: fill`).
+"""Compute the checksum that the hardware would have computed (`checksums: fill`).
 
-In: a frame, and where the sum begins and goes. Out: the frame as it stands on the wire.
+In: a frame, and where the checksum begins and is stored. Out: the frame as it is on the wire.
 
-Source: Documentation/networking/checksum-offloads.rst, "TX Checksum Offload": the field holds the sum of the
-pseudo header, and the result is the ones' complement of the sum from csum_start to the end of the packet. RFC 768: a
-UDP checksum of 0 is sent as 0xffff; TCP's may be sent so, too: both mean the same number.
+Source: Documentation/networking/checksum-offloads.rst, "TX Checksum Offload": the field holds the
+sum of the pseudo header, and the result is the ones' complement of the sum from csum_start to the
+end of the packet. RFC 768: a UDP checksum of 0 is sent as 0xffff; TCP's may be sent so, too: both
+mean the same number.
 """
 
 from __future__ import annotations

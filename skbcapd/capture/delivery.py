@@ -1,7 +1,8 @@
-"""The last stage: a packet to the output.
+"""The last stage: passes a packet to the output.
 
-In: a packet with all that was decided about it, a labelled packet that Python has to write anew, or blocks that the
-program has written. Out: the output has them, or they are counted as filtered or dropped.
+In: a packet with all results of the other stages, a packet with a label that Python must write
+again, or blocks from the kernel program. Out: they are in the output, or counted as filtered or
+dropped.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from skbcapd.capture.record import Record
 from skbcapd.capture.totals import Tally
 from skbcapd.kernel.segments import Cut, Upcall
 from skbcapd.output.interface import Output, Snapshot
-from skbcapd.pcapng.comment import CHECKSUM_NOT_READY, Label
+from skbcapd.pcapng.blocks import CHECKSUM_NOT_READY
+from skbcapd.pcapng.comment import Label
 
 _Local = TypeVar("_Local", Upcall, Cut)
 
@@ -69,7 +71,7 @@ class Delivery:
         if verdict.dump:
             self._ask_for_dump(f"rules[{verdict.dump}]")
         self._tally.processes.add(packet.tgid)
-        return record._replace(packet=packet)
+        return record
 
     def take_cut(self, packet: Cut, known: tuple[int, Label] | None) -> None:
         """A labelled packet that the program could not write itself.

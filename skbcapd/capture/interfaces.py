@@ -1,10 +1,11 @@
-"""The interfaces that packets are captured on.
+"""The interfaces that packets are captured on: a stage.
 
-In: a packet without a label. Out: its interface, which the output has numbered; or the end of its way, where the
-interface is not wanted.
+In: a packet without a label. Out: its interface, with its number in the output; nothing if the
+interface is excluded.
 
-The rule: an interface is one name of one ifindex in one network namespace. Renamed, it is another one, with another
-row of counters; so what is in a file under a name was captured under that name.
+The rule: an interface is one name of one ifindex in one network namespace. After it is renamed it
+counts as a new one, with new counters. So packets in a file were captured under the name of their
+interface in that file.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from skbcapd.kernel.program import Program
 from skbcapd.kernel.segments import Upcall
 from skbcapd.lru import Bounded
 from skbcapd.output.interface import Output, Statistics
-from skbcapd.pcapng.comment import DIRECTION_IN, DIRECTION_OUT
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
 from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.link_type import link_type
 
@@ -118,7 +119,8 @@ class Interfaces:
             self._tally.filtered += 1
             return None
         found.early += packet.slot != found.slot
-        return record._replace(interface=found)
+        record.interface = found
+        return record
 
     def forget_numbers(self) -> None:
         """Each interface gets a new number with its next packet."""
@@ -165,8 +167,10 @@ class Interfaces:
     def _tell_program(self, packet: Upcall, known: KnownInterface) -> None:
         for direction in (DIRECTION_IN, DIRECTION_OUT):
             self._program.set_device(
-                abi.DEVICE_KEY.pack(packet.net, packet.ifindex, direction),
-                abi.DEVICE.pack(packet.names[16:32], known.slot, known.description is None),
+                abi.DEVICE_KEY.pack(*abi.DeviceKey(packet.net, packet.ifindex, direction)),
+                abi.DEVICE.pack(
+                    *abi.Device(name=packet.names[16:32], slot=known.slot, unwanted=known.description is None)
+                ),
             )
         if self._program.control[abi.DEVICE_FILTER]:
             self._program.control[abi.DEVICE_FILTER] += 1

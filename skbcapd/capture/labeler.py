@@ -1,9 +1,10 @@
-"""Labels: what the kernel program does by itself with the next packets of a key.
+"""Labels: what the kernel program does with the next packets of a key, without Python.
 
-In: a packet with process and verdict. Out: its stamp; and, in the program, a label that stamps or drops the others.
+In: a packet with process and verdict. Out: its options; and a label in the program, which stamps or
+drops other packets.
 
-The rule: a label holds an interface's number, so while those are given anew none is installed. And a key is decided
-about once in a drain, however many of its packets came before its label could.
+The rule: a label has the number of an interface, so none is installed during a renumbering. A drain
+decides once about a key, however many of its packets came before the label was installed.
 """
 
 from __future__ import annotations
@@ -55,14 +56,17 @@ class Labeler:
     def recall(self, record: Record, _plan: Plan) -> Record:
         """Stage: what was decided about an earlier packet with the same key in this drain."""
         decision = None if record.is_asked else self._decided.get(record.packet.key + record.packet.names)
-        return record if decision is None else record._replace(**decision._asdict(), is_decided=True)
+        if decision is not None:
+            record.process, record.verdict, record.stamp = decision
+            record.is_decided = True
+        return record
 
     def take(self, record: Record, plan: Plan) -> Record:
         """Stage: the packet's stamp, and the label for the next ones."""
         if record.is_decided:
             return record
         packet, verdict = record.packet, record.verdict
-        record = record._replace(stamp=(stamp := _stamp(packet, record.process, plan)))
+        record.stamp = stamp = _stamp(packet, record.process, plan)
         if not record.is_asked:
             self._decided[packet.key + packet.names] = Decision(record.process, verdict, stamp)
             if self.installs and (self._takes_stamped or not verdict.keeps):
@@ -79,18 +83,20 @@ class Labeler:
         self._program.set_label(
             packet.key,
             abi.LABEL.pack(
-                packet.names[:16],
-                packet.names[16:32],
-                packet.names[32:],
-                number,
-                known.interface_id,
-                known.slot,
-                (verdict.snaplen or plan.snaplen) if verdict.keeps else 0,
-                verdict.filter,
-                self._program.control[abi.GENERATION],
-                len(options),
-                stamp.flags_at,
-                options,
+                *abi.Label(
+                    comm=packet.names[:16],
+                    device=packet.names[16:32],
+                    process=packet.names[32:],
+                    id=number,
+                    interface_id=known.interface_id,
+                    slot=known.slot,
+                    snaplen=(verdict.snaplen or plan.snaplen) if verdict.keeps else 0,
+                    filter=verdict.filter,
+                    generation=self._program.control[abi.GENERATION],
+                    options_len=len(options),
+                    flags_at=stamp.flags_at,
+                    options=options,
+                )
             ),
         )
 

@@ -1,7 +1,7 @@
-"""What a capture does, as far as it may change while it runs.
+"""The plan: everything about a capture that can change while it runs.
 
-In: settings, and their packet filters, compiled. Out: one frozen object. A reload exchanges it whole, from one packet
-to the next, so no stage sees a part of the old and a part of the new.
+In: settings, and their compiled packet filters. Out: one frozen object. A reload exchanges it
+completely, between two packets, so no stage sees parts of the old and of the new one.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from skbcapd.attribution.processes import Processes
-from skbcapd.capture.rules import Rules
+from skbcapd.capture.rules import Rules, filters_of
 from skbcapd.config.settings import Settings
+from skbcapd.filter import packet_filter
+from skbcapd.filter.netmask import netmask_of
 from skbcapd.filter.packet_filter import Matcher, Programs
 from skbcapd.kernel.abi import CAPTURE_MAX
 
@@ -49,6 +51,20 @@ class Plan:
     def longest(self) -> int:
         """The most bytes that are kept of any frame."""
         return max(self.snaplen, self.rules.most)
+
+
+def compile_filters(settings: Settings, first: int = 1) -> dict[int, Programs]:
+    """All packet filters of settings by number; see rules.filters_of.
+
+    Args:
+        settings: checked.
+        first: number of the first rule's filter.
+
+    Raises:
+        FilterError: a filter cannot be used.
+    """
+    netmask = netmask_of(settings.interfaces, settings.namespaces)
+    return packet_filter.compile_each(filters_of(settings.filter, settings.rules, first), netmask)
 
 
 def plan_for(

@@ -1,15 +1,17 @@
-"""A packet without a label on its way through the stages of this package.
+"""A packet without a label, on its way through the stages of this package.
 
-In: a packet as the kernel program gives it. Out: the same, and what the stages have found out about it.
+In: a packet from the kernel program. Out: the same packet, with the results of the stages.
 
-The rule: a stage takes a record and returns the next one, or None where the packet's way ends; then it has counted it.
-A stage decides by the record and by the plan, which is the same for all stages of one packet. `capture.line` has them
-in their order; a new stage is a function there, or a file here.
+The rule: a stage takes a record and returns the next one. It returns None if it ends the way of the
+packet; then it has counted the packet. A stage uses only the record and the plan, which is the same
+for all stages of one packet. `capture` has the stages in their order; a new stage is a function in
+a module here, or a new module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from skbcapd.attribution.processes import Process, User
@@ -41,6 +43,10 @@ class KnownInterface:
         self.early = 0  # packets written before the program knew its slot
 
 
+NOWHERE = KnownInterface(0)
+KEPT = Verdict()
+
+
 class Decision(NamedTuple):
     """What holds for all packets of a label."""
 
@@ -49,8 +55,9 @@ class Decision(NamedTuple):
     stamp: Label
 
 
-class Record(NamedTuple):
-    """What is known of one packet; each stage fills in its part.
+@dataclass(slots=True)
+class Record:
+    """What is known of one packet; each stage fills in its part and hands the record on.
 
     Args:
         packet: as the kernel program saw it; its process, where that had to be asked for.
@@ -63,10 +70,10 @@ class Record(NamedTuple):
     """
 
     packet: Upcall
-    interface: KnownInterface = KnownInterface(0)
+    interface: KnownInterface = NOWHERE
     is_asked: bool = False
     process: Process | None = None
-    verdict: Verdict = Verdict()
+    verdict: Verdict = KEPT
     stamp: Label | None = None
     is_decided: bool = False
 

@@ -1,10 +1,11 @@
-"""Other settings while a capture runs: read, checked, compiled and put in place, and no packet is missed.
+"""Reload: new settings for a running capture, and no packet is missed.
 
-In: a signal's wish, a config file. Out: the capture goes on with the new settings, or with the old ones and a line for
-each problem.
+In: a config file, on SIGHUP. Out: the capture has the new settings; or it keeps the old ones, and
+each problem is logged.
 
-The rule: the capture is never held up. A child reads the file, looks up hosts' names, compiles filters and loads them,
-however long that takes; the loop asks `finish` when it has something to say. A bad file changes nothing.
+The rule: the capture never waits. A child process reads the file, resolves names of hosts, compiles
+filters and loads them, however long that takes. The event loop calls `finish` when the child has a
+result. A file with errors changes nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from functools import reduce
 from typing import NamedTuple
 
 from skbcapd.capture.capture import Capture
-from skbcapd.capture.plan import RELOADED, plan_for
-from skbcapd.capture.rules import filters_of
+from skbcapd.capture.plan import RELOADED, compile_filters, plan_for
 from skbcapd.config.settings import ROWS, Settings
 from skbcapd.errors import ConfigError, KernelError
 from skbcapd.filter import packet_filter
@@ -74,7 +74,7 @@ class Reload:
         self._settings = settings
         self._load = load
         self._say, self._refuse = say, refuse or say
-        self._filters: Mapping[int, Programs] = packet_filter.compile_each(filters_of(settings.filter, settings.rules))
+        self._filters: Mapping[int, Programs] = compile_filters(settings)
         self._first = 1  # number of the first rule's filter: those of other rules have other numbers, for good
         self._again = False
         self.child: Loader | None = None
@@ -124,11 +124,11 @@ class Reload:
         except ConfigError as error:
             return Prepared(self._settings, self._filters, self._first, [], [str(each) for each in error.problems]), []
         first = self._first
-        filters = packet_filter.compile_each(filters_of(settings.filter, settings.rules, first))
+        filters = compile_filters(settings, first)
         if filters == self._filters:
             return Prepared(settings, filters, first, [], []), []
         first += len([number for number in self._filters if number])
-        filters = packet_filter.compile_each(filters_of(settings.filter, settings.rules, first))
+        filters = compile_filters(settings, first)
         if not filters:
             return Prepared(settings, filters, first, [], []), []
         loaded = self._capture.program.load_filters(packet_filter.source(filters, CAPTURE_MAX))

@@ -1,9 +1,11 @@
-"""Whose socket is it? What the kernel program asks about sockets whose use it has not seen.
+"""Lookups for the kernel program: processes of sockets whose use it has not seen.
 
-In: a packet of a socket without a known user. Out: the same packet with the user, or with `unknown`; and the answer
-in the program's tables, so that the next packet of the socket needs no question.
+In: a packet of a socket without a known user. Out: the same packet with the user, or with
+`unknown`. The result is also stored in the tables of the program, so the next packet of the socket
+needs no lookup.
 
-The rule: an answer is one process, or none. A socket that several processes hold is of nobody known until one uses it.
+The rule: the result is one process, or none. If several processes have a socket open, none is named
+until one uses it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from skbcapd.capture.record import Record
 from skbcapd.kernel import abi
 from skbcapd.kernel.program import Program
 from skbcapd.kernel.segments import Upcall
+from skbcapd.pcapng.blocks import DIRECTION_OUT
 
 QUESTIONS = 1024  # that the program may ask from one drain to the next
 
@@ -38,7 +41,7 @@ class Resolver:
         self._program = program
         self._find_holder = find_holder
         self._boot_ns = boot_ns
-        self._told: dict[bytes, int] = {}  # layout.FLOW to the socket's inode
+        self._told: dict[bytes, int] = {}  # abi.FLOW to the socket's inode
 
     def refill(self) -> None:
         """Allow the program as many questions as a drain can answer."""
@@ -59,7 +62,7 @@ class Resolver:
             # Several processes may listen at one port (SO_REUSEPORT).
             if len(of) == 1 and NOBODY not in of:
                 user = of.pop()
-                owner = (*user_record(user), self._told[key], 0, 0, 0)
+                owner = abi.Owner(*_record(user), inode=self._told[key], identity=0)
                 self._program.add_flow(key, abi.OWNER.pack(*owner))
 
     def retell(self, flows: Iterable[Flow]) -> None:
@@ -76,7 +79,8 @@ class Resolver:
         """Stage: the packet with its process, where the program has asked for it."""
         if record.packet.via != abi.VIA_UNRESOLVED:
             return record
-        return record._replace(packet=self.resolve(record.packet), is_asked=True)
+        record.packet, record.is_asked = self.resolve(record.packet), True
+        return record
 
     def resolve(self, packet: Upcall) -> Upcall:
         """The packet with its process, or with `unknown`. It needs no label: later packets ask with another key."""
@@ -91,41 +95,54 @@ class Resolver:
                 return known
         if user is None:
             return replace(packet, via=abi.VIA_UNKNOWN)
-        self._program.set_holder(packet.inode, abi.USER.pack(*user_record(user)))
-        return self._held(packet, *user_record(user))
+        holder = _record(user)
+        self._program.set_holder(packet.inode, abi.USER.pack(*holder))
+        return self._held(packet, holder)
 
     def _learned(self, packet: Upcall) -> Upcall | None:
         """The packet with the user that the program has learned since it passed; None when there is none."""
         learned = self._program.owner(packet.sk)
-        if learned is not None:
-            tgid, tid, start, comm, process, inode, identity = learned
-            if tgid and (inode == packet.inode if packet.inode else identity == packet.identity):
-                via = abi.VIA_SOCKET if packet.direction == abi.OUT else abi.VIA_FLOW
-                return _of(packet, via, tgid, tid, start, comm, process)
+        if learned is not None and learned.tgid:
+            is_same = learned.inode == packet.inode if packet.inode else learned.identity == packet.identity
+            if is_same:
+                via = abi.VIA_SOCKET if packet.direction == DIRECTION_OUT else abi.VIA_FLOW
+                return _of(packet, via, learned)
         # A later socket may lie at the same address by now.
         holder = self._program.holder(packet.inode) if packet.inode else None
-        return self._held(packet, *holder) if holder and holder[0] else None
+        return self._held(packet, holder) if holder and holder.tgid else None
 
-    def _held(self, packet: Upcall, tgid: int, tid: int, start: int, comm: bytes, process: bytes) -> Upcall:
+    def _held(self, packet: Upcall, holder: abi.User) -> Upcall:
         """The packet with the holder of its socket, but that of another time: one that began behind the packet.
 
         Such a one has the socket from another process. /proc tells a process's start in ticks, rounded down.
         """
-        began = start if start % NS_PER_TICK else start + NS_PER_TICK
-        if not tgid or self._boot_ns() + began > packet.time_ns:
+        began = holder.start if holder.start % NS_PER_TICK else holder.start + NS_PER_TICK
+        if not holder.tgid or self._boot_ns() + began > packet.time_ns:
             return replace(packet, via=abi.VIA_UNKNOWN)
-        return _of(packet, abi.VIA_INODE, tgid, tid, start, comm, process)
+        return _of(packet, abi.VIA_INODE, holder)
 
 
-def _of(packet: Upcall, via: int, tgid: int, tid: int, start: int, comm: bytes, process: bytes) -> Upcall:
-    comm, process = (name.split(b"\0")[0][:15] for name in (comm, process))
-    return replace(packet, via=via, tgid=tgid, tid=tid, start=start, comm=comm, process=process)
+def _of(packet: Upcall, via: int, user: abi.User | abi.Owner) -> Upcall:
+    """The packet with a process."""
+    comm, process = (name.split(b"\0")[0][:15] for name in (user.comm, user.process))
+    return replace(packet, via=via, tgid=user.tgid, tid=user.tid, start=user.start, comm=comm, process=process)
 
 
-def user_record(user: User) -> tuple[int, int, int, bytes, bytes]:
-    """A user as abi.USER has it."""
-    return user.tgid, user.tid, user.start, user.comm[:15], user.process[:15]
+def _record(user: User) -> abi.User:
+    """A user as the program has it."""
+    return abi.User(user.tgid, user.tid, user.start, user.comm[:15], user.process[:15])
 
 
 def _key(flow: Flow) -> bytes:
-    return abi.FLOW.pack(*flow[:7], 0)
+    """What the program knows a flow by."""
+    return abi.FLOW.pack(
+        *abi.Flow(
+            net=flow.net,
+            local=flow.local,
+            remote=flow.remote,
+            local_port=flow.local_port,
+            remote_port=flow.remote_port,
+            protocol=flow.protocol,
+            family=flow.family,
+        )
+    )

@@ -1,11 +1,13 @@
-"""The user's process rules: which packets are kept, by whose they are.
+"""The process rules of the settings: which packets are kept, by process.
 
-In: whose packet it is, its device and direction. Out: a verdict: dropped, or how many bytes are kept of which packets.
-Asked once per label, in the upcall; the kernel program carries it out on all later packets of the label.
+In: the process of a packet, its interface and direction. Out: a verdict: drop, or how many bytes to
+keep of which packets. It is made once per label, in the upcall; the kernel program applies it to
+all later packets of the label.
 
-The rule not to break: the first rule whose conditions all hold decides, and a condition on something that is not known
-does not hold. So `{user: root, action: drop}` drops no packet of a process that nobody could look at. Packets wait
-while rules are asked, and strangers choose the texts: the regular expressions of a decision take DECIDE_S at most.
+The rule not to break: the first rule of which all conditions are true decides, and a condition is
+false if its value is not known. So `{user: root, action: drop}` does not drop packets of a process
+that could not be looked up. Packets wait for rules, and others choose the texts: all regular
+expressions of a decision take at most DECIDE_S.
 """
 
 from __future__ import annotations
@@ -115,6 +117,8 @@ class Rules:
         self.needs_process = any(needs_process(rule.fields) or rule.children for rule in rules)
         self.most = max((rule.snaplen or 0 for rule in rules), default=0)
         """The most bytes of a frame that a rule asks for; 0: none says so."""
+        self.is_empty = not rules
+        """Whether there is no rule: then every packet is kept."""
 
     @property
     def filters(self) -> dict[int, str]:
@@ -183,8 +187,8 @@ class Rules:
             if name not in self._slow:
                 self._slow.add(name)
                 self._warn(
-                    f"{name}: the regular expression {pattern.text} takes too long for what a process says of itself "
-                    "(more than 20 ms, or less where that comes often); the condition does not hold there"
+                    f"{name}: the regular expression {pattern.text} takes too long (more than 20 ms, or less if that "
+                    "happens often); the condition is false for this process"
                 )
             return False
         finally:
@@ -214,7 +218,7 @@ def doubts(
         if _is_unknown(user, [entry.pw_name for entry in pwd.getpwall()]):
             yield f"rules[{number}].user: no such user is known on this machine"
         if _is_unknown(rule.interface, names):
-            yield f"rules[{number}].interface: no such device is there now"
+            yield f"rules[{number}].interface: there is no such interface now"
         if _is_unknown(unit, [path.name for directory in units for path in Path(directory).glob("*")]):
             yield f"rules[{number}].unit: systemd has no such unit now"
         if isinstance(comm, TextPattern) and "process" not in rule.fields:

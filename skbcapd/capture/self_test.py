@@ -1,8 +1,9 @@
-"""The self-test: packets of known bytes, sent at start, that must come back whole.
+"""The self-test: packets with known bytes that are sent at start, and must be captured completely.
 
-In: a loaded program. Out: whether it reads paged frames; and, as a stage, the end of the way for the test's packets.
+In: a loaded program. Out: whether it can read paged frames. As a stage: ends the way of packets of
+the self-test.
 
-The rule: they are counted and never written, also where they come late.
+The rule: these packets are counted and never written, even if they arrive late.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class SelfTest:
             if not self.is_proven:
                 program.control[abi.PAGE_BASE] = 0
         if not program.control[abi.PAGE_BASE]:
-            self._warn("paged frames cannot be read on this kernel: they are captured up to their linear part")
+            self._warn("paged frames cannot be read on this kernel: they are cut at the end of their linear part")
         if self._marker is not None:
             self._marker.close()
             self._marker = None

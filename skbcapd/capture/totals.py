@@ -1,4 +1,4 @@
-"""What became of the packets: counted by the stages, added up with the kernel program's counters.
+"""The totals of a capture: counters of the stages and of the kernel program.
 
 The rule: every packet is counted once. When a capture has ended,
 seen = written + filtered + duplicates + self_test + kernel.lost + dropped + not_dumped.

@@ -1,10 +1,10 @@
-"""Wireshark's way of asking for a capture: skbcapd as an entry in its list of interfaces.
+"""The extcap protocol of Wireshark: skbcapd as an entry in its list of interfaces.
 
-In: the calls that Wireshark makes of each program in its extcap directory. Out: the answers, line by line, and for
-`--capture` the settings of the capture and the FIFO that it goes to. `cli` runs it as any other.
+In: the calls that Wireshark makes of each program in its extcap directory. Out: the answers, line by line; for
+`--capture`, the settings of the capture and the FIFO that it is written to.
 
-The rules not to break: an option here is a row of `settings`: its name, default and meaning are said there only. And a
-capture that goes well says nothing: Wireshark shows people every word on stderr as an error.
+The rules not to break: each option is a row of `settings`, which has its name, default and description. A capture
+without errors prints nothing: Wireshark shows every line on stderr as an error.
 
 Source: doc/extcap.adoc of Wireshark ("The Extcap Interface" in its Developer's Guide); extcap_parser.c there: no sign
 escapes a brace.
@@ -13,31 +13,41 @@ escapes a brace.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, get_args
 
 from skbcapd import __version__
-from skbcapd.config.settings import ROWS, Transmit
+from skbcapd.cli.arguments import Commands
+from skbcapd.config import parser as config
+from skbcapd.config.settings import ROWS, Settings, Transmit
+from skbcapd.daemon import app
 from skbcapd.errors import FileError, UsageError
-from skbcapd.pcapng.comment import shown
+from skbcapd.output.block_writer import StandardOutput
+from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.pcapng.link_type import ETHERNET
+from skbcapd.text_safety import escaped_bytes
 
 INTERFACE = "skbcapd"
 
-# Settings that can be chosen in Wireshark: the kind of input, and what a choice offers.
+# Settings in the dialog of Wireshark: label, and kind of input.
 _OPTIONS: dict[str, tuple[str, str]] = {
-    "interfaces": ("Devices (none: all)", "multicheck"),
+    "interfaces": ("Interfaces (none: all)", "multicheck"),
     "directions": ("Directions", "selector"),
-    "transmit": ("Take sent packets", "selector"),
-    "snaplen": ("Bytes kept of each frame", "unsigned"),
-    "buffer.size": ("Buffer", "string"),
+    "transmit": ("Where to capture sent packets", "selector"),
+    "snaplen": ("Maximum bytes per frame", "unsigned"),
+    "buffer.size": ("Buffer size", "string"),
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the protocol's arguments to a parser."""
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    parser = commands.add(
+        "extcap", run, "Implement the extcap protocol of Wireshark. Only Wireshark uses this command."
+    )
     call = parser.add_mutually_exclusive_group()
     for name, text in (
         ("interfaces", "list the interfaces"),
@@ -46,16 +56,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         call.add_argument(f"--extcap-{name}", action="store_true", help=text)
     call.add_argument("--capture", action="store_true", help="capture")
-    parser.add_argument("--extcap-version", metavar="VERSION", help="the version of Wireshark that asks")
-    parser.add_argument("--extcap-interface", metavar="NAME", help=f"the interface: {INTERFACE}")
-    parser.add_argument("--extcap-capture-filter", metavar="FILTER", help="capture filter; alone: is it right?")
-    parser.add_argument("--fifo", metavar="FILE", type=Path, help="where the packets go")
+    parser.add_argument("--extcap-version", metavar="VERSION", help="version of Wireshark")
+    parser.add_argument("--extcap-interface", metavar="NAME", help=f"name of the interface: {INTERFACE}")
+    parser.add_argument(
+        "--extcap-capture-filter", metavar="FILTER", help="capture filter; without --capture, only check it"
+    )
+    parser.add_argument("--fifo", metavar="FILE", type=Path, help="FIFO to write the packets to")
     for key, (text, _) in _OPTIONS.items():
         parser.add_argument(_argument(key), dest=key, metavar="VALUE", help=f"setting {key}: {text}")
 
 
+def run(options: argparse.Namespace) -> int:
+    """Answer one call."""
+    if not options.capture:
+        _settings(options)
+        print(answer(options, [name for _, name in socket.if_nameindex()]), end="")
+        return 0
+    # First, because Wireshark waits until both ends of the FIFO are open, also for error messages.
+    with open_fifo(options) as fifo:
+        settings = _settings(options)
+        program = app.load_program(settings)
+        with contextlib.closing(program):
+            target = StandardOutput(fifo.fileno())
+            output = PcapngOutput(target.stream, settings.encode)
+            return app.serve(app.Run(settings, program, output, target, quiet=True))
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    places = {key: _argument(key) for key in _OPTIONS} | {"filter": "--extcap-capture-filter"}
+    return config.default_settings(overrides(options), places)
+
+
 def answer(options: argparse.Namespace, devices: Sequence[str]) -> str:
-    """Answer a call that captures nothing.
+    """Answer a call that does not capture.
 
     Args:
         options: as parsed.
@@ -65,22 +98,22 @@ def answer(options: argparse.Namespace, devices: Sequence[str]) -> str:
         Lines for stdout.
 
     Raises:
-        UsageError: it is no call of the protocol, or asks for another interface.
+        UsageError: this is no call of the protocol, or it names another interface.
     """
     if options.extcap_interfaces:
         return (
             f"extcap {{version={__version__}}}{{display=skbcapd}}\n"
-            f"interface {{value={INTERFACE}}}{{display=Frames with the process that sent them}}\n"
+            f"interface {{value={INTERFACE}}}{{display=Packets with process names}}\n"
         )
     _expect_interface(options)
     if options.extcap_dlts:
-        # The protocol has room for one; the packets' own link types come with the capture.
-        return f"dlt {{number={ETHERNET}}}{{name=EN10MB}}{{display=Each device's own}}\n"
+        # The protocol allows one link type only; the capture has the link type of each interface.
+        return f"dlt {{number={ETHERNET}}}{{name=EN10MB}}{{display=As each interface}}\n"
     if options.extcap_config:
         return "".join(f"{line}\n" for line in _config(devices))
     if options.extcap_capture_filter is not None:
-        return ""  # an answer would be its fault; `overrides` has been checked
-    raise UsageError("no call of the extcap protocol", "Wireshark makes them; skbcapd capture captures by hand")
+        return ""  # Wireshark shows any output as an error of the filter, which is correct
+    raise UsageError("no call of the extcap protocol", "only Wireshark uses this command; use skbcapd capture")
 
 
 def overrides(options: argparse.Namespace) -> dict[str, str]:
@@ -100,11 +133,11 @@ def open_fifo(options: argparse.Namespace) -> BinaryIO:
     """
     _expect_interface(options)
     if options.fifo is None:
-        raise UsageError("--capture has no --fifo; expected where the packets go")
+        raise UsageError("--capture has no --fifo; expected the FIFO to write to")
     try:
         return open(os.open(options.fifo, os.O_WRONLY | os.O_CLOEXEC), "wb", buffering=0)  # noqa: PTH123  it is not made if it is missing
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        path = shown(os.fsencode(options.fifo))
+        path = escaped_bytes(os.fsencode(options.fifo))
         raise FileError(f"{path}: {getattr(error, 'strerror', error)}; expected a FIFO that Wireshark reads") from None
 
 

@@ -1,59 +1,80 @@
-"""`skbcapd status`: how the daemon goes, as lines for people or as JSON.
+"""`skbcapd status`: the status of the running daemon, as lines for people or as JSON.
 
-In: the path of a control socket. Out: what the daemon tells, once or every second.
+In: the path of a control socket. Out: the answer of the daemon, once or every second.
 
-The rules not to break: whoever listens at the socket is a stranger to this terminal: at most ANSWER_MAX bytes are read
-of it, within PATIENCE_S, and shown as printable text only.
+The rule not to break: the process that listens on the socket is not trusted. At most ANSWER_MAX bytes of its answer are
+read, within PATIENCE_S, and they are escaped before they reach the terminal.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import socket
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from skbcapd.cli import arguments
 from skbcapd.config.settings import ROWS
-from skbcapd.daemon.log import printable
-from skbcapd.errors import FileError
+from skbcapd.errors import FileError, UsageError
 from skbcapd.output.block_writer import StandardOutput
+from skbcapd.text_safety import escaped
 
 ANSWER_MAX = 4 << 20  # bytes: a thousand rules do not fill it
 PATIENCE_S = 5.0
 _EVERY_S = 1.0
 _CLEAR = "\x1b[H\x1b[J"
-_LOSSES = {
-    "full": "no room in shared memory",
-    "contended": "no place in shared memory in time",
-    "start": "no usable start of frame",
-    "output": "the disk did not take them",
+_CAUSES = {
+    "full": "the shared memory was full",
+    "contended": "too many processors wrote at the same time",
+    "start": "the start of the frame is unknown",
+    "output": "the file could not be written",
 }
 
 
+def add(commands: arguments.Commands) -> None:
+    """Add the command to the parser."""
+    command = commands.add("status", run, "Show the status of the running daemon (it listens at control.socket).")
+    command.add_argument("--json", action="store_true", help="print everything as one line of JSON")
+    command.add_argument("--watch", action="store_true", help="repeat every second, until Ctrl-C")
+    arguments.add_config(command)
+    arguments.add_sets(command)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Ask the daemon that has these settings."""
+    path = arguments.settings(options).control.socket
+    if path == "none":
+        raise UsageError(
+            "control.socket is none; expected the path of the daemon's socket", "set it for the daemon, too"
+        )
+    return show(path, as_json=options.json, watch=options.watch)
+
+
 def show(path: str, *, as_json: bool = False, watch: bool = False) -> int:
-    """Print what the daemon tells.
+    """Print the status of the daemon.
 
     Args:
         path: of its control socket.
-        as_json: as it comes, a line each time.
-        watch: again every second, until the user or the daemon ends it.
+        as_json: as received, one line each time.
+        watch: repeat every second, until the user or the daemon ends it.
 
     Raises:
-        FileError: nobody answers, or with something else.
+        FileError: there is no answer, or it is not one of a daemon.
     """
     output = StandardOutput()
     is_screen = watch and not as_json and output.text.isatty()
     before: Mapping[str, Any] | None = None
     try:
         while True:
-            facts = ask(path)
-            text = [json.dumps(facts) + "\n"] if as_json else lines(path, facts, before)
+            snapshot = ask(path)
+            text = [json.dumps(snapshot) + "\n"] if as_json else lines(path, snapshot, before)
             output.text.writelines([_CLEAR, *text] if is_screen else text)
             output.text.flush()
             if not watch:
                 return 0
-            before = facts
+            before = snapshot
             time.sleep(_EVERY_S)
     except (BrokenPipeError, KeyboardInterrupt):
         return 0
@@ -62,14 +83,14 @@ def show(path: str, *, as_json: bool = False, watch: bool = False) -> int:
 
 
 def ask(path: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
-    """What the daemon tells.
+    """Ask the daemon for its status.
 
     Args:
         path: of its control socket.
-        patience_s: seconds that it may take.
+        patience_s: timeout in seconds.
 
     Raises:
-        FileError: nobody answers, or with something else.
+        FileError: there is no answer, or it is not one of a daemon.
     """
     end = time.monotonic() + patience_s
     data = b""
@@ -83,69 +104,71 @@ def ask(path: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
                 sock.settimeout(max(0.001, end - time.monotonic()))
         except TimeoutError:
             raise FileError(
-                f"{path}: no answer within {patience_s:.0f} s; expected one from the daemon",
-                "systemctl status skbcapd, journalctl -u skbcapd",
+                f"{path}: no answer within {patience_s:.0f} s; expected the status of the daemon",
+                "systemctl status skbcapd; journalctl -u skbcapd",
             ) from None
         except OSError as error:
             raise FileError(
                 f"{path}: {error.strerror or error}; expected a daemon that listens there",
-                "is it running, and are you its user, in its group, or root? "
-                "another one is asked by --config FILE or --set control.socket=PATH",
+                "check that it runs, and that you are root, its user, or a member of its group; "
+                "for another daemon, use --config FILE or --set control.socket=PATH",
             ) from None
     try:
-        facts = json.loads(data.decode("ascii"))
+        snapshot = json.loads(data.decode("ascii"))
     except (ValueError, RecursionError):
-        facts = None
-    if not isinstance(facts, dict):
-        raise FileError(f"{path}: answered by {len(data)} bytes of something else; expected skbcapd")
-    return facts
+        snapshot = None
+    if not isinstance(snapshot, dict):
+        raise FileError(f"{path}: {len(data)} bytes that are no answer of skbcapd; expected its status")
+    return snapshot
 
 
-def lines(path: str, facts: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> list[str]:
-    """What is told, for people; nothing in it can harm a terminal.
+def lines(path: str, snapshot: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> list[str]:
+    """The status for people, escaped.
 
     Args:
         path: of the control socket.
-        facts: what the daemon tells.
-        before: what it told a second ago.
+        snapshot: the answer of the daemon.
+        before: its answer one second ago.
 
     Raises:
-        FileError: that is not what a daemon of this version tells.
+        FileError: the answer is not one of this version.
     """
     try:
-        return [printable(line) + "\n" for line in _lines(facts, before)]
+        return [escaped(line) + "\n" for line in _lines(snapshot, before)]
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
-        raise FileError(f"{path}: answered by another version; expected one like this", "see its --json") from None
+        raise FileError(f"{path}: answer of another version; expected the same version", "try --json") from None
 
 
-def _lines(facts: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterator[str]:
-    """What people want to know first comes first."""
-    packets, lost, processes, files = facts["packets"], facts["lost"], facts["processes"], facts["files"]
-    minutes, seconds = divmod(int(facts["uptime_s"]), 60)
-    yield f"skbcapd {facts['version']}, process {facts['pid']}, up {minutes // 60}:{minutes % 60:02}:{seconds:02}"
+def _lines(snapshot: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterator[str]:
+    """The most important numbers first."""
+    packets, processes, files = snapshot["packets"], snapshot["processes"], snapshot["files"]
+    minutes, seconds = divmod(int(snapshot["uptime_s"]), 60)
+    yield f"skbcapd {snapshot['version']}, process {snapshot['pid']}, up {minutes // 60}:{minutes % 60:02}:{seconds:02}"
     yield f"file      {files['path']} (mode: {files['mode']})"
     if files["deleted_files"]:
         yield f"deleted   {files['deleted_files']} files, {files['deleted_bytes']} bytes"
-    yield f"hooks     {', '.join(facts['hooks'])}"
-    yield f"learning  {', '.join(facts['learning'])}"
-    yield f"met       {facts['devices']} devices, {processes['count']} processes, {facts['labels']} labels"
+    yield f"hooks     {', '.join(snapshot['hooks'])}"
+    yield f"sockets   {', '.join(snapshot['socket_hooks'])}"
+    yield f"seen      {snapshot['interfaces']} interfaces, {processes['count']} processes, {snapshot['labels']} labels"
     yield ""
     for name, count in packets.items():
         yield f"{name.replace('_', ' '):>12} {_number(count)}{_rate(name, packets, before)}"
-    for cause, count in lost.items():
-        yield f"{'lost':>12} {_number(count)}  {_LOSSES.get(cause, cause)}"
-    if facts["missed"]:
-        yield f"{'missed':>12} {_number(facts['missed'])}  never shown to the program by the kernel"
+    for cause, count in snapshot["dropped"].items():
+        yield f"{'dropped':>12} {_number(count)}  {_CAUSES.get(cause, cause)}"
+    if snapshot["missed"]:
+        yield f"{'missed':>12} {_number(snapshot['missed'])}  the kernel did not run the program"
+    if snapshot["log"]["dropped"]:
+        yield f"{'log':>12} {_number(snapshot['log']['dropped'])}  lines could not be written"
     yield ""
-    looked_at, busiest = int(processes["looked_at"]), processes["busiest"]
-    yield f"busiest of {looked_at} packets in {processes['seconds']} s"
+    sampled, busiest = int(processes["sampled"]), processes["busiest"]
+    yield f"busiest processes ({sampled} packets sampled in {processes['seconds']} s)"
     yield f"{'TGID':>12} {'PACKETS':>14} {'BYTES':>14}  NAME"
     for one in busiest:
         tgid = "-" if one["tgid"] is None else one["tgid"]
         yield f"{tgid:>12} {_number(one['packets'])} {_number(one['bytes'])}  {one['name'] or '-'}"
-    changed = {key: value for key, value in facts["settings"].items() if not _is_default(key, value)}
+    changed = {key: value for key, value in snapshot["settings"].items() if not _is_default(key, value)}
     yield ""
-    yield "settings in force, where not the default"
+    yield "settings that differ from their defaults"
     for key, value in changed.items():
         yield f"  {key}: {json.dumps(value)}"
 

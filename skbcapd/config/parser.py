@@ -1,11 +1,11 @@
-"""From the config file to settings: YAML in, one frozen `Settings` out, or every problem at once.
+"""Reads the config file: YAML in, one frozen `Settings` out, or all problems at once.
 
-What the keys are stands in `settings`; here they are read and checked, each problem with its line.
+`settings` defines the keys. This module reads and checks them; each problem has its line.
 
-The rule not to break: the file is read with the daemon's rights, also while a capture runs, so no input may give
-anything but settings or a `ConfigError`. Hence values are taken as the text that stands in the file (YAML's own ideas
-of numbers, dates and `on` never apply), anchors, aliases and tags are refused, size and depth are bounded, and what a
-message quotes from the file is escaped and cut.
+The rule not to break: the file is read with the rights of the daemon, also while a capture runs. So
+no input may lead to anything but settings or a `ConfigError`. Values are read as text (numbers,
+dates and `on` of YAML do not apply). Anchors, aliases and tags are errors. Size and depth are
+limited. Quotations from the file in messages are escaped and cut.
 """
 
 from __future__ import annotations
@@ -23,20 +23,10 @@ from typing import Any, NoReturn
 
 import yaml
 
-from skbcapd.config.settings import (
-    ROWS,
-    RULE_KEYS,
-    SECTIONS,
-    Kind,
-    ListOf,
-    ReasonError,
-    Records,
-    Row,
-    Rule,
-    Settings,
-    Word,
-)
+from skbcapd.config.kinds import Kind, ListOf, ReasonError, Word
+from skbcapd.config.settings import ROWS, RULE_KEYS, SECTIONS, Records, Row, Rule, Settings
 from skbcapd.errors import ConfigError, Problem
+from skbcapd.text_safety import escaped
 
 __all__ = ["Settings", "default_settings", "load"]
 
@@ -64,16 +54,17 @@ def load(path: str | os.PathLike[str], overrides: Mapping[str, str] | None = Non
 
     Source: etc/skbcapd.yaml is the manual.
     """
-    check = _Check(_printable(os.fspath(path)))
+    check = _Check(escaped(os.fspath(path)))
     check.file(path)
     return _settle(check, overrides)
 
 
-def default_settings(overrides: Mapping[str, str] | None = None) -> Settings:
+def default_settings(overrides: Mapping[str, str] | None = None, places: Mapping[str, str] | None = None) -> Settings:
     """The settings without a file.
 
     Args:
         overrides: as for `load`.
+        places: keys of overrides to the option of the command line that each is from, for messages; --set unless given.
 
     Returns:
         The defaults, but for the overrides.
@@ -81,12 +72,13 @@ def default_settings(overrides: Mapping[str, str] | None = None) -> Settings:
     Raises:
         ConfigError: an override is not right.
     """
-    return _settle(_Check(""), overrides)
+    return _settle(_Check(""), overrides, places)
 
 
-def _settle(check: _Check, overrides: Mapping[str, str] | None) -> Settings:
+def _settle(check: _Check, overrides: Mapping[str, str] | None, places: Mapping[str, str] | None = None) -> Settings:
     sets = _Check("--set", has_lines=False)
     for key, text in (overrides or {}).items():
+        sets.place = (places or {}).get(key, "--set")
         sets.override(key, text)
     if (check.values | sets.values).get("files.mode", "files") == "files":
         (sets if "rules" in sets.values else check).miss_ring()
@@ -171,7 +163,7 @@ class _Check:
         """Checks YAML text; after an error of syntax, also what stands before the top-level key that has it."""
         if match := _Loader.NON_PRINTABLE.search(text):
             line = text.count("\n", 0, match.start()) + 1
-            return self.problem(line, "", f'found the character "{_printable(match[0])}", expected text')
+            return self.problem(line, "", f'found the character "{escaped(match[0])}", expected text')
         try:
             root = _compose(text)
         except yaml.MarkedYAMLError as error:
@@ -191,6 +183,7 @@ class _Check:
         """Reports text that is not YAML, with every line that tabs indent; returns where its top-level key starts."""
         mark = error.problem_mark
         index, line = (mark.index, mark.line + 1) if mark else (0, 0)
+        line = min(line, len(text.rstrip("\n").split("\n")))  # the end of the text is behind its last line
         if text[index : index + 1] == "\t":
             tabs = {number for number, at in enumerate(text.split("\n"), 1) if at.lstrip(" ").startswith("\t")}
             for number in sorted(tabs | {line}):
@@ -198,7 +191,7 @@ class _Check:
         else:
             self.problem(line, "", *_explain(error))
         marks = [at.index for at in (error.context_mark, mark) if at]
-        keys = [match.start() for match in re.finditer(r"^[^\s#]", text, re.MULTILINE)]
+        keys = [match.start() for match in re.finditer(r"^[^\s#-]", text, re.MULTILINE)]
         return next((keys[at] for index in marks if (at := bisect.bisect(keys, index) - 1) > 0), 0)
 
     def mapping(self, node: yaml.MappingNode, prefix: str = "") -> None:
@@ -237,7 +230,7 @@ class _Check:
     def records(self, key: str, text: str) -> None:
         """Checks a list of rules on the command line, written as in the file."""
         if match := _Loader.NON_PRINTABLE.search(text):
-            return self.problem(0, key, f'found the character "{_printable(match[0])}", expected text')
+            return self.problem(0, key, f'found the character "{escaped(match[0])}", expected text')
         try:
             node = _compose(text) or yaml.ScalarNode(_NULL, "")
         except yaml.MarkedYAMLError as error:
@@ -374,8 +367,4 @@ def _nearest(text: str, known: Iterable[str]) -> str:
 
 
 def _shown(text: str, chars: int = _SHOWN_CHARS) -> str:
-    return _printable(text[:chars]) + ("..." if len(text) > chars else "")
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return escaped(text[:chars]) + ("..." if len(text) > chars else "")

@@ -1,10 +1,10 @@
-"""Patterns for text that strangers choose: globs, and regular expressions that cannot hold up a capture.
+"""Patterns for text that others choose: globs, and regular expressions with a time limit.
 
-In: a pattern as the settings spell it, then texts: names, paths, command lines. Out: whether it matches.
+In: a pattern from the settings, then texts: names, paths, command lines. Out: whether it matches.
 
-The rule not to break: who chooses the text chooses how long a backtracking expression takes. So a regular expression is
-matched by `regex`, which ends a match that takes too long, and no text is longer than TEXT_MAX. A glob backtracks in
-itself only as far as its own length: `re` is enough.
+The rule not to break: whoever chooses the text decides how long a backtracking expression takes. So
+`regex` matches regular expressions, which stops a match that takes too long, and no text is longer
+than TEXT_MAX. A glob backtracks at most as far as its own length: `re` is sufficient.
 """
 
 from __future__ import annotations

@@ -1,156 +1,217 @@
-"""What the service says: to the systemd journal by fields, else to stderr as plain lines.
+"""Logging: to the systemd journal with fields, otherwise to stderr as plain lines. Only this module sets it up.
 
-In: an event, a sentence, values. Out: one journal entry with MESSAGE_ID, PRIORITY and a SKBCAPD_ field for each value,
-or one line.
+In: records of `logging` below the logger `skbcapd`; `extra=Event.X.extra(...)` gives the kind of a record. Out: one
+journal entry with MESSAGE_ID, PRIORITY and a SKBCAPD_ field for each value, or one line.
 
-The rule: whatever happens, and however often, the log stays short and harmless. Of each event at most BURST lines in
-WINDOW_S are written, the others are counted and the count is said, but for answers to what an administrator asks; what
-is not printable is written as an escape, because names of devices and files are other people's.
+The rules not to break:
 
-Python's `logging` is not used: its logger tree, handlers and formatters are global state, and the three things needed
-here (fields, limit, escapes) would each be a class of our own hung into it.
+- The log stays short: at most BURST lines of each kind are written in WINDOW_S. The others are counted, and the count
+  is logged. Replies to actions of an administrator are always written.
+- Log lines cannot harm a terminal: the formatter escapes them, because others choose names of interfaces and files.
+- A line that cannot be written is dropped and counted; it never stops the capture.
 
-Source: systemd.journal-fields(7), sd_journal_stream_fd(3) for JOURNAL_STREAM, sd-daemon(3) for the priorities.
+Source: systemd.journal-fields(7), sd_journal_stream_fd(3) for JOURNAL_STREAM.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
-from enum import Enum
-from typing import TextIO
+from typing import Any, TextIO
+
+from skbcapd import standard_streams
+from skbcapd.events import Event
+from skbcapd.text_safety import escaped
 
 WINDOW_S = 30.0
 BURST = 20
 
-_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}
+_LOGGER = logging.getLogger("skbcapd")
+_KINDS = {logging.ERROR: Event.FAILED, logging.WARNING: Event.WARNING}  # of records without a kind
+_ALWAYS = {Event.RELOADED.value, Event.NOT_RELOADED.value, Event.FAILED.value}
 
-
-class Event(Enum):
-    """A kind of message: its level, and its MESSAGE_ID, which never changes (journalctl MESSAGE_ID=...)."""
-
-    STARTED = ("info", "df8147c4c8f245a4a420a0cc620a7e28")
-    STOPPED = ("info", "9bc90034b26f494e8dcfd4ff32f0c584")
-    DROPPED = ("warning", "4e1428ab077f4c12a9704ae347954c3a")
-    RELOADED = ("info", "0d8a9b1f7c5e4f0e9a6b35c1b1f4a7d2")
-    NOT_RELOADED = ("warning", "5b7e2f64a3f84f0b8c1d90e7d63a2c18")
-    WARNING = ("warning", "a1b067a4075a4faab2e7dae46c3fa986")
-    FAILED = ("error", "c67fa5e5dc9b4538849724a2c1ebc9c1")
-
-    @property
-    def level(self) -> str:
-        """Of `log.level`."""
-        return self.value[0]
-
-    @property
-    def message_id(self) -> str:
-        """128 bits, hexadecimal."""
-        return self.value[1]
-
-
-_ANSWERS = {Event.RELOADED, Event.NOT_RELOADED}
+Send = Callable[[Mapping[str, str]], None]
+"""Sends the fields of a journal entry."""
 
 
 class Log:
-    """Takes messages.
+    """The log of the process.
 
     Args:
-        level: the least grave one that is written; one of settings.Level.
-        send: takes the fields of a journal entry; None: there is no journal, lines go to stderr.
+        level: minimum severity that is written; one of settings.Level.
+        send: to the journal; None: write lines to stderr.
         clock: seconds.
     """
 
     def __init__(
-        self,
-        level: str = "info",
-        send: Callable[[Mapping[str, str]], None] | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, level: str = "info", send: Send | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self.is_journal = send is not None
+        """Whether there are fields; then no status line is printed."""
+        self._counter = _Counter()
+        self._handler = _journal_handler(send, self._counter) if send else _StderrHandler(self._counter)
+        self._handler.setFormatter(EscapingFormatter("%(message)s" if send else "skbcapd: %(message)s"))
+        self._bursts = BurstFilter(self._handler.emit, clock)
+        self._handler.addFilter(self._bursts)
         self.level = level
-        self._send = send
-        self._clock = clock
-        self._windows: dict[Event, tuple[float, int]] = {}  # when it began, how often since
 
     @property
-    def is_journal(self) -> bool:
-        """Whether somebody keeps fields; a line that is repeated for a reader at a terminal is not wanted then."""
-        return self._send is not None
+    def level(self) -> str:
+        """Minimum severity that is written."""
+        return self._level
 
-    def write(self, event: Event, text: str, **fields: object) -> None:
-        """One message.
+    @level.setter
+    def level(self, level: str) -> None:
+        self._level = level
+        self._handler.setLevel(level.upper())
 
-        Args:
-            event: its kind.
-            text: a sentence for people.
-            fields: values by name, without the prefix SKBCAPD_; lower case here, upper case there.
-        """
-        if _PRIORITIES[event.level] > _PRIORITIES[self.level]:
-            return
-        self.tick()
-        if event in _ANSWERS:
-            self._put(event, text, fields)
-            return
-        start, count = self._windows.get(event, (self._clock(), 0))
-        self._windows[event] = start, count + 1
-        if count < BURST:
-            self._put(event, text, fields)
+    @property
+    def dropped(self) -> int:
+        """Lines that could not be written."""
+        return self._counter.dropped + standard_streams.dropped()
 
-    def fail(self, text: str) -> None:
-        """The last message of a program that fails; its lines stay lines, and all are said."""
-        self._put(Event.FAILED, text, {})
+    def install(self) -> None:
+        """Become the only handler of the logger `skbcapd`."""
+        for handler in list(_LOGGER.handlers):
+            _LOGGER.removeHandler(handler)
+        _LOGGER.addHandler(self._handler)
+        _LOGGER.setLevel(logging.DEBUG)  # the handler filters by level
 
     def tick(self) -> None:
-        """Say what was left out, once its window is over; called once a second."""
-        now = self._clock()
-        for event, (start, count) in list(self._windows.items()):
-            if now - start >= WINDOW_S:
-                self._end_window(event, count)
+        """Log how many lines were suppressed, when their window is over; called once per second."""
+        self._bursts.end_windows()
 
     def close(self) -> None:
-        """Say what was left out."""
-        for event, (_, count) in list(self._windows.items()):
-            self._end_window(event, count)
+        """Log how many lines were suppressed."""
+        self._bursts.end_windows(everything=True)
 
-    def _end_window(self, event: Event, count: int) -> None:
-        del self._windows[event]
-        if count > BURST:
-            left_out = count - BURST
-            self._put(event, f"{left_out} more messages of this kind were left out", {"suppressed": left_out})
 
-    def _put(self, event: Event, text: str, fields: Mapping[str, object]) -> None:
-        lines = "\n".join(printable(line) for line in text.split("\n")) if event is Event.FAILED else printable(text)
-        if self._send is None:
-            print(f"skbcapd: {lines}", file=sys.stderr, flush=True)
-            return
-        entry = {
-            "MESSAGE": lines,
-            "MESSAGE_ID": event.message_id,
-            "PRIORITY": str(_PRIORITIES[event.level]),
-            "SYSLOG_IDENTIFIER": "skbcapd",
+class EscapingFormatter(logging.Formatter):
+    """Escapes messages. The last message of a program that fails keeps its line breaks."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name is logging's
+        """The message, escaped."""
+        keeps_lines = getattr(record, "MESSAGE_ID", "") == Event.FAILED.value
+        lines = record.message.split("\n") if keeps_lines else [record.message]
+        record.message = "\n".join(escaped(line) for line in lines)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """A traceback, line by line."""
+        return "\n".join(escaped(line) for line in super().formatException(ei).split("\n"))
+
+
+class BurstFilter(logging.Filter):
+    """Passes at most BURST records of each kind in WINDOW_S.
+
+    Args:
+        emit: logs the record with the number of suppressed records.
+        clock: seconds.
+    """
+
+    def __init__(self, emit: Callable[[logging.LogRecord], None], clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._emit, self._clock = emit, clock
+        self._lock = threading.RLock()
+        self._windows: dict[str, tuple[float, int, int]] = {}  # of a kind: when it began, how often since, level
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it passes."""
+        kind = _kind(record)
+        with self._lock:
+            self.end_windows()
+            if kind in _ALWAYS and hasattr(record, "MESSAGE_ID"):
+                return True
+            start, count, _ = self._windows.get(kind, (self._clock(), 0, 0))
+            self._windows[kind] = start, count + 1, record.levelno
+        return count < BURST
+
+    def end_windows(self, *, everything: bool = False) -> None:
+        """Log how many records were suppressed in windows that are over."""
+        with self._lock:
+            now = self._clock()
+            for kind, (start, count, level) in list(self._windows.items()):
+                if everything or now - start >= WINDOW_S:
+                    del self._windows[kind]
+                    if count > BURST:
+                        self._emit(_summary(kind, count - BURST, level))
+
+
+class _Counter:
+    """Records that could not be written."""
+
+    dropped = 0
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes lines to the current stderr."""
+
+    def __init__(self, counter: _Counter) -> None:
+        logging.Handler.__init__(self)
+        self._counter = counter
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802
+        self._counter.dropped += 1
+
+
+def _journal_handler(send: Send, counter: _Counter) -> logging.Handler:
+    from systemd.journal import JournalHandler  # noqa: PLC0415  of use to a service only
+
+    class Handler(JournalHandler):  # type: ignore[misc]  # Debian ships it without types
+        def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802
+            counter.dropped += 1
+
+    def send_wanted(message: str, /, **fields: object) -> None:
+        wanted = {
+            name: escaped(str(value))
+            for name, value in fields.items()
+            if name in {"MESSAGE_ID", "PRIORITY", "SYSLOG_IDENTIFIER"} or name.startswith("SKBCAPD_")
         }
-        self._send(entry | {f"SKBCAPD_{name.upper()}": printable(str(value)) for name, value in fields.items()})
+        send({"MESSAGE": message, "MESSAGE_ID": _default_kind(int(str(fields["levelno"])))} | wanted)
+
+    handler: logging.Handler = Handler(sender_function=send_wanted, SYSLOG_IDENTIFIER="skbcapd")
+    return handler
 
 
-def journal(
-    environment: Mapping[str, str] = os.environ, stderr: TextIO | None = None
-) -> Callable[[Mapping[str, str]], None] | None:
-    """What sends to the journal, if stderr is a stream to it; else None.
+def _kind(record: logging.LogRecord) -> str:
+    """The MESSAGE_ID of a record, or the one of its level."""
+    return str(getattr(record, "MESSAGE_ID", _default_kind(record.levelno)))
+
+
+def _default_kind(level: int) -> str:
+    return _KINDS.get(level, Event.NOTICE).value
+
+
+def _summary(kind: str, left_out: int, level: int) -> logging.LogRecord:
+    text = f"{left_out} more messages of this kind were suppressed"
+    record = logging.LogRecord(__name__, level, __file__, 0, text, (), None)
+    record.MESSAGE_ID, record.SKBCAPD_SUPPRESSED = kind, str(left_out)
+    return record
+
+
+def journal(environment: Mapping[str, str] = os.environ, descriptor: int = 2) -> Send | None:
+    """The function that sends to the journal, if stderr is connected to it; otherwise None.
 
     Args:
         environment: the variables of this process.
-        stderr: the present one unless given.
+        descriptor: of stderr.
     """
     try:
-        found = os.fstat((stderr or sys.stderr).fileno())
-    except (OSError, ValueError):  # closed
+        found = os.fstat(descriptor)
+    except OSError:  # closed
         return None
     if environment.get("JOURNAL_STREAM") != f"{found.st_dev}:{found.st_ino}":
         return None
     try:
-        from systemd.journal import sendv  # noqa: PLC0415  of use to a service only
+        from systemd.journal import sendv  # noqa: PLC0415
     except ImportError:
         return None
 
@@ -160,10 +221,4 @@ def journal(
     return send
 
 
-def printable(text: str) -> str:
-    """The text with an escape in place of each character that is not printable; no new line is left."""
-    return re.sub(r"[^ -~]", lambda match: match[0] if match[0].isprintable() else _escape(match[0]), text)
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+LOG = Log(send=journal())  # one for the process, as stderr is

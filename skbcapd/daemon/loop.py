@@ -1,10 +1,11 @@
-"""A capture that runs: signals, deadlines, when to look for packets, what to tell people meanwhile.
+"""The event loop of a capture: signals, deadlines, polling for packets, status.
 
-In: a Capture. Out: it has ended, in order.
+In: a Capture. Out: the capture has ended, in order.
 
-The rule: no turn of the loop takes longer than a second, whatever disk, name server or compiler do: what may take long
-is a child's or a thread's. While packets come it drains every LATENCY_S; a full segment at once; with none for a while
-it sleeps until the kernel program wakes it with the next one.
+The rule: no turn of the loop takes longer than a second, whatever a disk, a name server or the
+compiler does: slow work is done by a child process or a thread. While packets arrive, the loop
+drains every LATENCY_S, and immediately after a full segment. Without packets it sleeps until the
+kernel program wakes it with the next one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from skbcapd.daemon.server import Server
 from skbcapd.kernel.abi import SEGMENT_SIZE
 
 LATENCY_S = 0.09  # packets wait no longer in memory
-BUSY_S = 0.01  # until a busy output is asked again
+BUSY_S = 0.01  # until an output that is at work is asked again
 TICK_S = 1.0
 
 

@@ -1,10 +1,10 @@
-"""The facts of a running capture as Prometheus metrics: a page for its server, a file for node_exporter.
+"""The statistics of a running capture as Prometheus metrics: an HTTP page, and a file for node_exporter.
 
-In: facts, as `sight` tells them. Out: text in Prometheus's format.
+In: a snapshot from `statistics`. Out: text in the format of Prometheus.
 
-The rule: no metric has a label whose values are a stranger's to choose, such as a process's name: each value is a time
-series for good. In a file each has the label `capture`: node_exporter reads the files of several daemons, and refuses
-two equal series. prometheus_client is imported when it is asked for only, because only users of `metrics` need it.
+The rule: no label has values that others choose, such as names of processes: each value is a new time series that stays
+forever. In a file, each metric has the label `capture`: node_exporter reads the files of several daemons, and accepts
+no two equal series. prometheus_client is imported only if the settings need it.
 
 Source: https://prometheus.io/docs/instrumenting/exposition_formats/ and .../writing_exporters/.
 """
@@ -13,48 +13,57 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from skbcapd.config import settings
 from skbcapd.errors import UsageError
 
-EVERY_S = 15  # between two writes of the file: Prometheus's usual interval
+_LOG = logging.getLogger(__name__)
+EVERY_S = 15  # between two writes of the file: the usual scrape interval of Prometheus
 
 
-def need_library() -> None:
-    """Refuse to go on without prometheus_client.
+def check_library(wanted: settings.Metrics) -> None:
+    """Check that prometheus_client is installed, if the settings need it.
 
     Raises:
         UsageError: it is not installed.
     """
+    if not wanted.listen == wanted.textfile == "none":
+        _need_library()
+
+
+def _need_library() -> None:
     if importlib.util.find_spec("prometheus_client") is None:
         raise UsageError(
-            "metrics are on, and the Python module prometheus_client is not installed",
+            "metrics are enabled, but the Python module prometheus_client is not installed",
             "apt install python3-prometheus-client, or set metrics.listen and metrics.textfile to none",
         )
 
 
 class Metrics:
-    """Turns facts into text.
+    """Formats a snapshot as text.
 
     Args:
-        facts: gives them.
-        capture: the value of the label of that name, which each metric gets; empty: none has it.
+        snapshot: returns the current one.
+        capture: value of the label `capture` of each metric; empty: no such label.
 
     Raises:
         UsageError: prometheus_client is not installed.
     """
 
-    def __init__(self, facts: Callable[[], Mapping[str, Any]], capture: str = "") -> None:
-        need_library()
+    def __init__(self, snapshot: Callable[[], Mapping[str, Any]], capture: str = "") -> None:
+        _need_library()
         import prometheus_client  # noqa: PLC0415  see above
         from prometheus_client import core  # noqa: PLC0415
 
         self.content_type = prometheus_client.CONTENT_TYPE_LATEST
-        self._facts = facts
+        self._snapshot = snapshot
         self._capture = capture
         self._core = core
         self._generate = prometheus_client.generate_latest
@@ -79,73 +88,79 @@ class Metrics:
             yield family
 
     def _families(self) -> Iterator[Any]:
-        facts = self._facts()
+        found = self._snapshot()
         counter, gauge = self._core.CounterMetricFamily, self._core.GaugeMetricFamily
-        packets, lost = facts["packets"], facts["lost"]
+        packets = found["packets"]
         yield counter("skbcapd_packets_seen", "Packets that reached the kernel program.", packets["seen"])
         ended = counter(
-            "skbcapd_packets", "Packets by what became of them; see also _lost and _pending.", labels=["outcome"]
+            "skbcapd_packets", "Packets by outcome; see also _dropped, _in_memory and _pending.", labels=["outcome"]
         )
-        for outcome in ("written", "filtered", "duplicates", "own"):
+        for outcome in ("written", "filtered", "duplicates", "self_test"):
             ended.add_metric([outcome], packets[outcome])
         yield ended
-        causes = counter("skbcapd_packets_lost", "Packets that were wanted and could not be had.", labels=["cause"])
-        for cause, count in lost.items():
+        causes = counter("skbcapd_packets_dropped", "Dropped packets by cause.", labels=["cause"])
+        for cause, count in found["dropped"].items():
             causes.add_metric([cause], count)
         yield causes
-        yield gauge("skbcapd_packets_pending", "Packets that are seen and not yet accounted for.", packets["pending"])
-        yield gauge("skbcapd_packets_in_memory", "Packets kept, or forgotten, by mode: ring.", packets["in_memory"])
-        yield counter("skbcapd_packets_missed", "Packets that the kernel did not show to the program.", facts["missed"])
-        yield counter("skbcapd_processes_seen", "Processes that packets were given to.", facts["processes"]["count"])
-        yield counter("skbcapd_labels_made", "Labels that were made.", facts["labels"])
-        yield gauge("skbcapd_devices", "Devices that were met, also unwanted ones.", facts["devices"])
-        deleted = facts["files"]
-        yield counter("skbcapd_files_deleted", "Files deleted by retention.", deleted["deleted_files"])
+        yield gauge("skbcapd_packets_pending", "Packets that are not yet written.", packets["pending"])
+        yield gauge("skbcapd_packets_in_memory", "Packets that were not dumped (mode: ring).", packets["in_memory"])
         yield counter(
-            "skbcapd_files_deleted_bytes", "Size of the files deleted by retention.", deleted["deleted_bytes"]
+            "skbcapd_packets_missed", "Packets for which the kernel did not run the program.", found["missed"]
         )
-        yield gauge("skbcapd_start_time_seconds", "When the capture began, since 1970 UTC.", facts["start_s"])
+        yield counter("skbcapd_processes_seen", "Processes that sent or received packets.", found["processes"]["count"])
+        yield counter("skbcapd_labels_made", "Labels that were made for the kernel program.", found["labels"])
+        yield gauge("skbcapd_interfaces", "Interfaces that were seen, also excluded ones.", found["interfaces"])
+        yield counter("skbcapd_log_lines_dropped", "Log lines that could not be written.", found["log"]["dropped"])
+        deleted = found["files"]
+        yield counter("skbcapd_files_deleted", "Files that retention deleted.", deleted["deleted_files"])
+        yield counter(
+            "skbcapd_files_deleted_bytes", "Size of the files that retention deleted.", deleted["deleted_bytes"]
+        )
+        yield gauge(
+            "skbcapd_start_time_seconds", "Start time of the capture, in seconds since 1970 UTC.", found["start_s"]
+        )
         version = gauge("skbcapd_build_info", "Always 1; the version is a label.", labels=["version"])
-        version.add_metric([facts["version"]], 1)
+        version.add_metric([found["version"]], 1)
         yield version
 
 
 class Textfile:
-    """A file with the metrics, for node_exporter's textfile collector: whole at any time.
+    """A file with the metrics for the textfile collector of node_exporter; complete at any time.
 
     Args:
         path: of the file.
-        say: takes one line for the log.
     """
 
-    def __init__(self, path: str, say: Callable[[str], None]) -> None:
+    def __init__(self, path: str) -> None:
         self._path = path
-        self._say = say
         self._ticks = 0
         self._error = self._told = ""
+        self._has_written = False
         self._thread: threading.Thread | None = None
 
     def tick(self, text: Callable[[], bytes]) -> None:
-        """Once a second; begins to write if it is time and the last time is over. The disk may take long: a thread."""
+        """Once per second: start to write if it is time and the last write is over. A thread writes: disks are slow."""
         if self._error != self._told:
             self._told = self._error
             if self._error:
-                self._say(f"{self._path}: {self._error}; metrics are not written there")
+                _LOG.warning("%s: %s; the metrics are not written to it", self._path, self._error)
         if self._ticks % EVERY_S == 0 and not (self._thread and self._thread.is_alive()):
             self._thread = threading.Thread(target=self._write, args=(text(),), daemon=True)
             self._thread.start()
         self._ticks += 1
 
     def close(self) -> None:
-        """What no longer runs tells nothing: node_exporter would go on with the last values."""
+        """Delete the file: otherwise node_exporter would continue to export the last values."""
         if self._thread:
             self._thread.join(1.0)
         with contextlib.suppress(OSError):
-            Path(self._path).unlink()
+            if self._has_written:
+                Path(self._path).unlink()
 
     def _write(self, text: bytes) -> None:
         part = f"{self._path}.part"  # node_exporter reads *.prom only
         try:
+            _expect_regular(self._path)
             # A new file: whatever lies there, a link or a FIFO, is neither followed nor waited for.
             with contextlib.suppress(FileNotFoundError):
                 Path(part).unlink()
@@ -158,3 +173,14 @@ class Textfile:
             self._error = error.strerror or "error"
         else:
             self._error = ""
+            self._has_written = True
+
+
+def _expect_regular(path: str) -> None:
+    """Leave what somebody else has put there: a FIFO, a device. A symbolic link is replaced, not followed."""
+    try:
+        kind = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not (stat.S_ISREG(kind) or stat.S_ISLNK(kind)):
+        raise OSError(0, "not a regular file; expected one, or none")

@@ -1,10 +1,9 @@
-"""What the service manager is told: ready, how it goes, still alive.
+"""Messages to the service manager: ready, status, watchdog.
 
-In: states. Out: messages on the socket that systemd names in NOTIFY_SOCKET, nothing where there is none.
+In: states. Out: messages on the socket in NOTIFY_SOCKET; nothing without that variable.
 
-The rule: the watchdog is fed only from the drain loop, and only while the disk answers: the question to the disk (force
-what was written) is put in a thread of its own, and as long as it has not come back nothing is fed. A disk that answers
-with an error, because it is full, say, does answer.
+The rule: only the drain loop feeds the watchdog, whatever the disk does: a daemon that waits for a slow disk works, and
+its packets are in memory or counted as dropped. A restart would throw them away.
 
 Source: sd_notify(3), sd_watchdog_enabled(3).
 """
@@ -13,12 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
-from skbcapd.daemon.log import printable
+from skbcapd import clocks
+from skbcapd.text_safety import escaped
 
 
 class Notifier:
@@ -27,7 +25,6 @@ class Notifier:
     Args:
         environment: variables as systemd sets them.
         send: takes one message; systemd-python's unless given.
-        sync: forces a file to the disk; may take as long as it likes.
         clock: seconds.
     """
 
@@ -35,19 +32,16 @@ class Notifier:
         self,
         environment: Mapping[str, str] = os.environ,
         send: Callable[[str], object] | None = None,
-        sync: Callable[[Path], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.is_listening = "NOTIFY_SOCKET" in environment
         self._send = send or (_systemd() if self.is_listening else lambda _: None)
-        self._sync = sync or _sync
         self._clock = clock
         self._status = ""
         is_ours = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         timeout = environment.get("WATCHDOG_USEC", "") if is_ours else ""
         self._every_s = int(timeout) / 4e6 if timeout.isdecimal() else 0.0
         self._next_feed = clock()
-        self._question: threading.Thread | None = None
 
     def ready(self) -> None:
         """Packets are captured; also after reloading()."""
@@ -55,41 +49,27 @@ class Notifier:
 
     def reloading(self) -> None:
         """The settings are being read anew; ready() must follow."""
-        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={clocks.monotonic_ns() // 1000}")
 
     def status(self, text: str) -> None:
         """One line for `systemctl status`; sent only when it changes."""
         if text != self._status:
             self._status = text
-            self._send(f"STATUS={printable(text)}")
+            self._send(f"STATUS={escaped(text)}")
 
-    def feed(self, path: Path) -> None:
-        """Called once a second by the drain loop: feed the watchdog four times in its timeout, if the disk answers.
-
-        Args:
-            path: the file being written.
-        """
+    def feed(self) -> None:
+        """Called once a second by the drain loop: feed the watchdog four times in its timeout."""
         now = self._clock()
-        if not self._every_s or now < self._next_feed:
-            return
-        if self._question is not None and self._question.is_alive():
-            return
-        self._send("WATCHDOG=1")
-        self._next_feed = now + self._every_s
-        self._question = threading.Thread(target=self._sync, args=(path,), daemon=True)
-        self._question.start()
+        if self._every_s and now >= self._next_feed:
+            self._send("WATCHDOG=1")
+            self._next_feed = now + self._every_s
 
 
 def _systemd() -> Callable[[str], object]:
     from systemd.daemon import notify  # noqa: PLC0415  of use to a service only
 
-    return notify  # type: ignore[no-any-return]  # Debian ships it without types
+    def send(message: str) -> None:
+        with contextlib.suppress(OSError):  # who listened has gone: that is no reason to end a capture
+            notify(message)
 
-
-def _sync(path: Path) -> None:
-    with contextlib.suppress(OSError):  # renamed meanwhile; full; gone: an answer in any case
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fdatasync(descriptor)
-        finally:
-            os.close(descriptor)
+    return send

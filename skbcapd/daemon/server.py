@@ -1,11 +1,12 @@
-"""The two doors of a running capture: the control socket and the metrics port. One question, one answer, closed.
+"""The listeners of a running capture: the control socket and the metrics port. One request, one answer, then closed.
 
-In: connections. Out: what `answer` makes of a question.
+In: connections. Out: the result of `answer` for each request.
 
-The rules not to break: a stranger may knock. So each door has CLIENTS_MAX clients, of whom the oldest goes when one
-more comes; REQUEST_MAX bytes are read of each, in READS_MAX pieces, within PATIENCE_S; and ACCEPTS_MAX are let in a
-second. The drain loop asks `serve` whenever the descriptor is readable: it never waits, and does a bounded piece of
-work. What is not known is refused, and nothing that a client says changes anything.
+The rules not to break: clients are not trusted. Each listener has at most CLIENTS_MAX clients; one
+more disconnects the oldest. At most REQUEST_MAX bytes of a request are read, in READS_MAX reads,
+within PATIENCE_S. At most ACCEPTS_MAX connections are accepted per second. The drain loop calls
+`serve` when the descriptor is readable: it never waits, and its work is limited. Unknown requests
+are rejected, and no request changes anything.
 """
 
 from __future__ import annotations
@@ -17,20 +18,17 @@ import select
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skbcapd.config.settings import Settings, address
-from skbcapd.daemon.metrics import Metrics, Textfile
-from skbcapd.daemon.statistics import Sight
 from skbcapd.errors import FileError
 
-CLIENTS_MAX = 16  # at each door
+CLIENTS_MAX = 16  # of each listener
 REQUEST_MAX = 4096  # bytes
 READS_MAX = 32  # pieces in which they come
-ACCEPTS_MAX = 32  # a second, at each door
+ACCEPTS_MAX = 32  # a second, at each listener
 PATIENCE_S = 5.0  # from connection to the end of the answer
 SOCKET_MODE = 0o660
 _EVENTS_MAX = 32  # in one call
@@ -43,7 +41,7 @@ Answer = Callable[[bytes], bytes | None]
 class _Client:
     """One connection."""
 
-    door: _Door
+    listener: _Listener
     socket: socket.socket
     until: float
     request: bytes = b""
@@ -52,8 +50,8 @@ class _Client:
 
 
 @dataclass(eq=False, slots=True)
-class _Door:
-    """A listening socket, and who came through it, the oldest first."""
+class _Listener:
+    """A listening socket, and who has connected, the oldest first."""
 
     socket: socket.socket
     answer: Answer
@@ -62,7 +60,7 @@ class _Door:
 
 
 class Server:
-    """Answers at some doors.
+    """Answers at some listeners.
 
     Args:
         clock: seconds.
@@ -71,7 +69,7 @@ class Server:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._epoll = select.epoll()
-        self._doors: dict[int, _Door] = {}
+        self._listeners: dict[int, _Listener] = {}
         self._paths: list[tuple[str, int]] = []  # of UNIX sockets, with their inodes
 
     def fileno(self) -> int:
@@ -79,7 +77,7 @@ class Server:
         return self._epoll.fileno()
 
     def listen_unix(self, path: str, answer: Answer) -> None:
-        """Open a door in the file system, for its owner and group. What a dead process has left there is replaced.
+        """Listen in the file system, for its owner and group. What a dead process has left there is replaced.
 
         Raises:
             FileError: it cannot be made, or another process listens there.
@@ -103,7 +101,7 @@ class Server:
             raise
 
     def listen_tcp(self, address: tuple[str, int], answer: Answer) -> None:
-        """Open a door at an IP address and port.
+        """Listen at an IP address and port.
 
         Raises:
             FileError: it cannot be opened.
@@ -120,32 +118,37 @@ class Server:
     def serve(self) -> None:
         """Do what can be done at once, and not too much of it."""
         for descriptor, events in self._epoll.poll(0, _EVENTS_MAX):
-            door = self._doors.get(descriptor)
-            if door is not None:
-                self._accept(door)
+            listener = self._listeners.get(descriptor)
+            if listener is not None:
+                self._accept(listener)
                 continue
             client = next(
-                (door.clients[descriptor] for door in self._doors.values() if descriptor in door.clients), None
+                (
+                    listener.clients[descriptor]
+                    for listener in self._listeners.values()
+                    if descriptor in listener.clients
+                ),
+                None,
             )
-            if client is not None:  # else it had to go a moment ago
+            if client is not None:  # else it was dropped a moment ago
                 self._go_on(client, events)
 
     def tick(self) -> None:
         """Once a second: let go of those who take too long, let others in."""
         now = self._clock()
-        for door in self._doors.values():
-            for client in [client for client in door.clients.values() if now >= client.until]:
+        for listener in self._listeners.values():
+            for client in [client for client in listener.clients.values() if now >= client.until]:
                 self._drop(client)
-            if not door.accepts_left:
-                self._epoll.register(door.socket, select.EPOLLIN)
-            door.accepts_left = ACCEPTS_MAX
+            if not listener.accepts_left:
+                self._epoll.register(listener.socket, select.EPOLLIN)
+            listener.accepts_left = ACCEPTS_MAX
 
     def close(self) -> None:
-        """Close all doors."""
-        for door in self._doors.values():
-            for client in list(door.clients.values()):
+        """Close all listeners."""
+        for listener in self._listeners.values():
+            for client in list(listener.clients.values()):
                 self._drop(client)
-            door.socket.close()
+            listener.socket.close()
         for path, inode in self._paths:
             with contextlib.suppress(OSError):
                 if Path(path).stat().st_ino == inode:
@@ -155,23 +158,23 @@ class Server:
     def _open(self, sock: socket.socket, answer: Answer) -> None:
         sock.setblocking(False)  # noqa: FBT003  the name of the method says what is false
         sock.listen(CLIENTS_MAX)
-        self._doors[sock.fileno()] = _Door(sock, answer)
+        self._listeners[sock.fileno()] = _Listener(sock, answer)
         self._epoll.register(sock, select.EPOLLIN)
 
-    def _accept(self, door: _Door) -> None:
+    def _accept(self, listener: _Listener) -> None:
         try:
-            sock, _ = door.socket.accept()
+            sock, _ = listener.socket.accept()
         except OSError:  # it has gone again, or we have no descriptor left
             sock = None
-        door.accepts_left -= 1
-        if not door.accepts_left:
-            self._epoll.unregister(door.socket)
+        listener.accepts_left -= 1
+        if not listener.accepts_left:
+            self._epoll.unregister(listener.socket)
         if sock is None:
             return
-        if len(door.clients) >= CLIENTS_MAX:
-            self._drop(next(iter(door.clients.values())))
+        if len(listener.clients) >= CLIENTS_MAX:
+            self._drop(next(iter(listener.clients.values())))
         sock.setblocking(False)  # noqa: FBT003
-        client = door.clients[sock.fileno()] = _Client(door, sock, self._clock() + PATIENCE_S)
+        client = listener.clients[sock.fileno()] = _Client(listener, sock, self._clock() + PATIENCE_S)
         self._epoll.register(sock, select.EPOLLIN)
         self._go_on(client, select.EPOLLIN)
 
@@ -195,14 +198,14 @@ class Server:
         more = client.socket.recv(REQUEST_MAX - len(client.request))
         client.request += more
         client.reads += 1
-        answer = client.door.answer(client.request)
+        answer = client.listener.answer(client.request)
         if answer is not None:
             client.answer = memoryview(answer)
         elif not more or client.reads >= READS_MAX or len(client.request) >= REQUEST_MAX:
             self._drop(client)
 
     def _drop(self, client: _Client) -> None:
-        if client.door.clients.pop(client.socket.fileno(), None) is None:
+        if client.listener.clients.pop(client.socket.fileno(), None) is None:
             return
         # Closing is not enough while a child that compiles filters has the descriptor as well.
         self._epoll.unregister(client.socket)
@@ -237,18 +240,18 @@ def _remove_dead(path: str) -> None:
     )
 
 
-def control(facts: Callable[[], Mapping[str, Any]]) -> Answer:
+def control(snapshot: Callable[[], Mapping[str, Any]]) -> Answer:
     """The control socket: a line `status` is answered by one line of JSON, any other by one that says so.
 
     Args:
-        facts: gives what is told.
+        snapshot: gives what is told.
     """
 
     def answer(request: bytes) -> bytes | None:
         line, end, _ = request.partition(b"\n")
         if not end:
             return None
-        told = facts() if line == b"status" else {"error": "unknown request; expected: status"}
+        told = snapshot() if line == b"status" else {"error": "unknown request; expected: status"}
         return json.dumps(told).encode("ascii") + b"\n"
 
     return answer
@@ -283,56 +286,3 @@ def http(path: str, content_type: str, text: Callable[[], bytes]) -> Answer:
         return reply("200 OK", text(), f"Content-Type: {content_type}", is_head=words[0] == b"HEAD")
 
     return answer
-
-
-class Doors:
-    """All that the settings open: control socket, metrics port, file of metrics.
-
-    What cannot be opened is said, and the capture goes on without it.
-
-    Args:
-        settings: of the start.
-        sight: what is told.
-        say: takes one line for the log.
-
-    Raises:
-        UsageError: metrics are wanted and prometheus_client is not installed.
-    """
-
-    def __init__(self, settings: Settings, sight: Sight, say: Callable[[str], None]) -> None:
-        self.server = Server()
-        self._sight = sight
-        self._textfile: Textfile | None = None
-        if settings.control.socket != "none":
-            with _said(say):
-                self.server.listen_unix(settings.control.socket, control(sight.facts))
-        wanted = settings.metrics
-        if wanted.listen != "none":
-            metrics = Metrics(sight.facts)
-            with _said(say):
-                page = http("/metrics", metrics.content_type, metrics.text)
-                self.server.listen_tcp(address(wanted.listen), page)
-        if wanted.textfile != "none":
-            self._text = Metrics(sight.facts, capture=Path(wanted.textfile).stem).text
-            self._textfile = Textfile(wanted.textfile, say)
-
-    def tick(self) -> None:
-        """Once a second."""
-        self._sight.tick()
-        self.server.tick()
-        if self._textfile:
-            self._textfile.tick(self._text)
-
-    def close(self) -> None:
-        """Close all of them."""
-        self.server.close()
-        if self._textfile:
-            self._textfile.close()
-
-
-@contextlib.contextmanager
-def _said(say: Callable[[str], None]) -> Iterator[None]:
-    try:
-        yield
-    except FileError as error:
-        say(f"{error.message}; the capture goes on without it")

@@ -1,10 +1,10 @@
-"""What can be seen of a running capture from outside: its facts, as `skbcapd status` and the metrics tell them.
+"""The statistics of a running capture, as `skbcapd status` and the metrics show them.
 
-In: a capture, its output, its settings, and a look at some of its packets. Out: plain facts: numbers, text, lists.
+In: a capture, its output, its settings, and a sample of its packets. Out: snapshots: numbers, text, lists.
 
-The rules not to break: nothing of a packet but its length and whose it is gets in here; and it costs the same however
-many packets there are: a look at LOOKS packets a second, counters once a second however often they are asked for.
-Every packet is counted once: seen = written + filtered + duplicates + own + in memory + lost by cause + pending.
+The rules not to break: only the length and the process of a packet get in here. The cost does not depend on the number
+of packets: SAMPLES packets per second are sampled, and counters are read once per second, however often a client asks.
+Every packet is counted once: seen = written + filtered + duplicates + self_test + in_memory + dropped + pending.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from skbcapd.capture.capture import Capture
 from skbcapd.capture.plan import RELOADED
 from skbcapd.config.pattern import TextPattern
 from skbcapd.config.settings import ROWS, Rule, Settings
-from skbcapd.kernel.abi import BLOCK_PACKET
-from skbcapd.kernel.segments import walk
-from skbcapd.pcapng.comment import EPB_PROCESSID_THREADID, OPT_COMMENT, CommentError, parse, shown
+from skbcapd.pcapng.blocks import EPB_PROCESSID_THREADID, OPT_COMMENT, PACKET, walk
+from skbcapd.pcapng.comment import CommentError, parse
+from skbcapd.text_safety import escaped_bytes
 
-Facts: TypeAlias = dict[str, Any]
+Snapshot: TypeAlias = dict[str, Any]
 
-LOOKS = 1009  # packets a second that are looked at
-_LOOKS_PER_RANGE = 101  # so that a burst does not take them all
-WINDOW_S = 30  # the busiest processes are those of this time, and of as long before
-PROCESSES = 4093  # in one window; beyond, the lighter half goes
+SAMPLES = 1009  # packets sampled per second
+_SAMPLES_PER_RANGE = 101  # so that one burst does not use them all
+WINDOW_S = 30  # the busiest processes are those of this window and of the one before
+PROCESSES = 4093  # in one window; with more, the half with fewer bytes is discarded
 _TOP = 20
 _FRESH_S = 1.0
 _END = struct.Struct("<HHII")  # option 8: code, length, process, thread
 
 
 class Busiest:
-    """Who sends and receives most: a Sampler.
+    """The processes that send and receive most: a Sampler.
 
-    Up to LOOKS packets a second all are counted; of more, that many.
+    It counts at most SAMPLES packets per second.
     """
 
     def __init__(self) -> None:
-        self._left = LOOKS
+        self._left = SAMPLES
         self._ticks = 0
         self._before: dict[int | bytes, list[Any]] = {}
         self._now: dict[int | bytes, list[Any]] = {}  # tgid, or a comment that names none, to name, packets, bytes
 
     def tick(self) -> None:
-        """Once a second: other packets may be looked at."""
-        self._left = LOOKS
+        """Once per second: allow SAMPLES more packets."""
+        self._left = SAMPLES
         self._ticks += 1
         if self._ticks % WINDOW_S == 0:
             self._before, self._now = self._now, {}
@@ -60,9 +60,9 @@ class Busiest:
     def look_at(self, view: memoryview) -> None:
         """Ready blocks: the first ones."""
         for seen, (at, kind, size) in enumerate(walk(view)):
-            if seen >= _LOOKS_PER_RANGE or not self._left:
+            if seen >= _SAMPLES_PER_RANGE or not self._left:
                 return
-            if kind == BLOCK_PACKET:
+            if kind == PACKET:
                 cap_len, original_len = struct.unpack_from("<II", view, at + 20)
                 start = at + 28 + cap_len + (-cap_len & 3)
                 self.look_at_one(bytes(view[start : at + size - 4]), original_len)
@@ -85,8 +85,8 @@ class Busiest:
         found[1] += 1
         found[2] += original_len
 
-    def facts(self) -> Facts:
-        """The busiest processes, those with most bytes first, and how many packets were looked at for that."""
+    def snapshot(self) -> Snapshot:
+        """The busiest processes, those with most bytes first, and how many packets were sampled."""
         sums: dict[int | bytes, list[Any]] = {}
         for window in (self._before, self._now):
             for key, (name, packets, size) in window.items():
@@ -96,7 +96,7 @@ class Busiest:
                 one[2] += size
         ordered = sorted(sums.items(), key=lambda item: -item[1][2])[:_TOP]
         return {
-            "looked_at": sum(one[1] for one in sums.values()),
+            "sampled": sum(one[1] for one in sums.values()),
             "seconds": min(self._ticks, self._ticks % WINDOW_S + WINDOW_S),
             "busiest": [
                 {"tgid": key if isinstance(key, int) else None, "name": name, "packets": packets, "bytes": size}
@@ -119,14 +119,15 @@ class Output(Protocol):
         ...
 
 
-class Sight:
-    """The facts of one capture.
+class Statistics:
+    """The statistics of one capture.
 
     Args:
         capture: running; its sampler is set.
         output: where its packets go.
         settings: gives those in force; see in_force.
         clock: seconds.
+        log_dropped: how many lines of the log could not be written.
     """
 
     def __init__(
@@ -135,39 +136,41 @@ class Sight:
         output: Output,
         settings: Callable[[], Settings],
         clock: Callable[[], float] = time.monotonic,
+        log_dropped: Callable[[], int] = lambda: 0,
     ) -> None:
         self._capture, self._output, self._settings, self._clock = capture, output, settings, clock
+        self._log_dropped = log_dropped
         self._busiest = capture.sampler = Busiest()
         self._start, self._start_s = clock(), time.time()
         self._made = float("-inf")
-        self._facts: Facts = {}
+        self._snapshot: Snapshot = {}
 
     def tick(self) -> None:
         """Once a second."""
         self._busiest.tick()
 
-    def facts(self) -> Facts:
-        """All that is told, not older than a second; drains, so only to be asked by the drain loop."""
+    def snapshot(self) -> Snapshot:
+        """All statistics, at most one second old. It drains the segments: only the drain loop may call it."""
         now = self._clock()
         if now >= self._made + _FRESH_S:
-            self._made, self._facts = now, self._look(now)
-        return self._facts
+            self._made, self._snapshot = now, self._take(now)
+        return self._snapshot
 
-    def _look(self, now: float) -> Facts:
+    def _take(self, now: float) -> Snapshot:
         capture, settings = self._capture, self._settings()
         totals = capture.settle()
         kernel = totals.kernel
-        lost = {"full": kernel.full, "contended": kernel.contended, "start": kernel.start, "output": totals.dropped}
+        dropped = {"full": kernel.full, "contended": kernel.contended, "start": kernel.start, "output": totals.dropped}
         packets = {
             "written": totals.written,
             "filtered": totals.filtered,
             "duplicates": totals.duplicates,
-            "own": totals.self_test,
+            "self_test": totals.self_test,
             "in_memory": totals.not_dumped,
         }
-        # Counters are read one after the other, and packets come meanwhile.
-        pending = max(0, kernel.seen - sum(packets.values()) - sum(lost.values()))
-        seen = sum(packets.values()) + sum(lost.values()) + pending
+        # Counters are read one after the other, while packets arrive.
+        pending = max(0, kernel.seen - sum(packets.values()) - sum(dropped.values()))
+        seen = sum(packets.values()) + sum(dropped.values()) + pending
         program = capture.program
         return {
             "version": __version__,
@@ -176,25 +179,26 @@ class Sight:
             "start_s": self._start_s,
             "uptime_s": int(now - self._start),
             "hooks": [str(hook) for hook in program.hooks],
-            "learning": [str(hook) for hook in program.learning],
+            "socket_hooks": [str(hook) for hook in program.learning],
             "packets": {"seen": seen, **packets, "pending": pending},
-            "lost": lost,
+            "dropped": dropped,
             "missed": totals.missed,
-            "devices": capture.devices,
+            "interfaces": capture.devices,
             "labels": capture.labels,
-            "processes": {"count": totals.processes, **self._busiest.facts()},
+            "processes": {"count": totals.processes, **self._busiest.snapshot()},
             "files": {
                 "mode": settings.files.mode,
                 "directory": settings.files.directory,
                 "path": self._output.path,
                 **dict(zip(("deleted_files", "deleted_bytes"), self._output.deleted, strict=True)),
             },
+            "log": {"dropped": self._log_dropped()},
             "settings": {key: _plain(reduce(getattr, key.split("."), settings)) for key in ROWS},
         }
 
 
 def in_force(start: Settings, now: Settings) -> Settings:
-    """The settings that a capture goes by: those of its start, but for what a reload changes."""
+    """The active settings of a capture: those of its start, with those that a reload can change."""
     return replace(start, **{key: getattr(now, key) for key in RELOADED})
 
 
@@ -205,13 +209,13 @@ def _comment(options: bytes) -> bytes:
 
 
 def _name(comment: bytes) -> str:
-    """What a comment says of who it is, printable."""
+    """The name of the process in a comment, escaped."""
     try:
         found: Mapping[str, bytes] = dict(parse(comment.decode("ascii")))
     except (CommentError, UnicodeDecodeError):
         return ""
     name = found.get("process", found.get("comm"))
-    return shown(name) if name is not None else f"via={shown(found['via'])}" if "via" in found else ""
+    return escaped_bytes(name) if name is not None else f"via={escaped_bytes(found['via'])}" if "via" in found else ""
 
 
 def _plain(value: object) -> object:

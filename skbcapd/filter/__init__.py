@@ -1,1 +1,1 @@
-"""Packet filters: libpcap's compiler, and its programs as C text for bpf/."""
+"""Packet filters: compiled by libpcap, and translated to C for bpf/."""

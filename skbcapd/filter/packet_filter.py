@@ -25,12 +25,12 @@ from typing import Any
 
 from skbcapd.child import Child
 from skbcapd.filter import names
+from skbcapd.filter.netmask import UNKNOWN
 from skbcapd.pcapng import link_type
 
 EXPRESSION_MAX = 4096  # characters, 200 hosts: libpcap takes half a second for them, and five for 500
 INSTRUCTIONS_MAX = 4096  # of one filter and link type, as in the kernel (BPF_MAXINSNS)
 WINDOW_MIN = 64
-_NETMASK_UNKNOWN = 0xFFFFFFFF
 _SNAPLEN = 1 << 18
 _DLT = {101: 12}  # LINKTYPE_RAW; all other numbers of ours are the same in files and in libpcap
 _TOP = 0xFFFFFFFF
@@ -76,12 +76,15 @@ Programs = Mapping[int, Sequence[Instruction]]
 """One expression, compiled: LINKTYPE_* to program."""
 
 
-def compile_expression(expression: str, link: int, *, optimize: bool = True) -> list[Instruction]:
+def compile_expression(
+    expression: str, link: int, netmask: int = UNKNOWN, *, optimize: bool = True
+) -> list[Instruction]:
     """Let libpcap compile an expression, here and now.
 
     Args:
         expression: as for tcpdump; an empty one takes every packet.
         link: LINKTYPE_* of the frames, which begin with their link-layer header and have VLAN tags in place.
+        netmask: see netmask_of.
         optimize: takes most of the time.
 
     Returns:
@@ -100,7 +103,7 @@ def compile_expression(expression: str, link: int, *, optimize: bool = True) -> 
     program = pcap.bpf_program()
     text = ctypes.create_string_buffer(expression.encode(errors="replace"))
     try:
-        if pcap.pcap_compile(handle, ctypes.byref(program), text, optimize, _NETMASK_UNKNOWN) != 0:
+        if pcap.pcap_compile(handle, ctypes.byref(program), text, optimize, netmask) != 0:
             raise FilterError(pcap.pcap_geterr(handle).decode(errors="replace").strip())
         found = program.bf_insns[: program.bf_len] if program.bf_len <= INSTRUCTIONS_MAX else []
         instructions = [Instruction(each.code, each.jt, each.jf, each.k & _TOP) for each in found]
@@ -116,8 +119,12 @@ def compile_expression(expression: str, link: int, *, optimize: bool = True) -> 
 
 
 @functools.lru_cache(maxsize=256)
-def compile_all(expression: str) -> Programs:
+def compile_all(expression: str, netmask: int = UNKNOWN) -> Programs:
     """Let libpcap compile an expression for every link type that it makes sense for; once in this process.
+
+    Args:
+        expression: as for tcpdump.
+        netmask: see netmask_of.
 
     Returns:
         LINKTYPE_* to program. A link type that is not there has no packet that matches: libpcap refuses, such as
@@ -133,7 +140,7 @@ def compile_all(expression: str) -> Programs:
         raise FilterError(f"{len(expression)} characters, expected at most {EXPRESSION_MAX}")
     if not expression.isprintable():
         raise FilterError("a character that is not printable")
-    child = Child(functools.partial(_work, expression), socket.SOCK_STREAM)
+    child = Child(functools.partial(_work, expression, netmask), socket.SOCK_STREAM)
     try:
         with child.channel.makefile("rw") as channel:
             addresses = _names.look_up(_receive(channel, child))
@@ -175,7 +182,7 @@ def _receive(channel: Any, child: Child) -> Any:
     return json.loads(line)
 
 
-def _work(expression: str, channel: socket.socket) -> None:
+def _work(expression: str, netmask: int, channel: socket.socket) -> None:
     """Runs in the child: say which names libpcap lacks, get their addresses, and compile."""
     names.only_files()
     with channel.makefile("rw") as parent:
@@ -183,7 +190,7 @@ def _work(expression: str, channel: socket.socket) -> None:
         _send(parent, sorted({place.name for place in places}))
         addresses = json.loads(parent.readline())
         try:
-            programs = _compile_links(names.replace(expression, places, addresses))
+            programs = _compile_links(names.replace(expression, places, addresses), netmask)
         except (FilterError, LookupError) as error:
             _send(parent, str(error))
             return
@@ -206,12 +213,12 @@ def _complaint(expression: str) -> str:
     return said[0]
 
 
-def _compile_links(expression: str) -> Programs:
+def _compile_links(expression: str, netmask: int) -> Programs:
     """As `compile_all`, of an expression without names."""
     programs, errors = {}, {}
     for link in link_type.LINK_TYPES:
         try:
-            programs[link] = compile_expression(expression, link)
+            programs[link] = compile_expression(expression, link, netmask)
         except FilterError as error:
             errors[link] = error
     usual = {link_type.ETHERNET, link_type.RAW} & programs.keys()
@@ -367,13 +374,21 @@ _PRELUDE = """\
 """
 
 
-def compile_each(expressions: Mapping[int, str]) -> dict[int, Programs]:
+def compile_each(expressions: Mapping[int, str], netmask: int = UNKNOWN) -> dict[int, Programs]:
     """Filters by the numbers that the program knows them by; see `compile_all`.
+
+    Args:
+        expressions: by number.
+        netmask: see netmask_of.
 
     Raises:
         FilterError: an expression cannot be used.
     """
-    return {number: compile_all(expression) for number, expression in expressions.items()}
+    return {
+        # With the same arguments as before, what is compiled already is not compiled again.
+        number: compile_all(expression, netmask if "broadcast" in expression else UNKNOWN)
+        for number, expression in expressions.items()
+    }
 
 
 def source(filters: Mapping[int, Programs], most: int) -> Source:

@@ -1,1 +1,1 @@
-"""The program in the kernel: records shared with it, BTF, compiler, loader, maps, shared segments."""
+"""The kernel program: records shared with it, BTF, compiler, loader, maps, shared segments."""

@@ -1,10 +1,11 @@
-"""What kernel and Python share: sizes of the shared memory, offsets of kernel fields, records of the maps.
+"""What the kernel program and Python share: sizes of the shared memory, offsets of kernel fields, records of the maps.
 
-In: the kernel's BTF and the sizes asked for. Out: the `-D` definitions that bpf/ is compiled with, and the
-Python view of every record that both sides touch.
+In: the BTF of the kernel, and the wanted sizes. Out: the `-D` definitions for compiling bpf/, and
+the Python view of every shared record.
 
-The rule: a number stands in one place. The C side gets each one as a definition from here; the sizes of the records on
-both sides are compared when the program is loaded (loader.py), so a change on one side only cannot go unnoticed.
+The rule: each number is defined once. The C code gets it from here as a definition. When the
+program is loaded, the sizes of the records on both sides are compared, so a change on one side only
+is noticed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import platform
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from skbcapd.errors import KernelError
 from skbcapd.kernel.btf import Btf
@@ -41,7 +42,6 @@ SLOTS = 4096
 PIECES_MAX = 130  # linear parts and fragments of one frame: 45 fragments at most, or a chain of 64 skbs of two each
 CANDIDATES = 128  # GiB of address space tried by one marker packet
 
-BLOCK_PACKET = 6
 BLOCK_UPCALL = 0x80000001
 BLOCK_CUT = 0x80000002
 
@@ -55,22 +55,143 @@ QUESTIONS = 32
 STATES = 40  # words before the first struct segment_state
 STATE_WORDS = 3  # used, committed, upcalls
 
-# enum direction and enum via of bpf/layout.h
-IN, OUT = 1, 2
+# enum via of bpf/layout.h; its enum direction is that of pcapng.blocks
 VIA_CURRENT, VIA_SOCKET, VIA_FLOW, VIA_INODE, VIA_KERNEL, VIA_FORWARDED, VIA_UNKNOWN, VIA_UNRESOLVED = range(8)
 
 COUNTERS = ("seen", "delivered", "filtered", "full", "contended", "start", "duplicate", "spare7")
 
-KEY = struct.Struct("<QIIIIQII")
-LABEL = struct.Struct(f"<16s16s16sIIIIIIII{OPTIONS_MAX}s")
-DEVICE_KEY = struct.Struct("<QII")
-DEVICE = struct.Struct("<16sII")
-COUNTER_ROW = struct.Struct(f"<{len(COUNTERS)}Q")
-USER = struct.Struct("<IIQ16s16s")
-OWNER = struct.Struct("<IIQ16s16sQQQQ")
-FLOW = struct.Struct("<Q16s16sHHBBH")
-UPCALL = struct.Struct("<QIIIIQII16s16s16s8sQQQQIIIHBx")
-MEASUREMENT = struct.Struct("<QQQQ32sQQQQQQ")
+Members = TypeVar("Members", bound=NamedTuple)
+
+
+class Record(Generic[Members]):
+    """A record that both sides touch: the names of its members in their order, as in C, and how they lie in memory.
+
+    Args:
+        members: the names.
+        layout: as `struct` has it, little endian; a value for each name.
+    """
+
+    def __init__(self, members: type[Members], layout: str) -> None:
+        self.members = members
+        self._struct = struct.Struct(layout)
+        self.format, self.size = self._struct.format, self._struct.size
+
+    def pack(self, *values: object) -> bytes:
+        """Members, in their order, to bytes."""
+        return self._struct.pack(*values)
+
+    def unpack(self, data: bytes | memoryview, offset: int = 0) -> Members:
+        """The record that begins somewhere in bytes."""
+        return self.members._make(self._struct.unpack_from(data, offset))
+
+
+class Key(NamedTuple):
+    """struct key of bpf/layout.h: packets that are treated alike."""
+
+    net: int
+    ifindex: int
+    direction: int
+    tgid: int
+    tid: int
+    start: int
+    via: int
+    linked: int
+
+
+class Label(NamedTuple):
+    """struct label: what is stamped on the packets of a key."""
+
+    comm: bytes
+    device: bytes
+    process: bytes
+    id: int
+    interface_id: int
+    slot: int
+    snaplen: int
+    filter: int
+    generation: int
+    options_len: int
+    flags_at: int
+    options: bytes
+
+
+class DeviceKey(NamedTuple):
+    """struct device_key: an interface and a direction."""
+
+    net: int
+    ifindex: int
+    direction: int
+
+
+class Device(NamedTuple):
+    """struct device: where to count an interface's packets, and whether they are wanted."""
+
+    name: bytes
+    slot: int
+    unwanted: int
+
+
+class User(NamedTuple):
+    """struct user: a thread that uses a socket."""
+
+    tgid: int
+    tid: int
+    start: int
+    comm: bytes
+    process: bytes
+
+
+class Owner(NamedTuple):
+    """struct owner: the last user of a socket, and by what to know the socket again."""
+
+    tgid: int
+    tid: int
+    start: int
+    comm: bytes
+    process: bytes
+    inode: int
+    identity: int
+    sk: int = 0
+    time: int = 0
+
+
+class Flow(NamedTuple):
+    """struct flow: addresses and ports of a socket, as seen from this host."""
+
+    net: int
+    local: bytes
+    remote: bytes
+    local_port: int
+    remote_port: int
+    protocol: int
+    family: int
+    spare: int = 0
+
+
+class Upcall(NamedTuple):
+    """struct upcall: the end of a BLOCK_UPCALL."""
+
+    net: int
+    ifindex: int
+    direction: int
+    tgid: int
+    tid: int
+    start: int
+    via: int
+    linked: int
+    comm: bytes
+    device: bytes
+    process: bytes
+    mac: bytes
+    packet_id: int
+    sk: int
+    inode: int
+    identity: int
+    checksum: int
+    netns: int
+    flags: int
+    device_type: int
+    addr_len: int
 
 
 class Measurement(NamedTuple):
@@ -87,6 +208,18 @@ class Measurement(NamedTuple):
     stack_size: int = 0
     entry_regs: int = 0
     udp_table: int = 0
+
+
+KEY = Record(Key, "<QIIIIQII")
+LABEL = Record(Label, f"<16s16s16sIIIIIIII{OPTIONS_MAX}s")
+DEVICE_KEY = Record(DeviceKey, "<QII")
+DEVICE = Record(Device, "<16sII")
+COUNTER_ROW = struct.Struct(f"<{len(COUNTERS)}Q")
+USER = Record(User, "<IIQ16s16s")
+OWNER = Record(Owner, "<IIQ16s16sQQQQ")
+FLOW = Record(Flow, "<Q16s16sHHBBH")
+UPCALL = Record(Upcall, "<QIIIIQII16s16s16s8sQQQQIIIHBx")
+MEASUREMENT = Record(Measurement, "<QQQQ32sQQQQQQ")
 
 
 @dataclass(frozen=True, slots=True)

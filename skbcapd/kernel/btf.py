@@ -27,6 +27,7 @@ _HEADER = struct.Struct("<HBBIIIII")
 _TYPE = struct.Struct("<III")
 _INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF, _VOLATILE, _CONST, _RESTRICT = range(1, 12)
 _FUNC, _FUNC_PROTO, _VAR, _DATASEC, _FLOAT, _DECL_TAG, _TYPE_TAG, _ENUM64 = range(12, 20)
+_OTHER_KERNEL = "the kernel is too old or too new for skbcapd: boot another one, and report this one"
 # Bytes that follow the 12-byte header of a type: a fixed part, and a part for each of its `vlen` members.
 _FIXED = {_INT: 4, _ARRAY: 12, _VAR: 4, _DECL_TAG: 4}
 _PER_MEMBER = {_STRUCT: 12, _UNION: 12, _ENUM: 8, _FUNC_PROTO: 8, _DATASEC: 12, _ENUM64: 12}
@@ -95,7 +96,7 @@ class Btf:
             elif not _INT <= kind <= _ENUM64:
                 raise BtfError(
                     f"BTF type {number} is of kind {kind}; this reader knows kinds {_INT} to {_ENUM64}",
-                    "a newer kernel than this version of skbcapd knows: please report it",
+                    "the kernel is newer than this version of skbcapd: update skbcapd, or boot an older kernel",
                 )
             position += 12 + _FIXED.get(kind, 0) + _PER_MEMBER.get(kind, 0) * (info & 0xFFFF)
         if position != end:
@@ -113,7 +114,10 @@ class Btf:
             if number is not None:
                 return number
             position = self._strings.find(encoded, position + 1)
-        raise BtfError(f"struct {name} is not in this kernel's BTF", "the kernel is too old or too new for skbcapd")
+        raise BtfError(
+            f"struct {name} is not in this kernel's BTF",
+            _OTHER_KERNEL,
+        )
 
     def _members(self, number: int) -> Iterator[tuple[bytes, int, int, int]]:
         """Each member as (name, type id, bit offset, bit width or 0 when it is no bitfield)."""
@@ -152,7 +156,7 @@ class Btf:
         if found is None:
             raise BtfError(
                 f"struct {struct_name} has no field {field} on this kernel",
-                "the kernel is too old or too new for skbcapd",
+                _OTHER_KERNEL,
             )
         return found
 

@@ -1,15 +1,17 @@
-"""The kernel program's text to machine code, by bcc; what it made is kept for the next start.
+"""Compiles the kernel program with bcc, and caches the result for the next start.
 
-In: definitions and the functions wanted. Out: their instructions, and the maps that they name.
+In: definitions and the wanted functions. Out: their instructions, and the maps that they use.
 
-The rule: bcc lives here only. The compiler (LLVM) takes more than 100 MiB of memory and keeps it, so `build` is for a
-process that ends soon, and leaves by os._exit: bcc has its own ideas of an orderly exit.
+The rule: only this module uses bcc. The compiler (LLVM) takes more than 100 MiB of memory and keeps
+it. So `build` must run in a process that ends soon, with os._exit, because bcc interferes with a
+normal exit.
 
-What was made is kept in a file named by all that it was made from: text, definitions (which hold the offsets of the
-running kernel) and compiler. So nothing has to be found out about whether it is still right. A file is used only if it
-is ours and whole; the kernel's verifier judges what comes of it as it judges what comes from the compiler.
+The name of a cache file is a digest of all inputs: program text, definitions (with the offsets of
+the running kernel) and compiler. So its content is right if it exists. It is used only if it
+belongs to the user of skbcapd and is complete. The verifier of the kernel checks it like the output
+of the compiler.
 
-bcc raises bare `Exception` and prints the compiler's complaints on stderr.
+bcc raises bare `Exception`, and prints the errors of the compiler on stderr.
 """
 
 from __future__ import annotations
@@ -115,7 +117,7 @@ def build(definitions: Mapping[str, int | str], functions: Collection[str], filt
     """What the compiler makes of some functions: kept from an earlier time, or made and kept now.
 
     Args:
-        definitions: from layout.definitions; with WINDOW there are filters.
+        definitions: from abi.definitions; with WINDOW there are filters.
         functions: which are wanted.
         filters: as for `source`.
 

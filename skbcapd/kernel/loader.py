@@ -1,9 +1,10 @@
-"""Load and attach the kernel program: a child process that hands over descriptors and ends.
+"""Loads and attaches the kernel program: a child process that passes descriptors and ends.
 
-In: definitions, and which hook to take. Out, over a socket: descriptors of maps, programs and links.
+In: definitions, and the wanted hooks. Out, over a socket: descriptors of maps, programs and links.
 
-The rule: what takes long or much memory (compiling, verifying) is the child's, and its end gives the memory back; the
-parent holds nothing but descriptors. What fails in the child becomes one error message here.
+The rule: work that takes much time or memory (compiling, verifying) is done by the child, and its
+end releases the memory. The parent only has descriptors. An error in the child becomes one error
+message here.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def start(
 
     Args:
         maps: names of the maps whose descriptors are wanted.
-        definitions: from layout.definitions; with WINDOW there are filters.
+        definitions: from abi.definitions; with WINDOW there are filters.
         hooks: where the program is attached.
         measure: the hook for measuring.
         filters: as for `compiler.source`.
@@ -90,6 +91,23 @@ def load_filters(
     own = {table.name: syscall.make_map(*astuple(table)) for table in made.maps if table.name in used - maps.keys()}
     loaded = _load(made, list(stages), {**maps, **own})
     return list(stages.values()), [loaded[stage] for stage in stages]
+
+
+# What the last words of a child mean when it has come to a limit of the process or the cgroup.
+_DESCRIPTORS = "raise LimitNOFILE= of the unit or `ulimit -n`: a capture needs about 50"
+_MEMORY = "raise MemoryMax= of the unit, --memory of the container or `ulimit -v`; compiling takes 180 MiB"
+_TASKS = "raise TasksMax= of the unit, --pids-limit of the container or `ulimit -u`; `ulimit -v` also counts"
+_LIMITS = {
+    "Too many open files in system": ("the system has no file descriptor left", "raise sysctl fs.file-max"),
+    "Too many open files": ("the process may open no more files", _DESCRIPTORS),
+    "Cannot allocate memory": ("out of memory", _MEMORY),
+    "MemoryError": ("out of memory", _MEMORY),
+    "std::bad_alloc": ("out of memory", _MEMORY),
+    "failed to map segment": ("out of memory", _MEMORY),  # of a shared library
+    "can't start new thread": ("the process may start no more threads", _TASKS),
+    "Resource temporarily unavailable": ("the process may start no more threads or processes", _TASKS),
+    "No space left on device": ("no space left on a device", "check free disk space of /tmp and /var/cache"),
+}
 
 
 class Loader:
@@ -146,11 +164,28 @@ class Loader:
                 "the kernel refuses to load BPF programs: operation not permitted",
                 "run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN; see `skbcapd doctor`",
             )
+        for sign, (what, hint) in _LIMITS.items():
+            if sign in text:
+                return KernelError(f"the kernel program could not be loaded: {what}", hint)
         return KernelError(
             "the kernel program could not be loaded: "
-            + (" | ".join(lines[-6:])[-1500:] or "the loader process exited without an error message"),
+            + (" | ".join(_reasons(lines)[-6:])[-1500:] or "the loader process exited without an error message"),
             "`skbcapd doctor` tells what this kernel offers",
         )
+
+
+def _reasons(lines: Sequence[str]) -> list[str]:
+    """Last words without the frames of a traceback: those are for who mends the code."""
+    found: list[str] = []
+    is_source = False
+    for line in lines:
+        if line.startswith(('File "', "Traceback (")):
+            is_source = True
+        elif is_source or (line and not line.strip("^~ ")):
+            is_source = False
+        else:
+            found.append(line)
+    return found
 
 
 def _child(

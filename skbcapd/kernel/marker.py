@@ -1,14 +1,15 @@
-"""A page of known bytes, sent as a paged frame through a loopback that belongs to this process alone.
+"""The marker: a page of known bytes, sent as a paged frame through a private loopback interface.
 
-In: nothing. Out: a packet in the kernel whose bytes, page frame and system call are known beforehand.
+In: nothing. Out: a packet in the kernel with known bytes, page frame and system call.
 
-It serves two ends: measuring where the kernel maps its pages (kernel.py), and proving on every start that a paged
-frame arrives whole (capture.py). The loopback is in a network namespace of its own, so no firewall, no interface that
-is down and no other capture has a part in it; where that is refused (it takes CAP_SYS_ADMIN and CAP_NET_ADMIN), the
-present one's loopback is taken, and the end of the connection is seen in the capture.
+It has two purposes: to measure where the kernel maps its pages (program.py), and to prove at every
+start that a paged frame is captured completely (capture/self_test.py). The loopback interface is in
+a separate network namespace, so that no firewall, no interface that is down and no other capture
+can interfere. If that namespace is not allowed (it needs CAP_SYS_ADMIN and CAP_NET_ADMIN), the
+loopback interface of the current one is used, and the end of the connection appears in the capture.
 
-Source: Documentation/admin-guide/mm/pagemap.rst; sendfile(2) on a TCP socket puts the page itself into the skb (on a
-UDP socket it does so only since Linux 6.5; 6.1 copies).
+Source: Documentation/admin-guide/mm/pagemap.rst; sendfile(2) on a TCP socket puts the page itself
+into the skb (on a UDP socket it does so only since Linux 6.5; 6.1 copies).
 """
 
 from __future__ import annotations

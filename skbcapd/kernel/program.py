@@ -1,10 +1,11 @@
-"""The program in the kernel, seen from Python: chosen, loaded, measured, attached; its memory and its tables.
+"""The kernel program, seen from Python: choose, load, measure, attach; its memory and its tables.
 
-In: which hooks are wanted, the size of the buffer. Out: a Program: shared memory for the reader, tables for labels and
-devices, counters.
+In: the wanted hooks, the size of the buffer. Out: a Program: shared memory for the reader, tables
+for labels and interfaces, counters.
 
-The rule: this process holds descriptors and makes plain bpf(2) calls; compiling and loading is the child's (loader.py).
-Attaching comes last: the measurements are in the program's control words before the first packet is seen.
+The rule: this process has descriptors and makes bpf(2) calls; a child compiles and loads
+(loader.py). Attaching comes last: all measurements are in the control page before the first packet
+is seen.
 
 Source: include/uapi/linux/bpf.h; Documentation/bpf/ringbuf.rst.
 """
@@ -23,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from skbcapd import clocks
 from skbcapd.errors import KernelError
 from skbcapd.filter import packet_filter
 from skbcapd.kernel import abi, loader, syscall
@@ -243,15 +245,15 @@ class Program:
 
     def set_clock(self) -> None:
         """Tell the program how far the wall clock is from the monotonic one, in ns (suspend and steps change it)."""
-        before = time.monotonic_ns()
+        before = clocks.monotonic_ns()
         wall = time.time_ns()
-        offset = wall - (before + time.monotonic_ns()) // 2
+        offset = wall - (before + clocks.monotonic_ns()) // 2
         known = self.control[abi.CLOCK_OFFSET]
         if abs(offset - known) > 20_000:  # the jitter of reading two clocks is below; steps are above
             self.control[abi.CLOCK_OFFSET] = offset % (1 << 64)
 
     def set_label(self, key: bytes, value: bytes) -> None:
-        """Stamp the packets of a key from now on. key: layout.KEY; value: layout.LABEL."""
+        """Stamp the packets of a key from now on. key: abi.KEY; value: abi.LABEL."""
         self._update("labels", key, value)
 
     def clear_labels(self) -> None:
@@ -259,42 +261,36 @@ class Program:
         syscall.clear(self._maps["labels"], abi.KEY.size)
 
     def set_device(self, key: bytes, value: bytes) -> None:
-        """Say where to count a device's packets, and whether they are wanted. Bytes as layout.DEVICE_KEY, DEVICE."""
+        """Say where to count a device's packets, and whether they are wanted. Bytes as abi.DEVICE_KEY, DEVICE."""
         self._update("devices", key, value)
 
     def set_holder(self, inode: int, user: bytes) -> None:
-        """Say who holds a socket: layout.USER; with tgid 0, that it is nobody or several."""
+        """Say who holds a socket: abi.USER; with tgid 0, that it is nobody or several."""
         self._update("holders", struct.pack("<Q", inode), user)
 
-    def holder(self, inode: int) -> tuple[int, int, int, bytes, bytes] | None:
-        """Who was the last to use a socket whose place another one has taken, or was set as its holder.
-
-        Returns:
-            tgid, tid, start, comm and the process's name.
-        """
+    def holder(self, inode: int) -> abi.User | None:
+        """Who was the last to use a socket whose slot another one has taken, or was set as its holder."""
         try:
             return abi.USER.unpack(self._lookup("holders", struct.pack("<Q", inode), abi.USER.size))
         except FileNotFoundError:
             return None
 
     def add_flow(self, flow: bytes, owner: bytes) -> None:
-        """Say whose a connection is: layout.FLOW, OWNER. What the program has learned itself stands."""
+        """Say whose a connection is: abi.FLOW, OWNER. What the program has learned itself stands."""
         with contextlib.suppress(FileExistsError):
             syscall.add(self._maps["flows"], flow, owner)
 
     def remove_flow(self, flow: bytes) -> None:
-        """Forget whose a connection is: layout.FLOW."""
+        """Forget whose a connection is: abi.FLOW."""
         with contextlib.suppress(FileNotFoundError):
             syscall.remove(self._maps["flows"], flow)
 
-    def owner(self, sk: int) -> tuple[int, int, int, bytes, bytes, int, int] | None:
-        """What the program has learned of a socket: its user's tgid, tid, start, comm, process; inode and identity."""
+    def owner(self, sk: int) -> abi.Owner | None:
+        """What the program has learned of a socket, by its address."""
         try:
-            found = self._lookup("owners", struct.pack("<Q", sk), abi.OWNER.size)
+            return abi.OWNER.unpack(self._lookup("owners", struct.pack("<Q", sk), abi.OWNER.size))
         except FileNotFoundError:
             return None
-        tgid, tid, start, comm, process, inode, identity, _, _ = abi.OWNER.unpack(found)
-        return tgid, tid, start, comm, process, inode, identity
 
     def counters(self, slot: int) -> Counters:
         """The counters of one interface slot, over all processors."""
@@ -333,11 +329,11 @@ class Program:
             )
             self._update(table, key, abi.MEASUREMENT.pack(*wanted))
             marker.send()
-            found = Measurement(*abi.MEASUREMENT.unpack(self._lookup(table, key, abi.MEASUREMENT.size)))
+            found = abi.MEASUREMENT.unpack(self._lookup(table, key, abi.MEASUREMENT.size))
             if found.address_base or not found.packets or not found.frame_number:
                 break
         marker.send_datagram()
-        found = Measurement(*abi.MEASUREMENT.unpack(self._lookup(table, key, abi.MEASUREMENT.size)))
+        found = abi.MEASUREMENT.unpack(self._lookup(table, key, abi.MEASUREMENT.size))
         if is_realtime():
             found = found._replace(entry_regs=0)  # softirqs run in tasks there: the proof does not hold
         self._update(table, key, abi.MEASUREMENT.pack(*found._replace(tgid=0)))
@@ -460,7 +456,7 @@ def _compare_sizes(geometry: Geometry, maps: dict[str, int]) -> None:
     for name, expected in geometry.record_sizes().items():
         found = struct.unpack_from("<II", syscall.info(maps[name]), 8)
         if found != expected:
-            raise KernelError(f"map {name} has keys and values of {found} bytes; layout.py expects {expected}")
+            raise KernelError(f"map {name} has keys and values of {found} bytes; abi.py expects {expected}")
 
 
 def _possible_cpus(path: Path = Path("/sys/devices/system/cpu/possible")) -> int:

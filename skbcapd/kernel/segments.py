@@ -1,14 +1,14 @@
-"""The shared segments, read: committed ranges of blocks come out in the order the kernel reserved them.
+"""Reads the shared segments: committed ranges of blocks, in the order in which the kernel program reserved them.
 
-In: the memory that the kernel program writes (bpf/segment.h). Out: ranges, each with the places of its local
-blocks; the records of those blocks.
+In: the memory that the kernel program writes (bpf/segment.h). Out: ranges, each with the offsets of
+its local blocks; the records of those blocks.
 
-The rule: a range is handed out only when every byte of it is committed, and its segment is given back only after
-the range has been dealt with. `committed` is read before the cursor: when both are equal, all that was reserved up to
-then is complete.
+The rule: a range is returned only when every byte of it is committed, and its segment is released
+only after the range has been processed. `committed` is read before the cursor: if both are equal,
+everything reserved until then is complete.
 
-Plain ranges are never looked into: they go to the file as they are. Local blocks (a packet without a label, a frame
-that could not be read to its end) are for Python to write anew.
+Plain ranges are not parsed: they are written to the file as they are. Python writes local blocks
+again (a packet without a label, a frame that could not be read to its end).
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from typing import NamedTuple
 from skbcapd.errors import SegmentError
 from skbcapd.kernel import abi
 from skbcapd.kernel.abi import Geometry
+from skbcapd.pcapng.blocks import BLOCK_MIN, PACKET, PACKET_HEAD, block_at, walk
 
-_BLOCK = struct.Struct("<IIIIIII")  # type, length, interface id, time high, time low, captured length, original length
 _CUT = struct.Struct("<QIII4x")  # the end of a BLOCK_CUT: identifier, unused, checksum, flags
-_BLOCK_MIN = _BLOCK.size + 4  # the length stands again at the end
 _USED, _COMMITTED, _UPCALLS = range(3)
 LOCAL_PER_RANGE = 128  # more, and the range ends: each takes Python some 0.1 ms, and its reader has other duties
 
@@ -68,7 +67,7 @@ class Upcall:
     netns: int  # inode number of the namespace
     flags: int  # epb_flags
     device_type: int  # ARPHRD_*
-    key: bytes  # layout.KEY, to give a label to
+    key: bytes  # abi.KEY, to give a label to
     names: bytes  # comm, device, process as the kernel compares them: 16 bytes each, with what is behind their NUL
     size: int  # bytes of its block
     slot: int  # row of counters that it was counted in
@@ -92,7 +91,7 @@ class SegmentReader:
     """Reads the segments that one kernel program writes.
 
     Args:
-        memory: the segments, layout.SEGMENT_STRIDE bytes each.
+        memory: the segments, abi.SEGMENT_STRIDE bytes each.
         control: struct control as u64 words, nothing in it reserved yet; cursor and tail are set, later `tail` and the
             states of consumed segments are written.
         geometry: how many segments.
@@ -181,7 +180,7 @@ class SegmentReader:
         With them comes what to remember once they are dealt with: entries looked at, entries still open.
         """
         if upcalls > abi.UPCALLS_LISTED:
-            return [offset for offset, kind, _ in walk(view) if kind != abi.BLOCK_PACKET], upcalls, []
+            return [offset for offset, kind, _ in walk(view) if kind != PACKET], upcalls, []
         found, still_open = [], []
         for entry in [*self._open, *range(self._listed, upcalls)]:
             place = int.from_bytes(self._memory[start + abi.LISTING + 8 * entry :][:8], "little")
@@ -193,77 +192,53 @@ class SegmentReader:
         return sorted(found), upcalls, still_open
 
 
-def walk(view: memoryview) -> Iterator[tuple[int, int, int]]:
-    """Each block of a range as (offset, type, length in bytes).
-
-    Raises:
-        SegmentError: a length that cannot be.
-    """
-    offset = 0
-    while offset < len(view):
-        kind, size = _block_at(view, offset)
-        yield offset, kind, size
-        offset += size
-
-
-def _block_at(view: memoryview, offset: int) -> tuple[int, int]:
-    """Type and length of a block that lies inside the range."""
-    kind, size = struct.unpack_from("<II", view, offset) if 0 <= offset <= len(view) - _BLOCK_MIN else (0, 0)
-    if size < _BLOCK_MIN or size & 3 or offset + size > len(view):
-        raise SegmentError(f"a block at {offset} of {len(view)} bytes claims to be {size} bytes long")
-    return kind, size
-
-
 def read_local(view: memoryview, offset: int) -> Upcall | Cut:
     """Decode the local block at an offset of a range.
 
     Raises:
         SegmentError: it is no local block, or not a whole one.
     """
-    kind, size = _block_at(view, offset)
+    kind, size = block_at(view, offset)
     if kind not in (abi.BLOCK_UPCALL, abi.BLOCK_CUT):
         raise SegmentError(f"the block at {offset} is of type {kind:#x}; expected one of Python's")
-    _, _, number, high, low, cap_len, original_len = _BLOCK.unpack_from(view, offset)
+    _, _, number, high, low, cap_len, original_len = PACKET_HEAD.unpack_from(view, offset)
     time_ns = high << 32 | low
-    behind, needed = size - _BLOCK_MIN - cap_len, 8 if kind == abi.BLOCK_CUT else abi.UPCALL.size
+    behind, needed = size - BLOCK_MIN - cap_len, 8 if kind == abi.BLOCK_CUT else abi.UPCALL.size
     if behind < needed:
         raise SegmentError(f"the block at {offset} has {behind} bytes behind its frame; expected {needed} or more")
-    frame = view[offset + _BLOCK.size : offset + _BLOCK.size + cap_len]
+    frame = view[offset + PACKET_HEAD.size : offset + PACKET_HEAD.size + cap_len]
     end = offset + size
     if kind == abi.BLOCK_CUT:
         packet_id, _, checksum, flags = _CUT.unpack_from(view, end - _CUT.size)
         return Cut(time_ns, frame, original_len, number, packet_id, checksum, flags, size)
     at = end - 4 - abi.UPCALL.size
-    found = abi.UPCALL.unpack_from(view, at)
-    key, (comm, device, process, mac, packet_id, sk, inode) = found[:8], found[8:15]
-    identity, checksum, netns, flags, device_type, mac_len = found[15:]
-    net, ifindex, direction, tgid, tid, start, via, linked = key
+    call = abi.UPCALL.unpack(view, at)
     return Upcall(
         time_ns=time_ns,
         frame=frame,
         original_len=original_len,
-        net=net,
-        ifindex=ifindex,
-        direction=direction,
-        via=via,
-        tgid=tgid,
-        tid=tid,
-        start=start,
-        linked=linked,
-        comm=comm.split(b"\0")[0],
-        process=process.split(b"\0")[0],
-        device=device.split(b"\0")[0],
-        mac=mac[:mac_len],
-        packet_id=packet_id,
-        sk=sk,
-        inode=inode,
-        identity=identity,
-        checksum=checksum,
-        netns=netns,
-        flags=flags,
-        device_type=device_type,
+        net=call.net,
+        ifindex=call.ifindex,
+        direction=call.direction,
+        via=call.via,
+        tgid=call.tgid,
+        tid=call.tid,
+        start=call.start,
+        linked=call.linked,
+        comm=call.comm.split(b"\0")[0],
+        process=call.process.split(b"\0")[0],
+        device=call.device.split(b"\0")[0],
+        mac=call.mac[: call.addr_len],
+        packet_id=call.packet_id,
+        sk=call.sk,
+        inode=call.inode,
+        identity=call.identity,
+        checksum=call.checksum,
+        netns=call.netns,
+        flags=call.flags,
+        device_type=call.device_type,
         key=bytes(view[at : at + abi.KEY.size]),
-        names=comm + device + process,
+        names=call.comm + call.device + call.process,
         size=size,
         slot=number,
     )

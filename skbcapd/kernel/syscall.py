@@ -1,8 +1,8 @@
-"""bpf(2) and what belongs to it, called plainly.
+"""bpf(2) and related system calls.
 
-In: a command and its attributes as bytes. Out: what the kernel returns.
+In: a command and its attributes as bytes. Out: the result of the kernel.
 
-The rule: records of the kernel's interface are packed here and nowhere else.
+The rule: only this module builds records of the system call interface.
 
 Source: include/uapi/linux/bpf.h (union bpf_attr, struct bpf_map_info, struct bpf_prog_info).
 """

@@ -1,1 +1,1 @@
-"""Where packets go: capture files with rotation and retention, memory, a terminal."""
+"""Outputs: capture files with rotation and retention, memory, a terminal."""

@@ -1,9 +1,10 @@
-"""Blocks gathered for the disk: pieces that begin where a block of the disk does.
+"""Collects blocks into pieces for the disk; a piece begins at a block of the disk.
 
-In: pcapng blocks of any sizes. Out: pieces of a file, in order.
+In: pcapng blocks of any size. Out: pieces of a file, in order.
 
-The rule: a piece is not touched any more by who made it: somebody else writes it, maybe much later. So what is behind
-the last block of the disk stands in two pieces: the later one repeats it, to begin where a direct write (O_DIRECT) can.
+The rule: a piece is not changed after it was passed on: another thread writes it, maybe much later.
+So the bytes after the last complete block of the disk are in two pieces: the later piece repeats
+them, so that a direct write (O_DIRECT) can begin there.
 
 Source: O_DIRECT in open(2).
 """

@@ -1,11 +1,13 @@
-"""Capture files: where bytes go, and under which name.
+"""Capture files: where bytes are written, and the name of the file.
 
-In: bytes of whole pcapng blocks. Out: a file that has its real name only when it is whole.
+In: bytes of complete pcapng blocks. Out: a file that gets its final name only when it is complete.
 
-The rule: a file in work is called NAME.part; it is complete to its last flushed block at any time, and gets its name by
-fsync and rename when it is closed. What the disk refuses is counted in packets, and cut off at a block's end.
+The rule: while it is written, a file has the name NAME.part, and is complete up to its last flushed
+block. When it is closed, fsync and rename give it its name. Packets that the disk does not accept
+are counted, and the file is cut at the end of a block.
 
-Bytes pass three parts: `aligned` gathers them, a `worker` takes them to another thread, `disk` writes them.
+Bytes pass three parts: `aligned` collects them, a `worker` passes them to another thread, `disk`
+writes them.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from skbcapd.errors import FileError
+from skbcapd.errors import FileError, UsageError
 from skbcapd.output.aligned import AlignedTail, Buffers, Piece
 from skbcapd.output.disk import DIRECT_MIN, DiskFile
 from skbcapd.output.worker import AtOnce, Jobs, wait_until
@@ -38,13 +40,16 @@ def owner_ids(text: str) -> tuple[int, int]:
     """User and group ids of `USER`, `USER:GROUP` or `:GROUP`; -1 for what is not said, SELF for `self`.
 
     Raises:
-        FileError: there is no such user or group.
+        UsageError: there is no such user or group.
     """
     user, _, group = ("", "", "") if text == "self" else text.partition(":")
     try:
         return pwd.getpwnam(user).pw_uid if user else -1, grp.getgrnam(group).gr_gid if group else -1
     except KeyError:
-        raise FileError(f"files.owner is {text}: no such user or group on this machine") from None
+        raise UsageError(
+            f"files.owner is {text}: no such user or group on this machine",
+            "getent passwd; getent group",
+        ) from None
 
 
 class BlockSink:

@@ -1,7 +1,7 @@
-"""What an output must know of pcapng blocks: how many packets are among them, and where a torn one begins.
+"""What an output needs to know about pcapng blocks: the number of packets, and where an incomplete block begins.
 
-In: bytes of blocks, or a file. Out: numbers. The rule: nothing is written; and this imports nothing of ours, so that it
-can be run as a program, too.
+In: bytes of blocks, or a file. Out: numbers. The rule: nothing is written, and nothing of skbcapd
+is imported, so that this module can also run as a program.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Finished files are compressed by a process of its own, one at a time, at the lowest priority.
+"""Compresses finished files with a separate process, one at a time, at the lowest priority.
 
-In: paths. Out: NAME.gz or NAME.zst beside, then in place of, NAME.
+In: paths. Out: NAME.gz or NAME.zst, in place of NAME.
 
-The rules: the plain file is deleted only when the compressed one is whole and has its name. An interrupted compressor
-leaves the plain one. All is done relative to the directory's descriptor, with regular files of which nobody has another
-name, and the compressed file is a new one: who may write to the directory has no other file read or written by us.
+The rules: the uncompressed file is deleted only when the compressed one is complete and has its
+name. If the compressor is interrupted, the uncompressed file is kept. All names are relative to the
+descriptor of the directory, all files are regular files without other links, and the compressed
+file is a new one: somebody who can write to the directory cannot make skbcapd read or write other
+files.
 """
 
 from __future__ import annotations
@@ -110,7 +112,7 @@ class Compressor:
             except FileNotFoundError:
                 return None  # already too old to be kept
             except OSError as error:
-                self._say(f"{path}: {error.strerror}; it stays as it is, not compressed")
+                self._say(f"{path}: {error.strerror}; it is not compressed")
                 return None
             stack.pop_all()
         return _Job(path, place, plain, target, process)
@@ -120,9 +122,7 @@ class Compressor:
         try:
             if job.process.returncode:
                 program = self._command[0]
-                self._say(
-                    f"{job.path}: {program} ended with {job.process.returncode}; it stays as it is, not compressed"
-                )
+                self._say(f"{job.path}: {program} ended with {job.process.returncode}; it is not compressed")
                 self._discard(job)
                 return None
             os.fsync(job.target)
@@ -134,7 +134,7 @@ class Compressor:
         except FileNotFoundError:
             self._discard(job)  # it was too old to be kept meanwhile
         except OSError as error:
-            self._say(f"{job.path}: {error.strerror}; it stays as it is, not compressed")
+            self._say(f"{job.path}: {error.strerror}; it is not compressed")
         else:
             return name, new
         finally:

@@ -1,10 +1,12 @@
-"""What a crash has left: files in work get their names, without the torn block at their end.
+"""Repairs files after a crash: unfinished files get their names, without the incomplete block at their end.
 
-In: a directory's descriptor, and names. Out: finished files; what held nothing, or was half compressed, is deleted.
+In: the descriptor of a directory, and names. Out: finished files. Empty and half compressed files
+are deleted.
 
-The rules: regular files only, opened without waiting, of which nobody has another name: who may write to the directory
-must not have us cut a file of his choice. And a start does not wait for gigabytes to be read: what takes longer than
-SEARCH_S is left to a process of its own, and has its name later.
+The rules: only regular files without other links, opened without waiting: somebody who can write to
+the directory cannot make skbcapd cut a file of his choice. A start does not wait until gigabytes
+are read: what takes longer than SEARCH_S is left to a separate process, and the file gets its name
+later.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ class Crashed:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
                 os.close(descriptor)
-                self._say(f"{self._path / part}: no plain file; it stays")
+                self._say(f"{self._path / part}: the uncompressed file is missing; it is kept")
                 return
             end, is_all = blocks.whole_in(descriptor, until_s=self._until_s)
             if is_all:
@@ -82,7 +84,9 @@ class Crashed:
                     done = name
                 else:
                     os.close(descriptor)
-                    self._say(f"{self._path / name}.part: its end was not found; it stays as a crash left it")
+                    self._say(
+                        f"{self._path / name}.part: last complete block not found; it is left as it was after the crash"
+                    )
         if self._search is None and self._left:
             _, descriptor, at = self._left[0]
             command = ["nice", "-n", "19", sys.executable, "-I", "-S", blocks.__file__, str(at)]
@@ -92,7 +96,7 @@ class Crashed:
                 )
             except OSError as error:
                 self._left.clear()
-                self._say(f"{self._path}: {error.strerror}; what a crash has left stays until the next start")
+                self._say(f"{self._path}: {error.strerror}; files from before a crash are repaired at the next start")
         return done
 
     def close(self) -> None:
@@ -111,12 +115,12 @@ class Crashed:
             size = os.fstat(descriptor).st_size
             if not end:
                 os.unlink(part, dir_fd=self._directory)
-                self._say(f"{self._path / part}: removed; it held no whole block after a crash")
+                self._say(f"{self._path / part}: deleted; it had no complete block after a crash")
                 return
             if end < size:
                 os.ftruncate(descriptor, end)
             os.rename(part, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-            self._say(f"{self._path / part}: finished after a crash, {size - end} bytes of a torn block cut off")
+            self._say(f"{self._path / part}: finished after a crash, {size - end} bytes of an incomplete block cut off")
         finally:
             os.close(descriptor)
 
@@ -125,4 +129,4 @@ class Crashed:
         try:
             yield
         except OSError as error:
-            self._say(f"{self._path / part}: {error.strerror}; it stays as a crash left it")
+            self._say(f"{self._path / part}: {error.strerror}; it is left as it was after the crash")

@@ -1,10 +1,11 @@
-"""The directory of capture files: one daemon's at a time, whose files get their names, and the oldest are deleted.
+"""The directory of capture files: used by one daemon at a time; names files, and deletes the oldest.
 
-In: what the settings say of files. Out: the next file to write to; finished ones under their names, the oldest gone.
+In: the settings of files. Out: the next file to write to; finished files with their names; the
+oldest are deleted.
 
-The rules: nothing is touched but files whose names are of our own making, and never the one in work. All is done
-relative to the directory's descriptor, whatever its path leads to meanwhile. A file gets its name when the disk has all
-of it, which may take long: a thread waits for that, the capture does not.
+The rules: only files with names of skbcapd are touched, and never the one being written. All names
+are relative to the descriptor of the directory, wherever its path leads now. A file gets its name
+when it is completely on the disk. This may take long: a thread waits for it, not the capture.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ class CaptureDirectory:
         """
         if not self.is_there:
             if self.waiting:
-                raise FileError(f"{self.path}: it was replaced, and files of the old one wait for its disk")
+                raise FileError(f"{self.path}: it was replaced, and files of the old one are not yet on its disk")
             old, self._place = self._place, _Place(self.path, self._names, self._say)
             old.close()
         file = CaptureFile(
@@ -257,7 +258,7 @@ class CaptureDirectory:
             if not self._is_told:
                 self._say(
                     f"{file.working_path}: {error.strerror}; expected to set files.permissions and files.owner. Files "
-                    "stay the process's own. In a systemd unit SupplementaryGroups= allows a group"
+                    "keep the owner of the process. In a systemd unit, SupplementaryGroups= allows a group"
                 )
             self._is_told = True
         with contextlib.suppress(OSError):
@@ -313,7 +314,7 @@ def ask_for_dump(path: Path, proc: Path = Path("/proc")) -> Path:
         os.kill(daemon, signal.SIGUSR2)
     except OSError as error:
         raise FileError(
-            f"process {daemon}: {error.strerror}; expected to ask it for a dump", "run as its user"
+            f"process {daemon}: {error.strerror}; expected to send it SIGUSR2", "run this as its user or as root"
         ) from None
     end, seen = time.monotonic() + _DUMP_S, (before, 0)
     while time.monotonic() < end:
@@ -323,7 +324,7 @@ def ask_for_dump(path: Path, proc: Path = Path("/proc")) -> Path:
         if (now, _size(path / now)) != seen:  # the disk takes it slowly
             end, seen = time.monotonic() + _DUMP_S, (now, _size(path / now))
         time.sleep(0.01)
-    raise FileError(f"{path}: no dump came within {_DUMP_S:.0f} s", f"the log of process {daemon} says why")
+    raise FileError(f"{path}: no dump was written within {_DUMP_S:.0f} s", f"the log of process {daemon} says why")
 
 
 def _target(link: Path) -> str:

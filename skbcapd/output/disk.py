@@ -1,9 +1,10 @@
-"""One file on its disk: pieces go there directly or through the page cache, and what is refused is counted.
+"""One file on its disk: pieces are written directly or through the page cache, and failed ones are counted.
 
-In: pieces, in order, by one thread. Out: the file ends with a whole block at any time, unless the process is killed.
+In: pieces, in order, from one thread. Out: a file that ends with a complete block at any time,
+unless the process is killed.
 
-The rules: after an error nothing more is written, and each packet that is not in the file is counted in `lost`. A disk
-whose free space would fall below what it shall keep is full.
+The rules: after an error nothing more is written, and `lost` counts each packet that is not in the
+file. A disk with less free space than it should keep is treated as full.
 """
 
 from __future__ import annotations

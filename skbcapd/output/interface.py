@@ -1,10 +1,11 @@
-"""What an output is: where packets go, and what it is told of their interfaces at the end.
+"""The interface of an output: it receives packets, and the statistics of their interfaces at the end.
 
-In: packets and ready blocks, in order. Out: a file, files, memory or a terminal, as the output decides.
+In: packets and ready blocks, in order. Out: a file, files, memory or a terminal.
 
-The rules: an output never stops a capture: what it cannot take it counts as lost. And it calls nothing of the capture
-but what it is given with a call: statistics are an argument of whatever may end a file. What an output wants of the
-capture it says in a property (`is_busy`, `wants_new_numbers`), and the loop acts on it between two drains.
+The rules: an output never stops a capture: packets that it cannot take are counted. It calls
+nothing of the capture except what it gets with a call: statistics are an argument of each method
+that may end a file. Properties say what an output wants from the capture (`is_busy`,
+`wants_new_numbers`), and the event loop acts on them between two drains.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""The finished files of a directory, kept in memory: listing 100,000 of them each second would take a processor.
+"""The finished files of a directory, kept in memory: listing 100,000 files every second would use a whole processor.
 
-In: a directory's descriptor, and what tells our names from others. Out: our files, oldest first, with size and age.
+In: the descriptor of a directory, and a function that recognizes names. Out: the files, oldest
+first, with size and age.
 
-The rule: regular files only. What others do to the directory is noticed: by inotify, or by a look at the whole of it
-where there is none and its time of change is another.
+The rule: only regular files. Changes by others are noticed: by inotify, or without it by reading
+the directory again when its modification time has changed.
 """
 
 from __future__ import annotations

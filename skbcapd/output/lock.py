@@ -1,9 +1,9 @@
-"""One capture at a time writes to a directory: the lock, and who holds it.
+"""One capture at a time writes to a directory: the lock, and the process that holds it.
 
-In: a directory's descriptor. Out: a lock that lasts as long as the process does.
+In: the descriptor of a directory. Out: a lock that is held until the process ends.
 
-The rule: who may only read the directory must not be able to take the lock, so it is on a file that nobody but its
-owner can open, and not on the directory.
+The rule: a user who can only read the directory must not be able to take the lock. So the lock is
+on a file that only its owner can open, and not on the directory.
 
 Source: flock(2), proc_locks(5).
 """
@@ -68,7 +68,7 @@ def lock(directory: int, path: Path) -> int:
             if os.path.samestat(os.stat(NAME, dir_fd=directory, follow_symlinks=False), status):
                 return found
         os.close(found)
-    raise FileError(f"{path}: another skbcapd writes to it", "one directory for each: set files.directory")
+    raise FileError(f"{path}: another skbcapd writes to it", "each daemon needs its own directory: set files.directory")
 
 
 def _is_regular(directory: int) -> bool:
@@ -87,7 +87,7 @@ def _refuse(directory: int, path: Path) -> None:
     for process in _holders(held.st_ino, _PROC):
         raise FileError(
             f"{path}: another skbcapd writes to it: {_who(process, _PROC)}",
-            "one directory for each: set files.directory",
+            "each daemon needs its own directory: set files.directory",
         )
 
 
@@ -118,6 +118,8 @@ def daemon_of(path: Path, proc: Path = _PROC) -> int:
     Source: SigCgt in proc_pid_status(5).
     """
     closed = ""
+    if not (proc / "locks").exists():
+        raise FileError(f"{proc} is no procfs; expected one, which tells who writes", "mount -t proc proc /proc")
     try:
         # Versions before 0.2 had the lock on the directory itself.
         wanted = [(path / NAME).lstat()] if (path / NAME).is_file() else []
@@ -137,5 +139,7 @@ def daemon_of(path: Path, proc: Path = _PROC) -> int:
         except OSError:
             continue
     if closed:
-        raise FileError(f"{path}: {closed} writes to it, and is another user's", "ask as its user, or as root")
-    raise FileError(f"{path}: nobody writes to it", "start skbcapd with files.mode=ring first, and ask as its user")
+        raise FileError(f"{path}: {closed} of another user writes to it", "run this as that user or as root")
+    raise FileError(
+        f"{path}: nobody writes to it", "start skbcapd with files.mode: ring first, and run this as its user"
+    )

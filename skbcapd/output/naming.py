@@ -1,9 +1,10 @@
-"""Names of capture files: which are ours, what the next one is, and where `current.pcapng` leads.
+"""Names of capture files: which names are of skbcapd, the next name, and the link `current.pcapng`.
 
-In: a template, a directory's descriptor. Out: names; a symbolic link.
+In: a template, the descriptor of a directory. Out: names; a symbolic link.
 
-The rules: a name sorts by time, and the number in it goes on from the highest that is there. The link leads to a file
-that has its beginning, and to a whole one while there is no such; what is no link of ours stays.
+The rules: names sort by time, and the number in a name follows the highest existing one. The link
+points to the file that is being written once it has its header, and otherwise to a complete one.
+What is no link of skbcapd is not replaced.
 """
 
 from __future__ import annotations

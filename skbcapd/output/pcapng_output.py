@@ -1,8 +1,8 @@
-"""Packets into one pcapng stream, through scapy's writer.
+"""Writes packets to one pcapng stream, with the writer of scapy.
 
-In: packets and ready blocks. Out: bytes of a section that stands for itself.
+In: packets and ready blocks. Out: the bytes of a self-contained section.
 
-The rule: a packet that passes through Python has the same bytes as one that the kernel program wrote.
+The rule: a packet that Python writes has the same bytes as one that the kernel program writes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from skbcapd import __version__
 from skbcapd.attribution.processes import Process, boot_ns
 from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.lru import Bounded
 from skbcapd.output.block_writer import CaptureFile
 from skbcapd.output.interface import Snapshot, Statistics
 from skbcapd.pcapng.comment import Label
@@ -42,7 +43,7 @@ class PcapngOutput:
             application=f"skbcapd {__version__}",
         )
         self.add_interface = self._writer.write_interface
-        self.processes: dict[Process, None] = {}  # the last ones described, in order
+        self.processes: Bounded[Process, None] = Bounded(PROCESSES_REPEATED)  # the last ones described, in order
 
     dumped = None
     wants_turn = wants_new_numbers = False
@@ -77,8 +78,6 @@ class PcapngOutput:
             return
         self._writer.write_process(process, boot_ns())
         self.processes[process] = None
-        if len(self.processes) > PROCESSES_REPEATED:
-            del self.processes[next(iter(self.processes))]
 
     def finish(self, statistics: Sequence[Statistics]) -> None:
         """An Interface Statistics Block for each interface."""

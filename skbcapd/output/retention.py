@@ -1,10 +1,11 @@
-"""How many finished files are kept.
+"""Retention: how many finished files are kept.
 
-In: the files, what the settings say. Out: the oldest are deleted, and counted.
+In: the files, the settings. Out: the oldest files are deleted, and counted.
 
-The rule: a capture deletes what its settings say that it should, but free space is not its alone: whoever fills the
-disk must not have it delete what was just captured. By `Keep.free` no file of this run is deleted, nor the newest one,
-nor a dump, and each one that is gets a line in the log. Where that is not enough, writing stops.
+The rule: a capture deletes what its settings say, but others also use the free space: somebody who
+fills the disk must not make it delete what was just captured. For `Keep.free` it does not delete
+files of this run, the newest file, or a dump, and it logs each deletion. If that is not enough, it
+stops writing.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Retention:
                 return
             if self._delete(directory, listing, entry):
                 path = self._path / entry.name
-                self._say(f"{path}: deleted, {entry.size} bytes, as less than files.keep_free is free")
+                self._say(f"{path}: deleted ({entry.size} bytes), as free space is below files.keep_free")
 
     def _is_dump(self, directory: int, entry: Entry) -> bool:
         try:
@@ -121,7 +122,7 @@ class Retention:
         except OSError as error:
             if entry.name not in self._passed:
                 path = self._path / entry.name
-                self._say(f"{path}: {error.strerror}; expected to delete it, as more is kept than shall be")
+                self._say(f"{path}: {error.strerror}; expected to delete it, as a limit of files.keep_* is exceeded")
             self._passed.add(entry.name)
             return False
         else:

@@ -1,13 +1,14 @@
-"""The flight recorder: the last packets stay in memory, and become a file when somebody asks for them.
+"""The ring buffer: the last packets stay in memory, and are written to a file on request.
 
-In: packets and ready blocks. Out: for each dump a file, or several where one would be too large.
+In: packets and ready blocks. Out: a file for each dump, or several if one would be too large.
 
-The rule: memory is bounded, and the oldest packets go first, in pieces of up to a segment. A packet is in one file at
-most: a dump takes what is in memory, and the memory begins anew. Dumps happen between two looks at the segments, never
-in the middle of one: `ask` is for what decides on a single packet, and a flood of such packets is no flood of files.
+The rule: memory is bounded, and the oldest packets are discarded first, in parts of up to one
+segment. A packet is in at most one file: a dump takes all of the memory, which is empty then. A
+dump happens between two drains, never in one: `ask` is for code that decides about a single packet,
+and many such packets do not cause many files.
 
-A dump is handed to the disk bit by bit, as it takes it: `wants_turn` says that there is more to hand on. What is not
-handed on yet takes part of the memory, which is bounded: of new packets as many fewer are kept.
+A dump is passed to the disk in parts, as fast as it accepts them; `wants_turn` says that there is
+more. What has not been passed on yet uses a part of the memory, so fewer new packets are kept.
 """
 
 from __future__ import annotations

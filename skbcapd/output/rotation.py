@@ -1,8 +1,9 @@
-"""One capture, many files: each begins anew by size, time, number of packets or on request, and stands for itself.
+"""One capture, many files: a new one begins by size, time, number of packets or on request. Each is self-contained.
 
 In: packets and ready blocks. Out: files, one at a time; see `series`.
 
-The rule: every file lists all interfaces in the same order, as the kernel program stamps their numbers.
+The rule: every file lists all interfaces in the same order, because the kernel program stamps their
+numbers.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from skbcapd.attribution.processes import Process
-from skbcapd.kernel.segments import Cut, Upcall, walk
+from skbcapd.kernel.segments import Cut, Upcall
 from skbcapd.output.block_writer import QUEUE_MAX
 from skbcapd.output.blocks import count_packets
 from skbcapd.output.interface import Snapshot, Statistics
 from skbcapd.output.series import FileSeries, State
+from skbcapd.pcapng.blocks import walk
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 

@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 
 from skbcapd.attribution.processes import Process
 from skbcapd.errors import FileError
+from skbcapd.lru import Bounded
 from skbcapd.output.block_writer import STOP_S, CaptureFile
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.directory import CaptureDirectory
@@ -88,7 +89,7 @@ class Prologue:
 
     def __init__(self) -> None:
         self.interfaces: list[Interface] = []
-        self._processes: dict[Process, None] = {}
+        self._processes: Bounded[Process, None] = Bounded(PROCESSES_REPEATED)
         self._is_long = False
 
     @property
@@ -104,8 +105,6 @@ class Prologue:
     def add_process(self, process: Process) -> None:
         """Remember a process that no file is there for."""
         self._processes[process] = None
-        if len(self._processes) > PROCESSES_REPEATED:
-            del self._processes[next(iter(self._processes))]
 
     def write(self, output: PcapngOutput) -> None:
         """Begin a file."""
@@ -121,7 +120,7 @@ class Prologue:
             output: the file.
             since: what became of the packets in its time; None where that is not known.
         """
-        self._processes = dict.fromkeys(output.processes)
+        self._processes = output.processes
         if since is not None:
             unused = len(self.interfaces) - sum(one.received > 0 for one in since)
             self._is_long = len(self.interfaces) > _INTERFACES_LISTED and 2 * unused > len(self.interfaces)
@@ -237,7 +236,7 @@ class Outage:
     def begin(self, what: str, lost_before: int, file: CaptureFile | None = None) -> None:
         """Say what has happened, and how many packets were lost until then."""
         self.file, self._lost_before = file, lost_before
-        self._say(f"{what}; packets are lost until files can be written again")
+        self._say(f"{what}; packets are dropped until files can be written again")
         self.retry_at = time.monotonic() + _RETRY_S
 
     def is_to_be_tried(self) -> bool:
@@ -249,7 +248,7 @@ class Outage:
 
     def end(self, path: str, lost: int) -> None:
         """Say that it is over, and how many packets are lost by now."""
-        self._say(f"{path}: writing again; {lost - self._lost_before} packets were lost")
+        self._say(f"{path}: writing again; {lost - self._lost_before} packets were dropped")
 
 
 class FileSeries:
@@ -352,7 +351,7 @@ class FileSeries:
             self._directory.wait(STOP_S / 2)
         self.settle()
         for file in self._ledger.ending:
-            self._say(f"{file.working_path}: the disk has not taken it yet; it is finished at the next start")
+            self._say(f"{file.working_path}: the disk has not written it yet; it will be finished at the next start")
         self._directory.clean()
         if self._compressor:
             self._compressor.close()

@@ -1,9 +1,10 @@
-"""Packets as lines of text: what `capture` shows where no file is asked for.
+"""Packets as lines of text: what `capture` prints without a file.
 
-In: packets. Out: one line each: time, process[tgid], device, direction, a summary of the frame.
+In: packets. Out: one line each: time, process[tgid], interface, direction, a summary of the frame.
 
-The rule: no byte that came from a packet or a process name reaches the terminal unless it is printable; a summary that
-scapy cannot make becomes its length. scapy's dissectors take half a second to import, so only this module does it.
+The rule: bytes of a packet or of a process name reach the terminal only if they are printable; if
+scapy cannot make a summary, the length is printed. The dissectors of scapy take half a second to
+import, so only this module imports them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from skbcapd.output.interface import Snapshot
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.link_type import ETHERNET
+from skbcapd.text_safety import escaped_bytes
 
 
 class TextOutput:
@@ -87,13 +89,9 @@ class TextOutput:
             text = layer(frame).summary()
         except Exception as error:  # noqa: BLE001  any frame may come; scapy's dissectors raise anything
             text = f"not understood ({type(error).__name__})"
-        return f"{_printable(text.encode(errors='replace'))}, length {len(frame)}"
+        return f"{escaped_bytes(text.encode(errors='replace'))}, length {len(frame)}"
 
 
 def _word(text: bytes) -> str:
     """A name without spaces: it can be mistaken for no other word of the line."""
-    return _printable(text).replace(" ", "\\x20")
-
-
-def _printable(text: bytes) -> str:
-    return "".join(chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}" for byte in text)
+    return escaped_bytes(text).replace(" ", "\\x20")

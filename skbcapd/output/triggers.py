@@ -1,6 +1,6 @@
-"""When one file ends and the next begins.
+"""Triggers: when one file ends and the next one begins.
 
-In: what a file holds, and the time. Out: whether that is enough.
+In: the content of a file, and the time. Out: whether a new file must begin.
 
 A new trigger is one class here, and one line in `triggers`.
 """

@@ -1,9 +1,10 @@
-"""Tells which names of a directory have changed, at no cost while none has.
+"""Reports which names in a directory have changed; costs nothing if none has.
 
-In: a directory's descriptor. Out: names of entries that were made, removed, renamed, written to or given another age.
+In: the descriptor of a directory. Out: names of entries that were created, deleted, renamed,
+written, or got new times.
 
-The rule: where the kernel has dropped what it wanted to say, or there is no inotify to be had, that is said: then all
-must be read anew.
+The rule: if the kernel has dropped events, or if there is no inotify, this is reported: then the
+directory must be read again.
 
 Source: inotify(7).
 """

@@ -1,9 +1,9 @@
-"""A thread that does jobs for the drain loop, one after the other: whatever may wait for a disk.
+"""A thread that runs jobs for the drain loop, one after the other: everything that may wait for a disk.
 
-In: jobs, which raise nothing. Out: they are done in order, later.
+In: jobs, which do not raise. Out: they are done in order, later.
 
-The rule: nobody who has a capture to run waits for a worker, but for a limited time at the end. A worker that hangs in
-the kernel does not keep the process: its thread is a daemon's.
+The rule: code of a running capture never waits for a worker, except for a limited time at the end.
+A worker that hangs in the kernel does not keep the process alive: it is a daemon thread.
 """
 
 from __future__ import annotations

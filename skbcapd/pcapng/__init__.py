@@ -1,1 +1,1 @@
-"""The file format: options, the comment's grammar, link types, interfaces, the writer (scapy's), the reader."""
+"""The file format: blocks, options, grammar of the comment, link types, interfaces, writer (scapy), reader."""

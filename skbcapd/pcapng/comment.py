@@ -25,24 +25,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from skbcapd.attribution.fields import CUTTABLE
-
-# epb_flags, draft-ietf-opsawg-pcapng section 4.3.1 (bit 0 is the least significant).
-DIRECTION_IN = 1
-DIRECTION_OUT = 2
-RECEPTION_UNICAST = 1 << 2
-RECEPTION_MULTICAST = 2 << 2
-RECEPTION_BROADCAST = 3 << 2
-RECEPTION_PROMISCUOUS = 4 << 2
-CHECKSUM_NOT_READY = 1 << 9
-CHECKSUM_VALID = 1 << 10
-SEGMENTATION_OFFLOADED = 1 << 11
-
-# Option codes: section 3.5 (end, comment) and section 4.3 (the rest).
-OPT_ENDOFOPT = 0
-OPT_COMMENT = 1
-EPB_FLAGS = 2
-EPB_PACKETID = 5
-EPB_PROCESSID_THREADID = 8
+from skbcapd.pcapng.blocks import EPB_FLAGS, EPB_PACKETID, EPB_PROCESSID_THREADID, OPT_COMMENT, OPT_ENDOFOPT
 
 OPTION_MAX = 0xFFFF  # bytes: the length field has 16 bits
 # A comment that leaves room for its own head, epb_flags, epb_packetid, the process and the end in a label.
@@ -60,7 +43,6 @@ _FIELD = re.compile(
 )
 _ESCAPE = re.compile(r"\\(?:x(..)|(.))")
 _PLAIN = {byte: chr(byte) for byte in range(0x20, 0x7F)} | {ord(char): "\\" + char for char in '"\\'}
-_SHOWN = {byte: chr(byte) if 0x20 <= byte < 0x7F else f"\\x{byte:02x}" for byte in range(256)} | {0x5C: "\\\\"}
 _ESCAPED = {byte: f"\\x{byte:02x}" for byte in range(256)} | _PLAIN | {ord("="): "\\x3d"}
 
 
@@ -120,18 +102,6 @@ def parse(text: str) -> list[tuple[str, bytes]]:
         at = field.end()
         if not space:
             return list(fields.items())
-
-
-def shown(value: bytes) -> str:
-    r"""Write a value for people and for other programs: plain where `comment` would quote, safe on a terminal.
-
-    Args:
-        value: any bytes, such as a process's name.
-
-    Returns:
-        Printable ASCII; a backslash is `\\`, any other byte `\x` and two hex digits: two values never look alike.
-    """
-    return "".join(map(_SHOWN.__getitem__, value))
 
 
 def fit(fields: Sequence[tuple[str, bytes | str | int]]) -> list[tuple[str, bytes | str | int]]:

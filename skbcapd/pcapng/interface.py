@@ -1,4 +1,4 @@
-"""What a file of packets says of a device, and where its blocks go: what the pcapng writer and all before it share."""
+"""The description of an interface in a capture file, shared by the writer and all modules before it."""
 
 from __future__ import annotations
 

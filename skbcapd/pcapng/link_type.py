@@ -1,13 +1,13 @@
-"""Which link type the frames of a device have.
+"""The link type of the frames of an interface.
 
-In: the kernel's ARPHRD_* type of a device. Out: the LINKTYPE_* that pcapng and Wireshark know, or None.
+In: the ARPHRD_* type of the kernel. Out: the LINKTYPE_* of pcapng and Wireshark, or None.
 
-The rule: no header is ever made up. A device whose frames start with the network header is RAW; a device that is not in
-the table is not captured, and said so once.
+The rule: no header is invented. An interface whose frames start with the network header is RAW. An
+interface that is not in the table is not captured, and a warning is logged once.
 
-The types are those that libpcap gives, with two differences. Where it knows only its "cooked" header, which it makes up
-itself (PPP, TUNNEL6, IPGRE, IP6GRE), the frames are RAW here. And what it changes or prepends to (CAN, NETLINK) is not
-captured.
+The types are those of libpcap, with two differences. Where libpcap invents a "cooked" header (PPP,
+TUNNEL6, IPGRE, IP6GRE), the frames are RAW here. Where libpcap changes or extends frames (CAN,
+NETLINK), they are not captured.
 
 Source: include/uapi/linux/if_arp.h; the registry of link types (LINKTYPE_*) that libpcap keeps;
 map_arphrd_to_dlt in its pcap-linux.c.

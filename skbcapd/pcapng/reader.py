@@ -1,12 +1,13 @@
-"""Capture files read back: pcapng and pcap, ours and those of others, plain or packed by gzip or zstd.
+"""Reads capture files: pcapng and pcap, of skbcapd and others, also compressed with gzip or zstd.
 
-A path enters; packets leave, one after the other, each with its interface and its stamp: what its options say of the
-process. `top` and `split` read through here. scapy is not used: its raw reader takes four times as long, and that of
-2.5, as in Debian 12, cannot read our comments.
+In: a path. Out: packets, each with its interface and its stamp: what its options say about the
+process. `top` and `split` use it. It does not use scapy: its raw reader takes four times as long,
+and version 2.5 in Debian 12 cannot read comments.
 
-The rule not to break: the file is a stranger's. No length is believed before it is compared with the bytes that are
-there, what is held in memory has a bound that the file cannot move, and whatever is wrong is a FileError that names the
-byte. All packets before that byte have been given by then, so that a torn file still answers.
+The rule not to break: the file is not trusted. Each length is compared with the available bytes
+before it is used, memory is bounded independently of the file, and every error is a FileError with
+the offset. All packets before that offset have been returned by then, so an incomplete file still
+gives results.
 
 Source: draft-ietf-opsawg-pcapng; draft-ietf-opsawg-pcap for the older format.
 """
@@ -24,29 +25,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple, NoReturn, Self, TypeAlias, cast
 
+from skbcapd.attribution.fields import GROUPS
 from skbcapd.errors import FileError
-from skbcapd.pcapng.comment import (
+from skbcapd.pcapng.blocks import (
     EPB_FLAGS,
+    EPB_PACKETID,
     EPB_PROCESSID_THREADID,
+    INTERFACE,
+    OBSOLETE_PACKET,
     OPT_COMMENT,
     OPT_ENDOFOPT,
-    CommentError,
-    parse,
-    shown,
+    PACKET,
+    SECTION,
+    SIMPLE_PACKET,
 )
+from skbcapd.pcapng.comment import CommentError, parse
+from skbcapd.text_safety import escaped_bytes
 
 _CHUNK = 1 << 20
 _BLOCK_MAX = 16 << 20  # bytes of one block; MAX_BLOCK_SIZE in Wireshark's wiretap/pcapng.c
 _INTERFACES_MAX = 1 << 16  # of a section
 _DESCRIBED_MAX = 64 << 20  # bytes of their descriptions, which are held in memory
 _KNOWN_MAX = 1 << 15  # entries of the cache of stamps; then it starts anew
+_KNOWN_BYTES_MAX = 16 << 20  # of all that is in it
 _OPTIONS_KEPT = 1024  # bytes; longer options are read again each time
-_COMMENT_MAX = 8192  # bytes; a longer one is none of ours
+_COMMENT_MAX = 1024  # bytes; a longer one is none of ours, which fit a label (OPTIONS_MAX)
 _VALUE_MAX = 520  # bytes of a name or unit: two file names and a slash between them; a longer one is none of ours
 
-EPB = 6
-_SHB, _IDB, _PB, _SPB = 0x0A0D0D0A, 1, 2, 3
-_EPB_PACKETID = 5
 _ORDERS = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
 _PCAP = {
     b"\xd4\xc3\xb2\xa1": ("<", 10**6),
@@ -71,6 +76,31 @@ class Stamp(NamedTuple):
     unit: bytes | None = None
     via: bytes | None = None
     direction: int = 0  # epb_flags bits 0 and 1: 0 not said, 1 in, 2 out
+    process: bytes | None = None  # where it is not called as its thread
+    more: tuple[tuple[str, bytes], ...] = ()  # the other fields by which packets can be grouped
+
+    @property
+    def name(self) -> bytes | None:
+        """What the process is called."""
+        return self.comm if self.process is None else self.process
+
+    def value(self, by: str) -> int | bytes | None:
+        """What it says of one of the GROUPS of attribution.fields."""
+        if by == "process":
+            return self.name
+        found: int | bytes | None = getattr(self, by) if by in _NAMED else dict(self.more).get(by)
+        return found
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that its texts take, about."""
+        texts = (self.comm, self.unit, self.via, self.process, *(text for _, text in self.more))
+        return sum(len(text) + 64 for text in texts if text is not None)
+
+
+_NAMED = {"tgid", "comm", "unit"}
+_MORE = tuple(name for name in GROUPS if name not in _NAMED | {"process"})
+_TEXTS = (*(name for name in GROUPS if name != "tgid"), "via")
 
 
 @dataclass(eq=False, slots=True)
@@ -88,6 +118,7 @@ class Section:
     interfaces: list[Interface] = field(default_factory=list)
     described: int = 0  # bytes of all their descriptions
     _known: dict[bytes, Stamp] = field(default_factory=dict)
+    _known_size: int = 0  # bytes of all that is in it
 
     def stamp(self, options: bytes) -> Stamp:
         """Read a packet's options; what is equal but for the packet's id is read once."""
@@ -98,9 +129,11 @@ class Section:
             if found is None:
                 found = _read_stamp(same, self.order)
                 if len(same) <= _OPTIONS_KEPT:
-                    if len(self._known) >= _KNOWN_MAX:
+                    if len(self._known) >= _KNOWN_MAX or self._known_size > _KNOWN_BYTES_MAX:
                         self._known.clear()
+                        self._known_size = 0
                     self._known[same] = found
+                    self._known_size += len(same) + found.size + 128
         return found
 
 
@@ -115,6 +148,7 @@ class Interface:
         block: its description, ready to stand in another file behind the section's header. Empty for pcap.
         ticks: units of time per second.
         offset_s: seconds to add to each time.
+        number: its place in the section.
     """
 
     section: Section
@@ -123,6 +157,7 @@ class Interface:
     block: bytes
     ticks: int = 10**6
     offset_s: int = 0
+    number: int = 0
 
     def time_ns(self, time: int) -> int:
         """A packet's time in nanoseconds since 1970 UTC; outside of any calendar if the file says so."""
@@ -146,7 +181,7 @@ class Reader:
     """
 
     def __init__(self, path: Path, progress: Callable[[int], None] = lambda _read: None) -> None:
-        self.name = shown(os.fsencode(path))
+        self.name = escaped_bytes(os.fsencode(path))
         self._progress = progress
         self._complaints: IO[bytes] | None = None
         self._unpacker: subprocess.Popen[bytes] | None = None
@@ -163,7 +198,11 @@ class Reader:
             self._file.close()
             raise FileError(f"{self.name}: not a regular file; expected a capture file")
         self._stream: IO[bytes] = self._file
-        start = os.pread(self._file.fileno(), 4, 0)
+        try:
+            start = os.pread(self._file.fileno(), 4, 0)
+        except OSError as error:  # such as a sector that the disk cannot read
+            self._file.close()
+            raise FileError(f"{self.name}: {error.strerror} at byte 0") from None
         for magic, tool in _UNPACKERS.items():
             if start.startswith(magic):
                 self._unpack(tool)
@@ -191,7 +230,7 @@ class Reader:
             raise FileError(f"{self.name}: empty; expected pcapng or pcap")
         if start in _PCAP:
             yield from self._records(*_PCAP[start])
-        elif start == struct.pack("<I", _SHB):
+        elif start == struct.pack("<I", SECTION):
             yield from self._blocks()
         else:
             raise FileError(f"{self.name}: begins with {self._data[:8].hex(' ')}; expected pcapng or pcap")
@@ -209,7 +248,7 @@ class Reader:
                 if end < 12:
                     break
             kind, length = head(data, at)
-            if kind == _SHB:
+            if kind == SECTION:
                 section = Section(self._order(at), b"")
                 head, body = (
                     struct.Struct(section.order + "II").unpack_from,
@@ -226,7 +265,7 @@ class Reader:
             after = at + length
             if data[at + 4 : at + 8] != data[after - 4 : after]:
                 self._fail(at, f"a block of {length} bytes ends with another length", "the same at both ends")
-            if kind == EPB and length >= 32:
+            if kind == PACKET and length >= 32:
                 number, high, low, cap_len, wire_len = body(data, at + 8)
                 if cap_len > length - 32 or number >= len(section.interfaces):
                     self._refuse(at, section, number, cap_len, length)
@@ -234,7 +273,7 @@ class Reader:
                 stamp = section.stamp(options := data[frame + cap_len + (-cap_len & 3) : after - 4])
                 captured = view[frame : frame + cap_len]
                 yield section.interfaces[number], stamp, high << 32 | low, wire_len, captured, options
-            elif kind in {EPB, _PB, _SPB}:
+            elif kind in {PACKET, OBSOLETE_PACKET, SIMPLE_PACKET}:
                 yield self._other_packet(at, section, data[at:after])
             else:
                 self._describe(at, section, data[at:after])
@@ -251,10 +290,10 @@ class Reader:
     def _other_packet(self, at: int, section: Section, block: bytes) -> Packet:
         """Read a Simple Packet Block, which knows neither time nor interface, or an obsolete Packet Block."""
         kind, length = struct.unpack_from(section.order + "II", block)
-        number, time, first = 0, 0, 12 if kind == _SPB else 28
+        number, time, first = 0, 0, 12 if kind == SIMPLE_PACKET else 28
         if length < first + 4:
             self._refuse(at, section, 0, length, length)
-        if kind == _SPB:
+        if kind == SIMPLE_PACKET:
             (wire_len,) = struct.unpack_from(section.order + "I", block, 8)
             snaplen = section.interfaces[0].snaplen if section.interfaces else 0
             cap_len = min(wire_len, snaplen or wire_len, length - 16)
@@ -263,21 +302,21 @@ class Reader:
             time = high << 32 | low
         if cap_len > length - first - 4 or number >= len(section.interfaces):
             self._refuse(at, section, number, cap_len, length)
-        options = block[first + cap_len + (-cap_len & 3) : -4] if kind != _SPB else b""
+        options = block[first + cap_len + (-cap_len & 3) : -4] if kind != SIMPLE_PACKET else b""
         frame = memoryview(block)[first : first + cap_len]
         return section.interfaces[number], section.stamp(options), time, wire_len, frame, options
 
     def _describe(self, at: int, section: Section, block: bytes) -> None:
         """Take in a section's header or an interface's description."""
         kind, length = struct.unpack_from(section.order + "II", block)
-        if kind == _SHB:
+        if kind == SECTION:
             if length < 28:
                 self._fail(at, f"a section header has {length} bytes", "28 or more")
             major, _ = struct.unpack_from(section.order + "HH", block, 12)
             if major != 1:
                 self._fail(at, f"a section of pcapng version {major}", "1")
             section.block = block[:16] + struct.pack("<q", -1) + block[24:]
-        if kind != _IDB:
+        if kind != INTERFACE:
             return  # statistics, names, secrets, what is not known
         if length < 20:
             self._fail(at, f"an interface description has {length} bytes", "20 or more")
@@ -287,7 +326,7 @@ class Reader:
         if section.described > _DESCRIBED_MAX:
             self._fail(at, f"interfaces described by {section.described} bytes", f"at most {_DESCRIBED_MAX}")
         link_type, _, snaplen = struct.unpack_from(section.order + "HHI", block, 8)
-        interface = Interface(section, link_type, snaplen, block)
+        interface = Interface(section, link_type, snaplen, block, number=len(section.interfaces))
         for code, value in _options(block[16:-4], section.order):
             if code == 9 and len(value) == 1:  # if_tsresol
                 interface.ticks = 1 << (value[0] & 0x7F) if value[0] & 0x80 else int(10 ** value[0])
@@ -352,7 +391,7 @@ class Reader:
             self._complaints.close()
             self._file.close()
             hint = f"apt-get install {tool}"
-            raise FileError(f"{self.name}: packed by {tool}, which is not installed", hint) from None
+            raise FileError(f"{self.name}: compressed with {tool}, which is not installed", hint) from None
         self._packer = tool
         self._stream = cast("IO[bytes]", self._unpacker.stdout)
 
@@ -361,8 +400,8 @@ class Reader:
         if self._unpacker and self._complaints and self._unpacker.wait():
             self._complaints.seek(0)
             words = self._complaints.read(1000).strip().partition(b"\n")[0].rpartition(b": ")[2]
-            why = shown(words) or "fails"
-            raise FileError(f"{self.name}: {self._packer}: {why}; expected a whole packed file")
+            why = escaped_bytes(words) or "fails"
+            raise FileError(f"{self.name}: {self._packer}: {why}; expected a complete compressed file")
 
     def _refuse(self, at: int, section: Section, number: int, cap_len: int, length: int) -> NoReturn:
         """A packet's block that does not fit itself or its section."""
@@ -375,7 +414,9 @@ class Reader:
 
     def _expect_end(self, left: int, at: int, what: str) -> None:
         if left:
-            self._fail(at, f"the file ends {left} bytes into {what}", "a whole one: it is torn, or still being written")
+            self._fail(
+                at, f"the file ends {left} bytes into {what}", "a complete one: it is truncated, or still being written"
+            )
 
     def _fail(self, at: int, found: str, expected: str) -> NoReturn:
         raise FileError(f"{self.name}: at byte {self._before + at}: {found}; expected {expected}")
@@ -398,7 +439,7 @@ def _without_packet_id(options: bytes, order: str) -> bytes:
     while at + 4 <= len(options):
         code, length = head(options, at)
         after = at + 4 + length + (-length & 3)
-        if code == _EPB_PACKETID:
+        if code == EPB_PACKETID:
             return options[:at] + options[after:]
         if code == OPT_ENDOFOPT:
             break
@@ -430,11 +471,18 @@ def _read_comment(text: bytes) -> Stamp | None:
         said = dict(parse(text.decode("latin-1")))
     except CommentError:
         return None
-    if not said.keys() & {"tgid", "comm", "unit", "via"}:
+    if not said.keys() & {"tgid", *_TEXTS}:
         return None
-    if any(len(said.get(key, b"")) > _VALUE_MAX for key in ("comm", "unit", "via")):
+    if any(len(said.get(key, b"")) > _VALUE_MAX for key in _TEXTS):
         return None
-    return Stamp(_id(said.get("tgid", b"")), said.get("comm"), said.get("unit"), said.get("via"))
+    return Stamp(
+        _id(said.get("tgid", b"")),
+        said.get("comm"),
+        said.get("unit"),
+        said.get("via"),
+        process=said.get("process"),
+        more=tuple((key, said[key]) for key in _MORE if key in said),
+    )
 
 
 def _id(text: bytes) -> int | None:

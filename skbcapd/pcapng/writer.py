@@ -19,12 +19,38 @@ from typing import IO, cast
 from scapy.utils import RawPcapNgWriter
 
 from skbcapd.attribution.processes import Process
-from skbcapd.pcapng.comment import OPT_COMMENT, OPT_ENDOFOPT, option
+from skbcapd.pcapng.blocks import (
+    BYTE_ORDER_MAGIC,
+    CUSTOM,
+    IF_DESCRIPTION,
+    IF_FILTER,
+    IF_MACADDR,
+    IF_NAME,
+    IF_OS,
+    IF_SPEED,
+    IF_TSRESOL,
+    INTERFACE,
+    ISB_ENDTIME,
+    ISB_FILTERACCEPT,
+    ISB_IFDROP,
+    ISB_IFRECV,
+    ISB_OSDROP,
+    ISB_STARTTIME,
+    ISB_USRDELIV,
+    OPT_COMMENT,
+    OPT_ENDOFOPT,
+    PACKET,
+    SECTION,
+    SHB_HARDWARE,
+    SHB_OS,
+    SHB_USERAPPL,
+    STATISTICS,
+)
+from skbcapd.pcapng.comment import option
 from skbcapd.pcapng.interface import Interface, Sink
+from skbcapd.text_safety import escaped
 
-_SHB, _IDB, _ISB, _EPB, _CB = 0x0A0D0D0A, 1, 5, 6, 0xBAD
 _WIRESHARK, _PROCESS_INFORMATION = 32622, 3  # private enterprise number, type of entry
-_BYTE_ORDER_MAGIC = 0x1A2B3C4D
 
 
 class PcapngWriter(RawPcapNgWriter):
@@ -44,7 +70,7 @@ class PcapngWriter(RawPcapNgWriter):
         self.f = cast("IO[bytes]", sink)
         self.filename = str(getattr(sink, "name", ""))
         self.endian = "<"
-        self.endian_magic = struct.pack("<I", _BYTE_ORDER_MAGIC)
+        self.endian_magic = struct.pack("<I", BYTE_ORDER_MAGIC)
         self.tsresol = 10**9
         self.header_present = True  # or the base writes a section and an interface of its own
         self._os = ""
@@ -65,9 +91,9 @@ class PcapngWriter(RawPcapNgWriter):
         Source: draft-ietf-opsawg-pcapng section 4.1; section length -1 is "not specified".
         """
         self._os, self._interfaces = os, 0
-        body = struct.pack("<IHHq", _BYTE_ORDER_MAGIC, 1, 0, -1)
-        texts = ((OPT_COMMENT, comment), (2, hardware), (3, os), (4, application))
-        self._write_block(_SHB, body, {code: _utf8(text) for code, text in texts if text})
+        body = struct.pack("<IHHq", BYTE_ORDER_MAGIC, 1, 0, -1)
+        texts = ((OPT_COMMENT, comment), (SHB_HARDWARE, hardware), (SHB_OS, os), (SHB_USERAPPL, application))
+        self._write_block(SECTION, body, {code: _utf8(text) for code, text in texts if text})
 
     def write_interface(self, interface: Interface) -> int:
         """Describe an interface of this section, before the first packet that names it.
@@ -83,19 +109,19 @@ class PcapngWriter(RawPcapNgWriter):
 
         Source: draft-ietf-opsawg-pcapng section 4.2.
         """
-        options = {2: interface.name.decode("utf-8", "backslashreplace").encode()}
+        options = {IF_NAME: interface.name.decode("utf-8", "backslashreplace").encode()}
         if interface.description:
-            options[3] = _utf8(interface.description)
+            options[IF_DESCRIPTION] = _utf8(interface.description)
         if interface.mac is not None:
-            options[6] = interface.mac
+            options[IF_MACADDR] = interface.mac
         if interface.speed_bps is not None:
-            options[8] = struct.pack("<Q", interface.speed_bps)
-        options[9] = b"\x09"  # if_tsresol: units of 10^-9 s
+            options[IF_SPEED] = struct.pack("<Q", interface.speed_bps)
+        options[IF_TSRESOL] = b"\x09"  # units of 10^-9 s
         if interface.filter is not None:
-            options[11] = b"\x00" + _utf8(interface.filter)  # 0: a pcap-filter string follows
+            options[IF_FILTER] = b"\x00" + _utf8(interface.filter)  # 0: a pcap-filter string follows
         if self._os:
-            options[12] = _utf8(self._os)
-        self._write_block(_IDB, struct.pack("<HHI", interface.link_type, 0, interface.snaplen), options)
+            options[IF_OS] = _utf8(self._os)
+        self._write_block(INTERFACE, struct.pack("<HHI", interface.link_type, 0, interface.snaplen), options)
         self._interfaces += 1
         return self._interfaces - 1
 
@@ -114,7 +140,7 @@ class PcapngWriter(RawPcapNgWriter):
         Source: draft-ietf-opsawg-pcapng section 4.3.
         """
         body = struct.pack("<I", interface_id) + _time(time_ns) + struct.pack("<II", len(frame), original_len)
-        self.f.write(self.build_block(struct.pack("<I", _EPB), body + bytes(frame), options))
+        self.f.write(self.build_block(struct.pack("<I", PACKET), body + bytes(frame), options))
 
     def write_process(self, process: Process, boot_ns: int) -> None:
         """Write what is known of a process, before the first packet whose option 8 names it.
@@ -129,16 +155,16 @@ class PcapngWriter(RawPcapNgWriter):
         https://github.com/IETF-OPSAWG-WG/draft-ietf-opsawg-pcap/pull/209; custom blocks are in section 4.9 of
         draft-ietf-opsawg-pcapng.
         """
-        texts = {2: _shown(process.comm), 3: _shown(process.exe), 4: process.cmdline.removesuffix(b"\0")}
+        texts = {2: _escaped_utf8(process.comm), 3: _escaped_utf8(process.exe), 4: process.cmdline.removesuffix(b"\0")}
         numbers = {5: process.ppid, 6: process.uid}
         options = {code: text for code, text in texts.items() if text}
         options |= {code: struct.pack("<I", number) for code, number in numbers.items() if number is not None}
         if process.user:
-            options[7] = _shown(process.user)
+            options[7] = _escaped_utf8(process.user)
         if process.start:
             options[9] = struct.pack("<Q", boot_ns + process.start)
         entry = struct.pack("<I", process.tgid) + _options(options)
-        self._write_block(_CB, struct.pack("<III", _WIRESHARK, _PROCESS_INFORMATION, len(entry)) + entry, {})
+        self._write_block(CUSTOM, struct.pack("<III", _WIRESHARK, _PROCESS_INFORMATION, len(entry)) + entry, {})
 
     def write_statistics(
         self,
@@ -167,11 +193,17 @@ class PcapngWriter(RawPcapNgWriter):
 
         Source: draft-ietf-opsawg-pcapng section 4.6.
         """
-        times = {2: start_ns, 3: end_ns}
-        counts = {4: received, 5: dropped, 6: filter_accepted, 7: os_dropped, 8: delivered}
+        times = {ISB_STARTTIME: start_ns, ISB_ENDTIME: end_ns}
+        counts = {
+            ISB_IFRECV: received,
+            ISB_IFDROP: dropped,
+            ISB_FILTERACCEPT: filter_accepted,
+            ISB_OSDROP: os_dropped,
+            ISB_USRDELIV: delivered,
+        }
         options = {code: _time(time) for code, time in times.items() if time is not None}
         options |= {code: struct.pack("<Q", count) for code, count in counts.items() if count is not None}
-        self._write_block(_ISB, struct.pack("<I", interface_id) + _time(time_ns), options)
+        self._write_block(STATISTICS, struct.pack("<I", interface_id) + _time(time_ns), options)
 
     def write_blocks(self, view: bytes | memoryview) -> None:
         """Write whole blocks that are ready, such as the kernel program's, untouched.
@@ -205,7 +237,6 @@ def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "replace")
 
 
-def _shown(text: bytes) -> bytes:
+def _escaped_utf8(text: bytes) -> bytes:
     """Give a text of a process's own choice as printable UTF-8."""
-    shown = text.decode("utf-8", "backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in shown).encode()
+    return escaped(text.decode("utf-8", "backslashreplace")).encode()

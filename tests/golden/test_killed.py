@@ -1,4 +1,4 @@
-"""What a writer leaves that is killed by SIGKILL, 200 times: nothing that it had flushed is missing.
+"""What a writer leaves that is killed by SIGKILL, up to 200 times: nothing that it had flushed is missing.
 
 Each writer is a process of its own that writes numbered packets as the daemon does, from file to file, and says in
 shared memory how many it has flushed. It is killed when that number has passed a random one, wherever it happens to
@@ -24,12 +24,13 @@ from skbcapd.output.rotation import RotatingOutput
 from skbcapd.output.triggers import Limits
 from skbcapd.pcapng.comment import label
 from skbcapd.pcapng.interface import Interface
-from tests import faults
-from tests.golden.judges import judge, rows
-from tests.kernel.deadline import until
-from tests.unit.writer import packet, upcall
+from tests.support import faults
+from tests.support.amount import tries
+from tests.support.deadline import until
+from tests.support.judges import judge, rows
+from tests.support.writer import packet, upcall
 
-TRIES = 200
+TRIES = tries(200, 20)
 FILE_BYTES = 400_000  # each file costs an fsync
 FORK_SERVER = get_context("forkserver")
 
@@ -84,10 +85,11 @@ def kill_one(directory: Path, counter: Path, attempt: int, compress: str) -> int
     return int(struct.unpack("<Q", counter.read_bytes())[0])
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("compress", ["none", "gzip"])
 def test_what_was_flushed_is_there(compress: str, tmp_path: Path) -> None:
-    """Of 100 killed writers, every flushed packet is in a file with its own name, once, and no file is torn."""
-    FORK_SERVER.set_forkserver_preload(["skbcapd.output.rotation", "tests.unit.writer"])
+    """Of all killed writers, every flushed packet is in a file with its own name, once, and no file is torn."""
+    FORK_SERVER.set_forkserver_preload(["skbcapd.output.rotation", "tests.support.writer"])
     directory, counter = tmp_path / "captures", tmp_path / "flushed"
     flushed = [kill_one(directory, counter, attempt, compress) for attempt in range(TRIES // 2)]
     CaptureDirectory(directory).close()  # the next start

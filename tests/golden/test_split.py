@@ -16,10 +16,12 @@ from skbcapd.analysis.split import Splitter
 from skbcapd.errors import FileError
 from skbcapd.pcapng import comment as label
 from skbcapd.pcapng.reader import Reader
-from tests.golden.judges import facts, rows
-from tests.strangers import ISB, PB, SPB, block, comment, interface, options, packet, pcap, process, section
+from tests.support.judges import facts, rows
+from tests.support.memory import peak
+from tests.support.strangers import ISB, PB, SPB, block, comment, interface, options, packet, pcap, process, section
 
 ROOT = Path(skbcapd.__file__).parent.parent
+RUN = "import sys; from skbcapd.__main__ import main; sys.exit(main())"
 TIME_NS = 1_622_469_600_123_456_789
 FIELDS = ("frame.time_epoch", "frame.len", "frame.cap_len", "frame.interface_name", "frame.comment", "eth.type")
 
@@ -168,7 +170,7 @@ def test_by_unit(path: Path, parts: Path) -> None:
 
 @pytest.mark.parametrize("tool", ["gzip", "zstd"])
 def test_packed_files(tool: str, path: Path, parts: Path) -> None:
-    """A packed file is split as the plain one; its files are named as that one's."""
+    """A compressed file is split as the plain one; its files are named as that one's."""
     path.write_bytes(section() + named("eth0") + packet(bytes(14), process(7, "a")))
     subprocess.run([tool, "-q", str(path)], check=True)
     (packed,) = (file for file in path.parent.iterdir() if file.is_file() and file != path)
@@ -182,6 +184,7 @@ def test_packed_files(tool: str, path: Path, parts: Path) -> None:
         (pcap([b"one"]), "tgid", "pcap, which cannot say what a packet's tgid is; expected pcapng"),
         (section() + named("eth0") + packet() * 3, "tgid", "none of 3 packets says its tgid; nothing to split"),
         (section() + named("eth0") + packet(opts=process(7, "a")), "unit", "none of 1 packets says its unit"),
+        (section() + named("eth0") + packet(opts=comment(b"via=forwarded")), "tgid", "(hint) no packet belongs to a"),
         (section(), "comm", "none of 0 packets says its comm"),
         (b"garbage", "comm", "begins with 67 61 72 62 61 67 65; expected pcapng or pcap"),
     ],
@@ -212,13 +215,62 @@ def test_no_file_is_overwritten(path: Path, parts: Path) -> None:
     assert split(path, "tgid", parts)[0] == 0
     (file,) = parts.iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
-    assert split(path, "tgid", parts) == (1, f"skbcapd: {file}: File exists; expected a new file to write\n")
+    code, said = split(path, "tgid", parts)
+    hint = "  (hint) move it away, or name another directory with -d\n"
+    assert (code, said) == (1, f"skbcapd: {file}: File exists; expected a new file to write\n{hint}")
     nowhere = parts / "nosuch"
     code, said = split(path, "tgid", nowhere)
     assert (code, said) == (
         1,
         f"skbcapd: {nowhere}/{file.name}: No such file or directory; expected a new file to write\n",
     )
+
+
+def test_by_process_and_container(path: Path, parts: Path) -> None:
+    """All packets of programs of one name are in one file, whatever their threads are called; so are a container's."""
+    dig = [process(tgid, "isc-net-0000", more=" process=dig container=a/b") for tgid in (7, 8)]
+    opts = [*dig, process(9, "dig"), process(10, "cron")]
+    path.write_bytes(section() + named("eth0") + b"".join(packet(bytes(14), each) for each in opts))
+    assert split(path, "process", parts)[0] == 0
+    assert split(path, "container", parts)[0] == 0
+    assert {name: len(found) for name, found in by_part(parts).items()} == {
+        "a.container-a%2Fb.pcapng": 2,
+        "a.no-container.pcapng": 2,
+        "a.process-cron.pcapng": 1,
+        "a.process-dig.pcapng": 3,
+    }
+
+
+@pytest.mark.parametrize("others", [0, 7])
+def test_a_full_disk_leaves_nothing(others: int, path: Path, parts: Path) -> None:
+    """Where a file cannot be written whole, none of the run is left, so that the next try works; others' files are."""
+    many = b"".join(packet(bytes(14), process(tgid, "a")) for tgid in range(1, 18))
+    path.write_bytes(section() + named("eth0") + many + packet(bytes(9000), process(18, "a")))
+    strangers = [parts / f"other-{number}" for number in range(others)]
+    for stranger in strangers:
+        stranger.touch()
+    full = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); {RUN}"
+    command = [sys.executable, "-c", full, "split", str(path), "--by", "tgid", "-d", str(parts)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"skbcapd: {parts}/a.tgid-18.pcapng: File too large; expected a new file to write\n",
+    )
+    assert sorted(parts.iterdir()) == sorted(strangers)
+    assert split(path, "tgid", parts)[0] == 0
+
+
+def test_sections_are_not_held(tmp_path: Path) -> None:
+    """Whoever puts each packet into a section of its own, with large descriptions, makes split hold one of them."""
+    path, parts = tmp_path / "a.pcapng", tmp_path / "parts"
+    parts.mkdir()
+    described = interface(opts=options((2, b"x" * 60_000)))
+    with path.open("wb") as file:
+        for tgid in range(1, 1010):
+            file.write(section() + named("eth0") + described * 7 + packet(bytes(14), process(tgid, "a")))
+    code, kib = peak(tmp_path / "peak", "split", str(path), "--by", "tgid", "-d", str(parts), cwd=ROOT)
+    assert (code, len(list(parts.iterdir()))) == (0, 1009)
+    assert 10 << 10 < kib < 128 << 10  # 424 MB were described
 
 
 def test_many_processes(path: Path, parts: Path) -> None:

@@ -8,19 +8,35 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import skbcapd
-from tests.golden.judges import rows
-from tests.strangers import comment, interface, options, packet, pcap, process, section, udp
+from skbcapd.pcapng import comment as label
+from skbcapd.text_safety import escaped_bytes
+from tests.support.judges import rows
+from tests.support.memory import peak
+from tests.support.strangers import comment, interface, options, packet, pcap, process, section, udp
 
 ROOT = Path(skbcapd.__file__).parent.parent
 NANOSECONDS = options((9, b"\x09"))
 START = section() + interface(opts=NANOSECONDS)
+HEADINGS = "TGID  PROCESS  PACKETS  BYTES  SENT  RECEIVED  FIRST (UTC)  LAST (UTC)  PEERS\n"
+# Runs with no more memory than it has by then, and a few MB.
+SMALL = """
+import re, resource, sys
+from pathlib import Path
+from skbcapd.__main__ import main
+has = int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (has + (11 << 20),) * 2)
+sys.exit(main())
+"""
+HINT = "  (hint) check MemoryMax= of the unit, `ulimit -v`, and the free memory of this system\n"
 TIME_NS = 1_622_469_600_123_456_789
 
 
@@ -50,9 +66,10 @@ def traffic(path: Path, count: int = 1009) -> None:
         file.write(START)
         for number in range(count):
             tgid, direction = chance.randrange(100, 107), chance.choice((1, 2))
-            ends = ["10.0.0.1", f"192.168.7.{chance.randrange(11)}"]
+            here, there = "10.0.0.1", f"192.168.7.{chance.randrange(11)}"
             size, tags = chance.randrange(60, 1500), chance.choice((0, 0, 1, 2))
-            frame = udp(*(ends if direction == 2 else reversed(ends)), size=size, tags=tags)
+            ends = (here, there) if direction == 2 else (there, here)
+            frame = udp(*ends, size=size, tags=tags)
             opts = process(tgid, f"p{tgid}", direction)
             file.write(packet(frame[:64], opts, time=TIME_NS + number * 10**6, wire_len=size))
 
@@ -60,14 +77,14 @@ def traffic(path: Path, count: int = 1009) -> None:
 def test_sums_are_those_of_tshark(path: Path) -> None:
     """Packets, bytes, directions, first, last and peers of each process are what tshark's fields add up to."""
     traffic(path)
-    expected: dict[int, dict[str, object]] = {}
+    expected: dict[int, dict[str, Any]] = {}
     peers: dict[int, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     fields = ("frame.comment", "frame.packet_flags_direction", "frame.len", "ip.src", "ip.dst", "frame.time_epoch")
     for text, direction, size, source, destination, time in rows(path, *fields):
         tgid, way = int(text.rpartition("=")[2]), {1: "received", 2: "sent"}[int(direction, 0)]
         sums = expected.setdefault(tgid, collections.Counter())
         for name, more in (("packets", 1), ("bytes", int(size)), (f"{way}_packets", 1), (f"{way}_bytes", int(size))):
-            sums[name] += more  # type: ignore[operator]
+            sums[name] += more
         peers[tgid][destination if way == "sent" else source] += int(size)
         sums.setdefault("first", time)
         sums["last"] = time
@@ -102,7 +119,7 @@ def test_the_table(path: Path) -> None:
     code, out, err = top(path)
     assert (code, err) == (0, "")
     assert out.splitlines() == [
-        "TGID  COMM                 PACKETS  BYTES  SENT  RECEIVED  FIRST (UTC)                 LAST (UTC)"
+        "TGID  PROCESS              PACKETS  BYTES  SENT  RECEIVED  FIRST (UTC)                 LAST (UTC)"
         + 18 * " "
         + "PEERS",
         f"1058  chronyd +1                 3    180   180         0  {when}  {when[:-1]}7  10.0.0.2 10.0.0.3",
@@ -110,6 +127,77 @@ def test_the_table(path: Path) -> None:
         f"   -  via=kernel                 1      4     4         0  {when}  {when}",
         f"   -  -                          1      1     0         0  {when}  {when}",
     ]
+
+
+def dig(path: Path) -> None:
+    """Two runs of dig, whose threads have other names, a main thread's packet, and one of nobody."""
+    thread = process(7, "isc-net-0000", more=" process=dig container=web")
+    other = process(8, "isc-net-0001", more=" process=dig container=web")
+    path.write_bytes(
+        START
+        + packet(udp("10.0.0.1", "10.0.0.2"), thread) * 5
+        + packet(udp("10.0.0.1", "10.0.0.3"), other) * 3
+        + packet(udp("10.0.0.1", "10.0.0.3"), process(8, "dig"))
+        + packet(udp("10.0.0.1", "10.0.0.4"), process(9, "chronyd"))
+        + packet(udp("10.0.0.1", "10.0.0.4"), comment(b"via=forwarded"))
+    )
+
+
+def test_a_process_is_found_by_its_name(path: Path) -> None:
+    """A row is called as the process, whatever its threads are called; those stand beside it in JSON."""
+    dig(path)
+    assert [line.split()[:3] for line in top(path)[1].splitlines()] == [
+        ["TGID", "PROCESS", "PACKETS"],
+        ["7", "dig", "5"],
+        ["8", "dig", "4"],
+        ["9", "chronyd", "1"],
+        ["-", "via=forwarded", "1"],
+    ]
+    found = json.loads(top("--json", path)[1])
+    assert [(each["process"], each["comms"]) for each in found[:2]] == [
+        ("dig", ["isc-net-0000"]),
+        ("dig", ["isc-net-0001", "dig"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [
+        ("process", [("-", "dig", "9"), ("9", "chronyd", "1"), ("-", "via=forwarded", "1")]),
+        (
+            "comm",
+            [
+                *(("7", "isc-net-0000", "5"), ("8", "isc-net-0001", "3"), ("8", "dig", "1"), ("9", "chronyd", "1")),
+                ("-", "via=forwarded", "1"),
+            ],
+        ),
+        ("container", [("-", "web", "8"), ("-", "-", "2"), ("-", "via=forwarded", "1")]),
+    ],
+)
+def test_by_another_field(by: str, expected: list[tuple[str, str, str]], path: Path) -> None:
+    """Packets of one row have the field in common that --by names; its value and sums stand there, in every form."""
+    dig(path)
+    lines = top("--by", by, path)[1].splitlines()
+    assert lines[0].split()[1] == by.upper()
+    assert [tuple(line.split()[:3]) for line in lines[1:]] == expected
+    found = json.loads(top("--by", by, "--json", path)[1])
+    assert [str(each["packets"]) for each in found] == [packets for _, _, packets in expected]
+    assert [each[by] or "-" for each in found] == ["-" if name.startswith("via=") else name for _, name, _ in expected]
+    cells = csv.DictReader(io.StringIO(top("--by", by, "--csv", path)[1]))
+    assert [line["packets"] for line in cells] == [packets for _, _, packets in expected]
+
+
+def test_csv_has_no_formulas(path: Path) -> None:
+    """A name that a spreadsheet would take for a formula has an apostrophe before it, and none ends its cell."""
+    names = ["=cmd|' /C calc'!A0", "+1", "-bash", "@SUM(1)", 'a"=1+1', "a;=1", "\t=1", "chronyd"]
+    made = (label.comment([("comm", name.encode()), ("pid", 7), ("tgid", tgid)]) for tgid, name in enumerate(names, 7))
+    path.write_bytes(START + b"".join(packet(b"x", comment(text.encode())) for text in made))
+    _, out, _ = top("--csv", path)
+    found = {line["tgid"]: line["process"] for line in csv.DictReader(io.StringIO(out))}
+    expected = [f"'{name}" if name[0] in "=+-@" else escaped_bytes(name.encode()) for name in names]
+    assert [found[str(tgid)] for tgid, _ in enumerate(names, 7)] == expected
+    cells = [cell for line in out.splitlines()[1:] for cell in re.findall(r'"(?:[^"]|"")*"|[^,]+', line)]
+    assert all(re.fullmatch(r'"(?![=+@-])(?:[^"]|"")*"|[0-9]+', cell) for cell in cells)
 
 
 def test_csv(path: Path) -> None:
@@ -125,7 +213,7 @@ def test_csv(path: Path) -> None:
 
 @pytest.mark.parametrize("tool", ["gzip", "zstd"])
 def test_several_and_packed_files(tool: str, path: Path) -> None:
-    """Files are added up; a packed one counts as the plain one does."""
+    """Files are added up; a compressed one counts as the plain one does."""
     traffic(path)
     subprocess.run([tool, "-q", "-k", str(path)], check=True)
     copy = next(each for each in path.parent.iterdir() if each != path)
@@ -175,9 +263,15 @@ def test_ipv6_and_raw(path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "code", "lines", "said"),
     [
-        (pcap([b"one", b"two"]), 0, 2, "no packet says which process it belongs to: is the capture skbcapd's?"),
-        (START + packet(b"x") * 3, 0, 2, "no packet says which process it belongs to: is the capture skbcapd's?"),
+        (pcap([b"one", b"two"]), 0, 2, "no packet says which process it belongs to; check that skbcapd captured them"),
+        (
+            START + packet(b"x") * 3,
+            0,
+            2,
+            "no packet says which process it belongs to; check that skbcapd captured them",
+        ),
         (START + packet(opts=comment(b"PID: 7\nCmd: /bin/a")), 0, 2, ""),
+        (START + packet(b"x", comment(b"via=forwarded")), 0, 2, ""),
         (START, 0, 1, ""),
         (b"garbage", 1, 1, "begins with 67 61 72 62 61 67 65; expected pcapng or pcap"),
         (b"", 1, 1, "empty; expected pcapng or pcap"),
@@ -213,6 +307,47 @@ def test_a_closed_pipe_is_no_error(path: Path) -> None:
             [sys.executable, "-m", "skbcapd", "top", str(path)], cwd=ROOT, stdout=pipe, stderr=-1, check=False
         )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_file_that_cannot_be_read() -> None:
+    """A file whose reading fails, as on a bad sector, is one line and exit code 1: no traceback."""
+    assert top("/proc/self/mem") == (1, HEADINGS, "skbcapd: /proc/self/mem: Input/output error at byte 0\n")
+
+
+@pytest.mark.parametrize(
+    ("form", "counted"),
+    [
+        (["--json"], r'^    "packets": (\d+),$'),
+        (["--csv", "--by", "process"], r",(\d+),0,0,0,0,0,"),
+        ([], r"  (\d+)      0     0         0  "),
+    ],
+)
+def test_names_take_little_memory(form: list[str], counted: str, path: Path) -> None:
+    """70,000 processes with different names of 500 bytes, which a name is never, take less than 192 MB."""
+    count, name = 70_001, b"x" * 492
+    with path.open("wb") as file:
+        file.write(START)
+        for number in range(count):
+            text = b'comm="%b%08d" tgid=%d' % (name, number, number % 65536 + 1)
+            file.write(packet(b"", comment(text)))
+    with (path.parent / "out").open("w+") as out:
+        code, kib = peak(path.parent / "peak", "top", *form, str(path), cwd=ROOT, stdout=out)
+        out.seek(0)
+        digits = [re.search(counted, line) for line in out]
+    assert sum(int(found[1]) for found in digits if found) == count
+    assert code == 0
+    assert 10 << 10 < kib < 192 << 10
+
+
+def test_no_memory_is_one_line(path: Path) -> None:
+    """Where there is not enough memory, one line says so."""
+    with path.open("wb") as file:
+        file.write(START)
+        file.writelines(packet(b"x", process(tgid, "a")) for tgid in range(1, 65_536))
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL, "top", "--json", str(path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "skbcapd: out of memory\n" + HINT)
 
 
 def test_memory_is_bounded(path: Path) -> None:

@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skbcapd.attribution.fields import FIELDS
-from skbcapd.pcapng.comment import CommentError, comment, parse, shown
-from tests.golden.judges import judge
-from tests.strangers import comment as with_comment
-from tests.strangers import interface, options, packet, process, section, udp
+from skbcapd.pcapng.comment import CommentError, comment, parse
+from skbcapd.text_safety import escaped_bytes
+from tests.support.judges import judge
+from tests.support.strangers import comment as with_comment
+from tests.support.strangers import interface, options, packet, process, section, udp
 
 WIRESHARK = Path(__file__).parents[2] / "wireshark"
 DISSECTOR = ("-X", f"lua_script:{WIRESHARK / 'skbcapd.lua'}")
@@ -52,7 +53,7 @@ def expected(text: str) -> dict[str, list[str]]:
         pairs = parse(text)
     except CommentError:
         return {}
-    said = {key: shown(value) for key, value in pairs}
+    said = {key: escaped_bytes(value) for key, value in pairs}
     if not said.keys() & {"comm", "process", "tgid", "via"}:
         return {}
     if said.keys() & {"comm", "process", "tgid"}:
@@ -150,7 +151,10 @@ def test_a_name_reaches_no_terminal(path: Path) -> None:
         b"\xff" * 15,
     ]
     found = fields(write(path, *(comment([("comm", name), ("tgid", 7)]) for name in names)))
-    said = [{"comm": [shown(name)], "process": [shown(name)], "tgid": ["7"], "via": ["current"]} for name in names]
+    said = [
+        {"comm": [escaped_bytes(name)], "process": [escaped_bytes(name)], "tgid": ["7"], "via": ["current"]}
+        for name in names
+    ]
     assert found == said
 
 
@@ -222,8 +226,8 @@ def test_the_profile_has_colors(path: Path, home: Path) -> None:
         "skbcapd: sent",
         "skbcapd: received",
         "skbcapd: received",
-        "skbcapd: the kernel itself",
-        "skbcapd: passing through",
-        "skbcapd: nobody knows",
+        "skbcapd: kernel",
+        "skbcapd: forwarded",
+        "skbcapd: unknown process",
         "",
     ]

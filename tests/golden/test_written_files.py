@@ -12,15 +12,15 @@ import pytest
 from scapy.utils import RawPcapNgReader
 
 from skbcapd.attribution.processes import Process
-from skbcapd.pcapng import comment as label
+from skbcapd.pcapng import blocks
 from skbcapd.pcapng.comment import comment, packet_options, parse
 from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.writer import PcapngWriter
-from tests.frames import NTP_FRAME
-from tests.golden.judges import facts, judge, rows
+from tests.support.frames import NTP_FRAME
+from tests.support.judges import facts, judge, rows
 
 CHRONYD = comment([("comm", b"chronyd"), ("pid", 1058), ("tgid", 1058)])
-OPTIONS = packet_options(CHRONYD, label.DIRECTION_OUT, 1058, 1058)
+OPTIONS = packet_options(CHRONYD, blocks.DIRECTION_OUT, 1058, 1058)
 TIME_NS = 1_622_469_600_123_456_789
 ETH0 = Interface(b"eth0", "netns host", 1, 262144, bytes.fromhex("3c7c3f2023bd"), 10**10, "udp port 123")
 TUN0 = Interface(b"tun0", "", 101, 262144, None, None, None)
@@ -40,7 +40,7 @@ def with_comments(path: Path, texts: list[str]) -> None:
     """A file with one seed frame per comment."""
     with capture(path, ETH0) as writer:
         for text in texts:
-            options = packet_options(text, label.DIRECTION_OUT, 1, 1)
+            options = packet_options(text, blocks.DIRECTION_OUT, 1, 1)
             writer.write_packet(0, TIME_NS, NTP_FRAME, len(NTP_FRAME), options)
 
 
@@ -143,10 +143,10 @@ def test_time_is_exact_to_the_nanosecond(path: Path) -> None:
 
 def test_flags_are_read(path: Path) -> None:
     """Each direction, reception type and offload bit is found where the draft puts it."""
-    receptions = [label.RECEPTION_UNICAST, label.RECEPTION_MULTICAST, label.RECEPTION_BROADCAST]
-    receptions.append(label.RECEPTION_PROMISCUOUS)
-    directions = (label.DIRECTION_IN, label.DIRECTION_OUT)
-    offloads = (label.CHECKSUM_NOT_READY, label.CHECKSUM_VALID, label.SEGMENTATION_OFFLOADED)
+    receptions = [blocks.RECEPTION_UNICAST, blocks.RECEPTION_MULTICAST, blocks.RECEPTION_BROADCAST]
+    receptions.append(blocks.RECEPTION_PROMISCUOUS)
+    directions = (blocks.DIRECTION_IN, blocks.DIRECTION_OUT)
+    offloads = (blocks.CHECKSUM_NOT_READY, blocks.CHECKSUM_VALID, blocks.SEGMENTATION_OFFLOADED)
     words = [0, *(d | r | o for d in directions for r in (0, *receptions) for o in (0, *offloads, sum(offloads)))]
     with capture(path, ETH0) as writer:
         for word in words:
@@ -218,7 +218,7 @@ def test_process_blocks_cost_no_packet(path: Path) -> None:
             arguments = b"curl\0" + bytes(range(1, 256))
             process = Process(1058, 7, name, 1, 0, b"root", b"/bin/" + name, arguments, b"/")
             writer.write_process(process, TIME_NS - 10**9)
-            writer.write_packet(0, TIME_NS, NTP_FRAME, 90, packet_options(text, label.DIRECTION_OUT, 1058, 1058))
+            writer.write_packet(0, TIME_NS, NTP_FRAME, 90, packet_options(text, blocks.DIRECTION_OUT, 1058, 1058))
 
     assert ("Number of packets", str(len(names))) in facts(path)
     read = rows(path, "frame.protocols", "frame.comment")
@@ -246,7 +246,7 @@ def test_scapy_agrees(path: Path) -> None:
     written = [(NTP_FRAME[:size], TIME_NS + size) for size in range(0, 90, 7)]
     with capture(path, ETH0) as writer:
         for frame, time_ns in written:
-            writer.write_packet(0, time_ns, frame, 90, packet_options(None, label.DIRECTION_IN, 0, 0))
+            writer.write_packet(0, time_ns, frame, 90, packet_options(None, blocks.DIRECTION_IN, 0, 0))
         writer.write_statistics(0, TIME_NS, received=len(written))
     with closing(RawPcapNgReader(str(path))) as reader:  # scapy 2.5's is no context manager
         assert [(frame, meta.tshigh << 32 | meta.tslow) for frame, meta in reader] == written

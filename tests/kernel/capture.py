@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.golden.judges import judge, rows
-from tests.kernel.blocks import Packet, packets
-from tests.kernel.deadline import DEADLINE_S
 from tests.kernel.namespace import End, Namespace
+from tests.support.blocks import Packet, packets
+from tests.support.deadline import DEADLINE_S
+from tests.support.judges import judge, rows
 
 ROOT = Path(__file__).parents[2]
 ATTACH = os.environ.get("SKBCAPD_ATTACH", "auto")  # kprobe, tracepoint or auto: which hook the whole run uses
@@ -62,9 +62,13 @@ class Capture:
     """
 
     command = "capture"
+    is_everywhere = False
+    """Whether the test is about all interfaces of the machine. Any other one would see what others send."""
 
     def __init__(self, namespace: Namespace, *arguments: str, through: Sequence[str] = (), **settings: str) -> None:
         chosen = {"attach": ATTACH} | settings
+        named = ("-i" in arguments or "interfaces" in chosen) and ("any" not in arguments or "namespaces" in chosen)
+        assert named or self.is_everywhere, "name the test's own interfaces, or its namespaces"
         words = [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
         self.process = namespace.do(
             subprocess.Popen,
@@ -123,6 +127,12 @@ class Capture:
                 self._stderr += more
 
 
+class CaptureEverywhere(Capture):
+    """A capture on all interfaces of all namespaces, whoever uses them."""
+
+    is_everywhere = True
+
+
 class Daemon(Capture):
     """A running `skbcapd run` with the settings of the reference file, but for those given.
 
@@ -140,7 +150,7 @@ class Daemon(Capture):
         end: End,
         directory: Path,
         through: Sequence[str] = (),
-        config: Path = ROOT / "etc" / "skbcapd.yaml",
+        config: Path | str = ROOT / "etc" / "skbcapd.yaml",
         **settings: str,
     ) -> None:
         chosen = {"interfaces": end.device, "files.directory": str(directory), "control.socket": "none"}

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.frames import NTP_FRAME
 from tests.kernel.namespace import Wire
 from tests.kernel.payloads import ICMP, TCP, UDP, UDP_HEADER_BYTES
 from tests.kernel.sink import NTP_PORT, TCP_PORT
+from tests.support.frames import NTP_FRAME
 
 DATAGRAMS = "tests.kernel.send.datagrams"
 STREAM = "tests.kernel.send.stream"

@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from tests.kernel.blocks import Label, Packet
 from tests.kernel.capture import ROOT, Capture, Ended, read
 from tests.kernel.cases import Case
-from tests.kernel.deadline import DEADLINE_S
 from tests.kernel.namespace import Namespace, Wire
 from tests.kernel.payloads import UDP_HEADER_BYTES, datagrams, ip_packet, stream
 from tests.kernel.reference import Frame, Reference
 from tests.kernel.send.identity import MAGIC, WHO, pattern, payload
 from tests.kernel.sink import Sink
+from tests.support.blocks import Label, Packet
+from tests.support.deadline import DEADLINE_S
 
 ETH_P_802_EX1 = 0x88B5  # for local experiments: nobody else sends it
 

@@ -26,8 +26,10 @@ from scapy.layers.ppp import PPPoE, PPPoED
 from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
+from tests.support.amount import tries
+
 ETHERNET, RAW = 1, 101
-RANDOM = 211
+RANDOM = tries(211, 100)
 
 
 class Frame(NamedTuple):

@@ -19,7 +19,7 @@ _LIB.pcap_offline_filter.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_
 
 # By LINKTYPE_*: the DLT_* that this system has for it.
 _DLT = {1: 1, 101: 12}
-_NETMASK_UNKNOWN = 0xFFFFFFFF
+_NETMASK = 0  # as tcpdump has it where it does not know better
 
 
 class _Program(ctypes.Structure):
@@ -32,9 +32,7 @@ class Judge:
     def __init__(self, expression: str, link_type: int) -> None:
         self._program = _Program()
         handle = _LIB.pcap_open_dead(_DLT[link_type], 1 << 18)
-        self.compiles = not _LIB.pcap_compile(
-            handle, ctypes.byref(self._program), expression.encode(), 1, _NETMASK_UNKNOWN
-        )
+        self.compiles = not _LIB.pcap_compile(handle, ctypes.byref(self._program), expression.encode(), 1, _NETMASK)
         _LIB.pcap_close(ctypes.c_void_p(handle))
 
     def takes(self, frame: bytes, wire_len: int) -> bool:

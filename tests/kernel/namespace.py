@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from tests.kernel.deadline import DEADLINE_S, until
+from tests.support.deadline import DEADLINE_S, until
 
 CLONE_NEWNET = 0x40000000
 
@@ -106,7 +106,7 @@ class Wire:
 def wire() -> Iterator[Wire]:
     """Two namespaces joined by a veth pair, ready to carry frames, gone afterwards.
 
-    The addresses, of both layers, are those of the frame this project grew from (tests/frames.py).
+    The addresses, of both layers, are those of the frame this project grew from (tests/support/frames.py).
     """
     with ExitStack() as stack:
         ends = []

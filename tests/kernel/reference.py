@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.kernel.deadline import DEADLINE_S
 from tests.kernel.namespace import Namespace
+from tests.support.deadline import DEADLINE_S
 
 # include/uapi/linux/if_packet.h, asm-generic/socket.h
 SOL_PACKET = 263

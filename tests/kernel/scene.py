@@ -19,13 +19,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from tests.kernel.deadline import DEADLINE_S, until
 from tests.kernel.namespace import Namespace
 from tests.kernel.reference import Frame, Reference
 from tests.kernel.send.identity import payload
+from tests.support.deadline import DEADLINE_S, until
 
 COUNT = 23
 PORT = 9
+NAMESPACES = 3  # as many as a scene may have
 SO_SNDBUFFORCE = 32
 UNKNOWN = -1  # so many frames as the kernel likes, but at least one
 
@@ -89,15 +90,22 @@ class Stage:
     """Whether there are AF_PACKET sockets: with them a router has to copy a packet before it may change it."""
     sights: list[Sight] = field(default_factory=list)
     namespaces: list[Namespace] = field(default_factory=list)
+    """Made with the stage, so that a capture can be told their names before the scene plays."""
+    used: int = 0
     sent: int = 0
     listeners: list[socket.socket] = field(default_factory=list)
     received: int = 0
 
+    def __post_init__(self) -> None:
+        """Make as many namespaces as a scene may have."""
+        for _ in range(NAMESPACES):
+            made = Namespace()
+            self.stack.callback(made.close)
+            self.namespaces.append(made)
+
     def namespace(self, **sysctls: str) -> Namespace:
-        """A namespace without IPv6 traffic of its own."""
-        made = Namespace()
-        self.stack.callback(made.close)
-        self.namespaces.append(made)
+        """The next of the namespaces, without IPv6 traffic of its own."""
+        made, self.used = self.namespaces[self.used], self.used + 1
         made.sysctl(
             ipv6__conf__all__addr_gen_mode="1",
             ipv6__conf__default__addr_gen_mode="1",

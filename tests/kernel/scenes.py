@@ -17,11 +17,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.kernel.deadline import DEADLINE_S, until
 from tests.kernel.namespace import Namespace
 from tests.kernel.scene import COUNT, PORT, UNKNOWN, Host, Play, Stage, carries, ethtool, meet, settle
 from tests.kernel.send.identity import pattern
 from tests.kernel.send.zerocopy import MSG_ZEROCOPY, SO_ZEROCOPY, wait_for_completions
+from tests.support.deadline import DEADLINE_S, until
 
 EXPERIMENT = b"\x88\xb5"  # an EtherType for local experiments: nobody else sends it
 BROADCAST, MULTICAST, SOMEBODY = b"\xff" * 6, b"\x01\x00\x5e\x7f\x00\x01", b"\x02\x5c\x99\x99\x99\x99"

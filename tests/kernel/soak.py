@@ -1,6 +1,6 @@
 """`make soak`: a daemon in a storm of processes, devices, reloads and files. Memory stays flat, no packet is missing.
 
-Not among the tests that `make test` runs: it takes SKBCAPD_SOAK_S seconds (default 600) and a machine with time for it.
+Not part of `make test-all`: it takes SKBCAPD_SOAK_S seconds (default 600) and a machine with time for it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden.judges import facts
 from tests.kernel import table
-from tests.kernel.blocks import packets
 from tests.kernel.capture import Daemon
 from tests.kernel.comparison import Marker
 from tests.kernel.namespace import Namespace, Wire
 from tests.kernel.sink import DISCARD_PORT, Sink
+from tests.support.blocks import packets
+from tests.support.judges import facts
 
 SECONDS = float(os.environ.get("SKBCAPD_SOAK_S", "600"))
 SAMPLES = 60
@@ -108,7 +108,8 @@ def test_a_long_storm(wire: Wire, tmp_path: Path) -> None:
         busy = stack.enter_context(closing(Namespace()))
         stack.enter_context(closing(Sink(wire.far.namespace)))
         marker = stack.enter_context(closing(Marker(near.namespace, near.device)))
-        settings = {"interfaces": "any", "files__every": "20s", "files__size": "10MiB", "directions": "out"}
+        theirs = {"interfaces": "any", "namespaces": f"{busy.name},{near.namespace.name},{wire.far.namespace.name}"}
+        settings = theirs | {"files__every": "20s", "files__size": "10MiB", "directions": "out"}
         daemon = stack.enter_context(closing(Daemon(near, directory, config=config, **settings)))
         with ExitStack() as storms:
             for act, pause_s in ((churn_processes, 0.1), (churn_devices, 0.2), (reload, 5.0), (marker.send, 0.001)):

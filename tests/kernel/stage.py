@@ -24,13 +24,13 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.kernel.blocks import Label
 from tests.kernel.capture import ATTACH, ROOT, Capture, Ended, read
 from tests.kernel.comparison import Marker, between
-from tests.kernel.deadline import DEADLINE_S, until
 from tests.kernel.namespace import Namespace, Wire
 from tests.kernel.reference import Reference
 from tests.kernel.verdict import ETHERNET, Frame, Judge, Verdicts, judge
+from tests.support.blocks import Label
+from tests.support.deadline import DEADLINE_S, until
 
 SLOWNESS = float(os.environ.get("SKBCAPD_SLOWNESS", "1"))
 
@@ -280,7 +280,7 @@ def _connections(stage: Stage) -> set[tuple[str, str]]:
         (local, remote)
         for namespace in (stage.near, stage.far)
         for name in ("tcp", "tcp6")
-        for local, remote, state in namespace.do(lambda file=name: list(_table(file)))
+        for local, remote, state in namespace.do(_table, name)
         if state not in (TCP_TIME_WAIT, TCP_LISTEN)
     }
 
@@ -289,11 +289,10 @@ def _moving(stage: Stage, standing: set[tuple[str, str]]) -> set[tuple[str, str]
     return _connections(stage) - standing
 
 
-def _table(name: str) -> Iterator[tuple[str, str, str]]:
+def _table(name: str) -> list[tuple[str, str, str]]:
     """The rows of /proc/net/tcp of the calling thread's namespace: local end, remote end, state."""
-    for line in Path("/proc/thread-self/net", name).read_text().splitlines()[1:]:
-        _, local, remote, state, *_ = line.split()
-        yield local, remote, state
+    rows = [line.split() for line in Path("/proc/thread-self/net", name).read_text().splitlines()[1:]]
+    return [(local, remote, state) for _, local, remote, state, *_ in rows]
 
 
 def listener(namespace: Namespace, address: str, port: int = 0) -> socket.socket:

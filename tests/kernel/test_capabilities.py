@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.capture import ROOT, Capture, read
-from tests.kernel.deadline import until
 from tests.kernel.namespace import Wire
 from tests.kernel.test_older_sockets import holder, unacknowledged
+from tests.support.deadline import until
 
 GRANTED = re.findall(
     r"CAP_(\w+)",

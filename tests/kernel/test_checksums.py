@@ -10,14 +10,14 @@ from types import MappingProxyType
 
 import pytest
 
-from tests.golden.judges import judge
-from tests.kernel.blocks import Packet
 from tests.kernel.capture import Capture, read
 from tests.kernel.cases import CASES
 from tests.kernel.comparison import Marker, run_sender
 from tests.kernel.namespace import Wire
 from tests.kernel.send.identity import pattern
 from tests.kernel.sink import Sink
+from tests.support.blocks import Packet
+from tests.support.judges import judge
 
 CHECKSUM_NOT_READY = 1 << 9
 GOOD, BAD = "1", "0"

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden.judges import rows
-from tests.kernel.blocks import Packet
-from tests.kernel.capture import ROOT, Capture, read
+from tests.kernel.capture import ROOT, Capture, CaptureEverywhere, read
 from tests.kernel.comparison import Marker
-from tests.kernel.deadline import DEADLINE_S
 from tests.kernel.namespace import End, Wire
 from tests.kernel.scenes import IFF_TUN, open_tun
+from tests.support.blocks import Packet
+from tests.support.deadline import DEADLINE_S
+from tests.support.judges import rows
 
 COUNT = 23
 ARPHRD_CAN, ARPHRD_IEEE80211_RADIOTAP = 280, 803
@@ -101,7 +101,7 @@ def test_any_is_every_namespace(
     """Without -i, or with `-i any`, the devices of all namespaces are watched, each under its own name."""
     file = tmp_path / "any.pcapng"
     near, far = wire.near.device, wire.far.device
-    with closing(Capture(wire.near.namespace, *arguments, "-w", str(file))) as capture:
+    with closing(CaptureEverywhere(wire.near.namespace, *arguments, "-w", str(file))) as capture:
         for _ in range(COUNT):
             for marker in markers:
                 marker.send()
@@ -148,7 +148,7 @@ def test_types_of_devices(wire: Wire, tmp_path: Path) -> None:
 
     found = [(packet.interface, packet.link_type, packet.data) for packet in read(file)]
     assert found == [("radio7", 127, b"\x45radiotap" + bytes([number])) for number in range(COUNT)]
-    assert ended.stderr.count("device can7 has an unknown type (280) and is not captured") == 1
+    assert ended.stderr.count("interface can7 has an unknown type (280) and is not captured") == 1
     assert ended.totals["filtered"] >= COUNT
 
 

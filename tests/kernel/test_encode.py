@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import socket
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from tests.kernel.blocks import EPB_PACKETID, PACKET, STATISTICS, blocks, options
 from tests.kernel.capture import Capture, read
 from tests.kernel.cases import CASES
 from tests.kernel.comparison import Marker, difference, run_sender
-from tests.kernel.deadline import until
 from tests.kernel.namespace import Wire
 from tests.kernel.reference import Reference
 from tests.kernel.send.identity import pattern
 from tests.kernel.sink import DISCARD_PORT, NTP_PORT, Sink
+from tests.support.blocks import EPB_PACKETID, PACKET, STATISTICS, blocks, options
+from tests.support.deadline import until
 
 ISB_STARTTIME, ISB_ENDTIME = 2, 3
 TIMES_BYTES = 8
 FIRST = b"the first datagram"
+
+
+def has_both_first(file: Path) -> bool:
+    """Whether the first datagrams, to two ports, are in a file."""
+    return file.read_bytes().count(FIRST) == 2
 
 
 @pytest.mark.parametrize("direction", ["out", "in"])
@@ -51,7 +57,7 @@ def test_both_ways_write_the_same_file(direction: str, wire: Wire, tmp_path: Pat
         for port in (DISCARD_PORT, NTP_PORT):
             sender.sendto(FIRST, (wire.far.ipv4, port))
         for file in files.values():
-            until(lambda file=file: file.read_bytes().count(FIRST) == 2, "the first datagrams are in the file")
+            until(partial(has_both_first, file), "the first datagrams are in the file")
         for case in CASES:
             if not case.threads and not (case.streams and direction == "in"):
                 sent_file.write_bytes(pattern(case.size))

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.blocks import Packet
-from tests.kernel.blocks import packets as parse
 from tests.kernel.capture import Capture, Ended, read
 from tests.kernel.comparison import Marker
-from tests.kernel.deadline import until
 from tests.kernel.namespace import Wire
+from tests.support.blocks import Packet
+from tests.support.blocks import packets as parse
+from tests.support.deadline import until
 
 SENT = 1009
 

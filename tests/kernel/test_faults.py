@@ -1,7 +1,7 @@
 """The daemon, and a disk that fails it: what is lost is counted, and told in one line each way.
 
 In each case frames are sent before, during and after the fault. Those before and after are in files, those during
-are counted as lost by the output, and no frame is neither.
+are counted as dropped by the output, and no frame is neither.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from tests import faults
-from tests.kernel.blocks import packets as parse
 from tests.kernel.capture import Daemon, Ended, read
 from tests.kernel.comparison import Marker
-from tests.kernel.deadline import until
 from tests.kernel.namespace import Wire
+from tests.support import faults
+from tests.support.blocks import packets as parse
+from tests.support.deadline import until
 
 BEFORE, DURING, AFTER = 101, 211, 307
-STOPPED, AGAIN = "packets are lost until files can be written again", "writing again"
-LOST = "lost by the output"
+STOPPED, AGAIN = "packets are dropped until files can be written again", "writing again"
+LOST = "dropped by the output"
 SMALL = {"files__keep_free": "0", "files__keep_size": "0"}
 
 

@@ -18,8 +18,8 @@ import pytest
 
 from tests.kernel.capture import ROOT, Daemon, read
 from tests.kernel.comparison import Marker
-from tests.kernel.deadline import DEADLINE_S, until
 from tests.kernel.namespace import Wire
+from tests.support.deadline import DEADLINE_S, until
 
 SOCKETS, PROCESSES, MARKERS = 3001, 307, 1009
 NAME = '\x1b]0;x\x07\n=" '  # sets the title of a terminal

@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.blocks import Packet
 from tests.kernel.capture import Capture, Ended, read
-from tests.kernel.deadline import until
 from tests.kernel.namespace import Namespace, Wire
 from tests.kernel.scene import COUNT, Play, Stage
 from tests.kernel.scenes import bridged, macvlan, routed
 from tests.kernel.send.identity import MAGIC, WHO
 from tests.kernel.sink import TCP_PORT, Sink
+from tests.support.blocks import Packet
+from tests.support.deadline import until
 
 TCPI_RETRANSMITS = 2  # place in struct tcp_info: retransmissions of the oldest data that is not acknowledged
 
 # On how many devices each datagram is seen. Bridged: of three the last is flooded, the second is for the bridge's host.
-PLACES = {
+PLACES: dict[Play, dict[int, int]] = {
     routed: {4: COUNT},  # left0, first0, second0, right0
     bridged: {4: COUNT, 3: COUNT, 5: COUNT},
     macvlan: {3: COUNT, 2: COUNT},  # mac0, near0, far0; far0, near0
@@ -44,7 +44,8 @@ class Seen:
 @pytest.fixture(scope="module", params=PLACES, ids=[play.__name__ for play in PLACES])
 def play(request: pytest.FixtureRequest) -> Play:
     """A scene."""
-    return request.param
+    found: Play = request.param
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +56,12 @@ def seen(play: Play, tmp_path_factory: pytest.TempPathFactory) -> Seen:
         stage = Stage(play.__name__, stack, watched=False)
         here = Namespace()
         stack.callback(here.close)
-        captures = [
-            stack.enter_context(closing(Capture(here, "-w", str(directory / f"{way}.pcapng"), dedup=way)))
-            for way in ("all", "first")
-        ]
+        captures = []
+        for way in ("all", "first"):
+            arguments = ("-i", "any", "-w", str(directory / f"{way}.pcapng"))
+            namespaces = ",".join(namespace.name for namespace in stage.namespaces)
+            capture = Capture(here, *arguments, dedup=way, namespaces=namespaces)
+            captures.append(stack.enter_context(closing(capture)))
         play(stage)
         stage.end()
         _, ended = [capture.stop() for capture in captures]
@@ -91,16 +94,17 @@ def test_first_is_each_packet_once(play: Play, seen: Seen) -> None:
 
     assert once == Counter({datagram(packet): 1 for packet in seen.every})
     assert {packet.direction for packet in seen.first} == {"out"}
-    assert seen.ended.totals["seen before, on another device"] >= further
+    assert seen.ended.totals["seen before, on another interface"] >= further
     assert (seen.ended.exit_code, seen.ended.totals["dropped by kernel"]) == (0, 0)
 
 
 def test_data_sent_again_has_another_identifier(wire: Wire, tmp_path: Path) -> None:
     """Each retransmission of the same data, in the same memory, is a packet of its own, at both ends of the wire."""
     file, near, far = tmp_path / "again.pcapng", wire.near, wire.far
+    both = f"{near.namespace.name},{far.namespace.name}"
     with (
         closing(Sink(far.namespace)),
-        closing(Capture(near.namespace, "-w", str(file))) as capture,
+        closing(Capture(near.namespace, "-i", "any", "-w", str(file), namespaces=both)) as capture,
         near.namespace.do(socket.create_connection, (far.ipv4, TCP_PORT)) as connection,
     ):
         far.namespace.ip(f"address del {far.ipv4}/24 dev {far.device}")  # nobody answers

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.blocks import Packet, comment_fields
 from tests.kernel.capture import ROOT, Capture, read
-from tests.kernel.deadline import until
 from tests.kernel.namespace import Wire
+from tests.support.blocks import Packet, comment_fields
+from tests.support.deadline import until
 
 COUNT = 23
 
@@ -35,9 +35,10 @@ sys.stdin.read()
 def holder(wire: Wire, address: str) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
     """A process at the near end that holds a listener and a connection, and the connection's far end."""
     command = [sys.executable, "-c", HOLDER, address]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with wire.near.namespace.do(subprocess.Popen, command, cwd=ROOT, **pipes) as process:
+    popen = wire.near.namespace.do(subprocess.Popen, command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with popen as process:
         try:
+            assert process.stdout
             to = wire.near.ipv6 if ":" in address else wire.near.ipv4
             port = int(process.stdout.readline())
             with closing(wire.far.namespace.do(socket.create_connection, (to, port))) as connection:

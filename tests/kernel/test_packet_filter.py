@@ -56,11 +56,13 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
     counts: Counter[str] = Counter()
     yield counts
     reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    assert reporter
     reporter.section("packet filters: pcap_offline_filter and our C text in the kernel")
     for what, count in counts.items():
         reporter.write_line(f"{what:<12}{count:>9,}")
 
 
+@pytest.mark.many
 @pytest.mark.parametrize("texts", BATCHES)
 def test_every_verdict_is_libpcaps(texts: list[str], tally: Counter[str]) -> None:
     """Compiled and run in the kernel, an expression takes the frames that pcap_offline_filter takes, and no other."""
@@ -195,3 +197,22 @@ def test_a_capture_takes_what_libpcap_takes(
         ours = [(packet.link_type, packet.data) for packet in read(file) if packet.direction == "out"]
         assert sorted(frame for frame in ours if frame[1] not in {*marker.sent, *tunnel_marker.sent}) == expected, text
         assert 0 < len(expected) < len(frames), text
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "expected"), [("near0", {"255.255.255.255", "192.168.178.255"}), ("near*", {"255.255.255.255"})]
+)
+def test_ip_broadcast_goes_by_the_netmask(interfaces: str, expected: set[str], wire: Wire, tmp_path: Path) -> None:
+    """`ip broadcast` knows the netmask of a named interface; for several it means 255.255.255.255, as in tcpdump."""
+    file = tmp_path / "a.pcapng"
+    destinations = ("255.255.255.255", "192.168.178.255", wire.far.ipv4)
+    with closing(Capture(wire.near.namespace, "-i", interfaces, "-w", str(file), "ip broadcast")) as capture:
+        with closing(wire.near.namespace.do(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, wire.near.device.encode())
+            for destination in destinations * 7:
+                sock.sendto(b"x", (destination, DISCARD_PORT))
+        ended = capture.stop()
+    assert ended.exit_code == 0
+    found = Counter(socket.inet_ntoa(packet.data[30:34]) for packet in read(file) if packet.direction == "out")
+    assert found == dict.fromkeys(expected, 7)

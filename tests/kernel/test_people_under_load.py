@@ -14,12 +14,12 @@ from contextlib import ExitStack, closing
 import pytest
 
 from tests.kernel import table
-from tests.kernel.deadline import DEADLINE_S
 from tests.kernel.namespace import Wire
 from tests.kernel.scenarios import load
 from tests.kernel.scenarios.every import DEVICES, MAKERS, SCENARIOS, each, outcome, selected
 from tests.kernel.sink import DISCARD_PORT, Sink
 from tests.kernel.stage import Performance, Player, Scenario, perform, udp_socket
+from tests.support.deadline import DEADLINE_S
 
 FLOOD_NEAR, FLOOD_FAR = "10.79.0.1", "10.79.0.2"
 

@@ -7,16 +7,24 @@ import pwd
 import struct
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
-from tests.kernel.blocks import INTERFACE, PACKET, SECTION, STATISTICS, Block, Packet, blocks, comment_fields, options
+import pytest
+
 from tests.kernel.capture import ROOT, Capture, read
 from tests.kernel.namespace import Wire
+from tests.support.blocks import INTERFACE, PACKET, SECTION, STATISTICS, Block, Packet, blocks, comment_fields, options
+from tests.support.deadline import DEADLINE_S
 
 COUNT = 23
-FIELDS = ("comm", "pid", "tgid", "ppid", "uid", "user", "exe", "cmdline", "cgroup", "unit", "container")
+FIELDS = (
+    *("comm", "pid", "tgid", "process", "ppid", "uid", "user", "gid", "exe", "cmdline", "cgroup", "unit", "container"),
+    *("pod", "ns_pid"),
+)
 NOBODY_UID = 65534
 CUSTOM = 0xBAD
 
@@ -36,13 +44,34 @@ sys.stdin.read()
 """
 
 
+# Sends from a thread with a name of its own: datagrams while the process has one name, and as many with another one.
+THREADS = f"""
+import os, socket, sys, threading
+def named(name, thread):
+    with open(f"/proc/self/task/{{thread}}/comm", "wb") as comm:
+        comm.write(name)
+def send():
+    named(b"isc-net-0000", threading.get_native_id())
+    sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sender.bind((sys.argv[1], 0))
+    for name in (b"dig", b"x comm=dig"):
+        named(name, os.getpid())
+        for _ in range({COUNT}):
+            sender.sendto(name + b"fields", (sys.argv[2], 9))
+worker = threading.Thread(target=send)
+worker.start()
+worker.join()
+"""
+
+
 @contextmanager
 def sender(wire: Wire) -> Iterator[subprocess.Popen[bytes]]:
     """A process that has sent all its datagrams and is still there."""
     command = [sys.executable, "-c", SENDER, wire.near.ipv4, wire.far.ipv4]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with wire.near.namespace.do(subprocess.Popen, command, cwd=ROOT, **pipes) as process:
+    popen = wire.near.namespace.do(subprocess.Popen, command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with popen as process:
         try:
+            assert process.stdout
             assert process.stdout.readline() == b"\n"
             yield process
         finally:
@@ -81,7 +110,55 @@ def test_a_comment_has_what_the_kernel_tells_of_the_process(wire: Wire, tmp_path
     assert told.pop("cmdline") == shown[:128]
     assert told.pop("cut") == "cmdline"
     assert told.pop("cgroup") in cgroups
-    assert told.keys() <= {"unit", "container"}
+    assert (told.pop("gid"), told.pop("ns_pid")) == (str(os.getegid()), str(process.pid))
+    assert told.keys() <= {"unit", "container", "pod"}
+
+
+def send_from_a_thread(wire: Wire) -> int:
+    """Send all of THREADS; gives the process's id."""
+    command = [sys.executable, "-c", THREADS, wire.near.ipv4, wire.far.ipv4]
+    with wire.near.namespace.do(subprocess.Popen, command, cwd=ROOT) as process:
+        assert process.wait(DEADLINE_S) == 0
+        return int(process.pid)
+
+
+@pytest.mark.vm
+def test_a_thread_is_found_by_its_processs_name(wire: Wire, tmp_path: Path) -> None:
+    """The comment names the process, as it is called at each packet, where the thread that sends has another name."""
+    file = tmp_path / "process.pcapng"
+    with closing(Capture(wire.near.namespace, "-i", wire.near.device, "-w", str(file), directions="out")) as capture:
+        tgid = send_from_a_thread(wire)
+        ended = capture.stop()
+    assert (ended.exit_code, ended.lost) == (0, 0), ended.stderr
+    packets = sent_by(read(file))
+    assert len(packets) == 2 * COUNT
+    for packet in packets:
+        fields = comment_fields(packet.comment)
+        assert (fields["comm"], fields["tgid"]) == ("isc-net-0000", str(tgid))
+        assert fields["pid"] != fields["tgid"]
+        assert packet.data.endswith(fields["process"].encode() + b"fields")
+    assert {comment_fields(packet.comment)["process"] for packet in packets} == {"dig", "x comm=dig"}
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize(
+    ("rules", "kept"),
+    [
+        ("[{process: dig, action: drop}]", {"x comm=dig": COUNT}),
+        ("[{process: dig}, {action: drop}]", {"dig": COUNT}),
+        ("[{comm: dig}, {action: drop}]", {}),
+    ],
+)
+def test_a_rule_goes_by_the_process(rules: str, kept: dict[str, int], wire: Wire, tmp_path: Path) -> None:
+    """A rule's `process` means all threads of a process, while it has that name; `comm` the threads of that name."""
+    file = tmp_path / "rules.pcapng"
+    with closing(
+        Capture(wire.near.namespace, "-i", wire.near.device, "-w", str(file), directions="out", rules=rules)
+    ) as capture:
+        send_from_a_thread(wire)
+        ended = capture.stop()
+    assert ended.exit_code == 0, ended.stderr
+    assert Counter(comment_fields(packet.comment)["process"] for packet in sent_by(read(file))) == kept
 
 
 def test_a_process_block_stands_before_its_packets(wire: Wire, tmp_path: Path) -> None:
@@ -119,7 +196,7 @@ def test_a_process_block_stands_before_its_packets(wire: Wire, tmp_path: Path) -
     }
 
 
-def entry(block: Block) -> dict[int | str, bytes | int]:
+def entry(block: Block) -> dict[int | str, Any]:
     """What a process block says, by option code, and its `pid`; nothing for another block."""
     if block.kind != CUSTOM:
         return {}

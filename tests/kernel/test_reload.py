@@ -13,11 +13,11 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
-from tests.kernel.blocks import packets
 from tests.kernel.capture import ATTACH, ROOT
-from tests.kernel.deadline import DEADLINE_S
 from tests.kernel.namespace import Wire
 from tests.kernel.sink import DISCARD_PORT, Sink
+from tests.support.blocks import packets
+from tests.support.deadline import DEADLINE_S
 
 RELOADS = 53
 SENDER = """
@@ -44,12 +44,15 @@ CONFIGS = (
 
 
 class Daemon:
-    """A running `skbcapd run` with a config file of the test's own."""
+    """A running `skbcapd run` with a config file of the test's own, on the wire's near end."""
 
-    def __init__(self, config: Path, directory: Path) -> None:
+    def __init__(self, wire: Wire, config: Path, directory: Path) -> None:
         sets = [f"--set=files.directory={directory}", f"--set=attach={ATTACH}", "--set=control.socket=none"]
+        sets += [f"--set=interfaces={wire.near.device}"]
         command = [sys.executable, "-m", "skbcapd", "run", "--config", str(config), *sets]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        self.process = wire.near.namespace.do(
+            subprocess.Popen, command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
         self.said = ""
         self.wait_for("capturing on", 1)
 
@@ -76,7 +79,7 @@ def test_reloads_lose_nothing(wire: Wire, tmp_path: Path) -> None:
     config, directory = tmp_path / "skbcapd.yaml", tmp_path / "captures"
     config.write_text("{}")
     directory.mkdir()
-    with closing(Sink(wire.far.namespace)), closing(Daemon(config, directory)) as daemon:
+    with closing(Sink(wire.far.namespace)), closing(Daemon(wire, config, directory)) as daemon:
         command = [sys.executable, "-E", "-s", "-S", "-c", SENDER, wire.far.ipv4, str(DISCARD_PORT)]
         sender = wire.near.namespace.do(
             subprocess.Popen, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -96,7 +99,7 @@ def test_reloads_lose_nothing(wire: Wire, tmp_path: Path) -> None:
         daemon.process.send_signal(signal.SIGTERM)
         _, rest = daemon.process.communicate(timeout=DEADLINE_S)
     sent = int(said)
-    [file] = (entry for entry in directory.iterdir() if not entry.is_symlink())
+    [file] = (entry for entry in directory.glob("*.pcapng") if not entry.is_symlink())
     found = [
         int.from_bytes(packet.data[42:50], "big")
         for packet in packets(file.read_bytes())

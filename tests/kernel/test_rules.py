@@ -14,9 +14,9 @@ import pytest
 
 from tests.kernel.capture import Capture, Daemon, read
 from tests.kernel.comparison import Marker
-from tests.kernel.deadline import until
 from tests.kernel.namespace import Wire
 from tests.kernel.sink import DISCARD_PORT, NTP_PORT, Sink
+from tests.support.deadline import until
 
 COUNT = 23
 HEADERS = 14 + 20 + 8
@@ -39,6 +39,7 @@ def sender(wire: Wire, comm: str) -> Iterator[None]:
     words = [comm, wire.far.ipv4, str(COUNT), str(DISCARD_PORT), str(NTP_PORT)]
     command = [sys.executable, "-E", "-s", "-S", "-c", SENDER, *words]
     with wire.near.namespace.do(subprocess.Popen, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
         assert process.stdout.readline() == b"sent\n"
         yield
 
@@ -107,7 +108,7 @@ def test_a_rule_has_the_memory_written(wire: Wire, tmp_path: Path) -> None:
         ended = daemon.stop()
     first, *later = map(read, files())
 
-    assert "asked for by rules[1]" in ended.stderr
+    assert "(trigger: rules[1])" in ended.stderr
     assert [packet.data for packet in first if packet.data in marker.sent] == marker.sent
     before = Counter(
         (packet.label.comm, port(packet.data)) for packet in first if packet.label and packet.label.comm == "other"

@@ -1,6 +1,6 @@
 """Every kind of device and sk_buff against an AF_PACKET socket: one capture at the queue, one at the driver.
 
-Both captures watch every device of every namespace, and one playing of the scenes serves them.
+Both captures watch every interface of all the scenes' namespaces, and one playing of the scenes serves them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from tests.kernel import table
-from tests.kernel.blocks import Packet
 from tests.kernel.capture import Capture, Ended, read
 from tests.kernel.comparison import difference
 from tests.kernel.namespace import Namespace
@@ -25,6 +24,7 @@ from tests.kernel.reference import Frame
 from tests.kernel.scene import COUNT, UNKNOWN, Sight, Stage, is_group_report
 from tests.kernel.scenes import SCENES, Scene
 from tests.kernel.send.identity import MAGIC, WHO
+from tests.support.blocks import Packet
 
 CAPTURE_MAX = 262_144
 MODES = {
@@ -74,20 +74,20 @@ def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with ExitStack() as stack, ExitStack() as captures:
         namespace = Namespace()
         captures.callback(namespace.close)
+        stages = [(scene, Stage(scene.name, stack)) for scene in SCENES if scene in chosen]
+        theirs = ",".join(one.name for _, stage in stages for one in stage.namespaces)
         running = {}
         for mode, settings in MODES.items():
-            arguments = {"buffer.size": "256MiB", **settings}
-            capture = Capture(namespace, "-w", str(files[mode]), **arguments)
+            arguments = {"buffer.size": "256MiB", "namespaces": theirs, **settings}
+            capture = Capture(namespace, "-i", "any", "-w", str(files[mode]), **arguments)
             running[mode] = captures.enter_context(closing(capture))
-        for scene in SCENES:
-            if scene in chosen:
-                stage = Stage(scene.name, stack)
-                try:
-                    scene.play(stage)
-                    stage.end()
-                except Exception:  # noqa: BLE001 the other scenes have their tests, too
-                    result.failures[scene.name] = traceback.format_exc()
-                result.sights += stage.sights
+        for scene, stage in stages:
+            try:
+                scene.play(stage)
+                stage.end()
+            except Exception:  # noqa: BLE001 the other scenes have their tests, too
+                result.failures[scene.name] = traceback.format_exc()
+            result.sights += stage.sights
         result.ended = {mode: capture.stop() for mode, capture in running.items()}
         for sight in result.sights:
             sight.reference.collect()

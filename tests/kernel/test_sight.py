@@ -8,14 +8,15 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.kernel.capture import Daemon, read
 from tests.kernel.comparison import Marker
-from tests.kernel.deadline import DEADLINE_S, until
 from tests.kernel.namespace import Namespace, Wire
+from tests.support.deadline import DEADLINE_S, until
 
 SENT = 4703
 
@@ -27,7 +28,7 @@ def marker(wire: Wire) -> Iterator[Marker]:
         yield made
 
 
-def status(path: Path) -> dict[str, dict[str, int]]:
+def status(path: Path) -> dict[str, Any]:
     """What the daemon tells at its control socket."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(DEADLINE_S)
@@ -36,7 +37,8 @@ def status(path: Path) -> dict[str, dict[str, int]]:
         data = b""
         while more := client.recv(1 << 16):
             data += more
-    return json.loads(data)
+    found: dict[str, Any] = json.loads(data)
+    return found
 
 
 def scrape(namespace: Namespace) -> dict[str, float]:
@@ -68,10 +70,10 @@ def test_what_is_told_is_what_is_written(wire: Wire, marker: Marker, tmp_path: P
         for number in range(SENT):
             marker.send()
             if number % 601 == 0:
-                told = status(control)
-                packets, lost = told["packets"], told["lost"]
+                said = status(control)
+                packets, dropped = said["packets"], said["dropped"]
                 seen = packets.pop("seen")
-                assert seen == sum(packets.values()) + sum(lost.values())
+                assert seen == sum(packets.values()) + sum(dropped.values())
                 assert all(packets[name] >= count for name, count in before.items() if name != "pending")
                 before = packets
         until(lambda: status(control)["packets"]["written"] >= SENT, "all are written")
@@ -87,7 +89,7 @@ def test_what_is_told_is_what_is_written(wire: Wire, marker: Marker, tmp_path: P
     found = read(file)
     assert ended.totals["captured"] == len(found) >= told["packets"]["written"]
     assert [packet.data for packet in found if packet.direction == "out"][: len(marker.sent)] == marker.sent
-    assert told["lost"] == dict.fromkeys(("full", "contended", "start", "output"), 0)
+    assert told["dropped"] == dict.fromkeys(("full", "contended", "start", "output"), 0)
 
 
 def test_a_second_daemon_captures_without_a_socket(wire: Wire, marker: Marker, tmp_path: Path) -> None:

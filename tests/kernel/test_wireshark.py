@@ -14,8 +14,8 @@ import pytest
 
 from tests.kernel.capture import ROOT, Capture
 from tests.kernel.comparison import Marker
-from tests.kernel.deadline import DEADLINE_S, until
 from tests.kernel.namespace import Wire
+from tests.support.deadline import DEADLINE_S, until
 
 SCRIPTS = Path(sys.executable).parent
 DISSECTOR = ("-X", f"lua_script:{ROOT / 'wireshark' / 'skbcapd.lua'}")
@@ -112,7 +112,7 @@ def test_a_pipe_shows_packets_while_they_come(wire: Wire, marker: Marker, tmp_pa
 
 def test_tshark_lists_the_interface(wire: Wire, tmp_path: Path) -> None:
     """`tshark -D` has skbcapd, and `-L` its link type, without a complaint about the protocol."""
-    for argument, text in (("-D", "skbcapd (Frames with the process that sent them)"), ("-L", "EN10MB")):
+    for argument, text in (("-D", "skbcapd (Packets with process names)"), ("-L", "EN10MB")):
         arguments = ("-D",) if argument == "-D" else ("-i", "skbcapd", "-L")
         with shark(wire, tmp_path, *arguments) as lister:
             stderr = lister.end()

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from tests.kernel.blocks import Label, Packet, comment_fields
 from tests.kernel.payloads import ETH_P_IP, ETH_P_IPV6, ETHERNET_BYTES, ICMP, TCP, UDP
 from tests.kernel.send.identity import MAGIC, SIGNATURE, SIGNED_MAGIC, WHO
+from tests.support.blocks import Label, Packet, comment_fields
 
 ETH_P_ARP = 0x0806
 ETHERNET = 1

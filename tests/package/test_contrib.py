@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import skbcapd
 from skbcapd.config.settings import ROWS
 from skbcapd.daemon.metrics import Metrics
-from tests.unit.test_sight import Scene
+from tests.support.rig import Scene
 from tests.vm import kernels
 
 ROOT = Path(skbcapd.__file__).parent.parent
@@ -91,7 +91,7 @@ def test_the_judge_sees_a_wrong_rule(promtool: str, tmp_path: Path) -> None:
     text = SERIES.read_text()
     (tmp_path / SERIES.name).write_text(re.sub(r"rule_files: .*", f"rule_files: [{RULES.name}]", text))
     for right, wrong in (
-        ("lost_total[5m]) > 0", "lost_total[5m]) > 1009"),
+        ("dropped_total[5m]) > 0", "dropped_total[5m]) > 1009"),
         ("missed_total[5m]) > 0", "missed_total[5m]) > 1009"),
         ("[1d]", "[2d]"),
         ("> 120", "> 60"),
@@ -104,21 +104,21 @@ def test_the_judge_sees_a_wrong_rule(promtool: str, tmp_path: Path) -> None:
 
 
 def test_the_rules_name_what_there_is() -> None:
-    """Metrics, causes of loss and settings in the rules are skbcapd's; each cause has its advice."""
+    """Metrics, causes of drops and settings in the rules exist in skbcapd; each cause has its advice."""
     text = RULES.read_text()
-    page = Metrics(Scene().sight.facts).text().decode()
+    page = Metrics(Scene().statistics.snapshot).text().decode()
     samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
     assert set(re.findall(r"\bskbcapd_\w+", text)) <= {sample.name for sample in samples}
     assert set(re.findall(r'cause "(\w+)"', text)) == {
-        sample.labels["cause"] for sample in samples if sample.name == "skbcapd_packets_lost_total"
+        sample.labels["cause"] for sample in samples if sample.name == "skbcapd_packets_dropped_total"
     }
     assert {"buffer.size", "files.keep_free"} <= set(re.findall(r"\b(?:buffer|files)\.\w+", text)) <= set(ROWS)
 
 
 def test_every_alert_is_complete() -> None:
-    """Each has a severity, a summary and a description, and docs/sight.md lists it."""
+    """Each has a severity, a summary and a description, and docs/monitoring.md lists it."""
     for rule in rules():
         assert rule["labels"]["severity"] in {"warning", "critical"}
         assert set(rule["annotations"]) == {"summary", "description"}
-    page = (ROOT / "docs/sight.md").read_text()
+    page = (ROOT / "docs/monitoring.md").read_text()
     assert re.findall(r"^\| `(Skbcapd\w+)`", page, re.MULTILINE) == [rule["alert"] for rule in rules()]

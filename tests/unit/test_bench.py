@@ -29,7 +29,7 @@ LAST_WORDS = {
 def test_last_words_are_understood(tool: object) -> None:
     """What each tool says at its end gives packets captured and dropped; other words are an error."""
     assert tool.totals(LAST_WORDS[tool.name]) == (1000, 7)  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="did not say"):
+    with pytest.raises(ValueError, match="did not print"):
         tool.totals("killed")  # type: ignore[attr-defined]
 
 
@@ -95,18 +95,18 @@ def test_goals_say_whether_they_are_met() -> None:
     rows = [replace(ROW, cpu_s=cpu) for cpu in (0.1, 0.9, 0.2)]
     rows += [replace(ROW, tool="tcpdump", cpu_s=cpu) for cpu in (0.2, 0.9, 0.8)]
     found = {goal.name: goal for goal in report.goals(rows, [], [])}
-    assert found["CPU of tcpdump's, UDP 64 B unpaced"].value == pytest.approx(0.5)
-    assert found["CPU of tcpdump's, UDP 64 B unpaced"].is_met is True
-    assert found["CPU of tcpdump's, TCP bulk with GSO"].is_met is None
-    assert found["cost of 10 or 100 rules, of 1"].is_met is None
+    assert found["CPU relative to tcpdump, UDP 64 B unpaced"].value == pytest.approx(0.5)
+    assert found["CPU relative to tcpdump, UDP 64 B unpaced"].is_met is True
+    assert found["CPU relative to tcpdump, TCP bulk with GSO"].is_met is None
+    assert found["cost of 10 or 100 rules, relative to 1"].is_met is None
 
 
 def test_counting_is_told_apart() -> None:
     """The time of BPF programs is told as the kernel counts it, and without what that takes for each run."""
     row = replace(ROW, captured=1000, program_s=0.5e-3, program_runs=2000, counting_s=60e-9)
     found = {goal.name: goal for goal in report.goals([], [row], [])}
-    assert found["BPF programs per 64 B packet, with the kernel's counting, ns"].value == pytest.approx(500)
-    assert found["BPF programs per 64 B packet, without it, ns"].value == pytest.approx(380)
+    assert found["BPF time per 64 B packet, with the kernel's measurement, ns"].value == pytest.approx(500)
+    assert found["BPF time per 64 B packet, without the measurement, ns"].value == pytest.approx(380)
 
 
 @pytest.mark.parametrize(("captured", "missing"), [(900, 0), (893, 7), (907, 7)])
@@ -114,7 +114,7 @@ def test_every_datagram_is_accounted_for(captured: int, missing: int) -> None:
     """One packet too few is as wrong as one too many, in whichever round; what was counted as lost is not missing."""
     rows = [ROW, replace(ROW, captured=captured), ROW]
     found = {goal.name: goal for goal in report.goals(rows, [], [])}[
-        "packets neither captured nor counted as lost, UDP"
+        "packets neither captured nor counted as dropped, UDP"
     ]
     assert (found.value, found.is_met) == (missing, not missing)
 
@@ -126,7 +126,7 @@ def test_variants_are_compared() -> None:
         ("rules", "10"): 1.5,
         ("rules", "100"): 1.3,
         ("filter", "none"): 2.0,
-        ("filter", "refuses all"): 0.5,
+        ("filter", "rejects all"): 0.5,
     }
     variants = [
         (variant, replace(ROW, cpu_s=cost / 1000, program_s=0.00025))
@@ -135,9 +135,9 @@ def test_variants_are_compared() -> None:
         if key == (variant.kind, variant.name)
     ]
     found = {goal.name: goal.value for goal in report.goals([ROW], [], variants)}
-    assert found["cost of 10 or 100 rules, of 1"] == pytest.approx(1.75 / 1.25)
-    assert found["cost of a packet that the filter refuses, of one that is copied"] == pytest.approx(0.75 / 2.25)
-    assert "| filter | refuses all | 250 | 0.500 | 0.750 |" in report.variant_table(variants)
+    assert found["cost of 10 or 100 rules, relative to 1"] == pytest.approx(1.75 / 1.25)
+    assert found["cost of a rejected packet, relative to a copied one"] == pytest.approx(0.75 / 2.25)
+    assert "| filter | rejects all | 250 | 0.500 | 0.750 |" in report.variant_table(variants)
 
 
 def test_tables_show_every_row() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from skbcapd.output import blocks
 from skbcapd.output.blocks import PacketCounter, packet_times, whole, whole_in
-from tests.unit.writer import block, packet
+from tests.support.writer import block, packet
 
 SECTION = block(0x0A0D0D0A, 0, b"", b"")
 KINDS = st.lists(st.tuples(st.booleans(), st.integers(0, 300)), max_size=20)

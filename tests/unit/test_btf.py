@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 
 from skbcapd.errors import BtfError
 from skbcapd.kernel.btf import Btf
-from tests.unit import blob
-from tests.unit.blob import Blob
+from tests.support import blob
+from tests.support.blob import Blob
 
 OTHER_KINDS = sorted(set(range(1, 20)) - {blob.STRUCT, blob.UNION})
 
@@ -97,7 +98,7 @@ def test_sizes_and_renamed_fields() -> None:
         (lambda btf: btf.size("decoy"), "struct decoy is not"),
     ],
 )
-def test_what_is_missing_is_named(ask: object, message: str) -> None:
+def test_what_is_missing_is_named(ask: Callable[[Btf], object], message: str) -> None:
     """A struct or field that this kernel lacks is named in the error, with a hint."""
     with pytest.raises(BtfError, match=message) as raised:
         ask(Btf(HANDMADE))

@@ -5,208 +5,36 @@ from __future__ import annotations
 import io
 import struct
 import time
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skbcapd.attribution.processes import Process, Processes, User
-from skbcapd.capture.capture import Capture, Machine
-from skbcapd.capture.interfaces import INTERFACES_MAX, REMEMBERED, Selection
-from skbcapd.capture.plan import Plan
+from skbcapd.capture.interfaces import INTERFACES_MAX, REMEMBERED
 from skbcapd.capture.resolver import QUESTIONS
 from skbcapd.capture.rules import Rules
 from skbcapd.capture.totals import Numbers, Totals
 from skbcapd.config.parser import default_settings
 from skbcapd.errors import KernelError
-from skbcapd.filter.packet_filter import Matcher, compile_each
 from skbcapd.kernel import abi
-from skbcapd.kernel.loader import Hook
 from skbcapd.kernel.marker import Marker
-from skbcapd.kernel.program import Counters
-from skbcapd.kernel.segments import Cut, Upcall, walk
-from skbcapd.output.interface import Snapshot, Statistics
+from skbcapd.kernel.segments import LOCAL_PER_RANGE, Cut, Upcall
+from skbcapd.output.interface import Snapshot
 from skbcapd.output.pcapng_output import PcapngOutput
-from skbcapd.pcapng.comment import DIRECTION_IN, DIRECTION_OUT, Label
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT, PACKET, walk
+from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
-from tests.frames import NTP_FRAME
-from tests.unit.proc import TICK, Proc
-from tests.unit.writer import Writer, block, cut, packet, upcall
+from tests.support.frames import NTP_FRAME
+from tests.support.proc import TICK, Proc
+from tests.support.rig import FakeProgram, Recording, Rig
+from tests.support.writer import block, cut, packet, upcall
 
 HERE = Path("/proc/self/ns/net").stat().st_ino
 ELSEWHERE = HERE + 1
-
-
-class FakeProgram(Writer):
-    """A loaded program whose packets are those that a test puts."""
-
-    def __init__(self, *, paged: bool = False, process_context: bool = True) -> None:
-        super().__init__()
-        self.paged, self.process_context = paged, process_context
-        self.hooks = [Hook("tracepoint", "net_dev_queue", "on_transmit")]
-        self.labels: dict[bytes, bytes] = {}
-        self.devices: dict[bytes, bytes] = {}
-        self.holders: dict[int, bytes] = {}
-        self.rows: dict[int, Counters] = defaultdict(Counters)
-        self.calls: list[str] = []
-        self.on_attach: list[bytes] = []
-        self.on_detach: list[bytes] = []
-
-    def put(self, *blocks: bytes, slot: int = 0) -> int:
-        """Packets, counted as the program does: seen in row 0, the rest in the row of their device."""
-        written = super().put(*blocks)
-        self.count(slot, delivered=written, full=len(blocks) - written)
-        return written
-
-    def count(self, slot: int, **outcomes: int) -> None:
-        """Packets that the program dealt with."""
-        self.rows[0] += Counters(seen=sum(outcomes.values()))
-        self.rows[slot] += Counters(**outcomes)
-
-    def set_label(self, key: bytes, value: bytes) -> None:
-        """Remember a label."""
-        self.labels[key] = value
-
-    def clear_labels(self) -> None:
-        """Forget them."""
-        self.labels.clear()
-
-    def set_device(self, key: bytes, value: bytes) -> None:
-        """Remember a device."""
-        self.devices[key] = value
-
-    def owner(self, _sk: int) -> None:
-        """Nothing was learned."""
-
-    def holder(self, _inode: int) -> None:
-        """Nor of a socket that has given its place to another one."""
-
-    def set_holder(self, inode: int, user: bytes) -> None:
-        """Remember who holds a socket."""
-        self.holders[inode] = user
-
-    def counters(self, slot: int) -> Counters:
-        """A row."""
-        return self.rows[slot]
-
-    def missed(self) -> int:
-        """Three, always."""
-        return 3
-
-    def measure(self, _marker: Marker) -> None:
-        """Pages are readable if the test said so."""
-        self.calls.append("measure")
-        self.control[abi.PAGE_BASE] = 4096 if self.paged else 0
-
-    def attach(self) -> None:
-        """The first packets come at once."""
-        self.calls.append("attach")
-        self.put(*self.on_attach)
-
-    def detach(self) -> None:
-        """The last packets come late."""
-        self.calls.append("detach")
-        self.put(*self.on_detach)
-
-    def take_wakeups(self) -> None:
-        """Remember it."""
-        self.calls.append("take_wakeups")
-
-
-class Recording:
-    """An output that keeps everything."""
-
-    lost = handed = settled = 0
-    dumped = None
-    is_busy = wants_turn = wants_new_numbers = False
-
-    def __init__(self, *, labels: bool = True) -> None:
-        self.labels = labels
-        self.statistics: list[Statistics] = []
-        self.restarted: list[list[Statistics]] = []
-        self.interfaces: list[Interface] = []
-        self.written: list[tuple[int, bytes]] = []  # interface, frame; -1 for blocks that were ready
-        self.stamps: list[Label] = []
-        self.pressure = 0
-        self.flags: list[int] = []
-        self.processes: list[tuple[int, Process]] = []  # in front of which packet
-
-    def add_process(self, process: Process) -> None:
-        """Take a process."""
-        self.processes.append((len(self.written), process))
-
-    def restart_interfaces(self, statistics: Sequence[Statistics]) -> None:
-        """Remember what was told with the old numbers."""
-        self.restarted.append(list(statistics))
-
-    def add_interface(self, interface: Interface) -> int:
-        """Number it."""
-        self.interfaces.append(interface)
-        return len(self.interfaces) + 6  # no number that could come about by chance
-
-    def write_packet(self, found: Upcall | Cut, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
-        """Take a packet."""
-        self.written.append((interface_id, bytes(found.frame)))
-        self.stamps.append(stamp)
-        self.flags.append(found.flags)
-
-    def write_blocks(self, view: memoryview, _snapshot: Snapshot) -> None:
-        """Take blocks of packets, nothing else."""
-        for offset, kind, size in walk(view):
-            assert kind == abi.BLOCK_PACKET
-            cap_len = int.from_bytes(view[offset + 20 : offset + 24], "little")
-            self.written.append((-1, bytes(view[offset : offset + size][28 : 28 + cap_len])))
-
-    def note_memory_pressure(self) -> None:
-        """Note it."""
-        self.pressure += 1
-
-    def flush(self, _snapshot: Snapshot) -> None:
-        """Nothing is held back."""
-
-    def finish(self, statistics: Sequence[Statistics]) -> None:
-        """Remember them."""
-        self.statistics = list(statistics)
-
-    @property
-    def frames(self) -> list[bytes]:
-        """All frames, in order."""
-        return [frame for _, frame in self.written]
-
-
-class Rig:
-    """A capture between a fake program and an output."""
-
-    def __init__(self, output: Recording | PcapngOutput | None = None, **arguments: object) -> None:
-        self.program = FakeProgram()
-        self.output = Recording() if output is None else output
-        self.said: list[str] = []
-        parts = {name: {} for name in (Selection, Plan, Machine)}  # type: ignore[var-annotated]
-        for key in list(arguments):
-            for part, chosen in parts.items():
-                if key in part.__dataclass_fields__:
-                    chosen[key] = arguments.pop(key)
-        if rules := parts[Plan].get("rules"):
-            parts[Plan]["matcher"] = Matcher(compile_each(rules.filters))
-        self.plan = Plan(**parts[Plan])
-        self.capture = Capture(
-            self.program,  # type: ignore[arg-type]
-            self.output,
-            Selection(**parts[Selection]),
-            self.plan,
-            Machine(**parts[Machine]),
-            warn=self.said.append,
-            **arguments,  # type: ignore[arg-type]
-        )
-
-    def drain(self, *blocks: bytes, slot: int = 0) -> None:
-        """Let the program write, and the capture read."""
-        self.program.put(*blocks, slot=slot)
-        self.capture.drain()
 
 
 def accounted(totals: Totals) -> int:
@@ -214,23 +42,9 @@ def accounted(totals: Totals) -> int:
     return totals.written + totals.filtered + totals.duplicates + totals.self_test + totals.kernel.lost + totals.dropped
 
 
-def unpacked(label: bytes) -> dict[str, object]:
+def unpacked(label: bytes) -> dict[str, Any]:
     """The fields of a struct label by name, its options no longer than they are."""
-    names = (
-        "comm",
-        "device",
-        "process",
-        "id",
-        "interface_id",
-        "slot",
-        "snaplen",
-        "filter",
-        "generation",
-        "options_len",
-        "flags_at",
-        "options",
-    )
-    found = dict(zip(names, abi.LABEL.unpack(label), strict=True))
+    found = abi.LABEL.unpack(label)._asdict()
     return found | {"options": found["options"][: found["options_len"]]}
 
 
@@ -349,7 +163,7 @@ def test_packets_that_several_devices_see_carry_their_identifier(kind: str) -> N
 def packet_bodies(data: bytes) -> list[bytes]:
     """The packets' blocks, up to their end option."""
     view = memoryview(data)
-    return [bytes(view[at : at + size - 4]) for at, kind, size in walk(view) if kind == abi.BLOCK_PACKET]
+    return [bytes(view[at : at + size - 4]) for at, kind, size in walk(view) if kind == PACKET]
 
 
 def test_checksums_are_completed() -> None:
@@ -367,7 +181,7 @@ def test_checksums_are_completed() -> None:
 def test_a_question_is_answered_without_a_label() -> None:
     """A packet whose process Python finds out names it, and gets no label: the next one comes with another key."""
     rig = Rig(find_holder={4711: User(1058, 1058, 0, b"chronyd")}.get)
-    asked = {"via": abi.VIA_UNRESOLVED, "tgid": 0, "tid": 0, "comm": b"", "sk": 1, "inode": 4711}
+    asked: dict[str, Any] = {"via": abi.VIA_UNRESOLVED, "tgid": 0, "tid": 0, "comm": b"", "sk": 1, "inode": 4711}
     rig.drain(upcall(NTP_FRAME, time_ns=time.time_ns(), **asked))
 
     assert b"comm=chronyd pid=1058 tgid=1058 via=inode" in rig.output.stamps[0].options
@@ -385,7 +199,7 @@ def proc(tmp_path: Path) -> Proc:
     return made
 
 
-THREAD = {"tgid": 1058, "tid": 1059, "start": 6000 * TICK + 7}
+THREAD: dict[str, Any] = {"tgid": 1058, "tid": 1059, "start": 6000 * TICK + 7}
 
 
 @pytest.mark.parametrize(
@@ -403,7 +217,7 @@ THREAD = {"tgid": 1058, "tid": 1059, "start": 6000 * TICK + 7}
     ],
 )
 def test_the_comment_has_the_fields_that_are_asked_for(
-    comment: str, arguments: dict[str, int], text: bytes, proc: Proc
+    comment: str, arguments: dict[str, Any], text: bytes, proc: Proc
 ) -> None:
     """Fields stand in the order asked for; those not known, or not for certain of this process, are left out."""
     processes = Processes(cmdline=True, proc=proc.path, users=proc.users)
@@ -520,7 +334,7 @@ def test_a_device_is_described_once() -> None:
         ({"net": 2, "netns": HERE}, b"eth0", f"network namespace {HERE}"),
     ],
 )
-def test_another_device(other: dict[str, object], name: bytes, description: str) -> None:
+def test_another_device(other: dict[str, Any], name: bytes, description: str) -> None:
     """A renamed device, another one, and one of another namespace each have their own interface and counters."""
     rig = Rig()
     rig.drain(upcall(b"1", netns=ELSEWHERE), upcall(b"2", **({"netns": ELSEWHERE} | other)), slot=1)
@@ -545,7 +359,7 @@ def test_another_device(other: dict[str, object], name: bytes, description: str)
         ({"device_type": 803}, 127, bytes.fromhex("3c7c3f2023bd")),
     ],
 )
-def test_link_type_and_address(changes: dict[str, object], link_type: int, mac: bytes | None) -> None:
+def test_link_type_and_address(changes: dict[str, Any], link_type: int, mac: bytes | None) -> None:
     """A device without a link layer is RAW, and only six bytes that are not all zero are a hardware address."""
     rig = Rig()
     rig.drain(upcall(NTP_FRAME, **changes))
@@ -740,7 +554,7 @@ def test_the_marker_is_the_proof_and_is_not_written(*, whole: bool) -> None:
         same_bytes = upcall(b"other" + marker.bytes, net=others)
         rig.program.on_attach = [same_bytes, upcall(frame, net=marker.net), upcall(b"ACK", net=marker.net)]
 
-    rig.program.measure = measure  # type: ignore[method-assign]
+    rig.program.measure = measure  # type: ignore[method-assign,assignment]
     rig.capture.start()
     rig.drain(upcall(NTP_FRAME, net=others))
     rig.capture.stop()
@@ -754,6 +568,71 @@ def test_the_marker_is_the_proof_and_is_not_written(*, whole: bool) -> None:
     totals = rig.capture.totals()
     assert len(rig.output.frames) == totals.written == expected
     assert accounted(totals) == totals.kernel.seen == 4
+
+
+# A turn of the loop
+
+
+def test_a_busy_output_is_given_nothing() -> None:
+    """While the output has too much to write what comes stays in the segments; no packet of it is lost or doubled."""
+    rig = Rig()
+    rig.drain(upcall(b"1"), packet(7, b"2"))
+    rig.output.is_busy = True
+    for frame in (b"3", b"4"):
+        rig.drain(packet(7, frame))
+    assert rig.output.frames == [b"1", b"2"]
+    assert not rig.capture.is_cut_short
+    assert not rig.capture.is_settled
+    rig.output.is_busy = False
+    rig.capture.drain()
+    assert rig.output.frames == [b"1", b"2", b"3", b"4"]
+    assert rig.capture.is_settled
+    assert accounted(rig.capture.totals()) == 4
+
+
+def test_a_drain_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain whose time is over ends behind a range and says so; the next one goes on with the next packet."""
+    rig = Rig(Recording(labels=False))
+    count = 3 * LOCAL_PER_RANGE + 7
+    rig.program.put(*(upcall(struct.pack("<I", number), tid=number + 1) for number in range(count)))
+    monkeypatch.setattr("skbcapd.capture.capture.TURN_S", 0.0)
+    drained, cut_short = [], []
+    for _ in range(5):
+        rig.capture.drain()
+        drained.append(len(rig.output.frames))
+        cut_short.append(rig.capture.is_cut_short)
+    assert drained == [LOCAL_PER_RANGE, 2 * LOCAL_PER_RANGE, 3 * LOCAL_PER_RANGE, count, count]
+    assert cut_short == [True] * 4 + [False]
+    assert rig.output.frames == [struct.pack("<I", number) for number in range(count)]
+    assert accounted(rig.capture.totals()) == count
+
+
+def test_what_the_output_does_not_take_at_the_end_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture ends in time though its output is busy for ever: what is left is dropped, each packet once."""
+    monkeypatch.setattr("skbcapd.capture.capture.SETTLE_S", 0.05)
+    rig = Rig()
+    rig.drain(upcall(b"1"), packet(7, b"2"))
+    rig.output.is_busy = True
+    rig.program.on_detach = [packet(7, b"3"), upcall(b"4", tid=7), packet(7, b"5")]
+    rig.capture.stop()
+    totals = rig.capture.totals()
+    assert (totals.written, totals.dropped) == (2, 3)
+    assert accounted(totals) == totals.kernel.seen == 5
+
+
+def test_written_is_what_the_output_has_settled() -> None:
+    """A packet counts as written when the output has it on the disk, not when it was handed over."""
+    rig = Rig()
+    rig.drain(upcall(b"1"), packet(7, b"2"))
+    rig.output.handed, rig.output.settled = 2, 1
+    assert rig.capture.settle().written == 0
+    rig.program.put(packet(7, b"3"))
+    rig.output.handed = 3
+    assert rig.capture.settle().written == 0
+    rig.output.settled, rig.output.lost = 2, 1
+    assert rig.capture.settle().written == 1
+    rig.output.settled = 3
+    assert rig.capture.settle().written == 2
 
 
 # Sleep
@@ -774,7 +653,7 @@ def test_no_packet_is_slept_over() -> None:
 # Rules
 
 
-def ruled(text: str, output: Recording | None = None, **arguments: object) -> Rig:
+def ruled(text: str, output: Recording | None = None, **arguments: Any) -> Rig[Recording]:
     """A capture with rules as --set takes them."""
     return Rig(output, rules=Rules(default_settings({"rules": text, "files.mode": "ring"}).rules), **arguments)
 

@@ -10,6 +10,8 @@ from scapy.packet import Packet, Raw
 
 from skbcapd.capture.checksum import fill
 
+# Both addresses are given: scapy would look for them, by ARP and neighbour solicitations on the machine's own network.
+ETHERNET = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 V4 = IP(src="192.0.2.1", dst="192.0.2.2")
 V6 = IPv6(src="2001:db8::1", dst="2001:db8::2")
 
@@ -28,10 +30,10 @@ def unfinished(packet: Packet, transport: int, field: int) -> tuple[bytes, int]:
 @pytest.mark.parametrize(
     ("packet", "transport", "field"),
     [
-        (Ether() / V4 / UDP(sport=7, dport=9), 34, 6),
-        (Ether() / V4 / TCP(sport=7, dport=9), 34, 16),
-        (Ether() / V6 / UDP(sport=7, dport=9), 54, 6),
-        (Ether() / Dot1Q(vlan=7) / V6 / TCP(sport=7, dport=9), 58, 16),
+        (ETHERNET / V4 / UDP(sport=7, dport=9), 34, 6),
+        (ETHERNET / V4 / TCP(sport=7, dport=9), 34, 16),
+        (ETHERNET / V6 / UDP(sport=7, dport=9), 54, 6),
+        (ETHERNET / Dot1Q(vlan=7) / V6 / TCP(sport=7, dport=9), 58, 16),
     ],
 )
 def test_a_checksum_is_completed(packet: Packet, transport: int, field: int, size: int) -> None:

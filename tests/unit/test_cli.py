@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 import skbcapd
-from skbcapd.capture.capture import Totals
-from skbcapd.cli import main
-from skbcapd.cli.main import command
+from skbcapd.capture.totals import Totals
+from skbcapd.cli import arguments
+from skbcapd.cli.main import command, parser
+from skbcapd.daemon.report import Report, print_totals
+from skbcapd.daemon.warnings import upper_interfaces
 from skbcapd.errors import ConfigError, SkbcapdError, UsageError
 from skbcapd.kernel.program import Counters
 
@@ -77,12 +79,27 @@ def test_what_is_no_command_line(arguments: list[str], message: str, capsys: pyt
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (["capture", "-i", "nosuch0"], UsageError, "no device nosuch0 in this network namespace"),
-        (["capture", "-i", "lo", "-i", "nosuch0"], UsageError, "no device nosuch0"),
+        (["capture", "-i", "nosuch0"], UsageError, "no interface nosuch0 in this network namespace"),
+        (["capture", "-i", "lo", "-i", "nosuch0"], UsageError, "no interface nosuch0"),
         (["capture", "-i", "sixteen_bytes_ab"], ConfigError, "interfaces"),
         (["capture", "-i", ""], ConfigError, "interfaces"),
         (["capture", "-i", "any", "-i", "lo"], ConfigError, "any"),
         (["capture", "-s", "10"], ConfigError, "from 64 to 262144"),
+        (["capture", "-s", "10"], ConfigError, '-s: snaplen: found "10"'),
+        (["capture", "-s", ""], ConfigError, '-s: snaplen: found ""'),
+        (["capture", "-i", "a/b"], ConfigError, '-i: interfaces: found "a/b"'),
+        (["capture", "-i", "lo", "tcp", "prot", "443"], ConfigError, 'FILTER: filter: found "tcp prot 443"'),
+        (["capture", "--set", "snaplen=1", "-s", "0", "-i", "nosuch0"], UsageError, "no interface nosuch0"),
+        (["capture", "--set", "filter=tcp prot"], ConfigError, "--set: filter: found"),
+        (["capture", "--set", "dedup=x", "-s", "1"], ConfigError, "--set: dedup: found"),
+        (["extcap", "--extcap-interface", "skbcapd", "--snaplen", "1"], ConfigError, "--snaplen: snaplen: found"),
+        (["extcap", "--extcap-capture-filter", "tcp prot"], ConfigError, "--extcap-capture-filter: filter: found"),
+        (
+            ["check", "--set", "files.owner=nobody-here"],
+            UsageError,
+            "files.owner is nobody-here: no such user or group",
+        ),
+        (["check", "--set", "files.owner=:nobody-here"], UsageError, "no such user or group"),
         (["capture", "--set", "snaplen"], UsageError, "--set snaplen: expected KEY=VALUE"),
         (["capture", "--set", "snapplen=96"], ConfigError, "snaplen"),
         (["run", "--config", "/nonexistent/skbcapd.yaml"], ConfigError, "/nonexistent/skbcapd.yaml"),
@@ -102,7 +119,7 @@ def test_a_usage_error_has_a_hint() -> None:
     assert skbcapd_says("capture", "-i", "nosuch0") == (
         2,
         "",
-        "skbcapd: no device nosuch0 in this network namespace\n  (hint) `ip -brief link` lists them; any is all\n",
+        "skbcapd: no interface nosuch0 in this network namespace\n  (hint) `ip -brief link` lists them; any: all\n",
     )
 
 
@@ -125,8 +142,8 @@ def test_check(text: str, code: int, said: str, tmp_path: Path) -> None:
 def test_the_shipped_config_is_found_and_right(capsys: pytest.CaptureFixture[str]) -> None:
     """Without --config the system's file is taken, else the one beside the code; that one has no problems."""
     beside = ROOT / "etc" / "skbcapd.yaml"
-    found = main._config_path(main._parser().parse_args(["check"]))
-    assert found == (main.SYSTEM_CONFIG if main.SYSTEM_CONFIG.exists() else beside)
+    found = arguments.config_path(parser().parse_args(["check"]))
+    assert found == (arguments.SYSTEM_CONFIG if arguments.SYSTEM_CONFIG.exists() else beside)
     assert command(["check", "--config", str(beside)]) == 0
     assert capsys.readouterr().err == f"{beside}: no problems\n"
 
@@ -140,21 +157,21 @@ def test_the_shipped_config_is_found_and_right(capsys: pytest.CaptureFixture[str
             [
                 "101 packets captured",
                 "24 packets dropped by kernel",
-                "17 packets without a usable start of frame",
+                "17 packets dropped, as the start of the frame is unknown",
                 "7 packets missed while the kernel program was already running",
-                "9 packets seen, and not accounted for",
-                "5 packets lost by the output",
+                "9 packets seen, but not accounted for",
+                "5 packets dropped by the output",
                 "2 packets filtered",
-                "19 packets seen before, on another device",
+                "19 packets seen before, on another interface",
             ],
         ),
     ],
 )
 def test_the_totals(totals: Totals, lines: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """At the end there are tcpdump's two lines, and one for every other way a packet was not written; quiet: losses."""
-    main._print_totals(totals)
+    print_totals(totals)
     assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines))
-    main._print_totals(totals, quiet=True)
+    print_totals(totals, quiet=True)
     assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines[1:5] if not line.startswith("0")))
 
 
@@ -174,10 +191,10 @@ class Written:
 
 def test_the_live_line_elsewhere_than_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """In a log there is a line every ten seconds with packets, drops, processes and the file in work."""
-    report = main._Report(Counted(), Written())  # type: ignore[arg-type]
+    report = Report(Counted(), Written())  # type: ignore[arg-type]
     for _ in range(29):
         report.tick()
-    report.end()
+    report.close()
     expected = "101 packets, 53 dropped, 19 processes, a.pcapng.part\n"
     assert capsys.readouterr() == ("", expected * 2)
 
@@ -187,9 +204,9 @@ def test_the_live_line_on_a_terminal(columns: int, shown: int) -> None:
     """On a terminal there is one line that is written anew each second, no wider than the terminal."""
     program = (
         "from tests.unit.test_cli import Counted, Written\n"
-        "from skbcapd.cli import main as cli\n"
-        "report = cli._Report(Counted(), Written())\n"
-        "report.tick(); report.tick(); report.end()\n"
+        "from skbcapd.daemon.report import Report\n"
+        "report = Report(Counted(), Written())\n"
+        "report.tick(); report.tick(); report.close()\n"
     )
     master, terminal = os.openpty()
     termios.tcsetwinsize(terminal, (25, columns))
@@ -201,7 +218,7 @@ def test_the_live_line_on_a_terminal(columns: int, shown: int) -> None:
 
 
 def test_devices_whose_arrivals_are_captured_below(tmp_path: Path) -> None:
-    """VLAN, bond and macvlan devices are told from others, and a name that /sys does not know is no error."""
+    """VLAN, bond and macvlan interfaces are told from others, and a name that /sys does not know is no error."""
     for name, uevent in {
         "v7": "DEVTYPE=vlan\n",
         "b0": "X=1\nDEVTYPE=bond\n",
@@ -211,4 +228,4 @@ def test_devices_whose_arrivals_are_captured_below(tmp_path: Path) -> None:
         (tmp_path / "class/net" / name).mkdir(parents=True)
         (tmp_path / "class/net" / name / "uevent").write_text(uevent)
 
-    assert main.upper_devices(["v7", "b0", "br0", "e0", "gone"], tmp_path) == [("v7", "vlan"), ("b0", "bond")]
+    assert upper_interfaces(["v7", "b0", "br0", "e0", "gone"], tmp_path) == [("v7", "vlan"), ("b0", "bond")]

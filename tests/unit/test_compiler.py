@@ -118,7 +118,7 @@ def link(path: Path, _: pytest.MonkeyPatch) -> None:
 
 def other_content(path: Path, _: pytest.MonkeyPatch) -> None:
     """Sound JSON, but not what was written."""
-    digest, _, body = path.read_bytes().partition(b"\n")
+    digest, _newline, body = path.read_bytes().partition(b"\n")
     path.write_bytes(digest + b"\n" + body.replace(b"16384", b"16385"))
 
 

@@ -17,21 +17,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from skbcapd.config import parser
+from skbcapd.config.kinds import DURATION, ListOf, Quantity
 from skbcapd.config.parser import default_settings, load
-from skbcapd.config.settings import (
-    DURATION,
-    ROWS,
-    RULE_KEYS,
-    Buffer,
-    Files,
-    ListOf,
-    Log,
-    Quantity,
-    Records,
-    Settings,
-    reference,
-    schema,
-)
+from skbcapd.config.reference import reference, schema
+from skbcapd.config.settings import ROWS, RULE_KEYS, Buffer, Files, Log, Records, Settings
 from skbcapd.errors import ConfigError
 
 REFERENCE = Path(__file__).parents[2] / "etc" / "skbcapd.yaml"
@@ -216,6 +205,10 @@ def test_what_another_program_writes_is_read(path: Path, *, content: dict[str, A
 
 EMPTY = "F: found no key, expected at least one (hint: a file of {} asks for every default)"
 FLOW = "(hint: while parsing a flow sequence that starts on line 1)"
+FLOW_2 = "(hint: while parsing a flow sequence that starts on line 2)"
+MAPPING = "(hint: while parsing a flow mapping that starts on line 2)"
+QUOTED = "(hint: while scanning a quoted scalar that starts on line 1)"
+LONG = "x" * 256
 BELOW = "found an unknown key (hint: did you mean {}, on a line below {}:?)"
 
 
@@ -257,11 +250,37 @@ BELOW = "found an unknown key (hint: did you mean {}, on a line below {}:?)"
         ("log:\n\ta: b\nc:\n  \td: e\n", "F:2: found a tab, expected spaces\nF:4: found a tab, expected spaces"),
         ("snaplen:\t@96", "F:1: found a tab, expected spaces"),
         ("directions: [in\nsnaplen: 96", "F:2: not YAML: expected ',' or ']', but got ':' " + FLOW),
+        ("snaplen: 96\ndirections: [in\n", "F:2: not YAML: expected ',' or ']', but got '<stream end>' " + FLOW_2),
+        ("directions: [in\n\n\n", "F:1: not YAML: expected ',' or ']', but got '<stream end>' " + FLOW),
+        ('filter: "tcp\n', "F:1: not YAML: found unexpected end of stream " + QUOTED),
+        ("rules:\n- {comm: a\n\n# c\n", "F:4: not YAML: expected ',' or '}', but got '<stream end>' " + MAPPING),
         ("a: b: c", "F:1: not YAML: mapping values are not allowed here"),
         ("{}\n---\n{}", "F:2: not YAML: expected a single document in the stream, but found another document"),
         ("snaplen: 96\nb: @x", "F:2: not YAML: found character '@' that cannot start any token"),
         (r'a: "\UFFFFFFFF"', "F:1: not YAML: found a number too large"),
         ("%YAML 1." + "1" * 5000 + "\n---\n", "F:1: not YAML: found a number too large"),
+        # Names that no file system takes.
+        (
+            f"files:\n  directory: /a/{LONG}/b",
+            (
+                f'F:2: files.directory: found "/a/{LONG[:57]}..." (a file name of 256 bytes; file systems take 255), '
+                "expected a path (~ is not expanded)"
+            ),
+        ),
+        (
+            "files:\n  name: '" + "x" * 150 + "{host}{time}-{number}.pcapng'",
+            (
+                f'F:2: files.name: found "{LONG[:60]}..." (a file name of 263 bytes; file systems take 255), '
+                "expected a file name with {time} and {number}, optionally {host}, that ends in .pcapng"
+            ),
+        ),
+        (
+            f"metrics:\n  textfile: /{'x' * 246}.prom",
+            (
+                f'F:2: metrics.textfile: found "/{LONG[:59]}..." (a file name of 256 bytes; file systems take 255), '
+                "expected none, or a path that ends in .prom"
+            ),
+        ),
         # More than settings need.
         ("log: &a {level: info}", "F:1: found an anchor or alias (& or *), expected the value itself"),
         ("\nlog: *a", "F:2: found an anchor or alias (& or *), expected the value itself"),
@@ -286,9 +305,9 @@ def test_wrong_file_gets_its_message(path: Path, text: str | bytes, message: str
 
 SNAPLEN = ("snaplen:", "a whole number of bytes from 64 to 262144", "the default is 262144")
 SIZE = ("buffer:\n  size:", "a size from 4MiB to 4GiB (units: KiB, MiB, GiB)", "the default is 64MiB")
-DEVICE = ("interfaces:\n-", "a device name or glob (1 to 15 bytes, no space, / or :)", "")
+DEVICE = ("interfaces:\n-", "an interface name or glob (1 to 15 bytes, no space, / or :)", "")
 DEVICES = ("interfaces:", f"a list, each entry {DEVICE[1]}", "the default is [any]")
-DIRECTORY = ("files:\n  directory:", "a path (no ~: only a shell knows it)", "the default is /var/log/skbcapd")
+DIRECTORY = ("files:\n  directory:", "a path (~ is not expanded)", "the default is /var/log/skbcapd")
 TRANSMIT = ("transmit:", "one of queue, driver", "the default is queue")
 LEVEL = ("log:\n  level:", "one of debug, info, warning, error", "the default is info")
 
@@ -345,7 +364,7 @@ def test_wrong_value_gets_its_message(path: Path, key: tuple[str, str, str], val
 
 def test_a_wrong_filter_gets_libpcaps_message(path: Path) -> None:
     """A packet filter that libpcap does not take comes with what libpcap says of it."""
-    what = "expected a packet filter as tcpdump has it"
+    what = "expected a packet filter in the syntax of tcpdump"
     assert problems(path, "filter: tcp prot 443", filter="port x") == [
         f'F:1: filter: found "tcp prot 443" (can\'t parse filter expression: syntax error), {what}',
         f"--set: filter: found \"port x\" (unknown port 'x'), {what}",
@@ -389,7 +408,7 @@ def test_all_problems_of_rules_are_reported(path: Path) -> None:
         "--set: rules: not YAML: expected ',' or ']', but got '<stream end>'",
     ]
     assert problems(path, "rules: {comm: a}") == [
-        "F:1: rules: found keys, expected a list of rules, such as [{comm: chronyd, action: keep}, {action: drop}]"
+        "F:1: rules: found keys, expected a list of rules, for example [{comm: chronyd, action: keep}, {action: drop}]"
     ]
 
 
@@ -431,7 +450,7 @@ def test_all_problems_are_reported_at_once(path: Path) -> None:
         "F:6: snaplen: found a second time",
         'F:6: snaplen: found "2"',
         "F:7: sise: found an unknown key",
-        "F:10: not YAML: expected ',' or ']', but got '<stream end>'",
+        "F:9: not YAML: expected ',' or ']', but got '<stream end>'",
         '--set: snaplen: found "x"',
         "--set: nosuch: found an unknown key",
     ]
@@ -537,7 +556,7 @@ def test_overrides_are_stronger_than_the_file(path: Path) -> None:
         ("snaplen", "1", 'snaplen: found "1", expected a whole number of bytes from 64 to 262144'),
         ("snaplen", "", 'snaplen: found "", expected a whole number of bytes from 64 to 262144'),
         ("log.level", "null", 'log.level: found "null", expected one of debug, info, warning, error'),
-        ("interfaces", "lo,,lo", 'interfaces: found "", expected a device name'),
+        ("interfaces", "lo,,lo", 'interfaces: found "", expected an interface name'),
         ("interfaces", "any,lo", "interfaces: found any beside other entries, expected it alone"),
         ("files.directory", "a\x1b[31m", 'files.directory: found "a\\x1b[31m", expected a path'),
         ("size", "4MiB", "size: found an unknown key (hint: did you mean files.size?)"),
@@ -602,7 +621,7 @@ def mutants(draw: st.DrawFn) -> bytes:
 
 
 def assert_sound(loaded: Settings) -> None:
-    """What the other rooms rely on."""
+    """What the other modules rely on."""
     assert loaded.interfaces == ("any",) or "any" not in loaded.interfaces
     for values in (loaded.interfaces, loaded.directions):
         assert len(set(values)) == len(values) > 0

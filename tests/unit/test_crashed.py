@@ -10,9 +10,9 @@ import pytest
 
 from skbcapd.output import crashed
 from skbcapd.output.directory import CaptureDirectory
-from tests.kernel.deadline import until
+from tests.support.deadline import until
+from tests.support.writer import packet
 from tests.unit.test_directory import SECTION, names
-from tests.unit.writer import packet
 
 NAME = "skbcapd-a-20261123T030405.123Z-000041.pcapng"
 

@@ -17,8 +17,8 @@ from skbcapd.output import lock
 from skbcapd.output.directory import CaptureDirectory
 from skbcapd.output.naming import CURRENT, harmless
 from skbcapd.output.retention import Keep
-from tests.kernel.deadline import until
-from tests.unit.writer import block, packet
+from tests.support.deadline import until
+from tests.support.writer import block, packet
 
 ROOT = Path(__file__).parents[2]
 SECTION = block(0x0A0D0D0A, 0, b"", b"")
@@ -125,7 +125,7 @@ def test_a_directory_that_cannot_be_made(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_the_oldest_go(keep: Keep, left: int, tmp_path: Path) -> None:
-    """Each limit takes the oldest files first; packed ones count; the file in work and others' files stay."""
+    """Each limit takes the oldest files first; compressed ones count; the file in work and others' files stay."""
     directory = CaptureDirectory(tmp_path, keep=keep)
     made = [write(directory, bytes(100)) for _ in range(7)]
     made[2] = made[2].rename(made[2].with_name(made[2].name + ".zst"))
@@ -162,7 +162,7 @@ def test_what_a_crash_left_is_finished(torn: int, tmp_path: Path) -> None:
     directory = CaptureDirectory(tmp_path, say=said.append)
 
     assert (tmp_path / name).read_bytes() == whole
-    assert said == [f"{tmp_path / name}.part: finished after a crash, {torn} bytes of a torn block cut off"]
+    assert said == [f"{tmp_path / name}.part: finished after a crash, {torn} bytes of an incomplete block cut off"]
     assert directory.new_file().path.name.endswith("-000042.pcapng")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 
 import skbcapd
 from skbcapd.cli import doctor
-from skbcapd.cli.doctor import Finding
 from skbcapd.errors import KernelError
+from skbcapd.kernel import requirements
 from skbcapd.kernel.btf import VMLINUX
-from tests.unit.blob import Blob
+from skbcapd.kernel.requirements import Finding
+from tests.support.blob import Blob
 
 ROOT_CAPABILITIES = 0x1FFFFFFFFFF
 SYS_ADMIN, BPF = 1 << 21, 1 << 39
@@ -69,8 +71,8 @@ libc = ctypes.CDLL(None)
 assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
 assert libc.prctl(22, 2, filter, 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 print(syscall.refusal())
-from skbcapd.cli import doctor
-print(doctor._status(Path("/proc"), "Seccomp"))
+from skbcapd.kernel import requirements
+print(requirements._status(Path("/proc"), "Seccomp"))
 """
 
 
@@ -80,15 +82,59 @@ def machine(place: Path, changes: dict[str, str | bytes | None], refusal: str = 
         path = place / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-        if name in {PROCESSES, USERS} and content:
+        if name.startswith("proc/self/ns/") and content:
             path.symlink_to(str(content))
         elif content is not None:
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
     python = place / "interpreter"
-    path = shlex.quote(str(place / "modules"))
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={path} exec {shlex.quote(sys.executable)} "$@"\n')
+    modules = shlex.quote(str(place / "modules"))
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={modules} exec {shlex.quote(sys.executable)} "$@"\n')
     python.chmod(0o755)
-    return {found.name: found for found in doctor.findings(place / "proc", place / "sys", str(python), lambda: refusal)}
+    return {
+        found.name: found
+        for found in requirements.findings(place / "proc", place / "sys", str(python), lambda: refusal)
+    }
+
+
+TIMES: dict[str, str | bytes | None] = {"proc/self/ns/time": "time:[1]", "proc/self/ns/time_for_children": "time:[1]"}
+OFFSETS = "proc/self/timens_offsets"
+
+
+@pytest.mark.parametrize(
+    ("monotonic", "boottime", "text", "has_remedy"),
+    [
+        ("0 0", "0 0", "those of this machine", False),
+        (
+            "1000000 0",
+            "86400 500000000",
+            "of a time namespace: monotonic +1000000 s, boottime +86400.5 s; time stamps are corrected",
+            False,
+        ),
+        ("-7 0", "0 0", "of a time namespace: monotonic -7 s, boottime +0 s; time stamps are corrected", False),
+        (
+            "0 0",
+            "1 1",
+            (
+                "of a time namespace: monotonic +0 s, boottime +1 s; time stamps are corrected, but the start of "
+                "processes is not known exactly: fewer processes are looked up in /proc"
+            ),
+            True,
+        ),
+    ],
+)
+def test_a_time_namespace(monotonic: str, boottime: str, text: str, has_remedy: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    """Doctor tells the offsets of a time namespace, and that they are taken off."""
+    changes = TIMES | {OFFSETS: f"monotonic {monotonic}\nboottime {boottime}\n"}
+    found = machine(tmp_path, changes)["clocks"]
+    assert (found.text, bool(found.remedy), found.fatal) == (text, has_remedy, False)
+
+
+def test_an_unknown_time_namespace(tmp_path: Path) -> None:
+    """Where /proc tells the offsets of another time namespace than ours, a capture is refused with a remedy."""
+    changes = TIMES | {"proc/self/ns/time_for_children": "time:[2]", OFFSETS: "monotonic 1 0\nboottime 1 0\n"}
+    found = machine(tmp_path, changes)["clocks"]
+    assert found.fatal
+    assert "--fork" in found.remedy
 
 
 def capabilities(effective: int, seccomp: int = 0) -> dict[str, str | bytes | None]:
@@ -103,18 +149,36 @@ def test_a_good_machine(tmp_path: Path) -> None:
         "capabilities": "all that are needed",
         "seccomp": "no filter",
         "processes": "all of this machine",
+        "clocks": "those of this machine",
         "lockdown": "none",
         "perf": "yes",
-        "kprobes": "yes: a socket's user is learned when a send, receive or accept begins",
+        "kprobes": "yes: the process of a socket is known when a send, receive or accept begins",
         "real-time": "no",
         "tracefs": "/sys/kernel/tracing",
         "bpf_stats": "off",
-        "memlock": "8388608; does not count: since Linux 5.11 BPF's memory is the cgroup's",
+        "memlock": "8388608; not used: since Linux 5.11 memory of BPF belongs to the cgroup",
         "cgroup": "version 2",
         "bcc": f"0.35.0 ({tmp_path / BCC})",
     }
     assert found["kernel"].text.startswith("6.1.0-28-amd64")
     assert not any(one.fatal or one.remedy for one in found.values())
+
+
+@pytest.mark.parametrize(
+    ("missing", "fatal"),
+    [
+        ("proc", {"kernel": "mount -t proc proc /proc"}),
+        ("sys", {"BTF": "mount -t sysfs sysfs /sys"}),
+        ("proc/sys", {"kernel": "mount -t proc proc /proc; in a unit: ProcSubset=all"}),
+    ],
+)
+def test_nothing_is_claimed_without_proc_or_sys(missing: str, fatal: dict[str, str], tmp_path: Path) -> None:
+    """Without procfs or sysfs the only fatal finding is that, with how to mount it; nothing is blamed on privileges."""
+    machine(tmp_path, {})
+    shutil.rmtree(tmp_path / missing)
+    python = str(tmp_path / "interpreter")
+    found = list(requirements.findings(tmp_path / "proc", tmp_path / "sys", python, lambda: ""))
+    assert {one.name: one.remedy for one in found if one.fatal} == fatal
 
 
 @pytest.mark.parametrize(
@@ -129,9 +193,9 @@ def test_a_good_machine(tmp_path: Path) -> None:
         ({STATUS: None}, "capabilities", "CAP_SYS_ADMIN missing", "run as root"),
         ({RELEASE: None}, "kernel", "expected procfs", "mount -t proc"),
         ({LOCKDOWN: "none integrity [confidentiality]"}, "lockdown", "confidentiality", "boot with lockdown=integrity"),
-        ({PERF: None}, "perf", "BPF has nothing to hook into", "CONFIG_PERF_EVENTS=y"),
+        ({PERF: None}, "perf", "there is nothing to attach BPF programs to", "CONFIG_PERF_EVENTS=y"),
         ({BTF: None}, "BTF", "No such file", "CONFIG_DEBUG_INFO_BTF"),
-        ({BTF: b"\x7fELF"}, "BTF", "4 bytes long", ""),
+        ({BTF: b"\x7fELF"}, "BTF", "4 bytes long", "boot another kernel"),
         ({BTF: Blob().build()}, "BTF", "struct page is not in this kernel's BTF", "too old or too new"),
         (
             {BCC: "import bcc.libbcc"},
@@ -140,7 +204,7 @@ def test_a_good_machine(tmp_path: Path) -> None:
             "install python3-bpfcc",
         ),
         ({BCC: "'Blockchain commands'"}, "bcc", "module 'bcc' has no attribute 'BPF'", "pip uninstall bcc"),
-        ({BCC: "raise SystemExit(1)"}, "bcc", "it ended without a word", "install python3-bpfcc"),
+        ({BCC: "raise SystemExit(1)"}, "bcc", "it ended without a message", "install python3-bpfcc"),
     ],
 )
 def test_what_stands_in_the_way(
@@ -159,10 +223,14 @@ def test_what_stands_in_the_way(
         ({RELEASE: "5.15.0"}, "kernel", "5.15.0"),
         ({RELEASE: "10.0-rc1"}, "kernel", "10.0-rc1"),
         (capabilities(SYS_ADMIN), "capabilities", "all that are needed"),
-        (capabilities(ROOT_CAPABILITIES, seccomp=2), "seccomp", "a filter is in force, which lets bpf(2) pass"),
+        (capabilities(ROOT_CAPABILITIES, seccomp=2), "seccomp", "a filter is active, and allows bpf(2)"),
         ({PROCESSES: None, USERS: None}, "processes", "all of this machine"),
         ({LOCKDOWN: "none [integrity] confidentiality"}, "lockdown", "integrity"),
-        ({KPROBES: None, RELEASE: "6.3.0"}, "kprobes", "no: a socket's user is learned when a send or receive is over"),
+        (
+            {KPROBES: None, RELEASE: "6.3.0"},
+            "kprobes",
+            "no: the process of a socket is known when a send or receive is over",
+        ),
         ({"sys/kernel/debug/kprobes/enabled": "1\n"}, "kprobes", "yes"),
         ({STATISTICS: None}, "bpf_stats", "off"),
         ({LIMITS: None}, "memlock", "unknown"),
@@ -188,15 +256,15 @@ def test_no_tracefs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "name", "text", "remedy"),
     [
-        ({PROCESSES: "pid:[4026532444]"}, "processes", "no process is named", "--pid=host"),
-        ({KPROBES: None}, "kprobes", "only by listen(2) and by packets that leave inside", "on Linux 6.3 and newer"),
-        ({"sys/kernel/debug/kprobes/enabled": "0\n"}, "kprobes", "switched off", "echo 1 >"),
-        ({"sys/kernel/realtime": "1"}, "real-time", "no process is named", "without PREEMPT_RT"),
+        ({PROCESSES: "pid:[4026532444]"}, "processes", "cannot find any process", "--pid=host"),
+        ({KPROBES: None}, "kprobes", "only by listen(2) and by packets that are sent in", "on Linux 6.3 and newer"),
+        ({"sys/kernel/debug/kprobes/enabled": "0\n"}, "kprobes", "disabled", "echo 1 >"),
+        ({"sys/kernel/realtime": "1"}, "real-time", "cannot find any process", "without PREEMPT_RT"),
         ({STATISTICS: "1\n"}, "bpf_stats", "twice per packet", "sysctl kernel.bpf_stats_enabled=0"),
         (
             {"sys/fs/cgroup/system.slice/skbcapd.service/memory.max": "134217728\n"},
             "cgroup",
-            "version 2, memory.max is 134217728; a start takes about",
+            "version 2, memory.max is 128 MiB (",
             "MemoryMax=",
         ),
         (
@@ -206,19 +274,19 @@ def test_no_tracefs(tmp_path: Path) -> None:
                 "sys/fs/cgroup/memory/docker/1/memory.limit_in_bytes": "134217728\n",
             },
             "cgroup",
-            "version 1, memory.limit_in_bytes is 134217728",
+            "version 1, memory.limit_in_bytes is 128 MiB (",
             "--memory",
         ),
         (
             {BCC: "__version__ = '0.18.0'\nclass BPF:\n    RAW_TRACEPOINT = 17\n"},
             "bcc",
-            "; 0.26 is the oldest that was tried",
+            "; 0.26 is the oldest version that was tested",
             "install a newer python3-bpfcc",
         ),
         (
             {BCC: "class BPF:\n    RAW_TRACEPOINT = 17\n"},
             "bcc",
-            "; 0.26 is the oldest that was tried",
+            "; 0.26 is the oldest version that was tested",
             "install a newer python3-bpfcc",
         ),
     ],
@@ -259,10 +327,10 @@ def test_a_hopeless_capture_is_refused(changes: dict[str, str | bytes | None], m
     """Before a program is compiled, an old kernel or missing rights end the capture with the remedy."""
     machine(tmp_path, changes)
     with pytest.raises(KernelError, match=message) as raised:
-        doctor.refuse_hopeless(tmp_path / "proc")
+        requirements.refuse_hopeless(tmp_path / "proc")
     assert raised.value.hint
     machine(tmp_path, {})
-    doctor.refuse_hopeless(tmp_path / "proc")
+    requirements.refuse_hopeless(tmp_path / "proc")
 
 
 @pytest.mark.parametrize("fatal", [False, True])
@@ -279,6 +347,6 @@ def test_the_report(*, fatal: bool, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_this_machine_has_a_bcc() -> None:
     """The interpreter that runs the tests finds the distribution's bcc, by itself."""
-    found = {one.name: one for one in doctor.findings()}
+    found = {one.name: one for one in requirements.findings()}
     assert not found["bcc"].fatal, found["bcc"]
     assert found["kernel"].text.startswith(os.uname().release)

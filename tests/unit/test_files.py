@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skbcapd.errors import FileError
+from skbcapd.errors import FileError, UsageError
 from skbcapd.output.block_writer import BlockSink, CaptureFile, StandardOutput, owner_ids
 from skbcapd.output.blocks import count_packets
 from skbcapd.output.disk import DirectWay
-from tests.unit.writer import block, packet
+from tests.support.writer import block, packet
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,7 +104,7 @@ def test_a_torn_block_is_cut_off(tmp_path: Path) -> None:
     """Of a write that the disk took in part, nothing stays: the file ends with the last whole block."""
     program = (
         "import resource, signal, sys; from skbcapd.output.block_writer import CaptureFile; from pathlib import Path\n"
-        "from tests.unit.writer import packet\n"
+        "from tests.support.writer import packet\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "file = CaptureFile(Path(sys.argv[1]), part=True)\n"
@@ -224,7 +224,7 @@ def test_little_goes_through_the_cache(tmp_path: Path, monkeypatch: pytest.Monke
 TEAR = """
 import os, resource, signal, sys
 from skbcapd.output.block_writer import BlockSink
-from tests.unit.writer import packet
+from tests.support.writer import packet
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 limit, is_slow, sizes = int(sys.argv[2]), sys.argv[3] == "slow", [int(size) for size in sys.argv[4:]]
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -266,7 +266,7 @@ def test_owners() -> None:
     assert owner_ids("root") == (0, -1)
     assert owner_ids("root:root") == (0, 0)
     assert owner_ids(":root") == (-1, 0)
-    with pytest.raises(FileError, match=r"files\.owner is nobody-here: no such user or group"):
+    with pytest.raises(UsageError, match=r"files\.owner is nobody-here: no such user or group"):
         owner_ids("nobody-here")
 
 

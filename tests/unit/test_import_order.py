@@ -28,9 +28,13 @@ ORDER = (
     "filter",
     "pcapng",
     "attribution",
+    "standard_streams",
     "lru",
     "child",
+    "clocks",
     "errors",
+    "events",
+    "text_safety",
 )
 
 # What is no part of Python, and the modules that may import it.

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skbcapd.kernel.abi import OPTIONS_MAX
+from skbcapd.pcapng import blocks
 from skbcapd.pcapng import comment as label
-from skbcapd.pcapng.comment import CommentError, comment, option, packet_options, parse
+from skbcapd.pcapng.comment import OPTIONS_MAX, CommentError, comment, option, packet_options, parse
 
 SEED = "comm=chronyd pid=1058 tgid=1058"
 KEYS = st.text(string.ascii_lowercase + "_", min_size=1, max_size=12)
@@ -174,9 +174,9 @@ END = "0000 0000"
 @pytest.mark.parametrize(
     ("arguments", "raw"),
     [
-        ((SEED, label.DIRECTION_OUT, 1058, 1059), COMMENT + FLAGS_OUT + PROCESS + END),
-        ((None, label.DIRECTION_OUT, 1058, 1059), FLAGS_OUT + PROCESS + END),
-        ((SEED, label.DIRECTION_OUT, 0, 0), COMMENT + FLAGS_OUT + END),
+        ((SEED, blocks.DIRECTION_OUT, 1058, 1059), COMMENT + FLAGS_OUT + PROCESS + END),
+        ((None, blocks.DIRECTION_OUT, 1058, 1059), FLAGS_OUT + PROCESS + END),
+        ((SEED, blocks.DIRECTION_OUT, 0, 0), COMMENT + FLAGS_OUT + END),
         ((None, 0, 0, 0), "0200 0400 00000000" + END),
         ((None, 2, 1058, 0), FLAGS_OUT + "0800 0800 22040000 00000000" + END),
         ((None, 0xFFFFFFFF, 2**32 - 1, 2**32 - 1), "0200 0400 ffffffff 0800 0800 ffffffff ffffffff" + END),
@@ -189,10 +189,10 @@ def test_packet_options_bytes(arguments: tuple[str | None, int, int, int], raw: 
 
 def test_flag_values() -> None:
     """The epb_flags constants are the draft's bits."""
-    assert (label.DIRECTION_IN, label.DIRECTION_OUT) == (0b01, 0b10)
-    receptions = (label.RECEPTION_UNICAST, label.RECEPTION_MULTICAST, label.RECEPTION_BROADCAST)
-    assert (*receptions, label.RECEPTION_PROMISCUOUS) == (0b00100, 0b01000, 0b01100, 0b10000)
-    assert (label.CHECKSUM_NOT_READY, label.CHECKSUM_VALID, label.SEGMENTATION_OFFLOADED) == (0x200, 0x400, 0x800)
+    assert (blocks.DIRECTION_IN, blocks.DIRECTION_OUT) == (0b01, 0b10)
+    receptions = (blocks.RECEPTION_UNICAST, blocks.RECEPTION_MULTICAST, blocks.RECEPTION_BROADCAST)
+    assert (*receptions, blocks.RECEPTION_PROMISCUOUS) == (0b00100, 0b01000, 0b01100, 0b10000)
+    assert (blocks.CHECKSUM_NOT_READY, blocks.CHECKSUM_VALID, blocks.SEGMENTATION_OFFLOADED) == (0x200, 0x400, 0x800)
 
 
 @given(st.just([]) | FIELDS, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
@@ -208,13 +208,13 @@ def test_flags_stand_where_the_label_says(fields: list[tuple[str, bytes]], flags
 
 LONG = ("user", "exe", "cmdline", "cgroup", "unit", "container")
 VALUES = st.binary(max_size=600) | st.integers(0, 600).map(lambda size: b"/x" * size) | HOSTILE
-PROCESS = st.fixed_dictionaries(
+KNOWN = st.fixed_dictionaries(
     {"comm": st.binary(max_size=15), "pid": st.just(2**32 - 1), "tgid": st.just(2**32 - 1)},
     optional={"ppid": st.just(2**32 - 1), "uid": st.just(2**32 - 1)} | dict.fromkeys(LONG, VALUES),
 ).map(lambda known: [*known.items(), ("via", b"forwarded")])
 
 
-@given(PROCESS, st.booleans())
+@given(KNOWN, st.booleans())
 def test_a_label_always_fits(fields: list[tuple[str, bytes | int]], linked: bool) -> None:  # noqa: FBT001
     """Whatever is known of a process fits the kernel's label; what was cut is a beginning, and is named."""
     made = label.label(fields, 2, 2**32 - 1, 2**32 - 1, linked=linked)
@@ -230,7 +230,7 @@ def test_a_label_always_fits(fields: list[tuple[str, bytes | int]], linked: bool
         assert key in LONG or raw == text[key]
 
 
-@given(PROCESS)
+@given(KNOWN)
 def test_nothing_is_cut_without_need(fields: list[tuple[str, bytes | int]]) -> None:
     """A value is whole where all of them fit, and where not, as much is kept as fits but for a few bytes."""
     whole = [(key, value[:128] if key == "cmdline" and isinstance(value, bytes) else value) for key, value in fields]

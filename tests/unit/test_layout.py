@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from skbcapd.capture.record import VIA
 from skbcapd.errors import BtfError, KernelError
-from skbcapd.kernel import abi, compiler
+from skbcapd.kernel import abi, compiler, loader
 from skbcapd.kernel.abi import Geometry
 from skbcapd.kernel.btf import Btf
 from skbcapd.pcapng import comment
-from tests.unit import blob
+from tests.support import blob
 
-Structs = dict[str, tuple[int, dict[str, int | tuple[int, int]]]]
+Fields = dict[str, int | tuple[int, int]]
+Structs = dict[str, tuple[int, Fields]]
 
 # As on Debian's 6.1 and on 6.18, x86-64 where it matters: a byte offset, or (bit offset, width).
 COMMON: Structs = {
@@ -39,7 +41,7 @@ COMMON: Structs = {
     "timespec64": (16, {}),
     "files_struct": (704, {"fdt": 32}),
     "fdtable": (56, {"fd": 8}),
-    "net_device": (
+    "net_device": (  # type: ignore[dict-item] # mypy infers the joined literals alone
         2688,
         {"ifindex": 224, "flags": 176, "nd_net": 264, "name": 288, "type": 320, "dev_addr": 1000, "addr_len": 330}
         | {"rtnl_link_ops": 400, "adj_list": 408, "ip_ptr": 500, "ip6_ptr": 508, "header_ops": 516},
@@ -50,7 +52,7 @@ COMMON: Structs = {
     "net": (4096, {"net_cookie": 200, "ns": 144, "ipv4": 512, "hash_mix": 1400}),
     "ns_common": (24, {"inum": 16}),
     "skb_shared_info": (320, {"nr_frags": 2, "gso_size": 4, "frag_list": 8, "frags": 48}),
-    "sock_common": (
+    "sock_common": (  # type: ignore[dict-item] # the same
         136,
         {"skc_daddr": 0, "skc_rcv_saddr": 4, "skc_hash": 8, "skc_dport": 12, "skc_num": 14, "skc_family": 16}
         | {"skc_state": 18, "skc_ipv6only": (19 * 8 + 5, 1), "skc_net_refcnt": (19 * 8 + 6, 1)}
@@ -74,7 +76,7 @@ COMMON: Structs = {
     "socket_alloc": (768, {"vfs_inode": 128}),
     "inode": (640, {"i_ino": 64}),
 }
-SK_BUFF = {
+SK_BUFF: Fields = {
     "next": 0,
     "dev": 16,
     "sk": 24,
@@ -289,10 +291,21 @@ def record(name: str) -> str:
         ("measurement", abi.MEASUREMENT),
     ],
 )
-def test_records_have_the_members_of_the_c_side(name: str, python: struct.Struct) -> None:
-    """Each record's format is that of its C struct, member by member."""
+def test_records_have_the_members_of_the_c_side(name: str, python: abi.Record[NamedTuple] | struct.Struct) -> None:
+    """Each record's format is that of its C struct, member by member, and so are their names."""
     expected = re.sub(r"(\d+)([QI])", lambda run: run[2] * int(run[1]), python.format.lstrip("<"))
     assert record(name) == expected
+    if isinstance(python, abi.Record):
+        names = [member for member in members(name) if member != "spare" or "x" not in python.format]
+        assert list(python.members._fields) == names
+
+
+def members(name: str) -> list[str]:
+    """The names of a C struct's members, with those of structs inside it in their place."""
+    found = re.search(rf"struct {name} {{(.*?)}};", PROGRAM, re.DOTALL)
+    assert found, name
+    kinds = re.findall(r"(u8|u16|u32|u64|struct \w+)\s+(\w+)\s*(?:\[\w+\])?;", found[1])
+    return [one for kind, member in kinds for one in (members(kind[7:]) if " " in kind else [member])]
 
 
 def test_words_of_control_lie_where_the_c_side_has_them() -> None:
@@ -315,6 +328,20 @@ def enum(name: str) -> list[str]:
     return re.findall(r"[A-Z]\w+", body[1])
 
 
+def test_stages_stand_where_the_c_side_calls_them() -> None:
+    """Each stage's program is in the map of its direction, at its number in `enum stage`; each stage has a program."""
+    stages = [stage.lower() for stage in enum("stage")]
+    every = [place for table in (loader._STAGES, loader._FILTERS) for row in table.values() for place in row.items()]
+    for function, (table, number) in every:
+        stage, _, direction = function.rpartition("_")
+        assert (table, number) == (f"stages_{direction}", stages.index(stage)), function
+    assert {function.rpartition("_")[0] for function, _ in every} == set(stages)
+    for direction in ("out", "in"):
+        declared = re.search(rf"BPF_PROG_ARRAY\(stages_{direction}, (\d+)\);", PROGRAM)
+        assert declared
+        assert int(declared[1]) == len(stages)
+
+
 def test_numbers_mean_the_same_on_both_sides() -> None:
     """Counters, ways to know a process and block types have the same order and values in C and in Python."""
     counters = [name.lower().removeprefix("lost_") for name in enum("counter")]
@@ -323,6 +350,6 @@ def test_numbers_mean_the_same_on_both_sides() -> None:
     assert ways[1:-1] == list(VIA)[1:]
     assert [getattr(abi, f"VIA_{way.upper()}") for way in ways] == list(range(len(ways)))
     for name in ("BLOCK_PACKET", "BLOCK_UPCALL", "BLOCK_CUT"):
-        assert re.search(rf"#define {name}\s+(\w+)", PROGRAM)[1].lower() == (
-            f"{getattr(abi, name):#x}" if name != "BLOCK_PACKET" else "6"
-        )
+        defined = re.search(rf"#define {name}\s+(\w+)", PROGRAM)
+        assert defined
+        assert defined[1].lower() == (f"{getattr(abi, name):#x}" if name != "BLOCK_PACKET" else "6")

@@ -13,9 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import skbcapd
 from skbcapd.daemon.metrics import EVERY_S, Metrics, Textfile
-from tests.kernel.deadline import until
-from tests.unit.test_sight import Scene, stamped
-from tests.unit.writer import upcall
+from tests.support.deadline import until
+from tests.support.rig import Scene, stamped
+from tests.support.writer import upcall
 
 ROOT = Path(skbcapd.__file__).parent.parent
 
@@ -36,25 +36,32 @@ def test_the_metrics_are_the_facts() -> None:
     scene.rig.drain(upcall(b"1"), *[stamped(1058)] * 22)
     scene.rig.program.count(1, filtered=7, duplicate=5, full=3, contended=2, start=11)
     scene.output.lost = 1
+    scene.log_dropped = 7
     scene.look()
-    found = samples(Metrics(scene.sight.facts).text())
+    found = samples(Metrics(scene.statistics.snapshot).text())
     assert found["skbcapd_packets_seen_total"] == 51
-    assert {name: value for name, value in found.items() if name.startswith("skbcapd_packets_lost_total")} == {
-        "skbcapd_packets_lost_total{cause=full}": 3,
-        "skbcapd_packets_lost_total{cause=contended}": 2,
-        "skbcapd_packets_lost_total{cause=start}": 11,
-        "skbcapd_packets_lost_total{cause=output}": 1,
+    assert {name: value for name, value in found.items() if name.startswith("skbcapd_packets_dropped_total")} == {
+        "skbcapd_packets_dropped_total{cause=full}": 3,
+        "skbcapd_packets_dropped_total{cause=contended}": 2,
+        "skbcapd_packets_dropped_total{cause=start}": 11,
+        "skbcapd_packets_dropped_total{cause=output}": 1,
     }
     assert found["skbcapd_packets_total{outcome=written}"] == 22
-    parts = ("skbcapd_packets_total{", "skbcapd_packets_lost_total{", "skbcapd_packets_pending", "skbcapd_packets_in_")
+    parts = (
+        "skbcapd_packets_total{",
+        "skbcapd_packets_dropped_total{",
+        "skbcapd_packets_pending",
+        "skbcapd_packets_in_",
+    )
     assert sum(value for name, value in found.items() if name.startswith(parts)) == 51
     assert found["skbcapd_packets_missed_total"] == 3
+    assert found["skbcapd_log_lines_dropped_total"] == 7
     assert found[f"skbcapd_build_info{{version={skbcapd.__version__}}}"] == 1
 
 
 def test_two_files_have_no_series_in_common() -> None:
     """Each series of a file names the capture; all else is as without that, and the page beside it has it not."""
-    facts = Scene().sight.facts
+    facts = Scene().statistics.snapshot
     metrics = Metrics(facts)
     plain = samples(metrics.text())
     found = {name: samples(Metrics(facts, capture=name).text()) for name in ("eth0", "eth1")}
@@ -66,15 +73,15 @@ def test_two_files_have_no_series_in_common() -> None:
 
 
 def test_the_page_names_every_metric() -> None:
-    """docs/sight.md has each metric, and none that there is not."""
-    found = {name.partition("{")[0] for name in samples(Metrics(Scene().sight.facts).text())}
-    assert set(re.findall(r"`(skbcapd_\w+)[`{]", (ROOT / "docs/sight.md").read_text())) == found
+    """docs/monitoring.md has each metric, and none that there is not."""
+    found = {name.partition("{")[0] for name in samples(Metrics(Scene().statistics.snapshot).text())}
+    assert set(re.findall(r"`(skbcapd_\w+)[`{]", (ROOT / "docs/monitoring.md").read_text())) == found
 
 
 def test_no_name_of_a_process_is_a_label() -> None:
     """The text has as many lines after 1009 processes as before them."""
     scene = Scene()
-    metrics = Metrics(scene.sight.facts)
+    metrics = Metrics(scene.statistics.snapshot)
     before = metrics.text().count(b"\n")
     scene.rig.drain(*(stamped(tgid) for tgid in range(1, 1010)))
     scene.look()
@@ -102,7 +109,7 @@ def test_without_the_library() -> None:
 def test_the_file_is_whole_at_any_time(tmp_path: Path) -> None:
     """It is replaced in one piece, for everybody to read; at the end it is gone."""
     path = tmp_path / "skbcapd.prom"
-    textfile = Textfile(str(path), print)
+    textfile = Textfile(str(path))
     textfile.tick(lambda: b"first\n")
     until(path.exists, "the file is there")
     with path.open("rb") as reader:
@@ -118,15 +125,39 @@ def test_the_file_is_whole_at_any_time(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_cannot_be_written_is_told_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", ["", ".part"])
+@pytest.mark.parametrize("kind", ["fifo", "link"])
+def test_what_somebody_has_put_there(kind: str, ending: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No FIFO is waited for, one under the file's name stays; no symbolic link is followed."""
+    path, target = tmp_path / "skbcapd.prom", tmp_path / "target"
+    target.write_text("theirs")
+    there = tmp_path / f"skbcapd.prom{ending}"
+    if kind == "fifo":
+        os.mkfifo(there)
+    else:
+        there.symlink_to(target)
+    textfile = Textfile(str(path))
+    for _ in range(EVERY_S):
+        textfile.tick(lambda: b"x\n")
+        until(lambda: textfile._thread is not None and not textfile._thread.is_alive(), "it has tried")
+    stays = kind == "fifo" and not ending
+    said = [f"{path}: not a regular file; expected one, or none; the metrics are not written to it"]
+    assert caplog.messages == (said if stays else [])
+    assert path.is_fifo() == stays
+    assert stays or (path.read_bytes() == b"x\n" and not path.is_symlink())
+    assert target.read_text() == "theirs"
+    textfile.close()
+    assert path.exists() == stays
+
+
+def test_a_file_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The reason is said when it begins, and writing is tried again."""
-    said: list[str] = []
     path = tmp_path / "there" / "skbcapd.prom"
-    textfile = Textfile(str(path), said.append)
+    textfile = Textfile(str(path))
     for _ in range(3 * EVERY_S):
         textfile.tick(lambda: b"x\n")
         until(lambda: not (textfile._thread and textfile._thread.is_alive()), "it has tried")
-    assert said == [f"{path}: No such file or directory; metrics are not written there"]
+    assert caplog.messages == [f"{path}: No such file or directory; the metrics are not written to it"]
     path.parent.mkdir()
     for _ in range(EVERY_S):
         textfile.tick(lambda: b"x\n")

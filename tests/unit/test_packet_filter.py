@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skbcapd.filter import packet_filter
+from skbcapd.filter.netmask import netmask_of
 from skbcapd.filter.packet_filter import (
     FilterError,
     compile_all,
@@ -110,3 +111,13 @@ def test_no_text_is_too_much(text: str) -> None:
     else:
         assert found.text.count("{") == found.text.count("}")
         assert packet_filter.WINDOW_MIN <= found.window <= 2 * CAPTURE_MAX
+
+
+def test_ip_broadcast_has_a_netmask() -> None:
+    """`ip broadcast` is taken, and looks at the bits that the netmask leaves; loopback has 8 bits of network."""
+    assert netmask_of(["lo"]) == 0xFF000000
+    assert netmask_of(["lo", "nosuch0"]) == netmask_of(["any"]) == netmask_of(["lo"], ["blue"]) == 0
+    known = packet_filter.compile_each({0: "ip broadcast"}, 0xFFFFF000)[0][ETHERNET]
+    assert 0xFFF in {step.k for step in known}
+    unknown = packet_filter.compile_each({0: "ip broadcast"})[0][ETHERNET]
+    assert 0xFFFFFFFF in {step.k for step in unknown}

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from scapy.utils import RawPcapNgReader
 
 from skbcapd.attribution.processes import Process
-from skbcapd.pcapng.comment import DIRECTION_OUT, comment, packet_options
+from skbcapd.pcapng.blocks import DIRECTION_OUT
+from skbcapd.pcapng.comment import comment, packet_options
 from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.writer import PcapngWriter
-from tests.frames import NTP_FRAME
+from tests.support.frames import NTP_FRAME
 
 ETH0 = Interface(b"eth0", "", 1, 262144, None, None, None)
 FULL = Interface(b"eth0", "netns web", 1, 262144, bytes.fromhex("3c7c3f2023bd"), 10**10, "udp port 123")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from skbcapd.attribution import processes as process
 from skbcapd.attribution.fields import TABLE, told
 from skbcapd.attribution.processes import NS_PER_TICK, Process, Processes, User, cgroup_of, container_of, unit_of
-from tests.unit.proc import TICK, Proc
+from tests.support.proc import TICK, Proc
 
 ID = "0123456789abcdef" * 4
 START = 5900 * TICK + 4_999_999  # the kernel knows it to the nanosecond

@@ -16,7 +16,7 @@ from typing import TextIO
 import pytest
 
 from skbcapd.analysis.progress import Progress
-from tests.kernel.deadline import DEADLINE_S
+from tests.support.deadline import DEADLINE_S
 
 
 @pytest.fixture

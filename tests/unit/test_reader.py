@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from skbcapd.analysis import split, top
 from skbcapd.analysis.account import Account
+from skbcapd.attribution.fields import GROUPS
 from skbcapd.errors import FileError
 from skbcapd.pcapng import comment as label
 from skbcapd.pcapng.reader import Reader, Stamp
-from tests.strangers import (
+from tests.support.strangers import (
     EPB,
     IDB,
     ISB,
@@ -36,7 +37,7 @@ from tests.strangers import (
 )
 
 CHRONYD = process(1058, "chronyd")
-TORN = "expected a whole one: it is torn, or still being written"
+TORN = "expected a complete one: it is truncated, or still being written"
 NANOSECONDS = options((9, b"\x09"))
 
 
@@ -126,8 +127,15 @@ def test_times_are_in_the_interfaces_units(opts: bytes, time: int, expected_ns: 
     [
         (b"", Stamp()),
         (CHRONYD, Stamp(1058, b"chronyd", direction=2)),
-        (process(7, "a", 1, " ppid=1 uid=0 user=root futurekey=x"), Stamp(7, b"a", direction=1)),
-        (process(7, "a", more=" unit=ssh.service container=web"), Stamp(7, b"a", b"ssh.service", direction=2)),
+        (
+            process(7, "a", 1, " ppid=1 uid=0 user=root futurekey=x"),
+            Stamp(7, b"a", direction=1, more=(("user", b"root"),)),
+        ),
+        (process(7, "isc-net-0000", more=" process=dig"), Stamp(7, b"isc-net-0000", direction=2, process=b"dig")),
+        (
+            process(7, "a", more=" unit=ssh.service container=web"),
+            Stamp(7, b"a", b"ssh.service", direction=2, more=(("container", b"web"),)),
+        ),
         (comment(b"comm=a pid=7 tgid=7 via=flow"), Stamp(7, b"a", via=b"flow")),
         (comment(b"via=forwarded"), Stamp(via=b"forwarded")),
         (comment(b'comm="tmux: server" pid=7 tgid=7'), Stamp(7, b"tmux: server")),
@@ -264,7 +272,7 @@ def test_a_changed_file_gives_packets_and_then_perhaps_an_error(
 
 
 def packed(tool: str, path: Path) -> Path:
-    """A packed copy."""
+    """A compressed copy."""
     copy = path.with_suffix(".packed")
     with copy.open("wb") as file:
         subprocess.run([tool, "-c", "-q", str(path)], stdout=file, check=True)
@@ -273,7 +281,7 @@ def packed(tool: str, path: Path) -> Path:
 
 @pytest.mark.parametrize("tool", ["gzip", "zstd"])
 def test_packed_files(tool: str, path: Path) -> None:
-    """A packed file gives the packets of the plain one, whatever its name; so do two behind each other."""
+    """A compressed file gives the packets of the plain one, whatever its name; so do two behind each other."""
     frames = [os.urandom(1009) for _ in range(4001)]  # several pipes full
     write(path, section(), interface(), *map(packet, frames))
     copy = packed(tool, path)
@@ -291,7 +299,7 @@ def test_a_torn_packed_file(tool: str, path: Path) -> None:
     count, message = until_it_fails(copy)
     assert 1000 < count < 2000
     assert message.startswith(f"{copy}: {tool}: ")
-    assert message.endswith("end of file; expected a whole packed file") or "premature end" in message
+    assert message.endswith("end of file; expected a complete compressed file") or "premature end" in message
 
 
 def test_a_packed_file_that_is_no_capture(path: Path) -> None:
@@ -303,7 +311,7 @@ def test_a_packed_file_that_is_no_capture(path: Path) -> None:
 
 
 def test_a_reader_may_leave_early(path: Path) -> None:
-    """A packed file that is not read to its end leaves no process and no open file behind (a warning fails this)."""
+    """A compressed file that is not read to its end leaves no process and no open file (a warning fails this)."""
     write(path, section(), interface(), *(packet(os.urandom(1009)) for _ in range(4001)))
     with Reader(packed("gzip", path)) as reader:
         next(reader.packets())
@@ -333,7 +341,7 @@ def test_what_is_held_in_memory_has_bounds(path: Path) -> None:
 
 
 def test_progress_counts_the_bytes_on_disk(path: Path) -> None:
-    """Progress goes up to the file's own size, also where it is packed."""
+    """Progress goes up to the file's own size, also where it is compressed."""
     write(path, section(), interface(), *(packet(bytes(1009)) for _ in range(4001)))
     for file in (path, packed("zstd", path)):
         seen: list[int] = []
@@ -374,16 +382,16 @@ def strange_blocks(draw: st.DrawFn) -> bytes:
 
 
 @pytest.mark.fuzz
-@given(strange_blocks(), st.sampled_from(split.KEYS))
+@given(strange_blocks(), st.sampled_from(GROUPS))
 def test_no_file_harms_who_reads_it(tmp_path_factory: pytest.TempPathFactory, content: bytes, by: str) -> None:
     """`top` shows printable text and `split` writes beside the others only, or there is a FileError in one line."""
     directory = tmp_path_factory.mktemp("strange")
     file, parts = directory / "a.pcapng", directory / "parts"
     file.write_bytes(content)
     parts.mkdir()
-    account = Account()
+    account = Account(by)
     said = [str(error) for error in top.read(account, [file])]
-    said += [write(account.processes) for write in (top.as_table, top.as_json, top.as_csv)]
+    said += ["".join(write(account.processes, by)) for write in (top.as_table, top.as_json, top.as_csv)]
     splitter = split.Splitter(file, by, parts)
     try:
         with Reader(file) as reader:

@@ -18,9 +18,9 @@ from skbcapd.output.rotation import RotatingOutput
 from skbcapd.output.triggers import Limits
 from skbcapd.pcapng.comment import label
 from skbcapd.pcapng.interface import Interface
-from tests.golden.judges import facts, judge, rows
-from tests.kernel.deadline import until
-from tests.unit.writer import block, packet, upcall
+from tests.support.deadline import until
+from tests.support.judges import facts, judge, rows
+from tests.support.writer import block, packet, upcall
 
 NEAR = Interface(b"near0", "", 1, 262144, None, None, None)
 FRAME = bytes(60)

@@ -12,8 +12,9 @@ from skbcapd.attribution.sockets import NOBODY, Flow
 from skbcapd.capture.resolver import QUESTIONS, Resolver
 from skbcapd.kernel import abi
 from skbcapd.kernel.segments import Upcall, read_local
-from tests.frames import NTP_FRAME
-from tests.unit.writer import upcall
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
+from tests.support.frames import NTP_FRAME
+from tests.support.writer import upcall
 
 SK, INODE, IDENTITY = 0xFFFF888000000000, 4711, 1 << 60
 BOOT_NS, SEEN_NS = 1_795_392_000_000_000_000, 61_000_000_000  # since 1970, since boot
@@ -25,15 +26,15 @@ class Tables:
 
     def __init__(self) -> None:
         self.control = memoryview(bytearray(8 * abi.STATES)).cast("Q")
-        self.owners: dict[int, tuple[int, int, int, bytes, bytes, int, int]] = {}
+        self.owners: dict[int, abi.Owner] = {}
         self.holders: dict[int, bytes] = {}
         self.flows: dict[bytes, bytes] = {}
 
-    def holder(self, inode: int) -> tuple[int, int, int, bytes, bytes] | None:
+    def holder(self, inode: int) -> abi.User | None:
         """Who held a socket."""
         return abi.USER.unpack(self.holders[inode]) if inode in self.holders else None
 
-    def owner(self, sk: int) -> tuple[int, int, int, bytes, bytes, int, int] | None:
+    def owner(self, sk: int) -> abi.Owner | None:
         """What was learned."""
         return self.owners.get(sk)
 
@@ -55,7 +56,7 @@ def made(tables: Tables, search: Callable[[int, int], User | None] = lambda *_: 
     return Resolver(tables, search, lambda: BOOT_NS)  # type: ignore[arg-type]
 
 
-def asked(*, inode: int = INODE, direction: int = abi.OUT) -> Upcall:
+def asked(*, inode: int = INODE, direction: int = DIRECTION_OUT) -> Upcall:
     """A packet of a socket whose user is not known."""
     made = upcall(
         NTP_FRAME,
@@ -75,7 +76,7 @@ def asked(*, inode: int = INODE, direction: int = abi.OUT) -> Upcall:
     return found
 
 
-@pytest.mark.parametrize(("direction", "via"), [(abi.OUT, abi.VIA_SOCKET), (abi.IN, abi.VIA_FLOW)])
+@pytest.mark.parametrize(("direction", "via"), [(DIRECTION_OUT, abi.VIA_SOCKET), (DIRECTION_IN, abi.VIA_FLOW)])
 @pytest.mark.parametrize(
     ("inode", "learned", "is_same"),
     [
@@ -90,7 +91,7 @@ def test_what_was_learned_meanwhile(
 ) -> None:
     """A socket used since the packet names it: the very socket, by its inode, or by its flow where it had none yet."""
     tables = Tables()
-    tables.owners[SK] = (7, 8, 9, b"late\0rest", b"lead\0rest", *learned)
+    tables.owners[SK] = abi.Owner(7, 8, 9, b"late\0rest", b"lead\0rest", *learned)
     found = made(tables).resolve(asked(inode=inode, direction=direction))
 
     expected = (via, 7, 8, 9, b"late", b"lead") if is_same else (abi.VIA_UNKNOWN, 0, 0, 59_000_000_000, b"", b"")
@@ -104,7 +105,7 @@ def test_what_was_learned_during_the_search(found: User | None) -> None:
 
     def search(inode: int, seen_ns: int) -> User | None:
         assert (inode, seen_ns) == (INODE, asked().time_ns)
-        tables.owners[SK] = (7, 8, 9, b"quick", b"quick", INODE, IDENTITY)
+        tables.owners[SK] = abi.Owner(7, 8, 9, b"quick", b"quick", INODE, IDENTITY)
         return found
 
     named = made(tables, search).resolve(asked())
@@ -135,7 +136,7 @@ def test_nobody_is_told_to_the_program() -> None:
 def test_a_later_socket_at_the_same_address() -> None:
     """What was learned of a socket is still known by its inode when another one has taken its place."""
     tables = Tables()
-    tables.owners[SK] = (7, 8, 9, b"later", b"later", INODE + 1, 5)
+    tables.owners[SK] = abi.Owner(7, 8, 9, b"later", b"later", INODE + 1, 5)
     tables.holders[INODE] = struct.pack("<IIQ16s16s", 1058, 1059, 59_000_000_123, b"chronyd", b"leader")
     found = made(tables).resolve(asked())
 

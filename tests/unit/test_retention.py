@@ -13,10 +13,10 @@ from skbcapd.output.rotation import RotatingOutput
 from skbcapd.output.series import State
 from skbcapd.output.triggers import Limits
 from skbcapd.pcapng.interface import Interface
-from tests.kernel.blocks import packets
-from tests.kernel.deadline import until
+from tests.support.blocks import packets
+from tests.support.deadline import until
+from tests.support.writer import packet
 from tests.unit.test_directory import names, write
-from tests.unit.writer import packet
 
 ALL = 1 << 60  # bytes that no disk has free
 LO = Interface(b"lo", "", 1, 0, None, None, None)

@@ -22,11 +22,11 @@ from skbcapd.output.series import State
 from skbcapd.output.triggers import Limits
 from skbcapd.pcapng.comment import label
 from skbcapd.pcapng.interface import Interface
-from tests.golden.judges import judge
-from tests.kernel.blocks import INTERFACE, STATISTICS, blocks, packets
-from tests.kernel.deadline import until
-from tests.unit import test_capture as captures
-from tests.unit.writer import cut, packet, upcall
+from tests.support import rig as captures
+from tests.support.blocks import INTERFACE, STATISTICS, blocks, packets
+from tests.support.deadline import until
+from tests.support.judges import judge
+from tests.support.writer import cut, packet, upcall
 
 LO = Interface(b"lo", "", 1, 0, None, None, None)
 STAMP = label([("comm", b"x")], 2, 7, 7)
@@ -206,11 +206,12 @@ def test_statistics_of_all_files_add_up(tmp_path: Path) -> None:
 def test_a_file_that_ends_while_interfaces_lose_their_numbers(tmp_path: Path) -> None:
     """Packets that come while labels go have the old numbers, in files that list them, which may end meanwhile."""
     output = RotatingOutput(CaptureDirectory(tmp_path), Limits(packets=2))
-    rig = captures.Rig(output)  # type: ignore[arg-type]
+    rig = captures.Rig(output)
     for number in range(5):
         rig.drain(upcall(b"%d" % number, device=b"v%d" % number, ifindex=number + 2, tid=number + 1), slot=0)
     rig.program.put(*(upcall(b"%d" % n, device=b"v%d" % (n % 5), ifindex=n % 5 + 2, tid=n) for n in range(5, 12)))
     rig.capture.renumber()
+    rig.capture.drain()
     rig.drain(upcall(b"12", device=b"v4", ifindex=6, tid=5), slot=0)
     rig.capture.stop()
     output.settle(wait=True)
@@ -236,8 +237,8 @@ def test_a_file_that_was_taken_away(fault: str, tmp_path: Path) -> None:
     rig.output.write_blocks(memoryview(small(4)), rig.snapshot)
     rig.output.finish([])
     assert [line.partition(": ")[2] for line in rig.said] == [
-        "it was moved or removed; packets are lost until files can be written again",
-        "writing again; 2 packets were lost",
+        "it was moved or removed; packets are dropped until files can be written again",
+        "writing again; 2 packets were dropped",
     ]
     assert (rig.output.lost, rig.frames()[-1]) == (2, [(4).to_bytes(4, "big")])
 
@@ -265,7 +266,11 @@ def test_a_slow_disk_is_not_waited_for(tmp_path: Path) -> None:
     """While the disk takes its time with a finished file, the next one is written; names come in order, later."""
     rig = Rig(tmp_path)
     disk = Event()
-    rig.directory._finisher.do(disk.wait)
+
+    def wait() -> None:
+        disk.wait()
+
+    rig.directory._finisher.do(wait)
     for number in range(3):
         rig.output.write_blocks(memoryview(small(number)), rig.snapshot)
         rig.output.rotate(rig.snapshot)
@@ -277,7 +282,7 @@ def test_a_slow_disk_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_files_of_an_earlier_run_are_packed(tmp_path: Path) -> None:
-    """A plain file that was left is packed at the next start; `current.pcapng` goes on to lead to a file."""
+    """A plain file that was left is compressed at the next start; `current.pcapng` goes on to lead to a file."""
     Rig(tmp_path).output.close()
     directory = CaptureDirectory(tmp_path)
     output = RotatingOutput(directory, Limits(), compressor=Compressor("gzip"), on_demand=True)
@@ -313,7 +318,7 @@ def test_each_outage_counts_its_own(tmp_path: Path) -> None:
             rig.output.write_blocks(memoryview(small(number)), rig.snapshot)
         away.unlink()
         until(lambda: rig.output.tick(rig.snapshot) or "writing again" in rig.said[-1], "it writes again")
-        assert rig.said[-1].endswith(f"writing again; {count} packets were lost")
+        assert rig.said[-1].endswith(f"writing again; {count} packets were dropped")
     assert rig.output.lost == 8
     rig.output.close()
 

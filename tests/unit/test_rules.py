@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from skbcapd.attribution.processes import Process, User
-from skbcapd.capture.rules import Rules, Subject, Verdict, doubts
+from skbcapd.capture.rules import DECIDE_S, Rules, Subject, Verdict, doubts
 from skbcapd.config.parser import default_settings
+from tests.support.proc import Proc
 
 CONTAINER = b"f" * 12 + b"0" * 52
 SSHD = Process(
@@ -156,6 +158,54 @@ def test_processes_are_looked_at_only_where_a_rule_asks() -> None:
     assert rules("[{comm: a, children: true}]").needs_process
 
 
+def test_a_command_line_cannot_hold_up_a_decision() -> None:
+    """An expression that backtracks for ever is given up: its condition does not hold, which is said once."""
+    said: list[str] = []
+    evil = replace(SSHD, cmdline=b"a" * 4000 + b"\0")
+    patterns = (r"/(?=(a+)+b)a/", r"/^(?=(a+)+c)a/")
+    texts = [f"{{cmdline: '{pattern}', children: true, action: drop}}" for pattern in patterns]
+    found = rules(f"[{', '.join(texts)}, {{uid: 107, snaplen: 96}}]", parent=lambda process: process, warn=said.append)
+    subject = replace(SUBJECT, process=evil)
+    begin = time.thread_time()
+    for _ in range(101):
+        assert found.decide(subject) == Verdict(snaplen=96)
+    # 50 ms each until a tenth of the time is spent, then 1 ms.
+    assert time.thread_time() - begin < 101 * DECIDE_S / 2
+    assert [line.partition(": ")[0] for line in said] == ["rules[1].cmdline", "rules[2].cmdline"]
+    assert "takes too long" in said[0]
+    assert found.decide(SUBJECT) == Verdict(snaplen=96)
+
+
+def test_who_has_done_nothing_is_matched_meanwhile() -> None:
+    """While a stranger's command line uses up the time, expressions still match those of others."""
+    found = rules(r"[{cmdline: '/(?=(a+)+b)a|listener/', action: drop}]")
+    evil = replace(SUBJECT, process=replace(SSHD, cmdline=b"a" * 4000))
+    for _ in range(13):
+        assert found.decide(evil) == KEPT
+        assert found.decide(SUBJECT) == DROPPED
+
+
+def test_a_name_that_no_thread_has_is_said(tmp_path: Path) -> None:
+    """A rule by a thread's name that only a main thread has, whose other threads send, is told, with the right key."""
+    proc = Proc(tmp_path)
+    for tgid, names in ((7, [b"web\n", b"worker-1\n"]), (8, [b"plain\n", b"plain\n"]), (9, [b"esc\x1b\n", b"x\n"])):
+        for tid, name in enumerate(names, tgid * 10):
+            thread = proc.path / str(tgid) / "task" / str(tid)
+            thread.mkdir(parents=True)
+            (thread / "comm").write_bytes(name)
+        (proc.path / str(tgid) / "comm").write_bytes(names[0])
+    texts = ["comm: web", "comm: plain", "comm: dig", "comm: 'd*'", "comm: '*'", "process: dig"]
+    texts += ["comm: esc*", "comm: /eb$/", "comm: web, process: a"]
+    chosen = default_settings({"rules": "[" + ", ".join(f"{{{text}}}" for text in texts) + "]"})
+    text = "gives its threads other names, such as"
+    expected = {1: ("web", "worker-1"), 3: ("dig", "isc-net-0000"), 4: ("delv", "isc-net-0000")}
+    expected |= {7: (r"esc\x1b", "x"), 8: ("web", "worker-1")}
+    assert list(doubts(chosen.rules, [], [], proc.path)) == [
+        f"rules[{number}].comm: {name} {text} {thread}; the key process means all threads of {name}"
+        for number, (name, thread) in expected.items()
+    ]
+
+
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     """A rule that names a user, a unit or a device that is not there (yet) is told, and stays."""
     (tmp_path / "ssh.service").touch()
@@ -164,5 +214,5 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     assert list(doubts(chosen, ["lo"], [str(tmp_path)])) == [
         "rules[1].user: no such user is known on this machine",
         "rules[4].unit: systemd has no such unit now",
-        "rules[5].interface: no such device is there now",
+        "rules[5].interface: there is no such interface now",
     ]

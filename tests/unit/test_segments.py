@@ -13,9 +13,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from skbcapd.errors import SegmentError
 from skbcapd.kernel import abi
-from skbcapd.kernel.segments import LOCAL_PER_RANGE, Cut, SegmentReader, Upcall, read_local, walk
-from tests.frames import NTP_FRAME
-from tests.unit.writer import COMMITTED, UPCALLS, USED, Writer, block, cut, packet, upcall
+from skbcapd.kernel.segments import LOCAL_PER_RANGE, Cut, SegmentReader, Upcall, read_local
+from skbcapd.pcapng.blocks import PACKET, walk
+from tests.support.frames import NTP_FRAME
+from tests.support.writer import COMMITTED, UPCALLS, USED, Writer, block, cut, packet, upcall
 
 SMALL = b"\xee" * 100
 LARGE = bytes(abi.SEGMENT_SIZE // 2 - 32)  # two blocks of it fill a segment to its last byte
@@ -448,7 +449,7 @@ class Interleaved(RuleBasedStateMachine):
     def read_all(self) -> None:
         """The reader takes what it gets."""
         for found in self.reader.ranges():
-            local = [offset for offset, kind, _ in walk(found.view) if kind != abi.BLOCK_PACKET]
+            local = [offset for offset, kind, _ in walk(found.view) if kind != PACKET]
             assert found.local == local
             for offset, _, size in walk(found.view):
                 assert found.view[offset : offset + size] == self.reserved[self.seen]

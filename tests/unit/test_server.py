@@ -1,4 +1,4 @@
-"""The doors: what is answered, what is refused, and that nobody can hold them."""
+"""The listeners: what is answered, what is refused, and that nobody can hold them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skbcapd.daemon import server as doors
+from skbcapd.daemon import server as listeners
 from skbcapd.daemon.server import Server, control
 from skbcapd.daemon.server import http as page
 from skbcapd.errors import FileError
-from tests.kernel.deadline import DEADLINE_S, until
+from tests.support.deadline import DEADLINE_S, until
 
 FACTS = {"version": "0.1.0", "packets": {"seen": 41}}
 
@@ -70,9 +70,10 @@ class House:
     def ask(self, method: str, path: str) -> tuple[int, bytes, dict[str, str]]:
         """What Python's HTTP client makes of the answer."""
         found = []
+        host, port = self.address
 
         def go() -> None:
-            connection = http.client.HTTPConnection(*self.address, timeout=DEADLINE_S)
+            connection = http.client.HTTPConnection(host, port, timeout=DEADLINE_S)
             connection.request(method, path)
             response = connection.getresponse()
             found.append((response.status, response.read(), dict(response.headers)))
@@ -101,7 +102,7 @@ def read(client: socket.socket) -> bytes:
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    """Both doors, open."""
+    """Both listeners."""
     made = House(tmp_path)
     yield made
     made.server.close()
@@ -172,10 +173,10 @@ def test_who_says_nothing_is_let_go(house: House) -> None:
         lazy.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
         until(lambda: house.server.serve() or bool(lazy.recv(1, socket.MSG_PEEK)), "an answer begins")
         before = house.descriptors
-        house.clock.now = doors.PATIENCE_S - 0.001
+        house.clock.now = listeners.PATIENCE_S - 0.001
         house.server.tick()
         assert house.descriptors == before
-        house.clock.now = doors.PATIENCE_S
+        house.clock.now = listeners.PATIENCE_S
         house.server.tick()
         assert house.descriptors == before - 2
         assert read(silent) == b""
@@ -185,7 +186,7 @@ def test_the_oldest_client_goes(house: House) -> None:
     """With as many clients as there may be, one more is answered, and the first is let go."""
     with contextlib.ExitStack() as stack:
         silent = []
-        for _ in range(doors.CLIENTS_MAX):
+        for _ in range(listeners.CLIENTS_MAX):
             silent.append(stack.enter_context(house.knock()))
             house.server.serve()
         assert json.loads(house.say(b"status\n")) == FACTS
@@ -196,8 +197,8 @@ def test_the_oldest_client_goes(house: House) -> None:
 
 
 def test_a_flood_waits_for_the_next_second(house: House) -> None:
-    """So many are let in a second; the next one waits in the queue, and the other door is not concerned."""
-    for _ in range(doors.ACCEPTS_MAX):
+    """So many are let in a second; the next one waits in the queue, and the other listener is not concerned."""
+    for _ in range(listeners.ACCEPTS_MAX):
         assert json.loads(house.say(b"status\n")) == FACTS
     with house.knock() as late:
         late.sendall(b"status\n")
@@ -242,8 +243,8 @@ def test_a_child_does_not_hold_clients(house: House) -> None:
     """An answer ends, and nothing is left to serve, also while a child of ours has the connection's descriptor."""
     with house.knock() as client:
         house.server.serve()
-        [door] = [door for door in house.server._doors.values() if door.clients]
-        [descriptor] = door.clients
+        [listener] = [each for each in house.server._listeners.values() if each.clients]
+        [descriptor] = listener.clients
         with contextlib.closing(socket.socket(fileno=os.dup(descriptor))):  # as after fork(2)
             client.sendall(b"status\n")
             house.server.serve()
@@ -257,8 +258,8 @@ def test_a_child_does_not_hold_clients(house: House) -> None:
     st.lists(st.binary(max_size=300) | st.sampled_from([b"status\n", b"GET ", b"/metrics ", b"HTTP/1.1\r\n\r\n"])),
     st.booleans(),
 )
-def test_any_bytes_at_the_doors(tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], at_port: bool) -> None:  # noqa: FBT001
-    """Whatever is sent, in whatever pieces: nothing, the facts, a refusal or HTTP is answered, and the door is open."""
+def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], at_port: bool) -> None:  # noqa: FBT001
+    """Whatever is sent, in whatever pieces: nothing, the snapshot, a refusal or HTTP is answered, and it goes on."""
     house = House(tmp_path_factory.mktemp("house"))
     try:
         before = house.descriptors

@@ -6,12 +6,13 @@ import errno
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from skbcapd.daemon.loop import Service
+from skbcapd.daemon.loop import TICK_S, Service
 from skbcapd.daemon.server import Server, control
 from skbcapd.errors import KernelError
 from skbcapd.kernel.abi import SEGMENT_SIZE
@@ -33,12 +34,12 @@ class FakeCapture:
         looks: for each drain in turn, the bytes it moved, or what to do; after the last one the capture is full.
     """
 
-    def __init__(self, *looks: int | Callable[[], object]) -> None:
+    def __init__(self, *looks: int | Callable[[], int | None]) -> None:
         self.calls: list[str] = []
         self.looks = list(looks)
         self.fails_to_start = False
         self.program = self.output = self
-        self.is_busy = self.is_cut_short = self.wants_new_numbers = False
+        self.is_busy = self.is_cut_short = self.wants_turn = self.wants_new_numbers = False
         self.is_detached, self.left = False, 0
         self.wakeup_fd, self.waker = os.pipe()
         os.write(self.waker, b"awake")  # the wait for the next packet is over at once
@@ -67,6 +68,11 @@ class FakeCapture:
         """No packet came meanwhile."""
         self.calls.append("fall_asleep")
         return True
+
+    def renumber(self) -> None:
+        """Interfaces get new numbers."""
+        self.calls.append("renumber")
+        self.wants_new_numbers = False
 
     def wake_up(self) -> None:
         """The wait is over."""
@@ -212,6 +218,23 @@ def test_a_drain_that_is_cut_short_goes_on_at_once(moved: int) -> None:
     capture = FakeCapture(moved, moved, moved)
     capture.is_cut_short = True
     assert run(capture)[2:] == ["drain"] * 3 + ["stop"]
+
+
+def test_an_output_at_work_keeps_the_loop_awake() -> None:
+    """An output that waits for its disk, or wants a turn, is asked again soon, packets or not."""
+    capture = FakeCapture(0, 0, 0)
+    os.read(capture.wakeup_fd, 100)  # nothing wakes the loop
+    capture.wants_turn = True
+    start = time.monotonic()
+    assert run(capture)[2:] == ["drain"] * 3 + ["stop"]
+    assert time.monotonic() - start < TICK_S
+
+
+def test_new_numbers_are_given_between_two_drains() -> None:
+    """An output says that it wants new numbers; the loop has the capture give them when a drain is over."""
+    capture = FakeCapture(4, 4)
+    capture.wants_new_numbers = True
+    assert [call for call in run(capture) if call in {"drain", "renumber"}] == ["drain", "renumber", "drain"]
 
 
 def test_a_deadline_ends_it() -> None:

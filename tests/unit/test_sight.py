@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -11,68 +12,20 @@ from hypothesis import strategies as st
 from skbcapd.config.parser import default_settings
 from skbcapd.config.settings import ROWS
 from skbcapd.daemon import statistics
-from skbcapd.daemon.statistics import Busiest, Sight, in_force
-from skbcapd.kernel import abi
-from skbcapd.kernel.loader import Hook
+from skbcapd.daemon.statistics import Busiest, Statistics, in_force
 from skbcapd.kernel.program import Counters
-from skbcapd.output.interface import Snapshot
-from skbcapd.pcapng.comment import label
-from tests.unit.test_capture import Recording, Rig
-from tests.unit.writer import block, cut, upcall
+from tests.support.rig import Scene, stamped
+from tests.support.writer import cut, upcall
 
 
-def stamped(tgid: int, comm: bytes = b"chronyd", size: int = 60) -> bytes:
-    """A ready block of a process; no process for tgid 0."""
-    fields: list[tuple[str, bytes | str | int]] = [("via", "kernel")]
-    if tgid:
-        fields = [("comm", comm), ("pid", tgid), ("tgid", tgid)]
-    return block(abi.BLOCK_PACKET, 0, bytes(size), label(fields, 2, tgid, tgid, linked=True).options)
-
-
-class Output(Recording):
-    """An output that has a file and can lose packets."""
-
-    path = "/var/log/skbcapd/a.pcapng.part"
-    deleted = (3, 3072)
-    late = 0  # packets that it will not have taken when it is asked a second time
-    _is_asked = False
-
-    def write_blocks(self, view: memoryview, snapshot: Snapshot) -> None:
-        """Hold something back."""
-        super().write_blocks(view, snapshot)
-        self._is_asked = False
-
-    def flush(self, _snapshot: Snapshot) -> None:
-        """The first time the end is held back."""
-        if self._is_asked:
-            self.lost, self.late = self.lost + self.late, 0
-        self._is_asked = True
-
-
-class Scene:
-    """A capture that is looked at, by a clock of the test's own."""
-
-    def __init__(self, **settings: str) -> None:
-        self.output = Output()
-        self.rig = Rig(self.output)  # type: ignore[arg-type]
-        self.rig.program.learning = [Hook("tracepoint", "sock_send_length", "on_used")]  # type: ignore[attr-defined]
-        self.now = 0.0
-        self.sight = Sight(self.rig.capture, self.output, lambda: default_settings(settings), lambda: self.now)
-
-    def look(self) -> statistics.Facts:
-        """The facts, one second later."""
-        self.now += 1
-        self.sight.tick()
-        return self.sight.facts()
-
-
-def total(facts: statistics.Facts) -> int:
+def total(facts: statistics.Snapshot) -> int:
     """All that became of packets."""
-    return sum(facts["packets"].values()) - facts["packets"]["seen"] + sum(facts["lost"].values())
+    summed: int = sum(facts["packets"].values()) - facts["packets"]["seen"] + sum(facts["dropped"].values())
+    return summed
 
 
 def test_every_packet_is_in_one_figure() -> None:
-    """Written, filtered, duplicates, own, each cause of loss and what is on its way add up to what was seen."""
+    """Written, filtered, duplicates, self-test, dropped by cause, and pending add up to what was seen."""
     scene = Scene()
     program = scene.rig.program
     scene.rig.drain(upcall(b"1"), stamped(1058))
@@ -85,11 +38,11 @@ def test_every_packet_is_in_one_figure() -> None:
         "written": 1,
         "filtered": 7,
         "duplicates": 5,
-        "own": 0,
+        "self_test": 0,
         "in_memory": 0,
         "pending": 13,
     }
-    assert facts["lost"] == {"full": 3, "contended": 2, "start": 11, "output": 1}
+    assert facts["dropped"] == {"full": 3, "contended": 2, "start": 11, "output": 1}
     assert total(facts) == 43
 
 
@@ -98,9 +51,8 @@ def test_no_figure_falls(steps: list[str]) -> None:
     """Whatever happens between two looks, and in them, counters rise only and add up: no rate is ever negative."""
     scene = Scene()
     program = scene.rig.program
-    scene.rig.capture.exclude = ["eth7"]
     before: dict[str, int] = {}
-    stuck = iter(())
+    stuck: Iterator[bool] = iter(())
     for step in [*steps, "seen"]:
         if step == "packet":
             program.put(stamped(1058))
@@ -119,7 +71,7 @@ def test_no_figure_falls(steps: list[str]) -> None:
             next(stuck)
             program.count(0, delivered=1)
         facts = scene.look()
-        after = {**facts["packets"], **facts["lost"]}
+        after = {**facts["packets"], **facts["dropped"]}
         del after["pending"]
         assert all(after[name] >= count for name, count in before.items())
         assert total(facts) == facts["packets"]["seen"]
@@ -138,9 +90,9 @@ def test_facts_are_made_once_a_second() -> None:
     first = scene.look()
     scene.rig.program.put(stamped(1058))
     scene.now += 0.999
-    assert scene.sight.facts() is first
+    assert scene.statistics.snapshot() is first
     scene.now += 0.001
-    assert scene.sight.facts()["packets"]["written"] == 1
+    assert scene.statistics.snapshot()["packets"]["written"] == 1
 
 
 def test_who_is_busiest() -> None:
@@ -153,7 +105,7 @@ def test_who_is_busiest() -> None:
     found = scene.look()["processes"]
     assert found == {
         "count": 1,
-        "looked_at": 6,
+        "sampled": 6,
         "seconds": 1,
         "busiest": [
             {"tgid": 1058, "name": "chronyd", "packets": 2, "bytes": 105},
@@ -168,10 +120,10 @@ def test_of_a_flood_a_part_is_looked_at() -> None:
     scene = Scene()
     flood = [stamped(1058)] * 211
     scene.rig.drain(*flood)
-    assert scene.look()["processes"]["looked_at"] == 101
+    assert scene.look()["processes"]["sampled"] == 101
     for _ in range(11):
         scene.rig.drain(*flood)
-    assert scene.look()["processes"]["looked_at"] == 101 + 1009
+    assert scene.look()["processes"]["sampled"] == 101 + 1009
     assert len(scene.output.written) == 12 * 211
 
 
@@ -182,23 +134,23 @@ def test_the_window_moves_on() -> None:
     for _ in range(statistics.WINDOW_S):
         busiest.tick()
     busiest.look_at(memoryview(stamped(1061)))
-    assert [one["tgid"] for one in busiest.facts()["busiest"]] == [1058, 1061]
+    assert [one["tgid"] for one in busiest.snapshot()["busiest"]] == [1058, 1061]
     for _ in range(statistics.WINDOW_S):
         busiest.tick()
-    assert [one["tgid"] for one in busiest.facts()["busiest"]] == [1061]
+    assert [one["tgid"] for one in busiest.snapshot()["busiest"]] == [1061]
 
 
 def test_a_crowd_does_not_hide_who_is_busy() -> None:
     """More processes than are remembered, each with a packet, leave the busiest ones in place and memory bounded."""
     busiest = Busiest()
     for tgid in range(10_007):
-        busiest._left = statistics.LOOKS  # all in one window
+        busiest._left = statistics.SAMPLES  # all in one window
         busiest.look_at(memoryview(stamped(tgid + 2, size=60)))
         if tgid % 101 == 0:
             busiest.look_at(memoryview(stamped(1, b"busy", size=600)))
         assert len(busiest._now) <= statistics.PROCESSES
-    assert busiest.facts()["busiest"][0]["name"] == "busy"
-    assert busiest.facts()["busiest"][0]["packets"] == 100
+    assert busiest.snapshot()["busiest"][0]["name"] == "busy"
+    assert busiest.snapshot()["busiest"][0]["packets"] == 100
 
 
 @pytest.mark.fuzz
@@ -207,10 +159,10 @@ def test_any_options(options: bytes, size: int) -> None:
     """Bytes that are no options of ours are counted for nobody, and what is told is printable ASCII."""
     busiest = Busiest()
     busiest.look_at_one(options, size)
-    text = json.dumps(busiest.facts(), ensure_ascii=False)
+    text = json.dumps(busiest.snapshot(), ensure_ascii=False)
     assert text.isascii()
     assert text.isprintable()
-    assert busiest.facts()["looked_at"] == 1
+    assert busiest.snapshot()["sampled"] == 1
 
 
 @pytest.mark.fuzz
@@ -219,7 +171,7 @@ def test_any_name(name: bytes) -> None:
     """A process may call itself anything: what is told is printable ASCII, and different for different names."""
     busiest = Busiest()
     busiest.look_at(memoryview(stamped(1058, name)))
-    told = busiest.facts()["busiest"][0]["name"]
+    told = busiest.snapshot()["busiest"][0]["name"]
     assert told.isascii()
     assert told.isprintable()
     assert told.encode().decode("unicode_escape").encode("latin-1") == name
@@ -232,7 +184,7 @@ def test_settings_are_those_in_force() -> None:
         {"snaplen": "128", "buffer.size": "8MiB", "rules": "[{comm: ssh*, action: drop}, {unit: /x/, snaplen: 64}]"}
     )
     scene = Scene()
-    told = Sight(scene.rig.capture, scene.output, lambda: in_force(start, after)).facts()["settings"]
+    told = Statistics(scene.rig.capture, scene.output, lambda: in_force(start, after)).snapshot()["settings"]
     assert list(told) == list(ROWS)
     assert (told["snaplen"], told["buffer.size"], told["interfaces"]) == (128, 4 << 20, ["any"])
     assert [list(rule) for rule in told["rules"]] == [["comm", "action"], ["unit", "snaplen"]]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from skbcapd.attribution import sockets
 from skbcapd.attribution.processes import Processes, User
 from skbcapd.attribution.sockets import NOBODY, Flow, Holders, all_holders, flows, read_flow
-from tests.unit.proc import TICK, Proc
+from tests.support.proc import TICK, Proc
 
 
 class Clock:

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 import skbcapd
 from skbcapd.cli.status import ANSWER_MAX, ask, lines
 from skbcapd.errors import FileError
-from tests.kernel.deadline import DEADLINE_S
-from tests.unit.test_sight import Scene, stamped
+from tests.support.deadline import DEADLINE_S
+from tests.support.rig import Scene, stamped
 
 ROOT = Path(skbcapd.__file__).parent.parent
 
@@ -72,8 +72,8 @@ def facts() -> dict[str, object]:
     return found
 
 
-def test_people_see_packets_losses_and_processes(facts: dict[str, object], tmp_path: Path) -> None:
-    """Packets and losses by cause, the busiest processes and the settings that are no default stand in lines."""
+def test_people_see_packets_drops_and_processes(facts: dict[str, object], tmp_path: Path) -> None:
+    """Lines show packets, drops by cause, the busiest processes and the settings that differ from their defaults."""
     daemon = Daemon(tmp_path / "s", json.dumps(facts).encode())
     done = status(daemon.path)
     daemon.end()
@@ -82,9 +82,17 @@ def test_people_see_packets_losses_and_processes(facts: dict[str, object], tmp_p
     found = [line.split() for line in done.stdout.splitlines()]
     assert ["seen", "4,711"] in found
     assert ["written", "4,711"] in found
-    assert ["lost", "0", "no", "room", "in", "shared", "memory"] in found
+    assert ["dropped", "0", "the", "shared", "memory", "was", "full"] in found
     assert ["1058", "101", "10,100", "chronyd"] in found or ["1058", "101", "6,060", "chronyd"] in found
-    assert done.stdout.endswith("settings in force, where not the default\n  files.size: 1048576\n")
+    assert done.stdout.endswith("settings that differ from their defaults\n  files.size: 1048576\n")
+
+
+def test_dropped_lines_of_the_log_are_shown(facts: dict[str, object], tmp_path: Path) -> None:
+    """A log that could not be written is said, with the number of lines."""
+    daemon = Daemon(tmp_path / "s", json.dumps({**facts, "log": {"dropped": 1009}}).encode())
+    done = status(daemon.path)
+    daemon.end()
+    assert "         log          1,009  lines could not be written\n" in done.stdout
 
 
 def test_programs_get_all_of_it(facts: dict[str, object], tmp_path: Path) -> None:
@@ -109,12 +117,12 @@ def test_watch_goes_on_until_the_daemon_ends(facts: dict[str, object], tmp_path:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (b"", "answered by 0 bytes of something else; expected skbcapd"),
-        (b"[]\n", "something else"),
-        (b"\xff\n", "something else"),
-        (b"[" * 100_003, "something else"),
-        (b" " * (ANSWER_MAX + (1 << 16)), "something else"),
-        (b'{"version": "\\u001b[2J"}\n', "answered by another version"),
+        (b"", "0 bytes that are no answer of skbcapd; expected its status"),
+        (b"[]\n", "no answer of skbcapd"),
+        (b"\xff\n", "no answer of skbcapd"),
+        (b"[" * 100_003, "no answer of skbcapd"),
+        (b" " * (ANSWER_MAX + (1 << 16)), "no answer of skbcapd"),
+        (b'{"version": "\\u001b[2J"}\n', "answer of another version"),
     ],
 )
 def test_strange_answers(answer: bytes, message: str, tmp_path: Path) -> None:

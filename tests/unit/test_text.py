@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,15 +16,15 @@ from skbcapd.output.text import TextOutput
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.link_type import ETHERNET, RAW
-from tests.frames import NTP_FRAME
-from tests.unit.writer import cut, upcall
+from tests.support.frames import NTP_FRAME
+from tests.support.writer import cut, upcall
 
 STAMP = Label(b"", 0)
 ICMPV6 = bytes.fromhex("6000000000083aff" + "fe80" + "00" * 14 + "ff02" + "00" * 13 + "02" + "8500000000000000")
 TIME_NS = 1_622_469_600_000_456_789
 
 
-def line(frame: bytes, link_type: int = ETHERNET, **fields: object) -> str:
+def line(frame: bytes, link_type: int = ETHERNET, **fields: Any) -> str:
     """What is printed of a packet."""
     stream = io.StringIO()
     output = TextOutput(stream)
@@ -55,7 +56,7 @@ CLOCK = time.strftime("%H:%M:%S", time.localtime(TIME_NS // 10**9)) + ".00045678
         ("chronyd[1058] e\\x07h out ", {"frame": NTP_FRAME, "device": b"e\x07h"}),
     ],
 )
-def test_a_line(text: str, arguments: dict[str, object]) -> None:
+def test_a_line(text: str, arguments: dict[str, Any]) -> None:
     """A line tells time, process, device, direction and a summary; names are one word each, printable ASCII."""
     assert line(**arguments).startswith(f"{CLOCK} {text}")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
-from tests.frames import NTP_FRAME
+from tests.support.frames import NTP_FRAME
 
 # In the EtherType 0x0800: the first NUL of nearly every IPv4 frame.
 FIRST_NUL = 13

@@ -22,7 +22,7 @@ from pathlib import Path
 
 SUITES = ("bookworm", "trixie", "sid")  # oldest kernel first
 META_PACKAGE = "linux-image-amd64"
-DEFAULT_NAMES = ("6.1", "newest")  # what `make test` boots
+DEFAULT_NAMES = ("6.1", "newest")  # what `make test-all` boots
 
 
 class KernelUnavailableError(Exception):

@@ -14,8 +14,8 @@ import pytest
 from tests.vm import boot, kernels
 
 # How the program is attached in each run, and which tests. A kernel that is asked for by name is tried in all three
-# ways, and plays every scenario of attribution. `make test` leaves out what the running kernel tries, and with `auto`,
-# whose frames come by the same tracepoints, the many devices.
+# ways, and plays every scenario of attribution. `make test-all` leaves out what the running kernel tries, and with
+# `auto`, whose frames come by the same tracepoints, the many devices.
 MARKED = "tests/kernel -m vm"
 RUNS = {
     "kprobe": ("kprobe", MARKED),

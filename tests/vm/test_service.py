@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from skbcapd.daemon.log import Event
-from tests.golden.judges import facts, rows
+from skbcapd.events import Event
+from tests.support.judges import facts, rows
 from tests.vm import boot, kernels
 
 KERNEL = "6.1"
@@ -37,7 +37,7 @@ def trial() -> Iterator[dict[str, Any]]:
 
 def messages(trial: dict[str, Any], event: Event) -> list[dict[str, str]]:
     """The journal's entries of one kind."""
-    return [entry for entry in trial["journal"] if entry.get("MESSAGE_ID") == event.message_id]
+    return [entry for entry in trial["journal"] if entry.get("MESSAGE_ID") == event.value]
 
 
 def test_it_becomes_active(trial: dict[str, Any]) -> None:

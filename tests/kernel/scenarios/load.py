@@ -5,7 +5,8 @@ from __future__ import annotations
 from tests.kernel.scenarios.tcp import FEW_BYTES
 from tests.kernel.sink import DISCARD_PORT, TCP_PORT
 from tests.kernel.stage import Scenario, Stage, scaled
-from tests.kernel.verdict import Frame, Judge, Label, Right, by_signature
+from tests.kernel.verdict import Frame, Judge, Right, by_signature
+from tests.support.blocks import Label
 
 ROUNDS, SHORT_LIVED = scaled(10, 1), scaled(1009, 101)
 SAME_PID = 101

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 
-from tests.kernel.deadline import DEADLINE_S
 from tests.kernel.payloads import ICMP, TCP
 from tests.kernel.scenarios.tcp import FEW_BYTES
 from tests.kernel.send.identity import pattern
 from tests.kernel.sink import DISCARD_PORT, TCP_PORT
 from tests.kernel.stage import FEW_TRACEPOINTS, KPROBES, Player, Scenario, Stage
-from tests.kernel.verdict import Frame, Judge, Label, Right, by_signature
+from tests.kernel.verdict import Frame, Judge, Right, by_signature
+from tests.support.blocks import Label
+from tests.support.deadline import DEADLINE_S
 
 SENDS = 23
 TUN_DEVICE = "tun0"
@@ -30,12 +31,24 @@ def make_tun(stage: Stage) -> None:
     stage.near.sysctl(ipv4__ip_forward="1")
 
 
-def reported(way: str, name: str, *more: str) -> Scenario:
+def reported(way: str, name: str, *more: str | int) -> Scenario:
     """A sender of tests/kernel/send/datagrams.py: its payload has its ids, its report has its name."""
 
     def play(stage: Stage) -> Judge:
         to, source = stage.wire.far.ipv4, stage.wire.near.ipv4
-        words = ("--comm", way, "--count", SENDS, "--size", 56, "--to", to, "--source", source, *more)
+        words: tuple[str | int, ...] = (
+            "--comm",
+            way,
+            "--count",
+            SENDS,
+            "--size",
+            56,
+            "--to",
+            to,
+            "--source",
+            source,
+            *more,
+        )
         [sender] = stage.play("datagrams", way, *words)
 
         def right(frame: Frame) -> Right:
@@ -54,7 +67,7 @@ def pages(way: str) -> Scenario:
     def play(stage: Stage) -> Judge:
         file = stage.directory / "pages"
         file.write_bytes(pattern(FEW_BYTES))
-        words = ("--comm", way, "--to", stage.wire.far.ipv4, "--port", TCP_PORT, "--file", file)
+        words = ("--comm", way, "--to", stage.wire.far.ipv4, "--port", TCP_PORT, "--file", str(file))
         senders = stage.play("stream", way, *words)
         return by_signature(senders, senders)
 

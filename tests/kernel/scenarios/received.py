@@ -5,7 +5,8 @@ from __future__ import annotations
 from tests.kernel.payloads import ICMP, UDP
 from tests.kernel.sink import TCP_PORT
 from tests.kernel.stage import FEW_TRACEPOINTS, Scenario, Stage, udp_socket
-from tests.kernel.verdict import Frame, Judge, Label, Right, by_signature
+from tests.kernel.verdict import Frame, Judge, Right, by_signature
+from tests.support.blocks import Label
 
 SENDS = 23
 BOUND_PORT, CONNECTED_PORT, GROUP_PORT, SHARED_PORT, CLOSED_PORT = 40_111, 40_123, 40_127, 40_129, 40_151

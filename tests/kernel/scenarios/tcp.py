@@ -7,11 +7,11 @@ import select
 import socket
 import struct
 
-from tests.kernel.deadline import DEADLINE_S
 from tests.kernel.send.tcp import finish, wait_until_acknowledged
 from tests.kernel.sink import TCP_PORT
 from tests.kernel.stage import Player, Scenario, Stage, connect, listener, scaled, udp_socket
 from tests.kernel.verdict import Frame, Judge, Right, by_signature
+from tests.support.deadline import DEADLINE_S
 
 CONNECTIONS = 23
 UPLOAD_BYTES = DOWNLOAD_BYTES = 3_000_017

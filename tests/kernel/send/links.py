@@ -1,4 +1,4 @@
-"""Sends by other doors than a socket's send: `python -m tests.kernel.send.links WAY --to ADDRESS --port N --count N`.
+"""Sends without send(2) on a socket: `python -m tests.kernel.send.links WAY --to ADDRESS --port N --count N`.
 
 The ways: a frame of our own (AF_PACKET), io_uring (in the system call, by a worker, by a polling thread), packets
 written to a tun device. What is sent is signed.

@@ -102,7 +102,7 @@ def left(args: argparse.Namespace) -> list[Identity]:
     parent = become("parent")
     reading, writing = os.pipe()
     datagrams, connection = udp_to(args), tcp_to(args)
-    os.set_inheritable(writing, 1)  # closed when the heir, too, has ended
+    os.set_inheritable(writing, True)  # noqa: FBT003 - closed when the heir, too, has ended
 
     def middle() -> None:
         pid = os.getpid()
@@ -160,8 +160,8 @@ def activated(args: argparse.Namespace) -> list[Identity]:
             for number, given in enumerate((listening, datagrams), LISTEN_FDS_START):
                 high = os.dup2(given.fileno(), 100 + number)
                 os.dup2(high, number, inheritable=True)
-            given = [socket.socket(fileno=LISTEN_FDS_START + number) for number in range(2)]
-            run_again(args, "service", *given)
+            inherited = [socket.socket(fileno=LISTEN_FDS_START + number) for number in range(2)]
+            run_again(args, "service", *inherited)
 
         service = fork(one)
         pause(activator, Identity("service", service, service))

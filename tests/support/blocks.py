@@ -2,7 +2,7 @@
 
 A file's bytes go in; packets come out with all that their blocks say. Whatever the draft forbids fails the test:
 lengths that disagree, options that run over, an interface never described, a torn end. tshark is asked as well
-(tests/golden/judges.py), but it cannot show option 8 and forgives much.
+(tests/support/judges.py), but it cannot show option 8 and forgives much.
 Source: draft-ietf-opsawg-pcapng.
 """
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from skbcapd.kernel import abi
 from skbcapd.kernel.abi import Geometry
+from skbcapd.pcapng.blocks import PACKET
 
 USED, COMMITTED, UPCALLS = range(3)
 
@@ -45,7 +46,7 @@ class Writer:
             yield True
         base = number % self.geometry.segment_count * abi.SEGMENT_STRIDE
         self.bytes[base + start : base + start + len(block)] = block
-        if int.from_bytes(block[:4], "little") != abi.BLOCK_PACKET:
+        if int.from_bytes(block[:4], "little") != PACKET:
             listed = self.control[self.state(number, UPCALLS)]
             self.control[self.state(number, UPCALLS)] = listed + 1
             yield True
@@ -71,7 +72,7 @@ def block(kind: int, number: int, frame: bytes, options: bytes, time_ns: int = 0
 
 def packet(number: int, frame: bytes = b"", options: bytes = b"") -> bytes:
     """A labelled packet's block; `number` stands where its interface is."""
-    return block(abi.BLOCK_PACKET, number, frame, options)
+    return block(PACKET, number, frame, options)
 
 
 def cut(label_id: int, frame: bytes, flags: int, original_len: int, *, checksum: int = 0, packet_id: int = 0) -> bytes:

@@ -1,0 +1,72 @@
+"""The way of a range of blocks: what the program has written as it is, the rest down the stages.
+
+In: a range of the segments. Out: its packets are with the output, or counted as something else.
+
+The rule: packets keep their order. With a limit on packets nothing is written behind the last one that is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from skbcapd.capture.delivery import Delivery
+from skbcapd.capture.labeler import Labeler
+from skbcapd.capture.plan import Plan
+from skbcapd.capture.record import Record, Stage
+from skbcapd.capture.totals import Tally
+from skbcapd.kernel.segments import Cut, Range, read_local
+from skbcapd.pcapng.blocks import PACKET, walk
+
+
+class Line:
+    """The stages in their order.
+
+    Args:
+        stages: that a packet without a label passes.
+        labeler: remembers labels of packets that the program could not write itself.
+        delivery: takes those, and ready blocks.
+        tally: counts written packets.
+        limit: so many packets are wanted; 0: all.
+    """
+
+    def __init__(self, stages: Sequence[Stage], labeler: Labeler, delivery: Delivery, tally: Tally, limit: int) -> None:
+        self._stages, self._labeler, self._delivery, self._tally = tuple(stages), labeler, delivery, tally
+        self._limit = limit
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the limit is reached."""
+        return bool(self._limit) and self._tally.written >= self._limit
+
+    def take(self, blocks: Range, plan: Plan) -> None:
+        """Write one range."""
+        view, local = blocks.view, blocks.local
+        if self._limit:
+            local = [offset for offset, _, _ in walk(view)]
+        done = 0
+        for offset in local:
+            if self.is_full:
+                return
+            if offset > done:
+                self._delivery.take_blocks(view[done:offset])
+            size = int.from_bytes(view[offset + 4 : offset + 8], "little")
+            if int.from_bytes(view[offset : offset + 4], "little") == PACKET:
+                self._delivery.take_blocks(view[offset : offset + size])
+                self._tally.written += 1
+            else:
+                self._take_local(view, offset, plan)
+            done = offset + size
+        if done < len(view):
+            self._delivery.take_blocks(view[done:])
+
+    def _take_local(self, view: memoryview, offset: int, plan: Plan) -> None:
+        """One block that Python writes anew."""
+        packet = read_local(view, offset)
+        if isinstance(packet, Cut):
+            self._delivery.take_cut(packet, self._labeler.known(packet.label_id))
+            return
+        record: Record | None = Record(packet)
+        for stage in self._stages:
+            if record is None:
+                return
+            record = stage(record, plan)

@@ -1,0 +1,56 @@
+"""New numbers for interfaces, while packets arrive.
+
+In: an output that wants them, for example because its list of interfaces is too long. Out: a call
+of the output when the last packet with an old number has been written.
+
+The rule: a label contains the number of an interface. So labels are deleted first, and all programs
+that have read one end (membarrier waits for that). Their reservations are below the cursor then,
+and are drained with the old numbers, in as many drains as needed. First packets get no label in
+that time: it would have an old number.
+"""
+
+from __future__ import annotations
+
+from skbcapd.capture.interfaces import Interfaces
+from skbcapd.capture.labeler import Labeler
+from skbcapd.kernel import abi
+from skbcapd.kernel.program import Program
+from skbcapd.kernel.segments import SegmentReader
+from skbcapd.output.interface import Output
+
+
+class Renumbering:
+    """Idle, or on its way to a position of the reader.
+
+    Args:
+        program: stamps packets with numbers.
+        output: gives them.
+        reader: comes past the last packet with an old number.
+        labeler: installs nothing meanwhile.
+        interfaces: have the numbers.
+    """
+
+    def __init__(
+        self, program: Program, output: Output, reader: SegmentReader, labeler: Labeler, interfaces: Interfaces
+    ) -> None:
+        self._program, self._output, self._reader = program, output, reader
+        self._labeler, self._interfaces = labeler, interfaces
+        self._end: int | None = None  # position behind the last packet with an old number
+
+    def begin(self) -> None:
+        """Between two drains: no more packets with old numbers from now on, but those that wait to be read."""
+        if self._end is None:
+            self._labeler.installs = False
+            self._program.clear_labels()
+            self._end = int(self._program.control[abi.CURSOR])
+            self.go_on()  # where none waits
+
+    def go_on(self) -> None:
+        """After a drain: have interfaces numbered anew, once it has come past the last old number."""
+        if self._end is None or self._reader.position < self._end:
+            return
+        self._output.restart_interfaces(list(self._interfaces.statistics()))
+        self._interfaces.forget_numbers()
+        self._labeler.forget()
+        self._labeler.installs = True
+        self._end = None

@@ -1,0 +1,95 @@
+"""`skbcapd capture`: capture now, and print lines or write one file."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import socket
+from pathlib import Path
+
+from skbcapd.cli import arguments
+from skbcapd.config import parser as config
+from skbcapd.daemon import app
+from skbcapd.daemon.warnings import missing_interfaces
+from skbcapd.errors import UsageError
+from skbcapd.kernel.abi import CAPTURE_MAX
+from skbcapd.output.block_writer import CaptureFile, StandardOutput
+from skbcapd.output.interface import Output
+from skbcapd.output.pcapng_output import FileOutput, PcapngOutput
+from skbcapd.output.worker import Worker
+
+_PLACES = {"interfaces": "-i", "snaplen": "-s", "filter": "FILTER"}  # arguments that set these settings
+
+
+def add(commands: arguments.Commands) -> None:
+    """Add the command to the parser."""
+    command = commands.add("capture", run, "Capture now: print packets, or write them to a pcapng file.")
+    command.add_argument(
+        "-i",
+        dest="interfaces",
+        metavar="NAME",
+        action="append",
+        help="interface or glob; can be repeated; any: all interfaces",
+    )
+    command.add_argument("-w", dest="file", metavar="FILE", help="write pcapng to FILE; -: standard output")
+    command.add_argument(
+        "-c", dest="count", metavar="COUNT", type=_positive, default=0, help="stop after COUNT packets"
+    )
+    command.add_argument(
+        "-s",
+        dest="snaplen",
+        metavar="BYTES",
+        help=f"keep at most BYTES of each frame; 0: complete frames ({CAPTURE_MAX})",
+    )
+    command.add_argument(
+        "filter",
+        metavar="FILTER",
+        nargs="*",
+        help="packet filter as in tcpdump, for example: tcp port 443 and not host ::1",
+    )
+    arguments.add_duration(command)
+    arguments.add_sets(command)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Capture until a signal, --duration or -c ends it."""
+    own = {}
+    if options.interfaces:
+        own["interfaces"] = ",".join(options.interfaces)
+    if options.snaplen is not None:
+        own["snaplen"] = str(CAPTURE_MAX) if options.snaplen == "0" else options.snaplen
+    if options.filter:
+        own["filter"] = " ".join(options.filter)
+    settings = config.default_settings(
+        arguments.overrides(options) | own, {key: place for key, place in _PLACES.items() if key in own}
+    )
+    missing = missing_interfaces(settings.interfaces, [name for _, name in socket.if_nameindex()])
+    if missing and not settings.namespaces:
+        raise UsageError(
+            f"no interface {missing[0]} in this network namespace",
+            "`ip -brief link` lists them; any: all",
+        )
+    program = app.load_program(settings)
+    with contextlib.closing(program):
+        output, target = _output(options.file, settings.encode)
+        return app.serve(app.Run(settings, program, output, target, duration_s=options.duration, count=options.count))
+
+
+def _output(file: str | None, encode: str) -> tuple[Output, CaptureFile | StandardOutput]:
+    """Where packets are written: lines, or pcapng to standard output or to a file."""
+    if file is None:
+        from skbcapd.output.text import TextOutput  # noqa: PLC0415  its dissectors are not needed for a file
+
+        target = StandardOutput()
+        return TextOutput(target.text), target
+    if file == "-":
+        target = StandardOutput()
+        return PcapngOutput(target.stream, encode), target
+    written = CaptureFile(Path(file), part=False, jobs=Worker("writer"))
+    return FileOutput(written, encode), written
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number of packets")
+    return int(text)

@@ -1,0 +1,34 @@
+"""`skbcapd run`: the service, in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+
+from skbcapd.cli import arguments
+from skbcapd.config.settings import Settings
+from skbcapd.daemon import app, metrics
+from skbcapd.daemon.log import LOG
+
+
+def add(commands: arguments.Commands) -> None:
+    """Add the command to the parser."""
+    command = commands.add("run", run, "Run as a service in the foreground.")
+    arguments.add_duration(command)
+    arguments.add_config(command)
+    arguments.add_sets(command)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Capture into files until a signal or --duration ends it."""
+
+    def load() -> Settings:
+        return arguments.settings(options)
+
+    settings = load()
+    LOG.level = settings.log.level
+    metrics.check_library(settings.metrics)
+    program = app.load_program(settings)
+    with contextlib.closing(program):
+        output = app.files(settings)
+        return app.serve(app.Run(settings, program, output, output, duration_s=options.duration, load=load, live=True))

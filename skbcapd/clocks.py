@@ -1,0 +1,82 @@
+"""Offsets of the kernel clocks in a time namespace: runc, CRIU and unshare(1) set them.
+
+In: /proc/self/timens_offsets. Out: the difference between our clocks and those of the kernel
+program and systemd.
+
+The rule not to break: code that compares a time of CLOCK_MONOTONIC or CLOCK_BOOTTIME, or the start
+of a process in /proc, with a time from the kernel must subtract the offset first. CLOCK_REALTIME
+has no offset.
+
+Source: time_namespaces(7); timens_add_boottime_ns in do_task_stat, fs/proc/array.c.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from skbcapd.errors import KernelError
+
+NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Offsets:
+    """What a time namespace adds to the kernel's clocks, in ns."""
+
+    monotonic_ns: int = 0
+    boottime_ns: int = 0
+
+    @property
+    def boottime_ticks(self) -> int:
+        """What it adds to the start of a process in /proc, rounded down."""
+        return self.boottime_ns // NS_PER_TICK
+
+
+def read_offsets(proc: Path = Path("/proc")) -> Offsets:
+    """Read the offsets of our time namespace.
+
+    Args:
+        proc: where procfs is.
+
+    Returns:
+        The offsets; none without time namespaces (before Linux 5.6, or without CONFIG_TIME_NS).
+
+    Raises:
+        KernelError: /proc tells only those of our children's namespace, and that is another one.
+    """
+    try:
+        text = (proc / "self/timens_offsets").read_text()
+        ours, children = ((proc / "self/ns" / name).readlink() for name in ("time", "time_for_children"))
+    except OSError:
+        return Offsets()
+    if ours != children:
+        raise KernelError(
+            "the process is in another time namespace than its children, so the offset of its clocks is not known",
+            "start skbcapd as a new process in the time namespace: unshare --time --fork",
+        )
+    found = {name: int(seconds) * 1_000_000_000 + int(ns) for name, seconds, ns in map(str.split, text.splitlines())}
+    return Offsets(found.get("monotonic", 0), found.get("boottime", 0))
+
+
+@functools.cache
+def offsets() -> Offsets:
+    """The offsets of this process: they never change once a process runs in a namespace.
+
+    Raises:
+        KernelError: see read_offsets.
+    """
+    return read_offsets()
+
+
+def monotonic_ns() -> int:
+    """CLOCK_MONOTONIC as the kernel has it."""
+    return time.monotonic_ns() - offsets().monotonic_ns
+
+
+def boot_ns() -> int:
+    """When the machine was started, ns since 1970 UTC."""
+    return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME) + offsets().boottime_ns

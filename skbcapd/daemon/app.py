@@ -1,0 +1,234 @@
+"""The composition root: settings in, a capture that runs to its end out.
+
+Only this module connects the packages: the loaded program, the capture, its output, and what a running capture needs
+(event loop, report, endpoints, reload).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from skbcapd import standard_streams
+from skbcapd.attribution import sockets
+from skbcapd.attribution.namespaces import Namespaces
+from skbcapd.capture.capture import Capture, Machine
+from skbcapd.capture.interfaces import Selection
+from skbcapd.capture.plan import compile_filters, plan_for
+from skbcapd.capture.reload import Reload
+from skbcapd.config.settings import Settings
+from skbcapd.daemon.endpoints import Endpoints
+from skbcapd.daemon.log import LOG
+from skbcapd.daemon.loop import Service
+from skbcapd.daemon.report import Report, print_totals
+from skbcapd.daemon.statistics import Statistics, in_force
+from skbcapd.daemon.warnings import warnings_for
+from skbcapd.errors import FileError
+from skbcapd.events import Event
+from skbcapd.filter import packet_filter
+from skbcapd.kernel import limits, requirements
+from skbcapd.kernel import program as kernel
+from skbcapd.kernel.abi import CAPTURE_MAX, Geometry
+from skbcapd.output import block_writer, directory
+from skbcapd.output.compressor import Compressor
+from skbcapd.output.interface import Output
+from skbcapd.output.pcapng_output import PcapngOutput
+from skbcapd.output.retention import Keep
+from skbcapd.output.ring import Recorder
+from skbcapd.output.rotation import RotatingOutput
+from skbcapd.output.triggers import Limits
+
+_LOG = logging.getLogger(__name__)
+
+Files: TypeAlias = RotatingOutput | Recorder
+Target: TypeAlias = block_writer.CaptureFile | block_writer.StandardOutput | Files
+"""Where the bytes of an output are written; closed at the end."""
+
+
+def load_program(settings: Settings) -> kernel.Program:
+    """Compile, or take from the cache, and load the kernel program.
+
+    Raises:
+        KernelError: this kernel cannot capture, or rejects the program; or a limit of the process or its cgroup is
+            too small.
+        BtfError: its type information is not as expected.
+    """
+    hooks = kernel.choose_hooks(settings.attach, settings.directions, settings.transmit)
+    requirements.refuse_hopeless()
+    limits.check_descriptors()
+    geometry = Geometry.for_buffer(settings.buffer.size)
+    if warning := limits.check_memory(geometry, settings.files.ring if settings.files.mode == "ring" else 0):
+        _LOG.warning("%s", warning)
+    programs = compile_filters(settings)
+    filters = packet_filter.source(programs, CAPTURE_MAX) if programs else None
+    return kernel.load(geometry, hooks, settings.attach, settings.transmit, filters, _import_scapy)
+
+
+def _import_scapy() -> object:
+    """Import scapy, which takes 0.1 s, while the loader works."""
+    return importlib.import_module("skbcapd.pcapng.writer")
+
+
+def files(settings: Settings) -> Files:
+    """The output that writes files as the settings say.
+
+    Raises:
+        FileError: files.directory cannot be used.
+    """
+    wanted = settings.files
+    keep = Keep(wanted.keep_size, wanted.keep_number, wanted.keep_age, wanted.keep_free)
+    mode, owner = int(wanted.permissions, 8), block_writer.owner_ids(wanted.owner)
+    place = directory.CaptureDirectory(Path(wanted.directory), wanted.name, keep, mode, owner, _LOG.warning)
+    compressor = None if wanted.compress == "none" else Compressor(wanted.compress, _LOG.warning)
+    if wanted.mode == "ring":
+        limits = Limits(wanted.size)
+        dumps = RotatingOutput(place, limits, settings.encode, compressor, say=_LOG.warning, on_demand=True)
+        return Recorder(dumps, wanted.ring, settings.encode, _LOG.warning)
+    limits = Limits(wanted.size, wanted.every, wanted.packets)
+    return RotatingOutput(place, limits, settings.encode, compressor, wanted.flush, _LOG.warning)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One capture, from its start to its end.
+
+    Args:
+        settings: of the start.
+        program: loaded.
+        output: takes the packets.
+        target: where the output's bytes end; closed at the end.
+        duration_s: end after so many seconds; None for never.
+        count: end after so many packets; 0 for never.
+        load: reads the settings anew on SIGHUP; None: they never change.
+        live: report to the service manager, the journal or a terminal.
+        quiet: say only what went wrong.
+    """
+
+    settings: Settings
+    program: kernel.Program
+    output: Output
+    target: Target
+    duration_s: float | None = None
+    count: int = 0
+    load: Callable[[], Settings] | None = None
+    live: bool = False
+    quiet: bool = False
+
+
+def serve(run: Run) -> int:
+    """Run a capture to its end; the exit code.
+
+    Raises:
+        KernelError: the capture cannot start.
+        FileError: the output refuses.
+    """
+    settings, target = run.settings, run.target
+    standard_streams.limit_patience()
+    for line in warnings_for(settings):
+        _LOG.warning("%s", line)
+    capture = _make_capture(run)
+    to_files = target if isinstance(target, RotatingOutput | Recorder) else None
+    report = Report(capture, to_files) if run.live and to_files else None
+    reload = _make_reload(capture, settings, run.load, report) if run.load else None
+    endpoints = _make_endpoints(capture, to_files, settings, reload) if to_files and reload else None
+    ticks = [lambda: to_files.tick(capture.statistics)] if to_files else []
+    ticks += [one.tick for one in (report, endpoints) if one]
+    output_fd = target.descriptor if isinstance(target, block_writer.StandardOutput) else None
+    server = endpoints.server if endpoints else None
+    service = Service(capture, run.duration_s, output_fd, _all(ticks), _actions(capture, to_files), reload, server)
+
+    def started() -> None:
+        text = _start_line(run)
+        if report:
+            report.started(text)
+        elif not run.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(target.close)
+        for one in (endpoints, report):
+            if one:
+                stack.callback(one.close)
+        try:
+            service.run(started)
+        except OSError as error:
+            raise FileError(f"{target.path}: {error.strerror}; the capture ends") from None
+    if report:
+        report.stopped()
+    else:
+        print_totals(capture.totals(), quiet=run.quiet)
+    return 0
+
+
+def _all(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
+    """One call that makes all of these, in their order."""
+
+    def call() -> None:
+        for each in calls:
+            each()
+
+    return call
+
+
+def _make_endpoints(capture: Capture, output: Files, settings: Settings, reload: Reload) -> Endpoints:
+    """What can be asked of a running capture."""
+    statistics = Statistics(
+        capture, output, lambda: in_force(settings, reload.settings), log_dropped=lambda: LOG.dropped
+    )
+    return Endpoints(settings, statistics)
+
+
+def _make_capture(run: Run) -> Capture:
+    settings, target = run.settings, run.target
+    filters = compile_filters(settings)
+    return Capture(
+        run.program,
+        run.output,
+        Selection(settings.interfaces, settings.exclude, settings.namespaces),
+        plan_for(settings, filters, warn=_LOG.warning),
+        Machine(sockets.Holders().find, sockets.all_holders, sockets.flows, Namespaces().describe),
+        limit=run.count,
+        warn=_LOG.warning,
+        ask_for_dump=target.ask if isinstance(target, Recorder) else lambda _why: None,
+    )
+
+
+def _make_reload(capture: Capture, settings: Settings, load: Callable[[], Settings], report: Report | None) -> Reload:
+    def say(line: str) -> None:
+        _LOG.info("%s", line, extra=Event.RELOADED.extra())
+
+    def refuse(line: str) -> None:
+        _LOG.warning("%s", line, extra=Event.NOT_RELOADED.extra())
+
+    return Reload(capture, settings, load, say, report.reloading if report else None, refuse)
+
+
+def _actions(capture: Capture, output: Files | None) -> dict[int, Callable[[], None]]:
+    """What the output does on signals."""
+    if isinstance(output, RotatingOutput):
+        return {
+            signal.SIGUSR1: lambda: output.rotate(capture.statistics),
+            signal.SIGUSR2: lambda: _LOG.warning(
+                "SIGUSR2 ignored: files.mode is not ring, so there is nothing to dump"
+            ),
+        }
+    if isinstance(output, Recorder):
+        return {
+            signal.SIGUSR1: lambda: _LOG.warning("SIGUSR1 ignored: files.mode is ring, so there is no file to rotate"),
+            signal.SIGUSR2: lambda: output.dump(capture.statistics),
+        }
+    return {}
+
+
+def _start_line(run: Run) -> str:
+    settings = run.settings
+    hooks = ", ".join(str(hook) for hook in run.program.hooks)
+    where = f", writing {run.target.path}" if isinstance(run.output, PcapngOutput | RotatingOutput | Recorder) else ""
+    return f"capturing on {', '.join(settings.interfaces)} ({hooks}), {settings.snaplen} bytes per frame{where}"

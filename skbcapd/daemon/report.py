@@ -1,0 +1,135 @@
+"""Reports of a running capture and of its end: to the service manager, the journal, or a terminal.
+
+In: a capture and the file that it writes. Out: states for sd_notify, log messages, a status line, totals.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from skbcapd.capture.capture import Capture
+from skbcapd.capture.totals import Totals
+from skbcapd.daemon.log import LOG
+from skbcapd.daemon.notify import Notifier
+from skbcapd.errors import KernelError
+from skbcapd.events import Event
+from skbcapd.output.ring import Recorder
+from skbcapd.output.rotation import RotatingOutput
+from skbcapd.text_safety import escaped
+
+_LOG = logging.getLogger(__name__)
+_SECONDS_BETWEEN_LINES = 10
+_SECONDS_BETWEEN_STATES = 5  # reading the counters costs a system call for each interface
+
+
+class Report:
+    """The state of a capture that writes files.
+
+    On a terminal, the status line is updated in place; elsewhere it is printed every few seconds.
+
+    Args:
+        capture: running.
+        output: where its packets are written.
+    """
+
+    def __init__(self, capture: Capture, output: RotatingOutput | Recorder) -> None:
+        self._capture = capture
+        self._output = output
+        self._notifier = Notifier()
+        self._is_served = LOG.is_journal or self._notifier.is_listening
+        self._terminal = sys.stderr.isatty()
+        self._ticks = 0
+        self._dropped = 0
+
+    def started(self, text: str) -> None:
+        """The hooks are attached and the self-test is over.
+
+        Raises:
+            KernelError: a service manager waits for us, and the self-test has failed.
+        """
+        if self._notifier.is_listening and not self._capture.is_proven:
+            raise KernelError(
+                "the self-test failed: a test frame was not captured completely; the service does not start",
+                "`skbcapd doctor` shows what is missing; `skbcapd capture` captures without this test",
+            )
+        _LOG.info("%s", text, extra=Event.STARTED.extra(file=self._output.path))
+        self._notifier.status(self._state())
+        self._notifier.ready()
+
+    def reloading(self, is_going_on: bool) -> None:  # noqa: FBT001  a callback's argument
+        """A reload begins or ends."""
+        (self._notifier.reloading if is_going_on else self._notifier.ready)()
+
+    def tick(self) -> None:
+        """Called once a second."""
+        self._ticks += 1
+        self._notifier.feed()
+        LOG.tick()
+        if self._is_served:
+            if self._ticks % _SECONDS_BETWEEN_STATES == 0:
+                self._notifier.status(self._state())
+        elif self._terminal or self._ticks % _SECONDS_BETWEEN_LINES == 0:
+            self._print()
+
+    def close(self) -> None:
+        """End the status line."""
+        if self._terminal and self._ticks and not self._is_served:
+            print(file=sys.stderr)
+        LOG.close()
+
+    def stopped(self) -> None:
+        """The totals: for the journal, or as lines."""
+        totals = self._capture.totals()
+        if not LOG.is_journal:
+            print_totals(totals)
+            return
+        dropped = totals.kernel.lost + totals.missed + totals.dropped
+        text = f"stopped: {totals.written} packets captured, {dropped} dropped"
+        fields = Event.STOPPED.extra(file=self._output.path, packets=totals.written, dropped=dropped)
+        _LOG.info("%s", text, extra=fields)
+
+    def _state(self) -> str:
+        """The status line; more drops than before are logged."""
+        totals = self._capture.totals()
+        dropped = totals.kernel.lost + totals.missed + totals.dropped
+        if self._is_served and dropped > self._dropped:
+            text = f"{dropped - self._dropped} packets dropped, {dropped} since the start"
+            fields = Event.DROPPED.extra(file=self._output.path, packets=totals.written, dropped=dropped)
+            _LOG.warning("%s", text, extra=fields)
+        self._dropped = dropped
+        return f"{totals.written} packets, {dropped} dropped, {totals.processes} processes, {self._output.path}"
+
+    def _print(self) -> None:
+        text = escaped(self._state())
+        if self._terminal:
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # a serial console says 0
+            print(f"\r\x1b[K{text[: width - 1]}", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def print_totals(totals: Totals, *, quiet: bool = False) -> None:
+    """Print the totals on stderr: those of tcpdump, and one line for each other outcome.
+
+    Args:
+        totals: of the capture.
+        quiet: only drops in the kernel.
+    """
+    kernel_counters = totals.kernel
+    losses = [
+        (kernel_counters.full + kernel_counters.contended, "dropped by kernel", not quiet),
+        (kernel_counters.start, "dropped, as the start of the frame is unknown", False),
+        (totals.missed, "missed while the kernel program was already running", False),
+        (kernel_counters.seen - kernel_counters.outcomes, "seen, but not accounted for", False),
+    ]
+    others = [
+        (totals.not_dumped, "not dumped from memory", False),
+        (totals.dropped, "dropped by the output", False),  # for example after its reader has closed the pipe
+        (totals.filtered, "filtered", False),
+        (totals.duplicates, "seen before, on another interface", False),
+    ]
+    for packets, what, always in losses if quiet else [(totals.written, "captured", True), *losses, *others]:
+        if packets or always:
+            print(f"{packets} packets {what}", file=sys.stderr)

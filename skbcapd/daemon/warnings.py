@@ -1,0 +1,98 @@
+"""Warnings about settings: things that do not exist on this system, or do not work as expected.
+
+In: settings. Out: one line for each warning; none is an error. `check` and the start of a capture
+log them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from skbcapd.attribution.namespaces import RUN
+from skbcapd.capture.interfaces import ANY
+from skbcapd.capture.rules import doubts
+from skbcapd.config.settings import Files, Settings
+
+
+def warnings_for(settings: Settings) -> Iterator[str]:
+    """The doubts about settings, one line each."""
+    names = [name for _, name in socket.if_nameindex()]  # /sys may show another network namespace's
+    if settings.namespaces in {(), ("self",)}:
+        for name in missing_interfaces(settings.interfaces, names):
+            yield f"interfaces: no interface {name} is there now; it is captured when it appears"
+        for name, kind in upper_interfaces(settings.interfaces):
+            yield f"{name} is a {kind} interface: what arrives on it is captured on the interface below only"
+    for number, rule in enumerate(settings.rules, 1):
+        if rule.netns and not _has_namespace(rule.netns):
+            yield f"rules[{number}].netns: no network namespace {rule.netns} is there now"
+    for name in settings.namespaces:
+        if name != "self" and not _has_namespace(name):
+            yield f"namespaces: no network namespace {name} is there now; it is captured when it appears"
+    yield from doubts(settings.rules, names)
+    yield from _file_doubts(settings.files)
+
+
+def _file_doubts(files: Files) -> Iterator[str]:
+    """Limits of files that delete what was just captured, or let nothing be written."""
+    size = min(files.size or files.ring, files.ring) if files.mode == "ring" else files.size
+    if files.keep_size and files.keep_size < size:
+        yield (
+            f"files.keep_size of {files.keep_size} bytes is less than one file, which may have {size}: "
+            "complete files are deleted at once"
+        )
+    place = Path(files.directory).absolute()
+    with contextlib.suppress(OSError):
+        disk = os.statvfs(next(each for each in (place, *place.parents) if each.exists()))
+        if files.keep_free > disk.f_blocks * disk.f_frsize:
+            yield (
+                f"files.keep_free of {files.keep_free} bytes is more than the disk of {place} has: no packet is written"
+            )
+
+
+def _has_namespace(name: str, run: Path = RUN, proc: Path = Path("/proc")) -> bool:
+    """Whether a network namespace is there, by name or inode number; also where we may not look."""
+    if not name.isdecimal():
+        return (run / name).exists()
+    wanted, is_hidden = int(name), False
+    for place in (*(run.iterdir() if run.exists() else ()), *proc.glob("[0-9]*/ns/net")):
+        try:
+            if place.stat().st_ino == wanted:
+                return True
+        except PermissionError:
+            is_hidden = True
+        except OSError:  # its process has ended
+            continue
+    return is_hidden
+
+
+def missing_interfaces(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Interfaces that are asked for by name, and are not there.
+
+    Args:
+        wanted: names and globs.
+        names: of the interfaces there are.
+    """
+    return [name for name in wanted if name not in {ANY, *names} and not set(name) & set("*?[")]
+
+
+def upper_interfaces(names: Sequence[str], sys_: Path = Path("/sys")) -> list[tuple[str, str]]:
+    """Those interfaces that frames reach from the one below without passing a hook again, and what they are.
+
+    Args:
+        names: of interfaces.
+        sys_: where sysfs is.
+
+    Source: RX_HANDLER_ANOTHER and vlan_do_receive in __netif_receive_skb_core, net/core/dev.c.
+    """
+    found = []
+    for name in names:
+        with contextlib.suppress(OSError):
+            kind = re.search(r"^DEVTYPE=(\w+)$", (sys_ / "class/net" / name / "uevent").read_text(), re.MULTILINE)
+            if kind and kind[1] in {"vlan", "bond", "team", "macvlan", "ipvlan"}:
+                found.append((name, kind[1]))
+    return found

@@ -1,0 +1,75 @@
+"""The numbers of pcapng, and the walk over blocks in memory; both are defined only here.
+
+In: bytes of complete blocks, little endian, from the kernel program and our writer. Out: the offset
+of each block. Files of others are read by `reader`: they can have another byte order, and their
+content is not trusted.
+
+Source: draft-ietf-opsawg-pcapng, sections 3.5 and 4; docs/format.md for the blocks of local use.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from skbcapd.errors import SegmentError
+
+# Types of blocks: section 4.
+SECTION = 0x0A0D0D0A
+INTERFACE = 1
+OBSOLETE_PACKET = 2
+SIMPLE_PACKET = 3
+STATISTICS = 5
+PACKET = 6
+CUSTOM = 0xBAD
+
+# Codes of options: section 3.5 (end, comment), then those of each block.
+OPT_ENDOFOPT = 0
+OPT_COMMENT = 1
+SHB_HARDWARE, SHB_OS, SHB_USERAPPL = 2, 3, 4
+IF_NAME, IF_DESCRIPTION, IF_MACADDR, IF_SPEED, IF_TSRESOL, IF_FILTER, IF_OS, IF_TSOFFSET = 2, 3, 6, 8, 9, 11, 12, 14
+EPB_FLAGS, EPB_PACKETID, EPB_PROCESSID_THREADID = 2, 5, 8
+ISB_STARTTIME, ISB_ENDTIME, ISB_IFRECV, ISB_IFDROP, ISB_FILTERACCEPT, ISB_OSDROP, ISB_USRDELIV = range(2, 9)
+
+# Bits of epb_flags: section 4.3.1 (bit 0 is the least significant).
+DIRECTION_IN, DIRECTION_OUT = 1, 2
+RECEPTION_UNICAST, RECEPTION_MULTICAST, RECEPTION_BROADCAST, RECEPTION_PROMISCUOUS = (way << 2 for way in range(1, 5))
+CHECKSUM_NOT_READY = 1 << 9
+CHECKSUM_VALID = 1 << 10
+SEGMENTATION_OFFLOADED = 1 << 11
+
+BYTE_ORDER_MAGIC = 0x1A2B3C4D
+
+PACKET_HEAD = struct.Struct("<IIIIIII")
+"""Head of an Enhanced Packet Block: type, length, interface id, time high and low, captured and original length."""
+
+BLOCK_MIN = PACKET_HEAD.size + 4
+"""Bytes of the smallest packet block: its length stands again at the end."""
+
+
+def walk(view: memoryview) -> Iterator[tuple[int, int, int]]:
+    """Each block of a range as (offset, type, length in bytes).
+
+    Args:
+        view: packets' blocks, all of them complete.
+
+    Raises:
+        SegmentError: a length that cannot be.
+    """
+    offset = 0
+    while offset < len(view):
+        kind, size = block_at(view, offset)
+        yield offset, kind, size
+        offset += size
+
+
+def block_at(view: memoryview, offset: int) -> tuple[int, int]:
+    """Type and length of a packet's block that lies inside a range.
+
+    Raises:
+        SegmentError: a length that cannot be.
+    """
+    kind, size = struct.unpack_from("<II", view, offset) if 0 <= offset <= len(view) - BLOCK_MIN else (0, 0)
+    if size < BLOCK_MIN or size & 3 or offset + size > len(view):
+        raise SegmentError(f"a block at {offset} of {len(view)} bytes claims to be {size} bytes long")
+    return kind, size

@@ -1,0 +1,106 @@
+"""Limits of cgroups and of the process: which one holds, and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from skbcapd.errors import KernelError
+from skbcapd.kernel import limits
+from skbcapd.kernel.abi import SEGMENT_STRIDE, Geometry
+
+MIB = 1 << 20
+NONE = (1 << 63) - 4096  # no limit, in version 1
+
+
+def system(place: Path, groups: str, files: dict[str, str], command_line: str = "") -> tuple[Path, Path]:
+    """A procfs and a sysfs with these control groups and limits."""
+    proc, sys_ = place / "proc", place / "sys"
+    texts = {proc / "self/cgroup": groups, proc / "cmdline": command_line}
+    for path, text in (texts | {sys_ / "fs/cgroup" / name: text for name, text in files.items()}).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return proc, sys_
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "size", "file"),
+    [
+        ("0::/a/b\n", {"cgroup.controllers": "", "a/b/memory.max": "max\n"}, None, ""),
+        ("0::/a/b\n", {"cgroup.controllers": "", "a/b/memory.max": "7340032\n"}, 7 * MIB, "a/b/memory.max"),
+        (
+            "0::/a/b\n",
+            {"cgroup.controllers": "", "a/b/memory.max": "7340032\n", "a/memory.max": "3145728\n"},
+            3 * MIB,
+            "a/memory.max",
+        ),
+        ("0::/\n", {"cgroup.controllers": "", "memory.max": "7340032\n"}, 7 * MIB, "memory.max"),
+        ("0::/../../x\n", {"cgroup.controllers": "", "memory.max": "7340032\n"}, 7 * MIB, "memory.max"),
+        (
+            "4:cpu,memory:/docker/1\n0::/\n",
+            {"memory/docker/1/memory.limit_in_bytes": "7340032\n", "memory/memory.limit_in_bytes": f"{NONE}\n"},
+            7 * MIB,
+            "memory/docker/1/memory.limit_in_bytes",
+        ),
+        ("0::/a\n", {"cgroup.controllers": "", "a/memory.max": "\0odd"}, None, ""),
+    ],
+)
+def test_the_smallest_limit_holds(
+    groups: str, files: dict[str, str], size: int | None, file: str, tmp_path: Path
+) -> None:
+    """Of our cgroup and those above it the smallest limit counts, in both versions; what is no number is none."""
+    proc, sys_ = system(tmp_path, groups, files)
+    found = limits.read_limit(proc, sys_)
+    assert found.size == size
+    assert found.file == (sys_ / "fs/cgroup" / file if file else Path())
+
+
+def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
+    """Without /proc, or with a kernel without control groups, nothing is refused."""
+    assert limits.read_limit(tmp_path, tmp_path) == limits.Limit(0)
+    assert not limits.check_memory(Geometry(4), proc=tmp_path, sys_=tmp_path)
+
+
+def test_what_a_capture_takes(tmp_path: Path) -> None:
+    """The buffer counts whole, a ring, too; maps that the kernel does not charge do not."""
+    proc, _ = system(tmp_path, "0::/\n", {})
+    least = limits.needed(Geometry(4), proc=proc)
+    assert limits.needed(Geometry(32), proc=proc) - least == 28 * SEGMENT_STRIDE
+    assert limits.needed(Geometry(4), 64 * MIB, proc) - least == 64 * MIB
+    system(tmp_path, "0::/\n", {}, "root=/dev/vda cgroup.memory=nokmem,nosocket\n")
+    assert limits.needed(Geometry(512), proc=proc) == limits.needed(Geometry(4), proc=proc) < least
+
+
+@pytest.mark.parametrize(("part", "outcome"), [(0.5, "refused"), (0.94, "refused"), (1.0, "said"), (1.2, "")])
+def test_what_is_too_little(part: float, outcome: str, tmp_path: Path) -> None:
+    """A limit below what a capture takes is refused, one just above is said, with both numbers."""
+    geometry = Geometry(32)
+    wanted = limits.needed(geometry, proc=tmp_path)
+    proc, sys_ = system(tmp_path, "0::/a\n", {"cgroup.controllers": "", "a/memory.max": f"{int(wanted * part)}\n"})
+    numbers = (f"is {int(wanted * part) // MIB} MiB", f"takes about {wanted // MIB} MiB")
+    if outcome == "refused":
+        with pytest.raises(KernelError, match="the memory limit") as error:
+            limits.check_memory(geometry, proc=proc, sys_=sys_)
+        assert all(number in error.value.message for number in numbers)
+        assert "MemoryMax=" in error.value.hint
+    else:
+        said = limits.check_memory(geometry, proc=proc, sys_=sys_)
+        assert bool(said) == bool(outcome)
+        assert not said or all(number in said for number in numbers)
+
+
+@pytest.mark.parametrize(("limits_", "outcome"), [((7, 7), "7 files; a capture needs 64"), ((20, 997), "997 997")])
+def test_descriptors(limits_: tuple[int, int], outcome: str) -> None:
+    """The soft limit becomes the hard one; a hard one that is too small is refused, with the number."""
+    program = (
+        "import resource; from skbcapd.kernel import limits\n"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, {limits_})\n"
+        "try: limits.check_descriptors()\n"
+        "except limits.KernelError as error: print(error.message, error.hint)\n"
+        "else: print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert outcome in done.stdout

@@ -1,0 +1,80 @@
+"""What is said of settings that are right, but name what is not there or do what nobody wants."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from skbcapd.config.parser import default_settings
+from skbcapd.daemon.warnings import _has_namespace, warnings_for
+
+MIB = 1 << 20
+
+
+def said(directory: Path, **settings: str) -> list[str]:
+    """The warnings about settings; a key's dot is written as two underscores."""
+    chosen = {"files.directory": str(directory / "not" / "yet")}
+    return list(
+        warnings_for(default_settings(chosen | {key.replace("__", "."): text for key, text in settings.items()}))
+    )
+
+
+def test_nothing_is_said_of_the_defaults(tmp_path: Path) -> None:
+    """The reference settings are beyond doubt."""
+    assert said(tmp_path, files__keep_free="0") == []
+
+
+def test_a_namespace_that_is_not_there(tmp_path: Path) -> None:
+    """A name or number that no network namespace has is said; our own number, and self, are not."""
+    ours = str(Path("/proc/self/ns/net").stat().st_ino)
+    wanted = f"self,{ours},nosuch,7"
+    expected = [
+        f"namespaces: no network namespace {name} is there now; it is captured when it appears" for name in "n7"
+    ]
+    assert said(tmp_path, namespaces=wanted) == [expected[0].replace(" n ", " nosuch "), expected[1]]
+    assert said(tmp_path, rules="[{netns: nosuch, action: drop}]") == [
+        "rules[1].netns: no network namespace nosuch is there now"
+    ]
+
+
+def test_a_namespace_appears(tmp_path: Path) -> None:
+    """A name below /run/netns is there, as is the number of what it leads to."""
+    (tmp_path / "blue").touch()
+    assert _has_namespace("blue", tmp_path, tmp_path)
+    assert _has_namespace(str((tmp_path / "blue").stat().st_ino), tmp_path, tmp_path)
+    assert not _has_namespace("red", tmp_path, tmp_path)
+    assert not _has_namespace("7", tmp_path / "none", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({"files.keep_size": "50MiB"}, 100 * MIB),
+        ({"files.keep_size": "99MiB"}, 100 * MIB),
+        ({"files.keep_size": "100MiB"}, 0),
+        ({"files.keep_size": "0"}, 0),
+        ({"files.keep_size": "1MiB", "files.size": "0"}, 0),
+        ({"files.keep_size": "50MiB", "files.mode": "ring"}, 64 * MIB),
+        ({"files.keep_size": "50MiB", "files.mode": "ring", "files.ring": "48MiB"}, 0),
+        ({"files.keep_size": "50MiB", "files.mode": "ring", "files.size": "0"}, 64 * MIB),
+    ],
+)
+def test_less_is_kept_than_one_file(settings: dict[str, str], size: int, tmp_path: Path) -> None:
+    """keep_size below what one file may have is said, with both numbers."""
+    chosen = {"files.directory": str(tmp_path), "files.keep_free": "0"} | settings
+    found = list(warnings_for(default_settings(chosen)))
+    assert len(found) == bool(size)
+    if size:
+        kept = int(chosen["files.keep_size"].removesuffix("MiB")) * MIB
+        assert found[0].startswith(f"files.keep_size of {kept} bytes is less than one file, which may have {size}:")
+
+
+def test_more_is_kept_free_than_the_disk_has(tmp_path: Path) -> None:
+    """keep_free above the size of the disk is said: nothing would be written."""
+    disk = os.statvfs(tmp_path)
+    whole = disk.f_blocks * disk.f_frsize
+    assert said(tmp_path, files__keep_free=str(whole)) == []
+    (found,) = said(tmp_path, files__keep_free=str(whole + 1))
+    assert "no packet is written" in found
