@@ -1,0 +1,145 @@
+"""The daemon, and a disk that is slow, hangs, or has no more free than it shall keep: it answers, and counts.
+
+In each case the sum is asked for while the fault lasts: every packet that was seen is in one of the counts, and at the
+end as many are in files as are counted as captured.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skbcapd.cli.status import ask
+from tests import faults
+from tests.kernel.capture import Daemon, read
+from tests.kernel.deadline import until
+from tests.kernel.namespace import Wire
+from tests.kernel.test_faults import finished
+
+SIZE = 1400
+SEND = """
+import socket, sys
+sender = socket.socket(type=socket.SOCK_DGRAM)
+for _ in range(int(sys.argv[2])):
+    sender.sendto(bytes({size}), (sys.argv[1], 9))
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 160 MiB."""
+    image, place = tmp_path / "image", tmp_path / "disk"
+    place.mkdir()
+    with image.open("wb") as file:
+        file.truncate(160 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def send(wire: Wire, count: int) -> None:
+    """So many datagrams to the far end."""
+    words = ["python3", "-E", "-s", "-S", "-c", SEND.format(size=SIZE), wire.far.ipv4, str(count)]
+    wire.near.namespace.do(subprocess.run, words, check=True)
+
+
+@contextmanager
+def frozen(place: Path) -> Iterator[None]:
+    """A file system that takes no write, and refuses none."""
+    subprocess.run(["fsfreeze", "-f", str(place)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["fsfreeze", "-u", str(place)], check=True)
+
+
+def status(path: Path) -> dict[str, Any]:
+    """What the daemon tells, within a second; its sum is right."""
+    begun = time.monotonic()
+    found: dict[str, Any] = ask(str(path))
+    assert time.monotonic() - begun < 1.0
+    packets = dict(found["packets"])
+    assert packets.pop("seen") == sum(packets.values()) + sum(found["lost"].values())
+    return found
+
+
+def sent(directory: Path) -> int:
+    """The datagrams in finished files."""
+    return sum(len(packet.data) == SIZE + 42 for path in finished(directory) for packet in read(path))
+
+
+def test_a_disk_that_hangs(wire: Wire, place: Path, tmp_path: Path) -> None:
+    """While the disk hangs the daemon answers; what 16 MiB and the buffer do not hold is dropped and counted."""
+    count, control = 60_000, tmp_path / "control"
+    settings = {"control__socket": str(control), "buffer__size": "8MiB", "files__keep_free": "0"}
+    with closing(Daemon(wire.near, place / "captures", **settings)) as daemon:
+        send(wire, 101)
+        until(lambda: status(control)["packets"]["written"] >= 101, "what was sent before is written")
+        with frozen(place):
+            send(wire, count)
+            for _ in range(3):
+                time.sleep(1.0)  # a figure is a second old at most
+                found = status(control)
+            assert found["packets"]["seen"] >= count + 101
+            assert found["packets"]["written"] < count
+            assert found["lost"]["full"] > 0
+        until(lambda: not status(control)["packets"]["pending"], "the disk has all")
+        ended = daemon.stop()
+    kept = sent(place / "captures")
+    dropped = ended.totals["dropped by kernel"]
+    assert ended.exit_code == 0, ended.stderr
+    assert "lost by the output" not in ended.totals
+    assert kept + dropped >= count + 101
+    assert ended.totals["captured"] == sum(len(read(path)) for path in finished(place / "captures"))
+    faults.add("disk hangs", 1, kept, kept, 0)
+
+
+def test_free_space_ends_while_a_file_is_written(wire: Wire, place: Path, tmp_path: Path) -> None:
+    """The disk keeps what it shall have free; nothing that was captured is deleted, what comes then is counted."""
+    directory, control = place / "captures", tmp_path / "control"
+    settings = {"control__socket": str(control), "files__keep_free": "80MiB", "files__size": "16MiB"}
+    with closing(Daemon(wire.near, directory, **settings)) as daemon:
+        for _ in range(4):
+            send(wire, 20_011)
+            status(control)
+        until(lambda: status(control)["lost"]["output"] > 0, "writing stops")
+        found = status(control)
+        assert Path(found["files"]["path"]).exists()
+        assert found["files"]["deleted_files"] == 0
+        ended = daemon.stop()
+    free = subprocess.run(["stat", "-f", "-c", "%a %S", str(place)], capture_output=True, text=True, check=True).stdout
+    blocks, size = map(int, free.split())
+    assert blocks * size >= (80 << 20) - (1 << 20)  # the rest is the file system's own
+    kept = sum(len(read(path)) for path in finished(directory))
+    assert kept == ended.totals["captured"]
+    assert kept + ended.totals["lost by the output"] + ended.totals["dropped by kernel"] >= 4 * 20_011
+    assert ended.stderr.count("free space is down to files.keep_free; packets are lost until") >= 1
+    faults.add("keep_free reached", 1, kept, kept, 0)
+
+
+def test_a_directory_full_of_strangers_things(wire: Wire, tmp_path: Path) -> None:
+    """A start beside FIFOs, devices and directories with captures' names, and a reader's lock, is a start."""
+    name = "skbcapd-vm-20261101T000000.000Z-00000{}.pcapng{}"
+    with ExitStack() as stack:
+        for number, ending in enumerate(("", ".part", ".gz", ".gz.part"), 1):
+            subprocess.run(["mkfifo", str(tmp_path / name.format(number, ending))], check=True)
+        (tmp_path / name.format(5, ".part")).mkdir()
+        subprocess.run(["mknod", str(tmp_path / name.format(6, ".part")), "c", "1", "5"], check=True)
+        holder = stack.enter_context(
+            subprocess.Popen(["flock", "-s", str(tmp_path), "cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        )
+        stack.callback(holder.kill)
+        daemon = stack.enter_context(closing(Daemon(wire.near, tmp_path, files__compress="gzip", files__keep_free="0")))
+        send(wire, 101)
+        ended = daemon.stop()
+    assert ended.exit_code == 0, ended.stderr
+    assert ended.totals["captured"] >= 101
