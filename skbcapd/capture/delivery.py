@@ -16,7 +16,9 @@ from skbcapd.capture import checksum
 from skbcapd.capture.plan import Plan
 from skbcapd.capture.record import Record
 from skbcapd.capture.totals import Tally
+from skbcapd.kernel import abi
 from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.lru import Bounded
 from skbcapd.output.interface import Output, Snapshot
 from skbcapd.pcapng.blocks import CHECKSUM_NOT_READY
 from skbcapd.pcapng.comment import Label
@@ -48,6 +50,7 @@ class Delivery:
 
     def __init__(self, output: Output, tally: Tally, snapshot: Snapshot, ask_for_dump: Callable[[str], None]) -> None:
         self._output, self._tally, self._snapshot, self._ask_for_dump = output, tally, snapshot, ask_for_dump
+        self._written: Bounded[int, None] = Bounded(2 * abi.SIGHTINGS)  # identifiers, with `dedup: first`
         self.sampler: Sampler | None = None
         """Samples what passes; None: nobody does."""
 
@@ -63,8 +66,11 @@ class Delivery:
         ):
             self._tally.filtered += 1
             return None
-        if plan.process_blocks and packet.tgid:
+        if plan.process_blocks and packet.tgid and packet.tid:
             self._output.add_process(_described(packet, record.process))
+        if plan.dedup and packet.packet_id and not self._is_first(packet.packet_id):
+            self._tally.duplicates += 1
+            return None
         if len(packet.frame) > (snaplen := verdict.snaplen or plan.snaplen):
             packet = replace(packet, frame=packet.frame[:snaplen])
         self._write(packet, record.interface.interface_id, stamp)
@@ -72,6 +78,13 @@ class Delivery:
             self._ask_for_dump(f"rules[{verdict.dump}]")
         self._tally.processes.add(packet.tgid)
         return record
+
+    def _is_first(self, packet_id: int) -> bool:
+        """Whether no packet with this identifier has come through here; then this one is written."""
+        if packet_id in self._written:
+            return False
+        self._written[packet_id] = None
+        return True
 
     def take_cut(self, packet: Cut, known: tuple[int, Label] | None) -> None:
         """A labelled packet that the program could not write itself.

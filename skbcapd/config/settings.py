@@ -50,7 +50,7 @@ Compress = Literal["none", "gzip", "zstd"]
 Mode = Literal["files", "ring"]
 Attach = Literal["auto", "kprobe", "tracepoint"]
 Action = Literal["keep", "drop", "dump"]
-Via = Literal["current", "socket", "flow", "inode", "kernel", "forwarded", "unknown", "group"]
+Via = Literal["current", "socket", "flow", "inode", "path", "kernel", "forwarded", "unknown", "group"]
 Level = Literal["debug", "info", "warning", "error"]
 
 
@@ -378,9 +378,11 @@ class Settings:
     dedup: Dedup = _key(
         "all",
         _words(Dedup),
-        "For packets that pass through several interfaces (veth, bridge, bond, VLAN). all: capture them on each "
-        "interface; all copies have the same epb_packetid. first: capture them on the first interface only, and count "
-        "the others as duplicates.",
+        "For packets that pass through several interfaces (veth, bridge, bond, VLAN, NAT). all: capture them on each "
+        "interface; all copies have the same epb_packetid. first: capture them only on the first of the captured "
+        "interfaces, and count the others as duplicates. The first is the interface of the sender, if the sender is on "
+        "this machine. For a packet from outside it is the uplink: the process of the first packet of a connection may "
+        "be unknown there, and known on a later interface.",
     )
     comment: tuple[str, ...] = _key(
         ", ".join(field.name for field in TABLE if field.is_default),

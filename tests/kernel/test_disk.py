@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from skbcapd.cli.status import ask
-from tests import faults
 from tests.kernel.capture import Daemon, read
-from tests.kernel.deadline import until
 from tests.kernel.namespace import Wire
 from tests.kernel.test_faults import finished
+from tests.support import faults
+from tests.support.deadline import until
 
 SIZE = 1400
 SEND = """
