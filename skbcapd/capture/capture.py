@@ -43,13 +43,14 @@ _Local = TypeVar("_Local", Upcall, Cut)
 _PROOF_SECONDS = 2.0
 _SETTLE_SECONDS = 2.0
 _LABELS_REMEMBERED = 4 * abi.LABELS_MAX
+_TAKEN_REMEMBERED = 2 * abi.SIGHTINGS
 PROCESSES_REPEATED = 4096
 DEVICES_REMEMBERED = 4 * abi.DEVICES_MAX
 INTERFACES_MAX = 1 << 16  # of one section: our own reader takes no more
 _TGID_MAX = 4 << 20  # PID_MAX_LIMIT of include/linux/threads.h
 _TAKEN_IN_KERNEL = {"comm", "pid", "tgid", "none"}  # fields of a comment that need no look at /proc
 # enum via of bpf/layout.h; the plain case is not mentioned
-_VIA = ("", "socket", "flow", "inode", "kernel", "forwarded", "unknown")
+_VIA = ("", "socket", "flow", "inode", "path", "kernel", "forwarded", "unknown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +322,8 @@ class Capture:
     _counted: int = 0  # packets written while there is a limit
     _filtered: int = 0
     _own: int = 0  # the self-test's
+    _duplicates: int = 0  # that the program could not tell: nothing was decided about the packet elsewhere
+    _taken: OrderedDict[int, None] = field(default_factory=OrderedDict)  # identifiers of packets written with `dedup`
     _private_net: int = 0
     _is_proven: bool = False
     _lost: int = 0
@@ -447,7 +450,8 @@ class Capture:
             self.output.flush()
             self._is_held_back = False
         if self._reader.position >= cursor:
-            certain = kernel.delivered - self._filtered - self._lost - self.output.lost - self._own
+            gone = self._filtered + self._duplicates + self._lost + self.output.lost + self._own
+            certain = kernel.delivered - gone
             self._settled = max(self._settled, certain)
         totals = self.totals()
         dumped = self.output.dumped
@@ -524,11 +528,11 @@ class Capture:
         """What became of the packets until now."""
         kernel = self.counters()
         lost = self._lost + self.output.lost
-        written = self._counted if self.limit else kernel.delivered - self._filtered - lost - self._own
+        written = self._counted if self.limit else kernel.delivered - self._filtered - self._duplicates - lost - self._own
         dumped = self.output.dumped
         unasked = 0 if dumped is None else written - dumped
         filtered = kernel.filtered + self._filtered
-        duplicates, missed = kernel.duplicate, self.program.missed()
+        duplicates, missed = kernel.duplicate + self._duplicates, self.program.missed()
         return Totals(
             written - unasked,
             filtered,
@@ -605,6 +609,9 @@ class Capture:
             return
         if self.process_blocks and packet.tgid:
             self.output.add_process(self._described(packet, process))
+        if self.dedup and packet.packet_id and not self._take(packet.packet_id):
+            self._duplicates += 1
+            return
         if len(packet.frame) > (snaplen := verdict.snaplen or self.snaplen):
             packet = replace(packet, frame=packet.frame[:snaplen])
         self.output.write_packet(packet, device.interface_id, stamp)
@@ -614,6 +621,15 @@ class Capture:
         self._processes_seen.add(packet.tgid)
         if self.sampler is not None:
             self.sampler.look_at_one(stamp.options, packet.original_len)
+
+    def _take(self, packet_id: int) -> bool:
+        """Whether no other sighting of a packet has been written; then this one will be."""
+        if packet_id in self._taken:
+            return False
+        self._taken[packet_id] = None
+        if len(self._taken) > _TAKEN_REMEMBERED:
+            self._taken.popitem(last=False)
+        return True
 
     def _label(self, packet: Upcall, device: _Device) -> _Decision:
         """Decide about all packets of a label, and tell the program; once in a drain, whatever is waiting."""
