@@ -33,6 +33,8 @@ enum via {
 	VIA_KERNEL,	/* */
 	VIA_FORWARDED,	/* */
 	VIA_UNKNOWN,	/* */
+	VIA_GROUP,	/* one of several, of whom it is said what they have in common: tgid, comm, or neither; for a start
+			   they have Python's number for them */
 	VIA_UNRESOLVED, /* Python shall find out: never in a label */
 };
 
@@ -111,6 +113,23 @@ struct flow {
 	u8 protocol;
 	u8 family;
 	u16 spare;
+};
+
+/* The sockets of which any may get a packet: SO_REUSEPORT, multicast. */
+struct group {
+	u64 count;
+	u64 sks[GROUP_MAX];
+	u64 inodes[GROUP_MAX];
+};
+
+/* A packet in fragments: only the first has ports. */
+struct fragment {
+	u64 net;
+	u64 local[2];
+	u64 remote[2];
+	u32 id;
+	u16 protocol;
+	u16 family; /* 0: not in fragments */
 };
 
 /* Where a packet was last seen, to know it again on the next device. */
@@ -200,6 +219,8 @@ BPF_TABLE("lru_hash", struct device_key, struct device, devices, DEVICES_MAX);
 BPF_TABLE("lru_hash", u64, struct owner, owners, OWNERS_MAX);
 BPF_TABLE("lru_hash", struct flow, struct owner, flows, FLOWS_MAX);
 BPF_TABLE("lru_hash", u64, struct user, holders, HOLDERS_MAX);
+BPF_TABLE("lru_hash", u64, struct group, groups, GROUPS_MAX);
+BPF_TABLE("lru_hash", struct fragment, struct owner, fragments, FRAGMENTS_MAX);
 BPF_ARRAY(sightings, struct sighting, SIGHTINGS);
 BPF_PERCPU_ARRAY(counters, struct counters, SLOTS);
 BPF_RINGBUF_OUTPUT(wakeups, 1);

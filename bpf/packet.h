@@ -33,6 +33,7 @@ struct packet {
 	u64 device_name[2];
 	struct shared shared;
 	struct workspace work;
+	struct group group; /* of those who may get it */
 	struct skb skb; /* a copy of it, where it cannot be looked at in place; then of those of its chain */
 };
 BPF_PERCPU_ARRAY(packets, struct packet, 3);

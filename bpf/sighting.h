@@ -28,8 +28,6 @@ static inline struct sighting *find_sighting(u64 head)
 	return sightings.lookup(&index);
 }
 
-#define PRINT_FACTOR 0x9e3779b97f4a7c15ULL /* odd, its bits well mixed: 2^64 by the golden ratio */
-
 /*
  * A packet by its last linear bytes, the length of the rest, and the bytes of its network header that hold IPv4's addresses
  * and ports, or the end of IPv6's destination and the ports. The last bytes alone are not enough: memory that is free is

@@ -459,7 +459,7 @@ int on_use(void *ctx)
 	u64 sk = 0;
 
 	READ(&sk, sizeof(sk), KPROBE_ARGUMENT(ctx) + SOCKET_SK);
-	learn_use_at(ctx, sk, &work, 0);
+	learn_use_at(ctx, sk, &work, 0, 0);
 	return 0;
 }
 
@@ -468,7 +468,7 @@ int on_accept(void *ctx)
 {
 	struct workspace work;
 
-	learn_use_at(ctx, KPROBE_ARGUMENT(ctx), &work, 0);
+	learn_use_at(ctx, KPROBE_ARGUMENT(ctx), &work, 0, 1);
 	return 0;
 }
 
@@ -482,7 +482,7 @@ int on_used(void *ctx)
 	asm volatile("" : "+r"(sock));
 	if (packet && was_use_noted(packet, (u64)sock))
 		return 0;
-	learn_use(ctx, (u64)sock, sock, &work, 0);
+	learn_use(ctx, (u64)sock, sock, &work, 0, 0);
 	return 0;
 }
 

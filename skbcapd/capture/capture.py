@@ -24,7 +24,7 @@ from skbcapd.attribution.processes import NS_PER_TICK, Process, Processes, User,
 from skbcapd.attribution.sockets import Flow
 from skbcapd.capture import checksum
 from skbcapd.capture.resolver import Resolver
-from skbcapd.capture.rules import Rules, Subject, Verdict
+from skbcapd.capture.rules import Person, Rules, Subject, Verdict
 from skbcapd.errors import KernelError
 from skbcapd.filter.packet_filter import Matcher
 from skbcapd.kernel import abi
@@ -47,7 +47,7 @@ INTERFACES_MAX = 1 << 16  # of one section: our own reader takes no more
 _TGID_MAX = 4 << 20  # PID_MAX_LIMIT of include/linux/threads.h
 _TAKEN_IN_KERNEL = {"comm", "pid", "tgid", "none"}  # fields of a comment that need no look at /proc
 # enum via of bpf/layout.h; the plain case is not mentioned
-_VIA = ("", "socket", "flow", "inode", "kernel", "forwarded", "unknown")
+_VIA = ("", "socket", "flow", "inode", "kernel", "forwarded", "unknown", "group")  # by enum via
 
 
 class Sampler(Protocol):
@@ -134,7 +134,7 @@ class Capture:
         snaplen: bytes kept of each frame.
         limit: stop after so many packets; 0 for no limit.
         warn: takes one line that the user should see.
-        find_holder: the process that holds a socket with an inode number, seen at a time; see Resolver.
+        find_holders: the processes that hold a socket with an inode number, seen at a time; see Resolver.
         list_holders: all of them; None when that takes too long.
         list_flows: the TCP connections and listeners that there are.
         describe_namespace: a network namespace's cookie and inode number to words for `if_description`.
@@ -155,8 +155,8 @@ class Capture:
     snaplen: int = abi.CAPTURE_MAX
     limit: int = 0
     warn: Callable[[str], None] = print
-    find_holder: Callable[[int, int], User | None] = lambda _inode, _seen_ns: None
-    list_holders: Callable[[], Mapping[int, User] | None] = dict
+    find_holders: Callable[[int, int], tuple[User, ...] | None] = lambda _inode, _seen_ns: None
+    list_holders: Callable[[], Mapping[int, tuple[User, ...]] | None] = dict
     list_flows: Callable[[], Sequence[Flow]] = tuple
     describe_namespace: Callable[[int, int], str] = lambda _cookie, inode: f"network namespace {inode}"
     fill: bool = False
@@ -199,7 +199,7 @@ class Capture:
         program.control[abi.WAKE_BACKLOG] = max(1, program.geometry.segment_count // 4)
         program.control[abi.DEVICE_FILTER] = ANY not in self.interfaces or bool(self.exclude or self.namespaces)
         self._set_control()
-        self._resolver = Resolver(program, self.find_holder, boot_ns)
+        self._resolver = Resolver(program, self.find_holders, boot_ns)
         self._resolver.refill()
 
     def _set_control(self) -> None:
@@ -467,7 +467,7 @@ class Capture:
         if not self._matcher.takes(verdict.filter, device.link_type, packet.frame, packet.original_len):
             self._filtered += 1
             return
-        if self.process_blocks and packet.tgid:
+        if self.process_blocks and packet.tgid and packet.tid:
             self.output.add_process(self._described(packet, process))
         if len(packet.frame) > (snaplen := verdict.snaplen or self.snaplen):
             packet = replace(packet, frame=packet.frame[:snaplen])
@@ -489,8 +489,10 @@ class Capture:
         return decision
 
     def _decide(self, packet: Upcall) -> _Decision:
-        process = self._process(packet)
-        return _Decision(process, self.rules.decide(_subject(packet, process)), self._stamp(packet, process))
+        group = self._group(packet)
+        process = None if group else self._process(packet)
+        verdict = self.rules.decide(_subject(packet, process, group))
+        return _Decision(process, verdict, self._stamp(packet, process, group))
 
     def _is_own(self, packet: Upcall) -> bool:
         """Whether it is of the self-test at start."""
@@ -569,18 +571,30 @@ class Capture:
 
     def _process(self, packet: Upcall) -> Process | None:
         """What is known of a packet's process, where a setting asks for more than the kernel program has taken."""
-        is_asked = self.process_blocks or self.rules.needs_process or set(self.comment) - _TAKEN_IN_KERNEL
-        if not packet.tgid or not is_asked:
-            return None
-        return self.processes.find(packet.tgid, packet.tid, packet.start, packet.comm)
+        return self._find(packet.tgid, packet.tid, packet.start, packet.comm) if packet.tgid else None
 
-    def _stamp(self, packet: Upcall, process: Process | None) -> Label:
+    def _find(self, tgid: int, tid: int, start: int, comm: bytes) -> Process | None:
+        is_asked = self.process_blocks or self.rules.needs_process or set(self.comment) - _TAKEN_IN_KERNEL
+        return self.processes.find(tgid, tid, start, comm) if is_asked else None
+
+    def _group(self, packet: Upcall) -> list[Person]:
+        """All who may be meant, where that is more than one; which of its threads is not known of any."""
+        if packet.via != abi.VIA_GROUP:
+            return []
+        members = self._resolver.members(packet.start)
+        return [
+            Person(one.comm, 0, one.tgid, self._find(one.tgid, one.tid, one.start, one.comm)) for one in members
+        ] or [Person(packet.comm, 0, packet.tgid, None)]  # forgotten
+
+    def _stamp(self, packet: Upcall, process: Process | None, group: Sequence[Person]) -> Label:
         """What is stamped on this packet, and on all of its process, device and direction."""
         known: dict[str, bytes | int] = {}
         if packet.tgid:
             known |= {"comm": packet.comm, "pid": packet.tid, "tgid": packet.tgid}
         if process is not None:
             known |= process.fields()
+        if group:
+            known = _common(packet, group)
         fields: list[tuple[str, bytes | str | int]] = [(key, known[key]) for key in self.comment if key in known]
         if packet.via and "none" not in self.comment:
             fields.append(("via", _VIA[packet.via]))
@@ -619,7 +633,20 @@ class Capture:
         )
 
 
-def _subject(packet: Upcall, process: Process | None) -> Subject:
+def _common(packet: Upcall, group: Sequence[Person]) -> dict[str, bytes | int]:
+    """What can be said of a packet that may be any one's of several."""
+    found = [{} if one.process is None else one.process.fields() for one in group]
+    known: dict[str, bytes | int] = {
+        key: value for key, value in found[0].items() if all(other.get(key) == value for other in found)
+    }
+    if packet.comm:
+        known["comm"] = packet.comm
+    if packet.tgid:
+        known["tgid"] = packet.tgid
+    return known
+
+
+def _subject(packet: Upcall, process: Process | None, group: Sequence[Person]) -> Subject:
     """What the rules may ask of a packet."""
     return Subject(
         interface=packet.device,
@@ -630,6 +657,7 @@ def _subject(packet: Upcall, process: Process | None) -> Subject:
         tid=packet.tid,
         tgid=packet.tgid,
         process=process,
+        group=group,
     )
 
 

@@ -352,7 +352,7 @@ def _serve(
         limit=count,
         warn=_say,
         describe_namespace=Namespaces().describe,
-        find_holder=sockets.Holders().find,
+        find_holders=sockets.Holders().find,
         list_holders=sockets.all_holders,
         list_flows=sockets.flows,
         ask_for_dump=target.ask if isinstance(target, Recorder) else lambda _why: None,

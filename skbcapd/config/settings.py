@@ -40,7 +40,7 @@ Compress = Literal["none", "gzip", "zstd"]
 Mode = Literal["files", "ring"]
 Attach = Literal["auto", "kprobe", "tracepoint"]
 Action = Literal["keep", "drop", "dump"]
-Via = Literal["current", "socket", "flow", "inode", "kernel", "forwarded", "unknown"]
+Via = Literal["current", "socket", "flow", "inode", "kernel", "forwarded", "unknown", "group"]
 Level = Literal["debug", "info", "warning", "error"]
 
 

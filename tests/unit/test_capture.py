@@ -343,7 +343,7 @@ def test_checksums_are_completed() -> None:
 
 def test_a_question_is_answered_without_a_label() -> None:
     """A packet whose process Python finds out names it, and gets no label: the next one comes with another key."""
-    rig = Rig(find_holder={4711: User(1058, 1058, 0, b"chronyd")}.get)
+    rig = Rig(find_holders={4711: (User(1058, 1058, 0, b"chronyd"),)}.get)
     asked = {"via": abi.VIA_UNRESOLVED, "tgid": 0, "tid": 0, "comm": b"", "sk": 1, "inode": 4711}
     rig.drain(upcall(NTP_FRAME, time_ns=time.time_ns(), **asked))
 

@@ -21,10 +21,15 @@ Structs = dict[str, tuple[int, dict[str, int | tuple[int, int]]]]
 # As on Debian's 6.1 and on 6.18, x86-64 where it matters: a byte offset, or (bit offset, width).
 COMMON: Structs = {
     "page": (64, {}),
-    "pt_regs": (168, {"di": 112, "orig_ax": 120, "regs": 0, "syscallno": 280}),
+    "pt_regs": (
+        168,
+        {"di": 112, "orig_ax": 120, "dx": 96, "bx": 40, "cx": 88, "regs": 0, "orig_x0": 272, "syscallno": 280},
+    ),
+    "thread_info": (24, {"flags": 0, "status": 16}),
     "task_struct": (
         9600,
         {
+            "thread_info": 0,
             "stack": 32,
             "flags": 44,
             "start_boottime": 2500,
@@ -38,7 +43,7 @@ COMMON: Structs = {
     ),
     "timespec64": (16, {}),
     "files_struct": (704, {"fdt": 32}),
-    "fdtable": (56, {"fd": 8}),
+    "fdtable": (56, {"max_fds": 0, "fd": 8}),
     "net_device": (
         2688,
         {"ifindex": 224, "flags": 176, "nd_net": 264, "name": 288, "type": 320, "dev_addr": 1000, "addr_len": 330}
@@ -57,11 +62,11 @@ COMMON: Structs = {
         | {"skc_bound_dev_if": 20, "skc_prot": 40, "skc_net": 48, "skc_v6_daddr": 56, "skc_v6_rcv_saddr": 72}
         | {"skc_listener": 96, "skc_node": 104},
     ),
-    "sock": (760, {"sk_socket": 624, "sk_lock": 320, "sk_type": 542, "sk_protocol": 540, "sk_reuseport_cb": 640}),
+    "sock": (760, {"sk_socket": 624, "sk_lock": 320, "sk_protocol": 540, "sk_reuseport_cb": 640}),
     "spinlock": (4, {}),
     "inet_sock": (976, {"inet_sport": 792}),
     "socket": (128, {"file": 16, "sk": 24}),
-    "sock_reuseport": (64, {"num_socks": 18}),
+    "sock_reuseport": (64, {"num_socks": 18, "socks": 64}),
     "in_device": (300, {"ifa_list": 16, "mc_list": 24}),
     "in_ifaddr": (80, {"ifa_next": 16, "ifa_local": 40}),
     "ip_mc_list": (200, {"next_rcu": 64, "multiaddr": 8}),
@@ -117,6 +122,23 @@ def with_field(name: str, field: str, at: int | tuple[int, int] | None) -> Struc
     """The new kernel with one field elsewhere, or gone."""
     size, fields = NEW[name]
     return NEW | {name: (size, {key: value for key, value in (fields | {field: at}).items() if value is not None})}
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        ("x86_64", {"ARGUMENT_0": -8, "ARGUMENT_2": -24, "ARGUMENT_0_COMPAT": -80, "ARGUMENT_1_COMPAT": -32}),
+        ("aarch64", {"ARGUMENT_0": -8, "ARGUMENT_2": -264, "ARGUMENT_0_COMPAT": -8, "ARGUMENT_1_COMPAT": -272}),
+    ],
+)
+def test_where_arguments_of_a_system_call_stand(
+    machine: str, expected: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The arguments of a system call are found from the place of its number, on each processor."""
+    monkeypatch.setattr(abi.platform, "machine", lambda: machine)
+    found = definitions(NEW)
+
+    assert {name: found[f"CALL_{name}"] for name in expected} == expected
 
 
 @pytest.mark.parametrize(
