@@ -21,9 +21,9 @@
 #define IFF_MACVLAN_PORT   (1 << 8)
 #define IFF_OVS_DATAPATH   (1 << 10)
 
-#define NF_INET_PRE_ROUTING  0
-#define NF_INET_LOCAL_IN     1
-#define NETNS_BPF_SK_LOOKUP  1
+#define NF_INET_PRE_ROUTING 0
+#define NF_INET_LOCAL_IN    1
+#define NETNS_BPF_SK_LOOKUP 1
 
 /* 1 for any number but 0; without a branch, and without the compiler's making one of it. */
 static inline u64 any(u64 value)
@@ -52,7 +52,8 @@ static inline u64 may_steal(u64 entries, u64 is_local, u64 nothing)
 		u64 type = LOAD(u8, operations + HOOK_TYPE) & HOOK_TYPE_MASK; /* not 0: nftables, BPF */
 		s64 priority = LOAD(s32, operations + HOOK_PRIORITY);
 		u64 is_harmless = (any(priority - PRIORITY_FIRST) & any(priority - PRIORITY_DEFRAG) &
-				   any(priority - PRIORITY_CONNTRACK)) ^ 1;
+				   any(priority - PRIORITY_CONNTRACK)) ^
+				  1;
 		u64 is_ipvs = any(priority - PRIORITY_IPVS) & any(priority - PRIORITY_IPVS - 1) ^ 1;
 
 		is_harmless &= any(type) ^ 1;

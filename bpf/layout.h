@@ -26,14 +26,16 @@ enum direction { IN = 1, OUT = 2 };
 
 /* How the process of a packet was found; the names are in skbcapd/pcapng/comment.py. */
 enum via {
-	VIA_CURRENT,	/* at work on the packet's socket, in a system call */
-	VIA_SOCKET,	/* the socket's last user */
-	VIA_FLOW,	/* the last user of the socket that the addresses and ports belong to */
-	VIA_INODE,	/* Python knows who holds the socket */
-	VIA_PATH,	/* known from where the packet was before, on this machine */
-	VIA_KERNEL,	/* */
-	VIA_FORWARDED,	/* */
-	VIA_UNKNOWN,	/* */
+	VIA_CURRENT,   /* at work on the packet's socket, in a system call */
+	VIA_SOCKET,    /* the socket's last user */
+	VIA_FLOW,      /* the last user of the socket that the addresses and ports belong to */
+	VIA_INODE,     /* Python knows who holds the socket */
+	VIA_PATH,      /* known from where the packet was before, on this machine */
+	VIA_KERNEL,    /* */
+	VIA_FORWARDED, /* */
+	VIA_UNKNOWN,   /* */
+	VIA_GROUP, /* one of several, of whom it is said what they have in common: tgid, comm, or neither; for a start
+			   they have Python's number for them */
 	VIA_UNRESOLVED, /* Python shall find out: never in a label */
 };
 
@@ -112,6 +114,23 @@ struct flow {
 	u8 protocol;
 	u8 family;
 	u16 on_wire; /* 1: as on a packet that left, whoever translated it; 0: as the socket has it */
+};
+
+/* The sockets of which any may get a packet: SO_REUSEPORT, multicast. */
+struct group {
+	u64 count;
+	u64 sks[GROUP_MAX];
+	u64 inodes[GROUP_MAX];
+};
+
+/* A packet in fragments: only the first has ports. */
+struct fragment {
+	u64 net;
+	u64 local[2];
+	u64 remote[2];
+	u32 id;
+	u16 protocol;
+	u16 family; /* 0: not in fragments */
 };
 
 /* What the process of a followed packet has to do with it. */
@@ -219,6 +238,8 @@ BPF_TABLE("lru_hash", struct device_key, struct device, devices, DEVICES_MAX);
 BPF_TABLE("lru_hash", u64, struct owner, owners, OWNERS_MAX);
 BPF_TABLE("lru_hash", struct flow, struct owner, flows, FLOWS_MAX);
 BPF_TABLE("lru_hash", u64, struct user, holders, HOLDERS_MAX);
+BPF_TABLE("lru_hash", u64, struct group, groups, GROUPS_MAX);
+BPF_TABLE("lru_hash", struct fragment, struct owner, fragments, FRAGMENTS_MAX);
 BPF_ARRAY(sightings, struct sighting, SIGHTINGS);
 BPF_ARRAY(heads, u64, SIGHTINGS); /* the first sk_buff with data at an address */
 BPF_PERCPU_ARRAY(counters, struct counters, SLOTS);

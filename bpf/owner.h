@@ -6,6 +6,7 @@
  * users are learned in process context only, at each use of a socket, and remembered past its close.
  */
 
+#define PF_EXITING     0x00000004
 #define PF_IO_WORKER   0x00000010
 #define PF_USER_WORKER 0x00004000
 #define PF_KTHREAD     0x00200000
@@ -51,43 +52,130 @@ static inline enum via context_of(void *ctx, struct control *control)
 	return LOAD(SYSCALL_NUMBER_TYPE, stack + control->entry_regs) >= 0 ? VIA_CURRENT : VIA_UNKNOWN;
 }
 
-/* Whether the system call that is going on has a descriptor of this socket for its first argument. */
-static inline int is_first_argument(u8 *sk, struct control *control)
+/* The address of the number of the system call that is going on; its arguments stand around it. */
+static inline u64 call_of(u8 *task, struct control *control)
 {
-	u8 *task = current_task(), *socket = FIELD(u8 *, sk, SOCK_SOCKET);
+	return TASK(u64, STACK) + control->entry_regs;
+}
 
-	if (!socket)
-		return 0;
-	/* The first argument stands before the number: di and orig_ax on x86-64, orig_x0 and syscallno on arm64. */
-	u64 descriptor = LOAD(u64, TASK(u64, STACK) + control->entry_regs - 8);
+/* Whether a descriptor of `current` leads to a file. */
+static inline int is_descriptor_of(u8 *task, u64 file, u32 descriptor)
+{
 	u8 *files = TASK(u8 *, FILES), *table = FIELD(u8 *, files, FILES_TABLE);
 
-	u64 file = LOAD(u64, FIELD(u64, table, TABLE_FILES) + (u32)descriptor * 8ULL);
+	return descriptor < FIELD(u32, table, TABLE_SIZE) &&
+	       LOAD(u64, FIELD(u64, table, TABLE_FILES) + descriptor * 8ULL) == file;
+}
 
-	return file && file == FIELD(u64, socket, SOCKET_FILE);
+/* Whether any of the first DESCRIPTORS_MAX descriptors of `current` leads to a file. `scratch` is overwritten. */
+static inline int has_descriptor_of(u8 *task, u64 file, struct owner *scratch)
+{
+	u8 *files = TASK(u8 *, FILES), *table = FIELD(u8 *, files, FILES_TABLE);
+	u64 *slots = (u64 *)scratch, at = FIELD(u64, table, TABLE_FILES);
+	u32 size = FIELD(u32, table, TABLE_SIZE);
+
+	for (u32 i = 0; i < DESCRIPTORS_MAX && i < size; i += 8) { /* a table's size is a multiple of 64 */
+		if (READ(slots, sizeof(*scratch), at + i * 8ULL))  /* 8 of them */
+			return 0;
+		if (slots[0] == file || slots[1] == file || slots[2] == file || slots[3] == file ||
+		    slots[4] == file || slots[5] == file || slots[6] == file || slots[7] == file)
+			return 1;
+	}
+	return 0;
+}
+
+/* What a system call does with sockets that are not its first argument. */
+enum call {
+	CALL_OTHER,
+	CALL_SPLICES, /* sends on its third argument */
+	CALL_CLOSES,
+	CALL_SUBMITS, /* does what requests in memory say: io_uring, Linux AIO */
+};
+
+/* By its number. */
+static inline enum call kind_of_call(u32 number)
+{
+	if (number == SYSCALL_SPLICE)
+		return CALL_SPLICES;
+	if (number == SYSCALL_IO_URING_ENTER || number == SYSCALL_IO_SUBMIT)
+		return CALL_SUBMITS;
+	if (number == SYSCALL_CLOSE || number == SYSCALL_CLOSE_RANGE || number == SYSCALL_DUP2 ||
+	    number == SYSCALL_DUP3 || number == SYSCALL_EXIT || number == SYSCALL_EXIT_GROUP)
+		return CALL_CLOSES;
+	return CALL_OTHER;
+}
+
+/* The same of a system call of a 32-bit program. */
+static inline enum call kind_of_compat_call(u32 number)
+{
+	if (number == COMPAT_SPLICE)
+		return CALL_SPLICES;
+	if (number == COMPAT_IO_URING_ENTER || number == COMPAT_IO_SUBMIT)
+		return CALL_SUBMITS;
+	if (number == COMPAT_CLOSE || number == COMPAT_CLOSE_RANGE || number == COMPAT_DUP2 ||
+	    number == COMPAT_DUP3 || number == COMPAT_EXIT || number == COMPAT_EXIT_GROUP)
+		return CALL_CLOSES;
+	return CALL_OTHER;
 }
 
 /*
- * Whether the system call that is going on can be at work on this socket.
+ * Whether the system call that is going on is at work on a socket: `file` is that of its struct socket, 0 for none.
  *
- * Not every packet that leaves in process context is sent by the process: one that writes to a tun device runs the whole
- * receive path, and answers leave on other processes' sockets; one that makes a neighbour known, or empties a queue, sends
- * what others have left there. A system call that sends on a socket with connections holds its lock, which the receive path
- * never does (sk_lock.owned in include/net/sock.h). Without connections there is no lock: the system call has to name the
- * socket - or be io_uring's or splice(2), which do not name it first, and are believed.
+ * Not every packet that leaves in process context is sent by the process: one that gives verdicts on packets (NFQUEUE), writes
+ * to a tun device, makes a neighbour known, empties a queue or polls a device sends what others have left there, while they,
+ * on another processor, may hold the locks of their sockets. So each system call has to prove it:
+ * - one that names the socket by a descriptor, first of its arguments (send, write, recv, connect, shutdown, setsockopt,
+ *   sendfile, ...), or third (splice), has the socket's file there;
+ * - one that closes has no descriptor any more: the socket is being released (inet_release takes it from the struct socket
+ *   before the protocol closes it) and its lock is held, which the one who releases it does;
+ * - io_uring and Linux AIO name no socket, and their workers have no system call: the socket is known to be of this process, or
+ *   one of its descriptors. At its use (`is_use`: the socket layer was called) it may be one of nobody known, too: sockets can be
+ *   registered with io_uring alone.
+ * `scratch` is overwritten.
  */
-static inline int is_at_work_on(u8 *sk, struct control *control)
+static inline int is_at_work_on(u64 sk, u64 socket, u64 file, struct control *control, struct owner *scratch,
+				const int is_use)
 {
-	u16 type = FIELD(u16, sk, SOCK_TYPE);
 	u8 *task = current_task();
+	u64 call = call_of(task, control);
+	u32 flags = TASK(u32, FLAGS), kind = CALL_SUBMITS;
 
-	if (type == SOCK_STREAM || type == SOCK_SEQPACKET || type == SOCK_DCCP)
-		return FIELD(u32, sk, SOCK_LOCKED) != 0;
-	if (is_first_argument(sk, control) || TASK(u32, FLAGS) & (PF_IO_WORKER | PF_USER_WORKER))
+	if (!file)
+		return 0;
+	if (is_descriptor_of(task, file, LOAD(u64, call + CALL_ARGUMENT_0)))
 		return 1;
-	SYSCALL_NUMBER_TYPE number = LOAD(SYSCALL_NUMBER_TYPE, TASK(u64, STACK) + control->entry_regs);
+	if (!(flags & (PF_IO_WORKER | PF_USER_WORKER))) {
+		u32 number = LOAD(u32, call);
 
-	return number == SYSCALL_IO_URING_ENTER || number == SYSCALL_SPLICE;
+		if (TASK(u32, COMPAT) & COMPAT_BIT) {
+			u64 argument = LOAD(u64, call + CALL_ARGUMENT_0_COMPAT);
+			u32 descriptor = argument;
+
+			if (number ==
+			    COMPAT_SOCKETCALL) /* its arguments lie in memory, where the second says */
+				bpf_probe_read_user(&descriptor, 4,
+						    (void *)(u64)LOAD(u32, call + CALL_ARGUMENT_1_COMPAT));
+			if (is_descriptor_of(task, file, descriptor))
+				return 1;
+			kind = kind_of_compat_call(number);
+		} else {
+			kind = kind_of_call(number);
+		}
+		if (flags & PF_EXITING)
+			kind = CALL_CLOSES;
+	}
+	if (kind == CALL_SPLICES)
+		return is_descriptor_of(task, file, LOAD(u64, call + CALL_ARGUMENT_2));
+	if (kind == CALL_CLOSES)
+		return !LOAD(u64, socket + SOCKET_SK) && LOAD(u32, sk + SOCK_LOCKED);
+	if (kind != CALL_SUBMITS)
+		return 0;
+	struct owner *known = owners.lookup(&sk);
+	int is_known = known && known->inode == LOAD(u64, socket + SOCKET_INODE);
+
+	if (is_known && known->user.tgid == TASK(u32, TGID))
+		return 1;
+	return has_descriptor_of(task, file, scratch) || (is_use && !is_known);
 }
 
 /* Takes `current` for the user. A worker that the kernel runs for a process (io_uring, vhost) has a name of its own
@@ -166,29 +254,39 @@ static inline void learn_owner(u64 sk, struct user *user, struct workspace *work
 	flows.update(&work->flow, owner);
 }
 
-/* `current` uses a socket: sends, receives, connects, accepts. Counts only in process context. `sock` is the head of the
-   socket, in place or copied. One that begins to listen is entered as a flow, also where its user is known. */
-static inline void learn_use(void *ctx, u64 sk, struct sock_head *sock, struct workspace *work, int listens)
+/* `current` uses a socket: sends, receives, connects, accepts. Counts only in process context, and where the system call is at
+   work on this socket, or has just made it (`is_new`). `sock` is the head of the socket, in place or copied. One that begins to
+   listen is entered as a flow, also where its user is known. */
+static inline void learn_use(void *ctx, u64 sk, struct sock_head *sock, struct workspace *work,
+			     const int listens, const int is_new)
 {
-	u32 zero = 0;
+	u32 zero = 0, family = SOCK(u16, FAMILY);
+	u64 identity = SOCK_IDENTITY(sock);
 	struct control *control = controls.lookup(&zero);
 	struct user user;
 
-	if (!control || (SOCK(u16, FAMILY) != AF_INET && SOCK(u16, FAMILY) != AF_INET6))
+	if (!control || (family != AF_INET && family != AF_INET6))
 		return;
 	if (context_of(ctx, control) != VIA_CURRENT)
 		return;
 	use_current(&user);
-	if ((listens || !is_known_user(sk, SOCK_IDENTITY(sock), &user)) &&
-	    !READ(&work->sock, sizeof(work->sock), sk))
+	if (!listens && is_known_user(sk, identity, &user))
+		return;
+	u64 socket = LOAD(u64, sk + SOCK_SOCKET);
+
+	if (!is_new && !is_at_work_on(sk, socket, socket ? LOAD(u64, socket + SOCKET_FILE) : 0, control,
+				      &work->owner, 1))
+		return;
+	if (!READ(&work->sock, sizeof(work->sock), sk))
 		learn_owner(sk, &user, work, listens);
 }
 
 /* The same where the socket cannot be looked at in place. */
-static inline void learn_use_at(void *ctx, u64 sk, struct workspace *work, int listens)
+static inline void learn_use_at(void *ctx, u64 sk, struct workspace *work, const int listens,
+				const int is_new)
 {
 	if (!READ(&work->sock, SOCK_SHORT, sk))
-		learn_use(ctx, sk, &work->sock, work, listens);
+		learn_use(ctx, sk, &work->sock, work, listens, is_new);
 }
 
 /*
@@ -226,7 +324,7 @@ static inline struct owner *lookup_flow(struct flow *flow)
 /*
  * A TCP socket changes its state.
  *
- * A connection that came in is of nobody yet: its flow is entered without a user, who is known when the socket has been
+ * One that connects is of who makes it connect. A connection that came in is of nobody yet: its flow is entered without a user, who is known when the socket has been
  * accepted. A flow stays after its end, for the last packets; the mark tells it from the next one of the same ports.
  */
 static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct workspace *work)
@@ -235,7 +333,11 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 	struct owner *owner = &work->owner;
 
 	if (after == TCP_LISTEN) { /* the tracepoint stands before the state is set: inet_sk_state_store */
-		learn_use_at(ctx, sk, work, 1);
+		learn_use_at(ctx, sk, work, 1, 0);
+		return;
+	}
+	if (after == TCP_SYN_SENT) { /* connect(2): its SYN may have to wait, and leave on another's back */
+		learn_use_at(ctx, sk, work, 0, 0);
 		return;
 	}
 	if (after != TCP_CLOSE && !(before == TCP_SYN_RECV && after == TCP_ESTABLISHED))
@@ -287,6 +389,8 @@ static inline enum via find_holder(struct control *control, struct packet *packe
 
 	if (packet->inode && holder) {
 		packet->user = *holder;
+		if (!holder->tid && holder->start)
+			return VIA_GROUP;
 		return holder->tgid ? VIA_INODE : VIA_UNKNOWN;
 	}
 	/* Bounded: a flood of strange sockets must not become a flood of upcalls. */
@@ -296,38 +400,95 @@ static inline enum via find_holder(struct control *control, struct packet *packe
 	return VIA_UNRESOLVED;
 }
 
-/* An echo request leaves: the reply with the same identifier from there is its sender's. */
-static inline void learn_echo(struct packet *packet, struct skb *skb)
+/* How long two senders of requests with one answer leave it to nobody: as an ended flow remains. */
+#define AMBIGUOUS_NS FLOW_REMAINS_NS
+
+/* Whether a socket whose packet leaves may ask for a connection or an echo: TCP until it has an answer, and all but UDP. */
+static inline int may_ask(u32 protocol, u32 state)
+{
+	if (protocol == IPPROTO_TCP)
+		return state == TCP_SYN_SENT || state == TCP_CLOSE;
+	return protocol != IPPROTO_UDP;
+}
+
+/*
+ * A packet that asks leaves (SYN, echo request), on a socket of which may_ask: the answer will come by its flow, as the packet
+ * stands on the wire, and is for packet->user, however that one was found. A user who is not known (yet) takes the place of the
+ * one before, too, and so do several (`is_group`): the answer then asks for the socket's user again.
+ *
+ * Two open sockets of two processes that ask the same (pings with one identifier): whose the answers are cannot be told, until only
+ * one has asked for AMBIGUOUS_NS. Such an entry has no socket; `identity` is that of the last who asked, `time` when they alternated.
+ */
+static inline void renew_flow(struct packet *packet, struct skb *skb, int is_group)
 {
 	struct workspace *work = &packet->work;
+	struct flow *flow = &work->flow;
 	struct headers headers;
-	u32 protocol = socket_protocol(packet->sk);
+	u64 sk = packet->sk;
 
-	if (protocol != IPPROTO_ICMP && protocol != IPPROTO_ICMPV6)
-		return;
 	flow_of_sent(packet, skb, &headers);
-	if (!headers.transport || (work->flow.remote_port != 8 && work->flow.remote_port != 128))
+	if (!headers.transport)
 		return;
-	struct owner *known = flows.lookup(&work->flow), *owner = &work->owner;
+	if (flow->protocol == IPPROTO_TCP) {
+		if ((headers.word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) != TCP_SYN_IN_WORD)
+			return;
+	} else if (flow->protocol == IPPROTO_ICMP) {
+		if (flow->remote_port != ICMP_ECHO)
+			return;
+	} else if (flow->protocol != IPPROTO_ICMPV6 || flow->remote_port != ICMPV6_ECHO_REQUEST) {
+		return;
+	}
+	struct owner *known = lookup_flow(flow), *owner = &work->owner;
 
-	if (known && known->sk == packet->sk && is_same_user(&known->user, &packet->user))
+	if (known && known->sk == sk && !known->time && is_same_user(&known->user, &packet->user))
 		return;
 	owner->user = packet->user;
-	owner->sk = packet->sk;
-	owner->inode = owner->identity = owner->time = 0;
-	/* Two sockets ping the same host with the same identifier: whose the replies are cannot be told. */
-	if (known && known->sk != packet->sk && known->user.tgid != packet->user.tgid)
+	if (is_group)
 		__builtin_memset(&owner->user, 0, sizeof(owner->user));
-	flows.update(&work->flow, owner);
+	owner->sk = sk;
+	owner->inode = socket_inode(sk);
+	owner->identity = LOAD(u32, sk + SOCK_HASH) | (u64)LOAD(u32, sk + SOCK_DPORT) << 32;
+	owner->time = 0;
+	if (known && known->sk != sk && flow->protocol != IPPROTO_TCP) {
+		u64 was_ambiguous = !known->sk && packet->time - known->time < AMBIGUOUS_NS;
+		u64 alternates = known->sk ? known->inode && known->inode == socket_inode(known->sk) &&
+						     known->user.tgid != packet->user.tgid
+					   : was_ambiguous && known->identity != sk;
+
+		if (was_ambiguous || alternates) {
+			__builtin_memset(&owner->user, 0, sizeof(owner->user));
+			owner->time = alternates ? packet->time : known->time;
+			owner->sk = owner->inode = 0;
+			owner->identity = sk;
+		}
+	}
+	flows.update(flow, owner);
+}
+
+/* A packet of a socket that its users have closed, and that has given back its ports (tcp_disconnect): its user by the flow that is
+   this socket's. Returns whether it is known. */
+static inline int find_ended(struct packet *packet, struct skb *skb)
+{
+	struct headers headers;
+	struct owner *owner;
+
+	flow_of_sent(packet, skb, &headers);
+	if (!headers.transport || packet->work.flow.protocol != IPPROTO_TCP)
+		return 0;
+	owner = find_flow(&packet->work.flow);
+	if (!owner || owner->sk != packet->sk || !owner->user.tgid)
+		return 0;
+	packet->user = owner->user;
+	return 1;
 }
 
 /*
  * Fills in who sent a packet; leaves zeros where it is not known. Returns how it was found.
  *
  * A packet without a socket is nobody's: forwarded, or the kernel's own (ARP, ND, IGMP). So is one of a socket that the
- * kernel made for itself (ICMP, RST), but for the last ACKs of a TCP connection whose user is remembered. In process
- * context the system call is at work on the packet's socket: its process is the sender - where the packet was handed over
- * (`is_first`), not where it is taken from a queue.
+ * kernel made for itself (ICMP, RST), but for the last ACKs of a TCP connection whose user is remembered. Where the packet was
+ * handed over (`is_first`), not where it is taken from a queue, the process whose system call is at work on its socket is the
+ * sender. Else the socket's last user is, whoever's system call or softirq it leaves in.
  */
 static inline enum via find_sender(void *ctx, struct control *control, struct packet *packet, struct skb *skb,
 				   int is_first)
@@ -343,18 +504,23 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 
 	if (!sock)
 		return SKB(u32, SKB_IIF) ? VIA_FORWARDED : VIA_KERNEL;
-	if (is_first && SOCK_BIT(REFCNT) && SOCK(u8, STATE) != TCP_NEW_SYN_RECV &&
-	    context_of(ctx, control) == VIA_CURRENT && is_at_work_on(whole, control)) {
-		u16 remote_port = SOCK(u16, DPORT);
+	u32 asks = may_ask(FIELD(u16, whole, SOCK_PROTOCOL), SOCK(u8, STATE));
 
-		use_current(&packet->user);
-		if (!is_known_user(packet->sk, SOCK_IDENTITY(sock), &packet->user) &&
-		    !READ(&work->sock, sizeof(work->sock), packet->sk))
-			learn_owner(packet->sk, &packet->user, work, 0);
-		if (!remote_port)
-			learn_echo(packet, skb);
-		note_use(packet);
-		return VIA_CURRENT;
+	if (is_first && SOCK_BIT(REFCNT) && SOCK(u8, STATE) != TCP_NEW_SYN_RECV &&
+	    context_of(ctx, control) == VIA_CURRENT) {
+		u8 *socket = FIELD(u8 *, whole, SOCK_SOCKET);
+
+		if (is_at_work_on(packet->sk, (u64)socket, socket ? FIELD(u64, socket, SOCKET_FILE) : 0,
+				  control, &work->owner, 0)) {
+			use_current(&packet->user);
+			if (!is_known_user(packet->sk, SOCK_IDENTITY(sock), &packet->user) &&
+			    !READ(&work->sock, sizeof(work->sock), packet->sk))
+				learn_owner(packet->sk, &packet->user, work, 0);
+			if (asks)
+				renew_flow(packet, skb, 0);
+			note_use(packet);
+			return VIA_CURRENT;
+		}
 	}
 	sock = &work->sock;
 	READ(sock, sizeof(*sock), packet->sk);
@@ -376,14 +542,33 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 		packet->user = owner->user;
 		return VIA_FLOW;
 	}
+	enum via via = VIA_SOCKET;
+
 	packet->inode = socket_inode(packet->sk);
 	owner = owners.lookup(&packet->sk);
 	if (owner && is_owner_of(owner, sock, packet->inode)) {
 		packet->user = owner->user;
-		/* The ACK that answers a SYN-ACK finds no connection yet: until there is one, the listener's. */
-		if (is_request)
-			flows.update(&work->flow, owner);
-		return VIA_SOCKET;
+		/* Learned before it had its ports, and perhaps looked for when it is closed. */
+		if (owner->identity != SOCK_IDENTITY(sock))
+			owner->identity = SOCK_IDENTITY(sock);
+	} else if (is_request || packet->inode || !find_ended(packet, skb)) {
+		via = find_holder(control, packet);
+	} else {
+		via = VIA_FLOW;
 	}
-	return find_holder(control, packet);
+	if (is_request) {
+		/* The ACK that answers a SYN-ACK finds no connection yet: until there is one, the listener's. */
+		owner = &work->owner;
+		owner->user = packet->user;
+		if (via == VIA_GROUP) /* which is no user: each packet shall find it anew */
+			__builtin_memset(&owner->user, 0, sizeof(owner->user));
+		owner->inode = packet->inode;
+		owner->identity = SOCK_IDENTITY(sock);
+		owner->sk = packet->sk;
+		owner->time = 0;
+		flows.update(&work->flow, owner);
+	} else if (asks) {
+		renew_flow(packet, skb, via == VIA_GROUP);
+	}
+	return via;
 }

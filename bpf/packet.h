@@ -26,9 +26,9 @@ struct packet {
 	u64 net;   /* its network namespace */
 	u64 sk;	   /* the packet's socket; then the one whose user was looked for, whose head is in `work` */
 	u64 inode; /* of that one; 0: none */
-	u64 address; /* of its sk_buff */
-	u64 head;  /* of the data's memory */
-	u64 data;  /* where the stack has arrived in it */
+	u64 address;	/* of its sk_buff */
+	u64 head;	/* of the data's memory */
+	u64 data;	/* where the stack has arrived in it */
 	u64 linear_end; /* of the linear part */
 	u64 time;	/* ns since boot, suspend left out */
 	u64 packet_id;	/* epb_packetid; 0: none */
@@ -41,12 +41,13 @@ struct packet {
 	u64 verdict;	/* control->device_filter, when `unwanted` was found out; 0: this is another device */
 	u64 guard;	/* 1: its addresses prove no receiver, see guard.h */
 	struct guard guards[GUARDS]; /* what was found out of some devices */
-	u64 sent[3];	/* the last use of a socket that was learned: see note_use */
+	u64 sent[3];		     /* the last use of a socket that was learned: see note_use */
 	struct key key;
 	struct user user;
 	u64 device_name[2];
 	struct shared shared;
 	struct workspace work;
+	struct group group; /* of those who may get it */
 	struct skb skb; /* a copy of it, where it cannot be looked at in place; then of those of its chain */
 };
 BPF_PERCPU_ARRAY(packets, struct packet, 3);

@@ -44,15 +44,35 @@ static inline enum via find_followed(struct control *control, struct packet *pac
 {
 	u64 last = sighting->places[sighting->count - 1 & (SIGHTING_PLACES - 1)];
 
+	if (sighting->via == VIA_GROUP)
+		return VIA_GROUP;
 	if (packet->user.tgid)
-		return sk && !(last & 1) ? sighting->via : VIA_PATH; /* still on its way down a stack of devices */
+		return sk && !(last & 1) ? sighting->via
+					 : VIA_PATH; /* still on its way down a stack of devices */
 	if (sk)
 		return sighting->via;
 	if (sighting->via == VIA_UNRESOLVED)
-		return resolve_socket(control, packet, sighting->origin.sk, sighting->origin.identity, VIA_PATH);
+		return resolve_socket(control, packet, sighting->origin.sk, sighting->origin.identity,
+				      VIA_PATH);
 	if (direction == IN)
 		return VIA_UNKNOWN;
 	return SKB(u32, SKB_IIF) ? VIA_FORWARDED : VIA_KERNEL;
+}
+
+/* Whether the packet may still be translated on its way out: the kprobe stands before what is at the device's egress. */
+static inline int may_change(struct packet *packet)
+{
+	u64 changes = 0;
+
+#ifdef KPROBE
+#ifdef DEV_TC_EGRESS
+	changes |= LOAD(u64, packet->dev + DEV_TC_EGRESS);
+#endif
+#ifdef DEV_NF_EGRESS
+	changes |= LOAD(u64, packet->dev + DEV_NF_EGRESS);
+#endif
+#endif
+	return changes != 0;
 }
 
 /* A packet leaves: notes whose the answer will be. */
@@ -73,22 +93,28 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	} else if (flow->protocol != IPPROTO_TCP && flow->protocol != IPPROTO_UDP) {
 		return;
 	}
+	if (may_change(packet))
+		return;
 	flow->on_wire = 1;
 	known = flows.lookup(flow);
-	if (!packet->user.tgid && !origin->identity) {
+	if (packet->key.via == VIA_GROUP) /* which is no user: each answer shall find it anew */
+		__builtin_memset(&owner->user, 0, sizeof(owner->user));
+	else
+		owner->user = packet->user;
+	if (!owner->user.tgid && !origin->identity) {
 		if (known)
 			flows.delete(flow);
 		return;
 	}
+	u64 is_known_user = owner->user.tgid;
 	u64 is_new = flow->protocol == IPPROTO_TCP &&
 		     (headers.word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD;
 	u64 age = known ? packet->time - known->time : WIRE_LASTS_NS;
 	u64 was_request = known ? known->time & WIRE_IS_REQUEST : 0;
 
-	owner->user = packet->user;
 	if (known && !is_new) {
 		if ((known->sk == origin->sk || !origin->sk) && was_request == origin->is_request &&
-		    is_same_user(&known->user, &packet->user)) {
+		    is_same_user(&known->user, &owner->user)) {
 			if (age > WIRE_RENEWS_NS)
 				known->time = packet->time & ~WIRE_IS_REQUEST | was_request;
 			return;
@@ -96,7 +122,7 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 		if (age < WIRE_LASTS_NS && known->sk != origin->sk && !was_request) {
 			if (!known->user.tgid && !known->identity) /* of two */
 				return;
-			if (packet->user.tgid && known->user.tgid && known->user.tgid != packet->user.tgid &&
+			if (owner->user.tgid && known->user.tgid && known->user.tgid != owner->user.tgid &&
 			    known->inode && socket_inode(known->sk) == known->inode) {
 				__builtin_memset(&owner->user, 0, sizeof(owner->user));
 			}
@@ -104,7 +130,7 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	}
 	owner->sk = origin->sk;
 	owner->inode = socket_inode(origin->sk);
-	owner->identity = packet->user.tgid ? 0 : origin->identity;
+	owner->identity = is_known_user ? 0 : origin->identity;
 	owner->time = packet->time & ~WIRE_IS_REQUEST | origin->is_request;
 	flows.update(flow, owner);
 	control->wired = 1;
@@ -153,8 +179,8 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 	packet->user = owner->user;
 	if (packet->user.tgid)
 		return VIA_FLOW;
-	return owner->identity ? resolve_socket(control, packet, owner->sk, owner->identity, VIA_FLOW) :
-				 VIA_UNKNOWN;
+	return owner->identity ? resolve_socket(control, packet, owner->sk, owner->identity, VIA_FLOW)
+			       : VIA_UNKNOWN;
 }
 
 /* Whether a packet that arrives is not for an address of the device: it passes, or is for another device's address. */

@@ -4,7 +4,8 @@
  *
  * TCP: by the flow, which was learned when the connection was made, or by the listening socket for a SYN. UDP: in the
  * kernel's own table of sockets, by the kernel's rules (udp4_lib_lookup2, udp6_lib_lookup2, compute_score in net/ipv4/udp.c
- * and net/ipv6/udp.c). Echo replies: by the request that left. All else, and whatever has more than one candidate, is unknown.
+ * and net/ipv6/udp.c). Echo replies: by the request that left. Where there are several candidates, Python says what they have in
+ * common. All else is unknown.
  * skb->sk of a received packet may be the sender's, on this very machine: it is never looked at.
  * All this holds where nothing stands between the hook and the socket (guard.h); else path.h alone tells the receiver.
  */
@@ -83,14 +84,15 @@ static inline u64 find_above(u64 dev, u64 data, u64 nothing)
 }
 
 /*
- * The UDP socket that takes a packet; 0 where there is none or more than one.
+ * The UDP socket that takes a packet; 0 where there is none. All that would take it are in `group`: more than one with
+ * SO_REUSEPORT, where the kernel chooses later, and of multicast, which all get.
  * `wildcard` tells whether it is bound to no address, so that the packet may be for another host.
  */
 static inline u64 find_udp_socket(struct control *control, u64 net, u32 ifindex, struct flow *flow,
-				  u32 multicast, struct sock_head *sock, u32 *wildcard)
+				  u32 multicast, struct sock_head *sock, u32 *wildcard, struct group *group)
 {
 	u64 best = 0, nothing = control->nothing;
-	u64 best_score = 0, ties = 0, v4 = flow->family == AF_INET, counts = multicast ? 0 : ~0ULL;
+	u64 best_score = 0, found = 0, v4 = flow->family == AF_INET, counts = multicast ? 0 : ~0ULL;
 #ifdef NET_UDP_TABLE
 	u64 table = LOAD(u64, net + NET_UDP_TABLE);
 #else
@@ -105,7 +107,7 @@ static inline u64 find_udp_socket(struct control *control, u64 net, u32 ifindex,
 		FORGET(node);
 		FORGET(best);
 		FORGET(best_score);
-		FORGET(ties);
+		FORGET(found);
 		if (!node)
 			break;
 		u64 sk = node - SOCK_NODE;
@@ -135,19 +137,66 @@ static inline u64 find_udp_socket(struct control *control, u64 net, u32 ifindex,
 		score = (any(other) - 1) & ((score & counts) + 1);
 		u64 is_better = best_score - score >> 63;
 
-		ties = (is_better - 1) & (ties | any(score) & 1 - any(score ^ best_score));
+		u64 is_as_good = any(score) & 1 - any(score ^ best_score);
+
+		found &= is_better - 1;
+		group->sks[BOUND(found, GROUP_MAX - 1)] = sk; /* the next one's place, if this is none */
+		found += is_better | is_as_good;
 		best += -is_better & (sk - best);
 		best_score += -is_better & (score - best_score);
 	}
 	*wildcard = best_score < 64;
-	return node || ties ? 0 : best;
+	group->count = found;
+	return node ? 0 : best;
 }
 
-/* The socket that listens for a connection: its record; NULL where none is known, or several share the port. */
+/* The sockets that share a port with one: fills in `group`; whether there are several. */
+static inline int find_sharing(u64 sk, struct group *group)
+{
+	u64 sharing = LOAD(u64, sk + SOCK_REUSEPORT);
+
+	group->count = sharing ? LOAD(u16, sharing + REUSEPORT_SOCKETS) : 0;
+	if (group->count <= 1)
+		return 0;
+	READ(group->sks, sizeof(group->sks), sharing + REUSEPORT_LIST);
+	return 1;
+}
+
+/*
+ * What those have in common who may get a packet: known by the inodes of their sockets, in any order. Python knows it, or is asked.
+ */
+static inline enum via find_group(struct control *control, struct packet *packet)
+{
+	struct group *group = &packet->group;
+	u64 number = 0, nothing = control->nothing;
+	enum via via;
+
+	if (group->count > GROUP_MAX)
+		return VIA_UNKNOWN;
+	for (u32 i = 0; i < GROUP_MAX; i++) {
+		FORGET(number);
+		if (i >= group->count)
+			break;
+		u64 inode = socket_inode(group->sks[i]), mixed = inode * PRINT_FACTOR;
+
+		if (!inode)
+			return VIA_UNKNOWN;
+		group->inodes[i] = inode;
+		number += (mixed ^ mixed >> 29) * PRINT_FACTOR;
+	}
+	packet->sk = 0;
+	packet->inode =
+		number & ~(1ULL << 62) | 1ULL << 63; /* no inode's number, and none that Python makes */
+	via = find_holder(control, packet);
+	if (via == VIA_UNRESOLVED)
+		groups.update(&packet->inode, group);
+	return via;
+}
+
+/* The socket that listens for a connection: its record; NULL where none is known. */
 static inline struct owner *find_listener(struct flow *flow, u32 *wildcard)
 {
 	struct owner *owner;
-	u64 group;
 
 	flow->remote[0] = flow->remote[1] = flow->remote_port = 0;
 	owner = flows.lookup(flow);
@@ -160,24 +209,22 @@ static inline struct owner *find_listener(struct flow *flow, u32 *wildcard)
 			owner = flows.lookup(flow);
 		}
 	}
-	if (!owner || owner->time)
-		return NULL;
-	group = LOAD(u64, owner->sk + SOCK_REUSEPORT);
-	return group && LOAD(u16, group + REUSEPORT_SOCKETS) > 1 ? NULL : owner;
+	return !owner || owner->time ? NULL : owner;
 }
 
-/* Fills in who will get a packet; leaves zeros where it is not known. Returns how it was found. */
-static inline enum via find_receiver(struct control *control, struct packet *packet, struct skb *skb)
+/* Fills in who will get a packet, and of one in fragments which that is; leaves zeros where it is not known. Returns how it was
+   found. */
+static inline enum via find_receiver_of(struct control *control, struct packet *packet, struct skb *skb,
+					struct headers *headers, struct fragment *fragment)
 {
 	struct workspace *work = &packet->work;
 	struct flow *flow = &work->flow;
 	struct sock_head *sock = &work->sock;
-	struct headers headers;
 	struct wanted wanted;
 	struct owner *owner = NULL;
 	u64 found = 0, nothing = control->nothing, dev = packet->dev, net = packet->net,
 	    cookie = packet->key.net;
-	u32 type = SKB_BITS(PKT_TYPE), wildcard = 0, ifindex = packet->key.ifindex;
+	u32 type = SKB_BITS(PKT_TYPE), wildcard = 0, several = 0, ifindex = packet->key.ifindex;
 
 	packet->sk = 0;
 	if (type == PACKET_OTHERHOST) {
@@ -193,26 +240,40 @@ static inline enum via find_receiver(struct control *control, struct packet *pac
 		return VIA_UNKNOWN;
 	}
 	flow_of_packet(packet->data, packet->linear_end - packet->data, SKB(u16, PROTOCOL), IN, flow,
-		       &headers);
-	if (!headers.transport)
+		       headers);
+	if (headers->fragment) {
+		fragment->net = cookie;
+		fragment->local[0] = flow->local[0];
+		fragment->local[1] = flow->local[1];
+		fragment->remote[0] = flow->remote[0];
+		fragment->remote[1] = flow->remote[1];
+		fragment->id = headers->id;
+		fragment->protocol = flow->protocol;
+		fragment->family = flow->family;
+	}
+	if (!headers->transport)
 		return VIA_UNKNOWN;
 	flow->net = cookie;
 	wanted.address[0] = flow->local[0];
 	wanted.address[1] = flow->local[1];
 	wanted.family = flow->family;
-	wanted.multicast = headers.multicast | type == PACKET_BROADCAST | type == PACKET_MULTICAST;
+	wanted.multicast = headers->multicast | type == PACKET_BROADCAST | type == PACKET_MULTICAST;
 	if (flow->protocol == IPPROTO_UDP) {
-		found = find_udp_socket(control, net, ifindex, flow, wanted.multicast, sock, &wildcard);
+		found = find_udp_socket(control, net, ifindex, flow, wanted.multicast, sock, &wildcard,
+					&packet->group);
 		wildcard |= wanted.multicast;
+		several = packet->group.count > 1;
 	} else if (flow->protocol == IPPROTO_TCP) {
 		owner = find_flow(flow);
-		if ((headers.word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD) {
+		if ((headers->word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD) {
 			if (owner && owner->time) { /* the same ports again: a new connection */
 				flows.delete(flow);
 				owner = NULL;
 			}
-			if (!owner)
+			if (!owner) {
 				owner = find_listener(flow, &wildcard);
+				several = owner && find_sharing(owner->sk, &packet->group);
+			}
 		}
 	} else if (flow->protocol == IPPROTO_ICMP || flow->protocol == IPPROTO_ICMPV6) {
 		/* A reply's type is the request's but for one: look for the request. */
@@ -220,32 +281,69 @@ static inline enum via find_receiver(struct control *control, struct packet *pac
 
 		if (flow->remote_port != reply)
 			return VIA_UNKNOWN;
-		flow->remote_port = flow->protocol == IPPROTO_ICMP ? 8 : 128;
+		flow->remote_port = flow->protocol == IPPROTO_ICMP ? ICMP_ECHO : ICMPV6_ECHO_REQUEST;
 		owner = flows.lookup(flow);
 	}
 	FORGET(wildcard);
 	FORGET(found);
 	if (!(owner || found) || (wildcard && !has_address(dev, &wanted, nothing)))
 		return VIA_UNKNOWN;
+	if (several)
+		return find_group(control, packet);
 	if (owner) {
 		packet->user = owner->user;
 		if (packet->user.tgid)
 			return VIA_FLOW;
 		found = owner->sk;
+		if (!found) { /* several, as Python has found at the start; or nobody */
+			packet->inode = owner->inode;
+			return owner->inode ? find_holder(control, packet) : VIA_UNKNOWN;
+		}
 	}
-	/* A UDP socket, or a connection that nobody has accepted yet, or nobody has used since. */
+	/* A UDP socket, or one whose connection nobody has accepted yet, or whose user was not known when it asked. */
 	packet->sk = found;
 	if (READ(sock, sizeof(*sock), found) || (owner && owner->identity != SOCK_IDENTITY(sock)))
 		return VIA_UNKNOWN;
 	packet->inode = socket_inode(found);
-	if (!owner) {
-		if (!SOCK_BIT(REFCNT))
-			return VIA_KERNEL;
-		owner = owners.lookup(&packet->sk);
-		if (owner && is_owner_of(owner, sock, packet->inode)) {
-			packet->user = owner->user;
-			return VIA_FLOW;
-		}
+	if (!owner && !SOCK_BIT(REFCNT))
+		return VIA_KERNEL;
+	owner = owners.lookup(&packet->sk);
+	if (owner && is_owner_of(owner, sock, packet->inode)) {
+		packet->user = owner->user;
+		return VIA_FLOW;
 	}
+	return find_holder(control, packet);
+}
+
+#define FRAGMENT_LASTS_NS 1000000000ULL
+
+/* The same for any packet: a fragment that is not the first is for who gets the first one. */
+static inline enum via find_receiver(struct control *control, struct packet *packet, struct skb *skb)
+{
+	struct headers headers = {};
+	struct fragment fragment = {};
+	struct owner *owner = &packet->work.owner;
+	enum via via = find_receiver_of(control, packet, skb, &headers, &fragment);
+
+	if (!fragment.family)
+		return via;
+	if (headers.fragment == FIRST_FRAGMENT) {
+		owner->user = packet->user;
+		owner->inode = packet->inode;
+		owner->identity = via;
+		owner->sk = packet->sk;
+		owner->time = packet->time;
+		fragments.update(&fragment, owner);
+		return via;
+	}
+	owner = fragments.lookup(&fragment);
+	if (!owner || packet->time - owner->time > FRAGMENT_LASTS_NS)
+		return VIA_UNKNOWN;
+	packet->user = owner->user;
+	packet->sk = owner->sk;
+	packet->inode = owner->inode;
+	if (owner->identity != VIA_UNRESOLVED)
+		return owner->identity;
+	READ(&packet->work.sock, sizeof(packet->work.sock), packet->sk);
 	return find_holder(control, packet);
 }

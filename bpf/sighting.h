@@ -49,8 +49,6 @@ static inline struct sighting *find_sighting(u64 skb)
 	return sightings.lookup(&index);
 }
 
-#define PRINT_FACTOR 0x9e3779b97f4a7c15ULL /* odd, its bits well mixed: 2^64 by the golden ratio */
-
 /* What no device changes, nor NAT. */
 static inline u64 print_of(struct packet *packet, struct skb *skb)
 {
@@ -124,7 +122,8 @@ static inline int is_seen_before(struct sighting *entry, struct packet *packet, 
 {
 	struct sighting *known = entry;
 
-	if (entry->skb != skb || entry->print != packet->print) { /* a copy of another one with the same data? */
+	if (entry->skb != skb ||
+	    entry->print != packet->print) { /* a copy of another one with the same data? */
 		u32 index = index_of(packet->head);
 		u64 *first = heads.lookup(&index);
 
@@ -142,8 +141,8 @@ static inline int is_seen_before(struct sighting *entry, struct packet *packet, 
 }
 
 /* Notes where the packet is seen now: as a new one, or further on its way; or only that it is, at no place. */
-static inline void note_sighting(struct sighting *entry, struct packet *packet, u64 skb, u64 place, int is_known,
-				 int nowhere)
+static inline void note_sighting(struct sighting *entry, struct packet *packet, u64 skb, u64 place,
+				 int is_known, int nowhere)
 {
 	if (!is_known) {
 		entry->print = packet->print;

@@ -77,7 +77,8 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 	struct sighting *sighting = find_sighting(address);
 	u8 *dev = SKB(u8 *, DEV);
 	/* The socket of a packet that arrives is its sender's, if it has one. */
-	u64 place = key->net << 33 ^ (u64)key->ifindex << 1 ^ direction & 1, sk = direction == OUT ? packet->sk : 0;
+	u64 place = key->net << 33 ^ (u64)key->ifindex << 1 ^ direction & 1,
+	    sk = direction == OUT ? packet->sk : 0;
 	struct origin origin = {};
 	u64 is_known = 0, follows = 0;
 	u32 via, linked = is_stacked(dev) | packet->guard | (direction == IN && control->wired);
@@ -94,7 +95,8 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 	linked |= packet->is_known;
 	if (is_known && sk)
 		follows = sighting->via != VIA_UNRESOLVED;
-	else if (is_known && (sighting->origin.role == SENDS || sighting->user.tgid))
+	else if (is_known &&
+		 (sighting->origin.role == SENDS || sighting->user.tgid || sighting->via == VIA_GROUP))
 		follows = direction == OUT || is_passing(control, packet, skb);
 	if (follows) {
 		origin = sighting->origin;
@@ -110,7 +112,7 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 			origin.role = via == VIA_KERNEL ? GETS : SENDS;
 			origin.sk = via == VIA_FLOW ? 0 : packet->sk;
 			origin.is_request = packet->sk != sk;
-			origin.identity = via == VIA_UNRESOLVED ? SOCK_IDENTITY(sock) : 0;
+			origin.identity = via == VIA_UNRESOLVED || via == VIA_GROUP ? SOCK_IDENTITY(sock) : 0;
 		} else {
 			origin.role = GETS;
 			via = find_receiver(control, packet, skb);
@@ -124,7 +126,8 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 	key->via = via;
 	key->linked = linked;
 	if (direction == OUT && !only_remember && origin.role == SENDS &&
-	    ((packet->guard && via != VIA_KERNEL) || (follows && !sk) || (control->wired && via == VIA_FORWARDED)))
+	    ((packet->guard && via != VIA_KERNEL) || (follows && !sk) ||
+	     (control->wired && via == VIA_FORWARDED)))
 		enter_wire_flow(control, packet, skb, &origin);
 	if (!linked && !only_remember) {
 		if (sighting->skb == address) /* another packet's by now */
@@ -138,7 +141,7 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 	if (!is_known || sk)
 		sighting->sk = sk;
 	if (follows && !packet->user.tgid)
-		return;
+		return; /* it stays to be found out */
 	sighting->user = packet->user;
 	sighting->via = via;
 	sighting->origin = origin;
@@ -202,7 +205,8 @@ static inline void proceed(void *ctx, struct control *control, struct packet *pa
 		packet->refused = packet->unwanted;
 		if (is_followed(packet, skb, direction))
 			go_on(ctx, direction, IDENTIFY);
-		if (sighting && sighting->skb == packet->address && direction == IN && !is_stacked(SKB(u8 *, DEV)))
+		if (sighting && sighting->skb == packet->address && direction == IN &&
+		    !is_stacked(SKB(u8 *, DEV)))
 			sighting->skb = 0; /* another packet's by now */
 		count(packet->unwanted >> 1, FILTERED);
 		return;
@@ -570,7 +574,7 @@ int on_use(void *ctx)
 	u64 sk = 0;
 
 	READ(&sk, sizeof(sk), KPROBE_ARGUMENT(ctx) + SOCKET_SK);
-	learn_use_at(ctx, sk, &work, 0);
+	learn_use_at(ctx, sk, &work, 0, 0);
 	return 0;
 }
 
@@ -579,7 +583,7 @@ int on_accept(void *ctx)
 {
 	struct workspace work;
 
-	learn_use_at(ctx, KPROBE_ARGUMENT(ctx), &work, 0);
+	learn_use_at(ctx, KPROBE_ARGUMENT(ctx), &work, 0, 1);
 	return 0;
 }
 
@@ -593,7 +597,7 @@ int on_used(void *ctx)
 	asm volatile("" : "+r"(sock));
 	if (packet && was_use_noted(packet, (u64)sock))
 		return 0;
-	learn_use(ctx, (u64)sock, sock, &work, 0);
+	learn_use(ctx, (u64)sock, sock, &work, 0, 0);
 	return 0;
 }
 

@@ -379,3 +379,8 @@ def _read_file(directory: int, name: str, most: int = _FILE_MAX) -> bytes:
     finally:
         os.close(file)
     return data
+
+
+def boot_ns() -> int:
+    """When the machine was started, ns since 1970 UTC."""
+    return time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -1,10 +1,10 @@
 """Who holds a socket: what /proc and the kernel's socket tables say of sockets whose use was not seen.
 
-In: inode numbers of sockets. Out: the one process that has such a socket open, and the TCP sockets that exist, with
+In: inode numbers of sockets. Out: the processes that have such a socket open, and the TCP sockets that exist, with
 their inodes.
 
-The rule: a socket that several processes hold belongs to nobody here, and a scan that did not come to its end, or
-without the capability to look at all processes (CAP_SYS_PTRACE), answers nothing. Looking through the descriptors of
+The rule: the answer is all of them or none. A scan that did not come to its end, or without the capability to look at
+all processes (CAP_SYS_PTRACE), answers nothing. Looking through the descriptors of
 all processes takes long on a large host: a scan that takes too long is given up, and scans take a tenth of the time at
 most, however many questions come.
 
@@ -31,7 +31,6 @@ from typing import NamedTuple
 from skbcapd.attribution.budget import Budget
 from skbcapd.attribution.processes import NS_PER_TICK, User, opened, read_stat, sees_host
 
-NOBODY = User(0, 0, 0, b"")
 SCAN_S = 0.5  # a scan that takes longer is given up, and so long may scans take at once
 GIVEN_UP_S = 60.0  # until the next try
 START_S = 5.0  # for the scan at the start, when no packet waits
@@ -71,7 +70,7 @@ class Flow(NamedTuple):
 
 
 class Holders:
-    """Finds the process that holds a socket.
+    """Finds the processes that hold a socket.
 
     Args:
         proc: where /proc is.
@@ -91,23 +90,23 @@ class Holders:
         self._clock, self._wall, self._busy = clock, wall, busy
         self._scanned_ns = -1  # when the last whole scan began
         self._budget = Budget(SCAN_S, clock)
-        self._found: dict[int, User] = {}
+        self._found: dict[int, tuple[User, ...]] = {}
         self._not_before = float("-inf")
 
-    def find(self, inode: int, seen_ns: int) -> User | None:
-        """The only process that holds a socket.
+    def find(self, inode: int, seen_ns: int) -> tuple[User, ...] | None:
+        """All processes that hold a socket.
 
         Args:
             inode: of the socket.
             seen_ns: when it was seen, in ns since 1970: a scan that began later knows of it.
 
         Returns:
-            Its main thread; NOBODY when none or several hold the socket; None when it is not known yet, because scans
-            have taken their share of the time: a later question may be answered.
+            Their main threads, none if nobody holds it; None when it is not known yet, because scans have taken their
+            share of the time: a later question may be answered.
         """
         begin_ns = self._wall()
         if seen_ns < self._scanned_ns <= begin_ns:  # the clock may have been set back
-            return self._found.get(inode, NOBODY)
+            return self._found.get(inode, ())
         if self._clock() < self._not_before or self._budget.is_spent:
             return self._found.get(inode)
         with self._budget.spending():
@@ -116,12 +115,12 @@ class Holders:
         if found is None:
             self._scanned_ns = -1
             self._not_before = self._clock() + GIVEN_UP_S
-        return None if found is None else found.get(inode, NOBODY)
+        return None if found is None else found.get(inode, ())
 
 
 def all_holders(
     proc: Path = Path("/proc"), seconds: float = START_S, clock: Callable[[], float] = time.monotonic
-) -> dict[int, User] | None:
+) -> dict[int, tuple[User, ...]] | None:
     """Every open socket, of any family.
 
     Args:
@@ -130,14 +129,13 @@ def all_holders(
         clock: seconds.
 
     Returns:
-        Inode to the main thread of the process that holds it, or NOBODY where several do; None when it took too long,
-        or not all could be seen.
+        Inode to the main threads of the processes that hold it; None when it took too long, or not all could be seen.
     """
     if not (sees_host(proc) and _may_look(proc)):
         return None
     is_socket = _socket_info()
     end = clock() + seconds
-    holders: dict[int, User] = {}
+    holders: dict[int, tuple[User, ...]] = {}
     for tgid in _tgids(proc):
         if clock() > end:
             return None
@@ -152,7 +150,7 @@ def all_holders(
         if stat is not None:
             user = User(tgid, tgid, stat.ticks * NS_PER_TICK, stat.comm[:15])
             for inode in inodes:
-                holders[inode] = NOBODY if inode in holders else user
+                holders[inode] = (*holders.get(inode, ()), user)
     return holders
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import platform
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -20,13 +19,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from skbcapd import __version__
 from skbcapd.attribution.namespaces import is_called
-from skbcapd.attribution.processes import NS_PER_TICK, Process, Processes, User
+from skbcapd.attribution.processes import NS_PER_TICK, Process, Processes, User, boot_ns
 from skbcapd.attribution.sockets import Flow
 from skbcapd.capture import checksum
 from skbcapd.capture.resolver import Resolver
-from skbcapd.capture.rules import Rules, Subject, Verdict
+from skbcapd.capture.rules import Person, Rules, Subject, Verdict
 from skbcapd.errors import KernelError
 from skbcapd.filter.packet_filter import Matcher
 from skbcapd.kernel import abi
@@ -34,8 +32,9 @@ from skbcapd.kernel.loader import Loader
 from skbcapd.kernel.marker import Marker
 from skbcapd.kernel.program import Counters, Program
 from skbcapd.kernel.segments import Cut, Range, SegmentReader, Upcall, read_local, walk
+from skbcapd.output.interface import Output, Statistics
 from skbcapd.pcapng.comment import CHECKSUM_NOT_READY, DIRECTION_IN, DIRECTION_OUT, Label, label
-from skbcapd.pcapng.interface import Interface, Sink
+from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.link_type import link_type
 
 ANY = "any"
@@ -44,82 +43,12 @@ _PROOF_SECONDS = 2.0
 _SETTLE_SECONDS = 2.0
 _LABELS_REMEMBERED = 4 * abi.LABELS_MAX
 _TAKEN_REMEMBERED = 2 * abi.SIGHTINGS
-PROCESSES_REPEATED = 4096
 DEVICES_REMEMBERED = 4 * abi.DEVICES_MAX
 INTERFACES_MAX = 1 << 16  # of one section: our own reader takes no more
 _TGID_MAX = 4 << 20  # PID_MAX_LIMIT of include/linux/threads.h
 _TAKEN_IN_KERNEL = {"comm", "pid", "tgid", "none"}  # fields of a comment that need no look at /proc
 # enum via of bpf/layout.h; the plain case is not mentioned
-_VIA = ("", "socket", "flow", "inode", "path", "kernel", "forwarded", "unknown")
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """What became of an interface's packets, since the capture began or, as a difference, since some time.
-
-    `device` is a number that the interface keeps when it gets another id.
-    """
-
-    interface_id: int
-    device: int = 0
-    received: int = 0
-    accepted: int = 0
-    lost: int = 0
-    delivered: int = 0
-
-    def __sub__(self, earlier: Statistics) -> Statistics:
-        return Statistics(
-            self.interface_id,
-            self.device,
-            self.received - earlier.received,
-            self.accepted - earlier.accepted,
-            self.lost - earlier.lost,
-            self.delivered - earlier.delivered,
-        )
-
-
-class Output(Protocol):
-    """Where packets go."""
-
-    labels: bool  # whether blocks that the kernel wrote can be taken as they are
-
-    @property
-    def lost(self) -> int:
-        """Packets that it could not take."""
-        ...
-
-    @property
-    def dumped(self) -> int | None:
-        """Packets in files, where it keeps others in memory; None: all that were not lost."""
-        ...
-
-    def add_interface(self, interface: Interface) -> int:
-        """A device is seen for the first time; returns the number that its packets will carry."""
-        ...
-
-    def add_process(self, process: Process) -> None:
-        """A process is known, or known better; its next packet comes after this."""
-        ...
-
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label) -> None:
-        """One packet through Python."""
-        ...
-
-    def write_blocks(self, view: memoryview) -> None:
-        """Ready blocks."""
-        ...
-
-    def flush(self) -> None:
-        """Hand on what was written; what is behind the last block of a disk may wait for the next call."""
-        ...
-
-    def hurry(self) -> None:
-        """Memory fills up: what is written next should not wait for a disk."""
-        ...
-
-    def finish(self, statistics: Sequence[Statistics]) -> None:
-        """The capture has ended; what became of the packets of each interface since its start."""
-        ...
+_VIA = ("", "socket", "flow", "inode", "path", "kernel", "forwarded", "unknown", "group")  # by enum via
 
 
 class Sampler(Protocol):
@@ -132,71 +61,6 @@ class Sampler(Protocol):
     def look_at_one(self, options: bytes, original_len: int) -> None:
         """A packet through Python."""
         ...
-
-
-class PcapngOutput:
-    """Packets into a pcapng stream, through scapy's writer.
-
-    Args:
-        stream: takes bytes, keeps order.
-        encode: "kernel", or "scapy" for every packet through Python.
-        hurry: tells the stream that memory fills up.
-    """
-
-    lost = 0
-    dumped = None
-
-    def __init__(self, stream: Sink, encode: str = "kernel", hurry: Callable[[], None] = lambda: None) -> None:
-        self.labels = encode == "kernel"
-        self.hurry = hurry
-        self._start_ns = time.time_ns()
-        from skbcapd.pcapng.writer import PcapngWriter  # noqa: PLC0415  see kernel.load: it comes while the compiler works
-
-        self._writer = PcapngWriter(stream)
-        self._writer.write_section(
-            hardware=platform.machine(),
-            os=f"{platform.system()} {platform.release()}",
-            application=f"skbcapd {__version__}",
-        )
-        self.add_interface = self._writer.write_interface
-        self.write_blocks = self._writer.write_blocks
-        self.flush = self._writer.flush
-        self.processes: dict[Process, None] = {}  # the last ones described, in order
-
-    def add_process(self, process: Process) -> None:
-        """One process block, unless it has been written."""
-        if process in self.processes:
-            return
-        self._writer.write_process(process, _boot_ns())
-        self.processes[process] = None
-        if len(self.processes) > PROCESSES_REPEATED:
-            del self.processes[next(iter(self.processes))]
-
-    def finish(self, statistics: Sequence[Statistics]) -> None:
-        """An Interface Statistics Block for each interface."""
-        now = time.time_ns()
-        for one in statistics:
-            self._writer.write_statistics(
-                one.interface_id,
-                now,
-                start_ns=self._start_ns,
-                end_ns=now,
-                received=one.received,
-                filter_accepted=one.accepted,
-                os_dropped=one.lost,
-                delivered=one.delivered,
-            )
-        self._writer.flush()
-
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label) -> None:
-        """One Enhanced Packet Block, built by scapy; the same bytes as the kernel's of a labelled packet."""
-        options = bytearray(stamp.options)
-        at = stamp.flags_at
-        flags = int.from_bytes(options[at : at + 4], "little") | packet.flags
-        options[at : at + 4] = flags.to_bytes(4, "little")
-        if stamp.linked:
-            options[at + 8 : at + 16] = packet.packet_id.to_bytes(8, "little")
-        self._writer.write_packet(interface_id, packet.time_ns, packet.frame, packet.original_len, bytes(options))
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +135,7 @@ class Capture:
         snaplen: bytes kept of each frame.
         limit: stop after so many packets; 0 for no limit.
         warn: takes one line that the user should see.
-        find_holder: the process that holds a socket with an inode number, seen at a time; see Resolver.
+        find_holders: the processes that hold a socket with an inode number, seen at a time; see Resolver.
         list_holders: all of them; None when that takes too long.
         list_flows: the TCP connections and listeners that there are.
         describe_namespace: a network namespace's cookie and inode number to words for `if_description`.
@@ -292,8 +156,8 @@ class Capture:
     snaplen: int = abi.CAPTURE_MAX
     limit: int = 0
     warn: Callable[[str], None] = print
-    find_holder: Callable[[int, int], User | None] = lambda _inode, _seen_ns: None
-    list_holders: Callable[[], Mapping[int, User] | None] = dict
+    find_holders: Callable[[int, int], tuple[User, ...] | None] = lambda _inode, _seen_ns: None
+    list_holders: Callable[[], Mapping[int, tuple[User, ...]] | None] = dict
     list_flows: Callable[[], Sequence[Flow]] = tuple
     describe_namespace: Callable[[int, int], str] = lambda _cookie, inode: f"network namespace {inode}"
     fill: bool = False
@@ -338,7 +202,7 @@ class Capture:
         program.control[abi.WAKE_BACKLOG] = max(1, program.geometry.segment_count // 4)
         program.control[abi.DEVICE_FILTER] = ANY not in self.interfaces or bool(self.exclude or self.namespaces)
         self._set_control()
-        self._resolver = Resolver(program, self.find_holder, _boot_ns)
+        self._resolver = Resolver(program, self.find_holders, boot_ns)
         self._resolver.refill()
 
     def _set_control(self) -> None:
@@ -528,7 +392,9 @@ class Capture:
         """What became of the packets until now."""
         kernel = self.counters()
         lost = self._lost + self.output.lost
-        written = self._counted if self.limit else kernel.delivered - self._filtered - self._duplicates - lost - self._own
+        written = (
+            self._counted if self.limit else kernel.delivered - self._filtered - self._duplicates - lost - self._own
+        )
         dumped = self.output.dumped
         unasked = 0 if dumped is None else written - dumped
         filtered = kernel.filtered + self._filtered
@@ -607,7 +473,7 @@ class Capture:
         if not self._matcher.takes(verdict.filter, device.link_type, packet.frame, packet.original_len):
             self._filtered += 1
             return
-        if self.process_blocks and packet.tgid:
+        if self.process_blocks and packet.tgid and packet.tid:
             self.output.add_process(self._described(packet, process))
         if self.dedup and packet.packet_id and not self._take(packet.packet_id):
             self._duplicates += 1
@@ -641,8 +507,10 @@ class Capture:
         return decision
 
     def _decide(self, packet: Upcall) -> _Decision:
-        process = self._process(packet)
-        return _Decision(process, self.rules.decide(_subject(packet, process)), self._stamp(packet, process))
+        group = self._group(packet)
+        process = None if group else self._process(packet)
+        verdict = self.rules.decide(_subject(packet, process, group))
+        return _Decision(process, verdict, self._stamp(packet, process, group))
 
     def _is_own(self, packet: Upcall) -> bool:
         """Whether it is of the self-test at start."""
@@ -721,18 +589,30 @@ class Capture:
 
     def _process(self, packet: Upcall) -> Process | None:
         """What is known of a packet's process, where a setting asks for more than the kernel program has taken."""
-        is_asked = self.process_blocks or self.rules.needs_process or set(self.comment) - _TAKEN_IN_KERNEL
-        if not packet.tgid or not is_asked:
-            return None
-        return self.processes.find(packet.tgid, packet.tid, packet.start, packet.comm)
+        return self._find(packet.tgid, packet.tid, packet.start, packet.comm) if packet.tgid else None
 
-    def _stamp(self, packet: Upcall, process: Process | None) -> Label:
+    def _find(self, tgid: int, tid: int, start: int, comm: bytes) -> Process | None:
+        is_asked = self.process_blocks or self.rules.needs_process or set(self.comment) - _TAKEN_IN_KERNEL
+        return self.processes.find(tgid, tid, start, comm) if is_asked else None
+
+    def _group(self, packet: Upcall) -> list[Person]:
+        """All who may be meant, where that is more than one; which of its threads is not known of any."""
+        if packet.via != abi.VIA_GROUP:
+            return []
+        members = self._resolver.members(packet.start)
+        return [
+            Person(one.comm, 0, one.tgid, self._find(one.tgid, one.tid, one.start, one.comm)) for one in members
+        ] or [Person(packet.comm, 0, packet.tgid, None)]  # forgotten
+
+    def _stamp(self, packet: Upcall, process: Process | None, group: Sequence[Person]) -> Label:
         """What is stamped on this packet, and on all of its process, device and direction."""
         known: dict[str, bytes | int] = {}
         if packet.tgid:
             known |= {"comm": packet.comm, "pid": packet.tid, "tgid": packet.tgid}
         if process is not None:
             known |= process.fields()
+        if group:
+            known = _common(packet, group)
         fields: list[tuple[str, bytes | str | int]] = [(key, known[key]) for key in self.comment if key in known]
         if packet.via and "none" not in self.comment:
             fields.append(("via", _VIA[packet.via]))
@@ -771,7 +651,20 @@ class Capture:
         )
 
 
-def _subject(packet: Upcall, process: Process | None) -> Subject:
+def _common(packet: Upcall, group: Sequence[Person]) -> dict[str, bytes | int]:
+    """What can be said of a packet that may be any one's of several."""
+    found = [{} if one.process is None else one.process.fields() for one in group]
+    known: dict[str, bytes | int] = {
+        key: value for key, value in found[0].items() if all(other.get(key) == value for other in found)
+    }
+    if packet.comm:
+        known["comm"] = packet.comm
+    if packet.tgid:
+        known["tgid"] = packet.tgid
+    return known
+
+
+def _subject(packet: Upcall, process: Process | None, group: Sequence[Person]) -> Subject:
     """What the rules may ask of a packet."""
     return Subject(
         interface=packet.device,
@@ -782,6 +675,7 @@ def _subject(packet: Upcall, process: Process | None) -> Subject:
         tid=packet.tid,
         tgid=packet.tgid,
         process=process,
+        group=group,
     )
 
 
@@ -797,11 +691,6 @@ def _filled(packet: _Local) -> _Local:
 
 def _is_among(name: str, globs: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, each) for each in globs)
-
-
-def _boot_ns() -> int:
-    """When the machine was started, ns since 1970 UTC."""
-    return time.clock_gettime_ns(time.CLOCK_REALTIME) - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def _speed_bps(name: str) -> int | None:

@@ -4,7 +4,8 @@ In: whose packet it is, its device and direction. Out: a verdict: dropped, or ho
 Asked once per label, in the upcall; the kernel program carries it out on all later packets of the label.
 
 The rule not to break: the first rule whose conditions all hold decides, and a condition on something that is not known
-does not hold. So `{user: root, action: drop}` drops no packet of a process that nobody could look at.
+does not hold. So `{user: root, action: drop}` drops no packet of a process that nobody could look at. Of a packet that
+may be any one's of several processes a condition holds where it holds for all of them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,23 @@ _OF_PROCESS = _FROM_PROC | {"comm", "pid", "tgid"}
 
 
 @dataclass(frozen=True, slots=True)
+class Person:
+    """A process, or one of its threads.
+
+    Args:
+        comm: of the thread.
+        tid: thread; 0 when not known.
+        tgid: process; 0 when not known.
+        process: what /proc says of it; None when not known, or not asked for.
+    """
+
+    comm: bytes
+    tid: int
+    tgid: int
+    process: Process | None
+
+
+@dataclass(frozen=True, slots=True)
 class Subject:
     """What a rule may ask of a packet without a label.
 
@@ -40,6 +58,7 @@ class Subject:
         tid: thread; 0 when not known.
         tgid: process; 0 when not known.
         process: what /proc says of it; None when not known, or not asked for.
+        group: all who may be meant, where that is more than one thread; the four before are not asked for then.
     """
 
     interface: bytes
@@ -50,6 +69,7 @@ class Subject:
     tid: int
     tgid: int
     process: Process | None
+    group: Sequence[Person] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,32 +136,27 @@ class Rules:
             and (rule.via is None or rule.via == subject.via)
             and _fits(rule.interface, subject.interface)
             and (rule.netns is None or is_called(rule.netns, subject.netns, self._named))
-            and any(_is_of(rule, person) for person in self._people(rule, subject))
+            and all(any(_is_of(rule, one) for one in self._people(rule, person)) for person in _meant(subject))
         )
 
-    def _people(self, rule: Rule, subject: Subject) -> Iterator[_Person]:
+    def _people(self, rule: Rule, person: Person) -> Iterator[Person]:
         """Those of whom the rule's conditions on a process may hold."""
-        process = subject.process
-        yield _Person(subject.comm, subject.tid, subject.tgid, process)
+        process = person.process
+        yield person
         if rule.children:
             for _ in range(_ANCESTORS_MAX):
                 process = process and self._parent(process)
                 if process is None:
                     return
-                yield _Person(process.comm, process.tgid, process.tgid, process)
+                yield Person(process.comm, process.tgid, process.tgid, process)
 
 
-@dataclass(frozen=True, slots=True)
-class _Person:
-    """A process, or one of its threads."""
-
-    comm: bytes
-    tid: int
-    tgid: int
-    process: Process | None
+def _meant(subject: Subject) -> Sequence[Person]:
+    """All for whom a rule has to hold."""
+    return subject.group or (Person(subject.comm, subject.tid, subject.tgid, subject.process),)
 
 
-def _is_of(rule: Rule, person: _Person) -> bool:
+def _is_of(rule: Rule, person: Person) -> bool:
     """Whether all that the rule says of a process holds for this one."""
     if not rule.conditions & _OF_PROCESS:
         return True

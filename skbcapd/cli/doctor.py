@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from skbcapd.capture.capture import Capture, PcapngOutput
+from skbcapd.capture.capture import Capture
 from skbcapd.errors import KernelError, SkbcapdError
 from skbcapd.kernel import abi, btf, syscall
 from skbcapd.kernel import program as kernel
+from skbcapd.output.pcapng_output import PcapngOutput
 
 # Source: capabilities(7). It has in it what PERFMON and BPF, split off in Linux 5.8, would give; neither of them
 # shows frame numbers in /proc/PID/pagemap.

@@ -25,7 +25,7 @@ from skbcapd.analysis import split, top
 from skbcapd.attribution import sockets
 from skbcapd.attribution.namespaces import Namespaces
 from skbcapd.attribution.processes import Processes
-from skbcapd.capture.capture import ANY, Capture, Output, PcapngOutput, Totals
+from skbcapd.capture.capture import ANY, Capture, Totals
 from skbcapd.capture.reload import Reload
 from skbcapd.capture.rules import Rules, doubts, filters_of
 from skbcapd.cli import doctor, extcap, status
@@ -44,6 +44,8 @@ from skbcapd.kernel.abi import CAPTURE_MAX, Geometry
 from skbcapd.output import block_writer, directory
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.directory import Keep
+from skbcapd.output.interface import Output
+from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.output.ring import Recorder
 from skbcapd.output.rotation import Limits, RotatingOutput
 
@@ -350,7 +352,7 @@ def _serve(
         limit=count,
         warn=_say,
         describe_namespace=Namespaces().describe,
-        find_holder=sockets.Holders().find,
+        find_holders=sockets.Holders().find,
         list_holders=sockets.all_holders,
         list_flows=sockets.flows,
         ask_for_dump=target.ask if isinstance(target, Recorder) else lambda _why: None,

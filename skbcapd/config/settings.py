@@ -40,7 +40,7 @@ Compress = Literal["none", "gzip", "zstd"]
 Mode = Literal["files", "ring"]
 Attach = Literal["auto", "kprobe", "tracepoint"]
 Action = Literal["keep", "drop", "dump"]
-Via = Literal["current", "socket", "flow", "inode", "path", "kernel", "forwarded", "unknown"]
+Via = Literal["current", "socket", "flow", "inode", "path", "kernel", "forwarded", "unknown", "group"]
 Level = Literal["debug", "info", "warning", "error"]
 
 
@@ -564,8 +564,10 @@ class Settings:
     dedup: Dedup = _key(
         "all",
         _words(Dedup),
-        "A packet that passes several devices (veth, bridge, bond, VLAN). all: on each of them; what belongs together "
-        "has the same epb_packetid. first: only where it is seen first; the others are counted.",
+        "A packet that passes several interfaces (veth, bridge, bond, VLAN, NAT). all: on each of them; what belongs "
+        "together has the same epb_packetid. first: only on the first of those that are captured; the others are "
+        "counted. That is the sender's own interface where it is on this machine. Of a packet from outside it is the "
+        "uplink, where the first of a connection may be of nobody known yet, though a later interface would say.",
     )
     comment: tuple[Comment, ...] = _key(
         "comm, pid, tgid",

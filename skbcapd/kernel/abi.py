@@ -13,12 +13,14 @@ import contextlib
 import os
 import platform
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from skbcapd.errors import KernelError
 from skbcapd.kernel.btf import Btf
+from skbcapd.pcapng.comment import OPTIONS_MAX
 
 SEGMENT_SIZE = 1 << 21
 CAPTURE_MAX = 1 << 18  # longest frame kept; a block of it fits any segment
@@ -26,17 +28,20 @@ UPCALLS_LISTED = 1024
 SLACK = CAPTURE_MAX + 4096  # behind each segment: the verifier sees that a write may start at its last byte
 LISTING = SEGMENT_SIZE + SLACK  # offset of the list of local blocks
 SEGMENT_STRIDE = LISTING + 8 * UPCALLS_LISTED
-OPTIONS_MAX = 512
 LABELS_MAX = 16384
 OWNERS_MAX = 65536
 FLOWS_MAX = 65536
 HOLDERS_MAX = 65536
+GROUP_MAX = 32  # sockets of which any may get a packet; at least UDP_CHAIN_MAX
+GROUPS_MAX = 1024
+FRAGMENTS_MAX = 4096  # packets in fragments, of which the first has come
 SIGHTINGS = 8192  # packets that may be on their way from one device to the next at once
 SIGHTING_PLACES = 8  # where one packet may be seen
-UDP_CHAIN_MAX = 16  # sockets in one slot of the kernel's table
+UDP_CHAIN_MAX = 32  # sockets in one slot of the kernel's table
 ADDRESSES_MAX = 16  # of a device
 ABOVE_MAX = 16  # devices on top of one
 HOOKS_MAX = 8  # of netfilter at one place, for one family
+DESCRIPTORS_MAX = 1024  # of a process, looked through where its system call names no socket
 DEVICES_MAX = 4096
 SLOTS = 4096
 PIECES_MAX = 130  # linear parts and fragments of one frame: 45 fragments at most, or a chain of 64 skbs of two each
@@ -59,7 +64,7 @@ STATE_WORDS = 3  # used, committed, upcalls
 # enum direction and enum via of bpf/layout.h
 IN, OUT = 1, 2
 VIA_CURRENT, VIA_SOCKET, VIA_FLOW, VIA_INODE, VIA_PATH = range(5)
-VIA_KERNEL, VIA_FORWARDED, VIA_UNKNOWN, VIA_UNRESOLVED = range(5, 9)
+VIA_KERNEL, VIA_FORWARDED, VIA_UNKNOWN, VIA_GROUP, VIA_UNRESOLVED = range(5, 10)
 
 COUNTERS = ("seen", "delivered", "filtered", "full", "contended", "start", "duplicate", "spare7")
 
@@ -70,6 +75,8 @@ DEVICE = struct.Struct("<16sII")
 COUNTER_ROW = struct.Struct(f"<{len(COUNTERS)}Q")
 USER = struct.Struct("<IIQ16s")
 OWNER = struct.Struct("<IIQ16sQQQQ")
+GROUP = struct.Struct(f"<Q{GROUP_MAX}Q{GROUP_MAX}Q")
+FRAGMENT = struct.Struct("<Q16s16sIHH")
 FLOW = struct.Struct("<Q16s16sHHBBH")
 UPCALL = struct.Struct("<QIIIIQII16s16s8sQQQQIIIHBx")
 MEASUREMENT = struct.Struct("<QQQQ32sQQQQQQ")
@@ -117,6 +124,8 @@ class Geometry:
             "owners": (8, OWNER.size),
             "flows": (FLOW.size, OWNER.size),
             "holders": (8, USER.size),
+            "groups": (8, GROUP.size),
+            "fragments": (FRAGMENT.size, OWNER.size),
             "counters": (4, COUNTER_ROW.size),
             "measurements": (4, MEASUREMENT.size),
         }
@@ -130,13 +139,43 @@ class Machine:
     syscall: str  # field of pt_regs with the number of the system call
     syscall_type: str
     sendfile: int  # its number
-    splice: int
+    arguments: tuple[tuple[str, int], tuple[str, int]]  # first and third one: field of pt_regs, offset in it
+    calls: Mapping[str, int]  # numbers of those with rules of their own, see is_at_work_on in bpf/owner.h
+    compat: tuple[str, int]  # field of thread_info, and the bit that marks a 32-bit system call
+    compat_arguments: tuple[tuple[str, int], tuple[str, int]]  # first and second one
+    compat_calls: Mapping[str, int]
 
 
-# Source: arch/*/include/asm/ptrace.h, arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h.
+_NO_CALL = 0xFFFFFFFF
+_ANYWHERE = {"io_uring_enter": 426, "close_range": 436}
+
+# Source: arch/*/include/asm/ptrace.h and thread_info.h, arch/x86/entry/syscalls/*.tbl, arch/arm/tools/syscall.tbl,
+# include/uapi/asm-generic/unistd.h.
 MACHINES = {
-    "x86_64": Machine("di", "orig_ax", "s64", 40, 275),
-    "aarch64": Machine("regs", "syscallno", "s32", 71, 76),
+    "x86_64": Machine(
+        *("di", "orig_ax", "s64", 40),
+        (("di", 0), ("dx", 0)),
+        _ANYWHERE
+        | {"splice": 275, "io_submit": 209, "close": 3, "dup2": 33, "dup3": 292}
+        | {"exit": 60, "exit_group": 231},
+        ("status", 1 << 1),  # TS_COMPAT
+        (("bx", 0), ("cx", 0)),
+        _ANYWHERE
+        | {"socketcall": 102, "splice": 313, "io_submit": 248, "close": 6, "dup2": 63, "dup3": 330}
+        | {"exit": 1, "exit_group": 252},
+    ),
+    "aarch64": Machine(
+        *("regs", "syscallno", "s32", 71),
+        (("orig_x0", 0), ("regs", 16)),
+        _ANYWHERE
+        | {"splice": 76, "io_submit": 2, "close": 57, "dup2": _NO_CALL, "dup3": 24}
+        | {"exit": 93, "exit_group": 94},
+        ("flags", 1 << 22),  # TIF_32BIT
+        (("orig_x0", 0), ("regs", 8)),
+        _ANYWHERE
+        | {"socketcall": _NO_CALL, "splice": 340, "io_submit": 246, "close": 6, "dup2": 63, "dup3": 358}
+        | {"exit": 1, "exit_group": 248},
+    ),
 }
 
 
@@ -179,12 +218,16 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "OWNERS_MAX": OWNERS_MAX,
         "FLOWS_MAX": FLOWS_MAX,
         "HOLDERS_MAX": HOLDERS_MAX,
+        "GROUP_MAX": GROUP_MAX,
+        "GROUPS_MAX": GROUPS_MAX,
+        "FRAGMENTS_MAX": FRAGMENTS_MAX,
         "SIGHTINGS": SIGHTINGS,
         "SIGHTING_PLACES": SIGHTING_PLACES,
         "UDP_CHAIN_MAX": UDP_CHAIN_MAX,
         "ADDRESSES_MAX": ADDRESSES_MAX,
         "ABOVE_MAX": ABOVE_MAX,
         "HOOKS_MAX": HOOKS_MAX,
+        "DESCRIPTORS_MAX": DESCRIPTORS_MAX,
         "DEVICES_MAX": DEVICES_MAX,
         "SLOTS": SLOTS,
         "COUNTERS": len(COUNTERS),
@@ -197,8 +240,6 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "REGS_SIZE": btf.size("pt_regs"),
         "REGS_SYSCALL": btf.offset("pt_regs", found.syscall),
         "SYSCALL_NUMBER_TYPE": found.syscall_type,
-        "SYSCALL_SPLICE": found.splice,
-        "SYSCALL_IO_URING_ENTER": 426,  # on every machine
         "TASK_STACK": btf.offset("task_struct", "stack"),
         "TASK_FLAGS": btf.offset("task_struct", "flags"),
         "TASK_TGID": btf.offset("task_struct", "tgid"),
@@ -209,6 +250,7 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "TASK_COMM": btf.offset("task_struct", "comm"),
         "TASK_FILES": btf.offset("task_struct", "files"),
         "FILES_TABLE": btf.offset("files_struct", "fdt"),
+        "TABLE_SIZE": btf.offset("fdtable", "max_fds"),
         "TABLE_FILES": btf.offset("fdtable", "fd"),
         "DEV_IFINDEX": btf.offset("net_device", "ifindex"),
         "DEV_FLAGS": btf.offset("net_device", "flags"),
@@ -227,8 +269,29 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "NET_COOKIE": btf.offset("net", "net_cookie"),
         "NET_INUM": btf.offset("net", "ns") + btf.offset("ns_common", "inum"),
     }
-    values |= _in_place(btf) | _skb(btf) | _shared(btf) | _sock(btf) | _addresses(btf) | _udp(btf) | _guard(btf)
+    values |= _calls(btf, found) | _in_place(btf) | _skb(btf) | _shared(btf) | _sock(btf) | _addresses(btf) | _udp(btf)
+    values |= _guard(btf)
     return values
+
+
+def _calls(btf: Btf, found: Machine) -> dict[str, int | str]:
+    """System calls: their numbers, and where their arguments stand, in bytes from where the number does."""
+    number = btf.offset("pt_regs", found.syscall)
+    compat, bit = found.compat
+
+    def at(argument: tuple[str, int]) -> int:
+        return btf.offset("pt_regs", argument[0]) + argument[1] - number
+
+    return {
+        **{f"SYSCALL_{name.upper()}": value for name, value in found.calls.items()},
+        **{f"COMPAT_{name.upper()}": value for name, value in found.compat_calls.items()},
+        "CALL_ARGUMENT_0": at(found.arguments[0]),
+        "CALL_ARGUMENT_2": at(found.arguments[1]),
+        "CALL_ARGUMENT_0_COMPAT": at(found.compat_arguments[0]),
+        "CALL_ARGUMENT_1_COMPAT": at(found.compat_arguments[1]),
+        "TASK_COMPAT": btf.offset("task_struct", "thread_info") + btf.offset("thread_info", compat),
+        "COMPAT_BIT": bit,
+    }
 
 
 def _in_place(btf: Btf, jit: Path = Path("/proc/sys/net/core/bpf_jit_enable")) -> dict[str, int | str]:
@@ -287,7 +350,6 @@ def _sock(btf: Btf) -> dict[str, int | str]:
         "SOCK_SPAN": (span + 7) & ~7,
         "SOCK_SHORT": (short + 8) & ~7,  # what tells one socket from another
         "SOCK_SOCKET": btf.offset("sock", "sk_socket"),
-        "SOCK_TYPE": btf.offset("sock", "sk_type"),
         "SOCK_LOCKED": btf.offset("sock", "sk_lock") + _owned(btf),
         "SOCK_PROTOCOL": btf.offset("sock", "sk_protocol"),
         "SOCK_REUSEPORT": btf.offset("sock", "sk_reuseport_cb"),
@@ -296,6 +358,7 @@ def _sock(btf: Btf) -> dict[str, int | str]:
         "SOCKET_FILE": btf.offset("socket", "file"),
         "SOCKET_INODE": btf.offset("socket_alloc", "vfs_inode") + btf.offset("inode", "i_ino"),
         "REUSEPORT_SOCKETS": btf.offset("sock_reuseport", "num_socks"),
+        "REUSEPORT_LIST": btf.offset("sock_reuseport", "socks"),
     }
 
 

@@ -50,6 +50,8 @@ _SIZES = {
     "owners": "OWNERS_MAX",
     "flows": "FLOWS_MAX",
     "holders": "HOLDERS_MAX",
+    "groups": "GROUPS_MAX",
+    "fragments": "FRAGMENTS_MAX",
 }
 
 

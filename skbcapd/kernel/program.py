@@ -32,7 +32,7 @@ from skbcapd.kernel.marker import Marker
 
 OLDEST_KERNEL = (5, 15)
 _MAPS = (
-    *("segments", "controls", "labels", "devices", "owners", "flows", "holders"),
+    *("segments", "controls", "labels", "devices", "owners", "flows", "holders", "groups", "fragments"),
     *("counters", "measurements", "wakeups", "packets"),
     *("stages_out", "stages_in"),  # these empty themselves when nobody holds them
 )
@@ -263,6 +263,14 @@ class Program:
             return abi.USER.unpack(self._lookup("holders", struct.pack("<Q", inode), abi.USER.size))
         except FileNotFoundError:
             return None
+
+    def group(self, number: int) -> list[tuple[int, int]]:
+        """The sockets of which any may get a packet, by address and inode; none where they are forgotten."""
+        try:
+            count, *both = abi.GROUP.unpack(self._lookup("groups", struct.pack("<Q", number), abi.GROUP.size))
+        except FileNotFoundError:
+            return []
+        return list(zip(both[:count], both[abi.GROUP_MAX : abi.GROUP_MAX + count], strict=True))
 
     def add_flow(self, flow: bytes, owner: bytes) -> None:
         """Say whose a connection is: layout.FLOW, OWNER. What the program has learned itself stands."""

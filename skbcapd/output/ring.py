@@ -14,9 +14,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from skbcapd.attribution.processes import Process
-from skbcapd.capture.capture import PcapngOutput, Statistics
 from skbcapd.kernel.segments import Cut, Upcall
 from skbcapd.output.block_writer import count_packets
+from skbcapd.output.interface import Statistics
+from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface

@@ -16,12 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from skbcapd.attribution.processes import Process
-from skbcapd.capture.capture import PROCESSES_REPEATED, PcapngOutput, Statistics
 from skbcapd.errors import FileError
 from skbcapd.kernel.segments import Cut, Upcall, walk
 from skbcapd.output.block_writer import CaptureFile, count_packets
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.directory import CaptureDirectory
+from skbcapd.output.interface import Statistics
+from skbcapd.output.pcapng_output import PROCESSES_REPEATED, PcapngOutput
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 

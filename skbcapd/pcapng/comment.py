@@ -24,8 +24,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from skbcapd.kernel.abi import OPTIONS_MAX
-
 # epb_flags, draft-ietf-opsawg-pcapng section 4.3.1 (bit 0 is the least significant).
 DIRECTION_IN = 1
 DIRECTION_OUT = 2
@@ -46,6 +44,7 @@ EPB_PROCESSID_THREADID = 8
 
 OPTION_MAX = 0xFFFF  # bytes: the length field has 16 bits
 # A comment that leaves room for its own head, epb_flags, epb_packetid, the process and the end in a label.
+OPTIONS_MAX = 512  # bytes of options that a label has room for
 COMMENT_MAX = OPTIONS_MAX - (4 + 8 + 12 + 12 + 4)
 CMDLINE_MAX = 128  # bytes of a command line in a comment
 _CUTTABLE = ("user", "exe", "cmdline", "cgroup", "unit", "container")

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd.capture.capture import Statistics
 from skbcapd.kernel.segments import Upcall, read_local
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.directory import CaptureDirectory
+from skbcapd.output.interface import Statistics
 from skbcapd.output.rotation import Limits, RotatingOutput
 from skbcapd.pcapng.comment import label
 from skbcapd.pcapng.interface import Interface

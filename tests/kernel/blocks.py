@@ -43,7 +43,10 @@ class Block(NamedTuple):
 
 
 class Label(NamedTuple):
-    """What a packet's comment says of its process; the name's bytes as latin-1 text."""
+    """What a packet's comment says of its process; the name's bytes as latin-1 text.
+
+    Of one of several it says what they have in common: an id is 0 where there is none.
+    """
 
     comm: str
     tgid: int
@@ -77,9 +80,9 @@ class Packet:
     def label(self) -> Label | None:
         """The sender; None where the comment says that it is not known."""
         fields = comment_fields(self.comment)
-        if not {"comm", "tgid", "pid"} <= fields.keys():
+        if not {"comm", "tgid", "pid"} <= fields.keys() and not ("comm" in fields and fields.get("via") == "group"):
             return None
-        return Label(fields["comm"], int(fields["tgid"]), int(fields["pid"]))
+        return Label(fields["comm"], int(fields.get("tgid", 0)), int(fields.get("pid", 0)))
 
 
 def blocks(data: bytes) -> Iterator[Block]:

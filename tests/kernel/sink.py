@@ -6,6 +6,7 @@ listener reads each connection to its end and then closes it, so that a sender k
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 
@@ -39,7 +40,7 @@ class Sink:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            with connection:
+            with connection, contextlib.suppress(ConnectionResetError):
                 while connection.recv(1 << 20):
                     pass
 

@@ -124,6 +124,8 @@ class Stage:
     capture: Capture | None = None
     others: dict[str, Namespace] = field(default_factory=dict)
     """Namespaces beside the two ends, by the near end's device that leads to them."""
+    standing: set[tuple[str, str]] = field(default_factory=set)
+    """Connections that are there all the time."""
 
     @property
     def near(self) -> Namespace:
@@ -160,6 +162,10 @@ class Stage:
                 reference.wait_for(lambda frame: accepts(Frame(frame.data, ETHERNET, frame.outgoing)), times)
 
             yield wait_for
+
+    def moving(self) -> set[tuple[str, str]]:
+        """The TCP connections that may still send something."""
+        return _connections(self) - self.standing
 
     def capture_memory_kib(self) -> int:
         """How much memory of its own the capture has: not what it shares with the kernel."""
@@ -244,15 +250,16 @@ def perform(
         for scenario in scenarios:
             if scenario.early:
                 stage.early[scenario.name] = scenario.early(stage)
-        standing = _connections(stage)
+        stage.standing = _connections(stage)
         marker = stack.enter_context(closing(Marker(near.namespace, near.device)))
         capture = stack.enter_context(closing(Capture(near.namespace, *arguments, "-w", str(file), **settings)))
         stage.capture = capture
         marker.send()
         for scenario in scenarios:
             try:
-                judges.append((scenario.play(stage), ""))
-                until(lambda: not _moving(stage, standing), f"connections of {scenario.name} have ended")
+                judge_of = scenario.play(stage)
+                until(lambda: not stage.moving(), f"connections of {scenario.name} have ended")
+                judges.append((judge_of, ""))
             except Exception as error:  # noqa: BLE001 - the scenario's own test fails with it, the others go on
                 judges.append((lambda _frame: None, f"{type(error).__name__}: {error}"))
             marker.send()
@@ -283,10 +290,6 @@ def _connections(stage: Stage) -> set[tuple[str, str]]:
         for local, remote, state in namespace.do(lambda file=name: list(_table(file)))
         if state not in (TCP_TIME_WAIT, TCP_LISTEN)
     }
-
-
-def _moving(stage: Stage, standing: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    return _connections(stage) - standing
 
 
 def _table(name: str) -> Iterator[tuple[str, str, str]]:

@@ -157,11 +157,11 @@ def verdict(packet: Packet, right: Collection[Label | Word] | Word) -> Literal["
     """
     right = [right] if isinstance(right, str) else right
     name, via = packet.label, comment_fields(packet.comment).get("via", "")
-    if packet.process != ((name.tgid, name.tid) if name else None):
+    if packet.process != ((name.tgid, name.tid) if name and name.tgid else None):
         return "wrong"
     if name is not None:
         return "right" if name in right else "wrong"
-    if via == "unknown":
+    if via in {"unknown", "group"}:  # a group that has nothing in common
         return "unknown"
     if via in right:
         return "right"

@@ -18,8 +18,6 @@ from skbcapd.capture.capture import (
     DEVICES_REMEMBERED,
     INTERFACES_MAX,
     Capture,
-    PcapngOutput,
-    Statistics,
     Totals,
     _Numbers,
 )
@@ -32,6 +30,8 @@ from skbcapd.kernel.loader import Hook
 from skbcapd.kernel.marker import Marker
 from skbcapd.kernel.program import Counters
 from skbcapd.kernel.segments import Cut, Upcall, walk
+from skbcapd.output.interface import Statistics
+from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.pcapng.comment import DIRECTION_IN, DIRECTION_OUT, Label
 from skbcapd.pcapng.interface import Interface
 from tests.frames import NTP_FRAME
@@ -246,9 +246,10 @@ def test_the_first_packet_installs_what_the_next_are_stamped_with() -> None:
         (1, 1058, b"comm=chronyd pid=1059 tgid=1058 via=socket"),
         (2, 1058, b"comm=chronyd pid=1059 tgid=1058 via=flow"),
         (3, 1058, b"comm=chronyd pid=1059 tgid=1058 via=inode"),
-        (4, 0, b"via=kernel"),
-        (5, 0, b"via=forwarded"),
-        (6, 0, b"via=unknown"),
+        (4, 1058, b"comm=chronyd pid=1059 tgid=1058 via=path"),
+        (5, 0, b"via=kernel"),
+        (6, 0, b"via=forwarded"),
+        (7, 0, b"via=unknown"),
     ],
 )
 def test_what_a_packet_is_stamped_with(via: int, tgid: int, text: bytes) -> None:
@@ -343,7 +344,7 @@ def test_checksums_are_completed() -> None:
 
 def test_a_question_is_answered_without_a_label() -> None:
     """A packet whose process Python finds out names it, and gets no label: the next one comes with another key."""
-    rig = Rig(find_holder={4711: User(1058, 1058, 0, b"chronyd")}.get)
+    rig = Rig(find_holders={4711: (User(1058, 1058, 0, b"chronyd"),)}.get)
     asked = {"via": abi.VIA_UNRESOLVED, "tgid": 0, "tid": 0, "comm": b"", "sk": 1, "inode": 4711}
     rig.drain(upcall(NTP_FRAME, time_ns=time.time_ns(), **asked))
 

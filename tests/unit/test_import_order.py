@@ -1,4 +1,4 @@
-"""The rooms' order, read from the imports themselves."""
+"""The packages' order, read from the imports themselves."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,58 +15,23 @@ import skbcapd
 
 PACKAGE = Path(skbcapd.__file__).parent
 
-# A packet walks through the rooms in this order, and no room looks back.
+# Imports go from a package to those below it, never up.
 ORDER = (
-    "errors",
-    "attribution.budget",
-    "pcapng.link_type",
-    "filter.packet_filter",
-    "config.settings",
-    "config.parser",
-    "kernel.btf",
-    "kernel.abi",
-    "kernel.syscall",
-    "kernel.marker",
-    "kernel.compiler",
-    "kernel.loader",
-    "kernel.program",
-    "kernel.segments",
-    "attribution.processes",
-    "attribution.namespaces",
-    "capture.rules",
-    "attribution.sockets",
-    "pcapng.comment",
-    "pcapng.interface",
-    "pcapng.writer",
-    "capture.checksum",
-    "capture.resolver",
-    "capture.capture",
-    "capture.reload",
-    "output.block_writer",
-    "output.directory",
-    "output.compressor",
-    "output.rotation",
-    "output.ring",
-    "output.text",
-    "analysis.progress",
-    "pcapng.reader",
-    "analysis.account",
-    "analysis.top",
-    "analysis.split",
-    "cli.extcap",
-    "cli.doctor",
-    "daemon.statistics",
-    "daemon.metrics",
-    "daemon.server",
-    "daemon.loop",
-    "daemon.log",
-    "daemon.notify",
-    "cli.status",
-    "cli.main",
     "__main__",
+    "cli",
+    "daemon",
+    "analysis",
+    "capture",
+    "output",
+    "kernel",
+    "config",
+    "filter",
+    "pcapng",
+    "attribution",
+    "errors",
 )
 
-# What is no part of Python, and the rooms that may know of it.
+# What is no part of Python, and the modules that may import it.
 LIBRARIES = {
     "bcc": {"kernel.compiler"},
     "systemd": {"daemon.log", "daemon.notify"},
@@ -75,44 +41,62 @@ LIBRARIES = {
 }
 
 
-PACKAGES = {"skbcapd", *(f"skbcapd.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py"))}
+def _module(path: Path) -> str:
+    """A file as a module's name below skbcapd; a package's own file as the package."""
+    return ".".join(part for part in path.relative_to(PACKAGE).with_suffix("").parts if part != "__init__")
 
 
-def imports(room: str) -> Iterator[str]:
-    """Every module that a room imports, wherever in the file; `skbcapd.x` also for `from skbcapd import x`."""
-    for node in ast.walk(ast.parse((PACKAGE / f"{room.replace('.', '/')}.py").read_text())):
+MODULES = {_module(path): path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"}
+
+
+def imports(module: str) -> Iterator[str]:
+    """Every module that a module imports, wherever in the file; `skbcapd.x.y` also for `from skbcapd.x import y`."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{room} has a relative import"
-            if node.module in PACKAGES:
-                yield from (f"{node.module}.{alias.name}" for alias in node.names if alias.name != "__version__")
-            else:
-                yield str(node.module)
+            assert node.level == 0, f"{module} has a relative import"
+            name = str(node.module)
+            names = [f"{name}.{alias.name}" for alias in node.names if alias.name != "__version__"]
+            inner = [each for each in names if each.removeprefix("skbcapd.") in MODULES]
+            yield from inner or ([] if name == "skbcapd" else [name])
 
 
-def test_the_order_names_every_room() -> None:
-    """Every module of the package has its place in the order, and every place a module."""
-    assert sorted(ORDER) == sorted(
-        ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        for path in PACKAGE.rglob("*.py")
-        if path.stem != "__init__"
-    )
-    assert not list(imports("__init__"))
+def _ours(module: str) -> set[str]:
+    """The modules of skbcapd that a module imports, without the leading `skbcapd.`."""
+    return {name.removeprefix("skbcapd.") for name in imports(module) if name.split(".")[0] == "skbcapd"}
 
 
-@pytest.mark.parametrize("room", ORDER)
-def test_no_room_looks_back(room: str) -> None:
-    """A room imports only rooms before it; so there is no cycle."""
-    known = {f"skbcapd.{earlier}" for earlier in ORDER[: ORDER.index(room)]}
-    assert {name for name in imports(room) if name.split(".")[0] == "skbcapd"} <= known
+def test_the_order_names_every_package() -> None:
+    """Every package and every module beside them has its place in the order, and every place is there."""
+    assert sorted(ORDER) == sorted({module.split(".")[0] for module in MODULES})
+    assert "import " not in (PACKAGE / "__init__.py").read_text()
 
 
-@pytest.mark.parametrize("room", ORDER)
-def test_libraries_stay_in_their_rooms(room: str) -> None:
-    """A room imports Python's own library, and of others those that are its business."""
-    foreign = {name.split(".")[0] for name in imports(room)} - sys.stdlib_module_names - {"skbcapd"}
-    assert foreign <= {name for name, rooms in LIBRARIES.items() if room in rooms}
+@pytest.mark.parametrize("package", ORDER)
+def test_imports_go_down(package: str) -> None:
+    """A package imports only itself and those below it."""
+    below = set(ORDER[ORDER.index(package) :])
+    upward = {
+        f"{module} -> {name}"
+        for module in MODULES
+        if module.split(".")[0] == package
+        for name in _ours(module)
+        if name.split(".")[0] not in below
+    }
+    assert not upward
+
+
+def test_no_circle() -> None:
+    """No module imports itself over others, inside a package or across."""
+    TopologicalSorter({module: _ours(module) for module in MODULES}).prepare()
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_libraries_stay_in_their_modules(module: str) -> None:
+    """A module imports Python's own library, and of others those that are its business."""
+    foreign = {name.split(".")[0] for name in imports(module)} - sys.stdlib_module_names - {"skbcapd"}
+    assert foreign <= {name for name, modules in LIBRARIES.items() if module in modules}
 
 
 def test_the_command_line_is_light() -> None:

@@ -13,6 +13,7 @@ from skbcapd.errors import BtfError, KernelError
 from skbcapd.kernel import abi, compiler
 from skbcapd.kernel.abi import Geometry
 from skbcapd.kernel.btf import Btf
+from skbcapd.pcapng import comment
 from tests.unit import blob
 
 Structs = dict[str, tuple[int, dict[str, int | tuple[int, int]]]]
@@ -20,10 +21,15 @@ Structs = dict[str, tuple[int, dict[str, int | tuple[int, int]]]]
 # As on Debian's 6.1 and on 6.18, x86-64 where it matters: a byte offset, or (bit offset, width).
 COMMON: Structs = {
     "page": (64, {}),
-    "pt_regs": (168, {"di": 112, "orig_ax": 120, "regs": 0, "syscallno": 280}),
+    "pt_regs": (
+        168,
+        {"di": 112, "orig_ax": 120, "dx": 96, "bx": 40, "cx": 88, "regs": 0, "orig_x0": 272, "syscallno": 280},
+    ),
+    "thread_info": (24, {"flags": 0, "status": 16}),
     "task_struct": (
         9600,
         {
+            "thread_info": 0,
             "stack": 32,
             "flags": 44,
             "start_boottime": 2500,
@@ -37,11 +43,11 @@ COMMON: Structs = {
     ),
     "timespec64": (16, {}),
     "files_struct": (704, {"fdt": 32}),
-    "fdtable": (56, {"fd": 8}),
+    "fdtable": (56, {"max_fds": 0, "fd": 8}),
     "net_device": (
         2688,
         {"ifindex": 224, "flags": 176, "nd_net": 264, "name": 288, "type": 320, "dev_addr": 1000, "addr_len": 330}
-        | {"rtnl_link_ops": 400, "adj_list": 408, "ip_ptr": 500, "ip6_ptr": 508, "header_ops": 516},
+        | {"rtnl_link_ops": 400, "adj_list": 408, "ip_ptr": 500, "ip6_ptr": 508, "header_ops": 516, "priv_flags": 180},
     ),
     "header_ops": (56, {"create": 0}),
     "netdev_adjacent": (64, {"dev": 0, "list": 32}),
@@ -56,11 +62,11 @@ COMMON: Structs = {
         | {"skc_bound_dev_if": 20, "skc_prot": 40, "skc_net": 48, "skc_v6_daddr": 56, "skc_v6_rcv_saddr": 72}
         | {"skc_listener": 96, "skc_node": 104},
     ),
-    "sock": (760, {"sk_socket": 624, "sk_lock": 320, "sk_type": 542, "sk_protocol": 540, "sk_reuseport_cb": 640}),
+    "sock": (760, {"sk_socket": 624, "sk_lock": 320, "sk_protocol": 540, "sk_reuseport_cb": 640}),
     "spinlock": (4, {}),
     "inet_sock": (976, {"inet_sport": 792}),
     "socket": (128, {"file": 16, "sk": 24}),
-    "sock_reuseport": (64, {"num_socks": 18}),
+    "sock_reuseport": (64, {"num_socks": 18, "socks": 64}),
     "in_device": (300, {"ifa_list": 16, "mc_list": 24}),
     "in_ifaddr": (80, {"ifa_next": 16, "ifa_local": 40}),
     "ip_mc_list": (200, {"next_rcu": 64, "multiaddr": 8}),
@@ -81,11 +87,13 @@ SK_BUFF = {
     "data_len": 116,
     "pkt_type": (128 * 8, 3),
     "ip_summed": (128 * 8 + 5, 2),
+    "encapsulation": (129 * 8 + 4, 1),
     "csum_start": 136,
     "csum_offset": 138,
     "skb_iif": 144,
     "vlan_proto": 152,
     "vlan_tci": 154,
+    "inner_network_header": 174,
     "network_header": 180,
     "mac_header": 182,
     "protocol": 184,
@@ -102,6 +110,18 @@ OLD: Structs = COMMON | {
 NEW: Structs = COMMON | {
     "sk_buff": (232, SK_BUFF | {"vlan_all": 152, "csum_not_inet": (129 * 8, 1)}),
     "netns_ipv4": (800, {"udp_table": 64}),
+    "net": (4096, {"net_cookie": 200, "ns": 144, "ipv4": 512, "hash_mix": 1400, "nf": 2000, "bpf": 2200}),
+    "net_device": (
+        2688,
+        COMMON["net_device"][1]
+        | {"tcx_ingress": 8, "tcx_egress": 16, "nf_hooks_ingress": 24, "nf_hooks_egress": 32}
+        | {"xdp_prog": 40},
+    ),
+    "netns_nf": (200, {"hooks_ipv4": 40, "hooks_ipv6": 80}),
+    "nf_hook_entries": (8, {"num_hook_entries": 0, "hooks": 8}),
+    "nf_hook_entry": (16, {}),
+    "nf_hook_ops": (48, {"hook_ops_type": (57 * 8, 8), "priority": 36}),
+    "netns_bpf": (16, {"run_array": 0}),
     "skb_frag": (16, {"netmem": 0, "len": 8, "offset": 12}),
     "bio_vec": (32, {"bv_page": 8, "bv_len": 16, "bv_offset": 24}),
 }
@@ -116,6 +136,23 @@ def with_field(name: str, field: str, at: int | tuple[int, int] | None) -> Struc
     """The new kernel with one field elsewhere, or gone."""
     size, fields = NEW[name]
     return NEW | {name: (size, {key: value for key, value in (fields | {field: at}).items() if value is not None})}
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        ("x86_64", {"ARGUMENT_0": -8, "ARGUMENT_2": -24, "ARGUMENT_0_COMPAT": -80, "ARGUMENT_1_COMPAT": -32}),
+        ("aarch64", {"ARGUMENT_0": -8, "ARGUMENT_2": -264, "ARGUMENT_0_COMPAT": -8, "ARGUMENT_1_COMPAT": -272}),
+    ],
+)
+def test_where_arguments_of_a_system_call_stand(
+    machine: str, expected: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The arguments of a system call are found from the place of its number, on each processor."""
+    monkeypatch.setattr(abi.platform, "machine", lambda: machine)
+    found = definitions(NEW)
+
+    assert {name: found[f"CALL_{name}"] for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -150,6 +187,20 @@ def test_the_table_of_udp_sockets_is_the_namespace_s_or_all_s() -> None:
     """Only a kernel with a table for each namespace says where the namespace keeps it."""
     assert "NET_UDP_TABLE" not in definitions(OLD)
     assert definitions(NEW)["NET_UDP_TABLE"] == 512 + 64
+
+
+def test_what_a_kernel_was_built_without_guards_nothing() -> None:
+    """A kernel without netfilter, BPF for namespaces or tc has no place to look at; one with them has all."""
+    names = {
+        name for name in definitions(NEW) if name.startswith(("NET_HOOKS", "NET_BPF", "DEV_TC", "DEV_NF", "DEV_XDP"))
+    }
+    guarded = {"NET_HOOKS_V4", "NET_HOOKS_V6", "NET_BPF", "DEV_TC_INGRESS", "DEV_NF_INGRESS", "DEV_XDP"}
+
+    assert names == guarded | {"DEV_TC_EGRESS", "DEV_NF_EGRESS"}
+    assert not names & definitions(OLD).keys()
+    older = with_field("net_device", "tcx_ingress", None)
+    older["net_device"][1]["miniq_ingress"] = 48
+    assert definitions(older)["DEV_TC_INGRESS"] == 48
 
 
 def test_memory_is_looked_at_in_place_where_the_kernel_lets_a_program(tmp_path: Path) -> None:
@@ -203,12 +254,12 @@ def test_geometry(size: int, count: int) -> None:
 
 def test_sizes_that_the_program_relies_on() -> None:
     """Masks need powers of two; records and segments need the alignment of the words in them, and of pages' blocks."""
-    masked = (abi.SEGMENT_SIZE, abi.CAPTURE_MAX, abi.OPTIONS_MAX, abi.UPCALLS_LISTED)
+    masked = (abi.SEGMENT_SIZE, abi.CAPTURE_MAX, comment.OPTIONS_MAX, abi.UPCALLS_LISTED)
     assert all(size & size - 1 == 0 for size in masked)
     assert abi.SEGMENT_STRIDE % 8 == abi.LISTING % 8 == 0
     records = (abi.KEY, abi.LABEL, abi.DEVICE_KEY, abi.DEVICE, abi.MEASUREMENT, abi.COUNTER_ROW)
     assert all(record.size % 8 == 0 for record in records)
-    largest = 28 + abi.CAPTURE_MAX + max(abi.OPTIONS_MAX, abi.UPCALL.size) + 4
+    largest = 28 + abi.CAPTURE_MAX + max(comment.OPTIONS_MAX, abi.UPCALL.size) + 4
     assert largest <= abi.SEGMENT_SIZE
     assert abi.SLACK >= abi.CAPTURE_MAX
 

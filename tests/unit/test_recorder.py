@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skbcapd.attribution.processes import Process
-from skbcapd.capture.capture import Statistics
 from skbcapd.kernel.segments import Upcall, read_local
 from skbcapd.output.directory import CaptureDirectory
+from skbcapd.output.interface import Statistics
 from skbcapd.output.ring import ASKED_PAUSE_S, Memory, Recorder
 from skbcapd.output.rotation import Limits, RotatingOutput
 from skbcapd.pcapng.comment import label

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from skbcapd.attribution.processes import NS_PER_TICK, User
-from skbcapd.attribution.sockets import NOBODY, Flow
+from skbcapd.attribution.sockets import Flow
 from skbcapd.capture.resolver import QUESTIONS, Resolver
 from skbcapd.kernel import abi
 from skbcapd.kernel.segments import Upcall, read_local
@@ -28,6 +28,7 @@ class Tables:
         self.owners: dict[int, tuple[int, int, int, bytes, int, int]] = {}
         self.holders: dict[int, bytes] = {}
         self.flows: dict[bytes, bytes] = {}
+        self.groups: dict[int, list[tuple[int, int]]] = {}
 
     def holder(self, inode: int) -> tuple[int, int, int, bytes] | None:
         """Who held a socket."""
@@ -41,6 +42,10 @@ class Tables:
         """Remember it."""
         self.holders[inode] = user
 
+    def group(self, number: int) -> list[tuple[int, int]]:
+        """The sockets that one of several is."""
+        return self.groups.get(number, [])
+
     def add_flow(self, flow: bytes, owner: bytes) -> None:
         """Remember it."""
         self.flows.setdefault(flow, owner)
@@ -50,7 +55,7 @@ class Tables:
         self.flows.pop(flow, None)
 
 
-def made(tables: Tables, search: Callable[[int, int], User | None] = lambda *_: None) -> Resolver:
+def made(tables: Tables, search: Callable[[int, int], tuple[User, ...] | None] = lambda *_: None) -> Resolver:
     """What is tested."""
     return Resolver(tables, search, lambda: BOOT_NS)  # type: ignore[arg-type]
 
@@ -96,12 +101,12 @@ def test_what_was_learned_meanwhile(
     assert (found.via, found.tgid, found.tid, found.start, found.comm) == expected
 
 
-@pytest.mark.parametrize("found", [None, NOBODY])
-def test_what_was_learned_during_the_search(found: User | None) -> None:
+@pytest.mark.parametrize("found", [None, ()])
+def test_what_was_learned_during_the_search(found: tuple[User, ...] | None) -> None:
     """A process that uses the socket while its holder is looked for, and then ends, is named all the same."""
     tables = Tables()
 
-    def search(inode: int, seen_ns: int) -> User | None:
+    def search(inode: int, seen_ns: int) -> tuple[User, ...] | None:
         assert (inode, seen_ns) == (INODE, asked().time_ns)
         tables.owners[SK] = (7, 8, 9, b"quick", INODE, IDENTITY)
         return found
@@ -115,7 +120,7 @@ def test_what_was_learned_during_the_search(found: User | None) -> None:
 def test_the_holder_is_told_to_the_program() -> None:
     """The only holder of a socket names the packet, and from then on the program knows it."""
     tables = Tables()
-    found = made(tables, lambda *_: CHRONYD).resolve(asked())
+    found = made(tables, lambda *_: (CHRONYD,)).resolve(asked())
 
     assert (found.via, found.tgid, found.tid, found.comm) == (abi.VIA_INODE, 1058, 1058, b"chronyd")
     assert tables.holders == {INODE: struct.pack("<IIQ16s", 1058, 1058, 59_000_000_000, b"chronyd")}
@@ -124,7 +129,7 @@ def test_the_holder_is_told_to_the_program() -> None:
 def test_nobody_is_told_to_the_program() -> None:
     """A socket without an only holder is unknown, and the program asks no more; one without an inode may get one."""
     tables = Tables()
-    resolver = made(tables, lambda *_: NOBODY)
+    resolver = made(tables, lambda *_: ())
 
     assert resolver.resolve(asked()).via == abi.VIA_UNKNOWN
     assert resolver.resolve(asked(inode=0)).via == abi.VIA_UNKNOWN
@@ -153,7 +158,7 @@ def test_a_later_socket_at_the_same_address() -> None:
 def test_a_holder_that_began_behind_the_packet(start: int, *, is_named: bool) -> None:
     """A process that was not there yet did not have the socket: later packets are its own, this one is not."""
     tables = Tables()
-    worker = made(tables, lambda *_: User(1060, 1060, start, b"worker"))
+    worker = made(tables, lambda *_: (User(1060, 1060, start, b"worker"),))
 
     for _ in range(2):  # searched, and remembered
         found = worker.resolve(asked())
@@ -185,7 +190,7 @@ def flow(local_port: int, inode: int, remote_port: int = 7) -> Flow:
 
 
 def test_connections_older_than_the_program() -> None:
-    """The program is told of those that one process holds; listeners that two processes share are nobody's."""
+    """The program is told of those that one process holds, and whose a shared listener may be."""
     other = User(7, 7, 5, b"x" * 15)
     tables = Tables()
     resolver = made(tables)
@@ -193,21 +198,79 @@ def test_connections_older_than_the_program() -> None:
     alone = [flow(13, 107, 0), flow(13, 109, 0)]
     resolver.tell(
         [flow(22, 4711), flow(23, 5), flow(24, 113), *shared, *alone],
-        {4711: CHRONYD, 5: NOBODY, 101: CHRONYD, 103: other, 107: other, 109: other},
+        {4711: (CHRONYD,), 5: (), 101: (CHRONYD,), 103: (other,), 107: (other,), 109: (other,)},
     )
 
     address = bytes([127, 0, 0, 1]) + bytes(12)
     key = struct.pack("<Q16s16sHHBBH", 3, address, address, 22, 7, 6, 2, 0)
     owner = struct.pack("<IIQ16sQQQQ", 1058, 1058, 59_000_000_000, b"chronyd", 4711, 0, 0, 0)
     assert tables.flows[key] == owner
-    assert sorted(struct.unpack_from("<H", told, 40)[0] for told in tables.flows) == [13, 22]
+    told = {struct.unpack_from("<H", key, 40)[0]: abi.OWNER.unpack(owner) for key, owner in tables.flows.items()}
+    assert sorted(told) == [11, 13, 22]
+    assert [told[port][:4] for port in (11, 13)] == [(0, 0, 0, bytes(16))] * 2
+    users = [abi.USER.unpack(tables.holders[told[port][4]]) for port in (11, 13)]
+    assert [(tgid, tid, comm.rstrip(b"\0")) for tgid, tid, _, comm in users] == [(0, 0, b""), (7, 0, b"x" * 15)]
+    assert [resolver.members(start) for _, _, start, _ in users] == [(other, CHRONYD), (other,)]
+
+
+MASTER, WORKER = User(80, 80, 57_000_000_000, b"nginx"), User(81, 81, 58_000_000_000, b"nginx")
+
+
+def test_a_socket_that_several_hold() -> None:
+    """What all holders have in common is said, never the id of one; later packets need no question."""
+    tables = Tables()
+    resolver = made(tables, lambda *_: (MASTER, WORKER))
+
+    for _ in range(2):  # searched, and remembered
+        found = resolver.resolve(asked())
+        assert (found.via, found.tgid, found.tid, found.comm) == (abi.VIA_GROUP, 0, 0, b"nginx")
+        assert resolver.members(found.start) == (MASTER, WORKER)
+    assert tables.holders == {INODE: struct.pack("<IIQ16s", 0, 0, found.start, b"nginx")}
+
+
+GROUP = 1 << 63 | 4711
+
+
+@pytest.mark.parametrize(
+    ("holders", "learned", "expected"),
+    [
+        ({101: (MASTER,), 103: (MASTER,)}, {}, (abi.VIA_GROUP, 80, b"nginx")),
+        ({101: (MASTER,), 103: (WORKER,)}, {}, (abi.VIA_GROUP, 0, b"nginx")),
+        ({101: (MASTER,), 103: (CHRONYD,)}, {}, (abi.VIA_GROUP, 0, b"")),
+        ({101: (MASTER,), 103: ()}, {}, (abi.VIA_UNKNOWN, 0, b"")),
+        ({101: (MASTER,)}, {}, (abi.VIA_UNKNOWN, 0, b"")),
+        ({101: (MASTER,)}, {2: (81, 82, 5, b"nginx\0", 103, 0)}, (abi.VIA_GROUP, 0, b"nginx")),
+        ({101: (MASTER,)}, {2: (81, 82, 5, b"nginx\0", 107, 0)}, (abi.VIA_UNKNOWN, 0, b"")),
+    ],
+)
+def test_sockets_of_which_any_may_get_a_packet(
+    holders: dict[int, tuple[User, ...]],
+    learned: dict[int, tuple[int, int, int, bytes, int, int]],
+    expected: tuple[int, int, bytes],
+) -> None:
+    """Threads of one process are the process; several processes what they have in common; with one unknown, nobody."""
+    tables = Tables()
+    tables.groups[GROUP] = [(1, 101), (2, 103)]
+    tables.owners |= learned
+    found = made(tables, lambda inode, _: holders.get(inode)).resolve(asked(inode=GROUP, direction=abi.IN))
+
+    assert (found.via, found.tgid, found.comm) == expected
+    assert found.tid == 0
+
+
+def test_one_of_a_group_that_began_behind_the_packet() -> None:
+    """A worker that was not there yet did not have the socket: this packet may be another one's, and is nobody's."""
+    late = User(83, 83, SEEN_NS + 1, b"nginx")
+    found = made(Tables(), lambda *_: (MASTER, late)).resolve(asked())
+
+    assert (found.via, found.tgid) == (abi.VIA_UNKNOWN, 0)
 
 
 def test_connections_that_ended_meanwhile() -> None:
     """What had ended before the program could see it is forgotten again; what it has learned itself stands."""
     tables = Tables()
     resolver = made(tables)
-    holders = dict.fromkeys((101, 103), CHRONYD)
+    holders = dict.fromkeys((101, 103), (CHRONYD,))
     resolver.tell([flow(22, 101), flow(23, 103)], holders)
     learned = struct.pack("<Q16s16sHHBBH", 3, *[bytes([127, 0, 0, 1]) + bytes(12)] * 2, 24, 7, 6, 2, 0)
     tables.flows[learned] = b"learned"

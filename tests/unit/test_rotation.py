@@ -7,10 +7,10 @@ from threading import Event
 
 import pytest
 
-from skbcapd.capture.capture import Statistics
 from skbcapd.kernel.segments import Cut, read_local
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.directory import CURRENT, CaptureDirectory, Keep
+from skbcapd.output.interface import Statistics
 from skbcapd.output.rotation import Limits, RotatingOutput
 from skbcapd.pcapng.comment import label
 from skbcapd.pcapng.interface import Interface

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from skbcapd.attribution import sockets
 from skbcapd.attribution.processes import Processes, User
-from skbcapd.attribution.sockets import NOBODY, Flow, Holders, all_holders, flows, read_flow
+from skbcapd.attribution.sockets import Flow, Holders, all_holders, flows, read_flow
 from tests.unit.proc import TICK, Proc
 
 
@@ -46,11 +46,17 @@ def proc(tmp_path: Path) -> Proc:
 
 
 ONE = User(7, 7, 5900 * TICK, b"one")
+TWO = User(11, 11, 5900 * TICK, b"two")
+THREE = User(13, 13, 5900 * TICK, b"three")
 
 
 def test_all_holders(proc: Proc) -> None:
-    """A socket has the process that holds it, however often; two processes are nobody; only sockets are there."""
-    assert all_holders(proc.path) == {101: ONE, 103: NOBODY}
+    """A socket has the processes that hold it, however often; only sockets are there."""
+    found = all_holders(proc.path)
+
+    assert found is not None
+    assert {inode: set(users) for inode, users in found.items()} == {101: {ONE}, 103: {ONE, TWO}}
+    assert len(found[101]) == 1
 
 
 def test_processes_that_vanish_hold_nothing(proc: Proc) -> None:
@@ -58,7 +64,7 @@ def test_processes_that_vanish_hold_nothing(proc: Proc) -> None:
     (proc.path / "7" / "stat").unlink()
     (proc.path / "13" / "fdinfo").rmdir()
 
-    assert all_holders(proc.path) == {103: User(11, 11, 5900 * TICK, b"two")}
+    assert all_holders(proc.path) == {103: (TWO,)}
     assert all_holders(proc.path / "none") == {}
 
 
@@ -89,7 +95,7 @@ def test_a_flood_of_questions_takes_its_share(proc: Proc) -> None:
     """Scans may take so long at once, then a tenth of the time; in between answers are those of the last one."""
     clock = Clock()
     holders = Holders(proc.path, clock)
-    assert [holders.find(inode, LATE) for inode in (101, 103, 109)] == [ONE, NOBODY, NOBODY]
+    assert [holders.find(inode, LATE) for inode in (101, 109)] == [(ONE,), ()]
     clock.step = sockets.SCAN_S / 2
     for question in range(1009):
         if holders.find(107, LATE) is None:
@@ -98,23 +104,22 @@ def test_a_flood_of_questions_takes_its_share(proc: Proc) -> None:
     clock.step = 0.0
     proc.hold(13, "socket:[107]")
     assert {holders.find(107, LATE) for _ in range(1009)} == {None}
-    assert holders.find(101, LATE) == ONE
+    assert holders.find(101, LATE) == (ONE,)
     clock.now += 20 * sockets.SCAN_S
-    assert holders.find(107, LATE) == User(13, 13, 5900 * TICK, b"three")
+    assert holders.find(107, LATE) == (THREE,)
 
 
 def test_what_was_seen_before_a_scan_needs_no_other(proc: Proc) -> None:
     """A scan answers for all sockets seen before it began, and for no later one; nor when the clock was set back."""
     wall = iter((100, 200, 300, 400, 150))
     holders = Holders(proc.path, Clock(), lambda: next(wall))
-    assert holders.find(101, 90) == ONE
+    assert holders.find(101, 90) == (ONE,)
     proc.hold(13, "socket:[107]")
-    three = User(13, 13, 5900 * TICK, b"three")
 
-    assert [holders.find(inode, 99) for inode in (101, 107)] == [ONE, NOBODY]
-    assert holders.find(107, 100) == three
+    assert [holders.find(inode, 99) for inode in (101, 107)] == [(ONE,), ()]
+    assert holders.find(107, 100) == (THREE,)
     proc.hold(11, "socket:[109]")
-    assert holders.find(109, 99) == User(11, 11, 5900 * TICK, b"two")
+    assert holders.find(109, 99) == (TWO,)
 
 
 def test_a_scan_that_takes_too_long_answers_nothing(proc: Proc) -> None:
@@ -127,11 +132,11 @@ def test_a_scan_that_takes_too_long_answers_nothing(proc: Proc) -> None:
     clock.now += 59
     assert holders.find(101, 0) is None
     clock.now += 2
-    assert holders.find(101, LATE) == ONE
+    assert holders.find(101, LATE) == (ONE,)
 
 
 def test_this_process_holds_its_sockets(tmp_path: Path) -> None:
-    """In the real /proc, a socket of ours is ours, and one that a child has inherited is nobody's."""
+    """In the real /proc, a socket of ours is ours, and one that a child has inherited is the child's, too."""
     ours, shared = socket.socket(), socket.socket()
     with closing(ours), closing(shared):
         inodes = [os.fstat(end.fileno()).st_ino for end in (ours, shared)]
@@ -141,8 +146,8 @@ def test_this_process_holds_its_sockets(tmp_path: Path) -> None:
                 (tmp_path / str(tgid)).symlink_to(f"/proc/{tgid}")
             found = all_holders(tmp_path)
     assert found is not None
-    assert (found[inodes[0]].tgid, found[inodes[0]].tid) == (os.getpid(), os.getpid())
-    assert found[inodes[1]] == NOBODY
+    assert [(one.tgid, one.tid) for one in found[inodes[0]]] == [(os.getpid(), os.getpid())]
+    assert {one.tgid for one in found[inodes[1]]} == {os.getpid(), child.pid}
 
 
 @pytest.mark.parametrize(

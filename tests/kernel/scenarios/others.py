@@ -78,6 +78,24 @@ def uring(way: str, name: str) -> Scenario:
     return Scenario(name, play, SENDS)
 
 
+def called(way: str, name: str, port: int = DISCARD_PORT) -> Scenario:
+    """Sends by system calls of another kind; over TCP if the port is one of TCP."""
+
+    def play(stage: Stage) -> Judge:
+        stream = ("--stream",) if port == TCP_PORT else ()
+        words = ("--to", stage.wire.far.ipv4, "--port", port, "--count", SENDS, *stream)
+        users = stage.play("links", way, *words)
+        own = by_signature(users, users) if stream else by_signature()
+
+        def right(frame: Frame) -> Right:
+            found = own(frame)
+            return AnyThread(users[0]) if found is not None and "worker" in way else found
+
+        return right
+
+    return Scenario(name, play, SENDS if port == DISCARD_PORT else 6)
+
+
 def any_thread(frame: Frame) -> Right:
     """Judge by process and name alone."""
     return AnyThread(frame.signature) if frame.signature else None
@@ -226,6 +244,12 @@ SCENARIOS = [
     uring("uring", "io_uring, in the system call"),
     uring("uring_worker", "io_uring, by a worker"),
     uring("uring_poll", "io_uring, by the polling thread"),
+    called("uring", "io_uring over TCP, in the system call", TCP_PORT),
+    called("uring_worker", "io_uring over TCP, by a worker", TCP_PORT),
+    called("aio", "Linux AIO"),
+    called("aio", "Linux AIO over TCP", TCP_PORT),
+    called("compat", "32-bit system calls"),
+    called("compat", "32-bit system calls over TCP", TCP_PORT),
     pages("sendfile"),
     pages("splice"),
     Scenario("tun, written by a process, forwarded", tun_forwards, 2 * SENDS, SENDS),

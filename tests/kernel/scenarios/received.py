@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import socket
+
 from tests.kernel.payloads import ICMP, UDP
+from tests.kernel.scenarios.others import AnyThread
+from tests.kernel.scenarios.tcp import UNACCEPTED
 from tests.kernel.sink import TCP_PORT
-from tests.kernel.stage import FEW_TRACEPOINTS, Scenario, Stage, udp_socket
+from tests.kernel.stage import FEW_TRACEPOINTS, Player, Scenario, Stage, connect, udp_socket
 from tests.kernel.verdict import Frame, Judge, Label, Right, by_signature
 
 SENDS = 23
 BOUND_PORT, CONNECTED_PORT, GROUP_PORT, SHARED_PORT, CLOSED_PORT = 40_111, 40_123, 40_127, 40_129, 40_151
+THREADS_PORT, WORKERS_PORT, EXTENDED_PORT = 40_177, 40_189, 40_193
+WORKERS = "TCP listener older than the capture, of a master and its workers"
 GROUP = "239.67.0.1"
+SYN = 0x02
+PADDING = bytes((0, 0, 1, 4, 0, 0, 0, 0))  # an extension header that says nothing
 ABOVE, ABOVE_MAC, ABOVE_HERE, ABOVE_THERE = "above0", "52:67:71:73:79:83", "10.89.0.1", "10.89.0.2"
 
 
@@ -97,6 +105,101 @@ def shared_port(stage: Stage) -> Judge:
     return by_signature(received=owners)
 
 
+def threads_share(stage: Stage) -> Judge:
+    """Which of a process's sockets gets a datagram is the kernel's choice: only the thread is not certain."""
+    player = stage.start("receivers", "threads_share", "--port", THREADS_PORT, "--count", SENDS)
+    owners = player.says()
+    ask(stage, stage.wire.near.ipv4, THREADS_PORT)
+    player.end()
+    return by_signature(received=owners)
+
+
+def threads_listen(stage: Stage) -> Judge:
+    """The same of TCP; once a thread has the connection, the thread is."""
+    player = stage.start("receivers", "threads_share", "--stream", "--port", THREADS_PORT, "--count", SENDS)
+    [owner] = player.says()
+    for _ in range(SENDS):
+        with connect(stage.far, stage.wire.near.ipv4, THREADS_PORT) as connection:
+            connection.sendall(b"?")
+            connection.recv(1)
+    player.end()
+
+    def right(frame: Frame) -> Right:
+        return AnyThread(owner) if THREADS_PORT in frame.ports else None
+
+    return right
+
+
+def start_workers(stage: Stage) -> tuple[Player, list[socket.socket]]:
+    """Listen before the capture."""
+    player = stage.start("receivers", "workers", "--port", WORKERS_PORT)
+    return player, []
+
+
+def workers(stage: Stage) -> Judge:
+    """Until a worker has accepted a connection it may be any one's, or the master's: all have a name in common."""
+    player, _ = stage.early[WORKERS]
+    processes = player.says()
+    for _ in range(SENDS):
+        with connect(stage.far, stage.wire.near.ipv4, WORKERS_PORT) as connection:
+            connection.sendall(b"?")
+            connection.recv(1)
+    player.go()
+    player.end()
+    common = Label(processes[0].comm, 0, 0)
+
+    def right(frame: Frame) -> Right:
+        if WORKERS_PORT not in frame.ports:
+            return None
+        return [common] if frame.tcp_flags & SYN else [common, *processes]
+
+    return right
+
+
+def extended(name: str, option: int) -> Scenario:
+    """Datagrams with an extension header of IPv6."""
+
+    def play(stage: Stage) -> Judge:
+        player = stage.start("receivers", "bound_6", "--port", EXTENDED_PORT, "--count", SENDS)
+        owners = player.says()
+        player.go()
+        with stage.far.do(socket.socket, socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+            sender.setsockopt(socket.IPPROTO_IPV6, option, PADDING)
+            for _ in range(SENDS):
+                sender.sendto(b"extended", (stage.wire.near.ipv6, EXTENDED_PORT))
+        player.end()
+        return by_content(b"extended", owners)
+
+    return Scenario(f"received UDP, {name}", play, SENDS)
+
+
+def fragments(version: int) -> Scenario:
+    """Datagrams in three fragments, of which the first has the ports."""
+
+    def play(stage: Stage) -> Judge:
+        player = stage.start("receivers", "bound_6", "--port", EXTENDED_PORT, "--count", SENDS)
+        owners = player.says()
+        player.go()
+        family = socket.AF_INET6 if version == 6 else socket.AF_INET
+        to = stage.wire.near.ipv6 if version == 6 else stage.wire.near.ipv4
+        with stage.far.do(socket.socket, family, socket.SOCK_DGRAM) as sender:
+            for _ in range(SENDS):
+                sender.sendto(b"fragment" * 500, (to, EXTENDED_PORT))
+        player.end()
+        return by_content(b"fragment", owners)
+
+    return Scenario(f"received UDP, fragments of IPv{version}", play, SENDS * 3)
+
+
+def by_content(content: bytes, owners: list[Label]) -> Judge:
+    """Judge what is received with a content."""
+
+    def right(frame: Frame) -> Right:
+        return owners if content in frame.data and not frame.is_sent else None
+
+    return right
+
+
 def echo_reply(way: str, name: str) -> Scenario:
     """The reply is the asker's; the request that comes from the far end is the kernel's to answer."""
 
@@ -132,6 +235,13 @@ SCENARIOS = [
     Scenario("received TCP through a macvlan device", above_tcp, SENDS * 6),
     Scenario("received multicast, two members", group, SENDS, SENDS),
     Scenario("received UDP, SO_REUSEPORT", shared_port, SENDS, SENDS),
+    Scenario("received UDP, SO_REUSEPORT by threads", threads_share, SENDS),
+    Scenario("received TCP, SO_REUSEPORT by threads", threads_listen, SENDS * 5, SENDS * UNACCEPTED),
+    Scenario(WORKERS, workers, SENDS * 5, SENDS * UNACCEPTED, early=start_workers),
+    extended("hop-by-hop options", socket.IPV6_HOPOPTS),
+    extended("destination options", socket.IPV6_DSTOPTS),
+    fragments(4),
+    fragments(6),
     echo_reply("ping", "echo reply to a ping socket"),
     echo_reply("icmp", "echo reply to a raw socket"),
     Scenario("received UDP for nobody", nobody, SENDS, SENDS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from tests.kernel.sink import DISCARD_PORT
 from tests.kernel.stage import Scenario, Stage, scaled, udp_socket
@@ -24,22 +25,27 @@ def sends(way: str, name: str, count: int = SENDS, each: int = 1, *, vm: bool = 
     return Scenario(name, play, each * count, vm=vm)
 
 
-def port_again(stage: Stage) -> Judge:
-    """Each process binds the port that the one before has just left, sends, and gets its own datagram back."""
+def echoed(stage: Stage, count: int, play: Callable[[int], object]) -> Judge:
+    """Play with a port at the far end that sends so many datagrams back."""
     echo = udp_socket(stage.far)
 
     def answer() -> None:
-        for _ in range(SENDS):
+        for _ in range(count):
             data, client = echo.recvfrom(2048)
             echo.sendto(data, client)
 
     answering = threading.Thread(target=answer)
     answering.start()
     with echo:
-        to, port = stage.wire.far.ipv4, echo.getsockname()[1]
-        stage.play("udp", "port_again", "--to", to, "--port", port, "--source-port", PORT_AGAIN, "--count", SENDS)
+        play(echo.getsockname()[1])
         answering.join()
     return by_signature(echoed=True)
+
+
+def port_again(stage: Stage) -> Judge:
+    """Each process binds the port that the one before has just left, sends, and gets its own datagram back."""
+    words = ("--to", stage.wire.far.ipv4, "--source-port", PORT_AGAIN, "--count", SENDS)
+    return echoed(stage, SENDS, lambda port: stage.play("udp", "port_again", *words, "--port", port))
 
 
 SCENARIOS = [

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from tests.kernel.send.datagrams import internet_checksum
 from tests.kernel.send.identity import Identity, become, report, signature
+from tests.kernel.send.process import fork, wait_for
 
 ETH_P_802_EX1 = 0x88B5  # for local experiments
 
@@ -35,6 +36,15 @@ OP_SEND = 26
 IOSQE_ASYNC = 1 << 4
 ENTRIES = 8
 SQE = struct.Struct("=BBHiQQIIQ24x")
+# include/uapi/linux/aio_abi.h; io_setup, io_submit, io_getevents
+AIO_CALLS = {"x86_64": (206, 209, 208), "aarch64": (0, 2, 4)}
+IOCB = struct.Struct("=QIIHhIQQqQII")
+IOCB_CMD_PWRITE = 1
+# x86: push rbx; mov eax, edi; mov ebx, esi; xchg ecx, edx; int 0x80; pop rbx; ret
+INT_80 = bytes.fromhex("53 89f8 89f3 87d1 cd80 5b c3")
+CODE_SIZE = len(INT_80)
+MAP_32BIT = 0x40
+COMPAT_WRITE, COMPAT_GETPID, COMPAT_SOCKETCALL, SYS_SEND = 4, 20, 102, 9
 CQE_BYTES = 16
 
 
@@ -98,7 +108,7 @@ class Ring:
 def _uring(args: argparse.Namespace, setup: int, flags: int) -> Identity:
     who = become("uring")
     ring = Ring(setup)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM if args.stream else socket.SOCK_DGRAM) as sender:
         sender.connect((args.to, args.port))
         for number in range(args.count):
             ring.send(sender, signature(number), flags)
@@ -118,6 +128,66 @@ def uring_worker(args: argparse.Namespace) -> Identity:
 def uring_poll(args: argparse.Namespace) -> Identity:
     """Requests taken by a thread that the kernel has made to look for them."""
     return _uring(args, SETUP_SQPOLL, 0)
+
+
+def aio(args: argparse.Namespace) -> Identity:
+    """Writes handed over by io_submit(2)."""
+    who = become("aio")
+    libc = ctypes.CDLL(None, use_errno=True)
+    setup, submit, events = AIO_CALLS[os.uname().machine]
+    context = ctypes.c_ulong(0)
+
+    def call(number: int, *arguments: object) -> None:
+        if libc.syscall(number, *arguments) < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    call(setup, ENTRIES, ctypes.byref(context))
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM if args.stream else socket.SOCK_DGRAM) as sender:
+        sender.connect((args.to, args.port))
+        for number in range(args.count):
+            data = ctypes.create_string_buffer(signature(number))
+            where = ctypes.addressof(data)
+            request = ctypes.create_string_buffer(
+                IOCB.pack(0, 0, 0, IOCB_CMD_PWRITE, 0, sender.fileno(), where, len(data) - 1, 0, 0, 0, 0)
+            )
+            requests = (ctypes.c_void_p * 1)(ctypes.addressof(request))
+            call(submit, context, ctypes.c_long(1), requests)
+            call(events, context, ctypes.c_long(1), ctypes.c_long(1), ctypes.create_string_buffer(32), None)
+    return who
+
+
+def compat(args: argparse.Namespace) -> Identity:
+    """Sends by 32-bit system calls, each second one through socketcall(2); as any other where there are none."""
+    who = become("compat")
+    below = mmap.mmap(-1, 8192, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_32BIT, mmap.PROT_READ | mmap.PROT_WRITE | 4)
+    below[:CODE_SIZE] = INT_80
+    start = ctypes.addressof(ctypes.c_char.from_buffer(below))
+    call = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_int] * 4)(start)
+    at = start + 4096
+    has_calls = not run_safely(lambda: call(COMPAT_GETPID, 0, 0, 0))
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM if args.stream else socket.SOCK_DGRAM) as sender:
+        sender.connect((args.to, args.port))
+        for number in range(args.count):
+            data = signature(number)
+            below[4096 : 4096 + len(data)] = data
+            arguments = struct.pack("=4I", sender.fileno(), at, len(data), 0)
+            below[4096 + 1024 : 4096 + 1024 + len(arguments)] = arguments
+            if not has_calls:
+                sender.send(data)
+            elif number % 2:
+                call(COMPAT_SOCKETCALL, SYS_SEND, at + 1024, 0)
+            else:
+                call(COMPAT_WRITE, sender.fileno(), at, len(data))
+    return who
+
+
+def run_safely(run: Callable[[], object]) -> bool:
+    """Whether a function kills the process that runs it."""
+    try:
+        wait_for(fork(run))
+    except ChildProcessError:
+        return True
+    return False
 
 
 def _ip(protocol: int, source: str, destination: str, body: bytes) -> bytes:
@@ -197,7 +267,7 @@ def _download(tun: int, args: argparse.Namespace, sequence: int) -> None:
 def main() -> None:
     """Act as the arguments say, and say who did."""
     ways: dict[str, Callable[[argparse.Namespace], Identity]] = {
-        way.__name__: way for way in (packet, uring, uring_worker, uring_poll, tun_forwards, tun_asks)
+        way.__name__: way for way in (packet, uring, uring_worker, uring_poll, aio, compat, tun_forwards, tun_asks)
     }
     parser = argparse.ArgumentParser()
     parser.add_argument("way", choices=ways)
@@ -206,6 +276,7 @@ def main() -> None:
     parser.add_argument("--to", default="")
     parser.add_argument("--port", type=int, default=9)
     parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--stream", action="store_true")
     args = parser.parse_args()
     report(ways[args.way](args))
 

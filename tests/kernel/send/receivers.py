@@ -10,11 +10,14 @@ import os
 import signal
 import socket
 import struct
+import threading
 from collections.abc import Callable
 
 from tests.kernel.send.identity import Identity, become, pause, report
 from tests.kernel.send.process import fork, wait_for
 
+THREADS = 4
+IP_TRANSPARENT = 19  # include/uapi/linux/in.h
 GUARD_S = 600  # a guard only: the test that started us gives up long before
 
 
@@ -31,6 +34,8 @@ def bound(args: argparse.Namespace) -> list[Identity]:
     """A bound socket; nobody has used it before the first datagram."""
     who = become("bound")
     with udp(args.port) as receiver:
+        if args.transparent:
+            receiver.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
         pause(who)
         for _ in range(args.count):
             receiver.recv(2048)
@@ -111,10 +116,73 @@ def shared_port(args: argparse.Namespace) -> list[Identity]:
     return members
 
 
+def threads_share(args: argparse.Namespace) -> list[Identity]:
+    """Threads of one process on one port, each with a socket of its own (SO_REUSEPORT); UDP, or TCP with --stream."""
+    become("threads")
+    kind = socket.SOCK_STREAM if args.stream else socket.SOCK_DGRAM
+    got = threading.Semaphore(0)
+
+    def serve(one: socket.socket) -> None:
+        with one:
+            while True:
+                if args.stream:
+                    connection, _ = one.accept()
+                    with connection:
+                        connection.recv(1 << 16)
+                else:
+                    one.recv(2048)
+                got.release()
+
+    for _ in range(THREADS):
+        made = socket.socket(socket.AF_INET, kind)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind(("", args.port))
+        if args.stream:
+            made.listen()
+        threading.Thread(target=serve, args=(made,), daemon=True).start()
+    who = Identity("threads", os.getpid(), 0)
+    report(who)
+    for _ in range(args.count):
+        assert got.acquire(timeout=GUARD_S)
+    return [who]
+
+
+def workers(args: argparse.Namespace) -> list[Identity]:
+    """A master that listens before its workers are there, which all accept from its socket; until told to stop."""
+    become("workers")
+    listening = socket.create_server(("", args.port))
+
+    def one() -> None:
+        while True:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(1 << 16)
+
+    children = [fork(one) for _ in range(THREADS)]
+    pause(*(Identity("workers", child, child) for child in children))
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return [Identity("workers", child, child) for child in children]
+
+
+def bound_6(args: argparse.Namespace) -> list[Identity]:
+    """A bound socket of IPv6 that takes IPv4, too."""
+    who = become("bound-6")
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as receiver:
+        receiver.settimeout(GUARD_S)
+        receiver.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        receiver.bind(("", args.port))
+        pause(who)
+        for _ in range(args.count):
+            receiver.recv(1 << 16)
+    return [who]
+
+
 def main() -> None:
     """Act as the arguments say, and say who did."""
     ways: dict[str, Callable[[argparse.Namespace], list[Identity]]] = {
-        way.__name__: way for way in (bound, connected, group, joins, shared_port)
+        way.__name__: way for way in (bound, connected, group, joins, shared_port, threads_share, workers, bound_6)
     }
     parser = argparse.ArgumentParser()
     parser.add_argument("way", choices=ways)
@@ -123,6 +191,8 @@ def main() -> None:
     parser.add_argument("--to-port", type=int, default=0)
     parser.add_argument("--address", default="")
     parser.add_argument("--count", type=int, default=1)
+    parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--transparent", action="store_true")
     args = parser.parse_args()
     report(*ways[args.way](args))
 
