@@ -52,7 +52,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 def ask(host: Stage, **settings: str) -> tuple[list[tuple[bytes, bool, Packet]], list[Label], Ended]:
-    """Have a container ask the far end; gives the datagrams on the host's interfaces, who asked, how the capture ended."""
+    """Have a container ask the far end: the datagrams on the host's interfaces, who asked, how the capture ended."""
     file = host.directory / "once.pcapng"
     arguments = [word for device in ("near0", *DEVICES) for word in ("-i", device)]
     with closing(Capture(host.near, *arguments, "-w", str(file), **settings)) as capture, echoing(host, SENDS) as port:
@@ -75,7 +75,7 @@ def test_the_identifier_survives_nat(host: Stage) -> None:
 
 
 def test_first_does_not_cost_the_name(host: Stage) -> None:
-    """With `dedup: first` each datagram and each answer is in the file once, with its process; the others are counted."""
+    """With `dedup: first` each datagram and each answer is in the file once, with its process."""
     seen, labels, ended = ask(host, dedup="first")
 
     assert Counter((which, is_answer) for which, is_answer, _ in seen) == Counter(
