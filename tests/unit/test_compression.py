@@ -90,7 +90,7 @@ def test_a_file_that_has_gone_is_no_matter(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["link", "fifo", "file"])
 def test_a_stranger_s_file_under_the_compressed_name(kind: str, tmp_path: Path) -> None:
     """What lies where the compressed file is to be made is neither followed, nor written to, nor waited for."""
-    path, part, victim, said = tmp_path / "a.pcapng", tmp_path / "a.pcapng.gz.part", tmp_path / "victim", []
+    path, part, victim, said = tmp_path / "a.pcapng", tmp_path / "a.pcapng.gz.part", tmp_path / "victim", list[str]()
     path.write_bytes(DATA)
     victim.write_bytes(b"precious")
     if kind == "link":
@@ -100,7 +100,7 @@ def test_a_stranger_s_file_under_the_compressed_name(kind: str, tmp_path: Path) 
     else:
         part.write_bytes(b"precious")
     pack(Compressor("gzip", said.append), path)
-    assert said == [f"{path}: File exists; it stays as it is, not compressed"]
+    assert said == [f"{path}: File exists; it is not compressed"]
     assert (path.read_bytes(), victim.read_bytes()) == (DATA, b"precious")
     assert part.is_fifo() or part.read_bytes() == b"precious"
 
@@ -108,7 +108,7 @@ def test_a_stranger_s_file_under_the_compressed_name(kind: str, tmp_path: Path) 
 @pytest.mark.parametrize("kind", ["link", "fifo", "directory", "device", "hard link"])
 def test_what_is_no_plain_file_is_not_compressed(kind: str, tmp_path: Path) -> None:
     """Something else under a capture's name is neither read nor waited for."""
-    path, victim, said = tmp_path / "a.pcapng", tmp_path / "victim", []
+    path, victim, said = tmp_path / "a.pcapng", tmp_path / "victim", list[str]()
     victim.write_bytes(b"precious")
     if kind == "link":
         path.symlink_to("victim")
@@ -144,7 +144,7 @@ def test_the_compressed_file_is_never_more_open_than_the_plain_one(tmp_path: Pat
 
 def test_a_file_that_was_replaced_meanwhile_stays(tmp_path: Path) -> None:
     """Another file under the plain one's name is not deleted for the compressed one of the old file."""
-    path, said = tmp_path / "a.pcapng", []
+    path, said = tmp_path / "a.pcapng", list[str]()
     path.write_bytes(DATA)
     compressor = Compressor("gzip", said.append)
     with opened(tmp_path) as directory:
@@ -153,7 +153,7 @@ def test_a_file_that_was_replaced_meanwhile_stays(tmp_path: Path) -> None:
         path.rename(tmp_path / "b.pcapng")
         path.write_bytes(b"another")
         until(lambda: (compressor.tick(directory), compressor._at_work is None)[1], "it is over")
-    assert said == [f"{path}: it was replaced; it stays as it is, not compressed"]
+    assert said == [f"{path}: it was replaced; it is not compressed"]
     assert path.read_bytes() == b"another"
 
 

@@ -171,7 +171,7 @@ def test_what_lies_where_the_file_is_made(kind: str, tmp_path: Path) -> None:
     path, part, victim = tmp_path / "a.prom", tmp_path / "a.prom.part", tmp_path / "victim"
     victim.write_bytes(b"precious")
     os.mkfifo(part) if kind == "fifo" else part.symlink_to("victim")
-    textfile = Textfile(str(path), print)
+    textfile = Textfile(str(path))
     textfile.tick(lambda: b"text\n")
     until(path.exists, "the file is there")
     assert (path.read_bytes(), victim.read_bytes()) == (b"text\n", b"precious")
