@@ -138,7 +138,7 @@ class DiskFile:
         if self.error is None:
             self._starts.extend(piece.starts)
             try:
-                self._refuse()
+                self._refuse(len(piece.data))
                 self._write(piece)
             except OSError as error:
                 self._repair(error, piece.buffer[self._size - piece.at : piece.end])
@@ -151,13 +151,13 @@ class DiskFile:
         if self._direct is not None:
             self._direct.close()
 
-    def _refuse(self) -> None:
+    def _refuse(self, size: int) -> None:
         """Behave as a full disk does, where it is to be taken for one."""
         if self.is_given_up:
             raise OSError(errno.ETIMEDOUT, "the disk is too slow to wait for it at the end")
         if self._keep_free and self._is_file:
             found = os.fstatvfs(self._descriptor)
-            if found.f_bavail * found.f_frsize < self._keep_free:
+            if found.f_bavail * found.f_frsize < self._keep_free + size:
                 raise OSError(errno.ENOSPC, "free space is down to files.keep_free")
 
     def _write(self, piece: Piece) -> None:

@@ -63,4 +63,10 @@ class Watch:
 
     def close(self) -> None:
         """Watch no longer."""
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    def __del__(self) -> None:
+        """The kernel has few of these for a user: one that nobody closed is not kept."""
+        self.close()

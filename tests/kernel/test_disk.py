@@ -68,7 +68,7 @@ def status(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = ask(str(path))
     assert time.monotonic() - begun < 1.0
     packets = dict(found["packets"])
-    assert packets.pop("seen") == sum(packets.values()) + sum(found["lost"].values())
+    assert packets.pop("seen") == sum(packets.values()) + sum(found["dropped"].values())
     return found
 
 
@@ -91,13 +91,13 @@ def test_a_disk_that_hangs(wire: Wire, place: Path, tmp_path: Path) -> None:
                 found = status(control)
             assert found["packets"]["seen"] >= count + 101
             assert found["packets"]["written"] < count
-            assert found["lost"]["full"] > 0
+            assert found["dropped"]["full"] > 0
         until(lambda: not status(control)["packets"]["pending"], "the disk has all")
         ended = daemon.stop()
     kept = sent(place / "captures")
     dropped = ended.totals["dropped by kernel"]
     assert ended.exit_code == 0, ended.stderr
-    assert "lost by the output" not in ended.totals
+    assert "dropped by the output" not in ended.totals
     assert kept + dropped >= count + 101
     assert ended.totals["captured"] == sum(len(read(path)) for path in finished(place / "captures"))
     faults.add("disk hangs", 1, kept, kept, 0)
@@ -111,7 +111,7 @@ def test_free_space_ends_while_a_file_is_written(wire: Wire, place: Path, tmp_pa
         for _ in range(4):
             send(wire, 20_011)
             status(control)
-        until(lambda: status(control)["lost"]["output"] > 0, "writing stops")
+        until(lambda: status(control)["dropped"]["output"] > 0, "writing stops")
         found = status(control)
         assert Path(found["files"]["path"]).exists()
         assert found["files"]["deleted_files"] == 0
@@ -121,8 +121,8 @@ def test_free_space_ends_while_a_file_is_written(wire: Wire, place: Path, tmp_pa
     assert blocks * size >= (80 << 20) - (1 << 20)  # the rest is the file system's own
     kept = sum(len(read(path)) for path in finished(directory))
     assert kept == ended.totals["captured"]
-    assert kept + ended.totals["lost by the output"] + ended.totals["dropped by kernel"] >= 4 * 20_011
-    assert ended.stderr.count("free space is down to files.keep_free; packets are lost until") >= 1
+    assert kept + ended.totals["dropped by the output"] + ended.totals["dropped by kernel"] >= 4 * 20_011
+    assert ended.stderr.count("free space is down to files.keep_free; packets are dropped until") >= 1
     faults.add("keep_free reached", 1, kept, kept, 0)
 
 

@@ -90,8 +90,7 @@ def test_a_file_that_has_gone_is_no_matter(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["link", "fifo", "file"])
 def test_a_stranger_s_file_under_the_compressed_name(kind: str, tmp_path: Path) -> None:
     """What lies where the compressed file is to be made is neither followed, nor written to, nor waited for."""
-    path, part, victim = tmp_path / "a.pcapng", tmp_path / "a.pcapng.gz.part", tmp_path / "victim"
-    said: list[str] = []
+    path, part, victim, said = tmp_path / "a.pcapng", tmp_path / "a.pcapng.gz.part", tmp_path / "victim", list[str]()
     path.write_bytes(DATA)
     victim.write_bytes(b"precious")
     if kind == "link":
@@ -109,8 +108,7 @@ def test_a_stranger_s_file_under_the_compressed_name(kind: str, tmp_path: Path) 
 @pytest.mark.parametrize("kind", ["link", "fifo", "directory", "device", "hard link"])
 def test_what_is_no_plain_file_is_not_compressed(kind: str, tmp_path: Path) -> None:
     """Something else under a capture's name is neither read nor waited for."""
-    path, victim = tmp_path / "a.pcapng", tmp_path / "victim"
-    said: list[str] = []
+    path, victim, said = tmp_path / "a.pcapng", tmp_path / "victim", list[str]()
     victim.write_bytes(b"precious")
     if kind == "link":
         path.symlink_to("victim")
@@ -146,8 +144,7 @@ def test_the_compressed_file_is_never_more_open_than_the_plain_one(tmp_path: Pat
 
 def test_a_file_that_was_replaced_meanwhile_stays(tmp_path: Path) -> None:
     """Another file under the plain one's name is not deleted for the compressed one of the old file."""
-    path = tmp_path / "a.pcapng"
-    said: list[str] = []
+    path, said = tmp_path / "a.pcapng", list[str]()
     path.write_bytes(DATA)
     compressor = Compressor("gzip", said.append)
     with opened(tmp_path) as directory:

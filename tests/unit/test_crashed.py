@@ -52,7 +52,7 @@ def test_a_large_file_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.Monk
     assert directory.new_file().path.name.endswith("-000042.pcapng")
     until(lambda: (directory.tick(), bool(said))[1], "it is finished")
     torn = len(packet(0, bytes(70))) - 3
-    assert said == [f"{tmp_path / NAME}.part: finished after a crash, {torn} bytes of a torn block cut off"]
+    assert said == [f"{tmp_path / NAME}.part: finished after a crash, {torn} bytes of an incomplete block cut off"]
     assert (tmp_path / NAME).read_bytes() == whole
 
 

@@ -367,7 +367,7 @@ def test_a_disk_that_is_full_where_a_file_begins(tmp_path: Path, monkeypatch: py
     rig.output.write_blocks(memoryview(small(4)), rig.snapshot)
     rig.output.finish([])
     assert [frame for frames in rig.frames() for frame in frames] == [n.to_bytes(4, "big") for n in (1, 4)]
-    assert rig.said[-1].endswith("writing again; 2 packets were lost")
+    assert rig.said[-1].endswith("writing again; 2 packets were dropped")
 
 
 class SlowDisk:
