@@ -67,7 +67,7 @@ class Capture:
 
     def __init__(self, namespace: Namespace, *arguments: str, through: Sequence[str] = (), **settings: str) -> None:
         chosen = {"attach": ATTACH} | settings
-        named = ("-i" in arguments or "interfaces" in chosen) and ("any" not in arguments or "namespaces" in chosen)
+        named = "namespaces" in chosen or (("-i" in arguments or "interfaces" in chosen) and "any" not in arguments)
         assert named or self.is_everywhere, "name the test's own interfaces, or its namespaces"
         words = [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
         self.process = namespace.do(

@@ -25,7 +25,7 @@ from tests.support.deadline import DEADLINE_S
 
 SENDS = 101
 GROUP = "239.67.0.9"
-DUPLICATES = "seen before, on another device"
+DUPLICATES = "seen before, on another interface"
 
 
 def datagrams(packets: list[Packet], port: int) -> list[tuple[bytes, bool, Packet]]:
@@ -96,14 +96,15 @@ def held_against(file: Path, ended: Ended, namespace: str) -> int:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"namespaces": "{far}"}, {"rules": '[{"direction": "out", "action": "drop"}]'}],
+    [{"namespaces": "{far}"}, {"rules": '[{"direction": "out", "action": "drop"}]', "namespaces": "{near},{far}"}],
     ids=["interfaces", "rules"],
 )
 def test_only_what_is_captured_is_the_first(wire: Wire, tmp_path: Path, settings: dict[str, str]) -> None:
     """What an interface or a rule keeps out of the file is not the first: what arrives is in the file."""
     file, near, far = tmp_path / "first.pcapng", wire.near, wire.far
     chosen = {
-        name: value.format(far=far.namespace.name) if "{far}" in value else value for name, value in settings.items()
+        name: value.replace("{near}", near.namespace.name).replace("{far}", far.namespace.name)
+        for name, value in settings.items()
     }
     with (
         closing(Sink(far.namespace)),
