@@ -254,8 +254,11 @@ static inline void learn_owner(u64 sk, struct user *user, struct workspace *work
 	owner->sk = sk;
 	owner->time = 0;
 	owners.update(&sk, owner);
-	if (!SOCK(u16, NUM) || (!SOCK(u16, DPORT) && SOCK(u8, STATE) != TCP_LISTEN && !listens) ||
-	    socket_protocol(sk) != IPPROTO_TCP)
+	/* What connects has its flow by its SYN, when that leaves: until then packets of the one before may be on their way. */
+	if (!SOCK(u16, NUM) || socket_protocol(sk) != IPPROTO_TCP)
+		return;
+	if (!listens && SOCK(u8, STATE) != TCP_LISTEN &&
+	    (!SOCK(u16, DPORT) || SOCK(u8, STATE) == TCP_CLOSE || SOCK(u8, STATE) == TCP_SYN_SENT))
 		return;
 	flow_of_socket(sock, IPPROTO_TCP, &work->flow);
 	flows.update(&work->flow, owner);

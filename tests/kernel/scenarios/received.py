@@ -135,12 +135,14 @@ def threads_listen(stage: Stage) -> Judge:
 def start_workers(stage: Stage) -> tuple[Player, list[socket.socket]]:
     """Listen before the capture."""
     player = stage.start("receivers", "workers", "--port", WORKERS_PORT)
+    player.says()
     return player, []
 
 
 def workers(stage: Stage) -> Judge:
     """Until a worker has accepted a connection it may be any one's, or the master's: all have a name in common."""
     player, _ = stage.early[WORKERS]
+    player.go()
     processes = player.says()
     for _ in range(SENDS):
         with connect(stage.far, stage.wire.near.ipv4, WORKERS_PORT) as connection:

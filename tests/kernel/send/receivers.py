@@ -159,6 +159,7 @@ def workers(args: argparse.Namespace) -> list[Identity]:
                 connection.recv(1 << 16)
 
     children = [fork(one) for _ in range(THREADS)]
+    pause()  # the capture starts
     pause(*(Identity("workers", child, child) for child in children))
     for child in children:
         os.kill(child, signal.SIGKILL)
