@@ -23,6 +23,7 @@ from skbcapd.output.aligned import ALIGNMENT, Piece
 DIRECT_MIN = 1 << 18  # bytes at once that are worth a wait for the disk
 _CACHED_S = 5.0
 _WORTH = 2.0  # times faster, and the cache is worth what it costs the processor
+_BEHIND_S = 5.0  # of the disk's time: more must not wait in the cache, as fsync cannot be interrupted
 _PACE_MIN, _PACE_MAX = 1 << 22, 1 << 25  # bytes from which on a pace is known, and of which it is made
 
 
@@ -50,8 +51,9 @@ class Choice:
     """Which way a piece is written.
 
     Much at once goes to the disk directly, which costs a fraction of what the page cache does. Little goes through the
-    cache. So does all for some time after memory pressure, while that is by far the faster way: mostly, but not where
-    a hypervisor is slow to give the pages.
+    cache. So does all for some time after memory pressure, while that is by far the faster way (not if a hypervisor is
+    slow to give the pages), and while the disk can catch up soon: the cache only delays what a slow disk must take, and
+    then the end of a capture would wait for it.
 
     Args:
         clock: seconds.
@@ -60,6 +62,7 @@ class Choice:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._cached_until = 0.0
+        self._behind, self._behind_at = 0.0, clock()  # bytes that the disk has not taken from the cache, about
         self.direct, self.cached = Pace(), Pace()
 
     def note_memory_pressure(self) -> None:
@@ -70,7 +73,20 @@ class Choice:
         """Whether a piece is to go around the cache, where that can be had."""
         if not piece.is_aligned or piece.end - piece.start < DIRECT_MIN:
             return False
-        return self._clock() >= self._cached_until or self.cached.rate < _WORTH * self.direct.rate
+        if self._clock() >= self._cached_until or self.cached.rate < _WORTH * self.direct.rate:
+            return True
+        return self._catch_up() + piece.end - piece.start > _BEHIND_S * self.direct.rate
+
+    def note_cached(self, size: int) -> None:
+        """So many bytes are in the cache now."""
+        self._behind = self._catch_up() + size
+
+    def _catch_up(self) -> float:
+        """Bytes that are still in the cache alone: the disk takes them as fast as it takes direct writes."""
+        now = self._clock()
+        taken = (now - self._behind_at) * self.direct.rate if now > self._behind_at else 0.0
+        self._behind, self._behind_at = max(0.0, self._behind - taken), now
+        return self._behind
 
 
 class DirectWay:
@@ -176,6 +192,7 @@ class DiskFile:
             )
             left = left[written:]
             self._advance(self._size + written)
+        self.choice.note_cached(size)
         if size >= DIRECT_MIN:
             self.choice.cached.add(size, self._clock() - begun)
 

@@ -153,12 +153,14 @@ def test_any_writes_are_in_the_file(pieces: list[tuple[int, bool]], slow: bool) 
 
 @pytest.mark.parametrize(
     ("cache", "least", "most"),
-    [pytest.param(4e9, 4.9, 5.1, id="a quick cache"), pytest.param(0.5e9, 0.001, 0.1, id="a slow cache is tried")],
+    [pytest.param(4e9, 2.4, 2.6, id="a quick cache"), pytest.param(0.5e9, 0.001, 0.1, id="a slow cache is tried")],
 )
 def test_the_faster_way_is_taken(
     cache: float, least: float, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Much goes to the disk directly, 1 GB/s; where that is too slow, for 5 s through a cache that is faster."""
+    """Much goes to the disk directly, 1 GB/s; under memory pressure for 5 s through a cache that is faster, but no more
+    than the disk takes in 5 s waits there: 10 GB pass a cache of 4 GB/s meanwhile, in 2.5 s.
+    """
     now = 0.0
     through = 0
     direct = []
