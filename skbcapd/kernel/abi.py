@@ -339,7 +339,13 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         KernelError: unknown processor, or structs laid out in a way that the program cannot take.
     """
     found = machine()
-    values: dict[str, int | str] = {
+    values = _sizes(btf, geometry) | _task(btf, found) | _device(btf) | _calls(btf, found) | _in_place(btf)
+    return values | _skb(btf) | _shared(btf) | _sock(btf) | _addresses(btf) | _udp(btf) | _guard(btf)
+
+
+def _sizes(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
+    """Sizes of what both sides share, and bounds of loops."""
+    return {
         "SEGMENT_SIZE": SEGMENT_SIZE,
         "SEGMENT_COUNT": geometry.segment_count,
         "SEGMENTS_MADE": geometry.segment_count,
@@ -369,6 +375,12 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "RESERVE_TRIES": 32,
         "PAGE_BYTES": os.sysconf("SC_PAGE_SIZE"),
         "PAGE_STRUCT_SIZE": btf.size("page"),
+    }
+
+
+def _task(btf: Btf, found: Machine) -> dict[str, int | str]:
+    """A task's stack, names and numbers, its descriptors, and the registers of its system call."""
+    return {
         "ARGUMENT_1": btf.offset("pt_regs", found.argument_1),
         "REGS_SIZE": btf.size("pt_regs"),
         "REGS_SYSCALL": btf.offset("pt_regs", found.syscall),
@@ -385,6 +397,12 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "FILES_TABLE": btf.offset("files_struct", "fdt"),
         "TABLE_SIZE": btf.offset("fdtable", "max_fds"),
         "TABLE_FILES": btf.offset("fdtable", "fd"),
+    }
+
+
+def _device(btf: Btf) -> dict[str, int | str]:
+    """An interface, those on top of it, and its network namespace."""
+    return {
         "DEV_IFINDEX": btf.offset("net_device", "ifindex"),
         "DEV_FLAGS": btf.offset("net_device", "flags"),
         "DEV_NET": btf.offset("net_device", "nd_net"),
@@ -402,9 +420,6 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "NET_COOKIE": btf.offset("net", "net_cookie"),
         "NET_INUM": btf.offset("net", "ns") + btf.offset("ns_common", "inum"),
     }
-    values |= _calls(btf, found) | _in_place(btf) | _skb(btf) | _shared(btf) | _sock(btf) | _addresses(btf) | _udp(btf)
-    values |= _guard(btf)
-    return values
 
 
 def _calls(btf: Btf, found: Machine) -> dict[str, int | str]:

@@ -408,9 +408,7 @@ class Reader:
         if cap_len > length - 16:
             self._fail(at, f"a packet of {cap_len} bytes in a block of {length}", "a packet that fits its block")
         count = len(section.interfaces)
-        self._fail(
-            at, f"a packet of interface {number}, where {count} are described", "a description before the packet"
-        )
+        self._fail(at, f"a packet of interface {number}, where {count} are described", "a description before it")
 
     def _expect_end(self, left: int, at: int, what: str) -> None:
         if left:
