@@ -257,8 +257,7 @@ static inline void learn_owner(u64 sk, struct user *user, struct workspace *work
 	/* What connects has its flow by its SYN, when that leaves: until then packets of the one before may be on their way. */
 	if (!SOCK(u16, NUM) || socket_protocol(sk) != IPPROTO_TCP)
 		return;
-	if (!listens && SOCK(u8, STATE) != TCP_LISTEN &&
-	    (!SOCK(u16, DPORT) || SOCK(u8, STATE) == TCP_CLOSE || SOCK(u8, STATE) == TCP_SYN_SENT))
+	if (!listens && SOCK(u8, STATE) != TCP_LISTEN && (!SOCK(u16, DPORT) || SOCK(u8, STATE) == TCP_CLOSE))
 		return;
 	flow_of_socket(sock, IPPROTO_TCP, &work->flow);
 	flows.update(&work->flow, owner);
@@ -495,6 +494,13 @@ static inline void renew_flow(struct packet *packet, struct skb *skb, int is_gro
 		}
 	}
 	flows.update(flow, owner);
+	/* On a device of another namespace (below a macvlan device) the answer is looked for in the socket's own, too. */
+	u64 own = LOAD(u64, LOAD(u64, sk + SOCK_NET) + NET_COOKIE);
+
+	if (own != flow->net) {
+		flow->net = own;
+		flows.update(flow, owner);
+	}
 }
 
 /* A packet of a socket that its users have closed, and that has given back its ports (tcp_disconnect): its user by the flow that is

@@ -265,15 +265,14 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 		several = packet->group.count > 1;
 	} else if (flow->protocol == IPPROTO_TCP) {
 		owner = find_flow(flow);
-		if ((headers->word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD) {
-			if (owner && owner->time) { /* the same ports again: a new connection */
-				flows.delete(flow);
-				owner = NULL;
-			}
-			if (!owner) {
-				owner = find_listener(flow, &wildcard);
-				several = owner && find_sharing(owner->sk, &packet->group);
-			}
+		/* The same ports again: a new connection, also where only its answer is seen (directions: in). */
+		if (headers->word & TCP_SYN_IN_WORD && owner && owner->time) {
+			flows.delete(flow);
+			owner = NULL;
+		}
+		if (!owner && (headers->word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD) {
+			owner = find_listener(flow, &wildcard);
+			several = owner && find_sharing(owner->sk, &packet->group);
 		}
 	} else if (flow->protocol == IPPROTO_ICMP || flow->protocol == IPPROTO_ICMPV6) {
 		/* A reply's type is the request's but for one: look for the request. */
