@@ -76,6 +76,13 @@ struct frame {
 #define EPB_CHECKSUM_NOT_READY	   (1 << 9)
 #define EPB_SEGMENTATION_OFFLOADED (1 << 11)
 
+/* skb->pkt_type */
+#define PACKET_HOST	 0
+#define PACKET_BROADCAST 1
+#define PACKET_MULTICAST 2
+#define PACKET_OTHERHOST 3
+#define PACKET_LOOPBACK	 5
+
 /* The bits of epb_flags that differ from packet to packet (draft-ietf-opsawg-pcapng, epb_flags).
    Reception type: the kernel's PACKET_HOST, _BROADCAST, _MULTICAST, _OTHERHOST are 0 to 3. */
 static inline u32 packet_flags(struct skb *skb, struct shared *shared, u32 direction)

@@ -30,6 +30,7 @@ enum via {
 	VIA_SOCKET,    /* the socket's last user */
 	VIA_FLOW,      /* the last user of the socket that the addresses and ports belong to */
 	VIA_INODE,     /* Python knows who holds the socket */
+	VIA_PATH,      /* known from where the packet was before, on this machine */
 	VIA_KERNEL,    /* */
 	VIA_FORWARDED, /* */
 	VIA_UNKNOWN,   /* */
@@ -114,7 +115,7 @@ struct flow {
 	u16 remote_port;
 	u8 protocol;
 	u8 family;
-	u16 spare;
+	u16 on_wire; /* 1: as on a packet that left, whoever translated it; 0: as the socket has it */
 };
 
 /* The sockets of which any may get a packet: SO_REUSEPORT, multicast. */
@@ -134,18 +135,35 @@ struct fragment {
 	u16 family; /* 0: not in fragments */
 };
 
-/* Where a packet was last seen, to know it again on the next device. */
+/* What the process of a followed packet has to do with it. */
+enum role { SENDS, GETS };
+
+/* Where a followed packet comes from. */
+struct origin {
+	u64 role;	/* enum role of the process */
+	u64 sk;		/* the socket that it uses, as far as known; the listener of a SYN-ACK's */
+	u64 identity;	/* of that, where Python is asked whose it is; else 0 */
+	u64 is_request; /* a SYN-ACK: who will accept the connection is not certain */
+};
+
+/* A packet on its way through the machine, by its sk_buff: what it is, where it was, whose it is. */
 struct sighting {
+	u64 skb;		     /* address of its sk_buff */
 	u64 head;		     /* address of its data: the same for the copies that a bridge makes */
-	u64 print;		     /* of bytes that no device changes */
+	u64 print;		     /* of what no device changes, nor NAT */
 	u64 id;			     /* epb_packetid */
 	u64 time;		     /* ns since boot */
 	u64 places[SIGHTING_PLACES]; /* devices and directions it was seen at */
 	u64 count;		     /* of places in use */
-	u64 sk;			     /* its socket at the last one, if that was on its way out */
+	u64 taken;		     /* whether it was captured at one of them */
+	u64 sk;			     /* the socket that it left on */
 	struct user user;
 	u64 via;
+	struct origin origin;
 };
+
+/* Whether a packet stands in the file: Python may still refuse what has no label. */
+enum taken { NOT_TAKEN, ASKED, TAKEN };
 
 struct counters {
 	u64 of[COUNTERS];
@@ -207,7 +225,8 @@ struct control {
 	u64 own_net;	/* network namespace of the self-test, whose packets no filter refuses; 0: none */
 	u64 filtered;	/* 1: packet filter 0 is there, and asked about every packet */
 	u64 generation; /* of the rules: labels of another one do not hold */
-	u64 pad1[6];
+	u64 wired;	/* 1: there are flows on the wire (written by the program) */
+	u64 pad1[5];
 	/* Written by both. */
 	u64 questions; /* how many more sockets Python may be asked about; it sets the number anew with each round */
 	u64 pad2[7];
@@ -225,6 +244,7 @@ BPF_TABLE("lru_hash", u64, struct user, holders, HOLDERS_MAX);
 BPF_TABLE("lru_hash", u64, struct group, groups, GROUPS_MAX);
 BPF_TABLE("lru_hash", struct fragment, struct owner, fragments, FRAGMENTS_MAX);
 BPF_ARRAY(sightings, struct sighting, SIGHTINGS);
+BPF_ARRAY(heads, u64, SIGHTINGS); /* the first sk_buff with data at an address */
 BPF_PERCPU_ARRAY(counters, struct counters, SLOTS);
 BPF_RINGBUF_OUTPUT(wakeups, 1);
 

@@ -5,6 +5,14 @@
  * It lies in a per-CPU record, as there is room for half of it on the stack, and goes from one program to the next.
  */
 
+/* Whether addresses prove the receiver on a device: see guard.h. */
+#define GUARDS 8 /* a power of two */
+struct guard {
+	u64 dev;
+	u64 until; /* ns since boot */
+	u64 is_up;
+};
+
 struct packet {
 	struct reservation room; /* in the segments, of the block */
 	struct frame frame;
@@ -18,16 +26,22 @@ struct packet {
 	u64 net;   /* its network namespace */
 	u64 sk;	   /* the packet's socket; then the one whose user was looked for, whose head is in `work` */
 	u64 inode; /* of that one; 0: none */
-	u64 head;  /* of the data's memory */
-	u64 data;  /* where the stack has arrived in it */
+	u64 address;	/* of its sk_buff */
+	u64 head;	/* of the data's memory */
+	u64 data;	/* where the stack has arrived in it */
 	u64 linear_end; /* of the linear part */
 	u64 time;	/* ns since boot, suspend left out */
 	u64 packet_id;	/* epb_packetid; 0: none */
 	u64 filter;	/* number of the packet filter to ask, then of the last one asked */
 	u64 is_known;	/* seen before, on another device */
+	u64 taken;	/* enum taken, there */
+	u64 print;	/* of what no device changes, nor NAT */
+	u64 refused;	/* its device or a filter is not wanted: slot * 2 + 1; it is only remembered */
 	u64 unwanted;	/* its device is, as of `verdict` */
 	u64 verdict;	/* control->device_filter, when `unwanted` was found out; 0: this is another device */
-	u64 sent[3];	/* the last use of a socket that was learned: see note_use */
+	u64 guard;	/* 1: its addresses prove no receiver, see guard.h */
+	struct guard guards[GUARDS]; /* what was found out of some devices */
+	u64 sent[3];		     /* the last use of a socket that was learned: see note_use */
 	struct key key;
 	struct user user;
 	u64 device_name[2];
@@ -85,7 +99,7 @@ static inline struct sock_head *socket_of(struct packet *packet, struct skb *skb
 }
 
 /* Reads the packet's own record and finds its device. */
-static inline void meet(struct packet *packet, struct skb *skb, u32 direction)
+static inline void meet(struct packet *packet, struct skb *skb, void *argument, u32 direction)
 {
 	u8 *dev = SKB(u8 *, DEV);
 	u8 *net = FIELD(u8 *, dev, DEV_NET);
@@ -96,12 +110,13 @@ static inline void meet(struct packet *packet, struct skb *skb, u32 direction)
 	if (packet->key.ifindex != ifindex || packet->key.net != cookie || packet->device_name[0] != name0 ||
 	    packet->device_name[1] != name1)
 		packet->verdict = 0;
-	packet->inode = packet->packet_id = packet->is_known = packet->filter = 0;
+	packet->inode = packet->packet_id = packet->is_known = packet->filter = packet->refused = 0;
 	packet->time = bpf_ktime_get_ns();
 	packet->dev = (u64)dev;
 	packet->net = (u64)net;
 	packet->sk = SKB(u64, SK);
 	/* The verifier takes some addresses for pointers until they have been in memory. */
+	packet->address = (u64)argument;
 	packet->head = SKB(u64, HEAD);
 	packet->data = SKB(u64, DATA);
 	asm volatile("" : : : "memory");

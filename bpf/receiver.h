@@ -7,16 +7,8 @@
  * and net/ipv6/udp.c). Echo replies: by the request that left. Where there are several candidates, Python says what they have in
  * common. All else is unknown.
  * skb->sk of a received packet may be the sender's, on this very machine: it is never looked at.
+ * All this holds where nothing stands between the hook and the socket (guard.h); else path.h alone tells the receiver.
  */
-
-/* 1 for any number but 0; without a branch, and without the compiler's making one of it. */
-static inline u64 any(u64 value)
-{
-	u64 sign = value | -value;
-
-	asm volatile("" : "+r"(sign));
-	return sign >> 63;
-}
 
 /* An address as it is looked for. */
 struct wanted {
@@ -56,8 +48,9 @@ static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
 		u64 found[2] = {};
 
 		FORGET(node);
-		if (READ(found, sizeof(found), node + address))
+		if (!node)
 			return 0;
+		LOAD_WORDS(found, sizeof(found), node + address);
 		if (!((found[0] & mask0) ^ wanted->address[0] | (found[1] & mask1) ^ wanted->address[1]))
 			return 1;
 		node = LOAD(u64, node + next);
@@ -234,13 +227,17 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 	u32 type = SKB_BITS(PKT_TYPE), wildcard = 0, several = 0, ifindex = packet->key.ifindex;
 
 	packet->sk = 0;
-	if (type == 3) { /* PACKET_OTHERHOST: not for this device */
+	if (type == PACKET_OTHERHOST) {
 		dev = find_above(dev, packet->data, nothing);
 		if (!dev)
 			return VIA_UNKNOWN;
 		net = LOAD(u64, dev + DEV_NET);
 		cookie = LOAD(u64, net + NET_COOKIE);
 		ifindex = LOAD(u32, dev + DEV_IFINDEX);
+		if (packet->guard || may_be_stolen(dev, net, nothing))
+			return VIA_UNKNOWN;
+	} else if (packet->guard) {
+		return VIA_UNKNOWN;
 	}
 	flow_of_packet(packet->data, packet->linear_end - packet->data, SKB(u16, PROTOCOL), IN, flow,
 		       headers);
@@ -260,7 +257,7 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 	wanted.address[0] = flow->local[0];
 	wanted.address[1] = flow->local[1];
 	wanted.family = flow->family;
-	wanted.multicast = headers->multicast | type == 1 | type == 2;
+	wanted.multicast = headers->multicast | type == PACKET_BROADCAST | type == PACKET_MULTICAST;
 	if (flow->protocol == IPPROTO_UDP) {
 		found = find_udp_socket(control, net, ifindex, flow, wanted.multicast, sock, &wildcard,
 					&packet->group);

@@ -1,12 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * One packet on several devices: a bond, a bridge, a VLAN, a veth pair hand the same data from one to the next.
+ * One packet on several devices: veth pairs, bridges, bonds, VLANs, tunnels, the routing of this host.
  *
- * A packet is known again by the address of its data and by a few of its bytes that no device changes, within a second,
- * and as long as the place is a new one: at a place where it was before, it is another packet in the same memory (the next
- * one of the flow, or the same data sent again). Each data address has one entry; when two share it, the older packet is
- * forgotten and its next sighting has a new identifier. Addresses are among the bytes: what comes out of NAT or goes into a
- * tunnel is another packet.
+ * On its whole way through the machine, also through NAT and from one network namespace to the next, a packet keeps its
+ * sk_buff; what copies it (a bridge that floods) keeps the address of the data. Addresses are used again by later packets
+ * within microseconds, so three things more have to agree, within a second:
+ *
+ * - What neither a device nor NAT changes (print_of): of IPv4 identification and length, of TCP numbers, flags and window, of
+ *   UDP length and first bytes, of ICMP type and sequence number, and of all the last bytes. In a tunnel that of the packet
+ *   inside.
+ * - The way: a place where it was before is another packet's (the next of the flow, or the same sent again). What leaves on
+ *   a socket is new, unless it left on the same one just before. What arrives is new on a device that nothing on this
+ *   machine hands packets to: a card, a tun or tap; and where it has left by the same device, as an answer would.
+ * - There is one entry for each address: the later packet's.
  */
 
 #define SIGHTING_LASTS_NS 1000000000ULL
@@ -20,55 +26,148 @@ static inline int is_stacked(u8 *dev)
 	return FIELD(u64, dev, DEV_LINK_OPERATIONS) || FIELD(u64, dev, DEV_UPPER) != (u64)(dev + DEV_UPPER);
 }
 
-/* The entry of a packet's data, whosever it is. */
-static inline struct sighting *find_sighting(u64 head)
+#define TUN 0x006e7574U /* "tun" and its NUL, as a kind of device; tap is of that kind */
+
+/* Whether what arrives at a device may come from another one of this machine. */
+static inline int is_handed_on(u8 *dev)
 {
-	u32 index = (head >> 6 ^ head >> 20) & (SIGHTINGS - 1);
+	u64 operations = FIELD(u64, dev, DEV_LINK_OPERATIONS);
+
+	return operations && LOAD(u32, LOAD(u64, operations + LINK_KIND)) != TUN;
+}
+
+static inline u32 index_of(u64 address)
+{
+	return (address >> 6 ^ address >> 20) & (SIGHTINGS - 1);
+}
+
+/* The entry of an sk_buff, whosever it is. */
+static inline struct sighting *find_sighting(u64 skb)
+{
+	u32 index = index_of(skb);
 
 	return sightings.lookup(&index);
 }
 
-/*
- * A packet by its last linear bytes, the length of the rest, and the bytes of its network header that hold IPv4's addresses
- * and ports, or the end of IPv6's destination and the ports. The last bytes alone are not enough: memory that is free is
- * soon taken again, and questions of two containers for one name end alike.
- */
+/* What no device changes, nor NAT. */
 static inline u64 print_of(struct packet *packet, struct skb *skb)
 {
-	u64 inner = packet->key.direction == IN ? packet->data : packet->head + SKB(u16, NETWORK_HEADER);
-	u64 last = LOAD(u64, packet->linear_end - 8) ^ (u64)SKB(u32, DATA_LEN) << 32;
+	u64 at = packet->key.direction == IN ? packet->data : packet->head + SKB(u16, NETWORK_HEADER);
+	u64 network[3] = {}, transport[2] = {}, end = packet->linear_end, start, length, more, what, last = 0;
+	u8 *bytes = (u8 *)network;
 
-	inner += SKB(u16, PROTOCOL) == __builtin_bswap16(0x86dd) ? 32 : 12;
-	return ((last * PRINT_FACTOR + LOAD(u64, inner)) * PRINT_FACTOR + LOAD(u32, inner + 8)) *
+	if (packet->key.direction == OUT && SKB_BITS(ENCAPSULATION))
+		at = packet->head + SKB(u16, INNER_NETWORK_HEADER);
+	LOAD_WORDS(network, sizeof(network), at);
+	if (bytes[0] >> 4 == 4) {
+		start = at + (bytes[0] & 15) * 4;
+		what = network[0] >> 16 & 0xffffffff; /* length, identification */
+		length = __builtin_bswap16(network[0] >> 16);
+		more = bytes[9];
+	} else {
+		start = at + 40;
+		what = network[0] >> 32 & 0xffff;
+		length = __builtin_bswap16(what) + 40;
+		more = bytes[6];
+	}
+	LOAD_WORDS(transport, sizeof(transport), start);
+	what |= more << 32;
+	u32 ether_type = SKB(u16, PROTOCOL);
+
+	if (!SKB_BITS(ENCAPSULATION) && ether_type != 0x0008 && ether_type != 0xdd86) {
+		/* Nothing that NAT would change. */
+		what = network[0];
+		transport[0] = network[1];
+		transport[1] = network[2];
+		length = end - at;
+		start = at + 8;
+	} else if (more == IPPROTO_TCP) {
+		transport[0] = transport[0] >> 32 | transport[1] << 32;
+		transport[1] >>= 32;
+		start += 4;
+	} else {
+		if (more == IPPROTO_UDP)
+			transport[0] = transport[0] >> 32 & 0xffff;
+		else if (more == IPPROTO_ICMP || more == IPPROTO_ICMPV6)
+			transport[0] &= 0xffff00000000ffffULL;
+		if (start + 16 > end || length < start + 16 - at)
+			transport[1] = 0;
+	}
+	if (at + length < end) /* padding */
+		end = at + length;
+	if (!SKB(u32, DATA_LEN) && start + 24 <= end)
+		last = LOAD(u64, end - 8);
+	return (((what * PRINT_FACTOR + transport[0]) * PRINT_FACTOR + transport[1]) * PRINT_FACTOR + last) *
 	       PRINT_FACTOR;
 }
 
-/* Whether the entry is this packet's, seen elsewhere shortly before. */
-static inline int is_seen_before(struct sighting *entry, struct packet *packet, struct skb *skb, u64 place)
+/* Whether an entry is this packet's, seen elsewhere shortly before. `sk` is the socket on which it leaves. */
+static inline int is_continued(struct sighting *entry, struct packet *packet, u64 place, u64 sk)
 {
 	u64 visited = entry->count >= SIGHTING_PLACES; /* there is no room to know all its places */
 
-	if (entry->head != packet->head || packet->time - entry->time > SIGHTING_LASTS_NS ||
-	    entry->print != print_of(packet, skb))
+	if (packet->time - entry->time > SIGHTING_LASTS_NS || entry->print != packet->print ||
+	    (sk && entry->sk != sk))
 		return 0;
-	for (int i = 0; i < SIGHTING_PLACES; i++)
-		visited |= entry->places[i] == place;
+	for (int i = 0; i < SIGHTING_PLACES; i++) /* for one that arrives: it was here, in either direction */
+		visited |= (entry->places[i] | (place & 1)) == place;
 	return !visited;
 }
 
+/*
+ * Whether the packet was seen before, on its way here; then `entry`, that of its sk_buff, says so. Else `entry` is of an
+ * earlier packet.
+ */
+static inline int is_seen_before(struct sighting *entry, struct packet *packet, u64 skb, u64 place, u64 sk)
+{
+	struct sighting *known = entry;
+
+	if (entry->skb != skb ||
+	    entry->print != packet->print) { /* a copy of another one with the same data? */
+		u32 index = index_of(packet->head);
+		u64 *first = heads.lookup(&index);
+
+		if (sk || !first)
+			return 0;
+		known = find_sighting(*first);
+		if (!known || known->skb != *first || known->head != packet->head)
+			return 0;
+	}
+	if (!is_continued(known, packet, place, sk))
+		return 0;
+	if (known != entry)
+		*entry = *known;
+	return 1;
+}
+
 /* Notes where the packet is seen now: as a new one, or further on its way; or only that it is, at no place. */
-static inline void note_sighting(struct sighting *entry, struct packet *packet, struct skb *skb, u64 place,
+static inline void note_sighting(struct sighting *entry, struct packet *packet, u64 skb, u64 place,
 				 int is_known, int nowhere)
 {
 	if (!is_known) {
-		entry->head = packet->head;
-		entry->print = print_of(packet, skb);
+		entry->print = packet->print;
 		entry->id = packet->time << 6 | bpf_get_smp_processor_id() & 63;
-		entry->count = 0;
+		entry->count = entry->taken = 0;
 		for (int i = 0; i < SIGHTING_PLACES; i++)
 			entry->places[i] = 0;
+	}
+	entry->skb = skb;
+	if (!is_known || entry->head != packet->head) {
+		u32 index = index_of(packet->head);
+
+		entry->head = packet->head;
+		heads.update(&index, &skb);
 	}
 	entry->time = packet->time;
 	if (!nowhere)
 		entry->places[entry->count++ & (SIGHTING_PLACES - 1)] = place;
+}
+
+/* Notes that a packet stands in the file, or that Python is asked. */
+static inline void note_taken(u64 skb, enum taken taken)
+{
+	struct sighting *entry = find_sighting(skb);
+
+	if (entry && entry->skb == skb)
+		entry->taken = taken;
 }

@@ -8,8 +8,10 @@
  *   segment.h   room in the shared segments
  *   packet.h    what is known of one packet
  *   owner.h     who uses a socket; who sent a packet
+ *   guard.h     whether its addresses prove who will get it
  *   receiver.h  who will get it
  *   sighting.h  whether it was seen on another device
+ *   path.h      whose it is where it only passes
  *   filter.h    whether it is wanted, where there is a packet filter
  *   measure.h   what is measured once, at start
  *   this file   the way of one packet through them; probes last
@@ -22,17 +24,19 @@
 #include "segment.h"
 #include "packet.h"
 #include "owner.h"
+#include "guard.h"
 #include "receiver.h"
 #include "sighting.h"
+#include "path.h"
 #include "measure.h"
 
 /* A packet's way goes from one program to the next. Several programs are verified faster than one: the ways through the
    first need not be walked again with each way through the second. The programs of FILTER are there where there are packet
    filters, and can be exchanged between two packets. All programs of such a map have to be for functions of one type, and
    the driver's is not that of receiving. */
-enum stage { FILTER, IDENTIFY, TAKE, COPY };
-BPF_PROG_ARRAY(stages_out, 4);
-BPF_PROG_ARRAY(stages_in, 4);
+enum stage { FILTER, IDENTIFY, TAKE, COPY, GUARD };
+BPF_PROG_ARRAY(stages_out, 5);
+BPF_PROG_ARRAY(stages_in, 5);
 
 static inline void go_on(void *ctx, const u32 direction, const u32 stage)
 {
@@ -53,10 +57,12 @@ static inline int same_name(u8 *a, u64 *b)
 	return ((u64 *)a)[0] == b[0] && ((u64 *)a)[1] == b[1];
 }
 
-/* Frames on loopback were captured when they left: they appear once. */
+/* Frames on loopback were captured when they left: they appear once. So were multicasts and broadcasts that the host gives
+   back to itself on any device (dev_loopback_xmit): what comes is without a link-layer header, and no AF_PACKET socket sees it. */
 static inline int is_loopback(struct skb *skb)
 {
-	return FIELD(u32, SKB(u8 *, DEV), DEV_FLAGS) & 8; /* IFF_LOOPBACK */
+	return FIELD(u32, SKB(u8 *, DEV), DEV_FLAGS) & 8 /* IFF_LOOPBACK */ ||
+	       SKB_BITS(PKT_TYPE) == PACKET_LOOPBACK;
 }
 
 /*
@@ -67,38 +73,78 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 			    const u32 direction, const int only_remember)
 {
 	struct key *key = &packet->key;
-	u64 place = key->net << 33 ^ (u64)key->ifindex << 1 ^ direction & 1, sk = packet->sk;
-	struct sighting *sighting = find_sighting(packet->head);
-	u32 via, linked;
+	u64 address = packet->address;
+	struct sighting *sighting = find_sighting(address);
+	u8 *dev = SKB(u8 *, DEV);
+	/* The socket of a packet that arrives is its sender's, if it has one. */
+	u64 place = key->net << 33 ^ (u64)key->ifindex << 1 ^ direction & 1,
+	    sk = direction == OUT ? packet->sk : 0;
+	struct origin origin = {};
+	u64 is_known = 0, follows = 0;
+	u32 via, linked = is_stacked(dev) | packet->guard | (direction == IN && control->wired);
 
 	if (!sighting)
 		return;
-	int is_known = is_seen_before(sighting, packet, skb, place);
-
+	if (linked || sighting->skb == address || (control->wired && !sk)) {
+		packet->print = print_of(packet, skb);
+		if (direction == OUT || is_handed_on(dev))
+			is_known = is_seen_before(sighting, packet, address, place, sk);
+	}
 	packet->is_known = is_known && sighting->count;
-	linked = packet->is_known || is_stacked(SKB(u8 *, DEV));
-	if (is_known && direction == OUT && sk && sighting->sk == sk) {
+	packet->taken = is_known ? sighting->taken : NOT_TAKEN;
+	linked |= packet->is_known;
+	if (is_known && sk)
+		follows = sighting->via != VIA_UNRESOLVED;
+	else if (is_known &&
+		 (sighting->origin.role == SENDS || sighting->user.tgid || sighting->via == VIA_GROUP))
+		follows = direction == OUT || is_passing(control, packet, skb);
+	if (follows) {
+		origin = sighting->origin;
 		packet->user = sighting->user;
-		via = sighting->via;
+		via = find_followed(control, packet, skb, sighting, sk, direction);
 	} else {
 		__builtin_memset(&packet->user, 0, sizeof(packet->user));
-		if (direction == OUT)
+		if (direction == OUT) {
+			struct sock_head *sock = &packet->work.sock;
+
 			via = find_sender(ctx, control, packet, skb, only_remember || !control->late);
-		else
+			/* What no process has sent is followed for who gets it, once that is known. */
+			origin.role = via == VIA_KERNEL ? GETS : SENDS;
+			origin.sk = via == VIA_FLOW ? 0 : packet->sk;
+			origin.is_request = packet->sk != sk;
+			origin.identity = via == VIA_UNRESOLVED || via == VIA_GROUP ? SOCK_IDENTITY(sock) : 0;
+		} else {
+			origin.role = GETS;
 			via = find_receiver(control, packet, skb);
+			if (via == VIA_UNKNOWN)
+				via = find_by_wire_flow(control, packet, skb);
+		}
 	}
 	key->tgid = packet->user.tgid;
 	key->tid = packet->user.tid;
 	key->start = packet->user.start;
 	key->via = via;
 	key->linked = linked;
-	if (!linked && !only_remember)
+	if (direction == OUT && !only_remember && origin.role == SENDS &&
+	    ((packet->guard && via != VIA_KERNEL) || (follows && !sk) ||
+	     (control->wired && via == VIA_FORWARDED)))
+		enter_wire_flow(control, packet, skb, &origin);
+	if (!linked && !only_remember) {
+		if (sighting->skb == address) /* another packet's by now */
+			sighting->skb = 0;
 		return;
-	note_sighting(sighting, packet, skb, place, is_known, only_remember);
-	sighting->sk = direction == OUT && via != VIA_UNRESOLVED ? sk : 0;
+	}
+	note_sighting(sighting, packet, address, place, is_known, only_remember);
+	packet->packet_id = linked ? sighting->id : 0;
+	if (is_known && direction == IN && !follows && sighting->origin.role == SENDS)
+		return; /* it has arrived: who has sent it stays known */
+	if (!is_known || sk)
+		sighting->sk = sk;
+	if (follows && !packet->user.tgid)
+		return; /* it stays to be found out */
 	sighting->user = packet->user;
 	sighting->via = via;
-	packet->packet_id = linked ? sighting->id : 0;
+	sighting->origin = origin;
 }
 
 /* Fills in what Python needs to know of a packet without a label. */
@@ -142,6 +188,36 @@ static inline u64 is_unwanted(struct control *control, struct packet *packet)
 }
 
 /*
+ * Whether a packet that is not wanted is followed all the same: it may come to a device where it is. Its process is known
+ * where it leaves its sender's socket, and that is on a device of the sender's own, such as a container's.
+ */
+static inline int is_followed(struct packet *packet, struct skb *skb, const u32 direction)
+{
+	return packet->guard || (direction == OUT && is_stacked(SKB(u8 *, DEV)));
+}
+
+/* Where a packet goes on to, once it is known what guards its device. */
+static inline void proceed(void *ctx, struct control *control, struct packet *packet, struct skb *skb,
+			   const u32 direction)
+{
+	if (control->device_filter && is_unwanted(control, packet)) {
+		struct sighting *sighting = find_sighting(packet->address);
+
+		packet->refused = packet->unwanted;
+		if (is_followed(packet, skb, direction))
+			go_on(ctx, direction, IDENTIFY);
+		if (sighting && sighting->skb == packet->address && direction == IN &&
+		    !is_stacked(SKB(u8 *, DEV)))
+			sighting->skb = 0; /* another packet's by now */
+		count(packet->unwanted >> 1, FILTERED);
+		return;
+	}
+	if (control->filtered)
+		go_on(ctx, direction, FILTER);
+	go_on(ctx, direction, IDENTIFY);
+}
+
+/*
  * The first part of a packet's way: is its device wanted? Between them the parts count exactly one outcome per packet.
  */
 static inline void capture(void *ctx, void *argument, const u32 direction)
@@ -157,14 +233,23 @@ static inline void capture(void *ctx, void *argument, const u32 direction)
 	if (direction == IN && is_loopback(skb))
 		return;
 	count(0, SEEN);
-	meet(packet, skb, direction);
-	if (control->device_filter && is_unwanted(control, packet)) {
-		count(packet->unwanted >> 1, FILTERED);
+	meet(packet, skb, argument, direction);
+	if (!is_guard_known(packet))
+		go_on(ctx, direction, GUARD);
+	proceed(ctx, control, packet, skb, direction);
+}
+
+/* Between: what guards the packet's device? */
+static inline void guard(void *ctx, void *argument, const u32 direction)
+{
+	u32 zero = 0;
+	struct control *control = controls.lookup(&zero);
+	struct packet *packet = get_packet(direction);
+
+	if (!control || !packet)
 		return;
-	}
-	if (control->filtered)
-		go_on(ctx, direction, FILTER);
-	go_on(ctx, direction, IDENTIFY);
+	renew_guard(packet, control->nothing);
+	proceed(ctx, control, packet, get_met_skb(packet, argument), direction);
 }
 
 #ifdef WINDOW
@@ -180,7 +265,9 @@ static inline void filter(void *ctx, void *argument, const u32 direction)
 
 	if (!control || !packet)
 		return;
-	if (is_wanted(control, packet, get_met_skb(packet, argument), direction)) {
+	struct skb *skb = get_met_skb(packet, argument);
+
+	if (is_wanted(control, packet, skb, direction)) {
 		if (packet->filter)
 			go_on(ctx, direction, TAKE);
 		else
@@ -188,7 +275,13 @@ static inline void filter(void *ctx, void *argument, const u32 direction)
 		return;
 	}
 	device = find_device(&packet->key);
-	count(device && same_name(device->name, packet->device_name) ? device->slot : 0, FILTERED);
+	u32 slot = device && same_name(device->name, packet->device_name) ? device->slot : 0;
+
+	if (!packet->filter && is_followed(packet, skb, direction)) {
+		packet->refused = (u64)slot << 1 | 1;
+		go_on(ctx, direction, IDENTIFY);
+	}
+	count(slot, FILTERED);
 }
 #endif
 
@@ -202,7 +295,10 @@ static inline void name(void *ctx, void *argument, const u32 direction)
 	if (!control || !packet)
 		return;
 	identify(ctx, control, packet, get_met_skb(packet, argument), direction, 0);
-	go_on(ctx, direction, TAKE);
+	if (packet->refused)
+		count(packet->refused >> 1, FILTERED);
+	else
+		go_on(ctx, direction, TAKE);
 }
 
 /*
@@ -249,9 +345,13 @@ static inline void take(void *ctx, void *argument, const u32 direction)
 	}
 	if (label && !label->options_len)
 		label = NULL;
-	if (packet->is_known && control->dedup) {
-		count(slot, DUPLICATE);
-		return;
+	if (control->dedup) {
+		if (packet->taken == TAKEN) {
+			count(slot, DUPLICATE);
+			return;
+		}
+		if (packet->taken == ASKED) /* Python knows what became of it */
+			label = NULL;
 	}
 	LOAD_WORDS(shared, sizeof(*shared), packet->head + SKB(u32, END));
 	lost = find_frame(skb, packet->dev, packet->head, packet->data, direction, frame);
@@ -281,6 +381,8 @@ static inline void take(void *ctx, void *argument, const u32 direction)
 		count(slot, lost);
 		return;
 	}
+	if (control->dedup && key->linked)
+		note_taken(packet->address, label ? TAKEN : ASKED);
 	u32 index = BOUND(room->number, SEGMENT_COUNT - 1), at = room->at;
 	struct segment *segment = segments.lookup(&index);
 	if (!segment)
@@ -388,6 +490,12 @@ int identify_out(void *ctx)
 	return 0;
 }
 
+int guard_out(void *ctx)
+{
+	guard(ctx, FIRST_ARGUMENT(ctx), OUT);
+	return 0;
+}
+
 int take_out(void *ctx)
 {
 	take(ctx, FIRST_ARGUMENT(ctx), OUT);
@@ -411,7 +519,8 @@ int on_queue(void *ctx)
 		return 0;
 	struct skb *skb = get_skb(packet, FIRST_ARGUMENT(ctx));
 
-	meet(packet, skb, OUT);
+	meet(packet, skb, FIRST_ARGUMENT(ctx), OUT);
+	packet->guard = 0; /* the hook at the driver finds out */
 	identify(ctx, control, packet, skb, OUT, 1);
 	return 0;
 }
@@ -425,6 +534,12 @@ int on_receive(void *ctx)
 int identify_in(void *ctx)
 {
 	name(ctx, RECEIVED(ctx), IN);
+	return 0;
+}
+
+int guard_in(void *ctx)
+{
+	guard(ctx, RECEIVED(ctx), IN);
 	return 0;
 }
 

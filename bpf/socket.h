@@ -64,7 +64,7 @@ static inline void flow_of_socket(struct sock_head *sock, u32 protocol, struct f
 	flow->remote_port = __builtin_bswap16(SOCK(u16, DPORT));
 	flow->protocol = protocol;
 	flow->family = family;
-	flow->spare = 0;
+	flow->on_wire = 0;
 }
 
 /* What a packet's headers say beside its flow. */
@@ -159,7 +159,7 @@ static inline void flow_of_packet(u64 at, u64 size, u32 ether_type, u32 directio
 	headers->multicast = multicast;
 	flow->protocol = protocol;
 	flow->family = family;
-	flow->spare = 0;
+	flow->on_wire = 0;
 	flow->local[0] = direction == IN ? to[0] : from[0];
 	flow->local[1] = direction == IN ? to[1] : from[1];
 	flow->remote[0] = direction == IN ? from[0] : to[0];

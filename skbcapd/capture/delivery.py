@@ -6,6 +6,7 @@ program has written. Out: the output has them, or they are counted as filtered o
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol, TypeVar
@@ -15,11 +16,13 @@ from skbcapd.capture import checksum
 from skbcapd.capture.plan import Plan
 from skbcapd.capture.record import Record
 from skbcapd.capture.totals import Tally
+from skbcapd.kernel import abi
 from skbcapd.kernel.segments import Cut, Upcall
 from skbcapd.output.interface import Output, Snapshot
 from skbcapd.pcapng.blocks import CHECKSUM_NOT_READY
 from skbcapd.pcapng.comment import Label
 
+_TAKEN_REMEMBERED = 2 * abi.SIGHTINGS
 _Local = TypeVar("_Local", Upcall, Cut)
 
 
@@ -47,6 +50,7 @@ class Delivery:
 
     def __init__(self, output: Output, tally: Tally, snapshot: Snapshot, ask_for_dump: Callable[[str], None]) -> None:
         self._output, self._tally, self._snapshot, self._ask_for_dump = output, tally, snapshot, ask_for_dump
+        self._taken: OrderedDict[int, None] = OrderedDict()  # identifiers of packets, with `dedup`
         self.sampler: Sampler | None = None
         """Samples what passes; None: nobody does."""
 
@@ -62,6 +66,9 @@ class Delivery:
         ):
             self._tally.filtered += 1
             return None
+        if plan.dedup and packet.packet_id and not self._is_first(packet.packet_id):
+            self._tally.duplicates += 1
+            return None
         if plan.process_blocks and packet.tgid:
             self._output.add_process(_described(packet, record.process))
         if len(packet.frame) > (snaplen := verdict.snaplen or plan.snaplen):
@@ -71,6 +78,15 @@ class Delivery:
             self._ask_for_dump(f"rules[{verdict.dump}]")
         self._tally.processes.add(packet.tgid)
         return record._replace(packet=packet)
+
+    def _is_first(self, packet_id: int) -> bool:
+        """Whether no other sighting of a packet has come to the output; then this one will."""
+        if packet_id in self._taken:
+            return False
+        self._taken[packet_id] = None
+        if len(self._taken) > _TAKEN_REMEMBERED:
+            self._taken.popitem(last=False)
+        return True
 
     def take_cut(self, packet: Cut, known: tuple[int, Label] | None) -> None:
         """A labelled packet that the program could not write itself.

@@ -53,7 +53,7 @@ class Ledger:
         return Totals(
             written=written - not_dumped,
             filtered=kernel.filtered + tally.filtered,
-            duplicates=kernel.duplicate,
+            duplicates=kernel.duplicate + tally.duplicates,
             self_test=tally.self_test,
             dropped=tally.dropped + output_lost,
             missed=self._program.missed(),

@@ -19,7 +19,7 @@ from skbcapd.kernel.segments import Upcall
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 
-VIA = ("", "socket", "flow", "inode", "kernel", "forwarded", "unknown", "group")
+VIA = ("", "socket", "flow", "inode", "path", "kernel", "forwarded", "unknown", "group")
 """Words of enum via of bpf/layout.h; the plain case, the current process, is not mentioned in a comment."""
 
 

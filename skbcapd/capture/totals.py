@@ -66,6 +66,7 @@ class Tally:
 
     written: int = 0  # through Python; with a limit on packets, all
     filtered: int = 0
+    duplicates: int = 0  # that the program could not tell: nothing was decided about the packet elsewhere yet
     self_test: int = 0
     dropped: int = 0
     processes: Numbers = field(default_factory=lambda: Numbers(_TGID_MAX))
@@ -73,4 +74,4 @@ class Tally:
     @property
     def not_written(self) -> int:
         """Of what the program has delivered, what was not handed to the output."""
-        return self.filtered + self.self_test + self.dropped
+        return self.filtered + self.duplicates + self.self_test + self.dropped

@@ -50,7 +50,7 @@ Compress = Literal["none", "gzip", "zstd"]
 Mode = Literal["files", "ring"]
 Attach = Literal["auto", "kprobe", "tracepoint"]
 Action = Literal["keep", "drop", "dump"]
-Via = Literal["current", "socket", "flow", "inode", "kernel", "forwarded", "unknown", "group"]
+Via = Literal["current", "socket", "flow", "inode", "path", "kernel", "forwarded", "unknown", "group"]
 Level = Literal["debug", "info", "warning", "error"]
 
 
@@ -376,9 +376,10 @@ class Settings:
     dedup: Dedup = _key(
         "all",
         _words(Dedup),
-        "For packets that pass through several interfaces (veth, bridge, bond, VLAN). all: capture them on each "
-        "interface; all copies have the same epb_packetid. first: capture them on the first interface only, and count "
-        "the others as duplicates.",
+        "For packets that pass through several interfaces (veth, bridge, bond, VLAN, NAT). all: capture them on each "
+        "interface; all copies have the same epb_packetid. first: capture them only on the first interface that is "
+        "captured, and count the others as duplicates. Packets from outside are then captured on the uplink: the "
+        "first of a connection can be without a process there, even if a later interface would show it.",
     )
     comment: tuple[str, ...] = _key(
         ", ".join(field.name for field in TABLE if field.is_default),

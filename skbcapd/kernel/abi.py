@@ -40,6 +40,7 @@ SIGHTING_PLACES = 8  # where one packet may be seen
 UDP_CHAIN_MAX = 32  # sockets in one slot of the kernel's table
 ADDRESSES_MAX = 16  # of a device
 ABOVE_MAX = 16  # devices on top of one
+HOOKS_MAX = 8  # of netfilter at one place, for one family
 DESCRIPTORS_MAX = 1024  # of a process, looked through where its system call names no socket
 DEVICES_MAX = 4096
 SLOTS = 4096
@@ -54,15 +55,14 @@ CURSOR = 0
 TAIL, SLEEPING, WAKE_BACKLOG, CLOCK_OFFSET, PAGE_BASE, ADDRESS_BASE, ENTRY_REGS, STACK_SIZE, SNAPLEN, DEVICE_FILTER = (
     range(8, 18)
 )
-UDP_TABLE, DEDUP, FILL, LATE, OWN_NET, FILTERED, GENERATION = range(19, 26)
+UDP_TABLE, DEDUP, FILL, LATE, OWN_NET, FILTERED, GENERATION, WIRED = range(19, 27)
 QUESTIONS = 32
 STATES = 40  # words before the first struct segment_state
 STATE_WORDS = 3  # used, committed, upcalls
 
 # enum via of bpf/layout.h; its enum direction is that of pcapng.blocks
-VIA_CURRENT, VIA_SOCKET, VIA_FLOW, VIA_INODE, VIA_KERNEL, VIA_FORWARDED, VIA_UNKNOWN, VIA_GROUP, VIA_UNRESOLVED = range(
-    9
-)
+VIA_CURRENT, VIA_SOCKET, VIA_FLOW, VIA_INODE, VIA_PATH = range(5)
+VIA_KERNEL, VIA_FORWARDED, VIA_UNKNOWN, VIA_GROUP, VIA_UNRESOLVED = range(5, 10)
 
 COUNTERS = ("seen", "delivered", "filtered", "full", "contended", "start", "duplicate", "spare7")
 
@@ -171,7 +171,7 @@ class Flow(NamedTuple):
     remote_port: int
     protocol: int
     family: int
-    spare: int = 0
+    on_wire: int = 0
 
 
 class Upcall(NamedTuple):
@@ -358,6 +358,7 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "UDP_CHAIN_MAX": UDP_CHAIN_MAX,
         "ADDRESSES_MAX": ADDRESSES_MAX,
         "ABOVE_MAX": ABOVE_MAX,
+        "HOOKS_MAX": HOOKS_MAX,
         "DESCRIPTORS_MAX": DESCRIPTORS_MAX,
         "DEVICES_MAX": DEVICES_MAX,
         "SLOTS": SLOTS,
@@ -401,6 +402,7 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "NET_INUM": btf.offset("net", "ns") + btf.offset("ns_common", "inum"),
     }
     values |= _calls(btf, found) | _in_place(btf) | _skb(btf) | _shared(btf) | _sock(btf) | _addresses(btf) | _udp(btf)
+    values |= _guard(btf)
     return values
 
 
@@ -440,6 +442,7 @@ def _skb(btf: Btf) -> dict[str, int | str]:
     fields = (
         *("next", "dev", "sk", "len", "data_len", "skb_iif", "vlan_proto", "vlan_tci"),
         *("mac_header", "network_header", "protocol", "csum_start", "csum_offset", "end", "head", "data"),
+        "inner_network_header",
     )
     values: dict[str, int | str] = {f"SKB_{field.upper()}": btf.offset("sk_buff", field) for field in fields}
     span = (max(int(value) for value in values.values()) + 8 + 7) & ~7
@@ -448,7 +451,7 @@ def _skb(btf: Btf) -> dict[str, int | str]:
     # Linux 6.1 and older keep the presence of the tag in a bit of its own; later ones test the whole tag for zero.
     # csum_not_inet is there on kernels with SCTP.
     optional = [field for field in ("vlan_present", "csum_not_inet") if btf.has("sk_buff", field)]
-    bits = ["pkt_type", "ip_summed", *optional]
+    bits = ["pkt_type", "ip_summed", "encapsulation", *optional]
     if "vlan_present" not in bits:
         values["SKB_VLAN_ALL"] = btf.offset("sk_buff", "vlan_all")
     for field in bits:
@@ -529,6 +532,42 @@ def _udp(btf: Btf) -> dict[str, int | str]:
     }
     if btf.has("netns_ipv4", "udp_table"):
         values["NET_UDP_TABLE"] = btf.offset("net", "ipv4") + btf.offset("netns_ipv4", "udp_table")
+    return values
+
+
+def _guard(btf: Btf) -> dict[str, int | str]:
+    """Where the kernel keeps what may translate, redirect or steal a packet behind the hook (bpf/guard.h).
+
+    A field that is not there is one that this kernel was built without, or has under another name: the kernels that
+    were looked at have these names (5.15 to 6.18). Of netfilter the difference can be told.
+    """
+    values: dict[str, int | str] = {}
+    if btf.has("net", "nf"):
+        hooks = btf.offset("net", "nf")
+        bit, width = btf.bits("nf_hook_ops", "hook_ops_type")
+        values |= {
+            "NET_HOOKS_V4": hooks + btf.offset("netns_nf", "hooks_ipv4"),
+            "NET_HOOKS_V6": hooks + btf.offset("netns_nf", "hooks_ipv6"),
+            "ENTRIES_COUNT": btf.offset("nf_hook_entries", "num_hook_entries"),
+            "ENTRIES_HOOKS": btf.offset("nf_hook_entries", "hooks"),
+            "ENTRY_SIZE": btf.size("nf_hook_entry"),
+            "HOOK_PRIORITY": btf.offset("nf_hook_ops", "priority"),
+            "HOOK_TYPE": bit // 8,
+            "HOOK_TYPE_MASK": (1 << (width or 8)) - 1,
+        }
+    if btf.has("net", "bpf"):
+        values["NET_BPF"] = btf.offset("net", "bpf") + btf.offset("netns_bpf", "run_array")
+    for name, fields in (
+        ("DEV_TC_INGRESS", ("tcx_ingress", "miniq_ingress")),
+        ("DEV_TC_EGRESS", ("tcx_egress", "miniq_egress")),
+        ("DEV_NF_INGRESS", ("nf_hooks_ingress",)),
+        ("DEV_NF_EGRESS", ("nf_hooks_egress",)),
+        ("DEV_XDP", ("xdp_prog",)),
+        ("DEV_PRIVATE_FLAGS", ("priv_flags",)),
+    ):
+        found = [field for field in fields if btf.has("net_device", field)]
+        if found:
+            values[name] = btf.offset("net_device", found[0])
     return values
 
 

@@ -24,8 +24,18 @@ from skbcapd.kernel import compiler, syscall
 
 # Where a packet's way goes on: function -> those behind it, each with the map it is called through and its place there.
 _STAGES = {
-    "on_transmit": {"identify_out": ("stages_out", 1), "take_out": ("stages_out", 2), "copy_out": ("stages_out", 3)},
-    "on_receive": {"identify_in": ("stages_in", 1), "take_in": ("stages_in", 2), "copy_in": ("stages_in", 3)},
+    "on_transmit": {
+        "identify_out": ("stages_out", 1),
+        "take_out": ("stages_out", 2),
+        "copy_out": ("stages_out", 3),
+        "guard_out": ("stages_out", 4),
+    },
+    "on_receive": {
+        "identify_in": ("stages_in", 1),
+        "take_in": ("stages_in", 2),
+        "copy_in": ("stages_in", 3),
+        "guard_in": ("stages_in", 4),
+    },
 }
 _FILTERS = {"on_transmit": {"filter_out": ("stages_out", 0)}, "on_receive": {"filter_in": ("stages_in", 0)}}
 

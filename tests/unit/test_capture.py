@@ -97,9 +97,10 @@ def test_the_first_packet_installs_what_the_next_are_stamped_with() -> None:
         (1, 1058, b"comm=chronyd pid=1059 tgid=1058 via=socket"),
         (2, 1058, b"comm=chronyd pid=1059 tgid=1058 via=flow"),
         (3, 1058, b"comm=chronyd pid=1059 tgid=1058 via=inode"),
-        (4, 0, b"via=kernel"),
-        (5, 0, b"via=forwarded"),
-        (6, 0, b"via=unknown"),
+        (4, 1058, b"comm=chronyd pid=1059 tgid=1058 via=path"),
+        (5, 0, b"via=kernel"),
+        (6, 0, b"via=forwarded"),
+        (7, 0, b"via=unknown"),
     ],
 )
 def test_what_a_packet_is_stamped_with(via: int, tgid: int, text: bytes) -> None:

@@ -49,7 +49,7 @@ COMMON: Structs = {
     "net_device": (  # type: ignore[dict-item] # mypy infers the joined literals alone
         2688,
         {"ifindex": 224, "flags": 176, "nd_net": 264, "name": 288, "type": 320, "dev_addr": 1000, "addr_len": 330}
-        | {"rtnl_link_ops": 400, "adj_list": 408, "ip_ptr": 500, "ip6_ptr": 508, "header_ops": 516},
+        | {"rtnl_link_ops": 400, "adj_list": 408, "ip_ptr": 500, "ip6_ptr": 508, "header_ops": 516, "priv_flags": 180},
     ),
     "header_ops": (56, {"create": 0}),
     "netdev_adjacent": (64, {"dev": 0, "list": 32}),
@@ -89,11 +89,13 @@ SK_BUFF: Fields = {
     "data_len": 116,
     "pkt_type": (128 * 8, 3),
     "ip_summed": (128 * 8 + 5, 2),
+    "encapsulation": (129 * 8 + 4, 1),
     "csum_start": 136,
     "csum_offset": 138,
     "skb_iif": 144,
     "vlan_proto": 152,
     "vlan_tci": 154,
+    "inner_network_header": 174,
     "network_header": 180,
     "mac_header": 182,
     "protocol": 184,
@@ -110,6 +112,18 @@ OLD: Structs = COMMON | {
 NEW: Structs = COMMON | {
     "sk_buff": (232, SK_BUFF | {"vlan_all": 152, "csum_not_inet": (129 * 8, 1)}),
     "netns_ipv4": (800, {"udp_table": 64}),
+    "net": (4096, {"net_cookie": 200, "ns": 144, "ipv4": 512, "hash_mix": 1400, "nf": 2000, "bpf": 2200}),
+    "net_device": (
+        2688,
+        COMMON["net_device"][1]
+        | {"tcx_ingress": 8, "tcx_egress": 16, "nf_hooks_ingress": 24, "nf_hooks_egress": 32}
+        | {"xdp_prog": 40},
+    ),
+    "netns_nf": (200, {"hooks_ipv4": 40, "hooks_ipv6": 80}),
+    "nf_hook_entries": (8, {"num_hook_entries": 0, "hooks": 8}),
+    "nf_hook_entry": (16, {}),
+    "nf_hook_ops": (48, {"hook_ops_type": (57 * 8, 8), "priority": 36}),
+    "netns_bpf": (16, {"run_array": 0}),
     "skb_frag": (16, {"netmem": 0, "len": 8, "offset": 12}),
     "bio_vec": (32, {"bv_page": 8, "bv_len": 16, "bv_offset": 24}),
 }
@@ -175,6 +189,20 @@ def test_the_table_of_udp_sockets_is_the_namespace_s_or_all_s() -> None:
     """Only a kernel with a table for each namespace says where the namespace keeps it."""
     assert "NET_UDP_TABLE" not in definitions(OLD)
     assert definitions(NEW)["NET_UDP_TABLE"] == 512 + 64
+
+
+def test_what_a_kernel_was_built_without_guards_nothing() -> None:
+    """A kernel without netfilter, BPF for namespaces or tc has no place to look at; one with them has all."""
+    names = {
+        name for name in definitions(NEW) if name.startswith(("NET_HOOKS", "NET_BPF", "DEV_TC", "DEV_NF", "DEV_XDP"))
+    }
+    guarded = {"NET_HOOKS_V4", "NET_HOOKS_V6", "NET_BPF", "DEV_TC_INGRESS", "DEV_NF_INGRESS", "DEV_XDP"}
+
+    assert names == guarded | {"DEV_TC_EGRESS", "DEV_NF_EGRESS"}
+    assert not names & definitions(OLD).keys()
+    older = with_field("net_device", "tcx_ingress", None)
+    older["net_device"][1]["miniq_ingress"] = 48
+    assert definitions(older)["DEV_TC_INGRESS"] == 48
 
 
 def test_memory_is_looked_at_in_place_where_the_kernel_lets_a_program(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.kernel.send.zerocopy import MSG_ZEROCOPY, SO_ZEROCOPY, wait_for_compl
 
 SOL_UDP = 17
 UDP_SEGMENT = 103  # include/uapi/linux/udp.h
-ECHO_REQUEST = 8
+ECHO_REQUEST, ECHO_REQUEST_6 = 8, 128
 
 Send = Callable[[Identity, int], None]
 
@@ -69,11 +69,13 @@ def icmp(args: argparse.Namespace) -> Send:
 
 def ping(args: argparse.Namespace) -> Send:
     """Echo requests of --size bytes from a ping socket: the kernel fills in identifier and checksum."""
-    sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
+    family, kind = (socket.AF_INET6, ECHO_REQUEST_6) if ":" in args.to else (socket.AF_INET, ECHO_REQUEST)
+    protocol = socket.IPPROTO_ICMPV6 if family == socket.AF_INET6 else socket.IPPROTO_ICMP
+    sender = socket.socket(family, socket.SOCK_DGRAM, protocol)
 
     def send(who: Identity, sequence: int) -> None:
         data = payload(args.size, who.tgid, who.tid, sequence)
-        sender.sendto(struct.pack("!BBHHH", ECHO_REQUEST, 0, 0, 0, sequence) + data, (args.to, 0))
+        sender.sendto(struct.pack("!BBHHH", kind, 0, 0, 0, sequence) + data, (args.to, 0))
 
     return send
 

@@ -17,6 +17,7 @@ from tests.kernel.send.identity import Identity, become, pause, report
 from tests.kernel.send.process import fork, wait_for
 
 THREADS = 4
+IP_TRANSPARENT = 19  # include/uapi/linux/in.h
 GUARD_S = 600  # a guard only: the test that started us gives up long before
 
 
@@ -33,6 +34,8 @@ def bound(args: argparse.Namespace) -> list[Identity]:
     """A bound socket; nobody has used it before the first datagram."""
     who = become("bound")
     with udp(args.port) as receiver:
+        if args.transparent:
+            receiver.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
         pause(who)
         for _ in range(args.count):
             receiver.recv(2048)
@@ -220,6 +223,7 @@ def main() -> None:
     parser.add_argument("--address", default="")
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--transparent", action="store_true")
     args = parser.parse_args()
     report(*ways[args.way](args))
 

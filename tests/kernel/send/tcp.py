@@ -25,6 +25,7 @@ GUARD_S = 600  # a guard only: the test that started us gives up long before
 BACKLOG = 128
 WINDOWS = 1 << 15
 DISCARD_PORT = 9
+IP_TRANSPARENT = 19  # include/uapi/linux/in.h
 
 
 def connection_to(args: argparse.Namespace) -> socket.socket:
@@ -64,6 +65,8 @@ def listener(args: argparse.Namespace) -> socket.socket:
     """Listen on --source-port."""
     family = socket.AF_INET6 if ":" in args.to else socket.AF_INET
     made = socket.create_server(("", args.source_port), family=family, backlog=BACKLOG)
+    if args.transparent:
+        made.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
     made.settimeout(GUARD_S)
     return made
 
@@ -259,6 +262,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--source-port", type=int, default=0)
     parser.add_argument("--count", type=int, default=1)
+    parser.add_argument("--transparent", action="store_true")
     args = parser.parse_args()
     who = ways[args.way](args)
     if who:

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Whether something may stand between the hook and the socket.
+ *
+ * A received packet is met before netfilter, tc and the look-up of its socket. Where one of them can translate, redirect or
+ * steal it, the addresses on the packet prove nothing: the socket that has them need not be the one that gets it. Then only
+ * a flow as it stands on the wire (path.h) tells the receiver.
+ *
+ * Looked at: netfilter's PRE_ROUTING of the namespace - anything but defragmentation, conntrack and a bridge's
+ * (ip_sabotage_in), which change nothing; NAT has a hook there as soon as there is one chain of type nat, whatever its rules -; IPVS, which is in LOCAL_IN; netfilter and
+ * tc at the device's ingress; generic XDP; Open vSwitch; sk_lookup programs of the namespace. The verdict on a device
+ * holds for a millisecond.
+ */
+
+#define GUARD_LASTS_NS 1000000ULL
+
+#define PRIORITY_FIRST	   (-2147483647LL - 1)
+#define PRIORITY_DEFRAG	   -400
+#define PRIORITY_CONNTRACK -200
+#define PRIORITY_IPVS	   98 /* and 99 */
+#define IFF_MACVLAN_PORT   (1 << 8)
+#define IFF_OVS_DATAPATH   (1 << 10)
+
+#define NF_INET_PRE_ROUTING 0
+#define NF_INET_LOCAL_IN    1
+#define NETNS_BPF_SK_LOOKUP 1
+
+/* 1 for any number but 0; without a branch, and without the compiler's making one of it. */
+static inline u64 any(u64 value)
+{
+	u64 sign = value | -value;
+
+	asm volatile("" : "+r"(sign));
+	return sign >> 63;
+}
+
+#ifdef NET_HOOKS_V4
+/* Not 0 where one of the functions at a place of netfilter may give a packet to another socket. `entries` is the place's
+   struct nf_hook_entries; its operations stand behind its functions (nf_hook_entries_get_hook_ops). */
+static inline u64 may_steal(u64 entries, u64 is_local, u64 nothing)
+{
+	u64 stealing = 0, count = entries ? LOAD(u16, entries + ENTRIES_COUNT) : 0;
+	u64 at = entries + ENTRIES_HOOKS + count * ENTRY_SIZE;
+
+	FORGET(count);
+	for (int i = 0; i < HOOKS_MAX; i++) {
+		FORGET(stealing);
+		FORGET(at);
+		if (i >= count)
+			return stealing;
+		u64 operations = LOAD(u64, at);
+		u64 type = LOAD(u8, operations + HOOK_TYPE) & HOOK_TYPE_MASK; /* not 0: nftables, BPF */
+		s64 priority = LOAD(s32, operations + HOOK_PRIORITY);
+		u64 is_harmless = (any(priority - PRIORITY_FIRST) & any(priority - PRIORITY_DEFRAG) &
+				   any(priority - PRIORITY_CONNTRACK)) ^
+				  1;
+		u64 is_ipvs = any(priority - PRIORITY_IPVS) & any(priority - PRIORITY_IPVS - 1) ^ 1;
+
+		is_harmless &= any(type) ^ 1;
+		is_ipvs &= any(type) ^ 1;
+		stealing |= is_local * is_ipvs | (1 - is_local) * (1 - is_harmless);
+		at += 8;
+	}
+	return 1;
+}
+#endif
+
+/* Not 0 where what arrives at a device of a namespace may be given to another socket than its addresses say. */
+static inline u64 may_be_stolen(u64 dev, u64 net, u64 nothing)
+{
+	u64 stealing = 0;
+
+#ifdef DEV_TC_INGRESS
+	stealing |= LOAD(u64, dev + DEV_TC_INGRESS);
+#endif
+#ifdef DEV_NF_INGRESS
+	stealing |= LOAD(u64, dev + DEV_NF_INGRESS);
+#endif
+#ifdef DEV_XDP
+	stealing |= LOAD(u64, dev + DEV_XDP);
+#endif
+	stealing |= LOAD(u32, dev + DEV_PRIVATE_FLAGS) & IFF_OVS_DATAPATH;
+#ifdef NET_BPF
+	stealing |= LOAD(u64, net + NET_BPF + 8 * NETNS_BPF_SK_LOOKUP);
+#endif
+	stealing = any(stealing);
+#ifdef NET_HOOKS_V4
+	for (int i = 0; i < 4; i++) { /* both families, at PRE_ROUTING and LOCAL_IN */
+		u64 hooks = net + (i & 1 ? NET_HOOKS_V6 : NET_HOOKS_V4);
+
+		FORGET(stealing);
+		stealing |= may_steal(LOAD(u64, hooks + 8 * (i >> 1)), i >> 1, nothing);
+	}
+#endif
+	return any(stealing);
+}
+
+/* The processor's verdict on the packet's device. */
+static inline struct guard *find_guard(struct packet *packet)
+{
+	return &packet->guards[BOUND(packet->key.ifindex, GUARDS - 1)];
+}
+
+/* Whether there is one, which is then the packet's. */
+static inline int is_guard_known(struct packet *packet)
+{
+	struct guard *guard = find_guard(packet);
+
+	packet->guard = guard->is_up;
+	return guard->dev == packet->dev && packet->time < guard->until;
+}
+
+/* Finds out. */
+static inline void renew_guard(struct packet *packet, u64 nothing)
+{
+	struct guard *guard = find_guard(packet);
+
+	guard->dev = packet->dev;
+	guard->until = packet->time + GUARD_LASTS_NS;
+	guard->is_up = packet->guard = may_be_stolen(packet->dev, packet->net, nothing);
+}

@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Whose is a packet that only passes here, or whose addresses prove nothing?
+ *
+ * A packet is followed by its sk_buff (sighting.h) from where it left its sender's socket: on its way out it is its sender's,
+ * wherever it leaves. And where it leaves, the flow is remembered *as it stands on that device*, after all that NAT has done
+ * to it, for the namespace of that device: the answer that arrives there is the same process's (a flow on the wire). From
+ * there the answer is followed in turn.
+ *
+ * A flow on the wire holds 30 s past its last packet (TCP: until the next SYN). What leaves with the same addresses and
+ * ports and belongs to nobody known ends it: behind masquerade a port may be somebody else's by then. Where two sockets that
+ * are both open send with the same addresses and ports, as two containers do that are apart, the answers are nobody's.
+ */
+
+#define WIRE_LASTS_NS  (30 * 1000000000ULL)
+#define WIRE_RENEWS_NS 1000000000ULL /* an entry is not written for each packet */
+
+/* Bit 0 of the time of a flow on the wire: its user listens, and who accepts the connection is not certain. */
+#define WIRE_IS_REQUEST 1ULL
+
+/* Who uses a socket that a packet has left on, or belongs to, of which no user was known then: somebody may be by now, or
+   Python finds out. `found` is how one is found that is known. */
+static inline enum via resolve_socket(struct control *control, struct packet *packet, u64 sk, u64 identity,
+				      enum via found)
+{
+	struct sock_head *sock = &packet->work.sock;
+	struct owner *owner;
+
+	packet->sk = sk;
+	if (READ(sock, sizeof(*sock), sk) || SOCK_IDENTITY(sock) != identity)
+		return VIA_UNKNOWN;
+	packet->inode = socket_inode(sk);
+	owner = owners.lookup(&packet->sk);
+	if (owner && is_owner_of(owner, sock, packet->inode)) {
+		packet->user = owner->user;
+		return found;
+	}
+	return find_holder(control, packet);
+}
+
+/* A packet that was seen before: how its process, now its user, was found. `sk` is the socket that it leaves on. */
+static inline enum via find_followed(struct control *control, struct packet *packet, struct skb *skb,
+				     struct sighting *sighting, u64 sk, u32 direction)
+{
+	u64 last = sighting->places[sighting->count - 1 & (SIGHTING_PLACES - 1)];
+
+	if (sighting->via == VIA_GROUP)
+		return VIA_GROUP;
+	if (packet->user.tgid)
+		return sk && !(last & 1) ? sighting->via
+					 : VIA_PATH; /* still on its way down a stack of devices */
+	if (sk)
+		return sighting->via;
+	if (sighting->via == VIA_UNRESOLVED)
+		return resolve_socket(control, packet, sighting->origin.sk, sighting->origin.identity,
+				      VIA_PATH);
+	if (direction == IN)
+		return VIA_UNKNOWN;
+	return SKB(u32, SKB_IIF) ? VIA_FORWARDED : VIA_KERNEL;
+}
+
+/* Whether the packet may still be translated on its way out: the kprobe stands before what is at the device's egress. */
+static inline int may_change(struct packet *packet)
+{
+	u64 changes = 0;
+
+#ifdef KPROBE
+#ifdef DEV_TC_EGRESS
+	changes |= LOAD(u64, packet->dev + DEV_TC_EGRESS);
+#endif
+#ifdef DEV_NF_EGRESS
+	changes |= LOAD(u64, packet->dev + DEV_NF_EGRESS);
+#endif
+#endif
+	return changes != 0;
+}
+
+/* A packet leaves: notes whose the answer will be. */
+static inline void enter_wire_flow(struct control *control, struct packet *packet, struct skb *skb,
+				   struct origin *origin)
+{
+	struct workspace *work = &packet->work;
+	struct flow *flow = &work->flow;
+	struct owner *owner = &work->owner, *known;
+	struct headers headers;
+
+	flow_of_sent(packet, skb, &headers);
+	if (!headers.transport)
+		return;
+	if (flow->protocol == IPPROTO_ICMP || flow->protocol == IPPROTO_ICMPV6) {
+		if (flow->remote_port != (flow->protocol == IPPROTO_ICMP ? 8 : 128))
+			return;
+	} else if (flow->protocol != IPPROTO_TCP && flow->protocol != IPPROTO_UDP) {
+		return;
+	}
+	if (may_change(packet))
+		return;
+	flow->on_wire = 1;
+	known = flows.lookup(flow);
+	if (packet->key.via == VIA_GROUP) /* which is no user: each answer shall find it anew */
+		__builtin_memset(&owner->user, 0, sizeof(owner->user));
+	else
+		owner->user = packet->user;
+	if (!owner->user.tgid && !origin->identity) {
+		if (known)
+			flows.delete(flow);
+		return;
+	}
+	u64 is_known_user = owner->user.tgid;
+	u64 is_new = flow->protocol == IPPROTO_TCP &&
+		     (headers.word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD;
+	u64 age = known ? packet->time - known->time : WIRE_LASTS_NS;
+	u64 was_request = known ? known->time & WIRE_IS_REQUEST : 0;
+
+	if (known && !is_new) {
+		if ((known->sk == origin->sk || !origin->sk) && was_request == origin->is_request &&
+		    is_same_user(&known->user, &owner->user)) {
+			if (age > WIRE_RENEWS_NS)
+				known->time = packet->time & ~WIRE_IS_REQUEST | was_request;
+			return;
+		}
+		if (age < WIRE_LASTS_NS && known->sk != origin->sk && !was_request) {
+			if (!known->user.tgid && !known->identity) /* of two */
+				return;
+			if (owner->user.tgid && known->user.tgid && known->user.tgid != owner->user.tgid &&
+			    known->inode && socket_inode(known->sk) == known->inode) {
+				__builtin_memset(&owner->user, 0, sizeof(owner->user));
+			}
+		}
+	}
+	owner->sk = origin->sk;
+	owner->inode = socket_inode(origin->sk);
+	owner->identity = is_known_user ? 0 : origin->identity;
+	owner->time = packet->time & ~WIRE_IS_REQUEST | origin->is_request;
+	flows.update(flow, owner);
+	control->wired = 1;
+}
+
+/* A packet arrives: whose it is by the flow on the wire. Leaves zeros where it is not known; returns how it was found. */
+static inline enum via find_by_wire_flow(struct control *control, struct packet *packet, struct skb *skb)
+{
+	struct flow *flow = &packet->work.flow;
+	struct headers headers;
+	struct owner *owner;
+
+	packet->sk = 0;
+	if (!control->wired)
+		return VIA_UNKNOWN;
+	flow_of_packet(packet->data, packet->linear_end - packet->data, SKB(u16, PROTOCOL), IN, flow,
+		       &headers);
+	if (!headers.transport)
+		return VIA_UNKNOWN;
+	flow->net = packet->key.net;
+	flow->on_wire = 1;
+	if (flow->protocol == IPPROTO_ICMP || flow->protocol == IPPROTO_ICMPV6) {
+		if (flow->remote_port != (flow->protocol == IPPROTO_ICMP ? 0 : 129))
+			return VIA_UNKNOWN;
+		flow->remote_port = flow->protocol == IPPROTO_ICMP ? 8 : 128;
+	}
+	owner = lookup_flow(flow);
+	if (!owner)
+		return VIA_UNKNOWN;
+	if (flow->protocol != IPPROTO_TCP) {
+		if (packet->time - owner->time > WIRE_LASTS_NS)
+			return VIA_UNKNOWN;
+	} else if ((headers.word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD) {
+		/* A connection that begins from outside: the flow was of an earlier one with these ports. */
+		if (!(owner->time & WIRE_IS_REQUEST)) {
+			flows.delete(flow);
+			return VIA_UNKNOWN;
+		}
+	} else if (owner->time & WIRE_IS_REQUEST &&
+		   (headers.word & TCP_FIN_IN_WORD ||
+		    SKB(u32, LEN) > headers.transport + ((headers.word & 0xf0) >> 2))) {
+		/* For a connection that nobody is known to have accepted: of who holds the listener, if one alone does. */
+		packet->inode = owner->inode;
+		return owner->inode ? find_holder(control, packet) : VIA_UNKNOWN;
+	}
+	packet->user = owner->user;
+	if (packet->user.tgid)
+		return VIA_FLOW;
+	return owner->identity ? resolve_socket(control, packet, owner->sk, owner->identity, VIA_FLOW)
+			       : VIA_UNKNOWN;
+}
+
+/* Whether a packet that arrives is not for an address of the device: it passes, or is for another device's address. */
+static inline int is_passing(struct control *control, struct packet *packet, struct skb *skb)
+{
+	struct wanted wanted = {};
+	u64 words[5] = {};
+	u32 type = SKB_BITS(PKT_TYPE), ether_type = SKB(u16, PROTOCOL);
+
+	if (type == PACKET_OTHERHOST) /* a macvlan device above may take it: see find_receiver */
+		return !(LOAD(u32, packet->dev + DEV_PRIVATE_FLAGS) & IFF_MACVLAN_PORT);
+	if (type != PACKET_HOST)
+		return 0;
+	LOAD_WORDS(words, sizeof(words), packet->data);
+	if (ether_type == 0x0008) {
+		wanted.family = AF_INET;
+		wanted.address[0] = words[2] & 0xffffffff;
+	} else if (ether_type == 0xdd86) {
+		wanted.family = AF_INET6;
+		wanted.address[0] = words[3];
+		wanted.address[1] = words[4];
+	} else {
+		return 0;
+	}
+	return !has_address(packet->dev, &wanted, control->nothing);
+}

@@ -1,0 +1,357 @@
+"""A host with containers: what passes it, translated or not, is still its sender's, and what answers its receiver's.
+
+The near end is the host, whose uplink is a tap that this very process joins to the far end (relay.py), so that no more
+than a frame's bytes comes from there. Two containers are on a bridge. A name is right on each of the host's interfaces:
+who sent the packet, if that was a process of this machine, else who gets it. Of packets without a payload of ours the
+scenario knows whose they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+
+from tests.kernel.namespace import Namespace
+from tests.kernel.payloads import ICMP, TCP, UDP
+from tests.kernel.send.tcp import finish
+from tests.kernel.sink import TCP_PORT
+from tests.kernel.stage import Player, Scenario, Stage, connect, udp_socket
+from tests.kernel.verdict import ICMPV6, ICMPV6_ECHO, Frame, Judge, Right
+from tests.support.blocks import Label
+from tests.support.deadline import DEADLINE_S
+
+SENDS = 23
+FEW_BYTES = 200_003
+BRIDGE = "br0"
+PORTS = ("ctr0", "ctr1")  # the host's ends of the containers' pairs
+HOST_4, HOST_6 = "172.30.0.1", "fd30::1"
+CONTAINERS = (("172.30.0.5", "fd30::5", "02:30:00:00:00:05"), ("172.30.0.6", "fd30::6", "02:30:00:00:00:06"))
+BRIDGE_MAC = "02:30:00:00:00:01"
+SERVICE = "10.96.0.1"
+PUBLISHED, PROXIED, REDIRECTED, STOLEN, OWN = 8080, 8081, 8090, 8091, 8092
+RST = 0x04
+SERVER, NTP, ROUTED = 5080, 123, "172.31.0"
+DEVICES = (BRIDGE, *PORTS)
+
+RULES = """
+table {family} nat {{
+ chain post {{
+  type nat hook postrouting priority 100
+  oifname "near0" {ip} saddr {container} masquerade
+  oifname "br0" {ip} saddr {container} {ip} daddr {container} masquerade
+ }}
+ chain pre {{
+  type nat hook prerouting priority -100
+  {ip} daddr {host} tcp dport {{ {published}, {proxied} }} dnat to {to}
+  {ip} daddr {host} udp dport {{ {published}, {proxied} }} dnat to {to}
+  iifname "near0" tcp dport {redirected} redirect to :{own}
+  iifname "near0" udp dport {redirected} redirect to :{own}
+ }}
+ chain out {{
+  type nat hook output priority -100
+  {ip} daddr {service} tcp dport 443 dnat to {to}
+  {ip} daddr {service} udp dport 443 dnat to {to}
+ }}
+}}
+table {family} stealing {{
+ chain pre {{
+  type filter hook prerouting priority -150
+  iifname "near0" tcp dport {stolen} tproxy to :{own} meta mark set 1 accept
+  iifname "near0" udp dport {stolen} tproxy to :{own} meta mark set 1 accept
+ }}
+}}
+"""
+
+
+def make_host(stage: Stage) -> None:
+    """Make the bridge, the containers and the host's rules."""
+    near, far = stage.wire.near, stage.wire.far
+    stage.near.sysctl(ipv4__ip_forward="1", ipv6__conf__all__forwarding="1")
+    stage.near.ip(
+        f"link add {BRIDGE} address {BRIDGE_MAC} type bridge",
+        f"link set {BRIDGE} addrgenmode none up",
+        f"address add {HOST_4}/24 dev {BRIDGE}",
+        f"address add {HOST_6}/64 dev {BRIDGE} nodad",
+        "rule add fwmark 1 lookup 100",
+        "route add local default dev lo table 100",
+        f"route add {SERVICE}/32 via {far.ipv4}",
+    )
+    for port, (ipv4, ipv6, mac) in zip(PORTS, CONTAINERS, strict=True):
+        there = stage.add_namespace(port)
+        there.sysctl(ipv4__ping_group_range="0 2147483647")
+        stage.near.ip(
+            f"link add {port} type veth peer eth0 address {mac} netns {there.name}",
+            f"link set {port} master {BRIDGE} addrgenmode none up",
+            f"neighbour add {ipv4} lladdr {mac} nud permanent dev {BRIDGE}",
+            f"neighbour add {ipv6} lladdr {mac} nud permanent dev {BRIDGE}",
+        )
+        there.ip(
+            "link set lo up",
+            "link set eth0 addrgenmode none up",
+            f"address add {ipv4}/24 dev eth0",
+            f"address add {ipv6}/64 dev eth0 nodad",
+            f"neighbour add {HOST_4} lladdr {BRIDGE_MAC} nud permanent dev eth0",
+            f"neighbour add {HOST_6} lladdr {BRIDGE_MAC} nud permanent dev eth0",
+            f"route add default via {HOST_4}",
+            f"route add default via {HOST_6}",
+            *(
+                f"neighbour add {address} lladdr {other[2]} nud permanent dev eth0"
+                for other in CONTAINERS
+                if other[0] != ipv4
+                for address in other[:2]
+            ),
+        )
+    ports = {"published": PUBLISHED, "proxied": PROXIED, "redirected": REDIRECTED, "stolen": STOLEN, "own": OWN}
+    rules = RULES.format(
+        family="ip",
+        ip="ip",
+        container="172.30.0.0/24",
+        host=near.ipv4,
+        to=f"172.30.0.5:{SERVER}",
+        service=SERVICE,
+        **ports,
+    )
+    rules += RULES.format(
+        family="ip6",
+        ip="ip6",
+        container="fd30::/64",
+        host=near.ipv6,
+        to=f"[fd30::5]:{SERVER}",
+        service="fd96::1",
+        **ports,
+    )
+    nft = ["ip", "netns", "exec", stage.near.name, "nft", "-f", "-"]
+    subprocess.run(nft, input=rules, check=True, text=True, timeout=DEADLINE_S)
+
+
+def whose(*labels: Label) -> Judge:
+    """Judge all but housekeeping and resets: each packet is of one of these processes."""
+
+    def right(frame: Frame) -> Right:
+        if frame.tcp_flags & RST:
+            return None
+        is_echo = frame.protocol in (ICMP, ICMPV6) and not frame.is_housekeeping
+        is_echo &= frame.protocol == ICMP or frame.message in (ICMPV6_ECHO, ICMPV6_ECHO + 1)
+        return labels if is_echo or frame.protocol in (TCP, UDP) else None
+
+    return right
+
+
+@contextlib.contextmanager
+def echoing(stage: Stage, count: int) -> Iterator[int]:
+    """Give datagrams back at the far end; gives the port."""
+    echo = udp_socket(stage.far)
+
+    def answer() -> None:
+        for _ in range(count):
+            data, client = echo.recvfrom(2048)
+            echo.sendto(data, client)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    with echo:
+        yield echo.getsockname()[1]
+        thread.join()
+
+
+def container(stage: Stage, number: int = 0) -> Namespace:
+    """A container's namespace."""
+    return stage.others[PORTS[number]]
+
+
+def client(way: str, count: int, *, ipv6: bool = False) -> Callable[[Stage], Judge]:
+    """A container's TCP client, behind masquerade."""
+
+    def play(stage: Stage) -> Judge:
+        to = stage.wire.far.ipv6 if ipv6 else stage.wire.far.ipv4
+        return whose(*stage.play("tcp", way, "--to", to, "--port", TCP_PORT, "--count", count, at=container(stage)))
+
+    return play
+
+
+def asks(stage: Stage) -> Judge:
+    """A container's UDP client, behind masquerade."""
+    with echoing(stage, SENDS) as port:
+        to = stage.wire.far.ipv4
+        return whose(*stage.play("udp", "asks", "--to", to, "--port", port, "--count", SENDS, at=container(stage)))
+
+
+def pings(*, ipv6: bool) -> Callable[[Stage], Judge]:
+    """A container's echo requests, behind masquerade."""
+
+    def play(stage: Stage) -> Judge:
+        to = stage.wire.far.ipv6 if ipv6 else stage.wire.far.ipv4
+        words = ("--comm", "ping", "--count", SENDS, "--size", 56, "--to", to)
+        return whose(*stage.play("datagrams", "ping", *words, at=container(stage)))
+
+    return play
+
+
+def decoys(stage: Stage, at: Namespace, port: int) -> list[Player]:
+    """Processes that have the port, for TCP and UDP, and get nothing."""
+    players = [
+        stage.start("tcp", "serves", "--source-port", port, "--count", 1, at=at),
+        stage.start("udp", "answers", "--source-port", port, "--count", 1, at=at),
+    ]
+    for player in players:
+        player.says()
+    return players
+
+
+def published(port: int, *, ipv6: bool = False, at_host: bool = False) -> Callable[[Stage], Judge]:
+    """TCP from outside to a port of the host's: of who serves it in a container (or at the host, redirected)."""
+
+    def play(stage: Stage) -> Judge:
+        host = stage.wire.near.ipv6 if ipv6 else stage.wire.near.ipv4
+        at, own = (stage.near, OWN) if at_host else (container(stage), SERVER)
+        more = ("--to", "::") if ipv6 else ()
+        transparent = ("--transparent",) if port == STOLEN else ()
+        server = stage.start("tcp", "serves", "--source-port", own, "--count", SENDS, *more, *transparent, at=at)
+        owners = server.says()
+        others = decoys(stage, stage.near, port) if port != PUBLISHED else []
+        server.go()
+        for _ in range(SENDS):
+            finish(connect(stage.far, host, port))
+        server.end()
+        for other in others:
+            other.close()
+        return whose(*owners)
+
+    return play
+
+
+def published_udp(port: int, *, at_host: bool = False) -> Callable[[Stage], Judge]:
+    """The same by UDP."""
+
+    def play(stage: Stage) -> Judge:
+        at, own = (stage.near, OWN) if at_host else (container(stage), SERVER)
+        server = stage.start("udp", "answers", "--source-port", own, "--count", SENDS, at=at)
+        owners = server.says()
+        others = decoys(stage, stage.near, port) if port != PUBLISHED else []
+        server.go()
+        with udp_socket(stage.far) as sender:
+            for _ in range(SENDS):
+                sender.sendto(b"?" * 9, (stage.wire.near.ipv4, port))
+                sender.recv(2048)
+        server.end()
+        for other in others:
+            other.close()
+        return whose(*owners)
+
+    return play
+
+
+def steals_udp(stage: Stage) -> Judge:
+    """TPROXY gives datagrams to another socket, which does not answer: nobody is known, and never who has the port."""
+    player = stage.start("receivers", "bound", "--port", OWN, "--count", SENDS, "--transparent")
+    owners = player.says()
+    others = decoys(stage, stage.near, STOLEN)
+    player.go()
+    with udp_socket(stage.far) as sender:
+        for _ in range(SENDS):
+            sender.sendto(b"?" * 9, (stage.wire.near.ipv4, STOLEN))
+    player.end()
+    for other in others:
+        other.close()
+    return whose(*owners)
+
+
+def keeps_port(stage: Stage) -> Judge:
+    """Masquerade keeps the container's port, which a process at the host has, too, as ntpd and its clients do."""
+    others = decoys(stage, stage.near, NTP)
+    with echoing(stage, SENDS) as port:
+        words = ("--comm", "ntp", "--size", 56, "--source-port", NTP, "--to", stage.wire.far.ipv4, "--port", port)
+        owners = stage.play("datagrams", "udp", *words, "--count", SENDS, at=container(stage))
+    for other in others:
+        other.close()
+    return whose(*owners)
+
+
+def hosts_client(stage: Stage) -> Judge:
+    """A client of the host's own, in a namespace that translates."""
+    return whose(*stage.play("tcp", "connects", "--to", stage.wire.far.ipv4, "--port", TCP_PORT, "--count", SENDS))
+
+
+def both_ends(at: int | None, to: str, port: int) -> Callable[[Stage], Judge]:
+    """A client in a container (None: at the host), the server in the first one: each packet is of one of the two."""
+
+    def play(stage: Stage) -> Judge:
+        server = stage.start("tcp", "serves", "--source-port", SERVER, "--count", SENDS, at=container(stage))
+        owners = server.says()
+        server.go()
+        there = stage.near if at is None else container(stage, at)
+        clients = stage.play("tcp", "connects", "--to", to, "--port", port, "--count", SENDS, at=there)
+        server.end()
+
+        def right(frame: Frame) -> Right:
+            if frame.protocol != TCP:
+                return None
+            # What leaves is its sender's; what arrives and is for an address of the interface its receiver's.
+            return owners if frame.ports[0] in (SERVER, port) else clients
+
+        def either(frame: Frame) -> Right:
+            found = right(frame)
+            return found if found is None or frame.is_sent else [*owners, *clients]
+
+        return either
+
+    return play
+
+
+def routed(stage: Stage) -> Judge:
+    """A container whose network the far end knows: nothing is translated for it."""
+    stage.near.ip(f"address add {ROUTED}.1/24 dev {BRIDGE}")
+    stage.far.ip(f"route add {ROUTED}.0/24 via {stage.wire.near.ipv4}")
+    mac = CONTAINERS[1][2]
+    stage.near.ip(f"neighbour add {ROUTED}.6 lladdr {mac} nud permanent dev {BRIDGE}")
+    container(stage, 1).ip(
+        f"address add {ROUTED}.6/24 dev eth0",
+        f"route add {stage.wire.far.ipv4}/32 via {HOST_4} src {ROUTED}.6",
+    )
+    words = ("--to", stage.wire.far.ipv4, "--port", TCP_PORT, "--count", SENDS)
+    return whose(*stage.play("tcp", "connects", *words, at=container(stage, 1)))
+
+
+def same_addresses(stage: Stage) -> Judge:
+    """Two containers take turns at one source port and one destination: each packet is its own sender's."""
+    labels: list[Label] = []
+    with echoing(stage, 2 * SENDS) as port:
+        for number in range(2):
+            words = ("--comm", f"twin-{number}", "--size", 56, "--source-port", 40_177, "--to", stage.wire.far.ipv4)
+            labels += stage.play(
+                "datagrams", "udp", *words, "--port", port, "--count", SENDS, at=container(stage, number)
+            )
+
+    def right(frame: Frame) -> Right:
+        is_theirs = frame.protocol == UDP and frame.ids
+        return [one for one in labels if frame.ids == (one.tgid, one.tid)] if is_theirs else None
+
+    return right
+
+
+SCENARIOS = [
+    Scenario("masqueraded TCP client", client("connects", SENDS), SENDS * 18, vm=True),
+    Scenario("masqueraded TCP upload", client("uploads", FEW_BYTES), 23),
+    Scenario("masqueraded TCP client, IPv6", client("connects", SENDS, ipv6=True), SENDS * 18),
+    Scenario("masqueraded UDP client", asks, SENDS * 6, vm=True),
+    Scenario("masqueraded echo", pings(ipv6=False), SENDS * 6, vm=True),
+    Scenario("masqueraded echo, IPv6", pings(ipv6=True), SENDS * 6),
+    Scenario("masquerade keeps a port that the host uses", keeps_port, SENDS * 6, vm=True),
+    Scenario("two containers at one port", same_addresses, SENDS * 12),
+    Scenario("published TCP port", published(PUBLISHED), SENDS * 18, SENDS * 9, vm=True),
+    Scenario("published TCP port, IPv6", published(PUBLISHED, ipv6=True), SENDS * 18, SENDS * 9),
+    Scenario("published UDP port", published_udp(PUBLISHED), SENDS * 6, 3, vm=True),
+    Scenario("published TCP port, a proxy listens", published(PROXIED), SENDS * 18, SENDS * 9, vm=True),
+    Scenario("published UDP port, a proxy listens", published_udp(PROXIED), SENDS * 6, 3),
+    Scenario("TCP, REDIRECT", published(REDIRECTED, at_host=True), SENDS * 6, SENDS * 3),
+    Scenario("UDP, REDIRECT", published_udp(REDIRECTED, at_host=True), SENDS * 2, 1),
+    Scenario("TCP, TPROXY", published(STOLEN, at_host=True), SENDS * 6, SENDS * 3),
+    Scenario("UDP, TPROXY", steals_udp, SENDS, SENDS),
+    Scenario("TCP client of a host that translates", hosts_client, SENDS * 6),
+    Scenario("container to a published port, hairpin", both_ends(1, "192.168.178.24", PUBLISHED), SENDS * 6, SENDS * 3),
+    Scenario("DNAT in OUTPUT", both_ends(None, SERVICE, 443), SENDS * 6, SENDS * 3, vm=True),
+    Scenario("container to container, bridged", both_ends(1, "172.30.0.5", SERVER), SENDS * 6, SENDS * 3),
+    Scenario("container, routed", routed, SENDS * 18),
+]
