@@ -25,7 +25,7 @@ from tests.support.deadline import DEADLINE_S
 
 SENDS = 101
 GROUP = "239.67.0.9"
-DUPLICATES = "seen before, on another device"
+DUPLICATES = "seen before, on another interface"
 
 
 def datagrams(packets: list[Packet], port: int) -> list[tuple[bytes, bool, Packet]]:
