@@ -66,11 +66,11 @@ class Delivery:
         ):
             self._tally.filtered += 1
             return None
-        if plan.process_blocks and packet.tgid and packet.tid:
-            self._output.add_process(_described(packet, record.process))
         if plan.dedup and packet.packet_id and not self._is_first(packet.packet_id):
             self._tally.duplicates += 1
             return None
+        if plan.process_blocks and packet.tgid and packet.tid:
+            self._output.add_process(_described(packet, record.process))
         if len(packet.frame) > (snaplen := verdict.snaplen or plan.snaplen):
             packet = replace(packet, frame=packet.frame[:snaplen])
         self._write(packet, record.interface.interface_id, stamp)
