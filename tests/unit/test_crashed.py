@@ -10,9 +10,9 @@ import pytest
 
 from skbcapd.output import crashed
 from skbcapd.output.directory import CaptureDirectory
+from tests.support.captures import SECTION, names
 from tests.support.deadline import until
 from tests.support.writer import packet
-from tests.unit.test_directory import SECTION, names
 
 NAME = "skbcapd-a-20261123T030405.123Z-000041.pcapng"
 

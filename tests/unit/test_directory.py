@@ -13,29 +13,14 @@ from pathlib import Path
 import pytest
 
 from skbcapd.errors import FileError
-from skbcapd.output import lock
 from skbcapd.output.directory import CaptureDirectory
 from skbcapd.output.naming import CURRENT, harmless
 from skbcapd.output.retention import Keep
+from tests.support.captures import SECTION, names, write
 from tests.support.deadline import until
-from tests.support.writer import block, packet
+from tests.support.writer import packet
 
 ROOT = Path(__file__).parents[2]
-SECTION = block(0x0A0D0D0A, 0, b"", b"")
-
-
-def names(path: Path) -> list[str]:
-    """What is in a directory, but for the link and the lock."""
-    return sorted(entry.name for entry in path.iterdir() if entry.name not in {CURRENT, lock.NAME})
-
-
-def write(directory: CaptureDirectory, data: bytes) -> Path:
-    """A finished file."""
-    file = directory.new_file()
-    file.stream.write(data)
-    directory.finish(file)
-    assert [(done, error) for done, error in directory.finished(wait=True)] == [(file, None)]
-    return file.path
 
 
 def test_names_and_the_link(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from skbcapd.output.series import State
 from skbcapd.output.triggers import Limits
 from skbcapd.pcapng.interface import Interface
 from tests.support.blocks import packets
+from tests.support.captures import names, write
 from tests.support.deadline import until
 from tests.support.writer import packet
-from tests.unit.test_directory import names, write
 
 ALL = 1 << 60  # bytes that no disk has free
 LO = Interface(b"lo", "", 1, 0, None, None, None)

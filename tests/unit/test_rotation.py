@@ -309,6 +309,7 @@ def test_each_outage_counts_its_own(tmp_path: Path) -> None:
     away = tmp_path / "captures"
     rig = Rig(away)
     for count in (3, 5):
+        until((away / CURRENT).is_symlink, "a thread has made the link")
         for entry in away.iterdir():
             entry.unlink()
         away.rmdir()
