@@ -282,6 +282,9 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 			return VIA_UNKNOWN;
 		flow->remote_port = flow->protocol == IPPROTO_ICMP ? ICMP_ECHO : ICMPV6_ECHO_REQUEST;
 		owner = flows.lookup(flow);
+		/* A socket that is closed gets no reply: the next one's request may not have been seen. */
+		if (owner && owner->inode && socket_inode(owner->sk) != owner->inode)
+			owner = NULL;
 	}
 	FORGET(wildcard);
 	FORGET(found);
