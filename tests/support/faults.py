@@ -6,11 +6,12 @@ measured by the test that adds the row.
 
 from __future__ import annotations
 
+from collections import Counter
+
 HEADER = ("fault", "tries", "packets flushed", "readable", "lost of those")
 HEADER_BEFORE = ("fault", "tries", "before", "now")
 BEFORE = {
     "free space reaches keep_free": "the newest or only file deleted, silently",
-    "a dump below keep_free": "deleted 1.5 s after it was named",
     "reload with hundreds of ports": "200 ports: 194,272 of 420,001 packets lost",
     "reload, name server silent": "438,153 packets lost",
     "check, name server silent": "90 s",
@@ -28,12 +29,8 @@ BEFORE = {
     "top, a read that fails": "traceback",
     "formulas as names in top --csv": "passed to the spreadsheet",
     "split on a full disk": "files that stopped the next try",
-    "a full disk at the begin of a file": "an empty finished file, current.pcapng on it",
     "parent directories, umask 0": "mode 777",
     "a memory limit too small": "killed without a word",
-    "rotation inside a renumbering": "struct.error",
-    "dump as another user": "said: nobody writes to it",
-    "a namespace that does not exist": "captured nothing without a word",
     "multicast looped back to its host": "an extra frame without its Ethernet header",
     "dedup: first, seen first elsewhere": "111 of 200 packets in no file",
     "filter: ip broadcast": "refused",
@@ -41,7 +38,7 @@ BEFORE = {
 }
 
 _rows: list[tuple[str, ...]] = []
-_compared: list[tuple[str, ...]] = []
+_compared: Counter[tuple[str, str]] = Counter()
 
 
 def add(fault: str, tries: int, flushed: int, readable: int, lost: int) -> None:
@@ -65,7 +62,7 @@ def compare(fault: str, tries: int, now: str) -> None:
         tries: how often.
         now: what was measured.
     """
-    _compared.append((fault, str(tries), BEFORE[fault], now))
+    _compared[fault, now] += tries
 
 
 def lines() -> list[str]:
@@ -75,8 +72,9 @@ def lines() -> list[str]:
 
 def compared() -> list[str]:
     """Give the table of before and now as text, in the order of BEFORE; nothing when no row was added."""
+    rows = [(fault, str(tries), BEFORE[fault], now) for (fault, now), tries in _compared.items()]
     order = list(BEFORE)
-    return _aligned(HEADER_BEFORE, sorted(_compared, key=lambda row: order.index(row[0])))
+    return _aligned(HEADER_BEFORE, sorted(rows, key=lambda row: order.index(row[0])))
 
 
 def _aligned(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
