@@ -44,10 +44,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Prints the table of faults, and says why a run failed, above pytest's own closing lines."""
-    if lines := faults.lines():
-        terminalreporter.section("files: what faults cost")
-        for line in lines:
-            terminalreporter.write_line(line)
+    """Prints the tables of faults, and says why a run failed, above pytest's own closing lines."""
+    for title, lines in (("files: what faults cost", faults.lines()), ("faults, before and now", faults.compared())):
+        if lines:
+            terminalreporter.section(title)
+            for line in lines:
+                terminalreporter.write_line(line)
     if terminalreporter.stats.get("skipped") and config.getoption("no_skips"):
         terminalreporter.write_line("ERROR: tests were skipped, and --no-skips (or CI) forbids it", red=True)

@@ -18,7 +18,10 @@ import subprocess
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from skbcapd.output.worker import PATIENCE_S, Patience
 
 _PROGRAMS = {"gzip": (".gz", ["gzip", "-c"]), "zstd": (".zst", ["zstd", "-q", "-c"])}
 _WAITING_MAX = 1024  # files; the rest stay plain
@@ -59,6 +62,9 @@ class Compressor:
         self._say = say
         self._waiting: deque[Path] = deque()
         self._at_work: _Job | None = None
+        # Files are made, forced to the disk and named: all this may take the disk long.
+        self._starter: Patience[_Job | None] = Patience("compressor-start")
+        self._finisher: Patience[tuple[str, str] | None] = Patience("compressor-finish")
 
     def add(self, path: Path) -> None:
         """Compress a file when those before it are done."""
@@ -75,21 +81,26 @@ class Compressor:
             The old and new name of a file that was compressed since the last call.
         """
         compressed = None
-        if self._at_work and self._at_work.process.poll() is not None:
-            compressed = self._finish(self._at_work)
-            self._at_work = None
-        while not self._at_work and self._waiting:
-            self._at_work = self._start(self._waiting.popleft(), directory)
+        with contextlib.suppress(TimeoutError):  # at a later call
+            if (job := self._at_work) and job.process.poll() is not None:
+                compressed = self._finisher.call(lambda: self._finish(job))
+                self._at_work = None
+            while not self._at_work and self._waiting:
+                self._at_work = self._starter.call(partial(self._start, self._waiting[0], directory))
+                self._waiting.popleft()
         return compressed
 
     def close(self) -> None:
         """Stop; what is not done stays plain."""
-        if self._at_work:
-            self._at_work.process.kill()
-            self._at_work.process.wait()
-            self._discard(self._at_work)
-            self._at_work.close()
+        job = self._at_work or self._starter.late()
         self._at_work = None
+        if not job or self._finisher.is_waiting:
+            return
+        job.process.kill()
+        with contextlib.suppress(TimeoutError, subprocess.TimeoutExpired):  # the disk holds it up
+            job.process.wait(PATIENCE_S)
+            Patience[None]("compressor-discard").call(lambda: self._discard(job))
+            job.close()
 
     def _start(self, path: Path, directory: int) -> _Job | None:
         part = path.name + self._ending + ".part"

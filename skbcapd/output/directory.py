@@ -27,7 +27,7 @@ from skbcapd.output.listing import Listing
 from skbcapd.output.lock import daemon_of, lock
 from skbcapd.output.naming import COMPRESSED, CURRENT, NUMBER_MAX, Link, Names
 from skbcapd.output.retention import DUMP_MARK, Keep, Retention
-from skbcapd.output.worker import Worker, wait_until
+from skbcapd.output.worker import PATIENCE_S, Patience, Worker, wait_until
 
 _DUMP_S = 30.0
 
@@ -126,6 +126,7 @@ class CaptureDirectory:
         self._names = Names(template)
         self._is_told = False  # that an owner cannot be set
         self._writer, self._finisher = Worker("writer"), Worker("finisher")  # one each: files get their names in order
+        self._opener: Patience[CaptureFile] = Patience("opener")
         self._buffers = Buffers()
         self._finishing: deque[_Finishing] = deque()
         self._place = _Place(path, self._names, say)
@@ -162,13 +163,21 @@ class CaptureDirectory:
             is_dump: somebody has asked for it.
 
         Raises:
-            FileError: it cannot be made.
+            FileError: it cannot be made, or the disk does not do it in time.
         """
         if not self.is_there:
-            if self.waiting:
+            if self.waiting or self._opener.is_waiting:
                 raise FileError(f"{self.path}: it was replaced, and files of the old one are not yet on its disk")
+            self._discard_late()
             old, self._place = self._place, _Place(self.path, self._names, self._say)
             old.close()
+        try:
+            return self._opener.call(lambda: self._open(is_dump=is_dump))
+        except TimeoutError:
+            raise FileError(f"{self.path}: the disk has not made a file within {PATIENCE_S} s") from None
+
+    def _open(self, *, is_dump: bool) -> CaptureFile:
+        """Make the next file; the disk may be slow."""
         file = CaptureFile(
             self.path / self._names.next(),
             part=True,
@@ -183,6 +192,13 @@ class CaptureDirectory:
             with contextlib.suppress(OSError):  # the file system has no such thing
                 os.setxattr(file.descriptor, DUMP_MARK, b"1")
         return file
+
+    def _discard_late(self) -> None:
+        """Delete a file that was made too late to be used."""
+        if file := self._opener.late():
+            with contextlib.suppress(OSError):
+                os.unlink(file.working_path.name, dir_fd=self.descriptor)
+            os.close(file.descriptor)
 
     def begin(self, file: CaptureFile) -> None:
         """A file has its beginning: when the disk has it, `current.pcapng` leads to it."""
@@ -242,7 +258,9 @@ class CaptureDirectory:
 
     def close(self, timeout_s: float = STOP_S) -> None:
         """Let others write here, when all files are finished, or the disk has been waited for long enough."""
-        if self.wait(timeout_s):  # else a thread still needs it
+        is_over = self.wait(timeout_s)
+        self._discard_late()
+        if is_over and not self._opener.is_waiting:  # else a thread still needs it
             self._place.close()
 
     def plain(self) -> list[Path]:

@@ -10,6 +10,7 @@ stops writing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skbcapd.output.listing import Entry, Listing
+from skbcapd.output.worker import Patience
 
 DUMP_MARK = "user.skbcapd.dump"  # an extended attribute of files that somebody has asked for
 
@@ -52,6 +54,8 @@ class Retention:
         self.keep = keep
         self._path, self._say = path, say
         self._first: int | None = None
+        self._deleter: Patience[None] = Patience("deleter")
+        self._late: tuple[Entry, str] | None = None  # whose deletion the disk holds up
         self._passed: set[str] = set()  # not to be deleted for the sake of free space, or it cannot be
 
     def begin(self, number: int) -> None:
@@ -76,6 +80,7 @@ class Retention:
             room: bytes that are to be free beside `Keep.free`.
         """
         keep, now = self.keep, time.time()
+        self._settle(listing)
         listing.refresh()
         while len(listing):
             oldest = next(iter(listing))
@@ -101,9 +106,7 @@ class Retention:
                 continue
             if self.has_room(directory, room):
                 return
-            if self._delete(directory, listing, entry):
-                path = self._path / entry.name
-                self._say(f"{path}: deleted ({entry.size} bytes), as free space is below files.keep_free")
+            self._delete(directory, listing, entry, "free space is below files.keep_free")
 
     def _is_dump(self, directory: int, entry: Entry) -> bool:
         try:
@@ -113,20 +116,40 @@ class Retention:
         self._passed.add(entry.name)
         return True
 
-    def _delete(self, directory: int, listing: Listing, entry: Entry) -> bool:
-        """Delete a file; whether it is gone."""
+    def _delete(self, directory: int, listing: Listing, entry: Entry, why: str = "") -> bool:
+        """Delete a file, and say why; whether it is gone. One deletion at a time: the disk may hold it up."""
+        if self._late is not None:
+            return False
         try:
-            os.unlink(entry.name, dir_fd=directory)
+            self._deleter.call(lambda: os.unlink(entry.name, dir_fd=directory))
         except FileNotFoundError:
-            pass
+            listing.look_at(entry.name)
+            return True
+        except TimeoutError:
+            self._late = entry, why
+            return False
         except OSError as error:
             if entry.name not in self._passed:
                 path = self._path / entry.name
                 self._say(f"{path}: {error.strerror}; expected to delete it, as a limit of files.keep_* is exceeded")
             self._passed.add(entry.name)
             return False
-        else:
-            self.deleted_files += 1
-            self.deleted_bytes += entry.size
-        listing.look_at(entry.name)
+        self._deleted(listing, entry, why)
         return True
+
+    def _settle(self, listing: Listing) -> None:
+        """See what has become of a deletion that the disk held up; one that failed is tried again."""
+        if self._late is None or self._deleter.is_waiting:
+            return
+        (entry, why), self._late = self._late, None
+        with contextlib.suppress(OSError):
+            self._deleter.call(lambda: None)
+            self._deleted(listing, entry, why)
+
+    def _deleted(self, listing: Listing, entry: Entry, why: str) -> None:
+        """Count a file that was deleted."""
+        self.deleted_files += 1
+        self.deleted_bytes += entry.size
+        listing.look_at(entry.name)
+        if why:
+            self._say(f"{self._path / entry.name}: deleted ({entry.size} bytes), as {why}")

@@ -2,7 +2,8 @@
 
 In: jobs, which do not raise. Out: they are done in order, later.
 
-The rule: code of a running capture never waits for a worker, except for a limited time at the end.
+The rule: code of a running capture never waits for a worker, except for a limited time: at the end,
+and for what it cannot go on without, see Patience.
 A worker that hangs in the kernel does not keep the process alive: it is a daemon thread.
 """
 
@@ -12,12 +13,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from queue import SimpleQueue
-from typing import Protocol, TypeAlias
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 _SWITCH_S = 0.0005  # Python's own 5 ms are what a disk needs for megabytes: a worker would wait most of its time
 
+PATIENCE_S = 0.25
+
 Job: TypeAlias = Callable[[], None]
+T = TypeVar("T")
 
 
 class Jobs(Protocol):
@@ -89,6 +94,56 @@ class Worker:
         while (job := self._jobs.get()) is not None:
             job()
             self._done += 1
+
+
+class Patience(Generic[T]):
+    """Waits for a result that a disk may hold up, but not for long: a late one is there for a later call.
+
+    Args:
+        name: of the thread.
+        timeout_s: for the first call; those that ask for its result do not wait.
+    """
+
+    def __init__(self, name: str, timeout_s: float = PATIENCE_S) -> None:
+        self._worker = Worker(name)
+        self._timeout_s = timeout_s
+        self._result: Future[T] | None = None
+
+    def call(self, function: Callable[[], T]) -> T:
+        """The result of the function; that of the call before if it was late.
+
+        Raises:
+            TimeoutError: there is none yet.
+            Exception: what the function has raised.
+        """
+        if (result := self._result) is None:
+            begun: Future[T] = Future()
+            result = self._result = begun
+            self._worker.do(lambda: _resolve(begun, function))
+            wait([begun], self._timeout_s)
+        if not result.done():
+            raise TimeoutError
+        self._result = None
+        return result.result()
+
+    def late(self) -> T | None:
+        """The result of a call that was late, if it is there by now and no error; it is not given again."""
+        if (result := self._result) is None or not result.done():
+            return None
+        self._result = None
+        return None if result.exception() else result.result()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a call was late, and has no result yet."""
+        return self._result is not None and not self._result.done()
+
+
+def _resolve(result: Future[T], function: Callable[[], T]) -> None:
+    try:
+        result.set_result(function())
+    except Exception as error:  # noqa: BLE001  it is for the caller
+        result.set_exception(error)
 
 
 def wait_until(is_so: Callable[[], bool], timeout_s: float, every_s: float = 0.005) -> bool:

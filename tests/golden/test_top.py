@@ -19,6 +19,7 @@ import pytest
 import skbcapd
 from skbcapd.pcapng import comment as label
 from skbcapd.text_safety import escaped_bytes
+from tests.support import faults
 from tests.support.judges import rows
 from tests.support.memory import peak
 from tests.support.strangers import comment, interface, options, packet, pcap, process, section, udp
@@ -197,6 +198,8 @@ def test_csv_has_no_formulas(path: Path) -> None:
     expected = [f"'{name}" if name[0] in "=+-@" else escaped_bytes(name.encode()) for name in names]
     assert [found[str(tgid)] for tgid, _ in enumerate(names, 7)] == expected
     cells = [cell for line in out.splitlines()[1:] for cell in re.findall(r'"(?:[^"]|"")*"|[^,]+', line)]
+    formulas = sum(cell.lstrip('"')[:1] in {"=", "+", "@", "-"} for cell in cells)
+    faults.compare("formulas as names in top --csv", len(names), f"{formulas} formulas in {len(cells)} cells")
     assert all(re.fullmatch(r'"(?![=+@-])(?:[^"]|"")*"|[0-9]+', cell) for cell in cells)
 
 
@@ -311,6 +314,8 @@ def test_a_closed_pipe_is_no_error(path: Path) -> None:
 
 def test_a_file_that_cannot_be_read() -> None:
     """A file whose reading fails, as on a bad sector, is one line and exit code 1: no traceback."""
+    code, _, said = top("/proc/self/mem")
+    faults.compare("top, a read that fails", 1, f"exit code {code}, {said.count(chr(10))} line")
     assert top("/proc/self/mem") == (1, HEADINGS, "skbcapd: /proc/self/mem: Input/output error at byte 0\n")
 
 
@@ -336,6 +341,9 @@ def test_names_take_little_memory(form: list[str], counted: str, path: Path) -> 
         digits = [re.search(counted, line) for line in out]
     assert sum(int(found[1]) for found in digits if found) == count
     assert code == 0
+    faults.compare(
+        "names of many bytes in a capture", 1, f"{count} names, {' '.join(form) or 'table'}: {kib >> 10} MiB in top"
+    )
     assert 10 << 10 < kib < 192 << 10
 
 

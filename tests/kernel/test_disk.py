@@ -101,6 +101,7 @@ def test_a_disk_that_hangs(wire: Wire, place: Path, tmp_path: Path) -> None:
     assert kept + dropped >= count + 101
     assert ended.totals["captured"] == sum(len(read(path)) for path in finished(place / "captures"))
     faults.add("disk hangs", 1, kept, kept, 0)
+    faults.compare("a disk that hangs", 1, f"status within 1 s; {kept} packets in files, {dropped} dropped and counted")
 
 
 def test_free_space_ends_while_a_file_is_written(wire: Wire, place: Path, tmp_path: Path) -> None:
@@ -124,6 +125,10 @@ def test_free_space_ends_while_a_file_is_written(wire: Wire, place: Path, tmp_pa
     assert kept + ended.totals["dropped by the output"] + ended.totals["dropped by kernel"] >= 4 * 20_011
     assert ended.stderr.count("free space is down to files.keep_free; packets are dropped until") >= 1
     faults.add("keep_free reached", 1, kept, kept, 0)
+    now = f"{found['files']['deleted_files']} files deleted; {kept} packets in files"
+    faults.compare(
+        "free space reaches keep_free", 1, f"{now}, {ended.totals['dropped by the output']} dropped and counted"
+    )
 
 
 def test_a_directory_full_of_strangers_things(wire: Wire, tmp_path: Path) -> None:
@@ -143,3 +148,5 @@ def test_a_directory_full_of_strangers_things(wire: Wire, tmp_path: Path) -> Non
         ended = daemon.stop()
     assert ended.exit_code == 0, ended.stderr
     assert ended.totals["captured"] >= 101
+    now = f"exit code {ended.exit_code}, {ended.totals['captured']} packets captured"
+    faults.compare("FIFOs and devices with names of captures", 1, now)

@@ -19,6 +19,7 @@ from tests.kernel.scene import COUNT, Play, Stage
 from tests.kernel.scenes import bridged, macvlan, routed
 from tests.kernel.send.identity import MAGIC, WHO
 from tests.kernel.sink import TCP_PORT, Sink
+from tests.support import faults
 from tests.support.blocks import Packet
 from tests.support.deadline import until
 
@@ -92,6 +93,10 @@ def test_first_is_each_packet_once(play: Play, seen: Seen) -> None:
     once = Counter(datagram(packet) for packet in seen.first)
     further = sum((places - 1) * packets for places, packets in PLACES[play].items())
 
+    every = {datagram(packet) for packet in seen.every}
+    faults.compare(
+        "dedup: first, seen first elsewhere", 1, f"{len(every - set(once))} of {len(every)} packets in no file"
+    )
     assert once == Counter({datagram(packet): 1 for packet in seen.every})
     assert {packet.direction for packet in seen.first} == {"out"}
     assert seen.ended.totals["seen before, on another interface"] >= further

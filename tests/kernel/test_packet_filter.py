@@ -25,6 +25,7 @@ from tests.kernel.reference import Reference
 from tests.kernel.send.identity import pattern
 from tests.kernel.sink import DISCARD_PORT, Sink
 from tests.kernel.verdicts import verdicts
+from tests.support import faults
 
 BATCH = 37  # filters in one program: more compile faster, but one failure tells less
 
@@ -215,4 +216,6 @@ def test_ip_broadcast_goes_by_the_netmask(interfaces: str, expected: set[str], w
         ended = capture.stop()
     assert ended.exit_code == 0
     found = Counter(socket.inet_ntoa(packet.data[30:34]) for packet in read(file) if packet.direction == "out")
+    taken = f"{found.total()} packets to {', '.join(sorted(found))}"
+    faults.compare("filter: ip broadcast", 1, f"interfaces: {interfaces}: {taken}")
     assert found == dict.fromkeys(expected, 7)

@@ -11,6 +11,7 @@ import pytest
 from tests.kernel.capture import ATTACH, read
 from tests.kernel.comparison import Marker
 from tests.kernel.namespace import Wire
+from tests.support import faults
 from tests.support.deadline import until
 from tests.support.descriptors import CASES, Faulty
 
@@ -49,6 +50,8 @@ def test_a_file_is_whole(descriptor: int, fault: str, wire: Wire, marker: Marker
     assert said.exit_code == 0, said
     assert "Traceback" not in said.stderr
     assert said.stdout == ""
+    now = f"exit code {said.exit_code}, {len(read(file))} of {SENT} packets in the file"
+    faults.compare("a standard descriptor closed, full or broken", 1, now)
     assert len(read(file)) == SENT
 
 
@@ -89,6 +92,8 @@ def test_a_service_goes_on_without_its_log(wire: Wire, marker: Marker, tmp_path:
         assert "Traceback" not in said.stderr
         files = sorted(directory.glob("skbcapd-*.pcapng"))
         assert files
+        now = f"exit code {said.exit_code}, {len(read(files[0]))} of {SENT} packets in its first file"
+        faults.compare("a log that cannot be written", 1, now)
         assert len(read(files[0])) == SENT
 
 

@@ -16,6 +16,7 @@ from skbcapd.errors import FileError
 from skbcapd.output.directory import CaptureDirectory
 from skbcapd.output.naming import CURRENT, harmless
 from skbcapd.output.retention import Keep
+from tests.support import faults
 from tests.support.captures import SECTION, names, write
 from tests.support.deadline import until
 from tests.support.writer import packet
@@ -187,7 +188,9 @@ def test_nobody_else_can_write_to_what_is_made(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     made = [tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "captures"]
-    assert [path.stat().st_mode & 0o7777 for path in made] == [0o755, 0o755, 0o750]
+    modes = [path.stat().st_mode & 0o7777 for path in made]
+    faults.compare("parent directories, umask 0", 1, f"modes {', '.join(f'{mode:o}' for mode in modes)}")
+    assert modes == [0o755, 0o755, 0o750]
 
 
 def test_a_number_beyond_all_reason(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from skbcapd.errors import KernelError
 from skbcapd.kernel import limits
 from skbcapd.kernel.abi import SEGMENT_STRIDE, Geometry
+from tests.support import faults
 
 MIB = 1 << 20
 NONE = (1 << 63) - 4096  # no limit, in version 1
@@ -86,6 +87,7 @@ def test_what_is_too_little(part: float, outcome: str, tmp_path: Path) -> None:
             limits.check_memory(geometry, proc=proc, sys_=sys_)
         assert all(number in error.value.message for number in numbers)
         assert "MemoryMax=" in error.value.hint
+        faults.compare("a memory limit too small", 1, f"refused: {error.value.message.partition(' (')[0]}")
     else:
         said = limits.check_memory(geometry, proc=proc, sys_=sys_)
         assert bool(said) == bool(outcome)

@@ -15,6 +15,7 @@ from skbcapd.output import listing as listing_module
 from skbcapd.output.directory import CaptureDirectory
 from skbcapd.output.listing import Listing
 from skbcapd.output.retention import Keep
+from tests.support import faults
 
 NAMES = [f"{number}.pcapng" for number in range(1, 8)]
 
@@ -118,5 +119,6 @@ def test_many_files_cost_nothing(tmp_path: Path) -> None:
     for _ in range(100):
         directory.tick()
     spent = time.process_time() - begun
+    faults.compare("a directory of 100,000 files", 1, f"20,000 files: {spent:.2f} % of a processor when idle")
     assert spent < 0.1, f"{spent * 10:.1f} ms for each second"
     directory.close()

@@ -16,6 +16,7 @@ import pytest
 from skbcapd.errors import FileError
 from skbcapd.output.directory import CaptureDirectory
 from skbcapd.output.lock import NAME, daemon_of, lock
+from tests.support import faults
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +34,11 @@ def test_a_reader_of_the_directory_keeps_nobody_out(tmp_path: Path) -> None:
     for kind in (fcntl.LOCK_SH, fcntl.LOCK_EX):
         stranger = os.open(tmp_path, os.O_RDONLY)
         fcntl.flock(stranger, kind)
-        CaptureDirectory(tmp_path).close()
+        directory = CaptureDirectory(tmp_path)
+        faults.compare(
+            "a reader's lock on the directory", 1, f"starts in a directory that is there: {directory.is_there}"
+        )
+        directory.close()
         os.close(stranger)
 
 
