@@ -22,6 +22,7 @@ from skbcapd.output.series import State
 from skbcapd.output.triggers import Limits
 from skbcapd.pcapng.comment import label
 from skbcapd.pcapng.interface import Interface
+from tests.support import faults
 from tests.support import rig as captures
 from tests.support.blocks import INTERFACE, STATISTICS, blocks, packets
 from tests.support.deadline import until
@@ -219,6 +220,8 @@ def test_a_file_that_ends_while_interfaces_lose_their_numbers(tmp_path: Path) ->
     for path in files:
         judge(path, "capinfos")
     found = [[(one.interface, one.data) for one in packets(path.read_bytes())] for path in files]
+    now = f"{sum(map(len, found))} of 13 packets in {len(files)} files"
+    faults.compare("rotation inside a renumbering", 1, now)
     assert [one for file in found for one in file] == [(f"v{n % 5 if n < 12 else 4}", b"%d" % n) for n in range(13)]
     assert max(len(file) for file in found) == 2
     assert sum(row[3] for path in files for _, row in counts(path)) == 13
@@ -359,6 +362,9 @@ def test_a_disk_that_is_full_where_a_file_begins(tmp_path: Path, monkeypatch: py
     for number in (2, 3):
         rig.output.write_blocks(memoryview(small(number)), rig.snapshot)
     until(lambda: (rig.output.flush(rig.snapshot), rig.output.state is State.WAITING)[1], "it says that it cannot")
+    empty = [path for path in rig.finished() if not path.stat().st_size]
+    now = f"{len(empty)} empty files, current.pcapng on the last good one: {(tmp_path / CURRENT).resolve() == first}"
+    faults.compare("a full disk at the begin of a file", 1, now)
     assert rig.finished() == [first]
     assert (tmp_path / CURRENT).resolve() == first
     assert rig.output.path == str(first)

@@ -9,6 +9,7 @@ import pytest
 
 from skbcapd.config.parser import default_settings
 from skbcapd.daemon.warnings import _has_namespace, warnings_for
+from tests.support import faults
 
 MIB = 1 << 20
 
@@ -33,7 +34,9 @@ def test_a_namespace_that_is_not_there(tmp_path: Path) -> None:
     expected = [
         f"namespaces: no network namespace {name} is there now; it is captured when it appears" for name in "n7"
     ]
-    assert said(tmp_path, namespaces=wanted) == [expected[0].replace(" n ", " nosuch "), expected[1]]
+    lines = said(tmp_path, namespaces=wanted)
+    faults.compare("a namespace that does not exist", 1, f"said: {lines[0]}")
+    assert lines == [expected[0].replace(" n ", " nosuch "), expected[1]]
     assert said(tmp_path, rules="[{netns: nosuch, action: drop}]") == [
         "rules[1].netns: no network namespace nosuch is there now"
     ]
