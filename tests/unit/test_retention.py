@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from skbcapd.output.retention import DUMP_MARK, Keep
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.output.series import State
 from skbcapd.output.triggers import Limits
+from skbcapd.output.worker import PATIENCE_S
 from skbcapd.pcapng.interface import Interface
 from tests.support.blocks import packets
 from tests.support.captures import names, write
@@ -116,3 +119,28 @@ def test_writing_stops_where_free_space_ends(tmp_path: Path, monkeypatch: pytest
     assert output.lost == lost
     assert found == [number.to_bytes(1000, "big") for number in range(1009 - lost)] + [b"last" * 250]
     assert said[1:] == [f"{max(tmp_path.glob('skbcapd-*.pcapng'))}.part: writing again; {lost} packets were dropped"]
+
+
+@pytest.mark.parametrize("free", [0, ALL])
+def test_a_deletion_that_the_disk_holds_up(free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop does not wait for a file to be deleted; it is counted, and told, when it has gone."""
+    made, disk, said, unlink = earlier_run(tmp_path, 3), threading.Event(), list[str](), os.unlink
+
+    def held_up(path: str, *, dir_fd: int | None = None) -> None:
+        disk.wait()
+        unlink(path, dir_fd=dir_fd)
+
+    directory = CaptureDirectory(tmp_path, keep=Keep(number=0 if free else 1, free=free), say=said.append)
+    monkeypatch.setattr(os, "unlink", held_up)
+    begun = time.monotonic()
+    for _ in range(101):
+        directory.clean()
+    assert time.monotonic() - begun < 101 * PATIENCE_S
+    assert names(tmp_path) == [path.name for path in made]
+    assert (directory.retention.deleted_files, said) == (0, [])
+    disk.set()
+    until(lambda: (directory.clean(), len(names(tmp_path)) == 1)[1], "all but one are deleted")
+    directory.clean()
+    assert (directory.retention.deleted_files, directory.retention.deleted_bytes) == (2, 200)
+    assert len(said) == (2 if free else 0)
+    directory.close()
