@@ -185,6 +185,9 @@ class Recorder:
             return
         self._asked = ""
         self._not_before = self._clock() + ASKED_PAUSE_S
+        if not self._files.has_room():
+            self._say(f"no dump (trigger: {why}): free space is below files.keep_free; the packets stay in memory")
+            return
         if not self._files.begin():
             return
         self._memory.take()

@@ -324,6 +324,11 @@ class FileSeries:
             self._continue()
         return self.state is State.WRITING
 
+    def has_room(self) -> bool:
+        """Whether a file may be begun: the disk has the free space that it shall keep, also by deleting older files."""
+        self._directory.clean(_RESUME_ROOM)
+        return not self._directory.is_there or self._directory.has_room(0)
+
     def rest(self, snapshot: Snapshot) -> None:
         """Finish this file, and begin no other."""
         self._end(snapshot())

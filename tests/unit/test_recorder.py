@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -224,3 +225,19 @@ def test_other_blocks_do_not_count(recording: Recording) -> None:
     recording.recorder.write_blocks(memoryview(packet(0, FRAME) + block(0xBAD, 0, b"", b"")), tuple)
     recording.dump(tuple)
     assert recording.recorder.dumped == 1
+
+
+def test_no_dump_below_keep_free(recording: Recording) -> None:
+    """Where the disk has less free space than it shall keep no dump is begun, one line says so, and nothing is lost."""
+    keep = recording.files._directory.retention.keep
+    recording.files._directory.retention.keep = replace(keep, free=1 << 60)
+    recording.put(1, 2, 3)
+    recording.recorder.dump(tuple, "rules[1]")
+    assert recording.dumps == []
+    assert recording.said == [
+        "no dump (trigger: rules[1]): free space is below files.keep_free; the packets stay in memory"
+    ]
+    recording.files._directory.retention.keep = keep
+    recording.dump()
+    assert [numbers(path) for path in recording.dumps] == [[1, 2, 3]]
+    assert recording.recorder.lost == 0
