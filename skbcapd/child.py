@@ -47,7 +47,8 @@ class Child:
                 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
                 if os.getppid() != parent:
                     os._exit(1)  # the parent ended before
-                os.nice(nice)
+                with contextlib.suppress(OSError):  # skbcapd.service allows no setpriority(2): it is only a courtesy
+                    os.nice(nice)
                 work(theirs)
             except BaseException:  # noqa: BLE001  the child has no caller: everything becomes a line for the parent
                 os.write(2, traceback.format_exc().encode(errors="replace"))  # Python may have another stderr, or none
