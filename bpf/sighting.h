@@ -41,7 +41,7 @@ static inline u32 index_of(u64 address)
 	return (address >> 6 ^ address >> 20) & (SIGHTINGS - 1);
 }
 
-/* The entry of an sk_buff, whosever it is. */
+/* The entry of the table for an sk_buff; it may hold another packet. */
 static inline struct sighting *find_sighting(u64 skb)
 {
 	u32 index = index_of(skb);

@@ -179,7 +179,7 @@ _NOBODY = User(0, 0, 0, b"", b"")
 
 
 def _all(sockets: Iterable[Members]) -> Members:
-    """Who may be meant where any of several sockets may be; none where a socket is of nobody known."""
+    """The processes of all sockets that can be meant; none if the process of one socket is not known."""
     found = list(sockets)
     users = {user for members in found for user in members}
     return tuple(sorted(users, key=lambda user: (user.tgid, user.tid, user.start))) if all(found) else ()

@@ -1,4 +1,4 @@
-"""The IPv4 netmask that `ip broadcast` in a packet filter goes by.
+"""The IPv4 netmask that `ip broadcast` in a packet filter uses.
 
 In: the interfaces that are captured. Out: their netmask, where it is one and known.
 
