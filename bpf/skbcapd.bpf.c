@@ -61,8 +61,8 @@ static inline int same_name(u8 *a, u64 *b)
    back to itself on any device (dev_loopback_xmit): what comes is without a link-layer header, and no AF_PACKET socket sees it. */
 static inline int is_loopback(struct skb *skb)
 {
-	return FIELD(u32, SKB(u8 *, DEV), DEV_FLAGS) & 8 /* IFF_LOOPBACK */ ||
-	       SKB_BITS(PKT_TYPE) == PACKET_LOOPBACK;
+	return FIELD(u32, SKB(skb, u8 *, DEV), DEV_FLAGS) & 8 /* IFF_LOOPBACK */ ||
+	       SKB_BITS(skb, PKT_TYPE) == PACKET_LOOPBACK;
 }
 
 /*
@@ -75,7 +75,7 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 	struct key *key = &packet->key;
 	u64 address = packet->address;
 	struct sighting *sighting = find_sighting(address);
-	u8 *dev = SKB(u8 *, DEV);
+	u8 *dev = SKB(skb, u8 *, DEV);
 	/* The socket of a packet that arrives is its sender's, if it has one. */
 	u64 place = key->net << 33 ^ (u64)key->ifindex << 1 ^ direction & 1,
 	    sk = direction == OUT ? packet->sk : 0;
@@ -193,7 +193,7 @@ static inline u64 is_unwanted(struct control *control, struct packet *packet)
  */
 static inline int is_followed(struct packet *packet, struct skb *skb, const u32 direction)
 {
-	return packet->guard || (direction == OUT && is_stacked(SKB(u8 *, DEV)));
+	return packet->guard || (direction == OUT && is_stacked(SKB(skb, u8 *, DEV)));
 }
 
 /* Where a packet goes on to, once it is known what guards its device. */
@@ -207,7 +207,7 @@ static inline void proceed(void *ctx, struct control *control, struct packet *pa
 		if (is_followed(packet, skb, direction))
 			go_on(ctx, direction, IDENTIFY);
 		if (sighting && sighting->skb == packet->address && direction == IN &&
-		    !is_stacked(SKB(u8 *, DEV)))
+		    !is_stacked(SKB(skb, u8 *, DEV)))
 			sighting->skb = 0; /* another packet's by now */
 		count(packet->unwanted >> 1, FILTERED);
 		return;
@@ -353,7 +353,7 @@ static inline void take(void *ctx, void *argument, const u32 direction)
 		if (packet->taken == ASKED) /* Python knows what became of it */
 			label = NULL;
 	}
-	LOAD_WORDS(shared, sizeof(*shared), packet->head + SKB(u32, END));
+	LOAD_WORDS(shared, sizeof(*shared), packet->head + SKB(skb, u32, END));
 	lost = find_frame(skb, packet->dev, packet->head, packet->data, direction, frame);
 	if (lost) {
 		count(slot, lost);
@@ -370,8 +370,8 @@ static inline void take(void *ctx, void *argument, const u32 direction)
 		cap_len = snaplen;
 	if (cap_len > CAPTURE_MAX)
 		cap_len = CAPTURE_MAX;
-	if (!control->page_base && SKB(u32, DATA_LEN) && cap_len > wire_len - SKB(u32, DATA_LEN))
-		cap_len = wire_len - SKB(u32, DATA_LEN);
+	if (!control->page_base && SKB(skb, u32, DATA_LEN) && cap_len > wire_len - SKB(skb, u32, DATA_LEN))
+		cap_len = wire_len - SKB(skb, u32, DATA_LEN);
 
 	u32 padded = (cap_len + 3) & ~3U;
 	u32 size = 28 + padded + options_len + 4;
@@ -443,7 +443,7 @@ static inline void copy(void *argument, const u32 direction)
 	if (!segment)
 		return; /* cannot be */
 	u32 got = copy_frame(control, segment->bytes, SEGMENT_SIZE, CAPTURE_MAX, at + 28, &packet->frame,
-			     packet->head, SKB(u32, END), &packet->skb, &packet->shared);
+			     packet->head, SKB(skb, u32, END), &packet->skb, &packet->shared);
 
 	if (got < packet->frame.cap_len || packet->checksum) {
 		u32 *header = (u32 *)(segment->bytes + BOUND(at, SEGMENT_SIZE - 1));
