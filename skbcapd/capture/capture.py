@@ -130,7 +130,7 @@ class Capture:
             plan: the new one.
             filters: packet filters to be put in place; None when there are none, or the same.
         """
-        # First of all: who has passed the old filter under an old label is asked about anew, by `take` of bpf/.
+        # First of all: the block stage asks the filter again about a packet that passed the old one with an old label.
         self.program.control[abi.GENERATION] += 1
         if filters is not None:
             self.program.exchange_filters(filters)
