@@ -27,6 +27,7 @@ import time
 from skbcapd.errors import FileError
 
 PATIENCE_S = 0.1
+_COLUMNS = 80
 _CHUNK = 4096  # PIPE_BUF: poll says that a pipe takes so much without waiting
 
 
@@ -51,6 +52,13 @@ def limit_patience() -> None:
 def dropped() -> int:
     """Lines that could not be written to stderr."""
     return _STDERR.dropped
+
+
+def width(descriptor: int = 2) -> int:
+    """Columns of the terminal at a descriptor; 80 where it does not say: a serial console, one that has gone."""
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(descriptor).columns or _COLUMNS
+    return _COLUMNS
 
 
 def finish() -> None:

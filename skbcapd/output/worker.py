@@ -3,7 +3,8 @@
 In: jobs, which do not raise. Out: they are done in order, later.
 
 The rule: code of a running capture never waits for a worker, except for a limited time: at the end,
-and for what it cannot go on without, see Patience.
+and for what it cannot go on without, see Patience. A system that has no thread left does not end a
+capture: then jobs are done by who asks.
 A worker that hangs in the kernel does not keep the process alive: it is a daemon thread.
 """
 
@@ -66,12 +67,23 @@ class Worker:
         """Jobs that are not done yet."""
         return self._asked - self._done
 
-    def do(self, job: Job) -> None:
-        """Do a job when those before it are done; it must not raise."""
+    def start(self) -> bool:
+        """Start the thread, unless it runs; whether it runs. The system may have no more threads for us."""
         if self._thread is None:
             sys.setswitchinterval(_SWITCH_S)
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return False
+            self._thread = thread
+        return True
+
+    def do(self, job: Job) -> None:
+        """Do a job when those before it are done; it must not raise. Without a thread it is done at once."""
+        if not self.start():
+            job()
+            return
         self._asked += 1
         self._jobs.put(job)
 
