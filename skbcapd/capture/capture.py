@@ -135,8 +135,8 @@ class Capture:
             plan: the new plan.
             filters: new packet filters; None if there are none, or if they are unchanged.
         """
-        # First of all the labels: a packet that has passed the old filter and finds an old label is
-        # evaluated again (`take` in bpf/).
+        # First the labels: the block stage evaluates the filter again for a packet that has passed the
+        # old filter and finds an old label.
         self.program.control[abi.GENERATION] += 1
         if filters is not None:
             self.program.exchange_filters(filters)
