@@ -71,7 +71,6 @@ class Capture:
         plan: which packets are kept, and how they are written.
         machine: lookups.
         limit: stop after so many packets; 0 for no limit.
-        warn: logs a warning.
         ask_for_dump: called with the name of a rule with `action: dump`.
     """
 
@@ -83,14 +82,13 @@ class Capture:
         plan: Plan,
         machine: Machine,
         limit: int = 0,
-        warn: Callable[[str], None] = print,
         ask_for_dump: Callable[[str], None] = lambda _why: None,
     ) -> None:
         self.program, self.output, self._plan, self._machine = program, output, plan, machine
         self._tally = tally = Tally()
         self._reader = SegmentReader(program.memory, program.control, program.geometry)
-        self._self_test = SelfTest(program, tally, warn)
-        self.interfaces = Interfaces(program, output, selection, tally, machine.describe_namespace, warn)
+        self._self_test = SelfTest(program, tally)
+        self.interfaces = Interfaces(program, output, selection, tally, machine.describe_namespace)
         self._resolver = Resolver(program, machine.find_holders, boot_ns)
         self._labeler = Labeler(program, takes_stamped=output.labels)
         self._renumbering = Renumbering(program, output, self._reader, self._labeler, self.interfaces)

@@ -12,17 +12,18 @@ files.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 import subprocess
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from skbcapd.output.worker import PATIENCE_S, Patience
 
+_LOG = logging.getLogger(__name__)
 _PROGRAMS = {"gzip": (".gz", ["gzip", "-c"]), "zstd": (".zst", ["zstd", "-q", "-c"])}
 _WAITING_MAX = 1024  # files; the others are not compressed
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -56,12 +57,10 @@ class Compressor:
 
     Args:
         kind: gzip or zstd.
-        say: logs a warning.
     """
 
-    def __init__(self, kind: str, say: Callable[[str], None] = lambda _line: None) -> None:
+    def __init__(self, kind: str) -> None:
         self._ending, self._command = _PROGRAMS[kind]
-        self._say = say
         self._waiting: deque[Path] = deque()
         self._at_work: _Job | None = None
         # Creating, fsync and renaming can take the disk long.
@@ -125,7 +124,7 @@ class Compressor:
             except FileNotFoundError:
                 return None  # retention has deleted it
             except OSError as error:
-                self._say(f"{path}: {error.strerror}; it is not compressed")
+                _LOG.warning("%s: %s; it is not compressed", path, error.strerror)
                 return None
             stack.pop_all()
         return _Job(path, place, plain, target, process)
@@ -135,7 +134,7 @@ class Compressor:
         try:
             if job.process.returncode:
                 program = self._command[0]
-                self._say(f"{job.path}: {program} ended with {job.process.returncode}; it is not compressed")
+                _LOG.warning("%s: %s ended with %d; it is not compressed", job.path, program, job.process.returncode)
                 self._discard(job)
                 return None
             os.fsync(job.target)
@@ -147,7 +146,7 @@ class Compressor:
         except FileNotFoundError:
             self._discard(job)  # retention has deleted it in the meantime
         except OSError as error:
-            self._say(f"{job.path}: {error.strerror}; it is not compressed")
+            _LOG.warning("%s: %s; it is not compressed", job.path, error.strerror)
         else:
             return name, new
         finally:

@@ -12,11 +12,12 @@ when it is completely on the disk. This may take long: a thread waits for it, no
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from skbcapd.output.naming import COMPRESSED, CURRENT, NUMBER_MAX, Link, Names
 from skbcapd.output.retention import DUMP_MARK, Keep, Retention
 from skbcapd.output.worker import PATIENCE_S, Patience, Worker, wait_until
 
+_LOG = logging.getLogger(__name__)
 _DUMP_S = 30.0
 
 
@@ -48,20 +50,19 @@ class _Place:
     Args:
         path: its path; created if it is missing.
         names: recognizes files of skbcapd; numbers continue after the existing ones.
-        say: logs a line.
 
     Raises:
         FileError: it cannot be created or read, or another capture writes to it.
     """
 
-    def __init__(self, path: Path, names: Names, say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, names: Names) -> None:
         self._stack = contextlib.ExitStack()
         try:
             _make(path)
             self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._stack.callback(os.close, self.descriptor)
             self._stack.callback(os.close, lock(self.descriptor, path))
-            self.crashed = Crashed(self.descriptor, path, say)
+            self.crashed = Crashed(self.descriptor, path)
             self._stack.callback(self.crashed.close)
             numbers = self._finish_crashed(names)
             self.listing = Listing(self.descriptor, names.number_of)
@@ -107,7 +108,6 @@ class CaptureDirectory:
         owner: user and group ids of files; -1: of the process. If owner or mode cannot be set, one
             message is logged, and the capture continues: a file with the wrong owner is better than
             no file.
-        say: logs a line.
 
     Raises:
         FileError: it cannot be created or read, or another capture writes to it.
@@ -120,11 +120,10 @@ class CaptureDirectory:
         keep: Keep | None = None,
         mode: int = MODE,
         owner: tuple[int, int] = SELF,
-        say: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self.path = path
-        self.retention = Retention(path, keep or Keep(), say)
-        self._mode, self._owner, self._say = mode, owner, say
+        self.retention = Retention(path, keep or Keep())
+        self._mode, self._owner = mode, owner
         self._names = Names(template)
         self._is_told = False  # whether it was logged that the owner cannot be set
         # one thread each, so files get their names in order
@@ -132,7 +131,7 @@ class CaptureDirectory:
         self._opener: Patience[CaptureFile] = Patience("opener")
         self._buffers = Buffers()
         self._finishing: deque[_Finishing] = deque()
-        self._place = _Place(path, self._names, say)
+        self._place = _Place(path, self._names)
         self.retention.begin(self._names.last)
 
     @property
@@ -172,7 +171,7 @@ class CaptureDirectory:
             if self.waiting or self._opener.is_waiting:
                 raise FileError(f"{self.path}: it was replaced, and files of the old one are not yet on its disk")
             self._discard_late()
-            old, self._place = self._place, _Place(self.path, self._names, self._say)
+            old, self._place = self._place, _Place(self.path, self._names)
             old.close()
         try:
             return self._opener.call(lambda: self._open(is_dump=is_dump))
@@ -278,9 +277,11 @@ class CaptureDirectory:
                 os.fchown(file.descriptor, *self._owner)
         except OSError as error:
             if not self._is_told:
-                self._say(
-                    f"{file.working_path}: {error.strerror}; expected to set files.permissions and files.owner. Files "
-                    "keep the owner of the process. In a systemd unit, SupplementaryGroups= allows a group"
+                _LOG.warning(
+                    "%s: %s; expected to set files.permissions and files.owner. Files keep the owner of the process. "
+                    "In a systemd unit, SupplementaryGroups= allows a group",
+                    file.working_path,
+                    error.strerror,
                 )
             self._is_told = True
         with contextlib.suppress(OSError):

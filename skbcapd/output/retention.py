@@ -11,15 +11,16 @@ stops writing.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from skbcapd.output.listing import Entry, Listing
 from skbcapd.output.worker import Patience
 
+_LOG = logging.getLogger(__name__)
 DUMP_MARK = "user.skbcapd.dump"  # an extended attribute of dumps
 
 
@@ -46,13 +47,12 @@ class Retention:
     Args:
         path: path of the directory, for messages.
         keep: the limits.
-        say: logs a line.
     """
 
-    def __init__(self, path: Path, keep: Keep, say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, keep: Keep) -> None:
         self.deleted_files = self.deleted_bytes = 0
         self.keep = keep
-        self._path, self._say = path, say
+        self._path = path
         self._first: int | None = None
         self._deleter: Patience[None] = Patience("deleter")
         self._late: tuple[Entry, str] | None = None  # a deletion that the disk delays
@@ -133,7 +133,9 @@ class Retention:
         except OSError as error:
             if entry.name not in self._passed:
                 path = self._path / entry.name
-                self._say(f"{path}: {error.strerror}; expected to delete it, as a limit of files.keep_* is exceeded")
+                _LOG.warning(
+                    "%s: %s; expected to delete it, as a limit of files.keep_* is exceeded", path, error.strerror
+                )
             self._passed.add(entry.name)
             return False
         self._deleted(listing, entry, why)
@@ -154,4 +156,4 @@ class Retention:
         self.deleted_bytes += entry.size
         listing.look_at(entry.name)
         if why:
-            self._say(f"{self._path / entry.name}: deleted ({entry.size} bytes), as {why}")
+            _LOG.warning("%s: deleted (%d bytes), as %s", self._path / entry.name, entry.size, why)

@@ -13,6 +13,7 @@ more. What has not been passed on yet uses a part of the memory, so fewer new pa
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ from skbcapd.output.worker import wait_until
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 
+_LOG = logging.getLogger(__name__)
 ASKED_PAUSE_S = 10.0  # between two dumps for rules
 _PIECE = 1 << 18  # small writes are collected to pieces of this size; the oldest pieces are discarded
 
@@ -87,7 +89,6 @@ class Recorder:
         files: writes the dumps; it creates files on demand only.
         size: size of the memory for packets, in bytes.
         encode: as for PcapngOutput.
-        say: logs a line.
         clock: seconds.
     """
 
@@ -96,14 +97,13 @@ class Recorder:
         files: RotatingOutput,
         size: int,
         encode: str = "kernel",
-        say: Callable[[str], None] = lambda _line: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.labels = encode == "kernel"
         self.is_busy = self.wants_new_numbers = False
         self.handed = self.settled = 0  # a write to memory is complete at once
         self.dumped: int | None = 0
-        self._files, self._say = files, say
+        self._files = files
         self._memory = Memory(size)
         self._encoder = PcapngOutput(self._memory, encode)
         self._memory.take()
@@ -189,7 +189,7 @@ class Recorder:
         self._asked = ""
         self._not_before = self._clock() + ASKED_PAUSE_S
         if not self._files.has_room():
-            self._say(f"no dump (trigger: {why}): free space is below files.keep_free; the packets stay in memory")
+            _LOG.warning("no dump (trigger: %s): free space is below files.keep_free; the packets stay in memory", why)
             return
         if not self._files.begin():
             return
@@ -250,7 +250,7 @@ class Recorder:
             return
         packets = dump.packets - (self._files.lost - dump.lost_before)
         self.dumped = (self.dumped or 0) + packets
-        self._say(f"dumped {packets} packets{dump.times} to {self.path} (trigger: {dump.why})")
+        _LOG.warning("dumped %d packets%s to %s (trigger: %s)", packets, dump.times, self.path, dump.why)
 
 
 class _Dump:

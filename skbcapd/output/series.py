@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import logging
 import os
 import threading
 import time
@@ -39,6 +40,7 @@ from skbcapd.output.pcapng_output import PROCESSES_REPEATED, PcapngOutput
 from skbcapd.output.triggers import Limits, Trigger, triggers
 from skbcapd.pcapng.interface import Interface
 
+_LOG = logging.getLogger(__name__)
 _RESUME_ROOM = 4 << 20  # free bytes before writing continues on a full disk; with less it would be full again at once
 # free bytes in addition to files.keep_free while packets arrive, so that older files are deleted in
 # time
@@ -225,22 +227,17 @@ class Ledger:
 
 
 class Outage:
-    """A time in which nothing can be written.
+    """A time in which nothing can be written."""
 
-    Args:
-        say: logs a line.
-    """
-
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self) -> None:
         self.file: CaptureFile | None = None  # the file with the error that was logged
-        self._say = say
         self._lost_before = 0
         self.retry_at = 0.0
 
     def begin(self, what: str, lost_before: int, file: CaptureFile | None = None) -> None:
         """Log the error; `lost_before` is the number of dropped packets before it."""
         self.file, self._lost_before = file, lost_before
-        self._say(f"{what}; packets are dropped until files can be written again")
+        _LOG.warning("%s; packets are dropped until files can be written again", what)
         self.retry_at = time.monotonic() + _RETRY_S
 
     def is_to_be_tried(self) -> bool:
@@ -252,7 +249,7 @@ class Outage:
 
     def end(self, path: str, lost: int) -> None:
         """Log the end, with the number of packets dropped since the error."""
-        self._say(f"{path}: writing again; {lost - self._lost_before} packets were dropped")
+        _LOG.warning("%s: writing again; %d packets were dropped", path, lost - self._lost_before)
 
 
 class FileSeries:
@@ -264,7 +261,6 @@ class FileSeries:
         encode: as for PcapngOutput.
         compressor: compresses finished files.
         flush_s: interval of fdatasync in seconds; 0: never.
-        say: logs a line.
         clock: seconds since 1970.
         on_demand: a file begins only by `begin`, and ends by `rest`.
 
@@ -279,7 +275,6 @@ class FileSeries:
         encode: str = "kernel",
         compressor: Compressor | None = None,
         flush_s: int = 0,
-        say: Callable[[str], None] = lambda _line: None,
         clock: Callable[[], float] = time.time,
         *,
         on_demand: bool = False,
@@ -289,11 +284,11 @@ class FileSeries:
         self._told = Told()
         self._prologue = Prologue()
         self._directory, self._encode, self._compressor = directory, encode, compressor
-        self._say, self._clock, self._on_demand = say, clock, on_demand
+        self._clock, self._on_demand = clock, on_demand
         self._triggers = triggers(limits)
         self._counts_packets = any(trigger.counts_packets for trigger in self._triggers)
         self._flusher = Flusher(flush_s)
-        self._ledger, self._outage = Ledger(), Outage(say)
+        self._ledger, self._outage = Ledger(), Outage()
         if compressor:  # files of an earlier capture that are not compressed yet
             for path in directory.plain():
                 compressor.add(path)
@@ -362,7 +357,9 @@ class FileSeries:
             self._directory.wait(STOP_S / 2)
         self.settle()
         for file in self._ledger.ending:
-            self._say(f"{file.working_path}: the disk has not written it yet; it will be finished at the next start")
+            _LOG.warning(
+                "%s: the disk has not written it yet; it will be finished at the next start", file.working_path
+            )
         self._directory.clean()
         if self._compressor:
             self._compressor.close()
@@ -377,7 +374,7 @@ class FileSeries:
         for file, error in self._directory.finished(wait=wait):
             self._ledger.finish(file)
             if error and file is not self._outage.file:
-                self._say(str(error))
+                _LOG.warning("%s", error)
             elif not error and self._compressor:
                 self._compressor.add(file.path)
 
