@@ -225,9 +225,9 @@ def test_memory_is_looked_at_in_place_where_the_kernel_lets_a_program(tmp_path: 
     ("structs", "error", "message"),
     [
         (with_field("sk_buff", "head", None), BtfError, "no field head"),
-        (with_field("sk_buff", "data", 256), KernelError, "within 264 bytes; expected 256"),
-        (with_field("sock_common", "skc_node", 184), KernelError, "within 200 bytes; expected 192"),
-        (with_field("skb_shared_info", "frag_list", 64), KernelError, "within 72 bytes; expected 64"),
+        (with_field("sk_buff", "data", 256), KernelError, "in the first 264 bytes; expected at most 256"),
+        (with_field("sock_common", "skc_node", 184), KernelError, "in the first 200 bytes; expected at most 192"),
+        (with_field("skb_shared_info", "frag_list", 64), KernelError, "in the first 72 bytes; expected at most 64"),
         ({name: NEW[name] for name in NEW if name != "page"}, BtfError, "struct page is not"),
     ],
 )
