@@ -215,6 +215,16 @@ class Upcall(NamedTuple):
     addr_len: int
 
 
+class CutTail(NamedTuple):
+    """struct cut_tail: the end of a BLOCK_CUT, over that of its options."""
+
+    packet_id: int
+    unused: int
+    checksum: int
+    flags: int
+    size: int
+
+
 class Measurement(NamedTuple):
     """struct measurement of bpf/measure.h: the first five members are inputs, the others results."""
 
@@ -242,6 +252,7 @@ FLOW = Record(Flow, "<Q16s16sHHBBH")
 GROUP = struct.Struct(f"<Q{GROUP_MAX}Q{GROUP_MAX}Q")
 FRAGMENT = struct.Struct("<Q16s16sIHH")
 UPCALL = Record(Upcall, "<QIIIIQII16s16s16s8sQQQQIIIHBx")
+CUT_TAIL = Record(CutTail, "<QIIII")
 MEASUREMENT = Record(Measurement, "<QQQQ32sQQQQQQ")
 
 

@@ -14,7 +14,6 @@ again (a packet without a label, a frame that could not be read to its end).
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,7 +23,6 @@ from skbcapd.kernel import abi
 from skbcapd.kernel.abi import Geometry
 from skbcapd.pcapng.blocks import BLOCK_MIN, PACKET, PACKET_HEAD, block_at, walk
 
-_CUT = struct.Struct("<QIII4x")  # the end of a BLOCK_CUT: identifier, unused, checksum, flags
 _USED, _COMMITTED, _UPCALLS = range(3)
 LOCAL_PER_RANGE = 128  # with more, the range ends: each takes Python about 0.1 ms, and the event loop has other work
 
@@ -219,8 +217,8 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
     frame = view[offset + PACKET_HEAD.size : offset + PACKET_HEAD.size + cap_len]
     end = offset + size
     if kind == abi.BLOCK_CUT:
-        packet_id, _, checksum, flags = _CUT.unpack_from(view, end - _CUT.size)
-        return Cut(time_ns, frame, original_len, number, packet_id, checksum, flags, size)
+        tail = abi.CUT_TAIL.unpack(view, end - abi.CUT_TAIL.size)
+        return Cut(time_ns, frame, original_len, number, tail.packet_id, tail.checksum, tail.flags, size)
     at = end - 4 - abi.UPCALL.size
     call = abi.UPCALL.unpack(view, at)
     return Upcall(
