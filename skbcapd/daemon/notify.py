@@ -2,10 +2,10 @@
 
 In: states. Out: messages on the socket in NOTIFY_SOCKET; nothing without that variable.
 
-The rules: only the drain loop feeds the watchdog, whatever the disk does: a daemon that waits for a
-slow disk works, and its packets are in memory or counted as dropped. A restart would throw them
-away. And a service manager that does not read is not waited for, as the library of systemd would
-do: the state is sent again a second later.
+The rules: only the drain loop feeds the watchdog, and it never waits for a disk. While a disk is
+slow, the daemon works, and its packets are in memory or counted as dropped. A restart would discard
+them. Nor does it wait for a service manager that does not read, as the library of systemd would do:
+the state is sent again a second later.
 
 Source: sd_notify(3), sd_watchdog_enabled(3).
 """
@@ -21,11 +21,11 @@ from skbcapd.text_safety import escaped
 
 
 class Notifier:
-    """The service manager.
+    """Sends messages to the service manager.
 
     Args:
         environment: variables as systemd sets them.
-        send: takes one message; whether it was taken. The socket in `environment` unless given.
+        send: sends one message, and returns whether it was accepted; default: to the socket in `environment`.
     """
 
     def __init__(
@@ -41,15 +41,15 @@ class Notifier:
         self._has_watchdog = timeout.isdecimal() and int(timeout) > 0
 
     def ready(self) -> None:
-        """Packets are captured; also after reloading()."""
+        """Packets are captured; also called after reloading()."""
         self._tell("READY=1")
 
     def reloading(self) -> None:
-        """The settings are being read anew; ready() must follow."""
+        """The settings are being read again; ready() must follow."""
         self._tell(f"RELOADING=1\nMONOTONIC_USEC={clocks.monotonic_ns() // 1000}")
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`; sent only when it changes."""
+        """Set the line for `systemctl status`; sent only if it has changed."""
         if text != self._status and self._send(f"STATUS={escaped(text)}"):
             self._status = text
 
@@ -65,7 +65,7 @@ class Notifier:
 
 
 def _sender(address: str) -> Callable[[str], bool]:
-    """What sends to a socket, in the file system or abstract (with an @), and never waits."""
+    """Return a function that sends to a socket, and never waits. An abstract socket has an @ in front."""
     name = f"\0{address[1:]}" if address.startswith("@") else address
 
     def send(message: str) -> bool:
@@ -75,7 +75,7 @@ def _sender(address: str) -> Callable[[str], bool]:
                 sock.sendto(message.encode(), name)
         except BlockingIOError:  # it is full
             return False
-        except OSError:  # who listened has gone: that is no reason to end a capture
+        except OSError:  # the service manager does not listen any more, which must not end a capture
             return True
         return True
 
