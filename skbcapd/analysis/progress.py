@@ -20,7 +20,7 @@ class Progress:
     """The bar; a context manager that wipes it away.
 
     Args:
-        files: what will be read, one after the other.
+        files: what will be read.
         stream: where the line goes, such as stderr.
         clock: seconds, never backwards.
     """
@@ -30,8 +30,8 @@ class Progress:
         self._clock = clock
         self._is_shown = stream.isatty()
         self._begun = self._drawn_at = clock()
-        self._sizes = [_size(path) for path in files]
-        self._before = 0
+        self._total = max(sum(map(_size, files)), 1)
+        self._done = 0
 
     def __enter__(self) -> Self:
         return self
@@ -41,11 +41,16 @@ class Progress:
             print("\r\x1b[K", end="", file=self._stream, flush=True)
 
     def next_file(self) -> Callable[[int], None]:
-        """The next file begins; gives what takes the number of bytes read of it."""
-        before = self._before
-        self._before += self._sizes.pop(0)
-        total = max(self._before + sum(self._sizes), 1)
-        return lambda done: self._show((before + done) / total)
+        """A file begins, perhaps beside others; gives what takes the number of bytes read of it."""
+        before = 0
+
+        def show(done: int) -> None:
+            nonlocal before
+            self._done += done - before
+            before = done
+            self._show(self._done / self._total)
+
+        return show
 
     def _show(self, part: float) -> None:
         now = self._clock()
