@@ -47,8 +47,8 @@ def frames() -> list[bytes]:
         ether / ipv4[0] / ICMP() / text,
         ether / ipv6 / ICMPv6EchoRequest() / text,
         ether / IP(src="10.0.0.1", dst="10.0.1.2", frag=9, proto=6) / Raw(b"\x01\xbb\x01\xbb" * 4),
-        ether / ARP(psrc="10.0.0.1", pdst="10.0.0.2"),
-        Ether(type=0x88B5) / text,
+        ether / ARP(psrc="10.0.0.1", pdst="10.0.0.2", hwsrc="02:00:00:00:00:01"),
+        Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02", type=0x88B5) / text,
     ]
     return [bytes(one) for one in made]
 

@@ -26,29 +26,32 @@ from skbcapd.analysis import headers
 from skbcapd.pcapng import link_type
 
 TEXT = Raw(b"secret!")
+# Both addresses are given: scapy would look for them on the network.
+ETHER = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 V4, V6 = IP(src="10.0.0.1", dst="10.0.0.2"), IPv6(src="fd00::1", dst="fd00::2")
 FRAMES: dict[str, Packet] = {
-    "tcp": Ether() / V4 / TCP(sport=7, dport=8) / TEXT,
-    "tcp options": Ether() / V4 / TCP(sport=7, dport=8, options=[("MSS", 1460), ("SAckOK", b"")]) / TEXT,
-    "ip options": Ether() / IP(options=[IPOption_RR()]) / UDP(sport=7, dport=8) / TEXT,
-    "vlan": Ether() / Dot1Q(vlan=7) / V4 / TCP(sport=7, dport=8) / TEXT,
-    "qinq": Ether() / Dot1AD(vlan=7) / Dot1Q(vlan=8) / V6 / UDP(sport=7, dport=8) / TEXT,
-    "udp": Ether() / V4 / UDP(sport=7, dport=8) / TEXT,
-    "icmp": Ether() / V4 / ICMP() / TEXT,
-    "sctp": Ether() / V4 / SCTP(sport=7, dport=8) / Raw(b"chunk"),
-    "v6": Ether() / V6 / TCP(sport=7, dport=8) / TEXT,
-    "extensions": Ether() / V6 / IPv6ExtHdrHopByHop() / IPv6ExtHdrRouting(addresses=["fd00::3"]) / IPv6ExtHdrDestOpt()
+    "tcp": ETHER / V4 / TCP(sport=7, dport=8) / TEXT,
+    "tcp options": ETHER / V4 / TCP(sport=7, dport=8, options=[("MSS", 1460), ("SAckOK", b"")]) / TEXT,
+    "ip options": ETHER / IP(src="10.0.0.1", dst="10.0.0.2", options=[IPOption_RR()]) / UDP(sport=7, dport=8) / TEXT,
+    "vlan": ETHER / Dot1Q(vlan=7) / V4 / TCP(sport=7, dport=8) / TEXT,
+    "qinq": ETHER / Dot1AD(vlan=7) / Dot1Q(vlan=8) / V6 / UDP(sport=7, dport=8) / TEXT,
+    "udp": ETHER / V4 / UDP(sport=7, dport=8) / TEXT,
+    "icmp": ETHER / V4 / ICMP() / TEXT,
+    "sctp": ETHER / V4 / SCTP(sport=7, dport=8) / Raw(b"chunk"),
+    "v6": ETHER / V6 / TCP(sport=7, dport=8) / TEXT,
+    "extensions": ETHER / V6 / IPv6ExtHdrHopByHop() / IPv6ExtHdrRouting(addresses=["fd00::3"]) / IPv6ExtHdrDestOpt()
     / UDP(sport=7, dport=8) / TEXT,
-    "first fragment": Ether() / V6 / IPv6ExtHdrFragment(m=1) / UDP(sport=7, dport=8) / TEXT,
-    "icmp6": Ether() / V6 / ICMPv6EchoRequest(data=b"") / TEXT,
-    "authenticated": Ether()
-    / IP(proto=51) / AH(nh=17, payloadlen=4, spi=1, seq=1, icv=b"x" * 12) / UDP(sport=7, dport=8) / TEXT,
-    "no transport header": Ether() / IP(proto=253) / TEXT,
-    "gre": Ether() / IP(proto=47) / TEXT,
-    "arp": Ether() / ARP() / TEXT,
-    "other": Ether(type=0x88B5) / TEXT,
-    "later fragment": Ether() / IP(frag=9, proto=17) / TEXT,
-    "later fragment of v6": Ether() / V6 / IPv6ExtHdrFragment(offset=9, nh=17) / TEXT,
+    "first fragment": ETHER / V6 / IPv6ExtHdrFragment(m=1) / UDP(sport=7, dport=8) / TEXT,
+    "icmp6": ETHER / V6 / ICMPv6EchoRequest(data=b"") / TEXT,
+    "authenticated": ETHER
+    / IP(src="10.0.0.1", dst="10.0.0.2", proto=51)
+    / AH(nh=17, payloadlen=4, spi=1, seq=1, icv=b"x" * 12) / UDP(sport=7, dport=8) / TEXT,
+    "no transport header": ETHER / IP(src="10.0.0.1", dst="10.0.0.2", proto=253) / TEXT,
+    "gre": ETHER / IP(src="10.0.0.1", dst="10.0.0.2", proto=47) / TEXT,
+    "arp": ETHER / ARP(psrc="10.0.0.1", pdst="10.0.0.2", hwsrc="02:00:00:00:00:01") / TEXT,
+    "other": Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02", type=0x88B5) / TEXT,
+    "later fragment": ETHER / IP(src="10.0.0.1", dst="10.0.0.2", frag=9, proto=17) / TEXT,
+    "later fragment of v6": ETHER / V6 / IPv6ExtHdrFragment(offset=9, nh=17) / TEXT,
 }  # fmt: skip
 
 
@@ -112,7 +115,12 @@ def test_headers_that_make_no_sense_are_payload() -> None:
 
 def test_dccp_says_its_length() -> None:
     """The length of a DCCP header is in words of four bytes."""
-    frame = bytes(Ether() / IP(proto=33)) + struct.pack(">HHBBH", 7, 8, 4, 0, 0) + bytes(8) + b"secret"
+    frame = (
+        bytes(ETHER / IP(src="10.0.0.1", dst="10.0.0.2", proto=33))
+        + struct.pack(">HHBBH", 7, 8, 4, 0, 0)
+        + bytes(8)
+        + b"secret"
+    )
     assert headers.read(frame, link_type.ETHERNET).payload == 14 + 20 + 16
 
 
