@@ -12,8 +12,10 @@ Source: O_DIRECT in open(2).
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+from skbcapd.output.blocks import PacketCounter
 
 ALIGNMENT = 1 << 12  # of direct writes: no disk has larger blocks
 BUFFER_SIZE = 1 << 20
@@ -44,6 +46,22 @@ class Piece(NamedTuple):
     def data(self) -> memoryview:
         """What no piece before this has."""
         return self.buffer[self.start : self.end]
+
+
+def count_pieces(pieces: Sequence[Piece]) -> int:
+    """How many packets end in pieces that follow each other, up to the end of a block."""
+    counter = PacketCounter()
+    is_first = True
+    for piece in pieces:
+        start = piece.start
+        if is_first:
+            if not piece.starts:
+                continue  # the middle of a block
+            is_first = False
+            start = piece.starts[0] - piece.at
+        counter.feed(piece.buffer[start : piece.end])
+    is_torn = bool(pieces) and (not pieces[0].starts or pieces[0].starts[0] > pieces[0].at + pieces[0].start)
+    return counter.packets + is_torn
 
 
 class Buffers:

@@ -19,12 +19,13 @@ import io
 import os
 import pwd
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from skbcapd.errors import FileError, UsageError
-from skbcapd.output.aligned import AlignedTail, Buffers, Piece
+from skbcapd.output.aligned import AlignedTail, Buffers, Piece, count_pieces
 from skbcapd.output.disk import DIRECT_MIN, DiskFile
 from skbcapd.output.worker import AtOnce, Jobs, wait_until
 
@@ -79,6 +80,8 @@ class BlockSink:
         self._buffers = buffers or Buffers()
         self._tail = AlignedTail(self._buffers)
         self.disk = DiskFile(descriptor, clock, keep_free)
+        self._waiting: deque[Piece] = deque()  # that whoever writes has not taken
+        self._abandoned: int | None = None
 
     @property
     def error(self) -> OSError | None:
@@ -88,7 +91,7 @@ class BlockSink:
     @property
     def lost(self) -> int:
         """Packets that the disk did not take."""
-        return self.disk.lost
+        return self.disk.lost if self._abandoned is None else self._abandoned
 
     @property
     def size(self) -> int:
@@ -141,15 +144,23 @@ class BlockSink:
             self.disk.is_given_up = True
             wait_until(lambda: self.settled >= self.handed, timeout_s / 2)
 
+    def abandon(self) -> None:
+        """Nobody waits for the disk any more: what it has not taken by now is counted, and that is for good."""
+        self.disk.is_given_up = True
+        waiting = list(self._waiting)
+        self._abandoned = self.disk.lost + count_pieces(waiting)
+
     def close(self) -> None:
         """Let go of what is held beside the descriptor, which stays open; by whoever writes, after the last piece."""
         self.disk.close()
 
     def _put(self, piece: Piece) -> None:
+        self._waiting.append(piece)
         self._jobs.do(lambda: self._write(piece))
 
     def _write(self, piece: Piece) -> None:
         self.disk.put(piece)
+        self._waiting.popleft()
         self._buffers.give_back(piece)
 
     def _raise(self) -> None:
@@ -186,6 +197,7 @@ class CaptureFile:
         self.path = path
         self.working_path = path.with_name(path.name + ".part") if part else path
         self.header_size = 0  # of what is worth nothing by itself
+        self.is_gone = False  # as of the last `look`
         self._directory = directory
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL | os.O_NOFOLLOW if part else os.O_TRUNC)
         try:
@@ -205,6 +217,10 @@ class CaptureFile:
         except OSError:
             return False
         return (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
+
+    def look(self) -> None:
+        """See whether it is there; this may take the disk long."""
+        self.is_gone = not self.is_there
 
     def close(self) -> bool:
         """Make the file whole and give it its name, when all pieces are written. One that got only an error is deleted.

@@ -19,7 +19,7 @@ _BLOCK_MIN, _BLOCK_MAX = 12, 16 << 20
 _CHUNK = 1 << 20
 
 
-def count_packets(blocks: bytes | memoryview) -> int:
+def count_packets(blocks: bytes | bytearray | memoryview) -> int:
     """How many Enhanced Packet Blocks are among whole blocks."""
     counter = PacketCounter()
     counter.feed(blocks)
@@ -71,7 +71,7 @@ class PacketCounter:
         self._skip = 0  # bytes to the next block's head
         self._head = b""  # what is there of it
 
-    def feed(self, part: bytes | memoryview) -> None:
+    def feed(self, part: bytes | bytearray | memoryview) -> None:
         """Count the packets whose heads end in this part."""
         if self._head:
             part = self._head + bytes(part)

@@ -6,7 +6,8 @@ The rules: the uncompressed file is deleted only when the compressed one is comp
 name. If the compressor is interrupted, the uncompressed file is kept. All names are relative to the
 descriptor of the directory, all files are regular files without other links, and the compressed
 file is a new one: somebody who can write to the directory cannot make skbcapd read or write other
-files.
+files. `add` and `kill` are for the event loop; all else may take the disk long, and is for the
+thread of the directory.
 """
 
 from __future__ import annotations
@@ -18,10 +19,7 @@ import subprocess
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-
-from skbcapd.output.worker import PATIENCE_S, Patience
 
 _PROGRAMS = {"gzip": (".gz", ["gzip", "-c"]), "zstd": (".zst", ["zstd", "-q", "-c"])}
 _WAITING_MAX = 1024  # files; the rest stay plain
@@ -62,9 +60,7 @@ class Compressor:
         self._say = say
         self._waiting: deque[Path] = deque()
         self._at_work: _Job | None = None
-        # Files are made, forced to the disk and named: all this may take the disk long.
-        self._starter: Patience[_Job | None] = Patience("compressor-start")
-        self._finisher: Patience[tuple[str, str] | None] = Patience("compressor-finish")
+        self._is_killed = False
 
     def add(self, path: Path) -> None:
         """Compress a file when those before it are done."""
@@ -81,25 +77,26 @@ class Compressor:
             The old and new name of a file that was compressed since the last call.
         """
         compressed = None
-        with contextlib.suppress(TimeoutError):  # at a later call
-            if (job := self._at_work) and job.process.poll() is not None:
-                compressed = self._finisher.call(lambda: self._finish(job))
-                self._at_work = None
-            while not self._at_work and self._waiting:
-                self._at_work = self._starter.call(partial(self._start, self._waiting[0], directory))
-                self._waiting.popleft()
+        if (job := self._at_work) and job.process.poll() is not None:
+            compressed = self._finish(job)
+            self._at_work = None
+        while not self._at_work and self._waiting and not self._is_killed:
+            self._at_work = self._start(self._waiting.popleft(), directory)
         return compressed
 
+    def kill(self) -> None:
+        """End the process, and begin no other: what is not done stays plain."""
+        self._is_killed = True
+        if job := self._at_work:
+            job.process.kill()
+
     def close(self) -> None:
-        """Stop; what is not done stays plain."""
-        job = self._at_work or self._starter.late()
-        self._at_work = None
-        if not job or self._finisher.is_waiting:
-            return
-        job.process.kill()
-        with contextlib.suppress(TimeoutError, subprocess.TimeoutExpired):  # the disk holds it up
-            job.process.wait(PATIENCE_S)
-            Patience[None]("compressor-discard").call(lambda: self._discard(job))
+        """Stop, and delete what is not complete."""
+        self.kill()
+        job, self._at_work = self._at_work, None
+        if job:
+            job.process.wait()
+            self._discard(job)
             job.close()
 
     def _start(self, path: Path, directory: int) -> _Job | None:

@@ -5,7 +5,14 @@ oldest are deleted.
 
 The rules: only files with names of skbcapd are touched, and never the one being written. All names
 are relative to the descriptor of the directory, wherever its path leads now. A file gets its name
-when it is completely on the disk. This may take long: a thread waits for it, not the capture.
+when it is completely on the disk. All of this may take the disk long, also a look at what is there:
+threads do it, and the capture waits for them for PATIENCE_S at most.
+
+    thread     what it does
+    opener     makes the next file, and the directory anew if it was replaced
+    writer     writes pieces, and lets `current.pcapng` lead to a file with its header
+    finisher   forces finished files to the disk, and names them
+    keeper     the rest: deletes, compresses, repairs, sees whether the file in work is there
 """
 
 from __future__ import annotations
@@ -22,14 +29,16 @@ from pathlib import Path
 from skbcapd.errors import FileError
 from skbcapd.output.aligned import Buffers
 from skbcapd.output.block_writer import MODE, SELF, STOP_S, CaptureFile
+from skbcapd.output.compressor import Compressor
 from skbcapd.output.crashed import Crashed
 from skbcapd.output.listing import Listing
 from skbcapd.output.lock import daemon_of, lock
 from skbcapd.output.naming import COMPRESSED, CURRENT, NUMBER_MAX, Link, Names
 from skbcapd.output.retention import DUMP_MARK, Keep, Retention
-from skbcapd.output.worker import PATIENCE_S, Patience, Worker, wait_until
+from skbcapd.output.worker import Patience, Worker, wait_until
 
 _DUMP_S = 30.0
+_CLOSE_S = 1.0  # for the keeper, at the end
 
 
 @dataclass(eq=False, slots=True)
@@ -125,11 +134,15 @@ class CaptureDirectory:
         self._mode, self._owner, self._say = mode, owner, say
         self._names = Names(template)
         self._is_told = False  # that an owner cannot be set
+        self._trouble = ""  # of the keeper, as was told
         self._writer, self._finisher = Worker("writer"), Worker("finisher")  # one each: files get their names in order
         self._opener: Patience[CaptureFile] = Patience("opener")
+        self._keeper: Patience[None] = Patience("keeper")
         self._buffers = Buffers()
         self._finishing: deque[_Finishing] = deque()
         self._place = _Place(path, self._names, say)
+        self._replaced: deque[_Place] = deque()  # that the keeper is to close
+        self._at_work: CaptureFile | None = None
         self.retention.begin(self._names.last)
 
     @property
@@ -147,37 +160,38 @@ class CaptureDirectory:
 
     @property
     def last_good(self) -> Path | None:
-        """The last file that was finished, if it is there."""
+        """The last file that was finished, if it was there a second ago."""
         name = self._place.link.last_good
-        return self.path / name if name and (self.path / name).is_file() else None
+        return self.path / name if name else None
 
     @property
     def waiting(self) -> int:
         """Files that have not got their names yet."""
         return sum(not one.is_done for one in self._finishing)
 
-    def new_file(self, *, is_dump: bool = False) -> CaptureFile:
+    def new_file(self, *, is_dump: bool = False, room: int | None = None) -> CaptureFile:
         """Start the next file.
 
         Args:
             is_dump: somebody has asked for it.
+            room: bytes that must be free beside `Keep.free`; None: as it comes.
 
         Raises:
-            FileError: it cannot be made, or the disk does not do it in time.
+            FileError: it cannot be made.
+            TimeoutError: the disk does not make it in time; a later call gives it.
         """
-        if not self.is_there:
-            if self.waiting or self._opener.is_waiting:
-                raise FileError(f"{self.path}: it was replaced, and files of the old one are not yet on its disk")
-            self._discard_late()
-            old, self._place = self._place, _Place(self.path, self._names, self._say)
-            old.close()
-        try:
-            return self._opener.call(lambda: self._open(is_dump=is_dump))
-        except TimeoutError:
-            raise FileError(f"{self.path}: the disk has not made a file within {PATIENCE_S} s") from None
+        return self._opener.call(lambda: self._open(is_dump=is_dump, room=room))
 
-    def _open(self, *, is_dump: bool) -> CaptureFile:
+    def _open(self, *, is_dump: bool, room: int | None) -> CaptureFile:
         """Make the next file; the disk may be slow."""
+        if not self.is_there:
+            if self.waiting:
+                raise FileError(f"{self.path}: it was replaced, and files of the old one are not yet on its disk")
+            new = _Place(self.path, self._names, self._say)
+            self._replaced.append(self._place)
+            self._place = new
+        elif room is not None and not self.retention.has_room(self.descriptor, room):
+            raise FileError(f"{self.path}: free space is below files.keep_free")
         file = CaptureFile(
             self.path / self._names.next(),
             part=True,
@@ -193,17 +207,11 @@ class CaptureDirectory:
                 os.setxattr(file.descriptor, DUMP_MARK, b"1")
         return file
 
-    def _discard_late(self) -> None:
-        """Delete a file that was made too late to be used."""
-        if file := self._opener.late():
-            with contextlib.suppress(OSError):
-                os.unlink(file.working_path.name, dir_fd=self.descriptor)
-            os.close(file.descriptor)
-
     def begin(self, file: CaptureFile) -> None:
         """A file has its beginning: when the disk has it, `current.pcapng` leads to it."""
         file.stream.flush(whole=True)
         file.header_size = file.stream.size
+        self._at_work = file
         link = self._place.link
 
         def point() -> None:
@@ -235,18 +243,19 @@ class CaptureDirectory:
         """Wait until all files have their names, but no longer than so many seconds; whether they have."""
         return wait_until(lambda: not self.waiting, timeout_s)
 
-    def rename(self, old: str, new: str) -> None:
-        """A finished file has another name: if `current.pcapng` leads to it, it shall go on to do so."""
-        self._place.link.rename(old, new)
+    def tick(self, compressor: Compressor | None = None) -> None:
+        """Once a second: the file in work, what a crash has left, what is kept, what is compressed."""
 
-    def has_room(self, size: int) -> bool:
-        """Whether so many bytes can be written and the disk still has the free space that it shall keep."""
-        return self.retention.has_room(self.descriptor, size)
+        def look_after(place: _Place) -> None:
+            if self._at_work:
+                self._at_work.look()
+            place.link.check()
+            place.crashed.tick()
+            if compressor and (names := compressor.tick(place.descriptor)):
+                place.link.rename(*names)
+            self.retention.clean(place.descriptor, place.listing)
 
-    def tick(self) -> None:
-        """Once a second: what a crash has left, and what is kept."""
-        self._place.crashed.tick()
-        self.clean()
+        self._keep(look_after)
 
     def clean(self, room: int = 0) -> None:
         """Delete the oldest files until no more is kept than shall be.
@@ -254,14 +263,54 @@ class CaptureDirectory:
         Args:
             room: bytes that are to be free beside what shall stay free.
         """
-        self.retention.clean(self.descriptor, self._place.listing, room)
+        self._keep(lambda place: self.retention.clean(place.descriptor, place.listing, room))
 
-    def close(self, timeout_s: float = STOP_S) -> None:
-        """Let others write here, when all files are finished, or the disk has been waited for long enough."""
+    def close(self, compressor: Compressor | None = None, timeout_s: float = STOP_S) -> None:
+        """Let others write here, when all files are finished, or the disk has been waited for long enough.
+
+        Args:
+            compressor: to be stopped.
+            timeout_s: to wait for files that are not finished.
+        """
         is_over = self.wait(timeout_s)
-        self._discard_late()
-        if is_over and not self._opener.is_waiting:  # else a thread still needs it
-            self._place.close()
+        late = self._opener.late()
+        is_over = is_over and not self._opener.is_waiting
+        if compressor:
+            compressor.kill()
+
+        def close(place: _Place) -> None:
+            self.retention.clean(place.descriptor, place.listing)
+            if compressor:
+                compressor.close()
+            if late:  # made too late to be used
+                with contextlib.suppress(OSError):
+                    os.unlink(late.working_path.name, dir_fd=place.descriptor)
+                os.close(late.descriptor)
+            if is_over:  # else a thread still needs it
+                place.close()
+
+        self._keep(close, _CLOSE_S)
+
+    def _keep(self, job: Callable[[_Place], None], timeout_s: float | None = None) -> None:
+        """Do something in the keeper's thread; while it is late, nothing else."""
+
+        def do() -> None:
+            while self._replaced:
+                self._replaced.popleft().close()
+            job(self._place)
+
+        self._keeper.late()  # of a job before
+        try:
+            self._keeper.call(do, timeout_s)
+        except TimeoutError:
+            return
+        except OSError as error:
+            trouble = error.strerror or "error"
+            if trouble != self._trouble:
+                self._say(f"{self.path}: {trouble}; expected to look after the files in it")
+            self._trouble = trouble
+        else:
+            self._trouble = ""
 
     def plain(self) -> list[Path]:
         """Our finished files that are not compressed, oldest first."""

@@ -82,6 +82,16 @@ class Link:
             if self.target == part:
                 self._set(self.last_good)
 
+    def check(self) -> None:
+        """See whether the last finished file is still there."""
+        with self._lock:
+            try:
+                found = os.stat(self.last_good, dir_fd=self._directory, follow_symlinks=False)
+            except OSError:
+                self.last_good = ""
+            else:
+                self.last_good = self.last_good if stat.S_ISREG(found.st_mode) else ""
+
     def rename(self, old: str, new: str) -> None:
         """A finished file has another name."""
         with self._lock:

@@ -5,12 +5,11 @@ In: the files, the settings. Out: the oldest files are deleted, and counted.
 The rule: a capture deletes what its settings say, but others also use the free space: somebody who
 fills the disk must not make it delete what was just captured. For `Keep.free` it does not delete
 files of this run, the newest file, or a dump, and it logs each deletion. If that is not enough, it
-stops writing.
+stops writing. All of this may take the disk long: it is for the thread of the directory.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -18,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skbcapd.output.listing import Entry, Listing
-from skbcapd.output.worker import Patience
 
 DUMP_MARK = "user.skbcapd.dump"  # an extended attribute of files that somebody has asked for
 
@@ -54,8 +52,6 @@ class Retention:
         self.keep = keep
         self._path, self._say = path, say
         self._first: int | None = None
-        self._deleter: Patience[None] = Patience("deleter")
-        self._late: tuple[Entry, str] | None = None  # whose deletion the disk holds up
         self._passed: set[str] = set()  # not to be deleted for the sake of free space, or it cannot be
 
     def begin(self, number: int) -> None:
@@ -80,7 +76,6 @@ class Retention:
             room: bytes that are to be free beside `Keep.free`.
         """
         keep, now = self.keep, time.time()
-        self._settle(listing)
         listing.refresh()
         while len(listing):
             oldest = next(iter(listing))
@@ -117,39 +112,21 @@ class Retention:
         return True
 
     def _delete(self, directory: int, listing: Listing, entry: Entry, why: str = "") -> bool:
-        """Delete a file, and say why; whether it is gone. One deletion at a time: the disk may hold it up."""
-        if self._late is not None:
-            return False
+        """Delete a file, and say why; whether it is gone."""
         try:
-            self._deleter.call(lambda: os.unlink(entry.name, dir_fd=directory))
+            os.unlink(entry.name, dir_fd=directory)
         except FileNotFoundError:
             listing.look_at(entry.name)
             return True
-        except TimeoutError:
-            self._late = entry, why
-            return False
         except OSError as error:
             if entry.name not in self._passed:
                 path = self._path / entry.name
                 self._say(f"{path}: {error.strerror}; expected to delete it, as a limit of files.keep_* is exceeded")
             self._passed.add(entry.name)
             return False
-        self._deleted(listing, entry, why)
-        return True
-
-    def _settle(self, listing: Listing) -> None:
-        """See what has become of a deletion that the disk held up; one that failed is tried again."""
-        if self._late is None or self._deleter.is_waiting:
-            return
-        (entry, why), self._late = self._late, None
-        with contextlib.suppress(OSError):
-            self._deleter.call(lambda: None)
-            self._deleted(listing, entry, why)
-
-    def _deleted(self, listing: Listing, entry: Entry, why: str) -> None:
-        """Count a file that was deleted."""
         self.deleted_files += 1
         self.deleted_bytes += entry.size
         listing.look_at(entry.name)
         if why:
             self._say(f"{self._path / entry.name}: deleted ({entry.size} bytes), as {why}")
+        return True

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from skbcapd.attribution.processes import Process
+from skbcapd.errors import FileError
 from skbcapd.kernel.segments import Cut, Upcall
 from skbcapd.output.block_writer import STOP_S
 from skbcapd.output.blocks import packet_times
@@ -30,6 +31,7 @@ from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 
 ASKED_PAUSE_S = 10.0  # between two dumps that rules ask for
+_LATE_S = 0.5  # until it is asked again for a file that the disk has not made in time
 _PIECE = 1 << 18  # small writes are gathered to pieces of this size; what goes, goes by the piece
 
 
@@ -185,10 +187,13 @@ class Recorder:
             return
         self._asked = ""
         self._not_before = self._clock() + ASKED_PAUSE_S
-        if not self._files.has_room():
-            self._say(f"no dump (trigger: {why}): free space is below files.keep_free; the packets stay in memory")
+        try:
+            self._files.begin()
+        except TimeoutError:  # the file is there later
+            self._asked, self._not_before = why, self._clock() + _LATE_S
             return
-        if not self._files.begin():
+        except FileError as error:
+            self._say(f"no dump (trigger: {why}): {error}; the packets stay in memory")
             return
         self._memory.take()
         self._dump = _Dump(why, self._files.lost)
@@ -224,9 +229,10 @@ class Recorder:
         """Hand on as much of a dump as the disk wants; when it is all there, it is over."""
         if self._dump is None:
             return
+        self._files.flush(snapshot)
         while self._memory.has_taken and not self._files.is_busy:
             self._hand_on(snapshot)
-        if not self._memory.has_taken:
+        if not self._memory.has_taken and self._files.state is not State.LATE:
             if self._files.state is not State.IDLE:
                 self._files.flush(snapshot)
                 self._files.rest(snapshot)

@@ -6,15 +6,20 @@ The rule: a capture never stops for its disk. What cannot be written is counted 
 itself when it can. Every file lists all interfaces in the same order, as the kernel program stamps their numbers.
 
     state     what happens             next state
-    IDLE      begin                    WRITING, or WAITING where no file can be made
-    WRITING   a trigger, rotate        WRITING, or WAITING where no file can be made
+    IDLE      begin                    WRITING, where a file can be made in time
+    WRITING   a trigger, rotate        WRITING, LATE or WAITING
               restart_interfaces       so, too
               rest                     IDLE
               the disk refuses         WAITING
               the file is taken away   WAITING
+    LATE      the next file is made    WRITING, what came meanwhile first
+              it cannot be made        WAITING
     WAITING   a second later           WRITING, where that can be; not on demand
               begin, rest              as IDLE
     any       finish                   ENDED
+
+LATE: the disk takes long to make the next file. What is handed over is held, and the output is busy, so that no more
+comes: packets wait in the shared memory. WAITING: the disk refuses, and packets are dropped.
 """
 
 from __future__ import annotations
@@ -30,11 +35,13 @@ from skbcapd.attribution.processes import Process
 from skbcapd.errors import FileError
 from skbcapd.lru import Bounded
 from skbcapd.output.block_writer import STOP_S, CaptureFile
+from skbcapd.output.blocks import count_packets
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.directory import CaptureDirectory
 from skbcapd.output.interface import Snapshot, Statistics, Told
 from skbcapd.output.pcapng_output import PROCESSES_REPEATED, PcapngOutput
 from skbcapd.output.triggers import Limits, Trigger, triggers
+from skbcapd.output.worker import wait_until
 from skbcapd.pcapng.interface import Interface
 
 _RESUME_ROOM = 4 << 20  # bytes free before a full disk is written to again: less is full again at once
@@ -50,6 +57,7 @@ class State(enum.Enum):
 
     IDLE = "no file is wanted"
     WRITING = "packets go to a file"
+    LATE = "the disk has not made the next file yet"
     WAITING = "the disk takes no packets"
     ENDED = "the capture is over"
 
@@ -171,6 +179,26 @@ class Work:
         return True
 
 
+class Held:
+    """What is handed over while the next file is not there yet: a Sink.
+
+    Args:
+        encode: as for PcapngOutput.
+    """
+
+    def __init__(self, encode: str) -> None:
+        self.blocks = bytearray()
+        self.output = PcapngOutput(self, encode)
+        self.blocks.clear()  # the section header: the file will have its own
+
+    def write(self, blocks: bytes | memoryview) -> None:
+        """Take one or more whole blocks."""
+        self.blocks += blocks
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
 class Ledger:
     """What has become of all that was given to files, and while there was none."""
 
@@ -178,6 +206,8 @@ class Ledger:
         self.dropped = 0  # while there was no file
         self.ending: list[CaptureFile] = []  # those that have no names yet
         self.work: Work | None = None
+        self.held: Held | None = None
+        self._skew = 0  # of positions: bytes that were held, less what stands before them in their file
         self._lost = self._handed = self._settled = 0  # of files that have their names
 
     @property
@@ -193,17 +223,33 @@ class Ledger:
     @property
     def handed(self) -> int:
         """See Output."""
-        return self._handed + sum(file.stream.handed for file in self.files)
+        held = len(self.held.blocks) if self.held else 0
+        return self._handed + self._skew + held + sum(file.stream.handed for file in self.files)
 
     @property
     def settled(self) -> int:
         """See Output."""
-        return self._settled + sum(file.stream.settled for file in self.files)
+        return self._settled + self._skew + sum(file.stream.settled for file in self.files)
 
     @property
     def lost_before(self) -> int:
         """Packets that are in no file, but for those of the file in work."""
         return self.dropped + self._lost + sum(file.stream.lost for file in self.ending)
+
+    def release(self) -> bytearray:
+        """The file is there: what was held for it, which is to be handed over now."""
+        held, self.held = self.held, None
+        if held is None or self.work is None:
+            return bytearray()
+        self._skew -= self.work.file.stream.handed
+        return held.blocks
+
+    def drop_held(self) -> None:
+        """The file will never be there: what was held for it is counted."""
+        held, self.held = self.held, None
+        if held is not None:
+            self.dropped += count_packets(held.blocks)
+            self._skew += len(held.blocks)
 
     def end(self) -> None:
         """The file in work is over, and yet to get its name."""
@@ -293,8 +339,13 @@ class FileSeries:
         if compressor:  # files of a capture that ended before they were compressed
             for path in directory.plain():
                 compressor.add(path)
+        self._is_late_told = False
         if not on_demand:
-            self._begin()
+            self._directory.clean()
+            try:
+                self._begin()
+            except TimeoutError:
+                raise FileError(f"{directory.path}: the disk does not make a file in time") from None
 
     @property
     def _work(self) -> Work | None:
@@ -303,7 +354,7 @@ class FileSeries:
     @property
     def path(self) -> str:
         """The file in work; the last finished one while there is none; the directory where that is not there."""
-        if self._work is not None and self._work.file.is_there:
+        if self._work is not None and not self._work.file.is_gone:
             return str(self._work.file.working_path)
         return str(self._directory.last_good or self._directory.path)
 
@@ -318,16 +369,16 @@ class FileSeries:
             self._end(snapshot())
             self._continue()
 
-    def begin(self) -> bool:
-        """Begin a file, where there is none; whether that was possible."""
-        if self.state is not State.WRITING:
-            self._continue()
-        return self.state is State.WRITING
+    def begin(self) -> None:
+        """Begin a file, where there is none, and the disk has the free space that it shall keep.
 
-    def has_room(self) -> bool:
-        """Whether a file may be begun: the disk has the free space that it shall keep, also by deleting older files."""
-        self._directory.clean(_RESUME_ROOM)
-        return not self._directory.is_there or self._directory.has_room(0)
+        Raises:
+            FileError: none can be made.
+            TimeoutError: the disk does not make it in time.
+        """
+        if self.state is not State.WRITING:
+            self._directory.clean(_RESUME_ROOM)
+            self._begin(room=0)
 
     def rest(self, snapshot: Snapshot) -> None:
         """Finish this file, and begin no other."""
@@ -335,12 +386,18 @@ class FileSeries:
         self.state = State.IDLE
 
     def finish(self, statistics: Sequence[Statistics]) -> None:
-        """The capture has ended: statistics, and the last file's name."""
+        """The capture has ended: statistics, and the last file's name. One that is late is waited for."""
+
+        def is_there() -> bool:
+            self.flush(lambda: statistics)
+            return self.state is not State.LATE
+
+        wait_until(is_there, STOP_S / 2)
         self._end(statistics)
         self.state = State.ENDED
 
     def give_up(self) -> None:
-        """Count what is not written yet as lost; the disk is not waited for."""
+        """Write nothing more, and count what is not written yet as lost."""
         for file in self._ledger.files:
             file.stream.disk.is_given_up = True
 
@@ -357,10 +414,8 @@ class FileSeries:
         self.settle()
         for file in self._ledger.ending:
             self._say(f"{file.working_path}: the disk has not written it yet; it will be finished at the next start")
-        self._directory.clean()
-        if self._compressor:
-            self._compressor.close()
-        self._directory.close()
+            file.stream.abandon()
+        self._directory.close(self._compressor, timeout_s=0)
 
     def settle(self, *, wait: bool = False) -> None:
         """See which files have got their names.
@@ -384,8 +439,9 @@ class FileSeries:
         """Once a second: is it time for the next file, is the file still there, may we write again?"""
         self.flush(snapshot)
         self.settle()
+        self._directory.tick(self._compressor)
         if self._work:
-            if not self._work.file.is_there:
+            if self._work.file.is_gone:
                 self._fail("it was moved or removed")
             elif self._work.is_over(self._clock()):
                 self.rotate(snapshot)
@@ -393,13 +449,14 @@ class FileSeries:
                 self._flusher.flush(self._work.file.descriptor, self._work.file.stream.size)
         elif self.state is State.WAITING and not self._on_demand:
             self._resume()
-        compressed = self._compressor and self._compressor.tick(self._directory.descriptor)
-        if compressed:
-            self._directory.rename(*compressed)
-        self._directory.tick()
+        elif self.state is State.LATE and not self._is_late_told:
+            self._is_late_told = True
+            self._say(f"{self._directory.path}: the disk takes long to make the next file; packets wait in memory")
 
     def flush(self, _snapshot: Snapshot) -> None:
         """Hand on what is held back, and see whether the disk took all."""
+        if self.state is State.LATE:
+            self._continue()
         if not self._work:
             return
         self._work.output.flush()
@@ -409,22 +466,30 @@ class FileSeries:
         elif self._work.is_room_to_be_seen_to():
             self._directory.clean(_ROOM)
 
-    def _begin(self) -> None:
-        self._directory.clean()
-        file = self._directory.new_file(is_dump=self._on_demand)
+    def _begin(self, room: int | None = None) -> None:
+        file = self._directory.new_file(is_dump=self._on_demand, room=room)
         self._ledger.work = Work(file, self._encode, self._prologue, self._triggers, self._clock())
         self._directory.begin(file)  # also without a packet it is a capture file
         self.state = State.WRITING
 
     def _continue(self) -> None:
+        """Begin the next file, or go on with one that was late."""
+        if self.state is not State.LATE:
+            self._directory.clean()
         try:
             self._begin()
+        except TimeoutError:
+            self.state = State.LATE
         except FileError as error:
             self.state = State.WAITING
+            self._ledger.drop_held()
             self._outage.begin(str(error), self._ledger.lost)
+        else:
+            self._is_late_told = False
 
     def _end(self, statistics: Sequence[Statistics]) -> None:
         """Statistics of this file's time, then the file's name."""
+        self._ledger.drop_held()
         work = self._work
         if work:
             since = self._told.advance(statistics)
@@ -447,12 +512,9 @@ class FileSeries:
         """Try to write again; not before it is known what the last file has lost."""
         if self._outage.file in self._ledger.ending or not self._outage.is_to_be_tried():
             return
-        if self._directory.is_there:
-            self._directory.clean(_RESUME_ROOM)
-            if not self._directory.has_room(_RESUME_ROOM):
-                return
+        self._directory.clean(_RESUME_ROOM)
         try:
-            self._begin()
-        except FileError:
+            self._begin(room=_RESUME_ROOM)
+        except (FileError, TimeoutError):
             return
         self._outage.end(self.path, self._ledger.lost)

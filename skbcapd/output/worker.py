@@ -109,8 +109,12 @@ class Patience(Generic[T]):
         self._timeout_s = timeout_s
         self._result: Future[T] | None = None
 
-    def call(self, function: Callable[[], T]) -> T:
+    def call(self, function: Callable[[], T], timeout_s: float | None = None) -> T:
         """The result of the function; that of the call before if it was late.
+
+        Args:
+            function: called in the thread, unless the call before is late.
+            timeout_s: for this call; None as for all.
 
         Raises:
             TimeoutError: there is none yet.
@@ -120,7 +124,7 @@ class Patience(Generic[T]):
             begun: Future[T] = Future()
             result = self._result = begun
             self._worker.do(lambda: _resolve(begun, function))
-            wait([begun], self._timeout_s)
+            wait([begun], self._timeout_s if timeout_s is None else timeout_s)
         if not result.done():
             raise TimeoutError
         self._result = None
