@@ -19,7 +19,7 @@ BPF_ARRAY(windows, struct window, 2 * CPUS); /* too long for a per-CPU map, if a
 static inline u32 fill_window(struct control *control, struct packet *packet, struct skb *skb,
 			      struct frame *frame, struct window *window)
 {
-	u32 tag = frame->vlan ? 4 : 0, linear = frame->linear + tag, end = SKB(u32, END);
+	u32 tag = frame->vlan ? 4 : 0, linear = frame->linear + tag, end = SKB(skb, u32, END);
 	u32 have = least(frame->wire_len, WINDOW - 4);
 	u32 *words = (u32 *)window->bytes;
 
@@ -53,7 +53,7 @@ static inline int is_wanted(struct control *control, struct packet *packet, stru
 	if (!window || find_frame(skb, packet->dev, packet->head, packet->data, direction, &frame))
 		return 1;
 	u32 have = fill_window(control, packet, skb, &frame, window);
-	return packet_filter(packet->filter, FIELD(u16, SKB(u8 *, DEV), DEV_TYPE), window->bytes, have,
+	return packet_filter(packet->filter, FIELD(u16, SKB(skb, u8 *, DEV), DEV_TYPE), window->bytes, have,
 			     frame.wire_len) ||
 	       packet->key.net == control->own_net;
 }

@@ -10,8 +10,9 @@
 struct skb {
 	u8 bytes[SKB_SPAN];
 } __attribute__((aligned(8)));
-#define SKB(type, field) (*(type *)(skb->bytes + SKB_##field))
-#define SKB_BITS(field)	 (SKB(u8, field##_BYTE) >> SKB_##field##_SHIFT & ((1 << SKB_##field##_WIDTH) - 1))
+#define SKB(skb, type, field) (*(type *)((skb)->bytes + SKB_##field))
+#define SKB_BITS(skb, field) \
+	(SKB(skb, u8, field##_BYTE) >> SKB_##field##_SHIFT & ((1 << SKB_##field##_WIDTH) - 1))
 
 /* Reads `size` bytes of kernel memory; 0, or -EFAULT and zeros. */
 #define READ(into, size, from) bpf_probe_read_kernel(into, size, (void *)(from))
@@ -62,7 +63,7 @@ static inline u8 *memory_at(u64 address, const u32 type)
 struct shared {
 	u8 bytes[SHARED_SPAN];
 } __attribute__((aligned(8)));
-#define SHARED(type, field) (*(type *)(shared->bytes + SHARED_##field))
+#define SHARED(shared, type, field) (*(type *)((shared)->bytes + SHARED_##field))
 
 struct frame {
 	u64 start;    /* address of the first byte of the link-layer header */
@@ -87,13 +88,13 @@ struct frame {
    Reception type: the kernel's PACKET_HOST, _BROADCAST, _MULTICAST, _OTHERHOST are 0 to 3. */
 static inline u32 packet_flags(struct skb *skb, struct shared *shared, u32 direction)
 {
-	u32 flags = direction, type = SKB_BITS(PKT_TYPE);
+	u32 flags = direction, type = SKB_BITS(skb, PKT_TYPE);
 
 	if (direction == IN)
 		flags |= (type == 0 ? 1 : type == 1 ? 3 : type == 2 ? 2 : type == 3 ? 4 : 0) << 2;
-	if (SKB_BITS(IP_SUMMED) == CHECKSUM_PARTIAL)
+	if (SKB_BITS(skb, IP_SUMMED) == CHECKSUM_PARTIAL)
 		flags |= EPB_CHECKSUM_NOT_READY;
-	if (SHARED(u16, GSO_SIZE))
+	if (SHARED(shared, u16, GSO_SIZE))
 		flags |= EPB_SEGMENTATION_OFFLOADED;
 	return flags;
 }
@@ -104,15 +105,15 @@ static inline u32 packet_flags(struct skb *skb, struct shared *shared, u32 direc
  */
 static inline u32 unfinished_checksum(struct skb *skb, u64 head, struct frame *frame)
 {
-	u64 start = head + SKB(u16, CSUM_START) - frame->start + (frame->vlan ? 4 : 0);
+	u64 start = head + SKB(skb, u16, CSUM_START) - frame->start + (frame->vlan ? 4 : 0);
 
-	if (SKB_BITS(IP_SUMMED) != CHECKSUM_PARTIAL || start > 0xffff)
+	if (SKB_BITS(skb, IP_SUMMED) != CHECKSUM_PARTIAL || start > 0xffff)
 		return 0;
 #ifdef SKB_CSUM_NOT_INET_BYTE
-	if (SKB_BITS(CSUM_NOT_INET))
+	if (SKB_BITS(skb, CSUM_NOT_INET))
 		return 0;
 #endif
-	return start | (u32)SKB(u16, CSUM_OFFSET) << 16;
+	return start | (u32)SKB(skb, u16, CSUM_OFFSET) << 16;
 }
 
 #define ARPHRD_ETHER 1
@@ -145,7 +146,7 @@ static inline int find_frame(struct skb *skb, u64 dev, u64 head, u64 data, u32 d
 	u32 before_data = 0;
 
 	if (direction == IN && has_header(dev)) {
-		u16 mac_header = SKB(u16, MAC_HEADER);
+		u16 mac_header = SKB(skb, u16, MAC_HEADER);
 		u64 start = head + mac_header;
 
 		if (mac_header == 0xffff || start > data)
@@ -153,16 +154,17 @@ static inline int find_frame(struct skb *skb, u64 dev, u64 head, u64 data, u32 d
 		before_data = data - start;
 	}
 	frame->start = data - before_data;
-	frame->linear = SKB(u32, LEN) - SKB(u32, DATA_LEN) + before_data;
-	frame->wire_len = SKB(u32, LEN) + before_data;
+	frame->linear = SKB(skb, u32, LEN) - SKB(skb, u32, DATA_LEN) + before_data;
+	frame->wire_len = SKB(skb, u32, LEN) + before_data;
 	frame->vlan = 0;
 #ifdef SKB_VLAN_PRESENT_BYTE
-	if (SKB_BITS(VLAN_PRESENT)) {
+	if (SKB_BITS(skb, VLAN_PRESENT)) {
 #else
-	if (SKB(u32, VLAN_ALL)) {
+	if (SKB(skb, u32, VLAN_ALL)) {
 #endif
 		if (frame->linear >= 12) {
-			frame->vlan = SKB(u16, VLAN_PROTO) | (u32)__builtin_bswap16(SKB(u16, VLAN_TCI)) << 16;
+			frame->vlan = SKB(skb, u16, VLAN_PROTO) |
+				      (u32)__builtin_bswap16(SKB(skb, u16, VLAN_TCI)) << 16;
 			frame->wire_len += 4;
 		}
 	}
@@ -212,8 +214,8 @@ static inline u32 copy_frame(struct control *control, u8 *bytes, const u32 place
 	u64 cap_len = frame->cap_len, done = 0, left = frame->linear;
 	u64 from = frame->start, nothing = control->nothing;
 	/* Counted down from what was read, not up from 0: the verifier would follow each value of a known counter. */
-	u64 fragments = SHARED(u8, NR_FRAGS), fragment = head + end + SHARED_FRAGS,
-	    next = SHARED(u64, FRAG_LIST);
+	u64 fragments = SHARED(shared, u8, NR_FRAGS), fragment = head + end + SHARED_FRAGS,
+	    next = SHARED(shared, u64, FRAG_LIST);
 
 	if (frame->vlan) {
 		if (READ(bytes + BOUND(to, places - 1), 12, from))
@@ -224,12 +226,12 @@ static inline u32 copy_frame(struct control *control, u8 *bytes, const u32 place
 		done = 16;
 	}
 	for (int i = 0; i < PIECES_MAX; i++) {
-		FORGET(done);
-		FORGET(left);
-		FORGET(from);
-		FORGET(fragment);
-		FORGET(fragments);
-		FORGET(next);
+		FORGET(done, nothing);
+		FORGET(left, nothing);
+		FORGET(from, nothing);
+		FORGET(fragment, nothing);
+		FORGET(fragments, nothing);
+		FORGET(next, nothing);
 		u64 size = least(least(left, cap_len - done), most - 4);
 		if (READ(bytes + BOUND(to + done, places - 1), BOUND(size, most - 1), from))
 			break;
@@ -254,13 +256,13 @@ static inline u32 copy_frame(struct control *control, u8 *bytes, const u32 place
 			struct skb *skb = chained;
 
 			READ(skb, sizeof(*skb), next);
-			next = SKB(u64, NEXT);
-			from = SKB(u64, DATA);
-			left = SKB(u32, LEN) - SKB(u32, DATA_LEN);
-			fragment = SKB(u64, HEAD) + SKB(u32, END);
+			next = SKB(skb, u64, NEXT);
+			from = SKB(skb, u64, DATA);
+			left = SKB(skb, u32, LEN) - SKB(skb, u32, DATA_LEN);
+			fragment = SKB(skb, u64, HEAD) + SKB(skb, u32, END);
 			READ(shared, sizeof(*shared), fragment);
 			fragment += SHARED_FRAGS;
-			fragments = SHARED(u8, NR_FRAGS);
+			fragments = SHARED(shared, u8, NR_FRAGS);
 		}
 	}
 	return done > cap_len ? cap_len : done;

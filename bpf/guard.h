@@ -42,10 +42,10 @@ static inline u64 may_steal(u64 entries, u64 is_local, u64 nothing)
 	u64 stealing = 0, count = entries ? LOAD(u16, entries + ENTRIES_COUNT) : 0;
 	u64 at = entries + ENTRIES_HOOKS + count * ENTRY_SIZE;
 
-	FORGET(count);
+	FORGET(count, nothing);
 	for (int i = 0; i < HOOKS_MAX; i++) {
-		FORGET(stealing);
-		FORGET(at);
+		FORGET(stealing, nothing);
+		FORGET(at, nothing);
 		if (i >= count)
 			return stealing;
 		u64 operations = LOAD(u64, at);
@@ -88,7 +88,7 @@ static inline u64 may_be_stolen(u64 dev, u64 net, u64 nothing)
 	for (int i = 0; i < 4; i++) { /* both families, at PRE_ROUTING and LOCAL_IN */
 		u64 hooks = net + (i & 1 ? NET_HOOKS_V6 : NET_HOOKS_V4);
 
-		FORGET(stealing);
+		FORGET(stealing, nothing);
 		stealing |= may_steal(LOAD(u64, hooks + 8 * (i >> 1)), i >> 1, nothing);
 	}
 #endif

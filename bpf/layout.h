@@ -15,9 +15,9 @@
 		_bounded &(mask);                  \
 	})
 
-/* Adds a zero that the verifier cannot know to be one: it then takes all ways to the end of a loop's turn for the same
-   state, and verifies the next turn once. Without this the ways multiply. */
-#define FORGET(value) ((value) += nothing)
+/* Adds `nothing`, a zero that the verifier does not know to be one (control->nothing): it then takes all ways to the end of a
+   loop's turn for the same state, and verifies the next turn once. Without this the ways multiply. */
+#define FORGET(value, nothing) ((value) += (nothing))
 
 /* Shared words are read once, where written, not when the compiler likes. */
 #define ONCE(word) (*(volatile typeof(word) *)&(word))

@@ -69,18 +69,18 @@ static inline void measure(void *ctx, void *address)
 		return;
 	if (READ(skb, sizeof(*skb), address))
 		return;
-	measure_udp_table(SKB(u64, SK), m);
-	if (!SKB(u32, DATA_LEN))
+	measure_udp_table(SKB(skb, u64, SK), m);
+	if (!SKB(skb, u32, DATA_LEN))
 		return;
-	u64 at = SKB(u64, HEAD) + SKB(u32, END);
-	if (READ(shared, sizeof(*shared), at) || SHARED(u8, NR_FRAGS) != 1 ||
+	u64 at = SKB(skb, u64, HEAD) + SKB(skb, u32, END);
+	if (READ(shared, sizeof(*shared), at) || SHARED(shared, u8, NR_FRAGS) != 1 ||
 	    READ(piece, sizeof(piece), at + SHARED_FRAGS))
 		return;
 	m->packets++;
 	measure_stack(ctx, m);
 	m->page_base = *(u64 *)(piece + FRAGMENT_PAGE) - m->frame_number * PAGE_STRUCT_SIZE;
 	for (u32 i = 0; i < CANDIDATES; i++) {
-		u64 base = (SKB(u64, HEAD) >> 30) - m->candidate - i << 30;
+		u64 base = (SKB(skb, u64, HEAD) >> 30) - m->candidate - i << 30;
 		u64 read[4] = {};
 		u64 *marker = (u64 *)m->marker;
 

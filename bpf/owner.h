@@ -19,7 +19,7 @@ static inline u8 *current_task(void)
 	asm volatile("" : "+r"(task)); /* or bcc would make a helper's call of each read */
 	return task;
 }
-#define TASK(type, field) (*(type *)(task + TASK_##field))
+#define TASK(task, type, field) (*(type *)((task) + TASK_##field))
 
 /* Whether the program's context lies on the stack [bottom, bottom + size). The verifier lets a context pointer be compared
    but not computed with: the end is hidden from the compiler, which would make one subtraction of both comparisons. */
@@ -43,11 +43,11 @@ static inline int is_on_stack(void *ctx, u64 bottom, u64 size)
 static inline enum via context_of(void *ctx, struct control *control)
 {
 	u8 *task = current_task();
-	u64 stack = TASK(u64, STACK);
+	u64 stack = TASK(task, u64, STACK);
 
 	if (!control->entry_regs || !is_on_stack(ctx, stack, control->stack_size))
 		return VIA_UNKNOWN;
-	if (TASK(u32, FLAGS) & PF_KTHREAD)
+	if (TASK(task, u32, FLAGS) & PF_KTHREAD)
 		return VIA_KERNEL;
 	return LOAD(SYSCALL_NUMBER_TYPE, stack + control->entry_regs) >= 0 ? VIA_CURRENT : VIA_UNKNOWN;
 }
@@ -55,13 +55,13 @@ static inline enum via context_of(void *ctx, struct control *control)
 /* The address of the number of the system call that is going on; its arguments stand around it. */
 static inline u64 call_of(u8 *task, struct control *control)
 {
-	return TASK(u64, STACK) + control->entry_regs;
+	return TASK(task, u64, STACK) + control->entry_regs;
 }
 
 /* Whether a descriptor of `current` leads to a file. */
 static inline int is_descriptor_of(u8 *task, u64 file, u32 descriptor)
 {
-	u8 *files = TASK(u8 *, FILES), *table = FIELD(u8 *, files, FILES_TABLE);
+	u8 *files = TASK(task, u8 *, FILES), *table = FIELD(u8 *, files, FILES_TABLE);
 
 	return descriptor < FIELD(u32, table, TABLE_SIZE) &&
 	       LOAD(u64, FIELD(u64, table, TABLE_FILES) + descriptor * 8ULL) == file;
@@ -70,7 +70,7 @@ static inline int is_descriptor_of(u8 *task, u64 file, u32 descriptor)
 /* Whether any of the first DESCRIPTORS_MAX descriptors of `current` leads to a file. `scratch` is overwritten. */
 static inline int has_descriptor_of(u8 *task, u64 file, struct owner *scratch)
 {
-	u8 *files = TASK(u8 *, FILES), *table = FIELD(u8 *, files, FILES_TABLE);
+	u8 *files = TASK(task, u8 *, FILES), *table = FIELD(u8 *, files, FILES_TABLE);
 	u64 *slots = (u64 *)scratch, at = FIELD(u64, table, TABLE_FILES);
 	u32 size = FIELD(u32, table, TABLE_SIZE);
 
@@ -138,7 +138,7 @@ static inline int is_at_work_on(u64 sk, u64 socket, u64 file, struct control *co
 {
 	u8 *task = current_task();
 	u64 call = call_of(task, control);
-	u32 flags = TASK(u32, FLAGS), kind = CALL_SUBMITS;
+	u32 flags = TASK(task, u32, FLAGS), kind = CALL_SUBMITS;
 
 	if (!file)
 		return 0;
@@ -147,7 +147,7 @@ static inline int is_at_work_on(u64 sk, u64 socket, u64 file, struct control *co
 	if (!(flags & (PF_IO_WORKER | PF_USER_WORKER))) {
 		u32 number = LOAD(u32, call);
 
-		if (TASK(u32, COMPAT) & COMPAT_BIT) {
+		if (TASK(task, u32, COMPAT) & COMPAT_BIT) {
 			u64 argument = LOAD(u64, call + CALL_ARGUMENT_0_COMPAT);
 			u32 descriptor = argument;
 
@@ -173,7 +173,7 @@ static inline int is_at_work_on(u64 sk, u64 socket, u64 file, struct control *co
 	struct owner *known = owners.lookup(&sk);
 	int is_known = known && known->inode == LOAD(u64, socket + SOCKET_INODE);
 
-	if (is_known && known->user.tgid == TASK(u32, TGID))
+	if (is_known && known->user.tgid == TASK(task, u32, TGID))
 		return 1;
 	return has_descriptor_of(task, file, scratch) || (is_use && !is_known);
 }
@@ -184,16 +184,16 @@ static inline void use_current(struct user *user)
 {
 	u8 *task = current_task();
 
-	user->tgid = TASK(u32, TGID);
-	user->tid = TASK(u32, TID);
-	user->start = TASK(u64, START);
-	user->comm[0] = TASK(u64, COMM);
-	user->comm[1] = TASK(u64, COMM + 8);
-	u32 is_worker = TASK(u32, FLAGS) & (PF_IO_WORKER | PF_USER_WORKER);
+	user->tgid = TASK(task, u32, TGID);
+	user->tid = TASK(task, u32, TID);
+	user->start = TASK(task, u64, START);
+	user->comm[0] = TASK(task, u64, COMM);
+	user->comm[1] = TASK(task, u64, COMM + 8);
+	u32 is_worker = TASK(task, u32, FLAGS) & (PF_IO_WORKER | PF_USER_WORKER);
 
-	task = TASK(u8 *, LEADER);
-	user->process[0] = TASK(u64, COMM);
-	user->process[1] = TASK(u64, COMM + 8);
+	task = TASK(task, u8 *, LEADER);
+	user->process[0] = TASK(task, u64, COMM);
+	user->process[1] = TASK(task, u64, COMM + 8);
 	if (is_worker) {
 		user->comm[0] = user->process[0];
 		user->comm[1] = user->process[1];
@@ -214,7 +214,7 @@ static inline int is_owner_of(struct owner *owner, struct sock_head *sock, u64 i
 {
 	u64 differs = owner->identity ^ SOCK_IDENTITY(sock);
 
-	if (!SOCK(u16, NUM))
+	if (!SOCK(sock, u16, NUM))
 		differs &= ~(0xffffULL << 48);
 	return inode ? owner->inode == inode : !differs;
 }
@@ -255,9 +255,10 @@ static inline void learn_owner(u64 sk, struct user *user, struct workspace *work
 	owner->time = 0;
 	owners.update(&sk, owner);
 	/* What connects has its flow by its SYN, when that leaves: until then packets of the one before may be on their way. */
-	if (!SOCK(u16, NUM) || socket_protocol(sk) != IPPROTO_TCP)
+	if (!SOCK(sock, u16, NUM) || socket_protocol(sk) != IPPROTO_TCP)
 		return;
-	if (!listens && SOCK(u8, STATE) != TCP_LISTEN && (!SOCK(u16, DPORT) || SOCK(u8, STATE) == TCP_CLOSE))
+	if (!listens && SOCK(sock, u8, STATE) != TCP_LISTEN &&
+	    (!SOCK(sock, u16, DPORT) || SOCK(sock, u8, STATE) == TCP_CLOSE))
 		return;
 	flow_of_socket(sock, IPPROTO_TCP, &work->flow);
 	flows.update(&work->flow, owner);
@@ -269,7 +270,7 @@ static inline void learn_owner(u64 sk, struct user *user, struct workspace *work
 static inline void learn_use(void *ctx, u64 sk, struct sock_head *sock, struct workspace *work,
 			     const int listens, const int is_new)
 {
-	u32 zero = 0, family = SOCK(u16, FAMILY);
+	u32 zero = 0, family = SOCK(sock, u16, FAMILY);
 	u64 identity = SOCK_IDENTITY(sock);
 	struct control *control = controls.lookup(&zero);
 	struct user user;
@@ -308,14 +309,14 @@ static inline void note_use(struct packet *packet)
 
 	packet->sent[0] = packet->sk;
 	packet->sent[1] = (u64)task;
-	packet->sent[2] = TASK(u64, SWITCHES) + TASK(u64, SWITCHES + 8);
+	packet->sent[2] = TASK(task, u64, SWITCHES) + TASK(task, u64, SWITCHES + 8);
 }
 
 static inline int was_use_noted(struct packet *packet, u64 sk)
 {
 	u8 *task = current_task();
 	int is_noted = packet->sent[0] == sk && packet->sent[1] == (u64)task &&
-		       packet->sent[2] == TASK(u64, SWITCHES) + TASK(u64, SWITCHES + 8);
+		       packet->sent[2] == TASK(task, u64, SWITCHES) + TASK(task, u64, SWITCHES + 8);
 
 	packet->sent[0] = 0;
 	return is_noted;
@@ -541,10 +542,10 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 	struct owner *owner;
 
 	if (!sock)
-		return SKB(u32, SKB_IIF) ? VIA_FORWARDED : VIA_KERNEL;
-	u32 asks = may_ask(FIELD(u16, whole, SOCK_PROTOCOL), SOCK(u8, STATE));
+		return SKB(skb, u32, SKB_IIF) ? VIA_FORWARDED : VIA_KERNEL;
+	u32 asks = may_ask(FIELD(u16, whole, SOCK_PROTOCOL), SOCK(sock, u8, STATE));
 
-	if (is_first && SOCK_BIT(REFCNT) && SOCK(u8, STATE) != TCP_NEW_SYN_RECV &&
+	if (is_first && SOCK_BIT(sock, REFCNT) && SOCK(sock, u8, STATE) != TCP_NEW_SYN_RECV &&
 	    context_of(ctx, control) == VIA_CURRENT) {
 		u8 *socket = FIELD(u8 *, whole, SOCK_SOCKET);
 
@@ -562,13 +563,13 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 	}
 	sock = &work->sock;
 	READ(sock, sizeof(*sock), packet->sk);
-	u32 is_request = SOCK(u8, STATE) == TCP_NEW_SYN_RECV;
+	u32 is_request = SOCK(sock, u8, STATE) == TCP_NEW_SYN_RECV;
 
 	if (is_request) {
 		flow_of_socket(sock, IPPROTO_TCP, &work->flow);
-		packet->sk = SOCK(u64, LISTENER);
+		packet->sk = SOCK(sock, u64, LISTENER);
 		READ(sock, sizeof(*sock), packet->sk);
-	} else if (!SOCK_BIT(REFCNT)) {
+	} else if (!SOCK_BIT(sock, REFCNT)) {
 		struct headers headers;
 
 		flow_of_sent(packet, skb, &headers);

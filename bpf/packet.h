@@ -94,14 +94,14 @@ static inline struct sock_head *socket_of(struct packet *packet, struct skb *skb
 		return NULL;
 	return &packet->work.sock;
 #else
-	return SKB(struct sock_head *, SK);
+	return SKB(skb, struct sock_head *, SK);
 #endif
 }
 
 /* Reads the packet's own record and finds its device. */
 static inline void meet(struct packet *packet, struct skb *skb, void *argument, u32 direction)
 {
-	u8 *dev = SKB(u8 *, DEV);
+	u8 *dev = SKB(skb, u8 *, DEV);
 	u8 *net = FIELD(u8 *, dev, DEV_NET);
 	u32 ifindex = FIELD(u32, dev, DEV_IFINDEX);
 	u64 cookie = FIELD(u64, net, NET_COOKIE), name0 = FIELD(u64, dev, DEV_NAME),
@@ -114,13 +114,13 @@ static inline void meet(struct packet *packet, struct skb *skb, void *argument, 
 	packet->time = bpf_ktime_get_ns();
 	packet->dev = (u64)dev;
 	packet->net = (u64)net;
-	packet->sk = SKB(u64, SK);
+	packet->sk = SKB(skb, u64, SK);
 	/* The verifier takes some addresses for pointers until they have been in memory. */
 	packet->address = (u64)argument;
-	packet->head = SKB(u64, HEAD);
-	packet->data = SKB(u64, DATA);
+	packet->head = SKB(skb, u64, HEAD);
+	packet->data = SKB(skb, u64, DATA);
 	asm volatile("" : : : "memory");
-	packet->linear_end = packet->data + SKB(u32, LEN) - SKB(u32, DATA_LEN);
+	packet->linear_end = packet->data + SKB(skb, u32, LEN) - SKB(skb, u32, DATA_LEN);
 	packet->key.direction = direction;
 	packet->key.ifindex = ifindex;
 	packet->key.net = cookie;
@@ -131,8 +131,9 @@ static inline void meet(struct packet *packet, struct skb *skb, void *argument, 
 /* The flow of a packet on its way out, into its workspace. */
 static inline void flow_of_sent(struct packet *packet, struct skb *skb, struct headers *headers)
 {
-	u64 at = packet->head + SKB(u16, NETWORK_HEADER);
+	u64 at = packet->head + SKB(skb, u16, NETWORK_HEADER);
 
-	flow_of_packet(at, packet->linear_end - at, SKB(u16, PROTOCOL), OUT, &packet->work.flow, headers);
+	flow_of_packet(at, packet->linear_end - at, SKB(skb, u16, PROTOCOL), OUT, &packet->work.flow,
+		       headers);
 	packet->work.flow.net = packet->key.net;
 }

@@ -56,7 +56,7 @@ static inline enum via find_followed(struct control *control, struct packet *pac
 				      VIA_PATH);
 	if (direction == IN)
 		return VIA_UNKNOWN;
-	return SKB(u32, SKB_IIF) ? VIA_FORWARDED : VIA_KERNEL;
+	return SKB(skb, u32, SKB_IIF) ? VIA_FORWARDED : VIA_KERNEL;
 }
 
 /* Whether the packet may still be translated on its way out: the kprobe stands before what is at the device's egress. */
@@ -146,7 +146,7 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 	packet->sk = 0;
 	if (!control->wired)
 		return VIA_UNKNOWN;
-	flow_of_packet(packet->data, packet->linear_end - packet->data, SKB(u16, PROTOCOL), IN, flow,
+	flow_of_packet(packet->data, packet->linear_end - packet->data, SKB(skb, u16, PROTOCOL), IN, flow,
 		       &headers);
 	if (!headers.transport)
 		return VIA_UNKNOWN;
@@ -171,7 +171,7 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 		}
 	} else if (owner->time & WIRE_IS_REQUEST &&
 		   (headers.word & TCP_FIN_IN_WORD ||
-		    SKB(u32, LEN) > headers.transport + ((headers.word & 0xf0) >> 2))) {
+		    SKB(skb, u32, LEN) > headers.transport + ((headers.word & 0xf0) >> 2))) {
 		/* For a connection that nobody is known to have accepted: of who holds the listener, if one alone does. */
 		packet->inode = owner->inode;
 		return owner->inode ? find_holder(control, packet) : VIA_UNKNOWN;
@@ -188,7 +188,7 @@ static inline int is_passing(struct control *control, struct packet *packet, str
 {
 	struct wanted wanted = {};
 	u64 words[5] = {};
-	u32 type = SKB_BITS(PKT_TYPE), ether_type = SKB(u16, PROTOCOL);
+	u32 type = SKB_BITS(skb, PKT_TYPE), ether_type = SKB(skb, u16, PROTOCOL);
 
 	if (type == PACKET_OTHERHOST) /* a macvlan device above may take it: see find_receiver */
 		return !(LOAD(u32, packet->dev + DEV_PRIVATE_FLAGS) & IFF_MACVLAN_PORT);

@@ -40,14 +40,14 @@ static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
 		next = wanted->multicast ? GROUP6_NEXT : 0; /* addresses: a list_head inside each entry */
 		address = wanted->multicast ? GROUP6_ADDRESS : ADDRESS6_LOCAL - ADDRESS6_LIST;
 	}
-	FORGET(next);
-	FORGET(address);
-	FORGET(mask0);
-	FORGET(mask1);
+	FORGET(next, nothing);
+	FORGET(address, nothing);
+	FORGET(mask0, nothing);
+	FORGET(mask1, nothing);
 	for (int i = 0; i < ADDRESSES_MAX; i++) {
 		u64 found[2] = {};
 
-		FORGET(node);
+		FORGET(node, nothing);
 		if (!node)
 			return 0;
 		LOAD_WORDS(found, sizeof(found), node + address);
@@ -69,7 +69,7 @@ static inline u64 find_above(u64 dev, u64 data, u64 nothing)
 	u64 destination = LOAD(u64, data - 14) << 16, head = dev + DEV_UPPER, node = LOAD(u64, head);
 
 	for (int i = 0; i < ABOVE_MAX; i++) {
-		FORGET(node);
+		FORGET(node, nothing);
 		if (!node || node == head)
 			return 0;
 		u64 above = LOAD(u64, node - ADJACENT_LIST + ADJACENT_DEV);
@@ -101,34 +101,35 @@ static inline u64 find_udp_socket(struct control *control, u64 net, u32 ifindex,
 	u64 slot = flow->local_port + LOAD(u32, net + NET_HASH_MIX) & LOAD(u32, table + UDP_TABLE_MASK);
 	u64 node = LOAD(u64, LOAD(u64, table + UDP_TABLE_HASH) + slot * UDP_SLOT_SIZE + UDP_SLOT_HEAD);
 
-	FORGET(v4);
-	FORGET(counts);
+	FORGET(v4, nothing);
+	FORGET(counts, nothing);
 	for (int i = 0; i < UDP_CHAIN_MAX; i++) {
-		FORGET(node);
-		FORGET(best);
-		FORGET(best_score);
-		FORGET(found);
+		FORGET(node, nothing);
+		FORGET(best, nothing);
+		FORGET(best_score, nothing);
+		FORGET(found, nothing);
 		if (!node)
 			break;
 		u64 sk = node - SOCK_NODE;
 
 		if (READ(sock, sizeof(*sock), sk))
 			return 0;
-		node = SOCK(u64, NODE);
+		node = SOCK(sock, u64, NODE);
 		/* Numbers, not conditions: each branch would double what the verifier walks. */
-		u64 is_v6 = 1 - any(SOCK(u16, FAMILY) ^ AF_INET6);
-		u64 *local = &SOCK(u64, V6_RCV_SADDR), *remote = &SOCK(u64, V6_DADDR);
-		u64 bound0 = v4 * SOCK(u32, RCV_SADDR) + (1 - v4) * local[0], bound1 = (1 - v4) * local[1];
-		u64 peer0 = v4 * SOCK(u32, DADDR) + (1 - v4) * remote[0], peer1 = (1 - v4) * remote[1];
+		u64 is_v6 = 1 - any(SOCK(sock, u16, FAMILY) ^ AF_INET6);
+		u64 *local = &SOCK(sock, u64, V6_RCV_SADDR), *remote = &SOCK(sock, u64, V6_DADDR);
+		u64 bound0 = v4 * SOCK(sock, u32, RCV_SADDR) + (1 - v4) * local[0],
+		    bound1 = (1 - v4) * local[1];
+		u64 peer0 = v4 * SOCK(sock, u32, DADDR) + (1 - v4) * remote[0], peer1 = (1 - v4) * remote[1];
 		u64 is_bound = any(bound0 | bound1), has_peer = any(peer0 | peer1);
-		u64 has_device = any(SOCK(u32, BOUND_DEV_IF)), has_port = any(SOCK(u16, DPORT));
-		u64 other =
-			SOCK(u16, NUM) ^ flow->local_port; /* 0 as long as the socket can take the packet */
+		u64 has_device = any(SOCK(sock, u32, BOUND_DEV_IF)), has_port = any(SOCK(sock, u16, DPORT));
+		u64 other = SOCK(sock, u16, NUM) ^
+			    flow->local_port; /* 0 as long as the socket can take the packet */
 
-		other |= SOCK(u64, NET) ^ net;
-		other |= v4 * is_v6 * SOCK_BIT(V6ONLY) | (1 - v4) * (1 - is_v6);
-		other |= -has_device & (SOCK(u32, BOUND_DEV_IF) ^ ifindex);
-		other |= -has_port & (__builtin_bswap16(SOCK(u16, DPORT)) ^ flow->remote_port);
+		other |= SOCK(sock, u64, NET) ^ net;
+		other |= v4 * is_v6 * SOCK_BIT(sock, V6ONLY) | (1 - v4) * (1 - is_v6);
+		other |= -has_device & (SOCK(sock, u32, BOUND_DEV_IF) ^ ifindex);
+		other |= -has_port & (__builtin_bswap16(SOCK(sock, u16, DPORT)) ^ flow->remote_port);
 		other |= -is_bound & (bound0 ^ flow->local[0] | bound1 ^ flow->local[1]);
 		other |= -has_peer & (peer0 ^ flow->remote[0] | peer1 ^ flow->remote[1]);
 
@@ -174,7 +175,7 @@ static inline enum via find_group(struct control *control, struct packet *packet
 	if (group->count > GROUP_MAX)
 		return VIA_UNKNOWN;
 	for (u32 i = 0; i < GROUP_MAX; i++) {
-		FORGET(number);
+		FORGET(number, nothing);
 		if (i >= group->count)
 			break;
 		u64 inode = socket_inode(group->sks[i]), mixed = inode * PRINT_FACTOR;
@@ -224,7 +225,7 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 	struct owner *owner = NULL;
 	u64 found = 0, nothing = control->nothing, dev = packet->dev, net = packet->net,
 	    cookie = packet->key.net;
-	u32 type = SKB_BITS(PKT_TYPE), wildcard = 0, several = 0, ifindex = packet->key.ifindex;
+	u32 type = SKB_BITS(skb, PKT_TYPE), wildcard = 0, several = 0, ifindex = packet->key.ifindex;
 
 	packet->sk = 0;
 	if (type == PACKET_OTHERHOST) {
@@ -239,7 +240,7 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 	} else if (packet->guard) {
 		return VIA_UNKNOWN;
 	}
-	flow_of_packet(packet->data, packet->linear_end - packet->data, SKB(u16, PROTOCOL), IN, flow,
+	flow_of_packet(packet->data, packet->linear_end - packet->data, SKB(skb, u16, PROTOCOL), IN, flow,
 		       headers);
 	if (headers->fragment) {
 		fragment->net = cookie;
@@ -286,8 +287,8 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 		if (owner && owner->inode && socket_inode(owner->sk) != owner->inode)
 			owner = NULL;
 	}
-	FORGET(wildcard);
-	FORGET(found);
+	FORGET(wildcard, nothing);
+	FORGET(found, nothing);
 	if (!(owner || found) || (wildcard && !has_address(dev, &wanted, nothing)))
 		return VIA_UNKNOWN;
 	if (several)
@@ -307,7 +308,7 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 	if (READ(sock, sizeof(*sock), found) || (owner && owner->identity != SOCK_IDENTITY(sock)))
 		return VIA_UNKNOWN;
 	packet->inode = socket_inode(found);
-	if (!owner && !SOCK_BIT(REFCNT))
+	if (!owner && !SOCK_BIT(sock, REFCNT))
 		return VIA_KERNEL;
 	owner = owners.lookup(&packet->sk);
 	if (owner && is_owner_of(owner, sock, packet->inode)) {

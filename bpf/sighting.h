@@ -52,12 +52,12 @@ static inline struct sighting *find_sighting(u64 skb)
 /* What no device changes, nor NAT. */
 static inline u64 print_of(struct packet *packet, struct skb *skb)
 {
-	u64 at = packet->key.direction == IN ? packet->data : packet->head + SKB(u16, NETWORK_HEADER);
+	u64 at = packet->key.direction == IN ? packet->data : packet->head + SKB(skb, u16, NETWORK_HEADER);
 	u64 network[3] = {}, transport[2] = {}, end = packet->linear_end, start, length, more, what, last = 0;
 	u8 *bytes = (u8 *)network;
 
-	if (packet->key.direction == OUT && SKB_BITS(ENCAPSULATION))
-		at = packet->head + SKB(u16, INNER_NETWORK_HEADER);
+	if (packet->key.direction == OUT && SKB_BITS(skb, ENCAPSULATION))
+		at = packet->head + SKB(skb, u16, INNER_NETWORK_HEADER);
 	LOAD_WORDS(network, sizeof(network), at);
 	if (bytes[0] >> 4 == 4) {
 		start = at + (bytes[0] & 15) * 4;
@@ -72,9 +72,9 @@ static inline u64 print_of(struct packet *packet, struct skb *skb)
 	}
 	LOAD_WORDS(transport, sizeof(transport), start);
 	what |= more << 32;
-	u32 ether_type = SKB(u16, PROTOCOL);
+	u32 ether_type = SKB(skb, u16, PROTOCOL);
 
-	if (!SKB_BITS(ENCAPSULATION) && ether_type != 0x0008 && ether_type != 0xdd86) {
+	if (!SKB_BITS(skb, ENCAPSULATION) && ether_type != 0x0008 && ether_type != 0xdd86) {
 		/* Nothing that NAT would change. */
 		what = network[0];
 		transport[0] = network[1];
@@ -95,7 +95,7 @@ static inline u64 print_of(struct packet *packet, struct skb *skb)
 	}
 	if (at + length < end) /* padding */
 		end = at + length;
-	if (!SKB(u32, DATA_LEN) && start + 24 <= end)
+	if (!SKB(skb, u32, DATA_LEN) && start + 24 <= end)
 		last = LOAD(u64, end - 8);
 	return (((what * PRINT_FACTOR + transport[0]) * PRINT_FACTOR + transport[1]) * PRINT_FACTOR + last) *
 	       PRINT_FACTOR;

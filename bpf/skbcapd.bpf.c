@@ -30,15 +30,20 @@
 #include "path.h"
 #include "measure.h"
 
-/* A packet's way goes from one program to the next. Several programs are verified faster than one: the ways through the
-   first need not be walked again with each way through the second. The programs of FILTER are there where there are packet
-   filters, and can be exchanged between two packets. All programs of such a map have to be for functions of one type, and
-   the driver's is not that of receiving. */
-enum stage { FILTER, IDENTIFY, TAKE, COPY, GUARD };
-BPF_PROG_ARRAY(stages_out, 5);
-BPF_PROG_ARRAY(stages_in, 5);
+/*
+ * The stages behind the first one, in their order; the first, stage_interface, is what the kernel calls. Each stage is a
+ * function stage_NAME, and a program NAME_DIRECTION, which the one before it calls: several programs are verified faster than
+ * one, as the ways through the first need not be walked again with each way through the second. The programs of STAGE_FILTER
+ * are there only with packet filters, and can be exchanged between two packets. All programs of such a map have to be for
+ * functions of one type, and the hook at the driver has not the type of the one for received frames: so there are two.
+ */
+enum stage { STAGE_GUARD, STAGE_FILTER, STAGE_PROCESS, STAGE_BLOCK, STAGE_FRAME };
+#define STAGES 5
+BPF_PROG_ARRAY(stages_out, STAGES);
+BPF_PROG_ARRAY(stages_in, STAGES);
 
-static inline void go_on(void *ctx, const u32 direction, const u32 stage)
+/* Goes on with a stage. Returns only where its program is missing, which does not happen. */
+static inline void call_stage(void *ctx, const u32 direction, const enum stage stage)
 {
 	if (direction == OUT)
 		stages_out.call(ctx, stage);
@@ -61,8 +66,8 @@ static inline int same_name(u8 *a, u64 *b)
    back to itself on any device (dev_loopback_xmit): what comes is without a link-layer header, and no AF_PACKET socket sees it. */
 static inline int is_loopback(struct skb *skb)
 {
-	return FIELD(u32, SKB(u8 *, DEV), DEV_FLAGS) & 8 /* IFF_LOOPBACK */ ||
-	       SKB_BITS(PKT_TYPE) == PACKET_LOOPBACK;
+	return FIELD(u32, SKB(skb, u8 *, DEV), DEV_FLAGS) & 8 /* IFF_LOOPBACK */ ||
+	       SKB_BITS(skb, PKT_TYPE) == PACKET_LOOPBACK;
 }
 
 /*
@@ -75,7 +80,7 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 	struct key *key = &packet->key;
 	u64 address = packet->address;
 	struct sighting *sighting = find_sighting(address);
-	u8 *dev = SKB(u8 *, DEV);
+	u8 *dev = SKB(skb, u8 *, DEV);
 	/* The socket of a packet that arrives is its sender's, if it has one. */
 	u64 place = key->net << 33 ^ (u64)key->ifindex << 1 ^ direction & 1,
 	    sk = direction == OUT ? packet->sk : 0;
@@ -193,7 +198,7 @@ static inline u64 is_unwanted(struct control *control, struct packet *packet)
  */
 static inline int is_followed(struct packet *packet, struct skb *skb, const u32 direction)
 {
-	return packet->guard || (direction == OUT && is_stacked(SKB(u8 *, DEV)));
+	return packet->guard || (direction == OUT && is_stacked(SKB(skb, u8 *, DEV)));
 }
 
 /* Where a packet goes on to, once it is known what guards its device. */
@@ -205,22 +210,20 @@ static inline void proceed(void *ctx, struct control *control, struct packet *pa
 
 		packet->refused = packet->unwanted;
 		if (is_followed(packet, skb, direction))
-			go_on(ctx, direction, IDENTIFY);
+			call_stage(ctx, direction, STAGE_PROCESS);
 		if (sighting && sighting->skb == packet->address && direction == IN &&
-		    !is_stacked(SKB(u8 *, DEV)))
+		    !is_stacked(SKB(skb, u8 *, DEV)))
 			sighting->skb = 0; /* another packet's by now */
 		count(packet->unwanted >> 1, FILTERED);
 		return;
 	}
 	if (control->filtered)
-		go_on(ctx, direction, FILTER);
-	go_on(ctx, direction, IDENTIFY);
+		call_stage(ctx, direction, STAGE_FILTER);
+	call_stage(ctx, direction, STAGE_PROCESS);
 }
 
-/*
- * The first part of a packet's way: is its device wanted? Between them the parts count exactly one outcome per packet.
- */
-static inline void capture(void *ctx, void *argument, const u32 direction)
+/* Interface: is the packet's interface wanted? Together, the stages count exactly one outcome for each packet. */
+static inline void stage_interface(void *ctx, void *argument, const u32 direction)
 {
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
@@ -235,12 +238,12 @@ static inline void capture(void *ctx, void *argument, const u32 direction)
 	count(0, SEEN);
 	meet(packet, skb, argument, direction);
 	if (!is_guard_known(packet))
-		go_on(ctx, direction, GUARD);
+		call_stage(ctx, direction, STAGE_GUARD);
 	proceed(ctx, control, packet, skb, direction);
 }
 
-/* Between: what guards the packet's device? */
-static inline void guard(void *ctx, void *argument, const u32 direction)
+/* Guard: can something redirect what the packet's interface receives? Only where that was not found out lately. */
+static inline void stage_guard(void *ctx, void *argument, const u32 direction)
 {
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
@@ -255,8 +258,8 @@ static inline void guard(void *ctx, void *argument, const u32 direction)
 #ifdef WINDOW
 #include "filter.h"
 
-/* Between the parts, where there is a packet filter. A packet that is refused is counted on its device, if that is known. */
-static inline void filter(void *ctx, void *argument, const u32 direction)
+/* Filter: does the packet match? One that does not is counted on its interface, if that is known. */
+static inline void stage_filter(void *ctx, void *argument, const u32 direction)
 {
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
@@ -269,9 +272,9 @@ static inline void filter(void *ctx, void *argument, const u32 direction)
 
 	if (is_wanted(control, packet, skb, direction)) {
 		if (packet->filter)
-			go_on(ctx, direction, TAKE);
+			call_stage(ctx, direction, STAGE_BLOCK);
 		else
-			go_on(ctx, direction, IDENTIFY);
+			call_stage(ctx, direction, STAGE_PROCESS);
 		return;
 	}
 	device = find_device(&packet->key);
@@ -279,14 +282,14 @@ static inline void filter(void *ctx, void *argument, const u32 direction)
 
 	if (!packet->filter && is_followed(packet, skb, direction)) {
 		packet->refused = (u64)slot << 1 | 1;
-		go_on(ctx, direction, IDENTIFY);
+		call_stage(ctx, direction, STAGE_PROCESS);
 	}
 	count(slot, FILTERED);
 }
 #endif
 
-/* The second part: whose is it? */
-static inline void name(void *ctx, void *argument, const u32 direction)
+/* Process: who sent the packet, or will get it? */
+static inline void stage_process(void *ctx, void *argument, const u32 direction)
 {
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
@@ -298,13 +301,11 @@ static inline void name(void *ctx, void *argument, const u32 direction)
 	if (packet->refused)
 		count(packet->refused >> 1, FILTERED);
 	else
-		go_on(ctx, direction, TAKE);
+		call_stage(ctx, direction, STAGE_BLOCK);
 }
 
-/*
- * The third part: wanted?, how long, room, all of the block but the frame.
- */
-static inline void take(void *ctx, void *argument, const u32 direction)
+/* Block: has the packet a label, how much of it is captured, where; writes the block but for the frame. */
+static inline void stage_block(void *ctx, void *argument, const u32 direction)
 {
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
@@ -341,7 +342,7 @@ static inline void take(void *ctx, void *argument, const u32 direction)
 	}
 	if (label && label->filter && packet->filter != label->filter) {
 		packet->filter = label->filter;
-		go_on(ctx, direction, FILTER); /* and back */
+		call_stage(ctx, direction, STAGE_FILTER); /* and back */
 	}
 	if (label && !label->options_len)
 		label = NULL;
@@ -353,7 +354,7 @@ static inline void take(void *ctx, void *argument, const u32 direction)
 		if (packet->taken == ASKED) /* Python knows what became of it */
 			label = NULL;
 	}
-	LOAD_WORDS(shared, sizeof(*shared), packet->head + SKB(u32, END));
+	LOAD_WORDS(shared, sizeof(*shared), packet->head + SKB(skb, u32, END));
 	lost = find_frame(skb, packet->dev, packet->head, packet->data, direction, frame);
 	if (lost) {
 		count(slot, lost);
@@ -370,8 +371,8 @@ static inline void take(void *ctx, void *argument, const u32 direction)
 		cap_len = snaplen;
 	if (cap_len > CAPTURE_MAX)
 		cap_len = CAPTURE_MAX;
-	if (!control->page_base && SKB(u32, DATA_LEN) && cap_len > wire_len - SKB(u32, DATA_LEN))
-		cap_len = wire_len - SKB(u32, DATA_LEN);
+	if (!control->page_base && SKB(skb, u32, DATA_LEN) && cap_len > wire_len - SKB(skb, u32, DATA_LEN))
+		cap_len = wire_len - SKB(skb, u32, DATA_LEN);
 
 	u32 padded = (cap_len + 3) & ~3U;
 	u32 size = 28 + padded + options_len + 4;
@@ -422,13 +423,11 @@ static inline void take(void *ctx, void *argument, const u32 direction)
 	packet->is_upcall = !label;
 	packet->checksum = checksum;
 	packet->flags = flags;
-	go_on(ctx, direction, COPY);
+	call_stage(ctx, direction, STAGE_FRAME);
 }
 
-/*
- * The last part: copy the frame, give the block to the reader.
- */
-static inline void copy(void *argument, const u32 direction)
+/* Frame: copies the frame, and gives the block to the reader. */
+static inline void stage_frame(void *argument, const u32 direction)
 {
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
@@ -443,7 +442,7 @@ static inline void copy(void *argument, const u32 direction)
 	if (!segment)
 		return; /* cannot be */
 	u32 got = copy_frame(control, segment->bytes, SEGMENT_SIZE, CAPTURE_MAX, at + 28, &packet->frame,
-			     packet->head, SKB(u32, END), &packet->skb, &packet->shared);
+			     packet->head, SKB(skb, u32, END), &packet->skb, &packet->shared);
 
 	if (got < packet->frame.cap_len || packet->checksum) {
 		u32 *header = (u32 *)(segment->bytes + BOUND(at, SEGMENT_SIZE - 1));
@@ -480,31 +479,31 @@ static inline void copy(void *argument, const u32 direction)
 
 int on_transmit(void *ctx)
 {
-	capture(ctx, FIRST_ARGUMENT(ctx), OUT);
+	stage_interface(ctx, FIRST_ARGUMENT(ctx), OUT);
 	return 0;
 }
 
-int identify_out(void *ctx)
+int process_out(void *ctx)
 {
-	name(ctx, FIRST_ARGUMENT(ctx), OUT);
+	stage_process(ctx, FIRST_ARGUMENT(ctx), OUT);
 	return 0;
 }
 
 int guard_out(void *ctx)
 {
-	guard(ctx, FIRST_ARGUMENT(ctx), OUT);
+	stage_guard(ctx, FIRST_ARGUMENT(ctx), OUT);
 	return 0;
 }
 
-int take_out(void *ctx)
+int block_out(void *ctx)
 {
-	take(ctx, FIRST_ARGUMENT(ctx), OUT);
+	stage_block(ctx, FIRST_ARGUMENT(ctx), OUT);
 	return 0;
 }
 
-int copy_out(void *ctx)
+int frame_out(void *ctx)
 {
-	copy(FIRST_ARGUMENT(ctx), OUT);
+	stage_frame(FIRST_ARGUMENT(ctx), OUT);
 	return 0;
 }
 
@@ -527,44 +526,44 @@ int on_queue(void *ctx)
 
 int on_receive(void *ctx)
 {
-	capture(ctx, RECEIVED(ctx), IN);
+	stage_interface(ctx, RECEIVED(ctx), IN);
 	return 0;
 }
 
-int identify_in(void *ctx)
+int process_in(void *ctx)
 {
-	name(ctx, RECEIVED(ctx), IN);
+	stage_process(ctx, RECEIVED(ctx), IN);
 	return 0;
 }
 
 int guard_in(void *ctx)
 {
-	guard(ctx, RECEIVED(ctx), IN);
+	stage_guard(ctx, RECEIVED(ctx), IN);
 	return 0;
 }
 
-int take_in(void *ctx)
+int block_in(void *ctx)
 {
-	take(ctx, RECEIVED(ctx), IN);
+	stage_block(ctx, RECEIVED(ctx), IN);
 	return 0;
 }
 
-int copy_in(void *ctx)
+int frame_in(void *ctx)
 {
-	copy(RECEIVED(ctx), IN);
+	stage_frame(RECEIVED(ctx), IN);
 	return 0;
 }
 
 #ifdef WINDOW
 int filter_out(void *ctx)
 {
-	filter(ctx, FIRST_ARGUMENT(ctx), OUT);
+	stage_filter(ctx, FIRST_ARGUMENT(ctx), OUT);
 	return 0;
 }
 
 int filter_in(void *ctx)
 {
-	filter(ctx, RECEIVED(ctx), IN);
+	stage_filter(ctx, RECEIVED(ctx), IN);
 	return 0;
 }
 #endif

@@ -25,10 +25,10 @@
 struct sock_head {
 	u8 bytes[SOCK_SPAN];
 } __attribute__((aligned(8)));
-#define SOCK(type, field) (*(type *)(sock->bytes + SOCK_##field))
+#define SOCK(sock, type, field) (*(type *)((sock)->bytes + SOCK_##field))
 /* What tells one socket from another: the hash of its addresses, and its ports. */
-#define SOCK_IDENTITY(sock) (SOCK(u32, HASH) | (u64)SOCK(u32, DPORT) << 32)
-#define SOCK_BIT(field)	    (SOCK(u8, field##_BYTE) >> SOCK_##field##_SHIFT & 1)
+#define SOCK_IDENTITY(sock)   (SOCK(sock, u32, HASH) | (u64)SOCK(sock, u32, DPORT) << 32)
+#define SOCK_BIT(sock, field) (SOCK(sock, u8, field##_BYTE) >> SOCK_##field##_SHIFT & 1)
 
 /* The inode number of an open socket: it tells a socket from a later one at the same address.
    0: closed by its users, or not yet accepted. */
@@ -50,18 +50,18 @@ static inline u32 socket_protocol(u64 sk)
 /* Fills in the flow of a socket; an IPv6 socket that speaks to an IPv4 address has an IPv4 flow, as its packets do. */
 static inline void flow_of_socket(struct sock_head *sock, u32 protocol, struct flow *flow)
 {
-	u64 *remote = &SOCK(u64, V6_DADDR), *local = &SOCK(u64, V6_RCV_SADDR);
-	u32 family = SOCK(u16, FAMILY);
+	u64 *remote = &SOCK(sock, u64, V6_DADDR), *local = &SOCK(sock, u64, V6_RCV_SADDR);
+	u32 family = SOCK(sock, u16, FAMILY);
 
 	if (family == AF_INET6 && !remote[0] && (u32)remote[1] == 0xffff0000)
 		family = AF_INET;
-	flow->net = LOAD(u64, SOCK(u64, NET) + NET_COOKIE);
-	flow->local[0] = family == AF_INET ? SOCK(u32, RCV_SADDR) : local[0];
+	flow->net = LOAD(u64, SOCK(sock, u64, NET) + NET_COOKIE);
+	flow->local[0] = family == AF_INET ? SOCK(sock, u32, RCV_SADDR) : local[0];
 	flow->local[1] = family == AF_INET ? 0 : local[1];
-	flow->remote[0] = family == AF_INET ? SOCK(u32, DADDR) : remote[0];
+	flow->remote[0] = family == AF_INET ? SOCK(sock, u32, DADDR) : remote[0];
 	flow->remote[1] = family == AF_INET ? 0 : remote[1];
-	flow->local_port = SOCK(u16, NUM);
-	flow->remote_port = __builtin_bswap16(SOCK(u16, DPORT));
+	flow->local_port = SOCK(sock, u16, NUM);
+	flow->remote_port = __builtin_bswap16(SOCK(sock, u16, DPORT));
 	flow->protocol = protocol;
 	flow->family = family;
 	flow->on_wire = 0;

@@ -68,7 +68,6 @@ class Capture:
         plan: what is kept, and how it is written.
         machine: what is asked of the machine.
         limit: stop after so many packets; 0 for no limit.
-        warn: takes one line that the user should see.
         ask_for_dump: told which rule wants what is in memory to be written.
     """
 
@@ -80,14 +79,13 @@ class Capture:
         plan: Plan,
         machine: Machine,
         limit: int = 0,
-        warn: Callable[[str], None] = print,
         ask_for_dump: Callable[[str], None] = lambda _why: None,
     ) -> None:
         self.program, self.output, self._plan, self._machine = program, output, plan, machine
         self._tally = tally = Tally()
         self._reader = SegmentReader(program.memory, program.control, program.geometry)
-        self._self_test = SelfTest(program, tally, warn)
-        self.interfaces = Interfaces(program, output, selection, tally, machine.describe_namespace, warn)
+        self._self_test = SelfTest(program, tally)
+        self.interfaces = Interfaces(program, output, selection, tally, machine.describe_namespace)
         self._resolver = Resolver(program, machine.find_holders, boot_ns)
         self._labeler = Labeler(program, takes_stamped=output.labels)
         self._renumbering = Renumbering(program, output, self._reader, self._labeler, self.interfaces)
@@ -132,7 +130,7 @@ class Capture:
             plan: the new one.
             filters: packet filters to be put in place; None when there are none, or the same.
         """
-        # First of all: who has passed the old filter under an old label is asked about anew, by `take` of bpf/.
+        # First of all: the block stage asks the filter again about a packet that passed the old one with an old label.
         self.program.control[abi.GENERATION] += 1
         if filters is not None:
             self.program.exchange_filters(filters)

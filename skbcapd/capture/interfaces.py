@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
 from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.link_type import link_type
 
+_LOG = logging.getLogger(__name__)
 ANY = "any"
 REMEMBERED = 4 * abi.DEVICES_MAX
 INTERFACES_MAX = 1 << 16  # of one section: our own reader takes no more
@@ -84,7 +86,6 @@ class Interfaces:
         selection: which are wanted.
         tally: counts packets on others.
         describe_namespace: a network namespace's cookie and inode number to words for `if_description`.
-        warn: takes one line that the user should see.
     """
 
     def __init__(
@@ -94,10 +95,9 @@ class Interfaces:
         selection: Selection,
         tally: Tally,
         describe_namespace: Callable[[int, int], str],
-        warn: Callable[[str], None],
     ) -> None:
         self._program, self._output, self._selection, self._tally = program, output, selection, tally
-        self._describe_namespace, self._warn = describe_namespace, warn
+        self._describe_namespace = describe_namespace
         self._known: Bounded[tuple[int, int, bytes], KnownInterface] = Bounded(REMEMBERED)
         self._numbered = 0  # by the output
         self._netns = Path("/proc/self/ns/net").stat().st_ino
@@ -163,10 +163,10 @@ class Interfaces:
         if not self._selection.has(name, packet.netns, self._netns):
             return KnownInterface(slot)
         if kind is None:
-            self._warn(f"interface {name} has an unknown type ({packet.device_type}) and is not captured")
+            _LOG.warning("interface %s has an unknown type (%d) and is not captured", name, packet.device_type)
             return KnownInterface(slot)
         if self._numbered >= INTERFACES_MAX:
-            self._warn(f"interface {name} is one more than the {INTERFACES_MAX} of a file, and is not captured")
+            _LOG.warning("interface %s is one more than the %d of a file, and is not captured", name, INTERFACES_MAX)
             return KnownInterface(slot)
         description = Interface(
             name=packet.device,

@@ -6,7 +6,7 @@ completely, between two packets, so no stage sees parts of the old and of the ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from skbcapd.attribution.processes import Processes
@@ -67,20 +67,17 @@ def compile_filters(settings: Settings, first: int = 1) -> dict[int, Programs]:
     return packet_filter.compile_each(filters_of(settings.filter, settings.rules, first), netmask)
 
 
-def plan_for(
-    settings: Settings, filters: Mapping[int, Programs], first_filter: int = 1, warn: Callable[[str], None] = print
-) -> Plan:
+def plan_for(settings: Settings, filters: Mapping[int, Programs], first_filter: int = 1) -> Plan:
     """The plan that settings ask for.
 
     Args:
         settings: checked.
         filters: by number; see rules.filters_of.
         first_filter: number of the first rule's filter.
-        warn: takes one line that the user should see.
     """
     wants_cmdline = "cmdline" in settings.comment or any("cmdline" in rule.fields for rule in settings.rules)
     processes = Processes(cmdline=wants_cmdline)
-    rules = Rules(settings.rules, first_filter, processes.parent, warn=warn)
+    rules = Rules(settings.rules, first_filter, processes.parent)
     return Plan(
         snaplen=settings.snaplen,
         fill=settings.checksums == "fill",

@@ -10,6 +10,7 @@ result. A file with errors changes nothing.
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import socket
@@ -21,12 +22,14 @@ from skbcapd.capture.capture import Capture
 from skbcapd.capture.plan import RELOADED, compile_filters, plan_for
 from skbcapd.config.settings import ROWS, Settings
 from skbcapd.errors import ConfigError, KernelError
+from skbcapd.events import Event
 from skbcapd.filter import packet_filter
 from skbcapd.filter.packet_filter import Programs
 from skbcapd.kernel.abi import CAPTURE_MAX
 from skbcapd.kernel.loader import Loader, send
 from skbcapd.kernel.program import Filters
 
+_LOG = logging.getLogger(__name__)
 _NICE = 10  # the capture goes first
 
 
@@ -55,9 +58,7 @@ class Reload:
         capture: running.
         settings: that it was started with.
         load: reads the settings anew, or raises ConfigError; called in the child.
-        say: takes one line for people.
         tell: told True when a reload begins and False when it is over, for better or worse.
-        refuse: takes a line that says why nothing is changed; `say` unless given.
     """
 
     def __init__(
@@ -65,15 +66,12 @@ class Reload:
         capture: Capture,
         settings: Settings,
         load: Callable[[], Settings],
-        say: Callable[[str], None],
         tell: Callable[[bool], None] | None = None,
-        refuse: Callable[[str], None] | None = None,
     ) -> None:
         self._tell = tell or (lambda _: None)
         self._capture = capture
         self._settings = settings
         self._load = load
-        self._say, self._refuse = say, refuse or say
         self._filters: Mapping[int, Programs] = compile_filters(settings)
         self._first = 1  # number of the first rule's filter: those of other rules have other numbers, for good
         self._again = False
@@ -101,7 +99,7 @@ class Reload:
         try:
             self._put(*_receive(child))
         except KernelError as error:
-            self._refuse(f"not reloaded: {error}")
+            _refuse(error)
         finally:
             child.close()
         if self._again:
@@ -145,10 +143,10 @@ class Reload:
     def _put(self, prepared: Prepared, descriptors: list[int]) -> None:
         """Go on as the child has prepared it."""
         for problem in prepared.problems:
-            self._refuse(f"not reloaded: {problem}")
+            _refuse(problem)
         if prepared.problems:
             return
-        plan = plan_for(prepared.settings, prepared.filters, prepared.first, self._say)
+        plan = plan_for(prepared.settings, prepared.filters, prepared.first)
         try:
             self._capture.change(plan, Filters(prepared.places, descriptors) if prepared.places else None)
         finally:
@@ -156,9 +154,9 @@ class Reload:
                 os.close(descriptor)
         for key in ROWS.keys() - RELOADED:
             if _value(prepared.settings, key) != _value(self._settings, key):
-                self._say(f"{key} takes effect at the next start")
+                _LOG.info("%s takes effect at the next start", key, extra=Event.RELOADED.extra())
         self._settings, self._filters, self._first = prepared.settings, prepared.filters, prepared.first
-        self._say("settings reloaded")
+        _LOG.info("settings reloaded", extra=Event.RELOADED.extra())
 
 
 def _receive(child: Loader) -> tuple[Prepared, list[int]]:
@@ -167,6 +165,10 @@ def _receive(child: Loader) -> tuple[Prepared, list[int]]:
     with os.fdopen(memory, "rb") as file:
         file.seek(0)
         return pickle.load(file), descriptors  # noqa: S301  our own child made it
+
+
+def _refuse(reason: object) -> None:
+    _LOG.warning("not reloaded: %s", reason, extra=Event.NOT_RELOADED.extra())
 
 
 def _value(settings: Settings, key: str) -> object:

@@ -14,6 +14,7 @@ take at most DECIDE_S.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pwd
 import time
@@ -28,6 +29,7 @@ from skbcapd.attribution.processes import Process, User
 from skbcapd.config.pattern import TextPattern
 from skbcapd.config.settings import Rule
 
+_LOG = logging.getLogger(__name__)
 DECIDE_S = (
     0.05  # regular expressions of one decision, while few of them take long; an ordinary match takes microseconds
 )
@@ -94,7 +96,6 @@ class Rules:
         first_filter: number of the first rule's filter; the others follow.
         parent: the parent of a process, where it is certain.
         named: where network namespaces have their names.
-        warn: takes a line that people should see.
         clock: seconds.
     """
 
@@ -104,11 +105,9 @@ class Rules:
         first_filter: int = 1,
         parent: Callable[[Process], Process | None] = lambda _process: None,
         named: Path = RUN,
-        warn: Callable[[str], None] = lambda _line: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rules = rules
-        self._warn = warn
         self._clock = clock
         self._budget = Budget(DECIDE_S, clock)
         self._left_s = 0.0  # for regular expressions in this decision
@@ -192,9 +191,11 @@ class Rules:
         except TimeoutError:
             if name not in self._slow:
                 self._slow.add(name)
-                self._warn(
-                    f"{name}: the regular expression {pattern.text} takes too long (more than 20 ms, or less if that "
-                    "happens often); the condition is false for this process"
+                _LOG.warning(
+                    "%s: the regular expression %s takes too long (more than 20 ms, or less if that happens often); "
+                    "the condition is false for this process",
+                    name,
+                    pattern.text,
                 )
             return False
         finally:

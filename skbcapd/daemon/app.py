@@ -31,7 +31,6 @@ from skbcapd.daemon.report import Report, print_totals
 from skbcapd.daemon.statistics import Statistics, in_force
 from skbcapd.daemon.warnings import warnings_for
 from skbcapd.errors import FileError
-from skbcapd.events import Event
 from skbcapd.filter import packet_filter
 from skbcapd.kernel import limits, requirements
 from skbcapd.kernel import program as kernel
@@ -85,14 +84,14 @@ def files(settings: Settings) -> Files:
     wanted = settings.files
     keep = Keep(wanted.keep_size, wanted.keep_number, wanted.keep_age, wanted.keep_free)
     mode, owner = int(wanted.permissions, 8), block_writer.owner_ids(wanted.owner)
-    place = directory.CaptureDirectory(Path(wanted.directory), wanted.name, keep, mode, owner, _LOG.warning)
-    compressor = None if wanted.compress == "none" else Compressor(wanted.compress, _LOG.warning)
+    place = directory.CaptureDirectory(Path(wanted.directory), wanted.name, keep, mode, owner)
+    compressor = None if wanted.compress == "none" else Compressor(wanted.compress)
     if wanted.mode == "ring":
         limits = Limits(wanted.size)
-        dumps = RotatingOutput(place, limits, settings.encode, compressor, say=_LOG.warning, on_demand=True)
-        return Recorder(dumps, wanted.ring, settings.encode, _LOG.warning)
+        dumps = RotatingOutput(place, limits, settings.encode, compressor, on_demand=True)
+        return Recorder(dumps, wanted.ring, settings.encode)
     limits = Limits(wanted.size, wanted.every, wanted.packets)
-    return RotatingOutput(place, limits, settings.encode, compressor, wanted.flush, _LOG.warning)
+    return RotatingOutput(place, limits, settings.encode, compressor, wanted.flush)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,22 +192,15 @@ def _make_capture(run: Run) -> Capture:
         run.program,
         run.output,
         Selection(settings.interfaces, settings.exclude, settings.namespaces),
-        plan_for(settings, filters, warn=_LOG.warning),
+        plan_for(settings, filters),
         Machine(sockets.Holders().find, sockets.all_holders, sockets.flows, Namespaces().describe),
         limit=run.count,
-        warn=_LOG.warning,
         ask_for_dump=target.ask if isinstance(target, Recorder) else lambda _why: None,
     )
 
 
 def _make_reload(capture: Capture, settings: Settings, load: Callable[[], Settings], report: Report | None) -> Reload:
-    def say(line: str) -> None:
-        _LOG.info("%s", line, extra=Event.RELOADED.extra())
-
-    def refuse(line: str) -> None:
-        _LOG.warning("%s", line, extra=Event.NOT_RELOADED.extra())
-
-    return Reload(capture, settings, load, say, report.reloading if report else None, refuse)
+    return Reload(capture, settings, load, report.reloading if report else None)
 
 
 def _actions(capture: Capture, output: Files | None) -> dict[int, Callable[[], None]]:

@@ -11,6 +11,7 @@ is noticed.
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 import platform
 import struct
@@ -64,6 +65,17 @@ STATE_WORDS = 3  # used, committed, upcalls
 # enum via of bpf/layout.h; its enum direction is that of pcapng.blocks
 VIA_CURRENT, VIA_SOCKET, VIA_FLOW, VIA_INODE, VIA_PATH = range(5)
 VIA_KERNEL, VIA_FORWARDED, VIA_UNKNOWN, VIA_GROUP, VIA_UNRESOLVED = range(5, 10)
+
+
+class Stage(enum.IntEnum):
+    """enum stage of bpf/skbcapd.bpf.c: the index of a stage's program in the map of its direction."""
+
+    GUARD = 0
+    FILTER = 1
+    PROCESS = 2
+    BLOCK = 3
+    FRAME = 4
+
 
 COUNTERS = ("seen", "delivered", "filtered", "full", "contended", "start", "duplicate", "spare7")
 

@@ -14,7 +14,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from typing import Any
@@ -22,23 +22,11 @@ from typing import Any
 from skbcapd.child import Child
 from skbcapd.errors import KernelError
 from skbcapd.kernel import compiler, syscall
+from skbcapd.kernel.abi import Stage
 
-# Where a packet's way goes on: function -> those behind it, each with the map it is called through and its place there.
-_STAGES = {
-    "on_transmit": {
-        "identify_out": ("stages_out", 1),
-        "take_out": ("stages_out", 2),
-        "copy_out": ("stages_out", 3),
-        "guard_out": ("stages_out", 4),
-    },
-    "on_receive": {
-        "identify_in": ("stages_in", 1),
-        "take_in": ("stages_in", 2),
-        "copy_in": ("stages_in", 3),
-        "guard_in": ("stages_in", 4),
-    },
-}
-_FILTERS = {"on_transmit": {"filter_out": ("stages_out", 0)}, "on_receive": {"filter_in": ("stages_in", 0)}}
+# Each hook's direction: the suffix of the programs of its stages, and of the map through which they are called.
+_DIRECTIONS = {"on_transmit": "out", "on_receive": "in"}
+_UNFILTERED = tuple(stage for stage in Stage if stage is not Stage.FILTER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +82,7 @@ def load_filters(
         KernelError: the kernel refuses.
         Exception: what bcc raises.
     """
-    stages = _behind(hooks, _FILTERS)
+    stages = _behind(hooks, (Stage.FILTER,))
     made = _build(definitions, list(stages), filters)
     # What the running program has not is the filters' own: the window, whose length may be another one.
     used = set().union(*(made.used(stage.function) for stage in stages))
@@ -207,7 +195,7 @@ def _child(
     filters: str,
 ) -> None:
     """Runs in the child: load, report, measure, attach on request, report."""
-    stages = _behind(hooks, _STAGES) | (_behind(hooks, _FILTERS) if filters else {})
+    stages = _behind(hooks, Stage if filters else _UNFILTERED)
     every = [measure, *hooks, *stages]
     made = _build(definitions, every, filters)
     descriptors = {table.name: syscall.make_map(*astuple(table)) for table in made.maps}
@@ -230,12 +218,13 @@ def _build(definitions: Mapping[str, int | str], hooks: Sequence[Hook], filters:
     return compiler.build(definitions, {hook.function for hook in hooks}, filters)
 
 
-def _behind(hooks: Sequence[Hook], table: Mapping[str, Mapping[str, tuple[str, int]]]) -> dict[Hook, tuple[str, int]]:
-    """The programs that the way goes on to behind hooks, each with its map and place."""
+def _behind(hooks: Sequence[Hook], stages: Iterable[Stage]) -> dict[Hook, tuple[str, int]]:
+    """The programs of some stages behind hooks, each with the map through which it is called, and its index there."""
     return {
-        replace(hook, function=function): place
+        replace(hook, function=f"{stage.name.lower()}_{direction}"): (f"stages_{direction}", stage)
         for hook in hooks
-        for function, place in table.get(hook.function, {}).items()
+        if (direction := _DIRECTIONS.get(hook.function))
+        for stage in stages
     }
 
 

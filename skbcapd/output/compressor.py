@@ -13,14 +13,15 @@ thread of the directory.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 import subprocess
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+_LOG = logging.getLogger(__name__)
 _PROGRAMS = {"gzip": (".gz", ["gzip", "-c"]), "zstd": (".zst", ["zstd", "-q", "-c"])}
 _WAITING_MAX = 1024  # files; the rest stay plain
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -52,12 +53,10 @@ class Compressor:
 
     Args:
         kind: gzip or zstd.
-        say: takes one line for the log.
     """
 
-    def __init__(self, kind: str, say: Callable[[str], None] = lambda _line: None) -> None:
+    def __init__(self, kind: str) -> None:
         self._ending, self._command = _PROGRAMS[kind]
-        self._say = say
         self._waiting: deque[Path] = deque()
         self._at_work: _Job | None = None
         self._is_killed = False
@@ -120,7 +119,7 @@ class Compressor:
             except FileNotFoundError:
                 return None  # already too old to be kept
             except OSError as error:
-                self._say(f"{path}: {error.strerror}; it is not compressed")
+                _LOG.warning("%s: %s; it is not compressed", path, error.strerror)
                 return None
             stack.pop_all()
         return _Job(path, place, plain, target, process)
@@ -130,7 +129,7 @@ class Compressor:
         try:
             if job.process.returncode:
                 program = self._command[0]
-                self._say(f"{job.path}: {program} ended with {job.process.returncode}; it is not compressed")
+                _LOG.warning("%s: %s ended with %d; it is not compressed", job.path, program, job.process.returncode)
                 self._discard(job)
                 return None
             os.fsync(job.target)
@@ -142,7 +141,7 @@ class Compressor:
         except FileNotFoundError:
             self._discard(job)  # it was too old to be kept meanwhile
         except OSError as error:
-            self._say(f"{job.path}: {error.strerror}; it is not compressed")
+            _LOG.warning("%s: %s; it is not compressed", job.path, error.strerror)
         else:
             return name, new
         finally:

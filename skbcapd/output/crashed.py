@@ -12,17 +12,19 @@ later.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from skbcapd.output import blocks
 
+_LOG = logging.getLogger(__name__)
 SEARCH_S = 0.3  # for all files at a start
 
 
@@ -32,11 +34,10 @@ class Crashed:
     Args:
         directory: descriptor.
         path: of it, for people.
-        say: takes one line for the log.
     """
 
-    def __init__(self, directory: int, path: Path, say: Callable[[str], None]) -> None:
-        self._directory, self._path, self._say = directory, path, say
+    def __init__(self, directory: int, path: Path) -> None:
+        self._directory, self._path = directory, path
         self._until_s = time.monotonic() + SEARCH_S
         self._left: deque[tuple[str, int, int]] = deque()  # name, descriptor, where to search on
         self._search: subprocess.Popen[bytes] | None = None
@@ -58,7 +59,7 @@ class Crashed:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
                 os.close(descriptor)
-                self._say(f"{self._path / part}: the uncompressed file is missing; it is kept")
+                _LOG.warning("%s: the uncompressed file is missing; it is kept", self._path / part)
                 return
             end, is_all = blocks.whole_in(descriptor, until_s=self._until_s)
             if is_all:
@@ -84,8 +85,9 @@ class Crashed:
                     done = name
                 else:
                     os.close(descriptor)
-                    self._say(
-                        f"{self._path / name}.part: last complete block not found; it is left as it was after the crash"
+                    _LOG.warning(
+                        "%s.part: last complete block not found; it is left as it was after the crash",
+                        self._path / name,
                     )
         if self._search is None and self._left:
             _, descriptor, at = self._left[0]
@@ -96,7 +98,9 @@ class Crashed:
                 )
             except OSError as error:
                 self._left.clear()
-                self._say(f"{self._path}: {error.strerror}; files from before a crash are repaired at the next start")
+                _LOG.warning(
+                    "%s: %s; files from before a crash are repaired at the next start", self._path, error.strerror
+                )
         return done
 
     def close(self) -> None:
@@ -115,12 +119,14 @@ class Crashed:
             size = os.fstat(descriptor).st_size
             if not end:
                 os.unlink(part, dir_fd=self._directory)
-                self._say(f"{self._path / part}: deleted; it had no complete block after a crash")
+                _LOG.warning("%s: deleted; it had no complete block after a crash", self._path / part)
                 return
             if end < size:
                 os.ftruncate(descriptor, end)
             os.rename(part, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-            self._say(f"{self._path / part}: finished after a crash, {size - end} bytes of an incomplete block cut off")
+            _LOG.warning(
+                "%s: finished after a crash, %d bytes of an incomplete block cut off", self._path / part, size - end
+            )
         finally:
             os.close(descriptor)
 
@@ -129,4 +135,4 @@ class Crashed:
         try:
             yield
         except OSError as error:
-            self._say(f"{self._path / part}: {error.strerror}; it is left as it was after the crash")
+            _LOG.warning("%s: %s; it is left as it was after the crash", self._path / part, error.strerror)

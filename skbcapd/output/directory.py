@@ -18,6 +18,7 @@ threads do it, and the capture waits for them for PATIENCE_S at most.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import time
@@ -37,6 +38,7 @@ from skbcapd.output.naming import COMPRESSED, CURRENT, NUMBER_MAX, Link, Names
 from skbcapd.output.retention import DUMP_MARK, Keep, Retention
 from skbcapd.output.worker import Patience, Worker, wait_until
 
+_LOG = logging.getLogger(__name__)
 _DUMP_S = 30.0
 _CLOSE_S = 1.0  # for the keeper, at the end
 
@@ -56,20 +58,19 @@ class _Place:
     Args:
         path: made if it is missing.
         names: which files are ours; goes on behind those that are there.
-        say: takes one line for the log.
 
     Raises:
         FileError: it cannot be made or read, or another capture writes to it.
     """
 
-    def __init__(self, path: Path, names: Names, say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, names: Names) -> None:
         self._stack = contextlib.ExitStack()
         try:
             _make(path)
             self.descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._stack.callback(os.close, self.descriptor)
             self._stack.callback(os.close, lock(self.descriptor, path))
-            self.crashed = Crashed(self.descriptor, path, say)
+            self.crashed = Crashed(self.descriptor, path)
             self._stack.callback(self.crashed.close)
             numbers = self._finish_crashed(names)
             self.listing = Listing(self.descriptor, names.number_of)
@@ -114,7 +115,6 @@ class CaptureDirectory:
         mode: permission bits of files.
         owner: user and group ids of files; -1 keeps the process's. Where mode or owner is forbidden, one line says so,
             and the capture goes on: a file with the wrong owner is better than none.
-        say: takes one line for the log.
 
     Raises:
         FileError: it cannot be made or read, or another capture writes to it.
@@ -127,11 +127,10 @@ class CaptureDirectory:
         keep: Keep | None = None,
         mode: int = MODE,
         owner: tuple[int, int] = SELF,
-        say: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self.path = path
-        self.retention = Retention(path, keep or Keep(), say)
-        self._mode, self._owner, self._say = mode, owner, say
+        self.retention = Retention(path, keep or Keep())
+        self._mode, self._owner = mode, owner
         self._names = Names(template)
         self._is_told = False  # that an owner cannot be set
         self._trouble = ""  # of the keeper, as was told
@@ -140,7 +139,7 @@ class CaptureDirectory:
         self._keeper: Patience[None] = Patience("keeper")
         self._buffers = Buffers()
         self._finishing: deque[_Finishing] = deque()
-        self._place = _Place(path, self._names, say)
+        self._place = _Place(path, self._names)
         self._replaced: deque[_Place] = deque()  # that the keeper is to close
         self._at_work: CaptureFile | None = None
         self.retention.begin(self._names.last)
@@ -187,7 +186,7 @@ class CaptureDirectory:
         if not self.is_there:
             if self.waiting:
                 raise FileError(f"{self.path}: it was replaced, and files of the old one are not yet on its disk")
-            new = _Place(self.path, self._names, self._say)
+            new = _Place(self.path, self._names)
             self._replaced.append(self._place)
             self._place = new
         elif room is not None and not self.retention.has_room(self.descriptor, room):
@@ -307,7 +306,7 @@ class CaptureDirectory:
         except OSError as error:
             trouble = error.strerror or "error"
             if trouble != self._trouble:
-                self._say(f"{self.path}: {trouble}; expected to look after the files in it")
+                _LOG.warning("%s: %s; expected to look after the files in it", self.path, trouble)
             self._trouble = trouble
         else:
             self._trouble = ""
@@ -323,9 +322,11 @@ class CaptureDirectory:
                 os.fchown(file.descriptor, *self._owner)
         except OSError as error:
             if not self._is_told:
-                self._say(
-                    f"{file.working_path}: {error.strerror}; expected to set files.permissions and files.owner. Files "
-                    "keep the owner of the process. In a systemd unit, SupplementaryGroups= allows a group"
+                _LOG.warning(
+                    "%s: %s; expected to set files.permissions and files.owner. Files keep the owner of the process. "
+                    "In a systemd unit, SupplementaryGroups= allows a group",
+                    file.working_path,
+                    error.strerror,
                 )
             self._is_told = True
         with contextlib.suppress(OSError):

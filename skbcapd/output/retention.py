@@ -10,14 +10,15 @@ stops writing. All of this may take the disk long: it is for the thread of the d
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from skbcapd.output.listing import Entry, Listing
 
+_LOG = logging.getLogger(__name__)
 DUMP_MARK = "user.skbcapd.dump"  # an extended attribute of files that somebody has asked for
 
 
@@ -44,13 +45,12 @@ class Retention:
     Args:
         path: of the directory, for people.
         keep: how much.
-        say: takes one line for the log.
     """
 
-    def __init__(self, path: Path, keep: Keep, say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, keep: Keep) -> None:
         self.deleted_files = self.deleted_bytes = 0
         self.keep = keep
-        self._path, self._say = path, say
+        self._path = path
         self._first: int | None = None
         self._passed: set[str] = set()  # not to be deleted for the sake of free space, or it cannot be
 
@@ -121,12 +121,14 @@ class Retention:
         except OSError as error:
             if entry.name not in self._passed:
                 path = self._path / entry.name
-                self._say(f"{path}: {error.strerror}; expected to delete it, as a limit of files.keep_* is exceeded")
+                _LOG.warning(
+                    "%s: %s; expected to delete it, as a limit of files.keep_* is exceeded", path, error.strerror
+                )
             self._passed.add(entry.name)
             return False
         self.deleted_files += 1
         self.deleted_bytes += entry.size
         listing.look_at(entry.name)
         if why:
-            self._say(f"{self._path / entry.name}: deleted ({entry.size} bytes), as {why}")
+            _LOG.warning("%s: deleted (%d bytes), as %s", self._path / entry.name, entry.size, why)
         return True

@@ -13,6 +13,7 @@ more. What has not been passed on yet uses a part of the memory, so fewer new pa
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from skbcapd.output.worker import wait_until
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 
+_LOG = logging.getLogger(__name__)
 ASKED_PAUSE_S = 10.0  # between two dumps that rules ask for
 _LATE_S = 0.5  # until it is asked again for a file that the disk has not made in time
 _PIECE = 1 << 18  # small writes are gathered to pieces of this size; what goes, goes by the piece
@@ -87,7 +89,6 @@ class Recorder:
         files: where dumps go; it makes files on demand only.
         size: bytes of memory for packets.
         encode: as for PcapngOutput.
-        say: takes one line for the log.
         clock: seconds.
     """
 
@@ -96,14 +97,13 @@ class Recorder:
         files: RotatingOutput,
         size: int,
         encode: str = "kernel",
-        say: Callable[[str], None] = lambda _line: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.labels = encode == "kernel"
         self.is_busy = self.wants_new_numbers = False
         self.handed = self.settled = 0  # memory takes all at once
         self.dumped: int | None = 0
-        self._files, self._say = files, say
+        self._files = files
         self._memory = Memory(size)
         self._encoder = PcapngOutput(self._memory, encode)
         self._memory.take()
@@ -193,7 +193,7 @@ class Recorder:
             self._asked, self._not_before = why, self._clock() + _LATE_S
             return
         except FileError as error:
-            self._say(f"no dump (trigger: {why}): {error}; the packets stay in memory")
+            _LOG.warning("no dump (trigger: %s): %s; the packets stay in memory", why, error)
             return
         self._memory.take()
         self._dump = _Dump(why, self._files.lost)
@@ -253,7 +253,7 @@ class Recorder:
             return
         packets = dump.packets - (self._files.lost - dump.lost_before)
         self.dumped = (self.dumped or 0) + packets
-        self._say(f"dumped {packets} packets{dump.times} to {self.path} (trigger: {dump.why})")
+        _LOG.warning("dumped %d packets%s to %s (trigger: %s)", packets, dump.times, self.path, dump.why)
 
 
 class _Dump:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import logging
 import os
 import threading
 import time
@@ -44,6 +45,7 @@ from skbcapd.output.triggers import Limits, Trigger, triggers
 from skbcapd.output.worker import wait_until
 from skbcapd.pcapng.interface import Interface
 
+_LOG = logging.getLogger(__name__)
 _RESUME_ROOM = 4 << 20  # bytes free before a full disk is written to again: less is full again at once
 _ROOM = 1 << 25  # bytes that are to be free beside files.keep_free while packets come: older files go in time
 _ROOM_EVERY = 1 << 24  # bytes written, and that is seen to
@@ -267,22 +269,17 @@ class Ledger:
 
 
 class Outage:
-    """A time in which the disk takes no packets.
+    """A time in which the disk takes no packets."""
 
-    Args:
-        say: takes one line for the log.
-    """
-
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self) -> None:
         self.file: CaptureFile | None = None  # that the disk has refused, as was told
-        self._say = say
         self._lost_before = 0
         self.retry_at = 0.0
 
     def begin(self, what: str, lost_before: int, file: CaptureFile | None = None) -> None:
         """Say what has happened, and how many packets were lost until then."""
         self.file, self._lost_before = file, lost_before
-        self._say(f"{what}; packets are dropped until files can be written again")
+        _LOG.warning("%s; packets are dropped until files can be written again", what)
         self.retry_at = time.monotonic() + _RETRY_S
 
     def is_to_be_tried(self) -> bool:
@@ -294,7 +291,7 @@ class Outage:
 
     def end(self, path: str, lost: int) -> None:
         """Say that it is over, and how many packets are lost by now."""
-        self._say(f"{path}: writing again; {lost - self._lost_before} packets were dropped")
+        _LOG.warning("%s: writing again; %d packets were dropped", path, lost - self._lost_before)
 
 
 class FileSeries:
@@ -306,7 +303,6 @@ class FileSeries:
         encode: as for PcapngOutput.
         compressor: compresses finished files.
         flush_s: how often what was written is forced to the disk; 0 is never.
-        say: takes one line for the log.
         clock: seconds since 1970.
         on_demand: a file begins by `begin`, and none follows it when it has ended by `rest`.
 
@@ -321,7 +317,6 @@ class FileSeries:
         encode: str = "kernel",
         compressor: Compressor | None = None,
         flush_s: int = 0,
-        say: Callable[[str], None] = lambda _line: None,
         clock: Callable[[], float] = time.time,
         *,
         on_demand: bool = False,
@@ -331,11 +326,11 @@ class FileSeries:
         self._told = Told()
         self._prologue = Prologue()
         self._directory, self._encode, self._compressor = directory, encode, compressor
-        self._say, self._clock, self._on_demand = say, clock, on_demand
+        self._clock, self._on_demand = clock, on_demand
         self._triggers = triggers(limits)
         self._counts_packets = any(trigger.counts_packets for trigger in self._triggers)
         self._flusher = Flusher(flush_s)
-        self._ledger, self._outage = Ledger(), Outage(say)
+        self._ledger, self._outage = Ledger(), Outage()
         if compressor:  # files of a capture that ended before they were compressed
             for path in directory.plain():
                 compressor.add(path)
@@ -413,7 +408,9 @@ class FileSeries:
             self._directory.wait(STOP_S / 2)
         self.settle()
         for file in self._ledger.ending:
-            self._say(f"{file.working_path}: the disk has not written it yet; it will be finished at the next start")
+            _LOG.warning(
+                "%s: the disk has not written it yet; it will be finished at the next start", file.working_path
+            )
             file.stream.abandon()
         self._directory.close(self._compressor, timeout_s=0)
 
@@ -426,7 +423,7 @@ class FileSeries:
         for file, error in self._directory.finished(wait=wait):
             self._ledger.finish(file)
             if error and file is not self._outage.file:
-                self._say(str(error))
+                _LOG.warning("%s", error)
             elif not error and self._compressor:
                 self._compressor.add(file.path)
 
@@ -451,7 +448,7 @@ class FileSeries:
             self._resume()
         elif self.state is State.LATE and not self._is_late_told:
             self._is_late_told = True
-            self._say(f"{self._directory.path}: the disk takes long to make the next file; packets wait in memory")
+            _LOG.warning("%s: the disk takes long to make the next file; packets wait in memory", self._directory.path)
 
     def flush(self, _snapshot: Snapshot) -> None:
         """Hand on what is held back, and see whether the disk took all."""

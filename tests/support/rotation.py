@@ -36,11 +36,10 @@ class Rig:
     """An output in a directory."""
 
     def __init__(self, path: Path, **limits: int) -> None:
-        self.said: list[str] = []
         self.clock = Clock()
         self.path = path
-        self.directory = CaptureDirectory(path, say=self.said.append)
-        self.output = RotatingOutput(self.directory, Limits(**limits), say=self.said.append, clock=self.clock)
+        self.directory = CaptureDirectory(path)
+        self.output = RotatingOutput(self.directory, Limits(**limits), clock=self.clock)
         self.output.add_interface(LO)
         self.statistics: list[Statistics] = []
 

@@ -45,7 +45,9 @@ def number(count: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("limit", [0, 5])
-def test_packets_wait_for_a_late_file(limit: int, disk: SlowToMake, tmp_path: Path) -> None:
+def test_packets_wait_for_a_late_file(
+    limit: int, disk: SlowToMake, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """While the next file is late the output is busy, and takes what comes all the same; none is dropped."""
     rig = Rig(tmp_path, packets=limit)
     rig.output.write_blocks(memoryview(small(0)), rig.snapshot)
@@ -71,7 +73,7 @@ def test_packets_wait_for_a_late_file(limit: int, disk: SlowToMake, tmp_path: Pa
     assert [frame for frames in found for frame in frames] == number(23)
     assert not limit or max(map(len, found)) <= limit
     assert rig.output.lost == 0
-    assert rig.said == [f"{tmp_path}: the disk takes long to make the next file; packets wait in memory"]
+    assert caplog.messages == [f"{tmp_path}: the disk takes long to make the next file; packets wait in memory"]
 
 
 def test_what_waits_is_certain_when_it_is_written(disk: SlowToMake, tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ def test_a_late_file_at_the_end(disk: SlowToMake, tmp_path: Path) -> None:
     assert rig.output.settled == rig.output.handed
 
 
-def test_a_late_file_that_cannot_be_made(disk: SlowToMake, tmp_path: Path) -> None:
+def test_a_late_file_that_cannot_be_made(disk: SlowToMake, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Where a late file turns out to be none, what waits for it is counted, and it is said."""
     rig = Rig(tmp_path)
     disk.gate.clear()
@@ -117,5 +119,5 @@ def test_a_late_file_that_cannot_be_made(disk: SlowToMake, tmp_path: Path) -> No
     disk.gate.set()
     until(lambda: (rig.output.flush(rig.snapshot), rig.output.state is State.WAITING)[1], "it cannot be made")
     assert rig.output.lost == 2
-    assert "No such file or directory" in rig.said[-1]
+    assert "No such file or directory" in caplog.messages[-1]
     assert rig.output.settled == rig.output.handed

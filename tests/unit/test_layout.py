@@ -378,18 +378,30 @@ def enum(name: str) -> list[str]:
     return re.findall(r"[A-Z]\w+", body[1])
 
 
-def test_stages_stand_where_the_c_side_calls_them() -> None:
-    """Each stage's program is in the map of its direction, at its number in `enum stage`; each stage has a program."""
-    stages = [stage.lower() for stage in enum("stage")]
-    every = [place for table in (loader._STAGES, loader._FILTERS) for row in table.values() for place in row.items()]
-    for function, (table, number) in every:
-        stage, _, direction = function.rpartition("_")
-        assert (table, number) == (f"stages_{direction}", stages.index(stage)), function
-    assert {function.rpartition("_")[0] for function, _ in every} == set(stages)
-    for direction in ("out", "in"):
-        declared = re.search(rf"BPF_PROG_ARRAY\(stages_{direction}, (\d+)\);", PROGRAM)
-        assert declared
-        assert int(declared[1]) == len(stages)
+def test_stages_have_one_word_each() -> None:
+    """Each stage has one word and one number in C and in Python, a function stage_WORD, and a program per direction."""
+    assert [f"STAGE_{stage.name}" for stage in abi.Stage] == enum("stage")
+    assert [*abi.Stage] == list(range(len(abi.Stage)))
+    assert re.search(rf"#define STAGES {len(abi.Stage)}\n", PROGRAM)
+    for stage in abi.Stage:
+        word = stage.name.lower()
+        for direction in ("out", "in"):
+            program = re.search(rf"int {word}_{direction}\(void \*ctx\)\n{{\n\tstage_(\w+)\(", PROGRAM)
+            assert program, (stage, direction)
+            assert program[1] == word
+
+
+@pytest.mark.parametrize("stages", [tuple(abi.Stage), (abi.Stage.FILTER,), loader._UNFILTERED])
+def test_a_hook_s_stages_are_called_through_the_map_of_its_direction(stages: tuple[abi.Stage, ...]) -> None:
+    """The programs behind each hook for frames are those of its direction; other hooks have none."""
+    hooks = [loader.Hook("tracepoint", "any", name) for name in ("on_transmit", "on_receive", "on_used")]
+    found = loader._behind(hooks, stages)
+
+    assert {hook.function: place for hook, place in found.items()} == {
+        f"{stage.name.lower()}_{direction}": (f"stages_{direction}", stage)
+        for stage in stages
+        for direction in ("out", "in")
+    }
 
 
 def test_numbers_mean_the_same_on_both_sides() -> None:
