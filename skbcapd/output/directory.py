@@ -1,18 +1,19 @@
-"""The directory of capture files: used by one daemon at a time; names files, and deletes the oldest.
+"""The directory of capture files: used by one daemon at a time; names files, and deletes the
+oldest.
 
 In: the settings of files. Out: the next file to write to; finished files with their names; the
 oldest are deleted.
 
 The rules: only files with names of skbcapd are touched, and never the one being written. All names
 are relative to the descriptor of the directory, wherever its path leads now. A file gets its name
-when it is completely on the disk. All of this may take the disk long, also a look at what is there:
-threads do it, and the capture waits for them for PATIENCE_S at most.
+when it is completely on the disk. The disk can be slow in all of this, also to check whether a file
+exists: threads do it, and the capture waits for them for PATIENCE_S at most.
 
     thread     what it does
-    opener     makes the next file, and the directory anew if it was replaced
-    writer     writes pieces, and lets `current.pcapng` lead to a file with its header
-    finisher   forces finished files to the disk, and names them
-    keeper     the rest: deletes, compresses, repairs, sees whether the file in work is there
+    opener     creates the next file, and opens the directory again if it was replaced
+    writer     writes pieces, and makes `current.pcapng` point to a file that has its header
+    finisher   calls fsync for finished files, and renames them
+    keeper     everything else: retention, compression, repair, check of the current file
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _CLOSE_S = 1.0  # for the keeper, at the end
 
 @dataclass(eq=False, slots=True)
 class _Finishing:
-    """A file that gets its name, or has."""
+    """A file that is being closed and renamed, or has been."""
 
     file: CaptureFile
     error: FileError | None = None
@@ -53,14 +54,14 @@ class _Finishing:
 
 
 class _Place:
-    """A directory that is open and locked, until it is closed.
+    """An open and locked directory.
 
     Args:
-        path: made if it is missing.
-        names: which files are ours; goes on behind those that are there.
+        path: its path; created if it is missing.
+        names: recognizes files of skbcapd; numbers continue after the existing ones.
 
     Raises:
-        FileError: it cannot be made or read, or another capture writes to it.
+        FileError: it cannot be created or read, or another capture writes to it.
     """
 
     def __init__(self, path: Path, names: Names) -> None:
@@ -86,11 +87,11 @@ class _Place:
         names.last = max([names.last, *(number for number in numbers if number < NUMBER_MAX)])
 
     def close(self) -> None:
-        """Let others write here."""
+        """Close the directory, so that another capture can use it."""
         self._stack.close()
 
     def _finish_crashed(self, names: Names) -> list[int]:
-        """Have files in work of earlier runs finished; the numbers in their names."""
+        """Finish files of earlier runs; returns the numbers in their names."""
         numbers = []
         for each in sorted(os.listdir(self.descriptor)):  # noqa: PTH208  no path, a descriptor
             name = each.removesuffix(".part")
@@ -106,18 +107,19 @@ class _Place:
 
 
 class CaptureDirectory:
-    """A directory that one capture writes to.
+    """The directory of one capture.
 
     Args:
-        path: made if it is missing.
-        template: of names, with {host}, {time} and {number}.
-        keep: how much.
+        path: its path; created if it is missing.
+        template: template of file names, with {host}, {time} and {number}.
+        keep: limits of retention.
         mode: permission bits of files.
-        owner: user and group ids of files; -1 keeps the process's. Where mode or owner is forbidden, one line says so,
-            and the capture goes on: a file with the wrong owner is better than none.
+        owner: user and group ids of files; -1: of the process. If owner or mode cannot be set, one
+            message is logged, and the capture continues: a file with the wrong owner is better than
+            no file.
 
     Raises:
-        FileError: it cannot be made or read, or another capture writes to it.
+        FileError: it cannot be created or read, or another capture writes to it.
     """
 
     def __init__(
@@ -132,26 +134,27 @@ class CaptureDirectory:
         self.retention = Retention(path, keep or Keep())
         self._mode, self._owner = mode, owner
         self._names = Names(template)
-        self._is_told = False  # that an owner cannot be set
-        self._trouble = ""  # of the keeper, as was told
-        self._writer, self._finisher = Worker("writer"), Worker("finisher")  # one each: files get their names in order
+        self._is_told = False  # whether it was logged that the owner cannot be set
+        self._trouble = ""  # the last error of the keeper that was logged
+        # one thread each, so files get their names in order
+        self._writer, self._finisher = Worker("writer"), Worker("finisher")
         self._opener: Patience[CaptureFile] = Patience("opener")
         self._keeper: Patience[None] = Patience("keeper")
         self._buffers = Buffers()
         self._finishing: deque[_Finishing] = deque()
         self._place = _Place(path, self._names)
-        self._replaced: deque[_Place] = deque()  # that the keeper is to close
+        self._replaced: deque[_Place] = deque()  # the keeper closes them
         self._at_work: CaptureFile | None = None
         self.retention.begin(self._names.last)
 
     @property
     def descriptor(self) -> int:
-        """Of the directory; another one after it was replaced."""
+        """Descriptor of the directory; another one after the directory was replaced."""
         return self._place.descriptor
 
     @property
     def is_there(self) -> bool:
-        """Whether the path still leads to the directory that is locked."""
+        """Whether the path still refers to the locked directory."""
         try:
             return os.path.samestat(self.path.stat(), os.fstat(self.descriptor))
         except OSError:
@@ -159,30 +162,30 @@ class CaptureDirectory:
 
     @property
     def last_good(self) -> Path | None:
-        """The last file that was finished, if it was there a second ago."""
+        """The last finished file, if it existed a second ago."""
         name = self._place.link.last_good
         return self.path / name if name else None
 
     @property
     def waiting(self) -> int:
-        """Files that have not got their names yet."""
+        """Number of files that are not renamed yet."""
         return sum(not one.is_done for one in self._finishing)
 
     def new_file(self, *, is_dump: bool = False, room: int | None = None) -> CaptureFile:
         """Start the next file.
 
         Args:
-            is_dump: somebody has asked for it.
-            room: bytes that must be free beside `Keep.free`; None: as it comes.
+            is_dump: the file is a dump.
+            room: required free space in addition to `Keep.free`, in bytes; None: not checked.
 
         Raises:
-            FileError: it cannot be made.
-            TimeoutError: the disk does not make it in time; a later call gives it.
+            FileError: it cannot be created.
+            TimeoutError: the disk is too slow; a later call returns the file.
         """
         return self._opener.call(lambda: self._open(is_dump=is_dump, room=room))
 
     def _open(self, *, is_dump: bool, room: int | None) -> CaptureFile:
-        """Make the next file; the disk may be slow."""
+        """Create the next file; the disk can be slow."""
         if not self.is_there:
             if self.waiting:
                 raise FileError(f"{self.path}: it was replaced, and files of the old one are not yet on its disk")
@@ -202,12 +205,12 @@ class CaptureDirectory:
         )
         self._give(file)
         if is_dump:
-            with contextlib.suppress(OSError):  # the file system has no such thing
+            with contextlib.suppress(OSError):  # the file system has no extended attributes
                 os.setxattr(file.descriptor, DUMP_MARK, b"1")
         return file
 
     def begin(self, file: CaptureFile) -> None:
-        """A file has its beginning: when the disk has it, `current.pcapng` leads to it."""
+        """The file has its header: when that is on the disk, `current.pcapng` points to it."""
         file.stream.flush(whole=True)
         file.header_size = file.stream.size
         self._at_work = file
@@ -220,17 +223,18 @@ class CaptureDirectory:
         self._writer.do(point)
 
     def finish(self, file: CaptureFile) -> None:
-        """Hand on what is held back, and have a thread close the file and give it its name; see `finished`."""
+        """Write the buffered blocks, and let a thread close and rename the file; see `finished`."""
         file.stream.flush(whole=True)
         one, link = _Finishing(file), self._place.link
         self._finishing.append(one)
         self._writer.do(lambda: self._finisher.do(lambda: _close(one, link)))
 
     def finished(self, *, wait: bool = False) -> Iterator[tuple[CaptureFile, FileError | None]]:
-        """Files that were finished since the last call, in order, and a FileError where the disk has refused.
+        """Files that were finished since the last call, in order, each with a FileError if a write
+        has failed.
 
         Args:
-            wait: for all.
+            wait: wait for all files.
         """
         if wait:
             self.wait()
@@ -239,15 +243,15 @@ class CaptureDirectory:
             yield one.file, one.error
 
     def wait(self, timeout_s: float = float("inf")) -> bool:
-        """Wait until all files have their names, but no longer than so many seconds; whether they have."""
+        """Wait until all files are renamed, but at most so many seconds; returns whether they are."""
         return wait_until(lambda: not self.waiting, timeout_s)
 
     def tick(self, compressor: Compressor | None = None) -> None:
-        """Once a second: the file in work, what a crash has left, what is kept, what is compressed."""
+        """Called once a second: check the current file, repair after a crash, compression, retention."""
 
         def look_after(place: _Place) -> None:
             if self._at_work:
-                self._at_work.look()
+                self._at_work.check()
             place.link.check()
             place.crashed.tick()
             if compressor and (names := compressor.tick(place.descriptor)):
@@ -257,19 +261,19 @@ class CaptureDirectory:
         self._keep(look_after)
 
     def clean(self, room: int = 0) -> None:
-        """Delete the oldest files until no more is kept than shall be.
+        """Delete the oldest files until the limits of retention are kept.
 
         Args:
-            room: bytes that are to be free beside what shall stay free.
+            room: additional free space in bytes.
         """
         self._keep(lambda place: self.retention.clean(place.descriptor, place.listing, room))
 
     def close(self, compressor: Compressor | None = None, timeout_s: float = STOP_S) -> None:
-        """Let others write here, when all files are finished, or the disk has been waited for long enough.
+        """Close the directory, when all files are finished or the timeout has passed.
 
         Args:
-            compressor: to be stopped.
-            timeout_s: to wait for files that are not finished.
+            compressor: it is stopped.
+            timeout_s: seconds to wait for files that are not finished.
         """
         is_over = self.wait(timeout_s)
         late = self._opener.late()
@@ -281,24 +285,24 @@ class CaptureDirectory:
             self.retention.clean(place.descriptor, place.listing)
             if compressor:
                 compressor.close()
-            if late:  # made too late to be used
+            if late:  # created too late to be used
                 with contextlib.suppress(OSError):
                     os.unlink(late.working_path.name, dir_fd=place.descriptor)
                 os.close(late.descriptor)
-            if is_over:  # else a thread still needs it
+            if is_over:  # otherwise a thread still needs it
                 place.close()
 
         self._keep(close, _CLOSE_S)
 
     def _keep(self, job: Callable[[_Place], None], timeout_s: float | None = None) -> None:
-        """Do something in the keeper's thread; while it is late, nothing else."""
+        """Do a job in the keeper thread; nothing if it is still busy with an earlier one."""
 
         def do() -> None:
             while self._replaced:
                 self._replaced.popleft().close()
             job(self._place)
 
-        self._keeper.late()  # of a job before
+        self._keeper.late()  # discard the result of an earlier job
         try:
             self._keeper.call(do, timeout_s)
         except TimeoutError:
@@ -306,17 +310,17 @@ class CaptureDirectory:
         except OSError as error:
             trouble = error.strerror or "error"
             if trouble != self._trouble:
-                _LOG.warning("%s: %s; expected to look after the files in it", self.path, trouble)
+                _LOG.warning("%s: %s; expected to check and delete files in it", self.path, trouble)
             self._trouble = trouble
         else:
             self._trouble = ""
 
     def plain(self) -> list[Path]:
-        """Our finished files that are not compressed, oldest first."""
+        """Finished files that are not compressed, the oldest first."""
         return [self.path / entry.name for entry in self._place.listing if not entry.name.endswith(COMPRESSED)]
 
     def _give(self, file: CaptureFile) -> None:
-        """Set a file's owner, and then its mode, whatever the umask."""
+        """Set owner and mode of a file, independently of the umask."""
         try:
             if self._owner != SELF:
                 os.fchown(file.descriptor, *self._owner)
@@ -334,7 +338,7 @@ class CaptureDirectory:
 
 
 def _close(one: _Finishing, link: Link) -> None:
-    """Give a file its name; in the thread that waits for the disk."""
+    """Close and rename a file; called in the thread that waits for the disk."""
     file = one.file
     try:
         is_kept = file.close()
@@ -349,10 +353,10 @@ def _close(one: _Finishing, link: Link) -> None:
 
 
 def _make(path: Path) -> None:
-    """Make a directory that others cannot write to, nor to those above it that are made for it.
+    """Create a directory, and missing parents, so that other users cannot write to them.
 
     Raises:
-        OSError: that cannot be.
+        OSError: it cannot be created.
     """
     missing = [each for each in (path, *path.parents) if not each.exists()]
     for each in reversed(missing[1:]):
@@ -361,19 +365,20 @@ def _make(path: Path) -> None:
 
 
 def ask_for_dump(path: Path, proc: Path = Path("/proc")) -> Path:
-    """Have the daemon that holds a directory's lock write what it keeps in memory, and wait until it has.
+    """Make the daemon that has locked a directory write a dump, and wait for the file.
 
-    Its process is found by the lock: it cannot be a stale number. A process that would die of the signal gets none.
+    The lock shows its process id, so the id is never outdated. A process without a handler for
+    SIGUSR2 gets no signal.
 
     Args:
-        path: of the directory.
-        proc: where procfs is.
+        path: path of the directory.
+        proc: directory of procfs.
 
     Returns:
-        The file that it wrote.
+        The file with the dump.
 
     Raises:
-        FileError: nobody writes to the directory, or no file came.
+        FileError: no process writes to the directory, or no dump was written.
     """
     link = path / CURRENT
     before = _target(link)
@@ -389,7 +394,7 @@ def ask_for_dump(path: Path, proc: Path = Path("/proc")) -> Path:
         now = _target(link)
         if now != before and now and not now.endswith(".part"):
             return path / now
-        if (now, _size(path / now)) != seen:  # the disk takes it slowly
+        if (now, _size(path / now)) != seen:  # the disk is slow
             end, seen = time.monotonic() + _DUMP_S, (now, _size(path / now))
         time.sleep(0.01)
     raise FileError(f"{path}: no dump was written within {_DUMP_S:.0f} s", f"the log of process {daemon} says why")

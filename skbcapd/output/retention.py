@@ -5,7 +5,7 @@ In: the files, the settings. Out: the oldest files are deleted, and counted.
 The rule: a capture deletes what its settings say, but others also use the free space: somebody who
 fills the disk must not make it delete what was just captured. For `Keep.free` it does not delete
 files of this run, the newest file, or a dump, and it logs each deletion. If that is not enough, it
-stops writing. All of this may take the disk long: it is for the thread of the directory.
+stops writing. The disk can be slow in all of this: the keeper thread of the directory calls it.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from pathlib import Path
 from skbcapd.output.listing import Entry, Listing
 
 _LOG = logging.getLogger(__name__)
-DUMP_MARK = "user.skbcapd.dump"  # an extended attribute of files that somebody has asked for
+DUMP_MARK = "user.skbcapd.dump"  # an extended attribute of dumps
 
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """What is kept: 0 is no limit.
+    """The limits; 0: no limit.
 
     Args:
-        size: bytes of all files.
-        number: of files.
-        age_s: seconds since a file was finished.
-        free: bytes that stay free on the disk.
+        size: size of all files in bytes.
+        number: number of files.
+        age_s: age of a finished file in seconds.
+        free: free space to leave on the disk, in bytes.
     """
 
     size: int = 0
@@ -43,8 +43,8 @@ class Retention:
     """Deletes files of one directory.
 
     Args:
-        path: of the directory, for people.
-        keep: how much.
+        path: path of the directory, for messages.
+        keep: the limits.
     """
 
     def __init__(self, path: Path, keep: Keep) -> None:
@@ -52,15 +52,15 @@ class Retention:
         self.keep = keep
         self._path = path
         self._first: int | None = None
-        self._passed: set[str] = set()  # not to be deleted for the sake of free space, or it cannot be
+        self._passed: set[str] = set()  # must not be deleted to get free space, or cannot be
 
     def begin(self, number: int) -> None:
-        """A run begins: files with higher numbers are its own. Of several calls the first one counts."""
+        """A run begins: files with higher numbers belong to it. Only the first call counts."""
         if self._first is None:
             self._first = number
 
     def has_room(self, directory: int, size: int) -> bool:
-        """Whether so many bytes can be written and the disk still has the free space that it shall keep."""
+        """Whether so many bytes can be written without using the free space that must be left."""
         try:
             disk = os.fstatvfs(directory)
         except OSError:
@@ -68,12 +68,12 @@ class Retention:
         return disk.f_bavail * disk.f_frsize >= size + self.keep.free
 
     def clean(self, directory: int, listing: Listing, room: int = 0) -> None:
-        """Delete the oldest files until no more is kept than shall be.
+        """Delete the oldest files until the limits are kept.
 
         Args:
-            directory: descriptor.
+            directory: descriptor of the directory.
             listing: its files.
-            room: bytes that are to be free beside `Keep.free`.
+            room: free space in addition to `Keep.free`, in bytes.
         """
         keep, now = self.keep, time.time()
         listing.refresh()
@@ -88,7 +88,7 @@ class Retention:
             self._make_room(directory, listing, room)
 
     def _make_room(self, directory: int, listing: Listing, room: int) -> None:
-        """Delete what may be deleted for the sake of free space."""
+        """Delete files to get free space."""
         earlier = []
         for entry in listing:
             if entry.number > (self._first or 0):
@@ -112,7 +112,7 @@ class Retention:
         return True
 
     def _delete(self, directory: int, listing: Listing, entry: Entry, why: str = "") -> bool:
-        """Delete a file, and say why; whether it is gone."""
+        """Delete a file, and log why; returns whether it is deleted."""
         try:
             os.unlink(entry.name, dir_fd=directory)
         except FileNotFoundError:

@@ -73,7 +73,7 @@ def test_packets_wait_for_a_late_file(
     assert [frame for frames in found for frame in frames] == number(23)
     assert not limit or max(map(len, found)) <= limit
     assert rig.output.lost == 0
-    assert caplog.messages == [f"{tmp_path}: the disk takes long to make the next file; packets wait in memory"]
+    assert caplog.messages == [f"{tmp_path}: the disk is slow to create the next file; packets wait in memory"]
 
 
 def test_what_waits_is_certain_when_it_is_written(disk: SlowToMake, tmp_path: Path) -> None:
