@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,10 @@ from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
 from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.link_type import link_type
 
+_LOG = logging.getLogger(__name__)
 ANY = "any"
 REMEMBERED = 4 * abi.DEVICES_MAX
-INTERFACES_MAX = 1 << 16  # of one section: our own reader takes no more
+INTERFACES_MAX = 1 << 16  # of one section: our own reader accepts no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,9 @@ class Selection:
 
     Args:
         interfaces: names or globs, or ("any",).
-        exclude: names or globs, of any namespace, that are not wanted all the same.
-        namespaces: network namespaces that they are in, by name or inode number, "self" being this process's; none
-            said: all of them for ("any",), else self.
+        exclude: names or globs of interfaces to leave out, in any namespace.
+        namespaces: names or inode numbers of their network namespaces, or "self" for that of this
+            process; empty: all for ("any",), otherwise self.
     """
 
     interfaces: Sequence[str] = (ANY,)
@@ -51,7 +53,7 @@ class Selection:
 
     @property
     def is_all(self) -> bool:
-        """Whether every interface of the machine is captured."""
+        """Whether all interfaces of the machine are captured."""
         return ANY in self.interfaces and not self.exclude and not self.namespaces
 
     def has(self, name: str, netns: int, own_netns: int) -> bool:
@@ -60,13 +62,13 @@ class Selection:
         Args:
             name: its name.
             netns: inode number of its network namespace.
-            own_netns: that of this process's.
+            own_netns: inode number of the network namespace of this process.
         """
         is_meant = ANY in self.interfaces or _is_among(name, self.interfaces)
         return is_meant and self._has_namespace(netns, own_netns) and not _is_among(name, self.exclude)
 
     def named(self) -> dict[str, int]:
-        """Which network namespaces have the names that are said now: inode numbers, 0 for none."""
+        """The network namespaces that now have these names: inode numbers, 0 for none."""
         return {name: inode_of(name) for name in self.namespaces if name != "self" and not name.isdecimal()}
 
     def _has_namespace(self, netns: int, own_netns: int) -> bool:
@@ -76,15 +78,16 @@ class Selection:
 
 
 class Interfaces:
-    """Finds a packet's interface, and tells program and output of new ones.
+    """Finds the interface of a packet, and registers new interfaces in the program and in the
+    output.
 
     Args:
         program: counts packets by interface.
         output: numbers interfaces.
-        selection: which are wanted.
-        tally: counts packets on others.
-        describe_namespace: a network namespace's cookie and inode number to words for `if_description`.
-        warn: takes one line that the user should see.
+        selection: which interfaces are captured.
+        tally: counts the packets of excluded interfaces.
+        describe_namespace: returns the text of `if_description` for the cookie and inode number of
+            a network namespace.
     """
 
     def __init__(
@@ -94,20 +97,19 @@ class Interfaces:
         selection: Selection,
         tally: Tally,
         describe_namespace: Callable[[int, int], str],
-        warn: Callable[[str], None],
     ) -> None:
         self._program, self._output, self._selection, self._tally = program, output, selection, tally
-        self._describe_namespace, self._warn = describe_namespace, warn
+        self._describe_namespace = describe_namespace
         self._known: Bounded[tuple[int, int, bytes], KnownInterface] = Bounded(REMEMBERED)
         self._numbered = 0  # by the output
         self._netns = Path("/proc/self/ns/net").stat().st_ino
         self._named = selection.named()
         self.seen = 0
-        """How many there were."""
+        """Number of interfaces that were seen."""
         program.control[abi.DEVICE_FILTER] = not selection.is_all
 
     def take(self, record: Record, plan: Plan) -> Record | None:
-        """Stage: the packet's interface; the end where that is not wanted."""
+        """Stage: find the interface of the packet; ends the way of packets of excluded interfaces."""
         packet = record.packet
         identity = (packet.net, packet.ifindex, packet.device)
         found = self._known.use(identity)
@@ -116,7 +118,7 @@ class Interfaces:
             self.seen += 1
             self._tell_program(packet, found)
         elif found.description is None:
-            # The program remembers DEVICES_MAX, and forgets the least used.
+            # The program stores DEVICES_MAX interfaces, and evicts the least recently used.
             self._tell_program(packet, found)
         elif found.interface_id < 0:
             found.interface_id = self._number(found.description)
@@ -128,9 +130,10 @@ class Interfaces:
         return record
 
     def reconsider(self) -> None:
-        """Once a second: where a name means another network namespace, interfaces that were not wanted are new again.
+        """Called once a second: if a name now belongs to another network namespace, check all
+        excluded interfaces again.
 
-        A namespace may get a name after its first packet: `ip netns attach`.
+        A namespace can get a name after its first packet (`ip netns attach`).
         """
         named = self._selection.named()
         if named == self._named:
@@ -142,13 +145,15 @@ class Interfaces:
                 self._tell(*identity, slot=known.slot, unwanted=False)
 
     def forget_numbers(self) -> None:
-        """Each interface gets a new number with its next packet."""
+        """Give each interface a new number with its next packet."""
         self._numbered = 0
         for known in self._known.values():
             known.interface_id = -1
 
     def statistics(self) -> Iterator[Statistics]:
-        """What became of the packets of each until now; not of those that share a row of counters."""
+        """The statistics of each interface until now, without interfaces that share a row of
+        counters.
+        """
         for known in self._known.values():
             if known.description and known.interface_id >= 0 and known.slot < abi.SLOTS - 1:
                 row, early = self._program.counters(known.slot), known.early
@@ -163,10 +168,10 @@ class Interfaces:
         if not self._selection.has(name, packet.netns, self._netns):
             return KnownInterface(slot)
         if kind is None:
-            self._warn(f"interface {name} has an unknown type ({packet.device_type}) and is not captured")
+            _LOG.warning("interface %s has an unknown type (%d) and is not captured", name, packet.device_type)
             return KnownInterface(slot)
         if self._numbered >= INTERFACES_MAX:
-            self._warn(f"interface {name} is one more than the {INTERFACES_MAX} of a file, and is not captured")
+            _LOG.warning("interface %s is one more than the %d of a file, and is not captured", name, INTERFACES_MAX)
             return KnownInterface(slot)
         description = Interface(
             name=packet.device,
@@ -202,7 +207,7 @@ def _is_among(name: str, globs: Sequence[str]) -> bool:
 
 
 def _speed_bps(name: str) -> int | None:
-    """The speed of an interface of our own namespace, where it has one."""
+    """The speed of an interface of our own namespace, if it is known."""
     with contextlib.suppress(OSError, ValueError):
         speed = int(Path("/sys/class/net", name, "speed").read_text())
         return speed * 1_000_000 if speed > 0 else None

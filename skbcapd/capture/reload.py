@@ -10,6 +10,7 @@ result. A file with errors changes nothing.
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import socket
@@ -21,24 +22,27 @@ from skbcapd.capture.capture import Capture
 from skbcapd.capture.plan import RELOADED, compile_filters, plan_for
 from skbcapd.config.settings import ROWS, Settings
 from skbcapd.errors import ConfigError, KernelError
+from skbcapd.events import Event
 from skbcapd.filter import packet_filter
 from skbcapd.filter.packet_filter import Programs
 from skbcapd.kernel.abi import CAPTURE_MAX
 from skbcapd.kernel.loader import Loader, send
 from skbcapd.kernel.program import Filters
 
-_NICE = 10  # the capture goes first
+_LOG = logging.getLogger(__name__)
+_NICE = 10  # the capture has a higher priority
 
 
 class Prepared(NamedTuple):
-    """What a child has made of the config file.
+    """The result of a child that has read the config file.
 
     Args:
         settings: all of them.
         filters: compiled, by number.
-        first: number of the first rule's filter.
-        places: of the filters' programs, whose descriptors come with this; none: they are those in place.
-        problems: why nothing is to be changed; then the rest is as it was.
+        first: number of the filter of the first rule.
+        places: map and slot of each filter program, whose descriptors are passed with this; empty:
+            the filters are unchanged.
+        problems: errors; then nothing changes.
     """
 
     settings: Settings
@@ -49,15 +53,13 @@ class Prepared(NamedTuple):
 
 
 class Reload:
-    """One capture's settings over time.
+    """The current settings of a capture, and reloads.
 
     Args:
         capture: running.
-        settings: that it was started with.
-        load: reads the settings anew, or raises ConfigError; called in the child.
-        say: takes one line for people.
-        tell: told True when a reload begins and False when it is over, for better or worse.
-        refuse: takes a line that says why nothing is changed; `say` unless given.
+        settings: settings at the start.
+        load: reads the settings again, or raises ConfigError; called in the child.
+        tell: called with True when a reload begins, and with False when it ends.
     """
 
     def __init__(
@@ -65,28 +67,25 @@ class Reload:
         capture: Capture,
         settings: Settings,
         load: Callable[[], Settings],
-        say: Callable[[str], None],
         tell: Callable[[bool], None] | None = None,
-        refuse: Callable[[str], None] | None = None,
     ) -> None:
         self._tell = tell or (lambda _: None)
         self._capture = capture
         self._settings = settings
         self._load = load
-        self._say, self._refuse = say, refuse or say
         self._filters: Mapping[int, Programs] = compile_filters(settings)
-        self._first = 1  # number of the first rule's filter: those of other rules have other numbers, for good
+        self._first = 1  # number of the filter of the first rule; numbers are never reused
         self._again = False
         self.child: Loader | None = None
-        """What prepares other settings, if that is going on."""
+        """The child that prepares a reload; None if there is none."""
 
     @property
     def settings(self) -> Settings:
-        """The settings that were put in place last, also those that wait for the next start."""
+        """The settings of the last reload, including those that take effect at the next start."""
         return self._settings
 
     def begin(self) -> None:
-        """Have the settings read by a child; while there is one, again behind that."""
+        """Start a child that reads the settings; if there is one, another one follows it."""
         if self.child is not None:
             self._again = True
             return
@@ -94,14 +93,14 @@ class Reload:
         self.child = Loader(self._work, _NICE)
 
     def finish(self) -> None:
-        """Put the settings in place that the child has prepared; to be called when it is readable."""
+        """Use the settings that the child has prepared; called when its socket is readable."""
         child, self.child = self.child, None
         if child is None:
             return
         try:
             self._put(*_receive(child))
         except KernelError as error:
-            self._refuse(f"not reloaded: {error}")
+            _refuse(error)
         finally:
             child.close()
         if self._again:
@@ -111,14 +110,16 @@ class Reload:
             self._tell(False)  # noqa: FBT003
 
     def close(self) -> None:
-        """Wait no longer: end the child, whatever it does."""
+        """End the child."""
         if self.child is not None:
             self.child.close()
             self.child = None
 
     def prepare(self) -> tuple[Prepared, list[int]]:
-        """For the child: what the config file asks for, and descriptors of filters that are to be put in place."""
-        packet_filter.forget()  # names may mean something else by now
+        """Read and compile the settings; called in the child. Returns also the descriptors of new
+        filters.
+        """
+        packet_filter.forget()  # names can have new addresses
         try:
             settings = self._load()
         except ConfigError as error:
@@ -137,18 +138,18 @@ class Reload:
     def _work(self, channel: socket.socket) -> None:
         """Runs in the child."""
         prepared, descriptors = self.prepare()
-        memory = os.memfd_create("skbcapd-settings")  # a message has a bound, filters need not keep to it
+        memory = os.memfd_create("skbcapd-settings")  # a message has a size limit, filters do not
         with os.fdopen(memory, "wb", closefd=False) as file:
             pickle.dump(prepared, file)
         send(channel, {}, [*descriptors, memory])
 
     def _put(self, prepared: Prepared, descriptors: list[int]) -> None:
-        """Go on as the child has prepared it."""
+        """Use the settings that the child has prepared."""
         for problem in prepared.problems:
-            self._refuse(f"not reloaded: {problem}")
+            _refuse(problem)
         if prepared.problems:
             return
-        plan = plan_for(prepared.settings, prepared.filters, prepared.first, self._say)
+        plan = plan_for(prepared.settings, prepared.filters, prepared.first)
         try:
             self._capture.change(plan, Filters(prepared.places, descriptors) if prepared.places else None)
         finally:
@@ -156,17 +157,21 @@ class Reload:
                 os.close(descriptor)
         for key in ROWS.keys() - RELOADED:
             if _value(prepared.settings, key) != _value(self._settings, key):
-                self._say(f"{key} takes effect at the next start")
+                _LOG.info("%s takes effect at the next start", key, extra=Event.RELOADED.extra())
         self._settings, self._filters, self._first = prepared.settings, prepared.filters, prepared.first
-        self._say("settings reloaded")
+        _LOG.info("settings reloaded", extra=Event.RELOADED.extra())
 
 
 def _receive(child: Loader) -> tuple[Prepared, list[int]]:
-    """What a child has prepared, with the descriptors of its filters."""
+    """The result of a child, with the descriptors of its filters."""
     _, [*descriptors, memory] = child.receive()
     with os.fdopen(memory, "rb") as file:
         file.seek(0)
         return pickle.load(file), descriptors  # noqa: S301  our own child made it
+
+
+def _refuse(reason: object) -> None:
+    _LOG.warning("not reloaded: %s", reason, extra=Event.NOT_RELOADED.extra())
 
 
 def _value(settings: Settings, key: str) -> object:

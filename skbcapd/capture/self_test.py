@@ -8,6 +8,7 @@ The rule: these packets are counted and never written, even if they arrive late.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ from skbcapd.kernel import abi
 from skbcapd.kernel.marker import Marker
 from skbcapd.kernel.program import Program
 
+_LOG = logging.getLogger(__name__)
 _PROOF_S = 2.0
 
 
@@ -27,19 +29,20 @@ class SelfTest:
 
     Args:
         program: loaded.
-        tally: counts the test's packets.
-        warn: takes one line that the user should see.
+        tally: counts the packets of the self-test.
     """
 
-    def __init__(self, program: Program, tally: Tally, warn: Callable[[str], None]) -> None:
-        self._program, self._tally, self._warn = program, tally, warn
+    def __init__(self, program: Program, tally: Tally) -> None:
+        self._program, self._tally = program, tally
         self._marker: Marker | None = None
         self.is_proven = False
         self.private_net = 0
-        """Cookie of the namespace that only the test's packets are in; 0 where there is none."""
+        """Cookie of the namespace that has only self-test packets; 0 if there is none."""
 
     def measure(self) -> None:
-        """Before the program is attached: find out what it needs to know; what it lacks is said."""
+        """Before the attach: measure what the program needs to know; log a warning for what cannot
+        be measured.
+        """
         program = self._program
         try:
             self._marker = Marker()
@@ -47,18 +50,21 @@ class SelfTest:
             program.control[abi.OWN_NET] = self.private_net
             program.measure(self._marker)
         except (KernelError, OSError) as error:
-            self._warn(f"cannot measure where the kernel maps its pages: {error}")
+            _LOG.warning("cannot measure where the kernel maps its pages: %s", error)
         if not program.process_context:
-            self._warn("cannot tell system calls from softirqs on this kernel: packets are captured without a process")
+            _LOG.warning(
+                "cannot tell system calls from softirqs on this kernel: packets are captured without a process"
+            )
 
     def prove(self, drain: Callable[[], object]) -> None:
-        """Once it is attached: send the marker until it came back whole, or have it read no pages.
+        """After the attach: send the marker until it is captured completely; otherwise disable
+        reading of pages.
 
         Args:
-            drain: brings packets to `take`.
+            drain: passes packets to `take`.
         """
         program = self._program
-        # What leaves by loopback has to be seen.
+        # Frames on loopback are captured when they are sent.
         is_seen = any(hook.function == "on_transmit" for hook in program.hooks)
         if self._marker is not None and program.paged and is_seen:
             deadline = time.monotonic() + _PROOF_S
@@ -69,13 +75,13 @@ class SelfTest:
             if not self.is_proven:
                 program.control[abi.PAGE_BASE] = 0
         if not program.control[abi.PAGE_BASE]:
-            self._warn("paged frames cannot be read on this kernel: they are cut at the end of their linear part")
+            _LOG.warning("paged frames cannot be read on this kernel: they are cut at the end of their linear part")
         if self._marker is not None:
             self._marker.close()
             self._marker = None
 
     def take(self, record: Record, _plan: Plan) -> Record | None:
-        """Stage: the test's own packets end here."""
+        """Stage: ends the way of self-test packets."""
         packet = record.packet
         is_marker = self._marker is not None and self._marker.is_in(packet.net, packet.frame)
         self.is_proven |= is_marker

@@ -1,7 +1,7 @@
 """`skbcapd doctor`: check whether this system can capture, and how to fix what is missing.
 
-In: the findings of `kernel.requirements`, and one short capture of the marker packet. Out: a line for each finding, and
-a remedy for each that makes capture impossible.
+In: the findings of `kernel.requirements`, and one short capture of the marker packet. Out: a line
+for each finding, and a remedy for each one that prevents a capture.
 
 The rule: the last check is a real capture, with the same code as any other.
 """
@@ -54,12 +54,11 @@ class _Discard:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing is kept."""
+        """Does nothing."""
 
 
 def _trial() -> Iterator[Finding]:
-    """Load the program, attach it, capture the marker packet."""
-    warnings: list[str] = []
+    """Load the program, attach it, and capture the marker packet."""
     try:
         hooks = kernel.choose_hooks("auto", ("out", "in"), "queue")
         program = kernel.load(abi.Geometry(4), hooks)
@@ -68,7 +67,7 @@ def _trial() -> Iterator[Finding]:
         return
     try:
         output = PcapngOutput(_Discard())
-        capture = Capture(program, output, Selection(), Plan(), Machine(), warn=warnings.append)
+        capture = Capture(program, output, Selection(), Plan(), Machine())
         capture.start()
         capture.stop()
     except SkbcapdError as error:
@@ -89,7 +88,5 @@ def _trial() -> Iterator[Finding]:
             yield Finding(
                 "system calls", "not distinguished from softirqs; skbcapd cannot find any process", _UNMEASURED
             )
-        for line in warnings:
-            yield Finding("warning", line)
     finally:
         program.close()

@@ -1,7 +1,7 @@
-"""The composition root: settings in, a capture that runs to its end out.
+"""The composition root: makes a capture from settings, and runs it to its end.
 
-Only this module connects the packages: the loaded program, the capture, its output, and what a running capture needs
-(event loop, report, endpoints, reload).
+Only this module connects the packages: the loaded program, the capture, its output, and what a
+running capture needs (event loop, report, endpoints, reload).
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from skbcapd.daemon.report import Report, print_totals
 from skbcapd.daemon.statistics import Statistics, in_force
 from skbcapd.daemon.warnings import warnings_for
 from skbcapd.errors import FileError
-from skbcapd.events import Event
 from skbcapd.filter import packet_filter
 from skbcapd.kernel import limits, requirements
 from skbcapd.kernel import program as kernel
@@ -49,16 +48,16 @@ _LOG = logging.getLogger(__name__)
 
 Files: TypeAlias = RotatingOutput | Recorder
 Target: TypeAlias = block_writer.CaptureFile | block_writer.StandardOutput | Files
-"""Where the bytes of an output are written; closed at the end."""
+"""The destination of the bytes of an output; closed at the end."""
 
 
 def load_program(settings: Settings) -> kernel.Program:
-    """Compile, or take from the cache, and load the kernel program.
+    """Load the kernel program; compile it if it is not cached.
 
     Raises:
-        KernelError: this kernel cannot capture, or rejects the program; or a limit of the process or its cgroup is
-            too small.
-        BtfError: its type information is not as expected.
+        KernelError: this kernel cannot capture, or rejects the program; or a limit of the process
+            or its cgroup is too small.
+        BtfError: the type information of the kernel is missing or unknown.
     """
     hooks = kernel.choose_hooks(settings.attach, settings.directions, settings.transmit)
     requirements.refuse_hopeless()
@@ -77,7 +76,7 @@ def _import_scapy() -> object:
 
 
 def files(settings: Settings) -> Files:
-    """The output that writes files as the settings say.
+    """The output for the settings of files.
 
     Raises:
         FileError: files.directory cannot be used.
@@ -85,14 +84,14 @@ def files(settings: Settings) -> Files:
     wanted = settings.files
     keep = Keep(wanted.keep_size, wanted.keep_number, wanted.keep_age, wanted.keep_free)
     mode, owner = int(wanted.permissions, 8), block_writer.owner_ids(wanted.owner)
-    place = directory.CaptureDirectory(Path(wanted.directory), wanted.name, keep, mode, owner, _LOG.warning)
-    compressor = None if wanted.compress == "none" else Compressor(wanted.compress, _LOG.warning)
+    place = directory.CaptureDirectory(Path(wanted.directory), wanted.name, keep, mode, owner)
+    compressor = None if wanted.compress == "none" else Compressor(wanted.compress)
     if wanted.mode == "ring":
         limits = Limits(wanted.size)
-        dumps = RotatingOutput(place, limits, settings.encode, compressor, say=_LOG.warning, on_demand=True)
-        return Recorder(dumps, wanted.ring, settings.encode, _LOG.warning)
+        dumps = RotatingOutput(place, limits, settings.encode, compressor, on_demand=True)
+        return Recorder(dumps, wanted.ring, settings.encode)
     limits = Limits(wanted.size, wanted.every, wanted.packets)
-    return RotatingOutput(place, limits, settings.encode, compressor, wanted.flush, _LOG.warning)
+    return RotatingOutput(place, limits, settings.encode, compressor, wanted.flush)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +99,15 @@ class Run:
     """One capture, from its start to its end.
 
     Args:
-        settings: of the start.
+        settings: settings at the start.
         program: loaded.
         output: takes the packets.
-        target: where the output's bytes end; closed at the end.
-        duration_s: end after so many seconds; None for never.
-        count: end after so many packets; 0 for never.
-        load: reads the settings anew on SIGHUP; None: they never change.
+        target: destination of the output; closed at the end.
+        duration_s: stop after so many seconds; None: never.
+        count: stop after so many packets; 0: never.
+        load: reads the settings again on SIGHUP; None: they never change.
         live: report to the service manager, the journal or a terminal.
-        quiet: say only what went wrong.
+        quiet: print and log errors and drops only.
     """
 
     settings: Settings
@@ -123,11 +122,11 @@ class Run:
 
 
 def serve(run: Run) -> int:
-    """Run a capture to its end; the exit code.
+    """Run a capture to its end; returns the exit code.
 
     Raises:
         KernelError: the capture cannot start.
-        FileError: the output refuses.
+        FileError: the output cannot be written.
     """
     settings, target = run.settings, run.target
     standard_streams.limit_patience()
@@ -169,7 +168,7 @@ def serve(run: Run) -> int:
 
 
 def _all(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
-    """One call that makes all of these, in their order."""
+    """Makes all of these in one call, in their order."""
 
     def call() -> None:
         for each in calls:
@@ -179,7 +178,7 @@ def _all(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
 
 
 def _make_endpoints(capture: Capture, output: Files, settings: Settings, reload: Reload) -> Endpoints:
-    """What can be asked of a running capture."""
+    """The statistics of a running capture."""
     statistics = Statistics(
         capture, output, lambda: in_force(settings, reload.settings), log_dropped=lambda: LOG.dropped
     )
@@ -193,26 +192,19 @@ def _make_capture(run: Run) -> Capture:
         run.program,
         run.output,
         Selection(settings.interfaces, settings.exclude, settings.namespaces),
-        plan_for(settings, filters, warn=_LOG.warning),
+        plan_for(settings, filters),
         Machine(sockets.Holders().find, sockets.all_holders, sockets.flows, Namespaces().describe),
         limit=run.count,
-        warn=_LOG.warning,
         ask_for_dump=target.ask if isinstance(target, Recorder) else lambda _why: None,
     )
 
 
 def _make_reload(capture: Capture, settings: Settings, load: Callable[[], Settings], report: Report | None) -> Reload:
-    def say(line: str) -> None:
-        _LOG.info("%s", line, extra=Event.RELOADED.extra())
-
-    def refuse(line: str) -> None:
-        _LOG.warning("%s", line, extra=Event.NOT_RELOADED.extra())
-
-    return Reload(capture, settings, load, say, report.reloading if report else None, refuse)
+    return Reload(capture, settings, load, report.reloading if report else None)
 
 
 def _actions(capture: Capture, output: Files | None) -> dict[int, Callable[[], None]]:
-    """What the output does on signals."""
+    """The actions on signals."""
     if isinstance(output, RotatingOutput):
         return {
             signal.SIGUSR1: lambda: output.rotate(capture.statistics),

@@ -1,13 +1,16 @@
-"""Logging: to the systemd journal with fields, otherwise to stderr as plain lines. Only this module sets it up.
+"""Logging: to the systemd journal with fields, otherwise to stderr as plain lines. Only this module
+sets it up.
 
-In: records of `logging` below the logger `skbcapd`; `extra=Event.X.extra(...)` gives the kind of a record. Out: one
-journal entry with MESSAGE_ID, PRIORITY and a SKBCAPD_ field for each value, or one line.
+In: records of `logging` below the logger `skbcapd`; `extra=Event.X.extra(...)` gives the kind of a
+record. Out: one journal entry with MESSAGE_ID, PRIORITY and a SKBCAPD_ field for each value, or one
+line.
 
 The rules not to break:
 
-- The log stays short: at most BURST lines of each kind are written in WINDOW_S. The others are counted, and the count
-  is logged. Replies to actions of an administrator are always written.
-- Log lines cannot harm a terminal: the formatter escapes them, because others choose names of interfaces and files.
+- The log stays short: at most BURST lines of each kind are written in WINDOW_S. The others are
+  counted, and the count is logged. Replies to actions of an administrator are always written.
+- Log lines cannot harm a terminal: the formatter escapes them, because others choose names of
+  interfaces and files.
 - A line that cannot be written is dropped and counted; it never stops the capture.
 
 Source: systemd.journal-fields(7), sd_journal_stream_fd(3) for JOURNAL_STREAM.
@@ -31,7 +34,7 @@ WINDOW_S = 30.0
 BURST = 20
 
 _LOGGER = logging.getLogger("skbcapd")
-_KINDS = {logging.ERROR: Event.FAILED, logging.WARNING: Event.WARNING}  # of records without a kind
+_KINDS = {logging.ERROR: Event.FAILED, logging.WARNING: Event.WARNING}  # for records without a kind
 _ALWAYS = {Event.RELOADED.value, Event.NOT_RELOADED.value, Event.FAILED.value}
 
 Send = Callable[[Mapping[str, str]], None]
@@ -51,7 +54,7 @@ class Log:
         self, level: str = "info", send: Send | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.is_journal = send is not None
-        """Whether there are fields; then no status line is printed."""
+        """Whether the log is the journal; then no status line is printed."""
         self._counter = _Counter()
         self._handler = _journal_handler(send, self._counter) if send else _StderrHandler(self._counter)
         self._handler.setFormatter(EscapingFormatter("%(message)s" if send else "skbcapd: %(message)s"))
@@ -61,7 +64,7 @@ class Log:
 
     @property
     def level(self) -> str:
-        """Minimum severity that is written."""
+        """Minimum severity that is logged."""
         return self._level
 
     @level.setter
@@ -71,7 +74,7 @@ class Log:
 
     @property
     def dropped(self) -> int:
-        """Lines that could not be written."""
+        """Number of lines that could not be written."""
         return self._counter.dropped + standard_streams.dropped()
 
     def install(self) -> None:
@@ -82,7 +85,7 @@ class Log:
         _LOGGER.setLevel(logging.DEBUG)  # the handler filters by level
 
     def tick(self) -> None:
-        """Log how many lines were suppressed, when their window is over; called once per second."""
+        """Called once per second: log how many lines were suppressed, when their window is over."""
         self._bursts.end_windows()
 
     def close(self) -> None:
@@ -101,7 +104,7 @@ class EscapingFormatter(logging.Formatter):
         return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        """A traceback, line by line."""
+        """A traceback, with each line escaped."""
         return "\n".join(escaped(line) for line in super().formatException(ei).split("\n"))
 
 
@@ -117,10 +120,11 @@ class BurstFilter(logging.Filter):
         super().__init__()
         self._emit, self._clock = emit, clock
         self._lock = threading.RLock()
-        self._windows: dict[str, tuple[float, int, int]] = {}  # of a kind: when it began, how often since, level
+        # by kind: start of the window, number of records in it, level
+        self._windows: dict[str, tuple[float, int, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether it passes."""
+        """Whether the record is logged."""
         kind = _kind(record)
         with self._lock:
             self.end_windows()
@@ -142,7 +146,7 @@ class BurstFilter(logging.Filter):
 
 
 class _Counter:
-    """Records that could not be written."""
+    """Number of records that could not be written."""
 
     dropped = 0
 

@@ -24,22 +24,22 @@ from skbcapd.capture.reload import Reload
 from skbcapd.daemon.server import Server
 from skbcapd.kernel.abi import SEGMENT_SIZE
 
-LATENCY_S = 0.09  # packets wait no longer in memory
-BUSY_S = 0.01  # until an output that is at work is asked again
+LATENCY_S = 0.09  # the longest time that packets wait in memory
+BUSY_S = 0.01  # interval of polling a busy output
 TICK_S = 1.0
 
 
 class Service:
-    """Runs one capture until a signal, a deadline, a limit or the end of its reader.
+    """Runs one capture until a signal, a deadline, a limit, or until the reader of its output ends.
 
     Args:
-        capture: not yet started.
-        duration_s: end after so many seconds; None for never.
-        output_fd: descriptor whose reader may go away; None when it cannot.
+        capture: the capture, not started yet.
+        duration_s: stop after so many seconds; None: never.
+        output_fd: descriptor of an output with a reader; None: a file.
         tick: called once a second.
-        actions: what to do at other signals, by their numbers.
-        reload: begun on SIGHUP; None: that signal ends the capture as it does any program.
-        server: asked to serve when its descriptor is readable; None where nobody may ask.
+        actions: actions on other signals, by number.
+        reload: started by SIGHUP; None: SIGHUP ends the capture.
+        server: called when its descriptor is readable; None: no endpoints.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class Service:
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
 
     def run(self, started: Callable[[], None]) -> None:
-        """Start the capture, run it, stop it.
+        """Start, run and stop the capture.
 
         Args:
-            started: called when the first packet would be seen.
+            started: called when packets are captured.
 
         Raises:
             KernelError: the capture cannot start.
@@ -90,7 +90,7 @@ class Service:
             self._loop()
             broken = False
         except BrokenPipeError:
-            pass  # whoever read our output has enough: what is left is lost
+            pass  # the reader has ended: the remaining packets are dropped
         finally:
             if self._reload is not None:
                 self._reload.close()
@@ -117,7 +117,7 @@ class Service:
             try:
                 self._epoll.register(self._output_fd, 0)  # errors and hang-ups are always reported
             except PermissionError:
-                self._output_fd = None  # a regular file never hangs up
+                self._output_fd = None  # a regular file has no reader
 
     def _loop(self) -> None:
         capture = self.capture
@@ -134,23 +134,24 @@ class Service:
             self._tick_if_due(now)
             if moved >= SEGMENT_SIZE or capture.is_cut_short:
                 if self._server is not None:
-                    self._server.serve()  # the loop does not wait while it has too much to do
+                    self._server.serve()  # the loop does not wait if it has too much to do
                 continue
             if not moved and not capture.output.wants_turn and capture.fall_asleep():
                 has_packet = self._wait(min(self._next_tick, end))
                 capture.wake_up()
                 if not has_packet:
                     continue
-            # Also after the first packet: others come behind it, and a socket that nobody has used yet may be used.
+            # Also after the first packet: more packets follow, and sockets without a known user can
+            # get one.
             pause = BUSY_S if capture.output.is_busy or capture.output.wants_turn else LATENCY_S
             if self._wait(min(time.monotonic() + pause, end)):
                 capture.wake_up()
-        if self._asked:  # a dump or a new file, and then the end at once: what came before is still meant
+        if self._asked:  # a signal for a dump or a new file, and then the end: it still applies
             capture.drain()
             self._act()
 
     def _stop(self, *, broken: bool) -> None:
-        """Detach, write what was captured until then, for SETTLE_S at most, and end."""
+        """Detach, write the packets in the segments, for SETTLE_S at most, and end."""
         capture = self.capture
         capture.detach()
         try:
@@ -159,7 +160,7 @@ class Service:
                 moved = capture.drain()
                 self._tick_if_due(time.monotonic())
                 if not moved:
-                    time.sleep(BUSY_S)  # for the output, or a program on another processor
+                    time.sleep(BUSY_S)  # for the output, or for a program on another processor
         except OSError:
             broken = True
             raise
@@ -173,12 +174,12 @@ class Service:
             self._tick()
 
     def _act(self) -> None:
-        """Do what signals have asked for."""
+        """Do the actions of the signals that have arrived."""
         while self._asked:
             self._actions[self._asked.pop(0)]()
 
     def _go_on_reloading(self) -> None:
-        """Begin to reload, or end it when its child is done; never waits."""
+        """Start a reload, or finish it when its child is done; never waits."""
         if self._reload is None:
             return
         if self._wants_reload:
@@ -188,7 +189,9 @@ class Service:
             self._reload.finish()
 
     def _wait(self, until: float) -> bool:
-        """Wait for the program's call, a signal or the end of the output, but not beyond a time; whether it called."""
+        """Wait for a wakeup, a signal or the end of the output, with a timeout; returns whether it
+        was a wakeup.
+        """
         called = False
         for descriptor, _ in self._epoll.poll(max(0.0, until - time.monotonic())):
             if descriptor == self._output_fd:

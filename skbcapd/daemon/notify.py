@@ -2,8 +2,9 @@
 
 In: states. Out: messages on the socket in NOTIFY_SOCKET; nothing without that variable.
 
-The rule: only the drain loop feeds the watchdog, whatever the disk does: a daemon that waits for a slow disk works, and
-its packets are in memory or counted as dropped. A restart would throw them away.
+The rule: only the drain loop feeds the watchdog, and it never waits for a disk. While a disk is
+slow, the daemon works, and its packets are in memory or counted as dropped. A restart would discard
+them.
 
 Source: sd_notify(3), sd_watchdog_enabled(3).
 """
@@ -19,11 +20,11 @@ from skbcapd.text_safety import escaped
 
 
 class Notifier:
-    """The service manager.
+    """Sends messages to the service manager.
 
     Args:
         environment: variables as systemd sets them.
-        send: takes one message; systemd-python's unless given.
+        send: sends one message; default: that of systemd-python.
     """
 
     def __init__(
@@ -39,15 +40,15 @@ class Notifier:
         self._has_watchdog = timeout.isdecimal() and int(timeout) > 0
 
     def ready(self) -> None:
-        """Packets are captured; also after reloading()."""
+        """Packets are captured; also called after reloading()."""
         self._send("READY=1")
 
     def reloading(self) -> None:
-        """The settings are being read anew; ready() must follow."""
+        """The settings are being read again; ready() must follow."""
         self._send(f"RELOADING=1\nMONOTONIC_USEC={clocks.monotonic_ns() // 1000}")
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`; sent only when it changes."""
+        """Set the line for `systemctl status`; sent only if it has changed."""
         if text != self._status:
             self._status = text
             self._send(f"STATUS={escaped(text)}")
@@ -62,7 +63,7 @@ def _systemd() -> Callable[[str], object]:
     from systemd.daemon import notify  # noqa: PLC0415  of use to a service only
 
     def send(message: str) -> None:
-        with contextlib.suppress(OSError):  # who listened has gone: that is no reason to end a capture
+        with contextlib.suppress(OSError):  # the service manager does not listen any more, which must not end a capture
             notify(message)
 
     return send

@@ -1,4 +1,5 @@
-"""Repairs files after a crash: unfinished files get their names, without the incomplete block at their end.
+"""Repairs files after a crash: unfinished files get their names, without the incomplete block at
+their end.
 
 In: the descriptor of a directory, and names. Out: finished files. Empty and half compressed files
 are deleted.
@@ -12,45 +13,46 @@ later.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from skbcapd.output import blocks
 
+_LOG = logging.getLogger(__name__)
 SEARCH_S = 0.3  # for all files at a start
 
 
 class Crashed:
-    """The files in work of captures that have ended without finishing them.
+    """The unfinished files of captures that have ended.
 
     Args:
-        directory: descriptor.
-        path: of it, for people.
-        say: takes one line for the log.
+        directory: descriptor of the directory.
+        path: its path, for messages.
     """
 
-    def __init__(self, directory: int, path: Path, say: Callable[[str], None]) -> None:
-        self._directory, self._path, self._say = directory, path, say
+    def __init__(self, directory: int, path: Path) -> None:
+        self._directory, self._path = directory, path
         self._until_s = time.monotonic() + SEARCH_S
-        self._left: deque[tuple[str, int, int]] = deque()  # name, descriptor, where to search on
+        self._left: deque[tuple[str, int, int]] = deque()  # name, descriptor, offset at which the search continues
         self._search: subprocess.Popen[bytes] | None = None
 
     @property
     def is_over(self) -> bool:
-        """Whether all have been dealt with."""
+        """Whether all files have been finished."""
         return not self._left
 
     def finish(self, name: str) -> None:
-        """Deal with a file called NAME.part; in parts, see `tick`.
+        """Finish a file NAME.part; a later `tick` may complete it.
 
         Args:
-            name: that it shall have.
+            name: final name.
         """
         part = f"{name}.part"
         with self._told(part):
@@ -58,7 +60,7 @@ class Crashed:
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
                 os.close(descriptor)
-                self._say(f"{self._path / part}: the uncompressed file is missing; it is kept")
+                _LOG.warning("%s: the uncompressed file is missing; it is kept", self._path / part)
                 return
             end, is_all = blocks.whole_in(descriptor, until_s=self._until_s)
             if is_all:
@@ -67,12 +69,12 @@ class Crashed:
                 self._left.append((name, descriptor, end))
 
     def delete(self, part: str) -> None:
-        """Delete what a compressor has left: the plain file is still there."""
+        """Delete an incomplete compressed file: the uncompressed one still exists."""
         with self._told(part):
             os.unlink(part, dir_fd=self._directory)
 
     def tick(self) -> str:
-        """Once a second: see whether a search is over; the name that a file has got by that, or nothing."""
+        """Called once a second: the name of a file that is finished now, or an empty text."""
         done = ""
         if self._search is not None and self._search.poll() is not None and self._left:
             name, descriptor, _ = self._left.popleft()
@@ -84,8 +86,9 @@ class Crashed:
                     done = name
                 else:
                     os.close(descriptor)
-                    self._say(
-                        f"{self._path / name}.part: last complete block not found; it is left as it was after the crash"
+                    _LOG.warning(
+                        "%s.part: last complete block not found; it is left as it was after the crash",
+                        self._path / name,
                     )
         if self._search is None and self._left:
             _, descriptor, at = self._left[0]
@@ -96,11 +99,13 @@ class Crashed:
                 )
             except OSError as error:
                 self._left.clear()
-                self._say(f"{self._path}: {error.strerror}; files from before a crash are repaired at the next start")
+                _LOG.warning(
+                    "%s: %s; files from before a crash are repaired at the next start", self._path, error.strerror
+                )
         return done
 
     def close(self) -> None:
-        """Stop; what is left is for the next start."""
+        """Stop; the remaining files are finished at the next start."""
         if self._search is not None:
             self._search.kill()
             self._search.communicate()
@@ -109,18 +114,20 @@ class Crashed:
         self._left.clear()
 
     def _cut(self, name: str, descriptor: int, end: int) -> None:
-        """Cut a file behind its last whole block, and give it its name."""
+        """Cut a file after its last complete block, and rename it."""
         part = f"{name}.part"
         try:
             size = os.fstat(descriptor).st_size
             if not end:
                 os.unlink(part, dir_fd=self._directory)
-                self._say(f"{self._path / part}: deleted; it had no complete block after a crash")
+                _LOG.warning("%s: deleted; it had no complete block after a crash", self._path / part)
                 return
             if end < size:
                 os.ftruncate(descriptor, end)
             os.rename(part, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-            self._say(f"{self._path / part}: finished after a crash, {size - end} bytes of an incomplete block cut off")
+            _LOG.warning(
+                "%s: finished after a crash, %d bytes of an incomplete block cut off", self._path / part, size - end
+            )
         finally:
             os.close(descriptor)
 
@@ -129,4 +136,4 @@ class Crashed:
         try:
             yield
         except OSError as error:
-            self._say(f"{self._path / part}: {error.strerror}; it is left as it was after the crash")
+            _LOG.warning("%s: %s; it is left as it was after the crash", self._path / part, error.strerror)

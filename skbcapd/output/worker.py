@@ -1,10 +1,11 @@
-"""A thread that runs jobs for the drain loop, one after the other: everything that may wait for a disk.
+"""A thread that runs jobs for the drain loop, one after the other: everything that may wait for a
+disk.
 
 In: jobs, which do not raise. Out: they are done in order, later.
 
-The rule: code of a running capture never waits for a worker, except for a limited time: at the end,
-and for what it cannot go on without, see Patience.
-A worker that hangs in the kernel does not keep the process alive: it is a daemon thread.
+The rule: a running capture never waits for a worker, except for a limited time: at its end, and for
+results that it needs, see Patience. A worker that hangs in the kernel does not keep the process
+alive: it is a daemon thread.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
-_SWITCH_S = 0.0005  # Python's own 5 ms are what a disk needs for megabytes: a worker would wait most of its time
+_SWITCH_S = 0.0005  # a disk writes megabytes in the 5 ms that are Python's default: a worker would mostly wait
 
 PATIENCE_S = 0.25
 
@@ -26,33 +27,33 @@ T = TypeVar("T")
 
 
 class Jobs(Protocol):
-    """Whoever does jobs in order."""
+    """Runs jobs in order."""
 
     @property
     def waiting(self) -> int:
-        """Jobs that are not done yet."""
+        """Number of jobs that are not done yet."""
         ...
 
     def do(self, job: Job) -> None:
-        """Do a job when those before it are done; it must not raise."""
+        """Run a job after the jobs before it; it must not raise."""
         ...
 
 
 class AtOnce:
-    """Does jobs where it is asked to: for what may wait for its disk, and for tests."""
+    """Runs jobs in the thread of the caller: for code that may wait for its disk, and for tests."""
 
     waiting = 0
 
     def do(self, job: Job) -> None:
-        """Do it now."""
+        """Run it now."""
         job()
 
 
 class Worker:
-    """Does jobs in a thread of its own.
+    """Runs jobs in a thread.
 
     Args:
-        name: of the thread.
+        name: name of the thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -63,11 +64,11 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        """Jobs that are not done yet."""
+        """Number of jobs that are not done yet."""
         return self._asked - self._done
 
     def do(self, job: Job) -> None:
-        """Do a job when those before it are done; it must not raise."""
+        """Run a job after the jobs before it; it must not raise."""
         if self._thread is None:
             sys.setswitchinterval(_SWITCH_S)
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
@@ -76,11 +77,11 @@ class Worker:
         self._jobs.put(job)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for all jobs, but no longer than so many seconds; whether they are done."""
+        """Wait until all jobs are done, but at most so many seconds; returns whether they are."""
         return wait_until(lambda: not self.waiting, timeout_s)
 
     def close(self, timeout_s: float) -> bool:
-        """Do what is there, and end; whether that took no longer than so many seconds."""
+        """Run the remaining jobs, and end; returns whether it ended within so many seconds."""
         if self._thread is None:
             return True
         self._jobs.put(None)
@@ -97,11 +98,11 @@ class Worker:
 
 
 class Patience(Generic[T]):
-    """Waits for a result that a disk may hold up, but not for long: a late one is there for a later call.
+    """Waits for a result with a time limit; a late result is returned by a later call.
 
     Args:
-        name: of the thread.
-        timeout_s: for the first call; those that ask for its result do not wait.
+        name: name of the thread.
+        timeout_s: time limit of the first call; later calls do not wait.
     """
 
     def __init__(self, name: str, timeout_s: float = PATIENCE_S) -> None:
@@ -110,11 +111,11 @@ class Patience(Generic[T]):
         self._result: Future[T] | None = None
 
     def call(self, function: Callable[[], T]) -> T:
-        """The result of the function; that of the call before if it was late.
+        """The result of the function, or the late result of the call before.
 
         Raises:
-            TimeoutError: there is none yet.
-            Exception: what the function has raised.
+            TimeoutError: there is no result yet.
+            Exception: from the function.
         """
         if (result := self._result) is None:
             begun: Future[T] = Future()
@@ -127,7 +128,7 @@ class Patience(Generic[T]):
         return result.result()
 
     def late(self) -> T | None:
-        """The result of a call that was late, if it is there by now and no error; it is not given again."""
+        """The late result of a call, once; None if there is none, or if it is an error."""
         if (result := self._result) is None or not result.done():
             return None
         self._result = None
@@ -135,7 +136,7 @@ class Patience(Generic[T]):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a call was late, and has no result yet."""
+        """Whether a late call has no result yet."""
         return self._result is not None and not self._result.done()
 
 
@@ -147,7 +148,7 @@ def _resolve(result: Future[T], function: Callable[[], T]) -> None:
 
 
 def wait_until(is_so: Callable[[], bool], timeout_s: float, every_s: float = 0.005) -> bool:
-    """Wait for a condition, but no longer than so many seconds; whether it holds."""
+    """Wait for a condition, but at most so many seconds; returns whether it is true."""
     end = time.monotonic() + timeout_s
     while not is_so():
         if time.monotonic() >= end:

@@ -185,7 +185,6 @@ class Rig(Generic[AnyOutput]):
         self.program = FakeProgram()
         used: Any = Recording() if output is None else output
         self.output: AnyOutput = used
-        self.said: list[str] = []
         parts: dict[type, dict[str, Any]] = {name: {} for name in (Selection, Plan, Machine)}
         for key in list(arguments):
             for part, chosen in parts.items():
@@ -200,7 +199,6 @@ class Rig(Generic[AnyOutput]):
             Selection(**parts[Selection]),
             self.plan,
             Machine(**parts[Machine]),
-            warn=self.said.append,
             **arguments,
         )
 

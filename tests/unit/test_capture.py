@@ -395,12 +395,12 @@ def test_link_type_and_address(changes: dict[str, Any], link_type: int, mac: byt
     assert (interface.link_type, interface.mac) == (link_type, mac)
 
 
-def test_a_device_of_unknown_type_is_refused_once() -> None:
+def test_a_device_of_unknown_type_is_refused_once(caplog: pytest.LogCaptureFixture) -> None:
     """Frames of a type that has no link type are not written; one line says so, and the packets count as filtered."""
     rig = Rig()
     rig.drain(*[upcall(NTP_FRAME, device=b"can0", device_type=280)] * 3, slot=1)
 
-    assert rig.said == ["interface can0 has an unknown type (280) and is not captured"]
+    assert caplog.messages == ["interface can0 has an unknown type (280) and is not captured"]
     assert rig.output.frames == []
     assert not rig.output.interfaces
     assert not rig.program.labels
@@ -547,16 +547,18 @@ def test_the_order_of_a_start() -> None:
         ({"process_context": False}, ["cannot tell system calls from softirqs", "paged frames cannot be read"]),
     ],
 )
-def test_what_this_kernel_cannot_do_is_said(arguments: dict[str, bool], said: list[str]) -> None:
+def test_what_this_kernel_cannot_do_is_said(
+    arguments: dict[str, bool], said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """A start says what will be missing, a line each, and captures all the same."""
     rig = Rig()
     vars(rig.program).update(arguments)
     rig.capture.start()
-    assert [any(line.startswith(start) for line in rig.said) for start in said] == [True] * len(said)
-    assert len(rig.said) == len(said)
+    assert [any(line.startswith(start) for line in caplog.messages) for start in said] == [True] * len(said)
+    assert len(caplog.messages) == len(said)
 
 
-def test_a_program_that_cannot_measure() -> None:
+def test_a_program_that_cannot_measure(caplog: pytest.LogCaptureFixture) -> None:
     """A measurement that fails is said, and the capture starts without it."""
     rig = Rig()
 
@@ -565,12 +567,12 @@ def test_a_program_that_cannot_measure() -> None:
 
     rig.program.measure = measure  # type: ignore[method-assign]
     rig.capture.start()
-    assert rig.said[0].startswith("cannot measure where the kernel maps its pages: no page")
+    assert caplog.messages[0].startswith("cannot measure where the kernel maps its pages: no page")
     assert rig.program.calls == ["attach"]
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_the_marker_is_the_proof_and_is_not_written(*, whole: bool) -> None:
+def test_the_marker_is_the_proof_and_is_not_written(*, whole: bool, caplog: pytest.LogCaptureFixture) -> None:
     """The marker's frame proves that pages are read, and is not written; a frame short of it proves nothing."""
     rig = Rig()
     rig.program.paged = True
@@ -592,7 +594,7 @@ def test_the_marker_is_the_proof_and_is_not_written(*, whole: bool) -> None:
     assert bool(rig.program.control[abi.PAGE_BASE]) == whole
     assert rig.output.frames[0].startswith(b"other")
     assert rig.output.frames[-1] == NTP_FRAME
-    assert [line[:12] for line in rig.said] == ([] if whole else ["paged frames"])
+    assert [line[:12] for line in caplog.messages] == ([] if whole else ["paged frames"])
     totals = rig.capture.totals()
     assert len(rig.output.frames) == totals.written == expected
     assert accounted(totals) == totals.kernel.seen == 4
@@ -809,14 +811,14 @@ def test_a_flood_of_devices_is_bounded() -> None:
     assert accounted(totals) == sent
 
 
-def test_more_interfaces_than_a_file_may_have() -> None:
+def test_more_interfaces_than_a_file_may_have(caplog: pytest.LogCaptureFixture) -> None:
     """A device too many is not captured, which is said and counted; when the list begins anew, others are."""
     rig = Rig()
     rig.drain(upcall(b"1"))
     rig.capture.interfaces._numbered = INTERFACES_MAX
     rig.drain(upcall(b"2", device=b"late", ifindex=7), upcall(b"3"))
     assert rig.output.frames == [b"1", b"3"]
-    assert rig.said == [f"interface late is one more than the {INTERFACES_MAX} of a file, and is not captured"]
+    assert caplog.messages == [f"interface late is one more than the {INTERFACES_MAX} of a file, and is not captured"]
     assert rig.capture.totals().filtered == 1
     assert accounted(rig.capture.totals()) == 3
     rig.capture.renumber()

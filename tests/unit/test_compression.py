@@ -59,19 +59,18 @@ def zstd(path: Path) -> bytes:
     return subprocess.run(["zstd", "-dc", str(path)], capture_output=True, check=True).stdout
 
 
-def test_an_interrupted_packer_leaves_the_plain_file(tmp_path: Path) -> None:
+def test_an_interrupted_packer_leaves_the_plain_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A packer that is killed, and one that is stopped with the capture, leave the file as it was."""
     path = tmp_path / "a.pcapng"
-    said: list[str] = []
     path.write_bytes(DATA * 101)
-    compressor = Compressor("gzip", said.append)
+    compressor = Compressor("gzip")
     with opened(tmp_path) as directory:
         compressor.add(path)
         compressor.tick(directory)
         assert compressor._at_work
         compressor._at_work.process.kill()
         until(lambda: (compressor.tick(directory), compressor._at_work is None)[1], "the compressor has gone")
-        assert "it is not compressed" in said[0]
+        assert "it is not compressed" in caplog.messages[0]
         compressor.add(path)
         compressor.tick(directory)
         compressor.close()
@@ -79,19 +78,20 @@ def test_an_interrupted_packer_leaves_the_plain_file(tmp_path: Path) -> None:
     assert path.read_bytes() == DATA * 101
 
 
-def test_a_file_that_has_gone_is_no_matter(tmp_path: Path) -> None:
+def test_a_file_that_has_gone_is_no_matter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A file that retention took before its turn is passed over in silence."""
-    said: list[str] = []
     (tmp_path / "b.pcapng").write_bytes(DATA)
-    pack(Compressor("gzip", said.append), tmp_path / "a.pcapng", tmp_path / "b.pcapng")
-    assert ([entry.name for entry in tmp_path.iterdir()], said) == (["b.pcapng.gz"], [])
+    pack(Compressor("gzip"), tmp_path / "a.pcapng", tmp_path / "b.pcapng")
+    assert ([entry.name for entry in tmp_path.iterdir()], caplog.messages) == (["b.pcapng.gz"], [])
     shutil.rmtree(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "file"])
-def test_a_stranger_s_file_under_the_compressed_name(kind: str, tmp_path: Path) -> None:
+def test_a_stranger_s_file_under_the_compressed_name(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """What lies where the compressed file is to be made is neither followed, nor written to, nor waited for."""
-    path, part, victim, said = tmp_path / "a.pcapng", tmp_path / "a.pcapng.gz.part", tmp_path / "victim", list[str]()
+    path, part, victim = tmp_path / "a.pcapng", tmp_path / "a.pcapng.gz.part", tmp_path / "victim"
     path.write_bytes(DATA)
     victim.write_bytes(b"precious")
     if kind == "link":
@@ -100,8 +100,8 @@ def test_a_stranger_s_file_under_the_compressed_name(kind: str, tmp_path: Path) 
         os.mkfifo(part)
     else:
         part.write_bytes(b"precious")
-    pack(Compressor("gzip", said.append), path)
-    assert said == [f"{path}: File exists; it is not compressed"]
+    pack(Compressor("gzip"), path)
+    assert caplog.messages == [f"{path}: File exists; it is not compressed"]
     if kind == "link":
         faults.compare("a symbolic link as NAME.gz.part", 1, f"its target: {victim.read_text()}")
     assert (path.read_bytes(), victim.read_bytes()) == (DATA, b"precious")
@@ -109,9 +109,9 @@ def test_a_stranger_s_file_under_the_compressed_name(kind: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "directory", "device", "hard link"])
-def test_what_is_no_plain_file_is_not_compressed(kind: str, tmp_path: Path) -> None:
+def test_what_is_no_plain_file_is_not_compressed(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Something else under a capture's name is neither read nor waited for."""
-    path, victim, said = tmp_path / "a.pcapng", tmp_path / "victim", list[str]()
+    path, victim = tmp_path / "a.pcapng", tmp_path / "victim"
     victim.write_bytes(b"precious")
     if kind == "link":
         path.symlink_to("victim")
@@ -123,8 +123,8 @@ def test_what_is_no_plain_file_is_not_compressed(kind: str, tmp_path: Path) -> N
         os.mknod(path, 0o20600, os.makedev(1, 5))
     else:
         path.hardlink_to(victim)
-    pack(Compressor("gzip", said.append), path)
-    assert len(said) == 1
+    pack(Compressor("gzip"), path)
+    assert len(caplog.messages) == 1
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["a.pcapng", "victim"]
     assert victim.read_bytes() == b"precious"
 
@@ -145,18 +145,18 @@ def test_the_compressed_file_is_never_more_open_than_the_plain_one(tmp_path: Pat
         os.umask(before)
 
 
-def test_a_file_that_was_replaced_meanwhile_stays(tmp_path: Path) -> None:
+def test_a_file_that_was_replaced_meanwhile_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Another file under the plain one's name is not deleted for the compressed one of the old file."""
-    path, said = tmp_path / "a.pcapng", list[str]()
+    path = tmp_path / "a.pcapng"
     path.write_bytes(DATA)
-    compressor = Compressor("gzip", said.append)
+    compressor = Compressor("gzip")
     with opened(tmp_path) as directory:
         compressor.add(path)
         compressor.tick(directory)
         path.rename(tmp_path / "b.pcapng")
         path.write_bytes(b"another")
         until(lambda: (compressor.tick(directory), compressor._at_work is None)[1], "it is over")
-    assert said == [f"{path}: it was replaced; it is not compressed"]
+    assert caplog.messages == [f"{path}: it was replaced; it is not compressed"]
     assert path.read_bytes() == b"another"
 
 

@@ -18,7 +18,7 @@ NAME = "skbcapd-a-20261123T030405.123Z-000041.pcapng"
 
 
 @pytest.mark.parametrize("kind", ["fifo", "directory", "device", "link", "hard link"])
-def test_a_part_that_is_no_file(kind: str, tmp_path: Path) -> None:
+def test_a_part_that_is_no_file(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A FIFO is not waited for; neither is a link followed, nor a file cut that has another name as well."""
     victim, part = tmp_path / "victim", tmp_path / f"{NAME}.part"
     victim.write_bytes(SECTION + b"precious")
@@ -32,27 +32,29 @@ def test_a_part_that_is_no_file(kind: str, tmp_path: Path) -> None:
         part.symlink_to("victim")
     else:
         part.hardlink_to(victim)
-    said: list[str] = []
-    directory = CaptureDirectory(tmp_path, say=said.append)
+    directory = CaptureDirectory(tmp_path)
     assert names(tmp_path) == sorted([f"{NAME}.part", "victim"])
     assert victim.read_bytes() == SECTION + b"precious"
-    assert len(said) == 1
-    assert said[0].startswith(f"{tmp_path / NAME}.part: ")
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith(f"{tmp_path / NAME}.part: ")
     assert directory.new_file().path.name.endswith("-000042.pcapng")
 
 
-def test_a_large_file_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """What takes too long is searched by a process of its own; numbers go on behind it at once."""
     monkeypatch.setattr(crashed, "SEARCH_S", 0.0)
     whole = SECTION + packet(0, bytes(70_000)) * 101
     (tmp_path / f"{NAME}.part").write_bytes(whole + packet(0, bytes(70))[:-3])
-    said: list[str] = []
-    directory = CaptureDirectory(tmp_path, say=said.append)
+    directory = CaptureDirectory(tmp_path)
     assert names(tmp_path) == [f"{NAME}.part"]
     assert directory.new_file().path.name.endswith("-000042.pcapng")
-    until(lambda: (directory.tick(), bool(said))[1], "it is finished")
+    until(lambda: (directory.tick(), bool(caplog.messages))[1], "it is finished")
     torn = len(packet(0, bytes(70))) - 3
-    assert said == [f"{tmp_path / NAME}.part: finished after a crash, {torn} bytes of an incomplete block cut off"]
+    assert caplog.messages == [
+        f"{tmp_path / NAME}.part: finished after a crash, {torn} bytes of an incomplete block cut off"
+    ]
     assert (tmp_path / NAME).read_bytes() == whole
 
 

@@ -81,12 +81,12 @@ def test_the_mode_is_the_settings(mode: int, tmp_path: Path) -> None:
 def test_an_owner_that_cannot_be_set(tmp_path: Path) -> None:
     """Without CAP_CHOWN files stay the process's own, with the right mode, and one line for all of them says so."""
     program = "import sys; from pathlib import Path; from skbcapd.output.directory import CaptureDirectory\n"
-    program += "place = CaptureDirectory(Path(sys.argv[1]), owner=(1009, -1), mode=0o604, say=print)\n"
+    program += "place = CaptureDirectory(Path(sys.argv[1]), owner=(1009, -1), mode=0o604)\n"
     program += "for _ in range(3): place.finish(place.new_file())\nplace.wait()"
     stripped = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.geteuid() == 0 else []
     command = [*stripped, sys.executable, "-c", program, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert re.fullmatch(r".*-000001\.pcapng\.part: Operation not permitted; expected .*files\.owner.*\n", done.stdout)
+    assert re.fullmatch(r".*-000001\.pcapng\.part: Operation not permitted; expected .*files\.owner.*\n", done.stderr)
     found = [path.stat() for path in tmp_path.glob("skbcapd-*.pcapng")]
     assert [(one.st_uid, one.st_mode & 0o7777) for one in found] == [(os.geteuid(), 0o604)] * 3
 
@@ -139,16 +139,17 @@ def test_a_template_of_one_s_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", [0, 1, 7, 8, 20, len(packet(0, bytes(70))) - 1])
-def test_what_a_crash_left_is_finished(torn: int, tmp_path: Path) -> None:
+def test_what_a_crash_left_is_finished(torn: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A file in work of an earlier run gets its name, without the torn block at its end; numbers go on behind it."""
     name = "skbcapd-a-20261123T030405.123Z-000041.pcapng"
     whole = SECTION + packet(0, b"one")
     (tmp_path / f"{name}.part").write_bytes(whole + packet(0, bytes(70))[:torn])
-    said: list[str] = []
-    directory = CaptureDirectory(tmp_path, say=said.append)
+    directory = CaptureDirectory(tmp_path)
 
     assert (tmp_path / name).read_bytes() == whole
-    assert said == [f"{tmp_path / name}.part: finished after a crash, {torn} bytes of an incomplete block cut off"]
+    assert caplog.messages == [
+        f"{tmp_path / name}.part: finished after a crash, {torn} bytes of an incomplete block cut off"
+    ]
     assert directory.new_file().path.name.endswith("-000042.pcapng")
 
 

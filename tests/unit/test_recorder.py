@@ -28,14 +28,13 @@ FRAME = bytes(60)
 
 
 class Recording:
-    """A recorder with a directory, and what it said."""
+    """A recorder with a directory."""
 
     def __init__(self, path: Path, size: int = 8 << 20, limits: Limits | None = None) -> None:
         self.path = path
-        self.said: list[str] = []
-        self.files = RotatingOutput(CaptureDirectory(path), limits or Limits(), say=self.said.append, on_demand=True)
+        self.files = RotatingOutput(CaptureDirectory(path), limits or Limits(), on_demand=True)
         self.now = 1e6
-        self.recorder = Recorder(self.files, size, say=self.said.append, clock=lambda: self.now)
+        self.recorder = Recorder(self.files, size, clock=lambda: self.now)
         self.recorder.add_interface(NEAR)
 
     def put(self, *numbers: int) -> None:
@@ -111,7 +110,7 @@ def test_memory_is_used() -> None:
     assert (8 << 20) - (1 << 18) <= len(taken(memory)) <= 8 << 20
 
 
-def test_a_dump_is_a_file_of_its_own(recording: Recording) -> None:
+def test_a_dump_is_a_file_of_its_own(recording: Recording, caplog: pytest.LogCaptureFixture) -> None:
     """Each dump has what came since the last one, its interface, its statistics; the files are told."""
     recording.put(3, 5)
     put_upcall(recording.recorder, FRAME)
@@ -124,7 +123,7 @@ def test_a_dump_is_a_file_of_its_own(recording: Recording) -> None:
     assert rows(second, "frame.interface_name") == [["near0"]]
     assert ("Number of packets", "3") in facts(first)
     assert recording.recorder.dumped == 4
-    assert recording.said == [
+    assert caplog.messages == [
         f"dumped 3 packets from 1970-01-01T00:00:00.000Z to 1970-01-01T00:00:00.000Z to {first} (trigger: signal)",
         f"dumped 1 packets from 1970-01-01T00:00:00.000Z to 1970-01-01T00:00:00.000Z to {second} (trigger: a rule)",
     ]
@@ -140,7 +139,7 @@ def test_no_dump_no_file(recording: Recording) -> None:
     assert recording.recorder.dumped == 0
 
 
-def test_asked_in_the_middle(recording: Recording) -> None:
+def test_asked_in_the_middle(recording: Recording, caplog: pytest.LogCaptureFixture) -> None:
     """Who asks while packets are written gets also those of the same look; of two the first is told."""
     recording.put(1)
     recording.recorder.ask("rule 1")
@@ -151,7 +150,7 @@ def test_asked_in_the_middle(recording: Recording) -> None:
     recording.recorder.flush(tuple)
     (file,) = recording.dumps
     assert ("Number of packets", "2") in facts(file)
-    assert [line.partition(" to /")[0] + line[-18:] for line in recording.said] == [
+    assert [line.partition(" to /")[0] + line[-18:] for line in caplog.messages] == [
         "dumped 2 packets from 1970-01-01T00:00:00.000Z to 1970-01-01T00:00:00.000Z (trigger: rule 1)"
     ]
 
@@ -191,7 +190,7 @@ def test_a_dump_larger_than_a_file(tmp_path: Path) -> None:
     assert sum(counts) == made.recorder.dumped == 20_011
 
 
-def test_where_no_file_can_be_made(tmp_path: Path) -> None:
+def test_where_no_file_can_be_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Packets stay in memory while the directory is away, and are in the dump after it."""
     away = tmp_path / "captures"
     made = Recording(away)
@@ -202,7 +201,7 @@ def test_where_no_file_can_be_made(tmp_path: Path) -> None:
     away.touch()
     made.dump(tuple)
     assert made.recorder.dumped == 0
-    assert str(away) in made.said[0]
+    assert str(away) in caplog.messages[0]
     away.unlink()
     made.dump(tuple)
     made.recorder.close()
@@ -227,14 +226,14 @@ def test_other_blocks_do_not_count(recording: Recording) -> None:
     assert recording.recorder.dumped == 1
 
 
-def test_no_dump_below_keep_free(recording: Recording) -> None:
+def test_no_dump_below_keep_free(recording: Recording, caplog: pytest.LogCaptureFixture) -> None:
     """Where the disk has less free space than it shall keep no dump is begun, one line says so, and nothing is lost."""
     keep = recording.files._directory.retention.keep
     recording.files._directory.retention.keep = replace(keep, free=1 << 60)
     recording.put(1, 2, 3)
     recording.recorder.dump(tuple, "rules[1]")
     assert recording.dumps == []
-    assert recording.said == [
+    assert caplog.messages == [
         "no dump (trigger: rules[1]): free space is below files.keep_free; the packets stay in memory"
     ]
     recording.files._directory.retention.keep = keep

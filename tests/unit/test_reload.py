@@ -1,7 +1,8 @@
-"""Settings over the time of a capture: what is put in place when, and what is said."""
+"""Settings over the time of a capture: what is put in place when, and what is logged."""
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import time
@@ -21,6 +22,11 @@ from skbcapd.filter.packet_filter import Source
 from skbcapd.kernel.program import Filters
 
 DEADLINE_S = 30.0
+
+
+@pytest.fixture(autouse=True)
+def _log_has_information(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "skbcapd")
 
 
 @dataclass
@@ -54,10 +60,9 @@ class Rig:
 
     def __init__(self) -> None:
         self.capture = FakeCapture()
-        self.said: list[str] = []
         self.told: list[bool] = []
         self.read: Callable[[], Settings] = Settings
-        self.reload = Reload(self.capture, Settings(), self._load, self.said.append, self.told.append)  # type: ignore[arg-type]
+        self.reload = Reload(self.capture, Settings(), self._load, self.told.append)  # type: ignore[arg-type]
 
     def _load(self) -> Settings:
         return self.read()
@@ -79,21 +84,21 @@ class Rig:
         self.reload.finish()
 
 
-def test_without_other_filters_nothing_is_compiled() -> None:
+def test_without_other_filters_nothing_is_compiled(caplog: pytest.LogCaptureFixture) -> None:
     """Where no filter changes none is loaded."""
     rig = Rig()
     rig.run({"snaplen": "96"})
     rig.run({"rules": "[{comm: a, action: drop}]"})
     assert rig.capture.changes == [("", [], "")] * 2
-    assert rig.said == ["settings reloaded"] * 2
+    assert caplog.messages == ["settings reloaded"] * 2
 
 
-def test_other_filters_are_compiled_meanwhile() -> None:
+def test_other_filters_are_compiled_meanwhile(caplog: pytest.LogCaptureFixture) -> None:
     """Other filters are put in place when they are compiled; the rules' numbers are never used again."""
     rig = Rig()
     rig.text(filter="udp", rules="[{comm: a, filter: tcp}, {comm: b, filter: port 5}]")
     rig.reload.begin()
-    assert (rig.capture.changes, rig.said) == ([], [])
+    assert (rig.capture.changes, caplog.messages) == ([], [])
     rig.finish()
     assert rig.reload.child is None
     rig.run({"filter": "udp", "rules": "[{comm: c, filter: tcp}, {comm: b, filter: port 5}]"})  # the same filters
@@ -104,7 +109,7 @@ def test_other_filters_are_compiled_meanwhile() -> None:
     assert ["filter_3(" in text for text in texts] == [False, False, True]
 
 
-def test_a_wish_meanwhile_is_kept() -> None:
+def test_a_wish_meanwhile_is_kept(caplog: pytest.LogCaptureFixture) -> None:
     """Asked again while a child works, the file is read once more behind that."""
     rig = Rig()
     rig.text(filter="udp")
@@ -114,7 +119,7 @@ def test_a_wish_meanwhile_is_kept() -> None:
     rig.finish()
     rig.finish()
     assert [change[0] for change in rig.capture.changes] == ["udp", ""]
-    assert len(rig.said) == 2
+    assert len(caplog.messages) == 2
     assert rig.reload.child is None
 
 
@@ -130,12 +135,12 @@ def test_the_loop_does_not_wait() -> None:
     assert rig.capture.changes == []
 
 
-def test_a_bad_file_changes_nothing() -> None:
+def test_a_bad_file_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """Every problem is said, and the capture goes on as it was."""
     rig = Rig()
     rig.run({"snaplen": "5", "filter": "udp prot"})
     assert not rig.capture.changes
-    assert [line.split(", expected")[0] for line in rig.said] == [
+    assert [line.split(", expected")[0] for line in caplog.messages] == [
         'not reloaded: --set: snaplen: found "5"',
         'not reloaded: --set: filter: found "udp prot" (can\'t parse filter expression: syntax error)',
     ]
@@ -143,20 +148,20 @@ def test_a_bad_file_changes_nothing() -> None:
         default_settings({"snaplen": "5"})
 
 
-def test_what_needs_a_new_start_is_said() -> None:
+def test_what_needs_a_new_start_is_said(caplog: pytest.LogCaptureFixture) -> None:
     """Keys that cannot change while a capture runs are named, each time they differ from those in use."""
     rig = Rig()
     rig.run({"buffer.size": "32MiB", "snaplen": "96"})
     rig.run({"buffer.size": "32MiB"})
-    assert rig.said == ["buffer.size takes effect at the next start", "settings reloaded", "settings reloaded"]
+    assert caplog.messages == ["buffer.size takes effect at the next start", "settings reloaded", "settings reloaded"]
 
 
-def test_the_kernel_may_refuse() -> None:
+def test_the_kernel_may_refuse(caplog: pytest.LogCaptureFixture) -> None:
     """Filters that cannot be put in place leave the capture as it was, with a line; the next reload starts there."""
     rig = Rig()
     rig.capture.refuses = True
     rig.run({"filter": "udp"})
-    assert rig.said == ["not reloaded: no"]
+    assert caplog.messages == ["not reloaded: no"]
     rig.capture.refuses = False
     before = len([*Path("/proc/self/fd").iterdir()])
     rig.run({"filter": "udp"})
@@ -164,7 +169,7 @@ def test_the_kernel_may_refuse() -> None:
     assert len([*Path("/proc/self/fd").iterdir()]) == before
 
 
-def test_a_child_that_fails() -> None:
+def test_a_child_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     """What nobody has thought of ends the child, not the capture; its last words are said."""
     rig = Rig()
 
@@ -175,8 +180,8 @@ def test_a_child_that_fails() -> None:
     rig.reload.begin()
     rig.finish()
     assert not rig.capture.changes
-    assert rig.said[0].startswith("not reloaded: ")
-    assert "ZeroDivisionError: odd" in rig.said[0]
+    assert caplog.messages[0].startswith("not reloaded: ")
+    assert "ZeroDivisionError: odd" in caplog.messages[0]
 
 
 def test_names_are_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:

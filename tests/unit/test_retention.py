@@ -33,12 +33,11 @@ def earlier_run(path: Path, count: int) -> list[Path]:
     return made
 
 
-def test_free_space_costs_files_of_earlier_runs_only(tmp_path: Path) -> None:
+def test_free_space_costs_files_of_earlier_runs_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """For free space files of earlier runs are deleted, a line and a count for each; dumps and this run's never."""
     made = earlier_run(tmp_path, 7)
     os.setxattr(made[2], DUMP_MARK, b"1")
-    said: list[str] = []
-    directory = CaptureDirectory(tmp_path, keep=Keep(free=ALL), say=said.append)
+    directory = CaptureDirectory(tmp_path, keep=Keep(free=ALL))
     file = directory.new_file()
     directory.finish(file)
     directory.wait()
@@ -46,7 +45,7 @@ def test_free_space_costs_files_of_earlier_runs_only(tmp_path: Path) -> None:
         directory.clean()
     assert names(tmp_path) == [made[2].name, file.path.name]
     gone = made[:2] + made[3:]
-    assert said == [f"{path}: deleted (100 bytes), as free space is below files.keep_free" for path in gone]
+    assert caplog.messages == [f"{path}: deleted (100 bytes), as free space is below files.keep_free" for path in gone]
     assert (directory.retention.deleted_files, directory.retention.deleted_bytes) == (6, 600)
 
 
@@ -82,7 +81,9 @@ def test_no_more_is_deleted_than_is_needed(tmp_path: Path, monkeypatch: pytest.M
     assert names(tmp_path) == [path.name for path in made[3:]]
 
 
-def test_writing_stops_where_free_space_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_stops_where_free_space_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The file in work takes nothing that would leave less free; each packet is in a file or counted; it goes on."""
     free = 1 << 20
 
@@ -91,10 +92,7 @@ def test_writing_stops_where_free_space_ends(tmp_path: Path, monkeypatch: pytest
         return os.statvfs_result((1, 1, ALL, ALL, max(0, free - used), 0, 0, 0, 0, 255, 0))
 
     monkeypatch.setattr(os, "fstatvfs", fstatvfs)
-    said: list[str] = []
-    output = RotatingOutput(
-        CaptureDirectory(tmp_path, keep=Keep(free=1 << 19), say=said.append), Limits(), say=said.append
-    )
+    output = RotatingOutput(CaptureDirectory(tmp_path, keep=Keep(free=1 << 19)), Limits())
     output.add_interface(LO)
     blocks = [packet(0, number.to_bytes(1000, "big")) for number in range(1009)]
     for start in range(0, 1009, 50):
@@ -102,7 +100,7 @@ def test_writing_stops_where_free_space_ends(tmp_path: Path, monkeypatch: pytest
         until(lambda: (output.flush(tuple), output.settled == output.handed)[1], "all is written or counted")
     assert output.state is State.WAITING
     lost = output.lost
-    assert "free space is down to files.keep_free; packets are dropped until" in said[0]
+    assert "free space is down to files.keep_free; packets are dropped until" in caplog.messages[0]
     free += 8 << 20
 
     def is_writing() -> bool:
@@ -118,29 +116,33 @@ def test_writing_stops_where_free_space_ends(tmp_path: Path, monkeypatch: pytest
     assert 0 < lost < 1009
     assert output.lost == lost
     assert found == [number.to_bytes(1000, "big") for number in range(1009 - lost)] + [b"last" * 250]
-    assert said[1:] == [f"{max(tmp_path.glob('skbcapd-*.pcapng'))}.part: writing again; {lost} packets were dropped"]
+    assert caplog.messages[1:] == [
+        f"{max(tmp_path.glob('skbcapd-*.pcapng'))}.part: writing again; {lost} packets were dropped"
+    ]
 
 
 @pytest.mark.parametrize("free", [0, ALL])
-def test_a_deletion_that_the_disk_holds_up(free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deletion_that_the_disk_holds_up(
+    free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The loop does not wait for a file to be deleted; it is counted, and told, when it has gone."""
-    made, disk, said, unlink = earlier_run(tmp_path, 3), threading.Event(), list[str](), os.unlink
+    made, disk, unlink = earlier_run(tmp_path, 3), threading.Event(), os.unlink
 
     def held_up(path: str, *, dir_fd: int | None = None) -> None:
         disk.wait()
         unlink(path, dir_fd=dir_fd)
 
-    directory = CaptureDirectory(tmp_path, keep=Keep(number=0 if free else 1, free=free), say=said.append)
+    directory = CaptureDirectory(tmp_path, keep=Keep(number=0 if free else 1, free=free))
     monkeypatch.setattr(os, "unlink", held_up)
     begun = time.monotonic()
     for _ in range(101):
         directory.clean()
     assert time.monotonic() - begun < 101 * PATIENCE_S
     assert names(tmp_path) == [path.name for path in made]
-    assert (directory.retention.deleted_files, said) == (0, [])
+    assert (directory.retention.deleted_files, caplog.messages) == (0, [])
     disk.set()
     until(lambda: (directory.clean(), len(names(tmp_path)) == 1)[1], "all but one are deleted")
     directory.clean()
     assert (directory.retention.deleted_files, directory.retention.deleted_bytes) == (2, 200)
-    assert len(said) == (2 if free else 0)
+    assert len(caplog.messages) == (2 if free else 0)
     directory.close()

@@ -47,11 +47,10 @@ class Rig:
     """An output in a directory."""
 
     def __init__(self, path: Path, **limits: int) -> None:
-        self.said: list[str] = []
         self.clock = Clock()
         self.path = path
-        self.directory = CaptureDirectory(path, say=self.said.append)
-        self.output = RotatingOutput(self.directory, Limits(**limits), say=self.said.append, clock=self.clock)
+        self.directory = CaptureDirectory(path)
+        self.output = RotatingOutput(self.directory, Limits(**limits), clock=self.clock)
         self.output.add_interface(LO)
         self.statistics: list[Statistics] = []
 
@@ -228,7 +227,7 @@ def test_a_file_that_ends_while_interfaces_lose_their_numbers(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("fault", ["moved", "removed"])
-def test_a_file_that_was_taken_away(fault: str, tmp_path: Path) -> None:
+def test_a_file_that_was_taken_away(fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A file that somebody moves or removes is told once; a second later the next file is written, by itself."""
     rig = Rig(tmp_path)
     rig.output.write_blocks(memoryview(small(1)), rig.snapshot)
@@ -239,14 +238,14 @@ def test_a_file_that_was_taken_away(fault: str, tmp_path: Path) -> None:
     rig.resume()
     rig.output.write_blocks(memoryview(small(4)), rig.snapshot)
     rig.output.finish([])
-    assert [line.partition(": ")[2] for line in rig.said] == [
+    assert [line.partition(": ")[2] for line in caplog.messages] == [
         "it was moved or removed; packets are dropped until files can be written again",
         "writing again; 2 packets were dropped",
     ]
     assert (rig.output.lost, rig.frames()[-1]) == (2, [(4).to_bytes(4, "big")])
 
 
-def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """When no file can be made, packets are counted; when it can, writing goes on, and all interfaces are listed."""
     rig = Rig(tmp_path / "captures")
     (tmp_path / "captures").rename(tmp_path / "gone")
@@ -262,7 +261,7 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     rig.output.write_packet(local(2), 1, STAMP, rig.snapshot)
     rig.output.finish([])
     assert rig.frames() == [[(2).to_bytes(4, "big")]]
-    assert len(rig.said) == 2
+    assert len(caplog.messages) == 2
 
 
 def test_a_slow_disk_is_not_waited_for(tmp_path: Path) -> None:
@@ -307,7 +306,7 @@ def test_what_is_kept_is_looked_after(tmp_path: Path) -> None:
     assert len(rig.finished()) == 2
 
 
-def test_each_outage_counts_its_own(tmp_path: Path) -> None:
+def test_each_outage_counts_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The line that tells of the end of an outage has the packets of this one, however it began."""
     away = tmp_path / "captures"
     rig = Rig(away)
@@ -321,8 +320,8 @@ def test_each_outage_counts_its_own(tmp_path: Path) -> None:
         for number in range(count):
             rig.output.write_blocks(memoryview(small(number)), rig.snapshot)
         away.unlink()
-        until(lambda: rig.output.tick(rig.snapshot) or "writing again" in rig.said[-1], "it writes again")
-        assert rig.said[-1].endswith(f"writing again; {count} packets were dropped")
+        until(lambda: rig.output.tick(rig.snapshot) or "writing again" in caplog.messages[-1], "it writes again")
+        assert caplog.messages[-1].endswith(f"writing again; {count} packets were dropped")
     assert rig.output.lost == 8
     rig.output.close()
 
@@ -346,7 +345,9 @@ def test_a_flood_of_devices_begins_a_new_list(is_full: bool, tmp_path: Path) -> 
     assert rig.output.add_interface(LO) == 0
 
 
-def test_a_disk_that_is_full_where_a_file_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_where_a_file_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A file that got nothing is deleted; the link and the path that is told stay with the last good one."""
     rig = Rig(tmp_path)
     rig.output.write_blocks(memoryview(small(1)), rig.snapshot)
@@ -374,7 +375,7 @@ def test_a_disk_that_is_full_where_a_file_begins(tmp_path: Path, monkeypatch: py
     rig.output.write_blocks(memoryview(small(4)), rig.snapshot)
     rig.output.finish([])
     assert [frame for frames in rig.frames() for frame in frames] == [n.to_bytes(4, "big") for n in (1, 4)]
-    assert rig.said[-1].endswith("writing again; 2 packets were dropped")
+    assert caplog.messages[-1].endswith("writing again; 2 packets were dropped")
 
 
 class SlowDisk:
