@@ -6,11 +6,12 @@ no terminal.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self, TextIO
+
+from skbcapd import standard_streams
 
 _QUIET_S = 1.0  # shorter work needs no bar
 _BETWEEN_S = 0.1
@@ -52,7 +53,7 @@ class Progress:
         if not self._is_shown or now < self._begun + _QUIET_S or now < self._drawn_at + _BETWEEN_S:
             return
         self._drawn_at = now
-        width = max((os.get_terminal_size(self._stream.fileno()).columns or 80) - 8, 1)  # a serial console reports 0
+        width = max(standard_streams.width(self._stream.fileno()) - 8, 1)
         bar = "#" * int(width * min(part, 1.0))
         print(f"\r\x1b[K[{bar:{width}}] {min(part, 1.0):4.0%}", end="", file=self._stream, flush=True)
 

@@ -30,7 +30,6 @@ import contextlib
 import enum
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -44,7 +43,7 @@ from skbcapd.output.directory import CaptureDirectory
 from skbcapd.output.interface import Snapshot, Statistics, Told
 from skbcapd.output.pcapng_output import PROCESSES_REPEATED, PcapngOutput
 from skbcapd.output.triggers import Limits, Trigger, triggers
-from skbcapd.output.worker import wait_until
+from skbcapd.output.worker import Worker, wait_until
 from skbcapd.pcapng.interface import Interface
 
 _LOG = logging.getLogger(__name__)
@@ -79,23 +78,25 @@ class Flusher:
         self._every_s = every_s
         self._next_s = 0.0
         self._size = -1
-        self._thread: threading.Thread | None = None
+        self._worker = Worker("flusher")
 
     def flush(self, descriptor: int, size: int) -> None:
         """Start, if it is time, the file has grown, and the last call has ended."""
         now = time.monotonic()
         is_due = self._every_s and now >= self._next_s and size != self._size
-        if not is_due or (self._thread and self._thread.is_alive()):
+        if not is_due or self._worker.waiting or not self._worker.start():
             return
-        self._next_s, self._size = now + self._every_s, size
-        self._thread = threading.Thread(target=self._force, args=(os.dup(descriptor),), daemon=True)
-        self._thread.start()
+        with contextlib.suppress(OSError):  # no descriptor is left: next time
+            copy = os.dup(descriptor)
+            self._next_s, self._size = now + self._every_s, size
+            self._worker.do(lambda: self._force(copy))
 
     @staticmethod
     def _force(descriptor: int) -> None:
         with contextlib.suppress(OSError):  # a later write reports the error
             os.fdatasync(descriptor)
-        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
 class Prologue:
