@@ -19,13 +19,13 @@ import re
 import stat
 import struct
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple, NoReturn, Self, TypeAlias, cast
 
 from skbcapd.attribution.fields import GROUPS
+from skbcapd.child import memory_file
 from skbcapd.errors import FileError
 from skbcapd.pcapng.blocks import (
     EPB_FLAGS,
@@ -405,7 +405,7 @@ class Reader:
 
     def _unpack(self, tool: str) -> None:
         """Read the output of a process that decompresses; its memory is limited."""
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
+        self._complaints = memory_file("complaints")
         try:
             self._unpacker = subprocess.Popen(
                 [tool, "-dcq"], stdin=self._file, stdout=subprocess.PIPE, stderr=self._complaints, bufsize=0
