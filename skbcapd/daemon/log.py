@@ -11,15 +11,19 @@ The rules not to break:
   counted, and the count is logged. Replies to actions of an administrator are always written.
 - Log lines cannot harm a terminal: the formatter escapes them, because others choose names of
   interfaces and files.
-- A line that cannot be written is dropped and counted; it never stops the capture.
+- A line that cannot be written is dropped and counted; it never stops the capture. The journal is
+  waited for no longer than stderr is. The library of systemd would wait without a limit.
 
-Source: systemd.journal-fields(7), sd_journal_stream_fd(3) for JOURNAL_STREAM.
+Source: systemd.journal-fields(7), sd_journal_stream_fd(3) for JOURNAL_STREAM; "Native Journal Protocol"
+(https://systemd.io/JOURNAL_NATIVE_PROTOCOL/).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -214,15 +218,42 @@ def journal(environment: Mapping[str, str] = os.environ, descriptor: int = 2) ->
         return None
     if environment.get("JOURNAL_STREAM") != f"{found.st_dev}:{found.st_ino}":
         return None
-    try:
-        from systemd.journal import sendv  # noqa: PLC0415
-    except ImportError:
-        return None
+    return None if importlib.util.find_spec("systemd") is None else JournalSocket().send
 
-    def send(entry: Mapping[str, str]) -> None:
-        sendv(*(f"{name}={value}" for name, value in entry.items()))
 
-    return send
+class JournalSocket:
+    """The journal's socket.
+
+    Args:
+        address: of the socket.
+    """
+
+    def __init__(self, address: str = "/run/systemd/journal/socket") -> None:
+        self._address = address
+        self._is_stalled = False
+
+    def send(self, entry: Mapping[str, str]) -> None:
+        """Send an entry.
+
+        Args:
+            entry: name to value of each field; names are upper case.
+
+        Raises:
+            OSError: it is not taken, or not soon.
+        """
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(0.0 if self._is_stalled else standard_streams.PATIENCE_S)
+            self._is_stalled = True
+            sock.sendto(b"".join(_field(*each) for each in entry.items()), self._address)
+            self._is_stalled = False
+
+
+def _field(name: str, value: str) -> bytes:
+    """A field in the protocol of the journal; lines in a value need its length."""
+    data = value.encode(errors="backslashreplace")
+    if b"\n" in data:
+        return name.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
+    return name.encode() + b"=" + data + b"\n"
 
 
 LOG = Log(send=journal())  # one for the process, as stderr is

@@ -27,6 +27,14 @@ from skbcapd.kernel.abi import SEGMENT_SIZE
 LATENCY_S = 0.09  # the longest time that packets wait in memory
 BUSY_S = 0.01  # interval of polling a busy output
 TICK_S = 1.0
+ACT_S = 0.25  # the shortest time between two actions of signals: many signals must not use all of the time
+HELD_BACK = {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+"""Signals that end a process without a handler; see `hold_back_signals`."""
+
+
+def hold_back_signals() -> None:
+    """Block the signals that ask a running capture for something, until a Service handles them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
 
 
 class Service:
@@ -56,7 +64,8 @@ class Service:
         self._duration_s = duration_s
         self._tick = tick
         self._actions = actions or {}
-        self._asked: list[int] = []
+        self._asked: list[int] = []  # numbers of signals, each once
+        self._act_at = 0.0
         self._reload = reload
         self._server = server
         self._stopping = self._wants_reload = False
@@ -71,6 +80,7 @@ class Service:
         if reload is not None:
             signal.signal(signal.SIGHUP, self._on_signal)
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
 
     def run(self, started: Callable[[], None]) -> None:
         """Start, run and stop the capture.
@@ -96,17 +106,24 @@ class Service:
                 self._reload.close()
             with contextlib.suppress(BrokenPipeError):
                 self._stop(broken=broken)
+            self._ignore_signals()
             signal.set_wakeup_fd(-1)
             for end in (self._epoll, self._signals, self._wake):
                 end.close()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number in self._actions:
-            self._asked.append(number)
+            if number not in self._asked:
+                self._asked.append(number)
         elif number == signal.SIGHUP:
             self._wants_reload = True
         else:
             self._stopping = True
+
+    def _ignore_signals(self) -> None:
+        """The capture is over: Python resets handlers at its end, and then a late signal would be the exit code."""
+        for number in (signal.SIGINT, signal.SIGTERM, *self._actions, *([signal.SIGHUP] if self._reload else [])):
+            signal.signal(number, signal.SIG_IGN)
 
     def _watch(self) -> None:
         self._epoll.register(self._signals, select.EPOLLIN)
@@ -127,7 +144,8 @@ class Service:
         while not self._stopping and not capture.is_full and now < end:
             self._go_on_reloading()
             moved = capture.drain()
-            self._act()
+            if now >= self._act_at:
+                self._act(now)
             if capture.output.wants_new_numbers:
                 capture.renumber()
             now = time.monotonic()
@@ -137,7 +155,7 @@ class Service:
                     self._server.serve()  # the loop does not wait if it has too much to do
                 continue
             if not moved and not capture.output.wants_turn and capture.fall_asleep():
-                has_packet = self._wait(min(self._next_tick, end))
+                has_packet = self._wait(min(self._next_tick, end, self._act_at if self._asked else end))
                 capture.wake_up()
                 if not has_packet:
                     continue
@@ -148,7 +166,7 @@ class Service:
                 capture.wake_up()
         if self._asked:  # a signal for a dump or a new file, and then the end: it still applies
             capture.drain()
-            self._act()
+            self._act(now)
 
     def _stop(self, *, broken: bool) -> None:
         """Detach, write the packets in the segments, for SETTLE_S at most, and end."""
@@ -173,10 +191,13 @@ class Service:
             self.capture.program.set_clock()
             self._tick()
 
-    def _act(self) -> None:
+    def _act(self, now: float) -> None:
         """Do the actions of the signals that have arrived."""
-        while self._asked:
-            self._actions[self._asked.pop(0)]()
+        asked, self._asked = self._asked, []
+        if asked:
+            self._act_at = now + ACT_S
+        for number in asked:
+            self._actions[number]()
 
     def _go_on_reloading(self) -> None:
         """Start a reload, or finish it when its child is done; never waits."""

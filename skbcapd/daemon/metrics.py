@@ -18,13 +18,13 @@ import importlib.util
 import logging
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from skbcapd.config import settings
 from skbcapd.errors import UsageError
+from skbcapd.output.worker import Worker
 
 _LOG = logging.getLogger(__name__)
 EVERY_S = 15  # between two writes of the file: the usual scrape interval of Prometheus
@@ -138,7 +138,7 @@ class Textfile:
         self._ticks = 0
         self._error = self._told = ""
         self._has_written = False
-        self._thread: threading.Thread | None = None
+        self._worker = Worker("textfile")
 
     def tick(self, text: Callable[[], bytes]) -> None:
         """Called once per second: start to write if it is time and the last write is over. A thread
@@ -148,15 +148,14 @@ class Textfile:
             self._told = self._error
             if self._error:
                 _LOG.warning("%s: %s; the metrics are not written to it", self._path, self._error)
-        if self._ticks % EVERY_S == 0 and not (self._thread and self._thread.is_alive()):
-            self._thread = threading.Thread(target=self._write, args=(text(),), daemon=True)
-            self._thread.start()
+        if self._ticks % EVERY_S == 0 and not self._worker.waiting and self._worker.start():
+            written = text()
+            self._worker.do(lambda: self._write(written))
         self._ticks += 1
 
     def close(self) -> None:
         """Delete the file: otherwise node_exporter would continue to export the last values."""
-        if self._thread:
-            self._thread.join(1.0)
+        self._worker.wait(1.0)
         with contextlib.suppress(OSError):
             if self._has_written:
                 Path(self._path).unlink()

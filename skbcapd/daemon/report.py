@@ -7,9 +7,9 @@ totals.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 
+from skbcapd import standard_streams
 from skbcapd.capture.capture import Capture
 from skbcapd.capture.totals import Totals
 from skbcapd.daemon.log import LOG
@@ -105,8 +105,7 @@ class Report:
     def _print(self) -> None:
         text = escaped(self._state())
         if self._terminal:
-            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # a serial console reports 0
-            print(f"\r\x1b[K{text[: width - 1]}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{text[: standard_streams.width() - 1]}", end="", file=sys.stderr, flush=True)
         else:
             print(text, file=sys.stderr, flush=True)
 

@@ -32,7 +32,11 @@ _PLACEHOLDERS = {
     "FILTER": "tcp",
     "KEY=VALUE": "snaplen=96",
 }
-_NEEDED = {"top": ["a.pcapng"], "split": ["a.pcapng", "--by", "tgid"]}  # for a command that is named alone
+_NEEDED = {  # for a command that is named alone
+    "top": ["a.pcapng"],
+    "split": ["a.pcapng", "--by", "tgid"],
+    "extract": ["a.pcapng", "-w", "b.pcapng"],
+}
 _SECTIONS = {key.partition(".")[0] for key in ROWS if "." in key}
 
 
