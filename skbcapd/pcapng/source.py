@@ -119,10 +119,10 @@ class Source:
             why = escaped_bytes(words) or "fails"
             raise FileError(f"{self.name}: {self._packer}: {why}; expected a complete compressed file")
 
-    def fail(self, at: int, found: str, expected: str) -> NoReturn:
+    def fail(self, at: int, found: str, expected: str, kind: type[FileError] = FileError) -> NoReturn:
         """Report what is wrong at an offset in `data`.
 
         Raises:
-            FileError: always.
+            FileError: always; of this kind.
         """
-        raise FileError(f"{self.name}: at byte {self._before + at}: {found}; expected {expected}")
+        raise kind(f"{self.name}: at byte {self._before + at}: {found}; expected {expected}")
