@@ -254,7 +254,7 @@ def goals(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]
 
 
 def goal_table(found: Sequence[Goal]) -> str:
-    """Each goal with its figure, as Markdown."""
+    """Each goal with the measured value, as Markdown."""
     return _lines(
         ["figure", "goal", "measured", "met"],
         [
@@ -284,10 +284,10 @@ _BEGIN, _END = "<!-- a run: begin -->\n", "<!-- a run: end -->\n"
 
 
 def insert(page: str, tables: str) -> str:
-    """A page with the tables of a run in place of those that it has between its two marks.
+    """Replace the tables between the two marks of a page by those of a run.
 
     Raises:
-        ValueError: the page has not both marks once.
+        ValueError: a mark is missing, or there is more than one.
     """
     if page.count(_BEGIN) != 1 or page.count(_END) != 1:
         raise ValueError(f"the page has not one {_BEGIN.strip()} and one {_END.strip()}")
@@ -295,7 +295,7 @@ def insert(page: str, tables: str) -> str:
 
 
 def plot(rows: Rows, where: str) -> str:
-    """CPU per packet of each load and tool, in terms of tcpdump's, as bars: an SVG, which needs no library."""
+    """CPU per packet of each load and tool, relative to tcpdump, as bars: an SVG, which needs no library."""
     bars = [
         (load, tool, share, statistics.median(map(cpu_per_packet, here)))
         for load, tool, here in _groups(rows)

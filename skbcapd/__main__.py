@@ -51,6 +51,10 @@ def _run() -> int:
         os.write(2, _OUT_OF_MEMORY)  # logging would need memory
     except OSError as error:
         _fail(_unexpected(error))
+    except RuntimeError as error:
+        if "new thread" not in str(error):
+            raise
+        _fail(SkbcapdError(f"{error}: the process may start no more", "raise TasksMax= of the unit or `ulimit -u`"))
     except KeyboardInterrupt:
         print("skbcapd: interrupted", file=sys.stderr)
     return 1

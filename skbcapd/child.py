@@ -14,12 +14,17 @@ import ctypes
 import os
 import signal
 import socket
-import tempfile
 import traceback
 from collections.abc import Callable
+from typing import IO
 
 _PR_SET_PDEATHSIG = 1
 _DEFAULT = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def memory_file(name: str) -> IO[bytes]:
+    """A file without a name in the file system, for what a child says: no disk can be full, and none is waited for."""
+    return os.fdopen(os.memfd_create(name, os.MFD_CLOEXEC), "w+b", buffering=0)
 
 
 class Child:
@@ -30,13 +35,18 @@ class Child:
             stderr, and ends it with exit code 1.
         kind: SOCK_STREAM or SOCK_SEQPACKET.
         nice: added to its nice value.
+
+    Raises:
+        OSError: the system has no process, descriptor or memory left for it.
     """
 
     def __init__(self, work: Callable[[socket.socket], None], kind: socket.SocketKind, nice: int = 0) -> None:
-        self.channel, theirs = socket.socketpair(socket.AF_UNIX, kind)
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed by `close`
-        parent = os.getpid()
-        self._pid = os.fork()
+        with contextlib.ExitStack() as stack:
+            self.channel, theirs = (stack.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, kind))
+            self._stderr = stack.enter_context(memory_file("stderr"))
+            parent = os.getpid()
+            self._pid = os.fork()
+            stack.pop_all()
         if self._pid == 0:
             try:
                 self.channel.close()

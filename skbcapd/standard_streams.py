@@ -30,6 +30,7 @@ import time
 from skbcapd.errors import FileError
 
 PATIENCE_S = 0.1
+_COLUMNS = 80
 _CHUNK = 4096  # PIPE_BUF: if poll reports a pipe as writable, it accepts so much without waiting
 
 
@@ -54,6 +55,13 @@ def limit_patience() -> None:
 def dropped() -> int:
     """Lines that could not be written to stderr."""
     return _STDERR.dropped
+
+
+def width(descriptor: int = 2) -> int:
+    """Columns of the terminal at a descriptor; 80 if unknown: a serial console, or it is closed."""
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(descriptor).columns or _COLUMNS
+    return _COLUMNS
 
 
 def finish() -> None:

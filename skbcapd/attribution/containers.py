@@ -170,8 +170,8 @@ class Containers:
         if version != listed.version:
             # Two changes in the same tick of the file system's clock have the same time: a result
             # that was read so soon after the change is not final.
-            is_settled = not version or time.time_ns() - version[1] > 1_000_000_000
-            listed.version = version if is_settled else ()
+            is_final = not version or time.time_ns() - version[1] > 1_000_000_000
+            listed.version = version if is_final else ()
             listed.names = dict(islice(read(path), _ENTRIES_MAX)) if version else {}
         return listed.names
 

@@ -90,7 +90,11 @@ class Reload:
             self._again = True
             return
         self._tell(True)  # noqa: FBT003  the name of the method says what is true
-        self.child = Loader(self._work, _NICE)
+        try:
+            self.child = Loader(self._work, _NICE)
+        except OSError as error:  # no process, descriptor or memory is left
+            _refuse(f"{error.strerror}; expected to start a process for it")
+            self._tell(False)  # noqa: FBT003
 
     def finish(self) -> None:
         """Use the settings that the child has prepared; called when its socket is readable."""

@@ -19,14 +19,15 @@ import io
 import os
 import pwd
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from skbcapd.errors import FileError, UsageError
-from skbcapd.output.aligned import AlignedTail, Buffers, Piece
+from skbcapd.output.aligned import AlignedTail, Buffers, Piece, count_pieces
 from skbcapd.output.disk import DIRECT_MIN, DiskFile
-from skbcapd.output.worker import AtOnce, Jobs, wait_until
+from skbcapd.output.worker import InlineJobs, Jobs, wait_until
 
 MODE = 0o640
 SELF = (-1, -1)  # as owner: user and group of the process
@@ -77,10 +78,12 @@ class BlockSink:
         buffers: Buffers | None = None,
     ) -> None:
         self._strict = strict
-        self._jobs = jobs or AtOnce()
+        self._jobs = jobs or InlineJobs()
         self._buffers = buffers or Buffers()
         self._tail = AlignedTail(self._buffers)
         self.disk = DiskFile(descriptor, clock, keep_free)
+        self._waiting: deque[Piece] = deque()  # pieces that are not written yet
+        self._abandoned: int | None = None
 
     @property
     def error(self) -> OSError | None:
@@ -90,7 +93,7 @@ class BlockSink:
     @property
     def lost(self) -> int:
         """Packets that were not written because of an error."""
-        return self.disk.lost
+        return self.disk.lost if self._abandoned is None else self._abandoned
 
     @property
     def size(self) -> int:
@@ -98,19 +101,19 @@ class BlockSink:
         return self._tail.size if self.disk.error is None else self.disk.size
 
     @property
-    def handed(self) -> int:
+    def accepted(self) -> int:
         """Bytes that were passed; see Output."""
         return self._tail.size
 
     @property
-    def settled(self) -> int:
+    def completed(self) -> int:
         """Bytes that are in the file, or whose packets are counted as dropped; see Output."""
-        return self.disk.settled
+        return self.disk.completed
 
     @property
     def is_busy(self) -> bool:
         """Whether too many bytes wait for the disk; see Output."""
-        return self._tail.size - self.disk.settled > QUEUE_MAX
+        return self._tail.size - self.disk.completed > QUEUE_MAX
 
     def write(self, blocks: bytes | memoryview) -> None:
         """Write one or more complete blocks."""
@@ -124,7 +127,7 @@ class BlockSink:
         """Half of the segments are full: use the page cache for a while, unless it is slower than
         the disk.
         """
-        self.disk.choice.note_memory_pressure()
+        self.disk.mode.note_memory_pressure()
 
     def flush(self, *, whole: bool = False) -> None:
         """Pass on the collected blocks; of a large amount, not the bytes after the last complete
@@ -144,19 +147,27 @@ class BlockSink:
         """Wait for the disk, about as long as the timeout; then the packets that are not written
         are counted as dropped.
         """
-        if not wait_until(lambda: self.settled >= self.handed, timeout_s):
+        if not wait_until(lambda: self.completed >= self.accepted, timeout_s):
             self.disk.is_given_up = True
-            wait_until(lambda: self.settled >= self.handed, timeout_s / 2)
+            wait_until(lambda: self.completed >= self.accepted, timeout_s / 2)
+
+    def abandon(self) -> None:
+        """Wait for the disk no longer: count all packets that are not written by now as lost."""
+        self.disk.is_given_up = True
+        waiting = list(self._waiting)
+        self._abandoned = self.disk.lost + count_pieces(waiting)
 
     def close(self) -> None:
         """Close everything but the descriptor; called by the writer thread, after the last piece."""
         self.disk.close()
 
     def _put(self, piece: Piece) -> None:
+        self._waiting.append(piece)
         self._jobs.do(lambda: self._write(piece))
 
     def _write(self, piece: Piece) -> None:
         self.disk.put(piece)
+        self._waiting.popleft()
         self._buffers.give_back(piece)
 
     def _raise(self) -> None:
@@ -193,6 +204,7 @@ class CaptureFile:
         self.path = path
         self.working_path = path.with_name(path.name + ".part") if part else path
         self.header_size = 0  # size of the file while it has no packets
+        self.is_gone = False  # at the time of the last `check`
         self._directory = directory
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL | os.O_NOFOLLOW if part else os.O_TRUNC)
         try:
@@ -212,6 +224,10 @@ class CaptureFile:
         except OSError:
             return False
         return (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
+
+    def check(self) -> None:
+        """Check whether the file is there; the disk can be slow."""
+        self.is_gone = not self.is_there
 
     def close(self) -> bool:
         """Wait for all pieces, call fsync and rename the file. A file without a block because of an

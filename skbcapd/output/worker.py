@@ -4,8 +4,9 @@ disk.
 In: jobs, which do not raise. Out: they are done in order, later.
 
 The rule: a running capture never waits for a worker, except for a limited time: at its end, and for
-results that it needs, see Patience. A worker that hangs in the kernel does not keep the process
-alive: it is a daemon thread.
+results that it needs, see TimedCall. If the system cannot start a thread, the caller runs the jobs:
+that must not end a capture. A worker that hangs in the kernel does not keep the process alive: it is
+a daemon thread.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Jobs(Protocol):
         ...
 
 
-class AtOnce:
+class InlineJobs:
     """Runs jobs in the thread of the caller: for code that may wait for its disk, and for tests."""
 
     waiting = 0
@@ -67,12 +68,23 @@ class Worker:
         """Number of jobs that are not done yet."""
         return self._asked - self._done
 
-    def do(self, job: Job) -> None:
-        """Run a job after the jobs before it; it must not raise."""
+    def start(self) -> bool:
+        """Start the thread if it does not run; whether it runs: the system may have no thread left."""
         if self._thread is None:
             sys.setswitchinterval(_SWITCH_S)
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return False
+            self._thread = thread
+        return True
+
+    def do(self, job: Job) -> None:
+        """Run a job after the jobs before it; it must not raise. Without a thread it runs now."""
+        if not self.start():
+            job()
+            return
         self._asked += 1
         self._jobs.put(job)
 
@@ -97,7 +109,7 @@ class Worker:
             self._done += 1
 
 
-class Patience(Generic[T]):
+class TimedCall(Generic[T]):
     """Waits for a result with a time limit; a late result is returned by a later call.
 
     Args:
@@ -110,8 +122,12 @@ class Patience(Generic[T]):
         self._timeout_s = timeout_s
         self._result: Future[T] | None = None
 
-    def call(self, function: Callable[[], T]) -> T:
+    def call(self, function: Callable[[], T], timeout_s: float | None = None) -> T:
         """The result of the function, or the late result of the call before.
+
+        Args:
+            function: called in the thread, unless the call before is late.
+            timeout_s: for this call; None: the timeout of all calls.
 
         Raises:
             TimeoutError: there is no result yet.
@@ -121,7 +137,7 @@ class Patience(Generic[T]):
             begun: Future[T] = Future()
             result = self._result = begun
             self._worker.do(lambda: _resolve(begun, function))
-            wait([begun], self._timeout_s)
+            wait([begun], self._timeout_s if timeout_s is None else timeout_s)
         if not result.done():
             raise TimeoutError
         self._result = None

@@ -70,7 +70,7 @@ class PacedFlood:
         with counter.open("rb") as file:
             self._shared = mmap.mmap(file.fileno(), 8, access=mmap.ACCESS_READ)
         words = [wire.far.ipv4, *map(str, (DISCARD_PORT, RATE, SIZE, counter))]
-        self._begun = time.monotonic()
+        self._started_at = time.monotonic()
         self._process = wire.near.namespace.do(
             subprocess.Popen,
             [sys.executable, "-E", "-s", "-S", "-c", SENDER, *words],
@@ -89,7 +89,7 @@ class PacedFlood:
         """How many were sent."""
         assert self._process.poll() is None, "the sender has kept its pace until now"
         said, _ = self._process.communicate("\n", timeout=DEADLINE_S)
-        self.rate = int(said) / (time.monotonic() - self._begun)
+        self.rate = int(said) / (time.monotonic() - self._started_at)
         return int(said)
 
     def close(self) -> None:

@@ -20,6 +20,8 @@ BEFORE = {
     "a log that cannot be written": "the capture ended",
     "a standard descriptor closed, full or broken": "tracebacks",
     "a disk that hangs": "5 MiB/s: watchdog not fed for 71 s, status unanswered",
+    "a disk that hangs whole": "the loop waited for it: to look whether the file is there, for a new directory",
+    "SIGTERM while the disk hangs": "waited for the disk, packets in no count",
     "an expression that backtracks": "the capture hung",
     "a time namespace": "time stamps wrong by 12 days",
     "a symbolic link as NAME.gz.part": "its target overwritten as root",
@@ -38,6 +40,11 @@ BEFORE = {
     "multicast looped back to its host": "an extra frame without its Ethernet header",
     "dedup: first, seen first elsewhere": "111 of 200 packets in no file",
     "filter: ip broadcast": "refused",
+    "no process or thread left": "default settings: traceback within a second, the capture ended",
+    "the terminal is closed": "the capture ended with the next status line",
+    "a signal while it starts": "killed by SIGHUP, SIGUSR1 and SIGUSR2",
+    "a storm of signals": "SIGUSR1: status unanswered, SIGTERM obeyed when it was over; exit codes -12, -1",
+    "the service manager hangs": "the capture stopped for ever, SIGTERM not obeyed",
     "all at once": "not tried",
 }
 

@@ -21,7 +21,7 @@ from skbcapd.errors import ConfigError, SkbcapdError, UsageError
 from skbcapd.kernel.program import Counters
 
 ROOT = Path(skbcapd.__file__).parent.parent
-COMMANDS = ("capture", "run", "check", "config", "dump", "status", "doctor", "top", "split", "extcap")
+COMMANDS = ("capture", "run", "check", "config", "dump", "status", "doctor", "top", "extract", "split", "extcap")
 
 
 def skbcapd_says(*arguments: str) -> tuple[int, str, str]:
@@ -57,12 +57,12 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
         ([], "the following arguments are required: COMMAND"),
         (["caputre"], "invalid choice: 'caputre'"),
         (["run", "eth0"], "unrecognized arguments: eth0"),
-        (["capture", "-c", "0"], "'0' is no positive number of packets"),
-        (["capture", "-c", "-1"], "'-1' is no positive number"),
-        (["capture", "-c", "1e3"], "'1e3' is no positive number"),
-        (["capture", "-c", str(1 << 63)], "is no positive number"),
+        (["capture", "-c", "0"], "'0' is not a positive number of packets"),
+        (["capture", "-c", "-1"], "'-1' is not a positive number"),
+        (["capture", "-c", "1e3"], "'1e3' is not a positive number"),
+        (["capture", "-c", str(1 << 63)], "is not a positive number"),
         (["capture", "-w"], "expected one argument"),
-        *[(["run", "--duration", text], "no positive number of seconds") for text in ("0", "-1", "x", "nan", "inf")],
+        *[(["run", "--duration", text], "not a positive number of seconds") for text in ("0", "-1", "x", "nan", "inf")],
         (["doctor", "--config", "x"], "unrecognized arguments"),
     ],
 )
@@ -157,12 +157,12 @@ def test_the_shipped_config_is_found_and_right(capsys: pytest.CaptureFixture[str
             [
                 "101 packets captured",
                 "24 packets dropped by kernel",
-                "17 packets dropped, as the start of the frame is unknown",
+                "17 packets dropped, because the start of the frame is unknown",
                 "7 packets missed while the kernel program was already running",
                 "9 packets seen, but not accounted for",
                 "5 packets dropped by the output",
                 "2 packets filtered",
-                "19 packets seen before, on another interface",
+                "19 packets seen before on another interface",
             ],
         ),
     ],

@@ -11,7 +11,6 @@ from threading import Event
 
 import pytest
 
-from skbcapd.kernel.segments import Cut, read_local
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.directory import CaptureDirectory
 from skbcapd.output.interface import Statistics
@@ -20,77 +19,14 @@ from skbcapd.output.retention import Keep
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.output.series import State
 from skbcapd.output.triggers import Limits
-from skbcapd.pcapng.comment import label
 from skbcapd.pcapng.interface import Interface
 from tests.support import faults
 from tests.support import rig as captures
 from tests.support.blocks import INTERFACE, STATISTICS, blocks, packets
 from tests.support.deadline import until
 from tests.support.judges import judge
-from tests.support.writer import cut, packet, upcall
-
-LO = Interface(b"lo", "", 1, 0, None, None, None)
-STAMP = label([("comm", b"x")], 2, 7, 7)
-
-
-class Clock:
-    """Time as the test has it."""
-
-    now = 1_000_000.5
-
-    def __call__(self) -> float:
-        """Seconds since 1970."""
-        return self.now
-
-
-class Rig:
-    """An output in a directory."""
-
-    def __init__(self, path: Path, **limits: int) -> None:
-        self.clock = Clock()
-        self.path = path
-        self.directory = CaptureDirectory(path)
-        self.output = RotatingOutput(self.directory, Limits(**limits), clock=self.clock)
-        self.output.add_interface(LO)
-        self.statistics: list[Statistics] = []
-
-    def snapshot(self) -> list[Statistics]:
-        """What became of the packets, as the test has it."""
-        return self.statistics
-
-    def resume(self) -> None:
-        """Have it write again, as a second later."""
-
-        def is_writing() -> bool:
-            self.output._outage.retry_at = 0.0
-            self.output.tick(self.snapshot)
-            return self.output.state is State.WRITING
-
-        until(is_writing, "it writes again")
-
-    def finished(self) -> list[Path]:
-        """Files with their names, oldest first, each as the judges want it."""
-        self.output.settle(wait=True)
-        found = sorted(path for path in self.path.iterdir() if path.suffix == ".pcapng" and path.name != CURRENT)
-        for path in found:
-            judge(path, "capinfos")
-        return found
-
-    def frames(self) -> list[list[bytes]]:
-        """The frames of each finished file."""
-        return [[found.data for found in packets(path.read_bytes())] for path in self.finished()]
-
-
-def small(number: int) -> bytes:
-    """A ready packet block of a known frame."""
-    return packet(0, number.to_bytes(4, "big"), STAMP.options)
-
-
-def local(number: int) -> Cut:
-    """A packet that Python writes."""
-    found = read_local(memoryview(cut(0, number.to_bytes(4, "big"), 2, 4)), 0)
-    assert isinstance(found, Cut)
-    return found
+from tests.support.rotation import LO, STAMP, Rig, local, small
+from tests.support.writer import packet, upcall
 
 
 @pytest.mark.parametrize("way", ["blocks", "packets"])
@@ -175,11 +111,11 @@ def test_the_list_of_interfaces_begins_anew(tmp_path: Path) -> None:
     for number in range(64):
         rig.output.add_interface(Interface(b"v%d" % number, "", 1, 0, None, None, None))
     rig.statistics = [Statistics(0, 1, 5, 5, 0, 5), *(Statistics(n, n + 1) for n in range(1, 65))]
-    assert not rig.output.wants_new_numbers
+    assert not rig.output.needs_renumbering
     rig.output.rotate(rig.snapshot)
-    assert rig.output.wants_new_numbers
+    assert rig.output.needs_renumbering
     rig.output.restart_interfaces(rig.statistics)
-    assert not rig.output.wants_new_numbers
+    assert not rig.output.needs_renumbering
     assert rig.output.add_interface(LO) == 0
     rig.output.finish([])
     listed = [sum(block.kind == INTERFACE for block in blocks(path.read_bytes())) for path in rig.finished()]
@@ -214,7 +150,7 @@ def test_a_file_that_ends_while_interfaces_lose_their_numbers(tmp_path: Path) ->
     rig.capture.drain()
     rig.drain(upcall(b"12", device=b"v4", ifindex=6, tid=5), slot=0)
     rig.capture.stop()
-    output.settle(wait=True)
+    output.collect_finished(wait=True)
     files = sorted(tmp_path.glob("skbcapd-*.pcapng"))
     for path in files:
         judge(path, "capinfos")
@@ -301,7 +237,7 @@ def test_what_is_kept_is_looked_after(tmp_path: Path) -> None:
     rig.directory.retention.keep = Keep(number=2)
     for _ in range(5):
         rig.output.rotate(rig.snapshot)
-    rig.output.settle(wait=True)
+    rig.output.collect_finished(wait=True)
     rig.output.tick(rig.snapshot)
     assert len(rig.finished()) == 2
 
@@ -337,11 +273,11 @@ def test_a_flood_of_devices_begins_a_new_list(is_full: bool, tmp_path: Path) -> 
     for number in range(4094):  # beside the one that is there
         rig.output.add_interface(Interface(b"v%d" % number, "", 1, 0, None, None, None))
     rig.output.tick(rig.snapshot)
-    assert not rig.output.wants_new_numbers
+    assert not rig.output.needs_renumbering
     rig.output.add_interface(LO)
-    assert rig.output.wants_new_numbers
+    assert rig.output.needs_renumbering
     rig.output.restart_interfaces([])
-    assert not rig.output.wants_new_numbers
+    assert not rig.output.needs_renumbering
     assert rig.output.add_interface(LO) == 0
 
 
@@ -356,7 +292,7 @@ def test_a_disk_that_is_full_where_a_file_begins(
     def full(_descriptor: int, _data: memoryview, _at: int) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    until(lambda: (rig.output.flush(rig.snapshot), rig.output.settled == rig.output.handed)[1], "it is written")
+    until(lambda: (rig.output.flush(rig.snapshot), rig.output.completed == rig.output.accepted)[1], "it is written")
     first = Path(rig.output.path.removesuffix(".part"))
     monkeypatch.setattr(os, "pwrite", full)
     rig.output.rotate(rig.snapshot)
@@ -405,10 +341,10 @@ def test_a_disk_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.M
         assert count * len(block) < 20 << 20
     assert time.monotonic() - begun < 5.0
     assert count * len(block) > 16 << 20
-    assert rig.output.settled < rig.output.handed
+    assert rig.output.completed < rig.output.accepted
     disk.gate.set()
     rig.output.finish([])
-    until(lambda: rig.output.settled == rig.output.handed, "all is written")
+    until(lambda: rig.output.completed == rig.output.accepted, "all is written")
     assert not rig.output.is_busy
     assert sum(map(len, rig.frames())) == count
     assert rig.output.lost == 0
