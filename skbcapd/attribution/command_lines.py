@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 
 from skbcapd.attribution.budget import Budget
-from skbcapd.worker import Patience
+from skbcapd.worker import TimedCall
 
 PATIENCE_S = 0.1
 AHEAD_S = 0.5  # packets wait for this
@@ -38,8 +38,8 @@ class CommandLines:
     def __init__(self, read: Callable[[int], bytes], clock: Callable[[], float] = time.monotonic) -> None:
         self._read = read
         self._budget = Budget(AHEAD_S, clock)
-        self._idle: list[Patience[bytes]] = []
-        self._waiting: dict[int, Patience[bytes]] = {}  # by tgid
+        self._idle: list[TimedCall[bytes]] = []
+        self._waiting: dict[int, TimedCall[bytes]] = {}  # by tgid
 
     def get(self, directory: int, tgid: int) -> bytes:
         """Read the command line of a process.
@@ -55,7 +55,7 @@ class CommandLines:
             self._collect()
             if tgid in self._waiting or len(self._waiting) >= READERS_MAX or self._budget.is_spent:
                 return b""
-        reader = self._idle.pop() if self._idle else Patience[bytes]("cmdline", PATIENCE_S)
+        reader = self._idle.pop() if self._idle else TimedCall[bytes]("cmdline", PATIENCE_S)
         with contextlib.suppress(OSError), self._budget.spending():
             own = os.dup(directory)  # the caller closes its descriptor
             try:

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 
 from skbcapd.attribution.budget import Budget
 from skbcapd.lru import Bounded
-from skbcapd.worker import Patience
+from skbcapd.worker import TimedCall
 
 REMEMBERED = 1024
 FRESH_S = 10.0  # a container can be renamed
@@ -102,7 +102,7 @@ class Containers:
         self._places = places or Places()
         self._clock = clock
         self._budget = Budget(AHEAD_S, clock)
-        self._reader: Patience[Names | None] = Patience("containers")  # the disk of an engine may not respond
+        self._reader: TimedCall[Names | None] = TimedCall("containers")  # the disk of an engine may not respond
         self._known: Bounded[bytes, tuple[float, Names]] = Bounded(REMEMBERED)
         self._listed: dict[Path, _Listed] = {}
         self._docker: tuple[Path, ...] | None = None
@@ -174,8 +174,8 @@ class Containers:
         if version != listed.version:
             # Two changes in the same tick of the file system's clock have the same time: a result
             # that was read so soon after the change is not final.
-            is_settled = not version or time.time_ns() - version[1] > 1_000_000_000
-            listed.version = version if is_settled else ()
+            is_final = not version or time.time_ns() - version[1] > 1_000_000_000
+            listed.version = version if is_final else ()
             listed.names = dict(islice(read(path), _ENTRIES_MAX)) if version else {}
         return listed.names
 

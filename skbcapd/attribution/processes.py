@@ -265,8 +265,8 @@ def cgroup_of(text: bytes) -> bytes:
         if path.startswith(b"/"):
             paths.setdefault(b"0" if number == b"0" else controllers, path)
     ordered = [paths.pop(key) for key in (b"0", b"name=systemd") if key in paths]
-    told = [path for path in (*ordered, *paths.values()) if path != b"/"]
-    return (told or ordered or [b""])[0]
+    useful = [path for path in (*ordered, *paths.values()) if path != b"/"]
+    return (useful or ordered or [b""])[0]
 
 
 def unit_of(cgroup: bytes) -> bytes:

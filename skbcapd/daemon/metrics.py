@@ -136,7 +136,7 @@ class Textfile:
     def __init__(self, path: str) -> None:
         self._path = path
         self._ticks = 0
-        self._error = self._told = ""
+        self._error = self._logged_error = ""
         self._has_written = False
         self._worker = Worker("textfile")
 
@@ -144,8 +144,8 @@ class Textfile:
         """Called once per second: start to write if it is time and the last write is over. A thread
         writes, because disks can be slow.
         """
-        if self._error != self._told:
-            self._told = self._error
+        if self._error != self._logged_error:
+            self._logged_error = self._error
             if self._error:
                 _LOG.warning("%s: %s; the metrics are not written to it", self._path, self._error)
         if self._ticks % EVERY_S == 0 and not self._worker.waiting and self._worker.start():

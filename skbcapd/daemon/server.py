@@ -263,8 +263,8 @@ def control(snapshot: Callable[[], Mapping[str, Any]]) -> Answer:
         line, end, _ = request.partition(b"\n")
         if not end:
             return None
-        told = snapshot() if line == b"status" else {"error": "unknown request; expected: status"}
-        return json.dumps(told).encode("ascii") + b"\n"
+        reply = snapshot() if line == b"status" else {"error": "unknown request; expected: status"}
+        return json.dumps(reply).encode("ascii") + b"\n"
 
     return answer
 

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from skbcapd.kernel import syscall
-from skbcapd.worker import Patience
+from skbcapd.worker import TimedCall
 
 # The installed package has a copy of bpf/ (pyproject.toml).
 _PACKAGE = Path(__file__).parents[1]
@@ -137,7 +137,7 @@ def build(definitions: Mapping[str, int | str], functions: Collection[str], filt
     # directory nothing is cached.
     directory = os.environ.get("CACHE_DIRECTORY", "").split(":")[0] or "/var/cache/skbcapd"
     path = Path(directory, f"{_digest(text, flags)}.json")
-    cache: Patience[Object | None] = Patience("cache", _CACHE_S)
+    cache: TimedCall[Object | None] = TimedCall("cache", _CACHE_S)
     found = None
     with contextlib.suppress(TimeoutError):
         found = cache.call(lambda: _kept(path))

@@ -611,12 +611,12 @@ def test_a_busy_output_is_given_nothing() -> None:
     for frame in (b"3", b"4"):
         rig.drain(packet(7, frame))
     assert rig.output.frames == [b"1", b"2"]
-    assert not rig.capture.is_cut_short
-    assert not rig.capture.is_settled
+    assert not rig.capture.has_more
+    assert not rig.capture.is_complete
     rig.output.is_busy = False
     rig.capture.drain()
     assert rig.output.frames == [b"1", b"2", b"3", b"4"]
-    assert rig.capture.is_settled
+    assert rig.capture.is_complete
     assert accounted(rig.capture.totals()) == 4
 
 
@@ -630,7 +630,7 @@ def test_a_drain_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(5):
         rig.capture.drain()
         drained.append(len(rig.output.frames))
-        cut_short.append(rig.capture.is_cut_short)
+        cut_short.append(rig.capture.has_more)
     assert drained == [LOCAL_PER_RANGE, 2 * LOCAL_PER_RANGE, 3 * LOCAL_PER_RANGE, count, count]
     assert cut_short == [True] * 4 + [False]
     assert rig.output.frames == [struct.pack("<I", number) for number in range(count)]
@@ -639,7 +639,7 @@ def test_a_drain_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_the_output_does_not_take_at_the_end_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A capture ends in time though its output is busy for ever: what is left is dropped, each packet once."""
-    monkeypatch.setattr("skbcapd.capture.capture.SETTLE_S", 0.05)
+    monkeypatch.setattr("skbcapd.capture.capture.FINAL_DRAIN_S", 0.05)
     rig = Rig()
     rig.drain(upcall(b"1"), packet(7, b"2"))
     rig.output.is_busy = True
@@ -650,19 +650,19 @@ def test_what_the_output_does_not_take_at_the_end_is_counted(monkeypatch: pytest
     assert accounted(totals) == totals.kernel.seen == 5
 
 
-def test_written_is_what_the_output_has_settled() -> None:
+def test_only_completed_packets_count_as_written() -> None:
     """A packet counts as written when the output has it on the disk, not when it was handed over."""
     rig = Rig()
     rig.drain(upcall(b"1"), packet(7, b"2"))
-    rig.output.handed, rig.output.settled = 2, 1
-    assert rig.capture.settle().written == 0
+    rig.output.accepted, rig.output.completed = 2, 1
+    assert rig.capture.current_totals().written == 0
     rig.program.put(packet(7, b"3"))
-    rig.output.handed = 3
-    assert rig.capture.settle().written == 0
-    rig.output.settled, rig.output.lost = 2, 1
-    assert rig.capture.settle().written == 1
-    rig.output.settled = 3
-    assert rig.capture.settle().written == 2
+    rig.output.accepted = 3
+    assert rig.capture.current_totals().written == 0
+    rig.output.completed, rig.output.lost = 2, 1
+    assert rig.capture.current_totals().written == 1
+    rig.output.completed = 3
+    assert rig.capture.current_totals().written == 2
 
 
 # Sleep
@@ -671,12 +671,12 @@ def test_written_is_what_the_output_has_settled() -> None:
 def test_no_packet_is_slept_over() -> None:
     """The capture does not fall asleep on a packet that came meanwhile, and a wakeup is taken once."""
     rig = Rig()
-    assert rig.capture.fall_asleep()
+    assert rig.capture.request_wakeup()
     assert rig.program.control[abi.SLEEPING] == 1
-    rig.capture.wake_up()
+    rig.capture.cancel_wakeup()
     assert (rig.program.control[abi.SLEEPING], rig.program.calls) == (0, ["take_wakeups"])
     rig.program.put(upcall(NTP_FRAME))
-    assert not rig.capture.fall_asleep()
+    assert not rig.capture.request_wakeup()
     assert rig.program.control[abi.SLEEPING] == 0
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import skbcapd
 from skbcapd.attribution.containers import Names
-from skbcapd.attribution.fields import CUTTABLE, FIELDS, GROUPS, TABLE, Field, needs_process, told
+from skbcapd.attribution.fields import CUTTABLE, FIELDS, GROUPS, TABLE, Field, comment_fields, needs_process
 from skbcapd.attribution.processes import Process, User
 from skbcapd.capture.rules import Rules, Subject, Verdict
 from skbcapd.config.parser import default_settings
@@ -58,16 +58,16 @@ ALL: dict[str, bytes | int] = {
 
 def test_every_field_has_a_value() -> None:
     """Of a process of which all is known, each field says it, in the order that is asked for."""
-    assert dict(told(FIELDS, (USER, PROCESS))) == ALL
-    assert told(["uid", "none", "comm"], (USER, PROCESS)) == [("uid", 101), ("comm", b"isc-net-0000")]
+    assert dict(comment_fields(FIELDS, (USER, PROCESS))) == ALL
+    assert comment_fields(["uid", "none", "comm"], (USER, PROCESS)) == [("uid", 101), ("comm", b"isc-net-0000")]
 
 
 def test_what_is_not_known_is_left_out() -> None:
     """Nothing is said of a process that is not known, and nothing from /proc where that was not to be had."""
-    assert told(FIELDS, (User(0, 0, 0, b"", b""), None)) == []
-    assert dict(told(FIELDS, (USER, None))).keys() == {"comm", "pid", "tgid", "process"}
+    assert comment_fields(FIELDS, (User(0, 0, 0, b"", b""), None)) == []
+    assert dict(comment_fields(FIELDS, (USER, None))).keys() == {"comm", "pid", "tgid", "process"}
     bare = Process(7, 0, b"dig", None, None, b"", b"", b"", b"")
-    assert dict(told(FIELDS, (USER, bare))).keys() == {"comm", "pid", "tgid", "process"}
+    assert dict(comment_fields(FIELDS, (USER, bare))).keys() == {"comm", "pid", "tgid", "process"}
 
 
 @pytest.mark.parametrize(
@@ -83,13 +83,13 @@ def test_the_process_stands_where_it_differs(
     names: tuple[str, ...], process: bytes, expected: dict[str, bytes]
 ) -> None:
     """The process's name is left out where the comment has the same for the thread, and where it is not known."""
-    assert dict(told(names, (replace(USER, process=process), None))) == expected
+    assert dict(comment_fields(names, (replace(USER, process=process), None))) == expected
 
 
 def test_containers_have_names_or_ids() -> None:
     """A container is called by its name, else by the twelve digits that people see; a rule may ask for either."""
     unnamed = replace(PROCESS, names=Names())
-    assert dict(told(["container", "pod"], (USER, unnamed))) == {"container": ID[:12].encode()}
+    assert dict(comment_fields(["container", "pod"], (USER, unnamed))) == {"container": ID[:12].encode()}
     for text, process, matches in (
         ("web", PROCESS, True),
         (ID, PROCESS, True),

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from skbcapd.errors import FileError, UsageError
 from skbcapd.output.block_writer import BlockSink, CaptureFile, StandardOutput, owner_ids
 from skbcapd.output.blocks import count_packets
-from skbcapd.output.disk import DirectWay
+from skbcapd.output.disk import DirectWriter
 from tests.support.writer import block, packet
 
 ROOT = Path(__file__).parents[2]
@@ -165,7 +165,7 @@ def test_the_faster_way_is_taken(
     through = 0
     direct = []
 
-    def take(way: DirectWay, descriptor: int) -> None:
+    def take(way: DirectWriter, descriptor: int) -> None:
         direct.append(os.dup(descriptor))
         way._descriptor = direct[0]
 
@@ -175,7 +175,7 @@ def test_the_faster_way_is_taken(
         now += len(data) / (1e9 if descriptor in direct else cache)
         return len(data)
 
-    monkeypatch.setattr(DirectWay, "__init__", take)
+    monkeypatch.setattr(DirectWriter, "__init__", take)
     monkeypatch.setattr(os, "pwrite", pwrite)
     blocks = packet(0, bytes((1 << 22) - 100))
     with (tmp_path / "a").open("wb") as file:
@@ -198,7 +198,7 @@ def test_little_goes_through_the_cache(tmp_path: Path, monkeypatch: pytest.Monke
     """What is too little for the disk goes through the cache, also behind a direct write; much goes to the disk."""
     real, ways, direct = os.pwrite, [], []
 
-    def take(way: DirectWay, descriptor: int) -> None:
+    def take(way: DirectWriter, descriptor: int) -> None:
         direct.append(os.dup(descriptor))
         way._descriptor = direct[0]
 
@@ -206,7 +206,7 @@ def test_little_goes_through_the_cache(tmp_path: Path, monkeypatch: pytest.Monke
         ways.append("direct" if descriptor in direct else "cache")
         return real(descriptor, data, at)
 
-    monkeypatch.setattr(DirectWay, "__init__", take)
+    monkeypatch.setattr(DirectWriter, "__init__", take)
     monkeypatch.setattr(os, "pwrite", pwrite)
     little, much = packet(0, bytes(100_000)), packet(0, bytes(2_000_000))
     with (tmp_path / "a").open("wb") as file:

@@ -60,14 +60,14 @@ def test_packets_wait_for_a_late_file(
         else:
             rig.output.write_packet(local(each), 0, STAMP, rig.snapshot)
         rig.output.flush(rig.snapshot)
-        assert (rig.output.is_busy, rig.output.wants_turn, rig.output.state) == (True, True, State.LATE)
-        assert rig.output.settled < rig.output.handed
+        assert (rig.output.is_busy, rig.output.has_pending_work, rig.output.state) == (True, True, State.LATE)
+        assert rig.output.completed < rig.output.accepted
     for _ in range(3):
         rig.output.tick(rig.snapshot)
     assert time.monotonic() - begun < 2 * PATIENCE_S + 0.5
     disk.gate.set()
     until(lambda: (rig.output.flush(rig.snapshot), rig.output.state is State.WRITING)[1], "the file is there")
-    until(lambda: (rig.output.flush(rig.snapshot), rig.output.settled == rig.output.handed)[1], "all is written")
+    until(lambda: (rig.output.flush(rig.snapshot), rig.output.completed == rig.output.accepted)[1], "all is written")
     rig.output.finish([])
     found = rig.frames()
     assert [frame for frames in found for frame in frames] == number(23)
@@ -82,15 +82,15 @@ def test_what_waits_is_certain_when_it_is_written(disk: SlowToMake, tmp_path: Pa
     disk.gate.clear()
     rig.output.rotate(rig.snapshot)
     rig.output.write_blocks(memoryview(small(0)), rig.snapshot)
-    mark = rig.output.handed
+    mark = rig.output.accepted
     hold = threading.Event()
     rig.directory._writer.do(lambda: (hold.wait(), None)[1])
     disk.gate.set()
     until(lambda: (rig.output.flush(rig.snapshot), rig.output.state is State.WRITING)[1], "the file is there")
-    assert rig.output.settled < mark <= rig.output.handed
+    assert rig.output.completed < mark <= rig.output.accepted
     hold.set()
-    until(lambda: (rig.output.flush(rig.snapshot), rig.output.settled >= mark)[1], "it is written")
-    assert rig.output.handed == rig.output.settled
+    until(lambda: (rig.output.flush(rig.snapshot), rig.output.completed >= mark)[1], "it is written")
+    assert rig.output.accepted == rig.output.completed
 
 
 def test_a_late_file_at_the_end(disk: SlowToMake, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_late_file_at_the_end(disk: SlowToMake, tmp_path: Path) -> None:
     rig.output.close()
     assert time.monotonic() - begun < 5.0
     assert rig.output.lost == 2
-    assert rig.output.settled == rig.output.handed
+    assert rig.output.completed == rig.output.accepted
 
 
 def test_a_late_file_that_cannot_be_made(disk: SlowToMake, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -120,4 +120,4 @@ def test_a_late_file_that_cannot_be_made(disk: SlowToMake, tmp_path: Path, caplo
     until(lambda: (rig.output.flush(rig.snapshot), rig.output.state is State.WAITING)[1], "it cannot be made")
     assert rig.output.lost == 2
     assert "No such file or directory" in caplog.messages[-1]
-    assert rig.output.settled == rig.output.handed
+    assert rig.output.completed == rig.output.accepted

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skbcapd.attribution import processes as process
-from skbcapd.attribution.fields import TABLE, told
+from skbcapd.attribution.fields import TABLE, comment_fields
 from skbcapd.attribution.processes import NS_PER_TICK, Process, Processes, User, cgroup_of, container_of, unit_of
 from tests.support.proc import TICK, Proc
 
@@ -41,7 +41,7 @@ PATHS = st.lists(
 def said(process: Process) -> dict[str, bytes | int]:
     """What a comment may say of a process from /proc."""
     names = [field.name for field in TABLE if field.of_process]
-    return dict(told(names, (User(1058, 1058, START, b"chronyd"), process)))
+    return dict(comment_fields(names, (User(1058, 1058, START, b"chronyd"), process)))
 
 
 class Clock:

@@ -49,7 +49,7 @@ class Recording:
 
     def wait(self) -> None:
         """Until no dump is being written."""
-        until(lambda: (self.recorder.flush(tuple), not self.recorder.wants_turn)[1], "the dump is written")
+        until(lambda: (self.recorder.flush(tuple), not self.recorder.has_pending_work)[1], "the dump is written")
 
     @property
     def dumps(self) -> list[Path]:

@@ -207,7 +207,7 @@ def test_connections_older_than_the_program() -> None:
     resolver = made(tables)
     shared = [flow(11, 101, 0), flow(11, 103, 0)]
     alone = [flow(13, 107, 0), flow(13, 109, 0)]
-    resolver.tell(
+    resolver.add_flows(
         [flow(22, 4711), flow(23, 5), flow(24, 113), *shared, *alone],
         {4711: (CHRONYD,), 5: (), 101: (CHRONYD,), 103: (other,), 107: (other,), 109: (other,)},
     )
@@ -284,9 +284,9 @@ def test_connections_that_ended_meanwhile() -> None:
     tables = Tables()
     resolver = made(tables)
     holders = dict.fromkeys((101, 103), (CHRONYD,))
-    resolver.tell([flow(22, 101), flow(23, 103)], holders)
+    resolver.add_flows([flow(22, 101), flow(23, 103)], holders)
     learned = struct.pack("<Q16s16sHHBBH", 3, *[bytes([127, 0, 0, 1]) + bytes(12)] * 2, 24, 7, 6, 2, 0)
     tables.flows[learned] = b"learned"
-    resolver.retell([flow(23, 103), flow(25, 107)])
+    resolver.remove_ended_flows([flow(23, 103), flow(25, 107)])
 
     assert sorted(struct.unpack_from("<H", told, 40)[0] for told in tables.flows) == [23, 24]

@@ -97,7 +97,7 @@ def test_writing_stops_where_free_space_ends(
     blocks = [packet(0, number.to_bytes(1000, "big")) for number in range(1009)]
     for start in range(0, 1009, 50):
         output.write_blocks(memoryview(b"".join(blocks[start : start + 50])), tuple)
-        until(lambda: (output.flush(tuple), output.settled == output.handed)[1], "all is written or counted")
+        until(lambda: (output.flush(tuple), output.completed == output.accepted)[1], "all is written or counted")
     assert output.state is State.WAITING
     lost = output.lost
     assert "free space is down to files.keep_free; packets are dropped until" in caplog.messages[0]

@@ -111,11 +111,11 @@ def test_the_list_of_interfaces_begins_anew(tmp_path: Path) -> None:
     for number in range(64):
         rig.output.add_interface(Interface(b"v%d" % number, "", 1, 0, None, None, None))
     rig.statistics = [Statistics(0, 1, 5, 5, 0, 5), *(Statistics(n, n + 1) for n in range(1, 65))]
-    assert not rig.output.wants_new_numbers
+    assert not rig.output.needs_renumbering
     rig.output.rotate(rig.snapshot)
-    assert rig.output.wants_new_numbers
+    assert rig.output.needs_renumbering
     rig.output.restart_interfaces(rig.statistics)
-    assert not rig.output.wants_new_numbers
+    assert not rig.output.needs_renumbering
     assert rig.output.add_interface(LO) == 0
     rig.output.finish([])
     listed = [sum(block.kind == INTERFACE for block in blocks(path.read_bytes())) for path in rig.finished()]
@@ -150,7 +150,7 @@ def test_a_file_that_ends_while_interfaces_lose_their_numbers(tmp_path: Path) ->
     rig.capture.drain()
     rig.drain(upcall(b"12", device=b"v4", ifindex=6, tid=5), slot=0)
     rig.capture.stop()
-    output.settle(wait=True)
+    output.collect_finished(wait=True)
     files = sorted(tmp_path.glob("skbcapd-*.pcapng"))
     for path in files:
         judge(path, "capinfos")
@@ -237,7 +237,7 @@ def test_what_is_kept_is_looked_after(tmp_path: Path) -> None:
     rig.directory.retention.keep = Keep(number=2)
     for _ in range(5):
         rig.output.rotate(rig.snapshot)
-    rig.output.settle(wait=True)
+    rig.output.collect_finished(wait=True)
     rig.output.tick(rig.snapshot)
     assert len(rig.finished()) == 2
 
@@ -273,11 +273,11 @@ def test_a_flood_of_devices_begins_a_new_list(is_full: bool, tmp_path: Path) -> 
     for number in range(4094):  # beside the one that is there
         rig.output.add_interface(Interface(b"v%d" % number, "", 1, 0, None, None, None))
     rig.output.tick(rig.snapshot)
-    assert not rig.output.wants_new_numbers
+    assert not rig.output.needs_renumbering
     rig.output.add_interface(LO)
-    assert rig.output.wants_new_numbers
+    assert rig.output.needs_renumbering
     rig.output.restart_interfaces([])
-    assert not rig.output.wants_new_numbers
+    assert not rig.output.needs_renumbering
     assert rig.output.add_interface(LO) == 0
 
 
@@ -292,7 +292,7 @@ def test_a_disk_that_is_full_where_a_file_begins(
     def full(_descriptor: int, _data: memoryview, _at: int) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    until(lambda: (rig.output.flush(rig.snapshot), rig.output.settled == rig.output.handed)[1], "it is written")
+    until(lambda: (rig.output.flush(rig.snapshot), rig.output.completed == rig.output.accepted)[1], "it is written")
     first = Path(rig.output.path.removesuffix(".part"))
     monkeypatch.setattr(os, "pwrite", full)
     rig.output.rotate(rig.snapshot)
@@ -341,10 +341,10 @@ def test_a_disk_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.M
         assert count * len(block) < 20 << 20
     assert time.monotonic() - begun < 5.0
     assert count * len(block) > 16 << 20
-    assert rig.output.settled < rig.output.handed
+    assert rig.output.completed < rig.output.accepted
     disk.gate.set()
     rig.output.finish([])
-    until(lambda: rig.output.settled == rig.output.handed, "all is written")
+    until(lambda: rig.output.completed == rig.output.accepted, "all is written")
     assert not rig.output.is_busy
     assert sum(map(len, rig.frames())) == count
     assert rig.output.lost == 0

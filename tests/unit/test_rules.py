@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from skbcapd.attribution.processes import Process, User
-from skbcapd.capture.rules import DECIDE_S, Rules, Subject, Verdict, doubts
+from skbcapd.capture.rules import DECIDE_S, Rules, Subject, Verdict, rule_warnings
 from skbcapd.config.parser import default_settings
 from tests.support import faults
 from tests.support.proc import Proc
@@ -228,7 +228,7 @@ def test_a_name_that_no_thread_has_is_said(tmp_path: Path) -> None:
     text = "gives its threads other names, such as"
     expected = {1: ("web", "worker-1"), 3: ("dig", "isc-net-0000"), 4: ("delv", "isc-net-0000")}
     expected |= {7: (r"esc\x1b", "x"), 8: ("web", "worker-1")}
-    assert list(doubts(chosen.rules, [], [], proc.path)) == [
+    assert list(rule_warnings(chosen.rules, [], [], proc.path)) == [
         f"rules[{number}].comm: {name} {text} {thread}; the key process means all threads of {name}"
         for number, (name, thread) in expected.items()
     ]
@@ -239,7 +239,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     (tmp_path / "ssh.service").touch()
     texts = ("user: nosuchuser", "user: root", "unit: ssh.*", "unit: nosuch.service", "interface: wg*", "interface: l*")
     chosen = default_settings({"rules": "[" + ", ".join(f"{{{text}}}" for text in texts) + "]"}).rules
-    assert list(doubts(chosen, ["lo"], [str(tmp_path)])) == [
+    assert list(rule_warnings(chosen, ["lo"], [str(tmp_path)])) == [
         "rules[1].user: no such user is known on this machine",
         "rules[4].unit: systemd has no such unit now",
         "rules[5].interface: there is no such interface now",

@@ -39,7 +39,7 @@ class FakeCapture:
         self.looks = list(looks)
         self.fails_to_start = False
         self.program = self.output = self
-        self.is_busy = self.is_cut_short = self.wants_turn = self.wants_new_numbers = False
+        self.is_busy = self.has_more = self.has_pending_work = self.needs_renumbering = False
         self.is_detached, self.left = False, 0
         self.wakeup_fd, self.waker = os.pipe()
         os.write(self.waker, b"awake")  # the wait for the next packet is over at once
@@ -64,19 +64,19 @@ class FakeCapture:
         look = self.looks.pop(0)
         return look if isinstance(look, int) else int(look() or 0)
 
-    def fall_asleep(self) -> bool:
+    def request_wakeup(self) -> bool:
         """No packet came meanwhile."""
-        self.calls.append("fall_asleep")
+        self.calls.append("request_wakeup")
         return True
 
     def renumber(self) -> None:
         """Interfaces get new numbers."""
         self.calls.append("renumber")
-        self.wants_new_numbers = False
+        self.needs_renumbering = False
 
-    def wake_up(self) -> None:
+    def cancel_wakeup(self) -> None:
         """The wait is over."""
-        self.calls.append("wake_up")
+        self.calls.append("cancel_wakeup")
 
     def set_clock(self) -> None:
         """Once a second."""
@@ -87,7 +87,7 @@ class FakeCapture:
         self.is_detached = True
 
     @property
-    def is_settled(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether all has been drained."""
         assert self.is_detached
         return not self.left
@@ -163,12 +163,17 @@ def test_settings_are_reloaded_while_packets_are_written() -> None:
 
 def test_a_capture_runs_from_start_to_stop() -> None:
     """The start is told once the capture has started, and the stop comes last."""
-    assert run(FakeCapture(100)) == ["start", "started", "drain", "wake_up", "stop"]
+    assert run(FakeCapture(100)) == ["start", "started", "drain", "cancel_wakeup", "stop"]
 
 
 @pytest.mark.parametrize(
     ("moved", "after"),
-    [(0, ["fall_asleep", "wake_up", "wake_up"]), (4, ["wake_up"]), (SEGMENT_SIZE - 4, ["wake_up"]), (SEGMENT_SIZE, [])],
+    [
+        (0, ["request_wakeup", "cancel_wakeup", "cancel_wakeup"]),
+        (4, ["cancel_wakeup"]),
+        (SEGMENT_SIZE - 4, ["cancel_wakeup"]),
+        (SEGMENT_SIZE, []),
+    ],
 )
 def test_when_the_loop_waits(moved: int, after: list[str]) -> None:
     """With no packets it asks to be woken; then, and while some come, it waits a little; after a segment, not."""
@@ -180,7 +185,7 @@ def test_a_signal_ends_it(number: signal.Signals) -> None:
     """After a signal there is no further look; what is left is written by the stop."""
     capture = FakeCapture(kill(number), fail(AssertionError("looked again")))
     os.read(capture.wakeup_fd, 100)  # nothing but the signal ends the wait
-    assert run(capture)[2:] == ["drain", "fall_asleep", "wake_up", "stop"]
+    assert run(capture)[2:] == ["drain", "request_wakeup", "cancel_wakeup", "stop"]
 
 
 def test_a_second_signal_is_no_harm() -> None:
@@ -201,7 +206,7 @@ def test_the_end_is_drained_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     capture = FakeCapture(100)
     capture.left = 3
     assert run(capture)[-4:] == ["drain", "drain", "drain", "stop"]
-    monkeypatch.setattr("skbcapd.daemon.loop.SETTLE_S", 0.05)
+    monkeypatch.setattr("skbcapd.daemon.loop.FINAL_DRAIN_S", 0.05)
     monkeypatch.setattr("skbcapd.daemon.loop.TICK_S", 0.01)
     ticks: list[int] = []
     capture = FakeCapture(100)
@@ -216,7 +221,7 @@ def test_the_end_is_drained_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_drain_that_is_cut_short_goes_on_at_once(moved: int) -> None:
     """After a drain that had no time for all that waits, the loop looks after its duties and drains again."""
     capture = FakeCapture(moved, moved, moved)
-    capture.is_cut_short = True
+    capture.has_more = True
     assert run(capture)[2:] == ["drain"] * 3 + ["stop"]
 
 
@@ -224,7 +229,7 @@ def test_an_output_at_work_keeps_the_loop_awake() -> None:
     """An output that waits for its disk, or wants a turn, is asked again soon, packets or not."""
     capture = FakeCapture(0, 0, 0)
     os.read(capture.wakeup_fd, 100)  # nothing wakes the loop
-    capture.wants_turn = True
+    capture.has_pending_work = True
     start = time.monotonic()
     assert run(capture)[2:] == ["drain"] * 3 + ["stop"]
     assert time.monotonic() - start < TICK_S
@@ -233,7 +238,7 @@ def test_an_output_at_work_keeps_the_loop_awake() -> None:
 def test_new_numbers_are_given_between_two_drains() -> None:
     """An output says that it wants new numbers; the loop has the capture give them when a drain is over."""
     capture = FakeCapture(4, 4)
-    capture.wants_new_numbers = True
+    capture.needs_renumbering = True
     assert [call for call in run(capture) if call in {"drain", "renumber"}] == ["drain", "renumber", "drain"]
 
 

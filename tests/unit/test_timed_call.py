@@ -8,13 +8,13 @@ from functools import partial
 
 import pytest
 
-from skbcapd.worker import Patience, Worker
+from skbcapd.worker import TimedCall, Worker
 from tests.support.deadline import until
 
 
 def test_a_result_in_time() -> None:
     """Each call gives the result of its own function."""
-    patience: Patience[int] = Patience("test")
+    patience: TimedCall[int] = TimedCall("test")
     assert [patience.call(partial(int, text)) for text in ("3", "5", "7")] == [3, 5, 7]
     assert not patience.is_waiting
     assert patience.late() is None
@@ -32,7 +32,7 @@ def test_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
         worker.do(lambda: names.append(threading.current_thread().name))
         assert not worker.start()
         assert not worker.waiting
-        assert Patience[int]("test").call(lambda: 7) == 7
+        assert TimedCall[int]("test").call(lambda: 7) == 7
     worker.do(lambda: names.append(threading.current_thread().name))
     assert worker.wait(5.0)
     assert names == ["MainThread", "test"]
@@ -40,7 +40,7 @@ def test_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_error() -> None:
     """What the function raises is raised, once."""
-    patience: Patience[int] = Patience("test")
+    patience: TimedCall[int] = TimedCall("test")
     with pytest.raises(ValueError, match="three"):
         patience.call(lambda: int("three"))
     assert patience.call(lambda: 5) == 5
@@ -48,7 +48,7 @@ def test_an_error() -> None:
 
 def test_a_late_result() -> None:
     """A call that is late raises TimeoutError in time, the next one at once; its result is for the first one after."""
-    patience: Patience[str] = Patience("test", timeout_s=0.05)
+    patience: TimedCall[str] = TimedCall("test", timeout_s=0.05)
     disk = threading.Event()
     with pytest.raises(TimeoutError):
         patience.call(lambda: "late" if disk.wait() else "")
@@ -72,7 +72,7 @@ def after(disk: threading.Event, text: str) -> int:
 
 def test_a_late_result_that_nobody_wants() -> None:
     """A late result is given once; an error is none."""
-    patience: Patience[int] = Patience("test", timeout_s=0)
+    patience: TimedCall[int] = TimedCall("test", timeout_s=0)
     for text, late in (("7", 7), ("x", None)):
         disk = threading.Event()
         with pytest.raises(TimeoutError):

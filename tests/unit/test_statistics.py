@@ -130,10 +130,10 @@ def test_of_a_flood_a_part_is_looked_at() -> None:
 def test_the_window_moves_on() -> None:
     """What was half a minute and more before the last turn is forgotten."""
     busiest = Busiest()
-    busiest.look_at(memoryview(stamped(1058)))
+    busiest.sample_blocks(memoryview(stamped(1058)))
     for _ in range(statistics.WINDOW_S):
         busiest.tick()
-    busiest.look_at(memoryview(stamped(1061)))
+    busiest.sample_blocks(memoryview(stamped(1061)))
     assert [one["tgid"] for one in busiest.snapshot()["busiest"]] == [1058, 1061]
     for _ in range(statistics.WINDOW_S):
         busiest.tick()
@@ -145,9 +145,9 @@ def test_a_crowd_does_not_hide_who_is_busy() -> None:
     busiest = Busiest()
     for tgid in range(10_007):
         busiest._left = statistics.SAMPLES  # all in one window
-        busiest.look_at(memoryview(stamped(tgid + 2, size=60)))
+        busiest.sample_blocks(memoryview(stamped(tgid + 2, size=60)))
         if tgid % 101 == 0:
-            busiest.look_at(memoryview(stamped(1, b"busy", size=600)))
+            busiest.sample_blocks(memoryview(stamped(1, b"busy", size=600)))
         assert len(busiest._now) <= statistics.PROCESSES
     assert busiest.snapshot()["busiest"][0]["name"] == "busy"
     assert busiest.snapshot()["busiest"][0]["packets"] == 100
@@ -158,7 +158,7 @@ def test_a_crowd_does_not_hide_who_is_busy() -> None:
 def test_any_options(options: bytes, size: int) -> None:
     """Bytes that are no options of ours are counted for nobody, and what is told is printable ASCII."""
     busiest = Busiest()
-    busiest.look_at_one(options, size)
+    busiest.sample_packet(options, size)
     text = json.dumps(busiest.snapshot(), ensure_ascii=False)
     assert text.isascii()
     assert text.isprintable()
@@ -170,7 +170,7 @@ def test_any_options(options: bytes, size: int) -> None:
 def test_any_name(name: bytes) -> None:
     """A process may call itself anything: what is told is printable ASCII, and different for different names."""
     busiest = Busiest()
-    busiest.look_at(memoryview(stamped(1058, name)))
+    busiest.sample_blocks(memoryview(stamped(1058, name)))
     told = busiest.snapshot()["busiest"][0]["name"]
     assert told.isascii()
     assert told.isprintable()
