@@ -41,7 +41,7 @@ def daemon(path: Path, does: str) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def test_the_holder_of_the_lock_is_asked(tmp_path: Path) -> None:
+def test_the_locking_process_makes_the_dump(tmp_path: Path) -> None:
     """The file to which current.pcapng points after the signal is returned; an unfinished file is
     waited for.
     """

@@ -28,7 +28,7 @@ LAST_WORDS = {
 
 
 @pytest.mark.parametrize("tool", tools(), ids=lambda tool: tool.name)
-def test_last_words_are_understood(tool: object) -> None:
+def test_the_last_output_is_parsed(tool: object) -> None:
     """The last output of each tool gives captured and dropped packets; other output is an error."""
     assert tool.totals(LAST_WORDS[tool.name]) == (1000, 7)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="did not print"):
@@ -87,7 +87,7 @@ def test_the_place_is_understood() -> None:
     assert version("") == "of unknown version"
 
 
-def test_our_command_is_whole(tmp_path: Path) -> None:
+def test_our_command_is_complete(tmp_path: Path) -> None:
     """Device and file replace their placeholders; other braces in arguments stay."""
     command = ours("skbcapd", "--set", "rules=[{comm: a}]").command(tmp_path / "x", any_device=True)
     assert command[3:6] == ["capture", "-i", "any"]
@@ -107,7 +107,7 @@ def test_goals_say_whether_they_are_met() -> None:
     assert found["cost of 10 or 100 rules, relative to 1"].is_met is None
 
 
-def test_counting_is_told_apart() -> None:
+def test_the_time_of_the_measurement_is_separate() -> None:
     """The time of BPF programs is reported with and without the time of the measurement."""
     row = replace(ROW, captured=1000, program_s=0.5e-3, program_runs=2000, counting_s=60e-9)
     found = {goal.name: goal for goal in report.goals([], [row], [])}
@@ -183,7 +183,7 @@ def test_plot_is_xml_with_a_bar_for_every_tool() -> None:
     assert WHERE in "".join(found.itertext())
 
 
-def test_a_page_takes_the_tables_of_a_run() -> None:
+def test_tables_of_a_run_are_inserted_into_a_page() -> None:
     """The text between the two marks is replaced, the rest stays; a page without marks is an error."""
     page = "before\n<!-- a run: begin -->\nold\n<!-- a run: end -->\nafter\n"
     new = page.replace("old\n", "\nnew\n\n")

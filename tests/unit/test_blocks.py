@@ -36,7 +36,7 @@ def test_packets_are_counted_in_any_parts(kinds: list[tuple[bool, int]], cuts: l
 
 
 @given(KINDS, st.integers(0, 400))
-def test_what_is_whole(kinds: list[tuple[bool, int]], torn: int) -> None:
+def test_complete_blocks_are_recognized(kinds: list[tuple[bool, int]], torn: int) -> None:
     """Complete blocks are recognized, in memory and in a file."""
     found = [SECTION, *stream(kinds)]
     data = b"".join(found)
@@ -69,7 +69,7 @@ def test_a_hole_in_the_middle_is_the_end(which: int, size: int) -> None:
         assert whole_in(file.fileno()) == (at, True)
 
 
-def test_a_frame_that_looks_like_blocks() -> None:
+def test_a_frame_with_bytes_like_blocks() -> None:
     """An incomplete packet is incomplete, even if its frame contains complete blocks."""
     inside = packet(0, bytes(60)) * 7
     data = SECTION + packet(0, inside)[: -len(inside) // 2]

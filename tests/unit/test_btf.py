@@ -56,7 +56,7 @@ HANDMADE = handmade()
         ("same", "end", (32, 0)),
     ],
 )
-def test_where_a_field_lies(name: str, field: str, found: tuple[int, int]) -> None:
+def test_the_offset_of_a_field(name: str, field: str, found: tuple[int, int]) -> None:
     """A field is found at its offset, also in anonymous members, as a bitfield, and after types of
     all kinds.
     """
@@ -100,7 +100,7 @@ def test_sizes_and_renamed_fields() -> None:
         (lambda btf: btf.size("decoy"), "struct decoy is not"),
     ],
 )
-def test_what_is_missing_is_named(ask: Callable[[Btf], object], message: str) -> None:
+def test_missing_fields_are_named(ask: Callable[[Btf], object], message: str) -> None:
     """The error names a missing struct or field, with a hint."""
     with pytest.raises(BtfError, match=message) as raised:
         ask(Btf(HANDMADE))
@@ -120,7 +120,7 @@ def test_what_is_missing_is_named(ask: Callable[[Btf], object], message: str) ->
         (b"\x7fELF" + bytes(64), "starts with magic 0x457f"),
     ],
 )
-def test_what_is_no_btf_is_refused(data: bytes, message: str) -> None:
+def test_wrong_btf_is_rejected(data: bytes, message: str) -> None:
     """Bytes that are not BTF, or incomplete, give an error with what was found and what was
     expected.
     """

@@ -53,7 +53,7 @@ def unpacked(label: bytes) -> dict[str, Any]:
 # Labels
 
 
-def test_the_first_packet_installs_what_the_next_are_stamped_with() -> None:
+def test_the_first_packet_installs_the_label_of_the_next() -> None:
     """A packet without a label is written, and its key gets a label with its interface, counters,
     snaplen and options.
     """
@@ -93,7 +93,7 @@ def test_the_first_packet_installs_what_the_next_are_stamped_with() -> None:
         (7, 0, b"via=unknown"),
     ],
 )
-def test_what_a_packet_is_stamped_with(via: int, tgid: int, text: bytes) -> None:
+def test_the_options_of_a_packet(via: int, tgid: int, text: bytes) -> None:
     """A packet names its process in comment and option 8, and says how it was found, or why there
     is none.
     """
@@ -109,7 +109,7 @@ def test_what_a_packet_is_stamped_with(via: int, tgid: int, text: bytes) -> None
 
 @pytest.mark.parametrize("frame", [b"", b"\x01", NTP_FRAME])
 @pytest.mark.parametrize("flags", [1 | 3 << 2, 2 | 1 << 9 | 1 << 11])
-def test_both_ways_write_the_same_block(frame: bytes, flags: int) -> None:
+def test_kernel_and_python_write_the_same_block(frame: bytes, flags: int) -> None:
     """Python writes the same block as the kernel program with the label."""
     sink = io.BytesIO()
     rig = Rig(PcapngOutput(sink))
@@ -125,7 +125,7 @@ def test_both_ways_write_the_same_block(frame: bytes, flags: int) -> None:
     assert [kind for _, kind, _ in walk(memoryview(sink.getvalue()))] == [0x0A0D0D0A, 1, 6]
 
 
-def test_no_labels_for_an_output_that_takes_none() -> None:
+def test_no_labels_for_an_output_without_labels() -> None:
     """With `encode: scapy` and with text, no label is installed: all packets pass through Python."""
     rig = Rig(Recording(labels=False))
     rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME))
@@ -134,7 +134,7 @@ def test_no_labels_for_an_output_that_takes_none() -> None:
     assert not PcapngOutput(io.BytesIO(), "scapy").labels
 
 
-def test_a_cut_packet_is_written_anew() -> None:
+def test_a_cut_packet_is_written_again() -> None:
     """A packet with a label that could not be read to its end gets a shorter block, with the
     options of its label.
     """
@@ -154,7 +154,7 @@ def test_a_cut_packet_is_written_anew() -> None:
 
 
 @pytest.mark.parametrize("kind", ["upcall", "cut"])
-def test_packets_that_several_devices_see_carry_their_identifier(kind: str) -> None:
+def test_packets_on_several_interfaces_have_an_identifier(kind: str) -> None:
     """Each packet of a linked key has its own epb_packetid, after the flags; the label belongs to
     the key.
     """
@@ -213,7 +213,7 @@ def test_a_question_is_answered_without_a_label() -> None:
         ([(80, b"nginx")], b"comm=nginx tgid=80 via=group", struct.pack("<HHII", 8, 8, 80, 0)),
     ],
 )
-def test_what_a_group_has_in_common_is_said(users: list[tuple[int, bytes]], said: bytes, ids: bytes) -> None:
+def test_common_values_of_a_group_are_written(users: list[tuple[int, bytes]], said: bytes, ids: bytes) -> None:
     """A packet with several candidates has their common fields, and so has the label for the next
     ones.
     """
@@ -260,7 +260,7 @@ THREAD: dict[str, Any] = {"tgid": 1058, "tid": 1059, "start": 6000 * TICK + 7}
         ("none", {"via": abi.VIA_UNKNOWN, "tgid": 0, "tid": 0}, b""),
     ],
 )
-def test_the_comment_has_the_fields_that_are_asked_for(
+def test_the_comment_has_the_fields_of_the_setting(
     comment: str, arguments: dict[str, Any], text: bytes, proc: Proc
 ) -> None:
     """Fields are in the order of the setting; unknown and uncertain values are left out."""
@@ -276,7 +276,7 @@ def test_the_comment_has_the_fields_that_are_asked_for(
         assert options[:4] == struct.pack("<HH", 2, 4)  # flags come first
 
 
-def test_what_the_kernel_has_taken_needs_no_proc() -> None:
+def test_values_of_the_kernel_program_need_no_proc() -> None:
     """With comm, pid and tgid, or without a comment, /proc is not read."""
     for comment in (["tgid", "comm", "pid"], ["none"]):
         rig = Rig(comment=comment, processes=None)
@@ -328,7 +328,7 @@ def test_a_cut_packet_whose_label_is_forgotten() -> None:
     assert (totals.written, totals.dropped, accounted(totals)) == (2, 1, totals.kernel.seen)
 
 
-def test_a_label_holds_names_as_the_kernel_has_them() -> None:
+def test_a_label_has_the_bytes_of_names_in_the_kernel() -> None:
     """The bytes after the NUL of a name are part of the label, because the kernel compares them,
     but not of the name.
     """
@@ -341,7 +341,7 @@ def test_a_label_holds_names_as_the_kernel_has_them() -> None:
     assert rig.output.interfaces[0].name == b"eth0"
 
 
-def test_a_packet_met_during_the_self_test_is_cut() -> None:
+def test_a_packet_seen_during_the_self_test_is_cut() -> None:
     """A frame that was captured completely because of the self-test is cut to the snaplen."""
     rig = Rig(snaplen=64)
     rig.drain(upcall(bytes(range(99))))
@@ -352,7 +352,7 @@ def test_a_packet_met_during_the_self_test_is_cut() -> None:
 # Devices
 
 
-def test_a_device_is_described_once() -> None:
+def test_an_interface_is_described_once() -> None:
     """However many processes send through an interface, it has one interface block and one row of
     counters.
     """
@@ -384,7 +384,7 @@ def test_a_device_is_described_once() -> None:
         ({"net": 2, "netns": HERE}, b"eth0", f"network namespace {HERE}"),
     ],
 )
-def test_another_device(other: dict[str, Any], name: bytes, description: str) -> None:
+def test_another_interface(other: dict[str, Any], name: bytes, description: str) -> None:
     """A renamed interface, another one, and one of another namespace each have their own interface
     and counters.
     """
@@ -421,7 +421,7 @@ def test_link_type_and_address(changes: dict[str, Any], link_type: int, mac: byt
     assert (interface.link_type, interface.mac) == (link_type, mac)
 
 
-def test_a_device_of_unknown_type_is_refused_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_interface_of_unknown_type_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     """Frames of an unknown interface type are not written; one warning is logged, and the packets
     count as filtered.
     """
@@ -448,7 +448,7 @@ def test_a_device_of_unknown_type_is_refused_once(caplog: pytest.LogCaptureFixtu
         (("eth2",), []),
     ],
 )
-def test_only_devices_that_are_wanted(interfaces: tuple[str, ...], frames: list[bytes]) -> None:
+def test_only_selected_interfaces_are_captured(interfaces: tuple[str, ...], frames: list[bytes]) -> None:
     """Names select interfaces of this network namespace; packets of others are filtered, and the
     program knows it.
     """
@@ -468,7 +468,7 @@ def test_only_devices_that_are_wanted(interfaces: tuple[str, ...], frames: list[
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 8])
-def test_a_limit_holds_within_a_range(limit: int) -> None:
+def test_a_limit_applies_within_a_range(limit: int) -> None:
     """With a limit, exactly so many packets are written, also if it is reached between blocks of
     one range.
     """
@@ -487,7 +487,7 @@ def test_a_limit_holds_within_a_range(limit: int) -> None:
     assert rig.capture.totals().written == limit
 
 
-def test_packets_of_no_interest_do_not_count_towards_a_limit() -> None:
+def test_filtered_packets_do_not_count_for_a_limit() -> None:
     """A limit counts written packets only."""
     rig = Rig(limit=1, interfaces=("eth0",))
     rig.drain(upcall(b"1", netns=ELSEWHERE, net=2), upcall(b"2", netns=HERE))
@@ -529,7 +529,7 @@ def test_every_packet_is_counted_once(kinds: list[str], drained: int, broken: bo
     assert totals.processes == sum(interface == 7 for interface, _ in rig.output.written) - 1
 
 
-def test_what_comes_while_the_hooks_go_is_written() -> None:
+def test_packets_during_the_detach_are_written() -> None:
     """A packet of a program that still ran on another processor during the detach is written."""
     rig = Rig()
     rig.program.on_detach = [upcall(NTP_FRAME)]
@@ -548,7 +548,7 @@ class Failing(Recording):
         super().write_packet(found, interface_id, stamp, _snapshot)
 
 
-def test_a_broken_output_loses_whole_ranges() -> None:
+def test_a_broken_output_drops_complete_ranges() -> None:
     """Packets that an output cannot write are counted as dropped, with the rest of their range,
     each once.
     """
@@ -583,7 +583,7 @@ def test_the_order_of_a_start() -> None:
         ({"process_context": False}, ["cannot tell system calls from softirqs", "paged frames cannot be read"]),
     ],
 )
-def test_what_this_kernel_cannot_do_is_said(
+def test_limitations_of_the_kernel_are_logged(
     arguments: dict[str, bool], said: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The start logs one line for each limitation of this kernel, and captures."""
@@ -608,7 +608,7 @@ def test_a_program_that_cannot_measure(caplog: pytest.LogCaptureFixture) -> None
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_the_marker_is_the_proof_and_is_not_written(*, whole: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_marker_is_checked_and_not_written(*, whole: bool, caplog: pytest.LogCaptureFixture) -> None:
     """The marker's frame proves that pages can be read, and is not written; an incomplete frame
     proves nothing.
     """
@@ -677,7 +677,7 @@ def test_a_drain_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert accounted(rig.capture.totals()) == count
 
 
-def test_what_the_output_does_not_take_at_the_end_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packets_left_at_the_end_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A capture ends in time even if its output stays busy: the rest is dropped, and each packet
     counted once.
     """
@@ -712,7 +712,7 @@ def test_only_completed_packets_count_as_written() -> None:
 # Sleep
 
 
-def test_no_packet_is_slept_over() -> None:
+def test_no_packet_is_missed_during_sleep() -> None:
     """The capture does not sleep if a packet has arrived, and a wakeup is consumed once."""
     rig = Rig()
     assert rig.capture.request_wakeup()
@@ -814,7 +814,9 @@ def test_labels_are_of_their_generation() -> None:
         (("eth0",), ("eth0",), []),
     ],
 )
-def test_devices_are_meant_by_globs(interfaces: tuple[str, ...], exclude: tuple[str, ...], written: list[str]) -> None:
+def test_interfaces_are_selected_by_globs(
+    interfaces: tuple[str, ...], exclude: tuple[str, ...], written: list[str]
+) -> None:
     """Names and globs select interfaces of this namespace; `exclude` applies to all namespaces, and
     is counted as filtered.
     """
@@ -839,7 +841,7 @@ def test_devices_are_meant_by_globs(interfaces: tuple[str, ...], exclude: tuple[
         (("any",), ("no-such-name", "\x01"), []),
     ],
 )
-def test_devices_are_meant_by_namespaces(
+def test_interfaces_are_selected_by_namespaces(
     interfaces: tuple[str, ...], namespaces: tuple[str, ...], written: list[int]
 ) -> None:
     """With `namespaces`, interfaces of other namespaces are not captured, whatever `interfaces` is."""
@@ -852,7 +854,7 @@ def test_devices_are_meant_by_namespaces(
     assert rig.program.control[abi.DEVICE_FILTER] > 0
 
 
-def test_a_flood_of_devices_is_bounded() -> None:
+def test_many_interfaces_are_bounded() -> None:
     """With more interfaces than are stored, each packet is written and counted, and the oldest are
     evicted.
     """
@@ -895,7 +897,7 @@ def test_processes_are_counted_once(tgids: list[int]) -> None:
     assert len(numbers._bits) == size
 
 
-def test_a_disk_that_cannot_follow_is_told() -> None:
+def test_a_slow_disk_causes_memory_pressure() -> None:
     """While more than half of the memory waits, the output gets memory pressure, and otherwise not."""
     rig = Rig()
     big = packet(0, bytes(250_000))
@@ -918,7 +920,7 @@ def test_many_first_packets_are_decided_about_once() -> None:
     assert rig.capture.labels == 3
 
 
-def test_new_numbers_meet_no_old_label() -> None:
+def test_a_renumbering_leaves_no_old_label() -> None:
     """A first packet during a renumbering is written with the old number, and gets no label."""
     rig = Rig()
     rig.drain(upcall(b"1", comm=b"one"))

@@ -56,6 +56,6 @@ def test_a_sum_of_zero_is_sent_as_ones() -> None:
 
 
 @pytest.mark.parametrize(("kept", "place"), [(41, 34 | 6 << 16), (42, 34 | 7 << 16), (42, 0xFFFF | 6 << 16)])
-def test_what_cannot_be_completed(kept: int, place: int) -> None:
+def test_checksums_that_cannot_be_computed(kept: int, place: int) -> None:
     """A frame that was cut, or whose checksum field is outside of it, is not changed."""
     assert fill(memoryview(bytes(42))[:kept], 42, place) is None

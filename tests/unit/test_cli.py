@@ -66,7 +66,7 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
         (["doctor", "--config", "x"], "unrecognized arguments"),
     ],
 )
-def test_what_is_no_command_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_command_lines(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A wrong command line gives exit code 2, with usage and reason on stderr, and nothing on
     stdout.
     """
@@ -108,7 +108,7 @@ def test_what_is_no_command_line(arguments: list[str], message: str, capsys: pyt
         (["check", "--set", "buffer.size=1"], ConfigError, "buffer.size"),
     ],
 )
-def test_what_cannot_be_asked_for(arguments: list[str], error: type[SkbcapdError], message: str) -> None:
+def test_impossible_requests(arguments: list[str], error: type[SkbcapdError], message: str) -> None:
     """Impossible requests give an error with their name before anything starts, with exit code 2."""
     with pytest.raises(error) as raised:
         command(arguments)
@@ -227,7 +227,7 @@ def test_the_live_line_on_a_terminal(columns: int, shown: int) -> None:
     assert said == ("\r\x1b[K" + "101 packets, 53 dropped, 19 processes, a.pcapng.part"[:shown]) * 2 + "\r\n"
 
 
-def test_devices_whose_arrivals_are_captured_below(tmp_path: Path) -> None:
+def test_interfaces_whose_frames_are_captured_below(tmp_path: Path) -> None:
     """VLAN, bond and macvlan interfaces are recognized; a name that is not in /sys is no error."""
     for name, uevent in {
         "v7": "DEVTYPE=vlan\n",

@@ -57,7 +57,7 @@ def test_the_source_is_one_text() -> None:
         assert text.count("\n".join(last)) == 1, path.name
 
 
-def test_only_what_is_called_is_compiled() -> None:
+def test_only_wanted_functions_are_compiled() -> None:
     """The text contains the wanted entry points and no others, and all other functions."""
     every, some = compiler.source(), compiler.source(functions={"on_transmit", "frame_out"})
     called = re.compile(r"^int (\w+)\(void", re.MULTILINE)
@@ -79,7 +79,7 @@ def test_maps_are_put_in_place() -> None:
     assert MADE.used("on_receive") == {"labels"}
 
 
-def test_the_compiler_is_asked_once(directory: Path, compiled: list[dict[str, int | str]]) -> None:
+def test_the_compiler_runs_once(directory: Path, compiled: list[dict[str, int | str]]) -> None:
     """The output is cached; another text, definition or function is compiled again."""
     for _ in range(3):
         assert compiler.build({"A": 1, "B": 2}, {"on_transmit"}, "") == MADE
@@ -96,7 +96,7 @@ def test_the_compiler_is_asked_once(directory: Path, compiled: list[dict[str, in
     assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o600}
 
 
-def test_another_compiler_makes_it_anew(
+def test_another_compiler_compiles_again(
     directory: Path, compiled: list[dict[str, int | str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The output of another version of bcc is not used."""
@@ -149,7 +149,7 @@ def pipe(path: Path, _: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_what_cannot_be_trusted_is_made_anew(
+def test_untrusted_cache_files_are_replaced(
     spoil: Callable[[Path, pytest.MonkeyPatch], None],
     directory: Path,
     compiled: list[dict[str, int | str]],
@@ -166,7 +166,7 @@ def test_what_cannot_be_trusted_is_made_anew(
     monkeypatch.undo()
 
 
-def test_the_oldest_go(directory: Path, compiled: list[dict[str, int | str]]) -> None:
+def test_the_oldest_are_deleted(directory: Path, compiled: list[dict[str, int | str]]) -> None:
     """At most 16 files are cached; the last used one stays, and so do other files."""
     for number in range(16):
         compiler.build({"A": number}, {"on_transmit"}, "")

@@ -38,7 +38,7 @@ def opened(path: Path) -> Iterator[int]:
 
 
 @pytest.mark.parametrize(("kind", "ending"), [("gzip", ".gz"), ("zstd", ".zst")])
-def test_a_file_is_replaced_by_the_packed_one(kind: str, ending: str, tmp_path: Path) -> None:
+def test_a_file_is_replaced_by_the_compressed_one(kind: str, ending: str, tmp_path: Path) -> None:
     """The compressed file has the same content, mode and time; there is no other file."""
     paths = [tmp_path / "a.pcapng", tmp_path / "b.pcapng"]
     for path in paths:
@@ -59,7 +59,7 @@ def zstd(path: Path) -> bytes:
     return subprocess.run(["zstd", "-dc", str(path)], capture_output=True, check=True).stdout
 
 
-def test_an_interrupted_packer_leaves_the_plain_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_interrupted_compressor_leaves_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """If the compressor is killed, or stopped with the capture, the file is unchanged."""
     path = tmp_path / "a.pcapng"
     path.write_bytes(DATA * 101)
@@ -78,7 +78,7 @@ def test_an_interrupted_packer_leaves_the_plain_file(tmp_path: Path, caplog: pyt
     assert path.read_bytes() == DATA * 101
 
 
-def test_a_file_that_has_gone_is_no_matter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_deleted_file_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A file that retention has deleted is ignored without a message."""
     (tmp_path / "b.pcapng").write_bytes(DATA)
     pack(Compressor("gzip"), tmp_path / "a.pcapng", tmp_path / "b.pcapng")
@@ -87,9 +87,7 @@ def test_a_file_that_has_gone_is_no_matter(tmp_path: Path, caplog: pytest.LogCap
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "file"])
-def test_a_stranger_s_file_under_the_compressed_name(
-    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_file_with_the_compressed_name(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """An existing file with the compressed name is not followed, written or waited for."""
     path, part, victim = tmp_path / "a.pcapng", tmp_path / "a.pcapng.gz.part", tmp_path / "victim"
     path.write_bytes(DATA)
@@ -109,7 +107,7 @@ def test_a_stranger_s_file_under_the_compressed_name(
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "directory", "device", "hard link"])
-def test_what_is_no_plain_file_is_not_compressed(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_irregular_files_are_not_compressed(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Something else with the name of a capture is not read or waited for."""
     path, victim = tmp_path / "a.pcapng", tmp_path / "victim"
     victim.write_bytes(b"precious")
@@ -145,7 +143,7 @@ def test_the_compressed_file_is_never_more_open_than_the_plain_one(tmp_path: Pat
         os.umask(before)
 
 
-def test_a_file_that_was_replaced_meanwhile_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_replaced_file_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Another file that has replaced the uncompressed one is not deleted."""
     path = tmp_path / "a.pcapng"
     path.write_bytes(DATA)

@@ -74,7 +74,7 @@ def test_defaults_are_those_promised() -> None:
     assert default_settings() == Settings() == load(REFERENCE) == DEFAULTS
 
 
-def test_reference_file_is_what_the_table_of_settings_says() -> None:
+def test_reference_file_matches_the_table_of_settings() -> None:
     """etc/skbcapd.yaml has exactly the text of `reference`."""
     assert REFERENCE.read_text(encoding="utf-8") == reference()
 
@@ -100,7 +100,7 @@ def test_reference_file_is_a_manual() -> None:
 # The schema, judged by the jsonschema library.
 
 
-def test_schema_is_what_the_table_of_settings_says() -> None:
+def test_schema_matches_the_table_of_settings() -> None:
     """etc/skbcapd.schema.json has exactly the text of `schema`, and is a valid schema."""
     assert SCHEMA.read_text(encoding="utf-8") == schema()
     jsonschema.Draft7Validator.check_schema(json.loads(schema()))
@@ -132,7 +132,7 @@ def test_schema_is_what_the_table_of_settings_says() -> None:
         ("rules: {comm: a}", False),
     ],
 )
-def test_editors_see_what_the_reader_sees(path: Path, text: str, *, right: bool) -> None:
+def test_schema_and_reader_agree(path: Path, text: str, *, right: bool) -> None:
     """The schema and the reader accept the same files."""
     found = not list(jsonschema.Draft7Validator(json.loads(schema())).iter_errors(yaml.safe_load(text)))
     assert found is right
@@ -174,7 +174,7 @@ def test_editors_see_what_the_reader_sees(path: Path, text: str, *, right: bool)
     ],
     ids=shown,
 )
-def test_right_value_is_taken(path: Path, text: str, setting: str, value: object) -> None:
+def test_right_value_is_accepted(path: Path, text: str, setting: str, value: object) -> None:
     """A value changes its own setting only, in all spellings of YAML and for all types of YAML."""
     path.write_bytes(text.encode())
     expected = dataclasses.asdict(DEFAULTS)
@@ -199,7 +199,7 @@ FILES = st.fixed_dictionaries(
 
 
 @given(content=FILES, flow=st.booleans())
-def test_what_another_program_writes_is_read(path: Path, *, content: dict[str, Any], flow: bool) -> None:
+def test_settings_of_another_program_are_read(path: Path, *, content: dict[str, Any], flow: bool) -> None:
     """Settings written by PyYAML, in both of its styles, are read back equal."""
     path.write_text(yaml.safe_dump(content or {}, default_flow_style=flow, allow_unicode=True), encoding="utf-8")
     loaded = dataclasses.asdict(load(path))
@@ -513,7 +513,7 @@ def test_alias_bomb_is_refused_at_the_first_alias(path: Path) -> None:
     ],
     ids=shown,
 )
-def test_unreadable_file_is_said_to_be(tmp_path: Path, name: str, message: str) -> None:
+def test_unreadable_file_is_reported(tmp_path: Path, name: str, message: str) -> None:
     """What is not a file, or cannot be read, is one problem without a line; nothing is waited for."""
     (tmp_path / "directory").mkdir()
     os.mkfifo(tmp_path / "fifo")
@@ -525,7 +525,7 @@ def test_unreadable_file_is_said_to_be(tmp_path: Path, name: str, message: str) 
     assert (problem.line, problem.key, problem.message) == (0, "", message)
 
 
-def test_forbidden_file_is_said_to_be(path: Path) -> None:
+def test_file_without_permission_is_reported(path: Path) -> None:
     """A file without permission is one problem; root can read it."""
     path.write_text("snaplen: 96")
     path.chmod(0)
@@ -582,7 +582,7 @@ def test_wrong_override_gets_its_message(key: str, text: str, message: str) -> N
     assert str(caught.value.problems[0]).startswith(f"--set: {message}")
 
 
-def test_override_does_not_hide_what_is_wrong_in_the_file(path: Path) -> None:
+def test_override_does_not_hide_an_error_in_the_file(path: Path) -> None:
     """A wrong value is reported even if an override replaces it."""
     assert len(problems(path, "snaplen: 1", snaplen="96")) == 1
 

@@ -130,7 +130,7 @@ def test_kubernetes_by_the_engines_name(places: Places, known: Containers) -> No
 
 
 @pytest.mark.parametrize("identifier", [b"", b"web", ID[1:], ID + b"0", ID.upper(), b"../" + ID[3:]])
-def test_what_is_no_id_is_not_looked_for(identifier: bytes, places: Places, known: Containers) -> None:
+def test_invalid_ids_are_not_looked_up(identifier: bytes, places: Places, known: Containers) -> None:
     """Only 64 hex digits become part of a path."""
     docker(places.docker[0], {"Name": "/web"})
     assert known.find(identifier, b"/docker/x") == NOTHING
@@ -167,14 +167,14 @@ def test_files_that_make_no_sense(content: str, places: Places, known: Container
     assert known.find(ID, b"/docker/" + ID) == NOTHING
 
 
-def test_names_may_hold_anything(places: Places, known: Containers) -> None:
+def test_names_can_have_any_bytes(places: Places, known: Containers) -> None:
     """A name can have any bytes; the comment escapes them."""
     docker(places.docker[0], {"Name": "/a b=\x1b[31m\n\xe9"})
     assert known.find(ID, b"/docker/" + ID) == Names("a b=\x1b[31m\n\xe9".encode())
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link", "directory"])
-def test_what_is_no_file_is_not_opened(kind: str, tmp_path: Path, places: Places, known: Containers) -> None:
+def test_irregular_files_are_not_opened(kind: str, tmp_path: Path, places: Places, known: Containers) -> None:
     """A FIFO is not waited for, a link is not followed."""
     path = docker(places.docker[0], {"Name": "/web"})
     path.rename(tmp_path / "elsewhere")
@@ -187,7 +187,7 @@ def test_what_is_no_file_is_not_opened(kind: str, tmp_path: Path, places: Places
     assert known.find(ID, b"/docker/" + ID) == NOTHING
 
 
-def test_names_are_looked_for_again(places: Places, known: Containers, clock: Clock) -> None:
+def test_names_are_looked_up_again(places: Places, known: Containers, clock: Clock) -> None:
     """A late name is found after a second, a new one after ten; a container that has ended keeps
     its last name.
     """

@@ -116,7 +116,7 @@ def test_a_directory_that_cannot_be_made(name: str, tmp_path: Path) -> None:
         (Keep(number=5, age_s=3600), 4),
     ],
 )
-def test_the_oldest_go(keep: Keep, left: int, tmp_path: Path) -> None:
+def test_the_oldest_are_deleted(keep: Keep, left: int, tmp_path: Path) -> None:
     """Each limit deletes the oldest files first; compressed files count; the current file and other
     files stay.
     """
@@ -147,7 +147,7 @@ def test_a_template_of_one_s_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", [0, 1, 7, 8, 20, len(packet(0, bytes(70))) - 1])
-def test_what_a_crash_left_is_finished(torn: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_of_a_crash_are_finished(torn: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """An unfinished file of an earlier run is renamed, without its incomplete block; numbers
     continue after it.
     """
@@ -163,7 +163,7 @@ def test_what_a_crash_left_is_finished(torn: int, tmp_path: Path, caplog: pytest
     assert directory.new_file().path.name.endswith("-000042.pcapng")
 
 
-def test_what_a_crash_left_empty_or_half_packed_goes(tmp_path: Path) -> None:
+def test_empty_and_half_compressed_files_of_a_crash_are_deleted(tmp_path: Path) -> None:
     """A file without a complete block, and the output of an interrupted compressor, are deleted;
     other files are not.
     """
@@ -193,7 +193,7 @@ def test_a_machine_may_be_called_anything(name: str, expected: str) -> None:
     assert harmless(name) == expected.replace("]", "_")
 
 
-def test_nobody_else_can_write_to_what_is_made(tmp_path: Path) -> None:
+def test_others_cannot_write_to_created_directories(tmp_path: Path) -> None:
     """Parent directories are created so that others can only read them, whatever the umask."""
     before = os.umask(0)
     try:

@@ -214,7 +214,7 @@ def test_nothing_is_claimed_without_proc_or_sys(missing: str, fatal: dict[str, s
         ({BCC: "raise SystemExit(1)"}, "bcc", "it ended without a message", "install python3-bpfcc"),
     ],
 )
-def test_what_stands_in_the_way(
+def test_obstacles_are_fatal_findings(
     changes: dict[str, str | bytes | None], name: str, text: str, remedy: str, tmp_path: Path
 ) -> None:
     """Each obstacle is the only fatal finding, with what was found and a remedy."""
@@ -247,7 +247,9 @@ def test_what_stands_in_the_way(
         ({"sys/fs/cgroup/system.slice/skbcapd.service/memory.max": "1073741824\n"}, "cgroup", "version 2"),
     ],
 )
-def test_what_does_not(changes: dict[str, str | bytes | None], name: str, text: str, tmp_path: Path) -> None:
+def test_findings_without_a_remedy(
+    changes: dict[str, str | bytes | None], name: str, text: str, tmp_path: Path
+) -> None:
     """Findings that change nothing, or cannot be changed, have no remedy."""
     found = machine(tmp_path, changes)
     assert found[name].text.startswith(text)
@@ -298,7 +300,7 @@ def test_no_tracefs(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_could_be_better(
+def test_limitations_have_a_remedy(
     changes: dict[str, str | bytes | None], name: str, text: str, remedy: str, tmp_path: Path
 ) -> None:
     """Each limitation is the only finding with a remedy, and is not fatal."""
@@ -334,7 +336,9 @@ def test_a_real_seccomp_filter() -> None:
     ("changes", "message"),
     [({RELEASE: "5.10.0"}, "kernel: 5.10.0; expected"), (capabilities(BPF), "capabilities: CAP_SYS_ADMIN missing")],
 )
-def test_a_hopeless_capture_is_refused(changes: dict[str, str | bytes | None], message: str, tmp_path: Path) -> None:
+def test_a_capture_that_cannot_work_is_refused(
+    changes: dict[str, str | bytes | None], message: str, tmp_path: Path
+) -> None:
     """An old kernel or missing privileges end the capture with the remedy, before a program is
     compiled.
     """

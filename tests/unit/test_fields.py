@@ -62,7 +62,7 @@ def test_every_field_has_a_value() -> None:
     assert comment_fields(["uid", "none", "comm"], (USER, PROCESS)) == [("uid", 101), ("comm", b"isc-net-0000")]
 
 
-def test_what_is_not_known_is_left_out() -> None:
+def test_unknown_values_are_left_out() -> None:
     """Fields of an unknown process are left out, and fields from /proc without a record."""
     assert comment_fields(FIELDS, (User(0, 0, 0, b"", b""), None)) == []
     assert dict(comment_fields(FIELDS, (USER, None))).keys() == {"comm", "pid", "tgid", "process"}
@@ -159,7 +159,7 @@ def test_a_rule_may_ask_for_each_field(field: Field) -> None:
 
 
 @pytest.mark.parametrize("name", CUTTABLE)
-def test_what_may_be_cut_is_cut(name: str) -> None:
+def test_cuttable_fields_are_cut(name: str) -> None:
     """The end of a value that does not fit into the label is cut, and `cut` names it."""
     assert fit([("comm", b"a"), (name, b"x" * 900)])[-1] == ("cut", name)
 

@@ -44,7 +44,7 @@ def names(directory: Path) -> list[str]:
     return [entry.name for entry in directory.iterdir()]
 
 
-def test_what_is_flushed_can_be_read_before_the_end(tmp_path: Path) -> None:
+def test_flushed_blocks_can_be_read_before_the_end(tmp_path: Path) -> None:
     """An unfinished file contains all flushed blocks, under the displayed name."""
     file = CaptureFile(tmp_path / "a.pcapng", part=True)
     file.stream.write(b"blocks")
@@ -89,7 +89,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
         file.close()
 
 
-def test_what_a_full_disk_refuses_is_counted() -> None:
+def test_packets_refused_by_a_full_disk_are_counted() -> None:
     """After an error a sink writes no more, and counts packets (no other blocks), waiting and new
     ones.
     """
@@ -201,7 +201,7 @@ def test_the_faster_way_is_taken(
     assert found[2] < 0.01
 
 
-def test_little_goes_through_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_pieces_use_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small pieces are written through the cache, also after a direct write; large ones directly."""
     real, ways, direct = os.pwrite, [], []
 
@@ -279,7 +279,7 @@ def test_owners() -> None:
         owner_ids("nobody-here")
 
 
-def test_a_file_that_was_taken_away(tmp_path: Path) -> None:
+def test_a_file_that_was_deleted(tmp_path: Path) -> None:
     """A file that was deleted while it was written cannot be renamed, which is reported."""
     file = CaptureFile(tmp_path / "a.pcapng", part=True)
     file.working_path.unlink()
@@ -287,7 +287,7 @@ def test_a_file_that_was_taken_away(tmp_path: Path) -> None:
         file.close()
 
 
-def test_standard_output_takes_blocks_and_lines() -> None:
+def test_standard_output_accepts_blocks_and_lines() -> None:
     """Blocks are written to the descriptor unchanged, lines as ASCII; both are complete after
     close.
     """
@@ -306,7 +306,7 @@ def test_standard_output_takes_blocks_and_lines() -> None:
     ("reader", "said"),
     [("closed", ""), ("full", "standard output: No space left on device while finishing it")],
 )
-def test_standard_output_that_takes_no_more(way: str, reader: str, said: str) -> None:
+def test_standard_output_that_cannot_be_written(way: str, reader: str, said: str) -> None:
     """A reader that has ended is no error; a full device is one, reported once, also when the
     interpreter ends.
     """

@@ -137,6 +137,6 @@ def test_any_bytes(frame: bytes, link: int) -> None:
 
 @pytest.mark.fuzz
 @given(tail=st.binary(max_size=120), kind=st.sampled_from([b"\x08\x00", b"\x86\xdd", b"\x08\x06", b"\x81\x00"]))
-def test_any_bytes_behind_a_type(tail: bytes, kind: bytes) -> None:
+def test_any_bytes_after_a_type(tail: bytes, kind: bytes) -> None:
     """The same after an Ethernet header, where more of them are read."""
     test_any_bytes.hypothesis.inner_test(bytes(12) + kind + tail, link_type.ETHERNET)

@@ -269,7 +269,7 @@ def test_nothing_is_cut_without_need(fields: list[tuple[str, bytes | int]]) -> N
         ),
     ],
 )
-def test_what_is_cut(fields: list[tuple[str, bytes]], expected: list[tuple[str, bytes | str]]) -> None:
+def test_the_longest_values_are_cut(fields: list[tuple[str, bytes]], expected: list[tuple[str, bytes | str]]) -> None:
     """The longest values are cut to one length in the comment; no escape is split; short values are
     complete.
     """

@@ -76,7 +76,7 @@ def test_packets_wait_for_a_late_file(
     assert caplog.messages == [f"{tmp_path}: the disk is slow to create the next file; packets wait in memory"]
 
 
-def test_what_waits_is_certain_when_it_is_written(disk: SlowToMake, tmp_path: Path) -> None:
+def test_waiting_packets_are_completed_when_written(disk: SlowToMake, tmp_path: Path) -> None:
     """The position of a waiting packet is completed with the packet, not with the earlier bytes of
     its file.
     """

@@ -183,7 +183,7 @@ def test_offsets_become_definitions(structs: Structs, expected: dict[str, int]) 
     assert {name: found.get(name) for name in expected} == expected
 
 
-def test_an_old_and_a_new_kernel_differ_in_how_a_vlan_tag_is_told() -> None:
+def test_old_and_new_kernels_store_a_vlan_tag_differently() -> None:
     """Only one of the two ways to recognize a VLAN tag is defined; otherwise the program would use
     the wrong one.
     """
@@ -197,7 +197,7 @@ def test_the_table_of_udp_sockets_is_the_namespace_s_or_all_s() -> None:
     assert definitions(NEW)["NET_UDP_TABLE"] == 512 + 64
 
 
-def test_what_a_kernel_was_built_without_guards_nothing() -> None:
+def test_missing_kernel_features_guard_nothing() -> None:
     """For a kernel without netfilter, BPF in namespaces or tc, their offsets are not defined;
     otherwise all are.
     """
@@ -213,7 +213,7 @@ def test_what_a_kernel_was_built_without_guards_nothing() -> None:
     assert definitions(older)["DEV_TC_INGRESS"] == 48
 
 
-def test_memory_is_looked_at_in_place_where_the_kernel_lets_a_program(tmp_path: Path) -> None:
+def test_memory_is_read_in_place_if_the_kernel_allows_it(tmp_path: Path) -> None:
     """Only on a kernel that has the function and the JIT is it called."""
     old, new = Btf(blob.kernel(OLD)), Btf(blob.kernel(NEW, "other", "bpf_rdonly_cast"))
     jit = tmp_path / "bpf_jit_enable"
@@ -239,7 +239,7 @@ def test_memory_is_looked_at_in_place_where_the_kernel_lets_a_program(tmp_path: 
         ({name: NEW[name] for name in NEW if name != "page"}, BtfError, "struct page is not"),
     ],
 )
-def test_a_kernel_laid_out_otherwise_is_refused(structs: Structs, error: type[Exception], message: str) -> None:
+def test_an_unsupported_kernel_layout_is_refused(structs: Structs, error: type[Exception], message: str) -> None:
     """A kernel with missing fields, or with fields out of reach, is an error."""
     with pytest.raises(error, match=message):
         definitions(structs)
@@ -388,7 +388,7 @@ def members(name: str) -> list[str]:
     return [one for kind, member in kinds for one in (members(kind[7:]) if " " in kind else [member])]
 
 
-def test_words_of_control_lie_where_the_c_side_has_them() -> None:
+def test_words_of_control_have_the_offsets_of_the_c_side() -> None:
     """Each word of struct control has the index of abi.py, and the states of segments follow."""
     body = re.search(r"struct control \{(.*?)\};", PROGRAM, re.DOTALL)
     assert body
@@ -400,7 +400,7 @@ def test_words_of_control_lie_where_the_c_side_has_them() -> None:
     assert index == abi.STATES
 
 
-def test_segments_lie_as_the_c_side_has_them() -> None:
+def test_segments_have_the_layout_of_the_c_side() -> None:
     """The members of a segment, and the words of its state, are at the offsets of the reader."""
     body = re.search(r"struct segment \{(.*?)\};", PROGRAM, re.DOTALL)
     assert body

@@ -49,7 +49,7 @@ def system(place: Path, groups: str, files: dict[str, str], command_line: str = 
         ("0::/a\n", {"cgroup.controllers": "", "a/memory.max": "\0odd"}, None, ""),
     ],
 )
-def test_the_smallest_limit_holds(
+def test_the_smallest_limit_applies(
     groups: str, files: dict[str, str], size: int | None, file: str, tmp_path: Path
 ) -> None:
     """The smallest limit of our cgroup and its ancestors applies, in both versions; what is not a
@@ -67,7 +67,7 @@ def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
     assert not limits.check_memory(Geometry(4), proc=tmp_path, sys_=tmp_path)
 
 
-def test_what_a_capture_takes(tmp_path: Path) -> None:
+def test_the_memory_of_a_capture(tmp_path: Path) -> None:
     """The buffer counts completely, and so does a ring buffer; maps that the kernel does not charge
     do not.
     """
@@ -80,7 +80,7 @@ def test_what_a_capture_takes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("part", "outcome"), [(0.5, "refused"), (0.94, "refused"), (1.0, "said"), (1.2, "")])
-def test_what_is_too_little(part: float, outcome: str, tmp_path: Path) -> None:
+def test_limits_that_are_too_small(part: float, outcome: str, tmp_path: Path) -> None:
     """A limit that is too small is an error, a tight one a warning, both with the numbers."""
     geometry = Geometry(32)
     wanted = limits.needed(geometry, proc=tmp_path)

@@ -60,7 +60,7 @@ def ended(complaints: str) -> Loader:
     ],
 )
 @pytest.mark.parametrize("step", ["receive", "attach"])
-def test_what_is_said_of_a_child_that_failed(step: str, complaints: str, message: str, hint: str) -> None:
+def test_the_message_of_a_failed_child(step: str, complaints: str, message: str, hint: str) -> None:
     """A child that ends without a result gives one line of its last output, of limited length, and
     a remedy.
     """

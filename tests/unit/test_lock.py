@@ -29,7 +29,7 @@ def directory(tmp_path: Path) -> Iterator[int]:
     os.close(descriptor)
 
 
-def test_a_reader_of_the_directory_keeps_nobody_out(tmp_path: Path) -> None:
+def test_a_reader_of_the_directory_cannot_block_it(tmp_path: Path) -> None:
     """A shared or exclusive lock on the directory itself, which any reader can take, has no effect."""
     for kind in (fcntl.LOCK_SH, fcntl.LOCK_EX):
         stranger = os.open(tmp_path, os.O_RDONLY)
@@ -42,7 +42,7 @@ def test_a_reader_of_the_directory_keeps_nobody_out(tmp_path: Path) -> None:
         os.close(stranger)
 
 
-def test_nobody_else_can_open_the_lock(tmp_path: Path) -> None:
+def test_others_cannot_open_the_lock(tmp_path: Path) -> None:
     """The lock file has mode 600, whatever the umask."""
     before = os.umask(0)
     try:
@@ -54,7 +54,7 @@ def test_nobody_else_can_open_the_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mode", "link", "hard link", "fifo", "socket"])
-def test_a_lock_that_a_stranger_has_laid_there(kind: str, directory: int, tmp_path: Path) -> None:
+def test_a_lock_file_of_another_user(kind: str, directory: int, tmp_path: Path) -> None:
     """A lock file that others can open, or that is not a file, is replaced; the target of a link is
     not changed.
     """
@@ -81,7 +81,7 @@ def test_a_lock_that_a_stranger_has_laid_there(kind: str, directory: int, tmp_pa
     os.close(held)
 
 
-def test_the_holder_is_named(tmp_path: Path) -> None:
+def test_the_locking_process_is_named(tmp_path: Path) -> None:
     """The message names the process."""
     program = "import sys; from pathlib import Path; from skbcapd.output.directory import CaptureDirectory\n"
     program += "held = CaptureDirectory(Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
@@ -104,7 +104,7 @@ def public() -> Iterator[Path]:
         yield Path(path)
 
 
-def test_who_may_not_look_is_told_so(public: Path) -> None:
+def test_without_permission_the_daemon_is_still_reported(public: Path) -> None:
     """A daemon of another user is reported as such, not as missing."""
     tmp_path = public
     proc = tmp_path / "proc"

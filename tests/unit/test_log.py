@@ -105,7 +105,7 @@ def test_the_level(level: str, events: int) -> None:
     assert len(journal_.entries) == events + 1
 
 
-def test_a_flood_is_a_few_lines() -> None:
+def test_many_records_become_few_lines() -> None:
     """Of one kind, BURST lines are written in a window, and then the number of suppressed ones;
     other kinds are not affected.
     """
@@ -136,7 +136,7 @@ def test_a_flood_is_a_few_lines() -> None:
     assert journal_.entries[-1]["MESSAGE"] == "again"
 
 
-def test_answers_are_always_written() -> None:
+def test_replies_are_always_written() -> None:
     """Replies to actions of an administrator are always written."""
     journal_ = Journal()
     journal_.log()
@@ -146,7 +146,7 @@ def test_answers_are_always_written() -> None:
     assert len(journal_.entries) == 2 * (BURST + 3)
 
 
-def test_the_end_says_what_was_left_out() -> None:
+def test_the_end_reports_suppressed_lines() -> None:
     """A log that is closed within a window writes the count."""
     journal_ = Journal()
     log = journal_.log()
@@ -156,7 +156,7 @@ def test_the_end_says_what_was_left_out() -> None:
     assert journal_.entries[-1]["SKBCAPD_SUPPRESSED"] == "3"
 
 
-def test_hostile_values_are_harmless_too() -> None:
+def test_hostile_values_are_escaped_too() -> None:
     """Fields are escaped like the message; the last message keeps its line breaks."""
     journal_ = Journal()
     journal_.log()

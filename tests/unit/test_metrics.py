@@ -110,7 +110,7 @@ def test_without_the_library() -> None:
     assert check().returncode == 0
 
 
-def test_the_file_is_whole_at_any_time(tmp_path: Path) -> None:
+def test_the_file_is_always_complete(tmp_path: Path) -> None:
     """The file is replaced atomically, readable for everybody; at the end it is deleted."""
     path = tmp_path / "skbcapd.prom"
     textfile = Textfile(str(path))
@@ -131,7 +131,9 @@ def test_the_file_is_whole_at_any_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["", ".part"])
 @pytest.mark.parametrize("kind", ["fifo", "link"])
-def test_what_somebody_has_put_there(kind: str, ending: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_existing_files_are_not_followed(
+    kind: str, ending: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A FIFO is not waited for and not replaced; a symbolic link is not followed."""
     path, target = tmp_path / "skbcapd.prom", tmp_path / "target"
     target.write_text("theirs")
@@ -154,7 +156,7 @@ def test_what_somebody_has_put_there(kind: str, ending: str, tmp_path: Path, cap
     assert path.exists() == stays
 
 
-def test_a_file_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_cannot_be_written_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """An error is logged once, and writing is tried again."""
     path = tmp_path / "there" / "skbcapd.prom"
     textfile = Textfile(str(path))

@@ -93,13 +93,13 @@ def _verdicts(expression: str) -> list[bool]:
     return found
 
 
-def test_names_of_the_machine_are_not_asked_for(asked: Counter[str]) -> None:
+def test_names_of_the_machine_are_not_looked_up(asked: Counter[str]) -> None:
     """Names in /etc/hosts are found by libpcap itself."""
     assert compile_all("host localhost")[1] == compile_expression("host localhost", 1)
     assert not asked
 
 
-def test_each_name_is_asked_for_once(asked: Counter[str]) -> None:
+def test_each_name_is_looked_up_once(asked: Counter[str]) -> None:
     """Each name is looked up once for all link types and filters."""
     compile_all("host db.example or src host db.example")
     compile_all("not host db.example and host v6.example")
@@ -116,7 +116,7 @@ def test_each_name_is_asked_for_once(asked: Counter[str]) -> None:
         ("host db.example tcp prot", "can't parse filter expression: syntax error"),
     ],
 )
-def test_what_is_no_host_is_refused_as_libpcap_does(expression: str, message: str, asked: Counter[str]) -> None:
+def test_unknown_hosts_give_the_error_of_libpcap(expression: str, message: str, asked: Counter[str]) -> None:
     """A name without an address, or at a wrong position, gives the error of libpcap."""
     with pytest.raises(FilterError, match=message):
         compile_all(expression)

@@ -48,7 +48,7 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def test_a_named_namespace_goes_by_its_name(machine: Machine) -> None:
+def test_a_named_namespace_has_its_name(machine: Machine) -> None:
     """The name of `ip netns` is used first."""
     machine.namespace("other")
     web = machine.namespace("web")
@@ -56,7 +56,7 @@ def test_a_named_namespace_goes_by_its_name(machine: Machine) -> None:
     assert machine.describe(web) == "network namespace web"
 
 
-def test_a_name_may_hold_anything(machine: Machine) -> None:
+def test_a_name_can_have_any_bytes(machine: Machine) -> None:
     """Control characters of a name are escaped: they could move the cursor of a terminal."""
     assert machine.describe(machine.namespace("a\x1b[31m")) == "network namespace a\\x1b[31m"
 
@@ -101,7 +101,7 @@ def test_nothing_is_known(machine: Machine) -> None:
     )
 
 
-def test_it_is_asked_once(machine: Machine) -> None:
+def test_it_is_looked_up_once(machine: Machine) -> None:
     """A description is cached by the cookie of the namespace; of many namespaces the oldest is
     evicted.
     """
@@ -116,7 +116,7 @@ def test_it_is_asked_once(machine: Machine) -> None:
     assert namespaces.describe(1, inode) == f"network namespace {inode}"
 
 
-def test_a_crowd_of_namespaces_does_not_hold_up_packets(machine: Machine) -> None:
+def test_many_namespaces_do_not_delay_packets(machine: Machine) -> None:
     """Lookups of processes take at most half a second and a tenth of the time; `ip netns` names are
     always found.
     """

@@ -49,7 +49,7 @@ def test_messages_reach_the_socket(tmp_path: Path) -> None:
     assert said[2] == "READY=1"
 
 
-def test_a_manager_that_has_gone_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manager_that_has_ended_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If nobody listens on the socket any more, messages are lost, and nothing fails."""
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -90,7 +90,7 @@ def test_a_manager_that_does_not_read_is_not_waited_for(name: str, tmp_path: Pat
         assert said() == [b"READY=1", b"WATCHDOG=1", b"STATUS=the last one"]
 
 
-def test_without_a_manager_nothing_is_said() -> None:
+def test_without_a_manager_nothing_is_sent() -> None:
     """Outside of systemd nothing is sent, and nothing fails."""
     notifier = Notifier({})
     assert not notifier.is_listening
@@ -110,7 +110,7 @@ def test_the_watchdog_is_fed_at_each_turn() -> None:
 @pytest.mark.parametrize(
     "environment", [{"WATCHDOG_PID": "1"}, {"WATCHDOG_USEC": ""}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "-1"}]
 )
-def test_no_watchdog_of_ours(environment: dict[str, str]) -> None:
+def test_a_watchdog_of_another_process(environment: dict[str, str]) -> None:
     """Without a watchdog, or with that of another process, nothing is fed."""
     manager = Manager(**environment)
     manager.notifier.feed()

@@ -41,7 +41,7 @@ CAPTURE_MAX = 1 << 18
         ("(" * 4097, "4097 characters, expected at most 4096"),
     ],
 )
-def test_what_is_wrong_is_said(expression: str, message: str) -> None:
+def test_invalid_expressions_are_reported(expression: str, message: str) -> None:
     """A wrong expression gives the message of libpcap, or ours for our own limits."""
     with pytest.raises(FilterError, match=re.escape(message)):
         compile_all(expression)
@@ -66,7 +66,7 @@ def test_a_link_type_may_have_no_such_packet() -> None:
         ("ip protochain 6", 1 << 32),
     ],
 )
-def test_how_far_a_filter_looks(expression: str, furthest: int) -> None:
+def test_the_window_of_a_filter(expression: str, furthest: int) -> None:
     """The window has as many bytes as the filter can read with the longest headers, rounded up to a
     power of two.
     """

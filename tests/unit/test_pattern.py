@@ -67,7 +67,7 @@ def test_matches(pattern: str, text: str, *, matches: bool) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["/(/", "/[a/", "/a{9999999999}/", "/*/"])
-def test_what_is_no_expression(pattern: str) -> None:
+def test_invalid_expressions(pattern: str) -> None:
     """A wrong expression gives an error with the reason."""
     with pytest.raises(ValueError, match="bad regular expression"):
         TextPattern(pattern)

@@ -216,7 +216,7 @@ def test_ready_blocks_pass_untouched() -> None:
     assert written(lambda writer: writer.write_blocks(memoryview(b"any bytes"))) == b"any bytes"
 
 
-def test_nothing_is_written_unasked() -> None:
+def test_nothing_else_is_written() -> None:
     """No header or interface of scapy itself is written, also if a writer is closed without use."""
     assert written(lambda writer: writer.close()) == b""
 

@@ -153,7 +153,7 @@ def test_this_process_and_its_threads_are_found(tid: int) -> None:
     assert (after is None) == (thread == os.getpid())  # a thread can have ended; the main thread exists
 
 
-def test_command_lines_are_not_read_unasked(proc: Proc) -> None:
+def test_command_lines_are_read_only_if_needed(proc: Proc) -> None:
     """Without the need for command lines, none is in memory."""
     proc.add(1058)
     found = Processes(proc=proc.path, users=proc.users).find(1058, 1058, START, b"chronyd")
@@ -161,7 +161,7 @@ def test_command_lines_are_not_read_unasked(proc: Proc) -> None:
     assert found == replace(CHRONYD, cmdline=b"")
 
 
-def test_a_process_that_has_gone_is_remembered(proc: Proc, processes: Processes, clock: Clock) -> None:
+def test_a_process_that_has_ended_is_cached(proc: Proc, processes: Processes, clock: Clock) -> None:
     """The record of a process that has ended is still used for its last packets, but not for the
     next process with its id.
     """
@@ -229,7 +229,7 @@ def test_users_are_read_again_when_they_change(proc: Proc, processes: Processes,
 
 @pytest.mark.parametrize("name", ["status", "cmdline", "cgroup", "exe"])
 @pytest.mark.parametrize("becomes", ["missing", "directory", "empty", "garbage"])
-def test_files_that_vanish_or_lie(name: str, becomes: str, proc: Proc, processes: Processes) -> None:
+def test_files_that_disappear_or_are_wrong(name: str, becomes: str, proc: Proc, processes: Processes) -> None:
     """A file that cannot be read, or is wrong, only affects its own fields, and raises nothing."""
     path = proc.add(1058) / name
     path.unlink()
@@ -248,7 +248,7 @@ def test_files_that_vanish_or_lie(name: str, becomes: str, proc: Proc, processes
 
 @pytest.mark.fuzz
 @given(raw=st.binary(max_size=200) | st.tuples(st.binary(), st.binary()).map(lambda parts: b"1 (" + b") ".join(parts)))
-def test_a_stat_that_lies_never_raises(raw: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_wrong_stat_file_never_raises(raw: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     """For any content of a stat file, there is no process, or one with numbers."""
     directory = tmp_path_factory.mktemp("proc")
     proc = Proc(directory)
@@ -371,7 +371,7 @@ def test_any_path_has_a_unit_and_a_container_or_none(path: bytes) -> None:
 
 
 @pytest.mark.parametrize("ticks", [-1, (1 << 63) // TICK, 10**30])
-def test_a_start_that_cannot_be_is_of_no_process(ticks: int, proc: Proc, processes: Processes) -> None:
+def test_an_impossible_start_is_rejected(ticks: int, proc: Proc, processes: Processes) -> None:
     """A start before the boot, or one that is no u64 in nanoseconds, is rejected."""
     proc.add(77, ticks=ticks)
     assert processes.find(77, 77, ticks * TICK, b"chronyd") is None

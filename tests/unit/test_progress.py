@@ -56,9 +56,7 @@ class Clock:
         return self.now
 
 
-def test_it_is_drawn_after_a_second_and_wiped_away(
-    terminal: tuple[TextIO, Callable[[], str]], files: list[Path]
-) -> None:
+def test_it_is_drawn_after_a_second_and_removed(terminal: tuple[TextIO, Callable[[], str]], files: list[Path]) -> None:
     """Nothing is drawn for a second; then the progress over all files, ten times a second at most;
     then an empty line.
     """
@@ -82,7 +80,7 @@ def test_it_is_drawn_after_a_second_and_wiped_away(
     ]
 
 
-def test_what_is_quick_shows_nothing(terminal: tuple[TextIO, Callable[[], str]], files: list[Path]) -> None:
+def test_short_work_shows_no_bar(terminal: tuple[TextIO, Callable[[], str]], files: list[Path]) -> None:
     """Before a second has passed, nothing is written to the terminal."""
     (stream, read), clock = terminal, Clock()
     with Progress(files, stream, clock) as progress:
@@ -91,7 +89,7 @@ def test_what_is_quick_shows_nothing(terminal: tuple[TextIO, Callable[[], str]],
     assert read() == ""
 
 
-def test_what_is_no_terminal_shows_nothing(files: list[Path]) -> None:
+def test_no_bar_without_a_terminal(files: list[Path]) -> None:
     """A log file gets no bar."""
     stream, clock = io.StringIO(), Clock()
     with Progress(files, stream, clock) as progress:

@@ -158,7 +158,7 @@ def test_times_are_in_the_interfaces_units(opts: bytes, time: int, expected_ns: 
         (b"\x01", Stamp()),
     ],
 )
-def test_what_a_packets_options_say(opts: bytes, stamp: Stamp, path: Path) -> None:
+def test_the_process_in_the_options_of_a_packet(opts: bytes, stamp: Stamp, path: Path) -> None:
     """Comments of skbcapd (also with unknown fields), of ptcpdump, and option 8 give the process;
     other options do not.
     """
@@ -251,7 +251,7 @@ START = section() + interface()
     ],
     ids=lambda value: "" if isinstance(value, bytes) else str(value),
 )
-def test_what_is_wrong_is_said_with_its_place(content: bytes, count: int, message: str, path: Path) -> None:
+def test_errors_have_their_offset(content: bytes, count: int, message: str, path: Path) -> None:
     """Garbage, truncated files and wrong lengths give a FileError with the byte, after all packets
     before it.
     """
@@ -288,7 +288,7 @@ def packed(tool: str, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("tool", ["gzip", "zstd"])
-def test_packed_files(tool: str, path: Path) -> None:
+def test_compressed_files(tool: str, path: Path) -> None:
     """A compressed file gives the same packets, whatever its name; so do two concatenated ones."""
     frames = [os.urandom(1009) for _ in range(4001)]  # more than several pipes can hold
     write(path, section(), interface(), *map(packet, frames))
@@ -299,7 +299,7 @@ def test_packed_files(tool: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("tool", ["gzip", "zstd"])
-def test_a_torn_packed_file(tool: str, path: Path) -> None:
+def test_a_truncated_compressed_file(tool: str, path: Path) -> None:
     """The packets of a truncated compressed file are returned, then the error of the decompressor."""
     write(path, section(), interface(), *(packet(os.urandom(1009)) for _ in range(4001)))
     copy = packed(tool, path)
@@ -310,7 +310,7 @@ def test_a_torn_packed_file(tool: str, path: Path) -> None:
     assert message.endswith("end of file; expected a complete compressed file") or "premature end" in message
 
 
-def test_a_packed_file_that_is_no_capture(path: Path) -> None:
+def test_a_compressed_file_that_is_not_a_capture(path: Path) -> None:
     """The output of the decompressor is checked like an uncompressed file."""
     path.write_bytes(gzip.compress(b"no capture at all, but long enough"))
     assert until_it_fails(path) == (0, f"{path}: begins with 6e 6f 20 63 61 70 74 75; expected pcapng or pcap")
@@ -327,7 +327,7 @@ def test_a_reader_may_leave_early(path: Path) -> None:
         next(reader.packets())
 
 
-def test_what_cannot_be_opened(tmp_path: Path) -> None:
+def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     """A missing file, a directory, a FIFO and a path with a NUL are named with what was expected."""
     os.mkfifo(tmp_path / "fifo")
     for path, message in (
@@ -340,7 +340,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
         assert message in until_it_fails(path)[1].replace("Is a d", "d")
 
 
-def test_what_is_held_in_memory_has_bounds(path: Path) -> None:
+def test_memory_is_limited(path: Path) -> None:
     """Too many interfaces, or too many bytes of their descriptions, are an error."""
     write(path, section(), interface() * (1 << 16), packet(), interface())
     assert until_it_fails(path)[0] == 1
@@ -361,7 +361,7 @@ def test_progress_counts_the_bytes_on_disk(path: Path) -> None:
         assert seen[-1] == file.stat().st_size
 
 
-def test_the_comment_of_ours_is_read(path: Path) -> None:
+def test_the_comment_of_skbcapd_is_read(path: Path) -> None:
     """The comment of `label` is read back, for any bytes in a name."""
     names = [b"chronyd", b"", b"tmux: server", b"x tgid=1", b"\x1b[31m", bytes(range(1, 16)), b'"\\"']
     made = [label.label([("comm", name), ("pid", 9), ("tgid", 7)], 2, 7, 9).options for name in names]
@@ -393,7 +393,9 @@ def strange_blocks(draw: st.DrawFn) -> bytes:
 
 @pytest.mark.fuzz
 @given(strange_blocks(), st.sampled_from(GROUPS))
-def test_no_file_harms_who_reads_it(tmp_path_factory: pytest.TempPathFactory, content: bytes, by: str) -> None:
+def test_any_file_gives_printable_output_or_an_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, by: str
+) -> None:
     """For any file, `top` prints printable text and `split` writes only files beside it, or there
     is a FileError of one line.
     """

@@ -141,7 +141,7 @@ def test_no_dump_no_file(recording: Recording) -> None:
     assert recording.recorder.dumped == 0
 
 
-def test_asked_in_the_middle(recording: Recording, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_during_a_drain(recording: Recording, caplog: pytest.LogCaptureFixture) -> None:
     """A request during a drain gets the packets of that drain, too; of two requests the first one
     is named.
     """
@@ -159,7 +159,7 @@ def test_asked_in_the_middle(recording: Recording, caplog: pytest.LogCaptureFixt
     ]
 
 
-def test_a_flood_of_rules_that_match(recording: Recording) -> None:
+def test_many_matches_make_few_dumps(recording: Recording) -> None:
     """There is a pause between two dumps of rules; nothing is dropped, and a signal does not wait
     for the pause.
     """
@@ -175,7 +175,7 @@ def test_a_flood_of_rules_that_match(recording: Recording) -> None:
     assert [numbers(file) for file in recording.dumps] == [[1], [2, 3], [4]]
 
 
-def test_asked_at_the_end(recording: Recording) -> None:
+def test_a_request_at_the_end(recording: Recording) -> None:
     """A dump that was requested before the end is made at the end."""
     recording.put(1)
     recording.recorder.ask("rule 1")

@@ -93,7 +93,7 @@ def test_without_other_filters_nothing_is_compiled(caplog: pytest.LogCaptureFixt
     assert caplog.messages == ["settings reloaded"] * 2
 
 
-def test_other_filters_are_compiled_meanwhile(caplog: pytest.LogCaptureFixture) -> None:
+def test_other_filters_are_compiled_during_the_capture(caplog: pytest.LogCaptureFixture) -> None:
     """New filters are used when they are compiled; numbers of rules are never reused."""
     rig = Rig()
     rig.text(filter="udp", rules="[{comm: a, filter: tcp}, {comm: b, filter: port 5}]")
@@ -109,7 +109,7 @@ def test_other_filters_are_compiled_meanwhile(caplog: pytest.LogCaptureFixture) 
     assert ["filter_3(" in text for text in texts] == [False, False, True]
 
 
-def test_a_wish_meanwhile_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_during_a_reload_is_kept(caplog: pytest.LogCaptureFixture) -> None:
     """A request while a child works reads the file again after it."""
     rig = Rig()
     rig.text(filter="udp")
@@ -148,7 +148,7 @@ def test_a_bad_file_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
         default_settings({"snaplen": "5"})
 
 
-def test_what_needs_a_new_start_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_keys_that_need_a_restart_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     """Keys that need a restart are named, each time they differ from the active ones."""
     rig = Rig()
     rig.run({"buffer.size": "32MiB", "snaplen": "96"})
@@ -204,7 +204,7 @@ def test_no_process_is_left(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_names_are_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_looked_up_at_each_reload(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host with another address is another filter, even if the file is the same."""
     addresses = {"db.example": ["192.0.2.7"]}
     monkeypatch.setattr("skbcapd.filter.names._addresses", lambda name: addresses[name])
@@ -217,7 +217,7 @@ def test_names_are_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     packet_filter.forget()
 
 
-def test_a_manager_is_told_of_begin_and_end() -> None:
+def test_begin_and_end_of_a_reload_are_reported() -> None:
     """The end of a reload is reported when its settings are active or its file is rejected."""
     rig = Rig()
     for number, overrides in enumerate(({"snaplen": "96"}, {"snaplen": "1"}, {"filter": "tcp"}), 1):

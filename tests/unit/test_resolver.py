@@ -94,7 +94,7 @@ def asked(*, inode: int = INODE, direction: int = DIRECTION_OUT) -> Upcall:
         (0, (INODE, 5), False),
     ],
 )
-def test_what_was_learned_meanwhile(
+def test_a_user_recorded_after_the_packet(
     inode: int, learned: tuple[int, int], *, is_same: bool, direction: int, via: int
 ) -> None:
     """A user recorded after the packet is used for the same socket, recognized by its inode, or by
@@ -109,7 +109,7 @@ def test_what_was_learned_meanwhile(
 
 
 @pytest.mark.parametrize("found", [None, ()])
-def test_what_was_learned_during_the_search(found: tuple[User, ...] | None) -> None:
+def test_a_user_recorded_during_the_lookup(found: tuple[User, ...] | None) -> None:
     """A process that uses the socket during the lookup, and then ends, is named."""
     tables = Tables()
 
@@ -124,7 +124,7 @@ def test_what_was_learned_during_the_search(found: tuple[User, ...] | None) -> N
     assert tables.holders == {}
 
 
-def test_the_holder_is_told_to_the_program() -> None:
+def test_the_owner_is_stored_in_the_program() -> None:
     """The only process that has the socket open is named, and stored in the program."""
     tables = Tables()
     found = made(tables, lambda *_: (CHRONYD,)).resolve(asked())
@@ -133,7 +133,7 @@ def test_the_holder_is_told_to_the_program() -> None:
     assert tables.holders == {INODE: struct.pack("<IIQ16s16s", 1058, 1058, 59_000_000_000, b"chronyd", b"chronyd")}
 
 
-def test_nobody_is_told_to_the_program() -> None:
+def test_an_unknown_owner_is_stored_in_the_program() -> None:
     """A socket that no single process has open is unknown, and stored as such; one without an inode
     can be used later.
     """
@@ -165,7 +165,7 @@ def test_a_later_socket_at_the_same_address() -> None:
         (SEEN_NS + 1, False),
     ],
 )
-def test_a_holder_that_began_behind_the_packet(start: int, *, is_named: bool) -> None:
+def test_a_process_that_started_after_the_packet(start: int, *, is_named: bool) -> None:
     """A process that started after the packet did not have the socket: only later packets are its
     own.
     """
@@ -178,7 +178,7 @@ def test_a_holder_that_began_behind_the_packet(start: int, *, is_named: bool) ->
     assert tables.holders == {INODE: struct.pack("<IIQ16s16s", 1060, 1060, start, b"worker", b"master")}
 
 
-def test_what_is_not_known_yet_is_asked_again() -> None:
+def test_unknown_sockets_are_looked_up_again() -> None:
     """While the processes are not known yet, the packet is unknown, and the next packet asks again."""
     tables = Tables()
     found = made(tables).resolve(asked())
@@ -234,7 +234,7 @@ def test_connections_older_than_the_program() -> None:
 MASTER, WORKER = User(80, 80, 57_000_000_000, b"nginx", b"nginx"), User(81, 81, 58_000_000_000, b"nginx", b"nginx")
 
 
-def test_a_socket_that_several_hold() -> None:
+def test_a_socket_that_several_processes_have_open() -> None:
     """If several processes have a socket open, their common values are used, never the id of one;
     later packets need no lookup.
     """
@@ -281,7 +281,7 @@ def test_sockets_of_which_any_may_get_a_packet(
     assert found.tid == 0
 
 
-def test_one_of_a_group_that_began_behind_the_packet() -> None:
+def test_a_candidate_that_started_after_the_packet() -> None:
     """A worker that started after the packet did not have the socket: the packet is unknown."""
     late = User(83, 83, SEEN_NS + 1, b"nginx", b"nginx")
     found = made(Tables(), lambda *_: (MASTER, late)).resolve(asked())
@@ -289,7 +289,7 @@ def test_one_of_a_group_that_began_behind_the_packet() -> None:
     assert (found.via, found.tgid) == (abi.VIA_UNKNOWN, 0)
 
 
-def test_connections_that_ended_meanwhile() -> None:
+def test_connections_that_ended_before_the_attach() -> None:
     """Connections that ended before the attach are removed; owners that the program recorded itself
     stay.
     """

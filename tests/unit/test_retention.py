@@ -33,7 +33,7 @@ def earlier_run(path: Path, count: int) -> list[Path]:
     return made
 
 
-def test_free_space_costs_files_of_earlier_runs_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_free_space_deletes_files_of_earlier_runs_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """For free space, files of earlier runs are deleted, each logged and counted; dumps and files
     of this run are not.
     """
@@ -62,7 +62,7 @@ def test_the_newest_file_is_never_deleted_for_free_space(tmp_path: Path) -> None
     ("keep", "left"),
     [(Keep(number=2, free=ALL), 2), (Keep(size=399, free=ALL), 3), (Keep(number=2, size=399, free=ALL), 2)],
 )
-def test_other_limits_hold_for_this_run_too(keep: Keep, left: int, tmp_path: Path) -> None:
+def test_other_limits_apply_to_this_run_too(keep: Keep, left: int, tmp_path: Path) -> None:
     """Number and size delete files of this run, too; free space deletes nothing more."""
     directory = CaptureDirectory(tmp_path)
     made = [write(directory, bytes(100)) for _ in range(5)]
@@ -126,7 +126,7 @@ def test_writing_stops_where_free_space_ends(
 
 
 @pytest.mark.parametrize("free", [0, ALL])
-def test_a_deletion_that_the_disk_holds_up(
+def test_a_deletion_that_the_disk_delays(
     free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The loop does not wait for a deletion; it is counted and logged when the file is deleted."""

@@ -111,7 +111,7 @@ def counts(path: Path) -> list[tuple[int, list[int]]]:
     return [(int.from_bytes(one.body[:4], "little"), each) for one, each in zip(found, words, strict=True)]
 
 
-def test_the_list_of_interfaces_begins_anew(tmp_path: Path) -> None:
+def test_the_list_of_interfaces_starts_again(tmp_path: Path) -> None:
     """When most of more than 64 interfaces had no packets, the next file lists only those with
     packets.
     """
@@ -175,7 +175,7 @@ def test_a_file_that_ends_while_interfaces_lose_their_numbers(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("fault", ["moved", "removed"])
-def test_a_file_that_was_taken_away(fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_was_deleted(fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A file that was moved or deleted is reported once; a second later the next file is written."""
     rig = Rig(tmp_path)
     rig.output.write_blocks(memoryview(small(1)), rig.snapshot)
@@ -235,7 +235,7 @@ def test_a_slow_disk_is_not_waited_for(tmp_path: Path) -> None:
     assert (tmp_path / CURRENT).resolve() == rig.finished()[-1]
 
 
-def test_files_of_an_earlier_run_are_packed(tmp_path: Path) -> None:
+def test_files_of_an_earlier_run_are_compressed(tmp_path: Path) -> None:
     """An uncompressed file is compressed at the next start; `current.pcapng` still points to a
     file.
     """
@@ -249,7 +249,7 @@ def test_files_of_an_earlier_run_are_packed(tmp_path: Path) -> None:
     output.close()
 
 
-def test_what_is_kept_is_looked_after(tmp_path: Path) -> None:
+def test_retention_runs_during_the_capture(tmp_path: Path) -> None:
     """Old files are deleted while the capture runs, at each new file and each second."""
     rig = Rig(tmp_path)
     rig.directory.retention.keep = Keep(number=2)
@@ -281,7 +281,7 @@ def test_each_outage_counts_its_own(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("is_full", [False, True])
-def test_a_flood_of_devices_begins_a_new_list(is_full: bool, tmp_path: Path) -> None:  # noqa: FBT001
+def test_many_interfaces_begin_a_new_list(is_full: bool, tmp_path: Path) -> None:  # noqa: FBT001
     """With 4,096 interfaces listed a file ends, used or not, so the list does not grow much longer."""
     rig = Rig(tmp_path)
     if is_full:
@@ -347,7 +347,7 @@ class SlowDisk:
         return self._real(descriptor, data, at)
 
 
-def test_a_disk_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_hangs_delays_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the disk hangs no call waits; from 16 MiB on the output is busy; later everything is in
     files.
     """

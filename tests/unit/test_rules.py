@@ -101,7 +101,7 @@ def test_containers_are_known_by_long_and_short_ids() -> None:
 
 
 @pytest.mark.parametrize("conditions", ["user: '*'", "uid: 0", "exe: '*'", "unit: '*'", "cmdline: '*'", "cgroup: /^/"])
-def test_what_is_not_known_does_not_hold(conditions: str) -> None:
+def test_conditions_on_unknown_values_are_false(conditions: str) -> None:
     """A condition on an unknown value is false."""
     unknown = replace(SSHD, uid=None, user=b"", exe=b"", cmdline=b"", cgroup=b"")
     found = rules(f"[{{{conditions}, action: drop}}]")
@@ -144,7 +144,7 @@ OTHER = replace(SSHD, tgid=1060, exe=b"/usr/sbin/other")
         ("direction: out", True),
     ],
 )
-def test_a_condition_holds_for_all_of_a_group(conditions: str, *, matches: bool) -> None:
+def test_a_condition_is_true_for_all_candidates(conditions: str, *, matches: bool) -> None:
     """For a packet with several candidates, a condition is true if it is true for all of them."""
     users = replace(WORKER, tid=0), replace(WORKER, tgid=1060, tid=0)
     group = replace(NOBODY, via="group", group=[(users[0], SSHD), (users[1], OTHER)])
@@ -184,14 +184,14 @@ def test_namespaces_have_names(tmp_path: Path) -> None:
     assert found.decide(replace(SUBJECT, netns=inode)) == DROPPED
 
 
-def test_processes_are_looked_at_only_where_a_rule_asks() -> None:
+def test_processes_are_read_only_if_a_rule_needs_them() -> None:
     """Values from the kernel program need no /proc."""
     assert not rules("[{comm: a}, {pid: 1}, {interface: lo, via: flow}]").needs_process
     assert rules("[{unit: a}]").needs_process
     assert rules("[{comm: a, children: true}]").needs_process
 
 
-def test_a_command_line_cannot_hold_up_a_decision(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_command_line_cannot_delay_a_decision(caplog: pytest.LogCaptureFixture) -> None:
     """An expression that backtracks too long is stopped: its condition is false, which is logged
     once.
     """
@@ -212,7 +212,7 @@ def test_a_command_line_cannot_hold_up_a_decision(caplog: pytest.LogCaptureFixtu
     assert found.decide(SUBJECT) == Verdict(snaplen=96)
 
 
-def test_who_has_done_nothing_is_matched_meanwhile() -> None:
+def test_other_processes_are_still_matched() -> None:
     """While the command line of another process uses up the time, expressions still match other
     processes.
     """
@@ -223,7 +223,7 @@ def test_who_has_done_nothing_is_matched_meanwhile() -> None:
         assert found.decide(SUBJECT) == DROPPED
 
 
-def test_a_name_that_no_thread_has_is_said(tmp_path: Path) -> None:
+def test_a_rule_on_a_name_without_threads_is_reported(tmp_path: Path) -> None:
     """A rule on a name that only main threads have, while other threads send, is reported with the
     right key.
     """
@@ -246,7 +246,7 @@ def test_a_name_that_no_thread_has_is_said(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+def test_missing_names_are_reported(tmp_path: Path) -> None:
     """A rule with a missing user, unit or interface is reported, and stays."""
     (tmp_path / "ssh.service").touch()
     texts = ("user: nosuchuser", "user: root", "unit: ssh.*", "unit: nosuch.service", "interface: wg*", "interface: l*")

@@ -70,7 +70,7 @@ def step(writer: Iterator[bool], steps: int) -> None:
         assert next(writer)
 
 
-def test_nothing_is_read_of_nothing() -> None:
+def test_an_empty_capture_is_drained() -> None:
     """A capture without packets has no range and is drained."""
     shared = Shared()
     assert shared.read() == []
@@ -101,7 +101,7 @@ def test_a_reader_that_stops_in_a_range_gets_it_again() -> None:
     assert shared.read() == [([1, 2], [1])]
 
 
-def test_nothing_behind_an_uncommitted_block_is_read() -> None:
+def test_nothing_after_an_uncommitted_block_is_read() -> None:
     """A reserved block that is not committed delays all later blocks until it is committed."""
     shared = Shared()
     shared.put(packet(1))
@@ -140,7 +140,7 @@ def test_a_segment_filled_to_its_last_byte() -> None:
     assert shared.read() == [([3], [])]
 
 
-def test_a_full_ring_takes_nothing_until_it_is_read() -> None:
+def test_full_segments_accept_nothing_until_they_are_read() -> None:
     """With all segments in use there is no space; reading releases segments, and writing continues."""
     shared = Shared()
     for room in (8, 6, 6):  # the segment that was read last stays in use, although it is full
@@ -212,7 +212,7 @@ class Watched:
 
 
 @pytest.mark.parametrize("word", ["cursor", "committed"])
-def test_a_block_committed_while_the_reader_looks(word: str) -> None:
+def test_a_block_committed_while_the_reader_reads(word: str) -> None:
     """Bytes committed after an uncommitted block do not count for it, whenever they are committed."""
     shared = Shared()
     control = Watched(shared.control, lambda _: None)
@@ -228,7 +228,7 @@ def test_a_block_committed_while_the_reader_looks(word: str) -> None:
 
 @pytest.mark.parametrize("steps", [2, 3])
 @pytest.mark.parametrize("rounds", [0, 1, 2])
-def test_an_entry_that_comes_while_the_reader_looks(rounds: int, steps: int) -> None:
+def test_an_entry_written_while_the_reader_reads(rounds: int, steps: int) -> None:
     """A local block after the range does not belong to it, whether its entry is written already or
     not.
     """
@@ -247,7 +247,7 @@ def test_an_entry_that_comes_while_the_reader_looks(rounds: int, steps: int) -> 
     assert shared.read() == [([4], [0])]
 
 
-def test_more_local_blocks_than_the_list_holds() -> None:
+def test_more_local_blocks_than_list_entries() -> None:
     """If the list is too short, no local block is missed; the next segment has a list again."""
     shared = Shared()
     count = abi.UPCALLS_LISTED
@@ -403,7 +403,7 @@ def test_a_length_that_cannot_be(size: int) -> None:
         (block(0x80000003, 0, NTP_FRAME, bytes(abi.UPCALL.size)), 0),
     ],
 )
-def test_what_is_no_local_block(made: bytes, offset: int) -> None:
+def test_blocks_that_are_not_local(made: bytes, offset: int) -> None:
     """A block that is not a local one, or is too short for its content, is an error."""
     with pytest.raises(SegmentError):
         read_local(memoryview(made), offset)

@@ -118,13 +118,13 @@ def test_status_is_answered(house: House) -> None:
 
 
 @pytest.mark.parametrize("request_", [b"\n", b"STATUS\n", b"status \n", b"packets\n", b"stop\n", b"\xff\x00\n"])
-def test_what_is_unknown_is_refused(request_: bytes, house: House) -> None:
+def test_unknown_requests_are_rejected(request_: bytes, house: House) -> None:
     """Any other line gets an error that repeats nothing of it."""
     assert json.loads(house.say(request_)) == {"error": "unknown request; expected: status"}
 
 
 @pytest.mark.parametrize("pieces", [[b""], [b"status"], [b"x" * 4097], [b"x"] * 33, [b"x" * 4096, b"\n"]])
-def test_what_is_no_request_gets_nothing(pieces: list[bytes], house: House) -> None:
+def test_invalid_requests_get_no_answer(pieces: list[bytes], house: House) -> None:
     """Without an end of line, with more than 4096 bytes or more than 32 parts, the connection is
     closed without an answer.
     """
@@ -162,7 +162,7 @@ def test_a_dead_socket_is_replaced_and_a_living_one_is_not(tmp_path: Path) -> No
     assert path.read_text() == "mine"
 
 
-def test_a_taken_port_is_told(house: House) -> None:
+def test_a_port_in_use_is_reported(house: House) -> None:
     """A port in use gives an error with its number."""
     second = Server()
     with pytest.raises(FileError, match=rf"127\.0\.0\.1 port {house.address[1]}: Address already in use"):
@@ -170,7 +170,7 @@ def test_a_taken_port_is_told(house: House) -> None:
     second.close()
 
 
-def test_who_says_nothing_is_let_go(house: House) -> None:
+def test_silent_clients_are_disconnected(house: House) -> None:
     """After five seconds without a request, or with an answer that is not read, the connection is
     closed.
     """
@@ -188,7 +188,7 @@ def test_who_says_nothing_is_let_go(house: House) -> None:
         assert read(silent) == b""
 
 
-def test_the_oldest_client_goes(house: House) -> None:
+def test_the_oldest_client_is_disconnected(house: House) -> None:
     """With the maximum number of clients, one more is served, and the oldest is disconnected."""
     with contextlib.ExitStack() as stack:
         silent = []
@@ -202,7 +202,7 @@ def test_the_oldest_client_goes(house: House) -> None:
         assert json.loads(read(silent[1])) == FACTS
 
 
-def test_a_flood_waits_for_the_next_second(house: House) -> None:
+def test_accepted_connections_per_second_are_limited(house: House) -> None:
     """At most so many clients are accepted per second; the next one waits, and the other listener
     is not affected.
     """
@@ -222,7 +222,7 @@ def test_a_flood_waits_for_the_next_second(house: House) -> None:
         assert json.loads(read(late)) == FACTS
 
 
-def test_an_answer_goes_in_pieces(house: House) -> None:
+def test_an_answer_is_sent_in_parts(house: House) -> None:
     """An answer larger than the socket buffer arrives completely, and no call waits for it."""
     house.size = 16 << 20
     status, body, headers = house.ask("GET", "/metrics")
@@ -247,7 +247,7 @@ def test_the_page_is_read_only(method: str, path: str, status: int, size: int, h
     assert (found, len(body)) == (status, size)
 
 
-def test_a_child_does_not_hold_clients(house: House) -> None:
+def test_a_child_does_not_keep_connections_open(house: House) -> None:
     """A connection is closed and nothing waits, also while a child has its descriptor."""
     with house.knock() as client:
         house.server.serve()

@@ -193,7 +193,7 @@ def test_a_signal_ends_it(number: signal.Signals) -> None:
     assert run(capture)[2:] == ["drain", "request_wakeup", "cancel_wakeup", "stop"]
 
 
-def test_a_second_signal_is_no_harm() -> None:
+def test_a_second_signal_has_no_effect() -> None:
     """A signal during the stop does not interrupt it."""
     capture = FakeCapture(kill(signal.SIGINT))
     finish = capture.finish
@@ -223,7 +223,7 @@ def test_the_end_is_drained_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("moved", [0, 4])
-def test_a_drain_that_is_cut_short_goes_on_at_once(moved: int) -> None:
+def test_an_unfinished_drain_continues_at_once(moved: int) -> None:
     """After a drain that did not finish in time, the loop does its other work and drains again."""
     capture = FakeCapture(moved, moved, moved)
     capture.has_more = True
@@ -257,7 +257,7 @@ def test_a_deadline_ends_it() -> None:
 
 
 @pytest.mark.parametrize("moved", [0, 100])
-def test_a_reader_that_goes_ends_it(moved: int) -> None:
+def test_a_reader_that_ends_ends_the_capture(moved: int) -> None:
     """When the reader of the pipe has ended, the capture ends, and the rest is dropped."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -305,7 +305,7 @@ def test_nothing_is_left_open() -> None:
 
 
 @pytest.mark.parametrize("moved", [0, 4, SEGMENT_SIZE])
-def test_who_asks_is_answered(moved: int, tmp_path: Path) -> None:
+def test_clients_are_served(moved: int, tmp_path: Path) -> None:
     """Idle, at work or with too much to do: the loop serves the control socket, and drains before."""
     path = tmp_path / "control"
     server = Server()

@@ -52,7 +52,7 @@ TWO = User(11, 11, 5900 * TICK, b"two", b"two")
 THREE = User(13, 13, 5900 * TICK, b"three", b"three")
 
 
-def test_all_holders(proc: Proc) -> None:
+def test_all_processes_with_open_sockets(proc: Proc) -> None:
     """A socket has the processes that have it open, each once; other files are ignored."""
     found = all_holders(proc.path)
 
@@ -61,7 +61,7 @@ def test_all_holders(proc: Proc) -> None:
     assert len(found[101]) == 1
 
 
-def test_processes_that_vanish_hold_nothing(proc: Proc) -> None:
+def test_processes_that_disappear_have_nothing_open(proc: Proc) -> None:
     """A process without descriptors, or without a start, is ignored."""
     (proc.path / "7" / "stat").unlink()
     (proc.path / "13" / "fdinfo").rmdir()
@@ -70,7 +70,7 @@ def test_processes_that_vanish_hold_nothing(proc: Proc) -> None:
     assert all_holders(proc.path / "none") == {}
 
 
-def test_who_may_not_look_at_all_names_nobody() -> None:
+def test_without_permission_no_process_is_named() -> None:
     """Without permission to read the descriptors of others, as for ordinary users, no process is
     named.
     """
@@ -97,7 +97,7 @@ def test_a_pid_namespace_has_other_numbers(proc: Proc) -> None:
 LATE = 1 << 62  # seen after all scans
 
 
-def test_a_flood_of_questions_takes_its_share(proc: Proc) -> None:
+def test_many_lookups_use_a_limited_time(proc: Proc) -> None:
     """Scans take at most a first amount, then a tenth of the time; in between the last result is
     used.
     """
@@ -117,7 +117,7 @@ def test_a_flood_of_questions_takes_its_share(proc: Proc) -> None:
     assert holders.find(107, LATE) == (THREE,)
 
 
-def test_what_was_seen_before_a_scan_needs_no_other(proc: Proc) -> None:
+def test_sockets_seen_before_a_scan_need_no_other(proc: Proc) -> None:
     """A scan is used for all sockets seen before it began, and for no later one; also not if the
     clock was set back.
     """
@@ -132,7 +132,7 @@ def test_what_was_seen_before_a_scan_needs_no_other(proc: Proc) -> None:
     assert holders.find(109, 99) == (TWO,)
 
 
-def test_a_scan_that_takes_too_long_answers_nothing(proc: Proc) -> None:
+def test_a_scan_that_takes_too_long_names_no_process(proc: Proc) -> None:
     """A scan that was stopped names no process, not even one that it has found, and is not tried
     again for a minute.
     """
@@ -147,7 +147,7 @@ def test_a_scan_that_takes_too_long_answers_nothing(proc: Proc) -> None:
     assert holders.find(101, LATE) == (ONE,)
 
 
-def test_this_process_holds_its_sockets(tmp_path: Path) -> None:
+def test_this_process_has_its_sockets_open(tmp_path: Path) -> None:
     """In the real /proc, our socket belongs to us, and one that a child inherited also to the
     child.
     """

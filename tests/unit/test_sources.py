@@ -118,7 +118,7 @@ def test_files_that_ended_before_are_not_read(tmp_path: Path) -> None:
     assert ["begins with 67 61" in str(error) for error in done.wrong] == [True]
 
 
-def test_names_prove_nothing_where_two_captures_lie(tmp_path: Path) -> None:
+def test_names_prove_nothing_beside_another_capture(tmp_path: Path) -> None:
     """If a number exists twice, or the next file is older, all files are read."""
     paths = [
         capture(tmp_path / name(0, 1), [DAY_NS + 900 * SECOND]),

@@ -92,7 +92,7 @@ def test_a_reader_of_stderr_that_is_stopped_does_not_stop_a_capture() -> None:
     assert int(done.stdout) == 1009 - len(lines) > 0
 
 
-def test_a_stopped_reader_that_goes_on_gets_lines_again() -> None:
+def test_a_reader_that_continues_gets_lines_again() -> None:
     """Lines are written again as soon as the reader reads."""
     program = (
         "import sys; from skbcapd import standard_streams as streams; streams.install(); streams.limit_patience()\n"

@@ -99,7 +99,7 @@ def test_facts_are_made_once_a_second() -> None:
     assert scene.statistics.snapshot()["packets"]["written"] == 1
 
 
-def test_who_is_busiest() -> None:
+def test_the_busiest_processes() -> None:
     """Packets with and without a label, cut ones and those without a process count for the process
     in their comment.
     """
@@ -121,7 +121,7 @@ def test_who_is_busiest() -> None:
     }
 
 
-def test_of_a_flood_a_part_is_looked_at() -> None:
+def test_many_packets_are_sampled() -> None:
     """At most 101 packets of each range and 1009 per second are sampled; all are written."""
     scene = Scene()
     flood = [stamped(1058)] * 211
@@ -146,7 +146,7 @@ def test_the_window_moves_on() -> None:
     assert [one["tgid"] for one in busiest.snapshot()["busiest"]] == [1061]
 
 
-def test_a_crowd_does_not_hide_who_is_busy() -> None:
+def test_many_processes_do_not_hide_the_busiest() -> None:
     """With more processes than are stored, each with a packet, the busiest stay, and memory is
     bounded.
     """

@@ -105,7 +105,7 @@ def test_programs_get_all_of_it(facts: dict[str, object], tmp_path: Path) -> Non
     assert json.loads(done.stdout) == facts
 
 
-def test_watch_goes_on_until_the_daemon_ends(facts: dict[str, object], tmp_path: Path) -> None:
+def test_watch_continues_until_the_daemon_ends(facts: dict[str, object], tmp_path: Path) -> None:
     """--watch repeats, shows what was added, and ends with the daemon, which is reported."""
     packets = {**facts["packets"], "seen": 4711 + 1009}  # type: ignore[dict-item]
     daemon = Daemon(tmp_path / "s", json.dumps(facts).encode(), json.dumps({**facts, "packets": packets}).encode())
@@ -138,7 +138,7 @@ def test_strange_answers(answer: bytes, message: str, tmp_path: Path) -> None:
     assert "\x1b" not in done.stderr
 
 
-def test_nobody_is_there(tmp_path: Path) -> None:
+def test_there_is_no_daemon(tmp_path: Path) -> None:
     """A missing socket, and one without a listener, are reported with a hint."""
     dead = socket.socket(socket.AF_UNIX)
     dead.bind(str(tmp_path / "dead"))
@@ -149,7 +149,7 @@ def test_nobody_is_there(tmp_path: Path) -> None:
         assert "--set control.socket=PATH" in error.value.hint
 
 
-def test_who_never_answers_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_daemon_that_does_not_answer(tmp_path: Path) -> None:
     """A daemon that does not answer is an error."""
     with socket.socket(socket.AF_UNIX) as mute:
         mute.bind(str(tmp_path / "mute"))
@@ -158,7 +158,7 @@ def test_who_never_answers_is_not_waited_for(tmp_path: Path) -> None:
             ask(str(tmp_path / "mute"), patience_s=0.01)
 
 
-def test_no_socket_is_wanted() -> None:
+def test_no_control_socket() -> None:
     """control.socket: none is a usage error for `status`."""
     assert status("none").returncode == 2
 
@@ -172,7 +172,7 @@ _ANYTHING = st.recursive(
 
 @pytest.mark.fuzz
 @given(st.data())
-def test_no_answer_reaches_the_terminal_as_it_is(data: st.DataObject) -> None:
+def test_all_answers_are_escaped(data: st.DataObject) -> None:
     """For any values in an answer, the lines are printable text, or it is an error."""
     told = json.loads(json.dumps(Scene().look()))
     for key in data.draw(st.lists(st.sampled_from(sorted(told)), min_size=1, max_size=3)):

@@ -86,7 +86,7 @@ def test_deep_frames() -> None:
     assert line(NTP_FRAME[:12] + bytes.fromhex("81000001") * 9000).endswith(", length 36012\n")
 
 
-def test_what_cannot_be_text() -> None:
+def test_text_output_rejects_labels_and_blocks() -> None:
     """Text output accepts no labels and no complete blocks: both are errors of the caller."""
     output = TextOutput(io.StringIO())
     assert not output.labels

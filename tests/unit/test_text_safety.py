@@ -11,7 +11,7 @@ from skbcapd.text_safety import escaped, escaped_bytes
 
 @pytest.mark.fuzz
 @given(st.text())
-def test_hostile_text_is_harmless(text: str) -> None:
+def test_hostile_text_is_escaped(text: str) -> None:
     """For any name, the result is one line of printable characters; printable characters are
     unchanged.
     """
@@ -29,7 +29,7 @@ def test_escapes() -> None:
 
 @pytest.mark.fuzz
 @given(st.binary(), st.binary())
-def test_two_values_never_look_alike(first: bytes, second: bytes) -> None:
+def test_different_values_stay_different(first: bytes, second: bytes) -> None:
     """Bytes become printable ASCII, and different bytes different text."""
     assert escaped_bytes(first).isascii()
     assert escaped_bytes(first).isprintable()

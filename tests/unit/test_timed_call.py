@@ -72,7 +72,7 @@ def after(disk: threading.Event, text: str) -> int:
     return int(text)
 
 
-def test_a_late_result_that_nobody_wants() -> None:
+def test_a_late_result_is_returned_once() -> None:
     """A late result is returned once; an error is not."""
     patience: TimedCall[int] = TimedCall("test", timeout_s=0)
     for text, late in (("7", 7), ("x", None)):

@@ -22,7 +22,7 @@ def said(directory: Path, **settings: str) -> list[str]:
     )
 
 
-def test_nothing_is_said_of_the_defaults(tmp_path: Path) -> None:
+def test_the_defaults_have_no_warnings(tmp_path: Path) -> None:
     """The reference settings have no warnings."""
     assert said(tmp_path, files__keep_free="0") == []
 

@@ -91,7 +91,7 @@ def test_the_night_of_a_change_of_the_clock() -> None:
         "9" * 10 + "d ago",
     ],
 )
-def test_what_is_no_time(text: str) -> None:
+def test_invalid_times(text: str) -> None:
     """An invalid time gives the option and what was expected."""
     for begin, end, option in ((text, None, "--from"), (None, text, "--to")):
         with pytest.raises(UsageError, match=f"^{option} .*: no time; expected a date and time") as raised:
@@ -99,7 +99,7 @@ def test_what_is_no_time(text: str) -> None:
         assert raised.value.exit_code == 2
 
 
-def test_the_end_is_behind_the_begin() -> None:
+def test_the_end_is_after_the_begin() -> None:
     """An empty span is an error."""
     with pytest.raises(UsageError, match="--to 3h ago is not behind --from 2h ago; expected a later time"):
         span("2h ago", "3h ago", NOW_NS)

@@ -68,7 +68,7 @@ def test_a_pointer_cast_of_the_field_points_elsewhere() -> None:
     assert not start <= ctypes.addressof(pointer.contents) < end
 
 
-def test_the_right_ways_give_the_whole_frame() -> None:
+def test_the_right_ways_give_the_complete_frame() -> None:
     """The address of the field, an array of unsigned bytes and a view of the memory each give all
     90 bytes.
     """
@@ -81,7 +81,7 @@ def test_the_right_ways_give_the_whole_frame() -> None:
     assert bytes(memoryview(memory).cast("B")[:size]) == NTP_FRAME
 
 
-def test_no_room_of_ours_reads_a_char_array() -> None:
+def test_no_module_reads_a_char_array() -> None:
     """No module of the package uses `c_char` arrays of ctypes: packet bytes are only read through
     views.
     """
