@@ -5,6 +5,7 @@
  *   layout.h    what kernel and Python share
  *   frame.h     skb -> bytes of the frame
  *   socket.h    sockets and flows
+ *   headers.h   headers of a packet; its flow
  *   segment.h   room in the shared segments
  *   packet.h    what is known of one packet
  *   owner.h     who uses a socket; who sent a packet
@@ -22,6 +23,7 @@
 #include "layout.h"
 #include "frame.h"
 #include "socket.h"
+#include "headers.h"
 #include "segment.h"
 #include "packet.h"
 #include "owner.h"
