@@ -114,7 +114,7 @@ def test_free_space_ends_while_a_file_is_written(wire: Wire, place: Path, tmp_pa
     )
 
 
-def test_a_directory_full_of_strangers_things(wire: Wire, tmp_path: Path) -> None:
+def test_a_directory_with_other_files(wire: Wire, tmp_path: Path) -> None:
     """A start beside FIFOs, devices and directories with captures' names, and a reader's lock, is a start."""
     name = "skbcapd-vm-20261101T000000.000Z-00000{}.pcapng{}"
     with ExitStack() as stack:

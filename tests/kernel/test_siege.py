@@ -148,7 +148,7 @@ def test_no_process_is_left(wire: Wire, marker: Marker, tmp_path: Path) -> None:
     check("no process or thread left", ended, marker, directory)
 
 
-def test_a_terminal_that_goes(wire: Wire, marker: Marker, tmp_path: Path) -> None:
+def test_a_terminal_that_is_closed(wire: Wire, marker: Marker, tmp_path: Path) -> None:
     """When the terminal is closed the daemon goes on: the signal of that asks for a reload."""
     directory, control = tmp_path / "captures", tmp_path / "control"
     ours, theirs = pty.openpty()
