@@ -2,6 +2,7 @@
 
     segments -> ready blocks ------------------------------------------------------------------> output
              -> no label yet: self-test -> interface -> owner -> process -> verdict -> label -> output
+             -> the same again, before the label is in use -----------------------------------> output
              -> could not be read to its end: label remembered --------------------------------> output
 
 In: a loaded program, an output, a selection of interfaces, a plan. Out: packets in the output, and
@@ -95,7 +96,6 @@ class Capture:
             self._self_test.take,
             self.interfaces.take,
             self._resolver.take,
-            self._labeler.recall,
             verdict.find_process,
             verdict.decide,
             self._labeler.take,

@@ -48,9 +48,9 @@ KEPT = Verdict()
 
 
 class Decision(NamedTuple):
-    """What holds for all packets of a label."""
+    """What holds for all packets with the same key and names."""
 
-    process: Process | None
+    interface: KnownInterface
     verdict: Verdict
     stamp: Label
 
@@ -67,7 +67,6 @@ class Record:
         group: where the packet may be any one's of several, all of them: user (its thread is not known) and process.
         verdict: of the rules.
         stamp: what is written beside its frame.
-        is_decided: process, verdict and stamp are those of an earlier packet with the same key in this drain.
     """
 
     packet: Upcall
@@ -77,7 +76,6 @@ class Record:
     group: Sequence[tuple[User, Process | None]] = ()
     verdict: Verdict = KEPT
     stamp: Label | None = None
-    is_decided: bool = False
 
 
 Stage: TypeAlias = Callable[[Record, Plan], Record | None]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from skbcapd.errors import SegmentError
 from skbcapd.kernel import abi
@@ -24,6 +24,9 @@ from skbcapd.kernel.abi import Geometry
 from skbcapd.pcapng.blocks import BLOCK_MIN, PACKET, PACKET_HEAD, block_at, walk
 
 _CUT = struct.Struct("<QIII4x")  # the end of a BLOCK_CUT: identifier, unused, checksum, flags
+_IDENTITY = slice(abi.KEY.size + 48)  # of a struct upcall: the key, and the names as the kernel compares them
+_REPEATED = struct.Struct("<Q24xI4xI")  # of a struct upcall, behind the MAC address: identifier, checksum, flags
+_REPEATED_AT = abi.KEY.size + 56
 _USED, _COMMITTED, _UPCALLS = range(3)
 LOCAL_PER_RANGE = 128  # more, and the range ends: each takes Python some 0.1 ms, and its reader has other duties
 
@@ -85,6 +88,24 @@ class Cut:
     checksum: int  # see checksum.py; 0: nothing to complete
     flags: int
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """A packet without a label, of which only what differs from an earlier one with the same identity is read."""
+
+    time_ns: int
+    frame: memoryview
+    original_len: int
+    slot: int  # row of counters that it was counted in
+    packet_id: int  # epb_packetid
+    checksum: int  # see checksum.py; 0: nothing to complete
+    flags: int
+    size: int
+
+
+Packet: TypeAlias = Upcall | Cut | Repeated
+"""What Python writes itself."""
 
 
 class SegmentReader:
@@ -190,6 +211,32 @@ class SegmentReader:
             elif offset >= self._done:
                 found.append(offset - self._done)
         return sorted(found), upcalls, still_open
+
+
+def identity_of(view: memoryview, offset: int) -> bytes:
+    """What packets that are treated alike have in common: key and names of the packet without a label at an offset.
+
+    Empty for any other block. `read_repeated` reads what differs, in a fraction of the time of `read_local`.
+    """
+    kind, size = block_at(view, offset)
+    at = offset + size - 4 - abi.UPCALL.size
+    return bytes(view[at:][_IDENTITY]) if kind == abi.BLOCK_UPCALL and at >= offset + PACKET_HEAD.size else b""
+
+
+def read_repeated(view: memoryview, offset: int) -> Repeated:
+    """Decode a packet without a label whose identity is known.
+
+    Raises:
+        SegmentError: it is not a complete one.
+    """
+    _, size, slot, high, low, cap_len, original_len = PACKET_HEAD.unpack_from(view, offset)
+    start, at = offset + PACKET_HEAD.size, offset + size - 4 - abi.UPCALL.size
+    if start + cap_len > at:
+        raise SegmentError(f"the block at {offset} has {at - start} bytes for a frame of {cap_len}")
+    packet_id, checksum, flags = _REPEATED.unpack_from(view, at + _REPEATED_AT)
+    return Repeated(
+        high << 32 | low, view[start : start + cap_len], original_len, slot, packet_id, checksum, flags, size
+    )
 
 
 def read_local(view: memoryview, offset: int) -> Upcall | Cut:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from skbcapd.attribution.processes import Process
-from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.kernel.segments import Packet
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 
@@ -120,7 +120,7 @@ class Output(Protocol):
         """A process is known, or known better; its next packet comes after this."""
         ...
 
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label, snapshot: Snapshot) -> None:
+    def write_packet(self, packet: Packet, interface_id: int, stamp: Label, snapshot: Snapshot) -> None:
         """One packet through Python; `snapshot` is for a file that ends with it."""
         ...
 

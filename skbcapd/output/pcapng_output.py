@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from skbcapd import __version__
 from skbcapd.attribution.processes import Process, boot_ns
-from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.kernel.segments import Packet
 from skbcapd.lru import Bounded
 from skbcapd.output.block_writer import CaptureFile
 from skbcapd.output.interface import Snapshot, Statistics
@@ -103,7 +103,7 @@ class PcapngOutput:
         """Hand on what is held back."""
         self._writer.flush()
 
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label, _snapshot: Snapshot = tuple) -> None:
+    def write_packet(self, packet: Packet, interface_id: int, stamp: Label, _snapshot: Snapshot = tuple) -> None:
         """One Enhanced Packet Block, built by scapy; the same bytes as the kernel's of a labelled packet."""
         options = bytearray(stamp.options)
         at = stamp.flags_at

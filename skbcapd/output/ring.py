@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from skbcapd.attribution.processes import Process
-from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.kernel.segments import Packet
 from skbcapd.output.block_writer import STOP_S
 from skbcapd.output.blocks import packet_times
 from skbcapd.output.interface import Snapshot, Statistics
@@ -124,7 +124,7 @@ class Recorder:
         """Never called: packets in memory have the numbers that they were given."""
         raise AssertionError("new numbers for interfaces of packets in memory")
 
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
+    def write_packet(self, packet: Packet, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
         """As PcapngOutput, to memory."""
         self._encoder.write_packet(packet, interface_id, stamp)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from skbcapd.attribution.processes import Process
-from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.kernel.segments import Packet
 from skbcapd.output.block_writer import QUEUE_MAX
 from skbcapd.output.blocks import count_packets
 from skbcapd.output.interface import Snapshot, Statistics
@@ -74,7 +74,7 @@ class RotatingOutput(FileSeries):
         else:
             self._prologue.add_process(process)
 
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label, snapshot: Snapshot) -> None:
+    def write_packet(self, packet: Packet, interface_id: int, stamp: Label, snapshot: Snapshot) -> None:
         """As PcapngOutput."""
         if self._work and self._work.is_full(packet.size, 1):
             self.rotate(snapshot)

@@ -13,7 +13,7 @@ import time
 from typing import TextIO
 
 from skbcapd.attribution.processes import Process
-from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.kernel.segments import Packet, Upcall
 from skbcapd.output.interface import Snapshot
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
@@ -45,7 +45,7 @@ class TextOutput:
     def add_process(self, process: Process) -> None:
         """A line names its process by itself."""
 
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, _stamp: Label, _snapshot: Snapshot) -> None:
+    def write_packet(self, packet: Packet, interface_id: int, _stamp: Label, _snapshot: Snapshot) -> None:
         """Print one packet."""
         if not isinstance(packet, Upcall):
             raise TypeError("a packet with a label, where there are no labels")

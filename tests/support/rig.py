@@ -17,7 +17,7 @@ from skbcapd.kernel import abi
 from skbcapd.kernel.loader import Hook
 from skbcapd.kernel.marker import Marker
 from skbcapd.kernel.program import Counters
-from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.kernel.segments import Packet
 from skbcapd.output.interface import Snapshot, Statistics
 from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.output.rotation import RotatingOutput
@@ -139,7 +139,7 @@ class Recording:
         self.interfaces.append(interface)
         return len(self.interfaces) + 6  # no number that could come about by chance
 
-    def write_packet(self, found: Upcall | Cut, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
+    def write_packet(self, found: Packet, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
         """Take a packet."""
         self.written.append((interface_id, bytes(found.frame)))
         self.stamps.append(stamp)

@@ -22,7 +22,7 @@ from skbcapd.config.parser import default_settings
 from skbcapd.errors import KernelError
 from skbcapd.kernel import abi
 from skbcapd.kernel.marker import Marker
-from skbcapd.kernel.segments import LOCAL_PER_RANGE, Cut, Upcall
+from skbcapd.kernel.segments import LOCAL_PER_RANGE, Packet
 from skbcapd.output.interface import Snapshot
 from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT, PACKET, walk
@@ -507,7 +507,7 @@ def test_what_comes_while_the_hooks_go_is_written() -> None:
 class Failing(Recording):
     """An output whose reader goes away at its third packet."""
 
-    def write_packet(self, found: Upcall | Cut, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
+    def write_packet(self, found: Packet, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
         """Take a packet."""
         if len(self.written) == 2:
             raise BrokenPipeError
