@@ -31,6 +31,7 @@ from skbcapd.output.worker import AtOnce, Jobs, wait_until
 MODE = 0o640
 SELF = (-1, -1)  # as owner: the process's user and group
 QUEUE_MAX = 1 << 24  # bytes that wait for a disk; beyond, a file is busy
+_WAIT_S = 0.05  # for a disk that is as fast as packets come: fewer buffers are used then, and stay in the CPU's cache
 _JOBS_MAX = 2  # as many wait, and small pieces are gathered rather than handed on
 _BUFFER = 1 << 16  # of standard output
 STOP_S = 2.0  # for the disk, when the capture has ended
@@ -78,6 +79,7 @@ class BlockSink:
         self._jobs = jobs or AtOnce()
         self._buffers = buffers or Buffers()
         self._tail = AlignedTail(self._buffers)
+        self._is_late = False  # the disk did not keep up: it is not waited for until it has caught up
         self.disk = DiskFile(descriptor, clock, keep_free)
 
     @property
@@ -147,6 +149,10 @@ class BlockSink:
 
     def _put(self, piece: Piece) -> None:
         self._jobs.do(lambda: self._write(piece))
+        if self._is_late:
+            self._is_late = self._jobs.waiting > 0
+        else:
+            self._is_late = not self._jobs.wait_below(_JOBS_MAX, _WAIT_S)
 
     def _write(self, piece: Piece) -> None:
         self.disk.put(piece)

@@ -37,6 +37,10 @@ class Jobs(Protocol):
         """Do a job when those before it are done; it must not raise."""
         ...
 
+    def wait_below(self, count: int, timeout_s: float) -> bool:
+        """Wait until fewer than so many jobs are not done yet, but no longer than so many seconds; whether it is so."""
+        ...
+
 
 class AtOnce:
     """Does jobs where it is asked to: for what may wait for its disk, and for tests."""
@@ -46,6 +50,10 @@ class AtOnce:
     def do(self, job: Job) -> None:
         """Do it now."""
         job()
+
+    def wait_below(self, _count: int, _timeout_s: float) -> bool:
+        """Nothing waits."""
+        return True
 
 
 class Worker:
@@ -59,6 +67,7 @@ class Worker:
         self._name = name
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._asked = self._done = 0
+        self._changed = threading.Condition()  # _done has risen
         self._thread: threading.Thread | None = None
 
     @property
@@ -77,7 +86,14 @@ class Worker:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for all jobs, but no longer than so many seconds; whether they are done."""
-        return wait_until(lambda: not self.waiting, timeout_s)
+        return self.wait_below(1, timeout_s)
+
+    def wait_below(self, count: int, timeout_s: float) -> bool:
+        """Wait until fewer than so many jobs are not done yet, but no longer than so many seconds; whether it is so."""
+        if self.waiting < count:
+            return True
+        with self._changed:
+            return self._changed.wait_for(lambda: self.waiting < count, timeout_s)
 
     def close(self, timeout_s: float) -> bool:
         """Do what is there, and end; whether that took no longer than so many seconds."""
@@ -93,7 +109,9 @@ class Worker:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
-            self._done += 1
+            with self._changed:
+                self._done += 1
+                self._changed.notify_all()
 
 
 class Patience(Generic[T]):
