@@ -74,6 +74,11 @@ struct frame {
 };
 
 #define CHECKSUM_PARTIAL	   3
+#define EPB_RECEPTION_SHIFT	   2
+#define EPB_UNICAST		   (1 << EPB_RECEPTION_SHIFT)
+#define EPB_MULTICAST		   (2 << EPB_RECEPTION_SHIFT)
+#define EPB_BROADCAST		   (3 << EPB_RECEPTION_SHIFT)
+#define EPB_PROMISCUOUS		   (4 << EPB_RECEPTION_SHIFT)
 #define EPB_CHECKSUM_NOT_READY	   (1 << 9)
 #define EPB_SEGMENTATION_OFFLOADED (1 << 11)
 
@@ -84,14 +89,17 @@ struct frame {
 #define PACKET_OTHERHOST 3
 #define PACKET_LOOPBACK	 5
 
-/* The bits of epb_flags that differ from packet to packet (draft-ietf-opsawg-pcapng, epb_flags).
-   Reception type: the kernel's PACKET_HOST, _BROADCAST, _MULTICAST, _OTHERHOST are 0 to 3. */
+/* The bits of epb_flags that differ from packet to packet (draft-ietf-opsawg-pcapng, epb_flags). Returns them. */
 static inline u32 packet_flags(struct skb *skb, struct shared *shared, u32 direction)
 {
 	u32 flags = direction, type = SKB_BITS(skb, PKT_TYPE);
 
 	if (direction == IN)
-		flags |= (type == 0 ? 1 : type == 1 ? 3 : type == 2 ? 2 : type == 3 ? 4 : 0) << 2;
+		flags |= type == PACKET_HOST	    ? EPB_UNICAST
+			 : type == PACKET_BROADCAST ? EPB_BROADCAST
+			 : type == PACKET_MULTICAST ? EPB_MULTICAST
+			 : type == PACKET_OTHERHOST ? EPB_PROMISCUOUS
+						    : 0;
 	if (SKB_BITS(skb, IP_SUMMED) == CHECKSUM_PARTIAL)
 		flags |= EPB_CHECKSUM_NOT_READY;
 	if (SHARED(shared, u16, GSO_SIZE))

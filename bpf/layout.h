@@ -47,6 +47,27 @@ enum counter { SEEN, DELIVERED, FILTERED, LOST_FULL, LOST_CONTENDED, LOST_START,
 #define BLOCK_UPCALL 0x80000001 /* an Enhanced Packet Block whose options are a struct upcall */
 #define BLOCK_CUT    0x80000002 /* a labelled one whose frame could not be read to its end */
 
+/* The beginning of a packet's block: an Enhanced Packet Block (draft-ietf-opsawg-pcapng, 4.3). Behind it come the frame, padded to
+   4 bytes, the options, and the size again. */
+struct block_head {
+	u32 type;	  /* BLOCK_PACKET, BLOCK_UPCALL, BLOCK_CUT */
+	u32 size;	  /* of the block in bytes, a multiple of 4 */
+	u32 interface_id; /* of BLOCK_UPCALL: row of `counters`; of BLOCK_CUT: number of the label */
+	u32 time_high;	  /* ns since the epoch, the upper half */
+	u32 time_low;
+	u32 cap_len;
+	u32 wire_len;
+};
+
+/* The end of a BLOCK_CUT, over that of its options. */
+struct cut_tail {
+	u64 packet_id; /* epb_packetid, if the label's key is `linked` */
+	u32 unused;
+	u32 checksum; /* as in struct upcall */
+	u32 flags;    /* as in struct upcall */
+	u32 size;     /* of the block */
+};
+
 /* Whose packet, on which device, which way: what a label is found by. */
 struct key {
 	u64 net;     /* net_cookie of the device's network namespace: unique until reboot */

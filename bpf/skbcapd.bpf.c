@@ -12,6 +12,7 @@
  *   receiver.h  who will get it
  *   sighting.h  whether it was seen on another device
  *   path.h      whose it is where it only passes
+ *   block.h     its label and its block
  *   filter.h    whether it is wanted, where there is a packet filter
  *   measure.h   what is measured once, at start
  *   this file   the way of one packet through them; probes last
@@ -28,6 +29,7 @@
 #include "receiver.h"
 #include "sighting.h"
 #include "path.h"
+#include "block.h"
 #include "measure.h"
 
 /*
@@ -49,17 +51,6 @@ static inline void call_stage(void *ctx, const u32 direction, const enum stage s
 		stages_out.call(ctx, stage);
 	else
 		stages_in.call(ctx, stage);
-}
-
-/* Where to count packets of a device that have no label: its own slot, or 0 for devices not yet known. */
-static inline struct device *find_device(struct key *key)
-{
-	return devices.lookup((struct device_key *)key);
-}
-
-static inline int same_name(u8 *a, u64 *b)
-{
-	return ((u64 *)a)[0] == b[0] && ((u64 *)a)[1] == b[1];
 }
 
 /* Frames on loopback were captured when they left: they appear once. So were multicasts and broadcasts that the host gives
@@ -152,29 +143,6 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 	sighting->origin = origin;
 }
 
-/* Fills in what Python needs to know of a packet without a label. */
-static inline void describe(struct upcall *call, struct packet *packet, u32 flags, u32 checksum)
-{
-	struct sock_head *sock = &packet->work.sock;
-	u64 mac = 0;
-
-	call->key = packet->key;
-	__builtin_memcpy(call->comm, packet->user.comm, 16);
-	__builtin_memcpy(call->device, packet->device_name, 16);
-	__builtin_memcpy(call->process, packet->user.process, 16);
-	call->flags = flags;
-	call->checksum = checksum;
-	call->sk = packet->sk;
-	call->inode = packet->inode;
-	call->identity = SOCK_IDENTITY(sock);
-	call->packet_id = packet->packet_id;
-	READ(&call->netns, 4, packet->net + NET_INUM);
-	READ(&call->device_type, 2, packet->dev + DEV_TYPE);
-	READ(&call->addr_len, 1, packet->dev + DEV_ADDR_LEN);
-	READ(&mac, 8, packet->dev + DEV_ADDR);
-	READ(call->mac, 8, mac);
-}
-
 /* Whether the packet's device is not to be captured: its slot * 2 + 1; 0: it is, or is not known yet. Found out once for packets
    of one device that follow one another. */
 static inline u64 is_unwanted(struct control *control, struct packet *packet)
@@ -182,10 +150,10 @@ static inline u64 is_unwanted(struct control *control, struct packet *packet)
 	u64 version = ONCE(control->device_filter);
 
 	if (packet->verdict != version) {
-		struct device *device = find_device(&packet->key);
+		struct device *device = find_device(packet);
 
 		packet->unwanted = 0;
-		if (device && device->unwanted && same_name(device->name, packet->device_name))
+		if (device && device->unwanted)
 			packet->unwanted = (u64)device->slot << 1 | 1;
 		packet->verdict = version;
 	}
@@ -264,7 +232,6 @@ static inline void stage_filter(void *ctx, void *argument, const u32 direction)
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
 	struct packet *packet = get_packet(direction);
-	struct device *device;
 
 	if (!control || !packet)
 		return;
@@ -277,8 +244,7 @@ static inline void stage_filter(void *ctx, void *argument, const u32 direction)
 			call_stage(ctx, direction, STAGE_PROCESS);
 		return;
 	}
-	device = find_device(&packet->key);
-	u32 slot = device && same_name(device->name, packet->device_name) ? device->slot : 0;
+	u32 slot = find_slot(packet);
 
 	if (!packet->filter && is_followed(packet, skb, direction)) {
 		packet->refused = (u64)slot << 1 | 1;
@@ -310,32 +276,14 @@ static inline void stage_block(void *ctx, void *argument, const u32 direction)
 	u32 zero = 0;
 	struct control *control = controls.lookup(&zero);
 	struct packet *packet = get_packet(direction);
-	struct label *label;
-	struct device *device;
-	u32 slot = 0, lost;
 
 	if (!control || !packet)
 		return;
 	struct skb *skb = get_met_skb(packet, argument);
-	struct shared *shared = &packet->shared;
 	struct frame *frame = &packet->frame;
-	struct reservation *room = &packet->room;
-	struct key *key = &packet->key;
+	struct label *label = find_label(control, packet);
+	u32 slot = label ? label->slot : find_slot(packet), size, lost;
 
-	label = key->via == VIA_UNRESOLVED ? NULL : labels.lookup(key);
-	if (label && label->generation != control->generation)
-		label = NULL;
-	if (label &&
-	    !(same_name(label->comm, packet->user.comm) && same_name(label->device, packet->device_name) &&
-	      same_name(label->process, packet->user.process)))
-		label = NULL;
-	if (label) {
-		slot = label->slot;
-	} else {
-		device = find_device(key);
-		if (device && same_name(device->name, packet->device_name))
-			slot = device->slot;
-	}
 	if (label && !label->snaplen) {
 		count(slot, FILTERED);
 		return;
@@ -344,85 +292,33 @@ static inline void stage_block(void *ctx, void *argument, const u32 direction)
 		packet->filter = label->filter;
 		call_stage(ctx, direction, STAGE_FILTER); /* and back */
 	}
-	if (label && !label->options_len)
+	if (control->dedup && packet->taken == TAKEN) {
+		count(slot, DUPLICATE);
+		return;
+	}
+	if (is_for_python(control, packet, label))
 		label = NULL;
-	if (control->dedup) {
-		if (packet->taken == TAKEN) {
-			count(slot, DUPLICATE);
-			return;
-		}
-		if (packet->taken == ASKED) /* Python knows what became of it */
-			label = NULL;
-	}
-	LOAD_WORDS(shared, sizeof(*shared), packet->head + SKB(skb, u32, END));
+	LOAD_WORDS(&packet->shared, sizeof(packet->shared), packet->head + SKB(skb, u32, END));
 	lost = find_frame(skb, packet->dev, packet->head, packet->data, direction, frame);
+	if (!lost) {
+		frame->cap_len = captured_len(control, skb, frame, label ? label->snaplen : control->snaplen);
+		size = block_size(frame, label ? label->options_len : sizeof(struct upcall));
+		lost = reserve(control, size, &packet->room);
+	}
 	if (lost) {
 		count(slot, lost);
 		return;
 	}
-	u64 time_ns = packet->time + ONCE(control->clock_offset);
-	u32 checksum = control->fill ? unfinished_checksum(skb, packet->head, frame) : 0;
-	u32 flags = packet_flags(skb, shared, direction);
-	u32 snaplen = label ? label->snaplen : control->snaplen;
-	u32 options_len = label ? label->options_len : sizeof(struct upcall);
-	u32 wire_len = frame->wire_len, cap_len = wire_len;
-
-	if (cap_len > snaplen)
-		cap_len = snaplen;
-	if (cap_len > CAPTURE_MAX)
-		cap_len = CAPTURE_MAX;
-	if (!control->page_base && SKB(skb, u32, DATA_LEN) && cap_len > wire_len - SKB(skb, u32, DATA_LEN))
-		cap_len = wire_len - SKB(skb, u32, DATA_LEN);
-
-	u32 padded = (cap_len + 3) & ~3U;
-	u32 size = 28 + padded + options_len + 4;
-
-	lost = reserve(control, size, room);
-	if (lost) {
-		count(slot, lost);
-		return;
-	}
-	if (control->dedup && key->linked)
+	if (control->dedup && packet->key.linked)
 		note_taken(packet->address, label ? TAKEN : ASKED);
-	u32 index = BOUND(room->number, SEGMENT_COUNT - 1), at = room->at;
-	struct segment *segment = segments.lookup(&index);
-	if (!segment)
-		return; /* cannot be: an array map has all its entries */
-
-	u32 *header = (u32 *)(segment->bytes + BOUND(at, SEGMENT_SIZE - 1));
-	header[0] = label ? BLOCK_PACKET : BLOCK_UPCALL;
-	header[1] = size;
-	header[2] = label ? label->interface_id : slot;
-	header[3] = time_ns >> 32;
-	header[4] = time_ns;
-	header[5] = cap_len;
-	header[6] = wire_len;
-	u8 *options = segment->bytes + BOUND(at + 28 + padded, SEGMENT_SIZE - 1);
-	if (label) {
-		for (u32 i = 0; i < OPTIONS_MAX && i < options_len; i += 8) /* cheaper than a call of READ */
-			*(u64 *)(options + i) = *(u64 *)(label->options + i);
-		*(u32 *)(options + BOUND(label->flags_at, OPTIONS_MAX - 1)) |= flags;
-		if (key->linked)
-			*(u64 *)(options + BOUND(label->flags_at + 8, OPTIONS_MAX - 1)) = packet->packet_id;
-		packet->label = label->id;
-	} else {
-		describe((struct upcall *)options, packet, flags, checksum);
-		list_upcall(control, segment, room);
-	}
-	*(u32 *)(segment->bytes + BOUND(at + size - 4, SEGMENT_SIZE - 1)) = size;
-	if (padded) /* the frame, or zeros behind it */
-		*(u32 *)(segment->bytes + BOUND(at + 24 + padded, SEGMENT_SIZE - 1)) = 0;
-	frame->cap_len = cap_len;
-	if (!checksum && copy_short_frame(segment->bytes, SEGMENT_SIZE, at + 28, frame)) {
+	if (write_block(control, packet, skb, label, slot, size, direction)) {
 		count(slot, DELIVERED);
-		commit(control, room, size);
+		commit(control, &packet->room, size);
 		return;
 	}
 	packet->size = size;
 	packet->slot = slot;
 	packet->is_upcall = !label;
-	packet->checksum = checksum;
-	packet->flags = flags;
 	call_stage(ctx, direction, STAGE_FRAME);
 }
 
@@ -436,33 +332,18 @@ static inline void stage_frame(void *argument, const u32 direction)
 	if (!control || !packet)
 		return;
 	struct skb *skb = get_met_skb(packet, argument);
-	struct reservation *room = &packet->room;
-	u32 index = BOUND(room->number, SEGMENT_COUNT - 1), at = room->at;
-	struct segment *segment = segments.lookup(&index);
+	struct segment *segment = find_segment(&packet->room);
+
 	if (!segment)
-		return; /* cannot be */
-	u32 got = copy_frame(control, segment->bytes, SEGMENT_SIZE, CAPTURE_MAX, at + 28, &packet->frame,
-			     packet->head, SKB(skb, u32, END), &packet->skb, &packet->shared);
+		return; /* cannot be: an array map has all its entries */
+	u32 copied = copy_frame(control, segment->bytes, SEGMENT_SIZE, CAPTURE_MAX,
+				packet->room.at + sizeof(struct block_head), &packet->frame, packet->head,
+				SKB(skb, u32, END), &packet->skb, &packet->shared);
 
-	if (got < packet->frame.cap_len || packet->checksum) {
-		u32 *header = (u32 *)(segment->bytes + BOUND(at, SEGMENT_SIZE - 1));
-
-		header[5] = got;
-		if (!packet->is_upcall) {
-			/* Python writes the block anew: it finds the label by number, the rest behind the options. */
-			header[0] = BLOCK_CUT;
-			header[2] = packet->label;
-			u32 *trailer =
-				(u32 *)(segment->bytes + BOUND(at + packet->size - 24, SEGMENT_SIZE - 1));
-			trailer[3] = packet->checksum;
-			trailer[4] = packet->flags;
-			if (packet->key.linked)
-				*(u64 *)trailer = packet->packet_id;
-			list_upcall(control, segment, room);
-		}
-	}
+	if (copied < packet->frame.cap_len || packet->checksum)
+		cut_block(control, segment, packet, copied);
 	count(packet->slot, DELIVERED);
-	commit(control, room, packet->size);
+	commit(control, &packet->room, packet->size);
 }
 
 /* The first argument of the traced function: of a raw tracepoint, or from the registers at a kprobe. */

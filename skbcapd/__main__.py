@@ -19,7 +19,7 @@ _OUT_OF_MEMORY = (
 
 
 def _unraisable(found: sys.UnraisableHookArgs) -> None:
-    """Of the errors that nobody can catch, those of memory follow one that is said."""
+    """Of errors in `__del__` and the like, ignore those of memory: the error itself is reported."""
     if not issubclass(found.exc_type, MemoryError):
         sys.__unraisablehook__(found)
 
@@ -48,16 +48,20 @@ def _run() -> int:
         _fail(error)
         return error.exit_code
     except MemoryError:
-        os.write(2, _OUT_OF_MEMORY)  # logging would need some
+        os.write(2, _OUT_OF_MEMORY)  # logging would need memory
     except OSError as error:
         _fail(_unexpected(error))
+    except RuntimeError as error:
+        if "new thread" not in str(error):
+            raise
+        _fail(SkbcapdError(f"{error}: the process may start no more", "raise TasksMax= of the unit or `ulimit -u`"))
     except KeyboardInterrupt:
         print("skbcapd: interrupted", file=sys.stderr)
     return 1
 
 
 def _fail(error: SkbcapdError) -> None:
-    """Log the last message, which keeps its line breaks."""
+    """Log the last message, with its line breaks."""
     _LOG.error("%s", error, extra=Event.FAILED.extra())
 
 

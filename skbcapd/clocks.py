@@ -32,7 +32,7 @@ class Offsets:
 
     @property
     def boottime_ticks(self) -> int:
-        """What it adds to the start of a process in /proc, rounded down."""
+        """What it adds to the start time of a process in /proc, rounded down."""
         return self.boottime_ns // NS_PER_TICK
 
 
@@ -40,13 +40,14 @@ def read_offsets(proc: Path = Path("/proc")) -> Offsets:
     """Read the offsets of our time namespace.
 
     Args:
-        proc: where procfs is.
+        proc: directory of procfs.
 
     Returns:
         The offsets; none without time namespaces (before Linux 5.6, or without CONFIG_TIME_NS).
 
     Raises:
-        KernelError: /proc tells only those of our children's namespace, and that is another one.
+        KernelError: /proc shows only the offsets for our children, which are in another time
+            namespace.
     """
     try:
         text = (proc / "self/timens_offsets").read_text()
@@ -64,7 +65,7 @@ def read_offsets(proc: Path = Path("/proc")) -> Offsets:
 
 @functools.cache
 def offsets() -> Offsets:
-    """The offsets of this process: they never change once a process runs in a namespace.
+    """The offsets of this process: they do not change while it runs.
 
     Raises:
         KernelError: see read_offsets.
@@ -73,10 +74,10 @@ def offsets() -> Offsets:
 
 
 def monotonic_ns() -> int:
-    """CLOCK_MONOTONIC as the kernel has it."""
+    """CLOCK_MONOTONIC of the kernel, without the offset."""
     return time.monotonic_ns() - offsets().monotonic_ns
 
 
 def boot_ns() -> int:
-    """When the machine was started, ns since 1970 UTC."""
+    """Boot time of the machine, ns since 1970 UTC."""
     return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME) + offsets().boottime_ns

@@ -1,11 +1,11 @@
-"""Every error skbcapd raises on purpose.
+"""All errors that skbcapd raises.
 
-    SkbcapdError                 anything below; exit code 1
+    SkbcapdError                 base class; exit code 1
     ├── UsageError               the command line is wrong; exit code 2
-    ├── ConfigError              the config file is wrong; exit code 2; holds every problem found
+    ├── ConfigError              the config file is wrong; exit code 2; has all problems
     ├── BtfError                 the kernel's type information is missing or not as expected
-    ├── KernelError              the kernel refuses what capture needs: program, hook, map, capability
-    ├── SegmentError             the shared memory does not hold what the kernel program should write
+    ├── KernelError              the kernel rejects what a capture needs: program, hook, map, capability
+    ├── SegmentError             the shared memory has content that the kernel program cannot have written
     └── FileError                a capture file or directory cannot be used
 
 A message says place, what was found and what was expected; the hint says what to do.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 
 class SkbcapdError(Exception):
-    """The base: a message for people, and a hint on what to do about it.
+    """Base class: a message, and a hint on how to solve the problem.
 
     Args:
         message: place, found, expected; one line.
@@ -37,14 +37,14 @@ class SkbcapdError(Exception):
 
 
 class UsageError(SkbcapdError):
-    """The command line asks for something that cannot be."""
+    """The command line is wrong."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with a config file: where, which key, found, expected, hint."""
+    """One problem in a config file: place, key, found, expected, hint."""
 
     path: str
     line: int
@@ -60,7 +60,7 @@ class Problem:
 
 
 class ConfigError(SkbcapdError):
-    """The config file cannot be used; `problems` has all of them, in file order."""
+    """The config file cannot be used; `problems` has all problems, in the order of the file."""
 
     exit_code = 2
 
@@ -79,11 +79,11 @@ class BtfError(SkbcapdError):
 
 
 class KernelError(SkbcapdError):
-    """The kernel refuses, or does not offer, what capture needs."""
+    """The kernel rejects, or does not have, what a capture needs."""
 
 
 class SegmentError(SkbcapdError):
-    """The shared memory does not hold what the kernel program should have written."""
+    """The shared memory has content that the kernel program cannot have written."""
 
 
 class FileError(SkbcapdError):

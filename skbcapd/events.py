@@ -1,9 +1,9 @@
-"""Kinds of log messages: what each is called in the journal, for good.
+"""Kinds of log messages: the MESSAGE_ID of each kind in the journal.
 
-In: nothing. Out: `extra` for a call of `logging`, which carries the MESSAGE_ID and a field for each value.
+Out: `extra` for a call of `logging`: the MESSAGE_ID, and a field for each value.
 
-The rule not to break: a MESSAGE_ID never changes and never moves to another kind of message: people filter by it
-(`journalctl MESSAGE_ID=...`).
+The rule not to break: a MESSAGE_ID never changes and never moves to another kind of message: people
+filter by it (`journalctl MESSAGE_ID=...`).
 
 Source: systemd.journal-fields(7).
 """
@@ -26,12 +26,12 @@ class Event(Enum):
     FAILED = "c67fa5e5dc9b4538849724a2c1ebc9c1"
 
     def extra(self, **fields: object) -> dict[str, str]:
-        """What a log record of this kind carries.
+        """The `extra` of a log record of this kind.
 
         Args:
-            fields: values by name in lower case; in the journal `file` is SKBCAPD_FILE.
+            fields: values by name, in lower case; `file` becomes SKBCAPD_FILE in the journal.
 
         Returns:
-            For `extra=` of a call of `logging`.
+            The value for `extra=` of a call of `logging`.
         """
         return {"MESSAGE_ID": self.value} | {f"SKBCAPD_{name.upper()}": str(value) for name, value in fields.items()}

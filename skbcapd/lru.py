@@ -1,6 +1,6 @@
-"""A dictionary with a bound: what is bounded in memory is bounded here.
+"""A dictionary with a maximum number of entries; all bounded caches use it.
 
-In: entries. Out: at most so many of them, the oldest or the least used forgotten first.
+In: entries. Out: at most so many; the oldest or least recently used entry is evicted first.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ Value = TypeVar("Value")
 
 
 class Bounded(OrderedDict[Key, Value]):
-    """A dictionary that forgets its first entry where it would have too many.
+    """A dictionary that evicts its first entry when it would have too many.
 
-    Entries stand in the order in which they were last set, or used by `use`.
+    Entries are in the order in which they were last set, or used by `use`.
 
     Args:
-        most: entries.
+        most: maximum number of entries.
     """
 
     def __init__(self, most: int) -> None:
@@ -32,7 +32,7 @@ class Bounded(OrderedDict[Key, Value]):
             self.popitem(last=False)
 
     def use(self, key: Key) -> Value | None:
-        """An entry, which is the last to be forgotten from now on; None where there is none."""
+        """An entry, which becomes the last one to be evicted; None if there is none."""
         value = self.get(key)
         if value is not None:
             self.move_to_end(key)

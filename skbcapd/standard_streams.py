@@ -1,17 +1,20 @@
-"""The three standard descriptors, whatever is wrong with them: closed, full, or nobody reads.
+"""stdin, stdout and stderr, in any state: closed, on a full disk, or without a reader.
 
-In: the process as it was started. Out: a `sys.stdout` that fails with a FileError, a `sys.stderr` that never fails.
+In: the process as it was started. Out: a `sys.stdout` that fails with a FileError, a `sys.stderr`
+that never fails.
 
 The rules not to break:
 
-- Descriptors 0, 1 and 2 are taken before anything is opened: else a capture file could get number 1, and a warning
+- Descriptors 0, 1 and 2 are opened first. Otherwise a capture file could get number 1, and output
   would be written into it.
-- What cannot be written to stderr is dropped and counted: a message is worth less than a capture. What cannot be
-  written to stdout is what the user has asked for: that is an error. A reader that has gone
-  wants no more of it: no error.
-- While a capture runs, stderr is waited for PATIENCE_S at most: a reader that is stopped must not stop the capture.
+- What cannot be written to stderr is dropped and counted: a capture is more important than a
+  message. An error of stdout is an error of the command. A reader of stdout that has ended is no
+  error.
+- While a capture runs, a write to stderr waits at most PATIENCE_S: a stopped reader must not stop
+  the capture.
 
-Source: write(2), poll(2); a descriptor that is open for reading only refuses each write with EBADF, as a closed one.
+Source: write(2), poll(2); a write to a descriptor that is open for reading only fails with EBADF,
+like a closed one.
 """
 
 from __future__ import annotations
@@ -27,11 +30,12 @@ import time
 from skbcapd.errors import FileError
 
 PATIENCE_S = 0.1
-_CHUNK = 4096  # PIPE_BUF: poll says that a pipe takes so much without waiting
+_COLUMNS = 80
+_CHUNK = 4096  # PIPE_BUF: if poll reports a pipe as writable, it accepts so much without waiting
 
 
 def install() -> None:
-    """Open descriptors that are closed, and put the streams in place; first of all in the process."""
+    """Open descriptors that are closed, and replace the streams; called before anything else."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -44,7 +48,7 @@ def install() -> None:
 
 
 def limit_patience() -> None:
-    """From now on do not wait long for who reads stderr."""
+    """From now on, do not wait long for the reader of stderr."""
     _STDERR.is_patient = False
 
 
@@ -53,11 +57,18 @@ def dropped() -> int:
     return _STDERR.dropped
 
 
+def width(descriptor: int = 2) -> int:
+    """Columns of the terminal at a descriptor; 80 if unknown: a serial console, or it is closed."""
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(descriptor).columns or _COLUMNS
+    return _COLUMNS
+
+
 def finish() -> None:
-    """Write out what stdout still holds.
+    """Write the buffered output to stdout.
 
     Raises:
-        FileError: it cannot be written; it is forgotten.
+        FileError: it cannot be written; it is discarded.
     """
     try:
         sys.stdout.flush()
@@ -67,14 +78,16 @@ def finish() -> None:
 
 
 def discard() -> None:
-    """Write no more to stdout, after an error; Python would try again, aloud, at its end."""
+    """Write no more to stdout after an error; otherwise Python tries again at exit, and prints the
+    error.
+    """
     if isinstance(raw := getattr(getattr(sys.stdout, "buffer", None), "raw", None), _Stdout):
         raw.is_discarding = True
         sys.stdout.flush()
 
 
 class _Stdout(io.FileIO):
-    """Standard output: an error is a FileError, a reader that has gone is none."""
+    """Standard output: an error becomes a FileError; a reader that has ended is no error."""
 
     is_discarding = False
 
@@ -84,7 +97,7 @@ class _Stdout(io.FileIO):
         while done < len(view) and not self.is_discarding:
             try:
                 done += os.write(1, view[done:])
-            except BlockingIOError:  # somebody has set O_NONBLOCK on what we share with him
+            except BlockingIOError:  # another process has set O_NONBLOCK on the shared file
                 select.select([], [1], [])
             except BrokenPipeError:
                 self.is_discarding = True
@@ -97,7 +110,7 @@ class _Stdout(io.FileIO):
 
 
 class _Stderr(io.RawIOBase):
-    """Standard error: what it does not take is dropped and counted."""
+    """Standard error: what cannot be written is dropped and counted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +137,7 @@ class _Stderr(io.RawIOBase):
         return len(view)
 
     def _can_write(self) -> bool:
-        """Wait until something can be written; while a capture runs, not long, and but once."""
+        """Wait until something can be written; while a capture runs, only once, and not long."""
         poll = select.poll()
         poll.register(2, select.POLLOUT)
         if self.is_patient:
@@ -139,10 +152,10 @@ _STDERR = _Stderr()
 
 
 def _open_null(descriptor: int) -> None:
-    """Let a descriptor be /dev/null, for reading: who writes to it is told, as if it were closed."""
+    """Open /dev/null for reading at a closed descriptor: a write to it still fails."""
     try:
         found = os.open(os.devnull, os.O_RDONLY)
-    except OSError:  # no /dev: a pipe that nobody else has is the next best
+    except OSError:  # without /dev, use a pipe without another end
         found, other = os.pipe()
         if other != descriptor:
             os.close(other)

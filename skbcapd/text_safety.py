@@ -1,6 +1,6 @@
-"""Escapes text that others chose; the only module that does it.
+"""Escapes untrusted text; the only module that does it.
 
-In: text or bytes that others chose (names of processes, interfaces, files; packets). Out: one line
+In: text or bytes that others choose (names of processes, interfaces, files; packets). Out: one line
 of printable characters.
 
 The rule not to break: control characters, changes of the writing direction and line breaks do not
@@ -21,7 +21,7 @@ def escaped(text: str) -> str:
         text: any text; surrogates, too.
 
     Returns:
-        One line; what was printable is unchanged.
+        One line; printable characters are unchanged.
     """
     return re.sub(r"[^ -~]", lambda match: match[0] if match[0].isprintable() else _escape(match[0]), text)
 
@@ -30,10 +30,11 @@ def escaped_bytes(value: bytes) -> str:
     r"""Write bytes as printable ASCII.
 
     Args:
-        value: any bytes, such as a process's name.
+        value: any bytes, such as the name of a process.
 
     Returns:
-        Printable ASCII; a backslash is `\\`, any other byte `\x` and two hex digits: two values never look alike.
+        Printable ASCII; a backslash is `\\`, any other byte `\x` and two hex digits: different
+        values have different results.
     """
     return "".join(map(_BYTES.__getitem__, value))
 

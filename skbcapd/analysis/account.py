@@ -26,10 +26,10 @@ from skbcapd.text_safety import escaped_bytes
 
 _PROCESSES_MAX = 1 << 16
 _NAMES_MAX = 1 << 18  # of all processes together
-_TEXT_MAX = 8 << 20  # bytes of all names, units and other texts together: 31 of each name
-_KNOWN_BYTES_MAX = 16 << 20  # of the stamps that are remembered
-_PEERS_MAX = 1 << 19  # the same
-_KNOWN_MAX = 1 << 17  # stamps of which it is remembered whose they are; then that starts anew
+_TEXT_MAX = 8 << 20  # bytes of all names, units and other texts together: 31 per name
+_KNOWN_BYTES_MAX = 16 << 20  # bytes of the cached stamps
+_PEERS_MAX = 1 << 19  # of all processes together
+_KNOWN_MAX = 1 << 17  # stamps in the cache; then it is cleared
 
 _Key: TypeAlias = int | bytes | tuple[bytes | None]
 _OTHERS = b"others"
@@ -40,16 +40,16 @@ _IPV4, _IPV6, _TAGS = 0x0800, 0x86DD, {0x8100, 0x88A8}
 
 @dataclass(eq=False, slots=True)
 class Process:
-    """The sums of one process, or of the packets that have another field in common.
+    """The sums of one process, or of the packets with the same value of another field.
 
-    Bytes are those of complete frames, also where less was captured.
+    Bytes are those of complete frames, even if fewer bytes were captured.
 
     Args:
-        tgid: its id; None when not known, or when there are several.
-        via: why it is not known, as the comment says it; None when nothing is said.
+        tgid: process id; None if it is not known, or if there are several.
+        via: `via` of the comment if there is no process; None if there is no comment.
         first_ns: time of its first packet, nanoseconds since 1970 UTC.
-        last_ns: the same of the last.
-        value: what the packets have in common, if that is no tgid.
+        last_ns: time of its last packet.
+        value: value of the field, if the field is not tgid.
     """
 
     tgid: int | None
@@ -58,21 +58,21 @@ class Process:
     last_ns: int
     value: bytes | None = None
     unit: bytes | None = None
-    # Names of process and thread to [packets]; None: packets without.
+    # (name of the process, name of the thread) -> [packets]; None: packets without names.
     names: dict[tuple[bytes | None, bytes | None], list[int]] = field(default_factory=dict)
     by_direction: dict[int, list[int]] = field(
         default_factory=lambda: {0: [0, 0], DIRECTION_IN: [0, 0], DIRECTION_OUT: [0, 0]}
     )
-    peers: dict[bytes, list[int]] = field(default_factory=dict)  # packed address to [packets, bytes]
+    peers: dict[bytes, list[int]] = field(default_factory=dict)  # packed address -> [packets, bytes]
 
     @property
     def processes(self) -> list[str]:
-        """What it is called, the name with most packets first."""
+        """Its name; of several the one with most packets."""
         return self._ordered(0)
 
     @property
     def comms(self) -> list[str]:
-        """What its threads are called, the one with most packets first."""
+        """The names of its threads, the one with most packets first."""
         return self._ordered(1)
 
     def _ordered(self, which: int) -> list[str]:
@@ -84,7 +84,7 @@ class Process:
 
     @property
     def packets(self) -> int:
-        """In any direction."""
+        """Bytes in all directions."""
         return sum(packets for packets, _ in self.by_direction.values())
 
     @property
@@ -94,7 +94,7 @@ class Process:
 
     @property
     def says_anything(self) -> bool:
-        """Whether any packet says who it is, or why that is not known."""
+        """Whether any packet has a process, or a reason why it is not known."""
         return (
             self.tgid is not None
             or self.via is not None
@@ -103,17 +103,17 @@ class Process:
         )
 
     def busiest(self, count: int | None = None) -> Iterator[tuple[str, int, int]]:
-        """Its peers with packets and bytes, those with most bytes first; so many of them, or all."""
+        """Its peers with packets and bytes, those with most bytes first; at most so many, or all."""
         ordered = ((-size, peer, packets) for peer, (packets, size) in self.peers.items())
         for size, peer, packets in sorted(ordered) if count is None else heapq.nsmallest(count, ordered):
             yield str(ip_address(peer)), packets, -size
 
 
 class Account:
-    """Adds up packets, process by process.
+    """Adds up packets by process, or by another field.
 
     Args:
-        by: the field that packets have in common, one of the GROUPS of attribution.fields.
+        by: the field, one of the GROUPS of attribution.fields.
     """
 
     def __init__(self, by: str = "tgid") -> None:
@@ -127,14 +127,14 @@ class Account:
 
     @property
     def processes(self) -> list[Process]:
-        """All, the one with most bytes first."""
+        """All rows, the one with most bytes first."""
         return sorted(self._processes.values(), key=lambda process: (-process.bytes, process.first_ns))
 
     def read(self, reader: Reader) -> None:
         """Add all packets of a file.
 
         Raises:
-            FileError: it cannot be read to its end; the packets before that place are counted.
+            FileError: it cannot be read to its end; the packets before that offset are counted.
         """
         current = None
         layer, is_plain = 0, False
@@ -164,7 +164,7 @@ class Account:
                     process.peers[peer] = [1, wire_len]
 
     def _find(self, stamp: Stamp, time_ns: int) -> tuple[Process, list[int], list[int]]:
-        """The process of a stamp, new if need be, and where the stamp's packets are counted there."""
+        """The row of a stamp, and the counter for its names; new if needed."""
         tgid, via, names = stamp.tgid, stamp.via, (stamp.name, stamp.comm)
         key = self._key(stamp)
         process = self._processes.get(key)
@@ -193,7 +193,7 @@ class Account:
         return found
 
     def _key(self, stamp: Stamp) -> _Key:
-        """What the packets of one row have in common."""
+        """The value by which packets are added up."""
         value = stamp.value(self._by)
         if value is not None:
             return value
@@ -202,7 +202,7 @@ class Account:
         return (stamp.via if stamp.tgid is None and stamp.name is None else None,)
 
     def _has_room(self, *texts: _Key | None) -> bool:
-        """Whether there is room for texts, which are counted then."""
+        """Whether there is space for texts, which are counted then."""
         flat = (part for text in texts for part in (text if isinstance(text, tuple) else (text,)))
         size = sum(len(part) for part in flat if isinstance(part, bytes))
         if size > self._text_left:
@@ -212,7 +212,9 @@ class Account:
 
 
 def _peer(frame: memoryview, link_type: int, direction: int) -> bytes | None:
-    """The other end's IP address, packed; None where there is none, or no direction says which end is the other."""
+    """The IP address of the other end, packed; None if there is none, or if the direction is not
+    known.
+    """
     at = 0
     if link_type == ETHERNET:
         if len(frame) < 34:

@@ -6,23 +6,24 @@ no terminal.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self, TextIO
 
-_QUIET_S = 1.0  # what ends sooner needs no bar
+from skbcapd import standard_streams
+
+_QUIET_S = 1.0  # shorter work needs no bar
 _BETWEEN_S = 0.1
 
 
 class Progress:
-    """The bar; a context manager that wipes it away.
+    """The bar; a context manager that removes it at the end.
 
     Args:
-        files: what will be read, one after the other.
-        stream: where the line goes, such as stderr.
-        clock: seconds, never backwards.
+        files: files that will be read, one after the other.
+        stream: stream of the line, such as stderr.
+        clock: seconds, monotonic.
     """
 
     def __init__(self, files: Sequence[Path], stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
@@ -41,7 +42,7 @@ class Progress:
             print("\r\x1b[K", end="", file=self._stream, flush=True)
 
     def next_file(self) -> Callable[[int], None]:
-        """The next file begins; gives what takes the number of bytes read of it."""
+        """The next file begins; returns a function that takes the number of bytes that were read."""
         before = self._before
         self._before += self._sizes.pop(0)
         total = max(self._before + sum(self._sizes), 1)
@@ -52,7 +53,7 @@ class Progress:
         if not self._is_shown or now < self._begun + _QUIET_S or now < self._drawn_at + _BETWEEN_S:
             return
         self._drawn_at = now
-        width = max((os.get_terminal_size(self._stream.fileno()).columns or 80) - 8, 1)  # a serial console says 0
+        width = max(standard_streams.width(self._stream.fileno()) - 8, 1)
         bar = "#" * int(width * min(part, 1.0))
         print(f"\r\x1b[K[{bar:{width}}] {min(part, 1.0):4.0%}", end="", file=self._stream, flush=True)
 
@@ -60,5 +61,5 @@ class Progress:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except (OSError, ValueError):  # whoever opens it says what is wrong with it
+    except (OSError, ValueError):  # the code that opens it reports the error
         return 0

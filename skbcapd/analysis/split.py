@@ -1,11 +1,13 @@
 """`skbcapd split`: one capture file for each process, name, unit or container.
 
-In: a capture file. Out: several files, each with the packets that have one field of their comments in common, in the
-same order and with the same times, lengths and options. Packets without it are written to a separate file.
+In: a capture file. Out: several files, each with the packets that have one field of their comments
+in common, in the same order and with the same times, lengths and options. Packets without it are
+written to a separate file.
 
-The rules not to break: no file is overwritten; where one cannot be written, none of this run is left. A name from the
-capture becomes part of a file name only as letters, digits and `%xx`. Memory is bounded, however many processes there
-are: when too much is buffered, all of it is written.
+The rules not to break: no file is overwritten; if one cannot be written, all files of this run are
+deleted. A name from the capture becomes part of a file name only as letters, digits and `%xx`.
+Memory is bounded, however many processes there are: when too much is buffered, all of it is
+written.
 """
 
 from __future__ import annotations
@@ -32,9 +34,9 @@ from skbcapd.text_safety import escaped_bytes
 
 _GATHERED_MAX = 64 << 20  # bytes in memory
 _FILES_MAX = 1 << 16
-_INTERFACES_MAX = 1 << 20  # in all files: each has those that its packets use
+_INTERFACES_MAX = 1 << 20  # in all files; each file has the interfaces of its packets
 _DESCRIBED_MAX = 1 << 30  # bytes of their descriptions
-_NAME_MAX = 120  # bytes of the value in a file's name
+_NAME_MAX = 120  # bytes of the value in the name of a file
 
 _Value: TypeAlias = int | bytes | None
 
@@ -51,11 +53,13 @@ def command(options: argparse.Namespace) -> int:
 
 @dataclass(eq=False, slots=True)
 class _Part:
-    """One file that is written: what is gathered for it, and what stands in it already."""
+    """One file that is written: its buffered bytes, and its state."""
 
     path: Path
-    section: int = 0  # number of the last one, from 1: to hold the section itself would hold all its interfaces
-    numbers: dict[int, int] = field(default_factory=dict)  # of the section's interfaces, in this file
+    # number of the current section, from 1; the section itself would keep all its interfaces in
+    # memory
+    section: int = 0
+    numbers: dict[int, int] = field(default_factory=dict)  # interface number of the section -> number in this file
     gathered: bytearray = field(default_factory=bytearray)
     exists: bool = False
 
@@ -68,9 +72,9 @@ class Splitter:
     """Writes the packets of one capture file into several.
 
     Args:
-        file: the capture file; its name begins theirs.
-        by: which of the GROUPS of attribution.fields they have in common.
-        directory: where they go.
+        file: the capture file; the new names begin with its name.
+        by: the field, one of the GROUPS of attribution.fields.
+        directory: directory of the new files.
     """
 
     def __init__(self, file: Path, by: str, directory: Path) -> None:
@@ -87,19 +91,20 @@ class Splitter:
 
     @property
     def paths(self) -> list[Path]:
-        """The files, in order of their first packets."""
+        """The files, in the order of their first packets."""
         return [part.path for part in self._parts.values()]
 
     @property
     def pattern(self) -> str:
-        """What their names have in common, for people."""
+        """The pattern of their names, for messages."""
         return escaped_bytes(os.fsencode(self._directory / f"{self._stem}.*{self._by}*.pcapng"))
 
     def read(self, reader: Reader) -> None:
-        """Split a file. If it cannot be read to its end, what could be read has been written.
+        """Split a file. If it cannot be read to its end, the packets before are written.
 
         Raises:
-            FileError: it cannot be read to its end, no packet says what to split by, or a file cannot be written.
+            FileError: it cannot be read to its end, no packet has the field, or a file cannot be
+                written.
         """
         wrong = None
         try:
@@ -118,19 +123,20 @@ class Splitter:
         if self._parts.keys() <= {None}:
             self._discard()
             raise FileError(
-                f"{reader.name}: none of {self.packets} packets says its {self._by}; nothing to split", self._hint()
+                f"{reader.name}: none of {self.packets} packets has the field {self._by}; nothing to split",
+                self._hint(),
             )
 
     def _hint(self) -> str:
-        """Why no packet may say what to split by."""
+        """A hint why no packet has the field."""
         if FIELDS[self._by].of_process is not None:
             return "add it to the setting comment"
         if self._says_via:
-            return "no packet belongs to a process of the machine that captured it, or none that is known"
+            return "no packet belongs to a known process of the machine that captured it"
         return "check that skbcapd wrote the file"
 
     def _discard(self) -> None:
-        """Delete all that this run has written: it would stop the next one."""
+        """Delete all files of this run: otherwise the next run would stop there."""
         for part in self._parts.values():
             if part.exists:
                 part.exists = False
@@ -138,10 +144,10 @@ class Splitter:
                     part.path.unlink()
 
     def _write(self, name: str, packet: Packet) -> None:
-        """Gather a packet of a file, and all that must stand before it."""
+        """Buffer a packet, and the section and interface that it needs."""
         interface, stamp, time, wire_len, frame, options = packet
         if not interface.section.block:
-            raise FileError(f"{name}: pcap, which cannot say what a packet's {self._by} is; expected pcapng")
+            raise FileError(f"{name}: a pcap file, which has no processes; expected pcapng")
         value = stamp.value(self._by)
         self._says_via |= stamp.via is not None
         part = self._parts.get(value)
@@ -163,7 +169,8 @@ class Splitter:
             self._described += len(interface.block)
             if self._interfaces > _INTERFACES_MAX or self._described > _DESCRIBED_MAX:
                 raise FileError(f"{self._stem}: more than {_INTERFACES_MAX} interfaces in all files, or very long ones")
-        # A Simple Packet Block becomes an Enhanced one, at time 0: it has none.
+        # A Simple Packet Block becomes an Enhanced Packet Block with time 0, because it has no
+        # time.
         pad = -len(frame) & 3
         length = 32 + len(frame) + pad + len(options)
         head = (PACKET, length, number, time >> 32, time & 0xFFFFFFFF, len(frame), wire_len)
@@ -188,7 +195,7 @@ class Splitter:
         return _Part(self._directory / f"{self._stem}.{name}.pcapng")
 
     def _flush(self) -> None:
-        """Write out all that is gathered. One file is open at a time: there may be thousands."""
+        """Write all buffers. One file is open at a time, because there can be thousands."""
         for part in self._parts.values():
             if not part.gathered:
                 continue

@@ -1,10 +1,10 @@
 """`skbcapd top`: which process sent and received how much, as a table, JSON or CSV.
 
-In: capture files, which `account` adds up. Out: text. Errors in a file are printed after the result, on stderr; the
-part that could be read counts.
+In: capture files, which `account` adds up. Out: text. Errors in a file are printed after the
+result, on stderr; the packets before an error count.
 
-The rules not to break: names and addresses are escaped (printable ASCII), whatever is in the file; no cell of CSV is a
-formula to a spreadsheet; and output is written piece by piece.
+The rules not to break: names and addresses are escaped (printable ASCII), whatever is in the file;
+no cell of CSV is a formula for a spreadsheet; and output is written piece by piece.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from skbcapd.text_safety import escaped_bytes
 
 _HEADINGS = ("TGID", "PROCESS", "PACKETS", "BYTES", "SENT", "RECEIVED", "FIRST (UTC)", "LAST (UTC)", "PEERS")
 _NUMBERS = {"TGID", "PACKETS", "BYTES", "SENT", "RECEIVED"}
-_TABLE_PEERS, _CSV_PEERS = 3, 10  # the busiest; JSON has all
+_TABLE_PEERS, _CSV_PEERS = 3, 10  # the busiest ones; JSON has all
 _TABLE_NAME_MAX = 64  # characters; JSON and CSV have all
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -45,13 +45,13 @@ def command(options: argparse.Namespace) -> int:
         for text in write(processes, options.by):
             output.text.write(text)
     except BrokenPipeError:
-        pass  # `top | head`: close says nothing of it either
+        pass  # `top | head`: `close` reports no error, either
     finally:
         output.close()
     for error in wrong:
         print(f"skbcapd: {error}", file=sys.stderr)
     if processes and not any(process.says_anything for process in processes):
-        print("skbcapd: no packet says which process it belongs to; check that skbcapd captured them", file=sys.stderr)
+        print("skbcapd: no packet has a process; check that skbcapd wrote the files", file=sys.stderr)
     return int(bool(wrong))
 
 
@@ -59,11 +59,11 @@ def read(account: Account, files: Sequence[Path]) -> list[FileError]:
     """Add up files.
 
     Args:
-        account: takes their packets.
+        account: adds up their packets.
         files: their paths.
 
     Returns:
-        What is wrong with them.
+        Their errors.
     """
     wrong = []
     with Progress(files, sys.stderr) as progress:
@@ -77,7 +77,7 @@ def read(account: Account, files: Sequence[Path]) -> list[FileError]:
 
 
 def as_table(processes: Sequence[Process], by: str = "tgid") -> Iterator[str]:
-    """Write lines for people: sent and received in bytes, and the busiest peers."""
+    """Write a table: sent and received bytes, and the busiest peers."""
     first, _, *others = _HEADINGS
     headings = (first, "PROCESS" if by == "tgid" else by.upper(), *others)
     rows = [headings, *(_row(process, by) for process in processes)]
@@ -104,7 +104,7 @@ def _row(process: Process, by: str) -> tuple[str, ...]:
 
 
 def _label(process: Process, by: str) -> str:
-    """What a row is called."""
+    """The label of a row."""
     if process.via is not None:
         return _short(f"via={escaped_bytes(process.via)}")
     if by != "tgid":
@@ -122,12 +122,12 @@ def _more(count: int, named: int) -> str:
 
 
 def as_json(processes: Sequence[Process], by: str = "tgid") -> Iterator[str]:
-    """Write a list with an object for each process; docs/tools.md has its keys."""
+    """Write a list with one object per process; docs/tools.md has its keys."""
     yield "["
     for number, process in enumerate(processes):
         text = json.dumps(_facts(process, by) | {"comms": process.comms, "peers": []}, indent=2)
         yield (",\n" if number else "\n") + _indented(text.removesuffix("]\n}"))
-        # A process may have very many peers.
+        # A process can have very many peers.
         for place, peer in enumerate(process.busiest()):
             found = dict(zip(("address", "packets", "bytes"), peer, strict=True))
             yield (",\n" if place else "\n") + _indented(json.dumps(found, indent=2), 6)
@@ -140,9 +140,9 @@ def _indented(text: str, spaces: int = 2) -> str:
 
 
 def as_csv(processes: Sequence[Process], by: str = "tgid") -> Iterator[str]:
-    """Write a line of headings and one for each process (RFC 4180, but lines end as Unix has it).
+    """Write a line of headings, and a line per process (RFC 4180, but with Unix line ends).
 
-    Text is quoted, and defused where a spreadsheet would take it for a formula.
+    Text is quoted; an apostrophe is put before text that a spreadsheet would read as a formula.
 
     Source: OWASP, "CSV Injection".
     """
@@ -160,12 +160,12 @@ def as_csv(processes: Sequence[Process], by: str = "tgid") -> Iterator[str]:
 
 
 def _defused(value: object) -> object:
-    """A cell that no spreadsheet takes for a formula: an apostrophe stands before what could be one."""
+    """A cell that no spreadsheet reads as a formula: an apostrophe is put before it if needed."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def _facts(process: Process, by: str) -> dict[str, object]:
-    """What JSON and CSV both say."""
+    """The values that JSON and CSV both have."""
     sent, received = process.by_direction[DIRECTION_OUT], process.by_direction[DIRECTION_IN]
     value = {by: None if process.value is None else escaped_bytes(process.value)} if by != "tgid" else {}
     return {
@@ -187,7 +187,7 @@ def _facts(process: Process, by: str) -> dict[str, object]:
 
 
 def _when(time_ns: int) -> str:
-    """A time as ISO 8601 has it, in UTC, with nanoseconds; as seconds since 1970 outside of the calendar."""
+    """A time in ISO 8601, UTC, with nanoseconds; outside of the calendar in seconds since 1970."""
     seconds, fraction = divmod(time_ns, 10**9)
     try:
         return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{fraction:09}Z"

@@ -1,30 +1,30 @@
-"""A time limit for lookups that packets wait for: some time at once, and a tenth of all time in the long run."""
+"""A time limit for lookups that packets wait for: a first amount, then at most a tenth of all time."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
 
-SHARE = 10  # one second of so many
+SHARE = 10  # lookups may take one tenth of the time
 
 
 class Budget:
-    """Counts what questions cost.
+    """Limits the time that lookups take.
 
     Args:
-        ahead_s: what may be spent at once.
+        ahead_s: seconds that may be used without a pause.
         clock: seconds.
     """
 
     def __init__(self, ahead_s: float, clock: Callable[[], float]) -> None:
         self._ahead_s = ahead_s
         self._clock = clock
-        self._owed = 0.0  # seconds that were spent, less a tenth of those that have passed
+        self._owed = 0.0  # seconds that were used, minus a tenth of the elapsed time
         self._last = clock()
 
     @property
     def is_spent(self) -> bool:
-        """Whether the next question has to wait."""
+        """Whether the next lookup has to wait."""
         now = self._clock()
         self._owed = max(0.0, self._owed - (now - self._last) / SHARE)
         self._last = now
@@ -32,7 +32,7 @@ class Budget:
 
     @contextlib.contextmanager
     def spending(self) -> Iterator[None]:
-        """What is done in this block costs the time that it takes."""
+        """Count the time that this block takes."""
         start = self._clock()
         try:
             yield

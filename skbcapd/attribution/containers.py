@@ -37,29 +37,30 @@ from skbcapd.attribution.budget import Budget
 from skbcapd.lru import Bounded
 
 REMEMBERED = 1024
-FRESH_S = 10.0  # a container may get another name
-AGAIN_S = 1.0  # until a container without a name is looked for again: its files may come later than its packets
-AHEAD_S = 0.5  # packets wait while names are looked for
+FRESH_S = 10.0  # a container can be renamed
+AGAIN_S = 1.0  # a container without a name is looked up again: its files can be later than its packets
+AHEAD_S = 0.5  # packets wait during a lookup
 NAME_MAX = 255  # bytes; a longer name is left out
-_CONFIG_MAX = 1 << 20  # bytes of docker's config of one container
+_CONFIG_MAX = 1 << 20  # bytes of the config file of docker for one container
 _LIST_MAX = 4 << 20  # bytes of the list of all containers
-_ENTRIES_MAX = 1 << 14  # of a directory, or of a list
+_ENTRIES_MAX = 1 << 14  # entries of a directory or of a list
 _DRIVERS = ("overlay", "vfs", "btrfs", "zfs")
 
 _ID = re.compile(rb"[0-9a-f]{64}")
 _LOG = re.compile(r"([^_/]+)_([^_/]+)_([^_/]+)-([0-9a-f]{64})\.log")
 _POD = re.compile(r"([^_/]+)_([^_/]+)_([0-9a-f-]+)")
-# The names that the kubelet gives by way of docker, and CRI-O: k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT.
+# Names that the kubelet gives to containers in docker and CRI-O:
+# k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT.
 _KUBELET = re.compile(r"k8s_([^_/]+)_([^_/]+)_([^_/]+)_[^_/]+_[0-9]+")
-_PAUSE = "POD"  # that container of a pod holds its namespaces, and runs nothing
+_PAUSE = "POD"  # this container holds the namespaces of a pod, and runs no program
 _UID = re.compile(rb"pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?(?:[/:]|$)")
 
 
 class Names(NamedTuple):
-    """What people call a container; empty where it is not known.
+    """The names of a container and of its pod; empty if not known.
 
     Args:
-        name: the engine's name for it, or, in a pod, that of the container within the pod.
+        name: name of the container in its engine, or in its pod.
         pod: namespace/pod/container, or namespace/pod.
     """
 
@@ -72,13 +73,13 @@ NOTHING = Names()
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where engines keep their state.
+    """The directories with the state files of the engines.
 
     Args:
-        docker: docker's directories.
-        storage: those of podman and CRI-O.
-        logs: where Kubernetes' logs are.
-        daemon: docker's settings, which may name another directory.
+        docker: directories of docker.
+        storage: directories of podman and CRI-O.
+        logs: directory of the Kubernetes logs.
+        daemon: config file of docker, which can name another directory.
     """
 
     docker: tuple[Path, ...] = (Path("/var/lib/docker"), Path("/var/snap/docker/common/var-lib-docker"))
@@ -88,10 +89,10 @@ class Places:
 
 
 class Containers:
-    """Names of containers, some of them of the past.
+    """Finds and caches names of containers, including containers that have ended.
 
     Args:
-        places: where they are looked for.
+        places: directories with state files.
         clock: seconds.
     """
 
@@ -104,11 +105,11 @@ class Containers:
         self._docker: tuple[Path, ...] | None = None
 
     def find(self, identifier: bytes, cgroup: bytes) -> Names:
-        """What a container is called.
+        """The names of a container.
 
         Args:
-            identifier: its id, 64 hex digits; anything else has no names here.
-            cgroup: the path of the cgroup that it is in.
+            identifier: its id, 64 hex digits; any other text has no names.
+            cgroup: path of its cgroup.
         """
         if not _ID.fullmatch(identifier):
             return NOTHING
@@ -117,7 +118,7 @@ class Containers:
         if now < until or self._budget.is_spent:
             return names
         with self._budget.spending():
-            # A container that has ended keeps its names: ids are not used again.
+            # A container that has ended keeps its names, because ids are not reused.
             names = self._look(identifier.decode(), cgroup) or names
         self._known[identifier] = self._clock() + (FRESH_S if any(names) else AGAIN_S), names
         return names
@@ -139,7 +140,7 @@ class Containers:
         return found or (Names(_name(name)) if name else None)
 
     def _engine_name(self, identifier: str) -> str:
-        """The name that docker, podman or CRI-O has given."""
+        """The name from docker, podman or CRI-O."""
         for root in self._docker_roots():
             name = _text(_read_json(root / "containers" / identifier / "config.v2.json", _CONFIG_MAX), "Name")
             if name:
@@ -160,14 +161,15 @@ class Containers:
         return self._docker
 
     def _list(self, path: Path, read: Callable[[Path], Iterator[tuple[str, Names]]]) -> dict[str, Names]:
-        """Names by id, as a directory or file lists them; read again when that has changed, and not more often."""
+        """Names by container id, from a directory or file; read again only if that has changed."""
         listed = self._listed.setdefault(path, _Listed())
         version: tuple[int, ...] = ()
         with contextlib.suppress(OSError):
             state = path.stat()
             version = state.st_ino, state.st_mtime_ns, state.st_size
         if version != listed.version:
-            # Changes within one tick of the file system's clock look alike: what was read that fast is not final.
+            # Two changes in the same tick of the file system's clock have the same time: a result
+            # that was read so soon after the change is not final.
             is_settled = not version or time.time_ns() - version[1] > 1_000_000_000
             listed.version = version if is_settled else ()
             listed.names = dict(islice(read(path), _ENTRIES_MAX)) if version else {}
@@ -176,7 +178,7 @@ class Containers:
 
 @dataclass(slots=True)
 class _Listed:
-    """What a directory or file said when it was last read."""
+    """The content of a directory or file when it was last read."""
 
     version: tuple[int, ...] = ()
     names: dict[str, Names] = field(default_factory=dict)
@@ -211,7 +213,7 @@ def _entries(path: Path) -> Iterator[str]:
 
 
 def _read_json(path: Path, most: int) -> Any:
-    """A file's value; None where it is no regular file, too long, or no JSON."""
+    """The value in a JSON file; None if it is not a regular file, too long, or not JSON."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         with os.fdopen(file, "rb") as opened:
@@ -222,15 +224,15 @@ def _read_json(path: Path, most: int) -> Any:
 
 
 def _text(found: Any, key: str) -> str:
-    """The text that an object has under a key; empty where there is none."""
+    """The text of a key of an object; empty if there is none."""
     value = found.get(key) if isinstance(found, dict) else None
     return value if isinstance(value, str) else ""
 
 
 def _name(text: str) -> bytes:
-    """A name's bytes; nothing of one that is too long."""
+    """A name as bytes; empty if it is too long."""
     try:
         name = os.fsencode(text)
-    except UnicodeEncodeError:  # a lone surrogate, as JSON can write it
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can contain
         return b""
     return name if len(name) <= NAME_MAX else b""

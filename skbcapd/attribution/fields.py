@@ -1,4 +1,5 @@
-"""The table of comment fields: what the comment of a packet can say about its process, one row per field.
+"""The table of comment fields: what the comment of a packet can say about its process, one row per
+field.
 
 In: a thread from the kernel program, and what /proc says about its process. Out: a value for each
 field.
@@ -29,17 +30,17 @@ class Field:
 
     Args:
         name: key in the comment, in a rule, and in Wireshark behind `skbcapd.`: letters and `_`.
-        title: its name for people, in Wireshark.
-        doc: what it is, as the end of a sentence.
-        of_thread: its value, where the kernel program has taken it: never looks into /proc.
-        of_process: its value, where it is read from /proc.
+        title: its name in Wireshark.
+        doc: its description, as the end of a sentence.
+        of_thread: returns the value that the kernel program has read; does not read /proc.
+        of_process: returns the value that was read from /proc.
         most: the largest number; 0 for text.
         least: the smallest number.
-        is_default: whether a comment has it unless the setting says otherwise.
-        is_cuttable: whether its end may be cut to fit the label.
+        is_default: whether the comment has it by default.
+        is_cuttable: whether its end may be cut so that the comment fits into a label.
         is_group: whether `top` and `split` may group packets by it.
-        unless_equal: left out where it has the same value as this field.
-        also: other texts that a rule may mean by it.
+        unless_equal: name of another field: left out if the values are equal.
+        also: returns other texts that a rule can match.
     """
 
     name: str
@@ -61,11 +62,11 @@ class Field:
         return bool(self.most)
 
     def value(self, user: User, process: Process | None) -> Value:
-        """Give its value, None or empty where it is not known.
+        """Return its value; None or empty if it is not known.
 
         Args:
             user: a thread of a process.
-            process: what /proc says of that; None when not known, or not asked for.
+            process: its record from /proc; None if it is not known, or was not read.
         """
         if self.of_thread is not None:
             return self.of_thread(user)
@@ -73,7 +74,7 @@ class Field:
 
 
 def _number_in_namespace(process: Process) -> int | None:
-    """The last number of NSpid: that of the innermost PID namespace (proc_pid_status(5))."""
+    """The last number of NSpid: the id in the innermost PID namespace (proc_pid_status(5))."""
     found = re.search(rb"^NSpid:(?:\t[0-9]{1,10})*\t([0-9]{1,10})\n", process.status, re.MULTILINE)
     return int(found[1]) if found else None
 
@@ -208,20 +209,20 @@ GROUPS = tuple(field.name for field in TABLE if field.is_group)
 
 
 def needs_process(names: Iterable[str]) -> bool:
-    """Whether any of these fields is read from /proc; names of no field are passed over."""
+    """Whether any of these fields is read from /proc; unknown names are ignored."""
     return any(FIELDS[name].of_process is not None for name in names if name in FIELDS)
 
 
 def told(names: Iterable[str], *people: tuple[User, Process | None]) -> list[tuple[str, bytes | int]]:
-    """What a comment says of a process, or what several that may be meant have in common.
+    """The fields of a comment: of one process, or those that all candidates have in common.
 
     Args:
-        names: of fields, in the order they shall stand; others are passed over.
-        people: one or more: the thread, tgid 0 when it is not known; what /proc says of its process, None when not
-            known, or not asked for.
+        names: names of fields, in the order of the comment; unknown names are ignored.
+        people: one or more candidates: the thread (tgid 0 if it is not known), and the record of
+            its process from /proc (None if it is not known, or was not read).
 
     Returns:
-        Names and values, without what is not known, or not the same for all.
+        Names and values, without those that are not known or differ between candidates.
     """
     found: dict[str, bytes | int] = {}
     for name in names:

@@ -1,4 +1,5 @@
-"""Descriptions of network namespaces: in a file with packets of many containers, each interface shows its namespace.
+"""Descriptions of network namespaces: in a file with packets of many containers, each interface
+shows its namespace.
 
 In: the number of a namespace. Out: its name in /run/netns (`ip netns`), otherwise the container of
 its oldest process, otherwise only the number. Also: whether it is the namespace that a setting
@@ -21,7 +22,7 @@ from skbcapd.lru import Bounded
 from skbcapd.text_safety import escaped
 
 REMEMBERED = 1024
-AHEAD_S = 0.5  # packets wait while names are looked for
+AHEAD_S = 0.5  # packets wait during a lookup
 RUN = Path("/run/netns")
 
 
@@ -29,8 +30,8 @@ class Namespaces:
     """Descriptions of network namespaces.
 
     Args:
-        run: where `ip netns` keeps its names.
-        proc: where /proc is.
+        run: directory with the names of `ip netns`.
+        proc: directory of procfs.
         clock: seconds.
     """
 
@@ -43,16 +44,17 @@ class Namespaces:
         self._known: Bounded[int, str] = Bounded(REMEMBERED)
 
     def describe(self, cookie: int, inode: int) -> str:
-        """Say which namespace it is, for `if_description`.
+        """The description of a namespace, for `if_description`.
 
         Args:
-            cookie: the namespace's number that is never used again.
-            inode: its number as `ls -l /proc/PID/ns/net` shows it; the next one may get the same.
+            cookie: number of the namespace that the kernel never uses again.
+            inode: its number as `ls -l /proc/PID/ns/net` shows it; a later namespace can get the
+                same number.
 
         Returns:
-            `network namespace web`, `network namespace of init`, `network namespace of container 0123456789ab`, or
-            `network namespace 4026532281`: nothing is known, or many namespaces without a name came, and looking for
-            their processes took more than a tenth of the time.
+            `network namespace web`, `network namespace of init`, `network namespace of container
+            0123456789ab`, or `network namespace 4026532281` if nothing else is known, or if lookups
+            of processes have already taken a tenth of the time.
         """
         known = self._known.get(cookie)
         if known is None:
@@ -65,7 +67,7 @@ class Namespaces:
         return known
 
     def _name(self, inode: int) -> str:
-        """The name that `ip netns` has given it."""
+        """The name from `ip netns`."""
         with contextlib.suppress(OSError):
             for path in sorted(self._run.iterdir()):
                 if _inode(path) == inode:
@@ -73,7 +75,7 @@ class Namespaces:
         return ""
 
     def _owner(self, inode: int) -> str:
-        """Whose it is: that of init, or of the container that its oldest process is in."""
+        """Its owner: init, or the container of its oldest process."""
         for tgid in self._processes(inode):
             if tgid == 1:
                 return "of init"
@@ -84,7 +86,7 @@ class Namespaces:
         return ""
 
     def _processes(self, inode: int) -> list[int]:
-        """The processes in it, the oldest first."""
+        """The processes in the namespace, the oldest first."""
         found: list[tuple[int, int]] = []
         with contextlib.suppress(OSError):
             for process in self._proc.iterdir():
@@ -97,23 +99,23 @@ class Namespaces:
 
 
 def is_called(name: str, inode: int, run: Path = RUN) -> bool:
-    """Whether a network namespace is the one that somebody names.
+    """Whether a network namespace is the one that a setting names.
 
     Args:
         name: in `run`, or an inode number.
         inode: of the namespace.
-        run: where `ip netns` keeps its names.
+        run: directory with the names of `ip netns`.
     """
-    with contextlib.suppress(ValueError):  # NUL
+    with contextlib.suppress(ValueError):  # NUL in the name
         return int(name) == inode if name.isdecimal() else _inode(run / name) == inode
     return False
 
 
 def inode_of(name: str, run: Path = RUN) -> int:
-    """The inode number of the network namespace of a name; 0 where there is none."""
+    """The inode number of a network namespace with a name; 0 if there is none."""
     try:
         return _inode(run / name)
-    except ValueError:  # NUL
+    except ValueError:  # NUL in the name
         return 0
 
 

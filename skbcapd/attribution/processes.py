@@ -33,7 +33,7 @@ NS_PER_TICK = clocks.NS_PER_TICK
 boot_ns = clocks.boot_ns
 CMDLINE_MAX = 4096  # bytes of a command line that are read
 REMEMBERED = 1024  # records, of 12 KiB at most
-FRESH_S = 1.0  # as long a record is not read again: a process may change its user, its program, its cgroup
+FRESH_S = 1.0  # a record is valid for this time: a process can change its user, program and cgroup
 _INITIAL_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO of include/linux/proc_ns.h
 _FILE_MAX = 1 << 16
 _STATUS_MAX = 4096  # without the list of groups
@@ -52,11 +52,11 @@ class User:
     """A thread that uses a socket.
 
     Args:
-        tgid: process; 0: nobody, or more than one.
-        tid: thread.
-        start: of the thread, ns since boot; hundredths of a second where /proc told it.
-        comm: of the thread.
-        process: name of its process: that of the thread group's leader; empty where it is not known.
+        tgid: process id; 0: no process, or several.
+        tid: thread id.
+        start: start of the thread, ns since boot; in steps of 10 ms if it comes from /proc.
+        comm: name of the thread.
+        process: name of the process (of the thread group leader); empty if not known.
     """
 
     tgid: int
@@ -68,21 +68,22 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What is known of a process. Text is as the kernel gives it: any bytes; empty where it is not known.
+    """The record of a process. Texts are bytes from the kernel, not escaped; empty if not known.
 
     Args:
-        tgid: its id.
+        tgid: process id.
         start: ns since boot, in whole clock ticks.
-        comm: of its main thread.
-        ppid: its parent; None when not known.
-        uid: its effective user; None when not known.
-        user: that user's name in /etc/passwd.
-        exe: path of its program, if that is certain to be the one that used the socket.
-        cmdline: under the same condition, and if wanted, its arguments, each ended by a NUL: CMDLINE_MAX bytes at most.
+        comm: name of its main thread.
+        ppid: process id of the parent; None if not known.
+        uid: effective user id; None if not known.
+        user: name of this user in /etc/passwd.
+        exe: path of its program, if it is certainly the program that used the socket.
+        cmdline: its arguments under the same condition, if a setting needs them: each ends with a
+            NUL, at most CMDLINE_MAX bytes.
         cgroup: path of its cgroup.
-        gid: its effective group; None when not known.
-        names: what its container is called.
-        status: /proc/PID/status, of which fields may take more; no part of what makes two records equal.
+        gid: effective group id; None if not known.
+        names: names of its container.
+        status: text of /proc/PID/status, for other fields; ignored when records are compared.
     """
 
     tgid: int
@@ -100,14 +101,14 @@ class Process:
 
 
 class Processes:
-    """Records of processes, some of them of the past.
+    """Reads and caches records of processes, including processes that have ended.
 
     Args:
-        cmdline: read command lines, too: they may hold secrets.
-        proc: where /proc is.
-        users: where names of users are. Other sources (LDAP, systemd's dynamic users) are not asked: they may answer
-            late, and packets wait meanwhile.
-        containers: knows the names of containers.
+        cmdline: whether to read command lines, which can contain passwords.
+        proc: directory of procfs.
+        users: file with the names of users. Other sources (LDAP, dynamic users of systemd) are not
+            used: they can be slow, and packets wait for the answer.
+        containers: finds the names of containers.
         clock: seconds.
     """
 
@@ -129,17 +130,18 @@ class Processes:
         self._known: Bounded[tuple[int, int, int], tuple[float, bytes, Process]] = Bounded(REMEMBERED)
 
     def find(self, tgid: int, tid: int, start: int, comm: bytes) -> Process | None:
-        """The process of a thread.
+        """The record of the process of a thread.
 
         Args:
-            tgid: process.
-            tid: thread.
-            start: of the thread, ns since boot.
-            comm: of the thread: a new name is mostly a new program, so an older record is not taken.
+            tgid: process id.
+            tid: thread id.
+            start: start of the thread, ns since boot.
+            comm: name of the thread. A new name usually means a new program, so an older record is
+                not used.
 
         Returns:
-            A record of not more than FRESH_S ago, or the last one of a process that has ended; None when nothing is
-            known for certain.
+            A record that is at most FRESH_S old, or the last record of a process that has ended;
+            None if nothing is certain.
         """
         if not self._sees_host:
             return None
@@ -155,13 +157,13 @@ class Processes:
         return process
 
     def parent(self, process: Process) -> Process | None:
-        """The parent of a process, if it is still there; None when that is not certain."""
+        """The parent of a process, if it still runs; None if that is not certain."""
         if not process.ppid or not self._sees_host:
             return None
         with opened(self._proc, process.ppid) as directory:
             stat = read_stat(directory)
             if stat is None or stat.ticks * NS_PER_TICK > process.start:
-                return None  # the number is another process's by now
+                return None  # the id belongs to another process now
             exe = _link(directory, "exe")
             cmdline = _read_file(directory, "cmdline", CMDLINE_MAX) if self._cmdline else b""
             return self._record(directory, process.ppid, stat, exe, cmdline)
@@ -169,12 +171,13 @@ class Processes:
     def _read(self, tgid: int, tid: int, start: int, comm: bytes) -> Process | None:
         with opened(self._proc, tgid) as directory:
             exe = _link(directory, "exe")
-            # A process cannot hold up who reads this (CVE-2018-1120, mended in Linux 4.17).
+            # A process cannot delay the reader (CVE-2018-1120, fixed in Linux 4.17).
             cmdline = _read_file(directory, "cmdline", CMDLINE_MAX) if self._cmdline else b""
             leader, thread = read_stat(directory), read_stat(directory, f"task/{tid}/")
             if leader is None or not _is_of(leader, thread, start // NS_PER_TICK, is_leader=tid == tgid):
                 return None
-            # A thread that has another name by now may run another program. Workers of io_uring go by their process's.
+            # A thread that has changed its name may run another program. Workers of io_uring have
+            # the name of their process.
             if thread is not None and comm not in {thread.comm, leader.comm}:
                 exe = cmdline = b""
             return self._record(directory, tgid, leader, exe, cmdline)
@@ -201,7 +204,9 @@ class Processes:
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What /proc/PID/stat says. `ticks`: start of the thread since boot, in clock ticks, as the kernel counts them."""
+    """The content of /proc/PID/stat. `ticks`: start of the thread since boot, in clock ticks of the
+    kernel.
+    """
 
     comm: bytes
     ppid: int
@@ -209,16 +214,18 @@ class Stat:
 
 
 def sees_host(proc: Path) -> bool:
-    """Whether processes have the numbers there that they have in the kernel: not so in a PID namespace of its own."""
+    """Whether /proc shows the process ids of the initial PID namespace."""
     try:
         return (proc / "self/ns/pid").stat().st_ino == _INITIAL_NAMESPACE
     except OSError:
-        return True  # no /proc of a kernel's
+        return True  # this /proc is not of a kernel
 
 
 @contextlib.contextmanager
 def opened(proc: Path, tgid: int) -> Iterator[int]:
-    """A process's directory; -1 when there is none. What is read below it is of this process, or fails."""
+    """Open the directory of a process; -1 if there is none. Reading below it gives data of this
+    process, or fails.
+    """
     try:
         directory = os.open(proc / str(tgid), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -231,9 +238,9 @@ def opened(proc: Path, tgid: int) -> Iterator[int]:
 
 
 def read_stat(directory: int, below: str = "") -> Stat | None:
-    """Name, parent and start of a process, or of its thread in `task/TID/`; None when it is gone.
+    """Name, parent and start of a process, or of its thread in `task/TID/`; None if it has ended.
 
-    Source: proc_pid_stat(5): the name may hold anything, also `) `; behind it stand numbers only.
+    Source: proc_pid_stat(5): the name can contain any bytes, also `) `; only numbers follow it.
     """
     before, _, after = _read_file(directory, below + "stat").rpartition(b")")
     values = after.split()
@@ -247,7 +254,7 @@ def read_stat(directory: int, below: str = "") -> Stat | None:
 
 
 def cgroup_of(text: bytes) -> bytes:
-    """The path that says most, from the lines of /proc/PID/cgroup: version 2, else systemd's own, else any.
+    """The most useful path in /proc/PID/cgroup: of version 2, otherwise of systemd, otherwise any.
 
     Source: cgroups(7).
     """
@@ -262,14 +269,15 @@ def cgroup_of(text: bytes) -> bytes:
 
 
 def unit_of(cgroup: bytes) -> bytes:
-    """The systemd unit of a cgroup, found as systemd does: the first name below the slices.
+    """The systemd unit of a cgroup: the first name below the slices, as in systemd itself.
 
     Args:
         cgroup: a path.
 
     Returns:
-        `ssh.service`; `user@1000.service/foo.service` for a unit of a user's own manager, so that no user can pass
-        for a unit of the system; empty where there is none, or the path starts outside of our cgroup namespace.
+        `ssh.service`; `user@1000.service/foo.service` for a unit of a user manager, so no user can
+        imitate a system unit; empty if there is none, or if the path starts outside of our cgroup
+        namespace.
 
     Source: cg_path_get_unit and cg_unescape in src/basic/cgroup-util.c of systemd.
     """
@@ -282,14 +290,15 @@ def unit_of(cgroup: bytes) -> bytes:
 
 
 def container_of(cgroup: bytes) -> bytes:
-    """The container of a cgroup, the outermost one where they are nested.
+    """The container of a cgroup; of nested containers the outermost one.
 
     Args:
         cgroup: a path.
 
     Returns:
-        The id, 64 hex digits (docker, podman, containerd, cri-o; by systemd or by themselves), or a machine's name
-        (systemd-nspawn); empty where there is none. Their own helpers, such as conmon, are not in it.
+        The id, 64 hex digits (docker, podman, containerd, cri-o), or the name of a machine
+        (systemd-nspawn); empty if there is none. Helper processes of an engine, such as conmon, are
+        in no container.
     """
     names = _names(cgroup)
     if names[:1] == [b"machine.slice"] and names[2:3] != [b"supervisor"]:
@@ -304,7 +313,7 @@ def container_of(cgroup: bytes) -> bytes:
 
 
 def short_id(container: bytes) -> bytes:
-    """A container's id as people see it: its first twelve digits; a name stays as it is."""
+    """The short form of a container id: its first twelve digits; a name is unchanged."""
     return container[:12] if _CONTAINER.fullmatch(container) else container
 
 
@@ -314,7 +323,7 @@ def _names(cgroup: bytes) -> list[bytes]:
 
 
 def _first_unit(names: list[bytes]) -> tuple[bytes, list[bytes]]:
-    """The unit, and what is below it."""
+    """The unit, and the path below it."""
     for at, name in enumerate(names):
         if not name.endswith(b".slice"):
             unit = _UNIT.fullmatch(name)
@@ -323,14 +332,14 @@ def _first_unit(names: list[bytes]) -> tuple[bytes, list[bytes]]:
 
 
 def _is_of(leader: Stat, thread: Stat | None, ticks: int, *, is_leader: bool) -> bool:
-    """Whether a process is the one whose thread started at `ticks`."""
+    """Whether this is the process whose thread started at `ticks`."""
     if is_leader:
         return leader.ticks == ticks
     return leader.ticks < ticks or (thread is not None and thread.ticks == ticks)
 
 
 class _Users:
-    """Names of users, read again when the file has changed; looked at once a second at most."""
+    """Names of users; the file is checked once a second at most, and read again if it has changed."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -361,7 +370,7 @@ def _passwd(text: bytes) -> dict[int, bytes]:
 
 
 def _effective(what: bytes, status: bytes) -> int | None:
-    """The effective user or group: the second number (real, effective, saved, of the file system)."""
+    """The effective user or group: the second number (real, effective, saved, file system)."""
     found = re.search(rb"^" + what + rb":\t[0-9]+\t([0-9]{1,10})\t", status, re.MULTILINE)
     return int(found[1]) if found else None
 
@@ -374,7 +383,7 @@ def _link(directory: int, name: str) -> bytes:
 
 
 def _read_file(directory: int, name: str, most: int = _FILE_MAX) -> bytes:
-    """Up to `most` bytes of a file; empty when it cannot be read."""
+    """Up to `most` bytes of a file; empty if it cannot be read."""
     data = b""
     try:
         file = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=directory)
@@ -383,7 +392,7 @@ def _read_file(directory: int, name: str, most: int = _FILE_MAX) -> bytes:
     try:
         while len(data) < most and (more := os.read(file, most - len(data))):
             data += more
-    except OSError:  # it ended meanwhile
+    except OSError:  # the process has ended
         return b""
     finally:
         os.close(file)

@@ -31,14 +31,14 @@ from typing import NamedTuple
 from skbcapd.attribution.budget import Budget
 from skbcapd.attribution.processes import NS_PER_TICK, User, opened, read_stat, sees_host
 
-SCAN_S = 0.5  # a scan that takes longer is given up, and so long may scans take at once
-GIVEN_UP_S = 60.0  # until the next try
+SCAN_S = 0.5  # a scan that takes longer is stopped
+GIVEN_UP_S = 60.0  # pause before the next try
 START_S = 5.0  # for the scan at the start, when no packet waits
 NAMESPACES_MAX = 1024
-FLOWS_MAX = 1 << 16  # as many as the kernel program remembers
-_BETWEEN_LOOKS = 128  # descriptors between two looks at the clock
+FLOWS_MAX = 1 << 16  # as many as the kernel program can store
+_BETWEEN_LOOKS = 128  # descriptors between two reads of the clock
 
-_INFO_SIZE = 512  # the lines that are looked for come first
+_INFO_SIZE = 512  # the needed lines come first
 _CAP_SYS_PTRACE = 19
 _CLONE_NEWNET = 0x40000000
 _SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h, Linux 5.14
@@ -54,14 +54,16 @@ _MAPPED = bytes(10) + b"\xff\xff"
 
 
 class Flow(NamedTuple):
-    """A TCP socket, as struct flow of bpf/layout.h: addresses from this host's side, IPv4 in the first four bytes.
+    """The addresses and ports of a TCP socket (struct flow of bpf/layout.h); IPv4 is in the first
+    four bytes.
 
-    A listener has no remote end. An IPv6 socket that speaks to an IPv4 address has an IPv4 flow, as its packets do.
+    A listener has no remote address. An IPv6 socket that is connected to an IPv4 address has an
+    IPv4 flow, like its packets.
     """
 
     net: int  # cookie of its network namespace
-    local: bytes  # 16
-    remote: bytes  # 16
+    local: bytes  # 16 bytes
+    remote: bytes  # 16 bytes
     local_port: int
     remote_port: int
     protocol: int
@@ -70,13 +72,13 @@ class Flow(NamedTuple):
 
 
 class Holders:
-    """Finds the processes that hold a socket.
+    """Finds the processes that have a socket open.
 
     Args:
-        proc: where /proc is.
+        proc: directory of procfs.
         clock: seconds.
-        wall: ns since 1970.
-        busy: seconds that this thread was at work: a scan is not given up because others are.
+        wall: wall clock, ns since 1970.
+        busy: CPU seconds of this thread: a scan is not stopped because other threads run.
     """
 
     def __init__(
@@ -88,24 +90,24 @@ class Holders:
     ) -> None:
         self._proc = proc
         self._clock, self._wall, self._busy = clock, wall, busy
-        self._scanned_ns = -1  # when the last whole scan began
+        self._scanned_ns = -1  # start of the last complete scan
         self._budget = Budget(SCAN_S, clock)
         self._found: dict[int, tuple[User, ...]] = {}
         self._not_before = float("-inf")
 
     def find(self, inode: int, seen_ns: int) -> tuple[User, ...] | None:
-        """All processes that hold a socket.
+        """All processes that have a socket open.
 
         Args:
-            inode: of the socket.
-            seen_ns: when it was seen, in ns since 1970: a scan that began later knows of it.
+            inode: inode number of the socket.
+            seen_ns: time when it was seen, in ns since 1970: a scan that began later has found it.
 
         Returns:
-            Their main threads, none if nobody holds it; None when it is not known yet, because scans have taken their
-            share of the time: a later question may be answered.
+            Their main threads, empty if no process has it open; None if it is not known yet,
+            because scans have already taken their share of the time. Then try again later.
         """
         begin_ns = self._wall()
-        if seen_ns < self._scanned_ns <= begin_ns:  # the clock may have been set back
+        if seen_ns < self._scanned_ns <= begin_ns:  # the clock can be set back
             return self._found.get(inode, ())
         if self._clock() < self._not_before or self._budget.is_spent:
             return self._found.get(inode)
@@ -124,12 +126,13 @@ def all_holders(
     """Every open socket, of any family.
 
     Args:
-        proc: where /proc is.
-        seconds: how long it may take.
+        proc: directory of procfs.
+        seconds: time limit.
         clock: seconds.
 
     Returns:
-        Inode to the main threads of the processes that hold it; None when it took too long, or not all could be seen.
+        Inode number -> main threads of the processes that have it open; None if it took too long,
+        or if not all processes are visible.
     """
     if not (sees_host(proc) and _may_look(proc)):
         return None
@@ -144,7 +147,7 @@ def all_holders(
             for number, inode in enumerate(_inodes(directory, is_socket), 1):
                 if inode is not None:
                     inodes.add(inode)
-                if number % _BETWEEN_LOOKS == 0 and clock() > end:  # one process may have a million
+                if number % _BETWEEN_LOOKS == 0 and clock() > end:  # one process can have a million descriptors
                     return None
             stat = read_stat(directory) if inodes else None
         if stat is not None:
@@ -157,8 +160,8 @@ def all_holders(
 def flows(proc: Path = Path("/proc"), named: Path = Path("/run/netns")) -> list[Flow]:
     """The TCP connections and listeners of all network namespaces that have a process or a name.
 
-    A namespace that cannot be entered (CAP_SYS_ADMIN is missing) is left out, what would take longer than START_S, and
-    what is more than FLOWS_MAX.
+    Left out: namespaces that cannot be entered (CAP_SYS_ADMIN is missing), those that are not
+    reached within START_S, and sockets beyond FLOWS_MAX.
     """
     end = time.monotonic() + START_S
     namespaces: dict[int, Path] = {}
@@ -171,7 +174,7 @@ def flows(proc: Path = Path("/proc"), named: Path = Path("/run/netns")) -> list[
     for path in namespaces.values():
         if time.monotonic() > end or len(found) >= FLOWS_MAX:
             break
-        # setns(2) holds for one thread.
+        # setns(2) applies to one thread.
         thread = threading.Thread(target=_read_namespace, args=(path, found), daemon=True)
         thread.start()
         thread.join()
@@ -183,7 +186,7 @@ def _may_look(proc: Path) -> bool:
     try:
         found = re.search(rb"^CapEff:\t([0-9a-f]+)$", (proc / "self/status").read_bytes(), re.MULTILINE)
     except OSError:
-        return True  # no /proc of a kernel's
+        return True  # this /proc is not of a kernel
     return found is not None and bool(int(found[1], 16) >> _CAP_SYS_PTRACE & 1)
 
 
@@ -203,10 +206,12 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _inodes(directory: int, is_socket: re.Pattern[bytes]) -> Iterator[int | None]:
-    """For each descriptor of a process its inode if it is a socket; none when it has ended, or is not to be looked at.
+    """The inode number of each descriptor of a process that is a socket; none if the process has
+    ended, or cannot be read.
 
-    Not through /proc/PID/fd, which takes CAP_DAC_READ_SEARCH as well: fdinfo is open to CAP_SYS_PTRACE since Linux
-    5.14 (commit 7bc3fa0172a4), and tells the inode since then (3845f256a8b5).
+    /proc/PID/fd is not used, because it also needs CAP_DAC_READ_SEARCH. fdinfo needs only
+    CAP_SYS_PTRACE since Linux 5.14 (commit 7bc3fa0172a4), and has the inode since then
+    (3845f256a8b5).
     """
     try:
         table = os.open("fdinfo", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
@@ -216,7 +221,7 @@ def _inodes(directory: int, is_socket: re.Pattern[bytes]) -> Iterator[int | None
         with os.scandir(table) as entries:
             for entry in entries:
                 found = None
-                with contextlib.suppress(OSError):  # closed meanwhile
+                with contextlib.suppress(OSError):  # closed in the meantime
                     info = os.open(entry.name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=table)
                     try:
                         found = is_socket.search(os.read(info, _INFO_SIZE))
@@ -230,7 +235,7 @@ def _inodes(directory: int, is_socket: re.Pattern[bytes]) -> Iterator[int | None
 
 
 def _socket_info() -> re.Pattern[bytes]:
-    """What /proc/PID/fdinfo/N says of a socket: it lies on the mount that all sockets share, and ours too."""
+    """Whether /proc/PID/fdinfo/N describes a socket: it has the mount id of our own sockets."""
     with socket.socket(socket.AF_UNIX) as own:
         mount = re.search(rb"^mnt_id:\t\d+\n", Path(f"/proc/self/fdinfo/{own.fileno()}").read_bytes(), re.MULTILINE)
     return re.compile(b"^" + (mount[0] if mount else b"none") + rb"ino:\t(\d+)$", re.MULTILINE)
@@ -255,7 +260,7 @@ def _read_namespace(path: Path, found: list[Flow]) -> None:
 
 
 def _dump(diag: socket.socket, net: int) -> Iterator[Flow]:
-    """The answers to one request."""
+    """The replies to one request."""
     while True:
         data = diag.recv(1 << 16)
         at = 0
@@ -270,7 +275,8 @@ def _dump(diag: socket.socket, net: int) -> Iterator[Flow]:
 
 
 def read_flow(message: bytes, net: int) -> Flow:
-    """The flow of one struct inet_diag_msg; inode 0 where no process has the socket open.
+    """The flow of one struct inet_diag_msg, and its inode number: 0 if no process has the socket
+    open.
 
     Source: include/uapi/linux/inet_diag.h; ports and addresses are in network byte order.
     """

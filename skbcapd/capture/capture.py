@@ -1,9 +1,9 @@
 """The drain loop: passes what the kernel program has captured to the output, and counts it.
 
-    segments -> ready blocks ------------------------------------------------------------------> output
-             -> no label yet: self-test -> interface -> owner -> process -> verdict -> label -> output
-             -> the same again, before the label is in use -----------------------------------> output
-             -> could not be read to its end: label remembered --------------------------------> output
+    segments -> ready blocks ------------------------------------------------------> output
+             -> no label: self-test -> interface -> owner -> process -> verdict -> label -> output
+             -> no label, but its key was decided in this drain -------------------> output
+             -> could not be read to its end: label remembered --------------------> output
 
 In: a loaded program, an output, a selection of interfaces, a plan. Out: packets in the output, and
 totals.
@@ -38,19 +38,20 @@ from skbcapd.kernel.segments import SegmentReader
 from skbcapd.output.interface import Output, Statistics
 from skbcapd.pcapng.blocks import walk
 
-TURN_S = 0.2  # a drain ends after the range that passes it
-SETTLE_S = 1.5  # for what is in the segments when a capture ends; then it is dropped
+TURN_S = 0.2  # a drain ends after the range during which this time has passed
+SETTLE_S = 1.5  # time for the packets in the segments when a capture ends; the rest is dropped and counted
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a capture asks of the machine it runs on.
+    """Lookups outside of the kernel program.
 
     Args:
-        find_holders: the processes that hold a socket with an inode number, seen at a time; see Resolver.
-        list_holders: all of them; None when that takes too long.
-        list_flows: the TCP connections and listeners that there are.
-        describe_namespace: a network namespace's cookie and inode number to words for `if_description`.
+        find_holders: finds the processes that have a socket open; see Resolver.
+        list_holders: lists them for all sockets; None if that takes too long.
+        list_flows: lists the existing TCP connections and listeners.
+        describe_namespace: returns the text of `if_description` for the cookie and inode number of
+            a network namespace.
     """
 
     find_holders: Callable[[int, int], tuple[User, ...] | None] = lambda _inode, _seen_ns: None
@@ -64,12 +65,12 @@ class Capture:
 
     Args:
         program: loaded, not attached.
-        output: where packets go.
+        output: takes the packets.
         selection: which interfaces are captured.
-        plan: what is kept, and how it is written.
-        machine: what is asked of the machine.
+        plan: which packets are kept, and how they are written.
+        machine: lookups.
         limit: stop after so many packets; 0 for no limit.
-        ask_for_dump: told which rule wants what is in memory to be written.
+        ask_for_dump: called with the name of a rule with `action: dump`.
     """
 
     def __init__(
@@ -103,18 +104,18 @@ class Capture:
         )
         self._line = Line(stages, self._labeler, self._delivery, tally, limit)
         self.is_cut_short = False
-        """Whether the last drain has left something to the next one, which need not wait."""
-        self._is_broken = False  # the output takes nothing more
-        self._is_held_back = False  # the output may keep the end of what it got until the next flush
+        """Whether the last drain has left packets in the segments; then the next one must not wait."""
+        self._is_broken = False  # the output has failed: all packets are dropped and counted
+        self._is_held_back = False  # the output may have buffered the end of the last range until the next flush
         program.control[abi.WAKE_BACKLOG] = max(1, program.geometry.segment_count // 4)
         self._set_control()
         self._resolver.refill()
 
     def start(self) -> None:
-        """Measure, attach, and prove that a paged frame arrives complete.
+        """Measure, attach, and check that a paged frame is captured completely.
 
         Raises:
-            KernelError: the kernel refuses a hook.
+            KernelError: the kernel rejects a hook.
         """
         self._self_test.measure()
         self._resolver.tell(self._machine.list_flows(), self._machine.list_holders() or {})
@@ -124,13 +125,14 @@ class Capture:
         self._set_control()
 
     def change(self, plan: Plan, filters: Filters | None = None) -> None:
-        """Go on with another plan, from one packet to the next: no label that was made before holds any more.
+        """Use another plan from the next packet on. All labels become invalid.
 
         Args:
-            plan: the new one.
-            filters: packet filters to be put in place; None when there are none, or the same.
+            plan: the new plan.
+            filters: new packet filters; None if there are none, or if they are unchanged.
         """
-        # First of all: the block stage asks the filter again about a packet that passed the old one with an old label.
+        # First the labels: the block stage evaluates the filter again for a packet that has passed the
+        # old filter and finds an old label.
         self.program.control[abi.GENERATION] += 1
         if filters is not None:
             self.program.exchange_filters(filters)
@@ -139,22 +141,22 @@ class Capture:
 
     @property
     def is_proven(self) -> bool:
-        """Whether the self-test at start brought a paged frame back complete."""
+        """Whether the self-test at start has captured a paged frame completely."""
         return self._self_test.is_proven
 
     @property
     def devices(self) -> int:
-        """How many interfaces were seen."""
+        """Number of interfaces that were seen."""
         return self.interfaces.seen
 
     @property
     def labels(self) -> int:
-        """How many labels were made."""
+        """Number of labels that were made."""
         return self._labeler.count
 
     @property
     def sampler(self) -> Sampler | None:
-        """Samples packets on their way; None: nobody does."""
+        """Samples the delivered packets; None: no sampling."""
         return self._delivery.sampler
 
     @sampler.setter
@@ -168,19 +170,22 @@ class Capture:
 
     @property
     def is_settled(self) -> bool:
-        """Whether all that the program has seen is drained and counted; once it is detached, that is for good."""
+        """Whether all packets that the program has seen are drained and counted. After `detach` it
+        stays true.
+        """
         counters = self.counters()
-        # A program that runs on another processor while its hook goes away still ends, and is counted.
+        # A program that still runs on another processor during the detach is waited for, and
+        # counted.
         return self._reader.is_drained and counters.seen == counters.outcomes
 
     def drain(self) -> int:
-        """Write what is complete, for TURN_S and as long as the output is not busy.
+        """Write all committed ranges, until TURN_S have passed or the output is busy.
 
         Returns:
-            How many bytes of the segments that was.
+            Number of bytes that were taken from the segments.
 
         Raises:
-            OSError: the output refuses (BrokenPipeError: its reader has gone).
+            OSError: the output cannot write (BrokenPipeError: its reader has ended).
         """
         moved, end = 0, time.monotonic() + TURN_S
         self._labeler.begin_drain()
@@ -191,7 +196,7 @@ class Capture:
             if self._is_broken:
                 self._tally.dropped += sum(1 for _ in walk(blocks.view))
             elif self.output.is_busy:
-                break  # this range, too, comes again
+                break  # the next drain gets this range again
             elif not self.is_full:
                 self._line.take(blocks, self._plan)
             moved += len(blocks.view)
@@ -207,7 +212,7 @@ class Capture:
         return moved
 
     def settle(self) -> Totals:
-        """Drain, and tell the totals of which each figure only rises, as counters of a monitoring system must."""
+        """Drain, and return totals that never decrease, as counters of a monitoring system must."""
         kernel, cursor = self.counters(), int(self.program.control[abi.CURSOR])
         self.drain()
         if self._is_held_back:
@@ -216,7 +221,7 @@ class Capture:
         return self._ledger.settle(kernel, is_drained=self._reader.position >= cursor)
 
     def fall_asleep(self) -> bool:
-        """Ask to be woken by the next packet; False when one has come already."""
+        """Request a wakeup by the next packet; False if a packet has already arrived."""
         self.program.control[abi.SLEEPING] = 1
         if self._reader.is_drained:
             return True
@@ -224,19 +229,20 @@ class Capture:
         return False
 
     def wake_up(self) -> None:
-        """Ask no longer to be woken."""
+        """Cancel the request."""
         self.program.control[abi.SLEEPING] = 0
         self.program.take_wakeups()
 
     def detach(self) -> None:
-        """Capture no more; what was captured until then is for `drain`."""
+        """Stop to capture; `drain` still gets the packets that are in the segments."""
         self.program.detach()
 
     def finish(self, *, broken: bool = False) -> None:
         """End a detached capture.
 
         Args:
-            broken: the output takes no more. What is left is counted as dropped; so it is after SETTLE_S, too.
+            broken: the output has failed. All remaining packets are counted as dropped, as they are
+                after SETTLE_S.
         """
         self._is_broken = True
         while self.drain():
@@ -245,35 +251,37 @@ class Capture:
             self.output.finish(self.statistics())
 
     def stop(self, *, broken: bool = False) -> None:
-        """Detach, write what was captured until then, and end; for who has nothing else to do meanwhile."""
+        """Detach, write the remaining packets, and end; for callers without an event loop."""
         self.detach()
         deadline = time.monotonic() + SETTLE_S
         self._is_broken = broken
         while not self.is_settled and time.monotonic() < deadline:
             if not self.drain():
-                time.sleep(0.001)  # for the output, or a program on another processor
+                time.sleep(0.001)  # for the output, or for a program on another processor
         self.finish(broken=broken)
 
     def statistics(self) -> list[Statistics]:
-        """What became of the packets of each interface until now; not of those that share a row of counters."""
+        """The statistics of each interface until now, without interfaces that share a row of
+        counters.
+        """
         return list(self.interfaces.statistics())
 
     def renumber(self) -> None:
-        """Begin to give interfaces new numbers, as the output wants; see Renumbering."""
+        """Begin to renumber the interfaces, at the request of the output; see Renumbering."""
         self._renumbering.begin()
 
     def counters(self) -> Counters:
-        """The program's counters over all interfaces."""
+        """The counters of the program, added up over all interfaces."""
         return self._ledger.counters()
 
     def totals(self) -> Totals:
-        """What became of the packets until now."""
+        """The totals until now."""
         return self._ledger.totals()
 
     def _set_control(self) -> None:
-        """Tell the program what may change while it runs."""
+        """Write what can change while the program runs to the control page."""
         control, plan = self.program.control, self._plan
-        # A packet without a label comes complete enough for what may be decided about it.
+        # The frame of a packet without a label must be long enough for all filters of rules.
         control[abi.SNAPLEN] = abi.CAPTURE_MAX if plan.rules.filters else plan.longest
         control[abi.FILTERED] = bool(plan.filter)
         control[abi.FILL] = plan.fill

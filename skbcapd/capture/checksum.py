@@ -15,19 +15,20 @@ def fill(frame: memoryview, original_len: int, place: int) -> bytes | None:
     """The frame with its checksum.
 
     Args:
-        frame: whole, from its link-layer header on.
-        original_len: bytes of the frame on the wire.
-        place: what the kernel program says: bytes from the frame's start to where the sum begins, and in the upper
-            16 bits bytes from there to the field.
+        frame: complete, from its link-layer header on.
+        original_len: length of the frame on the wire, in bytes.
+        place: from the kernel program. Low 16 bits: offset in the frame at which the sum begins.
+            High 16 bits: offset of the checksum field from there.
 
     Returns:
-        The frame; None where it cannot be done: bytes are missing, or the place is outside.
+        The frame; None if bytes are missing, or an offset is outside of the frame.
     """
     begin, field = place & 0xFFFF, (place & 0xFFFF) + (place >> 16)
     if len(frame) < original_len or field + 2 > len(frame):
         return None
     summed = bytes(frame[begin:]) + bytes(len(frame[begin:]) % 2)
-    # 2^16 is 1 modulo 2^16 - 1: the remainder of the whole number is the ones' complement sum of its words.
+    # 2^16 is 1 modulo 2^16 - 1: the remainder of the whole number is the ones' complement sum of
+    # its words.
     total = int.from_bytes(summed, "big") % 0xFFFF
     result = (0xFFFF - total) or 0xFFFF
     return bytes(frame[:field]) + result.to_bytes(2, "big") + bytes(frame[field + 2 :])

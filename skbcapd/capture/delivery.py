@@ -27,38 +27,39 @@ _Local = TypeVar("_Local", Upcall, Repeated, Cut)
 
 
 class Sampler(Protocol):
-    """Samples packets on their way to the output; how many is its own affair."""
+    """Samples the delivered packets; it decides how many."""
 
     def look_at(self, view: memoryview) -> None:
-        """Ready blocks."""
+        """Sample complete blocks from the kernel program."""
         ...
 
     def look_at_one(self, options: bytes, original_len: int) -> None:
-        """A packet through Python."""
+        """Sample a packet that Python has written."""
         ...
 
 
 class Delivery:
-    """Hands packets to the output.
+    """Passes packets to the output.
 
     Args:
-        output: where they go.
+        output: takes the packets.
         tally: counts them.
-        snapshot: what became of the packets, for a file that ends.
-        ask_for_dump: told which rule wants what is in memory to be written.
+        snapshot: returns the statistics of the interfaces, for the end of a file.
+        ask_for_dump: called with the name of a rule with `action: dump`.
     """
 
     def __init__(self, output: Output, tally: Tally, snapshot: Snapshot, ask_for_dump: Callable[[str], None]) -> None:
         self._output, self._tally, self._snapshot, self._ask_for_dump = output, tally, snapshot, ask_for_dump
-        self._written: Bounded[int, None] = Bounded(2 * abi.SIGHTINGS)  # identifiers, with `dedup: first`
+        # identifiers of written packets, with `dedup: first`
+        self._written: Bounded[int, None] = Bounded(2 * abi.SIGHTINGS)
         self.sampler: Sampler | None = None
-        """Samples what passes; None: nobody does."""
+        """Samples the delivered packets; None: no sampling."""
 
     def take(self, record: Record, plan: Plan) -> Record | None:
-        """Stage: written, where its rule and the rule's filter keep it."""
+        """Stage: write the packet if its rule and the filter of the rule keep it."""
         packet = record.packet
         if record.stamp is None:
-            raise ValueError("a packet that has not come through the stages before")
+            raise ValueError("a packet without the results of the earlier stages")
         decision = Decision(record.interface, record.verdict, record.stamp)
         if not self._is_kept(filled := _filled(packet), decision, plan):
             return None
@@ -97,18 +98,18 @@ class Delivery:
             self._ask_for_dump(f"rules[{verdict.dump}]")
 
     def _is_first(self, packet_id: int) -> bool:
-        """Whether no packet with this identifier has come through here; then this one is written."""
+        """Whether this is the first packet with its identifier."""
         if packet_id in self._written:
             return False
         self._written[packet_id] = None
         return True
 
     def take_cut(self, packet: Cut, known: tuple[int, Label] | None) -> None:
-        """A labelled packet that the program could not write itself.
+        """Write a packet with a label that the program could not write itself.
 
         Args:
-            packet: as it lies in the segments.
-            known: interface number and stamp of its label; None where it is forgotten.
+            packet: the packet from the segments.
+            known: interface number and options of its label; None if the label was evicted.
         """
         if known is None:
             self._tally.dropped += 1
@@ -116,7 +117,7 @@ class Delivery:
             self._write(_filled(packet), *known)
 
     def take_blocks(self, view: memoryview) -> None:
-        """Ready blocks, as they are."""
+        """Write complete blocks from the kernel program, unchanged."""
         self._output.write_blocks(view, self._snapshot)
         if self.sampler is not None:
             self.sampler.look_at(view)
@@ -129,15 +130,15 @@ class Delivery:
 
 
 def _described(packet: Upcall, process: Process | None) -> Process:
-    """What a process block shall say: at least what the packet does."""
+    """The record for a process block; without a record from /proc, what the packet itself says."""
     if process is None:
         start = packet.start // NS_PER_TICK * NS_PER_TICK if packet.tid == packet.tgid else 0
         return Process(packet.tgid, start, packet.process or packet.comm, None, None, b"", b"", b"", b"")
-    return replace(process, cgroup=b"")  # not in a block
+    return replace(process, cgroup=b"")  # a process block has no cgroup
 
 
 def _filled(packet: _Local) -> _Local:
-    """The packet with its checksum, where the kernel program says that one is to be completed."""
+    """The packet with its checksum, if it was not computed yet."""
     if not packet.checksum:
         return packet
     frame = checksum.fill(packet.frame, packet.original_len, packet.checksum)

@@ -33,7 +33,7 @@ from skbcapd.pcapng.link_type import link_type
 _LOG = logging.getLogger(__name__)
 ANY = "any"
 REMEMBERED = 4 * abi.DEVICES_MAX
-INTERFACES_MAX = 1 << 16  # of one section: our own reader takes no more
+INTERFACES_MAX = 1 << 16  # of one section: our own reader accepts no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class Selection:
 
     Args:
         interfaces: names or globs, or ("any",).
-        exclude: names or globs, of any namespace, that are not wanted all the same.
-        namespaces: network namespaces that they are in, by name or inode number, "self" being this process's; none
-            said: all of them for ("any",), else self.
+        exclude: names or globs of interfaces to leave out, in any namespace.
+        namespaces: names or inode numbers of their network namespaces, or "self" for that of this
+            process; empty: all for ("any",), otherwise self.
     """
 
     interfaces: Sequence[str] = (ANY,)
@@ -53,7 +53,7 @@ class Selection:
 
     @property
     def is_all(self) -> bool:
-        """Whether every interface of the machine is captured."""
+        """Whether all interfaces of the machine are captured."""
         return ANY in self.interfaces and not self.exclude and not self.namespaces
 
     def has(self, name: str, netns: int, own_netns: int) -> bool:
@@ -62,13 +62,13 @@ class Selection:
         Args:
             name: its name.
             netns: inode number of its network namespace.
-            own_netns: that of this process's.
+            own_netns: inode number of the network namespace of this process.
         """
         is_meant = ANY in self.interfaces or _is_among(name, self.interfaces)
         return is_meant and self._has_namespace(netns, own_netns) and not _is_among(name, self.exclude)
 
     def named(self) -> dict[str, int]:
-        """Which network namespaces have the names that are said now: inode numbers, 0 for none."""
+        """The network namespaces that now have these names: inode numbers, 0 for none."""
         return {name: inode_of(name) for name in self.namespaces if name != "self" and not name.isdecimal()}
 
     def _has_namespace(self, netns: int, own_netns: int) -> bool:
@@ -78,14 +78,16 @@ class Selection:
 
 
 class Interfaces:
-    """Finds a packet's interface, and tells program and output of new ones.
+    """Finds the interface of a packet, and registers new interfaces in the program and in the
+    output.
 
     Args:
         program: counts packets by interface.
         output: numbers interfaces.
-        selection: which are wanted.
-        tally: counts packets on others.
-        describe_namespace: a network namespace's cookie and inode number to words for `if_description`.
+        selection: which interfaces are captured.
+        tally: counts the packets of excluded interfaces.
+        describe_namespace: returns the text of `if_description` for the cookie and inode number of
+            a network namespace.
     """
 
     def __init__(
@@ -103,11 +105,11 @@ class Interfaces:
         self._netns = Path("/proc/self/ns/net").stat().st_ino
         self._named = selection.named()
         self.seen = 0
-        """How many there were."""
+        """Number of interfaces that were seen."""
         program.control[abi.DEVICE_FILTER] = not selection.is_all
 
     def take(self, record: Record, plan: Plan) -> Record | None:
-        """Stage: the packet's interface; the end where that is not wanted."""
+        """Stage: find the interface of the packet; ends the way of packets of excluded interfaces."""
         packet = record.packet
         identity = (packet.net, packet.ifindex, packet.device)
         found = self._known.use(identity)
@@ -116,7 +118,7 @@ class Interfaces:
             self.seen += 1
             self._tell_program(packet, found)
         elif found.description is None:
-            # The program remembers DEVICES_MAX, and forgets the least used.
+            # The program stores DEVICES_MAX interfaces, and evicts the least recently used.
             self._tell_program(packet, found)
         elif found.interface_id < 0:
             found.interface_id = self._number(found.description)
@@ -128,9 +130,10 @@ class Interfaces:
         return record
 
     def reconsider(self) -> None:
-        """Once a second: where a name means another network namespace, interfaces that were not wanted are new again.
+        """Called once a second: if a name now belongs to another network namespace, check all
+        excluded interfaces again.
 
-        A namespace may get a name after its first packet: `ip netns attach`.
+        A namespace can get a name after its first packet (`ip netns attach`).
         """
         named = self._selection.named()
         if named == self._named:
@@ -142,13 +145,15 @@ class Interfaces:
                 self._tell(*identity, slot=known.slot, unwanted=False)
 
     def forget_numbers(self) -> None:
-        """Each interface gets a new number with its next packet."""
+        """Give each interface a new number with its next packet."""
         self._numbered = 0
         for known in self._known.values():
             known.interface_id = -1
 
     def statistics(self) -> Iterator[Statistics]:
-        """What became of the packets of each until now; not of those that share a row of counters."""
+        """The statistics of each interface until now, without interfaces that share a row of
+        counters.
+        """
         for known in self._known.values():
             if known.description and known.interface_id >= 0 and known.slot < abi.SLOTS - 1:
                 row, early = self._program.counters(known.slot), known.early
@@ -202,7 +207,7 @@ def _is_among(name: str, globs: Sequence[str]) -> bool:
 
 
 def _speed_bps(name: str) -> int | None:
-    """The speed of an interface of our own namespace, where it has one."""
+    """The speed of an interface of our own namespace, if it is known."""
     with contextlib.suppress(OSError, ValueError):
         speed = int(Path("/sys/class/net", name, "speed").read_text())
         return speed * 1_000_000 if speed > 0 else None

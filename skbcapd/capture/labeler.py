@@ -21,11 +21,11 @@ REMEMBERED = 4 * abi.LABELS_MAX
 
 
 class Labeler:
-    """Makes labels, and remembers them for packets that the program could not write itself.
+    """Makes labels, and caches them for packets that the program could not write itself.
 
     Args:
-        program: stamps packets.
-        takes_stamped: whether the output takes blocks that the program has written.
+        program: applies the labels.
+        takes_stamped: whether the output accepts blocks that the program has written.
     """
 
     def __init__(self, program: Program, *, takes_stamped: bool) -> None:
@@ -34,32 +34,32 @@ class Labeler:
         self._made: Bounded[int, tuple[int, Label]] = Bounded(REMEMBERED)
         self._decided: dict[bytes, Decision] = {}  # in this drain
         self.count = 0
-        """How many were made."""
+        """Number of labels that were made."""
         self.installs = True
-        """Whether new ones are given to the program."""
+        """Whether new labels are installed in the program."""
 
     def begin_drain(self) -> None:
-        """What was decided before this drain is decided anew."""
+        """Discard the decisions of the last drain."""
         self._decided.clear()
 
     def forget(self) -> None:
-        """No packet comes with a label that was made until now."""
+        """Discard all labels: no more packets arrive with one of them."""
         self._made.clear()
         self._decided.clear()
 
     def known(self, number: int) -> tuple[int, Label] | None:
-        """Interface number and stamp of a label; None where it is older than all that are remembered."""
+        """Interface number and options of a label; None if it was evicted."""
         return self._made.get(number)
 
     def decided(self, identity: bytes) -> Decision | None:
-        """What was decided about an earlier packet with the same key and names in this drain.
+        """The decision for an earlier packet with the same key and names in this drain.
 
-        None where the output needs all that is known of each packet.
+        None if the output needs the complete record of each packet.
         """
         return self._decided.get(identity)
 
     def take(self, record: Record, plan: Plan) -> Record:
-        """Stage: the packet's stamp, and the label for the next ones."""
+        """Stage: make the options of the packet, and a label for the next packets."""
         packet, verdict = record.packet, record.verdict
         record.stamp = stamp = _stamp(record, plan)
         if not record.is_asked:
@@ -70,7 +70,9 @@ class Labeler:
         return record
 
     def _install(self, record: Record, stamp: Label, plan: Plan) -> None:
-        """Have the program do the same with the key's next packets; one that wants a dump comes to us each time."""
+        """Install a label, so that the program treats the next packets of the key in the same way.
+        With `action: dump`, the label has no options, so each packet comes to Python.
+        """
         packet, verdict, known = record.packet, record.verdict, record.interface
         options = b"" if verdict.dump else stamp.options
         number = self.count & 0xFFFFFFFF
@@ -98,7 +100,7 @@ class Labeler:
 
 
 def _stamp(record: Record, plan: Plan) -> Label:
-    """What is stamped on this packet, and on all of its process, interface and direction."""
+    """The options of this packet, and of all packets of its process, interface and direction."""
     packet = record.packet
     people = record.group or [(user_of(packet), record.process)]
     fields: list[tuple[str, bytes | str | int]] = [*told(plan.comment, *people)]

@@ -17,18 +17,19 @@ from skbcapd.kernel.program import Counters, Program
 from skbcapd.output.interface import Output
 from skbcapd.output.worker import wait_until
 
-_DISK_S = 0.1  # that a question for the totals waits for the disk
+_DISK_S = 0.1  # a request for totals waits so long for the disk
 
 
 class Ledger:
-    """Adds up.
+    """Adds up the counters of program, stages and output.
 
     Args:
-        program: its counters.
-        output: its drops.
-        tally: of the stages.
-        interfaces: that have rows of counters.
-        has_limit: only so many packets are wanted; then what is handed over need not be written.
+        program: counters of the kernel program.
+        output: packets that it dropped.
+        tally: counters of the stages.
+        interfaces: have rows of counters in the program.
+        has_limit: whether the number of packets is limited; then delivered packets need not be
+            written.
     """
 
     def __init__(
@@ -36,16 +37,17 @@ class Ledger:
     ) -> None:
         self._program, self._output, self._tally, self._interfaces = program, output, tally, interfaces
         self._has_limit = has_limit
-        self._certain = 0  # packets that are certain to be written, or in the output's memory
-        self._uncertain: tuple[int, int] | None = None  # the output's position, and how many that will be then
+        self._certain = 0  # packets that are certainly written, or in the memory of the output
+        # position of the output, and the value of `_certain` when it is reached
+        self._uncertain: tuple[int, int] | None = None
 
     def counters(self) -> Counters:
-        """The program's counters over all interfaces."""
+        """The counters of the program, added up over all interfaces."""
         slots = min(self._interfaces.seen + 1, abi.SLOTS)
         return sum((self._program.counters(slot) for slot in range(slots)), Counters())
 
     def totals(self) -> Totals:
-        """What became of the packets until now."""
+        """The totals until now."""
         kernel, tally = self.counters(), self._tally
         output_lost = self._output.lost
         written = tally.written if self._has_limit else kernel.delivered - tally.not_written - output_lost
@@ -64,20 +66,19 @@ class Ledger:
         )
 
     def settle(self, kernel: Counters, *, is_drained: bool) -> Totals:
-        """Totals of which each figure only rises.
+        """Totals that never decrease.
 
-        What the program has handed over and Python has not yet seen is not written yet: it may still be filtered, or
-        dropped. So only that counts as written which was delivered before a drain that has come past it, and which the
-        output has settled.
+        A packet that the program has delivered can still be filtered or dropped by Python. So a
+        packet counts as written only after a drain has passed it and the output has finished it.
 
         Args:
-            kernel: the program's counters before the drain.
-            is_drained: whether the drain has come past what they count.
+            kernel: counters of the program before the drain.
+            is_drained: whether the drain has processed all packets that they count.
         """
         if self._uncertain is None and is_drained:
             self._uncertain = self._output.handed, kernel.delivered - self._tally.not_written
             mark = self._uncertain[0]
-            wait_until(lambda: self._output.settled >= mark, _DISK_S)  # so that what is told is not a second old
+            wait_until(lambda: self._output.settled >= mark, _DISK_S)  # so that the totals are not a second old
         if self._uncertain is not None and self._output.settled >= self._uncertain[0]:
             self._certain = max(self._certain, self._uncertain[1] - self._output.lost)
             self._uncertain = None

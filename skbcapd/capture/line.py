@@ -1,8 +1,8 @@
-"""The way of a range of blocks: what the program has written as it is, the rest down the stages.
+"""Passes a range of blocks on: blocks with a label to the output, the others through the stages.
 
-In: a range of the segments. Out: its packets are with the output, or counted as something else.
+In: a range of the segments. Out: its packets are in the output, or counted.
 
-The rule: packets keep their order. With a limit on packets nothing is written behind the last one that is wanted.
+The rule: packets keep their order. With a limit, nothing is written after the last packet.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Line:
     """The stages in their order.
 
     Args:
-        stages: that a packet without a label passes.
-        labeler: remembers labels of packets that the program could not write itself.
-        delivery: takes those, and ready blocks.
+        stages: for packets without a label.
+        labeler: has the labels of packets that the program could not write itself.
+        delivery: writes those packets, and complete blocks.
         tally: counts written packets.
-        limit: so many packets are wanted; 0: all.
+        limit: maximum number of packets; 0: no limit.
     """
 
     def __init__(self, stages: Sequence[Stage], labeler: Labeler, delivery: Delivery, tally: Tally, limit: int) -> None:
@@ -60,7 +60,7 @@ class Line:
             self._delivery.take_blocks(view[done:])
 
     def _take_local(self, view: memoryview, offset: int, plan: Plan) -> None:
-        """One block that Python writes anew."""
+        """Process one local block."""
         decision = self._labeler.decided(identity_of(view, offset))
         if decision is not None:
             self._delivery.take_repeated(read_repeated(view, offset), decision, plan)

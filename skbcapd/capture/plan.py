@@ -23,18 +23,18 @@ RELOADED = frozenset({"snaplen", "filter", "rules", "checksums", "dedup", "comme
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is kept of which packets, and how it is written.
+    """Which packets are kept, how many bytes of each, and how they are written.
 
     Args:
         snaplen: bytes kept of each frame.
-        fill: complete checksums that hardware was to complete.
-        dedup: take a packet only where it is seen first.
-        comment: which fields of the process a packet's comment has, in order.
-        process_blocks: describe each process to the output.
-        processes: what is known of processes beside their names and ids.
-        filter: the packet filter that the program was loaded with, for the file to name.
-        rules: the process rules; the program was loaded with their filters.
-        matcher: the rules' filters once more, for packets that come to Python.
+        fill: compute checksums that the hardware would have computed.
+        dedup: keep a packet only on the first interface.
+        comment: fields of the comment, in their order.
+        process_blocks: write a block for each process.
+        processes: reads records of processes from /proc.
+        filter: the packet filter, as text for the file.
+        rules: the process rules.
+        matcher: evaluates the filters of rules for packets that Python handles.
     """
 
     snaplen: int = CAPTURE_MAX
@@ -49,16 +49,16 @@ class Plan:
 
     @property
     def longest(self) -> int:
-        """The most bytes that are kept of any frame."""
+        """The largest number of bytes that is kept of any frame."""
         return max(self.snaplen, self.rules.most)
 
 
 def compile_filters(settings: Settings, first: int = 1) -> dict[int, Programs]:
-    """All packet filters of settings by number; see rules.filters_of.
+    """Compile all packet filters of settings, by number; see rules.filters_of.
 
     Args:
         settings: checked.
-        first: number of the first rule's filter.
+        first: number of the filter of the first rule.
 
     Raises:
         FilterError: a filter cannot be used.
@@ -68,12 +68,12 @@ def compile_filters(settings: Settings, first: int = 1) -> dict[int, Programs]:
 
 
 def plan_for(settings: Settings, filters: Mapping[int, Programs], first_filter: int = 1) -> Plan:
-    """The plan that settings ask for.
+    """Make the plan for settings.
 
     Args:
         settings: checked.
         filters: by number; see rules.filters_of.
-        first_filter: number of the first rule's filter.
+        first_filter: number of the filter of the first rule.
     """
     wants_cmdline = "cmdline" in settings.comment or any("cmdline" in rule.fields for rule in settings.rules)
     processes = Processes(cmdline=wants_cmdline)

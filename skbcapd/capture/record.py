@@ -22,16 +22,18 @@ from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 
 VIA = ("", "socket", "flow", "inode", "path", "kernel", "forwarded", "unknown", "group")
-"""Words of enum via of bpf/layout.h; the plain case, the current process, is not mentioned in a comment."""
+"""Words for enum via of bpf/layout.h; the plain case, the current process, has no `via` in the
+comment.
+"""
 
 
 class KnownInterface:
-    """An interface under one name, and where its packets go.
+    """An interface under one name.
 
     Args:
         slot: row of counters.
-        description: for the file; None: it is not captured.
-        interface_id: of the section in work; -1: to be numbered anew.
+        description: its description for the file; None: it is not captured.
+        interface_id: its number in the current section; -1: it needs a new number.
     """
 
     __slots__ = ("description", "early", "interface_id", "slot")
@@ -40,7 +42,7 @@ class KnownInterface:
         self.slot = slot
         self.description = description
         self.interface_id = interface_id
-        self.early = 0  # packets written before the program knew its slot
+        self.early = 0  # packets that were written before the program knew the slot
 
 
 NOWHERE = KnownInterface(0)
@@ -48,7 +50,7 @@ KEPT = Verdict()
 
 
 class Decision(NamedTuple):
-    """What holds for all packets with the same key and names."""
+    """The decision for all packets with the same key and names."""
 
     interface: KnownInterface
     verdict: Verdict
@@ -57,16 +59,17 @@ class Decision(NamedTuple):
 
 @dataclass(slots=True)
 class Record:
-    """What is known of one packet; each stage fills in its part and hands the record on.
+    """One packet with the results of the stages; each stage adds its result.
 
     Args:
-        packet: as the kernel program saw it; its process, where that had to be asked for.
-        interface: it was captured on.
-        is_asked: its process was asked for, so its key is of no other packet, and gets no label.
-        process: what /proc says; None: nothing, or nobody wants to know.
-        group: where the packet may be any one's of several, all of them: user (its thread is not known) and process.
-        verdict: of the rules.
-        stamp: what is written beside its frame.
+        packet: from the kernel program; the owner stage replaces its process.
+        interface: on which it was captured.
+        is_asked: the process was looked up; so the key belongs to this packet only, and gets no
+            label.
+        process: record from /proc; None: not known, or not needed.
+        group: all candidates if there are several: user (without a thread) and process.
+        verdict: verdict of the rules.
+        stamp: its options.
     """
 
     packet: Upcall

@@ -30,18 +30,19 @@ from skbcapd.kernel.loader import Loader, send
 from skbcapd.kernel.program import Filters
 
 _LOG = logging.getLogger(__name__)
-_NICE = 10  # the capture goes first
+_NICE = 10  # the capture has a higher priority
 
 
 class Prepared(NamedTuple):
-    """What a child has made of the config file.
+    """The result of a child that has read the config file.
 
     Args:
         settings: all of them.
         filters: compiled, by number.
-        first: number of the first rule's filter.
-        places: of the filters' programs, whose descriptors come with this; none: they are those in place.
-        problems: why nothing is to be changed; then the rest is as it was.
+        first: number of the filter of the first rule.
+        places: map and slot of each filter program, whose descriptors are passed with this; empty:
+            the filters are unchanged.
+        problems: errors; then nothing changes.
     """
 
     settings: Settings
@@ -52,13 +53,13 @@ class Prepared(NamedTuple):
 
 
 class Reload:
-    """One capture's settings over time.
+    """The current settings of a capture, and reloads.
 
     Args:
         capture: running.
-        settings: that it was started with.
-        load: reads the settings anew, or raises ConfigError; called in the child.
-        tell: told True when a reload begins and False when it is over, for better or worse.
+        settings: settings at the start.
+        load: reads the settings again, or raises ConfigError; called in the child.
+        tell: called with True when a reload begins, and with False when it ends.
     """
 
     def __init__(
@@ -73,26 +74,30 @@ class Reload:
         self._settings = settings
         self._load = load
         self._filters: Mapping[int, Programs] = compile_filters(settings)
-        self._first = 1  # number of the first rule's filter: those of other rules have other numbers, for good
+        self._first = 1  # number of the filter of the first rule; numbers are never reused
         self._again = False
         self.child: Loader | None = None
-        """What prepares other settings, if that is going on."""
+        """The child that prepares a reload; None if there is none."""
 
     @property
     def settings(self) -> Settings:
-        """The settings that were put in place last, also those that wait for the next start."""
+        """The settings of the last reload, including those that take effect at the next start."""
         return self._settings
 
     def begin(self) -> None:
-        """Have the settings read by a child; while there is one, again behind that."""
+        """Start a child that reads the settings; if there is one, another one follows it."""
         if self.child is not None:
             self._again = True
             return
         self._tell(True)  # noqa: FBT003  the name of the method says what is true
-        self.child = Loader(self._work, _NICE)
+        try:
+            self.child = Loader(self._work, _NICE)
+        except OSError as error:  # no process, descriptor or memory is left
+            _refuse(f"{error.strerror}; expected to start a process for it")
+            self._tell(False)  # noqa: FBT003
 
     def finish(self) -> None:
-        """Put the settings in place that the child has prepared; to be called when it is readable."""
+        """Use the settings that the child has prepared; called when its socket is readable."""
         child, self.child = self.child, None
         if child is None:
             return
@@ -109,14 +114,16 @@ class Reload:
             self._tell(False)  # noqa: FBT003
 
     def close(self) -> None:
-        """Wait no longer: end the child, whatever it does."""
+        """End the child."""
         if self.child is not None:
             self.child.close()
             self.child = None
 
     def prepare(self) -> tuple[Prepared, list[int]]:
-        """For the child: what the config file asks for, and descriptors of filters that are to be put in place."""
-        packet_filter.forget()  # names may mean something else by now
+        """Read and compile the settings; called in the child. Returns also the descriptors of new
+        filters.
+        """
+        packet_filter.forget()  # names can have new addresses
         try:
             settings = self._load()
         except ConfigError as error:
@@ -135,13 +142,13 @@ class Reload:
     def _work(self, channel: socket.socket) -> None:
         """Runs in the child."""
         prepared, descriptors = self.prepare()
-        memory = os.memfd_create("skbcapd-settings")  # a message has a bound, filters need not keep to it
+        memory = os.memfd_create("skbcapd-settings")  # a message has a size limit, filters do not
         with os.fdopen(memory, "wb", closefd=False) as file:
             pickle.dump(prepared, file)
         send(channel, {}, [*descriptors, memory])
 
     def _put(self, prepared: Prepared, descriptors: list[int]) -> None:
-        """Go on as the child has prepared it."""
+        """Use the settings that the child has prepared."""
         for problem in prepared.problems:
             _refuse(problem)
         if prepared.problems:
@@ -160,7 +167,7 @@ class Reload:
 
 
 def _receive(child: Loader) -> tuple[Prepared, list[int]]:
-    """What a child has prepared, with the descriptors of its filters."""
+    """The result of a child, with the descriptors of its filters."""
     _, [*descriptors, memory] = child.receive()
     with os.fdopen(memory, "rb") as file:
         file.seek(0)

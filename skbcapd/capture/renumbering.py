@@ -20,14 +20,14 @@ from skbcapd.output.interface import Output
 
 
 class Renumbering:
-    """Idle, or on its way to a position of the reader.
+    """Renumbers the interfaces: idle, or waiting until the reader reaches a position.
 
     Args:
-        program: stamps packets with numbers.
-        output: gives them.
-        reader: comes past the last packet with an old number.
-        labeler: installs nothing meanwhile.
-        interfaces: have the numbers.
+        program: writes the numbers into packets.
+        output: assigns the numbers.
+        reader: reads the packets with old numbers.
+        labeler: installs no labels in the meantime.
+        interfaces: know their numbers.
     """
 
     def __init__(
@@ -35,18 +35,20 @@ class Renumbering:
     ) -> None:
         self._program, self._output, self._reader = program, output, reader
         self._labeler, self._interfaces = labeler, interfaces
-        self._end: int | None = None  # position behind the last packet with an old number
+        self._end: int | None = None  # position after the last packet with an old number
 
     def begin(self) -> None:
-        """Between two drains: no more packets with old numbers from now on, but those that wait to be read."""
+        """Called between two drains: no new packets get old numbers; those in the segments are
+        still read.
+        """
         if self._end is None:
             self._labeler.installs = False
             self._program.clear_labels()
             self._end = int(self._program.control[abi.CURSOR])
-            self.go_on()  # where none waits
+            self.go_on()  # if no packet is in the segments
 
     def go_on(self) -> None:
-        """After a drain: have interfaces numbered anew, once it has come past the last old number."""
+        """Called after a drain: renumber the interfaces if all old numbers have been read."""
         if self._end is None or self._reader.position < self._end:
             return
         self._output.restart_interfaces(list(self._interfaces.statistics()))

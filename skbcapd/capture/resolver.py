@@ -1,12 +1,12 @@
 """Lookups for the kernel program: processes of sockets whose use it has not seen.
 
-In: a packet of a socket without a known user, or of several sockets of which any may get it. Out:
+In: a packet of a socket without a known user, or of several sockets (candidates). Out:
 the same packet with the user, with a group, or with `unknown`. The result is also stored in the
 tables of the program, so the next packet needs no lookup.
 
-The rule: the result is all processes that can be meant, or none. Of several (a socket that several
-processes have open, sockets that share a port) only what they have in common is named: of threads
-of one process its id, else at most the names.
+The rule: the result is all candidates, or none. Of several candidates (a socket that several
+processes have open, sockets that share a port) only common values are used: of threads of one
+process its id, otherwise at most the names.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from skbcapd.kernel.program import Program
 from skbcapd.kernel.segments import Upcall
 from skbcapd.pcapng.blocks import DIRECTION_OUT
 
-QUESTIONS = 1024  # that the program may ask from one drain to the next
+QUESTIONS = 1024  # lookups that the program may request between two drains
 GROUPS_REMEMBERED = 4096
-_GROUP = 1 << 63  # numbers of several sockets; with the next bit those that are made here
+_GROUP = 1 << 63  # flag of inode numbers that mean a group of sockets; the next bit: the group was made here
 _MADE_HERE = 1 << 62
 
 Members = tuple[User, ...]
 
 
 class Resolver:
-    """Answers the program's questions.
+    """Looks up the processes that the program requests.
 
     Args:
-        program: its tables.
-        find_holders: the processes that hold the socket with an inode number, seen at a time (ns since 1970); None
-            where that is not known yet.
-        boot_ns: when the machine was started, in ns since 1970.
+        program: has the tables of sockets and flows.
+        find_holders: finds the processes that have a socket open, by its inode number and the time
+            when it was seen (ns since 1970); None if it is not known yet.
+        boot_ns: returns the boot time of the machine, ns since 1970.
     """
 
     def __init__(
@@ -48,27 +48,27 @@ class Resolver:
         self._program = program
         self._find_holders = find_holders
         self._boot_ns = boot_ns
-        self._told: dict[bytes, int] = {}  # abi.FLOW to the socket's inode
+        self._told: dict[bytes, int] = {}  # abi.FLOW -> inode number of the socket
         self._groups: OrderedDict[int, Members] = OrderedDict()
         self._numbers: dict[Members, int] = {}
         self._next_group = 1
 
     def refill(self) -> None:
-        """Allow the program as many questions as a drain can answer."""
+        """Allow the program to request as many lookups as a drain can do."""
         self._program.control[abi.QUESTIONS] = QUESTIONS
 
     def tell(self, flows: Iterable[Flow], holders: Mapping[int, Members]) -> None:
-        """Tell the program whose the connections and listeners are that were there before it.
+        """Store the owners of TCP connections and listeners that are older than the program.
 
         Args:
-            flows: that exist.
-            holders: inode of a socket to the processes that hold it.
+            flows: existing ones.
+            holders: inode number of a socket -> processes that have it open.
         """
         sockets: dict[bytes, list[Members]] = {}
         for flow in flows:
             sockets.setdefault(_key(flow), []).append(holders.get(flow.inode, ()))
             self._told[_key(flow)] = flow.inode
-        for key, of in sockets.items():  # several may listen at one port (SO_REUSEPORT)
+        for key, of in sockets.items():  # several sockets can listen on one port (SO_REUSEPORT)
             members = _all(of)
             if len(members) == 1 and len(of) == 1:
                 owner = abi.Owner(*_record(members[0]), inode=self._told[key], identity=0)
@@ -82,32 +82,34 @@ class Resolver:
             self._program.add_flow(key, abi.OWNER.pack(*owner))
 
     def retell(self, flows: Iterable[Flow]) -> None:
-        """Make the program forget what it was told of connections that have ended before it could see that.
+        """Remove connections that ended before the program was attached.
 
         Args:
-            flows: that exist now that the program is attached.
+            flows: those that exist after the attach.
         """
         for key in self._told.keys() - {_key(flow) for flow in flows}:
             self._program.remove_flow(key)
         self._told.clear()
 
     def take(self, record: Record, _plan: Plan) -> Record:
-        """Stage: the packet with its process, where the program has asked for it; and the members of a group."""
+        """Stage: look up the process if the program requests it; and the members of a group."""
         if record.packet.via == abi.VIA_UNRESOLVED:
             record.packet, record.is_asked = self.resolve(record.packet), True
         if record.packet.via == abi.VIA_GROUP:
-            members = self._groups.get(record.packet.start) or (user_of(record.packet),)  # forgotten
+            members = self._groups.get(record.packet.start) or (user_of(record.packet),)  # the group was evicted
             record.group = [(user, None) for user in members]
         return record
 
     def resolve(self, packet: Upcall) -> Upcall:
-        """The packet with its process, or with `unknown`. It needs no label: later packets ask with another key."""
+        """The packet with its process, or with `unknown`. It gets no label: later packets have
+        another key.
+        """
         known = self._learned(packet)
         if known is not None:
             return known
         members = self._find(packet) if packet.inode else None
         if not members:
-            # Its process may have used it meanwhile, and be gone.
+            # The process can have used the socket in the meantime, and ended.
             known = self._learned(packet)
             if known is not None:
                 return known
@@ -121,7 +123,7 @@ class Resolver:
         return self._held(packet, holder)
 
     def _find(self, packet: Upcall) -> Members | None:
-        """All who may be meant; none where that cannot be told; None where it cannot be told yet."""
+        """All candidates; empty if they cannot be found; None if they are not known yet."""
         if not packet.inode & _GROUP:
             return self._find_holders(packet.inode, packet.time_ns)
         found: list[Members] = []
@@ -138,7 +140,7 @@ class Resolver:
         return _all(found)
 
     def _number(self, members: Members) -> int:
-        """The number of a group, the same for the same ones."""
+        """The number of a group; the same members have the same number."""
         number = self._numbers.get(members)
         if number is None:
             number, self._next_group = self._next_group, self._next_group + 1
@@ -148,21 +150,24 @@ class Resolver:
         return number
 
     def _learned(self, packet: Upcall) -> Upcall | None:
-        """The packet with the user that the program has learned since it passed; None when there is none."""
+        """The packet with the user that the program has recorded in the meantime; None if there is
+        none.
+        """
         learned = self._program.owner(packet.sk)
         if learned is not None and learned.tgid:
             is_same = learned.inode == packet.inode if packet.inode else learned.identity == packet.identity
             if is_same:
                 via = abi.VIA_SOCKET if packet.direction == DIRECTION_OUT else abi.VIA_FLOW
                 return _of(packet, via, learned)
-        # A later socket may lie at the same address by now.
+        # A later socket can have the same address.
         holder = self._program.holder(packet.inode) if packet.inode else None
         return self._held(packet, holder) if holder and (holder.tgid or holder.start) else None
 
     def _held(self, packet: Upcall, holder: abi.User) -> Upcall:
-        """The packet with who holds its socket, but those of another time: where one began behind the packet.
+        """The packet with the process that has its socket open; `unknown` if a process started
+        after the packet.
 
-        Such a one has the socket from another process. Of a group, the start is its number.
+        Such a process got the socket from another one. For a group, `start` is its number.
         """
         is_group = holder.start and not holder.tid
         starts = [user.start for user in self._groups.get(holder.start, ())] if is_group else [holder.start]
@@ -171,7 +176,9 @@ class Resolver:
         return _of(packet, abi.VIA_GROUP if is_group else abi.VIA_INODE, holder)
 
     def _began_ns(self, start: int) -> int:
-        """When a thread began, ns since 1970, at the latest: /proc tells its start in ticks, rounded down."""
+        """The latest possible start of a thread, ns since 1970: /proc has it in ticks, rounded
+        down.
+        """
         return self._boot_ns() + (start if start % NS_PER_TICK else start + NS_PER_TICK)
 
 
@@ -179,14 +186,14 @@ _NOBODY = User(0, 0, 0, b"", b"")
 
 
 def _all(sockets: Iterable[Members]) -> Members:
-    """The processes of all sockets that can be meant; none if the process of one socket is not known."""
+    """The processes of all sockets; none if the process of one socket is not known."""
     found = list(sockets)
     users = {user for members in found for user in members}
     return tuple(sorted(users, key=lambda user: (user.tgid, user.tid, user.start))) if all(found) else ()
 
 
 def _common(members: Members, number: int) -> abi.User:
-    """What the program shall say of a group; for a start it has its number."""
+    """The common values of a group; `start` is its number."""
 
     def one(values: Iterable[bytes]) -> bytes:
         found = {value[:15] for value in values}
@@ -209,12 +216,12 @@ def _of(packet: Upcall, via: int, user: abi.User | abi.Owner) -> Upcall:
 
 
 def _record(user: User) -> abi.User:
-    """A user as the program has it."""
+    """The record of a user for the program."""
     return abi.User(user.tgid, user.tid, user.start, user.comm[:15], user.process[:15])
 
 
 def _key(flow: Flow) -> bytes:
-    """What the program knows a flow by."""
+    """The key of a flow in the table of the program."""
     return abi.FLOW.pack(
         *abi.Flow(
             net=flow.net,

@@ -30,15 +30,13 @@ from skbcapd.config.pattern import TextPattern
 from skbcapd.config.settings import Rule
 
 _LOG = logging.getLogger(__name__)
-DECIDE_S = (
-    0.05  # regular expressions of one decision, while few of them take long; an ordinary match takes microseconds
-)
-HURRIED_S = 0.001  # the same, when they have taken more than a tenth of the time
-_MATCH_S = 0.02  # and a single one of them
+DECIDE_S = 0.05  # regular expressions of one decision; an ordinary match takes microseconds
+HURRIED_S = 0.001  # the same, if they have taken more than a tenth of the time
+_MATCH_S = 0.02  # one regular expression
 _ANCESTORS_MAX = 64
 _SCAN_S = 0.5  # for the names of threads, in `doubts`
 _UNITS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
-# Programs that give their threads other names, and an example of those, whether they run now or not.
+# Programs whose threads have other names, with an example; also for programs that are not running.
 _RENAMES: Mapping[str, str] = {
     **dict.fromkeys(("delv", "dig", "host", "mdig", "named", "nslookup", "nsupdate"), "isc-net-0000"),
     **dict.fromkeys(("firefox", "firefox-esr", "thunderbird"), "Socket Thread"),
@@ -50,16 +48,16 @@ _RENAMES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a rule may ask of a packet without a label.
+    """The values of a packet that conditions of a rule can use.
 
     Args:
-        interface: name of its device.
-        netns: inode number of the device's network namespace.
+        interface: name of its interface.
+        netns: inode number of its network namespace.
         direction: "out" or "in".
         via: how the process was found: "current" or a word of the comment.
-        user: the thread; tgid 0 when it is not known.
-        process: what /proc says of its process; None when not known, or not asked for.
-        group: where the packet may be any one's of several, all of them, instead of user and process.
+        user: the thread; tgid 0 if it is not known.
+        process: record of its process from /proc; None if it is not known, or was not read.
+        group: all candidates if there are several; then user and process are not used.
     """
 
     interface: bytes
@@ -73,13 +71,13 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of the packets of a label.
+    """The result of the rules for all packets of a label.
 
     Args:
-        keeps: whether any is kept.
-        snaplen: bytes kept of each; 0: as many as of others.
-        filter: number of the packet filter that chooses among them; 0: all.
-        dump: number of the rule, from 1, that wants what is in memory to be written at each of them; 0: none does.
+        keeps: whether packets are kept.
+        snaplen: bytes kept of each frame; 0: the setting snaplen.
+        filter: number of the packet filter of the rule; 0: no filter.
+        dump: number (from 1) of a rule with `action: dump`; 0: none.
     """
 
     keeps: bool = True
@@ -89,13 +87,13 @@ class Verdict:
 
 
 class Rules:
-    """Rules in their order.
+    """Evaluates the rules in their order.
 
     Args:
-        rules: as in the settings.
-        first_filter: number of the first rule's filter; the others follow.
-        parent: the parent of a process, where it is certain.
-        named: where network namespaces have their names.
+        rules: from the settings.
+        first_filter: number of the filter of the first rule; the others follow.
+        parent: returns the parent of a process; None if it is not certain.
+        named: directory with the names of network namespaces.
         clock: seconds.
     """
 
@@ -110,21 +108,21 @@ class Rules:
         self._rules = rules
         self._clock = clock
         self._budget = Budget(DECIDE_S, clock)
-        self._left_s = 0.0  # for regular expressions in this decision
-        self._slow: set[str] = set()  # conditions that took too long, each said once
+        self._left_s = 0.0  # remaining time for regular expressions in this decision
+        self._slow: set[str] = set()  # conditions that took too long; each is logged once
         self._parent = parent
         self._named = named
         filtering = [at for at, rule in enumerate(rules) if rule.filter]
         self._numbers = {at: first_filter + number for number, at in enumerate(filtering)}
         self.needs_process = any(needs_process(rule.fields) or rule.children for rule in rules)
         self.most = max((rule.snaplen or 0 for rule in rules), default=0)
-        """The most bytes of a frame that a rule asks for; 0: none says so."""
+        """The largest snaplen of a rule; 0: no rule has one."""
         self.is_empty = not rules
-        """Whether there is no rule: then every packet is kept."""
+        """Whether there are no rules; then every packet is kept."""
 
     @property
     def filters(self) -> dict[int, str]:
-        """The rules' packet filters by number."""
+        """The packet filters of the rules, by number."""
         return {number: self._rules[at].filter or "" for at, number in self._numbers.items()}
 
     def decide(self, subject: Subject) -> Verdict:
@@ -148,11 +146,13 @@ class Rules:
         )
 
     def _is_meant(self, at: int, rule: Rule, user: User, process: Process | None) -> bool:
-        """Whether the rule's conditions on a process hold for one, or for one of its ancestors where they may."""
+        """Whether all conditions on a process are true for this process, or (with `children`) for
+        an ancestor.
+        """
         return any(self._is_of(at, rule, *person) for person in self._people(rule, user, process))
 
     def _people(self, rule: Rule, user: User, process: Process | None) -> Iterator[tuple[User, Process | None]]:
-        """Those of whom the rule's conditions on a process may hold."""
+        """The processes that the conditions are evaluated for."""
         yield user, process
         if rule.children:
             for _ in range(_ANCESTORS_MAX):
@@ -162,13 +162,13 @@ class Rules:
                 yield User(process.tgid, process.tgid, process.start, process.comm, process.comm), process
 
     def _is_of(self, at: int, rule: Rule, user: User, process: Process | None) -> bool:
-        """Whether all that the rule says of a process holds for this one."""
+        """Whether all conditions on a process are true for this one."""
         return bool(user.tgid) and all(
             self._holds(f"rules[{at + 1}].{key}", key, wanted, user, process) for key, wanted in rule.fields.items()
         )
 
     def _holds(self, name: str, key: str, wanted: TextPattern | int, user: User, process: Process | None) -> bool:
-        """Whether a condition holds; one on what is not known does not."""
+        """Whether a condition is true; it is false if the value is not known."""
         field = FIELDS[key]
         value = field.value(user, process)
         if isinstance(wanted, int):
@@ -177,7 +177,7 @@ class Rules:
         return any(isinstance(text, bytes) and self._fits(name, wanted, text) for text in (value, *others))
 
     def _fits(self, name: str, pattern: TextPattern, text: bytes) -> bool:
-        """Whether a text is one that the pattern means; an unknown one, which is empty, is not."""
+        """Whether a text matches; an unknown text, which is empty, does not."""
         if not text:
             return False
         if not pattern.is_expression:
@@ -207,20 +207,23 @@ def _only(subject: Subject) -> tuple[User, Process | None]:
 
 
 def filters_of(everything: str, rules: Sequence[Rule], first: int = 1) -> dict[int, str]:
-    """All packet filters by number: 0, asked about every packet, if there is one; then those of the rules."""
+    """All packet filters by number: 0 is the setting `filter`, if there is one; then those of the
+    rules.
+    """
     return ({0: everything} if everything else {}) | Rules(rules, first).filters
 
 
 def doubts(
     rules: Iterable[Rule], devices: Iterable[str], units: Sequence[str] = _UNITS, proc: Path = Path("/proc")
 ) -> Iterator[str]:
-    """What rules name and this machine does not have (yet), or has under another key. One line each.
+    """Warnings about rules: names that do not exist on this machine, or that need another key. One
+    line each.
 
     Args:
-        rules: as in the settings.
-        devices: names of the devices there are.
-        units: directories with systemd's units.
-        proc: where /proc is.
+        rules: from the settings.
+        devices: names of existing interfaces.
+        units: directories with units of systemd.
+        proc: directory of procfs.
     """
     names = list(devices)
     threads: Mapping[str, Sequence[str]] | None = None
@@ -245,7 +248,7 @@ def doubts(
 
 
 def _is_unknown(pattern: TextPattern | int | None, names: Iterable[str]) -> bool:
-    """Whether a pattern means none of the names."""
+    """Whether a pattern matches none of the names."""
     return isinstance(pattern, TextPattern) and not any(_means(pattern, name) for name in names)
 
 
@@ -257,7 +260,7 @@ def _means(pattern: TextPattern, name: str) -> bool:
 
 
 def _threads(proc: Path) -> dict[str, list[str]]:
-    """Names of processes whose threads have other names, and those; as far as there is time to look."""
+    """Names of processes and different names of their threads, as many as can be read in time."""
     found = {name: [example] for name, example in _RENAMES.items()}
     end = time.monotonic() + _SCAN_S
     with contextlib.suppress(OSError):
@@ -265,7 +268,7 @@ def _threads(proc: Path) -> dict[str, list[str]]:
             if time.monotonic() > end:
                 break
             if process.name.isdecimal():
-                with contextlib.suppress(OSError):  # it ended meanwhile
+                with contextlib.suppress(OSError):  # the process has ended
                     name = _comm(process)
                     others = {_comm(thread) for thread in (process / "task").iterdir()} - {name}
                     if others:
@@ -274,7 +277,7 @@ def _threads(proc: Path) -> dict[str, list[str]]:
 
 
 def _comm(directory: Path) -> str:
-    """A thread's name, escaped: it is shown to people."""
+    """The name of a thread, escaped."""
     with (directory / "comm").open("rb") as file:
         name = os.fsdecode(file.read(64).removesuffix(b"\n"))
     return name if name.isprintable() else ascii(name)[1:-1]

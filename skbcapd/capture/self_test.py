@@ -29,7 +29,7 @@ class SelfTest:
 
     Args:
         program: loaded.
-        tally: counts the test's packets.
+        tally: counts the packets of the self-test.
     """
 
     def __init__(self, program: Program, tally: Tally) -> None:
@@ -37,10 +37,12 @@ class SelfTest:
         self._marker: Marker | None = None
         self.is_proven = False
         self.private_net = 0
-        """Cookie of the namespace that only the test's packets are in; 0 where there is none."""
+        """Cookie of the namespace that has only self-test packets; 0 if there is none."""
 
     def measure(self) -> None:
-        """Before the program is attached: find out what it needs to know; what it lacks is said."""
+        """Before the attach: measure what the program needs to know; log a warning for what cannot
+        be measured.
+        """
         program = self._program
         try:
             self._marker = Marker()
@@ -55,13 +57,14 @@ class SelfTest:
             )
 
     def prove(self, drain: Callable[[], object]) -> None:
-        """Once it is attached: send the marker until it came back whole, or have it read no pages.
+        """After the attach: send the marker until it is captured completely; otherwise disable
+        reading of pages.
 
         Args:
-            drain: brings packets to `take`.
+            drain: passes packets to `take`.
         """
         program = self._program
-        # What leaves by loopback has to be seen.
+        # Frames on loopback are captured when they are sent.
         is_seen = any(hook.function == "on_transmit" for hook in program.hooks)
         if self._marker is not None and program.paged and is_seen:
             deadline = time.monotonic() + _PROOF_S
@@ -78,7 +81,7 @@ class SelfTest:
             self._marker = None
 
     def take(self, record: Record, _plan: Plan) -> Record | None:
-        """Stage: the test's own packets end here."""
+        """Stage: ends the way of self-test packets."""
         packet = record.packet
         is_marker = self._marker is not None and self._marker.is_in(packet.net, packet.frame)
         self.is_proven |= is_marker

@@ -15,18 +15,19 @@ _TGID_MAX = 4 << 20  # PID_MAX_LIMIT of include/linux/threads.h
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What became of the packets until now; for the equation see above.
+    """The outcomes of all packets until now; for the equation see above.
 
     Args:
-        written: to the output.
-        filtered: not wanted, by filter, rule or interface.
-        duplicates: seen before, on another interface.
-        self_test: of the self-test at start.
+        written: passed to the output, and not dropped there.
+        filtered: excluded by filter, rule or interface.
+        duplicates: already seen on another interface.
+        self_test: packets of the self-test at start.
         dropped: in Python and by the output.
-        missed: never seen by the program, so not in `seen`: the kernel would not run it inside itself.
-        kernel: the program's counters.
-        processes: that sent or received.
-        not_dumped: only in memory, or no longer there, as nobody asked for a dump.
+        missed: not seen by the program, so not in `seen`: the kernel did not run the program,
+            because it was already running.
+        kernel: counters of the kernel program.
+        processes: processes that sent or received packets.
+        not_dumped: in memory, or discarded from memory without a dump.
     """
 
     written: int
@@ -41,10 +42,10 @@ class Totals:
 
 
 class Numbers:
-    """A set of numbers, a bit for each: however many there are, it is no larger.
+    """A set of numbers with one bit for each, so its size is fixed.
 
     Args:
-        most: numbers from 1 to this one are counted, no others.
+        most: the largest number; others are ignored.
     """
 
     def __init__(self, most: int) -> None:
@@ -53,7 +54,7 @@ class Numbers:
         self.count = 0
 
     def add(self, number: int) -> None:
-        """Count a number, unless it has been."""
+        """Add a number, and count it if it is new."""
         offset, bit = number >> 3, 1 << (number & 7)
         if 0 < number <= self._most and not self._bits[offset] & bit:
             self._bits[offset] |= bit
@@ -62,16 +63,16 @@ class Numbers:
 
 @dataclass(slots=True)
 class Tally:
-    """What the stages count. The kernel program counts as delivered all that comes to them."""
+    """The counters of the stages. For the kernel program, all these packets are delivered."""
 
-    written: int = 0  # through Python; with a limit on packets, all
+    written: int = 0  # packets that Python wrote; with a limit, all packets
     filtered: int = 0
-    duplicates: int = 0  # that the program could not tell: nothing was decided about the packet elsewhere
+    duplicates: int = 0  # duplicates that only Python could recognize
     self_test: int = 0
     dropped: int = 0
     processes: Numbers = field(default_factory=lambda: Numbers(_TGID_MAX))
 
     @property
     def not_written(self) -> int:
-        """Of what the program has delivered, what was not handed to the output."""
+        """Delivered packets that were not passed to the output."""
         return self.filtered + self.duplicates + self.self_test + self.dropped

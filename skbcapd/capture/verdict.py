@@ -19,7 +19,7 @@ from skbcapd.pcapng.blocks import DIRECTION_OUT
 
 
 def find_process(record: Record, plan: Plan) -> Record:
-    """Stage: what /proc knows of the packet's process."""
+    """Stage: read the record of the process from /proc, if a setting needs it."""
     if record.group:
         record.group = [(replace(user, tid=0), _process(user, plan)) for user, _ in record.group]
     else:
@@ -28,7 +28,7 @@ def find_process(record: Record, plan: Plan) -> Record:
 
 
 def decide(record: Record, plan: Plan) -> Record:
-    """Stage: the verdict of the first rule that matches."""
+    """Stage: find the first rule that matches."""
     if not plan.rules.is_empty:
         record.verdict = plan.rules.decide(_subject(record))
     return record
@@ -40,7 +40,7 @@ def _process(user: User, plan: Plan) -> Process | None:
 
 
 def _subject(record: Record) -> Subject:
-    """What the rules may ask of a packet."""
+    """The values of the packet for the rules."""
     packet = record.packet
     return Subject(
         interface=packet.device,

@@ -24,14 +24,14 @@ class Commands:
     """The commands of the parser, in the order of the help.
 
     Args:
-        commands: where they are added.
+        commands: the parser of commands.
     """
 
     def __init__(self, commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         self._commands = commands
 
     def add(self, name: str, run: Run, text: str) -> argparse.ArgumentParser:
-        """A command with its help text."""
+        """Add a command with its help text."""
         command = self._commands.add_parser(name, help=text, description=text)
         command.add_argument("--version", action="version", version=f"skbcapd {__version__}")
         command.set_defaults(run=run)
@@ -64,7 +64,7 @@ def overrides(options: argparse.Namespace) -> dict[str, str]:
     """The settings given by --set.
 
     Raises:
-        UsageError: one has no value.
+        UsageError: an argument has no value.
     """
     found = {}
     for text in options.sets:
@@ -76,7 +76,7 @@ def overrides(options: argparse.Namespace) -> dict[str, str]:
 
 
 def config_path(options: argparse.Namespace) -> Path:
-    """The config file asked for, else the system's, else the one beside the code."""
+    """The given config file, otherwise that of the system, otherwise the one of the source tree."""
     if options.config is not None:
         return Path(options.config)
     beside = Path(__file__).parents[1] / "etc" / "skbcapd.yaml"
@@ -88,8 +88,8 @@ def settings(options: argparse.Namespace) -> Settings:
     """The settings of the config file, with those of --set.
 
     Raises:
-        ConfigError: they are not right.
-        UsageError: a --set is not.
+        ConfigError: the file is wrong.
+        UsageError: a --set is wrong.
     """
     return config.load(config_path(options), overrides(options))
 
@@ -100,5 +100,5 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
     return value

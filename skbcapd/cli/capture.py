@@ -18,7 +18,7 @@ from skbcapd.output.interface import Output
 from skbcapd.output.pcapng_output import FileOutput, PcapngOutput
 from skbcapd.output.worker import Worker
 
-_PLACES = {"interfaces": "-i", "snaplen": "-s", "filter": "FILTER"}  # arguments that set these settings
+_PLACES = {"interfaces": "-i", "snaplen": "-s", "filter": "FILTER"}  # options of the command that set these settings
 
 
 def add(commands: arguments.Commands) -> None:
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _output(file: str | None, encode: str) -> tuple[Output, CaptureFile | StandardOutput]:
-    """Where packets are written: lines, or pcapng to standard output or to a file."""
+    """The destination of packets: lines on a terminal, or pcapng to standard output or to a file."""
     if file is None:
         from skbcapd.output.text import TextOutput  # noqa: PLC0415  its dissectors are not needed for a file
 
@@ -91,5 +91,5 @@ def _output(file: str | None, encode: str) -> tuple[Output, CaptureFile | Standa
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 1 << 63:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number of packets")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of packets")
     return int(text)

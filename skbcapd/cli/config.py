@@ -15,6 +15,6 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print one of them."""
+    """Print the config file or the schema."""
     print(schema() if options.schema else reference(), end="")
     return 0

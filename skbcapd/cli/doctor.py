@@ -1,7 +1,7 @@
 """`skbcapd doctor`: check whether this system can capture, and how to fix what is missing.
 
-In: the findings of `kernel.requirements`, and one short capture of the marker packet. Out: a line for each finding, and
-a remedy for each that makes capture impossible.
+In: the findings of `kernel.requirements`, and one short capture of the marker packet. Out: a line
+for each finding, and a remedy for each one that prevents a capture.
 
 The rule: the last check is a real capture, with the same code as any other.
 """
@@ -54,11 +54,11 @@ class _Discard:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing is kept."""
+        """Does nothing."""
 
 
 def _trial() -> Iterator[Finding]:
-    """Load the program, attach it, capture the marker packet."""
+    """Load the program, attach it, and capture the marker packet."""
     try:
         hooks = kernel.choose_hooks("auto", ("out", "in"), "queue")
         program = kernel.load(abi.Geometry(4), hooks)

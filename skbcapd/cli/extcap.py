@@ -1,13 +1,14 @@
 """The extcap protocol of Wireshark: skbcapd as an entry in its list of interfaces.
 
-In: the calls that Wireshark makes of each program in its extcap directory. Out: the answers, line by line; for
-`--capture`, the settings of the capture and the FIFO that it is written to.
+In: the calls that Wireshark makes of each program in its extcap directory. Out: the answers, line
+by line; for `--capture`, the settings of the capture and the FIFO that it is written to.
 
-The rules not to break: each option is a row of `settings`, which has its name, default and description. A capture
-without errors prints nothing: Wireshark shows every line on stderr as an error.
+The rules not to break: each option is a row of `settings`, which has its name, default and
+description. A capture without errors prints nothing: Wireshark shows every line on stderr as an
+error.
 
-Source: doc/extcap.adoc of Wireshark ("The Extcap Interface" in its Developer's Guide); extcap_parser.c there: no sign
-escapes a brace.
+Source: doc/extcap.adoc of Wireshark ("The Extcap Interface" in its Developer's Guide);
+extcap_parser.c there: a brace cannot be escaped.
 """
 
 from __future__ import annotations
@@ -91,14 +92,14 @@ def answer(options: argparse.Namespace, devices: Sequence[str]) -> str:
     """Answer a call that does not capture.
 
     Args:
-        options: as parsed.
-        devices: names to choose from.
+        options: parsed arguments.
+        devices: names of interfaces.
 
     Returns:
         Lines for stdout.
 
     Raises:
-        UsageError: this is no call of the protocol, or it names another interface.
+        UsageError: this is not a call of the protocol, or it names another interface.
     """
     if options.extcap_interfaces:
         return (
@@ -113,11 +114,11 @@ def answer(options: argparse.Namespace, devices: Sequence[str]) -> str:
         return "".join(f"{line}\n" for line in _config(devices))
     if options.extcap_capture_filter is not None:
         return ""  # Wireshark shows any output as an error of the filter, which is correct
-    raise UsageError("no call of the extcap protocol", "only Wireshark uses this command; use skbcapd capture")
+    raise UsageError("not a call of the extcap protocol", "only Wireshark uses this command; use skbcapd capture")
 
 
 def overrides(options: argparse.Namespace) -> dict[str, str]:
-    """The settings that a call has, by key."""
+    """The settings of a call, by key."""
     chosen = {key: getattr(options, key) for key in _OPTIONS if getattr(options, key) is not None}
     if options.extcap_capture_filter:
         chosen["filter"] = options.extcap_capture_filter
@@ -125,10 +126,10 @@ def overrides(options: argparse.Namespace) -> dict[str, str]:
 
 
 def open_fifo(options: argparse.Namespace) -> BinaryIO:
-    """Open what a capture is written to.
+    """Open the FIFO of a capture.
 
     Raises:
-        UsageError: the call asks for another interface, or for a capture to nowhere.
+        UsageError: the call names another interface, or no FIFO.
         FileError: it cannot be opened.
     """
     _expect_interface(options)

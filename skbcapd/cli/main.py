@@ -1,9 +1,9 @@
 """The command line: arguments in, exit code out.
 
-Each command is a module here: `add` tells the parser its arguments, `run` runs it.
+Each command is a module here: `add` adds its arguments to the parser, `run` runs it.
 
-The rule: while packets are captured, what people read (start, totals, errors) is written to stderr, so that
-`capture -w -` has stdout for packets.
+The rule: while packets are captured, all messages (start, totals, errors) are written to stderr, so
+that stdout has only packets with `capture -w -`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def command(arguments: Sequence[str]) -> int:
     """Run one command.
 
     Args:
-        arguments: as after the program's name.
+        arguments: arguments after the name of the program.
 
     Returns:
         The exit code.
 
     Raises:
-        SkbcapdError: anything that people should read; its exit_code says how to end.
+        SkbcapdError: an error with a message and an exit code.
     """
     LOG.install()
     options = parser().parse_args(arguments)
@@ -37,7 +37,9 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands with their arguments; man page and completion are made from it, too."""
+    """All commands with their arguments; the man page and the completion are generated from it,
+    too.
+    """
     found = argparse.ArgumentParser(prog="skbcapd", description="Capture packets with process names.")
     found.add_argument("--version", action="version", version=f"skbcapd {__version__}")
     commands = Commands(found.add_subparsers(required=True, metavar="COMMAND"))

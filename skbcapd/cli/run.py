@@ -9,6 +9,7 @@ from skbcapd.cli import arguments
 from skbcapd.config.settings import Settings
 from skbcapd.daemon import app, metrics
 from skbcapd.daemon.log import LOG
+from skbcapd.daemon.loop import hold_back_signals
 
 
 def add(commands: arguments.Commands) -> None:
@@ -21,6 +22,7 @@ def add(commands: arguments.Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Capture into files until a signal or --duration ends it."""
+    hold_back_signals()
 
     def load() -> Settings:
         return arguments.settings(options)

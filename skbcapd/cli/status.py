@@ -2,8 +2,9 @@
 
 In: the path of a control socket. Out: the answer of the daemon, once or every second.
 
-The rule not to break: the process that listens on the socket is not trusted. At most ANSWER_MAX bytes of its answer are
-read, within PATIENCE_S, and they are escaped before they reach the terminal.
+The rule not to break: the process that listens on the socket is not trusted. At most ANSWER_MAX
+bytes of its answer are read, within PATIENCE_S, and they are escaped before they reach the
+terminal.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from skbcapd.errors import FileError, UsageError
 from skbcapd.output.block_writer import StandardOutput
 from skbcapd.text_safety import escaped
 
-ANSWER_MAX = 4 << 20  # bytes: a thousand rules do not fill it
+ANSWER_MAX = 4 << 20  # bytes: a thousand rules need less
 PATIENCE_S = 5.0
 _EVERY_S = 1.0
 _CLEAR = "\x1b[H\x1b[J"
@@ -43,7 +44,7 @@ def add(commands: arguments.Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Ask the daemon that has these settings."""
+    """Print the status of the daemon with these settings."""
     path = arguments.settings(options).control.socket
     if path == "none":
         raise UsageError(
@@ -56,12 +57,12 @@ def show(path: str, *, as_json: bool = False, watch: bool = False) -> int:
     """Print the status of the daemon.
 
     Args:
-        path: of its control socket.
-        as_json: as received, one line each time.
-        watch: repeat every second, until the user or the daemon ends it.
+        path: path of its control socket.
+        as_json: print JSON as received, one line each time.
+        watch: repeat every second, until the user or the daemon ends.
 
     Raises:
-        FileError: there is no answer, or it is not one of a daemon.
+        FileError: there is no answer, or it is not from skbcapd.
     """
     output = StandardOutput()
     is_screen = watch and not as_json and output.text.isatty()
@@ -86,11 +87,11 @@ def ask(path: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
     """Ask the daemon for its status.
 
     Args:
-        path: of its control socket.
+        path: path of its control socket.
         patience_s: timeout in seconds.
 
     Raises:
-        FileError: there is no answer, or it is not one of a daemon.
+        FileError: there is no answer, or it is not from skbcapd.
     """
     end = time.monotonic() + patience_s
     data = b""
@@ -118,20 +119,20 @@ def ask(path: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
     except (ValueError, RecursionError):
         snapshot = None
     if not isinstance(snapshot, dict):
-        raise FileError(f"{path}: {len(data)} bytes that are no answer of skbcapd; expected its status")
+        raise FileError(f"{path}: {len(data)} bytes that are not an answer of skbcapd; expected its status")
     return snapshot
 
 
 def lines(path: str, snapshot: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> list[str]:
-    """The status for people, escaped.
+    """The status as lines, escaped.
 
     Args:
-        path: of the control socket.
+        path: path of the control socket.
         snapshot: the answer of the daemon.
         before: its answer one second ago.
 
     Raises:
-        FileError: the answer is not one of this version.
+        FileError: the answer is from another version.
     """
     try:
         return [escaped(line) + "\n" for line in _lines(snapshot, before)]
@@ -140,7 +141,7 @@ def lines(path: str, snapshot: Mapping[str, Any], before: Mapping[str, Any] | No
 
 
 def _lines(snapshot: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterator[str]:
-    """The most important numbers first."""
+    """The lines, the most important numbers first."""
     packets, processes, files = snapshot["packets"], snapshot["processes"], snapshot["files"]
     minutes, seconds = divmod(int(snapshot["uptime_s"]), 60)
     yield f"skbcapd {snapshot['version']}, process {snapshot['pid']}, up {minutes // 60}:{minutes % 60:02}:{seconds:02}"

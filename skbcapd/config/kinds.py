@@ -1,4 +1,5 @@
-"""Kinds of values in the config file: the text and the JSON Schema of each kind, and how it is read.
+"""Kinds of values in the config file: the text and the JSON Schema of each kind, and how it is
+read.
 
 In: the text of a value. Out: the value, or a ValueError (ReasonError if its message helps the
 user).
@@ -15,20 +16,20 @@ from typing import Any, ClassVar, Protocol
 from skbcapd.config.pattern import TextPattern
 from skbcapd.filter import packet_filter
 
-# The units a quantity may be written in; the empty one is the unit of the setting itself.
+# Units of a quantity; the empty one is the unit of the setting.
 BYTES = {"": 1}
 SIZE = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 DURATION = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class ReasonError(ValueError):
-    """A value that is not right, and why."""
+    """A wrong value, and the reason."""
 
 
 class Kind(Protocol):
-    """What a value may be: says it in words, and reads one.
+    """A kind of value: describes it, and parses it.
 
-    `parse` raises ValueError for anything else: ReasonError where it is worth saying why.
+    `parse` raises ValueError for wrong values, or ReasonError if the reason helps the user.
     """
 
     @property
@@ -53,11 +54,11 @@ class Word:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """The words."""
+        """The JSON Schema."""
         return {"enum": list(self.words)}
 
     def parse(self, text: str) -> str:
-        """The word itself."""
+        """The word."""
         if text not in self.words:
             raise ValueError(text)
         return text
@@ -83,14 +84,14 @@ class Switch:
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """A whole number from `low` to `high`, both as the file would spell them, in one of `units`."""
+    """A whole number from `low` to `high`, both as written in the file, in one of `units`."""
 
     noun: str
     low: str
     high: str
     units: Mapping[str, int]
     zero: str = ""
-    """What 0 means, where it may stand beside the range."""
+    """The meaning of 0, if it is allowed in addition to the range."""
 
     @property
     def expected(self) -> str:
@@ -101,7 +102,7 @@ class Quantity:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """A number of the setting's own unit in range, or a number with a unit."""
+        """The JSON Schema: a number in range, or a text with a number and a unit."""
         number: dict[str, Any] = {
             "type": "integer",
             "minimum": self._amount(self.low),
@@ -123,7 +124,7 @@ class Quantity:
         return value
 
     def _amount(self, text: str) -> int:
-        # Python reads no more than 4300 digits; YAML 1.1 would take a leading zero for octal.
+        # Python reads at most 4300 digits; YAML 1.1 would read a leading zero as octal.
         match = re.fullmatch(r"(0|[1-9][0-9]{0,17})([A-Za-z]*)", text)
         if not match or match[2] not in self.units:
             raise ValueError(text)
@@ -132,18 +133,20 @@ class Quantity:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Text that `accepts` takes. Nothing unprintable, so that it can be shown and handed to the system as it is."""
+    """Text that `accepts` allows. It is printable, so that it can be logged and passed to the
+    system unchanged.
+    """
 
     expected: str
     accepts: Callable[[str], object]
 
     @property
     def schema(self) -> dict[str, Any]:
-        """Text, which YAML may take for a number."""
+        """The JSON Schema: text, which YAML may read as a number."""
         return {"type": ["string", "integer"], "minLength": 1}
 
     def parse(self, text: str) -> str:
-        """The text itself."""
+        """The text."""
         if not text or not text.isprintable() or not self.accepts(text):
             raise ValueError(text)
         return text
@@ -151,13 +154,13 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """A packet filter; empty for none."""
+    """A packet filter; empty: no filter."""
 
     expected = "a packet filter in the syntax of tcpdump"
     schema: ClassVar[dict[str, Any]] = {"type": "string", "maxLength": packet_filter.EXPRESSION_MAX}
 
     def parse(self, text: str) -> str:
-        """The expression itself, when libpcap can compile it."""
+        """The expression, if libpcap can compile it."""
         try:
             if text:
                 packet_filter.compile_all(text)
@@ -168,7 +171,7 @@ class Expression:
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
-    """A list of `item`, none twice; the word `alone` stands for all and cannot stand beside others."""
+    """A list of `item`, without duplicates; the word `alone` means all, and must be the only entry."""
 
     item: Word | Text
     alone: str = ""
@@ -176,23 +179,23 @@ class ListOf:
 
     @property
     def expected(self) -> str:
-        """What the items are."""
+        """The description of the items."""
         return f"a list, each entry {self.item.expected}"
 
     @property
     def schema(self) -> dict[str, Any]:
-        """A list of different items."""
+        """The JSON Schema: a list of different items."""
         least = 0 if self.may_be_empty else 1
         return {"type": "array", "items": self.item.schema, "minItems": least, "uniqueItems": True}
 
     def parse(self, text: str) -> tuple[str, ...]:
-        """The items of a list written with commas, as defaults and `--set` have it."""
+        """Split a list written with commas, as in defaults and `--set`."""
         if self.may_be_empty and not text:
             return ()
         return tuple(self.item.parse(item) for item in self.split(text))
 
     def split(self, text: str) -> list[str]:
-        """The items' texts."""
+        """The texts of the items."""
         return [item.strip() for item in text.split(",")]
 
 
@@ -204,7 +207,7 @@ class Pattern:
     schema: ClassVar[dict[str, Any]] = {"type": ["string", "integer"], "minLength": 1}
 
     def parse(self, text: str) -> TextPattern:
-        """The pattern: a glob matches the whole, a regular expression any part."""
+        """The pattern: a glob matches the complete text, a regular expression any part."""
         if not text or not text.isprintable():
             raise ValueError(text)
         try:
@@ -214,10 +217,10 @@ class Pattern:
 
 
 def address(text: str) -> tuple[str, int]:
-    """Split an IP address from its port.
+    """Split an IP address and its port.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not an address with a port.
     """
     match = re.fullmatch(r"(?:([0-9.]+)|\[([0-9a-fA-F:.]+)\]):([1-9][0-9]{0,4})", text)
     if not match or int(match[3]) > 65535:
@@ -226,19 +229,20 @@ def address(text: str) -> tuple[str, int]:
     return str(found), int(match[3])
 
 
-# As dev_valid_name in net/core/dev.c has it, where IFNAMSIZ is 16.
+# As dev_valid_name in net/core/dev.c, where IFNAMSIZ is 16.
 DEVICE = Text(
     "an interface name or glob (1 to 15 bytes, no space, / or :)",
     lambda text: re.fullmatch(r"(?!\.\.?$)[^\s/:]+", text) and len(text.encode()) <= 15,
 )
-_PATH_MAX, _NAME_MAX = 4095, 255  # bytes: limits.h of Linux; no file system takes longer names
-# What a file's name may grow to: a host's name (HOST_NAME_MAX), a time, a number, and endings while it is compressed.
+_PATH_MAX, _NAME_MAX = 4095, 255  # bytes: limits.h of Linux; no file system has longer names
+# Maximum length of a file name: host name (HOST_NAME_MAX), time, number, and endings during
+# compression.
 _PLACES = {"{host}": "h" * 64, "{time}": "20260101T000000.000Z", "{number}": "0" * 12}
 _ENDINGS = ".zst.part"
 
 
 def _can_be_path(text: str, ending: str = "") -> bool:
-    """Whether a file system could take a path; with `ending`, while it is written."""
+    """Check whether a file system can have a path; with `ending`, while the file is written."""
     if text[0] == "~" or len(f"{text}{ending}".encode()) > _PATH_MAX:
         return False
     for name in f"{text}{ending}".split("/"):
@@ -248,7 +252,7 @@ def _can_be_path(text: str, ending: str = "") -> bool:
 
 def _check_name(text: str) -> None:
     if (size := len(text.encode())) > _NAME_MAX:
-        raise ReasonError(f"a file name of {size} bytes; file systems take {_NAME_MAX}")
+        raise ReasonError(f"a file name of {size} bytes; file systems allow {_NAME_MAX}")
 
 
 def _can_be_template(text: str) -> bool:
@@ -268,7 +272,7 @@ TEMPLATE = Text(
     _can_be_template,
 )
 PERMISSIONS = Text("three octal digits", lambda text: re.fullmatch(r"[0-7]{3}", text))
-# sun_path in linux/un.h has 108 bytes, with a NUL.
+# sun_path in linux/un.h has 108 bytes, including a NUL.
 SOCKET = Text(
     "none, or an absolute path of at most 107 bytes",
     lambda text: text == "none" or (text[0] == "/" and len(text.encode()) <= 107),

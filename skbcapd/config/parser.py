@@ -31,9 +31,9 @@ from skbcapd.text_safety import escaped
 __all__ = ["Settings", "default_settings", "load"]
 
 MAX_BYTES = 1 << 20
-MAX_DEPTH = 16  # nested lists and keys; the settings need three
-MAX_NODES = 20_000  # keys, lists and values; a second's work for the YAML reader
-MAX_PROBLEMS = 100  # more than anybody mends at a time
+MAX_DEPTH = 16  # nested lists and keys; the settings need 3
+MAX_NODES = 20_000  # keys, lists and values; the YAML reader takes a second for them
+MAX_PROBLEMS = 100  # more is not useful to anybody
 _SHOWN_CHARS = 60  # of a value or key, in a message
 _NULL = "tag:yaml.org,2002:null"
 
@@ -43,16 +43,17 @@ def load(path: str | os.PathLike[str], overrides: Mapping[str, str] | None = Non
 
     Args:
         path: the file: regular, UTF-8, at most MAX_BYTES.
-        overrides: dotted key to value, as text, each stronger than the file's; lists are written with commas.
+        overrides: dotted key -> value, as text; they override the file. Lists are written with
+            commas.
 
     Returns:
-        The settings; keys that the file leaves out have their defaults.
+        The settings; keys that are missing in the file have their defaults.
 
     Raises:
-        ConfigError: the file cannot be read or is not right, or an override is not; all problems found (when they are
-            many, the first MAX_PROBLEMS), those of the file by line, then those of the overrides.
+        ConfigError: the file cannot be read or is wrong, or an override is wrong; with all problems
+            (at most MAX_PROBLEMS), those of the file by line, then those of the overrides.
 
-    Source: etc/skbcapd.yaml is the manual.
+    Source: etc/skbcapd.yaml.
     """
     check = _Check(escaped(os.fspath(path)))
     check.file(path)
@@ -64,13 +65,14 @@ def default_settings(overrides: Mapping[str, str] | None = None, places: Mapping
 
     Args:
         overrides: as for `load`.
-        places: keys of overrides to the option of the command line that each is from, for messages; --set unless given.
+        places: key -> the option of the command line that it comes from, for messages; default:
+            --set.
 
     Returns:
-        The defaults, but for the overrides.
+        The defaults, changed by the overrides.
 
     Raises:
-        ConfigError: an override is not right.
+        ConfigError: an override is wrong.
     """
     return _settle(_Check(""), overrides, places)
 
@@ -95,11 +97,11 @@ def _settle(check: _Check, overrides: Mapping[str, str] | None, places: Mapping[
 
 
 class _RefusedError(yaml.MarkedYAMLError):
-    """YAML that the settings have no use for and an attacker has."""
+    """YAML that settings do not need, and attacks use."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes, never objects, and not too many."""
+    """Composes nodes, never objects, and a limited number of them."""
 
     nodes = depth = 0
 
@@ -120,19 +122,19 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def _refuse(self, event: yaml.Event, what: str) -> NoReturn:
-        mark: Any = event.start_mark  # the stub has libyaml's marks too, which only its own loaders make
+        mark: Any = event.start_mark  # the stub also has the marks of libyaml, which only its own loaders create
         raise _RefusedError(problem=f"found {what}", problem_mark=mark)
 
 
 class _Check:
-    """Collects the values and problems of one place, a file or the command line."""
+    """Collects the values and problems of one place: a file, or the command line."""
 
     def __init__(self, place: str, *, has_lines: bool = True) -> None:
         self.place = place
         self.has_lines = has_lines
         self.values: dict[str, Any] = {}
         self.problems: list[Problem] = []
-        self.dumps: list[tuple[int, str]] = []  # lines and keys of rules that want a dump
+        self.dumps: list[tuple[int, str]] = []  # lines and keys of rules with action: dump
 
     def problem(self, line: int, key: str, message: str, hint: str = "") -> None:
         if len(self.problems) == MAX_PROBLEMS:
@@ -140,13 +142,14 @@ class _Check:
         self.problems.append(Problem(self.place, line if self.has_lines else 0, _shown(key), message, hint))
 
     def file(self, path: str | os.PathLike[str]) -> None:
-        """Checks a file. A device or FIFO is not waited for."""
+        """Check a file; a device or FIFO is not opened for reading."""
         try:
             with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
                 regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
                 data = (regular and file.read(MAX_BYTES + 1)) or b""
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "no file can have this name"  # such as NUL in it
+            # for example a NUL in the name
+            reason = error.strerror if isinstance(error, OSError) else "no file can have this name"
             return self.problem(0, "", f"cannot be read: {reason}")
         if not regular:
             return self.problem(0, "", "found a device, pipe or socket, expected a file")
@@ -160,7 +163,9 @@ class _Check:
         return self.document(text)
 
     def document(self, text: str) -> None:
-        """Checks YAML text; after an error of syntax, also what stands before the top-level key that has it."""
+        """Check YAML text; after a syntax error, also the text before the top-level key that has
+        it.
+        """
         if match := _Loader.NON_PRINTABLE.search(text):
             line = text.count("\n", 0, match.start()) + 1
             return self.problem(line, "", f'found the character "{escaped(match[0])}", expected text')
@@ -180,10 +185,12 @@ class _Check:
         return self.problem(_line(root), "", f"found {_found(root)}, expected keys", "as in snaplen: 262144")
 
     def syntax(self, text: str, error: yaml.MarkedYAMLError) -> int:
-        """Reports text that is not YAML, with every line that tabs indent; returns where its top-level key starts."""
+        """Report text that is not YAML, with each line that is indented with tabs; returns the line
+        of its top-level key.
+        """
         mark = error.problem_mark
         index, line = (mark.index, mark.line + 1) if mark else (0, 0)
-        line = min(line, len(text.rstrip("\n").split("\n")))  # the end of the text is behind its last line
+        line = min(line, len(text.rstrip("\n").split("\n")))  # the end of the text is after its last line
         if text[index : index + 1] == "\t":
             tabs = {number for number, at in enumerate(text.split("\n"), 1) if at.lstrip(" ").startswith("\t")}
             for number in sorted(tabs | {line}):
@@ -195,7 +202,7 @@ class _Check:
         return next((keys[at] for index in marks if (at := bisect.bisect(keys, index) - 1) > 0), 0)
 
     def mapping(self, node: yaml.MappingNode, prefix: str = "") -> None:
-        """Checks the keys of one level and what they hold."""
+        """Check the keys of one level and their values."""
         lines: dict[str, int] = {}
         for name, value in node.value:
             line = _line(name)
@@ -212,11 +219,11 @@ class _Check:
                 self.value(key, value)
             elif isinstance(value, yaml.MappingNode):
                 self.mapping(value, key + ".")
-            elif value.tag != _NULL:  # all its keys may be commented out
+            elif value.tag != _NULL:  # all keys of the section can be commented out
                 self.problem(_line(value), key, f"found {_found(value)}, expected keys below it")
 
     def override(self, key: str, text: str) -> None:
-        """Checks one `--set KEY=VALUE`."""
+        """Check one `--set KEY=VALUE`."""
         if key not in ROWS:
             self.unknown(0, key)
         elif isinstance(ROWS[key].kind, Records):
@@ -228,7 +235,7 @@ class _Check:
             self.value(key, yaml.ScalarNode("", text))
 
     def records(self, key: str, text: str) -> None:
-        """Checks a list of rules on the command line, written as in the file."""
+        """Check a list of rules on the command line, written as in the file."""
         if match := _Loader.NON_PRINTABLE.search(text):
             return self.problem(0, key, f'found the character "{escaped(match[0])}", expected text')
         try:
@@ -238,7 +245,9 @@ class _Check:
         return self.value(key, node)
 
     def unknown(self, line: int, key: str) -> None:
-        """Reports a key that is none, with the nearest one; without a line it comes from the command line."""
+        """Report an unknown key, with the most similar one; without a line it comes from the
+        command line.
+        """
         known = {name.rpartition(".")[2]: name for name in ROWS} | {name: name for name in ROWS}
         if line and "." not in key:
             known |= {section: section for section in SECTIONS}
@@ -248,7 +257,7 @@ class _Check:
         self.problem(line, key, "found an unknown key", f"did you mean {hint}?" if hint else "")
 
     def value(self, key: str, node: yaml.Node) -> None:
-        """Checks the value of a known key."""
+        """Check the value of a known key."""
         row = ROWS[key]
         if isinstance(row.kind, Records):
             self.values[key] = self.rules(key, node, row)
@@ -271,7 +280,7 @@ class _Check:
             self.problem(_line(node), key, f"found {row.kind.alone} beside other entries, expected it alone")
 
     def rules(self, key: str, node: yaml.Node, row: Row) -> tuple[Rule, ...]:
-        """Checks a list of rules."""
+        """Check a list of rules."""
         if not isinstance(node, yaml.SequenceNode):
             self.problem(_line(node), key, f"found {_found(node)}, expected {row.kind.expected}")
             return ()
@@ -287,7 +296,7 @@ class _Check:
         return tuple(rule for rule in found if rule)
 
     def rule(self, key: str, node: yaml.Node) -> Rule | None:
-        """Checks one rule; None, and a problem, if it is none."""
+        """Check one rule; None, and a problem, if it is wrong."""
         if not isinstance(node, yaml.MappingNode) or not node.value:
             self.problem(_line(node), key, f"found {_found(node)}, expected keys such as comm and action")
             return None
@@ -311,14 +320,14 @@ class _Check:
         return rule
 
     def miss_ring(self) -> None:
-        """Reports rules that want a dump: there is no memory to write out."""
+        """Report rules with action: dump if there is no ring buffer."""
         for line, key in self.dumps:
             self.problem(
                 line, key, "found dump while files.mode is files, expected keep or drop", "or files.mode: ring"
             )
 
     def item(self, key: str, node: yaml.Node, kind: Kind, hint: str = "") -> Any:
-        """Checks one value, or one entry of a list; None, and a problem, if it is not right."""
+        """Check one value, or one entry of a list; None, and a problem, if it is wrong."""
         if isinstance(node, yaml.ScalarNode) and node.tag != _NULL:
             try:
                 return kind.parse(node.value)
@@ -338,8 +347,11 @@ def _compose(text: str) -> yaml.Node | None:
     loader = _Loader(text)
     try:
         return loader.get_single_node()
-    except (ValueError, OverflowError) as error:  # the scanner turns digits into numbers and characters without a check
-        raise yaml.MarkedYAMLError(problem="found a number too large", problem_mark=loader.get_mark()) from error
+    # the scanner converts digits to numbers and characters without a check
+    except (ValueError, OverflowError) as error:
+        raise yaml.MarkedYAMLError(
+            problem="found a number that is too large", problem_mark=loader.get_mark()
+        ) from error
 
 
 def _explain(error: yaml.MarkedYAMLError) -> tuple[str, str]:

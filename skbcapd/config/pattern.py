@@ -1,10 +1,10 @@
 """Patterns for text that others choose: globs, and regular expressions with a time limit.
 
-In: a pattern from the settings, then texts: names, paths, command lines. Out: whether it matches.
+In: a pattern from the settings, and texts: names, paths, command lines. Out: whether it matches.
 
-The rule not to break: whoever chooses the text decides how long a backtracking expression takes. So
-`regex` matches regular expressions, which stops a match that takes too long, and no text is longer
-than TEXT_MAX. A glob backtracks at most as far as its own length: `re` is sufficient.
+The rule not to break: a text can make a backtracking expression take very long. So regular
+expressions use the module `regex`, which has a time limit, and texts are cut to TEXT_MAX. A glob
+backtracks at most as far as its own length: `re` is sufficient.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
-TEXT_MAX = 4096  # characters of a text that are looked at: as long as a path may be, and as much as is read of any
+# characters of a text that are matched: the maximum length of a path, and of a command line that is
+# read
+TEXT_MAX = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +25,11 @@ class TextPattern:
     """A pattern.
 
     Args:
-        text: a glob, which matches the whole, or a regular expression between slashes, which matches any part.
+        text: a glob, which matches the complete text, or a regular expression between slashes,
+            which matches any part.
 
     Raises:
-        ValueError: a regular expression that is none; the message says why.
+        ValueError: the regular expression is wrong; the message has the reason.
     """
 
     text: str
@@ -42,8 +45,8 @@ class TextPattern:
 
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what may mean something else in a later Python
-                re.compile(self.text[1:-1], re.DOTALL)  # its grammar is the one that people know
+                warnings.simplefilter("ignore")  # about syntax that can change in a later Python
+                re.compile(self.text[1:-1], re.DOTALL)  # the syntax of `re` is the documented one
                 return regex.compile(self.text[1:-1], regex.DOTALL)
         except (re.error, regex.error, OverflowError, RecursionError) as error:
             raise ValueError(f"bad regular expression: {error}") from None
@@ -54,11 +57,11 @@ class TextPattern:
         return len(self.text) > 2 and self.text[0] == self.text[-1] == "/"
 
     def matches(self, text: str, seconds: float) -> bool:
-        """Whether it matches a text, of which TEXT_MAX characters are looked at.
+        """Whether it matches the first TEXT_MAX characters of a text.
 
         Args:
             text: any text.
-            seconds: how long a regular expression may take.
+            seconds: time limit of a regular expression.
 
         Raises:
             TimeoutError: it takes longer.

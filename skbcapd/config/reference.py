@@ -1,6 +1,7 @@
 """The reference config file and the JSON Schema, written from the table of settings.
 
-In: `settings.ROWS`. Out: the texts of etc/skbcapd.yaml and etc/skbcapd.schema.json; a test holds the files to them.
+In: `settings.ROWS`. Out: the texts of etc/skbcapd.yaml and etc/skbcapd.schema.json; a test compares
+the files.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _HEADER = """\
 
 
 def reference() -> str:
-    """Write the reference file.
+    """The reference file.
 
     Returns:
         The text of etc/skbcapd.yaml: every key with its meaning, range and default.
@@ -39,13 +40,13 @@ def reference() -> str:
 
 
 def schema() -> str:
-    """Write the JSON Schema of the config file, for editors.
+    """The JSON Schema of the config file, for editors.
 
     Returns:
-        The text of etc/skbcapd.schema.json. What it cannot say (regular expressions, packet filters, what does not go
-        together) is left to `skbcapd check`.
+        The text of etc/skbcapd.schema.json. `skbcapd check` also checks regular expressions, packet
+        filters, and combinations of keys.
 
-    Source: JSON Schema, draft 7, which editors know.
+    Source: JSON Schema, draft 7, which editors support.
     """
     plain = {key: row for key, row in ROWS.items() if "." not in key}
     sections: dict[str, dict[str, Row]] = {}

@@ -1,12 +1,13 @@
 # ruff: noqa: RUF009 - _key makes a dataclass field, which is all that the rule wants to see
 """The table of settings: every key with its default, kind and description.
 
-Out: `Settings`, and `ROWS`, from which `parser` takes keys and kinds, and `reference` writes the config file and its
-schema. A field made by `_key` is one key of the file: its default as written in the file, its kind (type, range, unit)
-and its description in the man page.
+Out: `Settings`, and `ROWS`, from which `parser` takes keys and kinds, and `reference` writes the
+config file and its schema. A field made by `_key` is one key of the file: its default as written in
+the file, its kind (type, range, unit) and its description in the man page.
 
-The rule not to break: a key is defined here and nowhere else. To add one, add its field and run `make generate`; a test
-compares the generated files with this table. A new section is a new dataclass and one more field of `Settings`.
+The rule not to break: a key is defined here and nowhere else. To add one, add its field and run
+`make generate`; a test compares the generated files with this table. A new section is a new
+dataclass and one more field of `Settings`.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Records:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """A list of objects."""
+        """The JSON Schema: a list of objects."""
         return {"type": "array", "items": object_schema(RULE_KEYS) | {"minProperties": 1}}
 
     def parse(self, text: str) -> tuple[Rule, ...]:
@@ -82,7 +83,7 @@ class Row:
 
 
 def object_schema(rows: Mapping[str, Row]) -> dict[str, Any]:
-    """The schema of keys on one level."""
+    """The JSON Schema of the keys on one level."""
     properties = {}
     for name, row in rows.items():
         default = f" Default {row.default}." if row.default else ""
@@ -96,7 +97,7 @@ def _key(default: str, kind: Kind, doc: str) -> Any:
 
 
 def _part(kind: Kind, doc: str) -> Any:
-    """A key of a rule: None unless it is given."""
+    """A key of a rule; None if it is missing."""
     return dataclasses.field(default=None, metadata={"row": Row("", kind, doc)})
 
 
@@ -255,7 +256,9 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One process rule: conditions, all of which must be true, and the action. A key that is not given is None."""
+    """One process rule: conditions, all of which must be true, and the action. A missing key is
+    None.
+    """
 
     fields: Mapping[str, TextPattern | int] = dataclasses.field(default_factory=dict)
     """Conditions on the fields of attribution.fields."""
@@ -279,7 +282,7 @@ class Rule:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Rule:
-        """A rule of keys as the file has them, each of RULE_KEYS."""
+        """Make a rule from keys of the file, each of RULE_KEYS."""
         return cls(
             {key: value for key, value in values.items() if key in FIELDS},
             **{key: value for key, value in values.items() if key not in FIELDS},
@@ -287,18 +290,18 @@ class Rule:
 
     @property
     def given(self) -> dict[str, Any]:
-        """The keys that are given, as the file has them."""
+        """The keys that are present, as in the file."""
         own = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "fields"}
         return {**self.fields, **{key: value for key, value in own.items() if value is not None}}
 
     @property
     def conditions(self) -> set[str]:
-        """The conditions that are given."""
+        """The conditions that are present."""
         return self.given.keys() - {"children", "action", "snaplen", "filter"}
 
     @property
     def contradiction(self) -> str:
-        """Keys that exclude each other, as a message; empty if there are none."""
+        """A message about keys that exclude each other; empty if there are none."""
         if self.action == "drop" and (self.snaplen is not None or self.filter is not None):
             return "found drop beside snaplen or filter, expected one or the other"
         if self.children and not self.fields:

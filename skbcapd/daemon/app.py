@@ -1,7 +1,7 @@
-"""The composition root: settings in, a capture that runs to its end out.
+"""The composition root: makes a capture from settings, and runs it to its end.
 
-Only this module connects the packages: the loaded program, the capture, its output, and what a running capture needs
-(event loop, report, endpoints, reload).
+Only this module connects the packages: the loaded program, the capture, its output, and what a
+running capture needs (event loop, report, endpoints, reload).
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ _LOG = logging.getLogger(__name__)
 
 Files: TypeAlias = RotatingOutput | Recorder
 Target: TypeAlias = block_writer.CaptureFile | block_writer.StandardOutput | Files
-"""Where the bytes of an output are written; closed at the end."""
+"""The destination of the bytes of an output; closed at the end."""
 
 
 def load_program(settings: Settings) -> kernel.Program:
-    """Compile, or take from the cache, and load the kernel program.
+    """Load the kernel program; compile it if it is not cached.
 
     Raises:
-        KernelError: this kernel cannot capture, or rejects the program; or a limit of the process or its cgroup is
-            too small.
-        BtfError: its type information is not as expected.
+        KernelError: this kernel cannot capture, or rejects the program; or a limit of the process
+            or its cgroup is too small.
+        BtfError: the type information of the kernel is missing or unknown.
     """
     hooks = kernel.choose_hooks(settings.attach, settings.directions, settings.transmit)
     requirements.refuse_hopeless()
@@ -76,7 +76,7 @@ def _import_scapy() -> object:
 
 
 def files(settings: Settings) -> Files:
-    """The output that writes files as the settings say.
+    """The output for the settings of files.
 
     Raises:
         FileError: files.directory cannot be used.
@@ -99,15 +99,15 @@ class Run:
     """One capture, from its start to its end.
 
     Args:
-        settings: of the start.
+        settings: settings at the start.
         program: loaded.
         output: takes the packets.
-        target: where the output's bytes end; closed at the end.
-        duration_s: end after so many seconds; None for never.
-        count: end after so many packets; 0 for never.
-        load: reads the settings anew on SIGHUP; None: they never change.
+        target: destination of the output; closed at the end.
+        duration_s: stop after so many seconds; None: never.
+        count: stop after so many packets; 0: never.
+        load: reads the settings again on SIGHUP; None: they never change.
         live: report to the service manager, the journal or a terminal.
-        quiet: say only what went wrong.
+        quiet: print and log errors and drops only.
     """
 
     settings: Settings
@@ -122,11 +122,11 @@ class Run:
 
 
 def serve(run: Run) -> int:
-    """Run a capture to its end; the exit code.
+    """Run a capture to its end; returns the exit code.
 
     Raises:
         KernelError: the capture cannot start.
-        FileError: the output refuses.
+        FileError: the output cannot be written.
     """
     settings, target = run.settings, run.target
     standard_streams.limit_patience()
@@ -168,7 +168,7 @@ def serve(run: Run) -> int:
 
 
 def _all(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
-    """One call that makes all of these, in their order."""
+    """Makes all of these in one call, in their order."""
 
     def call() -> None:
         for each in calls:
@@ -178,7 +178,7 @@ def _all(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
 
 
 def _make_endpoints(capture: Capture, output: Files, settings: Settings, reload: Reload) -> Endpoints:
-    """What can be asked of a running capture."""
+    """The statistics of a running capture."""
     statistics = Statistics(
         capture, output, lambda: in_force(settings, reload.settings), log_dropped=lambda: LOG.dropped
     )
@@ -204,7 +204,7 @@ def _make_reload(capture: Capture, settings: Settings, load: Callable[[], Settin
 
 
 def _actions(capture: Capture, output: Files | None) -> dict[int, Callable[[], None]]:
-    """What the output does on signals."""
+    """The actions on signals."""
     if isinstance(output, RotatingOutput):
         return {
             signal.SIGUSR1: lambda: output.rotate(capture.statistics),

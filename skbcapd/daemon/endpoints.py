@@ -1,6 +1,7 @@
 """The endpoints of a running capture: control socket, metrics port, metrics file.
 
-In: settings, statistics. Out: a server for the event loop, and a file that is replaced every few seconds.
+In: settings, statistics. Out: a server for the event loop, and a file that is replaced every few
+seconds.
 
 The rule: an endpoint that cannot be opened is logged, and the capture runs without it.
 """
@@ -28,7 +29,7 @@ class Endpoints:
     An endpoint that cannot be opened is logged, and the capture runs without it.
 
     Args:
-        settings: of the start.
+        settings: settings at the start.
         statistics: what the endpoints show.
 
     Raises:
@@ -53,7 +54,7 @@ class Endpoints:
             self._textfile = Textfile(wanted.textfile)
 
     def tick(self) -> None:
-        """Once per second."""
+        """Called once per second."""
         self._statistics.tick()
         self.server.tick()
         if self._textfile:

@@ -1,22 +1,29 @@
-"""Logging: to the systemd journal with fields, otherwise to stderr as plain lines. Only this module sets it up.
+"""Logging: to the systemd journal with fields, otherwise to stderr as plain lines. Only this module
+sets it up.
 
-In: records of `logging` below the logger `skbcapd`; `extra=Event.X.extra(...)` gives the kind of a record. Out: one
-journal entry with MESSAGE_ID, PRIORITY and a SKBCAPD_ field for each value, or one line.
+In: records of `logging` below the logger `skbcapd`; `extra=Event.X.extra(...)` gives the kind of a
+record. Out: one journal entry with MESSAGE_ID, PRIORITY and a SKBCAPD_ field for each value, or one
+line.
 
 The rules not to break:
 
-- The log stays short: at most BURST lines of each kind are written in WINDOW_S. The others are counted, and the count
-  is logged. Replies to actions of an administrator are always written.
-- Log lines cannot harm a terminal: the formatter escapes them, because others choose names of interfaces and files.
-- A line that cannot be written is dropped and counted; it never stops the capture.
+- The log stays short: at most BURST lines of each kind are written in WINDOW_S. The others are
+  counted, and the count is logged. Replies to actions of an administrator are always written.
+- Log lines cannot harm a terminal: the formatter escapes them, because others choose names of
+  interfaces and files.
+- A line that cannot be written is dropped and counted; it never stops the capture. The journal is
+  waited for no longer than stderr is. The library of systemd would wait without a limit.
 
-Source: systemd.journal-fields(7), sd_journal_stream_fd(3) for JOURNAL_STREAM.
+Source: systemd.journal-fields(7), sd_journal_stream_fd(3) for JOURNAL_STREAM; "Native Journal Protocol"
+(https://systemd.io/JOURNAL_NATIVE_PROTOCOL/).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -31,7 +38,7 @@ WINDOW_S = 30.0
 BURST = 20
 
 _LOGGER = logging.getLogger("skbcapd")
-_KINDS = {logging.ERROR: Event.FAILED, logging.WARNING: Event.WARNING}  # of records without a kind
+_KINDS = {logging.ERROR: Event.FAILED, logging.WARNING: Event.WARNING}  # for records without a kind
 _ALWAYS = {Event.RELOADED.value, Event.NOT_RELOADED.value, Event.FAILED.value}
 
 Send = Callable[[Mapping[str, str]], None]
@@ -51,7 +58,7 @@ class Log:
         self, level: str = "info", send: Send | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.is_journal = send is not None
-        """Whether there are fields; then no status line is printed."""
+        """Whether the log is the journal; then no status line is printed."""
         self._counter = _Counter()
         self._handler = _journal_handler(send, self._counter) if send else _StderrHandler(self._counter)
         self._handler.setFormatter(EscapingFormatter("%(message)s" if send else "skbcapd: %(message)s"))
@@ -61,7 +68,7 @@ class Log:
 
     @property
     def level(self) -> str:
-        """Minimum severity that is written."""
+        """Minimum severity that is logged."""
         return self._level
 
     @level.setter
@@ -71,7 +78,7 @@ class Log:
 
     @property
     def dropped(self) -> int:
-        """Lines that could not be written."""
+        """Number of lines that could not be written."""
         return self._counter.dropped + standard_streams.dropped()
 
     def install(self) -> None:
@@ -82,7 +89,7 @@ class Log:
         _LOGGER.setLevel(logging.DEBUG)  # the handler filters by level
 
     def tick(self) -> None:
-        """Log how many lines were suppressed, when their window is over; called once per second."""
+        """Called once per second: log how many lines were suppressed, when their window is over."""
         self._bursts.end_windows()
 
     def close(self) -> None:
@@ -101,7 +108,7 @@ class EscapingFormatter(logging.Formatter):
         return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        """A traceback, line by line."""
+        """A traceback, with each line escaped."""
         return "\n".join(escaped(line) for line in super().formatException(ei).split("\n"))
 
 
@@ -117,10 +124,11 @@ class BurstFilter(logging.Filter):
         super().__init__()
         self._emit, self._clock = emit, clock
         self._lock = threading.RLock()
-        self._windows: dict[str, tuple[float, int, int]] = {}  # of a kind: when it began, how often since, level
+        # by kind: start of the window, number of records in it, level
+        self._windows: dict[str, tuple[float, int, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether it passes."""
+        """Whether the record is logged."""
         kind = _kind(record)
         with self._lock:
             self.end_windows()
@@ -142,7 +150,7 @@ class BurstFilter(logging.Filter):
 
 
 class _Counter:
-    """Records that could not be written."""
+    """Number of records that could not be written."""
 
     dropped = 0
 
@@ -210,15 +218,42 @@ def journal(environment: Mapping[str, str] = os.environ, descriptor: int = 2) ->
         return None
     if environment.get("JOURNAL_STREAM") != f"{found.st_dev}:{found.st_ino}":
         return None
-    try:
-        from systemd.journal import sendv  # noqa: PLC0415
-    except ImportError:
-        return None
+    return None if importlib.util.find_spec("systemd") is None else JournalSocket().send
 
-    def send(entry: Mapping[str, str]) -> None:
-        sendv(*(f"{name}={value}" for name, value in entry.items()))
 
-    return send
+class JournalSocket:
+    """The journal's socket.
+
+    Args:
+        address: of the socket.
+    """
+
+    def __init__(self, address: str = "/run/systemd/journal/socket") -> None:
+        self._address = address
+        self._is_stalled = False
+
+    def send(self, entry: Mapping[str, str]) -> None:
+        """Send an entry.
+
+        Args:
+            entry: name to value of each field; names are upper case.
+
+        Raises:
+            OSError: it is not taken, or not soon.
+        """
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(0.0 if self._is_stalled else standard_streams.PATIENCE_S)
+            self._is_stalled = True
+            sock.sendto(b"".join(_field(*each) for each in entry.items()), self._address)
+            self._is_stalled = False
+
+
+def _field(name: str, value: str) -> bytes:
+    """A field in the protocol of the journal; lines in a value need its length."""
+    data = value.encode(errors="backslashreplace")
+    if b"\n" in data:
+        return name.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
+    return name.encode() + b"=" + data + b"\n"
 
 
 LOG = Log(send=journal())  # one for the process, as stderr is

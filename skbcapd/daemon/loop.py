@@ -24,22 +24,30 @@ from skbcapd.capture.reload import Reload
 from skbcapd.daemon.server import Server
 from skbcapd.kernel.abi import SEGMENT_SIZE
 
-LATENCY_S = 0.09  # packets wait no longer in memory
-BUSY_S = 0.01  # until an output that is at work is asked again
+LATENCY_S = 0.09  # the longest time that packets wait in memory
+BUSY_S = 0.01  # interval of polling a busy output
 TICK_S = 1.0
+ACT_S = 0.25  # the shortest time between two actions of signals: many signals must not use all of the time
+HELD_BACK = {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+"""Signals that end a process without a handler; see `hold_back_signals`."""
+
+
+def hold_back_signals() -> None:
+    """Block the signals that ask a running capture for something, until a Service handles them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
 
 
 class Service:
-    """Runs one capture until a signal, a deadline, a limit or the end of its reader.
+    """Runs one capture until a signal, a deadline, a limit, or until the reader of its output ends.
 
     Args:
-        capture: not yet started.
-        duration_s: end after so many seconds; None for never.
-        output_fd: descriptor whose reader may go away; None when it cannot.
+        capture: the capture, not started yet.
+        duration_s: stop after so many seconds; None: never.
+        output_fd: descriptor of an output with a reader; None: a file.
         tick: called once a second.
-        actions: what to do at other signals, by their numbers.
-        reload: begun on SIGHUP; None: that signal ends the capture as it does any program.
-        server: asked to serve when its descriptor is readable; None where nobody may ask.
+        actions: actions on other signals, by number.
+        reload: started by SIGHUP; None: SIGHUP ends the capture.
+        server: called when its descriptor is readable; None: no endpoints.
     """
 
     def __init__(
@@ -56,7 +64,8 @@ class Service:
         self._duration_s = duration_s
         self._tick = tick
         self._actions = actions or {}
-        self._asked: list[int] = []
+        self._asked: list[int] = []  # numbers of signals, each once
+        self._act_at = 0.0
         self._reload = reload
         self._server = server
         self._stopping = self._wants_reload = False
@@ -71,12 +80,13 @@ class Service:
         if reload is not None:
             signal.signal(signal.SIGHUP, self._on_signal)
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
 
     def run(self, started: Callable[[], None]) -> None:
-        """Start the capture, run it, stop it.
+        """Start, run and stop the capture.
 
         Args:
-            started: called when the first packet would be seen.
+            started: called when packets are captured.
 
         Raises:
             KernelError: the capture cannot start.
@@ -90,23 +100,30 @@ class Service:
             self._loop()
             broken = False
         except BrokenPipeError:
-            pass  # whoever read our output has enough: what is left is lost
+            pass  # the reader has ended: the remaining packets are dropped
         finally:
             if self._reload is not None:
                 self._reload.close()
             with contextlib.suppress(BrokenPipeError):
                 self._stop(broken=broken)
+            self._ignore_signals()
             signal.set_wakeup_fd(-1)
             for end in (self._epoll, self._signals, self._wake):
                 end.close()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number in self._actions:
-            self._asked.append(number)
+            if number not in self._asked:
+                self._asked.append(number)
         elif number == signal.SIGHUP:
             self._wants_reload = True
         else:
             self._stopping = True
+
+    def _ignore_signals(self) -> None:
+        """The capture is over: Python resets handlers at its end, and then a late signal would be the exit code."""
+        for number in (signal.SIGINT, signal.SIGTERM, *self._actions, *([signal.SIGHUP] if self._reload else [])):
+            signal.signal(number, signal.SIG_IGN)
 
     def _watch(self) -> None:
         self._epoll.register(self._signals, select.EPOLLIN)
@@ -117,7 +134,7 @@ class Service:
             try:
                 self._epoll.register(self._output_fd, 0)  # errors and hang-ups are always reported
             except PermissionError:
-                self._output_fd = None  # a regular file never hangs up
+                self._output_fd = None  # a regular file has no reader
 
     def _loop(self) -> None:
         capture = self.capture
@@ -127,30 +144,32 @@ class Service:
         while not self._stopping and not capture.is_full and now < end:
             self._go_on_reloading()
             moved = capture.drain()
-            self._act()
+            if now >= self._act_at:
+                self._act(now)
             if capture.output.wants_new_numbers:
                 capture.renumber()
             now = time.monotonic()
             self._tick_if_due(now)
             if moved >= SEGMENT_SIZE or capture.is_cut_short:
                 if self._server is not None:
-                    self._server.serve()  # the loop does not wait while it has too much to do
+                    self._server.serve()  # the loop does not wait if it has too much to do
                 continue
             if not moved and not capture.output.wants_turn and capture.fall_asleep():
-                has_packet = self._wait(min(self._next_tick, end))
+                has_packet = self._wait(min(self._next_tick, end, self._act_at if self._asked else end))
                 capture.wake_up()
                 if not has_packet:
                     continue
-            # Also after the first packet: others come behind it, and a socket that nobody has used yet may be used.
+            # Also after the first packet: more packets follow, and sockets without a known user can
+            # get one.
             pause = BUSY_S if capture.output.is_busy or capture.output.wants_turn else LATENCY_S
             if self._wait(min(time.monotonic() + pause, end)):
                 capture.wake_up()
-        if self._asked:  # a dump or a new file, and then the end at once: what came before is still meant
+        if self._asked:  # a signal for a dump or a new file, and then the end: it still applies
             capture.drain()
-            self._act()
+            self._act(now)
 
     def _stop(self, *, broken: bool) -> None:
-        """Detach, write what was captured until then, for SETTLE_S at most, and end."""
+        """Detach, write the packets in the segments, for SETTLE_S at most, and end."""
         capture = self.capture
         capture.detach()
         try:
@@ -159,7 +178,7 @@ class Service:
                 moved = capture.drain()
                 self._tick_if_due(time.monotonic())
                 if not moved:
-                    time.sleep(BUSY_S)  # for the output, or a program on another processor
+                    time.sleep(BUSY_S)  # for the output, or for a program on another processor
         except OSError:
             broken = True
             raise
@@ -172,13 +191,16 @@ class Service:
             self.capture.program.set_clock()
             self._tick()
 
-    def _act(self) -> None:
-        """Do what signals have asked for."""
-        while self._asked:
-            self._actions[self._asked.pop(0)]()
+    def _act(self, now: float) -> None:
+        """Do the actions of the signals that have arrived."""
+        asked, self._asked = self._asked, []
+        if asked:
+            self._act_at = now + ACT_S
+        for number in asked:
+            self._actions[number]()
 
     def _go_on_reloading(self) -> None:
-        """Begin to reload, or end it when its child is done; never waits."""
+        """Start a reload, or finish it when its child is done; never waits."""
         if self._reload is None:
             return
         if self._wants_reload:
@@ -188,7 +210,9 @@ class Service:
             self._reload.finish()
 
     def _wait(self, until: float) -> bool:
-        """Wait for the program's call, a signal or the end of the output, but not beyond a time; whether it called."""
+        """Wait for a wakeup, a signal or the end of the output, with a timeout; returns whether it
+        was a wakeup.
+        """
         called = False
         for descriptor, _ in self._epoll.poll(max(0.0, until - time.monotonic())):
             if descriptor == self._output_fd:

@@ -1,10 +1,12 @@
-"""The statistics of a running capture as Prometheus metrics: an HTTP page, and a file for node_exporter.
+"""The statistics of a running capture as Prometheus metrics: an HTTP page, and a file for
+node_exporter.
 
 In: a snapshot from `statistics`. Out: text in the format of Prometheus.
 
-The rule: no label has values that others choose, such as names of processes: each value is a new time series that stays
-forever. In a file, each metric has the label `capture`: node_exporter reads the files of several daemons, and accepts
-no two equal series. prometheus_client is imported only if the settings need it.
+The rule: no label has values that others choose, such as names of processes: each value is a new
+time series that stays forever. In a file, each metric has the label `capture`: node_exporter reads
+the files of several daemons, and accepts no two equal series. prometheus_client is imported only if
+the settings need it.
 
 Source: https://prometheus.io/docs/instrumenting/exposition_formats/ and .../writing_exporters/.
 """
@@ -16,13 +18,13 @@ import importlib.util
 import logging
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from skbcapd.config import settings
 from skbcapd.errors import UsageError
+from skbcapd.output.worker import Worker
 
 _LOG = logging.getLogger(__name__)
 EVERY_S = 15  # between two writes of the file: the usual scrape interval of Prometheus
@@ -125,10 +127,10 @@ class Metrics:
 
 
 class Textfile:
-    """A file with the metrics for the textfile collector of node_exporter; complete at any time.
+    """A file with the metrics for the textfile collector of node_exporter; always complete.
 
     Args:
-        path: of the file.
+        path: path of the file.
     """
 
     def __init__(self, path: str) -> None:
@@ -136,23 +138,24 @@ class Textfile:
         self._ticks = 0
         self._error = self._told = ""
         self._has_written = False
-        self._thread: threading.Thread | None = None
+        self._worker = Worker("textfile")
 
     def tick(self, text: Callable[[], bytes]) -> None:
-        """Once per second: start to write if it is time and the last write is over. A thread writes: disks are slow."""
+        """Called once per second: start to write if it is time and the last write is over. A thread
+        writes, because disks can be slow.
+        """
         if self._error != self._told:
             self._told = self._error
             if self._error:
                 _LOG.warning("%s: %s; the metrics are not written to it", self._path, self._error)
-        if self._ticks % EVERY_S == 0 and not (self._thread and self._thread.is_alive()):
-            self._thread = threading.Thread(target=self._write, args=(text(),), daemon=True)
-            self._thread.start()
+        if self._ticks % EVERY_S == 0 and not self._worker.waiting and self._worker.start():
+            written = text()
+            self._worker.do(lambda: self._write(written))
         self._ticks += 1
 
     def close(self) -> None:
         """Delete the file: otherwise node_exporter would continue to export the last values."""
-        if self._thread:
-            self._thread.join(1.0)
+        self._worker.wait(1.0)
         with contextlib.suppress(OSError):
             if self._has_written:
                 Path(self._path).unlink()
@@ -161,12 +164,12 @@ class Textfile:
         part = f"{self._path}.part"  # node_exporter reads *.prom only
         try:
             _expect_regular(self._path)
-            # A new file: whatever lies there, a link or a FIFO, is neither followed nor waited for.
+            # Create a new file: an existing link or FIFO is not opened.
             with contextlib.suppress(FileNotFoundError):
                 Path(part).unlink()
             how = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             with open(os.open(part, how, 0o644), "wb") as file:  # noqa: PTH123  so that flags and mode can be given
-                os.fchmod(file.fileno(), 0o644)  # for node_exporter's user, whatever the umask is
+                os.fchmod(file.fileno(), 0o644)  # for the user of node_exporter, independently of the umask
                 file.write(text)
             Path(part).replace(self._path)
         except OSError as error:
@@ -177,7 +180,7 @@ class Textfile:
 
 
 def _expect_regular(path: str) -> None:
-    """Leave what somebody else has put there: a FIFO, a device. A symbolic link is replaced, not followed."""
+    """Raise an error if there is a FIFO or a device. A symbolic link is replaced, not followed."""
     try:
         kind = os.lstat(path).st_mode
     except FileNotFoundError:

@@ -1,14 +1,15 @@
 """Reports of a running capture and of its end: to the service manager, the journal, or a terminal.
 
-In: a capture and the file that it writes. Out: states for sd_notify, log messages, a status line, totals.
+In: a capture and the file that it writes. Out: states for sd_notify, log messages, a status line,
+totals.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
 
+from skbcapd import standard_streams
 from skbcapd.capture.capture import Capture
 from skbcapd.capture.totals import Totals
 from skbcapd.daemon.log import LOG
@@ -30,8 +31,8 @@ class Report:
     On a terminal, the status line is updated in place; elsewhere it is printed every few seconds.
 
     Args:
-        capture: running.
-        output: where its packets are written.
+        capture: the running capture.
+        output: writes its packets.
     """
 
     def __init__(self, capture: Capture, output: RotatingOutput | Recorder) -> None:
@@ -44,10 +45,10 @@ class Report:
         self._dropped = 0
 
     def started(self, text: str) -> None:
-        """The hooks are attached and the self-test is over.
+        """Report that the hooks are attached and the self-test is over.
 
         Raises:
-            KernelError: a service manager waits for us, and the self-test has failed.
+            KernelError: the self-test has failed, and a service manager waits for the start.
         """
         if self._notifier.is_listening and not self._capture.is_proven:
             raise KernelError(
@@ -80,7 +81,7 @@ class Report:
         LOG.close()
 
     def stopped(self) -> None:
-        """The totals: for the journal, or as lines."""
+        """Report the totals: to the journal, or as lines."""
         totals = self._capture.totals()
         if not LOG.is_journal:
             print_totals(totals)
@@ -91,7 +92,7 @@ class Report:
         _LOG.info("%s", text, extra=fields)
 
     def _state(self) -> str:
-        """The status line; more drops than before are logged."""
+        """Update the status line, and log new drops."""
         totals = self._capture.totals()
         dropped = totals.kernel.lost + totals.missed + totals.dropped
         if self._is_served and dropped > self._dropped:
@@ -104,31 +105,30 @@ class Report:
     def _print(self) -> None:
         text = escaped(self._state())
         if self._terminal:
-            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80  # a serial console says 0
-            print(f"\r\x1b[K{text[: width - 1]}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{text[: standard_streams.width() - 1]}", end="", file=sys.stderr, flush=True)
         else:
             print(text, file=sys.stderr, flush=True)
 
 
 def print_totals(totals: Totals, *, quiet: bool = False) -> None:
-    """Print the totals on stderr: those of tcpdump, and one line for each other outcome.
+    """Print the totals on stderr: the lines of tcpdump, and one line for each other outcome.
 
     Args:
         totals: of the capture.
-        quiet: only drops in the kernel.
+        quiet: print only drops in the kernel.
     """
     kernel_counters = totals.kernel
     losses = [
         (kernel_counters.full + kernel_counters.contended, "dropped by kernel", not quiet),
-        (kernel_counters.start, "dropped, as the start of the frame is unknown", False),
+        (kernel_counters.start, "dropped, because the start of the frame is unknown", False),
         (totals.missed, "missed while the kernel program was already running", False),
         (kernel_counters.seen - kernel_counters.outcomes, "seen, but not accounted for", False),
     ]
     others = [
         (totals.not_dumped, "not dumped from memory", False),
-        (totals.dropped, "dropped by the output", False),  # for example after its reader has closed the pipe
+        (totals.dropped, "dropped by the output", False),  # for example because its reader has closed the pipe
         (totals.filtered, "filtered", False),
-        (totals.duplicates, "seen before, on another interface", False),
+        (totals.duplicates, "seen before on another interface", False),
     ]
     for packets, what, always in losses if quiet else [(totals.written, "captured", True), *losses, *others]:
         if packets or always:

@@ -1,4 +1,5 @@
-"""The listeners of a running capture: the control socket and the metrics port. One request, one answer, then closed.
+"""The listeners of a running capture: the control socket and the metrics port. One request, one
+answer, then closed.
 
 In: connections. Out: the result of `answer` for each request.
 
@@ -25,16 +26,16 @@ from typing import Any
 
 from skbcapd.errors import FileError
 
-CLIENTS_MAX = 16  # of each listener
+CLIENTS_MAX = 16  # per listener
 REQUEST_MAX = 4096  # bytes
-READS_MAX = 32  # pieces in which they come
-ACCEPTS_MAX = 32  # a second, at each listener
-PATIENCE_S = 5.0  # from connection to the end of the answer
+READS_MAX = 32  # reads per request
+ACCEPTS_MAX = 32  # per second and listener
+PATIENCE_S = 5.0  # from the connection to the end of the answer
 SOCKET_MODE = 0o660
-_EVENTS_MAX = 32  # in one call
+_EVENTS_MAX = 32  # per call
 
 Answer = Callable[[bytes], bytes | None]
-"""What to say to the bytes that came so far; None: the question is not whole yet."""
+"""Returns the answer to the bytes received so far; None: the request is not complete."""
 
 
 @dataclass(eq=False, slots=True)
@@ -51,7 +52,7 @@ class _Client:
 
 @dataclass(eq=False, slots=True)
 class _Listener:
-    """A listening socket, and who has connected, the oldest first."""
+    """A listening socket and its clients, the oldest first."""
 
     socket: socket.socket
     answer: Answer
@@ -60,7 +61,7 @@ class _Listener:
 
 
 class Server:
-    """Answers at some listeners.
+    """Answers requests at several listeners.
 
     Args:
         clock: seconds.
@@ -70,17 +71,18 @@ class Server:
         self._clock = clock
         self._epoll = select.epoll()
         self._listeners: dict[int, _Listener] = {}
-        self._paths: list[tuple[str, int]] = []  # of UNIX sockets, with their inodes
+        self._paths: list[tuple[str, int]] = []  # UNIX sockets and their inode numbers
 
     def fileno(self) -> int:
-        """Readable when there is something to serve."""
+        """Readable if `serve` must be called."""
         return self._epoll.fileno()
 
     def listen_unix(self, path: str, answer: Answer) -> None:
-        """Listen in the file system, for its owner and group. What a dead process has left there is replaced.
+        """Listen on a UNIX socket, for its owner and group. The socket of a process that has ended
+        is replaced.
 
         Raises:
-            FileError: it cannot be made, or another process listens there.
+            FileError: it cannot be created, or another process listens there.
         """
         sock = socket.socket(socket.AF_UNIX)
         try:
@@ -95,13 +97,13 @@ class Server:
             self._open(sock, answer)
         except OSError as error:
             sock.close()
-            raise FileError(f"{path}: {error.strerror}; expected a place for the control socket") from None
+            raise FileError(f"{path}: {error.strerror}; expected to create the control socket") from None
         except FileError:
             sock.close()
             raise
 
     def listen_tcp(self, address: tuple[str, int], answer: Answer) -> None:
-        """Listen at an IP address and port.
+        """Listen on an IP address and port.
 
         Raises:
             FileError: it cannot be opened.
@@ -113,10 +115,12 @@ class Server:
             self._open(sock, answer)
         except OSError as error:
             sock.close()
-            raise FileError(f"{address[0]} port {address[1]}: {error.strerror}; expected a free port") from None
+            raise FileError(
+                f"{address[0]} port {address[1]}: {error.strerror}; expected a local address and a free port"
+            ) from None
 
     def serve(self) -> None:
-        """Do what can be done at once, and not too much of it."""
+        """Serve all descriptors that are ready, with limits."""
         for descriptor, events in self._epoll.poll(0, _EVENTS_MAX):
             listener = self._listeners.get(descriptor)
             if listener is not None:
@@ -130,11 +134,11 @@ class Server:
                 ),
                 None,
             )
-            if client is not None:  # else it was dropped a moment ago
+            if client is not None:  # otherwise it was disconnected a moment ago
                 self._go_on(client, events)
 
     def tick(self) -> None:
-        """Once a second: let go of those who take too long, let others in."""
+        """Called once a second: disconnect clients that take too long, and accept new ones."""
         now = self._clock()
         for listener in self._listeners.values():
             for client in [client for client in listener.clients.values() if now >= client.until]:
@@ -164,7 +168,7 @@ class Server:
     def _accept(self, listener: _Listener) -> None:
         try:
             sock, _ = listener.socket.accept()
-        except OSError:  # it has gone again, or we have no descriptor left
+        except OSError:  # the client has disconnected, or there is no free descriptor
             sock = None
         listener.accepts_left -= 1
         if not listener.accepts_left:
@@ -179,7 +183,7 @@ class Server:
         self._go_on(client, select.EPOLLIN)
 
     def _go_on(self, client: _Client, events: int) -> None:
-        """Read more of a question, or say more of an answer."""
+        """Read more of a request, or send more of an answer."""
         try:
             if not client.answer and events & ~select.EPOLLOUT:
                 self._read(client)
@@ -207,25 +211,27 @@ class Server:
     def _drop(self, client: _Client) -> None:
         if client.listener.clients.pop(client.socket.fileno(), None) is None:
             return
-        # Closing is not enough while a child that compiles filters has the descriptor as well.
+        # `close` alone is not enough while a child that compiles filters has the descriptor, too.
         self._epoll.unregister(client.socket)
-        with contextlib.suppress(OSError):  # the other side has gone
+        with contextlib.suppress(OSError):  # the client has disconnected
             client.socket.shutdown(socket.SHUT_RDWR)
         client.socket.close()
 
 
 def _remove_dead(path: str) -> None:
-    """Make room where a socket is that nobody listens at.
+    """Delete a socket if no process listens on it.
 
     Raises:
-        FileError: somebody does, or it is no socket.
+        FileError: a process listens on it, or it is not a socket.
     """
     try:
         is_socket = stat.S_ISSOCK(os.lstat(path).st_mode)
     except FileNotFoundError:
         return
     if not is_socket:
-        raise FileError(f"{path}: not a socket; expected no file", "control.socket names another place")
+        raise FileError(
+            f"{path}: not a socket; expected no file", "set another path as control.socket, or delete the file"
+        )
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)  # noqa: FBT003
         try:
@@ -234,17 +240,16 @@ def _remove_dead(path: str) -> None:
             Path(path).unlink()
             return
         except BlockingIOError:
-            pass  # its queue is full: somebody listens
-    raise FileError(
-        f"{path}: another process listens there; expected none", "each daemon needs a control.socket of its own"
-    )
+            pass  # its queue is full, so a process listens
+    raise FileError(f"{path}: another process listens there; expected none", "each daemon needs its own control.socket")
 
 
 def control(snapshot: Callable[[], Mapping[str, Any]]) -> Answer:
-    """The control socket: a line `status` is answered by one line of JSON, any other by one that says so.
+    """The control socket: the answer to the line `status` is one line of JSON, the answer to any
+    other line an error.
 
     Args:
-        snapshot: gives what is told.
+        snapshot: returns the statistics.
     """
 
     def answer(request: bytes) -> bytes | None:
@@ -258,12 +263,12 @@ def control(snapshot: Callable[[], Mapping[str, Any]]) -> Answer:
 
 
 def http(path: str, content_type: str, text: Callable[[], bytes]) -> Answer:
-    """An HTTP server with one page, to be read only.
+    """An HTTP server with one read-only page.
 
     Args:
-        path: of the page.
-        content_type: of the page.
-        text: gives the page.
+        path: path of the page.
+        content_type: its content type.
+        text: returns the page.
 
     Source: RFC 9112; HTTP/1.0 and 1.1, with `Connection: close`.
     """

@@ -1,10 +1,12 @@
 """The statistics of a running capture, as `skbcapd status` and the metrics show them.
 
-In: a capture, its output, its settings, and a sample of its packets. Out: snapshots: numbers, text, lists.
+In: a capture, its output, its settings, and a sample of its packets. Out: snapshots: numbers, text,
+lists.
 
-The rules not to break: only the length and the process of a packet get in here. The cost does not depend on the number
-of packets: SAMPLES packets per second are sampled, and counters are read once per second, however often a client asks.
-Every packet is counted once: seen = written + filtered + duplicates + self_test + in_memory + dropped + pending.
+The rules not to break: only the length and the process of a packet get in here. The cost does not
+depend on the number of packets: SAMPLES packets per second are sampled, and counters are read once
+per second, however often a client asks. Every packet is counted once: seen = written + filtered +
+duplicates + self_test + in_memory + dropped + pending.
 """
 
 from __future__ import annotations
@@ -30,16 +32,16 @@ from skbcapd.text_safety import escaped_bytes
 Snapshot: TypeAlias = dict[str, Any]
 
 SAMPLES = 1009  # packets sampled per second
-_SAMPLES_PER_RANGE = 101  # so that one burst does not use them all
-WINDOW_S = 30  # the busiest processes are those of this window and of the one before
-PROCESSES = 4093  # in one window; with more, the half with fewer bytes is discarded
+_SAMPLES_PER_RANGE = 101  # so that one burst does not use all of them
+WINDOW_S = 30  # the list covers this window and the one before
+PROCESSES = 4093  # per window; with more, the half with fewer bytes is discarded
 _TOP = 20
 _FRESH_S = 1.0
 _END = struct.Struct("<HHII")  # option 8: code, length, process, thread
 
 
 class Busiest:
-    """The processes that send and receive most: a Sampler.
+    """The busiest processes: a Sampler.
 
     It counts at most SAMPLES packets per second.
     """
@@ -48,17 +50,17 @@ class Busiest:
         self._left = SAMPLES
         self._ticks = 0
         self._before: dict[int | bytes, list[Any]] = {}
-        self._now: dict[int | bytes, list[Any]] = {}  # tgid, or a comment that names none, to name, packets, bytes
+        self._now: dict[int | bytes, list[Any]] = {}  # tgid (or a comment without one) -> name, packets, bytes
 
     def tick(self) -> None:
-        """Once per second: allow SAMPLES more packets."""
+        """Called once per second: allow SAMPLES more packets."""
         self._left = SAMPLES
         self._ticks += 1
         if self._ticks % WINDOW_S == 0:
             self._before, self._now = self._now, {}
 
     def look_at(self, view: memoryview) -> None:
-        """Ready blocks: the first ones."""
+        """Sample the first packets of complete blocks."""
         for seen, (at, kind, size) in enumerate(walk(view)):
             if seen >= _SAMPLES_PER_RANGE or not self._left:
                 return
@@ -68,7 +70,7 @@ class Busiest:
                 self.look_at_one(bytes(view[start : at + size - 4]), original_len)
 
     def look_at_one(self, options: bytes, original_len: int) -> None:
-        """One packet, by the options stamped on it; see label.packet_options."""
+        """Sample one packet, by its options; see comment.packet_options."""
         if not self._left:
             return
         self._left -= 1
@@ -86,7 +88,7 @@ class Busiest:
         found[2] += original_len
 
     def snapshot(self) -> Snapshot:
-        """The busiest processes, those with most bytes first, and how many packets were sampled."""
+        """The busiest processes, those with most bytes first, and the number of sampled packets."""
         sums: dict[int | bytes, list[Any]] = {}
         for window in (self._before, self._now):
             for key, (name, packets, size) in window.items():
@@ -106,16 +108,16 @@ class Busiest:
 
 
 class Output(Protocol):
-    """What the files are asked for."""
+    """The statistics of files."""
 
     @property
     def path(self) -> str:
-        """The file in work."""
+        """The path of the current file."""
         ...
 
     @property
     def deleted(self) -> tuple[int, int]:
-        """Files that retention has deleted, and their bytes."""
+        """Number and bytes of files that retention has deleted."""
         ...
 
 
@@ -124,10 +126,10 @@ class Statistics:
 
     Args:
         capture: running; its sampler is set.
-        output: where its packets go.
-        settings: gives those in force; see in_force.
+        output: takes its packets.
+        settings: returns the active settings; see in_force.
         clock: seconds.
-        log_dropped: how many lines of the log could not be written.
+        log_dropped: returns the number of log lines that could not be written.
     """
 
     def __init__(
@@ -146,11 +148,13 @@ class Statistics:
         self._snapshot: Snapshot = {}
 
     def tick(self) -> None:
-        """Once a second."""
+        """Called once a second."""
         self._busiest.tick()
 
     def snapshot(self) -> Snapshot:
-        """All statistics, at most one second old. It drains the segments: only the drain loop may call it."""
+        """All statistics, at most one second old. It drains the segments, so only the drain loop
+        may call it.
+        """
         now = self._clock()
         if now >= self._made + _FRESH_S:
             self._made, self._snapshot = now, self._take(now)
@@ -168,7 +172,7 @@ class Statistics:
             "self_test": totals.self_test,
             "in_memory": totals.not_dumped,
         }
-        # Counters are read one after the other, while packets arrive.
+        # The counters are read one after the other, while packets arrive.
         pending = max(0, kernel.seen - sum(packets.values()) - sum(dropped.values()))
         seen = sum(packets.values()) + sum(dropped.values()) + pending
         program = capture.program
@@ -203,7 +207,7 @@ def in_force(start: Settings, now: Settings) -> Settings:
 
 
 def _comment(options: bytes) -> bytes:
-    """The comment of a packet of ours, which is the first option; empty where it has none."""
+    """The comment of a packet of skbcapd, which is the first option; empty if there is none."""
     code, size = struct.unpack_from("<HH", options) if len(options) >= 4 else (0, 0)
     return options[4 : 4 + size] if code == OPT_COMMENT else b""
 
@@ -219,7 +223,7 @@ def _name(comment: bytes) -> str:
 
 
 def _plain(value: object) -> object:
-    """A setting's value as JSON has it; a pattern as the file spells it."""
+    """The value of a setting for JSON; a pattern as in the config file."""
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if isinstance(value, TextPattern):

@@ -20,8 +20,8 @@ from skbcapd.config.settings import Files, Settings
 
 
 def warnings_for(settings: Settings) -> Iterator[str]:
-    """The doubts about settings, one line each."""
-    names = [name for _, name in socket.if_nameindex()]  # /sys may show another network namespace's
+    """All warnings about settings, one line each."""
+    names = [name for _, name in socket.if_nameindex()]  # /sys may show another network namespace
     if settings.namespaces in {(), ("self",)}:
         for name in missing_interfaces(settings.interfaces, names):
             yield f"interfaces: no interface {name} is there now; it is captured when it appears"
@@ -38,7 +38,9 @@ def warnings_for(settings: Settings) -> Iterator[str]:
 
 
 def _file_doubts(files: Files) -> Iterator[str]:
-    """Limits of files that delete what was just captured, or let nothing be written."""
+    """Warnings about limits of files with which finished files are deleted at once, or nothing is
+    written.
+    """
     size = min(files.size or files.ring, files.ring) if files.mode == "ring" else files.size
     if files.keep_size and files.keep_size < size:
         yield (
@@ -55,7 +57,7 @@ def _file_doubts(files: Files) -> Iterator[str]:
 
 
 def _has_namespace(name: str, run: Path = RUN, proc: Path = Path("/proc")) -> bool:
-    """Whether a network namespace is there, by name or inode number; also where we may not look."""
+    """Whether a network namespace exists, by name or inode number; True if that cannot be read."""
     if not name.isdecimal():
         return (run / name).exists()
     wanted, is_hidden = int(name), False
@@ -65,27 +67,28 @@ def _has_namespace(name: str, run: Path = RUN, proc: Path = Path("/proc")) -> bo
                 return True
         except PermissionError:
             is_hidden = True
-        except OSError:  # its process has ended
+        except OSError:  # the process has ended
             continue
     return is_hidden
 
 
 def missing_interfaces(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Interfaces that are asked for by name, and are not there.
+    """Names of interfaces in the settings that do not exist.
 
     Args:
-        wanted: names and globs.
-        names: of the interfaces there are.
+        wanted: names and globs from the settings.
+        names: names of existing interfaces.
     """
     return [name for name in wanted if name not in {ANY, *names} and not set(name) & set("*?[")]
 
 
 def upper_interfaces(names: Sequence[str], sys_: Path = Path("/sys")) -> list[tuple[str, str]]:
-    """Those interfaces that frames reach from the one below without passing a hook again, and what they are.
+    """The interfaces that get frames from the interface below without another hook, and their
+    kinds.
 
     Args:
-        names: of interfaces.
-        sys_: where sysfs is.
+        names: names of interfaces.
+        sys_: directory of sysfs.
 
     Source: RX_HANDLER_ANOTHER and vlan_do_receive in __netif_receive_skb_core, net/core/dev.c.
     """

@@ -1,12 +1,15 @@
-"""Names of hosts in a packet filter: found, looked up once each, and replaced by their addresses.
+"""Finds names of hosts in a packet filter, looks each of them up once, and replaces them by
+addresses.
 
-In: an expression. Out: the same expression with addresses, `host db.example` as `host (192.0.2.7 or 2001:db8::7)`.
+In: an expression. Out: the same expression with addresses, `host db.example` as `host (192.0.2.7 or
+2001:db8::7)`.
 
-libpcap looks a name up whenever it compiles it: once for each link type, and it waits as long as the system's resolver
-does. So it is asked in a process where only /etc/hosts is known (`only_files`), and says which names it lacks.
+libpcap looks a name up each time it compiles an expression: once for each link type, and it waits
+as long as the resolver does. So it runs in a process that reads only /etc/hosts (`only_files`), and
+reports the names that it does not know.
 
-The rule not to break: which word is a host's name is libpcap's to say, never ours. A word is a name where libpcap,
-given another one in its place, says that it does not know that one.
+The rule not to break: only libpcap decides which word is the name of a host. A word is a name if
+libpcap reports an unknown host when another name is in its place.
 
 Source: gen_scode in gencode.c of libpcap 1.10; `__nss_configure_lookup` in nss/nsswitch.c of glibc.
 """
@@ -22,19 +25,21 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-DEADLINE_S = 10.0  # for all names of a process together: as long as glibc waits for one whose server is silent
+DEADLINE_S = 10.0  # for all names of a process together: as long as glibc waits for one name if the server is silent
 _UNKNOWN = re.compile(r"unknown host '(.+?)'")
-_PROBE = "skbcapd-probe.invalid"  # RFC 2606: no such name is in any file
+_PROBE = "skbcapd-probe.invalid"  # RFC 2606: this name is in no file
 _PLACEHOLDERS = {4: "192.0.2.1", 6: "2001:db8::1"}  # RFC 5737, RFC 3849
 _WORD = r"(?<![-_.A-Za-z0-9:\\])\\?{}(?![-_.A-Za-z0-9:])"
 
 Complain = Callable[[str], str]
-"""What libpcap says against an expression, empty if nothing."""
+"""The error of libpcap for an expression; empty if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a host's name stands in an expression, and of which versions of IP its addresses may be there."""
+    """The position of a host name in an expression, and the versions of IP that its addresses can
+    have there.
+    """
 
     start: int
     end: int
@@ -43,24 +48,21 @@ class Place:
 
 
 def only_files() -> None:
-    """Have this process look names up in files alone, for good: no name server, no cache daemon.
-
-    Source: `__nss_configure_lookup`, which nss.h declares for this.
-    """
+    """Make this process look names up in files only, permanently: no name server, no cache daemon."""
     configure_lookup = ctypes.CDLL(None)["__nss_configure_lookup"]
     for table in (b"hosts", b"networks"):
         configure_lookup(table, b"files")
 
 
 def find(expression: str, complain: Complain) -> list[Place]:
-    """The names that libpcap lacks, from left to right.
+    """The names that libpcap does not know, from left to right.
 
     Args:
-        expression: as the user has it.
-        complain: libpcap, in a process that has called `only_files`.
+        expression: as the user wrote it.
+        complain: runs libpcap, in a process that has called `only_files`.
     """
     places: list[Place] = []
-    text, shift = expression, 0  # text: what was found stands replaced in it; shift: by how much it is longer there
+    text, shift = expression, 0  # text: the expression with names replaced so far; shift: how much longer it is
     while found := _UNKNOWN.search(complain(text)):
         place = _place(text, found[1], complain)
         if place is None:
@@ -73,30 +75,32 @@ def find(expression: str, complain: Complain) -> list[Place]:
 
 
 def _place(text: str, name: str, complain: Complain) -> Place | None:
-    """Where the first unknown host stands; None where no address may stand (`gateway` wants a name)."""
+    """The position of the first unknown host; None if no address is allowed there (`gateway` needs
+    a name).
+    """
     for match in re.finditer(_WORD.format(re.escape(name)), text):
         start, end = match.span()
         told = _UNKNOWN.search(complain(text[:start] + _PROBE + text[end:]))
         if told is None or told[1] != _PROBE:
-            continue  # a port, a network or the like of the same name
+            continue  # a port or network with the same name
         said = {version: complain(text[:start] + one + text[end:]) for version, one in _PLACEHOLDERS.items()}
         taken = {version for version, words in said.items() if not words or _UNKNOWN.search(words)}
         if not taken and said[4] == said[6]:
-            taken = {4, 6}  # what is wrong comes later
+            taken = {4, 6}  # other errors are reported later
         return Place(start, end, name, frozenset(taken)) if taken else None
     return None
 
 
 def replace(expression: str, places: Iterable[Place], addresses: Mapping[str, Sequence[str]]) -> str:
-    """The expression with addresses instead of names.
+    """Replace names by addresses.
 
     Args:
-        expression: as given to `find`.
+        expression: the argument of `find`.
         places: from `find`.
-        addresses: of each name.
+        addresses: addresses of each name.
 
     Raises:
-        LookupError: a name has no address of a version that may stand in its place; its text is for people.
+        LookupError: a name has no address of an allowed version; the text is the message.
     """
     parts, done = [], 0
     for place in places:
@@ -106,18 +110,19 @@ def replace(expression: str, places: Iterable[Place], addresses: Mapping[str, Se
             raise LookupError(f"unknown host '{place.name}'{suffix}")
         before = expression[done : place.start]
         text = " or ".join(fitting)
-        # In `(a or b)` the grammar wants no parentheses around the first one; `or` and `and` go from left to right.
+        # In `(a or b)` the grammar allows no parentheses around the first one; `or` and `and` are
+        # left-associative.
         parts += [before, text if before.rstrip().endswith("(") else f"({text})"]
         done = place.end
     return "".join([*parts, expression[done:]])
 
 
 class Names:
-    """What names mean: each is asked for once, and all of them have one deadline.
+    """Looks up names, each once, all with one deadline.
 
     Args:
-        deadline_s: to wait for, over all calls.
-        ask: a name's addresses; empty if it has none. May take as long as it likes.
+        deadline_s: time limit for all calls together.
+        ask: returns the addresses of a name, empty if there are none; can take any time.
     """
 
     def __init__(self, deadline_s: float = DEADLINE_S, ask: Callable[[str], list[str]] | None = None) -> None:
@@ -128,15 +133,16 @@ class Names:
         self._changed = threading.Condition()
 
     def look_up(self, names: Iterable[str]) -> dict[str, list[str]]:
-        """The addresses of names, all asked for at once.
+        """The addresses of names, which are looked up in parallel.
 
         Raises:
-            LookupError: some have not been answered in time; its text is for people.
+            LookupError: some were not found in time; the text is the message.
         """
         wanted = set(names)
         for name in sorted(wanted - self._asked):
             self._asked.add(name)
-            # A thread that waits for a name server cannot be ended; as a daemon it does not keep the process.
+            # A thread that waits for a name server cannot be ended; a daemon thread does not keep
+            # the process alive.
             threading.Thread(target=self._learn, args=(name,), daemon=True).start()
         start = time.monotonic()
         with self._changed:
@@ -158,7 +164,7 @@ class Names:
 
 
 def _addresses(name: str) -> list[str]:
-    """A name's addresses as the system knows them, in an order of their own: a name server may turn its own."""
+    """The addresses of a name from the resolver, sorted: a name server can change their order."""
     try:
         found = socket.getaddrinfo(name.encode(), None, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     except (OSError, UnicodeError):

@@ -1,6 +1,6 @@
 """The IPv4 netmask that `ip broadcast` in a packet filter uses.
 
-In: the interfaces that are captured. Out: their netmask, where it is one and known.
+In: the interfaces that are captured. Out: their netmask, if it is known and the same for all.
 
 Source: pcap_compile(3PCAP); SIOCGIFNETMASK in netdevice(7).
 """
@@ -13,20 +13,21 @@ import struct
 from collections.abc import Sequence
 
 UNKNOWN = 0
-"""What tcpdump gives libpcap: `ip broadcast` means 255.255.255.255 and 0.0.0.0."""
+"""The value that tcpdump passes to libpcap: `ip broadcast` means 255.255.255.255 and 0.0.0.0."""
 
 _SIOCGIFNETMASK = 0x891B
 
 
 def netmask_of(interfaces: Sequence[str], namespaces: Sequence[str] = ()) -> int:
-    """The netmask that the interfaces of our own network namespace have in common.
+    """The common netmask of interfaces in our own network namespace.
 
     Args:
-        interfaces: names or globs, as in the settings.
-        namespaces: that they are in; none for our own.
+        interfaces: names or globs from the settings.
+        namespaces: their network namespaces; empty: our own.
 
     Returns:
-        The netmask, in the machine's byte order; UNKNOWN for several, or where one is not known.
+        The netmask, in the byte order of the machine; UNKNOWN if they differ, or if one is not
+        known.
     """
     if not set(namespaces) <= {"self"}:
         return UNKNOWN

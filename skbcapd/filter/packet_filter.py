@@ -1,15 +1,19 @@
-"""Packet filters: from an expression, as tcpdump knows it, to the C text that the kernel program is compiled with.
+"""Packet filters: translates expressions of tcpdump to the C text that the kernel program is
+compiled with.
 
     "tcp port 443"  -> libpcap ->  classic BPF, per link type  ->  one C function per filter and link type
 
-In: pcap-filter expressions. Out: their text, and how many bytes from a frame's start it may look at. libpcap works in
-a child process, as hosts' names are looked up here, once each (`names`); ports and protocols libpcap finds in files.
+In: pcap-filter expressions. Out: the C text, and how many bytes of a frame it can read. libpcap
+runs in a child process, because names of hosts are looked up here (`names`); libpcap itself finds
+ports and protocols in files.
 
-The rule not to break: a verdict is that of libpcap's own interpreter, to the last corner: a load that begins or ends
-beyond the frame refuses the packet, sums of offsets do not wrap, a shift by 32 or more gives 0, a division by 0
-refuses. `tests/kernel/test_packet_filter.py` holds the compiled text to `pcap_offline_filter`.
+The rule not to break: the result is always that of the interpreter of libpcap. A load that begins
+or ends after the frame rejects the packet, sums of offsets do not overflow, a shift by 32 or more
+gives 0, a division by 0 rejects the packet. `tests/kernel/test_packet_filter.py` compares the
+compiled text with `pcap_offline_filter`.
 
-Source: pcap-filter(7); bpf_filter.c and pcap/bpf.h of libpcap 1.10; Documentation/networking/filter.rst.
+Source: pcap-filter(7); bpf_filter.c and pcap/bpf.h of libpcap 1.10;
+Documentation/networking/filter.rst.
 """
 
 from __future__ import annotations
@@ -28,13 +32,13 @@ from skbcapd.filter import names
 from skbcapd.filter.netmask import UNKNOWN
 from skbcapd.pcapng import link_type
 
-EXPRESSION_MAX = 4096  # characters, 200 hosts: libpcap takes half a second for them, and five for 500
+EXPRESSION_MAX = 4096  # characters, about 200 hosts: libpcap takes 0.5 s for them, and 5 s for 500
 INSTRUCTIONS_MAX = 4096  # of one filter and link type, as in the kernel (BPF_MAXINSNS)
 WINDOW_MIN = 64
 _SNAPLEN = 1 << 18
-_DLT = {101: 12}  # LINKTYPE_RAW; all other numbers of ours are the same in files and in libpcap
+_DLT = {101: 12}  # LINKTYPE_RAW; our other numbers are the same in files and in libpcap
 _TOP = 0xFFFFFFFF
-_SPECIAL = 0xFFFFF000  # SKF_AD_OFF: what only the kernel's own sockets know
+_SPECIAL = 0xFFFFF000  # SKF_AD_OFF: loads that only sockets of the kernel support
 
 # Codes of instructions: class, then size and mode, or operation and source.
 _LD, _LDX, _ST, _STX, _ALU, _JMP, _RET, _MISC = range(8)
@@ -51,7 +55,9 @@ _TXA = 0x80
 
 
 class FilterError(ValueError):
-    """An expression that cannot be used; the text is libpcap's own, or tells which bound it breaks."""
+    """An expression that cannot be used; the text is the error of libpcap, or the limit that is
+    exceeded.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,39 +72,40 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A filter for the kernel program: C text, and the window that it needs, in bytes."""
+    """Filters for the kernel program: C text, and the size of the window in bytes."""
 
     text: str
     window: int
 
 
 Programs = Mapping[int, Sequence[Instruction]]
-"""One expression, compiled: LINKTYPE_* to program."""
+"""A compiled expression: LINKTYPE_* -> program."""
 
 
 def compile_expression(
     expression: str, link: int, netmask: int = UNKNOWN, *, optimize: bool = True
 ) -> list[Instruction]:
-    """Let libpcap compile an expression, here and now.
+    """Compile an expression with libpcap, in this process.
 
     Args:
-        expression: as for tcpdump; an empty one takes every packet.
-        link: LINKTYPE_* of the frames, which begin with their link-layer header and have VLAN tags in place.
+        expression: as for tcpdump; an empty one matches each packet.
+        link: LINKTYPE_* of the frames; they begin with the link-layer header, and include VLAN
+            tags.
         netmask: see netmask_of.
-        optimize: takes most of the time.
+        optimize: whether to optimize, which takes most of the time.
 
     Returns:
         The program.
 
     Raises:
-        FilterError: libpcap refuses, or the program is too long.
+        FilterError: libpcap reports an error, or the program is too long.
 
     Source: pcap_compile(3PCAP).
     """
     try:
         from scapy.libs import winpcapy as pcap  # noqa: PLC0415  looks for the library, which takes a while
     except OSError as error:
-        raise FilterError(f"libpcap is missing ({error}): filters need it, Debian's libpcap0.8") from None
+        raise FilterError(f"libpcap is missing ({error}): filters need Debian's libpcap0.8") from None
     handle = pcap.pcap_open_dead(_DLT.get(link, link), _SNAPLEN)
     program = pcap.bpf_program()
     text = ctypes.create_string_buffer(expression.encode(errors="replace"))
@@ -112,7 +119,7 @@ def compile_expression(
     finally:
         pcap.pcap_close(handle)
     if any(step.code & 7 == _LD and step.code & 0xE0 == _ABS and step.k >= _SPECIAL for step in instructions):
-        raise FilterError("inbound, outbound and the like are no part of a frame; see the setting directions")
+        raise FilterError("inbound, outbound and similar words are not supported; use the setting directions")
     if length > INSTRUCTIONS_MAX:
         raise FilterError(f"{length} instructions of BPF, expected at most {INSTRUCTIONS_MAX}")
     return instructions
@@ -120,21 +127,22 @@ def compile_expression(
 
 @functools.lru_cache(maxsize=256)
 def compile_all(expression: str, netmask: int = UNKNOWN) -> Programs:
-    """Let libpcap compile an expression for every link type that it makes sense for; once in this process.
+    """Compile an expression for all link types for which it is valid; cached in this process.
 
     Args:
         expression: as for tcpdump.
         netmask: see netmask_of.
 
     Returns:
-        LINKTYPE_* to program. A link type that is not there has no packet that matches: libpcap refuses, such as
-        `ether host` without an Ethernet header; or the filter looks further into rare frames (802.11) than into usual
-        ones, for which every packet's window would have to be longer.
+        LINKTYPE_* -> program. No packet matches if its link type is missing: the expression is not
+        valid for it, such as `ether host` without an Ethernet header; or it reads more bytes of
+        rare frames (802.11) than of Ethernet frames, and the window of each packet would have to be
+        longer.
 
     Raises:
-        FilterError: it makes sense neither for Ethernet nor for packets without a link layer; the text is the one for
-            Ethernet. What makes sense on rare devices only, such as `inbound` or a type of 802.11, is refused with it.
-            Or a name that it has cannot be looked up in time.
+        FilterError: it is valid neither for Ethernet nor for packets without a link layer (the text
+            is the error for Ethernet), also if it is valid for rare interfaces only, such as a type
+            of 802.11; or a name was not found in time.
     """
     if len(expression) > EXPRESSION_MAX:
         raise FilterError(f"{len(expression)} characters, expected at most {EXPRESSION_MAX}")
@@ -156,7 +164,7 @@ def compile_all(expression: str, netmask: int = UNKNOWN) -> Programs:
 
 
 def forget() -> None:
-    """Compile and look up anew what is asked for from now on."""
+    """Clear the cache: compile and look up again from now on."""
     global _names  # noqa: PLW0603  names are looked up once in a process, or since this was called
     _names = names.Names()
     compile_all.cache_clear()
@@ -171,10 +179,10 @@ def _send(channel: Any, message: object) -> None:
 
 
 def _receive(channel: Any, child: Child) -> Any:
-    """The child's next message.
+    """The next message of the child.
 
     Raises:
-        FilterError: it has ended instead.
+        FilterError: the child has ended.
     """
     line = channel.readline()
     if not line:
@@ -183,7 +191,7 @@ def _receive(channel: Any, child: Child) -> Any:
 
 
 def _work(expression: str, netmask: int, channel: socket.socket) -> None:
-    """Runs in the child: say which names libpcap lacks, get their addresses, and compile."""
+    """Runs in the child: report unknown names, receive their addresses, and compile."""
     names.only_files()
     with channel.makefile("rw") as parent:
         places = names.find(expression, _complaint)
@@ -201,7 +209,9 @@ def _work(expression: str, netmask: int, channel: socket.socket) -> None:
 
 
 def _complaint(expression: str) -> str:
-    """What libpcap says against an expression for Ethernet; nothing if it makes sense without a link layer only."""
+    """The error of libpcap for Ethernet; empty if the expression is valid without a link layer
+    only.
+    """
     said = []
     for link in (link_type.ETHERNET, link_type.RAW):
         try:
@@ -214,7 +224,7 @@ def _complaint(expression: str) -> str:
 
 
 def _compile_links(expression: str, netmask: int) -> Programs:
-    """As `compile_all`, of an expression without names."""
+    """Like `compile_all`, for an expression without names."""
     programs, errors = {}, {}
     for link in link_type.LINK_TYPES:
         try:
@@ -229,23 +239,23 @@ def _compile_links(expression: str, netmask: int) -> Programs:
 
 
 class Matcher:
-    """The verdicts that the kernel program gives on its own, for the few packets that come to Python first.
+    """Evaluates filters in Python, for packets without a label.
 
     Args:
-        filters: as for `source`.
+        filters: the argument of `source`.
     """
 
     def __init__(self, filters: Mapping[int, Programs]) -> None:
         self._programs = filters
 
     def takes(self, number: int, link: int, frame: bytes | memoryview, wire_len: int) -> bool:
-        """Whether a filter takes a frame.
+        """Whether a filter matches a frame.
 
         Args:
-            number: of the filter; one that is not there takes all.
+            number: number of the filter; an unknown number matches all frames.
             link: LINKTYPE_* of the frame.
             frame: its first bytes.
-            wire_len: how many it has.
+            wire_len: length of the frame.
 
         Source: pcap_offline_filter(3PCAP).
         """
@@ -256,7 +266,7 @@ class Matcher:
         from scapy.libs import winpcapy as pcap  # noqa: PLC0415  as in compile_expression
 
         steps = self._programs[number][link]
-        # struct bpf_insn, which the binding has under different names.
+        # struct bpf_insn, which the binding defines under different names.
         packed = b"".join(struct.pack("=HBBI", step.code, step.jt, step.jf, step.k) for step in steps)
         program = pcap.bpf_program(bf_len=len(steps))
         array = ctypes.create_string_buffer(packed, len(packed))
@@ -266,9 +276,10 @@ class Matcher:
 
 
 def reach(program: Sequence[Instruction]) -> int:
-    """How many bytes from the frame's start a program may look at; 2^32 or more where that cannot be told.
+    """How many bytes of a frame a program can read; 2^32 or more if that is not known.
 
-    Registers are followed by their largest possible values. A program with a loop (`protochain`) is not followed.
+    The largest possible values of registers are tracked. Programs with a loop (`protochain`) are
+    not supported.
     """
     states: dict[int, dict[object, int]] = {0: {}}
     furthest = 0
@@ -287,7 +298,7 @@ def reach(program: Sequence[Instruction]) -> int:
 
 
 def _targets(step: Instruction, at: int) -> list[int]:
-    """Where execution may go on."""
+    """The possible next instructions."""
     if step.code & 7 == _RET:
         return []
     if step.code & 7 != _JMP:
@@ -298,7 +309,7 @@ def _targets(step: Instruction, at: int) -> list[int]:
 
 
 def _touched(step: Instruction, state: dict[object, int]) -> int:
-    """The end of what a load reads; 0 for all else."""
+    """The end of the bytes that a load reads; 0 for other instructions."""
     kind, mode = step.code & 7, step.code & 0xE0
     if kind == _LDX and mode == _MSH:
         return step.k + 1
@@ -308,7 +319,7 @@ def _touched(step: Instruction, state: dict[object, int]) -> int:
 
 
 def _after(step: Instruction, state: dict[object, int]) -> dict[object, int]:
-    """The largest values of registers and memory behind an instruction that does not jump."""
+    """The largest values of registers and memory after an instruction that does not jump."""
     kind, mode = step.code & 7, step.code & 0xE0
     a, x = state.get("a", 0), state.get("x", 0)
     if kind in {_LD, _LDX}:
@@ -329,7 +340,9 @@ def _after(step: Instruction, state: dict[object, int]) -> dict[object, int]:
 
 
 def _largest(operation: int, a: int, b: int, *, known: bool) -> int:
-    """The largest result of `A operation b`; b is the largest operand, or the operand itself where it is known."""
+    """The largest result of `A operation b`; b is the largest operand, or the operand itself if it
+    is constant.
+    """
     sign = _OPERATIONS.get(operation, "")
     if sign == "+":
         found = a + b
@@ -353,11 +366,12 @@ def _largest(operation: int, a: int, b: int, *, known: bool) -> int:
 
 
 def window(programs: Iterable[Sequence[Instruction]], most: int) -> int:
-    """The window that all the programs need: a power of two, 4 more than the bytes from the frame's start they look at.
+    """The window that all programs need: a power of two, at least 4 bytes longer than what they can
+    read.
 
     Args:
-        programs: of all filters and link types.
-        most: the longest frame, a power of two; what lies beyond is not looked at.
+        programs: programs of all filters and link types.
+        most: length of the longest frame, a power of two; nothing after it is read.
     """
     furthest = max((reach(program) for program in programs), default=0)
     return min(max(WINDOW_MIN, 1 << (furthest + 3).bit_length()), 2 * most)
@@ -375,34 +389,34 @@ _PRELUDE = """\
 
 
 def compile_each(expressions: Mapping[int, str], netmask: int = UNKNOWN) -> dict[int, Programs]:
-    """Filters by the numbers that the program knows them by; see `compile_all`.
+    """Compile several filters; see `compile_all`.
 
     Args:
-        expressions: by number.
+        expressions: expressions, by number.
         netmask: see netmask_of.
 
     Raises:
         FilterError: an expression cannot be used.
     """
     return {
-        # With the same arguments as before, what is compiled already is not compiled again.
+        # Calls with the same arguments use the cache.
         number: compile_all(expression, netmask if "broadcast" in expression else UNKNOWN)
         for number, expression in expressions.items()
     }
 
 
 def source(filters: Mapping[int, Programs], most: int) -> Source:
-    """What bpf/filter.h includes for the filters.
+    """The C text of all filters, which bpf/filter.h includes.
 
     Args:
         filters: from `compile_each`.
-        most: the longest frame, in bytes, a power of two.
+        most: length of the longest frame in bytes, a power of two.
 
     Returns:
-        C text with `u32 packet_filter(u32 number, u32 type, const u8 *bytes, u32 have, u32 wire_len)`: 0 when the
-        filter of that number refuses a frame that a device of that ARPHRD_* type carries, of which the first `have`
-        bytes are at `bytes`. A device of an unknown type refuses nothing: it is left to be reported; nor does a
-        number that is not there.
+        C text with `u32 packet_filter(u32 number, u32 type, const u8 *bytes, u32 have, u32
+        wire_len)`: 0 if the filter with this number rejects a frame of an interface with this
+        ARPHRD_* type, of which the first `have` bytes are at `bytes`. For an unknown type, no frame
+        is rejected, so that Python can report it; the same for an unknown number.
     """
     parts, cases = [_PRELUDE], []
     every: list[Sequence[Instruction]] = []
@@ -419,7 +433,7 @@ def source(filters: Mapping[int, Programs], most: int) -> Source:
 
 
 def _by_device_type(number: int, programs: Programs) -> str:
-    """The function of one filter that chooses the one for the device's link type."""
+    """The function of one filter, which selects the program for the link type of the interface."""
     cases = []
     for link in link_type.LINK_TYPES:
         cases += [f"\tcase {arphrd}:\n" for arphrd in link_type.device_types(link)]
@@ -432,14 +446,15 @@ def _by_device_type(number: int, programs: Programs) -> str:
 
 
 def function(name: str, program: Sequence[Instruction]) -> str:
-    """The C text of a program: `static inline u32 NAME(const u8 *bytes, u32 have, u32 wire_len)`, 0 for no.
+    """The C text of a program: `static inline u32 NAME(const u8 *bytes, u32 have, u32 wire_len)`,
+    0: rejected.
 
     Args:
-        name: of the function.
-        program: of classic BPF.
+        name: name of the function.
+        program: program in classic BPF.
 
     Returns:
-        The text; it needs the macros above, BOUND of bpf/layout.h and the number WINDOW.
+        The text; it uses the macros above, BOUND of bpf/layout.h and the number WINDOW.
     """
     targets = {target for at, step in enumerate(program) for target in _targets(step, at) if step.code & 7 == _JMP}
     lines = [

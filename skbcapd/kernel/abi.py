@@ -1,4 +1,5 @@
-"""What the kernel program and Python share: sizes of the shared memory, offsets of kernel fields, records of the maps.
+"""What the kernel program and Python share: sizes of the shared memory, offsets of kernel fields,
+records of the maps.
 
 In: the BTF of the kernel, and the wanted sizes. Out: the `-D` definitions for compiling bpf/, and
 the Python view of every shared record.
@@ -25,29 +26,29 @@ from skbcapd.kernel.btf import Btf
 from skbcapd.pcapng.comment import OPTIONS_MAX
 
 SEGMENT_SIZE = 1 << 21
-CAPTURE_MAX = 1 << 18  # longest frame kept; a block of it fits any segment
+CAPTURE_MAX = 1 << 18  # longest captured frame; its block fits into any segment
 UPCALLS_LISTED = 1024
-SLACK = CAPTURE_MAX + 4096  # behind each segment: the verifier sees that a write may start at its last byte
+SLACK = CAPTURE_MAX + 4096  # after each segment: for the verifier, a write may start at the last byte of the segment
 LISTING = SEGMENT_SIZE + SLACK  # offset of the list of local blocks
 SEGMENT_STRIDE = LISTING + 8 * UPCALLS_LISTED
 LABELS_MAX = 16384
 OWNERS_MAX = 65536
 FLOWS_MAX = 65536
 HOLDERS_MAX = 65536
-GROUP_MAX = 32  # sockets of which any may get a packet; at least UDP_CHAIN_MAX
+GROUP_MAX = 32  # candidate sockets of one packet; at least UDP_CHAIN_MAX
 GROUPS_MAX = 1024
-FRAGMENTS_MAX = 4096  # packets in fragments, of which the first has come
-SIGHTINGS = 8192  # packets that may be on their way from one device to the next at once
-SIGHTING_PLACES = 8  # where one packet may be seen
+FRAGMENTS_MAX = 4096  # packets in fragments whose first fragment has arrived
+SIGHTINGS = 8192  # packets that can be between two interfaces at the same time
+SIGHTING_PLACES = 8  # interfaces on which one packet can be recognized
 UDP_CHAIN_MAX = 32  # sockets in one slot of the kernel's table
-ADDRESSES_MAX = 16  # of a device
-ABOVE_MAX = 16  # devices on top of one
-HOOKS_MAX = 8  # of netfilter at one place, for one family
-DESCRIPTORS_MAX = 1024  # of a process, looked through where its system call names no socket
+ADDRESSES_MAX = 16  # addresses of an interface
+ABOVE_MAX = 16  # interfaces on top of one
+HOOKS_MAX = 8  # hooks of netfilter at one point, for one family
+DESCRIPTORS_MAX = 1024  # descriptors of a process that are checked if its system call names no socket
 DEVICES_MAX = 4096
 SLOTS = 4096
-PIECES_MAX = 130  # linear parts and fragments of one frame: 45 fragments at most, or a chain of 64 skbs of two each
-CANDIDATES = 128  # GiB of address space tried by one marker packet
+PIECES_MAX = 130  # linear parts and fragments of one frame: at most 45 fragments, or a chain of 64 skbs with two each
+CANDIDATES = 128  # GiB of address space that one marker packet tries
 
 BLOCK_UPCALL = 0x80000001
 BLOCK_CUT = 0x80000002
@@ -62,7 +63,7 @@ QUESTIONS = 32
 STATES = 40  # words before the first struct segment_state
 STATE_WORDS = 3  # used, committed, upcalls
 
-# enum via of bpf/layout.h; its enum direction is that of pcapng.blocks
+# enum via of bpf/layout.h; its enum direction is defined in pcapng.blocks
 VIA_CURRENT, VIA_SOCKET, VIA_FLOW, VIA_INODE, VIA_PATH = range(5)
 VIA_KERNEL, VIA_FORWARDED, VIA_UNKNOWN, VIA_GROUP, VIA_UNRESOLVED = range(5, 10)
 
@@ -83,11 +84,12 @@ Members = TypeVar("Members", bound=NamedTuple)
 
 
 class Record(Generic[Members]):
-    """A record that both sides touch: the names of its members in their order, as in C, and how they lie in memory.
+    """A record shared with the kernel program: the names of its members, in the order of the C
+    struct, and its layout.
 
     Args:
         members: the names.
-        layout: as `struct` has it, little endian; a value for each name.
+        layout: in the syntax of `struct`, little endian, with one value for each name.
     """
 
     def __init__(self, members: type[Members], layout: str) -> None:
@@ -96,16 +98,16 @@ class Record(Generic[Members]):
         self.format, self.size = self._struct.format, self._struct.size
 
     def pack(self, *values: object) -> bytes:
-        """Members, in their order, to bytes."""
+        """Pack the members, in their order."""
         return self._struct.pack(*values)
 
     def unpack(self, data: bytes | memoryview, offset: int = 0) -> Members:
-        """The record that begins somewhere in bytes."""
+        """Unpack the record at an offset."""
         return self.members._make(self._struct.unpack_from(data, offset))
 
 
 class Key(NamedTuple):
-    """struct key of bpf/layout.h: packets that are treated alike."""
+    """struct key of bpf/layout.h: packets with the same label."""
 
     net: int
     ifindex: int
@@ -118,7 +120,7 @@ class Key(NamedTuple):
 
 
 class Label(NamedTuple):
-    """struct label: what is stamped on the packets of a key."""
+    """struct label: the options for packets of a key."""
 
     comm: bytes
     device: bytes
@@ -143,7 +145,7 @@ class DeviceKey(NamedTuple):
 
 
 class Device(NamedTuple):
-    """struct device: where to count an interface's packets, and whether they are wanted."""
+    """struct device: the row of counters of an interface, and whether it is excluded."""
 
     name: bytes
     slot: int
@@ -161,7 +163,7 @@ class User(NamedTuple):
 
 
 class Owner(NamedTuple):
-    """struct owner: the last user of a socket, and by what to know the socket again."""
+    """struct owner: the last user of a socket, and what identifies the socket."""
 
     tgid: int
     tid: int
@@ -175,7 +177,7 @@ class Owner(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """struct flow: addresses and ports of a socket, as seen from this host."""
+    """struct flow: addresses and ports of a socket; local is this host."""
 
     net: int
     local: bytes
@@ -213,8 +215,18 @@ class Upcall(NamedTuple):
     addr_len: int
 
 
+class CutTail(NamedTuple):
+    """struct cut_tail: the end of a BLOCK_CUT, over that of its options."""
+
+    packet_id: int
+    unused: int
+    checksum: int
+    flags: int
+    size: int
+
+
 class Measurement(NamedTuple):
-    """struct measurement of bpf/measure.h: the first five are given, the rest found."""
+    """struct measurement of bpf/measure.h: the first five members are inputs, the others results."""
 
     tgid: int
     frame_number: int
@@ -240,12 +252,13 @@ FLOW = Record(Flow, "<Q16s16sHHBBH")
 GROUP = struct.Struct(f"<Q{GROUP_MAX}Q{GROUP_MAX}Q")
 FRAGMENT = struct.Struct("<Q16s16sIHH")
 UPCALL = Record(Upcall, "<QIIIIQII16s16s16s8sQQQQIIIHBx")
+CUT_TAIL = Record(CutTail, "<QIIII")
 MEASUREMENT = Record(Measurement, "<QQQQ32sQQQQQQ")
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """The shared memory: how many segments of SEGMENT_SIZE bytes."""
+    """The size of the shared memory: the number of segments of SEGMENT_SIZE bytes."""
 
     segment_count: int
 
@@ -260,7 +273,7 @@ class Geometry:
         return 8 * (STATES + self.segment_count * STATE_WORDS)
 
     def record_sizes(self) -> dict[str, tuple[int, int]]:
-        """Map name -> (key size, value size) as this module sees them."""
+        """Map name -> (key size, value size), as defined in this module."""
         return {
             "segments": (4, SEGMENT_STRIDE),
             "controls": (4, self.control_size),
@@ -278,24 +291,24 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What differs between processors."""
+    """What differs between processor architectures."""
 
     argument_1: str  # field of pt_regs with the first argument of a function
     syscall: str  # field of pt_regs with the number of the system call
     syscall_type: str
     sendfile: int  # its number
-    arguments: tuple[tuple[str, int], tuple[str, int]]  # first and third one: field of pt_regs, offset in it
-    calls: Mapping[str, int]  # numbers of those with rules of their own, see is_at_work_on in bpf/owner.h
+    arguments: tuple[tuple[str, int], tuple[str, int]]  # first and third argument: field of pt_regs, offset in it
+    calls: Mapping[str, int]  # numbers of system calls with their own rules, see is_at_work_on in bpf/owner.h
     compat: tuple[str, int]  # field of thread_info, and the bit that marks a 32-bit system call
-    compat_arguments: tuple[tuple[str, int], tuple[str, int]]  # first and second one
+    compat_arguments: tuple[tuple[str, int], tuple[str, int]]  # first and second argument
     compat_calls: Mapping[str, int]
 
 
 _NO_CALL = 0xFFFFFFFF
 _ANYWHERE = {"io_uring_enter": 426, "close_range": 436}
 
-# Source: arch/*/include/asm/ptrace.h and thread_info.h, arch/x86/entry/syscalls/*.tbl, arch/arm/tools/syscall.tbl,
-# include/uapi/asm-generic/unistd.h.
+# Source: arch/*/include/asm/ptrace.h and thread_info.h, arch/x86/entry/syscalls/*.tbl,
+# arch/arm/tools/syscall.tbl, include/uapi/asm-generic/unistd.h.
 MACHINES = {
     "x86_64": Machine(
         *("di", "orig_ax", "s64", 40),
@@ -325,7 +338,7 @@ MACHINES = {
 
 
 def machine() -> Machine:
-    """This processor's part of the layout.
+    """The constants of this processor architecture.
 
     Raises:
         KernelError: skbcapd does not know this processor.
@@ -337,18 +350,18 @@ def machine() -> Machine:
 
 
 def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
-    """Every definition that bpf/ is compiled with.
+    """All definitions for compiling bpf/.
 
     Args:
-        btf: the running kernel's types.
+        btf: types of the running kernel.
         geometry: size of the shared memory.
 
     Returns:
-        Name to value: sizes in bytes, offsets in bytes, bitfields as byte, shift and width.
+        Name -> value: sizes in bytes, offsets in bytes, bitfields as byte, shift and width.
 
     Raises:
-        BtfError: the kernel lacks a field that capture needs.
-        KernelError: unknown processor, or structs laid out in a way that the program cannot take.
+        BtfError: the kernel lacks a required field.
+        KernelError: unknown processor, or a struct layout that the program does not support.
     """
     found = machine()
     values = _sizes(btf, geometry) | _task(btf, found) | _device(btf) | _calls(btf, found) | _in_place(btf)
@@ -356,7 +369,7 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
 
 
 def _sizes(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
-    """Sizes of what both sides share, and bounds of loops."""
+    """Sizes of shared records, and limits of loops."""
     return {
         "SEGMENT_SIZE": SEGMENT_SIZE,
         "SEGMENT_COUNT": geometry.segment_count,
@@ -391,7 +404,7 @@ def _sizes(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
 
 
 def _task(btf: Btf, found: Machine) -> dict[str, int | str]:
-    """A task's stack, names and numbers, its descriptors, and the registers of its system call."""
+    """The stack, names, ids and descriptors of a task, and the registers of its system call."""
     return {
         "ARGUMENT_1": btf.offset("pt_regs", found.argument_1),
         "REGS_SIZE": btf.size("pt_regs"),
@@ -401,7 +414,7 @@ def _task(btf: Btf, found: Machine) -> dict[str, int | str]:
         "TASK_FLAGS": btf.offset("task_struct", "flags"),
         "TASK_TGID": btf.offset("task_struct", "tgid"),
         "TASK_TID": btf.offset("task_struct", "pid"),
-        "TASK_SWITCHES": btf.offset("task_struct", "nvcsw"),  # nivcsw is behind it
+        "TASK_SWITCHES": btf.offset("task_struct", "nvcsw"),  # nivcsw follows it
         "TASK_START": btf.offset("task_struct", "start_boottime"),
         "TASK_LEADER": btf.offset("task_struct", "group_leader"),
         "TASK_COMM": btf.offset("task_struct", "comm"),
@@ -413,7 +426,7 @@ def _task(btf: Btf, found: Machine) -> dict[str, int | str]:
 
 
 def _device(btf: Btf) -> dict[str, int | str]:
-    """An interface, those on top of it, and its network namespace."""
+    """An interface, the interfaces on top of it, and its network namespace."""
     return {
         "DEV_IFINDEX": btf.offset("net_device", "ifindex"),
         "DEV_FLAGS": btf.offset("net_device", "flags"),
@@ -435,7 +448,7 @@ def _device(btf: Btf) -> dict[str, int | str]:
 
 
 def _calls(btf: Btf, found: Machine) -> dict[str, int | str]:
-    """System calls: their numbers, and where their arguments stand, in bytes from where the number does."""
+    """Numbers of system calls, and the offsets of their arguments from the number, in bytes."""
     number = btf.offset("pt_regs", found.syscall)
     compat, bit = found.compat
 
@@ -455,7 +468,9 @@ def _calls(btf: Btf, found: Machine) -> dict[str, int | str]:
 
 
 def _in_place(btf: Btf, jit: Path = Path("/proc/sys/net/core/bpf_jit_enable")) -> dict[str, int | str]:
-    """The kernel's function that lets a program look at memory by its address: Linux 6.2, and not without the JIT."""
+    """The kernel function that lets a program read memory at an address (bpf_rdonly_cast): since
+    Linux 6.2, only with the JIT.
+    """
     function = btf.function("bpf_rdonly_cast")
     with contextlib.suppress(OSError):
         if jit.read_text().strip() == "0":
@@ -466,7 +481,7 @@ def _in_place(btf: Btf, jit: Path = Path("/proc/sys/net/core/bpf_jit_enable")) -
 
 
 def _skb(btf: Btf) -> dict[str, int | str]:
-    """The fields of sk_buff, and the span from its start that holds them."""
+    """The fields of sk_buff, and the number of bytes from its start that contain them."""
     fields = (
         *("next", "dev", "sk", "len", "data_len", "skb_iif", "vlan_proto", "vlan_tci"),
         *("mac_header", "network_header", "protocol", "csum_start", "csum_offset", "end", "head", "data"),
@@ -475,9 +490,9 @@ def _skb(btf: Btf) -> dict[str, int | str]:
     values: dict[str, int | str] = {f"SKB_{field.upper()}": btf.offset("sk_buff", field) for field in fields}
     span = (max(int(value) for value in values.values()) + 8 + 7) & ~7
     if span > 256:
-        raise KernelError(f"struct sk_buff keeps its fields within {span} bytes; expected 256")
-    # Linux 6.1 and older keep the presence of the tag in a bit of its own; later ones test the whole tag for zero.
-    # csum_not_inet is there on kernels with SCTP.
+        raise KernelError(f"struct sk_buff has its fields in the first {span} bytes; expected at most 256")
+    # Up to Linux 6.1, a separate bit says whether there is a tag; later the tag is compared with
+    # zero. csum_not_inet exists on kernels with SCTP.
     optional = [field for field in ("vlan_present", "csum_not_inet") if btf.has("sk_buff", field)]
     bits = ["pkt_type", "ip_summed", "encapsulation", *optional]
     if "vlan_present" not in bits:
@@ -491,7 +506,7 @@ def _skb(btf: Btf) -> dict[str, int | str]:
 
 
 def _sock(btf: Btf) -> dict[str, int | str]:
-    """The fields of struct sock that tell whose it is; it starts with struct sock_common."""
+    """The fields of struct sock that identify it; it starts with struct sock_common."""
     fields = (
         *("daddr", "rcv_saddr", "hash", "dport", "num", "family", "state", "bound_dev_if", "net"),
         *("v6_daddr", "v6_rcv_saddr", "listener", "node"),
@@ -502,13 +517,13 @@ def _sock(btf: Btf) -> dict[str, int | str]:
     short = max(int(values[f"SOCK_{field}"]) for field in ("HASH", "DPORT", "NUM", "FAMILY", "STATE"))
     span = max(int(value) for value in values.values()) + 16
     if span > 192:
-        raise KernelError(f"struct sock_common keeps its fields within {span} bytes; expected 192")
+        raise KernelError(f"struct sock_common has its fields in the first {span} bytes; expected at most 192")
     for name, field in (("REFCNT", "net_refcnt"), ("V6ONLY", "ipv6only")):
         bit, _ = btf.bits("sock_common", f"skc_{field}")
         values |= {f"SOCK_{name}_BYTE": bit // 8, f"SOCK_{name}_SHIFT": bit % 8}
     return values | {
         "SOCK_SPAN": (span + 7) & ~7,
-        "SOCK_SHORT": (short + 8) & ~7,  # what tells one socket from another
+        "SOCK_SHORT": (short + 8) & ~7,  # the fields that identify a socket
         "SOCK_SOCKET": btf.offset("sock", "sk_socket"),
         "SOCK_LOCKED": btf.offset("sock", "sk_lock") + _owned(btf),
         "SOCK_PROTOCOL": btf.offset("sock", "sk_protocol"),
@@ -523,12 +538,14 @@ def _sock(btf: Btf) -> dict[str, int | str]:
 
 
 def _owned(btf: Btf) -> int:
-    """Where in socket_lock_t `owned` lies, which a system call at work sets: behind `slock`; on Linux 7 before it."""
+    """The offset of `owned` in socket_lock_t, which a system call sets while it uses the socket:
+    after `slock`; on Linux 7 before it.
+    """
     return btf.offset("slock_owned", "owned") if btf.has("slock_owned", "owned") else btf.size("spinlock")
 
 
 def _addresses(btf: Btf) -> dict[str, int | str]:
-    """Where a device keeps its addresses and the multicast groups it has joined."""
+    """The addresses and multicast groups of an interface."""
     return {
         "DEV_IN_DEVICE": btf.offset("net_device", "ip_ptr"),
         "IN_ADDRESSES": btf.offset("in_device", "ifa_list"),
@@ -548,7 +565,9 @@ def _addresses(btf: Btf) -> dict[str, int | str]:
 
 
 def _udp(btf: Btf) -> dict[str, int | str]:
-    """The kernel's table of UDP sockets: one for all until Linux 6.1, found by measuring; then one per namespace."""
+    """The table of UDP sockets: up to Linux 6.1 one for all namespaces, found by the measurement;
+    later one per namespace.
+    """
     values: dict[str, int | str] = {
         "UDP_TABLE_HASH": btf.offset("udp_table", "hash"),
         "UDP_TABLE_MASK": btf.offset("udp_table", "mask"),
@@ -564,10 +583,11 @@ def _udp(btf: Btf) -> dict[str, int | str]:
 
 
 def _guard(btf: Btf) -> dict[str, int | str]:
-    """Where the kernel keeps what may translate, redirect or steal a packet behind the hook (bpf/guard.h).
+    """The kernel fields with everything that can translate, redirect or steal a packet after the
+    hook (bpf/guard.h).
 
-    A field that is not there is one that this kernel was built without, or has under another name: the kernels that
-    were looked at have these names (5.15 to 6.18). Of netfilter the difference can be told.
+    If a field is missing, this kernel was built without it, or has renamed it. Linux 5.15 to 6.18
+    have these names. For netfilter, `net.nf` shows which of the two it is.
     """
     values: dict[str, int | str] = {}
     if btf.has("net", "nf"):
@@ -600,7 +620,7 @@ def _guard(btf: Btf) -> dict[str, int | str]:
 
 
 def _shared(btf: Btf) -> dict[str, int | str]:
-    """The fields of skb_shared_info and of a page fragment: bio_vec until Linux 6.8, skb_frag since."""
+    """The fields of skb_shared_info and of a page fragment: bio_vec up to Linux 6.8, then skb_frag."""
     fragment = "skb_frag" if btf.has("skb_frag", "offset") else "bio_vec"
     values: dict[str, int | str] = {
         f"SHARED_{field.upper()}": btf.offset("skb_shared_info", field)
@@ -608,7 +628,7 @@ def _shared(btf: Btf) -> dict[str, int | str]:
     }
     span = max(int(value) for value in values.values()) + 8
     if span > 64:
-        raise KernelError(f"struct skb_shared_info keeps its fields within {span} bytes; expected 64")
+        raise KernelError(f"struct skb_shared_info has its fields in the first {span} bytes; expected at most 64")
     return values | {
         "SHARED_SPAN": (span + 7) & ~7,
         "SHARED_FRAGS": btf.offset("skb_shared_info", "frags"),

@@ -1,13 +1,13 @@
-"""The kernel's own description of its types: where each field of a struct lies.
+"""BTF, the type information of the kernel: the offsets of all fields of its structs.
 
-In: the BTF blob the kernel serves at /sys/kernel/btf/vmlinux. Out: byte offsets, bit offsets, sizes.
+In: the bytes of /sys/kernel/btf/vmlinux. Out: byte offsets, bit offsets, sizes.
 
-The rule: no offset is ever written down by hand. The program in bpf/ is compiled for the running kernel
-with offsets from here, so it needs no kernel headers and survives a field that moves between releases.
-A field that this kernel does not have raises BtfError, or is asked for with `has`.
+The rule: no offset is written by hand. bpf/ is compiled for the running kernel with offsets from
+here, so it needs no kernel headers, and works if a field moves in a later release. A field that
+this kernel does not have raises BtfError; `has` checks for it.
 
-Types are indexed by name in one pass over the blob (a tenth of a second for 130,000 types); members are decoded
-only for the few structs that are asked for.
+Types are indexed by name in one pass (0.1 s for 130,000 types). Members are decoded only for the
+structs that are needed.
 
 Source: Documentation/bpf/btf.rst in the kernel tree (type encoding, kinds, bitfields).
 """
@@ -28,19 +28,19 @@ _TYPE = struct.Struct("<III")
 _INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF, _VOLATILE, _CONST, _RESTRICT = range(1, 12)
 _FUNC, _FUNC_PROTO, _VAR, _DATASEC, _FLOAT, _DECL_TAG, _TYPE_TAG, _ENUM64 = range(12, 20)
 _OTHER_KERNEL = "the kernel is too old or too new for skbcapd: boot another one, and report this one"
-# Bytes that follow the 12-byte header of a type: a fixed part, and a part for each of its `vlen` members.
+# Bytes after the 12-byte header of a type: a fixed part, and a part for each of its `vlen` members.
 _FIXED = {_INT: 4, _ARRAY: 12, _VAR: 4, _DECL_TAG: 4}
 _PER_MEMBER = {_STRUCT: 12, _UNION: 12, _ENUM: 8, _FUNC_PROTO: 8, _DATASEC: 12, _ENUM64: 12}
 
 
 class Btf:
-    """One BTF blob, indexed by struct and union name.
+    """The types of one kernel, indexed by the names of structs and unions.
 
     Args:
         blob: the bytes of /sys/kernel/btf/vmlinux, little endian.
 
     Raises:
-        BtfError: not BTF, cut short, or a kind of type unknown to this reader.
+        BtfError: not BTF, truncated, or with an unknown kind of type.
 
     Source: include/uapi/linux/btf.h.
     """
@@ -55,21 +55,22 @@ class Btf:
                 f"BTF starts with magic {magic:#06x} version {version}; expected {_MAGIC:#06x} version 1, little endian"
             )
         if header_len + max(type_off + type_len, str_off + str_len) > len(blob):
-            raise BtfError(f"BTF is {len(blob)} bytes long; its header promises more")
+            raise BtfError(f"BTF is {len(blob)} bytes long; its header says that there are more")
         self._types = blob[header_len + type_off : header_len + type_off + type_len]
         self._strings = blob[header_len + str_off : header_len + str_off + str_len]
-        self._at = [0]  # type id -> position in _types; id 0 is void
-        self._structs: dict[int, int] = {}  # name's position in _strings -> type id
+        self._at = [0]  # type id -> offset in _types; id 0 is void
+        self._structs: dict[int, int] = {}  # offset of the name in _strings -> type id
         self._typedefs: dict[int, int] = {}  # the same for typedefs
-        self._functions: dict[int, int] = {}  # and for functions
+        self._functions: dict[int, int] = {}  # the same for functions
         self._index()
 
     @classmethod
     def load(cls, path: Path = VMLINUX) -> Btf:
-        """Read the running kernel's BTF.
+        """Read the BTF of the running kernel.
 
         Raises:
-            BtfError: the file is missing (the kernel was built without CONFIG_DEBUG_INFO_BTF) or is not BTF.
+            BtfError: the file is missing (the kernel was built without CONFIG_DEBUG_INFO_BTF) or is
+                not BTF.
         """
         try:
             return cls(path.read_bytes())
@@ -95,12 +96,12 @@ class Btf:
                 self._functions[name] = number
             elif not _INT <= kind <= _ENUM64:
                 raise BtfError(
-                    f"BTF type {number} is of kind {kind}; this reader knows kinds {_INT} to {_ENUM64}",
+                    f"BTF type {number} is of kind {kind}; expected {_INT} to {_ENUM64}",
                     "the kernel is newer than this version of skbcapd: update skbcapd, or boot an older kernel",
                 )
             position += 12 + _FIXED.get(kind, 0) + _PER_MEMBER.get(kind, 0) * (info & 0xFFFF)
         if position != end:
-            raise BtfError(f"BTF has {end} bytes of types; they end within the last of {number} types or behind it")
+            raise BtfError(f"BTF has {end} bytes of types; expected that they end with the last of {number} types")
 
     def _is_composite(self, number: int) -> bool:
         """Whether a type id is a struct or union; 0 is void."""
@@ -120,14 +121,14 @@ class Btf:
         )
 
     def _members(self, number: int) -> Iterator[tuple[bytes, int, int, int]]:
-        """Each member as (name, type id, bit offset, bit width or 0 when it is no bitfield)."""
+        """Each member as (name, type id, bit offset, bit width or 0 if it is no bitfield)."""
         position = self._at[number]
         _, info, _ = _TYPE.unpack_from(self._types, position)
         for index in range(info & 0xFFFF):
             at, kind, offset = _TYPE.unpack_from(self._types, position + 12 + 12 * index)
             end = self._strings.find(0, at)
             if end < 0 or kind >= len(self._at):
-                raise BtfError(f"BTF type {number} has a member of name {at} and type {kind}; expected both to exist")
+                raise BtfError(f"BTF type {number} has a member with name {at} and type {kind}; expected both to exist")
             name = self._strings[at:end]
             yield name, kind, offset & 0xFFFFFF if info >> 31 else offset, offset >> 24 if info >> 31 else 0
 
@@ -136,7 +137,7 @@ class Btf:
         pending, looked_at = [(number, 0)], set()
         while pending:
             number, base = pending.pop()
-            if number in looked_at:  # only a broken blob has a type twice, or within itself
+            if number in looked_at:  # only broken BTF has a type twice, or within itself
                 continue
             looked_at.add(number)
             for name, kind, offset, width in self._members(number):
@@ -147,7 +148,8 @@ class Btf:
         return None
 
     def bits(self, struct_name: str, field: str) -> tuple[int, int]:
-        """Where a bitfield lies: (bit offset from the start of the struct, width in bits; width 0: no bitfield).
+        """The position of a bitfield: (bit offset from the start of the struct, width in bits;
+        width 0: no bitfield).
 
         Raises:
             BtfError: no such struct or field on this kernel.
@@ -161,7 +163,8 @@ class Btf:
         return found
 
     def offset(self, struct_name: str, *fields: str) -> int:
-        """Byte offset of a field; of the first of several names that exists, for fields that were renamed.
+        """Byte offset of a field. For a renamed field, give all names; the first that exists
+        counts.
 
         Raises:
             BtfError: no such struct, or none of the fields.
@@ -172,22 +175,24 @@ class Btf:
         return self.bits(struct_name, fields[-1])[0] // 8
 
     def has(self, struct_name: str, field: str) -> bool:
-        """Whether this kernel's struct has the field (False also when the struct itself is missing)."""
+        """Whether this kernel has the struct, and the struct has the field."""
         try:
             return self._field(self._find(struct_name), field) is not None
         except BtfError:
             return False
 
     def tracepoint(self, name: str) -> int | None:
-        """The type id of a tracepoint's typedef; None where this kernel has no such tracepoint."""
+        """The type id of the typedef of a tracepoint; None if this kernel does not have the
+        tracepoint.
+        """
         return self._named(self._typedefs, "btf_trace_" + name)
 
     def function(self, name: str) -> int | None:
-        """The type id of a function; None where this kernel has no such function."""
+        """The type id of a function; None if this kernel does not have it."""
         return self._named(self._functions, name)
 
     def _named(self, types: Mapping[int, int], name: str) -> int | None:
-        """Of types by their names' positions the one with a name."""
+        """The type id of a name."""
         start = self._strings.find(b"\0" + name.encode() + b"\0") + 1
         return types.get(start) if start else None
 

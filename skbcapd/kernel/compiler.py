@@ -30,22 +30,24 @@ from pathlib import Path
 
 from skbcapd.kernel import syscall
 
-# What the installed package holds is a copy of the tree's bpf/ (pyproject.toml).
+# The installed package has a copy of bpf/ (pyproject.toml).
 _PACKAGE = Path(__file__).parents[1]
 SOURCES = _PACKAGE / "bpf" if (_PACKAGE / "bpf").is_dir() else _PACKAGE.parent / "bpf"
 
 _FUNCTION = re.compile(r"^int (\w+)\(void \*ctx\)\n\{\n.*?^\}\n", re.MULTILINE | re.DOTALL)
-_RDONLY_CAST = 0x10000  # stands for the kernel's function in what the compiler makes
-_KEPT_MAX = 16  # files; each filter and each kernel has one of some 100 KiB
-_KEPT_NAMES = "[0-9a-f]" * 64 + ".*"  # the directory need not be ours alone
+_RDONLY_CAST = 0x10000  # stands for the kernel function in the output of the compiler
+_KEPT_MAX = 16  # files; one for each set of filters and each kernel, about 100 KiB
+_KEPT_NAMES = "[0-9a-f]" * 64 + ".*"  # the directory can have other files
 
-# bcc optimizes what the front end hands over, which need not do it before; and nothing reads the debug information.
+# bcc optimizes the output of the front end, so the front end does not optimize; debug information
+# is not needed.
 _FLAGS = (
     *("-Wno-everything", "-fno-strict-aliasing", "-Os", "-g0", "-Xclang", "-disable-llvm-passes"),
     f"-DCALL_RDONLY_CAST={_RDONLY_CAST}",
 )
 
-# Sizes of maps that no instruction depends on, as `Object.maps` has them: bcc's own, which nobody uses, stay small.
+# Sizes of maps that no instruction depends on, for `Object.maps`. The maps of bcc itself are not
+# used, so they are small.
 _SIZES = {
     "segments": "SEGMENTS_MADE",
     "labels": "LABELS_MAX",
@@ -59,7 +61,7 @@ _SIZES = {
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """What a map is made by; see BPF_MAP_CREATE in include/uapi/linux/bpf.h."""
+    """The parameters of a map; see BPF_MAP_CREATE in include/uapi/linux/bpf.h."""
 
     name: str
     kind: int
@@ -71,18 +73,18 @@ class Map:
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """What the compiler made.
+    """The output of the compiler.
 
     Args:
-        functions: name to instructions, 8 bytes each; where a map is loaded, its place in `maps` stands.
-        maps: all of the text.
+        functions: name -> instructions, 8 bytes each; a load of a map has its index in `maps`.
+        maps: all maps of the program text.
     """
 
     functions: Mapping[str, bytes]
     maps: tuple[Map, ...]
 
     def code(self, function: str, maps: Mapping[str, int]) -> bytes:
-        """A function's instructions, with the descriptors of maps in place."""
+        """The instructions of a function, with the descriptors of maps filled in."""
         code = bytearray(self.functions[function])
         for at in _map_loads(code):
             place = int.from_bytes(code[at + 4 : at + 8], "little")
@@ -96,11 +98,12 @@ class Object:
 
 
 def source(filters: str = "", functions: Collection[str] | None = None) -> str:
-    """The program's text: skbcapd.bpf.c with the files it includes in place (bcc rewrites only its main file).
+    """The program text: skbcapd.bpf.c with its included files inserted, because bcc rewrites only
+    the main file.
 
     Args:
-        filters: what stands for filters.h, from packet_filter.source.
-        functions: which of those that the kernel calls are wanted; None for all. Others would cost the compiler time.
+        filters: content of filters.h, from packet_filter.source.
+        functions: entry points to include; None: all. Each one takes time to compile.
     """
 
     def included(match: re.Match[str]) -> str:
@@ -116,19 +119,20 @@ def source(filters: str = "", functions: Collection[str] | None = None) -> str:
 
 
 def build(definitions: Mapping[str, int | str], functions: Collection[str], filters: str) -> Object:
-    """What the compiler makes of some functions: kept from an earlier time, or made and kept now.
+    """Compile functions, or take them from the cache.
 
     Args:
-        definitions: from abi.definitions; with WINDOW there are filters.
-        functions: which are wanted.
+        definitions: from abi.definitions; with filters, also WINDOW.
+        functions: entry points to include.
         filters: as for `source`.
 
     Raises:
-        Exception: what bcc raises; the compiler's complaints are on stderr.
+        Exception: from bcc; the errors of the compiler are on stderr.
     """
     text = source(filters, functions)
     flags = [*_FLAGS, *(f"-D{name}={value}" for name, value in sorted(definitions.items()))]
-    # As the service manager says (one or several), or where it would be; done without where nothing can be kept.
+    # The cache directory of the service manager (one or several), or its default; without a
+    # directory nothing is cached.
     directory = os.environ.get("CACHE_DIRECTORY", "").split(":")[0] or "/var/cache/skbcapd"
     path = Path(directory, f"{_digest(text, flags)}.json")
     found = _kept(path)
@@ -140,7 +144,7 @@ def build(definitions: Mapping[str, int | str], functions: Collection[str], filt
 
 
 def _compile(text: str, definitions: Mapping[str, int | str]) -> Object:
-    """The program, compiled by bcc, which makes maps, too: from those their definitions are known."""
+    """Compile with bcc, which also creates maps: their parameters are read from those."""
     os.environ["BCC_KERNEL_SOURCE"] = str(SOURCES)
     from bcc import BPF, lib  # noqa: PLC0415  it takes a tenth of a second
 
@@ -148,7 +152,7 @@ def _compile(text: str, definitions: Mapping[str, int | str]) -> Object:
     program = BPF(text=text, cflags=[*_FLAGS, *(f"-D{name}={value}" for name, value in small.items())])
     places: dict[int, int] = {}
     maps: list[Map] = []
-    # bcc declares no types of these.
+    # bcc declares no types for these functions.
     module = ctypes.c_void_p(program.module)
     lib.bpf_table_name.restype = ctypes.c_char_p
     for number in range(lib.bpf_num_tables(module)):
@@ -172,7 +176,7 @@ def _compile(text: str, definitions: Mapping[str, int | str]) -> Object:
 
 
 def _call_kernel(code: bytearray, type_id: int) -> None:
-    """Make the calls of _RDONLY_CAST calls of the kernel's function with this type id.
+    """Replace calls of _RDONLY_CAST by calls of the kernel function with this type id.
 
     Source: BPF_PSEUDO_KFUNC_CALL in include/uapi/linux/bpf.h: a call whose source register is 2.
     """
@@ -183,15 +187,16 @@ def _call_kernel(code: bytearray, type_id: int) -> None:
 
 
 def _map_loads(code: bytes | bytearray) -> Iterator[int]:
-    """Where maps are loaded.
+    """The offsets of instructions that load maps.
 
-    Source: BPF_PSEUDO_MAP_FD in include/uapi/linux/bpf.h: a load of 64 bits whose source register is 1.
+    Source: BPF_PSEUDO_MAP_FD in include/uapi/linux/bpf.h: a load of 64 bits whose source register
+    is 1.
     """
     return (at for at in _instructions(code) if code[at] == 0x18 and code[at + 1] >> 4 == 1)
 
 
 def _instructions(code: bytes | bytearray) -> Iterator[int]:
-    """Where each instruction begins; the second half of a wide one left out."""
+    """The offset of each instruction; the second half of a wide one is left out."""
     at = 0
     while at < len(code):
         yield at
@@ -199,23 +204,23 @@ def _instructions(code: bytes | bytearray) -> Iterator[int]:
 
 
 def _digest(text: str, flags: Collection[str]) -> str:
-    """A name for what is made from this, by this module and the compiler that is installed."""
+    """The name of the cache file for this input, this module and the installed compiler."""
     files = [Path(__file__), *sorted((SOURCES / "include").rglob("*.h"))]
     parts = [text, *flags, *(path.read_text() for path in files), _compiler()]
     return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in map(str.encode, parts))).hexdigest()
 
 
 def _compiler() -> str:
-    """What changes when another bcc is installed: importing it, to be told its version, takes a tenth of a second."""
+    """The version of bcc, from its files: importing it would take 0.1 s."""
     found = importlib.util.find_spec("bcc")
     if found is None or found.origin is None:
-        return ""  # what imports it will say so
+        return ""  # the import of bcc will report it
     files = sorted(Path(found.origin).parent.glob("*.py"))
     return " ".join(f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files)
 
 
 def _kept(path: Path) -> Object | None:
-    """What an earlier time has kept; None if there is nothing, or it is not ours or not whole."""
+    """The content of a cache file; None if there is none, or if it is not ours or incomplete."""
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             found = os.fstat(file.fileno())
@@ -226,7 +231,7 @@ def _kept(path: Path) -> Object | None:
             return None
         record = json.loads(body)
         with contextlib.suppress(OSError):
-            os.utime(path)  # the one that was used last goes last
+            os.utime(path)  # the least recently used file is deleted first
     except OSError:
         return None
     functions = {name: bytes.fromhex(code) for name, code in record["functions"].items()}
@@ -234,15 +239,15 @@ def _kept(path: Path) -> Object | None:
 
 
 def _seal(path: Path, body: bytes) -> bytes:
-    """What a file begins with; under another name it is none of ours."""
+    """The first bytes of a file, which must match its name."""
     return hashlib.sha256(path.stem.encode() + body).hexdigest().encode()
 
 
 def _keep(made: Object, path: Path) -> None:
-    """Keep it, and let the oldest go.
+    """Write a cache file, and delete the oldest ones.
 
     Raises:
-        OSError: that cannot be.
+        OSError: it cannot be written.
     """
     body = json.dumps(
         {"functions": {name: code.hex() for name, code in made.functions.items()}, "maps": [*map(asdict, made.maps)]}

@@ -23,21 +23,22 @@ from skbcapd.errors import KernelError
 from skbcapd.kernel.abi import SEGMENT_STRIDE, Geometry
 
 MIB = 1 << 20
-REMEDY = "raise MemoryMax= of the unit or --memory of the container, or set a smaller buffer.size"
-# Measured on Linux 6.18: Python and what it reads 45 MiB, maps of the program 75 and 0.5 for each processor.
+REMEDY = "increase MemoryMax= of the unit or --memory of the container, or set a smaller buffer.size"
+# Measured on Linux 6.18: Python and the files it reads 45 MiB, maps of the program 75 MiB, and 0.5
+# MiB for each processor.
 _PYTHON, _MAPS, _PER_PROCESSOR = 45 * MIB, 75 * MIB, MIB // 2
-_DESCRIPTORS = 64  # 40 while it captures; each file that waits for the disk takes some
-_SURE = 0.95  # of what a capture takes: with less it cannot run
+_DESCRIPTORS = 64  # 40 while it captures; each file that waits for fsync needs some more
+_SURE = 0.95  # share of the needed memory without which a capture cannot run
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The smallest memory limit of our cgroup and those above it.
+    """The smallest memory limit of our cgroup and its ancestors.
 
     Args:
-        version: of the control groups, 1 or 2; 0: there are none.
+        version: version of cgroups, 1 or 2; 0: there are none.
         size: bytes; None: no limit.
-        file: that it stands in.
+        file: file that contains it.
     """
 
     version: int
@@ -46,11 +47,11 @@ class Limit:
 
 
 def read_limit(proc: Path = Path("/proc"), sys_: Path = Path("/sys")) -> Limit:
-    """The memory limit that holds for us.
+    """The memory limit of this process.
 
     Args:
-        proc: where procfs is.
-        sys_: where sysfs is.
+        proc: directory of procfs.
+        sys_: directory of sysfs.
     """
     try:
         groups = (proc / "self/cgroup").read_text(errors="replace")
@@ -69,12 +70,12 @@ def read_limit(proc: Path = Path("/proc"), sys_: Path = Path("/sys")) -> Limit:
 
 
 def needed(geometry: Geometry, ring: int = 0, proc: Path = Path("/proc")) -> int:
-    """About how many bytes a capture takes, those of the page cache left out.
+    """Memory that a capture needs, in bytes, without the page cache (an estimate).
 
     Args:
-        geometry: of the shared memory.
-        ring: bytes of packets that are kept in memory (files.mode: ring).
-        proc: where procfs is.
+        geometry: size of the shared memory.
+        ring: size of the ring buffer in bytes (files.mode: ring).
+        proc: directory of procfs.
     """
     try:
         is_charged = "cgroup.memory=nokmem" not in (proc / "cmdline").read_text(errors="replace")
@@ -85,19 +86,19 @@ def needed(geometry: Geometry, ring: int = 0, proc: Path = Path("/proc")) -> int
 
 
 def check_memory(geometry: Geometry, ring: int = 0, proc: Path = Path("/proc"), sys_: Path = Path("/sys")) -> str:
-    """Refuse a capture that its cgroup would kill.
+    """Check whether the memory limit is large enough for a capture.
 
     Args:
-        geometry: of the shared memory.
+        geometry: size of the shared memory.
         ring: see needed.
-        proc: where procfs is.
-        sys_: where sysfs is.
+        proc: directory of procfs.
+        sys_: directory of sysfs.
 
     Returns:
-        A warning where memory is tight; else nothing.
+        A warning if memory is scarce, otherwise an empty text.
 
     Raises:
-        KernelError: the limit is below what a capture takes.
+        KernelError: the limit is too small for a capture.
     """
     limit, wanted = read_limit(proc, sys_), needed(geometry, ring, proc)
     if limit.size is None or limit.size >= wanted * 1.1:
@@ -105,18 +106,18 @@ def check_memory(geometry: Geometry, ring: int = 0, proc: Path = Path("/proc"), 
     what = f"files.ring of {ring // MIB} MiB and buffer.size" if ring else "buffer.size"
     text = (
         f"the memory limit is {limit.size // MIB} MiB ({limit.file}); "
-        f"a capture with {what} of {geometry.segment_count * SEGMENT_STRIDE // MIB} MiB takes about {wanted // MIB} MiB"
+        f"a capture with {what} of {geometry.segment_count * SEGMENT_STRIDE // MIB} MiB needs about {wanted // MIB} MiB"
     )
     if limit.size < wanted * _SURE:
         raise KernelError(text, REMEDY)
-    return f"{text}; the kernel may end it"
+    return f"{text}; the kernel may kill it"
 
 
 def check_descriptors() -> None:
-    """Allow this process to open as many files as it may.
+    """Raise the limit of open files to the hard limit.
 
     Raises:
-        KernelError: that is too few for a capture.
+        KernelError: the hard limit is too small for a capture.
 
     Source: setrlimit(2).
     """
@@ -126,19 +127,19 @@ def check_descriptors() -> None:
     if hard != resource.RLIM_INFINITY and hard < _DESCRIPTORS:
         raise KernelError(
             f"the process may open {hard} files; a capture needs {_DESCRIPTORS}",
-            "raise LimitNOFILE= of the unit, or the hard limit by `ulimit -n`",
+            "increase LimitNOFILE= of the unit, or the hard limit by `ulimit -n`",
         )
 
 
 def _files(root: Path, path: str, name: str) -> Iterator[Path]:
-    """The files with the limits of a cgroup and those above it, as far as they are shown to us."""
+    """The files with the memory limits of our cgroup and its ancestors, as far as they are visible."""
     parts = [part for part in path.split("/") if part not in {"", ".", ".."}]
     for count in range(len(parts), -1, -1):
         yield root.joinpath(*parts[:count], name)
 
 
 def _size(file: Path) -> int | None:
-    """A limit; None where there is none. Version 1 says a number of pages near 2^63 for that."""
+    """A limit; None if there is none: version 1 has a number of pages near 2^63 then."""
     try:
         text = file.read_text(errors="replace").strip()
     except OSError:

@@ -24,20 +24,20 @@ from skbcapd.errors import KernelError
 from skbcapd.kernel import compiler, syscall
 from skbcapd.kernel.abi import Stage
 
-# Each hook's direction: the suffix of the programs of its stages, and of the map through which they are called.
+# The direction of each hook: the suffix of its programs, and of the map for tail calls.
 _DIRECTIONS = {"on_transmit": "out", "on_receive": "in"}
 _UNFILTERED = tuple(stage for stage in Stage if stage is not Stage.FILTER)
 
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """One place in the kernel where a function of the program runs.
+    """A place in the kernel where a function of the program runs.
 
     Args:
         kind: "kprobe" or "tracepoint" (a raw one, with typed arguments).
         target: kernel function or tracepoint.
         function: function of bpf/skbcapd.bpf.c.
-        type_id: of a tracepoint, in the kernel's BTF; 0 until it is known.
+        type_id: type id of the tracepoint in the kernel's BTF; 0 until it is known.
     """
 
     kind: str
@@ -52,13 +52,14 @@ class Hook:
 def start(
     maps: Sequence[str], definitions: Mapping[str, int | str], hooks: list[Hook], measure: Hook, filters: str = ""
 ) -> Loader:
-    """Fork the child; it compiles and loads, attaches `measure`, and waits to be told to attach `hooks`.
+    """Fork a child that compiles and loads the program, attaches `measure`, and waits for the
+    request to attach `hooks`.
 
     Args:
-        maps: names of the maps whose descriptors are wanted.
-        definitions: from abi.definitions; with WINDOW there are filters.
-        hooks: where the program is attached.
-        measure: the hook for measuring.
+        maps: names of the maps whose descriptors are returned.
+        definitions: from abi.definitions; with filters, also WINDOW.
+        hooks: hooks to attach.
+        measure: hook of the measurement.
         filters: as for `compiler.source`.
     """
     return Loader(lambda channel: _child(channel, maps, definitions, hooks, measure, filters))
@@ -67,36 +68,39 @@ def start(
 def load_filters(
     maps: Mapping[str, int], definitions: Mapping[str, int | str], hooks: Sequence[Hook], filters: str
 ) -> tuple[list[tuple[str, int]], list[int]]:
-    """Compile and load other filters for a program that runs; for a child, as it takes seconds and much memory.
+    """Compile and load other filters for a running program. Called in a child, because it takes
+    seconds and much memory.
 
     Args:
-        maps: the running program's, name to descriptor.
-        definitions: those it was compiled with, and WINDOW.
-        hooks: where it is attached.
+        maps: maps of the running program, name -> descriptor.
+        definitions: definitions of the running program, and WINDOW.
+        hooks: hooks of the running program.
         filters: as for `compiler.source`.
 
     Returns:
-        Map and place of each, and its descriptor.
+        Map and slot of each program, and its descriptor.
 
     Raises:
-        KernelError: the kernel refuses.
-        Exception: what bcc raises.
+        KernelError: the kernel rejects them.
+        Exception: from bcc.
     """
     stages = _behind(hooks, (Stage.FILTER,))
     made = _build(definitions, list(stages), filters)
-    # What the running program has not is the filters' own: the window, whose length may be another one.
+    # Maps that the running program does not have belong to the filters: the window, whose size can
+    # change.
     used = set().union(*(made.used(stage.function) for stage in stages))
     own = {table.name: syscall.make_map(*astuple(table)) for table in made.maps if table.name in used - maps.keys()}
     loaded = _load(made, list(stages), {**maps, **own})
     return list(stages.values()), [loaded[stage] for stage in stages]
 
 
-# What the last words of a child mean when it has come to a limit of the process or the cgroup.
-_DESCRIPTORS = "raise LimitNOFILE= of the unit or `ulimit -n`: a capture needs about 50"
-_MEMORY = "raise MemoryMax= of the unit, --memory of the container or `ulimit -v`; compiling takes 180 MiB"
-_TASKS = "raise TasksMax= of the unit, --pids-limit of the container or `ulimit -u`; `ulimit -v` also counts"
+# Causes and hints for the last line of a child that has reached a limit of the process or the
+# cgroup.
+_DESCRIPTORS = "increase LimitNOFILE= of the unit or `ulimit -n`: a capture needs about 50"
+_MEMORY = "increase MemoryMax= of the unit, --memory of the container or `ulimit -v`; compiling takes 180 MiB"
+_TASKS = "increase TasksMax= of the unit, --pids-limit of the container or `ulimit -u`; `ulimit -v` also counts"
 _LIMITS = {
-    "Too many open files in system": ("the system has no file descriptor left", "raise sysctl fs.file-max"),
+    "Too many open files in system": ("the system has no free file descriptor", "increase sysctl fs.file-max"),
     "Too many open files": ("the process may open no more files", _DESCRIPTORS),
     "Cannot allocate memory": ("out of memory", _MEMORY),
     "MemoryError": ("out of memory", _MEMORY),
@@ -109,11 +113,11 @@ _LIMITS = {
 
 
 class Loader:
-    """The parent's end: ask the child for its next step, get descriptors or a KernelError.
+    """The child process, for its parent: request steps, receive descriptors or a KernelError.
 
     Args:
-        work: what the child does; it answers by `send`.
-        nice: added to the child's niceness.
+        work: function of the child; it replies by `send`.
+        nice: added to the nice value of the child.
     """
 
     def __init__(self, work: Callable[[socket.socket], None], nice: int = 0) -> None:
@@ -121,14 +125,14 @@ class Loader:
         self._channel = self._child.channel
 
     def receive(self) -> tuple[dict[str, Any], list[int]]:
-        """The child's next message and the descriptors with it.
+        """The next message of the child, and its descriptors.
 
         Raises:
-            KernelError: the child failed; its last words are in the message.
+            KernelError: the child failed; its last output is in the message.
         """
         try:
             data, descriptors, _, _ = socket.recv_fds(self._channel, 1 << 16, 64)
-        except ConnectionResetError:  # it has ended, and not read what it was sent
+        except ConnectionResetError:  # it ended before it read a message
             data, descriptors = b"", []
         except OSError as error:
             raise KernelError(f"the loader process failed: {error.strerror}") from None
@@ -137,17 +141,17 @@ class Loader:
         return json.loads(data), list(descriptors)
 
     def fileno(self) -> int:
-        """Readable when the child has something to say, or has ended."""
+        """Readable when the child has a message, or has ended."""
         return self._channel.fileno()
 
     def attach(self) -> tuple[dict[str, Any], list[int]]:
-        """Tell the child to attach the hooks; its answer names them, with a descriptor each."""
+        """Make the child attach the hooks; returns their names, each with a descriptor."""
         with contextlib.suppress(BrokenPipeError):
             self._channel.send(b"attach")
         return self.receive()
 
     def close(self) -> None:
-        """End the child, whatever it does, and reap it."""
+        """End the child in any state, and reap it."""
         self._child.close()
 
     def _failure(self) -> KernelError:
@@ -159,7 +163,7 @@ class Loader:
             )
         if "Operation not permitted" in text:
             return KernelError(
-                "the kernel refuses to load BPF programs: operation not permitted",
+                "the kernel does not allow to load BPF programs: operation not permitted",
                 "run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN; see `skbcapd doctor`",
             )
         for sign, (what, hint) in _LIMITS.items():
@@ -168,12 +172,12 @@ class Loader:
         return KernelError(
             "the kernel program could not be loaded: "
             + (" | ".join(_reasons(lines)[-6:])[-1500:] or "the loader process exited without an error message"),
-            "`skbcapd doctor` tells what this kernel offers",
+            "`skbcapd doctor` checks this kernel",
         )
 
 
 def _reasons(lines: Sequence[str]) -> list[str]:
-    """Last words without the frames of a traceback: those are for who mends the code."""
+    """The last output without the frames of a traceback, which only help developers."""
     found: list[str] = []
     is_source = False
     for line in lines:
@@ -205,21 +209,21 @@ def _child(
     measuring = _attach(measure, loaded[measure])
     send(channel, {"maps": list(maps)}, [descriptors[name] for name in maps])
     if not channel.recv(64):
-        return  # the parent has given up
+        return  # the parent has ended
     os.close(measuring)
     links = [_attach(hook, loaded[hook]) for hook in hooks]
     send(channel, {"hooks": len(hooks)}, links + [loaded[hook] for hook in hooks])
 
 
 def _build(definitions: Mapping[str, int | str], hooks: Sequence[Hook], filters: str) -> compiler.Object:
-    """The program, compiled for some hooks. Frames are taken as the first of them does."""
+    """The program, compiled for some hooks; the kind of the first one decides how frames are read."""
     if hooks[0].kind == "kprobe":
         definitions = {**definitions, "KPROBE": 1}
     return compiler.build(definitions, {hook.function for hook in hooks}, filters)
 
 
 def _behind(hooks: Sequence[Hook], stages: Iterable[Stage]) -> dict[Hook, tuple[str, int]]:
-    """The programs of some stages behind hooks, each with the map through which it is called, and its index there."""
+    """The programs of some stages after hooks, each with the map of its tail call, and its index there."""
     return {
         replace(hook, function=f"{stage.name.lower()}_{direction}"): (f"stages_{direction}", stage)
         for hook in hooks
@@ -229,12 +233,12 @@ def _behind(hooks: Sequence[Hook], stages: Iterable[Stage]) -> dict[Hook, tuple[
 
 
 def send(channel: socket.socket, message: dict[str, Any], descriptors: list[int]) -> None:
-    """For the child: a message and descriptors for the parent's `receive`."""
+    """Called in the child: send a message and descriptors to `receive` of the parent."""
     socket.send_fds(channel, [json.dumps(message).encode()], descriptors)
 
 
 def _load(made: compiler.Object, hooks: Sequence[Hook], maps: Mapping[str, int]) -> dict[Hook, int]:
-    """Load the functions of some hooks, as many at once as there are processors; their descriptors."""
+    """Load the functions of some hooks, in parallel; returns their descriptors."""
 
     def load(hook: Hook) -> int:
         return syscall.load_program(hook.function, made.code(hook.function, maps), hook.kind, hook.type_id)
@@ -244,7 +248,7 @@ def _load(made: compiler.Object, hooks: Sequence[Hook], maps: Mapping[str, int])
 
 
 def _attach(hook: Hook, program: int) -> int:
-    """Attach one hook; the descriptor returned keeps it attached after this process has ended."""
+    """Attach one hook; it stays attached while the returned descriptor is open."""
     if hook.kind == "tracepoint":
         return syscall.attach_tracepoint(program)
     return syscall.attach_kprobe(program, hook.target)

@@ -31,16 +31,16 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _PFN_MASK = (1 << 55) - 1
 _SO_NETNS_COOKIE = 71
 SIZE = 32
-OFFSET = 100  # of the bytes in their page
+OFFSET = 100  # offset of the bytes in their page
 
 
 class Marker:
-    """The page and a connection to send it through.
+    """The page, and a connection that it is sent through.
 
-    `net` is the cookie of the namespace it is in, `is_private` whether nobody else is there.
+    `net` is the cookie of its network namespace; `is_private`: nothing else uses this namespace.
 
     Raises:
-        KernelError: no loopback to send through.
+        KernelError: there is no loopback interface.
     """
 
     def __init__(self) -> None:
@@ -53,13 +53,14 @@ class Marker:
         self._page[OFFSET : OFFSET + SIZE] = self.bytes
         self._ends: tuple[socket.socket, ...] = ()  # sender, receiver; a UDP socket
         self._error: OSError | None = None
-        # A namespace is refused, or its loopback cannot be set up: the present one will do.
+        # If a new namespace is not allowed, or its loopback cannot be set up, use the current one.
         if not any(self._try(is_private=is_private) for is_private in (True, False)):
             self.close()
-            raise KernelError(f"no loopback device to test the capture with: {self._error}", "ip link set lo up")
+            raise KernelError(f"no loopback interface for the self-test: {self._error}", "ip link set lo up")
 
     def _try(self, *, is_private: bool) -> bool:
-        thread = threading.Thread(target=self._open, args=(is_private,), daemon=True)  # unshare(2) holds for one thread
+        # unshare(2) applies to one thread
+        thread = threading.Thread(target=self._open, args=(is_private,), daemon=True)
         thread.start()
         thread.join()
         return bool(self._ends)
@@ -88,29 +89,35 @@ class Marker:
             self._error = error
 
     def frame_number(self) -> int:
-        """The page's frame number; 0 where the kernel does not tell (CAP_SYS_ADMIN is missing)."""
+        """The frame number of the page; 0 if the kernel does not show it (CAP_SYS_ADMIN is
+        missing).
+        """
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
         with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
             pagemap.seek(address // mmap.PAGESIZE * 8)
             return int.from_bytes(pagemap.read(8), "little") & _PFN_MASK
 
     def send(self) -> None:
-        """Send the bytes once, by one sendfile(2) call of the calling thread, and take them off the socket."""
+        """Send the bytes once, by one sendfile(2) call of this thread, and read them from the
+        socket.
+        """
         sender, receiver, _ = self._ends
         os.sendfile(sender.fileno(), self._file, OFFSET, SIZE)
-        with contextlib.suppress(BlockingIOError):  # not yet delivered: the next call takes it
+        with contextlib.suppress(BlockingIOError):  # not delivered yet: the next call reads it
             receiver.recv(SIZE)
 
     def send_datagram(self) -> None:
-        """Send an empty datagram to ourselves: its socket leads to the kernel's table of UDP sockets."""
+        """Send an empty datagram to ourselves: the kernel program finds the table of UDP sockets
+        through its socket.
+        """
         self._ends[2].send(b"")
 
     def is_in(self, net: int, frame: memoryview) -> bool:
-        """Whether a frame captured in a namespace is the marker's, complete to its last byte."""
+        """Whether a frame is the marker, captured in its namespace, complete to the last byte."""
         return net == self.net and frame[-SIZE:] == self.bytes
 
     def close(self) -> None:
-        """Give back page, file and sockets (and with them the namespace)."""
+        """Release page, file, sockets and namespace."""
         for end in self._ends:
             end.close()
         os.close(self._file)

@@ -37,17 +37,17 @@ OLDEST_KERNEL = (5, 15)
 _MAPS = (
     *("segments", "controls", "labels", "devices", "owners", "flows", "holders", "groups", "fragments"),
     *("counters", "measurements", "wakeups", "packets"),
-    *("stages_out", "stages_in"),  # these empty themselves when nobody holds them
+    *("stages_out", "stages_in"),  # the kernel empties these maps when no descriptor of them is open
 )
 _RECURSION_MISSES = 208  # offset in struct bpf_prog_info
 _MARKER_TRIES = 64
 _KALLSYMS = Path("/proc/kallsyms")
 
-# For each place where frames are taken: the kprobe and the tracepoint that stand for it.
+# The kprobe and the tracepoint for each place where frames are captured.
 _PLACES = {
     "queue": (Hook("kprobe", "__dev_queue_xmit", "on_transmit"), Hook("tracepoint", "net_dev_queue", "on_transmit")),
     "driver": (
-        None,  # dev_hard_start_xmit is given a list of frames: a kprobe there would miss all but the first
+        None,  # dev_hard_start_xmit gets a list of frames: a kprobe would see only the first one
         Hook("tracepoint", "net_dev_start_xmit", "on_transmit"),
     ),
     "in": (
@@ -57,8 +57,10 @@ _PLACES = {
 }
 
 
-# Where the users of sockets are learned. inet_sendmsg and its like are called for IPv4 and IPv6 sockets only: nothing
-# is added to the cost of other ones. Without kprobes a use is seen when it is over (since Linux 6.3).
+# Hooks that record the users of sockets. inet_sendmsg and similar functions run for IPv4 and IPv6
+# sockets only, so other sockets cost nothing. Without kprobes, a use is recorded when it is over
+# (since Linux 6.3). is added to the cost of other ones. Without kprobes a use is seen when it is
+# over (since Linux 6.3).
 _USE_PROBES = (
     *(Hook("kprobe", name, "on_use") for name in ("inet_sendmsg", "inet_recvmsg", "inet6_sendmsg", "inet6_recvmsg")),
     Hook("kprobe", "security_sock_graft", "on_accept"),
@@ -81,13 +83,14 @@ def is_realtime(flag: Path = Path("/sys/kernel/realtime")) -> bool:
 
 
 def kernel_symbol(name: str, kallsyms: Path = _KALLSYMS) -> str:
-    """The name of a kernel function in the symbol table: with the compiler's suffix (.constprop.0) if it has one.
+    """The name of a kernel function in the symbol table, which can have a suffix of the compiler
+    (.constprop.0).
 
     Returns:
-        The symbol; the plain name where there is one.
+        The symbol; the plain name if it exists.
 
     Raises:
-        KernelError: there is none, or the table is hidden.
+        KernelError: there is no such function, or the table is hidden.
     """
     try:
         symbols = kallsyms.read_bytes()
@@ -103,21 +106,23 @@ def kernel_symbol(name: str, kallsyms: Path = _KALLSYMS) -> str:
 
 
 def choose_learning_hooks(attach: str, transmit: str, btf: Btf) -> list[Hook]:
-    """Which hooks tell who uses a socket, beside those where frames are taken.
+    """Choose the hooks that record the users of sockets.
 
     Args:
         attach: as for choose_hooks.
         transmit: as for choose_hooks.
-        btf: the running kernel's types: they name its tracepoints.
+        btf: types of the running kernel, which include its tracepoints.
 
     Returns:
-        Those that this kernel has. The fewer, the more packets are of nobody known.
+        Those that this kernel has. With fewer hooks, more packets have no known process.
     """
     chosen = [_STATE_TRACEPOINT]
     if attach != "tracepoint" and has_kprobes():
         is_hidden = not os.access(_KALLSYMS, os.R_OK)
         for probe in _USE_PROBES:
-            if is_hidden:  # as from a systemd unit; other parts of the kernel call them, so their names are plain
+            # such as in a systemd unit; these functions are called from other files, so their names
+            # have no suffix
+            if is_hidden:
                 chosen.append(probe)
                 continue
             with contextlib.suppress(KernelError):  # IPv6 may be a module that is not loaded
@@ -130,16 +135,16 @@ def choose_learning_hooks(attach: str, transmit: str, btf: Btf) -> list[Hook]:
 
 
 def choose_hooks(attach: str, directions: Sequence[str], transmit: str) -> list[Hook]:
-    """Which hooks to take on this kernel.
+    """Choose the hooks that capture frames.
 
     Args:
-        attach: "auto" (frames at tracepoints; users of sockets by kprobes, where there are kprobes), "kprobe" or
-            "tracepoint" for all.
+        attach: "auto" (frames at tracepoints; users of sockets by kprobes, where there are
+            kprobes), "kprobe" or "tracepoint" for all.
         directions: "out", "in" or both.
-        transmit: where frames that leave are taken: "queue" or "driver".
+        transmit: where sent frames are captured: "queue" or "driver".
 
     Raises:
-        KernelError: kprobes were asked for and this kernel has none, or lacks the function.
+        KernelError: kprobes are required, and this kernel has none, or lacks the function.
     """
     places = [_PLACES[transmit if direction == "out" else "in"] for direction in directions]
     if attach != "kprobe":
@@ -147,22 +152,23 @@ def choose_hooks(attach: str, directions: Sequence[str], transmit: str) -> list[
     if not has_kprobes():
         raise KernelError(
             "this kernel has no kprobes; expected CONFIG_KPROBES=y for attach: kprobe",
-            "use attach: auto, which takes tracepoints instead",
+            "use attach: auto, which uses tracepoints instead",
         )
     probes = [probe for probe, _ in places if probe]
     if len(probes) < len(places):
         raise KernelError(
             "transmit: driver has no kprobe; expected attach: auto or tracepoint",
-            "use attach: auto, which takes tracepoints",
+            "use attach: auto, which uses tracepoints",
         )
     return [replace(probe, target=kernel_symbol(probe.target)) for probe in probes]
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What happened to the packets of one interface slot, in packets; names as in `enum counter` of bpf/layout.h.
+    """The counters of one slot of interfaces, in packets; names as in `enum counter` of
+    bpf/layout.h.
 
-    `seen` counts every packet that reached the program and stands in slot 0 only; the others are its outcomes.
+    `seen` counts each packet that reached the program, in slot 0 only; the others are outcomes.
     """
 
     seen: int = 0
@@ -178,21 +184,21 @@ class Counters:
 
     @property
     def outcomes(self) -> int:
-        """Packets that have come to an end: `seen`, when no program is running."""
+        """Packets with an outcome: equal to `seen` if no program is running."""
         return self.delivered + self.filtered + self.duplicate + self.lost
 
     @property
     def lost(self) -> int:
-        """Packets that should have been delivered and were not, by any cause."""
+        """Packets that the program dropped, by any cause."""
         return self.full + self.contended + self.start
 
 
 class Filters(NamedTuple):
-    """Packet filters, loaded and not yet in place.
+    """Packet filters that are loaded but not used yet.
 
     Args:
-        places: map and place of each program.
-        descriptors: of the programs; who has them closes them.
+        places: map and slot of each program.
+        descriptors: descriptors of the programs; the receiver closes them.
     """
 
     places: Sequence[tuple[str, int]]
@@ -200,7 +206,9 @@ class Filters(NamedTuple):
 
 
 class Program:
-    """The loaded program. `load` makes one; `attach` starts the capture; `close` ends it and gives everything back."""
+    """The loaded program. `load` makes one; `attach` starts the capture; `close` ends it and
+    releases everything.
+    """
 
     def __init__(
         self,
@@ -235,48 +243,58 @@ class Program:
 
     @property
     def paged(self) -> bool:
-        """Whether page fragments can be read; if not, frames are cut at their linear part."""
+        """Whether page fragments can be read; if not, frames are cut at the end of their linear
+        part.
+        """
         return bool(self.measured.address_base)
 
     @property
     def process_context(self) -> bool:
-        """Whether the program can tell a system call from a softirq; if not, no packet is given to `current`."""
+        """Whether the program can tell a system call from a softirq; if not, `current` is never
+        named.
+        """
         return bool(self.measured.entry_regs)
 
     def set_clock(self) -> None:
-        """Tell the program how far the wall clock is from the monotonic one, in ns (suspend and steps change it)."""
+        """Set the difference between wall clock and monotonic clock, in ns (suspend and steps
+        change it).
+        """
         before = clocks.monotonic_ns()
         wall = time.time_ns()
         offset = wall - (before + clocks.monotonic_ns()) // 2
         known = self.control[abi.CLOCK_OFFSET]
-        if abs(offset - known) > 20_000:  # the jitter of reading two clocks is below; steps are above
+        if abs(offset - known) > 20_000:  # reading two clocks has less jitter, a step is larger
             self.control[abi.CLOCK_OFFSET] = offset % (1 << 64)
 
     def set_label(self, key: bytes, value: bytes) -> None:
-        """Stamp the packets of a key from now on. key: abi.KEY; value: abi.LABEL."""
+        """Install a label for the packets of a key. key: abi.KEY; value: abi.LABEL."""
         self._update("labels", key, value)
 
     def clear_labels(self) -> None:
-        """Forget all labels; when this returns, what bears one has been reserved."""
+        """Delete all labels. When this returns, all packets with one of them have reserved their
+        space.
+        """
         syscall.clear(self._maps["labels"], abi.KEY.size)
 
     def set_device(self, key: bytes, value: bytes) -> None:
-        """Say where to count a device's packets, and whether they are wanted. Bytes as abi.DEVICE_KEY, DEVICE."""
+        """Set the row of counters of an interface, and whether it is excluded. Bytes as
+        abi.DEVICE_KEY, DEVICE.
+        """
         self._update("devices", key, value)
 
     def set_holder(self, inode: int, user: bytes) -> None:
-        """Say who holds a socket: abi.USER; with tgid 0, that it is nobody or several."""
+        """Set the process that has a socket open: abi.USER; tgid 0: none or several."""
         self._update("holders", struct.pack("<Q", inode), user)
 
     def holder(self, inode: int) -> abi.User | None:
-        """Who was the last to use a socket whose slot another one has taken, or was set as its holder."""
+        """The last user of a socket that was evicted, or the process that was set as its holder."""
         try:
             return abi.USER.unpack(self._lookup("holders", struct.pack("<Q", inode), abi.USER.size))
         except FileNotFoundError:
             return None
 
     def group(self, number: int) -> list[tuple[int, int]]:
-        """The sockets of which any may get a packet, by address and inode; none where they are forgotten."""
+        """The candidate sockets of a packet, by address and inode; none if they were evicted."""
         try:
             count, *both = abi.GROUP.unpack(self._lookup("groups", struct.pack("<Q", number), abi.GROUP.size))
         except FileNotFoundError:
@@ -284,52 +302,58 @@ class Program:
         return list(zip(both[:count], both[abi.GROUP_MAX : abi.GROUP_MAX + count], strict=True))
 
     def add_flow(self, flow: bytes, owner: bytes) -> None:
-        """Say whose a connection is: abi.FLOW, OWNER. What the program has learned itself stands."""
+        """Set the owner of a connection: abi.FLOW, OWNER. An owner that the program has recorded
+        itself stays.
+        """
         with contextlib.suppress(FileExistsError):
             syscall.add(self._maps["flows"], flow, owner)
 
     def remove_flow(self, flow: bytes) -> None:
-        """Forget whose a connection is: abi.FLOW."""
+        """Delete the owner of a connection: abi.FLOW."""
         with contextlib.suppress(FileNotFoundError):
             syscall.remove(self._maps["flows"], flow)
 
     def owner(self, sk: int) -> abi.Owner | None:
-        """What the program has learned of a socket, by its address."""
+        """The recorded owner of a socket, by the address of the socket."""
         try:
             return abi.OWNER.unpack(self._lookup("owners", struct.pack("<Q", sk), abi.OWNER.size))
         except FileNotFoundError:
             return None
 
     def counters(self, slot: int) -> Counters:
-        """The counters of one interface slot, over all processors."""
+        """The counters of one slot of interfaces, added up over all processors."""
         row = abi.COUNTER_ROW.size
         data = self._lookup("counters", struct.pack("<I", slot), row * self._cpus)
         rows = [abi.COUNTER_ROW.unpack_from(data, row * cpu) for cpu in range(self._cpus)]
         return Counters(*(sum(column) for column in list(zip(*rows, strict=True))[: len(Counters.__slots__)]))
 
     def missed(self) -> int:
-        """Times the kernel skipped the program because it was already running on that processor (recursion_misses)."""
+        """How often the kernel skipped the program because it was already running on that processor
+        (recursion_misses).
+        """
         taking = self._programs[: len(self.hooks)]
         return sum(struct.unpack_from("<Q", syscall.info(fd), _RECURSION_MISSES)[0] for fd in taking)
 
     @property
     def wakeup_fd(self) -> int:
-        """Readable when the program wants the reader."""
+        """Readable when the program requests a drain."""
         return self._maps["wakeups"]
 
     def take_wakeups(self) -> None:
-        """Make wakeup_fd wait again."""
+        """Reset wakeup_fd."""
         self._consumer[:8] = self._producer[:8]
 
     def measure(self, marker: Marker) -> None:
-        """Find where pages are mapped and where a stack keeps its user's registers; what is not found stays 0."""
+        """Measure where pages are mapped, and where the registers of user space are on a stack; 0
+        if not found.
+        """
         table, key = "measurements", struct.pack("<I", 0)
         found = self.measured
         for attempt in range(_MARKER_TRIES):
             wanted = Measurement(
                 os.getpid(),
                 marker.frame_number(),
-                attempt // 2 * abi.CANDIDATES,  # each range twice: the kernel may move the page meanwhile
+                attempt // 2 * abi.CANDIDATES,  # each range twice: the kernel can move the page in the meantime
                 abi.machine().sendfile,
                 marker.bytes,
                 stack_size=found.stack_size,
@@ -343,7 +367,7 @@ class Program:
         marker.send_datagram()
         found = abi.MEASUREMENT.unpack(self._lookup(table, key, abi.MEASUREMENT.size))
         if is_realtime():
-            found = found._replace(entry_regs=0)  # softirqs run in tasks there: the proof does not hold
+            found = found._replace(entry_regs=0)  # softirqs run in tasks there, so the proof is wrong
         self._update(table, key, abi.MEASUREMENT.pack(*found._replace(tgid=0)))
         self.measured = found
         self.control[abi.PAGE_BASE] = found.page_base if found.address_base else 0
@@ -353,10 +377,10 @@ class Program:
         self.control[abi.UDP_TABLE] = found.udp_table
 
     def attach(self) -> None:
-        """Start capturing: the first packet may be seen before this returns.
+        """Start the capture: the first packet can arrive before this returns.
 
         Raises:
-            KernelError: the kernel refuses a hook.
+            KernelError: the kernel rejects a hook.
         """
         if self._child is None:
             raise KernelError("the program was attached before")
@@ -368,30 +392,32 @@ class Program:
         self._child = None
 
     def load_filters(self, filters: packet_filter.Source) -> Filters:
-        """Compile and load other packet filters for the attached program, in a child; see loader.load_filters."""
+        """Compile and load other packet filters for the attached program, in a child; see
+        loader.load_filters.
+        """
         definitions = {**self._definitions, "WINDOW": filters.window}
         return Filters(*loader.load_filters(self._maps, definitions, self.hooks, filters.text))
 
     def exchange_filters(self, filters: Filters) -> None:
-        """Put new filters in the place of the present ones: from one packet to the next, for each direction."""
+        """Replace the filters between two packets, for each direction."""
         for (table, place), descriptor in zip(filters.places, filters.descriptors, strict=True):
             self._update(table, struct.pack("<I", place), struct.pack("<I", descriptor))
 
     def detach(self) -> None:
-        """Stop capturing; what is in the segments stays to be read."""
+        """Stop the capture; the content of the segments can still be read."""
         for descriptor in self._links:
             os.close(descriptor)
         self._links = []
 
     def close(self) -> None:
-        """Give everything back to the kernel."""
+        """Release everything."""
         self.detach()
         if self._child is not None:
             self._child.close()
         self.control.release()
         for memory in (self._control, self._consumer, self._producer):
             memory.close()
-        with contextlib.suppress(BufferError):  # the traceback of an error may still hold a range
+        with contextlib.suppress(BufferError):  # the traceback of an error may still refer to a range
             self.memory.release()
             self._segments.close()
         for descriptor in [*self._programs, *self._maps.values()]:
@@ -413,7 +439,7 @@ def load(
     filters: packet_filter.Source | None = None,
     meanwhile: Callable[[], object] = lambda: None,
 ) -> Program:
-    """Compile and load the program for the running kernel and measure what it needs; nothing is captured yet.
+    """Compile and load the program for the running kernel. Nothing is captured yet.
 
     Args:
         geometry: size of the shared memory.
@@ -421,11 +447,11 @@ def load(
         attach: as given to choose_hooks.
         transmit: as given to choose_hooks.
         filters: packet filters; None for none.
-        meanwhile: what to do while the compiler works.
+        meanwhile: called while the compiler works.
 
     Raises:
-        BtfError: the kernel's types are missing or unknown.
-        KernelError: the program cannot be compiled or loaded, or shared memory cannot be had.
+        BtfError: the types of the kernel are missing or unknown.
+        KernelError: the program cannot be compiled or loaded, or there is no memory.
     """
     btf = Btf.load()
     definitions = abi.definitions(btf, geometry) | {"CPUS": _possible_cpus()}
@@ -468,5 +494,5 @@ def _compare_sizes(geometry: Geometry, maps: dict[str, int]) -> None:
 
 
 def _possible_cpus(path: Path = Path("/sys/devices/system/cpu/possible")) -> int:
-    """How many values a per-CPU map returns."""
+    """The number of values that a per-CPU map returns."""
     return int(re.split(r"[-,]", path.read_text().strip())[-1]) + 1

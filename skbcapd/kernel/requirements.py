@@ -1,6 +1,7 @@
 """What this system offers for a capture, and what is missing.
 
-In: /proc, /sys, bcc. Out: a finding per requirement, and a remedy for each that makes capture impossible.
+In: /proc, /sys, bcc. Out: a finding per requirement, and a remedy for each that makes capture
+impossible.
 
 The rule: a remedy is something the reader can do.
 """
@@ -20,21 +21,24 @@ from skbcapd.errors import KernelError, SkbcapdError
 from skbcapd.kernel import abi, btf, limits, syscall
 from skbcapd.kernel import program as kernel
 
-# Source: capabilities(7). It has in it what PERFMON and BPF, split off in Linux 5.8, would give; neither of them
-# shows frame numbers in /proc/PID/pagemap.
+# Source: capabilities(7). CAP_SYS_ADMIN includes CAP_PERFMON and CAP_BPF, which exist since Linux
+# 5.8 but do not show frame numbers in /proc/PID/pagemap.
 _CAPABILITIES = {"sys_admin": 21}
-# The first namespaces' inode numbers. Source: include/linux/proc_ns.h (PROC_PID_INIT_INO, PROC_USER_INIT_INO).
+# Inode numbers of the initial namespaces. Source: include/linux/proc_ns.h (PROC_PID_INIT_INO,
+# PROC_USER_INIT_INO).
 _FIRST_NAMESPACE = {"pid": 0xEFFFFFFC, "user": 0xEFFFFFFD}
 _SECCOMP_FILTER = "2"  # SECCOMP_MODE_FILTER
-_OLDEST_BCC = (0, 26)  # that the tests have run with
+_OLDEST_BCC = (0, 26)  # the oldest version that was tested
 _SEES_USES = (6, 3)  # Linux with sock_send_length and sock_recv_length
 _DEFAULT_BUFFER = 64 << 20  # buffer.size
-_COMPILER = 110 << 20  # beside the capture, when no program is cached
+_COMPILER = 110 << 20  # for the compiler, in addition to the capture, if no program is cached
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report. A fatal finding has a remedy; another has one where something can be made better."""
+    """One line of the report. A fatal finding has a remedy; other findings have one if something
+    can be improved.
+    """
 
     name: str
     text: str
@@ -48,17 +52,17 @@ def findings(
     python: str = sys.executable,
     refusal: Callable[[], str] = syscall.refusal,
 ) -> Iterator[Finding]:
-    """Everything that can be said without loading a program.
+    """All findings that need no loaded program.
 
     Args:
-        proc: where procfs is.
-        sys_: where sysfs is.
-        python: the interpreter that shall find bcc.
-        refusal: why the kernel does not take bpf(2) calls; empty if it does.
+        proc: directory of procfs.
+        sys_: directory of sysfs.
+        python: the interpreter that must find bcc.
+        refusal: why the kernel rejects bpf(2) calls; empty if it does not.
     """
     version = _kernel_version(proc)
     yield version
-    if not _release(proc)[0]:  # without /proc most of the others would be wrong
+    if not _release(proc)[0]:  # without /proc most other findings would be wrong
         yield _lockdown(sys_)
         yield _btf(sys_)
         yield _bcc(python)
@@ -81,10 +85,10 @@ def findings(
 
 
 def refuse_hopeless(proc: Path = Path("/proc")) -> None:
-    """Stop early, with the remedy, where a capture cannot work.
+    """Fail early, with a remedy, if a capture cannot work.
 
     Args:
-        proc: where procfs is.
+        proc: directory of procfs.
 
     Raises:
         KernelError: the first fatal finding.
@@ -95,7 +99,7 @@ def refuse_hopeless(proc: Path = Path("/proc")) -> None:
 
 
 def _read(path: Path) -> str:
-    """What a file of /proc or /sys says; nothing, where it is missing or kept from us."""
+    """The content of a file of /proc or /sys; empty if it is missing or cannot be read."""
     try:
         return path.read_text(errors="replace").strip()
     except OSError:
@@ -103,7 +107,7 @@ def _read(path: Path) -> str:
 
 
 def _release(proc: Path) -> tuple[str, tuple[int, int]]:
-    """The kernel's release, and its two first numbers."""
+    """The release of the kernel, and its first two numbers."""
     release = _read(proc / "sys/kernel/osrelease")
     numbers = re.match(r"(\d+)\.(\d+)", release)
     return release, (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
@@ -151,7 +155,7 @@ def _capabilities(proc: Path) -> Finding:
 
 
 def _in_first_namespace(proc: Path, kind: str) -> bool | None:
-    """Whether we are in the machine's own namespace of this kind; None where /proc does not say."""
+    """Whether we are in the initial namespace of this kind; None if /proc does not say."""
     try:
         link = str((proc / "self/ns" / kind).readlink())
     except OSError:
@@ -285,7 +289,7 @@ def _statistics(proc: Path) -> Finding:
 def _memlock(proc: Path) -> Finding:
     match = re.search(r"^Max locked memory\s+(\S+)", _read(proc / "self/limits"), re.MULTILINE)
     limit = match[1] if match else "unknown"
-    # Source: bpf_map_charge_memlock went with Linux 5.11.
+    # Linux 5.11 removed bpf_map_charge_memlock.
     return Finding("memlock", f"{limit}; not used: since Linux 5.11 memory of BPF belongs to the cgroup")
 
 
@@ -316,7 +320,7 @@ def _btf(sys_: Path) -> Finding:
 
 
 def _bcc(python: str) -> Finding:
-    """Ask a process of its own, which looks for modules where we do: importing bcc loads a compiler."""
+    """Start a process that imports bcc, because the import loads a compiler."""
     probe = "import bcc; print(getattr(bcc, '__version__', '?'), bcc.BPF.RAW_TRACEPOINT, bcc.__file__)"
     isolated = ["-I"] if sys.flags.isolated else []
     result = subprocess.run([python, *isolated, "-c", probe], capture_output=True, text=True, timeout=60, check=False)

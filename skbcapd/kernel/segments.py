@@ -1,4 +1,5 @@
-"""Reads the shared segments: committed ranges of blocks, in the order in which the kernel program reserved them.
+"""Reads the shared segments: committed ranges of blocks, in the order in which the kernel program
+reserved them.
 
 In: the memory that the kernel program writes (bpf/segment.h). Out: ranges, each with the offsets of
 its local blocks; the records of those blocks.
@@ -23,19 +24,20 @@ from skbcapd.kernel import abi
 from skbcapd.kernel.abi import Geometry
 from skbcapd.pcapng.blocks import BLOCK_MIN, PACKET, PACKET_HEAD, block_at, walk
 
-_CUT = struct.Struct("<QIII4x")  # the end of a BLOCK_CUT: identifier, unused, checksum, flags
-_IDENTITY = slice(abi.KEY.size + 48)  # of a struct upcall: the key, and the names as the kernel compares them
-_REPEATED = struct.Struct("<Q24xI4xI")  # of a struct upcall, behind the MAC address: identifier, checksum, flags
+# In a struct upcall: the key, and the names as the kernel compares them.
+_IDENTITY = slice(abi.KEY.size + 48)
+# In a struct upcall, behind the MAC address: identifier, checksum, flags.
+_REPEATED = struct.Struct("<Q24xI4xI")
 _REPEATED_AT = abi.KEY.size + 56
 _USED, _COMMITTED, _UPCALLS = range(3)
-LOCAL_PER_RANGE = 128  # more, and the range ends: each takes Python some 0.1 ms, and its reader has other duties
+LOCAL_PER_RANGE = 128  # with more, the range ends: each takes Python about 0.1 ms, and the event loop has other work
 
 
 class Range(NamedTuple):
-    """Committed blocks, whole and in order.
+    """Committed blocks, complete and in order.
 
     Args:
-        view: the bytes, valid until the next range is asked for.
+        view: the bytes, valid until the next range is requested.
         local: offsets in `view` of the local blocks, ascending.
     """
 
@@ -45,47 +47,53 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Upcall:
-    """A packet that the kernel had no label for, and what is known of its process and device."""
+    """A packet without a label, with the data that the kernel program has about its process and
+    interface.
+    """
 
     time_ns: int
     frame: memoryview
     original_len: int
-    net: int  # net_cookie of the device's namespace
+    net: int  # net_cookie of the namespace of its interface
     ifindex: int
     direction: int  # 1 in, 2 out
     via: int  # enum via of bpf/layout.h
     tgid: int
     tid: int
     start: int  # of the thread, ns since boot
-    linked: int  # packets of its key carry an identifier
+    linked: int  # whether packets of its key have an identifier
     comm: bytes
-    process: bytes  # name of the thread group's leader
+    process: bytes  # name of the thread group leader
     device: bytes
     mac: bytes
     packet_id: int  # epb_packetid
-    sk: int  # address of the socket whose user is wanted
+    sk: int  # address of a socket whose user must be looked up
     inode: int  # of that socket; 0: none
     identity: int  # of that socket
     checksum: int  # see checksum.py; 0: nothing to complete
-    netns: int  # inode number of the namespace
+    netns: int  # inode number of the network namespace
     flags: int  # epb_flags
     device_type: int  # ARPHRD_*
-    key: bytes  # abi.KEY, to give a label to
-    names: bytes  # comm, device, process as the kernel compares them: 16 bytes each, with what is behind their NUL
+    key: bytes  # abi.KEY, for the label
+    # names of thread, interface and process as the kernel compares them: 16 bytes each, with the
+    # bytes after the NUL
+    names: bytes
     size: int  # bytes of its block
-    slot: int  # row of counters that it was counted in
+    slot: int  # its row of counters
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A labelled packet that Python writes anew: its memory could not be read to its end, or its checksum is wanted."""
+    """A packet with a label that Python writes again: it could not be read to its end, or its
+    checksum must be computed.
+    """
 
     time_ns: int
     frame: memoryview
     original_len: int
     label_id: int
-    packet_id: int  # epb_packetid, where the label has one; else whatever lay there
-    checksum: int  # see checksum.py; 0: nothing to complete
+    packet_id: int  # epb_packetid if the label has one; otherwise undefined
+    checksum: int  # see checksum.py; 0: nothing to compute
     flags: int
     size: int
 
@@ -109,49 +117,51 @@ Packet: TypeAlias = Upcall | Cut | Repeated
 
 
 class SegmentReader:
-    """Reads the segments that one kernel program writes.
+    """Reads the segments of one kernel program.
 
     Args:
         memory: the segments, abi.SEGMENT_STRIDE bytes each.
-        control: struct control as u64 words, nothing in it reserved yet; cursor and tail are set, later `tail` and the
-            states of consumed segments are written.
-        geometry: how many segments.
+        control: struct control as u64 words, before the first reservation. The reader sets cursor
+            and tail, and later writes `tail` and the states of consumed segments.
+        geometry: number of segments.
     """
 
     def __init__(self, memory: memoryview, control: memoryview, geometry: Geometry) -> None:
         self._memory = memory
         self._control = control
         self._count = geometry.segment_count
-        # Numbers begin with the second round: a list's entry that was never written, 0, is then of no segment's.
-        self._number = self._count  # of the segment being read
-        self._done = 0  # bytes of it already handed out
-        self._listed = 0  # entries of its list already looked at
+        # Numbers start with the second round, so an entry of a list that was never written (0)
+        # belongs to no segment.
+        self._number = self._count  # of the segment that is read
+        self._done = 0  # bytes of it that were returned
+        self._listed = 0  # entries of its list that were read
         self._open: list[int] = []  # entries whose block was not committed yet
-        self._is_consumed = True  # the range that was handed out last
+        self._is_consumed = True  # of the last range that was returned
         control[abi.CURSOR], control[abi.TAIL] = self._number << 32, self._number
 
     @property
     def is_drained(self) -> bool:
-        """Whether all that was ever reserved has been handed out."""
+        """Whether all reserved bytes have been returned."""
         return int(self._control[abi.CURSOR]) == self.position
 
     @property
     def is_behind(self) -> bool:
-        """Whether half of the memory waits to be read."""
+        """Whether half of the memory is waiting to be read."""
         return 2 * (int(self._control[abi.CURSOR] >> 32) - self._number) >= self._count
 
     @property
     def position(self) -> int:
-        """Up to where all has been handed out: comparable with the cursor, up to where memory has been reserved."""
+        """The end of the last consumed range; comparable with the cursor."""
         return self._number << 32 | self._done
 
     def ranges(self) -> Iterator[Range]:
-        """Everything committed by now; returns when the next block is not complete.
+        """All committed ranges; ends when the next block is not complete.
 
-        A range is dealt with when the next one is asked for, or by `consume`; who leaves off before gets it again.
+        A range is consumed when the next one is requested, or by `consume`. Otherwise it is
+        returned again.
 
         Raises:
-            SegmentError: the memory holds what the kernel program cannot have written.
+            SegmentError: the memory has content that the kernel program cannot have written.
         """
         control = self._control
         while True:
@@ -174,13 +184,13 @@ class SegmentReader:
             control[abi.TAIL] = self._number
 
     def consume(self, blocks: Range) -> None:
-        """Deal with a range at once: who leaves off after it does not get it again."""
+        """Consume a range before the loop ends, so that it is not returned again."""
         if not self._is_consumed:
             self._done += len(blocks.view)
             self._is_consumed = True
 
     def _parts(self, upcalls: int, end: int) -> Iterator[Range]:
-        """What is complete of a segment, in ranges of at most LOCAL_PER_RANGE local blocks."""
+        """The complete part of a segment, in ranges of at most LOCAL_PER_RANGE local blocks."""
         start = self._number % self._count * abi.SEGMENT_STRIDE
         with self._memory[start + self._done : start + end] as view:
             local, listed, still_open = self._local_blocks(upcalls, start, end, view)
@@ -196,9 +206,10 @@ class SegmentReader:
             self._listed, self._open = listed, still_open
 
     def _local_blocks(self, upcalls: int, start: int, end: int, view: memoryview) -> tuple[list[int], int, list[int]]:
-        """Offsets in `view` of its local blocks: from the segment's list, or by a walk where the list is too short.
+        """Offsets in `view` of its local blocks: from the list of the segment, or by a walk if the
+        list is too short.
 
-        With them comes what to remember once they are dealt with: entries looked at, entries still open.
+        Also returns the entries that were read, and those that are still open.
         """
         if upcalls > abi.UPCALLS_LISTED:
             return [offset for offset, kind, _ in walk(view) if kind != PACKET], upcalls, []
@@ -207,7 +218,7 @@ class SegmentReader:
             place = int.from_bytes(self._memory[start + abi.LISTING + 8 * entry :][:8], "little")
             offset = place & 0xFFFFFFFF
             if place >> 32 != self._number & 0xFFFFFFFF or offset >= end:
-                still_open.append(entry)  # listed by a packet that came after this range
+                still_open.append(entry)  # its block is after this range
             elif offset >= self._done:
                 found.append(offset - self._done)
         return sorted(found), upcalls, still_open
@@ -243,21 +254,21 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
     """Decode the local block at an offset of a range.
 
     Raises:
-        SegmentError: it is no local block, or not a whole one.
+        SegmentError: it is no local block, or not a complete one.
     """
     kind, size = block_at(view, offset)
     if kind not in (abi.BLOCK_UPCALL, abi.BLOCK_CUT):
-        raise SegmentError(f"the block at {offset} is of type {kind:#x}; expected one of Python's")
+        raise SegmentError(f"the block at {offset} is of type {kind:#x}; expected a local block")
     _, _, number, high, low, cap_len, original_len = PACKET_HEAD.unpack_from(view, offset)
     time_ns = high << 32 | low
     behind, needed = size - BLOCK_MIN - cap_len, 8 if kind == abi.BLOCK_CUT else abi.UPCALL.size
     if behind < needed:
-        raise SegmentError(f"the block at {offset} has {behind} bytes behind its frame; expected {needed} or more")
+        raise SegmentError(f"the block at {offset} has {behind} bytes after its frame; expected {needed} or more")
     frame = view[offset + PACKET_HEAD.size : offset + PACKET_HEAD.size + cap_len]
     end = offset + size
     if kind == abi.BLOCK_CUT:
-        packet_id, _, checksum, flags = _CUT.unpack_from(view, end - _CUT.size)
-        return Cut(time_ns, frame, original_len, number, packet_id, checksum, flags, size)
+        tail = abi.CUT_TAIL.unpack(view, end - abi.CUT_TAIL.size)
+        return Cut(time_ns, frame, original_len, number, tail.packet_id, tail.checksum, tail.flags, size)
     at = end - 4 - abi.UPCALL.size
     call = abi.UPCALL.unpack(view, at)
     return Upcall(

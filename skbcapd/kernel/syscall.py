@@ -20,11 +20,11 @@ from pathlib import Path
 
 _NUMBER = {"x86_64": 321, "aarch64": 280}
 _CREATE, _LOOKUP, _UPDATE, _DELETE, _LOAD, _OBJECT_INFO, _OPEN_TRACEPOINT = 0, 1, 2, 3, 5, 15, 17
-_ANY, _NO_EXIST = 0, 1  # how to update
+_ANY, _NO_EXIST = 0, 1  # flags of an update
 _NEXT_KEY = 4
-_MEMBARRIER_NUMBER, _MEMBARRIER_GLOBAL = {"x86_64": 324, "aarch64": 283}, 1  # a grace period of RCU
+_MEMBARRIER_NUMBER, _MEMBARRIER_GLOBAL = {"x86_64": 324, "aarch64": 283}, 1  # waits for a grace period of RCU
 _NO_COMMAND = 0x7FFF
-_PROGRAM = {"kprobe": (2, 0), "tracepoint": (26, 23)}  # BPF_PROG_TYPE_*, and what it is attached to
+_PROGRAM = {"kprobe": (2, 0), "tracepoint": (26, 23)}  # BPF_PROG_TYPE_*, and the attach type
 _PROG_ATTR = struct.Struct("<IIQQIIQII16sIIIIQIIQII")
 _PERF_EVENT_OPEN_NUMBER = {"x86_64": 298, "aarch64": 241}
 _PERF_ATTR_SIZE, _PERF_CONFIG_1 = 112, 56
@@ -37,7 +37,7 @@ def _bpf(command: int, attributes: bytes) -> int:
     """One bpf(2) call.
 
     Raises:
-        OSError: as the kernel says.
+        OSError: from the kernel.
     """
     result = int(_LIBC.syscall(_NUMBER[platform.machine()], command, attributes, len(attributes)))
     if result < 0:
@@ -47,7 +47,7 @@ def _bpf(command: int, attributes: bytes) -> int:
 
 
 def refusal() -> str:
-    """Why the kernel takes no bpf(2) calls from us: ours is of a command that no kernel has; empty if it says so."""
+    """Why the kernel rejects bpf(2) calls; empty if it does not. The test is an unknown command."""
     try:
         _bpf(_NO_COMMAND, bytes(8))
     except OSError as error:
@@ -65,16 +65,16 @@ def update(table: int, key: bytes, value: bytes, flags: int = _ANY) -> None:
 
 
 def add(table: int, key: bytes, value: bytes) -> None:
-    """Set an entry of a map.
+    """Add an entry to a map.
 
     Raises:
-        FileExistsError: there is one.
+        FileExistsError: the entry exists.
     """
     update(table, key, value, _NO_EXIST)
 
 
 def clear(table: int, key_size: int) -> None:
-    """Remove all entries of a map, and wait until no program that has found one is still running."""
+    """Remove all entries of a map, and wait for running programs that have read one."""
     key, first = ctypes.create_string_buffer(key_size), struct.pack("<IIQQQ", table, 0, 0, 0, 0)
     with contextlib.suppress(FileNotFoundError):  # there is no first key any more
         while True:
@@ -88,17 +88,17 @@ def remove(table: int, key: bytes) -> None:
     """Remove an entry of a map.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such entry.
     """
     key_buffer = ctypes.create_string_buffer(key, len(key))
     _bpf(_DELETE, struct.pack("<IIQQQ", table, 0, _address(key_buffer), 0, 0))
 
 
 def lookup(table: int, key: bytes, size: int) -> bytes:
-    """An entry of a map, `size` bytes of value (for a per-CPU map: of all processors).
+    """The value of an entry, `size` bytes (for a per-CPU map: of all processors).
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such entry.
     """
     key_buffer, value_buffer = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(size)
     _bpf(_LOOKUP, struct.pack("<IIQQQ", table, 0, _address(key_buffer), _address(value_buffer), 0))
@@ -106,41 +106,42 @@ def lookup(table: int, key: bytes, size: int) -> bytes:
 
 
 def info(descriptor: int) -> bytes:
-    """What the kernel tells of a descriptor: its struct bpf_map_info or bpf_prog_info."""
+    """The struct bpf_map_info or bpf_prog_info of a descriptor."""
     buffer = ctypes.create_string_buffer(256)
     _bpf(_OBJECT_INFO, struct.pack("<IIQ", descriptor, len(buffer), _address(buffer)))
     return buffer.raw
 
 
 def make_map(name: str, kind: int, key_size: int, value_size: int, entries: int, flags: int) -> int:
-    """Make a map; its descriptor. `kind` and `flags` are numbers of BPF_MAP_TYPE_* and BPF_F_*; sizes are in bytes.
+    """Create a map; returns its descriptor. `kind` and `flags` are BPF_MAP_TYPE_* and BPF_F_*;
+    sizes are in bytes.
 
     Raises:
-        OSError: as the kernel says.
+        OSError: from the kernel.
     """
     return _bpf(_CREATE, struct.pack("<IIIIIII16s", kind, key_size, value_size, entries, flags, 0, 0, name.encode()))
 
 
 def map_info(descriptor: int) -> tuple[int, int, int, int, int]:
-    """What a map was made by: kind, sizes of key and value, entries, flags."""
+    """The parameters of a map: kind, sizes of key and value, entries, flags."""
     kind, _, key_size, value_size, entries, flags = struct.unpack_from("<6I", info(descriptor))
     return kind, key_size, value_size, entries, flags
 
 
 def load_program(name: str, instructions: bytes, kind: str, type_id: int) -> int:
-    """Load a program for a kprobe, or for a raw tracepoint whose arguments the verifier knows by their types.
+    """Load a program for a kprobe, or for a raw tracepoint with typed arguments.
 
     Args:
-        name: of the program.
+        name: name of the program.
         instructions: 8 bytes each.
         kind: "kprobe" or "tracepoint".
-        type_id: in the kernel's BTF, of the tracepoint's typedef; 0 for a kprobe.
+        type_id: type id of the typedef of the tracepoint in the kernel's BTF; 0 for a kprobe.
 
     Returns:
-        The program's descriptor.
+        The descriptor of the program.
 
     Raises:
-        OSError: refused; the verifier's last words are its `strerror`.
+        OSError: rejected; `strerror` has the last output of the verifier.
     """
     code = ctypes.create_string_buffer(instructions, len(instructions))
     licence = ctypes.create_string_buffer(b"GPL")
@@ -166,25 +167,27 @@ def load_program(name: str, instructions: bytes, kind: str, type_id: int) -> int
 
 
 def attach_tracepoint(program: int) -> int:
-    """Attach a program from load_program; closing the descriptor returned detaches it."""
+    """Attach a program from load_program; closing the returned descriptor detaches it."""
     return _bpf(_OPEN_TRACEPOINT, struct.pack("<QIIQ", 0, program, 0, 0))
 
 
 def attach_kprobe(program: int, symbol: str) -> int:
-    """Attach a program at the entry of a kernel function; closing the descriptor returned detaches it.
+    """Attach a program to the entry of a kernel function; closing the returned descriptor detaches
+    it.
 
-    Source: perf_event_open(2), kprobe_init_event_attr in kernel/trace/trace_event_perf.c: the event's type is that of
-    the kprobe PMU, config1 the address of the symbol's name, config2 the offset in it.
+    Source: perf_event_open(2), kprobe_init_event_attr in kernel/trace/trace_event_perf.c: the type
+    of the event is that of the kprobe PMU, config1 the address of the symbol's name, config2 the
+    offset in it.
 
     Raises:
-        OSError: as the kernel says.
+        OSError: from the kernel.
     """
     name = ctypes.create_string_buffer(symbol.encode())
     attributes = bytearray(_PERF_ATTR_SIZE)
     struct.pack_into("<II", attributes, 0, int(KPROBE_PMU.read_text()), len(attributes))
     struct.pack_into("<QQ", attributes, _PERF_CONFIG_1, _address(name), 0)
     number = _PERF_EVENT_OPEN_NUMBER[platform.machine()]
-    # Of all processes, on processor 0: a kprobe's program runs on all.
+    # An event of processor 0 is enough: the program of a kprobe runs on all processors.
     event = int(_LIBC.syscall(number, bytes(attributes), -1, 0, -1, _PERF_FLAG_FD_CLOEXEC))
     if event < 0:
         error = ctypes.get_errno()

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 ALIGNMENT = 1 << 12  # of direct writes: no disk has larger blocks
 BUFFER_SIZE = 1 << 20
-_COPIED_MAX = 1 << 16  # bytes of a piece that are copied, rather than that their buffer is given away
+_COPIED_MAX = 1 << 16  # a piece of at most this many bytes is copied; for a larger one, the buffer itself is passed on
 _SPARE_MAX = 24
 
 
@@ -25,11 +25,12 @@ class Piece(NamedTuple):
     """A part of a file.
 
     Args:
-        buffer: memory that begins where a page does, where `is_aligned`.
-        at: place in the file of the buffer's first byte; a multiple of ALIGNMENT where `is_aligned`.
-        start: how many bytes at the beginning are in the piece before, too.
-        end: of the buffer, where the piece ends.
-        starts: places in the file where a block begins, at least the first one that begins in the piece.
+        buffer: memory; if `is_aligned`, it begins at a page.
+        at: offset of the buffer in the file; if `is_aligned`, a multiple of ALIGNMENT.
+        start: number of bytes at the beginning that are also in the piece before.
+        end: end of the piece in the buffer.
+        starts: offsets in the file at which a block begins, at least that of the first block that
+            begins in the piece.
         is_aligned: whether it can be written directly.
     """
 
@@ -42,42 +43,42 @@ class Piece(NamedTuple):
 
     @property
     def data(self) -> memoryview:
-        """What no piece before this has."""
+        """The bytes that are not in the piece before."""
         return self.buffer[self.start : self.end]
 
 
 class Buffers:
-    """Memory for pieces, used again and again; page faults cost more than a copy."""
+    """Reusable memory for pieces, because page faults cost more than a copy."""
 
     def __init__(self) -> None:
         self._spare: list[memoryview] = []
 
     def get(self) -> memoryview:
-        """One of BUFFER_SIZE bytes that begins where a page does."""
+        """A buffer of BUFFER_SIZE bytes, aligned to a page."""
         try:
             return self._spare.pop()
         except IndexError:
             return memoryview(mmap.mmap(-1, BUFFER_SIZE))
 
     def give_back(self, piece: Piece) -> None:
-        """A piece is written; any thread may say so."""
+        """Return the buffer of a piece that was written; any thread can call this."""
         if piece.is_aligned and len(self._spare) < _SPARE_MAX:
             self._spare.append(piece.buffer)
 
 
 class AlignedTail:
-    """The end of a file that is not handed on yet, of whole blocks.
+    """The end of a file that was not passed on yet; it consists of complete blocks.
 
     Args:
-        buffers: where memory comes from.
+        buffers: reusable memory.
     """
 
     def __init__(self, buffers: Buffers) -> None:
-        self.size = 0  # of the file, with all that was added
+        self.size = 0  # of the file, with all blocks that were added
         self._buffers = buffers
         self._buffer = buffers.get()
-        self._at = self._fill = 0  # place in the file of the buffer's beginning, bytes in it
-        self._done = 0  # of those, how many are in a piece already
+        self._at = self._fill = 0  # offset of the buffer in the file, bytes in the buffer
+        self._done = 0  # bytes of the buffer that are in a piece already
         self._starts: list[int] = []
 
     @property
@@ -86,7 +87,7 @@ class AlignedTail:
         return self._fill - self._done
 
     def add(self, blocks: bytes | memoryview) -> Iterator[Piece]:
-        """Take one or more whole blocks; gives the pieces that are full by that."""
+        """Add one or more complete blocks; returns the pieces that are full now."""
         self._starts.append(self.size)
         self.size += len(blocks)
         left = memoryview(blocks)
@@ -99,10 +100,10 @@ class AlignedTail:
                 yield self._give(BUFFER_SIZE)
 
     def take(self, *, is_aligned: bool) -> Piece | None:
-        """What is waiting; None if that is nothing.
+        """The waiting bytes as a piece; None if there are none.
 
         Args:
-            is_aligned: but for what is behind the last block of the disk.
+            is_aligned: without the bytes after the last complete block of the disk.
         """
         end = self._fill // ALIGNMENT * ALIGNMENT if is_aligned else self._fill
         if end <= self._done:
@@ -115,7 +116,9 @@ class AlignedTail:
         return piece
 
     def _give(self, end: int) -> Piece:
-        """The buffer itself; the next one begins with what is behind its last block of the disk."""
+        """Pass on the buffer itself; the next buffer begins with the bytes after its last complete
+        block of the disk.
+        """
         piece = Piece(self._buffer, self._at, self._done, end, self._taken_starts(self._at + end), is_aligned=True)
         kept = end // ALIGNMENT * ALIGNMENT
         buffer = self._buffers.get()

@@ -29,16 +29,18 @@ from skbcapd.output.disk import DIRECT_MIN, DiskFile
 from skbcapd.output.worker import AtOnce, Jobs, wait_until
 
 MODE = 0o640
-SELF = (-1, -1)  # as owner: the process's user and group
-QUEUE_MAX = 1 << 24  # bytes that wait for a disk; beyond, a file is busy
-_WAIT_S = 0.05  # for a disk that is as fast as packets come: fewer buffers are used then, and stay in the CPU's cache
-_JOBS_MAX = 2  # as many wait, and small pieces are gathered rather than handed on
+SELF = (-1, -1)  # as owner: user and group of the process
+QUEUE_MAX = 1 << 24  # bytes that wait for a disk; with more, a file is busy
+# Time to wait for a disk that keeps up: then few buffers are in use, and they stay in the CPU's cache.
+_WAIT_S = 0.05
+_JOBS_MAX = 2  # if so many jobs wait, small pieces are collected and not passed on
 _BUFFER = 1 << 16  # of standard output
-STOP_S = 2.0  # for the disk, when the capture has ended
+STOP_S = 2.0  # time to wait for the disk after the capture has ended
 
 
 def owner_ids(text: str) -> tuple[int, int]:
-    """User and group ids of `USER`, `USER:GROUP` or `:GROUP`; -1 for what is not said, SELF for `self`.
+    """User and group ids of `USER`, `USER:GROUP` or `:GROUP`; -1 if one is missing, SELF for
+    `self`.
 
     Raises:
         UsageError: there is no such user or group.
@@ -54,15 +56,16 @@ def owner_ids(text: str) -> tuple[int, int]:
 
 
 class BlockSink:
-    """Takes whole blocks to a descriptor. After an error it takes no more, and counts the packets that it refuses.
+    """Writes complete blocks to a descriptor. After an error it writes no more, and counts the
+    dropped packets.
 
     Args:
-        descriptor: of an empty file, or of a pipe.
-        strict: raise the error, too: at the next call.
+        descriptor: an empty file, or a pipe.
+        strict: also raise the error, at the next call.
         clock: seconds.
-        jobs: whoever writes; it may take as long as it likes, and as much as it is given: see `is_busy`.
-        keep_free: bytes of the disk that stay free.
-        buffers: to be shared by files that follow each other.
+        jobs: runs the writes; it can be slow and has no size limit: see `is_busy`.
+        keep_free: free space to leave on the disk, in bytes.
+        buffers: memory that successive files share.
     """
 
     def __init__(
@@ -84,51 +87,54 @@ class BlockSink:
 
     @property
     def error(self) -> OSError | None:
-        """Why the disk takes no more."""
+        """The error that ended writing; None if there was none."""
         return self.disk.error
 
     @property
     def lost(self) -> int:
-        """Packets that the disk did not take."""
+        """Packets that were not written because of an error."""
         return self.disk.lost
 
     @property
     def size(self) -> int:
-        """Bytes of whole blocks that it was given; after an error those in the file."""
+        """Bytes of complete blocks that were passed; after an error, those in the file."""
         return self._tail.size if self.disk.error is None else self.disk.size
 
     @property
     def handed(self) -> int:
-        """Bytes that it was given; see Output."""
+        """Bytes that were passed; see Output."""
         return self._tail.size
 
     @property
     def settled(self) -> int:
-        """Bytes of these that are in the file, or whose packets are counted; see Output."""
+        """Bytes that are in the file, or whose packets are counted as dropped; see Output."""
         return self.disk.settled
 
     @property
     def is_busy(self) -> bool:
-        """Whether more waits for the disk than should; see Output."""
+        """Whether too many bytes wait for the disk; see Output."""
         return self._tail.size - self.disk.settled > QUEUE_MAX
 
     def write(self, blocks: bytes | memoryview) -> None:
-        """Take one or more whole blocks."""
+        """Write one or more complete blocks."""
         for piece in self._tail.add(blocks):
             self._put(piece)
         if self.disk.error is not None:
-            self.flush(whole=True)  # to be counted now
+            self.flush(whole=True)  # so that they are counted now
         self._raise()
 
     def note_memory_pressure(self) -> None:
-        """Too much waits: have the cache take what comes now, unless it is slower than the disk."""
+        """Half of the segments are full: use the page cache for a while, unless it is slower than
+        the disk.
+        """
         self.disk.choice.note_memory_pressure()
 
     def flush(self, *, whole: bool = False) -> None:
-        """Hand on what is gathered; of much, all but what is behind its last block of the disk.
+        """Pass on the collected blocks; of a large amount, not the bytes after the last complete
+        block of the disk.
 
         Args:
-            whole: also that, and while others wait. Without, a later call will do it.
+            whole: pass on all bytes, even if other jobs wait. Otherwise a later call can do it.
         """
         is_much = self._tail.waiting >= DIRECT_MIN
         if (whole or self._jobs.waiting < _JOBS_MAX) and (piece := self._tail.take(is_aligned=is_much)):
@@ -138,13 +144,15 @@ class BlockSink:
         self._raise()
 
     def wait(self, timeout_s: float) -> None:
-        """Wait for the disk, for so long and not much longer: what it has not taken by then is counted."""
+        """Wait for the disk, about as long as the timeout; then the packets that are not written
+        are counted as dropped.
+        """
         if not wait_until(lambda: self.settled >= self.handed, timeout_s):
             self.disk.is_given_up = True
             wait_until(lambda: self.settled >= self.handed, timeout_s / 2)
 
     def close(self) -> None:
-        """Let go of what is held beside the descriptor, which stays open; by whoever writes, after the last piece."""
+        """Close everything but the descriptor; called by the writer thread, after the last piece."""
         self.disk.close()
 
     def _put(self, piece: Piece) -> None:
@@ -164,15 +172,15 @@ class BlockSink:
 
 
 class CaptureFile:
-    """One file being written.
+    """One file that is written.
 
     Args:
-        path: its name when whole.
-        part: write to NAME.part until closed, and take no name that is in use (not for files that a user named on the
-            command line).
-        mode: permission bits, less what the umask takes.
-        directory: descriptor of the directory that the path is in; it may have been moved since.
-        jobs: as for BlockSink; so the next two.
+        path: its final name.
+        part: write to NAME.part until it is closed, and never replace a file. False for files that
+            the user named on the command line.
+        mode: permission bits, limited by the umask.
+        directory: descriptor of the directory of the path, which can be moved.
+        jobs: as for BlockSink, like the next two.
 
     Raises:
         FileError: it cannot be opened.
@@ -191,7 +199,7 @@ class CaptureFile:
     ) -> None:
         self.path = path
         self.working_path = path.with_name(path.name + ".part") if part else path
-        self.header_size = 0  # of what is worth nothing by itself
+        self.header_size = 0  # size of the file while it has no packets
         self._directory = directory
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL | os.O_NOFOLLOW if part else os.O_TRUNC)
         try:
@@ -205,7 +213,7 @@ class CaptureFile:
 
     @property
     def is_there(self) -> bool:
-        """Whether the name still leads to the file: it may have been moved or removed."""
+        """Whether the name still refers to the file, which can be moved or deleted."""
         try:
             named, own = self.working_path.lstat(), os.fstat(self.descriptor)
         except OSError:
@@ -213,13 +221,14 @@ class CaptureFile:
         return (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
 
     def close(self) -> bool:
-        """Make the file whole and give it its name, when all pieces are written. One that got only an error is deleted.
+        """Wait for all pieces, call fsync and rename the file. A file without a block because of an
+        error is deleted.
 
         Returns:
-            Whether there is a file.
+            Whether the file exists.
 
         Raises:
-            FileError: the disk refuses, now or at a write before.
+            FileError: a write has failed, now or before.
         """
         with contextlib.suppress(OSError):
             self.stream.flush(whole=True)
@@ -238,7 +247,9 @@ class CaptureFile:
         return is_kept
 
     def _name(self) -> bool:
-        """Give it its name, where that is worth it; whether it has one."""
+        """Rename the file, or delete it if it has no block because of an error; returns whether it
+        exists.
+        """
         if not self.is_there:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         place = self._place(self.working_path)
@@ -251,10 +262,10 @@ class CaptureFile:
 
 
 class StandardOutput:
-    """Stands for a capture file where blocks, or lines of text, go to a pipe or a terminal.
+    """Replaces a capture file if blocks or lines are written to a pipe or a terminal.
 
     Args:
-        descriptor: where to write.
+        descriptor: descriptor to write to.
     """
 
     def __init__(self, descriptor: int = 1) -> None:
@@ -264,15 +275,15 @@ class StandardOutput:
         self.text = io.TextIOWrapper(self.stream, "ascii", newline="\n")
 
     def close(self) -> None:
-        """Hand on what is buffered; a reader that has gone wants none of it.
+        """Write the buffered bytes; if the reader has ended, discard them.
 
         Raises:
-            FileError: what reads it refuses.
+            FileError: a write has failed.
         """
         try:
             self.text.flush()
         except OSError as error:
-            # The buffers still hold bytes, and Python would try again, aloud, when they are collected.
+            # Otherwise Python writes the buffers again when they are deleted, and prints the error.
             with Path(os.devnull).open("wb") as nothing:
                 os.dup2(nothing.fileno(), self.descriptor)
             self.text.flush()

@@ -1,4 +1,5 @@
-"""What an output needs to know about pcapng blocks: the number of packets, and where an incomplete block begins.
+"""Functions on pcapng blocks for outputs: the number of packets, and the offset of an incomplete
+block.
 
 In: bytes of blocks, or a file. Out: numbers. The rule: nothing is written, and nothing of skbcapd
 is imported, so that this module can also run as a program.
@@ -13,21 +14,23 @@ import time
 from typing import NamedTuple
 
 _HEAD = struct.Struct("<II")  # type, length
-_TAIL_AND_HEAD = struct.Struct("<III")  # length of a block, type and length of the next
+_TAIL_AND_HEAD = struct.Struct("<III")  # length at the end of a block, type and length of the next one
 _PACKET, _SECTION = 6, 0x0A0D0D0A
 _BLOCK_MIN, _BLOCK_MAX = 12, 16 << 20
 _CHUNK = 1 << 20
 
 
 def count_packets(blocks: bytes | memoryview) -> int:
-    """How many Enhanced Packet Blocks are among whole blocks."""
+    """The number of Enhanced Packet Blocks among complete blocks."""
     counter = PacketCounter()
     counter.feed(blocks)
     return counter.packets
 
 
 class Times(NamedTuple):
-    """Packets among blocks, and the time stamps of the first and the last one, in nanoseconds since 1970."""
+    """Number of packets among blocks, and the times of the first and the last one, in ns since
+    1970.
+    """
 
     packets: int
     first_ns: int
@@ -35,7 +38,7 @@ class Times(NamedTuple):
 
 
 def packet_times(blocks: bytes | memoryview) -> Times:
-    """Count the Enhanced Packet Blocks among whole blocks, and see when they are from."""
+    """Number and times of the Enhanced Packet Blocks among complete blocks."""
     packets = at = 0
     first = last = -1
     while at < len(blocks):
@@ -53,7 +56,7 @@ def _time_ns(blocks: bytes | memoryview, at: int) -> int:
 
 
 def whole(blocks: bytes | memoryview) -> int:
-    """How many of these bytes are whole blocks; the rest is the beginning of one."""
+    """How many of these bytes are complete blocks; the rest is the beginning of one."""
     at = 0
     while at + _HEAD.size <= len(blocks):
         size = _HEAD.unpack_from(blocks, at)[1]
@@ -64,15 +67,15 @@ def whole(blocks: bytes | memoryview) -> int:
 
 
 class PacketCounter:
-    """Counts packets in a stream of blocks, which is cut into parts anywhere."""
+    """Counts packets in a stream of blocks that is split at any bytes."""
 
     def __init__(self) -> None:
         self.packets = 0
-        self._skip = 0  # bytes to the next block's head
-        self._head = b""  # what is there of it
+        self._skip = 0  # bytes until the header of the next block
+        self._head = b""  # the first bytes of that header
 
     def feed(self, part: bytes | memoryview) -> None:
-        """Count the packets whose heads end in this part."""
+        """Count the packets whose headers end in this part."""
         if self._head:
             part = self._head + bytes(part)
             self._head = b""
@@ -89,19 +92,19 @@ class PacketCounter:
 
 
 def whole_in(descriptor: int, at: int = 0, until_s: float = float("inf")) -> tuple[int, bool]:
-    """Look for the end of the last whole block of a file, from its first one on.
+    """Find the end of the last complete block of a file, by a walk from the first block.
 
-    There is no shorter way that is right. A crash of the machine leaves holes in the middle, and a packet's frame may
-    hold what looks like blocks: only who comes from the beginning knows where one begins.
+    No shorter way is correct: a crash of the machine can leave holes in the middle, and a frame can
+    contain bytes that look like blocks.
 
     Args:
-        descriptor: of the file, open for reading.
-        at: where a block begins, such as an earlier call's end.
-        until_s: time of the monotonic clock to stop at.
+        descriptor: descriptor, open for reading.
+        at: offset of a block, such as the end from an earlier call.
+        until_s: time of the monotonic clock at which to stop.
 
     Returns:
-        Bytes from the section header to the end of the last whole block seen; 0 where the file does not begin with one.
-        And whether that is all: False if time was over first.
+        Bytes from the section header to the end of the last complete block; 0 if the file does not
+        begin with one. And whether the walk is complete: False if it was stopped.
     """
     size = _CHUNK
     while True:
@@ -120,7 +123,7 @@ def whole_in(descriptor: int, at: int = 0, until_s: float = float("inf")) -> tup
 
 
 def _checked(part: bytes, *, is_first: bool) -> int:
-    """How many of these bytes are whole blocks, each with its length at both ends."""
+    """How many of these bytes are complete blocks, each with the same length at both ends."""
     if len(part) < _BLOCK_MIN:
         return 0
     kind, size = _HEAD.unpack_from(part)
@@ -139,5 +142,5 @@ def _checked(part: bytes, *, is_first: bool) -> int:
         at, size = behind, following
 
 
-if __name__ == "__main__":  # what a crash has left, in a process of its own: see repair.py
+if __name__ == "__main__":  # a file from before a crash, in a separate process: see crashed.py
     print(whole_in(0, int(sys.argv[1]))[0])

@@ -25,14 +25,16 @@ from skbcapd.output.worker import PATIENCE_S, Patience
 
 _LOG = logging.getLogger(__name__)
 _PROGRAMS = {"gzip": (".gz", ["gzip", "-c"]), "zstd": (".zst", ["zstd", "-q", "-c"])}
-_WAITING_MAX = 1024  # files; the rest stay plain
+_WAITING_MAX = 1024  # files; the others are not compressed
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A file being compressed: descriptors of the directory, the file and the compressed one, and who does it."""
+    """A file that is being compressed: descriptors of the directory, the file and the compressed
+    file, and the process.
+    """
 
     path: Path
     directory: int
@@ -45,13 +47,13 @@ class _Job:
             os.close(descriptor)
 
     def is_still(self, descriptor: int, name: str) -> bool:
-        """Whether a name leads to an open file."""
+        """Whether a name refers to an open file."""
         found = os.stat(name, dir_fd=self.directory, follow_symlinks=False)
         return os.path.samestat(found, os.fstat(descriptor))
 
 
 class Compressor:
-    """Compresses files behind the capture's back.
+    """Compresses files in the background.
 
     Args:
         kind: gzip or zstd.
@@ -61,26 +63,26 @@ class Compressor:
         self._ending, self._command = _PROGRAMS[kind]
         self._waiting: deque[Path] = deque()
         self._at_work: _Job | None = None
-        # Files are made, forced to the disk and named: all this may take the disk long.
+        # Creating, fsync and renaming can take the disk long.
         self._starter: Patience[_Job | None] = Patience("compressor-start")
         self._finisher: Patience[tuple[str, str] | None] = Patience("compressor-finish")
 
     def add(self, path: Path) -> None:
-        """Compress a file when those before it are done."""
+        """Compress a file after those that were added before."""
         if len(self._waiting) < _WAITING_MAX:
             self._waiting.append(path)
 
     def tick(self, directory: int) -> tuple[str, str] | None:
-        """Look after the process: is it done, is there another file?
+        """Check the process: finish a file, and start the next one.
 
         Args:
-            directory: descriptor of the directory that the files are in.
+            directory: descriptor of the directory of the files.
 
         Returns:
             The old and new name of a file that was compressed since the last call.
         """
         compressed = None
-        with contextlib.suppress(TimeoutError):  # at a later call
+        with contextlib.suppress(TimeoutError):  # finished by a later call
             if (job := self._at_work) and job.process.poll() is not None:
                 compressed = self._finisher.call(lambda: self._finish(job))
                 self._at_work = None
@@ -90,13 +92,13 @@ class Compressor:
         return compressed
 
     def close(self) -> None:
-        """Stop; what is not done stays plain."""
+        """Stop; the remaining files are not compressed."""
         job = self._at_work or self._starter.late()
         self._at_work = None
         if not job or self._finisher.is_waiting:
             return
         job.process.kill()
-        with contextlib.suppress(TimeoutError, subprocess.TimeoutExpired):  # the disk holds it up
+        with contextlib.suppress(TimeoutError, subprocess.TimeoutExpired):  # the disk is slow
             job.process.wait(PATIENCE_S)
             Patience[None]("compressor-discard").call(lambda: self._discard(job))
             job.close()
@@ -108,7 +110,7 @@ class Compressor:
                 plain = os.open(path.name, _READ, dir_fd=directory)
                 stack.callback(os.close, plain)
                 status = os.fstat(plain)
-                _need(stat.S_ISREG(status.st_mode) and status.st_nlink == 1, "no plain file")
+                _need(stat.S_ISREG(status.st_mode) and status.st_nlink == 1, "not a regular file")
                 target = os.open(part, _MAKE, 0o600, dir_fd=directory)
                 stack.callback(os.close, target)
                 place = os.dup(directory)
@@ -120,7 +122,7 @@ class Compressor:
                 command = ["nice", "-n", "19", *self._command]
                 process = subprocess.Popen(command, stdin=plain, stdout=target, stderr=subprocess.DEVNULL)
             except FileNotFoundError:
-                return None  # already too old to be kept
+                return None  # retention has deleted it
             except OSError as error:
                 _LOG.warning("%s: %s; it is not compressed", path, error.strerror)
                 return None
@@ -142,7 +144,7 @@ class Compressor:
             os.rename(new + ".part", new, src_dir_fd=job.directory, dst_dir_fd=job.directory)
             os.unlink(name, dir_fd=job.directory)
         except FileNotFoundError:
-            self._discard(job)  # it was too old to be kept meanwhile
+            self._discard(job)  # retention has deleted it in the meantime
         except OSError as error:
             _LOG.warning("%s: %s; it is not compressed", job.path, error.strerror)
         else:
@@ -152,7 +154,7 @@ class Compressor:
         return None
 
     def _discard(self, job: _Job) -> None:
-        """Delete what has become of the compressed file; a stranger's of that name stays."""
+        """Delete the incomplete compressed file, but no other file with its name."""
         part = job.path.name + self._ending + ".part"
         with contextlib.suppress(OSError):
             if job.is_still(job.target, part):
@@ -160,17 +162,17 @@ class Compressor:
 
 
 def _need(is_so: bool, why: str) -> None:  # noqa: FBT001  a condition
-    """Refuse what must not be.
+    """Check a condition.
 
     Raises:
-        OSError: it is not so.
+        OSError: the condition is false.
     """
     if not is_so:
         raise OSError(0, why)
 
 
 def _copy_marks(plain: int, target: int) -> None:
-    """Extended attributes say what a file is."""
+    """Copy the extended attributes, which mark dumps."""
     with contextlib.suppress(OSError):
         for name in os.listxattr(plain):
             if name.startswith("user."):

@@ -1,4 +1,5 @@
-"""Repairs files after a crash: unfinished files get their names, without the incomplete block at their end.
+"""Repairs files after a crash: unfinished files get their names, without the incomplete block at
+their end.
 
 In: the descriptor of a directory, and names. Out: finished files. Empty and half compressed files
 are deleted.
@@ -29,29 +30,29 @@ SEARCH_S = 0.3  # for all files at a start
 
 
 class Crashed:
-    """The files in work of captures that have ended without finishing them.
+    """The unfinished files of captures that have ended.
 
     Args:
-        directory: descriptor.
-        path: of it, for people.
+        directory: descriptor of the directory.
+        path: its path, for messages.
     """
 
     def __init__(self, directory: int, path: Path) -> None:
         self._directory, self._path = directory, path
         self._until_s = time.monotonic() + SEARCH_S
-        self._left: deque[tuple[str, int, int]] = deque()  # name, descriptor, where to search on
+        self._left: deque[tuple[str, int, int]] = deque()  # name, descriptor, offset at which the search continues
         self._search: subprocess.Popen[bytes] | None = None
 
     @property
     def is_over(self) -> bool:
-        """Whether all have been dealt with."""
+        """Whether all files have been finished."""
         return not self._left
 
     def finish(self, name: str) -> None:
-        """Deal with a file called NAME.part; in parts, see `tick`.
+        """Finish a file NAME.part; a later `tick` may complete it.
 
         Args:
-            name: that it shall have.
+            name: final name.
         """
         part = f"{name}.part"
         with self._told(part):
@@ -68,12 +69,12 @@ class Crashed:
                 self._left.append((name, descriptor, end))
 
     def delete(self, part: str) -> None:
-        """Delete what a compressor has left: the plain file is still there."""
+        """Delete an incomplete compressed file: the uncompressed one still exists."""
         with self._told(part):
             os.unlink(part, dir_fd=self._directory)
 
     def tick(self) -> str:
-        """Once a second: see whether a search is over; the name that a file has got by that, or nothing."""
+        """Called once a second: the name of a file that is finished now, or an empty text."""
         done = ""
         if self._search is not None and self._search.poll() is not None and self._left:
             name, descriptor, _ = self._left.popleft()
@@ -104,7 +105,7 @@ class Crashed:
         return done
 
     def close(self) -> None:
-        """Stop; what is left is for the next start."""
+        """Stop; the remaining files are finished at the next start."""
         if self._search is not None:
             self._search.kill()
             self._search.communicate()
@@ -113,7 +114,7 @@ class Crashed:
         self._left.clear()
 
     def _cut(self, name: str, descriptor: int, end: int) -> None:
-        """Cut a file behind its last whole block, and give it its name."""
+        """Cut a file after its last complete block, and rename it."""
         part = f"{name}.part"
         try:
             size = os.fstat(descriptor).st_size

@@ -1,4 +1,5 @@
-"""The directory of capture files: used by one daemon at a time; names files, and deletes the oldest.
+"""The directory of capture files: used by one daemon at a time; names files, and deletes the
+oldest.
 
 In: the settings of files. Out: the next file to write to; finished files with their names; the
 oldest are deleted.
@@ -36,7 +37,7 @@ _DUMP_S = 30.0
 
 @dataclass(eq=False, slots=True)
 class _Finishing:
-    """A file that gets its name, or has."""
+    """A file that is being closed and renamed, or has been."""
 
     file: CaptureFile
     error: FileError | None = None
@@ -44,14 +45,14 @@ class _Finishing:
 
 
 class _Place:
-    """A directory that is open and locked, until it is closed.
+    """An open and locked directory.
 
     Args:
-        path: made if it is missing.
-        names: which files are ours; goes on behind those that are there.
+        path: its path; created if it is missing.
+        names: recognizes files of skbcapd; numbers continue after the existing ones.
 
     Raises:
-        FileError: it cannot be made or read, or another capture writes to it.
+        FileError: it cannot be created or read, or another capture writes to it.
     """
 
     def __init__(self, path: Path, names: Names) -> None:
@@ -77,11 +78,11 @@ class _Place:
         names.last = max([names.last, *(number for number in numbers if number < NUMBER_MAX)])
 
     def close(self) -> None:
-        """Let others write here."""
+        """Close the directory, so that another capture can use it."""
         self._stack.close()
 
     def _finish_crashed(self, names: Names) -> list[int]:
-        """Have files in work of earlier runs finished; the numbers in their names."""
+        """Finish files of earlier runs; returns the numbers in their names."""
         numbers = []
         for each in sorted(os.listdir(self.descriptor)):  # noqa: PTH208  no path, a descriptor
             name = each.removesuffix(".part")
@@ -97,18 +98,19 @@ class _Place:
 
 
 class CaptureDirectory:
-    """A directory that one capture writes to.
+    """The directory of one capture.
 
     Args:
-        path: made if it is missing.
-        template: of names, with {host}, {time} and {number}.
-        keep: how much.
+        path: its path; created if it is missing.
+        template: template of file names, with {host}, {time} and {number}.
+        keep: limits of retention.
         mode: permission bits of files.
-        owner: user and group ids of files; -1 keeps the process's. Where mode or owner is forbidden, one line says so,
-            and the capture goes on: a file with the wrong owner is better than none.
+        owner: user and group ids of files; -1: of the process. If owner or mode cannot be set, one
+            message is logged, and the capture continues: a file with the wrong owner is better than
+            no file.
 
     Raises:
-        FileError: it cannot be made or read, or another capture writes to it.
+        FileError: it cannot be created or read, or another capture writes to it.
     """
 
     def __init__(
@@ -123,8 +125,9 @@ class CaptureDirectory:
         self.retention = Retention(path, keep or Keep())
         self._mode, self._owner = mode, owner
         self._names = Names(template)
-        self._is_told = False  # that an owner cannot be set
-        self._writer, self._finisher = Worker("writer"), Worker("finisher")  # one each: files get their names in order
+        self._is_told = False  # whether it was logged that the owner cannot be set
+        # one thread each, so files get their names in order
+        self._writer, self._finisher = Worker("writer"), Worker("finisher")
         self._opener: Patience[CaptureFile] = Patience("opener")
         self._buffers = Buffers()
         self._finishing: deque[_Finishing] = deque()
@@ -133,12 +136,12 @@ class CaptureDirectory:
 
     @property
     def descriptor(self) -> int:
-        """Of the directory; another one after it was replaced."""
+        """Descriptor of the directory; another one after the directory was replaced."""
         return self._place.descriptor
 
     @property
     def is_there(self) -> bool:
-        """Whether the path still leads to the directory that is locked."""
+        """Whether the path still refers to the locked directory."""
         try:
             return os.path.samestat(self.path.stat(), os.fstat(self.descriptor))
         except OSError:
@@ -146,23 +149,23 @@ class CaptureDirectory:
 
     @property
     def last_good(self) -> Path | None:
-        """The last file that was finished, if it is there."""
+        """The last finished file, if it exists."""
         name = self._place.link.last_good
         return self.path / name if name and (self.path / name).is_file() else None
 
     @property
     def waiting(self) -> int:
-        """Files that have not got their names yet."""
+        """Number of files that are not renamed yet."""
         return sum(not one.is_done for one in self._finishing)
 
     def new_file(self, *, is_dump: bool = False) -> CaptureFile:
         """Start the next file.
 
         Args:
-            is_dump: somebody has asked for it.
+            is_dump: the file is a dump.
 
         Raises:
-            FileError: it cannot be made, or the disk does not do it in time.
+            FileError: it cannot be created, or the disk is too slow.
         """
         if not self.is_there:
             if self.waiting or self._opener.is_waiting:
@@ -176,7 +179,7 @@ class CaptureDirectory:
             raise FileError(f"{self.path}: the disk has not made a file within {PATIENCE_S} s") from None
 
     def _open(self, *, is_dump: bool) -> CaptureFile:
-        """Make the next file; the disk may be slow."""
+        """Create the next file; the disk can be slow."""
         file = CaptureFile(
             self.path / self._names.next(),
             part=True,
@@ -188,19 +191,19 @@ class CaptureDirectory:
         )
         self._give(file)
         if is_dump:
-            with contextlib.suppress(OSError):  # the file system has no such thing
+            with contextlib.suppress(OSError):  # the file system has no extended attributes
                 os.setxattr(file.descriptor, DUMP_MARK, b"1")
         return file
 
     def _discard_late(self) -> None:
-        """Delete a file that was made too late to be used."""
+        """Delete a file that was created too late."""
         if file := self._opener.late():
             with contextlib.suppress(OSError):
                 os.unlink(file.working_path.name, dir_fd=self.descriptor)
             os.close(file.descriptor)
 
     def begin(self, file: CaptureFile) -> None:
-        """A file has its beginning: when the disk has it, `current.pcapng` leads to it."""
+        """The file has its header: when that is on the disk, `current.pcapng` points to it."""
         file.stream.flush(whole=True)
         file.header_size = file.stream.size
         link = self._place.link
@@ -212,17 +215,18 @@ class CaptureDirectory:
         self._writer.do(point)
 
     def finish(self, file: CaptureFile) -> None:
-        """Hand on what is held back, and have a thread close the file and give it its name; see `finished`."""
+        """Write the buffered blocks, and let a thread close and rename the file; see `finished`."""
         file.stream.flush(whole=True)
         one, link = _Finishing(file), self._place.link
         self._finishing.append(one)
         self._writer.do(lambda: self._finisher.do(lambda: _close(one, link)))
 
     def finished(self, *, wait: bool = False) -> Iterator[tuple[CaptureFile, FileError | None]]:
-        """Files that were finished since the last call, in order, and a FileError where the disk has refused.
+        """Files that were finished since the last call, in order, each with a FileError if a write
+        has failed.
 
         Args:
-            wait: for all.
+            wait: wait for all files.
         """
         if wait:
             self.wait()
@@ -231,43 +235,43 @@ class CaptureDirectory:
             yield one.file, one.error
 
     def wait(self, timeout_s: float = float("inf")) -> bool:
-        """Wait until all files have their names, but no longer than so many seconds; whether they have."""
+        """Wait until all files are renamed, but at most so many seconds; returns whether they are."""
         return wait_until(lambda: not self.waiting, timeout_s)
 
     def rename(self, old: str, new: str) -> None:
-        """A finished file has another name: if `current.pcapng` leads to it, it shall go on to do so."""
+        """A finished file was renamed: if `current.pcapng` points to it, point to the new name."""
         self._place.link.rename(old, new)
 
     def has_room(self, size: int) -> bool:
-        """Whether so many bytes can be written and the disk still has the free space that it shall keep."""
+        """Whether so many bytes can be written without using the free space that must be left."""
         return self.retention.has_room(self.descriptor, size)
 
     def tick(self) -> None:
-        """Once a second: what a crash has left, and what is kept."""
+        """Called once a second: repair after a crash, and retention."""
         self._place.crashed.tick()
         self.clean()
 
     def clean(self, room: int = 0) -> None:
-        """Delete the oldest files until no more is kept than shall be.
+        """Delete the oldest files until the limits of retention are kept.
 
         Args:
-            room: bytes that are to be free beside what shall stay free.
+            room: additional free space in bytes.
         """
         self.retention.clean(self.descriptor, self._place.listing, room)
 
     def close(self, timeout_s: float = STOP_S) -> None:
-        """Let others write here, when all files are finished, or the disk has been waited for long enough."""
+        """Close the directory, when all files are finished or the timeout has passed."""
         is_over = self.wait(timeout_s)
         self._discard_late()
-        if is_over and not self._opener.is_waiting:  # else a thread still needs it
+        if is_over and not self._opener.is_waiting:  # otherwise a thread still needs it
             self._place.close()
 
     def plain(self) -> list[Path]:
-        """Our finished files that are not compressed, oldest first."""
+        """Finished files that are not compressed, the oldest first."""
         return [self.path / entry.name for entry in self._place.listing if not entry.name.endswith(COMPRESSED)]
 
     def _give(self, file: CaptureFile) -> None:
-        """Set a file's owner, and then its mode, whatever the umask."""
+        """Set owner and mode of a file, independently of the umask."""
         try:
             if self._owner != SELF:
                 os.fchown(file.descriptor, *self._owner)
@@ -285,7 +289,7 @@ class CaptureDirectory:
 
 
 def _close(one: _Finishing, link: Link) -> None:
-    """Give a file its name; in the thread that waits for the disk."""
+    """Close and rename a file; called in the thread that waits for the disk."""
     file = one.file
     try:
         is_kept = file.close()
@@ -300,10 +304,10 @@ def _close(one: _Finishing, link: Link) -> None:
 
 
 def _make(path: Path) -> None:
-    """Make a directory that others cannot write to, nor to those above it that are made for it.
+    """Create a directory, and missing parents, so that other users cannot write to them.
 
     Raises:
-        OSError: that cannot be.
+        OSError: it cannot be created.
     """
     missing = [each for each in (path, *path.parents) if not each.exists()]
     for each in reversed(missing[1:]):
@@ -312,19 +316,20 @@ def _make(path: Path) -> None:
 
 
 def ask_for_dump(path: Path, proc: Path = Path("/proc")) -> Path:
-    """Have the daemon that holds a directory's lock write what it keeps in memory, and wait until it has.
+    """Make the daemon that has locked a directory write a dump, and wait for the file.
 
-    Its process is found by the lock: it cannot be a stale number. A process that would die of the signal gets none.
+    The lock shows its process id, so the id is never outdated. A process without a handler for
+    SIGUSR2 gets no signal.
 
     Args:
-        path: of the directory.
-        proc: where procfs is.
+        path: path of the directory.
+        proc: directory of procfs.
 
     Returns:
-        The file that it wrote.
+        The file with the dump.
 
     Raises:
-        FileError: nobody writes to the directory, or no file came.
+        FileError: no process writes to the directory, or no dump was written.
     """
     link = path / CURRENT
     before = _target(link)
@@ -340,7 +345,7 @@ def ask_for_dump(path: Path, proc: Path = Path("/proc")) -> Path:
         now = _target(link)
         if now != before and now and not now.endswith(".part"):
             return path / now
-        if (now, _size(path / now)) != seen:  # the disk takes it slowly
+        if (now, _size(path / now)) != seen:  # the disk is slow
             end, seen = time.monotonic() + _DUMP_S, (now, _size(path / now))
         time.sleep(0.01)
     raise FileError(f"{path}: no dump was written within {_DUMP_S:.0f} s", f"the log of process {daemon} says why")

@@ -1,4 +1,5 @@
-"""One file on its disk: pieces are written directly or through the page cache, and failed ones are counted.
+"""One file on its disk: pieces are written directly or through the page cache, and failed ones are
+counted.
 
 In: pieces, in order, from one thread. Out: a file that ends with a complete block at any time,
 unless the process is killed.
@@ -20,21 +21,21 @@ from collections.abc import Callable
 from skbcapd.output import blocks
 from skbcapd.output.aligned import ALIGNMENT, Piece
 
-DIRECT_MIN = 1 << 18  # bytes at once that are worth a wait for the disk
+DIRECT_MIN = 1 << 18  # smaller writes are not worth waiting for the disk
 _CACHED_S = 5.0
-_WORTH = 2.0  # times faster, and the cache is worth what it costs the processor
-_BEHIND_S = 5.0  # of the disk's time: more must not wait in the cache, as fsync cannot be interrupted
-_PACE_MIN, _PACE_MAX = 1 << 22, 1 << 25  # bytes from which on a pace is known, and of which it is made
+_WORTH = 2.0  # the cache costs CPU time, so it is used only if it is so many times faster
+_BEHIND_S = 5.0  # seconds of the disk: the page cache must not get further behind, because fsync cannot be interrupted
+_PACE_MIN, _PACE_MAX = 1 << 22, 1 << 25  # bytes after which a throughput is known, and bytes over which it is averaged
 
 
 class Pace:
-    """How fast one way of writing has been of late."""
+    """The recent throughput of one way of writing."""
 
     def __init__(self) -> None:
         self._bytes = self._seconds = 0.0
 
     def add(self, size: int, seconds: float) -> None:
-        """So many bytes have taken so long."""
+        """Add a measurement."""
         self._bytes += size
         self._seconds += seconds
         if self._bytes > _PACE_MAX:
@@ -43,17 +44,18 @@ class Pace:
 
     @property
     def rate(self) -> float:
-        """Bytes per second; without end while not known, so that it is tried."""
+        """Bytes per second; infinite if not known yet, so that this way is tried."""
         return self._bytes / self._seconds if self._bytes >= _PACE_MIN and self._seconds else float("inf")
 
 
 class Choice:
-    """Which way a piece is written.
+    """Decides how a piece is written.
 
-    Much at once goes to the disk directly, which costs a fraction of what the page cache does. Little goes through the
-    cache. So does all for some time after memory pressure, while that is by far the faster way (not if a hypervisor is
-    slow to give the pages), and while the disk can catch up soon: the cache only delays what a slow disk must take, and
-    then the end of a capture would wait for it.
+    Large pieces are written with O_DIRECT, which costs a fraction of the CPU time of the page
+    cache. Small pieces are written through the page cache. After memory pressure, all pieces are
+    written through the cache for some seconds, if it is much faster than the disk (a hypervisor can
+    be slow to provide pages), and if the disk can write the cached bytes soon. Otherwise the end of
+    a capture would have to wait for them.
 
     Args:
         clock: seconds.
@@ -62,15 +64,15 @@ class Choice:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._cached_until = 0.0
-        self._behind, self._behind_at = 0.0, clock()  # bytes that the disk has not taken from the cache, about
+        self._behind, self._behind_at = 0.0, clock()  # estimated bytes in the page cache that are not on the disk yet
         self.direct, self.cached = Pace(), Pace()
 
     def note_memory_pressure(self) -> None:
-        """Too much waits to be written."""
+        """Half of the segments are full."""
         self._cached_until = self._clock() + _CACHED_S
 
     def is_direct(self, piece: Piece) -> bool:
-        """Whether a piece is to go around the cache, where that can be had."""
+        """Whether a piece is written with O_DIRECT, if that is possible."""
         if not piece.is_aligned or piece.end - piece.start < DIRECT_MIN:
             return False
         if self._clock() >= self._cached_until or self.cached.rate < _WORTH * self.direct.rate:
@@ -78,11 +80,13 @@ class Choice:
         return self._catch_up() + piece.end - piece.start > _BEHIND_S * self.direct.rate
 
     def note_cached(self, size: int) -> None:
-        """So many bytes are in the cache now."""
+        """So many bytes were written to the page cache."""
         self._behind = self._catch_up() + size
 
     def _catch_up(self) -> float:
-        """Bytes that are still in the cache alone: the disk takes them as fast as it takes direct writes."""
+        """Estimate the bytes that are only in the page cache: the disk is as fast as for direct
+        writes.
+        """
         now = self._clock()
         taken = (now - self._behind_at) * self.direct.rate if now > self._behind_at else 0.0
         self._behind, self._behind_at = max(0.0, self._behind - taken), now
@@ -90,10 +94,10 @@ class Choice:
 
 
 class DirectWay:
-    """Around the page cache; gives up for good when the file system refuses.
+    """Writes with O_DIRECT; after an error it is never used again for this file.
 
     Args:
-        descriptor: of a regular file.
+        descriptor: a regular file.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -102,41 +106,44 @@ class DirectWay:
             self._descriptor = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
 
     def write(self, buffer: memoryview, at: int) -> int:
-        """Write whole blocks of the disk; how many bytes it took: none where it cannot be had, or the disk is full."""
+        """Write complete blocks of the disk; returns the number of bytes: 0 if O_DIRECT is not
+        possible, or if the disk is full.
+        """
         if self._descriptor < 0:
             return 0
         try:
             return os.pwrite(self._descriptor, buffer, at)
         except OSError:
-            self.close()  # the other way will say why, if it is no matter of the way
+            self.close()  # a write through the cache reports the error, if there is one
             return 0
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close its descriptor."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
 
 
 class DiskFile:
-    """One file, or a pipe, that is written piece by piece. Its methods are for one thread, its attributes for all.
+    """One file or pipe that is written piece by piece. One thread calls the methods; all threads
+    can read the attributes.
 
     Args:
         descriptor: open for writing, empty.
         clock: seconds.
-        keep_free: bytes of the disk that stay free.
+        keep_free: free space to leave on the disk, in bytes.
     """
 
     def __init__(self, descriptor: int, clock: Callable[[], float] = time.monotonic, keep_free: int = 0) -> None:
         self.error: OSError | None = None
-        self.settled = 0  # bytes that are in the file, or whose packets are counted
-        self.is_given_up = False  # set by others: nothing more is to be written
+        self.settled = 0  # bytes that are in the file, or whose packets are counted as dropped
+        self.is_given_up = False  # set by another thread: write no more
         self.choice = Choice(clock)
         self._descriptor, self._clock, self._keep_free = descriptor, clock, keep_free
         self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._direct = DirectWay(descriptor) if self._is_file else None
         self._size = 0  # bytes in the file
-        self._starts: deque[int] = deque([0])  # of blocks: one at or before `_size`, and later ones
+        self._starts: deque[int] = deque([0])  # offsets of blocks: one at or before `_size`, and later ones
         self._lost = blocks.PacketCounter()
 
     @property
@@ -146,11 +153,11 @@ class DiskFile:
 
     @property
     def size(self) -> int:
-        """Bytes that are in the file; of whole blocks after an error."""
+        """Bytes in the file; after an error, of complete blocks."""
         return self._size
 
     def put(self, piece: Piece) -> None:
-        """Write a piece, or count its packets; raises nothing."""
+        """Write a piece, or count its packets; never raises."""
         if self.error is None:
             self._starts.extend(piece.starts)
             try:
@@ -163,12 +170,12 @@ class DiskFile:
         self.settled += piece.end - piece.start
 
     def close(self) -> None:
-        """Let go of what is held beside the descriptor, which stays open."""
+        """Close everything but the descriptor."""
         if self._direct is not None:
             self._direct.close()
 
     def _refuse(self, size: int) -> None:
-        """Behave as a full disk does, where it is to be taken for one."""
+        """Fail like a full disk if free space is too low, or if writing was given up."""
         if self.is_given_up:
             raise OSError(errno.ETIMEDOUT, "the disk is too slow to wait for it at the end")
         if self._keep_free and self._is_file:
@@ -202,7 +209,9 @@ class DiskFile:
             self._starts.popleft()
 
     def _repair(self, error: OSError, missing: memoryview) -> None:
-        """Cut the file behind its last whole block, a torn one ends it for every reader, and count what is missing."""
+        """Cut the file after its last complete block, and count the missing packets: readers stop
+        at an incomplete block.
+        """
         start = self._starts[0]
         there = _read_back(self._descriptor, start, self._size) if self._is_file else b""
         if len(there) == self._size - start:
@@ -210,7 +219,8 @@ class DiskFile:
             self._lost.feed(there[kept:])
             self._size = start + kept
         else:
-            # What cannot be read, or is in a pipe, is not known block by block: count from the first that is missing.
+            # If it cannot be read back, or is a pipe, the blocks are not known: count from the
+            # first one that is missing.
             behind = next((each for each in self._starts if each >= self._size), self._size + len(missing))
             missing = missing[behind - self._size :]
             self._size = start
@@ -222,7 +232,7 @@ class DiskFile:
 
 
 def _read_back(descriptor: int, start: int, end: int) -> bytes:
-    """What a file that is open for writing holds; less if it cannot be read."""
+    """Read back a part of a file that is open for writing; less if it cannot be read."""
     try:
         with open(f"/proc/self/fd/{descriptor}", "rb", buffering=0) as reader:  # noqa: PTH123  no path, a descriptor
             return os.pread(reader.fileno(), end - start, start)

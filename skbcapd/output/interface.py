@@ -1,4 +1,5 @@
-"""The interface of an output: it receives packets, and the statistics of their interfaces at the end.
+"""The interface of an output: it receives packets, and the statistics of their interfaces at the
+end.
 
 In: packets and ready blocks, in order. Out: a file, files, memory or a terminal.
 
@@ -23,9 +24,10 @@ from skbcapd.pcapng.interface import Interface
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What became of an interface's packets, since the capture began or, as a difference, since some time.
+    """The statistics of one interface, since the start of the capture or, as a difference, since
+    some time.
 
-    `device` is a number that the interface keeps when it gets another id.
+    `device` is a number that the interface keeps when it is renumbered.
     """
 
     interface_id: int
@@ -37,21 +39,22 @@ class Statistics:
 
 
 Snapshot: TypeAlias = Callable[[], Sequence[Statistics]]
-"""Tells what became of the packets of each interface since the capture began, at the time of the call."""
+"""Returns the statistics of all interfaces since the start of the capture."""
 
 
 class Told:
-    """The statistics that are in files already: each packet is counted in one of them.
+    """The statistics that were written to files: each packet is counted in one file.
 
-    An interface that is not in a snapshot, as it has no number now, is remembered. No counter goes back: where a
-    snapshot is older than the one before it the difference is 0, and the next one makes up for it.
+    An interface that is missing in a snapshot, because it has no number now, is kept. Counters
+    never decrease: if a snapshot is older than the last one, the difference is 0, and the next one
+    includes it.
     """
 
     def __init__(self) -> None:
         self._told: dict[int, tuple[int, ...]] = {}  # by device
 
     def advance(self, statistics: Sequence[Statistics]) -> list[Statistics]:
-        """What a snapshot adds to those before it."""
+        """The difference to the snapshots before."""
         added = []
         for one in statistics:
             before = self._told.get(one.device, (0, 0, 0, 0))
@@ -62,80 +65,85 @@ class Told:
 
 
 class Output(Protocol):
-    """Where packets go."""
+    """Takes packets."""
 
-    labels: bool  # whether blocks that the kernel wrote can be taken as they are
+    labels: bool  # whether it accepts blocks that the kernel program wrote
 
     @property
     def lost(self) -> int:
-        """Packets that it could not take."""
+        """Packets that it could not write."""
         ...
 
     @property
     def dumped(self) -> int | None:
-        """Packets in files, where it keeps others in memory; None: all that were not lost."""
+        """Packets in files, if others are kept in memory; None: all packets that were not dropped."""
         ...
 
     @property
     def is_busy(self) -> bool:
-        """Whether it has more to write than it wants to hold: then no further range is to be taken from the segments.
+        """Whether too many bytes wait in it: then no further range is taken from the segments.
 
-        It takes what it is given all the same, so it is asked before each range, not within one.
+        It still accepts packets, so this is checked before each range, not within one.
         """
         ...
 
     @property
     def wants_turn(self) -> bool:
-        """Whether `flush` has something to do soon, also when no packet comes."""
+        """Whether `flush` must be called soon, even without packets."""
         ...
 
     @property
     def handed(self) -> int:
-        """A position in the stream of all that it was given; rises with each write."""
+        """The position in the stream of all packets and blocks it got; increases with each write."""
         ...
 
     @property
     def settled(self) -> int:
-        """Up to which position each packet is written, or counted in `lost`; to be read before `lost` is."""
+        """All packets up to this position are written, or counted in `lost`; read it before `lost`."""
         ...
 
     @property
     def wants_new_numbers(self) -> bool:
-        """Whether interfaces shall be numbered anew; `restart_interfaces` must follow, between two drains."""
+        """Whether interfaces need new numbers; then `restart_interfaces` must be called between two
+        drains.
+        """
         ...
 
     def restart_interfaces(self, statistics: Sequence[Statistics]) -> None:
-        """Forget all interfaces: no packet with an old number comes any more, and `add_interface` begins at 0.
+        """Discard all interfaces: no packet has an old number any more, and `add_interface` starts
+        at 0.
 
         Args:
-            statistics: with the old numbers, made after the last packet that carries one.
+            statistics: statistics with the old numbers, made after the last packet with one.
         """
         ...
 
     def add_interface(self, interface: Interface) -> int:
-        """A device is seen for the first time; returns the number that its packets will carry."""
+        """Add an interface; returns the number for its packets."""
         ...
 
     def add_process(self, process: Process) -> None:
-        """A process is known, or known better; its next packet comes after this."""
+        """Add or update a process, before its next packet."""
         ...
 
     def write_packet(self, packet: Packet, interface_id: int, stamp: Label, snapshot: Snapshot) -> None:
-        """One packet through Python; `snapshot` is for a file that ends with it."""
+        """Write one packet; `snapshot` is used if a file ends with it."""
         ...
 
     def write_blocks(self, view: memoryview, snapshot: Snapshot) -> None:
-        """Ready blocks; `snapshot` is for a file that ends within them."""
+        """Write complete blocks; `snapshot` is used if a file ends within them."""
         ...
 
     def flush(self, snapshot: Snapshot) -> None:
-        """Hand on what was written; what is behind the last block of a disk may wait for the next call."""
+        """Write the buffered packets; the bytes after the last complete block of the disk may wait
+        for the next call.
+        """
         ...
 
     def note_memory_pressure(self) -> None:
-        """Half of the segments wait to be read: what is written next should not wait for a disk."""
+        """Half of the segments are full: the next writes should not wait for a disk."""
         ...
 
     def finish(self, statistics: Sequence[Statistics]) -> None:
-        """The capture has ended; what became of the packets of each interface since its start."""
+        """The capture has ended; `statistics` are those since its start."""
         ...

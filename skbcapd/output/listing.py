@@ -1,4 +1,5 @@
-"""The finished files of a directory, kept in memory: listing 100,000 files every second would use a whole processor.
+"""The finished files of a directory, kept in memory: listing 100,000 files every second would use a
+whole processor.
 
 In: the descriptor of a directory, and a function that recognizes names. Out: the files, oldest
 first, with size and age.
@@ -19,15 +20,17 @@ from typing import NamedTuple
 
 from skbcapd.output.watch import Watch
 
-_COARSE_NS = 2_000_000_000  # a directory that has just changed may change again without another time of change
+# the modification time has this resolution, so a directory that has just changed can change again
+# with the same time
+_COARSE_NS = 2_000_000_000
 
 
 class Entry(NamedTuple):
-    """A finished file; they sort by age.
+    """A finished file; the order is by age.
 
     Args:
-        number: in its name.
-        name: in the directory.
+        number: number in its name.
+        name: name in the directory.
         size: bytes.
         finished_s: seconds since 1970.
     """
@@ -39,11 +42,12 @@ class Entry(NamedTuple):
 
 
 class Listing:
-    """Our finished files.
+    """The finished files of skbcapd.
 
     Args:
-        directory: descriptor.
-        number_of: the number in a finished file's name, 0 where it is none of ours.
+        directory: descriptor of the directory.
+        number_of: returns the number in the name of a finished file; 0 if it is not a file of
+            skbcapd.
     """
 
     def __init__(self, directory: int, number_of: Callable[[str], int]) -> None:
@@ -64,7 +68,7 @@ class Listing:
         return iter(self._order)
 
     def refresh(self) -> None:
-        """See what has changed."""
+        """Apply the changes in the directory."""
         if self._watch is not None:
             changed = dict.fromkeys(self._watch.changes())
             if None in changed:
@@ -76,7 +80,7 @@ class Listing:
             self._read()
 
     def look_at(self, name: str) -> None:
-        """See whether there is such a file, and how it is."""
+        """Check whether a file exists, and its size and time."""
         number = self._number_of(name)
         if not number:
             return
@@ -89,7 +93,7 @@ class Listing:
                 bisect.insort(self._order, entry)
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop to watch."""
         if self._watch is not None:
             self._watch.close()
         self._watch = None
@@ -101,7 +105,7 @@ class Listing:
             del self._order[bisect.bisect_left(self._order, entry)]
 
     def _read(self) -> None:
-        """Read all of the directory."""
+        """Read the complete directory."""
         changed_ns = os.fstat(self._directory).st_mtime_ns
         self._changed_ns = changed_ns if time.time_ns() - changed_ns > _COARSE_NS else 0
         entries = {}

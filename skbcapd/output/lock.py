@@ -23,22 +23,22 @@ from skbcapd.errors import FileError
 
 NAME = ".skbcapd.lock"
 _PROC = Path("/proc")
-_TRIES = 8  # somebody may lay another file there meanwhile
+_TRIES = 8  # another process can create a file there at the same time
 
 
 def lock(directory: int, path: Path) -> int:
-    """Take the lock of a directory.
+    """Lock a directory.
 
     Args:
-        directory: its descriptor.
-        path: of it, for people.
+        directory: descriptor of the directory.
+        path: its path, for messages.
 
     Returns:
         The descriptor that holds the lock.
 
     Raises:
-        FileError: another process holds it; its message names it.
-        OSError: no lock can be made.
+        FileError: another process has the lock; the message names it.
+        OSError: the lock cannot be created.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     for _ in range(_TRIES):
@@ -46,7 +46,7 @@ def lock(directory: int, path: Path) -> int:
             found = os.open(NAME, flags, 0o600, dir_fd=directory)
         except PermissionError:
             _refuse(directory, path)
-            os.unlink(NAME, dir_fd=directory)  # another user's, who holds it no longer
+            os.unlink(NAME, dir_fd=directory)  # the file of another user, which is not locked any more
             continue
         except OSError as error:
             if not error.errno or _is_regular(directory):
@@ -56,14 +56,14 @@ def lock(directory: int, path: Path) -> int:
         status = os.fstat(found)
         if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077 or status.st_nlink != 1:
             os.close(found)
-            os.unlink(NAME, dir_fd=directory)  # others could hold it
+            os.unlink(NAME, dir_fd=directory)  # other users could open it
             continue
         try:
             fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(found)
             _refuse(directory, path)
-            continue  # it has gone meanwhile
+            continue  # it was deleted in the meantime
         with contextlib.suppress(OSError):
             if os.path.samestat(os.stat(NAME, dir_fd=directory, follow_symlinks=False), status):
                 return found
@@ -78,10 +78,10 @@ def _is_regular(directory: int) -> bool:
 
 
 def _refuse(directory: int, path: Path) -> None:
-    """Say who holds the lock.
+    """Report the process that has the lock.
 
     Raises:
-        FileError: somebody does.
+        FileError: a process has it.
     """
     held = os.stat(NAME, dir_fd=directory, follow_symlinks=False)
     for process in _holders(held.st_ino, _PROC):
@@ -100,26 +100,30 @@ def _who(process: str, proc: Path) -> str:
 
 
 def _holders(inode: int, proc: Path) -> Iterator[str]:
-    """Processes that have locked something with this inode number: its device is not stat's on all file systems."""
+    """Processes that have locked a file with this inode number. The device is not compared: on some
+    file systems it differs from that of stat.
+    """
     held = re.findall(r"FLOCK +ADVISORY +WRITE (-?\d+) [^:]+:[^:]+:(\d+) ", (proc / "locks").read_text())
     return (process for process, found in held if int(found) == inode)
 
 
 def daemon_of(path: Path, proc: Path = _PROC) -> int:
-    """The process that has locked a directory and waits for SIGUSR2.
+    """The process that has locked a directory and handles SIGUSR2.
 
     Args:
-        path: of the directory.
-        proc: where procfs is.
+        path: path of the directory.
+        proc: directory of procfs.
 
     Raises:
-        FileError: there is none, or who asks may not see it.
+        FileError: there is none, or we have no permission to see it.
 
     Source: SigCgt in proc_pid_status(5).
     """
     closed = ""
     if not (proc / "locks").exists():
-        raise FileError(f"{proc} is no procfs; expected one, which tells who writes", "mount -t proc proc /proc")
+        raise FileError(
+            f"{proc} is no procfs; expected procfs, which shows the process that writes", "mount -t proc proc /proc"
+        )
     try:
         # Versions before 0.2 had the lock on the directory itself.
         wanted = [(path / NAME).lstat()] if (path / NAME).is_file() else []
@@ -141,5 +145,5 @@ def daemon_of(path: Path, proc: Path = _PROC) -> int:
     if closed:
         raise FileError(f"{path}: {closed} of another user writes to it", "run this as that user or as root")
     raise FileError(
-        f"{path}: nobody writes to it", "start skbcapd with files.mode: ring first, and run this as its user"
+        f"{path}: no process writes to it", "start skbcapd with files.mode: ring first, and run this as its user"
     )

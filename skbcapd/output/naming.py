@@ -19,7 +19,7 @@ import time
 
 CURRENT = "current.pcapng"
 COMPRESSED = (".gz", ".zst")
-NUMBER_MAX = 10**12  # a higher one is somebody's joke: names would grow too long with what comes after it
+NUMBER_MAX = 10**12  # a higher number is not from skbcapd; with it, names would become too long
 _PLACES = {
     "host": r"[^/]+?",
     "time": r"\d{8}T\d{6}\.\d{3}Z",
@@ -28,14 +28,14 @@ _PLACES = {
 
 
 class Names:
-    """Names by a template.
+    """Makes and recognizes names.
 
     Args:
-        template: with {host}, {time} and {number}.
+        template: template with {host}, {time} and {number}.
     """
 
     def __init__(self, template: str) -> None:
-        self.last = 0  # number
+        self.last = 0  # the last number
         self._template = template
         pattern = re.escape(template)
         for place, form in _PLACES.items():
@@ -43,7 +43,7 @@ class Names:
         self._own = re.compile(pattern)
 
     def number_of(self, name: str) -> int:
-        """The number in the name of a finished file; 0: not our file."""
+        """The number in the name of a finished file; 0: not a file of skbcapd."""
         for ending in COMPRESSED:
             name = name.removesuffix(ending)
         match = self._own.fullmatch(name)
@@ -59,31 +59,31 @@ class Names:
 
 
 class Link:
-    """`current.pcapng`; for several threads.
+    """The link `current.pcapng`; thread-safe.
 
     Args:
-        directory: descriptor.
+        directory: descriptor of the directory.
     """
 
     def __init__(self, directory: int) -> None:
         self._directory = directory
         self._lock = threading.Lock()
-        self.last_good = ""  # name of the last file that was finished, if it is there
+        self.last_good = ""  # name of the last finished file, if it exists
 
     def point_at(self, name: str) -> None:
-        """Lead to a file, to none if its name is empty."""
+        """Point to a file; with an empty name, to none."""
         with self._lock:
             self._set(name)
 
     def finish(self, part: str, name: str) -> None:
-        """A file in work is gone: it has another name, or none if that is empty, as nothing was in it."""
+        """An unfinished file got another name, or was deleted (empty name)."""
         with self._lock:
             self.last_good = name or self.last_good
             if self.target == part:
                 self._set(self.last_good)
 
     def rename(self, old: str, new: str) -> None:
-        """A finished file has another name."""
+        """A finished file was renamed."""
         with self._lock:
             if self.last_good == old:
                 self.last_good = new
@@ -92,7 +92,7 @@ class Link:
 
     @property
     def target(self) -> str:
-        """Where it leads; empty where there is no link."""
+        """The target of the link; empty if there is no link."""
         try:
             return os.readlink(CURRENT, dir_fd=self._directory)
         except OSError:
@@ -115,5 +115,7 @@ class Link:
 
 
 def harmless(name: str) -> str:
-    """The name of a machine as part of a file's name: nothing in it means anything to a terminal, a shell or a path."""
+    """The name of the machine for a file name, without characters that are special in a terminal,
+    shell or path.
+    """
     return re.sub(r"[^\w.-]", "_", name, flags=re.ASCII) or "_"

@@ -24,11 +24,11 @@ PROCESSES_REPEATED = 4096
 
 
 class PcapngOutput:
-    """Packets into a pcapng stream, through scapy's writer.
+    """Writes packets to a pcapng stream, with the writer of scapy.
 
     Args:
-        stream: takes bytes, keeps order.
-        encode: "kernel", or "scapy" for every packet through Python.
+        stream: takes bytes, in order.
+        encode: "kernel", or "scapy": Python writes all packets.
     """
 
     def __init__(self, stream: Sink, encode: str = "kernel") -> None:
@@ -43,44 +43,45 @@ class PcapngOutput:
             application=f"skbcapd {__version__}",
         )
         self.add_interface = self._writer.write_interface
-        self.processes: Bounded[Process, None] = Bounded(PROCESSES_REPEATED)  # the last ones described, in order
+        # the last ones that were described, in order
+        self.processes: Bounded[Process, None] = Bounded(PROCESSES_REPEATED)
 
     dumped = None
     wants_turn = wants_new_numbers = False
 
     @property
     def lost(self) -> int:
-        """None: its stream raises, and whoever gave it ends."""
+        """None: an error of the stream is raised, and ends the capture."""
         return 0
 
     @property
     def is_busy(self) -> bool:
-        """Never: it waits for its stream."""
+        """False: it waits for its stream."""
         return False
 
     @property
     def handed(self) -> int:
-        """Nothing is ever behind."""
+        """False: nothing is waiting."""
         return 0
 
     settled = handed
 
     def note_memory_pressure(self) -> None:
-        """It cannot be quicker than its stream."""
+        """Does nothing: it is as fast as its stream."""
 
     def restart_interfaces(self, _statistics: Sequence[Statistics]) -> None:
-        """Never called: one section numbers its interfaces once."""
+        """Never called: the interfaces of a section are numbered once."""
         raise AssertionError("new numbers for the interfaces of a section")
 
     def add_process(self, process: Process) -> None:
-        """One process block, unless it has been written."""
+        """Write a process block, unless it has been written."""
         if process in self.processes:
             return
         self._writer.write_process(process, boot_ns())
         self.processes[process] = None
 
     def finish(self, statistics: Sequence[Statistics]) -> None:
-        """An Interface Statistics Block for each interface."""
+        """Write an Interface Statistics Block for each interface."""
         now = time.time_ns()
         for one in statistics:
             self._writer.write_statistics(
@@ -96,15 +97,17 @@ class PcapngOutput:
         self._writer.flush()
 
     def write_blocks(self, view: memoryview, _snapshot: Snapshot = tuple) -> None:
-        """Ready blocks as they are."""
+        """Write complete blocks unchanged."""
         self._writer.write_blocks(view)
 
     def flush(self, _snapshot: Snapshot = tuple) -> None:
-        """Hand on what is held back."""
+        """Write the buffered bytes."""
         self._writer.flush()
 
     def write_packet(self, packet: Packet, interface_id: int, stamp: Label, _snapshot: Snapshot = tuple) -> None:
-        """One Enhanced Packet Block, built by scapy; the same bytes as the kernel's of a labelled packet."""
+        """Write one Enhanced Packet Block, built by scapy; the same bytes as the kernel program
+        writes for a packet with this label.
+        """
         options = bytearray(stamp.options)
         at = stamp.flags_at
         flags = int.from_bytes(options[at : at + 4], "little") | packet.flags
@@ -115,10 +118,10 @@ class PcapngOutput:
 
 
 class FileOutput(PcapngOutput):
-    """Packets into one file, which waits for its disk elsewhere.
+    """Writes packets to one file.
 
     Args:
-        file: of its own; closed by whoever gave it.
+        file: the file; the caller closes it.
         encode: as for PcapngOutput.
     """
 
@@ -128,12 +131,12 @@ class FileOutput(PcapngOutput):
 
     @property
     def lost(self) -> int:
-        """Packets that the disk did not take: then the capture ends."""
+        """Packets that were not written; then the capture ends."""
         return self._file.stream.lost
 
     @property
     def is_busy(self) -> bool:
-        """As BlockSink."""
+        """See BlockSink."""
         return self._file.stream.is_busy
 
     @property

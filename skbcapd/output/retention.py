@@ -21,18 +21,18 @@ from skbcapd.output.listing import Entry, Listing
 from skbcapd.output.worker import Patience
 
 _LOG = logging.getLogger(__name__)
-DUMP_MARK = "user.skbcapd.dump"  # an extended attribute of files that somebody has asked for
+DUMP_MARK = "user.skbcapd.dump"  # an extended attribute of dumps
 
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """What is kept: 0 is no limit.
+    """The limits; 0: no limit.
 
     Args:
-        size: bytes of all files.
-        number: of files.
-        age_s: seconds since a file was finished.
-        free: bytes that stay free on the disk.
+        size: size of all files in bytes.
+        number: number of files.
+        age_s: age of a finished file in seconds.
+        free: free space to leave on the disk, in bytes.
     """
 
     size: int = 0
@@ -45,8 +45,8 @@ class Retention:
     """Deletes files of one directory.
 
     Args:
-        path: of the directory, for people.
-        keep: how much.
+        path: path of the directory, for messages.
+        keep: the limits.
     """
 
     def __init__(self, path: Path, keep: Keep) -> None:
@@ -55,16 +55,16 @@ class Retention:
         self._path = path
         self._first: int | None = None
         self._deleter: Patience[None] = Patience("deleter")
-        self._late: tuple[Entry, str] | None = None  # whose deletion the disk holds up
-        self._passed: set[str] = set()  # not to be deleted for the sake of free space, or it cannot be
+        self._late: tuple[Entry, str] | None = None  # a deletion that the disk delays
+        self._passed: set[str] = set()  # must not be deleted to get free space, or cannot be
 
     def begin(self, number: int) -> None:
-        """A run begins: files with higher numbers are its own. Of several calls the first one counts."""
+        """A run begins: files with higher numbers belong to it. Only the first call counts."""
         if self._first is None:
             self._first = number
 
     def has_room(self, directory: int, size: int) -> bool:
-        """Whether so many bytes can be written and the disk still has the free space that it shall keep."""
+        """Whether so many bytes can be written without using the free space that must be left."""
         try:
             disk = os.fstatvfs(directory)
         except OSError:
@@ -72,12 +72,12 @@ class Retention:
         return disk.f_bavail * disk.f_frsize >= size + self.keep.free
 
     def clean(self, directory: int, listing: Listing, room: int = 0) -> None:
-        """Delete the oldest files until no more is kept than shall be.
+        """Delete the oldest files until the limits are kept.
 
         Args:
-            directory: descriptor.
+            directory: descriptor of the directory.
             listing: its files.
-            room: bytes that are to be free beside `Keep.free`.
+            room: free space in addition to `Keep.free`, in bytes.
         """
         keep, now = self.keep, time.time()
         self._settle(listing)
@@ -93,7 +93,7 @@ class Retention:
             self._make_room(directory, listing, room)
 
     def _make_room(self, directory: int, listing: Listing, room: int) -> None:
-        """Delete what may be deleted for the sake of free space."""
+        """Delete files to get free space."""
         earlier = []
         for entry in listing:
             if entry.number > (self._first or 0):
@@ -117,7 +117,9 @@ class Retention:
         return True
 
     def _delete(self, directory: int, listing: Listing, entry: Entry, why: str = "") -> bool:
-        """Delete a file, and say why; whether it is gone. One deletion at a time: the disk may hold it up."""
+        """Delete a file, and log why; returns whether it is deleted. One deletion at a time: the
+        disk can delay it.
+        """
         if self._late is not None:
             return False
         try:
@@ -140,7 +142,7 @@ class Retention:
         return True
 
     def _settle(self, listing: Listing) -> None:
-        """See what has become of a deletion that the disk held up; one that failed is tried again."""
+        """Check a deletion that the disk has delayed; if it failed, it is tried again."""
         if self._late is None or self._deleter.is_waiting:
             return
         (entry, why), self._late = self._late, None
@@ -149,7 +151,7 @@ class Retention:
             self._deleted(listing, entry, why)
 
     def _deleted(self, listing: Listing, entry: Entry, why: str) -> None:
-        """Count a file that was deleted."""
+        """Count a deleted file."""
         self.deleted_files += 1
         self.deleted_bytes += entry.size
         listing.look_at(entry.name)

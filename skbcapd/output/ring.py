@@ -31,15 +31,15 @@ from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 
 _LOG = logging.getLogger(__name__)
-ASKED_PAUSE_S = 10.0  # between two dumps that rules ask for
-_PIECE = 1 << 18  # small writes are gathered to pieces of this size; what goes, goes by the piece
+ASKED_PAUSE_S = 10.0  # between two dumps for rules
+_PIECE = 1 << 18  # small writes are collected to pieces of this size; the oldest pieces are discarded
 
 
 class Memory:
-    """The last blocks that were written to it: a Sink.
+    """Memory with the last blocks that were written to it: a Sink.
 
     Args:
-        size: bytes, never exceeded; more than the largest single write.
+        size: maximum size in bytes; must be larger than the largest single write.
     """
 
     def __init__(self, size: int) -> None:
@@ -50,15 +50,15 @@ class Memory:
 
     @property
     def has_taken(self) -> bool:
-        """Whether something of what was taken is still there."""
+        """Whether parts of the dump are still in memory."""
         return bool(self._taken)
 
     def write(self, blocks: bytes | memoryview) -> None:
-        """Take one or more whole blocks; the oldest go where there is no room."""
+        """Add one or more complete blocks; discard the oldest pieces if there is no space."""
         while self._pieces and self._used + len(blocks) > self._size:
             self._used -= len(self._pieces.popleft())
         if self._used + len(blocks) > self._size and self._taken:
-            return  # a dump has all of it
+            return  # the dump uses all of it
         if self._pieces and len(self._pieces[-1]) + len(blocks) <= _PIECE:
             self._pieces[-1] += blocks
         else:
@@ -66,26 +66,28 @@ class Memory:
         self._used += len(blocks)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Nothing is buffered."""
 
     def take(self) -> None:
-        """Set all apart that is there: `next` gives it; what comes now is behind it."""
+        """Begin a dump of all packets: `next` returns it piece by piece; later packets are not part
+        of it.
+        """
         self._taken.extend(self._pieces)
         self._pieces = deque()
 
     def next(self) -> bytearray:
-        """The oldest piece of what was taken; it is no longer in memory."""
+        """The oldest piece of the dump, which is removed from memory."""
         piece = self._taken.popleft()
         self._used -= len(piece)
         return piece
 
 
 class Recorder:
-    """An Output that keeps the last packets in memory until a dump is asked for.
+    """An Output that keeps the last packets in memory, and writes them to a file on request.
 
     Args:
-        files: where dumps go; it makes files on demand only.
-        size: bytes of memory for packets.
+        files: writes the dumps; it creates files on demand only.
+        size: size of the memory for packets, in bytes.
         encode: as for PcapngOutput.
         clock: seconds.
     """
@@ -99,89 +101,90 @@ class Recorder:
     ) -> None:
         self.labels = encode == "kernel"
         self.is_busy = self.wants_new_numbers = False
-        self.handed = self.settled = 0  # memory takes all at once
+        self.handed = self.settled = 0  # a write to memory is complete at once
         self.dumped: int | None = 0
         self._files = files
         self._memory = Memory(size)
         self._encoder = PcapngOutput(self._memory, encode)
         self._memory.take()
-        self._memory.next()  # the section header: each file has its own
+        self._memory.next()  # the section header, which each file has
         self._asked = ""
         self._dump: _Dump | None = None
         self._clock, self._not_before = clock, clock()
 
     @property
     def lost(self) -> int:
-        """Packets of dumps that the disk did not take."""
+        """Packets of dumps that were not written because of an error."""
         return self._files.lost
 
     @property
     def path(self) -> str:
-        """The last file; the directory before the first one."""
+        """The last file; the directory before the first file."""
         return self._files.path
 
     def restart_interfaces(self, _statistics: Sequence[Statistics]) -> None:
-        """Never called: packets in memory have the numbers that they were given."""
+        """Never called: packets in memory keep their numbers."""
         raise AssertionError("new numbers for interfaces of packets in memory")
 
     def write_packet(self, packet: Packet, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
-        """As PcapngOutput, to memory."""
+        """Write a packet to memory; see PcapngOutput."""
         self._encoder.write_packet(packet, interface_id, stamp)
 
     def write_blocks(self, view: memoryview, _snapshot: Snapshot) -> None:
-        """Ready blocks, to memory."""
+        """Write complete blocks to memory."""
         self._memory.write(view)
 
     def add_interface(self, interface: Interface) -> int:
-        """The number holds for all files."""
+        """Add an interface; its number is the same in all files."""
         return self._files.add_interface(interface)
 
     def add_process(self, process: Process) -> None:
-        """Its block will be in each file from now on."""
+        """Add a process; all later files have its block."""
         self._files.add_process(process)
 
     def ask(self, why: str) -> None:
-        """Have a dump made after this look at the segments, or when the last one is ASKED_PAUSE_S ago.
+        """Request a dump after this drain; ASKED_PAUSE_S after the last one at the earliest.
 
         Args:
-            why: who wants it, for the log, such as a rule; the first of several is told.
+            why: trigger for the log, such as a rule; the first one counts.
         """
         self._asked = self._asked or why
 
     @property
     def wants_turn(self) -> bool:
-        """Whether `flush` has something to do, packets or not."""
+        """Whether `flush` must be called soon, even without packets."""
         return self._dump is not None or bool(self._asked and self._clock() >= self._not_before)
 
     @property
     def deleted(self) -> tuple[int, int]:
-        """As RotatingOutput."""
+        """See RotatingOutput."""
         return self._files.deleted
 
     def flush(self, snapshot: Snapshot) -> None:
-        """All of this look is in memory: begin the dump that was asked for, or go on with it."""
+        """A drain has ended: begin the requested dump, or continue it."""
         self._go_on(snapshot)
         if self._asked and self._dump is None and self._clock() >= self._not_before:
             self.dump(snapshot, self._asked)
 
     def note_memory_pressure(self) -> None:
-        """Memory does not wait for a disk."""
+        """Does nothing: memory does not wait for a disk."""
 
     def tick(self, snapshot: Snapshot) -> None:
-        """Once a second: look after finished files."""
+        """Called once a second: continue a dump, and finish files."""
         self.flush(snapshot)
         self._files.tick(snapshot)
         self._go_on(snapshot)
 
     def dump(self, snapshot: Snapshot, why: str = "signal") -> None:
-        """Write what is in memory to a file, also if that is nothing; where none can be made, it stays in memory.
+        """Begin to write the memory to a file, even if it is empty. If no file can be created, the
+        packets stay in memory.
 
         Args:
-            snapshot: what became of the packets.
-            why: who wants it, for the log.
+            snapshot: returns the statistics of the interfaces.
+            why: trigger for the log.
         """
         if self._dump is not None:
-            self._asked, self._not_before = why, self._clock()  # one after the other
+            self._asked, self._not_before = why, self._clock()  # after the current dump
             return
         self._asked = ""
         self._not_before = self._clock() + ASKED_PAUSE_S
@@ -195,7 +198,7 @@ class Recorder:
         self._go_on(snapshot)
 
     def finish(self, statistics: Sequence[Statistics]) -> None:
-        """The capture has ended; what nobody has asked for is forgotten. A dump is finished if the disk is quick."""
+        """The capture has ended: finish the dump within STOP_S, and discard all other packets."""
 
         def snapshot() -> Sequence[Statistics]:
             return statistics
@@ -216,12 +219,12 @@ class Recorder:
         self._files.finish(statistics)
 
     def close(self) -> None:
-        """Let go of the directory."""
+        """Close the directory."""
         self._files.close()
         self._end_dump()
 
     def _go_on(self, snapshot: Snapshot) -> None:
-        """Hand on as much of a dump as the disk wants; when it is all there, it is over."""
+        """Write as much of the dump as the disk accepts, and finish it."""
         if self._dump is None:
             return
         while self._memory.has_taken and not self._files.is_busy:
@@ -241,7 +244,7 @@ class Recorder:
         self._files.write_blocks(piece, snapshot)
 
     def _end_dump(self) -> None:
-        """What has become of it is known now."""
+        """The dump is finished: log the result."""
         dump, self._dump = self._dump, None
         if dump is None:
             return
@@ -254,8 +257,8 @@ class _Dump:
     """A dump that is being written.
 
     Args:
-        why: who wants it.
-        lost_before: packets that the disk had refused until then.
+        why: trigger for the log.
+        lost_before: number of dropped packets before the dump.
     """
 
     def __init__(self, why: str, lost_before: int) -> None:
@@ -264,7 +267,7 @@ class _Dump:
         self._first_ns = self._last_ns = 0
 
     def count(self, piece: memoryview) -> None:
-        """A piece is handed on."""
+        """Count the packets of a piece."""
         found = packet_times(piece)
         self.packets += found.packets
         if found.packets:
@@ -273,11 +276,11 @@ class _Dump:
 
     @property
     def times(self) -> str:
-        """From when to when, for people; empty without a packet."""
+        """Times of the first and last packet, for the log; empty without packets."""
         return f" from {_time(self._first_ns)} to {_time(self._last_ns)}" if self.packets else ""
 
 
 def _time(time_ns: int) -> str:
-    """UTC, to the millisecond."""
+    """A time in UTC, with milliseconds."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time_ns // 1_000_000_000))
     return f"{stamp}.{time_ns // 1_000_000 % 1000:03}Z"

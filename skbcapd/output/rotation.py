@@ -1,9 +1,10 @@
-"""One capture, many files: a new one begins by size, time, number of packets or on request. Each is self-contained.
+"""Writes a capture to several files: a new one begins by size, time, number of packets or on
+request.
 
-In: packets and ready blocks. Out: files, one at a time; see `series`.
+In: packets and complete blocks. Out: files, one after the other; see `series`.
 
-The rule: every file lists all interfaces in the same order, because the kernel program stamps their
-numbers.
+The rule: each file can be opened alone, and lists all interfaces in the same order, because the
+labels contain their numbers.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from skbcapd.pcapng.interface import Interface
 
 
 class RotatingOutput(FileSeries):
-    """An Output that writes file after file; Args as for FileSeries."""
+    """An Output that writes several files; for the arguments see FileSeries."""
 
     dumped = None
     wants_turn = False
 
     @property
     def lost(self) -> int:
-        """Packets that the disk did not take."""
+        """Packets that are in no file."""
         return self._ledger.lost
 
     @property
@@ -44,7 +45,7 @@ class RotatingOutput(FileSeries):
 
     @property
     def is_busy(self) -> bool:
-        """See Output; also while a file that has ended waits for the disk."""
+        """See Output; also while a finished file waits for the disk."""
         return self.handed - self.settled > QUEUE_MAX
 
     @property
@@ -61,14 +62,14 @@ class RotatingOutput(FileSeries):
             self._continue()
 
     def add_interface(self, interface: Interface) -> int:
-        """The number holds for all files."""
+        """Add an interface; its number is the same in all files."""
         self._prologue.interfaces.append(interface)
         if self._work:
             self._work.output.add_interface(interface)
         return len(self._prologue.interfaces) - 1
 
     def add_process(self, process: Process) -> None:
-        """As PcapngOutput."""
+        """Write one packet; see PcapngOutput."""
         if self._work:
             self._work.output.add_process(process)
         else:
@@ -85,7 +86,7 @@ class RotatingOutput(FileSeries):
             self._ledger.dropped += 1
 
     def write_blocks(self, view: memoryview, snapshot: Snapshot) -> None:
-        """Ready blocks; where a file is full, from one block to the next."""
+        """Write complete blocks; if a file is full, the next one begins between two blocks."""
         if not self._work or not (self._counts_packets or self._work.is_full(len(view), 0)):
             self._put(view)
             return
@@ -100,7 +101,7 @@ class RotatingOutput(FileSeries):
         self._put(view[start:])
 
     def note_memory_pressure(self) -> None:
-        """As BlockSink."""
+        """See BlockSink."""
         if self._work:
             self._work.file.stream.note_memory_pressure()
 

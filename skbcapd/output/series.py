@@ -1,19 +1,21 @@
-"""File after file: when one ends, what the next begins with, and what happens while the disk takes none.
+"""A series of files: when a file ends, how the next one begins, and what happens while nothing can
+be written.
 
 In: reasons to begin a new file. Out: files of a CaptureDirectory, one at a time.
 
-The rule: a capture never stops for its disk. What cannot be written is counted and told once, and writing goes on by
-itself when it can. Every file lists all interfaces in the same order, as the kernel program stamps their numbers.
+The rule: a disk error never stops a capture. Packets that cannot be written are counted, the error
+is logged once, and writing continues by itself when it is possible again. All files list all
+interfaces in the same order, because the labels contain their numbers.
 
     state     what happens             next state
-    IDLE      begin                    WRITING, or WAITING where no file can be made
-    WRITING   a trigger, rotate        WRITING, or WAITING where no file can be made
-              restart_interfaces       so, too
+    IDLE      begin                    WRITING, or WAITING if no file can be created
+    WRITING   a trigger, rotate        WRITING, or WAITING if no file can be created
+              restart_interfaces       the same
               rest                     IDLE
-              the disk refuses         WAITING
-              the file is taken away   WAITING
-    WAITING   a second later           WRITING, where that can be; not on demand
-              begin, rest              as IDLE
+              a write fails            WAITING
+              the file is moved or deleted  WAITING
+    WAITING   a second later           WRITING if possible; not on demand
+              begin, rest              as for IDLE
     any       finish                   ENDED
 """
 
@@ -23,7 +25,6 @@ import contextlib
 import enum
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -36,19 +37,22 @@ from skbcapd.output.directory import CaptureDirectory
 from skbcapd.output.interface import Snapshot, Statistics, Told
 from skbcapd.output.pcapng_output import PROCESSES_REPEATED, PcapngOutput
 from skbcapd.output.triggers import Limits, Trigger, triggers
+from skbcapd.output.worker import Worker
 from skbcapd.pcapng.interface import Interface
 
 _LOG = logging.getLogger(__name__)
-_RESUME_ROOM = 4 << 20  # bytes free before a full disk is written to again: less is full again at once
-_ROOM = 1 << 25  # bytes that are to be free beside files.keep_free while packets come: older files go in time
-_ROOM_EVERY = 1 << 24  # bytes written, and that is seen to
+_RESUME_ROOM = 4 << 20  # free bytes before writing continues on a full disk; with less it would be full again at once
+# free bytes in addition to files.keep_free while packets arrive, so that older files are deleted in
+# time
+_ROOM = 1 << 25
+_ROOM_EVERY = 1 << 24  # bytes written between two checks of free space
 _RETRY_S = 1.0
-_INTERFACES_MAX = 4096  # as many, and the next file begins: each file lists them all
-_INTERFACES_LISTED = 64  # more than these, and most of them unused: the list begins anew
+_INTERFACES_MAX = 4096  # with so many interfaces the next file begins; each file lists them all
+_INTERFACES_LISTED = 64  # with more interfaces, most of them unused, the list starts again
 
 
 class State(enum.Enum):
-    """Of a RotatingOutput; see above."""
+    """The state of a FileSeries; see above."""
 
     IDLE = "no file is wanted"
     WRITING = "packets go to a file"
@@ -57,37 +61,39 @@ class State(enum.Enum):
 
 
 class Flusher:
-    """Forces a file to the disk now and then, in a thread of its own: it may take long.
+    """Calls fdatasync for a file periodically, in a thread, because it can take long.
 
     Args:
-        every_s: seconds; 0 is never.
+        every_s: interval in seconds; 0: never.
     """
 
     def __init__(self, every_s: float) -> None:
         self._every_s = every_s
         self._next_s = 0.0
         self._size = -1
-        self._thread: threading.Thread | None = None
+        self._worker = Worker("flusher")
 
     def flush(self, descriptor: int, size: int) -> None:
-        """Begin, if it is time, the file has grown, and the last one is over."""
+        """Start, if it is time, the file has grown, and the last call has ended."""
         now = time.monotonic()
         is_due = self._every_s and now >= self._next_s and size != self._size
-        if not is_due or (self._thread and self._thread.is_alive()):
+        if not is_due or self._worker.waiting or not self._worker.start():
             return
-        self._next_s, self._size = now + self._every_s, size
-        self._thread = threading.Thread(target=self._force, args=(os.dup(descriptor),), daemon=True)
-        self._thread.start()
+        with contextlib.suppress(OSError):  # no descriptor is left: next time
+            copy = os.dup(descriptor)
+            self._next_s, self._size = now + self._every_s, size
+            self._worker.do(lambda: self._force(copy))
 
     @staticmethod
     def _force(descriptor: int) -> None:
-        with contextlib.suppress(OSError):  # a write will tell
+        with contextlib.suppress(OSError):  # a later write reports the error
             os.fdatasync(descriptor)
-        os.close(descriptor)
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
 class Prologue:
-    """What each file begins with: all interfaces, and the processes that were described last."""
+    """The beginning of each file: all interfaces, and the last described processes."""
 
     def __init__(self) -> None:
         self.interfaces: list[Interface] = []
@@ -96,31 +102,31 @@ class Prologue:
 
     @property
     def is_too_long(self) -> bool:
-        """Whether there are as many interfaces as a file may begin with, used or not."""
+        """Whether there are too many interfaces for a file, used or not."""
         return len(self.interfaces) >= _INTERFACES_MAX
 
     @property
     def is_unused(self) -> bool:
-        """Whether most of many interfaces had no packets in the last file."""
+        """Whether there are many interfaces, and most of them had no packets in the last file."""
         return self._is_long
 
     def add_process(self, process: Process) -> None:
-        """Remember a process that no file is there for."""
+        """Add a process while there is no file."""
         self._processes[process] = None
 
     def write(self, output: PcapngOutput) -> None:
-        """Begin a file."""
+        """Write the beginning of a file."""
         for interface in self.interfaces:
             output.add_interface(interface)
         for process in self._processes:
             output.add_process(process)
 
     def take(self, output: PcapngOutput, since: Sequence[Statistics] | None = None) -> None:
-        """A file ends: what the next one is to begin with.
+        """A file ends: keep what the next one begins with.
 
         Args:
             output: the file.
-            since: what became of the packets in its time; None where that is not known.
+            since: statistics of the file; None if they are not known.
         """
         self._processes = output.processes
         if since is not None:
@@ -128,19 +134,19 @@ class Prologue:
             self._is_long = len(self.interfaces) > _INTERFACES_LISTED and 2 * unused > len(self.interfaces)
 
     def clear(self) -> None:
-        """Interfaces begin anew."""
+        """Discard all interfaces."""
         self.interfaces.clear()
         self._is_long = False
 
 
 class Work:
-    """The file in work: its section, and how full it is.
+    """The current file: its section, and its size.
 
     Args:
-        file: new.
+        file: the new file.
         encode: as for PcapngOutput.
-        prologue: what it begins with.
-        reasons: to begin the next one.
+        prologue: its beginning.
+        reasons: triggers for the next file.
         now: seconds since 1970.
     """
 
@@ -151,22 +157,22 @@ class Work:
         self.output = PcapngOutput(file.stream, encode)
         self.packets = 0
         self._triggers = reasons
-        self._room_seen_at = 0  # size then
+        self._room_seen_at = 0  # size of the file at the last check
         prologue.write(self.output)
         for trigger in reasons:
             trigger.begin(now)
 
     def is_full(self, size: int, packets: int) -> bool:
-        """Whether so many bytes and packets are too many for it."""
+        """Whether the file is too small for so many more bytes and packets."""
         size += self.file.stream.size
         return any(trigger.is_full(size, self.packets + packets) for trigger in self._triggers)
 
     def is_over(self, now: float) -> bool:
-        """Whether it ends, whatever it holds."""
+        """Whether the file must end now, whatever its content."""
         return any(trigger.is_over(now) for trigger in self._triggers)
 
     def is_room_to_be_seen_to(self) -> bool:
-        """Whether much was written since this was asked with success."""
+        """Whether free space must be checked again."""
         if self.file.stream.size < self._room_seen_at + _ROOM_EVERY:
             return False
         self._room_seen_at = self.file.stream.size
@@ -174,17 +180,17 @@ class Work:
 
 
 class Ledger:
-    """What has become of all that was given to files, and while there was none."""
+    """Counts what was written to files, and what was dropped."""
 
     def __init__(self) -> None:
-        self.dropped = 0  # while there was no file
-        self.ending: list[CaptureFile] = []  # those that have no names yet
+        self.dropped = 0  # packets without a file
+        self.ending: list[CaptureFile] = []  # files that are not renamed yet
         self.work: Work | None = None
-        self._lost = self._handed = self._settled = 0  # of files that have their names
+        self._lost = self._handed = self._settled = 0  # of renamed files
 
     @property
     def files(self) -> list[CaptureFile]:
-        """Those whose figures still change."""
+        """Files whose counters still change."""
         return self.ending if self.work is None else [*self.ending, self.work.file]
 
     @property
@@ -204,17 +210,17 @@ class Ledger:
 
     @property
     def lost_before(self) -> int:
-        """Packets that are in no file, but for those of the file in work."""
+        """Packets that are in no file, without those of the current file."""
         return self.dropped + self._lost + sum(file.stream.lost for file in self.ending)
 
     def end(self) -> None:
-        """The file in work is over, and yet to get its name."""
+        """The current file ends; it is not renamed yet."""
         if self.work is not None:
             self.ending.append(self.work.file)
         self.work = None
 
     def finish(self, file: CaptureFile) -> None:
-        """A file has its name: its figures are for good."""
+        """A file was renamed: its counters do not change any more."""
         if file in self.ending:
             self.ending.remove(file)
         self._lost += file.stream.lost
@@ -223,45 +229,45 @@ class Ledger:
 
 
 class Outage:
-    """A time in which the disk takes no packets."""
+    """A time in which nothing can be written."""
 
     def __init__(self) -> None:
-        self.file: CaptureFile | None = None  # that the disk has refused, as was told
+        self.file: CaptureFile | None = None  # the file with the error that was logged
         self._lost_before = 0
         self.retry_at = 0.0
 
     def begin(self, what: str, lost_before: int, file: CaptureFile | None = None) -> None:
-        """Say what has happened, and how many packets were lost until then."""
+        """Log the error; `lost_before` is the number of dropped packets before it."""
         self.file, self._lost_before = file, lost_before
         _LOG.warning("%s; packets are dropped until files can be written again", what)
         self.retry_at = time.monotonic() + _RETRY_S
 
     def is_to_be_tried(self) -> bool:
-        """Whether it is time to try again: once a second."""
+        """Whether it is time for another try: once a second."""
         if time.monotonic() < self.retry_at:
             return False
         self.retry_at = time.monotonic() + _RETRY_S
         return True
 
     def end(self, path: str, lost: int) -> None:
-        """Say that it is over, and how many packets are lost by now."""
+        """Log the end, with the number of packets dropped since the error."""
         _LOG.warning("%s: writing again; %d packets were dropped", path, lost - self._lost_before)
 
 
 class FileSeries:
-    """File after file: the states above.
+    """Writes file after file; see the states above.
 
     Args:
-        directory: where.
-        limits: when a file is full.
+        directory: the directory of the files.
+        limits: limits of one file.
         encode: as for PcapngOutput.
         compressor: compresses finished files.
-        flush_s: how often what was written is forced to the disk; 0 is never.
+        flush_s: interval of fdatasync in seconds; 0: never.
         clock: seconds since 1970.
-        on_demand: a file begins by `begin`, and none follows it when it has ended by `rest`.
+        on_demand: a file begins only by `begin`, and ends by `rest`.
 
     Raises:
-        FileError: not even the first file can be made.
+        FileError: the first file cannot be created.
     """
 
     def __init__(
@@ -285,7 +291,7 @@ class FileSeries:
         self._counts_packets = any(trigger.counts_packets for trigger in self._triggers)
         self._flusher = Flusher(flush_s)
         self._ledger, self._outage = Ledger(), Outage()
-        if compressor:  # files of a capture that ended before they were compressed
+        if compressor:  # files of an earlier capture that are not compressed yet
             for path in directory.plain():
                 compressor.add(path)
         if not on_demand:
@@ -297,52 +303,54 @@ class FileSeries:
 
     @property
     def path(self) -> str:
-        """The file in work; the last finished one while there is none; the directory where that is not there."""
+        """The path of the current file; without one, of the last finished file; without that, of
+        the directory.
+        """
         if self._work is not None and self._work.file.is_there:
             return str(self._work.file.working_path)
         return str(self._directory.last_good or self._directory.path)
 
     @property
     def deleted(self) -> tuple[int, int]:
-        """Files that were deleted as more was kept than shall be, and their bytes."""
+        """Number and bytes of the files that retention has deleted."""
         return self._directory.retention.deleted_files, self._directory.retention.deleted_bytes
 
     def rotate(self, snapshot: Snapshot) -> None:
-        """Finish this file and begin the next."""
+        """Finish this file and begin the next one."""
         if self.state is State.WRITING:
             self._end(snapshot())
             self._continue()
 
     def begin(self) -> bool:
-        """Begin a file, where there is none; whether that was possible."""
+        """Begin a file if there is none; returns whether there is one."""
         if self.state is not State.WRITING:
             self._continue()
         return self.state is State.WRITING
 
     def has_room(self) -> bool:
-        """Whether a file may be begun: the disk has the free space that it shall keep, also by deleting older files."""
+        """Whether there is enough free space for a file, after older files were deleted."""
         self._directory.clean(_RESUME_ROOM)
         return not self._directory.is_there or self._directory.has_room(0)
 
     def rest(self, snapshot: Snapshot) -> None:
-        """Finish this file, and begin no other."""
+        """Finish this file, and begin no other one."""
         self._end(snapshot())
         self.state = State.IDLE
 
     def finish(self, statistics: Sequence[Statistics]) -> None:
-        """The capture has ended: statistics, and the last file's name."""
+        """The capture has ended: write the statistics, and rename the last file."""
         self._end(statistics)
         self.state = State.ENDED
 
     def give_up(self) -> None:
-        """Count what is not written yet as lost; the disk is not waited for."""
+        """Do not wait for the disk: count all packets that are not written as dropped."""
         for file in self._ledger.files:
             file.stream.disk.is_given_up = True
 
     def close(self) -> None:
-        """Let go of the directory; a file without statistics is finished as it is.
+        """Close the directory; a file without statistics is finished without them.
 
-        What the disk does not take within STOP_S is counted as lost.
+        Packets that are not written within STOP_S are counted as dropped.
         """
         self._end([])
         self.state = State.ENDED
@@ -360,10 +368,10 @@ class FileSeries:
         self._directory.close()
 
     def settle(self, *, wait: bool = False) -> None:
-        """See which files have got their names.
+        """Process the files that were renamed.
 
         Args:
-            wait: for all that are finished.
+            wait: wait for all finished files.
         """
         for file, error in self._directory.finished(wait=wait):
             self._ledger.finish(file)
@@ -374,11 +382,13 @@ class FileSeries:
 
     @property
     def is_settled(self) -> bool:
-        """Whether all files that have ended have their names, and are counted."""
+        """Whether all finished files are renamed and counted."""
         return not self._ledger.ending
 
     def tick(self, snapshot: Snapshot) -> None:
-        """Once a second: is it time for the next file, is the file still there, may we write again?"""
+        """Called once a second: check for triggers, for the file, and whether writing is possible
+        again.
+        """
         self.flush(snapshot)
         self.settle()
         if self._work:
@@ -396,7 +406,7 @@ class FileSeries:
         self._directory.tick()
 
     def flush(self, _snapshot: Snapshot) -> None:
-        """Hand on what is held back, and see whether the disk took all."""
+        """Write the buffered blocks, and check for errors."""
         if not self._work:
             return
         self._work.output.flush()
@@ -410,7 +420,7 @@ class FileSeries:
         self._directory.clean()
         file = self._directory.new_file(is_dump=self._on_demand)
         self._ledger.work = Work(file, self._encode, self._prologue, self._triggers, self._clock())
-        self._directory.begin(file)  # also without a packet it is a capture file
+        self._directory.begin(file)  # a file without packets is a capture file, too
         self.state = State.WRITING
 
     def _continue(self) -> None:
@@ -421,7 +431,7 @@ class FileSeries:
             self._outage.begin(str(error), self._ledger.lost)
 
     def _end(self, statistics: Sequence[Statistics]) -> None:
-        """Statistics of this file's time, then the file's name."""
+        """Write the statistics of this file, and finish it."""
         work = self._work
         if work:
             since = self._told.advance(statistics)
@@ -431,7 +441,7 @@ class FileSeries:
             self._directory.finish(work.file)
 
     def _fail(self, why: str) -> None:
-        """The file takes no more: finish what there is of it."""
+        """A write has failed: finish the file as it is."""
         work = self._work
         if work:
             self.state = State.WAITING
@@ -441,7 +451,7 @@ class FileSeries:
             self._directory.finish(work.file)
 
     def _resume(self) -> None:
-        """Try to write again; not before it is known what the last file has lost."""
+        """Try to write again, but only after the drops of the last file are known."""
         if self._outage.file in self._ledger.ending or not self._outage.is_to_be_tried():
             return
         if self._directory.is_there:

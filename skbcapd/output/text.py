@@ -22,10 +22,10 @@ from skbcapd.text_safety import escaped_bytes
 
 
 class TextOutput:
-    """Prints packets; see Output in capture.py.
+    """Prints packets; see Output in interface.py.
 
     Args:
-        stream: where lines go.
+        stream: takes the lines.
     """
 
     labels = False
@@ -38,17 +38,17 @@ class TextOutput:
         self._interfaces: list[Interface] = []
 
     def add_interface(self, interface: Interface) -> int:
-        """Remember a device's name and link type."""
+        """Store name and link type of an interface."""
         self._interfaces.append(interface)
         return len(self._interfaces) - 1
 
     def add_process(self, process: Process) -> None:
-        """A line names its process by itself."""
+        """Does nothing: each line has the name of its process."""
 
     def write_packet(self, packet: Packet, interface_id: int, _stamp: Label, _snapshot: Snapshot) -> None:
         """Print one packet."""
         if not isinstance(packet, Upcall):
-            raise TypeError("a packet with a label, where there are no labels")
+            raise TypeError("a packet with a label; expected none")
         interface = self._interfaces[interface_id]
         seconds, nanoseconds = divmod(packet.time_ns, 1_000_000_000)
         clock = time.strftime("%H:%M:%S", time.localtime(seconds))
@@ -59,25 +59,25 @@ class TextOutput:
         self._stream.write(f"{clock}.{nanoseconds:09} {who} {device} {direction} {summary}\n")
 
     def write_blocks(self, view: memoryview, _snapshot: Snapshot) -> None:
-        """Never called: without labels the kernel writes no ready blocks."""
-        raise AssertionError(f"{len(view)} bytes of ready blocks without a label")
+        """Never called: without labels, the kernel program writes no complete blocks."""
+        raise AssertionError(f"{len(view)} bytes of complete blocks; expected none")
 
     lost = handed = settled = 0
     dumped = None
     is_busy = wants_turn = wants_new_numbers = False
 
     def restart_interfaces(self, _statistics: object) -> None:
-        """Never called: names are printed, no numbers."""
+        """Never called: lines have names, no numbers."""
         raise AssertionError("new numbers for lines of text")
 
     def finish(self, _statistics: object) -> None:
-        """Lines have no statistics."""
+        """Does nothing: lines have no statistics."""
 
     def note_memory_pressure(self) -> None:
-        """Lines are written as fast as they are read."""
+        """Does nothing: lines are written as fast as they are read."""
 
     def flush(self, _snapshot: Snapshot) -> None:
-        """Hand on the lines."""
+        """Write the buffered lines."""
         self._stream.flush()
 
     def _summary(self, frame: bytes, link_type: int) -> str:
@@ -93,5 +93,5 @@ class TextOutput:
 
 
 def _word(text: bytes) -> str:
-    """A name without spaces: it can be mistaken for no other word of the line."""
+    """A name without spaces, so that it is one word of the line."""
     return escaped_bytes(text).replace(" ", "\\x20")

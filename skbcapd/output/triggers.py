@@ -13,12 +13,12 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a file is full: 0 is never.
+    """The limits of a file; 0: no limit.
 
     Args:
-        size: bytes; never exceeded, but for a first block and the statistics at the end.
-        every_s: seconds; files begin at multiples of it since 1970 UTC.
-        packets: in one file.
+        size: bytes; only the first block and the statistics at the end can exceed it.
+        every_s: seconds; files begin at multiples of this time since 1970 UTC.
+        packets: number of packets in one file.
     """
 
     size: int = 0
@@ -30,26 +30,28 @@ class Trigger(Protocol):
     """One reason to begin a new file.
 
     Args:
-        counts_packets: it goes by their number, which costs a look at every block.
+        counts_packets: whether it needs the number of packets, which costs a walk over all blocks.
     """
 
     counts_packets: bool
 
     def begin(self, now: float) -> None:
-        """A file begins; seconds since 1970."""
+        """A file begins; `now` in seconds since 1970."""
         ...
 
     def is_full(self, size: int, packets: int) -> bool:
-        """Whether a file must not have so many bytes and packets, so that the next block goes to the next file."""
+        """Whether so many bytes and packets are too many for a file; then the next block begins a
+        new one.
+        """
         ...
 
     def is_over(self, now: float) -> bool:
-        """Whether the file ends, whatever it holds; asked once a second."""
+        """Whether the file must end, whatever its content; called once a second."""
         ...
 
 
 class BySize:
-    """A file has its bytes."""
+    """Ends a file by its size."""
 
     counts_packets = False
 
@@ -57,19 +59,19 @@ class BySize:
         self._size = size
 
     def begin(self, now: float) -> None:
-        """It does not matter when."""
+        """Does nothing."""
 
     def is_full(self, size: int, _packets: int) -> bool:
-        """By the bytes."""
+        """Whether the size is too large."""
         return size > self._size
 
     def is_over(self, _now: float) -> bool:
-        """Never by the time."""
+        """False: time does not matter."""
         return False
 
 
 class ByPackets:
-    """A file has its packets."""
+    """Ends a file by its number of packets."""
 
     counts_packets = True
 
@@ -77,19 +79,19 @@ class ByPackets:
         self._packets = packets
 
     def begin(self, now: float) -> None:
-        """It does not matter when."""
+        """Does nothing."""
 
     def is_full(self, _size: int, packets: int) -> bool:
-        """By the packets."""
+        """Whether there are too many packets."""
         return packets > self._packets
 
     def is_over(self, _now: float) -> bool:
-        """Never by the time."""
+        """False: time does not matter."""
         return False
 
 
 class ByTime:
-    """A file ends at a multiple of some seconds, and when the clock was set back."""
+    """Ends a file at multiples of some seconds, and if the clock was set back."""
 
     counts_packets = False
 
@@ -98,20 +100,20 @@ class ByTime:
         self._next_s = 0.0
 
     def begin(self, now: float) -> None:
-        """From here to the next multiple."""
+        """Compute the next multiple."""
         self._next_s = (now // self._every_s + 1) * self._every_s
 
     def is_full(self, _size: int, _packets: int) -> bool:
-        """Never by what it holds."""
+        """False: the content does not matter."""
         return False
 
     def is_over(self, now: float) -> bool:
-        """By the time; a second is no step of the clock."""
+        """Whether the time has come; less than a second backwards is no change of the clock."""
         return not self._next_s - self._every_s - 1 <= now < self._next_s
 
 
 def triggers(limits: Limits) -> list[Trigger]:
-    """Those that the settings ask for."""
+    """The triggers for the settings."""
     wanted: list[tuple[int, type[BySize | ByPackets | ByTime]]] = [
         (limits.size, BySize),
         (limits.packets, ByPackets),

@@ -21,17 +21,17 @@ _EVENT = struct.Struct("<iIII")  # watch, mask, cookie, bytes of the name behind
 _ATTRIB, _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO, _CREATE, _DELETE = 0x4, 0x8, 0x40, 0x80, 0x100, 0x200
 _Q_OVERFLOW, _ONLYDIR = 0x4000, 0x01000000
 _READ = 1 << 16
-_READS_MAX = 64  # as much as the kernel keeps for one reader, in its defaults
+_READS_MAX = 64  # the default limit of events per reader in the kernel
 
 
 class Watch:
-    """Changes in one directory.
+    """Watches one directory.
 
     Args:
-        directory: descriptor.
+        directory: descriptor of the directory.
 
     Raises:
-        OSError: no inotify can be had: there are too many, or none at all.
+        OSError: inotify is not available: too many watches, or none supported.
     """
 
     def __init__(self, directory: int) -> None:
@@ -45,7 +45,7 @@ class Watch:
             raise OSError(number, os.strerror(number))
 
     def changes(self) -> Iterator[str | None]:
-        """Names that have changed since the last call; None: nobody knows which."""
+        """Names that have changed since the last call; None: not known, read the directory again."""
         for _ in range(_READS_MAX):
             try:
                 found = os.read(self._descriptor, _READ)
@@ -62,11 +62,11 @@ class Watch:
                 at += size
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop to watch."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
 
     def __del__(self) -> None:
-        """The kernel has few of these for a user: one that nobody closed is not kept."""
+        """Close it: the number of inotify descriptors of a user is limited."""
         self.close()

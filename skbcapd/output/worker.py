@@ -1,10 +1,12 @@
-"""A thread that runs jobs for the drain loop, one after the other: everything that may wait for a disk.
+"""A thread that runs jobs for the drain loop, one after the other: everything that may wait for a
+disk.
 
 In: jobs, which do not raise. Out: they are done in order, later.
 
-The rule: code of a running capture never waits for a worker, except for a limited time: at the end,
-and for what it cannot go on without, see Patience.
-A worker that hangs in the kernel does not keep the process alive: it is a daemon thread.
+The rule: a running capture never waits for a worker, except for a limited time: at its end, and for
+results that it needs, see Patience. If the system cannot start a thread, the caller runs the jobs:
+that must not end a capture. A worker that hangs in the kernel does not keep the process alive: it is
+a daemon thread.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
-_SWITCH_S = 0.0005  # Python's own 5 ms are what a disk needs for megabytes: a worker would wait most of its time
+_SWITCH_S = 0.0005  # a disk writes megabytes in the 5 ms that are Python's default: a worker would mostly wait
 
 PATIENCE_S = 0.25
 
@@ -26,15 +28,15 @@ T = TypeVar("T")
 
 
 class Jobs(Protocol):
-    """Whoever does jobs in order."""
+    """Runs jobs in order."""
 
     @property
     def waiting(self) -> int:
-        """Jobs that are not done yet."""
+        """Number of jobs that are not done yet."""
         ...
 
     def do(self, job: Job) -> None:
-        """Do a job when those before it are done; it must not raise."""
+        """Run a job after the jobs before it; it must not raise."""
         ...
 
     def wait_below(self, count: int, timeout_s: float) -> bool:
@@ -43,12 +45,12 @@ class Jobs(Protocol):
 
 
 class AtOnce:
-    """Does jobs where it is asked to: for what may wait for its disk, and for tests."""
+    """Runs jobs in the thread of the caller: for code that may wait for its disk, and for tests."""
 
     waiting = 0
 
     def do(self, job: Job) -> None:
-        """Do it now."""
+        """Run it now."""
         job()
 
     def wait_below(self, _count: int, _timeout_s: float) -> bool:
@@ -57,10 +59,10 @@ class AtOnce:
 
 
 class Worker:
-    """Does jobs in a thread of its own.
+    """Runs jobs in a thread.
 
     Args:
-        name: of the thread.
+        name: name of the thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -72,31 +74,46 @@ class Worker:
 
     @property
     def waiting(self) -> int:
-        """Jobs that are not done yet."""
+        """Number of jobs that are not done yet."""
         return self._asked - self._done
 
-    def do(self, job: Job) -> None:
-        """Do a job when those before it are done; it must not raise."""
+    def start(self) -> bool:
+        """Start the thread if it does not run; whether it runs: the system may have no thread left."""
         if self._thread is None:
             sys.setswitchinterval(_SWITCH_S)
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return False
+            self._thread = thread
+        return True
+
+    def do(self, job: Job) -> None:
+        """Run a job after the jobs before it; it must not raise. Without a thread it runs now."""
+        if not self.start():
+            job()
+            return
         self._asked += 1
         self._jobs.put(job)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for all jobs, but no longer than so many seconds; whether they are done."""
+        """Wait until all jobs are done, but at most so many seconds; returns whether they are."""
         return self.wait_below(1, timeout_s)
 
     def wait_below(self, count: int, timeout_s: float) -> bool:
-        """Wait until fewer than so many jobs are not done yet, but no longer than so many seconds; whether it is so."""
+        """Wait until fewer than so many jobs are left, but at most so many seconds.
+
+        Returns:
+            Whether fewer are left.
+        """
         if self.waiting < count:
             return True
         with self._changed:
             return self._changed.wait_for(lambda: self.waiting < count, timeout_s)
 
     def close(self, timeout_s: float) -> bool:
-        """Do what is there, and end; whether that took no longer than so many seconds."""
+        """Run the remaining jobs, and end; returns whether it ended within so many seconds."""
         if self._thread is None:
             return True
         self._jobs.put(None)
@@ -115,11 +132,11 @@ class Worker:
 
 
 class Patience(Generic[T]):
-    """Waits for a result that a disk may hold up, but not for long: a late one is there for a later call.
+    """Waits for a result with a time limit; a late result is returned by a later call.
 
     Args:
-        name: of the thread.
-        timeout_s: for the first call; those that ask for its result do not wait.
+        name: name of the thread.
+        timeout_s: time limit of the first call; later calls do not wait.
     """
 
     def __init__(self, name: str, timeout_s: float = PATIENCE_S) -> None:
@@ -128,11 +145,11 @@ class Patience(Generic[T]):
         self._result: Future[T] | None = None
 
     def call(self, function: Callable[[], T]) -> T:
-        """The result of the function; that of the call before if it was late.
+        """The result of the function, or the late result of the call before.
 
         Raises:
-            TimeoutError: there is none yet.
-            Exception: what the function has raised.
+            TimeoutError: there is no result yet.
+            Exception: from the function.
         """
         if (result := self._result) is None:
             begun: Future[T] = Future()
@@ -145,7 +162,7 @@ class Patience(Generic[T]):
         return result.result()
 
     def late(self) -> T | None:
-        """The result of a call that was late, if it is there by now and no error; it is not given again."""
+        """The late result of a call, once; None if there is none, or if it is an error."""
         if (result := self._result) is None or not result.done():
             return None
         self._result = None
@@ -153,7 +170,7 @@ class Patience(Generic[T]):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a call was late, and has no result yet."""
+        """Whether a late call has no result yet."""
         return self._result is not None and not self._result.done()
 
 
@@ -165,7 +182,7 @@ def _resolve(result: Future[T], function: Callable[[], T]) -> None:
 
 
 def wait_until(is_so: Callable[[], bool], timeout_s: float, every_s: float = 0.005) -> bool:
-    """Wait for a condition, but no longer than so many seconds; whether it holds."""
+    """Wait for a condition, but at most so many seconds; returns whether it is true."""
     end = time.monotonic() + timeout_s
     while not is_so():
         if time.monotonic() >= end:

@@ -1,7 +1,7 @@
 """The numbers of pcapng, and the walk over blocks in memory; both are defined only here.
 
 In: bytes of complete blocks, little endian, from the kernel program and our writer. Out: the offset
-of each block. Files of others are read by `reader`: they can have another byte order, and their
+of each block. `reader` reads files of other programs: they can have another byte order, and their
 content is not trusted.
 
 Source: draft-ietf-opsawg-pcapng, sections 3.5 and 4; docs/format.md for the blocks of local use.
@@ -41,20 +41,22 @@ SEGMENTATION_OFFLOADED = 1 << 11
 BYTE_ORDER_MAGIC = 0x1A2B3C4D
 
 PACKET_HEAD = struct.Struct("<IIIIIII")
-"""Head of an Enhanced Packet Block: type, length, interface id, time high and low, captured and original length."""
+"""Start of an Enhanced Packet Block: type, length, interface id, time high and low, captured and
+original length.
+"""
 
 BLOCK_MIN = PACKET_HEAD.size + 4
-"""Bytes of the smallest packet block: its length stands again at the end."""
+"""Size of the smallest packet block, in bytes; its length is repeated at the end."""
 
 
 def walk(view: memoryview) -> Iterator[tuple[int, int, int]]:
     """Each block of a range as (offset, type, length in bytes).
 
     Args:
-        view: packets' blocks, all of them complete.
+        view: packet blocks, all of them complete.
 
     Raises:
-        SegmentError: a length that cannot be.
+        SegmentError: an impossible length.
     """
     offset = 0
     while offset < len(view):
@@ -64,12 +66,12 @@ def walk(view: memoryview) -> Iterator[tuple[int, int, int]]:
 
 
 def block_at(view: memoryview, offset: int) -> tuple[int, int]:
-    """Type and length of a packet's block that lies inside a range.
+    """Type and length of a packet block inside of a range.
 
     Raises:
-        SegmentError: a length that cannot be.
+        SegmentError: an impossible length.
     """
     kind, size = struct.unpack_from("<II", view, offset) if 0 <= offset <= len(view) - BLOCK_MIN else (0, 0)
     if size < BLOCK_MIN or size & 3 or offset + size > len(view):
-        raise SegmentError(f"a block at {offset} of {len(view)} bytes claims to be {size} bytes long")
+        raise SegmentError(f"a block at {offset} of {len(view)} bytes has the length {size}")
     return kind, size

@@ -1,12 +1,12 @@
-r"""What is stamped on a packet: the comment's text, and the pcapng option bytes that hold it.
+r"""The options of a packet: the text of the comment, and the bytes of the pcapng options.
 
-A process's facts (name, ids, ...) and a packet's flags enter; option bytes leave, ready to be copied
-behind a frame by the kernel program or by `pcapng`. Pure: no file, no clock, no state.
+In: fields of a process (name, ids, ...), flags of a packet. Out: bytes of options, which the kernel
+program or `pcapng` copies after a frame. No file, no clock, no state.
 
-The rule not to break: whoever chooses a value (any process chooses its own name) must not be able to
-write another field. So a comment is one line of printable ASCII, every value has exactly one spelling,
-that spelling parses back to the very bytes, and the character `=` stands nowhere but behind a key: even
-a reader that only looks for the text `comm=chronyd` finds no forged one. The grammar, as in docs/format.md:
+The rule not to break: a process that chooses a value (such as its own name) must not be able to
+write another field. So a comment is one line of printable ASCII, each value has exactly one
+spelling, parsing it gives the same bytes, and the character `=` is only after a key: even a search
+for the text `comm=chronyd` finds no forged field. The grammar, as in docs/format.md:
 
     comment = field *( " " field )              each key at most once
     field   = 1*( "a".."z" / "_" ) "=" ( bare / quoted )
@@ -28,8 +28,9 @@ from skbcapd.attribution.fields import CUTTABLE
 from skbcapd.pcapng.blocks import EPB_FLAGS, EPB_PACKETID, EPB_PROCESSID_THREADID, OPT_COMMENT, OPT_ENDOFOPT
 
 OPTION_MAX = 0xFFFF  # bytes: the length field has 16 bits
-# A comment that leaves room for its own head, epb_flags, epb_packetid, the process and the end in a label.
-OPTIONS_MAX = 512  # bytes of options that a label has room for
+# Maximum length of a comment: the options of a label also contain its own header, epb_flags,
+# epb_packetid, the process and the end.
+OPTIONS_MAX = 512  # bytes of options in a label
 COMMENT_MAX = OPTIONS_MAX - (4 + 8 + 12 + 12 + 4)
 CMDLINE_MAX = 128  # bytes of a command line in a comment
 
@@ -47,18 +48,18 @@ _ESCAPED = {byte: f"\\x{byte:02x}" for byte in range(256)} | _PLAIN | {ord("="):
 
 
 class CommentError(ValueError):
-    """A comment, or a field for one, that the grammar does not give."""
+    """A comment, or a field of one, that is not in the grammar."""
 
 
 def comment(fields: Sequence[tuple[str, bytes | str | int]]) -> str:
     """Write fields as the text of a packet comment.
 
     Args:
-        fields: at least one (key, value), in the order they shall stand. A str is written as its UTF-8
-            bytes (surrogate escapes give back the byte they stand for), an int in decimal.
+        fields: at least one (key, value), in the order of the comment. A str is written as UTF-8 (a
+            surrogate escape as the byte that it stands for), an int in decimal.
 
     Returns:
-        One line of printable ASCII; `parse` gives the same keys and bytes back.
+        One line of printable ASCII; `parse` returns the same keys and bytes.
 
     Raises:
         CommentError: no field, a key that is not `[a-z_]+`, or a key used twice.
@@ -72,17 +73,17 @@ def comment(fields: Sequence[tuple[str, bytes | str | int]]) -> str:
 
 
 def parse(text: str) -> list[tuple[str, bytes]]:
-    """Read a packet comment back, accepting only what `comment` writes.
+    """Parse a comment; accepts only what `comment` writes.
 
     Args:
-        text: the comment as a pcapng reader gives it.
+        text: the comment from a pcapng reader.
 
     Returns:
-        (key, value) pairs in the order they stand.
+        (key, value) pairs in their order.
 
     Raises:
-        CommentError: the text is not in the grammar, spells a value in another way than `comment`
-            would (quotes around a value that needs none), or has a key twice.
+        CommentError: the text is not in the grammar, has another spelling of a value than `comment`
+            (quotes around a value that needs none), or has a key twice.
 
     Source: docs/format.md, "The comment".
     """
@@ -105,30 +106,30 @@ def parse(text: str) -> list[tuple[str, bytes]]:
 
 
 def fit(fields: Sequence[tuple[str, bytes | str | int]]) -> list[tuple[str, bytes | str | int]]:
-    """Cut values so that their comment fits a label, and say so.
+    """Cut values so that the comment fits into a label, and add the field `cut`.
 
-    A command line longer than CMDLINE_MAX bytes is cut to that. Where the whole is still longer than COMMENT_MAX, the
-    longest of those that may be cut (attribution.fields) lose their ends, so that as spelled none is longer than
-    the longest that had to be cut.
+    A command line is cut to CMDLINE_MAX bytes. If the comment is still longer than COMMENT_MAX, the
+    ends of the longest values that may be cut (attribution.fields) are removed. All cut values then
+    have about the same length in the comment.
 
     Args:
-        fields: as for `comment`.
+        fields: the argument of `comment`.
 
     Returns:
-        The fields; if one was cut, with a last one, `cut`, that names each of those.
+        The fields; if one was cut, followed by the field `cut` with the names of all cut fields.
     """
     whole = {key: _raw(value) if key in CUTTABLE else value for key, value in fields}
     found = dict(whole)
     if "cmdline" in found:
         found["cmdline"] = _raw(found["cmdline"])[:CMDLINE_MAX]
-    # Room for the longest `cut` that there can be.
+    # Space for the longest possible `cut`.
     room = COMMENT_MAX - len(" cut=" + ",".join(key for key in CUTTABLE if key in found))
 
     def shortened(most: int) -> dict[str, bytes | str | int]:
         return {key: _cut(_raw(value), most) if key in CUTTABLE else value for key, value in found.items()}
 
     if found and len(comment([*found.items()])) > (COMMENT_MAX if found == whole else room):
-        # The lengths in falling order: the first that fits is the largest.
+        # The lengths in descending order: the first one that fits is the largest.
         lengths = range(COMMENT_MAX, 1, -1)
         fits = bisect.bisect_left(lengths, x=True, key=lambda most: len(comment([*shortened(most).items()])) <= room)
         found = shortened(lengths[min(fits, len(lengths) - 1)])
@@ -147,7 +148,7 @@ def option(code: int, value: bytes) -> bytes:
         The option's bytes, little endian.
 
     Raises:
-        ValueError: the value does not fit the option's 16-bit length.
+        ValueError: the value is too long for the 16-bit length.
 
     Source: draft-ietf-opsawg-pcapng section 3.5.
     """
@@ -157,21 +158,21 @@ def option(code: int, value: bytes) -> bytes:
 
 
 def packet_options(comment: str | None, flags: int, tgid: int, tid: int, *, linked: bool = False) -> bytes:
-    """Build the options of an Enhanced Packet Block: comment, flags, packetid, process, end; always in this order.
+    """Build the options of an Enhanced Packet Block: comment, flags, packetid, process, end; always
+    in this order.
 
-    The process option is left out when both ids are 0. The draft lets 0 stand for an id that is not
-    known or makes no sense, so zeros would say nothing, in 12 bytes of every such packet, and could be
-    read as Linux's pid 0, the idle task. One id alone is written beside a 0.
+    The process option is left out if both ids are 0. In the draft, 0 is an id that is not known,
+    but on Linux, pid 0 is the idle task. If only one id is known, the other is written as 0.
 
     Args:
-        comment: the text from `comment`, or None for none.
+        comment: the text from `comment`, or None.
         flags: epb_flags, u32, from this module's constants.
-        tgid: the process's id as the user knows it (pcapng: process id); 0 when not known.
-        tid: the thread's id (pcapng: thread id); 0 when not known.
-        linked: with room for epb_packetid.
+        tgid: process id; 0 if not known.
+        tid: thread id; 0 if not known.
+        linked: whether to reserve space for epb_packetid.
 
     Returns:
-        Option bytes, little endian, a multiple of four long, the end option included.
+        Option bytes, little endian, a multiple of four, including the end option.
 
     Raises:
         ValueError: the comment is longer than 65535 bytes, or is not ASCII.
@@ -189,13 +190,14 @@ def packet_options(comment: str | None, flags: int, tgid: int, tid: int, *, link
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """The bytes that the kernel program copies behind a frame.
+    """The bytes that the kernel program copies after a frame.
 
     Args:
-        options: what `packet_options` gives.
-        flags_at: where in `options` the u32 epb_flags stands (a multiple of four), so that the kernel
-            program can OR in what differs from packet to packet (reception type, checksum, GSO).
-        linked: whether the u64 epb_packetid follows, 8 bytes behind flags_at: 0 here, another one in each packet.
+        options: the result of `packet_options`.
+        flags_at: offset of the u32 epb_flags in `options` (a multiple of four). The kernel program
+            adds the bits that differ between packets (reception type, checksum, GSO).
+        linked: whether there is a u64 epb_packetid, 8 bytes after flags_at: 0 here, different in
+            each packet.
     """
 
     options: bytes
@@ -206,14 +208,15 @@ class Label:
 def label(
     fields: Sequence[tuple[str, bytes | str | int]], flags: int, tgid: int, tid: int, *, linked: bool = False
 ) -> Label:
-    """Build the label of one (process, device, direction).
+    """Build the label of one (process, interface, direction).
 
     Args:
-        fields: the comment's fields, as for `comment`; none for no comment. Long values are cut, see `fit`.
-        flags: the epb_flags bits that all its packets share: the direction.
-        tgid: process id, 0 when not known.
-        tid: thread id, 0 when not known.
-        linked: whether its packets carry an identifier.
+        fields: fields of the comment, as for `comment`; empty: no comment. Long values are cut, see
+            `fit`.
+        flags: the bits of epb_flags that all its packets have: the direction.
+        tgid: process id, 0 if not known.
+        tid: thread id, 0 if not known.
+        linked: whether its packets have an identifier.
 
     Returns:
         The label.
@@ -229,7 +232,7 @@ def label(
 
 
 def _spell(value: bytes | str | int) -> str:
-    """Give the one spelling of a value: bare where it can be, else quoted and escaped."""
+    """The only spelling of a value: bare if possible, otherwise quoted and escaped."""
     if isinstance(value, int):
         return str(value)
     raw = _raw(value)
@@ -239,14 +242,14 @@ def _spell(value: bytes | str | int) -> str:
 
 
 def _raw(value: bytes | str | int) -> bytes:
-    """Give the bytes of a value."""
+    """A value as bytes."""
     if isinstance(value, bytes):
         return value
     return str(value).encode("utf-8", "surrogateescape")
 
 
 def _cut(value: bytes, most: int) -> bytes:
-    """Give the longest start of a value whose spelling has at most `most` characters, of which there are two."""
+    """The longest start of a value whose spelling has at most `most` characters."""
     value = value[:most]
     bare = _BARE.match(value)
     quoted = list(accumulate((len(_ESCAPED[byte]) for byte in value), initial=2))

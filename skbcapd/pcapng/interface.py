@@ -1,4 +1,6 @@
-"""The description of an interface in a capture file, shared by the writer and all modules before it."""
+"""The description of an interface in a capture file, shared by the writer and the modules that use
+it.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +9,27 @@ from typing import Protocol
 
 
 class Sink(Protocol):
-    """Where blocks go: what a buffered binary file and BytesIO offer."""
+    """Takes blocks: a buffered binary file, or BytesIO."""
 
     def write(self, data: bytes | memoryview, /) -> object:
-        """Take all of `data`, unlike an unbuffered file, which may take a part."""
+        """Write all of `data`, unlike an unbuffered file, which can write a part of it."""
 
     def flush(self) -> object:
-        """Hand on what is held back."""
+        """Write the buffered bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One device of one network namespace, as an interface block describes it.
+    """One interface of one network namespace, as in an Interface Description Block.
 
     Args:
-        name: the device's name, any bytes that Linux allows.
-        description: for people: the namespace, what kind of device; may be empty.
+        name: name of the interface, any bytes that Linux allows.
+        description: text with the namespace; may be empty.
         link_type: LINKTYPE_ value, u16.
-        snaplen: most bytes kept of a frame, u32; 0 is no limit.
-        mac: the six bytes of an EUI-48 address; None when the device has none.
-        speed_bps: bits per second; None when not known.
-        filter: the capture filter in pcap-filter syntax; None for none.
+        snaplen: maximum number of bytes kept of a frame, u32; 0: no limit.
+        mac: the six bytes of its Ethernet address; None if it has none.
+        speed_bps: bits per second; None if not known.
+        filter: the packet filter in pcap-filter syntax; None: no filter.
     """
 
     name: bytes

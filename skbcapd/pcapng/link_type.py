@@ -29,12 +29,12 @@ _BY_ARPHRD = {
     1: ETHERNET,  # ETHER
     772: ETHERNET,  # LOOPBACK: the kernel gives it an Ethernet header of zeros
     15: RAW,  # DLCI
-    256: RAW,  # SLIP, and its three sisters
+    256: RAW,  # SLIP and similar types
     257: RAW,
     258: RAW,
     259: RAW,
     264: RAW,  # ADAPT
-    512: RAW,  # PPP: the PPP header is put in front by the driver, below this point
+    512: RAW,  # PPP: the driver adds the PPP header later
     513: CISCO_HDLC,
     518: RAW,  # RAWHDLC
     519: RAW,  # RAWIP
@@ -53,14 +53,14 @@ _BY_ARPHRD = {
 }
 
 LINK_TYPES = tuple(sorted(set(_BY_ARPHRD.values())))
-"""Every link type that a device may have."""
+"""All link types of interfaces."""
 
 
 def device_types(link: int) -> list[int]:
-    """The ARPHRD_* of all devices of a link type."""
+    """The ARPHRD_* of all interface types with a link type."""
     return [arphrd for arphrd, found in _BY_ARPHRD.items() if found == link]
 
 
 def link_type(arphrd: int) -> int | None:
-    """The LINKTYPE_* of a device type; None for one whose frames skbcapd does not know how to describe."""
+    """The LINKTYPE_* of an interface type; None if skbcapd does not know it."""
     return _BY_ARPHRD.get(arphrd)

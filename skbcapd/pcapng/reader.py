@@ -1,7 +1,7 @@
 """Reads capture files: pcapng and pcap, of skbcapd and others, also compressed with gzip or zstd.
 
-In: a path. Out: packets, each with its interface and its stamp: what its options say about the
-process. `top` and `split` use it. It does not use scapy: its raw reader takes four times as long,
+In: a path. Out: packets, each with its interface and its stamp: the process and direction from its
+options. `top` and `split` use it. It does not use scapy: its raw reader takes four times as long,
 and version 2.5 in Debian 12 cannot read comments.
 
 The rule not to break: the file is not trusted. Each length is compared with the available bytes
@@ -19,13 +19,13 @@ import re
 import stat
 import struct
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO, NamedTuple, NoReturn, Self, TypeAlias, cast
 
 from skbcapd.attribution.fields import GROUPS
+from skbcapd.child import memory_file
 from skbcapd.errors import FileError
 from skbcapd.pcapng.blocks import (
     EPB_FLAGS,
@@ -44,13 +44,13 @@ from skbcapd.text_safety import escaped_bytes
 
 _CHUNK = 1 << 20
 _BLOCK_MAX = 16 << 20  # bytes of one block; MAX_BLOCK_SIZE in Wireshark's wiretap/pcapng.c
-_INTERFACES_MAX = 1 << 16  # of a section
-_DESCRIBED_MAX = 64 << 20  # bytes of their descriptions, which are held in memory
-_KNOWN_MAX = 1 << 15  # entries of the cache of stamps; then it starts anew
-_KNOWN_BYTES_MAX = 16 << 20  # of all that is in it
-_OPTIONS_KEPT = 1024  # bytes; longer options are read again each time
-_COMMENT_MAX = 1024  # bytes; a longer one is none of ours, which fit a label (OPTIONS_MAX)
-_VALUE_MAX = 520  # bytes of a name or unit: two file names and a slash between them; a longer one is none of ours
+_INTERFACES_MAX = 1 << 16  # interfaces of a section
+_DESCRIBED_MAX = 64 << 20  # bytes of their descriptions, which are kept in memory
+_KNOWN_MAX = 1 << 15  # entries of the cache of stamps; then it is cleared
+_KNOWN_BYTES_MAX = 16 << 20  # bytes of all its entries
+_OPTIONS_KEPT = 1024  # bytes; longer options are not cached
+_COMMENT_MAX = 1024  # bytes; a longer comment is not of skbcapd (OPTIONS_MAX)
+_VALUE_MAX = 520  # bytes of a name or unit: two file names with a slash; a longer one is not of skbcapd
 
 _ORDERS = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
 _PCAP = {
@@ -61,31 +61,32 @@ _PCAP = {
 }
 _UNPACKERS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
-# The first comment of a packet of ptcpdump's (internal/writer/pcapng.go there).
+# The first comment of a packet of ptcpdump (internal/writer/pcapng.go there).
 _PTCPDUMP = re.compile(rb"PID: ([0-9]{1,10})(?:\nCmd: ([^\n]*))?(?:\n|\Z)")
 
 
 class Stamp(NamedTuple):
-    """What a packet's options say of its process; None for what they do not say.
+    """The process and direction from the options of a packet; None: not known.
 
-    The process is that of the comment, if it is in our grammar or ptcpdump's, and of option 8 where it names no tgid.
+    The process comes from the comment, if it is in the grammar of skbcapd or ptcpdump, otherwise
+    from option 8.
     """
 
     tgid: int | None = None
     comm: bytes | None = None
     unit: bytes | None = None
     via: bytes | None = None
-    direction: int = 0  # epb_flags bits 0 and 1: 0 not said, 1 in, 2 out
-    process: bytes | None = None  # where it is not called as its thread
-    more: tuple[tuple[str, bytes], ...] = ()  # the other fields by which packets can be grouped
+    direction: int = 0  # epb_flags bits 0 and 1: 0 not known, 1 in, 2 out
+    process: bytes | None = None  # name of the process, if it differs from comm
+    more: tuple[tuple[str, bytes], ...] = ()  # other fields by which packets can be grouped
 
     @property
     def name(self) -> bytes | None:
-        """What the process is called."""
+        """The name of the process."""
         return self.comm if self.process is None else self.process
 
     def value(self, by: str) -> int | bytes | None:
-        """What it says of one of the GROUPS of attribution.fields."""
+        """The value of one of the GROUPS of attribution.fields."""
         if by == "process":
             return self.name
         found: int | bytes | None = getattr(self, by) if by in _NAMED else dict(self.more).get(by)
@@ -93,7 +94,7 @@ class Stamp(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of memory that its texts take, about."""
+        """Memory of its texts in bytes (an estimate)."""
         texts = (self.comm, self.unit, self.via, self.process, *(text for _, text in self.more))
         return sum(len(text) + 64 for text in texts if text is not None)
 
@@ -105,23 +106,23 @@ _TEXTS = (*(name for name in GROUPS if name != "tgid"), "via")
 
 @dataclass(eq=False, slots=True)
 class Section:
-    """A section of a pcapng file; a pcap file is one without a header block.
+    """A section of a pcapng file; a pcap file is a section without a header block.
 
     Args:
-        order: `<` or `>`, as struct has it.
-        block: its header, ready to stand in another file. Empty for pcap.
-        interfaces: those described so far.
+        order: byte order, `<` or `>` as in struct.
+        block: its header block, which can be copied to another file. Empty for pcap.
+        interfaces: interfaces described so far.
     """
 
     order: str
     block: bytes
     interfaces: list[Interface] = field(default_factory=list)
-    described: int = 0  # bytes of all their descriptions
+    described: int = 0  # bytes of all descriptions
     _known: dict[bytes, Stamp] = field(default_factory=dict)
-    _known_size: int = 0  # bytes of all that is in it
+    _known_size: int = 0  # bytes of all its entries
 
     def stamp(self, options: bytes) -> Stamp:
-        """Read a packet's options; what is equal but for the packet's id is read once."""
+        """The stamp for the options of a packet; cached by all options except epb_packetid."""
         found = self._known.get(options)
         if found is None:
             same = _without_packet_id(options, self.order)
@@ -144,11 +145,11 @@ class Interface:
     Args:
         section: the section.
         link_type: LINKTYPE_ value.
-        snaplen: most bytes kept of a frame; 0 is no limit.
-        block: its description, ready to stand in another file behind the section's header. Empty for pcap.
+        snaplen: maximum number of bytes kept of a frame; 0: no limit.
+        block: its description block, which can be copied to another file. Empty for pcap.
         ticks: units of time per second.
         offset_s: seconds to add to each time.
-        number: its place in the section.
+        number: its number in the section.
     """
 
     section: Section
@@ -160,13 +161,15 @@ class Interface:
     number: int = 0
 
     def time_ns(self, time: int) -> int:
-        """A packet's time in nanoseconds since 1970 UTC; outside of any calendar if the file says so."""
+        """The time of a packet in nanoseconds since 1970 UTC; can be outside of the calendar."""
         return time * 10**9 // self.ticks + self.offset_s * 10**9
 
 
 Packet: TypeAlias = tuple[Interface, Stamp, int, int, memoryview, bytes]
-"""Interface, stamp, time (in the interface's ticks), the frame's true length, the bytes captured of it (valid until the
-next packet), its options (in the section's byte order). A plain tuple, because a file of 1 GB has five million."""
+"""Interface, stamp, time (in the interface's ticks), the original length, the captured bytes (valid
+until the next packet), the options (in the byte order of the section). A plain tuple, because a
+file of 1 GB has five million.
+"""
 
 
 class Reader:
@@ -174,10 +177,11 @@ class Reader:
 
     Args:
         path: a regular file.
-        progress: called now and then with the number of bytes read so far of the file as it lies on disk.
+        progress: called from time to time with the number of bytes that were read from the disk.
 
     Raises:
-        FileError: it cannot be opened, is not regular, or what unpacks it is not installed.
+        FileError: it cannot be opened, is not regular, or the program that decompresses it is not
+            installed.
     """
 
     def __init__(self, path: Path, progress: Callable[[int], None] = lambda _read: None) -> None:
@@ -186,13 +190,13 @@ class Reader:
         self._complaints: IO[bytes] | None = None
         self._unpacker: subprocess.Popen[bytes] | None = None
         self._packer = ""
-        self._before = 0  # bytes of the unpacked file before `_data`
+        self._before = 0  # bytes of the decompressed file before `_data`
         self._data = b""
         try:
-            # O_NONBLOCK: a FIFO that nobody writes to would never open.
+            # O_NONBLOCK: otherwise opening a FIFO without a writer would wait.
             self._file: BinaryIO = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=0)  # noqa: SIM115, PTH123  the same
             found = os.fstat(self._file.fileno())
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        except (OSError, ValueError) as error:  # a NUL in the path
             raise FileError(f"{self.name}: {getattr(error, 'strerror', error)}; expected a capture file") from None
         if not stat.S_ISREG(found.st_mode):
             self._file.close()
@@ -200,7 +204,7 @@ class Reader:
         self._stream: IO[bytes] = self._file
         try:
             start = os.pread(self._file.fileno(), 4, 0)
-        except OSError as error:  # such as a sector that the disk cannot read
+        except OSError as error:  # for example a sector that the disk cannot read
             self._file.close()
             raise FileError(f"{self.name}: {error.strerror} at byte 0") from None
         for magic, tool in _UNPACKERS.items():
@@ -212,17 +216,18 @@ class Reader:
 
     def __exit__(self, *_: object) -> None:
         if self._unpacker:
-            self._unpacker.kill()  # it may be waiting for us to read
+            self._unpacker.kill()  # it may be waiting until we read
             self._unpacker.communicate()
         if self._complaints:
             self._complaints.close()
         self._file.close()
 
     def packets(self) -> Iterator[Packet]:
-        """Every packet in the file's order; to be asked for once.
+        """All packets in the order of the file; can be called once.
 
         Raises:
-            FileError: the file cannot be read further; all packets before that place have been given.
+            FileError: the file cannot be read further; all packets before that offset have been
+                returned.
         """
         self._more(0, 24)
         start = self._data[:4]
@@ -236,10 +241,10 @@ class Reader:
             raise FileError(f"{self.name}: begins with {self._data[:8].hex(' ')}; expected pcapng or pcap")
 
     def _blocks(self) -> Iterator[Packet]:
-        """Walk a pcapng file."""
+        """Walk through a pcapng file."""
         at, data = 0, self._data
         view, end = memoryview(data), len(data)
-        section = Section("<", b"")  # until the first header, which stands first
+        section = Section("<", b"")  # until the first section header
         head, body = struct.Struct("<II").unpack_from, struct.Struct("<5I").unpack_from
         while True:
             if end - at < 12:
@@ -288,7 +293,9 @@ class Reader:
         return _ORDERS[magic]
 
     def _other_packet(self, at: int, section: Section, block: bytes) -> Packet:
-        """Read a Simple Packet Block, which knows neither time nor interface, or an obsolete Packet Block."""
+        """Read a Simple Packet Block, which has no time and no interface, or an obsolete Packet
+        Block.
+        """
         kind, length = struct.unpack_from(section.order + "II", block)
         number, time, first = 0, 0, 12 if kind == SIMPLE_PACKET else 28
         if length < first + 4:
@@ -307,7 +314,7 @@ class Reader:
         return section.interfaces[number], section.stamp(options), time, wire_len, frame, options
 
     def _describe(self, at: int, section: Section, block: bytes) -> None:
-        """Take in a section's header or an interface's description."""
+        """Read a section header or an interface description."""
         kind, length = struct.unpack_from(section.order + "II", block)
         if kind == SECTION:
             if length < 28:
@@ -317,7 +324,7 @@ class Reader:
                 self._fail(at, f"a section of pcapng version {major}", "1")
             section.block = block[:16] + struct.pack("<q", -1) + block[24:]
         if kind != INTERFACE:
-            return  # statistics, names, secrets, what is not known
+            return  # statistics, names, secrets, unknown blocks
         if length < 20:
             self._fail(at, f"an interface description has {length} bytes", "20 or more")
         if len(section.interfaces) >= _INTERFACES_MAX:
@@ -335,11 +342,12 @@ class Reader:
         section.interfaces.append(interface)
 
     def _records(self, order: str, ticks: int) -> Iterator[Packet]:
-        """Walk a pcap file."""
+        """Walk through a pcap file."""
         if len(self._data) < 24:
             self._fail(0, f"the file ends {len(self._data)} bytes into its header", "24 bytes")
         snaplen, link_type = struct.unpack_from(order + "II", self._data, 16)
-        interface = Interface(Section(order, b""), link_type & 0xFFFF, snaplen, b"", ticks)  # above: length of an FCS
+        # the other bits are the length of an FCS
+        interface = Interface(Section(order, b""), link_type & 0xFFFF, snaplen, b"", ticks)
         record, nothing = struct.Struct(order + "4I"), Stamp()
         at, data = 24, self._data
         while True:
@@ -360,14 +368,16 @@ class Reader:
         self._expect_end(len(data), 0, "a packet")
 
     def _more(self, at: int, wanted: int) -> bytes:
-        """Drop `at` bytes of `_data` and read until it has `wanted`, or the file ends; gives `_data`."""
+        """Discard `at` bytes of `_data`, and read until it has `wanted` bytes or the file ends;
+        returns `_data`.
+        """
         parts = [self._data[at:]]
         self._before += at
         have = len(parts[0])
         while have < wanted:
             try:
                 part = self._stream.read(max(_CHUNK, wanted - have))
-                read = os.lseek(self._file.fileno(), 0, os.SEEK_CUR)  # shared with the process that unpacks
+                read = os.lseek(self._file.fileno(), 0, os.SEEK_CUR)  # shared with the process that decompresses
             except OSError as error:
                 raise FileError(f"{self.name}: {error.strerror} at byte {self._before + have}") from None
             self._progress(read)
@@ -381,8 +391,8 @@ class Reader:
         return self._data
 
     def _unpack(self, tool: str) -> None:
-        """Read through a process that unpacks: it runs beside us, and what it holds in memory is bounded."""
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
+        """Read the output of a process that decompresses; its memory is limited."""
+        self._complaints = memory_file("complaints")
         try:
             self._unpacker = subprocess.Popen(
                 [tool, "-dcq"], stdin=self._file, stdout=subprocess.PIPE, stderr=self._complaints, bufsize=0
@@ -396,7 +406,7 @@ class Reader:
         self._stream = cast("IO[bytes]", self._unpacker.stdout)
 
     def _ask_unpacker(self) -> None:
-        """At the end: did it come to the end as well?"""
+        """Called at the end: check whether that process has reached the end, too."""
         if self._unpacker and self._complaints and self._unpacker.wait():
             self._complaints.seek(0)
             words = self._complaints.read(1000).strip().partition(b"\n")[0].rpartition(b": ")[2]
@@ -404,7 +414,7 @@ class Reader:
             raise FileError(f"{self.name}: {self._packer}: {why}; expected a complete compressed file")
 
     def _refuse(self, at: int, section: Section, number: int, cap_len: int, length: int) -> NoReturn:
-        """A packet's block that does not fit itself or its section."""
+        """Report a packet block with a wrong length or interface."""
         if cap_len > length - 16:
             self._fail(at, f"a packet of {cap_len} bytes in a block of {length}", "a packet that fits its block")
         count = len(section.interfaces)
@@ -421,7 +431,7 @@ class Reader:
 
 
 def _options(raw: bytes, order: str) -> Iterator[tuple[int, bytes]]:
-    """Walk options up to the end, or to one that does not fit."""
+    """Walk through options until the end, or until one is too long."""
     at, head = 0, struct.Struct(order + "HH").unpack_from
     while at + 4 <= len(raw):
         code, length = head(raw, at)
@@ -432,7 +442,7 @@ def _options(raw: bytes, order: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _without_packet_id(options: bytes, order: str) -> bytes:
-    """Leave out epb_packetid, the one option that differs from packet to packet."""
+    """Remove epb_packetid, the only option that differs between packets."""
     at, head = 0, struct.Struct(order + "HH").unpack_from
     while at + 4 <= len(options):
         code, length = head(options, at)
@@ -460,7 +470,7 @@ def _read_stamp(options: bytes, order: str) -> Stamp:
 
 
 def _read_comment(text: bytes) -> Stamp | None:
-    """The process that a comment names; None if it is in no grammar that we know."""
+    """The process in a comment; None if the comment is in no known grammar."""
     if found := _PTCPDUMP.match(text):
         return Stamp(_id(found[1]), found[2] and found[2].rpartition(b"/")[2][:_VALUE_MAX])
     if len(text) > _COMMENT_MAX:
@@ -484,5 +494,5 @@ def _read_comment(text: bytes) -> Stamp | None:
 
 
 def _id(text: bytes) -> int | None:
-    """A process id; None for 0, which is none, and for what is no u32."""
+    """A process id; None for 0, and for values that are no u32."""
     return int(text) if text.isdigit() and len(text) <= 10 and 0 < int(text) < 1 << 32 else None

@@ -1,14 +1,15 @@
-"""scapy's pcapng writer, extended to all that a capture file of ours holds.
+"""The pcapng writer of scapy, extended by the blocks and options of skbcapd.
 
-Packets, interfaces, counters and ready blocks enter; pcapng blocks leave, in the order of the calls,
-to a sink that the caller opened. No file is opened or closed here, no clock is read.
+In: packets, interfaces, counters, complete blocks. Out: pcapng blocks, in the order of the calls,
+to a sink of the caller. No file is opened or closed here, no clock is read.
 
-The rule not to break: every block is put together by scapy's `build_block`, and an Enhanced Packet
-Block from here equals, byte for byte, the one that the kernel program writes for the same packet.
+The rule not to break: each block is built by `build_block` of scapy. An Enhanced Packet Block has
+the same bytes as that of the kernel program for the same packet.
 
-Why the base's own `_write_block_*` are not called: they take float microseconds, write section length
-0 (2.5) and few options, and their signatures differ between 2.5, 2.6 and 2.8. `build_block` is the
-same in all three. Only `scapy.utils` is imported: `scapy.all` takes seconds and looks for libpcap.
+The methods `_write_block_*` of the base class are not used: they take microseconds as float, write
+the section length 0 (2.5) and few options, and differ between 2.5, 2.6 and 2.8. `build_block` is
+the same in all three. Only `scapy.utils` is imported: `scapy.all` takes seconds, and searches for
+libpcap.
 """
 
 from __future__ import annotations
@@ -54,36 +55,37 @@ _WIRESHARK, _PROCESS_INFORMATION = 32622, 3  # private enterprise number, type o
 
 
 class PcapngWriter(RawPcapNgWriter):
-    """Writes sections, interfaces, packets, statistics and ready blocks to a sink.
+    """Writes sections, interfaces, packets, statistics and complete blocks to a sink.
 
     Little endian; times are whole nanoseconds.
 
-    The sink belongs to the caller: `close` (and leaving a `with` block) flushes it and leaves it open.
-    The base's way in, `write(packet)`, is not for use: it cannot say interface, time or options.
+    The sink belongs to the caller: `close` (and the end of a `with` block) flushes it, and does not
+    close it. `write(packet)` of the base class must not be used: it has no interface, time or
+    options.
 
     Args:
         sink: a binary file, opened; see `Sink`.
     """
 
     def __init__(self, sink: Sink) -> None:
-        # The base's __init__ would open a file by name; what it sets besides is set here.
+        # `__init__` of the base class would open a file; its other attributes are set here.
         self.f = cast("IO[bytes]", sink)
         self.filename = str(getattr(sink, "name", ""))
         self.endian = "<"
         self.endian_magic = struct.pack("<I", BYTE_ORDER_MAGIC)
         self.tsresol = 10**9
-        self.header_present = True  # or the base writes a section and an interface of its own
+        self.header_present = True  # otherwise the base class writes a section and an interface
         self._os = ""
         self._interfaces = 0
 
     def write_section(self, hardware: str, os: str, application: str, comment: str | None = None) -> None:
-        """Begin a section: interface ids count from 0 again.
+        """Begin a section: interface ids start at 0 again.
 
         Args:
-            hardware: the machine, such as `x86_64`; empty to leave it out, as for the others.
-            os: system and kernel release; repeated in every interface block.
+            hardware: the machine, such as `x86_64`; empty: left out, as for the others.
+            os: system and kernel release; repeated in each interface block.
             application: skbcapd and its version.
-            comment: a comment on the whole section.
+            comment: a comment for the section.
 
         Raises:
             ValueError: a text is longer than 65535 bytes.
@@ -96,13 +98,14 @@ class PcapngWriter(RawPcapNgWriter):
         self._write_block(SECTION, body, {code: _utf8(text) for code, text in texts if text})
 
     def write_interface(self, interface: Interface) -> int:
-        """Describe an interface of this section, before the first packet that names it.
+        """Describe an interface of this section, before its first packet.
 
         Args:
-            interface: the device. A name that is not UTF-8 gets backslash escapes, as pcapng wants UTF-8.
+            interface: the interface. Bytes of its name that are not UTF-8 are escaped, because
+                pcapng requires UTF-8.
 
         Returns:
-            Its id: 0, 1, 2, ... in order of writing.
+            Its id: 0, 1, 2, ... in the order of the calls.
 
         Raises:
             ValueError: a text is longer than 65535 bytes.
@@ -118,7 +121,7 @@ class PcapngWriter(RawPcapNgWriter):
             options[IF_SPEED] = struct.pack("<Q", interface.speed_bps)
         options[IF_TSRESOL] = b"\x09"  # units of 10^-9 s
         if interface.filter is not None:
-            options[IF_FILTER] = b"\x00" + _utf8(interface.filter)  # 0: a pcap-filter string follows
+            options[IF_FILTER] = b"\x00" + _utf8(interface.filter)  # 0: a string in pcap-filter syntax follows
         if self._os:
             options[IF_OS] = _utf8(self._os)
         self._write_block(INTERFACE, struct.pack("<HHI", interface.link_type, 0, interface.snaplen), options)
@@ -131,11 +134,11 @@ class PcapngWriter(RawPcapNgWriter):
         """Write one packet.
 
         Args:
-            interface_id: what `write_interface` gave.
+            interface_id: id from `write_interface`.
             time_ns: nanoseconds since 1970 UTC, u64.
-            frame: the bytes captured, from the link-layer header on.
-            original_len: the frame's length before any cut; at least `len(frame)`.
-            options: from `label.packet_options`; may be empty.
+            frame: the captured bytes, from the link-layer header on.
+            original_len: original length of the frame; at least `len(frame)`.
+            options: from `comment.packet_options`; may be empty.
 
         Source: draft-ietf-opsawg-pcapng section 4.3.
         """
@@ -143,17 +146,18 @@ class PcapngWriter(RawPcapNgWriter):
         self.f.write(self.build_block(struct.pack("<I", PACKET), body + bytes(frame), options))
 
     def write_process(self, process: Process, boot_ns: int) -> None:
-        """Write what is known of a process, before the first packet whose option 8 names it.
+        """Write a process block, before the first packet whose option 8 has this process.
 
-        A Custom Block of Wireshark's: readers that do not know it skip it.
+        A Custom Block of Wireshark; other readers skip it.
 
         Args:
-            process: its record; text is written as UTF-8, with what is no printable text as backslash escapes.
-            boot_ns: when the machine was started, nanoseconds since 1970 UTC.
+            process: its record; texts are written as UTF-8, and characters that are not printable
+                are escaped.
+            boot_ns: boot time of the machine, nanoseconds since 1970 UTC.
 
         Source: wiretap/pcapng-wireshark-custom.c of Wireshark (in no release yet), which follows
-        https://github.com/IETF-OPSAWG-WG/draft-ietf-opsawg-pcap/pull/209; custom blocks are in section 4.9 of
-        draft-ietf-opsawg-pcapng.
+        https://github.com/IETF-OPSAWG-WG/draft-ietf-opsawg-pcap/pull/209; custom blocks are in
+        section 4.9 of draft-ietf-opsawg-pcapng.
         """
         texts = {2: _escaped_utf8(process.comm), 3: _escaped_utf8(process.exe), 4: process.cmdline.removesuffix(b"\0")}
         numbers = {5: process.ppid, 6: process.uid}
@@ -178,18 +182,18 @@ class PcapngWriter(RawPcapNgWriter):
         os_dropped: int | None = None,
         delivered: int | None = None,
     ) -> None:
-        """Write an interface's counters, each since the start of its capture; None leaves one out.
+        """Write the counters of an interface; None: left out.
 
         Args:
-            interface_id: what `write_interface` gave.
-            time_ns: when the counters were read, nanoseconds since 1970 UTC; so the next two.
-            start_ns: start of the capture on this interface (isb_starttime).
-            end_ns: end of it (isb_endtime).
-            received: packets that passed the interface (isb_ifrecv).
-            dropped: packets that the interface lost (isb_ifdrop).
-            filter_accepted: packets that the filter and rules let through (isb_filteraccept).
-            os_dropped: packets that the capture lost after that (isb_osdrop).
-            delivered: packets written (isb_usrdeliv).
+            interface_id: id from `write_interface`.
+            time_ns: time when the counters were read, nanoseconds since 1970 UTC, as the next two.
+            start_ns: start of the file (isb_starttime).
+            end_ns: end of the file (isb_endtime).
+            received: packets seen on the interface (isb_ifrecv).
+            dropped: packets that the interface dropped (isb_ifdrop).
+            filter_accepted: packets that filter and rules accepted (isb_filteraccept).
+            os_dropped: packets that the capture dropped after that (isb_osdrop).
+            delivered: packets that the kernel program delivered (isb_usrdeliv).
 
         Source: draft-ietf-opsawg-pcapng section 4.6.
         """
@@ -206,7 +210,7 @@ class PcapngWriter(RawPcapNgWriter):
         self._write_block(STATISTICS, struct.pack("<I", interface_id) + _time(time_ns), options)
 
     def write_blocks(self, view: bytes | memoryview) -> None:
-        """Write whole blocks that are ready, such as the kernel program's, untouched.
+        """Write complete blocks unchanged, such as those of the kernel program.
 
         Args:
             view: one or more complete blocks.
@@ -214,11 +218,11 @@ class PcapngWriter(RawPcapNgWriter):
         self.f.write(view)
 
     def close(self) -> None:
-        """Flush the sink and leave it open: who opened it closes it."""
+        """Flush the sink; the caller closes it."""
         self.flush()
 
     def _write_block(self, block_type: int, body: bytes, options: dict[int, bytes]) -> None:
-        """Write a block; its options by code, in order, ended by opt_endofopt if there is any."""
+        """Write a block; its options by code, in order, and opt_endofopt if there is any option."""
         self.f.write(self.build_block(struct.pack("<I", block_type), body, _options(options)))
 
 
@@ -228,15 +232,15 @@ def _options(options: dict[int, bytes]) -> bytes:
 
 
 def _time(time_ns: int) -> bytes:
-    """Give a time's two words: the upper one stands first, in either byte order."""
+    """The two words of a time: the upper one first, in both byte orders."""
     return struct.pack("<II", time_ns >> 32, time_ns & 0xFFFFFFFF)
 
 
 def _utf8(text: str) -> bytes:
-    """Encode what may hold surrogates (os.uname and paths give them): pcapng wants valid UTF-8."""
+    """Encode text that can have surrogates (os.uname and paths have them): pcapng requires UTF-8."""
     return text.encode("utf-8", "replace")
 
 
 def _escaped_utf8(text: bytes) -> bytes:
-    """Give a text of a process's own choice as printable UTF-8."""
+    """A text that a process chose, as printable UTF-8."""
     return escaped(text.decode("utf-8", "backslashreplace")).encode()

@@ -182,17 +182,17 @@ def test_packed_files(tool: str, path: Path, parts: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "by", "message"),
     [
-        (pcap([b"one"]), "tgid", "pcap, which cannot say what a packet's tgid is; expected pcapng"),
-        (section() + named("eth0") + packet() * 3, "tgid", "none of 3 packets says its tgid; nothing to split"),
-        (section() + named("eth0") + packet(opts=process(7, "a")), "unit", "none of 1 packets says its unit"),
+        (pcap([b"one"]), "tgid", "a pcap file, which has no processes; expected pcapng"),
+        (section() + named("eth0") + packet() * 3, "tgid", "none of 3 packets has the field tgid; nothing to split"),
+        (section() + named("eth0") + packet(opts=process(7, "a")), "unit", "none of 1 packets has the field unit"),
         (section() + named("eth0") + packet(opts=comment(b"via=forwarded")), "tgid", "(hint) no packet belongs to a"),
-        (section(), "comm", "none of 0 packets says its comm"),
+        (section(), "comm", "none of 0 packets has the field comm"),
         (b"garbage", "comm", "begins with 67 61 72 62 61 67 65; expected pcapng or pcap"),
     ],
     ids=lambda value: "" if isinstance(value, bytes) else str(value),
 )
 def test_what_cannot_be_split(content: bytes, by: str, message: str, path: Path, parts: Path) -> None:
-    """A file that does not say what to split by is named with the reason, and leaves nothing behind."""
+    """A file without the field gives an error with the reason, and no files."""
     path.write_bytes(content)
     code, said = split(path, by, parts)
     assert (code, list(parts.iterdir())) == (1, [])

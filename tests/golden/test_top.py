@@ -266,12 +266,12 @@ def test_ipv6_and_raw(path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "code", "lines", "said"),
     [
-        (pcap([b"one", b"two"]), 0, 2, "no packet says which process it belongs to; check that skbcapd captured them"),
+        (pcap([b"one", b"two"]), 0, 2, "no packet has a process; check that skbcapd wrote the files"),
         (
             START + packet(b"x") * 3,
             0,
             2,
-            "no packet says which process it belongs to; check that skbcapd captured them",
+            "no packet has a process; check that skbcapd wrote the files",
         ),
         (START + packet(opts=comment(b"PID: 7\nCmd: /bin/a")), 0, 2, ""),
         (START + packet(b"x", comment(b"via=forwarded")), 0, 2, ""),

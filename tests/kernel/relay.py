@@ -1,6 +1,8 @@
 """A wire whose two ends are joined by this very process, as a real uplink joins two machines.
 
 Nothing of a frame but its bytes comes through, so what the kernel knew of it at one end is not known at the other.
+What the far end sends takes a moment: a scenario that does not wait for its last answer fails each time, not only on a
+busy machine.
 
 Two namespaces come out, each with a tap device of the same names and addresses as `namespace.wire`'s.
 """
@@ -13,6 +15,7 @@ import os
 import selectors
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -21,6 +24,7 @@ from tests.kernel.namespace import End, Namespace, Wire
 TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
 FRAME_MAX = 1 << 17
+LATENCY_S = 0.001
 
 
 @contextmanager
@@ -60,11 +64,11 @@ def _open(device: str) -> int:
     return tap
 
 
-def _relay(one: int, other: int, end: int) -> None:
+def _relay(near: int, far: int, end: int) -> None:
     """Hand each frame on until the other end of a pipe is closed."""
-    to = {one: other, other: one}
+    to = {near: far, far: near}
     with selectors.DefaultSelector() as selector:
-        for descriptor in (one, other, end):
+        for descriptor in (near, far, end):
             selector.register(descriptor, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():
@@ -73,4 +77,6 @@ def _relay(one: int, other: int, end: int) -> None:
                 with contextlib.suppress(BlockingIOError):
                     while True:
                         frame = os.read(key.fd, FRAME_MAX)
+                        if key.fd == far:
+                            time.sleep(LATENCY_S)
                         os.write(to[key.fd], frame)

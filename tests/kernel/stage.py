@@ -282,10 +282,10 @@ def _offers() -> str:
 
 
 def _connections(stage: Stage) -> set[tuple[str, str]]:
-    """The TCP connections of both namespaces that may still send something."""
+    """The TCP connections of all namespaces that may still send something."""
     return {
         (local, remote)
-        for namespace in (stage.near, stage.far)
+        for namespace in (stage.near, stage.far, *stage.others.values())
         for name in ("tcp", "tcp6")
         for local, remote, state in namespace.do(_table, name)
         if state not in (TCP_TIME_WAIT, TCP_LISTEN)

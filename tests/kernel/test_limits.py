@@ -69,4 +69,4 @@ def test_too_little_memory(size: int, wire: Wire) -> None:
     with cgroup(size) as place:
         said = refused(wire, f"echo $$ > {place}/cgroup.procs")
     assert f"the memory limit is {size // MIB} MiB ({place}/memory." in said
-    assert "buffer.size of 72 MiB takes about" in said
+    assert "buffer.size of 72 MiB needs about" in said

@@ -26,7 +26,7 @@ from tests.support.deadline import DEADLINE_S
 
 SENDS = 101
 GROUP = "239.67.0.9"
-DUPLICATES = "seen before, on another interface"
+DUPLICATES = "seen before on another interface"
 
 
 def datagrams(packets: list[Packet], port: int) -> list[tuple[bytes, bool, Packet]]:

@@ -99,7 +99,7 @@ def test_a_dump_of_nothing(wire: Wire, tmp_path: Path) -> None:
 
 def test_nobody_to_ask(wire: Wire, tmp_path: Path) -> None:
     """Without a daemon, or with one whose packets all go to files, `dump` says so; the daemon goes on."""
-    assert dump(tmp_path).stderr.startswith(f"skbcapd: {tmp_path}: nobody writes to it")
+    assert dump(tmp_path).stderr.startswith(f"skbcapd: {tmp_path}: no process writes to it")
     done = dump(tmp_path, "--set", "files.mode=files")
     assert (done.returncode, done.stderr.splitlines()[0]) == (
         2,

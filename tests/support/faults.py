@@ -38,6 +38,11 @@ BEFORE = {
     "multicast looped back to its host": "an extra frame without its Ethernet header",
     "dedup: first, seen first elsewhere": "111 of 200 packets in no file",
     "filter: ip broadcast": "refused",
+    "no process or thread left": "default settings: traceback within a second, the capture ended",
+    "the terminal is closed": "the capture ended with the next status line",
+    "a signal while it starts": "killed by SIGHUP, SIGUSR1 and SIGUSR2",
+    "a storm of signals": "SIGUSR1: status unanswered, SIGTERM obeyed when it was over; exit codes -12, -1",
+    "the service manager hangs": "the capture stopped for ever, SIGTERM not obeyed",
     "all at once": "not tried",
 }
 

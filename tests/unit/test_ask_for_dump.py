@@ -50,7 +50,7 @@ def test_the_holder_of_the_lock_is_asked(tmp_path: Path) -> None:
 def test_a_process_that_would_die_is_left_alone(tmp_path: Path) -> None:
     """A stranger that holds the lock and does not wait for the signal gets none."""
     with daemon(tmp_path, "nothing") as process:
-        with pytest.raises(FileError, match="nobody writes to it"):
+        with pytest.raises(FileError, match="no process writes to it"):
             ask_for_dump(tmp_path)
         assert process.poll() is None
 
@@ -64,7 +64,7 @@ def test_a_lock_on_something_else(tmp_path: Path) -> None:
     (proc / "locks").write_text(f"1: FLOCK  ADVISORY  WRITE 7 08:01:{place.stat().st_ino} 0 EOF\n")
     (proc / "7" / "status").write_text("SigCgt:\tffffffffffffffff\n")
     (proc / "7" / "fd" / "3").symlink_to(tmp_path)
-    with pytest.raises(FileError, match="nobody writes to it"):
+    with pytest.raises(FileError, match="no process writes to it"):
         ask_for_dump(place, proc)
 
 

@@ -110,7 +110,7 @@ def test_what_is_missing_is_named(ask: Callable[[Btf], object], message: str) ->
     [
         (b"", "0 bytes long; expected at least a header"),
         (HANDMADE[:23], "23 bytes long; expected at least a header"),
-        (HANDMADE[:-1], "its header promises more"),
+        (HANDMADE[:-1], "its header says that there are more"),
         (Blob().build(magic=0x9FEB), "magic 0x9feb version 1; expected 0xeb9f"),
         (Blob().build(version=2), "version 2; expected"),
         (Blob().build(types=b"\0" * 11), "11 bytes of types"),

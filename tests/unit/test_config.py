@@ -257,27 +257,27 @@ BELOW = "found an unknown key (hint: did you mean {}, on a line below {}:?)"
         ("a: b: c", "F:1: not YAML: mapping values are not allowed here"),
         ("{}\n---\n{}", "F:2: not YAML: expected a single document in the stream, but found another document"),
         ("snaplen: 96\nb: @x", "F:2: not YAML: found character '@' that cannot start any token"),
-        (r'a: "\UFFFFFFFF"', "F:1: not YAML: found a number too large"),
-        ("%YAML 1." + "1" * 5000 + "\n---\n", "F:1: not YAML: found a number too large"),
+        (r'a: "\UFFFFFFFF"', "F:1: not YAML: found a number that is too large"),
+        ("%YAML 1." + "1" * 5000 + "\n---\n", "F:1: not YAML: found a number that is too large"),
         # Names that no file system takes.
         (
             f"files:\n  directory: /a/{LONG}/b",
             (
-                f'F:2: files.directory: found "/a/{LONG[:57]}..." (a file name of 256 bytes; file systems take 255), '
+                f'F:2: files.directory: found "/a/{LONG[:57]}..." (a file name of 256 bytes; file systems allow 255), '
                 "expected a path (~ is not expanded)"
             ),
         ),
         (
             "files:\n  name: '" + "x" * 150 + "{host}{time}-{number}.pcapng'",
             (
-                f'F:2: files.name: found "{LONG[:60]}..." (a file name of 263 bytes; file systems take 255), '
+                f'F:2: files.name: found "{LONG[:60]}..." (a file name of 263 bytes; file systems allow 255), '
                 "expected a file name with {time} and {number}, optionally {host}, that ends in .pcapng"
             ),
         ),
         (
             f"metrics:\n  textfile: /{'x' * 246}.prom",
             (
-                f'F:2: metrics.textfile: found "/{LONG[:59]}..." (a file name of 256 bytes; file systems take 255), '
+                f'F:2: metrics.textfile: found "/{LONG[:59]}..." (a file name of 256 bytes; file systems allow 255), '
                 "expected none, or a path that ends in .prom"
             ),
         ),

@@ -82,7 +82,7 @@ def test_options_are_settings() -> None:
         ([], "extcap: no interface; expected --extcap-interface skbcapd"),
         (["--extcap-dlts"], "extcap: no interface"),
         (["--extcap-config", "--extcap-interface", "eth0"], "extcap: interface 'eth0'"),
-        (["--extcap-interface", "skbcapd"], "no call of the extcap protocol"),
+        (["--extcap-interface", "skbcapd"], "not a call of the extcap protocol"),
         (["--capture"], "extcap: no interface"),
         (["--capture", "--extcap-interface", "skbcapd"], "--capture has no --fifo"),
         (["--extcap-interface", "skbcapd", "--extcap-config", "--snaplen", "1"], "snaplen: found"),

@@ -40,7 +40,7 @@ ORDER = (
 # What is no part of Python, and the modules that may import it.
 LIBRARIES = {
     "bcc": {"kernel.compiler"},
-    "systemd": {"daemon.log", "daemon.notify"},
+    "systemd": {"daemon.log"},
     "scapy": {"filter.packet_filter", "pcapng.writer", "output.text"},
     "yaml": {"config.parser"},
     "regex": {"config.pattern"},

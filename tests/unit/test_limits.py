@@ -81,7 +81,7 @@ def test_what_is_too_little(part: float, outcome: str, tmp_path: Path) -> None:
     geometry = Geometry(32)
     wanted = limits.needed(geometry, proc=tmp_path)
     proc, sys_ = system(tmp_path, "0::/a\n", {"cgroup.controllers": "", "a/memory.max": f"{int(wanted * part)}\n"})
-    numbers = (f"is {int(wanted * part) // MIB} MiB", f"takes about {wanted // MIB} MiB")
+    numbers = (f"is {int(wanted * part) // MIB} MiB", f"needs about {wanted // MIB} MiB")
     if outcome == "refused":
         with pytest.raises(KernelError, match="the memory limit") as error:
             limits.check_memory(geometry, proc=proc, sys_=sys_)

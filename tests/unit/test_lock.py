@@ -125,5 +125,5 @@ def test_who_may_not_look_is_told_so(public: Path) -> None:
     now = f"says: process 7 writes to it: {'process 7 (skbcapd) of another user writes to it' in done.stderr}"
     faults.compare("dump as another user", 1, now)
     assert re.search(rf"FileError: {tmp_path}: process 7 \(skbcapd\) of another user writes to it", done.stderr)
-    with pytest.raises(FileError, match="nobody writes to it"):
+    with pytest.raises(FileError, match="no process writes to it"):
         daemon_of(tmp_path, proc)  # who may look sees that it has no such file open

@@ -9,12 +9,14 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from skbcapd.daemon.log import BURST, LOG, WINDOW_S, Log, journal
+from skbcapd.daemon.log import BURST, LOG, WINDOW_S, JournalSocket, Log, journal
 from skbcapd.events import Event
 
 LOGGER = logging.getLogger("skbcapd.tests")
@@ -219,6 +221,37 @@ def test_the_journal_is_found_by_its_stream() -> None:
         assert journal({"JOURNAL_STREAM": "1:1"}, descriptor) is None
         assert journal({}, descriptor) is None
     assert journal({"JOURNAL_STREAM": stream}, descriptor) is None
+
+
+def test_an_entry_reaches_the_journal(tmp_path: Path) -> None:
+    """Fields arrive in the protocol of the journal; a value with lines has its length in front."""
+    address = str(tmp_path / "journal")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(address)
+        JournalSocket(address).send({"MESSAGE": "a = b", "SKBCAPD_FILE": "one\ntwo \udcff"})
+        assert daemon.recv(1000) == b"MESSAGE=a = b\nSKBCAPD_FILE\n\x0e\0\0\0\0\0\0\0one\ntwo \\udcff\n"
+
+
+def test_a_journal_that_does_not_read_is_not_waited_for(tmp_path: Path) -> None:
+    """Lines that a stopped journal does not take are counted, within a second; those that come later are written."""
+    address = str(tmp_path / "journal")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(address)
+        log = Log(send=JournalSocket(address).send, clock=lambda: 0.0)
+        log.install()
+        begun = time.monotonic()
+        for _ in range(1009):
+            LOGGER.error("x", extra=Event.FAILED.extra())
+        assert time.monotonic() - begun < 5.0
+        daemon.setblocking(False)  # noqa: FBT003  the name of the method says what is false
+        taken = 0
+        with suppress(BlockingIOError):
+            while daemon.recv(1 << 16):
+                taken += 1
+        assert taken + log.dropped == 1009
+        assert log.dropped > 0
+        LOGGER.error("again", extra=Event.FAILED.extra())
+        assert b"MESSAGE=again\n" in daemon.recv(1 << 16)
 
 
 def test_a_program_without_stderr() -> None:

@@ -115,7 +115,7 @@ def test_the_file_is_whole_at_any_time(tmp_path: Path) -> None:
     with path.open("rb") as reader:
         for _ in range(EVERY_S - 1):
             textfile.tick(lambda: b"too early\n")
-        until(lambda: textfile._thread is not None and not textfile._thread.is_alive(), "it is written")
+        until(lambda: not textfile._worker.waiting, "it is written")
         textfile.tick(lambda: b"second\n")
         until(lambda: path.read_bytes() == b"second\n", "it is written again")
         assert reader.read() == b"first\n"
@@ -139,7 +139,7 @@ def test_what_somebody_has_put_there(kind: str, ending: str, tmp_path: Path, cap
     textfile = Textfile(str(path))
     for _ in range(EVERY_S):
         textfile.tick(lambda: b"x\n")
-        until(lambda: textfile._thread is not None and not textfile._thread.is_alive(), "it has tried")
+        until(lambda: not textfile._worker.waiting, "it has tried")
     stays = kind == "fifo" and not ending
     said = [f"{path}: not a regular file; expected one, or none; the metrics are not written to it"]
     assert caplog.messages == (said if stays else [])
@@ -156,7 +156,7 @@ def test_a_file_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pyte
     textfile = Textfile(str(path))
     for _ in range(3 * EVERY_S):
         textfile.tick(lambda: b"x\n")
-        until(lambda: not (textfile._thread and textfile._thread.is_alive()), "it has tried")
+        until(lambda: not textfile._worker.waiting, "it has tried")
     assert caplog.messages == [f"{path}: No such file or directory; the metrics are not written to it"]
     path.parent.mkdir()
     for _ in range(EVERY_S):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,15 @@ class Manager:
     def __init__(self, **environment: str) -> None:
         self.said: list[str] = []
         variables = {"NOTIFY_SOCKET": "/none", "WATCHDOG_USEC": "28000000", **environment}
-        self.notifier = Notifier(variables, self.said.append)
+        self.notifier = Notifier(variables, self._take)
+
+    def _take(self, message: str) -> bool:
+        self.said.append(message)
+        return True
 
 
 def test_messages_reach_the_socket(tmp_path: Path) -> None:
-    """Through systemd's own library, ready, reloading and status arrive as sd_notify(3) spells them."""
+    """Ready, reloading and status arrive as sd_notify(3) spells them."""
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address)
@@ -52,6 +58,36 @@ def test_a_manager_that_has_gone_ends_nothing(tmp_path: Path, monkeypatch: pytes
     notifier = Notifier()
     notifier.ready()
     notifier.status("x")
+
+
+@pytest.mark.parametrize("name", ["{}/notify", "@skbcapd-test-{}"])
+def test_a_manager_that_does_not_read_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    """A manager that is stopped holds nothing up; what it is told last reaches it when it reads again."""
+    address = name.format(tmp_path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address.replace("@", "\0"))
+        notifier = Notifier({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "28000000"})
+        begun = time.monotonic()
+        for number in range(1009):
+            notifier.feed()
+            notifier.status(f"{number} packets")
+        notifier.reloading()
+        notifier.ready()
+        notifier.status("the last one")
+        assert time.monotonic() - begun < 5.0
+        manager.setblocking(False)  # noqa: FBT003  the name of the method says what is false
+
+        def said() -> list[bytes]:
+            found = []
+            with suppress(BlockingIOError):
+                while True:
+                    found.append(manager.recv(1000))
+            return found
+
+        assert b"READY=1" not in said()
+        notifier.feed()
+        notifier.status("the last one")
+        assert said() == [b"READY=1", b"WATCHDOG=1", b"STATUS=the last one"]
 
 
 def test_without_a_manager_nothing_is_said() -> None:

@@ -35,7 +35,7 @@ CAPTURE_MAX = 1 << 18
         ("1 = 0", "expression rejects all packets"),
         ("udp\x00", "a character that is not printable"),
         ("udp\n", "a character that is not printable"),
-        ("inbound", "no part of a frame; see the setting directions"),
+        ("inbound", "are not supported; use the setting directions"),
         ("(" * 4097, "4097 characters, expected at most 4096"),
     ],
 )

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from skbcapd.output.worker import Patience
+from skbcapd.output.worker import Patience, Worker
 from tests.support.deadline import until
 
 
@@ -18,6 +18,24 @@ def test_a_result_in_time() -> None:
     assert [patience.call(partial(int, text)) for text in ("3", "5", "7")] == [3, 5, 7]
     assert not patience.is_waiting
     assert patience.late() is None
+
+
+def test_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has no thread left, jobs are done at once; when it has one again, by that."""
+
+    def refused(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    worker, names = Worker("test"), list[str]()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        worker.do(lambda: names.append(threading.current_thread().name))
+        assert not worker.start()
+        assert not worker.waiting
+        assert Patience[int]("test").call(lambda: 7) == 7
+    worker.do(lambda: names.append(threading.current_thread().name))
+    assert worker.wait(5.0)
+    assert names == ["MainThread", "test"]
 
 
 def test_an_error() -> None:

@@ -184,6 +184,22 @@ def test_a_child_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     assert "ZeroDivisionError: odd" in caplog.messages[0]
 
 
+def test_no_process_is_left(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Where no process can be started, nothing is changed, and the next reload may work; nothing is left open."""
+    rig = Rig()
+
+    def refused() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fork", refused)
+        rig.reload.begin()
+    assert rig.reload.child is None
+    assert caplog.messages == ["not reloaded: Resource temporarily unavailable; expected to start a process for it"]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_names_are_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that has got another address is another filter, though the file is the same."""
     addresses = {"db.example": ["192.0.2.7"]}

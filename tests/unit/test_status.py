@@ -117,11 +117,11 @@ def test_watch_goes_on_until_the_daemon_ends(facts: dict[str, object], tmp_path:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (b"", "0 bytes that are no answer of skbcapd; expected its status"),
-        (b"[]\n", "no answer of skbcapd"),
-        (b"\xff\n", "no answer of skbcapd"),
-        (b"[" * 100_003, "no answer of skbcapd"),
-        (b" " * (ANSWER_MAX + (1 << 16)), "no answer of skbcapd"),
+        (b"", "0 bytes that are not an answer of skbcapd; expected its status"),
+        (b"[]\n", "not an answer of skbcapd"),
+        (b"\xff\n", "not an answer of skbcapd"),
+        (b"[" * 100_003, "not an answer of skbcapd"),
+        (b" " * (ANSWER_MAX + (1 << 16)), "not an answer of skbcapd"),
         (b'{"version": "\\u001b[2J"}\n', "answer of another version"),
     ],
 )

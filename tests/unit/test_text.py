@@ -88,5 +88,5 @@ def test_what_cannot_be_text() -> None:
     assert not output.labels
     with pytest.raises(TypeError, match="label"):
         output.write_packet(read_local(memoryview(cut(0, b"", 0, 0)), 0), 0, STAMP, tuple)
-    with pytest.raises(AssertionError, match="32 bytes of ready blocks"):
+    with pytest.raises(AssertionError, match="32 bytes of complete blocks"):
         output.write_blocks(memoryview(bytes(32)), tuple)

@@ -183,7 +183,7 @@ def pings(*, ipv6: bool) -> Callable[[Stage], Judge]:
 
     def play(stage: Stage) -> Judge:
         to = stage.wire.far.ipv6 if ipv6 else stage.wire.far.ipv4
-        words = ("--comm", "ping", "--count", SENDS, "--size", 56, "--to", to)
+        words = ("--comm", "ping", "--count", SENDS, "--size", 56, "--to", to, "--answered")
         return whose(*stage.play("datagrams", "ping", *words, at=container(stage)))
 
     return play
@@ -263,7 +263,7 @@ def keeps_port(stage: Stage) -> Judge:
     others = decoys(stage, stage.near, NTP)
     with echoing(stage, SENDS) as port:
         words = ("--comm", "ntp", "--size", 56, "--source-port", NTP, "--to", stage.wire.far.ipv4, "--port", port)
-        owners = stage.play("datagrams", "udp", *words, "--count", SENDS, at=container(stage))
+        owners = stage.play("datagrams", "udp", *words, "--count", SENDS, "--answered", at=container(stage))
     for other in others:
         other.close()
     return whose(*owners)
@@ -320,9 +320,8 @@ def same_addresses(stage: Stage) -> Judge:
     with echoing(stage, 2 * SENDS) as port:
         for number in range(2):
             words = ("--comm", f"twin-{number}", "--size", 56, "--source-port", 40_177, "--to", stage.wire.far.ipv4)
-            labels += stage.play(
-                "datagrams", "udp", *words, "--port", port, "--count", SENDS, at=container(stage, number)
-            )
+            more = ("--port", port, "--count", SENDS, "--answered")
+            labels += stage.play("datagrams", "udp", *words, *more, at=container(stage, number))
 
     def right(frame: Frame) -> Right:
         is_theirs = frame.protocol == UDP and frame.ids

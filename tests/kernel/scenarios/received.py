@@ -225,8 +225,8 @@ def echo_reply(way: str, name: str) -> Scenario:
     """The reply is the asker's; the request that comes from the far end is the kernel's to answer."""
 
     def play(stage: Stage) -> Judge:
-        to = stage.wire.far.ipv4
-        owners: list[Label] = stage.play("datagrams", way, "--comm", way, "--count", SENDS, "--size", 56, "--to", to)
+        words = ("--comm", way, "--count", SENDS, "--size", 56, "--to", stage.wire.far.ipv4, "--answered")
+        owners: list[Label] = stage.play("datagrams", way, *words)
 
         def right(frame: Frame) -> Right:
             return owners if frame.protocol == ICMP and not frame.is_sent else None

@@ -2,7 +2,7 @@
 
 The ways: `udp` (v4, v6, by --threads named threads, with --segment as UDP GSO, with --zerocopy), `frame` (an
 AF_PACKET socket: exactly the bytes given), `icmp` (raw socket), `ping` (datagram socket of ICMP). Ends when all is
-sent, and says who sent.
+sent, with --answered when each has its answer, too; and says who sent.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from tests.kernel.send.zerocopy import MSG_ZEROCOPY, SO_ZEROCOPY, wait_for_compl
 SOL_UDP = 17
 UDP_SEGMENT = 103  # include/uapi/linux/udp.h
 ECHO_REQUEST, ECHO_REQUEST_6 = 8, 128
+ECHO_REPLY = 0
+IPV4_HEADER_BYTES = 20
+GUARD_S = 600  # a guard only: the test that started us gives up long before
 
 Send = Callable[[Identity, int], None]
 
 
-def udp(args: argparse.Namespace) -> Send:
+def udp(args: argparse.Namespace) -> tuple[socket.socket, Send]:
     """Datagrams of --size bytes, or the --hex ones, from one socket that all threads share."""
     sender = socket.socket(socket.AF_INET6 if ":" in args.to else socket.AF_INET, socket.SOCK_DGRAM)
     sender.bind((args.source, args.source_port))
@@ -39,10 +42,10 @@ def udp(args: argparse.Namespace) -> Send:
         if args.zerocopy:
             wait_for_completions(sender, sequence)
 
-    return send
+    return sender, send
 
 
-def frame(args: argparse.Namespace) -> Send:
+def frame(args: argparse.Namespace) -> tuple[socket.socket, Send]:
     """The frame given by --hex, whole, past every protocol."""
     sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     sender.bind((args.device, 0))
@@ -51,10 +54,10 @@ def frame(args: argparse.Namespace) -> Send:
     def send(_who: Identity, _sequence: int) -> None:
         sender.send(data)
 
-    return send
+    return sender, send
 
 
-def icmp(args: argparse.Namespace) -> Send:
+def icmp(args: argparse.Namespace) -> tuple[socket.socket, Send]:
     """Echo requests of --size bytes from a raw socket: the checksum is ours."""
     sender = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
 
@@ -64,10 +67,10 @@ def icmp(args: argparse.Namespace) -> Send:
         checked = message[:2] + struct.pack("!H", internet_checksum(message)) + message[4:]
         sender.sendto(checked, (args.to, 0))
 
-    return send
+    return sender, send
 
 
-def ping(args: argparse.Namespace) -> Send:
+def ping(args: argparse.Namespace) -> tuple[socket.socket, Send]:
     """Echo requests of --size bytes from a ping socket: the kernel fills in identifier and checksum."""
     family, kind = (socket.AF_INET6, ECHO_REQUEST_6) if ":" in args.to else (socket.AF_INET, ECHO_REQUEST)
     protocol = socket.IPPROTO_ICMPV6 if family == socket.AF_INET6 else socket.IPPROTO_ICMP
@@ -77,7 +80,7 @@ def ping(args: argparse.Namespace) -> Send:
         data = payload(args.size, who.tgid, who.tid, sequence)
         sender.sendto(struct.pack("!BBHHH", kind, 0, 0, 0, sequence) + data, (args.to, 0))
 
-    return send
+    return sender, send
 
 
 def internet_checksum(message: bytes) -> int:
@@ -86,6 +89,14 @@ def internet_checksum(message: bytes) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total ^ 0xFFFF
+
+
+def wait_for_answers(sender: socket.socket, count: int) -> None:
+    """Take so many answers; a raw ICMP socket gets other messages, too."""
+    sender.settimeout(GUARD_S)
+    while count:
+        data = sender.recv(1 << 16)
+        count -= sender.type != socket.SOCK_RAW or data[IPV4_HEADER_BYTES] == ECHO_REPLY
 
 
 def run(send: Send, comm: str, count: int, threads: int) -> list[Identity]:
@@ -126,9 +137,20 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=9)
     parser.add_argument("--segment", type=int, default=0)
     parser.add_argument("--zerocopy", action="store_true")
+    parser.add_argument("--answered", action="store_true")
     args = parser.parse_args()
-    ways: dict[str, Callable[[argparse.Namespace], Send]] = {"udp": udp, "frame": frame, "icmp": icmp, "ping": ping}
-    report(*run(ways[args.way](args), args.comm, args.count, args.threads))
+    ways: dict[str, Callable[[argparse.Namespace], tuple[socket.socket, Send]]] = {
+        "udp": udp,
+        "frame": frame,
+        "icmp": icmp,
+        "ping": ping,
+    }
+    sender, send = ways[args.way](args)
+    with sender:
+        senders = run(send, args.comm, args.count, args.threads)
+        if args.answered:
+            wait_for_answers(sender, args.count)
+    report(*senders)
 
 
 if __name__ == "__main__":

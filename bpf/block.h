@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The block of a packet: its label, how much of the frame is captured, and all of the block but the frame.
+ *
+ * A packet with a label becomes a BLOCK_PACKET, which is written to the file as it is. One without becomes a BLOCK_UPCALL:
+ * Python decides about it. A frame that could not be read to its end makes a BLOCK_PACKET a BLOCK_CUT afterwards.
+ */
+
+/* The segment of a reservation. An array map has all its entries: the verifier alone takes it for NULL. */
+static inline struct segment *find_segment(struct reservation *room)
+{
+	u32 index = BOUND(room->number, SEGMENT_COUNT - 1);
+
+	return segments.lookup(&index);
+}
+
+/* Memory in a segment. The verifier sees that it begins within the segment, and SLACK is behind that. */
+static inline void *in_segment(struct segment *segment, u64 offset)
+{
+	return segment->bytes + BOUND(offset, SEGMENT_SIZE - 1);
+}
+
+static inline int is_same_name(u8 *a, u64 *b)
+{
+	return ((u64 *)a)[0] == b[0] && ((u64 *)a)[1] == b[1];
+}
+
+/* What Python knows of the packet's device; NULL: nothing yet, or the device has another name by now. */
+static inline struct device *find_device(struct packet *packet)
+{
+	struct device *device = devices.lookup((struct device_key *)&packet->key);
+
+	return device && is_same_name(device->name, packet->device_name) ? device : NULL;
+}
+
+/* The row of counters for packets of the device that have no label; 0 for devices not yet known. */
+static inline u32 find_slot(struct packet *packet)
+{
+	struct device *device = find_device(packet);
+
+	return device ? device->slot : 0;
+}
+
+/* The packet's label; NULL where there is none, or none for these names and rules. */
+static inline struct label *find_label(struct control *control, struct packet *packet)
+{
+	struct label *label;
+
+	if (packet->key.via == VIA_UNRESOLVED)
+		return NULL;
+	label = labels.lookup(&packet->key);
+	if (!label || label->generation != control->generation ||
+	    !is_same_name(label->comm, packet->user.comm) ||
+	    !is_same_name(label->device, packet->device_name) ||
+	    !is_same_name(label->process, packet->user.process))
+		return NULL;
+	return label;
+}
+
+/* How many bytes of the frame are captured, at most `snaplen`. */
+static inline u32 captured_len(struct control *control, struct skb *skb, struct frame *frame, u32 snaplen)
+{
+	u32 cap_len = frame->wire_len, linear = frame->wire_len - SKB(skb, u32, DATA_LEN);
+
+	if (cap_len > snaplen)
+		cap_len = snaplen;
+	if (cap_len > CAPTURE_MAX)
+		cap_len = CAPTURE_MAX;
+	if (!control->page_base && SKB(skb, u32, DATA_LEN) && cap_len > linear)
+		cap_len = linear;
+	return cap_len;
+}
+
+/* Whether Python decides about a packet: each one without a label, or with one that has no options. With `dedup` also one that
+   Python was asked about on another device: it knows what became of it. */
+static inline int is_for_python(struct control *control, struct packet *packet, struct label *label)
+{
+	return !label || !label->options_len || (control->dedup && packet->taken == ASKED);
+}
+
+/* The bytes of the frame in its block: a multiple of 4. */
+static inline u32 padded_len(struct frame *frame)
+{
+	return (frame->cap_len + 3) & ~3U;
+}
+
+/* The size of the block of a frame, in bytes. */
+static inline u32 block_size(struct frame *frame, u32 options_len)
+{
+	return sizeof(struct block_head) + padded_len(frame) + options_len + sizeof(u32);
+}
+
+/* Writes the options of a packet with a label: those of the label, and what differs from packet to packet. */
+static inline void write_options(u8 *options, u32 options_len, struct label *label, struct packet *packet,
+				 u32 flags)
+{
+	for (u32 i = 0; i < OPTIONS_MAX && i < options_len; i += 8) /* cheaper than a call of READ */
+		*(u64 *)(options + i) = *(u64 *)(label->options + i);
+	*(u32 *)(options + BOUND(label->flags_at, OPTIONS_MAX - 1)) |= flags;
+	if (packet->key.linked)
+		*(u64 *)(options + BOUND(label->flags_at + 8, OPTIONS_MAX - 1)) = packet->packet_id;
+}
+
+/* Writes what Python needs to know of a packet without a label. */
+static inline void write_upcall(struct upcall *call, struct packet *packet, u32 flags, u32 checksum)
+{
+	struct sock_head *sock = &packet->work.sock;
+	u64 mac = 0;
+
+	call->key = packet->key;
+	__builtin_memcpy(call->comm, packet->user.comm, 16);
+	__builtin_memcpy(call->device, packet->device_name, 16);
+	__builtin_memcpy(call->process, packet->user.process, 16);
+	call->flags = flags;
+	call->checksum = checksum;
+	call->sk = packet->sk;
+	call->inode = packet->inode;
+	call->identity = SOCK_IDENTITY(sock);
+	call->packet_id = packet->packet_id;
+	READ(&call->netns, 4, packet->net + NET_INUM);
+	READ(&call->device_type, 2, packet->dev + DEV_TYPE);
+	READ(&call->addr_len, 1, packet->dev + DEV_ADDR_LEN);
+	READ(&mac, 8, packet->dev + DEV_ADDR);
+	READ(call->mac, 8, mac);
+}
+
+/* Notes that only `copied` bytes of the frame are in the packet's block, or that its checksum is to be completed: Python writes
+   the block again. For a packet with a label it finds that by its number, and the rest behind the options. */
+static inline void cut_block(struct control *control, struct segment *segment, struct packet *packet,
+			     u32 copied)
+{
+	struct reservation *room = &packet->room;
+	struct block_head *head = in_segment(segment, room->at);
+
+	head->cap_len = copied;
+	if (packet->is_upcall)
+		return;
+	struct cut_tail *tail = in_segment(segment, room->at + packet->size - sizeof(*tail));
+
+	head->type = BLOCK_CUT;
+	head->interface_id = packet->label;
+	tail->checksum = packet->checksum;
+	tail->flags = packet->flags;
+	if (packet->key.linked)
+		tail->packet_id = packet->packet_id;
+	list_upcall(control, segment, room);
+}
+
+/*
+ * Writes a packet's block of `size` bytes to the place that is reserved for it; a block without a label has `slot` as its
+ * interface. Returns whether the block is complete: all but the frame is written, and a short frame, too.
+ */
+static inline int write_block(struct control *control, struct packet *packet, struct skb *skb,
+			      struct label *label, u32 slot, u32 size, const u32 direction)
+{
+	struct reservation *room = &packet->room;
+	struct frame *frame = &packet->frame;
+	struct segment *segment = find_segment(room);
+	u64 time_ns = packet->time + ONCE(control->clock_offset);
+	u32 at = room->at, padded = padded_len(frame);
+	u32 checksum = control->fill ? unfinished_checksum(skb, packet->head, frame) : 0;
+	u32 flags = packet_flags(skb, &packet->shared, direction);
+
+	if (!segment)
+		return 0;
+	struct block_head *head = in_segment(segment, at);
+	u8 *options = in_segment(segment, at + sizeof(*head) + padded);
+
+	head->type = label ? BLOCK_PACKET : BLOCK_UPCALL;
+	head->size = size;
+	head->interface_id = label ? label->interface_id : slot;
+	head->time_high = time_ns >> 32;
+	head->time_low = time_ns;
+	head->cap_len = frame->cap_len;
+	head->wire_len = frame->wire_len;
+	if (label) {
+		write_options(options, label->options_len, label, packet, flags);
+		packet->label = label->id;
+	} else {
+		write_upcall((struct upcall *)options, packet, flags, checksum);
+		list_upcall(control, segment, room);
+	}
+	*(u32 *)in_segment(segment, at + size - sizeof(u32)) = size;
+	if (padded) /* the frame's last word: zeros behind the frame stay */
+		*(u32 *)in_segment(segment, at + sizeof(*head) + padded - sizeof(u32)) = 0;
+	if (!checksum && copy_short_frame(segment->bytes, SEGMENT_SIZE, at + sizeof(*head), frame))
+		return 1;
+	packet->checksum = checksum;
+	packet->flags = flags;
+	return 0;
+}
