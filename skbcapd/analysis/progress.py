@@ -21,9 +21,9 @@ class Progress:
     """The bar; a context manager that removes it at the end.
 
     Args:
-        files: files that will be read, one after the other.
-        stream: stream of the line, such as stderr.
-        clock: seconds, monotonic.
+        files: what will be read.
+        stream: where the line goes, such as stderr.
+        clock: seconds, never backwards.
     """
 
     def __init__(self, files: Sequence[Path], stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
@@ -31,8 +31,8 @@ class Progress:
         self._clock = clock
         self._is_shown = stream.isatty()
         self._begun = self._drawn_at = clock()
-        self._sizes = [_size(path) for path in files]
-        self._before = 0
+        self._total = max(sum(map(_size, files)), 1)
+        self._done = 0
 
     def __enter__(self) -> Self:
         return self
@@ -42,11 +42,16 @@ class Progress:
             print("\r\x1b[K", end="", file=self._stream, flush=True)
 
     def next_file(self) -> Callable[[int], None]:
-        """The next file begins; returns a function that takes the number of bytes that were read."""
-        before = self._before
-        self._before += self._sizes.pop(0)
-        total = max(self._before + sum(self._sizes), 1)
-        return lambda done: self._show((before + done) / total)
+        """A file begins, possibly beside others; returns a function that takes the bytes read so far."""
+        before = 0
+
+        def show(done: int) -> None:
+            nonlocal before
+            self._done += done - before
+            before = done
+            self._show(self._done / self._total)
+
+        return show
 
     def _show(self, part: float) -> None:
         now = self._clock()

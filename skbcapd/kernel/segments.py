@@ -150,6 +150,12 @@ class SegmentReader:
         return 2 * (int(self._control[abi.CURSOR] >> 32) - self._number) >= self._count
 
     @property
+    def has_upcalls(self) -> bool:
+        """Whether a packet without a label can wait: in the current segment, or in a later one."""
+        control, state = self._control, abi.STATES + self._number % self._count * abi.STATE_WORDS
+        return int(control[state + _UPCALLS]) > self._listed or int(control[abi.CURSOR] >> 32) != self._number
+
+    @property
     def position(self) -> int:
         """The end of the last consumed range; comparable with the cursor."""
         return self._number << 32 | self._done

@@ -12,8 +12,10 @@ Source: O_DIRECT in open(2).
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+from skbcapd.output.blocks import PacketCounter
 
 ALIGNMENT = 1 << 12  # of direct writes: no disk has larger blocks
 BUFFER_SIZE = 1 << 20
@@ -45,6 +47,22 @@ class Piece(NamedTuple):
     def data(self) -> memoryview:
         """The bytes that are not in the piece before."""
         return self.buffer[self.start : self.end]
+
+
+def count_pieces(pieces: Sequence[Piece]) -> int:
+    """The number of packets that end in consecutive pieces. The last piece ends with a block."""
+    counter = PacketCounter()
+    is_first = True
+    for piece in pieces:
+        start = piece.start
+        if is_first:
+            if not piece.starts:
+                continue  # it is in the middle of a block
+            is_first = False
+            start = piece.starts[0] - piece.at
+        counter.feed(piece.buffer[start : piece.end])
+    is_torn = bool(pieces) and (not pieces[0].starts or pieces[0].starts[0] > pieces[0].at + pieces[0].start)
+    return counter.packets + is_torn
 
 
 class Buffers:

@@ -19,12 +19,13 @@ import io
 import os
 import pwd
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from skbcapd.errors import FileError, UsageError
-from skbcapd.output.aligned import AlignedTail, Buffers, Piece
+from skbcapd.output.aligned import AlignedTail, Buffers, Piece, count_pieces
 from skbcapd.output.disk import DIRECT_MIN, DiskFile
 from skbcapd.output.worker import AtOnce, Jobs, wait_until
 
@@ -84,6 +85,8 @@ class BlockSink:
         self._tail = AlignedTail(self._buffers)
         self._is_late = False  # the disk did not keep up: it is not waited for until it has caught up
         self.disk = DiskFile(descriptor, clock, keep_free)
+        self._waiting: deque[Piece] = deque()  # pieces that are not written yet
+        self._abandoned: int | None = None
 
     @property
     def error(self) -> OSError | None:
@@ -93,7 +96,7 @@ class BlockSink:
     @property
     def lost(self) -> int:
         """Packets that were not written because of an error."""
-        return self.disk.lost
+        return self.disk.lost if self._abandoned is None else self._abandoned
 
     @property
     def size(self) -> int:
@@ -151,11 +154,18 @@ class BlockSink:
             self.disk.is_given_up = True
             wait_until(lambda: self.settled >= self.handed, timeout_s / 2)
 
+    def abandon(self) -> None:
+        """Wait for the disk no longer: count all packets that are not written by now as lost."""
+        self.disk.is_given_up = True
+        waiting = list(self._waiting)
+        self._abandoned = self.disk.lost + count_pieces(waiting)
+
     def close(self) -> None:
         """Close everything but the descriptor; called by the writer thread, after the last piece."""
         self.disk.close()
 
     def _put(self, piece: Piece) -> None:
+        self._waiting.append(piece)
         self._jobs.do(lambda: self._write(piece))
         if self._is_late:
             self._is_late = self._jobs.waiting > 0
@@ -164,6 +174,7 @@ class BlockSink:
 
     def _write(self, piece: Piece) -> None:
         self.disk.put(piece)
+        self._waiting.popleft()
         self._buffers.give_back(piece)
 
     def _raise(self) -> None:
@@ -200,6 +211,7 @@ class CaptureFile:
         self.path = path
         self.working_path = path.with_name(path.name + ".part") if part else path
         self.header_size = 0  # size of the file while it has no packets
+        self.is_gone = False  # at the time of the last `check`
         self._directory = directory
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL | os.O_NOFOLLOW if part else os.O_TRUNC)
         try:
@@ -219,6 +231,10 @@ class CaptureFile:
         except OSError:
             return False
         return (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
+
+    def check(self) -> None:
+        """Check whether the file is there; the disk can be slow."""
+        self.is_gone = not self.is_there
 
     def close(self) -> bool:
         """Wait for all pieces, call fsync and rename the file. A file without a block because of an

@@ -20,7 +20,7 @@ _BLOCK_MIN, _BLOCK_MAX = 12, 16 << 20
 _CHUNK = 1 << 20
 
 
-def count_packets(blocks: bytes | memoryview) -> int:
+def count_packets(blocks: bytes | bytearray | memoryview) -> int:
     """The number of Enhanced Packet Blocks among complete blocks."""
     counter = PacketCounter()
     counter.feed(blocks)
@@ -74,7 +74,7 @@ class PacketCounter:
         self._skip = 0  # bytes until the header of the next block
         self._head = b""  # the first bytes of that header
 
-    def feed(self, part: bytes | memoryview) -> None:
+    def feed(self, part: bytes | bytearray | memoryview) -> None:
         """Count the packets whose headers end in this part."""
         if self._head:
             part = self._head + bytes(part)

@@ -6,7 +6,8 @@ The rules: the uncompressed file is deleted only when the compressed one is comp
 name. If the compressor is interrupted, the uncompressed file is kept. All names are relative to the
 descriptor of the directory, all files are regular files without other links, and the compressed
 file is a new one: somebody who can write to the directory cannot make skbcapd read or write other
-files.
+files. The event loop calls `add` and `kill`; the keeper thread of the directory calls the others,
+because the disk can be slow.
 """
 
 from __future__ import annotations
@@ -18,10 +19,7 @@ import stat
 import subprocess
 from collections import deque
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-
-from skbcapd.output.worker import PATIENCE_S, Patience
 
 _LOG = logging.getLogger(__name__)
 _PROGRAMS = {"gzip": (".gz", ["gzip", "-c"]), "zstd": (".zst", ["zstd", "-q", "-c"])}
@@ -63,9 +61,7 @@ class Compressor:
         self._ending, self._command = _PROGRAMS[kind]
         self._waiting: deque[Path] = deque()
         self._at_work: _Job | None = None
-        # Creating, fsync and renaming can take the disk long.
-        self._starter: Patience[_Job | None] = Patience("compressor-start")
-        self._finisher: Patience[tuple[str, str] | None] = Patience("compressor-finish")
+        self._is_killed = False
 
     def add(self, path: Path) -> None:
         """Compress a file after those that were added before."""
@@ -82,25 +78,26 @@ class Compressor:
             The old and new name of a file that was compressed since the last call.
         """
         compressed = None
-        with contextlib.suppress(TimeoutError):  # finished by a later call
-            if (job := self._at_work) and job.process.poll() is not None:
-                compressed = self._finisher.call(lambda: self._finish(job))
-                self._at_work = None
-            while not self._at_work and self._waiting:
-                self._at_work = self._starter.call(partial(self._start, self._waiting[0], directory))
-                self._waiting.popleft()
+        if (job := self._at_work) and job.process.poll() is not None:
+            compressed = self._finish(job)
+            self._at_work = None
+        while not self._at_work and self._waiting and not self._is_killed:
+            self._at_work = self._start(self._waiting.popleft(), directory)
         return compressed
 
+    def kill(self) -> None:
+        """Kill the process, and start no other one; the remaining files are not compressed."""
+        self._is_killed = True
+        if job := self._at_work:
+            job.process.kill()
+
     def close(self) -> None:
-        """Stop; the remaining files are not compressed."""
-        job = self._at_work or self._starter.late()
-        self._at_work = None
-        if not job or self._finisher.is_waiting:
-            return
-        job.process.kill()
-        with contextlib.suppress(TimeoutError, subprocess.TimeoutExpired):  # the disk is slow
-            job.process.wait(PATIENCE_S)
-            Patience[None]("compressor-discard").call(lambda: self._discard(job))
+        """Stop, and delete the incomplete compressed file."""
+        self.kill()
+        job, self._at_work = self._at_work, None
+        if job:
+            job.process.wait()
+            self._discard(job)
             job.close()
 
     def _start(self, path: Path, directory: int) -> _Job | None:

@@ -6,7 +6,14 @@ oldest are deleted.
 
 The rules: only files with names of skbcapd are touched, and never the one being written. All names
 are relative to the descriptor of the directory, wherever its path leads now. A file gets its name
-when it is completely on the disk. This may take long: a thread waits for it, not the capture.
+when it is completely on the disk. The disk can be slow in all of this, also to check whether a file
+exists: threads do it, and the capture waits for them for PATIENCE_S at most.
+
+    thread     what it does
+    opener     creates the next file, and opens the directory again if it was replaced
+    writer     writes pieces, and makes `current.pcapng` point to a file that has its header
+    finisher   calls fsync for finished files, and renames them
+    keeper     everything else: retention, compression, repair, check of the current file
 """
 
 from __future__ import annotations
@@ -17,22 +24,24 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from skbcapd.errors import FileError
 from skbcapd.output.aligned import Buffers
 from skbcapd.output.block_writer import MODE, SELF, STOP_S, CaptureFile
+from skbcapd.output.compressor import Compressor
 from skbcapd.output.crashed import Crashed
 from skbcapd.output.listing import Listing
 from skbcapd.output.lock import daemon_of, lock
 from skbcapd.output.naming import COMPRESSED, CURRENT, NUMBER_MAX, Link, Names
 from skbcapd.output.retention import DUMP_MARK, Keep, Retention
-from skbcapd.output.worker import PATIENCE_S, Patience, Worker, wait_until
+from skbcapd.output.worker import Patience, Worker, wait_until
 
 _LOG = logging.getLogger(__name__)
 _DUMP_S = 30.0
+_CLOSE_S = 1.0  # for the keeper, at the end
 
 
 @dataclass(eq=False, slots=True)
@@ -126,12 +135,16 @@ class CaptureDirectory:
         self._mode, self._owner = mode, owner
         self._names = Names(template)
         self._is_told = False  # whether it was logged that the owner cannot be set
+        self._trouble = ""  # the last error of the keeper that was logged
         # one thread each, so files get their names in order
         self._writer, self._finisher = Worker("writer"), Worker("finisher")
         self._opener: Patience[CaptureFile] = Patience("opener")
+        self._keeper: Patience[None] = Patience("keeper")
         self._buffers = Buffers()
         self._finishing: deque[_Finishing] = deque()
         self._place = _Place(path, self._names)
+        self._replaced: deque[_Place] = deque()  # the keeper closes them
+        self._at_work: CaptureFile | None = None
         self.retention.begin(self._names.last)
 
     @property
@@ -149,37 +162,38 @@ class CaptureDirectory:
 
     @property
     def last_good(self) -> Path | None:
-        """The last finished file, if it exists."""
+        """The last finished file, if it existed a second ago."""
         name = self._place.link.last_good
-        return self.path / name if name and (self.path / name).is_file() else None
+        return self.path / name if name else None
 
     @property
     def waiting(self) -> int:
         """Number of files that are not renamed yet."""
         return sum(not one.is_done for one in self._finishing)
 
-    def new_file(self, *, is_dump: bool = False) -> CaptureFile:
+    def new_file(self, *, is_dump: bool = False, room: int | None = None) -> CaptureFile:
         """Start the next file.
 
         Args:
             is_dump: the file is a dump.
+            room: required free space in addition to `Keep.free`, in bytes; None: not checked.
 
         Raises:
-            FileError: it cannot be created, or the disk is too slow.
+            FileError: it cannot be created.
+            TimeoutError: the disk is too slow; a later call returns the file.
         """
-        if not self.is_there:
-            if self.waiting or self._opener.is_waiting:
-                raise FileError(f"{self.path}: it was replaced, and files of the old one are not yet on its disk")
-            self._discard_late()
-            old, self._place = self._place, _Place(self.path, self._names)
-            old.close()
-        try:
-            return self._opener.call(lambda: self._open(is_dump=is_dump))
-        except TimeoutError:
-            raise FileError(f"{self.path}: the disk has not made a file within {PATIENCE_S} s") from None
+        return self._opener.call(lambda: self._open(is_dump=is_dump, room=room))
 
-    def _open(self, *, is_dump: bool) -> CaptureFile:
+    def _open(self, *, is_dump: bool, room: int | None) -> CaptureFile:
         """Create the next file; the disk can be slow."""
+        if not self.is_there:
+            if self.waiting:
+                raise FileError(f"{self.path}: it was replaced, and files of the old one are not yet on its disk")
+            new = _Place(self.path, self._names)
+            self._replaced.append(self._place)
+            self._place = new
+        elif room is not None and not self.retention.has_room(self.descriptor, room):
+            raise FileError(f"{self.path}: free space is below files.keep_free")
         file = CaptureFile(
             self.path / self._names.next(),
             part=True,
@@ -195,17 +209,11 @@ class CaptureDirectory:
                 os.setxattr(file.descriptor, DUMP_MARK, b"1")
         return file
 
-    def _discard_late(self) -> None:
-        """Delete a file that was created too late."""
-        if file := self._opener.late():
-            with contextlib.suppress(OSError):
-                os.unlink(file.working_path.name, dir_fd=self.descriptor)
-            os.close(file.descriptor)
-
     def begin(self, file: CaptureFile) -> None:
         """The file has its header: when that is on the disk, `current.pcapng` points to it."""
         file.stream.flush(whole=True)
         file.header_size = file.stream.size
+        self._at_work = file
         link = self._place.link
 
         def point() -> None:
@@ -238,18 +246,19 @@ class CaptureDirectory:
         """Wait until all files are renamed, but at most so many seconds; returns whether they are."""
         return wait_until(lambda: not self.waiting, timeout_s)
 
-    def rename(self, old: str, new: str) -> None:
-        """A finished file was renamed: if `current.pcapng` points to it, point to the new name."""
-        self._place.link.rename(old, new)
+    def tick(self, compressor: Compressor | None = None) -> None:
+        """Called once a second: check the current file, repair after a crash, compression, retention."""
 
-    def has_room(self, size: int) -> bool:
-        """Whether so many bytes can be written without using the free space that must be left."""
-        return self.retention.has_room(self.descriptor, size)
+        def look_after(place: _Place) -> None:
+            if self._at_work:
+                self._at_work.check()
+            place.link.check()
+            place.crashed.tick()
+            if compressor and (names := compressor.tick(place.descriptor)):
+                place.link.rename(*names)
+            self.retention.clean(place.descriptor, place.listing)
 
-    def tick(self) -> None:
-        """Called once a second: repair after a crash, and retention."""
-        self._place.crashed.tick()
-        self.clean()
+        self._keep(look_after)
 
     def clean(self, room: int = 0) -> None:
         """Delete the oldest files until the limits of retention are kept.
@@ -257,14 +266,54 @@ class CaptureDirectory:
         Args:
             room: additional free space in bytes.
         """
-        self.retention.clean(self.descriptor, self._place.listing, room)
+        self._keep(lambda place: self.retention.clean(place.descriptor, place.listing, room))
 
-    def close(self, timeout_s: float = STOP_S) -> None:
-        """Close the directory, when all files are finished or the timeout has passed."""
+    def close(self, compressor: Compressor | None = None, timeout_s: float = STOP_S) -> None:
+        """Close the directory, when all files are finished or the timeout has passed.
+
+        Args:
+            compressor: it is stopped.
+            timeout_s: seconds to wait for files that are not finished.
+        """
         is_over = self.wait(timeout_s)
-        self._discard_late()
-        if is_over and not self._opener.is_waiting:  # otherwise a thread still needs it
-            self._place.close()
+        late = self._opener.late()
+        is_over = is_over and not self._opener.is_waiting
+        if compressor:
+            compressor.kill()
+
+        def close(place: _Place) -> None:
+            self.retention.clean(place.descriptor, place.listing)
+            if compressor:
+                compressor.close()
+            if late:  # created too late to be used
+                with contextlib.suppress(OSError):
+                    os.unlink(late.working_path.name, dir_fd=place.descriptor)
+                os.close(late.descriptor)
+            if is_over:  # otherwise a thread still needs it
+                place.close()
+
+        self._keep(close, _CLOSE_S)
+
+    def _keep(self, job: Callable[[_Place], None], timeout_s: float | None = None) -> None:
+        """Do a job in the keeper thread; nothing if it is still busy with an earlier one."""
+
+        def do() -> None:
+            while self._replaced:
+                self._replaced.popleft().close()
+            job(self._place)
+
+        self._keeper.late()  # discard the result of an earlier job
+        try:
+            self._keeper.call(do, timeout_s)
+        except TimeoutError:
+            return
+        except OSError as error:
+            trouble = error.strerror or "error"
+            if trouble != self._trouble:
+                _LOG.warning("%s: %s; expected to check and delete files in it", self.path, trouble)
+            self._trouble = trouble
+        else:
+            self._trouble = ""
 
     def plain(self) -> list[Path]:
         """Finished files that are not compressed, the oldest first."""

@@ -21,6 +21,9 @@ from skbcapd.kernel.segments import Packet
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 
+PROMPT_S = 0.09  # the longest wait of packets for a pipe, a terminal, or their label
+FILE_S = 1.0  # of packets for a file
+
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
@@ -85,6 +88,11 @@ class Output(Protocol):
 
         It still accepts packets, so this is checked before each range, not within one.
         """
+        ...
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds that packets may wait in the segments before they are written."""
         ...
 
     @property

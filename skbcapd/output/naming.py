@@ -82,6 +82,16 @@ class Link:
             if self.target == part:
                 self._set(self.last_good)
 
+    def check(self) -> None:
+        """Check whether the last finished file still exists."""
+        with self._lock:
+            try:
+                found = os.stat(self.last_good, dir_fd=self._directory, follow_symlinks=False)
+            except OSError:
+                self.last_good = ""
+            else:
+                self.last_good = self.last_good if stat.S_ISREG(found.st_mode) else ""
+
     def rename(self, old: str, new: str) -> None:
         """A finished file was renamed."""
         with self._lock:

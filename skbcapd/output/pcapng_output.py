@@ -16,7 +16,7 @@ from skbcapd.attribution.processes import Process, boot_ns
 from skbcapd.kernel.segments import Packet
 from skbcapd.lru import Bounded
 from skbcapd.output.block_writer import CaptureFile
-from skbcapd.output.interface import Snapshot, Statistics
+from skbcapd.output.interface import FILE_S, PROMPT_S, Snapshot, Statistics
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Sink
 
@@ -48,6 +48,7 @@ class PcapngOutput:
 
     dumped = None
     wants_turn = wants_new_numbers = False
+    latency_s = PROMPT_S
 
     @property
     def lost(self) -> int:
@@ -124,6 +125,8 @@ class FileOutput(PcapngOutput):
         file: the file; the caller closes it.
         encode: as for PcapngOutput.
     """
+
+    latency_s = FILE_S
 
     def __init__(self, file: CaptureFile, encode: str = "kernel") -> None:
         super().__init__(file.stream, encode)

@@ -5,12 +5,11 @@ In: the files, the settings. Out: the oldest files are deleted, and counted.
 The rule: a capture deletes what its settings say, but others also use the free space: somebody who
 fills the disk must not make it delete what was just captured. For `Keep.free` it does not delete
 files of this run, the newest file, or a dump, and it logs each deletion. If that is not enough, it
-stops writing.
+stops writing. The disk can be slow in all of this: the keeper thread of the directory calls it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
@@ -18,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skbcapd.output.listing import Entry, Listing
-from skbcapd.output.worker import Patience
 
 _LOG = logging.getLogger(__name__)
 DUMP_MARK = "user.skbcapd.dump"  # an extended attribute of dumps
@@ -54,8 +52,6 @@ class Retention:
         self.keep = keep
         self._path = path
         self._first: int | None = None
-        self._deleter: Patience[None] = Patience("deleter")
-        self._late: tuple[Entry, str] | None = None  # a deletion that the disk delays
         self._passed: set[str] = set()  # must not be deleted to get free space, or cannot be
 
     def begin(self, number: int) -> None:
@@ -80,7 +76,6 @@ class Retention:
             room: free space in addition to `Keep.free`, in bytes.
         """
         keep, now = self.keep, time.time()
-        self._settle(listing)
         listing.refresh()
         while len(listing):
             oldest = next(iter(listing))
@@ -117,19 +112,12 @@ class Retention:
         return True
 
     def _delete(self, directory: int, listing: Listing, entry: Entry, why: str = "") -> bool:
-        """Delete a file, and log why; returns whether it is deleted. One deletion at a time: the
-        disk can delay it.
-        """
-        if self._late is not None:
-            return False
+        """Delete a file, and log why; returns whether it is deleted."""
         try:
-            self._deleter.call(lambda: os.unlink(entry.name, dir_fd=directory))
+            os.unlink(entry.name, dir_fd=directory)
         except FileNotFoundError:
             listing.look_at(entry.name)
             return True
-        except TimeoutError:
-            self._late = entry, why
-            return False
         except OSError as error:
             if entry.name not in self._passed:
                 path = self._path / entry.name
@@ -138,22 +126,9 @@ class Retention:
                 )
             self._passed.add(entry.name)
             return False
-        self._deleted(listing, entry, why)
-        return True
-
-    def _settle(self, listing: Listing) -> None:
-        """Check a deletion that the disk has delayed; if it failed, it is tried again."""
-        if self._late is None or self._deleter.is_waiting:
-            return
-        (entry, why), self._late = self._late, None
-        with contextlib.suppress(OSError):
-            self._deleter.call(lambda: None)
-            self._deleted(listing, entry, why)
-
-    def _deleted(self, listing: Listing, entry: Entry, why: str) -> None:
-        """Count a deleted file."""
         self.deleted_files += 1
         self.deleted_bytes += entry.size
         listing.look_at(entry.name)
         if why:
             _LOG.warning("%s: deleted (%d bytes), as %s", self._path / entry.name, entry.size, why)
+        return True

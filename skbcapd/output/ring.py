@@ -19,10 +19,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from skbcapd.attribution.processes import Process
+from skbcapd.errors import FileError
 from skbcapd.kernel.segments import Packet
 from skbcapd.output.block_writer import STOP_S
 from skbcapd.output.blocks import packet_times
-from skbcapd.output.interface import Snapshot, Statistics
+from skbcapd.output.interface import FILE_S, Snapshot, Statistics
 from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.output.series import State
@@ -32,6 +33,7 @@ from skbcapd.pcapng.interface import Interface
 
 _LOG = logging.getLogger(__name__)
 ASKED_PAUSE_S = 10.0  # between two dumps for rules
+_LATE_S = 0.5  # until it tries again to create a file, if the disk is slow
 _PIECE = 1 << 18  # small writes are collected to pieces of this size; the oldest pieces are discarded
 
 
@@ -150,6 +152,8 @@ class Recorder:
         """
         self._asked = self._asked or why
 
+    latency_s = FILE_S
+
     @property
     def wants_turn(self) -> bool:
         """Whether `flush` must be called soon, even without packets."""
@@ -188,10 +192,13 @@ class Recorder:
             return
         self._asked = ""
         self._not_before = self._clock() + ASKED_PAUSE_S
-        if not self._files.has_room():
-            _LOG.warning("no dump (trigger: %s): free space is below files.keep_free; the packets stay in memory", why)
+        try:
+            self._files.begin()
+        except TimeoutError:  # the file is there later
+            self._asked, self._not_before = why, self._clock() + _LATE_S
             return
-        if not self._files.begin():
+        except FileError as error:
+            _LOG.warning("no dump (trigger: %s): %s; the packets stay in memory", why, error)
             return
         self._memory.take()
         self._dump = _Dump(why, self._files.lost)
@@ -227,9 +234,10 @@ class Recorder:
         """Write as much of the dump as the disk accepts, and finish it."""
         if self._dump is None:
             return
+        self._files.flush(snapshot)
         while self._memory.has_taken and not self._files.is_busy:
             self._hand_on(snapshot)
-        if not self._memory.has_taken:
+        if not self._memory.has_taken and self._files.state is not State.LATE:
             if self._files.state is not State.IDLE:
                 self._files.flush(snapshot)
                 self._files.rest(snapshot)

@@ -15,8 +15,8 @@ from skbcapd.attribution.processes import Process
 from skbcapd.kernel.segments import Packet
 from skbcapd.output.block_writer import QUEUE_MAX
 from skbcapd.output.blocks import count_packets
-from skbcapd.output.interface import Snapshot, Statistics
-from skbcapd.output.series import FileSeries, State
+from skbcapd.output.interface import FILE_S, Snapshot, Statistics
+from skbcapd.output.series import FileSeries, Held, State
 from skbcapd.pcapng.blocks import walk
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
@@ -26,7 +26,7 @@ class RotatingOutput(FileSeries):
     """An Output that writes several files; for the arguments see FileSeries."""
 
     dumped = None
-    wants_turn = False
+    latency_s = FILE_S
 
     @property
     def lost(self) -> int:
@@ -45,14 +45,25 @@ class RotatingOutput(FileSeries):
 
     @property
     def is_busy(self) -> bool:
-        """See Output; also while a finished file waits for the disk."""
-        return self.handed - self.settled > QUEUE_MAX
+        """See Output; also while a finished file waits for the disk, or the next file is late."""
+        return self.state is State.LATE or self.handed - self.settled > QUEUE_MAX
+
+    @property
+    def wants_turn(self) -> bool:
+        """See Output."""
+        return self.state is State.LATE
 
     @property
     def wants_new_numbers(self) -> bool:
         """See Output."""
         is_writing = self.state is State.WRITING
         return (self._prologue.is_too_long and not self._on_demand) or (self._prologue.is_unused and is_writing)
+
+    def flush(self, snapshot: Snapshot) -> None:
+        """See Output; blocks that were held for a late file are written first."""
+        super().flush(snapshot)
+        if self.state is State.WRITING and (held := self._ledger.release()):
+            self.write_blocks(memoryview(held), snapshot)
 
     def restart_interfaces(self, statistics: Sequence[Statistics]) -> None:
         """Begin a file that lists only interfaces which have packets from now on."""
@@ -82,6 +93,8 @@ class RotatingOutput(FileSeries):
         if self._work:
             self._work.output.write_packet(packet, interface_id, stamp)
             self._work.packets += 1
+        elif self.state is State.LATE:
+            self._held.output.write_packet(packet, interface_id, stamp)
         else:
             self._ledger.dropped += 1
 
@@ -110,5 +123,13 @@ class RotatingOutput(FileSeries):
             return
         if self._work:
             self._work.output.write_blocks(view)
+        elif self.state is State.LATE:
+            self._held.write(view)
         else:
             self._ledger.dropped += count_packets(view)
+
+    @property
+    def _held(self) -> Held:
+        """Blocks that arrive while the next file is late."""
+        self._ledger.held = self._ledger.held or Held(self._encode)
+        return self._ledger.held

@@ -8,15 +8,20 @@ is logged once, and writing continues by itself when it is possible again. All f
 interfaces in the same order, because the labels contain their numbers.
 
     state     what happens             next state
-    IDLE      begin                    WRITING, or WAITING if no file can be created
-    WRITING   a trigger, rotate        WRITING, or WAITING if no file can be created
+    IDLE      begin                    WRITING if a file can be created in time
+    WRITING   a trigger, rotate        WRITING, LATE or WAITING
               restart_interfaces       the same
               rest                     IDLE
               a write fails            WAITING
               the file is moved or deleted  WAITING
+    LATE      the next file is created WRITING; the held blocks are written first
+              it cannot be created     WAITING
     WAITING   a second later           WRITING if possible; not on demand
               begin, rest              as for IDLE
     any       finish                   ENDED
+
+LATE: the disk takes long to create the next file. Blocks are held, and the output is busy, so packets
+wait in the shared memory. WAITING: a write has failed, or no file can be created: packets are dropped.
 """
 
 from __future__ import annotations
@@ -32,12 +37,13 @@ from skbcapd.attribution.processes import Process
 from skbcapd.errors import FileError
 from skbcapd.lru import Bounded
 from skbcapd.output.block_writer import STOP_S, CaptureFile
+from skbcapd.output.blocks import count_packets
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.directory import CaptureDirectory
 from skbcapd.output.interface import Snapshot, Statistics, Told
 from skbcapd.output.pcapng_output import PROCESSES_REPEATED, PcapngOutput
 from skbcapd.output.triggers import Limits, Trigger, triggers
-from skbcapd.output.worker import Worker
+from skbcapd.output.worker import Worker, wait_until
 from skbcapd.pcapng.interface import Interface
 
 _LOG = logging.getLogger(__name__)
@@ -56,6 +62,7 @@ class State(enum.Enum):
 
     IDLE = "no file is wanted"
     WRITING = "packets go to a file"
+    LATE = "the disk has not created the next file yet"
     WAITING = "the disk takes no packets"
     ENDED = "the capture is over"
 
@@ -179,6 +186,26 @@ class Work:
         return True
 
 
+class Held:
+    """Blocks that arrive while the next file does not exist yet: a Sink.
+
+    Args:
+        encode: as for PcapngOutput.
+    """
+
+    def __init__(self, encode: str) -> None:
+        self.blocks = bytearray()
+        self.output = PcapngOutput(self, encode)
+        self.blocks.clear()  # without the section header: the file has its own
+
+    def write(self, blocks: bytes | memoryview) -> None:
+        """Write one or more complete blocks."""
+        self.blocks += blocks
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+
 class Ledger:
     """Counts what was written to files, and what was dropped."""
 
@@ -186,6 +213,8 @@ class Ledger:
         self.dropped = 0  # packets without a file
         self.ending: list[CaptureFile] = []  # files that are not renamed yet
         self.work: Work | None = None
+        self.held: Held | None = None
+        self._skew = 0  # added to positions: held bytes, minus the bytes before them in their files
         self._lost = self._handed = self._settled = 0  # of renamed files
 
     @property
@@ -201,17 +230,33 @@ class Ledger:
     @property
     def handed(self) -> int:
         """See Output."""
-        return self._handed + sum(file.stream.handed for file in self.files)
+        held = len(self.held.blocks) if self.held else 0
+        return self._handed + self._skew + held + sum(file.stream.handed for file in self.files)
 
     @property
     def settled(self) -> int:
         """See Output."""
-        return self._settled + sum(file.stream.settled for file in self.files)
+        return self._settled + self._skew + sum(file.stream.settled for file in self.files)
 
     @property
     def lost_before(self) -> int:
         """Packets that are in no file, without those of the current file."""
         return self.dropped + self._lost + sum(file.stream.lost for file in self.ending)
+
+    def release(self) -> bytearray:
+        """The file exists: returns the blocks that were held for it."""
+        held, self.held = self.held, None
+        if held is None or self.work is None:
+            return bytearray()
+        self._skew -= self.work.file.stream.handed
+        return held.blocks
+
+    def drop_held(self) -> None:
+        """There will be no file: count the held packets as dropped."""
+        held, self.held = self.held, None
+        if held is not None:
+            self.dropped += count_packets(held.blocks)
+            self._skew += len(held.blocks)
 
     def end(self) -> None:
         """The current file ends; it is not renamed yet."""
@@ -294,8 +339,13 @@ class FileSeries:
         if compressor:  # files of an earlier capture that are not compressed yet
             for path in directory.plain():
                 compressor.add(path)
+        self._is_late_told = False
         if not on_demand:
-            self._begin()
+            self._directory.clean()
+            try:
+                self._begin()
+            except TimeoutError:
+                raise FileError(f"{directory.path}: the disk does not create a file in time") from None
 
     @property
     def _work(self) -> Work | None:
@@ -306,7 +356,7 @@ class FileSeries:
         """The path of the current file; without one, of the last finished file; without that, of
         the directory.
         """
-        if self._work is not None and self._work.file.is_there:
+        if self._work is not None and not self._work.file.is_gone:
             return str(self._work.file.working_path)
         return str(self._directory.last_good or self._directory.path)
 
@@ -321,16 +371,16 @@ class FileSeries:
             self._end(snapshot())
             self._continue()
 
-    def begin(self) -> bool:
-        """Begin a file if there is none; returns whether there is one."""
-        if self.state is not State.WRITING:
-            self._continue()
-        return self.state is State.WRITING
+    def begin(self) -> None:
+        """Begin a file if there is none.
 
-    def has_room(self) -> bool:
-        """Whether there is enough free space for a file, after older files were deleted."""
-        self._directory.clean(_RESUME_ROOM)
-        return not self._directory.is_there or self._directory.has_room(0)
+        Raises:
+            FileError: it cannot be created, or there is not enough free space.
+            TimeoutError: the disk is too slow.
+        """
+        if self.state is not State.WRITING:
+            self._directory.clean(_RESUME_ROOM)
+            self._begin(room=0)
 
     def rest(self, snapshot: Snapshot) -> None:
         """Finish this file, and begin no other one."""
@@ -338,12 +388,18 @@ class FileSeries:
         self.state = State.IDLE
 
     def finish(self, statistics: Sequence[Statistics]) -> None:
-        """The capture has ended: write the statistics, and rename the last file."""
+        """The capture has ended: write the statistics, and rename the last file. Waits for a late file."""
+
+        def is_there() -> bool:
+            self.flush(lambda: statistics)
+            return self.state is not State.LATE
+
+        wait_until(is_there, STOP_S / 2)
         self._end(statistics)
         self.state = State.ENDED
 
     def give_up(self) -> None:
-        """Do not wait for the disk: count all packets that are not written as dropped."""
+        """Write nothing more: count all packets that are not written as dropped."""
         for file in self._ledger.files:
             file.stream.disk.is_given_up = True
 
@@ -362,10 +418,8 @@ class FileSeries:
             _LOG.warning(
                 "%s: the disk has not written it yet; it will be finished at the next start", file.working_path
             )
-        self._directory.clean()
-        if self._compressor:
-            self._compressor.close()
-        self._directory.close()
+            file.stream.abandon()
+        self._directory.close(self._compressor, timeout_s=0)
 
     def settle(self, *, wait: bool = False) -> None:
         """Process the files that were renamed.
@@ -391,8 +445,9 @@ class FileSeries:
         """
         self.flush(snapshot)
         self.settle()
+        self._directory.tick(self._compressor)
         if self._work:
-            if not self._work.file.is_there:
+            if self._work.file.is_gone:
                 self._fail("it was moved or removed")
             elif self._work.is_over(self._clock()):
                 self.rotate(snapshot)
@@ -400,13 +455,14 @@ class FileSeries:
                 self._flusher.flush(self._work.file.descriptor, self._work.file.stream.size)
         elif self.state is State.WAITING and not self._on_demand:
             self._resume()
-        compressed = self._compressor and self._compressor.tick(self._directory.descriptor)
-        if compressed:
-            self._directory.rename(*compressed)
-        self._directory.tick()
+        elif self.state is State.LATE and not self._is_late_told:
+            self._is_late_told = True
+            _LOG.warning("%s: the disk is slow to create the next file; packets wait in memory", self._directory.path)
 
     def flush(self, _snapshot: Snapshot) -> None:
         """Write the buffered blocks, and check for errors."""
+        if self.state is State.LATE:
+            self._continue()
         if not self._work:
             return
         self._work.output.flush()
@@ -416,22 +472,30 @@ class FileSeries:
         elif self._work.is_room_to_be_seen_to():
             self._directory.clean(_ROOM)
 
-    def _begin(self) -> None:
-        self._directory.clean()
-        file = self._directory.new_file(is_dump=self._on_demand)
+    def _begin(self, room: int | None = None) -> None:
+        file = self._directory.new_file(is_dump=self._on_demand, room=room)
         self._ledger.work = Work(file, self._encode, self._prologue, self._triggers, self._clock())
         self._directory.begin(file)  # a file without packets is a capture file, too
         self.state = State.WRITING
 
     def _continue(self) -> None:
+        """Begin the next file, or continue with one that was late."""
+        if self.state is not State.LATE:
+            self._directory.clean()
         try:
             self._begin()
+        except TimeoutError:
+            self.state = State.LATE
         except FileError as error:
             self.state = State.WAITING
+            self._ledger.drop_held()
             self._outage.begin(str(error), self._ledger.lost)
+        else:
+            self._is_late_told = False
 
     def _end(self, statistics: Sequence[Statistics]) -> None:
         """Write the statistics of this file, and finish it."""
+        self._ledger.drop_held()
         work = self._work
         if work:
             since = self._told.advance(statistics)
@@ -454,12 +518,9 @@ class FileSeries:
         """Try to write again, but only after the drops of the last file are known."""
         if self._outage.file in self._ledger.ending or not self._outage.is_to_be_tried():
             return
-        if self._directory.is_there:
-            self._directory.clean(_RESUME_ROOM)
-            if not self._directory.has_room(_RESUME_ROOM):
-                return
+        self._directory.clean(_RESUME_ROOM)
         try:
-            self._begin()
-        except FileError:
+            self._begin(room=_RESUME_ROOM)
+        except (FileError, TimeoutError):
             return
         self._outage.end(self.path, self._ledger.lost)

@@ -14,7 +14,7 @@ from typing import TextIO
 
 from skbcapd.attribution.processes import Process
 from skbcapd.kernel.segments import Packet, Upcall
-from skbcapd.output.interface import Snapshot
+from skbcapd.output.interface import PROMPT_S, Snapshot
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.link_type import ETHERNET
@@ -65,6 +65,7 @@ class TextOutput:
     lost = handed = settled = 0
     dumped = None
     is_busy = wants_turn = wants_new_numbers = False
+    latency_s = PROMPT_S
 
     def restart_interfaces(self, _statistics: object) -> None:
         """Never called: lines have names, no numbers."""

@@ -144,8 +144,12 @@ class Patience(Generic[T]):
         self._timeout_s = timeout_s
         self._result: Future[T] | None = None
 
-    def call(self, function: Callable[[], T]) -> T:
+    def call(self, function: Callable[[], T], timeout_s: float | None = None) -> T:
         """The result of the function, or the late result of the call before.
+
+        Args:
+            function: called in the thread, unless the call before is late.
+            timeout_s: for this call; None: the timeout of all calls.
 
         Raises:
             TimeoutError: there is no result yet.
@@ -155,7 +159,7 @@ class Patience(Generic[T]):
             begun: Future[T] = Future()
             result = self._result = begun
             self._worker.do(lambda: _resolve(begun, function))
-            wait([begun], self._timeout_s)
+            wait([begun], self._timeout_s if timeout_s is None else timeout_s)
         if not result.done():
             raise TimeoutError
         self._result = None

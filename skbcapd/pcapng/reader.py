@@ -65,6 +65,10 @@ _UNPACKERS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _PTCPDUMP = re.compile(rb"PID: ([0-9]{1,10})(?:\nCmd: ([^\n]*))?(?:\n|\Z)")
 
 
+class TruncatedError(FileError):
+    """The file ends inside a block: it is truncated, or still being written."""
+
+
 class Stamp(NamedTuple):
     """The process and direction from the options of a packet; None: not known.
 
@@ -159,6 +163,15 @@ class Interface:
     ticks: int = 10**6
     offset_s: int = 0
     number: int = 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether times are nanoseconds since 1970 UTC, as in the files of skbcapd."""
+        return self.ticks == 10**9 and not self.offset_s
+
+    def options(self) -> Iterator[tuple[int, bytes]]:
+        """Code and value of each option of its description, in the section's byte order."""
+        return walk_options(self.block[16:-4], self.section.order)
 
     def time_ns(self, time: int) -> int:
         """The time of a packet in nanoseconds since 1970 UTC; can be outside of the calendar."""
@@ -334,7 +347,7 @@ class Reader:
             self._fail(at, f"interfaces described by {section.described} bytes", f"at most {_DESCRIBED_MAX}")
         link_type, _, snaplen = struct.unpack_from(section.order + "HHI", block, 8)
         interface = Interface(section, link_type, snaplen, block, number=len(section.interfaces))
-        for code, value in _options(block[16:-4], section.order):
+        for code, value in interface.options():
             if code == 9 and len(value) == 1:  # if_tsresol
                 interface.ticks = 1 << (value[0] & 0x7F) if value[0] & 0x80 else int(10 ** value[0])
             elif code == 14 and len(value) == 8:  # if_tsoffset
@@ -422,15 +435,16 @@ class Reader:
 
     def _expect_end(self, left: int, at: int, what: str) -> None:
         if left:
-            self._fail(
-                at, f"the file ends {left} bytes into {what}", "a complete one: it is truncated, or still being written"
+            raise TruncatedError(
+                f"{self.name}: at byte {self._before + at}: the file ends {left} bytes into {what}; "
+                "expected a complete one: it is truncated, or still being written"
             )
 
     def _fail(self, at: int, found: str, expected: str) -> NoReturn:
         raise FileError(f"{self.name}: at byte {self._before + at}: {found}; expected {expected}")
 
 
-def _options(raw: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+def walk_options(raw: bytes, order: str) -> Iterator[tuple[int, bytes]]:
     """Walk through options until the end, or until one is too long."""
     at, head = 0, struct.Struct(order + "HH").unpack_from
     while at + 4 <= len(raw):
@@ -458,7 +472,7 @@ def _without_packet_id(options: bytes, order: str) -> bytes:
 def _read_stamp(options: bytes, order: str) -> Stamp:
     said = numbered = None
     direction = 0
-    for code, value in _options(options, order):
+    for code, value in walk_options(options, order):
         if code == OPT_COMMENT and said is None:
             said = _read_comment(value)
         elif code == EPB_FLAGS and len(value) == 4:

@@ -18,7 +18,7 @@ from skbcapd.kernel.loader import Hook
 from skbcapd.kernel.marker import Marker
 from skbcapd.kernel.program import Counters
 from skbcapd.kernel.segments import Packet
-from skbcapd.output.interface import Snapshot, Statistics
+from skbcapd.output.interface import FILE_S, Snapshot, Statistics
 from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.pcapng.blocks import PACKET, walk
@@ -114,6 +114,7 @@ class Recording:
     lost = handed = settled = 0
     dumped = None
     is_busy = wants_turn = wants_new_numbers = False
+    latency_s = FILE_S
 
     def __init__(self, *, labels: bool = True) -> None:
         self.labels = labels

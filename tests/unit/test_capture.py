@@ -671,13 +671,26 @@ def test_written_is_what_the_output_has_settled() -> None:
 def test_no_packet_is_slept_over() -> None:
     """The capture does not fall asleep on a packet that came meanwhile, and a wakeup is taken once."""
     rig = Rig()
-    assert rig.capture.fall_asleep()
+    assert rig.capture.fall_asleep(abi.Sleep.UNTIL_PACKET)
     assert rig.program.control[abi.SLEEPING] == 1
-    rig.capture.wake_up()
+    assert not rig.capture.wake_up()
     assert (rig.program.control[abi.SLEEPING], rig.program.calls) == (0, ["take_wakeups"])
     rig.program.put(upcall(NTP_FRAME))
-    assert not rig.capture.fall_asleep()
+    assert not rig.capture.fall_asleep(abi.Sleep.UNTIL_PACKET)
     assert rig.program.control[abi.SLEEPING] == 0
+
+
+@pytest.mark.parametrize("fills", [False, True])
+def test_a_file_sleeps_over_packets_with_a_label_only(*, fills: bool) -> None:
+    """Until a packet needs Python the capture may sleep; not if one came meanwhile, in this segment or the next."""
+    rig = Rig()
+    rig.drain(upcall(NTP_FRAME))
+    rig.program.put(packet(7, NTP_FRAME))
+    assert rig.capture.fall_asleep(abi.Sleep.UNTIL_UPCALL)
+    rig.program.control[abi.SLEEPING] = 0  # as the program does
+    assert rig.capture.wake_up()
+    rig.program.put(*([packet(7, bytes(60_000))] * 40 if fills else []), upcall(NTP_FRAME))
+    assert not rig.capture.fall_asleep(abi.Sleep.UNTIL_UPCALL)
 
 
 # Rules

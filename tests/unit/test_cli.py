@@ -21,7 +21,7 @@ from skbcapd.errors import ConfigError, SkbcapdError, UsageError
 from skbcapd.kernel.program import Counters
 
 ROOT = Path(skbcapd.__file__).parent.parent
-COMMANDS = ("capture", "run", "check", "config", "dump", "status", "doctor", "top", "split", "extcap")
+COMMANDS = ("capture", "run", "check", "config", "dump", "status", "doctor", "top", "extract", "split", "extcap")
 
 
 def skbcapd_says(*arguments: str) -> tuple[int, str, str]:

@@ -233,9 +233,8 @@ def test_no_dump_below_keep_free(recording: Recording, caplog: pytest.LogCapture
     recording.put(1, 2, 3)
     recording.recorder.dump(tuple, "rules[1]")
     assert recording.dumps == []
-    assert caplog.messages == [
-        "no dump (trigger: rules[1]): free space is below files.keep_free; the packets stay in memory"
-    ]
+    why = f"{recording.path}: free space is below files.keep_free"
+    assert caplog.messages == [f"no dump (trigger: rules[1]): {why}; the packets stay in memory"]
     recording.files._directory.retention.keep = keep
     recording.dump()
     assert [numbers(path) for path in recording.dumps] == [[1, 2, 3]]

@@ -15,7 +15,9 @@ import pytest
 from skbcapd.daemon.loop import TICK_S, Service
 from skbcapd.daemon.server import Server, control
 from skbcapd.errors import KernelError
+from skbcapd.kernel import abi
 from skbcapd.kernel.abi import SEGMENT_SIZE
+from skbcapd.output.interface import FILE_S, PROMPT_S
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +42,8 @@ class FakeCapture:
         self.fails_to_start = False
         self.program = self.output = self
         self.is_busy = self.is_cut_short = self.wants_turn = self.wants_new_numbers = False
+        self.latency_s = PROMPT_S
+        self.has_come = True  # the packet that the loop sleeps for
         self.is_detached, self.left = False, 0
         self.wakeup_fd, self.waker = os.pipe()
         os.write(self.waker, b"awake")  # the wait for the next packet is over at once
@@ -64,9 +68,9 @@ class FakeCapture:
         look = self.looks.pop(0)
         return look if isinstance(look, int) else int(look() or 0)
 
-    def fall_asleep(self) -> bool:
+    def fall_asleep(self, until: abi.Sleep) -> bool:
         """No packet came meanwhile."""
-        self.calls.append("fall_asleep")
+        self.calls.append(until.name.lower())
         return True
 
     def renumber(self) -> None:
@@ -74,9 +78,10 @@ class FakeCapture:
         self.calls.append("renumber")
         self.wants_new_numbers = False
 
-    def wake_up(self) -> None:
+    def wake_up(self) -> bool:
         """The wait is over."""
         self.calls.append("wake_up")
+        return self.has_come
 
     def set_clock(self) -> None:
         """Once a second."""
@@ -168,11 +173,29 @@ def test_a_capture_runs_from_start_to_stop() -> None:
 
 @pytest.mark.parametrize(
     ("moved", "after"),
-    [(0, ["fall_asleep", "wake_up", "wake_up"]), (4, ["wake_up"]), (SEGMENT_SIZE - 4, ["wake_up"]), (SEGMENT_SIZE, [])],
+    [
+        (0, ["until_packet", "wake_up", "wake_up"]),
+        (4, ["wake_up"]),
+        (SEGMENT_SIZE - 4, ["wake_up"]),
+        (SEGMENT_SIZE, []),
+    ],
 )
 def test_when_the_loop_waits(moved: int, after: list[str]) -> None:
     """With no packets it asks to be woken; then, and while some come, it waits a little; after a segment, not."""
     assert run(FakeCapture(moved, SEGMENT_SIZE))[2:] == ["drain", *after, "drain", "stop"]
+
+
+def test_a_file_lets_packets_wait_for_long() -> None:
+    """Of an output that lets packets wait, the loop sleeps until one needs Python, or until its time is over."""
+    capture = FakeCapture(4, 4)
+    capture.latency_s = FILE_S
+    assert run(capture)[2:] == [*("drain", "until_upcall", "wake_up", "wake_up") * 2, "stop"]
+    capture = FakeCapture(4, 4)
+    capture.latency_s, capture.has_come = 2 * PROMPT_S, False
+    os.read(capture.wakeup_fd, 100)
+    start = time.monotonic()
+    assert run(capture)[2:] == ["drain", "until_upcall", "wake_up"] * 2 + ["stop"]
+    assert time.monotonic() - start >= 4 * PROMPT_S
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -180,7 +203,7 @@ def test_a_signal_ends_it(number: signal.Signals) -> None:
     """After a signal there is no further look; what is left is written by the stop."""
     capture = FakeCapture(kill(number), fail(AssertionError("looked again")))
     os.read(capture.wakeup_fd, 100)  # nothing but the signal ends the wait
-    assert run(capture)[2:] == ["drain", "fall_asleep", "wake_up", "stop"]
+    assert run(capture)[2:] == ["drain", "until_packet", "wake_up", "stop"]
 
 
 def test_a_second_signal_is_no_harm() -> None:
