@@ -27,7 +27,7 @@ from typing import BinaryIO
 from skbcapd.errors import FileError, UsageError
 from skbcapd.output.aligned import AlignedTail, Buffers, Piece, count_pieces
 from skbcapd.output.disk import DIRECT_MIN, DiskFile
-from skbcapd.output.worker import InlineJobs, Jobs, wait_until
+from skbcapd.worker import InlineJobs, Jobs, wait_until
 
 MODE = 0o640
 SELF = (-1, -1)  # as owner: user and group of the process

@@ -27,9 +27,9 @@ from skbcapd.output.interface import Snapshot, Statistics
 from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.output.series import State
-from skbcapd.output.worker import wait_until
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
+from skbcapd.worker import wait_until
 
 _LOG = logging.getLogger(__name__)
 ASKED_PAUSE_S = 10.0  # between two dumps for rules

@@ -13,8 +13,6 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from skbcapd.cli.status import ask
 from tests.kernel.capture import Daemon, read
 from tests.kernel.namespace import Wire
@@ -29,21 +27,6 @@ sender = socket.socket(type=socket.SOCK_DGRAM)
 for _ in range(int(sys.argv[2])):
     sender.sendto(bytes({size}), (sys.argv[1], 9))
 """
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 160 MiB."""
-    image, place = tmp_path / "image", tmp_path / "disk"
-    place.mkdir()
-    with image.open("wb") as file:
-        file.truncate(160 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 def send(wire: Wire, count: int) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from skbcapd.attribution import containers
 from skbcapd.attribution.containers import NAME_MAX, NOTHING, Containers, Names, Places
 from skbcapd.attribution.processes import Processes
+from tests.support.deadline import until
 from tests.support.proc import TICK, Proc
 
 ID, OTHER = b"0123456789abcdef" * 4, b"f" * 64
@@ -268,3 +272,33 @@ def test_a_process_has_its_containers_names(tmp_path: Path, places: Places, know
     assert inside is not None
     assert outside is not None
     assert (inside.names, outside.names) == (Names(b"web"), NOTHING)
+
+
+class HungPath(type(Path())):  # type: ignore[misc]
+    """A path on a disk that does not respond until the test says so."""
+
+    disk = threading.Event()
+
+    def stat(self, **_: object) -> os.stat_result:
+        """Wait for the disk."""
+        self.disk.wait()
+        raise FileNotFoundError
+
+
+def test_a_disk_that_hangs(places: Places, clock: Clock) -> None:
+    """The disk of an engine that does not respond is waited for once, and shortly; later its names are found."""
+    docker(places.docker[0], {"Name": "/web"}, OTHER)
+    known = Containers(replace(places, logs=HungPath("/hung")), clock)
+    begun = time.monotonic()
+    for _ in range(101):
+        assert known.find(ID, IN_POD) == NOTHING
+        assert known.find(OTHER, b"/docker/x") == NOTHING
+        clock.now += 2
+    assert time.monotonic() - begun < 2
+    HungPath.disk.set()
+
+    def found() -> bool:
+        clock.now += 2
+        return known.find(OTHER, b"/docker/x") == Names(b"web")
+
+    until(found, "the disk responds")

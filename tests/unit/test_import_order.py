@@ -28,6 +28,7 @@ ORDER = (
     "filter",
     "pcapng",
     "attribution",
+    "worker",
     "standard_streams",
     "lru",
     "child",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from skbcapd.output.series import State
-from skbcapd.output.worker import PATIENCE_S
+from skbcapd.worker import PATIENCE_S
 from tests.support.deadline import until
 from tests.support.rotation import STAMP, Rig, local, small
 

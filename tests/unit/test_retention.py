@@ -14,8 +14,8 @@ from skbcapd.output.retention import DUMP_MARK, Keep
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.output.series import State
 from skbcapd.output.triggers import Limits
-from skbcapd.output.worker import PATIENCE_S
 from skbcapd.pcapng.interface import Interface
+from skbcapd.worker import PATIENCE_S
 from tests.support.blocks import packets
 from tests.support.captures import names, write
 from tests.support.deadline import until

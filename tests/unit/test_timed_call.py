@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from skbcapd.output.worker import TimedCall, Worker
+from skbcapd.worker import TimedCall, Worker
 from tests.support.deadline import until
 
 
