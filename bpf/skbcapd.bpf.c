@@ -2,6 +2,7 @@
 /*
  * skbcapd in the kernel: every packet, whole, with the process that sent it, written as pcapng into shared memory.
  *
+ *   verifier.h  what makes compiler and verifier agree
  *   layout.h    what kernel and Python share
  *   frame.h     skb -> bytes of the frame
  *   socket.h    sockets and flows
@@ -20,6 +21,7 @@
  *
  * Compiled by bcc for the running kernel; skbcapd/kernel/compiler.py joins the files, skbcapd/kernel/abi.py gives all sizes and offsets.
  */
+#include "verifier.h"
 #include "layout.h"
 #include "frame.h"
 #include "socket.h"
@@ -495,7 +497,7 @@ int on_used(void *ctx)
 	struct sock_head *sock = (void *)TRACEPOINT_ARGUMENT(ctx, 0);
 	struct packet *packet = get_packet(OUT);
 
-	asm volatile("" : "+r"(sock));
+	IN_KERNEL(sock);
 	if (packet && was_use_noted(packet, (u64)sock))
 		return 0;
 	learn_use(ctx, (u64)sock, sock, &work, 0, 0);
