@@ -21,8 +21,7 @@
 
 /*
  * A value below a power of two, `mask` + 1. The compiler leaves out a mask where it knows the bound from code before, which
- * the verifier may not know: so the value is hidden first. It is not needed if the verifier tracks relations between
- * registers; no kernel does yet (6.18).
+ * the verifier may not know: so the value is hidden first. Seen with LLVM 14 to 19; no kernel makes it unnecessary.
  */
 #define BOUND(value, mask)              \
 	({                              \
