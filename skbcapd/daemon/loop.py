@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from types import FrameType
 
-from skbcapd.capture.capture import SETTLE_S, Capture
+from skbcapd.capture.capture import FINAL_DRAIN_S, Capture
 from skbcapd.capture.reload import Reload
 from skbcapd.daemon.server import Server
 from skbcapd.kernel import abi
@@ -143,15 +143,15 @@ class Service:
         end = now + self._duration_s if self._duration_s is not None else float("inf")
         self._next_tick = now + TICK_S
         while not self._stopping and not capture.is_full and now < end:
-            self._go_on_reloading()
+            self._continue_reload()
             moved = capture.drain()
             if now >= self._act_at:
                 self._act(now)
-            if capture.output.wants_new_numbers:
+            if capture.output.needs_renumbering:
                 capture.renumber()
             now = time.monotonic()
             self._tick_if_due(now)
-            if moved >= abi.SEGMENT_SIZE or capture.is_cut_short:
+            if moved >= abi.SEGMENT_SIZE or capture.has_more:
                 if self._server is not None:
                     self._server.serve()  # the loop does not wait if it has too much to do
                 continue
@@ -168,25 +168,25 @@ class Service:
             has_packets: whether the last drain found packets.
         """
         capture, pause = self.capture, PROMPT_S
-        if capture.output.is_busy or capture.output.wants_turn:
+        if capture.output.is_busy or capture.output.has_pending_work:
             pause = BUSY_S
         elif not has_packets or capture.latency_s > PROMPT_S:
             latest = time.monotonic() + capture.latency_s if has_packets else self._next_tick
-            if capture.fall_asleep(abi.Sleep.UNTIL_UPCALL if has_packets else abi.Sleep.UNTIL_PACKET):
+            if capture.request_wakeup(abi.Sleep.UNTIL_UPCALL if has_packets else abi.Sleep.UNTIL_PACKET):
                 self._wait(min(latest, end))
-                if not capture.wake_up():
+                if not capture.cancel_wakeup():
                     return
                 # More packets follow, and sockets without a known user can get one.
         if self._wait(min(time.monotonic() + pause, end)):
-            capture.wake_up()
+            capture.cancel_wakeup()
 
     def _stop(self, *, broken: bool) -> None:
-        """Detach, write the packets in the segments, for SETTLE_S at most, and end."""
+        """Detach, write the packets in the segments, for FINAL_DRAIN_S at most, and end."""
         capture = self.capture
         capture.detach()
         try:
-            deadline = time.monotonic() + SETTLE_S
-            while not broken and not capture.is_settled and time.monotonic() < deadline:
+            deadline = time.monotonic() + FINAL_DRAIN_S
+            while not broken and not capture.is_complete and time.monotonic() < deadline:
                 moved = capture.drain()
                 self._tick_if_due(time.monotonic())
                 if not moved:
@@ -211,7 +211,7 @@ class Service:
         for number in asked:
             self._actions[number]()
 
-    def _go_on_reloading(self) -> None:
+    def _continue_reload(self) -> None:
         """Start a reload, or finish it when its child is done; never waits."""
         if self._reload is None:
             return
