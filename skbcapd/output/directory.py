@@ -37,7 +37,7 @@ from skbcapd.output.listing import Listing
 from skbcapd.output.lock import daemon_of, lock
 from skbcapd.output.naming import COMPRESSED, CURRENT, NUMBER_MAX, Link, Names
 from skbcapd.output.retention import DUMP_MARK, Keep, Retention
-from skbcapd.output.worker import TimedCall, Worker, wait_until
+from skbcapd.worker import TimedCall, Worker, wait_until
 
 _LOG = logging.getLogger(__name__)
 _DUMP_S = 30.0
@@ -344,10 +344,10 @@ def _close(one: _Finishing, link: Link) -> None:
         is_kept = file.close()
     except FileError as error:
         one.error = error
-        is_kept = file.path.exists()
+        is_kept = link.is_there(file.path.name)
     if is_kept:
         link.finish(file.working_path.name, file.path.name)
-    elif not file.working_path.exists():
+    elif not link.is_there(file.working_path.name):
         link.finish(file.working_path.name, "")
     one.is_done = True
 

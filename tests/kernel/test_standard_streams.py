@@ -1,4 +1,4 @@
-"""Commands that capture, with a standard descriptor that is closed, full, or a pipe that nobody reads."""
+"""Capturing commands with a standard descriptor that is closed, full, or a pipe without a reader."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Ended: TypeAlias = tuple[int, str, Said]
 
 @pytest.fixture
 def marker(wire: Wire) -> Iterator[Marker]:
-    """A sender of numbered frames at the near end, which is this process."""
+    """A sender of numbered frames at the near end (this process)."""
     with closing(Marker(wire.near.namespace, wire.near.device)) as made:
         yield made
 
@@ -58,8 +58,10 @@ def run_each(wire: Wire, words: Callable[[int], list[str]], send: Callable[[], o
             yield descriptor, fault, one
 
 
-def test_a_file_is_whole(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """With any fault of any descriptor -c 23 packets are in the file, nothing else is, and the exit code is 0."""
+def test_a_file_is_complete(wire: Wire, marker: Marker, tmp_path: Path) -> None:
+    """With any fault of any descriptor -c 23 packets are in the file, nothing else is, and the exit
+    code is 0.
+    """
 
     def words(number: int) -> list[str]:
         return ["capture", *SMALL, "-i", wire.near.device, "-c", str(SENT), "-w", str(tmp_path / f"{number}.pcapng")]
@@ -78,7 +80,9 @@ def test_a_file_is_whole(wire: Wire, marker: Marker, tmp_path: Path) -> None:
 def test_packets_that_cannot_be_written_end_a_capture(
     to: list[str], wire: Wire, marker: Marker, tmp_path: Path
 ) -> None:
-    """Packets for a stdout that is closed or full: exit code 1 and one line; for a reader that has gone: 0."""
+    """Packets for a stdout that is closed or full: exit code 1 and one line; for a reader that has
+    ended: 0.
+    """
     words = ["capture", *SMALL, "-i", wire.near.device, "-c", str(SENT), *to]
     for descriptor, fault, said in run_each(wire, lambda _: words, marker.send):
         fails = descriptor == 1 and fault != "broken"
@@ -88,8 +92,8 @@ def test_packets_that_cannot_be_written_end_a_capture(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_service_goes_on_without_its_log(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """A daemon whose log cannot be written captures on, and ends with 0 and a whole file."""
+def test_a_service_continues_without_its_log(wire: Wire, marker: Marker, tmp_path: Path) -> None:
+    """A daemon whose log cannot be written continues, and ends with 0 and a complete file."""
 
     def words(number: int) -> list[str]:
         settings = (
@@ -113,7 +117,7 @@ def test_a_service_goes_on_without_its_log(wire: Wire, marker: Marker, tmp_path:
 
 
 def test_the_doctor_reports_whatever_is_wrong(wire: Wire) -> None:
-    """`doctor` ends with 0, but with 1 where its report cannot be written."""
+    """`doctor` ends with 0, or with 1 if its report cannot be written."""
     for descriptor, fault, said in run_each(wire, lambda _: ["doctor"], lambda: None):
         fails = descriptor == 1 and fault != "broken"
         assert said.exit_code == int(fails), (descriptor, fault, said)

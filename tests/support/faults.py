@@ -45,6 +45,11 @@ BEFORE = {
     "a signal while it starts": "killed by SIGHUP, SIGUSR1 and SIGUSR2",
     "a storm of signals": "SIGUSR1: status unanswered, SIGTERM obeyed when it was over; exit codes -12, -1",
     "the service manager hangs": "the capture stopped for ever, SIGTERM not obeyed",
+    "the disk of the compiler's cache hangs": "reload never done; SIGTERM not obeyed",
+    "a process that delays who reads its command line": "the capture stopped as long as the process wanted",
+    "a file system that does not respond": "SIGTERM not obeyed",
+    "a directory that cannot be reached for a while": "a thread ended by a traceback; no packet was written any more",
+    "thousands of files left by crashes": "no start: too many open files",
     "all at once": "not tried",
 }
 
