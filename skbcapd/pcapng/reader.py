@@ -42,6 +42,7 @@ from skbcapd.pcapng.blocks import (
 from skbcapd.pcapng.comment import CommentError, parse
 from skbcapd.text_safety import escaped_bytes
 
+STDIN = Path("-")
 _CHUNK = 1 << 20
 _BLOCK_MAX = 16 << 20  # bytes of one block; MAX_BLOCK_SIZE in Wireshark's wiretap/pcapng.c
 _INTERFACES_MAX = 1 << 16  # interfaces of a section
@@ -163,6 +164,7 @@ class Interface:
     ticks: int = 10**6
     offset_s: int = 0
     number: int = 0
+    portable: tuple[bytes, bytes] | None = None  # kept for who writes it to another file
 
     @property
     def is_plain(self) -> bool:
@@ -189,7 +191,7 @@ class Reader:
     """An open capture file; a context manager.
 
     Args:
-        path: a regular file.
+        path: a regular file, or STDIN.
         progress: called from time to time with the number of bytes that were read from the disk.
 
     Raises:
@@ -205,16 +207,23 @@ class Reader:
         self._packer = ""
         self._before = 0  # bytes of the decompressed file before `_data`
         self._data = b""
+        is_pipe = path == STDIN
+        if is_pipe:
+            self.name = "standard input"
         try:
             # O_NONBLOCK: otherwise opening a FIFO without a writer would wait.
-            self._file: BinaryIO = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=0)  # noqa: SIM115, PTH123  the same
+            descriptor = os.dup(0) if is_pipe else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._file: BinaryIO = open(descriptor, "rb", buffering=0)  # noqa: SIM115, PTH123  closed by __exit__
             found = os.fstat(self._file.fileno())
         except (OSError, ValueError) as error:  # a NUL in the path
             raise FileError(f"{self.name}: {getattr(error, 'strerror', error)}; expected a capture file") from None
-        if not stat.S_ISREG(found.st_mode):
+        self._is_regular = stat.S_ISREG(found.st_mode)
+        self._stream: IO[bytes] = self._file
+        if not self._is_regular:
+            if is_pipe:
+                return
             self._file.close()
             raise FileError(f"{self.name}: not a regular file; expected a capture file")
-        self._stream: IO[bytes] = self._file
         try:
             start = os.pread(self._file.fileno(), 4, 0)
         except OSError as error:  # for example a sector that the disk cannot read
@@ -251,7 +260,9 @@ class Reader:
         elif start == struct.pack("<I", SECTION):
             yield from self._blocks()
         else:
-            raise FileError(f"{self.name}: begins with {self._data[:8].hex(' ')}; expected pcapng or pcap")
+            tool = next((tool for magic, tool in _UNPACKERS.items() if start.startswith(magic)), None)
+            hint = f"{tool} -dc FILE | skbcapd ..." if tool else ""
+            raise FileError(f"{self.name}: begins with {self._data[:8].hex(' ')}; expected pcapng or pcap", hint)
 
     def _blocks(self) -> Iterator[Packet]:
         """Walk through a pcapng file."""
@@ -390,7 +401,9 @@ class Reader:
         while have < wanted:
             try:
                 part = self._stream.read(max(_CHUNK, wanted - have))
-                read = os.lseek(self._file.fileno(), 0, os.SEEK_CUR)  # shared with the process that decompresses
+                read = (
+                    os.lseek(self._file.fileno(), 0, os.SEEK_CUR) if self._is_regular else 0
+                )  # shared with the process that decompresses
             except OSError as error:
                 raise FileError(f"{self.name}: {error.strerror} at byte {self._before + have}") from None
             self._progress(read)

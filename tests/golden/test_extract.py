@@ -190,8 +190,6 @@ def test_the_judges_are_content(capture: Path, out: Path) -> None:
         (["{file}", "--count", "--from", "soon"], "skbcapd: --from soon: no time; expected a date and time"),
         (["{file}", "--count", "--from", "@2", "--to", "@1"], "skbcapd: --to @1 is not behind --from @2"),
         (["{file}", "--count", "tcp", "prot", "7"], 'skbcapd: FILTER: found "tcp prot 7" ('),
-        (["nosuch", "--count"], "skbcapd: nosuch: No such file or directory; expected a capture file"),
-        (["{file}", "other.pcapng", "--count"], "skbcapd: other.pcapng: No such file or directory"),
     ],
 )
 def test_what_is_no_command_line(words: list[str], message: str, capture: Path) -> None:
