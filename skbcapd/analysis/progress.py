@@ -30,7 +30,7 @@ class Progress:
         self._stream = stream
         self._clock = clock
         self._is_shown = stream.isatty()
-        self._begun = self._drawn_at = clock()
+        self._started_at = self._drawn_at = clock()
         self._total = max(sum(map(_size, files)), 1)
         self._done = 0
 
@@ -38,7 +38,7 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._drawn_at > self._begun:
+        if self._drawn_at > self._started_at:
             print("\r\x1b[K", end="", file=self._stream, flush=True)
 
     def next_file(self) -> Callable[[int], None]:
@@ -55,7 +55,7 @@ class Progress:
 
     def _show(self, part: float) -> None:
         now = self._clock()
-        if not self._is_shown or now < self._begun + _QUIET_S or now < self._drawn_at + _BETWEEN_S:
+        if not self._is_shown or now < self._started_at + _QUIET_S or now < self._drawn_at + _BETWEEN_S:
             return
         self._drawn_at = now
         width = max(standard_streams.width(self._stream.fileno()) - 8, 1)

@@ -27,7 +27,8 @@ from skbcapd.analysis.selectors import Selection
 from skbcapd.errors import FileError, UsageError
 from skbcapd.output.naming import COMPRESSED
 from skbcapd.pcapng.blocks import ISB_ENDTIME, STATISTICS
-from skbcapd.pcapng.reader import STDIN, Packet, Reader, TruncatedError, walk_options
+from skbcapd.pcapng.reader import Packet, Reader, TruncatedError, walk_options
+from skbcapd.pcapng.source import STDIN
 from skbcapd.text_safety import escaped_bytes
 
 Timed: TypeAlias = tuple[int, Packet]

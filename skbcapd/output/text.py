@@ -62,9 +62,9 @@ class TextOutput:
         """Never called: without labels, the kernel program writes no complete blocks."""
         raise AssertionError(f"{len(view)} bytes of complete blocks; expected none")
 
-    lost = handed = settled = 0
+    lost = accepted = completed = 0
     dumped = None
-    is_busy = wants_turn = wants_new_numbers = False
+    is_busy = has_pending_work = needs_renumbering = False
 
     def restart_interfaces(self, _statistics: object) -> None:
         """Never called: lines have names, no numbers."""

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-import skbcapd
 from tests.support import blocks, traffic
+from tests.support.command import run
 from tests.support.judges import facts, rows
 from tests.support.traffic import BEGIN_NS, COUNT, STEP_NS
 
-ROOT = Path(skbcapd.__file__).parent.parent
 FIELDS = (
     "frame.time_epoch",
     "frame.len",
@@ -28,18 +24,10 @@ FIELDS = (
 )
 
 
-def extract(*arguments: str | Path, cwd: Path = ROOT, stdin: bytes = b"") -> tuple[int, str, str]:
+def extract(*arguments: str | Path) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of `skbcapd extract`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "skbcapd", "extract", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TZ": "UTC"},
-        input=stdin,
-        capture_output=True,
-        check=False,
-        timeout=120,
-    )
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+    code, stdout, stderr = run("extract", *arguments)
+    return code, stdout.decode(), stderr
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +180,7 @@ def test_the_judges_are_content(capture: Path, out: Path) -> None:
         (["{file}", "--count", "tcp", "prot", "7"], 'skbcapd: FILTER: found "tcp prot 7" ('),
     ],
 )
-def test_what_is_no_command_line(words: list[str], message: str, capture: Path) -> None:
+def test_invalid_command_lines(words: list[str], message: str, capture: Path) -> None:
     """A wrong word is refused by name, with exit code 2, and nothing is read or written."""
     code, stdout, stderr = extract(*(word.format(file=capture) for word in words))
     assert (code, stdout) == (2, "")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import subprocess
 import sys
@@ -15,12 +14,11 @@ from scapy.layers.l2 import ARP, GRE, Dot1Q, Ether
 from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
-import skbcapd
 from tests.support import blocks, traffic
+from tests.support.command import ROOT, run
 from tests.support.judges import facts, rows
 from tests.support.strangers import comment, options, packet, pcap, process, section
 
-ROOT = Path(skbcapd.__file__).parent.parent
 SECRET = b"GET /?token=hunter2 HTTP/1.1"
 ETHER = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 V4, V6 = IP(src="10.0.0.1", dst="10.0.0.2"), IPv6(src="fd00::1", dst="fd00::2")
@@ -36,19 +34,6 @@ KINDS: dict[str, tuple[Packet, int]] = {  # frame, and bytes of its headers
     "arp": (ETHER / ARP(psrc="10.0.0.1", pdst="10.0.0.2", hwsrc="02:00:00:00:00:01"), 14 + 28),
     "no header that is known": (Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02", type=0x88B5), 14),
 }  # fmt: skip
-
-
-def run(command: str, *arguments: str | Path, stdin: bytes = b"") -> tuple[int, bytes, str]:
-    """Exit code, stdout and stderr of a command of skbcapd."""
-    done = subprocess.run(
-        [sys.executable, "-m", "skbcapd", command, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TZ": "UTC"},
-        input=stdin,
-        capture_output=True,
-        check=False,
-        timeout=120,
-    )
-    return done.returncode, done.stdout, done.stderr.decode()
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 from scapy.utils import rdpcap
 
-from tests.golden.test_extract_changes import run, written
-from tests.support import traffic
+from tests.support import blocks, traffic
+from tests.support.command import run
 from tests.support.judges import facts, judge, rows
 from tests.support.strangers import options, packet, section
 
@@ -37,6 +37,11 @@ def path(tmp_path: Path) -> Path:
 def out(tmp_path: Path) -> Path:
     """What is written."""
     return tmp_path / "out.pcapng"
+
+
+def written(path: Path) -> list[blocks.Packet]:
+    """All packets of a file."""
+    return blocks.packets(path.read_bytes())
 
 
 def flagged(flags: int) -> bytes:
