@@ -48,6 +48,8 @@ BEFORE = {
     "the disk of the compiler's cache hangs": "reload never done; SIGTERM not obeyed",
     "a process that delays who reads its command line": "the capture stopped as long as the process wanted",
     "a file system that does not respond": "SIGTERM not obeyed",
+    "a directory that cannot be reached for a while": "a thread ended by a traceback; no packet was written any more",
+    "thousands of files left by crashes": "no start: too many open files",
     "all at once": "not tried",
 }
 
