@@ -1,9 +1,9 @@
-"""A file, or standard output, that a command writes its result to.
+"""The result of a command: a file, or standard output.
 
-In: bytes, piece by piece. Out: a file that gets its name when it is complete; until then it is NAME.part.
+In: bytes in parts. Out: a file that is renamed when it is complete; until then it is NAME.part.
 
-The rules: a result never replaces one of its sources, and an error leaves no file. A device or a FIFO is written as it
-is.
+The rules: a result never replaces one of its sources, and an error leaves no file. A device or a
+FIFO is written directly.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _PART = ".part"
 
 
 class Target:
-    """Where a result goes.
+    """The target of a result.
 
     Args:
-        path: of the file; STDOUT for standard output.
+        path: path of the file; STDOUT: standard output.
 
     Raises:
         FileError: it cannot be written.
@@ -62,8 +62,8 @@ class Target:
         """Write what is gathered, if that is much.
 
         Raises:
-            FileError: the disk takes no more.
-            BrokenPipeError: nobody reads them any more.
+            FileError: it cannot be written.
+            BrokenPipeError: the reader has ended.
         """
         if len(self.gathered) >= _GATHERED_MAX:
             self._flush()
@@ -82,13 +82,13 @@ class Target:
         self.gathered.clear()
 
     def finish(self, path: Path | None = None) -> Path:
-        """All is written: give the file its name.
+        """Finish the file, and rename it.
 
         Args:
-            path: another name than the one it was to have.
+            path: another final name.
 
         Raises:
-            FileError: the disk refuses.
+            FileError: it cannot be finished.
         """
         self._flush()
         if self._output:
@@ -114,7 +114,7 @@ class Target:
 
 
 def check(path: Path, sources: Iterable[Path]) -> None:
-    """Refuse a target that is one of the sources.
+    """Check that the target is not one of the sources.
 
     Raises:
         FileError: it is.

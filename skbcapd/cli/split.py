@@ -37,5 +37,5 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Split the wanted packets."""
+    """Split the selected packets."""
     return split.command(options, *selecting.parse(options))

@@ -26,5 +26,5 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Add up the wanted packets."""
+    """Add up the selected packets."""
     return top.command(options, *selecting.parse(options))

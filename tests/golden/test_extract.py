@@ -176,8 +176,8 @@ def test_the_judges_are_content(capture: Path, out: Path) -> None:
         (["{file}", "--count", "--comm", ""], "argument --comm: found '' (empty); expected a glob"),
         (["{file}", "--count", "--comm", "/(/"], "argument --comm: found '/(/' (bad regular expression"),
         (["{file}", "--count", "--direction", "up"], "invalid choice: 'up'"),
-        (["{file}", "--count", "--from", "soon"], "skbcapd: --from soon: no time; expected a date and time"),
-        (["{file}", "--count", "--from", "@2", "--to", "@1"], "skbcapd: --to @1 is not behind --from @2"),
+        (["{file}", "--count", "--from", "soon"], "skbcapd: --from soon: not a time; expected a date and time"),
+        (["{file}", "--count", "--from", "@2", "--to", "@1"], "skbcapd: --to @1 is not after --from @2"),
         (["{file}", "--count", "tcp", "prot", "7"], 'skbcapd: FILTER: found "tcp prot 7" ('),
     ],
 )
