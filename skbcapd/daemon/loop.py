@@ -59,6 +59,7 @@ class Service:
         actions: Mapping[int, Callable[[], None]] | None = None,
         reload: Reload | None = None,
         server: Server | None = None,
+        settle_s: float = SETTLE_S,
     ) -> None:
         self.capture = capture
         self._duration_s = duration_s
@@ -68,6 +69,7 @@ class Service:
         self._act_at = 0.0
         self._reload = reload
         self._server = server
+        self._settle_s = settle_s
         self._stopping = self._wants_reload = False
         self._next_tick = float("inf")
         self._epoll = select.epoll()
@@ -169,11 +171,11 @@ class Service:
             self._act(now)
 
     def _stop(self, *, broken: bool) -> None:
-        """Detach, write the packets in the segments, for SETTLE_S at most, and end."""
+        """Detach, write the packets in the segments, for `settle_s` at most, and end."""
         capture = self.capture
         capture.detach()
         try:
-            deadline = time.monotonic() + SETTLE_S
+            deadline = time.monotonic() + self._settle_s
             while not broken and not capture.is_settled and time.monotonic() < deadline:
                 moved = capture.drain()
                 self._tick_if_due(time.monotonic())

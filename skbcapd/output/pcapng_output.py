@@ -17,6 +17,7 @@ from skbcapd.kernel.segments import Cut, Upcall
 from skbcapd.lru import Bounded
 from skbcapd.output.block_writer import CaptureFile
 from skbcapd.output.interface import Snapshot, Statistics
+from skbcapd.output.pipe import PipeTarget
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Sink
 
@@ -125,7 +126,7 @@ class FileOutput(PcapngOutput):
         encode: as for PcapngOutput.
     """
 
-    def __init__(self, file: CaptureFile, encode: str = "kernel") -> None:
+    def __init__(self, file: CaptureFile | PipeTarget, encode: str = "kernel") -> None:
         super().__init__(file.stream, encode)
         self._file = file
 

@@ -280,30 +280,28 @@ def test_a_file_that_was_taken_away(tmp_path: Path) -> None:
         file.close()
 
 
-def test_standard_output_takes_blocks_and_lines() -> None:
-    """Blocks go to the descriptor as they are, lines as ASCII; both are there once it is closed."""
+def test_standard_output_takes_lines() -> None:
+    """Lines go to the descriptor as ASCII; all are there once it is closed."""
     reading, writing = os.pipe()
     output = StandardOutput(writing)
-    output.stream.write(b"\xff\0\n")
     output.text.write("line\n")
     output.close()
-    assert os.read(reading, 100) == b"\xff\0\nline\n"
+    assert os.read(reading, 100) == b"line\n"
     os.close(reading)
     os.close(writing)
 
 
-@pytest.mark.parametrize("way", ["stream.write(b'blocks')", "text.write('line')"])
 @pytest.mark.parametrize(
     ("reader", "said"),
     [("closed", ""), ("full", "standard output: No space left on device while finishing it")],
 )
-def test_standard_output_that_takes_no_more(way: str, reader: str, said: str) -> None:
+def test_standard_output_that_takes_no_more(reader: str, said: str) -> None:
     """A reader that has gone is no error; a full device is one, said once, also when the interpreter ends."""
     program = (
         "from skbcapd.output.block_writer import StandardOutput, FileError\n"
         "output = StandardOutput()\n"
-        f"output.{way}\n"
-        "try:\n    output.stream.flush() or output.text.flush()\nexcept OSError:\n    pass\n"
+        "output.text.write('line')\n"
+        "try:\n    output.text.flush()\nexcept OSError:\n    pass\n"
         "try:\n    output.close()\nexcept FileError as error:\n    print(error, file=__import__('sys').stderr)\n"
     )
     reading, writing = os.pipe() if reader == "closed" else (os.open(os.devnull, 0), os.open("/dev/full", os.O_WRONLY))
