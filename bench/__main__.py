@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from itertools import chain, groupby
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from bench import loads, report
 from bench.loads import Variant
@@ -33,6 +33,9 @@ from bench.tools import ours, tools
 from bench.wire import wire
 
 HERE = Path(__file__).parent
+BUILD, DOCS = HERE.parent / "build", HERE.parent / "docs"
+Rows: TypeAlias = list[Figures]
+Variants: TypeAlias = list[tuple[Variant, Figures]]
 
 
 _T = TypeVar("_T")
@@ -48,8 +51,7 @@ def _say(row: Figures) -> None:
     print(f"{row.tool}, {row.load}: {report.cpu_per_packet(row):.3f} us/packet, {row.dropped} dropped", file=sys.stderr)
 
 
-def main() -> int:
-    """Run the rounds and write the report."""
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="amount of traffic: 1 is 1,000,000 small datagrams")
@@ -65,26 +67,57 @@ def main() -> int:
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.scale = 1, 0.2
-    build, docs = HERE.parent / "build", HERE.parent / "docs"
+    return options
+
+
+def _write_docs() -> None:
+    """Copy the tables and the plot of the last run into docs/."""
+    page = DOCS / "performance.md"
+    tables = (BUILD / "bench.md").read_text()
+    plot = "![CPU of the capture process per packet, relative to tcpdump](performance.svg)"
+    page.write_text(report.insert(page.read_text(), f"{tables}\n{plot}\n"))
+    shutil.copyfile(BUILD / "bench.svg", DOCS / "performance.svg")
+
+
+def _write(where: str, rows: Rows, programs: Rows, variants: Variants) -> None:
+    """Write all rounds, the tables and the plot to build/, and the tables to stdout."""
+    goals = report.goals(rows, programs, variants)
+    (BUILD / "bench.json").write_text(
+        json.dumps(
+            {
+                "where": where,
+                "rounds": [asdict(row) for row in rows],
+                "programs": [asdict(row) for row in programs],
+                "variants": [{"kind": each.kind, "name": each.name, **asdict(row)} for each, row in variants],
+                "goals": [asdict(goal) | {"met": goal.is_met} for goal in goals],
+            },
+            indent=1,
+        )
+    )
+    text = report.document(rows, programs, variants, where)
+    (BUILD / "bench.md").write_text(text)
+    (BUILD / "bench.svg").write_text(report.plot(rows, where))
+    print(text)
+
+
+def main() -> int:
+    """Run the rounds and write the report."""
+    options = _options()
     if options.docs:
-        page = docs / "performance.md"
-        tables = (build / "bench.md").read_text()
-        plot = "![CPU of the capture process per packet, relative to tcpdump](performance.svg)"
-        page.write_text(report.insert(page.read_text(), f"{tables}\n{plot}\n"))
-        shutil.copyfile(build / "bench.svg", docs / "performance.svg")
+        _write_docs()
         return 0
-    build.mkdir(exist_ok=True)
+    BUILD.mkdir(exist_ok=True)
     wanted = [
         load
         for load in loads.loads(options.scale)
         if any(word in load.name for word in options.load or [""]) and (load.has_goal or not options.quick)
     ]
     found = tools()[: 2 if options.quick else None]
-    where = f"{place(build, found)}; {options.rounds} rounds, scale {options.scale:g}"
-    rows: list[Figures] = []
-    programs: list[Figures] = []
-    variants: list[tuple[Variant, Figures]] = []
-    with tempfile.TemporaryDirectory(dir=build) as name, wire():
+    where = f"{place(BUILD, found)}; {options.rounds} rounds, scale {options.scale:g}"
+    rows: Rows = []
+    programs: Rows = []
+    variants: Variants = []
+    with tempfile.TemporaryDirectory(dir=BUILD) as name, wire():
         directory, sender = Path(name), Path(name) / "send"
         subprocess.run(["cc", "-O2", "-pthread", "-o", str(sender), str(HERE / "send.c")], check=True)
         for _ in range(options.rounds):
@@ -105,23 +138,7 @@ def main() -> int:
                 _say(variants[-1][1])
     rows.sort(key=lambda row: [load.name for load in wanted].index(row.load))
     variants.sort(key=lambda each: loads.variants(options.scale).index(each[0]))
-    goals = report.goals(rows, programs, variants)
-    (build / "bench.json").write_text(
-        json.dumps(
-            {
-                "where": where,
-                "rounds": [asdict(row) for row in rows],
-                "programs": [asdict(row) for row in programs],
-                "variants": [{"kind": each.kind, "name": each.name, **asdict(row)} for each, row in variants],
-                "goals": [asdict(goal) | {"met": goal.is_met} for goal in goals],
-            },
-            indent=1,
-        )
-    )
-    text = report.document(rows, programs, variants, where)
-    (build / "bench.md").write_text(text)
-    (build / "bench.svg").write_text(report.plot(rows, where))
-    print(text)
+    _write(where, rows, programs, variants)
     return 0
 
 

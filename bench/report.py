@@ -198,12 +198,19 @@ def goals(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]
         variants: each with its rounds.
     """
     us, them = "skbcapd", "tcpdump"
+    unpaced, large, steady = "UDP 64 B unpaced", "UDP 1400 B unpaced", "UDP 64 B, 20k/s"
 
     def cpu(load: str) -> float | None:
         return ratio(rows, cpu_per_packet, load=load, of=us, to=them)
 
     def ours(load: str, figure: Callable[[Figures], float]) -> float | None:
         return median(rows, figure, tool=us, load=load)
+
+    def bpf_ns(corrected: int) -> float | None:
+        def time(row: Figures) -> float:
+            return per_packet(row.program_s - corrected * row.program_runs * row.counting_s, row, 1e-9)
+
+        return median(programs, time, tool=us, load=unpaced)
 
     def cost(kind: str) -> dict[str, list[float]]:
         return {name: list(map(_both_us, here)) for (found, name), here in _rounds(variants).items() if found == kind}
@@ -214,7 +221,6 @@ def goals(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]
 
     filters = cost("filter")
     refused = median_ratio(filters.get("rejects all", []), filters.get("none", []))
-    unpaced, large, steady = "UDP 64 B unpaced", "UDP 1400 B unpaced", "UDP 64 B, 20k/s"
     datagrams = [row for row in rows if row.tool == us and row.sent and not row.sent_bytes]
     missing = [abs(row.sent - row.captured - row.dropped) for row in datagrams]
     tcp_lost = [row.dropped for row in rows if row.tool == us and row.load == "TCP bulk, GSO"]
@@ -227,21 +233,8 @@ def goals(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]
         Goal("longest pause between writes, 20k packets/s, s", 0.1, ours(steady, lambda row: row.longest_pause_s)),
         Goal("CPU usage when idle, of one processor", 0.001, ours("idle", lambda row: row.cpu_s / row.sending_s)),
         Goal("sending rate relative to tcpdump", 1.0, ratio(rows, rate, load=unpaced, of=us, to=them), at_least=True),
-        Goal(
-            "BPF time per 64 B packet, with the kernel's measurement, ns",
-            400,
-            median(programs, lambda row: per_packet(row.program_s, row, 1e-9), tool=us, load=unpaced),
-        ),
-        Goal(
-            "BPF time per 64 B packet, without the measurement, ns",
-            400,
-            median(
-                programs,
-                lambda row: per_packet(row.program_s - row.program_runs * row.counting_s, row, 1e-9),
-                tool=us,
-                load=unpaced,
-            ),
-        ),
+        Goal("BPF time per 64 B packet, with the kernel's measurement, ns", 400, bpf_ns(0)),
+        Goal("BPF time per 64 B packet, without the measurement, ns", 400, bpf_ns(1)),
         Goal("packets neither captured nor counted as dropped, UDP", 0, max(missing, default=None)),
         Goal("RSS without the buffer, MiB", 100, ours(unpaced, lambda row: row.private_bytes / (1 << 20))),
         Goal("time from start to capture, s", 1.0, ours("idle", lambda row: row.start_s)),
@@ -254,7 +247,7 @@ def goals(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]
 
 
 def goal_table(found: Sequence[Goal]) -> str:
-    """Each goal with its figure, as Markdown."""
+    """Each goal with the measured value, as Markdown."""
     return _lines(
         ["figure", "goal", "measured", "met"],
         [
@@ -284,10 +277,10 @@ _BEGIN, _END = "<!-- a run: begin -->\n", "<!-- a run: end -->\n"
 
 
 def insert(page: str, tables: str) -> str:
-    """A page with the tables of a run in place of those that it has between its two marks.
+    """Replace the tables between the two marks of a page by those of a run.
 
     Raises:
-        ValueError: the page has not both marks once.
+        ValueError: a mark is missing, or there is more than one.
     """
     if page.count(_BEGIN) != 1 or page.count(_END) != 1:
         raise ValueError(f"the page has not one {_BEGIN.strip()} and one {_END.strip()}")
@@ -295,7 +288,7 @@ def insert(page: str, tables: str) -> str:
 
 
 def plot(rows: Rows, where: str) -> str:
-    """CPU per packet of each load and tool, in terms of tcpdump's, as bars: an SVG, which needs no library."""
+    """CPU per packet of each load and tool, relative to tcpdump, as bars: an SVG, which needs no library."""
     bars = [
         (load, tool, share, statistics.median(map(cpu_per_packet, here)))
         for load, tool, here in _groups(rows)

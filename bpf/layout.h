@@ -6,22 +6,6 @@
  * skbcapd/kernel/program.py compares the sizes of both when the program is loaded.
  */
 
-/* A value that the compiler knows too well is optimised until the verifier no longer sees its bound:
-   launder it, then mask. `mask` is one less than a power of two. */
-#define BOUND(value, mask)                         \
-	({                                         \
-		u64 _bounded = (value);            \
-		asm volatile("" : "+r"(_bounded)); \
-		_bounded &(mask);                  \
-	})
-
-/* Adds `nothing`, a zero that the verifier does not know to be one (control->nothing): it then takes all ways to the end of a
-   loop's turn for the same state, and verifies the next turn once. Without this the ways multiply. */
-#define FORGET(value, nothing) ((value) += (nothing))
-
-/* Shared words are read once, where written, not when the compiler likes. */
-#define ONCE(word) (*(volatile typeof(word) *)&(word))
-
 enum direction { IN = 1, OUT = 2 };
 
 /* How the process of a packet was found; the names are in skbcapd/pcapng/comment.py. */

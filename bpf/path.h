@@ -87,8 +87,8 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	flow_of_sent(packet, skb, &headers);
 	if (!headers.transport)
 		return;
-	if (flow->protocol == IPPROTO_ICMP || flow->protocol == IPPROTO_ICMPV6) {
-		if (flow->remote_port != (flow->protocol == IPPROTO_ICMP ? 8 : 128))
+	if (is_icmp(flow->protocol)) {
+		if (flow->remote_port != echo_request(flow->protocol))
 			return;
 	} else if (flow->protocol != IPPROTO_TCP && flow->protocol != IPPROTO_UDP) {
 		return;
@@ -152,10 +152,10 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 		return VIA_UNKNOWN;
 	flow->net = packet->key.net;
 	flow->on_wire = 1;
-	if (flow->protocol == IPPROTO_ICMP || flow->protocol == IPPROTO_ICMPV6) {
-		if (flow->remote_port != (flow->protocol == IPPROTO_ICMP ? 0 : 129))
+	if (is_icmp(flow->protocol)) {
+		if (flow->remote_port != echo_reply(flow->protocol))
 			return VIA_UNKNOWN;
-		flow->remote_port = flow->protocol == IPPROTO_ICMP ? 8 : 128;
+		flow->remote_port = echo_request(flow->protocol);
 	}
 	owner = lookup_flow(flow);
 	if (!owner)
@@ -187,21 +187,21 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 static inline int is_passing(struct control *control, struct packet *packet, struct skb *skb)
 {
 	struct wanted wanted = {};
-	u64 words[5] = {};
+	union network_header header = {};
 	u32 type = SKB_BITS(skb, PKT_TYPE), ether_type = SKB(skb, u16, PROTOCOL);
 
 	if (type == PACKET_OTHERHOST) /* a macvlan device above may take it: see find_receiver */
 		return !(LOAD(u32, packet->dev + DEV_PRIVATE_FLAGS) & IFF_MACVLAN_PORT);
 	if (type != PACKET_HOST)
 		return 0;
-	LOAD_WORDS(words, sizeof(words), packet->data);
-	if (ether_type == 0x0008) {
+	LOAD_WORDS(header.words, sizeof(header), packet->data);
+	if (ether_type == htons(ETH_P_IP)) {
 		wanted.family = AF_INET;
-		wanted.address[0] = words[2] & 0xffffffff;
-	} else if (ether_type == 0xdd86) {
+		wanted.address[0] = header.v4.daddr;
+	} else if (ether_type == htons(ETH_P_IPV6)) {
 		wanted.family = AF_INET6;
-		wanted.address[0] = words[3];
-		wanted.address[1] = words[4];
+		wanted.address[0] = header.v6.daddr[0];
+		wanted.address[1] = header.v6.daddr[1];
 	} else {
 		return 0;
 	}

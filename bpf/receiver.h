@@ -66,7 +66,8 @@ static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
  */
 static inline u64 find_above(u64 dev, u64 data, u64 nothing)
 {
-	u64 destination = LOAD(u64, data - 14) << 16, head = dev + DEV_UPPER, node = LOAD(u64, head);
+	u64 destination = LOAD(u64, data - ETH_HLEN) << 16 /* its first 6 bytes */, head = dev + DEV_UPPER,
+	    node = LOAD(u64, head);
 
 	for (int i = 0; i < ABOVE_MAX; i++) {
 		FORGET(node, nothing);
@@ -330,7 +331,7 @@ static inline enum via find_receiver(struct control *control, struct packet *pac
 
 	if (!fragment.family)
 		return via;
-	if (headers.fragment == FIRST_FRAGMENT) {
+	if (!(headers.fragment & IP_OFFSET)) {
 		owner->user = packet->user;
 		owner->inode = packet->inode;
 		owner->identity = via;

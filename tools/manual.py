@@ -61,7 +61,7 @@ def _between(path: str, lines: Iterator[str]) -> str:
 
 
 def _lua_fields() -> Iterator[str]:
-    """The fields of a comment, for Wireshark; `via` is told of packets without a process, too."""
+    """The fields of a comment, for Wireshark; packets without a process have `via`, too."""
     yield "local fields = {"
     for field in TABLE:
         kind, base = ("uint32", "DEC") if field.is_number else ("string", "base.ASCII")
@@ -78,8 +78,8 @@ def _format_fields() -> Iterator[str]:
     for field in TABLE:
         yield f"| `{field.name}` | {field.doc} |"
     words = ", ".join(f"`{word}`" for word in get_args(Via)[1:])
-    yield f"| `via` | how it was found, where it is not the plain case: {words} ([attribution](attribution.md)) |"
-    yield "| `cut` | which of these values is not whole, comma-separated |"
+    yield f"| `via` | how the process was found, unless it was running: {words} ([attribution](attribution.md)) |"
+    yield "| `cut` | names of the values that were cut, separated by commas |"
 
 
 def _page(template: str, place: str, lines: Iterator[str]) -> str:

@@ -142,7 +142,7 @@ class Account:
         for interface, stamp, time, wire_len, frame, _ in reader.packets():
             if interface is not current:
                 current, layer = interface, interface.link_type
-                is_plain = interface.ticks == 10**9 and not interface.offset_s
+                is_plain = interface.is_plain
             time_ns = time if is_plain else interface.time_ns(time)
             found = known.get(stamp) or self._find(stamp, time_ns)
             process, way, name = found

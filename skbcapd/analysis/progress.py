@@ -21,36 +21,41 @@ class Progress:
     """The bar; a context manager that removes it at the end.
 
     Args:
-        files: files that will be read, one after the other.
-        stream: stream of the line, such as stderr.
-        clock: seconds, monotonic.
+        files: what will be read.
+        stream: where the line goes, such as stderr.
+        clock: seconds, never backwards.
     """
 
     def __init__(self, files: Sequence[Path], stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream = stream
         self._clock = clock
         self._is_shown = stream.isatty()
-        self._begun = self._drawn_at = clock()
-        self._sizes = [_size(path) for path in files]
-        self._before = 0
+        self._started_at = self._drawn_at = clock()
+        self._total = max(sum(map(_size, files)), 1)
+        self._done = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._drawn_at > self._begun:
+        if self._drawn_at > self._started_at:
             print("\r\x1b[K", end="", file=self._stream, flush=True)
 
     def next_file(self) -> Callable[[int], None]:
-        """The next file begins; returns a function that takes the number of bytes that were read."""
-        before = self._before
-        self._before += self._sizes.pop(0)
-        total = max(self._before + sum(self._sizes), 1)
-        return lambda done: self._show((before + done) / total)
+        """A file begins, possibly beside others; returns a function that takes the bytes read so far."""
+        before = 0
+
+        def show(done: int) -> None:
+            nonlocal before
+            self._done += done - before
+            before = done
+            self._show(self._done / self._total)
+
+        return show
 
     def _show(self, part: float) -> None:
         now = self._clock()
-        if not self._is_shown or now < self._begun + _QUIET_S or now < self._drawn_at + _BETWEEN_S:
+        if not self._is_shown or now < self._started_at + _QUIET_S or now < self._drawn_at + _BETWEEN_S:
             return
         self._drawn_at = now
         width = max(standard_streams.width(self._stream.fileno()) - 8, 1)

@@ -213,12 +213,12 @@ def needs_process(names: Iterable[str]) -> bool:
     return any(FIELDS[name].of_process is not None for name in names if name in FIELDS)
 
 
-def told(names: Iterable[str], *people: tuple[User, Process | None]) -> list[tuple[str, bytes | int]]:
+def comment_fields(names: Iterable[str], *candidates: tuple[User, Process | None]) -> list[tuple[str, bytes | int]]:
     """The fields of a comment: of one process, or those that all candidates have in common.
 
     Args:
         names: names of fields, in the order of the comment; unknown names are ignored.
-        people: one or more candidates: the thread (tgid 0 if it is not known), and the record of
+        candidates: one or more candidates: the thread (tgid 0 if it is not known), and the record of
             its process from /proc (None if it is not known, or was not read).
 
     Returns:
@@ -227,7 +227,7 @@ def told(names: Iterable[str], *people: tuple[User, Process | None]) -> list[tup
     found: dict[str, bytes | int] = {}
     for name in names:
         field = FIELDS.get(name)
-        values = {field.value(*one) if field is not None and one[0].tgid else None for one in people}
+        values = {field.value(*one) if field is not None and one[0].tgid else None for one in candidates}
         value = values.pop() if len(values) == 1 else None
         if value is not None and (value != b"" or name == "comm"):
             found[name] = value

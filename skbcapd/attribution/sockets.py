@@ -36,7 +36,7 @@ GIVEN_UP_S = 60.0  # pause before the next try
 START_S = 5.0  # for the scan at the start, when no packet waits
 NAMESPACES_MAX = 1024
 FLOWS_MAX = 1 << 16  # as many as the kernel program can store
-_BETWEEN_LOOKS = 128  # descriptors between two reads of the clock
+_CLOCK_EVERY = 128  # descriptors between two reads of the clock
 
 _INFO_SIZE = 512  # the needed lines come first
 _CAP_SYS_PTRACE = 19
@@ -147,7 +147,7 @@ def all_holders(
             for number, inode in enumerate(_inodes(directory, is_socket), 1):
                 if inode is not None:
                     inodes.add(inode)
-                if number % _BETWEEN_LOOKS == 0 and clock() > end:  # one process can have a million descriptors
+                if number % _CLOCK_EVERY == 0 and clock() > end:  # one process can have a million descriptors
                     return None
             stat = read_stat(directory) if inodes else None
         if stat is not None:

@@ -40,7 +40,7 @@ from skbcapd.output.interface import Output, Statistics
 from skbcapd.pcapng.blocks import walk
 
 TURN_S = 0.2  # a drain ends after the range during which this time has passed
-SETTLE_S = 1.5  # time for the packets in the segments when a capture ends; the rest is dropped and counted
+FINAL_DRAIN_S = 1.5  # time for the packets in the segments when a capture ends; the rest is dropped and counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +105,10 @@ class Capture:
             self._delivery.take,
         )
         self._line = Line(stages, self._labeler, self._delivery, tally, limit)
-        self.is_cut_short = False
+        self.has_more = False
         """Whether the last drain has left packets in the segments; then the next one must not wait."""
         self._is_broken = False  # the output has failed: all packets are dropped and counted
-        self._is_held_back = False  # the output may have buffered the end of the last range until the next flush
+        self._has_buffered = False  # the output may have buffered the end of the last range until the next flush
         program.control[abi.WAKE_BACKLOG] = max(1, program.geometry.segment_count // 4)
         self._set_control()
         self._resolver.refill()
@@ -120,9 +120,9 @@ class Capture:
             KernelError: the kernel rejects a hook.
         """
         self._self_test.measure()
-        self._resolver.tell(self._machine.list_flows(), self._machine.list_holders() or {})
+        self._resolver.add_flows(self._machine.list_flows(), self._machine.list_holders() or {})
         self.program.attach()
-        self._resolver.retell(self._machine.list_flows())
+        self._resolver.remove_ended_flows(self._machine.list_flows())
         self._self_test.prove(self.drain)
         self._set_control()
 
@@ -171,7 +171,7 @@ class Capture:
         return self._line.is_full
 
     @property
-    def is_settled(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether all packets that the program has seen are drained and counted. After `detach` it
         stays true.
         """
@@ -191,7 +191,7 @@ class Capture:
         """
         moved, end = 0, time.monotonic() + TURN_S
         self._labeler.begin_drain()
-        self.is_cut_short = False
+        self.has_more = False
         for blocks in self._reader.ranges():
             if self._reader.is_behind:
                 self.output.note_memory_pressure()
@@ -204,25 +204,25 @@ class Capture:
             moved += len(blocks.view)
             if time.monotonic() >= end:
                 self._reader.consume(blocks)
-                self.is_cut_short = True
+                self.has_more = True
                 break
-        if (moved or self._is_held_back or self.output.wants_turn) and not self._is_broken:
+        if (moved or self._has_buffered or self.output.has_pending_work) and not self._is_broken:
             self.output.flush(self.statistics)
             self._resolver.refill()
-        self._is_held_back = bool(moved)
-        self._renumbering.go_on()
+        self._has_buffered = bool(moved)
+        self._renumbering.finish_if_drained()
         return moved
 
-    def settle(self) -> Totals:
+    def current_totals(self) -> Totals:
         """Drain, and return totals that never decrease, as counters of a monitoring system must."""
         kernel, cursor = self.counters(), int(self.program.control[abi.CURSOR])
         self.drain()
-        if self._is_held_back:
+        if self._has_buffered:
             self.output.flush(self.statistics)
-            self._is_held_back = False
-        return self._ledger.settle(kernel, is_drained=self._reader.position >= cursor)
+            self._has_buffered = False
+        return self._ledger.monotonic_totals(kernel, is_drained=self._reader.position >= cursor)
 
-    def fall_asleep(self) -> bool:
+    def request_wakeup(self) -> bool:
         """Request a wakeup by the next packet; False if a packet has already arrived."""
         self.program.control[abi.SLEEPING] = 1
         if self._reader.is_drained:
@@ -230,7 +230,7 @@ class Capture:
         self.program.control[abi.SLEEPING] = 0
         return False
 
-    def wake_up(self) -> None:
+    def cancel_wakeup(self) -> None:
         """Cancel the request."""
         self.program.control[abi.SLEEPING] = 0
         self.program.take_wakeups()
@@ -244,7 +244,7 @@ class Capture:
 
         Args:
             broken: the output has failed. All remaining packets are counted as dropped, as they are
-                after SETTLE_S.
+                after FINAL_DRAIN_S.
         """
         self._is_broken = True
         while self.drain():
@@ -255,9 +255,9 @@ class Capture:
     def stop(self, *, broken: bool = False) -> None:
         """Detach, write the remaining packets, and end; for callers without an event loop."""
         self.detach()
-        deadline = time.monotonic() + SETTLE_S
+        deadline = time.monotonic() + FINAL_DRAIN_S
         self._is_broken = broken
-        while not self.is_settled and time.monotonic() < deadline:
+        while not self.is_complete and time.monotonic() < deadline:
             if not self.drain():
                 time.sleep(0.001)  # for the output, or for a program on another processor
         self.finish(broken=broken)

@@ -29,11 +29,11 @@ _Local = TypeVar("_Local", Upcall, Cut)
 class Sampler(Protocol):
     """Samples the delivered packets; it decides how many."""
 
-    def look_at(self, view: memoryview) -> None:
+    def sample_blocks(self, view: memoryview) -> None:
         """Sample complete blocks from the kernel program."""
         ...
 
-    def look_at_one(self, options: bytes, original_len: int) -> None:
+    def sample_packet(self, options: bytes, original_len: int) -> None:
         """Sample a packet that Python has written."""
         ...
 
@@ -103,13 +103,13 @@ class Delivery:
         """Write complete blocks from the kernel program, unchanged."""
         self._output.write_blocks(view, self._snapshot)
         if self.sampler is not None:
-            self.sampler.look_at(view)
+            self.sampler.sample_blocks(view)
 
     def _write(self, packet: Upcall | Cut, interface_id: int, stamp: Label) -> None:
         self._output.write_packet(packet, interface_id, stamp, self._snapshot)
         self._tally.written += 1
         if self.sampler is not None:
-            self.sampler.look_at_one(stamp.options, packet.original_len)
+            self.sampler.sample_packet(stamp.options, packet.original_len)
 
 
 def _described(packet: Upcall, process: Process | None) -> Process:

@@ -9,7 +9,7 @@ decides once about a key, however many of its packets came before the label was 
 
 from __future__ import annotations
 
-from skbcapd.attribution.fields import told
+from skbcapd.attribution.fields import comment_fields
 from skbcapd.capture.plan import Plan
 from skbcapd.capture.record import VIA, Decision, Record, user_of
 from skbcapd.kernel import abi
@@ -104,8 +104,8 @@ class Labeler:
 def _stamp(record: Record, plan: Plan) -> Label:
     """The options of this packet, and of all packets of its process, interface and direction."""
     packet = record.packet
-    people = record.group or [(user_of(packet), record.process)]
-    fields: list[tuple[str, bytes | str | int]] = [*told(plan.comment, *people)]
+    candidates = record.group or [(user_of(packet), record.process)]
+    fields: list[tuple[str, bytes | str | int]] = [*comment_fields(plan.comment, *candidates)]
     if packet.via and "none" not in plan.comment:
         fields.append(("via", VIA[packet.via]))
     return label(fields, 0, packet.tgid, packet.tid, linked=bool(packet.linked))

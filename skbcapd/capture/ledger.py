@@ -15,7 +15,7 @@ from skbcapd.capture.totals import Tally, Totals
 from skbcapd.kernel import abi
 from skbcapd.kernel.program import Counters, Program
 from skbcapd.output.interface import Output
-from skbcapd.output.worker import wait_until
+from skbcapd.worker import wait_until
 
 _DISK_S = 0.1  # a request for totals waits so long for the disk
 
@@ -66,7 +66,7 @@ class Ledger:
             not_dumped=not_dumped,
         )
 
-    def settle(self, kernel: Counters, *, is_drained: bool) -> Totals:
+    def monotonic_totals(self, kernel: Counters, *, is_drained: bool) -> Totals:
         """Totals that never decrease.
 
         A packet that the program has delivered can still be filtered or dropped by Python. So a
@@ -77,10 +77,10 @@ class Ledger:
             is_drained: whether the drain has processed all packets that they count.
         """
         if self._uncertain is None and is_drained:
-            self._uncertain = self._output.handed, kernel.delivered - self._tally.not_written
+            self._uncertain = self._output.accepted, kernel.delivered - self._tally.not_written
             mark = self._uncertain[0]
-            wait_until(lambda: self._output.settled >= mark, _DISK_S)  # so that the totals are not a second old
-        if self._uncertain is not None and self._output.settled >= self._uncertain[0]:
+            wait_until(lambda: self._output.completed >= mark, _DISK_S)  # so that the totals are not a second old
+        if self._uncertain is not None and self._output.completed >= self._uncertain[0]:
             self._certain = max(self._certain, self._uncertain[1] - self._output.lost)
             self._uncertain = None
         totals = self.totals()

@@ -45,9 +45,9 @@ class Renumbering:
             self._labeler.installs = False
             self._program.clear_labels()
             self._end = int(self._program.control[abi.CURSOR])
-            self.go_on()  # if no packet is in the segments
+            self.finish_if_drained()  # if no packet is in the segments
 
-    def go_on(self) -> None:
+    def finish_if_drained(self) -> None:
         """Called after a drain: renumber the interfaces if all old numbers have been read."""
         if self._end is None or self._reader.position < self._end:
             return

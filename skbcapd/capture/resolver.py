@@ -48,7 +48,7 @@ class Resolver:
         self._program = program
         self._find_holders = find_holders
         self._boot_ns = boot_ns
-        self._told: dict[bytes, int] = {}  # abi.FLOW -> inode number of the socket
+        self._added: dict[bytes, int] = {}  # abi.FLOW -> inode number of the socket
         self._groups: OrderedDict[int, Members] = OrderedDict()
         self._numbers: dict[Members, int] = {}
         self._next_group = 1
@@ -57,7 +57,7 @@ class Resolver:
         """Allow the program to request as many lookups as a drain can do."""
         self._program.control[abi.QUESTIONS] = QUESTIONS
 
-    def tell(self, flows: Iterable[Flow], holders: Mapping[int, Members]) -> None:
+    def add_flows(self, flows: Iterable[Flow], holders: Mapping[int, Members]) -> None:
         """Store the owners of TCP connections and listeners that are older than the program.
 
         Args:
@@ -67,11 +67,11 @@ class Resolver:
         sockets: dict[bytes, list[Members]] = {}
         for flow in flows:
             sockets.setdefault(_key(flow), []).append(holders.get(flow.inode, ()))
-            self._told[_key(flow)] = flow.inode
+            self._added[_key(flow)] = flow.inode
         for key, of in sockets.items():  # several sockets can listen on one port (SO_REUSEPORT)
             members = _all(of)
             if len(members) == 1 and len(of) == 1:
-                owner = abi.Owner(*_record(members[0]), inode=self._told[key], identity=0)
+                owner = abi.Owner(*_record(members[0]), inode=self._added[key], identity=0)
             elif members:
                 number = self._number(members)
                 inode = _GROUP | _MADE_HERE | number
@@ -81,15 +81,15 @@ class Resolver:
                 continue
             self._program.add_flow(key, abi.OWNER.pack(*owner))
 
-    def retell(self, flows: Iterable[Flow]) -> None:
+    def remove_ended_flows(self, flows: Iterable[Flow]) -> None:
         """Remove connections that ended before the program was attached.
 
         Args:
             flows: those that exist after the attach.
         """
-        for key in self._told.keys() - {_key(flow) for flow in flows}:
+        for key in self._added.keys() - {_key(flow) for flow in flows}:
             self._program.remove_flow(key)
-        self._told.clear()
+        self._added.clear()
 
     def take(self, record: Record, _plan: Plan) -> Record:
         """Stage: look up the process if the program requests it; and the members of a group."""

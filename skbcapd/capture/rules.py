@@ -31,10 +31,10 @@ from skbcapd.config.settings import Rule
 
 _LOG = logging.getLogger(__name__)
 DECIDE_S = 0.05  # regular expressions of one decision; an ordinary match takes microseconds
-HURRIED_S = 0.001  # the same, if they have taken more than a tenth of the time
+DECIDE_BUSY_S = 0.001  # the same, if they have taken more than a tenth of the time
 _MATCH_S = 0.02  # one regular expression
 _ANCESTORS_MAX = 64
-_SCAN_S = 0.5  # for the names of threads, in `doubts`
+_SCAN_S = 0.5  # for the names of threads, in `rule_warnings`
 _UNITS = ("/etc/systemd/system", "/run/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 # Programs whose threads have other names, with an example; also for programs that are not running.
 _RENAMES: Mapping[str, str] = {
@@ -127,7 +127,7 @@ class Rules:
 
     def decide(self, subject: Subject) -> Verdict:
         """The verdict of the first rule that matches."""
-        self._left_s = HURRIED_S if self._budget.is_spent else DECIDE_S
+        self._left_s = DECIDE_BUSY_S if self._budget.is_spent else DECIDE_S
         for at, rule in enumerate(self._rules):
             if self._matches(at, rule, subject):
                 if rule.action == "drop":
@@ -213,7 +213,7 @@ def filters_of(everything: str, rules: Sequence[Rule], first: int = 1) -> dict[i
     return ({0: everything} if everything else {}) | Rules(rules, first).filters
 
 
-def doubts(
+def rule_warnings(
     rules: Iterable[Rule], devices: Iterable[str], units: Sequence[str] = _UNITS, proc: Path = Path("/proc")
 ) -> Iterator[str]:
     """Warnings about rules: names that do not exist on this machine, or that need another key. One

@@ -20,6 +20,21 @@ class Run(Protocol):
     def __call__(self, options: argparse.Namespace, /) -> int: ...  # noqa: D102 - the class says it
 
 
+class MixedParser(argparse.ArgumentParser):
+    """Takes options also between words that belong together: `extract FILE -w OUT tcp port 443`."""
+
+    _is_inside = False
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # noqa: D102  overloads
+        if self._is_inside:
+            return super().parse_known_args(args, namespace)
+        self._is_inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._is_inside = False
+
+
 class Commands:
     """The commands of the parser, in the order of the help.
 

@@ -17,7 +17,7 @@ from skbcapd.output.block_writer import CaptureFile
 from skbcapd.output.interface import Output
 from skbcapd.output.pcapng_output import FileOutput
 from skbcapd.output.pipe import PipeTarget, count_lines
-from skbcapd.output.worker import Worker
+from skbcapd.worker import Worker
 
 _PLACES = {"interfaces": "-i", "snaplen": "-s", "filter": "FILTER"}  # options of the command that set these settings
 

@@ -12,11 +12,11 @@ import argparse
 from collections.abc import Sequence
 
 from skbcapd import __version__
-from skbcapd.cli import capture, check, config, doctor, dump, extcap, run, split, status, top
-from skbcapd.cli.arguments import Commands
+from skbcapd.cli import capture, check, config, doctor, dump, extcap, extract, run, split, status, top
+from skbcapd.cli.arguments import Commands, MixedParser
 from skbcapd.daemon.log import LOG
 
-_COMMANDS = (capture, run, check, config, dump, status, doctor, top, split, extcap)
+_COMMANDS = (capture, run, check, config, dump, status, doctor, top, extract, split, extcap)
 
 
 def command(arguments: Sequence[str]) -> int:
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     """
     found = argparse.ArgumentParser(prog="skbcapd", description="Capture packets with process names.")
     found.add_argument("--version", action="version", version=f"skbcapd {__version__}")
-    commands = Commands(found.add_subparsers(required=True, metavar="COMMAND"))
+    commands = Commands(found.add_subparsers(required=True, metavar="COMMAND", parser_class=MixedParser))
     for each in _COMMANDS:
         each.add(commands)
     return found

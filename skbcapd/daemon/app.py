@@ -19,7 +19,7 @@ from typing import TypeAlias
 from skbcapd import standard_streams
 from skbcapd.attribution import sockets
 from skbcapd.attribution.namespaces import Namespaces
-from skbcapd.capture.capture import SETTLE_S, Capture, Machine
+from skbcapd.capture.capture import FINAL_DRAIN_S, Capture, Machine
 from skbcapd.capture.interfaces import Selection
 from skbcapd.capture.plan import compile_filters, plan_for
 from skbcapd.capture.reload import Reload
@@ -151,7 +151,7 @@ def serve(run: Run) -> int:
         _actions(capture, to_files),
         reload,
         server,
-        STALL_S if pipe else SETTLE_S,
+        STALL_S if pipe else FINAL_DRAIN_S,
     )
 
     def started() -> None:

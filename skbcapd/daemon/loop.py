@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from types import FrameType
 
-from skbcapd.capture.capture import SETTLE_S, Capture
+from skbcapd.capture.capture import FINAL_DRAIN_S, Capture
 from skbcapd.capture.reload import Reload
 from skbcapd.daemon.server import Server
 from skbcapd.kernel.abi import SEGMENT_SIZE
@@ -59,7 +59,7 @@ class Service:
         actions: Mapping[int, Callable[[], None]] | None = None,
         reload: Reload | None = None,
         server: Server | None = None,
-        settle_s: float = SETTLE_S,
+        final_drain_s: float = FINAL_DRAIN_S,
     ) -> None:
         self.capture = capture
         self._duration_s = duration_s
@@ -69,7 +69,7 @@ class Service:
         self._act_at = 0.0
         self._reload = reload
         self._server = server
-        self._settle_s = settle_s
+        self._final_drain_s = final_drain_s
         self._stopping = self._wants_reload = False
         self._next_tick = float("inf")
         self._epoll = select.epoll()
@@ -144,39 +144,39 @@ class Service:
         end = now + self._duration_s if self._duration_s is not None else float("inf")
         self._next_tick = now + TICK_S
         while not self._stopping and not capture.is_full and now < end:
-            self._go_on_reloading()
+            self._continue_reload()
             moved = capture.drain()
             if now >= self._act_at:
                 self._act(now)
-            if capture.output.wants_new_numbers:
+            if capture.output.needs_renumbering:
                 capture.renumber()
             now = time.monotonic()
             self._tick_if_due(now)
-            if moved >= SEGMENT_SIZE or capture.is_cut_short:
+            if moved >= SEGMENT_SIZE or capture.has_more:
                 if self._server is not None:
                     self._server.serve()  # the loop does not wait if it has too much to do
                 continue
-            if not moved and not capture.output.wants_turn and capture.fall_asleep():
+            if not moved and not capture.output.has_pending_work and capture.request_wakeup():
                 has_packet = self._wait(min(self._next_tick, end, self._act_at if self._asked else end))
-                capture.wake_up()
+                capture.cancel_wakeup()
                 if not has_packet:
                     continue
             # Also after the first packet: more packets follow, and sockets without a known user can
             # get one.
-            pause = BUSY_S if capture.output.is_busy or capture.output.wants_turn else LATENCY_S
+            pause = BUSY_S if capture.output.is_busy or capture.output.has_pending_work else LATENCY_S
             if self._wait(min(time.monotonic() + pause, end)):
-                capture.wake_up()
+                capture.cancel_wakeup()
         if self._asked:  # a signal for a dump or a new file, and then the end: it still applies
             capture.drain()
             self._act(now)
 
     def _stop(self, *, broken: bool) -> None:
-        """Detach, write the packets in the segments, for `settle_s` at most, and end."""
+        """Detach, write the packets in the segments, for `final_drain_s` at most, and end."""
         capture = self.capture
         capture.detach()
         try:
-            deadline = time.monotonic() + self._settle_s
-            while not broken and not capture.is_settled and time.monotonic() < deadline:
+            deadline = time.monotonic() + self._final_drain_s
+            while not broken and not capture.is_complete and time.monotonic() < deadline:
                 moved = capture.drain()
                 self._tick_if_due(time.monotonic())
                 if not moved:
@@ -201,7 +201,7 @@ class Service:
         for number in asked:
             self._actions[number]()
 
-    def _go_on_reloading(self) -> None:
+    def _continue_reload(self) -> None:
         """Start a reload, or finish it when its child is done; never waits."""
         if self._reload is None:
             return

@@ -24,7 +24,7 @@ from typing import Any
 
 from skbcapd.config import settings
 from skbcapd.errors import UsageError
-from skbcapd.output.worker import Worker
+from skbcapd.worker import Worker
 
 _LOG = logging.getLogger(__name__)
 EVERY_S = 15  # between two writes of the file: the usual scrape interval of Prometheus
@@ -136,7 +136,7 @@ class Textfile:
     def __init__(self, path: str) -> None:
         self._path = path
         self._ticks = 0
-        self._error = self._told = ""
+        self._error = self._logged_error = ""
         self._has_written = False
         self._worker = Worker("textfile")
 
@@ -144,8 +144,8 @@ class Textfile:
         """Called once per second: start to write if it is time and the last write is over. A thread
         writes, because disks can be slow.
         """
-        if self._error != self._told:
-            self._told = self._error
+        if self._error != self._logged_error:
+            self._logged_error = self._error
             if self._error:
                 _LOG.warning("%s: %s; the metrics are not written to it", self._path, self._error)
         if self._ticks % EVERY_S == 0 and not self._worker.waiting and self._worker.start():
@@ -155,7 +155,10 @@ class Textfile:
 
     def close(self) -> None:
         """Delete the file: otherwise node_exporter would continue to export the last values."""
+        self._worker.do(self._delete)
         self._worker.wait(1.0)
+
+    def _delete(self) -> None:
         with contextlib.suppress(OSError):
             if self._has_written:
                 Path(self._path).unlink()

@@ -59,7 +59,7 @@ class Busiest:
         if self._ticks % WINDOW_S == 0:
             self._before, self._now = self._now, {}
 
-    def look_at(self, view: memoryview) -> None:
+    def sample_blocks(self, view: memoryview) -> None:
         """Sample the first packets of complete blocks."""
         for seen, (at, kind, size) in enumerate(walk(view)):
             if seen >= _SAMPLES_PER_RANGE or not self._left:
@@ -67,9 +67,9 @@ class Busiest:
             if kind == PACKET:
                 cap_len, original_len = struct.unpack_from("<II", view, at + 20)
                 start = at + 28 + cap_len + (-cap_len & 3)
-                self.look_at_one(bytes(view[start : at + size - 4]), original_len)
+                self.sample_packet(bytes(view[start : at + size - 4]), original_len)
 
-    def look_at_one(self, options: bytes, original_len: int) -> None:
+    def sample_packet(self, options: bytes, original_len: int) -> None:
         """Sample one packet, by its options; see comment.packet_options."""
         if not self._left:
             return
@@ -162,7 +162,7 @@ class Statistics:
 
     def _take(self, now: float) -> Snapshot:
         capture, settings = self._capture, self._settings()
-        totals = capture.settle()
+        totals = capture.current_totals()
         kernel = totals.kernel
         dropped = {"full": kernel.full, "contended": kernel.contended, "start": kernel.start, "output": totals.dropped}
         packets = {

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from skbcapd.attribution.namespaces import RUN
 from skbcapd.capture.interfaces import ANY
-from skbcapd.capture.rules import doubts
+from skbcapd.capture.rules import rule_warnings
 from skbcapd.config.settings import Files, Settings
 
 
@@ -33,11 +33,11 @@ def warnings_for(settings: Settings) -> Iterator[str]:
     for name in settings.namespaces:
         if name != "self" and not _has_namespace(name):
             yield f"namespaces: no network namespace {name} is there now; it is captured when it appears"
-    yield from doubts(settings.rules, names)
-    yield from _file_doubts(settings.files)
+    yield from rule_warnings(settings.rules, names)
+    yield from _file_warnings(settings.files)
 
 
-def _file_doubts(files: Files) -> Iterator[str]:
+def _file_warnings(files: Files) -> Iterator[str]:
     """Warnings about limits of files with which finished files are deleted at once, or nothing is
     written.
     """

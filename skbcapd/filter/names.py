@@ -80,8 +80,8 @@ def _place(text: str, name: str, complain: Complain) -> Place | None:
     """
     for match in re.finditer(_WORD.format(re.escape(name)), text):
         start, end = match.span()
-        told = _UNKNOWN.search(complain(text[:start] + _PROBE + text[end:]))
-        if told is None or told[1] != _PROBE:
+        unknown = _UNKNOWN.search(complain(text[:start] + _PROBE + text[end:]))
+        if unknown is None or unknown[1] != _PROBE:
             continue  # a port or network with the same name
         said = {version: complain(text[:start] + one + text[end:]) for version, one in _PLACEHOLDERS.items()}
         taken = {version for version, words in said.items() if not words or _UNKNOWN.search(words)}

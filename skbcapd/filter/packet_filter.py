@@ -23,7 +23,7 @@ import functools
 import json
 import socket
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,12 +126,14 @@ def compile_expression(
 
 
 @functools.lru_cache(maxsize=256)
-def compile_all(expression: str, netmask: int = UNKNOWN) -> Programs:
+def compile_all(expression: str, netmask: int = UNKNOWN, *, is_live: bool = True) -> Programs:
     """Compile an expression for all link types for which it is valid; cached in this process.
 
     Args:
         expression: as for tcpdump.
         netmask: see netmask_of.
+        is_live: for the kernel program. Otherwise for files, also of other programs: they have more link types, and
+            there is no window.
 
     Returns:
         LINKTYPE_* -> program. No packet matches if its link type is missing: the expression is not
@@ -148,7 +150,7 @@ def compile_all(expression: str, netmask: int = UNKNOWN) -> Programs:
         raise FilterError(f"{len(expression)} characters, expected at most {EXPRESSION_MAX}")
     if not expression.isprintable():
         raise FilterError("a character that is not printable")
-    child = Child(functools.partial(_work, expression, netmask), socket.SOCK_STREAM)
+    child = Child(functools.partial(_work, expression, netmask, is_live), socket.SOCK_STREAM)
     try:
         with child.channel.makefile("rw") as channel:
             addresses = _names.look_up(_receive(channel, child))
@@ -190,7 +192,7 @@ def _receive(channel: Any, child: Child) -> Any:
     return json.loads(line)
 
 
-def _work(expression: str, netmask: int, channel: socket.socket) -> None:
+def _work(expression: str, netmask: int, is_live: bool, channel: socket.socket) -> None:  # noqa: FBT001  for partial
     """Runs in the child: report unknown names, receive their addresses, and compile."""
     names.only_files()
     with channel.makefile("rw") as parent:
@@ -198,7 +200,7 @@ def _work(expression: str, netmask: int, channel: socket.socket) -> None:
         _send(parent, sorted({place.name for place in places}))
         addresses = json.loads(parent.readline())
         try:
-            programs = _compile_links(names.replace(expression, places, addresses), netmask)
+            programs = _compile_links(names.replace(expression, places, addresses), netmask, is_live=is_live)
         except (FilterError, LookupError) as error:
             _send(parent, str(error))
             return
@@ -223,19 +225,56 @@ def _complaint(expression: str) -> str:
     return said[0]
 
 
-def _compile_links(expression: str, netmask: int) -> Programs:
+def _compile_links(expression: str, netmask: int, *, is_live: bool) -> Programs:
     """Like `compile_all`, for an expression without names."""
     programs, errors = {}, {}
-    for link in link_type.LINK_TYPES:
+    for link in link_type.LINK_TYPES if is_live else link_type.LINK_TYPES + link_type.FOREIGN:
         try:
             programs[link] = compile_expression(expression, link, netmask)
         except FilterError as error:
             errors[link] = error
     usual = {link_type.ETHERNET, link_type.RAW} & programs.keys()
-    if not usual:
+    if not (usual if is_live else programs):
         raise errors[link_type.ETHERNET]
+    if not is_live:
+        return programs
     furthest = max(reach(programs[link]) for link in usual)
     return {link: program for link, program in programs.items() if reach(program) <= furthest}
+
+
+class Interpreter:
+    """One program in libpcap's own interpreter.
+
+    Args:
+        program: of classic BPF.
+
+    Source: pcap_offline_filter(3PCAP).
+    """
+
+    def __init__(self, program: Sequence[Instruction]) -> None:
+        from scapy.libs import winpcapy as pcap  # noqa: PLC0415  as in compile_expression
+
+        # struct bpf_insn, which the binding has under different names.
+        packed = b"".join(struct.pack("=HBBI", step.code, step.jt, step.jf, step.k) for step in program)
+        self._steps = ctypes.create_string_buffer(packed, len(packed))
+        self._program = pcap.bpf_program(bf_len=len(program))
+        self._program.bf_insns = ctypes.cast(self._steps, type(self._program.bf_insns))
+        self._header = pcap.pcap_pkthdr()
+        prototype = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
+        self._run = prototype(("pcap_offline_filter", pcap._lib))  # noqa: SLF001  the binding has no types for it
+        self._places = ctypes.addressof(self._program), ctypes.addressof(self._header)
+        self._window = reach(program)
+
+    def takes(self, frame: bytes | memoryview, wire_len: int) -> bool:
+        """Whether the program takes a frame.
+
+        Args:
+            frame: its first bytes; those that the program can reach are enough.
+            wire_len: how many it has.
+        """
+        start = bytes(frame[: self._window])
+        self._header.caplen, self._header.len = len(start), wire_len
+        return bool(self._run(*self._places, start))
 
 
 class Matcher:
@@ -247,6 +286,7 @@ class Matcher:
 
     def __init__(self, filters: Mapping[int, Programs]) -> None:
         self._programs = filters
+        self._interpreters: dict[tuple[int, int], Interpreter] = {}
 
     def takes(self, number: int, link: int, frame: bytes | memoryview, wire_len: int) -> bool:
         """Whether a filter matches a frame.
@@ -256,23 +296,40 @@ class Matcher:
             link: LINKTYPE_* of the frame.
             frame: its first bytes.
             wire_len: length of the frame.
-
-        Source: pcap_offline_filter(3PCAP).
         """
         if number not in self._programs:
             return True
         if link not in self._programs[number]:
             return False
-        from scapy.libs import winpcapy as pcap  # noqa: PLC0415  as in compile_expression
+        interpreter = self._interpreters.get((number, link))
+        if interpreter is None:
+            interpreter = self._interpreters[number, link] = Interpreter(self._programs[number][link])
+        return interpreter.takes(frame, wire_len)
 
-        steps = self._programs[number][link]
-        # struct bpf_insn, which the binding defines under different names.
-        packed = b"".join(struct.pack("=HBBI", step.code, step.jt, step.jf, step.k) for step in steps)
-        program = pcap.bpf_program(bf_len=len(steps))
-        array = ctypes.create_string_buffer(packed, len(packed))
-        program.bf_insns = ctypes.cast(array, type(program.bf_insns))
-        header = pcap.pcap_pkthdr(caplen=len(frame), len=wire_len)
-        return bool(pcap._lib.pcap_offline_filter(ctypes.byref(program), ctypes.byref(header), bytes(frame)))  # noqa: SLF001
+
+class OfflineFilter:
+    """An expression, for the packets of files.
+
+    Args:
+        expression: as for tcpdump.
+
+    Raises:
+        FilterError: it makes sense for no link type, or a name in it cannot be looked up in time.
+    """
+
+    def __init__(self, expression: str) -> None:
+        self._programs = compile_all(expression, is_live=False)
+        self._interpreters: dict[int, Callable[[bytes | memoryview, int], bool]] = {}
+
+    def for_link(self, link: int) -> Callable[[bytes | memoryview, int], bool]:
+        """What takes the frames of a link type: their first bytes, and how many they have.
+
+        Of a link type that the expression makes no sense for, none is taken.
+        """
+        if link not in self._interpreters:
+            program = self._programs.get(link)
+            self._interpreters[link] = Interpreter(program).takes if program else lambda _frame, _wire_len: False
+        return self._interpreters[link]
 
 
 def reach(program: Sequence[Instruction]) -> int:

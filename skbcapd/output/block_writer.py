@@ -22,11 +22,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from skbcapd.errors import FileError, UsageError
 from skbcapd.output.aligned import AlignedTail, Buffers, Piece, count_pieces
 from skbcapd.output.disk import DIRECT_MIN, DiskFile
-from skbcapd.output.worker import AtOnce, Jobs, wait_until
+from skbcapd.worker import InlineJobs, Jobs, wait_until
 
 MODE = 0o640
 SELF = (-1, -1)  # as owner: user and group of the process
@@ -77,7 +78,7 @@ class BlockSink:
         buffers: Buffers | None = None,
     ) -> None:
         self._strict = strict
-        self._jobs = jobs or AtOnce()
+        self._jobs = jobs or InlineJobs()
         self._buffers = buffers or Buffers()
         self._tail = AlignedTail(self._buffers)
         self.disk = DiskFile(descriptor, clock, keep_free)
@@ -100,19 +101,19 @@ class BlockSink:
         return self._tail.size if self.disk.error is None else self.disk.size
 
     @property
-    def handed(self) -> int:
+    def accepted(self) -> int:
         """Bytes that were passed; see Output."""
         return self._tail.size
 
     @property
-    def settled(self) -> int:
+    def completed(self) -> int:
         """Bytes that are in the file, or whose packets are counted as dropped; see Output."""
-        return self.disk.settled
+        return self.disk.completed
 
     @property
     def is_busy(self) -> bool:
         """Whether too many bytes wait for the disk; see Output."""
-        return self._tail.size - self.disk.settled > QUEUE_MAX
+        return self._tail.size - self.disk.completed > QUEUE_MAX
 
     def write(self, blocks: bytes | memoryview) -> None:
         """Write one or more complete blocks."""
@@ -126,7 +127,7 @@ class BlockSink:
         """Half of the segments are full: use the page cache for a while, unless it is slower than
         the disk.
         """
-        self.disk.choice.note_memory_pressure()
+        self.disk.mode.note_memory_pressure()
 
     def flush(self, *, whole: bool = False) -> None:
         """Pass on the collected blocks; of a large amount, not the bytes after the last complete
@@ -146,9 +147,9 @@ class BlockSink:
         """Wait for the disk, about as long as the timeout; then the packets that are not written
         are counted as dropped.
         """
-        if not wait_until(lambda: self.settled >= self.handed, timeout_s):
+        if not wait_until(lambda: self.completed >= self.accepted, timeout_s):
             self.disk.is_given_up = True
-            wait_until(lambda: self.settled >= self.handed, timeout_s / 2)
+            wait_until(lambda: self.completed >= self.accepted, timeout_s / 2)
 
     def abandon(self) -> None:
         """Wait for the disk no longer: count all packets that are not written by now as lost."""
@@ -241,7 +242,7 @@ class CaptureFile:
         with contextlib.suppress(OSError):
             self.stream.flush(whole=True)
         self.stream.wait(STOP_S)
-        if self.stream.settled < self.stream.handed:  # a write that hangs: do not touch the file
+        if self.stream.completed < self.stream.accepted:  # a write that hangs: do not touch the file
             self.stream.abandon()
             raise FileError(f"{self.working_path}: the disk has not written all of it; the rest is dropped")
         self.stream.close()
@@ -273,7 +274,7 @@ class CaptureFile:
 
 
 class StandardOutput:
-    """Lines of a command that does not capture; it waits for its reader.
+    """Bytes or lines of a command that does not capture; it waits for its reader.
 
     Args:
         descriptor: descriptor to write to.
@@ -281,8 +282,8 @@ class StandardOutput:
 
     def __init__(self, descriptor: int = 1) -> None:
         self.descriptor = descriptor
-        stream = io.BufferedWriter(io.FileIO(descriptor, "wb", closefd=False), _BUFFER)
-        self.text = io.TextIOWrapper(stream, "ascii", newline="\n")
+        self.stream: BinaryIO = io.BufferedWriter(io.FileIO(descriptor, "wb", closefd=False), _BUFFER)
+        self.text = io.TextIOWrapper(self.stream, "ascii", newline="\n")
 
     def close(self) -> None:
         """Write the buffered bytes; if the reader has ended, discard them.

@@ -55,7 +55,7 @@ class Crashed:
             name: final name.
         """
         part = f"{name}.part"
-        with self._told(part):
+        with self._logged(part):
             descriptor = os.open(part, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._directory)
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
@@ -70,7 +70,7 @@ class Crashed:
 
     def delete(self, part: str) -> None:
         """Delete an incomplete compressed file: the uncompressed one still exists."""
-        with self._told(part):
+        with self._logged(part):
             os.unlink(part, dir_fd=self._directory)
 
     def tick(self) -> str:
@@ -80,7 +80,7 @@ class Crashed:
             name, descriptor, _ = self._left.popleft()
             output, _ = self._search.communicate()
             self._search = None
-            with self._told(f"{name}.part"):
+            with self._logged(f"{name}.part"):
                 if output.strip().isdigit():
                     self._cut(name, descriptor, int(output))
                     done = name
@@ -132,7 +132,7 @@ class Crashed:
             os.close(descriptor)
 
     @contextlib.contextmanager
-    def _told(self, part: str) -> Iterator[None]:
+    def _logged(self, part: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:

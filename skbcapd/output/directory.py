@@ -37,7 +37,7 @@ from skbcapd.output.listing import Listing
 from skbcapd.output.lock import daemon_of, lock
 from skbcapd.output.naming import COMPRESSED, CURRENT, NUMBER_MAX, Link, Names
 from skbcapd.output.retention import DUMP_MARK, Keep, Retention
-from skbcapd.output.worker import Patience, Worker, wait_until
+from skbcapd.worker import TimedCall, Worker, wait_until
 
 _LOG = logging.getLogger(__name__)
 _DUMP_S = 30.0
@@ -134,12 +134,12 @@ class CaptureDirectory:
         self.retention = Retention(path, keep or Keep())
         self._mode, self._owner = mode, owner
         self._names = Names(template)
-        self._is_told = False  # whether it was logged that the owner cannot be set
+        self._is_owner_error_logged = False  # whether it was logged that the owner cannot be set
         self._trouble = ""  # the last error of the keeper that was logged
         # one thread each, so files get their names in order
         self._writer, self._finisher = Worker("writer"), Worker("finisher")
-        self._opener: Patience[CaptureFile] = Patience("opener")
-        self._keeper: Patience[None] = Patience("keeper")
+        self._opener: TimedCall[CaptureFile] = TimedCall("opener")
+        self._keeper: TimedCall[None] = TimedCall("keeper")
         self._buffers = Buffers()
         self._finishing: deque[_Finishing] = deque()
         self._place = _Place(path, self._names)
@@ -325,14 +325,14 @@ class CaptureDirectory:
             if self._owner != SELF:
                 os.fchown(file.descriptor, *self._owner)
         except OSError as error:
-            if not self._is_told:
+            if not self._is_owner_error_logged:
                 _LOG.warning(
                     "%s: %s; expected to set files.permissions and files.owner. Files keep the owner of the process. "
                     "In a systemd unit, SupplementaryGroups= allows a group",
                     file.working_path,
                     error.strerror,
                 )
-            self._is_told = True
+            self._is_owner_error_logged = True
         with contextlib.suppress(OSError):
             os.fchmod(file.descriptor, self._mode)
 

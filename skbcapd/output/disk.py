@@ -23,12 +23,15 @@ from skbcapd.output.aligned import ALIGNMENT, Piece
 
 DIRECT_MIN = 1 << 18  # smaller writes are not worth waiting for the disk
 _CACHED_S = 5.0
-_WORTH = 2.0  # the cache costs CPU time, so it is used only if it is so many times faster
+_CACHE_SPEEDUP = 2.0  # the cache costs CPU time, so it is used only if it is so many times faster
 _BEHIND_S = 5.0  # seconds of the disk: the page cache must not get further behind, because fsync cannot be interrupted
-_PACE_MIN, _PACE_MAX = 1 << 22, 1 << 25  # bytes after which a throughput is known, and bytes over which it is averaged
+_THROUGHPUT_MIN, _THROUGHPUT_MAX = (
+    1 << 22,
+    1 << 25,
+)  # bytes after which a throughput is known, and bytes over which it is averaged
 
 
-class Pace:
+class Throughput:
     """The recent throughput of one way of writing."""
 
     def __init__(self) -> None:
@@ -38,17 +41,17 @@ class Pace:
         """Add a measurement."""
         self._bytes += size
         self._seconds += seconds
-        if self._bytes > _PACE_MAX:
+        if self._bytes > _THROUGHPUT_MAX:
             self._bytes /= 2
             self._seconds /= 2
 
     @property
     def rate(self) -> float:
         """Bytes per second; infinite if not known yet, so that this way is tried."""
-        return self._bytes / self._seconds if self._bytes >= _PACE_MIN and self._seconds else float("inf")
+        return self._bytes / self._seconds if self._bytes >= _THROUGHPUT_MIN and self._seconds else float("inf")
 
 
-class Choice:
+class WriteMode:
     """Decides how a piece is written.
 
     Large pieces are written with O_DIRECT, which costs a fraction of the CPU time of the page
@@ -65,7 +68,7 @@ class Choice:
         self._clock = clock
         self._cached_until = 0.0
         self._behind, self._behind_at = 0.0, clock()  # estimated bytes in the page cache that are not on the disk yet
-        self.direct, self.cached = Pace(), Pace()
+        self.direct, self.cached = Throughput(), Throughput()
 
     def note_memory_pressure(self) -> None:
         """Half of the segments are full."""
@@ -75,7 +78,7 @@ class Choice:
         """Whether a piece is written with O_DIRECT, if that is possible."""
         if not piece.is_aligned or piece.end - piece.start < DIRECT_MIN:
             return False
-        if self._clock() >= self._cached_until or self.cached.rate < _WORTH * self.direct.rate:
+        if self._clock() >= self._cached_until or self.cached.rate < _CACHE_SPEEDUP * self.direct.rate:
             return True
         return self._catch_up() + piece.end - piece.start > _BEHIND_S * self.direct.rate
 
@@ -93,7 +96,7 @@ class Choice:
         return self._behind
 
 
-class DirectWay:
+class DirectWriter:
     """Writes with O_DIRECT; after an error it is never used again for this file.
 
     Args:
@@ -136,12 +139,12 @@ class DiskFile:
 
     def __init__(self, descriptor: int, clock: Callable[[], float] = time.monotonic, keep_free: int = 0) -> None:
         self.error: OSError | None = None
-        self.settled = 0  # bytes that are in the file, or whose packets are counted as dropped
+        self.completed = 0  # bytes that are in the file, or whose packets are counted as dropped
         self.is_given_up = False  # set by another thread: write no more
-        self.choice = Choice(clock)
+        self.mode = WriteMode(clock)
         self._descriptor, self._clock, self._keep_free = descriptor, clock, keep_free
         self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        self._direct = DirectWay(descriptor) if self._is_file else None
+        self._direct = DirectWriter(descriptor) if self._is_file else None
         self._size = 0  # bytes in the file
         self._starts: deque[int] = deque([0])  # offsets of blocks: one at or before `_size`, and later ones
         self._lost = blocks.PacketCounter()
@@ -167,7 +170,7 @@ class DiskFile:
                 self._repair(error, piece.buffer[self._size - piece.at : piece.end])
         else:
             self._lost.feed(piece.data)
-        self.settled += piece.end - piece.start
+        self.completed += piece.end - piece.start
 
     def close(self) -> None:
         """Close everything but the descriptor."""
@@ -185,10 +188,10 @@ class DiskFile:
 
     def _write(self, piece: Piece) -> None:
         begun = self._clock()
-        if self._direct is not None and self.choice.is_direct(piece):
+        if self._direct is not None and self.mode.is_direct(piece):
             end = piece.end // ALIGNMENT * ALIGNMENT
             written = self._direct.write(piece.buffer[:end], piece.at)
-            self.choice.direct.add(written, self._clock() - begun)
+            self.mode.direct.add(written, self._clock() - begun)
             self._advance(piece.at + written)
             begun = self._clock()
         left = piece.buffer[self._size - piece.at : piece.end]
@@ -199,9 +202,9 @@ class DiskFile:
             )
             left = left[written:]
             self._advance(self._size + written)
-        self.choice.note_cached(size)
+        self.mode.note_cached(size)
         if size >= DIRECT_MIN:
-            self.choice.cached.add(size, self._clock() - begun)
+            self.mode.cached.add(size, self._clock() - begun)
 
     def _advance(self, size: int) -> None:
         self._size = max(self._size, size)

@@ -6,7 +6,7 @@ In: packets and ready blocks, in order. Out: a file, files, memory or a terminal
 The rules: an output never stops a capture: packets that it cannot take are counted. It calls
 nothing of the capture except what it gets with a call: statistics are an argument of each method
 that may end a file. Properties say what an output wants from the capture (`is_busy`,
-`wants_new_numbers`), and the event loop acts on them between two drains.
+`needs_renumbering`), and the event loop acts on them between two drains.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Snapshot: TypeAlias = Callable[[], Sequence[Statistics]]
 """Returns the statistics of all interfaces since the start of the capture."""
 
 
-class Told:
+class StatisticsDelta:
     """The statistics that were written to files: each packet is counted in one file.
 
     An interface that is missing in a snapshot, because it has no number now, is kept. Counters
@@ -51,15 +51,15 @@ class Told:
     """
 
     def __init__(self) -> None:
-        self._told: dict[int, tuple[int, ...]] = {}  # by device
+        self._written: dict[int, tuple[int, ...]] = {}  # by device
 
     def advance(self, statistics: Sequence[Statistics]) -> list[Statistics]:
         """The difference to the snapshots before."""
         added = []
         for one in statistics:
-            before = self._told.get(one.device, (0, 0, 0, 0))
+            before = self._written.get(one.device, (0, 0, 0, 0))
             now = tuple(map(max, before, (one.received, one.accepted, one.lost, one.delivered)))
-            self._told[one.device] = now
+            self._written[one.device] = now
             added.append(Statistics(one.interface_id, one.device, *map(operator.sub, now, before)))
         return added
 
@@ -88,22 +88,22 @@ class Output(Protocol):
         ...
 
     @property
-    def wants_turn(self) -> bool:
+    def has_pending_work(self) -> bool:
         """Whether `flush` must be called soon, even without packets."""
         ...
 
     @property
-    def handed(self) -> int:
+    def accepted(self) -> int:
         """The position in the stream of all packets and blocks it got; increases with each write."""
         ...
 
     @property
-    def settled(self) -> int:
+    def completed(self) -> int:
         """All packets up to this position are written, or counted in `lost`; read it before `lost`."""
         ...
 
     @property
-    def wants_new_numbers(self) -> bool:
+    def needs_renumbering(self) -> bool:
         """Whether interfaces need new numbers; then `restart_interfaces` must be called between two
         drains.
         """

@@ -75,11 +75,11 @@ class Listing:
                 self._read()
             else:
                 for name in changed:
-                    self.look_at(name or "")
+                    self.sample_blocks(name or "")
         elif os.fstat(self._directory).st_mtime_ns != self._changed_ns:
             self._read()
 
-    def look_at(self, name: str) -> None:
+    def sample_blocks(self, name: str) -> None:
         """Check whether a file exists, and its size and time."""
         number = self._number_of(name)
         if not number:

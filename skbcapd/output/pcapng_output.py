@@ -48,7 +48,7 @@ class PcapngOutput:
         self.processes: Bounded[Process, None] = Bounded(PROCESSES_REPEATED)
 
     dumped = None
-    wants_turn = wants_new_numbers = False
+    has_pending_work = needs_renumbering = False
 
     @property
     def lost(self) -> int:
@@ -61,11 +61,11 @@ class PcapngOutput:
         return False
 
     @property
-    def handed(self) -> int:
+    def accepted(self) -> int:
         """False: nothing is waiting."""
         return 0
 
-    settled = handed
+    completed = accepted
 
     def note_memory_pressure(self) -> None:
         """Does nothing: it is as fast as its stream."""
@@ -141,14 +141,14 @@ class FileOutput(PcapngOutput):
         return self._file.stream.is_busy
 
     @property
-    def handed(self) -> int:
+    def accepted(self) -> int:
         """As BlockSink."""
-        return self._file.stream.handed
+        return self._file.stream.accepted
 
     @property
-    def settled(self) -> int:
+    def completed(self) -> int:
         """As BlockSink."""
-        return self._file.stream.settled
+        return self._file.stream.completed
 
     def note_memory_pressure(self) -> None:
         """As BlockSink."""

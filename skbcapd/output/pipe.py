@@ -24,8 +24,8 @@ from typing import TypeAlias
 
 from skbcapd.errors import FileError
 from skbcapd.output.block_writer import QUEUE_MAX
-from skbcapd.output.worker import Jobs, Worker, wait_until
 from skbcapd.pcapng.blocks import PACKET
+from skbcapd.worker import Jobs, Worker, wait_until
 
 STALL_S = 0.4
 END_S = 2.0
@@ -64,7 +64,7 @@ class PipeSink:
     """
 
     def __init__(self, descriptor: int, count: Count = count_packets, jobs: Jobs | None = None) -> None:
-        self.handed = self.settled = 0
+        self.accepted = self.completed = 0
         self.error: OSError | None = None
         self._count, self._jobs = count, jobs or Worker("writer")
         self._pipe = _Pipe(descriptor)
@@ -81,7 +81,7 @@ class PipeSink:
     @property
     def is_busy(self) -> bool:
         """See Output."""
-        return self.handed - self.settled > QUEUE_MAX
+        return self.accepted - self.completed > QUEUE_MAX
 
     def note_memory_pressure(self) -> None:
         """Does nothing: only the reader can be faster."""
@@ -89,7 +89,7 @@ class PipeSink:
     def write(self, data: bytes | memoryview) -> None:
         """Write one or more complete blocks, or lines."""
         self._chunk += data
-        self.handed += len(data)
+        self.accepted += len(data)
         if len(self._chunk) >= _CHUNK:
             self._put()
         self._raise()
@@ -104,14 +104,14 @@ class PipeSink:
         self._put()
         begun = last = time.monotonic()
         before = -1
-        while self.settled < self.handed and (now := time.monotonic()) < begun + END_S:
+        while self.completed < self.accepted and (now := time.monotonic()) < begun + END_S:
             if self._pipe.written != before:
                 before, last = self._pipe.written, now
             elif now >= last + STALL_S:
                 break
             time.sleep(0.005)
         self._pipe.is_given_up = True
-        wait_until(lambda: self.settled >= self.handed, 3 * _POLL_S)
+        wait_until(lambda: self.completed >= self.accepted, 3 * _POLL_S)
         # If the thread is in a write that never ends, it does not count these.
         waiting, written = list(self._waiting), self._pipe.written
         if not waiting:
@@ -124,7 +124,7 @@ class PipeSink:
     def _put(self) -> None:
         if self._chunk:
             chunk, self._chunk = bytes(self._chunk), bytearray()
-            start = self.handed - len(chunk)
+            start = self.accepted - len(chunk)
             self._waiting.append((start, chunk))
             self._jobs.do(lambda: self._write(start, chunk))
 
@@ -138,7 +138,7 @@ class PipeSink:
         if self.error is not None:
             self._dropped += self._count(chunk, max(0, self._pipe.written - start))
         self._waiting.popleft()
-        self.settled += len(chunk)
+        self.completed += len(chunk)
 
     def _raise(self) -> None:
         if self.error is not None:

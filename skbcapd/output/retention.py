@@ -116,7 +116,7 @@ class Retention:
         try:
             os.unlink(entry.name, dir_fd=directory)
         except FileNotFoundError:
-            listing.look_at(entry.name)
+            listing.sample_blocks(entry.name)
             return True
         except OSError as error:
             if entry.name not in self._passed:
@@ -128,7 +128,7 @@ class Retention:
             return False
         self.deleted_files += 1
         self.deleted_bytes += entry.size
-        listing.look_at(entry.name)
+        listing.sample_blocks(entry.name)
         if why:
             _LOG.warning("%s: deleted (%d bytes), as %s", self._path / entry.name, entry.size, why)
         return True

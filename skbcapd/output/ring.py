@@ -7,7 +7,7 @@ segment. A packet is in at most one file: a dump takes all of the memory, which 
 dump happens between two drains, never in one: `ask` is for code that decides about a single packet,
 and many such packets do not cause many files.
 
-A dump is passed to the disk in parts, as fast as it accepts them; `wants_turn` says that there is
+A dump is passed to the disk in parts, as fast as it accepts them; `has_pending_work` says that there is
 more. What has not been passed on yet uses a part of the memory, so fewer new packets are kept.
 """
 
@@ -27,9 +27,9 @@ from skbcapd.output.interface import Snapshot, Statistics
 from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.output.series import State
-from skbcapd.output.worker import wait_until
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
+from skbcapd.worker import wait_until
 
 _LOG = logging.getLogger(__name__)
 ASKED_PAUSE_S = 10.0  # between two dumps for rules
@@ -102,8 +102,8 @@ class Recorder:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.labels = encode == "kernel"
-        self.is_busy = self.wants_new_numbers = False
-        self.handed = self.settled = 0  # a write to memory is complete at once
+        self.is_busy = self.needs_renumbering = False
+        self.accepted = self.completed = 0  # a write to memory is complete at once
         self.dumped: int | None = 0
         self._files = files
         self._memory = Memory(size)
@@ -153,7 +153,7 @@ class Recorder:
         self._asked = self._asked or why
 
     @property
-    def wants_turn(self) -> bool:
+    def has_pending_work(self) -> bool:
         """Whether `flush` must be called soon, even without packets."""
         return self._dump is not None or bool(self._asked and self._clock() >= self._not_before)
 
@@ -210,7 +210,7 @@ class Recorder:
 
         def is_over() -> bool:
             self.flush(snapshot)
-            self._files.settle()
+            self._files.collect_finished()
             self._go_on(snapshot)
             return self._dump is None
 
@@ -219,7 +219,7 @@ class Recorder:
         if not wait_until(is_over, STOP_S):
             self._files.give_up()
             while self._memory.has_taken:
-                self._hand_on(snapshot)
+                self._write_piece(snapshot)
             self._files.rest(snapshot)
         self._files.finish(statistics)
 
@@ -234,16 +234,16 @@ class Recorder:
             return
         self._files.flush(snapshot)
         while self._memory.has_taken and not self._files.is_busy:
-            self._hand_on(snapshot)
+            self._write_piece(snapshot)
         if not self._memory.has_taken and self._files.state is not State.LATE:
             if self._files.state is not State.IDLE:
                 self._files.flush(snapshot)
                 self._files.rest(snapshot)
-            self._files.settle()
-            if self._files.is_settled:
+            self._files.collect_finished()
+            if self._files.is_complete:
                 self._end_dump()
 
-    def _hand_on(self, snapshot: Snapshot) -> None:
+    def _write_piece(self, snapshot: Snapshot) -> None:
         piece = memoryview(self._memory.next())
         if self._dump is not None:
             self._dump.count(piece)

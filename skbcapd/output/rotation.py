@@ -33,27 +33,27 @@ class RotatingOutput(FileSeries):
         return self._ledger.lost
 
     @property
-    def handed(self) -> int:
+    def accepted(self) -> int:
         """See Output."""
-        return self._ledger.handed
+        return self._ledger.accepted
 
     @property
-    def settled(self) -> int:
+    def completed(self) -> int:
         """See Output."""
-        return self._ledger.settled
+        return self._ledger.completed
 
     @property
     def is_busy(self) -> bool:
         """See Output; also while a finished file waits for the disk, or the next file is late."""
-        return self.state is State.LATE or self.handed - self.settled > QUEUE_MAX
+        return self.state is State.LATE or self.accepted - self.completed > QUEUE_MAX
 
     @property
-    def wants_turn(self) -> bool:
+    def has_pending_work(self) -> bool:
         """See Output."""
         return self.state is State.LATE
 
     @property
-    def wants_new_numbers(self) -> bool:
+    def needs_renumbering(self) -> bool:
         """See Output."""
         is_writing = self.state is State.WRITING
         return (self._prologue.is_too_long and not self._on_demand) or (self._prologue.is_unused and is_writing)

@@ -40,11 +40,11 @@ from skbcapd.output.block_writer import STOP_S, CaptureFile
 from skbcapd.output.blocks import count_packets
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.directory import CaptureDirectory
-from skbcapd.output.interface import Snapshot, Statistics, Told
+from skbcapd.output.interface import Snapshot, Statistics, StatisticsDelta
 from skbcapd.output.pcapng_output import PROCESSES_REPEATED, PcapngOutput
 from skbcapd.output.triggers import Limits, Trigger, triggers
-from skbcapd.output.worker import Worker, wait_until
 from skbcapd.pcapng.interface import Interface
+from skbcapd.worker import Worker, wait_until
 
 _LOG = logging.getLogger(__name__)
 _RESUME_ROOM = 4 << 20  # free bytes before writing continues on a full disk; with less it would be full again at once
@@ -215,7 +215,7 @@ class Ledger:
         self.work: Work | None = None
         self.held: Held | None = None
         self._skew = 0  # added to positions: held bytes, minus the bytes before them in their files
-        self._lost = self._handed = self._settled = 0  # of renamed files
+        self._lost = self._accepted = self._completed = 0  # of renamed files
 
     @property
     def files(self) -> list[CaptureFile]:
@@ -228,15 +228,15 @@ class Ledger:
         return self.dropped + self._lost + sum(file.stream.lost for file in self.files)
 
     @property
-    def handed(self) -> int:
+    def accepted(self) -> int:
         """See Output."""
         held = len(self.held.blocks) if self.held else 0
-        return self._handed + self._skew + held + sum(file.stream.handed for file in self.files)
+        return self._accepted + self._skew + held + sum(file.stream.accepted for file in self.files)
 
     @property
-    def settled(self) -> int:
+    def completed(self) -> int:
         """See Output."""
-        return self._settled + self._skew + sum(file.stream.settled for file in self.files)
+        return self._completed + self._skew + sum(file.stream.completed for file in self.files)
 
     @property
     def lost_before(self) -> int:
@@ -248,7 +248,7 @@ class Ledger:
         held, self.held = self.held, None
         if held is None or self.work is None:
             return bytearray()
-        self._skew -= self.work.file.stream.handed
+        self._skew -= self.work.file.stream.accepted
         return held.blocks
 
     def drop_held(self) -> None:
@@ -269,8 +269,8 @@ class Ledger:
         if file in self.ending:
             self.ending.remove(file)
         self._lost += file.stream.lost
-        self._handed += file.stream.handed
-        self._settled += file.stream.settled
+        self._accepted += file.stream.accepted
+        self._completed += file.stream.completed
 
 
 class Outage:
@@ -328,7 +328,7 @@ class FileSeries:
     ) -> None:
         self.labels = encode == "kernel"
         self.state = State.IDLE
-        self._told = Told()
+        self._statistics = StatisticsDelta()
         self._prologue = Prologue()
         self._directory, self._encode, self._compressor = directory, encode, compressor
         self._clock, self._on_demand = clock, on_demand
@@ -339,7 +339,7 @@ class FileSeries:
         if compressor:  # files of an earlier capture that are not compressed yet
             for path in directory.plain():
                 compressor.add(path)
-        self._is_late_told = False
+        self._is_late_logged = False
         if not on_demand:
             self._directory.clean()
             try:
@@ -413,7 +413,7 @@ class FileSeries:
         if not self._directory.wait(STOP_S):
             self.give_up()
             self._directory.wait(STOP_S / 2)
-        self.settle()
+        self.collect_finished()
         for file in self._ledger.ending:
             _LOG.warning(
                 "%s: the disk has not written it yet; it will be finished at the next start", file.working_path
@@ -421,7 +421,7 @@ class FileSeries:
             file.stream.abandon()
         self._directory.close(self._compressor, timeout_s=0)
 
-    def settle(self, *, wait: bool = False) -> None:
+    def collect_finished(self, *, wait: bool = False) -> None:
         """Process the files that were renamed.
 
         Args:
@@ -435,7 +435,7 @@ class FileSeries:
                 self._compressor.add(file.path)
 
     @property
-    def is_settled(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether all finished files are renamed and counted."""
         return not self._ledger.ending
 
@@ -444,7 +444,7 @@ class FileSeries:
         again.
         """
         self.flush(snapshot)
-        self.settle()
+        self.collect_finished()
         self._directory.tick(self._compressor)
         if self._work:
             if self._work.file.is_gone:
@@ -455,8 +455,8 @@ class FileSeries:
                 self._flusher.flush(self._work.file.descriptor, self._work.file.stream.size)
         elif self.state is State.WAITING and not self._on_demand:
             self._resume()
-        elif self.state is State.LATE and not self._is_late_told:
-            self._is_late_told = True
+        elif self.state is State.LATE and not self._is_late_logged:
+            self._is_late_logged = True
             _LOG.warning("%s: the disk is slow to create the next file; packets wait in memory", self._directory.path)
 
     def flush(self, _snapshot: Snapshot) -> None:
@@ -491,14 +491,14 @@ class FileSeries:
             self._ledger.drop_held()
             self._outage.begin(str(error), self._ledger.lost)
         else:
-            self._is_late_told = False
+            self._is_late_logged = False
 
     def _end(self, statistics: Sequence[Statistics]) -> None:
         """Write the statistics of this file, and finish it."""
         self._ledger.drop_held()
         work = self._work
         if work:
-            since = self._told.advance(statistics)
+            since = self._statistics.advance(statistics)
             work.output.finish(since)
             self._prologue.take(work.output, since)
             self._ledger.end()

@@ -63,7 +63,7 @@ class TextOutput:
         raise AssertionError(f"{len(view)} bytes of complete blocks; expected none")
 
     dumped = None
-    wants_turn = wants_new_numbers = False
+    has_pending_work = needs_renumbering = False
 
     @property
     def lost(self) -> int:
@@ -76,14 +76,14 @@ class TextOutput:
         return self._sink.is_busy
 
     @property
-    def handed(self) -> int:
+    def accepted(self) -> int:
         """See Output."""
-        return self._sink.handed
+        return self._sink.accepted
 
     @property
-    def settled(self) -> int:
+    def completed(self) -> int:
         """See Output."""
-        return self._sink.settled
+        return self._sink.completed
 
     def restart_interfaces(self, _statistics: object) -> None:
         """Never called: lines have names, no numbers."""

@@ -25,6 +25,16 @@ IEEE802_11_RADIOTAP = 127
 IEEE802_15_4_NOFCS = 230
 VSOCK = 271
 
+# Link types of other programs' files.
+NULL = 0
+PPP = 9
+LOOP = 108
+LINUX_SLL = 113
+IPV4 = 228
+IPV6 = 229
+LINUX_SLL2 = 276
+FOREIGN = (NULL, PPP, LOOP, LINUX_SLL, IPV4, IPV6, LINUX_SLL2)
+
 _BY_ARPHRD = {
     1: ETHERNET,  # ETHER
     772: ETHERNET,  # LOOPBACK: the kernel gives it an Ethernet header of zeros

@@ -14,18 +14,14 @@ Source: draft-ietf-opsawg-pcapng; draft-ietf-opsawg-pcap for the older format.
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 import struct
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, BinaryIO, NamedTuple, NoReturn, Self, TypeAlias, cast
+from typing import NamedTuple, NoReturn, Self, TypeAlias
 
 from skbcapd.attribution.fields import GROUPS
-from skbcapd.child import memory_file
 from skbcapd.errors import FileError
 from skbcapd.pcapng.blocks import (
     EPB_FLAGS,
@@ -40,9 +36,8 @@ from skbcapd.pcapng.blocks import (
     SIMPLE_PACKET,
 )
 from skbcapd.pcapng.comment import CommentError, parse
-from skbcapd.text_safety import escaped_bytes
+from skbcapd.pcapng.source import Source
 
-_CHUNK = 1 << 20
 _BLOCK_MAX = 16 << 20  # bytes of one block; MAX_BLOCK_SIZE in Wireshark's wiretap/pcapng.c
 _INTERFACES_MAX = 1 << 16  # interfaces of a section
 _DESCRIBED_MAX = 64 << 20  # bytes of their descriptions, which are kept in memory
@@ -59,10 +54,13 @@ _PCAP = {
     b"\x4d\x3c\xb2\xa1": ("<", 10**9),
     b"\xa1\xb2\x3c\x4d": (">", 10**9),
 }
-_UNPACKERS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 # The first comment of a packet of ptcpdump (internal/writer/pcapng.go there).
 _PTCPDUMP = re.compile(rb"PID: ([0-9]{1,10})(?:\nCmd: ([^\n]*))?(?:\n|\Z)")
+
+
+class TruncatedError(FileError):
+    """The file ends inside a block: it is truncated, or still being written."""
 
 
 class Stamp(NamedTuple):
@@ -160,6 +158,15 @@ class Interface:
     offset_s: int = 0
     number: int = 0
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether times are nanoseconds since 1970 UTC, as in the files of skbcapd."""
+        return self.ticks == 10**9 and not self.offset_s
+
+    def options(self) -> Iterator[tuple[int, bytes]]:
+        """Code and value of each option of its description, in the section's byte order."""
+        return walk_options(self.block[16:-4], self.section.order)
+
     def time_ns(self, time: int) -> int:
         """The time of a packet in nanoseconds since 1970 UTC; can be outside of the calendar."""
         return time * 10**9 // self.ticks + self.offset_s * 10**9
@@ -185,42 +192,14 @@ class Reader:
     """
 
     def __init__(self, path: Path, progress: Callable[[int], None] = lambda _read: None) -> None:
-        self.name = escaped_bytes(os.fsencode(path))
-        self._progress = progress
-        self._complaints: IO[bytes] | None = None
-        self._unpacker: subprocess.Popen[bytes] | None = None
-        self._packer = ""
-        self._before = 0  # bytes of the decompressed file before `_data`
-        self._data = b""
-        try:
-            # O_NONBLOCK: otherwise opening a FIFO without a writer would wait.
-            self._file: BinaryIO = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=0)  # noqa: SIM115, PTH123  the same
-            found = os.fstat(self._file.fileno())
-        except (OSError, ValueError) as error:  # a NUL in the path
-            raise FileError(f"{self.name}: {getattr(error, 'strerror', error)}; expected a capture file") from None
-        if not stat.S_ISREG(found.st_mode):
-            self._file.close()
-            raise FileError(f"{self.name}: not a regular file; expected a capture file")
-        self._stream: IO[bytes] = self._file
-        try:
-            start = os.pread(self._file.fileno(), 4, 0)
-        except OSError as error:  # for example a sector that the disk cannot read
-            self._file.close()
-            raise FileError(f"{self.name}: {error.strerror} at byte 0") from None
-        for magic, tool in _UNPACKERS.items():
-            if start.startswith(magic):
-                self._unpack(tool)
+        self._source = Source(path, progress)
+        self.name = self._source.name
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._unpacker:
-            self._unpacker.kill()  # it may be waiting until we read
-            self._unpacker.communicate()
-        if self._complaints:
-            self._complaints.close()
-        self._file.close()
+        self._source.close()
 
     def packets(self) -> Iterator[Packet]:
         """All packets in the order of the file; can be called once.
@@ -229,26 +208,28 @@ class Reader:
             FileError: the file cannot be read further; all packets before that offset have been
                 returned.
         """
-        self._more(0, 24)
-        start = self._data[:4]
-        if not self._data:
-            raise FileError(f"{self.name}: empty; expected pcapng or pcap")
+        self._source.read_on(0, 24)
+        start = self._source.data[:4]
+        if not self._source.data:
+            raise FileError(f"{self._source.name}: empty; expected pcapng or pcap")
         if start in _PCAP:
             yield from self._records(*_PCAP[start])
         elif start == struct.pack("<I", SECTION):
             yield from self._blocks()
         else:
-            raise FileError(f"{self.name}: begins with {self._data[:8].hex(' ')}; expected pcapng or pcap")
+            raise FileError(
+                f"{self._source.name}: begins with {self._source.data[:8].hex(' ')}; expected pcapng or pcap"
+            )
 
     def _blocks(self) -> Iterator[Packet]:
         """Walk through a pcapng file."""
-        at, data = 0, self._data
+        at, data = 0, self._source.data
         view, end = memoryview(data), len(data)
         section = Section("<", b"")  # until the first section header
         head, body = struct.Struct("<II").unpack_from, struct.Struct("<5I").unpack_from
         while True:
             if end - at < 12:
-                at, data = 0, self._more(at, 12)
+                at, data = 0, self._source.read_on(at, 12)
                 view, end = memoryview(data), len(data)
                 if end < 12:
                     break
@@ -262,14 +243,14 @@ class Reader:
                 kind, length = head(data, at)
             if not 12 <= length <= end - at or length & 3:
                 if not 12 <= length <= _BLOCK_MAX or length & 3:
-                    self._fail(at, f"a block has length {length}", f"12 to {_BLOCK_MAX}, a multiple of 4")
-                at, data = 0, self._more(at, length)
+                    self._source.fail(at, f"a block has length {length}", f"12 to {_BLOCK_MAX}, a multiple of 4")
+                at, data = 0, self._source.read_on(at, length)
                 view, end = memoryview(data), len(data)
                 if end < length:
                     break
             after = at + length
             if data[at + 4 : at + 8] != data[after - 4 : after]:
-                self._fail(at, f"a block of {length} bytes ends with another length", "the same at both ends")
+                self._source.fail(at, f"a block of {length} bytes ends with another length", "the same at both ends")
             if kind == PACKET and length >= 32:
                 number, high, low, cap_len, wire_len = body(data, at + 8)
                 if cap_len > length - 32 or number >= len(section.interfaces):
@@ -287,9 +268,9 @@ class Reader:
 
     def _order(self, at: int) -> str:
         """The byte order of a section."""
-        magic = self._data[at + 8 : at + 12]
+        magic = self._source.data[at + 8 : at + 12]
         if magic not in _ORDERS:
-            self._fail(at, f"a section has byte-order magic {magic.hex(' ')}", "4d 3c 2b 1a or 1a 2b 3c 4d")
+            self._source.fail(at, f"a section has byte-order magic {magic.hex(' ')}", "4d 3c 2b 1a or 1a 2b 3c 4d")
         return _ORDERS[magic]
 
     def _other_packet(self, at: int, section: Section, block: bytes) -> Packet:
@@ -318,23 +299,23 @@ class Reader:
         kind, length = struct.unpack_from(section.order + "II", block)
         if kind == SECTION:
             if length < 28:
-                self._fail(at, f"a section header has {length} bytes", "28 or more")
+                self._source.fail(at, f"a section header has {length} bytes", "28 or more")
             major, _ = struct.unpack_from(section.order + "HH", block, 12)
             if major != 1:
-                self._fail(at, f"a section of pcapng version {major}", "1")
+                self._source.fail(at, f"a section of pcapng version {major}", "1")
             section.block = block[:16] + struct.pack("<q", -1) + block[24:]
         if kind != INTERFACE:
             return  # statistics, names, secrets, unknown blocks
         if length < 20:
-            self._fail(at, f"an interface description has {length} bytes", "20 or more")
+            self._source.fail(at, f"an interface description has {length} bytes", "20 or more")
         if len(section.interfaces) >= _INTERFACES_MAX:
-            self._fail(at, f"more than {_INTERFACES_MAX} interfaces in a section", f"at most {_INTERFACES_MAX}")
+            self._source.fail(at, f"more than {_INTERFACES_MAX} interfaces in a section", f"at most {_INTERFACES_MAX}")
         section.described += length
         if section.described > _DESCRIBED_MAX:
-            self._fail(at, f"interfaces described by {section.described} bytes", f"at most {_DESCRIBED_MAX}")
+            self._source.fail(at, f"interfaces described by {section.described} bytes", f"at most {_DESCRIBED_MAX}")
         link_type, _, snaplen = struct.unpack_from(section.order + "HHI", block, 8)
         interface = Interface(section, link_type, snaplen, block, number=len(section.interfaces))
-        for code, value in _options(block[16:-4], section.order):
+        for code, value in interface.options():
             if code == 9 and len(value) == 1:  # if_tsresol
                 interface.ticks = 1 << (value[0] & 0x7F) if value[0] & 0x80 else int(10 ** value[0])
             elif code == 14 and len(value) == 8:  # if_tsoffset
@@ -343,22 +324,22 @@ class Reader:
 
     def _records(self, order: str, ticks: int) -> Iterator[Packet]:
         """Walk through a pcap file."""
-        if len(self._data) < 24:
-            self._fail(0, f"the file ends {len(self._data)} bytes into its header", "24 bytes")
-        snaplen, link_type = struct.unpack_from(order + "II", self._data, 16)
+        if len(self._source.data) < 24:
+            self._source.fail(0, f"the file ends {len(self._source.data)} bytes into its header", "24 bytes")
+        snaplen, link_type = struct.unpack_from(order + "II", self._source.data, 16)
         # the other bits are the length of an FCS
         interface = Interface(Section(order, b""), link_type & 0xFFFF, snaplen, b"", ticks)
         record, nothing = struct.Struct(order + "4I"), Stamp()
-        at, data = 24, self._data
+        at, data = 24, self._source.data
         while True:
             length = 16
             if len(data) - at >= 16:
                 seconds, fraction, cap_len, wire_len = record.unpack_from(data, at)
                 if cap_len > _BLOCK_MAX:
-                    self._fail(at, f"a packet has captured length {cap_len}", f"at most {_BLOCK_MAX}")
+                    self._source.fail(at, f"a packet has captured length {cap_len}", f"at most {_BLOCK_MAX}")
                 length += cap_len
             if len(data) - at < length:
-                data, at = self._more(at, length), 0
+                data, at = self._source.read_on(at, length), 0
                 if len(data) < length:
                     break
                 continue
@@ -367,70 +348,20 @@ class Reader:
             at += length
         self._expect_end(len(data), 0, "a packet")
 
-    def _more(self, at: int, wanted: int) -> bytes:
-        """Discard `at` bytes of `_data`, and read until it has `wanted` bytes or the file ends;
-        returns `_data`.
-        """
-        parts = [self._data[at:]]
-        self._before += at
-        have = len(parts[0])
-        while have < wanted:
-            try:
-                part = self._stream.read(max(_CHUNK, wanted - have))
-                read = os.lseek(self._file.fileno(), 0, os.SEEK_CUR)  # shared with the process that decompresses
-            except OSError as error:
-                raise FileError(f"{self.name}: {error.strerror} at byte {self._before + have}") from None
-            self._progress(read)
-            if not part:
-                self._data = b"".join(parts)
-                self._ask_unpacker()
-                break
-            parts.append(part)
-            have += len(part)
-        self._data = b"".join(parts)
-        return self._data
-
-    def _unpack(self, tool: str) -> None:
-        """Read the output of a process that decompresses; its memory is limited."""
-        self._complaints = memory_file("complaints")
-        try:
-            self._unpacker = subprocess.Popen(
-                [tool, "-dcq"], stdin=self._file, stdout=subprocess.PIPE, stderr=self._complaints, bufsize=0
-            )
-        except OSError:
-            self._complaints.close()
-            self._file.close()
-            hint = f"apt-get install {tool}"
-            raise FileError(f"{self.name}: compressed with {tool}, which is not installed", hint) from None
-        self._packer = tool
-        self._stream = cast("IO[bytes]", self._unpacker.stdout)
-
-    def _ask_unpacker(self) -> None:
-        """Called at the end: check whether that process has reached the end, too."""
-        if self._unpacker and self._complaints and self._unpacker.wait():
-            self._complaints.seek(0)
-            words = self._complaints.read(1000).strip().partition(b"\n")[0].rpartition(b": ")[2]
-            why = escaped_bytes(words) or "fails"
-            raise FileError(f"{self.name}: {self._packer}: {why}; expected a complete compressed file")
-
     def _refuse(self, at: int, section: Section, number: int, cap_len: int, length: int) -> NoReturn:
         """Report a packet block with a wrong length or interface."""
         if cap_len > length - 16:
-            self._fail(at, f"a packet of {cap_len} bytes in a block of {length}", "a packet that fits its block")
+            self._source.fail(at, f"a packet of {cap_len} bytes in a block of {length}", "a packet that fits its block")
         count = len(section.interfaces)
-        self._fail(at, f"a packet of interface {number}, where {count} are described", "a description before it")
+        self._source.fail(at, f"a packet of interface {number}, where {count} are described", "a description before it")
 
     def _expect_end(self, left: int, at: int, what: str) -> None:
         if left:
-            self._fail(
-                at, f"the file ends {left} bytes into {what}", "a complete one: it is truncated, or still being written"
-            )
-
-    def _fail(self, at: int, found: str, expected: str) -> NoReturn:
-        raise FileError(f"{self.name}: at byte {self._before + at}: {found}; expected {expected}")
+            expected = "a complete one: it is truncated, or still being written"
+            self._source.fail(at, f"the file ends {left} bytes into {what}", expected, TruncatedError)
 
 
-def _options(raw: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+def walk_options(raw: bytes, order: str) -> Iterator[tuple[int, bytes]]:
     """Walk through options until the end, or until one is too long."""
     at, head = 0, struct.Struct(order + "HH").unpack_from
     while at + 4 <= len(raw):
@@ -458,7 +389,7 @@ def _without_packet_id(options: bytes, order: str) -> bytes:
 def _read_stamp(options: bytes, order: str) -> Stamp:
     said = numbered = None
     direction = 0
-    for code, value in _options(options, order):
+    for code, value in walk_options(options, order):
         if code == OPT_COMMENT and said is None:
             said = _read_comment(value)
         elif code == EPB_FLAGS and len(value) == 4:

@@ -62,8 +62,8 @@ def write(directory: Path, counter: Path, attempt: int, compress: str) -> None:
                 output.write_packet(first, 0, stamp, snapshot)
             output.write_blocks(memoryview(b"".join(packet(0, one) for one in frames)), snapshot)
             output.flush(snapshot)
-            behind.append((output.handed, number))
-            while behind and behind[0][0] <= output.settled:
+            behind.append((output.accepted, number))
+            while behind and behind[0][0] <= output.completed:
                 struct.pack_into("<Q", flushed, 0, behind.popleft()[1])
             output.tick(snapshot)
 

@@ -97,7 +97,7 @@ def test_filled_checksums_are_right(files: dict[str, Path]) -> None:
 
 @pytest.mark.vm
 @pytest.mark.devices("link lower0 name upper0 type vlan id 7")
-def test_sums_behind_a_tag_are_right(wire: Wire, tmp_path: Path) -> None:
+def test_checksums_after_a_tag_are_right(wire: Wire, tmp_path: Path) -> None:
     """The checksum of a frame whose VLAN tag travels beside it is filled in behind the tag."""
     near, file = wire.near, tmp_path / "tagged.pcapng"
     for command in (

@@ -50,7 +50,7 @@ def churn(namespace: Namespace, sent: Counter[tuple[str, bytes]]) -> None:
 
 
 @pytest.mark.many
-def test_devices_may_come_and_go(wire: Wire, tmp_path: Path) -> None:
+def test_interfaces_can_appear_and_disappear(wire: Wire, tmp_path: Path) -> None:
     """While veth pairs are made, renamed and removed, every frame is captured once, under its device's name."""
     file, busy = tmp_path / "churn.pcapng", Namespace()
     near = wire.near

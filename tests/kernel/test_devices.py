@@ -64,7 +64,7 @@ def test_the_far_end_is_not_watched(wire: Wire, markers: tuple[Marker, Marker], 
     assert sent(read(file), *markers) == [(wire.near.device, frame) for frame in markers[0].sent]
 
 
-def test_a_namespace_is_meant_by_its_name(wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path) -> None:
+def test_a_namespace_is_selected_by_its_name(wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path) -> None:
     """Seen from the near end, a capture of the far namespace has the far device's frames only; its file says where."""
     file = tmp_path / "far.pcapng"
     name = wire.far.namespace.name
@@ -78,7 +78,7 @@ def test_a_namespace_is_meant_by_its_name(wire: Wire, markers: tuple[Marker, Mar
     assert rows(file, "frame.interface_description") == [[f"network namespace {name}"]] * len(read(file))
 
 
-def test_two_devices_are_two_interfaces(wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path) -> None:
+def test_two_interfaces_stay_separate(wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path) -> None:
     """With -i given twice, each device's frames, and no other's, are in the file under its own name."""
     file, payload = tmp_path / "two.pcapng", b"only on loopback"
     arguments = ("-i", wire.near.device, "-i", "lo", "-w", str(file))
@@ -129,7 +129,7 @@ def test_ip_netns_exec_will_do(wire: Wire, markers: tuple[Marker, Marker], tmp_p
     assert sent(read(file), markers[0]) == [(wire.near.device, frame) for frame in markers[0].sent]
 
 
-def test_types_of_devices(wire: Wire, tmp_path: Path) -> None:
+def test_types_of_interfaces(wire: Wire, tmp_path: Path) -> None:
     """A type that libpcap knows gives its link type; one whose frames nobody could read is refused with one line."""
     file, there = tmp_path / "types.pcapng", wire.near.namespace
     frames = {"radio7": (ARPHRD_IEEE80211_RADIOTAP, b"radiotap"), "can7": (ARPHRD_CAN, b"can")}
@@ -153,7 +153,7 @@ def test_types_of_devices(wire: Wire, tmp_path: Path) -> None:
     assert ended.totals["filtered"] >= COUNT
 
 
-def test_an_unknown_device_is_refused(wire: Wire, tmp_path: Path) -> None:
+def test_an_unknown_interface_is_refused(wire: Wire, tmp_path: Path) -> None:
     """A name that no device of the caller's namespace has is a usage error that says so, and leaves no file."""
     file = tmp_path / "none.pcapng"
     command = [sys.executable, "-m", "skbcapd", "capture", "-i", wire.far.device, "-w", str(file)]

@@ -13,8 +13,6 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from skbcapd.cli.status import ask
 from tests.kernel.capture import Daemon, read
 from tests.kernel.namespace import Wire
@@ -29,21 +27,6 @@ sender = socket.socket(type=socket.SOCK_DGRAM)
 for _ in range(int(sys.argv[2])):
     sender.sendto(bytes({size}), (sys.argv[1], 9))
 """
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 160 MiB."""
-    image, place = tmp_path / "image", tmp_path / "disk"
-    place.mkdir()
-    with image.open("wb") as file:
-        file.truncate(160 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
 def send(wire: Wire, count: int) -> None:
@@ -131,7 +114,7 @@ def test_free_space_ends_while_a_file_is_written(wire: Wire, place: Path, tmp_pa
     )
 
 
-def test_a_directory_full_of_strangers_things(wire: Wire, tmp_path: Path) -> None:
+def test_a_directory_with_other_files(wire: Wire, tmp_path: Path) -> None:
     """A start beside FIFOs, devices and directories with captures' names, and a reader's lock, is a start."""
     name = "skbcapd-vm-20261101T000000.000Z-00000{}.pcapng{}"
     with ExitStack() as stack:

@@ -31,7 +31,7 @@ def has_both_first(file: Path) -> bool:
 
 
 @pytest.mark.parametrize("direction", ["out", "in"])
-def test_both_ways_write_the_same_file(direction: str, wire: Wire, tmp_path: Path) -> None:
+def test_kernel_and_scapy_write_the_same_file(direction: str, wire: Wire, tmp_path: Path) -> None:
     """The same traffic, captured at once with `encode: kernel` and `encode: scapy`, gives equal files.
 
     Times and packet identifiers, which are each capture's own, are left aside.

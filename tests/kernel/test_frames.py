@@ -87,7 +87,7 @@ def test_a_thread_is_not_its_process(outcome: Outcome) -> None:
 
 
 @pytest.mark.vm
-def test_nothing_is_lost_and_all_is_counted(compared: Compared) -> None:
+def test_nothing_is_dropped_and_all_is_counted(compared: Compared) -> None:
     """A capture ends with exit code 0, no drop, and a total that is the number of packets in the file."""
     comparison = compared.comparison
 

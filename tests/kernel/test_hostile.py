@@ -102,7 +102,7 @@ def anonymous_kib(daemon: Daemon) -> int:
     return int(found[1])
 
 
-def test_hostile_neighbours_harm_nobody(wire: Wire, marker: Marker, tmp_path: Path) -> None:
+def test_hostile_processes_have_no_effect(wire: Wire, marker: Marker, tmp_path: Path) -> None:
     """Every frame of theirs and of others is written, named, in bounded memory; status shows printable text."""
     near, control = wire.near, tmp_path / "control"
     settings = {"control__socket": str(control), "metrics__listen": "127.0.0.1:9479", "comment": "comm,pid,tgid,exe"}

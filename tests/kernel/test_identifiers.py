@@ -79,7 +79,7 @@ def datagram(packet: Packet) -> bytes:
     return packet.data[packet.data.index(MAGIC) :][: WHO.size]
 
 
-def test_the_identifier_goes_with_the_packet(play: Play, seen: Seen) -> None:
+def test_the_identifier_stays_with_the_packet(play: Play, seen: Seen) -> None:
     """On all devices of its way a packet has one identifier, and no other packet has it."""
     ways = Counter((datagram(packet), packet.packet_id) for packet in seen.every)
 

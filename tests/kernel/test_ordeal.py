@@ -70,7 +70,7 @@ class PacedFlood:
         with counter.open("rb") as file:
             self._shared = mmap.mmap(file.fileno(), 8, access=mmap.ACCESS_READ)
         words = [wire.far.ipv4, *map(str, (DISCARD_PORT, RATE, SIZE, counter))]
-        self._begun = time.monotonic()
+        self._started_at = time.monotonic()
         self._process = wire.near.namespace.do(
             subprocess.Popen,
             [sys.executable, "-E", "-s", "-S", "-c", SENDER, *words],
@@ -89,7 +89,7 @@ class PacedFlood:
         """How many were sent."""
         assert self._process.poll() is None, "the sender has kept its pace until now"
         said, _ = self._process.communicate("\n", timeout=DEADLINE_S)
-        self.rate = int(said) / (time.monotonic() - self._begun)
+        self.rate = int(said) / (time.monotonic() - self._started_at)
         return int(said)
 
     def close(self) -> None:
@@ -204,7 +204,74 @@ def outcomes(directory: Path, device: str) -> Counter[int]:
     )
 
 
-def test_all_faults_together(wire: Wire, disk: Path, tmp_path: Path) -> None:  # noqa: PLR0915  one daemon meets them all
+class Ordeal:
+    """A daemon, and what happens to it; each method returns when the daemon is through with that.
+
+    Args:
+        daemon: under load.
+        observer: of it.
+        config: its config file.
+        disk: that it writes to.
+    """
+
+    def __init__(self, daemon: Daemon, observer: Observer, config: Path, disk: Path) -> None:
+        self._daemon, self._observer, self._config, self._disk = daemon, observer, config, disk
+
+    def reload(self, text: str) -> None:
+        """Have it read another config file."""
+        self._config.write_text(text)
+        self._daemon.process.send_signal(signal.SIGHUP)
+
+    def bad_reloads(self) -> None:
+        """Reloads that are refused at once."""
+        for number, bad in enumerate(('filter: "udp\n', "no_such_key: 1\n", 'filter: "udp port"\n'), 1):
+            self.reload(bad)
+            self._observer.until_said("not reloaded", number)
+
+    def bad_disk(self) -> None:
+        """While a name server is asked that never answers, the disk is full, then slow, then frozen."""
+        observer, disk = self._observer, self._disk
+        self.reload(f'filter: "{FLOOD} or host db.bank.example"\n')
+        with full(disk):
+            observer.until(lambda found: found["dropped"]["output"] > 0, "packets are dropped for the full disk")
+            observer.goes_on()
+        observer.until_said("writing again")
+        for _ in range(5):
+            with frozen(disk):
+                observer.goes_on()
+            observer.goes_on()
+        with frozen(disk):
+            before = sum(observer.status()["dropped"].values())
+            observer.until(
+                lambda found: sum(found["dropped"].values()) > before, "packets are dropped for the frozen disk"
+            )
+            observer.goes_on()
+        observer.until_said("no name server answered")
+
+    def full_directory(self, directory: Path) -> None:
+        """While a filter of 200 ports is compiled, the directory fills with files."""
+        self.reload(f'filter: "{FLOOD} or {PORTS}"\n')
+        words = [sys.executable, "-E", "-s", "-S", "-c", MAKE_FILES, str(directory), str(FILES)]
+        with subprocess.Popen(words) as maker:
+            self._observer.until(lambda _: maker.poll() is not None, "the directory is full of files")
+        assert maker.returncode == 0
+        self._observer.goes_on()
+        self._observer.until_said("settings reloaded")
+
+    def bad_log(self) -> None:
+        """First nobody reads the log, then its reader is gone. Each bad reload is a line."""
+        fill_pipe(self._daemon.process.pid)
+        self.reload("no_such_key: 1\n")
+        found = self._observer.until(lambda found: found["log"]["dropped"] > 0, "a line is dropped")
+        unread = found["log"]["dropped"]
+        assert self._daemon.process.stderr is not None
+        self._daemon.process.stderr.close()
+        self.reload("no_such_key: 2\n")
+        self._observer.until(lambda found: found["log"]["dropped"] > unread, "another line is dropped")
+        self._observer.goes_on()
+
+
+def test_all_faults_together(wire: Wire, disk: Path, tmp_path: Path) -> None:
     """Through all faults the daemon lives, answers within a second, and no packet is without an outcome."""
     config, directory, control = tmp_path / "skbcapd.yaml", disk / "captures", tmp_path / "control"
     settings = {
@@ -224,53 +291,11 @@ def test_all_faults_together(wire: Wire, disk: Path, tmp_path: Path) -> None:  #
         closing(PacedFlood(wire, tmp_path / "counter")) as flood,
     ):
         observer = Observer(daemon, control, flood)
-
-        def reload(text: str) -> None:
-            config.write_text(text)
-            daemon.process.send_signal(signal.SIGHUP)
-
-        # Reloads that are refused at once.
-        for number, bad in enumerate(('filter: "udp\n', "no_such_key: 1\n", 'filter: "udp port"\n'), 1):
-            reload(bad)
-            observer.until_said("not reloaded", number)
-
-        # While a name server is asked that never answers, the disk is full, then slow, then frozen.
-        reload(f'filter: "{FLOOD} or host db.bank.example"\n')
-        with full(disk):
-            observer.until(lambda found: found["dropped"]["output"] > 0, "packets are dropped for the full disk")
-            observer.goes_on()
-        observer.until_said("writing again")
-        for _ in range(5):
-            with frozen(disk):
-                observer.goes_on()
-            observer.goes_on()
-        with frozen(disk):
-            before = sum(observer.status()["dropped"].values())
-            observer.until(
-                lambda found: sum(found["dropped"].values()) > before, "packets are dropped for the frozen disk"
-            )
-            observer.goes_on()
-        observer.until_said("no name server answered")
-
-        # While a filter of 200 ports is compiled, the directory fills with files.
-        reload(f'filter: "{FLOOD} or {PORTS}"\n')
-        words = [sys.executable, "-E", "-s", "-S", "-c", MAKE_FILES, str(directory), str(FILES)]
-        with subprocess.Popen(words) as maker:
-            observer.until(lambda _: maker.poll() is not None, "the directory is full of files")
-        assert maker.returncode == 0
-        observer.goes_on()
-        observer.until_said("settings reloaded")
-
-        # The log: first nobody reads it, then its reader is gone. Each bad reload is a line.
-        fill_pipe(daemon.process.pid)
-        reload("no_such_key: 1\n")
-        unread = observer.until(lambda found: found["log"]["dropped"] > 0, "a line is dropped")["log"]["dropped"]
-        assert daemon.process.stderr is not None
-        daemon.process.stderr.close()
-        reload("no_such_key: 2\n")
-        observer.until(lambda found: found["log"]["dropped"] > unread, "another line is dropped")
-        observer.goes_on()
-
+        ordeal = Ordeal(daemon, observer, config, disk)
+        ordeal.bad_reloads()
+        ordeal.bad_disk()
+        ordeal.full_directory(directory)
+        ordeal.bad_log()
         sent = flood.end()
         found = observer.until(
             lambda found: not found["packets"]["pending"] and found["packets"]["seen"] >= sent, "all have an outcome"

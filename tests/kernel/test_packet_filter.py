@@ -151,7 +151,7 @@ def addresses(wire: Wire) -> Iterator[list[str]]:
 @pytest.mark.parametrize(
     "live", [pytest.param(LIVE[:2], id="two", marks=pytest.mark.vm), pytest.param(LIVE[2:], id="all")]
 )
-def test_a_capture_takes_what_libpcap_takes(
+def test_a_capture_keeps_the_packets_that_libpcap_keeps(
     live: tuple[str, ...], wire: Wire, addresses: list[str], tmp_path: Path
 ) -> None:
     """`capture FILTER` writes what an AF_PACKET socket sees and libpcap takes: tagged, paged, without Ethernet."""
@@ -203,7 +203,7 @@ def test_a_capture_takes_what_libpcap_takes(
 @pytest.mark.parametrize(
     ("interfaces", "expected"), [("near0", {"255.255.255.255", "192.168.178.255"}), ("near*", {"255.255.255.255"})]
 )
-def test_ip_broadcast_goes_by_the_netmask(interfaces: str, expected: set[str], wire: Wire, tmp_path: Path) -> None:
+def test_ip_broadcast_uses_the_netmask(interfaces: str, expected: set[str], wire: Wire, tmp_path: Path) -> None:
     """`ip broadcast` knows the netmask of a named interface; for several it means 255.255.255.255, as in tcpdump."""
     file = tmp_path / "a.pcapng"
     destinations = ("255.255.255.255", "192.168.178.255", wire.far.ipv4)

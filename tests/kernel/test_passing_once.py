@@ -100,7 +100,7 @@ def held_against(file: Path, ended: Ended, namespace: str) -> int:
     [{"namespaces": "{far}"}, {"rules": '[{"direction": "out", "action": "drop"}]', "namespaces": "{near},{far}"}],
     ids=["interfaces", "rules"],
 )
-def test_only_what_is_captured_is_the_first(wire: Wire, tmp_path: Path, settings: dict[str, str]) -> None:
+def test_only_captured_packets_are_the_first(wire: Wire, tmp_path: Path, settings: dict[str, str]) -> None:
     """What an interface or a rule keeps out of the file is not the first: what arrives is in the file."""
     file, near, far = tmp_path / "first.pcapng", wire.near, wire.far
     chosen = {
@@ -121,7 +121,7 @@ def test_only_what_is_captured_is_the_first(wire: Wire, tmp_path: Path, settings
 
 
 @pytest.mark.parametrize("to", [GROUP, "192.168.178.255"], ids=["multicast", "broadcast"])
-def test_what_the_host_gives_back_to_itself_is_captured_once(wire: Wire, tmp_path: Path, to: str) -> None:
+def test_packets_looped_back_are_captured_once(wire: Wire, tmp_path: Path, to: str) -> None:
     """A datagram that its own host gets, too, stands in the file as an AF_PACKET socket sees it: once, as it left."""
     file, near = tmp_path / "looped.pcapng", wire.near
     with (

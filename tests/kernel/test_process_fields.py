@@ -83,7 +83,7 @@ def sent_by(packets: list[Packet]) -> list[Packet]:
     return [packet for packet in packets if packet.data.endswith(b"fields")]
 
 
-def test_a_comment_has_what_the_kernel_tells_of_the_process(wire: Wire, tmp_path: Path) -> None:
+def test_a_comment_has_the_values_of_the_kernel(wire: Wire, tmp_path: Path) -> None:
     """Parent, user, program, arguments and cgroup of each packet are the sender's, whatever bytes they hold."""
     file = tmp_path / "fields.pcapng"
     arguments = ("-i", wire.near.device, "-w", str(file))
@@ -149,7 +149,7 @@ def test_a_thread_is_found_by_its_processs_name(wire: Wire, tmp_path: Path) -> N
         ("[{comm: dig}, {action: drop}]", {}),
     ],
 )
-def test_a_rule_goes_by_the_process(rules: str, kept: dict[str, int], wire: Wire, tmp_path: Path) -> None:
+def test_a_rule_matches_the_process(rules: str, kept: dict[str, int], wire: Wire, tmp_path: Path) -> None:
     """A rule's `process` means all threads of a process, while it has that name; `comm` the threads of that name."""
     file = tmp_path / "rules.pcapng"
     with closing(

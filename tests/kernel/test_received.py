@@ -48,7 +48,7 @@ def test_no_packet_names_the_other_end(outcome: Outcome) -> None:
     assert outcome.labels()["wrong"] == 0
 
 
-def test_nothing_is_lost(compared: Comparison) -> None:
+def test_nothing_is_dropped(compared: Comparison) -> None:
     """The capture at the far end loses no packet, and its total is the number of packets in the file."""
     assert compared.ended.exit_code == 0, compared.ended.stderr
     assert (compared.ended.totals["captured"], compared.ended.lost) == (compared.written, 0)

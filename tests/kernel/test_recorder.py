@@ -48,7 +48,7 @@ def dump(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_dump_holds_what_came_since_the_last_one(wire: Wire, marker: Marker, tmp_path: Path) -> None:
+def test_a_dump_has_the_packets_since_the_last_one(wire: Wire, marker: Marker, tmp_path: Path) -> None:
     """Two dumps hold 23 and 101 frames; 47 that nobody asked for are forgotten; no file is made besides."""
     with closing(Daemon(wire.near, tmp_path, files__mode="ring")) as daemon:
         for count in (23, 101):
@@ -89,7 +89,7 @@ def test_the_oldest_are_overwritten(wire: Wire, marker: Marker, tmp_path: Path) 
     assert ended.totals["captured"] == len(read(file))
 
 
-def test_a_dump_of_nothing(wire: Wire, tmp_path: Path) -> None:
+def test_an_empty_dump(wire: Wire, tmp_path: Path) -> None:
     """A dump without packets is a file that readers take."""
     with closing(Daemon(wire.near, tmp_path, files__mode="ring")) as daemon:
         assert dump(tmp_path).returncode == 0
@@ -97,7 +97,7 @@ def test_a_dump_of_nothing(wire: Wire, tmp_path: Path) -> None:
     assert read(files(tmp_path)[0]) == []
 
 
-def test_nobody_to_ask(wire: Wire, tmp_path: Path) -> None:
+def test_no_daemon_for_a_dump(wire: Wire, tmp_path: Path) -> None:
     """Without a daemon, or with one whose packets all go to files, `dump` says so; the daemon goes on."""
     assert dump(tmp_path).stderr.startswith(f"skbcapd: {tmp_path}: no process writes to it")
     done = dump(tmp_path, "--set", "files.mode=files")

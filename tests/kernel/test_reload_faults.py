@@ -186,7 +186,7 @@ def test_many_ports_lose_nothing(count: int, wire: Wire, manager: Manager, tmp_p
     assert "RELOADING=1" in manager.said
 
 
-def test_a_silent_name_server_is_asked_once_and_holds_nothing_up(
+def test_a_silent_name_server_is_asked_once_and_delays_nothing(
     wire: Wire, manager: Manager, server: NameServer, tmp_path: Path
 ) -> None:
     """A reload whose filter names a host is refused when no name server answers; every packet is captured meanwhile."""
@@ -233,7 +233,7 @@ def test_check_asks_for_each_name_once(wire: Wire, server: NameServer, tmp_path:
 
 
 @pytest.mark.parametrize("what", ["ports", "name"])
-def test_a_reload_does_not_hold_up_the_end(
+def test_a_reload_does_not_delay_the_end(
     what: str, wire: Wire, manager: Manager, server: NameServer, tmp_path: Path
 ) -> None:
     """SIGTERM while a reload compiles for half a minute, or waits for a name server, ends the capture at once."""

@@ -121,7 +121,7 @@ def test_a_rule_has_the_memory_written(wire: Wire, tmp_path: Path) -> None:
     assert ended.lost == 0
 
 
-def test_rules_look_at_proc_and_ancestors(wire: Wire, tmp_path: Path) -> None:
+def test_rules_use_proc_and_ancestors(wire: Wire, tmp_path: Path) -> None:
     """Rules on the program, and on an ancestor's program, decide about packets of processes that were just started."""
     file, program = tmp_path / "rules.pcapng", Path(sys.executable).resolve()
     rules = (

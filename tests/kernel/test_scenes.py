@@ -193,7 +193,7 @@ def test_a_datagram_has_one_identifier(played: Played, scene: Scene, mode: str) 
 
 
 @pytest.mark.vm
-def test_nothing_is_lost(played: Played) -> None:
+def test_nothing_is_dropped(played: Played) -> None:
     """Both captures end with exit code 0 and lose no packet; the totals are what is in the files."""
     for mode, ended in played.ended.items():
         assert (ended.exit_code, ended.lost) == (0, 0), ended.stderr

@@ -40,7 +40,7 @@ def ended(faulty: Faulty, marker: Marker) -> None:
 
 @pytest.mark.parametrize("fault", ["closed", "full", "broken"])
 @pytest.mark.parametrize("descriptor", [0, 1, 2])
-def test_a_file_is_whole(descriptor: int, fault: str, wire: Wire, marker: Marker, tmp_path: Path) -> None:
+def test_a_file_is_complete(descriptor: int, fault: str, wire: Wire, marker: Marker, tmp_path: Path) -> None:
     """With any fault of any descriptor -c 23 packets are in the file, nothing else is, and the exit code is 0."""
     file = tmp_path / "a.pcapng"
     words = ["capture", "--set", f"attach={ATTACH}", "-i", wire.near.device, "-c", str(SENT), "-w", str(file)]
@@ -72,7 +72,7 @@ def test_packets_that_cannot_be_written_end_a_capture(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_service_goes_on_without_its_log(wire: Wire, marker: Marker, tmp_path: Path) -> None:
+def test_a_service_continues_without_its_log(wire: Wire, marker: Marker, tmp_path: Path) -> None:
     """A daemon whose log cannot be written captures on, and ends with 0 and a whole file."""
     for number, (descriptor, fault) in enumerate(CASES):
         directory = tmp_path / str(number)

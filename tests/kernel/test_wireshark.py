@@ -140,7 +140,7 @@ def test_tshark_captures_from_the_interface(wire: Wire, marker: Marker, tmp_path
 
 
 @pytest.mark.parametrize("option", ["extcap.skbcapd.snaplen:7", "extcap.skbcapd.buffersize:lots"])
-def test_tshark_ends_at_what_is_wrong(option: str, wire: Wire, tmp_path: Path) -> None:
+def test_tshark_ends_on_errors(option: str, wire: Wire, tmp_path: Path) -> None:
     """A setting that cannot be ends tshark at once. Whether it shows our words is up to it: 4.0 does now and then."""
     with shark(wire, tmp_path, "-i", "skbcapd", "-o", option) as reader:
         stderr = reader.end()
@@ -155,7 +155,7 @@ def test_tshark_ends_at_what_is_wrong(option: str, wire: Wire, tmp_path: Path) -
         (("--buffer-size", "lots"), 'buffer.size: found "lots", expected'),
     ],
 )
-def test_the_extcap_says_what_is_wrong(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_the_extcap_reports_errors(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
     """Started as Wireshark starts it, the extcap says what is wrong in our own words, and ends with 2."""
     os.mkfifo(tmp_path / "fifo")
     reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)  # without waiting for one who writes

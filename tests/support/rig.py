@@ -111,9 +111,9 @@ class FakeProgram(Writer):
 class Recording:
     """An output that keeps everything."""
 
-    lost = handed = settled = 0
+    lost = accepted = completed = 0
     dumped = None
-    is_busy = wants_turn = wants_new_numbers = False
+    is_busy = has_pending_work = needs_renumbering = False
 
     def __init__(self, *, labels: bool = True) -> None:
         self.labels = labels

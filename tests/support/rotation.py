@@ -59,7 +59,7 @@ class Rig:
 
     def finished(self) -> list[Path]:
         """Files with their names, oldest first, each as the judges want it."""
-        self.output.settle(wait=True)
+        self.output.collect_finished(wait=True)
         found = sorted(path for path in self.path.iterdir() if path.suffix == ".pcapng" and path.name != CURRENT)
         for path in found:
             judge(path, "capinfos")

@@ -1,4 +1,4 @@
-"""The next file comes late, as the disk takes long to make it: packets wait, and none is dropped."""
+"""If the disk takes long to make the next file, packets wait, and none is dropped."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from skbcapd.output.series import State
-from skbcapd.output.worker import PATIENCE_S
+from skbcapd.worker import PATIENCE_S
 from tests.support.deadline import until
 from tests.support.rotation import STAMP, Rig, local, small
 
 
 class SlowToMake:
-    """A disk that makes a file when the test says so."""
+    """A disk that makes a file when the test allows it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gate = threading.Event()
@@ -48,7 +48,7 @@ def number(count: int) -> list[bytes]:
 def test_packets_wait_for_a_late_file(
     limit: int, disk: SlowToMake, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While the next file is late the output is busy, and takes what comes all the same; none is dropped."""
+    """While the next file is late, the output is busy but accepts packets; none is dropped."""
     rig = Rig(tmp_path, packets=limit)
     rig.output.write_blocks(memoryview(small(0)), rig.snapshot)
     disk.gate.clear()
@@ -60,14 +60,14 @@ def test_packets_wait_for_a_late_file(
         else:
             rig.output.write_packet(local(each), 0, STAMP, rig.snapshot)
         rig.output.flush(rig.snapshot)
-        assert (rig.output.is_busy, rig.output.wants_turn, rig.output.state) == (True, True, State.LATE)
-        assert rig.output.settled < rig.output.handed
+        assert (rig.output.is_busy, rig.output.has_pending_work, rig.output.state) == (True, True, State.LATE)
+        assert rig.output.completed < rig.output.accepted
     for _ in range(3):
         rig.output.tick(rig.snapshot)
     assert time.monotonic() - begun < 2 * PATIENCE_S + 0.5
     disk.gate.set()
     until(lambda: (rig.output.flush(rig.snapshot), rig.output.state is State.WRITING)[1], "the file is there")
-    until(lambda: (rig.output.flush(rig.snapshot), rig.output.settled == rig.output.handed)[1], "all is written")
+    until(lambda: (rig.output.flush(rig.snapshot), rig.output.completed == rig.output.accepted)[1], "all is written")
     rig.output.finish([])
     found = rig.frames()
     assert [frame for frames in found for frame in frames] == number(23)
@@ -76,25 +76,29 @@ def test_packets_wait_for_a_late_file(
     assert caplog.messages == [f"{tmp_path}: the disk is slow to create the next file; packets wait in memory"]
 
 
-def test_what_waits_is_certain_when_it_is_written(disk: SlowToMake, tmp_path: Path) -> None:
-    """The position of a packet that was held is settled with the packet, not with what stands before it in its file."""
+def test_waiting_packets_are_completed_when_written(disk: SlowToMake, tmp_path: Path) -> None:
+    """The position of a waiting packet is completed with the packet, not with the earlier bytes of
+    its file.
+    """
     rig = Rig(tmp_path)
     disk.gate.clear()
     rig.output.rotate(rig.snapshot)
     rig.output.write_blocks(memoryview(small(0)), rig.snapshot)
-    mark = rig.output.handed
+    mark = rig.output.accepted
     hold = threading.Event()
     rig.directory._writer.do(lambda: (hold.wait(), None)[1])
     disk.gate.set()
     until(lambda: (rig.output.flush(rig.snapshot), rig.output.state is State.WRITING)[1], "the file is there")
-    assert rig.output.settled < mark <= rig.output.handed
+    assert rig.output.completed < mark <= rig.output.accepted
     hold.set()
-    until(lambda: (rig.output.flush(rig.snapshot), rig.output.settled >= mark)[1], "it is written")
-    assert rig.output.handed == rig.output.settled
+    until(lambda: (rig.output.flush(rig.snapshot), rig.output.completed >= mark)[1], "it is written")
+    assert rig.output.accepted == rig.output.completed
 
 
 def test_a_late_file_at_the_end(disk: SlowToMake, tmp_path: Path) -> None:
-    """A file that is not there when the capture ends is waited for, for a second; then its packets are counted."""
+    """At the end of a capture, a late file is waited for, for a second; then its packets are
+    counted as dropped.
+    """
     rig = Rig(tmp_path)
     disk.gate.clear()
     rig.output.rotate(rig.snapshot)
@@ -104,11 +108,11 @@ def test_a_late_file_at_the_end(disk: SlowToMake, tmp_path: Path) -> None:
     rig.output.close()
     assert time.monotonic() - begun < 5.0
     assert rig.output.lost == 2
-    assert rig.output.settled == rig.output.handed
+    assert rig.output.completed == rig.output.accepted
 
 
 def test_a_late_file_that_cannot_be_made(disk: SlowToMake, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Where a late file turns out to be none, what waits for it is counted, and it is said."""
+    """If a late file fails, the waiting packets are counted as dropped, and it is logged."""
     rig = Rig(tmp_path)
     disk.gate.clear()
     rig.output.rotate(rig.snapshot)
@@ -120,4 +124,4 @@ def test_a_late_file_that_cannot_be_made(disk: SlowToMake, tmp_path: Path, caplo
     until(lambda: (rig.output.flush(rig.snapshot), rig.output.state is State.WAITING)[1], "it cannot be made")
     assert rig.output.lost == 2
     assert "No such file or directory" in caplog.messages[-1]
-    assert rig.output.settled == rig.output.handed
+    assert rig.output.completed == rig.output.accepted

@@ -97,7 +97,7 @@ def test_all_bytes_arrive_in_order(ends: Ends) -> None:
     for number in range(count):
         target.stream.write(packet(0, number.to_bytes(1000, "big")))
     target.close()
-    assert target.stream.settled == target.stream.handed
+    assert target.stream.completed == target.stream.accepted
     os.close(ends.writing)
     ends.writing = -1
     reader.join()
@@ -159,7 +159,7 @@ def test_a_reader_that_has_gone(ends: Ends) -> None:
     with pytest.raises(BrokenPipeError):
         until(write, "it is an error")
     target.close()
-    assert target.stream.lost * len(BLOCK) == target.stream.handed
+    assert target.stream.lost * len(BLOCK) == target.stream.accepted
 
 
 def test_a_device_that_is_full() -> None:
@@ -207,6 +207,6 @@ def test_a_write_that_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - begun < ENDS_WITHIN_S
     assert sink.lost == 7
     gate.set()
-    until(lambda: sink.settled == sink.handed, "it comes back late")
+    until(lambda: sink.completed == sink.accepted, "it comes back late")
     assert sink.lost == 7
     ends.close()

@@ -127,23 +127,13 @@ def run_in_vm(
         share = Path(name)
         (share / "make-root").write_text(MAKE_ROOT)
         (share / "command").write_text(SET_UP.format(checkout=shlex.quote(str(CHECKOUT)), command=command))
-        init = share / "init"
-        init.write_text(BECOME_SYSTEMD.format(modules=_modules(kernel)))
-        init.chmod(0o755)
-        # qemu takes the last -append; virtme's own names its own first process.
-        first = (
-            f"console=ttyS0 loglevel=4 panic=-1 ro init={init} "
-            "systemd.show_status=no systemd.journald.forward_to_console=yes"
-        )
-        machine = [
-            *(str(programs / "vng"), "--run", str(kernel), "--disable-kvm", "--force-9p", "--user", "root"),
-            *("--cpus", str(cpus), "--memory", memory, "--verbose", "--append", "loglevel=4"),
-            *(f"--rwdir={SHARE}={share}", "--rodir=/run/host=/"),
-            *((f"--qemu-opts=-append '{first}'",) if systemd else ()),
-            *("--", f"sh {SHARE}/make-root"),
-        ]
+        system = _systemd_first(kernel, share) if systemd else ()
         process = subprocess.Popen(
-            machine,
+            [
+                *(str(programs / "vng"), "--run", str(kernel), "--disable-kvm", "--force-9p", "--user", "root"),
+                *("--cpus", str(cpus), "--memory", memory, "--verbose", "--append", "loglevel=4"),
+                *(f"--rwdir={SHARE}={share}", "--rodir=/run/host=/", *system, "--", f"sh {SHARE}/make-root"),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -152,14 +142,7 @@ def run_in_vm(
             env={**os.environ, "TMPDIR": name, "PATH": f"{programs}:{os.environ['PATH']}"},  # vng runs parts of its own
             start_new_session=True,
         )
-        try:
-            console, _ = process.communicate(timeout=deadline_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            console, _ = process.communicate()  # returns when qemu, too, has let go of the pipe
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
+        console = _console(process, deadline_s)
         status = _text(share / "status")
         if keep is not None and (share / "captures").is_dir():
             shutil.copytree(share / "captures", keep / "captures")
@@ -169,6 +152,32 @@ def run_in_vm(
             console=console,
             seconds=time.monotonic() - start,
         )
+
+
+def _console(process: subprocess.Popen[str], deadline_s: float) -> str:
+    """What a machine has printed when it has ended, or was ended at the deadline."""
+    try:
+        console, _ = process.communicate(timeout=deadline_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        console, _ = process.communicate()  # returns when qemu, too, has let go of the pipe
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return console
+
+
+def _systemd_first(kernel: Path, share: Path) -> tuple[str, ...]:
+    """Options for vng that make systemd the first process."""
+    init = share / "init"
+    init.write_text(BECOME_SYSTEMD.format(modules=_modules(kernel)))
+    init.chmod(0o755)
+    # qemu takes the last -append; virtme's own names its own first process.
+    first = (
+        f"console=ttyS0 loglevel=4 panic=-1 ro init={init} "
+        "systemd.show_status=no systemd.journald.forward_to_console=yes"
+    )
+    return (f"--qemu-opts=-append '{first}'",)
 
 
 def _modules(kernel: Path) -> Path:

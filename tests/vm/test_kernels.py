@@ -24,7 +24,7 @@ RUNS = {
 IS_ASKED_FOR = bool(os.environ.get("SKBCAPD_VM_KERNELS"))
 if IS_ASKED_FOR:
     RUNS = {attach: (attach, MARKED) for attach in ("kprobe", "auto", "tracepoint")}
-    RUNS["kprobe, every scenario"] = ("kprobe", "tests/kernel/test_people.py")
+    RUNS["kprobe, every scenario"] = ("kprobe", "tests/kernel/test_attribution.py")
 DEADLINE_S = 60 * 60  # per kernel
 pytestmark = pytest.mark.timeout(0)  # the deadline is enough
 SLOWNESS = 5  # of an emulated machine: the kernel tests stretch their own deadlines by it

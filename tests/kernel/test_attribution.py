@@ -45,7 +45,7 @@ def test_the_manual_says_how_many_may_be_unknown() -> None:
 
 
 @pytest.mark.vm
-def test_nothing_is_lost(performance: Performance) -> None:
+def test_nothing_is_dropped(performance: Performance) -> None:
     """The capture that the scenarios were judged by has lost no packet, but those that a kprobe cannot see."""
     ended = performance.ended
     missed = ended.totals.get("missed while the kernel program was already running", 0) if ATTACH == "kprobe" else 0

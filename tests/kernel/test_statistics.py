@@ -61,7 +61,7 @@ def scrape(namespace: Namespace) -> dict[str, float]:
     return found
 
 
-def test_what_is_told_is_what_is_written(wire: Wire, marker: Marker, tmp_path: Path) -> None:
+def test_status_equals_the_file(wire: Wire, marker: Marker, tmp_path: Path) -> None:
     """Status and metrics never lose a packet while they run, and in the end say what is in the file."""
     control = tmp_path / "run" / "control"
     settings = {"control__socket": str(control), "metrics__listen": "127.0.0.1:9479"}

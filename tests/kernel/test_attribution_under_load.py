@@ -75,7 +75,7 @@ def test_no_packet_names_a_wrong_process(performance: Performance, scenario: Sce
     assert played.verdicts.unknown <= played.allowed, "\n".join(played.verdicts.examples)
 
 
-def test_nothing_is_lost(performance: Performance) -> None:
+def test_nothing_is_dropped(performance: Performance) -> None:
     """The capture that the scenarios were judged by has lost no packet."""
     assert performance.ended.exit_code == 0, performance.ended.stderr
     assert performance.ended.lost == 0, performance.ended.stderr

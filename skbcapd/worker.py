@@ -4,7 +4,7 @@ disk.
 In: jobs, which do not raise. Out: they are done in order, later.
 
 The rule: a running capture never waits for a worker, except for a limited time: at its end, and for
-results that it needs, see Patience. If the system cannot start a thread, the caller runs the jobs:
+results that it needs, see TimedCall. If the system cannot start a thread, the caller runs the jobs:
 that must not end a capture. A worker that hangs in the kernel does not keep the process alive: it is
 a daemon thread.
 """
@@ -40,7 +40,7 @@ class Jobs(Protocol):
         ...
 
 
-class AtOnce:
+class InlineJobs:
     """Runs jobs in the thread of the caller: for code that may wait for its disk, and for tests."""
 
     waiting = 0
@@ -109,7 +109,7 @@ class Worker:
             self._done += 1
 
 
-class Patience(Generic[T]):
+class TimedCall(Generic[T]):
     """Waits for a result with a time limit; a late result is returned by a later call.
 
     Args:

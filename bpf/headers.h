@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The headers of a packet, and its flow: addresses, protocol and ports.
+ *
+ * Structs and names are those of the kernel (include/uapi/linux/ip.h, ipv6.h, tcp.h, udp.h, icmp.h), for little-endian
+ * processors. Values in them are in network byte order.
+ */
+
+#define ETH_HLEN	    14
+#define ETH_P_IP	    0x0800
+#define ETH_P_IPV6	    0x86dd
+#define IPPROTO_ICMP	    1
+#define IPPROTO_TCP	    6
+#define IPPROTO_UDP	    17
+#define IPPROTO_ICMPV6	    58
+#define ICMP_ECHOREPLY	    0
+#define ICMP_ECHO	    8
+#define ICMPV6_ECHO_REQUEST 128
+#define ICMPV6_ECHO_REPLY   129
+#define IP_MF		    0x2000 /* in frag_off of IPv4: more fragments follow */
+#define IP_OFFSET	    0x1fff
+#define IP6_MF		    0x0001 /* in frag_off of IPv6 */
+#define IP6_OFFSET_SHIFT    3
+#define INADDR_BROADCAST    0xffffffff
+
+/* IPv6 extension headers (RFC 8200, 4): of 8 bytes, and 8 more for each that their second byte counts. */
+#define IPV6_HOP_BY_HOP	    0
+#define IPV6_ROUTING	    43
+#define IPV6_FRAGMENT	    44 /* always of 8 bytes */
+#define IPV6_DESTINATION    60
+#define IPV6_MOBILITY	    135
+#define IPV6_EXTENSIONS_MAX 4
+
+struct iphdr {
+	u8 ihl : 4; /* words of 4 bytes */
+	u8 version : 4;
+	u8 tos;
+	__be16 tot_len;
+	__be16 id;
+	__be16 frag_off;
+	u8 ttl;
+	u8 protocol;
+	__sum16 check;
+	__be32 saddr;
+	__be32 daddr;
+};
+
+struct ipv6hdr {
+	u8 priority : 4;
+	u8 version : 4;
+	u8 flow_lbl[3];
+	__be16 payload_len;
+	u8 nexthdr;
+	u8 hop_limit;
+	u64 saddr[2];
+	u64 daddr[2];
+};
+
+/* The longer of both, as it is read: in words. */
+union network_header {
+	u64 words[5];
+	struct iphdr v4;
+	struct ipv6hdr v6;
+};
+
+/* An extension header of IPv6. */
+union extension_header {
+	u64 word;
+	struct {
+		u8 nexthdr;
+		u8 hdrlen;
+	} any;
+	struct {
+		u8 nexthdr;
+		u8 reserved;
+		__be16 frag_off;
+		__be32 identification;
+	} fragment;
+};
+
+/* The first 16 bytes of a transport header, as they are read. A datagram may have fewer. */
+union transport_header {
+	u64 words[2];
+	struct {
+		__be16 source; /* also of UDP */
+		__be16 dest;
+		__be32 seq;
+		__be32 ack_seq;
+		__be32 flag_word; /* offset of the data, flags, window */
+	} tcp;
+	struct {
+		__be16 source;
+		__be16 dest;
+		__be16 len;
+		__sum16 check;
+	} udp;
+	struct {
+		u8 type;
+		u8 code;
+		__sum16 checksum;
+		__be16 id; /* of an echo */
+		__be16 sequence;
+	} icmp; /* also of IPv6 */
+};
+
+static inline u16 ntohs(__be16 value)
+{
+	return __builtin_bswap16(value);
+}
+#define htons(value) ((__be16)__builtin_bswap16(value))
+
+static inline int is_icmp(u32 protocol)
+{
+	return protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6;
+}
+
+/* The type of an ICMP message that asks for an echo, and of the one that answers. */
+static inline u32 echo_request(u32 protocol)
+{
+	return protocol == IPPROTO_ICMP ? ICMP_ECHO : ICMPV6_ECHO_REQUEST;
+}
+
+static inline u32 echo_reply(u32 protocol)
+{
+	return protocol == IPPROTO_ICMP ? ICMP_ECHOREPLY : ICMPV6_ECHO_REPLY;
+}
+
+/* What a packet's headers say beside its flow. */
+struct headers {
+	u32 transport; /* bytes from the network header to the transport header; 0: no flow can be read */
+	u32 word;      /* bytes 12 to 15 of the transport header: of TCP, offset and flags */
+	u32 multicast; /* the destination is a multicast or broadcast address */
+	u32 fragment;  /* IP_MF and IP_OFFSET, also of IPv6; 0: the packet is not in fragments */
+	u32 id;	       /* of that packet */
+};
+#define TCP_FIN_IN_WORD 0x0100 /* flags stand in the second byte of the word as it lies in memory */
+#define TCP_SYN_IN_WORD 0x0200
+#define TCP_RST_IN_WORD 0x0400
+#define TCP_ACK_IN_WORD 0x1000
+
+/* What a network header tells. IPv4 addresses are in the first four bytes. */
+struct network {
+	u64 source[2];
+	u64 dest[2];
+	u32 family;
+	u32 protocol;
+	u32 transport; /* as in struct headers */
+	u32 multicast;
+	u32 fragment; /* as in struct headers */
+	u32 id;
+};
+
+/* Reads an IPv4 header. Returns whether it is one. */
+static inline int read_ipv4(struct iphdr *header, struct network *network)
+{
+	if (header->version != 4 || header->ihl * 4 < sizeof(*header))
+		return 0;
+	network->family = AF_INET;
+	network->transport = header->ihl * 4;
+	network->protocol = header->protocol;
+	network->source[0] = header->saddr;
+	network->dest[0] = header->daddr;
+	network->multicast = (header->daddr & 0xf0) == 0xe0 || header->daddr == INADDR_BROADCAST;
+	network->fragment = ntohs(header->frag_off) & (IP_MF | IP_OFFSET);
+	network->id = header->id;
+	return 1;
+}
+
+static inline int is_extension(u32 protocol)
+{
+	return protocol == IPV6_HOP_BY_HOP || protocol == IPV6_ROUTING || protocol == IPV6_FRAGMENT ||
+	       protocol == IPV6_DESTINATION || protocol == IPV6_MOBILITY;
+}
+
+/* Reads an IPv6 header at `at` and the extension headers behind it, of `size` bytes in all at most. Returns whether it is one, and
+   all of it could be read. */
+static inline int read_ipv6(u64 at, u64 size, struct ipv6hdr *header, struct network *network)
+{
+	u32 transport = sizeof(*header), protocol = header->nexthdr, fragment = 0;
+
+	if (header->version != 6)
+		return 0;
+	network->family = AF_INET6;
+	network->source[0] = header->saddr[0];
+	network->source[1] = header->saddr[1];
+	network->dest[0] = header->daddr[0];
+	network->dest[1] = header->daddr[1];
+	network->multicast = (header->daddr[0] & 0xff) == 0xff;
+	for (int i = 0; i < IPV6_EXTENSIONS_MAX; i++) {
+		union extension_header extension;
+
+		if (!is_extension(protocol))
+			break;
+		if (transport + sizeof(extension) > size)
+			return 0;
+		extension.word = LOAD(u64, at + transport);
+		transport += sizeof(extension);
+		if (protocol == IPV6_FRAGMENT) {
+			u32 offset = ntohs(extension.fragment.frag_off);
+
+			fragment = offset >> IP6_OFFSET_SHIFT | (offset & IP6_MF) * IP_MF;
+			network->id = extension.fragment.identification;
+		} else {
+			transport += extension.any.hdrlen * 8;
+		}
+		protocol = extension.any.nexthdr;
+		if (fragment & IP_OFFSET)
+			break;
+	}
+	network->transport = transport;
+	network->protocol = protocol;
+	network->fragment = fragment;
+	return 1;
+}
+
+/*
+ * Reads the flow of a packet whose network header is at `at`, with `size` bytes in the linear part from there.
+ * Ports are those of TCP and UDP; an echo's identifier stands for the local port. Fragments but the first, more than
+ * IPV6_EXTENSIONS_MAX extension headers, and headers that are not in the linear part give no ports (transport 0).
+ */
+static inline void flow_of_packet(u64 at, u64 size, u32 ether_type, u32 direction, struct flow *flow,
+				  struct headers *headers)
+{
+	union network_header header;
+	union transport_header transport;
+	struct network network = {};
+
+	headers->transport = headers->fragment = 0;
+	LOAD_WORDS(header.words, sizeof(header), at);
+	if (ether_type == htons(ETH_P_IP)) {
+		if (!read_ipv4(&header.v4, &network))
+			return;
+	} else if (ether_type != htons(ETH_P_IPV6) || !read_ipv6(at, size, &header.v6, &network)) {
+		return;
+	}
+	headers->fragment = network.fragment;
+	headers->id = network.id;
+	headers->multicast = network.multicast;
+	flow->protocol = network.protocol;
+	flow->family = network.family;
+	flow->on_wire = 0;
+	flow->local[0] = direction == IN ? network.dest[0] : network.source[0];
+	flow->local[1] = direction == IN ? network.dest[1] : network.source[1];
+	flow->remote[0] = direction == IN ? network.source[0] : network.dest[0];
+	flow->remote[1] = direction == IN ? network.source[1] : network.dest[1];
+	if (network.fragment & IP_OFFSET || network.transport + sizeof(transport.udp) > size)
+		return;
+	transport.words[0] = transport.words[1] = 0;
+	LOAD_WORDS(transport.words, sizeof(transport), at + network.transport);
+	u16 source = ntohs(transport.tcp.source), dest = ntohs(transport.tcp.dest);
+
+	headers->transport = network.transport;
+	headers->word = transport.tcp.flag_word;
+	flow->local_port = direction == IN ? dest : source;
+	flow->remote_port = direction == IN ? source : dest;
+	if (is_icmp(network.protocol)) {
+		/* Type of the message; an echo's identifier. A ping may have been sent from any of our addresses. */
+		flow->remote_port = transport.icmp.type;
+		flow->local_port = transport.icmp.id;
+		flow->local[0] = flow->local[1] = 0;
+	}
+}

@@ -1,0 +1,177 @@
+"""The headers of a frame: where they begin and end, addresses and ports.
+
+In: bytes of a frame and its link type. Out: offsets. Nothing is copied.
+
+The rule not to break: frames are not trusted. An offset is never beyond the captured bytes, and a header that makes no
+sense (an IP header of less than 20 bytes) counts as unknown, so all behind it is payload.
+
+Source: RFC 791, 8200, 9293, 768, 3828, 9260, 4340, 792, 4443, 4302, 826; IEEE 802.1Q; the registry of link types that
+libpcap keeps (LINKTYPE_*).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+from skbcapd.pcapng import link_type as links
+
+Bytes: TypeAlias = bytes | memoryview
+
+IPV4, IPV6, ARP = 0x0800, 0x86DD, 0x0806
+ICMP, TCP, UDP, DCCP, AH, ICMPV6, SCTP, UDPLITE = 1, 6, 17, 33, 51, 58, 132, 136
+WITH_PORTS = {TCP: "tcp", UDP: "udp", DCCP: "dccp", SCTP: "sctp", UDPLITE: "udplite"}
+FRAGMENT = 44
+
+_TAGS = {0x8100, 0x88A8, 0x9100}
+_TAGS_MAX = 8
+_EXTENSIONS = {0, 43, FRAGMENT, AH, 60, 135, 139, 140}  # of IPv6, with a length that all readers can skip
+_EXTENSIONS_MAX = 16
+_SIZES = {UDP: 8, UDPLITE: 8, SCTP: 12, ICMP: 8, ICMPV6: 8}
+
+
+class Headers(NamedTuple):
+    """Offsets in a frame; each is at most the number of captured bytes.
+
+    Args:
+        network: of the network header: the end of the link header.
+        kind: EtherType of the network header, 0 where it is not known.
+        protocol: IP protocol behind the extension headers; -1 where there is none.
+        transport: of the transport header; the end of the network header where there is none.
+        payload: the end of the last header that is known.
+        is_later: a fragment other than the first: it has no transport header.
+    """
+
+    network: int
+    kind: int
+    protocol: int = -1
+    transport: int = 0
+    payload: int = 0
+    is_later: bool = False
+
+
+def read(frame: Bytes, link_type: int) -> Headers:
+    """Find the headers of a frame; those of the outermost packet, if it is a tunnel's."""
+    at, kind = _link(frame, link_type)
+    if at >= len(frame):
+        return Headers(len(frame), 0, -1, len(frame), len(frame))
+    network = _NETWORKS.get(kind)
+    found = network(frame, at) if network else None
+    return found or Headers(at, 0, -1, at, at)
+
+
+def _ipv4(frame: Bytes, at: int) -> Headers | None:
+    words = frame[at] & 15
+    if frame[at] >> 4 != 4 or words < 5:
+        return None
+    end = at + 4 * words
+    if end > len(frame):
+        return Headers(at, IPV4, -1, len(frame), len(frame))
+    protocol = frame[at + 9]
+    is_later = bool((frame[at + 6] << 8 | frame[at + 7]) & 0x1FFF)
+    if protocol == AH and not is_later:
+        protocol, end, is_later = _extensions(frame, end, protocol, {AH})
+    return Headers(at, IPV4, protocol, end, end if is_later else _behind(frame, end, protocol), is_later)
+
+
+def _ipv6(frame: Bytes, at: int) -> Headers | None:
+    if frame[at] >> 4 != 6:
+        return None
+    if at + 40 > len(frame):
+        return Headers(at, IPV6, -1, len(frame), len(frame))
+    protocol, end, is_later = frame[at + 6], at + 40, False
+    if protocol in _EXTENSIONS:
+        protocol, end, is_later = _extensions(frame, end, protocol, _EXTENSIONS)
+    return Headers(at, IPV6, protocol, end, end if is_later else _behind(frame, end, protocol), is_later)
+
+
+def _arp(frame: Bytes, at: int) -> Headers:
+    size = len(frame)
+    end = min(size, at + 8 + 2 * (frame[at + 4] + frame[at + 5])) if at + 8 <= size else size
+    return Headers(at, ARP, -1, end, end)
+
+
+_NETWORKS = {IPV4: _ipv4, IPV6: _ipv6, ARP: _arp}
+
+
+def addresses(frame: Bytes, headers: Headers) -> tuple[bytes, bytes] | None:
+    """Source and destination, packed; None without an IP header."""
+    at = headers.network
+    if headers.kind == IPV4 and at + 20 <= len(frame):
+        return bytes(frame[at + 12 : at + 16]), bytes(frame[at + 16 : at + 20])
+    if headers.kind == IPV6 and at + 40 <= len(frame):
+        return bytes(frame[at + 8 : at + 24]), bytes(frame[at + 24 : at + 40])
+    return None
+
+
+def ports(frame: Bytes, headers: Headers) -> tuple[int, int] | None:
+    """Source and destination; None where there is no header with ports, or not all of them was captured."""
+    at = headers.transport
+    if headers.protocol not in WITH_PORTS or headers.is_later or at + 4 > len(frame):
+        return None
+    return frame[at] << 8 | frame[at + 1], frame[at + 2] << 8 | frame[at + 3]
+
+
+def _link(frame: Bytes, link_type: int) -> tuple[int, int]:
+    """The end of the link header, and the EtherType of what follows."""
+    if link_type == links.ETHERNET:
+        return _ethernet(frame)
+    if link_type in {links.RAW, links.IPV4, links.IPV6}:
+        return 0, _version(frame, 0)
+    if link_type in {links.NULL, links.LOOP}:
+        return 4, _version(frame, 4)
+    end, place = _COOKED.get(link_type, (0, 0))
+    if end and len(frame) >= end:
+        return end, frame[place] << 8 | frame[place + 1]
+    return 0, 0
+
+
+_COOKED = {links.LINUX_SLL: (16, 14), links.LINUX_SLL2: (20, 0)}  # size, and where the EtherType is
+
+
+def _ethernet(frame: Bytes) -> tuple[int, int]:
+    size = len(frame)
+    if size < 14:
+        return size, 0
+    at, kind = 14, frame[12] << 8 | frame[13]
+    for _ in range(_TAGS_MAX):
+        if kind not in _TAGS or at + 4 > size:
+            break
+        at, kind = at + 4, frame[at + 2] << 8 | frame[at + 3]
+    return at, kind
+
+
+def _version(frame: Bytes, at: int) -> int:
+    return {4: IPV4, 6: IPV6}.get(frame[at] >> 4, 0) if at < len(frame) else 0
+
+
+def _extensions(frame: Bytes, at: int, protocol: int, known: set[int]) -> tuple[int, int, bool]:
+    """Skip extension headers: the protocol behind them, its offset, and whether this is a later fragment."""
+    for _ in range(_EXTENSIONS_MAX):
+        if protocol not in known:
+            return protocol, at, False
+        if at + 8 > len(frame):
+            return -1, len(frame), False
+        if protocol == FRAGMENT:
+            size = 8
+            if (frame[at + 2] << 8 | frame[at + 3]) & 0xFFF8:
+                return frame[at], at + 8, True
+        else:
+            size = 4 * (frame[at + 1] + 2) if protocol == AH else 8 * (frame[at + 1] + 1)
+        protocol, at = frame[at], at + size
+        if at > len(frame):
+            return -1, len(frame), False
+    return -1, at, False
+
+
+def _behind(frame: Bytes, at: int, protocol: int) -> int:
+    """The end of the transport header; its beginning where it is not known."""
+    size = len(frame)
+    if protocol in _SIZES:
+        return min(size, at + _SIZES[protocol])
+    place = {TCP: at + 12, DCCP: at + 4}.get(protocol)
+    if place is None:
+        return at
+    if place >= size:
+        return size
+    words, least = (frame[place] >> 4, 5) if protocol == TCP else (frame[place], 3)
+    return at if words < least else min(size, at + 4 * words)

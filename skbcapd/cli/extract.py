@@ -1,0 +1,24 @@
+"""`skbcapd extract`: write the wanted packets of capture files to one file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from skbcapd.analysis import extract
+from skbcapd.cli import selecting
+from skbcapd.cli.arguments import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add the command to the parser."""
+    command = commands.add("extract", run, "Write the wanted packets of capture files to one file, in time order.")
+    output = command.add_mutually_exclusive_group(required=True)
+    output.add_argument("-w", dest="file", metavar="OUT", type=Path, help="file to write; -: standard output")
+    output.add_argument("--count", action="store_true", help="print the number of wanted packets, write nothing")
+    selecting.add(command)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write or count the wanted packets."""
+    return extract.command(options, *selecting.parse(options))

@@ -1,0 +1,155 @@
+"""Arguments of the commands that read capture files: files, selectors and a filter.
+
+In: the command line. Out: paths and a selection.
+
+The rule: files and the words of a FILTER stand in one list. The words before the first one that is no existing file are
+the files; all that follow are the filter. So a filter needs no quotes, as in tcpdump.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from skbcapd.analysis import selectors, when
+from skbcapd.analysis.selectors import TEXTS, Selection, Selectors
+from skbcapd.attribution.fields import FIELDS
+from skbcapd.errors import UsageError
+from skbcapd.text_safety import escaped
+
+_Value = TypeVar("_Value")
+_FILE_ENDINGS = (".pcapng", ".pcap", ".cap", ".gz", ".zst", ".part")
+
+
+def add(command: argparse.ArgumentParser) -> None:
+    """Add files and selectors to a command."""
+    command.add_argument(
+        "words",
+        metavar="FILE",
+        nargs="+",
+        help="capture file, also compressed with gzip or zstd; a directory: all its captures. The words behind the "
+        "last file are a packet filter as in tcpdump",
+    )
+    group = command.add_argument_group(
+        "selectors", "Each can be repeated: one must match. Of different ones, all must."
+    )
+    for name in TEXTS:
+        field = FIELDS[name]
+        meaning = "name of the process (of its main thread)" if name == "process" else field.doc.partition(",")[0]
+        _add(
+            group,
+            [f"--{name}"],
+            name,
+            "NAME",
+            f"{meaning.partition(';')[0]}; a glob, or /regular expression/",
+            _pattern,
+        )
+    _add(
+        group,
+        ["--tgid", "--pid"],
+        "tgids",
+        "ID",
+        "process id (tgid), which ps calls PID",
+        _checked(selectors.tgid, "a process id"),
+    )
+    _add(
+        group,
+        ["--peer"],
+        "peers",
+        "ADDRESS",
+        "IP address or network (10.0.0.0/8) of the other side",
+        _checked(selectors.peer, "an address or a network such as 10.0.0.0/8"),
+    )
+    _add(
+        group,
+        ["--port"],
+        "ports",
+        "PORT",
+        "port of either side, or FIRST-LAST",
+        _checked(selectors.port, "a port from 0 to 65535, or FIRST-LAST"),
+    )
+    _add(
+        group, ["--interface"], "interfaces", "NAME", "name of the interface; a glob, or /regular expression/", _pattern
+    )
+    _add(group, ["--direction"], "directions", "", "direction of the packet", str, choices=("in", "out"))
+    group.add_argument(
+        "--from",
+        dest="begin",
+        metavar="TIME",
+        help="packets from TIME on: 2026-11-28T10:00, 10:00, '3h ago', @SECONDS; local time, or with a zone: ...Z",
+    )
+    group.add_argument("--to", dest="end", metavar="TIME", help="packets before TIME")
+
+
+def _add(
+    group: argparse._ArgumentGroup,
+    names: list[str],
+    dest: str,
+    metavar: str,
+    text: str,
+    kind: Callable[[str], object],
+    choices: Sequence[str] | None = None,
+) -> None:
+    """One selector."""
+    if choices:
+        group.add_argument(*names, dest=dest, action="append", default=[], help=text, choices=choices)
+    else:
+        group.add_argument(*names, dest=dest, action="append", default=[], help=text, metavar=metavar, type=kind)
+
+
+def _checked(parse: Callable[[str], _Value], expected: str) -> Callable[[str], _Value]:
+    """A type of argparse that says what was expected."""
+
+    def checked(text: str) -> _Value:
+        try:
+            return parse(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"found {escaped(text)!r}; expected {expected}") from None
+
+    return checked
+
+
+def _pattern(text: str) -> object:
+    try:
+        return selectors.pattern(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"found {escaped(text)!r} ({error}); expected a glob, or /regular expression/"
+        ) from None
+
+
+def parse(options: argparse.Namespace) -> tuple[list[Path], Selection]:
+    """The files and the selection of a command line.
+
+    Raises:
+        UsageError: a time or the filter is none, or there is no file.
+    """
+    files, expression = split_words(options.words)
+    wanted = Selectors(
+        texts={name: getattr(options, name) for name in TEXTS if getattr(options, name)},
+        tgids=frozenset(options.tgids),
+        peers=options.peers,
+        ports=options.ports,
+        interfaces=options.interfaces,
+        directions=frozenset(map(selectors.direction, options.directions)),
+        span=when.span(options.begin, options.end, time.time_ns()),
+        expression=expression,
+    )
+    return files, Selection(wanted)
+
+
+def split_words(words: Sequence[str]) -> tuple[list[Path], str]:
+    """Files, and the filter behind them.
+
+    Raises:
+        UsageError: the first word is no file, or a later one can only be meant as a file.
+    """
+    count = next((at for at, word in enumerate(words) if word != "-" and not os.path.lexists(word)), len(words))
+    missing = next((word for word in words[count:] if count == 0 or word.endswith(_FILE_ENDINGS)), None)
+    if missing is not None:
+        raise UsageError(f"{escaped(missing)}: No such file or directory; expected a capture file")
+    return [Path(word) for word in words[:count]], " ".join(words[count:])

@@ -1,0 +1,128 @@
+"""The bytes of a capture file, decompressed if it is compressed with gzip or zstd.
+
+In: a path. Out: its bytes in parts of about one MiB, and errors with the offset in the decompressed
+file.
+
+The rule: only a regular file is read, and memory is limited by what the caller asks for. A program
+decompresses, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, BinaryIO, NoReturn, cast
+
+from skbcapd.child import memory_file
+from skbcapd.errors import FileError
+from skbcapd.text_safety import escaped_bytes
+
+_CHUNK = 1 << 20
+_UNPACKERS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+class Source:
+    """An open file, and a window of its decompressed bytes.
+
+    Args:
+        path: a regular file.
+        progress: called from time to time with the number of bytes that were read from the disk.
+
+    Raises:
+        FileError: it cannot be opened, is not regular, or the program that decompresses it is not
+            installed.
+    """
+
+    def __init__(self, path: Path, progress: Callable[[int], None] = lambda _read: None) -> None:
+        self.name = escaped_bytes(os.fsencode(path))
+        self.data = b""
+        """The window."""
+        self._before = 0  # bytes of the decompressed file before `data`
+        self._progress = progress
+        self._complaints: IO[bytes] | None = None
+        self._unpacker: subprocess.Popen[bytes] | None = None
+        self._packer = ""
+        try:
+            # O_NONBLOCK: otherwise opening a FIFO without a writer would wait.
+            self._file: BinaryIO = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=0)  # noqa: SIM115, PTH123  the same
+            found = os.fstat(self._file.fileno())
+        except (OSError, ValueError) as error:  # a NUL in the path
+            raise FileError(f"{self.name}: {getattr(error, 'strerror', error)}; expected a capture file") from None
+        if not stat.S_ISREG(found.st_mode):
+            self._file.close()
+            raise FileError(f"{self.name}: not a regular file; expected a capture file")
+        self._stream: IO[bytes] = self._file
+        try:
+            start = os.pread(self._file.fileno(), 4, 0)
+        except OSError as error:  # for example a sector that the disk cannot read
+            self._file.close()
+            raise FileError(f"{self.name}: {error.strerror} at byte 0") from None
+        for magic, tool in _UNPACKERS.items():
+            if start.startswith(magic):
+                self._unpack(tool)
+
+    def close(self) -> None:
+        """Close the file, and end the process that decompresses it."""
+        if self._unpacker:
+            self._unpacker.kill()  # it may be waiting until we read
+            self._unpacker.communicate()
+        if self._complaints:
+            self._complaints.close()
+        self._file.close()
+
+    def read_on(self, at: int, wanted: int) -> bytes:
+        """Discard `at` bytes of `data`, and read until it has `wanted` bytes or the file ends;
+        returns `data`.
+        """
+        parts = [self.data[at:]]
+        self._before += at
+        have = len(parts[0])
+        while have < wanted:
+            try:
+                part = self._stream.read(max(_CHUNK, wanted - have))
+                read = os.lseek(self._file.fileno(), 0, os.SEEK_CUR)  # shared with the process that decompresses
+            except OSError as error:
+                raise FileError(f"{self.name}: {error.strerror} at byte {self._before + have}") from None
+            self._progress(read)
+            if not part:
+                self.data = b"".join(parts)
+                self._ask_unpacker()
+                break
+            parts.append(part)
+            have += len(part)
+        self.data = b"".join(parts)
+        return self.data
+
+    def _unpack(self, tool: str) -> None:
+        """Read the output of a process that decompresses; its memory is limited."""
+        self._complaints = memory_file("complaints")
+        try:
+            self._unpacker = subprocess.Popen(
+                [tool, "-dcq"], stdin=self._file, stdout=subprocess.PIPE, stderr=self._complaints, bufsize=0
+            )
+        except OSError:
+            self._complaints.close()
+            self._file.close()
+            hint = f"apt-get install {tool}"
+            raise FileError(f"{self.name}: compressed with {tool}, which is not installed", hint) from None
+        self._packer = tool
+        self._stream = cast("IO[bytes]", self._unpacker.stdout)
+
+    def _ask_unpacker(self) -> None:
+        """Called at the end: check whether that process has reached the end, too."""
+        if self._unpacker and self._complaints and self._unpacker.wait():
+            self._complaints.seek(0)
+            words = self._complaints.read(1000).strip().partition(b"\n")[0].rpartition(b": ")[2]
+            why = escaped_bytes(words) or "fails"
+            raise FileError(f"{self.name}: {self._packer}: {why}; expected a complete compressed file")
+
+    def fail(self, at: int, found: str, expected: str, kind: type[FileError] = FileError) -> NoReturn:
+        """Report what is wrong at an offset in `data`.
+
+        Raises:
+            FileError: always; of this kind.
+        """
+        raise kind(f"{self.name}: at byte {self._before + at}: {found}; expected {expected}")

@@ -1,0 +1,202 @@
+"""`skbcapd extract`: what it takes and writes, beside what tshark finds in the same files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+import skbcapd
+from tests.support import blocks, traffic
+from tests.support.judges import facts, rows
+from tests.support.traffic import BEGIN_NS, COUNT, STEP_NS
+
+ROOT = Path(skbcapd.__file__).parent.parent
+FIELDS = (
+    "frame.time_epoch",
+    "frame.len",
+    "frame.cap_len",
+    "frame.interface_name",
+    "frame.comment",
+    "frame.packet_flags",
+    "ip.checksum",
+    "eth.type",
+)
+
+
+def extract(*arguments: str | Path, cwd: Path = ROOT, stdin: bytes = b"") -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `skbcapd extract`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "skbcapd", "extract", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TZ": "UTC"},
+        input=stdin,
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@pytest.fixture(scope="module")
+def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The capture of all selectors."""
+    path = tmp_path_factory.mktemp("capture") / "a.pcapng"
+    traffic.write(path)
+    return path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """What is written."""
+    return tmp_path / "out.pcapng"
+
+
+def is_of(field: str, value: str) -> str:
+    """A display filter for a field of the comment."""
+    return f'frame.comment matches "(^| ){field}={value}( |$)"'
+
+
+IN, OUT = "frame.packet_flags_direction == 1", "frame.packet_flags_direction == 2"
+HALF_NS = BEGIN_NS + COUNT // 2 * STEP_NS
+HALF = datetime.fromtimestamp(HALF_NS // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{HALF_NS % 10**9:09}Z"
+PORTS = ("tcp", "udp")
+
+
+def port(low: int, high: int) -> str:
+    """A display filter for ports; packets quoted in others are not in the capture."""
+    return " || ".join(
+        f"({each} >= {low} && {each} <= {high})"
+        for each in ("tcp.srcport", "tcp.dstport", "udp.srcport", "udp.dstport")
+    )
+
+
+def peer(network: str, version: str = "ip") -> str:
+    """A display filter for the other side."""
+    source, destination = f"{version}.src == {network}", f"{version}.dst == {network}"
+    unknown = "frame.packet_flags_direction == 0"
+    return f"({OUT} && {destination}) || ({IN} && {source}) || ({unknown} && ({source} || {destination}))"
+
+
+SELECTORS: dict[str, tuple[list[str], str]] = {
+    "all": ([], "frame"),
+    "comm": (["--comm", "curl"], is_of("comm", "curl")),
+    "glob": (["--comm", "curl*"], is_of("comm", "curl(ew)?")),
+    "expression": (["--comm", "/^cur|ngi/"], is_of("comm", "(curl|curlew|nginx)")),
+    "two": (["--comm", "curl", "--comm", "nginx"], is_of("comm", "(curl|nginx)")),
+    "process": (["--process", "dig"], is_of("process", "dig")),
+    "process is comm": (["--process", "nginx"], is_of("comm", "nginx")),
+    "thread": (["--process", "isc-net-0000"], "frame.len < 0"),
+    "unit": (["--unit", "ssh.*"], is_of("unit", "ssh.service")),
+    "user": (["--user", "root", "--user", "me"], is_of("user", "(root|me)")),
+    "container": (["--container", "web"], is_of("container", "web")),
+    "pod": (["--pod", "prod/*"], is_of("pod", "prod/web/nginx")),
+    "tgid": (["--tgid", "7", "--pid", "4294967"], is_of("tgid", "(7|4294967)")),
+    "peer": (["--peer", "10.0.1.2"], peer("10.0.1.2")),
+    "network": (["--peer", "10.0.0.0/16"], peer("10.0.0.0/16")),
+    "two peers": (
+        ["--peer", "10.0.2.0/24", "--peer", "fd00::/49"],
+        f"({peer('10.0.2.0/24')}) || ({peer('fd00::/49', 'ipv6')})",
+    ),
+    "IPv6": (["--peer", "fd00:0:0:1::2"], peer("fd00:0:0:1::2", "ipv6")),
+    "port": (["--port", "443"], port(443, 443)),
+    "ports": (["--port", "8000-8010", "--port", "53"], f"{port(8000, 8010)} || {port(53, 53)}"),
+    "interface": (["--interface", "wg*"], 'frame.interface_name == "wg0"'),
+    "in": (["--direction", "in"], IN),
+    "out": (["--direction", "out"], OUT),
+    "from": (["--from", HALF], f"frame.number > {COUNT // 2}"),
+    "to": (["--to", f"@{HALF_NS // 10**9}.{HALF_NS % 10**9:09}"], f"frame.number <= {COUNT // 2}"),
+    "span": (
+        ["--from", "2021-05-31T14:00:00.25", "--to", "2021-05-31T14:00:00.5"],
+        f"frame.time_epoch >= {BEGIN_NS // 10**9}.25 && frame.time_epoch < {BEGIN_NS // 10**9}.5",
+    ),
+    "several": (
+        ["--comm", "curl", "--port", "443", "--direction", "out"],
+        f"{is_of('comm', 'curl')} && {OUT} && ({port(443, 443)})",
+    ),
+}
+FILTERS = {
+    "tcp port 443": "tcp.port == 443 && !vlan",
+    "udp": "(udp && !vlan && !ipv6.hopopts) || ipv6.fraghdr.nxt == 17",  # libpcap reads no other extension headers
+    "host 10.0.2.2 and not tcp": "ip.addr == 10.0.2.2 && !tcp && !vlan",
+    "arp or icmp or icmp6": "arp || icmp || icmpv6",
+    "vlan 7 and udp": "vlan.id == 7 && udp",
+    "ip6 and greater 80": "ipv6 && frame.len >= 80 && !vlan",
+    "len <= 60": "frame.len <= 60",
+}
+
+
+def numbers(path: Path, display: str) -> list[int]:
+    """Which packets tshark finds, from 0."""
+    return [int(number) - 1 for (number,) in rows(path, "frame.number", where=display)]
+
+
+def content(path: Path) -> list[blocks.Packet]:
+    """All packets of a file."""
+    return blocks.packets(path.read_bytes())
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_selectors_are_those_of_tshark(name: str, capture: Path, out: Path) -> None:
+    """A selector takes the packets that tshark's own display filter finds, as they are and in the same order."""
+    words, display = SELECTORS[name]
+    found = numbers(capture, display)
+    assert extract(capture, "-w", out, *words) == (0, "", f"skbcapd: {len(found)} packets to {out}\n")
+    everything = content(capture)
+    assert content(out) == [everything[number] for number in found]
+    assert (len(found) > 0) == (name != "thread")
+
+
+@pytest.mark.parametrize("expression", FILTERS)
+def test_filters_are_those_of_tshark(expression: str, capture: Path) -> None:
+    """A FILTER behind the files takes what tshark finds, whatever the link type."""
+    found = numbers(capture, FILTERS[expression])
+    assert found
+    assert extract(capture, "--count", *expression.split()) == (0, f"{len(found)}\n", "")
+    assert extract("--count", capture, expression) == (0, f"{len(found)}\n", "")
+
+
+def test_the_judges_are_content(capture: Path, out: Path) -> None:
+    """Tshark reads the same of all packets; capinfos finds each interface once, without statistics."""
+    assert extract(capture, "-w", out)[0] == 0
+    assert rows(out, *FIELDS) == rows(capture, *FIELDS)
+    found = facts(out)
+    assert sorted(value for name, value in found if name == "Name") == ["eth0", "eth0", "wg0"]
+    assert ("Number of packets", "1009") in found
+    assert {value for name, value in found if name == "Number of stat entries"} == {"0"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--count"], "the following arguments are required: FILE"),
+        (["{file}"], "one of the arguments -w --count is required"),
+        (["{file}", "--count", "-w", "x"], "not allowed with argument"),
+        (["{file}", "--count", "--port", "70000"], "argument --port: found '70000'; expected a port from 0 to 65535"),
+        (["{file}", "--count", "--port", "9-8"], "argument --port: found '9-8'"),
+        (["{file}", "--count", "--port", "http"], "argument --port: found 'http'"),
+        (
+            ["{file}", "--count", "--peer", "10.0.0"],
+            "argument --peer: found '10.0.0'; expected an address or a network",
+        ),
+        (["{file}", "--count", "--tgid", "0"], "argument --tgid/--pid: found '0'; expected a process id"),
+        (["{file}", "--count", "--comm", ""], "argument --comm: found '' (empty); expected a glob"),
+        (["{file}", "--count", "--comm", "/(/"], "argument --comm: found '/(/' (bad regular expression"),
+        (["{file}", "--count", "--direction", "up"], "invalid choice: 'up'"),
+        (["{file}", "--count", "--from", "soon"], "skbcapd: --from soon: no time; expected a date and time"),
+        (["{file}", "--count", "--from", "@2", "--to", "@1"], "skbcapd: --to @1 is not behind --from @2"),
+        (["{file}", "--count", "tcp", "prot", "7"], 'skbcapd: FILTER: found "tcp prot 7" ('),
+        (["nosuch", "--count"], "skbcapd: nosuch: No such file or directory; expected a capture file"),
+        (["{file}", "other.pcapng", "--count"], "skbcapd: other.pcapng: No such file or directory"),
+    ],
+)
+def test_invalid_command_lines(words: list[str], message: str, capture: Path) -> None:
+    """A wrong word is refused by name, with exit code 2, and nothing is read or written."""
+    code, stdout, stderr = extract(*(word.format(file=capture) for word in words))
+    assert (code, stdout) == (2, "")
+    assert message in stderr
+    assert "Traceback" not in stderr
