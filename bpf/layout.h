@@ -23,6 +23,9 @@ enum via {
 	VIA_UNRESOLVED, /* Python shall find out: never in a label */
 };
 
+/* Which packet wakes Python; see struct control. A buffer that fills up always does. */
+enum sleep { SLEEP_NOT, SLEEP_UNTIL_PACKET, SLEEP_UNTIL_UPCALL };
+
 /* What happened to the packets of an interface slot; indexes of struct counters. */
 enum counter { SEEN, DELIVERED, FILTERED, LOST_FULL, LOST_CONTENDED, LOST_START, DUPLICATE };
 
@@ -213,7 +216,7 @@ struct control {
 	u64 pad0[7];
 	/* Written by Python. */
 	u64 tail;	  /* segments before this number are free again */
-	u64 sleeping;	  /* 1: Python wants to be woken by the next packet */
+	u64 sleeping;	  /* enum sleep: which packet wakes Python; the program sets NOT when it does */
 	u64 wake_backlog; /* sealed segments waiting from which on each seal wakes Python */
 	u64 clock_offset; /* CLOCK_REALTIME - CLOCK_MONOTONIC, ns */
 	u64 page_base;	  /* address of the first struct page; 0: paged frames are cut at their linear part */

@@ -12,8 +12,8 @@ from __future__ import annotations
 import time
 
 from skbcapd.attribution.processes import Process
-from skbcapd.kernel.segments import Cut, Upcall
-from skbcapd.output.interface import Snapshot
+from skbcapd.kernel.segments import Packet, Upcall
+from skbcapd.output.interface import PROMPT_S, Snapshot
 from skbcapd.output.pipe import PipeSink
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
@@ -45,7 +45,7 @@ class TextOutput:
     def add_process(self, process: Process) -> None:
         """Does nothing: each line has the name of its process."""
 
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, _stamp: Label, _snapshot: Snapshot) -> None:
+    def write_packet(self, packet: Packet, interface_id: int, _stamp: Label, _snapshot: Snapshot) -> None:
         """Print one packet."""
         if not isinstance(packet, Upcall):
             raise TypeError("a packet with a label; expected none")
@@ -64,6 +64,7 @@ class TextOutput:
 
     dumped = None
     has_pending_work = needs_renumbering = False
+    latency_s = PROMPT_S
 
     @property
     def lost(self) -> int:

@@ -99,9 +99,9 @@ def test_goals_say_whether_they_are_met() -> None:
     missed.
     """
     rows = [replace(ROW, cpu_s=cpu) for cpu in (0.1, 0.9, 0.2)]
-    rows += [replace(ROW, tool="tcpdump", cpu_s=cpu) for cpu in (0.2, 0.9, 0.8)]
+    rows += [replace(ROW, tool="tcpdump", cpu_s=cpu) for cpu in (0.4, 0.9, 0.8)]
     found = {goal.name: goal for goal in report.goals(rows, [], [])}
-    assert found["CPU relative to tcpdump, UDP 64 B unpaced"].value == pytest.approx(0.5)
+    assert found["CPU relative to tcpdump, UDP 64 B unpaced"].value == pytest.approx(0.25)
     assert found["CPU relative to tcpdump, UDP 64 B unpaced"].is_met is True
     assert found["CPU relative to tcpdump, TCP bulk with GSO"].is_met is None
     assert found["cost of 10 or 100 rules, relative to 1"].is_met is None

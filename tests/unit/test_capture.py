@@ -24,7 +24,7 @@ from skbcapd.config.parser import default_settings
 from skbcapd.errors import KernelError
 from skbcapd.kernel import abi
 from skbcapd.kernel.marker import Marker
-from skbcapd.kernel.segments import LOCAL_PER_RANGE, Cut, Upcall
+from skbcapd.kernel.segments import LOCAL_PER_RANGE, Packet
 from skbcapd.output.interface import Snapshot
 from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT, PACKET, walk
@@ -541,8 +541,8 @@ def test_packets_during_the_detach_are_written() -> None:
 class Failing(Recording):
     """An output whose reader ends at its third packet."""
 
-    def write_packet(self, found: Upcall | Cut, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
-        """Write a packet, or fail."""
+    def write_packet(self, found: Packet, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
+        """Take a packet."""
         if len(self.written) == 2:
             raise BrokenPipeError
         super().write_packet(found, interface_id, stamp, _snapshot)
@@ -715,13 +715,26 @@ def test_only_completed_packets_count_as_written() -> None:
 def test_no_packet_is_missed_during_sleep() -> None:
     """The capture does not sleep if a packet has arrived, and a wakeup is consumed once."""
     rig = Rig()
-    assert rig.capture.request_wakeup()
+    assert rig.capture.request_wakeup(abi.Sleep.UNTIL_PACKET)
     assert rig.program.control[abi.SLEEPING] == 1
-    rig.capture.cancel_wakeup()
+    assert not rig.capture.cancel_wakeup()
     assert (rig.program.control[abi.SLEEPING], rig.program.calls) == (0, ["take_wakeups"])
     rig.program.put(upcall(NTP_FRAME))
-    assert not rig.capture.request_wakeup()
+    assert not rig.capture.request_wakeup(abi.Sleep.UNTIL_PACKET)
     assert rig.program.control[abi.SLEEPING] == 0
+
+
+@pytest.mark.parametrize("fills", [False, True])
+def test_a_file_sleeps_over_packets_with_a_label_only(*, fills: bool) -> None:
+    """Until a packet needs Python the capture may sleep; not if one came meanwhile, in this segment or the next."""
+    rig = Rig()
+    rig.drain(upcall(NTP_FRAME))
+    rig.program.put(packet(7, NTP_FRAME))
+    assert rig.capture.request_wakeup(abi.Sleep.UNTIL_UPCALL)
+    rig.program.control[abi.SLEEPING] = 0  # as the program does
+    assert rig.capture.cancel_wakeup()
+    rig.program.put(*([packet(7, bytes(60_000))] * 40 if fills else []), upcall(NTP_FRAME))
+    assert not rig.capture.request_wakeup(abi.Sleep.UNTIL_UPCALL)
 
 
 # Rules

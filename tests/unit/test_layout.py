@@ -376,8 +376,8 @@ def test_every_shared_struct_and_enum_is_compared() -> None:
     text = c_text("layout.h")
     structs, enums = (set(re.findall(rf"^{kind} (\w+) \{{", text, re.MULTILINE)) for kind in ("struct", "enum"))
 
-    assert structs - NOT_SHARED == (RECORDS.keys() | OTHERS) - {"measurement"}  # it is in measure.h
-    assert enums - NOT_SHARED == {"direction", "via", "counter"}
+    assert structs - NOT_SHARED == (RECORDS.keys() | OTHERS) - {"measurement"}  # which is in measure.h
+    assert enums - NOT_SHARED == {"direction", "via", "counter", "sleep"}
 
 
 def members(name: str) -> list[str]:
@@ -461,6 +461,8 @@ def test_numbers_mean_the_same_on_both_sides() -> None:
     ways = [name.lower().removeprefix("via_") for name in enum("via")]
     assert ways[1:-1] == list(VIA)[1:]
     assert [getattr(abi, f"VIA_{way.upper()}") for way in ways] == list(range(len(ways)))
+    assert [f"SLEEP_{sleep.name}" for sleep in abi.Sleep] == enum("sleep")
+    assert [*abi.Sleep] == [0, 1, 2]
     assert re.search(rf"enum direction \{{ IN = {blocks.DIRECTION_IN}, OUT = {blocks.DIRECTION_OUT} \}}", PROGRAM)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import struct
 from collections.abc import Callable, Iterator
 
@@ -13,7 +14,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from skbcapd.errors import SegmentError
 from skbcapd.kernel import abi
-from skbcapd.kernel.segments import LOCAL_PER_RANGE, Cut, SegmentReader, Upcall, read_local
+from skbcapd.kernel.segments import (
+    LOCAL_PER_RANGE,
+    Cut,
+    Repeated,
+    SegmentReader,
+    Upcall,
+    identity_of,
+    read_local,
+    read_repeated,
+)
 from skbcapd.pcapng.blocks import PACKET, walk
 from tests.support.frames import NTP_FRAME
 from tests.support.writer import COMMITTED, UPCALLS, USED, Writer, block, cut, packet, upcall
@@ -370,6 +380,19 @@ def resized(made: bytes, at: int, value: int) -> bytes:
     return made[:at] + struct.pack("<I", value & 0xFFFFFFFF) + made[at + 4 :]
 
 
+@pytest.mark.parametrize("frame", [b"", b"x", NTP_FRAME])
+def test_a_repeated_packet_is_read_in_part(frame: bytes) -> None:
+    """What is read of a packet whose identity is known is what the complete record says; no other block has one."""
+    made = packet(1, NTP_FRAME) + upcall(frame, packet_id=1 << 61, checksum=0x00060022, flags=0x802, time_ns=1 << 60)
+    view, at = memoryview(made), len(packet(1, NTP_FRAME))
+    whole, found = read_local(view, at), read_repeated(view, at)
+
+    assert isinstance(whole, Upcall)
+    assert identity_of(view, at) == whole.key + whole.names
+    assert found == Repeated(*(getattr(whole, field.name) for field in dataclasses.fields(Repeated)))
+    assert identity_of(view, 0) == identity_of(memoryview(cut(1, NTP_FRAME, 0, 90)), 0) == b""
+
+
 LENGTH, CAP_LEN = 4, 20
 UPCALL_SIZE = len(upcall(NTP_FRAME))
 
@@ -386,6 +409,8 @@ def test_a_length_that_cannot_be(size: int) -> None:
         list(walk(view))
     with pytest.raises(SegmentError):
         read_local(view, 0)
+    with pytest.raises(SegmentError):
+        identity_of(view, 0)
 
 
 @pytest.mark.parametrize(
@@ -407,6 +432,8 @@ def test_blocks_that_are_not_local(made: bytes, offset: int) -> None:
     """A block that is not a local one, or is too short for its content, is an error."""
     with pytest.raises(SegmentError):
         read_local(memoryview(made), offset)
+    with contextlib.suppress(SegmentError):
+        assert not identity_of(memoryview(made), offset) or not read_repeated(memoryview(made), offset)
 
 
 @pytest.mark.fuzz
@@ -418,6 +445,8 @@ def test_any_bytes_give_blocks_or_an_error(head: bytes, tail: bytes, offset: int
         assert all(size >= 32 and at + size <= len(view) for at, _, size in walk(view))
     with contextlib.suppress(SegmentError):
         assert len(read_local(view, offset).frame) <= len(view)
+    with contextlib.suppress(SegmentError):
+        assert not identity_of(view, offset) or len(read_repeated(view, offset).frame) <= len(view)
 
 
 SIZES = st.sampled_from([0, 8, 96, len(LARGE), abi.SEGMENT_SIZE - 1024])

@@ -15,7 +15,9 @@ import pytest
 from skbcapd.daemon.loop import TICK_S, Service
 from skbcapd.daemon.server import Server, control
 from skbcapd.errors import KernelError
+from skbcapd.kernel import abi
 from skbcapd.kernel.abi import SEGMENT_SIZE
+from skbcapd.output.interface import FILE_S, PROMPT_S
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +43,8 @@ class FakeCapture:
         self.fails_to_start = False
         self.program = self.output = self
         self.is_busy = self.has_more = self.has_pending_work = self.needs_renumbering = False
+        self.latency_s = PROMPT_S
+        self.has_come = True  # the packet that the loop sleeps for
         self.is_detached, self.left = False, 0
         self.wakeup_fd, self.waker = os.pipe()
         os.write(self.waker, b"awake")  # the wait for the next packet ends at once
@@ -65,9 +69,9 @@ class FakeCapture:
         look = self.looks.pop(0)
         return look if isinstance(look, int) else int(look() or 0)
 
-    def request_wakeup(self) -> bool:
-        """No packet has arrived."""
-        self.calls.append("request_wakeup")
+    def request_wakeup(self, until: abi.Sleep) -> bool:
+        """No packet came meanwhile."""
+        self.calls.append(until.name.lower())
         return True
 
     def renumber(self) -> None:
@@ -75,9 +79,10 @@ class FakeCapture:
         self.calls.append("renumber")
         self.needs_renumbering = False
 
-    def cancel_wakeup(self) -> None:
+    def cancel_wakeup(self) -> bool:
         """The wait is over."""
         self.calls.append("cancel_wakeup")
+        return self.has_come
 
     def set_clock(self) -> None:
         """Called once a second."""
@@ -172,7 +177,7 @@ def test_a_capture_runs_from_start_to_stop() -> None:
 @pytest.mark.parametrize(
     ("moved", "after"),
     [
-        (0, ["request_wakeup", "cancel_wakeup", "cancel_wakeup"]),
+        (0, ["until_packet", "cancel_wakeup", "cancel_wakeup"]),
         (4, ["cancel_wakeup"]),
         (SEGMENT_SIZE - 4, ["cancel_wakeup"]),
         (SEGMENT_SIZE, []),
@@ -185,12 +190,25 @@ def test_when_the_loop_waits(moved: int, after: list[str]) -> None:
     assert run(FakeCapture(moved, SEGMENT_SIZE))[2:] == ["drain", *after, "drain", "stop"]
 
 
+def test_a_file_lets_packets_wait_for_long() -> None:
+    """Of an output that lets packets wait, the loop sleeps until one needs Python, or until its time is over."""
+    capture = FakeCapture(4, 4)
+    capture.latency_s = FILE_S
+    assert run(capture)[2:] == [*("drain", "until_upcall", "cancel_wakeup", "cancel_wakeup") * 2, "stop"]
+    capture = FakeCapture(4, 4)
+    capture.latency_s, capture.has_come = 2 * PROMPT_S, False
+    os.read(capture.wakeup_fd, 100)
+    start = time.monotonic()
+    assert run(capture)[2:] == ["drain", "until_upcall", "cancel_wakeup"] * 2 + ["stop"]
+    assert time.monotonic() - start >= 4 * PROMPT_S
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it(number: signal.Signals) -> None:
     """After a signal there is no further drain; the rest is written by the stop."""
     capture = FakeCapture(kill(number), fail(AssertionError("looked again")))
-    os.read(capture.wakeup_fd, 100)  # only the signal ends the wait
-    assert run(capture)[2:] == ["drain", "request_wakeup", "cancel_wakeup", "stop"]
+    os.read(capture.wakeup_fd, 100)  # nothing but the signal ends the wait
+    assert run(capture)[2:] == ["drain", "until_packet", "cancel_wakeup", "stop"]
 
 
 def test_a_second_signal_has_no_effect() -> None:
