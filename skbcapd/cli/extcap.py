@@ -27,8 +27,8 @@ from skbcapd.config import parser as config
 from skbcapd.config.settings import ROWS, Settings, Transmit
 from skbcapd.daemon import app
 from skbcapd.errors import FileError, UsageError
-from skbcapd.output.block_writer import StandardOutput
-from skbcapd.output.pcapng_output import PcapngOutput
+from skbcapd.output.pcapng_output import FileOutput
+from skbcapd.output.pipe import PipeTarget
 from skbcapd.pcapng.link_type import ETHERNET
 from skbcapd.text_safety import escaped_bytes
 
@@ -78,8 +78,8 @@ def run(options: argparse.Namespace) -> int:
         settings = _settings(options)
         program = app.load_program(settings)
         with contextlib.closing(program):
-            target = StandardOutput(fifo.fileno())
-            output = PcapngOutput(target.stream, settings.encode)
+            target = PipeTarget(fifo.fileno())
+            output = FileOutput(target, settings.encode)
             return app.serve(app.Run(settings, program, output, target, quiet=True))
 
 
