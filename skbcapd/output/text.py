@@ -56,8 +56,7 @@ class TextOutput:
         name = _word(packet.interface_name)
         direction = "out" if packet.direction == 2 else "in"
         summary = self._summary(bytes(packet.frame), interface.link_type)
-        self._sink.write(f"{clock}.{nanoseconds:09} {who} {name} {direction} {summary}
-".encode("ascii"))
+        self._sink.write(f"{clock}.{nanoseconds:09} {who} {name} {direction} {summary}\n".encode("ascii"))
 
     def write_blocks(self, view: memoryview, _snapshot: Snapshot) -> None:
         """Never called: without labels, the kernel program writes no complete blocks."""
