@@ -1,12 +1,13 @@
-"""The headers of a frame: where they begin and end, addresses and ports.
+"""The headers of a frame: their offsets, addresses and ports.
 
 In: bytes of a frame and its link type. Out: offsets. Nothing is copied.
 
-The rule not to break: frames are not trusted. An offset is never beyond the captured bytes, and a header that makes no
-sense (an IP header of less than 20 bytes) counts as unknown, so all behind it is payload.
+The rule not to break: frames are not trusted. An offset is never beyond the captured bytes. A wrong
+header (such as an IP header of less than 20 bytes) is treated as unknown, so all bytes after it are
+payload.
 
-Source: RFC 791, 8200, 9293, 768, 3828, 9260, 4340, 792, 4443, 4302, 826; IEEE 802.1Q; the registry of link types that
-libpcap keeps (LINKTYPE_*).
+Source: RFC 791, 8200, 9293, 768, 3828, 9260, 4340, 792, 4443, 4302, 826; IEEE 802.1Q; the registry
+of link types that libpcap keeps (LINKTYPE_*).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 
 from skbcapd.pcapng import link_type as links
 
-Bytes: TypeAlias = bytes | memoryview
+Bytes: TypeAlias = bytes | bytearray | memoryview
 
 IPV4, IPV6, ARP = 0x0800, 0x86DD, 0x0806
 ICMP, TCP, UDP, DCCP, AH, ICMPV6, SCTP, UDPLITE = 1, 6, 17, 33, 51, 58, 132, 136
@@ -24,7 +25,7 @@ FRAGMENT = 44
 
 _TAGS = {0x8100, 0x88A8, 0x9100}
 _TAGS_MAX = 8
-_EXTENSIONS = {0, 43, FRAGMENT, AH, 60, 135, 139, 140}  # of IPv6, with a length that all readers can skip
+_EXTENSIONS = {0, 43, FRAGMENT, AH, 60, 135, 139, 140}  # IPv6 headers whose length is known
 _EXTENSIONS_MAX = 16
 _SIZES = {UDP: 8, UDPLITE: 8, SCTP: 12, ICMP: 8, ICMPV6: 8}
 
@@ -33,12 +34,13 @@ class Headers(NamedTuple):
     """Offsets in a frame; each is at most the number of captured bytes.
 
     Args:
-        network: of the network header: the end of the link header.
-        kind: EtherType of the network header, 0 where it is not known.
-        protocol: IP protocol behind the extension headers; -1 where there is none.
-        transport: of the transport header; the end of the network header where there is none.
-        payload: the end of the last header that is known.
+        network: offset of the network header: the end of the link header.
+        kind: EtherType of the network header, 0 if it is not known.
+        protocol: IP protocol after the extension headers; -1 if there is none.
+        transport: offset of the transport header; the end of the network header if there is none.
+        payload: the end of the last known header.
         is_later: a fragment other than the first: it has no transport header.
+        is_fragment: one of several fragments.
     """
 
     network: int
@@ -47,10 +49,11 @@ class Headers(NamedTuple):
     transport: int = 0
     payload: int = 0
     is_later: bool = False
+    is_fragment: bool = False
 
 
 def read(frame: Bytes, link_type: int) -> Headers:
-    """Find the headers of a frame; those of the outermost packet, if it is a tunnel's."""
+    """Find the headers of a frame; in a tunnel, those of the outermost packet."""
     at, kind = _link(frame, link_type)
     if at >= len(frame):
         return Headers(len(frame), 0, -1, len(frame), len(frame))
@@ -67,10 +70,12 @@ def _ipv4(frame: Bytes, at: int) -> Headers | None:
     if end > len(frame):
         return Headers(at, IPV4, -1, len(frame), len(frame))
     protocol = frame[at + 9]
-    is_later = bool((frame[at + 6] << 8 | frame[at + 7]) & 0x1FFF)
+    flags = (frame[at + 6] << 8 | frame[at + 7]) & 0x3FFF
+    is_later = bool(flags & 0x1FFF)
     if protocol == AH and not is_later:
-        protocol, end, is_later = _extensions(frame, end, protocol, {AH})
-    return Headers(at, IPV4, protocol, end, end if is_later else _behind(frame, end, protocol), is_later)
+        protocol, end, _ = _extensions(frame, end, protocol, {AH})
+    payload = end if is_later else _behind(frame, end, protocol)
+    return Headers(at, IPV4, protocol, end, payload, is_later, bool(flags))
 
 
 def _ipv6(frame: Bytes, at: int) -> Headers | None:
@@ -78,10 +83,12 @@ def _ipv6(frame: Bytes, at: int) -> Headers | None:
         return None
     if at + 40 > len(frame):
         return Headers(at, IPV6, -1, len(frame), len(frame))
-    protocol, end, is_later = frame[at + 6], at + 40, False
+    protocol, end, flags = frame[at + 6], at + 40, 0
     if protocol in _EXTENSIONS:
-        protocol, end, is_later = _extensions(frame, end, protocol, _EXTENSIONS)
-    return Headers(at, IPV6, protocol, end, end if is_later else _behind(frame, end, protocol), is_later)
+        protocol, end, flags = _extensions(frame, end, protocol, _EXTENSIONS)
+    is_later = bool(flags & 0xFFF8)
+    payload = end if is_later else _behind(frame, end, protocol)
+    return Headers(at, IPV6, protocol, end, payload, is_later, bool(flags))
 
 
 def _arp(frame: Bytes, at: int) -> Headers:
@@ -104,7 +111,9 @@ def addresses(frame: Bytes, headers: Headers) -> tuple[bytes, bytes] | None:
 
 
 def ports(frame: Bytes, headers: Headers) -> tuple[int, int] | None:
-    """Source and destination; None where there is no header with ports, or not all of them was captured."""
+    """Source and destination port; None if there is no header with ports, or if they were not
+    captured completely.
+    """
     at = headers.transport
     if headers.protocol not in WITH_PORTS or headers.is_later or at + 4 > len(frame):
         return None
@@ -112,7 +121,7 @@ def ports(frame: Bytes, headers: Headers) -> tuple[int, int] | None:
 
 
 def _link(frame: Bytes, link_type: int) -> tuple[int, int]:
-    """The end of the link header, and the EtherType of what follows."""
+    """The end of the link header, and the EtherType after it."""
     if link_type == links.ETHERNET:
         return _ethernet(frame)
     if link_type in {links.RAW, links.IPV4, links.IPV6}:
@@ -125,7 +134,7 @@ def _link(frame: Bytes, link_type: int) -> tuple[int, int]:
     return 0, 0
 
 
-_COOKED = {links.LINUX_SLL: (16, 14), links.LINUX_SLL2: (20, 0)}  # size, and where the EtherType is
+_COOKED = {links.LINUX_SLL: (16, 14), links.LINUX_SLL2: (20, 0)}  # size, and offset of the EtherType
 
 
 def _ethernet(frame: Bytes) -> tuple[int, int]:
@@ -144,27 +153,32 @@ def _version(frame: Bytes, at: int) -> int:
     return {4: IPV4, 6: IPV6}.get(frame[at] >> 4, 0) if at < len(frame) else 0
 
 
-def _extensions(frame: Bytes, at: int, protocol: int, known: set[int]) -> tuple[int, int, bool]:
-    """Skip extension headers: the protocol behind them, its offset, and whether this is a later fragment."""
+def _extensions(frame: Bytes, at: int, protocol: int, known: set[int]) -> tuple[int, int, int]:
+    """Skip extension headers: the protocol behind them, its offset, and the word of a fragment header.
+
+    That word is 0 in a packet that is not fragmented; behind a later fragment's header is no other one.
+    """
+    flags = 0
     for _ in range(_EXTENSIONS_MAX):
         if protocol not in known:
-            return protocol, at, False
+            return protocol, at, flags
         if at + 8 > len(frame):
-            return -1, len(frame), False
+            return -1, len(frame), flags
         if protocol == FRAGMENT:
             size = 8
-            if (frame[at + 2] << 8 | frame[at + 3]) & 0xFFF8:
-                return frame[at], at + 8, True
+            flags = (frame[at + 2] << 8 | frame[at + 3]) & 0xFFF9
+            if flags & 0xFFF8:
+                return frame[at], at + 8, flags
         else:
             size = 4 * (frame[at + 1] + 2) if protocol == AH else 8 * (frame[at + 1] + 1)
         protocol, at = frame[at], at + size
         if at > len(frame):
-            return -1, len(frame), False
-    return -1, at, False
+            return -1, len(frame), flags
+    return -1, at, flags
 
 
 def _behind(frame: Bytes, at: int, protocol: int) -> int:
-    """The end of the transport header; its beginning where it is not known."""
+    """The end of the transport header; its beginning if it is not known."""
     size = len(frame)
     if protocol in _SIZES:
         return min(size, at + _SIZES[protocol])

@@ -1,9 +1,9 @@
-"""A file, or standard output, that a command writes its result to.
+"""The result of a command: a file, or standard output.
 
-In: bytes, piece by piece. Out: a file that gets its name when it is complete; until then it is NAME.part.
+In: bytes in parts. Out: a file that is renamed when it is complete; until then it is NAME.part.
 
-The rules: a result never replaces one of its sources, and an error leaves no file. A device or a FIFO is written as it
-is.
+The rules: a result never replaces one of its sources, and an error leaves no file. A device or a
+FIFO is written directly.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _PART = ".part"
 
 
 class Target:
-    """Where a result goes.
+    """The target of a result.
 
     Args:
-        path: of the file; STDOUT for standard output.
+        path: path of the file; STDOUT: standard output.
 
     Raises:
         FileError: it cannot be written.
@@ -36,7 +36,8 @@ class Target:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._gathered = bytearray()
+        self.gathered = bytearray()
+        """Bytes that are to be written: add to them, then call `flush_full`."""
         self._working: Path | None = None
         self._output = StandardOutput() if path == STDOUT else None
         if self._output:
@@ -57,20 +58,18 @@ class Target:
     def _said(self) -> str:
         return escaped_bytes(os.fsencode(self.path))
 
-    def write(self, *parts: bytes | memoryview) -> None:
-        """Add bytes.
+    def flush_full(self) -> None:
+        """Write what is gathered, if that is much.
 
         Raises:
-            FileError: the disk takes no more.
-            BrokenPipeError: nobody reads them any more.
+            FileError: it cannot be written.
+            BrokenPipeError: the reader has ended.
         """
-        for part in parts:
-            self._gathered += part
-        if len(self._gathered) >= _GATHERED_MAX:
+        if len(self.gathered) >= _GATHERED_MAX:
             self._flush()
 
     def _flush(self) -> None:
-        view = memoryview(self._gathered)
+        view = memoryview(self.gathered)
         try:
             with view:
                 written = 0
@@ -80,16 +79,16 @@ class Target:
             raise
         except OSError as error:
             raise FileError(f"{self._said}: {error.strerror}; expected a file to write") from None
-        self._gathered.clear()
+        self.gathered.clear()
 
     def finish(self, path: Path | None = None) -> Path:
-        """All is written: give the file its name.
+        """Finish the file, and rename it.
 
         Args:
-            path: another name than the one it was to have.
+            path: another final name.
 
         Raises:
-            FileError: the disk refuses.
+            FileError: it cannot be finished.
         """
         self._flush()
         if self._output:
@@ -106,7 +105,7 @@ class Target:
 
     def discard(self) -> None:
         """Leave no file."""
-        self._gathered.clear()
+        self.gathered.clear()
         if self._output is None:
             with contextlib.suppress(OSError):
                 self._file.close()
@@ -115,7 +114,7 @@ class Target:
 
 
 def check(path: Path, sources: Iterable[Path]) -> None:
-    """Refuse a target that is one of the sources.
+    """Check that the target is not one of the sources.
 
     Raises:
         FileError: it is.

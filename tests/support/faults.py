@@ -22,6 +22,7 @@ BEFORE = {
     "a disk that hangs": "5 MiB/s: watchdog not fed for 71 s, status unanswered",
     "a disk that hangs whole": "the loop waited for it: to look whether the file is there, for a new directory",
     "SIGTERM while the disk hangs": "waited for the disk, packets in no count",
+    "a reader that stalls": "the loop and signals waited for it",
     "an expression that backtracks": "the capture hung",
     "a time namespace": "time stamps wrong by 12 days",
     "a symbolic link as NAME.gz.part": "its target overwritten as root",
@@ -82,12 +83,12 @@ def compare(fault: str, tries: int, now: str) -> None:
 
 
 def lines() -> list[str]:
-    """Give the table as text; nothing when no row was added."""
+    """The table as text; empty without rows."""
     return _aligned(HEADER, _rows)
 
 
 def compared() -> list[str]:
-    """Give the table of before and now as text, in the order of BEFORE; nothing when no row was added."""
+    """The table of before and now as text, in the order of BEFORE; empty without rows."""
     rows = [(fault, str(tries), BEFORE[fault], now) for (fault, now), tries in _compared.items()]
     order = list(BEFORE)
     return _aligned(HEADER_BEFORE, sorted(rows, key=lambda row: order.index(row[0])))
