@@ -55,6 +55,7 @@ _SIZES = {
     "flows": "FLOWS_MAX",
     "holders": "HOLDERS_MAX",
     "groups": "GROUPS_MAX",
+    "forks": "FORKS_MAX",
     "fragments": "FRAGMENTS_MAX",
 }
 

@@ -42,6 +42,7 @@ OFFERS = (KPROBES, TRACEPOINTS, FEW_TRACEPOINTS)
 HAS_LENGTH_TRACEPOINTS = (6, 3)
 KPROBE_EVENTS = Path("/sys/bus/event_source/devices/kprobe")
 
+FILE = "people.pcapng"
 TCP_ESTABLISHED, TCP_TIME_WAIT, TCP_LISTEN = "01", "06", "0A"
 
 
@@ -163,6 +164,17 @@ class Stage:
 
             yield wait_for
 
+    def wait_until_written(self, content: bytes) -> None:
+        """Wait until a packet with this content is in the file: what the capture asks /proc because of it is done."""
+        file = self.directory / FILE
+
+        def is_written() -> bool:
+            with file.open("rb") as opened:
+                opened.seek(max(0, file.stat().st_size - (1 << 20)))
+                return content in opened.read()
+
+        until(is_written, f"{content!r} is in the file")
+
     def moving(self) -> set[tuple[str, str]]:
         """The TCP connections that may still send something."""
         return _connections(self) - self.standing
@@ -240,7 +252,7 @@ def perform(
         makers: make what the scenarios need, those devices and more.
         settings: of the capture.
     """
-    near, file = wire.near, directory / "people.pcapng"
+    near, file = wire.near, directory / FILE
     arguments = [word for device in (near.device, *devices) for word in ("-i", device)]
     judges: list[tuple[Judge, str]] = []
     with ExitStack() as stack:
