@@ -444,7 +444,7 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 			flows.update(&work->flow, owner);
 		else
 			known->time = bpf_ktime_get_ns();
-	} else {
+	} else if (!socket_inode(sk)) { /* else accepted before (TCP fast open), or its SYN has crossed one */
 		/* What is remembered is an older socket's at this address: it may have all but the inode in common. */
 		keep_by_inode(owners.lookup(&sk), 0);
 		owners.delete(&sk);
@@ -544,11 +544,12 @@ static inline enum via find_user(struct control *control, struct packet *packet,
 {
 	struct sock_head *sock = &packet->work.sock;
 	struct owner *owner = owners.lookup(&packet->sk);
-	u32 is_open = SOCK(sock, u8, STATE) == TCP_LISTEN || socket_protocol(packet->sk) == IPPROTO_UDP;
+	u32 listens = SOCK(sock, u8, STATE) == TCP_LISTEN;
 
 	if (owner && !is_owner_of(owner, sock, packet->inode))
 		owner = NULL;
-	if (is_open && (owner ? is_shared(packet->sk, owner) : references_of(packet->sk) > 1))
+	if (owner ? (listens || socket_protocol(packet->sk) == IPPROTO_UDP) && is_shared(packet->sk, owner)
+		  : listens && references_of(packet->sk) > 1)
 		return find_sharers(control, packet, owner, found);
 	if (!owner)
 		return find_holder(control, packet);
@@ -611,6 +612,10 @@ static inline void renew_flow(struct packet *packet, struct skb *skb, int is_gro
 	struct owner *known = lookup_flow(flow), *owner = &work->owner;
 
 	if (known && known->sk == sk && !known->time && is_same_user(&known->user, &packet->user))
+		return;
+	/* A SYN of a process's own making (AF_PACKET, IPPROTO_RAW) takes no connection from who has it open. */
+	if (known && known->sk != sk && flow->protocol == IPPROTO_TCP && known->inode &&
+	    socket_protocol(sk) != IPPROTO_TCP && socket_inode(known->sk) == known->inode)
 		return;
 	owner->user = packet->user;
 	if (is_group)
@@ -712,6 +717,10 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 
 		flow_of_sent(packet, skb, &headers);
 		if (!headers.transport || work->flow.protocol != IPPROTO_TCP)
+			return VIA_KERNEL;
+		/* So a SYN is answered that nobody takes, whoever had the ports before. */
+		if ((headers.word & (TCP_RST_IN_WORD | TCP_ACK_IN_WORD)) ==
+		    (TCP_RST_IN_WORD | TCP_ACK_IN_WORD))
 			return VIA_KERNEL;
 		owner = find_flow(&work->flow);
 		if (!owner || !owner->user.tgid)

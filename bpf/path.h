@@ -102,7 +102,8 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	}
 	u64 is_known_user = owner->user.tgid;
 	u64 is_new = flow->protocol == IPPROTO_TCP &&
-		     (headers.word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD;
+		     (headers.word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD &&
+		     (!origin->sk || socket_protocol(origin->sk) == IPPROTO_TCP); /* not a forged one */
 	u64 age = known ? packet->time - known->time : WIRE_LASTS_NS;
 	u64 was_request = known ? known->time & WIRE_IS_REQUEST : 0;
 

@@ -231,6 +231,14 @@ static inline struct owner *find_listener(struct flow *flow, u32 ifindex, u32 *w
 	return owner && !is_v6_only(owner) ? owner : NULL;
 }
 
+/* Whether a TCP segment refuses a SYN: a reset that acknowledges, with the sequence number 0 (RFC 9293, 3.10.7.1). */
+static inline int refuses(u64 transport, struct headers *headers)
+{
+	u32 both = TCP_RST_IN_WORD | TCP_ACK_IN_WORD;
+
+	return (headers->word & both) == both && !LOAD(u32, transport + 4);
+}
+
 /* Fills in who will get a packet, and of one in fragments which that is; leaves zeros where it is not known. Returns how it was
    found. */
 static inline enum via find_receiver_of(struct control *control, struct packet *packet, struct skb *skb,
@@ -286,7 +294,9 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 	} else if (flow->protocol == IPPROTO_TCP) {
 		owner = find_flow(flow);
 		/* The same ports again: a new connection, also where only its answer is seen (directions: in). */
-		if (headers->word & TCP_SYN_IN_WORD && owner && owner->time) {
+		if (owner && owner->time &&
+		    (headers->word & TCP_SYN_IN_WORD ||
+		     refuses(packet->data + headers->transport, headers))) {
 			flows.delete(flow);
 			owner = NULL;
 		}

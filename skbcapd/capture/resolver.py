@@ -166,7 +166,8 @@ class Resolver:
         learned = self._program.owner(packet.sk)
         if learned is not None and learned.tgid:
             is_same = learned.inode == packet.inode if packet.inode else learned.identity == packet.identity
-            if is_same:
+            is_certain = learned.time != abi.SHARED_AT_USE or packet.direction == DIRECTION_OUT or not packet.inode
+            if is_same and is_certain:
                 via = abi.VIA_SOCKET if packet.direction == DIRECTION_OUT else abi.VIA_FLOW
                 return _of(packet, via, learned)
         if packet.inode & _GROUP:  # its members may have changed: that is why the program asks

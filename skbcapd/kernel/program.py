@@ -299,7 +299,7 @@ class Program:
     def group(self, number: int) -> list[tuple[int, int]]:
         """The candidate sockets of a packet, by address and inode; none if they were evicted."""
         try:
-            count, *both = abi.GROUP.unpack(self._lookup("groups", struct.pack("<Q", number), abi.GROUP.size))
+            _, _, count, *both = abi.GROUP.unpack(self._lookup("groups", struct.pack("<Q", number), abi.GROUP.size))
         except FileNotFoundError:
             return []
         return list(zip(both[:count], both[abi.GROUP_MAX : abi.GROUP_MAX + count], strict=True))

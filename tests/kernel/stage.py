@@ -240,6 +240,8 @@ def perform(
     directory: Path,
     devices: Sequence[str],
     makers: Sequence[Callable[[Stage], None]],
+    *,
+    marked_at_far: bool = False,
     **settings: str,
 ) -> Performance:
     """Play scenarios under one capture at the near end of a wire.
@@ -250,6 +252,7 @@ def perform(
         directory: for the capture file.
         devices: to watch beside the wire's near end.
         makers: make what the scenarios need, those devices and more.
+        marked_at_far: the far end sends what stands between two scenarios: the near end captures only what arrives.
         settings: of the capture.
     """
     near, file = wire.near, directory / FILE
@@ -263,7 +266,8 @@ def perform(
             if scenario.early:
                 stage.early[scenario.name] = scenario.early(stage)
         stage.standing = _connections(stage)
-        marker = stack.enter_context(closing(Marker(near.namespace, near.device)))
+        marks = wire.far if marked_at_far else near
+        marker = stack.enter_context(closing(Marker(marks.namespace, marks.device)))
         capture = stack.enter_context(closing(Capture(near.namespace, *arguments, "-w", str(file), **settings)))
         stage.capture = capture
         marker.send()
