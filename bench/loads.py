@@ -61,13 +61,13 @@ def loads(scale: float) -> list[Load]:
     return [
         one("UDP 64 B unpaced", 64, 1_000_000, has_goal=True),
         one("UDP 1400 B unpaced", 1400, 333_333, has_goal=True),
-        one("UDP 64 B, 1k/s", 64, 3_000, 1_000),
+        one("UDP 64 B, 1k/s", 64, 3_000, 1_000, has_goal=True),
         one("UDP 64 B, 20k/s", 64, 60_000, 20_000, has_goal=True),
         one("UDP 64 B, 100k/s", 64, 300_000, 100_000),
         Load("UDP 64 B unpaced, two senders", (udp(64, both),) * 2, 2 * both, has_goal=True),
         tcp("TCP bulk, GSO", 2_000, segmentation=True),
         tcp("TCP bulk, no GSO", 100, segmentation=False),
-        Load("1,000 processes/s", (("fork", ADDRESS, str(processes), "1000"),), processes),
+        Load("1,000 processes/s", (("fork", ADDRESS, str(processes), "1000"),), processes, has_goal=True),
         Load("idle", (), seconds=5 * scale, has_goal=True),
     ]
 

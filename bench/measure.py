@@ -23,7 +23,7 @@ from skbcapd.kernel.btf import Btf
 TICKS = os.sysconf("SC_CLK_TCK")
 NO_CAPTURE = "no capture"
 _NOTHING = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])  # r0 = 0; exit
-_READY_S = 0.3  # a file that has not grown for this time has its header and the first packets of the senders
+_READY_S = 1.3  # a file that has not grown for this time has its header and the first packets of the senders
 
 
 @dataclass(frozen=True, slots=True)

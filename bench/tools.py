@@ -60,7 +60,7 @@ def ours(module: str = "skbcapd", *more: str) -> Tool:
         re.compile("capturing on"),
         r"(\d+) packets? captured",
         r"(\d+) packets? dropped",
-        quiet_s=0.3,
+        quiet_s=1.3,  # a file gets packets once a second
     )
 
 

@@ -29,7 +29,7 @@ static inline u8 *memory_at(u64 address, const u32 type)
 {
 	u8 *object = bpf_rdonly_cast(address, type);
 
-	asm volatile("" : "+r"(object)); /* or bcc would make a helper's call of each load */
+	IN_KERNEL(object);
 	return object;
 }
 #define LOAD(type, address) (*(type *)memory_at((u64)(address), WORDS_TYPE))
@@ -177,14 +177,6 @@ static inline int find_frame(struct skb *skb, u64 dev, u64 head, u64 data, u32 d
 		}
 	}
 	return 0;
-}
-
-/* The smaller of two numbers below 2^63, without a branch: each branch in a loop doubles what the verifier walks. */
-static inline u64 least(u64 a, u64 b)
-{
-	s64 difference = a - b;
-
-	return b + (difference & difference >> 63);
 }
 
 /*

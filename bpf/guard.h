@@ -25,15 +25,6 @@
 #define NF_INET_LOCAL_IN    1
 #define NETNS_BPF_SK_LOOKUP 1
 
-/* 1 for any number but 0; without a branch, and without the compiler's making one of it. */
-static inline u64 any(u64 value)
-{
-	u64 sign = value | -value;
-
-	asm volatile("" : "+r"(sign));
-	return sign >> 63;
-}
-
 #ifdef NET_HOOKS_V4
 /* Not 0 where one of the functions at a place of netfilter may give a packet to another socket. `entries` is the place's
    struct nf_hook_entries; its operations stand behind its functions (nf_hook_entries_get_hook_ops). */

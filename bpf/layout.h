@@ -6,22 +6,6 @@
  * skbcapd/kernel/program.py compares the sizes of both when the program is loaded.
  */
 
-/* A value that the compiler knows too well is optimised until the verifier no longer sees its bound:
-   launder it, then mask. `mask` is one less than a power of two. */
-#define BOUND(value, mask)                         \
-	({                                         \
-		u64 _bounded = (value);            \
-		asm volatile("" : "+r"(_bounded)); \
-		_bounded &(mask);                  \
-	})
-
-/* Adds `nothing`, a zero that the verifier does not know to be one (control->nothing): it then takes all ways to the end of a
-   loop's turn for the same state, and verifies the next turn once. Without this the ways multiply. */
-#define FORGET(value, nothing) ((value) += (nothing))
-
-/* Shared words are read once, where written, not when the compiler likes. */
-#define ONCE(word) (*(volatile typeof(word) *)&(word))
-
 enum direction { IN = 1, OUT = 2 };
 
 /* How the process of a packet was found; the names are in skbcapd/pcapng/comment.py. */
@@ -38,6 +22,9 @@ enum via {
 			   they have Python's number for them */
 	VIA_UNRESOLVED, /* Python shall find out: never in a label */
 };
+
+/* Which packet wakes Python; see struct control. A buffer that fills up always does. */
+enum sleep { SLEEP_NOT, SLEEP_UNTIL_PACKET, SLEEP_UNTIL_UPCALL };
 
 /* What happened to the packets of an interface slot; indexes of struct counters. */
 enum counter { SEEN, DELIVERED, FILTERED, LOST_FULL, LOST_CONTENDED, LOST_START, DUPLICATE };
@@ -234,7 +221,7 @@ struct control {
 	u64 pad0[7];
 	/* Written by Python. */
 	u64 tail;	  /* segments before this number are free again */
-	u64 sleeping;	  /* 1: Python wants to be woken by the next packet */
+	u64 sleeping;	  /* enum sleep: which packet wakes Python; the program sets NOT when it does */
 	u64 wake_backlog; /* sealed segments waiting from which on each seal wakes Python */
 	u64 clock_offset; /* CLOCK_REALTIME - CLOCK_MONOTONIC, ns */
 	u64 page_base;	  /* address of the first struct page; 0: paged frames are cut at their linear part */

@@ -16,7 +16,7 @@ static inline u8 *current_task(void)
 {
 	u8 *task = (u8 *)bpf_get_current_task_btf();
 
-	asm volatile("" : "+r"(task)); /* or bcc would make a helper's call of each read */
+	IN_KERNEL(task);
 	return task;
 }
 #define TASK(task, type, field) (*(type *)((task) + TASK_##field))
@@ -27,7 +27,7 @@ static inline int is_on_stack(void *ctx, u64 bottom, u64 size)
 {
 	u64 end = bottom + size;
 
-	asm volatile("" : "+r"(end));
+	barrier_var(end);
 	return (u64)ctx >= bottom && (u64)ctx < end;
 }
 

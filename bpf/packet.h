@@ -71,7 +71,7 @@ static inline struct skb *get_skb(struct packet *packet, void *argument)
 #else
 	struct skb *skb = argument;
 
-	asm volatile("" : "+r"(skb)); /* or bcc would make a helper's call of each load */
+	IN_KERNEL(skb);
 	return skb;
 #endif
 }
@@ -119,7 +119,7 @@ static inline void meet(struct packet *packet, struct skb *skb, void *argument, 
 	packet->address = (u64)argument;
 	packet->head = SKB(skb, u64, HEAD);
 	packet->data = SKB(skb, u64, DATA);
-	asm volatile("" : : : "memory");
+	barrier();
 	packet->linear_end = packet->data + SKB(skb, u32, LEN) - SKB(skb, u32, DATA_LEN);
 	packet->key.direction = direction;
 	packet->key.ifindex = ifindex;

@@ -18,6 +18,13 @@ static inline void wake_reader(void)
 	wakeups.ringbuf_output(&nothing, sizeof(nothing), 2 /* BPF_RB_FORCE_WAKEUP */);
 }
 
+/* Whether Python sleeps until such a packet; only one packet gets the answer yes. */
+static inline int ends_sleep(struct control *control, enum sleep until)
+{
+	return ONCE(control->sleeping) == until &&
+	       __sync_val_compare_and_swap(&control->sleeping, until, SLEEP_NOT) == until;
+}
+
 /*
  * Reserves `size` bytes, at most SEGMENT_SIZE and a multiple of 4.
  * Returns 0, or the counter that says why there is no room: LOST_FULL when the reader is a whole buffer behind,
@@ -62,7 +69,7 @@ static inline void list_upcall(struct control *control, struct segment *segment,
 
 	if (listed < UPCALLS_LISTED)
 		ONCE(segment->upcall_at[BOUND(listed, UPCALLS_LISTED - 1)]) = room->number << 32 | room->at;
-	if ((listed & 63) == 63)
+	if ((listed & 63) == 63 || ends_sleep(control, SLEEP_UNTIL_UPCALL))
 		wake_reader();
 }
 
@@ -74,6 +81,6 @@ static inline void commit(struct control *control, struct reservation *room, u32
 		&control->segments[BOUND(room->number, SEGMENT_COUNT - 1)].committed, size);
 
 	asm volatile("" : : "r"(before));
-	if (ONCE(control->sleeping) && __sync_val_compare_and_swap(&control->sleeping, 1, 0) == 1)
+	if (ends_sleep(control, SLEEP_UNTIL_PACKET))
 		wake_reader();
 }

@@ -2,6 +2,7 @@
 /*
  * skbcapd in the kernel: every packet, whole, with the process that sent it, written as pcapng into shared memory.
  *
+ *   verifier.h  what makes compiler and verifier agree
  *   layout.h    what kernel and Python share
  *   frame.h     skb -> bytes of the frame
  *   socket.h    sockets and flows
@@ -20,6 +21,7 @@
  *
  * Compiled by bcc for the running kernel; skbcapd/kernel/compiler.py joins the files, skbcapd/kernel/abi.py gives all sizes and offsets.
  */
+#include "verifier.h"
 #include "layout.h"
 #include "frame.h"
 #include "socket.h"
@@ -55,12 +57,48 @@ static inline void call_stage(void *ctx, const u32 direction, const enum stage s
 		stages_in.call(ctx, stage);
 }
 
+#define IFF_LOOPBACK (1 << 3)
+
 /* Frames on loopback were captured when they left: they appear once. So were multicasts and broadcasts that the host gives
    back to itself on any device (dev_loopback_xmit): what comes is without a link-layer header, and no AF_PACKET socket sees it. */
 static inline int is_loopback(struct skb *skb)
 {
-	return FIELD(u32, SKB(skb, u8 *, DEV), DEV_FLAGS) & 8 /* IFF_LOOPBACK */ ||
+	return FIELD(u32, SKB(skb, u8 *, DEV), DEV_FLAGS) & IFF_LOOPBACK ||
 	       SKB_BITS(skb, PKT_TYPE) == PACKET_LOOPBACK;
+}
+
+/* Whether a packet that was seen before keeps the process that was found then. `sk` is the socket that it leaves on, if any. */
+static inline int is_process_kept(struct control *control, struct packet *packet, struct skb *skb,
+				  struct sighting *sighting, u64 sk, const u32 direction)
+{
+	if (sk)
+		return sighting->via != VIA_UNRESOLVED;
+	if (sighting->origin.role != SENDS && !sighting->user.tgid && sighting->via != VIA_GROUP)
+		return 0;
+	return direction == OUT || is_passing(control, packet, skb);
+}
+
+/* Finds the process of a packet that does not keep one, and fills in `origin`, by which it is followed. Returns how. */
+static inline enum via find_process(void *ctx, struct control *control, struct packet *packet,
+				    struct skb *skb, u64 sk, const u32 direction, const int only_remember,
+				    struct origin *origin)
+{
+	struct sock_head *sock = &packet->work.sock;
+	enum via via;
+
+	__builtin_memset(&packet->user, 0, sizeof(packet->user));
+	if (direction == OUT) {
+		via = find_sender(ctx, control, packet, skb, only_remember || !control->late);
+		/* What no process has sent is followed for who gets it, once that is known. */
+		origin->role = via == VIA_KERNEL ? GETS : SENDS;
+		origin->sk = via == VIA_FLOW ? 0 : packet->sk;
+		origin->is_request = packet->sk != sk;
+		origin->identity = via == VIA_UNRESOLVED || via == VIA_GROUP ? SOCK_IDENTITY(sock) : 0;
+		return via;
+	}
+	origin->role = GETS;
+	via = find_receiver(control, packet, skb);
+	return via == VIA_UNKNOWN ? find_by_wire_flow(control, packet, skb) : via;
 }
 
 /*
@@ -91,32 +129,13 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 	packet->is_known = is_known && sighting->count;
 	packet->taken = is_known ? sighting->taken : NOT_TAKEN;
 	linked |= packet->is_known;
-	if (is_known && sk)
-		follows = sighting->via != VIA_UNRESOLVED;
-	else if (is_known &&
-		 (sighting->origin.role == SENDS || sighting->user.tgid || sighting->via == VIA_GROUP))
-		follows = direction == OUT || is_passing(control, packet, skb);
+	follows = is_known && is_process_kept(control, packet, skb, sighting, sk, direction);
 	if (follows) {
 		origin = sighting->origin;
 		packet->user = sighting->user;
 		via = find_followed(control, packet, skb, sighting, sk, direction);
 	} else {
-		__builtin_memset(&packet->user, 0, sizeof(packet->user));
-		if (direction == OUT) {
-			struct sock_head *sock = &packet->work.sock;
-
-			via = find_sender(ctx, control, packet, skb, only_remember || !control->late);
-			/* What no process has sent is followed for who gets it, once that is known. */
-			origin.role = via == VIA_KERNEL ? GETS : SENDS;
-			origin.sk = via == VIA_FLOW ? 0 : packet->sk;
-			origin.is_request = packet->sk != sk;
-			origin.identity = via == VIA_UNRESOLVED || via == VIA_GROUP ? SOCK_IDENTITY(sock) : 0;
-		} else {
-			origin.role = GETS;
-			via = find_receiver(control, packet, skb);
-			if (via == VIA_UNKNOWN)
-				via = find_by_wire_flow(control, packet, skb);
-		}
+		via = find_process(ctx, control, packet, skb, sk, direction, only_remember, &origin);
 	}
 	key->tgid = packet->user.tgid;
 	key->tid = packet->user.tid;
@@ -478,7 +497,7 @@ int on_used(void *ctx)
 	struct sock_head *sock = (void *)TRACEPOINT_ARGUMENT(ctx, 0);
 	struct packet *packet = get_packet(OUT);
 
-	asm volatile("" : "+r"(sock));
+	IN_KERNEL(sock);
 	if (packet && was_use_noted(packet, (u64)sock))
 		return 0;
 	learn_use(ctx, (u64)sock, sock, &work, 0, 0);

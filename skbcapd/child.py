@@ -14,11 +14,13 @@ import ctypes
 import os
 import signal
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from typing import IO
 
 _PR_SET_PDEATHSIG = 1
+_CLOSE_S = 0.5
 _DEFAULT = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -80,9 +82,13 @@ class Child:
         return self._stderr.read().decode(errors="replace")
 
     def close(self) -> None:
-        """End the child in any state, and reap it."""
+        """End the child in any state, and reap it. A child that waits for a disk in the kernel ends
+        later: it is not waited for.
+        """
         self.channel.close()
         self._stderr.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
+        end = time.monotonic() + _CLOSE_S
+        while os.waitpid(self._pid, os.WNOHANG) == (0, 0) and time.monotonic() < end:
+            time.sleep(0.001)

@@ -1,7 +1,8 @@
-"""What holds for all tests: with --no-skips, as `make test` and `make test-all` have it, a skipped test fails the run.
+"""Settings of all tests. With --no-skips, as in `make test` and `make test-all`, a skipped test
+fails the run.
 
-A test that cannot run proves nothing, so the run that decides must not pass over one in silence.
-Whatever stops a test on one kind of machine by design must be left out by name, not skipped.
+A test that does not run proves nothing. A test that cannot run on some kind of machine must be left
+out by name, not skipped.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from hypothesis import settings
 
 from tests.support import faults
 
-# No deadline: the machine may be slow. No database: root would leave it behind in the checkout.
+# No deadline: the machine can be slow. No database: root would leave it behind in the checkout.
 settings.register_profile("skbcapd", deadline=None, database=None, print_blob=True)
 # `make fuzz`: the same tests, many more examples.
 settings.register_profile("fuzz", settings.get_profile("skbcapd"), max_examples=5_003)
@@ -22,14 +23,14 @@ settings.load_profile(os.environ.get("SKBCAPD_HYPOTHESIS", "skbcapd"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds --no-skips; on CI it is always on."""
+    """Add --no-skips; on CI it is always on."""
     parser.addoption("--no-skips", action="store_true", default="CI" in os.environ, help="fail if a test was skipped")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _kept_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiled programs are kept with the tests' other files: those of skbcapd, so the first capture compiles, and
-    those of Python: a command starts in two thirds of the time.
+    """Compiled programs are kept with the tests' other files: those of skbcapd, so the first
+    capture compiles, and those of Python: a command starts in two thirds of the time.
     """
     kept = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
@@ -41,7 +42,7 @@ def _kept_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Turns an exit code of success into a failure."""
+    """Turn exit code 0 into a failure."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     skipped = len(reporter.stats.get("skipped", [])) if reporter else 0
     if skipped and session.config.getoption("no_skips") and session.exitstatus == pytest.ExitCode.OK:
@@ -49,7 +50,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Prints the tables of faults, and says why a run failed, above pytest's own closing lines."""
+    """Print the tables of faults, and why a run failed, before the closing lines of pytest."""
     for title, lines in (("files: what faults cost", faults.lines()), ("faults, before and now", faults.compared())):
         if lines:
             terminalreporter.section(title)

@@ -29,12 +29,14 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from skbcapd.attribution.budget import Budget
 from skbcapd.lru import Bounded
+from skbcapd.worker import TimedCall
 
 REMEMBERED = 1024
 FRESH_S = 10.0  # a container can be renamed
@@ -100,6 +102,7 @@ class Containers:
         self._places = places or Places()
         self._clock = clock
         self._budget = Budget(AHEAD_S, clock)
+        self._reader: TimedCall[Names | None] = TimedCall("containers")  # the disk of an engine may not respond
         self._known: Bounded[bytes, tuple[float, Names]] = Bounded(REMEMBERED)
         self._listed: dict[Path, _Listed] = {}
         self._docker: tuple[Path, ...] | None = None
@@ -115,11 +118,12 @@ class Containers:
             return NOTHING
         now = self._clock()
         until, names = self._known.get(identifier, (now, NOTHING))
-        if now < until or self._budget.is_spent:
+        if now < until or self._budget.is_spent or self._reader.is_waiting:
             return names
-        with self._budget.spending():
+        self._reader.late()  # the names of another container
+        with self._budget.spending(), contextlib.suppress(TimeoutError):
             # A container that has ended keeps its names, because ids are not reused.
-            names = self._look(identifier.decode(), cgroup) or names
+            names = self._reader.call(partial(self._look, identifier.decode(), cgroup)) or names
         self._known[identifier] = self._clock() + (FRESH_S if any(names) else AGAIN_S), names
         return names
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from skbcapd import clocks
+from skbcapd.attribution.command_lines import CommandLines
 from skbcapd.attribution.containers import NOTHING, Containers, Names
 from skbcapd.lru import Bounded
 
@@ -122,6 +123,7 @@ class Processes:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cmdline = cmdline
+        self._command_lines = CommandLines(_read_command_line, clock)
         self._proc = proc
         self._users = _Users(users)
         self._containers = containers or Containers()
@@ -165,14 +167,13 @@ class Processes:
             if stat is None or stat.ticks * NS_PER_TICK > process.start:
                 return None  # the id belongs to another process now
             exe = _link(directory, "exe")
-            cmdline = _read_file(directory, "cmdline", CMDLINE_MAX) if self._cmdline else b""
+            cmdline = self._command_lines.get(directory, process.ppid) if self._cmdline else b""
             return self._record(directory, process.ppid, stat, exe, cmdline)
 
     def _read(self, tgid: int, tid: int, start: int, comm: bytes) -> Process | None:
         with opened(self._proc, tgid) as directory:
             exe = _link(directory, "exe")
-            # A process cannot delay the reader (CVE-2018-1120, fixed in Linux 4.17).
-            cmdline = _read_file(directory, "cmdline", CMDLINE_MAX) if self._cmdline else b""
+            cmdline = self._command_lines.get(directory, tgid) if self._cmdline else b""
             leader, thread = read_stat(directory), read_stat(directory, f"task/{tid}/")
             if leader is None or not _is_of(leader, thread, start // NS_PER_TICK, is_leader=tid == tgid):
                 return None
@@ -373,6 +374,10 @@ def _effective(what: bytes, status: bytes) -> int | None:
     """The effective user or group: the second number (real, effective, saved, file system)."""
     found = re.search(rb"^" + what + rb":\t[0-9]+\t([0-9]{1,10})\t", status, re.MULTILINE)
     return int(found[1]) if found else None
+
+
+def _read_command_line(directory: int) -> bytes:
+    return _read_file(directory, "cmdline", CMDLINE_MAX)
 
 
 def _link(directory: int, name: str) -> bytes:

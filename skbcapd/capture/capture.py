@@ -1,10 +1,9 @@
 """The drain loop: passes what the kernel program has captured to the output, and counts it.
 
-    segments -> ready blocks ------------------------------------------------------------------>
-    output
-             -> no label yet: self-test -> interface -> owner -> process -> verdict -> label ->
-             output -> could not be read to its end: label remembered
-             --------------------------------> output
+    segments -> ready blocks ------------------------------------------------------> output
+             -> no label: self-test -> interface -> owner -> process -> verdict -> label -> output
+             -> no label, but its key was decided in this drain -------------------> output
+             -> could not be read to its end: label remembered --------------------> output
 
 In: a loaded program, an output, a selection of interfaces, a plan. Out: packets in the output, and
 totals.
@@ -36,7 +35,7 @@ from skbcapd.capture.totals import Tally, Totals
 from skbcapd.kernel import abi
 from skbcapd.kernel.program import Counters, Filters, Program
 from skbcapd.kernel.segments import SegmentReader
-from skbcapd.output.interface import Output, Statistics
+from skbcapd.output.interface import PROMPT_S, Output, Statistics
 from skbcapd.pcapng.blocks import walk
 
 TURN_S = 0.2  # a drain ends after the range during which this time has passed
@@ -98,7 +97,6 @@ class Capture:
             self._self_test.take,
             self.interfaces.take,
             self._resolver.take,
-            self._labeler.recall,
             verdict.find_process,
             verdict.decide,
             self._labeler.take,
@@ -107,6 +105,7 @@ class Capture:
         self._line = Line(stages, self._labeler, self._delivery, tally, limit)
         self.has_more = False
         """Whether the last drain has left packets in the segments; then the next one must not wait."""
+        self._has_limit = bool(limit)
         self._is_broken = False  # the output has failed: all packets are dropped and counted
         self._has_buffered = False  # the output may have buffered the end of the last range until the next flush
         program.control[abi.WAKE_BACKLOG] = max(1, program.geometry.segment_count // 4)
@@ -222,18 +221,33 @@ class Capture:
             self._has_buffered = False
         return self._ledger.monotonic_totals(kernel, is_drained=self._reader.position >= cursor)
 
-    def request_wakeup(self) -> bool:
-        """Request a wakeup by the next packet; False if a packet has already arrived."""
-        self.program.control[abi.SLEEPING] = 1
-        if self._reader.is_drained:
+    @property
+    def latency_s(self) -> float:
+        """Seconds that packets may wait in the segments. With a limit, its last packet ends the capture."""
+        return PROMPT_S if self._has_limit else self.output.latency_s
+
+    def request_wakeup(self, until: abi.Sleep) -> bool:
+        """Request a wakeup; False if its reason is already there. A full buffer always causes one.
+
+        Args:
+            until: the next packet, or the next packet without a label.
+        """
+        self.program.control[abi.SLEEPING] = until
+        if self._reader.is_drained or (until is abi.Sleep.UNTIL_UPCALL and not self._reader.has_upcalls):
             return True
-        self.program.control[abi.SLEEPING] = 0
+        self.program.control[abi.SLEEPING] = abi.Sleep.NOT
         return False
 
-    def cancel_wakeup(self) -> None:
-        """Cancel the request."""
-        self.program.control[abi.SLEEPING] = 0
+    def cancel_wakeup(self) -> bool:
+        """Cancel the request.
+
+        Returns:
+            Whether the packet of the request has come.
+        """
+        has_come = self.program.control[abi.SLEEPING] == abi.Sleep.NOT
+        self.program.control[abi.SLEEPING] = abi.Sleep.NOT
         self.program.take_wakeups()
+        return has_come
 
     def detach(self) -> None:
         """Stop to capture; `drain` still gets the packets that are in the segments."""

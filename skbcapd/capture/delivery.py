@@ -14,16 +14,16 @@ from typing import Protocol, TypeVar
 from skbcapd.attribution.processes import NS_PER_TICK, Process
 from skbcapd.capture import checksum
 from skbcapd.capture.plan import Plan
-from skbcapd.capture.record import Record
+from skbcapd.capture.record import Decision, Record
 from skbcapd.capture.totals import Tally
 from skbcapd.kernel import abi
-from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.kernel.segments import Cut, Packet, Repeated, Upcall
 from skbcapd.lru import Bounded
 from skbcapd.output.interface import Output, Snapshot
 from skbcapd.pcapng.blocks import CHECKSUM_NOT_READY
 from skbcapd.pcapng.comment import Label
 
-_Local = TypeVar("_Local", Upcall, Cut)
+_Local = TypeVar("_Local", Upcall, Repeated, Cut)
 
 
 class Sampler(Protocol):
@@ -57,28 +57,45 @@ class Delivery:
 
     def take(self, record: Record, plan: Plan) -> Record | None:
         """Stage: write the packet if its rule and the filter of the rule keep it."""
-        packet, verdict, stamp = record.packet, record.verdict, record.stamp
-        description = record.interface.description
-        if stamp is None or description is None:
+        packet = record.packet
+        if record.stamp is None:
             raise ValueError("a packet without the results of the earlier stages")
-        packet = _filled(packet)
-        if not verdict.keeps or not plan.matcher.takes(
-            verdict.filter, description.link_type, packet.frame, packet.original_len
-        ):
-            self._tally.filtered += 1
-            return None
-        if plan.dedup and packet.packet_id and not self._is_first(packet.packet_id):
-            self._tally.duplicates += 1
+        decision = Decision(record.interface, record.verdict, record.stamp)
+        if not self._is_kept(filled := _filled(packet), decision, plan):
             return None
         if plan.process_blocks and packet.tgid and packet.tid:
             self._output.add_process(_described(packet, record.process))
-        if len(packet.frame) > (snaplen := verdict.snaplen or plan.snaplen):
-            packet = replace(packet, frame=packet.frame[:snaplen])
-        self._write(packet, record.interface.interface_id, stamp)
-        if verdict.dump:
-            self._ask_for_dump(f"rules[{verdict.dump}]")
+        self._write_decided(filled, decision, plan)
         self._tally.processes.add(packet.tgid)
         return record
+
+    def take_repeated(self, packet: Repeated, decision: Decision, plan: Plan) -> None:
+        """A packet without a label that is decided, as an earlier one of this drain has the same key and names."""
+        decision.interface.early += packet.slot != decision.interface.slot
+        if self._is_kept(filled := _filled(packet), decision, plan):
+            self._write_decided(filled, decision, plan)
+
+    def _is_kept(self, packet: Upcall | Repeated, decision: Decision, plan: Plan) -> bool:
+        """Whether a packet is written; if not, it is counted."""
+        verdict, description = decision.verdict, decision.interface.description
+        if description is None:
+            raise ValueError("a packet of an interface that is not captured")
+        is_taken = verdict.keeps and plan.matcher.takes(
+            verdict.filter, description.link_type, packet.frame, packet.original_len
+        )
+        self._tally.filtered += not is_taken
+        if is_taken and plan.dedup and packet.packet_id and not self._is_first(packet.packet_id):
+            self._tally.duplicates += 1
+            return False
+        return is_taken
+
+    def _write_decided(self, packet: Upcall | Repeated, decision: Decision, plan: Plan) -> None:
+        verdict = decision.verdict
+        if len(packet.frame) > (snaplen := verdict.snaplen or plan.snaplen):
+            packet = replace(packet, frame=packet.frame[:snaplen])
+        self._write(packet, decision.interface.interface_id, decision.stamp)
+        if verdict.dump:
+            self._ask_for_dump(f"rules[{verdict.dump}]")
 
     def _is_first(self, packet_id: int) -> bool:
         """Whether this is the first packet with its identifier."""
@@ -105,7 +122,7 @@ class Delivery:
         if self.sampler is not None:
             self.sampler.sample_blocks(view)
 
-    def _write(self, packet: Upcall | Cut, interface_id: int, stamp: Label) -> None:
+    def _write(self, packet: Packet, interface_id: int, stamp: Label) -> None:
         self._output.write_packet(packet, interface_id, stamp, self._snapshot)
         self._tally.written += 1
         if self.sampler is not None:

@@ -51,22 +51,20 @@ class Labeler:
         """Interface number and options of a label; None if it was evicted."""
         return self._made.get(number)
 
-    def recall(self, record: Record, _plan: Plan) -> Record:
-        """Stage: reuse the decision for an earlier packet with the same key in this drain."""
-        decision = None if record.is_asked else self._decided.get(record.packet.key + record.packet.names)
-        if decision is not None:
-            record.process, record.verdict, record.stamp = decision
-            record.is_decided = True
-        return record
+    def decided(self, identity: bytes) -> Decision | None:
+        """The decision for an earlier packet with the same key and names in this drain.
+
+        None if the output needs the complete record of each packet.
+        """
+        return self._decided.get(identity)
 
     def take(self, record: Record, plan: Plan) -> Record:
         """Stage: make the options of the packet, and a label for the next packets."""
-        if record.is_decided:
-            return record
         packet, verdict = record.packet, record.verdict
         record.stamp = stamp = _stamp(record, plan)
         if not record.is_asked:
-            self._decided[packet.key + packet.names] = Decision(record.process, verdict, stamp)
+            if self._takes_stamped:
+                self._decided[packet.key + packet.names] = Decision(record.interface, verdict, stamp)
             if self.installs and (self._takes_stamped or not verdict.keeps):
                 self._install(record, stamp, plan)
         return record

@@ -15,7 +15,7 @@ from skbcapd.capture.totals import Tally, Totals
 from skbcapd.kernel import abi
 from skbcapd.kernel.program import Counters, Program
 from skbcapd.output.interface import Output
-from skbcapd.output.worker import wait_until
+from skbcapd.worker import wait_until
 
 _DISK_S = 0.1  # a request for totals waits so long for the disk
 

@@ -14,7 +14,7 @@ from skbcapd.capture.labeler import Labeler
 from skbcapd.capture.plan import Plan
 from skbcapd.capture.record import Record, Stage
 from skbcapd.capture.totals import Tally
-from skbcapd.kernel.segments import Cut, Range, read_local
+from skbcapd.kernel.segments import Cut, Range, identity_of, read_local, read_repeated
 from skbcapd.pcapng.blocks import PACKET, walk
 
 
@@ -61,6 +61,10 @@ class Line:
 
     def _take_local(self, view: memoryview, offset: int, plan: Plan) -> None:
         """Process one local block."""
+        decision = self._labeler.decided(identity_of(view, offset))
+        if decision is not None:
+            self._delivery.take_repeated(read_repeated(view, offset), decision, plan)
+            return
         packet = read_local(view, offset)
         if isinstance(packet, Cut):
             self._delivery.take_cut(packet, self._labeler.known(packet.label_id))

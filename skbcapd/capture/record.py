@@ -50,9 +50,9 @@ KEPT = Verdict()
 
 
 class Decision(NamedTuple):
-    """The decision for all packets of a label."""
+    """The decision for all packets with the same key and names."""
 
-    process: Process | None
+    interface: KnownInterface
     verdict: Verdict
     stamp: Label
 
@@ -70,8 +70,6 @@ class Record:
         group: all candidates if there are several: user (without a thread) and process.
         verdict: verdict of the rules.
         stamp: its options.
-        is_decided: process, verdict and options come from an earlier packet with the same key in
-            this drain.
     """
 
     packet: Upcall
@@ -81,7 +79,6 @@ class Record:
     group: Sequence[tuple[User, Process | None]] = ()
     verdict: Verdict = KEPT
     stamp: Label | None = None
-    is_decided: bool = False
 
 
 Stage: TypeAlias = Callable[[Record, Plan], Record | None]

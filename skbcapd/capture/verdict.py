@@ -20,8 +20,6 @@ from skbcapd.pcapng.blocks import DIRECTION_OUT
 
 def find_process(record: Record, plan: Plan) -> Record:
     """Stage: read the record of the process from /proc, if a setting needs it."""
-    if record.is_decided:
-        return record
     if record.group:
         record.group = [(replace(user, tid=0), _process(user, plan)) for user, _ in record.group]
     else:
@@ -31,7 +29,7 @@ def find_process(record: Record, plan: Plan) -> Record:
 
 def decide(record: Record, plan: Plan) -> Record:
     """Stage: find the first rule that matches."""
-    if not record.is_decided and not plan.rules.is_empty:
+    if not plan.rules.is_empty:
         record.verdict = plan.rules.decide(_subject(record))
     return record
 

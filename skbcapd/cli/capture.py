@@ -16,7 +16,7 @@ from skbcapd.kernel.abi import CAPTURE_MAX
 from skbcapd.output.block_writer import CaptureFile, StandardOutput
 from skbcapd.output.interface import Output
 from skbcapd.output.pcapng_output import FileOutput, PcapngOutput
-from skbcapd.output.worker import Worker
+from skbcapd.worker import Worker
 
 _PLACES = {"interfaces": "-i", "snaplen": "-s", "filter": "FILTER"}  # options of the command that set these settings
 

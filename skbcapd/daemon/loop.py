@@ -4,7 +4,8 @@ In: a Capture. Out: the capture has ended, in order.
 
 The rule: no turn of the loop takes longer than a second, whatever a disk, a name server or the
 compiler does: slow work is done by a child process or a thread. While packets arrive, the loop
-drains every LATENCY_S, and immediately after a full segment. Without packets it sleeps until the
+drains as often as the output needs it, and immediately after a full segment. It drains PROMPT_S
+after a packet without a label: the kernel program wakes it. Without packets it sleeps until the
 kernel program wakes it with the next one.
 """
 
@@ -22,9 +23,9 @@ from types import FrameType
 from skbcapd.capture.capture import FINAL_DRAIN_S, Capture
 from skbcapd.capture.reload import Reload
 from skbcapd.daemon.server import Server
-from skbcapd.kernel.abi import SEGMENT_SIZE
+from skbcapd.kernel import abi
+from skbcapd.output.interface import PROMPT_S
 
-LATENCY_S = 0.09  # the longest time that packets wait in memory
 BUSY_S = 0.01  # interval of polling a busy output
 TICK_S = 1.0
 ACT_S = 0.25  # the shortest time between two actions of signals: many signals must not use all of the time
@@ -150,23 +151,34 @@ class Service:
                 capture.renumber()
             now = time.monotonic()
             self._tick_if_due(now)
-            if moved >= SEGMENT_SIZE or capture.has_more:
+            if moved >= abi.SEGMENT_SIZE or capture.has_more:
                 if self._server is not None:
                     self._server.serve()  # the loop does not wait if it has too much to do
                 continue
-            if not moved and not capture.output.has_pending_work and capture.request_wakeup():
-                has_packet = self._wait(min(self._next_tick, end, self._act_at if self._asked else end))
-                capture.cancel_wakeup()
-                if not has_packet:
-                    continue
-            # Also after the first packet: more packets follow, and sockets without a known user can
-            # get one.
-            pause = BUSY_S if capture.output.is_busy or capture.output.has_pending_work else LATENCY_S
-            if self._wait(min(time.monotonic() + pause, end)):
-                capture.cancel_wakeup()
+            self._pause(min(end, self._act_at) if self._asked else end, has_packets=bool(moved))
         if self._asked:  # a signal for a dump or a new file, and then the end: it still applies
             capture.drain()
             self._act(now)
+
+    def _pause(self, end: float, *, has_packets: bool) -> None:
+        """Wait until it is time for the next drain.
+
+        Args:
+            end: the latest time.
+            has_packets: whether the last drain found packets.
+        """
+        capture, pause = self.capture, PROMPT_S
+        if capture.output.is_busy or capture.output.has_pending_work:
+            pause = BUSY_S
+        elif not has_packets or capture.latency_s > PROMPT_S:
+            latest = time.monotonic() + capture.latency_s if has_packets else self._next_tick
+            if capture.request_wakeup(abi.Sleep.UNTIL_UPCALL if has_packets else abi.Sleep.UNTIL_PACKET):
+                self._wait(min(latest, end))
+                if not capture.cancel_wakeup():
+                    return
+                # More packets follow, and sockets without a known user can get one.
+        if self._wait(min(time.monotonic() + pause, end)):
+            capture.cancel_wakeup()
 
     def _stop(self, *, broken: bool) -> None:
         """Detach, write the packets in the segments, for FINAL_DRAIN_S at most, and end."""

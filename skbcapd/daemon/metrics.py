@@ -24,7 +24,7 @@ from typing import Any
 
 from skbcapd.config import settings
 from skbcapd.errors import UsageError
-from skbcapd.output.worker import Worker
+from skbcapd.worker import Worker
 
 _LOG = logging.getLogger(__name__)
 EVERY_S = 15  # between two writes of the file: the usual scrape interval of Prometheus
@@ -155,7 +155,10 @@ class Textfile:
 
     def close(self) -> None:
         """Delete the file: otherwise node_exporter would continue to export the last values."""
+        self._worker.do(self._delete)
         self._worker.wait(1.0)
+
+    def _delete(self) -> None:
         with contextlib.suppress(OSError):
             if self._has_written:
                 Path(self._path).unlink()

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from skbcapd.errors import FileError
+from skbcapd.worker import Worker
 
 CLIENTS_MAX = 16  # per listener
 REQUEST_MAX = 4096  # bytes
@@ -153,11 +154,17 @@ class Server:
             for client in list(listener.clients.values()):
                 self._drop(client)
             listener.socket.close()
+        worker = Worker("sockets")
+        worker.do(self._delete_sockets)
+        worker.wait(1.0)
+        self._epoll.close()
+
+    def _delete_sockets(self) -> None:
+        """Delete the sockets in the file system, which may not respond."""
         for path, inode in self._paths:
             with contextlib.suppress(OSError):
                 if Path(path).stat().st_ino == inode:
                     Path(path).unlink()
-        self._epoll.close()
 
     def _open(self, sock: socket.socket, answer: Answer) -> None:
         sock.setblocking(False)  # noqa: FBT003  the name of the method says what is false

@@ -81,6 +81,14 @@ class Stage(enum.IntEnum):
     FRAME = 4
 
 
+class Sleep(enum.IntEnum):
+    """enum sleep of bpf/layout.h: the packet that wakes Python."""
+
+    NOT = 0
+    UNTIL_PACKET = 1
+    UNTIL_UPCALL = 2
+
+
 COUNTERS = ("seen", "delivered", "filtered", "full", "contended", "start", "duplicate", "spare7")
 
 Members = TypeVar("Members", bound=NamedTuple)

@@ -29,12 +29,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from skbcapd.kernel import syscall
+from skbcapd.worker import TimedCall
 
 # The installed package has a copy of bpf/ (pyproject.toml).
 _PACKAGE = Path(__file__).parents[1]
 SOURCES = _PACKAGE / "bpf" if (_PACKAGE / "bpf").is_dir() else _PACKAGE.parent / "bpf"
 
 _FUNCTION = re.compile(r"^int (\w+)\(void \*ctx\)\n\{\n.*?^\}\n", re.MULTILINE | re.DOTALL)
+_CACHE_S = 1.0  # no capture and no reload waits longer for the disk of the cache
 _RDONLY_CAST = 0x10000  # stands for the kernel function in the output of the compiler
 _KEPT_MAX = 16  # files; one for each set of filters and each kernel, about 100 KiB
 _KEPT_NAMES = "[0-9a-f]" * 64 + ".*"  # the directory can have other files
@@ -136,11 +138,15 @@ def build(definitions: Mapping[str, int | str], functions: Collection[str], filt
     # directory nothing is cached.
     directory = os.environ.get("CACHE_DIRECTORY", "").split(":")[0] or "/var/cache/skbcapd"
     path = Path(directory, f"{_digest(text, flags)}.json")
-    found = _kept(path)
+    cache: TimedCall[Object | None] = TimedCall("cache", _CACHE_S)
+    found = None
+    with contextlib.suppress(TimeoutError):
+        found = cache.call(lambda: _kept(path))
     if found is None:
-        found = _compile(text, definitions)
-        with contextlib.suppress(OSError):
-            _keep(found, path)
+        made = found = _compile(text, definitions)
+        if not cache.is_waiting:
+            with contextlib.suppress(OSError, TimeoutError):
+                cache.call(lambda: _keep(made, path))
     return found
 
 

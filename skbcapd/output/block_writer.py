@@ -27,11 +27,13 @@ from typing import BinaryIO
 from skbcapd.errors import FileError, UsageError
 from skbcapd.output.aligned import AlignedTail, Buffers, Piece, count_pieces
 from skbcapd.output.disk import DIRECT_MIN, DiskFile
-from skbcapd.output.worker import InlineJobs, Jobs, wait_until
+from skbcapd.worker import InlineJobs, Jobs, wait_until
 
 MODE = 0o640
 SELF = (-1, -1)  # as owner: user and group of the process
 QUEUE_MAX = 1 << 24  # bytes that wait for a disk; with more, a file is busy
+# Time to wait for a disk that keeps up: then few buffers are in use, and they stay in the CPU's cache.
+_WAIT_S = 0.05
 _JOBS_MAX = 2  # if so many jobs wait, small pieces are collected and not passed on
 _BUFFER = 1 << 16  # of standard output
 STOP_S = 2.0  # time to wait for the disk after the capture has ended
@@ -81,6 +83,7 @@ class BlockSink:
         self._jobs = jobs or InlineJobs()
         self._buffers = buffers or Buffers()
         self._tail = AlignedTail(self._buffers)
+        self._is_late = False  # the disk did not keep up: it is not waited for until it has caught up
         self.disk = DiskFile(descriptor, clock, keep_free)
         self._waiting: deque[Piece] = deque()  # pieces that are not written yet
         self._abandoned: int | None = None
@@ -164,6 +167,10 @@ class BlockSink:
     def _put(self, piece: Piece) -> None:
         self._waiting.append(piece)
         self._jobs.do(lambda: self._write(piece))
+        if self._is_late:
+            self._is_late = self._jobs.waiting > 0
+        else:
+            self._is_late = not self._jobs.wait_below(_JOBS_MAX, _WAIT_S)
 
     def _write(self, piece: Piece) -> None:
         self.disk.put(piece)

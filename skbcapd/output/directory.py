@@ -37,7 +37,7 @@ from skbcapd.output.listing import Listing
 from skbcapd.output.lock import daemon_of, lock
 from skbcapd.output.naming import COMPRESSED, CURRENT, NUMBER_MAX, Link, Names
 from skbcapd.output.retention import DUMP_MARK, Keep, Retention
-from skbcapd.output.worker import TimedCall, Worker, wait_until
+from skbcapd.worker import TimedCall, Worker, wait_until
 
 _LOG = logging.getLogger(__name__)
 _DUMP_S = 30.0

@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from skbcapd.attribution.processes import Process
-from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.kernel.segments import Packet
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
+
+PROMPT_S = 0.09  # the longest wait of packets for a pipe, a terminal, or their label
+FILE_S = 1.0  # of packets for a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,11 @@ class Output(Protocol):
         ...
 
     @property
+    def latency_s(self) -> float:
+        """Seconds that packets may wait in the segments before they are written."""
+        ...
+
+    @property
     def has_pending_work(self) -> bool:
         """Whether `flush` must be called soon, even without packets."""
         ...
@@ -126,7 +134,7 @@ class Output(Protocol):
         """Add or update a process, before its next packet."""
         ...
 
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label, snapshot: Snapshot) -> None:
+    def write_packet(self, packet: Packet, interface_id: int, stamp: Label, snapshot: Snapshot) -> None:
         """Write one packet; `snapshot` is used if a file ends with it."""
         ...
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 from skbcapd import __version__
 from skbcapd.attribution.processes import Process, boot_ns
-from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.kernel.segments import Packet
 from skbcapd.lru import Bounded
 from skbcapd.output.block_writer import CaptureFile
-from skbcapd.output.interface import Snapshot, Statistics
+from skbcapd.output.interface import FILE_S, PROMPT_S, Snapshot, Statistics
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Sink
 
@@ -48,6 +48,7 @@ class PcapngOutput:
 
     dumped = None
     has_pending_work = needs_renumbering = False
+    latency_s = PROMPT_S
 
     @property
     def lost(self) -> int:
@@ -104,7 +105,7 @@ class PcapngOutput:
         """Write the buffered bytes."""
         self._writer.flush()
 
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label, _snapshot: Snapshot = tuple) -> None:
+    def write_packet(self, packet: Packet, interface_id: int, stamp: Label, _snapshot: Snapshot = tuple) -> None:
         """Write one Enhanced Packet Block, built by scapy; the same bytes as the kernel program
         writes for a packet with this label.
         """
@@ -124,6 +125,8 @@ class FileOutput(PcapngOutput):
         file: the file; the caller closes it.
         encode: as for PcapngOutput.
     """
+
+    latency_s = FILE_S
 
     def __init__(self, file: CaptureFile, encode: str = "kernel") -> None:
         super().__init__(file.stream, encode)

@@ -20,16 +20,16 @@ from collections.abc import Callable, Sequence
 
 from skbcapd.attribution.processes import Process
 from skbcapd.errors import FileError
-from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.kernel.segments import Packet
 from skbcapd.output.block_writer import STOP_S
 from skbcapd.output.blocks import packet_times
-from skbcapd.output.interface import Snapshot, Statistics
+from skbcapd.output.interface import FILE_S, Snapshot, Statistics
 from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.output.series import State
-from skbcapd.output.worker import wait_until
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
+from skbcapd.worker import wait_until
 
 _LOG = logging.getLogger(__name__)
 ASKED_PAUSE_S = 10.0  # between two dumps for rules
@@ -128,7 +128,7 @@ class Recorder:
         """Never called: packets in memory keep their numbers."""
         raise AssertionError("new numbers for interfaces of packets in memory")
 
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
+    def write_packet(self, packet: Packet, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
         """Write a packet to memory; see PcapngOutput."""
         self._encoder.write_packet(packet, interface_id, stamp)
 
@@ -151,6 +151,8 @@ class Recorder:
             why: trigger for the log, such as a rule; the first one counts.
         """
         self._asked = self._asked or why
+
+    latency_s = FILE_S
 
     @property
     def has_pending_work(self) -> bool:

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from skbcapd.attribution.processes import Process
-from skbcapd.kernel.segments import Cut, Upcall
+from skbcapd.kernel.segments import Packet
 from skbcapd.output.block_writer import QUEUE_MAX
 from skbcapd.output.blocks import count_packets
-from skbcapd.output.interface import Snapshot, Statistics
+from skbcapd.output.interface import FILE_S, Snapshot, Statistics
 from skbcapd.output.series import FileSeries, Held, State
 from skbcapd.pcapng.blocks import walk
 from skbcapd.pcapng.comment import Label
@@ -26,6 +26,7 @@ class RotatingOutput(FileSeries):
     """An Output that writes several files; for the arguments see FileSeries."""
 
     dumped = None
+    latency_s = FILE_S
 
     @property
     def lost(self) -> int:
@@ -85,7 +86,7 @@ class RotatingOutput(FileSeries):
         else:
             self._prologue.add_process(process)
 
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, stamp: Label, snapshot: Snapshot) -> None:
+    def write_packet(self, packet: Packet, interface_id: int, stamp: Label, snapshot: Snapshot) -> None:
         """As PcapngOutput."""
         if self._work and self._work.is_full(packet.size, 1):
             self.rotate(snapshot)

@@ -43,8 +43,8 @@ from skbcapd.output.directory import CaptureDirectory
 from skbcapd.output.interface import Snapshot, Statistics, StatisticsDelta
 from skbcapd.output.pcapng_output import PROCESSES_REPEATED, PcapngOutput
 from skbcapd.output.triggers import Limits, Trigger, triggers
-from skbcapd.output.worker import Worker, wait_until
 from skbcapd.pcapng.interface import Interface
+from skbcapd.worker import Worker, wait_until
 
 _LOG = logging.getLogger(__name__)
 _RESUME_ROOM = 4 << 20  # free bytes before writing continues on a full disk; with less it would be full again at once

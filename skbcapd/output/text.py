@@ -13,8 +13,8 @@ import time
 from typing import TextIO
 
 from skbcapd.attribution.processes import Process
-from skbcapd.kernel.segments import Cut, Upcall
-from skbcapd.output.interface import Snapshot
+from skbcapd.kernel.segments import Packet, Upcall
+from skbcapd.output.interface import PROMPT_S, Snapshot
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.link_type import ETHERNET
@@ -45,7 +45,7 @@ class TextOutput:
     def add_process(self, process: Process) -> None:
         """Does nothing: each line has the name of its process."""
 
-    def write_packet(self, packet: Upcall | Cut, interface_id: int, _stamp: Label, _snapshot: Snapshot) -> None:
+    def write_packet(self, packet: Packet, interface_id: int, _stamp: Label, _snapshot: Snapshot) -> None:
         """Print one packet."""
         if not isinstance(packet, Upcall):
             raise TypeError("a packet with a label; expected none")
@@ -65,6 +65,7 @@ class TextOutput:
     lost = accepted = completed = 0
     dumped = None
     is_busy = has_pending_work = needs_renumbering = False
+    latency_s = PROMPT_S
 
     def restart_interfaces(self, _statistics: object) -> None:
         """Never called: lines have names, no numbers."""

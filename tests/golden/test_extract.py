@@ -194,7 +194,7 @@ def test_the_judges_are_content(capture: Path, out: Path) -> None:
         (["{file}", "other.pcapng", "--count"], "skbcapd: other.pcapng: No such file or directory"),
     ],
 )
-def test_what_is_no_command_line(words: list[str], message: str, capture: Path) -> None:
+def test_invalid_command_lines(words: list[str], message: str, capture: Path) -> None:
     """A wrong word is refused by name, with exit code 2, and nothing is read or written."""
     code, stdout, stderr = extract(*(word.format(file=capture) for word in words))
     assert (code, stdout) == (2, "")

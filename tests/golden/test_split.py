@@ -170,7 +170,7 @@ def test_by_unit(path: Path, parts: Path) -> None:
 
 
 @pytest.mark.parametrize("tool", ["gzip", "zstd"])
-def test_packed_files(tool: str, path: Path, parts: Path) -> None:
+def test_compressed_files(tool: str, path: Path, parts: Path) -> None:
     """A compressed file is split as the plain one; its files are named as that one's."""
     path.write_bytes(section() + named("eth0") + packet(bytes(14), process(7, "a")))
     subprocess.run([tool, "-q", str(path)], check=True)
@@ -191,7 +191,7 @@ def test_packed_files(tool: str, path: Path, parts: Path) -> None:
     ],
     ids=lambda value: "" if isinstance(value, bytes) else str(value),
 )
-def test_what_cannot_be_split(content: bytes, by: str, message: str, path: Path, parts: Path) -> None:
+def test_files_that_cannot_be_split(content: bytes, by: str, message: str, path: Path, parts: Path) -> None:
     """A file without the field gives an error with the reason, and no files."""
     path.write_bytes(content)
     code, said = split(path, by, parts)

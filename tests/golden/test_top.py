@@ -215,7 +215,7 @@ def test_csv(path: Path) -> None:
 
 
 @pytest.mark.parametrize("tool", ["gzip", "zstd"])
-def test_several_and_packed_files(tool: str, path: Path) -> None:
+def test_several_and_compressed_files(tool: str, path: Path) -> None:
     """Files are added up; a compressed one counts as the plain one does."""
     traffic(path)
     subprocess.run([tool, "-q", "-k", str(path)], check=True)

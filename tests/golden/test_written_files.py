@@ -94,7 +94,7 @@ def test_capinfos_shows_the_whole_description(path: Path) -> None:
     ]
 
 
-def test_seed_frame_is_read_whole(path: Path) -> None:
+def test_seed_frame_is_read_completely(path: Path) -> None:
     """The founding question's frame is shown byte for byte, dissected as NTP, with its process."""
     with capture(path, ETH0) as writer:
         writer.write_packet(0, TIME_NS, NTP_FRAME, 90, OPTIONS)

@@ -1,8 +1,9 @@
-"""Runs `skbcapd capture` as a user does, in a namespace, and reads what it leaves.
+"""Runs `skbcapd capture` as a user does, in a namespace, and reads its output.
 
-A device and options go in; out come the packets, the totals and the exit code. Nothing of the package under test is
-imported: the command is started as a child, watched through stderr, stopped by a signal, and its file is read by
-the tests' own reader. A child that does not end in time is killed, and the test fails.
+In: an interface and options. Out: the packets, the totals and the exit code. Nothing of the package
+under test is imported: the command is started as a child, watched through stderr, stopped by a
+signal, and its file is read by the tests' own reader. A child that does not end in time is killed,
+and the test fails.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tests.support.deadline import DEADLINE_S
 from tests.support.judges import judge, rows
 
 ROOT = Path(__file__).parents[2]
-ATTACH = os.environ.get("SKBCAPD_ATTACH", "auto")  # kprobe, tracepoint or auto: which hook the whole run uses
+ATTACH = os.environ.get("SKBCAPD_ATTACH", "auto")  # kprobe, tracepoint or auto: the setting `attach` of the run
 
 _is_emulated = "SKBCAPD_SLOWNESS" in os.environ
 _judged: list[Path] = []
@@ -47,15 +48,15 @@ class Ended:
 
     @property
     def lost(self) -> int:
-        """How many packets were seen and wanted, but not written, whatever the cause."""
+        """The number of packets that were not written although they should be, for any cause."""
         return sum(count for cause, count in self.totals.items() if cause not in {"captured", "filtered"})
 
 
 class Capture:
-    """A running `skbcapd capture`, ready to see the next frame; killed by `close` if it still runs.
+    """A running `skbcapd capture` that captures the next frame; `close` kills it if it still runs.
 
     Args:
-        namespace: where it runs, so where its `-i` names are looked up.
+        namespace: namespace of the process, and of its `-i` names.
         arguments: of the `capture` command.
         through: a command that starts the command given to it.
         settings: as `--set KEY=VALUE` takes them.
@@ -63,7 +64,9 @@ class Capture:
 
     command = "capture"
     is_everywhere = False
-    """Whether the test is about all interfaces of the machine. Any other one would see what others send."""
+    """Whether the test is about all interfaces of the machine. Any other test would see other
+    traffic.
+    """
 
     def __init__(self, namespace: Namespace, *arguments: str, through: Sequence[str] = (), **settings: str) -> None:
         chosen = {"attach": ATTACH} | settings
@@ -86,7 +89,7 @@ class Capture:
             raise
 
     def said(self) -> str:
-        """What it has said on stderr until now."""
+        """Its output on stderr so far."""
         assert self.process.stderr is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stderr, selectors.EVENT_READ)
@@ -114,7 +117,7 @@ class Capture:
         return Ended(self.process.returncode, stdout, (self._stderr + stderr).decode())
 
     def _wait_until_capturing(self) -> None:
-        """Read stderr until it says that the next packet would be seen."""
+        """Read stderr until packets are captured."""
         assert self.process.stderr is not None
         end = time.monotonic() + DEADLINE_S
         with selectors.DefaultSelector() as selector:
@@ -128,7 +131,7 @@ class Capture:
 
 
 class CaptureEverywhere(Capture):
-    """A capture on all interfaces of all namespaces, whoever uses them."""
+    """A capture on all interfaces of all namespaces, with other traffic on them."""
 
     is_everywhere = True
 
@@ -159,10 +162,11 @@ class Daemon(Capture):
 
 
 def read(path: Path) -> list[Packet]:
-    """Read a finished file, after tshark and capinfos have read it without a complaint and see the same packets.
+    """Read a finished file, after tshark and capinfos have read the same packets without a warning.
 
-    Every file that a kernel test makes goes through here. On an emulated machine the judges see the first one only:
-    they take most of a minute for each, and see the same blocks on the machine outside.
+    Every file that a kernel test makes goes through here. On an emulated machine the judges see the
+    first one only: they take most of a minute for each, and see the same blocks on the machine
+    outside.
     """
     found = packets(path.read_bytes())
     if _is_emulated and _judged:
@@ -170,9 +174,9 @@ def read(path: Path) -> list[Packet]:
     _judged.append(path)
     ours = [[packet.interface, str(len(packet.data)), str(packet.original_len), packet.comment] for packet in found]
     judge(path, "capinfos")
-    # What has no interface is no packet: older versions of tshark show a process block as a record.
+    # A process block has no interface: older versions of tshark show it as a record.
     fields = ("frame.interface_name", "frame.cap_len", "frame.len", "frame.comment")
     theirs = rows(path, *fields, where="frame.interface_name")
-    # tshark shows a backslash as two, and puts several comments behind one another.
+    # tshark doubles a backslash, and concatenates several comments.
     assert [[*row[:3], row[3].replace("\\\\", "\\")] for row in theirs] == ours
     return found

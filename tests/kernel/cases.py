@@ -1,9 +1,9 @@
-"""The traffic that the comparison sends, case by case.
+"""The traffic of the comparison, case by case.
 
-A case is one run of one sender; what it says of the frames is checked against the sender's own report and against
-an AF_PACKET socket. Counts are prime, so that a loss, a double or a neighbour's frame cannot hide in a round
-number. Cases with `vm` set are those that an emulated machine gets through in reasonable time, and touch every kind
-of memory.
+A case is one run of one sender; what it says of the frames is checked against the sender's own
+report and against an AF_PACKET socket. Counts are prime, so that a loss, a double or a neighbour's
+frame cannot hide in a round number. Cases with `vm` set are those that an emulated machine gets
+through in reasonable time, and touch every kind of memory.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ STREAM = "tests.kernel.send.stream"
 NTP_SOURCE_PORT = 51207
 NTP_PAYLOAD = NTP_FRAME[14 + 20 + UDP_HEADER_BYTES :]
 MTU = 1500
-IP_FRAGMENT_BYTES = 1480  # a 1500-byte packet's, behind its 20-byte header
-# Any process chooses its own name, so one may try to look like two fields.
+IP_FRAGMENT_BYTES = 1480  # of a 1500-byte packet, after its 20-byte header
+# A process can choose a name that looks like two fields.
 FORGER = 'x" tgid=1 "\n\xff'
 
 
@@ -148,7 +148,7 @@ CASES = [
 
 
 def selected(session: pytest.Session) -> list[Case]:
-    """Give the cases that the tests of this run ask for; all of them where no test asks for one."""
+    """The cases that the tests of this run need; all of them by default."""
     calls = (getattr(item, "callspec", None) for item in session.items)
     chosen = [call.params.get("case") for call in calls if call]
     return [case for case in CASES if case in chosen] or CASES

@@ -1,9 +1,10 @@
-"""Sends cases while both an AF_PACKET socket and `skbcapd capture` watch the same device, and sets them side by side.
+"""Sends cases while an AF_PACKET socket and `skbcapd capture` capture on the same interface, and
+compares both.
 
-Cases go in; an outcome per case comes out: who sent, what the reference saw, what we wrote. One capture serves all
-cases, as starting one is what costs: a marker frame that only this module sends stands behind each case in both
-recordings. Nobody waits for our capture: it is stopped when the last marker has passed, and must have drained what
-came before.
+Cases go in; an outcome per case comes out: who sent, what the reference saw, what we wrote. One
+capture serves all cases, as starting one is what costs: a marker frame that only this module sends
+stands behind each case in both recordings. Nobody waits for our capture: it is stopped when the
+last marker has passed, and must have drained what came before.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ ETH_P_802_EX1 = 0x88B5  # for local experiments: nobody else sends it
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one case showed, in the direction that was compared."""
+    """The results of one case, in the direction that was compared."""
 
     case: Case
     direction: str
@@ -46,14 +47,16 @@ class Outcome:
 
     @property
     def identical(self) -> int:
-        """How many frames both have, byte for byte."""
+        """The number of frames that are equal in both, byte for byte."""
         theirs = Counter(frame.data for frame in self.reference)
         return (theirs & Counter(packet.data for packet in self.ours)).total()
 
     def parting(self) -> str:
-        """Say where we part from the reference; empty when both have the same frames in the same order.
+        """Describe the difference to the reference; empty if both have the same frames in the same
+        order.
 
-        The order is left out where two CPUs may pass the two points at once: threads that send, frames that arrive.
+        The order is left out where two CPUs may pass the two points at once: threads that send,
+        frames that arrive.
         """
         theirs, ours = [frame.data for frame in self.reference], [packet.data for packet in self.ours]
         if self.direction == "in" or self.case.threads > 1:
@@ -61,7 +64,7 @@ class Outcome:
         return difference(theirs, ours)
 
     def parting_from_sent(self) -> str:
-        """Say where our frames part from what the sender says it sent; empty when they carry that, and no more."""
+        """Describe the difference to the payloads that the sender reports; empty if there is none."""
         case, ours = self.case, [packet.data for packet in self.ours]
         if case.streams:
             return difference([pattern(case.size)], [stream(ours)])
@@ -81,7 +84,8 @@ class Outcome:
     def _verdict(self, packet: Packet) -> str:
         """A frame that says who sent it must be labelled so; another one with a sender of the case.
 
-        One that arrives belongs to its receiver, which is this process; its sender's name would be wrong.
+        One that arrives belongs to its receiver, which is this process; its sender's name would be
+        wrong.
         """
         if packet.label is None:
             return "unknown"
@@ -146,7 +150,8 @@ def run_sender(namespace: Namespace, command: Sequence[str]) -> tuple[list[Label
 
 @dataclass(frozen=True)
 class Comparison:
-    """The outcomes of a capture over several cases, and how it ended; `written` counts all packets in its file.
+    """The outcomes of a capture over several cases, and how it ended; `written` counts all packets
+    in its file.
 
     `others` are those of them that passed in the other direction.
     """
@@ -158,7 +163,7 @@ class Comparison:
 
 
 def difference(theirs: list[bytes], ours: list[bytes]) -> str:
-    """Say in one line where two recordings part; empty when they are the same."""
+    """Describe the first difference of two recordings in one line; empty if they are equal."""
     for number, (reference, own) in enumerate(zip(theirs, ours, strict=False)):
         if reference != own:
             at = next(
@@ -177,7 +182,8 @@ def compare(cases: Iterable[Case], wire: Wire, directory: Path, direction: str =
         cases: in the order to send them.
         wire: where.
         directory: for the capture file and what the senders read.
-        direction: `out` to watch the near end, `in` to watch the far end; what passes the other way is left out.
+        direction: `out` to watch the near end, `in` to watch the far end; what passes the other way
+            is left out.
         settings: of the capture.
     """
     near, watched = wire.near, wire.near if direction == "out" else wire.far

@@ -1,7 +1,8 @@
-"""Packet filter expressions: those of pcap-filter(7), by kind, and random ones; and frames to try them on.
+"""Packet filter expressions: those of pcap-filter(7), by kind, and random ones; and frames for
+them.
 
-The frames are made by scapy: some that each kind of expression takes, all of them also cut short at every place where
-a header may begin or end.
+The frames are made by scapy: some that each kind of expression takes, all of them also cut short at
+every place where a header may begin or end.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ HOSTS6 = ("2001:db8::1", "2001:db8::2", "fe80::1", "ff02::fb")
 MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02", "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:fb")
 PORTS = (22, 53, 443, 5432, 51207)
 
-# Parts of pcap-filter(7): TYPE, DIR and PROTO, one with another; then what stands alone.
+# Parts of pcap-filter(7): TYPE, DIR and PROTO, combined; then expressions without a qualifier.
 _QUALIFIED = [
     *(f"{way}host {host}" for way, host in product(("", "src ", "dst ", "src and dst "), (*HOSTS[:3], *HOSTS6[:2]))),
     *(f"{proto} host {host}" for proto, host in product(("ip", "arp", "rarp"), HOSTS[:2])),
@@ -119,7 +120,7 @@ WRITTEN = (*_QUALIFIED, *_ALONE)
 
 
 def drawn(seed: int) -> Iterator[str]:
-    """Random expressions, without end."""
+    """Random expressions, endlessly."""
     dice = random.Random(seed)
     while True:
         yield _boolean(dice, 3)
@@ -150,7 +151,7 @@ def _number(dice: random.Random, depth: int) -> str:
 
 
 def _addressed() -> Iterator[Packet]:
-    """IP packets between the hosts, of every protocol."""
+    """IP packets between the hosts, of all protocols."""
     payload = Raw(b"x" * 43)
     inner = [UDP(sport=PORTS[4], dport=53) / payload, TCP(sport=443, dport=PORTS[4], flags="SA"), ICMP() / payload]
     for source, target in product(HOSTS[:3], HOSTS):
@@ -174,7 +175,7 @@ def _addressed() -> Iterator[Packet]:
 
 
 def frames() -> list[Frame]:
-    """Frames of both link types, whole and cut."""
+    """Frames of both link types, complete and cut."""
     dice = random.Random(59)
     packets = list(_addressed())
     raw = [bytes(packet) for packet in packets] + [b"", b"\x45", b"\x60" * 40, bytes(64), dice.randbytes(97)]

@@ -1,7 +1,7 @@
-"""libpcap's own verdict on a frame: the judge of our packet filters.
+"""The result of libpcap for a frame, to compare our packet filters with.
 
-An expression, a link type and a frame go in; out comes what `tcpdump -r` would say. Shares no code with the package,
-nor with scapy's binding.
+An expression, a link type and a frame go in; out comes what `tcpdump -r` would say. Shares no code
+with the package, nor with scapy's binding.
 
 Source: pcap_compile(3PCAP), pcap_offline_filter(3PCAP).
 """
@@ -17,9 +17,9 @@ _LIB.pcap_open_dead.argtypes = [ctypes.c_int, ctypes.c_int]
 _LIB.pcap_compile.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint32]
 _LIB.pcap_offline_filter.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p]
 
-# By LINKTYPE_*: the DLT_* that this system has for it.
+# LINKTYPE_* -> the DLT_* of this system.
 _DLT = {1: 1, 101: 12}
-_NETMASK = 0  # as tcpdump has it where it does not know better
+_NETMASK = 0  # as in tcpdump without a known netmask
 
 
 class _Program(ctypes.Structure):
@@ -27,7 +27,7 @@ class _Program(ctypes.Structure):
 
 
 class Judge:
-    """One expression, compiled for one link type; `compiles` tells whether libpcap takes it."""
+    """One expression, compiled for one link type; `compiles`: whether libpcap accepts it."""
 
     def __init__(self, expression: str, link_type: int) -> None:
         self._program = _Program()
@@ -36,6 +36,8 @@ class Judge:
         _LIB.pcap_close(ctypes.c_void_p(handle))
 
     def takes(self, frame: bytes, wire_len: int) -> bool:
-        """Whether a frame is taken, of which the first bytes were captured. What does not compile takes none."""
+        """Whether a frame matches, of which the first bytes were captured. An expression that does
+        not compile matches none.
+        """
         header = struct.pack("@qqII", 0, 0, len(frame), wire_len)
         return self.compiles and _LIB.pcap_offline_filter(ctypes.byref(self._program), header, frame) != 0

@@ -1,10 +1,11 @@
-"""Network namespaces of the tests' own, joined by veth pairs.
+"""Network namespaces of the tests, joined by veth pairs.
 
-In goes nothing but a wish for two ends of a wire; out come two namespaces whose devices carry no frame that a test
-did not ask for: neighbours are permanent; there is no link-local address, no duplicate address detection, no late
-multicast report. Names are unique to this process and removed by exact name. Each namespace owns one thread that has
-moved into it: sockets made and children started by that thread belong to the namespace, while this process stays
-where it is. That is cheaper than `ip netns exec` and leaves /sys and its tracefs mounted.
+In goes nothing but a wish for two ends of a wire; out come two namespaces whose devices carry no
+frame that a test did not ask for: neighbours are permanent; there is no link-local address, no
+duplicate address detection, no late multicast report. Names are unique to this process and removed
+by exact name. Each namespace owns one thread that has moved into it: sockets made and children
+started by that thread belong to the namespace, while this process stays where it is. That is
+cheaper than `ip netns exec` and leaves /sys and its tracefs mounted.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _numbers = itertools.count()
 
 
 class Namespace:
-    """One named network namespace, and a thread of this process inside it."""
+    """One named network namespace, and a thread of this process inside of it."""
 
     def __init__(self) -> None:
         self.name = f"skbcapd-{os.getpid()}-{next(_numbers)}"
@@ -42,7 +43,7 @@ class Namespace:
         self._thread = ThreadPoolExecutor(max_workers=1, initializer=self._enter)
 
     def close(self) -> None:
-        """Remove the namespace; its devices go with it."""
+        """Remove the namespace with its interfaces."""
         self._thread.shutdown()
         _ip("netns", "del", self.name)
 
@@ -50,7 +51,8 @@ class Namespace:
         """Run a call inside the namespace.
 
         Args:
-            call: what to run; a child it starts, or a socket it makes, belongs to the namespace for good.
+            call: what to run; a child it starts, or a socket it makes, belongs to the namespace for
+                good.
             *args: its arguments.
             **kwargs: its arguments by name.
 
@@ -79,7 +81,7 @@ class Namespace:
 
 @dataclass(frozen=True)
 class End:
-    """One end of a wire: a namespace, its device and the device's addresses."""
+    """One end of a wire: a namespace, its interface and the addresses of the interface."""
 
     namespace: Namespace
     device: str
@@ -88,7 +90,9 @@ class End:
     ipv6: str
 
     def flows(self) -> bool:
-        """Whether the device has its carrier and its queue, so that no frame is dropped any more."""
+        """Whether the interface has its carrier and its queue, so that no frame is dropped any
+        more.
+        """
         shown = _ip("-n", self.namespace.name, "-j", "link", "show", "dev", self.device)
         link = json.loads(shown)[0]
         return bool(link["operstate"] == "UP" and link["qdisc"] == "noqueue")
@@ -96,7 +100,7 @@ class End:
 
 @dataclass(frozen=True)
 class Wire:
-    """A veth pair: `near` is where the tests send and capture, `far` is where frames arrive."""
+    """A veth pair: the tests send and capture at `near`, frames arrive at `far`."""
 
     near: End
     far: End
@@ -106,7 +110,8 @@ class Wire:
 def wire() -> Iterator[Wire]:
     """Two namespaces joined by a veth pair, ready to carry frames, gone afterwards.
 
-    The addresses, of both layers, are those of the frame this project grew from (tests/support/frames.py).
+    The addresses, of both layers, are those of the frame this project grew from
+    (tests/support/frames.py).
     """
     with ExitStack() as stack:
         ends = []
@@ -118,7 +123,7 @@ def wire() -> Iterator[Wire]:
             stack.callback(namespace.close)
             namespace.sysctl(
                 ipv4__ping_group_range="0 2147483647",
-                # Joining a solicited-node group is reported and, a second later, reported again: let that be at once.
+                # Reports of a solicited-node group are repeated after a second: send them at once.
                 ipv6__conf__default__mldv2_unsolicited_report_interval="1",
             )
             ends.append(End(namespace, device, mac, ipv4, ipv6))

@@ -1,8 +1,8 @@
-"""What frames carry: datagrams put together again from IP fragments, and the bytes of a TCP stream.
+"""The payloads of frames: datagrams reassembled from IP fragments, and the bytes of a TCP stream.
 
-Frames go in, in any order; payloads come out, to be compared with what a sender said it sent. This judges the
-recorder and us alike: it shares no code with either. Only what the tests send is understood: Ethernet, IPv4, IPv6
-without extension headers.
+Frames go in, in any order; payloads come out, to be compared with what a sender said it sent. This
+judges the recorder and us alike: it shares no code with either. Only what the tests send is
+understood: Ethernet, IPv4, IPv6 without extension headers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SYN = 0x02
 
 
 class Packet(NamedTuple):
-    """The IP payload of one frame, and its place among the fragments of `identity`."""
+    """The IP payload of one frame, and its offset among the fragments of `identity`."""
 
     protocol: int
     identity: int
@@ -30,7 +30,7 @@ class Packet(NamedTuple):
 
 
 def ip_packet(frame: bytes) -> Packet | None:
-    """Give a frame's IP payload; None where it carries no IP."""
+    """The IP payload of a frame; None if it has no IP."""
     (ethertype,) = struct.unpack_from("!H", frame, 12)
     body = frame[ETHERNET_BYTES:]
     if ethertype == ETH_P_IP:
@@ -43,7 +43,9 @@ def ip_packet(frame: bytes) -> Packet | None:
 
 
 def datagrams(frames: Iterable[bytes], protocol: int) -> list[bytes]:
-    """Give the payloads of the complete UDP datagrams or ICMP messages, in the order in which they were completed."""
+    """Give the payloads of the complete UDP datagrams or ICMP messages, in the order in which they
+    were completed.
+    """
     parts: dict[int, dict[int, bytes]] = {}
     done = []
     for packet in _packets(frames, protocol):

@@ -1,10 +1,9 @@
-"""What the kernel shows to an AF_PACKET socket: the judge of what we capture.
-
-In goes a device; out come the frames that passed it, in order, as tcpdump would see them. A VLAN tag that the
-kernel keeps beside the frame is put back, as libpcap does. On transmit the socket's tap stands in
-`dev_hard_start_xmit`: veth has every offload, so a frame is the same there as where it was queued, GSO frames
-whole. The socket buffers everything and is read afterwards, so nothing of this process runs while frames flow. A
-reference that lost a frame is none: its drop counter must be 0.
+"""The frames that an AF_PACKET socket gets, to compare our captures with. In: an interface. Out:
+its frames, in order, as tcpdump sees them. A VLAN tag that the kernel keeps beside the frame is put
+back, as libpcap does. On transmit the socket's tap stands in `dev_hard_start_xmit`: veth has every
+offload, so a frame is the same there as where it was queued, GSO frames whole. The socket buffers
+everything and is read afterwards, so nothing of this process runs while frames flow. A reference
+that lost a frame is none: its drop counter must be 0.
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ BUFFER_BYTES = 512 << 20
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame as the socket gave it: its bytes from the link layer on, and what the kernel said of it."""
+    """One frame from the socket: its bytes from the link layer on, and the metadata of the kernel."""
 
     data: bytes
     outgoing: bool
     packet_type: int
     checksum_ready: bool
     segmented: bool
-    """Whether it is TCP, and several segments in one. Not said before Linux 6.2."""
+    """Whether it is TCP with several segments. Not known before Linux 6.2."""
 
 
 class Reference:
-    """An AF_PACKET socket on one device, recording from the moment it is made."""
+    """An AF_PACKET socket on one interface, which records from its creation on."""
 
     def __init__(self, namespace: Namespace, device: str) -> None:
         self._socket = namespace.do(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)

@@ -1,10 +1,11 @@
-"""A wire whose two ends are joined by this very process, as a real uplink joins two machines.
+"""A wire whose two ends are joined by this process, as an uplink joins two machines.
 
-Nothing of a frame but its bytes comes through, so what the kernel knew of it at one end is not known at the other.
-What the far end sends takes a moment: a scenario that does not wait for its last answer fails each time, not only on a
-busy machine.
+Nothing of a frame but its bytes comes through, so what the kernel knew of it at one end is not
+known at the other. What the far end sends takes a moment: a scenario that does not wait for its
+last answer fails each time, not only on a busy machine.
 
-Two namespaces come out, each with a tap device of the same names and addresses as `namespace.wire`'s.
+Two namespaces come out, each with a tap device of the same names and addresses as
+`namespace.wire`'s.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ LATENCY_S = 0.001
 
 @contextmanager
 def relayed_wire() -> Iterator[Wire]:
-    """Two namespaces whose taps a thread joins, gone afterwards."""
+    """Two namespaces whose tap interfaces a thread joins, removed afterwards."""
     with ExitStack() as stack:
         near, far = (
             End(Namespace(), "near0", "3c:7c:3f:20:23:bd", "192.168.178.24", "fd00:b2::24"),
@@ -65,7 +66,7 @@ def _open(device: str) -> int:
 
 
 def _relay(near: int, far: int, end: int) -> None:
-    """Hand each frame on until the other end of a pipe is closed."""
+    """Pass each frame on until the other end of a pipe is closed."""
     to = {near: far, far: near}
     with selectors.DefaultSelector() as selector:
         for descriptor in (near, far, end):

@@ -1,4 +1,6 @@
-"""Every packet carries the name of its process, or says that it does not know: scenario by scenario."""
+"""Each packet has the name of its process, or its comment says that it is unknown: scenario by
+scenario.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ MANUAL = ROOT / "docs" / "attribution.md"
 
 @pytest.fixture(scope="module")
 def performance(request: pytest.FixtureRequest, wire: Wire, tmp_path_factory: pytest.TempPathFactory) -> Performance:
-    """Play the selected scenarios under one capture."""
+    """Run the selected scenarios under one capture."""
     with closing(Sink(wire.far.namespace)):
         performed = perform(selected(request), wire, tmp_path_factory.mktemp("people"), DEVICES, MAKERS)
     table.add_played(performed)
@@ -29,7 +31,9 @@ def performance(request: pytest.FixtureRequest, wire: Wire, tmp_path_factory: py
 
 @each(SCENARIOS)
 def test_no_packet_names_a_wrong_process(performance: Performance, scenario: Scenario) -> None:
-    """No packet names another process than its own, and no more are unknown than docs/attribution.md says."""
+    """No packet names another process than its own, and no more are unknown than
+    docs/attribution.md says.
+    """
     played = outcome(performance, scenario)
 
     assert played.verdicts.wrong == 0, "\n".join(played.verdicts.examples)
@@ -38,15 +42,17 @@ def test_no_packet_names_a_wrong_process(performance: Performance, scenario: Sce
 
 
 def test_the_manual_says_how_many_may_be_unknown() -> None:
-    """The table in docs/attribution.md has a row for each scenario, with the number that its test allows."""
+    """The table in docs/attribution.md has a row for each scenario, with the number that its test
+    allows.
+    """
     written = re.findall(r"^\| ([^|]+) \| (\d+) \| [^|]*\|$", MANUAL.read_text(), re.MULTILINE)
 
     assert written == [(scenario.name, str(scenario.unknown)) for scenario in (*SCENARIOS, *passing.SCENARIOS)]
 
 
 @pytest.mark.vm
-def test_nothing_is_lost(performance: Performance) -> None:
-    """The capture that the scenarios were judged by has lost no packet, but those that a kprobe cannot see."""
+def test_nothing_is_dropped(performance: Performance) -> None:
+    """The capture of the scenarios has dropped no packet, except those that a kprobe cannot see."""
     ended = performance.ended
     missed = ended.totals.get("missed while the kernel program was already running", 0) if ATTACH == "kprobe" else 0
     assert ended.exit_code == 0, ended.stderr

@@ -1,7 +1,8 @@
-"""The scenarios again while each processor has a process that never sleeps, and handles packets of others on its back.
+"""The scenarios again, while each processor runs a process that never sleeps, and softirqs for
+other packets.
 
-What leaves in a softirq has any process as `current` then: the hog, the flood, another sender. None of their names may
-stand on a packet that is not theirs.
+What leaves in a softirq has any process as `current` then: the hog, the flood, another sender. None
+of their names may stand on a packet that is not theirs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ FLOOD_NEAR, FLOOD_FAR = "10.79.0.1", "10.79.0.2"
 
 
 def spread(wire: Wire, device: str) -> None:
-    """Have what a device at the near end receives handled on any processor (RPS, networking/scaling.rst)."""
+    """Handle the packets that an interface at the near end receives on any processor (RPS,
+    networking/scaling.rst).
+    """
     every = f"{(1 << (os.cpu_count() or 1)) - 1:x}"
     shell = f"echo {every} > /sys/class/net/{device}/queues/rx-0/rps_cpus"  # of the namespace: `ip` mounts its /sys
     command = ["ip", "netns", "exec", wire.near.namespace.name, "sh", "-c", shell]
@@ -34,7 +37,9 @@ def spread(wire: Wire, device: str) -> None:
 
 @pytest.fixture(scope="module")
 def _load(wire: Wire) -> Iterator[None]:
-    """A hog on each processor, and a flood that comes in by a device of its own, which nobody captures."""
+    """A process on each processor that never sleeps, and many packets on an interface that is not
+    captured.
+    """
     near, far = wire.near.namespace, wire.far.namespace
     near.ip(f"link add flood0 type veth peer name flood1 netns {far.name}")
     near.ip("link set flood0 addrgenmode none up", f"address add {FLOOD_NEAR}/24 dev flood0")
@@ -42,7 +47,7 @@ def _load(wire: Wire) -> Iterator[None]:
     spread(wire, wire.near.device)
     spread(wire, "flood0")
     with ExitStack() as stack:
-        stack.enter_context(udp_socket(near, FLOOD_NEAR, DISCARD_PORT))  # unread: what does not fit is dropped
+        stack.enter_context(udp_socket(near, FLOOD_NEAR, DISCARD_PORT))  # unread: the rest is dropped
         players = [Player(near, "crowd", "hog", "--cpu", cpu) for cpu in sorted(os.sched_getaffinity(0))]
         players.append(Player(far, "crowd", "flood", "--to", FLOOD_NEAR, "--port", DISCARD_PORT))
         for player in players:
@@ -56,7 +61,7 @@ def _load(wire: Wire) -> Iterator[None]:
 def performance(
     request: pytest.FixtureRequest, wire: Wire, _load: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Performance:
-    """Play the selected scenarios under one capture."""
+    """Run the selected scenarios under one capture."""
     with closing(Sink(wire.far.namespace)):
         performed = perform(selected(request), wire, tmp_path_factory.mktemp("load"), DEVICES, MAKERS)
     table.add_played(performed, "under load: ")
@@ -65,17 +70,19 @@ def performance(
 
 @each([scenario for scenario in SCENARIOS if scenario.play is not load.short_lived], vm=False)
 def test_no_packet_names_a_wrong_process(performance: Performance, scenario: Scenario) -> None:
-    """No packet names another process than its own, and no more are unknown than on a quiet machine."""
+    """No packet names another process than its own, and no more are unknown than on a quiet
+    machine.
+    """
     played = outcome(performance, scenario)
 
     assert played.verdicts.wrong == 0, "\n".join(played.verdicts.examples)
-    # How many there are is counted on a quiet machine: here softirqs run on anybody's back, and a kernel that hides a
-    # process from tracing shows none of what leaves then (docs/limitations.md).
+    # How many there are is counted on a quiet machine: here softirqs run on anybody's back, and a
+    # kernel that hides a process from tracing shows none of what leaves then (docs/limitations.md).
     assert played.verdicts.packets > 0
     assert played.verdicts.unknown <= played.allowed, "\n".join(played.verdicts.examples)
 
 
-def test_nothing_is_lost(performance: Performance) -> None:
-    """The capture that the scenarios were judged by has lost no packet."""
+def test_nothing_is_dropped(performance: Performance) -> None:
+    """The capture of the scenarios has dropped no packet."""
     assert performance.ended.exit_code == 0, performance.ended.stderr
     assert performance.ended.lost == 0, performance.ended.stderr

@@ -1,6 +1,8 @@
-"""The capabilities of the systemd unit, measured: with them a capture has all, and each one taken away costs something.
+"""The capabilities of the systemd unit: with them a capture works completely, and each of them is
+needed.
 
-The capture runs as root, but for the capabilities: what root owns it may open, as the unit's user what its user owns.
+The capture runs as root, but for the capabilities: what root owns it may open, as the unit's user
+what its user owns.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ GRANTED = re.findall(
 
 
 def named(wire: Wire, file: Path, capabilities: list[str]) -> bool:
-    """Whether what arrives on a connection older than the capture has the name of the process that holds it."""
+    """Whether packets on a connection older than the capture have the name of its process."""
     only = ",".join(["-all", *(f"+{name.lower()}" for name in capabilities)])
     through = ("setpriv", "--inh-caps=-all", f"--bounding-set={only}")
     with holder(wire, "0.0.0.0") as (process, connection):  # noqa: S104  in a namespace of our own
@@ -39,7 +41,7 @@ def named(wire: Wire, file: Path, capabilities: list[str]) -> bool:
 
 
 def test_the_units_are_enough(wire: Wire, tmp_path: Path) -> None:
-    """With the unit's capabilities and no others, the process of an older connection is known."""
+    """With only the capabilities of the unit, the process of an older connection is known."""
     assert named(wire, tmp_path / "all.pcapng", GRANTED)
 
 
@@ -55,5 +57,5 @@ def test_without_sys_ptrace(wire: Wire, tmp_path: Path) -> None:
 
 
 def test_these_are_all() -> None:
-    """The unit grants no capability that is not taken away here."""
+    """This file tests each capability of the unit."""
     assert GRANTED == ["SYS_ADMIN", "SYS_PTRACE"]

@@ -1,4 +1,6 @@
-"""Checksums that hardware is to complete: kept, or completed with `checksums: fill`; tshark is the judge."""
+"""Checksums that the hardware would compute: kept, or computed with `checksums: fill`; checked with
+tshark.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from tests.support.judges import judge
 CHECKSUM_NOT_READY = 1 << 9
 GOOD, BAD = "1", "0"
 COUNT = 23
-# How tshark finds the checksum of each case's frames: UDP or TCP.
+# The tshark field of the checksum in the frames of each case: UDP or TCP.
 PROTOCOLS = MappingProxyType(
     {"udp-0": "udp", "udp-1400": "udp", "udp6-1400": "udp", "udp-gso": "udp"}
     | {"tcp-short": "tcp", "tcp6-send": "tcp", "tcp-sendfile": "tcp"}
@@ -61,19 +63,21 @@ def files(wire: Wire, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 
 
 def verdicts(path: Path) -> Counter[str]:
-    """What tshark says of the checksums of UDP and TCP."""
+    """The result of tshark for the checksums of UDP and TCP."""
     columns = ("-T", "fields", "-e", "udp.checksum.status", "-e", "tcp.checksum.status")
     wanted = ("-o", "udp.check_checksum:TRUE", "-o", "tcp.check_checksum:TRUE", "-Y", "udp or tcp")
     return Counter(line.strip() for line in judge(path, "tshark", "-n", *wanted, *columns).splitlines())
 
 
 def unready(packets: list[Packet]) -> int:
-    """How many packets say that their checksum is not ready."""
+    """The number of packets whose checksum is marked as not ready."""
     return sum(bool(packet.flags & CHECKSUM_NOT_READY) for packet in packets)
 
 
 def test_kept_checksums_are_wrong_and_marked_so(files: dict[str, Path]) -> None:
-    """With `checksums: keep` tshark finds most checksums wrong, and each of them is marked as not ready."""
+    """With `checksums: keep` tshark finds most checksums wrong, and each of them is marked as not
+    ready.
+    """
     found = verdicts(files["keep"])
 
     assert found[BAD] > 100
@@ -81,7 +85,9 @@ def test_kept_checksums_are_wrong_and_marked_so(files: dict[str, Path]) -> None:
 
 
 def test_filled_checksums_are_right(files: dict[str, Path]) -> None:
-    """With `checksums: fill` tshark finds every checksum of UDP and TCP right, IPv4 and IPv6, large frames too."""
+    """With `checksums: fill` tshark finds all checksums of UDP and TCP right, with IPv4 and IPv6,
+    also in large frames.
+    """
     kept, filled = read(files["keep"]), read(files["fill"])
 
     assert verdicts(files["fill"]) == Counter({GOOD: len(filled) - 1})  # without the marker
@@ -97,8 +103,8 @@ def test_filled_checksums_are_right(files: dict[str, Path]) -> None:
 
 @pytest.mark.vm
 @pytest.mark.devices("link lower0 name upper0 type vlan id 7")
-def test_sums_behind_a_tag_are_right(wire: Wire, tmp_path: Path) -> None:
-    """The checksum of a frame whose VLAN tag travels beside it is filled in behind the tag."""
+def test_checksums_after_a_tag_are_right(wire: Wire, tmp_path: Path) -> None:
+    """The checksum of a frame whose VLAN tag is not in its bytes yet is written after the tag."""
     near, file = wire.near, tmp_path / "tagged.pcapng"
     for command in (
         f"link add link {near.device} name tagged7 type vlan id 7",

@@ -1,4 +1,6 @@
-"""Devices that come, are renamed and go while packets flow: none is lost, none stands under another device's name."""
+"""Interfaces that appear, are renamed and disappear while packets are sent: none is dropped, none
+has a wrong interface.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def send_from(namespace: Namespace, devices: list[str], sent: Counter[tuple[str,
 
 
 def churn(namespace: Namespace, sent: Counter[tuple[str, bytes]]) -> None:
-    """Make PAIRS veth pairs, send from both ends of each, rename the one end, send again, remove them."""
+    """Make PAIRS veth pairs, send from both ends of each, rename the one end, send again, remove
+    them.
+    """
     for start in range(0, PAIRS, AT_ONCE):
         numbers = range(start, start + AT_ONCE)
         namespace.ip(
@@ -50,8 +54,10 @@ def churn(namespace: Namespace, sent: Counter[tuple[str, bytes]]) -> None:
 
 
 @pytest.mark.many
-def test_devices_may_come_and_go(wire: Wire, tmp_path: Path) -> None:
-    """While veth pairs are made, renamed and removed, every frame is captured once, under its device's name."""
+def test_interfaces_can_appear_and_disappear(wire: Wire, tmp_path: Path) -> None:
+    """While veth pairs are made, renamed and removed, each frame is captured once, with the name of
+    its interface.
+    """
     file, busy = tmp_path / "churn.pcapng", Namespace()
     near = wire.near
     settings = {"buffer.size": "256MiB", "namespaces": f"{busy.name},{near.namespace.name}"}

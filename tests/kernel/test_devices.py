@@ -1,4 +1,6 @@
-"""Which devices a capture watches: the ones named, of the caller's namespace, or every one of every namespace."""
+"""The interfaces of a capture: those that are named, in the caller's namespace, or all of all
+namespaces.
+"""
 
 from __future__ import annotations
 
@@ -38,20 +40,22 @@ def markers(wire: Wire) -> Iterator[tuple[Marker, Marker]]:
 
 
 def sent(packets: list[Packet], *markers: Marker) -> list[tuple[str, bytes]]:
-    """Give the markers' frames in a capture, those that left, with the names of their devices."""
+    """The marker frames of a capture that were sent, with the names of their interfaces."""
     ours = {frame for marker in markers for frame in marker.sent}
     return [(packet.interface, packet.data) for packet in packets if packet.data in ours and packet.direction == "out"]
 
 
 def send_on_loopback(end: End, payload: bytes) -> None:
-    """Send a datagram that never leaves the machine, to a socket that takes it."""
+    """Send a datagram within the machine, to a socket that receives it."""
     with closing(end.namespace.do(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)) as both:
         both.bind(("127.0.0.1", 0))
         both.sendto(payload, both.getsockname())
 
 
 def test_the_far_end_is_not_watched(wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path) -> None:
-    """A device of another namespace is left out, even where it has the same index as the one that was named."""
+    """An interface of another namespace is not captured, even if it has the same index as the named
+    one.
+    """
     file = tmp_path / "near.pcapng"
     indexes = [end.namespace.do(socket.if_nametoindex, end.device) for end in (wire.near, wire.far)]
     assert indexes[0] == indexes[1]
@@ -64,8 +68,10 @@ def test_the_far_end_is_not_watched(wire: Wire, markers: tuple[Marker, Marker], 
     assert sent(read(file), *markers) == [(wire.near.device, frame) for frame in markers[0].sent]
 
 
-def test_a_namespace_is_meant_by_its_name(wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path) -> None:
-    """Seen from the near end, a capture of the far namespace has the far device's frames only; its file says where."""
+def test_a_namespace_is_selected_by_its_name(wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path) -> None:
+    """A capture of the far namespace, started at the near end, has only frames of the far
+    interface; the file names the namespace.
+    """
     file = tmp_path / "far.pcapng"
     name = wire.far.namespace.name
     with closing(Capture(wire.near.namespace, "-i", "any", "-w", str(file), namespaces=name)) as capture:
@@ -78,8 +84,10 @@ def test_a_namespace_is_meant_by_its_name(wire: Wire, markers: tuple[Marker, Mar
     assert rows(file, "frame.interface_description") == [[f"network namespace {name}"]] * len(read(file))
 
 
-def test_two_devices_are_two_interfaces(wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path) -> None:
-    """With -i given twice, each device's frames, and no other's, are in the file under its own name."""
+def test_two_interfaces_stay_separate(wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path) -> None:
+    """With -i given twice, the file has the frames of both interfaces, each under its own name, and
+    no others.
+    """
     file, payload = tmp_path / "two.pcapng", b"only on loopback"
     arguments = ("-i", wire.near.device, "-i", "lo", "-w", str(file))
     with closing(Capture(wire.near.namespace, *arguments)) as capture:
@@ -99,7 +107,9 @@ def test_two_devices_are_two_interfaces(wire: Wire, markers: tuple[Marker, Marke
 def test_any_is_every_namespace(
     arguments: tuple[str, ...], wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path
 ) -> None:
-    """Without -i, or with `-i any`, the devices of all namespaces are watched, each under its own name."""
+    """Without -i, or with `-i any`, the interfaces of all namespaces are captured, each under its
+    own name.
+    """
     file = tmp_path / "any.pcapng"
     near, far = wire.near.device, wire.far.device
     with closing(CaptureEverywhere(wire.near.namespace, *arguments, "-w", str(file))) as capture:
@@ -118,7 +128,9 @@ def test_any_is_every_namespace(
 
 
 def test_ip_netns_exec_will_do(wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path) -> None:
-    """Started by `ip netns exec`, which mounts another /sys without tracefs, it captures as well."""
+    """A capture also works when it is started by `ip netns exec`, which mounts another /sys without
+    tracefs.
+    """
     file, namespace = tmp_path / "exec.pcapng", wire.near.namespace
     through = ("ip", "netns", "exec", namespace.name)
     with closing(Capture(namespace, "-i", wire.near.device, "-w", str(file), through=through)) as capture:
@@ -129,8 +141,10 @@ def test_ip_netns_exec_will_do(wire: Wire, markers: tuple[Marker, Marker], tmp_p
     assert sent(read(file), markers[0]) == [(wire.near.device, frame) for frame in markers[0].sent]
 
 
-def test_types_of_devices(wire: Wire, tmp_path: Path) -> None:
-    """A type that libpcap knows gives its link type; one whose frames nobody could read is refused with one line."""
+def test_types_of_interfaces(wire: Wire, tmp_path: Path) -> None:
+    """A type that libpcap knows has its link type; an unknown type is not captured, with one log
+    line.
+    """
     file, there = tmp_path / "types.pcapng", wire.near.namespace
     frames = {"radio7": (ARPHRD_IEEE80211_RADIOTAP, b"radiotap"), "can7": (ARPHRD_CAN, b"can")}
     with ExitStack() as stack:
@@ -153,8 +167,8 @@ def test_types_of_devices(wire: Wire, tmp_path: Path) -> None:
     assert ended.totals["filtered"] >= COUNT
 
 
-def test_an_unknown_device_is_refused(wire: Wire, tmp_path: Path) -> None:
-    """A name that no device of the caller's namespace has is a usage error that says so, and leaves no file."""
+def test_an_unknown_interface_is_refused(wire: Wire, tmp_path: Path) -> None:
+    """A name without an interface in the caller's namespace is a usage error, and leaves no file."""
     file = tmp_path / "none.pcapng"
     command = [sys.executable, "-m", "skbcapd", "capture", "-i", wire.far.device, "-w", str(file)]
     done = wire.near.namespace.do(
@@ -168,14 +182,16 @@ def test_an_unknown_device_is_refused(wire: Wire, tmp_path: Path) -> None:
 
 
 def filtered(control: Path) -> int:
-    """How many packets a daemon has filtered, by its own status."""
+    """The number of packets that a daemon has filtered, from its status."""
     command = [sys.executable, "-m", "skbcapd", "status", "--json", "--set", f"control.socket={control}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
     return int(json.loads(done.stdout)["packets"]["filtered"])
 
 
 def test_a_namespace_that_appears_is_captured(wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path) -> None:
-    """A name that no namespace has is said at the start; the one that gets it is captured, also if seen before."""
+    """A missing namespace is reported at the start; a namespace that gets the name later is
+    captured, also if it was seen before.
+    """
     control, name, marker = tmp_path / "control", f"skbcapd-later-{os.getpid()}", markers[0]
     place = Path("/run/netns") / name
     with ExitStack() as stack:

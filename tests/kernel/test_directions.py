@@ -1,4 +1,4 @@
-"""`directions`: only what leaves, or only what arrives, and that as whole as with both."""
+"""`directions`: only sent or only received frames, as complete as with both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ SENT = [case for case in CASES if case.name in {"udp-1400", "tcp-sendfile"}]
 
 @pytest.mark.parametrize("direction", ["out", "in"])
 def test_one_direction_alone(direction: str, wire: Wire, tmp_path: Path) -> None:
-    """With one direction its frames, paged ones too, are those of an AF_PACKET socket, and there are no others."""
+    """With one direction its frames, paged ones too, are those of an AF_PACKET socket, and there
+    are no others.
+    """
     comparison = compare(SENT, wire, tmp_path, direction, directions=direction)
     ours = [packet for outcome in comparison.outcomes for packet in outcome.ours]
 

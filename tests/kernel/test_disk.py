@@ -1,7 +1,8 @@
-"""The daemon, and a disk that is slow, hangs, or has no more free than it shall keep: it answers, and counts.
+"""The daemon, with a disk that is slow, hangs, or has too little free space: it answers, and
+counts.
 
-In each case the sum is asked for while the fault lasts: every packet that was seen is in one of the counts, and at the
-end as many are in files as are counted as captured.
+In each case the sum is asked for while the fault lasts: every packet that was seen is in one of the
+counts, and at the end as many are in files as are counted as captured.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from skbcapd.cli.status import ask
 from tests.kernel.capture import Daemon, read
@@ -31,30 +30,15 @@ for _ in range(int(sys.argv[2])):
 """
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 160 MiB."""
-    image, place = tmp_path / "image", tmp_path / "disk"
-    place.mkdir()
-    with image.open("wb") as file:
-        file.truncate(160 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
-
-
 def send(wire: Wire, count: int) -> None:
-    """So many datagrams to the far end."""
+    """Send so many datagrams to the far end."""
     words = ["python3", "-E", "-s", "-S", "-c", SEND.format(size=SIZE), wire.far.ipv4, str(count)]
     wire.near.namespace.do(subprocess.run, words, check=True)
 
 
 @contextmanager
 def frozen(place: Path) -> Iterator[None]:
-    """A file system that takes no write, and refuses none."""
+    """A file system on which writes hang."""
     subprocess.run(["fsfreeze", "-f", str(place)], check=True)
     try:
         yield
@@ -63,7 +47,7 @@ def frozen(place: Path) -> Iterator[None]:
 
 
 def status(path: Path) -> dict[str, Any]:
-    """What the daemon tells, within a second; its sum is right."""
+    """The status of the daemon, within a second; its sum is right."""
     begun = time.monotonic()
     found: dict[str, Any] = ask(str(path))
     assert time.monotonic() - begun < 1.0
@@ -78,7 +62,9 @@ def sent(directory: Path) -> int:
 
 
 def test_a_disk_that_hangs(wire: Wire, place: Path, tmp_path: Path) -> None:
-    """While the disk hangs the daemon answers; what 16 MiB and the buffer do not hold is dropped and counted."""
+    """While the disk hangs the daemon answers; packets that do not fit into 16 MiB and the buffer
+    are dropped and counted.
+    """
     count, control = 60_000, tmp_path / "control"
     settings = {"control__socket": str(control), "buffer__size": "8MiB", "files__keep_free": "0"}
     with closing(Daemon(wire.near, place / "captures", **settings)) as daemon:
@@ -87,7 +73,7 @@ def test_a_disk_that_hangs(wire: Wire, place: Path, tmp_path: Path) -> None:
         with frozen(place):
             send(wire, count)
             for _ in range(3):
-                time.sleep(1.0)  # a figure is a second old at most
+                time.sleep(1.0)  # a number is a second old at most
                 found = status(control)
             assert found["packets"]["seen"] >= count + 101
             assert found["packets"]["written"] < count
@@ -105,7 +91,7 @@ def test_a_disk_that_hangs(wire: Wire, place: Path, tmp_path: Path) -> None:
 
 
 def test_free_space_ends_while_a_file_is_written(wire: Wire, place: Path, tmp_path: Path) -> None:
-    """The disk keeps what it shall have free; nothing that was captured is deleted, what comes then is counted."""
+    """The free space stays; no captured file is deleted, and later packets are counted."""
     directory, control = place / "captures", tmp_path / "control"
     settings = {"control__socket": str(control), "files__keep_free": "80MiB", "files__size": "16MiB"}
     with closing(Daemon(wire.near, directory, **settings)) as daemon:
@@ -119,7 +105,7 @@ def test_free_space_ends_while_a_file_is_written(wire: Wire, place: Path, tmp_pa
         ended = daemon.stop()
     free = subprocess.run(["stat", "-f", "-c", "%a %S", str(place)], capture_output=True, text=True, check=True).stdout
     blocks, size = map(int, free.split())
-    assert blocks * size >= (80 << 20) - (1 << 20)  # the rest is the file system's own
+    assert blocks * size >= (80 << 20) - (1 << 20)  # the file system itself uses the rest
     kept = sum(len(read(path)) for path in finished(directory))
     assert kept == ended.totals["captured"]
     assert kept + ended.totals["dropped by the output"] + ended.totals["dropped by kernel"] >= 4 * 20_011
@@ -131,8 +117,10 @@ def test_free_space_ends_while_a_file_is_written(wire: Wire, place: Path, tmp_pa
     )
 
 
-def test_a_directory_full_of_strangers_things(wire: Wire, tmp_path: Path) -> None:
-    """A start beside FIFOs, devices and directories with captures' names, and a reader's lock, is a start."""
+def test_a_directory_with_other_files(wire: Wire, tmp_path: Path) -> None:
+    """FIFOs, devices and directories with names of captures, and a lock of a reader, do not prevent
+    a start.
+    """
     name = "skbcapd-vm-20261101T000000.000Z-00000{}.pcapng{}"
     with ExitStack() as stack:
         for number, ending in enumerate(("", ".part", ".gz", ".gz.part"), 1):

@@ -1,4 +1,6 @@
-"""What leaves, taken at the driver: the same cases as at the queue, the same frames, and no wrong name."""
+"""Sent frames captured at the driver: the same cases as at the queue, the same frames, and no wrong
+name.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ every_case = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module")
 def compared(request: pytest.FixtureRequest, wire: Wire, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
-    """Send the selected cases under one capture at the driver, where no kprobe can stand."""
+    """Send the selected cases under one capture at the driver, which has no kprobe."""
     directory = tmp_path_factory.mktemp("driver")
     comparison = compare(selected(request.session), wire, directory, transmit="driver", attach="auto")
     table.add(comparison.outcomes, "driver")
@@ -25,7 +27,7 @@ def compared(request: pytest.FixtureRequest, wire: Wire, tmp_path_factory: pytes
 
 @pytest.fixture
 def outcome(compared: Comparison, case: Case) -> Outcome:
-    """The outcome of one case whose sender went well."""
+    """The outcome of one case whose sender succeeded."""
     [found] = [outcome for outcome in compared.outcomes if outcome.case == case]
     assert not found.error
     return found
@@ -33,14 +35,18 @@ def outcome(compared: Comparison, case: Case) -> Outcome:
 
 @every_case
 def test_frames_are_those_of_the_reference(outcome: Outcome) -> None:
-    """We write the frames that an AF_PACKET socket sees, which stands at the same place: the same bytes and order."""
+    """We write the frames of an AF_PACKET socket, which is at the same place: the same bytes and
+    order.
+    """
     parting = outcome.parting()
     assert not parting, parting
 
 
 @every_case
 def test_names_are_remembered_from_the_queue(outcome: Outcome) -> None:
-    """At the driver `current` may be anybody: packets name their sender as he was where they were queued, or nobody."""
+    """At the driver `current` can be any process: packets name the sender from the queue, or no
+    process.
+    """
     labels = outcome.labels()
 
     assert labels["wrong"] == 0

@@ -1,4 +1,4 @@
-"""The two ways into a file, the kernel's blocks and scapy's writer, leave the same bytes."""
+"""The blocks of the kernel program and those of scapy's writer have the same bytes."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ def has_both_first(file: Path) -> bool:
 
 
 @pytest.mark.parametrize("direction", ["out", "in"])
-def test_both_ways_write_the_same_file(direction: str, wire: Wire, tmp_path: Path) -> None:
-    """The same traffic, captured at once with `encode: kernel` and `encode: scapy`, gives equal files.
+def test_kernel_and_scapy_write_the_same_file(direction: str, wire: Wire, tmp_path: Path) -> None:
+    """The same traffic, captured at once with `encode: kernel` and `encode: scapy`, gives equal
+    files.
 
     Times and packet identifiers, which are each capture's own, are left aside.
 
-    Frames that leave one after another have one order; of frames that arrive on two CPUs each capture has its own. So
-    has each the time at which it asks whose a connection is that nobody has accepted yet: no TCP that arrives.
+    Frames that leave one after another have one order; of frames that arrive on two CPUs each
+    capture has its own. So has each the time at which it asks whose a connection is that nobody has
+    accepted yet: no TCP that arrives.
     """
     near, watched = wire.near, wire.near if direction == "out" else wire.far
     files = {way: tmp_path / f"{way}.pcapng" for way in ("kernel", "scapy")}
@@ -51,8 +53,8 @@ def test_both_ways_write_the_same_file(direction: str, wire: Wire, tmp_path: Pat
             arguments = ("-i", watched.device, "-w", str(file))
             capture = Capture(watched.namespace, *arguments, encode=way, directions=direction)
             captures.append(stack.enter_context(closing(capture)))
-        # Who holds the sink's sockets is found out now, while this process has no child: one before its exec(2) holds
-        # them, too, and for a capture that looks just then they are nobody's.
+        # Who holds the sink's sockets is found out now, while this process has no child: one before
+        # its exec(2) holds them, too, and for a capture that looks just then they are nobody's.
         sender = stack.enter_context(closing(near.namespace.do(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)))
         for port in (DISCARD_PORT, NTP_PORT):
             sender.sendto(FIRST, (wire.far.ipv4, port))
@@ -77,7 +79,7 @@ def test_both_ways_write_the_same_file(direction: str, wire: Wire, tmp_path: Pat
 
 
 def timeless(data: bytes) -> list[bytes]:
-    """Give a file's blocks with every time and every packet identifier in them zeroed."""
+    """The blocks of a file, with all times and packet identifiers set to zero."""
     cleared = bytearray(data)
     for block in blocks(data):
         body = block.at + 8

@@ -1,4 +1,4 @@
-"""Every way a capture ends leaves a whole file, true totals and exit code 0."""
+"""Each kind of end of a capture leaves a complete file, correct totals and exit code 0."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SENT = 1009
 
 @pytest.fixture
 def marker(wire: Wire) -> Iterator[Marker]:
-    """A sender of numbered frames at the near end, which is this process."""
+    """A sender of numbered frames at the near end (this process)."""
     with closing(Marker(wire.near.namespace, wire.near.device)) as made:
         yield made
 
 
 def captured(ended: Ended, found: list[Packet]) -> list[bytes]:
-    """Check how a capture ended, and give the frames it wrote."""
+    """Check the end of a capture; returns the frames that it wrote."""
     assert ended.exit_code == 0, ended.stderr
     assert ended.totals["captured"] == len(found)
     assert ended.totals["dropped by kernel"] == ended.lost == 0
@@ -40,7 +40,7 @@ def captured(ended: Ended, found: list[Packet]) -> list[bytes]:
 def test_a_signal_ends_it_and_what_was_seen_is_written(
     number: signal.Signals, wire: Wire, marker: Marker, tmp_path: Path
 ) -> None:
-    """A signal right behind the last of 1009 frames loses none of them."""
+    """After a signal right after the last of 1009 frames, all of them are in the file."""
     file = tmp_path / "signal.pcapng"
     with closing(Capture(wire.near.namespace, "-i", wire.near.device, "-w", str(file))) as capture:
         for _ in range(SENT):
@@ -52,7 +52,9 @@ def test_a_signal_ends_it_and_what_was_seen_is_written(
 
 
 def test_count_ends_it_with_so_many_packets(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """With -c 23 the capture ends by itself, and the first 23 of 101 frames are in the file, no more."""
+    """With -c 23 the capture ends by itself, and the first 23 of 101 frames are in the file, no
+    more.
+    """
     file = tmp_path / "count.pcapng"
     with closing(Capture(wire.near.namespace, "-i", wire.near.device, "-w", str(file), "-c", "23")) as capture:
         for _ in range(101):
@@ -63,7 +65,7 @@ def test_count_ends_it_with_so_many_packets(wire: Wire, marker: Marker, tmp_path
 
 
 def test_duration_ends_it(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """With --duration the capture ends by itself, with all that was sent meanwhile."""
+    """With --duration the capture ends by itself, with all frames that were sent."""
     file = tmp_path / "duration.pcapng"
     arguments = ("-i", wire.near.device, "-w", str(file), "--duration", "2")
     with closing(Capture(wire.near.namespace, *arguments)) as capture:
@@ -75,7 +77,9 @@ def test_duration_ends_it(wire: Wire, marker: Marker, tmp_path: Path) -> None:
 
 
 def test_a_closed_pipe_ends_it(wire: Wire, marker: Marker) -> None:
-    """When the reader of `-w -` goes after 1000 bytes, the capture ends well, without a traceback."""
+    """When the reader of `-w -` ends after 1000 bytes, the capture ends with exit code 0 and
+    without a traceback.
+    """
     with closing(Capture(wire.near.namespace, "-i", wire.near.device, "-w", "-")) as capture, ExitStack() as stack:
         assert capture.process.stdout is not None
         head = subprocess.Popen(["head", "-c", "1000"], stdin=capture.process.stdout, stdout=subprocess.DEVNULL)
@@ -84,7 +88,7 @@ def test_a_closed_pipe_ends_it(wire: Wire, marker: Marker) -> None:
         capture.process.stdout.close()
 
         def ended() -> bool:
-            marker.send()  # only a write can find out
+            marker.send()  # only a write shows it
             return capture.process.poll() is not None
 
         until(ended, "the capture ends after its pipe was closed")
@@ -97,7 +101,7 @@ def test_a_closed_pipe_ends_it(wire: Wire, marker: Marker) -> None:
 
 
 def test_standard_output_gets_the_same_file(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """With `-w -` the whole file goes to stdout, and nothing else."""
+    """With `-w -` the complete file is written to stdout, and nothing else."""
     file = tmp_path / "stdout.pcapng"
     with closing(Capture(wire.near.namespace, "-i", wire.near.device, "-w", "-")) as capture:
         for _ in range(101):
@@ -109,7 +113,7 @@ def test_standard_output_gets_the_same_file(wire: Wire, marker: Marker, tmp_path
 
 
 def test_without_a_file_each_packet_is_a_line(wire: Wire, marker: Marker) -> None:
-    """Without -w each packet gives one line that names process, device and direction."""
+    """Without -w, each packet is one line with process, interface and direction."""
     with closing(Capture(wire.near.namespace, "-i", wire.near.device)) as capture:
         for _ in range(23):
             marker.send()
@@ -123,7 +127,7 @@ def test_without_a_file_each_packet_is_a_line(wire: Wire, marker: Marker) -> Non
 
 
 def test_a_file_can_be_read_while_it_is_written(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """What was sent gets into the file while the capture runs, up to a whole block, without a signal."""
+    """While the capture runs, sent frames are in the file, up to a complete block."""
     file = tmp_path / "live.pcapng"
     with closing(Capture(wire.near.namespace, "-i", wire.near.device, "-w", str(file))) as capture:
         for _ in range(23):

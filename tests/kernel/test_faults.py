@@ -1,7 +1,8 @@
-"""The daemon, and a disk that fails it: what is lost is counted, and told in one line each way.
+"""The daemon, with a disk that fails: dropped packets are counted, and begin and end are logged
+once.
 
-In each case frames are sent before, during and after the fault. Those before and after are in files, those during
-are counted as dropped by the output, and no frame is neither.
+In each case frames are sent before, during and after the fault. Those before and after are in
+files, those during are counted as dropped by the output, and no frame is neither.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SMALL = {"files__keep_free": "0", "files__keep_size": "0"}
 
 @pytest.fixture
 def marker(wire: Wire) -> Iterator[Marker]:
-    """A sender of numbered frames at the near end, which is this process."""
+    """A sender of numbered frames at the near end (this process)."""
     with closing(Marker(wire.near.namespace, wire.near.device)) as made:
         yield made
 
@@ -55,13 +56,13 @@ def disk(kind: str, tmp_path: Path) -> Iterator[Path]:
 
 
 def send(marker: Marker, count: int) -> None:
-    """So many frames."""
+    """Send so many frames."""
     for _ in range(count):
         marker.send()
 
 
 def outgoing(*files: Path) -> list[bytes]:
-    """Frames that left the near end, from files that tshark and capinfos take in silence."""
+    """Frames that the near end sent, from files that tshark and capinfos read without a warning."""
     return [packet.data for file in files for packet in read(file) if packet.direction == "out"]
 
 
@@ -71,12 +72,12 @@ def finished(directory: Path) -> list[Path]:
 
 
 def in_work(directory: Path) -> bytes:
-    """The file in work."""
+    """The current file."""
     return b"".join(entry.read_bytes() for entry in directory.glob("*.part"))
 
 
 def check(name: str, ended: Ended, marker: Marker, found: list[bytes]) -> None:
-    """The frames before and after are there, the others counted; each way was told once."""
+    """The frames before and after are in files, the others counted; begin and end were logged once."""
     assert ended.exit_code == 0, ended.stderr
     assert ended.stderr.count(STOPPED) == ended.stderr.count(AGAIN) == 1, ended.stderr
     lost = ended.totals.get(LOST, 0)
@@ -88,7 +89,7 @@ def check(name: str, ended: Ended, marker: Marker, found: list[bytes]) -> None:
 
 
 def kept(marker: Marker) -> list[bytes]:
-    """What must be there."""
+    """The expected frames."""
     return marker.sent[:BEFORE] + marker.sent[-AFTER:]
 
 
@@ -119,7 +120,7 @@ def trial(
 
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
 def test_a_full_disk(kind: str, wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """A disk that is full for a while costs the packets of that while, counted."""
+    """While a disk is full, packets are dropped and counted."""
     with ExitStack() as stack:
         place = stack.enter_context(disk(kind, tmp_path))
         directory, ballast = place / "captures", place / "ballast"
@@ -137,7 +138,7 @@ def test_a_full_disk(kind: str, wire: Wire, marker: Marker, tmp_path: Path) -> N
 
         def full() -> None:
             fill()
-            # What a file system has set aside for a file in work is used up before it is full.
+            # Use up the space that a file system has reserved for the current file.
             while STOPPED not in daemon.said():
                 marker.send()
 
@@ -161,7 +162,7 @@ def test_a_full_disk(kind: str, wire: Wire, marker: Marker, tmp_path: Path) -> N
 
 
 def test_a_directory_removed(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """A directory that somebody removes is made again; what was in it is gone, what comes then is there."""
+    """A directory that was deleted is created again; later packets are there."""
     directory = tmp_path / "captures"
     with closing(Daemon(wire.near, directory, **SMALL)) as daemon:
 
@@ -179,7 +180,7 @@ def test_a_directory_removed(wire: Wire, marker: Marker, tmp_path: Path) -> None
 
 
 def test_a_directory_replaced(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """A directory that is moved away keeps what was written; a new one at its place gets what comes then."""
+    """A directory that was moved keeps its files; a new one in its place gets later packets."""
     directory, old = tmp_path / "captures", tmp_path / "old"
     with closing(Daemon(wire.near, directory, **SMALL)) as daemon:
 
@@ -193,7 +194,9 @@ def test_a_directory_replaced(wire: Wire, marker: Marker, tmp_path: Path) -> Non
 
 
 def test_a_directory_that_cannot_be_written(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """Where no new file can be made the old one goes on or packets are counted, until one can be made."""
+    """If no new file can be created, the old one continues or packets are counted, until one can be
+    created.
+    """
     with ExitStack() as stack:
         directory = stack.enter_context(disk("ext4", tmp_path)) / "captures"
         directory.mkdir()
@@ -213,7 +216,7 @@ def test_a_directory_that_cannot_be_written(wire: Wire, marker: Marker, tmp_path
 
 
 def test_two_daemons(wire: Wire, tmp_path: Path) -> None:
-    """A second daemon for the same directory ends at once, with a message; the first goes on."""
+    """A second daemon for the same directory ends at once, with a message; the first continues."""
     with closing(Daemon(wire.near, tmp_path)) as first:
         with pytest.raises(
             AssertionError, match=f"ended before it captured: .*{tmp_path}: another skbcapd writes to it"
@@ -223,7 +226,7 @@ def test_two_daemons(wire: Wire, tmp_path: Path) -> None:
 
 
 def test_a_killed_daemon(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """After SIGKILL the file in work is whole after the next start, has its name, and holds all that was written."""
+    """After SIGKILL, the next start finishes the file; it has all blocks that were written."""
     tries = 3
     for _ in range(tries):
         with closing(Daemon(wire.near, tmp_path)) as daemon:

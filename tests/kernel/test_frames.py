@@ -1,4 +1,6 @@
-"""Every frame is captured once, whole and under its sender's name: case by case against an AF_PACKET socket."""
+"""Each frame is captured once, completely and with its sender: case by case, compared with an
+AF_PACKET socket.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from tests.kernel.comparison import Comparison, Outcome, compare
 from tests.kernel.namespace import Wire
 from tests.kernel.payloads import ETHERNET_BYTES
 
-CLOCK_SLACK_NS = 2_000_000_000  # a wrong clock is off by the time since boot, or by more
+CLOCK_SLACK_NS = 2_000_000_000  # a wrong clock differs by the time since boot, or more
 
 
 def of_cases(*names: str) -> pytest.MarkDecorator:
@@ -44,7 +46,7 @@ def compared(request: pytest.FixtureRequest, wire: Wire, tmp_path_factory: pytes
 
 @pytest.fixture
 def outcome(compared: Compared, case: Case) -> Outcome:
-    """The outcome of one case whose sender went well."""
+    """The outcome of one case whose sender succeeded."""
     [found] = [outcome for outcome in compared.comparison.outcomes if outcome.case == case]
     assert not found.error
     return found
@@ -52,21 +54,23 @@ def outcome(compared: Compared, case: Case) -> Outcome:
 
 @of_cases()
 def test_frames_are_those_of_the_reference(outcome: Outcome) -> None:
-    """We write the frames that an AF_PACKET socket sees: as many, the same bytes, in the same order."""
+    """We write the frames of an AF_PACKET socket: as many, the same bytes, in the same order."""
     parting = outcome.parting()
     assert not parting, parting
 
 
 @of_cases()
 def test_frames_are_those_that_were_sent(outcome: Outcome) -> None:
-    """The frames are as many as were sent, and carry what the sender says it sent."""
+    """The number of frames and their payloads are those that the sender reports."""
     parting = outcome.parting_from_sent()
     assert not parting, parting
 
 
 @of_cases()
 def test_every_packet_names_its_sender(outcome: Outcome) -> None:
-    """Every packet's comment and option 8 name the thread that sent it; of TCP segments some may say `unknown`."""
+    """Comment and option 8 of each packet name the thread that sent it; some TCP segments may be
+    `unknown`.
+    """
     labels = outcome.labels()
     ids = [(packet.label.tgid, packet.label.tid) if packet.label else None for packet in outcome.ours]
 
@@ -78,7 +82,7 @@ def test_every_packet_names_its_sender(outcome: Outcome) -> None:
 
 @of_cases("udp-threads")
 def test_a_thread_is_not_its_process(outcome: Outcome) -> None:
-    """A thread's packets carry the thread's own id and name beside the id of its process."""
+    """The packets of a thread have its own id and name, and the id of its process."""
     senders = {packet.label for packet in outcome.ours}
 
     assert len(senders) == 3
@@ -87,8 +91,10 @@ def test_a_thread_is_not_its_process(outcome: Outcome) -> None:
 
 
 @pytest.mark.vm
-def test_nothing_is_lost_and_all_is_counted(compared: Compared) -> None:
-    """A capture ends with exit code 0, no drop, and a total that is the number of packets in the file."""
+def test_nothing_is_dropped_and_all_is_counted(compared: Compared) -> None:
+    """A capture ends with exit code 0, without drops, and with a total equal to the number of
+    packets in the file.
+    """
     comparison = compared.comparison
 
     assert comparison.ended.exit_code == 0, comparison.ended.stderr
@@ -98,7 +104,9 @@ def test_nothing_is_lost_and_all_is_counted(compared: Compared) -> None:
 
 @pytest.mark.vm
 def test_packets_say_where_and_when(compared: Compared, wire: Wire) -> None:
-    """Every packet has the device's name, Ethernet's link type, its true length and the time at which it was sent."""
+    """Each packet has the name of the interface, the link type Ethernet, its original length and
+    the time when it was sent.
+    """
     packets = list(chain.from_iterable(outcome.ours for outcome in compared.comparison.outcomes))
 
     assert {(packet.interface, packet.link_type) for packet in packets} == {(wire.near.device, 1)}

@@ -1,5 +1,5 @@
-"""Hostile neighbours: names that are no text, thousands of sockets and processes, clients that will not go. The capture
-of everybody else goes on, whole, and nothing harmful is shown.
+"""Hostile processes: names that are not text, thousands of sockets and processes, clients that do
+not disconnect.
 """
 
 from __future__ import annotations
@@ -54,13 +54,15 @@ for _ in range(101):
 
 @pytest.fixture
 def marker(wire: Wire) -> Iterator[Marker]:
-    """A sender of numbered frames at the near end, which is this process."""
+    """A sender of numbered frames at the near end (this process)."""
     with closing(Marker(wire.near.namespace, wire.near.device)) as made:
         yield made
 
 
 class Crowd:
-    """Clients that knock at the control socket and the metrics port as often as they can, until they are stopped."""
+    """Clients that connect to the control socket and the metrics port as often as they can, until
+    they are stopped.
+    """
 
     def __init__(self, wire: Wire, control: Path) -> None:
         self.answers = 0
@@ -89,7 +91,7 @@ class Crowd:
             client.close()
 
     def close(self) -> None:
-        """Go."""
+        """Stop."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
@@ -102,8 +104,8 @@ def anonymous_kib(daemon: Daemon) -> int:
     return int(found[1])
 
 
-def test_hostile_neighbours_harm_nobody(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """Every frame of theirs and of others is written, named, in bounded memory; status shows printable text."""
+def test_hostile_processes_have_no_effect(wire: Wire, marker: Marker, tmp_path: Path) -> None:
+    """All frames are written with their process, in bounded memory; status prints printable text."""
     near, control = wire.near, tmp_path / "control"
     settings = {"control__socket": str(control), "metrics__listen": "127.0.0.1:9479", "comment": "comm,pid,tgid,exe"}
     near.namespace.ip("link set lo up")
@@ -129,7 +131,7 @@ def test_hostile_neighbours_harm_nobody(wire: Wire, marker: Marker, tmp_path: Pa
         shown = ""
 
         def shows_the_name() -> bool:
-            """Whether status has the name: it looks at so many packets a second only."""
+            """Whether status has the name: it samples a limited number of packets per second."""
             nonlocal shown
             near.namespace.do(subprocess.run, [sys.executable, "-S", "-c", AGAIN, wire.far.ipv4], check=True)
             shown = subprocess.run(status, cwd=ROOT, capture_output=True, text=True, check=False).stdout

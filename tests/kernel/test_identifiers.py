@@ -1,4 +1,5 @@
-"""One packet on several devices: the same epb_packetid on each of them, or with `dedup: first` only one of them.
+"""One packet on several devices: the same epb_packetid on each of them, or with `dedup: first` only
+one of them.
 
 The scenes play without AF_PACKET sockets, whose clones would make a router copy the packet.
 """
@@ -23,9 +24,10 @@ from tests.support import faults
 from tests.support.blocks import Packet
 from tests.support.deadline import until
 
-TCPI_RETRANSMITS = 2  # place in struct tcp_info: retransmissions of the oldest data that is not acknowledged
+TCPI_RETRANSMITS = 2  # offset in struct tcp_info: retransmissions of the oldest data that are not acknowledged
 
-# On how many devices each datagram is seen. Bridged: of three the last is flooded, the second is for the bridge's host.
+# On how many devices each datagram is seen. Bridged: of three the last is flooded, the second is
+# for the bridge's host.
 PLACES: dict[Play, dict[int, int]] = {
     routed: {4: COUNT},  # left0, first0, second0, right0
     bridged: {4: COUNT, 3: COUNT, 5: COUNT},
@@ -35,7 +37,7 @@ PLACES: dict[Play, dict[int, int]] = {
 
 @dataclass(frozen=True)
 class Seen:
-    """What the two captures wrote."""
+    """The packets of the two captures."""
 
     every: list[Packet]
     first: list[Packet]
@@ -79,8 +81,8 @@ def datagram(packet: Packet) -> bytes:
     return packet.data[packet.data.index(MAGIC) :][: WHO.size]
 
 
-def test_the_identifier_goes_with_the_packet(play: Play, seen: Seen) -> None:
-    """On all devices of its way a packet has one identifier, and no other packet has it."""
+def test_the_identifier_stays_with_the_packet(play: Play, seen: Seen) -> None:
+    """On all interfaces a packet has one identifier, and no other packet has it."""
     ways = Counter((datagram(packet), packet.packet_id) for packet in seen.every)
 
     assert None not in {identifier for _, identifier in ways}
@@ -89,7 +91,9 @@ def test_the_identifier_goes_with_the_packet(play: Play, seen: Seen) -> None:
 
 
 def test_first_is_each_packet_once(play: Play, seen: Seen) -> None:
-    """With `dedup: first` each packet is in the file once, as it left its sender; the others are counted."""
+    """With `dedup: first` each packet is in the file once, from the interface of its sender; the
+    others are counted.
+    """
     once = Counter(datagram(packet) for packet in seen.first)
     further = sum((places - 1) * packets for places, packets in PLACES[play].items())
 
@@ -104,7 +108,9 @@ def test_first_is_each_packet_once(play: Play, seen: Seen) -> None:
 
 
 def test_data_sent_again_has_another_identifier(wire: Wire, tmp_path: Path) -> None:
-    """Each retransmission of the same data, in the same memory, is a packet of its own, at both ends of the wire."""
+    """Each retransmission of the same data, in the same memory, has its own identifier, at both
+    ends of the wire.
+    """
     file, near, far = tmp_path / "again.pcapng", wire.near, wire.far
     both = f"{near.namespace.name},{far.namespace.name}"
     with (

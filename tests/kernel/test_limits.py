@@ -1,4 +1,4 @@
-"""A capture that is allowed too little says so in one line, with the number."""
+"""A capture whose limits are too small reports it in one line, with the number."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def refused(wire: Wire, script: str, *arguments: str) -> str:
-    """What a capture says that is started by a shell script and must fail."""
+    """The message of a capture that is started by a shell script and must fail."""
     command = ["sh", "-c", f'{script} && exec "$@"', "sh", sys.executable, "-m", "skbcapd", "capture"]
     command += ["-i", wire.near.device, "--duration", "1", *arguments]
     done = wire.near.namespace.do(
@@ -35,21 +35,21 @@ def refused(wire: Wire, script: str, *arguments: str) -> str:
 
 @pytest.mark.parametrize("number", [8, 20, 36])
 def test_too_few_files(number: int, wire: Wire) -> None:
-    """With `ulimit -n 20` the reason and the number are said, in one line and a hint."""
+    """With `ulimit -n 20`, the message has the reason and the number, in one line and a hint."""
     said = refused(wire, f"ulimit -n {number}")
     assert f"may open {number} files" in said
     assert "LimitNOFILE=" in said
 
 
 def test_too_little_address_space(wire: Wire) -> None:
-    """With `ulimit -v` the message says that memory is the reason, or names that limit, whatever fails first."""
+    """With `ulimit -v`, the message names memory or that limit, whatever fails first."""
     said = refused(wire, "ulimit -v 100000")
     assert any(words in said for words in ("no shared memory of 75890688 bytes", "out of memory", "`ulimit -v`"))
 
 
 @contextlib.contextmanager
 def cgroup(size: int) -> Iterator[Path]:
-    """A control group with a memory limit, of the version that this machine has."""
+    """A control group with a memory limit, of the version of this machine."""
     version_2 = (CGROUPS / "cgroup.controllers").exists()
     place = CGROUPS / ("" if version_2 else "memory") / f"skbcapd-{uuid.uuid4().hex[:8]}"
     try:
@@ -65,7 +65,9 @@ def cgroup(size: int) -> Iterator[Path]:
 
 @pytest.mark.parametrize("size", [60 * MIB, 120 * MIB])
 def test_too_little_memory(size: int, wire: Wire) -> None:
-    """Where the cgroup would kill the capture, it refuses to start, and says the limit and what it takes."""
+    """If the cgroup would kill the capture, it does not start, and reports the limit and the needed
+    memory.
+    """
     with cgroup(size) as place:
         said = refused(wire, f"echo $$ > {place}/cgroup.procs")
     assert f"the memory limit is {size // MIB} MiB ({place}/memory." in said

@@ -1,4 +1,4 @@
-"""Sockets that were there before the capture: whose they are is known by who holds them."""
+"""Sockets older than the capture: their process is the one that has them open."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tests.support.deadline import until
 
 COUNT = 23
 
-# Listens at the address given, takes one connection, and then does nothing until the end of its input.
+# Listens on the address given, accepts one connection, and then does nothing until the end of its
+# input.
 HOLDER = """
 import socket, sys
 server = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET)
@@ -33,7 +34,9 @@ sys.stdin.read()
 
 @contextmanager
 def holder(wire: Wire, address: str) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
-    """A process at the near end that holds a listener and a connection, and the connection's far end."""
+    """A process at the near end with a listener and a connection, and the far end of the
+    connection.
+    """
     command = [sys.executable, "-c", HOLDER, address]
     popen = wire.near.namespace.do(subprocess.Popen, command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with popen as process:
@@ -49,14 +52,16 @@ def holder(wire: Wire, address: str) -> Iterator[tuple[subprocess.Popen[bytes], 
 
 
 def holders(packets: list[Packet], direction: str) -> list[tuple[str, str]]:
-    """Who packets of one direction belong to, and how that was found."""
+    """The processes of the packets of one direction, and how they were found."""
     found = [comment_fields(packet.comment) for packet in packets if packet.direction == direction]
     return [(fields.get("tgid", ""), fields.get("via", "")) for fields in found]
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::"])  # noqa: S104  in a namespace of our own
 def test_a_connection_older_than_the_capture(address: str, wire: Wire, tmp_path: Path) -> None:
-    """What arrives on it, and the ACKs that answer, are its holder's, who does nothing; so is a SYN to its listener."""
+    """Received packets, the ACKs that answer them, and a SYN to the listener belong to the process,
+    which does nothing.
+    """
     file = tmp_path / "older.pcapng"
     with holder(wire, address) as (process, connection):
         arguments = ("-i", wire.near.device, "-w", str(file))
@@ -73,7 +78,7 @@ def test_a_connection_older_than_the_capture(address: str, wire: Wire, tmp_path:
     received = [packet for packet in packets if packet.data.endswith(b"older")]
 
     assert set(holders(received, "in")) == {(str(process.pid), "flow")}
-    assert len({packet.data[-33:-29] for packet in received}) == COUNT  # sequence numbers: some may come twice
+    assert len({packet.data[-33:-29] for packet in received}) == COUNT  # sequence numbers: some can occur twice
     syns = [packet for packet in packets if packet.direction == "in" and is_syn(packet)]
     assert holders(syns, "in") == [(str(process.pid), "flow")]
     answers = holders(packets, "out")
@@ -83,11 +88,11 @@ def test_a_connection_older_than_the_capture(address: str, wire: Wire, tmp_path:
 
 
 def unacknowledged(connection: socket.socket) -> int:
-    """How many segments are on their way: tcpi_unacked of struct tcp_info."""
+    """The number of segments that are not acknowledged: tcpi_unacked of struct tcp_info."""
     return int.from_bytes(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)[24:28], "little")
 
 
 def is_syn(packet: Packet) -> bool:
-    """Whether a packet asks for a connection."""
+    """Whether a packet is a SYN."""
     ip = packet.data[14:]
     return bool(ip[(40 if ip[0] >> 4 == 6 else 20) + 13] == 2)

@@ -1,8 +1,10 @@
-"""One daemon under load through all faults together: it lives, it answers, and each packet has one outcome.
+"""One daemon under load, with all faults together: it runs, it answers, and each packet has one
+outcome.
 
-A sender keeps its pace from the first fault to the last. Meanwhile reloads are bad or take long, a name server is
-silent, the disk is full, slow and frozen, the directory fills with files, and the log cannot be written. At each
-status the sum is right and no older than the loop's turn may be; the service manager notes when the watchdog is fed.
+A sender keeps its pace from the first fault to the last. Meanwhile reloads are bad or take long, a
+name server is silent, the disk is full, slow and frozen, the directory fills with files, and the
+log cannot be written. At each status the sum is right and no older than the loop's turn may be; the
+service manager notes when the watchdog is fed.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from tests.support import faults
 from tests.support.blocks import packets
 from tests.support.deadline import DEADLINE_S, until
 
-RATE = 20_000  # packets a second; a machine that cannot sends what it can
+RATE = 20_000  # packets per second; a slow machine sends fewer
 SIZE = 100
 FILES = 20_000
 GOES_ON = 4_001  # packets seen during a fault that has no end of its own
@@ -63,7 +65,7 @@ for number in range(1, int(sys.argv[2]) + 1):
 
 
 class PacedFlood:
-    """Datagrams with numbers at a steady pace, until it is told to end."""
+    """Datagrams with numbers at a constant rate, until it is stopped."""
 
     def __init__(self, wire: Wire, counter: Path) -> None:
         counter.write_bytes(bytes(8))
@@ -82,11 +84,11 @@ class PacedFlood:
 
     @property
     def sent(self) -> int:
-        """How many were sent until now, at least."""
+        """The number of datagrams sent so far, at least."""
         return int.from_bytes(self._shared[:], "little")
 
     def end(self) -> int:
-        """How many were sent."""
+        """The number of datagrams sent."""
         assert self._process.poll() is None, "the sender has kept its pace until now"
         said, _ = self._process.communicate("\n", timeout=DEADLINE_S)
         self.rate = int(said) / (time.monotonic() - self._started_at)
@@ -100,7 +102,7 @@ class PacedFlood:
 
 
 class Observer:
-    """Asks for the status again and again, and holds each answer against what was sent."""
+    """Requests the status repeatedly, and compares each answer with the number of sent packets."""
 
     def __init__(self, daemon: Daemon, control: Path, flood: PacedFlood) -> None:
         self.answers = 0
@@ -109,7 +111,9 @@ class Observer:
         self._seen = 0
 
     def status(self) -> dict[str, Any]:
-        """The status: its sum is right, it counts on, and it knows what was sent some seconds ago."""
+        """The status: its sum is right, it increases, and it includes the packets sent some seconds
+        ago.
+        """
         assert self._daemon.process.poll() is None, "the daemon lives"
         now = time.monotonic()
         self._sent.append((now, self._flood.sent))
@@ -125,7 +129,7 @@ class Observer:
         return found
 
     def until(self, condition: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
-        """The first status for which the condition holds."""
+        """The first status for which the condition is true."""
         found: dict[str, Any] = {}
 
         def holds() -> bool:
@@ -136,11 +140,11 @@ class Observer:
         return found
 
     def until_said(self, text: str, count: int = 1) -> None:
-        """Ask until the daemon has logged a text so often."""
+        """Repeat until the daemon has logged a text so often."""
         self.until(lambda _: self._daemon.said().count(text) >= count, text)
 
     def goes_on(self) -> None:
-        """Ask until some thousands of packets more are seen."""
+        """Repeat until some thousand more packets are seen."""
         begin = self.status()["packets"]["seen"]
         self.until(lambda found: found["packets"]["seen"] >= begin + GOES_ON, "packets are seen")
 
@@ -179,7 +183,7 @@ def full(place: Path) -> Iterator[None]:
 
 
 def fill_pipe(pid: int) -> None:
-    """Leave no space in the pipe that is the log of a process."""
+    """Fill the pipe that is the log of a process."""
     descriptor = os.open(f"/proc/{pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, 4096)
@@ -229,7 +233,9 @@ class Ordeal:
             self._observer.until_said("not reloaded", number)
 
     def bad_disk(self) -> None:
-        """While a name server is asked that never answers, the disk is full, then slow, then frozen."""
+        """While a name server is asked that never answers, the disk is full, then slow, then
+        frozen.
+        """
         observer, disk = self._observer, self._disk
         self.reload(f'filter: "{FLOOD} or host db.bank.example"\n')
         with full(disk):
@@ -272,7 +278,7 @@ class Ordeal:
 
 
 def test_all_faults_together(wire: Wire, disk: Path, tmp_path: Path) -> None:
-    """Through all faults the daemon lives, answers within a second, and no packet is without an outcome."""
+    """Through all faults the daemon runs, answers within a second, and each packet has an outcome."""
     config, directory, control = tmp_path / "skbcapd.yaml", disk / "captures", tmp_path / "control"
     settings = {
         "control__socket": str(control),

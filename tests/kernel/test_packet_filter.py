@@ -1,4 +1,4 @@
-"""Packet filters choose what libpcap chooses."""
+"""Packet filters match the same packets as libpcap."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tests.kernel.sink import DISCARD_PORT, Sink
 from tests.kernel.verdicts import verdicts
 from tests.support import faults
 
-BATCH = 37  # filters in one program: more compile faster, but one failure tells less
+BATCH = 37  # filters in one program: more compile faster, but one failure shows less
 
 
 def usable(texts: Iterator[str] | tuple[str, ...]) -> Iterator[str]:
-    """Those that libpcap takes for at least one link type, and that are no longer than we allow."""
+    """Those that libpcap accepts for at least one link type, and that are not too long."""
     return (
         text
         for text in texts
@@ -53,7 +53,7 @@ BATCHES = [
 
 @pytest.fixture(scope="module")
 def tally(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
-    """What was tried, shown when all is done."""
+    """The tried expressions, printed at the end."""
     counts: Counter[str] = Counter()
     yield counts
     reporter = request.config.pluginmanager.get_plugin("terminalreporter")
@@ -66,7 +66,7 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
 @pytest.mark.many
 @pytest.mark.parametrize("texts", BATCHES)
 def test_every_verdict_is_libpcaps(texts: list[str], tally: Counter[str]) -> None:
-    """Compiled and run in the kernel, an expression takes the frames that pcap_offline_filter takes, and no other."""
+    """Compiled and run in the kernel, an expression matches the same frames as pcap_offline_filter."""
     taken = refused = 0
     different = []
     for text, ours in zip(texts, verdicts(texts, FRAMES), strict=True):
@@ -96,7 +96,7 @@ LIVE = (
     "vlan 5 and udp[8:4] = 0x78787878",
     "vlan 100 and vlan 5",
     "ip protochain 6 or greater 1600",
-    "ether[len - 1] & 1 = 0",  # the last byte, wherever it is
+    "ether[len - 1] & 1 = 0",  # the last byte, at any offset
     "tcp[((tcp[12:1] & 0xf0) >> 2):4] > 0x80000000 or icmp",
     "ip6 or (vlan and ip6)",
 )
@@ -114,7 +114,7 @@ def send(wire: Wire, address: str, size: int) -> None:
 
 
 def send_tagged(wire: Wire) -> None:
-    """Send frames that have their tags, or labels, in the frame itself."""
+    """Send frames with tags or labels in the frame itself."""
     frames = {frame.data for frame in FRAMES if frame.link_type == ETHERNET and frame.data[12:14] in TAGGED}
     with closing(wire.near.namespace.do(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)) as sender:
         sender.bind((wire.near.device, 0))
@@ -124,7 +124,9 @@ def send_tagged(wire: Wire) -> None:
 
 @pytest.fixture(scope="module")
 def addresses(wire: Wire) -> Iterator[list[str]]:
-    """Where to send: through the wire, a tunnel without link-layer headers, and VLANs where the kernel has them."""
+    """Where to send: through the wire, a tunnel without link-layer headers, and VLANs if the kernel
+    has them.
+    """
     near, far = wire.near, wire.far
     with near.namespace.do(Path("/dev/net/tun").open, "r+b", buffering=0) as tunnel:  # belongs where it is opened
         fcntl.ioctl(tunnel, TUNSETIFF, struct.pack("16sH22x", TUN.encode(), IFF_TUN | IFF_NO_PI))
@@ -151,10 +153,12 @@ def addresses(wire: Wire) -> Iterator[list[str]]:
 @pytest.mark.parametrize(
     "live", [pytest.param(LIVE[:2], id="two", marks=pytest.mark.vm), pytest.param(LIVE[2:], id="all")]
 )
-def test_a_capture_takes_what_libpcap_takes(
+def test_a_capture_keeps_the_packets_that_libpcap_keeps(
     live: tuple[str, ...], wire: Wire, addresses: list[str], tmp_path: Path
 ) -> None:
-    """`capture FILTER` writes what an AF_PACKET socket sees and libpcap takes: tagged, paged, without Ethernet."""
+    """`capture FILTER` writes the frames that an AF_PACKET socket sees and libpcap matches: tagged,
+    paged, without Ethernet.
+    """
     near = wire.near
     files = [tmp_path / f"{number}.pcapng" for number in range(len(live))]
     data = tmp_path / "sent.bin"
@@ -203,8 +207,10 @@ def test_a_capture_takes_what_libpcap_takes(
 @pytest.mark.parametrize(
     ("interfaces", "expected"), [("near0", {"255.255.255.255", "192.168.178.255"}), ("near*", {"255.255.255.255"})]
 )
-def test_ip_broadcast_goes_by_the_netmask(interfaces: str, expected: set[str], wire: Wire, tmp_path: Path) -> None:
-    """`ip broadcast` knows the netmask of a named interface; for several it means 255.255.255.255, as in tcpdump."""
+def test_ip_broadcast_uses_the_netmask(interfaces: str, expected: set[str], wire: Wire, tmp_path: Path) -> None:
+    """`ip broadcast` uses the netmask of a named interface; for several it means 255.255.255.255,
+    as in tcpdump.
+    """
     file = tmp_path / "a.pcapng"
     destinations = ("255.255.255.255", "192.168.178.255", wire.far.ipv4)
     with closing(Capture(wire.near.namespace, "-i", interfaces, "-w", str(file), "ip broadcast")) as capture:

@@ -1,4 +1,6 @@
-"""What passes a host with containers carries the name of its process on every interface, scenario by scenario."""
+"""Packets through a host with containers have the name of their process on all interfaces, scenario
+by scenario.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from tests.kernel.stage import Performance, Scenario, perform
 
 @pytest.fixture(scope="module")
 def performance(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Performance:
-    """Play the selected scenarios under one capture."""
+    """Run the selected scenarios under one capture."""
     items = [item for item in request.session.items if item.getparent(pytest.Module) is request.node]
     calls = (getattr(item, "callspec", None) for item in items)
     chosen = [call.params.get("scenario") for call in calls if call]
@@ -29,7 +31,9 @@ def performance(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 @each(SCENARIOS)
 def test_no_packet_names_a_wrong_process(performance: Performance, scenario: Scenario) -> None:
-    """No packet names another process than its own on any interface; no more are unknown than the manual says."""
+    """No packet names another process than its own on any interface; no more are unknown than the
+    manual says.
+    """
     played = outcome(performance, scenario)
 
     assert played.verdicts.wrong == 0, "\n".join(played.verdicts.examples)

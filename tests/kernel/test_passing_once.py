@@ -1,4 +1,6 @@
-"""A packet that passes a host with containers has one identifier, and with `dedup: first` stands in the file once."""
+"""A packet through a host with containers has one identifier, and with `dedup: first` is in the
+file once.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ DUPLICATES = "seen before on another interface"
 
 
 def datagrams(packets: list[Packet], port: int) -> list[tuple[bytes, bool, Packet]]:
-    """Signed datagrams of a capture: which one, whether it is the answer of the far end's port, the packet."""
+    """Signed datagrams of a capture: the number, whether it is the answer from the port of the far
+    end, the packet.
+    """
     return [
         (
             packet.data[packet.data.index(SIGNED_MAGIC) :][: SIGNATURE.size],
@@ -53,7 +57,9 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 def ask(host: Stage, **settings: str) -> tuple[list[tuple[bytes, bool, Packet]], list[Label], Ended]:
-    """Have a container ask the far end; the datagrams on the host's interfaces, who asked, how the capture ended."""
+    """Send from a container to the far end; returns the datagrams on the interfaces of the host,
+    the sender, and the end of the capture.
+    """
     file = host.directory / "once.pcapng"
     arguments = [word for device in ("near0", *DEVICES) for word in ("-i", device)]
     with closing(Capture(host.near, *arguments, "-w", str(file), **settings)) as capture, echoing(host, SENDS) as port:
@@ -64,7 +70,7 @@ def ask(host: Stage, **settings: str) -> tuple[list[tuple[bytes, bool, Packet]],
 
 
 def test_the_identifier_survives_nat(host: Stage) -> None:
-    """A datagram behind masquerade, and its answer, have one identifier each on all three interfaces."""
+    """A masqueraded datagram and its answer have one identifier each on all three interfaces."""
     seen, _, _ = ask(host)
     identifiers: dict[tuple[bytes, bool], list[int | None]] = {}
     for which, is_answer, packet in seen:
@@ -76,7 +82,9 @@ def test_the_identifier_survives_nat(host: Stage) -> None:
 
 
 def test_first_does_not_cost_the_name(host: Stage) -> None:
-    """With `dedup: first` each datagram and answer is in the file once, with its process; the others are counted."""
+    """With `dedup: first` each datagram and answer is in the file once, with its process; the
+    others are counted.
+    """
     seen, labels, ended = ask(host, dedup="first")
 
     assert Counter((which, is_answer) for which, is_answer, _ in seen) == Counter(
@@ -88,7 +96,9 @@ def test_first_does_not_cost_the_name(host: Stage) -> None:
 
 
 def held_against(file: Path, ended: Ended, namespace: str) -> int:
-    """How many signed packets of a namespace stand in the file, which has to hold what the capture says it wrote."""
+    """The number of signed packets of a namespace in the file, which must have as many packets as
+    the capture reports.
+    """
     packets = read(file)
     assert len(packets) == ended.totals["captured"]
     there = [packet for packet in packets if packet.description == f"network namespace {namespace}"]
@@ -100,8 +110,10 @@ def held_against(file: Path, ended: Ended, namespace: str) -> int:
     [{"namespaces": "{far}"}, {"rules": '[{"direction": "out", "action": "drop"}]', "namespaces": "{near},{far}"}],
     ids=["interfaces", "rules"],
 )
-def test_only_what_is_captured_is_the_first(wire: Wire, tmp_path: Path, settings: dict[str, str]) -> None:
-    """What an interface or a rule keeps out of the file is not the first: what arrives is in the file."""
+def test_only_captured_packets_are_the_first(wire: Wire, tmp_path: Path, settings: dict[str, str]) -> None:
+    """A packet that an interface or a rule excludes is not the first: the received one is in the
+    file.
+    """
     file, near, far = tmp_path / "first.pcapng", wire.near, wire.far
     chosen = {
         name: value.replace("{near}", near.namespace.name).replace("{far}", far.namespace.name)
@@ -121,8 +133,10 @@ def test_only_what_is_captured_is_the_first(wire: Wire, tmp_path: Path, settings
 
 
 @pytest.mark.parametrize("to", [GROUP, "192.168.178.255"], ids=["multicast", "broadcast"])
-def test_what_the_host_gives_back_to_itself_is_captured_once(wire: Wire, tmp_path: Path, to: str) -> None:
-    """A datagram that its own host gets, too, stands in the file as an AF_PACKET socket sees it: once, as it left."""
+def test_packets_looped_back_are_captured_once(wire: Wire, tmp_path: Path, to: str) -> None:
+    """A datagram that its own host also receives is in the file as an AF_PACKET socket sees it:
+    once, as sent.
+    """
     file, near = tmp_path / "looped.pcapng", wire.near
     with (
         udp_socket(near.namespace, "", DISCARD_PORT) as member,

@@ -1,4 +1,4 @@
-"""What a real capture says of a process beyond its name and ids, beside what the kernel tells this test of it."""
+"""The process fields of a real capture, compared with the kernel."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ FIELDS = (
 NOBODY_UID = 65534
 CUSTOM = 0xBAD
 
-# Sends datagrams, from the address given to the one given, then waits for the end of its input. Its command line has
-# what could be taken for fields, or by a terminal.
+# Sends datagrams, from the address given to the one given, then waits for the end of its input. Its
+# command line has text that looks like fields, and control characters. what could be taken for
+# fields, or by a terminal.
 SENDER = f"""# x" uid=0 \x1b[31m
 import os, socket, sys
 with open("/proc/self/comm", "wb") as comm:
@@ -44,7 +45,8 @@ sys.stdin.read()
 """
 
 
-# Sends from a thread with a name of its own: datagrams while the process has one name, and as many with another one.
+# Sends from a thread with another name: datagrams while the process has one name, and as many with
+# another one.
 THREADS = f"""
 import os, socket, sys, threading
 def named(name, thread):
@@ -66,7 +68,7 @@ worker.join()
 
 @contextmanager
 def sender(wire: Wire) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has sent all its datagrams and is still there."""
+    """A process that has sent all its datagrams and still runs."""
     command = [sys.executable, "-c", SENDER, wire.near.ipv4, wire.far.ipv4]
     popen = wire.near.namespace.do(subprocess.Popen, command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with popen as process:
@@ -79,12 +81,14 @@ def sender(wire: Wire) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def sent_by(packets: list[Packet]) -> list[Packet]:
-    """The datagrams among a capture's packets."""
+    """The datagrams in a capture."""
     return [packet for packet in packets if packet.data.endswith(b"fields")]
 
 
-def test_a_comment_has_what_the_kernel_tells_of_the_process(wire: Wire, tmp_path: Path) -> None:
-    """Parent, user, program, arguments and cgroup of each packet are the sender's, whatever bytes they hold."""
+def test_a_comment_has_the_values_of_the_kernel(wire: Wire, tmp_path: Path) -> None:
+    """Parent, user, program, arguments and cgroup of each packet are those of the sender, with any
+    bytes.
+    """
     file = tmp_path / "fields.pcapng"
     arguments = ("-i", wire.near.device, "-w", str(file))
     with closing(Capture(wire.near.namespace, *arguments, comment=",".join(FIELDS), directions="out")) as capture:
@@ -115,7 +119,7 @@ def test_a_comment_has_what_the_kernel_tells_of_the_process(wire: Wire, tmp_path
 
 
 def send_from_a_thread(wire: Wire) -> int:
-    """Send all of THREADS; gives the process's id."""
+    """Send all of THREADS; returns the id of the process."""
     command = [sys.executable, "-c", THREADS, wire.near.ipv4, wire.far.ipv4]
     with wire.near.namespace.do(subprocess.Popen, command, cwd=ROOT) as process:
         assert process.wait(DEADLINE_S) == 0
@@ -124,7 +128,9 @@ def send_from_a_thread(wire: Wire) -> int:
 
 @pytest.mark.vm
 def test_a_thread_is_found_by_its_processs_name(wire: Wire, tmp_path: Path) -> None:
-    """The comment names the process, as it is called at each packet, where the thread that sends has another name."""
+    """The comment has the name of the process at the time of each packet, if the sending thread has
+    another name.
+    """
     file = tmp_path / "process.pcapng"
     with closing(Capture(wire.near.namespace, "-i", wire.near.device, "-w", str(file), directions="out")) as capture:
         tgid = send_from_a_thread(wire)
@@ -149,8 +155,10 @@ def test_a_thread_is_found_by_its_processs_name(wire: Wire, tmp_path: Path) -> N
         ("[{comm: dig}, {action: drop}]", {}),
     ],
 )
-def test_a_rule_goes_by_the_process(rules: str, kept: dict[str, int], wire: Wire, tmp_path: Path) -> None:
-    """A rule's `process` means all threads of a process, while it has that name; `comm` the threads of that name."""
+def test_a_rule_matches_the_process(rules: str, kept: dict[str, int], wire: Wire, tmp_path: Path) -> None:
+    """A rule with `process` matches all threads of a process while it has that name; `comm` the
+    threads with that name.
+    """
     file = tmp_path / "rules.pcapng"
     with closing(
         Capture(wire.near.namespace, "-i", wire.near.device, "-w", str(file), directions="out", rules=rules)
@@ -162,7 +170,9 @@ def test_a_rule_goes_by_the_process(rules: str, kept: dict[str, int], wire: Wire
 
 
 def test_a_process_block_stands_before_its_packets(wire: Wire, tmp_path: Path) -> None:
-    """With process_blocks the sender is described before its first packet, without its arguments, and only once."""
+    """With process_blocks the sender is described before its first packet, without its arguments,
+    and only once.
+    """
     file = tmp_path / "blocks.pcapng"
     arguments = ("-i", wire.near.device, "-w", str(file))
     with closing(Capture(wire.near.namespace, *arguments, process_blocks="true", directions="out")) as capture:
@@ -197,7 +207,7 @@ def test_a_process_block_stands_before_its_packets(wire: Wire, tmp_path: Path) -
 
 
 def entry(block: Block) -> dict[int | str, Any]:
-    """What a process block says, by option code, and its `pid`; nothing for another block."""
+    """The content of a process block, by option code, and its `pid`; nothing for another block."""
     if block.kind != CUSTOM:
         return {}
     pen, kind, length, pid = struct.unpack_from("<4I", block.body)

@@ -1,4 +1,6 @@
-"""The flight recorder, run as a daemon: what a dump holds, what is forgotten, and that every packet is counted."""
+"""The ring buffer of a daemon: the content of a dump, discarded packets, and that each packet is
+counted.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from tests.support.deadline import DEADLINE_S, until
 
 @pytest.fixture
 def marker(wire: Wire) -> Iterator[Marker]:
-    """A sender of numbered frames at the near end, which is this process."""
+    """A sender of numbered frames at the near end (this process)."""
     with closing(Marker(wire.near.namespace, wire.near.device)) as made:
         yield made
 
@@ -30,12 +32,14 @@ def files(directory: Path) -> list[Path]:
 
 
 def sent(path: Path) -> list[bytes]:
-    """The frames that left the near end, by the file's order; tshark and capinfos have read it in silence."""
+    """The frames that the near end sent, in the order of the file; tshark and capinfos have read it
+    without a warning.
+    """
     return [packet.data for packet in read(path) if packet.direction == "out"]
 
 
 def dump(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """What `skbcapd dump` says of a directory."""
+    """The result of `skbcapd dump` for a directory."""
     settings = ("--set", f"files.directory={directory}", "--set", "files.mode=ring", *arguments)
     config = ("--config", str(ROOT / "etc" / "skbcapd.yaml"))
     return subprocess.run(
@@ -48,8 +52,10 @@ def dump(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_dump_holds_what_came_since_the_last_one(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """Two dumps hold 23 and 101 frames; 47 that nobody asked for are forgotten; no file is made besides."""
+def test_a_dump_has_the_packets_since_the_last_one(wire: Wire, marker: Marker, tmp_path: Path) -> None:
+    """Two dumps have 23 and 101 frames; 47 frames without a dump are discarded; there is no other
+    file.
+    """
     with closing(Daemon(wire.near, tmp_path, files__mode="ring")) as daemon:
         for count in (23, 101):
             for _ in range(count):
@@ -71,7 +77,7 @@ def test_a_dump_holds_what_came_since_the_last_one(wire: Wire, marker: Marker, t
 
 
 def test_the_oldest_are_overwritten(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """A ring of 8 MiB holds the last frames without a gap, at least 6 MiB of them and at most 8."""
+    """A ring of 8 MiB has the last frames without a gap, at least 6 MiB of them and at most 8."""
     with closing(Daemon(wire.near, tmp_path, files__mode="ring", files__ring="8MiB")) as daemon:
         for _ in range(100_003):
             marker.send()
@@ -89,16 +95,16 @@ def test_the_oldest_are_overwritten(wire: Wire, marker: Marker, tmp_path: Path) 
     assert ended.totals["captured"] == len(read(file))
 
 
-def test_a_dump_of_nothing(wire: Wire, tmp_path: Path) -> None:
-    """A dump without packets is a file that readers take."""
+def test_an_empty_dump(wire: Wire, tmp_path: Path) -> None:
+    """A dump without packets is a file that readers accept."""
     with closing(Daemon(wire.near, tmp_path, files__mode="ring")) as daemon:
         assert dump(tmp_path).returncode == 0
         assert daemon.stop().totals["captured"] == 0
     assert read(files(tmp_path)[0]) == []
 
 
-def test_nobody_to_ask(wire: Wire, tmp_path: Path) -> None:
-    """Without a daemon, or with one whose packets all go to files, `dump` says so; the daemon goes on."""
+def test_no_daemon_for_a_dump(wire: Wire, tmp_path: Path) -> None:
+    """Without a daemon, or with one in mode files, `dump` reports it; the daemon continues."""
     assert dump(tmp_path).stderr.startswith(f"skbcapd: {tmp_path}: no process writes to it")
     done = dump(tmp_path, "--set", "files.mode=files")
     assert (done.returncode, done.stderr.splitlines()[0]) == (

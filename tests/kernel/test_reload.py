@@ -1,4 +1,4 @@
-"""Settings reloaded under load: not one packet is lost, whether or not the kernel program has to change."""
+"""Reloads under load: no packet is dropped, whether or not the kernel program has to change."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         number += 1
 print(number)
 """
-# One after the other: another rule, another label, another filter for which the kernel program changes.
+# One after the other: another rule, another label, another filter for which the kernel program
+# changes.
 CONFIGS = (
     "rules: [{comm: nobody, action: drop}]",
     "rules: [{comm: nobody, snaplen: 64}]\ncomment: [comm, tgid]",
@@ -44,7 +45,7 @@ CONFIGS = (
 
 
 class Daemon:
-    """A running `skbcapd run` with a config file of the test's own, on the wire's near end."""
+    """A running `skbcapd run` with the config file of the test, at the near end of the wire."""
 
     def __init__(self, wire: Wire, config: Path, directory: Path) -> None:
         sets = [f"--set=files.directory={directory}", f"--set=attach={ATTACH}", "--set=control.socket=none"]
@@ -57,7 +58,7 @@ class Daemon:
         self.wait_for("capturing on", 1)
 
     def wait_for(self, what: str, times: int) -> None:
-        """Read stderr until it has said something so often."""
+        """Read stderr until it has a text so often."""
         assert self.process.stderr is not None
         end = time.monotonic() + 3 * DEADLINE_S  # the compiler may have to wait for its turn
         with selectors.DefaultSelector() as selector:
@@ -75,7 +76,9 @@ class Daemon:
 
 
 def test_reloads_lose_nothing(wire: Wire, tmp_path: Path) -> None:
-    """Under load, across all reloads, each datagram is in the file once, in order; a bad file changes nothing."""
+    """Under load, over all reloads, each datagram is in the file once, in order; a bad file changes
+    nothing.
+    """
     config, directory = tmp_path / "skbcapd.yaml", tmp_path / "captures"
     config.write_text("{}")
     directory.mkdir()

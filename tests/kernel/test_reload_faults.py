@@ -1,4 +1,6 @@
-"""Reloads that take long: a name server that is silent, filters of hundreds of ports. The capture does not notice."""
+"""Reloads that take long (a silent name server, filters of hundreds of ports) do not affect the
+capture.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ print(number)
 
 
 class Manager:
-    """A service manager that listens, and notes when the watchdog was fed."""
+    """A service manager that listens, and records when the watchdog was fed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,17 +57,17 @@ class Manager:
 
     @property
     def environment(self) -> tuple[str, ...]:
-        """A command that starts another one with this manager, and no program of an earlier time to load."""
+        """A command that starts another one with this manager, and without cached programs."""
         cache = self.path.with_name("cache")
         return ("env", f"NOTIFY_SOCKET={self.path}", "WATCHDOG_USEC=30000000", f"CACHE_DIRECTORY={cache}")
 
     @property
     def longest_s(self) -> float:
-        """The longest time from one feed to the next."""
+        """The longest time between two feeds."""
         return max(after - before for before, after in zip(self.fed, self.fed[1:], strict=False))
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop to listen."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._thread.join(DEADLINE_S)
@@ -79,20 +81,20 @@ class Manager:
 
 
 class NameServer:
-    """A name server that is asked and never answers, and the resolver's file that names it."""
+    """A name server that never answers, and the config file of the resolver that names it."""
 
     def __init__(self, wire: Wire, tmp_path: Path) -> None:
         self._socket = wire.far.namespace.do(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind((wire.far.ipv4, 53))
         self._socket.setblocking(False)  # noqa: FBT003  the name of the method says what is false
         file = tmp_path / "resolv.conf"
-        # One question is sent for each kind of address, and never again.
+        # One query for each kind of address, without retries.
         file.write_text(f"nameserver {wire.far.ipv4}\noptions attempts:1 timeout:30\n")
         shell = f'mount --bind {file} /etc/resolv.conf; exec "$@"'
         self.through = ("unshare", "--mount", "--propagation", "private", "sh", "-c", shell, "sh")
 
     def asked(self) -> list[str]:
-        """The names that it was asked for, once for each question."""
+        """The names in its queries, one for each query."""
         names = []
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -105,12 +107,12 @@ class NameServer:
         return names
 
     def close(self) -> None:
-        """It is gone."""
+        """Close it."""
         self._socket.close()
 
 
 class Flood:
-    """Datagrams with numbers, some thousands a second, until it is told to end."""
+    """Datagrams with numbers, some thousands per second, until it is stopped."""
 
     def __init__(self, wire: Wire) -> None:
         command = [sys.executable, "-E", "-s", "-S", "-c", SENDER, wire.far.ipv4, str(DISCARD_PORT)]
@@ -119,7 +121,7 @@ class Flood:
         )
 
     def end(self) -> int:
-        """How many were sent."""
+        """The number of datagrams sent."""
         said, _ = self._process.communicate("\n", timeout=DEADLINE_S)
         return int(said)
 
@@ -150,7 +152,7 @@ def _sink(wire: Wire) -> Iterator[None]:
 
 
 def ports(count: int) -> str:
-    """A config with a filter that takes the flood, and so many ports."""
+    """A config with a filter that matches these packets, and so many ports."""
     return f'filter: "udp or {" or ".join(f"port {port}" for port in range(1, count + 1))}"\n'
 
 
@@ -168,7 +170,7 @@ def numbers(directory: Path, device: str) -> list[int]:
 
 @pytest.mark.parametrize("count", [100])
 def test_many_ports_lose_nothing(count: int, wire: Wire, manager: Manager, tmp_path: Path) -> None:
-    """While a filter that takes long to compile is compiled every packet is captured, and the watchdog is fed."""
+    """While a large filter is compiled all packets are captured, and the watchdog is fed."""
     config, directory = tmp_path / "skbcapd.yaml", tmp_path / "captures"
     config.write_text("{}")
     with closing(Daemon(wire.near, directory, manager.environment, config)) as daemon, closing(Flood(wire)) as flood:
@@ -186,10 +188,12 @@ def test_many_ports_lose_nothing(count: int, wire: Wire, manager: Manager, tmp_p
     assert "RELOADING=1" in manager.said
 
 
-def test_a_silent_name_server_is_asked_once_and_holds_nothing_up(
+def test_a_silent_name_server_is_asked_once_and_delays_nothing(
     wire: Wire, manager: Manager, server: NameServer, tmp_path: Path
 ) -> None:
-    """A reload whose filter names a host is refused when no name server answers; every packet is captured meanwhile."""
+    """A reload whose filter has a host name fails if no name server answers; all packets are
+    captured in the meantime.
+    """
     config, directory = tmp_path / "skbcapd.yaml", tmp_path / "captures"
     config.write_text("{}")
     through = (*server.through, *manager.environment)
@@ -210,7 +214,9 @@ def test_a_silent_name_server_is_asked_once_and_holds_nothing_up(
 
 
 def test_check_asks_for_each_name_once(wire: Wire, server: NameServer, tmp_path: Path) -> None:
-    """`check` waits for all names together no longer than tcpdump does for one, and says which were not answered."""
+    """`check` waits for all names together no longer than tcpdump for one, and reports those that
+    were not answered.
+    """
     config = tmp_path / "skbcapd.yaml"
     config.write_text(
         "filter: host a.example\nrules: [{filter: host b.example or a.example}, {filter: src c.example}]\n"
@@ -233,10 +239,12 @@ def test_check_asks_for_each_name_once(wire: Wire, server: NameServer, tmp_path:
 
 
 @pytest.mark.parametrize("what", ["ports", "name"])
-def test_a_reload_does_not_hold_up_the_end(
+def test_a_reload_does_not_delay_the_end(
     what: str, wire: Wire, manager: Manager, server: NameServer, tmp_path: Path
 ) -> None:
-    """SIGTERM while a reload compiles for half a minute, or waits for a name server, ends the capture at once."""
+    """SIGTERM while a reload compiles for half a minute, or waits for a name server, ends the
+    capture at once.
+    """
     config, directory = tmp_path / "skbcapd.yaml", tmp_path / "captures"
     config.write_text("{}")
     through = (*server.through, *manager.environment)

@@ -1,4 +1,4 @@
-"""Process rules, carried out by the kernel program: whose packets are kept, how much of them, and which."""
+"""Process rules in the kernel program: which packets are kept, and how many bytes of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ sys.stdin.read()
 
 @contextmanager
 def sender(wire: Wire, comm: str) -> Iterator[None]:
-    """Have a process of that name send COUNT datagrams to each of two ports, and live on."""
+    """Run a process with that name that sends COUNT datagrams to each of two ports, and continues."""
     words = [comm, wire.far.ipv4, str(COUNT), str(DISCARD_PORT), str(NTP_PORT)]
     command = [sys.executable, "-E", "-s", "-S", "-c", SENDER, *words]
     with wire.near.namespace.do(subprocess.Popen, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -45,13 +45,15 @@ def sender(wire: Wire, comm: str) -> Iterator[None]:
 
 
 def port(frame: bytes) -> int:
-    """The port that a UDP datagram goes to."""
+    """The destination port of a UDP datagram."""
     return int.from_bytes(frame[36:38], "big")
 
 
 @pytest.mark.vm
 def test_rules_choose_by_process(wire: Wire, tmp_path: Path) -> None:
-    """Kept, cut, chosen by a filter, dropped: each process as its first matching rule says, all counted."""
+    """Packets are kept, cut, filtered or dropped by the first matching rule of their process, and
+    all are counted.
+    """
     file = tmp_path / "rules.pcapng"
     rules = (
         f"[{{comm: whole}}, {{comm: cut, snaplen: 96}}, {{comm: cho*, filter: udp port {NTP_PORT}}}, {{action: drop}}]"
@@ -87,7 +89,9 @@ def test_rules_choose_by_process(wire: Wire, tmp_path: Path) -> None:
 
 @pytest.mark.vm
 def test_a_rule_has_the_memory_written(wire: Wire, tmp_path: Path) -> None:
-    """The first packet that a rule with `dump` takes makes a file of what came before; what comes later is not lost."""
+    """The first packet of a rule with `dump` writes the earlier packets to a file; later packets
+    are not dropped.
+    """
 
     def files() -> list[Path]:
         return sorted(file for file in tmp_path.glob("skbcapd-*.pcapng") if not file.is_symlink())
@@ -121,8 +125,10 @@ def test_a_rule_has_the_memory_written(wire: Wire, tmp_path: Path) -> None:
     assert ended.lost == 0
 
 
-def test_rules_look_at_proc_and_ancestors(wire: Wire, tmp_path: Path) -> None:
-    """Rules on the program, and on an ancestor's program, decide about packets of processes that were just started."""
+def test_rules_use_proc_and_ancestors(wire: Wire, tmp_path: Path) -> None:
+    """Rules on the program, and on the program of an ancestor, apply to packets of processes that
+    have just started.
+    """
     file, program = tmp_path / "rules.pcapng", Path(sys.executable).resolve()
     rules = (
         f"[{{comm: other, action: drop}}, {{exe: {program}, comm: program}}, "

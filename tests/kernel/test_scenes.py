@@ -1,6 +1,8 @@
-"""Every kind of device and sk_buff against an AF_PACKET socket: one capture at the queue, one at the driver.
+"""Every kind of device and sk_buff against an AF_PACKET socket: one capture at the queue, one at
+the driver.
 
-Both captures watch every interface of all the scenes' namespaces, and one playing of the scenes serves them.
+Both captures watch every interface of all the scenes' namespaces, and one playing of the scenes
+serves them.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ class Played:
     ended: dict[str, Ended] = field(default_factory=dict)
 
     def pairs(self, scene: Scene, mode: str) -> Iterator[tuple[str, int, list[Frame], list[Packet]]]:
-        """How many frames were expected, what the socket saw and what we wrote: by device and direction."""
+        """How many frames were expected, what the socket saw and what we wrote: by device and
+        direction.
+        """
         for sight in self.sights:
             for direction, expected in (("out", sight.out), ("in", sight.into)):
                 if sight.scene != scene.name or expected is None or (mode == "driver" and direction == "in"):
@@ -106,7 +110,7 @@ def _add_rows(result: Played, scene: Scene, mode: str) -> None:
 
 
 def is_untold(frame: bytes) -> bool:
-    """Whether a frame is IPv4 with UDP or SCTP in it: the socket says nothing of their segments."""
+    """Whether a frame is IPv4 with UDP or SCTP: the socket does not know their segments."""
     return frame[12:14] == b"\x08\x00" and frame[23] in (socket.IPPROTO_UDP, socket.IPPROTO_SCTP)
 
 
@@ -127,7 +131,7 @@ each_scene = pytest.mark.parametrize(
 
 @each_scene
 def test_frames_are_those_of_the_reference(played: Played, scene: Scene, mode: str) -> None:
-    """At every watched device we write the frames that an AF_PACKET socket sees there: as many, the same bytes."""
+    """At each interface we write the frames of an AF_PACKET socket: as many, the same bytes."""
     assert scene.name not in played.failures, played.failures[scene.name]
     for name, expected, theirs, ours in played.pairs(scene, mode):
         parting = difference(sorted(map(cut, theirs)), sorted(packet.data for packet in ours))
@@ -138,7 +142,9 @@ def test_frames_are_those_of_the_reference(played: Played, scene: Scene, mode: s
 
 @each_scene
 def test_reception_types_are_those_of_the_reference(played: Played, scene: Scene, mode: str) -> None:
-    """A received frame is unicast, broadcast, multicast or another host's as the socket was told; a sent one none."""
+    """A received frame is unicast, broadcast, multicast or for another host as the socket reports;
+    a sent one has no type.
+    """
     for name, _, theirs, ours in played.pairs(scene, mode):
         said = sorted((cut(frame), RECEPTION.get(frame.packet_type, 0)) for frame in theirs)
         assert said == sorted((packet.data, packet.flags >> 2 & 7) for packet in ours), name
@@ -146,7 +152,9 @@ def test_reception_types_are_those_of_the_reference(played: Played, scene: Scene
 
 @each_scene
 def test_unfinished_checksums_are_those_of_the_reference(played: Played, scene: Scene, mode: str) -> None:
-    """Bit 9 of the flags stands where the kernel told the socket that the checksum is not ready, and nowhere else."""
+    """Bit 9 of the flags is set if the kernel reported to the socket that the checksum is not
+    ready, and only then.
+    """
     for name, _, theirs, ours in played.pairs(scene, mode):
         said = sorted((cut(frame), not frame.checksum_ready) for frame in theirs)
         assert said == sorted((packet.data, bool(packet.flags & CHECKSUM_NOT_READY)) for packet in ours), name
@@ -173,9 +181,11 @@ def test_large_frames_are_marked_as_such(played: Played, scene: Scene, mode: str
     [_case(scene, "queue") for scene in SCENES if scene.name in {"bridged", "vlan", "macvlan", "bond"}],
 )
 def test_a_datagram_has_one_identifier(played: Played, scene: Scene, mode: str) -> None:
-    """What one datagram is on several stacked devices carries one epb_packetid, that no other datagram has.
+    """What one datagram is on several stacked devices carries one epb_packetid, that no other
+    datagram has.
 
-    But for a tag within a tag: the kernel writes the inner one into the bytes, of a copy where a socket holds a clone.
+    But for a tag within a tag: the kernel writes the inner one into the bytes, of a copy where a
+    socket holds a clone.
     """
     seen: dict[bytes, set[int | None]] = {}
     copied: set[bytes] = set()
@@ -193,8 +203,10 @@ def test_a_datagram_has_one_identifier(played: Played, scene: Scene, mode: str) 
 
 
 @pytest.mark.vm
-def test_nothing_is_lost(played: Played) -> None:
-    """Both captures end with exit code 0 and lose no packet; the totals are what is in the files."""
+def test_nothing_is_dropped(played: Played) -> None:
+    """Both captures end with exit code 0 and drop no packet; the totals are the numbers of packets
+    in the files.
+    """
     for mode, ended in played.ended.items():
         assert (ended.exit_code, ended.lost) == (0, 0), ended.stderr
         assert ended.totals["captured"] == len(played.packets[mode])

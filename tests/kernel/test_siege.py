@@ -5,6 +5,7 @@ In each case frames are sent before and after; all of them are in files, and the
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import pty
@@ -22,10 +23,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.capture import ATTACH, ROOT, Daemon, Ended
+from tests.kernel.capture import ATTACH, ROOT, Daemon, Ended, read
 from tests.kernel.comparison import Marker
 from tests.kernel.namespace import Wire
-from tests.kernel.test_disk import status
+from tests.kernel.sink import DISCARD_PORT, Sink
+from tests.kernel.test_disk import frozen, status
 from tests.kernel.test_faults import finished, outgoing, send
 from tests.support import faults
 from tests.support.deadline import DEADLINE_S, until
@@ -51,6 +53,47 @@ blocked = 0
 while not blocked >> (number - 1) & 1:
     blocked = int(re.search(r"SigBlk:\\t(\\w+)", open(f"/proc/{program}/status").read())[1], 16)
 os.kill(program, number)
+"""
+# A thread waits for a disk in a page fault, another one to change the memory map, the third one sends.
+LOCKED = """
+import ctypes, os, socket, sys, threading, time
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.ftruncate(file, 1 << 16)
+at = libc.mmap(None, 1 << 16, 3, 1, file, 0)
+sender = socket.socket(type=socket.SOCK_DGRAM)
+sender.connect((sys.argv[2], int(sys.argv[3])))
+turns = [threading.Event() for _ in range(3)]
+def fault(): turns[0].wait(); libc.memset(at, 1, 4096)
+def unmap(): turns[1].wait(); libc.munmap(at, 1 << 16)
+def send():
+    turns[2].wait()
+    sender.send(b"locked")
+    os.write(1, b"stuck\\n")
+    while True:
+        time.sleep(0.05)
+        sender.send(b"locked")
+for each in (fault, unmap, send):
+    threading.Thread(target=each, daemon=True).start()
+time.sleep(0.2)
+os.write(1, b"ready\\n")
+os.read(0, 1)
+for turn in turns:
+    turn.set()
+    time.sleep(0.3)
+os.read(0, 1)
+os._exit(0)
+"""
+SEND_FEW = """
+import socket, sys
+sender = socket.socket(type=socket.SOCK_DGRAM)
+for _ in range(101):
+    sender.sendto(b"other", (sys.argv[1], int(sys.argv[2])))
+sys.stdin.read()
 """
 
 
@@ -105,7 +148,7 @@ def test_no_process_is_left(wire: Wire, marker: Marker, tmp_path: Path) -> None:
     check("no process or thread left", ended, marker, directory)
 
 
-def test_a_terminal_that_goes(wire: Wire, marker: Marker, tmp_path: Path) -> None:
+def test_a_terminal_that_is_closed(wire: Wire, marker: Marker, tmp_path: Path) -> None:
     """When the terminal is closed the daemon goes on: the signal of that asks for a reload."""
     directory, control = tmp_path / "captures", tmp_path / "control"
     ours, theirs = pty.openpty()
@@ -174,6 +217,107 @@ def test_a_storm_of_signals(number: signal.Signals, wire: Wire, marker: Marker, 
     check("a storm of signals", ended, marker, directory, f", {len(finished(directory))} files")
     assert took_s < DEADLINE_S / 2
     assert len(finished(directory)) < 100
+
+
+def test_the_cache_hangs(wire: Wire, marker: Marker, place: Path, tmp_path: Path) -> None:
+    """While the disk of the compiler's cache takes no write, a reload is done, and the end is not delayed."""
+    directory, config = tmp_path / "captures", tmp_path / "skbcapd.yaml"
+    config.write_text("snaplen: 96\n")
+    through = ("env", f"CACHE_DIRECTORY={place}")
+    with closing(Daemon(wire.near, directory, through, config, files__keep_free="0")) as daemon:
+        with frozen(place):
+            send(marker, BEFORE)
+            config.write_text("filter: ether proto 0x88b5 or udp port 4711\n")
+            daemon.process.send_signal(signal.SIGHUP)
+            until(lambda: "settings reloaded" in daemon.said(), "it is reloaded")
+            send(marker, AFTER)
+            config.write_text("filter: ether proto 0x88b5 or udp port 4712\n")
+            before = children(daemon.process.pid)
+            daemon.process.send_signal(signal.SIGHUP)
+            until(lambda: bool(children(daemon.process.pid) - before), "another child is at work")
+            begun = time.monotonic()
+            daemon.process.terminate()
+            daemon.process.wait(DEADLINE_S)
+            took_s = time.monotonic() - begun
+        ended = daemon.wait()
+    check("the disk of the compiler's cache hangs", ended, marker, directory, f", SIGTERM obeyed after {took_s:.1f} s")
+
+
+def children(pid: int) -> set[str]:
+    """The processes that a process has started, and not reaped."""
+    return set(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
+def test_a_process_that_delays_its_readers(wire: Wire, place: Path, tmp_path: Path) -> None:
+    """A process whose command line cannot be read, as its memory map is locked, delays no packet of others."""
+    directory, control = tmp_path / "captures", tmp_path / "control"
+    settings = {"comment": "cmdline", "control__socket": str(control), "files__keep_free": "0"}
+    with (
+        closing(Sink(wire.far.namespace)),
+        closing(Daemon(wire.near, directory, **settings)) as daemon,
+        wire.near.namespace.do(
+            subprocess.Popen,
+            [sys.executable, "-E", "-s", "-S", "-c", LOCKED, str(place / "file"), wire.far.ipv4, str(DISCARD_PORT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as locked,
+    ):
+        assert locked.stdout is not None
+        assert locked.stdin is not None
+        assert locked.stdout.readline() == b"ready\n"
+        with frozen(place):
+            locked.stdin.write(b"\n")
+            locked.stdin.flush()
+            assert locked.stdout.readline() == b"stuck\n"
+            for count in (101, 202, 303):
+                words = [sys.executable, "-E", "-s", "-S", "-c", SEND_FEW, wire.far.ipv4, str(DISCARD_PORT)]
+                with wire.near.namespace.do(subprocess.Popen, words, stdin=subprocess.PIPE) as other:
+                    until(lambda count=count: status(control)["packets"]["written"] >= count, "others are captured")  # type: ignore[misc]
+                    other.communicate()
+        locked.stdin.close()
+        ended = daemon.stop()
+    found = [packet for file in finished(directory) for packet in read(file) if packet.direction == "out"]
+    of_others = [packet for packet in found if packet.data.endswith(b"other")]
+    with_words = sum("cmdline=" in packet.comment for packet in of_others)
+    now = f"status within 1 s; {len(of_others)} packets of others captured, {with_words} with their command lines"
+    faults.compare("a process that delays who reads its command line", 1, now)
+    assert ended.exit_code == 0, ended.stderr
+    assert len(of_others) == with_words == 303
+    mine = [packet.comment for packet in found if packet.data.endswith(b"locked")]
+    assert mine
+    assert not any("cmdline=" in comment for comment in mine)
+
+
+@pytest.mark.parametrize("what", ["metrics.textfile", "control.socket"])
+def test_a_file_system_that_does_not_respond(what: str, wire: Wire, marker: Marker, tmp_path: Path) -> None:
+    """Where the metrics' file or the control socket is on a file system that hangs, the end is not delayed."""
+    directory, place, file = tmp_path / "captures", tmp_path / "hung", tmp_path / "hung" / "file.prom"
+    place.mkdir()
+    with closing(Daemon(wire.near, directory, files__keep_free="0", **{what.replace(".", "__"): str(file)})) as daemon:
+        until(file.exists, "it is there")
+        send(marker, BEFORE)
+        with hung(place):
+            ended = daemon.stop(signal.SIGTERM)
+    check("a file system that does not respond", ended, marker, directory)
+
+
+@contextmanager
+def hung(place: Path) -> Iterator[None]:
+    """A file system over a directory whose server never answers (FUSE)."""
+    server = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={server},rootmode=40755,user_id=0,group_id=0"
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        assert libc.mount(b"skbcapd-test", bytes(place), b"fuse", 0, options.encode()) == 0, ctypes.get_errno()
+        try:
+            yield
+        finally:
+            os.close(server)  # who waits gets ENOTCONN
+            server = -1
+            libc.umount2(bytes(place), 2)
+    finally:
+        if server >= 0:
+            os.close(server)
 
 
 def test_a_service_manager_that_does_not_read(wire: Wire, marker: Marker, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How much of a frame is kept: cuts in its head, at the borders of its pieces and behind them."""
+"""The snaplen: cuts in the headers, at the borders of fragments and after them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from tests.kernel.send.identity import pattern
 from tests.kernel.sink import Sink
 
 SENT = ("seed-udp", "udp-1400", "tcp-short", "tcp-sendfile")
-# Of a TCP frame by sendfile the linear part is 66 bytes, and its first page ends where the file's first page ends.
+# In a TCP frame of sendfile the linear part has 66 bytes, and its first page ends where the first
+# page of the file ends.
 SNAPLENS = (64, 65, 66, 67, 4161, 4162, 4163, 262_144)
 
 EXPERIMENTAL = b"\x88\xb6"  # an EtherType that is nobody's: IEEE 802, local experimental 2
@@ -25,7 +26,9 @@ EXPERIMENTAL = b"\x88\xb6"  # an EtherType that is nobody's: IEEE 802, local exp
 
 @pytest.mark.parametrize("snaplen", [65, pytest.param(262_144, marks=pytest.mark.vm)])
 def test_frames_of_each_short_length(wire: Wire, tmp_path: Path, snaplen: int) -> None:
-    """Frames from a bare header to twice what is copied without a call, no byte of them 0: as sent, and as received."""
+    """Frames from a bare header to twice the size that is copied without a call, without a zero
+    byte: as sent, and as received.
+    """
     near, far = wire.near, wire.far
     frames = [
         bytes.fromhex("02 00 00 00 00 02 02 00 00 00 00 01") + EXPERIMENTAL + bytes(n % 255 + 1 for n in range(size))
@@ -63,7 +66,9 @@ def test_frames_of_each_short_length(wire: Wire, tmp_path: Path, snaplen: int) -
 
 
 def test_the_start_of_each_frame_is_kept(wire: Wire, tmp_path: Path) -> None:
-    """With -s N each frame is the first N bytes of what an AF_PACKET socket sees, with its true length beside it."""
+    """With -s N each frame is the first N bytes of that of an AF_PACKET socket, with its original
+    length.
+    """
     near, sent_file = wire.near, tmp_path / "sent.bin"
     files = {snaplen: tmp_path / f"{snaplen}.pcapng" for snaplen in SNAPLENS}
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Commands that capture, with a standard descriptor that is closed, full, or a pipe that nobody reads."""
+"""Capturing commands with a standard descriptor that is closed, full, or a pipe without a reader."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SENT = 23
 
 @pytest.fixture
 def marker(wire: Wire) -> Iterator[Marker]:
-    """A sender of numbered frames at the near end, which is this process."""
+    """A sender of numbered frames at the near end (this process)."""
     with closing(Marker(wire.near.namespace, wire.near.device)) as made:
         yield made
 
@@ -40,8 +40,10 @@ def ended(faulty: Faulty, marker: Marker) -> None:
 
 @pytest.mark.parametrize("fault", ["closed", "full", "broken"])
 @pytest.mark.parametrize("descriptor", [0, 1, 2])
-def test_a_file_is_whole(descriptor: int, fault: str, wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """With any fault of any descriptor -c 23 packets are in the file, nothing else is, and the exit code is 0."""
+def test_a_file_is_complete(descriptor: int, fault: str, wire: Wire, marker: Marker, tmp_path: Path) -> None:
+    """With any fault of any descriptor -c 23 packets are in the file, nothing else is, and the exit
+    code is 0.
+    """
     file = tmp_path / "a.pcapng"
     words = ["capture", "--set", f"attach={ATTACH}", "-i", wire.near.device, "-c", str(SENT), "-w", str(file)]
     faulty = wire.near.namespace.do(Faulty, descriptor, fault, words)
@@ -59,7 +61,9 @@ def test_a_file_is_whole(descriptor: int, fault: str, wire: Wire, marker: Marker
 def test_packets_that_cannot_be_written_end_a_capture(
     to: list[str], wire: Wire, marker: Marker, tmp_path: Path
 ) -> None:
-    """Packets for a stdout that is closed or full: exit code 1 and one line; for a reader that has gone: 0."""
+    """Packets for a stdout that is closed or full: exit code 1 and one line; for a reader that has
+    ended: 0.
+    """
     for descriptor, fault in CASES:
         words = ["capture", "--set", f"attach={ATTACH}", "-i", wire.near.device, "-c", str(SENT), *to]
         faulty = wire.near.namespace.do(Faulty, descriptor, fault, words)
@@ -72,8 +76,8 @@ def test_packets_that_cannot_be_written_end_a_capture(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_service_goes_on_without_its_log(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """A daemon whose log cannot be written captures on, and ends with 0 and a whole file."""
+def test_a_service_continues_without_its_log(wire: Wire, marker: Marker, tmp_path: Path) -> None:
+    """A daemon whose log cannot be written continues, and ends with 0 and a complete file."""
     for number, (descriptor, fault) in enumerate(CASES):
         directory = tmp_path / str(number)
         settings = (
@@ -98,7 +102,7 @@ def test_a_service_goes_on_without_its_log(wire: Wire, marker: Marker, tmp_path:
 
 
 def test_the_doctor_reports_whatever_is_wrong(wire: Wire) -> None:
-    """`doctor` ends with 0, but with 1 where its report cannot be written."""
+    """`doctor` ends with 0, or with 1 if its report cannot be written."""
     for descriptor, fault in CASES:
         said = wire.near.namespace.do(Faulty, descriptor, fault, ["doctor"]).wait()
         fails = descriptor == 1 and fault != "broken"

@@ -1,4 +1,4 @@
-"""A running daemon, looked at from outside: the same figures everywhere, and the file's own in the end."""
+"""A running daemon: status, metrics and file have the same numbers."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SENT = 4703
 
 @pytest.fixture
 def marker(wire: Wire) -> Iterator[Marker]:
-    """A sender of numbered frames at the near end, which is this process."""
+    """A sender of numbered frames at the near end (this process)."""
     with closing(Marker(wire.near.namespace, wire.near.device)) as made:
         yield made
 
 
 def status(path: Path) -> dict[str, Any]:
-    """What the daemon tells at its control socket."""
+    """The answer of the daemon at its control socket."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(DEADLINE_S)
         client.connect(str(path))
@@ -42,7 +42,7 @@ def status(path: Path) -> dict[str, Any]:
 
 
 def scrape(namespace: Namespace) -> dict[str, float]:
-    """What Prometheus would get: the packets' figures by outcome or cause."""
+    """The metrics for Prometheus: the numbers of packets by outcome or cause."""
 
     def get() -> str:
         connection = http.client.HTTPConnection("127.0.0.1", 9479, timeout=DEADLINE_S)
@@ -61,8 +61,8 @@ def scrape(namespace: Namespace) -> dict[str, float]:
     return found
 
 
-def test_what_is_told_is_what_is_written(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """Status and metrics never lose a packet while they run, and in the end say what is in the file."""
+def test_status_equals_the_file(wire: Wire, marker: Marker, tmp_path: Path) -> None:
+    """Status and metrics include all packets while they run, and at the end equal the file."""
     control = tmp_path / "run" / "control"
     settings = {"control__socket": str(control), "metrics__listen": "127.0.0.1:9479"}
     with closing(Daemon(wire.near, tmp_path / "files", **settings)) as daemon:
@@ -93,7 +93,7 @@ def test_what_is_told_is_what_is_written(wire: Wire, marker: Marker, tmp_path: P
 
 
 def test_a_second_daemon_captures_without_a_socket(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """Where another daemon listens already, that is said, and the capture goes on."""
+    """If another daemon listens already, it is logged, and the capture continues."""
     control = str(tmp_path / "control")
     with closing(Daemon(wire.near, tmp_path / "one", control__socket=control)) as first:
         with closing(Daemon(wire.near, tmp_path / "two", control__socket=control)) as second:

@@ -1,4 +1,4 @@
-"""A capture in a time namespace, whose clocks are days away from those of the kernel."""
+"""A capture in a time namespace, whose clocks differ by days from those of the kernel."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ needs_time_namespaces = pytest.mark.skipif(
 @needs_time_namespaces
 @pytest.mark.parametrize(("monotonic", "boottime"), SHIFTS)
 def test_time_stamps_and_names_are_right(monotonic: str, boottime: str, wire: Wire, tmp_path: Path) -> None:
-    """Time stamps are those of the wall clock, and /proc is believed of a process, whatever the offsets."""
+    """Time stamps are those of the wall clock, and processes are found in /proc, whatever the
+    offsets.
+    """
     file = tmp_path / "a.pcapng"
     through = ("unshare", "--time", "--fork", "--monotonic", monotonic, "--boottime", boottime, "--")
     words = ("-i", wire.near.device, "-w", str(file), "-c", str(2 * SENT), "icmp")

@@ -1,4 +1,4 @@
-"""Live into Wireshark: through a pipe, and as an interface that tshark finds and starts by itself."""
+"""Live capture in Wireshark: through a pipe, and as an interface that tshark finds and starts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SCRIPTS = Path(sys.executable).parent
 DISSECTOR = ("-X", f"lua_script:{ROOT / 'wireshark' / 'skbcapd.lua'}")
 FIELDS = ("frame.interface_name", "skbcapd.tgid", "skbcapd.pid", "skbcapd.via", "data.data")
 COLUMNS = ("-n", "-l", "-T", "fields", *(part for field in FIELDS for part in ("-e", field)))
-# What lies in the tree is put where it would be installed, for this child alone: tshark does not let root choose
-# another place (WIRESHARK_EXTCAP_DIR).
+# What lies in the tree is put where it would be installed, for this child alone: tshark does not
+# let root choose another place (WIRESHARK_EXTCAP_DIR).
 INSTALLED = f"""
 there=$(tshark -G folders 2>/dev/null | sed -n 's/^\\(Global \\)*[Ee]xtcap path:[[:space:]]*//p')
 mount --bind '{ROOT}/wireshark/extcap' "$there"
@@ -33,13 +33,13 @@ COUNT = 23
 
 @pytest.fixture
 def marker(wire: Wire) -> Iterator[Marker]:
-    """A sender of numbered frames at the near end, which is this process."""
+    """A sender of numbered frames at the near end (this process)."""
     with closing(Marker(wire.near.namespace, wire.near.device)) as made:
         yield made
 
 
 class Shark:
-    """A tshark at the near end, in a session of its own and with nobody's settings; its output goes to a file."""
+    """A tshark at the near end, in its own session and without settings; its output is in a file."""
 
     def __init__(self, wire: Wire, directory: Path, *arguments: str, stdin: int = subprocess.DEVNULL) -> None:
         self.output = directory / "stdout"
@@ -56,12 +56,12 @@ class Shark:
 
     @property
     def rows(self) -> list[list[str]]:
-        """What it has printed so far, whole lines."""
+        """The complete lines that it has printed so far."""
         return [line.split("\t") for line in self.output.read_text().split("\n")[:-1]]
 
     @property
     def children(self) -> list[int]:
-        """It, and what it has started, as far as they still run."""
+        """It and the processes that it has started, if they still run."""
         listed = subprocess.run(
             ["ps", "-o", "pid=,stat=", "-s", str(self.process.pid)], capture_output=True, text=True, check=False
         )
@@ -69,7 +69,7 @@ class Shark:
         return [int(pid) for pid, state in pairs if not state.startswith("Z")]
 
     def end(self) -> str:
-        """Wait for its end, and for that of all that it started; gives stderr."""
+        """Wait for its end, and for that of all processes that it started; returns stderr."""
         _, stderr = self.process.communicate(timeout=DEADLINE_S)
         until(lambda: not self.children, "nothing that tshark started is left")
         return stderr.decode()
@@ -83,19 +83,21 @@ class Shark:
 
 @contextmanager
 def shark(wire: Wire, directory: Path, *arguments: str, stdin: int = subprocess.DEVNULL) -> Iterator[Shark]:
-    """A tshark that is killed in the end, with all its children."""
+    """A tshark that is killed at the end, with all its children."""
     with closing(Shark(wire, directory, *arguments, stdin=stdin)) as made:
         yield made
 
 
 def expected(wire: Wire, frame: bytes) -> list[str]:
-    """What tshark should say of a marker frame."""
+    """The expected line of tshark for a marker frame."""
     tgid = str(os.getpid())
     return [wire.near.device, tgid, tgid, "current", frame[14:].hex()]
 
 
 def test_a_pipe_shows_packets_while_they_come(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """`skbcapd capture -w - | tshark -r -` shows each packet with its process before the next one is sent."""
+    """`skbcapd capture -w - | tshark -r -` shows each packet with its process before the next one
+    is sent.
+    """
     with closing(Capture(wire.near.namespace, "-i", wire.near.device, "-w", "-")) as capture:
         assert capture.process.stdout is not None
         pipe = capture.process.stdout.fileno()
@@ -111,7 +113,7 @@ def test_a_pipe_shows_packets_while_they_come(wire: Wire, marker: Marker, tmp_pa
 
 
 def test_tshark_lists_the_interface(wire: Wire, tmp_path: Path) -> None:
-    """`tshark -D` has skbcapd, and `-L` its link type, without a complaint about the protocol."""
+    """`tshark -D` has skbcapd, and `-L` its link type, without an error of the protocol."""
     for argument, text in (("-D", "skbcapd (Packets with process names)"), ("-L", "EN10MB")):
         arguments = ("-D",) if argument == "-D" else ("-i", "skbcapd", "-L")
         with shark(wire, tmp_path, *arguments) as lister:
@@ -122,7 +124,9 @@ def test_tshark_lists_the_interface(wire: Wire, tmp_path: Path) -> None:
 
 
 def test_tshark_captures_from_the_interface(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """`tshark -i skbcapd` with our options shows packets, all from the first on, and its end leaves nothing running."""
+    """`tshark -i skbcapd` with our options shows all packets from the first on, and leaves no
+    process running.
+    """
     options = ("-o", f"extcap.skbcapd.interfaces:{wire.near.device}", "-o", "extcap.skbcapd.directions:out")
     with shark(wire, tmp_path, "-i", "skbcapd", *options, *COLUMNS) as reader:
 
@@ -140,8 +144,8 @@ def test_tshark_captures_from_the_interface(wire: Wire, marker: Marker, tmp_path
 
 
 @pytest.mark.parametrize("option", ["extcap.skbcapd.snaplen:7", "extcap.skbcapd.buffersize:lots"])
-def test_tshark_ends_at_what_is_wrong(option: str, wire: Wire, tmp_path: Path) -> None:
-    """A setting that cannot be ends tshark at once. Whether it shows our words is up to it: 4.0 does now and then."""
+def test_tshark_ends_on_errors(option: str, wire: Wire, tmp_path: Path) -> None:
+    """A wrong setting ends tshark at once. tshark 4.0 does not always print our message."""
     with shark(wire, tmp_path, "-i", "skbcapd", "-o", option) as reader:
         stderr = reader.end()
     assert reader.process.returncode != 0 or "0 packets captured" in stderr
@@ -155,10 +159,10 @@ def test_tshark_ends_at_what_is_wrong(option: str, wire: Wire, tmp_path: Path) -
         (("--buffer-size", "lots"), 'buffer.size: found "lots", expected'),
     ],
 )
-def test_the_extcap_says_what_is_wrong(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    """Started as Wireshark starts it, the extcap says what is wrong in our own words, and ends with 2."""
+def test_the_extcap_reports_errors(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    """Started as by Wireshark, the extcap program prints the error, and ends with 2."""
     os.mkfifo(tmp_path / "fifo")
-    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)  # without waiting for one who writes
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)  # without waiting for a writer
     command = [sys.executable, "-m", "skbcapd", "extcap", "--extcap-interface", "skbcapd", "--capture"]
     with subprocess.Popen(
         [*command, "--fifo", str(tmp_path / "fifo"), *options], cwd=ROOT, stderr=subprocess.PIPE, text=True

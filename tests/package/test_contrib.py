@@ -69,7 +69,7 @@ def said(*command: str | Path) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def test_prometheus_takes_the_rules(promtool: str) -> None:
+def test_prometheus_accepts_the_rules(promtool: str) -> None:
     """Promtool finds every alert and nothing wrong with them."""
     code, text = said(promtool, "check", "rules", RULES)
     assert (code, f"SUCCESS: {len(rules())} rules found" in text) == (0, True), text
@@ -103,7 +103,7 @@ def test_the_judge_sees_a_wrong_rule(promtool: str, tmp_path: Path) -> None:
         assert (code, "FAILED" in text) == (1, True), wrong
 
 
-def test_the_rules_name_what_there_is() -> None:
+def test_the_rules_name_existing_metrics() -> None:
     """Metrics, causes of drops and settings in the rules exist in skbcapd; each cause has its advice."""
     text = RULES.read_text()
     page = Metrics(Scene().statistics.snapshot).text().decode()

@@ -100,7 +100,7 @@ def test_the_config_is_the_administrators(unpacked: Path) -> None:
     assert [path.name for path in (unpacked / "etc").rglob("*") if path.is_file()] == ["skbcapd.yaml"]
 
 
-def test_it_packs_what_make_install_installs(unpacked: Path, tmp_path: Path) -> None:
+def test_it_contains_the_files_of_make_install(unpacked: Path, tmp_path: Path) -> None:
     """But for its own papers, the package holds the files of `make install`, no more and no less."""
     subprocess.run(["make", "-s", "install", "prefix=/usr", f"DESTDIR={tmp_path}"], cwd=ROOT, check=True)
     installed = {
@@ -123,7 +123,7 @@ def test_the_alert_rules_are_an_example(unpacked: Path) -> None:
     assert packed.read_bytes() == (ROOT / "contrib/prometheus" / packed.name).read_bytes()
 
 
-def test_nothing_is_started_unasked(unpacked: Path) -> None:
+def test_nothing_is_started_by_default(unpacked: Path) -> None:
     """The package's preset says no, and its scripts ask the presets, so that an administrator's can say yes."""
     preset = (unpacked / "usr/lib/systemd/system-preset/90-skbcapd.preset").read_text()
     assert re.findall(r"^\w+ \S+$", preset, re.MULTILINE) == ["disable skbcapd.service", "disable skbcapd@*.service"]

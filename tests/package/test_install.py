@@ -60,7 +60,7 @@ def test_all_code_is_installed(staged: Path) -> None:
     assert files(staged / "usr/local/lib/skbcapd/skbcapd") == expected
 
 
-def test_the_rest_is_where_it_is_looked_for(staged: Path) -> None:
+def test_the_rest_is_in_the_standard_directories(staged: Path) -> None:
     """Program, config, units, pages and completion are in the places that Debian's programs look into."""
     units = {f"usr/local/lib/systemd/system/{path.name}" for path in (ROOT / "systemd").glob("*.service")}
     rest = {name for name in files(staged) if not name.startswith("usr/local/lib/skbcapd/") and "wireshark" not in name}
@@ -75,7 +75,7 @@ def test_the_rest_is_where_it_is_looked_for(staged: Path) -> None:
     }
 
 
-def test_wireshark_looks_there(staged: Path) -> None:
+def test_wireshark_finds_its_files(staged: Path) -> None:
     """Dissector, profile and extcap program are in the directories that this machine's tshark names."""
     said = subprocess.run(["tshark", "-G", "folders"], capture_output=True, text=True, check=True).stdout
     folders = dict(re.findall(r"^([\w ]+):\s+(/.*)$", said, re.MULTILINE))
@@ -179,7 +179,7 @@ def test_an_untouched_config_follows_the_defaults(tmp_path: Path) -> None:
     assert (tmp_path / "etc/skbcapd.yaml").read_text() == (ROOT / "etc/skbcapd.yaml").read_text()
 
 
-def test_modules_of_an_older_version_go(tmp_path: Path) -> None:
+def test_modules_of_an_older_version_are_deleted(tmp_path: Path) -> None:
     """A module that this version no longer has is not left beside the others by a second install."""
     make("install", f"DESTDIR={tmp_path}")
     old = tmp_path / "usr/local/lib/skbcapd/skbcapd/old.py"

@@ -41,7 +41,7 @@ def rendered(page: str) -> str:
 
 
 @pytest.mark.parametrize("path", manual.texts())
-def test_what_is_generated_is_up_to_date(path: str) -> None:
+def test_generated_files_are_up_to_date(path: str) -> None:
     """The tree holds what `make generate` writes."""
     assert (ROOT / path).read_text() == manual.texts()[path]
 

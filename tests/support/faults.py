@@ -45,6 +45,9 @@ BEFORE = {
     "a signal while it starts": "killed by SIGHUP, SIGUSR1 and SIGUSR2",
     "a storm of signals": "SIGUSR1: status unanswered, SIGTERM obeyed when it was over; exit codes -12, -1",
     "the service manager hangs": "the capture stopped for ever, SIGTERM not obeyed",
+    "the disk of the compiler's cache hangs": "reload never done; SIGTERM not obeyed",
+    "a process that delays who reads its command line": "the capture stopped as long as the process wanted",
+    "a file system that does not respond": "SIGTERM not obeyed",
     "all at once": "not tried",
 }
 

@@ -17,8 +17,8 @@ from skbcapd.kernel import abi
 from skbcapd.kernel.loader import Hook
 from skbcapd.kernel.marker import Marker
 from skbcapd.kernel.program import Counters
-from skbcapd.kernel.segments import Cut, Upcall
-from skbcapd.output.interface import Snapshot, Statistics
+from skbcapd.kernel.segments import Packet
+from skbcapd.output.interface import FILE_S, Snapshot, Statistics
 from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.pcapng.blocks import PACKET, walk
@@ -114,6 +114,7 @@ class Recording:
     lost = accepted = completed = 0
     dumped = None
     is_busy = has_pending_work = needs_renumbering = False
+    latency_s = FILE_S
 
     def __init__(self, *, labels: bool = True) -> None:
         self.labels = labels
@@ -139,7 +140,7 @@ class Recording:
         self.interfaces.append(interface)
         return len(self.interfaces) + 6  # no number that could come about by chance
 
-    def write_packet(self, found: Upcall | Cut, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
+    def write_packet(self, found: Packet, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
         """Take a packet."""
         self.written.append((interface_id, bytes(found.frame)))
         self.stamps.append(stamp)

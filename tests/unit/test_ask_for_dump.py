@@ -13,7 +13,7 @@ import pytest
 from skbcapd.errors import FileError
 from skbcapd.output.directory import ask_for_dump
 
-# Locks a directory; at the signal it does what is said.
+# Locks a directory; on the signal it acts as its argument says.
 DAEMON = """
 import fcntl, os, pathlib, signal, sys
 place = pathlib.Path(sys.argv[1])
@@ -33,7 +33,7 @@ while True:
 
 @contextmanager
 def daemon(path: Path, does: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that holds the lock."""
+    """A process that has the lock."""
     with subprocess.Popen([sys.executable, "-c", DAEMON, str(path), does], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -41,14 +41,16 @@ def daemon(path: Path, does: str) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def test_the_holder_of_the_lock_is_asked(tmp_path: Path) -> None:
-    """The file that current.pcapng leads to after the signal is given; one in work is waited for."""
+def test_the_locking_process_makes_the_dump(tmp_path: Path) -> None:
+    """The file to which current.pcapng points after the signal is returned; an unfinished file is
+    waited for.
+    """
     with daemon(tmp_path, "dump"):
         assert ask_for_dump(tmp_path) == tmp_path / "b.pcapng"
 
 
 def test_a_process_that_would_die_is_left_alone(tmp_path: Path) -> None:
-    """A stranger that holds the lock and does not wait for the signal gets none."""
+    """A process that has the lock but no handler for the signal gets no signal."""
     with daemon(tmp_path, "nothing") as process:
         with pytest.raises(FileError, match="no process writes to it"):
             ask_for_dump(tmp_path)
@@ -56,7 +58,7 @@ def test_a_process_that_would_die_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_lock_on_something_else(tmp_path: Path) -> None:
-    """A process whose lock only has the directory's number, on another file system, is not asked."""
+    """A process with a lock on the same inode number of another file system gets no signal."""
     proc = tmp_path / "proc"
     place = tmp_path / "captures"
     place.mkdir()
@@ -70,7 +72,7 @@ def test_a_lock_on_something_else(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["missing", "file/missing"])
 def test_no_directory(name: str, tmp_path: Path) -> None:
-    """A directory that is not there is named."""
+    """The error names a missing directory."""
     (tmp_path / "file").touch()
     with pytest.raises(FileError, match=f"{tmp_path / name}: .*; expected a directory that skbcapd writes to"):
         ask_for_dump(tmp_path / name)

@@ -1,4 +1,6 @@
-"""What an output knows of blocks: packets counted in any parts, and the end of the last whole block."""
+"""Functions on blocks for outputs: counting packets, and finding the end of the last complete
+block.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,13 @@ KINDS = st.lists(st.tuples(st.booleans(), st.integers(0, 300)), max_size=20)
 
 
 def stream(kinds: list[tuple[bool, int]]) -> list[bytes]:
-    """Blocks of packets, and others."""
+    """Packet blocks and other blocks."""
     return [packet(0, bytes(size)) if is_packet else block(5, 0, bytes(size), b"") for is_packet, size in kinds]
 
 
 @given(KINDS, st.lists(st.integers(0, 7000), max_size=9))
 def test_packets_are_counted_in_any_parts(kinds: list[tuple[bool, int]], cuts: list[int]) -> None:
-    """Wherever a stream is cut, each packet is counted once."""
+    """Each packet is counted once, at any split of the stream."""
     data = b"".join(stream(kinds))
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     counter = PacketCounter()
@@ -34,8 +36,8 @@ def test_packets_are_counted_in_any_parts(kinds: list[tuple[bool, int]], cuts: l
 
 
 @given(KINDS, st.integers(0, 400))
-def test_what_is_whole(kinds: list[tuple[bool, int]], torn: int) -> None:
-    """Of blocks and the beginning of one the whole blocks are found, in memory and in a file."""
+def test_complete_blocks_are_recognized(kinds: list[tuple[bool, int]], torn: int) -> None:
+    """Complete blocks are recognized, in memory and in a file."""
     found = [SECTION, *stream(kinds)]
     data = b"".join(found)
     rest = packet(0, bytes(400))[:torn]
@@ -55,7 +57,7 @@ def test_what_is_whole(kinds: list[tuple[bool, int]], torn: int) -> None:
 
 @given(st.integers(0, 2), st.integers(8, 90))
 def test_a_hole_in_the_middle_is_the_end(which: int, size: int) -> None:
-    """Zeros where a crash of the machine has lost data end the file before them, whatever comes behind."""
+    """Zeros from a crash of the machine end the file, whatever follows them."""
     made = [SECTION, packet(0, bytes(60)), packet(0, b"\xff" * 300), packet(0, bytes(60))]
     ends = [sum(map(len, made[: n + 1])) for n in range(4)]
     data = bytearray(b"".join(made))
@@ -67,8 +69,8 @@ def test_a_hole_in_the_middle_is_the_end(which: int, size: int) -> None:
         assert whole_in(file.fileno()) == (at, True)
 
 
-def test_a_frame_that_looks_like_blocks() -> None:
-    """A torn packet whose frame holds whole blocks is torn all the same."""
+def test_a_frame_with_bytes_like_blocks() -> None:
+    """An incomplete packet is incomplete, even if its frame contains complete blocks."""
     inside = packet(0, bytes(60)) * 7
     data = SECTION + packet(0, inside)[: -len(inside) // 2]
     with tempfile.TemporaryFile() as file:
@@ -78,7 +80,7 @@ def test_a_frame_that_looks_like_blocks() -> None:
 
 
 def test_no_section_no_file() -> None:
-    """A file that begins with anything else holds nothing."""
+    """A file that does not begin with a section header has no blocks."""
     with tempfile.TemporaryFile() as file:
         file.write(packet(0) * 3)
         file.flush()
@@ -88,7 +90,7 @@ def test_no_section_no_file() -> None:
 
 
 def test_times_of_packets() -> None:
-    """The first and last packet's time, whatever else is there."""
+    """The times of the first and the last packet are returned; other blocks have no effect."""
     first, last = (1 << 32) + 7, (5 << 32) + 9
     data = block(5, 0, b"", b"") + block(6, 0, b"a", b"", first) + block(6, 0, b"b", b"", last) + block(5, 0, b"", b"")
     assert packet_times(data) == (2, first, last)

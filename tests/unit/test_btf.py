@@ -1,4 +1,4 @@
-"""Offsets read from BTF: from a blob made by hand, from what is no BTF at all, and from the running kernel."""
+"""Offsets from BTF: of a handmade blob, of broken blobs, and of the running kernel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OTHER_KINDS = sorted(set(range(1, 20)) - {blob.STRUCT, blob.UNION})
 
 
 def handmade() -> bytes:
-    """Two structs of one shape as the kernel has them, between types of every other kind."""
+    """Two structs as in the kernel, between types of all other kinds."""
     made = Blob()
     for kind in OTHER_KINDS:
         made.add(kind, "decoy", members=3)
@@ -56,8 +56,10 @@ HANDMADE = handmade()
         ("same", "end", (32, 0)),
     ],
 )
-def test_where_a_field_lies(name: str, field: str, found: tuple[int, int]) -> None:
-    """A field is found where it lies, also inside anonymous members, as a bitfield, and past every other kind."""
+def test_the_offset_of_a_field(name: str, field: str, found: tuple[int, int]) -> None:
+    """A field is found at its offset, also in anonymous members, as a bitfield, and after types of
+    all kinds.
+    """
     btf = Btf(HANDMADE)
 
     assert btf.bits(name, field) == found
@@ -66,7 +68,7 @@ def test_where_a_field_lies(name: str, field: str, found: tuple[int, int]) -> No
 
 
 def test_functions_and_structs_have_numbers() -> None:
-    """A function and a struct are known by their type ids; what is no function, or is not there, has none."""
+    """Functions and structs have type ids; other names have none."""
     made = Blob()
     made.struct("words", 8)
     function = made.add(blob.FUNC, "cast")
@@ -79,7 +81,7 @@ def test_functions_and_structs_have_numbers() -> None:
 
 
 def test_sizes_and_renamed_fields() -> None:
-    """A struct has its size, and of several names of a field the first that exists is taken."""
+    """A struct has its size; of several names of a field the first that exists is used."""
     btf = Btf(HANDMADE)
 
     assert (btf.size("sk_buff"), btf.size("k_buff")) == (232, 8)
@@ -98,8 +100,8 @@ def test_sizes_and_renamed_fields() -> None:
         (lambda btf: btf.size("decoy"), "struct decoy is not"),
     ],
 )
-def test_what_is_missing_is_named(ask: Callable[[Btf], object], message: str) -> None:
-    """A struct or field that this kernel lacks is named in the error, with a hint."""
+def test_missing_fields_are_named(ask: Callable[[Btf], object], message: str) -> None:
+    """The error names a missing struct or field, with a hint."""
     with pytest.raises(BtfError, match=message) as raised:
         ask(Btf(HANDMADE))
     assert raised.value.hint
@@ -118,15 +120,17 @@ def test_what_is_missing_is_named(ask: Callable[[Btf], object], message: str) ->
         (b"\x7fELF" + bytes(64), "starts with magic 0x457f"),
     ],
 )
-def test_what_is_no_btf_is_refused(data: bytes, message: str) -> None:
-    """Bytes that are no BTF, or not all of it, are refused with what was found and what was expected."""
+def test_wrong_btf_is_rejected(data: bytes, message: str) -> None:
+    """Bytes that are not BTF, or incomplete, give an error with what was found and what was
+    expected.
+    """
     with pytest.raises(BtfError, match=message):
         Btf(data)
 
 
 @pytest.mark.parametrize("kind", [0, 20, 31])
 def test_an_unknown_kind_is_refused(kind: int) -> None:
-    """A kind of type that this reader does not know has an unknown length, so nothing behind it is read."""
+    """A type of unknown kind has an unknown length, so it is an error."""
     made = Blob()
     made.add(blob.INT, "int")
     made.add(kind)
@@ -136,14 +140,14 @@ def test_an_unknown_kind_is_refused(kind: int) -> None:
 
 
 def test_a_missing_file_is_explained(tmp_path: Path) -> None:
-    """Where the kernel serves no BTF, the error names the file and the kernel option."""
+    """Without BTF in the kernel, the error names the file and the kernel option."""
     with pytest.raises(BtfError, match=r"vmlinux: No such file") as raised:
         Btf.load(tmp_path / "vmlinux")
     assert "CONFIG_DEBUG_INFO_BTF" in raised.value.hint
 
 
 def ask_everything(data: bytes) -> None:
-    """Everything that can be asked of a blob: answers or BtfError."""
+    """All queries on a blob: results, or BtfError."""
     try:
         btf = Btf(data)
     except BtfError:
@@ -157,13 +161,15 @@ def ask_everything(data: bytes) -> None:
 
 @given(st.integers(0, len(HANDMADE)))
 def test_a_truncated_blob_gives_btf_error(length: int) -> None:
-    """A blob cut anywhere gives BtfError or answers, never another exception."""
+    """A blob that is truncated anywhere gives BtfError or results, never another exception."""
     ask_everything(HANDMADE[:length])
 
 
 @given(st.lists(st.tuples(st.integers(0, len(HANDMADE) - 1), st.integers(0, 255)), min_size=1, max_size=4))
 def test_a_corrupted_blob_gives_btf_error(changes: list[tuple[int, int]]) -> None:
-    """A blob with some bytes changed gives BtfError or answers, never another exception, and never hangs."""
+    """A blob with changed bytes gives BtfError or results, never another exception, and never
+    hangs.
+    """
     data = bytearray(HANDMADE)
     for at, value in changes:
         data[at] = value
@@ -171,7 +177,9 @@ def test_a_corrupted_blob_gives_btf_error(changes: list[tuple[int, int]]) -> Non
 
 
 def chain(last: int) -> bytes:
-    """A hundred unions, each of two anonymous members of the next one's type; the last one's is `last`."""
+    """A hundred unions, each with two anonymous members of the next type; the last one has the
+    member `last`.
+    """
     made = Blob()
     for number in range(1, 101):
         inner = number + 1 if number < 100 else last
@@ -184,16 +192,17 @@ def chain(last: int) -> bytes:
     [(0, "no field len"), (1, "no field len"), (99, "no field len"), (101, "type 100"), (0xFFFFFFFF, "type 100")],
 )
 def test_types_that_nest_without_end(last: int, message: str) -> None:
-    """Anonymous members that contain themselves, grow without bound or lead nowhere are refused, not followed."""
+    """Anonymous members that contain themselves, grow without limit or have no type are an error."""
     with pytest.raises(BtfError, match=message):
         Btf(chain(last)).bits("sk_buff", "len")
 
 
 def test_the_running_kernel() -> None:
-    """The running kernel's types have the shape that its ABI and its own code rely on."""
+    """The types of the running kernel have the layout of its ABI and its own code."""
     btf = Btf.load()
 
-    # skb->len and data_len are declared in one line; list pointers come first in sk_buff (see sk_buff_head).
+    # skb->len and data_len are declared on one line; list pointers are first in sk_buff (see
+    # sk_buff_head).
     assert btf.offset("sk_buff", "data_len") == btf.offset("sk_buff", "len") + 4
     assert [btf.offset("sk_buff", name) for name in ("next", "prev")] == [0, 8]
     assert btf.offset("sk_buff", "data") == btf.offset("sk_buff", "head") + 8
@@ -201,7 +210,8 @@ def test_the_running_kernel() -> None:
     assert btf.bits("sk_buff", "ip_summed")[1] == 2
     for name in ("sk_buff", "net_device", "task_struct", "sock"):
         assert btf.size(name) % 8 == 0
-    # User ABI, the same on every kernel: arch/*/include/uapi/asm/ptrace.h, linux/if_ether.h, linux/ip.h, linux/in6.h.
+    # User ABI, the same on every kernel: arch/*/include/uapi/asm/ptrace.h, linux/if_ether.h,
+    # linux/ip.h, linux/in6.h.
     assert (btf.size("ethhdr"), btf.size("iphdr"), btf.size("in6_addr")) == (14, 20, 16)
     assert btf.offset("iphdr", "saddr") == 12
     if btf.has("pt_regs", "orig_ax"):

@@ -1,4 +1,6 @@
-"""The stages joined, with a program that a test writes packets for, and an output that remembers what it got."""
+"""The stages together, with a program whose packets the test writes, and an output that records
+what it gets.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from skbcapd.config.parser import default_settings
 from skbcapd.errors import KernelError
 from skbcapd.kernel import abi
 from skbcapd.kernel.marker import Marker
-from skbcapd.kernel.segments import LOCAL_PER_RANGE, Cut, Upcall
+from skbcapd.kernel.segments import LOCAL_PER_RANGE, Packet
 from skbcapd.output.interface import Snapshot
 from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT, PACKET, walk
@@ -38,12 +40,12 @@ ELSEWHERE = HERE + 1
 
 
 def accounted(totals: Totals) -> int:
-    """All that became of packets."""
+    """All totals."""
     return totals.written + totals.filtered + totals.duplicates + totals.self_test + totals.kernel.lost + totals.dropped
 
 
 def unpacked(label: bytes) -> dict[str, Any]:
-    """The fields of a struct label by name, its options no longer than they are."""
+    """The fields of a struct label by name, with its options cut to their length."""
     found = abi.LABEL.unpack(label)._asdict()
     return found | {"options": found["options"][: found["options_len"]]}
 
@@ -51,8 +53,10 @@ def unpacked(label: bytes) -> dict[str, Any]:
 # Labels
 
 
-def test_the_first_packet_installs_what_the_next_are_stamped_with() -> None:
-    """A packet without a label is written, and its key gets interface, counters, snaplen and that packet's stamp."""
+def test_the_first_packet_installs_the_label_of_the_next() -> None:
+    """A packet without a label is written, and its key gets a label with its interface, counters,
+    snaplen and options.
+    """
     rig = Rig(snaplen=96)
     rig.drain(upcall(NTP_FRAME))
 
@@ -89,8 +93,10 @@ def test_the_first_packet_installs_what_the_next_are_stamped_with() -> None:
         (7, 0, b"via=unknown"),
     ],
 )
-def test_what_a_packet_is_stamped_with(via: int, tgid: int, text: bytes) -> None:
-    """A packet names its process in comment and option, and says how it was found, or why there is none."""
+def test_the_options_of_a_packet(via: int, tgid: int, text: bytes) -> None:
+    """A packet names its process in comment and option 8, and says how it was found, or why there
+    is none.
+    """
     rig = Rig()
     rig.drain(upcall(NTP_FRAME, via=via, tgid=tgid, tid=tgid and 1059, comm=b"chronyd" if tgid else b""))
     [stamp] = rig.output.stamps
@@ -103,8 +109,8 @@ def test_what_a_packet_is_stamped_with(via: int, tgid: int, text: bytes) -> None
 
 @pytest.mark.parametrize("frame", [b"", b"\x01", NTP_FRAME])
 @pytest.mark.parametrize("flags", [1 | 3 << 2, 2 | 1 << 9 | 1 << 11])
-def test_both_ways_write_the_same_block(frame: bytes, flags: int) -> None:
-    """The block that Python writes for a packet is the one that the kernel program would make with its label."""
+def test_kernel_and_python_write_the_same_block(frame: bytes, flags: int) -> None:
+    """Python writes the same block as the kernel program with the label."""
     sink = io.BytesIO()
     rig = Rig(PcapngOutput(sink))
     rig.drain(upcall(frame, time_ns=1_622_469_600_123_456_789, flags=flags, original_len=1500))
@@ -119,8 +125,8 @@ def test_both_ways_write_the_same_block(frame: bytes, flags: int) -> None:
     assert [kind for _, kind, _ in walk(memoryview(sink.getvalue()))] == [0x0A0D0D0A, 1, 6]
 
 
-def test_no_labels_for_an_output_that_takes_none() -> None:
-    """With `encode: scapy` and with text no label is installed: every packet comes through Python."""
+def test_no_labels_for_an_output_without_labels() -> None:
+    """With `encode: scapy` and with text, no label is installed: all packets pass through Python."""
     rig = Rig(Recording(labels=False))
     rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME))
     assert not rig.program.labels
@@ -128,8 +134,10 @@ def test_no_labels_for_an_output_that_takes_none() -> None:
     assert not PcapngOutput(io.BytesIO(), "scapy").labels
 
 
-def test_a_cut_packet_is_written_anew() -> None:
-    """A labelled packet that could not be read to its end gets a shorter block, with its label's stamp."""
+def test_a_cut_packet_is_written_again() -> None:
+    """A packet with a label that could not be read to its end gets a shorter block, with the
+    options of its label.
+    """
     sink = io.BytesIO()
     rig = Rig(PcapngOutput(sink))
     rig.drain(upcall(NTP_FRAME), packet(0, b"one"))
@@ -146,8 +154,10 @@ def test_a_cut_packet_is_written_anew() -> None:
 
 
 @pytest.mark.parametrize("kind", ["upcall", "cut"])
-def test_packets_that_several_devices_see_carry_their_identifier(kind: str) -> None:
-    """Each packet of a linked key has its own epb_packetid, behind the flags; the label is that of the key."""
+def test_packets_on_several_interfaces_have_an_identifier(kind: str) -> None:
+    """Each packet of a linked key has its own epb_packetid, after the flags; the label belongs to
+    the key.
+    """
     sink = io.BytesIO()
     rig = Rig(PcapngOutput(sink))
     rig.drain(upcall(b"1", linked=1, packet_id=7))
@@ -162,13 +172,15 @@ def test_packets_that_several_devices_see_carry_their_identifier(kind: str) -> N
 
 
 def packet_bodies(data: bytes) -> list[bytes]:
-    """The packets' blocks, up to their end option."""
+    """The blocks of packets, up to their end option."""
     view = memoryview(data)
     return [bytes(view[at : at + size - 4]) for at, kind, size in walk(view) if kind == PACKET]
 
 
 def test_checksums_are_completed() -> None:
-    """Where the program wants a checksum it is completed, with a label or without, and no longer marked."""
+    """A checksum that the program requests is computed, with and without a label, and no longer
+    marked.
+    """
     frame = bytes(34) + bytes(6) + b"\x12\x34"
     rig = Rig()
     rig.drain(upcall(frame, flags=2 | 1 << 9, checksum=34 | 4 << 16))
@@ -180,7 +192,9 @@ def test_checksums_are_completed() -> None:
 
 
 def test_a_question_is_answered_without_a_label() -> None:
-    """A packet whose process Python finds out names it, and gets no label: the next one comes with another key."""
+    """A packet whose process was looked up names it, and gets no label: the next packet has another
+    key.
+    """
     rig = Rig(find_holders={4711: (User(1058, 1058, 0, b"chronyd"),)}.get)
     asked: dict[str, Any] = {"via": abi.VIA_UNRESOLVED, "tgid": 0, "tid": 0, "comm": b"", "sk": 1, "inode": 4711}
     rig.drain(upcall(NTP_FRAME, time_ns=time.time_ns(), **asked))
@@ -199,8 +213,10 @@ def test_a_question_is_answered_without_a_label() -> None:
         ([(80, b"nginx")], b"comm=nginx tgid=80 via=group", struct.pack("<HHII", 8, 8, 80, 0)),
     ],
 )
-def test_what_a_group_has_in_common_is_said(users: list[tuple[int, bytes]], said: bytes, ids: bytes) -> None:
-    """A packet of one of several says what they have in common, and so does the label for the next ones."""
+def test_common_values_of_a_group_are_written(users: list[tuple[int, bytes]], said: bytes, ids: bytes) -> None:
+    """A packet with several candidates has their common fields, and so has the label for the next
+    ones.
+    """
     members = tuple(User(tgid, tgid, 0, comm, comm) for tgid, comm in users)
     rig = Rig(find_holders=lambda *_: members)
     rig.program.groups[1 << 63] = [(1, 101), (2, 103)]
@@ -244,10 +260,10 @@ THREAD: dict[str, Any] = {"tgid": 1058, "tid": 1059, "start": 6000 * TICK + 7}
         ("none", {"via": abi.VIA_UNKNOWN, "tgid": 0, "tid": 0}, b""),
     ],
 )
-def test_the_comment_has_the_fields_that_are_asked_for(
+def test_the_comment_has_the_fields_of_the_setting(
     comment: str, arguments: dict[str, Any], text: bytes, proc: Proc
 ) -> None:
-    """Fields stand in the order asked for; those not known, or not for certain of this process, are left out."""
+    """Fields are in the order of the setting; unknown and uncertain values are left out."""
     processes = Processes(cmdline=True, proc=proc.path, users=proc.users)
     rig = Rig(comment=comment.split(), processes=processes)
     rig.drain(upcall(NTP_FRAME, **{**THREAD, **arguments}))
@@ -260,8 +276,8 @@ def test_the_comment_has_the_fields_that_are_asked_for(
         assert options[:4] == struct.pack("<HH", 2, 4)  # flags come first
 
 
-def test_what_the_kernel_has_taken_needs_no_proc() -> None:
-    """With comm, pid and tgid, or no comment at all, nobody asks who a process is."""
+def test_values_of_the_kernel_program_need_no_proc() -> None:
+    """With comm, pid and tgid, or without a comment, /proc is not read."""
     for comment in (["tgid", "comm", "pid"], ["none"]):
         rig = Rig(comment=comment, processes=None)
         rig.drain(upcall(NTP_FRAME))
@@ -269,7 +285,9 @@ def test_what_the_kernel_has_taken_needs_no_proc() -> None:
 
 
 def test_a_process_is_described_in_front_of_its_packet(proc: Proc) -> None:
-    """Each process is described before its packet, the one that has gone by what the packet says; nobody is not."""
+    """Each process is described before its packet; one that has ended by the packet's data; no
+    process by nothing.
+    """
     rig = Rig(process_blocks=True, processes=Processes(proc=proc.path, users=proc.users))
     rig.drain(upcall(b"1", tgid=0, tid=0, via=abi.VIA_UNKNOWN), upcall(b"2", **THREAD), upcall(b"3", tgid=7, tid=7))
 
@@ -281,7 +299,7 @@ def test_a_process_is_described_in_front_of_its_packet(proc: Proc) -> None:
 
 
 def test_a_process_block_is_written_once_for_each_section() -> None:
-    """What has been described is not described again but in a new section, and there it is whole, the last 4096."""
+    """A process block is written once per section; a new section repeats the last 4096."""
     stream = io.BytesIO()
     output = PcapngOutput(stream)
     before = len(stream.getvalue())
@@ -301,7 +319,7 @@ def test_a_process_block_is_written_once_for_each_section() -> None:
 
 
 def test_a_cut_packet_whose_label_is_forgotten() -> None:
-    """A packet cut with a label that Python no longer knows is counted as lost, and the capture goes on."""
+    """A cut packet whose label was evicted is counted as dropped, and the capture continues."""
     rig = Rig()
     rig.drain(upcall(b"1"), cut(97, b"2", 0, 4), packet(7, b"3"))
     rig.capture.stop()
@@ -310,8 +328,10 @@ def test_a_cut_packet_whose_label_is_forgotten() -> None:
     assert (totals.written, totals.dropped, accounted(totals)) == (2, 1, totals.kernel.seen)
 
 
-def test_a_label_holds_names_as_the_kernel_has_them() -> None:
-    """What stands behind a name's end is part of the label, which the kernel compares in whole, and not of the name."""
+def test_a_label_has_the_bytes_of_names_in_the_kernel() -> None:
+    """The bytes after the NUL of a name are part of the label, because the kernel compares them,
+    but not of the name.
+    """
     rig = Rig()
     rig.drain(upcall(NTP_FRAME, comm=b"chronyd\0ld name", process=b"lead\0er", device=b"eth0\0nas7"))
     label = unpacked(*rig.program.labels.values())
@@ -321,8 +341,8 @@ def test_a_label_holds_names_as_the_kernel_has_them() -> None:
     assert rig.output.interfaces[0].name == b"eth0"
 
 
-def test_a_packet_met_during_the_self_test_is_cut() -> None:
-    """Of a frame that the program gave whole, as the self-test needs it, no more than the snaplen is written."""
+def test_a_packet_seen_during_the_self_test_is_cut() -> None:
+    """A frame that was captured completely because of the self-test is cut to the snaplen."""
     rig = Rig(snaplen=64)
     rig.drain(upcall(bytes(range(99))))
     assert rig.output.frames == [bytes(range(64))]
@@ -332,8 +352,10 @@ def test_a_packet_met_during_the_self_test_is_cut() -> None:
 # Devices
 
 
-def test_a_device_is_described_once() -> None:
-    """However many processes send through a device, it has one interface block and one row of counters."""
+def test_an_interface_is_described_once() -> None:
+    """However many processes send through an interface, it has one interface block and one row of
+    counters.
+    """
     rig = Rig(snaplen=1000)
     rig.drain(upcall(b"1", netns=HERE), upcall(b"2", netns=HERE, tgid=7), packet(7, b"3"), upcall(b"4", direction=1))
 
@@ -362,8 +384,10 @@ def test_a_device_is_described_once() -> None:
         ({"net": 2, "netns": HERE}, b"eth0", f"network namespace {HERE}"),
     ],
 )
-def test_another_device(other: dict[str, Any], name: bytes, description: str) -> None:
-    """A renamed device, another one, and one of another namespace each have their own interface and counters."""
+def test_another_interface(other: dict[str, Any], name: bytes, description: str) -> None:
+    """A renamed interface, another one, and one of another namespace each have their own interface
+    and counters.
+    """
     rig = Rig()
     rig.drain(upcall(b"1", netns=ELSEWHERE), upcall(b"2", **({"netns": ELSEWHERE} | other)), slot=1)
 
@@ -388,15 +412,19 @@ def test_another_device(other: dict[str, Any], name: bytes, description: str) ->
     ],
 )
 def test_link_type_and_address(changes: dict[str, Any], link_type: int, mac: bytes | None) -> None:
-    """A device without a link layer is RAW, and only six bytes that are not all zero are a hardware address."""
+    """An interface without a link layer is RAW; only six bytes that are not all zero are a hardware
+    address.
+    """
     rig = Rig()
     rig.drain(upcall(NTP_FRAME, **changes))
     [interface] = rig.output.interfaces
     assert (interface.link_type, interface.mac) == (link_type, mac)
 
 
-def test_a_device_of_unknown_type_is_refused_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Frames of a type that has no link type are not written; one line says so, and the packets count as filtered."""
+def test_an_interface_of_unknown_type_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Frames of an unknown interface type are not written; one warning is logged, and the packets
+    count as filtered.
+    """
     rig = Rig()
     rig.drain(*[upcall(NTP_FRAME, device=b"can0", device_type=280)] * 3, slot=1)
 
@@ -420,8 +448,10 @@ def test_a_device_of_unknown_type_is_refused_once(caplog: pytest.LogCaptureFixtu
         (("eth2",), []),
     ],
 )
-def test_only_devices_that_are_wanted(interfaces: tuple[str, ...], frames: list[bytes]) -> None:
-    """A name is a device of this network namespace; packets of all others are filtered, and known to be unwanted."""
+def test_only_selected_interfaces_are_captured(interfaces: tuple[str, ...], frames: list[bytes]) -> None:
+    """Names select interfaces of this network namespace; packets of others are filtered, and the
+    program knows it.
+    """
     rig = Rig(interfaces=interfaces)
     rig.drain(
         upcall(b"1", netns=HERE),
@@ -438,8 +468,10 @@ def test_only_devices_that_are_wanted(interfaces: tuple[str, ...], frames: list[
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 8])
-def test_a_limit_holds_within_a_range(limit: int) -> None:
-    """With a limit exactly so many packets are written, also when it is reached between ready blocks of one range."""
+def test_a_limit_applies_within_a_range(limit: int) -> None:
+    """With a limit, exactly so many packets are written, also if it is reached between blocks of
+    one range.
+    """
     rig = Rig(limit=limit)
     kinds = ["upcall", "packet", "packet", "cut", "packet", "packet", "upcall", "packet", "cut"]
     for number, kind in enumerate(kinds):
@@ -455,8 +487,8 @@ def test_a_limit_holds_within_a_range(limit: int) -> None:
     assert rig.capture.totals().written == limit
 
 
-def test_packets_of_no_interest_do_not_count_towards_a_limit() -> None:
-    """A limit counts packets that are written."""
+def test_filtered_packets_do_not_count_for_a_limit() -> None:
+    """A limit counts written packets only."""
     rig = Rig(limit=1, interfaces=("eth0",))
     rig.drain(upcall(b"1", netns=ELSEWHERE, net=2), upcall(b"2", netns=HERE))
     assert rig.output.frames == [b"2"]
@@ -469,7 +501,9 @@ def test_packets_of_no_interest_do_not_count_towards_a_limit() -> None:
     st.booleans(),
 )
 def test_every_packet_is_counted_once(kinds: list[str], drained: int, broken: bool) -> None:  # noqa: FBT001
-    """When a capture has ended, seen = written + filtered + lost, whatever became of the packets and of the output."""
+    """When a capture has ended, seen = written + filtered + dropped, for all outcomes of packets
+    and outputs.
+    """
     rig = Rig(interfaces=("eth0",))
     rig.drain(upcall(b"first", netns=HERE, tgid=0))
     for number, kind in enumerate(kinds, 1):
@@ -495,8 +529,8 @@ def test_every_packet_is_counted_once(kinds: list[str], drained: int, broken: bo
     assert totals.processes == sum(interface == 7 for interface, _ in rig.output.written) - 1
 
 
-def test_what_comes_while_the_hooks_go_is_written() -> None:
-    """A packet of a program that still ran on another processor at the detach is written."""
+def test_packets_during_the_detach_are_written() -> None:
+    """A packet of a program that still ran on another processor during the detach is written."""
     rig = Rig()
     rig.program.on_detach = [upcall(NTP_FRAME)]
     rig.capture.stop()
@@ -505,17 +539,19 @@ def test_what_comes_while_the_hooks_go_is_written() -> None:
 
 
 class Failing(Recording):
-    """An output whose reader goes away at its third packet."""
+    """An output whose reader ends at its third packet."""
 
-    def write_packet(self, found: Upcall | Cut, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
+    def write_packet(self, found: Packet, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
         """Take a packet."""
         if len(self.written) == 2:
             raise BrokenPipeError
         super().write_packet(found, interface_id, stamp, _snapshot)
 
 
-def test_a_broken_output_loses_whole_ranges() -> None:
-    """What an output could not take is counted as lost, with all of the range that it was in, and none of it twice."""
+def test_a_broken_output_drops_complete_ranges() -> None:
+    """Packets that an output cannot write are counted as dropped, with the rest of their range,
+    each once.
+    """
     rig = Rig(Failing())
     rig.drain(upcall(b"1"))
     rig.program.put(upcall(b"2"), upcall(b"3"), packet(7, b"4"))
@@ -533,7 +569,7 @@ def test_a_broken_output_loses_whole_ranges() -> None:
 
 
 def test_the_order_of_a_start() -> None:
-    """What is measured stands in the program's words before the first packet can be seen."""
+    """The results of the measurement are in the control page before the first packet is seen."""
     rig = Rig()
     rig.capture.start()
     rig.capture.stop()
@@ -547,10 +583,10 @@ def test_the_order_of_a_start() -> None:
         ({"process_context": False}, ["cannot tell system calls from softirqs", "paged frames cannot be read"]),
     ],
 )
-def test_what_this_kernel_cannot_do_is_said(
+def test_limitations_of_the_kernel_are_logged(
     arguments: dict[str, bool], said: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A start says what will be missing, a line each, and captures all the same."""
+    """The start logs one line for each limitation of this kernel, and captures."""
     rig = Rig()
     vars(rig.program).update(arguments)
     rig.capture.start()
@@ -559,7 +595,7 @@ def test_what_this_kernel_cannot_do_is_said(
 
 
 def test_a_program_that_cannot_measure(caplog: pytest.LogCaptureFixture) -> None:
-    """A measurement that fails is said, and the capture starts without it."""
+    """A failed measurement is logged, and the capture starts without it."""
     rig = Rig()
 
     def measure(_marker: Marker) -> None:
@@ -572,8 +608,10 @@ def test_a_program_that_cannot_measure(caplog: pytest.LogCaptureFixture) -> None
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_the_marker_is_the_proof_and_is_not_written(*, whole: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """The marker's frame proves that pages are read, and is not written; a frame short of it proves nothing."""
+def test_the_marker_is_checked_and_not_written(*, whole: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """The marker's frame proves that pages can be read, and is not written; an incomplete frame
+    proves nothing.
+    """
     rig = Rig()
     rig.program.paged = True
     others = 1 << 62
@@ -589,7 +627,7 @@ def test_the_marker_is_the_proof_and_is_not_written(*, whole: bool, caplog: pyte
     rig.drain(upcall(NTP_FRAME, net=others))
     rig.capture.stop()
 
-    # Its own namespace is not given to everybody: then the connection that carries the marker is seen as any other.
+    # If its own namespace is not allowed, the connection of the marker is captured like any other.
     expected = 2 if rig.capture._self_test.private_net else 3 if whole else 4
     assert bool(rig.program.control[abi.PAGE_BASE]) == whole
     assert rig.output.frames[0].startswith(b"other")
@@ -604,7 +642,7 @@ def test_the_marker_is_the_proof_and_is_not_written(*, whole: bool, caplog: pyte
 
 
 def test_a_busy_output_is_given_nothing() -> None:
-    """While the output has too much to write what comes stays in the segments; no packet of it is lost or doubled."""
+    """While the output is busy, packets stay in the segments; none is dropped or written twice."""
     rig = Rig()
     rig.drain(upcall(b"1"), packet(7, b"2"))
     rig.output.is_busy = True
@@ -621,7 +659,9 @@ def test_a_busy_output_is_given_nothing() -> None:
 
 
 def test_a_drain_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A drain whose time is over ends behind a range and says so; the next one goes on with the next packet."""
+    """A drain whose time is over ends after a range and reports it; the next one continues with the
+    next packet.
+    """
     rig = Rig(Recording(labels=False))
     count = 3 * LOCAL_PER_RANGE + 7
     rig.program.put(*(upcall(struct.pack("<I", number), tid=number + 1) for number in range(count)))
@@ -637,8 +677,10 @@ def test_a_drain_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert accounted(rig.capture.totals()) == count
 
 
-def test_what_the_output_does_not_take_at_the_end_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A capture ends in time though its output is busy for ever: what is left is dropped, each packet once."""
+def test_packets_left_at_the_end_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A capture ends in time even if its output stays busy: the rest is dropped, and each packet
+    counted once.
+    """
     monkeypatch.setattr("skbcapd.capture.capture.FINAL_DRAIN_S", 0.05)
     rig = Rig()
     rig.drain(upcall(b"1"), packet(7, b"2"))
@@ -651,7 +693,9 @@ def test_what_the_output_does_not_take_at_the_end_is_counted(monkeypatch: pytest
 
 
 def test_only_completed_packets_count_as_written() -> None:
-    """A packet counts as written when the output has it on the disk, not when it was handed over."""
+    """A packet counts as written when the output has written it to the disk, not when the output
+    gets it.
+    """
     rig = Rig()
     rig.drain(upcall(b"1"), packet(7, b"2"))
     rig.output.accepted, rig.output.completed = 2, 1
@@ -668,29 +712,44 @@ def test_only_completed_packets_count_as_written() -> None:
 # Sleep
 
 
-def test_no_packet_is_slept_over() -> None:
-    """The capture does not fall asleep on a packet that came meanwhile, and a wakeup is taken once."""
+def test_no_packet_is_missed_during_sleep() -> None:
+    """The capture does not sleep if a packet has arrived, and a wakeup is consumed once."""
     rig = Rig()
-    assert rig.capture.request_wakeup()
+    assert rig.capture.request_wakeup(abi.Sleep.UNTIL_PACKET)
     assert rig.program.control[abi.SLEEPING] == 1
-    rig.capture.cancel_wakeup()
+    assert not rig.capture.cancel_wakeup()
     assert (rig.program.control[abi.SLEEPING], rig.program.calls) == (0, ["take_wakeups"])
     rig.program.put(upcall(NTP_FRAME))
-    assert not rig.capture.request_wakeup()
+    assert not rig.capture.request_wakeup(abi.Sleep.UNTIL_PACKET)
     assert rig.program.control[abi.SLEEPING] == 0
+
+
+@pytest.mark.parametrize("fills", [False, True])
+def test_a_file_sleeps_over_packets_with_a_label_only(*, fills: bool) -> None:
+    """Until a packet needs Python the capture may sleep; not if one came meanwhile, in this segment or the next."""
+    rig = Rig()
+    rig.drain(upcall(NTP_FRAME))
+    rig.program.put(packet(7, NTP_FRAME))
+    assert rig.capture.request_wakeup(abi.Sleep.UNTIL_UPCALL)
+    rig.program.control[abi.SLEEPING] = 0  # as the program does
+    assert rig.capture.cancel_wakeup()
+    rig.program.put(*([packet(7, bytes(60_000))] * 40 if fills else []), upcall(NTP_FRAME))
+    assert not rig.capture.request_wakeup(abi.Sleep.UNTIL_UPCALL)
 
 
 # Rules
 
 
 def ruled(text: str, output: Recording | None = None, **arguments: Any) -> Rig[Recording]:
-    """A capture with rules as --set takes them."""
+    """A capture with rules as in --set."""
     return Rig(output, rules=Rules(default_settings({"rules": text, "files.mode": "ring"}).rules), **arguments)
 
 
 @pytest.mark.parametrize("labels", [True, False])
 def test_a_dropped_packet_is_counted_and_labelled(*, labels: bool) -> None:
-    """A rule that drops lets nothing be written; its label makes the program drop the next ones, for text, too."""
+    """A rule with `drop` writes nothing; its label makes the program drop the next packets, also
+    with text output.
+    """
     rig = ruled("[{comm: chronyd, action: drop}]", Recording(labels=labels))
     rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME, comm=b"other", tid=1060))
 
@@ -702,7 +761,9 @@ def test_a_dropped_packet_is_counted_and_labelled(*, labels: bool) -> None:
 
 
 def test_a_rule_keeps_less_or_more() -> None:
-    """A rule's snaplen holds for the first packet and for the label; the program is told to bring enough."""
+    """The snaplen of a rule applies to the first packet and to the label; the program captures
+    enough bytes.
+    """
     rig = ruled("[{comm: chronyd, snaplen: 64}, {comm: other, snaplen: 200}]", snaplen=80)
     rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME, comm=b"other", tid=1060), upcall(NTP_FRAME, comm=b"third", tid=1061))
 
@@ -713,7 +774,9 @@ def test_a_rule_keeps_less_or_more() -> None:
 
 
 def test_a_rule_asks_for_a_dump_at_each_packet() -> None:
-    """Packets that a rule with `dump` takes are written and ask; its label has no stamp, so that all of them come."""
+    """Packets of a rule with `dump` are written and request a dump; their label has no options, so
+    all come to Python.
+    """
     asked: list[str] = []
     rig = ruled("[{comm: chronyd, filter: udp port 123, action: dump}]", ask_for_dump=asked.append)
     rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME), upcall(NTP_FRAME, comm=b"other", tid=1060), upcall(bytes(60)))
@@ -725,7 +788,9 @@ def test_a_rule_asks_for_a_dump_at_each_packet() -> None:
 
 
 def test_a_rules_filter_judges_the_first_packet_too() -> None:
-    """The program judges by the number in the label; the packet without one is judged here, by the same expression."""
+    """The program filters by the number in the label; Python filters the packet without a label
+    with the same expression.
+    """
     rig = ruled("[{comm: chronyd, filter: udp port 123}, {comm: other, filter: tcp}]")
     rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME, comm=b"other", tid=1060))
 
@@ -737,7 +802,7 @@ def test_a_rules_filter_judges_the_first_packet_too() -> None:
 
 
 def test_labels_are_of_their_generation() -> None:
-    """After a change of settings no older label holds, and the program is told all at once."""
+    """After a change of settings no older label is valid, and the program gets all changes at once."""
     rig = Rig(snaplen=96, filter="udp")
     rig.drain(upcall(NTP_FRAME))
     assert rig.program.control[abi.FILTERED] == 1
@@ -762,8 +827,12 @@ def test_labels_are_of_their_generation() -> None:
         (("eth0",), ("eth0",), []),
     ],
 )
-def test_devices_are_meant_by_globs(interfaces: tuple[str, ...], exclude: tuple[str, ...], written: list[str]) -> None:
-    """Names and globs mean devices of this namespace; what is excluded is so in every one, and counted as filtered."""
+def test_interfaces_are_selected_by_globs(
+    interfaces: tuple[str, ...], exclude: tuple[str, ...], written: list[str]
+) -> None:
+    """Names and globs select interfaces of this namespace; `exclude` applies to all namespaces, and
+    is counted as filtered.
+    """
     rig = Rig(interfaces=interfaces, exclude=exclude)
     devices = ((b"eth0", 2, HERE), (b"eth1", 3, HERE), (b"wg0", 4, HERE), (b"eth0", 2, ELSEWHERE))
     for number, (device, ifindex, netns) in enumerate(devices, 1):
@@ -785,10 +854,10 @@ def test_devices_are_meant_by_globs(interfaces: tuple[str, ...], exclude: tuple[
         (("any",), ("no-such-name", "\x01"), []),
     ],
 )
-def test_devices_are_meant_by_namespaces(
+def test_interfaces_are_selected_by_namespaces(
     interfaces: tuple[str, ...], namespaces: tuple[str, ...], written: list[int]
 ) -> None:
-    """Where namespaces are named, devices of the others are not meant, whatever `interfaces` says."""
+    """With `namespaces`, interfaces of other namespaces are not captured, whatever `interfaces` is."""
     rig = Rig(interfaces=interfaces, namespaces=namespaces)
     for number, netns in enumerate((HERE, ELSEWHERE, ELSEWHERE + 1), 1):
         rig.drain(upcall(NTP_FRAME, netns=netns, net=number))
@@ -798,8 +867,10 @@ def test_devices_are_meant_by_namespaces(
     assert rig.program.control[abi.DEVICE_FILTER] > 0
 
 
-def test_a_flood_of_devices_is_bounded() -> None:
-    """Of more devices than are remembered each packet is written and counted, and the oldest are forgotten."""
+def test_many_interfaces_are_bounded() -> None:
+    """With more interfaces than are stored, each packet is written and counted, and the oldest are
+    evicted.
+    """
     rig = Rig()
     sent = REMEMBERED + 101
     for number in range(sent):
@@ -812,7 +883,9 @@ def test_a_flood_of_devices_is_bounded() -> None:
 
 
 def test_more_interfaces_than_a_file_may_have(caplog: pytest.LogCaptureFixture) -> None:
-    """A device too many is not captured, which is said and counted; when the list begins anew, others are."""
+    """An interface beyond the limit is not captured, which is logged and counted; a new list has
+    others.
+    """
     rig = Rig()
     rig.drain(upcall(b"1"))
     rig.capture.interfaces._numbered = INTERFACES_MAX
@@ -828,7 +901,7 @@ def test_more_interfaces_than_a_file_may_have(caplog: pytest.LogCaptureFixture) 
 
 @given(st.lists(st.integers(-1, 4 << 20 | 7)))
 def test_processes_are_counted_once(tgids: list[int]) -> None:
-    """Each number that a process can have is counted once, in memory that does not grow."""
+    """Each process id is counted once, in memory of fixed size."""
     numbers = Numbers(4 << 20)
     size = len(numbers._bits)
     for tgid in [*tgids, *tgids]:
@@ -837,8 +910,8 @@ def test_processes_are_counted_once(tgids: list[int]) -> None:
     assert len(numbers._bits) == size
 
 
-def test_a_disk_that_cannot_follow_is_told() -> None:
-    """While more than half of the memory waits the output is told of memory pressure, and not when less does."""
+def test_a_slow_disk_causes_memory_pressure() -> None:
+    """While more than half of the memory waits, the output gets memory pressure, and otherwise not."""
     rig = Rig()
     big = packet(0, bytes(250_000))
     room = abi.SEGMENT_SIZE // len(big)
@@ -849,17 +922,19 @@ def test_a_disk_that_cannot_follow_is_told() -> None:
 
 
 def test_many_first_packets_are_decided_about_once() -> None:
-    """Of packets that came before their label could, only the first in a drain has one made; a new name has another."""
+    """Of packets that came before their label, only the first one in a drain makes one; a new name
+    makes another one.
+    """
     rig = Rig()
     rig.drain(*[upcall(NTP_FRAME)] * 7, upcall(NTP_FRAME, comm=b"renamed"), upcall(NTP_FRAME))
     assert rig.capture.labels == 2
     assert [b"comm=renamed" in stamp.options for stamp in rig.output.stamps] == [False] * 7 + [True, False]
-    rig.drain(upcall(NTP_FRAME))  # its label has gone, or it would not be here
+    rig.drain(upcall(NTP_FRAME))  # its label was deleted, or it would not be here
     assert rig.capture.labels == 3
 
 
-def test_new_numbers_meet_no_old_label() -> None:
-    """A first packet that comes while interfaces lose their numbers is written with the old one, and gets no label."""
+def test_a_renumbering_leaves_no_old_label() -> None:
+    """A first packet during a renumbering is written with the old number, and gets no label."""
     rig = Rig()
     rig.drain(upcall(b"1", comm=b"one"))
     rig.program.put(upcall(b"2", comm=b"two"))

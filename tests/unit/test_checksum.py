@@ -1,4 +1,4 @@
-"""Checksums completed as hardware would have, with scapy as the judge."""
+"""Checksums as the hardware computes them, compared with scapy."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from scapy.packet import Packet, Raw
 
 from skbcapd.capture.checksum import fill
 
-# Both addresses are given: scapy would look for them, by ARP and neighbour solicitations on the machine's own network.
+# Both addresses are given: scapy would look them up by ARP and neighbor solicitations on the
+# machine's network.
 ETHERNET = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 V4 = IP(src="192.0.2.1", dst="192.0.2.2")
 V6 = IPv6(src="2001:db8::1", dst="2001:db8::2")
 
 
 def unfinished(packet: Packet, transport: int, field: int) -> tuple[bytes, int]:
-    """A frame as it leaves a host whose card completes checksums: the field holds the sum of the pseudo header."""
+    """A frame as it leaves a host with checksum offload: the field has the sum of the pseudo
+    header.
+    """
     whole = bytes(packet)
     at = transport + field
     summed = whole[transport:at] + bytes(2) + whole[at + 2 :] + bytes((len(whole) - transport) % 2)
@@ -37,7 +40,7 @@ def unfinished(packet: Packet, transport: int, field: int) -> tuple[bytes, int]:
     ],
 )
 def test_a_checksum_is_completed(packet: Packet, transport: int, field: int, size: int) -> None:
-    """The frame is the one that scapy builds, whatever the protocol, the tag and the parity of its length."""
+    """The frame is that of scapy, for all protocols, tags and lengths."""
     whole = packet / Raw(bytes(i * 7 & 255 for i in range(size)))
     frame, place = unfinished(whole, transport, field)
 
@@ -46,13 +49,13 @@ def test_a_checksum_is_completed(packet: Packet, transport: int, field: int, siz
 
 
 def test_a_sum_of_zero_is_sent_as_ones() -> None:
-    """A UDP checksum that comes out as 0 is 0xffff: 0 would say that there is none."""
+    """A UDP checksum of 0 is written as 0xffff: 0 means that there is none."""
     frame = bytes(34) + b"\xff\xff" + bytes(6)
 
     assert fill(memoryview(frame), len(frame), 34 | 6 << 16) == bytes(34) + b"\xff\xff" + bytes(4) + b"\xff\xff"
 
 
 @pytest.mark.parametrize(("kept", "place"), [(41, 34 | 6 << 16), (42, 34 | 7 << 16), (42, 0xFFFF | 6 << 16)])
-def test_what_cannot_be_completed(kept: int, place: int) -> None:
-    """A frame that was cut, or whose field lies outside it, is left alone."""
+def test_checksums_that_cannot_be_computed(kept: int, place: int) -> None:
+    """A frame that was cut, or whose checksum field is outside of it, is not changed."""
     assert fill(memoryview(bytes(42))[:kept], 42, place) is None

@@ -11,7 +11,9 @@ from skbcapd.child import Child
 
 
 def test_a_child_works_where_it_may_not_be_nice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service whose system calls are filtered may not change its priority: the child does its work all the same."""
+    """If system calls are filtered and the child cannot change its priority, it still does its
+    work.
+    """
 
     def refused(_increment: int) -> int:
         raise PermissionError(1, "Operation not permitted")

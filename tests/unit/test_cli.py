@@ -1,4 +1,4 @@
-"""The command line: what it takes, what it refuses and how it says so. Nothing here gets as far as the kernel."""
+"""The command line: valid and invalid arguments, and their messages. No kernel program is loaded."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def skbcapd_says(*arguments: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize("name", ["", *COMMANDS])
 @pytest.mark.parametrize("option", ["--help", "-h", "--version"])
 def test_help_and_version_everywhere(name: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command and each of its parts tell their use and their version, on stdout, with exit code 0."""
+    """The command and all its subcommands print help and version, on stdout, with exit code 0."""
     with pytest.raises(SystemExit) as ended:
         command([name, option] if name else [option])
     said = capsys.readouterr()
@@ -45,7 +45,7 @@ def test_help_and_version_everywhere(name: str, option: str, capsys: pytest.Capt
 
 
 def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    """The commands are those of the contract, each with a line of help."""
+    """The help lists all commands, each with a line of text."""
     with pytest.raises(SystemExit):
         command(["--help"])
     assert tuple(re.findall(r"^    (\w+) +\w", capsys.readouterr().out, re.MULTILINE)) == COMMANDS
@@ -66,8 +66,10 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
         (["doctor", "--config", "x"], "unrecognized arguments"),
     ],
 )
-def test_what_is_no_command_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A wrong word ends with exit code 2, usage and reason on stderr, nothing on stdout."""
+def test_invalid_command_lines(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong command line gives exit code 2, with usage and reason on stderr, and nothing on
+    stdout.
+    """
     with pytest.raises(SystemExit) as ended:
         command(arguments)
     said = capsys.readouterr()
@@ -106,8 +108,8 @@ def test_what_is_no_command_line(arguments: list[str], message: str, capsys: pyt
         (["check", "--set", "buffer.size=1"], ConfigError, "buffer.size"),
     ],
 )
-def test_what_cannot_be_asked_for(arguments: list[str], error: type[SkbcapdError], message: str) -> None:
-    """What cannot be is refused by name before anything is started, with exit code 2."""
+def test_impossible_requests(arguments: list[str], error: type[SkbcapdError], message: str) -> None:
+    """Impossible requests give an error with their name before anything starts, with exit code 2."""
     with pytest.raises(error) as raised:
         command(arguments)
     assert message in str(raised.value)
@@ -115,7 +117,7 @@ def test_what_cannot_be_asked_for(arguments: list[str], error: type[SkbcapdError
 
 
 def test_a_usage_error_has_a_hint() -> None:
-    """A process that is asked for a missing device says so in two lines on stderr and ends with 2."""
+    """A missing interface gives two lines on stderr and exit code 2."""
     assert skbcapd_says("capture", "-i", "nosuch0") == (
         2,
         "",
@@ -131,7 +133,7 @@ def test_a_usage_error_has_a_hint() -> None:
     ],
 )
 def test_check(text: str, code: int, said: str, tmp_path: Path) -> None:
-    """`check` reads a config file and does nothing else; its problems have file and line."""
+    """`check` only reads the config file; its problems have file and line."""
     path = tmp_path / "a.yaml"
     path.write_text(text)
     found, out, err = skbcapd_says("check", "--config", str(path))
@@ -140,7 +142,9 @@ def test_check(text: str, code: int, said: str, tmp_path: Path) -> None:
 
 
 def test_the_shipped_config_is_found_and_right(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without --config the system's file is taken, else the one beside the code; that one has no problems."""
+    """Without --config, the system's file is used, otherwise the one of the source tree; that one
+    has no problems.
+    """
     beside = ROOT / "etc" / "skbcapd.yaml"
     found = arguments.config_path(parser().parse_args(["check"]))
     assert found == (arguments.SYSTEM_CONFIG if arguments.SYSTEM_CONFIG.exists() else beside)
@@ -168,7 +172,9 @@ def test_the_shipped_config_is_found_and_right(capsys: pytest.CaptureFixture[str
     ],
 )
 def test_the_totals(totals: Totals, lines: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """At the end there are tcpdump's two lines, and one for every other way a packet was not written; quiet: losses."""
+    """At the end the two lines of tcpdump are printed, and one for each other outcome; `quiet`
+    prints drops only.
+    """
     print_totals(totals)
     assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines))
     print_totals(totals, quiet=True)
@@ -176,10 +182,10 @@ def test_the_totals(totals: Totals, lines: list[str], capsys: pytest.CaptureFixt
 
 
 class Counted:
-    """A capture that has totals."""
+    """A capture with totals."""
 
     def totals(self) -> Totals:
-        """Primes."""
+        """Prime numbers."""
         return Totals(101, 2, 0, 3, 5, 7, Counters(200, 100, 50, full=11, contended=13, start=17), 19)
 
 
@@ -190,7 +196,9 @@ class Written:
 
 
 def test_the_live_line_elsewhere_than_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """In a log there is a line every ten seconds with packets, drops, processes and the file in work."""
+    """In a log there is a line every ten seconds with packets, drops, processes and the current
+    file.
+    """
     report = Report(Counted(), Written())  # type: ignore[arg-type]
     for _ in range(29):
         report.tick()
@@ -201,7 +209,9 @@ def test_the_live_line_elsewhere_than_on_a_terminal(capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize(("columns", "shown"), [(0, 52), (80, 52), (53, 52), (52, 51), (11, 10)])
 def test_the_live_line_on_a_terminal(columns: int, shown: int) -> None:
-    """On a terminal there is one line that is written anew each second, no wider than the terminal."""
+    """On a terminal there is one line that is updated each second, and is not wider than the
+    terminal.
+    """
     program = (
         "from tests.unit.test_cli import Counted, Written\n"
         "from skbcapd.daemon.report import Report\n"
@@ -217,8 +227,8 @@ def test_the_live_line_on_a_terminal(columns: int, shown: int) -> None:
     assert said == ("\r\x1b[K" + "101 packets, 53 dropped, 19 processes, a.pcapng.part"[:shown]) * 2 + "\r\n"
 
 
-def test_devices_whose_arrivals_are_captured_below(tmp_path: Path) -> None:
-    """VLAN, bond and macvlan interfaces are told from others, and a name that /sys does not know is no error."""
+def test_interfaces_whose_frames_are_captured_below(tmp_path: Path) -> None:
+    """VLAN, bond and macvlan interfaces are recognized; a name that is not in /sys is no error."""
     for name, uevent in {
         "v7": "DEVTYPE=vlan\n",
         "b0": "X=1\nDEVTYPE=bond\n",

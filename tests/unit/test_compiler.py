@@ -1,4 +1,4 @@
-"""What the compiler is given, and what is kept of what it made."""
+"""The input of the compiler, and the cache of its output."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ def load_map(place: int) -> bytes:
 
 
 EXIT = bytes([0x95, 0, 0, 0, 0, 0, 0, 0])
-NUMBER = bytes([0x18, 0x01, 0, 0, 1, 0, 0, 0]) + bytes([0, 0, 0, 0, 0x18, 0x11, 0, 0])  # of 64 bits, looks like a map's
+# 64 bits, looks like a load of a map
+NUMBER = bytes([0x18, 0x01, 0, 0, 1, 0, 0, 0]) + bytes([0, 0, 0, 0, 0x18, 0x11, 0, 0])
 MADE = Object({"on_transmit": load_map(1) + NUMBER + load_map(0) + EXIT, "on_receive": load_map(1) + EXIT}, MAPS)
 
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where things are kept; it is not there yet."""
+    """The cache directory, which does not exist yet."""
     monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int | str]]:
-    """The definitions of each time that the compiler was asked; it makes MADE."""
+    """The definitions of each call of the compiler; it returns MADE."""
     asked: list[dict[str, int | str]] = []
 
     def compile_(_: str, definitions: dict[str, int | str]) -> Object:
@@ -47,7 +48,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int | str]]:
 
 
 def test_the_source_is_one_text() -> None:
-    """Each file of bpf/ stands once in the text that is compiled, in place of its include."""
+    """The compiled text contains each file of bpf/ once, in place of its include."""
     text = compiler.source()
     assert "#include" not in text
     for path in compiler.SOURCES.glob("*.[ch]"):
@@ -56,8 +57,8 @@ def test_the_source_is_one_text() -> None:
         assert text.count("\n".join(last)) == 1, path.name
 
 
-def test_only_what_is_called_is_compiled() -> None:
-    """Of the functions that the kernel calls those that are wanted are in the text, and all else."""
+def test_only_wanted_functions_are_compiled() -> None:
+    """The text contains the wanted entry points and no others, and all other functions."""
     every, some = compiler.source(), compiler.source(functions={"on_transmit", "frame_out"})
     called = re.compile(r"^int (\w+)\(void", re.MULTILINE)
 
@@ -70,7 +71,7 @@ def test_only_what_is_called_is_compiled() -> None:
 
 
 def test_maps_are_put_in_place() -> None:
-    """A map's descriptor stands wherever its place stood, and nowhere else."""
+    """The descriptor of a map replaces its index, and nothing else changes."""
     code = MADE.code("on_transmit", {"labels": 0x1234, "controls": 7})
 
     assert code == load_map(0x1234) + NUMBER + load_map(7) + EXIT
@@ -78,8 +79,8 @@ def test_maps_are_put_in_place() -> None:
     assert MADE.used("on_receive") == {"labels"}
 
 
-def test_the_compiler_is_asked_once(directory: Path, compiled: list[dict[str, int | str]]) -> None:
-    """What was made is kept; other text, definitions or functions are another thing."""
+def test_the_compiler_runs_once(directory: Path, compiled: list[dict[str, int | str]]) -> None:
+    """The output is cached; another text, definition or function is compiled again."""
     for _ in range(3):
         assert compiler.build({"A": 1, "B": 2}, {"on_transmit"}, "") == MADE
     assert compiler.build({"B": 2, "A": 1}, {"on_transmit"}, "") == MADE
@@ -95,10 +96,10 @@ def test_the_compiler_is_asked_once(directory: Path, compiled: list[dict[str, in
     assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o600}
 
 
-def test_another_compiler_makes_it_anew(
+def test_another_compiler_compiles_again(
     directory: Path, compiled: list[dict[str, int | str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What another version of bcc made is not used."""
+    """The output of another version of bcc is not used."""
     compiler.build({}, {"on_transmit"}, "")
     monkeypatch.setattr(compiler, "_compiler", lambda: "another")
     compiler.build({}, {"on_transmit"}, "")
@@ -107,30 +108,30 @@ def test_another_compiler_makes_it_anew(
 
 
 def other_owner(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if we were somebody else."""
+    """The user is another one."""
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
 
 
 def link(path: Path, _: pytest.MonkeyPatch) -> None:
-    """A link to it, in its place."""
+    """A symbolic link instead of the file."""
     path.symlink_to(path.rename(path.with_name("elsewhere")))
 
 
 def other_content(path: Path, _: pytest.MonkeyPatch) -> None:
-    """Sound JSON, but not what was written."""
+    """Valid JSON, but not the cached one."""
     digest, _newline, body = path.read_bytes().partition(b"\n")
     path.write_bytes(digest + b"\n" + body.replace(b"16384", b"16385"))
 
 
 def other_name(path: Path, _: pytest.MonkeyPatch) -> None:
-    """What was made of something else, in its place."""
+    """The output for another input."""
     compiler.build({"A": 1}, {"on_transmit"}, "")
     [other] = set(path.parent.iterdir()) - {path}
     other.replace(path)
 
 
 def pipe(path: Path, _: pytest.MonkeyPatch) -> None:
-    """A pipe that nobody writes to."""
+    """A FIFO without a writer."""
     path.unlink()
     os.mkfifo(path, 0o600)
 
@@ -148,13 +149,13 @@ def pipe(path: Path, _: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_what_cannot_be_trusted_is_made_anew(
+def test_untrusted_cache_files_are_replaced(
     spoil: Callable[[Path, pytest.MonkeyPatch], None],
     directory: Path,
     compiled: list[dict[str, int | str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A file that is not whole, not ours or not a file is not used, and replaced."""
+    """A file that is incomplete, not ours or not regular is not used, and replaced."""
     compiler.build({}, {"on_transmit"}, "")
     [path] = directory.iterdir()
     spoil(path, monkeypatch)
@@ -165,8 +166,8 @@ def test_what_cannot_be_trusted_is_made_anew(
     monkeypatch.undo()
 
 
-def test_the_oldest_go(directory: Path, compiled: list[dict[str, int | str]]) -> None:
-    """No more than 16 are kept; one that was just used stays, and so does what is not ours."""
+def test_the_oldest_are_deleted(directory: Path, compiled: list[dict[str, int | str]]) -> None:
+    """At most 16 files are cached; the last used one stays, and so do other files."""
     for number in range(16):
         compiler.build({"A": number}, {"on_transmit"}, "")
         newest = max(directory.iterdir(), key=lambda path: path.stat().st_mtime_ns)
@@ -184,7 +185,7 @@ def test_the_oldest_go(directory: Path, compiled: list[dict[str, int | str]]) ->
 
 
 def test_nothing_need_be_kept(directory: Path, compiled: list[dict[str, int | str]]) -> None:
-    """Where nothing can be kept, the compiler is asked each time."""
+    """Without a cache, everything is compiled each time."""
     directory.write_text("not a directory")
     for _ in range(2):
         assert compiler.build({}, {"on_transmit"}, "") == MADE

@@ -1,4 +1,4 @@
-"""Finished files are compressed in the background, and no file is ever lost by that."""
+"""Finished files are compressed in the background, and no file is lost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DATA = bytes(range(256)) * 1009
 
 
 def pack(compressor: Compressor, *paths: Path) -> None:
-    """Compress files of one directory to their end."""
+    """Compress files of one directory, to the end."""
     with opened(paths[0].parent) as directory:
         for path in paths:
             compressor.add(path)
@@ -31,15 +31,15 @@ def pack(compressor: Compressor, *paths: Path) -> None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """A directory's descriptor."""
+    """The descriptor of a directory."""
     descriptor = os.open(path, os.O_RDONLY)
     yield descriptor
     os.close(descriptor)
 
 
 @pytest.mark.parametrize(("kind", "ending"), [("gzip", ".gz"), ("zstd", ".zst")])
-def test_a_file_is_replaced_by_the_packed_one(kind: str, ending: str, tmp_path: Path) -> None:
-    """The compressed file has the same content, mode and age; nothing else is there."""
+def test_a_file_is_replaced_by_the_compressed_one(kind: str, ending: str, tmp_path: Path) -> None:
+    """The compressed file has the same content, mode and time; there is no other file."""
     paths = [tmp_path / "a.pcapng", tmp_path / "b.pcapng"]
     for path in paths:
         path.write_bytes(DATA)
@@ -55,12 +55,12 @@ def test_a_file_is_replaced_by_the_packed_one(kind: str, ending: str, tmp_path: 
 
 
 def zstd(path: Path) -> bytes:
-    """What the program says is in a file."""
+    """The output of the program is in a file."""
     return subprocess.run(["zstd", "-dc", str(path)], capture_output=True, check=True).stdout
 
 
-def test_an_interrupted_packer_leaves_the_plain_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A packer that is killed, and one that is stopped with the capture, leave the file as it was."""
+def test_an_interrupted_compressor_leaves_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """If the compressor is killed, or stopped with the capture, the file is unchanged."""
     path = tmp_path / "a.pcapng"
     path.write_bytes(DATA * 101)
     compressor = Compressor("gzip")
@@ -78,8 +78,8 @@ def test_an_interrupted_packer_leaves_the_plain_file(tmp_path: Path, caplog: pyt
     assert path.read_bytes() == DATA * 101
 
 
-def test_a_file_that_has_gone_is_no_matter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A file that retention took before its turn is passed over in silence."""
+def test_a_deleted_file_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that retention has deleted is ignored without a message."""
     (tmp_path / "b.pcapng").write_bytes(DATA)
     pack(Compressor("gzip"), tmp_path / "a.pcapng", tmp_path / "b.pcapng")
     assert ([entry.name for entry in tmp_path.iterdir()], caplog.messages) == (["b.pcapng.gz"], [])
@@ -87,10 +87,8 @@ def test_a_file_that_has_gone_is_no_matter(tmp_path: Path, caplog: pytest.LogCap
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "file"])
-def test_a_stranger_s_file_under_the_compressed_name(
-    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What lies where the compressed file is to be made is neither followed, nor written to, nor waited for."""
+def test_another_file_with_the_compressed_name(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An existing file with the compressed name is not followed, written or waited for."""
     path, part, victim = tmp_path / "a.pcapng", tmp_path / "a.pcapng.gz.part", tmp_path / "victim"
     path.write_bytes(DATA)
     victim.write_bytes(b"precious")
@@ -109,8 +107,8 @@ def test_a_stranger_s_file_under_the_compressed_name(
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "directory", "device", "hard link"])
-def test_what_is_no_plain_file_is_not_compressed(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Something else under a capture's name is neither read nor waited for."""
+def test_irregular_files_are_not_compressed(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Something else with the name of a capture is not read or waited for."""
     path, victim = tmp_path / "a.pcapng", tmp_path / "victim"
     victim.write_bytes(b"precious")
     if kind == "link":
@@ -130,7 +128,7 @@ def test_what_is_no_plain_file_is_not_compressed(kind: str, tmp_path: Path, capl
 
 
 def test_the_compressed_file_is_never_more_open_than_the_plain_one(tmp_path: Path) -> None:
-    """From its first moment the compressed file has the mode of the plain one, whatever the umask."""
+    """The compressed file always has the mode of the uncompressed one, whatever the umask."""
     path = tmp_path / "a.pcapng"
     path.write_bytes(DATA * 101)
     path.chmod(0o600)
@@ -145,8 +143,8 @@ def test_the_compressed_file_is_never_more_open_than_the_plain_one(tmp_path: Pat
         os.umask(before)
 
 
-def test_a_file_that_was_replaced_meanwhile_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Another file under the plain one's name is not deleted for the compressed one of the old file."""
+def test_a_replaced_file_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Another file that has replaced the uncompressed one is not deleted."""
     path = tmp_path / "a.pcapng"
     path.write_bytes(DATA)
     compressor = Compressor("gzip")
@@ -161,7 +159,7 @@ def test_a_file_that_was_replaced_meanwhile_stays(tmp_path: Path, caplog: pytest
 
 
 def test_a_dump_stays_a_dump(tmp_path: Path) -> None:
-    """What marks a file as a dump is on the compressed one, too."""
+    """The mark of a dump is also on the compressed file."""
     path = tmp_path / "a.pcapng"
     path.write_bytes(DATA)
     os.setxattr(path, DUMP_MARK, b"1")

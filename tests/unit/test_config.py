@@ -1,4 +1,6 @@
-"""The config reader: the reference file against the defaults, tables of right and wrong files, and random input."""
+"""The config reader: the reference file compared with the defaults, tables of right and wrong
+files, and random input.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ REFERENCE = Path(__file__).parents[2] / "etc" / "skbcapd.yaml"
 SCHEMA = REFERENCE.with_name("skbcapd.schema.json")
 MIB = 1 << 20
 
-# What users were promised, written down a second time.
+# The documented defaults, written a second time.
 DEFAULTS = Settings(
     interfaces=("any",),
     directions=("out", "in"),
@@ -43,7 +45,7 @@ DEFAULTS = Settings(
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where this module's tests write their config files, one after the other."""
+    """The directory for the config files of this module's tests."""
     return tmp_path_factory.mktemp("config") / "skbcapd.yaml"
 
 
@@ -53,7 +55,7 @@ def shown(value: object) -> str:
 
 
 def problems(path: Path, content: str | bytes, **overrides: str) -> list[str]:
-    """Load a file that holds `content`; the messages, with the file called F, or none if it is right."""
+    """Load a file with `content`; returns the messages, with F as the name of the file."""
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     try:
         load(path, overrides)
@@ -66,17 +68,21 @@ def problems(path: Path, content: str | bytes, **overrides: str) -> list[str]:
 
 
 def test_defaults_are_those_promised() -> None:
-    """Without a file, with the reference file and with an empty mapping, every setting has its documented default."""
+    """Without a file, with the reference file and with an empty mapping, each setting has its
+    documented default.
+    """
     assert default_settings() == Settings() == load(REFERENCE) == DEFAULTS
 
 
-def test_reference_file_is_what_the_table_of_settings_says() -> None:
-    """etc/skbcapd.yaml is, to the byte, what `reference` writes."""
+def test_reference_file_matches_the_table_of_settings() -> None:
+    """etc/skbcapd.yaml has exactly the text of `reference`."""
     assert REFERENCE.read_text(encoding="utf-8") == reference()
 
 
 def test_reference_file_is_a_manual() -> None:
-    """Every key stands in the reference file once, with its default, below a comment of its meaning and range."""
+    """The reference file has each key once, with its default, after a comment with its meaning and
+    range.
+    """
     text = REFERENCE.read_text(encoding="utf-8")
     flat: dict[str, Any] = {}
     for name, value in yaml.safe_load(text).items():
@@ -94,8 +100,8 @@ def test_reference_file_is_a_manual() -> None:
 # The schema, judged by the jsonschema library.
 
 
-def test_schema_is_what_the_table_of_settings_says() -> None:
-    """etc/skbcapd.schema.json is, to the byte, what `schema` writes, and a valid schema."""
+def test_schema_matches_the_table_of_settings() -> None:
+    """etc/skbcapd.schema.json has exactly the text of `schema`, and is a valid schema."""
     assert SCHEMA.read_text(encoding="utf-8") == schema()
     jsonschema.Draft7Validator.check_schema(json.loads(schema()))
 
@@ -126,14 +132,14 @@ def test_schema_is_what_the_table_of_settings_says() -> None:
         ("rules: {comm: a}", False),
     ],
 )
-def test_editors_see_what_the_reader_sees(path: Path, text: str, *, right: bool) -> None:
-    """A file that the schema takes is one that we take, and what it refuses we refuse."""
+def test_schema_and_reader_agree(path: Path, text: str, *, right: bool) -> None:
+    """The schema and the reader accept the same files."""
     found = not list(jsonschema.Draft7Validator(json.loads(schema())).iter_errors(yaml.safe_load(text)))
     assert found is right
     assert (not problems(path, text)) is right
 
 
-# What is right.
+# Right values.
 
 
 @pytest.mark.parametrize(
@@ -168,8 +174,8 @@ def test_editors_see_what_the_reader_sees(path: Path, text: str, *, right: bool)
     ],
     ids=shown,
 )
-def test_right_value_is_taken(path: Path, text: str, setting: str, value: object) -> None:
-    """A value changes its own setting and no other, however YAML lets it be written and whatever YAML makes of it."""
+def test_right_value_is_accepted(path: Path, text: str, setting: str, value: object) -> None:
+    """A value changes its own setting only, in all spellings of YAML and for all types of YAML."""
     path.write_bytes(text.encode())
     expected = dataclasses.asdict(DEFAULTS)
     expected[setting] = expected[setting] | value if isinstance(value, dict) else value
@@ -193,15 +199,15 @@ FILES = st.fixed_dictionaries(
 
 
 @given(content=FILES, flow=st.booleans())
-def test_what_another_program_writes_is_read(path: Path, *, content: dict[str, Any], flow: bool) -> None:
-    """Settings written by PyYAML's own writer, in both of its styles, are the settings that load."""
+def test_settings_of_another_program_are_read(path: Path, *, content: dict[str, Any], flow: bool) -> None:
+    """Settings written by PyYAML, in both of its styles, are read back equal."""
     path.write_text(yaml.safe_dump(content or {}, default_flow_style=flow, allow_unicode=True), encoding="utf-8")
     loaded = dataclasses.asdict(load(path))
     for key, value in content.items():
         assert loaded[key] == (loaded[key] | value if isinstance(value, dict) else type(loaded[key])(value))
 
 
-# What is wrong.
+# Wrong values.
 
 EMPTY = "F: found no key, expected at least one (hint: a file of {} asks for every default)"
 FLOW = "(hint: while parsing a flow sequence that starts on line 1)"
@@ -259,7 +265,7 @@ BELOW = "found an unknown key (hint: did you mean {}, on a line below {}:?)"
         ("snaplen: 96\nb: @x", "F:2: not YAML: found character '@' that cannot start any token"),
         (r'a: "\UFFFFFFFF"', "F:1: not YAML: found a number that is too large"),
         ("%YAML 1." + "1" * 5000 + "\n---\n", "F:1: not YAML: found a number that is too large"),
-        # Names that no file system takes.
+        # Names that are too long for file systems.
         (
             f"files:\n  directory: /a/{LONG}/b",
             (
@@ -354,7 +360,7 @@ LEVEL = ("log:\n  level:", "one of debug, info, warning, error", "the default is
     ids=shown,
 )
 def test_wrong_value_gets_its_message(path: Path, key: tuple[str, str, str], value: str, found: str) -> None:
-    """A value of the wrong type, out of range or badly spelled gives what was found, what was expected, the default."""
+    """A wrong type, range or spelling gives what was found, what was expected, and the default."""
     spelled, expected, hint = key
     (message,) = problems(path, f"# x\n{spelled} {value}\n")
     line = 1 + len(spelled.splitlines())
@@ -363,7 +369,7 @@ def test_wrong_value_gets_its_message(path: Path, key: tuple[str, str, str], val
 
 
 def test_a_wrong_filter_gets_libpcaps_message(path: Path) -> None:
-    """A packet filter that libpcap does not take comes with what libpcap says of it."""
+    """A wrong packet filter gives the message of libpcap."""
     what = "expected a packet filter in the syntax of tcpdump"
     assert problems(path, "filter: tcp prot 443", filter="port x") == [
         f'F:1: filter: found "tcp prot 443" (can\'t parse filter expression: syntax error), {what}',
@@ -390,7 +396,7 @@ rules:
 
 
 def test_all_problems_of_rules_are_reported(path: Path) -> None:
-    """Each wrong rule has its line and number, and all of them are told at once."""
+    """Each wrong rule is reported with its line and number, all at once."""
     assert [re.split(", expected| .hint", line)[0] for line in problems(path, RULES, rules="[{comm: a}")] == [
         'F:2: rules[1].comm: found "/(/" (bad regular expression: missing ), unterminated subpattern at position 0)',
         'F:2: rules[1].exe: found ""',
@@ -413,7 +419,7 @@ def test_all_problems_of_rules_are_reported(path: Path) -> None:
 
 
 def test_a_dump_needs_a_ring(path: Path) -> None:
-    """A rule that wants a dump is wrong where nothing is kept in memory; where the mode comes from does not matter."""
+    """A rule with `dump` is an error if files.mode is not ring, wherever the mode comes from."""
     text = "rules:\n- {comm: a}\n- {comm: nc, action: dump}\n"
     line = "found dump while files.mode is files, expected keep or drop (hint: or files.mode: ring)"
     assert problems(path, text) == [f"F:3: rules[2].action: {line}"]
@@ -422,7 +428,9 @@ def test_a_dump_needs_a_ring(path: Path) -> None:
 
 
 def test_rules_are_read_as_they_stand(path: Path) -> None:
-    """Rules keep their order; what they do not say is not there; the command line's stand in place of the file's."""
+    """Rules keep their order; missing keys are None; rules of the command line replace those of the
+    file.
+    """
     path.write_text(
         "rules:\n- {unit: ssh.service, snaplen: 96}\n- {user: postgres, filter: port 5432}\n- {action: drop}\n"
     )
@@ -435,13 +443,15 @@ def test_rules_are_read_as_they_stand(path: Path) -> None:
 
 
 def test_nearest_word_is_suggested(path: Path) -> None:
-    """A misspelled word comes with the word that was probably meant."""
+    """A misspelled word gives the most similar word."""
     expected = 'F:1: transmit: found "Drivr", expected one of queue, driver (hint: did you mean driver?)'
     assert problems(path, "transmit: Drivr") == [expected]
 
 
 def test_all_problems_are_reported_at_once(path: Path) -> None:
-    """Problems of keys, values, list entries, syntax and overrides come together, those of the file by line."""
+    """Problems of keys, values, list entries, syntax and overrides are reported together, those of
+    the file by line.
+    """
     text = "log: {level: loud}\ninterfaces:\n- lo\n- a/b\nsnaplen: 1\nsnaplen: 2\nsise: 5\nfiles: [\nbuffer: 4MiB\n"
     assert [re.split(", expected| .hint", line)[0] for line in problems(path, text, snaplen="x", nosuch="y")] == [
         'F:1: log.level: found "loud"',
@@ -457,7 +467,7 @@ def test_all_problems_are_reported_at_once(path: Path) -> None:
 
 
 def test_many_problems_are_cut_short(path: Path) -> None:
-    """A file of nothing but mistakes gives a hundred of them and says that there are more."""
+    """A file with very many mistakes gives 100 of them, and a line that there are more."""
     found = problems(path, "".join(f"key{number}: x\n" for number in range(5000)))
     assert len(found) == 101
     assert found[-2:] == ["F:100: key99: found an unknown key", "F: more problems than these"]
@@ -475,7 +485,7 @@ def test_long_values_and_keys_are_cut(path: Path) -> None:
 
 
 def test_file_larger_than_a_config_file_is_refused(path: Path) -> None:
-    """A mebibyte is read and judged; a byte more, and 10 MB of junk, is refused for its size."""
+    """A file of 1 MiB is read; a larger one is an error."""
     refused = ["F: found more than 1048576 bytes, expected a config file"]
     text = "snaplen: 96 #".ljust(MIB, "x")
     assert problems(path, text) == []
@@ -484,7 +494,7 @@ def test_file_larger_than_a_config_file_is_refused(path: Path) -> None:
 
 
 def test_alias_bomb_is_refused_at_the_first_alias(path: Path) -> None:
-    """Aliases that would grow to a billion entries are never followed."""
+    """An alias is an error, so a billion entries are never built."""
     bomb = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
     assert problems(path, bomb) == ["F:1: found an anchor or alias (& or *), expected the value itself"]
 
@@ -503,20 +513,20 @@ def test_alias_bomb_is_refused_at_the_first_alias(path: Path) -> None:
     ],
     ids=shown,
 )
-def test_unreadable_file_is_said_to_be(tmp_path: Path, name: str, message: str) -> None:
-    """What is no file, or cannot be read, is one problem without a line; nothing is waited for."""
+def test_unreadable_file_is_reported(tmp_path: Path, name: str, message: str) -> None:
+    """What is not a file, or cannot be read, is one problem without a line; nothing is waited for."""
     (tmp_path / "directory").mkdir()
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "loop").symlink_to("loop")
-    (tmp_path / "unreadable").symlink_to("/proc/self/mem")  # a regular file that fails to read, for root too
+    (tmp_path / "unreadable").symlink_to("/proc/self/mem")  # a regular file that cannot be read, also by root
     with pytest.raises(ConfigError) as caught:
         load(f"{tmp_path}/{name}")
     (problem,) = caught.value.problems
     assert (problem.line, problem.key, problem.message) == (0, "", message)
 
 
-def test_forbidden_file_is_said_to_be(path: Path) -> None:
-    """A file that its mode keeps from us is one problem; root, whom no mode stops, reads it."""
+def test_file_without_permission_is_reported(path: Path) -> None:
+    """A file without permission is one problem; root can read it."""
     path.write_text("snaplen: 96")
     path.chmod(0)
     try:
@@ -530,7 +540,7 @@ def test_forbidden_file_is_said_to_be(path: Path) -> None:
 
 
 def test_path_is_printed_without_its_control_characters(tmp_path: Path) -> None:
-    """A file's name cannot reach the terminal with an escape sequence or break the message's line."""
+    """Control characters in the name of a file are escaped in messages."""
     with pytest.raises(ConfigError) as caught:
         load(tmp_path / "a\x1b[31m\n\udcff")
     assert str(caught.value) == f"{tmp_path}/a\\x1b[31m\\n\\udcff: cannot be read: No such file or directory"
@@ -540,7 +550,7 @@ def test_path_is_printed_without_its_control_characters(tmp_path: Path) -> None:
 
 
 def test_overrides_are_stronger_than_the_file(path: Path) -> None:
-    """An override replaces the value of the file or the default, lists are written with commas, the rest stays."""
+    """An override replaces the value of the file or the default; lists are written with commas."""
     path.write_text("snaplen: 96\nbuffer: {size: 8MiB}\nfiles: {directory: /srv}\n")
     overrides = {"files.directory": "./captures", "interfaces": "eth0, lo", "directions": "in", "buffer.size": "1GiB"}
     changed = dataclasses.replace(
@@ -566,18 +576,18 @@ def test_overrides_are_stronger_than_the_file(path: Path) -> None:
     ids=shown,
 )
 def test_wrong_override_gets_its_message(key: str, text: str, message: str) -> None:
-    """An override is checked as the file's value is; its place is --set."""
+    """An override is checked like a value of the file; its place is --set."""
     with pytest.raises(ConfigError) as caught:
         default_settings({key: text})
     assert str(caught.value.problems[0]).startswith(f"--set: {message}")
 
 
-def test_override_does_not_hide_what_is_wrong_in_the_file(path: Path) -> None:
-    """A wrong value is reported although an override replaces it."""
+def test_override_does_not_hide_an_error_in_the_file(path: Path) -> None:
+    """A wrong value is reported even if an override replaces it."""
     assert len(problems(path, "snaplen: 1", snaplen="96")) == 1
 
 
-# The kinds that no key has yet.
+# Kinds that no key uses yet.
 
 
 def test_duration_has_a_unit() -> None:
@@ -590,7 +600,7 @@ def test_duration_has_a_unit() -> None:
     assert kind.expected == "a duration from 1s to 24h (units: s, m, h, d)"
 
 
-# Anything at all.
+# Random input.
 
 SYNTAX = "\n|\n|\n  |\n  |\n- | - |: |: |, |[|]|{|}|---\n|...\n|<<|? |&a |*a|!|!<|!!str |%YAML 1.1\n|%TAG ! x\n"
 SCALARS = '\'|"|\\|>-\n|>2\n|"\\U|"\\x|#|@|`|~|=|0x|1e9|4MiB|-1|2026-11-23|on|null|é|\ufeff|\u2028|\x85|\t|\r'
@@ -609,7 +619,7 @@ JUNK = st.binary() | st.text(st.characters()).map(lambda text: text.encode("utf-
 
 @st.composite
 def mutants(draw: st.DrawFn) -> bytes:
-    """The reference file, one to five pieces of it replaced."""
+    """The reference file with one to five changes."""
     text = REFERENCE.read_bytes()
     for _ in range(draw(st.integers(1, 5))):
         start = draw(st.integers(0, len(text)))
@@ -621,7 +631,7 @@ def mutants(draw: st.DrawFn) -> bytes:
 
 
 def assert_sound(loaded: Settings) -> None:
-    """What the other modules rely on."""
+    """Properties that the other modules rely on."""
     assert loaded.interfaces == ("any",) or "any" not in loaded.interfaces
     for values in (loaded.interfaces, loaded.directions):
         assert len(set(values)) == len(values) > 0
@@ -636,7 +646,7 @@ def assert_sound(loaded: Settings) -> None:
 
 
 def assert_readable(error: ConfigError, content: bytes) -> None:
-    """Every problem is one line of printable text, of bounded length, about a line that the file has."""
+    """Each problem is one line of printable text, of limited length, about a line of the file."""
     last = 1 + len(re.findall("\r\n|[\r\n\x85\u2028\u2029]", content.decode(errors="replace")))
     assert 0 < len(error.problems) <= parser.MAX_PROBLEMS + 1
     for problem in error.problems:
@@ -653,7 +663,7 @@ def assert_readable(error: ConfigError, content: bytes) -> None:
 @example(content=b'"\\')
 @example(content=b"\xef\xbb\xbf\xef\xbb\xbf")
 def test_any_file_gives_settings_or_readable_problems(path: Path, content: bytes) -> None:
-    """No bytes whatever, random, like YAML or nearly right, give anything but sound settings or readable problems."""
+    """Any bytes, random, similar to YAML or almost right, give valid settings or readable problems."""
     path.write_bytes(content)
     try:
         assert_sound(load(path))
@@ -664,7 +674,7 @@ def test_any_file_gives_settings_or_readable_problems(path: Path, content: bytes
 @pytest.mark.fuzz
 @given(overrides=st.dictionaries(st.sampled_from([*ROWS]) | st.text(), st.sampled_from(ATOMS) | st.text(), max_size=5))
 def test_any_override_gives_settings_or_readable_problems(overrides: dict[str, str]) -> None:
-    """No overrides whatever give anything but sound settings or readable problems."""
+    """Any overrides give valid settings or readable problems."""
     try:
         assert_sound(default_settings(overrides))
     except ConfigError as error:

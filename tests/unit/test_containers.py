@@ -1,9 +1,12 @@
-"""What containers and pods are called, by state files that a test has made, and by such as nobody should."""
+"""Names of containers and pods, from state files that the test makes, also from broken ones."""
 
 from __future__ import annotations
 
 import json
 import os
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from skbcapd.attribution import containers
 from skbcapd.attribution.containers import NAME_MAX, NOTHING, Containers, Names, Places
 from skbcapd.attribution.processes import Processes
+from tests.support.deadline import until
 from tests.support.proc import TICK, Proc
 
 ID, OTHER = b"0123456789abcdef" * 4, b"f" * 64
@@ -24,7 +28,7 @@ IN_POD = b"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod%b.sli
 
 
 class Clock:
-    """Seconds, as the test says."""
+    """A clock that the test sets, in seconds."""
 
     now = 100.0
 
@@ -35,24 +39,24 @@ class Clock:
 
 @pytest.fixture
 def clock() -> Clock:
-    """A clock that stands."""
+    """A clock that stands still."""
     return Clock()
 
 
 @pytest.fixture
 def places(tmp_path: Path) -> Places:
-    """Directories of engines, which are not there yet."""
+    """Directories of the engines, which do not exist yet."""
     return Places((tmp_path / "docker",), (tmp_path / "storage",), tmp_path / "log", tmp_path / "daemon.json")
 
 
 @pytest.fixture
 def known(places: Places, clock: Clock) -> Containers:
-    """The names in those directories."""
+    """Finds names in those directories."""
     return Containers(places, clock)
 
 
 def docker(root: Path, content: object, identifier: bytes = ID) -> Path:
-    """Docker's file of a container."""
+    """The config file of docker for a container."""
     path = root / "containers" / identifier.decode() / "config.v2.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content if isinstance(content, str) else json.dumps(content))
@@ -60,7 +64,7 @@ def docker(root: Path, content: object, identifier: bytes = ID) -> Path:
 
 
 def storage(root: Path, content: object, file: str = "overlay-containers/containers.json") -> Path:
-    """Podman's list of containers, older than a moment: what has just been written may change unseen."""
+    """The list of containers of podman, old enough to be cached."""
     path = root / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content if isinstance(content, str) else json.dumps(content))
@@ -69,14 +73,14 @@ def storage(root: Path, content: object, file: str = "overlay-containers/contain
 
 
 def test_docker(places: Places, known: Containers) -> None:
-    """A container of docker is called as docker says, without the slash."""
+    """A container of docker has its name without the slash."""
     docker(places.docker[0], {"ID": ID.decode(), "Name": "/web", "State": {"Running": True}})
     assert known.find(ID, b"/system.slice/docker-%b.scope" % ID) == Names(b"web")
     assert known.find(OTHER, b"/system.slice/docker-%b.scope" % OTHER) == NOTHING
 
 
 def test_docker_elsewhere(tmp_path: Path, places: Places, known: Containers) -> None:
-    """Docker's settings may name another directory."""
+    """The config file of docker can name another directory."""
     places.daemon.write_text(json.dumps({"data-root": str(tmp_path / "data")}))
     docker(tmp_path / "data", {"Name": "/moved"})
     assert known.find(ID, b"/docker/" + ID) == Names(b"moved")
@@ -91,7 +95,7 @@ def test_docker_elsewhere(tmp_path: Path, places: Places, known: Containers) -> 
     ],
 )
 def test_podman(file: str, places: Places, known: Containers) -> None:
-    """A container of podman is called by the first name in the list that its storage keeps, whatever the driver."""
+    """A container of podman has the first name in the list of its storage, for all drivers."""
     listed = [{"id": OTHER.decode(), "names": ["db"]}, {"id": ID.decode(), "names": ["web", "alias"]}]
     storage(places.storage[0], listed, file)
     assert known.find(ID, b"/machine.slice/libpod-%b.scope/container" % ID) == Names(b"web")
@@ -99,7 +103,7 @@ def test_podman(file: str, places: Places, known: Containers) -> None:
 
 
 def test_kubernetes_by_the_containers_log(places: Places, known: Containers) -> None:
-    """The link to a container's log names pod, namespace and container; all three are told, and the container alone."""
+    """The link to the log of a container gives pod, namespace and container."""
     logs = places.logs / "containers"
     logs.mkdir(parents=True)
     (logs / f"web-7d4b_shop_nginx-{ID.decode()}.log").symlink_to("/nowhere")
@@ -108,7 +112,7 @@ def test_kubernetes_by_the_containers_log(places: Places, known: Containers) -> 
 
 @pytest.mark.parametrize("uid", [UID, UID.replace("-", "")])
 def test_kubernetes_by_the_pods_log(uid: str, places: Places, known: Containers) -> None:
-    """Without that link the pod is known by its UID in the cgroup; which of its containers it is is not."""
+    """Without that link, the pod is found by its UID in the cgroup; the container is not known."""
     (places.logs / "pods" / f"shop_web-7d4b_{uid}" / "nginx").mkdir(parents=True)
     (places.logs / "pods" / "shop_other_89abcdef-89ab-cdef-0123-456789abcdef").mkdir()
     cgroup = IN_POD.replace(UID.replace("-", "_").encode(), uid.replace("-", "_").encode())
@@ -117,19 +121,21 @@ def test_kubernetes_by_the_pods_log(uid: str, places: Places, known: Containers)
 
 
 def test_kubernetes_by_the_engines_name(places: Places, known: Containers) -> None:
-    """The names that the kubelet gives by way of docker and CRI-O say all; pause containers are only their pods."""
+    """Names from the kubelet in docker and CRI-O have all parts; a pause container has only its
+    pod.
+    """
     docker(places.docker[0], {"Name": "/k8s_nginx_web-0_shop_uid-1_0"})
     docker(places.docker[0], {"Name": "/k8s_POD_web-0_shop_uid-1_0"}, OTHER)
     assert known.find(ID, b"/kubepods/podx/" + ID) == Names(b"nginx", b"shop/web-0/nginx")
     assert known.find(OTHER, b"/kubepods/podx/" + OTHER).pod == b"shop/web-0"
-    # Whoever calls a container so is not in a pod for that.
+    # A container with such a name, but outside of a pod, is in no pod.
     outside = Containers(places)
     assert outside.find(ID, b"/docker/" + ID) == Names(b"k8s_nginx_web-0_shop_uid-1_0")
 
 
 @pytest.mark.parametrize("identifier", [b"", b"web", ID[1:], ID + b"0", ID.upper(), b"../" + ID[3:]])
-def test_what_is_no_id_is_not_looked_for(identifier: bytes, places: Places, known: Containers) -> None:
-    """Only 64 hex digits are part of a path."""
+def test_invalid_ids_are_not_looked_up(identifier: bytes, places: Places, known: Containers) -> None:
+    """Only 64 hex digits become part of a path."""
     docker(places.docker[0], {"Name": "/web"})
     assert known.find(identifier, b"/docker/x") == NOTHING
 
@@ -154,7 +160,7 @@ def test_what_is_no_id_is_not_looked_for(identifier: bytes, places: Places, know
     ids=range(13),
 )
 def test_files_that_make_no_sense(content: str, places: Places, known: Containers) -> None:
-    """A file that is no JSON, too long, or says something else, gives no name and no error."""
+    """A file that is not JSON, too long, or has other content gives no name and no error."""
     docker(places.docker[0], content)
     storage(places.storage[0], content)
     storage(
@@ -165,14 +171,14 @@ def test_files_that_make_no_sense(content: str, places: Places, known: Container
     assert known.find(ID, b"/docker/" + ID) == NOTHING
 
 
-def test_names_may_hold_anything(places: Places, known: Containers) -> None:
-    """A name is bytes, which the comment escapes."""
+def test_names_can_have_any_bytes(places: Places, known: Containers) -> None:
+    """A name can have any bytes; the comment escapes them."""
     docker(places.docker[0], {"Name": "/a b=\x1b[31m\n\xe9"})
     assert known.find(ID, b"/docker/" + ID) == Names("a b=\x1b[31m\n\xe9".encode())
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link", "directory"])
-def test_what_is_no_file_is_not_opened(kind: str, tmp_path: Path, places: Places, known: Containers) -> None:
+def test_irregular_files_are_not_opened(kind: str, tmp_path: Path, places: Places, known: Containers) -> None:
     """A FIFO is not waited for, a link is not followed."""
     path = docker(places.docker[0], {"Name": "/web"})
     path.rename(tmp_path / "elsewhere")
@@ -185,8 +191,10 @@ def test_what_is_no_file_is_not_opened(kind: str, tmp_path: Path, places: Places
     assert known.find(ID, b"/docker/" + ID) == NOTHING
 
 
-def test_names_are_looked_for_again(places: Places, known: Containers, clock: Clock) -> None:
-    """A name that comes late is found a second later, a new one after ten; a container that has gone keeps its last."""
+def test_names_are_looked_up_again(places: Places, known: Containers, clock: Clock) -> None:
+    """A late name is found after a second, a new one after ten; a container that has ended keeps
+    its last name.
+    """
     cgroup = b"/docker/" + ID
     found = [known.find(ID, cgroup).name]
     path = docker(places.docker[0], {"Name": "/web"})
@@ -204,11 +212,11 @@ def test_names_are_looked_for_again(places: Places, known: Containers, clock: Cl
 
 
 def test_a_list_is_read_when_it_has_changed(places: Places, known: Containers, clock: Clock) -> None:
-    """A list of containers is read once, and again when the file looks like another."""
+    """A list of containers is read once, and again if the file has changed."""
     first, second = ([{"id": identifier.decode(), "names": ["web"]}] for identifier in (ID, OTHER))
     path = storage(places.storage[0], first)
     assert known.find(ID, b"/machine.slice/x") == Names(b"web")
-    storage(places.storage[0], second)  # as long, and as old
+    storage(places.storage[0], second)  # the same size and time
     clock.now += 11
     assert known.find(OTHER, b"/machine.slice/x") == NOTHING
     os.utime(path, (1_700_000_007, 1_700_000_007))
@@ -217,19 +225,21 @@ def test_a_list_is_read_when_it_has_changed(places: Places, known: Containers, c
 
 
 def test_memory_is_bounded(known: Containers) -> None:
-    """However many containers there are, the last 1024 are remembered."""
+    """At most 1024 containers are cached."""
     for number in range(containers.REMEMBERED + 7):
         known.find(b"%064x" % number, b"/docker/x")
     assert len(known._known) == containers.REMEMBERED
 
 
 def test_time_is_bounded(places: Places) -> None:
-    """Looking takes half a second, and then a tenth of the time, however many containers come and slow the disk is."""
+    """Lookups take half a second, and then a tenth of the time, however many containers there are
+    and however slow the disk is.
+    """
     count = 307
     for number in range(count):
         docker(places.docker[0], {"Name": "/web"}, b"%064x" % number)
     step_s, steps = 0.3, iter(range(10_000))
-    slow = Containers(places, lambda: next(steps) * step_s)  # looking takes as long as a question for the time
+    slow = Containers(places, lambda: next(steps) * step_s)  # a lookup takes as long as a read of the clock
     found = [slow.find(b"%064x" % number, b"/docker/x").name for number in range(count)]
     took_s = found.count(b"web") * step_s
     assert 0 < took_s <= containers.AHEAD_S + step_s + next(steps) * step_s / 10
@@ -238,7 +248,7 @@ def test_time_is_bounded(places: Places) -> None:
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=40))
 def test_any_names_of_logs(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whatever lies among the logs, names are bytes without a NUL, or there are none."""
+    """For any files among the logs, names are bytes without a NUL, or empty."""
     root = tmp_path_factory.mktemp("logs")
     for directory in ("containers", "pods"):
         (root / directory).mkdir()
@@ -250,7 +260,9 @@ def test_any_names_of_logs(name: str, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_a_process_has_its_containers_names(tmp_path: Path, places: Places, known: Containers) -> None:
-    """A process's record has the names of its container; one outside has none."""
+    """The record of a process has the names of its container; a process outside of containers has
+    none.
+    """
     docker(places.docker[0], {"Name": "/web"})
     proc = Proc(tmp_path)
     proc.add(7, cgroup=b"0::/system.slice/docker-%b.scope\n" % ID)
@@ -260,3 +272,33 @@ def test_a_process_has_its_containers_names(tmp_path: Path, places: Places, know
     assert inside is not None
     assert outside is not None
     assert (inside.names, outside.names) == (Names(b"web"), NOTHING)
+
+
+class HungPath(type(Path())):  # type: ignore[misc]
+    """A path on a disk that does not respond until the test says so."""
+
+    disk = threading.Event()
+
+    def stat(self, **_: object) -> os.stat_result:
+        """Wait for the disk."""
+        self.disk.wait()
+        raise FileNotFoundError
+
+
+def test_a_disk_that_hangs(places: Places, clock: Clock) -> None:
+    """The disk of an engine that does not respond is waited for once, and shortly; later its names are found."""
+    docker(places.docker[0], {"Name": "/web"}, OTHER)
+    known = Containers(replace(places, logs=HungPath("/hung")), clock)
+    begun = time.monotonic()
+    for _ in range(101):
+        assert known.find(ID, IN_POD) == NOTHING
+        assert known.find(OTHER, b"/docker/x") == NOTHING
+        clock.now += 2
+    assert time.monotonic() - begun < 2
+    HungPath.disk.set()
+
+    def found() -> bool:
+        clock.now += 2
+        return known.find(OTHER, b"/docker/x") == Names(b"web")
+
+    until(found, "the disk responds")

@@ -1,4 +1,4 @@
-"""What a crash has left: finished, whoever made it; and what only has such a name is left alone."""
+"""Files after a crash are finished; other things with such names are not changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME = "skbcapd-a-20261123T030405.123Z-000041.pcapng"
 
 @pytest.mark.parametrize("kind", ["fifo", "directory", "device", "link", "hard link"])
 def test_a_part_that_is_no_file(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A FIFO is not waited for; neither is a link followed, nor a file cut that has another name as well."""
+    """A FIFO is not waited for; a link is not followed; a file with a second name is not cut."""
     victim, part = tmp_path / "victim", tmp_path / f"{NAME}.part"
     victim.write_bytes(SECTION + b"precious")
     if kind == "fifo":
@@ -43,7 +43,7 @@ def test_a_part_that_is_no_file(kind: str, tmp_path: Path, caplog: pytest.LogCap
 def test_a_large_file_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What takes too long is searched by a process of its own; numbers go on behind it at once."""
+    """A search that takes too long continues in another process; numbers continue at once."""
     monkeypatch.setattr(crashed, "SEARCH_S", 0.0)
     whole = SECTION + packet(0, bytes(70_000)) * 101
     (tmp_path / f"{NAME}.part").write_bytes(whole + packet(0, bytes(70))[:-3])
@@ -59,7 +59,7 @@ def test_a_large_file_is_not_waited_for(
 
 
 def test_a_search_that_is_not_over_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A capture that ends before leaves the file to the next start."""
+    """If a capture ends before the search, the next start finishes the file."""
     monkeypatch.setattr(crashed, "SEARCH_S", 0.0)
     data = SECTION + packet(0, bytes(70_000)) * 101
     (tmp_path / f"{NAME}.part").write_bytes(data)
@@ -73,7 +73,7 @@ def test_a_search_that_is_not_over_at_the_end(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_start_beside_much(tmp_path: Path) -> None:
-    """A start beside more than can be searched in time takes no longer than a second."""
+    """A start with more files than can be searched in time takes at most a second."""
     with (tmp_path / f"{NAME}.part").open("wb") as file:
         file.write(SECTION)
         blocks = packet(0, bytes(60)) * 11_000

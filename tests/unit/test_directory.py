@@ -1,4 +1,4 @@
-"""The directory of capture files: names, what is kept, who writes, what a crash left."""
+"""The directory of capture files: names, retention, lock, and files from before a crash."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_names_and_the_link(tmp_path: Path) -> None:
-    """Names have host, UTC time and a number that grows; the link leads to the file in work, then to its real name."""
+    """Names have host, UTC time and an increasing number; the link points to the current file, then
+    to its final name.
+    """
     path = tmp_path / "deep" / "captures"
     directory = CaptureDirectory(path)
     host = re.escape(socket.gethostname())
@@ -49,14 +51,14 @@ def test_names_and_the_link(tmp_path: Path) -> None:
 
 
 def test_a_link_of_another_s_stays(tmp_path: Path) -> None:
-    """A file called current.pcapng that is no link is not ours to replace."""
+    """A file named current.pcapng that is not a link is not replaced."""
     (tmp_path / CURRENT).write_bytes(b"mine")
     write(CaptureDirectory(tmp_path), b"")
     assert (tmp_path / CURRENT).read_bytes() == b"mine"
 
 
 def test_a_second_capture_is_refused(tmp_path: Path) -> None:
-    """Only one process writes to a directory; when it has gone, the next may."""
+    """Only one process writes to a directory; after it has ended, another one can."""
     directory = CaptureDirectory(tmp_path)
     program = "import sys; from pathlib import Path; from skbcapd.output.directory import CaptureDirectory\n"
     program += "CaptureDirectory(Path(sys.argv[1]))"
@@ -69,7 +71,9 @@ def test_a_second_capture_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", [0o640, 0o604])
 def test_the_mode_is_the_settings(mode: int, tmp_path: Path) -> None:
-    """A file has the mode that is asked for, also with the umask of the systemd unit, which leaves 600."""
+    """A file has the mode of the setting, also with the umask of the systemd unit (which leaves
+    600).
+    """
     before = os.umask(0o077)
     try:
         path = write(CaptureDirectory(tmp_path, mode=mode), b"")
@@ -79,7 +83,9 @@ def test_the_mode_is_the_settings(mode: int, tmp_path: Path) -> None:
 
 
 def test_an_owner_that_cannot_be_set(tmp_path: Path) -> None:
-    """Without CAP_CHOWN files stay the process's own, with the right mode, and one line for all of them says so."""
+    """Without CAP_CHOWN, files have the owner of the process, the right mode, and one line is
+    logged for all of them.
+    """
     program = "import sys; from pathlib import Path; from skbcapd.output.directory import CaptureDirectory\n"
     program += "place = CaptureDirectory(Path(sys.argv[1]), owner=(1009, -1), mode=0o604)\n"
     program += "for _ in range(3): place.finish(place.new_file())\nplace.wait()"
@@ -93,7 +99,7 @@ def test_an_owner_that_cannot_be_set(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["file", "file/captures"])
 def test_a_directory_that_cannot_be_made(name: str, tmp_path: Path) -> None:
-    """The error names the directory that the config asks for."""
+    """The error names the directory of the config file."""
     (tmp_path / "file").touch()
     with pytest.raises(FileError, match=rf"{tmp_path / name}: .*; expected a directory to write captures to"):
         CaptureDirectory(tmp_path / name)
@@ -110,8 +116,10 @@ def test_a_directory_that_cannot_be_made(name: str, tmp_path: Path) -> None:
         (Keep(number=5, age_s=3600), 4),
     ],
 )
-def test_the_oldest_go(keep: Keep, left: int, tmp_path: Path) -> None:
-    """Each limit takes the oldest files first; compressed ones count; the file in work and others' files stay."""
+def test_the_oldest_are_deleted(keep: Keep, left: int, tmp_path: Path) -> None:
+    """Each limit deletes the oldest files first; compressed files count; the current file and other
+    files stay.
+    """
     directory = CaptureDirectory(tmp_path, keep=keep)
     made = [write(directory, bytes(100)) for _ in range(7)]
     made[2] = made[2].rename(made[2].with_name(made[2].name + ".zst"))
@@ -129,7 +137,7 @@ def test_the_oldest_go(keep: Keep, left: int, tmp_path: Path) -> None:
 
 
 def test_a_template_of_one_s_own(tmp_path: Path) -> None:
-    """Only files of the template's form are counted, numbered on and removed."""
+    """Only files with names of the template are counted, numbered and deleted."""
     directory = CaptureDirectory(tmp_path, "edge+{number}_{time}.pcapng", Keep(number=1))
     (tmp_path / "skbcapd-a-20261123T030405.123Z-000099.pcapng").touch()
     first, second = write(directory, b""), write(directory, b"")
@@ -139,8 +147,10 @@ def test_a_template_of_one_s_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("torn", [0, 1, 7, 8, 20, len(packet(0, bytes(70))) - 1])
-def test_what_a_crash_left_is_finished(torn: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A file in work of an earlier run gets its name, without the torn block at its end; numbers go on behind it."""
+def test_files_of_a_crash_are_finished(torn: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An unfinished file of an earlier run is renamed, without its incomplete block; numbers
+    continue after it.
+    """
     name = "skbcapd-a-20261123T030405.123Z-000041.pcapng"
     whole = SECTION + packet(0, b"one")
     (tmp_path / f"{name}.part").write_bytes(whole + packet(0, bytes(70))[:torn])
@@ -153,8 +163,10 @@ def test_what_a_crash_left_is_finished(torn: int, tmp_path: Path, caplog: pytest
     assert directory.new_file().path.name.endswith("-000042.pcapng")
 
 
-def test_what_a_crash_left_empty_or_half_packed_goes(tmp_path: Path) -> None:
-    """A file without a whole block, and the output of a packer that was interrupted, are removed; others' are not."""
+def test_empty_and_half_compressed_files_of_a_crash_are_deleted(tmp_path: Path) -> None:
+    """A file without a complete block, and the output of an interrupted compressor, are deleted;
+    other files are not.
+    """
     name = "skbcapd-a-20261123T030405.123Z-000041.pcapng"
     for left in (f"{name}.part", f"{name.replace('41', '42')}.gz.part", "mine.part", "mine.pcapng.part"):
         (tmp_path / left).write_bytes(b"junk")
@@ -163,7 +175,7 @@ def test_what_a_crash_left_empty_or_half_packed_goes(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_was_replaced_is_found_again(tmp_path: Path) -> None:
-    """When the directory has been removed, the next file is made in a new one."""
+    """When the directory was deleted, the next file is made in a new one."""
     path = tmp_path / "captures"
     directory = CaptureDirectory(path)
     write(directory, b"")
@@ -177,12 +189,12 @@ def test_a_directory_that_was_replaced_is_found_again(tmp_path: Path) -> None:
     ("name", "expected"), [("web-1.example", "web-1.example"), ("a\x1b]0;b\x07/../c d", "a_]0_b__.._c_d"), ("", "_")]
 )
 def test_a_machine_may_be_called_anything(name: str, expected: str) -> None:
-    """What is no letter, digit, dot or hyphen of a machine's name does not get into the names of files."""
+    """Only letters, digits, dots and hyphens of a host name are used in file names."""
     assert harmless(name) == expected.replace("]", "_")
 
 
-def test_nobody_else_can_write_to_what_is_made(tmp_path: Path) -> None:
-    """Directories above the captures' own are made for others to read at most, whatever the umask."""
+def test_others_cannot_write_to_created_directories(tmp_path: Path) -> None:
+    """Parent directories are created so that others can only read them, whatever the umask."""
     before = os.umask(0)
     try:
         CaptureDirectory(tmp_path / "a" / "b" / "captures").close()
@@ -195,7 +207,7 @@ def test_nobody_else_can_write_to_what_is_made(tmp_path: Path) -> None:
 
 
 def test_a_number_beyond_all_reason(tmp_path: Path) -> None:
-    """A file with a huge number does not make names grow until none can be made."""
+    """A file with a huge number does not make new names too long."""
     for digits in (180, 13, 12):
         (tmp_path / f"skbcapd-a-20261123T030405.123Z-{'9' * digits}.pcapng").touch()
     directory = CaptureDirectory(tmp_path)

@@ -1,4 +1,4 @@
-"""What doctor finds on machines that are files in a directory, and what it advises."""
+"""The findings of doctor on systems made of files, and its remedies."""
 
 from __future__ import annotations
 
@@ -53,8 +53,9 @@ GOOD: dict[str, str | bytes | None] = {
 
 ROOT = Path(skbcapd.__file__).parent.parent
 
-# Source: Documentation/userspace-api/seccomp_filter.rst; prctl(2). Four instructions of classic BPF: load the call's
-# number; bpf(2)? then ENOSYS, else allow.
+# Source: Documentation/userspace-api/seccomp_filter.rst; prctl(2). Four instructions of classic
+# BPF: load the number of the call; if it is bpf(2), ENOSYS, otherwise allow. number; bpf(2)? then
+# ENOSYS, else allow.
 FILTERED = """
 import ctypes, struct, platform
 from pathlib import Path
@@ -77,7 +78,9 @@ print(requirements._status(Path("/proc"), "Seccomp"))
 
 
 def machine(place: Path, changes: dict[str, str | bytes | None], refusal: str = "") -> dict[str, Finding]:
-    """What doctor finds on a machine of these files, by name; None leaves a file out. `refusal`: of bpf(2) calls."""
+    """The findings of doctor on a system with these files, by name; None leaves a file out.
+    `refusal`: why bpf(2) is rejected.
+    """
     for name, content in (GOOD | changes).items():
         path = place / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,14 +126,16 @@ OFFSETS = "proc/self/timens_offsets"
     ],
 )
 def test_a_time_namespace(monotonic: str, boottime: str, text: str, has_remedy: bool, tmp_path: Path) -> None:  # noqa: FBT001
-    """Doctor tells the offsets of a time namespace, and that they are taken off."""
+    """Doctor reports the offsets of a time namespace, and that they are corrected."""
     changes = TIMES | {OFFSETS: f"monotonic {monotonic}\nboottime {boottime}\n"}
     found = machine(tmp_path, changes)["clocks"]
     assert (found.text, bool(found.remedy), found.fatal) == (text, has_remedy, False)
 
 
 def test_an_unknown_time_namespace(tmp_path: Path) -> None:
-    """Where /proc tells the offsets of another time namespace than ours, a capture is refused with a remedy."""
+    """If /proc has the offsets of another time namespace than ours, a capture is refused with a
+    remedy.
+    """
     changes = TIMES | {"proc/self/ns/time_for_children": "time:[2]", OFFSETS: "monotonic 1 0\nboottime 1 0\n"}
     found = machine(tmp_path, changes)["clocks"]
     assert found.fatal
@@ -138,12 +143,12 @@ def test_an_unknown_time_namespace(tmp_path: Path) -> None:
 
 
 def capabilities(effective: int, seccomp: int = 0) -> dict[str, str | bytes | None]:
-    """A process with these capabilities, and with a seccomp filter if that is 2."""
+    """A process with these capabilities; with a seccomp filter if the mode is 2."""
     return {STATUS: f"CapPrm:\tffffffffffffffff\nCapEff:\t{effective:016x}\nSeccomp:\t{seccomp}\n"}
 
 
 def test_a_good_machine(tmp_path: Path) -> None:
-    """Where all is there, nothing is fatal and nothing needs a remedy."""
+    """On a complete system, no finding is fatal and none needs a remedy."""
     found = machine(tmp_path, {})
     assert {name: one.text for name, one in found.items() if name not in {"kernel", "BTF"}} == {
         "capabilities": "all that are needed",
@@ -173,7 +178,9 @@ def test_a_good_machine(tmp_path: Path) -> None:
     ],
 )
 def test_nothing_is_claimed_without_proc_or_sys(missing: str, fatal: dict[str, str], tmp_path: Path) -> None:
-    """Without procfs or sysfs the only fatal finding is that, with how to mount it; nothing is blamed on privileges."""
+    """Without procfs or sysfs, this is the only fatal finding, with the command to mount it;
+    privileges are not mentioned.
+    """
     machine(tmp_path, {})
     shutil.rmtree(tmp_path / missing)
     python = str(tmp_path / "interpreter")
@@ -207,10 +214,10 @@ def test_nothing_is_claimed_without_proc_or_sys(missing: str, fatal: dict[str, s
         ({BCC: "raise SystemExit(1)"}, "bcc", "it ended without a message", "install python3-bpfcc"),
     ],
 )
-def test_what_stands_in_the_way(
+def test_obstacles_are_fatal_findings(
     changes: dict[str, str | bytes | None], name: str, text: str, remedy: str, tmp_path: Path
 ) -> None:
-    """Whatever makes a capture impossible is the one fatal finding, with what was found and what to do about it."""
+    """Each obstacle is the only fatal finding, with what was found and a remedy."""
     found = machine(tmp_path, changes)
     assert [one.name for one in found.values() if one.fatal] == [name]
     assert text in found[name].text
@@ -240,15 +247,17 @@ def test_what_stands_in_the_way(
         ({"sys/fs/cgroup/system.slice/skbcapd.service/memory.max": "1073741824\n"}, "cgroup", "version 2"),
     ],
 )
-def test_what_does_not(changes: dict[str, str | bytes | None], name: str, text: str, tmp_path: Path) -> None:
-    """What changes nothing, or cannot be changed, is said without a remedy."""
+def test_findings_without_a_remedy(
+    changes: dict[str, str | bytes | None], name: str, text: str, tmp_path: Path
+) -> None:
+    """Findings that change nothing, or cannot be changed, have no remedy."""
     found = machine(tmp_path, changes)
     assert found[name].text.startswith(text)
     assert not any(one.fatal or one.remedy for one in found.values())
 
 
 def test_no_tracefs(tmp_path: Path) -> None:
-    """That it is not mounted is told, and needs no remedy."""
+    """A tracefs that is not mounted is reported without a remedy."""
     found = machine(tmp_path, {MOUNTS: "proc /proc proc rw 0 0\n"})["tracefs"]
     assert (found.text, found.remedy) == ("not mounted; not needed: kprobes go through perf", "")
 
@@ -291,10 +300,10 @@ def test_no_tracefs(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_could_be_better(
+def test_limitations_have_a_remedy(
     changes: dict[str, str | bytes | None], name: str, text: str, remedy: str, tmp_path: Path
 ) -> None:
-    """What makes a capture poorer is the one finding with a remedy, and is not fatal."""
+    """Each limitation is the only finding with a remedy, and is not fatal."""
     found = machine(tmp_path, changes)
     assert [(one.name, one.fatal) for one in found.values() if one.remedy] == [(name, False)]
     assert text in found[name].text
@@ -306,7 +315,9 @@ def test_what_could_be_better(
     [(2, "seccomp", "--security-opt seccomp=unconfined"), (0, "bpf(2)", "CONFIG_BPF_SYSCALL=y")],
 )
 def test_a_refused_call(seccomp: int, name: str, remedy: str, tmp_path: Path) -> None:
-    """Where bpf(2) is refused to one who may, it is the fault of the seccomp filter, if there is one."""
+    """If bpf(2) is rejected in spite of the capabilities, the seccomp filter is the reason, if
+    there is one.
+    """
     found = machine(tmp_path, capabilities(ROOT_CAPABILITIES, seccomp), "Function not implemented")
     assert [one.name for one in found.values() if one.fatal] == [name]
     assert "refused: Function not implemented" in found[name].text
@@ -314,7 +325,9 @@ def test_a_refused_call(seccomp: int, name: str, remedy: str, tmp_path: Path) ->
 
 
 def test_a_real_seccomp_filter() -> None:
-    """In a process whose filter answers bpf(2) with ENOSYS, as some containers' do, doctor sees filter and answer."""
+    """In a process whose filter answers bpf(2) with ENOSYS, as in some containers, doctor reports
+    filter and error.
+    """
     done = subprocess.run([sys.executable, "-c", FILTERED], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "Function not implemented\n2\n"
 
@@ -323,8 +336,12 @@ def test_a_real_seccomp_filter() -> None:
     ("changes", "message"),
     [({RELEASE: "5.10.0"}, "kernel: 5.10.0; expected"), (capabilities(BPF), "capabilities: CAP_SYS_ADMIN missing")],
 )
-def test_a_hopeless_capture_is_refused(changes: dict[str, str | bytes | None], message: str, tmp_path: Path) -> None:
-    """Before a program is compiled, an old kernel or missing rights end the capture with the remedy."""
+def test_a_capture_that_cannot_work_is_refused(
+    changes: dict[str, str | bytes | None], message: str, tmp_path: Path
+) -> None:
+    """An old kernel or missing privileges end the capture with the remedy, before a program is
+    compiled.
+    """
     machine(tmp_path, changes)
     with pytest.raises(KernelError, match=message) as raised:
         requirements.refuse_hopeless(tmp_path / "proc")
@@ -335,7 +352,9 @@ def test_a_hopeless_capture_is_refused(changes: dict[str, str | bytes | None], m
 
 @pytest.mark.parametrize("fatal", [False, True])
 def test_the_report(*, fatal: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """The report is a line per finding, the remedy below it, and the exit code says whether a capture can work."""
+    """The report has a line per finding and the remedy below it; the exit code says whether a
+    capture can work.
+    """
     found = [Finding("kernel", "6.1"), Finding("lockdown", "confidentiality", "boot without it", fatal=fatal)]
     assert doctor.report(found) == int(fatal)
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
@@ -346,7 +365,7 @@ def test_the_report(*, fatal: bool, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_this_machine_has_a_bcc() -> None:
-    """The interpreter that runs the tests finds the distribution's bcc, by itself."""
+    """The interpreter of the tests finds the bcc of the distribution."""
     found = {one.name: one for one in requirements.findings()}
     assert not found["bcc"].fatal, found["bcc"]
     assert found["kernel"].text.startswith(os.uname().release)

@@ -1,4 +1,4 @@
-"""Wireshark's extcap protocol: what each call is answered, and how a wrong one is refused."""
+"""The extcap protocol of Wireshark: the answer to each call, and errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SENTENCE = re.compile(r"(extcap|interface|dlt|arg|value) ((?:\{[a-z]+=[^{}]*\})+
 
 
 def call(*arguments: str | Path) -> tuple[int, list[tuple[str, dict[str, str]]], str]:
-    """Run the program that Wireshark would run; exit code, sentences, stderr."""
+    """Run the extcap program as Wireshark does; returns exit code, lines and stderr."""
     environment = os.environ | {"PATH": f"{SCRIPTS}:{os.environ['PATH']}"}
     done = subprocess.run(
         [PROGRAM, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
@@ -35,14 +35,14 @@ def call(*arguments: str | Path) -> tuple[int, list[tuple[str, dict[str, str]]],
 
 
 def test_the_program_is_a_script_that_the_path_completes() -> None:
-    """What lies in Wireshark's directory is executable and names no place of this machine."""
+    """The file for Wireshark's directory is executable and has no path of this machine."""
     assert os.access(PROGRAM, os.X_OK)
     assert str(ROOT) not in PROGRAM.read_text()
     assert shutil.which("skbcapd", path=str(SCRIPTS))
 
 
 def test_interfaces() -> None:
-    """The list has one interface, and says the version."""
+    """The list has one interface, and the version."""
     code, sentences, err = call("--extcap-interfaces", "--extcap-version=4.0")
     assert (code, err) == (0, "")
     assert [kind for kind, _ in sentences] == ["extcap", "interface"]
@@ -51,14 +51,16 @@ def test_interfaces() -> None:
 
 
 def test_link_types() -> None:
-    """The interface has a link type to show; the capture has its own."""
+    """The interface has one link type; a capture has those of its interfaces."""
     code, sentences, err = call("--extcap-interface", "skbcapd", "--extcap-dlts")
     assert (code, err, len(sentences)) == (0, "", 1)
     assert (sentences[0][0], sentences[0][1]["number"], sentences[0][1]["name"]) == ("dlt", "1", "EN10MB")
 
 
 def test_options_are_settings() -> None:
-    """Each option is a setting, with its default and its words; devices are those of this machine."""
+    """Each option is a setting, with its default and its words; interfaces are those of this
+    machine.
+    """
     code, sentences, err = call("--extcap-interface", "skbcapd", "--extcap-config")
     assert (code, err) == (0, "")
     arguments = [parts for kind, parts in sentences if kind == "arg"]
@@ -91,7 +93,7 @@ def test_options_are_settings() -> None:
     ],
 )
 def test_wrong_calls(arguments: list[str], message: str) -> None:
-    """A call that is not of the protocol ends with 2 and a line that says why, without a traceback."""
+    """A wrong call gives exit code 2 and one line, without a traceback."""
     code, sentences, err = call(*arguments)
     assert (code, sentences) == (2, [])
     assert message in err
@@ -100,7 +102,7 @@ def test_wrong_calls(arguments: list[str], message: str) -> None:
 
 @pytest.mark.parametrize("path", ["/nonexistent/fifo", "/", "\x1b[31m"])
 def test_a_fifo_that_is_none(path: str) -> None:
-    """What cannot be opened for writing is named, as printable ASCII, and is not made."""
+    """A FIFO that cannot be opened is named, as printable ASCII, and is not created."""
     code, _, err = call("--capture", "--extcap-interface", "skbcapd", "--fifo", path)
     assert code == 1
     assert re.fullmatch(r"skbcapd: [ -~]+; expected a FIFO that Wireshark reads\n", err)

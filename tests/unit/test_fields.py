@@ -1,4 +1,4 @@
-"""The table of comment fields, and what follows from it."""
+"""The table of comment fields, and everything that is generated from it."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ ALL: dict[str, bytes | int] = {
 
 
 def test_every_field_has_a_value() -> None:
-    """Of a process of which all is known, each field says it, in the order that is asked for."""
+    """For a completely known process, each field has its value, in the requested order."""
     assert dict(comment_fields(FIELDS, (USER, PROCESS))) == ALL
     assert comment_fields(["uid", "none", "comm"], (USER, PROCESS)) == [("uid", 101), ("comm", b"isc-net-0000")]
 
 
-def test_what_is_not_known_is_left_out() -> None:
-    """Nothing is said of a process that is not known, and nothing from /proc where that was not to be had."""
+def test_unknown_values_are_left_out() -> None:
+    """Fields of an unknown process are left out, and fields from /proc without a record."""
     assert comment_fields(FIELDS, (User(0, 0, 0, b"", b""), None)) == []
     assert dict(comment_fields(FIELDS, (USER, None))).keys() == {"comm", "pid", "tgid", "process"}
     bare = Process(7, 0, b"dig", None, None, b"", b"", b"", b"")
@@ -82,12 +82,14 @@ def test_what_is_not_known_is_left_out() -> None:
 def test_the_process_stands_where_it_differs(
     names: tuple[str, ...], process: bytes, expected: dict[str, bytes]
 ) -> None:
-    """The process's name is left out where the comment has the same for the thread, and where it is not known."""
+    """The process name is left out if it equals the name of the thread in the comment, or is not
+    known.
+    """
     assert dict(comment_fields(names, (replace(USER, process=process), None))) == expected
 
 
 def test_containers_have_names_or_ids() -> None:
-    """A container is called by its name, else by the twelve digits that people see; a rule may ask for either."""
+    """A container has its name, otherwise the first twelve digits of its id; a rule can match both."""
     unnamed = replace(PROCESS, names=Names())
     assert dict(comment_fields(["container", "pod"], (USER, unnamed))) == {"container": ID[:12].encode()}
     for text, process, matches in (
@@ -115,13 +117,15 @@ def test_containers_have_names_or_ids() -> None:
     ],
 )
 def test_the_number_in_its_namespace(status: bytes, number: int | None) -> None:
-    """A process's number in its own PID namespace is the last that /proc says of it, whole."""
+    """The process id in its own PID namespace is the last complete number in /proc."""
     assert FIELDS["ns_pid"].value(USER, replace(PROCESS, status=status)) == number
 
 
 @pytest.mark.parametrize("field", TABLE, ids=lambda field: field.name)
 def test_a_row_is_all_that_a_field_needs(field: Field) -> None:
-    """Each row has its place in the setting, the rules, the schema, the man page, Wireshark's fields and format.md."""
+    """Each row is in the setting, the rules, the schema, the man page, the fields of Wireshark, and
+    format.md.
+    """
     assert re.fullmatch(r"[a-z_]+", field.name)
     assert (field.of_thread is None) != (field.of_process is None)
     assert default_settings({"comment": field.name}).comment == (field.name,)
@@ -144,7 +148,7 @@ def test_a_row_is_all_that_a_field_needs(field: Field) -> None:
 
 @pytest.mark.parametrize("field", TABLE, ids=lambda field: field.name)
 def test_a_rule_may_ask_for_each_field(field: Field) -> None:
-    """A rule on a field holds for its value, and for no other."""
+    """A rule on a field matches its value, and no other."""
     value = ALL[field.name]
     text = str(value) if isinstance(value, int) else value.decode()
     subject = Subject(b"eth0", 1, "out", "current", USER, PROCESS)
@@ -155,14 +159,14 @@ def test_a_rule_may_ask_for_each_field(field: Field) -> None:
 
 
 @pytest.mark.parametrize("name", CUTTABLE)
-def test_what_may_be_cut_is_cut(name: str) -> None:
-    """A value that does not fit the label loses its end, and that is said."""
+def test_cuttable_fields_are_cut(name: str) -> None:
+    """The end of a value that does not fit into the label is cut, and `cut` names it."""
     assert fit([("comm", b"a"), (name, b"x" * 900)])[-1] == ("cut", name)
 
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_packets_can_be_grouped(name: str) -> None:
-    """What is read back of a comment has each field that packets can be grouped by."""
+    """The reader finds each field by which packets can be grouped."""
     text = comment([(name, ALL[name])]).encode()
     found = _read_comment(text)
     assert isinstance(found, Stamp)

@@ -1,4 +1,4 @@
-"""Capture files: names, modes, the way from NAME.part to NAME, and what is said when a file cannot be used."""
+"""Capture files: names, modes, renaming from NAME.part to NAME, and messages of errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _umask() -> Iterator[None]:
-    """The umask that systemd and Debian's login give."""
+    """The umasks of systemd and of a login on Debian."""
     before = os.umask(0o022)
     yield
     os.umask(before)
@@ -40,12 +40,12 @@ def mode(path: Path) -> int:
 
 
 def names(directory: Path) -> list[str]:
-    """What is in a directory."""
+    """The names in a directory."""
     return [entry.name for entry in directory.iterdir()]
 
 
-def test_what_is_flushed_can_be_read_before_the_end(tmp_path: Path) -> None:
-    """A file in work holds all that was flushed, under the name that is shown."""
+def test_flushed_blocks_can_be_read_before_the_end(tmp_path: Path) -> None:
+    """An unfinished file contains all flushed blocks, under the displayed name."""
     file = CaptureFile(tmp_path / "a.pcapng", part=True)
     file.stream.write(b"blocks")
     file.stream.flush()
@@ -55,7 +55,9 @@ def test_what_is_flushed_can_be_read_before_the_end(tmp_path: Path) -> None:
 
 
 def test_a_file_that_the_user_named(tmp_path: Path) -> None:
-    """A file from the command line has its name from the start, and replaces what was there."""
+    """A file from the command line has its final name from the start, and replaces an existing
+    file.
+    """
     path = tmp_path / "mine.pcapng"
     path.write_bytes(b"old and long")
     file = CaptureFile(path, part=False)
@@ -78,7 +80,7 @@ def test_a_file_that_cannot_be_opened(name: str, reason: str, tmp_path: Path) ->
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    """What the disk does not take at the end is said once; nothing tries to write it again."""
+    """An error of the disk at the end is reported once; nothing tries to write again."""
     full = tmp_path / "full"
     full.symlink_to("/dev/full")
     file = CaptureFile(full, part=False)
@@ -87,8 +89,10 @@ def test_a_full_disk(tmp_path: Path) -> None:
         file.close()
 
 
-def test_what_a_full_disk_refuses_is_counted() -> None:
-    """After an error a sink takes no more, and counts packets, no other blocks, of what was held and what comes."""
+def test_packets_refused_by_a_full_disk_are_counted() -> None:
+    """After an error a sink writes no more, and counts packets (no other blocks), waiting and new
+    ones.
+    """
     with Path("/dev/full").open("wb") as full:
         sink = BlockSink(full.fileno())
         sink.write(packet(0) + block(1, 0, b"", b""))
@@ -101,7 +105,7 @@ def test_what_a_full_disk_refuses_is_counted() -> None:
 
 
 def test_a_torn_block_is_cut_off(tmp_path: Path) -> None:
-    """Of a write that the disk took in part, nothing stays: the file ends with the last whole block."""
+    """After a partial write, the file ends with the last complete block."""
     program = (
         "import resource, signal, sys; from skbcapd.output.block_writer import CaptureFile; from pathlib import Path\n"
         "from tests.support.writer import packet\n"
@@ -130,7 +134,9 @@ PIECES = st.lists(st.tuples(st.integers(1, 300_000), st.booleans()), max_size=12
 @given(PIECES, st.booleans())
 @settings(deadline=None, max_examples=60)
 def test_any_writes_are_in_the_file(pieces: list[tuple[int, bool]], slow: bool) -> None:  # noqa: FBT001  hypothesis
-    """Blocks of any sizes, flushed at any time, on a quick disk and a slow one: the file has all of them in order."""
+    """Blocks of any size, flushed at any time, on a fast and a slow disk: the file has all of them
+    in order.
+    """
     times = itertools.count(step=1.0)
     with tempfile.TemporaryFile() as file:
         sink = BlockSink(file.fileno(), clock=lambda: next(times))
@@ -158,8 +164,9 @@ def test_any_writes_are_in_the_file(pieces: list[tuple[int, bool]], slow: bool) 
 def test_the_faster_way_is_taken(
     cache: float, least: float, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Much goes to the disk directly, 1 GB/s; under memory pressure for 5 s through a cache that is faster, but no more
-    than the disk takes in 5 s waits there: 10 GB pass a cache of 4 GB/s meanwhile, in 2.5 s.
+    """Large pieces are written directly, at 1 GB/s; under memory pressure for 5 s through a faster
+    cache, but the cache never has more than the disk writes in 5 s: with a cache of 4 GB/s these
+    are 10 GB, in 2.5 s.
     """
     now = 0.0
     through = 0
@@ -194,8 +201,8 @@ def test_the_faster_way_is_taken(
     assert found[2] < 0.01
 
 
-def test_little_goes_through_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is too little for the disk goes through the cache, also behind a direct write; much goes to the disk."""
+def test_small_pieces_use_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small pieces are written through the cache, also after a direct write; large ones directly."""
     real, ways, direct = os.pwrite, [], []
 
     def take(way: DirectWriter, descriptor: int) -> None:
@@ -245,7 +252,7 @@ print(sink.lost, sink.size)
 @pytest.mark.parametrize("disk", ["quick", "slow"])
 @pytest.mark.parametrize("limit", [1, 4096, 100_000, 1 << 20, (1 << 20) + 4097, 2_000_001])
 def test_wherever_a_disk_is_full(limit: int, disk: str, tmp_path: Path) -> None:
-    """The file ends with the last whole block that had room; each packet is in it or counted, whatever was gathered."""
+    """The file ends with the last complete block that fits; each packet is in it or counted."""
     file, sizes = tmp_path / "torn", [60, 1_401, 40_000, 9, 60_000, 70_001, 65_536, 5]
     words = [sys.executable, "-c", TEAR, file, limit, disk, *sizes]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True, cwd=ROOT)
@@ -257,13 +264,13 @@ def test_wherever_a_disk_is_full(limit: int, disk: str, tmp_path: Path) -> None:
 
 
 def test_packets_are_counted_among_blocks() -> None:
-    """Only Enhanced Packet Blocks count."""
+    """Only Enhanced Packet Blocks are counted."""
     assert count_packets(packet(0) + block(5, 0, b"", b"") + packet(1, b"x")) == 2
     assert count_packets(b"") == 0
 
 
 def test_owners() -> None:
-    """A name is looked up; what is not said is -1; a stranger is an error that names the setting."""
+    """A name is looked up; a missing part is -1; an unknown name gives an error with the setting."""
     assert owner_ids("self") == (-1, -1)
     assert owner_ids("root") == (0, -1)
     assert owner_ids("root:root") == (0, 0)
@@ -272,16 +279,18 @@ def test_owners() -> None:
         owner_ids("nobody-here")
 
 
-def test_a_file_that_was_taken_away(tmp_path: Path) -> None:
-    """A file that somebody removed while it was written cannot get its name, and that is said."""
+def test_a_file_that_was_deleted(tmp_path: Path) -> None:
+    """A file that was deleted while it was written cannot be renamed, which is reported."""
     file = CaptureFile(tmp_path / "a.pcapng", part=True)
     file.working_path.unlink()
     with pytest.raises(FileError, match=r"a\.pcapng\.part: No such file or directory while finishing it"):
         file.close()
 
 
-def test_standard_output_takes_blocks_and_lines() -> None:
-    """Blocks go to the descriptor as they are, lines as ASCII; both are there once it is closed."""
+def test_standard_output_accepts_blocks_and_lines() -> None:
+    """Blocks are written to the descriptor unchanged, lines as ASCII; both are complete after
+    close.
+    """
     reading, writing = os.pipe()
     output = StandardOutput(writing)
     output.stream.write(b"\xff\0\n")
@@ -297,8 +306,10 @@ def test_standard_output_takes_blocks_and_lines() -> None:
     ("reader", "said"),
     [("closed", ""), ("full", "standard output: No space left on device while finishing it")],
 )
-def test_standard_output_that_takes_no_more(way: str, reader: str, said: str) -> None:
-    """A reader that has gone is no error; a full device is one, said once, also when the interpreter ends."""
+def test_standard_output_that_cannot_be_written(way: str, reader: str, said: str) -> None:
+    """A reader that has ended is no error; a full device is one, reported once, also when the
+    interpreter ends.
+    """
     program = (
         "from skbcapd.output.block_writer import StandardOutput, FileError\n"
         "output = StandardOutput()\n"

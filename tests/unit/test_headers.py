@@ -1,4 +1,4 @@
-"""Where headers begin and end, beside scapy's own dissection."""
+"""The offsets of headers, compared with scapy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from skbcapd.analysis import headers
 from skbcapd.pcapng import link_type
 
 TEXT = Raw(b"secret!")
-# Both addresses are given: scapy would look for them on the network.
+# Both addresses are given: scapy would look them up on the network.
 ETHER = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 V4, V6 = IP(src="10.0.0.1", dst="10.0.0.2"), IPv6(src="fd00::1", dst="fd00::2")
 FRAMES: dict[str, Packet] = {
@@ -57,7 +57,7 @@ FRAMES: dict[str, Packet] = {
 
 @pytest.mark.parametrize("name", FRAMES)
 def test_the_payload_begins_where_scapy_says(name: str) -> None:
-    """All headers are known to their last byte; what follows is payload."""
+    """All headers are recognized to their last byte; the rest is payload."""
     frame = bytes(FRAMES[name])
     size = len(FRAMES[name].lastlayer())
     found = headers.read(frame, link_type.ETHERNET)
@@ -77,7 +77,7 @@ def test_the_payload_begins_where_scapy_says(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in FRAMES if name not in {"arp", "other", "vlan", "qinq"}])
 @pytest.mark.parametrize("link", [link_type.RAW, link_type.LINUX_SLL, link_type.LOOP, link_type.LINUX_SLL2])
 def test_link_types(link: int, name: str) -> None:
-    """The same packet is found behind each link header."""
+    """The same packet is found after each link-layer header."""
     ip = bytes(FRAMES[name])[14:]
     kind = 0x0800 if ip[0] >> 4 == 4 else 0x86DD
     head = {
@@ -93,7 +93,7 @@ def test_link_types(link: int, name: str) -> None:
 
 @pytest.mark.parametrize("name", FRAMES)
 def test_a_frame_that_was_cut(name: str) -> None:
-    """However short a frame is, no offset lies outside of it, and no payload is taken for a header."""
+    """In a frame that was cut, no offset is outside of it, and payload is not read as a header."""
     frame = bytes(FRAMES[name])
     whole = headers.read(frame, link_type.ETHERNET)
     for size in range(len(frame)):
@@ -104,7 +104,7 @@ def test_a_frame_that_was_cut(name: str) -> None:
 
 
 def test_headers_that_make_no_sense_are_payload() -> None:
-    """An IP header of 16 bytes or a TCP header of 16 bytes is none: what is in it may be anything."""
+    """An IP or TCP header of wrong length is not a header: its content can be anything."""
     ip, tcp = bytearray(bytes(FRAMES["tcp"])), bytearray(bytes(FRAMES["tcp"]))
     ip[14] = 0x44
     assert headers.read(bytes(ip), link_type.ETHERNET).payload == 14
@@ -127,7 +127,7 @@ def test_dccp_says_its_length() -> None:
 @pytest.mark.fuzz
 @given(frame=st.binary(max_size=200), link=st.sampled_from([*link_type.LINK_TYPES, *link_type.FOREIGN]))
 def test_any_bytes(frame: bytes, link: int) -> None:
-    """Bytes that are no frame harm nobody, and no offset lies outside of them."""
+    """Bytes that are no frame raise nothing, and no offset is outside of them."""
     found = headers.read(frame, link)
     assert 0 <= found.network <= found.payload <= len(frame)
     assert found.transport <= len(frame)
@@ -137,6 +137,6 @@ def test_any_bytes(frame: bytes, link: int) -> None:
 
 @pytest.mark.fuzz
 @given(tail=st.binary(max_size=120), kind=st.sampled_from([b"\x08\x00", b"\x86\xdd", b"\x08\x06", b"\x81\x00"]))
-def test_any_bytes_behind_a_type(tail: bytes, kind: bytes) -> None:
-    """The same behind an Ethernet header, where more of them are looked at."""
+def test_any_bytes_after_a_type(tail: bytes, kind: bytes) -> None:
+    """The same after an Ethernet header, where more of them are read."""
     test_any_bytes.hypothesis.inner_test(bytes(12) + kind + tail, link_type.ETHERNET)

@@ -1,4 +1,4 @@
-"""The packages' order, read from the imports themselves."""
+"""The order of the packages, checked with their imports."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ ORDER = (
     "filter",
     "pcapng",
     "attribution",
+    "worker",
     "standard_streams",
     "lru",
     "child",
@@ -37,7 +38,7 @@ ORDER = (
     "text_safety",
 )
 
-# What is no part of Python, and the modules that may import it.
+# Third-party libraries, and the modules that may import them.
 LIBRARIES = {
     "bcc": {"kernel.compiler"},
     "systemd": {"daemon.log"},
@@ -49,7 +50,7 @@ LIBRARIES = {
 
 
 def _module(path: Path) -> str:
-    """A file as a module's name below skbcapd; a package's own file as the package."""
+    """The module name of a file below skbcapd; the package for `__init__`."""
     return ".".join(part for part in path.relative_to(PACKAGE).with_suffix("").parts if part != "__init__")
 
 
@@ -57,7 +58,9 @@ MODULES = {_module(path): path for path in PACKAGE.rglob("*.py") if path != PACK
 
 
 def imports(module: str) -> Iterator[str]:
-    """Every module that a module imports, wherever in the file; `skbcapd.x.y` also for `from skbcapd.x import y`."""
+    """All modules that a module imports, anywhere in the file; `skbcapd.x.y` also for `from
+    skbcapd.x import y`.
+    """
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -70,19 +73,19 @@ def imports(module: str) -> Iterator[str]:
 
 
 def _ours(module: str) -> set[str]:
-    """The modules of skbcapd that a module imports, without the leading `skbcapd.`."""
+    """The modules of skbcapd that a module imports, without the prefix `skbcapd.`."""
     return {name.removeprefix("skbcapd.") for name in imports(module) if name.split(".")[0] == "skbcapd"}
 
 
 def test_the_order_names_every_package() -> None:
-    """Every package and every module beside them has its place in the order, and every place is there."""
+    """Each package, and each module without a package, is in the order, and each entry exists."""
     assert sorted(ORDER) == sorted({module.split(".")[0] for module in MODULES})
     assert "import " not in (PACKAGE / "__init__.py").read_text()
 
 
 @pytest.mark.parametrize("package", ORDER)
 def test_imports_go_down(package: str) -> None:
-    """A package imports only itself and those below it."""
+    """A package imports only itself and the packages below it."""
     below = set(ORDER[ORDER.index(package) :])
     upward = {
         f"{module} -> {name}"
@@ -95,19 +98,21 @@ def test_imports_go_down(package: str) -> None:
 
 
 def test_no_circle() -> None:
-    """No module imports itself over others, inside a package or across."""
+    """No module imports itself through others, in a package or between packages."""
     TopologicalSorter({module: _ours(module) for module in MODULES}).prepare()
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_libraries_stay_in_their_modules(module: str) -> None:
-    """A module imports Python's own library, and of others those that are its business."""
+    """A module imports the standard library, and only the other libraries that it is allowed to."""
     foreign = {name.split(".")[0] for name in imports(module)} - sys.stdlib_module_names - {"skbcapd"}
     assert foreign <= {name for name, modules in LIBRARIES.items() if module in modules}
 
 
 def test_the_command_line_is_light() -> None:
-    """Starting the command imports neither scapy's dissectors nor the compiler: both take longer than all the rest."""
+    """The start of the command imports neither the dissectors of scapy nor the compiler: both take
+    very long.
+    """
     program = "import sys, skbcapd.__main__; print(*sorted(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=PACKAGE.parent, capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""The names of kernel functions, as the symbol table has them."""
+"""Names of kernel functions in the symbol table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SYMBOLS = """\
 
 
 def test_symbols(tmp_path: Path) -> None:
-    """A function is found under its name, with the compiler's suffix where there is only that."""
+    """A function is found by its name, also if it only exists with a suffix of the compiler."""
     table = tmp_path / "kallsyms"
     table.write_text(SYMBOLS)
     assert kernel_symbol("__dev_queue_xmit", table) == "__dev_queue_xmit"
@@ -28,6 +28,6 @@ def test_symbols(tmp_path: Path) -> None:
 
 
 def test_a_hidden_table(tmp_path: Path) -> None:
-    """Where the table cannot be read, the hint names the setting of systemd that hides it."""
+    """If the table cannot be read, the hint names the setting of systemd that hides it."""
     with pytest.raises(KernelError, match=r"kallsyms: .*; expected the names(.|\n)*ProtectKernelTunables=no"):
         kernel_symbol("__dev_queue_xmit", tmp_path / "kallsyms")

@@ -1,4 +1,6 @@
-"""The comment's grammar and the option bytes, against tables worked out by hand and against random values."""
+"""The grammar of the comment and the bytes of options, compared with handmade tables and random
+values.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from skbcapd.pcapng.comment import OPTIONS_MAX, CommentError, comment, option, p
 
 SEED = "comm=chronyd pid=1058 tgid=1058"
 KEYS = st.text(string.ascii_lowercase + "_", min_size=1, max_size=12)
-# Random bytes, and bytes made of what the grammar itself uses.
+# Random bytes, and bytes that the grammar itself uses.
 HOSTILE = st.binary(max_size=40) | st.lists(
     st.sampled_from([b"comm=", b"pid=1", b" ", b'"', b"\\", b"=", b"\\x3d", b"\n"])
 ).map(b"".join)
@@ -48,12 +50,14 @@ FIELDS = st.lists(st.tuples(KEYS, HOSTILE), min_size=1, max_size=6, unique_by=la
     ],
 )
 def test_value_has_the_documented_spelling(value: bytes | str | int, spelled: str) -> None:
-    """A value stands bare or is quoted and escaped exactly as docs/format.md says."""
+    """A value is bare, or quoted and escaped, as docs/format.md says."""
     assert comment([("comm", value), ("pid", 7)]) == f"comm={spelled} pid=7"
 
 
 def test_seed_comment() -> None:
-    """The process of the founding question is written as `comm=chronyd pid=1058 tgid=1058` and read back."""
+    """The process of the first question is written as `comm=chronyd pid=1058 tgid=1058` and read
+    back.
+    """
     assert comment([("comm", b"chronyd"), ("pid", 1058), ("tgid", 1058)]) == SEED
     assert parse(SEED) == [("comm", b"chronyd"), ("pid", b"1058"), ("tgid", b"1058")]
 
@@ -61,14 +65,14 @@ def test_seed_comment() -> None:
 @pytest.mark.fuzz
 @given(FIELDS)
 def test_any_bytes_round_trip(fields: list[tuple[str, bytes]]) -> None:
-    """Whatever bytes the values hold, the comment parses back to the very same keys and bytes."""
+    """For any bytes in the values, parsing returns the same keys and bytes."""
     assert parse(comment(fields)) == fields
 
 
 @pytest.mark.fuzz
 @given(HOSTILE)
 def test_no_comm_can_forge_a_field(comm: bytes) -> None:
-    """Even a reader that only searches for `key=` sees the real keys and no other."""
+    """A search for `key=` finds the real keys only."""
     text = comment([("comm", comm), ("pid", 1), ("tgid", 2)])
     assert re.findall(r"([a-z_]*)=", text) == ["comm", "pid", "tgid"]
     assert text.isascii()
@@ -78,7 +82,7 @@ def test_no_comm_can_forge_a_field(comm: bytes) -> None:
 @pytest.mark.fuzz
 @given(st.text('ab=_" \\x0137df\n\xff\u20ac') | st.from_regex(r'\A[a-z_]{0,2}="?[ -~]*"?\Z'))
 def test_parse_accepts_only_what_comment_writes(text: str) -> None:
-    """A text is refused with CommentError, or is the one spelling of the fields it parses to."""
+    """A text is an error (CommentError), or the only spelling of its fields."""
     try:
         fields = parse(text)
     except CommentError:
@@ -125,20 +129,20 @@ def test_parse_accepts_only_what_comment_writes(text: str) -> None:
     ],
 )
 def test_parse_refuses(text: str) -> None:
-    """What the grammar does not give is refused, near misses and other tools' comments included."""
+    """Texts outside of the grammar are errors, including similar ones and comments of other tools."""
     with pytest.raises(CommentError):
         parse(text)
 
 
 @pytest.mark.parametrize("fields", [[], [("", b"x")], [("Comm", b"x")], [("a b", b"x")], [("a=", b"")], [("a\n", b"")]])
 def test_comment_refuses_keys(fields: list[tuple[str, bytes]]) -> None:
-    """A key that could not be read back, or no field at all, is refused."""
+    """A key that cannot be read back, or no field at all, is an error."""
     with pytest.raises(CommentError):
         comment(fields)
 
 
 def test_comment_refuses_a_key_twice() -> None:
-    """A key stands once, so that readers need not choose."""
+    """A duplicate key is an error."""
     with pytest.raises(CommentError):
         comment([("comm", b"a"), ("pid", 1), ("comm", b"b")])
 
@@ -159,7 +163,7 @@ def test_option_bytes(code: int, value: bytes, raw: str) -> None:
 
 
 def test_option_of_65535_bytes_is_the_longest() -> None:
-    """The length field's largest value works, one more is refused, not wrapped."""
+    """The largest length works; one byte more is an error, and does not overflow."""
     assert len(option(1, bytes(65535))) == 4 + 65536
     with pytest.raises(ValueError, match="option 1 has 65536 bytes"):
         option(1, bytes(65536))
@@ -183,12 +187,14 @@ END = "0000 0000"
     ],
 )
 def test_packet_options_bytes(arguments: tuple[str | None, int, int, int], raw: str) -> None:
-    """Options stand as comment, flags, process, end; no process option when neither id is known."""
+    """The options are comment, flags, process, end; there is no process option if both ids are
+    unknown.
+    """
     assert packet_options(*arguments) == bytes.fromhex(raw)
 
 
 def test_flag_values() -> None:
-    """The epb_flags constants are the draft's bits."""
+    """The epb_flags constants are the bits of the draft."""
     assert (blocks.DIRECTION_IN, blocks.DIRECTION_OUT) == (0b01, 0b10)
     receptions = (blocks.RECEPTION_UNICAST, blocks.RECEPTION_MULTICAST, blocks.RECEPTION_BROADCAST)
     assert (*receptions, blocks.RECEPTION_PROMISCUOUS) == (0b00100, 0b01000, 0b01100, 0b10000)
@@ -197,7 +203,7 @@ def test_flag_values() -> None:
 
 @given(st.just([]) | FIELDS, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
 def test_flags_stand_where_the_label_says(fields: list[tuple[str, bytes]], flags: int, extra: int) -> None:
-    """Bits that are ORed in at `flags_at` give the options that were built with those bits at once."""
+    """Bits that are added at `flags_at` give the same options as with these bits from the start."""
     made = label.label(fields, flags, 1058, 1059)
     raw = bytearray(made.options)
     assert made.flags_at % 4 == 0
@@ -216,7 +222,9 @@ KNOWN = st.fixed_dictionaries(
 
 @given(KNOWN, st.booleans())
 def test_a_label_always_fits(fields: list[tuple[str, bytes | int]], linked: bool) -> None:  # noqa: FBT001
-    """Whatever is known of a process fits the kernel's label; what was cut is a beginning, and is named."""
+    """The fields of any process fit into the label of the kernel; cut values are prefixes, and are
+    named.
+    """
     made = label.label(fields, 2, 2**32 - 1, 2**32 - 1, linked=linked)
     assert len(made.options) <= OPTIONS_MAX
     length = int.from_bytes(made.options[2:4], "little")
@@ -232,7 +240,7 @@ def test_a_label_always_fits(fields: list[tuple[str, bytes | int]], linked: bool
 
 @given(KNOWN)
 def test_nothing_is_cut_without_need(fields: list[tuple[str, bytes | int]]) -> None:
-    """A value is whole where all of them fit, and where not, as much is kept as fits but for a few bytes."""
+    """No value is cut if all of them fit; otherwise almost the full space is used."""
     whole = [(key, value[:128] if key == "cmdline" and isinstance(value, bytes) else value) for key, value in fields]
     made = dict(label.fit(fields))
     cut = made.pop("cut", b"")
@@ -240,7 +248,7 @@ def test_nothing_is_cut_without_need(fields: list[tuple[str, bytes | int]]) -> N
         assert [*made.items()] == whole
         assert cut in {b"", "cmdline"}
     elif cut:
-        # A step of the common length takes away, or adds, up to four bytes of each value.
+        # A step of the common length removes or adds up to four bytes of each value.
         assert len(comment([*made.items()])) > label.COMMENT_MAX - 48 - 6 * 4
 
 
@@ -261,6 +269,8 @@ def test_nothing_is_cut_without_need(fields: list[tuple[str, bytes | int]]) -> N
         ),
     ],
 )
-def test_what_is_cut(fields: list[tuple[str, bytes]], expected: list[tuple[str, bytes | str]]) -> None:
-    """The longest values are cut to one length, as spelled; no escape is torn; short ones stay whole."""
+def test_the_longest_values_are_cut(fields: list[tuple[str, bytes]], expected: list[tuple[str, bytes | str]]) -> None:
+    """The longest values are cut to one length in the comment; no escape is split; short values are
+    complete.
+    """
     assert label.fit(fields) == expected

@@ -1,4 +1,4 @@
-"""The next file comes late, as the disk takes long to make it: packets wait, and none is dropped."""
+"""If the disk takes long to make the next file, packets wait, and none is dropped."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from skbcapd.output.series import State
-from skbcapd.output.worker import PATIENCE_S
+from skbcapd.worker import PATIENCE_S
 from tests.support.deadline import until
 from tests.support.rotation import STAMP, Rig, local, small
 
 
 class SlowToMake:
-    """A disk that makes a file when the test says so."""
+    """A disk that makes a file when the test allows it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gate = threading.Event()
@@ -48,7 +48,7 @@ def number(count: int) -> list[bytes]:
 def test_packets_wait_for_a_late_file(
     limit: int, disk: SlowToMake, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While the next file is late the output is busy, and takes what comes all the same; none is dropped."""
+    """While the next file is late, the output is busy but accepts packets; none is dropped."""
     rig = Rig(tmp_path, packets=limit)
     rig.output.write_blocks(memoryview(small(0)), rig.snapshot)
     disk.gate.clear()
@@ -76,8 +76,10 @@ def test_packets_wait_for_a_late_file(
     assert caplog.messages == [f"{tmp_path}: the disk is slow to create the next file; packets wait in memory"]
 
 
-def test_what_waits_is_certain_when_it_is_written(disk: SlowToMake, tmp_path: Path) -> None:
-    """The position of a packet that was held is settled with the packet, not with what stands before it in its file."""
+def test_waiting_packets_are_completed_when_written(disk: SlowToMake, tmp_path: Path) -> None:
+    """The position of a waiting packet is completed with the packet, not with the earlier bytes of
+    its file.
+    """
     rig = Rig(tmp_path)
     disk.gate.clear()
     rig.output.rotate(rig.snapshot)
@@ -94,7 +96,9 @@ def test_what_waits_is_certain_when_it_is_written(disk: SlowToMake, tmp_path: Pa
 
 
 def test_a_late_file_at_the_end(disk: SlowToMake, tmp_path: Path) -> None:
-    """A file that is not there when the capture ends is waited for, for a second; then its packets are counted."""
+    """At the end of a capture, a late file is waited for, for a second; then its packets are
+    counted as dropped.
+    """
     rig = Rig(tmp_path)
     disk.gate.clear()
     rig.output.rotate(rig.snapshot)
@@ -108,7 +112,7 @@ def test_a_late_file_at_the_end(disk: SlowToMake, tmp_path: Path) -> None:
 
 
 def test_a_late_file_that_cannot_be_made(disk: SlowToMake, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Where a late file turns out to be none, what waits for it is counted, and it is said."""
+    """If a late file fails, the waiting packets are counted as dropped, and it is logged."""
     rig = Rig(tmp_path)
     disk.gate.clear()
     rig.output.rotate(rig.snapshot)

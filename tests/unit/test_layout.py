@@ -1,4 +1,6 @@
-"""What kernel and Python share: two hand-made kernels, old and new, and the C side's own text as the judge."""
+"""Records shared by kernel and Python: two handmade kernels, old and new, compared with the text of
+the C side.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from tests.support import blob
 Fields = dict[str, int | tuple[int, int]]
 Structs = dict[str, tuple[int, Fields]]
 
-# As on Debian's 6.1 and on 6.18, x86-64 where it matters: a byte offset, or (bit offset, width).
+# As on Debian's 6.1 and on 6.18 (x86-64): a byte offset, or (bit offset, width).
 COMMON: Structs = {
     "page": (64, {}),
     "pt_regs": (
@@ -131,12 +133,12 @@ NEW: Structs = COMMON | {
 
 
 def definitions(structs: Structs, *functions: str) -> dict[str, int | str]:
-    """The definitions for a hand-made kernel."""
+    """The definitions for a handmade kernel."""
     return abi.definitions(Btf(blob.kernel(structs, *functions)), Geometry(4))
 
 
 def with_field(name: str, field: str, at: int | tuple[int, int] | None) -> Structs:
-    """The new kernel with one field elsewhere, or gone."""
+    """The new kernel with one field at another offset, or without it."""
     size, fields = NEW[name]
     return NEW | {name: (size, {key: value for key, value in (fields | {field: at}).items() if value is not None})}
 
@@ -151,7 +153,7 @@ def with_field(name: str, field: str, at: int | tuple[int, int] | None) -> Struc
 def test_where_arguments_of_a_system_call_stand(
     machine: str, expected: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The arguments of a system call are found from the place of its number, on each processor."""
+    """The arguments of a system call are at fixed distances from its number, on each processor."""
     monkeypatch.setattr("skbcapd.kernel.abi.platform.machine", lambda: machine)
     found = definitions(NEW)
 
@@ -174,26 +176,32 @@ def test_where_arguments_of_a_system_call_stand(
     ],
 )
 def test_offsets_become_definitions(structs: Structs, expected: dict[str, int]) -> None:
-    """The offsets of an old and of a new kernel reach the program, with renamed fields found under either name."""
+    """The offsets of an old and of a new kernel become definitions, with renamed fields under both
+    names.
+    """
     found = definitions(structs)
 
     assert {name: found.get(name) for name in expected} == expected
 
 
-def test_an_old_and_a_new_kernel_differ_in_how_a_vlan_tag_is_told() -> None:
-    """Only one of the two ways to see a VLAN tag is defined, or the program would be compiled for the wrong one."""
+def test_old_and_new_kernels_store_a_vlan_tag_differently() -> None:
+    """Only one of the two ways to recognize a VLAN tag is defined; otherwise the program would use
+    the wrong one.
+    """
     assert "SKB_VLAN_ALL" not in definitions(OLD)
     assert not any(name.startswith("SKB_VLAN_PRESENT") for name in definitions(NEW))
 
 
 def test_the_table_of_udp_sockets_is_the_namespace_s_or_all_s() -> None:
-    """Only a kernel with a table for each namespace says where the namespace keeps it."""
+    """The offset in the namespace is only defined for a kernel with one UDP table per namespace."""
     assert "NET_UDP_TABLE" not in definitions(OLD)
     assert definitions(NEW)["NET_UDP_TABLE"] == 512 + 64
 
 
-def test_what_a_kernel_was_built_without_guards_nothing() -> None:
-    """A kernel without netfilter, BPF for namespaces or tc has no place to look at; one with them has all."""
+def test_missing_kernel_features_guard_nothing() -> None:
+    """For a kernel without netfilter, BPF in namespaces or tc, their offsets are not defined;
+    otherwise all are.
+    """
     names = {
         name for name in definitions(NEW) if name.startswith(("NET_HOOKS", "NET_BPF", "DEV_TC", "DEV_NF", "DEV_XDP"))
     }
@@ -206,8 +214,8 @@ def test_what_a_kernel_was_built_without_guards_nothing() -> None:
     assert definitions(older)["DEV_TC_INGRESS"] == 48
 
 
-def test_memory_is_looked_at_in_place_where_the_kernel_lets_a_program(tmp_path: Path) -> None:
-    """Only a kernel that has the function, and compiles programs to machine code, has it called."""
+def test_memory_is_read_in_place_if_the_kernel_allows_it(tmp_path: Path) -> None:
+    """Only on a kernel that has the function and the JIT is it called."""
     old, new = Btf(blob.kernel(OLD)), Btf(blob.kernel(NEW, "other", "bpf_rdonly_cast"))
     jit = tmp_path / "bpf_jit_enable"
     names = {"RDONLY_CAST": new.function("bpf_rdonly_cast"), "SKB_TYPE": new.number("sk_buff")}
@@ -232,14 +240,14 @@ def test_memory_is_looked_at_in_place_where_the_kernel_lets_a_program(tmp_path: 
         ({name: NEW[name] for name in NEW if name != "page"}, BtfError, "struct page is not"),
     ],
 )
-def test_a_kernel_laid_out_otherwise_is_refused(structs: Structs, error: type[Exception], message: str) -> None:
-    """A kernel whose fields are missing, or lie where the program would not read them, is refused."""
+def test_an_unsupported_kernel_layout_is_refused(structs: Structs, error: type[Exception], message: str) -> None:
+    """A kernel with missing fields, or with fields out of reach, is an error."""
     with pytest.raises(error, match=message):
         definitions(structs)
 
 
 def test_the_running_kernel() -> None:
-    """The running kernel's layout can be taken."""
+    """The layout of the running kernel is supported."""
     found = abi.definitions(Btf.load(), Geometry(32))
 
     assert found["SEGMENT_COUNT"] == 32
@@ -251,12 +259,14 @@ def test_the_running_kernel() -> None:
     [(0, 4), ((1 << 21) - 1, 4), (4 << 20, 4), (16 << 20, 8), ((32 << 20) - 1, 8), (64 << 20, 32), (4 << 30, 2048)],
 )
 def test_geometry(size: int, count: int) -> None:
-    """A buffer has the largest power of two of segments that its size allows, and never fewer than four."""
+    """A buffer has the largest power of two of segments that fits, and at least four."""
     assert Geometry.for_buffer(size) == Geometry(count)
 
 
 def test_sizes_that_the_program_relies_on() -> None:
-    """Masks need powers of two; records and segments need the alignment of the words in them, and of pages' blocks."""
+    """Masks need powers of two; records and segments need the alignment of their words and of
+    pages.
+    """
     masked = (abi.SEGMENT_SIZE, abi.CAPTURE_MAX, comment.OPTIONS_MAX, abi.UPCALLS_LISTED)
     assert all(size & size - 1 == 0 for size in masked)
     assert abi.SEGMENT_STRIDE % 8 == abi.LISTING % 8 == 0
@@ -267,7 +277,7 @@ def test_sizes_that_the_program_relies_on() -> None:
     assert abi.SLACK >= abi.CAPTURE_MAX
 
 
-# The C side, read as text.
+# The C side, as text.
 
 
 def c_text(name: str) -> str:
@@ -279,7 +289,9 @@ PROGRAM = "\n".join(c_text(path.name) for path in sorted(Path(compiler.SOURCES).
 
 
 def used(text: str) -> set[str]:
-    """Every name in capitals that the C text uses; where a macro glues a name together, what comes of it."""
+    """All names in capitals that the C text uses; for names that a macro pastes together, the
+    results.
+    """
     macros = {}
     for line, name, parameters, body in re.findall(r"(#define\s+(\w+)\(([^)]*)\)((?:.*\\\n)*.*))", text):
         if "##" in body:
@@ -291,13 +303,15 @@ def used(text: str) -> set[str]:
         values = dict(zip(parameters, (value.strip() for value in call[2].split(",")), strict=True))
         return re.sub(r"\s*##\s*", "", re.sub(r"[A-Za-z]\w*", lambda word: values.get(word[0], word[0]), body))
 
-    for _ in range(2):  # one macro may use another
+    for _ in range(2):  # one macro can use another
         text = re.sub(rf"\b({'|'.join(macros)})\(([^()]*)\)", expand, text)
     return set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", text))
 
 
 def test_every_definition_is_used_and_every_use_defined() -> None:
-    """Each name in capitals in bpf/ is defined there, by bcc, or by layout.py; and layout.py defines none in vain."""
+    """Each name in capitals in bpf/ is defined there, by bcc, or by abi.py; and abi.py defines no
+    unused name.
+    """
     defined_there = set(re.findall(r"#define\s+(\w+)", PROGRAM))
     for members in re.findall(r"enum \w+ \{(.*?)\}", PROGRAM, re.DOTALL):
         defined_there |= set(re.findall(r"\b[A-Z]\w+", members))
@@ -311,7 +325,7 @@ def test_every_definition_is_used_and_every_use_defined() -> None:
 
 
 def record(name: str) -> str:
-    """A C struct as the format that `struct` would have for it; padding between members is not in it."""
+    """A C struct as the format of `struct`; without padding between members."""
     found = re.search(rf"struct {name} {{(.*?)}};", PROGRAM, re.DOTALL)
     assert found, name
     sizes = definitions(NEW)
@@ -343,13 +357,13 @@ RECORDS: dict[str, abi.Record[Any] | struct.Struct] = {
     "block_head": blocks.PACKET_HEAD,
     "cut_tail": abi.CUT_TAIL,
 }
-OTHERS = {"control", "segment", "segment_state"}  # tests of their own
-NOT_SHARED = {"origin", "sighting", "role", "taken"}  # the program's own, in maps that Python does not touch
+OTHERS = {"control", "segment", "segment_state"}  # in other tests
+NOT_SHARED = {"origin", "sighting", "role", "taken"}  # used by the program only, in maps that Python does not read
 
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_records_have_the_members_of_the_c_side(name: str) -> None:
-    """Each record's format is that of its C struct, member by member, and so are their names."""
+    """The format of each record is that of its C struct, member by member, and so are the names."""
     python = RECORDS[name]
     expected = re.sub(r"(\d+)([QI])", lambda run: run[2] * int(run[1]), python.format.lstrip("<"))
     assert record(name) == expected
@@ -359,24 +373,24 @@ def test_records_have_the_members_of_the_c_side(name: str) -> None:
 
 
 def test_every_shared_struct_and_enum_is_compared() -> None:
-    """Each struct and each enum of layout.h is compared with Python's by a test here."""
+    """Each struct and each enum of layout.h is compared with Python by a test here."""
     text = c_text("layout.h")
     structs, enums = (set(re.findall(rf"^{kind} (\w+) \{{", text, re.MULTILINE)) for kind in ("struct", "enum"))
 
     assert structs - NOT_SHARED == (RECORDS.keys() | OTHERS) - {"measurement"}  # which is in measure.h
-    assert enums - NOT_SHARED == {"direction", "via", "counter"}
+    assert enums - NOT_SHARED == {"direction", "via", "counter", "sleep"}
 
 
 def members(name: str) -> list[str]:
-    """The names of a C struct's members, with those of structs inside it in their place."""
+    """The names of the members of a C struct, including those of nested structs."""
     found = re.search(rf"struct {name} {{(.*?)}};", PROGRAM, re.DOTALL)
     assert found, name
     kinds = re.findall(r"(u8|u16|u32|u64|struct \w+)\s+(\w+)\s*(?:\[\w+\])?;", found[1])
     return [one for kind, member in kinds for one in (members(kind[7:]) if " " in kind else [member])]
 
 
-def test_words_of_control_lie_where_the_c_side_has_them() -> None:
-    """Each word of struct control has the index that layout.py gives it, and the segments' states follow."""
+def test_words_of_control_have_the_offsets_of_the_c_side() -> None:
+    """Each word of struct control has the index of abi.py, and the states of segments follow."""
     body = re.search(r"struct control \{(.*?)\};", PROGRAM, re.DOTALL)
     assert body
     index = 0
@@ -387,8 +401,8 @@ def test_words_of_control_lie_where_the_c_side_has_them() -> None:
     assert index == abi.STATES
 
 
-def test_segments_lie_as_the_c_side_has_them() -> None:
-    """The members of a segment, and the words of its state, are where the reader looks for them."""
+def test_segments_have_the_layout_of_the_c_side() -> None:
+    """The members of a segment, and the words of its state, are at the offsets of the reader."""
     body = re.search(r"struct segment \{(.*?)\};", PROGRAM, re.DOTALL)
     assert body
     assert re.findall(r"(\w+)\s+(\w+)\s*\[(.*?)\];", body[1]) == [
@@ -414,7 +428,9 @@ def enum(name: str) -> list[str]:
 
 
 def test_stages_have_one_word_each() -> None:
-    """Each stage has one word and one number in C and in Python, a function stage_WORD, and a program per direction."""
+    """Each stage has one word and one number in C and in Python, a function stage_WORD, and a
+    program per direction.
+    """
     assert [f"STAGE_{stage.name}" for stage in abi.Stage] == enum("stage")
     assert [*abi.Stage] == list(range(len(abi.Stage)))
     assert re.search(rf"#define STAGES {len(abi.Stage)}\n", PROGRAM)
@@ -428,7 +444,7 @@ def test_stages_have_one_word_each() -> None:
 
 @pytest.mark.parametrize("stages", [tuple(abi.Stage), (abi.Stage.FILTER,), loader._UNFILTERED])
 def test_a_hook_s_stages_are_called_through_the_map_of_its_direction(stages: tuple[abi.Stage, ...]) -> None:
-    """The programs behind each hook for frames are those of its direction; other hooks have none."""
+    """The programs after each hook for frames are those of its direction; other hooks have none."""
     hooks = [loader.Hook("tracepoint", "any", name) for name in ("on_transmit", "on_receive", "on_used")]
     found = loader._behind(hooks, stages)
 
@@ -440,12 +456,14 @@ def test_a_hook_s_stages_are_called_through_the_map_of_its_direction(stages: tup
 
 
 def test_numbers_mean_the_same_on_both_sides() -> None:
-    """Counters, ways to know a process and block types have the same order and values in C and in Python."""
+    """Counters, `via` and block types have the same order and values in C and in Python."""
     counters = [name.lower().removeprefix("lost_") for name in enum("counter")]
     assert counters == list(abi.COUNTERS)[: len(counters)]
     ways = [name.lower().removeprefix("via_") for name in enum("via")]
     assert ways[1:-1] == list(VIA)[1:]
     assert [getattr(abi, f"VIA_{way.upper()}") for way in ways] == list(range(len(ways)))
+    assert [f"SLEEP_{sleep.name}" for sleep in abi.Sleep] == enum("sleep")
+    assert [*abi.Sleep] == [0, 1, 2]
     assert re.search(rf"enum direction \{{ IN = {blocks.DIRECTION_IN}, OUT = {blocks.DIRECTION_OUT} \}}", PROGRAM)
 
 
@@ -469,7 +487,7 @@ def test_named_numbers_are_the_same_on_both_sides(name: str, value: int) -> None
 
 
 def constant(name: str) -> int:
-    """The value of a C macro without arguments: a number, another macro, or one shifted by the other."""
+    """The value of a C macro without arguments: a number, another macro, or a shift of both."""
     found = re.search(rf"#define {name}\s+(.*)", PROGRAM)
     assert found, name
     left, *right = (

@@ -1,4 +1,4 @@
-"""Limits of cgroups and of the process: which one holds, and what is refused."""
+"""Limits of cgroups and of the process: which one applies, and when a capture is refused."""
 
 from __future__ import annotations
 
@@ -49,10 +49,12 @@ def system(place: Path, groups: str, files: dict[str, str], command_line: str = 
         ("0::/a\n", {"cgroup.controllers": "", "a/memory.max": "\0odd"}, None, ""),
     ],
 )
-def test_the_smallest_limit_holds(
+def test_the_smallest_limit_applies(
     groups: str, files: dict[str, str], size: int | None, file: str, tmp_path: Path
 ) -> None:
-    """Of our cgroup and those above it the smallest limit counts, in both versions; what is no number is none."""
+    """The smallest limit of our cgroup and its ancestors applies, in both versions; what is not a
+    number is no limit.
+    """
     proc, sys_ = system(tmp_path, groups, files)
     found = limits.read_limit(proc, sys_)
     assert found.size == size
@@ -60,13 +62,15 @@ def test_the_smallest_limit_holds(
 
 
 def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
-    """Without /proc, or with a kernel without control groups, nothing is refused."""
+    """Without /proc, or on a kernel without control groups, there is no limit."""
     assert limits.read_limit(tmp_path, tmp_path) == limits.Limit(0)
     assert not limits.check_memory(Geometry(4), proc=tmp_path, sys_=tmp_path)
 
 
-def test_what_a_capture_takes(tmp_path: Path) -> None:
-    """The buffer counts whole, a ring, too; maps that the kernel does not charge do not."""
+def test_the_memory_of_a_capture(tmp_path: Path) -> None:
+    """The buffer counts completely, and so does a ring buffer; maps that the kernel does not charge
+    do not.
+    """
     proc, _ = system(tmp_path, "0::/\n", {})
     least = limits.needed(Geometry(4), proc=proc)
     assert limits.needed(Geometry(32), proc=proc) - least == 28 * SEGMENT_STRIDE
@@ -76,8 +80,8 @@ def test_what_a_capture_takes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("part", "outcome"), [(0.5, "refused"), (0.94, "refused"), (1.0, "said"), (1.2, "")])
-def test_what_is_too_little(part: float, outcome: str, tmp_path: Path) -> None:
-    """A limit below what a capture takes is refused, one just above is said, with both numbers."""
+def test_limits_that_are_too_small(part: float, outcome: str, tmp_path: Path) -> None:
+    """A limit that is too small is an error, a tight one a warning, both with the numbers."""
     geometry = Geometry(32)
     wanted = limits.needed(geometry, proc=tmp_path)
     proc, sys_ = system(tmp_path, "0::/a\n", {"cgroup.controllers": "", "a/memory.max": f"{int(wanted * part)}\n"})
@@ -96,7 +100,9 @@ def test_what_is_too_little(part: float, outcome: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("limits_", "outcome"), [((7, 7), "7 files; a capture needs 64"), ((20, 997), "997 997")])
 def test_descriptors(limits_: tuple[int, int], outcome: str) -> None:
-    """The soft limit becomes the hard one; a hard one that is too small is refused, with the number."""
+    """The soft limit is raised to the hard limit; a hard limit that is too small is an error with
+    the number.
+    """
     program = (
         "import resource; from skbcapd.kernel import limits\n"
         f"resource.setrlimit(resource.RLIMIT_NOFILE, {limits_})\n"

@@ -1,4 +1,4 @@
-"""The list of finished files that is kept in memory: it is what a look at the directory would say, at no cost."""
+"""The list of finished files in memory equals the directory, at no cost."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ NAMES = [f"{number}.pcapng" for number in range(1, 8)]
 
 
 def number_of(name: str) -> int:
-    """The number that a test's name begins with."""
+    """The number at the beginning of a name."""
     first, _, rest = name.partition(".")
     return int(first) if rest == "pcapng" and first.isdecimal() else 0
 
 
 def no_watch(_directory: int) -> None:
-    """A machine that has no inotify left."""
+    """A machine without a free inotify instance."""
     raise OSError(24, "Too many open files")
 
 
 @pytest.fixture(params=["inotify", "none"])
 def listing(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Listing]:
-    """Of an empty directory."""
+    """The list of an empty directory."""
     if request.param == "none":
         monkeypatch.setattr(listing_module, "Watch", no_watch)
     descriptor = os.open(tmp_path, os.O_RDONLY)
@@ -44,13 +44,13 @@ def listing(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 def looked_at(path: Path) -> list[tuple[int, str, int]]:
-    """What a look at the directory says."""
+    """The files in the directory itself."""
     files = [entry for entry in path.iterdir() if number_of(entry.name) and entry.is_file() and not entry.is_symlink()]
     return sorted((number_of(entry.name), entry.name, entry.stat().st_size) for entry in files)
 
 
 def change(path: Path, what: str, name: str) -> None:
-    """What others may do to a directory."""
+    """Changes by others in a directory."""
     place, other = path / name, path / f"9{name}"
     if what == "write":
         place.write_bytes(bytes(number_of(name) * 7))
@@ -74,7 +74,7 @@ def test_whatever_others_do_is_noticed(
     changes: list[tuple[str, str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """After any changes the list is what a look at the directory says, and so is the sum of sizes."""
+    """After any changes the list equals the directory, and so does the sum of sizes."""
     path = tmp_path_factory.mktemp("listing")
     with pytest.MonkeyPatch.context() as patch:
         if not has_inotify:
@@ -96,7 +96,7 @@ def test_whatever_others_do_is_noticed(
 
 
 def test_only_regular_files_count(listing: Listing, tmp_path: Path) -> None:
-    """A directory, a link, a FIFO and a device with a file's name are none."""
+    """A directory, a link, a FIFO and a device with the name of a file are not counted."""
     (tmp_path / NAMES[0]).mkdir()
     (tmp_path / NAMES[1]).symlink_to("/etc/hostname")
     os.mkfifo(tmp_path / NAMES[2])
@@ -107,7 +107,9 @@ def test_only_regular_files_count(listing: Listing, tmp_path: Path) -> None:
 
 
 def test_many_files_cost_nothing(tmp_path: Path) -> None:
-    """Beside 20,000 files a second's work takes no longer than it does beside none, and their age is still seen."""
+    """With 20,000 files, the work of a second takes no longer than with none, and their age is
+    still checked.
+    """
     for number in range(1, 20_001):
         name = f"skbcapd-a-20261101T000000.000Z-{number:06}.pcapng"
         os.close(os.open(tmp_path / name, os.O_CREAT | os.O_WRONLY, 0o640))

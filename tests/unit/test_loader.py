@@ -1,4 +1,4 @@
-"""The process that loads: what is said when it fails."""
+"""The loader process: messages when it fails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEASURE = Hook("tracepoint", "net_dev_queue", "on_measure")
 
 
 def test_every_hook_has_its_function() -> None:
-    """The functions that hooks name are in the source, and a hook is named as the kernel names it."""
+    """The functions of hooks are in the source, and the text of a hook is its name in the kernel."""
     from skbcapd.kernel.program import _PLACES  # noqa: PLC0415  the table that names them
 
     hooks = [hook for place in _PLACES.values() for hook in place if hook] + [MEASURE]
@@ -30,7 +30,7 @@ def test_every_hook_has_its_function() -> None:
 
 
 def ended(complaints: str) -> Loader:
-    """The parent's end of a child that said this and ended."""
+    """The parent's end of a child that wrote this and ended."""
 
     def work(_channel: socket.socket) -> None:
         with open(2, "wb", closefd=False) as stderr:
@@ -60,8 +60,10 @@ def ended(complaints: str) -> Loader:
     ],
 )
 @pytest.mark.parametrize("step", ["receive", "attach"])
-def test_what_is_said_of_a_child_that_failed(step: str, complaints: str, message: str, hint: str) -> None:
-    """A child that ends without an answer gives one line of its last words, of bounded length, and a remedy."""
+def test_the_message_of_a_failed_child(step: str, complaints: str, message: str, hint: str) -> None:
+    """A child that ends without a result gives one line of its last output, of limited length, and
+    a remedy.
+    """
     with closing(ended(complaints)) as child, pytest.raises(KernelError) as raised:
         getattr(child, step)()
     assert message in raised.value.message
@@ -71,7 +73,7 @@ def test_what_is_said_of_a_child_that_failed(step: str, complaints: str, message
 
 
 def test_a_program_that_cannot_be_compiled() -> None:
-    """The compiler's complaints are in the error, in one line, and nothing of them is on the terminal."""
+    """The errors of the compiler are in the message, in one line, and not on the terminal."""
     program = (
         "from skbcapd import errors\nfrom skbcapd.kernel import loader\n"
         "hook = loader.Hook('tracepoint', 'net_dev_queue', 'on_measure')\n"

@@ -1,4 +1,4 @@
-"""Who writes to a directory: one daemon, that nobody can keep out who may only read."""
+"""The lock of a directory: one daemon at a time, and a user with read permission cannot block it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[int]:
-    """A directory's descriptor."""
+    """The descriptor of a directory."""
     descriptor = os.open(tmp_path, os.O_RDONLY)
     yield descriptor
     os.close(descriptor)
 
 
-def test_a_reader_of_the_directory_keeps_nobody_out(tmp_path: Path) -> None:
-    """A shared or exclusive lock on the directory itself, as any reader can take it, is no matter."""
+def test_a_reader_of_the_directory_cannot_block_it(tmp_path: Path) -> None:
+    """A shared or exclusive lock on the directory itself, which any reader can take, has no effect."""
     for kind in (fcntl.LOCK_SH, fcntl.LOCK_EX):
         stranger = os.open(tmp_path, os.O_RDONLY)
         fcntl.flock(stranger, kind)
@@ -42,8 +42,8 @@ def test_a_reader_of_the_directory_keeps_nobody_out(tmp_path: Path) -> None:
         os.close(stranger)
 
 
-def test_nobody_else_can_open_the_lock(tmp_path: Path) -> None:
-    """The lock's file has mode 600, whatever the umask."""
+def test_others_cannot_open_the_lock(tmp_path: Path) -> None:
+    """The lock file has mode 600, whatever the umask."""
     before = os.umask(0)
     try:
         held = CaptureDirectory(tmp_path)
@@ -54,8 +54,10 @@ def test_nobody_else_can_open_the_lock(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mode", "link", "hard link", "fifo", "socket"])
-def test_a_lock_that_a_stranger_has_laid_there(kind: str, directory: int, tmp_path: Path) -> None:
-    """What others may hold open, or what is no file, is replaced; what a link leads to is left alone."""
+def test_a_lock_file_of_another_user(kind: str, directory: int, tmp_path: Path) -> None:
+    """A lock file that others can open, or that is not a file, is replaced; the target of a link is
+    not changed.
+    """
     victim, place = tmp_path / "victim", tmp_path / NAME
     victim.write_bytes(b"precious")
     victim.chmod(0o600)
@@ -79,8 +81,8 @@ def test_a_lock_that_a_stranger_has_laid_there(kind: str, directory: int, tmp_pa
     os.close(held)
 
 
-def test_the_holder_is_named(tmp_path: Path) -> None:
-    """The message says which process it is."""
+def test_the_locking_process_is_named(tmp_path: Path) -> None:
+    """The message names the process."""
     program = "import sys; from pathlib import Path; from skbcapd.output.directory import CaptureDirectory\n"
     program += "held = CaptureDirectory(Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", program, str(tmp_path)]
@@ -96,14 +98,14 @@ def test_the_holder_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """A directory that anybody may look at."""
+    """A directory that everybody can read."""
     with tempfile.TemporaryDirectory() as path:
         Path(path).chmod(0o755)
         yield Path(path)
 
 
-def test_who_may_not_look_is_told_so(public: Path) -> None:
-    """A daemon of another user is named, and is not said to be nobody."""
+def test_without_permission_the_daemon_is_still_reported(public: Path) -> None:
+    """A daemon of another user is reported as such, not as missing."""
     tmp_path = public
     proc = tmp_path / "proc"
     (proc / "7").mkdir(parents=True)
@@ -126,4 +128,4 @@ def test_who_may_not_look_is_told_so(public: Path) -> None:
     faults.compare("dump as another user", 1, now)
     assert re.search(rf"FileError: {tmp_path}: process 7 \(skbcapd\) of another user writes to it", done.stderr)
     with pytest.raises(FileError, match="no process writes to it"):
-        daemon_of(tmp_path, proc)  # who may look sees that it has no such file open
+        daemon_of(tmp_path, proc)  # root sees that the process has no such file open

@@ -1,4 +1,4 @@
-"""The log: fields for the journal or lines for people, few of them, and none that does harm."""
+"""The log: fields for the journal or lines on stderr, a limited number of them, all escaped."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ LOGGER = logging.getLogger("skbcapd.tests")
 
 @pytest.fixture(autouse=True)
 def _process_log() -> Iterator[None]:
-    """The process's own log takes over again."""
+    """Restore the log of the process."""
     yield
     LOG.install()
 
 
 class Journal:
-    """Takes entries, and tells the time."""
+    """Records entries, and provides the time."""
 
     def __init__(self) -> None:
         self.entries: list[dict[str, str]] = []
         self.now = 0.0
 
     def send(self, entry: Mapping[str, str]) -> None:
-        """One entry."""
+        """Store one entry."""
         self.entries.append(dict(entry))
 
     def clock(self) -> float:
@@ -57,7 +57,7 @@ def fail(text: str) -> None:
 
 
 def test_an_entry_has_fields() -> None:
-    """The journal gets the sentence, the kind of event, its level, and each value in a field of its own."""
+    """The journal gets the message, the kind of event, its level, and each value in its own field."""
     journal_ = Journal()
     journal_.log()
     LOGGER.warning("%d packets dropped", 7, extra=Event.DROPPED.extra(file=Path("/a"), dropped=7))
@@ -78,7 +78,7 @@ def test_an_entry_has_fields() -> None:
     [("error", Event.FAILED, 3), ("warning", Event.WARNING, 4), ("info", Event.NOTICE, 6), ("debug", Event.NOTICE, 7)],
 )
 def test_every_entry_has_a_kind(level: str, event: Event, priority: int) -> None:
-    """A record that says no kind has that of its level."""
+    """A record without a kind gets that of its level."""
     journal_ = Journal()
     journal_.log("debug")
     getattr(LOGGER, level)("x")
@@ -86,7 +86,7 @@ def test_every_entry_has_a_kind(level: str, event: Event, priority: int) -> None
 
 
 def test_without_a_journal_there_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    """A line on stderr has the sentence only."""
+    """A line on stderr has only the message."""
     Log().install()
     LOGGER.warning("7 packets dropped", extra=Event.DROPPED.extra(dropped=7))
     assert capsys.readouterr() == ("", "skbcapd: 7 packets dropped\n")
@@ -94,7 +94,7 @@ def test_without_a_journal_there_are_lines(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize(("level", "events"), [("debug", 5), ("info", 4), ("warning", 2), ("error", 0)])
 def test_the_level(level: str, events: int) -> None:
-    """What is less severe than log.level is not written; that a program fails always is."""
+    """Messages below log.level are not written; the last message of a failing program always is."""
     journal_ = Journal()
     log = journal_.log("debug")
     log.level = level
@@ -105,8 +105,10 @@ def test_the_level(level: str, events: int) -> None:
     assert len(journal_.entries) == events + 1
 
 
-def test_a_flood_is_a_few_lines() -> None:
-    """Of one kind BURST lines are written in a window, and then how many were left out; other kinds go on."""
+def test_many_records_become_few_lines() -> None:
+    """Of one kind, BURST lines are written in a window, and then the number of suppressed ones;
+    other kinds are not affected.
+    """
     journal_ = Journal()
     log = journal_.log()
     for number in range(BURST + 1009):
@@ -134,8 +136,8 @@ def test_a_flood_is_a_few_lines() -> None:
     assert journal_.entries[-1]["MESSAGE"] == "again"
 
 
-def test_answers_are_always_written() -> None:
-    """What an administrator has asked for is answered each time."""
+def test_replies_are_always_written() -> None:
+    """Replies to actions of an administrator are always written."""
     journal_ = Journal()
     journal_.log()
     for _ in range(BURST + 3):
@@ -144,8 +146,8 @@ def test_answers_are_always_written() -> None:
     assert len(journal_.entries) == 2 * (BURST + 3)
 
 
-def test_the_end_says_what_was_left_out() -> None:
-    """A log that is closed within a window does not keep the count to itself."""
+def test_the_end_reports_suppressed_lines() -> None:
+    """A log that is closed within a window writes the count."""
     journal_ = Journal()
     log = journal_.log()
     for _ in range(BURST + 3):
@@ -154,8 +156,8 @@ def test_the_end_says_what_was_left_out() -> None:
     assert journal_.entries[-1]["SKBCAPD_SUPPRESSED"] == "3"
 
 
-def test_hostile_values_are_harmless_too() -> None:
-    """Fields are escaped as the sentence is; of a failure, lines stay lines."""
+def test_hostile_values_are_escaped_too() -> None:
+    """Fields are escaped like the message; the last message keeps its line breaks."""
     journal_ = Journal()
     journal_.log()
     LOGGER.warning("\n", extra=Event.WARNING.extra(file="\x1b\n"))
@@ -169,16 +171,16 @@ def test_hostile_values_are_harmless_too() -> None:
 
 
 class Broken(io.StringIO):
-    """A stderr that takes nothing."""
+    """A stderr that fails."""
 
     def write(self, _text: str) -> int:
-        """Refuse."""
+        """Fail."""
         raise OSError(28, os.strerror(28))
 
 
 @pytest.mark.parametrize("stream", [Broken(), None])
 def test_a_line_that_cannot_be_written_is_counted(stream: io.StringIO | None) -> None:
-    """On a full disk, or with no stderr, lines are dropped and counted, and nothing fails."""
+    """On a full disk, or without stderr, lines are dropped and counted, and nothing fails."""
     log, before = Log(), sys.stderr
     log.install()
     sys.stderr = stream
@@ -191,7 +193,7 @@ def test_a_line_that_cannot_be_written_is_counted(stream: io.StringIO | None) ->
 
 
 def test_a_journal_that_fails_is_counted() -> None:
-    """An entry that the journal refuses is dropped and counted."""
+    """An entry that the journal rejects is dropped and counted."""
 
     def send(_entry: Mapping[str, str]) -> None:
         raise ConnectionRefusedError
@@ -204,14 +206,14 @@ def test_a_journal_that_fails_is_counted() -> None:
 
 
 def test_each_kind_has_an_id_of_its_own() -> None:
-    """A MESSAGE_ID is 128 bits, and stands for one kind."""
+    """A MESSAGE_ID has 128 bits, and belongs to one kind."""
     ids = [event.value for event in Event]
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids)
 
 
 def test_the_journal_is_found_by_its_stream() -> None:
-    """Only when stderr is the stream that systemd names is there a journal."""
+    """The log is the journal only if stderr is the stream that systemd names."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         descriptor = theirs.fileno()
@@ -224,7 +226,9 @@ def test_the_journal_is_found_by_its_stream() -> None:
 
 
 def test_an_entry_reaches_the_journal(tmp_path: Path) -> None:
-    """Fields arrive in the protocol of the journal; a value with lines has its length in front."""
+    """Fields are sent in the protocol of the journal; a value with several lines has its length
+    before it.
+    """
     address = str(tmp_path / "journal")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
         daemon.bind(address)
@@ -233,7 +237,9 @@ def test_an_entry_reaches_the_journal(tmp_path: Path) -> None:
 
 
 def test_a_journal_that_does_not_read_is_not_waited_for(tmp_path: Path) -> None:
-    """Lines that a stopped journal does not take are counted, within a second; those that come later are written."""
+    """Lines that a stopped journal does not accept are counted, within a second; later lines are
+    written.
+    """
     address = str(tmp_path / "journal")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
         daemon.bind(address)

@@ -1,4 +1,4 @@
-"""A dictionary with a bound."""
+"""A dictionary with a maximum number of entries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from skbcapd.lru import Bounded
 
 @given(st.integers(1, 5), st.lists(st.tuples(st.booleans(), st.integers(0, 7))))
 def test_the_least_used_is_forgotten(most: int, steps: list[tuple[bool, int]]) -> None:
-    """Whatever is set and used, there are at most so many entries: those that were set or used last, in that order."""
+    """After any sequence of operations, it has at most so many entries: those set or used last, in
+    that order.
+    """
     bounded: Bounded[int, str] = Bounded(most)
     expected: list[int] = []
     for is_set, key in steps:

@@ -1,4 +1,4 @@
-"""Metrics, judged by Prometheus's own parser."""
+"""Metrics, checked with the parser of Prometheus."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def samples(text: bytes) -> dict[str, float]:
 
 
 def test_the_metrics_are_the_facts() -> None:
-    """Prometheus reads what status tells, and every packet that was seen is in one other figure."""
+    """Prometheus reads the numbers of status, and each packet that was seen is in exactly one other
+    number.
+    """
     scene = Scene()
     scene.rig.drain(upcall(b"1"), *[stamped(1058)] * 22)
     scene.rig.program.count(1, filtered=7, duplicate=5, full=3, contended=2, start=11)
@@ -60,7 +62,7 @@ def test_the_metrics_are_the_facts() -> None:
 
 
 def test_two_files_have_no_series_in_common() -> None:
-    """Each series of a file names the capture; all else is as without that, and the page beside it has it not."""
+    """Each series of a file has the label of the capture; all else is the same as without it."""
     facts = Scene().statistics.snapshot
     metrics = Metrics(facts)
     plain = samples(metrics.text())
@@ -73,13 +75,13 @@ def test_two_files_have_no_series_in_common() -> None:
 
 
 def test_the_page_names_every_metric() -> None:
-    """docs/monitoring.md has each metric, and none that there is not."""
+    """docs/monitoring.md has all metrics, and no others."""
     found = {name.partition("{")[0] for name in samples(Metrics(Scene().statistics.snapshot).text())}
     assert set(re.findall(r"`(skbcapd_\w+)[`{]", (ROOT / "docs/monitoring.md").read_text())) == found
 
 
 def test_no_name_of_a_process_is_a_label() -> None:
-    """The text has as many lines after 1009 processes as before them."""
+    """The text has as many lines after 1009 processes as before."""
     scene = Scene()
     metrics = Metrics(scene.statistics.snapshot)
     before = metrics.text().count(b"\n")
@@ -89,7 +91,9 @@ def test_no_name_of_a_process_is_a_label() -> None:
 
 
 def test_without_the_library() -> None:
-    """Metrics without prometheus_client are refused with a hint, and without metrics nobody misses it."""
+    """Metrics without prometheus_client give an error with a hint; without metrics it is not
+    needed.
+    """
     program = (
         "import sys; sys.modules['prometheus_client'] = None; sys.argv[0] = 'skbcapd'\n"
         "from skbcapd.__main__ import main; sys.exit(main())"
@@ -106,8 +110,8 @@ def test_without_the_library() -> None:
     assert check().returncode == 0
 
 
-def test_the_file_is_whole_at_any_time(tmp_path: Path) -> None:
-    """It is replaced in one piece, for everybody to read; at the end it is gone."""
+def test_the_file_is_always_complete(tmp_path: Path) -> None:
+    """The file is replaced atomically, readable for everybody; at the end it is deleted."""
     path = tmp_path / "skbcapd.prom"
     textfile = Textfile(str(path))
     textfile.tick(lambda: b"first\n")
@@ -127,8 +131,10 @@ def test_the_file_is_whole_at_any_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["", ".part"])
 @pytest.mark.parametrize("kind", ["fifo", "link"])
-def test_what_somebody_has_put_there(kind: str, ending: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """No FIFO is waited for, one under the file's name stays; no symbolic link is followed."""
+def test_existing_files_are_not_followed(
+    kind: str, ending: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A FIFO is not waited for and not replaced; a symbolic link is not followed."""
     path, target = tmp_path / "skbcapd.prom", tmp_path / "target"
     target.write_text("theirs")
     there = tmp_path / f"skbcapd.prom{ending}"
@@ -150,8 +156,8 @@ def test_what_somebody_has_put_there(kind: str, ending: str, tmp_path: Path, cap
     assert path.exists() == stays
 
 
-def test_a_file_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The reason is said when it begins, and writing is tried again."""
+def test_a_file_that_cannot_be_written_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An error is logged once, and writing is tried again."""
     path = tmp_path / "there" / "skbcapd.prom"
     textfile = Textfile(str(path))
     for _ in range(3 * EVERY_S):

@@ -1,4 +1,4 @@
-"""Hosts' names in a filter: found by libpcap, asked for once, replaced by their addresses."""
+"""Host names in a filter: found by libpcap, looked up once, replaced by addresses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ADDRESSES = {
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """How often each name was asked for."""
+    """The number of lookups of each name."""
     counts: Counter[str] = Counter()
 
     def ask(name: str) -> list[str]:
@@ -58,13 +58,17 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     ],
 )
 def test_a_name_means_its_addresses(named: str, numeric: str, asked: Counter[str]) -> None:
-    """An expression with names takes what the same one with addresses takes, wherever the names stand."""
+    """An expression with names matches the same packets as one with addresses, wherever the names
+    are.
+    """
     assert _verdicts(named) == _verdicts(numeric)
     assert set(asked.values()) <= {1}
 
 
 def _verdicts(expression: str) -> list[bool]:
-    """What a filter says to frames from and to each of some addresses, by TCP at some ports."""
+    """The result of a filter for frames from and to each of some addresses, with TCP and some
+    ports.
+    """
     import ipaddress  # noqa: PLC0415
     import struct  # noqa: PLC0415
 
@@ -89,14 +93,14 @@ def _verdicts(expression: str) -> list[bool]:
     return found
 
 
-def test_names_of_the_machine_are_not_asked_for(asked: Counter[str]) -> None:
-    """What /etc/hosts has is libpcap's to find."""
+def test_names_of_the_machine_are_not_looked_up(asked: Counter[str]) -> None:
+    """Names in /etc/hosts are found by libpcap itself."""
     assert compile_all("host localhost")[1] == compile_expression("host localhost", 1)
     assert not asked
 
 
-def test_each_name_is_asked_for_once(asked: Counter[str]) -> None:
-    """However many link types and filters there are, and wherever it stands, a name is asked for once."""
+def test_each_name_is_looked_up_once(asked: Counter[str]) -> None:
+    """Each name is looked up once for all link types and filters."""
     compile_all("host db.example or src host db.example")
     compile_all("not host db.example and host v6.example")
     assert asked == {"db.example": 1, "v6.example": 1}
@@ -112,15 +116,17 @@ def test_each_name_is_asked_for_once(asked: Counter[str]) -> None:
         ("host db.example tcp prot", "can't parse filter expression: syntax error"),
     ],
 )
-def test_what_is_no_host_is_refused_as_libpcap_does(expression: str, message: str, asked: Counter[str]) -> None:
-    """A name without an address, or where none may stand, is refused in libpcap's words."""
+def test_unknown_hosts_give_the_error_of_libpcap(expression: str, message: str, asked: Counter[str]) -> None:
+    """A name without an address, or at a wrong position, gives the error of libpcap."""
     with pytest.raises(FilterError, match=message):
         compile_all(expression)
     assert set(asked.values()) <= {1}
 
 
 def test_a_silent_name_server_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All names of all filters together are waited for no longer than the deadline; who was silent is named."""
+    """All names of all filters together are waited for until the deadline; the missing names are
+    reported.
+    """
     asked: Counter[str] = Counter()
     over = threading.Event()
 

@@ -1,4 +1,4 @@
-"""What a network namespace is called, from a made-up /run/netns and /proc whose files stand for namespaces."""
+"""Names of network namespaces, from a /run/netns and /proc in which files stand for namespaces."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CONTAINER = "3f2a" * 16
 
 
 class Machine:
-    """A /run/netns and a /proc in a directory; a namespace is a file there, its number that file's."""
+    """A /run/netns and a /proc in a directory; a namespace is a file there, with its inode number."""
 
     def __init__(self, root: Path) -> None:
         self.run, self.proc, self._root = root / "netns", root / "proc", root
@@ -20,7 +20,7 @@ class Machine:
         self.proc.mkdir()
 
     def namespace(self, *names: str) -> Path:
-        """A namespace; names are given by `ip netns`."""
+        """Add a namespace; names are those of `ip netns`."""
         made = self._root / f"namespace {len(list(self._root.iterdir()))}"
         made.touch()
         for name in names:
@@ -28,7 +28,7 @@ class Machine:
         return made
 
     def process(self, tgid: int, namespace: Path, start: int = 7, cgroup: str = "0::/\n") -> None:
-        """A process in a namespace."""
+        """Add a process in a namespace."""
         directory = self.proc / str(tgid)
         (directory / "ns").mkdir(parents=True)
         (directory / "ns/net").hardlink_to(namespace)
@@ -37,7 +37,7 @@ class Machine:
         (directory / "cgroup").write_text(cgroup)
 
     def describe(self, namespace: Path) -> str:
-        """What is said of it, without the number."""
+        """Its description, without the number."""
         inode = namespace.stat().st_ino
         return Namespaces(self.run, self.proc).describe(1, inode).replace(str(inode), "NUMBER")
 
@@ -48,21 +48,21 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def test_a_named_namespace_goes_by_its_name(machine: Machine) -> None:
-    """The name that `ip netns` gave is taken, before all else."""
+def test_a_named_namespace_has_its_name(machine: Machine) -> None:
+    """The name of `ip netns` is used first."""
     machine.namespace("other")
     web = machine.namespace("web")
     machine.process(1, web)
     assert machine.describe(web) == "network namespace web"
 
 
-def test_a_name_may_hold_anything(machine: Machine) -> None:
-    """Control characters of a name are written as escapes: they could move a terminal's cursor."""
+def test_a_name_can_have_any_bytes(machine: Machine) -> None:
+    """Control characters of a name are escaped: they could move the cursor of a terminal."""
     assert machine.describe(machine.namespace("a\x1b[31m")) == "network namespace a\\x1b[31m"
 
 
 def test_the_namespace_of_init(machine: Machine) -> None:
-    """That of process 1 is said to be init's."""
+    """The namespace of process 1 is described as that of init."""
     host = machine.namespace()
     machine.process(1, host, start=0)
     machine.process(40, host)
@@ -81,7 +81,9 @@ def test_the_namespace_of_init(machine: Machine) -> None:
     ],
 )
 def test_the_namespace_of_a_container(machine: Machine, cgroup: str, said: str) -> None:
-    """A container is known by the cgroup of the oldest process in the namespace, not of one that came later."""
+    """A container is recognized by the cgroup of the oldest process in the namespace, not by that
+    of a later one.
+    """
     inside = machine.namespace()
     machine.process(900, inside, start=80, cgroup=cgroup)
     machine.process(70, inside, start=81, cgroup=f"0::/docker-{'0' * 64}.scope")
@@ -89,7 +91,7 @@ def test_the_namespace_of_a_container(machine: Machine, cgroup: str, said: str) 
 
 
 def test_nothing_is_known(machine: Machine) -> None:
-    """A namespace that nobody names and nobody is in goes by its number, also where there is no /proc to look into."""
+    """A namespace without a name and a process has its number, also without /proc."""
     alone = machine.namespace()
     machine.process(70, machine.namespace())
     (machine.proc / "71/ns").mkdir(parents=True)
@@ -99,8 +101,10 @@ def test_nothing_is_known(machine: Machine) -> None:
     )
 
 
-def test_it_is_asked_once(machine: Machine) -> None:
-    """A description stays, by the number that is never used again; of many namespaces the oldest is forgotten."""
+def test_it_is_looked_up_once(machine: Machine) -> None:
+    """A description is cached by the cookie of the namespace; of many namespaces the oldest is
+    evicted.
+    """
     namespaces = Namespaces(machine.run, machine.proc)
     web = machine.namespace("web")
     inode = web.stat().st_ino
@@ -112,13 +116,15 @@ def test_it_is_asked_once(machine: Machine) -> None:
     assert namespaces.describe(1, inode) == f"network namespace {inode}"
 
 
-def test_a_crowd_of_namespaces_does_not_hold_up_packets(machine: Machine) -> None:
-    """Looking at processes takes half a second and a tenth of the time at most; `ip netns` names are always found."""
+def test_many_namespaces_do_not_delay_packets(machine: Machine) -> None:
+    """Lookups of processes take at most half a second and a tenth of the time; `ip netns` names are
+    always found.
+    """
     now = 0.0
 
     def clock() -> float:
         nonlocal now
-        now += 0.1  # each look takes as long
+        now += 0.1  # each lookup takes so long
         return now
 
     there, named_one = machine.namespace(), machine.namespace("web")

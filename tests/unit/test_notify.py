@@ -1,4 +1,4 @@
-"""What the service manager is told, on a socket as systemd gives it; and when the watchdog is fed."""
+"""Messages to the service manager, on a socket as from systemd; and the watchdog."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Manager:
 
 
 def test_messages_reach_the_socket(tmp_path: Path) -> None:
-    """Ready, reloading and status arrive as sd_notify(3) spells them."""
+    """Ready, reloading and status have the spelling of sd_notify(3)."""
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address)
@@ -49,8 +49,8 @@ def test_messages_reach_the_socket(tmp_path: Path) -> None:
     assert said[2] == "READY=1"
 
 
-def test_a_manager_that_has_gone_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nobody listens any more at the socket, what is said is lost, and nothing fails."""
+def test_a_manager_that_has_ended_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If nobody listens on the socket any more, messages are lost, and nothing fails."""
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address)
@@ -62,7 +62,7 @@ def test_a_manager_that_has_gone_ends_nothing(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("name", ["{}/notify", "@skbcapd-test-{}"])
 def test_a_manager_that_does_not_read_is_not_waited_for(name: str, tmp_path: Path) -> None:
-    """A manager that is stopped holds nothing up; what it is told last reaches it when it reads again."""
+    """A stopped manager delays nothing; its last message arrives when it reads again."""
     address = name.format(tmp_path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address.replace("@", "\0"))
@@ -90,8 +90,8 @@ def test_a_manager_that_does_not_read_is_not_waited_for(name: str, tmp_path: Pat
         assert said() == [b"READY=1", b"WATCHDOG=1", b"STATUS=the last one"]
 
 
-def test_without_a_manager_nothing_is_said() -> None:
-    """Outside systemd nobody listens, and nothing fails."""
+def test_without_a_manager_nothing_is_sent() -> None:
+    """Outside of systemd nothing is sent, and nothing fails."""
     notifier = Notifier({})
     assert not notifier.is_listening
     notifier.ready()
@@ -100,7 +100,7 @@ def test_without_a_manager_nothing_is_said() -> None:
 
 
 def test_the_watchdog_is_fed_at_each_turn() -> None:
-    """The loop feeds once a second, whatever the timeout is."""
+    """The loop feeds the watchdog once a second, whatever the timeout is."""
     manager = Manager()
     for _ in range(5):
         manager.notifier.feed()
@@ -110,8 +110,8 @@ def test_the_watchdog_is_fed_at_each_turn() -> None:
 @pytest.mark.parametrize(
     "environment", [{"WATCHDOG_PID": "1"}, {"WATCHDOG_USEC": ""}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "-1"}]
 )
-def test_no_watchdog_of_ours(environment: dict[str, str]) -> None:
-    """Where there is no watchdog, or it is another process's, nothing is fed."""
+def test_a_watchdog_of_another_process(environment: dict[str, str]) -> None:
+    """Without a watchdog, or with that of another process, nothing is fed."""
     manager = Manager(**environment)
     manager.notifier.feed()
     assert not manager.said

@@ -1,4 +1,6 @@
-"""Expressions and what is made of them; verdicts are judged in tests/kernel/test_packet_filter.py."""
+"""Expressions and their translation; their results are compared in
+tests/kernel/test_packet_filter.py.
+"""
 
 from __future__ import annotations
 
@@ -39,14 +41,14 @@ CAPTURE_MAX = 1 << 18
         ("(" * 4097, "4097 characters, expected at most 4096"),
     ],
 )
-def test_what_is_wrong_is_said(expression: str, message: str) -> None:
-    """An expression that cannot be used is refused in libpcap's words, or in ours where the bound is ours."""
+def test_invalid_expressions_are_reported(expression: str, message: str) -> None:
+    """A wrong expression gives the message of libpcap, or ours for our own limits."""
     with pytest.raises(FilterError, match=re.escape(message)):
         compile_all(expression)
 
 
 def test_a_link_type_may_have_no_such_packet() -> None:
-    """What makes sense with an Ethernet header only is compiled for Ethernet only."""
+    """An expression that needs an Ethernet header is compiled for Ethernet only."""
     assert compile_all("ether host 02:00:00:00:00:01").keys() & {ETHERNET, RAW} == {ETHERNET}
     assert compile_all("udp").keys() >= {ETHERNET, RAW}
 
@@ -56,16 +58,18 @@ def test_a_link_type_may_have_no_such_packet() -> None:
     [
         ("", 0),
         ("ip", 14),
-        ("host 10.0.0.1", 42),  # ARP's target address
-        ("udp port 53", 14 + 60 + 4),  # behind the longest IPv4 header
+        ("host 10.0.0.1", 42),  # target address of ARP
+        ("udp port 53", 14 + 60 + 4),  # after the longest IPv4 header
         ("ether[200:4] = 0", 204),
         ("tcp[((tcp[12:1] & 0xf0) >> 2):4] = 0", 14 + 60 + 60 + 4),
         ("ether[len - 1] = 0", 1 << 32),
         ("ip protochain 6", 1 << 32),
     ],
 )
-def test_how_far_a_filter_looks(expression: str, furthest: int) -> None:
-    """No more of a frame is copied than the longest headers can make the filter look at, in a power of two."""
+def test_the_window_of_a_filter(expression: str, furthest: int) -> None:
+    """The window has as many bytes as the filter can read with the longest headers, rounded up to a
+    power of two.
+    """
     program = compile_expression(expression, ETHERNET)
     assert reach(program) >= furthest
     assert reach(program) == furthest or furthest == 1 << 32
@@ -77,7 +81,9 @@ def test_how_far_a_filter_looks(expression: str, furthest: int) -> None:
 
 
 def test_filters_are_known_by_number() -> None:
-    """Each filter has a function per link type in the text, and the window is that of the one that looks furthest."""
+    """Each filter has a function per link type in the text, and the window of the one that reads
+    furthest.
+    """
     found = source(compile_each({0: "udp", 7: "ether[200] = 1"}), CAPTURE_MAX)
     functions = re.findall(r"^static inline u32 (\w+)\(", found.text, re.MULTILINE)
     rare = [f"_{link}" for link in LINK_TYPES if link not in {ETHERNET, RAW}]
@@ -101,7 +107,7 @@ WORDS = (
 
 @given(st.lists(st.sampled_from(WORDS) | st.text(max_size=3), max_size=12).map(" ".join))
 def test_no_text_is_too_much(text: str) -> None:
-    """Whatever is written: it is C text, or a FilterError of one line."""
+    """Any text gives C text, or a FilterError of one line."""
     try:
         found = source(compile_each({0: text}), CAPTURE_MAX)
     except FilterError as error:
@@ -114,7 +120,7 @@ def test_no_text_is_too_much(text: str) -> None:
 
 
 def test_ip_broadcast_has_a_netmask() -> None:
-    """`ip broadcast` is taken, and looks at the bits that the netmask leaves; loopback has 8 bits of network."""
+    """`ip broadcast` compares the bits outside of the netmask; loopback has a netmask of 8 bits."""
     assert netmask_of(["lo"]) == 0xFF000000
     assert netmask_of(["lo", "nosuch0"]) == netmask_of(["any"]) == netmask_of(["lo"], ["blue"]) == 0
     known = packet_filter.compile_each({0: "ip broadcast"}, 0xFFFFF000)[0][ETHERNET]

@@ -1,4 +1,4 @@
-"""Patterns for texts that strangers choose."""
+"""Patterns for untrusted texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from skbcapd.config.pattern import TEXT_MAX, TextPattern
 
-# Each backtracks for years in Python's re, in a text that ends as it should not.
+# Each of them backtracks for years in Python's re, with a text that almost matches.
 EXPLODING = [
     (r"/^(\S+ ?)+$/", "a" * 36 + "\t\t"),
     (r"/(a+)+b/", "a" * 4096),
@@ -25,7 +25,7 @@ EXPLODING = [
 
 @pytest.mark.parametrize(("pattern", "text"), EXPLODING)
 def test_a_match_ends_when_its_time_is_over(pattern: str, text: str) -> None:
-    """However long an expression would take for a text, its match ends: with an answer, or when its time is over."""
+    """Any match ends: with a result, or when its time is over."""
     made = TextPattern(pattern)
     begin = time.thread_time()
     with contextlib.suppress(TimeoutError):
@@ -34,13 +34,13 @@ def test_a_match_ends_when_its_time_is_over(pattern: str, text: str) -> None:
 
 
 def test_some_do_take_too_long() -> None:
-    """A match that takes longer than it may says so."""
+    """A match that exceeds its time limit raises an error."""
     with pytest.raises(TimeoutError):
         TextPattern(r"/(?=(a+)+b)a/").matches("a" * 4000, 0.005)
 
 
 def test_globs_are_fast() -> None:
-    """A glob of many stars does not backtrack."""
+    """A glob with many stars does not backtrack."""
     begin = time.thread_time()
     assert not TextPattern("*a" * 200 + "b").matches("a" * TEXT_MAX, 0.02)
     assert time.thread_time() - begin < 0.5
@@ -62,17 +62,17 @@ def test_globs_are_fast() -> None:
     ],
 )
 def test_matches(pattern: str, text: str, *, matches: bool) -> None:
-    """Globs match the whole, expressions any part; no more than TEXT_MAX characters are looked at."""
+    """Globs match the complete text, expressions any part; at most TEXT_MAX characters are read."""
     assert TextPattern(pattern).matches(text, 1) == matches
 
 
 @pytest.mark.parametrize("pattern", ["/(/", "/[a/", "/a{9999999999}/", "/*/"])
-def test_what_is_no_expression(pattern: str) -> None:
-    """An expression that is none is refused with the reason."""
+def test_invalid_expressions(pattern: str) -> None:
+    """A wrong expression gives an error with the reason."""
     with pytest.raises(ValueError, match="bad regular expression"):
         TextPattern(pattern)
 
 
 def test_patterns_are_compared_by_their_text() -> None:
-    """Settings that have not changed are equal."""
+    """Unchanged settings are equal."""
     assert TextPattern("/a/") == TextPattern("/a/") != TextPattern("a")

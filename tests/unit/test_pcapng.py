@@ -1,4 +1,4 @@
-"""Every block the writer can write, byte for byte, and what scapy's own reader makes of it."""
+"""All blocks of the writer, byte for byte, and read back by scapy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TIME_NS = 1_622_469_600_123_456_789
 
 
 def written(write: Callable[[PcapngWriter], object]) -> bytes:
-    """What a writer hands to its sink."""
+    """The bytes that a writer writes to its sink."""
     sink = io.BytesIO()
     write(PcapngWriter(sink))
     return sink.getvalue()
@@ -55,7 +55,7 @@ END = "0000 0000"
     ],
 )
 def test_section_bytes(arguments: tuple[str, str, str], raw: str) -> None:
-    """A section header has version 1.0, no length, and options only for what is known."""
+    """A section header has version 1.0, no length, and options for known values only."""
     assert written(lambda writer: writer.write_section(*arguments)) == bytes.fromhex(raw)
 
 
@@ -81,12 +81,12 @@ def test_section_bytes(arguments: tuple[str, str, str], raw: str) -> None:
     ],
 )
 def test_interface_bytes(interface: Interface, raw: str) -> None:
-    """An interface block has nanosecond resolution and options only for what is known."""
+    """An interface block has nanosecond resolution and options for known values only."""
     assert written(lambda writer: writer.write_interface(interface)) == bytes.fromhex(raw)
 
 
 def test_interface_repeats_the_section_os() -> None:
-    """if_os is the os of the section that the interface stands in."""
+    """if_os is the os of the section of the interface."""
     sink = io.BytesIO()
     writer = PcapngWriter(sink)
     writer.write_section("", "Linux", "")
@@ -98,7 +98,7 @@ def test_interface_repeats_the_section_os() -> None:
 
 
 def test_interface_ids_count_within_a_section() -> None:
-    """Ids are 0, 1, 2, ... in order of writing, and start again with a new section."""
+    """Ids are 0, 1, 2, ... in the order of the calls, and start again with a new section."""
     writer = PcapngWriter(io.BytesIO())
     writer.write_section("", "", "")
     assert [writer.write_interface(ETH0) for _ in range(3)] == [0, 1, 2]
@@ -108,7 +108,7 @@ def test_interface_ids_count_within_a_section() -> None:
 
 @pytest.mark.parametrize("mac", [b"", b"12345", b"1234567", bytes(20)])
 def test_interface_refuses_other_addresses(mac: bytes) -> None:
-    """An address that is no EUI-48 (InfiniBand has 20 bytes) cannot slip into if_MACaddr."""
+    """An address that is not an EUI-48 (InfiniBand has 20 bytes) is an error."""
     with pytest.raises(ValueError, match="expected 6"):
         Interface(b"ib0", "", 1, 0, mac, None, None)
 
@@ -122,7 +122,7 @@ EPB_SEED = (
 
 
 def test_seed_packet_bytes() -> None:
-    """The founding question's frame is the block that docs/format.md describes, field by field."""
+    """The frame of the first question becomes the block in docs/format.md, field by field."""
     raw = written(lambda writer: writer.write_packet(2, TIME_NS, NTP_FRAME, len(NTP_FRAME), OPTIONS))
     assert raw == bytes.fromhex(EPB_SEED)
 
@@ -144,13 +144,15 @@ def test_seed_packet_bytes() -> None:
     ],
 )
 def test_packet_bytes(arguments: tuple[int, int, bytes, int, bytes], raw: str) -> None:
-    """Time is split without rounding, the frame padded, a cut frame keeps its true length, options are optional."""
+    """The time is split without rounding, the frame padded, the original length kept; options are
+    optional.
+    """
     assert written(lambda writer: writer.write_packet(*arguments)) == bytes.fromhex(raw)
 
 
 @pytest.mark.parametrize("time_ns", [-1, 2**64])
 def test_packet_refuses_times_that_do_not_fit(time_ns: int) -> None:
-    """A time outside u64 is an error, never another time."""
+    """A time that is no u64 is an error."""
     with pytest.raises(Exception, match=r"argument|format"):
         written(lambda writer: writer.write_packet(0, time_ns, b"", 0, b""))
 
@@ -198,7 +200,9 @@ def test_statistics_bytes(arguments: tuple[int, ...], raw: str) -> None:
     ],
 )
 def test_process_bytes(process: Process, entry: str) -> None:
-    """A process is a custom block of Wireshark's: what is known of it, as printable UTF-8 and little-endian numbers."""
+    """A process is a custom block of Wireshark: known fields, as printable UTF-8 and little-endian
+    numbers.
+    """
     raw = bytes.fromhex(entry)
     size = struct.pack("<I", 24 + len(raw))
     expected = bytes.fromhex("ad0b0000") + size + bytes.fromhex("6e7f0000 03000000") + struct.pack("<I", len(raw))
@@ -208,17 +212,17 @@ def test_process_bytes(process: Process, entry: str) -> None:
 
 
 def test_ready_blocks_pass_untouched() -> None:
-    """write_blocks hands on the very bytes it was given, as from the kernel's segments."""
+    """write_blocks writes the bytes of its argument unchanged."""
     assert written(lambda writer: writer.write_blocks(memoryview(b"any bytes"))) == b"any bytes"
 
 
-def test_nothing_is_written_unasked() -> None:
-    """No header or interface of scapy's own appears, not even when a writer is closed without use."""
+def test_nothing_else_is_written() -> None:
+    """No header or interface of scapy itself is written, also if a writer is closed without use."""
     assert written(lambda writer: writer.close()) == b""
 
 
 def test_the_base_writes_no_packet_past_us() -> None:
-    """The base's `write`, which knows neither interface nor time, fails and leaves nothing in the file."""
+    """`write` of the base class, which has no interface or time, fails and writes nothing."""
     sink = io.BytesIO()
     with pytest.raises(TypeError):
         PcapngWriter(sink).write(NTP_FRAME)
@@ -237,7 +241,7 @@ def test_close_leaves_the_sink_open() -> None:
 
 @given(st.integers(0, 2**64 - 1), st.binary(max_size=70), st.integers(0, 9000), st.integers(0, 2))
 def test_scapy_reads_back_what_was_written(time_ns: int, frame: bytes, cut: int, interface_id: int) -> None:
-    """A frame, its time, link type and length are what scapy's own reader finds, whatever the padding."""
+    """The reader of scapy returns frame, time, link type and length, for all paddings."""
     sink = io.BytesIO()
     writer = PcapngWriter(sink)
     writer.write_section("x86_64", "Linux", "skbcapd")
@@ -254,7 +258,7 @@ def test_scapy_reads_back_what_was_written(time_ns: int, frame: bytes, cut: int,
 
 
 def test_import_is_cheap_and_silent() -> None:
-    """Importing the room loads no layer and no libpcap binding of scapy's, and prints nothing."""
+    """Importing the module loads no layer and no libpcap binding of scapy, and prints nothing."""
     heavy = ("scapy.all", "scapy.arch", "scapy.layers", "scapy.packet")
     code = f"import sys, skbcapd.pcapng.writer; print([name for name in sys.modules if name.startswith({heavy})])"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Who a process is, asked of a /proc that says what a test wants, and of the real one about this very process."""
+"""Records of processes, from a /proc that the test makes, and from the real one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from skbcapd.attribution.processes import NS_PER_TICK, Process, Processes, User,
 from tests.support.proc import TICK, Proc
 
 ID = "0123456789abcdef" * 4
-START = 5900 * TICK + 4_999_999  # the kernel knows it to the nanosecond
+START = 5900 * TICK + 4_999_999  # the kernel has it in nanoseconds
 CHRONYD = Process(
     tgid=1058,
     start=5900 * TICK,
@@ -39,13 +39,13 @@ PATHS = st.lists(
 
 
 def said(process: Process) -> dict[str, bytes | int]:
-    """What a comment may say of a process from /proc."""
+    """The fields of a comment from /proc."""
     names = [field.name for field in TABLE if field.of_process]
     return dict(comment_fields(names, (User(1058, 1058, START, b"chronyd"), process)))
 
 
 class Clock:
-    """Seconds, as the test says."""
+    """A clock that the test sets, in seconds."""
 
     now = 100.0
 
@@ -62,18 +62,20 @@ def proc(tmp_path: Path) -> Proc:
 
 @pytest.fixture
 def clock() -> Clock:
-    """A clock that stands."""
+    """A clock that stands still."""
     return Clock()
 
 
 @pytest.fixture
 def processes(proc: Proc, clock: Clock) -> Processes:
-    """Records, of that /proc."""
+    """Records from that /proc."""
     return Processes(cmdline=True, proc=proc.path, users=proc.users, clock=clock)
 
 
 def test_a_process_is_read(proc: Proc, processes: Processes) -> None:
-    """All that /proc says of a process whose thread has the right start is in its record and in its fields."""
+    """The record and its fields have everything in /proc about a process whose thread has the right
+    start.
+    """
     proc.add(1058)
     found = processes.find(1058, 1058, START, b"chronyd")
 
@@ -95,17 +97,19 @@ def test_a_process_is_read(proc: Proc, processes: Processes) -> None:
         (5900, 5907, 5907, True),
         (5900, 5900, 5900, True),
         (5900, None, 5907, True),  # the thread has ended; the process is older than it was
-        (5900, None, 5900, False),  # as old: it could be the next one
+        (5900, None, 5900, False),  # the same age: it can be the next process with this id
         (5901, 5901, 5900, False),
         (6000, None, 5907, False),
-        (5900, 6000, 5907, True),  # the next thread of the same number, in the same process
+        (5900, 6000, 5907, True),  # the next thread with the same id, in the same process
         (6000, 6000, 5907, False),
     ],
 )
 def test_a_record_is_of_the_very_process(
     leader: int, thread: int | None, start: int, proc: Proc, processes: Processes, *, is_same: bool
 ) -> None:
-    """A process counts if its thread started when the kernel says, or if it is older than the thread; else not."""
+    """A process is accepted if its thread started at the time from the kernel, or if it is older
+    than the thread.
+    """
     proc.add(1058, ticks=leader)
     if thread is not None:
         proc.thread(1058, 1059, ticks=thread)
@@ -115,7 +119,9 @@ def test_a_record_is_of_the_very_process(
 
 @pytest.mark.parametrize("tid", [1058, 1059])
 def test_this_process_and_its_threads_are_found(tid: int) -> None:
-    """Of this process, the record has what the system says of it, for its main thread and for another."""
+    """The record of this process has the values of the system, for its main thread and for another
+    one.
+    """
     ready, done = threading.Event(), threading.Event()
     ids: list[int] = []
 
@@ -144,19 +150,21 @@ def test_this_process_and_its_threads_are_found(tid: int) -> None:
     assert found.exe.decode() == str(Path(sys.executable).resolve())
     assert b"pytest" in found.cmdline
     assert found.cgroup.decode() in Path("/proc/self/cgroup").read_text()
-    assert (after is None) == (thread == os.getpid())  # a thread may have ended; the main thread is there
+    assert (after is None) == (thread == os.getpid())  # a thread can have ended; the main thread exists
 
 
-def test_command_lines_are_not_read_unasked(proc: Proc) -> None:
-    """Who does not want command lines has none in memory."""
+def test_command_lines_are_read_only_if_needed(proc: Proc) -> None:
+    """Without the need for command lines, none is in memory."""
     proc.add(1058)
     found = Processes(proc=proc.path, users=proc.users).find(1058, 1058, START, b"chronyd")
 
     assert found == replace(CHRONYD, cmdline=b"")
 
 
-def test_a_process_that_has_gone_is_remembered(proc: Proc, processes: Processes, clock: Clock) -> None:
-    """The record of an ended process still names its last packets, but no packet of the next one of its number."""
+def test_a_process_that_has_ended_is_cached(proc: Proc, processes: Processes, clock: Clock) -> None:
+    """The record of a process that has ended is still used for its last packets, but not for the
+    next process with its id.
+    """
     shutil.rmtree(proc.add(1058))
     assert processes.find(1058, 1058, START, b"chronyd") is None
     proc.add(1058)
@@ -172,7 +180,7 @@ def test_a_process_that_has_gone_is_remembered(proc: Proc, processes: Processes,
 
 
 def test_a_record_is_read_again_after_a_second(proc: Proc, processes: Processes, clock: Clock) -> None:
-    """Within a second a record is not read again; later, what has changed is seen."""
+    """Within a second a record is not read again; later, changes are seen."""
     path = proc.add(1058) / "status"
     processes.find(1058, 1058, START, b"chronyd")
     path.write_bytes(path.read_bytes().replace(b"\t101\t", b"\t0\t"))
@@ -187,7 +195,7 @@ def test_a_record_is_read_again_after_a_second(proc: Proc, processes: Processes,
 
 
 def test_a_new_name_may_be_a_new_program(proc: Proc, processes: Processes) -> None:
-    """A thread that goes by another name than its packet has no program or command line that could be another's."""
+    """If the thread has another name than in the packet, program and command line are left out."""
     proc.add(1058, comm=b"nginx", exe="/usr/sbin/nginx")
     before = processes.find(1058, 1058, START, b"sh")
     now = processes.find(1058, 1058, START, b"nginx")
@@ -199,7 +207,7 @@ def test_a_new_name_may_be_a_new_program(proc: Proc, processes: Processes) -> No
 
 
 def test_records_are_bounded(proc: Proc, processes: Processes) -> None:
-    """However many threads there are, only the last 1024 are remembered."""
+    """At most 1024 records are cached."""
     proc.add(1058)
     for tick in range(process.REMEMBERED + 7):
         assert processes.find(1058, 1059, (6000 + tick) * TICK, b"chronyd")
@@ -208,7 +216,7 @@ def test_records_are_bounded(proc: Proc, processes: Processes) -> None:
 
 
 def test_users_are_read_again_when_they_change(proc: Proc, processes: Processes, clock: Clock) -> None:
-    """A user that is new in the file has a name soon after; lines that are no users are passed over."""
+    """A new user in the file soon has a name; lines that are no users are ignored."""
     proc.add(1058, uid=4711)
     processes.find(1058, 1058, START, b"chronyd")
     proc.users.write_bytes(b"broken\n:x:4711:\nx:x:no:\nn\xffw:x:4711:0:::\nlater:x:4711:0:::\n")
@@ -221,8 +229,8 @@ def test_users_are_read_again_when_they_change(proc: Proc, processes: Processes,
 
 @pytest.mark.parametrize("name", ["status", "cmdline", "cgroup", "exe"])
 @pytest.mark.parametrize("becomes", ["missing", "directory", "empty", "garbage"])
-def test_files_that_vanish_or_lie(name: str, becomes: str, proc: Proc, processes: Processes) -> None:
-    """A file that cannot be read, or makes no sense, costs its own fields and no other, and raises nothing."""
+def test_files_that_disappear_or_are_wrong(name: str, becomes: str, proc: Proc, processes: Processes) -> None:
+    """A file that cannot be read, or is wrong, only affects its own fields, and raises nothing."""
     path = proc.add(1058) / name
     path.unlink()
     if becomes == "directory":
@@ -240,8 +248,8 @@ def test_files_that_vanish_or_lie(name: str, becomes: str, proc: Proc, processes
 
 @pytest.mark.fuzz
 @given(raw=st.binary(max_size=200) | st.tuples(st.binary(), st.binary()).map(lambda parts: b"1 (" + b") ".join(parts)))
-def test_a_stat_that_lies_never_raises(raw: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whatever stands in a stat file, it is of no process, or of one with numbers."""
+def test_a_wrong_stat_file_never_raises(raw: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """For any content of a stat file, there is no process, or one with numbers."""
     directory = tmp_path_factory.mktemp("proc")
     proc = Proc(directory)
     (proc.add(7) / "stat").write_bytes(raw)
@@ -252,7 +260,7 @@ def test_a_stat_that_lies_never_raises(raw: bytes, tmp_path_factory: pytest.Temp
 
 @pytest.mark.parametrize("comm", [b"", b") S 1 2", b"a (b)", b"\n)\n", b"\xff\x1b[31m", b"x" * 64])
 def test_a_name_cannot_forge_a_stat(comm: bytes, proc: Proc, processes: Processes) -> None:
-    """The start and the parent behind a hostile name are the right ones, and the name is whole."""
+    """The start and the parent after a hostile name are right, and the name is complete."""
     proc.add(1058, comm=comm)
     found = processes.find(1058, 1058, START, comm)
 
@@ -274,7 +282,7 @@ def test_a_name_cannot_forge_a_stat(comm: bytes, proc: Proc, processes: Processe
     ],
 )
 def test_the_cgroup_that_says_most(text: str, path: str) -> None:
-    """Of the hierarchies of versions 1 and 2, the one that systemd or a container engine has arranged is taken."""
+    """Of the hierarchies of versions 1 and 2, that of systemd or of a container engine is used."""
     assert cgroup_of(text.encode()).decode() == path
 
 
@@ -310,7 +318,9 @@ def test_the_cgroup_that_says_most(text: str, path: str) -> None:
     ],
 )
 def test_unit(cgroup: str, unit: str) -> None:
-    """The unit is the first name below the slices, as systemd finds it; a user's own units stand behind his manager."""
+    """The unit is the first name below the slices, as in systemd; units of a user follow his
+    manager.
+    """
     assert unit_of(cgroup.encode()).decode() == unit
 
 
@@ -344,14 +354,16 @@ def test_unit(cgroup: str, unit: str) -> None:
     ],
 )
 def test_container(cgroup: str, container: str) -> None:
-    """A container is known by how engines name cgroups, through systemd and by themselves; helpers are not in it."""
+    """A container is recognized by the cgroup names of engines, with and without systemd; helpers
+    are in no container.
+    """
     assert container_of(cgroup.encode()).decode() == container
 
 
 @pytest.mark.fuzz
 @given(PATHS)
 def test_any_path_has_a_unit_and_a_container_or_none(path: bytes) -> None:
-    """Whatever a path holds, nothing raises, and a unit is made of the letters that systemd allows."""
+    """For any path, nothing raises, and a unit has only letters that systemd allows."""
     container_of(path)
     unit = unit_of(path)
     assert unit.isascii()
@@ -359,7 +371,7 @@ def test_any_path_has_a_unit_and_a_container_or_none(path: bytes) -> None:
 
 
 @pytest.mark.parametrize("ticks", [-1, (1 << 63) // TICK, 10**30])
-def test_a_start_that_cannot_be_is_of_no_process(ticks: int, proc: Proc, processes: Processes) -> None:
-    """A start before the boot, or that no u64 of nanoseconds holds, is not believed."""
+def test_an_impossible_start_is_rejected(ticks: int, proc: Proc, processes: Processes) -> None:
+    """A start before the boot, or one that is no u64 in nanoseconds, is rejected."""
     proc.add(77, ticks=ticks)
     assert processes.find(77, 77, ticks * TICK, b"chronyd") is None

@@ -1,4 +1,4 @@
-"""The bar: drawn on a terminal after a second, nowhere else."""
+"""The progress bar: drawn on a terminal after a second, and nowhere else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.deadline import DEADLINE_S
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Two files of 100 and 300 bytes, and one that is not there."""
+    """Two files of 100 and 300 bytes, and one that does not exist."""
     for name, size in (("a", 100), ("b", 300)):
         (tmp_path / name).write_bytes(bytes(size))
     return [tmp_path / "a", tmp_path / "b", tmp_path / "nosuch"]
@@ -29,13 +29,13 @@ def files(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[TextIO, Callable[[], str]]]:
-    """A terminal of 28 columns, and what reads all that was written to it."""
+    """A terminal of 28 columns, and a reader of everything that is written to it."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 28, 0, 0))
     with os.fdopen(theirs, "w") as stream, os.fdopen(ours, "rb", buffering=0) as other:
 
         def read() -> str:
-            print("$", end="", file=stream, flush=True)  # a terminal hands on late: its end must be waited for
+            print("$", end="", file=stream, flush=True)  # a terminal passes data on late: wait for the end
             seen = b""
             while not seen.endswith(b"$"):
                 assert select.select([other], [], [], DEADLINE_S)[0], seen
@@ -46,7 +46,7 @@ def terminal() -> Iterator[tuple[TextIO, Callable[[], str]]]:
 
 
 class Clock:
-    """Stands still until it is set."""
+    """A clock that stands still until it is set."""
 
     def __init__(self) -> None:
         self.now = 7.0
@@ -56,10 +56,10 @@ class Clock:
         return self.now
 
 
-def test_it_is_drawn_after_a_second_and_wiped_away(
-    terminal: tuple[TextIO, Callable[[], str]], files: list[Path]
-) -> None:
-    """Nothing for a second; then how much of all files is done, ten times a second at most; then an empty line."""
+def test_it_is_drawn_after_a_second_and_removed(terminal: tuple[TextIO, Callable[[], str]], files: list[Path]) -> None:
+    """Nothing is drawn for a second; then the progress over all files, ten times a second at most;
+    then an empty line.
+    """
     (stream, read), clock = terminal, Clock()
     with Progress(files, stream, clock) as progress:
         show = progress.next_file()
@@ -80,8 +80,8 @@ def test_it_is_drawn_after_a_second_and_wiped_away(
     ]
 
 
-def test_what_is_quick_shows_nothing(terminal: tuple[TextIO, Callable[[], str]], files: list[Path]) -> None:
-    """A second has not passed: the terminal gets not one byte."""
+def test_short_work_shows_no_bar(terminal: tuple[TextIO, Callable[[], str]], files: list[Path]) -> None:
+    """Before a second has passed, nothing is written to the terminal."""
     (stream, read), clock = terminal, Clock()
     with Progress(files, stream, clock) as progress:
         clock.now += 0.97
@@ -89,8 +89,8 @@ def test_what_is_quick_shows_nothing(terminal: tuple[TextIO, Callable[[], str]],
     assert read() == ""
 
 
-def test_what_is_no_terminal_shows_nothing(files: list[Path]) -> None:
-    """A log file gets no bar, however long it takes."""
+def test_no_bar_without_a_terminal(files: list[Path]) -> None:
+    """A log file gets no bar."""
     stream, clock = io.StringIO(), Clock()
     with Progress(files, stream, clock) as progress:
         clock.now += 100

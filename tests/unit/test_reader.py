@@ -1,4 +1,4 @@
-"""Reading back: what other programs write, and what nobody should."""
+"""Reading files of other programs, and wrong files."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ NANOSECONDS = options((9, b"\x09"))
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the capture file of the test lies."""
+    """The path of the capture file of the test."""
     return tmp_path / "a.pcapng"
 
 
 def packets(path: Path) -> list[tuple[int, Stamp, int, bytes]]:
-    """Time in nanoseconds, stamp, true length and bytes of all packets."""
+    """Time in nanoseconds, stamp, original length and bytes of all packets."""
     with Reader(path) as reader:
         return [
             (interface.time_ns(time), stamp, wire_len, bytes(frame))
@@ -57,7 +57,7 @@ def packets(path: Path) -> list[tuple[int, Stamp, int, bytes]]:
 
 
 def until_it_fails(path: Path) -> tuple[int, str]:
-    """How many packets come before a FileError, and what that says."""
+    """The number of packets before a FileError, and its message."""
     count = 0
     try:
         with Reader(path) as reader:
@@ -69,13 +69,13 @@ def until_it_fails(path: Path) -> tuple[int, str]:
 
 
 def write(path: Path, *parts: bytes) -> Path:
-    """A file of these bytes."""
+    """A file with these bytes."""
     path.write_bytes(b"".join(parts))
     return path
 
 
 def stamps(path: Path, *opts: bytes) -> list[Stamp]:
-    """What is read of packets with these options."""
+    """The stamp of packets with these options."""
     write(path, section(), interface(), *(packet(opts=each) for each in opts))
     return [stamp for _, stamp, _, _ in packets(path)]
 
@@ -107,7 +107,7 @@ def test_sections_of_both_orders_in_one_file(path: Path) -> None:
 @pytest.mark.parametrize(
     ("opts", "time", "expected_ns"),
     [
-        (b"", 1_700_000_000_123_456, 1_700_000_000_123_456_000),  # microseconds, if nothing is said
+        (b"", 1_700_000_000_123_456, 1_700_000_000_123_456_000),  # microseconds by default
         (options((9, b"\x09")), 1_700_000_000_123_456_789, 1_700_000_000_123_456_789),
         (options((9, b"\x03")), 1_700_000_000_123, 1_700_000_000_123_000_000),
         (options((9, b"\x8a")), 1024 * 7 + 512, 7_500_000_000),  # 2^-10 s
@@ -117,7 +117,7 @@ def test_sections_of_both_orders_in_one_file(path: Path) -> None:
     ],
 )
 def test_times_are_in_the_interfaces_units(opts: bytes, time: int, expected_ns: int, path: Path) -> None:
-    """Resolution, as a power of ten or of two, and offset are applied."""
+    """Resolution (a power of ten or of two) and offset are applied."""
     write(path, section(), interface(opts=opts), packet(time=time))
     assert packets(path)[0][0] == expected_ns
 
@@ -139,11 +139,11 @@ def test_times_are_in_the_interfaces_units(opts: bytes, time: int, expected_ns: 
         (comment(b"comm=a pid=7 tgid=7 via=flow"), Stamp(7, b"a", via=b"flow")),
         (comment(b"via=forwarded"), Stamp(via=b"forwarded")),
         (comment(b'comm="tmux: server" pid=7 tgid=7'), Stamp(7, b"tmux: server")),
-        (options((8, struct.pack("<II", 1058, 1059))), Stamp(1058)),  # numbers alone
+        (options((8, struct.pack("<II", 1058, 1059))), Stamp(1058)),  # ids only
         (options((8, struct.pack("<II", 0, 0))), Stamp()),
         (comment(b"looks odd to me") + b"", Stamp()),
         (options((1, b"looks odd to me"), (1, b"comm=a pid=7 tgid=7")), Stamp(7, b"a")),
-        (options((1, b"x=1"), (1, b"comm=a pid=7 tgid=7")), Stamp(7, b"a")),  # the grammar, but not the process
+        (options((1, b"x=1"), (1, b"comm=a pid=7 tgid=7")), Stamp(7, b"a")),  # in the grammar, but without a process
         (comment(b"PID: 1058\nCmd: /usr/bin/curl\nArgs: curl x"), Stamp(1058, b"curl")),
         (comment(b"PID: 1058"), Stamp(1058)),
         (comment(b"PID: 0\nCmd: \n"), Stamp(None, b"")),
@@ -152,19 +152,23 @@ def test_times_are_in_the_interfaces_units(opts: bytes, time: int, expected_ns: 
         (comment(b"comm=a tgid=4294967296"), Stamp(None, b"a")),
         (comment(b"comm=a tgid=-1"), Stamp(None, b"a")),
         (comment(b"comm=a tgid=7 tgid=8"), Stamp()),
-        (comment(b"comm=gr\xc3\xb6\xc3\x9fe tgid=7"), Stamp()),  # never written so
+        (comment(b"comm=gr\xc3\xb6\xc3\x9fe tgid=7"), Stamp()),  # not the spelling of skbcapd
         (comment(b"comm=a tgid=7 " + b"x" * 9000), Stamp()),
         (struct.pack("<HH", 1, 400) + b"comm=a tgid=7", Stamp()),  # longer than its block
         (b"\x01", Stamp()),
     ],
 )
-def test_what_a_packets_options_say(opts: bytes, stamp: Stamp, path: Path) -> None:
-    """Our comments, also with fields that are not known, ptcpdump's and option 8 give the process; others give none."""
+def test_the_process_in_the_options_of_a_packet(opts: bytes, stamp: Stamp, path: Path) -> None:
+    """Comments of skbcapd (also with unknown fields), of ptcpdump, and option 8 give the process;
+    other options do not.
+    """
     assert stamps(path, opts) == [stamp]
 
 
 def test_packet_ids_do_not_hide_the_process(path: Path) -> None:
-    """Packets that differ in nothing but epb_packetid have equal stamps, and ones that differ in more have not."""
+    """Packets that differ only in epb_packetid have equal stamps; other differences give different
+    stamps.
+    """
     flags, numbers = (2, struct.pack("<I", 2)), (8, struct.pack("<II", 7, 7))
     made = [comment(b"comm=a pid=7 tgid=7", flags, (5, struct.pack("<Q", number)), numbers) for number in range(97)]
     looks_like_one = comment(b"\x05\x00\x08\x00" + b"12345678", flags, (8, struct.pack("<II", 8, 8)))
@@ -175,7 +179,7 @@ def test_packet_ids_do_not_hide_the_process(path: Path) -> None:
 @pytest.mark.fuzz
 @given(st.lists(st.tuples(st.integers(0, 9), st.binary(max_size=24)), max_size=5), st.integers(0, 99))
 def test_any_options_are_read_without_a_fault(tmp_path_factory: pytest.TempPathFactory, pairs, cut) -> None:  # type: ignore[no-untyped-def]
-    """Whatever stands where options should be, the packet is given."""
+    """For any bytes as options, the packet is returned."""
     path = tmp_path_factory.mktemp("any") / "a.pcapng"
     raw = options(*pairs)
     raw = raw[: cut * 4]
@@ -183,14 +187,16 @@ def test_any_options_are_read_without_a_fault(tmp_path_factory: pytest.TempPathF
 
 
 def test_other_blocks_are_passed_over(path: Path) -> None:
-    """Statistics, names and blocks of unknown type stand between packets and change nothing."""
+    """Statistics, names and blocks of unknown type between packets have no effect."""
     others = [block(kind, b"\x07" * 33) for kind in (ISB, NRB, 0x0BAD, 0x80000001, 0xFFFFFFFF)]
     write(path, section(), others[0], interface(), *(part for other in others for part in (packet(), other)))
     assert len(packets(path)) == 5
 
 
 def test_old_and_simple_packet_blocks(path: Path) -> None:
-    """The obsolete block and the simple one are packets too; the simple one is cut at its interface's snaplen."""
+    """The obsolete and the simple block are packets, too; the simple one is cut at the snaplen of
+    its interface.
+    """
     old = block(PB, struct.pack("<HH4I", 0, 0, 0, 3, 5, 7) + b"five5" + bytes(3) + comment(b"comm=a tgid=7"))
     simple = block(SPB, struct.pack("<I", 1500) + b"sixsix")
     write(path, section(), interface(snaplen=6), old, simple)
@@ -202,7 +208,7 @@ def test_old_and_simple_packet_blocks(path: Path) -> None:
     [(0xA1B2C3D4, "<", 1000), (0xA1B2C3D4, ">", 1000), (0xA1B23C4D, "<", 1), (0xA1B23C4D, ">", 1)],
 )
 def test_pcap(magic: int, order: str, unit_ns: int, path: Path) -> None:
-    """A pcap file of either byte order and resolution gives packets that name no process."""
+    """A pcap file of either byte order and resolution gives packets without a process."""
     write(path, pcap([b"one", b"three"], magic, order))
     assert packets(path) == [
         (n * 10**9 + n * unit_ns, Stamp(), len(frame), frame) for n, frame in enumerate([b"one", b"three"], 1)
@@ -245,8 +251,10 @@ START = section() + interface()
     ],
     ids=lambda value: "" if isinstance(value, bytes) else str(value),
 )
-def test_what_is_wrong_is_said_with_its_place(content: bytes, count: int, message: str, path: Path) -> None:
-    """Garbage, torn files and lengths that lie give a FileError that names the byte, after all packets before it."""
+def test_errors_have_their_offset(content: bytes, count: int, message: str, path: Path) -> None:
+    """Garbage, truncated files and wrong lengths give a FileError with the byte, after all packets
+    before it.
+    """
     found, said = until_it_fails(write(path, content))
     assert found == count
     assert said.startswith(f"{path}: ")
@@ -258,7 +266,7 @@ def test_what_is_wrong_is_said_with_its_place(content: bytes, count: int, messag
 def test_a_changed_file_gives_packets_and_then_perhaps_an_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Whatever bytes of a capture file are changed, and wherever it is cut, nothing but a FileError comes."""
+    """Whatever bytes are changed, and wherever the file is cut, the only error is FileError."""
     whole = bytearray(START + packet(opts=CHRONYD) + interface(opts=NANOSECONDS) + packet(number=1) * 3)
     for at, value in data.draw(
         st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), min_size=1, max_size=9)
@@ -280,9 +288,9 @@ def packed(tool: str, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("tool", ["gzip", "zstd"])
-def test_packed_files(tool: str, path: Path) -> None:
-    """A compressed file gives the packets of the plain one, whatever its name; so do two behind each other."""
-    frames = [os.urandom(1009) for _ in range(4001)]  # several pipes full
+def test_compressed_files(tool: str, path: Path) -> None:
+    """A compressed file gives the same packets, whatever its name; so do two concatenated ones."""
+    frames = [os.urandom(1009) for _ in range(4001)]  # more than several pipes can hold
     write(path, section(), interface(), *map(packet, frames))
     copy = packed(tool, path)
     assert [frame for _, _, _, frame in packets(copy)] == frames
@@ -291,8 +299,8 @@ def test_packed_files(tool: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("tool", ["gzip", "zstd"])
-def test_a_torn_packed_file(tool: str, path: Path) -> None:
-    """What can be unpacked of a torn file is given, then the unpacker's complaint."""
+def test_a_truncated_compressed_file(tool: str, path: Path) -> None:
+    """The packets of a truncated compressed file are returned, then the error of the decompressor."""
     write(path, section(), interface(), *(packet(os.urandom(1009)) for _ in range(4001)))
     copy = packed(tool, path)
     os.truncate(copy, 2_000_003)
@@ -302,8 +310,8 @@ def test_a_torn_packed_file(tool: str, path: Path) -> None:
     assert message.endswith("end of file; expected a complete compressed file") or "premature end" in message
 
 
-def test_a_packed_file_that_is_no_capture(path: Path) -> None:
-    """What comes out of the unpacker is judged as a plain file is."""
+def test_a_compressed_file_that_is_not_a_capture(path: Path) -> None:
+    """The output of the decompressor is checked like an uncompressed file."""
     path.write_bytes(gzip.compress(b"no capture at all, but long enough"))
     assert until_it_fails(path) == (0, f"{path}: begins with 6e 6f 20 63 61 70 74 75; expected pcapng or pcap")
     path.write_bytes(b"\x1f\x8bnot gzip either")
@@ -311,13 +319,15 @@ def test_a_packed_file_that_is_no_capture(path: Path) -> None:
 
 
 def test_a_reader_may_leave_early(path: Path) -> None:
-    """A compressed file that is not read to its end leaves no process and no open file (a warning fails this)."""
+    """A compressed file that is not read to its end leaves no process and no open file (a warning
+    is a failure).
+    """
     write(path, section(), interface(), *(packet(os.urandom(1009)) for _ in range(4001)))
     with Reader(packed("gzip", path)) as reader:
         next(reader.packets())
 
 
-def test_what_cannot_be_opened(tmp_path: Path) -> None:
+def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     """A missing file, a directory, a FIFO and a path with a NUL are named with what was expected."""
     os.mkfifo(tmp_path / "fifo")
     for path, message in (
@@ -330,8 +340,8 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
         assert message in until_it_fails(path)[1].replace("Is a d", "d")
 
 
-def test_what_is_held_in_memory_has_bounds(path: Path) -> None:
-    """Too many interfaces, and too many bytes that describe them, end the reading."""
+def test_memory_is_limited(path: Path) -> None:
+    """Too many interfaces, or too many bytes of their descriptions, are an error."""
     write(path, section(), interface() * (1 << 16), packet(), interface())
     assert until_it_fails(path)[0] == 1
     large = interface(opts=options((3, b"x" * 65532)))
@@ -341,7 +351,7 @@ def test_what_is_held_in_memory_has_bounds(path: Path) -> None:
 
 
 def test_progress_counts_the_bytes_on_disk(path: Path) -> None:
-    """Progress goes up to the file's own size, also where it is compressed."""
+    """Progress counts up to the size of the file on the disk, also if it is compressed."""
     write(path, section(), interface(), *(packet(bytes(1009)) for _ in range(4001)))
     for file in (path, packed("zstd", path)):
         seen: list[int] = []
@@ -351,8 +361,8 @@ def test_progress_counts_the_bytes_on_disk(path: Path) -> None:
         assert seen[-1] == file.stat().st_size
 
 
-def test_the_comment_of_ours_is_read(path: Path) -> None:
-    """What `label` stamps is read back, whatever bytes a name has."""
+def test_the_comment_of_skbcapd_is_read(path: Path) -> None:
+    """The comment of `label` is read back, for any bytes in a name."""
     names = [b"chronyd", b"", b"tmux: server", b"x tgid=1", b"\x1b[31m", bytes(range(1, 16)), b'"\\"']
     made = [label.label([("comm", name), ("pid", 9), ("tgid", 7)], 2, 7, 9).options for name in names]
     assert stamps(path, *made) == [Stamp(7, name, direction=2) for name in names]
@@ -360,7 +370,7 @@ def test_the_comment_of_ours_is_read(path: Path) -> None:
 
 @st.composite
 def strange_blocks(draw: st.DrawFn) -> bytes:
-    """A capture file whose blocks are of kinds that there are, with lengths and bodies that may be anything."""
+    """A capture file with blocks of known types, with any lengths and bodies."""
     order = draw(st.sampled_from("<>"))
     parts = [section(order), interface(order, opts=draw(st.binary(max_size=24)))]
     hostile = st.sampled_from([b"\x1b]0;x\x07", b"a/../b", b"\xff" * 15, b"comm=", b"x" * 600]) | st.binary(max_size=20)
@@ -383,8 +393,12 @@ def strange_blocks(draw: st.DrawFn) -> bytes:
 
 @pytest.mark.fuzz
 @given(strange_blocks(), st.sampled_from(GROUPS))
-def test_no_file_harms_who_reads_it(tmp_path_factory: pytest.TempPathFactory, content: bytes, by: str) -> None:
-    """`top` shows printable text and `split` writes beside the others only, or there is a FileError in one line."""
+def test_any_file_gives_printable_output_or_an_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, by: str
+) -> None:
+    """For any file, `top` prints printable text and `split` writes only files beside it, or there
+    is a FileError of one line.
+    """
     directory = tmp_path_factory.mktemp("strange")
     file, parts = directory / "a.pcapng", directory / "parts"
     file.write_bytes(content)
@@ -406,7 +420,7 @@ def test_no_file_harms_who_reads_it(tmp_path_factory: pytest.TempPathFactory, co
 
 @pytest.mark.parametrize("key", ["comm", "unit", "via"])
 def test_a_name_longer_than_any_is_none(key: str, path: Path) -> None:
-    """Memory does not fill with names that no process has: longer than two file names, a comment is none of ours."""
+    """A comment with a name longer than two file names is not of skbcapd, so memory is bounded."""
     for size, expected in ((520, b"x" * 520), (521, None)):
         (stamp,) = stamps(path, comment(label.comment([(key, b"x" * size), ("tgid", 7)]).encode()))
         assert getattr(stamp, key) == expected

@@ -1,4 +1,4 @@
-"""The flight recorder: what stays in memory, and what a dump makes of it."""
+"""The ring buffer: what stays in memory, and dumps."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Recording:
         self.recorder.add_interface(NEAR)
 
     def put(self, *numbers: int) -> None:
-        """Labelled packets whose frames hold these numbers."""
+        """Packets with a label whose frames contain these numbers."""
         for number in numbers:
             self.recorder.write_blocks(memoryview(packet(0, number.to_bytes(60, "big"))), tuple)
 
@@ -48,7 +48,7 @@ class Recording:
         self.wait()
 
     def wait(self) -> None:
-        """Until no dump is being written."""
+        """Wait until no dump is being written."""
         until(lambda: (self.recorder.flush(tuple), not self.recorder.has_pending_work)[1], "the dump is written")
 
     @property
@@ -68,20 +68,20 @@ def recording(tmp_path: Path) -> Iterator[Recording]:
 
 
 def numbers(path: Path) -> list[int]:
-    """The numbers in a file's frames, as tshark reads them."""
+    """The numbers in the frames of a file, read by tshark."""
     judge(path, "capinfos")
     return [int(row[0].replace(":", ""), 16) for row in rows(path, "data.data")]
 
 
 def put_upcall(recorder: Recorder, frame: bytes) -> None:
-    """A packet through Python."""
+    """A packet that Python writes."""
     made = read_local(memoryview(upcall(frame)), 0)
     assert isinstance(made, Upcall)
     recorder.write_packet(made, 0, label([("comm", b"chronyd")], 0, 1058, 1059), tuple)
 
 
 def taken(memory: Memory) -> bytes:
-    """All that is in memory, which is empty after that."""
+    """Everything in memory, which is empty afterwards."""
     memory.take()
     found = b""
     while memory.has_taken:
@@ -91,7 +91,7 @@ def taken(memory: Memory) -> bytes:
 
 @given(st.lists(st.integers(1, 5000), max_size=200), st.integers(5000, 300_000))
 def test_memory_keeps_the_end(sizes: list[int], size: int) -> None:
-    """Memory holds an unbroken end of what was written, never more than its size, and no write in part."""
+    """Memory has the last blocks without a gap, never more than its size, and no part of a write."""
     memory = Memory(size)
     written = [bytes([index & 255]) * length for index, length in enumerate(sizes)]
     for blocks in written:
@@ -103,7 +103,7 @@ def test_memory_keeps_the_end(sizes: list[int], size: int) -> None:
 
 
 def test_memory_is_used() -> None:
-    """What is written in small pieces fills the memory but for one piece of 256 KiB."""
+    """Small writes fill the memory except for one piece of 256 KiB."""
     memory = Memory(8 << 20)
     for _ in range(100_003):
         memory.write(bytes(104))
@@ -111,7 +111,9 @@ def test_memory_is_used() -> None:
 
 
 def test_a_dump_is_a_file_of_its_own(recording: Recording, caplog: pytest.LogCaptureFixture) -> None:
-    """Each dump has what came since the last one, its interface, its statistics; the files are told."""
+    """Each dump has the packets since the last one, its interface, and its statistics; the files
+    are reported.
+    """
     recording.put(3, 5)
     put_upcall(recording.recorder, FRAME)
     recording.dump(lambda: [Statistics(0, 1, received=17, accepted=13, lost=2, delivered=11)])
@@ -130,7 +132,7 @@ def test_a_dump_is_a_file_of_its_own(recording: Recording, caplog: pytest.LogCap
 
 
 def test_no_dump_no_file(recording: Recording) -> None:
-    """As long as nobody asks there is no file, whatever the time; what is left at the end is forgotten."""
+    """Without a request there is no file; the rest is discarded at the end."""
     recording.put(*range(1009))
     recording.recorder.flush(tuple)
     recording.recorder.tick(tuple)
@@ -139,8 +141,10 @@ def test_no_dump_no_file(recording: Recording) -> None:
     assert recording.recorder.dumped == 0
 
 
-def test_asked_in_the_middle(recording: Recording, caplog: pytest.LogCaptureFixture) -> None:
-    """Who asks while packets are written gets also those of the same look; of two the first is told."""
+def test_a_request_during_a_drain(recording: Recording, caplog: pytest.LogCaptureFixture) -> None:
+    """A request during a drain gets the packets of that drain, too; of two requests the first one
+    is named.
+    """
     recording.put(1)
     recording.recorder.ask("rule 1")
     recording.recorder.ask("rule 2")
@@ -155,8 +159,10 @@ def test_asked_in_the_middle(recording: Recording, caplog: pytest.LogCaptureFixt
     ]
 
 
-def test_a_flood_of_rules_that_match(recording: Recording) -> None:
-    """Between two dumps that packets ask for lies a pause; nothing of it is lost, and people need not wait."""
+def test_many_matches_make_few_dumps(recording: Recording) -> None:
+    """There is a pause between two dumps of rules; nothing is dropped, and a signal does not wait
+    for the pause.
+    """
     for number in (1, 2, 3):
         recording.put(number)
         recording.recorder.ask("rule 1")
@@ -169,8 +175,8 @@ def test_a_flood_of_rules_that_match(recording: Recording) -> None:
     assert [numbers(file) for file in recording.dumps] == [[1], [2, 3], [4]]
 
 
-def test_asked_at_the_end(recording: Recording) -> None:
-    """A dump that was asked for before the end is made at the end."""
+def test_a_request_at_the_end(recording: Recording) -> None:
+    """A dump that was requested before the end is made at the end."""
     recording.put(1)
     recording.recorder.ask("rule 1")
     recording.recorder.finish([])
@@ -178,7 +184,7 @@ def test_asked_at_the_end(recording: Recording) -> None:
 
 
 def test_a_dump_larger_than_a_file(tmp_path: Path) -> None:
-    """A dump becomes several files where one would be larger than files may be; no packet is missing."""
+    """A dump becomes several files if one would be too large; no packet is missing."""
     made = Recording(tmp_path, limits=Limits(size=1 << 20))
     made.put(*range(20_011))
     made.dump(tuple)
@@ -191,7 +197,7 @@ def test_a_dump_larger_than_a_file(tmp_path: Path) -> None:
 
 
 def test_where_no_file_can_be_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Packets stay in memory while the directory is away, and are in the dump after it."""
+    """Packets stay in memory while the directory is missing, and are in the dump after it."""
     away = tmp_path / "captures"
     made = Recording(away)
     made.put(1, 2)
@@ -227,7 +233,9 @@ def test_other_blocks_do_not_count(recording: Recording) -> None:
 
 
 def test_no_dump_below_keep_free(recording: Recording, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the disk has less free space than it shall keep no dump is begun, one line says so, and nothing is lost."""
+    """If the disk has less free space than keep_free, no dump is begun, one line is logged, and
+    nothing is dropped.
+    """
     keep = recording.files._directory.retention.keep
     recording.files._directory.retention.keep = replace(keep, free=1 << 60)
     recording.put(1, 2, 3)

@@ -1,4 +1,4 @@
-"""Settings over the time of a capture: what is put in place when, and what is logged."""
+"""Settings of a running capture: what takes effect when, and log messages."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def _log_has_information(caplog: pytest.LogCaptureFixture) -> None:
 
 @dataclass
 class FakeCapture:
-    """A capture, and its program, that remembers what it is to do."""
+    """A capture and its program, which record the calls."""
 
-    changes: list[tuple[str, list[int], str]] = field(default_factory=list)  # filter, its rules' numbers, C text
+    changes: list[tuple[str, list[int], str]] = field(default_factory=list)  # filter, numbers of the rules, C text
     refuses: bool = False
 
     @property
@@ -42,13 +42,13 @@ class FakeCapture:
         return self
 
     def load_filters(self, source: Source) -> Filters:
-        """In the child: the program is a file with the text."""
+        """Called in the child: the program is a file with the text."""
         memory = os.memfd_create("loaded")
         os.write(memory, source.text.encode())
         return Filters([("stages_out", 0)], [memory])
 
     def change(self, plan: Plan, filters: Filters | None = None) -> None:
-        """Go on with another plan."""
+        """Use another plan."""
         if self.refuses:
             raise KernelError("no")
         text = "".join(os.pread(one, 1 << 20, 0).decode() for one in filters.descriptors) if filters else ""
@@ -56,7 +56,7 @@ class FakeCapture:
 
 
 class Rig:
-    """A Reload that reads what a test says, in its child."""
+    """A Reload whose child reads the settings of the test."""
 
     def __init__(self) -> None:
         self.capture = FakeCapture()
@@ -68,7 +68,7 @@ class Rig:
         return self.read()
 
     def text(self, **overrides: str) -> None:
-        """What the file says from now on."""
+        """Set the content of the file."""
         self.read = lambda: default_settings(overrides)
 
     def run(self, overrides: Mapping[str, str]) -> None:
@@ -78,14 +78,14 @@ class Rig:
         self.finish()
 
     def finish(self) -> None:
-        """Wait for the child, and take what it has prepared."""
+        """Wait for the child, and use its settings."""
         assert self.reload.child is not None
         assert select.select([self.reload.child], [], [], DEADLINE_S)[0]
         self.reload.finish()
 
 
 def test_without_other_filters_nothing_is_compiled(caplog: pytest.LogCaptureFixture) -> None:
-    """Where no filter changes none is loaded."""
+    """If no filter changes, none is loaded."""
     rig = Rig()
     rig.run({"snaplen": "96"})
     rig.run({"rules": "[{comm: a, action: drop}]"})
@@ -93,8 +93,8 @@ def test_without_other_filters_nothing_is_compiled(caplog: pytest.LogCaptureFixt
     assert caplog.messages == ["settings reloaded"] * 2
 
 
-def test_other_filters_are_compiled_meanwhile(caplog: pytest.LogCaptureFixture) -> None:
-    """Other filters are put in place when they are compiled; the rules' numbers are never used again."""
+def test_other_filters_are_compiled_during_the_capture(caplog: pytest.LogCaptureFixture) -> None:
+    """New filters are used when they are compiled; numbers of rules are never reused."""
     rig = Rig()
     rig.text(filter="udp", rules="[{comm: a, filter: tcp}, {comm: b, filter: port 5}]")
     rig.reload.begin()
@@ -109,8 +109,8 @@ def test_other_filters_are_compiled_meanwhile(caplog: pytest.LogCaptureFixture) 
     assert ["filter_3(" in text for text in texts] == [False, False, True]
 
 
-def test_a_wish_meanwhile_is_kept(caplog: pytest.LogCaptureFixture) -> None:
-    """Asked again while a child works, the file is read once more behind that."""
+def test_a_request_during_a_reload_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    """A request while a child works reads the file again after it."""
     rig = Rig()
     rig.text(filter="udp")
     for _ in range(3):
@@ -124,7 +124,7 @@ def test_a_wish_meanwhile_is_kept(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_the_loop_does_not_wait() -> None:
-    """However long it takes to read the file, nobody waits, and the end is not held up."""
+    """However long it takes to read the file, the loop and the end do not wait."""
     rig = Rig()
     rig.read = lambda: time.sleep(1000) or Settings()
     start = time.monotonic()
@@ -136,7 +136,7 @@ def test_the_loop_does_not_wait() -> None:
 
 
 def test_a_bad_file_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    """Every problem is said, and the capture goes on as it was."""
+    """Each problem is logged, and the capture continues unchanged."""
     rig = Rig()
     rig.run({"snaplen": "5", "filter": "udp prot"})
     assert not rig.capture.changes
@@ -148,8 +148,8 @@ def test_a_bad_file_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
         default_settings({"snaplen": "5"})
 
 
-def test_what_needs_a_new_start_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    """Keys that cannot change while a capture runs are named, each time they differ from those in use."""
+def test_keys_that_need_a_restart_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """Keys that need a restart are named, each time they differ from the active ones."""
     rig = Rig()
     rig.run({"buffer.size": "32MiB", "snaplen": "96"})
     rig.run({"buffer.size": "32MiB"})
@@ -157,7 +157,9 @@ def test_what_needs_a_new_start_is_said(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_the_kernel_may_refuse(caplog: pytest.LogCaptureFixture) -> None:
-    """Filters that cannot be put in place leave the capture as it was, with a line; the next reload starts there."""
+    """Filters that the kernel rejects change nothing, with a log line; the next reload starts from
+    there.
+    """
     rig = Rig()
     rig.capture.refuses = True
     rig.run({"filter": "udp"})
@@ -170,7 +172,7 @@ def test_the_kernel_may_refuse(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_child_that_fails(caplog: pytest.LogCaptureFixture) -> None:
-    """What nobody has thought of ends the child, not the capture; its last words are said."""
+    """An unexpected error ends the child, not the capture; its last output is logged."""
     rig = Rig()
 
     def read() -> Settings:
@@ -185,7 +187,9 @@ def test_a_child_that_fails(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_no_process_is_left(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Where no process can be started, nothing is changed, and the next reload may work; nothing is left open."""
+    """If no process can be started, nothing changes, and the next reload can work; no descriptor
+    stays open.
+    """
     rig = Rig()
 
     def refused() -> int:
@@ -200,8 +204,8 @@ def test_no_process_is_left(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_names_are_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host that has got another address is another filter, though the file is the same."""
+def test_names_are_looked_up_at_each_reload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with another address is another filter, even if the file is the same."""
     addresses = {"db.example": ["192.0.2.7"]}
     monkeypatch.setattr("skbcapd.filter.names._addresses", lambda name: addresses[name])
     packet_filter.forget()
@@ -213,8 +217,8 @@ def test_names_are_asked_for_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     packet_filter.forget()
 
 
-def test_a_manager_is_told_of_begin_and_end() -> None:
-    """A reload is over when its settings are in place or its file is refused: then the end is told."""
+def test_begin_and_end_of_a_reload_are_reported() -> None:
+    """The end of a reload is reported when its settings are active or its file is rejected."""
     rig = Rig()
     for number, overrides in enumerate(({"snaplen": "96"}, {"snaplen": "1"}, {"filter": "tcp"}), 1):
         rig.text(**overrides)

@@ -1,4 +1,4 @@
-"""What the kernel program asks about sockets, answered from what it learned meanwhile, or by who holds them."""
+"""Lookups for the kernel program, from its own tables and from processes that have the socket open."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHRONYD = User(1058, 1058, 59_000_000_000, b"chronyd", b"chronyd")
 
 
 class Tables:
-    """A program's tables."""
+    """The tables of a program."""
 
     def __init__(self) -> None:
         self.control = memoryview(bytearray(8 * abi.STATES)).cast("Q")
@@ -35,32 +35,32 @@ class Tables:
         self.groups: dict[int, list[tuple[int, int]]] = {}
 
     def holder(self, inode: int) -> abi.User | None:
-        """Who held a socket."""
+        """The process that has a socket open."""
         return abi.USER.unpack(self.holders[inode]) if inode in self.holders else None
 
     def owner(self, sk: int) -> abi.Owner | None:
-        """What was learned."""
+        """The recorded owner."""
         return self.owners.get(sk)
 
     def set_holder(self, inode: int, user: bytes) -> None:
-        """Remember it."""
+        """Store it."""
         self.holders[inode] = user
 
     def group(self, number: int) -> list[tuple[int, int]]:
-        """The sockets that one of several is."""
+        """The candidate sockets of a group."""
         return self.groups.get(number, [])
 
     def add_flow(self, flow: bytes, owner: bytes) -> None:
-        """Remember it."""
+        """Store it."""
         self.flows.setdefault(flow, owner)
 
     def remove_flow(self, flow: bytes) -> None:
-        """Forget it."""
+        """Delete it."""
         self.flows.pop(flow, None)
 
 
 def made(tables: Tables, search: Callable[[int, int], tuple[User, ...] | None] = lambda *_: None) -> Resolver:
-    """What is tested."""
+    """The resolver under test."""
     return Resolver(tables, search, lambda: BOOT_NS)  # type: ignore[arg-type]
 
 
@@ -94,10 +94,12 @@ def asked(*, inode: int = INODE, direction: int = DIRECTION_OUT) -> Upcall:
         (0, (INODE, 5), False),
     ],
 )
-def test_what_was_learned_meanwhile(
+def test_a_user_recorded_after_the_packet(
     inode: int, learned: tuple[int, int], *, is_same: bool, direction: int, via: int
 ) -> None:
-    """A socket used since the packet names it: the very socket, by its inode, or by its flow where it had none yet."""
+    """A user recorded after the packet is used for the same socket, recognized by its inode, or by
+    its flow without one.
+    """
     tables = Tables()
     tables.owners[SK] = abi.Owner(7, 8, 9, b"late\0rest", b"lead\0rest", *learned)
     found = made(tables).resolve(asked(inode=inode, direction=direction))
@@ -107,8 +109,8 @@ def test_what_was_learned_meanwhile(
 
 
 @pytest.mark.parametrize("found", [None, ()])
-def test_what_was_learned_during_the_search(found: tuple[User, ...] | None) -> None:
-    """A process that uses the socket while its holder is looked for, and then ends, is named all the same."""
+def test_a_user_recorded_during_the_lookup(found: tuple[User, ...] | None) -> None:
+    """A process that uses the socket during the lookup, and then ends, is named."""
     tables = Tables()
 
     def search(inode: int, seen_ns: int) -> tuple[User, ...] | None:
@@ -122,8 +124,8 @@ def test_what_was_learned_during_the_search(found: tuple[User, ...] | None) -> N
     assert tables.holders == {}
 
 
-def test_the_holder_is_told_to_the_program() -> None:
-    """The only holder of a socket names the packet, and from then on the program knows it."""
+def test_the_owner_is_stored_in_the_program() -> None:
+    """The only process that has the socket open is named, and stored in the program."""
     tables = Tables()
     found = made(tables, lambda *_: (CHRONYD,)).resolve(asked())
 
@@ -131,8 +133,10 @@ def test_the_holder_is_told_to_the_program() -> None:
     assert tables.holders == {INODE: struct.pack("<IIQ16s16s", 1058, 1058, 59_000_000_000, b"chronyd", b"chronyd")}
 
 
-def test_nobody_is_told_to_the_program() -> None:
-    """A socket without an only holder is unknown, and the program asks no more; one without an inode may get one."""
+def test_an_unknown_owner_is_stored_in_the_program() -> None:
+    """A socket that no single process has open is unknown, and stored as such; one without an inode
+    can be used later.
+    """
     tables = Tables()
     resolver = made(tables, lambda *_: ())
 
@@ -142,7 +146,7 @@ def test_nobody_is_told_to_the_program() -> None:
 
 
 def test_a_later_socket_at_the_same_address() -> None:
-    """What was learned of a socket is still known by its inode when another one has taken its place."""
+    """The owner of a socket is still found by its inode when another socket has its address."""
     tables = Tables()
     tables.owners[SK] = abi.Owner(7, 8, 9, b"later", b"later", INODE + 1, 5)
     tables.holders[INODE] = struct.pack("<IIQ16s16s", 1058, 1059, 59_000_000_123, b"chronyd", b"leader")
@@ -161,19 +165,21 @@ def test_a_later_socket_at_the_same_address() -> None:
         (SEEN_NS + 1, False),
     ],
 )
-def test_a_holder_that_began_behind_the_packet(start: int, *, is_named: bool) -> None:
-    """A process that was not there yet did not have the socket: later packets are its own, this one is not."""
+def test_a_process_that_started_after_the_packet(start: int, *, is_named: bool) -> None:
+    """A process that started after the packet did not have the socket: only later packets are its
+    own.
+    """
     tables = Tables()
     worker = made(tables, lambda *_: (User(1060, 1060, start, b"worker", b"master"),))
 
-    for _ in range(2):  # searched, and remembered
+    for _ in range(2):  # searched, and cached
         found = worker.resolve(asked())
         assert (found.via, found.tgid) == ((abi.VIA_INODE, 1060) if is_named else (abi.VIA_UNKNOWN, 0))
     assert tables.holders == {INODE: struct.pack("<IIQ16s16s", 1060, 1060, start, b"worker", b"master")}
 
 
-def test_what_is_not_known_yet_is_asked_again() -> None:
-    """While nobody has looked who holds the socket, the packet is unknown, and the program goes on asking."""
+def test_unknown_sockets_are_looked_up_again() -> None:
+    """While the processes are not known yet, the packet is unknown, and the next packet asks again."""
     tables = Tables()
     found = made(tables).resolve(asked())
 
@@ -182,7 +188,7 @@ def test_what_is_not_known_yet_is_asked_again() -> None:
 
 
 def test_questions_are_rationed() -> None:
-    """Each refill allows the same number of questions, whatever was left."""
+    """Each refill allows the same number of lookups."""
     tables = Tables()
     made(tables).refill()
 
@@ -190,18 +196,18 @@ def test_questions_are_rationed() -> None:
 
 
 def flow(local_port: int, inode: int, remote_port: int = 7) -> Flow:
-    """A connection on the loopback."""
+    """A connection on loopback."""
     address = bytes([127, 0, 0, 1]).ljust(16, b"\0")
     return Flow(3, address, address, local_port, remote_port, 6, 2, inode)
 
 
 def in_group(number: int) -> Record:
-    """A packet that the program says to be one of a group's."""
+    """A packet of a group, from the program."""
     return Record(replace(asked(), via=abi.VIA_GROUP, start=number))
 
 
 def test_connections_older_than_the_program() -> None:
-    """The program is told of those that one process holds, and whose a shared listener may be."""
+    """The program gets the connections of single processes, and the groups of shared listeners."""
     other = User(7, 7, 5, b"x" * 15, b"x" * 15)
     tables = Tables()
     resolver = made(tables)
@@ -228,12 +234,14 @@ def test_connections_older_than_the_program() -> None:
 MASTER, WORKER = User(80, 80, 57_000_000_000, b"nginx", b"nginx"), User(81, 81, 58_000_000_000, b"nginx", b"nginx")
 
 
-def test_a_socket_that_several_hold() -> None:
-    """What all holders have in common is said, never the id of one; later packets need no question."""
+def test_a_socket_that_several_processes_have_open() -> None:
+    """If several processes have a socket open, their common values are used, never the id of one;
+    later packets need no lookup.
+    """
     tables = Tables()
     resolver = made(tables, lambda *_: (MASTER, WORKER))
 
-    for _ in range(2):  # searched, and remembered
+    for _ in range(2):  # searched, and cached
         found = resolver.resolve(asked())
         assert (found.via, found.tgid, found.tid, found.comm) == (abi.VIA_GROUP, 0, 0, b"nginx")
         group = resolver.take(in_group(found.start), Plan()).group
@@ -262,7 +270,9 @@ def test_sockets_of_which_any_may_get_a_packet(
     learned: dict[int, abi.Owner],
     expected: tuple[int, int, bytes],
 ) -> None:
-    """Threads of one process are the process; several processes what they have in common; with one unknown, nobody."""
+    """Threads of one process give the process; several processes their common values; with one
+    unknown, none.
+    """
     tables = Tables()
     tables.groups[GROUP] = [(1, 101), (2, 103)]
     tables.owners |= learned
@@ -298,16 +308,18 @@ def test_a_socket_that_several_may_have_open(
     assert (found.via, found.tgid, found.comm) == expected
 
 
-def test_one_of_a_group_that_began_behind_the_packet() -> None:
-    """A worker that was not there yet did not have the socket: this packet may be another one's, and is nobody's."""
+def test_a_candidate_that_started_after_the_packet() -> None:
+    """A worker that started after the packet did not have the socket: the packet is unknown."""
     late = User(83, 83, SEEN_NS + 1, b"nginx", b"nginx")
     found = made(Tables(), lambda *_: (MASTER, late)).resolve(asked())
 
     assert (found.via, found.tgid) == (abi.VIA_UNKNOWN, 0)
 
 
-def test_connections_that_ended_meanwhile() -> None:
-    """What had ended before the program could see it is forgotten again; what it has learned itself stands."""
+def test_connections_that_ended_before_the_attach() -> None:
+    """Connections that ended before the attach are removed; owners that the program recorded itself
+    stay.
+    """
     tables = Tables()
     resolver = made(tables)
     holders = dict.fromkeys((101, 103), (CHRONYD,))

@@ -1,4 +1,4 @@
-"""What free space may cost: writing stops, and nothing of this run is deleted for it."""
+"""Free space: writing stops, and no file of this run is deleted for it."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from skbcapd.output.retention import DUMP_MARK, Keep
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.output.series import State
 from skbcapd.output.triggers import Limits
-from skbcapd.output.worker import PATIENCE_S
 from skbcapd.pcapng.interface import Interface
+from skbcapd.worker import PATIENCE_S
 from tests.support.blocks import packets
 from tests.support.captures import names, write
 from tests.support.deadline import until
 from tests.support.writer import packet
 
-ALL = 1 << 60  # bytes that no disk has free
+ALL = 1 << 60  # more bytes than any disk has free
 LO = Interface(b"lo", "", 1, 0, None, None, None)
 
 
 def earlier_run(path: Path, count: int) -> list[Path]:
-    """Finished files of a run that is over."""
+    """Finished files of an earlier run."""
     directory = CaptureDirectory(path)
     made = [write(directory, bytes(100)) for _ in range(count)]
     directory.close()
     return made
 
 
-def test_free_space_costs_files_of_earlier_runs_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """For free space files of earlier runs are deleted, a line and a count for each; dumps and this run's never."""
+def test_free_space_deletes_files_of_earlier_runs_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """For free space, files of earlier runs are deleted, each logged and counted; dumps and files
+    of this run are not.
+    """
     made = earlier_run(tmp_path, 7)
     os.setxattr(made[2], DUMP_MARK, b"1")
     directory = CaptureDirectory(tmp_path, keep=Keep(free=ALL))
@@ -50,7 +52,7 @@ def test_free_space_costs_files_of_earlier_runs_only(tmp_path: Path, caplog: pyt
 
 
 def test_the_newest_file_is_never_deleted_for_free_space(tmp_path: Path) -> None:
-    """Before this run has a file the last one of the run before stays."""
+    """Before this run has a file, the last file of the earlier run stays."""
     made = earlier_run(tmp_path, 3)
     CaptureDirectory(tmp_path, keep=Keep(free=ALL)).clean()
     assert names(tmp_path) == [made[-1].name]
@@ -60,8 +62,8 @@ def test_the_newest_file_is_never_deleted_for_free_space(tmp_path: Path) -> None
     ("keep", "left"),
     [(Keep(number=2, free=ALL), 2), (Keep(size=399, free=ALL), 3), (Keep(number=2, size=399, free=ALL), 2)],
 )
-def test_other_limits_hold_for_this_run_too(keep: Keep, left: int, tmp_path: Path) -> None:
-    """Number and size delete this run's files as they should, and free space nothing beyond."""
+def test_other_limits_apply_to_this_run_too(keep: Keep, left: int, tmp_path: Path) -> None:
+    """Number and size delete files of this run, too; free space deletes nothing more."""
     directory = CaptureDirectory(tmp_path)
     made = [write(directory, bytes(100)) for _ in range(5)]
     directory.retention.keep = keep
@@ -71,7 +73,7 @@ def test_other_limits_hold_for_this_run_too(keep: Keep, left: int, tmp_path: Pat
 
 
 def test_no_more_is_deleted_than_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Deleting for free space ends when there is enough of it."""
+    """Deleting for free space stops when there is enough of it."""
     made = earlier_run(tmp_path, 7)
     directory = CaptureDirectory(tmp_path, keep=Keep(free=1000))
     monkeypatch.setattr(
@@ -84,7 +86,9 @@ def test_no_more_is_deleted_than_is_needed(tmp_path: Path, monkeypatch: pytest.M
 def test_writing_stops_where_free_space_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The file in work takes nothing that would leave less free; each packet is in a file or counted; it goes on."""
+    """No write uses the free space to be left; each packet is in a file or counted; writing
+    continues later.
+    """
     free = 1 << 20
 
     def fstatvfs(_descriptor: int) -> os.statvfs_result:
@@ -122,10 +126,10 @@ def test_writing_stops_where_free_space_ends(
 
 
 @pytest.mark.parametrize("free", [0, ALL])
-def test_a_deletion_that_the_disk_holds_up(
+def test_a_deletion_that_the_disk_delays(
     free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The loop does not wait for a file to be deleted; it is counted, and told, when it has gone."""
+    """The loop does not wait for a deletion; it is counted and logged when the file is deleted."""
     made, disk, unlink = earlier_run(tmp_path, 3), threading.Event(), os.unlink
 
     def held_up(path: str, *, dir_fd: int | None = None) -> None:

@@ -1,4 +1,6 @@
-"""Many files of one capture: where each ends, that each stands for itself, and that a capture outlives its disk."""
+"""Several files of one capture: where each ends, that each can be opened alone, and that disk
+errors do not end the capture.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ from tests.support.writer import packet, upcall
 
 @pytest.mark.parametrize("way", ["blocks", "packets"])
 def test_a_file_is_never_larger_than_it_may_be(way: str, tmp_path: Path) -> None:
-    """Files end between two packets, within their size but for statistics; none is lost or twice, in either way."""
+    """Files end between two packets, within their size except for statistics; no packet is missing
+    or written twice.
+    """
     rig = Rig(tmp_path, size=1 << 20)
     count = 40_000
     if way == "blocks":
@@ -51,7 +55,7 @@ def test_a_file_is_never_larger_than_it_may_be(way: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("way", ["blocks", "packets"])
 def test_a_file_has_no_more_packets_than_it_may(way: str, tmp_path: Path) -> None:
-    """Every file but the last has exactly as many packets as are asked for."""
+    """All files but the last have exactly as many packets as the setting."""
     rig = Rig(tmp_path, packets=7)
     if way == "blocks":
         for start in (0, 5, 10):
@@ -64,7 +68,9 @@ def test_a_file_has_no_more_packets_than_it_may(way: str, tmp_path: Path) -> Non
 
 
 def test_a_file_ends_at_a_multiple_of_its_time(tmp_path: Path) -> None:
-    """Files change at aligned times, also without packets; a clock that steps, either way, starts one new file."""
+    """A new file begins at aligned times, also without packets; a clock that is set, in either
+    direction, begins one.
+    """
     rig = Rig(tmp_path, every_s=10)
     for now, finished in [
         (9.9, 0),
@@ -83,7 +89,7 @@ def test_a_file_ends_at_a_multiple_of_its_time(tmp_path: Path) -> None:
 
 
 def test_every_file_stands_for_itself(tmp_path: Path) -> None:
-    """Each file lists all interfaces, and ends with what its own time has added to each one's counters."""
+    """Each file lists all interfaces, and ends with the statistics of its own time."""
     rig = Rig(tmp_path)
     rig.output.add_interface(Interface(b"eth0", "", 1, 0, None, None, None))
     rig.statistics = [Statistics(0, 1, 5, 4, 1, 3), Statistics(1, 2, 1, 1, 0, 1)]
@@ -99,14 +105,16 @@ def test_every_file_stands_for_itself(tmp_path: Path) -> None:
 
 
 def counts(path: Path) -> list[tuple[int, list[int]]]:
-    """Received, accepted, lost and delivered of each interface of a file."""
+    """Received, accepted, dropped and delivered packets of each interface of a file."""
     found = [block for block in blocks(path.read_bytes()) if block.kind == STATISTICS]
     words = [[int.from_bytes(one.body[at : at + 8], "little") for at in (40, 52, 64, 76)] for one in found]
     return [(int.from_bytes(one.body[:4], "little"), each) for one, each in zip(found, words, strict=True)]
 
 
-def test_the_list_of_interfaces_begins_anew(tmp_path: Path) -> None:
-    """When most of more than 64 interfaces have had no packets, the next file lists only those that come."""
+def test_the_list_of_interfaces_starts_again(tmp_path: Path) -> None:
+    """When most of more than 64 interfaces had no packets, the next file lists only those with
+    packets.
+    """
     rig = Rig(tmp_path)
     for number in range(64):
         rig.output.add_interface(Interface(b"v%d" % number, "", 1, 0, None, None, None))
@@ -123,13 +131,15 @@ def test_the_list_of_interfaces_begins_anew(tmp_path: Path) -> None:
 
 
 def test_statistics_of_all_files_add_up(tmp_path: Path) -> None:
-    """An older snapshot behind a newer one, or an interface that has no number for a file, is counted once."""
+    """An older snapshot after a newer one, or an interface without a number in a file, is counted
+    once.
+    """
     rig = Rig(tmp_path)
     first, second = [Statistics(0, 1, 5, 4, 1, 3)], [Statistics(0, 1, 9, 6, 1, 5)]
     rig.output.rotate(lambda: second)
-    rig.output.restart_interfaces(first)  # it was made before a rotation that came in between
+    rig.output.restart_interfaces(first)  # it was made before a rotation in between
     assert rig.output.add_interface(LO) == 0
-    rig.output.rotate(list)  # the interface has not been seen anew
+    rig.output.rotate(list)  # the interface has not been seen again
     rig.output.finish([Statistics(0, 1, 11, 8, 1, 7)])
     assert [counts(path) for path in rig.finished()] == [
         [(0, [9, 6, 1, 5])],
@@ -140,7 +150,9 @@ def test_statistics_of_all_files_add_up(tmp_path: Path) -> None:
 
 
 def test_a_file_that_ends_while_interfaces_lose_their_numbers(tmp_path: Path) -> None:
-    """Packets that come while labels go have the old numbers, in files that list them, which may end meanwhile."""
+    """Packets during a renumbering have the old numbers, in files that list them, also if a file
+    ends then.
+    """
     output = RotatingOutput(CaptureDirectory(tmp_path), Limits(packets=2))
     rig = captures.Rig(output)
     for number in range(5):
@@ -163,8 +175,8 @@ def test_a_file_that_ends_while_interfaces_lose_their_numbers(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("fault", ["moved", "removed"])
-def test_a_file_that_was_taken_away(fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A file that somebody moves or removes is told once; a second later the next file is written, by itself."""
+def test_a_file_that_was_deleted(fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that was moved or deleted is reported once; a second later the next file is written."""
     rig = Rig(tmp_path)
     rig.output.write_blocks(memoryview(small(1)), rig.snapshot)
     part = Path(rig.output.path)
@@ -182,7 +194,9 @@ def test_a_file_that_was_taken_away(fault: str, tmp_path: Path, caplog: pytest.L
 
 
 def test_a_directory_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """When no file can be made, packets are counted; when it can, writing goes on, and all interfaces are listed."""
+    """If no file can be created, packets are counted; later writing continues, and all interfaces
+    are listed.
+    """
     rig = Rig(tmp_path / "captures")
     (tmp_path / "captures").rename(tmp_path / "gone")
     (tmp_path / "captures").write_bytes(b"in the way")
@@ -201,7 +215,9 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_a_slow_disk_is_not_waited_for(tmp_path: Path) -> None:
-    """While the disk takes its time with a finished file, the next one is written; names come in order, later."""
+    """While a finished file waits for the disk, the next one is written; renames are in order,
+    later.
+    """
     rig = Rig(tmp_path)
     disk = Event()
 
@@ -219,8 +235,10 @@ def test_a_slow_disk_is_not_waited_for(tmp_path: Path) -> None:
     assert (tmp_path / CURRENT).resolve() == rig.finished()[-1]
 
 
-def test_files_of_an_earlier_run_are_packed(tmp_path: Path) -> None:
-    """A plain file that was left is compressed at the next start; `current.pcapng` goes on to lead to a file."""
+def test_files_of_an_earlier_run_are_compressed(tmp_path: Path) -> None:
+    """An uncompressed file is compressed at the next start; `current.pcapng` still points to a
+    file.
+    """
     Rig(tmp_path).output.close()
     directory = CaptureDirectory(tmp_path)
     output = RotatingOutput(directory, Limits(), compressor=Compressor("gzip"), on_demand=True)
@@ -231,8 +249,8 @@ def test_files_of_an_earlier_run_are_packed(tmp_path: Path) -> None:
     output.close()
 
 
-def test_what_is_kept_is_looked_after(tmp_path: Path) -> None:
-    """Old files go while the capture runs, at each new file and each second."""
+def test_retention_runs_during_the_capture(tmp_path: Path) -> None:
+    """Old files are deleted while the capture runs, at each new file and each second."""
     rig = Rig(tmp_path)
     rig.directory.retention.keep = Keep(number=2)
     for _ in range(5):
@@ -243,7 +261,7 @@ def test_what_is_kept_is_looked_after(tmp_path: Path) -> None:
 
 
 def test_each_outage_counts_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The line that tells of the end of an outage has the packets of this one, however it began."""
+    """The message at the end of an outage has the packets of this outage, however it began."""
     away = tmp_path / "captures"
     rig = Rig(away)
     for count in (3, 5):
@@ -252,7 +270,7 @@ def test_each_outage_counts_its_own(tmp_path: Path, caplog: pytest.LogCaptureFix
             entry.unlink()
         away.rmdir()
         away.touch()
-        rig.output.rotate(rig.snapshot)  # the file in work cannot get its name, and no other can be made
+        rig.output.rotate(rig.snapshot)  # the current file cannot be renamed, and no other one can be created
         for number in range(count):
             rig.output.write_blocks(memoryview(small(number)), rig.snapshot)
         away.unlink()
@@ -263,14 +281,14 @@ def test_each_outage_counts_its_own(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("is_full", [False, True])
-def test_a_flood_of_devices_begins_a_new_list(is_full: bool, tmp_path: Path) -> None:  # noqa: FBT001
-    """With 4,096 interfaces listed a file ends, all of them in use or not, so that the list never grows much longer."""
+def test_many_interfaces_begin_a_new_list(is_full: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    """With 4,096 interfaces listed a file ends, used or not, so the list does not grow much longer."""
     rig = Rig(tmp_path)
     if is_full:
         Path(rig.output.path).unlink()
         rig.output.tick(rig.snapshot)
         rig.output._outage.retry_at = float("inf")
-    for number in range(4094):  # beside the one that is there
+    for number in range(4094):  # in addition to the existing one
         rig.output.add_interface(Interface(b"v%d" % number, "", 1, 0, None, None, None))
     rig.output.tick(rig.snapshot)
     assert not rig.output.needs_renumbering
@@ -284,7 +302,9 @@ def test_a_flood_of_devices_begins_a_new_list(is_full: bool, tmp_path: Path) -> 
 def test_a_disk_that_is_full_where_a_file_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A file that got nothing is deleted; the link and the path that is told stay with the last good one."""
+    """A file without a block is deleted; the link and the reported path stay with the last good
+    file.
+    """
     rig = Rig(tmp_path)
     rig.output.write_blocks(memoryview(small(1)), rig.snapshot)
     real = os.pwrite
@@ -315,7 +335,7 @@ def test_a_disk_that_is_full_where_a_file_begins(
 
 
 class SlowDisk:
-    """A disk that takes a write when the test says so."""
+    """A disk that does a write when the test allows it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gate = Event()
@@ -327,8 +347,10 @@ class SlowDisk:
         return self._real(descriptor, data, at)
 
 
-def test_a_disk_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the disk hangs no call waits; from 16 MiB on the output is busy; when it goes on, all is in files."""
+def test_a_disk_that_hangs_delays_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the disk hangs no call waits; from 16 MiB on the output is busy; later everything is in
+    files.
+    """
     disk = SlowDisk(monkeypatch)
     rig = Rig(tmp_path, size=4 << 20)
     count, block = 0, packet(0, bytes(1000), STAMP.options)
@@ -351,7 +373,9 @@ def test_a_disk_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_disk_that_hangs_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the disk has not taken some seconds after the end is counted: a packet is in a file, or lost."""
+    """What is not written some seconds after the end is counted: each packet is in a file, or
+    dropped.
+    """
     real, monkey = os.pwrite, threading.Event()
 
     def slow(descriptor: int, data: memoryview, at: int) -> int:

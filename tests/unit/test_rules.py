@@ -1,4 +1,4 @@
-"""Process rules: which one decides, and what that means for the packets."""
+"""Process rules: which one decides, and the result for packets."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KEPT, DROPPED = Verdict(), Verdict(keeps=False)
 
 
 def rules(text: str, **arguments: object) -> Rules:
-    """Rules as --set takes them."""
+    """Rules as in --set."""
     return Rules(default_settings({"rules": text, "files.mode": "ring"}).rules, **arguments)  # type: ignore[arg-type]
 
 
@@ -47,7 +47,7 @@ def rules(text: str, **arguments: object) -> Rules:
         ("comm: 'w*r'", True),
         ("comm: /ork/", True),
         ("comm: /^ork/", False),
-        ("comm: sshd", False),  # the thread has a name of its own
+        ("comm: sshd", False),  # the thread has another name
         ("process: sshd", True),
         ("process: worker", False),
         ("process: 's*'", True),
@@ -85,13 +85,15 @@ def rules(text: str, **arguments: object) -> Rules:
     ],
 )
 def test_all_conditions_must_hold(conditions: str, *, matches: bool) -> None:
-    """A rule decides where each of its conditions holds: globs on the whole text, regular expressions on any part."""
+    """A rule decides if all its conditions are true: globs on the complete text, regular
+    expressions on any part.
+    """
     verdict = rules(f"[{{{conditions}, action: drop}}]").decide(SUBJECT)
     assert verdict == Verdict(keeps=not matches)
 
 
 def test_containers_are_known_by_long_and_short_ids() -> None:
-    """A container is meant by its whole id or by the twelve digits that people see."""
+    """A container matches by its complete id or by the first twelve digits."""
     subject = replace(SUBJECT, process=DOCKER)
     for pattern in (CONTAINER.decode(), "f" * 12, "f*"):
         assert rules(f"[{{container: {pattern}, action: drop}}]").decide(subject) == DROPPED
@@ -99,8 +101,8 @@ def test_containers_are_known_by_long_and_short_ids() -> None:
 
 
 @pytest.mark.parametrize("conditions", ["user: '*'", "uid: 0", "exe: '*'", "unit: '*'", "cmdline: '*'", "cgroup: /^/"])
-def test_what_is_not_known_does_not_hold(conditions: str) -> None:
-    """A condition on something that nobody could find out does not hold, whatever it asks for."""
+def test_conditions_on_unknown_values_are_false(conditions: str) -> None:
+    """A condition on an unknown value is false."""
     unknown = replace(SSHD, uid=None, user=b"", exe=b"", cmdline=b"", cgroup=b"")
     found = rules(f"[{{{conditions}, action: drop}}]")
     assert found.decide(replace(SUBJECT, process=None)) == KEPT
@@ -109,7 +111,9 @@ def test_what_is_not_known_does_not_hold(conditions: str) -> None:
 
 
 def test_the_first_match_decides() -> None:
-    """Rules are asked in order; snaplen and filter are those of the one that decides, or the general ones."""
+    """Rules are evaluated in order; snaplen and filter are those of the first match, or the general
+    ones.
+    """
     found = rules(
         "[{unit: ssh.service, direction: in, snaplen: 96}, {comm: worker, filter: port 5432}, {action: drop}]"
     )
@@ -140,8 +144,8 @@ OTHER = replace(SSHD, tgid=1060, exe=b"/usr/sbin/other")
         ("direction: out", True),
     ],
 )
-def test_a_condition_holds_for_all_of_a_group(conditions: str, *, matches: bool) -> None:
-    """Of a packet that may be any one's of several a condition holds where it holds for all of them."""
+def test_a_condition_is_true_for_all_candidates(conditions: str, *, matches: bool) -> None:
+    """For a packet with several candidates, a condition is true if it is true for all of them."""
     users = replace(WORKER, tid=0), replace(WORKER, tgid=1060, tid=0)
     group = replace(NOBODY, via="group", group=[(users[0], SSHD), (users[1], OTHER)])
 
@@ -149,7 +153,9 @@ def test_a_condition_holds_for_all_of_a_group(conditions: str, *, matches: bool)
 
 
 def test_ancestors_count_with_children() -> None:
-    """With `children` the conditions may hold for the process or for one of its ancestors: all for the same one."""
+    """With `children` the conditions can be true for the process or for one ancestor: all for the
+    same one.
+    """
     shell = replace(SSHD, tgid=500, comm=b"bash", exe=b"/bin/bash", uid=0)
     parents = {1058: shell, 500: None}
 
@@ -164,13 +170,13 @@ def test_ancestors_count_with_children() -> None:
 
 
 def test_a_loop_of_ancestors_ends() -> None:
-    """A process that is its own ancestor, as numbers used again might show it, is no endless search."""
+    """A process that is its own ancestor, for example because ids are reused, is no endless loop."""
     found = rules("[{comm: init, children: true, action: drop}]", parent=lambda process: process)
     assert found.decide(SUBJECT) == KEPT
 
 
 def test_namespaces_have_names(tmp_path: Path) -> None:
-    """A network namespace is meant by its name in /run/netns, too, as it is when it is asked for."""
+    """A network namespace also matches by its current name in /run/netns."""
     found = rules("[{netns: blue, action: drop}]", named=tmp_path)
     assert found.decide(SUBJECT) == KEPT
     (tmp_path / "blue").touch()
@@ -178,15 +184,17 @@ def test_namespaces_have_names(tmp_path: Path) -> None:
     assert found.decide(replace(SUBJECT, netns=inode)) == DROPPED
 
 
-def test_processes_are_looked_at_only_where_a_rule_asks() -> None:
-    """What the kernel program takes itself needs no look at /proc."""
+def test_processes_are_read_only_if_a_rule_needs_them() -> None:
+    """Values from the kernel program need no /proc."""
     assert not rules("[{comm: a}, {pid: 1}, {interface: lo, via: flow}]").needs_process
     assert rules("[{unit: a}]").needs_process
     assert rules("[{comm: a, children: true}]").needs_process
 
 
-def test_a_command_line_cannot_hold_up_a_decision(caplog: pytest.LogCaptureFixture) -> None:
-    """An expression that backtracks for ever is given up: its condition does not hold, which is said once."""
+def test_a_command_line_cannot_delay_a_decision(caplog: pytest.LogCaptureFixture) -> None:
+    """An expression that backtracks too long is stopped: its condition is false, which is logged
+    once.
+    """
     evil = replace(SSHD, cmdline=b"a" * 4000 + b"\0")
     patterns = (r"/(?=(a+)+b)a/", r"/^(?=(a+)+c)a/")
     texts = [f"{{cmdline: '{pattern}', children: true, action: drop}}" for pattern in patterns]
@@ -195,7 +203,7 @@ def test_a_command_line_cannot_hold_up_a_decision(caplog: pytest.LogCaptureFixtu
     begin = time.thread_time()
     for _ in range(101):
         assert found.decide(subject) == Verdict(snaplen=96)
-    # 50 ms each until a tenth of the time is spent, then 1 ms.
+    # 50 ms each until a tenth of the time is used, then 1 ms.
     took = time.thread_time() - begin
     faults.compare("an expression that backtracks", 101, f"{took:.2f} s for all")
     assert took < 101 * DECIDE_S / 2
@@ -204,8 +212,10 @@ def test_a_command_line_cannot_hold_up_a_decision(caplog: pytest.LogCaptureFixtu
     assert found.decide(SUBJECT) == Verdict(snaplen=96)
 
 
-def test_who_has_done_nothing_is_matched_meanwhile() -> None:
-    """While a stranger's command line uses up the time, expressions still match those of others."""
+def test_other_processes_are_still_matched() -> None:
+    """While the command line of another process uses up the time, expressions still match other
+    processes.
+    """
     found = rules(r"[{cmdline: '/(?=(a+)+b)a|listener/', action: drop}]")
     evil = replace(SUBJECT, process=replace(SSHD, cmdline=b"a" * 4000))
     for _ in range(13):
@@ -213,8 +223,10 @@ def test_who_has_done_nothing_is_matched_meanwhile() -> None:
         assert found.decide(SUBJECT) == DROPPED
 
 
-def test_a_name_that_no_thread_has_is_said(tmp_path: Path) -> None:
-    """A rule by a thread's name that only a main thread has, whose other threads send, is told, with the right key."""
+def test_a_rule_on_a_name_without_threads_is_reported(tmp_path: Path) -> None:
+    """A rule on a name that only main threads have, while other threads send, is reported with the
+    right key.
+    """
     proc = Proc(tmp_path)
     for tgid, names in ((7, [b"web\n", b"worker-1\n"]), (8, [b"plain\n", b"plain\n"]), (9, [b"esc\x1b\n", b"x\n"])):
         for tid, name in enumerate(names, tgid * 10):
@@ -234,8 +246,8 @@ def test_a_name_that_no_thread_has_is_said(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
-    """A rule that names a user, a unit or a device that is not there (yet) is told, and stays."""
+def test_missing_names_are_reported(tmp_path: Path) -> None:
+    """A rule with a missing user, unit or interface is reported, and stays."""
     (tmp_path / "ssh.service").touch()
     texts = ("user: nosuchuser", "user: root", "unit: ssh.*", "unit: nosuch.service", "interface: wg*", "interface: l*")
     chosen = default_settings({"rules": "[" + ", ".join(f"{{{text}}}" for text in texts) + "]"}).rules

@@ -1,8 +1,9 @@
-"""The reader of the shared segments, against memory written as bpf/segment.h writes it."""
+"""The reader of the shared segments, with memory written as in bpf/segment.h."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import struct
 from collections.abc import Callable, Iterator
 
@@ -13,7 +14,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from skbcapd.errors import SegmentError
 from skbcapd.kernel import abi
-from skbcapd.kernel.segments import LOCAL_PER_RANGE, Cut, SegmentReader, Upcall, read_local
+from skbcapd.kernel.segments import (
+    LOCAL_PER_RANGE,
+    Cut,
+    Repeated,
+    SegmentReader,
+    Upcall,
+    identity_of,
+    read_local,
+    read_repeated,
+)
 from skbcapd.pcapng.blocks import PACKET, walk
 from tests.support.frames import NTP_FRAME
 from tests.support.writer import COMMITTED, UPCALLS, USED, Writer, block, cut, packet, upcall
@@ -30,7 +40,7 @@ class Shared(Writer):
         self.reader = SegmentReader(self.memory, self.control, self.geometry)
 
     def read(self) -> list[tuple[list[int], list[int]]]:
-        """Each range as (its blocks' numbers, places among them of the local ones)."""
+        """Each range as (numbers of its blocks, indices of local blocks among them)."""
         ranges = []
         for found in self.reader.ranges():
             places = {offset: place for place, (offset, _, _) in enumerate(walk(found.view))}
@@ -40,7 +50,9 @@ class Shared(Writer):
 
 
 def test_a_range_ends_after_so_many_local_blocks() -> None:
-    """However many local blocks wait, a range has LOCAL_PER_RANGE; who leaves off after one gets the next ones."""
+    """However many local blocks wait, a range has LOCAL_PER_RANGE; if the loop ends after it, the
+    next range follows.
+    """
     shared = Shared()
     count = 3 * LOCAL_PER_RANGE + 7
     for number in range(count):
@@ -63,20 +75,20 @@ def test_a_range_ends_after_so_many_local_blocks() -> None:
 
 
 def step(writer: Iterator[bool], steps: int) -> None:
-    """Let a writer take some of its steps."""
+    """Let a writer do some of its steps."""
     for _ in range(steps):
         assert next(writer)
 
 
-def test_nothing_is_read_of_nothing() -> None:
-    """A capture without a packet has no range and is drained."""
+def test_an_empty_capture_is_drained() -> None:
+    """A capture without packets has no range and is drained."""
     shared = Shared()
     assert shared.read() == []
     assert shared.reader.is_drained
 
 
 def test_blocks_come_once_and_in_order() -> None:
-    """What is committed is one range; the next read begins behind it."""
+    """Committed blocks are one range; the next read begins after it."""
     shared = Shared()
     shared.put(packet(1), packet(2, SMALL))
     assert not shared.reader.is_drained
@@ -88,7 +100,9 @@ def test_blocks_come_once_and_in_order() -> None:
 
 
 def test_a_reader_that_stops_in_a_range_gets_it_again() -> None:
-    """A range counts as read only once the next is asked for: an output that fails does not lose it."""
+    """A range is consumed only when the next one is requested: an output that fails does not lose
+    it.
+    """
     shared = Shared()
     shared.put(packet(1), upcall(b"", number=2))
     for _ in shared.reader.ranges():
@@ -97,8 +111,8 @@ def test_a_reader_that_stops_in_a_range_gets_it_again() -> None:
     assert shared.read() == [([1, 2], [1])]
 
 
-def test_nothing_behind_an_uncommitted_block_is_read() -> None:
-    """A block that is reserved and not committed holds back all that follows, until it is committed."""
+def test_nothing_after_an_uncommitted_block_is_read() -> None:
+    """A reserved block that is not committed delays all later blocks until it is committed."""
     shared = Shared()
     shared.put(packet(1))
     slow = shared.steps(packet(2))
@@ -112,7 +126,7 @@ def test_nothing_behind_an_uncommitted_block_is_read() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_sealed_segment_waits_for_its_length(steps: int) -> None:
-    """A segment whose successor is begun is not read before its writer has stored how much of it is used."""
+    """A segment with a successor is not read before its writer has stored its final length."""
     shared = Shared()
     first, sealing = shared.steps(packet(1, LARGE)), shared.steps(packet(2, LARGE + SMALL))
     step(first, steps)
@@ -126,7 +140,7 @@ def test_a_sealed_segment_waits_for_its_length(steps: int) -> None:
 
 
 def test_a_segment_filled_to_its_last_byte() -> None:
-    """A segment that is exactly full is read at once, and its seal later adds nothing."""
+    """A segment that is exactly full is read at once, and sealing it later adds nothing."""
     shared = Shared()
     shared.put(packet(1, LARGE), packet(2, LARGE))
     assert shared.read() == [([1, 2], [])]
@@ -136,10 +150,10 @@ def test_a_segment_filled_to_its_last_byte() -> None:
     assert shared.read() == [([3], [])]
 
 
-def test_a_full_ring_takes_nothing_until_it_is_read() -> None:
-    """With every segment in use there is no room; reading gives the segments back, and the next rounds go on."""
+def test_full_segments_accept_nothing_until_they_are_read() -> None:
+    """With all segments in use there is no space; reading releases segments, and writing continues."""
     shared = Shared()
-    for room in (8, 6, 6):  # the last segment read stays in use, full as it is
+    for room in (8, 6, 6):  # the segment that was read last stays in use, although it is full
         assert shared.put(*(packet(number, LARGE) for number in range(10))) == room
         assert shared.put(packet(11)) == 0
         assert [number for found, _ in shared.read() for number in found] == list(range(room))
@@ -147,7 +161,9 @@ def test_a_full_ring_takes_nothing_until_it_is_read() -> None:
 
 
 def test_a_segment_is_given_back_only_after_its_range() -> None:
-    """While a range is being written its segment is not free; once the next is asked for it is, and nothing is left."""
+    """While a range is processed its segment is not free; it is released when the next range is
+    requested.
+    """
     shared = Shared()
     shared.put(packet(1, LARGE), upcall(b"", number=2), packet(3, LARGE))
     before = shared.control[abi.TAIL]
@@ -163,7 +179,7 @@ def test_a_segment_is_given_back_only_after_its_range() -> None:
 
 
 def test_local_blocks_are_found_by_the_list() -> None:
-    """The list tells where local blocks lie, in whatever order their writers came to it, range by range."""
+    """Local blocks are found by the list, in any order of their writers, range by range."""
     shared = Shared()
     early, late = shared.steps(upcall(SMALL, number=1)), shared.steps(cut(2, SMALL, 0, 200))
     step(early, 1)
@@ -178,14 +194,16 @@ def test_local_blocks_are_found_by_the_list() -> None:
 
 
 class Watched:
-    """struct control, where other CPUs may go on whenever the reader looks: `look` is told the word's index before."""
+    """struct control; other CPUs can run whenever the reader reads a word: `look` gets the index of
+    the word first.
+    """
 
     def __init__(self, control: memoryview, look: Callable[[int], None]) -> None:
         self.control = control
         self.look = look
 
     def once(self, index: int, action: Callable[[], object]) -> None:
-        """Act when the reader looks at a word for the first time."""
+        """Run a function when the reader reads a word for the first time."""
 
         def look(looked_at: int) -> None:
             if looked_at == index:
@@ -204,8 +222,8 @@ class Watched:
 
 
 @pytest.mark.parametrize("word", ["cursor", "committed"])
-def test_a_block_committed_while_the_reader_looks(word: str) -> None:
-    """Bytes committed behind an uncommitted block do not stand for it, whenever they come."""
+def test_a_block_committed_while_the_reader_reads(word: str) -> None:
+    """Bytes committed after an uncommitted block do not count for it, whenever they are committed."""
     shared = Shared()
     control = Watched(shared.control, lambda _: None)
     shared.reader = SegmentReader(shared.memory, control, shared.geometry)  # type: ignore[arg-type]
@@ -220,8 +238,10 @@ def test_a_block_committed_while_the_reader_looks(word: str) -> None:
 
 @pytest.mark.parametrize("steps", [2, 3])
 @pytest.mark.parametrize("rounds", [0, 1, 2])
-def test_an_entry_that_comes_while_the_reader_looks(rounds: int, steps: int) -> None:
-    """A local block behind the range is none of it: whether its place is in the list or what was there before it."""
+def test_an_entry_written_while_the_reader_reads(rounds: int, steps: int) -> None:
+    """A local block after the range does not belong to it, whether its entry is written already or
+    not.
+    """
     shared = Shared()
     control = Watched(shared.control, lambda _: None)
     shared.reader = SegmentReader(shared.memory, control, shared.geometry)  # type: ignore[arg-type]
@@ -237,8 +257,8 @@ def test_an_entry_that_comes_while_the_reader_looks(rounds: int, steps: int) -> 
     assert shared.read() == [([4], [0])]
 
 
-def test_more_local_blocks_than_the_list_holds() -> None:
-    """Where the list is too short no local block is missed; the next segment has a list again."""
+def test_more_local_blocks_than_list_entries() -> None:
+    """If the list is too short, no local block is missed; the next segment has a list again."""
     shared = Shared()
     count = abi.UPCALLS_LISTED
     shared.put(*(upcall(b"", number=number) for number in range(count)))
@@ -254,7 +274,9 @@ def test_more_local_blocks_than_the_list_holds() -> None:
 
 
 def test_a_list_too_short_leaves_nothing_open() -> None:
-    """An entry that waited for its block when the list became too short is forgotten with its segment."""
+    """An entry that waited for its block when the list became too short is discarded with its
+    segment.
+    """
     shared = Shared()
     control = Watched(shared.control, lambda _: None)
     shared.reader = SegmentReader(shared.memory, control, shared.geometry)  # type: ignore[arg-type]
@@ -278,7 +300,7 @@ def test_a_list_too_short_leaves_nothing_open() -> None:
     ],
 )
 def test_progress_that_cannot_be(words: dict[str, int], message: str) -> None:
-    """A segment that ends outside itself, or before what was read of it, is an error, not a guess."""
+    """A segment that ends outside of itself, or before the part that was read, is an error."""
     shared = Shared()
     shared.put(packet(1))
     shared.read()
@@ -295,7 +317,7 @@ def test_progress_that_cannot_be(words: dict[str, int], message: str) -> None:
 
 @pytest.mark.parametrize("frame", [b"", b"\x01", NTP_FRAME, bytes(range(256)) * 5])
 def test_an_upcall_is_read_back(frame: bytes) -> None:
-    """Everything that the kernel program tells of a packet without a label is read back, frame and padding apart."""
+    """All fields of a packet without a label are read back, frame and padding separately."""
     made = packet(1) + upcall(
         frame,
         time_ns=1_622_469_600_123_456_789,
@@ -344,7 +366,9 @@ def test_an_upcall_is_read_back(frame: bytes) -> None:
 
 @pytest.mark.parametrize(("got", "wanted"), [(0, 90), (41, 90), (89, 90), (90, 1501)])
 def test_a_cut_frame_is_read_back(got: int, wanted: int) -> None:
-    """Of a frame that could not be read to its end there are the bytes that could, its length, label and options."""
+    """Of a frame that could not be read to its end, the readable bytes, its length, label and
+    options are read back.
+    """
     made = cut(0x80000001, NTP_FRAME[:got], 0x802, wanted, checksum=0x00060022, packet_id=1 << 61)
 
     expected = Cut(7, memoryview(NTP_FRAME[:got]), wanted, 0x80000001, 1 << 61, 0x00060022, 0x802, len(made))
@@ -352,8 +376,21 @@ def test_a_cut_frame_is_read_back(got: int, wanted: int) -> None:
 
 
 def resized(made: bytes, at: int, value: int) -> bytes:
-    """A block with one of its words changed."""
+    """A block with one changed word."""
     return made[:at] + struct.pack("<I", value & 0xFFFFFFFF) + made[at + 4 :]
+
+
+@pytest.mark.parametrize("frame", [b"", b"x", NTP_FRAME])
+def test_a_repeated_packet_is_read_in_part(frame: bytes) -> None:
+    """What is read of a packet whose identity is known is what the complete record says; no other block has one."""
+    made = packet(1, NTP_FRAME) + upcall(frame, packet_id=1 << 61, checksum=0x00060022, flags=0x802, time_ns=1 << 60)
+    view, at = memoryview(made), len(packet(1, NTP_FRAME))
+    whole, found = read_local(view, at), read_repeated(view, at)
+
+    assert isinstance(whole, Upcall)
+    assert identity_of(view, at) == whole.key + whole.names
+    assert found == Repeated(*(getattr(whole, field.name) for field in dataclasses.fields(Repeated)))
+    assert identity_of(view, 0) == identity_of(memoryview(cut(1, NTP_FRAME, 0, 90)), 0) == b""
 
 
 LENGTH, CAP_LEN = 4, 20
@@ -364,12 +401,16 @@ UPCALL_SIZE = len(upcall(NTP_FRAME))
     "size", [0, 4, 28, 31, 33, UPCALL_SIZE - 2, UPCALL_SIZE + 4, 0x7FFFFFFC, 0xFFFFFFFC, 0xFFFFFFFF]
 )
 def test_a_length_that_cannot_be(size: int) -> None:
-    """A block shorter than its own frame, of no multiple of four, or longer than the range, is an error."""
+    """A block shorter than its frame, of no multiple of four, or longer than the range, is an
+    error.
+    """
     view = memoryview(resized(upcall(NTP_FRAME), LENGTH, size))
     with pytest.raises(SegmentError):
         list(walk(view))
     with pytest.raises(SegmentError):
         read_local(view, 0)
+    with pytest.raises(SegmentError):
+        identity_of(view, 0)
 
 
 @pytest.mark.parametrize(
@@ -387,28 +428,34 @@ def test_a_length_that_cannot_be(size: int) -> None:
         (block(0x80000003, 0, NTP_FRAME, bytes(abi.UPCALL.size)), 0),
     ],
 )
-def test_what_is_no_local_block(made: bytes, offset: int) -> None:
-    """A block that is no local one, or has no room for what it should hold, is an error."""
+def test_blocks_that_are_not_local(made: bytes, offset: int) -> None:
+    """A block that is not a local one, or is too short for its content, is an error."""
     with pytest.raises(SegmentError):
         read_local(memoryview(made), offset)
+    with contextlib.suppress(SegmentError):
+        assert not identity_of(memoryview(made), offset) or not read_repeated(memoryview(made), offset)
 
 
 @pytest.mark.fuzz
 @given(st.binary(max_size=96), st.binary(max_size=300), st.integers(-8, 400))
 def test_any_bytes_give_blocks_or_an_error(head: bytes, tail: bytes, offset: int) -> None:
-    """Whatever lies in memory, reading it gives blocks inside of it or a SegmentError, never another exception."""
+    """For any memory, reading gives blocks inside of it or a SegmentError, never another exception."""
     view = memoryview(head + upcall(tail)[: len(tail)] + tail)
     with contextlib.suppress(SegmentError):
         assert all(size >= 32 and at + size <= len(view) for at, _, size in walk(view))
     with contextlib.suppress(SegmentError):
         assert len(read_local(view, offset).frame) <= len(view)
+    with contextlib.suppress(SegmentError):
+        assert not identity_of(view, offset) or len(read_repeated(view, offset).frame) <= len(view)
 
 
 SIZES = st.sampled_from([0, 8, 96, len(LARGE), abi.SEGMENT_SIZE - 1024])
 
 
 class Interleaved(RuleBasedStateMachine):
-    """Several writers and the reader, taking turns at any step: each block comes out once, whole, in order."""
+    """Several writers and the reader, interleaved at any step: each block is returned once,
+    complete, in order.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -421,7 +468,9 @@ class Interleaved(RuleBasedStateMachine):
         self.seen = 0
 
     def begin(self, size: int, *, local: bool) -> None:
-        """A packet: its writer takes the first step, the reservation, which gives the packet its place in the order."""
+        """A packet: its writer does the first step, the reservation, which defines its position in
+        the order.
+        """
         number = len(self.reserved) + 1
         frame = struct.pack("<I", number) * (size // 4)
         made = upcall(frame, number=number) if local else packet(number, frame)
@@ -431,14 +480,14 @@ class Interleaved(RuleBasedStateMachine):
             self.writers.append(writer)
 
     def step(self, which: int) -> None:
-        """One of the writers goes on."""
+        """One of the writers does its next step."""
         if self.writers:
             writer = self.writers[which % len(self.writers)]
             if next(writer, None) is None:
                 self.writers.remove(writer)
 
     def look(self) -> None:
-        """The reader looks at a word."""
+        """The reader reads a word."""
         if self.meanwhile:
             which = self.meanwhile.pop()
             if which >= 0:
@@ -447,7 +496,7 @@ class Interleaved(RuleBasedStateMachine):
                 self.begin(8, local=which == -1)
 
     def read_all(self) -> None:
-        """The reader takes what it gets."""
+        """The reader gets its ranges."""
         for found in self.reader.ranges():
             local = [offset for offset, kind, _ in walk(found.view) if kind != PACKET]
             assert found.local == local
@@ -468,37 +517,37 @@ class Interleaved(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 7))
     def finish(self, which: int) -> None:
-        """One of the writers goes on to its end."""
+        """One of the writers runs to its end."""
         if self.writers:
             list(self.writers.pop(which % len(self.writers)))
 
     @rule(which=st.lists(st.integers(0, 7), min_size=1, max_size=4))
     def go_on(self, which: list[int]) -> None:
-        """Some writers go on."""
+        """Several writers do steps."""
         for number in which:
             self.step(number)
 
     @rule()
     def crowd(self) -> None:
-        """More packets than the list of local blocks holds, in three goes."""
+        """More packets than the list of local blocks has entries, in three parts."""
         for _ in range(abi.UPCALLS_LISTED * 2 // 5):
             self.write_whole(0, local=True)
 
     @rule(meanwhile=st.lists(st.integers(-2, 7), max_size=12))
     def read(self, meanwhile: list[int]) -> None:
-        """The reader reads; whenever it looks, a writer goes on or (negative) a new one begins."""
+        """The reader reads; at each read a writer does a step or (negative) a new one begins."""
         self.meanwhile = meanwhile
         self.read_all()
         self.meanwhile = []
 
     @invariant()
     def nothing_is_ahead(self) -> None:
-        """The reader never says it is drained while something is left."""
+        """The reader never reports that it is drained while something is left."""
         if self.reader.is_drained:
             assert self.seen == len(self.reserved)
 
     def teardown(self) -> None:
-        """Once all writers are done, everything is read."""
+        """When all writers are done, everything is read."""
         while self.writers:
             self.finish(0)
         self.read_all()

@@ -1,4 +1,4 @@
-"""The listeners: what is answered, what is refused, and that nobody can hold them."""
+"""The listeners: answers, rejected requests, and clients that try to block them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FACTS = {"version": "0.1.0", "packets": {"seen": 41}}
 
 
 class Clock:
-    """A clock that the test turns."""
+    """A clock that the test sets."""
 
     now = 0.0
 
@@ -37,7 +37,7 @@ class Clock:
 
 
 class House:
-    """A server with a control socket and a metrics port, served by the test."""
+    """A server with a control socket and a metrics port; the test calls `serve`."""
 
     def __init__(self, directory: Path) -> None:
         self.clock = Clock()
@@ -50,17 +50,17 @@ class House:
         self.size = 23
 
     def knock(self) -> socket.socket:
-        """A client at the control socket."""
+        """A client of the control socket."""
         client = socket.socket(socket.AF_UNIX)
         client.settimeout(DEADLINE_S)
         client.connect(self.path)
         return client
 
     def say(self, *pieces: bytes) -> bytes:
-        """All that is answered to these pieces, each served before the next."""
+        """All answers to these parts of a request, each served before the next."""
         with self.knock() as client:
             for piece in pieces:
-                with contextlib.suppress(BrokenPipeError):  # it may have had enough
+                with contextlib.suppress(BrokenPipeError):  # the server can have closed the connection
                     client.sendall(piece)
                 self.server.serve()
             client.shutdown(socket.SHUT_WR)
@@ -68,7 +68,7 @@ class House:
             return read(client)
 
     def ask(self, method: str, path: str) -> tuple[int, bytes, dict[str, str]]:
-        """What Python's HTTP client makes of the answer."""
+        """The answer as Python's HTTP client reads it."""
         found = []
         host, port = self.address
 
@@ -87,12 +87,12 @@ class House:
 
     @property
     def descriptors(self) -> int:
-        """How many are open in this process."""
+        """The number of open descriptors of this process."""
         return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def read(client: socket.socket) -> bytes:
-    """All until the other side closes."""
+    """Everything until the other side closes."""
     data = b""
     with contextlib.suppress(ConnectionResetError):
         while more := client.recv(1 << 16):
@@ -109,26 +109,30 @@ def house(tmp_path: Path) -> Iterator[House]:
 
 
 def test_status_is_answered(house: House) -> None:
-    """One line of JSON, also when the question comes byte by byte, and what stands behind it is not read."""
+    """The answer is one line of JSON, also if the request arrives byte by byte; later bytes are not
+    read.
+    """
     assert json.loads(house.say(b"status\n")) == FACTS
     assert json.loads(house.say(*(bytes([byte]) for byte in b"status\n"))) == FACTS
     assert house.say(b"status\nstatus\n").count(b"\n") == 1
 
 
 @pytest.mark.parametrize("request_", [b"\n", b"STATUS\n", b"status \n", b"packets\n", b"stop\n", b"\xff\x00\n"])
-def test_what_is_unknown_is_refused(request_: bytes, house: House) -> None:
-    """Any other line is answered by a refusal that repeats nothing of it."""
+def test_unknown_requests_are_rejected(request_: bytes, house: House) -> None:
+    """Any other line gets an error that repeats nothing of it."""
     assert json.loads(house.say(request_)) == {"error": "unknown request; expected: status"}
 
 
 @pytest.mark.parametrize("pieces", [[b""], [b"status"], [b"x" * 4097], [b"x"] * 33, [b"x" * 4096, b"\n"]])
-def test_what_is_no_request_gets_nothing(pieces: list[bytes], house: House) -> None:
-    """No end of line, more than 4096 bytes or more than 32 pieces: closed without a word."""
+def test_invalid_requests_get_no_answer(pieces: list[bytes], house: House) -> None:
+    """Without an end of line, with more than 4096 bytes or more than 32 parts, the connection is
+    closed without an answer.
+    """
     assert house.say(*pieces) == b""
 
 
 def test_the_socket_is_for_owner_and_group(house: House) -> None:
-    """Its mode is 660 whatever the umask, and it goes with the server."""
+    """The mode of the socket is 660, whatever the umask, and it is deleted with the server."""
     found = Path(house.path).stat()
     assert stat.S_ISSOCK(found.st_mode)
     assert stat.S_IMODE(found.st_mode) == 0o660
@@ -137,7 +141,7 @@ def test_the_socket_is_for_owner_and_group(house: House) -> None:
 
 
 def test_a_dead_socket_is_replaced_and_a_living_one_is_not(tmp_path: Path) -> None:
-    """What a killed daemon left is no hindrance; one that lives keeps its socket, and a file stays a file."""
+    """The socket of a killed daemon is replaced; a used socket is not, and neither is a file."""
     path = tmp_path / "control"
     dead = socket.socket(socket.AF_UNIX)
     dead.bind(str(path))
@@ -158,16 +162,18 @@ def test_a_dead_socket_is_replaced_and_a_living_one_is_not(tmp_path: Path) -> No
     assert path.read_text() == "mine"
 
 
-def test_a_taken_port_is_told(house: House) -> None:
-    """A port that another one has is an error with its number."""
+def test_a_port_in_use_is_reported(house: House) -> None:
+    """A port in use gives an error with its number."""
     second = Server()
     with pytest.raises(FileError, match=rf"127\.0\.0\.1 port {house.address[1]}: Address already in use"):
         second.listen_tcp(house.address, control(dict))
     second.close()
 
 
-def test_who_says_nothing_is_let_go(house: House) -> None:
-    """After five seconds without a question, or with an answer that is not fetched, the connection is closed."""
+def test_silent_clients_are_disconnected(house: House) -> None:
+    """After five seconds without a request, or with an answer that is not read, the connection is
+    closed.
+    """
     house.size = 64 << 20
     with house.knock() as silent, socket.create_connection(house.address) as lazy:
         lazy.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
@@ -182,8 +188,8 @@ def test_who_says_nothing_is_let_go(house: House) -> None:
         assert read(silent) == b""
 
 
-def test_the_oldest_client_goes(house: House) -> None:
-    """With as many clients as there may be, one more is answered, and the first is let go."""
+def test_the_oldest_client_is_disconnected(house: House) -> None:
+    """With the maximum number of clients, one more is served, and the oldest is disconnected."""
     with contextlib.ExitStack() as stack:
         silent = []
         for _ in range(listeners.CLIENTS_MAX):
@@ -196,8 +202,10 @@ def test_the_oldest_client_goes(house: House) -> None:
         assert json.loads(read(silent[1])) == FACTS
 
 
-def test_a_flood_waits_for_the_next_second(house: House) -> None:
-    """So many are let in a second; the next one waits in the queue, and the other listener is not concerned."""
+def test_accepted_connections_per_second_are_limited(house: House) -> None:
+    """At most so many clients are accepted per second; the next one waits, and the other listener
+    is not affected.
+    """
     for _ in range(listeners.ACCEPTS_MAX):
         assert json.loads(house.say(b"status\n")) == FACTS
     with house.knock() as late:
@@ -214,8 +222,8 @@ def test_a_flood_waits_for_the_next_second(house: House) -> None:
         assert json.loads(read(late)) == FACTS
 
 
-def test_an_answer_goes_in_pieces(house: House) -> None:
-    """An answer larger than any socket's buffer arrives whole, and no call waits for it."""
+def test_an_answer_is_sent_in_parts(house: House) -> None:
+    """An answer larger than the socket buffer arrives completely, and no call waits for it."""
     house.size = 16 << 20
     status, body, headers = house.ask("GET", "/metrics")
     assert (status, len(body), headers["Connection"]) == (200, house.size, "close")
@@ -234,13 +242,13 @@ def test_an_answer_goes_in_pieces(house: House) -> None:
     ],
 )
 def test_the_page_is_read_only(method: str, path: str, status: int, size: int, house: House) -> None:
-    """GET and HEAD of the page are answered; other paths and methods are refused, as HTTP has it."""
+    """GET and HEAD of the page are answered; other paths and methods get an HTTP error."""
     found, body, _ = house.ask(method, path)
     assert (found, len(body)) == (status, size)
 
 
-def test_a_child_does_not_hold_clients(house: House) -> None:
-    """An answer ends, and nothing is left to serve, also while a child of ours has the connection's descriptor."""
+def test_a_child_does_not_keep_connections_open(house: House) -> None:
+    """A connection is closed and nothing waits, also while a child has its descriptor."""
     with house.knock() as client:
         house.server.serve()
         [listener] = [each for each in house.server._listeners.values() if each.clients]
@@ -259,7 +267,9 @@ def test_a_child_does_not_hold_clients(house: House) -> None:
     st.booleans(),
 )
 def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes], at_port: bool) -> None:  # noqa: FBT001
-    """Whatever is sent, in whatever pieces: nothing, the snapshot, a refusal or HTTP is answered, and it goes on."""
+    """For any bytes in any parts, the answer is nothing, the snapshot, an error or HTTP, and the
+    server continues.
+    """
     house = House(tmp_path_factory.mktemp("house"))
     try:
         before = house.descriptors

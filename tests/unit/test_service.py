@@ -1,4 +1,4 @@
-"""The loop of a running capture: when it looks for packets, and everything that ends it."""
+"""The event loop of a capture: when it drains, and everything that ends it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ import pytest
 from skbcapd.daemon.loop import TICK_S, Service
 from skbcapd.daemon.server import Server, control
 from skbcapd.errors import KernelError
+from skbcapd.kernel import abi
 from skbcapd.kernel.abi import SEGMENT_SIZE
+from skbcapd.output.interface import FILE_S, PROMPT_S
 
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
-    """A Service takes the signals of the process; the tests want theirs back."""
+    """A Service handles the signals of the process; restore those of the tests."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
@@ -31,7 +33,8 @@ class FakeCapture:
     """A capture that remembers what was asked of it, and does at each look what the test says.
 
     Args:
-        looks: for each drain in turn, the bytes it moved, or what to do; after the last one the capture is full.
+        looks: for each drain in turn, the bytes it moved, or what to do; after the last one the
+            capture is full.
     """
 
     def __init__(self, *looks: int | Callable[[], int | None]) -> None:
@@ -40,23 +43,25 @@ class FakeCapture:
         self.fails_to_start = False
         self.program = self.output = self
         self.is_busy = self.has_more = self.has_pending_work = self.needs_renumbering = False
+        self.latency_s = PROMPT_S
+        self.has_come = True  # the packet that the loop sleeps for
         self.is_detached, self.left = False, 0
         self.wakeup_fd, self.waker = os.pipe()
-        os.write(self.waker, b"awake")  # the wait for the next packet is over at once
+        os.write(self.waker, b"awake")  # the wait for the next packet ends at once
 
     @property
     def is_full(self) -> bool:
-        """Whether there is nothing more to do."""
+        """Whether the limit is reached."""
         return not self.looks
 
     def start(self) -> None:
-        """The hooks are there, or not."""
+        """The hooks are attached, or fail."""
         self.calls.append("start")
         if self.fails_to_start:
             raise KernelError("no hook")
 
     def drain(self) -> int:
-        """The next look."""
+        """The next drain."""
         self.calls.append("drain")
         if self.is_detached:
             self.left -= 1
@@ -64,9 +69,9 @@ class FakeCapture:
         look = self.looks.pop(0)
         return look if isinstance(look, int) else int(look() or 0)
 
-    def request_wakeup(self) -> bool:
+    def request_wakeup(self, until: abi.Sleep) -> bool:
         """No packet came meanwhile."""
-        self.calls.append("request_wakeup")
+        self.calls.append(until.name.lower())
         return True
 
     def renumber(self) -> None:
@@ -74,21 +79,22 @@ class FakeCapture:
         self.calls.append("renumber")
         self.needs_renumbering = False
 
-    def cancel_wakeup(self) -> None:
+    def cancel_wakeup(self) -> bool:
         """The wait is over."""
         self.calls.append("cancel_wakeup")
+        return self.has_come
 
     def set_clock(self) -> None:
-        """Once a second."""
+        """Called once a second."""
         self.calls.append("set_clock")
 
     def detach(self) -> None:
-        """The last packet has been seen."""
+        """No more packets are captured."""
         self.is_detached = True
 
     @property
     def is_complete(self) -> bool:
-        """Whether all has been drained."""
+        """Whether everything has been drained."""
         assert self.is_detached
         return not self.left
 
@@ -98,7 +104,7 @@ class FakeCapture:
 
 
 def run(capture: FakeCapture, **arguments: object) -> list[str]:
-    """Run a capture to its end; what was asked of it, `started` among it."""
+    """Run a capture to its end; returns the calls, including `started`."""
     service = Service(capture, **arguments)  # type: ignore[arg-type]
     try:
         service.run(lambda: capture.calls.append("started"))
@@ -109,7 +115,7 @@ def run(capture: FakeCapture, **arguments: object) -> list[str]:
 
 
 def kill(number: int) -> Callable[[], int]:
-    """The process gets a signal."""
+    """Send a signal to the process."""
     return lambda: os.kill(os.getpid(), number) or 0
 
 
@@ -123,7 +129,7 @@ def fail(error: Exception) -> Callable[[], int]:
 
 
 class FakeReload:
-    """Other settings, whose filters a child compiles until the test lets it end."""
+    """Settings whose filters a child compiles until the test ends it."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -140,7 +146,7 @@ class FakeReload:
         os.write(self._child, b"done")
 
     def finish(self) -> None:
-        """Its filters are taken."""
+        """Its filters are used."""
         self.calls.append("finish")
         self.child = None
 
@@ -152,7 +158,9 @@ class FakeReload:
 
 
 def test_settings_are_reloaded_while_packets_are_written() -> None:
-    """SIGHUP begins a reload; packets are written while it is compiled; it is finished when that is done."""
+    """SIGHUP begins a reload; packets are written while filters are compiled; then the reload is
+    finished.
+    """
     reload = FakeReload()
     calls: list[list[str]] = []
     looks = (kill(signal.SIGHUP), 4, lambda: calls.append([*reload.calls]), reload.compiled, 4)
@@ -162,34 +170,49 @@ def test_settings_are_reloaded_while_packets_are_written() -> None:
 
 
 def test_a_capture_runs_from_start_to_stop() -> None:
-    """The start is told once the capture has started, and the stop comes last."""
+    """`started` is called after the start of the capture, and the stop is last."""
     assert run(FakeCapture(100)) == ["start", "started", "drain", "cancel_wakeup", "stop"]
 
 
 @pytest.mark.parametrize(
     ("moved", "after"),
     [
-        (0, ["request_wakeup", "cancel_wakeup", "cancel_wakeup"]),
+        (0, ["until_packet", "cancel_wakeup", "cancel_wakeup"]),
         (4, ["cancel_wakeup"]),
         (SEGMENT_SIZE - 4, ["cancel_wakeup"]),
         (SEGMENT_SIZE, []),
     ],
 )
 def test_when_the_loop_waits(moved: int, after: list[str]) -> None:
-    """With no packets it asks to be woken; then, and while some come, it waits a little; after a segment, not."""
+    """Without packets it requests a wakeup; after some packets it waits a little; after a full
+    segment it does not wait.
+    """
     assert run(FakeCapture(moved, SEGMENT_SIZE))[2:] == ["drain", *after, "drain", "stop"]
+
+
+def test_a_file_lets_packets_wait_for_long() -> None:
+    """Of an output that lets packets wait, the loop sleeps until one needs Python, or until its time is over."""
+    capture = FakeCapture(4, 4)
+    capture.latency_s = FILE_S
+    assert run(capture)[2:] == [*("drain", "until_upcall", "cancel_wakeup", "cancel_wakeup") * 2, "stop"]
+    capture = FakeCapture(4, 4)
+    capture.latency_s, capture.has_come = 2 * PROMPT_S, False
+    os.read(capture.wakeup_fd, 100)
+    start = time.monotonic()
+    assert run(capture)[2:] == ["drain", "until_upcall", "cancel_wakeup"] * 2 + ["stop"]
+    assert time.monotonic() - start >= 4 * PROMPT_S
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it(number: signal.Signals) -> None:
-    """After a signal there is no further look; what is left is written by the stop."""
+    """After a signal there is no further drain; the rest is written by the stop."""
     capture = FakeCapture(kill(number), fail(AssertionError("looked again")))
     os.read(capture.wakeup_fd, 100)  # nothing but the signal ends the wait
-    assert run(capture)[2:] == ["drain", "request_wakeup", "cancel_wakeup", "stop"]
+    assert run(capture)[2:] == ["drain", "until_packet", "cancel_wakeup", "stop"]
 
 
-def test_a_second_signal_is_no_harm() -> None:
-    """A signal while the capture is being stopped does not stop the stopping."""
+def test_a_second_signal_has_no_effect() -> None:
+    """A signal during the stop does not interrupt it."""
     capture = FakeCapture(kill(signal.SIGINT))
     finish = capture.finish
 
@@ -202,7 +225,7 @@ def test_a_second_signal_is_no_harm() -> None:
 
 
 def test_the_end_is_drained_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is left at the end is drained with the loop's duties in between, and no longer than is allowed."""
+    """At the end, drains and the other work of the loop alternate, for a limited time."""
     capture = FakeCapture(100)
     capture.left = 3
     assert run(capture)[-4:] == ["drain", "drain", "drain", "stop"]
@@ -218,15 +241,17 @@ def test_the_end_is_drained_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("moved", [0, 4])
-def test_a_drain_that_is_cut_short_goes_on_at_once(moved: int) -> None:
-    """After a drain that had no time for all that waits, the loop looks after its duties and drains again."""
+def test_an_unfinished_drain_continues_at_once(moved: int) -> None:
+    """After a drain that did not finish in time, the loop does its other work and drains again."""
     capture = FakeCapture(moved, moved, moved)
     capture.has_more = True
     assert run(capture)[2:] == ["drain"] * 3 + ["stop"]
 
 
 def test_an_output_at_work_keeps_the_loop_awake() -> None:
-    """An output that waits for its disk, or wants a turn, is asked again soon, packets or not."""
+    """An output that waits for its disk, or has pending work, is called again soon, with or without
+    packets.
+    """
     capture = FakeCapture(0, 0, 0)
     os.read(capture.wakeup_fd, 100)  # nothing wakes the loop
     capture.has_pending_work = True
@@ -236,22 +261,22 @@ def test_an_output_at_work_keeps_the_loop_awake() -> None:
 
 
 def test_new_numbers_are_given_between_two_drains() -> None:
-    """An output says that it wants new numbers; the loop has the capture give them when a drain is over."""
+    """An output requests new numbers; the loop makes the capture renumber between two drains."""
     capture = FakeCapture(4, 4)
     capture.needs_renumbering = True
     assert [call for call in run(capture) if call in {"drain", "renumber"}] == ["drain", "renumber", "drain"]
 
 
 def test_a_deadline_ends_it() -> None:
-    """A duration that is over ends the capture, without waiting for packets."""
+    """A duration ends the capture, without waiting for packets."""
     capture = FakeCapture(0, 0, fail(AssertionError("looked again")))
     os.read(capture.wakeup_fd, 100)
     assert run(capture, duration_s=0.001)[-1] == "stop"
 
 
 @pytest.mark.parametrize("moved", [0, 100])
-def test_a_reader_that_goes_ends_it(moved: int) -> None:
-    """When the pipe's reader is gone the capture ends, and what is left is lost, not written."""
+def test_a_reader_that_ends_ends_the_capture(moved: int) -> None:
+    """When the reader of the pipe has ended, the capture ends, and the rest is dropped."""
     reading, writing = os.pipe()
     os.close(reading)
     assert run(FakeCapture(moved, fail(AssertionError("looked again"))), output_fd=writing)[-1] == "stop broken"
@@ -259,20 +284,20 @@ def test_a_reader_that_goes_ends_it(moved: int) -> None:
 
 
 def test_a_regular_file_never_hangs_up() -> None:
-    """A file has no reader that could go: its descriptor is not waited for."""
+    """A file has no reader: its descriptor is not polled."""
     descriptor = os.open(__file__, os.O_RDONLY)
     assert run(FakeCapture(0, 0), output_fd=descriptor)[-1] == "stop"
     os.close(descriptor)
 
 
 def test_a_broken_pipe_ends_it_in_peace() -> None:
-    """A write into a pipe without a reader is an ordinary end; what is left is lost."""
+    """A write to a pipe without a reader is a normal end; the rest is dropped."""
     assert run(FakeCapture(fail(BrokenPipeError())))[-2:] == ["drain", "stop broken"]
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KernelError("odd")])
 def test_an_output_that_fails_ends_it(error: Exception) -> None:
-    """Any other error reaches the caller, after the stop."""
+    """Any other error is raised after the stop."""
     capture = FakeCapture(fail(error))
     with pytest.raises(type(error)):
         run(capture)
@@ -280,7 +305,7 @@ def test_an_output_that_fails_ends_it(error: Exception) -> None:
 
 
 def test_a_start_that_fails() -> None:
-    """A capture that cannot start is stopped all the same, and never said to have started."""
+    """A capture that cannot start is stopped, and `started` is not called."""
     capture = FakeCapture(0)
     capture.fails_to_start = True
     with pytest.raises(KernelError, match="no hook"):
@@ -289,21 +314,21 @@ def test_a_start_that_fails() -> None:
 
 
 def test_nothing_is_left_open() -> None:
-    """When the service has ended it holds no descriptor, and signals no longer write anywhere."""
+    """After the end no descriptor is open, and signals write nowhere."""
     capture = FakeCapture(0)
     before = len(list(Path("/proc/self/fd").iterdir()))
     run(capture)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before - 2  # the fake's own
+    assert len(list(Path("/proc/self/fd").iterdir())) == before - 2  # the descriptor of the fake
     assert signal.set_wakeup_fd(-1) == -1
 
 
 @pytest.mark.parametrize("moved", [0, 4, SEGMENT_SIZE])
-def test_who_asks_is_answered(moved: int, tmp_path: Path) -> None:
-    """Idle, at work or with too much to do: the loop serves the control socket, and looks for packets before."""
+def test_clients_are_served(moved: int, tmp_path: Path) -> None:
+    """Idle, at work or with too much to do: the loop serves the control socket, and drains before."""
     path = tmp_path / "control"
     server = Server()
     capture = FakeCapture()
-    os.read(capture.wakeup_fd, 100)  # nothing but the client wakes it
+    os.read(capture.wakeup_fd, 100)  # only the client wakes it
 
     def facts() -> dict[str, object]:
         capture.calls.append("asked")

@@ -1,4 +1,6 @@
-"""Who holds a socket, asked of a /proc of the test's own and of the real one; the kernel's own table of TCP sockets."""
+"""Processes that have a socket open, from a /proc of the test and the real one; the TCP sockets of
+the kernel.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from tests.support.proc import TICK, Proc
 
 
 class Clock:
-    """Seconds; every look costs `step`."""
+    """Seconds; each read of the clock adds `step`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -34,7 +36,7 @@ class Clock:
 
 @pytest.fixture
 def proc(tmp_path: Path) -> Proc:
-    """A /proc with three processes: one has a socket of its own, two share one."""
+    """A /proc with three processes: one has its own socket, two share one."""
     made = Proc(tmp_path)
     made.add(7, comm=b"one")
     made.add(11, comm=b"two")
@@ -50,8 +52,8 @@ TWO = User(11, 11, 5900 * TICK, b"two", b"two")
 THREE = User(13, 13, 5900 * TICK, b"three", b"three")
 
 
-def test_all_holders(proc: Proc) -> None:
-    """A socket has the processes that hold it, however often; only sockets are there."""
+def test_all_processes_with_open_sockets(proc: Proc) -> None:
+    """A socket has the processes that have it open, each once; other files are ignored."""
     found = all_holders(proc.path)
 
     assert found is not None
@@ -59,8 +61,8 @@ def test_all_holders(proc: Proc) -> None:
     assert len(found[101]) == 1
 
 
-def test_processes_that_vanish_hold_nothing(proc: Proc) -> None:
-    """A process without descriptors, or without a start, is passed over."""
+def test_processes_that_disappear_have_nothing_open(proc: Proc) -> None:
+    """A process without descriptors, or without a start, is ignored."""
     (proc.path / "7" / "stat").unlink()
     (proc.path / "13" / "fdinfo").rmdir()
 
@@ -68,8 +70,10 @@ def test_processes_that_vanish_hold_nothing(proc: Proc) -> None:
     assert all_holders(proc.path / "none") == {}
 
 
-def test_who_may_not_look_at_all_names_nobody() -> None:
-    """Where others' descriptors are forbidden to us, as they are to ordinary users, nobody is named."""
+def test_without_permission_no_process_is_named() -> None:
+    """Without permission to read the descriptors of others, as for ordinary users, no process is
+    named.
+    """
     user = os.geteuid()
     try:
         os.seteuid(user or 65534)
@@ -79,7 +83,9 @@ def test_who_may_not_look_at_all_names_nobody() -> None:
 
 
 def test_a_pid_namespace_has_other_numbers(proc: Proc) -> None:
-    """In a /proc of a PID namespace nobody is named: its numbers are not those of the kernel program."""
+    """In a /proc of a PID namespace no process is named: its ids are not those of the kernel
+    program.
+    """
     (proc.path / "self" / "ns").mkdir(parents=True)
     (proc.path / "self" / "ns" / "pid").touch()
 
@@ -91,8 +97,10 @@ def test_a_pid_namespace_has_other_numbers(proc: Proc) -> None:
 LATE = 1 << 62  # seen after all scans
 
 
-def test_a_flood_of_questions_takes_its_share(proc: Proc) -> None:
-    """Scans may take so long at once, then a tenth of the time; in between nothing is known, as there may be more."""
+def test_many_lookups_use_a_limited_time(proc: Proc) -> None:
+    """Scans take at most a first amount, then a tenth of the time; in between nothing is known: other
+    processes can have the socket open since the last one.
+    """
     clock, busy = Clock(), Clock()
     holders = Holders(proc.path, clock, busy=busy)
     assert [holders.find(inode, LATE) for inode in (101, 109)] == [(ONE,), ()]
@@ -107,8 +115,10 @@ def test_a_flood_of_questions_takes_its_share(proc: Proc) -> None:
     assert holders.find(107, LATE) == (THREE,)
 
 
-def test_what_was_seen_before_a_scan_needs_no_other(proc: Proc) -> None:
-    """A scan answers for all sockets seen before it began, and for no later one; nor when the clock was set back."""
+def test_sockets_seen_before_a_scan_need_no_other(proc: Proc) -> None:
+    """A scan is used for all sockets seen before it began, and for no later one; also not if the
+    clock was set back.
+    """
     wall = iter((100, 200, 300, 400, 150))
     holders = Holders(proc.path, Clock(), lambda: next(wall))
     assert holders.find(101, 90) == (ONE,)
@@ -120,8 +130,10 @@ def test_what_was_seen_before_a_scan_needs_no_other(proc: Proc) -> None:
     assert holders.find(109, 99) == (TWO,)
 
 
-def test_a_scan_that_takes_too_long_answers_nothing(proc: Proc) -> None:
-    """A scan that was given up names nobody, not even a holder it had found, and is not tried again for a minute."""
+def test_a_scan_that_takes_too_long_names_no_process(proc: Proc) -> None:
+    """A scan that was stopped names no process, not even one that it has found, and is not tried
+    again for a minute.
+    """
     clock = Clock()
     holders = Holders(proc.path, clock, busy=clock)
     clock.step = sockets.SCAN_S / 2
@@ -133,13 +145,15 @@ def test_a_scan_that_takes_too_long_answers_nothing(proc: Proc) -> None:
     assert holders.find(101, LATE) == (ONE,)
 
 
-def test_this_process_holds_its_sockets(tmp_path: Path) -> None:
-    """In the real /proc, a socket of ours is ours, and one that a child has inherited is the child's, too."""
+def test_this_process_has_its_sockets_open(tmp_path: Path) -> None:
+    """In the real /proc, our socket belongs to us, and one that a child inherited also to the
+    child.
+    """
     ours, shared = socket.socket(), socket.socket()
     with closing(ours), closing(shared):
         inodes = [os.fstat(end.fileno()).st_ino for end in (ours, shared)]
         with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[shared.fileno()]) as child:
-            # Other processes may be others', and forbidden.
+            # Other processes can belong to others, and be unreadable.
             for tgid in (os.getpid(), child.pid):
                 (tmp_path / str(tgid)).symlink_to(f"/proc/{tgid}")
             found = all_holders(tmp_path)
@@ -179,7 +193,7 @@ def test_the_kernel_tells_listeners_and_connections(family: int, address: str, f
 
 @given(st.binary(min_size=72, max_size=72))
 def test_any_message_is_a_flow(message: bytes) -> None:
-    """The fields lie where include/uapi/linux/inet_diag.h has them."""
+    """The fields are at the offsets of include/uapi/linux/inet_diag.h."""
     flow = read_flow(message, 5)
 
     assert flow.inode == struct.unpack_from("<I", message, 68)[0]
@@ -204,7 +218,7 @@ def test_a_listener_says_what_it_takes(value: bytes | None, *, is_v6_only: bool)
 
 
 def test_a_process_with_many_descriptors_is_not_waited_for(proc: Proc) -> None:
-    """A scan ends in time also in the middle of one process, and names nobody then."""
+    """A scan ends in time also in the middle of one process, and then names no process."""
     proc.hold(11, *[f"socket:[{inode}]" for inode in range(1000, 3000)])
     clock = Clock()
     clock.step = sockets.SCAN_S / 11
@@ -214,7 +228,7 @@ def test_a_process_with_many_descriptors_is_not_waited_for(proc: Proc) -> None:
 
 
 def test_flows_are_bounded() -> None:
-    """More connections than the kernel program remembers are not read."""
+    """More connections than the kernel program can store are not read."""
     with socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0)):
         for room in (0, 1):
             found = [Flow(0, b"", b"", 0, 0, 0, 0, 0)] * (sockets.FLOWS_MAX - room)

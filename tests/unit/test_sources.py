@@ -1,4 +1,4 @@
-"""Several files as one: their order, which are read, and what is wrong with them."""
+"""Several files as one: their order, which of them are read, and errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DAY_NS = 1_622_419_200 * SECOND  # 2021-05-31
 
 
 def capture(path: Path, times: list[int], end_ns: int | None = None, comm: str = "a") -> Path:
-    """A file with a packet at each of these times; its frame says the time."""
+    """A file with a packet at each of these times; its frame contains the time."""
     content = START + b"".join(packet(struct.pack("<Q", time), process(7, comm), time=time) for time in times)
     if end_ns is not None:
         content += statistics(end_ns)
@@ -31,13 +31,13 @@ def capture(path: Path, times: list[int], end_ns: int | None = None, comm: str =
 
 
 def statistics(end_ns: int) -> bytes:
-    """Of one interface, as skbcapd writes it."""
+    """A file with one interface, as skbcapd writes it."""
     time = struct.pack("<II", end_ns >> 32, end_ns & 0xFFFFFFFF)
     return block(ISB, struct.pack("<I", 0) + time + options((2, time), (3, time), (4, bytes(8))))
 
 
 def times(paths: list[Path], wanted: Selectors | None = None) -> tuple[list[int], Sources]:
-    """The times of all packets, in order; each is the one that its frame says."""
+    """The times of all packets, in order; each is the one in its frame."""
     found = Sources(paths, Selection(wanted or Selectors()))
     seen = []
     for time_ns, packet_ in found.packets():
@@ -53,7 +53,9 @@ def between(begin_ns: int | None, end_ns: int | None) -> Selectors:
 
 @pytest.mark.parametrize("seed", range(7))
 def test_files_are_merged(seed: int, tmp_path: Path) -> None:
-    """Packets of files that overlap, contain each other, or follow each other come out in order of time."""
+    """Packets of files that overlap, contain each other, or follow each other are returned in the
+    order of time.
+    """
     chosen = random.Random(seed)
     paths, every = [], []
     for number in range(11):
@@ -67,14 +69,16 @@ def test_files_are_merged(seed: int, tmp_path: Path) -> None:
 
 
 def test_the_order_inside_a_file_stays(tmp_path: Path) -> None:
-    """Packets that are late by microseconds stay where they are, and stop no other file."""
+    """Packets that are late by microseconds stay at their position, and do not stop other files."""
     first = capture(tmp_path / "1.pcapng", [5, 4, 7, 6, 2 * SECOND])
     second = capture(tmp_path / "2.pcapng", [SECOND, 3 * SECOND])
     assert times([second, first])[0] == [5, 4, 7, 6, SECOND, 2 * SECOND, 3 * SECOND]
 
 
 def test_few_files_are_open(tmp_path: Path) -> None:
-    """Files that follow each other are open one after the other, whatever their order on the command line."""
+    """Files that follow each other are open one after the other, whatever their order on the
+    command line.
+    """
     paths = [capture(tmp_path / f"{number}.pcapng", [number * 5 * SECOND] * 3) for number in range(300)]
     random.Random(7).shuffle(paths)
     most, found = 0, Sources(paths, Selection(Selectors()))
@@ -85,7 +89,7 @@ def test_few_files_are_open(tmp_path: Path) -> None:
 
 
 def test_too_many_files_of_one_time(tmp_path: Path) -> None:
-    """More files than may be open at a time are an error with a way out."""
+    """Too many files of the same time are an error with a way out."""
     paths = [capture(tmp_path / f"{number}.pcapng", [number, SECOND]) for number in range(sources._OPEN_MAX + 1)]
     with pytest.raises(FileError, match="more than 128 files have packets of the same time") as raised:
         times(paths)
@@ -94,12 +98,14 @@ def test_too_many_files_of_one_time(tmp_path: Path) -> None:
 
 
 def name(second: int, number: int) -> str:
-    """A name as skbcapd gives it."""
+    """A name as skbcapd writes it."""
     return f"skbcapd-host-20210531T00{second // 60:02}{second % 60:02}.000Z-{number:06}.pcapng"
 
 
 def test_files_that_ended_before_are_not_read(tmp_path: Path) -> None:
-    """A file is not opened where the next one of its series had begun a minute before: garbage in it is not noticed."""
+    """A file is not opened if the next one of its series began a minute before the time: garbage in
+    it is not noticed.
+    """
     for number in range(10):
         capture(tmp_path / name(number * 120, number), [DAY_NS + number * 120 * SECOND + 7])
     for number in range(4):
@@ -112,8 +118,8 @@ def test_files_that_ended_before_are_not_read(tmp_path: Path) -> None:
     assert ["begins with 67 61" in str(error) for error in done.wrong] == [True]
 
 
-def test_names_prove_nothing_where_two_captures_lie(tmp_path: Path) -> None:
-    """Where a number stands twice, or the next one is older, the names say nothing, and all files are read."""
+def test_names_prove_nothing_beside_another_capture(tmp_path: Path) -> None:
+    """If a number exists twice, or the next file is older, all files are read."""
     paths = [
         capture(tmp_path / name(0, 1), [DAY_NS + 900 * SECOND]),
         capture(tmp_path / name(120, 2), [DAY_NS + 901 * SECOND]),
@@ -127,7 +133,7 @@ def test_names_prove_nothing_where_two_captures_lie(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["plain", "gzip", "zstd"])
 def test_a_file_that_begins_later_is_not_read(form: str, tmp_path: Path) -> None:
-    """Of a file whose first packet is behind the time that is asked for, no more is read."""
+    """Of a file whose first packet is after the end of the span, no more is read."""
     first, later = capture(tmp_path / "a.pcapng", [5, SECOND]), capture(tmp_path / "b.pcapng", [9 * SECOND])
     later.write_bytes(later.read_bytes() + b"garbage and more")
     if form != "plain":
@@ -138,7 +144,9 @@ def test_a_file_that_begins_later_is_not_read(form: str, tmp_path: Path) -> None
 
 
 def test_statistics_say_when_a_file_ended(tmp_path: Path) -> None:
-    """A file whose statistics ended a second before the time is not read; what is no statistics proves nothing."""
+    """A file whose statistics ended a second before the time is not read; other blocks have no
+    effect.
+    """
     path = tmp_path / "a.pcapng"
     path.write_bytes(b"garbage!" + statistics(3 * SECOND) + statistics(5 * SECOND))
     assert times([path], between(6 * SECOND + 1, None))[1].unread == 1
@@ -155,7 +163,9 @@ def test_statistics_say_when_a_file_ended(tmp_path: Path) -> None:
 
 
 def test_a_directory_is_all_its_captures(tmp_path: Path) -> None:
-    """Compressed and incomplete files count; links, hidden files, other files and doubles of one capture do not."""
+    """Compressed and incomplete files count; links, hidden files, other files and duplicates of a
+    capture do not.
+    """
     for each in ("a.pcapng", "b.pcapng.gz", "c.pcapng.zst", "d.pcapng.part", "e.pcap", "f.cap.gz"):
         (tmp_path / each).touch()
     for each in (
@@ -178,13 +188,13 @@ def test_a_directory_is_all_its_captures(tmp_path: Path) -> None:
 
 
 def test_directories_without_captures(tmp_path: Path) -> None:
-    """An empty directory is an error, and so is one that cannot be read."""
+    """An empty or unreadable directory is an error."""
     with pytest.raises(FileError, match="no capture files; expected files with names such as"):
         expand([tmp_path])
 
 
 def test_a_file_that_is_being_written_may_end_anywhere(tmp_path: Path) -> None:
-    """NAME.part is read up to its last complete block; the same end of a finished file is said."""
+    """NAME.part is read up to its last complete block; the same end of a finished file is an error."""
     part = capture(tmp_path / "a.pcapng.part", [1, 2])
     part.write_bytes(part.read_bytes()[:-3])
     found, done = times([part])
@@ -196,7 +206,7 @@ def test_a_file_that_is_being_written_may_end_anywhere(tmp_path: Path) -> None:
 
 
 def test_a_bad_file_does_not_end_the_others(tmp_path: Path) -> None:
-    """What is wrong is said of each file; all that can be read is given."""
+    """The errors of each file are reported; all readable packets are returned."""
     bad = tmp_path / "bad.pcapng"
     bad.write_bytes(b"garbage")
     torn = capture(tmp_path / "torn.pcapng", [1, 2, 3])
@@ -213,7 +223,7 @@ def test_a_bad_file_does_not_end_the_others(tmp_path: Path) -> None:
 
 
 def test_selectors_apply_to_each_file(tmp_path: Path) -> None:
-    """Packets that are not wanted neither come out nor hold a file open."""
+    """Packets that are not selected are not returned, and do not keep a file open."""
     paths = [capture(tmp_path / f"{number}.pcapng", [number, number + 3], comm="ab"[number % 2]) for number in range(4)]
     wanted = Selection(Selectors(interfaces=()))
     assert [time for time, _ in Sources(paths, wanted).packets()] == [0, 1, 2, 3, 3, 4, 5, 6]
@@ -226,7 +236,7 @@ def test_standard_input_stands_alone(tmp_path: Path) -> None:
 
 
 def test_no_descriptor_is_left(tmp_path: Path) -> None:
-    """Whoever stops early leaves no file open."""
+    """If the loop ends early, no file stays open."""
     paths = [capture(tmp_path / f"{number}.pcapng", [number, number + 3]) for number in range(4)]
     before = len(list(Path("/proc/self/fd").iterdir()))
     packets = Sources(paths, Selection(Selectors())).packets()

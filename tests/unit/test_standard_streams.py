@@ -1,4 +1,4 @@
-"""Whatever is wrong with the three standard descriptors: no traceback, and the exit code that fits."""
+"""Any fault of stdin, stdout or stderr: no traceback, and the right exit code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tests.support.strangers import interface, packet, process, section, udp
 
 FILE = section() + interface() + packet(udp("192.0.2.1", "192.0.2.2"), opts=process(7, "ping"))
 
-# Commands, their exit code, and whether they answer on stdout: what cannot be written there is an error.
+# Commands, their exit code, and whether they write to stdout: what cannot be written there is an
+# error.
 COMMANDS: dict[str, tuple[list[str], int, bool]] = {
     "help": (["--help"], 0, True),
     "usage": (["run", "eth0"], 2, False),
@@ -33,7 +34,9 @@ COMMANDS: dict[str, tuple[list[str], int, bool]] = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_with_every_fault(name: str, tmp_path: Path) -> None:
-    """A command ends with its own exit code, but with 1 where its answer could not be written; it says why."""
+    """A command ends with its own exit code, or with 1 if its output could not be written, and says
+    why.
+    """
     arguments, expected, answers = COMMANDS[name]
     file = tmp_path / "a.pcapng"
     file.write_bytes(FILE)
@@ -58,7 +61,7 @@ def test_every_command_with_every_fault(name: str, tmp_path: Path) -> None:
 
 
 def test_a_file_never_gets_a_standard_descriptor() -> None:
-    """With all three closed at start, what is opened later has another number."""
+    """If all three are closed at the start, later files get other numbers."""
     program = (
         "import os, sys; from skbcapd import standard_streams as streams; streams.install(); "
         "sys.exit(os.open('/dev/null', os.O_RDONLY))"
@@ -69,7 +72,7 @@ def test_a_file_never_gets_a_standard_descriptor() -> None:
 
 
 def test_a_reader_of_stderr_that_is_stopped_does_not_stop_a_capture() -> None:
-    """While a capture runs, lines that a full pipe does not take within a moment are dropped and counted."""
+    """While a capture runs, lines that a full pipe does not accept soon are dropped and counted."""
     program = (
         "import sys; from skbcapd import standard_streams as streams; streams.install(); streams.limit_patience()\n"
         "for number in range(1009): print('x' * 63, file=sys.stderr)\n"
@@ -89,8 +92,8 @@ def test_a_reader_of_stderr_that_is_stopped_does_not_stop_a_capture() -> None:
     assert int(done.stdout) == 1009 - len(lines) > 0
 
 
-def test_a_stopped_reader_that_goes_on_gets_lines_again() -> None:
-    """Lines come again as soon as the reader reads."""
+def test_a_reader_that_continues_gets_lines_again() -> None:
+    """Lines are written again as soon as the reader reads."""
     program = (
         "import sys; from skbcapd import standard_streams as streams; streams.install(); streams.limit_patience()\n"
         "for number in range(1009): print('x' * 63, file=sys.stderr)\n"

@@ -1,4 +1,6 @@
-"""The facts of a running capture: every packet in one figure, none falls, and who is busiest in bounded memory."""
+"""The statistics of a running capture: each packet in one number, no counter decreases, bounded
+memory.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,18 @@ from tests.support.writer import cut, upcall
 
 
 def total(facts: statistics.Snapshot) -> int:
-    """All that became of packets."""
+    """All totals."""
     summed: int = sum(facts["packets"].values()) - facts["packets"]["seen"] + sum(facts["dropped"].values())
     return summed
 
 
 def test_every_packet_is_in_one_figure() -> None:
-    """Written, filtered, duplicates, self-test, dropped by cause, and pending add up to what was seen."""
+    """Written, filtered, duplicates, self-test, dropped by cause, and pending add up to seen."""
     scene = Scene()
     program = scene.rig.program
     scene.rig.drain(upcall(b"1"), stamped(1058))
     program.count(1, filtered=7, duplicate=5, full=3, contended=2, start=11)
-    program.rows[0] += Counters(seen=13)  # the program is at work on them
+    program.rows[0] += Counters(seen=13)  # the program is processing them
     scene.output.lost = 1
     facts = scene.look()
     assert facts["packets"] == {
@@ -48,7 +50,9 @@ def test_every_packet_is_in_one_figure() -> None:
 
 @given(st.lists(st.sampled_from(["packet", "unwanted", "lost", "late", "seen", "stuck"]), max_size=40))
 def test_no_figure_falls(steps: list[str]) -> None:
-    """Whatever happens between two looks, and in them, counters rise only and add up: no rate is ever negative."""
+    """Whatever happens between and during two snapshots, counters only increase and add up: no rate
+    is negative.
+    """
     scene = Scene()
     program = scene.rig.program
     before: dict[str, int] = {}
@@ -58,13 +62,13 @@ def test_no_figure_falls(steps: list[str]) -> None:
             program.put(stamped(1058))
         elif step == "unwanted":
             program.put(upcall(b"1", device=b"eth7", ifindex=7))
-        elif step == "lost":  # the disk does not take what was already handed over
+        elif step == "lost":  # the disk does not write bytes that it got before
             program.put(stamped(1058))
             scene.output.lost += 1
-        elif step == "late":  # it seems to take it
+        elif step == "late":  # it seems to write them
             program.put(stamped(1058))
             scene.output.late += 1
-        elif step == "stuck":  # one writer has reserved and does not go on; the one before it does
+        elif step == "stuck":  # one writer has reserved and waits; the one before it does
             for _ in stuck:
                 pass
             stuck = program.steps(stamped(1058))
@@ -85,7 +89,7 @@ def test_no_figure_falls(steps: list[str]) -> None:
 
 
 def test_facts_are_made_once_a_second() -> None:
-    """However many ask, packets are counted once a second."""
+    """However many clients ask, the counters are read once a second."""
     scene = Scene()
     first = scene.look()
     scene.rig.program.put(stamped(1058))
@@ -95,8 +99,10 @@ def test_facts_are_made_once_a_second() -> None:
     assert scene.statistics.snapshot()["packets"]["written"] == 1
 
 
-def test_who_is_busiest() -> None:
-    """Packets with and without a label, cut ones and those of nobody are given to whom they name."""
+def test_the_busiest_processes() -> None:
+    """Packets with and without a label, cut ones and those without a process count for the process
+    in their comment.
+    """
     scene = Scene()
     scene.rig.drain(upcall(b"12345", tgid=1058, tid=1059))
     number = scene.rig.capture.labels - 1
@@ -115,8 +121,8 @@ def test_who_is_busiest() -> None:
     }
 
 
-def test_of_a_flood_a_part_is_looked_at() -> None:
-    """Of each range 101 packets at most, of each second 1009, the next second again; and all are written."""
+def test_many_packets_are_sampled() -> None:
+    """At most 101 packets of each range and 1009 per second are sampled; all are written."""
     scene = Scene()
     flood = [stamped(1058)] * 211
     scene.rig.drain(*flood)
@@ -128,7 +134,7 @@ def test_of_a_flood_a_part_is_looked_at() -> None:
 
 
 def test_the_window_moves_on() -> None:
-    """What was half a minute and more before the last turn is forgotten."""
+    """Packets from before the last two windows are not counted."""
     busiest = Busiest()
     busiest.sample_blocks(memoryview(stamped(1058)))
     for _ in range(statistics.WINDOW_S):
@@ -140,8 +146,10 @@ def test_the_window_moves_on() -> None:
     assert [one["tgid"] for one in busiest.snapshot()["busiest"]] == [1061]
 
 
-def test_a_crowd_does_not_hide_who_is_busy() -> None:
-    """More processes than are remembered, each with a packet, leave the busiest ones in place and memory bounded."""
+def test_many_processes_do_not_hide_the_busiest() -> None:
+    """With more processes than are stored, each with a packet, the busiest stay, and memory is
+    bounded.
+    """
     busiest = Busiest()
     for tgid in range(10_007):
         busiest._left = statistics.SAMPLES  # all in one window
@@ -156,7 +164,7 @@ def test_a_crowd_does_not_hide_who_is_busy() -> None:
 @pytest.mark.fuzz
 @given(st.binary(max_size=64), st.integers(0, 2**32 - 1))
 def test_any_options(options: bytes, size: int) -> None:
-    """Bytes that are no options of ours are counted for nobody, and what is told is printable ASCII."""
+    """Bytes that are not options of skbcapd count for no process; the output is printable ASCII."""
     busiest = Busiest()
     busiest.sample_packet(options, size)
     text = json.dumps(busiest.snapshot(), ensure_ascii=False)
@@ -168,7 +176,7 @@ def test_any_options(options: bytes, size: int) -> None:
 @pytest.mark.fuzz
 @given(st.binary(min_size=1, max_size=15))
 def test_any_name(name: bytes) -> None:
-    """A process may call itself anything: what is told is printable ASCII, and different for different names."""
+    """For any process name the output is printable ASCII, and different names stay different."""
     busiest = Busiest()
     busiest.sample_blocks(memoryview(stamped(1058, name)))
     told = busiest.snapshot()["busiest"][0]["name"]
@@ -178,7 +186,9 @@ def test_any_name(name: bytes) -> None:
 
 
 def test_settings_are_those_in_force() -> None:
-    """Each key of the config file is told; after a reload, what needs a new start is still the old value."""
+    """Each key of the config file is reported; after a reload, keys that need a restart have their
+    old value.
+    """
     start = default_settings({"snaplen": "96", "buffer.size": "4MiB"})
     after = default_settings(
         {"snaplen": "128", "buffer.size": "8MiB", "rules": "[{comm: ssh*, action: drop}, {unit: /x/, snaplen: 64}]"}

@@ -1,4 +1,4 @@
-"""`skbcapd status`: what a daemon tells, as people and programs see it, and what it may not do to a terminal."""
+"""`skbcapd status`: lines and JSON, and answers that try to harm the terminal."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ class Daemon:
             with self._socket.accept()[0] as client:
                 client.settimeout(DEADLINE_S)
                 self.requests.append(client.recv(4096))
-                with contextlib.suppress(OSError):  # it has enough
+                with contextlib.suppress(OSError):  # the client has closed the connection
                     client.sendall(answer)
         self._socket.close()
 
     def end(self) -> None:
-        """All is answered."""
+        """All answers are sent."""
         self._thread.join(DEADLINE_S)
 
 
 def status(path: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """What the command says."""
+    """The output of the command."""
     words = [sys.executable, "-m", "skbcapd", "status", "--config", "etc/skbcapd.yaml", *options]
     words += ["--set", f"control.socket={path}"]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=2 * DEADLINE_S, check=False)
@@ -65,7 +65,7 @@ def status(path: str, *options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def facts() -> dict[str, object]:
-    """What a daemon tells."""
+    """The answer of a daemon."""
     scene = Scene(**{"files.size": "1MiB"})
     scene.rig.drain(*[stamped(1058)] * 4711)
     found: dict[str, object] = json.loads(json.dumps(scene.look()))
@@ -73,7 +73,9 @@ def facts() -> dict[str, object]:
 
 
 def test_people_see_packets_drops_and_processes(facts: dict[str, object], tmp_path: Path) -> None:
-    """Lines show packets, drops by cause, the busiest processes and the settings that differ from their defaults."""
+    """The lines have packets, drops by cause, the busiest processes and the settings that differ
+    from their defaults.
+    """
     daemon = Daemon(tmp_path / "s", json.dumps(facts).encode())
     done = status(daemon.path)
     daemon.end()
@@ -88,7 +90,7 @@ def test_people_see_packets_drops_and_processes(facts: dict[str, object], tmp_pa
 
 
 def test_dropped_lines_of_the_log_are_shown(facts: dict[str, object], tmp_path: Path) -> None:
-    """A log that could not be written is said, with the number of lines."""
+    """Lines of the log that could not be written are shown, with their number."""
     daemon = Daemon(tmp_path / "s", json.dumps({**facts, "log": {"dropped": 1009}}).encode())
     done = status(daemon.path)
     daemon.end()
@@ -96,15 +98,15 @@ def test_dropped_lines_of_the_log_are_shown(facts: dict[str, object], tmp_path: 
 
 
 def test_programs_get_all_of_it(facts: dict[str, object], tmp_path: Path) -> None:
-    """--json is what the daemon told."""
+    """--json prints the answer of the daemon."""
     daemon = Daemon(tmp_path / "s", json.dumps(facts).encode())
     done = status(daemon.path, "--json")
     daemon.end()
     assert json.loads(done.stdout) == facts
 
 
-def test_watch_goes_on_until_the_daemon_ends(facts: dict[str, object], tmp_path: Path) -> None:
-    """--watch asks again, says what was added, and ends with the daemon, which is said."""
+def test_watch_continues_until_the_daemon_ends(facts: dict[str, object], tmp_path: Path) -> None:
+    """--watch repeats, shows what was added, and ends with the daemon, which is reported."""
     packets = {**facts["packets"], "seen": 4711 + 1009}  # type: ignore[dict-item]
     daemon = Daemon(tmp_path / "s", json.dumps(facts).encode(), json.dumps({**facts, "packets": packets}).encode())
     done = status(daemon.path, "--watch")
@@ -126,7 +128,7 @@ def test_watch_goes_on_until_the_daemon_ends(facts: dict[str, object], tmp_path:
     ],
 )
 def test_strange_answers(answer: bytes, message: str, tmp_path: Path) -> None:
-    """What is no answer of a daemon's is an error, nothing of it is shown."""
+    """What is not an answer of a daemon is an error, and nothing of it is printed."""
     daemon = Daemon(tmp_path / "s", answer)
     done = status(daemon.path)
     daemon.end()
@@ -136,8 +138,8 @@ def test_strange_answers(answer: bytes, message: str, tmp_path: Path) -> None:
     assert "\x1b" not in done.stderr
 
 
-def test_nobody_is_there(tmp_path: Path) -> None:
-    """No socket, and one that nobody listens at, are said with a hint."""
+def test_there_is_no_daemon(tmp_path: Path) -> None:
+    """A missing socket, and one without a listener, are reported with a hint."""
     dead = socket.socket(socket.AF_UNIX)
     dead.bind(str(tmp_path / "dead"))
     dead.close()
@@ -147,8 +149,8 @@ def test_nobody_is_there(tmp_path: Path) -> None:
         assert "--set control.socket=PATH" in error.value.hint
 
 
-def test_who_never_answers_is_not_waited_for(tmp_path: Path) -> None:
-    """A daemon that hangs is an error."""
+def test_a_daemon_that_does_not_answer(tmp_path: Path) -> None:
+    """A daemon that does not answer is an error."""
     with socket.socket(socket.AF_UNIX) as mute:
         mute.bind(str(tmp_path / "mute"))
         mute.listen()
@@ -156,8 +158,8 @@ def test_who_never_answers_is_not_waited_for(tmp_path: Path) -> None:
             ask(str(tmp_path / "mute"), patience_s=0.01)
 
 
-def test_no_socket_is_wanted() -> None:
-    """control.socket: none is wrong usage for `status`."""
+def test_no_control_socket() -> None:
+    """control.socket: none is a usage error for `status`."""
     assert status("none").returncode == 2
 
 
@@ -170,8 +172,8 @@ _ANYTHING = st.recursive(
 
 @pytest.mark.fuzz
 @given(st.data())
-def test_no_answer_reaches_the_terminal_as_it_is(data: st.DataObject) -> None:
-    """Whatever stands in whatever place of an answer, lines are printable text, or it is an error."""
+def test_all_answers_are_escaped(data: st.DataObject) -> None:
+    """For any values in an answer, the lines are printable text, or it is an error."""
     told = json.loads(json.dumps(Scene().look()))
     for key in data.draw(st.lists(st.sampled_from(sorted(told)), min_size=1, max_size=3)):
         if isinstance(told[key], dict) and told[key] and data.draw(st.booleans()):

@@ -1,4 +1,4 @@
-"""The suites of tests stand apart: what two of them need is in tests/support."""
+"""The suites of tests are independent: shared code is in tests/support."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "golden": {"support"},
     "kernel": {"kernel", "support"},
     "vm": {"vm", "support"},
-    "package": {"package", "vm", "support"},  # what apt fetches for both
+    "package": {"package", "vm", "support"},  # fetches packages for both
 }
 
 
@@ -33,12 +33,12 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("suite", MAY_IMPORT)
 def test_a_suite_imports_from_those_it_may(suite: str) -> None:
-    """No suite imports from another one, but for tests/support."""
+    """A suite imports only from itself and tests/support."""
     files = sorted((TESTS / suite).rglob("*.py"))
     assert files
     assert {str(file): more for file in files if (more := imported(file) - MAY_IMPORT[suite])} == {}
 
 
 def test_every_suite_is_listed() -> None:
-    """A new directory of tests has its line above."""
+    """A new directory of tests has a line above."""
     assert {path.parent.name for path in TESTS.glob("*/*.py")} == MAY_IMPORT.keys()

@@ -1,4 +1,4 @@
-"""Packets as lines: what stands in them, and that nothing a packet or a process says gets out of its line."""
+"""Packets as lines: their content, and that no packet or process can break a line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TIME_NS = 1_622_469_600_000_456_789
 
 
 def line(frame: bytes, link_type: int = ETHERNET, **fields: Any) -> str:
-    """What is printed of a packet."""
+    """The line of a packet."""
     stream = io.StringIO()
     output = TextOutput(stream)
     number = output.add_interface(Interface(b"eth0", "", link_type, 262144, None, None, None))
@@ -57,7 +57,9 @@ CLOCK = time.strftime("%H:%M:%S", time.localtime(TIME_NS // 10**9)) + ".00045678
     ],
 )
 def test_a_line(text: str, arguments: dict[str, Any]) -> None:
-    """A line tells time, process, device, direction and a summary; names are one word each, printable ASCII."""
+    """A line has time, process, interface, direction and a summary; names are one word each,
+    printable ASCII.
+    """
     assert line(**arguments).startswith(f"{CLOCK} {text}")
 
 
@@ -72,18 +74,20 @@ def test_a_line(text: str, arguments: dict[str, Any]) -> None:
 def test_any_packet_is_one_printable_line(
     frame: bytes, comm: bytes, device: bytes, link_type: int, time_ns: int
 ) -> None:
-    """Whatever a frame, a process name or a device name holds, it is one line of printable ASCII with its length."""
+    """For any frame, process name and interface name, it is one line of printable ASCII with the
+    length.
+    """
     text = line(frame, link_type, comm=comm, device=device, time_ns=time_ns)
     assert re.fullmatch(rf"[0-9:.]{{18}} [!-~]*\[1058\] [!-~]* out [ -~]*, length {len(frame)}\n", text)
 
 
 def test_deep_frames() -> None:
-    """A frame of nested headers without end is a line as any other."""
+    """A frame with endless nested headers is a line like any other."""
     assert line(NTP_FRAME[:12] + bytes.fromhex("81000001") * 9000).endswith(", length 36012\n")
 
 
-def test_what_cannot_be_text() -> None:
-    """Text has no labels: blocks that were stamped with one are a fault of the caller, not lines that look well."""
+def test_text_output_rejects_labels_and_blocks() -> None:
+    """Text output accepts no labels and no complete blocks: both are errors of the caller."""
     output = TextOutput(io.StringIO())
     assert not output.labels
     with pytest.raises(TypeError, match="label"):

@@ -1,4 +1,4 @@
-"""Waiting for a result that the disk may hold up: not for long, and a late one is not lost."""
+"""Waiting for a result with a time limit; a late result is not lost."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from functools import partial
 
 import pytest
 
-from skbcapd.output.worker import TimedCall, Worker
+from skbcapd.worker import TimedCall, Worker
 from tests.support.deadline import until
 
 
 def test_a_result_in_time() -> None:
-    """Each call gives the result of its own function."""
+    """Each call returns the result of its own function."""
     patience: TimedCall[int] = TimedCall("test")
     assert [patience.call(partial(int, text)) for text in ("3", "5", "7")] == [3, 5, 7]
     assert not patience.is_waiting
@@ -21,7 +21,7 @@ def test_a_result_in_time() -> None:
 
 
 def test_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system has no thread left, jobs are done at once; when it has one again, by that."""
+    """If no thread can be started, jobs run at once; later in a thread again."""
 
     def refused(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -39,7 +39,7 @@ def test_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_error() -> None:
-    """What the function raises is raised, once."""
+    """An exception of the function is raised once."""
     patience: TimedCall[int] = TimedCall("test")
     with pytest.raises(ValueError, match="three"):
         patience.call(lambda: int("three"))
@@ -47,7 +47,9 @@ def test_an_error() -> None:
 
 
 def test_a_late_result() -> None:
-    """A call that is late raises TimeoutError in time, the next one at once; its result is for the first one after."""
+    """A late call raises TimeoutError in time, the next one at once; its result is returned by the
+    first call after it.
+    """
     patience: TimedCall[str] = TimedCall("test", timeout_s=0.05)
     disk = threading.Event()
     with pytest.raises(TimeoutError):
@@ -70,8 +72,8 @@ def after(disk: threading.Event, text: str) -> int:
     return int(text)
 
 
-def test_a_late_result_that_nobody_wants() -> None:
-    """A late result is given once; an error is none."""
+def test_a_late_result_is_returned_once() -> None:
+    """A late result is returned once; an error is not."""
     patience: TimedCall[int] = TimedCall("test", timeout_s=0)
     for text, late in (("7", 7), ("x", None)):
         disk = threading.Event()

@@ -1,4 +1,4 @@
-"""The units, judged by systemd's own analyzer."""
+"""The systemd units, checked with systemd-analyze."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAMES = ("skbcapd.service", "skbcapd@.service")
 
 
 def installed(name: str, directory: Path) -> Path:
-    """The unit as `make install` would leave it, its program there."""
+    """The unit as installed by `make install`, with its program."""
     program = directory / "skbcapd"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
@@ -23,14 +23,14 @@ def installed(name: str, directory: Path) -> Path:
 
 
 def analyze(*words: str) -> subprocess.CompletedProcess[str]:
-    """Ask systemd-analyze."""
+    """Run systemd-analyze."""
     command = ["systemd-analyze", *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_verify_is_silent(name: str, tmp_path: Path) -> None:
-    """The analyzer finds nothing to say about the unit."""
+    """The analyzer reports nothing about the unit."""
     path = installed(name, tmp_path)
     done = analyze("verify", "--man=no", str(path).replace("@.service", "@x.service"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -44,14 +44,14 @@ def test_exposure(name: str, tmp_path: Path) -> None:
 
 
 def test_an_open_unit_is_exposed(tmp_path: Path) -> None:
-    """The threshold is one that a unit without hardening does not pass."""
+    """A unit without hardening exceeds the threshold."""
     path = tmp_path / "open.service"
     path.write_text("[Service]\nExecStart=/bin/true\n")
     assert analyze("security", "--offline=yes", "--threshold=20", str(path)).returncode
 
 
 def test_the_template_is_the_same_service() -> None:
-    """But for names, the two units say the same."""
+    """The two units differ only in names."""
     one, many = (
         [line for line in (UNITS / name).read_text().splitlines() if line and not line.startswith("#")]
         for name in NAMES

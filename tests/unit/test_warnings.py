@@ -1,4 +1,4 @@
-"""What is said of settings that are right, but name what is not there or do what nobody wants."""
+"""Warnings about settings that are valid, but name missing things or have unwanted effects."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ MIB = 1 << 20
 
 
 def said(directory: Path, **settings: str) -> list[str]:
-    """The warnings about settings; a key's dot is written as two underscores."""
+    """The warnings about settings; a dot in a key is written as two underscores."""
     chosen = {"files.directory": str(directory / "not" / "yet")}
     return list(
         warnings_for(default_settings(chosen | {key.replace("__", "."): text for key, text in settings.items()}))
     )
 
 
-def test_nothing_is_said_of_the_defaults(tmp_path: Path) -> None:
-    """The reference settings are beyond doubt."""
+def test_the_defaults_have_no_warnings(tmp_path: Path) -> None:
+    """The reference settings have no warnings."""
     assert said(tmp_path, files__keep_free="0") == []
 
 
 def test_a_namespace_that_is_not_there(tmp_path: Path) -> None:
-    """A name or number that no network namespace has is said; our own number, and self, are not."""
+    """A missing network namespace (name or number) is reported; our own number, and self, are not."""
     ours = str(Path("/proc/self/ns/net").stat().st_ino)
     wanted = f"self,{ours},nosuch,7"
     expected = [
@@ -43,7 +43,7 @@ def test_a_namespace_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_namespace_appears(tmp_path: Path) -> None:
-    """A name below /run/netns is there, as is the number of what it leads to."""
+    """A name below /run/netns exists, and so does its inode number."""
     (tmp_path / "blue").touch()
     assert _has_namespace("blue", tmp_path, tmp_path)
     assert _has_namespace(str((tmp_path / "blue").stat().st_ino), tmp_path, tmp_path)
@@ -65,7 +65,7 @@ def test_a_namespace_appears(tmp_path: Path) -> None:
     ],
 )
 def test_less_is_kept_than_one_file(settings: dict[str, str], size: int, tmp_path: Path) -> None:
-    """keep_size below what one file may have is said, with both numbers."""
+    """keep_size below the maximum size of one file is reported, with both numbers."""
     chosen = {"files.directory": str(tmp_path), "files.keep_free": "0"} | settings
     found = list(warnings_for(default_settings(chosen)))
     assert len(found) == bool(size)
@@ -75,7 +75,7 @@ def test_less_is_kept_than_one_file(settings: dict[str, str], size: int, tmp_pat
 
 
 def test_more_is_kept_free_than_the_disk_has(tmp_path: Path) -> None:
-    """keep_free above the size of the disk is said: nothing would be written."""
+    """keep_free above the size of the disk is reported: nothing would be written."""
     disk = os.statvfs(tmp_path)
     whole = disk.f_blocks * disk.f_frsize
     assert said(tmp_path, files__keep_free=str(whole)) == []

@@ -1,4 +1,4 @@
-"""Times that people type."""
+"""Times on the command line."""
 
 from __future__ import annotations
 
@@ -60,14 +60,16 @@ def test_a_time(text: str, expected: int) -> None:
 
 
 def test_a_time_of_day_ends_a_span_that_has_begun() -> None:
-    """From 23:00 to 1:00 is two hours of last night; from 8:00 to 12:00 is today, though it is not yet 12."""
+    """From 23:00 to 1:00 is two hours of the last night; from 8:00 to 12:00 is today, even before
+    12:00.
+    """
     assert span("23:00", "1:00", NOW_NS) == Span(ns("2026-11-27T22:00"), ns("2026-11-28T00:00"))
     assert span("8:00", "12:00", NOW_NS) == Span(ns("2026-11-28T07:00"), ns("2026-11-28T11:00"))
     assert span("2026-11-01T20:00", "21:00", NOW_NS) == Span(ns("2026-11-01T19:00"), ns("2026-11-01T20:00"))
 
 
 def test_the_night_of_a_change_of_the_clock() -> None:
-    """A time of day is found by the zone of its own day."""
+    """A time of day uses the zone of its own day."""
     after_ns = ns("2026-10-25T12:00")
     assert span("1:00", "4:00", after_ns) == Span(ns("2026-10-24T23:00"), ns("2026-10-25T03:00"))
 
@@ -89,16 +91,16 @@ def test_the_night_of_a_change_of_the_clock() -> None:
         "9" * 10 + "d ago",
     ],
 )
-def test_what_is_no_time(text: str) -> None:
-    """What is no time is said with the option and with what is expected."""
+def test_invalid_times(text: str) -> None:
+    """An invalid time gives the option and what was expected."""
     for begin, end, option in ((text, None, "--from"), (None, text, "--to")):
         with pytest.raises(UsageError, match=f"^{option} .*: no time; expected a date and time") as raised:
             span(begin, end, NOW_NS)
         assert raised.value.exit_code == 2
 
 
-def test_the_end_is_behind_the_begin() -> None:
-    """An empty span is a mistake."""
+def test_the_end_is_after_the_begin() -> None:
+    """An empty span is an error."""
     with pytest.raises(UsageError, match="--to 3h ago is not behind --from 2h ago; expected a later time"):
         span("2h ago", "3h ago", NOW_NS)
     with pytest.raises(UsageError, match="is not behind"):

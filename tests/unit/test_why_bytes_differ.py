@@ -1,6 +1,8 @@
-"""Why the bytes differed in the question this project grew from: docs/why-bytes-differ.md, as far as ctypes goes.
+"""Why the bytes differed in the question this project grew from: docs/why-bytes-differ.md, as far
+as ctypes goes.
 
-No kernel is needed: the frame stands in memory as bcc's table would hold it, and only the ways to read it differ.
+No kernel is needed: the frame stands in memory as bcc's table would hold it, and only the ways to
+read it differ.
 """
 
 from __future__ import annotations
@@ -10,14 +12,14 @@ from pathlib import Path
 
 from tests.support.frames import NTP_FRAME
 
-# In the EtherType 0x0800: the first NUL of nearly every IPv4 frame.
+# In the EtherType 0x0800: the first NUL of nearly all IPv4 frames.
 FIRST_NUL = 13
-# What the question's program printed of that frame.
+# The bytes of that frame that the program of the question printed.
 PRINTED = bytes.fromhex("3431c4b06a8b3c7c3f2023bd08006500d0a57f040f7f")
 
 
 class AsBccMapsIt(ctypes.Structure):
-    """What bcc makes of `struct packet_buf { char data[32768]; }`."""
+    """The type that bcc makes of `struct packet_buf { char data[32768]; }`."""
 
     _fields_ = (("data", ctypes.c_char * 32768),)
 
@@ -34,7 +36,9 @@ def in_memory() -> ctypes.Array[ctypes.c_char]:
 
 
 def test_a_char_array_ends_at_the_first_nul() -> None:
-    """Reading a `c_char` array field gives a Python bytes object cut at the first NUL: 13 bytes of the frame's 90."""
+    """Reading a `c_char` array field gives a Python bytes object cut at the first NUL: 13 of the 90
+    bytes.
+    """
     field = AsBccMapsIt.from_buffer(in_memory()).data
 
     assert type(field) is bytes
@@ -42,7 +46,9 @@ def test_a_char_array_ends_at_the_first_nul() -> None:
 
 
 def test_the_last_byte_that_matched_is_a_terminator() -> None:
-    """The 14th byte that matched was the cut copy's own terminator; what the question shows behind it is no frame."""
+    """The 14th byte that matched was the terminator of the cut copy; the bytes after it are not of
+    the frame.
+    """
     copy = AsBccMapsIt.from_buffer(in_memory()).data
     terminated = ctypes.string_at(copy, len(copy) + 1)  # inside the copy, whose terminator CPython guarantees
 
@@ -51,7 +57,9 @@ def test_the_last_byte_that_matched_is_a_terminator() -> None:
 
 
 def test_a_pointer_cast_of_the_field_points_elsewhere() -> None:
-    """Casting the field to a pointer points at the temporary copy, not at the buffer: the rest is the Python heap."""
+    """Casting the field to a pointer gives the temporary copy, not the buffer: the rest is the
+    Python heap.
+    """
     held = AsBccMapsIt.from_buffer(in_memory())
     copy = held.data
     pointer = ctypes.cast(copy, ctypes.POINTER(ctypes.c_char))
@@ -60,8 +68,10 @@ def test_a_pointer_cast_of_the_field_points_elsewhere() -> None:
     assert not start <= ctypes.addressof(pointer.contents) < end
 
 
-def test_the_right_ways_give_the_whole_frame() -> None:
-    """The field's address, an array of unsigned bytes and a view of the memory each give all 90 bytes."""
+def test_the_right_ways_give_the_complete_frame() -> None:
+    """The address of the field, an array of unsigned bytes and a view of the memory each give all
+    90 bytes.
+    """
     memory = in_memory()
     held = AsBccMapsIt.from_buffer(memory)
     size = len(NTP_FRAME)
@@ -71,8 +81,10 @@ def test_the_right_ways_give_the_whole_frame() -> None:
     assert bytes(memoryview(memory).cast("B")[:size]) == NTP_FRAME
 
 
-def test_no_room_of_ours_reads_a_char_array() -> None:
-    """Nothing in the package mentions ctypes' `c_char` arrays: packet bytes are read through views only."""
+def test_no_module_reads_a_char_array() -> None:
+    """No module of the package uses `c_char` arrays of ctypes: packet bytes are only read through
+    views.
+    """
     package = Path(__file__).parents[2] / "skbcapd"
     guilty = [path.name for path in package.rglob("*.py") if "c_char *" in path.read_text()]
 

@@ -1,4 +1,6 @@
-"""What the kernel sends by itself or for others, on whatever process's back: no process's name may stand on it."""
+"""Packets that the kernel sends itself or for others, in the context of any process: they must not
+name that process.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +22,21 @@ COOKIE_PORT = 40_153
 NEIGHBOUR_SOLICITATION = 135
 SYN, RST, ACK = 0x02, 0x04, 0x10
 
-# One-armed routing: the far end sends what is for this network to the near end, which sends it back to the far end.
+# One-armed routing: the far end sends packets for this network to the near end, which sends them
+# back.
 ROUTED = "10.71.0"
 # A bridge at the near end, between two namespaces.
 BRIDGE, PORTS, BRIDGED = "bridge0", ("port0", "port1"), "10.73.0"
 
 
 def sends_to_strangers(stage: Stage) -> None:
-    """Have a program at the near end send to neighbours that do not exist: the kernel asks for them at once."""
+    """Send to neighbors that do not exist: the kernel sends requests for them at once."""
     for to in ("192.168.178.77", "fd00:b2::77"):
         stage.play("udp", "first", "--to", to, "--count", 3)
 
 
 def arp(stage: Stage) -> Judge:
-    """ARP requests go out inside the sender's system call; the far end's are answered."""
+    """ARP requests are sent inside the system call of the sender; the far end answers its own."""
     with stage.watch() as wait_for:
         sends_to_strangers(stage)
         stage.far.ip(f"neighbour del {stage.wire.near.ipv4} dev {stage.wire.far.device}")
@@ -47,10 +50,11 @@ def arp(stage: Stage) -> Judge:
 
 
 def neighbours(stage: Stage) -> Judge:
-    """Neighbour solicitations go out inside the sender's system call."""
+    """Neighbor solicitations are sent inside the system call of the sender."""
     with stage.watch() as wait_for:
         sends_to_strangers(stage)
-        # Two: a kernel that hides a process from tracing does not show what a timer sends while that one is current.
+        # Two: a kernel that hides a process from tracing does not show packets that a timer sends
+        # while that process is current.
         wait_for(lambda frame: frame.is_sent and frame.message == NEIGHBOUR_SOLICITATION, 2)
 
     def right(frame: Frame) -> Right:
@@ -95,7 +99,9 @@ def groups(stage: Stage) -> Judge:
 
 
 def cookies(stage: Stage) -> Judge:
-    """Each SYN is answered with a cookie, for which no socket is kept: that SYN-ACK is the kernel's."""
+    """Each SYN is answered with a cookie, for which no socket exists: the kernel sends that
+    SYN-ACK.
+    """
     stage.near.sysctl(ipv4__tcp_syncookies="2")
     player = stage.start("tcp", "serves", "--source-port", COOKIE_PORT, "--count", SENDS)
     owners = player.says()
@@ -116,7 +122,9 @@ def cookies(stage: Stage) -> Judge:
 
 
 def routed(stage: Stage) -> Judge:
-    """The far end's datagrams for a network that the near end forwards to: of this very process, on both ways."""
+    """Datagrams of the far end for a network that the near end forwards to: of this process, in
+    both directions.
+    """
     near, far = stage.wire.near, stage.wire.far
     stage.near.sysctl(
         ipv4__ip_forward="1", ipv4__conf__all__send_redirects="0", **{f"ipv4__conf__{near.device}__send_redirects": "0"}
@@ -135,13 +143,13 @@ def routed(stage: Stage) -> Judge:
 
 
 def this_thread() -> Label:
-    """Who sends at the far end."""
+    """The sender at the far end."""
     comm = Path("/proc/thread-self/comm").read_text().removesuffix("\n")
     return Label(comm, os.getpid(), threading.get_native_id())
 
 
 def make_bridge(stage: Stage) -> None:
-    """Make the bridge before the capture: it looks up the devices that it is told to watch."""
+    """Make the bridge before the capture, so that its interfaces exist."""
     stage.near.ip(f"link add {BRIDGE} type bridge", f"link set {BRIDGE} addrgenmode none up")
     for number, port in enumerate(PORTS, 1):
         there = stage.add_namespace(port)
@@ -154,7 +162,9 @@ def make_bridge(stage: Stage) -> None:
 
 
 def bridged(stage: Stage) -> Judge:
-    """Datagrams from one port of the bridge to the other: their sender's, in another namespace."""
+    """Datagrams from one port of the bridge to the other: they belong to the sender, in another
+    namespace.
+    """
     left, right = (stage.others[port] for port in PORTS)
     with udp_socket(left) as sender, udp_socket(right, f"{BRIDGED}.2") as receiver:
         for _ in range(SENDS):

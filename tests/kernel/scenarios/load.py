@@ -1,4 +1,4 @@
-"""Many at once, many after one another, and ids that are used again."""
+"""Many senders at once, many one after another, and ids that are used again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RSS_MAX_KIB = 32 << 10
 
 
 def short_lived(stage: Stage) -> Judge:
-    """Each process sends one datagram; the capture's own memory stays what it was."""
+    """Each process sends one datagram; the memory of the capture does not grow."""
     before = stage.capture_memory_kib()
     for _ in range(ROUNDS):
         to = stage.wire.far.ipv4
@@ -26,7 +26,9 @@ def short_lived(stage: Stage) -> Judge:
 
 
 def same_pid(stage: Stage) -> Judge:
-    """One id, a hundred names: the last packets of one connection come when the next has begun."""
+    """One id, a hundred names: the last packets of one connection arrive when the next one has
+    begun.
+    """
     to = ("--to", stage.wire.far.ipv4, "--port", DISCARD_PORT, "--tcp-port", TCP_PORT)
     users = stage.play("crowd", "same_pid", *to, "--count", scaled(SAME_PID, 7))
     assert len({user.tgid for user in users}) < len(users) / 2, "the ids were not used again"
@@ -50,7 +52,7 @@ def mixed(stage: Stage) -> Judge:
 
 
 def by_connection(users: list[Label]) -> Judge:
-    """Judge what carries no signature by the users of TCP, of whom one has to be its."""
+    """Packets without a signature must belong to one of the users of TCP."""
 
     def right(frame: Frame) -> Right:
         if frame.is_housekeeping:

@@ -1,4 +1,4 @@
-"""Senders that are no plain sockets, and two ends on one machine."""
+"""Senders without ordinary sockets, and two ends on one machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TUN_PORT, TWO_ENDS_PORT, LOOPBACK_PORT = 40_087, 40_093, 40_099
 
 
 def make_tun(stage: Stage) -> None:
-    """Make the tun device that a program at the near end will be behind, and let this host forward."""
+    """Make the tun interface for a program at the near end, and enable forwarding."""
     stage.near.ip(
         f"tuntap add dev {TUN_DEVICE} mode tun",
         f"address add {TUN_HERE}/24 dev {TUN_DEVICE}",
@@ -62,7 +62,7 @@ def reported(way: str, name: str, *more: str | int) -> Scenario:
 
 
 def pages(way: str) -> Scenario:
-    """A file's pages handed to a TCP socket: who sends is the reporter."""
+    """Pages of a file that are sent over TCP; the reporting process is the sender."""
 
     def play(stage: Stage) -> Judge:
         file = stage.directory / "pages"
@@ -75,13 +75,15 @@ def pages(way: str) -> Scenario:
 
 
 def packet(stage: Stage) -> Judge:
-    """Frames past every protocol."""
+    """Frames of an AF_PACKET socket."""
     stage.play("links", "packet", "--device", stage.wire.near.device, "--count", SENDS)
     return by_signature()
 
 
 def uring(way: str, name: str) -> Scenario:
-    """Datagrams sent through io_uring. A thread that the kernel makes has an id of its own: any is right."""
+    """Datagrams sent through io_uring. A thread that the kernel creates has its own id: any is
+    right.
+    """
 
     def play(stage: Stage) -> Judge:
         to = stage.wire.far.ipv4
@@ -92,7 +94,7 @@ def uring(way: str, name: str) -> Scenario:
 
 
 def called(way: str, name: str, port: int = DISCARD_PORT) -> Scenario:
-    """Sends by system calls of another kind; over TCP if the port is one of TCP."""
+    """Sends by other system calls; over TCP if the port is one of TCP."""
 
     def play(stage: Stage) -> Judge:
         stream = ("--stream",) if port == TCP_PORT else ()
@@ -110,12 +112,12 @@ def called(way: str, name: str, port: int = DISCARD_PORT) -> Scenario:
 
 
 def any_thread(frame: Frame) -> Right:
-    """Judge by process and name alone."""
+    """Compare process and name only."""
     return AnyThread(frame.signature) if frame.signature else None
 
 
 class AnyThread(list[Label]):
-    """Every thread of a process under the process's name."""
+    """All threads of a process, with the name of the process."""
 
     def __init__(self, who: Label) -> None:
         super().__init__([who])
@@ -126,7 +128,7 @@ class AnyThread(list[Label]):
 
 
 def tun_forwards(stage: Stage) -> Judge:
-    """Nobody's name on what is forwarded, though the writer's system call does it."""
+    """Forwarded packets name no process, although the system call of the writer forwards them."""
     to, source = stage.wire.far.ipv4, TUN_THERE
     stage.play("links", "tun_forwards", "--device", TUN_DEVICE, "--source", source, "--to", to, "--count", SENDS)
 
@@ -139,7 +141,7 @@ def tun_forwards(stage: Stage) -> Judge:
 
 
 def tun_asks(stage: Stage) -> Judge:
-    """A server's SYN-ACK and data are the server's, resets and ICMP are the kernel's: none is the writer's."""
+    """SYN-ACK and data belong to the server, resets and ICMP to the kernel: none to the writer."""
     server = stage.start("tcp", "streams", "--source-port", TUN_PORT, "--count", SENDS)
     servers = server.says()
     server.go()
@@ -158,8 +160,8 @@ def tun_asks(stage: Stage) -> Judge:
 def make_queue(stage: Stage) -> None:
     """Make a device with a slow queue on top of the wire's near end.
 
-    It answers for its own address only. Where neighbours sent what is for the near end's address to its hardware
-    address, UDP for a socket that is bound to no address would be of nobody known.
+    It answers for its own address only. Where neighbours sent what is for the near end's address to
+    its hardware address, UDP for a socket that is bound to no address would be of nobody known.
     """
     near, far = stage.wire.near, stage.wire.far
     stage.near.sysctl(ipv4__conf__all__arp_ignore="1")
@@ -178,8 +180,8 @@ def make_queue(stage: Stage) -> None:
 def queued(stage: Stage) -> Judge:
     """Two processes send more than the queue lets through at once.
 
-    A datagram leaves the device below in a softirq, or inside the other process's system call, whichever empties the
-    queue. Its socket is still its sender's.
+    A datagram leaves the device below in a softirq, or inside the other process's system call,
+    whichever empties the queue. Its socket is still its sender's.
     """
     words = ("--to", QUEUE_THERE, "--port", DISCARD_PORT, "--count", QUEUED)
     with stage.watch() as wait_for:
@@ -191,7 +193,8 @@ def queued(stage: Stage) -> Judge:
 
 
 def late_neighbour(stage: Stage) -> Judge:
-    """Datagrams whose neighbour becomes known late: they leave inside the system call of whoever makes it known.
+    """Datagrams whose neighbour becomes known late: they leave inside the system call of whoever
+    makes it known.
 
     Every second sender has gone by then, its socket with it.
     """
@@ -213,7 +216,9 @@ def late_neighbour(stage: Stage) -> Judge:
 
 
 def two_ends(stage: Stage) -> Judge:
-    """A client here, a server in the other namespace: what comes in is the client's, never the server's."""
+    """A client here, a server in the other namespace: what comes in is the client's, never the
+    server's.
+    """
     server = Player(stage.far, "udp", "answers", "--source-port", TWO_ENDS_PORT, "--count", SENDS)
     stage.stack.callback(server.close)
     server.says()

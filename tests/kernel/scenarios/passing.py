@@ -1,9 +1,10 @@
-"""A host with containers: what passes it, translated or not, is still its sender's, and what answers its receiver's.
+"""A host with containers: what passes it, translated or not, is still its sender's, and what
+answers its receiver's.
 
-The near end is the host, whose uplink is a tap that this very process joins to the far end (relay.py), so that no more
-than a frame's bytes comes from there. Two containers are on a bridge. A name is right on each of the host's interfaces:
-who sent the packet, if that was a process of this machine, else who gets it. Of packets without a payload of ours the
-scenario knows whose they are.
+The near end is the host, whose uplink is a tap that this very process joins to the far end
+(relay.py), so that no more than a frame's bytes comes from there. Two containers are on a bridge. A
+name is right on each of the host's interfaces: who sent the packet, if that was a process of this
+machine, else who gets it. Of packets without a payload of ours the scenario knows whose they are.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ table {family} stealing {{
 
 
 def make_host(stage: Stage) -> None:
-    """Make the bridge, the containers and the host's rules."""
+    """Make the bridge, the containers and the rules of the host."""
     near, far = stage.wire.near, stage.wire.far
     stage.near.sysctl(ipv4__ip_forward="1", ipv6__conf__all__forwarding="1")
     stage.near.ip(
@@ -127,7 +128,7 @@ def make_host(stage: Stage) -> None:
 
 
 def whose(*labels: Label) -> Judge:
-    """Judge all but housekeeping and resets: each packet is of one of these processes."""
+    """Check all packets but housekeeping and resets: each belongs to one of these processes."""
 
     def right(frame: Frame) -> Right:
         if frame.tcp_flags & RST:
@@ -141,7 +142,7 @@ def whose(*labels: Label) -> Judge:
 
 @contextlib.contextmanager
 def echoing(stage: Stage, count: int) -> Iterator[int]:
-    """Give datagrams back at the far end; gives the port."""
+    """Send datagrams back at the far end; returns the port."""
     echo = udp_socket(stage.far)
 
     def answer() -> None:
@@ -190,7 +191,7 @@ def pings(*, ipv6: bool) -> Callable[[Stage], Judge]:
 
 
 def decoys(stage: Stage, at: Namespace, port: int) -> list[Player]:
-    """Processes that have the port, for TCP and UDP, and get nothing."""
+    """Processes that use the port, for TCP and UDP, and receive nothing."""
     players = [
         stage.start("tcp", "serves", "--source-port", port, "--count", 1, at=at),
         stage.start("udp", "answers", "--source-port", port, "--count", 1, at=at),
@@ -201,7 +202,9 @@ def decoys(stage: Stage, at: Namespace, port: int) -> list[Player]:
 
 
 def published(port: int, *, ipv6: bool = False, at_host: bool = False) -> Callable[[Stage], Judge]:
-    """TCP from outside to a port of the host's: of who serves it in a container (or at the host, redirected)."""
+    """TCP from outside to a port of the host: it belongs to the server in a container (or on the
+    host, redirected).
+    """
 
     def play(stage: Stage) -> Judge:
         host = stage.wire.near.ipv6 if ipv6 else stage.wire.near.ipv4
@@ -223,7 +226,7 @@ def published(port: int, *, ipv6: bool = False, at_host: bool = False) -> Callab
 
 
 def published_udp(port: int, *, at_host: bool = False) -> Callable[[Stage], Judge]:
-    """The same by UDP."""
+    """The same with UDP."""
 
     def play(stage: Stage) -> Judge:
         at, own = (stage.near, OWN) if at_host else (container(stage), SERVER)
@@ -244,7 +247,9 @@ def published_udp(port: int, *, at_host: bool = False) -> Callable[[Stage], Judg
 
 
 def steals_udp(stage: Stage) -> Judge:
-    """TPROXY gives datagrams to another socket, which does not answer: nobody is known, and never who has the port."""
+    """TPROXY gives datagrams to another socket, which does not answer: the packets are unknown, and
+    never name the process that uses the port.
+    """
     player = stage.start("receivers", "bound", "--port", OWN, "--count", SENDS, "--transparent")
     owners = player.says()
     others = decoys(stage, stage.near, STOLEN)
@@ -259,7 +264,9 @@ def steals_udp(stage: Stage) -> Judge:
 
 
 def keeps_port(stage: Stage) -> Judge:
-    """Masquerade keeps the container's port, which a process at the host has, too, as ntpd and its clients do."""
+    """Masquerade keeps the port of the container, which a process on the host uses, too, like ntpd
+    and its clients.
+    """
     others = decoys(stage, stage.near, NTP)
     with echoing(stage, SENDS) as port:
         words = ("--comm", "ntp", "--size", 56, "--source-port", NTP, "--to", stage.wire.far.ipv4, "--port", port)
@@ -270,12 +277,14 @@ def keeps_port(stage: Stage) -> Judge:
 
 
 def hosts_client(stage: Stage) -> Judge:
-    """A client of the host's own, in a namespace that translates."""
+    """A client on the host itself, in a namespace that translates."""
     return whose(*stage.play("tcp", "connects", "--to", stage.wire.far.ipv4, "--port", TCP_PORT, "--count", SENDS))
 
 
 def both_ends(at: int | None, to: str, port: int) -> Callable[[Stage], Judge]:
-    """A client in a container (None: at the host), the server in the first one: each packet is of one of the two."""
+    """A client in a container (None: at the host), the server in the first one: each packet is of
+    one of the two.
+    """
 
     def play(stage: Stage) -> Judge:
         server = stage.start("tcp", "serves", "--source-port", SERVER, "--count", SENDS, at=container(stage))
@@ -288,7 +297,8 @@ def both_ends(at: int | None, to: str, port: int) -> Callable[[Stage], Judge]:
         def right(frame: Frame) -> Right:
             if frame.protocol != TCP:
                 return None
-            # What leaves is its sender's; what arrives and is for an address of the interface its receiver's.
+            # A sent packet belongs to its sender; a received one for an address of the interface to
+            # its receiver.
             return owners if frame.ports[0] in (SERVER, port) else clients
 
         def either(frame: Frame) -> Right:
@@ -315,7 +325,9 @@ def routed(stage: Stage) -> Judge:
 
 
 def same_addresses(stage: Stage) -> Judge:
-    """Two containers take turns at one source port and one destination: each packet is its own sender's."""
+    """Two containers use one source port and one destination in turn: each packet belongs to its
+    own sender.
+    """
     labels: list[Label] = []
     with echoing(stage, 2 * SENDS) as port:
         for number in range(2):

@@ -1,4 +1,4 @@
-"""Received packets: whoever gets them here, never who sent them there."""
+"""Received packets name the receiver, never the sender."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.support.blocks import Label
 SENDS = 23
 BOUND_PORT, CONNECTED_PORT, GROUP_PORT, SHARED_PORT, CLOSED_PORT = 40_111, 40_123, 40_127, 40_129, 40_151
 THREADS_PORT, WORKERS_PORT, EXTENDED_PORT, SIBLINGS_PORT = 40_177, 40_189, 40_193, 40_213
-PUT_OFF = 3  # packets that pass while the search through /proc is put off, on a slow machine
+PUT_OFF = 3  # packets that pass while the lookup in /proc is delayed, on a slow machine
 WORKERS = "TCP listener older than the capture, of a master and its workers"
 GROUP = "239.67.0.1"
 SYN = 0x02
-PADDING = bytes((0, 0, 1, 4, 0, 0, 0, 0))  # an extension header that says nothing
+PADDING = bytes((0, 0, 1, 4, 0, 0, 0, 0))  # an extension header without content
 ABOVE, ABOVE_MAC, ABOVE_HERE, ABOVE_THERE = "above0", "52:67:71:73:79:83", "10.89.0.1", "10.89.0.2"
 
 
@@ -41,7 +41,7 @@ def bound(stage: Stage) -> Judge:
 
 
 def connected(stage: Stage) -> Judge:
-    """A socket with an address of its own, beside one that would take the rest."""
+    """A socket with its own address, beside one that would receive the rest."""
     with udp_socket(stage.far, stage.wire.far.ipv4) as sender:
         to = ("--to", stage.wire.far.ipv4, "--to-port", sender.getsockname()[1])
         player = stage.start("receivers", "connected", "--port", CONNECTED_PORT, *to, "--count", SENDS)
@@ -71,7 +71,9 @@ def make_above(stage: Stage) -> None:
 
 
 def above_udp(stage: Stage) -> Judge:
-    """A socket in the namespace of a macvlan device: for the device below, the datagrams are for another machine."""
+    """A socket in the namespace of a macvlan interface: for the interface below, the datagrams are
+    for another machine.
+    """
     player = stage.start("receivers", "bound", "--port", BOUND_PORT, "--count", SENDS, at=stage.others[ABOVE])
     owners = player.says()
     player.go()
@@ -88,7 +90,7 @@ def above_tcp(stage: Stage) -> Judge:
 
 
 def group(stage: Stage) -> Judge:
-    """One packet, two receivers: neither alone is the whole truth, so either may be named, or nobody."""
+    """One packet, two receivers: one of them may be named, or none."""
     words = ("--to", GROUP, "--address", stage.wire.near.ipv4)
     player = stage.start("receivers", "group", "--port", GROUP_PORT, *words, "--count", SENDS)
     owners = player.says()
@@ -98,7 +100,7 @@ def group(stage: Stage) -> Judge:
 
 
 def shared_port(stage: Stage) -> Judge:
-    """Which of the two gets a datagram is the kernel's choice, made later."""
+    """The kernel chooses later which of the two gets a datagram."""
     player = stage.start("receivers", "shared_port", "--port", SHARED_PORT)
     owners = player.says()
     ask(stage, stage.wire.near.ipv4, SHARED_PORT)
@@ -108,7 +110,7 @@ def shared_port(stage: Stage) -> Judge:
 
 
 def threads_share(stage: Stage) -> Judge:
-    """Which of a process's sockets gets a datagram is the kernel's choice: only the thread is not certain."""
+    """The kernel chooses which socket of a process gets a datagram: only the thread is not certain."""
     player = stage.start("receivers", "threads_share", "--port", THREADS_PORT, "--count", SENDS)
     owners = player.says()
     ask(stage, stage.wire.near.ipv4, THREADS_PORT, content=b"to threads")
@@ -120,7 +122,7 @@ def threads_share(stage: Stage) -> Judge:
 
 
 def threads_listen(stage: Stage) -> Judge:
-    """The same of TCP; once a thread has the connection, the thread is."""
+    """The same with TCP; once a thread has the connection, the thread is certain."""
     player = stage.start("receivers", "threads_share", "--stream", "--port", THREADS_PORT, "--count", SENDS)
     [owner] = player.says()
     for _ in range(SENDS):
@@ -145,7 +147,9 @@ def start_workers(stage: Stage) -> tuple[Player, list[socket.socket]]:
 
 
 def workers(stage: Stage) -> Judge:
-    """Until a worker has accepted a connection it may be any one's, or the master's: all have a name in common."""
+    """Until a worker has accepted a connection it can belong to any of them, or to the master: all
+    have a name in common.
+    """
     player, _ = stage.early[WORKERS]
     player.go()
     processes = player.says()
@@ -168,7 +172,7 @@ def workers(stage: Stage) -> Judge:
 
 
 def siblings(stage: Stage) -> Judge:
-    """The port is still known when the listener that was its last one has gone."""
+    """The port is still known when the listener that was last used has been closed."""
     player = stage.start("receivers", "siblings", "--port", SIBLINGS_PORT)
     owners = player.says()
     for _ in range(SENDS):
@@ -202,7 +206,7 @@ def extended(name: str, option: int) -> Scenario:
 
 
 def fragments(version: int) -> Scenario:
-    """Datagrams in three fragments, of which the first has the ports."""
+    """Datagrams in three fragments; the first one has the ports."""
 
     def play(stage: Stage) -> Judge:
         player = stage.start("receivers", "bound_6", "--port", EXTENDED_PORT, "--count", SENDS)
@@ -229,7 +233,9 @@ def by_content(content: bytes, owners: list[Label]) -> Judge:
 
 
 def echo_reply(way: str, name: str) -> Scenario:
-    """The reply is the asker's; the request that comes from the far end is the kernel's to answer."""
+    """The reply belongs to the process that sent the request; the kernel answers the request of the
+    far end.
+    """
 
     def play(stage: Stage) -> Judge:
         words = ("--comm", way, "--count", SENDS, "--size", 56, "--to", stage.wire.far.ipv4, "--answered")
@@ -253,7 +259,8 @@ def nobody(stage: Stage) -> Judge:
     return right
 
 
-# Where a receive cannot be seen the socket's holder is looked for, and these have ended by then.
+# If a receive cannot be seen, the processes that have the socket open are looked up, and these have
+# ended by then.
 UNSEEN = {FEW_TRACEPOINTS: SENDS}
 
 SCENARIOS = [

@@ -1,4 +1,4 @@
-"""Sockets that change hands, and users that change their names."""
+"""Sockets that are passed on, and users that change their names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def sharing(way: str, name: str, packets: int, *, vm: bool = False) -> Scenario:
 
 
 def activated(stage: Stage) -> Judge:
-    """The first connection and datagram may come in before the service has touched its sockets: both have them."""
+    """The first connection and datagram can arrive before the service has used its sockets: both
+    processes have them open.
+    """
     player = stage.start("sharing", "activated", "--source-port", ACTIVATED_PORT, "--count", CONNECTIONS)
     users = player.says()
     player.go()

@@ -1,4 +1,4 @@
-"""TCP: every kind of segment, whoever or whatever moment makes the kernel send it."""
+"""TCP: all kinds of segments, in all contexts in which the kernel sends them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ CONNECTIONS = 23
 UPLOAD_BYTES = DOWNLOAD_BYTES = 3_000_017
 FEW_BYTES = 100_003
 RETRANSMISSIONS = 3
-UNACCEPTED = 3  # packets of a connection that may pass before anybody has accepted it: data, their ACK, FIN
-UNNAMED = 6  # all packets until then, where the processes that may accept have nothing in common
+UNACCEPTED = 3  # packets of a connection that can pass before it is accepted: data, their ACK, FIN
+UNNAMED = 6  # all packets until then, if the processes that can accept have nothing in common
 SERVER_PORT, OLDER_PORT = 40_031, 40_037
 SYN, ACK = 0x02, 0x10
 
@@ -28,7 +28,7 @@ RETURN_NOTHING = struct.pack("HBBI", 6, 0, 0, 0)  # BPF_RET | BPF_K
 
 
 class Deaf:
-    """A socket that drops whatever comes, without a word, from now on until it is closed or told to hear again."""
+    """A socket that drops all packets without an answer, until it is closed or accepts again."""
 
     def __init__(self, deaf: socket.socket) -> None:
         self._deaf = deaf
@@ -53,7 +53,7 @@ def client(way: str, count: int, few: int) -> Scenario:
 
 
 def downloads(stage: Stage) -> Judge:
-    """Pure acknowledgements: nothing is sent but those."""
+    """Pure acknowledgements: nothing else is sent."""
     size = scaled(DOWNLOAD_BYTES, FEW_BYTES)
     with listener(stage.far, stage.wire.far.ipv4) as listening:
         player = stage.start("tcp", "downloads", "--to", stage.wire.far.ipv4, "--port", listening.getsockname()[1])
@@ -65,7 +65,7 @@ def downloads(stage: Stage) -> Judge:
 
 
 def retransmission(stage: Stage) -> Judge:
-    """The far end drops the data until they have been sent again three times, then takes them."""
+    """The far end drops the data until they have been sent three times, then accepts them."""
     with listener(stage.far, stage.wire.far.ipv4) as listening:
         to, port = stage.wire.far.ipv4, listening.getsockname()[1]
         player = stage.start("tcp", "retransmission", "--to", to, "--port", port, "--count", RETRANSMISSIONS)
@@ -96,7 +96,9 @@ def syn_again(stage: Stage) -> Judge:
 
 
 def syn_ack_again(stage: Stage) -> Judge:
-    """A SYN-ACK that the client drops and the kernel sends again; the connection is made in the end."""
+    """A SYN-ACK that the client drops and the kernel sends again; the connection is made in the
+    end.
+    """
     player = stage.start("tcp", "serves", "--source-port", SERVER_PORT)  # one connection
     owners = player.says()
     player.go()
@@ -115,7 +117,7 @@ def syn_ack_again(stage: Stage) -> Judge:
 
 
 def accepted_late(stage: Stage) -> Judge:
-    """Connections whose data are acknowledged before anybody has accepted them."""
+    """Connections whose data are acknowledged before they are accepted."""
     player = stage.start("tcp", "accepts_late", "--source-port", SERVER_PORT, "--count", CONNECTIONS)
     for _ in range(CONNECTIONS):
         owners = player.says()
@@ -130,7 +132,9 @@ def accepted_late(stage: Stage) -> Judge:
 
 
 def server(way: str, name: str, *, vm: bool = False) -> Scenario:
-    """A server that connections come in to, one after the other, each with data up and a signature down."""
+    """A server that connections come in to, one after the other, each with data up and a signature
+    down.
+    """
     workers = 2 if way == "workers_accept" else 1
     each = CONNECTIONS // workers
     unaccepted = UNACCEPTED if workers == 1 else UNNAMED
@@ -148,7 +152,7 @@ def server(way: str, name: str, *, vm: bool = False) -> Scenario:
         def right(frame: Frame) -> Right:
             if frame.signature:
                 return [frame.signature]
-            # Between its signatures a connection is used by whoever has it: one of the server's processes.
+            # Between its signatures a connection is used by one of the server's processes.
             return None if frame.is_housekeeping else owners
 
         return right
@@ -182,7 +186,7 @@ def start_older(stage: Stage) -> tuple[Player, list[socket.socket]]:
 
 
 def older(stage: Stage) -> Judge:
-    """All that the sockets do at first is to receive."""
+    """At first, the sockets only receive."""
     player, connections = stage.early[OLDER]
     for connection in connections:
         connection.sendall(bytes(997))

@@ -1,4 +1,4 @@
-"""UDP: every way in which a process comes to a socket that it sends on."""
+"""UDP: all ways in which a process gets a socket that it sends on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ PORT_SHARED, PORT_AGAIN = 40_009, 40_013
 
 
 def sends(way: str, name: str, count: int = SENDS, each: int = 1, *, vm: bool = False) -> Scenario:
-    """A sender whose datagrams are all signed, `each` times `count` of them, and dropped at the far end."""
+    """A sender whose datagrams are all signed, `each` times `count` of them; the far end drops
+    them.
+    """
 
     def play(stage: Stage) -> Judge:
         to = ("--to", stage.wire.far.ipv4, "--port", DISCARD_PORT)
@@ -43,7 +45,9 @@ def echoed(stage: Stage, count: int, play: Callable[[int], object]) -> Judge:
 
 
 def port_again(stage: Stage) -> Judge:
-    """Each process binds the port that the one before has just left, sends, and gets its own datagram back."""
+    """Each process binds the port that the one before has just closed, sends, and gets its own
+    datagram back.
+    """
     words = ("--to", stage.wire.far.ipv4, "--source-port", PORT_AGAIN, "--count", SENDS)
     return echoed(stage, SENDS, lambda port: stage.play("udp", "port_again", *words, "--port", port))
 

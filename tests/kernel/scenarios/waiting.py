@@ -1,8 +1,10 @@
-"""Packets that had to wait, and leave on another's back: for a verdict of the firewall's, for a neighbour, in a device.
+"""Packets that had to wait, and leave on another's back: for a verdict of the firewall's, for a
+neighbour, in a device.
 
-Whoever lets them go (a program that gives verdicts, one that makes a neighbour known, one that writes to a tun device)
-may do it while the sender is at work on the same socket, on another processor. Whose a packet without data is, is told
-by its port: a SYN that leaves begins a new connection, of the next process.
+Whoever lets them go (a program that gives verdicts, one that makes a neighbour known, one that
+writes to a tun device) may do it while the sender is at work on the same socket, on another
+processor. Whose a packet without data is, is told by its port: a SYN that leaves begins a new
+connection, of the next process.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ SYN, ACK = 0x02, 0x10
 
 
 def hold(stage: Stage, command: str) -> None:
-    """Add (-A) or delete (-D) the firewall's rules that hold back what the near end sends."""
+    """Add (-A) or delete (-D) the firewall rules that delay the packets of the near end."""
     for protocol in ("tcp", "udp", "icmp"):
         rule = f"iptables-legacy -w -t mangle {command} OUTPUT -p {protocol} -j NFQUEUE --queue-num {QUEUE}"
         command_line = ["ip", "netns", "exec", stage.near.name, *rule.split()]
@@ -43,7 +45,7 @@ def is_empty(stage: Stage) -> bool:
 
 @contextlib.contextmanager
 def held(stage: Stage, way: str) -> Iterator[None]:
-    """Have a program give a verdict on each packet that leaves the near end."""
+    """Run a program that gives a verdict on each packet that the near end sends."""
     player = stage.start("verdicts", way, "--queue", QUEUE)
     player.says()
     hold(stage, "-A")
@@ -60,7 +62,8 @@ def held(stage: Stage, way: str) -> Iterator[None]:
 Play = Callable[[Stage], Judge]
 
 
-# Where a socket is learned before it has its port, or not at all, nobody knows it once it is closed.
+# If the user of a socket is recorded before it has its port, or not at all, the user is unknown
+# once it is closed.
 CLOSED = {KPROBES: SENDS, FEW_TRACEPOINTS: SENDS}
 
 
@@ -77,7 +80,7 @@ def queued(
 
 
 def upload(stage: Stage) -> Judge:
-    """Its sender is at work on the socket again, on another processor, while its data leave."""
+    """The sender uses the socket again, on another processor, while its data are sent."""
     words = ("--to", stage.wire.far.ipv4, "--port", TCP_PORT, "--count", scaled(UPLOAD_BYTES, 100_003))
     users = stage.play("tcp", "writes", *words)
     return by_signature(users, users)
@@ -100,7 +103,7 @@ def datagrams(stage: Stage) -> Judge:
 
 
 def by_turns(users: Sequence[Label]) -> Judge:
-    """Judge connections that users have made one after the other, each by its first SYN."""
+    """Check connections that users have made one after the other, each by its first SYN."""
     of_port: dict[int, tuple[bytes, Label]] = {}
     turns = iter(users)
 
@@ -118,7 +121,7 @@ def by_turns(users: Sequence[Label]) -> Judge:
 
 
 def again(way: str, *, waits: bool = False, count: int = PROCESSES) -> Play:
-    """Processes that follow one another at one port."""
+    """Processes that use one port, one after the other."""
 
     def play(stage: Stage) -> Judge:
         near, far = stage.wire.near, stage.wire.far
@@ -138,7 +141,9 @@ def again(way: str, *, waits: bool = False, count: int = PROCESSES) -> Play:
 
 
 def changing_neighbour(stage: Stage) -> Judge:
-    """An upload whose neighbour is forgotten and made known again and again, by another process each time."""
+    """An upload whose neighbor entry is deleted and added again and again, by another process each
+    time.
+    """
     near, far = stage.wire.near, stage.wire.far
     words = ("--to", far.ipv4, "--port", TCP_PORT, "--count", scaled(UPLOAD_BYTES * 3, 100_003))
     player = stage.start("tcp", "writes", *words)

@@ -39,6 +39,10 @@ class Jobs(Protocol):
         """Run a job after the jobs before it; it must not raise."""
         ...
 
+    def wait_below(self, count: int, timeout_s: float) -> bool:
+        """Wait until fewer than so many jobs are not done yet, but no longer than so many seconds; whether it is so."""
+        ...
+
 
 class InlineJobs:
     """Runs jobs in the thread of the caller: for code that may wait for its disk, and for tests."""
@@ -48,6 +52,10 @@ class InlineJobs:
     def do(self, job: Job) -> None:
         """Run it now."""
         job()
+
+    def wait_below(self, _count: int, _timeout_s: float) -> bool:
+        """Nothing waits."""
+        return True
 
 
 class Worker:
@@ -61,6 +69,7 @@ class Worker:
         self._name = name
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._asked = self._done = 0
+        self._changed = threading.Condition()  # _done has risen
         self._thread: threading.Thread | None = None
 
     @property
@@ -90,7 +99,18 @@ class Worker:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until all jobs are done, but at most so many seconds; returns whether they are."""
-        return wait_until(lambda: not self.waiting, timeout_s)
+        return self.wait_below(1, timeout_s)
+
+    def wait_below(self, count: int, timeout_s: float) -> bool:
+        """Wait until fewer than so many jobs are left, but at most so many seconds.
+
+        Returns:
+            Whether fewer are left.
+        """
+        if self.waiting < count:
+            return True
+        with self._changed:
+            return self._changed.wait_for(lambda: self.waiting < count, timeout_s)
 
     def close(self, timeout_s: float) -> bool:
         """Run the remaining jobs, and end; returns whether it ended within so many seconds."""
@@ -106,7 +126,9 @@ class Worker:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
-            self._done += 1
+            with self._changed:
+                self._done += 1
+                self._changed.notify_all()
 
 
 class TimedCall(Generic[T]):
