@@ -1,12 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The block of a packet: its label, how much of the frame is captured, and all of the block but the frame.
+ * The block of a packet: its label, how much of the frame is captured, and all of the block but the
+ * frame.
  *
- * A packet with a label becomes a BLOCK_PACKET, which is written to the file as it is. One without becomes a BLOCK_UPCALL:
- * Python decides about it. A frame that could not be read to its end makes a BLOCK_PACKET a BLOCK_CUT afterwards.
+ * A packet with a label becomes a BLOCK_PACKET, which is written to the file as it is. One without
+ * becomes a BLOCK_UPCALL: Python decides about it. A frame that could not be read to its end makes
+ * a BLOCK_PACKET a BLOCK_CUT afterwards.
  */
 
-/* The segment of a reservation. An array map has all its entries: the verifier alone takes it for NULL. */
+/*
+ * The segment of a reservation. An array map has all its entries: the verifier alone takes it for
+ * NULL.
+ */
 static inline struct segment *find_segment(struct reservation *room)
 {
 	u32 index = BOUND(room->number, SEGMENT_COUNT - 1);
@@ -14,7 +19,10 @@ static inline struct segment *find_segment(struct reservation *room)
 	return segments.lookup(&index);
 }
 
-/* Memory in a segment. The verifier sees that it begins within the segment, and SLACK is behind that. */
+/*
+ * Memory in a segment. The verifier sees that it begins within the segment, and SLACK is behind
+ * that.
+ */
 static inline void *in_segment(struct segment *segment, u64 offset)
 {
 	return segment->bytes + BOUND(offset, SEGMENT_SIZE - 1);
@@ -25,7 +33,10 @@ static inline int is_same_name(u8 *a, u64 *b)
 	return ((u64 *)a)[0] == b[0] && ((u64 *)a)[1] == b[1];
 }
 
-/* What Python knows of the packet's device; NULL: nothing yet, or the device has another name by now. */
+/*
+ * What Python knows of the packet's device; NULL: nothing yet, or the device has another name by
+ * now.
+ */
 static inline struct device *find_device(struct packet *packet)
 {
 	struct device *device = devices.lookup((struct device_key *)&packet->key);
@@ -71,8 +82,10 @@ static inline u32 captured_len(struct control *control, struct skb *skb, struct 
 	return cap_len;
 }
 
-/* Whether Python decides about a packet: each one without a label, or with one that has no options. With `dedup` also one that
-   Python was asked about on another device: it knows what became of it. */
+/*
+ * Whether Python decides about a packet: each one without a label, or with one that has no options.
+ * With `dedup` also one that Python was asked about on another device: it knows what became of it.
+ */
 static inline int is_for_python(struct control *control, struct packet *packet, struct label *label)
 {
 	return !label || !label->options_len || (control->dedup && packet->taken == ASKED);
@@ -90,7 +103,10 @@ static inline u32 block_size(struct frame *frame, u32 options_len)
 	return sizeof(struct block_head) + padded_len(frame) + options_len + sizeof(u32);
 }
 
-/* Writes the options of a packet with a label: those of the label, and what differs from packet to packet. */
+/*
+ * Writes the options of a packet with a label: those of the label, and what differs from packet to
+ * packet.
+ */
 static inline void write_options(u8 *options, u32 options_len, struct label *label, struct packet *packet,
 				 u32 flags)
 {
@@ -124,8 +140,11 @@ static inline void write_upcall(struct upcall *call, struct packet *packet, u32 
 	READ(call->mac, 8, mac);
 }
 
-/* Notes that only `copied` bytes of the frame are in the packet's block, or that its checksum is to be completed: Python writes
-   the block again. For a packet with a label it finds that by its number, and the rest behind the options. */
+/*
+ * Notes that only `copied` bytes of the frame are in the packet's block, or that its checksum is to
+ * be completed: Python writes the block again. For a packet with a label it finds that by its
+ * number, and the rest behind the options.
+ */
 static inline void cut_block(struct control *control, struct segment *segment, struct packet *packet,
 			     u32 copied)
 {
@@ -147,8 +166,9 @@ static inline void cut_block(struct control *control, struct segment *segment, s
 }
 
 /*
- * Writes a packet's block of `size` bytes to the place that is reserved for it; a block without a label has `slot` as its
- * interface. Returns whether the block is complete: all but the frame is written, and a short frame, too.
+ * Writes a packet's block of `size` bytes to the place that is reserved for it; a block without a
+ * label has `slot` as its interface. Returns whether the block is complete: all but the frame is
+ * written, and a short frame, too.
  */
 static inline int write_block(struct control *control, struct packet *packet, struct skb *skb,
 			      struct label *label, u32 slot, u32 size, const u32 direction)

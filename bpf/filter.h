@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Is the packet wanted? Filter 0 is asked before it is known whose the packet is, another one by the label that it has.
+ * Is the packet wanted? Filter 0 is asked before it is known whose the packet is, another one by
+ * the label that it has.
  *
- * skbcapd/filter/packet_filter.py writes filters.h, the filter as C functions, and defines WINDOW, a power of two: filters look at fewer
- * than WINDOW - 3 bytes from the frame's start. Those are copied into a window of this processor as they will stand in
- * the file: VLAN tag in place, linear or paged alike. So what is chosen is what libpcap chooses from the file.
+ * skbcapd/filter/packet_filter.py writes filters.h, the filter as C functions, and defines WINDOW,
+ * a power of two: filters look at fewer than WINDOW - 3 bytes from the frame's start. Those are
+ * copied into a window of this processor as they will stand in the file: VLAN tag in place, linear
+ * or paged alike. So what is chosen is what libpcap chooses from the file.
  */
 
 struct window {
@@ -19,7 +21,7 @@ BPF_ARRAY(windows, struct window, 2 * CPUS); /* too long for a per-CPU map, if a
 static inline u32 fill_window(struct control *control, struct packet *packet, struct skb *skb,
 			      struct frame *frame, struct window *window)
 {
-	u32 tag = frame->vlan ? 4 : 0, linear = frame->linear + tag, end = SKB(skb, u32, END);
+	u32 tag = frame->vlan ? VLAN_HLEN : 0, linear = frame->linear + tag, end = SKB(skb, u32, END);
 	u32 have = least(frame->wire_len, WINDOW - 4);
 	u32 *words = (u32 *)window->bytes;
 
@@ -42,8 +44,10 @@ static inline u32 fill_window(struct control *control, struct packet *packet, st
 	return have;
 }
 
-/* Returns whether the packet goes on to be captured. One without a start goes on, to be counted as lost. So do those of the
-   self-test. */
+/*
+ * Returns whether the packet goes on to be captured. One without a start goes on, to be counted as
+ * lost. So do those of the self-test.
+ */
 static inline int is_wanted(struct control *control, struct packet *packet, struct skb *skb, u32 direction)
 {
 	u32 index = 2 * bpf_get_smp_processor_id() + (direction & 1);

@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What a frame is: linear part, then page fragments, then the skbs of frag_list, with the VLAN tag put back.
+ * A frame from its sk_buff: linear part, page fragments, then the skbs of frag_list, with the VLAN
+ * tag back in its place.
  *
- * The part of the sk_buff that says so is read once onto the stack. Offsets of its fields are -Ds that skbcapd/kernel/abi.py takes from BTF.
+ * Offsets of the kernel's fields are definitions (-D) that skbcapd/kernel/abi.py takes from BTF.
  */
 
-/* A packet's sk_buff, up to the last field that is needed: the kernel's own where the program may look at it in place,
-   else a copy. */
+/*
+ * A packet's sk_buff, up to the last field that is needed: the kernel's own where the program may
+ * read it in place, else a copy.
+ */
 struct skb {
 	u8 bytes[SKB_SPAN];
 } __attribute__((aligned(8)));
@@ -18,8 +21,9 @@ struct skb {
 #define READ(into, size, from) bpf_probe_read_kernel(into, size, (void *)(from))
 
 /*
- * One number of kernel memory; 0 where it cannot be read. Since Linux 6.2 the verifier lets any address be looked at in place,
- * through a function that costs nothing: READ is a call, some 30 ns where returns are slow (mitigations).
+ * One number of kernel memory; 0 where it cannot be read. bpf_rdonly_cast (Linux 6.2) makes any
+ * address readable in place, and costs nothing. READ is a call: some 30 ns where returns are slow
+ * (mitigations). The way by calls can go once the oldest kernel is 6.2 and has the JIT.
  */
 #ifdef RDONLY_CAST
 static u8 *(*bpf_rdonly_cast)(u64 address, u32 type) = (void *)CALL_RDONLY_CAST;
@@ -47,23 +51,32 @@ static inline u8 *memory_at(u64 address, const u32 type)
 	})
 #endif
 
-/* Whether the objects that a program is handed can be looked at in place: the verifier knows their types. */
+/*
+ * Whether the objects that a program gets as arguments can be read in place: the verifier knows
+ * their types. The other way can go together with that of LOAD.
+ */
 #if !defined(KPROBE) || defined(RDONLY_CAST)
 #define IN_PLACE
 #endif
 
-/* A field of an object that the program was handed, or that such a field led to. */
+/* A field of an object that the program got as an argument, or that such a field points to. */
 #ifdef IN_PLACE
 #define FIELD(type, object, offset) (*(type *)((u8 *)(object) + (offset)))
 #else
 #define FIELD(type, object, offset) LOAD(type, (u64)(object) + (offset))
 #endif
 
-/* The start of skb_shared_info: nr_frags, gso_size and frag_list are in it on every kernel so far. */
+/*
+ * The start of skb_shared_info: nr_frags, gso_size and frag_list are in it on every kernel so far.
+ */
 struct shared {
 	u8 bytes[SHARED_SPAN];
 } __attribute__((aligned(8)));
 #define SHARED(shared, type, field) (*(type *)((shared)->bytes + SHARED_##field))
+
+#define ETH_ALEN      6
+#define ETH_ADDRESSES (2 * ETH_ALEN) /* bytes in front of a VLAN tag */
+#define VLAN_HLEN     4
 
 struct frame {
 	u64 start;    /* address of the first byte of the link-layer header */
@@ -89,7 +102,10 @@ struct frame {
 #define PACKET_OTHERHOST 3
 #define PACKET_LOOPBACK	 5
 
-/* The bits of epb_flags that differ from packet to packet (draft-ietf-opsawg-pcapng, epb_flags). Returns them. */
+/*
+ * The bits of epb_flags that differ from packet to packet (draft-ietf-opsawg-pcapng, epb_flags).
+ * Returns them.
+ */
 static inline u32 packet_flags(struct skb *skb, struct shared *shared, u32 direction)
 {
 	u32 flags = direction, type = SKB_BITS(skb, PKT_TYPE);
@@ -108,12 +124,13 @@ static inline u32 packet_flags(struct skb *skb, struct shared *shared, u32 direc
 }
 
 /*
- * Where a checksum that hardware was to complete is to be put, counted from the start of the frame: bytes at which the sum
- * begins, and in the upper half the place of the result behind that. 0: nothing to do, or a sum of another kind (SCTP).
+ * Where a checksum that hardware was to complete is to be put, counted from the start of the frame:
+ * bytes at which the sum begins, and in the upper half the place of the result behind that. 0:
+ * nothing to do, or a sum of another kind (SCTP).
  */
 static inline u32 unfinished_checksum(struct skb *skb, u64 head, struct frame *frame)
 {
-	u64 start = head + SKB(skb, u16, CSUM_START) - frame->start + (frame->vlan ? 4 : 0);
+	u64 start = head + SKB(skb, u16, CSUM_START) - frame->start + (frame->vlan ? VLAN_HLEN : 0);
 
 	if (SKB_BITS(skb, IP_SUMMED) != CHECKSUM_PARTIAL || start > 0xffff)
 		return 0;
@@ -130,8 +147,9 @@ static inline u32 unfinished_checksum(struct skb *skb, u64 head, struct frame *f
 #define SHORT_FRAME 128
 
 /*
- * Whether frames of a device start with a header of its own; asked as an AF_PACKET socket does (dev_has_header): a device
- * without one (tun, wireguard, ipip, ...) has nothing that would make it.
+ * Whether frames of a device start with a header of its own; asked as an AF_PACKET socket does
+ * (dev_has_header): a device without one (tun, wireguard, ipip, ...) has nothing that would make
+ * it.
  */
 static inline int has_header(u64 dev)
 {
@@ -143,11 +161,11 @@ static inline int has_header(u64 dev)
 }
 
 /*
- * Finds where the frame starts and how long it is.
- * Transmit: `data` is the start of the frame; mac_header is not yet set at the entry of __dev_queue_xmit, and
- * stale in a forwarded packet. Receive: `data` is past the link-layer header, mac_header marks it; but a packet that came
- * out of a tunnel may have that of the outer packet (sit).
- * Returns 0, or LOST_START where no start can be trusted.
+ * Finds where the frame starts and how long it is. Sent: `data` is the start of the frame;
+ * mac_header is not yet set at the entry of __dev_queue_xmit, and stale in a forwarded packet.
+ * Received: `data` is past the link-layer header, mac_header marks it; but a packet that came out of
+ * a tunnel may have that of the outer packet (sit). Returns 0, or LOST_START where no start can be
+ * trusted.
  */
 static inline int find_frame(struct skb *skb, u64 dev, u64 head, u64 data, u32 direction, struct frame *frame)
 {
@@ -165,23 +183,24 @@ static inline int find_frame(struct skb *skb, u64 dev, u64 head, u64 data, u32 d
 	frame->linear = SKB(skb, u32, LEN) - SKB(skb, u32, DATA_LEN) + before_data;
 	frame->wire_len = SKB(skb, u32, LEN) + before_data;
 	frame->vlan = 0;
-#ifdef SKB_VLAN_PRESENT_BYTE
+#ifdef SKB_VLAN_PRESENT_BYTE /* until Linux 6.1 */
 	if (SKB_BITS(skb, VLAN_PRESENT)) {
 #else
 	if (SKB(skb, u32, VLAN_ALL)) {
 #endif
-		if (frame->linear >= 12) {
+		if (frame->linear >= ETH_ADDRESSES) {
 			frame->vlan = SKB(skb, u16, VLAN_PROTO) |
 				      (u32)__builtin_bswap16(SKB(skb, u16, VLAN_TCI)) << 16;
-			frame->wire_len += 4;
+			frame->wire_len += VLAN_HLEN;
 		}
 	}
 	return 0;
 }
 
 /*
- * Copies the frame to bytes[to] if it is a short one in one piece, word by word, and ends it with zeros up to a multiple of
- * 4; whether it was one. Of a linear part all can be read, and some bytes behind it.
+ * Copies a frame that is short and all in its linear part to bytes[to], word by word, and pads it
+ * with zeros to a multiple of 4 bytes. Returns whether it is such a frame. A linear part can be
+ * read to its end, and some bytes further.
  */
 static inline int copy_short_frame(u8 *bytes, const u32 places, u32 to, struct frame *frame)
 {
@@ -200,12 +219,25 @@ static inline int copy_short_frame(u8 *bytes, const u32 places, u32 to, struct f
 #endif
 }
 
+#define NET_IOV 1ULL /* bit of a netmem: it is device memory, not a page (Linux 6.9) */
+
+/* Where the bytes of a page fragment are; 0: in device memory, which cannot be read. */
+static inline u64 fragment_address(struct control *control, u8 *fragment)
+{
+	u64 page = *(u64 *)(fragment + FRAGMENT_PAGE);
+	u64 address = control->address_base + (page - control->page_base) / PAGE_STRUCT_SIZE * PAGE_BYTES +
+		      *(u32 *)(fragment + FRAGMENT_OFFSET);
+
+	return address & ((page & NET_IOV) - 1);
+}
+
 /*
- * Copies the frame to bytes[to], where there is room for frame->cap_len bytes. `head` and `shared` are the first skb's;
- * those of a chain are read into `chained` and `shared`. For the verifier, `places` and `most` are powers of two: `to` and
- * all that is copied lie below bytes[places], and one read takes at most `most` - 4 bytes.
- * Returns how many bytes are there: fewer than cap_len where memory could not be read (a fault, device memory) or the
- * frame has more than PIECES_MAX pieces. Never fills the gap with zeros.
+ * Copies the frame to bytes[to], where frame->cap_len bytes are reserved. `head` and `shared`
+ * are the first skb's; those of a chain are read into `chained` and `shared`. For the verifier,
+ * `places` and `most` are powers of two: `to` and all that is copied lie below bytes[places], and
+ * one read takes at most `most` - 4 bytes. Returns how many bytes are there: fewer than cap_len
+ * where memory could not be read (a fault, device memory) or the frame has more than PIECES_MAX
+ * pieces. Never fills the gap with zeros.
  */
 static inline u32 copy_frame(struct control *control, u8 *bytes, const u32 places, const u32 most, u32 to,
 			     struct frame *frame, u64 head, u32 end, struct skb *chained,
@@ -213,17 +245,20 @@ static inline u32 copy_frame(struct control *control, u8 *bytes, const u32 place
 {
 	u64 cap_len = frame->cap_len, done = 0, left = frame->linear;
 	u64 from = frame->start, nothing = control->nothing;
-	/* Counted down from what was read, not up from 0: the verifier would follow each value of a known counter. */
+	/*
+	 * Counted down from what was read, not up from 0: the verifier would check the loop for
+	 * each value of a known counter.
+	 */
 	u64 fragments = SHARED(shared, u8, NR_FRAGS), fragment = head + end + SHARED_FRAGS,
 	    next = SHARED(shared, u64, FRAG_LIST);
 
 	if (frame->vlan) {
-		if (READ(bytes + BOUND(to, places - 1), 12, from))
+		if (READ(bytes + BOUND(to, places - 1), ETH_ADDRESSES, from))
 			return 0;
-		*(u32 *)(bytes + BOUND(to + 12, places - 1)) = frame->vlan;
-		from += 12;
-		left -= 12;
-		done = 16;
+		*(u32 *)(bytes + BOUND(to + ETH_ADDRESSES, places - 1)) = frame->vlan;
+		from += ETH_ADDRESSES;
+		left -= ETH_ADDRESSES;
+		done = ETH_ADDRESSES + VLAN_HLEN;
 	}
 	for (int i = 0; i < PIECES_MAX; i++) {
 		FORGET(done, nothing);
@@ -238,19 +273,17 @@ static inline u32 copy_frame(struct control *control, u8 *bytes, const u32 place
 		done += size;
 		if (done >= cap_len)
 			break;
-		/* The next piece. Where its description cannot be read it is zeros: then the read above fails, or has no bytes. */
+		/*
+		 * The next piece. Where its description cannot be read it is zeros: then the read
+		 * above fails, or has no bytes.
+		 */
 		if (fragments) {
 			u8 piece[FRAGMENT_SIZE] __attribute__((aligned(8)));
 
 			READ(piece, sizeof(piece), fragment);
 			fragment += FRAGMENT_SIZE;
 			fragments--;
-			u64 page = *(u64 *)(piece + FRAGMENT_PAGE);
-			from = control->address_base +
-			       (page - control->page_base) / PAGE_STRUCT_SIZE * PAGE_BYTES +
-			       *(u32 *)(piece + FRAGMENT_OFFSET);
-			from &= (page & 1) -
-				1; /* bit 0 of a netmem: device memory, not readable: address 0 */
+			from = fragment_address(control, piece);
 			left = *(u32 *)(piece + FRAGMENT_LEN);
 		} else {
 			struct skb *skb = chained;

@@ -1,15 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Whether something may stand between the hook and the socket.
+ * Whether a received packet can reach another socket than its addresses say.
  *
- * A received packet is met before netfilter, tc and the look-up of its socket. Where one of them can translate, redirect or
- * steal it, the addresses on the packet prove nothing: the socket that has them need not be the one that gets it. Then only
- * a flow as it stands on the wire (path.h) tells the receiver.
+ * The hook sees a packet before netfilter, tc and the lookup of its socket. Where one of them can
+ * translate, redirect or steal it, its addresses do not prove which socket gets it. Then only a flow
+ * on the wire (path.h) tells the receiver.
  *
- * Looked at: netfilter's PRE_ROUTING of the namespace - anything but defragmentation, conntrack and a bridge's
- * (ip_sabotage_in), which change nothing; NAT has a hook there as soon as there is one chain of type nat, whatever its rules -; IPVS, which is in LOCAL_IN; netfilter and
- * tc at the device's ingress; generic XDP; Open vSwitch; sk_lookup programs of the namespace. The verdict on a device
- * holds for a millisecond.
+ * These are checked, once a millisecond for each device:
+ * - netfilter's PRE_ROUTING of the namespace. Defragmentation, conntrack and the hook of bridges
+ *   (ip_sabotage_in) change nothing. NAT has a hook as soon as there is a chain of type nat,
+ *   whatever its rules.
+ * - IPVS, which is in LOCAL_IN.
+ * - netfilter and tc at the device's ingress, generic XDP, Open vSwitch.
+ * - sk_lookup programs of the namespace.
  */
 
 #define GUARD_LASTS_NS 1000000ULL
@@ -26,8 +29,11 @@
 #define NETNS_BPF_SK_LOOKUP 1
 
 #ifdef NET_HOOKS_V4
-/* Not 0 where one of the functions at a place of netfilter may give a packet to another socket. `entries` is the place's
-   struct nf_hook_entries; its operations stand behind its functions (nf_hook_entries_get_hook_ops). */
+/*
+ * Not 0 where one of the functions at a hook of netfilter may give a packet to another socket.
+ * `entries` is the hook's struct nf_hook_entries; its operations stand behind its functions
+ * (nf_hook_entries_get_hook_ops).
+ */
 static inline u64 may_steal(u64 entries, u64 is_local, u64 nothing)
 {
 	u64 stealing = 0, count = entries ? LOAD(u16, entries + ENTRIES_COUNT) : 0;
@@ -56,7 +62,10 @@ static inline u64 may_steal(u64 entries, u64 is_local, u64 nothing)
 }
 #endif
 
-/* Not 0 where what arrives at a device of a namespace may be given to another socket than its addresses say. */
+/*
+ * Not 0 where what arrives at a device of a namespace may be given to another socket than its
+ * addresses say.
+ */
 static inline u64 may_be_stolen(u64 dev, u64 net, u64 nothing)
 {
 	u64 stealing = 0;

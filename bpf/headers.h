@@ -2,8 +2,8 @@
 /*
  * The headers of a packet, and its flow: addresses, protocol and ports.
  *
- * Structs and names are those of the kernel (include/uapi/linux/ip.h, ipv6.h, tcp.h, udp.h, icmp.h), for little-endian
- * processors. Values in them are in network byte order.
+ * Structs and names are those of the kernel (include/uapi/linux/ip.h, ipv6.h, tcp.h, udp.h,
+ * icmp.h), for little-endian processors. Values in them are in network byte order.
  */
 
 #define ETH_HLEN	    14
@@ -23,7 +23,10 @@
 #define IP6_OFFSET_SHIFT    3
 #define INADDR_BROADCAST    0xffffffff
 
-/* IPv6 extension headers (RFC 8200, 4): of 8 bytes, and 8 more for each that their second byte counts. */
+/*
+ * IPv6 extension headers (RFC 8200, 4): of 8 bytes, and 8 more for each that their second byte
+ * counts.
+ */
 #define IPV6_HOP_BY_HOP	    0
 #define IPV6_ROUTING	    43
 #define IPV6_FRAGMENT	    44 /* always of 8 bytes */
@@ -172,8 +175,10 @@ static inline int is_extension(u32 protocol)
 	       protocol == IPV6_DESTINATION || protocol == IPV6_MOBILITY;
 }
 
-/* Reads an IPv6 header at `at` and the extension headers behind it, of `size` bytes in all at most. Returns whether it is one, and
-   all of it could be read. */
+/*
+ * Reads an IPv6 header at `at` and the extension headers behind it, of `size` bytes in all at most.
+ * Returns whether it is one, and all of it could be read.
+ */
 static inline int read_ipv6(u64 at, u64 size, struct ipv6hdr *header, struct network *network)
 {
 	u32 transport = sizeof(*header), protocol = header->nexthdr, fragment = 0;
@@ -214,9 +219,10 @@ static inline int read_ipv6(u64 at, u64 size, struct ipv6hdr *header, struct net
 }
 
 /*
- * Reads the flow of a packet whose network header is at `at`, with `size` bytes in the linear part from there.
- * Ports are those of TCP and UDP; an echo's identifier stands for the local port. Fragments but the first, more than
- * IPV6_EXTENSIONS_MAX extension headers, and headers that are not in the linear part give no ports (transport 0).
+ * Reads the flow of a packet whose network header is at `at`, with `size` bytes in the linear part
+ * from there. Ports are those of TCP and UDP; an echo's identifier stands for the local port.
+ * Fragments but the first, more than IPV6_EXTENSIONS_MAX extension headers, and headers that are
+ * not in the linear part give no ports (transport 0).
  */
 static inline void flow_of_packet(u64 at, u64 size, u32 ether_type, u32 direction, struct flow *flow,
 				  struct headers *headers)
@@ -254,7 +260,10 @@ static inline void flow_of_packet(u64 at, u64 size, u32 ether_type, u32 directio
 	flow->local_port = direction == IN ? dest : source;
 	flow->remote_port = direction == IN ? source : dest;
 	if (is_icmp(network.protocol)) {
-		/* Type of the message; an echo's identifier. A ping may have been sent from any of our addresses. */
+		/*
+		 * Type of the message; an echo's identifier. A ping may have been sent from any of
+		 * our addresses.
+		 */
 		flow->remote_port = transport.icmp.type;
 		flow->local_port = transport.icmp.id;
 		flow->local[0] = flow->local[1] = 0;

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What no symbol tells, measured at start: where pages are mapped, and where a task's stack keeps its user's registers.
+ * What no symbol tells, measured at start: where pages are mapped, and where a task's stack keeps
+ * its user's registers.
  *
- * Python sends one page of known bytes by sendfile(2) over a loopback of its own. The page's frame number is in
- * /proc/self/pagemap, its struct page is in the skb: that gives the address of the first struct page. The direct map
- * starts at a multiple of 1 GiB below skb->head: the right one is where the known bytes are read back.
- * The same system call's number marks the place of the user's registers on the stack. A UDP packet of ours leads to the
- * kernel's table of UDP sockets.
+ * Python sends one page of known bytes by sendfile(2) over a loopback of its own. The page's frame
+ * number is in /proc/self/pagemap, its struct page is in the skb: that gives the address of the
+ * first struct page. The direct map starts at a multiple of 1 GiB below skb->head: the right one is
+ * where the known bytes are read back. The same system call's number marks the place of the user's
+ * registers on the stack. A UDP packet of ours leads to the kernel's table of UDP sockets.
  */
 
 struct measurement {

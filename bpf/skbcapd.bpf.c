@@ -1,25 +1,36 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * skbcapd in the kernel: every packet, whole, with the process that sent it, written as pcapng into shared memory.
+ * The kernel program of skbcapd: writes each packet with its process as a pcapng block into shared
+ * memory. The stages of a packet are:
+ *
+ * 1. interface: the hook. Is the packet's interface captured?
+ * 2. guard: can its packets be redirected? Checked once a millisecond for each interface.
+ * 3. filter: does the packet match? Only with a packet filter.
+ * 4. process: who sent it, or will get it?
+ * 5. block: its label, space in a segment, all of the block but the frame.
+ * 6. frame: the frame is copied, and the block is given to the reader.
+ *
+ * This file has the stages in that order, and at its end the programs that the kernel calls. The
+ * parts of the stages are in:
  *
  *   verifier.h  what makes compiler and verifier agree
- *   layout.h    what kernel and Python share
- *   frame.h     skb -> bytes of the frame
+ *   layout.h    maps and records shared with Python
+ *   frame.h     the frame of an sk_buff
  *   socket.h    sockets and flows
- *   headers.h   headers of a packet; its flow
- *   segment.h   room in the shared segments
- *   packet.h    what is known of one packet
- *   owner.h     who uses a socket; who sent a packet
- *   guard.h     whether its addresses prove who will get it
- *   receiver.h  who will get it
- *   sighting.h  whether it was seen on another device
- *   path.h      whose it is where it only passes
- *   block.h     its label and its block
- *   filter.h    whether it is wanted, where there is a packet filter
+ *   headers.h   headers of a packet, and its flow
+ *   segment.h   reservations in the shared segments
+ *   packet.h    the record of a packet
+ *   owner.h     the users of sockets, and the sender of a packet
+ *   guard.h     whether the addresses of a packet prove its receiver
+ *   receiver.h  the receiver of a packet
+ *   sighting.h  packets that were seen on another device
+ *   path.h      the process of a packet that only passes
+ *   block.h     the label and the block of a packet
+ *   filter.h    packet filters
  *   measure.h   what is measured once, at start
- *   this file   the way of one packet through them; probes last
  *
- * Compiled by bcc for the running kernel; skbcapd/kernel/compiler.py joins the files, skbcapd/kernel/abi.py gives all sizes and offsets.
+ * bcc compiles it for the running kernel. skbcapd/kernel/compiler.py joins the files;
+ * skbcapd/kernel/abi.py gives all sizes and offsets.
  */
 #include "verifier.h"
 #include "layout.h"
@@ -37,11 +48,13 @@
 #include "measure.h"
 
 /*
- * The stages behind the first one, in their order; the first, stage_interface, is what the kernel calls. Each stage is a
- * function stage_NAME, and a program NAME_DIRECTION, which the one before it calls: several programs are verified faster than
- * one, as the ways through the first need not be walked again with each way through the second. The programs of STAGE_FILTER
- * are there only with packet filters, and can be exchanged between two packets. All programs of such a map have to be for
- * functions of one type, and the hook at the driver has not the type of the one for received frames: so there are two.
+ * The stages behind the first one, in their order; the first, stage_interface, is what the kernel
+ * calls. Each stage is a function stage_NAME, and a program NAME_DIRECTION, which the one before it
+ * calls: several programs are verified faster than one, as the ways through the first need not be
+ * walked again with each way through the second. The programs of STAGE_FILTER are there only with
+ * packet filters, and can be exchanged between two packets. All programs of such a map have to be
+ * for functions of one type, and the hook at the driver has not the type of the one for received
+ * frames: so there are two.
  */
 enum stage { STAGE_GUARD, STAGE_FILTER, STAGE_PROCESS, STAGE_BLOCK, STAGE_FRAME };
 #define STAGES 5
@@ -59,15 +72,21 @@ static inline void call_stage(void *ctx, const u32 direction, const enum stage s
 
 #define IFF_LOOPBACK (1 << 3)
 
-/* Frames on loopback were captured when they left: they appear once. So were multicasts and broadcasts that the host gives
-   back to itself on any device (dev_loopback_xmit): what comes is without a link-layer header, and no AF_PACKET socket sees it. */
+/*
+ * Frames on loopback were captured when they left: they appear once. So were multicasts and
+ * broadcasts that the host gives back to itself on any device (dev_loopback_xmit): what comes is
+ * without a link-layer header, and no AF_PACKET socket sees it.
+ */
 static inline int is_loopback(struct skb *skb)
 {
 	return FIELD(u32, SKB(skb, u8 *, DEV), DEV_FLAGS) & IFF_LOOPBACK ||
 	       SKB_BITS(skb, PKT_TYPE) == PACKET_LOOPBACK;
 }
 
-/* Whether a packet that was seen before keeps the process that was found then. `sk` is the socket that it leaves on, if any. */
+/*
+ * Whether a packet that was seen before keeps the process that was found then. `sk` is the socket
+ * that it leaves on, if any.
+ */
 static inline int is_process_kept(struct control *control, struct packet *packet, struct skb *skb,
 				  struct sighting *sighting, u64 sk, const u32 direction)
 {
@@ -78,7 +97,10 @@ static inline int is_process_kept(struct control *control, struct packet *packet
 	return direction == OUT || is_passing(control, packet, skb);
 }
 
-/* Finds the process of a packet that does not keep one, and fills in `origin`, by which it is followed. Returns how. */
+/*
+ * Finds the process of a packet that does not keep one, and fills in `origin`, by which it is
+ * followed. Returns how.
+ */
 static inline enum via find_process(void *ctx, struct control *control, struct packet *packet,
 				    struct skb *skb, u64 sk, const u32 direction, const int only_remember,
 				    struct origin *origin)
@@ -102,8 +124,8 @@ static inline enum via find_process(void *ctx, struct control *control, struct p
 }
 
 /*
- * Finds whose packet it is, and notes where it was seen. With `only_remember`, nothing but that: at the queue, for the
- * hook at the driver, where another process may be at work.
+ * Finds whose packet it is, and notes where it was seen. With `only_remember`, nothing but that: at
+ * the queue, for the hook at the driver, where another process may be at work.
  */
 static inline void identify(void *ctx, struct control *control, struct packet *packet, struct skb *skb,
 			    const u32 direction, const int only_remember)
@@ -164,8 +186,10 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 	sighting->origin = origin;
 }
 
-/* Whether the packet's device is not to be captured: its slot * 2 + 1; 0: it is, or is not known yet. Found out once for packets
-   of one device that follow one another. */
+/*
+ * Whether the packet's device is not to be captured: its slot * 2 + 1; 0: it is, or is not known
+ * yet. Found out once for packets of one device that follow one another.
+ */
 static inline u64 is_unwanted(struct control *control, struct packet *packet)
 {
 	u64 version = ONCE(control->device_filter);
@@ -182,8 +206,9 @@ static inline u64 is_unwanted(struct control *control, struct packet *packet)
 }
 
 /*
- * Whether a packet that is not wanted is followed all the same: it may come to a device where it is. Its process is known
- * where it leaves its sender's socket, and that is on a device of the sender's own, such as a container's.
+ * Whether a packet that is not wanted is followed all the same: it may come to a device where it
+ * is. Its process is known where it leaves its sender's socket, and that is on a device of the
+ * sender's own, such as a container's.
  */
 static inline int is_followed(struct packet *packet, struct skb *skb, const u32 direction)
 {
@@ -211,7 +236,10 @@ static inline void proceed(void *ctx, struct control *control, struct packet *pa
 	call_stage(ctx, direction, STAGE_PROCESS);
 }
 
-/* Interface: is the packet's interface wanted? Together, the stages count exactly one outcome for each packet. */
+/*
+ * Interface: is the packet's interface wanted? Together, the stages count exactly one outcome for
+ * each packet.
+ */
 static inline void stage_interface(void *ctx, void *argument, const u32 direction)
 {
 	u32 zero = 0;
@@ -231,7 +259,10 @@ static inline void stage_interface(void *ctx, void *argument, const u32 directio
 	proceed(ctx, control, packet, skb, direction);
 }
 
-/* Guard: can something redirect what the packet's interface receives? Only where that was not found out lately. */
+/*
+ * Guard: can something redirect what the packet's interface receives? Only where that was not found
+ * out lately.
+ */
 static inline void stage_guard(void *ctx, void *argument, const u32 direction)
 {
 	u32 zero = 0;
@@ -247,7 +278,9 @@ static inline void stage_guard(void *ctx, void *argument, const u32 direction)
 #ifdef WINDOW
 #include "filter.h"
 
-/* Filter: does the packet match? One that does not is counted on its interface, if that is known. */
+/*
+ * Filter: does the packet match? One that does not is counted on its interface, if that is known.
+ */
 static inline void stage_filter(void *ctx, void *argument, const u32 direction)
 {
 	u32 zero = 0;
@@ -291,7 +324,10 @@ static inline void stage_process(void *ctx, void *argument, const u32 direction)
 		call_stage(ctx, direction, STAGE_BLOCK);
 }
 
-/* Block: has the packet a label, how much of it is captured, where; writes the block but for the frame. */
+/*
+ * Block: has the packet a label, how much of it is captured, where; writes the block but for the
+ * frame.
+ */
 static inline void stage_block(void *ctx, void *argument, const u32 direction)
 {
 	u32 zero = 0;
@@ -367,7 +403,10 @@ static inline void stage_frame(void *argument, const u32 direction)
 	commit(control, &packet->room, packet->size);
 }
 
-/* The first argument of the traced function: of a raw tracepoint, or from the registers at a kprobe. */
+/*
+ * The first argument of the traced function: of a raw tracepoint, or from the registers at a
+ * kprobe.
+ */
 #define TRACEPOINT_ARGUMENT(ctx, n) (((u64 *)(ctx))[n])
 #define KPROBE_ARGUMENT(ctx)	    (*(u64 *)((u8 *)(ctx) + ARGUMENT_1))
 #ifdef KPROBE

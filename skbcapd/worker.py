@@ -11,6 +11,7 @@ a daemon thread.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
+_LOG = logging.getLogger(__name__)
 _SWITCH_S = 0.0005  # a disk writes megabytes in the 5 ms that are Python's default: a worker would mostly wait
 
 PATIENCE_S = 0.25
@@ -125,7 +127,10 @@ class Worker:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            job()
+            try:
+                job()
+            except Exception:  # noqa: BLE001  later jobs must not wait for ever
+                _LOG.exception("%s: unexpected error", self._name)
             with self._changed:
                 self._done += 1
                 self._changed.notify_all()

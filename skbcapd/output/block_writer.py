@@ -257,7 +257,10 @@ class CaptureFile:
                 is_kept = self._name()
         except OSError as late:
             error = error or late
-        os.close(self.descriptor)
+        try:
+            os.close(self.descriptor)
+        except OSError as late:  # a network file system
+            error = error or late
         if error is not None:
             raise FileError(f"{self.working_path}: {error.strerror} while finishing it") from None
         return is_kept

@@ -22,11 +22,20 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from skbcapd.output import blocks
 
 _LOG = logging.getLogger(__name__)
 SEARCH_S = 0.3  # for all files at a start
+
+
+class _Search(NamedTuple):
+    """A search that runs: for the end of the last complete block of a file."""
+
+    name: str
+    descriptor: int
+    process: subprocess.Popen[bytes]
 
 
 class Crashed:
@@ -40,13 +49,13 @@ class Crashed:
     def __init__(self, directory: int, path: Path) -> None:
         self._directory, self._path = directory, path
         self._until_s = time.monotonic() + SEARCH_S
-        self._left: deque[tuple[str, int, int]] = deque()  # name, descriptor, offset at which the search continues
-        self._search: subprocess.Popen[bytes] | None = None
+        self._left: deque[tuple[str, int]] = deque()  # name, offset at which the search continues
+        self._search: _Search | None = None
 
     @property
     def is_over(self) -> bool:
         """Whether all files have been finished."""
-        return not self._left
+        return not self._left and self._search is None
 
     def finish(self, name: str) -> None:
         """Finish a file NAME.part; a later `tick` may complete it.
@@ -54,19 +63,17 @@ class Crashed:
         Args:
             name: final name.
         """
-        part = f"{name}.part"
-        with self._logged(part):
-            descriptor = os.open(part, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._directory)
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-                os.close(descriptor)
-                _LOG.warning("%s: the uncompressed file is missing; it is kept", self._path / part)
-                return
+        if time.monotonic() >= self._until_s:
+            self._left.append((name, 0))  # however many there are, only one is open
+            return
+        with self._logged(f"{name}.part"):
+            descriptor = self._open(f"{name}.part")
             end, is_all = blocks.whole_in(descriptor, until_s=self._until_s)
             if is_all:
                 self._cut(name, descriptor, end)
             else:
-                self._left.append((name, descriptor, end))
+                os.close(descriptor)
+                self._left.append((name, end))
 
     def delete(self, part: str) -> None:
         """Delete an incomplete compressed file: the uncompressed one still exists."""
@@ -76,42 +83,58 @@ class Crashed:
     def tick(self) -> str:
         """Called once a second: the name of a file that is finished now, or an empty text."""
         done = ""
-        if self._search is not None and self._search.poll() is not None and self._left:
-            name, descriptor, _ = self._left.popleft()
-            output, _ = self._search.communicate()
+        search = self._search
+        if search is not None and search.process.poll() is not None:
             self._search = None
-            with self._logged(f"{name}.part"):
+            output, _ = search.process.communicate()
+            with self._logged(f"{search.name}.part"):
                 if output.strip().isdigit():
-                    self._cut(name, descriptor, int(output))
-                    done = name
+                    self._cut(search.name, search.descriptor, int(output))
+                    done = search.name
                 else:
-                    os.close(descriptor)
+                    os.close(search.descriptor)
                     _LOG.warning(
                         "%s.part: last complete block not found; it is left as it was after the crash",
-                        self._path / name,
+                        self._path / search.name,
                     )
         if self._search is None and self._left:
-            _, descriptor, at = self._left[0]
-            command = ["nice", "-n", "19", sys.executable, "-I", "-S", blocks.__file__, str(at)]
-            try:
-                self._search = subprocess.Popen(
-                    command, stdin=descriptor, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-                )
-            except OSError as error:
-                self._left.clear()
-                _LOG.warning(
-                    "%s: %s; files from before a crash are repaired at the next start", self._path, error.strerror
-                )
+            self._start(*self._left.popleft())
         return done
 
     def close(self) -> None:
         """Stop; the remaining files are finished at the next start."""
         if self._search is not None:
-            self._search.kill()
-            self._search.communicate()
-        for _, descriptor, _ in self._left:
-            os.close(descriptor)
+            self._search.process.kill()
+            self._search.process.communicate()
+            os.close(self._search.descriptor)
+        self._search = None
         self._left.clear()
+
+    def _open(self, part: str) -> int:
+        """Open a file without waiting.
+
+        Raises:
+            OSError: that is not possible, or it is not a regular file with one name.
+        """
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(part, flags, dir_fd=self._directory)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            os.close(descriptor)
+            raise OSError(0, "not a regular file with one name")
+        return descriptor
+
+    def _start(self, name: str, at: int) -> None:
+        """Start a process that searches a file for the end of its last complete block."""
+        with self._logged(f"{name}.part"):
+            descriptor = self._open(f"{name}.part")
+            command = ["nice", "-n", "19", sys.executable, "-I", "-S", blocks.__file__, str(at)]
+            try:
+                process = subprocess.Popen(command, stdin=descriptor, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            except OSError:
+                os.close(descriptor)
+                raise
+            self._search = _Search(name, descriptor, process)
 
     def _cut(self, name: str, descriptor: int, end: int) -> None:
         """Cut a file after its last complete block, and rename it."""

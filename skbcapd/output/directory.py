@@ -344,10 +344,10 @@ def _close(one: _Finishing, link: Link) -> None:
         is_kept = file.close()
     except FileError as error:
         one.error = error
-        is_kept = file.path.exists()
+        is_kept = link.is_there(file.path.name)
     if is_kept:
         link.finish(file.working_path.name, file.path.name)
-    elif not file.working_path.exists():
+    elif not link.is_there(file.working_path.name):
         link.finish(file.working_path.name, "")
     one.is_done = True
 

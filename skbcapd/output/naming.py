@@ -85,12 +85,15 @@ class Link:
     def check(self) -> None:
         """Check whether the last finished file still exists."""
         with self._lock:
-            try:
-                found = os.stat(self.last_good, dir_fd=self._directory, follow_symlinks=False)
-            except OSError:
+            if not self.is_there(self.last_good):
                 self.last_good = ""
-            else:
-                self.last_good = self.last_good if stat.S_ISREG(found.st_mode) else ""
+
+    def is_there(self, name: str) -> bool:
+        """Whether the directory has a regular file with this name, wherever its path points now."""
+        try:
+            return stat.S_ISREG(os.stat(name, dir_fd=self._directory, follow_symlinks=False).st_mode)
+        except OSError:
+            return False
 
     def rename(self, old: str, new: str) -> None:
         """A finished file was renamed."""

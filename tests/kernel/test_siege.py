@@ -9,11 +9,13 @@ import ctypes
 import fcntl
 import os
 import pty
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 import uuid
@@ -28,8 +30,9 @@ from tests.kernel.comparison import Marker
 from tests.kernel.namespace import Wire
 from tests.kernel.sink import DISCARD_PORT, Sink
 from tests.kernel.test_disk import frozen, status
-from tests.kernel.test_faults import finished, outgoing, send
+from tests.kernel.test_faults import finished, in_work, outgoing, send
 from tests.support import faults
+from tests.support.captures import SECTION
 from tests.support.deadline import DEADLINE_S, until
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -217,6 +220,46 @@ def test_a_storm_of_signals(number: signal.Signals, wire: Wire, marker: Marker, 
     check("a storm of signals", ended, marker, directory, f", {len(finished(directory))} files")
     assert took_s < DEADLINE_S / 2
     assert len(finished(directory)) < 100
+
+
+def test_a_directory_that_cannot_be_reached(wire: Wire, marker: Marker) -> None:
+    """While a directory above may not be entered by the service's user, nothing ends; then files are written again."""
+    place = Path(tempfile.mkdtemp(prefix="skbcapd-"))  # pytest's own are closed to other users
+    directory, user = place / "above" / "captures", 61_235
+    directory.mkdir(parents=True)
+    for each in (place, directory):
+        os.chown(each, user, user)
+    caps = "-all,+sys_admin,+sys_ptrace"
+    who = (f"--reuid={user}", f"--regid={user}", "--clear-groups")
+    through = ("setpriv", *who, f"--inh-caps={caps}", f"--ambient-caps={caps}")
+    try:
+        with closing(Daemon(wire.near, directory, through, files__keep_free="0")) as daemon:
+            send(marker, BEFORE)
+            until(lambda: marker.sent[-1] in in_work(directory), "what was sent before is written")
+            directory.parent.chmod(0)
+            until(lambda: "packets are dropped until files can be written again" in daemon.said(), "it is noticed")
+            directory.parent.chmod(0o755)
+            until(lambda: "writing again" in daemon.said(), "files are written again")
+            send(marker, AFTER)
+            ended = daemon.stop()
+        (part,) = directory.glob("*.part")
+        part.rename(directory / "skbcapd-0.pcapng")
+        check("a directory that cannot be reached for a while", ended, marker, directory)
+    finally:
+        directory.parent.chmod(0o755)
+        shutil.rmtree(place)
+
+
+def test_thousands_of_files_left_by_crashes(wire: Wire, marker: Marker, tmp_path: Path) -> None:
+    """Beside more unfinished files than it may open, a daemon starts; it finishes them meanwhile."""
+    for number in range(1, 1009):
+        (tmp_path / f"skbcapd-vm-20261101T000000.000Z-{number:06}.pcapng.part").write_bytes(SECTION)
+    with closing(Daemon(wire.near, tmp_path, ("prlimit", "--nofile=256"), files__keep_free="0")) as daemon:
+        send(marker, AFTER)
+        ended = daemon.stop()
+    for file in tmp_path.glob("*-20261101T*"):
+        file.unlink()
+    check("thousands of files left by crashes", ended, marker, tmp_path)
 
 
 def test_the_cache_hangs(wire: Wire, marker: Marker, place: Path, tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ BEFORE = {
     "the disk of the compiler's cache hangs": "reload never done; SIGTERM not obeyed",
     "a process that delays who reads its command line": "the capture stopped as long as the process wanted",
     "a file system that does not respond": "SIGTERM not obeyed",
+    "a directory that cannot be reached for a while": "a thread ended by a traceback; no packet was written any more",
+    "thousands of files left by crashes": "no start: too many open files",
     "all at once": "not tried",
 }
 
@@ -80,12 +82,12 @@ def compare(fault: str, tries: int, now: str) -> None:
 
 
 def lines() -> list[str]:
-    """Give the table as text; nothing when no row was added."""
+    """The table as text; empty without rows."""
     return _aligned(HEADER, _rows)
 
 
 def compared() -> list[str]:
-    """Give the table of before and now as text, in the order of BEFORE; nothing when no row was added."""
+    """The table of before and now as text, in the order of BEFORE; empty without rows."""
     rows = [(fault, str(tries), BEFORE[fault], now) for (fault, now), tries in _compared.items()]
     order = list(BEFORE)
     return _aligned(HEADER_BEFORE, sorted(rows, key=lambda row: order.index(row[0])))

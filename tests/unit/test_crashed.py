@@ -58,6 +58,22 @@ def test_a_large_file_is_not_waited_for(
     assert (tmp_path / NAME).read_bytes() == whole
 
 
+def test_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many files crashes have left, few are open at a time, and all are finished."""
+    monkeypatch.setattr(crashed, "SEARCH_S", 0.0)
+    data = SECTION + packet(0, bytes(60))
+    for number in range(1, 24):
+        (tmp_path / NAME.replace("41", f"{number:02}")).with_suffix(".pcapng.part").write_bytes(data + b"torn")
+    before = len([*Path("/proc/self/fd").iterdir()])
+    directory = CaptureDirectory(tmp_path)
+    assert len([*Path("/proc/self/fd").iterdir()]) < before + 10
+    until(lambda: (directory.tick(), not [*tmp_path.glob("*.part")])[1], "all are finished")
+    assert len(names(tmp_path)) == 23
+    assert {(tmp_path / name).read_bytes() for name in names(tmp_path)} == {data}
+    directory.close()
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
+
+
 def test_a_search_that_is_not_over_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a capture ends before the search, the next start finishes the file."""
     monkeypatch.setattr(crashed, "SEARCH_S", 0.0)

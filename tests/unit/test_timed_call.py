@@ -38,6 +38,16 @@ def test_without_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names == ["MainThread", "test"]
 
 
+def test_a_job_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """An unexpected error in a job is logged, and the jobs after it are done."""
+    worker, done = Worker("test"), list[int]()
+    worker.do(lambda: done.append(int("x")))
+    worker.do(lambda: done.append(7))
+    assert worker.wait(5.0)
+    assert done == [7]
+    assert caplog.messages == ["test: unexpected error"]
+
+
 def test_an_error() -> None:
     """An exception of the function is raised once."""
     patience: TimedCall[int] = TimedCall("test")
