@@ -66,6 +66,11 @@ class Player:
         )
         self._said = b""
 
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
+
     def says(self) -> list[Label]:
         """Wait for its next report.
 
