@@ -279,7 +279,7 @@ class Program:
         """
         syscall.clear(self._maps["labels"], abi.KEY.size)
 
-    def set_device(self, key: bytes, value: bytes) -> None:
+    def set_interface(self, key: bytes, value: bytes) -> None:
         """Set the row of counters of an interface, and whether it is excluded. Bytes as
         abi.DEVICE_KEY, DEVICE.
         """
