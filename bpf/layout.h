@@ -111,7 +111,7 @@ struct owner {
 	u64 inode;    /* of the open socket */
 	u64 identity; /* hash and ports, which do not change when the socket is closed */
 	u64 sk;
-	u64 time; /* of a flow: when its socket was closed, ns since boot; else 0 */
+	u64 time; /* of a flow: when its socket was closed, ns since boot; 0: open. Of a socket: when it was recorded; SHARED_AT_USE */
 };
 
 /*
@@ -129,11 +129,19 @@ struct flow {
 	u16 on_wire; /* 1: as in a sent packet, after translation; 0: as in the socket */
 };
 
-/* The candidate sockets of a packet: SO_REUSEPORT, multicast. */
+/* Its key: different from inode numbers, and from numbers that Python makes. */
+#define GROUP_NUMBER(number) ((number) & ~(1ULL << 62) | 1ULL << 63)
+
+/*
+ * The candidate sockets of a packet (SO_REUSEPORT, multicast), or one socket that several processes
+ * have open.
+ */
 struct group {
+	u64 references; /* number of references to the sockets at the last lookup, */
+	u64 time;	/* and the time of that lookup, ns since boot */
 	u64 count;
 	u64 sks[GROUP_MAX];
-	u64 inodes[GROUP_MAX];
+	u64 inodes[GROUP_MAX]; /* OPEN_IN_SEVERAL: several processes may have it open */
 };
 
 /* A packet in fragments: only the first one has ports. */
@@ -259,6 +267,8 @@ BPF_TABLE("lru_hash", u64, struct owner, owners, OWNERS_MAX);
 BPF_TABLE("lru_hash", struct flow, struct owner, flows, FLOWS_MAX);
 BPF_TABLE("lru_hash", u64, struct user, holders, HOLDERS_MAX);
 BPF_TABLE("lru_hash", u64, struct group, groups, GROUPS_MAX);
+BPF_TABLE("lru_hash", u32, u64, forks,
+	  FORKS_MAX); /* process id -> time of its last fork, ns since boot; 0: never */
 BPF_TABLE("lru_hash", struct fragment, struct owner, fragments, FRAGMENTS_MAX);
 BPF_ARRAY(sightings, struct sighting, SIGHTINGS);
 BPF_ARRAY(heads, u64, SIGHTINGS); /* the first sk_buff with data at an address */

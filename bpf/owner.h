@@ -255,6 +255,65 @@ static inline void keep_by_inode(struct owner *known, u64 inode)
 }
 
 /*
+ * Whether other processes than `current`, whose system call uses a socket, may have it open: there
+ * are other descriptors, or other running calls. The call itself counts if the process has several
+ * threads (fdget).
+ */
+static inline u64 has_others(u64 sk)
+{
+	u8 *task = current_task(), *files = TASK(task, u8 *, FILES);
+
+	return references_of(sk) > 1 + (FIELD(u32, files, FILES_COUNT) > 1);
+}
+
+/* From now on, it is recorded when a process forks: the child then has its sockets open, too. */
+static inline void watch_forks(u32 tgid)
+{
+	u64 never = 0;
+
+	if (!forks.lookup(&tgid))
+		forks.update(&tgid, &never);
+}
+
+/* Whether a process may have forked since a time. */
+static inline int may_have_forked(u32 tgid, u64 since)
+{
+	u64 *last = forks.lookup(&tgid);
+
+	return !last || *last > since;
+}
+
+/* Whether a process has certainly forked since a time. */
+static inline int has_forked(u32 tgid, u64 since)
+{
+	u64 *last = tgid ? forks.lookup(&tgid) : NULL;
+
+	return last && *last > since;
+}
+
+/*
+ * Whether other processes than its last user may have a socket open: they had it open when it was
+ * used, or were forked since. The other reference is mostly a call that waits for the socket (poll,
+ * recv).
+ */
+static inline int is_shared(u64 sk, struct owner *owner)
+{
+	return references_of(sk) > 1 &&
+	       (owner->time == SHARED_AT_USE || may_have_forked(owner->user.tgid, owner->time));
+}
+
+/* `current` has forked, or created a thread. */
+static inline void learn_fork(u8 *child)
+{
+	u8 *task = current_task();
+	u32 tgid = TASK(task, u32, TGID);
+	u64 now = bpf_ktime_get_ns();
+
+	if (FIELD(u32, child, TASK_TGID) != tgid && forks.lookup(&tgid))
+		forks.update(&tgid, &now);
+}
+
+/*
  * Records `user` as the last user of the socket whose first bytes are in `work`; for a TCP socket
  * that listens (or is about to: `listens`) or has a remote address, also for its flow.
  */
@@ -271,8 +330,11 @@ static inline void learn_owner(u64 sk, struct user *user, struct workspace *work
 	owner->inode = inode ? inode : known ? known->inode : 0;
 	owner->identity = SOCK_IDENTITY(sock);
 	owner->sk = sk;
-	owner->time = 0;
+	owner->time = has_others(sk) ? SHARED_AT_USE : bpf_ktime_get_ns();
 	owners.update(&sk, owner);
+	owner->time = 0;
+	if (listens || socket_protocol(sk) == IPPROTO_UDP)
+		watch_forks(user->tgid);
 	/*
 	 * A connecting socket gets its flow when its SYN is sent: until then, packets of the
 	 * earlier connection can arrive.
@@ -421,7 +483,8 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 			flows.update(&work->flow, owner);
 		else
 			known->time = bpf_ktime_get_ns();
-	} else {
+	} else if (!socket_inode(
+			   sk)) { /* otherwise accepted before (TCP fast open), or a simultaneous open */
 		/*
 		 * The record is of an older socket at this address: it can be equal in all values
 		 * but the inode.
@@ -474,6 +537,92 @@ static inline enum via find_holder(struct control *control, struct packet *packe
 }
 
 /*
+ * The common values of the candidates in the group with a number: Python has stored them, or looks
+ * them up. It looks them up again if there are more references to the sockets than before, or if
+ * the only process has forked: then its child may have them open.
+ */
+static inline enum via find_members(struct control *control, struct packet *packet, u64 number,
+				    u64 references)
+{
+	struct group *known;
+	struct user *holder;
+	enum via via;
+
+	packet->inode = GROUP_NUMBER(number);
+	known = groups.lookup(&packet->inode);
+	holder = holders.lookup(&packet->inode);
+	if (holder && (!known || known->references < references || has_forked(holder->tgid, known->time)))
+		holders.delete(&packet->inode);
+	via = find_holder(control, packet);
+	if (via == VIA_UNRESOLVED) {
+		packet->group.references = references;
+		packet->group.time = packet->time;
+		groups.update(&packet->inode, &packet->group);
+	}
+	return via;
+}
+
+/*
+ * The candidates for a packet to packet->sk, a socket that several processes may have open. `owner`
+ * is its last user, or NULL. If the last user is the only candidate, returns `found`.
+ */
+static inline enum via find_sharers(struct control *control, struct packet *packet, struct owner *owner,
+				    enum via found)
+{
+	struct group *group = &packet->group;
+	u64 inode = packet->inode, mixed = inode * PRINT_FACTOR;
+	enum via via;
+
+	group->count = 1;
+	group->sks[0] = packet->sk;
+	group->inodes[0] = inode | OPEN_IN_SEVERAL;
+	via = find_members(control, packet, (mixed ^ mixed >> 29) * PRINT_FACTOR, references_of(packet->sk));
+	if (via == VIA_UNRESOLVED || !owner || !packet->user.tgid || packet->user.tgid != owner->user.tgid)
+		return via;
+	packet->user = owner->user;
+	return found;
+}
+
+/*
+ * The user of packet->sk, whose first bytes are in `work`: its last user (returns `found`), unless
+ * several processes can receive its packets. Processes use a connection one after the other; from a
+ * listener or a datagram socket, each of them can receive.
+ */
+static inline enum via find_user(struct control *control, struct packet *packet, enum via found)
+{
+	struct sock_head *sock = &packet->work.sock;
+	struct owner *owner = owners.lookup(&packet->sk);
+	u32 listens = SOCK(sock, u8, STATE) == TCP_LISTEN;
+
+	if (owner && !is_owner_of(owner, sock, packet->inode))
+		owner = NULL;
+	if (owner ? (listens || socket_protocol(packet->sk) == IPPROTO_UDP) && is_shared(packet->sk, owner)
+		  : listens && references_of(packet->sk) > 1)
+		return find_sharers(control, packet, owner, found);
+	if (!owner)
+		return find_holder(control, packet);
+	packet->user = owner->user;
+	return found;
+}
+
+/*
+ * Stores the socket of a listener that Python has found at the start: Python knows addresses and
+ * ports, not sockets.
+ */
+static inline void learn_listener(u64 sk, struct sock_head *sock)
+{
+	struct flow flow;
+	struct owner *known;
+
+	flow_of_socket(sock, IPPROTO_TCP, &flow);
+	known = flows.lookup(&flow);
+	if (known && !known->sk && known->user.tgid) {
+		known->sk = sk;
+		known->identity = SOCK_IDENTITY(sock);
+	}
+}
+
+/*
  * How long the answer is unknown after two senders of equal requests: as long as an ended flow is
  * kept.
  */
@@ -522,6 +671,10 @@ static inline void renew_flow(struct packet *packet, struct skb *skb, int is_gro
 	struct owner *known = lookup_flow(flow), *owner = &work->owner;
 
 	if (known && known->sk == sk && !known->time && is_same_user(&known->user, &packet->user))
+		return;
+	/* A forged SYN (AF_PACKET, IPPROTO_RAW) does not change the user of a connection. */
+	if (known && known->sk != sk && flow->protocol == IPPROTO_TCP && known->inode &&
+	    socket_protocol(sk) != IPPROTO_TCP && socket_inode(known->sk) == known->inode)
 		return;
 	owner->user = packet->user;
 	if (is_group)
@@ -631,6 +784,10 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 		flow_of_sent(packet, skb, &headers);
 		if (!headers.transport || work->flow.protocol != IPPROTO_TCP)
 			return VIA_KERNEL;
+		/* This answers a SYN without a listener, whatever process used the ports before. */
+		if ((headers.word & (TCP_RST_IN_WORD | TCP_ACK_IN_WORD)) ==
+		    (TCP_RST_IN_WORD | TCP_ACK_IN_WORD))
+			return VIA_KERNEL;
 		owner = find_flow(&work->flow);
 		if (!owner || !owner->user.tgid)
 			return VIA_KERNEL;
@@ -639,9 +796,16 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 	}
 	enum via via = VIA_SOCKET;
 
-	packet->inode = socket_inode(packet->sk);
+	u64 inode = packet->inode = socket_inode(packet->sk);
+
 	owner = owners.lookup(&packet->sk);
-	if (owner && is_owner_of(owner, sock, packet->inode)) {
+	if (owner && !is_owner_of(owner, sock, packet->inode))
+		owner = NULL;
+	if (is_request && !owner)
+		learn_listener(packet->sk, sock);
+	if (is_request && (owner ? is_shared(packet->sk, owner) : references_of(packet->sk) > 1)) {
+		via = find_sharers(control, packet, owner, VIA_SOCKET);
+	} else if (owner) {
 		packet->user = owner->user;
 		/* Recorded before it had its ports, and possibly looked up when it is closed. */
 		if (owner->identity != SOCK_IDENTITY(sock))
@@ -660,7 +824,7 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 		owner->user = packet->user;
 		if (via == VIA_GROUP) /* a group is no user: it is looked up for each packet */
 			__builtin_memset(&owner->user, 0, sizeof(owner->user));
-		owner->inode = packet->inode;
+		owner->inode = inode;
 		owner->identity = SOCK_IDENTITY(sock);
 		owner->sk = packet->sk;
 		owner->time = 0;
