@@ -88,12 +88,12 @@ def _settings(options: argparse.Namespace) -> Settings:
     return config.default_settings(overrides(options), places)
 
 
-def answer(options: argparse.Namespace, devices: Sequence[str]) -> str:
+def answer(options: argparse.Namespace, interfaces: Sequence[str]) -> str:
     """Answer a call that does not capture.
 
     Args:
         options: parsed arguments.
-        devices: names of interfaces.
+        interfaces: names of interfaces.
 
     Returns:
         Lines for stdout.
@@ -111,7 +111,7 @@ def answer(options: argparse.Namespace, devices: Sequence[str]) -> str:
         # The protocol allows one link type only; the capture has the link type of each interface.
         return f"dlt {{number={ETHERNET}}}{{name=EN10MB}}{{display=As each interface}}\n"
     if options.extcap_config:
-        return "".join(f"{line}\n" for line in _config(devices))
+        return "".join(f"{line}\n" for line in _config(interfaces))
     if options.extcap_capture_filter is not None:
         return ""  # Wireshark shows any output as an error of the filter, which is correct
     raise UsageError("not a call of the extcap protocol", "only Wireshark uses this command; use skbcapd capture")
@@ -152,9 +152,9 @@ def _argument(key: str) -> str:
     return "--" + key.replace(".", "-")
 
 
-def _config(devices: Sequence[str]) -> Iterator[str]:
+def _config(interfaces: Sequence[str]) -> Iterator[str]:
     choices = {
-        "interfaces": [name for name in devices if name.isprintable() and not set(name) & set("{}")],
+        "interfaces": [name for name in interfaces if name.isprintable() and not set(name) & set("{}")],
         "directions": ["out,in", "out", "in"],
         "transmit": list(get_args(Transmit)),
     }

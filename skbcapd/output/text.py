@@ -53,10 +53,10 @@ class TextOutput:
         seconds, nanoseconds = divmod(packet.time_ns, 1_000_000_000)
         clock = time.strftime("%H:%M:%S", time.localtime(seconds))
         who = f"{_word(packet.process or packet.comm)}[{packet.tgid}]" if packet.tgid else "?"
-        device = _word(packet.device)
+        name = _word(packet.interface_name)
         direction = "out" if packet.direction == 2 else "in"
         summary = self._summary(bytes(packet.frame), interface.link_type)
-        self._sink.write(f"{clock}.{nanoseconds:09} {who} {device} {direction} {summary}\n".encode("ascii"))
+        self._sink.write(f"{clock}.{nanoseconds:09} {who} {name} {direction} {summary}\n".encode("ascii"))
 
     def write_blocks(self, view: memoryview, _snapshot: Snapshot) -> None:
         """Never called: without labels, the kernel program writes no complete blocks."""
