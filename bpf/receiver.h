@@ -84,6 +84,37 @@ static inline u64 find_above(u64 dev, u64 data, u64 nothing)
 	return 0;
 }
 
+#define SCORE_BOUND 64 /* of a socket that is bound to an address; all else is less together */
+
+/*
+ * How well a UDP socket fits a packet, as compute_score in net/ipv4/udp.c and net/ipv6/udp.c counts
+ * it; 0: it does not take the packet. `v4` is 1 for a packet of IPv4, 0 for one of IPv6. `counts`
+ * is ~0; 0 for multicast, where all sockets that take the packet are alike.
+ */
+static inline u64 score_udp_socket(struct sock_head *sock, struct flow *flow, u64 net, u32 ifindex, u64 v4,
+				   u64 counts)
+{
+	/* Numbers, not conditions: each branch would double what the verifier walks. */
+	u64 is_v6 = 1 - any(SOCK(sock, u16, FAMILY) ^ AF_INET6);
+	u64 *local = &SOCK(sock, u64, V6_RCV_SADDR), *remote = &SOCK(sock, u64, V6_DADDR);
+	u64 bound0 = v4 * SOCK(sock, u32, RCV_SADDR) + (1 - v4) * local[0], bound1 = (1 - v4) * local[1];
+	u64 peer0 = v4 * SOCK(sock, u32, DADDR) + (1 - v4) * remote[0], peer1 = (1 - v4) * remote[1];
+	u64 is_bound = any(bound0 | bound1), has_peer = any(peer0 | peer1);
+	u64 has_device = any(SOCK(sock, u32, BOUND_DEV_IF)), has_port = any(SOCK(sock, u16, DPORT));
+	u64 other = SOCK(sock, u16, NUM) ^ flow->local_port; /* 0 as long as the socket can take the packet */
+
+	other |= SOCK(sock, u64, NET) ^ net;
+	other |= v4 * is_v6 * SOCK_BIT(sock, V6ONLY) | (1 - v4) * (1 - is_v6);
+	other |= -has_device & (SOCK(sock, u32, BOUND_DEV_IF) ^ ifindex);
+	other |= -has_port & (__builtin_bswap16(SOCK(sock, u16, DPORT)) ^ flow->remote_port);
+	other |= -is_bound & (bound0 ^ flow->local[0] | bound1 ^ flow->local[1]);
+	other |= -has_peer & (peer0 ^ flow->remote[0] | peer1 ^ flow->remote[1]);
+
+	u64 score = is_bound * SCORE_BOUND + (has_peer + has_device + has_port) * 4 + v4 * (1 - is_v6);
+
+	return (any(other) - 1) & ((score & counts) + 1);
+}
+
 /*
  * The UDP socket that takes a packet; 0 where there is none. All that would take it are in `group`: more than one with
  * SO_REUSEPORT, where the kernel chooses later, and of multicast, which all get.
@@ -116,27 +147,7 @@ static inline u64 find_udp_socket(struct control *control, u64 net, u32 ifindex,
 		if (READ(sock, sizeof(*sock), sk))
 			return 0;
 		node = SOCK(sock, u64, NODE);
-		/* Numbers, not conditions: each branch would double what the verifier walks. */
-		u64 is_v6 = 1 - any(SOCK(sock, u16, FAMILY) ^ AF_INET6);
-		u64 *local = &SOCK(sock, u64, V6_RCV_SADDR), *remote = &SOCK(sock, u64, V6_DADDR);
-		u64 bound0 = v4 * SOCK(sock, u32, RCV_SADDR) + (1 - v4) * local[0],
-		    bound1 = (1 - v4) * local[1];
-		u64 peer0 = v4 * SOCK(sock, u32, DADDR) + (1 - v4) * remote[0], peer1 = (1 - v4) * remote[1];
-		u64 is_bound = any(bound0 | bound1), has_peer = any(peer0 | peer1);
-		u64 has_device = any(SOCK(sock, u32, BOUND_DEV_IF)), has_port = any(SOCK(sock, u16, DPORT));
-		u64 other = SOCK(sock, u16, NUM) ^
-			    flow->local_port; /* 0 as long as the socket can take the packet */
-
-		other |= SOCK(sock, u64, NET) ^ net;
-		other |= v4 * is_v6 * SOCK_BIT(sock, V6ONLY) | (1 - v4) * (1 - is_v6);
-		other |= -has_device & (SOCK(sock, u32, BOUND_DEV_IF) ^ ifindex);
-		other |= -has_port & (__builtin_bswap16(SOCK(sock, u16, DPORT)) ^ flow->remote_port);
-		other |= -is_bound & (bound0 ^ flow->local[0] | bound1 ^ flow->local[1]);
-		other |= -has_peer & (peer0 ^ flow->remote[0] | peer1 ^ flow->remote[1]);
-
-		u64 score = is_bound * 64 + (has_peer + has_device + has_port) * 4 + v4 * (1 - is_v6);
-
-		score = (any(other) - 1) & ((score & counts) + 1);
+		u64 score = score_udp_socket(sock, flow, net, ifindex, v4, counts);
 		u64 is_better = best_score - score >> 63;
 
 		u64 is_as_good = any(score) & 1 - any(score ^ best_score);
@@ -147,7 +158,7 @@ static inline u64 find_udp_socket(struct control *control, u64 net, u32 ifindex,
 		best += -is_better & (sk - best);
 		best_score += -is_better & (score - best_score);
 	}
-	*wildcard = best_score < 64;
+	*wildcard = best_score < SCORE_BOUND;
 	group->count = found;
 	return node ? 0 : best;
 }

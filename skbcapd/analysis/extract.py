@@ -1,9 +1,11 @@
-"""`skbcapd extract`: the packets of capture files that are wanted, in one file.
+"""`skbcapd extract`: writes selected packets of capture files to one file.
 
-In: capture files and selectors. Out: one capture file with those packets in time order, or their number.
+In: capture files and selectors. Out: one capture file with the selected packets in the order of
+time, or their number.
 
-The rules: one pass, whose memory is bounded. A packet keeps its time, its length and its options; statistics, names and
-secrets in the files are not copied. What cannot be read of a file is told after the result, with exit code 1.
+The rules: one pass, whose memory is bounded. A packet keeps its time, its length and its options;
+statistics, names and secrets in the files are not copied. Errors in a file are printed after the
+result, with exit code 1.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from skbcapd.text_safety import escaped_bytes
 
 
 def command(options: argparse.Namespace, files: Iterable[Path], selection: Selection) -> int:
-    """Write or count the wanted packets; 1 if a file could not be read to its end."""
+    """Write or count the selected packets; 1 if a file could not be read to its end."""
     paths = expand(files)
     with Progress(paths, sys.stderr) as progress:
         sources = Sources(paths, selection, progress.next_file)

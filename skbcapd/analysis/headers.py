@@ -1,12 +1,13 @@
-"""The headers of a frame: where they begin and end, addresses and ports.
+"""The headers of a frame: their offsets, addresses and ports.
 
 In: bytes of a frame and its link type. Out: offsets. Nothing is copied.
 
-The rule not to break: frames are not trusted. An offset is never beyond the captured bytes, and a header that makes no
-sense (an IP header of less than 20 bytes) counts as unknown, so all behind it is payload.
+The rule not to break: frames are not trusted. An offset is never beyond the captured bytes. A wrong
+header (such as an IP header of less than 20 bytes) is treated as unknown, so all bytes after it are
+payload.
 
-Source: RFC 791, 8200, 9293, 768, 3828, 9260, 4340, 792, 4443, 4302, 826; IEEE 802.1Q; the registry of link types that
-libpcap keeps (LINKTYPE_*).
+Source: RFC 791, 8200, 9293, 768, 3828, 9260, 4340, 792, 4443, 4302, 826; IEEE 802.1Q; the registry
+of link types that libpcap keeps (LINKTYPE_*).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FRAGMENT = 44
 
 _TAGS = {0x8100, 0x88A8, 0x9100}
 _TAGS_MAX = 8
-_EXTENSIONS = {0, 43, FRAGMENT, AH, 60, 135, 139, 140}  # of IPv6, with a length that all readers can skip
+_EXTENSIONS = {0, 43, FRAGMENT, AH, 60, 135, 139, 140}  # IPv6 headers whose length is known
 _EXTENSIONS_MAX = 16
 _SIZES = {UDP: 8, UDPLITE: 8, SCTP: 12, ICMP: 8, ICMPV6: 8}
 
@@ -33,11 +34,11 @@ class Headers(NamedTuple):
     """Offsets in a frame; each is at most the number of captured bytes.
 
     Args:
-        network: of the network header: the end of the link header.
-        kind: EtherType of the network header, 0 where it is not known.
-        protocol: IP protocol behind the extension headers; -1 where there is none.
-        transport: of the transport header; the end of the network header where there is none.
-        payload: the end of the last header that is known.
+        network: offset of the network header: the end of the link header.
+        kind: EtherType of the network header, 0 if it is not known.
+        protocol: IP protocol after the extension headers; -1 if there is none.
+        transport: offset of the transport header; the end of the network header if there is none.
+        payload: the end of the last known header.
         is_later: a fragment other than the first: it has no transport header.
     """
 
@@ -50,7 +51,7 @@ class Headers(NamedTuple):
 
 
 def read(frame: Bytes, link_type: int) -> Headers:
-    """Find the headers of a frame; those of the outermost packet, if it is a tunnel's."""
+    """Find the headers of a frame; in a tunnel, those of the outermost packet."""
     at, kind = _link(frame, link_type)
     if at >= len(frame):
         return Headers(len(frame), 0, -1, len(frame), len(frame))
@@ -104,7 +105,9 @@ def addresses(frame: Bytes, headers: Headers) -> tuple[bytes, bytes] | None:
 
 
 def ports(frame: Bytes, headers: Headers) -> tuple[int, int] | None:
-    """Source and destination; None where there is no header with ports, or not all of them was captured."""
+    """Source and destination port; None if there is no header with ports, or if they were not
+    captured completely.
+    """
     at = headers.transport
     if headers.protocol not in WITH_PORTS or headers.is_later or at + 4 > len(frame):
         return None
@@ -112,7 +115,7 @@ def ports(frame: Bytes, headers: Headers) -> tuple[int, int] | None:
 
 
 def _link(frame: Bytes, link_type: int) -> tuple[int, int]:
-    """The end of the link header, and the EtherType of what follows."""
+    """The end of the link header, and the EtherType after it."""
     if link_type == links.ETHERNET:
         return _ethernet(frame)
     if link_type in {links.RAW, links.IPV4, links.IPV6}:
@@ -125,7 +128,7 @@ def _link(frame: Bytes, link_type: int) -> tuple[int, int]:
     return 0, 0
 
 
-_COOKED = {links.LINUX_SLL: (16, 14), links.LINUX_SLL2: (20, 0)}  # size, and where the EtherType is
+_COOKED = {links.LINUX_SLL: (16, 14), links.LINUX_SLL2: (20, 0)}  # size, and offset of the EtherType
 
 
 def _ethernet(frame: Bytes) -> tuple[int, int]:
@@ -145,7 +148,9 @@ def _version(frame: Bytes, at: int) -> int:
 
 
 def _extensions(frame: Bytes, at: int, protocol: int, known: set[int]) -> tuple[int, int, bool]:
-    """Skip extension headers: the protocol behind them, its offset, and whether this is a later fragment."""
+    """Skip extension headers; returns the protocol after them, its offset, and whether this is a
+    later fragment.
+    """
     for _ in range(_EXTENSIONS_MAX):
         if protocol not in known:
             return protocol, at, False
@@ -164,7 +169,7 @@ def _extensions(frame: Bytes, at: int, protocol: int, known: set[int]) -> tuple[
 
 
 def _behind(frame: Bytes, at: int, protocol: int) -> int:
-    """The end of the transport header; its beginning where it is not known."""
+    """The end of the transport header; its beginning if it is not known."""
     size = len(frame)
     if protocol in _SIZES:
         return min(size, at + _SIZES[protocol])

@@ -1,7 +1,8 @@
 """Writes records of several capture files into one pcapng section.
 
-In: records. Out: bytes for a target. Interfaces with the same name, description (network namespace), link type and
-snaplen are one; each is described before its first packet, and those without packets are not.
+In: records. Out: bytes for a target. Interfaces with the same name, description (network
+namespace), link type and snaplen become one. Each is described before its first packet; those
+without packets are not described.
 
 Source: draft-ietf-opsawg-pcapng sections 4.1 to 4.3.
 """
@@ -36,11 +37,11 @@ _UNITS = {"ns": (1, b"\x09"), "us": (1000, b"\x06")}
 
 
 class PcapngFile:
-    """The section.
+    """Writes the section.
 
     Args:
-        target: where it goes.
-        unit: of times: ns or us.
+        target: target of the bytes.
+        unit: unit of times: ns or us.
     """
 
     def __init__(self, target: Target, unit: str = "ns") -> None:
@@ -51,10 +52,10 @@ class PcapngFile:
         target.write(header.getvalue())
         self.packets = 0
         self.links: dict[int, int] = {}
-        """Link types with their packets."""
+        """Link types of interfaces with packets."""
         self._target = target
         self._unit_ns, self._resolution = _UNITS[unit]
-        self._numbers: dict[bytes, int] = {}  # of descriptions
+        self._numbers: dict[bytes, int] = {}  # by description
         self._described = 0
         self._known: tuple[Interface | None, int] = None, 0
         self._by_interface: dict[Interface, int] = {}
@@ -63,7 +64,8 @@ class PcapngFile:
         """Write a packet.
 
         Raises:
-            FileError: the disk refuses it; or its time fits no file, or there are too many interfaces.
+            FileError: it cannot be written, its time is out of range, or there are too many
+                interfaces.
         """
         time_ns, interface, wire_len, frame, options = record
         known, number = self._known
@@ -75,7 +77,7 @@ class PcapngFile:
         pad = -size & 3
         length = 32 + size + pad + len(options)
         if not 0 <= time < 1 << 64:
-            raise FileError(f"a packet at {time_ns} ns since 1970; expected a time that a file can hold")
+            raise FileError(f"a packet at {time_ns} ns since 1970; expected a time from 1970 on that fits into a file")
         self._target.write(
             PACKET_HEAD.pack(PACKET, length, number, time >> 32, time & 0xFFFFFFFF, size, wire_len),
             frame,
@@ -85,7 +87,7 @@ class PcapngFile:
         self.links[interface.link_type] += 1
 
     def _number(self, interface: Interface) -> int:
-        """The number of an interface, described if need be."""
+        """The number of an interface; new interfaces are described."""
         number = self._by_interface.get(interface)
         if number is not None:
             return number
@@ -102,12 +104,12 @@ class PcapngFile:
             number = self._numbers[key] = len(self._numbers)
             self._target.write(block)
         if len(self._by_interface) >= _INTERFACES_MAX:
-            self._by_interface.clear()  # it holds the sections of files that are closed
+            self._by_interface.clear()  # it has the sections of files that are closed
         self._by_interface[interface] = number
         return number
 
     def _description(self, interface: Interface) -> tuple[bytes, bytes]:
-        """What distinguishes an interface from others, and its block."""
+        """The key of an interface, and its block."""
         order = interface.section.order
         options = []
         names = {IF_NAME: b"", IF_DESCRIPTION: b""}

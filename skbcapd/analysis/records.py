@@ -1,7 +1,7 @@
-"""Packets on their way from capture files into another file, and what is changed in them.
+"""Converts packets of capture files to records for another file.
 
-In: packets in time order (`sources`). Out: records, whose times are nanoseconds and whose options are little endian, so
-that packets of all files can stand in one section.
+In: packets in the order of time (`sources`). Out: records, with times in nanoseconds and
+little-endian options, so packets of all files can be in one section.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from skbcapd.pcapng.comment import option
 from skbcapd.pcapng.reader import Interface, walk_options
 
 Record: TypeAlias = tuple[int, Interface, int, Bytes, bytes]
-"""Time (nanoseconds since 1970 UTC), interface, the frame's true length, the bytes captured of it (valid until the next
-record), its options (little endian)."""
+"""Time (nanoseconds since 1970 UTC), interface, the frame's true length, the bytes captured of it
+(valid until the next record), its options (little endian)."""
 
-# Options of packets that hold numbers; all others are texts or bytes. Section 4.3 of the draft.
+# Options of packets that contain numbers; all others are texts or bytes. Section 4.3 of the draft.
 _NUMBERS = {EPB_FLAGS: "I", 4: "Q", EPB_PACKETID: "Q", 6: "I", EPB_PROCESSID_THREADID: "II"}
 
 
 def records(packets: Iterable[Timed]) -> Iterator[Record]:
-    """Packets as records."""
+    """Convert packets to records."""
     for time_ns, (interface, _, _, wire_len, frame, options) in packets:
         if interface.section.order != "<" and options:
             options = _little(options)  # noqa: PLW2901  the same option, as the loop means it
@@ -33,7 +33,7 @@ def records(packets: Iterable[Timed]) -> Iterator[Record]:
 
 
 def _little(options: bytes) -> bytes:
-    """Options of a big endian section, little endian."""
+    """Convert options of a big endian section to little endian."""
     return join(
         (code, swapped(value, _NUMBERS[code]) if code in _NUMBERS else value)
         for code, value in walk_options(options, ">")
@@ -41,13 +41,13 @@ def _little(options: bytes) -> bytes:
 
 
 def swapped(value: bytes, form: str) -> bytes:
-    """Numbers in the other byte order; what has another size stays as it is."""
+    """Swap the bytes of numbers; values of other sizes are unchanged."""
     if len(value) != struct.calcsize("<" + form):
         return value
     return struct.pack("<" + form, *struct.unpack(">" + form, value))
 
 
 def join(pairs: Iterable[tuple[int, bytes]]) -> bytes:
-    """Options by code and value, with their end; nothing where there is none."""
+    """Options by code and value, including the end option; nothing if there are none."""
     raw = b"".join(option(code, value) for code, value in pairs)
     return raw + option(OPT_ENDOFOPT, b"") if raw else b""

@@ -1,13 +1,15 @@
-"""Selectors: which packets of capture files are meant, by process, peer, port, interface, direction, time and filter.
+"""Selectors: choose packets of capture files by process, peer, port, interface, direction, time and
+filter.
 
-In: the words of a command line; packets from `reader`. Out: those packets that all selectors take.
+In: arguments of a command line; packets from `reader`. Out: the packets that match all selectors.
 
-The rules: of one selector given several times, one must match; of different selectors, all must. A selector does not
-match what is not known: a packet without a unit is no packet of any unit. Names are globs or regular expressions
-between slashes, as in the rules of a capture.
+The rules: of one selector given several times, one must match; of different selectors, all must. A
+selector never matches an unknown value: a packet without a unit belongs to no unit. Names are globs
+or regular expressions between slashes, as in the rules of a capture.
 
-Filters run in libpcap's interpreter (`pcap_offline_filter`), so they mean what they mean to tcpdump. Only the first
-bytes of a frame that the filter can reach are handed to it. In Python, one instruction would take as long as that call.
+Filters run in the interpreter of libpcap (`pcap_offline_filter`), so they have the same results as
+in tcpdump. It gets only the first bytes of a frame that the filter can read. In Python, one
+instruction would take as long as that call.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ TEXTS = tuple(name for name in GROUPS if name != "tgid")
 """Fields of a comment by which packets can be selected, each by a pattern."""
 
 _MATCH_S = 0.02  # for one regular expression and one text
-_KNOWN_BYTES_MAX = 16 << 20  # of the stamps that are remembered; then that starts anew
+_KNOWN_BYTES_MAX = 16 << 20  # of the cached stamps; then the cache is cleared
 _DIRECTIONS = {"in": DIRECTION_IN, "out": DIRECTION_OUT}
 _IDS_MAX = 1 << 32
 _Network: TypeAlias = IPv4Network | IPv6Network
@@ -41,17 +43,17 @@ _Network: TypeAlias = IPv4Network | IPv6Network
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selectors:
-    """What is asked for; nothing is: all packets.
+    """The selectors of a command; without any, all packets match.
 
     Args:
-        texts: field (one of TEXTS) to patterns.
+        texts: field (one of TEXTS) -> patterns.
         tgids: process ids.
         peers: networks; a packet without a direction has a peer at each end.
         ports: ranges of ports, of either end.
         interfaces: patterns of names.
         directions: bits of epb_flags.
         span: time.
-        expression: packet filter; empty for none.
+        expression: packet filter; empty: none.
     """
 
     texts: Mapping[str, Sequence[TextPattern]] = field(default_factory=dict)
@@ -65,13 +67,13 @@ class Selectors:
 
 
 class Selection:
-    """Selectors at work: it remembers what it found out about stamps and interfaces.
+    """Applies selectors, and caches the results for stamps and interfaces.
 
     Args:
-        selectors: what is asked for.
+        selectors: the selectors.
 
     Raises:
-        UsageError: the filter is none.
+        UsageError: the filter is wrong.
     """
 
     def __init__(self, selectors: Selectors) -> None:
@@ -88,11 +90,11 @@ class Selection:
 
     @property
     def span(self) -> Span:
-        """The time that is asked for."""
+        """The selected span of time."""
         return self._selectors.span
 
     def chosen(self, packets: Iterable[Packet]) -> Iterator[Packet]:
-        """Those packets of a file that all selectors take."""
+        """The packets of a file that match all selectors."""
         wanted, known, sees_frames = self._selectors, self._known, self._sees_frames
         asks_stamp = bool(wanted.texts or wanted.tgids or wanted.directions)
         current = None
@@ -125,7 +127,7 @@ class Selection:
         return not patterns or _matches(patterns, name)
 
     def _takes_stamp(self, stamp: Stamp) -> bool:
-        """Decide about a stamp, and remember it."""
+        """Check a stamp, and cache the result."""
         wanted = self._selectors
         found = (
             (not wanted.tgids or stamp.tgid in wanted.tgids)
@@ -140,7 +142,7 @@ class Selection:
         return found
 
     def _takes_frame(self, frame: Bytes, link_type: int, direction: int) -> bool:
-        """Whether a frame has a peer and a port that are asked for."""
+        """Whether a frame has a selected peer and a selected port."""
         found = headers.read(frame, link_type)
         if self._selectors.peers and not self._takes_peer(frame, found, direction):
             return False
@@ -158,7 +160,7 @@ class Selection:
 
 
 def _ticks(span: Span, interface: Interface) -> tuple[int, int]:
-    """The first time of an interface that is in a span, and the first behind it, in its own units."""
+    """The first time in a span and the first time after it, in the units of an interface."""
     bounds = []
     for bound_ns, otherwise in ((span.begin_ns, -1), (span.end_ns, 1 << 65)):
         if bound_ns is None:
@@ -169,7 +171,7 @@ def _ticks(span: Span, interface: Interface) -> tuple[int, int]:
 
 
 def _matches(patterns: Iterable[TextPattern], value: int | bytes | None) -> bool:
-    """Whether a text is one of those that are meant; an empty one is not."""
+    """Whether a text matches; an empty one does not."""
     if not isinstance(value, bytes) or not value:
         return False
     text = os.fsdecode(value)
@@ -186,7 +188,7 @@ def pattern(text: str) -> TextPattern:
     """A glob, or a regular expression between slashes.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is wrong.
     """
     if not text:
         raise ValueError("empty")
@@ -197,10 +199,10 @@ def tgid(text: str) -> int:
     """A process id.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is wrong.
     """
     if not re.fullmatch(r"[0-9]{1,10}", text) or not 0 < int(text) < _IDS_MAX:
-        raise ValueError("no process id")
+        raise ValueError("not a process id")
     return int(text)
 
 
@@ -208,7 +210,7 @@ def peer(text: str) -> _Network:
     """An address, or a network as ADDRESS/BITS.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is wrong.
     """
     return ip_network(text, strict=False)
 
@@ -217,14 +219,14 @@ def port(text: str) -> range:
     """A port, or FIRST-LAST.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is wrong.
     """
     found = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", text)
     if not found:
-        raise ValueError("no port")
+        raise ValueError("not a port")
     first, last = int(found[1]), int(found[2] or found[1])
     if not first <= last < 1 << 16:
-        raise ValueError("no port")
+        raise ValueError("not a port")
     return range(first, last + 1)
 
 

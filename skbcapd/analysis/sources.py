@@ -1,11 +1,13 @@
-"""Several capture files as one: which files are meant, which of them can have packets of a time, and their order.
+"""Reads several capture files as one: finds the files, leaves out those without packets of the
+selected time, and merges the others.
 
-In: paths of files and directories, and selectors. Out: packets in time order, as far as each file is in order.
+In: paths of files and directories, and selectors. Out: packets in the order of time, if each file
+is in order.
 
-The rules: memory and open files are bounded, however many files there are: a file is opened when the packets of the
-others have come to its first one. A file is left out only if it is certain that it has no packet of the time that is
-asked for: the name of the next file of its series, or its own statistics, are older; or its first packet is newer. An
-error in one file does not end the others.
+The rules: memory and open files are bounded, however many files there are: a file is opened when
+the other files have reached the time of its first packet. A file is left out only if it certainly
+has no packet of the selected time: the next file of its series began before, or its own statistics
+ended before, or its first packet is later. An error in one file does not end the others.
 """
 
 from __future__ import annotations
@@ -31,23 +33,24 @@ from skbcapd.pcapng.reader import Packet, Reader, TruncatedError, walk_options
 from skbcapd.text_safety import escaped_bytes
 
 Timed: TypeAlias = tuple[int, Packet]
-"""A packet's time in nanoseconds since 1970 UTC, and the packet."""
+"""The time of a packet in nanoseconds since 1970 UTC, and the packet."""
 
 STDIN = Path("-")
 _OPEN_MAX = 128
-_LATE_NS = 10**9  # by which a packet may be older than the first one of its file
-_NAMED_LATE_NS = 60 * 10**9  # by which it may be older than the next file: it waited for the disk
+_LATE_NS = 10**9  # a packet can be older by this than the first one of its file
+# a packet can be older by this than the name of the next file, because it waited for the disk
+_NAMED_LATE_NS = 60 * 10**9
 _ENDINGS = (".pcapng", ".pcap", ".cap")
 _PART = ".part"
-_TAIL = 1 << 16  # bytes at the end of a file where statistics are
+_TAIL = 1 << 16  # bytes at the end of a file that can have statistics
 _TIME = re.compile(r"(\d{8}T\d{6}\.\d{3})Z")
 _NUMBER = re.compile(r"\d{6,13}")
 
 
 def expand(paths: Iterable[Path]) -> list[Path]:
-    """The capture files that are meant: a directory stands for all that lie in it.
+    """The capture files of a command line; a directory means all captures in it.
 
-    A file that is also there without compression, or in a finished state, is one file.
+    A compressed or unfinished file is left out if the uncompressed or finished file exists.
 
     Raises:
         FileError: a directory cannot be read, or has no captures.
@@ -74,13 +77,13 @@ def _is_capture(name: str) -> bool:
         not name.startswith(".")
         and _plain(name).endswith(_ENDINGS)
         and not name.endswith(
-            tuple(ending + _PART for ending in COMPRESSED)  # a compressor writes it; the plain file is still there
+            tuple(ending + _PART for ending in COMPRESSED)  # a compressor writes it; the uncompressed file still exists
         )
     )
 
 
 def _plain(name: str) -> str:
-    """A name without the endings of compressed and incomplete files."""
+    """A name without the endings of compressed and unfinished files."""
     for ending in (_PART, *COMPRESSED):
         name = name.removesuffix(ending)
     return name
@@ -92,14 +95,14 @@ def _said(path: Path) -> str:
 
 @dataclass(eq=False, slots=True)
 class _File:
-    """A file that is yet to be opened; its first packet is from this time."""
+    """A file that is not open yet; its first packet is from this time."""
 
     path: Path
     first_ns: int
 
 
 class _Open(NamedTuple):
-    """A file that is being read: its next packet first, so that a heap orders them."""
+    """A file that is being read; the next packet is first, for the order in a heap."""
 
     time_ns: int
     number: int
@@ -109,12 +112,12 @@ class _Open(NamedTuple):
 
 
 class Sources:
-    """Capture files; read once.
+    """Reads capture files, once.
 
     Args:
-        paths: of files, or STDIN.
-        selection: which packets are wanted.
-        progress: gives what takes the number of bytes read of the next file.
+        paths: paths of files, or STDIN.
+        selection: which packets are selected.
+        progress: called for each file; returns a function that takes the number of bytes read.
     """
 
     def __init__(
@@ -130,12 +133,13 @@ class Sources:
         self._open: set[Reader] = set()
         self._numbers = 0
         self.wrong: list[FileError] = []
-        """What is wrong with files, in the order in which it was found."""
+        """Errors of files, in the order in which they were found."""
         self.unread = 0
-        """Files that can have no packet of the time that is asked for."""
+        """Files that can have no packet of the selected time."""
 
     def packets(self) -> Generator[Timed, None, None]:
-        """The wanted packets. What is wrong with a file is added to `wrong`; its packets before that place are given.
+        """The selected packets. An error in a file is added to `wrong`; the packets before the
+        error are returned.
 
         Raises:
             FileError: too many files have packets of the same time.
@@ -152,7 +156,7 @@ class Sources:
                 self._close(reader)
 
     def _in_order(self) -> list[_File]:
-        """The files that can have wanted packets, in order of their first packets."""
+        """The files that can have selected packets, in the order of their first packets."""
         span = self._selection.span
         paths = list(self._paths)
         if span.begin_ns is not None:
@@ -178,7 +182,7 @@ class Sources:
         return sorted(found, key=lambda file: file.first_ns)
 
     def _first_ns(self, path: Path) -> int | None:
-        """The time of the first packet; None where there is none."""
+        """The time of the first packet; None if there is none."""
         try:
             with Reader(path) as reader:
                 for interface, _, time, *_ in reader.packets():
@@ -188,7 +192,7 @@ class Sources:
         return None
 
     def _open_due(self, heap: list[_Open]) -> None:
-        """Open the files whose packets may come before the next one."""
+        """Open the files whose packets can be before the next one."""
         while self._waiting and (not heap or self._waiting[0].first_ns - _LATE_NS <= heap[0].time_ns):
             path = self._waiting.popleft().path
             if len(heap) >= _OPEN_MAX:
@@ -218,7 +222,7 @@ class Sources:
             self._note(path, error)
 
     def _note(self, path: Path, error: FileError) -> None:
-        """Take down what is wrong; a file that is being written may end anywhere."""
+        """Store an error; a file that is being written can end anywhere."""
         if not (isinstance(error, TruncatedError) and path.name.endswith(_PART)):
             self.wrong.append(error)
 
@@ -227,7 +231,7 @@ class Sources:
         reader.__exit__()
 
     def _run(self, heap: list[_Open]) -> Iterator[Timed]:
-        """Packets of the first file, as long as no other one has an older packet."""
+        """Packets of the first file, as long as no other file has an older packet."""
         first = heapq.heappop(heap)
         until_ns = min(
             heap[0].time_ns if heap else _NEVER_NS,
@@ -248,13 +252,15 @@ _NEVER_NS = 1 << 100
 
 
 def _ends_by_name(paths: Iterable[Path]) -> dict[Path, int]:
-    """When files ended at the latest: the next one of their series had begun. Only those of which that is known."""
+    """The latest end of files, known because the next one of their series had begun; other files
+    are left out.
+    """
     series: dict[tuple[Path, str], dict[int, list[tuple[int, Path]]]] = {}
     for path in paths:
         time = _TIME.search(path.name)
         rest = _TIME.sub("T", _plain(path.name), count=1)
         numbers = _NUMBER.findall(rest)
-        with contextlib.suppress(ValueError):  # no date
+        with contextlib.suppress(ValueError):  # not a date
             if time and numbers:
                 key = path.parent, _NUMBER.sub("N", rest)
                 begin = datetime.strptime(time[1], "%Y%m%dT%H%M%S.%f").replace(tzinfo=UTC)
@@ -264,18 +270,18 @@ def _ends_by_name(paths: Iterable[Path]) -> dict[Path, int]:
     for files in series.values():
         for number, same in files.items():
             following = files.get(number + 1, [])
-            # Where a number stands twice, these are files of different captures.
+            # If a number exists twice, the files belong to different captures.
             if len(same) == len(following) == 1 and following[0][0] >= same[0][0]:
                 found[same[0][1]] = following[0][0] + _NAMED_LATE_NS
     return found
 
 
 def _ended_before(path: Path, time_ns: int) -> bool:
-    """Whether the statistics at the end of a file say that it ended before a time."""
+    """Whether the statistics at the end of a file show that it ended before a time."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError):
-        return False  # whoever reads it says what is wrong
+        return False  # the code that reads it reports the error
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
@@ -290,7 +296,9 @@ def _ended_before(path: Path, time_ns: int) -> bool:
 
 
 def _statistics_end(tail: bytes) -> int | None:
-    """The latest isb_endtime of the statistics at the end of a file of skbcapd; None if there are none."""
+    """The latest isb_endtime of the statistics at the end of a file of skbcapd; None if there are
+    none.
+    """
     latest = None
     end = len(tail)
     while end >= 24:

@@ -1,9 +1,9 @@
-"""A file, or standard output, that a command writes its result to.
+"""The result of a command: a file, or standard output.
 
-In: bytes, piece by piece. Out: a file that gets its name when it is complete; until then it is NAME.part.
+In: bytes in parts. Out: a file that is renamed when it is complete; until then it is NAME.part.
 
-The rules: a result never replaces one of its sources, and an error leaves no file. A device or a FIFO is written as it
-is.
+The rules: a result never replaces one of its sources, and an error leaves no file. A device or a
+FIFO is written directly.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _PART = ".part"
 
 
 class Target:
-    """Where a result goes.
+    """The target of a result.
 
     Args:
-        path: of the file; STDOUT for standard output.
+        path: path of the file; STDOUT: standard output.
 
     Raises:
         FileError: it cannot be written.
@@ -58,11 +58,11 @@ class Target:
         return escaped_bytes(os.fsencode(self.path))
 
     def write(self, *parts: bytes | memoryview) -> None:
-        """Add bytes.
+        """Write bytes.
 
         Raises:
-            FileError: the disk takes no more.
-            BrokenPipeError: nobody reads them any more.
+            FileError: it cannot be written.
+            BrokenPipeError: the reader has ended.
         """
         for part in parts:
             self._gathered += part
@@ -83,13 +83,13 @@ class Target:
         self._gathered.clear()
 
     def finish(self, path: Path | None = None) -> Path:
-        """All is written: give the file its name.
+        """Finish the file, and rename it.
 
         Args:
-            path: another name than the one it was to have.
+            path: another final name.
 
         Raises:
-            FileError: the disk refuses.
+            FileError: it cannot be finished.
         """
         self._flush()
         if self._output:
@@ -105,7 +105,7 @@ class Target:
         return self.path
 
     def discard(self) -> None:
-        """Leave no file."""
+        """Delete the file."""
         self._gathered.clear()
         if self._output is None:
             with contextlib.suppress(OSError):
@@ -115,7 +115,7 @@ class Target:
 
 
 def check(path: Path, sources: Iterable[Path]) -> None:
-    """Refuse a target that is one of the sources.
+    """Check that the target is not one of the sources.
 
     Raises:
         FileError: it is.

@@ -1,9 +1,10 @@
-"""Times that people type: `--from` and `--to`.
+"""Times on the command line: `--from` and `--to`.
 
 In: a text, and the time now. Out: nanoseconds since 1970 UTC.
 
-The rule not to break: a time without a zone is local time, as `date` shows it. A time of day without a date is the last
-one that is not in the future; as the end of a span, the first one behind its beginning.
+The rule not to break: a time without a zone is local time, as `date` shows it. A time of day
+without a date is the last one that is not in the future; as the end of a span, the first one after
+its beginning.
 
 No library is used: datetime reads ISO 8601, but only microseconds, and the rest is one line each.
 """
@@ -25,7 +26,7 @@ _EXPECTED = "a date and time as in 2026-11-28T10:00, 2026-11-28T10:00:00.5Z or 2
 
 
 class Span(NamedTuple):
-    """A span of time: from `begin_ns` on, and before `end_ns`; None where it is open."""
+    """A span of time: from `begin_ns` on, and before `end_ns`; None: open."""
 
     begin_ns: int | None = None
     end_ns: int | None = None
@@ -35,17 +36,17 @@ def span(begin: str | None, end: str | None, now_ns: int) -> Span:
     """The span between two times.
 
     Args:
-        begin: a text; None for an open begin.
+        begin: a text; None: open.
         end: the same.
         now_ns: nanoseconds since 1970 UTC.
 
     Raises:
-        UsageError: a text is no time, or the end is not behind the begin.
+        UsageError: a text is not a time, or the end is not after the begin.
     """
     begin_ns = None if begin is None else _time(begin, "--from", now_ns)
     end_ns = None if end is None else _time(end, "--to", now_ns, begin_ns)
     if begin_ns is not None and end_ns is not None and begin_ns >= end_ns:
-        raise UsageError(f"--to {end} is not behind --from {begin}; expected a later time")
+        raise UsageError(f"--to {end} is not after --from {begin}; expected a later time")
     return Span(begin_ns, end_ns)
 
 
@@ -61,14 +62,14 @@ def _time(text: str, option: str, now_ns: int, begin_ns: int | None = None) -> i
         found = datetime.fromisoformat(_FRACTION.sub("", text))
         seconds = int(found.astimezone().timestamp())
     except (ValueError, OverflowError, OSError):
-        raise UsageError(f"{option} {text}: no time; expected {_EXPECTED}") from None
+        raise UsageError(f"{option} {text}: not a time; expected {_EXPECTED}") from None
     return seconds * 10**9 + (int(fraction[1].ljust(9, "0")) if fraction else 0)
 
 
 def _clock(hour: int, minute: int, second: int, now_ns: int, begin_ns: int | None) -> int:
     """A time of day."""
     base = datetime.fromtimestamp((now_ns if begin_ns is None else begin_ns) // 10**9).astimezone()
-    # Without a zone, so that a day with a change of the clock has its own.
+    # Without a zone, so each day has its own difference to UTC.
     day = base.replace(tzinfo=None, hour=hour, minute=minute, second=second, microsecond=0)
     tries = range(-1, 2)
     found = [int((day + timedelta(days=days)).astimezone().timestamp()) * 10**9 for days in tries]

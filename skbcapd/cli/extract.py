@@ -1,4 +1,4 @@
-"""`skbcapd extract`: write the wanted packets of capture files to one file."""
+"""`skbcapd extract`: write selected packets of capture files to one file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from skbcapd.cli.arguments import Commands
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    command = commands.add("extract", run, "Write the wanted packets of capture files to one file, in time order.")
+    command = commands.add("extract", run, "Write selected packets of capture files to one file, in the order of time.")
     output = command.add_mutually_exclusive_group(required=True)
     output.add_argument("-w", dest="file", metavar="OUT", type=Path, help="file to write; -: standard output")
-    output.add_argument("--count", action="store_true", help="print the number of wanted packets, write nothing")
+    output.add_argument("--count", action="store_true", help="print the number of selected packets, write nothing")
     selecting.add(command)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write or count the wanted packets."""
+    """Write or count the selected packets."""
     return extract.command(options, *selecting.parse(options))

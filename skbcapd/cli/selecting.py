@@ -2,8 +2,8 @@
 
 In: the command line. Out: paths and a selection.
 
-The rule: files and the words of a FILTER stand in one list. The words before the first one that is no existing file are
-the files; all that follow are the filter. So a filter needs no quotes, as in tcpdump.
+The rule: files and the words of a FILTER are in one list. The existing files at its beginning are
+the files, all other words are the filter. So a filter needs no quotes, as in tcpdump.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def add(command: argparse.ArgumentParser) -> None:
         "words",
         metavar="FILE",
         nargs="+",
-        help="capture file, also compressed with gzip or zstd; a directory: all its captures. The words behind the "
+        help="capture file, also compressed with gzip or zstd; a directory: all its captures. The words after the "
         "last file are a packet filter as in tcpdump",
     )
     group = command.add_argument_group(
@@ -94,7 +94,7 @@ def _add(
     kind: Callable[[str], object],
     choices: Sequence[str] | None = None,
 ) -> None:
-    """One selector."""
+    """Add one selector."""
     if choices:
         group.add_argument(*names, dest=dest, action="append", default=[], help=text, choices=choices)
     else:
@@ -102,7 +102,7 @@ def _add(
 
 
 def _checked(parse: Callable[[str], _Value], expected: str) -> Callable[[str], _Value]:
-    """A type of argparse that says what was expected."""
+    """A type of argparse whose error says what was expected."""
 
     def checked(text: str) -> _Value:
         try:
@@ -126,7 +126,7 @@ def parse(options: argparse.Namespace) -> tuple[list[Path], Selection]:
     """The files and the selection of a command line.
 
     Raises:
-        UsageError: a time or the filter is none, or there is no file.
+        UsageError: a time or the filter is wrong, or there is no file.
     """
     files, expression = split_words(options.words)
     wanted = Selectors(
@@ -143,10 +143,10 @@ def parse(options: argparse.Namespace) -> tuple[list[Path], Selection]:
 
 
 def split_words(words: Sequence[str]) -> tuple[list[Path], str]:
-    """Files, and the filter behind them.
+    """The files, and the filter after them.
 
     Raises:
-        UsageError: the first word is no file, or a later one can only be meant as a file.
+        UsageError: the first word is not a file, or a later one can only be a file.
     """
     count = next((at for at, word in enumerate(words) if word != "-" and not os.path.lexists(word)), len(words))
     missing = next((word for word in words[count:] if count == 0 or word.endswith(_FILE_ENDINGS)), None)

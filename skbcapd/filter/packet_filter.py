@@ -132,8 +132,8 @@ def compile_all(expression: str, netmask: int = UNKNOWN, *, is_live: bool = True
     Args:
         expression: as for tcpdump.
         netmask: see netmask_of.
-        is_live: for the kernel program. Otherwise for files, also of other programs: they have more link types, and
-            there is no window.
+        is_live: for the kernel program. Otherwise for files, also of other programs: they have more
+            link types, and there is no window.
 
     Returns:
         LINKTYPE_* -> program. No packet matches if its link type is missing: the expression is not
@@ -266,11 +266,11 @@ class Interpreter:
         self._window = reach(program)
 
     def takes(self, frame: bytes | memoryview, wire_len: int) -> bool:
-        """Whether the program takes a frame.
+        """Whether the program matches a frame.
 
         Args:
-            frame: its first bytes; those that the program can reach are enough.
-            wire_len: how many it has.
+            frame: its first bytes, at least those that the program can read.
+            wire_len: length of the frame.
         """
         start = bytes(frame[: self._window])
         self._header.caplen, self._header.len = len(start), wire_len
@@ -308,13 +308,13 @@ class Matcher:
 
 
 class OfflineFilter:
-    """An expression, for the packets of files.
+    """Evaluates an expression for packets of files.
 
     Args:
         expression: as for tcpdump.
 
     Raises:
-        FilterError: it makes sense for no link type, or a name in it cannot be looked up in time.
+        FilterError: it is valid for no link type, or a name in it was not found in time.
     """
 
     def __init__(self, expression: str) -> None:
@@ -322,9 +322,10 @@ class OfflineFilter:
         self._interpreters: dict[int, Callable[[bytes | memoryview, int], bool]] = {}
 
     def for_link(self, link: int) -> Callable[[bytes | memoryview, int], bool]:
-        """What takes the frames of a link type: their first bytes, and how many they have.
+        """A function for frames of a link type; its arguments are the first bytes and the length of
+        a frame.
 
-        Of a link type that the expression makes no sense for, none is taken.
+        If the expression is not valid for the link type, no frame matches.
         """
         if link not in self._interpreters:
             program = self._programs.get(link)

@@ -1,8 +1,8 @@
-"""What a writer leaves that is killed by SIGKILL, up to 200 times: nothing that it had flushed is missing.
+"""Writers that are killed by SIGKILL, up to 200 times: no flushed packet is missing.
 
-Each writer is a process of its own that writes numbered packets as the daemon does, from file to file, and says in
-shared memory how many are in its file. It is killed when that number has passed a random one, wherever it happens to
-be. The next writer starts in the same directory, and so repairs what it finds. tshark reads the files.
+Each writer is a process that writes numbered packets to file after file, as the daemon does, and
+stores in shared memory how many are in its file. It is killed when that number exceeds a random
+one. The next writer starts in the same directory, and so repairs the files. tshark reads the files.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FORK_SERVER = get_context("forkserver")
 
 
 def write(directory: Path, counter: Path, attempt: int, compress: str) -> None:
-    """Write packets until killed: in looks of one to 40 as they come from the kernel, some of them through Python."""
+    """Write packets until killed, in drains of 1 to 40 packets, some of them through Python."""
     randoms = random.Random(attempt)
     compressor = Compressor(compress) if compress != "none" else None
     output = RotatingOutput(CaptureDirectory(directory), Limits(FILE_BYTES), compressor=compressor, flush_s=1)
@@ -49,7 +49,7 @@ def write(directory: Path, counter: Path, attempt: int, compress: str) -> None:
         return [Statistics(0, 1, number, number, 0, number)]
 
     stamp = label([("comm", b"writer")], 0, 1058, 1059)
-    behind: deque[tuple[int, int]] = deque()  # positions in the output, and how many packets stand before them
+    behind: deque[tuple[int, int]] = deque()  # positions in the output, and the number of packets before them
     with counter.open("r+b") as file, mmap.mmap(file.fileno(), 8) as flushed:
         while True:
             frames = [
@@ -69,12 +69,12 @@ def write(directory: Path, counter: Path, attempt: int, compress: str) -> None:
 
 
 def frame(attempt: int, number: int, length: int) -> bytes:
-    """A frame that says who sent it: Ethernet, of a type for experiments."""
+    """A frame with its number: Ethernet, of a type for experiments."""
     return bytes(12) + b"\x88\xb5" + struct.pack(">II", attempt, number) + bytes(38 + length)
 
 
 def kill_one(directory: Path, counter: Path, attempt: int, compress: str) -> int:
-    """Run a writer and kill it; how many packets it had flushed."""
+    """Run a writer and kill it; returns how many packets it had flushed."""
     counter.write_bytes(bytes(8))
     aim = random.Random(-attempt - 1).randrange(1, 2000)
     process = FORK_SERVER.Process(target=write, args=(directory, counter, attempt, compress))
@@ -93,7 +93,9 @@ def kill_one(directory: Path, counter: Path, attempt: int, compress: str) -> int
 @pytest.mark.many
 @pytest.mark.parametrize("compress", ["none", "gzip"])
 def test_what_was_flushed_is_there(compress: str, tmp_path: Path) -> None:
-    """Of all killed writers, every flushed packet is in a file with its own name, once, and no file is torn."""
+    """Of all killed writers, each flushed packet is in a renamed file, once, and no file is
+    incomplete.
+    """
     FORK_SERVER.set_forkserver_preload(["skbcapd.output.rotation", "tests.support.writer"])
     directory, counter = tmp_path / "captures", tmp_path / "flushed"
     flushed = [kill_one(directory, counter, attempt, compress) for attempt in range(TRIES // 2)]
@@ -105,7 +107,7 @@ def test_what_was_flushed_is_there(compress: str, tmp_path: Path) -> None:
     judge(files[-1], "capinfos", *map(str, files[:-1]))
     found: list[list[int]] = [[] for _ in flushed]
     whole = tmp_path / "whole.pcapng"
-    whole.write_bytes(b"".join(map(contents, files)))  # sections one after the other are a file
+    whole.write_bytes(b"".join(map(contents, files)))  # concatenated sections are a file
     for (data,) in rows(whole, "data.data"):
         attempt, number = struct.unpack(">II", bytes.fromhex(data.replace(":", ""))[:8])
         found[attempt].append(number)
@@ -117,5 +119,5 @@ def test_what_was_flushed_is_there(compress: str, tmp_path: Path) -> None:
 
 
 def contents(path: Path) -> bytes:
-    """A file's bytes, unpacked."""
+    """The bytes of a file, decompressed."""
     return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

@@ -1,4 +1,4 @@
-"""`skbcapd split`: its files as tshark and capinfos read them, beside the file they came from."""
+"""`skbcapd split`: its files, read by tshark and capinfos, compared with the original file."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def split(file: Path, by: str, directory: Path) -> tuple[int, str]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the capture file of the test lies."""
+    """The path of the capture file of the test."""
     return tmp_path / "a.pcapng"
 
 
 @pytest.fixture
 def parts(tmp_path: Path) -> Path:
-    """An empty directory for what comes out."""
+    """An empty directory for the new files."""
     directory = tmp_path / "parts"
     directory.mkdir()
     return directory
@@ -61,12 +61,14 @@ def named(name: str, *, order: str = "<", resolution: bytes = b"\x09") -> bytes:
 
 
 def by_part(parts: Path) -> dict[str, list[list[str]]]:
-    """What tshark reads of each file."""
+    """The fields that tshark reads of each file."""
     return {file.name: rows(file, *FIELDS) for file in sorted(parts.iterdir())}
 
 
 def test_every_packet_is_in_one_file_as_it_was(path: Path, parts: Path) -> None:
-    """Times, lengths, interface names and comments are those of the first file, in its order; nothing is lost."""
+    """Times, lengths, interface names and comments are those of the original file, in its order; no
+    packet is missing.
+    """
     content = section() + named("eth0") + named("eth1") + named("unused")
     tgids = [number * number % 13 for number in range(101)]
     for number, tgid in enumerate(tgids):
@@ -85,7 +87,7 @@ def test_every_packet_is_in_one_file_as_it_was(path: Path, parts: Path) -> None:
 
 
 def test_interface_lists_stay_small(path: Path, parts: Path) -> None:
-    """A file describes the interfaces that its packets name, and no other."""
+    """A file describes the interfaces of its packets, and no others."""
     many = b"".join(named(f"veth{number}") for number in range(97))
     path.write_bytes(section() + many + packet(bytes(14), process(7, "a"), number=83))
     assert split(path, "tgid", parts)[0] == 0
@@ -95,7 +97,7 @@ def test_interface_lists_stay_small(path: Path, parts: Path) -> None:
 
 
 def test_sections_keep_their_byte_order(path: Path, parts: Path) -> None:
-    """Packets of a big endian section behind a little endian one come out as they went in."""
+    """Packets of a big endian section after a little endian one are unchanged."""
     big = comment(b"comm=a pid=7 tgid=7", (2, b"\0\0\0\x02"), order=">")
     frame = bytes(12) + b"\x88\xb5" + b"seven77"
     path.write_bytes(
@@ -111,12 +113,12 @@ def test_sections_keep_their_byte_order(path: Path, parts: Path) -> None:
         + packet(frame, process(7, "a"), time=TIME_NS + 2)
     )
     assert split(path, "comm", parts)[0] == 0
-    # Without the interface's name: Wireshark 4.0 looks it up in the first section.
+    # Without the name of the interface: Wireshark 4.0 looks it up in the first section.
     fields = [field for field in FIELDS if field != "frame.interface_name"]
     part = parts / "a.comm-a.pcapng"
     assert rows(part, *fields) == rows(path, *fields)
     assert len(rows(part, *fields)) == 4
-    names = [value for name, value in facts(part) if name == "Name"]  # capinfos says them once for each section
+    names = [value for name, value in facts(part) if name == "Name"]  # capinfos prints them once for each section
     assert (names[:3], set(names)) == (["little", "big", "again"], {"little", "big", "again"})
 
 
@@ -133,7 +135,9 @@ def test_old_blocks_become_new_ones(path: Path, parts: Path) -> None:
 
 
 def test_names_of_files_are_harmless(path: Path, parts: Path) -> None:
-    """Whatever a process calls itself, its file lies in the directory, under printable ASCII, and no two share one."""
+    """For any name of a process, its file is in the directory, with a name in printable ASCII,
+    different for different processes.
+    """
     names = [
         b"../../etc/passwd",
         b".",
@@ -157,7 +161,7 @@ def test_names_of_files_are_harmless(path: Path, parts: Path) -> None:
 
 
 def test_by_unit(path: Path, parts: Path) -> None:
-    """Units have a file each, whatever their processes."""
+    """Units have one file each, whatever their processes."""
     units = ["ssh.service", "cron.service", "ssh.service", ""]
     opts = [process(tgid, "a", more=f" unit={unit}" if unit else "") for tgid, unit in enumerate(units, 7)]
     path.write_bytes(section() + named("eth0") + b"".join(packet(bytes(14), each) for each in opts))
@@ -171,7 +175,7 @@ def test_by_unit(path: Path, parts: Path) -> None:
 
 @pytest.mark.parametrize("tool", ["gzip", "zstd"])
 def test_compressed_files(tool: str, path: Path, parts: Path) -> None:
-    """A compressed file is split as the plain one; its files are named as that one's."""
+    """A compressed file is split like the uncompressed one, with the same names."""
     path.write_bytes(section() + named("eth0") + packet(bytes(14), process(7, "a")))
     subprocess.run([tool, "-q", str(path)], check=True)
     (packed,) = (file for file in path.parent.iterdir() if file.is_file() and file != path)
@@ -202,7 +206,9 @@ def test_files_that_cannot_be_split(content: bytes, by: str, message: str, path:
 
 
 def test_a_torn_file_is_split_up_to_there(path: Path, parts: Path) -> None:
-    """What could be read of a torn file is written, whole; then the place is said, with exit code 1."""
+    """The packets before the end of a truncated file are written; then the offset is reported, with
+    exit code 1.
+    """
     path.write_bytes(section() + named("eth0") + packet(bytes(14), process(7, "a")) * 3 + packet()[:-1])
     code, said = split(path, "tgid", parts)
     assert code == 1
@@ -211,7 +217,9 @@ def test_a_torn_file_is_split_up_to_there(path: Path, parts: Path) -> None:
 
 
 def test_no_file_is_overwritten(path: Path, parts: Path) -> None:
-    """A second run into the same directory is refused, and so is one into no directory; modes are 0640."""
+    """A second run into the same directory is an error, and so is a missing directory; modes are
+    0640.
+    """
     path.write_bytes(section() + named("eth0") + packet(bytes(14), process(7, "a")))
     assert split(path, "tgid", parts)[0] == 0
     (file,) = parts.iterdir()
@@ -228,7 +236,9 @@ def test_no_file_is_overwritten(path: Path, parts: Path) -> None:
 
 
 def test_by_process_and_container(path: Path, parts: Path) -> None:
-    """All packets of programs of one name are in one file, whatever their threads are called; so are a container's."""
+    """All packets of programs with one name are in one file, whatever the names of their threads;
+    so are those of a container.
+    """
     dig = [process(tgid, "isc-net-0000", more=" process=dig container=a/b") for tgid in (7, 8)]
     opts = [*dig, process(9, "dig"), process(10, "cron")]
     path.write_bytes(section() + named("eth0") + b"".join(packet(bytes(14), each) for each in opts))
@@ -244,7 +254,9 @@ def test_by_process_and_container(path: Path, parts: Path) -> None:
 
 @pytest.mark.parametrize("others", [0, 7])
 def test_a_full_disk_leaves_nothing(others: int, path: Path, parts: Path) -> None:
-    """Where a file cannot be written whole, none of the run is left, so that the next try works; others' files are."""
+    """If a file cannot be written, all files of the run are deleted, so that the next try works;
+    other files stay.
+    """
     many = b"".join(packet(bytes(14), process(tgid, "a")) for tgid in range(1, 18))
     path.write_bytes(section() + named("eth0") + many + packet(bytes(9000), process(18, "a")))
     strangers = [parts / f"other-{number}" for number in range(others)]
@@ -265,7 +277,7 @@ def test_a_full_disk_leaves_nothing(others: int, path: Path, parts: Path) -> Non
 
 
 def test_sections_are_not_held(tmp_path: Path) -> None:
-    """Whoever puts each packet into a section of its own, with large descriptions, makes split hold one of them."""
+    """With a section per packet and large descriptions, only one section is in memory."""
     path, parts = tmp_path / "a.pcapng", tmp_path / "parts"
     parts.mkdir()
     described = interface(opts=options((2, b"x" * 60_000)))
@@ -278,7 +290,7 @@ def test_sections_are_not_held(tmp_path: Path) -> None:
 
 
 def test_many_processes(path: Path, parts: Path) -> None:
-    """More processes than a process may have open files, and more bytes than are gathered, come out whole."""
+    """More processes than open files are allowed, and more bytes than are buffered, are complete."""
     count, sizes = 1301, 65536
     with path.open("wb") as file:
         file.write(section() + named("eth0"))
@@ -294,7 +306,7 @@ def test_many_processes(path: Path, parts: Path) -> None:
 
 
 def test_descriptions_are_bounded(tmp_path: Path) -> None:
-    """A file whose parts would need more bytes of descriptions than there may be ends with an error."""
+    """A file whose parts need too many bytes of descriptions gives an error."""
     file = tmp_path / "a.pcapng"
     names = [b"x" * 60_000] * 7  # options of an interface
     described = interface(opts=b"".join(options((2, name))[:-4] for name in names) + bytes(4))

@@ -1,4 +1,4 @@
-"""`skbcapd top`: its sums beside those that tshark makes of the same file."""
+"""`skbcapd top`: its sums compared with those of tshark for the same file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOT = Path(skbcapd.__file__).parent.parent
 NANOSECONDS = options((9, b"\x09"))
 START = section() + interface(opts=NANOSECONDS)
 HEADINGS = "TGID  PROCESS  PACKETS  BYTES  SENT  RECEIVED  FIRST (UTC)  LAST (UTC)  PEERS\n"
-# Runs with no more memory than it has by then, and a few MB.
+# Runs with a few MB more memory than it already uses.
 SMALL = """
 import re, resource, sys
 from pathlib import Path
@@ -56,12 +56,12 @@ def top(*arguments: str | Path) -> tuple[int, str, str]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the capture file of the test lies."""
+    """The path of the capture file of the test."""
     return tmp_path / "a.pcapng"
 
 
 def traffic(path: Path, count: int = 1009) -> None:
-    """Packets of 7 processes with 11 peers, IPv4, with and without VLAN tags, two directions."""
+    """Packets of 7 processes with 11 peers, IPv4, with and without VLAN tags, in two directions."""
     chance = random.Random(5)
     with path.open("wb") as file:
         file.write(START)
@@ -76,7 +76,9 @@ def traffic(path: Path, count: int = 1009) -> None:
 
 
 def test_sums_are_those_of_tshark(path: Path) -> None:
-    """Packets, bytes, directions, first, last and peers of each process are what tshark's fields add up to."""
+    """Packets, bytes, directions, first, last and peers of each process are the sums of tshark's
+    fields.
+    """
     traffic(path)
     expected: dict[int, dict[str, Any]] = {}
     peers: dict[int, collections.Counter[str]] = collections.defaultdict(collections.Counter)
@@ -131,7 +133,9 @@ def test_the_table(path: Path) -> None:
 
 
 def dig(path: Path) -> None:
-    """Two runs of dig, whose threads have other names, a main thread's packet, and one of nobody."""
+    """Two runs of dig, whose threads have other names, a packet of a main thread, and one without a
+    process.
+    """
     thread = process(7, "isc-net-0000", more=" process=dig container=web")
     other = process(8, "isc-net-0001", more=" process=dig container=web")
     path.write_bytes(
@@ -145,7 +149,7 @@ def dig(path: Path) -> None:
 
 
 def test_a_process_is_found_by_its_name(path: Path) -> None:
-    """A row is called as the process, whatever its threads are called; those stand beside it in JSON."""
+    """A row has the name of the process, whatever the names of its threads; those are in JSON."""
     dig(path)
     assert [line.split()[:3] for line in top(path)[1].splitlines()] == [
         ["TGID", "PROCESS", "PACKETS"],
@@ -176,7 +180,7 @@ def test_a_process_is_found_by_its_name(path: Path) -> None:
     ],
 )
 def test_by_another_field(by: str, expected: list[tuple[str, str, str]], path: Path) -> None:
-    """Packets of one row have the field in common that --by names; its value and sums stand there, in every form."""
+    """Packets of one row have the same value of the field in --by; all forms have it and the sums."""
     dig(path)
     lines = top("--by", by, path)[1].splitlines()
     assert lines[0].split()[1] == by.upper()
@@ -189,7 +193,9 @@ def test_by_another_field(by: str, expected: list[tuple[str, str, str]], path: P
 
 
 def test_csv_has_no_formulas(path: Path) -> None:
-    """A name that a spreadsheet would take for a formula has an apostrophe before it, and none ends its cell."""
+    """A name that a spreadsheet would read as a formula has an apostrophe before it, and no name
+    ends its cell.
+    """
     names = ["=cmd|' /C calc'!A0", "+1", "-bash", "@SUM(1)", 'a"=1+1', "a;=1", "\t=1", "chronyd"]
     made = (label.comment([("comm", name.encode()), ("pid", 7), ("tgid", tgid)]) for tgid, name in enumerate(names, 7))
     path.write_bytes(START + b"".join(packet(b"x", comment(text.encode())) for text in made))
@@ -204,7 +210,9 @@ def test_csv_has_no_formulas(path: Path) -> None:
 
 
 def test_csv(path: Path) -> None:
-    """CSV has the headings and a line for each process, with the number of peers and the busiest of them."""
+    """CSV has headings and a line for each process, with the number of peers and the busiest of
+    them.
+    """
     traffic(path)
     code, out, err = top("--csv", path)
     found = list(csv.DictReader(io.StringIO(out)))
@@ -216,7 +224,7 @@ def test_csv(path: Path) -> None:
 
 @pytest.mark.parametrize("tool", ["gzip", "zstd"])
 def test_several_and_compressed_files(tool: str, path: Path) -> None:
-    """Files are added up; a compressed one counts as the plain one does."""
+    """Files are added up; a compressed one counts like the uncompressed one."""
     traffic(path)
     subprocess.run([tool, "-q", "-k", str(path)], check=True)
     copy = next(each for each in path.parent.iterdir() if each != path)
@@ -227,7 +235,9 @@ def test_several_and_compressed_files(tool: str, path: Path) -> None:
 
 @pytest.mark.parametrize(("form", "named"), [("pcapng", 7), ("pcap", 0), ("nsecpcap", 0)])
 def test_files_that_wireshark_wrote(form: str, named: int, path: Path) -> None:
-    """What editcap writes of a capture of ours has the same sums; as pcap, which has no comments, in one row."""
+    """The output of editcap for one of our captures has the same sums; as pcap, without comments,
+    in one row.
+    """
     traffic(path)
     copy = path.with_name("copy")
     subprocess.run(["editcap", "-F", form, str(path), str(copy)], capture_output=True, check=True)
@@ -239,7 +249,9 @@ def test_files_that_wireshark_wrote(form: str, named: int, path: Path) -> None:
 
 
 def test_ipv6_and_raw(path: Path) -> None:
-    """Peers of IPv6 and of devices without a link layer are found; what is no IP, and cut headers, have none."""
+    """Peers of IPv6 and of interfaces without a link layer are found; packets without IP, and cut
+    headers, have none.
+    """
     raw = bytes.fromhex("6000000000001140") + bytes(15) + b"\x01" + bytes(15) + b"\x02"
     path.write_bytes(
         section()
@@ -284,7 +296,9 @@ def test_ipv6_and_raw(path: Path) -> None:
     ids=lambda value: "" if isinstance(value, bytes) else str(value),
 )
 def test_files_of_others(content: bytes, code: int, lines: int, said: str, path: Path) -> None:
-    """Files without processes, garbage and torn files get what can be counted and one clear line, no traceback."""
+    """Files without processes, garbage and truncated files give the countable packets and one clear
+    line, no traceback.
+    """
     path.write_bytes(content)
     found, out, err = top(path)
     assert (found, len(out.splitlines())) == (code, lines)
@@ -293,7 +307,7 @@ def test_files_of_others(content: bytes, code: int, lines: int, said: str, path:
 
 
 def test_times_outside_of_the_calendar(path: Path) -> None:
-    """A file that says the year 300000 gives seconds since 1970."""
+    """A file with the year 300000 gives seconds since 1970."""
     path.write_bytes(section() + interface(opts=options((9, b"\x00"))) + packet(b"x", process(1, "a"), time=1 << 43))
     code, out, _ = top(path)
     assert (code, "8796093022208.00000" in out) == (0, True)
@@ -301,7 +315,7 @@ def test_times_outside_of_the_calendar(path: Path) -> None:
 
 
 def test_a_closed_pipe_is_no_error(path: Path) -> None:
-    """`top | head` ends without a word when nobody reads on."""
+    """`top | head` ends without a message when the reader has ended."""
     traffic(path)
     end, other = os.pipe()
     os.close(end)
@@ -313,7 +327,7 @@ def test_a_closed_pipe_is_no_error(path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read() -> None:
-    """A file whose reading fails, as on a bad sector, is one line and exit code 1: no traceback."""
+    """A read error, as on a bad sector, is one line and exit code 1: no traceback."""
     code, _, said = top("/proc/self/mem")
     faults.compare("top, a read that fails", 1, f"exit code {code}, {said.count(chr(10))} line")
     assert top("/proc/self/mem") == (1, HEADINGS, "skbcapd: /proc/self/mem: Input/output error at byte 0\n")
@@ -328,7 +342,9 @@ def test_a_file_that_cannot_be_read() -> None:
     ],
 )
 def test_names_take_little_memory(form: list[str], counted: str, path: Path) -> None:
-    """70,000 processes with different names of 500 bytes, which a name is never, take less than 192 MB."""
+    """70,000 processes with different names of 500 bytes, which is too long for a name, need less
+    than 192 MB.
+    """
     count, name = 70_001, b"x" * 492
     with path.open("wb") as file:
         file.write(START)
@@ -348,7 +364,7 @@ def test_names_take_little_memory(form: list[str], counted: str, path: Path) -> 
 
 
 def test_no_memory_is_one_line(path: Path) -> None:
-    """Where there is not enough memory, one line says so."""
+    """If there is not enough memory, one line says so."""
     with path.open("wb") as file:
         file.write(START)
         file.writelines(packet(b"x", process(tgid, "a")) for tgid in range(1, 65_536))
@@ -359,7 +375,7 @@ def test_no_memory_is_one_line(path: Path) -> None:
 
 
 def test_memory_is_bounded(path: Path) -> None:
-    """Of 70,001 processes, the last are added up as others, and every packet is counted."""
+    """Of 70,001 processes, the last are added up as others, and each packet is counted."""
     with path.open("wb") as file:
         file.write(START)
         file.writelines(packet(b"x", process(tgid, "a")) for tgid in range(1, 70_002))

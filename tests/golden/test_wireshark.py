@@ -26,7 +26,7 @@ KEYS = (*FIELDS, "via")
 
 
 def fields(path: Path, where: str = "") -> list[dict[str, list[str]]]:
-    """What each packet, or each that a filter finds, has of our fields, by key."""
+    """The fields of skbcapd, by key, of each packet, or of those that match a filter."""
     chosen = ["-Y", where] if where else []
     columns = [part for key in (*KEYS, "other") for part in ("-e", f"skbcapd.{key}")]
     found = json.loads(judge(path, "tshark", *DISSECTOR, "-n", *chosen, "-T", "json", *columns))
@@ -35,12 +35,12 @@ def fields(path: Path, where: str = "") -> list[dict[str, list[str]]]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the capture file of the test lies."""
+    """The path of the capture file of the test."""
     return tmp_path / "a.pcapng"
 
 
 def write(path: Path, *comments: str | bytes | None) -> Path:
-    """A file with a packet for each comment; None for a packet without."""
+    """A file with a packet for each comment; None: a packet without one."""
     texts = [text.encode() if isinstance(text, str) else text for text in comments]
     made = (packet(FRAME, b"" if text is None else with_comment(text, (2, b"\x02\0\0\0"))) for text in texts)
     path.write_bytes(START + b"".join(made))
@@ -71,7 +71,7 @@ def expected(text: str) -> dict[str, list[str]]:
 
 
 def test_every_key_is_a_field(path: Path) -> None:
-    """Each key of the comment is a field of its own; one that is not known is shown under skbcapd.other."""
+    """Each key of the comment has a field; an unknown key is shown under skbcapd.other."""
     values = [number if key != "via" and FIELDS[key].is_number else f"a {key}" for number, key in enumerate(KEYS, 7)]
     text = comment([*zip(KEYS, values, strict=True), ("later", "a b"), ("also", 3)])
     assert fields(write(path, text)) == [
@@ -80,7 +80,7 @@ def test_every_key_is_a_field(path: Path) -> None:
 
 
 def test_the_plain_case_has_a_via_too(path: Path) -> None:
-    """Where the comment does not say via, the field says current, so that a column has no holes."""
+    """If the comment has no via, the field is current, so that the column is never empty."""
     words = ("socket", "flow", "inode", "kernel", "forwarded", "unknown")
     process = "comm=a pid=7 tgid=8"
     found = fields(
@@ -90,7 +90,9 @@ def test_the_plain_case_has_a_via_too(path: Path) -> None:
 
 
 def test_the_process_is_a_field_always(path: Path) -> None:
-    """The comment names the process where it is not called as its thread; the field names it of all packets."""
+    """The comment has the process name only if it differs from the thread; the field has it for all
+    packets.
+    """
     found = fields(write(path, "comm=isc-net-0000 pid=8 tgid=7 process=dig", "comm=dig pid=7 tgid=7", "process=dig"))
     assert [packet["process"] for packet in found] == [["dig"]] * 3
 
@@ -117,7 +119,9 @@ def test_display_filters(where: str, found: list[int], path: Path) -> None:
 
 
 def test_comments_of_others_give_nothing(path: Path) -> None:
-    """A comment that is not wholly in the grammar has no field, and the one of ours behind it has."""
+    """A comment that is not completely in the grammar has no field; a later comment of skbcapd has
+    them.
+    """
     others = [
         "hello",
         "PID: 7\nCmd: a",
@@ -138,7 +142,7 @@ def test_comments_of_others_give_nothing(path: Path) -> None:
 
 
 def test_a_name_reaches_no_terminal(path: Path) -> None:
-    """Whatever a process calls itself, the field is one line of printable ASCII, and no other field is forged by it."""
+    """For any process name, the field is one line of printable ASCII, and no other field is forged."""
     names = [
         b"",
         b"\x1b[31m",
@@ -169,10 +173,12 @@ ALIKE = st.lists(
 @settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.one_of(SPELT, ALIKE.map("".join)), min_size=199, max_size=199))
 def test_it_reads_as_our_own_parser_does(tmp_path: Path, texts: list[str]) -> None:
-    """Of arbitrary comments, in the grammar or nearly so, the dissector takes those that skbcapd.label takes."""
+    """For any comment, in the grammar or almost, the dissector accepts the same ones as
+    skbcapd.pcapng.comment.
+    """
     found = fields(write(tmp_path / "a.pcapng", *texts))
     wanted = [expected(text) for text in texts]
-    for sums in wanted:  # numbers beyond 32 bits are not numbers of ours
+    for sums in wanted:  # numbers beyond 32 bits are not of skbcapd
         for key in (field.name for field in FIELDS.values() if field.is_number):
             if key in sums and int(sums[key][0]) >= 1 << 32:
                 sums.setdefault("other", []).append(f"{key}={sums.pop(key)[0]}")
@@ -183,7 +189,7 @@ def test_it_reads_as_our_own_parser_does(tmp_path: Path, texts: list[str]) -> No
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A home directory into which the Wireshark files were copied as docs/tools.md says."""
+    """A home directory with the Wireshark files, copied as in docs/tools.md."""
     home = tmp_path / "home"
     shutil.copytree(WIRESHARK / "profiles", home / ".config/wireshark/profiles")
     plugins = home / ".local/lib/wireshark/plugins"
@@ -193,7 +199,7 @@ def home(tmp_path: Path) -> Path:
 
 
 def test_the_profile_has_the_columns(path: Path, home: Path) -> None:
-    """With the profile, a line has who, how that is known, direction and device between the usual columns."""
+    """With the profile, a line has process, via, direction and interface between the usual columns."""
     path.write_bytes(
         START
         + packet(FRAME, process(1058, "chronyd"))
@@ -211,7 +217,7 @@ def test_the_profile_has_the_columns(path: Path, home: Path) -> None:
 
 
 def test_the_profile_has_colors(path: Path, home: Path) -> None:
-    """Each packet is colored by who it belongs to, and one without a comment of ours is not."""
+    """Each packet is colored by its via; a packet without a comment of skbcapd is not."""
     path.write_bytes(
         START
         + packet(FRAME, process(1058, "chronyd"))

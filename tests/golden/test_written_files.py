@@ -1,4 +1,4 @@
-"""Blocks in, file out: what tshark and capinfos read of it, without a word of complaint."""
+"""Files of our writer, read by tshark and capinfos without a warning."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def capture(path: Path, *interfaces: Interface) -> Iterator[PcapngWriter]:
 
 
 def with_comments(path: Path, texts: list[str]) -> None:
-    """A file with one seed frame per comment."""
+    """A file with one packet of the seed frame per comment."""
     with capture(path, ETH0) as writer:
         for text in texts:
             options = packet_options(text, blocks.DIRECTION_OUT, 1, 1)
@@ -46,12 +46,14 @@ def with_comments(path: Path, texts: list[str]) -> None:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the test's capture file goes."""
+    """The path of the capture file of the test."""
     return tmp_path / "test.pcapng"
 
 
 def test_capinfos_shows_the_whole_description(path: Path) -> None:
-    """Machine, system, program, each interface with its options, and its packets and statistics are read."""
+    """Machine, system, program, each interface with its options, and its packets and statistics are
+    read.
+    """
     with capture(path, ETH0, TUN0) as writer:
         for _ in range(7):
             writer.write_packet(0, TIME_NS, NTP_FRAME, 90, OPTIONS)
@@ -95,7 +97,7 @@ def test_capinfos_shows_the_whole_description(path: Path) -> None:
 
 
 def test_seed_frame_is_read_completely(path: Path) -> None:
-    """The founding question's frame is shown byte for byte, dissected as NTP, with its process."""
+    """The frame of the first question is shown byte for byte, dissected as NTP, with its process."""
     with capture(path, ETH0) as writer:
         writer.write_packet(0, TIME_NS, NTP_FRAME, 90, OPTIONS)
     (packet,) = json.loads(judge(path, "tshark", "-n", "-T", "jsonraw"))
@@ -105,7 +107,9 @@ def test_seed_frame_is_read_completely(path: Path) -> None:
 
 
 def test_the_documented_filters_find_what_they_should(path: Path) -> None:
-    """Filters on the comment find chronyd's packets, and none of a process that only pretends to be chronyd."""
+    """Filters on the comment find the packets of chronyd, and none of a process that imitates its
+    name.
+    """
     comms = [b"chronyd", b"sshd", b"x comm=chronyd", b'" comm=chronyd', b"\ncomm=chronyd", b"chronyd2", b"xchronyd"]
     comms += [b"chronyd", b"tmux: server"]
     with_comments(
@@ -124,7 +128,7 @@ def test_the_documented_filters_find_what_they_should(path: Path) -> None:
 
 
 def test_hostile_names_survive_the_trip_through_tshark(path: Path) -> None:
-    """The comment that tshark prints parses back to the bytes the process named itself with."""
+    """The comment that tshark prints parses back to the bytes of the process name."""
     chosen = random.Random(1058)
     names = [bytes([byte]) for byte in range(256)] + [chosen.randbytes(15) for _ in range(257)] + [b""]
     with_comments(path, [comment([("comm", name), ("pid", 1)]) for name in names])
@@ -133,7 +137,9 @@ def test_hostile_names_survive_the_trip_through_tshark(path: Path) -> None:
 
 
 def test_time_is_exact_to_the_nanosecond(path: Path) -> None:
-    """Nanoseconds are read as written, around every border of the two time words and to the year 2262."""
+    """Nanoseconds are read as written, around the limits of the two time words and up to the year
+    2262.
+    """
     times = [0, 1, 999_999_999, 2**32 - 1, 2**32, TIME_NS, TIME_NS + 1, 2**62 + 1, 2**63 - 1]
     with capture(path, ETH0) as writer:
         for time_ns in times:
@@ -142,7 +148,7 @@ def test_time_is_exact_to_the_nanosecond(path: Path) -> None:
 
 
 def test_flags_are_read(path: Path) -> None:
-    """Each direction, reception type and offload bit is found where the draft puts it."""
+    """Each direction, reception type and offload bit is at the position of the draft."""
     receptions = [blocks.RECEPTION_UNICAST, blocks.RECEPTION_MULTICAST, blocks.RECEPTION_BROADCAST]
     receptions.append(blocks.RECEPTION_PROMISCUOUS)
     directions = (blocks.DIRECTION_IN, blocks.DIRECTION_OUT)
@@ -157,7 +163,7 @@ def test_flags_are_read(path: Path) -> None:
 
 
 def test_cut_frames_and_every_padding(path: Path) -> None:
-    """Frames of 0 to 67 bytes, whole and cut, keep their captured and true lengths."""
+    """Frames of 0 to 67 bytes, complete and cut, keep their captured and original lengths."""
     with capture(path, ETH0) as writer:
         for size in range(68):
             writer.write_packet(0, TIME_NS, NTP_FRAME[:size], size, OPTIONS)
@@ -167,14 +173,14 @@ def test_cut_frames_and_every_padding(path: Path) -> None:
 
 
 def test_frames_of_the_largest_snaplen(path: Path) -> None:
-    """A 262144-byte frame, as GSO makes them, is read whole."""
+    """A 262144-byte frame, as with GSO, is read completely."""
     with capture(path, ETH0) as writer:
         writer.write_packet(0, TIME_NS, NTP_FRAME + bytes(262144 - 90), 524288, OPTIONS)
     assert rows(path, "frame.cap_len", "frame.len", "frame.comment") == [["262144", "524288", CHRONYD]]
 
 
 def test_ready_blocks_and_written_packets_mix(path: Path) -> None:
-    """Blocks as the kernel program leaves them stand among the writer's own, in the order of writing."""
+    """Blocks of the kernel program are between those of the writer, in the order of writing."""
     frame = NTP_FRAME + b"\0\0"  # padding
     body = b"".join(n.to_bytes(4, "little") for n in (0, TIME_NS >> 32, TIME_NS & 0xFFFFFFFF, 90, 90)) + frame + OPTIONS
     length = (12 + len(body)).to_bytes(4, "little")
@@ -188,7 +194,9 @@ def test_ready_blocks_and_written_packets_mix(path: Path) -> None:
 
 
 def test_devices_of_any_kind(path: Path) -> None:
-    """Interfaces without address, speed or filter, of many link types, and with any name Linux allows, are read."""
+    """Interfaces without address, speed or filter, of many link types, and with any name that Linux
+    allows, are read.
+    """
     names = [b"eth0", b"\xff\xfe", "größe".encode(), b"\x1b[31m", b'a"b\\', b"x" * 15]
     link_types = [1, 101, 113, 276, 9, 824]
     devices = [Interface(name, "", kind, 0, None, None, None) for name, kind in zip(names, link_types, strict=True)]
@@ -199,7 +207,7 @@ def test_devices_of_any_kind(path: Path) -> None:
 
 @pytest.mark.parametrize("interfaces", [(), (ETH0,), (ETH0, TUN0)])
 def test_files_without_packets(path: Path, interfaces: tuple[Interface, ...]) -> None:
-    """A file that saw no packet is a good file."""
+    """A file without packets is valid."""
     with capture(path, *interfaces):
         pass
     assert rows(path, "frame.number") == []
@@ -210,7 +218,9 @@ def test_files_without_packets(path: Path, interfaces: tuple[Interface, ...]) ->
 
 
 def test_process_blocks_cost_no_packet(path: Path) -> None:
-    """Process blocks, hostile ones too, are read without a complaint, as records that are no packets."""
+    """Process blocks, also hostile ones, are read without a warning, as records that are not
+    packets.
+    """
     names = [b"curl", b"\x1b[31m\n\xff", b"x" * 15, b""]
     comments = [comment([("comm", name), ("tgid", 1058)]) for name in names]
     with capture(path, ETH0) as writer:
@@ -222,15 +232,15 @@ def test_process_blocks_cost_no_packet(path: Path) -> None:
 
     assert ("Number of packets", str(len(names))) in facts(path)
     read = rows(path, "frame.protocols", "frame.comment")
-    # tshark 4.0 knows custom blocks, but not this one; newer ones take it in without a row.
+    # tshark 4.0 shows custom blocks; newer versions read this one without a row.
     assert [text.replace("\\\\", "\\") for protocols, text in read if protocols != "data"] == comments
     assert all(text == "" for protocols, text in read if protocols == "data")
 
 
 def test_two_sections(path: Path) -> None:
-    """A second section with interfaces of its own is read, ids counting from 0 again.
+    """A second section with its own interfaces is read; ids start at 0 again.
 
-    Only the name is not asked for: tshark 4.0 looks it up in the first section.
+    The name is not compared: tshark 4.0 looks it up in the first section.
     """
     with capture(path, TUN0, ETH0) as writer:
         writer.write_packet(1, TIME_NS, NTP_FRAME, 90, OPTIONS)
@@ -242,11 +252,11 @@ def test_two_sections(path: Path) -> None:
 
 
 def test_scapy_agrees(path: Path) -> None:
-    """Scapy's reader sees the same frames and times in the file as were written."""
+    """The reader of scapy returns the same frames and times from the file."""
     written = [(NTP_FRAME[:size], TIME_NS + size) for size in range(0, 90, 7)]
     with capture(path, ETH0) as writer:
         for frame, time_ns in written:
             writer.write_packet(0, time_ns, frame, 90, packet_options(None, blocks.DIRECTION_IN, 0, 0))
         writer.write_statistics(0, TIME_NS, received=len(written))
-    with closing(RawPcapNgReader(str(path))) as reader:  # scapy 2.5's is no context manager
+    with closing(RawPcapNgReader(str(path))) as reader:  # that of scapy 2.5 is no context manager
         assert [(frame, meta.tshigh << 32 | meta.tslow) for frame, meta in reader] == written

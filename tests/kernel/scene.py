@@ -1,9 +1,10 @@
-"""What a scene is made of: namespaces, devices, senders, and AF_PACKET sockets that watch devices.
+"""The parts of a scene: namespaces, interfaces, senders, and AF_PACKET sockets on interfaces.
 
-A scene (tests/kernel/scenes.py) builds its devices with the Stage it is given, says which of them are watched and how
-many frames must pass there, and sends. What leaves is a Sight per watched device: what the AF_PACKET socket saw there.
-Nothing else moves on these devices: no IPv6 of its own, permanent neighbours. A scene is over when every socket has
-seen the frames that it was told to expect.
+A scene (tests/kernel/scenes.py) builds its devices with the Stage it is given, says which of them
+are watched and how many frames must pass there, and sends. What leaves is a Sight per watched
+device: what the AF_PACKET socket saw there. Nothing else moves on these devices: no IPv6 of its
+own, permanent neighbours. A scene is over when every socket has seen the frames that it was told to
+expect.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from tests.support.deadline import DEADLINE_S, until
 
 COUNT = 23
 PORT = 9
-NAMESPACES = 3  # as many as a scene may have
+NAMESPACES = 3  # maximum of one scene
 SO_SNDBUFFORCE = 32
-UNKNOWN = -1  # so many frames as the kernel likes, but at least one
+UNKNOWN = -1  # any number of frames, but at least one
 
 _numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
 class Host:
-    """A device with its addresses, in its namespace."""
+    """An interface with its addresses, in its namespace."""
 
     namespace: Namespace
     device: str
@@ -51,7 +52,9 @@ class Host:
 
 @dataclass
 class Sight:
-    """A watched device: its socket, and how many frames were to leave and to arrive there; None: not compared."""
+    """An interface with a socket, and how many frames must be sent and received there; None: not
+    compared.
+    """
 
     scene: str
     namespace: Namespace
@@ -66,13 +69,13 @@ class Sight:
         return f"{self.scene}, {self.device}"
 
     def frames(self, *, outgoing: bool) -> list[Frame]:
-        """What the socket saw leave, or arrive, of the scene's."""
+        """The frames of the scene that the socket saw, sent or received."""
         return [
             frame for frame in self.reference.frames if frame.outgoing == outgoing and not is_group_report(frame.data)
         ]
 
     def is_complete(self) -> bool:
-        """Whether all frames have come that were expected."""
+        """Whether all expected frames have arrived."""
         self.reference.collect()
         return all(
             len(self.frames(outgoing=outgoing)) >= abs(expected)
@@ -87,24 +90,26 @@ class Stage:
     scene: str
     stack: ExitStack
     watched: bool = True
-    """Whether there are AF_PACKET sockets: with them a router has to copy a packet before it may change it."""
+    """Whether there are AF_PACKET sockets: with them a router has to copy a packet before it can
+    change it.
+    """
     sights: list[Sight] = field(default_factory=list)
     namespaces: list[Namespace] = field(default_factory=list)
-    """Made with the stage, so that a capture can be told their names before the scene plays."""
+    """Made with the stage, so that a capture can get their names before the scene begins."""
     used: int = 0
     sent: int = 0
     listeners: list[socket.socket] = field(default_factory=list)
     received: int = 0
 
     def __post_init__(self) -> None:
-        """Make as many namespaces as a scene may have."""
+        """Make as many namespaces as a scene can have."""
         for _ in range(NAMESPACES):
             made = Namespace()
             self.stack.callback(made.close)
             self.namespaces.append(made)
 
     def namespace(self, **sysctls: str) -> Namespace:
-        """The next of the namespaces, without IPv6 traffic of its own."""
+        """The next namespace, without IPv6 traffic of its own."""
         made, self.used = self.namespaces[self.used], self.used + 1
         made.sysctl(
             ipv6__conf__all__addr_gen_mode="1",
@@ -136,7 +141,9 @@ class Stage:
         return first, second
 
     def watch(self, namespace: Namespace, device: str, out: int | None = None, into: int | None = None) -> None:
-        """Watch a device; so many frames must leave and arrive there (None: whatever passes is not compared)."""
+        """Open a socket on an interface; so many frames must be sent and received there (None: not
+        compared).
+        """
         if not self.watched:
             return
         reference = Reference(namespace, device)
@@ -144,7 +151,9 @@ class Stage:
         self.sights.append(Sight(self.scene, namespace, device, reference, out, into))
 
     def end(self) -> None:
-        """Wait until every socket has seen what it must; where there is none, until all datagrams have arrived."""
+        """Wait until all sockets have seen their frames; without sockets, until all datagrams have
+        arrived.
+        """
         for sight in self.sights:
             until(sight.is_complete, f"{sight.name}: {sight.out} frames out, {sight.into} in")
         if not self.watched:
@@ -158,7 +167,7 @@ class Stage:
         return self.received == self.sent
 
     def listen(self, namespace: Namespace, kind: socket.SocketKind = socket.SOCK_DGRAM) -> socket.socket:
-        """A socket at PORT of every address, so that nothing is refused."""
+        """A socket on PORT of all addresses, so that no datagram is rejected."""
         opened = namespace.do(socket.socket, socket.AF_INET6, kind)
         self.stack.callback(opened.close)
         opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -167,7 +176,7 @@ class Stage:
         return opened
 
     def send(self, namespace: Namespace, to: str, size: int = 100, count: int = COUNT, options: Options = ()) -> None:
-        """Send datagrams whose payload is this process's own (tests/kernel/send/identity.py)."""
+        """Send datagrams with the payload of this process (tests/kernel/send/identity.py)."""
         family = socket.AF_INET6 if ":" in to else socket.AF_INET
         sender = namespace.do(socket.socket, family, socket.SOCK_DGRAM)
         with sender:
@@ -180,7 +189,7 @@ class Stage:
                 sender.send(payload(size, os.getpid(), number, sequence))
 
     def frames(self, host: Host, *frames: bytes, count: int = COUNT) -> None:
-        """Send frames as they are from a device, each `count` times."""
+        """Send unchanged frames from an interface, each `count` times."""
         with host.namespace.do(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
             sender.bind((host.device, 0))
             for sequence, frame in itertools.product(range(count), frames):
@@ -192,12 +201,14 @@ Play = Callable[[Stage], None]
 
 
 def is_group_report(frame: bytes) -> bool:
-    """Whether a frame reports the groups of a new IPv6 address (MLDv2, to ff02::16): the kernel says when."""
+    """Whether a frame reports the groups of a new IPv6 address (MLDv2, to ff02::16): the kernel
+    sends it at any time.
+    """
     return b"\xff\x02" + bytes(13) + b"\x16" in frame[:160]
 
 
 def settle(host: Host, more: str = "") -> None:
-    """Give a device its addresses and switch it on."""
+    """Add addresses to an interface and switch it on."""
     host.namespace.ip(
         f"link set {host.device} addrgenmode none up {more}",
         f"address add {host.ipv4}/24 dev {host.device}",
@@ -206,7 +217,7 @@ def settle(host: Host, more: str = "") -> None:
 
 
 def meet(host: Host, other: Host) -> None:
-    """Let a host know another one's addresses for good."""
+    """Add a permanent neighbor entry for another host."""
     host.namespace.ip(
         f"neighbour add {other.ipv4} lladdr {other.mac} nud permanent dev {host.device}",
         f"neighbour add {other.ipv6} lladdr {other.mac} nud permanent dev {host.device}",
@@ -214,7 +225,7 @@ def meet(host: Host, other: Host) -> None:
 
 
 def carries(host: Host) -> bool:
-    """Whether a device has its carrier and its queue, so that no frame is dropped any more."""
+    """Whether the interface has its carrier and its queue, so that no frame is dropped any more."""
     command = ["ip", "-n", host.namespace.name, "-j", "link", "show", "dev", host.device]
     shown = subprocess.run(command, capture_output=True, check=True, timeout=DEADLINE_S)
     link = json.loads(shown.stdout)[0]
@@ -222,7 +233,7 @@ def carries(host: Host) -> bool:
 
 
 def ethtool(host: Host, *features: str) -> None:
-    """Switch offloads of a device: `tso off`."""
+    """Switch offloads of an interface: `tso off`."""
     words = [word for feature in features for word in feature.split()]
     host.namespace.do(
         subprocess.run, ["ethtool", "-K", host.device, *words], check=True, capture_output=True, timeout=DEADLINE_S
@@ -230,7 +241,9 @@ def ethtool(host: Host, *features: str) -> None:
 
 
 def is_makeable(kind: str) -> bool:
-    """Whether this kernel makes devices of a kind, such as `vlan`, in the arguments of `ip link add`; or has "sctp"."""
+    """Whether this kernel can create interfaces of a kind, such as `vlan`, in the arguments of `ip
+    link add`; or has "sctp".
+    """
     if kind == "sctp":
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP):
             return True

@@ -1,6 +1,8 @@
-"""`make soak`: a daemon in a storm of processes, devices, reloads and files. Memory stays flat, no packet is missing.
+"""`make soak`: a daemon with very many processes, interfaces, reloads and files. Memory does not
+grow, no packet is missing.
 
-Not part of `make test-all`: it takes SKBCAPD_SOAK_S seconds (default 600) and a machine with time for it.
+Not part of `make test-all`: it takes SKBCAPD_SOAK_S seconds (default 600) and a machine with time
+for it.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from tests.support.judges import facts
 
 SECONDS = float(os.environ.get("SKBCAPD_SOAK_S", "600"))
 SAMPLES = 60
-GROWTH_MAX_KIB = 8 << 10  # from the median of the second third of the time to that of the last
+GROWTH_MAX_KIB = 8 << 10  # from the median of the second third of the time to that of the last third
 PROCESSES = 20
 COMMAND = """
 import os, socket, sys
@@ -41,7 +43,7 @@ for number in range(int(sys.argv[3])):
 for number in range(int(sys.argv[3])):
     os.wait()
 """
-# One after the other; each keeps every packet, whole.
+# One after the other; each keeps all packets completely.
 CONFIGS = (
     "rules: [{comm: nobody, action: drop}]",
     "comment: [comm, tgid, unit, exe]",
@@ -52,7 +54,7 @@ CONFIGS = (
 
 
 def resident_kib(pid: int) -> int:
-    """Memory of a process, without that of files and that shared with the kernel."""
+    """Private memory of a process, without files and memory shared with the kernel."""
     found = re.search(r"^RssAnon:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     assert found
     return int(found[1])
@@ -60,7 +62,7 @@ def resident_kib(pid: int) -> int:
 
 @contextmanager
 def again_and_again(act: Callable[[], object], pause_s: float) -> Iterator[None]:
-    """Do something until the end, in a thread of its own."""
+    """Repeat something until the end, in a thread."""
     over, failures = threading.Event(), []
 
     def run() -> None:
@@ -82,7 +84,9 @@ def again_and_again(act: Callable[[], object], pause_s: float) -> Iterator[None]
 
 @pytest.mark.timeout(0)
 def test_a_long_storm(wire: Wire, tmp_path: Path) -> None:
-    """Processes, devices, reloads, new files: memory does not grow, every packet is written or counted."""
+    """Processes, interfaces, reloads, new files: memory does not grow, each packet is written or
+    counted.
+    """
     config, directory, near = tmp_path / "skbcapd.yaml", tmp_path / "captures", wire.near
     config.write_text("{}")
     reloads, sizes = 0, []

@@ -1,9 +1,10 @@
-"""Where scenarios of attribution play: two namespaces joined by a wire, one capture at the near end, programs that act.
+"""Where scenarios of attribution play: two namespaces joined by a wire, one capture at the near
+end, programs that act.
 
-Scenarios go in; what was captured during each comes out, judged. Whoever acts at the near end is a program of its own
-(tests/kernel/send), in a process of its own; the far end is this very process, so that its name on a packet shows.
-As starting a capture is what costs, one serves many scenarios: a marker frame stands between two of them, sent when
-no connection is in motion any more.
+Scenarios go in; what was captured during each comes out, judged. Whoever acts at the near end is a
+program of its own (tests/kernel/send), in a process of its own; the far end is this very process,
+so that its name on a packet shows. As starting a capture is what costs, one serves many scenarios:
+a marker frame stands between two of them, sent when no connection is in motion any more.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from tests.support.deadline import DEADLINE_S, until
 
 SLOWNESS = float(os.environ.get("SKBCAPD_SLOWNESS", "1"))
 
-# What a kernel offers to learn from, see docs/attribution.md.
+# What a kernel offers to record users of sockets, see docs/attribution.md.
 KPROBES = "kprobes"
 TRACEPOINTS = "tracepoints"
 FEW_TRACEPOINTS = "tracepoints before 6.3"
@@ -84,7 +85,7 @@ class Player:
         return [Label(**sender) for sender in json.loads(line)]
 
     def go(self) -> None:
-        """Tell it to go on."""
+        """Tell it to continue."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"\n")
         self._process.stdin.flush()
@@ -101,7 +102,7 @@ class Player:
         return [Label(**sender) for sender in json.loads(lines[-1])] if lines else []
 
     def close(self) -> None:
-        """Kill it and whatever it has started, if that still runs."""
+        """Kill it and all processes that it has started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(ValueError):  # already closed by `end`
@@ -120,16 +121,18 @@ class Stage:
     directory: Path
     stack: ExitStack
     early: dict[str, tuple[Player, list[socket.socket]]] = field(default_factory=dict)
-    """The programs that run since before the capture, and the far end's sockets for them, by scenario."""
+    """The programs that run since before the capture, and the sockets of the far end for them, by
+    scenario.
+    """
     capture: Capture | None = None
     others: dict[str, Namespace] = field(default_factory=dict)
-    """Namespaces beside the two ends, by the near end's device that leads to them."""
+    """Namespaces besides the two ends, by the interface of the near end that leads to them."""
     standing: set[tuple[str, str]] = field(default_factory=set)
-    """Connections that are there all the time."""
+    """Connections that exist all the time."""
 
     @property
     def near(self) -> Namespace:
-        """Where frames are captured."""
+        """The end where frames are captured."""
         return self.wire.near.namespace
 
     @property
@@ -138,24 +141,24 @@ class Stage:
         return self.wire.far.namespace
 
     def start(self, *command: str | int, at: Namespace | None = None) -> Player:
-        """Start a program, at the near end if not said otherwise."""
+        """Start a program, at the near end by default."""
         player = Player(at or self.near, *command)
         self.stack.callback(player.close)
         return player
 
     def play(self, *command: str | int, at: Namespace | None = None) -> list[Label]:
-        """Run a program, at the near end if not said otherwise; give its last report."""
+        """Run a program, at the near end by default; returns its last report."""
         return self.start(*command, at=at).end()
 
     def add_namespace(self, device: str) -> Namespace:
-        """Make a namespace that one of the near end's devices will lead to."""
+        """Make a namespace behind one of the interfaces of the near end."""
         self.others[device] = there = Namespace()
         self.stack.callback(there.close)
         return there
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[Callable[[Callable[[Frame], bool], int], None]]:
-        """Give a function that waits until so many frames of a kind have passed the near end since now."""
+        """A function that waits until so many frames of a kind have passed the near end since now."""
         with closing(Reference(self.near, self.wire.near.device)) as reference:
 
             def wait_for(accepts: Callable[[Frame], bool], times: int = 1) -> None:
@@ -164,11 +167,11 @@ class Stage:
             yield wait_for
 
     def moving(self) -> set[tuple[str, str]]:
-        """The TCP connections that may still send something."""
+        """The TCP connections that can still send something."""
         return _connections(self) - self.standing
 
     def capture_memory_kib(self) -> int:
-        """How much memory of its own the capture has: not what it shares with the kernel."""
+        """Private memory of the capture, without memory shared with the kernel."""
         assert self.capture is not None
         status = Path(f"/proc/{self.capture.process.pid}/status").read_text()
         found = re.search(r"^RssAnon:\s+(\d+) kB$", status, re.MULTILINE)
@@ -199,7 +202,7 @@ class Scenario:
     vm: bool = False
 
     def allowed(self, offers: str) -> int:
-        """How many packets may be unknown on a kernel."""
+        """How many packets can be unknown on a kernel."""
         return self.unknown_by.get(offers, self.unknown)
 
 
@@ -215,7 +218,7 @@ class Played:
 
 @dataclass(frozen=True)
 class Performance:
-    """All that one capture saw."""
+    """All packets of one capture."""
 
     played: list[Played]
     ended: Ended
@@ -274,7 +277,7 @@ def perform(
 
 
 def _offers() -> str:
-    """What a capture of this run can learn from."""
+    """What a capture of this run can record."""
     if ATTACH != "tracepoint" and KPROBE_EVENTS.exists():
         return KPROBES
     release = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
@@ -282,7 +285,7 @@ def _offers() -> str:
 
 
 def _connections(stage: Stage) -> set[tuple[str, str]]:
-    """The TCP connections of all namespaces that may still send something."""
+    """The TCP connections of all namespaces that can still send something."""
     return {
         (local, remote)
         for namespace in (stage.near, stage.far, *stage.others.values())

@@ -1,6 +1,8 @@
-"""The tables printed at the end of a run of the kernel tests: frames compared, and packets judged by scenario.
+"""The tables printed at the end of the kernel tests: compared frames, and packets by scenario and
+verdict.
 
-Outcomes go in, lines come out. A file of the tests adds its outcomes; conftest prints whatever was added.
+Outcomes go in, lines come out. A file of the tests adds its outcomes; conftest prints whatever was
+added.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ _rows: dict[str, list[tuple[str, ...]]] = {title: [] for title in HEADERS}
 
 
 def add(outcomes: Iterable[Outcome], place: str = "") -> None:
-    """Add a row per outcome; `place` is where the frames were taken, if it is not the usual one."""
+    """Add a row per outcome; `place` is where the frames were captured, if it is not the usual one."""
     for outcome in outcomes:
         labels = outcome.labels()
         sent = outcome.case.frames
@@ -38,7 +40,7 @@ def add(outcomes: Iterable[Outcome], place: str = "") -> None:
 
 
 def add_row(name: str, sent: str, reference: int, ours: int, identical: int) -> None:
-    """Add a row that says nothing of names."""
+    """Add a row without names."""
     _rows[FRAMES].append((name, sent, str(reference), str(ours), str(identical), "", "", ""))
 
 
@@ -48,7 +50,7 @@ def add_soak(*figures: float) -> None:
 
 
 def add_played(performance: Performance, where: str = "") -> None:
-    """Add a row per scenario of attribution; `where` stands before their names."""
+    """Add a row per scenario of attribution; `where` is a prefix of their names."""
     for played in performance.played:
         verdicts = played.verdicts
         counts = (verdicts.packets, verdicts.right, verdicts.unknown, verdicts.wrong, played.allowed)

@@ -1,7 +1,7 @@
-"""The daemon on a disk that hangs whole: whatever asks for it waits, also who only looks.
+"""The daemon on a disk on which all operations hang, also reads.
 
-The disk is a file system in user space (bindfs) whose process is stopped: open, stat, rename, close, all of it waits
-until the process goes on.
+The disk is a file system in user space (bindfs) whose process is stopped: open, stat, rename,
+close, all of it waits until the process goes on.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Disk:
 
     @contextmanager
     def hung(self) -> Iterator[None]:
-        """It hangs."""
+        """Stop the file system."""
         self._server.send_signal(signal.SIGSTOP)
         try:
             yield
@@ -51,13 +51,13 @@ class Disk:
             self._server.send_signal(signal.SIGCONT)
 
     def files(self) -> list[Path]:
-        """The finished captures on it, plain."""
+        """The finished captures on it, not compressed."""
         for packed in self._behind.glob("*/skbcapd-*.zst"):
             subprocess.run(["zstd", "-q", "-d", "--rm", str(packed)], check=True)
         return sorted(self._behind.glob("*/skbcapd-*.pcapng"))
 
     def parts(self) -> list[Path]:
-        """The captures in work."""
+        """The unfinished captures."""
         return sorted(self._behind.glob("*/skbcapd-*.part"))
 
     def close(self) -> None:
@@ -82,7 +82,9 @@ def sent_to(files: list[Path]) -> int:
 
 @pytest.mark.parametrize("moment", ["writing", "new file", "compressing", "directory gone"])
 def test_the_loop_does_not_notice(moment: str, wire: Wire, disk: Disk, tmp_path: Path) -> None:
-    """While the disk hangs the daemon answers and the watchdog is fed; then each packet is in a file, or counted."""
+    """While the disk hangs the daemon answers and the watchdog is fed; then each packet is in a
+    file, or counted.
+    """
     control, directory = tmp_path / "control", disk.place / "captures"
     settings = {
         "control__socket": str(control),
@@ -138,7 +140,9 @@ def test_the_loop_does_not_notice(moment: str, wire: Wire, disk: Disk, tmp_path:
 
 
 def test_the_end_does_not_wait_for_it(wire: Wire, disk: Disk, tmp_path: Path) -> None:
-    """SIGTERM while the disk hangs ends the capture in some seconds; what is not on the disk is counted as dropped."""
+    """SIGTERM while the disk hangs ends the capture in some seconds; packets that are not on the
+    disk are counted as dropped.
+    """
     control, count = tmp_path / "control", 5003
     settings = {"control__socket": str(control), "files__keep_free": "0", "files__compress": "zstd"}
     with closing(Daemon(wire.near, disk.place / "captures", **settings)) as daemon:

@@ -1,4 +1,5 @@
-"""The daemon, and others who would end its capture: a terminal that goes, signals, no process left, nobody who reads.
+"""The daemon, with attempts to end its capture: a closed terminal, signals, no free process, no
+readers.
 
 In each case frames are sent before and after; all of them are in files, and the end is a clean one.
 """
@@ -46,7 +47,7 @@ try:
 except ProcessLookupError:
     pass
 """
-# Sends a signal to the program that it starts, as soon as this holds it back.
+# Sends a signal to the program that it starts, as soon as the program blocks it.
 EARLY = """
 import os, re, sys
 number, program = int(sys.argv[1]), os.getpid()
@@ -57,7 +58,8 @@ while not blocked >> (number - 1) & 1:
     blocked = int(re.search(r"SigBlk:\\t(\\w+)", open(f"/proc/{program}/status").read())[1], 16)
 os.kill(program, number)
 """
-# A thread waits for a disk in a page fault, another one to change the memory map, the third one sends.
+# A thread waits for a disk in a page fault, another one to change the memory map, the third one
+# sends.
 LOCKED = """
 import ctypes, os, socket, sys, threading, time
 libc = ctypes.CDLL(None)
@@ -102,13 +104,13 @@ sys.stdin.read()
 
 @pytest.fixture
 def marker(wire: Wire) -> Iterator[Marker]:
-    """A sender of numbered frames at the near end, which is this process."""
+    """A sender of numbered frames at the near end (this process)."""
     with closing(Marker(wire.near.namespace, wire.near.device)) as made:
         yield made
 
 
 def check(fault: str, ended: Ended, marker: Marker, directory: Path, more: str = "") -> None:
-    """All frames are in files, and the end was a clean one."""
+    """All frames are in files, and the exit code is 0."""
     found = outgoing(*finished(directory))
     faults.compare(fault, 1, f"exit code {ended.exit_code}, {len(found)} of {len(marker.sent)} packets in files{more}")
     assert ended.exit_code == 0, ended.stderr
@@ -118,7 +120,7 @@ def check(fault: str, ended: Ended, marker: Marker, directory: Path, more: str =
 
 @contextmanager
 def few_processes() -> Iterator[Path]:
-    """A control group that can be given a limit of processes and threads."""
+    """A control group with a limit of processes and threads."""
     version_2 = (CGROUPS / "cgroup.controllers").exists()
     place = CGROUPS / ("" if version_2 else "pids") / f"skbcapd-{uuid.uuid4().hex[:8]}"
     try:
@@ -133,7 +135,9 @@ def few_processes() -> Iterator[Path]:
 
 
 def test_no_process_is_left(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """Where no thread and no process can be started, as beside a fork bomb, nothing ends and nothing is lost."""
+    """If no thread and no process can be started, as with a fork bomb, nothing ends and no packet
+    is dropped.
+    """
     directory, control = tmp_path / "captures", tmp_path / "control"
     settings = {"control__socket": str(control), "files__compress": "gzip", "files__keep_free": "0"}
     settings |= {"metrics__textfile": str(tmp_path / "skbcapd.prom")}
@@ -152,7 +156,7 @@ def test_no_process_is_left(wire: Wire, marker: Marker, tmp_path: Path) -> None:
 
 
 def test_a_terminal_that_is_closed(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """When the terminal is closed the daemon goes on: the signal of that asks for a reload."""
+    """When the terminal is closed the daemon continues: that signal requests a reload."""
     directory, control = tmp_path / "captures", tmp_path / "control"
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
@@ -170,7 +174,7 @@ def test_a_terminal_that_is_closed(wire: Wire, marker: Marker, tmp_path: Path) -
     os.close(theirs)
     said = b""
     try:
-        while b" packets, " not in said:  # the status line is there
+        while b" packets, " not in said:  # the status line was printed
             said += os.read(ours, 4096)
         send(marker, BEFORE)
         os.close(ours)
@@ -187,7 +191,7 @@ def test_a_terminal_that_is_closed(wire: Wire, marker: Marker, tmp_path: Path) -
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_before_it_is_ready(number: signal.Signals, wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """A signal that comes while the program is compiled and loaded waits, and is obeyed when the capture runs."""
+    """A signal during compiling and loading waits, and is handled when packets are captured."""
     said = {signal.SIGHUP: "settings reloaded", signal.SIGUSR2: "SIGUSR2 ignored"}
     through = (sys.executable, "-E", "-s", "-S", "-c", EARLY, str(int(number)))
     with closing(Daemon(wire.near, tmp_path, through, files__keep_free="0")) as daemon:
@@ -202,7 +206,9 @@ def test_a_signal_before_it_is_ready(number: signal.Signals, wire: Wire, marker:
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_storm_of_signals(number: signal.Signals, wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """Beside a storm of signals the daemon answers, makes few files, and ends when it is told to, with exit code 0."""
+    """With very many signals the daemon answers, makes few files, and ends on SIGTERM with exit
+    code 0.
+    """
     directory, control = tmp_path / "captures", tmp_path / "control"
     with closing(Daemon(wire.near, directory, control__socket=str(control), files__keep_free="0")) as daemon:
         words = [sys.executable, "-E", "-s", "-S", "-c", STORM, str(daemon.process.pid), str(int(number))]
@@ -223,7 +229,9 @@ def test_a_storm_of_signals(number: signal.Signals, wire: Wire, marker: Marker, 
 
 
 def test_a_directory_that_cannot_be_reached(wire: Wire, marker: Marker) -> None:
-    """While a directory above may not be entered by the service's user, nothing ends; then files are written again."""
+    """While a directory above may not be entered by the service's user, nothing ends; then files
+    are written again.
+    """
     place = Path(tempfile.mkdtemp(prefix="skbcapd-"))  # pytest's own are closed to other users
     directory, user = place / "above" / "captures", 61_235
     directory.mkdir(parents=True)
@@ -263,7 +271,9 @@ def test_thousands_of_files_left_by_crashes(wire: Wire, marker: Marker, tmp_path
 
 
 def test_the_cache_hangs(wire: Wire, marker: Marker, place: Path, tmp_path: Path) -> None:
-    """While the disk of the compiler's cache takes no write, a reload is done, and the end is not delayed."""
+    """While the disk of the compiler's cache takes no write, a reload is done, and the end is not
+    delayed.
+    """
     directory, config = tmp_path / "captures", tmp_path / "skbcapd.yaml"
     config.write_text("snaplen: 96\n")
     through = ("env", f"CACHE_DIRECTORY={place}")
@@ -292,7 +302,9 @@ def children(pid: int) -> set[str]:
 
 
 def test_a_process_that_delays_its_readers(wire: Wire, place: Path, tmp_path: Path) -> None:
-    """A process whose command line cannot be read, as its memory map is locked, delays no packet of others."""
+    """A process whose command line cannot be read, as its memory map is locked, delays no packet of
+    others.
+    """
     directory, control = tmp_path / "captures", tmp_path / "control"
     settings = {"comment": "cmdline", "control__socket": str(control), "files__keep_free": "0"}
     with (
@@ -333,7 +345,9 @@ def test_a_process_that_delays_its_readers(wire: Wire, place: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("what", ["metrics.textfile", "control.socket"])
 def test_a_file_system_that_does_not_respond(what: str, wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """Where the metrics' file or the control socket is on a file system that hangs, the end is not delayed."""
+    """Where the metrics' file or the control socket is on a file system that hangs, the end is not
+    delayed.
+    """
     directory, place, file = tmp_path / "captures", tmp_path / "hung", tmp_path / "hung" / "file.prom"
     place.mkdir()
     with closing(Daemon(wire.near, directory, files__keep_free="0", **{what.replace(".", "__"): str(file)})) as daemon:
@@ -364,7 +378,7 @@ def hung(place: Path) -> Iterator[None]:
 
 
 def test_a_service_manager_that_does_not_read(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """A service manager that is stopped holds nothing up: the daemon answers, captures, and ends."""
+    """A service manager that is stopped delays nothing: the daemon answers, captures, and ends."""
     directory, control, notify = tmp_path / "captures", tmp_path / "control", tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(notify))

@@ -1,8 +1,8 @@
-"""Is the name on a packet right? The judge of attribution.
+"""Whether the process of a packet is right.
 
-A packet as we wrote it goes in, with what is known of it from elsewhere: the signature in its payload, or what the
-scenario knows of packets that carry none. Out comes `right`, `unknown` or `wrong`. Nothing here knows how the program
-under test finds a process.
+A packet as we wrote it goes in, with what is known of it from elsewhere: the signature in its
+payload, or what the scenario knows of packets that carry none. Out comes `right`, `unknown` or
+`wrong`. Nothing here knows how the program under test finds a process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ICMP_ERRORS = (3, 5, 11, 12)
 ICMPV6_ECHO = 128
 EXAMPLES = 11
 
-# What is said of a packet without a process.
+# Words for packets without a process.
 Word = Literal["kernel", "forwarded", "unknown"]
 Right = Collection[Label | Word] | Word | None  # None: not a packet of the scenario
 Judge = Callable[["Frame"], Right]
@@ -48,7 +48,7 @@ class Frame:
     is_sent: bool
 
     def __str__(self) -> str:
-        """What kind of packet it is."""
+        """The kind of the packet."""
         if self.protocol in (TCP, UDP):
             return f"{'TCP' if self.protocol == TCP else 'UDP'} {self.ports} flags {self.tcp_flags:#04x}"
         return f"EtherType {self.ether_type:#06x} protocol {self.protocol} message {self.message}"
@@ -100,7 +100,9 @@ class Frame:
 
     @property
     def is_housekeeping(self) -> bool:
-        """Whether the kernel sends its like at any time: ARP, neighbours, groups, errors of ICMP."""
+        """Whether the kernel sends such packets at any time: ARP, neighbors, groups, errors of
+        ICMP.
+        """
         return (
             self.ether_type == ETH_P_ARP
             or self.protocol == IGMP
@@ -111,7 +113,7 @@ class Frame:
 
     @cached_property
     def signature(self) -> Label | None:
-        """Who says in the payload that it sent this; an error of ICMP only quotes somebody."""
+        """The sender in the payload; an error of ICMP only quotes it."""
         at = -1 if self.is_housekeeping else self.data.find(SIGNED_MAGIC)
         if at < 0 or at + SIGNATURE.size > len(self.data):
             return None
@@ -120,7 +122,7 @@ class Frame:
 
     @cached_property
     def ids(self) -> tuple[int, int] | None:
-        """Process and thread that say so in the payload, without a name."""
+        """Process and thread in the payload, without a name."""
         at = self.data.find(MAGIC)
         if at < 0 or at + WHO.size > len(self.data):
             return None
@@ -136,7 +138,7 @@ class Verdicts:
     unknown: int = 0
     wrong: int = 0
     examples: tuple[str, ...] = ()
-    """The packets that are not right, each kind in a line, the wrong ones first."""
+    """The packets that are not right, one line per kind, the wrong ones first."""
 
     @property
     def packets(self) -> int:
@@ -152,8 +154,9 @@ def verdict(packet: Packet, right: Collection[Label | Word] | Word) -> Literal["
         right: the processes and words that may stand on it; one is enough.
 
     Returns:
-        The verdict. A packet of a process that is said to be of nobody known is `unknown`, whatever the word; one of
-        nobody is right under its word only, and wrong under any name. Option 8 has to say the same as the comment.
+        The verdict. A packet of a process that is said to be of nobody known is `unknown`, whatever
+        the word; one of nobody is right under its word only, and wrong under any name. Option 8 has
+        to say the same as the comment.
     """
     right = [right] if isinstance(right, str) else right
     name, via = packet.label, comment_fields(packet.comment).get("via", "")

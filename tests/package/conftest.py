@@ -1,4 +1,6 @@
-"""On a machine that is no Debian the clean Debian systems are left out by name, and the summary says so."""
+"""On systems other than Debian the clean Debian systems are left out by name, and the summary lists
+them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,6 @@ collect_ignore = ["test_chroot.py"] if LEFT_OUT else []
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says what was left out."""
+    """Print what was left out."""
     if LEFT_OUT:
         terminalreporter.write_line(f"clean Debian systems left out: {LEFT_OUT}")

@@ -1,4 +1,6 @@
-"""The package and `make install` in a clean Debian 12 and a clean Debian 13: each line of `chroot` is a claim."""
+"""The package and `make install` in a clean Debian 12 and a clean Debian 13: each line of `chroot`
+is a claim.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,19 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("chroot")
 ROOT = SCRIPT.parents[2]
-DEADLINE_S = 30 * 60  # it fetches some 400 MB
+DEADLINE_S = 30 * 60  # it downloads about 400 MB
 
 pytestmark = pytest.mark.timeout(DEADLINE_S + 60)
 
 
 @pytest.mark.parametrize("suite", ["bookworm", "trixie"])
 def test_a_clean_debian(suite: str, tmp_path: Path) -> None:
-    """The package installs, captures, goes and is purged without a trace; so does what `make install` puts there."""
+    """The package installs, captures, and is removed and purged without a trace; so are the files
+    of `make install`.
+    """
     subprocess.run([str(ROOT / "tools/deb"), str(tmp_path)], check=True, capture_output=True)
     [package] = tmp_path.glob("*.deb")
-    # Inside, what is compiled is kept where an administrator would find it, not where the tests keep it.
+    # Inside, the cache is in the system directory, not in that of the tests.
     environment = {name: value for name, value in os.environ.items() if name != "CACHE_DIRECTORY"}
     done = subprocess.run(
         [str(SCRIPT), suite],

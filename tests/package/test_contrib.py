@@ -1,4 +1,4 @@
-"""The alerts for Prometheus, judged by its own promtool."""
+"""The alerts for Prometheus, checked with promtool."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ SERIES = Path(__file__).parent / "skbcapd.rules.test.yaml"
 
 
 def fetch() -> Path:
-    """Promtool out of Debian's package, fetched once and installed nowhere: that of Debian 12 starts a server.
+    """Promtool out of Debian's package, fetched once and installed nowhere: that of Debian 12
+    starts a server.
 
     Raises:
         subprocess.CalledProcessError: apt cannot fetch it.
@@ -37,11 +38,11 @@ def fetch() -> Path:
         with tempfile.TemporaryDirectory(dir=place.parent) as name:
             work = Path(name)
             apt = kernels.apt_state(work / "apt")
-            with contextlib.suppress(subprocess.CalledProcessError):  # a source that does not answer may be another one
+            with contextlib.suppress(subprocess.CalledProcessError):  # another source may still have the package
                 kernels.run(["apt-get", *apt, "update"])
             try:
                 tree = kernels.download(["promtool"], apt, work)
-            except subprocess.CalledProcessError:  # Debian 12, Ubuntu 24.04: no package of its own
+            except subprocess.CalledProcessError:  # Debian 12, Ubuntu 24.04: no separate package
                 tree = kernels.download(["prometheus"], apt, work)
             (tree / "usr/bin/promtool").rename(place)
     return place
@@ -49,7 +50,9 @@ def fetch() -> Path:
 
 @pytest.fixture(scope="module")
 def promtool() -> str:
-    """The machine's own, else a fetched one; without it nothing is proven, so that is a failure."""
+    """The promtool of the machine, or a downloaded one; without it nothing is proven, so the test
+    fails.
+    """
     try:
         return shutil.which("promtool") or str(fetch())
     except subprocess.CalledProcessError as error:
@@ -62,7 +65,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def said(*command: str | Path) -> tuple[int, str]:
-    """The exit code of a program and all that it says."""
+    """Exit code and output of a program."""
     done = subprocess.run(
         [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
@@ -70,13 +73,15 @@ def said(*command: str | Path) -> tuple[int, str]:
 
 
 def test_prometheus_accepts_the_rules(promtool: str) -> None:
-    """Promtool finds every alert and nothing wrong with them."""
+    """Promtool finds all alerts and no error."""
     code, text = said(promtool, "check", "rules", RULES)
     assert (code, f"SUCCESS: {len(rules())} rules found" in text) == (0, True), text
 
 
 def test_alerts_fire_when_they_should_and_else_not(promtool: str) -> None:
-    """Fed with series, each alert fires when skbcapd.rules.test.yaml says, with its words, and at other times not."""
+    """With the given series, each alert fires when skbcapd.rules.test.yaml says, with its text, and
+    at no other time.
+    """
     code, text = said(promtool, "test", "rules", SERIES)
     assert (code, "SUCCESS" in text) == (0, True), text
     looks = [look for test in yaml.safe_load(SERIES.read_text())["tests"] for look in test["alert_rule_test"]]
@@ -87,7 +92,7 @@ def test_alerts_fire_when_they_should_and_else_not(promtool: str) -> None:
 
 
 def test_the_judge_sees_a_wrong_rule(promtool: str, tmp_path: Path) -> None:
-    """With another number in any one alert, promtool says that the series do not fit."""
+    """With another number in any alert, promtool reports a difference."""
     text = SERIES.read_text()
     (tmp_path / SERIES.name).write_text(re.sub(r"rule_files: .*", f"rule_files: [{RULES.name}]", text))
     for right, wrong in (
@@ -104,7 +109,9 @@ def test_the_judge_sees_a_wrong_rule(promtool: str, tmp_path: Path) -> None:
 
 
 def test_the_rules_name_existing_metrics() -> None:
-    """Metrics, causes of drops and settings in the rules exist in skbcapd; each cause has its advice."""
+    """Metrics, causes of drops and settings in the rules exist in skbcapd; each cause has its
+    advice.
+    """
     text = RULES.read_text()
     page = Metrics(Scene().statistics.snapshot).text().decode()
     samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
@@ -116,7 +123,7 @@ def test_the_rules_name_existing_metrics() -> None:
 
 
 def test_every_alert_is_complete() -> None:
-    """Each has a severity, a summary and a description, and docs/monitoring.md lists it."""
+    """Each alert has a severity, a summary and a description, and is in docs/monitoring.md."""
     for rule in rules():
         assert rule["labels"]["severity"] in {"warning", "critical"}
         assert set(rule["annotations"]) == {"summary", "description"}

@@ -1,6 +1,7 @@
-"""The Debian package, built by `tools/deb` and read by Debian's own programs.
+"""The Debian package, built by `tools/deb` and checked with Debian's programs.
 
-Installing, removing and purging it in a clean Debian is tests/package/chroot, which takes minutes and the network.
+Installing, removing and purging it in a clean Debian is tests/package/chroot, which takes minutes
+and the network.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ MODULE = "usr/lib/python3/dist-packages/skbcapd"
 
 
 def output(*command: str | Path) -> str:
-    """What a command says on stdout."""
+    """The output of a command."""
     return subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True).stdout
 
 
@@ -41,7 +42,7 @@ def unpacked(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_lintian_is_silent(deb: Path) -> None:
-    """Lintian finds neither errors nor warnings."""
+    """Lintian reports neither errors nor warnings."""
     [changes] = deb.parent.glob("*.changes")
     done = subprocess.run(
         ["lintian", "--allow-root", "--fail-on", "error,warning", str(changes)],
@@ -53,7 +54,9 @@ def test_lintian_is_silent(deb: Path) -> None:
 
 
 def test_control(deb: Path) -> None:
-    """The package has the program's version and asks for Debian's own libpcap, bcc, scapy, systemd and yaml."""
+    """The package has the version of the program and depends on Debian's libpcap, bcc, scapy,
+    systemd and yaml.
+    """
     assert output("dpkg-deb", "-f", deb, "Version").strip() == skbcapd.__version__
     depends = output("dpkg-deb", "-f", deb, "Depends").strip().split(", ")
     assert set(depends) >= {
@@ -68,7 +71,9 @@ def test_control(deb: Path) -> None:
 
 
 def test_the_module_is_in_debians_python(unpacked: Path, tmp_path: Path) -> None:
-    """From dist-packages alone, the module runs and finds the kernel program's text; no compiled module is packed."""
+    """With dist-packages alone, the module runs and finds the program text; the package has no
+    compiled modules.
+    """
     found = subprocess.run(
         [
             sys.executable,
@@ -88,20 +93,20 @@ def test_the_module_is_in_debians_python(unpacked: Path, tmp_path: Path) -> None
 
 
 def test_the_program_is_debians_python(unpacked: Path) -> None:
-    """/usr/bin/skbcapd runs Debian's Python as it is: isolated, with no path of its own."""
+    """/usr/bin/skbcapd runs Debian's Python, isolated, without its own path."""
     text = (unpacked / "usr/bin/skbcapd").read_text()
     assert text.startswith("#!/usr/bin/python3 -I\n")
     assert not re.search(r"sys\.path|@", text)
 
 
 def test_the_config_is_the_administrators(unpacked: Path) -> None:
-    """Dpkg knows the config as a file that people edit; no other file is one."""
+    """The config file, and no other file, is a conffile for dpkg."""
     assert (unpacked / "DEBIAN/conffiles").read_text().split() == ["/etc/skbcapd.yaml"]
     assert [path.name for path in (unpacked / "etc").rglob("*") if path.is_file()] == ["skbcapd.yaml"]
 
 
 def test_it_contains_the_files_of_make_install(unpacked: Path, tmp_path: Path) -> None:
-    """But for its own papers, the package holds the files of `make install`, no more and no less."""
+    """Without its own documentation, the package has exactly the files of `make install`."""
     subprocess.run(["make", "-s", "install", "prefix=/usr", f"DESTDIR={tmp_path}"], cwd=ROOT, check=True)
     installed = {
         re.sub(r"^usr/lib/skbcapd/", "usr/lib/python3/dist-packages/", str(path.relative_to(tmp_path)))
@@ -118,13 +123,15 @@ def test_it_contains_the_files_of_make_install(unpacked: Path, tmp_path: Path) -
 
 
 def test_the_alert_rules_are_an_example(unpacked: Path) -> None:
-    """The package holds the rules for Prometheus as they are, where nothing reads them unasked."""
+    """The package has the rules for Prometheus as an example, where nothing reads them."""
     [packed] = (unpacked / "usr/share/doc/skbcapd/examples").iterdir()
     assert packed.read_bytes() == (ROOT / "contrib/prometheus" / packed.name).read_bytes()
 
 
 def test_nothing_is_started_by_default(unpacked: Path) -> None:
-    """The package's preset says no, and its scripts ask the presets, so that an administrator's can say yes."""
+    """The preset of the package is disable, and its scripts follow the presets, so an administrator
+    can enable the service.
+    """
     preset = (unpacked / "usr/lib/systemd/system-preset/90-skbcapd.preset").read_text()
     assert re.findall(r"^\w+ \S+$", preset, re.MULTILINE) == ["disable skbcapd.service", "disable skbcapd@*.service"]
     script = (unpacked / "DEBIAN/postinst").read_text()

@@ -1,4 +1,4 @@
-"""`make install` and `make uninstall`, run for real, into directories of the test's own."""
+"""`make install` and `make uninstall`, into directories of the test."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SYSUSERS = "usr/local/lib/sysusers.d/skbcapd.conf"
 
 
 def make(*arguments: str) -> str:
-    """Runs make quietly; what it says on stderr."""
+    """Run make; returns its stderr."""
     return subprocess.run(["make", "-s", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stderr
 
 
 def files(place: Path) -> set[str]:
-    """Every file below, but for compiled modules."""
+    """All files below a directory, without compiled modules."""
     return {
         str(path.relative_to(place))
         for path in place.rglob("*")
@@ -38,19 +38,21 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def in_place(place: Path) -> list[str]:
-    """Variables that put everything below a directory, as if it were the machine's own."""
+    """Variables that put all files below a directory, as if it were the root of the system."""
     return [
         f"prefix={place}/usr",
         f"sysconfdir={place}/etc",
         f"wireshark_libdir={place}/wireshark",
         f"wireshark_datadir={place}/share",
         f"PYTHON={sys.executable}",
-        "DESTDIR=/",  # the machine's own systemd stays out of it
+        "DESTDIR=/",  # systemd of this machine is not touched
     ]
 
 
 def test_all_code_is_installed(staged: Path) -> None:
-    """Every module, and every file that the kernel program is made of, is in the private directory; nothing else is."""
+    """All modules, and all files of the kernel program, are in the private directory, and nothing
+    else.
+    """
     expected = (
         files(ROOT / "skbcapd")
         | {f"bpf/{name}" for name in files(ROOT / "bpf")}
@@ -61,7 +63,9 @@ def test_all_code_is_installed(staged: Path) -> None:
 
 
 def test_the_rest_is_in_the_standard_directories(staged: Path) -> None:
-    """Program, config, units, pages and completion are in the places that Debian's programs look into."""
+    """Program, config, units, man pages and completion are in the directories that Debian's
+    programs read.
+    """
     units = {f"usr/local/lib/systemd/system/{path.name}" for path in (ROOT / "systemd").glob("*.service")}
     rest = {name for name in files(staged) if not name.startswith("usr/local/lib/skbcapd/") and "wireshark" not in name}
     assert rest == {
@@ -76,7 +80,7 @@ def test_the_rest_is_in_the_standard_directories(staged: Path) -> None:
 
 
 def test_wireshark_finds_its_files(staged: Path) -> None:
-    """Dissector, profile and extcap program are in the directories that this machine's tshark names."""
+    """Dissector, profile and extcap program are in the directories that tshark reports."""
     said = subprocess.run(["tshark", "-G", "folders"], capture_output=True, text=True, check=True).stdout
     folders = dict(re.findall(r"^([\w ]+):\s+(/.*)$", said, re.MULTILINE))
     plugins, extcap = folders["Global Lua Plugins"], folders["Extcap path"]
@@ -90,7 +94,7 @@ def test_wireshark_finds_its_files(staged: Path) -> None:
 
 
 def test_the_units_user_is_made(staged: Path, tmp_path: Path) -> None:
-    """Systemd-sysusers makes of the installed file the user and the group that both units name, and no login."""
+    """systemd-sysusers creates the user and the group that both units name, without a login."""
     (tmp_path / "etc").mkdir()
     with (staged / SYSUSERS).open() as text:
         subprocess.run(["systemd-sysusers", f"--root={tmp_path}", "-"], stdin=text, capture_output=True, check=True)
@@ -102,7 +106,9 @@ def test_the_units_user_is_made(staged: Path, tmp_path: Path) -> None:
 
 
 def test_no_placeholder_is_left(staged: Path) -> None:
-    """In installed programs and units every @name@ is filled in; what may be run is executable, the rest is not."""
+    """In installed programs and units all @names@ are replaced; programs are executable, other
+    files are not.
+    """
     for name in files(staged):
         path = staged / name
         if "bin/" in name or name.endswith(".service"):
@@ -111,7 +117,7 @@ def test_no_placeholder_is_left(staged: Path) -> None:
 
 
 def test_the_installed_program_is_alone(tmp_path: Path) -> None:
-    """It runs its own code and config, whatever lies in PYTHONPATH or the directory that it is started in."""
+    """It runs its own code and config, with any PYTHONPATH and working directory."""
     make("install", *in_place(tmp_path))
     decoy = tmp_path / "decoy"
     decoy.mkdir()
@@ -129,7 +135,7 @@ def test_the_installed_program_is_alone(tmp_path: Path) -> None:
 
 
 def test_a_missing_library_is_named(tmp_path: Path) -> None:
-    """Where Python lacks a library, the program says in two lines which, and what to install."""
+    """If Python lacks a library, two lines name it and its package."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
     make("install", *in_place(tmp_path), f"PYTHON={tmp_path}/bare/bin/python")
     done = subprocess.run([str(tmp_path / "usr/bin/skbcapd")], capture_output=True, text=True, check=False)
@@ -138,17 +144,17 @@ def test_a_missing_library_is_named(tmp_path: Path) -> None:
 
 
 def test_uninstall_leaves_nothing(tmp_path: Path) -> None:
-    """After install and uninstall there is no file, and no directory of our name."""
+    """After install and uninstall there is no file, and no directory of skbcapd."""
     make("install", f"DESTDIR={tmp_path}")
     assert files(tmp_path)
-    (tmp_path / "var/cache/skbcapd").mkdir(parents=True)  # as a capture makes it
+    (tmp_path / "var/cache/skbcapd").mkdir(parents=True)  # as a capture creates it
     (tmp_path / "var/cache/skbcapd/program.json").touch()
     make("uninstall", f"DESTDIR={tmp_path}")
     assert [path for path in tmp_path.rglob("*") if not path.is_dir() or "skbcapd" in path.name] == []
 
 
 def test_others_files_stay(tmp_path: Path) -> None:
-    """What was there before an install is there after an uninstall, in the same directories as ours."""
+    """Files from before an install still exist after an uninstall, in the same directories."""
     others = {"usr/local/bin/other", "etc/other.yaml", "usr/local/share/man/man8/other.8", "var/log/skbcapd/a.pcapng"}
     for name in others:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +165,9 @@ def test_others_files_stay(tmp_path: Path) -> None:
 
 
 def test_an_edited_config_stays(tmp_path: Path) -> None:
-    """A config that the administrator has changed outlives another install, and an uninstall; both say so."""
+    """A config that the administrator has changed stays after another install and an uninstall;
+    both report it.
+    """
     config = tmp_path / "etc/skbcapd.yaml"
     make("install", f"DESTDIR={tmp_path}")
     config.write_text("snaplen: 96\n")
@@ -171,7 +179,7 @@ def test_an_edited_config_stays(tmp_path: Path) -> None:
 
 
 def test_an_untouched_config_follows_the_defaults(tmp_path: Path) -> None:
-    """A config as an older version installed it is replaced by the new version's."""
+    """An unchanged config of an older version is replaced by that of the new version."""
     make("install", f"DESTDIR={tmp_path}")
     for name in ("etc/skbcapd.yaml", "usr/local/lib/skbcapd/skbcapd/etc/skbcapd.yaml"):
         (tmp_path / name).write_text("# of an older version\n")
@@ -180,7 +188,7 @@ def test_an_untouched_config_follows_the_defaults(tmp_path: Path) -> None:
 
 
 def test_modules_of_an_older_version_are_deleted(tmp_path: Path) -> None:
-    """A module that this version no longer has is not left beside the others by a second install."""
+    """A module that this version no longer has is deleted by a second install."""
     make("install", f"DESTDIR={tmp_path}")
     old = tmp_path / "usr/local/lib/skbcapd/skbcapd/old.py"
     old.write_text("")

@@ -1,4 +1,4 @@
-"""Man pages and completion: up to date, without faults, and as complete as the program's own help."""
+"""Man pages and completion: up to date, without errors, and as complete as the help."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ PAGES = ("skbcapd.8", "skbcapd.yaml.5")
 
 
 def help_of(*command: str) -> str:
-    """What `skbcapd ... --help` says."""
+    """The output of `skbcapd ... --help`."""
     return subprocess.run(
         [sys.executable, "-m", "skbcapd", *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
 
 
 def commands() -> list[str]:
-    """The commands that the program's help names."""
+    """The commands in the help of the program."""
     return re.findall(r"^    (\w+) +\w", help_of(), re.MULTILINE)
 
 
 def rendered(page: str) -> str:
-    """A page as a wide terminal shows it."""
+    """A page as on a wide terminal."""
     environment = os.environ | {"LC_ALL": "C.UTF-8", "MANWIDTH": "1000", "MAN_KEEP_FORMATTING": ""}
     text = subprocess.run(
         ["man", "--nh", "-l", str(ROOT / "man" / page)], env=environment, capture_output=True, text=True, check=True
@@ -42,13 +42,13 @@ def rendered(page: str) -> str:
 
 @pytest.mark.parametrize("path", manual.texts())
 def test_generated_files_are_up_to_date(path: str) -> None:
-    """The tree holds what `make generate` writes."""
+    """The generated files equal the output of `make generate`."""
     assert (ROOT / path).read_text() == manual.texts()[path]
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_mandoc_finds_no_fault(page: str) -> None:
-    """Mandoc's lint has nothing to say, from warnings on."""
+    """Mandoc reports no warnings."""
     done = subprocess.run(
         ["mandoc", "-T", "lint", "-W", "warning", str(ROOT / "man" / page)], capture_output=True, text=True, check=False
     )
@@ -57,7 +57,7 @@ def test_mandoc_finds_no_fault(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_man_has_no_warning(page: str) -> None:
-    """groff, with all warnings on, sets the page without one, 80 columns wide."""
+    """groff, with all warnings enabled, formats the page without a warning, 80 columns wide."""
     environment = os.environ | {"LC_ALL": "C.UTF-8", "MANWIDTH": "80"}
     done = subprocess.run(
         ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", str(ROOT / "man" / page)],
@@ -71,7 +71,7 @@ def test_man_has_no_warning(page: str) -> None:
 
 
 def test_the_page_has_every_option() -> None:
-    """skbcapd(8) names every command, and each option that a command's help names."""
+    """skbcapd(8) has all commands, and all options of their help."""
     page = rendered("skbcapd.8").partition("   Commands\n")[2].partition("\nFILES\n")[0]
     for command in commands():
         [part] = re.findall(rf"^     skbcapd {command}\b.*?(?=^     \S|\Z)", page, re.MULTILINE | re.DOTALL)
@@ -80,7 +80,7 @@ def test_the_page_has_every_option() -> None:
 
 
 def test_the_page_has_every_setting() -> None:
-    """skbcapd.yaml(5) has each key with its meaning and default, in the order of the reference file."""
+    """skbcapd.yaml(5) has all keys with meaning and default, in the order of the reference file."""
     page = re.sub(r"\s+", " ", rendered("skbcapd.yaml.5"))
     at = 0
     for key, row in ROWS.items():
@@ -89,7 +89,7 @@ def test_the_page_has_every_setting() -> None:
 
 
 def complete(line: str) -> set[str]:
-    """What bash offers at the end of a line, whose words are cut as bash cuts them."""
+    """The completions of bash at the end of a line, split into words as bash does."""
     words = re.findall(r"=|[^\s=]+", line)
     if line.endswith(" "):
         words.append("")
@@ -128,12 +128,12 @@ def complete(line: str) -> set[str]:
     ],
 )
 def test_completion(line: str, offered: set[str]) -> None:
-    """Bash offers commands, options, words, devices, files and settings, where each of them can stand."""
+    """Bash completes commands, options, words, interfaces, files and settings at their positions."""
     assert complete(line) == offered
 
 
 def test_completion_has_every_command_and_option() -> None:
-    """Bash offers each command that the help names, and for it each option that its help names."""
+    """Bash completes all commands of the help, and all options of each."""
     assert complete("skbcapd ") == {*commands(), "--help", "--version"}
     for command in commands():
         options = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", help_of(command)))

@@ -1,6 +1,7 @@
-"""How often a test tries what needs many tries: few times in `make test`, all of them in `make test-all`.
+"""Numbers of repetitions: few in `make test`, all in `make test-all`.
 
-A test whose number comes from here has the marker `many`: `make test-all` runs those, and only those, once more.
+A test whose number comes from here has the marker `many`: `make test-all` runs those, and only
+those, once more.
 """
 
 from __future__ import annotations
@@ -11,5 +12,5 @@ IS_ALL = os.environ.get("SKBCAPD_TRIES") == "all"
 
 
 def tries(every: int, few: int) -> int:
-    """How many tries this run has time for."""
+    """The number of repetitions in this run."""
     return every if IS_ALL else few

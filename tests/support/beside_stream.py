@@ -1,8 +1,9 @@
-"""Runs a command while 100 MB/s of TCP pass the loopback interface, to show that other traffic disturbs no test.
+"""Runs a command while 100 MB/s of TCP pass the loopback interface, to show that other traffic
+disturbs no test.
 
     python -m tests.support.beside_stream COMMAND...
 
-Exits as the command does, and says how much was sent meanwhile.
+Exits with the code of the command, and prints how much was sent.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ CHUNK = bytes(64 << 10)
 
 
 def drain(listener: socket.socket) -> None:
-    """Take one connection and read all that comes."""
+    """Accept one connection and read everything."""
     connection, _ = listener.accept()
     buffer = bytearray(1 << 20)
     while connection.recv_into(buffer):
@@ -26,7 +27,7 @@ def drain(listener: socket.socket) -> None:
 
 
 def send(port: int, sent: multiprocessing.sharedctypes.Synchronized[int]) -> None:
-    """Send at the rate, for as long as the other end takes it; time that was lost is not made up for."""
+    """Send at the rate, as long as the other end reads; lost time is not compensated."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
         due = time.monotonic()
         while True:

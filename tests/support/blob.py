@@ -1,4 +1,4 @@
-"""BTF made by hand: types in, the bytes of a blob such as /sys/kernel/btf/vmlinux out.
+"""Handmade BTF. In: types. Out: bytes as in /sys/kernel/btf/vmlinux.
 
 Source: Documentation/bpf/btf.rst in the kernel tree.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT = range(1, 12)
 FUNC, FUNC_PROTO, VAR, DATASEC, FLOAT, DECL_TAG, TYPE_TAG, ENUM64 = range(12, 20)
-# 32-bit words behind the three of every type: a fixed part, and a part for each member.
+# 32-bit words after the three words of each type: a fixed part, and a part for each member.
 FIXED = {INT: 1, ARRAY: 3, VAR: 1, DECL_TAG: 1}
 PER_MEMBER = {STRUCT: 3, UNION: 3, ENUM: 2, FUNC_PROTO: 2, DATASEC: 3, ENUM64: 3}
 
@@ -18,7 +18,7 @@ Member = tuple[str, int, int] | tuple[str, int, int, int]  # name, type, bit off
 
 
 class Blob:
-    """A blob that grows; every `add` gives the new type's id."""
+    """A blob that grows; `add` returns the id of the new type."""
 
     def __init__(self) -> None:
         self._types = b""
@@ -32,7 +32,7 @@ class Blob:
         return len(self._strings) - len(name) - 1
 
     def add(self, kind: int, name: str = "", members: int = 0) -> int:
-        """Any type that holds nothing of interest; the words behind its head are made to look like types."""
+        """A type whose content does not matter; the words after its header look like types."""
         words = FIXED.get(kind, 0) + PER_MEMBER.get(kind, 0) * members
         self._types += struct.pack("<III", self._text(name), kind << 24 | members, 4)
         self._types += struct.pack("<I", STRUCT << 24) * words
@@ -49,7 +49,7 @@ class Blob:
         return self._count
 
     def build(self, magic: int = 0xEB9F, version: int = 1, types: bytes = b"") -> bytes:
-        """The whole blob, with `types` behind the types added."""
+        """The complete blob, with `types` after the added types."""
         types = self._types + types
         header = struct.pack("<HBBIIIII", magic, version, 0, 24, 0, len(types), len(types), len(self._strings))
         return header + types + self._strings
@@ -59,7 +59,8 @@ def kernel(structs: Mapping[str, tuple[int, Mapping[str, int | tuple[int, int]]]
     """A blob of plain structs and of functions.
 
     Args:
-        structs: name to (size in bytes, members); a member's name to its byte offset, or to (bit offset, width).
+        structs: name -> (size in bytes, members); name of a member -> its byte offset, or (bit
+            offset, width).
         functions: their names.
     """
     blob = Blob()

@@ -1,9 +1,9 @@
-"""A pcapng reader of the tests' own, strict: it shares no code with our writer or with scapy.
+"""A strict pcapng reader for the tests, without code of our writer or of scapy.
 
-A file's bytes go in; packets come out with all that their blocks say. Whatever the draft forbids fails the test:
-lengths that disagree, options that run over, an interface never described, a torn end. tshark is asked as well
-(tests/support/judges.py), but it cannot show option 8 and forgives much.
-Source: draft-ietf-opsawg-pcapng.
+In: the bytes of a file. Out: packets with all fields of their blocks. What the draft forbids is a
+failure: different lengths, options that are too long, an interface without a description, an
+incomplete end. tshark also reads the files (tests/support/judges.py), but it cannot show option 8
+and accepts many errors. Source: draft-ietf-opsawg-pcapng.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ESCAPE = re.compile(r"\\(?:x(..)|(.))")
 
 
 class Block(NamedTuple):
-    """One block: where it starts in the file, its type and its body."""
+    """One block: its offset in the file, its type and its body."""
 
     at: int
     kind: int
@@ -43,9 +43,9 @@ class Block(NamedTuple):
 
 
 class Label(NamedTuple):
-    """What a packet's comment says of its process; the name's bytes as latin-1 text.
+    """The process in the comment of a packet; the bytes of its name as latin-1 text.
 
-    Of one of several it says what they have in common: an id is 0 where there is none.
+    With several candidates, the common values; an id is 0 if there is none.
     """
 
     comm: str
@@ -60,7 +60,7 @@ class Packet:
     interface: str
     link_type: int
     description: str
-    """Of the interface."""
+    """Name of the interface."""
     time_ns: int
     data: bytes
     original_len: int
@@ -73,12 +73,12 @@ class Packet:
 
     @property
     def direction(self) -> str:
-        """`in`, `out`, or empty where the block does not say."""
+        """`in`, `out`, or empty if the block has no direction."""
         return DIRECTIONS[self.flags & 3]
 
     @cached_property
     def label(self) -> Label | None:
-        """The sender; None where the comment says that it is not known."""
+        """The sender; None if the comment says that it is not known."""
         fields = comment_fields(self.comment)
         if not {"comm", "tgid", "pid"} <= fields.keys() and not ("comm" in fields and fields.get("via") == "group"):
             return None
@@ -86,7 +86,7 @@ class Packet:
 
 
 def blocks(data: bytes) -> Iterator[Block]:
-    """Walk the blocks of a little-endian file from its first byte to its last."""
+    """Walk over the blocks of a little-endian file, from the first byte to the last."""
     at = 0
     while at < len(data):
         kind, length = struct.unpack_from("<II", data, at)
@@ -100,7 +100,7 @@ def blocks(data: bytes) -> Iterator[Block]:
 
 
 def options(raw: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Walk options: (where the value starts in `raw`, code, value); with options, an end option is a must."""
+    """Walk over options: (offset of the value in `raw`, code, value); the end option is required."""
     at = 0
     while raw:
         code, length = struct.unpack_from("<HH", raw, at)
@@ -116,7 +116,7 @@ def options(raw: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def packets(data: bytes) -> list[Packet]:
-    """Read every packet of a file."""
+    """Read all packets of a file."""
     found = []
     interfaces: list[tuple[str, int, str]] = []
     for number, block in enumerate(blocks(data)):

@@ -1,4 +1,4 @@
-"""A directory of captures, as tests of its parts look at it."""
+"""Directories of captures, as tests of their parts see them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SECTION = block(0x0A0D0D0A, 0, b"", b"")
 
 
 def names(path: Path) -> list[str]:
-    """What is in a directory, but for the link and the lock."""
+    """The names in a directory, without the link and the lock."""
     return sorted(entry.name for entry in path.iterdir() if entry.name not in {CURRENT, lock.NAME})
 
 

@@ -1,8 +1,8 @@
 """Waiting for a condition, never for a time.
 
-A condition goes in; the function returns when it holds, or fails the test when the deadline has passed. Every wait
-of the kernel tests has its deadline from here, so that none can hang. SKBCAPD_SLOWNESS stretches them all: an
-emulated guest is some fifty times slower than the machine it runs on.
+In: a condition. The function returns when it is true, and fails the test when the deadline has
+passed. All waits of the kernel tests use it, so none can hang. SKBCAPD_SLOWNESS multiplies the
+deadlines: an emulated machine is about fifty times slower.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ DEADLINE_S = 60.0 * float(os.environ.get("SKBCAPD_SLOWNESS", "1"))
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    """Return as soon as `condition` holds.
+    """Return as soon as `condition` is true.
 
     Args:
-        condition: asked every 10 ms.
-        what: the condition in words, for the failure's message.
+        condition: checked every 10 ms.
+        what: the condition in words, for the error message.
 
     Raises:
-        TimeoutError: it did not hold within the deadline.
+        TimeoutError: it was not true within the deadline.
     """
     end = time.monotonic() + DEADLINE_S
     while not condition():

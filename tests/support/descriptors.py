@@ -1,6 +1,6 @@
-"""Programs whose standard descriptors are closed, full, or a pipe that nobody reads.
+"""Programs whose standard descriptors are closed, full, or a pipe without a reader.
 
-A command and the descriptor that is at fault go in; its exit code and what it wrote to the two others come out.
+In: a command and the faulty descriptor. Out: its exit code, and its output on the other two.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 FAULTS = ("closed", "full", "broken")
 CASES = [(descriptor, fault) for descriptor in range(3) for fault in FAULTS]
 
-# Runs a command with one descriptor at fault; the shell would open what it needs itself under the number that is free.
+# Runs a command with one faulty descriptor; a shell would use the free number itself.
 _PROGRAM = """
 import os, sys
 descriptor, fault = int(sys.argv[1]), sys.argv[2]
@@ -36,7 +36,7 @@ os.execv(sys.executable, [sys.executable, "-m", "skbcapd", *sys.argv[3:]])
 
 @dataclass(frozen=True)
 class Said:
-    """How a command ended, and what it wrote to the descriptors that were well."""
+    """The end of a command, and its output on the other descriptors."""
 
     exit_code: int
     stdout: str
@@ -44,7 +44,7 @@ class Said:
 
 
 class Faulty:
-    """A command that runs with one standard descriptor at fault."""
+    """A command with one faulty standard descriptor."""
 
     def __init__(self, descriptor: int, fault: str, arguments: Sequence[str]) -> None:
         self._stdout, self._stderr = (os.fdopen(os.memfd_create(name), "w+b") for name in ("stdout", "stderr"))

@@ -84,12 +84,12 @@ def compare(fault: str, tries: int, now: str) -> None:
 
 
 def lines() -> list[str]:
-    """Give the table as text; nothing when no row was added."""
+    """The table as text; empty without rows."""
     return _aligned(HEADER, _rows)
 
 
 def compared() -> list[str]:
-    """Give the table of before and now as text, in the order of BEFORE; nothing when no row was added."""
+    """The table of before and now as text, in the order of BEFORE; empty without rows."""
     rows = [(fault, str(tries), BEFORE[fault], now) for (fault, now), tries in _compared.items()]
     order = list(BEFORE)
     return _aligned(HEADER_BEFORE, sorted(rows, key=lambda row: order.index(row[0])))

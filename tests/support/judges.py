@@ -1,6 +1,6 @@
-"""Independent readers of what we write: tshark and capinfos, with any word on stderr taken as a complaint.
+"""Independent readers of our files: tshark and capinfos; any output on stderr is an error.
 
-They are the judges, so a missing one fails the test (FileNotFoundError); it never skips it.
+If one is missing, the test fails (FileNotFoundError); it is never skipped.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ import os
 import subprocess
 from pathlib import Path
 
-# Said to root about any file; not about ours.
+# Printed for root with any file.
 _ROOT = 'Running as user "root" and group "root". This could be dangerous.'
 
 
 def judge(path: Path, *command: str, home: Path = Path("/nonexistent")) -> str:
-    """Run a reader on a file with nobody's Wireshark settings; assert that it is silent and content.
+    """Run a reader on a file, without settings of Wireshark; it must succeed and print nothing on
+    stderr.
 
     Args:
         path: the capture file.
         command: the reader, such as `tshark`, and its arguments; the file is added.
-        home: whose settings, plugins and profiles it sees.
+        home: home directory with settings, plugins and profiles.
 
     Returns:
-        What it printed.
+        Its output.
     """
     environment = {
         "PATH": os.environ["PATH"],
@@ -39,7 +40,7 @@ def judge(path: Path, *command: str, home: Path = Path("/nonexistent")) -> str:
 
 
 def rows(path: Path, *fields: str, where: str = "") -> list[list[str]]:
-    """What tshark reads of each packet, or of those a display filter finds.
+    """The fields that tshark reads of each packet, or of those that match a display filter.
 
     Args:
         path: the capture file.
@@ -60,7 +61,7 @@ def rows(path: Path, *fields: str, where: str = "") -> list[list[str]]:
 
 
 def facts(path: Path) -> list[tuple[str, str]]:
-    """What capinfos says of a file, in order: `("Number of packets", "7")` and so on."""
+    """The output of capinfos for a file, in order: `("Number of packets", "7")` and so on."""
     lines = judge(path, "capinfos", "-M").splitlines()
     parts = (line.partition("=" if line.startswith(" ") else ":") for line in lines)
     return [(name.strip(), value.strip()) for name, _, value in parts]

@@ -1,6 +1,6 @@
-"""The memory that a command of skbcapd takes at most.
+"""The maximum memory of a command of skbcapd.
 
-`ru_maxrss` cannot be used: it begins with what the test's own process has when it starts the command.
+`ru_maxrss` cannot be used: it starts with the memory of the test process.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def peak(place: Path, *arguments: str, cwd: Path, stdout: IO[str] | int | None =
     """Run a command to its end.
 
     Args:
-        place: a file that the command's figure is written to.
-        arguments: of skbcapd.
-        cwd: where it runs.
-        stdout: where it writes.
+        place: a file for the result.
+        arguments: arguments of skbcapd.
+        cwd: its working directory.
+        stdout: its standard output.
 
     Returns:
         Exit code, and the largest resident size in KiB.

@@ -1,4 +1,4 @@
-"""A /proc of a test's own: directories that say of processes what the test wants."""
+"""A /proc for tests: directories with the processes that a test defines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TICK = 10_000_000  # ns
 
 
 class Proc:
-    """A directory that looks like /proc, and a file that looks like /etc/passwd.
+    """A directory like /proc, and a file like /etc/passwd.
 
     Args:
         root: an empty directory.
@@ -32,7 +32,7 @@ class Proc:
         cgroup: bytes = b"0::/system.slice/chrony.service\n",
         uid: int = 101,
     ) -> Path:
-        """Start a process; its main thread is there."""
+        """Add a process with its main thread."""
         process = self.path / str(tgid)
         process.mkdir()
         (process / "stat").write_bytes(stat(tgid, comm, ticks))
@@ -45,13 +45,13 @@ class Proc:
         return process
 
     def thread(self, tgid: int, tid: int, *, ticks: int = 5900, comm: bytes = b"chronyd") -> None:
-        """Start a thread."""
+        """Add a thread."""
         thread = self.path / str(tgid) / "task" / str(tid)
         thread.mkdir(parents=True)
         (thread / "stat").write_bytes(stat(tid, comm, ticks))
 
     def hold(self, tgid: int, *targets: str) -> None:
-        """Open descriptors; a target is what /proc/PID/fd would show."""
+        """Add open descriptors; a target is the one in /proc/PID/fd."""
         for number, target in enumerate(targets):
             is_socket = target.startswith("socket:[")
             mount = socket_mount() if is_socket else socket_mount() + 1
@@ -62,7 +62,7 @@ class Proc:
 
 
 def socket_mount() -> int:
-    """The number of the mount that all sockets of this machine lie on."""
+    """The mount id of all sockets of this machine."""
     with socket.socket() as own:
         lines = Path(f"/proc/self/fdinfo/{own.fileno()}").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("mnt_id:")))

@@ -1,4 +1,6 @@
-"""A capture between a program that a test writes packets for and an output that remembers what it got."""
+"""A capture between a program whose packets the test writes, and an output that records what it
+gets.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ from tests.support.writer import Writer, block
 
 
 class FakeProgram(Writer):
-    """A loaded program whose packets are those that a test puts."""
+    """A loaded program with the packets of the test."""
 
     def __init__(self, *, paged: bool = False, process_context: bool = True) -> None:
         super().__init__()
@@ -44,48 +46,48 @@ class FakeProgram(Writer):
         self.on_detach: list[bytes] = []
 
     def put(self, *blocks: bytes, slot: int = 0) -> int:
-        """Packets, counted as the program does: seen in row 0, the rest in the row of their device."""
+        """Count packets as the program does: seen in row 0, the rest in the row of their interface."""
         written = super().put(*blocks)
         self.count(slot, delivered=written, full=len(blocks) - written)
         return written
 
     def count(self, slot: int, **outcomes: int) -> None:
-        """Packets that the program dealt with."""
+        """Packets with an outcome."""
         self.rows[0] += Counters(seen=sum(outcomes.values()))
         self.rows[slot] += Counters(**outcomes)
 
     def set_label(self, key: bytes, value: bytes) -> None:
-        """Remember a label."""
+        """Store the label."""
         self.labels[key] = value
 
     def clear_labels(self) -> None:
-        """Forget them."""
+        """Delete all labels."""
         self.labels.clear()
 
     def set_device(self, key: bytes, value: bytes) -> None:
-        """Remember a device."""
+        """Store the interface."""
         self.devices[key] = value
 
     def owner(self, _sk: int) -> None:
-        """Nothing was learned."""
+        """No recorded owner."""
 
     def holder(self, _inode: int) -> None:
-        """Nor of a socket that has given its place to another one."""
+        """No stored process."""
 
     def group(self, number: int) -> list[tuple[int, int]]:
-        """The sockets of which any may get a packet."""
+        """The candidate sockets of a group."""
         return self.groups.get(number, [])
 
     def set_holder(self, inode: int, user: bytes) -> None:
-        """Remember who holds a socket."""
+        """Store the process."""
         self.holders[inode] = user
 
     def counters(self, slot: int) -> Counters:
-        """A row."""
+        """A row of counters."""
         return self.rows[slot]
 
     def missed(self) -> int:
-        """Three, always."""
+        """Always three."""
         return 3
 
     def measure(self, _marker: Marker) -> None:
@@ -94,22 +96,22 @@ class FakeProgram(Writer):
         self.control[abi.PAGE_BASE] = 4096 if self.paged else 0
 
     def attach(self) -> None:
-        """The first packets come at once."""
+        """The first packets arrive at once."""
         self.calls.append("attach")
         self.put(*self.on_attach)
 
     def detach(self) -> None:
-        """The last packets come late."""
+        """The last packets arrive late."""
         self.calls.append("detach")
         self.put(*self.on_detach)
 
     def take_wakeups(self) -> None:
-        """Remember it."""
+        """Store it."""
         self.calls.append("take_wakeups")
 
 
 class Recording:
-    """An output that keeps everything."""
+    """An output that stores everything."""
 
     lost = accepted = completed = 0
     dumped = None
@@ -121,47 +123,47 @@ class Recording:
         self.statistics: list[Statistics] = []
         self.restarted: list[list[Statistics]] = []
         self.interfaces: list[Interface] = []
-        self.written: list[tuple[int, bytes]] = []  # interface, frame; -1 for blocks that were ready
+        self.written: list[tuple[int, bytes]] = []  # interface, frame; -1 for complete blocks
         self.stamps: list[Label] = []
         self.pressure = 0
         self.flags: list[int] = []
-        self.processes: list[tuple[int, Process]] = []  # in front of which packet
+        self.processes: list[tuple[int, Process]] = []  # number of packets before it, process
 
     def add_process(self, process: Process) -> None:
-        """Take a process."""
+        """Store a process."""
         self.processes.append((len(self.written), process))
 
     def restart_interfaces(self, statistics: Sequence[Statistics]) -> None:
-        """Remember what was told with the old numbers."""
+        """Store the statistics with the old numbers."""
         self.restarted.append(list(statistics))
 
     def add_interface(self, interface: Interface) -> int:
-        """Number it."""
+        """Number the interface."""
         self.interfaces.append(interface)
-        return len(self.interfaces) + 6  # no number that could come about by chance
+        return len(self.interfaces) + 6  # a number that cannot occur by chance
 
     def write_packet(self, found: Packet, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
-        """Take a packet."""
+        """Store a packet."""
         self.written.append((interface_id, bytes(found.frame)))
         self.stamps.append(stamp)
         self.flags.append(found.flags)
 
     def write_blocks(self, view: memoryview, _snapshot: Snapshot) -> None:
-        """Take blocks of packets, nothing else."""
+        """Store packet blocks."""
         for offset, kind, size in walk(view):
             assert kind == PACKET
             cap_len = int.from_bytes(view[offset + 20 : offset + 24], "little")
             self.written.append((-1, bytes(view[offset : offset + size][28 : 28 + cap_len])))
 
     def note_memory_pressure(self) -> None:
-        """Note it."""
+        """Count it."""
         self.pressure += 1
 
     def flush(self, _snapshot: Snapshot) -> None:
-        """Nothing is held back."""
+        """Nothing is buffered."""
 
     def finish(self, statistics: Sequence[Statistics]) -> None:
-        """Remember them."""
+        """Store them."""
         self.statistics = list(statistics)
 
     @property
@@ -174,7 +176,7 @@ AnyOutput = TypeVar("AnyOutput", bound=Recording | PcapngOutput | RotatingOutput
 
 
 class Rig(Generic[AnyOutput]):
-    """A capture between a fake program and an output, which is a `Recording` if the test gives none."""
+    """A capture between a fake program and an output (by default a `Recording`)."""
 
     @overload
     def __init__(self: Rig[Recording], output: None = None, **arguments: Any) -> None: ...
@@ -204,13 +206,13 @@ class Rig(Generic[AnyOutput]):
         )
 
     def drain(self, *blocks: bytes, slot: int = 0) -> None:
-        """Let the program write, and the capture read."""
+        """Let the program write, and drain."""
         self.program.put(*blocks, slot=slot)
         self.capture.drain()
 
 
 def stamped(tgid: int, comm: bytes = b"chronyd", size: int = 60) -> bytes:
-    """A ready block of a process; no process for tgid 0."""
+    """A packet block of a process; tgid 0: without a process."""
     fields: list[tuple[str, bytes | str | int]] = [("via", "kernel")]
     if tgid:
         fields = [("comm", comm), ("pid", tgid), ("tgid", tgid)]
@@ -218,27 +220,27 @@ def stamped(tgid: int, comm: bytes = b"chronyd", size: int = 60) -> bytes:
 
 
 class Output(Recording):
-    """An output that has a file and can lose packets."""
+    """An output that has a file and can drop packets."""
 
     path = "/var/log/skbcapd/a.pcapng.part"
     deleted = (3, 3072)
-    late = 0  # packets that it will not have taken when it is asked a second time
+    late = 0  # packets that it reports as dropped at the second flush
     _is_asked = False
 
     def write_blocks(self, view: memoryview, snapshot: Snapshot) -> None:
-        """Hold something back."""
+        """Buffer something."""
         super().write_blocks(view, snapshot)
         self._is_asked = False
 
     def flush(self, _snapshot: Snapshot) -> None:
-        """The first time the end is held back."""
+        """At the first call the end stays buffered."""
         if self._is_asked:
             self.lost, self.late = self.lost + self.late, 0
         self._is_asked = True
 
 
 class Scene:
-    """A capture that is looked at, by a clock of the test's own."""
+    """A capture with statistics and a clock of the test."""
 
     def __init__(self, **settings: str) -> None:
         self.output = Output()
@@ -255,7 +257,7 @@ class Scene:
         )
 
     def look(self) -> statistics.Snapshot:
-        """The facts, one second later."""
+        """The statistics, one second later."""
         self.now += 1
         self.statistics.tick()
         return self.statistics.snapshot()

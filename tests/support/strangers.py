@@ -1,6 +1,6 @@
-"""Capture files as other programs write them: blocks, options and records put together by hand.
+"""Capture files of other programs: handmade blocks, options and records.
 
-Nothing of the package under test is used.
+It does not use the package under test.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ def packet(
     wire_len: int | None = None,
     cap_len: int | None = None,
 ) -> bytes:
-    """An Enhanced Packet Block; `cap_len` lies if it is given."""
+    """An Enhanced Packet Block; `cap_len` is wrong if it is given."""
     lengths = (len(frame) if cap_len is None else cap_len, len(frame) if wire_len is None else wire_len)
     head = struct.pack(order + "5I", number, time >> 32, time & 0xFFFFFFFF, *lengths)
     return block(EPB, head + frame + bytes(-len(frame) % 4) + opts, order)
 
 
 def comment(text: bytes, *others: tuple[int, bytes], order: str = "<") -> bytes:
-    """Options with a comment in front."""
+    """Options with a comment first."""
     return options((1, text), *others, order=order)
 
 
 def process(tgid: int, comm: str, direction: int = 2, more: str = "") -> bytes:
-    """The options of a packet of ours, as docs/format.md gives them."""
+    """The options of a packet of skbcapd, as in docs/format.md."""
     numbers = struct.pack("<II", tgid, tgid)
     return comment(
         f"comm={comm} pid={tgid} tgid={tgid}{more}".encode(), (2, struct.pack("<I", direction)), (8, numbers)
@@ -64,14 +64,14 @@ def process(tgid: int, comm: str, direction: int = 2, more: str = "") -> bytes:
 
 
 def pcap(frames: Sequence[bytes], magic: int = 0xA1B2C3D4, order: str = "<", link_type: int = 1) -> bytes:
-    """A file of the older format; the n-th packet is n seconds and n units old."""
+    """A pcap file; packet n is n seconds and n units old."""
     head = struct.pack(order + "IHHiIII", magic, 2, 4, 0, 0, 262144, link_type)
     records = (struct.pack(order + "4I", n, n, len(frame), len(frame)) + frame for n, frame in enumerate(frames, 1))
     return head + b"".join(records)
 
 
 def udp(source: str, destination: str, size: int = 60, tags: int = 0) -> bytes:
-    """An Ethernet frame with IPv4 and UDP in it, behind VLAN tags if asked for."""
+    """An Ethernet frame with IPv4 and UDP, after optional VLAN tags."""
     addresses = b"".join(bytes(map(int, address.split("."))) for address in (source, destination))
     head = struct.pack(">BBHHHBBH", 0x45, 0, size - 14 - 4 * tags, 0, 0, 64, 17, 0)
     frame = bytes(12) + bytes.fromhex("81000007") * tags + b"\x08\x00" + head + addresses

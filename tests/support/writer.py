@@ -1,6 +1,8 @@
-"""The kernel program's side of the shared segments, in Python: bpf/segment.h step by step, and blocks to write.
+"""The kernel program's side of the shared segments, in Python: bpf/segment.h step by step, and
+blocks to write.
 
-Each step that another CPU could see is one turn of a generator, so that a test can interleave several writers.
+Each step that another CPU could see is one step of a generator, so a test can interleave several
+writers.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ class Writer:
         self.control = memoryview(bytearray(self.geometry.control_size)).cast("Q")
 
     def state(self, number: int, word: int) -> int:
-        """Index in `control` of a word of a segment's state."""
+        """Index in `control` of a word of the state of a segment."""
         return abi.STATES + number % self.geometry.segment_count * abi.STATE_WORDS + word
 
     def steps(self, block: bytes) -> Iterator[bool]:
-        """One writer on its way: reserve, then commit. Yields True after each step; False where there is no room."""
+        """One writer: reserve, then commit. Yields True after each step; False if there is no
+        space.
+        """
         cursor = self.control[abi.CURSOR]
         number, at = cursor >> 32, cursor & 0xFFFFFFFF
         sealed = at + len(block) > abi.SEGMENT_SIZE
@@ -57,12 +61,12 @@ class Writer:
         yield True
 
     def put(self, *blocks: bytes) -> int:
-        """Write whole blocks, one after the other; how many found room."""
+        """Write complete blocks, one after the other; returns how many fitted."""
         return sum(all(list(self.steps(block))) for block in blocks)
 
 
 def block(kind: int, number: int, frame: bytes, options: bytes, time_ns: int = 0, original_len: int = 0) -> bytes:
-    """A block as write_header of bpf/skbcapd.bpf.c lays it out."""
+    """A block with the layout of write_header in bpf/skbcapd.bpf.c."""
     body = frame + bytes(-len(frame) % 4) + options
     head = struct.pack(
         "<7I", kind, 32 + len(body), number, time_ns >> 32, time_ns & 0xFFFFFFFF, len(frame), original_len or len(frame)
@@ -71,12 +75,14 @@ def block(kind: int, number: int, frame: bytes, options: bytes, time_ns: int = 0
 
 
 def packet(number: int, frame: bytes = b"", options: bytes = b"") -> bytes:
-    """A labelled packet's block; `number` stands where its interface is."""
+    """The block of a packet with a label; `number` is its interface."""
     return block(PACKET, number, frame, options)
 
 
 def cut(label_id: int, frame: bytes, flags: int, original_len: int, *, checksum: int = 0, packet_id: int = 0) -> bytes:
-    """A labelled packet that could not be read to its end; `frame` is what could, in room for `original_len` bytes."""
+    """A packet with a label that could not be read to its end; `frame` is the readable part of
+    `original_len` bytes.
+    """
     whole = frame + bytes(-original_len % 4 + original_len - len(frame))
     made = bytearray(
         block(abi.BLOCK_CUT, label_id, whole, struct.pack("<QIII", packet_id, 0, checksum, flags), 7, original_len)

@@ -1,12 +1,15 @@
-"""Debian's kernels for the virtual machines: a name comes in, an image with its modules beside it leaves.
+"""Debian's kernels for the virtual machines: a name comes in, an image with its modules beside it
+leaves.
 
-A name is a version ("6.1", "6.12", "7"), "newest", or the path of a kernel image. Debian's packages are fetched by
-apt with a state of its own, so that nothing on this machine is installed or changed; mirror and signing key are the
-ones in the machine's own apt sources, hence no address stands here and apt checks every signature. Unpacked kernels
-stay in a cache outside the checkout (SKBCAPD_KERNEL_CACHE, else the user's cache directory), the newest of each suite
-in a directory named after its package and version; it is used as it is when the mirror does not answer.
+A name is a version ("6.1", "6.12", "7"), "newest", or the path of a kernel image. Debian's packages
+are fetched by apt with a state of its own, so that nothing on this machine is installed or changed;
+mirror and signing key are the ones in the machine's own apt sources, hence no address stands here
+and apt checks every signature. Unpacked kernels stay in a cache outside the checkout
+(SKBCAPD_KERNEL_CACHE, else the user's cache directory), the newest of each suite in a directory
+named after its package and version; it is used as it is when the mirror does not answer.
 
-The rule: a directory under its final name is whole. Unpacking happens beside it, and a rename is the last step.
+The rule: a directory under its final name is whole. Unpacking happens beside it, and a rename is
+the last step.
 """
 
 from __future__ import annotations
@@ -22,16 +25,18 @@ from pathlib import Path
 
 SUITES = ("bookworm", "trixie", "sid")  # oldest kernel first
 META_PACKAGE = "linux-image-amd64"
-DEFAULT_NAMES = ("6.1", "newest")  # what `make test-all` boots
+DEFAULT_NAMES = ("6.1", "newest")  # the kernels of `make test-all`
 
 
 class KernelUnavailableError(Exception):
-    """The kernel asked for cannot be had on this machine; the message says why and what to do."""
+    """The kernel is not available on this machine; the message says why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where this machine's apt finds Debian: a mirror, and the key that signs it (as the field's text, or empty)."""
+    """Debian's archive for the apt of this machine: a mirror, and the signing key (as the text of
+    the field, or empty).
+    """
 
     uri: str
     signed_by: str
@@ -47,7 +52,8 @@ def fetch(name: str) -> Path:
         The path of vmlinuz; its modules are under lib/modules of the same tree.
 
     Raises:
-        KernelUnavailableError: not a Debian machine, no such version, or the mirror does not answer.
+        KernelUnavailableError: not a Debian machine, no such version, or the mirror does not
+            answer.
     """
     if "/" in name:
         if not Path(name).is_file():
@@ -80,7 +86,9 @@ def user_cache() -> Path:
 
 
 def unavailable() -> str:
-    """Returns why Debian's kernels cannot be fetched on this machine, or the empty string if they can."""
+    """Returns why Debian's kernels cannot be fetched on this machine, or the empty string if they
+    can.
+    """
     if platform.machine() != "x86_64":
         return "the virtual machine tests are made for x86-64"
     if platform.freedesktop_os_release().get("ID") != "debian":
@@ -129,7 +137,7 @@ def _unpack(package: str, apt: list[str], directory: Path) -> Path:
         raise KernelUnavailableError(f"apt knows no {package}")
     tree = directory / f"{package}_{version[1].replace(':', '%3a')}"
     if not tree.is_dir():
-        # Since 7.x the image and the modules are packages of their own.
+        # Since 7.x the image and the modules are separate packages.
         parts = re.findall(r"linux-(?:binary|modules)-[^\s,]+", shown)
         with tempfile.TemporaryDirectory(dir=directory) as name:
             work = Path(name)
@@ -141,7 +149,9 @@ def _unpack(package: str, apt: list[str], directory: Path) -> Path:
 
 
 def download(packages: list[str], apt: list[str], work: Path) -> Path:
-    """Fetches Debian packages into a directory and unpacks them there, installed nowhere; returns the tree."""
+    """Fetches Debian packages into a directory and unpacks them there, installed nowhere; returns
+    the tree.
+    """
     run(["apt-get", *apt, "download", *packages], directory=work)
     for archive in work.glob("*.deb"):
         run(["dpkg-deb", "-x", str(archive), str(work / "tree")])
@@ -174,7 +184,9 @@ def _apt_options(source: Source, suite: str, state: Path) -> list[str]:
 
 
 def apt_state(state: Path) -> list[str]:
-    """Returns what gives apt a state of its own; the machine's sources, proxies and the like stay in force."""
+    """Returns what gives apt a state of its own; the machine's sources, proxies and the like stay
+    in force.
+    """
     for part in ("lists/partial", "archives/partial"):
         (state / part).mkdir(parents=True, exist_ok=True)
     (state / "status").touch()
@@ -183,7 +195,7 @@ def apt_state(state: Path) -> list[str]:
         "Dir::State::status": state / "status",
         "Dir::Cache": state,
         "Dir::Cache::pkgcache": "pkgcache.bin",
-        "APT::Sandbox::User": "root",  # apt's own user cannot enter a cache in a home directory
+        "APT::Sandbox::User": "root",  # the user of apt cannot enter a cache in a home directory
         "Acquire::Languages": "none",
         "Acquire::Retries": 3,
     }

@@ -1,7 +1,8 @@
-"""Runs inside the virtual machine, under systemd: installs skbcapd, starts the service, and treats it badly.
+"""Runs inside the virtual machine, under systemd: installs skbcapd, starts the service, and treats
+it badly.
 
-In: the directory for answers. Out: one line of JSON, what systemd and the journal said at each step; the capture files,
-copied to that directory.
+In: the directory for answers. Out: one line of JSON, what systemd and the journal said at each
+step; the capture files, copied to that directory.
 
 The rule: nothing is judged here (test_service.py does), and nothing waits without an end.
 """
@@ -30,12 +31,12 @@ UNITS = Path("/etc/systemd/system")
 CONFIG, OTHER_CONFIG = Path("/etc/skbcapd.yaml"), Path("/etc/skbcapd-metered.yaml")
 KPROBES = Path("/sys/kernel/debug/kprobes/list")
 PORT, FULL_PORT, METRICS_PORT = 1009, 1021, 9479
-LIMIT_S = 240.0  # for any one step: the compiler alone takes half a minute under emulation
+LIMIT_S = 240.0  # for any step: the compiler takes half a minute under emulation
 FLOOD = (
     "import socket\ns = socket.socket(type=socket.SOCK_DGRAM)\nwhile True: s.sendto(bytes(1009), ('127.0.0.1', 1013))"
 )
 
-# All but the times is as in the unit; TimeoutStopSec is.
+# Only the times differ from those of the unit, except TimeoutStopSec.
 SLOW = "[Service]\nTimeoutStartSec=240\nWatchdogSec=20\nRestartSec=1\n"
 KPROBE = "[Service]\nProtectKernelTunables=no\n"
 GROUP = "[Service]\nSupplementaryGroups=adm\n"
@@ -46,7 +47,7 @@ BAD = "snapplen: 96\n"
 
 
 def output(*command: str) -> str:
-    """What a command prints."""
+    """The output of a command."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     return done.stdout + done.stderr
 
@@ -57,32 +58,32 @@ def show(name: str) -> str:
 
 
 def state(unit: str = UNIT) -> dict[str, str]:
-    """What systemd says of a unit."""
+    """The output of systemd for a unit."""
     names = ("ActiveState", "Result", "NRestarts", "StatusText", "MainPID")
     lines = output("systemctl", "show", *(f"--property={name}" for name in names), unit).splitlines()
     return dict(line.split("=", 1) for line in lines)
 
 
 def running() -> str:
-    """The number of the main process; without one there is nothing to go on with."""
+    """The main process id; without one the trial cannot continue."""
     if show("ActiveState") != "active":
         sys.exit(output("journalctl", "--no-pager", "--quiet", f"--unit={UNIT}"))
     return show("MainPID")
 
 
 def journal() -> list[dict[str, str]]:
-    """The unit's entries."""
+    """The log entries of the unit."""
     lines = output("journalctl", "--output=json", "--no-pager", f"--unit={UNIT}").splitlines()
     return [json.loads(line) for line in lines]
 
 
 def tell(step: str) -> None:
-    """A line for who reads what a trial did that never came to its end."""
+    """A line for readers of a trial that did not end."""
     print(f"{time.monotonic():.0f} s: {step}", file=sys.stderr, flush=True)
 
 
 def until(condition: Callable[[], object]) -> bool:
-    """Wait for a condition; whether it came."""
+    """Wait for a condition; returns whether it is true."""
     end = time.monotonic() + LIMIT_S
     while not condition():
         if time.monotonic() > end:
@@ -92,7 +93,7 @@ def until(condition: Callable[[], object]) -> bool:
 
 
 def said(text: str) -> bool:
-    """Wait for a message in the journal; whether it came."""
+    """Wait for a message in the journal; returns whether it was logged."""
     return until(lambda: any(text in entry["MESSAGE"] for entry in journal()))
 
 
@@ -109,12 +110,12 @@ def send(packets: int, port: int = PORT) -> None:
 
 
 def in_work() -> str:
-    """Which file is, by the name that it will have."""
+    """The final name of the current file."""
     return (LOGS / "current.pcapng").readlink().name.removesuffix(".part")
 
 
 def content() -> bytes:
-    """Of the file in work; nothing while it gets its name."""
+    """The size of the current file; nothing while it is renamed."""
     try:
         return (LOGS / "current.pcapng").read_bytes()
     except FileNotFoundError:
@@ -122,14 +123,14 @@ def content() -> bytes:
 
 
 def deliver(packets: int) -> None:
-    """Datagrams, and wait until the file in work has the last of them."""
+    """Send datagrams, and wait until the current file has the last of them."""
     before = len(content())
     send(packets)
     until(lambda: datagram(packets - 1) in content()[before:])
 
 
 def drop_in(name: str, text: str, unit: str = UNIT) -> None:
-    """Add to a unit."""
+    """Add a drop-in to a unit."""
     place = UNITS / f"{unit}.d"
     place.mkdir(parents=True, exist_ok=True)
     (place / f"{name}.conf").write_text(text)
@@ -137,14 +138,16 @@ def drop_in(name: str, text: str, unit: str = UNIT) -> None:
 
 
 def probed() -> list[str]:
-    """The kernel functions that have a kprobe, as the kernel tells."""
+    """The kernel functions that have a kprobe, from the kernel."""
     if not KPROBES.exists():
         output("mount", "-t", "debugfs", "debugfs", "/sys/kernel/debug")
     return re.findall(r" (\w+)[\w.]*\+0x", KPROBES.read_text())
 
 
 def install() -> None:
-    """As an administrator does; the disk for captures is a small one, and scapy is that of the tests."""
+    """As an administrator does it; the captures are on a small disk, and scapy is that of the
+    tests.
+    """
     place = Path("/usr/lib/python3/dist-packages/scapy")
     place.mkdir(exist_ok=True)
     output("mount", "--bind", str(Path(scapy.__file__).parent), str(place))
@@ -152,7 +155,7 @@ def install() -> None:
     shutil.rmtree(KEPT, ignore_errors=True)  # this machine's
     output("mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(LOGS))
     subprocess.run(["make", "--silent", "install"], check=True, stdout=sys.stderr, timeout=LIMIT_S)
-    # No hour begins meanwhile: that begins a file.
+    # A new hour would begin a file.
     time.clock_settime(time.CLOCK_REALTIME, time.time() // 3600 * 3600 + 300)
     drop_in("slow", SLOW)
     CONFIG.write_text(AT_FIRST)
@@ -166,7 +169,7 @@ def reload(text: str, expected: str) -> dict[str, object]:
 
 
 def fill_the_disk() -> dict[str, object]:
-    """Captures have no room, then have it again."""
+    """Captures have no space, then have it again."""
     filler = LOGS / "filler"
     with filler.open("wb") as file:
         disk = os.statvfs(LOGS)
@@ -180,7 +183,7 @@ def fill_the_disk() -> dict[str, object]:
 
 
 def kill(number: signal.Signals) -> dict[str, object]:
-    """A signal to the main process; systemd puts another one in its place."""
+    """Send a signal to the main process; systemd starts another one."""
     before = running()
     os.kill(int(before), number)
     is_new = until(lambda: show("ActiveState") == "active" and show("MainPID") not in {before, "0"})
@@ -188,7 +191,7 @@ def kill(number: signal.Signals) -> dict[str, object]:
 
 
 def set_the_clock(by: float) -> bool:
-    """Back or forth; a new file begins, and takes packets. Whether it has begun."""
+    """Set the clock back or forward; a new file begins. Returns whether it has begun."""
     before = in_work()
     time.clock_settime(time.CLOCK_REALTIME, time.time() + by)
     is_new = until(lambda: in_work() != before)
@@ -197,7 +200,7 @@ def set_the_clock(by: float) -> bool:
 
 
 def metrics() -> str:
-    """What Prometheus would be told; an error's text where the service does not answer."""
+    """The metrics for Prometheus; the text of the error if the service does not answer."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{METRICS_PORT}/metrics", timeout=LIMIT_S) as page:
             return str(page.read().decode())
@@ -206,7 +209,7 @@ def metrics() -> str:
 
 
 def start_another() -> dict[str, object]:
-    """A second capture beside the first, by the template unit, with metrics; then it is stopped."""
+    """A second capture by the template unit, with metrics; then it is stopped."""
     OTHER_CONFIG.write_text(METERED)
     drop_in("slow", SLOW, OTHER_UNIT)
     before = running()
@@ -230,13 +233,13 @@ def stop() -> dict[str, object]:
 
 
 def read_as(*groups: str) -> str:
-    """The first word of the capture in work, as nobody with these groups reads it."""
+    """The first bytes of the current capture, read by nobody with these groups."""
     file = (LOGS / "current.pcapng").resolve()
     return output("setpriv", "--reuid=nobody", "--regid=nogroup", *groups, "od", "-An", "-tx1", "-N4", str(file))
 
 
 def mode(path: Path) -> str:
-    """Whose a file is, and what they may."""
+    """Owner and mode of a file."""
     return f"{path.owner()}:{path.group()} {path.stat().st_mode & 0o7777:o}"
 
 

@@ -1,6 +1,8 @@
-"""The service under a real systemd: Debian 12's, as the first process of a virtual machine, on its own kernel.
+"""The service under a real systemd: Debian 12's, as the first process of a virtual machine, on its
+own kernel.
 
-One boot: service_trial.py does inside what an administrator and bad luck would do, and tells; the claims are here.
+One boot: service_trial.py does inside what an administrator and bad luck would do, and tells; the
+claims are here.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ from tests.vm import boot, kernels
 
 KERNEL = "6.1"
 DEADLINE_S = 15 * 60
-pytestmark = pytest.mark.timeout(0)  # the deadline is enough, and tells what happened until then
+pytestmark = pytest.mark.timeout(0)  # the deadline is enough
 COMMAND = f".venv/bin/python -B -m tests.vm.service_trial {boot.SHARE}"
 
 
 @pytest.fixture(scope="module")
 def trial() -> Iterator[dict[str, Any]]:
-    """What happened inside, and under "captures" the files that were written, oldest first."""
+    """The results of the trial, and under "captures" the files, oldest first."""
     with tempfile.TemporaryDirectory() as name:
         result = boot.run_in_vm(kernels.fetch(KERNEL), COMMAND, DEADLINE_S, systemd=True, keep=Path(name))
         if result.returncode != 0:
@@ -36,19 +38,21 @@ def trial() -> Iterator[dict[str, Any]]:
 
 
 def messages(trial: dict[str, Any], event: Event) -> list[dict[str, str]]:
-    """The journal's entries of one kind."""
+    """The journal entries of one kind."""
     return [entry for entry in trial["journal"] if entry.get("MESSAGE_ID") == event.value]
 
 
 def test_it_becomes_active(trial: dict[str, Any]) -> None:
-    """Under systemd as the first process, `systemctl start` returns when packets are captured; the status says so."""
+    """`systemctl start` returns when packets are captured, and the status shows it."""
     assert trial["first"] == "systemd"
     assert (trial["start"]["printed"], trial["start"]["ActiveState"]) == ("", "active")
     assert re.fullmatch(r"\d+ packets, 0 dropped, .*\.pcapng\.part", trial["start"]["StatusText"])
 
 
 def test_it_has_two_capabilities(trial: dict[str, Any]) -> None:
-    """It runs as a user of its own, with CAP_SYS_ADMIN and CAP_SYS_PTRACE, seccomp on, and can gain nothing."""
+    """It runs as its own user, with CAP_SYS_ADMIN and CAP_SYS_PTRACE, with seccomp, and cannot gain
+    privileges.
+    """
     status = trial["process"]
     assert re.search(r"^CapEff:\t0*280000$", status, re.MULTILINE)
     assert re.search(r"^CapBnd:\t0*280000$", status, re.MULTILINE)
@@ -58,7 +62,9 @@ def test_it_has_two_capabilities(trial: dict[str, Any]) -> None:
 
 
 def test_its_group_reads(trial: dict[str, Any]) -> None:
-    """Files have the mode of the default config, 640, and not the unit's umask: the group reads them, nobody else."""
+    """Files have mode 640 of the default config, not that of the unit's umask: the group can read
+    them, others cannot.
+    """
     modes = trial["modes"]
     assert modes["skbcapd"] == "skbcapd:skbcapd 750"
     assert {modes[path.name] for path in trial["captures"][:3]} == {"skbcapd:skbcapd 640"}
@@ -67,7 +73,9 @@ def test_its_group_reads(trial: dict[str, Any]) -> None:
 
 
 def test_files_of_another_group(trial: dict[str, Any]) -> None:
-    """A group in `files.owner` that the unit does not allow is told, no more; with a drop-in files are its own."""
+    """A group in `files.owner` that the unit does not allow is logged; with a drop-in it owns the
+    files.
+    """
     assert trial["modes"][trial["captures"][-1].name] == "skbcapd:adm 640"
     warnings = [entry["MESSAGE"] for entry in messages(trial, Event.WARNING)]
     (refused,) = [warning for warning in warnings if "SupplementaryGroups=" in warning]
@@ -76,7 +84,9 @@ def test_files_of_another_group(trial: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["good", "bad"])
 def test_it_reloads(trial: dict[str, Any], name: str) -> None:
-    """A reload is told in the journal, and the process stays; a bad config changes nothing, and its fault is named."""
+    """A reload is in the journal, and the process stays; a bad config changes nothing, and its
+    error is logged.
+    """
     found = trial[name]
     assert (found["printed"], found["said"], found["ActiveState"]) == ("", True, "active")
     assert found["MainPID"] == found["before"] == trial["start"]["MainPID"]
@@ -84,27 +94,29 @@ def test_it_reloads(trial: dict[str, Any], name: str) -> None:
 
 
 def test_a_full_disk(trial: dict[str, Any]) -> None:
-    """It says that there is no room, and when it writes again; it does not end."""
+    """A full disk is logged, and so is the end of it; the service does not end."""
     found = trial["disk"]
     assert (found["full"], found["goes_on"], found["ActiveState"]) == (True, True, "active")
     assert found["MainPID"] == trial["start"]["MainPID"]
 
 
 def test_compiled_programs_are_kept(trial: dict[str, Any]) -> None:
-    """One for each way to attach, for the processes that came later; only the service's user may read or write it."""
+    """One cached program for each setting of attach; only the user of the service can read or write
+    it.
+    """
     assert trial["kept"] == ["skbcapd:skbcapd 600"] * 2
 
 
 @pytest.mark.parametrize(("name", "restarts", "why"), [("killed", "1", "signal"), ("stuck", "2", "watchdog")])
 def test_it_comes_back(trial: dict[str, Any], name: str, restarts: str, why: str) -> None:
-    """A process that is killed, or that no longer drains and so no longer feeds the watchdog, is replaced."""
+    """A process that was killed, or that no longer drains and feeds the watchdog, is replaced."""
     found = trial[name]
     assert (found["is_new"], found["ActiveState"], found["NRestarts"]) == (True, "active", restarts)
     assert any(f"Failed with result '{why}'" in entry["MESSAGE"] for entry in trial["journal"])
 
 
 def test_several_captures_at_once(trial: dict[str, Any]) -> None:
-    """A unit made from the template runs beside the first, writes files of its own, and tells Prometheus its counts."""
+    """A unit of the template runs at the same time, writes its own files, and has its own metrics."""
     found = trial["another"]
     assert (found["printed"], found["running"]["ActiveState"], found["stopped"]) == ("", "active", "")
     assert (found["after"]["ActiveState"], found["after"]["Result"]) == ("inactive", "success")
@@ -117,7 +129,7 @@ def test_several_captures_at_once(trial: dict[str, Any]) -> None:
 
 
 def test_it_stops(trial: dict[str, Any]) -> None:
-    """Under load it ends in order within the unit's TimeoutStopSec: what it has counted as written is in the file."""
+    """Under load it ends within TimeoutStopSec: all packets counted as written are in the file."""
     found = trial["stop"]
     assert (found["printed"], found["grown"]) == ("", True)
     assert (found["ActiveState"], found["Result"]) == ("inactive", "success")
@@ -126,7 +138,8 @@ def test_it_stops(trial: dict[str, Any]) -> None:
 
 
 def test_the_packets_have_their_process(trial: dict[str, Any]) -> None:
-    """Each start, the full disk and a clock that is set, either way, began a file, which tshark reads whole.
+    """Each start, the full disk and a clock that is set, either way, began a file, which tshark
+    reads whole.
 
     Datagrams there have their sender; the 113 are those that another capture was shown as well.
     """
@@ -138,7 +151,7 @@ def test_the_packets_have_their_process(trial: dict[str, Any]) -> None:
 
 
 def test_the_journal_has_fields(trial: dict[str, Any]) -> None:
-    """Start and stop are found by MESSAGE_ID, with file and counts in fields of their own."""
+    """Start and stop are found by MESSAGE_ID, with file and counts in separate fields."""
     starts, (stopped,) = messages(trial, Event.STARTED), messages(trial, Event.STOPPED)
     assert len(starts) == len({entry["SKBCAPD_FILE"] for entry in starts}) == 3
     assert {entry["SYSLOG_IDENTIFIER"] for entry in [*starts, stopped]} == {"skbcapd"}
@@ -148,7 +161,7 @@ def test_the_journal_has_fields(trial: dict[str, Any]) -> None:
 
 
 def test_kprobes_attach(trial: dict[str, Any]) -> None:
-    """Those that learn the users of sockets are in place, as the kernel lists them; all for `attach: kprobe`."""
+    """The kprobes that record users of sockets are attached; with `attach: kprobe`, all of them."""
     hooks = [entry["MESSAGE"] for entry in messages(trial, Event.STARTED)]
     assert "tracepoint net_dev_queue" in hooks[0]
     assert {"inet_sendmsg", "inet_recvmsg", "inet6_sendmsg", "inet6_recvmsg"} <= set(trial["kprobes"])

@@ -1,4 +1,4 @@
-"""Where the kernels come from: the machine's own apt sources, in both formats that apt reads."""
+"""The apt sources of the machine, in both formats of apt."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from tests.vm.kernels import KernelUnavailableError, Source, find_source
 
 
 def write(directory: Path, name: str, text: str) -> None:
-    """Writes one file of apt sources below `directory`."""
+    """Write a file of apt sources below `directory`."""
     path = directory / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
 
 
 def test_deb822(tmp_path: Path) -> None:
-    """A deb822 file gives mirror and key, past comments, disabled stanzas and the security archive."""
+    """A deb822 file gives mirror and key; comments, disabled stanzas and the security archive are
+    skipped.
+    """
     write(
         tmp_path,
         "sources.list.d/debian.sources",
@@ -30,7 +32,7 @@ def test_deb822(tmp_path: Path) -> None:
 
 
 def test_embedded_key(tmp_path: Path) -> None:
-    """A key written into the deb822 field itself is carried over whole, with its continuation lines."""
+    """A key in the deb822 field itself is copied with its continuation lines."""
     key = "\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mQ\n -----END PGP PUBLIC KEY BLOCK-----"
     write(
         tmp_path,
@@ -41,7 +43,9 @@ def test_embedded_key(tmp_path: Path) -> None:
 
 
 def test_one_line(tmp_path: Path) -> None:
-    """The one-line format gives mirror and key, past comments, sources of programs and other archives."""
+    """The one-line format gives mirror and key; comments, source packages and other archives are
+    skipped.
+    """
     write(
         tmp_path,
         "sources.list",
@@ -54,6 +58,6 @@ def test_one_line(tmp_path: Path) -> None:
 
 
 def test_no_source(tmp_path: Path) -> None:
-    """Without a source of the main archive the error names the directory that was searched."""
+    """Without a source of the main archive the error names the searched directory."""
     with pytest.raises(KernelUnavailableError, match=str(tmp_path)):
         find_source(tmp_path)
