@@ -111,7 +111,7 @@ struct owner {
 	u64 inode;    /* of the open socket */
 	u64 identity; /* hash and ports, which stay when the socket is closed */
 	u64 sk;
-	u64 time; /* of a flow: when its socket was closed, ns since boot; else 0 */
+	u64 time; /* of a flow: when its socket was closed, ns since boot; else 0. Of a socket: when it was learned; SHARED_AT_USE */
 };
 
 /* Whose packets belong to a socket: addresses and ports as seen from this host. IPv4 addresses stand in the first four bytes. */
@@ -126,11 +126,16 @@ struct flow {
 	u16 on_wire; /* 1: as on a packet that left, whoever translated it; 0: as the socket has it */
 };
 
-/* The sockets of which any may get a packet: SO_REUSEPORT, multicast. */
+/* Its key: no inode's number, and none that Python makes. */
+#define GROUP_NUMBER(number) ((number) & ~(1ULL << 62) | 1ULL << 63)
+
+/* The sockets of which any may get a packet: SO_REUSEPORT, multicast. Or one that several processes have open. */
 struct group {
+	u64 references; /* how many led to the sockets when Python was asked, */
+	u64 time;	/* and when that was, ns since boot */
 	u64 count;
 	u64 sks[GROUP_MAX];
-	u64 inodes[GROUP_MAX];
+	u64 inodes[GROUP_MAX]; /* OPEN_IN_SEVERAL marks one that several processes may have open */
 };
 
 /* A packet in fragments: only the first has ports. */
@@ -250,6 +255,8 @@ BPF_TABLE("lru_hash", u64, struct owner, owners, OWNERS_MAX);
 BPF_TABLE("lru_hash", struct flow, struct owner, flows, FLOWS_MAX);
 BPF_TABLE("lru_hash", u64, struct user, holders, HOLDERS_MAX);
 BPF_TABLE("lru_hash", u64, struct group, groups, GROUPS_MAX);
+BPF_TABLE("lru_hash", u32, u64, forks,
+	  FORKS_MAX); /* process to when it last made another one, ns since boot; 0: never */
 BPF_TABLE("lru_hash", struct fragment, struct owner, fragments, FRAGMENTS_MAX);
 BPF_ARRAY(sightings, struct sighting, SIGHTINGS);
 BPF_ARRAY(heads, u64, SIGHTINGS); /* the first sk_buff with data at an address */

@@ -236,6 +236,61 @@ static inline void keep_by_inode(struct owner *known, u64 inode)
 }
 
 /*
+ * Whether `current`, whose system call uses a socket, may not be the only one that has it open: it is by other descriptors, or
+ * others are at work on it. The call itself counts where the process has several threads (fdget).
+ */
+static inline u64 has_others(u64 sk)
+{
+	u8 *task = current_task(), *files = TASK(task, u8 *, FILES);
+
+	return references_of(sk) > 1 + (FIELD(u32, files, FILES_COUNT) > 1);
+}
+
+/* From now on it is known whether a process makes another one, which then has its sockets, too. */
+static inline void watch_forks(u32 tgid)
+{
+	u64 never = 0;
+
+	if (!forks.lookup(&tgid))
+		forks.update(&tgid, &never);
+}
+
+/* Whether a process may have made another one since a time. */
+static inline int may_have_forked(u32 tgid, u64 since)
+{
+	u64 *last = forks.lookup(&tgid);
+
+	return !last || *last > since;
+}
+
+/* Whether it is known to have. */
+static inline int has_forked(u32 tgid, u64 since)
+{
+	u64 *last = tgid ? forks.lookup(&tgid) : NULL;
+
+	return last && *last > since;
+}
+
+/* Whether others than its last user may have a socket open: they had when it was used, or came to be since. Most often it is a call
+   that waits for the socket (poll, recv) which leads to it, too. */
+static inline int is_shared(u64 sk, struct owner *owner)
+{
+	return references_of(sk) > 1 &&
+	       (owner->time == SHARED_AT_USE || may_have_forked(owner->user.tgid, owner->time));
+}
+
+/* `current` has made another process, or a thread. */
+static inline void learn_fork(u8 *child)
+{
+	u8 *task = current_task();
+	u32 tgid = TASK(task, u32, TGID);
+	u64 now = bpf_ktime_get_ns();
+
+	if (FIELD(u32, child, TASK_TGID) != tgid && forks.lookup(&tgid))
+		forks.update(&tgid, &now);
+}
+
+/*
  * Remembers `user` as the last user of the socket whose head is in `work`; of a TCP socket that listens (or is about to:
  * `listens`) or has its remote end, by its flow, too.
  */
@@ -252,8 +307,11 @@ static inline void learn_owner(u64 sk, struct user *user, struct workspace *work
 	owner->inode = inode ? inode : known ? known->inode : 0;
 	owner->identity = SOCK_IDENTITY(sock);
 	owner->sk = sk;
-	owner->time = 0;
+	owner->time = has_others(sk) ? SHARED_AT_USE : bpf_ktime_get_ns();
 	owners.update(&sk, owner);
+	owner->time = 0;
+	if (listens || socket_protocol(sk) == IPPROTO_UDP)
+		watch_forks(user->tgid);
 	/* What connects has its flow by its SYN, when that leaves: until then packets of the one before may be on their way. */
 	if (!SOCK(sock, u16, NUM) || socket_protocol(sk) != IPPROTO_TCP)
 		return;
@@ -386,7 +444,7 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 			flows.update(&work->flow, owner);
 		else
 			known->time = bpf_ktime_get_ns();
-	} else {
+	} else if (!socket_inode(sk)) { /* else accepted before (TCP fast open), or its SYN has crossed one */
 		/* What is remembered is an older socket's at this address: it may have all but the inode in common. */
 		keep_by_inode(owners.lookup(&sk), 0);
 		owners.delete(&sk);
@@ -432,6 +490,87 @@ static inline enum via find_holder(struct control *control, struct packet *packe
 	return VIA_UNRESOLVED;
 }
 
+/*
+ * What those have in common who may get a packet, of the group with a number: Python knows it, or is asked. It is asked anew when
+ * more references lead to the sockets than before, or the only process has made another one: that may have them open by now.
+ */
+static inline enum via find_members(struct control *control, struct packet *packet, u64 number,
+				    u64 references)
+{
+	struct group *known;
+	struct user *holder;
+	enum via via;
+
+	packet->inode = GROUP_NUMBER(number);
+	known = groups.lookup(&packet->inode);
+	holder = holders.lookup(&packet->inode);
+	if (holder && (!known || known->references < references || has_forked(holder->tgid, known->time)))
+		holders.delete(&packet->inode);
+	via = find_holder(control, packet);
+	if (via == VIA_UNRESOLVED) {
+		packet->group.references = references;
+		packet->group.time = packet->time;
+		groups.update(&packet->inode, &packet->group);
+	}
+	return via;
+}
+
+/*
+ * Who may get what comes to packet->sk, a socket that several processes may have open. `owner` is its last user, or NULL. If it is the
+ * last user alone, he was found as `found` says.
+ */
+static inline enum via find_sharers(struct control *control, struct packet *packet, struct owner *owner,
+				    enum via found)
+{
+	struct group *group = &packet->group;
+	u64 inode = packet->inode, mixed = inode * PRINT_FACTOR;
+	enum via via;
+
+	group->count = 1;
+	group->sks[0] = packet->sk;
+	group->inodes[0] = inode | OPEN_IN_SEVERAL;
+	via = find_members(control, packet, (mixed ^ mixed >> 29) * PRINT_FACTOR, references_of(packet->sk));
+	if (via == VIA_UNRESOLVED || !owner || !packet->user.tgid || packet->user.tgid != owner->user.tgid)
+		return via;
+	packet->user = owner->user;
+	return found;
+}
+
+/*
+ * Who uses packet->sk, whose head is in `work`: its last user, found as `found` says, unless several may get what comes to it. Those
+ * of a connection use it one after the other; of a socket that listens, or of datagrams, each may take what comes.
+ */
+static inline enum via find_user(struct control *control, struct packet *packet, enum via found)
+{
+	struct sock_head *sock = &packet->work.sock;
+	struct owner *owner = owners.lookup(&packet->sk);
+	u32 listens = SOCK(sock, u8, STATE) == TCP_LISTEN;
+
+	if (owner && !is_owner_of(owner, sock, packet->inode))
+		owner = NULL;
+	if (owner ? (listens || socket_protocol(packet->sk) == IPPROTO_UDP) && is_shared(packet->sk, owner)
+		  : listens && references_of(packet->sk) > 1)
+		return find_sharers(control, packet, owner, found);
+	if (!owner)
+		return find_holder(control, packet);
+	packet->user = owner->user;
+	return found;
+}
+
+/* Notes which socket listens, of one that Python has found at the start: it knows no sockets, but their addresses. */
+static inline void learn_listener(u64 sk, struct sock_head *sock)
+{
+	struct flow flow;
+	struct owner *known;
+
+	flow_of_socket(sock, IPPROTO_TCP, &flow);
+	known = flows.lookup(&flow);
+	if (known && !known->sk && known->user.tgid) {
+		known->sk = sk;
+		known->identity = SOCK_IDENTITY(sock);
+	}
+}
+
 /* How long two senders of requests with one answer leave it to nobody: as an ended flow remains. */
 #define AMBIGUOUS_NS FLOW_REMAINS_NS
 
@@ -473,6 +612,10 @@ static inline void renew_flow(struct packet *packet, struct skb *skb, int is_gro
 	struct owner *known = lookup_flow(flow), *owner = &work->owner;
 
 	if (known && known->sk == sk && !known->time && is_same_user(&known->user, &packet->user))
+		return;
+	/* A SYN of a process's own making (AF_PACKET, IPPROTO_RAW) takes no connection from who has it open. */
+	if (known && known->sk != sk && flow->protocol == IPPROTO_TCP && known->inode &&
+	    socket_protocol(sk) != IPPROTO_TCP && socket_inode(known->sk) == known->inode)
 		return;
 	owner->user = packet->user;
 	if (is_group)
@@ -575,6 +718,10 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 		flow_of_sent(packet, skb, &headers);
 		if (!headers.transport || work->flow.protocol != IPPROTO_TCP)
 			return VIA_KERNEL;
+		/* So a SYN is answered that nobody takes, whoever had the ports before. */
+		if ((headers.word & (TCP_RST_IN_WORD | TCP_ACK_IN_WORD)) ==
+		    (TCP_RST_IN_WORD | TCP_ACK_IN_WORD))
+			return VIA_KERNEL;
 		owner = find_flow(&work->flow);
 		if (!owner || !owner->user.tgid)
 			return VIA_KERNEL;
@@ -583,9 +730,16 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 	}
 	enum via via = VIA_SOCKET;
 
-	packet->inode = socket_inode(packet->sk);
+	u64 inode = packet->inode = socket_inode(packet->sk);
+
 	owner = owners.lookup(&packet->sk);
-	if (owner && is_owner_of(owner, sock, packet->inode)) {
+	if (owner && !is_owner_of(owner, sock, packet->inode))
+		owner = NULL;
+	if (is_request && !owner)
+		learn_listener(packet->sk, sock);
+	if (is_request && (owner ? is_shared(packet->sk, owner) : references_of(packet->sk) > 1)) {
+		via = find_sharers(control, packet, owner, VIA_SOCKET);
+	} else if (owner) {
 		packet->user = owner->user;
 		/* Learned before it had its ports, and perhaps looked for when it is closed. */
 		if (owner->identity != SOCK_IDENTITY(sock))
@@ -601,7 +755,7 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 		owner->user = packet->user;
 		if (via == VIA_GROUP) /* which is no user: each packet shall find it anew */
 			__builtin_memset(&owner->user, 0, sizeof(owner->user));
-		owner->inode = packet->inode;
+		owner->inode = inode;
 		owner->identity = SOCK_IDENTITY(sock);
 		owner->sk = packet->sk;
 		owner->time = 0;

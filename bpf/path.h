@@ -24,18 +24,12 @@ static inline enum via resolve_socket(struct control *control, struct packet *pa
 				      enum via found)
 {
 	struct sock_head *sock = &packet->work.sock;
-	struct owner *owner;
 
 	packet->sk = sk;
 	if (READ(sock, sizeof(*sock), sk) || SOCK_IDENTITY(sock) != identity)
 		return VIA_UNKNOWN;
 	packet->inode = socket_inode(sk);
-	owner = owners.lookup(&packet->sk);
-	if (owner && is_owner_of(owner, sock, packet->inode)) {
-		packet->user = owner->user;
-		return found;
-	}
-	return find_holder(control, packet);
+	return find_user(control, packet, found);
 }
 
 /* A packet that was seen before: how its process, now its user, was found. `sk` is the socket that it leaves on. */
@@ -108,7 +102,8 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	}
 	u64 is_known_user = owner->user.tgid;
 	u64 is_new = flow->protocol == IPPROTO_TCP &&
-		     (headers.word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD;
+		     (headers.word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD &&
+		     (!origin->sk || socket_protocol(origin->sk) == IPPROTO_TCP); /* not a forged one */
 	u64 age = known ? packet->time - known->time : WIRE_LASTS_NS;
 	u64 was_request = known ? known->time & WIRE_IS_REQUEST : 0;
 

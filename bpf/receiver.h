@@ -175,54 +175,79 @@ static inline int find_sharing(u64 sk, struct group *group)
 	return 1;
 }
 
-/*
- * What those have in common who may get a packet: known by the inodes of their sockets, in any order. Python knows it, or is asked.
- */
+/* The same of a packet that any of several sockets may get: the group is known by their inodes, in any order. */
 static inline enum via find_group(struct control *control, struct packet *packet)
 {
 	struct group *group = &packet->group;
-	u64 number = 0, nothing = control->nothing;
-	enum via via;
+	u64 number = 0, total = 0, nothing = control->nothing;
 
 	if (group->count > GROUP_MAX)
 		return VIA_UNKNOWN;
 	for (u32 i = 0; i < GROUP_MAX; i++) {
 		FORGET(number, nothing);
+		FORGET(total, nothing);
 		if (i >= group->count)
 			break;
 		u64 inode = socket_inode(group->sks[i]), mixed = inode * PRINT_FACTOR;
+		u64 references = references_of(group->sks[i]);
 
 		if (!inode)
 			return VIA_UNKNOWN;
-		group->inodes[i] = inode;
+		group->inodes[i] = inode | any(references >> 1) * OPEN_IN_SEVERAL;
 		number += (mixed ^ mixed >> 29) * PRINT_FACTOR;
+		total += references;
 	}
 	packet->sk = 0;
-	packet->inode =
-		number & ~(1ULL << 62) | 1ULL << 63; /* no inode's number, and none that Python makes */
-	via = find_holder(control, packet);
-	if (via == VIA_UNRESOLVED)
-		groups.update(&packet->inode, group);
-	return via;
+	return find_members(control, packet, number, total);
 }
 
-/* The socket that listens for a connection: its record; NULL where none is known. */
-static inline struct owner *find_listener(struct flow *flow, u32 *wildcard)
+/* The socket that listens at an address: on the device, else on all. */
+static inline struct owner *lookup_listener(struct flow *flow, u32 ifindex)
 {
 	struct owner *owner;
 
-	flow->remote[0] = flow->remote[1] = flow->remote_port = 0;
+	flow->remote[1] = ifindex;
 	owner = flows.lookup(flow);
-	if (!owner) {
-		*wildcard = 1;
-		flow->local[0] = flow->local[1] = 0;
-		owner = flows.lookup(flow);
-		if (!owner && flow->family == AF_INET) { /* an IPv6 socket that takes IPv4, too */
-			flow->family = AF_INET6;
-			owner = flows.lookup(flow);
-		}
-	}
-	return !owner || owner->time ? NULL : owner;
+	if (owner && !owner->time)
+		return owner;
+	flow->remote[1] = 0;
+	owner = flows.lookup(flow);
+	return owner && !owner->time ? owner : NULL;
+}
+
+/* Whether a listener takes IPv6 only; of one that Python has found its record's identity says so. */
+static inline int is_v6_only(struct owner *owner)
+{
+	if (!owner->sk)
+		return owner->identity != 0;
+	return LOAD(u8, owner->sk + SOCK_V6ONLY_BYTE) >> SOCK_V6ONLY_SHIFT & 1;
+}
+
+/* The socket that listens for a connection: its record; NULL where none is known. As __inet_lookup_listener does it. */
+static inline struct owner *find_listener(struct flow *flow, u32 ifindex, u32 *wildcard)
+{
+	struct owner *owner;
+
+	flow->remote[0] = flow->remote_port = 0;
+	owner = lookup_listener(flow, ifindex);
+	if (owner)
+		return owner;
+	*wildcard = 1;
+	flow->local[0] = flow->local[1] = 0;
+	owner = lookup_listener(flow, ifindex);
+	if (owner || flow->family != AF_INET)
+		return owner;
+	flow->family = AF_INET6; /* a socket that takes IPv4, too */
+	owner = lookup_listener(flow, ifindex);
+	return owner && !is_v6_only(owner) ? owner : NULL;
+}
+
+/* Whether a TCP segment refuses a SYN: a reset that acknowledges, with the sequence number 0 (RFC 9293, 3.10.7.1). */
+static inline int refuses(u64 transport, struct headers *headers)
+{
+	u32 both = TCP_RST_IN_WORD | TCP_ACK_IN_WORD;
+
+	return (headers->word & both) == both && !LOAD(u32, transport + 4);
 }
 
 /* Fills in who will get a packet, and of one in fragments which that is; leaves zeros where it is not known. Returns how it was
@@ -237,7 +262,8 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 	struct owner *owner = NULL;
 	u64 found = 0, nothing = control->nothing, dev = packet->dev, net = packet->net,
 	    cookie = packet->key.net;
-	u32 type = SKB_BITS(skb, PKT_TYPE), wildcard = 0, several = 0, ifindex = packet->key.ifindex;
+	u32 type = SKB_BITS(skb, PKT_TYPE), wildcard = 0, several = 0, listens = 0,
+	    ifindex = packet->key.ifindex;
 
 	packet->sk = 0;
 	if (type == PACKET_OTHERHOST) {
@@ -279,12 +305,15 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 	} else if (flow->protocol == IPPROTO_TCP) {
 		owner = find_flow(flow);
 		/* The same ports again: a new connection, also where only its answer is seen (directions: in). */
-		if (headers->word & TCP_SYN_IN_WORD && owner && owner->time) {
+		if (owner && owner->time &&
+		    (headers->word & TCP_SYN_IN_WORD ||
+		     refuses(packet->data + headers->transport, headers))) {
 			flows.delete(flow);
 			owner = NULL;
 		}
 		if (!owner && (headers->word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD) {
-			owner = find_listener(flow, &wildcard);
+			owner = find_listener(flow, ifindex, &wildcard);
+			listens = 1;
 			several = owner && find_sharing(owner->sk, &packet->group);
 		}
 	} else if (flow->protocol == IPPROTO_ICMP || flow->protocol == IPPROTO_ICMPV6) {
@@ -306,9 +335,10 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 	if (several)
 		return find_group(control, packet);
 	if (owner) {
-		packet->user = owner->user;
-		if (packet->user.tgid)
+		if (owner->user.tgid && !(listens && references_of(owner->sk) > 1)) {
+			packet->user = owner->user;
 			return VIA_FLOW;
+		}
 		found = owner->sk;
 		if (!found) { /* several, as Python has found at the start; or nobody */
 			packet->inode = owner->inode;
@@ -322,12 +352,7 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 	packet->inode = socket_inode(found);
 	if (!owner && !SOCK_BIT(sock, REFCNT))
 		return VIA_KERNEL;
-	owner = owners.lookup(&packet->sk);
-	if (owner && is_owner_of(owner, sock, packet->inode)) {
-		packet->user = owner->user;
-		return VIA_FLOW;
-	}
-	return find_holder(control, packet);
+	return find_user(control, packet, VIA_FLOW);
 }
 
 #define FRAGMENT_LASTS_NS 1000000000ULL

@@ -553,6 +553,16 @@ int on_state(void *ctx)
 	return 0;
 }
 
+/* sched_process_fork: the parent, the child. */
+int on_fork(void *ctx)
+{
+	u8 *child = (u8 *)TRACEPOINT_ARGUMENT(ctx, 1);
+
+	asm volatile("" : "+r"(child));
+	learn_fork(child);
+	return 0;
+}
+
 int on_measure(void *ctx)
 {
 	measure(ctx, FIRST_ARGUMENT(ctx));

@@ -41,13 +41,26 @@ static inline u32 socket_protocol(u64 sk)
 	return LOAD(u16, sk + SOCK_PROTOCOL);
 }
 
-/* Fills in the flow of a socket; an IPv6 socket that speaks to an IPv4 address has an IPv4 flow, as its packets do. */
+/*
+ * How many descriptors, messages with descriptors, and calls at work lead to an open socket: more than one, and several processes
+ * may have it. 0: it is not open.
+ */
+static inline u64 references_of(u64 sk)
+{
+	u64 socket = LOAD(u64, sk + SOCK_SOCKET), file = socket ? LOAD(u64, socket + SOCKET_FILE) : 0;
+
+	return file ? LOAD(u64, file + FILE_COUNT) + FILE_COUNT_BIAS : 0;
+}
+
+/* Fills in the flow of a socket; an IPv6 socket that speaks to or has an IPv4 address has an IPv4 flow, as its packets do. One that
+   listens on one device only has the device's number in place of a remote address. */
 static inline void flow_of_socket(struct sock_head *sock, u32 protocol, struct flow *flow)
 {
 	u64 *remote = &SOCK(sock, u64, V6_DADDR), *local = &SOCK(sock, u64, V6_RCV_SADDR);
 	u32 family = SOCK(sock, u16, FAMILY);
 
-	if (family == AF_INET6 && !remote[0] && (u32)remote[1] == 0xffff0000)
+	if (family == AF_INET6 &&
+	    ((!remote[0] && (u32)remote[1] == 0xffff0000) || (!local[0] && (u32)local[1] == 0xffff0000)))
 		family = AF_INET;
 	flow->net = LOAD(u64, SOCK(sock, u64, NET) + NET_COOKIE);
 	flow->local[0] = family == AF_INET ? SOCK(sock, u32, RCV_SADDR) : local[0];
@@ -56,6 +69,8 @@ static inline void flow_of_socket(struct sock_head *sock, u32 protocol, struct f
 	flow->remote[1] = family == AF_INET ? 0 : remote[1];
 	flow->local_port = SOCK(sock, u16, NUM);
 	flow->remote_port = __builtin_bswap16(SOCK(sock, u16, DPORT));
+	if (!flow->remote_port)
+		flow->remote[1] = SOCK(sock, u32, BOUND_DEV_IF);
 	flow->protocol = protocol;
 	flow->family = family;
 	flow->on_wire = 0;

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import collections
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TypeAlias
 
+from skbcapd.analysis.sources import Timed
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
 from skbcapd.pcapng.link_type import ETHERNET, RAW
-from skbcapd.pcapng.reader import Reader, Stamp
+from skbcapd.pcapng.reader import Stamp
 from skbcapd.text_safety import escaped_bytes
 
 _PROCESSES_MAX = 1 << 16
@@ -130,20 +131,14 @@ class Account:
         """All rows, the one with most bytes first."""
         return sorted(self._processes.values(), key=lambda process: (-process.bytes, process.first_ns))
 
-    def read(self, reader: Reader) -> None:
-        """Add all packets of a file.
-
-        Raises:
-            FileError: it cannot be read to its end; the packets before that offset are counted.
-        """
+    def read(self, packets: Iterable[Timed]) -> None:
+        """Add packets."""
         current = None
-        layer, is_plain = 0, False
+        layer = 0
         known = self._known
-        for interface, stamp, time, wire_len, frame, _ in reader.packets():
+        for time_ns, (interface, stamp, _, wire_len, frame, _) in packets:
             if interface is not current:
                 current, layer = interface, interface.link_type
-                is_plain = interface.is_plain
-            time_ns = time if is_plain else interface.time_ns(time)
             found = known.get(stamp) or self._find(stamp, time_ns)
             process, way, name = found
             way[0] += 1

@@ -21,10 +21,10 @@ from pathlib import Path
 
 from skbcapd.analysis.account import Account, Process
 from skbcapd.analysis.progress import Progress
-from skbcapd.errors import FileError
+from skbcapd.analysis.selectors import Selection
+from skbcapd.analysis.sources import Sources, expand
 from skbcapd.output.block_writer import StandardOutput
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
-from skbcapd.pcapng.reader import Reader
 from skbcapd.text_safety import escaped_bytes
 
 _HEADINGS = ("TGID", "PROCESS", "PACKETS", "BYTES", "SENT", "RECEIVED", "FIRST (UTC)", "LAST (UTC)", "PEERS")
@@ -34,10 +34,13 @@ _TABLE_NAME_MAX = 64  # characters; JSON and CSV have all
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def command(options: argparse.Namespace) -> int:
+def command(options: argparse.Namespace, files: Sequence[Path], selection: Selection) -> int:
     """Print which process sent and received how much; 1 if a file could not be read to its end."""
     account = Account(options.by)
-    wrong = read(account, options.files)
+    paths = expand(files)
+    with Progress(paths, sys.stderr) as progress:
+        sources = Sources(paths, selection, progress.next_file)
+        account.read(sources.unordered())
     processes = account.processes
     write = as_json if options.json else as_csv if options.csv else as_table
     output = StandardOutput()
@@ -48,32 +51,11 @@ def command(options: argparse.Namespace) -> int:
         pass  # `top | head`: `close` reports no error, either
     finally:
         output.close()
-    for error in wrong:
+    for error in sources.wrong:
         print(f"skbcapd: {error}", file=sys.stderr)
     if processes and not any(process.says_anything for process in processes):
         print("skbcapd: no packet has a process; check that skbcapd wrote the files", file=sys.stderr)
-    return int(bool(wrong))
-
-
-def read(account: Account, files: Sequence[Path]) -> list[FileError]:
-    """Add up files.
-
-    Args:
-        account: adds up their packets.
-        files: their paths.
-
-    Returns:
-        Their errors.
-    """
-    wrong = []
-    with Progress(files, sys.stderr) as progress:
-        for path in files:
-            try:
-                with Reader(path, progress.next_file()) as reader:
-                    account.read(reader)
-            except FileError as error:
-                wrong.append(error)
-    return wrong
+    return int(bool(sources.wrong))
 
 
 def as_table(processes: Sequence[Process], by: str = "tgid") -> Iterator[str]:

@@ -146,7 +146,7 @@ class Capture:
         return self._self_test.is_proven
 
     @property
-    def devices(self) -> int:
+    def interface_count(self) -> int:
         """Number of interfaces that were seen."""
         return self.interfaces.seen
 

@@ -111,7 +111,7 @@ class Interfaces:
     def take(self, record: Record, plan: Plan) -> Record | None:
         """Stage: find the interface of the packet; ends the way of packets of excluded interfaces."""
         packet = record.packet
-        identity = (packet.net, packet.ifindex, packet.device)
+        identity = (packet.net, packet.ifindex, packet.interface_name)
         found = self._known.use(identity)
         if found is None:
             found = self._known[identity] = self._new(packet, plan)
@@ -162,19 +162,19 @@ class Interfaces:
                 yield Statistics(known.interface_id, known.slot, received, accepted, row.lost, delivered)
 
     def _new(self, packet: Upcall, plan: Plan) -> KnownInterface:
-        name = packet.device.decode(errors="backslashreplace")
+        name = packet.interface_name.decode(errors="backslashreplace")
         slot = min(self.seen + 1, abi.SLOTS - 1)
-        kind = link_type(packet.device_type)
+        kind = link_type(packet.interface_type)
         if not self._selection.has(name, packet.netns, self._netns):
             return KnownInterface(slot)
         if kind is None:
-            _LOG.warning("interface %s has an unknown type (%d) and is not captured", name, packet.device_type)
+            _LOG.warning("interface %s has an unknown type (%d) and is not captured", name, packet.interface_type)
             return KnownInterface(slot)
         if self._numbered >= INTERFACES_MAX:
             _LOG.warning("interface %s is one more than the %d of a file, and is not captured", name, INTERFACES_MAX)
             return KnownInterface(slot)
         description = Interface(
-            name=packet.device,
+            name=packet.interface_name,
             description=self._describe_namespace(packet.net, packet.netns),
             link_type=kind,
             snaplen=plan.longest,
@@ -194,7 +194,7 @@ class Interfaces:
 
     def _tell(self, net: int, ifindex: int, name: bytes, *, slot: int, unwanted: bool) -> None:
         for direction in (DIRECTION_IN, DIRECTION_OUT):
-            self._program.set_device(
+            self._program.set_interface(
                 abi.DEVICE_KEY.pack(*abi.DeviceKey(net, ifindex, direction)),
                 abi.DEVICE.pack(*abi.Device(name=name, slot=slot, unwanted=unwanted)),
             )

@@ -50,7 +50,8 @@ class Ledger:
         """The totals until now."""
         kernel, tally = self.counters(), self._tally
         output_lost = self._output.lost
-        written = tally.written if self._has_limit else kernel.delivered - tally.not_written - output_lost
+        written = tally.written if self._has_limit else kernel.delivered - tally.not_written
+        written -= output_lost
         dumped = self._output.dumped
         not_dumped = 0 if dumped is None else written - dumped
         return Totals(

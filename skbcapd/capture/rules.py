@@ -214,18 +214,18 @@ def filters_of(everything: str, rules: Sequence[Rule], first: int = 1) -> dict[i
 
 
 def rule_warnings(
-    rules: Iterable[Rule], devices: Iterable[str], units: Sequence[str] = _UNITS, proc: Path = Path("/proc")
+    rules: Iterable[Rule], interfaces: Iterable[str], units: Sequence[str] = _UNITS, proc: Path = Path("/proc")
 ) -> Iterator[str]:
     """Warnings about rules: names that do not exist on this machine, or that need another key. One
     line each.
 
     Args:
         rules: from the settings.
-        devices: names of existing interfaces.
+        interfaces: names of existing interfaces.
         units: directories with units of systemd.
         proc: directory of procfs.
     """
-    names = list(devices)
+    names = list(interfaces)
     threads: Mapping[str, Sequence[str]] | None = None
     for number, rule in enumerate(rules, 1):
         user, unit, comm = (rule.fields.get(key) for key in ("user", "unit", "comm"))

@@ -43,7 +43,7 @@ def _subject(record: Record) -> Subject:
     """The values of the packet for the rules."""
     packet = record.packet
     return Subject(
-        interface=packet.device,
+        interface=packet.interface_name,
         netns=packet.netns,
         direction="out" if packet.direction == DIRECTION_OUT else "in",
         via=VIA[packet.via] or "current",

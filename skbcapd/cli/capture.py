@@ -13,9 +13,10 @@ from skbcapd.daemon import app
 from skbcapd.daemon.warnings import missing_interfaces
 from skbcapd.errors import UsageError
 from skbcapd.kernel.abi import CAPTURE_MAX
-from skbcapd.output.block_writer import CaptureFile, StandardOutput
+from skbcapd.output.block_writer import CaptureFile
 from skbcapd.output.interface import Output
-from skbcapd.output.pcapng_output import FileOutput, PcapngOutput
+from skbcapd.output.pcapng_output import FileOutput
+from skbcapd.output.pipe import PipeTarget, count_lines
 from skbcapd.worker import Worker
 
 _PLACES = {"interfaces": "-i", "snaplen": "-s", "filter": "FILTER"}  # options of the command that set these settings
@@ -75,16 +76,16 @@ def run(options: argparse.Namespace) -> int:
         return app.serve(app.Run(settings, program, output, target, duration_s=options.duration, count=options.count))
 
 
-def _output(file: str | None, encode: str) -> tuple[Output, CaptureFile | StandardOutput]:
+def _output(file: str | None, encode: str) -> tuple[Output, CaptureFile | PipeTarget]:
     """The destination of packets: lines on a terminal, or pcapng to standard output or to a file."""
     if file is None:
         from skbcapd.output.text import TextOutput  # noqa: PLC0415  its dissectors are not needed for a file
 
-        target = StandardOutput()
-        return TextOutput(target.text), target
+        target = PipeTarget(count=count_lines)
+        return TextOutput(target.stream), target
     if file == "-":
-        target = StandardOutput()
-        return PcapngOutput(target.stream, encode), target
+        target = PipeTarget()
+        return FileOutput(target, encode), target
     written = CaptureFile(Path(file), part=False, jobs=Worker("writer"))
     return FileOutput(written, encode), written
 

@@ -27,8 +27,8 @@ from skbcapd.config import parser as config
 from skbcapd.config.settings import ROWS, Settings, Transmit
 from skbcapd.daemon import app
 from skbcapd.errors import FileError, UsageError
-from skbcapd.output.block_writer import StandardOutput
-from skbcapd.output.pcapng_output import PcapngOutput
+from skbcapd.output.pcapng_output import FileOutput
+from skbcapd.output.pipe import PipeTarget
 from skbcapd.pcapng.link_type import ETHERNET
 from skbcapd.text_safety import escaped_bytes
 
@@ -78,8 +78,8 @@ def run(options: argparse.Namespace) -> int:
         settings = _settings(options)
         program = app.load_program(settings)
         with contextlib.closing(program):
-            target = StandardOutput(fifo.fileno())
-            output = PcapngOutput(target.stream, settings.encode)
+            target = PipeTarget(fifo.fileno())
+            output = FileOutput(target, settings.encode)
             return app.serve(app.Run(settings, program, output, target, quiet=True))
 
 
@@ -88,12 +88,12 @@ def _settings(options: argparse.Namespace) -> Settings:
     return config.default_settings(overrides(options), places)
 
 
-def answer(options: argparse.Namespace, devices: Sequence[str]) -> str:
+def answer(options: argparse.Namespace, interfaces: Sequence[str]) -> str:
     """Answer a call that does not capture.
 
     Args:
         options: parsed arguments.
-        devices: names of interfaces.
+        interfaces: names of interfaces.
 
     Returns:
         Lines for stdout.
@@ -111,7 +111,7 @@ def answer(options: argparse.Namespace, devices: Sequence[str]) -> str:
         # The protocol allows one link type only; the capture has the link type of each interface.
         return f"dlt {{number={ETHERNET}}}{{name=EN10MB}}{{display=As each interface}}\n"
     if options.extcap_config:
-        return "".join(f"{line}\n" for line in _config(devices))
+        return "".join(f"{line}\n" for line in _config(interfaces))
     if options.extcap_capture_filter is not None:
         return ""  # Wireshark shows any output as an error of the filter, which is correct
     raise UsageError("not a call of the extcap protocol", "only Wireshark uses this command; use skbcapd capture")
@@ -152,9 +152,9 @@ def _argument(key: str) -> str:
     return "--" + key.replace(".", "-")
 
 
-def _config(devices: Sequence[str]) -> Iterator[str]:
+def _config(interfaces: Sequence[str]) -> Iterator[str]:
     choices = {
-        "interfaces": [name for name in devices if name.isprintable() and not set(name) & set("{}")],
+        "interfaces": [name for name in interfaces if name.isprintable() and not set(name) & set("{}")],
         "directions": ["out,in", "out", "in"],
         "transmit": list(get_args(Transmit)),
     }

@@ -230,7 +230,7 @@ def address(text: str) -> tuple[str, int]:
 
 
 # As dev_valid_name in net/core/dev.c, where IFNAMSIZ is 16.
-DEVICE = Text(
+INTERFACE = Text(
     "an interface name or glob (1 to 15 bytes, no space, / or :)",
     lambda text: re.fullmatch(r"(?!\.\.?$)[^\s/:]+", text) and len(text.encode()) <= 15,
 )

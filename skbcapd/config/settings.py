@@ -20,9 +20,9 @@ from typing import Any, Literal, get_args
 from skbcapd.attribution.fields import FIELDS, TABLE, Field
 from skbcapd.config.kinds import (
     BYTES,
-    DEVICE,
     DIRECTORY,
     DURATION,
+    INTERFACE,
     LISTEN,
     NAMESPACE,
     OWNER,
@@ -328,7 +328,7 @@ class Settings:
 
     interfaces: tuple[str, ...] = _key(
         "any",
-        ListOf(DEVICE, alone="any"),
+        ListOf(INTERFACE, alone="any"),
         "Interfaces to capture on, as names or globs ([eth0, wg*]). Interfaces that appear later are captured, too. "
         "any: all interfaces.",
     )
@@ -340,7 +340,7 @@ class Settings:
     )
     exclude: tuple[str, ...] = _key(
         "",
-        ListOf(DEVICE, may_be_empty=True),
+        ListOf(INTERFACE, may_be_empty=True),
         "Interfaces not to capture on, for example [lo, docker*], in every network namespace. exclude overrides "
         "interfaces.",
     )

@@ -19,7 +19,7 @@ from typing import TypeAlias
 from skbcapd import standard_streams
 from skbcapd.attribution import sockets
 from skbcapd.attribution.namespaces import Namespaces
-from skbcapd.capture.capture import Capture, Machine
+from skbcapd.capture.capture import FINAL_DRAIN_S, Capture, Machine
 from skbcapd.capture.interfaces import Selection
 from skbcapd.capture.plan import compile_filters, plan_for
 from skbcapd.capture.reload import Reload
@@ -39,6 +39,7 @@ from skbcapd.output import block_writer, directory
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.interface import Output
 from skbcapd.output.pcapng_output import PcapngOutput
+from skbcapd.output.pipe import STALL_S, PipeTarget
 from skbcapd.output.retention import Keep
 from skbcapd.output.ring import Recorder
 from skbcapd.output.rotation import RotatingOutput
@@ -47,7 +48,7 @@ from skbcapd.output.triggers import Limits
 _LOG = logging.getLogger(__name__)
 
 Files: TypeAlias = RotatingOutput | Recorder
-Target: TypeAlias = block_writer.CaptureFile | block_writer.StandardOutput | Files
+Target: TypeAlias = block_writer.CaptureFile | PipeTarget | Files
 """The destination of the bytes of an output; closed at the end."""
 
 
@@ -140,9 +141,18 @@ def serve(run: Run) -> int:
     ticks = [capture.interfaces.reconsider]
     ticks += [lambda: to_files.tick(capture.statistics)] if to_files else []
     ticks += [one.tick for one in (report, endpoints) if one]
-    output_fd = target.descriptor if isinstance(target, block_writer.StandardOutput) else None
+    pipe = target if isinstance(target, PipeTarget) else None
     server = endpoints.server if endpoints else None
-    service = Service(capture, run.duration_s, output_fd, _all(ticks), _actions(capture, to_files), reload, server)
+    service = Service(
+        capture,
+        run.duration_s,
+        pipe.descriptor if pipe else None,
+        _all(ticks),
+        _actions(capture, to_files),
+        reload,
+        server,
+        STALL_S if pipe else FINAL_DRAIN_S,
+    )
 
     def started() -> None:
         text = _start_line(run)
@@ -151,19 +161,26 @@ def serve(run: Run) -> int:
         elif not run.quiet:
             print(text, file=sys.stderr, flush=True)
 
-    with contextlib.ExitStack() as stack:
-        stack.callback(target.close)
-        for one in (endpoints, report):
-            if one:
-                stack.callback(one.close)
-        try:
-            service.run(started)
-        except OSError as error:
-            raise FileError(f"{target.path}: {error.strerror}; the capture ends") from None
-    if report:
-        report.stopped()
-    else:
-        print_totals(capture.totals(), quiet=run.quiet)
+    def stopped() -> None:
+        if report:
+            report.stopped()
+        else:
+            print_totals(capture.totals(), quiet=run.quiet)
+
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(target.close)
+            for one in (endpoints, report):
+                if one:
+                    stack.callback(one.close)
+            try:
+                service.run(started)
+            except OSError as error:
+                raise FileError(f"{target.path}: {error.strerror}; the capture ends") from None
+    except FileError:
+        stopped()
+        raise
+    stopped()
     return 0
 
 

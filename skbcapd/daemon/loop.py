@@ -60,6 +60,7 @@ class Service:
         actions: Mapping[int, Callable[[], None]] | None = None,
         reload: Reload | None = None,
         server: Server | None = None,
+        final_drain_s: float = FINAL_DRAIN_S,
     ) -> None:
         self.capture = capture
         self._duration_s = duration_s
@@ -69,6 +70,7 @@ class Service:
         self._act_at = 0.0
         self._reload = reload
         self._server = server
+        self._final_drain_s = final_drain_s
         self._stopping = self._wants_reload = False
         self._next_tick = float("inf")
         self._epoll = select.epoll()
@@ -181,11 +183,11 @@ class Service:
             capture.cancel_wakeup()
 
     def _stop(self, *, broken: bool) -> None:
-        """Detach, write the packets in the segments, for FINAL_DRAIN_S at most, and end."""
+        """Detach, write the packets in the segments, for `final_drain_s` at most, and end."""
         capture = self.capture
         capture.detach()
         try:
-            deadline = time.monotonic() + FINAL_DRAIN_S
+            deadline = time.monotonic() + self._final_drain_s
             while not broken and not capture.is_complete and time.monotonic() < deadline:
                 moved = capture.drain()
                 self._tick_if_due(time.monotonic())

@@ -187,7 +187,7 @@ class Statistics:
             "packets": {"seen": seen, **packets, "pending": pending},
             "dropped": dropped,
             "missed": totals.missed,
-            "interfaces": capture.devices,
+            "interfaces": capture.interface_count,
             "labels": capture.labels,
             "processes": {"count": totals.processes, **self._busiest.snapshot()},
             "files": {

@@ -64,7 +64,7 @@ class Upcall:
     linked: int  # whether packets of its key have an identifier
     comm: bytes
     process: bytes  # name of the thread group leader
-    device: bytes
+    interface_name: bytes
     mac: bytes
     packet_id: int  # epb_packetid
     sk: int  # address of a socket whose user must be looked up
@@ -73,7 +73,7 @@ class Upcall:
     checksum: int  # see checksum.py; 0: nothing to complete
     netns: int  # inode number of the network namespace
     flags: int  # epb_flags
-    device_type: int  # ARPHRD_*
+    interface_type: int  # ARPHRD_*
     key: bytes  # abi.KEY, for the label
     # names of thread, interface and process as the kernel compares them: 16 bytes each, with the
     # bytes after the NUL
@@ -291,7 +291,7 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
         linked=call.linked,
         comm=call.comm.split(b"\0")[0],
         process=call.process.split(b"\0")[0],
-        device=call.device.split(b"\0")[0],
+        interface_name=call.device.split(b"\0")[0],
         mac=call.mac[: call.addr_len],
         packet_id=call.packet_id,
         sk=call.sk,
@@ -300,7 +300,7 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
         checksum=call.checksum,
         netns=call.netns,
         flags=call.flags,
-        device_type=call.device_type,
+        interface_type=call.device_type,
         key=bytes(view[at : at + abi.KEY.size]),
         names=call.comm + call.device + call.process,
         size=size,

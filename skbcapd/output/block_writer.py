@@ -249,6 +249,9 @@ class CaptureFile:
         with contextlib.suppress(OSError):
             self.stream.flush(whole=True)
         self.stream.wait(STOP_S)
+        if self.stream.completed < self.stream.accepted:  # a write that hangs: do not touch the file
+            self.stream.abandon()
+            raise FileError(f"{self.working_path}: the disk has not written all of it; the rest is dropped")
         self.stream.close()
         error = self.stream.error
         is_kept = True
@@ -281,14 +284,13 @@ class CaptureFile:
 
 
 class StandardOutput:
-    """Replaces a capture file if blocks or lines are written to a pipe or a terminal.
+    """Bytes or lines of a command that does not capture; it waits for its reader.
 
     Args:
         descriptor: descriptor to write to.
     """
 
     def __init__(self, descriptor: int = 1) -> None:
-        self.path = Path("standard output")
         self.descriptor = descriptor
         self.stream: BinaryIO = io.BufferedWriter(io.FileIO(descriptor, "wb", closefd=False), _BUFFER)
         self.text = io.TextIOWrapper(self.stream, "ascii", newline="\n")
@@ -307,4 +309,4 @@ class StandardOutput:
                 os.dup2(nothing.fileno(), self.descriptor)
             self.text.flush()
             if not isinstance(error, BrokenPipeError):
-                raise FileError(f"{self.path}: {error.strerror} while finishing it") from None
+                raise FileError(f"standard output: {error.strerror} while finishing it") from None

@@ -30,11 +30,11 @@ class Statistics:
     """The statistics of one interface, since the start of the capture or, as a difference, since
     some time.
 
-    `device` is a number that the interface keeps when it is renumbered.
+    `slot` is its row of counters, which it keeps when it is renumbered.
     """
 
     interface_id: int
-    device: int = 0
+    slot: int = 0
     received: int = 0
     accepted: int = 0
     lost: int = 0
@@ -54,16 +54,16 @@ class StatisticsDelta:
     """
 
     def __init__(self) -> None:
-        self._written: dict[int, tuple[int, ...]] = {}  # by device
+        self._written: dict[int, tuple[int, ...]] = {}  # by slot
 
     def advance(self, statistics: Sequence[Statistics]) -> list[Statistics]:
         """The difference to the snapshots before."""
         added = []
         for one in statistics:
-            before = self._written.get(one.device, (0, 0, 0, 0))
+            before = self._written.get(one.slot, (0, 0, 0, 0))
             now = tuple(map(max, before, (one.received, one.accepted, one.lost, one.delivered)))
-            self._written[one.device] = now
-            added.append(Statistics(one.interface_id, one.device, *map(operator.sub, now, before)))
+            self._written[one.slot] = now
+            added.append(Statistics(one.interface_id, one.slot, *map(operator.sub, now, before)))
         return added
 
 

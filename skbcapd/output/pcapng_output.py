@@ -17,6 +17,7 @@ from skbcapd.kernel.segments import Packet
 from skbcapd.lru import Bounded
 from skbcapd.output.block_writer import CaptureFile
 from skbcapd.output.interface import FILE_S, PROMPT_S, Snapshot, Statistics
+from skbcapd.output.pipe import PipeTarget
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Sink
 
@@ -126,9 +127,8 @@ class FileOutput(PcapngOutput):
         encode: as for PcapngOutput.
     """
 
-    latency_s = FILE_S
-
-    def __init__(self, file: CaptureFile, encode: str = "kernel") -> None:
+    def __init__(self, file: CaptureFile | PipeTarget, encode: str = "kernel") -> None:
+        self.latency_s = PROMPT_S if isinstance(file, PipeTarget) else FILE_S
         super().__init__(file.stream, encode)
         self._file = file
 

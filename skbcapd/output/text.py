@@ -10,11 +10,11 @@ import, so only this module imports them.
 from __future__ import annotations
 
 import time
-from typing import TextIO
 
 from skbcapd.attribution.processes import Process
 from skbcapd.kernel.segments import Packet, Upcall
 from skbcapd.output.interface import PROMPT_S, Snapshot
+from skbcapd.output.pipe import PipeSink
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.link_type import ETHERNET
@@ -25,16 +25,16 @@ class TextOutput:
     """Prints packets; see Output in interface.py.
 
     Args:
-        stream: takes the lines.
+        sink: takes the lines.
     """
 
     labels = False
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, sink: PipeSink) -> None:
         from scapy.layers import inet, inet6, l2  # noqa: PLC0415  see above
 
         self._ethernet, self._ip, self._ipv6 = l2.Ether, inet.IP, inet6.IPv6
-        self._stream = stream
+        self._sink = sink
         self._interfaces: list[Interface] = []
 
     def add_interface(self, interface: Interface) -> int:
@@ -53,19 +53,38 @@ class TextOutput:
         seconds, nanoseconds = divmod(packet.time_ns, 1_000_000_000)
         clock = time.strftime("%H:%M:%S", time.localtime(seconds))
         who = f"{_word(packet.process or packet.comm)}[{packet.tgid}]" if packet.tgid else "?"
-        device = _word(packet.device)
+        name = _word(packet.interface_name)
         direction = "out" if packet.direction == 2 else "in"
         summary = self._summary(bytes(packet.frame), interface.link_type)
-        self._stream.write(f"{clock}.{nanoseconds:09} {who} {device} {direction} {summary}\n")
+        self._sink.write(f"{clock}.{nanoseconds:09} {who} {name} {direction} {summary}\n".encode("ascii"))
 
     def write_blocks(self, view: memoryview, _snapshot: Snapshot) -> None:
         """Never called: without labels, the kernel program writes no complete blocks."""
         raise AssertionError(f"{len(view)} bytes of complete blocks; expected none")
 
-    lost = accepted = completed = 0
     dumped = None
-    is_busy = has_pending_work = needs_renumbering = False
+    has_pending_work = needs_renumbering = False
     latency_s = PROMPT_S
+
+    @property
+    def lost(self) -> int:
+        """See Output."""
+        return self._sink.lost
+
+    @property
+    def is_busy(self) -> bool:
+        """See Output."""
+        return self._sink.is_busy
+
+    @property
+    def accepted(self) -> int:
+        """See Output."""
+        return self._sink.accepted
+
+    @property
+    def completed(self) -> int:
+        """See Output."""
+        return self._sink.completed
 
     def restart_interfaces(self, _statistics: object) -> None:
         """Never called: lines have names, no numbers."""
@@ -79,7 +98,7 @@ class TextOutput:
 
     def flush(self, _snapshot: Snapshot) -> None:
         """Write the buffered lines."""
-        self._stream.flush()
+        self._sink.flush()
 
     def _summary(self, frame: bytes, link_type: int) -> str:
         if link_type == ETHERNET:

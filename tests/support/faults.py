@@ -22,6 +22,7 @@ BEFORE = {
     "a disk that hangs": "5 MiB/s: watchdog not fed for 71 s, status unanswered",
     "a disk that hangs whole": "the loop waited for it: to look whether the file is there, for a new directory",
     "SIGTERM while the disk hangs": "waited for the disk, packets in no count",
+    "a reader that stalls": "the loop and signals waited for it",
     "an expression that backtracks": "the capture hung",
     "a time namespace": "time stamps wrong by 12 days",
     "a symbolic link as NAME.gz.part": "its target overwritten as root",

@@ -64,7 +64,7 @@ class FakeProgram(Writer):
         """Delete all labels."""
         self.labels.clear()
 
-    def set_device(self, key: bytes, value: bytes) -> None:
+    def set_interface(self, key: bytes, value: bytes) -> None:
         """Store the interface."""
         self.devices[key] = value
 

@@ -360,8 +360,8 @@ def test_an_upcall_is_read_back(frame: bytes) -> None:
     assert (found.start, found.linked, found.packet_id) == (1 << 62, 1, 1 << 61)
     assert (found.sk, found.inode, found.identity) == (0xFFFF888000000000, 4711, 1 << 60)
     assert found.checksum == 0x00060022
-    assert (found.comm, found.device, found.mac) == (b"chronyd", b"eth0", b"\1\2\3\4\5\6")
-    assert (found.netns, found.flags, found.device_type) == (4026531840, 0x801, 65534)
+    assert (found.comm, found.interface_name, found.mac) == (b"chronyd", b"eth0", b"\1\2\3\4\5\6")
+    assert (found.netns, found.flags, found.interface_type) == (4026531840, 0x801, 65534)
 
 
 @pytest.mark.parametrize(("got", "wanted"), [(0, 90), (41, 90), (89, 90), (90, 1501)])

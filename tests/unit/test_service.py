@@ -229,12 +229,11 @@ def test_the_end_is_drained_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     capture = FakeCapture(100)
     capture.left = 3
     assert run(capture)[-4:] == ["drain", "drain", "drain", "stop"]
-    monkeypatch.setattr("skbcapd.daemon.loop.FINAL_DRAIN_S", 0.05)
     monkeypatch.setattr("skbcapd.daemon.loop.TICK_S", 0.01)
     ticks: list[int] = []
     capture = FakeCapture(100)
     capture.left = 10**9
-    run(capture, tick=lambda: ticks.append(capture.left))
+    run(capture, tick=lambda: ticks.append(capture.left), final_drain_s=0.05)
     assert capture.calls[-1] == "stop"
     assert ticks
     assert capture.left > 10**8

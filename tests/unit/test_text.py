@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import re
 import time
 from typing import Any
@@ -12,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skbcapd.kernel.segments import read_local
+from skbcapd.output.pipe import PipeSink, count_lines
 from skbcapd.output.text import TextOutput
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
@@ -24,15 +24,27 @@ ICMPV6 = bytes.fromhex("6000000000083aff" + "fe80" + "00" * 14 + "ff02" + "00" *
 TIME_NS = 1_622_469_600_000_456_789
 
 
+class Lines(PipeSink):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__(1, count_lines)
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Keep it."""
+        self.written.append(bytes(data))
+
+
 def line(frame: bytes, link_type: int = ETHERNET, **fields: Any) -> str:
     """The line of a packet."""
-    stream = io.StringIO()
-    output = TextOutput(stream)
+    sink = Lines()
+    output = TextOutput(sink)
     number = output.add_interface(Interface(b"eth0", "", link_type, 262144, None, None, None))
     packet = read_local(memoryview(upcall(frame, **({"time_ns": TIME_NS} | fields))), 0)
     output.write_packet(packet, number, STAMP, tuple)
     output.flush(tuple)
-    return stream.getvalue()
+    return b"".join(sink.written).decode("ascii")
 
 
 CLOCK = time.strftime("%H:%M:%S", time.localtime(TIME_NS // 10**9)) + ".000456789"
@@ -88,7 +100,7 @@ def test_deep_frames() -> None:
 
 def test_text_output_rejects_labels_and_blocks() -> None:
     """Text output accepts no labels and no complete blocks: both are errors of the caller."""
-    output = TextOutput(io.StringIO())
+    output = TextOutput(Lines())
     assert not output.labels
     with pytest.raises(TypeError, match="label"):
         output.write_packet(read_local(memoryview(cut(0, b"", 0, 0)), 0), 0, STAMP, tuple)
