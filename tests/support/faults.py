@@ -53,6 +53,8 @@ BEFORE = {
     "a file system that does not respond": "SIGTERM not obeyed",
     "a directory that cannot be reached for a while": "a thread ended by a traceback; no packet was written any more",
     "thousands of files left by crashes": "no start: too many open files",
+    "the oldest file cannot be deleted": "no limit held: no other file was deleted",
+    "the clock is set forward by a year": "all files deleted by keep_age, silently",
     "all at once": "not tried",
 }
 
