@@ -23,6 +23,8 @@ BEFORE = {
     "a disk that hangs whole": "the loop waited for it: to look whether the file is there, for a new directory",
     "SIGTERM while the disk hangs": "waited for the disk, packets in no count",
     "a reader that stalls": "the loop and signals waited for it",
+    "status and dump, name server silent": "10 s and an error",
+    "dump, free space below keep_free": "waited 30 s, without a reason",
     "an expression that backtracks": "the capture hung",
     "a time namespace": "time stamps wrong by 12 days",
     "a symbolic link as NAME.gz.part": "its target overwritten as root",
