@@ -132,6 +132,11 @@ class Output(Protocol):
         ...
 
     @property
+    def refused(self) -> tuple[int, str]:
+        """Number of dumps that could not begin, and the reason of the last one."""
+        ...
+
+    @property
     def deleted(self) -> tuple[int, int]:
         """Number and bytes of files that retention has deleted."""
         ...
@@ -211,6 +216,7 @@ class Statistics:
                 "directory": settings.files.directory,
                 "path": self._output.path,
                 **dict(zip(("deleted_files", "deleted_bytes"), self._output.deleted, strict=True)),
+                **dict(zip(("dumps_refused", "dump_refusal"), self._output.refused, strict=True)),
             },
             "log": {"dropped": self._log_dropped()},
             "settings": {key: _plain(reduce(getattr, key.split("."), settings)) for key in ROWS},

@@ -23,6 +23,8 @@ BEFORE = {
     "a disk that hangs whole": "the loop waited for it: to look whether the file is there, for a new directory",
     "SIGTERM while the disk hangs": "waited for the disk, packets in no count",
     "a reader that stalls": "the loop and signals waited for it",
+    "status and dump, name server silent": "10 s and an error",
+    "dump, free space below keep_free": "waited 30 s, without a reason",
     "an expression that backtracks": "the capture hung",
     "a time namespace": "time stamps wrong by 12 days",
     "a symbolic link as NAME.gz.part": "its target overwritten as root",
@@ -51,6 +53,8 @@ BEFORE = {
     "a file system that does not respond": "SIGTERM not obeyed",
     "a directory that cannot be reached for a while": "a thread ended by a traceback; no packet was written any more",
     "thousands of files left by crashes": "no start: too many open files",
+    "the oldest file cannot be deleted": "no limit held: no other file was deleted",
+    "the clock is set forward by a year": "all files deleted by keep_age, silently",
     "all at once": "not tried",
 }
 
