@@ -418,7 +418,7 @@ def test_peers_have_services_and_names(path: Path) -> None:
     talk(path)
     code, out, err = top(path)
     assert (code, err) == (0, "")
-    peers = [line.partition("2021-05-31")[2].partition("2021-05-31")[2][17:] for line in out.splitlines()[1:]]
+    peers = [line.partition("2021-05-31")[2].partition("2021-05-31")[2][16:].strip() for line in out.splitlines()[1:]]
     assert peers == [
         "192.0.2.1 tcp/443 (example.com), 10.0.0.53 udp/53",
         "192.0.2.1 udp/443 (example.com)",
