@@ -14,11 +14,13 @@ class Budget:
     Args:
         ahead_s: seconds that may be used without a pause.
         clock: seconds.
+        busy: seconds that count as used, of this thread alone; None: all that pass.
     """
 
-    def __init__(self, ahead_s: float, clock: Callable[[], float]) -> None:
+    def __init__(self, ahead_s: float, clock: Callable[[], float], busy: Callable[[], float] | None = None) -> None:
         self._ahead_s = ahead_s
         self._clock = clock
+        self._busy = busy or clock
         self._owed = 0.0  # seconds that were used, minus a tenth of the elapsed time
         self._last = clock()
 
@@ -33,8 +35,8 @@ class Budget:
     @contextlib.contextmanager
     def spending(self) -> Iterator[None]:
         """Count the time that this block takes."""
-        start = self._clock()
+        start = self._busy()
         try:
             yield
         finally:
-            self._owed += self._clock() - start
+            self._owed += self._busy() - start

@@ -48,7 +48,9 @@ _NLM_REQUEST_DUMP = 0x301
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 _REQUEST = struct.Struct("=BBBxI48x")  # struct inet_diag_req_v2, its id left 0
-_SOCKET = struct.Struct("=BBxx2s2s16s16s12x16xI")  # struct inet_diag_msg
+_SOCKET = struct.Struct("=BBxx2s2s16s16sI8x16xI")  # struct inet_diag_msg
+_ATTRIBUTE = struct.Struct("=HH")
+_SKV6ONLY = 11  # INET_DIAG_SKV6ONLY: a byte
 _STATES = sum(1 << state for state in (1, 2, 4, 5, 8, 9, 10, 11))  # TCP_*: those whose socket may be open
 _MAPPED = bytes(10) + b"\xff\xff"
 
@@ -57,8 +59,8 @@ class Flow(NamedTuple):
     """The addresses and ports of a TCP socket (struct flow of bpf/layout.h); IPv4 is in the first
     four bytes.
 
-    A listener has no remote address. An IPv6 socket that is connected to an IPv4 address has an
-    IPv4 flow, like its packets.
+    A listener has no remote address; bytes 8 to 12 of `remote` are the number of the interface that it
+    is bound to. An IPv6 socket that is connected to an IPv4 address has an IPv4 flow, like its packets.
     """
 
     net: int  # cookie of its network namespace
@@ -69,6 +71,7 @@ class Flow(NamedTuple):
     protocol: int
     family: int
     inode: int
+    is_v6_only: bool = False
 
 
 class Holders:
@@ -91,7 +94,7 @@ class Holders:
         self._proc = proc
         self._clock, self._wall, self._busy = clock, wall, busy
         self._scanned_ns = -1  # start of the last complete scan
-        self._budget = Budget(SCAN_S, clock)
+        self._budget = Budget(SCAN_S, clock, busy)
         self._found: dict[int, tuple[User, ...]] = {}
         self._not_before = float("-inf")
 
@@ -110,7 +113,7 @@ class Holders:
         if seen_ns < self._scanned_ns <= begin_ns:  # the clock can be set back
             return self._found.get(inode, ())
         if self._clock() < self._not_before or self._budget.is_spent:
-            return self._found.get(inode)
+            return None  # more may have it open than the last scan has found
         with self._budget.spending():
             found = all_holders(self._proc, SCAN_S, self._busy)
         self._found, self._scanned_ns = found or {}, begin_ns
@@ -280,10 +283,23 @@ def read_flow(message: bytes, net: int) -> Flow:
 
     Source: include/uapi/linux/inet_diag.h; ports and addresses are in network byte order.
     """
-    family, _, local_port, remote_port, local, remote, inode = _SOCKET.unpack_from(message)
+    family, _, local_port, remote_port, local, remote, ifindex, inode = _SOCKET.unpack_from(message)
     if family == socket.AF_INET:
         local, remote = local[:4] + bytes(12), remote[:4] + bytes(12)
-    elif remote.startswith(_MAPPED):
+    elif remote.startswith(_MAPPED) or local.startswith(_MAPPED):
         family, local, remote = socket.AF_INET, local[12:] + bytes(12), remote[12:] + bytes(12)
     ports = int.from_bytes(local_port, "big"), int.from_bytes(remote_port, "big")
-    return Flow(net, local, remote, *ports, socket.IPPROTO_TCP, family, inode)
+    if not ports[1]:
+        remote = bytes(8) + ifindex.to_bytes(4, "little") + bytes(4)
+    return Flow(net, local, remote, *ports, socket.IPPROTO_TCP, family, inode, _is_v6_only(message))
+
+
+def _is_v6_only(message: bytes) -> bool:
+    """Whether the attributes behind a struct inet_diag_msg say that the socket takes IPv6 only."""
+    at = _SOCKET.size
+    while at + _ATTRIBUTE.size < len(message):
+        length, kind = _ATTRIBUTE.unpack_from(message, at)
+        if kind == _SKV6ONLY:
+            return bool(message[at + _ATTRIBUTE.size])
+        at += max(_ATTRIBUTE.size, length + -length % 4)
+    return False

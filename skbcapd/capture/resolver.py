@@ -65,18 +65,21 @@ class Resolver:
             holders: inode number of a socket -> processes that have it open.
         """
         sockets: dict[bytes, list[Members]] = {}
+        v6_only: set[bytes] = set()
         for flow in flows:
             sockets.setdefault(_key(flow), []).append(holders.get(flow.inode, ()))
             self._added[_key(flow)] = flow.inode
+            if flow.is_v6_only:
+                v6_only.add(_key(flow))
         for key, of in sockets.items():  # several sockets can listen on one port (SO_REUSEPORT)
             members = _all(of)
             if len(members) == 1 and len(of) == 1:
-                owner = abi.Owner(*_record(members[0]), inode=self._added[key], identity=0)
+                owner = abi.Owner(*_record(members[0]), inode=self._added[key], identity=int(key in v6_only))
             elif members:
                 number = self._number(members)
                 inode = _GROUP | _MADE_HERE | number
                 self._program.set_holder(inode, abi.USER.pack(*_common(members, number)))
-                owner = abi.Owner(*_record(_NOBODY), inode=inode, identity=0)
+                owner = abi.Owner(*_record(_NOBODY), inode=inode, identity=int(key in v6_only))
             else:
                 continue
             self._program.add_flow(key, abi.OWNER.pack(*owner))
@@ -115,28 +118,35 @@ class Resolver:
                 return known
         if members is None:
             return replace(packet, via=abi.VIA_UNKNOWN)
-        if len(members) > 1 or (members and packet.inode & _GROUP):
+        if len(members) > 1 or (members and self._is_of_several(packet.inode)):
             holder = _common(members, self._number(members))
         else:
             holder = _record(members[0] if members else _NOBODY)
         self._program.set_holder(packet.inode, abi.USER.pack(*holder))
         return self._held(packet, holder)
 
+    def _is_of_several(self, inode: int) -> bool:
+        """Whether any of several sockets may get the packet: then no thread is certain."""
+        return bool(inode & _GROUP) and len(self._program.group(inode)) > 1
+
     def _find(self, packet: Upcall) -> Members | None:
         """All candidates; empty if they cannot be found; None if they are not known yet."""
         if not packet.inode & _GROUP:
             return self._find_holders(packet.inode, packet.time_ns)
         found: list[Members] = []
-        for sk, inode in self._program.group(packet.inode):
+        group = self._program.group(packet.inode)
+        for sk, marked in group:
+            inode, is_shared = marked & ~abi.OPEN_IN_SEVERAL, marked & abi.OPEN_IN_SEVERAL
             learned = self._program.owner(sk)
-            if learned is not None and learned.tgid and learned.inode == inode:
-                names = (name.split(b"\0")[0] for name in (learned.comm, learned.process))
-                found.append((User(learned.tgid, learned.tid, learned.start, *names),))
-                continue
-            members = self._find_holders(inode, packet.time_ns)
+            user = _user(learned) if learned is not None and learned.tgid and learned.inode == inode else None
+            members: Members | None = (user,) if user else ()
+            if is_shared or not user:
+                members = self._find_holders(inode, packet.time_ns)
+            if user and learned and _is_alone(members, learned, is_asked=len(group) == 1):
+                members = (user,)
             if members is None:
                 return None
-            found.append(members)
+            found.append(_without_manager(members))
         return _all(found)
 
     def _number(self, members: Members) -> int:
@@ -156,9 +166,12 @@ class Resolver:
         learned = self._program.owner(packet.sk)
         if learned is not None and learned.tgid:
             is_same = learned.inode == packet.inode if packet.inode else learned.identity == packet.identity
-            if is_same:
+            is_certain = learned.time != abi.SHARED_AT_USE or packet.direction == DIRECTION_OUT or not packet.inode
+            if is_same and is_certain:
                 via = abi.VIA_SOCKET if packet.direction == DIRECTION_OUT else abi.VIA_FLOW
                 return _of(packet, via, learned)
+        if packet.inode & _GROUP:  # its members may have changed: that is why the program asks
+            return None
         # A later socket can have the same address.
         holder = self._program.holder(packet.inode) if packet.inode else None
         return self._held(packet, holder) if holder and (holder.tgid or holder.start) else None
@@ -190,6 +203,31 @@ def _all(sockets: Iterable[Members]) -> Members:
     found = list(sockets)
     users = {user for members in found for user in members}
     return tuple(sorted(users, key=lambda user: (user.tgid, user.tid, user.start))) if all(found) else ()
+
+
+def _user(learned: abi.Owner) -> User:
+    """The last user of a socket."""
+    names = (name.split(b"\0")[0] for name in (learned.comm, learned.process))
+    return User(learned.tgid, learned.tid, learned.start, *names)
+
+
+def _is_alone(members: Members | None, learned: abi.Owner, *, is_asked: bool) -> bool:
+    """Whether the last user of a socket is the only one.
+
+    Args:
+        members: those that have it open; none where they have ended, None where that is not known.
+        learned: the last user; nobody else had it open when they used it, unless that is marked.
+        is_asked: whether the program asks because of this socket, for a reason.
+    """
+    if members:
+        return {member.tgid for member in members} == {learned.tgid}
+    return not is_asked and learned.time != abi.SHARED_AT_USE
+
+
+def _without_manager(members: Members) -> Members:
+    """Without systemd, which has the sockets of a service open but leaves them to the service as long as that runs."""
+    others = tuple(user for user in members if (user.tgid, user.comm) != (1, b"systemd"))
+    return others or members
 
 
 def _common(members: Members, number: int) -> abi.User:

@@ -45,7 +45,7 @@ def add(commands: arguments.Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the status of the daemon with these settings."""
-    path = arguments.settings(options).control.socket
+    path = arguments.settings(options, {"control.socket"}).control.socket
     if path == "none":
         raise UsageError(
             "control.socket is none; expected the path of the daemon's socket", "set it for the daemon, too"

@@ -154,13 +154,6 @@ def serve(run: Run) -> int:
         STALL_S if pipe else FINAL_DRAIN_S,
     )
 
-    def started() -> None:
-        text = _start_line(run)
-        if report:
-            report.started(text)
-        elif not run.quiet:
-            print(text, file=sys.stderr, flush=True)
-
     def stopped() -> None:
         if report:
             report.stopped()
@@ -175,7 +168,7 @@ def serve(run: Run) -> int:
                 if one:
                     stack.callback(one.close)
             try:
-                service.run(started)
+                service.run(lambda: _report_start(run, report))
             except OSError as error:
                 raise FileError(f"{target.path}: {error.strerror}; the capture ends") from None
     except FileError:
@@ -248,8 +241,12 @@ def _actions(capture: Capture, output: Files | None) -> dict[int, Callable[[], N
     return {}
 
 
-def _start_line(run: Run) -> str:
+def _report_start(run: Run, report: Report | None) -> None:
     settings = run.settings
     hooks = ", ".join(str(hook) for hook in run.program.hooks)
     where = f", writing {run.target.path}" if isinstance(run.output, PcapngOutput | RotatingOutput | Recorder) else ""
-    return f"capturing on {', '.join(settings.interfaces)} ({hooks}), {settings.snaplen} bytes per frame{where}"
+    text = f"capturing on {', '.join(settings.interfaces)} ({hooks}), {settings.snaplen} bytes per frame{where}"
+    if report:
+        report.started(text)
+    elif not run.quiet:
+        print(text, file=sys.stderr, flush=True)

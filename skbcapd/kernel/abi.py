@@ -37,6 +37,9 @@ FLOWS_MAX = 65536
 HOLDERS_MAX = 65536
 GROUP_MAX = 32  # candidate sockets of one packet; at least UDP_CHAIN_MAX
 GROUPS_MAX = 1024
+SHARED_AT_USE = 1  # time of an owner: other processes may have had the socket open
+OPEN_IN_SEVERAL = 1 << 62  # marks the inode of a socket that several processes may have open
+FORKS_MAX = 16384  # processes that listen, or use datagrams
 FRAGMENTS_MAX = 4096  # packets in fragments whose first fragment has arrived
 SIGHTINGS = 8192  # packets that can be between two interfaces at the same time
 SIGHTING_PLACES = 8  # interfaces on which one packet can be recognized
@@ -171,7 +174,10 @@ class User(NamedTuple):
 
 
 class Owner(NamedTuple):
-    """struct owner: the last user of a socket, and what identifies the socket."""
+    """struct owner: the last user of a socket, and what identifies the socket.
+
+    In the map `owners`, `time` is when this was learned, in ns since boot, or SHARED_AT_USE.
+    """
 
     tgid: int
     tid: int
@@ -257,7 +263,7 @@ COUNTER_ROW = struct.Struct(f"<{len(COUNTERS)}Q")
 USER = Record(User, "<IIQ16s16s")
 OWNER = Record(Owner, "<IIQ16s16sQQQQ")
 FLOW = Record(Flow, "<Q16s16sHHBBH")
-GROUP = struct.Struct(f"<Q{GROUP_MAX}Q{GROUP_MAX}Q")
+GROUP = struct.Struct(f"<QQQ{GROUP_MAX}Q{GROUP_MAX}Q")
 FRAGMENT = struct.Struct("<Q16s16sIHH")
 UPCALL = Record(Upcall, "<QIIIIQII16s16s16s8sQQQQIIIHBx")
 CUT_TAIL = Record(CutTail, "<QIIII")
@@ -291,6 +297,7 @@ class Geometry:
             "flows": (FLOW.size, OWNER.size),
             "holders": (8, USER.size),
             "groups": (8, GROUP.size),
+            "forks": (4, 8),
             "fragments": (FRAGMENT.size, OWNER.size),
             "counters": (4, COUNTER_ROW.size),
             "measurements": (4, MEASUREMENT.size),
@@ -392,6 +399,9 @@ def _sizes(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "HOLDERS_MAX": HOLDERS_MAX,
         "GROUP_MAX": GROUP_MAX,
         "GROUPS_MAX": GROUPS_MAX,
+        "SHARED_AT_USE": SHARED_AT_USE,
+        "OPEN_IN_SEVERAL": OPEN_IN_SEVERAL,
+        "FORKS_MAX": FORKS_MAX,
         "FRAGMENTS_MAX": FRAGMENTS_MAX,
         "SIGHTINGS": SIGHTINGS,
         "SIGHTING_PLACES": SIGHTING_PLACES,
@@ -428,6 +438,7 @@ def _task(btf: Btf, found: Machine) -> dict[str, int | str]:
         "TASK_COMM": btf.offset("task_struct", "comm"),
         "TASK_FILES": btf.offset("task_struct", "files"),
         "FILES_TABLE": btf.offset("files_struct", "fdt"),
+        "FILES_COUNT": btf.offset("files_struct", "count"),
         "TABLE_SIZE": btf.offset("fdtable", "max_fds"),
         "TABLE_FILES": btf.offset("fdtable", "fd"),
     }
@@ -539,6 +550,9 @@ def _sock(btf: Btf) -> dict[str, int | str]:
         "SOCK_SPORT": btf.offset("inet_sock", "inet_sport"),
         "SOCKET_SK": btf.offset("socket", "sk"),
         "SOCKET_FILE": btf.offset("socket", "file"),
+        # Since Linux 6.13 a file_ref_t, which is one less than the number of references (commit 90ee6ed776c0).
+        "FILE_COUNT": btf.offset("file", "f_count", "f_ref"),
+        "FILE_COUNT_BIAS": int(btf.has("file", "f_ref")),
         "SOCKET_INODE": btf.offset("socket_alloc", "vfs_inode") + btf.offset("inode", "i_ino"),
         "REUSEPORT_SOCKETS": btf.offset("sock_reuseport", "num_socks"),
         "REUSEPORT_LIST": btf.offset("sock_reuseport", "socks"),

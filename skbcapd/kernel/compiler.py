@@ -57,6 +57,7 @@ _SIZES = {
     "flows": "FLOWS_MAX",
     "holders": "HOLDERS_MAX",
     "groups": "GROUPS_MAX",
+    "forks": "FORKS_MAX",
     "fragments": "FRAGMENTS_MAX",
 }
 

@@ -35,7 +35,7 @@ from skbcapd.kernel.marker import Marker
 
 OLDEST_KERNEL = (5, 15)
 _MAPS = (
-    *("segments", "controls", "labels", "devices", "owners", "flows", "holders", "groups", "fragments"),
+    *("segments", "controls", "labels", "devices", "owners", "flows", "holders", "groups", "forks", "fragments"),
     *("counters", "measurements", "wakeups", "packets"),
     *("stages_out", "stages_in"),  # the kernel empties these maps when no descriptor of them is open
 )
@@ -69,7 +69,10 @@ _USE_TRACEPOINTS = (
     Hook("tracepoint", "sock_send_length", "on_used"),
     Hook("tracepoint", "sock_recv_length", "on_used"),
 )
-_STATE_TRACEPOINT = Hook("tracepoint", "inet_sock_set_state", "on_state")
+_ALWAYS = (
+    Hook("tracepoint", "inet_sock_set_state", "on_state"),
+    Hook("tracepoint", "sched_process_fork", "on_fork"),
+)
 
 
 def has_kprobes(pmu: Path = syscall.KPROBE_PMU) -> bool:
@@ -116,7 +119,7 @@ def choose_learning_hooks(attach: str, transmit: str, btf: Btf) -> list[Hook]:
     Returns:
         Those that this kernel has. With fewer hooks, more packets have no known process.
     """
-    chosen = [_STATE_TRACEPOINT]
+    chosen = [*_ALWAYS]
     if attach != "tracepoint" and has_kprobes():
         is_hidden = not os.access(_KALLSYMS, os.R_OK)
         for probe in _USE_PROBES:
@@ -296,7 +299,7 @@ class Program:
     def group(self, number: int) -> list[tuple[int, int]]:
         """The candidate sockets of a packet, by address and inode; none if they were evicted."""
         try:
-            count, *both = abi.GROUP.unpack(self._lookup("groups", struct.pack("<Q", number), abi.GROUP.size))
+            _, _, count, *both = abi.GROUP.unpack(self._lookup("groups", struct.pack("<Q", number), abi.GROUP.size))
         except FileNotFoundError:
             return []
         return list(zip(both[:count], both[abi.GROUP_MAX : abi.GROUP_MAX + count], strict=True))

@@ -306,6 +306,8 @@ def test_files_of_others(content: bytes, code: int, lines: int, said: str, path:
     path.write_bytes(content)
     found, out, err = top(path)
     assert (found, len(out.splitlines())) == (code, lines)
+    if content == START + packet(b"x", comment(b"via=forwarded")):
+        faults.compare("top, all packets forwarded", 1, f"exit code {found}, {err.strip() or 'no message'}")
     assert said in err
     assert err.count("\n") == bool(said)
 

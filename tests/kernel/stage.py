@@ -43,6 +43,7 @@ OFFERS = (KPROBES, TRACEPOINTS, FEW_TRACEPOINTS)
 HAS_LENGTH_TRACEPOINTS = (6, 3)
 KPROBE_EVENTS = Path("/sys/bus/event_source/devices/kprobe")
 
+FILE = "people.pcapng"
 TCP_ESTABLISHED, TCP_TIME_WAIT, TCP_LISTEN = "01", "06", "0A"
 
 
@@ -65,6 +66,11 @@ class Player:
             start_new_session=True,
         )
         self._said = b""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
 
     def says(self) -> list[Label]:
         """Wait for its next report.
@@ -166,6 +172,17 @@ class Stage:
 
             yield wait_for
 
+    def wait_until_written(self, content: bytes) -> None:
+        """Wait until a packet with this content is in the file: what the capture asks /proc because of it is done."""
+        file = self.directory / FILE
+
+        def is_written() -> bool:
+            with file.open("rb") as opened:
+                opened.seek(max(0, file.stat().st_size - (1 << 20)))
+                return content in opened.read()
+
+        until(is_written, f"{content!r} is in the file")
+
     def moving(self) -> set[tuple[str, str]]:
         """The TCP connections that can still send something."""
         return _connections(self) - self.standing
@@ -231,6 +248,8 @@ def perform(
     directory: Path,
     devices: Sequence[str],
     makers: Sequence[Callable[[Stage], None]],
+    *,
+    marked_at_far: bool = False,
     **settings: str,
 ) -> Performance:
     """Play scenarios under one capture at the near end of a wire.
@@ -241,9 +260,10 @@ def perform(
         directory: for the capture file.
         devices: to watch beside the wire's near end.
         makers: make what the scenarios need, those devices and more.
+        marked_at_far: the far end sends what stands between two scenarios: the near end captures only what arrives.
         settings: of the capture.
     """
-    near, file = wire.near, directory / "people.pcapng"
+    near, file = wire.near, directory / FILE
     arguments = [word for device in (near.device, *devices) for word in ("-i", device)]
     judges: list[tuple[Judge, str]] = []
     with ExitStack() as stack:
@@ -254,7 +274,8 @@ def perform(
             if scenario.early:
                 stage.early[scenario.name] = scenario.early(stage)
         stage.standing = _connections(stage)
-        marker = stack.enter_context(closing(Marker(near.namespace, near.device)))
+        marks = wire.far if marked_at_far else near
+        marker = stack.enter_context(closing(Marker(marks.namespace, marks.device)))
         capture = stack.enter_context(closing(Capture(near.namespace, *arguments, "-w", str(file), **settings)))
         stage.capture = capture
         marker.send()

@@ -19,8 +19,15 @@ from skbcapd.daemon.report import Report, print_link_types, print_totals
 from skbcapd.daemon.warnings import upper_interfaces
 from skbcapd.errors import ConfigError, SkbcapdError, UsageError
 from skbcapd.kernel.program import Counters
+from tests.support import faults
 
 ROOT = Path(skbcapd.__file__).parent.parent
+FAULTS = {
+    "capture -s 10": "errors about -s and FILTER",
+    "capture -i lo tcp prot 443": "errors about -s and FILTER",
+    "capture --set snaplen=1 -s 0 -i nosuch0": "-s 0",
+    "check --set files.owner=nobody-here": "check: an owner that does not exist",
+}
 COMMANDS = ("capture", "run", "check", "config", "dump", "status", "doctor", "top", "extract", "split", "extcap")
 
 
@@ -112,6 +119,8 @@ def test_impossible_requests(arguments: list[str], error: type[SkbcapdError], me
     """Impossible requests give an error with their name before anything starts, with exit code 2."""
     with pytest.raises(error) as raised:
         command(arguments)
+    if (fault := FAULTS.get(" ".join(arguments))) is not None:
+        faults.compare(fault, 1, str(raised.value).splitlines()[0])
     assert message in str(raised.value)
     assert raised.value.exit_code == 2
 

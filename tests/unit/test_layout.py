@@ -46,7 +46,8 @@ COMMON: Structs = {
         },
     ),
     "timespec64": (16, {}),
-    "files_struct": (704, {"fdt": 32}),
+    "files_struct": (704, {"count": 0, "fdt": 32}),
+    "file": (232, {"f_count": 56}),
     "fdtable": (56, {"max_fds": 0, "fd": 8}),
     "net_device": (  # type: ignore[dict-item] # mypy infers the joined literals alone
         2688,

@@ -250,6 +250,7 @@ def test_a_socket_that_several_processes_have_open() -> None:
 
 
 GROUP = 1 << 63 | 4711
+MANAGER = User(1, 1, 7_000_000_000, b"systemd", b"systemd")
 
 
 @pytest.mark.parametrize(
@@ -279,6 +280,32 @@ def test_sockets_of_which_any_may_get_a_packet(
 
     assert (found.via, found.tgid, found.comm) == expected
     assert found.tid == 0
+
+
+@pytest.mark.parametrize(
+    ("holders", "learned", "expected"),
+    [
+        ((MASTER, WORKER), MASTER, (abi.VIA_GROUP, 0, b"nginx")),
+        ((MASTER,), MASTER, (abi.VIA_INODE, 80, b"nginx")),
+        ((WORKER,), MASTER, (abi.VIA_INODE, 81, b"nginx")),
+        ((MANAGER, WORKER), MANAGER, (abi.VIA_INODE, 81, b"nginx")),
+        ((MANAGER,), MANAGER, (abi.VIA_INODE, 1, b"systemd")),
+        ((), MASTER, (abi.VIA_UNKNOWN, 0, b"")),
+        (None, MASTER, (abi.VIA_UNKNOWN, 0, b"")),
+    ],
+)
+def test_a_socket_that_several_may_have_open(
+    holders: tuple[User, ...] | None, learned: User, expected: tuple[int, int, bytes]
+) -> None:
+    """Its last user is no more certain than any other process that has it open; systemd leaves it to its service."""
+    tables = Tables()
+    tables.groups[GROUP] = [(2, 103 | abi.OPEN_IN_SEVERAL)]
+    names = (learned.comm, learned.process)
+    tables.owners[2] = abi.Owner(learned.tgid, learned.tid, learned.start, *names, 103, 0, 0, SEEN_NS)
+    tables.holders[GROUP] = struct.pack("<IIQ16s16s", 80, 80, 5, b"nginx", b"nginx")  # of before: there are more by now
+    found = made(tables, lambda *_: holders).resolve(asked(inode=GROUP, direction=DIRECTION_IN))
+
+    assert (found.via, found.tgid, found.comm) == expected
 
 
 def test_a_candidate_that_started_after_the_packet() -> None:

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kernel.scenarios import kernels_own, load, others, received, sharing, tcp, udp, waiting
+from tests.kernel.scenarios import (
+    kernels_own,
+    listeners,
+    load,
+    others,
+    received,
+    sharing,
+    stealing,
+    tcp,
+    udp,
+    unusual,
+    waiting,
+)
 from tests.kernel.stage import Performance, Played, Scenario
 
 # `waiting` is last: its firewall table stays, and then addresses prove no receiver (bpf/guard.h).
-GROUPS = (udp, tcp, sharing, others, received, kernels_own, load, waiting)
+GROUPS = (udp, tcp, sharing, others, received, listeners, unusual, stealing, kernels_own, load, waiting)
 SCENARIOS = [scenario for group in GROUPS for scenario in group.SCENARIOS]
 DEVICES = ("lo", others.TUN_DEVICE, *kernels_own.PORTS)
 MAKERS = (others.make_tun, others.make_queue, received.make_above, kernels_own.make_bridge)

@@ -23,11 +23,11 @@ PADDING = bytes((0, 0, 1, 4, 0, 0, 0, 0))  # an extension header without content
 ABOVE, ABOVE_MAC, ABOVE_HERE, ABOVE_THERE = "above0", "52:67:71:73:79:83", "10.89.0.1", "10.89.0.2"
 
 
-def ask(stage: Stage, to: str, port: int, count: int = SENDS) -> None:
+def ask(stage: Stage, to: str, port: int, count: int = SENDS, content: bytes = b"?") -> None:
     """Send datagrams from the far end."""
     with udp_socket(stage.far, stage.wire.far.ipv4) as sender:
         for _ in range(count):
-            sender.sendto(b"?", (to, port))
+            sender.sendto(content, (to, port))
 
 
 def bound(stage: Stage) -> Judge:
@@ -113,7 +113,10 @@ def threads_share(stage: Stage) -> Judge:
     """The kernel chooses which socket of a process gets a datagram: only the thread is not certain."""
     player = stage.start("receivers", "threads_share", "--port", THREADS_PORT, "--count", SENDS)
     owners = player.says()
-    ask(stage, stage.wire.near.ipv4, THREADS_PORT)
+    ask(stage, stage.wire.near.ipv4, THREADS_PORT, content=b"to threads")
+    player.says()
+    stage.wait_until_written(b"to threads")  # /proc has been asked
+    player.go()
     player.end()
     return by_signature(received=owners)
 
@@ -126,6 +129,8 @@ def threads_listen(stage: Stage) -> Judge:
         with connect(stage.far, stage.wire.near.ipv4, THREADS_PORT) as connection:
             connection.sendall(b"?")
             connection.recv(1)
+    player.says()
+    player.go()
     player.end()
 
     def right(frame: Frame) -> Right:
@@ -148,10 +153,12 @@ def workers(stage: Stage) -> Judge:
     player, _ = stage.early[WORKERS]
     player.go()
     processes = player.says()
-    for _ in range(SENDS):
+    for number in range(SENDS):
         with connect(stage.far, stage.wire.near.ipv4, WORKERS_PORT) as connection:
-            connection.sendall(b"?")
+            connection.sendall(b"to workers")
             connection.recv(1)
+        if not number:
+            stage.wait_until_written(b"to workers")  # /proc has been asked
     player.go()
     player.end()
     common = Label(processes[0].comm, 0, 0)

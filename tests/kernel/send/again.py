@@ -2,8 +2,8 @@
 
 Each is a child with a name of its own, bound to --source-port, and is gone when the next one comes. With --flush the
 neighbour is forgotten before each, so that its first packet has to wait for it. The ways: `tcp` (ended by a reset, so
-that the port is free at once), `udp` and `echo` (which get back what they have sent), `fates` (TCP connections that end
-in as many ways as there are).
+that the port is free at once), `refused` (which nobody takes), `udp` and `echo` (which get back what they have sent),
+`fates` (TCP connections that end in as many ways as there are).
 """
 
 from __future__ import annotations
@@ -34,6 +34,15 @@ def tcp(args: argparse.Namespace) -> None:
         connection.bind(("", args.source_port))
         connection.connect((args.to, args.port))
         connection.sendall(signature(0))
+
+
+def refused(args: argparse.Namespace) -> None:
+    """A connection that nobody takes."""
+    with socket.socket() as connection:
+        connection.settimeout(GUARD_S)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        connection.bind(("", args.source_port))
+        connection.connect_ex((args.to, args.port))
 
 
 def udp(args: argparse.Namespace) -> None:
@@ -109,6 +118,7 @@ def shut(args: argparse.Namespace) -> None:
 FATES = (closed, replaced, swept, left, killed, executed, shut)
 WAYS: dict[str, tuple[Callable[[argparse.Namespace], None], ...]] = {
     "tcp": (tcp,),
+    "refused": (refused,),
     "udp": (udp,),
     "echo": (echo,),
     "fates": FATES,

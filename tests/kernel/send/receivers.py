@@ -144,6 +144,7 @@ def threads_share(args: argparse.Namespace) -> list[Identity]:
     report(who)
     for _ in range(args.count):
         assert got.acquire(timeout=GUARD_S)
+    pause(who)
     return [who]
 
 

@@ -29,8 +29,9 @@ IP_TRANSPARENT = 19  # include/uapi/linux/in.h
 
 
 def connection_to(args: argparse.Namespace) -> socket.socket:
-    """Connect to the far end."""
-    return socket.create_connection((args.to, args.port), GUARD_S)
+    """Connect to the far end, from --from-port if that is given."""
+    source = ("", args.from_port) if args.from_port else None
+    return socket.create_connection((args.to, args.port), GUARD_S, source)
 
 
 def finish(connection: socket.socket) -> None:
@@ -260,6 +261,7 @@ def main() -> None:
     parser.add_argument("way", choices=ways)
     parser.add_argument("--to", default="")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--from-port", type=int, default=0)
     parser.add_argument("--source-port", type=int, default=0)
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--transparent", action="store_true")

@@ -1,0 +1,109 @@
+"""BPF programs that decide where a received packet goes, as other software on a machine has them.
+
+In: a namespace or an interface. Out: a program that is attached until its descriptor is closed. skbcapd has no part in
+this: the programs are written here by hand, and loaded by bpf(2).
+
+Source: include/uapi/linux/bpf.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+_BPF, _PIDFD_OPEN, _PIDFD_GETFD = {"x86_64": 321, "aarch64": 280}[platform.machine()], 434, 438
+_MAP_CREATE, _MAP_UPDATE, _PROG_LOAD, _LINK_CREATE = 0, 2, 5, 28
+_SOCKMAP, _XDP, _SK_LOOKUP = 15, 6, 30
+_ATTACH_SK_LOOKUP, _ATTACH_XDP = 36, 37
+_XDP_FLAGS_SKB_MODE = 2
+_LOCAL_PORT = 60  # in struct bpf_sk_lookup
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def _call(number: int, *arguments: object) -> int:
+    result = int(_LIBC.syscall(number, *arguments))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def _bpf(command: int, attributes: bytes) -> int:
+    attributes = attributes.ljust(128, b"\0")
+    return _call(_BPF, command, ctypes.create_string_buffer(attributes, len(attributes)), len(attributes))
+
+
+def _instruction(code: int, to: int = 0, source: int = 0, offset: int = 0, value: int = 0) -> bytes:
+    return struct.pack("<BBhi", code, source << 4 | to, offset, value)
+
+
+def _load(kind: int, attach: int, *instructions: bytes) -> int:
+    program = ctypes.create_string_buffer(b"".join(instructions))
+    license_of = ctypes.create_string_buffer(b"GPL")
+    head = struct.pack("<IIQQ", kind, len(program) // 8, ctypes.addressof(program), ctypes.addressof(license_of))
+    return _bpf(_PROG_LOAD, head + bytes(44) + struct.pack("<I", attach))
+
+
+@contextlib.contextmanager
+def steered(namespace: Path, port: int, pid: int, descriptor: int) -> Iterator[None]:
+    """Give what comes to a port of a namespace to one socket, whatever its port: an sk_lookup program.
+
+    Args:
+        namespace: its file.
+        port: of TCP and UDP.
+        pid: process that has the socket.
+        descriptor: of the socket, there.
+    """
+    with contextlib.ExitStack() as stack:
+        sockets = _bpf(_MAP_CREATE, struct.pack("<IIII", _SOCKMAP, 4, 8, 1))
+        stack.callback(os.close, sockets)
+        pidfd = _call(_PIDFD_OPEN, pid, 0)
+        stack.callback(os.close, pidfd)
+        number = _call(_PIDFD_GETFD, pidfd, descriptor, 0)
+        key, value = (ctypes.create_string_buffer(struct.pack("<Q", given)) for given in (0, number))
+        _bpf(_MAP_UPDATE, struct.pack("<I4xQQQ", sockets, ctypes.addressof(key), ctypes.addressof(value), 0))
+        os.close(number)
+        program = _load(
+            _SK_LOOKUP,
+            _ATTACH_SK_LOOKUP,
+            _instruction(0xBF, 6, 1),  # r6 = the context
+            _instruction(0x61, 3, 6, _LOCAL_PORT),
+            _instruction(0x55, 3, 0, 14, port),  # another port: out
+            _instruction(0x62, 10, 0, -4, 0),
+            _instruction(0xBF, 2, 10),
+            _instruction(0x07, 2, 0, 0, -4),
+            _instruction(0x18, 1, 1, 0, sockets),
+            _instruction(0),
+            _instruction(0x85, value=1),  # bpf_map_lookup_elem
+            _instruction(0x15, 0, 0, 7, 0),  # none: out
+            _instruction(0xBF, 7, 0),
+            _instruction(0xBF, 1, 6),
+            _instruction(0xBF, 2, 0),
+            _instruction(0xB7, 3),
+            _instruction(0x85, value=124),  # bpf_sk_assign
+            _instruction(0xBF, 1, 7),
+            _instruction(0x85, value=86),  # bpf_sk_release
+            _instruction(0xB7, 0, 0, 0, 1),  # SK_PASS
+            _instruction(0x95),
+        )
+        stack.callback(os.close, program)
+        with namespace.open("rb") as there:
+            link = _bpf(_LINK_CREATE, struct.pack("<III", program, there.fileno(), _ATTACH_SK_LOOKUP))
+        stack.callback(os.close, link)
+        yield
+
+
+@contextlib.contextmanager
+def dropped(ifindex: int) -> Iterator[None]:
+    """Drop all that an interface of the calling thread's namespace receives: a generic XDP program."""
+    program = _load(_XDP, _ATTACH_XDP, _instruction(0xB7, 0, 0, 0, 1), _instruction(0x95))  # XDP_DROP
+    try:
+        link = _bpf(_LINK_CREATE, struct.pack("<IIII", program, ifindex, _ATTACH_XDP, _XDP_FLAGS_SKB_MODE))
+        yield
+        os.close(link)
+    finally:
+        os.close(program)
