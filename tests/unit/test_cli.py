@@ -15,7 +15,7 @@ import skbcapd
 from skbcapd.capture.totals import Totals
 from skbcapd.cli import arguments
 from skbcapd.cli.main import command, parser
-from skbcapd.daemon.report import Report, print_totals
+from skbcapd.daemon.report import Report, print_link_types, print_totals
 from skbcapd.daemon.warnings import upper_interfaces
 from skbcapd.errors import ConfigError, SkbcapdError, UsageError
 from skbcapd.kernel.program import Counters
@@ -188,6 +188,16 @@ def test_the_totals(totals: Totals, lines: list[str], capsys: pytest.CaptureFixt
     assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines))
     print_totals(totals, quiet=True)
     assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines[1:5] if not line.startswith("0")))
+
+
+def test_several_link_types_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """A file with several link types is said, with the command that makes one file of each; one is not."""
+    print_link_types([1], Path("a.pcapng"))
+    print_link_types([], Path("a.pcapng"))
+    assert capsys.readouterr() == ("", "")
+    print_link_types([1, 101], Path("a\x1b.pcapng"))
+    said = "several link types (ethernet, raw), and many programs read only one; for one file each: "
+    assert capsys.readouterr().err == said + "skbcapd split a\\x1b.pcapng --by link-type\n"
 
 
 class Counted:
