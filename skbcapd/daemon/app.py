@@ -28,7 +28,7 @@ from skbcapd.config.settings import Settings
 from skbcapd.daemon.endpoints import Endpoints
 from skbcapd.daemon.log import LOG
 from skbcapd.daemon.loop import Service
-from skbcapd.daemon.report import Report, print_totals
+from skbcapd.daemon.report import Report, print_link_types, print_totals
 from skbcapd.daemon.statistics import Statistics, in_force
 from skbcapd.daemon.warnings import warnings_for
 from skbcapd.errors import FileError
@@ -176,6 +176,7 @@ def serve(run: Run) -> int:
             report.stopped()
         else:
             print_totals(capture.totals(), quiet=run.quiet)
+        _say_link_types(run, capture)
 
     try:
         with contextlib.ExitStack() as stack:
@@ -192,6 +193,16 @@ def serve(run: Run) -> int:
         raise
     stopped()
     return 0
+
+
+def _say_link_types(run: Run, capture: Capture) -> None:
+    """Tell people, not the journal, that files have several link types."""
+    if run.quiet or LOG.is_journal:
+        return
+    if isinstance(run.target, RotatingOutput | Recorder):
+        print_link_types(capture.interfaces.link_types, Path(run.settings.files.directory))
+    elif isinstance(run.target, block_writer.CaptureFile):
+        print_link_types(capture.interfaces.link_types, run.target.path)
 
 
 def _all(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
