@@ -212,15 +212,6 @@ def goals(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]
 
         return median(programs, time, tool=us, load=unpaced)
 
-    def cost(kind: str) -> dict[str, list[float]]:
-        return {name: list(map(_both_us, here)) for (found, name), here in _rounds(variants).items() if found == kind}
-
-    def growth(kind: str) -> float | None:
-        first, *others = list(cost(kind).values()) or [[]]
-        return max((found for one in others if (found := median_ratio(one, first)) is not None), default=None)
-
-    filters = cost("filter")
-    refused = median_ratio(filters.get("rejects all", []), filters.get("none", []))
     datagrams = [row for row in rows if row.tool == us and row.sent and not row.sent_bytes]
     missing = [abs(row.sent - row.captured - row.dropped) for row in datagrams]
     tcp_lost = [row.dropped for row in rows if row.tool == us and row.load == "TCP bulk, GSO"]
@@ -246,11 +237,28 @@ def goals(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]
         Goal("packets neither captured nor counted as dropped, UDP", 0, max(missing, default=None)),
         Goal("RSS without the buffer, MiB", 45, ours(unpaced, lambda row: row.private_bytes / (1 << 20))),
         Goal("time from start to capture, program cached, s", 0.3, ours("idle", lambda row: row.start_s)),
+        *_cost_goals(variants),
+        Goal("file bytes per 64 B packet", 190, ours(unpaced, lambda row: per_packet(row.file_bytes, row))),
+    ]
+
+
+def _cost_goals(variants: Sequence[tuple[Variant, Figures]]) -> list[Goal]:
+    """What more of something, or a filter, costs."""
+
+    def cost(kind: str) -> dict[str, list[float]]:
+        return {name: list(map(_both_us, here)) for (found, name), here in _rounds(variants).items() if found == kind}
+
+    def growth(kind: str) -> float | None:
+        first, *others = list(cost(kind).values()) or [[]]
+        return max((found for one in others if (found := median_ratio(one, first)) is not None), default=None)
+
+    filters = cost("filter")
+    refused = median_ratio(filters.get("rejects all", []), filters.get("none", []))
+    return [
         Goal("cost of 100 or 10,000 labels, relative to 1", 1.1, growth("labels")),
         Goal("cost of 50 or 500 interfaces, relative to 1", 1.2, growth("interfaces")),
         Goal("cost of 10 or 100 rules, relative to 1", 1.1, growth("rules")),
         Goal("cost of a rejected packet, relative to a copied one", 1.0, refused),
-        Goal("file bytes per 64 B packet", 190, ours(unpaced, lambda row: per_packet(row.file_bytes, row))),
     ]
 
 

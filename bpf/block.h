@@ -1,16 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The block of a packet: its label, how much of the frame is captured, and all of the block but the
- * frame.
+ * The block of a packet: its label, how much of the frame is captured, and all of the block except
+ * the frame.
  *
- * A packet with a label becomes a BLOCK_PACKET, which is written to the file as it is. One without
- * becomes a BLOCK_UPCALL: Python decides about it. A frame that could not be read to its end makes
- * a BLOCK_PACKET a BLOCK_CUT afterwards.
+ * A packet with a label becomes a BLOCK_PACKET, which is written to the file unchanged. One without
+ * a label becomes a BLOCK_UPCALL: Python decides about it. A BLOCK_PACKET whose frame could not be
+ * read to its end becomes a BLOCK_CUT afterwards.
  */
 
 /*
- * The segment of a reservation. An array map has all its entries: the verifier alone takes it for
- * NULL.
+ * The segment of a reservation. An array map has all its entries: only the verifier expects NULL.
  */
 static inline struct segment *find_segment(struct reservation *room)
 {
@@ -20,8 +19,7 @@ static inline struct segment *find_segment(struct reservation *room)
 }
 
 /*
- * Memory in a segment. The verifier sees that it begins within the segment, and SLACK is behind
- * that.
+ * Memory in a segment. The verifier knows that it begins within the segment, and SLACK follows it.
  */
 static inline void *in_segment(struct segment *segment, u64 offset)
 {
@@ -34,8 +32,8 @@ static inline int is_same_name(u8 *a, u64 *b)
 }
 
 /*
- * What Python knows of the packet's device; NULL: nothing yet, or the device has another name by
- * now.
+ * What Python has stored about the packet's interface; NULL: nothing yet, or the interface was
+ * renamed.
  */
 static inline struct device *find_device(struct packet *packet)
 {
@@ -44,7 +42,10 @@ static inline struct device *find_device(struct packet *packet)
 	return device && is_same_name(device->name, packet->device_name) ? device : NULL;
 }
 
-/* The row of counters for packets of the device that have no label; 0 for devices not yet known. */
+/*
+ * The row of counters for packets of the interface without a label; 0 for interfaces that are not
+ * known yet.
+ */
 static inline u32 find_slot(struct packet *packet)
 {
 	struct device *device = find_device(packet);
@@ -52,7 +53,7 @@ static inline u32 find_slot(struct packet *packet)
 	return device ? device->slot : 0;
 }
 
-/* The packet's label; NULL where there is none, or none for these names and rules. */
+/* The packet's label; NULL if there is none, or none for these names and rules. */
 static inline struct label *find_label(struct control *control, struct packet *packet)
 {
 	struct label *label;
@@ -83,8 +84,8 @@ static inline u32 captured_len(struct control *control, struct skb *skb, struct 
 }
 
 /*
- * Whether Python decides about a packet: each one without a label, or with one that has no options.
- * With `dedup` also one that Python was asked about on another device: it knows what became of it.
+ * Whether Python decides about a packet: if it has no label, or a label without options. With
+ * `dedup` also if Python got it on another interface: only Python knows its outcome.
  */
 static inline int is_for_python(struct control *control, struct packet *packet, struct label *label)
 {
@@ -104,8 +105,8 @@ static inline u32 block_size(struct frame *frame, u32 options_len)
 }
 
 /*
- * Writes the options of a packet with a label: those of the label, and what differs from packet to
- * packet.
+ * Writes the options of a packet with a label: those of the label, and the values that differ
+ * between packets.
  */
 static inline void write_options(u8 *options, u32 options_len, struct label *label, struct packet *packet,
 				 u32 flags)
@@ -117,7 +118,7 @@ static inline void write_options(u8 *options, u32 options_len, struct label *lab
 		*(u64 *)(options + BOUND(label->flags_at + 8, OPTIONS_MAX - 1)) = packet->packet_id;
 }
 
-/* Writes what Python needs to know of a packet without a label. */
+/* Writes the data that Python needs about a packet without a label. */
 static inline void write_upcall(struct upcall *call, struct packet *packet, u32 flags, u32 checksum)
 {
 	struct sock_head *sock = &packet->work.sock;
@@ -141,9 +142,9 @@ static inline void write_upcall(struct upcall *call, struct packet *packet, u32 
 }
 
 /*
- * Notes that only `copied` bytes of the frame are in the packet's block, or that its checksum is to
- * be completed: Python writes the block again. For a packet with a label it finds that by its
- * number, and the rest behind the options.
+ * Stores that only `copied` bytes of the frame are in the packet's block, or that its checksum must
+ * be computed: Python writes the block again. For a packet with a label it finds the label by its
+ * number, and the rest after the options.
  */
 static inline void cut_block(struct control *control, struct segment *segment, struct packet *packet,
 			     u32 copied)
@@ -166,9 +167,9 @@ static inline void cut_block(struct control *control, struct segment *segment, s
 }
 
 /*
- * Writes a packet's block of `size` bytes to the place that is reserved for it; a block without a
- * label has `slot` as its interface. Returns whether the block is complete: all but the frame is
- * written, and a short frame, too.
+ * Writes a packet's block of `size` bytes to the reserved space; a block without a label has `slot`
+ * as its interface. Returns whether the block is complete: everything but the frame is written, and
+ * a short frame, too.
  */
 static inline int write_block(struct control *control, struct packet *packet, struct skb *skb,
 			      struct label *label, u32 slot, u32 size, const u32 direction)
@@ -201,7 +202,7 @@ static inline int write_block(struct control *control, struct packet *packet, st
 		list_upcall(control, segment, room);
 	}
 	*(u32 *)in_segment(segment, at + size - sizeof(u32)) = size;
-	if (padded) /* the frame's last word: zeros behind the frame stay */
+	if (padded) /* the last word of the frame: the zeros after the frame stay */
 		*(u32 *)in_segment(segment, at + sizeof(*head) + padded - sizeof(u32)) = 0;
 	if (!checksum && copy_short_frame(segment->bytes, SEGMENT_SIZE, at + sizeof(*head), frame))
 		return 1;

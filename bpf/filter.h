@@ -1,23 +1,23 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Is the packet wanted? Filter 0 is asked before it is known whose the packet is, another one by
- * the label that it has.
+ * Packet filters. Filter 0 runs before the process of the packet is known; the other filters belong
+ * to labels.
  *
- * skbcapd/filter/packet_filter.py writes filters.h, the filter as C functions, and defines WINDOW,
- * a power of two: filters look at fewer than WINDOW - 3 bytes from the frame's start. Those are
- * copied into a window of this processor as they will stand in the file: VLAN tag in place, linear
- * or paged alike. So what is chosen is what libpcap chooses from the file.
+ * skbcapd/filter/packet_filter.py writes filters.h, the filters as C functions, and defines WINDOW,
+ * a power of two: filters read fewer than WINDOW - 3 bytes of the frame. These are copied into a
+ * window of this processor as they will be in the file: with the VLAN tag, linear or paged. So the
+ * result is that of libpcap for the file.
  */
 
 struct window {
 	u8 bytes[2 * WINDOW]; /* the verifier only sees that a read may start at WINDOW - 1 */
 	struct skb chained;
 };
-BPF_ARRAY(windows, struct window, 2 * CPUS); /* too long for a per-CPU map, if a filter looks far */
+BPF_ARRAY(windows, struct window, 2 * CPUS); /* too long for a per-CPU map, if a filter reads many bytes */
 
 #include "filters.h"
 
-/* Copies the frame's first bytes into the window; returns how many are there. */
+/* Copies the first bytes of the frame into the window; returns how many there are. */
 static inline u32 fill_window(struct control *control, struct packet *packet, struct skb *skb,
 			      struct frame *frame, struct window *window)
 {
@@ -45,8 +45,8 @@ static inline u32 fill_window(struct control *control, struct packet *packet, st
 }
 
 /*
- * Returns whether the packet goes on to be captured. One without a start goes on, to be counted as
- * lost. So do those of the self-test.
+ * Returns whether the packet is captured further. A packet without a start passes, and is counted
+ * as dropped later. Packets of the self-test pass, too.
  */
 static inline int is_wanted(struct control *control, struct packet *packet, struct skb *skb, u32 direction)
 {

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A frame from its sk_buff: linear part, page fragments, then the skbs of frag_list, with the VLAN
- * tag back in its place.
+ * The frame of an sk_buff: linear part, page fragments, then the skbs of frag_list, with the VLAN
+ * tag inserted.
  *
- * Offsets of the kernel's fields are definitions (-D) that skbcapd/kernel/abi.py takes from BTF.
+ * Offsets of kernel fields are definitions (-D) that skbcapd/kernel/abi.py takes from BTF.
  */
 
 /*
- * A packet's sk_buff, up to the last field that is needed: the kernel's own where the program may
- * read it in place, else a copy.
+ * A packet's sk_buff, up to the last field that is needed: the one of the kernel if the program can
+ * read it in place, otherwise a copy.
  */
 struct skb {
 	u8 bytes[SKB_SPAN];
@@ -21,9 +21,9 @@ struct skb {
 #define READ(into, size, from) bpf_probe_read_kernel(into, size, (void *)(from))
 
 /*
- * One number of kernel memory; 0 where it cannot be read. bpf_rdonly_cast (Linux 6.2) makes any
- * address readable in place, and costs nothing. READ is a call: some 30 ns where returns are slow
- * (mitigations). The way by calls can go once the oldest kernel is 6.2 and has the JIT.
+ * One number of kernel memory; 0 if it cannot be read. bpf_rdonly_cast (Linux 6.2) makes any
+ * address readable in place, and costs nothing. READ is a call: about 30 ns if returns are slow
+ * (mitigations). The calls can be removed when the oldest supported kernel is 6.2 and has the JIT.
  */
 #ifdef RDONLY_CAST
 static u8 *(*bpf_rdonly_cast)(u64 address, u32 type) = (void *)CALL_RDONLY_CAST;
@@ -37,7 +37,7 @@ static inline u8 *memory_at(u64 address, const u32 type)
 	return object;
 }
 #define LOAD(type, address) (*(type *)memory_at((u64)(address), WORDS_TYPE))
-/* Several of them, `size` bytes: a multiple of 8, known to the compiler. */
+/* Several numbers, `size` bytes: a multiple of 8, known to the compiler. */
 #define LOAD_WORDS(into, size, address)                  \
 	for (u32 _word = 0; _word < (size) / 8; _word++) \
 	((u64 *)(into))[_word] = LOAD(u64, (u64)(address) + 8 * _word)
@@ -52,8 +52,8 @@ static inline u8 *memory_at(u64 address, const u32 type)
 #endif
 
 /*
- * Whether the objects that a program gets as arguments can be read in place: the verifier knows
- * their types. The other way can go together with that of LOAD.
+ * Whether the objects that a program gets as arguments can be read in place, because the verifier
+ * knows their types. The other case can be removed together with that of LOAD.
  */
 #if !defined(KPROBE) || defined(RDONLY_CAST)
 #define IN_PLACE
@@ -67,7 +67,7 @@ static inline u8 *memory_at(u64 address, const u32 type)
 #endif
 
 /*
- * The start of skb_shared_info: nr_frags, gso_size and frag_list are in it on every kernel so far.
+ * The start of skb_shared_info: nr_frags, gso_size and frag_list are in it on all kernels so far.
  */
 struct shared {
 	u8 bytes[SHARED_SPAN];
@@ -75,15 +75,15 @@ struct shared {
 #define SHARED(shared, type, field) (*(type *)((shared)->bytes + SHARED_##field))
 
 #define ETH_ALEN      6
-#define ETH_ADDRESSES (2 * ETH_ALEN) /* bytes in front of a VLAN tag */
+#define ETH_ADDRESSES (2 * ETH_ALEN) /* bytes before a VLAN tag */
 #define VLAN_HLEN     4
 
 struct frame {
 	u64 start;    /* address of the first byte of the link-layer header */
 	u32 linear;   /* bytes from there to the end of the linear part */
-	u32 wire_len; /* bytes of the whole frame, VLAN tag included */
+	u32 wire_len; /* bytes of the complete frame, including the VLAN tag */
 	u32 cap_len;  /* bytes to keep */
-	u32 vlan;     /* tag as it stands on the wire, in network order; 0: none */
+	u32 vlan;     /* tag as on the wire, in network order; 0: none */
 };
 
 #define CHECKSUM_PARTIAL	   3
@@ -103,8 +103,8 @@ struct frame {
 #define PACKET_LOOPBACK	 5
 
 /*
- * The bits of epb_flags that differ from packet to packet (draft-ietf-opsawg-pcapng, epb_flags).
- * Returns them.
+ * The bits of epb_flags that differ between packets (draft-ietf-opsawg-pcapng, epb_flags). Returns
+ * them.
  */
 static inline u32 packet_flags(struct skb *skb, struct shared *shared, u32 direction)
 {
@@ -124,9 +124,9 @@ static inline u32 packet_flags(struct skb *skb, struct shared *shared, u32 direc
 }
 
 /*
- * Where a checksum that hardware was to complete is to be put, counted from the start of the frame:
- * bytes at which the sum begins, and in the upper half the place of the result behind that. 0:
- * nothing to do, or a sum of another kind (SCTP).
+ * The position of a checksum that the hardware would compute, from the start of the frame. Lower
+ * half: the offset at which the sum begins; upper half: the offset of the checksum field from
+ * there. 0: nothing to do, or a checksum of another kind (SCTP).
  */
 static inline u32 unfinished_checksum(struct skb *skb, u64 head, struct frame *frame)
 {
@@ -143,13 +143,15 @@ static inline u32 unfinished_checksum(struct skb *skb, u64 head, struct frame *f
 
 #define ARPHRD_ETHER 1
 
-/* Bytes of what is copied without a call: acknowledgements, questions for names and their like. */
+/*
+ * Frames of at most this size are copied without a call: acknowledgements, DNS queries and similar.
+ */
 #define SHORT_FRAME 128
 
 /*
- * Whether frames of a device start with a header of its own; asked as an AF_PACKET socket does
- * (dev_has_header): a device without one (tun, wireguard, ipip, ...) has nothing that would make
- * it.
+ * Whether frames of an interface start with a link-layer header; checked as for an AF_PACKET socket
+ * (dev_has_header): an interface without one (tun, wireguard, ipip, ...) has no function that
+ * creates it.
  */
 static inline int has_header(u64 dev)
 {
@@ -161,11 +163,10 @@ static inline int has_header(u64 dev)
 }
 
 /*
- * Finds where the frame starts and how long it is. Sent: `data` is the start of the frame;
- * mac_header is not yet set at the entry of __dev_queue_xmit, and stale in a forwarded packet.
- * Received: `data` is past the link-layer header, mac_header marks it; but a packet that came out of
- * a tunnel may have that of the outer packet (sit). Returns 0, or LOST_START where no start can be
- * trusted.
+ * Finds the start and the length of the frame. Sent: `data` is the start of the frame; mac_header
+ * is not set yet at the entry of __dev_queue_xmit, and outdated in a forwarded packet. Received:
+ * `data` is after the link-layer header, mac_header is its start; but a packet from a tunnel can
+ * have that of the outer packet (sit). Returns 0, or LOST_START if no start is certain.
  */
 static inline int find_frame(struct skb *skb, u64 dev, u64 head, u64 data, u32 direction, struct frame *frame)
 {
@@ -183,7 +184,7 @@ static inline int find_frame(struct skb *skb, u64 dev, u64 head, u64 data, u32 d
 	frame->linear = SKB(skb, u32, LEN) - SKB(skb, u32, DATA_LEN) + before_data;
 	frame->wire_len = SKB(skb, u32, LEN) + before_data;
 	frame->vlan = 0;
-#ifdef SKB_VLAN_PRESENT_BYTE /* until Linux 6.1 */
+#ifdef SKB_VLAN_PRESENT_BYTE /* up to Linux 6.1 */
 	if (SKB_BITS(skb, VLAN_PRESENT)) {
 #else
 	if (SKB(skb, u32, VLAN_ALL)) {
@@ -198,9 +199,9 @@ static inline int find_frame(struct skb *skb, u64 dev, u64 head, u64 data, u32 d
 }
 
 /*
- * Copies a frame that is short and all in its linear part to bytes[to], word by word, and pads it
- * with zeros to a multiple of 4 bytes. Returns whether it is such a frame. A linear part can be
- * read to its end, and some bytes further.
+ * Copies a frame that is short and completely in its linear part to bytes[to], word by word, and
+ * pads it with zeros to a multiple of 4 bytes. Returns whether it is such a frame. A linear part
+ * can be read to its end, and some bytes further.
  */
 static inline int copy_short_frame(u8 *bytes, const u32 places, u32 to, struct frame *frame)
 {
@@ -221,7 +222,7 @@ static inline int copy_short_frame(u8 *bytes, const u32 places, u32 to, struct f
 
 #define NET_IOV 1ULL /* bit of a netmem: it is device memory, not a page (Linux 6.9) */
 
-/* Where the bytes of a page fragment are; 0: in device memory, which cannot be read. */
+/* The address of a page fragment; 0: in device memory, which cannot be read. */
 static inline u64 fragment_address(struct control *control, u8 *fragment)
 {
 	u64 page = *(u64 *)(fragment + FRAGMENT_PAGE);
@@ -233,11 +234,11 @@ static inline u64 fragment_address(struct control *control, u8 *fragment)
 
 /*
  * Copies the frame to bytes[to], where frame->cap_len bytes are reserved. `head` and `shared`
- * are the first skb's; those of a chain are read into `chained` and `shared`. For the verifier,
- * `places` and `most` are powers of two: `to` and all that is copied lie below bytes[places], and
- * one read takes at most `most` - 4 bytes. Returns how many bytes are there: fewer than cap_len
- * where memory could not be read (a fault, device memory) or the frame has more than PIECES_MAX
- * pieces. Never fills the gap with zeros.
+ * belong to the first skb; those of a chain are read into `chained` and `shared`. For the verifier,
+ * `places` and `most` are powers of two: `to` and all copied bytes are below bytes[places], and one
+ * read has at most `most` - 4 bytes. Returns the number of copied bytes: less than cap_len if
+ * memory could not be read (a fault, device memory) or the frame has more than PIECES_MAX
+ * fragments. Never fills the gap with zeros.
  */
 static inline u32 copy_frame(struct control *control, u8 *bytes, const u32 places, const u32 most, u32 to,
 			     struct frame *frame, u64 head, u32 end, struct skb *chained,
@@ -274,7 +275,7 @@ static inline u32 copy_frame(struct control *control, u8 *bytes, const u32 place
 		if (done >= cap_len)
 			break;
 		/*
-		 * The next piece. Where its description cannot be read it is zeros: then the read
+		 * The next fragment. If its description cannot be read it is zeros: then the read
 		 * above fails, or has no bytes.
 		 */
 		if (fragments) {

@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Whether a received packet can reach another socket than its addresses say.
+ * Whether a received packet can reach another socket than its addresses show.
  *
- * The hook sees a packet before netfilter, tc and the lookup of its socket. Where one of them can
- * translate, redirect or steal it, its addresses do not prove which socket gets it. Then only a flow
- * on the wire (path.h) tells the receiver.
+ * The hook sees a packet before netfilter, tc and the lookup of its socket. If one of them can
+ * translate, redirect or steal it, its addresses do not prove which socket gets it. Then only a
+ * flow on the wire (path.h) shows the receiver.
  *
- * These are checked, once a millisecond for each device:
- * - netfilter's PRE_ROUTING of the namespace. Defragmentation, conntrack and the hook of bridges
+ * The following is checked, once a millisecond for each interface:
+ * - PRE_ROUTING of netfilter in the namespace. Defragmentation, conntrack and the hook of bridges
  *   (ip_sabotage_in) change nothing. NAT has a hook as soon as there is a chain of type nat,
  *   whatever its rules.
  * - IPVS, which is in LOCAL_IN.
- * - netfilter and tc at the device's ingress, generic XDP, Open vSwitch, a VRF, whose sockets have addresses of their own.
+ * - netfilter and tc at the ingress of the interface, generic XDP, Open vSwitch.
+ * - VRF: its sockets have addresses of their own.
  * - sk_lookup programs of the namespace.
  */
 
@@ -31,8 +32,8 @@
 
 #ifdef NET_HOOKS_V4
 /*
- * Not 0 where one of the functions at a hook of netfilter may give a packet to another socket.
- * `entries` is the hook's struct nf_hook_entries; its operations stand behind its functions
+ * Not 0 if one of the functions at a hook of netfilter can pass a packet to another socket.
+ * `entries` is the struct nf_hook_entries of the hook; its operations follow its functions
  * (nf_hook_entries_get_hook_ops).
  */
 static inline u64 may_steal(u64 entries, u64 is_local, u64 nothing)
@@ -64,8 +65,8 @@ static inline u64 may_steal(u64 entries, u64 is_local, u64 nothing)
 #endif
 
 /*
- * Not 0 where what arrives at a device of a namespace may be given to another socket than its
- * addresses say.
+ * Not 0 if a packet received on an interface of a namespace can reach another socket than its
+ * addresses show.
  */
 static inline u64 may_be_stolen(u64 dev, u64 net, u64 nothing)
 {
@@ -96,13 +97,13 @@ static inline u64 may_be_stolen(u64 dev, u64 net, u64 nothing)
 	return any(stealing);
 }
 
-/* The processor's verdict on the packet's device. */
+/* The cached result of this processor for the packet's interface. */
 static inline struct guard *find_guard(struct packet *packet)
 {
 	return &packet->guards[BOUND(packet->key.ifindex, GUARDS - 1)];
 }
 
-/* Whether there is one, which is then the packet's. */
+/* Whether there is a cached result, which is then set for the packet. */
 static inline int is_guard_known(struct packet *packet)
 {
 	struct guard *guard = find_guard(packet);
@@ -111,7 +112,7 @@ static inline int is_guard_known(struct packet *packet)
 	return guard->dev == packet->dev && packet->time < guard->until;
 }
 
-/* Finds out. */
+/* Checks the interface, and caches the result. */
 static inline void renew_guard(struct packet *packet, u64 nothing)
 {
 	struct guard *guard = find_guard(packet);

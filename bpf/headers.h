@@ -23,10 +23,7 @@
 #define IP6_OFFSET_SHIFT    3
 #define INADDR_BROADCAST    0xffffffff
 
-/*
- * IPv6 extension headers (RFC 8200, 4): of 8 bytes, and 8 more for each that their second byte
- * counts.
- */
+/* IPv6 extension headers (RFC 8200, 4): 8 bytes, and 8 more for each unit in their second byte. */
 #define IPV6_HOP_BY_HOP	    0
 #define IPV6_ROUTING	    43
 #define IPV6_FRAGMENT	    44 /* always of 8 bytes */
@@ -59,7 +56,7 @@ struct ipv6hdr {
 	u64 daddr[2];
 };
 
-/* The longer of both, as it is read: in words. */
+/* The longer of both, read in words. */
 union network_header {
 	u64 words[5];
 	struct iphdr v4;
@@ -81,7 +78,7 @@ union extension_header {
 	} fragment;
 };
 
-/* The first 16 bytes of a transport header, as they are read. A datagram may have fewer. */
+/* The first 16 bytes of a transport header. A datagram can have fewer. */
 union transport_header {
 	u64 words[2];
 	struct {
@@ -117,7 +114,7 @@ static inline int is_icmp(u32 protocol)
 	return protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6;
 }
 
-/* The type of an ICMP message that asks for an echo, and of the one that answers. */
+/* The type of an ICMP echo request, and of its reply. */
 static inline u32 echo_request(u32 protocol)
 {
 	return protocol == IPPROTO_ICMP ? ICMP_ECHO : ICMPV6_ECHO_REQUEST;
@@ -128,7 +125,7 @@ static inline u32 echo_reply(u32 protocol)
 	return protocol == IPPROTO_ICMP ? ICMP_ECHOREPLY : ICMPV6_ECHO_REPLY;
 }
 
-/* What a packet's headers say beside its flow. */
+/* Values of a packet's headers besides its flow. */
 struct headers {
 	u32 transport; /* bytes from the network header to the transport header; 0: no flow can be read */
 	u32 word;      /* bytes 12 to 15 of the transport header: of TCP, offset and flags */
@@ -136,12 +133,12 @@ struct headers {
 	u32 fragment;  /* IP_MF and IP_OFFSET, also of IPv6; 0: the packet is not in fragments */
 	u32 id;	       /* of that packet */
 };
-#define TCP_FIN_IN_WORD 0x0100 /* flags stand in the second byte of the word as it lies in memory */
+#define TCP_FIN_IN_WORD 0x0100 /* flags are in the second byte of the word as it is in memory */
 #define TCP_SYN_IN_WORD 0x0200
 #define TCP_RST_IN_WORD 0x0400
 #define TCP_ACK_IN_WORD 0x1000
 
-/* What a network header tells. IPv4 addresses are in the first four bytes. */
+/* Values of a network header. IPv4 addresses are in the first four bytes. */
 struct network {
 	u64 source[2];
 	u64 dest[2];
@@ -176,8 +173,8 @@ static inline int is_extension(u32 protocol)
 }
 
 /*
- * Reads an IPv6 header at `at` and the extension headers behind it, of `size` bytes in all at most.
- * Returns whether it is one, and all of it could be read.
+ * Reads an IPv6 header at `at` and the extension headers after it, at most `size` bytes. Returns
+ * whether it is one, and could be read completely.
  */
 static inline int read_ipv6(u64 at, u64 size, struct ipv6hdr *header, struct network *network)
 {
@@ -220,9 +217,9 @@ static inline int read_ipv6(u64 at, u64 size, struct ipv6hdr *header, struct net
 
 /*
  * Reads the flow of a packet whose network header is at `at`, with `size` bytes in the linear part
- * from there. Ports are those of TCP and UDP; an echo's identifier stands for the local port.
- * Fragments but the first, more than IPV6_EXTENSIONS_MAX extension headers, and headers that are
- * not in the linear part give no ports (transport 0).
+ * from there. Ports are those of TCP and UDP; the identifier of an echo is used as local port.
+ * Later fragments, more than IPV6_EXTENSIONS_MAX extension headers, and headers outside of the
+ * linear part have no ports (transport 0).
  */
 static inline void flow_of_packet(u64 at, u64 size, u32 ether_type, u32 direction, struct flow *flow,
 				  struct headers *headers)
@@ -261,8 +258,8 @@ static inline void flow_of_packet(u64 at, u64 size, u32 ether_type, u32 directio
 	flow->remote_port = direction == IN ? source : dest;
 	if (is_icmp(network.protocol)) {
 		/*
-		 * Type of the message; an echo's identifier. A ping may have been sent from any of
-		 * our addresses.
+		 * Type of the message, and identifier of an echo. A ping can have been sent from
+		 * any of our addresses.
 		 */
 		flow->remote_port = transport.icmp.type;
 		flow->local_port = transport.icmp.id;

@@ -1,41 +1,42 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What kernel and Python share: the maps, and the records in them.
+ * Records shared by kernel and Python: the maps and their content.
  *
- * Every size in CAPITALS is a -D from skbcapd/kernel/abi.py, which also holds the Python view of each record;
- * skbcapd/kernel/program.py compares the sizes of both when the program is loaded.
+ * Every size in CAPITALS is a -D from skbcapd/kernel/abi.py, which also has the Python view of each
+ * record; skbcapd/kernel/program.py compares the sizes of both when the program is loaded.
  */
 
 enum direction { IN = 1, OUT = 2 };
 
-/* How the process of a packet was found; the names are in skbcapd/pcapng/comment.py. */
+/* How the process of a packet was found; the words are in skbcapd/capture/record.py. */
 enum via {
-	VIA_CURRENT,   /* at work on the packet's socket, in a system call */
+	VIA_CURRENT,   /* it used the packet's socket, in a system call */
 	VIA_SOCKET,    /* the socket's last user */
-	VIA_FLOW,      /* the last user of the socket that the addresses and ports belong to */
-	VIA_INODE,     /* Python knows who holds the socket */
-	VIA_PATH,      /* known from where the packet was before, on this machine */
+	VIA_FLOW,      /* the last user of the socket with these addresses and ports */
+	VIA_INODE,     /* Python found the process that has the socket open */
+	VIA_PATH,      /* found when the packet was on another interface */
 	VIA_KERNEL,    /* */
 	VIA_FORWARDED, /* */
 	VIA_UNKNOWN,   /* */
-	VIA_GROUP, /* one of several, of whom it is said what they have in common: tgid, comm, or neither; for a start
-			   they have Python's number for them */
-	VIA_UNRESOLVED, /* Python shall find out: never in a label */
+	VIA_GROUP, /* one of several candidates; tgid and comm are set if they are the same for all, start is Python's number of the group */
+	VIA_UNRESOLVED, /* Python must look it up: never in a label */
 };
 
 /* Which packet wakes Python; see struct control. A buffer that fills up always does. */
 enum sleep { SLEEP_NOT, SLEEP_UNTIL_PACKET, SLEEP_UNTIL_UPCALL };
 
-/* What happened to the packets of an interface slot; indexes of struct counters. */
+/* Outcomes of the packets of an interface slot; indexes of struct counters. */
 enum counter { SEEN, DELIVERED, FILTERED, LOST_FULL, LOST_CONTENDED, LOST_START, DUPLICATE };
 
 /* Blocks of local types (most significant bit set): never in a file, always rewritten by Python. */
 #define BLOCK_PACKET 6
 #define BLOCK_UPCALL 0x80000001 /* an Enhanced Packet Block whose options are a struct upcall */
-#define BLOCK_CUT    0x80000002 /* a labelled one whose frame could not be read to its end */
+#define BLOCK_CUT    0x80000002 /* a packet with a label whose frame could not be read to its end */
 
-/* The beginning of a packet's block: an Enhanced Packet Block (draft-ietf-opsawg-pcapng, 4.3). Behind it come the frame, padded to
-   4 bytes, the options, and the size again. */
+/*
+ * The beginning of a packet's block: an Enhanced Packet Block (draft-ietf-opsawg-pcapng, 4.3).
+ * After it there are the frame, padded to 4 bytes, the options, and the size again.
+ */
 struct block_head {
 	u32 type;	  /* BLOCK_PACKET, BLOCK_UPCALL, BLOCK_CUT */
 	u32 size;	  /* of the block in bytes, a multiple of 4 */
@@ -46,7 +47,7 @@ struct block_head {
 	u32 wire_len;
 };
 
-/* The end of a BLOCK_CUT, over that of its options. */
+/* The end of a BLOCK_CUT, in place of the last options. */
 struct cut_tail {
 	u64 packet_id; /* epb_packetid, if the label's key is `linked` */
 	u32 unused;
@@ -55,43 +56,42 @@ struct cut_tail {
 	u32 size;     /* of the block */
 };
 
-/* Whose packet, on which device, which way: what a label is found by. */
+/* The key of a label: process, interface and direction. */
 struct key {
-	u64 net;     /* net_cookie of the device's network namespace: unique until reboot */
-	u32 ifindex; /* device within that namespace */
+	u64 net;     /* net_cookie of the network namespace of the interface: unique until reboot */
+	u32 ifindex; /* interface within that namespace */
 	u32 direction;
-	u32 tgid;  /* process; 0 when not known */
-	u32 tid;   /* thread; 0 when not known */
-	u64 start; /* of the thread, ns since boot: ids are used again */
+	u32 tgid;  /* process id; 0 if not known */
+	u32 tid;   /* thread id; 0 if not known */
+	u64 start; /* of the thread, ns since boot, because ids are reused */
 	u32 via;
-	u32 linked; /* packets carry an identifier, because more than one device may see them */
+	u32 linked; /* packets have an identifier, because they can be on several interfaces */
 };
 
-/* What Python stamps on the packets of a key. */
+/* A label: what the program writes into all packets of a key. */
 struct label {
-	u8 comm[16];	  /* the label holds only while thread, device and process keep these names */
+	u8 comm[16];	  /* the label is valid only while thread, interface and process have these names */
 	u8 device[16];	  /* */
 	u8 process[16];	  /* */
 	u32 id;		  /* Python's number for it */
 	u32 interface_id; /* interface block in the file */
 	u32 slot;	  /* row of `counters` */
-	u32 snaplen;	  /* bytes of frame to keep; 0: the packet is not wanted */
-	u32 filter;	  /* number of the packet filter that chooses among its packets; 0: none */
-	u32 generation;	  /* of the rules that it comes from */
-	u32 options_len; /* bytes of `options` in use, a multiple of 4; 0: Python is asked about each packet */
-	u32 flags_at; /* where in `options` the u32 value of epb_flags lies; 8 behind it the u64 epb_packetid, if
-			     the key is `linked` */
+	u32 snaplen;	  /* bytes of the frame to keep; 0: drop the packet */
+	u32 filter;	  /* number of the packet filter for its packets; 0: none */
+	u32 generation;	  /* of its rules */
+	u32 options_len;  /* used bytes of `options`, a multiple of 4; 0: each packet is passed to Python */
+	u32 flags_at; /* offset of the u32 epb_flags in `options`; 8 bytes later is the u64 epb_packetid, if the key is `linked` */
 	u8 options[OPTIONS_MAX];
 };
 
-/* A device that Python has seen: where to count its packets, and whether they are wanted at all. */
-struct device_key { /* as struct key begins: the one is looked up by the other */
+/* An interface that Python knows: its row of counters, and whether it is excluded. */
+struct device_key { /* the same as the beginning of struct key */
 	u64 net;
 	u32 ifindex;
 	u32 direction;
 };
 struct device {
-	u8 name[16]; /* the entry holds only while the device keeps this name */
+	u8 name[16]; /* the entry is valid only while the interface has this name */
 	u32 slot;
 	u32 unwanted;
 };
@@ -102,19 +102,22 @@ struct user {
 	u32 tid;
 	u64 start; /* ns since boot */
 	u64 comm[2];
-	u64 process[2]; /* name of the thread group's leader: what people call the process */
+	u64 process[2]; /* name of the thread group leader: the process name */
 };
 
-/* The last user of a socket, and by what to know the socket again. */
+/* The last user of a socket, and the values that identify the socket. */
 struct owner {
 	struct user user;
 	u64 inode;    /* of the open socket */
-	u64 identity; /* hash and ports, which stay when the socket is closed */
+	u64 identity; /* hash and ports, which do not change when the socket is closed */
 	u64 sk;
-	u64 time; /* of a flow: when its socket was closed, ns since boot; else 0. Of a socket: when it was learned; SHARED_AT_USE */
+	u64 time; /* of a flow: when its socket was closed, ns since boot; 0: open. Of a socket: when it was recorded; SHARED_AT_USE */
 };
 
-/* Whose packets belong to a socket: addresses and ports as seen from this host. IPv4 addresses stand in the first four bytes. */
+/*
+ * The flow of a socket or packet: addresses and ports as seen from this host. IPv4 addresses are in
+ * the first four bytes.
+ */
 struct flow {
 	u64 net; /* net_cookie */
 	u64 local[2];
@@ -123,22 +126,25 @@ struct flow {
 	u16 remote_port;
 	u8 protocol;
 	u8 family;
-	u16 on_wire; /* 1: as on a packet that left, whoever translated it; 0: as the socket has it */
+	u16 on_wire; /* 1: as in a sent packet, after translation; 0: as in the socket */
 };
 
-/* Its key: no inode's number, and none that Python makes. */
+/* Its key: different from inode numbers, and from numbers that Python makes. */
 #define GROUP_NUMBER(number) ((number) & ~(1ULL << 62) | 1ULL << 63)
 
-/* The sockets of which any may get a packet: SO_REUSEPORT, multicast. Or one that several processes have open. */
+/*
+ * The candidate sockets of a packet (SO_REUSEPORT, multicast), or one socket that several processes
+ * have open.
+ */
 struct group {
-	u64 references; /* how many led to the sockets when Python was asked, */
-	u64 time;	/* and when that was, ns since boot */
+	u64 references; /* number of references to the sockets at the last lookup, */
+	u64 time;	/* and the time of that lookup, ns since boot */
 	u64 count;
 	u64 sks[GROUP_MAX];
-	u64 inodes[GROUP_MAX]; /* OPEN_IN_SEVERAL marks one that several processes may have open */
+	u64 inodes[GROUP_MAX]; /* OPEN_IN_SEVERAL: several processes may have it open */
 };
 
-/* A packet in fragments: only the first has ports. */
+/* A packet in fragments: only the first one has ports. */
 struct fragment {
 	u64 net;
 	u64 local[2];
@@ -148,52 +154,52 @@ struct fragment {
 	u16 family; /* 0: not in fragments */
 };
 
-/* What the process of a followed packet has to do with it. */
+/* The role of the process of a followed packet. */
 enum role { SENDS, GETS };
 
-/* Where a followed packet comes from. */
+/* The origin of a followed packet. */
 struct origin {
 	u64 role;	/* enum role of the process */
-	u64 sk;		/* the socket that it uses, as far as known; the listener of a SYN-ACK's */
-	u64 identity;	/* of that, where Python is asked whose it is; else 0 */
-	u64 is_request; /* a SYN-ACK: who will accept the connection is not certain */
+	u64 sk;		/* the socket that it uses, if known; for a SYN-ACK the listener */
+	u64 identity;	/* of that socket, if Python must look up its process; otherwise 0 */
+	u64 is_request; /* a SYN-ACK: the process that will accept the connection is not certain */
 };
 
-/* A packet on its way through the machine, by its sk_buff: what it is, where it was, whose it is. */
+/* A packet that is followed by its sk_buff: its identity, where it was seen, its process. */
 struct sighting {
 	u64 skb;		     /* address of its sk_buff */
-	u64 head;		     /* address of its data: the same for the copies that a bridge makes */
-	u64 print;		     /* of what no device changes, nor NAT */
+	u64 head;		     /* address of its data: the same for the copies of a bridge */
+	u64 print;		     /* hash of the fields that neither interfaces nor NAT change */
 	u64 id;			     /* epb_packetid */
 	u64 time;		     /* ns since boot */
-	u64 places[SIGHTING_PLACES]; /* devices and directions it was seen at */
-	u64 count;		     /* of places in use */
-	u64 taken;		     /* whether it was captured at one of them */
-	u64 sk;			     /* the socket that it left on */
+	u64 places[SIGHTING_PLACES]; /* interfaces and directions where it was seen */
+	u64 count;		     /* used entries of places */
+	u64 taken;		     /* whether it was captured there */
+	u64 sk;			     /* the socket on which it was sent */
 	struct user user;
 	u64 via;
 	struct origin origin;
 };
 
-/* Whether a packet stands in the file: Python may still refuse what has no label. */
+/* Whether a packet is in the file: Python can still drop a packet without a label. */
 enum taken { NOT_TAKEN, ASKED, TAKEN };
 
 struct counters {
 	u64 of[COUNTERS];
 };
 
-/* The trailer of a BLOCK_UPCALL: all that Python needs to make a label and an interface. */
+/* The end of a BLOCK_UPCALL: all data that Python needs to make a label and an interface. */
 struct upcall {
 	struct key key;
 	u8 comm[16];
 	u8 device[16];
 	u8 process[16];
-	u8 mac[8];	 /* the device's hardware address, addr_len bytes of it */
+	u8 mac[8];	 /* hardware address of the interface, addr_len bytes */
 	u64 packet_id;	 /* epb_packetid; 0: none */
-	u64 sk;		 /* of a packet whose process Python shall find: its socket, */
-	u64 inode;	 /* that socket's inode; 0: none, */
+	u64 sk;		 /* if Python must look up the process: the socket, */
+	u64 inode;	 /* its inode number (0: none), */
 	u64 identity;	 /* and its identity, as in struct owner */
-	u32 checksum;	 /* see fill_checksum in skbcapd/capture/capture.py */
+	u32 checksum;	 /* see skbcapd/capture/checksum.py */
 	u32 netns;	 /* inode number of the network namespace */
 	u32 flags;	 /* epb_flags bits of this packet */
 	u16 device_type; /* ARPHRD_* */
@@ -201,52 +207,58 @@ struct upcall {
 	u8 spare[1];
 };
 
-/* Blocks, then slack that only the verifier can see being written, then where the first local blocks start. */
+/*
+ * Blocks, then slack that only the verifier can see being written, then the offsets of the first
+ * local blocks.
+ */
 struct segment {
 	u8 bytes[SEGMENT_SIZE + SLACK];
 	u64 upcall_at
-		[UPCALLS_LISTED]; /* segment number << 32 | offset: an entry of an earlier round tells itself apart */
+		[UPCALLS_LISTED]; /* segment number << 32 | offset: the number shows whether an entry is from an earlier round */
 };
 
-/* One segment's progress. The reader resets it and only then moves `tail`. */
+/* The state of a segment. The reader resets it before it moves `tail`. */
 struct segment_state {
 	u64 used;      /* bytes in it once sealed; 0 while open */
-	u64 committed; /* bytes whose writers are done */
+	u64 committed; /* bytes that are completely written */
 	u64 upcalls;   /* local blocks in it */
 };
 
 struct control {
-	/* Written by every packet. */
-	u64 cursor; /* segment number << 32 | offset: where the next block goes */
+	/* Written for each packet. */
+	u64 cursor; /* segment number << 32 | offset of the next block */
 	u64 pad0[7];
 	/* Written by Python. */
-	u64 tail;	  /* segments before this number are free again */
+	u64 tail;	  /* segments before this number are free */
 	u64 sleeping;	  /* enum sleep: which packet wakes Python; the program sets NOT when it does */
-	u64 wake_backlog; /* sealed segments waiting from which on each seal wakes Python */
+	u64 wake_backlog; /* when so many sealed segments wait, each new one wakes Python */
 	u64 clock_offset; /* CLOCK_REALTIME - CLOCK_MONOTONIC, ns */
-	u64 page_base;	  /* address of the first struct page; 0: paged frames are cut at their linear part */
+	u64 page_base; /* address of the first struct page; 0: paged frames are cut at the end of their linear part */
 	u64 address_base; /* address of the byte that page_base describes */
-	u64 entry_regs; /* bytes from the bottom of a task's stack to its user's system call number; 0: unknown */
+	u64 entry_regs; /* bytes from the bottom of a task's stack to the system call number of user space; 0: unknown */
 	u64 stack_size;	   /* THREAD_SIZE */
 	u64 snaplen;	   /* for packets without a label */
-	u64 device_filter; /* not 0: look at struct device.unwanted before all else; it rises as those change */
+	u64 device_filter; /* not 0: check struct device.unwanted first; increases when those change */
 	u64 nothing;	   /* always 0; see FORGET */
-	u64 udp_table; /* address of the kernel's struct udp_table; on newer kernels each namespace knows its own */
-	u64 dedup;	/* 1: count a packet that was seen before, and do not take it again */
-	u64 fill;	/* 1: Python completes checksums */
-	u64 late;	/* 1: frames are taken behind the queue, where `current` may be anybody */
-	u64 own_net;	/* network namespace of the self-test, whose packets no filter refuses; 0: none */
-	u64 filtered;	/* 1: packet filter 0 is there, and asked about every packet */
-	u64 generation; /* of the rules: labels of another one do not hold */
+	u64 udp_table; /* address of the kernel's struct udp_table; on newer kernels each namespace has its own */
+	u64 dedup;     /* 1: count a packet that was seen before as a duplicate, and do not capture it */
+	u64 fill;      /* 1: Python computes checksums */
+	u64 late;      /* 1: frames are captured after the queue, where `current` can be any process */
+	u64 own_net;	/* network namespace of the self-test, whose packets pass all filters; 0: none */
+	u64 filtered;	/* 1: there is a packet filter 0, for all packets */
+	u64 generation; /* of the rules: labels of another generation are not valid */
 	u64 wired;	/* 1: there are flows on the wire (written by the program) */
 	u64 pad1[5];
 	/* Written by both. */
-	u64 questions; /* how many more sockets Python may be asked about; it sets the number anew with each round */
+	u64 questions; /* how many more sockets Python may look up; Python sets the number in each drain */
 	u64 pad2[7];
 	struct segment_state segments[SEGMENT_COUNT];
 };
 
-/* The sizes that have names are 1 where bcc makes maps; the maps in use are made by skbcapd/kernel/loader.py, of the true sizes. */
+/*
+ * Sizes with names are 1 for the maps of bcc; skbcapd/kernel/loader.py makes the real maps, with
+ * the real sizes.
+ */
 BPF_F_TABLE("array", u32, struct segment, segments, SEGMENTS_MADE, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct control, controls, 1, BPF_F_MMAPABLE);
 BPF_TABLE("lru_hash", struct key, struct label, labels, LABELS_MAX);
@@ -256,14 +268,17 @@ BPF_TABLE("lru_hash", struct flow, struct owner, flows, FLOWS_MAX);
 BPF_TABLE("lru_hash", u64, struct user, holders, HOLDERS_MAX);
 BPF_TABLE("lru_hash", u64, struct group, groups, GROUPS_MAX);
 BPF_TABLE("lru_hash", u32, u64, forks,
-	  FORKS_MAX); /* process to when it last made another one, ns since boot; 0: never */
+	  FORKS_MAX); /* process id -> time of its last fork, ns since boot; 0: never */
 BPF_TABLE("lru_hash", struct fragment, struct owner, fragments, FRAGMENTS_MAX);
 BPF_ARRAY(sightings, struct sighting, SIGHTINGS);
 BPF_ARRAY(heads, u64, SIGHTINGS); /* the first sk_buff with data at an address */
 BPF_PERCPU_ARRAY(counters, struct counters, SLOTS);
 BPF_RINGBUF_OUTPUT(wakeups, 1);
 
-/* Adds one to a counter of a slot. Atomic: a softirq may interrupt a system call that is counting on the same CPU. */
+/*
+ * Adds one to a counter of a slot. Atomic, because a softirq can interrupt a system call that is
+ * counting on the same CPU.
+ */
 static inline void count(u32 slot, enum counter counter)
 {
 	struct counters *row = counters.lookup(&slot);

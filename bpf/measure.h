@@ -1,23 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What no symbol tells, measured at start: where pages are mapped, and where a task's stack keeps
- * its user's registers.
+ * Values that no symbol shows, measured at the start: where pages are mapped, and where the
+ * registers of user space are on a task's stack.
  *
- * Python sends one page of known bytes by sendfile(2) over a loopback of its own. The page's frame
- * number is in /proc/self/pagemap, its struct page is in the skb: that gives the address of the
- * first struct page. The direct map starts at a multiple of 1 GiB below skb->head: the right one is
- * where the known bytes are read back. The same system call's number marks the place of the user's
- * registers on the stack. A UDP packet of ours leads to the kernel's table of UDP sockets.
+ * Python sends one page of known bytes by sendfile(2) over a loopback interface. The page's frame
+ * number is in /proc/self/pagemap, its struct page is in the skb: this gives the address of the
+ * first struct page. The direct map starts at a multiple of 1 GiB below skb->head: at the right
+ * one, the known bytes can be read back. The number of the same system call shows the position of
+ * the registers on the stack. A UDP packet from the same process leads to the kernel's table of UDP
+ * sockets.
  */
 
 struct measurement {
-	/* In, by Python. */
-	u64 tgid;	    /* whose packets to look at; 0: none */
+	/* Inputs, from Python. */
+	u64 tgid;	    /* process whose packets are measured; 0: none */
 	u64 frame_number;   /* of the page that is sent */
 	u64 candidate;	    /* how many GiB below skb->head the search starts */
 	u64 syscall_number; /* of sendfile */
 	u8 marker[32];	    /* the bytes that are sent */
-	/* Out. */
+	/* Results. */
 	u64 packets;	  /* paged packets seen from tgid */
 	u64 page_base;	  /* address of the struct page of frame 0 */
 	u64 address_base; /* address of frame 0; 0: not among the candidates tried */
@@ -47,7 +48,7 @@ static inline void measure_stack(void *ctx, struct measurement *m)
 	}
 }
 
-/* The protocol's table of sockets, of a packet of one of our own UDP sockets. */
+/* The table of UDP sockets, from a packet of one of our own sockets. */
 static inline void measure_udp_table(u64 sk, struct measurement *m)
 {
 	u64 protocol = 0;

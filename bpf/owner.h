@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Whose socket is it? What is learned of each socket's users, and who sent a packet. A wrong name is worse than none.
+ * The users of sockets, and the sender of a packet. A wrong name is worse than none.
  *
- * `current` is at work on a socket only while the kernel works for it: in a softirq it is an innocent bystander. So
- * users are learned in process context only, at each use of a socket, and remembered past its close.
+ * `current` uses a socket only while the kernel works for it: in a softirq it is an unrelated
+ * process. So users are recorded in process context only, at each use of a socket, and kept after
+ * it is closed.
  */
 
 #define PF_EXITING     0x00000004
@@ -21,8 +22,11 @@ static inline u8 *current_task(void)
 }
 #define TASK(task, type, field) (*(type *)((task) + TASK_##field))
 
-/* Whether the program's context lies on the stack [bottom, bottom + size). The verifier lets a context pointer be compared
-   but not computed with: the end is hidden from the compiler, which would make one subtraction of both comparisons. */
+/*
+ * Whether the program's context is on the stack [bottom, bottom + size). The verifier allows to
+ * compare a context pointer but not to compute with it: the end is hidden from the compiler, which
+ * would make one subtraction of both comparisons.
+ */
 static inline int is_on_stack(void *ctx, u64 bottom, u64 size)
 {
 	u64 end = bottom + size;
@@ -32,13 +36,13 @@ static inline int is_on_stack(void *ctx, u64 bottom, u64 size)
 }
 
 /*
- * Whether the program runs in process context, on behalf of `current`'s own system call.
+ * Whether the program runs in process context, in a system call of `current`.
  *
- * The context the program was given lies on the stack that the traced function runs on. Softirqs run on the stack of
- * the CPU (or of ksoftirqd), so that stack is current's own only in process context - or in a softirq on the back
- * of an interrupt that came in user mode, and then the user's saved registers hold no system call.
- * Where those registers lie is measured at start (struct measurement); unmeasured is never proven.
- * Not valid on PREEMPT_RT, where softirqs run in tasks.
+ * The program's context is on the stack of the traced function. Softirqs run on the stack of the
+ * CPU (or of ksoftirqd), so this is the stack of current only in process context, or in a softirq
+ * after an interrupt in user mode; then the saved registers of user space have no system call. The
+ * position of these registers is measured at the start (struct measurement); without it, process
+ * context is never proven. Not valid on PREEMPT_RT, where softirqs run in tasks.
  */
 static inline enum via context_of(void *ctx, struct control *control)
 {
@@ -52,13 +56,13 @@ static inline enum via context_of(void *ctx, struct control *control)
 	return LOAD(SYSCALL_NUMBER_TYPE, stack + control->entry_regs) >= 0 ? VIA_CURRENT : VIA_UNKNOWN;
 }
 
-/* The address of the number of the system call that is going on; its arguments stand around it. */
+/* The address of the number of the current system call; its arguments are around it. */
 static inline u64 call_of(u8 *task, struct control *control)
 {
 	return TASK(task, u64, STACK) + control->entry_regs;
 }
 
-/* Whether a descriptor of `current` leads to a file. */
+/* Whether a descriptor of `current` refers to a file. */
 static inline int is_descriptor_of(u8 *task, u64 file, u32 descriptor)
 {
 	u8 *files = TASK(task, u8 *, FILES), *table = FIELD(u8 *, files, FILES_TABLE);
@@ -67,7 +71,10 @@ static inline int is_descriptor_of(u8 *task, u64 file, u32 descriptor)
 	       LOAD(u64, FIELD(u64, table, TABLE_FILES) + descriptor * 8ULL) == file;
 }
 
-/* Whether any of the first DESCRIPTORS_MAX descriptors of `current` leads to a file. `scratch` is overwritten. */
+/*
+ * Whether any of the first DESCRIPTORS_MAX descriptors of `current` refers to a file. `scratch` is
+ * overwritten.
+ */
 static inline int has_descriptor_of(u8 *task, u64 file, struct owner *scratch)
 {
 	u8 *files = TASK(task, u8 *, FILES), *table = FIELD(u8 *, files, FILES_TABLE);
@@ -84,15 +91,15 @@ static inline int has_descriptor_of(u8 *task, u64 file, struct owner *scratch)
 	return 0;
 }
 
-/* What a system call does with sockets that are not its first argument. */
+/* How a system call uses sockets that are not its first argument. */
 enum call {
 	CALL_OTHER,
 	CALL_SPLICES, /* sends on its third argument */
 	CALL_CLOSES,
-	CALL_SUBMITS, /* does what requests in memory say: io_uring, Linux AIO */
+	CALL_SUBMITS, /* executes requests from memory: io_uring, Linux AIO */
 };
 
-/* By its number. */
+/* By the number of the system call. */
 static inline enum call kind_of_call(u32 number)
 {
 	if (number == SYSCALL_SPLICE)
@@ -105,7 +112,7 @@ static inline enum call kind_of_call(u32 number)
 	return CALL_OTHER;
 }
 
-/* The same of a system call of a 32-bit program. */
+/* The same for a system call of a 32-bit program. */
 static inline enum call kind_of_compat_call(u32 number)
 {
 	if (number == COMPAT_SPLICE)
@@ -119,18 +126,23 @@ static inline enum call kind_of_compat_call(u32 number)
 }
 
 /*
- * Whether the system call that is going on is at work on a socket: `file` is that of its struct socket, 0 for none.
+ * Whether the current system call uses a socket: `file` is that of its struct socket, 0 for none.
  *
- * Not every packet that leaves in process context is sent by the process: one that gives verdicts on packets (NFQUEUE), writes
- * to a tun device, makes a neighbour known, empties a queue or polls a device sends what others have left there, while they,
- * on another processor, may hold the locks of their sockets. So each system call has to prove it:
- * - one that names the socket by a descriptor, first of its arguments (send, write, recv, connect, shutdown, setsockopt,
- *   sendfile, ...), or third (splice), has the socket's file there;
- * - one that closes has no descriptor any more: the socket is being released (inet_release takes it from the struct socket
- *   before the protocol closes it) and its lock is held, which the one who releases it does;
- * - io_uring and Linux AIO name no socket, and their workers have no system call: the socket is known to be of this process, or
- *   one of its descriptors. At its use (`is_use`: the socket layer was called) it may be one of nobody known, too: sockets can be
- *   registered with io_uring alone.
+ * A packet that is sent in process context is not always sent by that process. A process that gives
+ * verdicts on packets (NFQUEUE), writes to a tun device, adds a neighbor entry, empties a queue or
+ * polls an interface also sends waiting packets of others, who can have locked their sockets on
+ * another processor. So each system call has to prove it:
+ * - one that names the socket by a descriptor, as first argument (send, write, recv, connect,
+ *   shutdown, setsockopt, sendfile, ...) or third (splice): the descriptor refers to the socket's
+ *   file;
+ * - one that closes: there is no descriptor any more, the socket is being released (inet_release
+ *   removes it from the struct socket before the protocol closes it), and its lock is held for the
+ *   release;
+ * - io_uring and Linux AIO name no socket, and their workers have no system call: the socket is
+ *   known to belong to this process, or one of its descriptors refers to it. At a use (`is_use`:
+ *   the socket layer was called) a socket without a known user is accepted, too, because sockets
+ *   can be registered with io_uring alone.
+ *
  * `scratch` is overwritten.
  */
 static inline int is_at_work_on(u64 sk, u64 socket, u64 file, struct control *control, struct owner *scratch,
@@ -152,7 +164,7 @@ static inline int is_at_work_on(u64 sk, u64 socket, u64 file, struct control *co
 			u32 descriptor = argument;
 
 			if (number ==
-			    COMPAT_SOCKETCALL) /* its arguments lie in memory, where the second says */
+			    COMPAT_SOCKETCALL) /* its arguments are in memory, at the address in the second one */
 				bpf_probe_read_user(&descriptor, 4,
 						    (void *)(u64)LOAD(u32, call + CALL_ARGUMENT_1_COMPAT));
 			if (is_descriptor_of(task, file, descriptor))
@@ -178,8 +190,11 @@ static inline int is_at_work_on(u64 sk, u64 socket, u64 file, struct control *co
 	return has_descriptor_of(task, file, scratch) || (is_use && !is_known);
 }
 
-/* Takes `current` for the user, with the name of its thread group's leader: threads may have names of their own. A worker
-   that the kernel runs for a process (io_uring, vhost) has a name of the kernel's making: its process's is taken. */
+/*
+ * Stores `current` as the user, with the name of its thread group leader, because threads can have
+ * other names. A worker that the kernel runs for a process (io_uring, vhost) has a name from the
+ * kernel: the name of its process is used.
+ */
 static inline void use_current(struct user *user)
 {
 	u8 *task = current_task();
@@ -207,8 +222,9 @@ static inline int is_same_user(struct user *a, struct user *b)
 }
 
 /*
- * Whether a record is still this socket's: an open one by its inode, one that its users have closed by its ports and
- * the hash of its addresses, which stay until it is gone - but for the local port, which most give back when they are closed.
+ * Whether a record belongs to this socket: for an open socket by its inode; after it was closed by
+ * its ports and the hash of its addresses, which stay until the socket is freed, except for the
+ * local port, which is mostly released at the close.
  */
 static inline int is_owner_of(struct owner *owner, struct sock_head *sock, u64 inode)
 {
@@ -219,8 +235,11 @@ static inline int is_owner_of(struct owner *owner, struct sock_head *sock, u64 i
 	return inode ? owner->inode == inode : !differs;
 }
 
-/* Whether the user of a socket is remembered already. The inode is not compared, as that takes longer than all the rest:
-   should a later socket at this address have all else in common, its packets in softirq are asked about. */
+/*
+ * Whether the user of a socket is recorded already. The inode is not compared, because that takes
+ * longer than everything else: if a later socket at this address is equal in all other values, its
+ * packets in softirqs are looked up.
+ */
 static inline int is_known_user(u64 sk, u64 identity, struct user *user)
 {
 	struct owner *known = owners.lookup(&sk);
@@ -228,7 +247,7 @@ static inline int is_known_user(u64 sk, u64 identity, struct user *user)
 	return known && is_same_user(&known->user, user) && known->identity == identity;
 }
 
-/* Another socket takes the place of one whose user is remembered: Python may still be about to ask for that one. */
+/* Another socket replaces one whose user is recorded: Python may still look up the old one. */
 static inline void keep_by_inode(struct owner *known, u64 inode)
 {
 	if (known && known->inode && known->inode != inode)
@@ -236,8 +255,9 @@ static inline void keep_by_inode(struct owner *known, u64 inode)
 }
 
 /*
- * Whether `current`, whose system call uses a socket, may not be the only one that has it open: it is by other descriptors, or
- * others are at work on it. The call itself counts where the process has several threads (fdget).
+ * Whether other processes than `current`, whose system call uses a socket, may have it open: there
+ * are other descriptors, or other running calls. The call itself counts if the process has several
+ * threads (fdget).
  */
 static inline u64 has_others(u64 sk)
 {
@@ -246,7 +266,7 @@ static inline u64 has_others(u64 sk)
 	return references_of(sk) > 1 + (FIELD(u32, files, FILES_COUNT) > 1);
 }
 
-/* From now on it is known whether a process makes another one, which then has its sockets, too. */
+/* From now on, it is recorded when a process forks: the child then has its sockets open, too. */
 static inline void watch_forks(u32 tgid)
 {
 	u64 never = 0;
@@ -255,7 +275,7 @@ static inline void watch_forks(u32 tgid)
 		forks.update(&tgid, &never);
 }
 
-/* Whether a process may have made another one since a time. */
+/* Whether a process may have forked since a time. */
 static inline int may_have_forked(u32 tgid, u64 since)
 {
 	u64 *last = forks.lookup(&tgid);
@@ -263,7 +283,7 @@ static inline int may_have_forked(u32 tgid, u64 since)
 	return !last || *last > since;
 }
 
-/* Whether it is known to have. */
+/* Whether a process has certainly forked since a time. */
 static inline int has_forked(u32 tgid, u64 since)
 {
 	u64 *last = tgid ? forks.lookup(&tgid) : NULL;
@@ -271,15 +291,18 @@ static inline int has_forked(u32 tgid, u64 since)
 	return last && *last > since;
 }
 
-/* Whether others than its last user may have a socket open: they had when it was used, or came to be since. Most often it is a call
-   that waits for the socket (poll, recv) which leads to it, too. */
+/*
+ * Whether other processes than its last user may have a socket open: they had it open when it was
+ * used, or were forked since. The other reference is mostly a call that waits for the socket (poll,
+ * recv).
+ */
 static inline int is_shared(u64 sk, struct owner *owner)
 {
 	return references_of(sk) > 1 &&
 	       (owner->time == SHARED_AT_USE || may_have_forked(owner->user.tgid, owner->time));
 }
 
-/* `current` has made another process, or a thread. */
+/* `current` has forked, or created a thread. */
 static inline void learn_fork(u8 *child)
 {
 	u8 *task = current_task();
@@ -291,8 +314,8 @@ static inline void learn_fork(u8 *child)
 }
 
 /*
- * Remembers `user` as the last user of the socket whose head is in `work`; of a TCP socket that listens (or is about to:
- * `listens`) or has its remote end, by its flow, too.
+ * Records `user` as the last user of the socket whose first bytes are in `work`; for a TCP socket
+ * that listens (or is about to: `listens`) or has a remote address, also for its flow.
  */
 static inline void learn_owner(u64 sk, struct user *user, struct workspace *work, int listens)
 {
@@ -303,7 +326,7 @@ static inline void learn_owner(u64 sk, struct user *user, struct workspace *work
 	if (inode)
 		keep_by_inode(known, inode);
 	owner->user = *user;
-	/* A socket that is being closed keeps the inode it was known by. */
+	/* A socket that is being closed keeps the inode that was recorded. */
 	owner->inode = inode ? inode : known ? known->inode : 0;
 	owner->identity = SOCK_IDENTITY(sock);
 	owner->sk = sk;
@@ -312,7 +335,10 @@ static inline void learn_owner(u64 sk, struct user *user, struct workspace *work
 	owner->time = 0;
 	if (listens || socket_protocol(sk) == IPPROTO_UDP)
 		watch_forks(user->tgid);
-	/* What connects has its flow by its SYN, when that leaves: until then packets of the one before may be on their way. */
+	/*
+	 * A connecting socket gets its flow when its SYN is sent: until then, packets of the
+	 * earlier connection can arrive.
+	 */
 	if (!SOCK(sock, u16, NUM) || socket_protocol(sk) != IPPROTO_TCP)
 		return;
 	if (!listens && SOCK(sock, u8, STATE) != TCP_LISTEN &&
@@ -322,9 +348,12 @@ static inline void learn_owner(u64 sk, struct user *user, struct workspace *work
 	flows.update(&work->flow, owner);
 }
 
-/* `current` uses a socket: sends, receives, connects, accepts. Counts only in process context, and where the system call is at
-   work on this socket, or has just made it (`is_new`). `sock` is the head of the socket, in place or copied. One that begins to
-   listen is entered as a flow, also where its user is known. */
+/*
+ * `current` uses a socket: sends, receives, connects, accepts. This counts only in process context,
+ * and if the system call uses this socket, or has just created it (`is_new`). `sock` is the
+ * beginning of the socket, in place or copied. A socket that begins to listen is also stored as a
+ * flow, even if its user is recorded.
+ */
 static inline void learn_use(void *ctx, u64 sk, struct sock_head *sock, struct workspace *work,
 			     const int listens, const int is_new)
 {
@@ -349,7 +378,7 @@ static inline void learn_use(void *ctx, u64 sk, struct sock_head *sock, struct w
 		learn_owner(sk, &user, work, listens);
 }
 
-/* The same where the socket cannot be looked at in place. */
+/* The same if the socket cannot be read in place. */
 static inline void learn_use_at(void *ctx, u64 sk, struct workspace *work, const int listens,
 				const int is_new)
 {
@@ -358,8 +387,9 @@ static inline void learn_use_at(void *ctx, u64 sk, struct workspace *work, const
 }
 
 /*
- * A send learns the socket's user twice: with its packet, and when it is over. The packet notes that for the end of the
- * same system call: on this processor, by the same thread, which has not been away since. It counts once.
+ * A send would record the socket's user twice: with its packet, and when it is over. The packet
+ * stores this for the end of the same system call, on this processor, by the same thread without a
+ * switch in between. So it counts once.
  */
 static inline void note_use(struct packet *packet)
 {
@@ -380,8 +410,11 @@ static inline int was_use_noted(struct packet *packet, u64 sk)
 	return is_noted;
 }
 
-/* What is known of a flow. A lookup may miss an entry that another processor replaces at that moment (htab_lru_map_update_elem
-   puts the new one at the head of the chain, behind who has begun to walk it, and takes the old one out): the next finds it. */
+/*
+ * The record of a flow. A lookup can miss an entry that another processor replaces at that moment
+ * (htab_lru_map_update_elem adds the new one at the head of the chain, after the lookup has
+ * started, and removes the old one): the next lookup finds it.
+ */
 static inline struct owner *lookup_flow(struct flow *flow)
 {
 	struct owner *owner = flows.lookup(flow);
@@ -389,8 +422,10 @@ static inline struct owner *lookup_flow(struct flow *flow)
 	return owner ? owner : flows.lookup(flow);
 }
 
-/* Another socket that listens at the port of one that is being closed (SO_REUSEPORT), as the record of the port: its user is found
-   when a packet comes. Returns whether there is one. */
+/*
+ * Another socket that listens on the port of one that is being closed (SO_REUSEPORT) becomes the
+ * record of the port; its user is looked up when a packet arrives. Returns whether there is one.
+ */
 static inline int has_sibling(u64 sk, struct owner *owner)
 {
 	u64 sharing = LOAD(u64, sk + SOCK_REUSEPORT), sibling;
@@ -410,19 +445,22 @@ static inline int has_sibling(u64 sk, struct owner *owner)
 /*
  * A TCP socket changes its state.
  *
- * One that connects is of who makes it connect. A connection that came in is of nobody yet: its flow is entered without a user, who is known when the socket has been
- * accepted. A flow stays after its end, for the last packets; the mark tells it from the next one of the same ports.
+ * A connecting socket belongs to the process that connects it. A received connection has no user
+ * yet: its flow is stored without a user, who is known when the socket has been accepted. A flow
+ * stays after its end, for the last packets; a mark distinguishes it from the next one with the
+ * same ports.
  */
 static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct workspace *work)
 {
 	struct sock_head *sock = &work->sock;
 	struct owner *owner = &work->owner;
 
-	if (after == TCP_LISTEN) { /* the tracepoint stands before the state is set: inet_sk_state_store */
+	if (after == TCP_LISTEN) { /* the tracepoint is before the change of state: inet_sk_state_store */
 		learn_use_at(ctx, sk, work, 1, 0);
 		return;
 	}
-	if (after == TCP_SYN_SENT) { /* connect(2): its SYN may have to wait, and leave on another's back */
+	if (after ==
+	    TCP_SYN_SENT) { /* connect(2): its SYN may have to wait, and be sent in the context of another process */
 		learn_use_at(ctx, sk, work, 0, 0);
 		return;
 	}
@@ -433,19 +471,24 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 	flow_of_socket(sock, IPPROTO_TCP, &work->flow);
 	if (after == TCP_CLOSE) {
 		struct owner *known;
-		u16 port = 0; /* skc_num is 0 by now unless the user chose it */
+		u16 port = 0; /* skc_num is already 0 unless the user chose it */
 
 		READ(&port, sizeof(port), sk + SOCK_SPORT);
 		work->flow.local_port = __builtin_bswap16(port);
 		known = lookup_flow(&work->flow);
-		if (!known || (known->sk != sk && known->sk)) /* Python knows no addresses of sockets */
+		if (!known ||
+		    (known->sk != sk && known->sk)) /* entries from Python have no address of a socket */
 			return;
 		if (before == TCP_LISTEN && has_sibling(sk, owner))
 			flows.update(&work->flow, owner);
 		else
 			known->time = bpf_ktime_get_ns();
-	} else if (!socket_inode(sk)) { /* else accepted before (TCP fast open), or its SYN has crossed one */
-		/* What is remembered is an older socket's at this address: it may have all but the inode in common. */
+	} else if (!socket_inode(
+			   sk)) { /* otherwise accepted before (TCP fast open), or a simultaneous open */
+		/*
+		 * The record is of an older socket at this address: it can be equal in all values
+		 * but the inode.
+		 */
 		keep_by_inode(owners.lookup(&sk), 0);
 		owners.delete(&sk);
 		__builtin_memset(owner, 0, sizeof(*owner));
@@ -455,10 +498,13 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 	}
 }
 
-/* How long a flow that has ended still names its packets: TIME_WAIT, which lasts one minute, twice. */
+/*
+ * How long a flow that has ended still names the process of its packets: twice TIME_WAIT, which is
+ * one minute.
+ */
 #define FLOW_REMAINS_NS (120 * 1000000000ULL)
 
-/* The user of a flow; NULL where none is remembered, or the flow ended long ago. */
+/* The user of a flow; NULL if none is recorded, or if the flow ended long ago. */
 static inline struct owner *find_flow(struct flow *flow)
 {
 	struct owner *owner = lookup_flow(flow);
@@ -469,9 +515,9 @@ static inline struct owner *find_flow(struct flow *flow)
 }
 
 /*
- * The last resort for a socket whose use nobody has seen: what Python has found out about its inode, or the wish that
- * Python may find out. A connection without an inode is not accepted yet: by the time Python asks, it mostly is.
- * Returns how the user was found; UNRESOLVED asks Python.
+ * For a socket whose use was not seen: the process that Python has found by the inode, or a request
+ * that Python looks it up. A connection without an inode is not accepted yet: when Python looks it
+ * up, it mostly is. Returns how the user was found; UNRESOLVED requests a lookup.
  */
 static inline enum via find_holder(struct control *control, struct packet *packet)
 {
@@ -483,7 +529,7 @@ static inline enum via find_holder(struct control *control, struct packet *packe
 			return VIA_GROUP;
 		return holder->tgid ? VIA_INODE : VIA_UNKNOWN;
 	}
-	/* Bounded: a flood of strange sockets must not become a flood of upcalls. */
+	/* Limited: many unknown sockets must not cause many upcalls. */
 	if ((s64)ONCE(control->questions) <= 0)
 		return VIA_UNKNOWN;
 	__sync_fetch_and_add(&control->questions, -1ULL);
@@ -491,8 +537,9 @@ static inline enum via find_holder(struct control *control, struct packet *packe
 }
 
 /*
- * What those have in common who may get a packet, of the group with a number: Python knows it, or is asked. It is asked anew when
- * more references lead to the sockets than before, or the only process has made another one: that may have them open by now.
+ * The common values of the candidates in the group with a number: Python has stored them, or looks
+ * them up. It looks them up again if there are more references to the sockets than before, or if
+ * the only process has forked: then its child may have them open.
  */
 static inline enum via find_members(struct control *control, struct packet *packet, u64 number,
 				    u64 references)
@@ -516,8 +563,8 @@ static inline enum via find_members(struct control *control, struct packet *pack
 }
 
 /*
- * Who may get what comes to packet->sk, a socket that several processes may have open. `owner` is its last user, or NULL. If it is the
- * last user alone, he was found as `found` says.
+ * The candidates for a packet to packet->sk, a socket that several processes may have open. `owner`
+ * is its last user, or NULL. If the last user is the only candidate, returns `found`.
  */
 static inline enum via find_sharers(struct control *control, struct packet *packet, struct owner *owner,
 				    enum via found)
@@ -537,8 +584,9 @@ static inline enum via find_sharers(struct control *control, struct packet *pack
 }
 
 /*
- * Who uses packet->sk, whose head is in `work`: its last user, found as `found` says, unless several may get what comes to it. Those
- * of a connection use it one after the other; of a socket that listens, or of datagrams, each may take what comes.
+ * The user of packet->sk, whose first bytes are in `work`: its last user (returns `found`), unless
+ * several processes can receive its packets. Processes use a connection one after the other; from a
+ * listener or a datagram socket, each of them can receive.
  */
 static inline enum via find_user(struct control *control, struct packet *packet, enum via found)
 {
@@ -557,7 +605,10 @@ static inline enum via find_user(struct control *control, struct packet *packet,
 	return found;
 }
 
-/* Notes which socket listens, of one that Python has found at the start: it knows no sockets, but their addresses. */
+/*
+ * Stores the socket of a listener that Python has found at the start: Python knows addresses and
+ * ports, not sockets.
+ */
 static inline void learn_listener(u64 sk, struct sock_head *sock)
 {
 	struct flow flow;
@@ -571,10 +622,16 @@ static inline void learn_listener(u64 sk, struct sock_head *sock)
 	}
 }
 
-/* How long two senders of requests with one answer leave it to nobody: as an ended flow remains. */
+/*
+ * How long the answer is unknown after two senders of equal requests: as long as an ended flow is
+ * kept.
+ */
 #define AMBIGUOUS_NS FLOW_REMAINS_NS
 
-/* Whether a socket whose packet leaves may ask for a connection or an echo: TCP until it has an answer, and all but UDP. */
+/*
+ * Whether a sent packet of the socket can be a request for a connection or an echo: TCP until it
+ * has an answer, and all but UDP.
+ */
 static inline int may_ask(u32 protocol, u32 state)
 {
 	if (protocol == IPPROTO_TCP)
@@ -583,12 +640,14 @@ static inline int may_ask(u32 protocol, u32 state)
 }
 
 /*
- * A packet that asks leaves (SYN, echo request), on a socket of which may_ask: the answer will come by its flow, as the packet
- * stands on the wire, and is for packet->user, however that one was found. A user who is not known (yet) takes the place of the
- * one before, too, and so do several (`is_group`): the answer then asks for the socket's user again.
+ * A request (SYN, echo request) is sent, on a socket with may_ask: the answer has the flow of the
+ * packet as it is on the wire, and belongs to packet->user, however it was found. An unknown user,
+ * or a group (`is_group`), replaces the earlier one, too: then the answer looks up the user of the
+ * socket again.
  *
- * Two open sockets of two processes that ask the same (pings with one identifier): whose the answers are cannot be told, until only
- * one has asked for AMBIGUOUS_NS. Such an entry has no socket; `identity` is that of the last who asked, `time` when they alternated.
+ * If two open sockets of two processes send the same request (pings with one identifier), the
+ * answers are unknown until only one of them has sent requests for AMBIGUOUS_NS. Such an entry has
+ * no socket; `identity` is that of the last sender, `time` is when they alternated.
  */
 static inline void renew_flow(struct packet *packet, struct skb *skb, int is_group)
 {
@@ -613,7 +672,7 @@ static inline void renew_flow(struct packet *packet, struct skb *skb, int is_gro
 
 	if (known && known->sk == sk && !known->time && is_same_user(&known->user, &packet->user))
 		return;
-	/* A SYN of a process's own making (AF_PACKET, IPPROTO_RAW) takes no connection from who has it open. */
+	/* A forged SYN (AF_PACKET, IPPROTO_RAW) does not change the user of a connection. */
 	if (known && known->sk != sk && flow->protocol == IPPROTO_TCP && known->inode &&
 	    socket_protocol(sk) != IPPROTO_TCP && socket_inode(known->sk) == known->inode)
 		return;
@@ -638,7 +697,10 @@ static inline void renew_flow(struct packet *packet, struct skb *skb, int is_gro
 		}
 	}
 	flows.update(flow, owner);
-	/* On a device of another namespace (below a macvlan device) the answer is looked for in the socket's own, too. */
+	/*
+	 * On an interface of another namespace (below a macvlan interface) the answer is also
+	 * looked up in the namespace of the socket.
+	 */
 	u64 own = LOAD(u64, LOAD(u64, sk + SOCK_NET) + NET_COOKIE);
 
 	if (own != flow->net) {
@@ -647,8 +709,10 @@ static inline void renew_flow(struct packet *packet, struct skb *skb, int is_gro
 	}
 }
 
-/* A packet of a socket that its users have closed, and that has given back its ports (tcp_disconnect): its user by the flow that is
-   this socket's. Returns whether it is known. */
+/*
+ * A packet of a socket that was closed and has released its ports (tcp_disconnect): its user by the
+ * flow of this socket. Returns whether it is known.
+ */
 static inline int find_ended(struct packet *packet, struct skb *skb)
 {
 	struct headers headers;
@@ -665,12 +729,14 @@ static inline int find_ended(struct packet *packet, struct skb *skb)
 }
 
 /*
- * Fills in who sent a packet; leaves zeros where it is not known. Returns how it was found.
+ * Sets the sender of a packet; zeros if it is not known. Returns how it was found.
  *
- * A packet without a socket is nobody's: forwarded, or the kernel's own (ARP, ND, IGMP). So is one of a socket that the
- * kernel made for itself (ICMP, RST), but for the last ACKs of a TCP connection whose user is remembered. Where the packet was
- * handed over (`is_first`), not where it is taken from a queue, the process whose system call is at work on its socket is the
- * sender. Else the socket's last user is, whoever's system call or softirq it leaves in.
+ * A packet without a socket has no process: it is forwarded, or from the kernel itself (ARP, ND,
+ * IGMP). The same is true for a socket of the kernel itself (ICMP, RST), except for the last ACKs
+ * of a TCP connection whose user is recorded. Where the packet is passed on by its sender
+ * (`is_first`), not where it is taken from a queue, the process whose system call uses its socket
+ * is the sender. Otherwise it is the last user of the socket, in whatever context the packet is
+ * sent.
  */
 static inline enum via find_sender(void *ctx, struct control *control, struct packet *packet, struct skb *skb,
 				   int is_first)
@@ -678,7 +744,7 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 	struct workspace *work = &packet->work;
 	struct sock_head *sock = socket_of(packet, skb);
 #ifndef IN_PLACE
-	u8 *whole = (u8 *)packet->sk; /* `sock` is a copy of its head */
+	u8 *whole = (u8 *)packet->sk; /* `sock` is a copy of its first bytes */
 #else
 	u8 *whole = (u8 *)sock;
 #endif
@@ -718,7 +784,7 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 		flow_of_sent(packet, skb, &headers);
 		if (!headers.transport || work->flow.protocol != IPPROTO_TCP)
 			return VIA_KERNEL;
-		/* So a SYN is answered that nobody takes, whoever had the ports before. */
+		/* This answers a SYN without a listener, whatever process used the ports before. */
 		if ((headers.word & (TCP_RST_IN_WORD | TCP_ACK_IN_WORD)) ==
 		    (TCP_RST_IN_WORD | TCP_ACK_IN_WORD))
 			return VIA_KERNEL;
@@ -741,7 +807,7 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 		via = find_sharers(control, packet, owner, VIA_SOCKET);
 	} else if (owner) {
 		packet->user = owner->user;
-		/* Learned before it had its ports, and perhaps looked for when it is closed. */
+		/* Recorded before it had its ports, and possibly looked up when it is closed. */
 		if (owner->identity != SOCK_IDENTITY(sock))
 			owner->identity = SOCK_IDENTITY(sock);
 	} else if (is_request || packet->inode || !find_ended(packet, skb)) {
@@ -750,10 +816,13 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 		via = VIA_FLOW;
 	}
 	if (is_request) {
-		/* The ACK that answers a SYN-ACK finds no connection yet: until there is one, the listener's. */
+		/*
+		 * There is no connection yet for the ACK that answers a SYN-ACK: until then it
+		 * belongs to the listener.
+		 */
 		owner = &work->owner;
 		owner->user = packet->user;
-		if (via == VIA_GROUP) /* which is no user: each packet shall find it anew */
+		if (via == VIA_GROUP) /* a group is no user: it is looked up for each packet */
 			__builtin_memset(&owner->user, 0, sizeof(owner->user));
 		owner->inode = inode;
 		owner->identity = SOCK_IDENTITY(sock);

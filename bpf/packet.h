@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A packet as it is met: where it is, on which device, and all that is found out about it on its way.
+ * The record of a packet: its addresses in the kernel, its interface, and all results of the
+ * stages.
  *
- * It lies in a per-CPU record, as there is room for half of it on the stack, and goes from one program to the next.
+ * It is in a per-CPU map, because the stack is too small, and is passed from one program to the
+ * next.
  */
 
-/* Whether addresses prove the receiver on a device: see guard.h. */
+/* Whether addresses prove the receiver on an interface: see guard.h. */
 #define GUARDS 8 /* a power of two */
 struct guard {
 	u64 dev;
@@ -19,42 +21,44 @@ struct packet {
 	u32 size;      /* of the block */
 	u32 slot;      /* row of counters */
 	u32 label;     /* its number; valid if not `is_upcall` */
-	u32 is_upcall; /* Python will write the block anew */
+	u32 is_upcall; /* Python will write the block again */
 	u32 checksum;
 	u32 flags;
-	u64 dev;   /* net_device */
-	u64 net;   /* its network namespace */
-	u64 sk;	   /* the packet's socket; then the one whose user was looked for, whose head is in `work` */
-	u64 inode; /* of that one; 0: none */
+	u64 dev; /* net_device */
+	u64 net; /* its network namespace */
+	u64 sk; /* the packet's socket; later the one whose user was looked up, whose first bytes are in `work` */
+	u64 inode;	/* of that socket; 0: none */
 	u64 address;	/* of its sk_buff */
 	u64 head;	/* of the data's memory */
-	u64 data;	/* where the stack has arrived in it */
+	u64 data;	/* current position of the network stack in it */
 	u64 linear_end; /* of the linear part */
-	u64 time;	/* ns since boot, suspend left out */
+	u64 time;	/* ns since boot, without suspend */
 	u64 packet_id;	/* epb_packetid; 0: none */
-	u64 filter;	/* number of the packet filter to ask, then of the last one asked */
-	u64 is_known;	/* seen before, on another device */
-	u64 taken;	/* enum taken, there */
-	u64 print;	/* of what no device changes, nor NAT */
-	u64 refused;	/* its device or a filter is not wanted: slot * 2 + 1; it is only remembered */
-	u64 unwanted;	/* its device is, as of `verdict` */
-	u64 verdict;	/* control->device_filter, when `unwanted` was found out; 0: this is another device */
+	u64 filter;	/* number of the packet filter to run, then of the last one */
+	u64 is_known;	/* seen before, on another interface */
+	u64 taken;	/* enum taken, on that interface */
+	u64 print;	/* hash of the fields that neither interfaces nor NAT change */
+	u64 refused;	/* excluded by its interface or a filter: slot * 2 + 1; it is only followed */
+	u64 unwanted;	/* excluded by its interface, at the time of `verdict` */
+	u64 verdict;	/* control->device_filter, when `unwanted` was set; 0: this is another interface */
 	u64 guard;	/* 1: its addresses prove no receiver, see guard.h */
-	struct guard guards[GUARDS]; /* what was found out of some devices */
-	u64 sent[3];		     /* the last use of a socket that was learned: see note_use */
+	struct guard guards[GUARDS]; /* results for some interfaces */
+	u64 sent[3];		     /* the last recorded use of a socket: see note_use */
 	struct key key;
 	struct user user;
 	u64 device_name[2];
 	struct shared shared;
 	struct workspace work;
-	struct group group; /* of those who may get it */
-	struct skb skb; /* a copy of it, where it cannot be looked at in place; then of those of its chain */
+	struct group group; /* its candidates */
+	struct skb skb;	    /* a copy of it, if it cannot be read in place; then of those in its chain */
 };
 BPF_PERCPU_ARRAY(packets, struct packet, 3);
 
-/* A processor's record for one direction; 0 is the queue's, when frames are taken at the driver. Two programs for one
-   direction never run inside one another on a processor: the kernel keeps a program from running inside itself, and packets
-   leave with softirqs off. */
+/*
+ * The record of a processor for one direction; 0 is for the queue, if frames are captured at the
+ * driver. Two programs for one direction are never nested on a processor: the kernel does not run a
+ * program inside itself, and packets are sent with softirqs disabled.
+ */
 static inline struct packet *get_packet(u32 direction)
 {
 	return packets.lookup(&direction);
@@ -76,7 +80,7 @@ static inline struct skb *get_skb(struct packet *packet, void *argument)
 #endif
 }
 
-/* The sk_buff of a packet that an earlier program has met. */
+/* The sk_buff of a packet that an earlier program has processed. */
 static inline struct skb *get_met_skb(struct packet *packet, void *argument)
 {
 #ifndef IN_PLACE
@@ -86,7 +90,10 @@ static inline struct skb *get_met_skb(struct packet *packet, void *argument)
 #endif
 }
 
-/* The head of the packet's socket, in place or copied; NULL without a socket. Only single fields may be looked at. */
+/*
+ * The first bytes of the packet's socket, in place or copied; NULL without a socket. Only single
+ * fields may be read.
+ */
 static inline struct sock_head *socket_of(struct packet *packet, struct skb *skb)
 {
 #ifndef IN_PLACE
@@ -98,7 +105,7 @@ static inline struct sock_head *socket_of(struct packet *packet, struct skb *skb
 #endif
 }
 
-/* Reads the packet's own record and finds its device. */
+/* Reads the fields of the packet and of its interface. */
 static inline void meet(struct packet *packet, struct skb *skb, void *argument, u32 direction)
 {
 	u8 *dev = SKB(skb, u8 *, DEV);
@@ -115,7 +122,7 @@ static inline void meet(struct packet *packet, struct skb *skb, void *argument, 
 	packet->dev = (u64)dev;
 	packet->net = (u64)net;
 	packet->sk = SKB(skb, u64, SK);
-	/* The verifier takes some addresses for pointers until they have been in memory. */
+	/* The verifier treats some addresses as pointers until they have been in memory. */
 	packet->address = (u64)argument;
 	packet->head = SKB(skb, u64, HEAD);
 	packet->data = SKB(skb, u64, DATA);
@@ -128,7 +135,7 @@ static inline void meet(struct packet *packet, struct skb *skb, void *argument, 
 	packet->device_name[1] = name1;
 }
 
-/* The flow of a packet on its way out, into its workspace. */
+/* The flow of a sent packet, in its workspace. */
 static inline void flow_of_sent(struct packet *packet, struct skb *skb, struct headers *headers)
 {
 	u64 at = packet->head + SKB(skb, u16, NETWORK_HEADER);

@@ -1,25 +1,32 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Whose is a packet that only passes here, or whose addresses prove nothing?
+ * The process of a packet that passes through, or whose addresses prove nothing.
  *
- * A packet is followed by its sk_buff (sighting.h) from where it left its sender's socket: on its way out it is its sender's,
- * wherever it leaves. And where it leaves, the flow is remembered *as it stands on that device*, after all that NAT has done
- * to it, for the namespace of that device: the answer that arrives there is the same process's (a flow on the wire). From
- * there the answer is followed in turn.
+ * A packet is followed by its sk_buff (sighting.h) from the socket of its sender: as long as it is
+ * on its way out, it belongs to its sender, on all interfaces. Where it leaves, the flow is stored
+ * *as it is on that interface*, after NAT, for the namespace of the interface: the answer that
+ * arrives there belongs to the same process (a flow on the wire). From there the answer is followed
+ * in turn.
  *
- * A flow on the wire holds 30 s past its last packet (TCP: until the next SYN). What leaves with the same addresses and
- * ports and belongs to nobody known ends it: behind masquerade a port may be somebody else's by then. Where two sockets that
- * are both open send with the same addresses and ports, as two containers do that are apart, the answers are nobody's.
+ * A flow on the wire is valid for 30 s after its last packet (TCP: until the next SYN). A sent
+ * packet with the same addresses and ports and an unknown process ends it: with masquerade, another
+ * process may use the port by then. If two open sockets send with the same addresses and ports, as
+ * two separate containers can, the answers are unknown.
  */
 
 #define WIRE_LASTS_NS  (30 * 1000000000ULL)
-#define WIRE_RENEWS_NS 1000000000ULL /* an entry is not written for each packet */
+#define WIRE_RENEWS_NS 1000000000ULL /* an entry is not written for every packet */
 
-/* Bit 0 of the time of a flow on the wire: its user listens, and who accepts the connection is not certain. */
+/*
+ * Bit 0 of the time of a flow on the wire: its user is a listener, so the process that accepts the
+ * connection is not certain.
+ */
 #define WIRE_IS_REQUEST 1ULL
 
-/* Who uses a socket that a packet has left on, or belongs to, of which no user was known then: somebody may be by now, or
-   Python finds out. `found` is how one is found that is known. */
+/*
+ * The user of the socket of a packet, which was not known when the packet was first seen: it may be
+ * recorded by now, or Python looks it up. `found` is the way if it is recorded.
+ */
 static inline enum via resolve_socket(struct control *control, struct packet *packet, u64 sk, u64 identity,
 				      enum via found)
 {
@@ -32,7 +39,10 @@ static inline enum via resolve_socket(struct control *control, struct packet *pa
 	return find_user(control, packet, found);
 }
 
-/* A packet that was seen before: how its process, now its user, was found. `sk` is the socket that it leaves on. */
+/*
+ * A packet that was seen before: how its process, now its user, was found. `sk` is the socket on
+ * which it is sent.
+ */
 static inline enum via find_followed(struct control *control, struct packet *packet, struct skb *skb,
 				     struct sighting *sighting, u64 sk, u32 direction)
 {
@@ -42,7 +52,7 @@ static inline enum via find_followed(struct control *control, struct packet *pac
 		return VIA_GROUP;
 	if (packet->user.tgid)
 		return sk && !(last & 1) ? sighting->via
-					 : VIA_PATH; /* still on its way down a stack of devices */
+					 : VIA_PATH; /* still on its way through stacked interfaces */
 	if (sk)
 		return sighting->via;
 	if (sighting->via == VIA_UNRESOLVED)
@@ -53,7 +63,10 @@ static inline enum via find_followed(struct control *control, struct packet *pac
 	return SKB(skb, u32, SKB_IIF) ? VIA_FORWARDED : VIA_KERNEL;
 }
 
-/* Whether the packet may still be translated on its way out: the kprobe stands before what is at the device's egress. */
+/*
+ * Whether the sent packet can still be translated: the kprobe is before the hooks at the
+ * interface's egress.
+ */
 static inline int may_change(struct packet *packet)
 {
 	u64 changes = 0;
@@ -75,7 +88,7 @@ static inline int is_still_open(struct owner *known)
 	return known->inode && socket_inode(known->sk) == known->inode;
 }
 
-/* A packet leaves: notes whose the answer will be. */
+/* A packet is sent: stores the process for its answer. */
 static inline void enter_wire_flow(struct control *control, struct packet *packet, struct skb *skb,
 				   struct origin *origin)
 {
@@ -97,7 +110,7 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 		return;
 	flow->on_wire = 1;
 	known = flows.lookup(flow);
-	if (packet->key.via == VIA_GROUP) /* which is no user: each answer shall find it anew */
+	if (packet->key.via == VIA_GROUP) /* a group is no user: it is looked up for each answer */
 		__builtin_memset(&owner->user, 0, sizeof(owner->user));
 	else
 		owner->user = packet->user;
@@ -125,7 +138,7 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 			return;
 		}
 		if (age < WIRE_LASTS_NS && known->sk != sk && !was_request) {
-			if (!known->user.tgid && !known->identity) /* of two */
+			if (!known->user.tgid && !known->identity) /* of two senders */
 				return;
 			if (owner->user.tgid && known->user.tgid && known->user.tgid != owner->user.tgid &&
 			    is_still_open(known)) {
@@ -142,7 +155,10 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	control->wired = 1;
 }
 
-/* A packet arrives: whose it is by the flow on the wire. Leaves zeros where it is not known; returns how it was found. */
+/*
+ * A packet arrives: its process by the flow on the wire. Sets zeros if it is not known; returns how
+ * it was found.
+ */
 static inline enum via find_by_wire_flow(struct control *control, struct packet *packet, struct skb *skb)
 {
 	struct flow *flow = &packet->work.flow;
@@ -170,7 +186,10 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 		if (packet->time - owner->time > WIRE_LASTS_NS)
 			return VIA_UNKNOWN;
 	} else if ((headers.word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD) {
-		/* A connection that begins from outside: the flow was of an earlier one with these ports. */
+		/*
+		 * A connection that begins from outside: the flow belonged to an earlier one with
+		 * these ports.
+		 */
 		if (!(owner->time & WIRE_IS_REQUEST)) {
 			flows.delete(flow);
 			return VIA_UNKNOWN;
@@ -178,7 +197,10 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 	} else if (owner->time & WIRE_IS_REQUEST &&
 		   (headers.word & TCP_FIN_IN_WORD ||
 		    SKB(skb, u32, LEN) > headers.transport + ((headers.word & 0xf0) >> 2))) {
-		/* For a connection that nobody is known to have accepted: of who holds the listener, if one alone does. */
+		/*
+		 * For a connection without a known user: the process that has the listener open, if
+		 * there is only one.
+		 */
 		packet->inode = owner->inode;
 		return owner->inode ? find_holder(control, packet) : VIA_UNKNOWN;
 	}
@@ -198,14 +220,17 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 			       : VIA_UNKNOWN;
 }
 
-/* Whether a packet that arrives is not for an address of the device: it passes, or is for another device's address. */
+/*
+ * Whether a received packet is not for an address of the interface: it passes through, or is for an
+ * address of another interface.
+ */
 static inline int is_passing(struct control *control, struct packet *packet, struct skb *skb)
 {
 	struct wanted wanted = {};
 	union network_header header = {};
 	u32 type = SKB_BITS(skb, PKT_TYPE), ether_type = SKB(skb, u16, PROTOCOL);
 
-	if (type == PACKET_OTHERHOST) /* a macvlan device above may take it: see find_receiver */
+	if (type == PACKET_OTHERHOST) /* a macvlan interface above may receive it: see find_receiver */
 		return !(LOAD(u32, packet->dev + DEV_PRIVATE_FLAGS) & IFF_MACVLAN_PORT);
 	if (type != PACKET_HOST)
 		return 0;

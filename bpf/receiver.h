@@ -1,24 +1,28 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Who will get a received packet? The socket is looked up as the kernel will do it a moment later.
+ * The receiver of a received packet: its socket is looked up as the kernel will do it a moment
+ * later.
  *
- * TCP: by the flow, which was learned when the connection was made, or by the listening socket for a SYN. UDP: in the
- * kernel's own table of sockets, by the kernel's rules (udp4_lib_lookup2, udp6_lib_lookup2, compute_score in net/ipv4/udp.c
- * and net/ipv6/udp.c). Echo replies: by the request that left. Where there are several candidates, Python says what they have in
- * common. All else is unknown.
- * skb->sk of a received packet may be the sender's, on this very machine: it is never looked at.
- * All this holds where nothing stands between the hook and the socket (guard.h); else path.h alone tells the receiver.
+ * TCP: by the flow, which was recorded when the connection was made, or by the listening socket for
+ * a SYN. UDP: in the kernel's own table of sockets, by the kernel's rules (udp4_lib_lookup2,
+ * udp6_lib_lookup2, compute_score in net/ipv4/udp.c and net/ipv6/udp.c). Echo replies: by the
+ * request that was sent. If there are several candidates, Python finds what they have in common.
+ * All other packets are unknown. skb->sk of a received packet can be that of the sender, on the
+ * same machine: it is never used. All this is valid if nothing between the hook and the socket
+ * redirects packets (guard.h); otherwise only path.h finds the receiver.
  */
 
-/* An address as it is looked for. */
+/* An address to look up. */
 struct wanted {
 	u64 address[2];
 	u32 family;
 	u32 multicast;
 };
 
-/* Whether the device has the address: its own, or a multicast group that it has joined. A packet for another one is not
-   for this host, or the answer stands on another device: both are "no". */
+/*
+ * Whether the interface has the address: its own, or a multicast group that it has joined. A packet
+ * for another address is not for this host, or the address is on another interface: both are "no".
+ */
 static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
 {
 	u64 list = 0, node = 0;
@@ -58,11 +62,12 @@ static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
 	return 0;
 }
 
-#define MACVLAN 0x6e616c7663616dULL /* "macvlan" and its NUL, as a kind of device */
+#define MACVLAN 0x6e616c7663616dULL /* "macvlan" and its NUL, as a kind of interface */
 
 /*
- * The macvlan device above whose address a frame is for; 0: there is none, and the frame is for another machine.
- * The kernel hands such a frame on where no hook is (macvlan_handle_frame in drivers/net/macvlan.c): it is met here only.
+ * The macvlan interface above with the destination address of a frame; 0: there is none, and the
+ * frame is for another machine. The kernel passes such a frame on without another hook
+ * (macvlan_handle_frame in drivers/net/macvlan.c), so this is the only place where it is seen.
  */
 static inline u64 find_above(u64 dev, u64 data, u64 nothing)
 {
@@ -84,24 +89,25 @@ static inline u64 find_above(u64 dev, u64 data, u64 nothing)
 	return 0;
 }
 
-#define SCORE_BOUND 64 /* of a socket that is bound to an address; all else is less together */
+#define SCORE_BOUND 64 /* of a socket that is bound to an address; more than all other scores together */
 
 /*
- * How well a UDP socket fits a packet, as compute_score in net/ipv4/udp.c and net/ipv6/udp.c counts
- * it; 0: it does not take the packet. `v4` is 1 for a packet of IPv4, 0 for one of IPv6. `counts`
- * is ~0; 0 for multicast, where all sockets that take the packet are alike.
+ * How well a UDP socket matches a packet, as in compute_score in net/ipv4/udp.c and net/ipv6/udp.c;
+ * 0: it does not receive the packet. `v4` is 1 for an IPv4 packet, 0 for IPv6. `counts` is ~0; 0
+ * for multicast, where all matching sockets are equal.
  */
 static inline u64 score_udp_socket(struct sock_head *sock, struct flow *flow, u64 net, u32 ifindex, u64 v4,
 				   u64 counts)
 {
-	/* Numbers, not conditions: each branch would double what the verifier walks. */
+	/* Numbers instead of conditions: each branch would double the work of the verifier. */
 	u64 is_v6 = 1 - any(SOCK(sock, u16, FAMILY) ^ AF_INET6);
 	u64 *local = &SOCK(sock, u64, V6_RCV_SADDR), *remote = &SOCK(sock, u64, V6_DADDR);
 	u64 bound0 = v4 * SOCK(sock, u32, RCV_SADDR) + (1 - v4) * local[0], bound1 = (1 - v4) * local[1];
 	u64 peer0 = v4 * SOCK(sock, u32, DADDR) + (1 - v4) * remote[0], peer1 = (1 - v4) * remote[1];
 	u64 is_bound = any(bound0 | bound1), has_peer = any(peer0 | peer1);
 	u64 has_device = any(SOCK(sock, u32, BOUND_DEV_IF)), has_port = any(SOCK(sock, u16, DPORT));
-	u64 other = SOCK(sock, u16, NUM) ^ flow->local_port; /* 0 as long as the socket can take the packet */
+	u64 other =
+		SOCK(sock, u16, NUM) ^ flow->local_port; /* 0 as long as the socket can receive the packet */
 
 	other |= SOCK(sock, u64, NET) ^ net;
 	other |= v4 * is_v6 * SOCK_BIT(sock, V6ONLY) | (1 - v4) * (1 - is_v6);
@@ -116,9 +122,9 @@ static inline u64 score_udp_socket(struct sock_head *sock, struct flow *flow, u6
 }
 
 /*
- * The UDP socket that takes a packet; 0 where there is none. All that would take it are in `group`: more than one with
- * SO_REUSEPORT, where the kernel chooses later, and of multicast, which all get.
- * `wildcard` tells whether it is bound to no address, so that the packet may be for another host.
+ * The UDP socket that receives a packet; 0 if there is none. All candidates are in `group`: several
+ * with SO_REUSEPORT, where the kernel chooses later, and with multicast, which all of them receive.
+ * `wildcard`: whether it is bound to no address, so that the packet may be for another host.
  */
 static inline u64 find_udp_socket(struct control *control, u64 net, u32 ifindex, struct flow *flow,
 				  u32 multicast, struct sock_head *sock, u32 *wildcard, struct group *group)
@@ -153,7 +159,8 @@ static inline u64 find_udp_socket(struct control *control, u64 net, u32 ifindex,
 		u64 is_as_good = any(score) & 1 - any(score ^ best_score);
 
 		found &= is_better - 1;
-		group->sks[BOUND(found, GROUP_MAX - 1)] = sk; /* the next one's place, if this is none */
+		group->sks[BOUND(found, GROUP_MAX - 1)] =
+			sk; /* the slot of the next one, if this one does not match */
 		found += is_better | is_as_good;
 		best += -is_better & (sk - best);
 		best_score += -is_better & (score - best_score);
@@ -163,7 +170,7 @@ static inline u64 find_udp_socket(struct control *control, u64 net, u32 ifindex,
 	return node ? 0 : best;
 }
 
-/* The sockets that share a port with one: fills in `group`; whether there are several. */
+/* The sockets that share a port with one: sets `group`; returns whether there are several. */
 static inline int find_sharing(u64 sk, struct group *group)
 {
 	u64 sharing = LOAD(u64, sk + SOCK_REUSEPORT);
@@ -175,7 +182,10 @@ static inline int find_sharing(u64 sk, struct group *group)
 	return 1;
 }
 
-/* The same of a packet that any of several sockets may get: the group is known by their inodes, in any order. */
+/*
+ * The same for a packet with several candidate sockets: the group is identified by their inodes, in
+ * any order.
+ */
 static inline enum via find_group(struct control *control, struct packet *packet)
 {
 	struct group *group = &packet->group;
@@ -201,7 +211,7 @@ static inline enum via find_group(struct control *control, struct packet *packet
 	return find_members(control, packet, number, total);
 }
 
-/* The socket that listens at an address: on the device, else on all. */
+/* The socket that listens on an address: on the interface, otherwise on all interfaces. */
 static inline struct owner *lookup_listener(struct flow *flow, u32 ifindex)
 {
 	struct owner *owner;
@@ -215,7 +225,10 @@ static inline struct owner *lookup_listener(struct flow *flow, u32 ifindex)
 	return owner && !owner->time ? owner : NULL;
 }
 
-/* Whether a listener takes IPv6 only; of one that Python has found its record's identity says so. */
+/*
+ * Whether a listener accepts IPv6 only; for one that Python has found, this is in the identity of
+ * its record.
+ */
 static inline int is_v6_only(struct owner *owner)
 {
 	if (!owner->sk)
@@ -223,7 +236,10 @@ static inline int is_v6_only(struct owner *owner)
 	return LOAD(u8, owner->sk + SOCK_V6ONLY_BYTE) >> SOCK_V6ONLY_SHIFT & 1;
 }
 
-/* The socket that listens for a connection: its record; NULL where none is known. As __inet_lookup_listener does it. */
+/*
+ * The record of the socket that listens for a connection; NULL if none is known. As in
+ * __inet_lookup_listener.
+ */
 static inline struct owner *find_listener(struct flow *flow, u32 ifindex, u32 *wildcard)
 {
 	struct owner *owner;
@@ -237,12 +253,15 @@ static inline struct owner *find_listener(struct flow *flow, u32 ifindex, u32 *w
 	owner = lookup_listener(flow, ifindex);
 	if (owner || flow->family != AF_INET)
 		return owner;
-	flow->family = AF_INET6; /* a socket that takes IPv4, too */
+	flow->family = AF_INET6; /* a socket that also receives IPv4 */
 	owner = lookup_listener(flow, ifindex);
 	return owner && !is_v6_only(owner) ? owner : NULL;
 }
 
-/* Whether a TCP segment refuses a SYN: a reset that acknowledges, with the sequence number 0 (RFC 9293, 3.10.7.1). */
+/*
+ * Whether a TCP segment rejects a SYN: a reset with ACK and the sequence number 0 (RFC 9293,
+ * 3.10.7.1).
+ */
 static inline int refuses(u64 transport, struct headers *headers)
 {
 	u32 both = TCP_RST_IN_WORD | TCP_ACK_IN_WORD;
@@ -250,8 +269,10 @@ static inline int refuses(u64 transport, struct headers *headers)
 	return (headers->word & both) == both && !LOAD(u32, transport + 4);
 }
 
-/* Fills in who will get a packet, and of one in fragments which that is; leaves zeros where it is not known. Returns how it was
-   found. */
+/*
+ * Sets the receiver of a packet, and stores it for the later fragments; zeros if it is not known.
+ * Returns how it was found.
+ */
 static inline enum via find_receiver_of(struct control *control, struct packet *packet, struct skb *skb,
 					struct headers *headers, struct fragment *fragment)
 {
@@ -304,7 +325,10 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 		several = packet->group.count > 1;
 	} else if (flow->protocol == IPPROTO_TCP) {
 		owner = find_flow(flow);
-		/* The same ports again: a new connection, also where only its answer is seen (directions: in). */
+		/*
+		 * The same ports again: a new connection, also if only its answer is seen
+		 * (directions: in).
+		 */
 		if (owner && owner->time &&
 		    (headers->word & TCP_SYN_IN_WORD ||
 		     refuses(packet->data + headers->transport, headers))) {
@@ -317,14 +341,17 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 			several = owner && find_sharing(owner->sk, &packet->group);
 		}
 	} else if (flow->protocol == IPPROTO_ICMP || flow->protocol == IPPROTO_ICMPV6) {
-		/* A reply's type is the request's but for one: look for the request. */
+		/* The type of a reply differs from that of its request: look up the request. */
 		u32 reply = flow->protocol == IPPROTO_ICMP ? 0 : 129;
 
 		if (flow->remote_port != reply)
 			return VIA_UNKNOWN;
 		flow->remote_port = flow->protocol == IPPROTO_ICMP ? ICMP_ECHO : ICMPV6_ECHO_REQUEST;
 		owner = flows.lookup(flow);
-		/* A socket that is closed gets no reply: the next one's request may not have been seen. */
+		/*
+		 * A closed socket gets no reply: the request of the next one may not have been
+		 * seen.
+		 */
 		if (owner && owner->inode && socket_inode(owner->sk) != owner->inode)
 			owner = NULL;
 	}
@@ -340,12 +367,15 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 			return VIA_FLOW;
 		}
 		found = owner->sk;
-		if (!found) { /* several, as Python has found at the start; or nobody */
+		if (!found) { /* several, as Python has found at the start; or none */
 			packet->inode = owner->inode;
 			return owner->inode ? find_holder(control, packet) : VIA_UNKNOWN;
 		}
 	}
-	/* A UDP socket, or one whose connection nobody has accepted yet, or whose user was not known when it asked. */
+	/*
+	 * A UDP socket, or one whose connection is not accepted yet, or whose user was not known at
+	 * the request.
+	 */
 	packet->sk = found;
 	if (READ(sock, sizeof(*sock), found) || (owner && owner->identity != SOCK_IDENTITY(sock)))
 		return VIA_UNKNOWN;
@@ -357,7 +387,7 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 
 #define FRAGMENT_LASTS_NS 1000000000ULL
 
-/* The same for any packet: a fragment that is not the first is for who gets the first one. */
+/* The same for any packet: a later fragment has the receiver of the first one. */
 static inline enum via find_receiver(struct control *control, struct packet *packet, struct skb *skb)
 {
 	struct headers headers = {};

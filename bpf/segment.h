@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Room in the shared segments: reserve, then commit.
+ * Space in the shared segments: reserve, then commit.
  *
- * One cursor orders all packets of all CPUs. A reservation never spans two segments: the one that does not fit
- * seals the segment and starts the next. What was reserved is always committed, whatever it then holds.
+ * One cursor orders all packets of all CPUs. A reservation is never in two segments: one that does
+ * not fit seals the segment and starts the next. Reserved space is always committed, whatever its
+ * content.
  */
 
 struct reservation {
@@ -26,9 +27,9 @@ static inline int ends_sleep(struct control *control, enum sleep until)
 }
 
 /*
- * Reserves `size` bytes, at most SEGMENT_SIZE and a multiple of 4.
- * Returns 0, or the counter that says why there is no room: LOST_FULL when the reader is a whole buffer behind,
- * LOST_CONTENDED when other CPUs won the cursor RESERVE_TRIES times in a row.
+ * Reserves `size` bytes, at most SEGMENT_SIZE and a multiple of 4. Returns 0, or the counter with
+ * the reason: LOST_FULL if the reader is a complete buffer behind, LOST_CONTENDED if other CPUs
+ * moved the cursor RESERVE_TRIES times in a row.
  */
 static inline int reserve(struct control *control, u32 size, struct reservation *room)
 {
@@ -60,8 +61,11 @@ static inline int reserve(struct control *control, u32 size, struct reservation 
 	return LOST_CONTENDED;
 }
 
-/* Notes where a local block lies, so that Python need not walk the whole segment to find it. When many come at once, Python
-   is wanted now: each packet of a fast sender needs it until there is a label. */
+/*
+ * Stores the offset of a local block, so that Python need not walk the segment to find it. If there
+ * are many, Python is woken at once: until there is a label, each packet of a fast sender is a
+ * local block.
+ */
 static inline void list_upcall(struct control *control, struct segment *segment, struct reservation *room)
 {
 	u64 listed =
@@ -73,8 +77,10 @@ static inline void list_upcall(struct control *control, struct segment *segment,
 		wake_reader();
 }
 
-/* Gives the block to the reader. The fetch makes the addition a full barrier also on arm64:
-   whoever sees the sum sees the block. */
+/*
+ * Commits the block. The fetch makes the addition a full barrier, also on arm64: a reader that sees
+ * the sum also sees the block.
+ */
 static inline void commit(struct control *control, struct reservation *room, u32 size)
 {
 	u64 before = __sync_fetch_and_add(

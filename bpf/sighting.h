@@ -1,34 +1,39 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * One packet on several devices: veth pairs, bridges, bonds, VLANs, tunnels, the routing of this host.
+ * One packet on several interfaces: veth pairs, bridges, bonds, VLANs, tunnels, the routing of this
+ * host.
  *
- * On its whole way through the machine, also through NAT and from one network namespace to the next, a packet keeps its
- * sk_buff; what copies it (a bridge that floods) keeps the address of the data. Addresses are used again by later packets
- * within microseconds, so three things more have to agree, within a second:
+ * On its way through the machine, also through NAT and between network namespaces, a packet keeps
+ * its sk_buff; a copy (by a bridge that floods) keeps the address of the data. Later packets reuse
+ * addresses within microseconds, so three more conditions must be true, within a second:
  *
- * - What neither a device nor NAT changes (print_of): of IPv4 identification and length, of TCP numbers, flags and window, of
- *   UDP length and first bytes, of ICMP type and sequence number, and of all the last bytes. In a tunnel that of the packet
- *   inside.
- * - The way: a place where it was before is another packet's (the next of the flow, or the same sent again). What leaves on
- *   a socket is new, unless it left on the same one just before. What arrives is new on a device that nothing on this
- *   machine hands packets to: a card, a tun or tap; and where it has left by the same device, as an answer would.
- * - There is one entry for each address: the later packet's.
+ * - The fields that neither an interface nor NAT changes are equal (print_of): for IPv4
+ *   identification and length, for TCP numbers, flags and window, for UDP length and first bytes,
+ *   for ICMP type and sequence number, and for all of them the last bytes. In a tunnel, those of
+ *   the inner packet.
+ * - The path is possible: a packet at an interface where this one was already is another one (the
+ *   next of the flow, or a retransmission). A packet that is sent on a socket is new, unless it was
+ *   sent on the same one just before. A received packet is new on an interface that gets no packets
+ *   from this machine (a network card, a tun or tap device), and where it was sent by the same
+ *   interface, like an answer.
+ * - There is one entry for each address: that of the later packet.
  */
 
 #define SIGHTING_LASTS_NS 1000000000ULL
 
 /*
- * Whether the packets of a device may be seen on another one, too: it lies on top of another (VLAN, bond, bridge, tunnel) or
- * is one end of a pair - all these are made by rtnetlink - or another lies on top of it.
+ * Whether the packets of an interface can be on another one, too: it is on top of another one
+ * (VLAN, bond, bridge, tunnel) or one end of a pair (all these are made by rtnetlink), or another
+ * one is on top of it.
  */
 static inline int is_stacked(u8 *dev)
 {
 	return FIELD(u64, dev, DEV_LINK_OPERATIONS) || FIELD(u64, dev, DEV_UPPER) != (u64)(dev + DEV_UPPER);
 }
 
-#define TUN 0x006e7574U /* "tun" and its NUL, as a kind of device; tap is of that kind */
+#define TUN 0x006e7574U /* "tun" and its NUL, as a kind of interface; tap has the same kind */
 
-/* Whether what arrives at a device may come from another one of this machine. */
+/* Whether a packet received on an interface can come from another interface of this machine. */
 static inline int is_handed_on(u8 *dev)
 {
 	u64 operations = FIELD(u64, dev, DEV_LINK_OPERATIONS);
@@ -41,7 +46,7 @@ static inline u32 index_of(u64 address)
 	return (address >> 6 ^ address >> 20) & (SIGHTINGS - 1);
 }
 
-/* The entry of the table for an sk_buff; it may hold another packet. */
+/* The entry of the table for an sk_buff; it can be of another packet. */
 static inline struct sighting *find_sighting(u64 skb)
 {
 	u32 index = index_of(skb);
@@ -49,11 +54,14 @@ static inline struct sighting *find_sighting(u64 skb)
 	return sightings.lookup(&index);
 }
 
-/* Of the first word of an ICMP header: type, code and sequence number. Checksum and identifier change by NAT. As a mask: setting
-   both to 0 in the struct makes the verifier walk a fifth more. */
+/*
+ * Mask of the first word of an ICMP header: type, code and sequence number, but not checksum and
+ * identifier, which NAT changes. With zeros in the struct instead, the verifier has a fifth more
+ * work.
+ */
 #define ICMP_KEPT 0xffff00000000ffffULL
 
-/* Leaves of a transport header what neither a device nor NAT changes. */
+/* Keeps only the fields of a transport header that neither an interface nor NAT changes. */
 static inline void mask_transport(union transport_header *header, u32 protocol)
 {
 	if (protocol == IPPROTO_TCP) {
@@ -66,9 +74,9 @@ static inline void mask_transport(union transport_header *header, u32 protocol)
 	}
 }
 
-#define NETWORK_SPAN 24 /* bytes of the network header that are read for it */
+#define NETWORK_SPAN 24 /* bytes of the network header that are read */
 
-/* What neither a device nor NAT changes of a packet, mixed to a number. */
+/* A hash of the fields of a packet that neither an interface nor NAT changes. */
 static inline u64 print_of(struct packet *packet, struct skb *skb)
 {
 	u64 at = packet->key.direction == IN ? packet->data : packet->head + SKB(skb, u16, NETWORK_HEADER);
@@ -100,7 +108,7 @@ static inline u64 print_of(struct packet *packet, struct skb *skb)
 			start += 4;
 		else if (start + sizeof(transport) > end || length < start + sizeof(transport) - at)
 			transport.words[1] = 0;
-	} else { /* nothing that NAT would change */
+	} else { /* nothing that NAT changes */
 		what = network.words[0];
 		transport.words[0] = network.words[1];
 		transport.words[1] = network.words[2];
@@ -117,22 +125,25 @@ static inline u64 print_of(struct packet *packet, struct skb *skb)
 	       PRINT_FACTOR;
 }
 
-/* Whether an entry is this packet's, seen elsewhere shortly before. `sk` is the socket on which it leaves. */
+/*
+ * Whether an entry is of this packet, seen on another interface shortly before. `sk` is the socket
+ * on which it is sent.
+ */
 static inline int is_continued(struct sighting *entry, struct packet *packet, u64 place, u64 sk)
 {
-	u64 visited = entry->count >= SIGHTING_PLACES; /* there is no room to know all its places */
+	u64 visited = entry->count >= SIGHTING_PLACES; /* there is no space for more interfaces */
 
 	if (packet->time - entry->time > SIGHTING_LASTS_NS || entry->print != packet->print ||
 	    (sk && entry->sk != sk))
 		return 0;
-	for (int i = 0; i < SIGHTING_PLACES; i++) /* for one that arrives: it was here, in either direction */
+	for (int i = 0; i < SIGHTING_PLACES; i++) /* for a received one: it was here, in either direction */
 		visited |= (entry->places[i] | (place & 1)) == place;
 	return !visited;
 }
 
 /*
- * Whether the packet was seen before, on its way here; then `entry`, that of its sk_buff, says so. Else `entry` is of an
- * earlier packet.
+ * Whether the packet was seen before; then `entry`, that of its sk_buff, is of this packet.
+ * Otherwise `entry` is of an earlier packet.
  */
 static inline int is_seen_before(struct sighting *entry, struct packet *packet, u64 skb, u64 place, u64 sk)
 {
@@ -156,7 +167,10 @@ static inline int is_seen_before(struct sighting *entry, struct packet *packet, 
 	return 1;
 }
 
-/* Notes where the packet is seen now: as a new one, or further on its way; or only that it is, at no place. */
+/*
+ * Stores where the packet is seen: as a new one, or on its way; or only that it exists, at no
+ * interface.
+ */
 static inline void note_sighting(struct sighting *entry, struct packet *packet, u64 skb, u64 place,
 				 int is_known, int nowhere)
 {
@@ -179,7 +193,7 @@ static inline void note_sighting(struct sighting *entry, struct packet *packet, 
 		entry->places[entry->count++ & (SIGHTING_PLACES - 1)] = place;
 }
 
-/* Notes that a packet stands in the file, or that Python is asked. */
+/* Stores that a packet is in the file, or that Python decides about it. */
 static inline void note_taken(u64 skb, enum taken taken)
 {
 	struct sighting *entry = find_sighting(skb);

@@ -48,20 +48,20 @@
 #include "measure.h"
 
 /*
- * The stages behind the first one, in their order; the first, stage_interface, is what the kernel
- * calls. Each stage is a function stage_NAME, and a program NAME_DIRECTION, which the one before it
- * calls: several programs are verified faster than one, as the ways through the first need not be
- * walked again with each way through the second. The programs of STAGE_FILTER are there only with
- * packet filters, and can be exchanged between two packets. All programs of such a map have to be
- * for functions of one type, and the hook at the driver has not the type of the one for received
- * frames: so there are two.
+ * The stages after the first one, in their order; the first, stage_interface, is called by the
+ * kernel. Each stage is a function stage_NAME, and a program NAME_DIRECTION, which the stage before
+ * calls. Several programs are verified faster than one: the paths through the first are not checked
+ * again for each path through the second. The programs of STAGE_FILTER only exist with packet
+ * filters, and can be replaced between two packets. All programs of such a map must be for
+ * functions of one type, and the hook at the driver has another type than the one for received
+ * frames: so there are two maps.
  */
 enum stage { STAGE_GUARD, STAGE_FILTER, STAGE_PROCESS, STAGE_BLOCK, STAGE_FRAME };
 #define STAGES 5
 BPF_PROG_ARRAY(stages_out, STAGES);
 BPF_PROG_ARRAY(stages_in, STAGES);
 
-/* Goes on with a stage. Returns only where its program is missing, which does not happen. */
+/* Calls the next stage. Returns only if its program is missing, which does not happen. */
 static inline void call_stage(void *ctx, const u32 direction, const enum stage stage)
 {
 	if (direction == OUT)
@@ -73,9 +73,9 @@ static inline void call_stage(void *ctx, const u32 direction, const enum stage s
 #define IFF_LOOPBACK (1 << 3)
 
 /*
- * Frames on loopback were captured when they left: they appear once. So were multicasts and
- * broadcasts that the host gives back to itself on any device (dev_loopback_xmit): what comes is
- * without a link-layer header, and no AF_PACKET socket sees it.
+ * Frames on loopback are captured only when they are sent. So are multicasts and broadcasts that
+ * the host sends back to itself on any interface (dev_loopback_xmit): the received frame has no
+ * link-layer header, and no AF_PACKET socket sees it.
  */
 static inline int is_loopback(struct skb *skb)
 {
@@ -85,7 +85,7 @@ static inline int is_loopback(struct skb *skb)
 
 /*
  * Whether a packet that was seen before keeps the process that was found then. `sk` is the socket
- * that it leaves on, if any.
+ * on which it is sent, if any.
  */
 static inline int is_process_kept(struct control *control, struct packet *packet, struct skb *skb,
 				  struct sighting *sighting, u64 sk, const u32 direction)
@@ -98,8 +98,8 @@ static inline int is_process_kept(struct control *control, struct packet *packet
 }
 
 /*
- * Finds the process of a packet that does not keep one, and fills in `origin`, by which it is
- * followed. Returns how.
+ * Finds the process of a packet that does not keep one, and sets `origin`, with which the packet is
+ * followed. Returns how the process was found.
  */
 static inline enum via find_process(void *ctx, struct control *control, struct packet *packet,
 				    struct skb *skb, u64 sk, const u32 direction, const int only_remember,
@@ -111,7 +111,10 @@ static inline enum via find_process(void *ctx, struct control *control, struct p
 	__builtin_memset(&packet->user, 0, sizeof(packet->user));
 	if (direction == OUT) {
 		via = find_sender(ctx, control, packet, skb, only_remember || !control->late);
-		/* What no process has sent is followed for who gets it, once that is known. */
+		/*
+		 * If no process has sent the packet, it is followed for its receiver, once that is
+		 * known.
+		 */
 		origin->role = via == VIA_KERNEL ? GETS : SENDS;
 		origin->sk = via == VIA_FLOW ? 0 : packet->sk;
 		origin->is_request = packet->sk != sk;
@@ -124,8 +127,8 @@ static inline enum via find_process(void *ctx, struct control *control, struct p
 }
 
 /*
- * Finds whose packet it is, and notes where it was seen. With `only_remember`, nothing but that: at
- * the queue, for the hook at the driver, where another process may be at work.
+ * Finds the process of the packet, and stores where the packet was seen. With `only_remember`, it
+ * does only that: at the queue, for the hook at the driver, where another process may be running.
  */
 static inline void identify(void *ctx, struct control *control, struct packet *packet, struct skb *skb,
 			    const u32 direction, const int only_remember)
@@ -134,7 +137,7 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 	u64 address = packet->address;
 	struct sighting *sighting = find_sighting(address);
 	u8 *dev = SKB(skb, u8 *, DEV);
-	/* The socket of a packet that arrives is its sender's, if it has one. */
+	/* The socket of a received packet belongs to its sender, if it has one. */
 	u64 place = key->net << 33 ^ (u64)key->ifindex << 1 ^ direction & 1,
 	    sk = direction == OUT ? packet->sk : 0;
 	struct origin origin = {};
@@ -169,26 +172,26 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 	     (control->wired && via == VIA_FORWARDED)))
 		enter_wire_flow(control, packet, skb, &origin);
 	if (!linked && !only_remember) {
-		if (sighting->skb == address) /* another packet's by now */
+		if (sighting->skb == address) /* it belongs to another packet now */
 			sighting->skb = 0;
 		return;
 	}
 	note_sighting(sighting, packet, address, place, is_known, only_remember);
 	packet->packet_id = linked ? sighting->id : 0;
 	if (is_known && direction == IN && !follows && sighting->origin.role == SENDS)
-		return; /* it has arrived: who has sent it stays known */
+		return; /* it has been received: its sender stays known */
 	if (!is_known || sk)
 		sighting->sk = sk;
 	if (follows && !packet->user.tgid)
-		return; /* it stays to be found out */
+		return; /* it is not decided yet */
 	sighting->user = packet->user;
 	sighting->via = via;
 	sighting->origin = origin;
 }
 
 /*
- * Whether the packet's device is not to be captured: its slot * 2 + 1; 0: it is, or is not known
- * yet. Found out once for packets of one device that follow one another.
+ * Whether the packet's interface is excluded: its slot * 2 + 1; 0: it is not, or is not known yet.
+ * The result is reused for consecutive packets of one interface.
  */
 static inline u64 is_unwanted(struct control *control, struct packet *packet)
 {
@@ -206,16 +209,16 @@ static inline u64 is_unwanted(struct control *control, struct packet *packet)
 }
 
 /*
- * Whether a packet that is not wanted is followed all the same: it may come to a device where it
- * is. Its process is known where it leaves its sender's socket, and that is on a device of the
- * sender's own, such as a container's.
+ * Whether an excluded packet is followed: it may reach an interface that is captured. Its process
+ * is known where it leaves the socket of its sender, which is on an interface of the sender, such
+ * as that of a container.
  */
 static inline int is_followed(struct packet *packet, struct skb *skb, const u32 direction)
 {
 	return packet->guard || (direction == OUT && is_stacked(SKB(skb, u8 *, DEV)));
 }
 
-/* Where a packet goes on to, once it is known what guards its device. */
+/* The next stage of a packet, once the guard of its interface is known. */
 static inline void proceed(void *ctx, struct control *control, struct packet *packet, struct skb *skb,
 			   const u32 direction)
 {
@@ -227,7 +230,7 @@ static inline void proceed(void *ctx, struct control *control, struct packet *pa
 			call_stage(ctx, direction, STAGE_PROCESS);
 		if (sighting && sighting->skb == packet->address && direction == IN &&
 		    !is_stacked(SKB(skb, u8 *, DEV)))
-			sighting->skb = 0; /* another packet's by now */
+			sighting->skb = 0; /* it belongs to another packet now */
 		count(packet->unwanted >> 1, FILTERED);
 		return;
 	}
@@ -237,7 +240,7 @@ static inline void proceed(void *ctx, struct control *control, struct packet *pa
 }
 
 /*
- * Interface: is the packet's interface wanted? Together, the stages count exactly one outcome for
+ * Interface: is the packet's interface captured? Together, the stages count exactly one outcome for
  * each packet.
  */
 static inline void stage_interface(void *ctx, void *argument, const u32 direction)
@@ -260,8 +263,8 @@ static inline void stage_interface(void *ctx, void *argument, const u32 directio
 }
 
 /*
- * Guard: can something redirect what the packet's interface receives? Only where that was not found
- * out lately.
+ * Guard: can something redirect the packets that the interface receives? Only if it was not checked
+ * in the last millisecond.
  */
 static inline void stage_guard(void *ctx, void *argument, const u32 direction)
 {
@@ -278,9 +281,7 @@ static inline void stage_guard(void *ctx, void *argument, const u32 direction)
 #ifdef WINDOW
 #include "filter.h"
 
-/*
- * Filter: does the packet match? One that does not is counted on its interface, if that is known.
- */
+/* Filter: does the packet match? If not, it is counted on its interface, if that is known. */
 static inline void stage_filter(void *ctx, void *argument, const u32 direction)
 {
 	u32 zero = 0;
@@ -308,7 +309,7 @@ static inline void stage_filter(void *ctx, void *argument, const u32 direction)
 }
 #endif
 
-/* Process: who sent the packet, or will get it? */
+/* Process: who sent the packet, or will receive it? */
 static inline void stage_process(void *ctx, void *argument, const u32 direction)
 {
 	u32 zero = 0;
@@ -325,8 +326,8 @@ static inline void stage_process(void *ctx, void *argument, const u32 direction)
 }
 
 /*
- * Block: has the packet a label, how much of it is captured, where; writes the block but for the
- * frame.
+ * Block: finds the label of the packet, how much of it is captured, and where; writes the block
+ * except the frame.
  */
 static inline void stage_block(void *ctx, void *argument, const u32 direction)
 {
@@ -347,7 +348,7 @@ static inline void stage_block(void *ctx, void *argument, const u32 direction)
 	}
 	if (label && label->filter && packet->filter != label->filter) {
 		packet->filter = label->filter;
-		call_stage(ctx, direction, STAGE_FILTER); /* and back */
+		call_stage(ctx, direction, STAGE_FILTER); /* which calls this stage again */
 	}
 	if (control->dedup && packet->taken == TAKEN) {
 		count(slot, DUPLICATE);
@@ -379,7 +380,7 @@ static inline void stage_block(void *ctx, void *argument, const u32 direction)
 	call_stage(ctx, direction, STAGE_FRAME);
 }
 
-/* Frame: copies the frame, and gives the block to the reader. */
+/* Frame: copies the frame, and commits the block. */
 static inline void stage_frame(void *argument, const u32 direction)
 {
 	u32 zero = 0;
@@ -392,7 +393,7 @@ static inline void stage_frame(void *argument, const u32 direction)
 	struct segment *segment = find_segment(&packet->room);
 
 	if (!segment)
-		return; /* cannot be: an array map has all its entries */
+		return; /* impossible: an array map has all its entries */
 	u32 copied = copy_frame(control, segment->bytes, SEGMENT_SIZE, CAPTURE_MAX,
 				packet->room.at + sizeof(struct block_head), &packet->frame, packet->head,
 				SKB(skb, u32, END), &packet->skb, &packet->shared);
@@ -404,14 +405,16 @@ static inline void stage_frame(void *argument, const u32 direction)
 }
 
 /*
- * The first argument of the traced function: of a raw tracepoint, or from the registers at a
+ * The first argument of the traced function: from a raw tracepoint, or from the registers of a
  * kprobe.
  */
 #define TRACEPOINT_ARGUMENT(ctx, n) (((u64 *)(ctx))[n])
 #define KPROBE_ARGUMENT(ctx)	    (*(u64 *)((u8 *)(ctx) + ARGUMENT_1))
 #ifdef KPROBE
 #define FIRST_ARGUMENT(ctx) ((void *)KPROBE_ARGUMENT(ctx))
-/* __netif_receive_skb_core takes the address of a pointer to the skb, its tracepoint the skb. */
+/*
+ * __netif_receive_skb_core gets the address of a pointer to the skb, its tracepoint gets the skb.
+ */
 #define RECEIVED(ctx) ((void *)LOAD(u64, KPROBE_ARGUMENT(ctx)))
 #else
 #define FIRST_ARGUMENT(ctx) ((void *)TRACEPOINT_ARGUMENT(ctx, 0))
@@ -448,7 +451,7 @@ int frame_out(void *ctx)
 	return 0;
 }
 
-/* At the queue, when frames are taken at the driver: whose packet it is can be told here only. */
+/* At the queue, if frames are captured at the driver: only here can the process be found. */
 int on_queue(void *ctx)
 {
 	u32 zero = 0;
@@ -460,7 +463,7 @@ int on_queue(void *ctx)
 	struct skb *skb = get_skb(packet, FIRST_ARGUMENT(ctx));
 
 	meet(packet, skb, FIRST_ARGUMENT(ctx), OUT);
-	packet->guard = 0; /* the hook at the driver finds out */
+	packet->guard = 0; /* the hook at the driver checks it */
 	identify(ctx, control, packet, skb, OUT, 1);
 	return 0;
 }
@@ -509,7 +512,7 @@ int filter_in(void *ctx)
 }
 #endif
 
-/* inet_sendmsg, inet_recvmsg and their like: a struct socket. */
+/* inet_sendmsg, inet_recvmsg and similar: a struct socket. */
 int on_use(void *ctx)
 {
 	struct workspace work;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Sockets and flows: the fields of a struct sock that tell whose packets are its own. headers.h has the same of a packet.
+ * Sockets and flows: the fields of a struct sock that identify its packets. headers.h has the same
+ * for a packet.
  *
- * Both sides of a flow have one shape (struct flow), so that what a socket is known by can be looked up by a packet.
+ * Both have one type (struct flow), so a packet can be used to look up a socket.
  */
 
 #define AF_INET		 2
@@ -15,17 +16,22 @@
 #define TCP_LISTEN	 10
 #define TCP_NEW_SYN_RECV 12
 
-/* The start of struct sock_common, read at once: addresses, ports, hash, family, state, flags, chain. */
+/*
+ * The first bytes of struct sock_common, read at once: addresses, ports, hash, family, state,
+ * flags, chain.
+ */
 struct sock_head {
 	u8 bytes[SOCK_SPAN];
 } __attribute__((aligned(8)));
 #define SOCK(sock, type, field) (*(type *)((sock)->bytes + SOCK_##field))
-/* What tells one socket from another: the hash of its addresses, and its ports. */
+/* What identifies a socket: the hash of its addresses, and its ports. */
 #define SOCK_IDENTITY(sock)   (SOCK(sock, u32, HASH) | (u64)SOCK(sock, u32, DPORT) << 32)
 #define SOCK_BIT(sock, field) (SOCK(sock, u8, field##_BYTE) >> SOCK_##field##_SHIFT & 1)
 
-/* The inode number of an open socket: it tells a socket from a later one at the same address.
-   0: closed by its users, or not yet accepted. */
+/*
+ * The inode number of an open socket, which differs from that of a later one at the same address.
+ * 0: closed, or not yet accepted.
+ */
 static inline u64 socket_inode(u64 sk)
 {
 	u64 socket = LOAD(u64, sk + SOCK_SOCKET);
@@ -35,15 +41,15 @@ static inline u64 socket_inode(u64 sk)
 
 #define PRINT_FACTOR 0x9e3779b97f4a7c15ULL /* odd, its bits well mixed: 2^64 by the golden ratio */
 
-/* Which protocol a socket speaks. */
+/* The protocol of a socket. */
 static inline u32 socket_protocol(u64 sk)
 {
 	return LOAD(u16, sk + SOCK_PROTOCOL);
 }
 
 /*
- * How many descriptors, messages with descriptors, and calls at work lead to an open socket: more than one, and several processes
- * may have it. 0: it is not open.
+ * The number of descriptors, messages with descriptors, and running calls that refer to an open
+ * socket: with more than one, several processes may have it open. 0: it is not open.
  */
 static inline u64 references_of(u64 sk)
 {
@@ -52,8 +58,11 @@ static inline u64 references_of(u64 sk)
 	return file ? LOAD(u64, file + FILE_COUNT) + FILE_COUNT_BIAS : 0;
 }
 
-/* Fills in the flow of a socket; an IPv6 socket that speaks to or has an IPv4 address has an IPv4 flow, as its packets do. One that
-   listens on one device only has the device's number in place of a remote address. */
+/*
+ * Sets the flow of a socket; an IPv6 socket with an IPv4 address has an IPv4 flow, like its
+ * packets. A listener on one interface only has the number of the interface in place of a remote
+ * address.
+ */
 static inline void flow_of_socket(struct sock_head *sock, u32 protocol, struct flow *flow)
 {
 	u64 *remote = &SOCK(sock, u64, V6_DADDR), *local = &SOCK(sock, u64, V6_RCV_SADDR);
@@ -76,7 +85,7 @@ static inline void flow_of_socket(struct sock_head *sock, u32 protocol, struct f
 	flow->on_wire = 0;
 }
 
-/* Room for what the functions that learn need, so that each program chooses where it lies. */
+/* Memory for the functions that record users; each program chooses where it is. */
 struct workspace {
 	struct sock_head sock;
 	struct owner owner;

@@ -128,7 +128,8 @@ def _synopsis(action: argparse.Action) -> str:
 def _form(action: argparse.Action) -> str:
     names = " , ".join(f"Fl {_word(option[1:])}" for option in action.option_strings)
     value = _value(action)
-    return f"{names} Ar {_word(value)}".strip() if value else names
+    choices = _word(value).replace("|", "|\\:")  # a line may be broken there
+    return f"{names} Ar {choices}".strip() if value else names
 
 
 def _value(action: argparse.Action) -> str:

@@ -11,47 +11,61 @@ result, with exit code 1.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from skbcapd.analysis import target
-from skbcapd.analysis.pcapng_file import PcapngFile
+from skbcapd.analysis.changes import Changes
 from skbcapd.analysis.progress import Progress
-from skbcapd.analysis.records import records
+from skbcapd.analysis.records import Record, records
 from skbcapd.analysis.selectors import Selection
-from skbcapd.analysis.sources import Sources, Timed, expand
-from skbcapd.analysis.target import STDOUT, Target
-from skbcapd.text_safety import escaped_bytes
+from skbcapd.analysis.sources import Sources, expand
+from skbcapd.analysis.target import STDOUT
+from skbcapd.analysis.writers import PcapngWriter, PcapWriter, Writer
 
 
 def command(options: argparse.Namespace, files: Iterable[Path], selection: Selection) -> int:
     """Write or count the selected packets; 1 if a file could not be read to its end."""
     paths = expand(files)
+    changes = Changes(options)
+    said: list[str] = []
     with Progress(paths, sys.stderr) as progress:
         sources = Sources(paths, selection, progress.next_file)
         if options.count:
-            print(sum(1 for _ in sources.packets()))
+            print(sum(1 for _ in sources.unordered()))
         else:
-            _write(options, sources.packets(), paths)
+            target.check(options.file, paths)
+            writer = (
+                PcapngWriter(options.file, options.time)
+                if options.format == "pcapng"
+                else PcapWriter(options.file, options.time, paths)
+            )
+            said = _write(writer, changes.apply(records(sources.packets())))
+    if options.file != STDOUT:
+        for line in said:
+            print(f"skbcapd: {line}", file=sys.stderr)
+    return tell(changes, sources)
+
+
+def tell(changes: Changes, sources: Sources) -> int:
+    """Print what there is to say after the result; the exit code."""
+    for note in changes.notes():
+        print(f"skbcapd: {note}", file=sys.stderr)
     for error in sources.wrong:
         print(f"skbcapd: {error}", file=sys.stderr)
     return int(bool(sources.wrong))
 
 
-def _write(options: argparse.Namespace, packets: Iterable[Timed], paths: list[Path]) -> None:
-    target.check(options.file, paths)
-    goal = Target(options.file)
+def _write(writer: Writer, packets: Iterable[Record]) -> list[str]:
+    """Write all packets; lines about what was written."""
     try:
-        file = PcapngFile(goal)
-        for record in records(packets):
-            file.put(record)
-        goal.finish()
+        for record in packets:
+            writer.put(record)
+        return list(writer.finish())
     except BrokenPipeError:
-        goal.discard()  # `extract -w - | head`
+        writer.discard()  # `extract -w - | head`
+        return []
     except BaseException:
-        goal.discard()
+        writer.discard()
         raise
-    if options.file != STDOUT:
-        print(f"skbcapd: {file.packets} packets to {escaped_bytes(os.fsencode(options.file))}", file=sys.stderr)

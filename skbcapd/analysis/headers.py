@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 
 from skbcapd.pcapng import link_type as links
 
-Bytes: TypeAlias = bytes | memoryview
+Bytes: TypeAlias = bytes | bytearray | memoryview
 
 IPV4, IPV6, ARP = 0x0800, 0x86DD, 0x0806
 ICMP, TCP, UDP, DCCP, AH, ICMPV6, SCTP, UDPLITE = 1, 6, 17, 33, 51, 58, 132, 136
@@ -40,6 +40,7 @@ class Headers(NamedTuple):
         transport: offset of the transport header; the end of the network header if there is none.
         payload: the end of the last known header.
         is_later: a fragment other than the first: it has no transport header.
+        is_fragment: one of several fragments.
     """
 
     network: int
@@ -48,6 +49,7 @@ class Headers(NamedTuple):
     transport: int = 0
     payload: int = 0
     is_later: bool = False
+    is_fragment: bool = False
 
 
 def read(frame: Bytes, link_type: int) -> Headers:
@@ -68,10 +70,12 @@ def _ipv4(frame: Bytes, at: int) -> Headers | None:
     if end > len(frame):
         return Headers(at, IPV4, -1, len(frame), len(frame))
     protocol = frame[at + 9]
-    is_later = bool((frame[at + 6] << 8 | frame[at + 7]) & 0x1FFF)
+    flags = (frame[at + 6] << 8 | frame[at + 7]) & 0x3FFF
+    is_later = bool(flags & 0x1FFF)
     if protocol == AH and not is_later:
-        protocol, end, is_later = _extensions(frame, end, protocol, {AH})
-    return Headers(at, IPV4, protocol, end, end if is_later else _behind(frame, end, protocol), is_later)
+        protocol, end, _ = _extensions(frame, end, protocol, {AH})
+    payload = end if is_later else _behind(frame, end, protocol)
+    return Headers(at, IPV4, protocol, end, payload, is_later, bool(flags))
 
 
 def _ipv6(frame: Bytes, at: int) -> Headers | None:
@@ -79,10 +83,12 @@ def _ipv6(frame: Bytes, at: int) -> Headers | None:
         return None
     if at + 40 > len(frame):
         return Headers(at, IPV6, -1, len(frame), len(frame))
-    protocol, end, is_later = frame[at + 6], at + 40, False
+    protocol, end, flags = frame[at + 6], at + 40, 0
     if protocol in _EXTENSIONS:
-        protocol, end, is_later = _extensions(frame, end, protocol, _EXTENSIONS)
-    return Headers(at, IPV6, protocol, end, end if is_later else _behind(frame, end, protocol), is_later)
+        protocol, end, flags = _extensions(frame, end, protocol, _EXTENSIONS)
+    is_later = bool(flags & 0xFFF8)
+    payload = end if is_later else _behind(frame, end, protocol)
+    return Headers(at, IPV6, protocol, end, payload, is_later, bool(flags))
 
 
 def _arp(frame: Bytes, at: int) -> Headers:
@@ -147,25 +153,28 @@ def _version(frame: Bytes, at: int) -> int:
     return {4: IPV4, 6: IPV6}.get(frame[at] >> 4, 0) if at < len(frame) else 0
 
 
-def _extensions(frame: Bytes, at: int, protocol: int, known: set[int]) -> tuple[int, int, bool]:
-    """Skip extension headers; returns the protocol after them, its offset, and whether this is a
-    later fragment.
+def _extensions(frame: Bytes, at: int, protocol: int, known: set[int]) -> tuple[int, int, int]:
+    """Skip extension headers: the protocol behind them, its offset, and the word of a fragment header.
+
+    That word is 0 in a packet that is not fragmented; behind a later fragment's header is no other one.
     """
+    flags = 0
     for _ in range(_EXTENSIONS_MAX):
         if protocol not in known:
-            return protocol, at, False
+            return protocol, at, flags
         if at + 8 > len(frame):
-            return -1, len(frame), False
+            return -1, len(frame), flags
         if protocol == FRAGMENT:
             size = 8
-            if (frame[at + 2] << 8 | frame[at + 3]) & 0xFFF8:
-                return frame[at], at + 8, True
+            flags = (frame[at + 2] << 8 | frame[at + 3]) & 0xFFF9
+            if flags & 0xFFF8:
+                return frame[at], at + 8, flags
         else:
             size = 4 * (frame[at + 1] + 2) if protocol == AH else 8 * (frame[at + 1] + 1)
         protocol, at = frame[at], at + size
         if at > len(frame):
-            return -1, len(frame), False
-    return -1, at, False
+            return -1, len(frame), flags
+    return -1, at, flags
 
 
 def _behind(frame: Bytes, at: int, protocol: int) -> int:

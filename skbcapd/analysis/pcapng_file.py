@@ -1,22 +1,24 @@
-"""Writes records of several capture files into one pcapng section.
+"""Puts records of several capture files into one pcapng section.
 
-In: records. Out: bytes for a target. Interfaces with the same name, description (network
-namespace), link type and snaplen become one. Each is described before its first packet; those
-without packets are not described.
+In: records. Out: bytes. Interfaces with the same name, description (network namespace), link type and snaplen are one;
+each is described before its first packet, and those without packets are not.
+
+The rule not to break: a section holds no interface of a file that was read. There may be thousands of sections, and
+each of those files would stay in memory.
 
 Source: draft-ietf-opsawg-pcapng sections 4.1 to 4.3.
 """
 
 from __future__ import annotations
 
-import io
+import hashlib
 import struct
 
 from skbcapd import __version__
 from skbcapd.analysis.records import Record, join, swapped
-from skbcapd.analysis.target import Target
 from skbcapd.errors import FileError
 from skbcapd.pcapng.blocks import (
+    BYTE_ORDER_MAGIC,
     IF_DESCRIPTION,
     IF_NAME,
     IF_SPEED,
@@ -25,8 +27,12 @@ from skbcapd.pcapng.blocks import (
     INTERFACE,
     PACKET,
     PACKET_HEAD,
+    SECTION,
+    SHB_HARDWARE,
+    SHB_OS,
+    SHB_USERAPPL,
 )
-from skbcapd.pcapng.reader import Interface
+from skbcapd.pcapng.reader import Interface, Section, walk_options
 
 _IF_TZONE, _IF_TXSPEED, _IF_RXSPEED = 10, 16, 17
 _TIMING = {IF_TSRESOL, IF_TSOFFSET, _IF_TZONE}
@@ -36,93 +42,93 @@ _DESCRIBED_MAX = 64 << 20  # bytes of all descriptions
 _UNITS = {"ns": (1, b"\x09"), "us": (1000, b"\x06")}
 
 
-class PcapngFile:
-    """Writes the section.
+class PcapngSection:
+    """A section.
 
     Args:
-        target: target of the bytes.
-        unit: unit of times: ns or us.
+        unit: of times: ns or us.
     """
 
-    def __init__(self, target: Target, unit: str = "ns") -> None:
-        from skbcapd.pcapng.writer import PcapngWriter  # noqa: PLC0415  scapy takes a while
-
-        header = io.BytesIO()
-        PcapngWriter(header).write_section(hardware="", os="", application=f"skbcapd {__version__}")
-        target.write(header.getvalue())
-        self.packets = 0
-        self.links: dict[int, int] = {}
-        """Link types of interfaces with packets."""
-        self._target = target
+    def __init__(self, unit: str = "ns") -> None:
         self._unit_ns, self._resolution = _UNITS[unit]
-        self._numbers: dict[bytes, int] = {}  # by description
-        self._described = 0
-        self._known: tuple[Interface | None, int] = None, 0
-        self._by_interface: dict[Interface, int] = {}
+        self._numbers: dict[bytes, int] = {}  # of interfaces
+        self.described = 0
+        """Bytes of all descriptions."""
 
-    def put(self, record: Record) -> None:
-        """Write a packet.
+    @property
+    def interfaces(self) -> int:
+        """How many are described."""
+        return len(self._numbers)
+
+    def encode(self, record: Record, into: bytearray) -> None:
+        """Add the block of a packet, and all that must stand before it.
+
+        Args:
+            record: the packet.
+            into: where the bytes are added.
 
         Raises:
-            FileError: it cannot be written, its time is out of range, or there are too many
-                interfaces.
+            FileError: its time fits no file, or there are too many interfaces.
         """
-        time_ns, interface, wire_len, frame, options = record
-        known, number = self._known
-        if interface is not known:
-            number = self._number(interface)
-            self._known = interface, number
+        time_ns, interface, _, wire_len, frame, options = record
+        key, block = interface.portable or self._describe(interface)
+        number = self._numbers.get(key)
+        if number is None:
+            if not self._numbers:
+                into += _header(interface.section)
+            number = self._add(key, block)
+            into += block
         time = time_ns // self._unit_ns
         size = len(frame)
         pad = -size & 3
         length = 32 + size + pad + len(options)
         if not 0 <= time < 1 << 64:
-            raise FileError(f"a packet at {time_ns} ns since 1970; expected a time from 1970 on that fits into a file")
-        self._target.write(
-            PACKET_HEAD.pack(PACKET, length, number, time >> 32, time & 0xFFFFFFFF, size, wire_len),
-            frame,
-            bytes(pad) + options + length.to_bytes(4, "little"),
-        )
-        self.packets += 1
-        self.links[interface.link_type] += 1
+            raise FileError(f"a packet at {time_ns} ns since 1970; expected a time that a file can hold")
+        into += PACKET_HEAD.pack(PACKET, length, number, time >> 32, time & 0xFFFFFFFF, size, wire_len)
+        into += frame
+        into += bytes(pad) + options + length.to_bytes(4, "little")
 
-    def _number(self, interface: Interface) -> int:
-        """The number of an interface; new interfaces are described."""
-        number = self._by_interface.get(interface)
-        if number is not None:
-            return number
-        self.links.setdefault(interface.link_type, 0)
-        key, block = self._description(interface)
-        number = self._numbers.get(key)
-        if number is None:
-            self._described += len(block) + len(key)
-            if len(self._numbers) >= _INTERFACES_MAX or self._described > _DESCRIBED_MAX:
-                raise FileError(
-                    f"more than {_INTERFACES_MAX} interfaces, or very long descriptions; expected fewer",
-                    "select some of them with --interface",
-                )
-            number = self._numbers[key] = len(self._numbers)
-            self._target.write(block)
-        if len(self._by_interface) >= _INTERFACES_MAX:
-            self._by_interface.clear()  # it has the sections of files that are closed
-        self._by_interface[interface] = number
+    def end(self) -> bytes:
+        """What a file without packets consists of; nothing if there are packets."""
+        return b"" if self._numbers else _header(None)
+
+    def _add(self, key: bytes, block: bytes) -> int:
+        self.described += len(block)
+        if len(self._numbers) >= _INTERFACES_MAX or self.described > _DESCRIBED_MAX:
+            raise FileError(
+                f"more than {_INTERFACES_MAX} interfaces, or very long descriptions; expected fewer",
+                "select some of them with --interface",
+            )
+        number = self._numbers[key] = len(self._numbers)
         return number
 
-    def _description(self, interface: Interface) -> tuple[bytes, bytes]:
-        """The key of an interface, and its block."""
-        order = interface.section.order
-        options = []
+    def _describe(self, interface: Interface) -> tuple[bytes, bytes]:
+        """What distinguishes an interface from others, and its block: kept with it."""
+        is_big = interface.section.order == ">"
         names = {IF_NAME: b"", IF_DESCRIPTION: b""}
+        options = []
         for code, value in interface.options():
             if code in names:
                 names[code] = value
             if code not in _TIMING:
-                options.append((code, swapped(value, _NUMBERS[code]) if order == ">" and code in _NUMBERS else value))
+                options.append((code, swapped(value, _NUMBERS[code]) if is_big and code in _NUMBERS else value))
         options.append((IF_TSRESOL, self._resolution))
         fixed = struct.pack("<HHI", interface.link_type, 0, interface.snaplen)
-        body = fixed + join(options)
-        length = len(body) + 12
-        return (
-            fixed + join(names.items()),
-            struct.pack("<II", INTERFACE, length) + body + struct.pack("<I", length),
-        )
+        key = hashlib.blake2b(fixed + join(names.items()), digest_size=16).digest()
+        interface.portable = key, _block(INTERFACE, fixed + join(options))
+        return interface.portable
+
+
+def _header(source: Section | None) -> bytes:
+    """A section header; the machine and the program are those of the first packet's file, if that says them."""
+    kept = {SHB_HARDWARE, SHB_OS, SHB_USERAPPL}
+    pairs = walk_options(source.block[24:-4], source.order) if source else ()
+    options = [(code, value) for code, value in pairs if code in kept]
+    if source is None or not source.block:
+        options = [(SHB_USERAPPL, f"skbcapd {__version__}".encode())]
+    return _block(SECTION, struct.pack("<IHHq", BYTE_ORDER_MAGIC, 1, 0, -1) + join(options))
+
+
+def _block(kind: int, body: bytes) -> bytes:
+    length = len(body) + 12
+    return struct.pack("<II", kind, length) + body + struct.pack("<I", length)

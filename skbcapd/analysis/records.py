@@ -14,22 +14,22 @@ from skbcapd.analysis.headers import Bytes
 from skbcapd.analysis.sources import Timed
 from skbcapd.pcapng.blocks import EPB_FLAGS, EPB_PACKETID, EPB_PROCESSID_THREADID, OPT_ENDOFOPT
 from skbcapd.pcapng.comment import option
-from skbcapd.pcapng.reader import Interface, walk_options
+from skbcapd.pcapng.reader import Interface, Stamp, walk_options
 
-Record: TypeAlias = tuple[int, Interface, int, Bytes, bytes]
-"""Time (nanoseconds since 1970 UTC), interface, the frame's true length, the bytes captured of it
-(valid until the next record), its options (little endian)."""
+Record: TypeAlias = tuple[int, Interface, Stamp, int, Bytes, bytes]
+"""Time (nanoseconds since 1970 UTC), interface, stamp, the frame's true length, the bytes captured of it (valid until
+the next record), its options (little endian)."""
 
 # Options of packets that contain numbers; all others are texts or bytes. Section 4.3 of the draft.
 _NUMBERS = {EPB_FLAGS: "I", 4: "Q", EPB_PACKETID: "Q", 6: "I", EPB_PROCESSID_THREADID: "II"}
 
 
 def records(packets: Iterable[Timed]) -> Iterator[Record]:
-    """Convert packets to records."""
-    for time_ns, (interface, _, _, wire_len, frame, options) in packets:
+    """Packets as records."""
+    for time_ns, (interface, stamp, _, wire_len, frame, options) in packets:
         if interface.section.order != "<" and options:
             options = _little(options)  # noqa: PLW2901  the same option, as the loop means it
-        yield time_ns, interface, wire_len, frame, options
+        yield time_ns, interface, stamp, wire_len, frame, options
 
 
 def _little(options: bytes) -> bytes:

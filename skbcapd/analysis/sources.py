@@ -30,12 +30,12 @@ from skbcapd.errors import FileError, UsageError
 from skbcapd.output.naming import COMPRESSED
 from skbcapd.pcapng.blocks import ISB_ENDTIME, STATISTICS
 from skbcapd.pcapng.reader import Packet, Reader, TruncatedError, walk_options
+from skbcapd.pcapng.source import STDIN
 from skbcapd.text_safety import escaped_bytes
 
 Timed: TypeAlias = tuple[int, Packet]
 """The time of a packet in nanoseconds since 1970 UTC, and the packet."""
 
-STDIN = Path("-")
 _OPEN_MAX = 128
 _LATE_NS = 10**9  # a packet can be older by this than the first one of its file
 # a packet can be older by this than the name of the next file, because it waited for the disk
@@ -65,7 +65,7 @@ def expand(paths: Iterable[Path]) -> list[Path]:
                 names = sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
         except OSError as error:
             raise FileError(f"{_said(path)}: {error.strerror}; expected a directory that can be read") from None
-        plain = {_plain(name): name for name in sorted(names, key=len, reverse=True) if _is_capture(name)}
+        plain = {plain_name(name): name for name in sorted(names, key=len, reverse=True) if _is_capture(name)}
         if not plain:
             raise FileError(f"{_said(path)}: no capture files; expected files with names such as *.pcapng or *.pcap.gz")
         found |= dict.fromkeys(path / name for name in sorted(plain.values()))
@@ -75,15 +75,15 @@ def expand(paths: Iterable[Path]) -> list[Path]:
 def _is_capture(name: str) -> bool:
     return (
         not name.startswith(".")
-        and _plain(name).endswith(_ENDINGS)
+        and plain_name(name).endswith(_ENDINGS)
         and not name.endswith(
             tuple(ending + _PART for ending in COMPRESSED)  # a compressor writes it; the uncompressed file still exists
         )
     )
 
 
-def _plain(name: str) -> str:
-    """A name without the endings of compressed and unfinished files."""
+def plain_name(name: str) -> str:
+    """A name without the endings of compressed and incomplete files."""
     for ending in (_PART, *COMPRESSED):
         name = name.removesuffix(ending)
     return name
@@ -137,6 +137,17 @@ class Sources:
         self.unread = 0
         """Files that can have no packet of the selected time."""
 
+    def unordered(self) -> Iterator[Timed]:
+        """The selected packets, one file after the other; see `packets`."""
+        for path in self._of_this_time():
+            try:
+                with Reader(_now(path), self._progress()) as reader:
+                    for packet in self._selection.chosen(reader.packets()):
+                        interface = packet[0]
+                        yield packet[2] if interface.is_plain else interface.time_ns(packet[2]), packet
+            except FileError as error:
+                self._note(path, error)
+
     def packets(self) -> Generator[Timed, None, None]:
         """The selected packets. An error in a file is added to `wrong`; the packets before the
         error are returned.
@@ -158,14 +169,7 @@ class Sources:
     def _in_order(self) -> list[_File]:
         """The files that can have selected packets, in the order of their first packets."""
         span = self._selection.span
-        paths = list(self._paths)
-        if span.begin_ns is not None:
-            ends = _ends_by_name(paths)
-            begin_ns = span.begin_ns
-            paths = [
-                path for path in paths if not (ends.get(path, begin_ns) < begin_ns or _ended_before(path, begin_ns))
-            ]
-        self.unread = len(self._paths) - len(paths)
+        paths = self._of_this_time()
         if len(paths) == 1 or STDIN in paths:
             if len(paths) > 1:
                 raise UsageError("- is standard input; expected no other files beside it")
@@ -181,10 +185,22 @@ class Sources:
             found.append(_File(path, first_ns))
         return sorted(found, key=lambda file: file.first_ns)
 
+    def _of_this_time(self) -> list[Path]:
+        """The files that did not end before the selected time."""
+        paths = list(self._paths)
+        begin_ns = self._selection.span.begin_ns
+        if begin_ns is not None:
+            ends = _ends_by_name(paths)
+            paths = [
+                path for path in paths if not (ends.get(path, begin_ns) < begin_ns or _ended_before(path, begin_ns))
+            ]
+        self.unread = len(self._paths) - len(paths)
+        return paths
+
     def _first_ns(self, path: Path) -> int | None:
         """The time of the first packet; None if there is none."""
         try:
-            with Reader(path) as reader:
+            with Reader(_now(path)) as reader:
                 for interface, _, time, *_ in reader.packets():
                     return interface.time_ns(time)
         except FileError as error:
@@ -201,7 +217,7 @@ class Sources:
                     "extract some of them first, then from what comes out",
                 )
             try:
-                reader = Reader(path, self._progress())
+                reader = Reader(_now(path), self._progress())
             except FileError as error:
                 self._note(path, error)
                 continue
@@ -251,6 +267,13 @@ class Sources:
 _NEVER_NS = 1 << 100
 
 
+def _now(path: Path) -> Path:
+    """Where a file is now: since it was listed, it may have been finished or compressed."""
+    plain = path.with_name(plain_name(path.name))
+    names = (path, plain, *(plain.with_name(plain.name + ending) for ending in COMPRESSED))
+    return path if path == STDIN else next((name for name in names if os.path.lexists(name)), path)
+
+
 def _ends_by_name(paths: Iterable[Path]) -> dict[Path, int]:
     """The latest end of files, known because the next one of their series had begun; other files
     are left out.
@@ -258,7 +281,7 @@ def _ends_by_name(paths: Iterable[Path]) -> dict[Path, int]:
     series: dict[tuple[Path, str], dict[int, list[tuple[int, Path]]]] = {}
     for path in paths:
         time = _TIME.search(path.name)
-        rest = _TIME.sub("T", _plain(path.name), count=1)
+        rest = _TIME.sub("T", plain_name(path.name), count=1)
         numbers = _NUMBER.findall(rest)
         with contextlib.suppress(ValueError):  # not a date
             if time and numbers:

@@ -36,7 +36,8 @@ class Target:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._gathered = bytearray()
+        self.gathered = bytearray()
+        """Bytes that are to be written: add to them, then call `flush_full`."""
         self._working: Path | None = None
         self._output = StandardOutput() if path == STDOUT else None
         if self._output:
@@ -57,20 +58,18 @@ class Target:
     def _said(self) -> str:
         return escaped_bytes(os.fsencode(self.path))
 
-    def write(self, *parts: bytes | memoryview) -> None:
-        """Write bytes.
+    def flush_full(self) -> None:
+        """Write what is gathered, if that is much.
 
         Raises:
             FileError: it cannot be written.
             BrokenPipeError: the reader has ended.
         """
-        for part in parts:
-            self._gathered += part
-        if len(self._gathered) >= _GATHERED_MAX:
+        if len(self.gathered) >= _GATHERED_MAX:
             self._flush()
 
     def _flush(self) -> None:
-        view = memoryview(self._gathered)
+        view = memoryview(self.gathered)
         try:
             with view:
                 written = 0
@@ -80,7 +79,7 @@ class Target:
             raise
         except OSError as error:
             raise FileError(f"{self._said}: {error.strerror}; expected a file to write") from None
-        self._gathered.clear()
+        self.gathered.clear()
 
     def finish(self, path: Path | None = None) -> Path:
         """Finish the file, and rename it.
@@ -105,8 +104,8 @@ class Target:
         return self.path
 
     def discard(self) -> None:
-        """Delete the file."""
-        self._gathered.clear()
+        """Leave no file."""
+        self.gathered.clear()
         if self._output is None:
             with contextlib.suppress(OSError):
                 self._file.close()

@@ -26,9 +26,16 @@ def fill(frame: memoryview, original_len: int, place: int) -> bytes | None:
     begin, field = place & 0xFFFF, (place & 0xFFFF) + (place >> 16)
     if len(frame) < original_len or field + 2 > len(frame):
         return None
-    summed = bytes(frame[begin:]) + bytes(len(frame[begin:]) % 2)
+    return bytes(frame[:field]) + inverted(ones_complement_sum(frame[begin:])) + bytes(frame[field + 2 :])
+
+
+def ones_complement_sum(data: bytes | bytearray | memoryview) -> int:
+    """The ones' complement sum of the 16-bit words of some bytes; a zero is added to an odd number of them."""
     # 2^16 is 1 modulo 2^16 - 1: the remainder of the whole number is the ones' complement sum of
     # its words.
-    total = int.from_bytes(summed, "big") % 0xFFFF
-    result = (0xFFFF - total) or 0xFFFF
-    return bytes(frame[:field]) + result.to_bytes(2, "big") + bytes(frame[field + 2 :])
+    return int.from_bytes(bytes(data) + bytes(len(data) % 2), "big") % 0xFFFF
+
+
+def inverted(total: int) -> bytes:
+    """A sum as it stands in the field of a header: never 0, which means 'no checksum' in UDP."""
+    return ((0xFFFF - total % 0xFFFF) or 0xFFFF).to_bytes(2, "big")

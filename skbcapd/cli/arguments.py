@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -99,14 +100,14 @@ def config_path(options: argparse.Namespace) -> Path:
     return SYSTEM_CONFIG if SYSTEM_CONFIG.exists() else beside
 
 
-def settings(options: argparse.Namespace) -> Settings:
+def settings(options: argparse.Namespace, keys: Collection[str] | None = None) -> Settings:
     """The settings of the config file, with those of --set.
 
     Raises:
         ConfigError: the file is wrong.
         UsageError: a --set is wrong.
     """
-    return config.load(config_path(options), overrides(options))
+    return config.load(config_path(options), overrides(options), keys)
 
 
 def _seconds(text: str) -> float:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from skbcapd.analysis import extract
+from skbcapd.analysis.writers import FORMATS, UNITS
 from skbcapd.cli import selecting
 from skbcapd.cli.arguments import Commands
 
@@ -16,6 +17,9 @@ def add(commands: Commands) -> None:
     output = command.add_mutually_exclusive_group(required=True)
     output.add_argument("-w", dest="file", metavar="OUT", type=Path, help="file to write; -: standard output")
     output.add_argument("--count", action="store_true", help="print the number of selected packets, write nothing")
+    command.add_argument("--format", choices=FORMATS, default="pcapng", help="pcap: one file for each link type")
+    command.add_argument("--time", choices=UNITS, default="ns", help="unit of time stamps")
+    selecting.add_changes(command)
     selecting.add(command)
 
 

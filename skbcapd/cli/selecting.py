@@ -16,13 +16,60 @@ from pathlib import Path
 from typing import TypeVar
 
 from skbcapd.analysis import selectors, when
+from skbcapd.analysis.privacy import DROPPABLE
 from skbcapd.analysis.selectors import TEXTS, Selection, Selectors
 from skbcapd.attribution.fields import FIELDS
-from skbcapd.errors import UsageError
+from skbcapd.errors import FileError
 from skbcapd.text_safety import escaped
 
 _Value = TypeVar("_Value")
+_MTU_MIN, _MTU_MAX = 576, 65535  # RFC 791: what all hosts must accept; what an IPv4 packet can have
 _FILE_ENDINGS = (".pcapng", ".pcap", ".cap", ".gz", ".zst", ".part")
+
+
+def add_changes(command: argparse.ArgumentParser) -> None:
+    """Add what is changed in packets that are written."""
+    command.add_argument(
+        "--payload",
+        choices=("all", "none"),
+        default="all",
+        help="none: cut each frame behind its last known header (of the transport layer, else of the network layer)",
+    )
+    command.add_argument(
+        "--segment",
+        metavar="MTU",
+        type=_mtu,
+        default=0,
+        help="cut frames with IP packets larger than MTU bytes into what the wire would carry, with checksums",
+    )
+    command.add_argument(
+        "--fill-checksums",
+        action="store_true",
+        help="compute the TCP and UDP checksums that were left to the network card",
+    )
+    command.add_argument("--sort", action="store_true", help="write packets in strict time order")
+    command.add_argument(
+        "--drop",
+        metavar="FIELD,...",
+        action="extend",
+        default=[],
+        type=_fields,
+        help="remove these fields from the comments, for example cmdline,exe,user; can be repeated",
+    )
+
+
+def _mtu(text: str) -> int:
+    if not text.isdecimal() or not _MTU_MIN <= int(text) <= _MTU_MAX:
+        raise argparse.ArgumentTypeError(f"found {escaped(text)!r}; expected {_MTU_MIN} to {_MTU_MAX}")
+    return int(text)
+
+
+def _fields(text: str) -> list[str]:
+    names = text.split(",")
+    wrong = [name for name in names if name not in DROPPABLE]
+    if wrong:
+        raise argparse.ArgumentTypeError(f"found {escaped(wrong[0])!r}; expected one of {', '.join(DROPPABLE)}")
+    return names
 
 
 def add(command: argparse.ArgumentParser) -> None:
@@ -126,7 +173,8 @@ def parse(options: argparse.Namespace) -> tuple[list[Path], Selection]:
     """The files and the selection of a command line.
 
     Raises:
-        UsageError: a time or the filter is wrong, or there is no file.
+        UsageError: a time or the filter is none.
+        FileError: there is no file.
     """
     files, expression = split_words(options.words)
     wanted = Selectors(
@@ -146,10 +194,10 @@ def split_words(words: Sequence[str]) -> tuple[list[Path], str]:
     """The files, and the filter after them.
 
     Raises:
-        UsageError: the first word is not a file, or a later one can only be a file.
+        FileError: the first word is no file, or a later one can only be meant as a file.
     """
     count = next((at for at, word in enumerate(words) if word != "-" and not os.path.lexists(word)), len(words))
     missing = next((word for word in words[count:] if count == 0 or word.endswith(_FILE_ENDINGS)), None)
     if missing is not None:
-        raise UsageError(f"{escaped(missing)}: No such file or directory; expected a capture file")
+        raise FileError(f"{escaped(missing)}: No such file or directory; expected a capture file")
     return [Path(word) for word in words[:count]], " ".join(words[count:])

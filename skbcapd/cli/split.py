@@ -1,11 +1,12 @@
-"""`skbcapd split`: one file for each process, name, unit or container."""
+"""`skbcapd split`: one file for each process, name, unit, container, interface or link type."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from skbcapd.analysis import split
-from skbcapd.attribution.fields import GROUPS
+from skbcapd.cli import selecting
 from skbcapd.cli.arguments import Commands
 
 
@@ -13,13 +14,13 @@ def add(commands: Commands) -> None:
     """Add the command to the parser."""
     command = commands.add(
         "split",
-        split.command,
-        "Write the packets of a capture file to several files: one for each process, name, systemd unit or container.",
+        run,
+        "Write the packets of capture files to several files: one for each process, name, systemd unit, container, "
+        "interface or link type.",
     )
-    command.add_argument("file", metavar="FILE", type=Path, help="pcapng file, also compressed with gzip or zstd")
     command.add_argument(
         "--by",
-        choices=GROUPS,
+        choices=split.BY,
         required=True,
         help="one file for each process (tgid), name (process), systemd unit, ...",
     )
@@ -31,3 +32,10 @@ def add(commands: Commands) -> None:
         default=Path(),
         help="directory for the files; default: the current directory",
     )
+    selecting.add_changes(command)
+    selecting.add(command)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Split the selected packets."""
+    return split.command(options, *selecting.parse(options))

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import argparse
 
 from skbcapd.analysis import top
-from skbcapd.attribution.fields import GROUPS
+from skbcapd.analysis.account import BY
+from skbcapd.cli import selecting
 from skbcapd.cli.arguments import Commands
 
 
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
-    command = commands.add("top", top.command, "Show which process sent and received how much, from capture files.")
-    command.add_argument(
-        "files", metavar="FILE", type=Path, nargs="+", help="pcapng file, also compressed with gzip or zstd"
-    )
+    command = commands.add("top", run, "Show which process sent and received how much, from capture files.")
     command.add_argument(
         "--by",
-        choices=GROUPS,
+        choices=BY,
         default="tgid",
         help="one row for each process (tgid), name (process), systemd unit, ...",
+    )
+    command.add_argument(
+        "--no-names",
+        action="store_true",
+        help="do not show names of peers, from DNS answers and TLS clients in the files",
     )
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print everything as JSON")
     form.add_argument("--csv", action="store_true", help="print one line for each process, as CSV")
+    selecting.add(command)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Add up the selected packets."""
+    return top.command(options, *selecting.parse(options))

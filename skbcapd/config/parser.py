@@ -17,7 +17,7 @@ import difflib
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -38,13 +38,17 @@ _SHOWN_CHARS = 60  # of a value or key, in a message
 _NULL = "tag:yaml.org,2002:null"
 
 
-def load(path: str | os.PathLike[str], overrides: Mapping[str, str] | None = None) -> Settings:
+def load(
+    path: str | os.PathLike[str], overrides: Mapping[str, str] | None = None, keys: Collection[str] | None = None
+) -> Settings:
     """Read a config file.
 
     Args:
         path: the file: regular, UTF-8, at most MAX_BYTES.
         overrides: dotted key -> value, as text; they override the file. Lists are written with
             commas.
+        keys: read only these keys of the file, for commands that need few of them: a filter can
+            take long to compile, and other keys may be wrong. None: all.
 
     Returns:
         The settings; keys that are missing in the file have their defaults.
@@ -55,7 +59,7 @@ def load(path: str | os.PathLike[str], overrides: Mapping[str, str] | None = Non
 
     Source: etc/skbcapd.yaml.
     """
-    check = _Check(escaped(os.fspath(path)))
+    check = _Check(escaped(os.fspath(path)), keys=keys)
     check.file(path)
     return _settle(check, overrides)
 
@@ -129,8 +133,9 @@ class _Loader(yaml.SafeLoader):
 class _Check:
     """Collects the values and problems of one place: a file, or the command line."""
 
-    def __init__(self, place: str, *, has_lines: bool = True) -> None:
+    def __init__(self, place: str, *, has_lines: bool = True, keys: Collection[str] | None = None) -> None:
         self.place = place
+        self.keys = keys
         self.has_lines = has_lines
         self.values: dict[str, Any] = {}
         self.problems: list[Problem] = []
@@ -213,6 +218,8 @@ class _Check:
             if key in lines:
                 self.problem(line, key, "found a second time, expected once", f"first on line {lines[key]}")
             lines.setdefault(key, line)
+            if self.keys is not None and key not in self.keys and key not in SECTIONS:
+                continue
             if "." in name.value or key not in ROWS.keys() | SECTIONS:
                 self.unknown(line, key)
             elif key in ROWS:

@@ -15,7 +15,7 @@ import os
 import struct
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import reduce
 from typing import Any, Protocol, TypeAlias
@@ -40,6 +40,19 @@ _FRESH_S = 1.0
 _END = struct.Struct("<HHII")  # option 8: code, length, process, thread
 
 
+@dataclass(slots=True)
+class _Share:
+    """Sampled packets of one process."""
+
+    name: str
+    packets: int = 0
+    size: int = 0  # bytes
+
+    def add(self, packets: int, size: int) -> None:
+        self.packets += packets
+        self.size += size
+
+
 class Busiest:
     """The busiest processes: a Sampler.
 
@@ -49,8 +62,8 @@ class Busiest:
     def __init__(self) -> None:
         self._left = SAMPLES
         self._ticks = 0
-        self._before: dict[int | bytes, list[Any]] = {}
-        self._now: dict[int | bytes, list[Any]] = {}  # tgid (or a comment without one) -> name, packets, bytes
+        self._before: dict[int | bytes, _Share] = {}
+        self._now: dict[int | bytes, _Share] = {}  # by tgid, or by a comment without one
 
     def tick(self) -> None:
         """Called once per second: allow SAMPLES more packets."""
@@ -81,28 +94,31 @@ class Busiest:
         found = self._now.get(key)
         if found is None:
             if len(self._now) >= PROCESSES:
-                heavy = sorted(self._now.items(), key=lambda item: -item[1][2])
+                heavy = sorted(self._now.items(), key=lambda item: -item[1].size)
                 self._now = dict(heavy[: PROCESSES // 2])
-            found = self._now[key] = [_name(_comment(options)), 0, 0]
-        found[1] += 1
-        found[2] += original_len
+            found = self._now[key] = _Share(_name(_comment(options)))
+        found.add(1, original_len)
 
     def snapshot(self) -> Snapshot:
         """The busiest processes, those with most bytes first, and the number of sampled packets."""
-        sums: dict[int | bytes, list[Any]] = {}
+        sums: dict[int | bytes, _Share] = {}
         for window in (self._before, self._now):
-            for key, (name, packets, size) in window.items():
-                one = sums.setdefault(key, [name, 0, 0])
-                one[0] = name
-                one[1] += packets
-                one[2] += size
-        ordered = sorted(sums.items(), key=lambda item: -item[1][2])[:_TOP]
+            for key, share in window.items():
+                one = sums.setdefault(key, _Share(share.name))
+                one.name = share.name
+                one.add(share.packets, share.size)
+        ordered = sorted(sums.items(), key=lambda item: -item[1].size)[:_TOP]
         return {
-            "sampled": sum(one[1] for one in sums.values()),
+            "sampled": sum(one.packets for one in sums.values()),
             "seconds": min(self._ticks, self._ticks % WINDOW_S + WINDOW_S),
             "busiest": [
-                {"tgid": key if isinstance(key, int) else None, "name": name, "packets": packets, "bytes": size}
-                for key, (name, packets, size) in ordered
+                {
+                    "tgid": key if isinstance(key, int) else None,
+                    "name": share.name,
+                    "packets": share.packets,
+                    "bytes": share.size,
+                }
+                for key, share in ordered
             ],
         }
 
@@ -113,6 +129,11 @@ class Output(Protocol):
     @property
     def path(self) -> str:
         """The path of the current file."""
+        ...
+
+    @property
+    def refused(self) -> tuple[int, str]:
+        """Number of dumps that could not begin, and the reason of the last one."""
         ...
 
     @property
@@ -195,6 +216,7 @@ class Statistics:
                 "directory": settings.files.directory,
                 "path": self._output.path,
                 **dict(zip(("deleted_files", "deleted_bytes"), self._output.deleted, strict=True)),
+                **dict(zip(("dumps_refused", "dump_refusal"), self._output.refused, strict=True)),
             },
             "log": {"dropped": self._log_dropped()},
             "settings": {key: _plain(reduce(getattr, key.split("."), settings)) for key in ROWS},

@@ -41,6 +41,7 @@ from skbcapd.worker import TimedCall, Worker, wait_until
 
 _LOG = logging.getLogger(__name__)
 _DUMP_S = 30.0
+_ASK_S = 0.25  # between two questions why there is no dump
 _CLOSE_S = 1.0  # for the keeper, at the end
 
 
@@ -364,7 +365,7 @@ def _make(path: Path) -> None:
     path.mkdir(0o750, exist_ok=True)
 
 
-def ask_for_dump(path: Path, proc: Path = Path("/proc")) -> Path:
+def ask_for_dump(path: Path, refusal: Callable[[], str] = str, proc: Path = Path("/proc")) -> Path:
     """Make the daemon that has locked a directory write a dump, and wait for the file.
 
     The lock shows its process id, so the id is never outdated. A process without a handler for
@@ -372,6 +373,7 @@ def ask_for_dump(path: Path, proc: Path = Path("/proc")) -> Path:
 
     Args:
         path: path of the directory.
+        refusal: why the daemon does not dump; empty if it does, or if that is not known.
         proc: directory of procfs.
 
     Returns:
@@ -389,13 +391,17 @@ def ask_for_dump(path: Path, proc: Path = Path("/proc")) -> Path:
         raise FileError(
             f"process {daemon}: {error.strerror}; expected to send it SIGUSR2", "run this as its user or as root"
         ) from None
-    end, seen = time.monotonic() + _DUMP_S, (before, 0)
+    end, seen, ask_at = time.monotonic() + _DUMP_S, (before, 0), 0.0
     while time.monotonic() < end:
         now = _target(link)
         if now != before and now and not now.endswith(".part"):
             return path / now
         if (now, _size(path / now)) != seen:  # the disk is slow
             end, seen = time.monotonic() + _DUMP_S, (now, _size(path / now))
+        if time.monotonic() >= ask_at:
+            if why := refusal():
+                raise FileError(f"no dump: {why}; the packets stay in memory")
+            ask_at = time.monotonic() + _ASK_S
         time.sleep(0.01)
     raise FileError(f"{path}: no dump was written within {_DUMP_S:.0f} s", f"the log of process {daemon} says why")
 

@@ -67,6 +67,9 @@ class Listing:
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._order)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
     def refresh(self) -> None:
         """Apply the changes in the directory."""
         if self._watch is not None:

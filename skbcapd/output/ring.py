@@ -110,6 +110,8 @@ class Recorder:
         self._encoder = PcapngOutput(self._memory, encode)
         self._memory.take()
         self._memory.next()  # the section header, which each file has
+        self.refused = 0, ""
+        """The number of dumps that could not begin, and the reason of the last one."""
         self._asked = ""
         self._dump: _Dump | None = None
         self._clock, self._not_before = clock, clock()
@@ -198,6 +200,7 @@ class Recorder:
             self._asked, self._not_before = why, self._clock() + _LATE_S
             return
         except FileError as error:
+            self.refused = self.refused[0] + 1, str(error)
             _LOG.warning("no dump (trigger: %s): %s; the packets stay in memory", why, error)
             return
         self._memory.take()

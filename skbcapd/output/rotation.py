@@ -26,6 +26,7 @@ class RotatingOutput(FileSeries):
     """An Output that writes several files; for the arguments see FileSeries."""
 
     dumped = None
+    refused = 0, ""
     latency_s = FILE_S
 
     @property

@@ -62,6 +62,31 @@ _BY_ARPHRD = {
     823: RAW,  # IP6GRE
 }
 
+_NAMES = {
+    ETHERNET: "ethernet",
+    RAW: "raw",
+    CISCO_HDLC: "cisco-hdlc",
+    IEEE802_11: "802.11",
+    FRAME_RELAY: "frame-relay",
+    IEEE802_11_PRISM: "802.11-prism",
+    IEEE802_11_RADIOTAP: "802.11-radiotap",
+    IEEE802_15_4_NOFCS: "802.15.4",
+    VSOCK: "vsock",
+    NULL: "null",
+    PPP: "ppp",
+    LOOP: "loop",
+    LINUX_SLL: "linux-sll",
+    IPV4: "ipv4",
+    IPV6: "ipv6",
+    LINUX_SLL2: "linux-sll2",
+}
+
+
+def name(link: int) -> str:
+    """The name of a link type, its number if it has none."""
+    return _NAMES.get(link, str(link))
+
+
 LINK_TYPES = tuple(sorted(set(_BY_ARPHRD.values())))
 """All link types of interfaces."""
 

@@ -36,7 +36,7 @@ from skbcapd.pcapng.blocks import (
     SIMPLE_PACKET,
 )
 from skbcapd.pcapng.comment import CommentError, parse
-from skbcapd.pcapng.source import Source
+from skbcapd.pcapng.source import Source, compressed_with
 
 _BLOCK_MAX = 16 << 20  # bytes of one block; MAX_BLOCK_SIZE in Wireshark's wiretap/pcapng.c
 _INTERFACES_MAX = 1 << 16  # interfaces of a section
@@ -157,6 +157,7 @@ class Interface:
     ticks: int = 10**6
     offset_s: int = 0
     number: int = 0
+    portable: tuple[bytes, bytes] | None = None  # kept for who writes it to another file
 
     @property
     def is_plain(self) -> bool:
@@ -183,7 +184,7 @@ class Reader:
     """An open capture file; a context manager.
 
     Args:
-        path: a regular file.
+        path: a regular file, or STDIN.
         progress: called from time to time with the number of bytes that were read from the disk.
 
     Raises:
@@ -217,8 +218,10 @@ class Reader:
         elif start == struct.pack("<I", SECTION):
             yield from self._blocks()
         else:
+            tool = compressed_with(start)
             raise FileError(
-                f"{self._source.name}: begins with {self._source.data[:8].hex(' ')}; expected pcapng or pcap"
+                f"{self._source.name}: begins with {self._source.data[:8].hex(' ')}; expected pcapng or pcap",
+                f"{tool} -dc FILE | skbcapd ..." if tool else "",
             )
 
     def _blocks(self) -> Iterator[Packet]:

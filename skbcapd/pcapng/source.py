@@ -3,7 +3,7 @@
 In: a path. Out: its bytes in parts of about one MiB, and errors with the offset in the decompressed
 file.
 
-The rule: only a regular file is read, and memory is limited by what the caller asks for. A program
+The rule: only a regular file or standard input is read, and memory is limited by what the caller asks for. A program
 decompresses, in a process of its own.
 """
 
@@ -20,15 +20,21 @@ from skbcapd.child import memory_file
 from skbcapd.errors import FileError
 from skbcapd.text_safety import escaped_bytes
 
+STDIN = Path("-")
 _CHUNK = 1 << 20
 _UNPACKERS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+def compressed_with(start: bytes) -> str | None:
+    """The program that has compressed a file with these first bytes; None if none of those that we know."""
+    return next((tool for magic, tool in _UNPACKERS.items() if start.startswith(magic)), None)
 
 
 class Source:
     """An open file, and a window of its decompressed bytes.
 
     Args:
-        path: a regular file.
+        path: a regular file; or STDIN, which may also be a pipe, but is not decompressed then.
         progress: called from time to time with the number of bytes that were read from the disk.
 
     Raises:
@@ -45,24 +51,30 @@ class Source:
         self._complaints: IO[bytes] | None = None
         self._unpacker: subprocess.Popen[bytes] | None = None
         self._packer = ""
+        is_stdin = path == STDIN
+        if is_stdin:
+            self.name = "standard input"
         try:
             # O_NONBLOCK: otherwise opening a FIFO without a writer would wait.
-            self._file: BinaryIO = open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=0)  # noqa: SIM115, PTH123  the same
+            descriptor = os.dup(0) if is_stdin else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._file: BinaryIO = open(descriptor, "rb", buffering=0)  # noqa: SIM115, PTH123  the same
             found = os.fstat(self._file.fileno())
         except (OSError, ValueError) as error:  # a NUL in the path
             raise FileError(f"{self.name}: {getattr(error, 'strerror', error)}; expected a capture file") from None
-        if not stat.S_ISREG(found.st_mode):
+        self._stream: IO[bytes] = self._file
+        self._is_regular = stat.S_ISREG(found.st_mode)
+        if is_stdin and not self._is_regular:
+            return
+        if not self._is_regular:
             self._file.close()
             raise FileError(f"{self.name}: not a regular file; expected a capture file")
-        self._stream: IO[bytes] = self._file
         try:
             start = os.pread(self._file.fileno(), 4, 0)
         except OSError as error:  # for example a sector that the disk cannot read
             self._file.close()
             raise FileError(f"{self.name}: {error.strerror} at byte 0") from None
-        for magic, tool in _UNPACKERS.items():
-            if start.startswith(magic):
-                self._unpack(tool)
+        if tool := compressed_with(start):
+            self._unpack(tool)
 
     def close(self) -> None:
         """Close the file, and end the process that decompresses it."""
@@ -83,7 +95,9 @@ class Source:
         while have < wanted:
             try:
                 part = self._stream.read(max(_CHUNK, wanted - have))
-                read = os.lseek(self._file.fileno(), 0, os.SEEK_CUR)  # shared with the process that decompresses
+                read = (
+                    os.lseek(self._file.fileno(), 0, os.SEEK_CUR) if self._is_regular else 0
+                )  # shared with the process that decompresses
             except OSError as error:
                 raise FileError(f"{self.name}: {error.strerror} at byte {self._before + have}") from None
             self._progress(read)

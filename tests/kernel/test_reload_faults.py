@@ -262,3 +262,49 @@ def test_a_reload_does_not_delay_the_end(
         faults.compare("SIGTERM while 330 ports are compiled", 1, f"obeyed after {took:.1f} s")
     assert took < ENDS_WITHIN_S
     assert numbers(directory, wire.near.device) == list(range(sent))
+
+
+def test_commands_for_a_daemon_need_no_filter(wire: Wire, server: NameServer, tmp_path: Path) -> None:
+    """`status` and `dump` read only what they need of a config: they ask no name server, and other
+    keys can be wrong.
+    """
+    config, directory, control = tmp_path / "skbcapd.yaml", tmp_path / "captures", tmp_path / "control"
+    files = f"files: {{mode: ring, directory: {directory}, keep_free: 0}}\ncontrol: {{socket: {control}}}\n"
+    config.write_text(files)
+    settings = {"control__socket": str(control), "files__mode": "ring", "files__keep_free": "0"}
+    with closing(Daemon(wire.near, directory, (), config, **settings)):
+        config.write_text(
+            f"{files}filter: host db.bank.example\nrules: [{{filter: src c.example}}]\nsnaplen: x\nnew: 1\n"
+        )
+        took = []
+        for command in ("status", "dump"):
+            words = [*server.through, sys.executable, "-m", "skbcapd", command, "--config", str(config)]
+            begun = time.monotonic()
+            done = wire.near.namespace.do(
+                subprocess.run, words, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+            )
+            took.append(time.monotonic() - begun)
+            assert (done.returncode, done.stderr) == (0, "")
+    faults.compare("status and dump, name server silent", 1, f"{max(took):.1f} s")
+    assert server.asked() == []
+    assert max(took) < LOOKED_UP_WITHIN_S
+
+
+def test_a_dump_below_keep_free_is_refused_at_once(wire: Wire, tmp_path: Path) -> None:
+    """`skbcapd dump` says at once why there is no dump, and its exit code is 1."""
+    directory, control = tmp_path / "captures", tmp_path / "control"
+    sets = [f"files.directory={directory}", f"control.socket={control}", "files.mode=ring"]
+    settings = {"control__socket": str(control), "files__mode": "ring", "files__keep_free": "1024GiB"}
+    with closing(Daemon(wire.near, directory, **settings)):
+        words = [sys.executable, "-m", "skbcapd", "dump", *(word for text in sets for word in ("--set", text))]
+        begun = time.monotonic()
+        done = wire.near.namespace.do(
+            subprocess.run, words, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+        )
+        took = time.monotonic() - begun
+    faults.compare(
+        "dump, free space below keep_free", 1, f"exit code {done.returncode} after {took:.1f} s, with the reason"
+    )
+    assert done.returncode == 1
+    assert "free space is below files.keep_free; the packets stay in memory" in done.stderr
+    assert took < 5.0 * SLOWNESS

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -13,9 +14,12 @@ from tests.kernel.comparison import Marker
 from tests.kernel.namespace import Wire
 from tests.support import faults
 from tests.support.deadline import until
-from tests.support.descriptors import CASES, Faulty
+from tests.support.descriptors import CASES, Faulty, Said
 
 SENT = 23
+AT_ONCE = 3  # commands
+SMALL = ("--set", f"attach={ATTACH}", "--set", "buffer.size=4MiB")
+Ended: TypeAlias = tuple[int, str, Said]
 
 
 @pytest.fixture
@@ -25,36 +29,51 @@ def marker(wire: Wire) -> Iterator[Marker]:
         yield made
 
 
-def ended(faulty: Faulty, marker: Marker) -> None:
-    """Send frames until the command ends by itself."""
+def run_each(wire: Wire, words: Callable[[int], list[str]], send: Callable[[], object]) -> Iterator[Ended]:
+    """Run a command with each fault of each descriptor, some at once.
 
-    def is_over() -> bool:
-        marker.send()
-        return faulty.process.poll() is not None
+    Args:
+        wire: where, at the near end.
+        words: the command of a case, by its number in CASES.
+        send: sends a frame; called until all have ended.
 
-    try:
-        until(is_over, "it ends")
-    finally:
-        faulty.process.kill()
+    Yields:
+        Descriptor, fault, and the end of the command.
+    """
+    for start in range(0, len(CASES), AT_ONCE):
+        running: list[Faulty] = []
+
+        def are_over(running: list[Faulty] = running) -> bool:
+            send()
+            return all(faulty.process.poll() is not None for faulty in running)
+
+        cases = CASES[start : start + AT_ONCE]
+        try:
+            for number, case in enumerate(cases, start):
+                running.append(wire.near.namespace.do(Faulty, *case, words(number)))
+            until(are_over, "they end")
+        finally:
+            said = [faulty.kill() for faulty in running]
+        for (descriptor, fault), one in zip(cases, said, strict=True):
+            yield descriptor, fault, one
 
 
-@pytest.mark.parametrize("fault", ["closed", "full", "broken"])
-@pytest.mark.parametrize("descriptor", [0, 1, 2])
-def test_a_file_is_complete(descriptor: int, fault: str, wire: Wire, marker: Marker, tmp_path: Path) -> None:
+def test_a_file_is_complete(wire: Wire, marker: Marker, tmp_path: Path) -> None:
     """With any fault of any descriptor -c 23 packets are in the file, nothing else is, and the exit
     code is 0.
     """
-    file = tmp_path / "a.pcapng"
-    words = ["capture", "--set", f"attach={ATTACH}", "-i", wire.near.device, "-c", str(SENT), "-w", str(file)]
-    faulty = wire.near.namespace.do(Faulty, descriptor, fault, words)
-    ended(faulty, marker)
-    said = faulty.wait()
-    assert said.exit_code == 0, said
-    assert "Traceback" not in said.stderr
-    assert said.stdout == ""
-    now = f"exit code {said.exit_code}, {len(read(file))} of {SENT} packets in the file"
-    faults.compare("a standard descriptor closed, full or broken", 1, now)
-    assert len(read(file)) == SENT
+
+    def words(number: int) -> list[str]:
+        return ["capture", *SMALL, "-i", wire.near.device, "-c", str(SENT), "-w", str(tmp_path / f"{number}.pcapng")]
+
+    for number, (descriptor, fault, said) in enumerate(run_each(wire, words, marker.send)):
+        assert said.exit_code == 0, (descriptor, fault, said)
+        assert "Traceback" not in said.stderr
+        assert said.stdout == ""
+        count = len(read(tmp_path / f"{number}.pcapng"))
+        now = f"exit code {said.exit_code}, {count} of {SENT} packets in the file"
+        faults.compare("a standard descriptor closed, full or broken", 1, now)
+        assert count == SENT
 
 
 @pytest.mark.parametrize("to", [[], ["-w", "-"]])
@@ -64,11 +83,8 @@ def test_packets_that_cannot_be_written_end_a_capture(
     """Packets for a stdout that is closed or full: exit code 1 and one line; for a reader that has
     ended: 0.
     """
-    for descriptor, fault in CASES:
-        words = ["capture", "--set", f"attach={ATTACH}", "-i", wire.near.device, "-c", str(SENT), *to]
-        faulty = wire.near.namespace.do(Faulty, descriptor, fault, words)
-        ended(faulty, marker)
-        said = faulty.wait()
+    words = ["capture", *SMALL, "-i", wire.near.device, "-c", str(SENT), *to]
+    for descriptor, fault, said in run_each(wire, lambda _: words, marker.send):
         fails = descriptor == 1 and fault != "broken"
         assert said.exit_code == int(fails), (descriptor, fault, said)
         assert "Traceback" not in said.stderr
@@ -78,33 +94,31 @@ def test_packets_that_cannot_be_written_end_a_capture(
 
 def test_a_service_continues_without_its_log(wire: Wire, marker: Marker, tmp_path: Path) -> None:
     """A daemon whose log cannot be written continues, and ends with 0 and a complete file."""
-    for number, (descriptor, fault) in enumerate(CASES):
-        directory = tmp_path / str(number)
+
+    def words(number: int) -> list[str]:
         settings = (
-            f"attach={ATTACH}",
             f"interfaces={wire.near.device}",
             "control.socket=none",
-            f"files.directory={directory}",
+            f"files.directory={tmp_path / str(number)}",
             f"files.packets={SENT}",
         )
         sets = [word for setting in settings for word in ("--set", setting)]
-        words = ["run", "--config", "etc/skbcapd.yaml", "--duration", "2", *sets]
-        faulty = wire.near.namespace.do(Faulty, descriptor, fault, words)
-        ended(faulty, marker)
-        said = faulty.wait()
+        return ["run", "--config", "etc/skbcapd.yaml", "--duration", "2", *SMALL, *sets]
+
+    for number, (descriptor, fault, said) in enumerate(run_each(wire, words, marker.send)):
         assert said.exit_code == 0, (descriptor, fault, said)
         assert "Traceback" not in said.stderr
-        files = sorted(directory.glob("skbcapd-*.pcapng"))
+        files = sorted((tmp_path / str(number)).glob("skbcapd-*.pcapng"))
         assert files
-        now = f"exit code {said.exit_code}, {len(read(files[0]))} of {SENT} packets in its first file"
+        count = len(read(files[0]))
+        now = f"exit code {said.exit_code}, {count} of {SENT} packets in its first file"
         faults.compare("a log that cannot be written", 1, now)
-        assert len(read(files[0])) == SENT
+        assert count == SENT
 
 
 def test_the_doctor_reports_whatever_is_wrong(wire: Wire) -> None:
     """`doctor` ends with 0, or with 1 if its report cannot be written."""
-    for descriptor, fault in CASES:
-        said = wire.near.namespace.do(Faulty, descriptor, fault, ["doctor"]).wait()
+    for descriptor, fault, said in run_each(wire, lambda _: ["doctor"], lambda: None):
         fails = descriptor == 1 and fault != "broken"
         assert said.exit_code == int(fails), (descriptor, fault, said)
         assert "Traceback" not in said.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import skbcapd
+from skbcapd.analysis.split import BY
 from skbcapd.attribution.fields import GROUPS
 from skbcapd.config.settings import ROWS
 from tools import manual
@@ -113,7 +114,9 @@ def complete(line: str) -> set[str]:
     [
         ("skbcapd ca", {"capture"}),
         ("skbcapd nosuch", set()),
-        ("skbcapd split --by ", set(GROUPS)),
+        ("skbcapd split --by ", set(BY)),
+        ("skbcapd top --by ", {*GROUPS, "peer"}),
+        ("skbcapd extract --format ", {"pcap", "pcapng"}),
         ("skbcapd split --by t", {"tgid"}),
         ("skbcapd capture -i l", {"lo"}),
         ("skbcapd capture -i a", {"any"}),

@@ -59,10 +59,15 @@ class Faulty:
     def wait(self) -> Said:
         """Its end."""
         try:
-            code = self.process.wait(DEADLINE_S)
+            self.process.wait(DEADLINE_S)
         finally:
-            self.process.kill()
-            self.process.wait()
+            said = self.kill()
+        return said
+
+    def kill(self) -> Said:
+        """Its end, at once if it still runs."""
+        self.process.kill()
+        code = self.process.wait()
         texts = []
         for file in (self._stdout, self._stderr):
             with file:

@@ -224,6 +224,7 @@ class Output(Recording):
 
     path = "/var/log/skbcapd/a.pcapng.part"
     deleted = (3, 3072)
+    refused = (2, "no space")
     late = 0  # packets that it reports as dropped at the second flush
     _is_asked = False
 

@@ -22,8 +22,8 @@ def dump(*_):
         new = place / ".new"
         new.symlink_to(name)
         new.rename(place / "current.pcapng")
-if sys.argv[2] == "dump":
-    signal.signal(signal.SIGUSR2, dump)
+if sys.argv[2] != "nothing":
+    signal.signal(signal.SIGUSR2, dump if sys.argv[2] == "dump" else lambda *_: None)
 fcntl.flock(os.open(place, os.O_RDONLY), fcntl.LOCK_EX)
 print(flush=True)
 while True:
@@ -49,6 +49,14 @@ def test_the_locking_process_makes_the_dump(tmp_path: Path) -> None:
         assert ask_for_dump(tmp_path) == tmp_path / "b.pcapng"
 
 
+def test_a_dump_that_is_refused(tmp_path: Path) -> None:
+    """The reason of the daemon ends the wait at once."""
+    reasons = iter(["", "no space"])
+    with daemon(tmp_path, "refuse"), pytest.raises(FileError, match="no dump: no space; the packets stay in memory"):
+        ask_for_dump(tmp_path, lambda: next(reasons))
+    assert next(reasons, None) is None
+
+
 def test_a_process_that_would_die_is_left_alone(tmp_path: Path) -> None:
     """A process that has the lock but no handler for the signal gets no signal."""
     with daemon(tmp_path, "nothing") as process:
@@ -67,7 +75,7 @@ def test_a_lock_on_something_else(tmp_path: Path) -> None:
     (proc / "7" / "status").write_text("SigCgt:\tffffffffffffffff\n")
     (proc / "7" / "fd" / "3").symlink_to(tmp_path)
     with pytest.raises(FileError, match="no process writes to it"):
-        ask_for_dump(place, proc)
+        ask_for_dump(place, proc=proc)
 
 
 @pytest.mark.parametrize("name", ["missing", "file/missing"])

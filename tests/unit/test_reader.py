@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skbcapd.analysis import split, top
+from skbcapd.analysis import sources, split, top
 from skbcapd.analysis.account import Account
+from skbcapd.analysis.records import records
+from skbcapd.analysis.selectors import Selection, Selectors
 from skbcapd.attribution.fields import GROUPS
 from skbcapd.errors import FileError
 from skbcapd.pcapng import comment as label
@@ -404,12 +406,13 @@ def test_any_file_gives_printable_output_or_an_error(
     file.write_bytes(content)
     parts.mkdir()
     account = Account(by)
-    said = [str(error) for error in top.read(account, [file])]
+    found = sources.Sources([file], Selection(Selectors()))
+    account.read(found.unordered())
+    said = [str(error) for error in found.wrong]
     said += ["".join(write(account.processes, by)) for write in (top.as_table, top.as_json, top.as_csv)]
     splitter = split.Splitter(file, by, parts)
     try:
-        with Reader(file) as reader:
-            splitter.read(reader)
+        splitter.read(records(found.packets()))
     except FileError as error:
         said.append(str(error))
     assert all(line.isprintable() for text in said for line in text.split("\n"))

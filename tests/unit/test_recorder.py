@@ -243,6 +243,7 @@ def test_no_dump_below_keep_free(recording: Recording, caplog: pytest.LogCapture
     assert recording.dumps == []
     why = f"{recording.path}: free space is below files.keep_free"
     assert caplog.messages == [f"no dump (trigger: rules[1]): {why}; the packets stay in memory"]
+    assert recording.recorder.refused == (1, why)
     recording.files._directory.retention.keep = keep
     recording.dump()
     assert [numbers(path) for path in recording.dumps] == [[1, 2, 3]]

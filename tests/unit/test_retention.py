@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from skbcapd.output.directory import CaptureDirectory
-from skbcapd.output.retention import DUMP_MARK, Keep
+from skbcapd.output.retention import DUMP_MARK, AgeClock, Keep, Retention
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.output.series import State
 from skbcapd.output.triggers import Limits
 from skbcapd.pcapng.interface import Interface
 from skbcapd.worker import PATIENCE_S
+from tests.support import faults
 from tests.support.blocks import packets
 from tests.support.captures import names, write
 from tests.support.deadline import until
@@ -70,6 +71,79 @@ def test_other_limits_apply_to_this_run_too(keep: Keep, left: int, tmp_path: Pat
     directory.clean()
     assert names(tmp_path) == [path.name for path in made[5 - left :]]
     assert directory.retention.deleted_files == 5 - left
+
+
+@pytest.mark.parametrize("keep", [Keep(number=2), Keep(size=200), Keep(age_s=3600)])
+def test_files_that_cannot_be_deleted(
+    keep: Keep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A limit deletes other files although the oldest cannot be deleted (`chattr +i`), and none for these."""
+    made, unlink = earlier_run(tmp_path, 7), os.unlink
+    locked = {path.name for path in made[:3]}
+    for path in made[:5]:
+        os.utime(path, (0, 0))
+
+    def refuse(name: str, *, dir_fd: int | None = None) -> None:
+        if name in locked:
+            raise PermissionError(1, "Operation not permitted")
+        unlink(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    directory = CaptureDirectory(tmp_path, keep=keep)
+    for _ in range(3):
+        directory.clean()
+    assert names(tmp_path) == [path.name for path in made[:3] + made[5:]]
+    assert directory.retention.deleted_files == 2
+    assert len(caplog.messages) == 3
+    now = f"{directory.retention.deleted_files} of the others deleted, {len(made[5:])} kept"
+    faults.compare("the oldest file cannot be deleted", 1, now)
+
+
+class Times:
+    """The system clock, and the time that passes."""
+
+    wall, running = 1e9, 1000.0
+
+    def pass_s(self, seconds: float) -> None:
+        """Let time pass."""
+        self.wall += seconds
+        self.running += seconds
+
+
+def test_a_clock_that_is_set_forward(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A clock that is a year ahead for an hour deletes nothing; a right one deletes what is old, in time."""
+    times, year_s = Times(), 31_536_000.0
+    made = earlier_run(tmp_path, 3)
+    for path, age_s in zip(made, (90_000, 50_000, 10), strict=True):
+        os.utime(path, (0, times.wall - age_s))
+    clock = AgeClock(lambda: times.wall, lambda: times.running)
+    directory = CaptureDirectory(tmp_path)
+    directory.retention = Retention(tmp_path, Keep(age_s=86_400), clock)
+    directory.clean()
+    assert names(tmp_path) == [path.name for path in made[1:]]
+    times.wall += year_s
+    for _ in range(360):
+        times.pass_s(10)
+        directory.clean()
+    faults.compare("the clock is set forward by a year", 1, f"{len(names(tmp_path))} of 2 younger files kept")
+    assert names(tmp_path) == [path.name for path in made[1:]]
+    times.wall -= year_s
+    times.pass_s(86_400 - 50_000 - 3600)
+    directory.clean()
+    assert names(tmp_path) == [path.name for path in made[1:]]
+    times.pass_s(20)
+    directory.clean()
+    assert names(tmp_path) == [made[2].name]
+    assert caplog.messages == ["the clock was set forward by 31535990 s; files.keep_age follows it slowly"]
+
+
+def test_a_clock_that_was_wrong(tmp_path: Path) -> None:
+    """A file from the time of a wrong clock does not keep older files behind it."""
+    made = earlier_run(tmp_path, 3)
+    os.utime(made[0], (0, time.time() + 1e9))
+    os.utime(made[1], (0, 0))
+    CaptureDirectory(tmp_path, keep=Keep(age_s=3600)).clean()
+    assert names(tmp_path) == [made[0].name, made[2].name]
 
 
 def test_no_more_is_deleted_than_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

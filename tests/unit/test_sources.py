@@ -14,6 +14,7 @@ from skbcapd.analysis.selectors import Selection, Selectors
 from skbcapd.analysis.sources import Sources, expand
 from skbcapd.analysis.when import Span
 from skbcapd.errors import FileError, UsageError
+from skbcapd.pcapng.source import STDIN
 from tests.support.strangers import ISB, block, interface, options, packet, process, section
 
 START = section() + interface(opts=options((2, b"eth0"), (9, b"\x09")))
@@ -232,7 +233,7 @@ def test_selectors_apply_to_each_file(tmp_path: Path) -> None:
 def test_standard_input_stands_alone(tmp_path: Path) -> None:
     """There is one standard input, and no file beside it."""
     with pytest.raises(UsageError, match="- is standard input; expected no other files beside it"):
-        times([sources.STDIN, capture(tmp_path / "a.pcapng", [1])])
+        times([STDIN, capture(tmp_path / "a.pcapng", [1])])
 
 
 def test_no_descriptor_is_left(tmp_path: Path) -> None:
