@@ -20,8 +20,10 @@ from tests.kernel.namespace import Wire
 from tests.kernel.test_faults import finished
 from tests.support import faults
 from tests.support.deadline import until
+from tests.support.runqueue import waited_s
 
 SIZE = 1400
+_DAEMONS: dict[Path, int] = {}  # process by control socket
 SEND = """
 import socket, sys
 sender = socket.socket(type=socket.SOCK_DGRAM)
@@ -47,10 +49,17 @@ def frozen(place: Path) -> Iterator[None]:
 
 
 def status(path: Path) -> dict[str, Any]:
-    """The status of the daemon, within a second; its sum is right."""
-    begun = time.monotonic()
+    """The status of the daemon, within a second, not counting waits for a processor; its sum is
+    right.
+    """
+    if path not in _DAEMONS:
+        _DAEMONS[path] = ask(str(path))["pid"]
+    both: tuple[int | str, ...] = ("self", _DAEMONS[path])
+    begun, waited = time.monotonic(), sum(map(waited_s, both))
     found: dict[str, Any] = ask(str(path))
-    assert time.monotonic() - begun < 1.0
+    took = time.monotonic() - begun - max(0.0, sum(map(waited_s, both)) - waited)
+    assert took < 1.0
+    _DAEMONS[path] = found["pid"]
     packets = dict(found["packets"])
     assert packets.pop("seen") == sum(packets.values()) + sum(found["dropped"].values())
     return found
