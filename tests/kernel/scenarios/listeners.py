@@ -158,13 +158,13 @@ def grows(stage: Stage) -> Judge:
 UNTIL_ACCEPTED = CONNECTIONS * UNACCEPTED
 SCENARIOS = [
     Scenario(
-        "TCP listeners of two devices",
+        "TCP listeners of two interfaces",
         beside("--device", "{near.device}", others=[("idles", "--device", "lo")]),
         CONNECTIONS * 6,
         UNTIL_ACCEPTED,
     ),
     Scenario(
-        "TCP listener beside one of another device",
+        "TCP listener beside one of another interface",
         beside("--reuseport", others=[("idles", "--reuseport", "--device", "lo")]),
         CONNECTIONS * 6,
         UNTIL_ACCEPTED,
