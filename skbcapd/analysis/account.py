@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TypeAlias
 
+from skbcapd.analysis.names import Names
+from skbcapd.analysis.peers import peer_of
 from skbcapd.analysis.sources import Timed
+from skbcapd.attribution.fields import GROUPS
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
-from skbcapd.pcapng.link_type import ETHERNET, RAW
 from skbcapd.pcapng.reader import Stamp
 from skbcapd.text_safety import escaped_bytes
 
@@ -32,11 +34,35 @@ _KNOWN_BYTES_MAX = 16 << 20  # bytes of the cached stamps
 _PEERS_MAX = 1 << 19  # of all processes together
 _KNOWN_MAX = 1 << 17  # stamps in the cache; then it is cleared
 
+_SERVICES_MAX = 8  # of one peer
+
+PEER = "peer"
+BY = (*GROUPS, PEER)
+"""What packets can be added up by."""
+
+_Address: TypeAlias = bytes  # packed
 _Key: TypeAlias = int | bytes | tuple[bytes | None]
 _OTHERS = b"others"
 
-_IP = {RAW, 228, 229}  # LINKTYPE_RAW, _IPV4, _IPV6
-_IPV4, _IPV6, _TAGS = 0x0800, 0x86DD, {0x8100, 0x88A8}
+
+@dataclass(eq=False, slots=True)
+class Peer:
+    """The sums of the packets with one peer.
+
+    Args:
+        services: see `peers`; the first few.
+    """
+
+    packets: int = 0
+    bytes: int = 0
+    services: tuple[int, ...] = ()
+
+    def add(self, wire_len: int, service: int) -> None:
+        """Add a packet."""
+        self.packets += 1
+        self.bytes += wire_len
+        if service and service not in self.services and len(self.services) < _SERVICES_MAX:
+            self.services += (service,)
 
 
 @dataclass(eq=False, slots=True)
@@ -64,7 +90,7 @@ class Process:
     by_direction: dict[int, list[int]] = field(
         default_factory=lambda: {0: [0, 0], DIRECTION_IN: [0, 0], DIRECTION_OUT: [0, 0]}
     )
-    peers: dict[bytes, list[int]] = field(default_factory=dict)  # packed address -> [packets, bytes]
+    peers: dict[bytes, Peer] = field(default_factory=dict)  # by packed address
 
     @property
     def processes(self) -> list[str]:
@@ -103,22 +129,27 @@ class Process:
             or bool(self.names.keys() - {(None, None)})
         )
 
-    def busiest(self, count: int | None = None) -> Iterator[tuple[str, int, int]]:
-        """Its peers with packets and bytes, those with most bytes first; at most so many, or all."""
-        ordered = ((-size, peer, packets) for peer, (packets, size) in self.peers.items())
-        for size, peer, packets in sorted(ordered) if count is None else heapq.nsmallest(count, ordered):
-            yield str(ip_address(peer)), packets, -size
+    def busiest(self, count: int | None = None) -> Iterator[tuple[_Address, Peer]]:
+        """Its peers by packed address, those with most bytes first; at most so many, or all."""
+        ordered = ((-peer.bytes, address) for address, peer in self.peers.items())
+        for _, address in sorted(ordered) if count is None else heapq.nsmallest(count, ordered):
+            yield address, self.peers[address]
+
+
+_Found: TypeAlias = tuple[Process, list[int], list[int]]
 
 
 class Account:
     """Adds up packets by process, or by another field.
 
     Args:
-        by: the field, one of the GROUPS of attribution.fields.
+        by: the field, one of BY.
+        names: takes the names in all frames; None for none.
     """
 
-    def __init__(self, by: str = "tgid") -> None:
+    def __init__(self, by: str = "tgid", names: Names | None = None) -> None:
         self._by = by
+        self._names = names
         self._processes: dict[_Key, Process] = {}
         self._known: dict[Stamp, tuple[Process, list[int], list[int]]] = {}
         self._known_size = 0
@@ -136,10 +167,18 @@ class Account:
         current = None
         layer = 0
         known = self._known
+        by_peer = self._by == PEER
+        see = self._names.see if self._names else None
         for time_ns, (interface, stamp, _, wire_len, frame, _) in packets:
             if interface is not current:
                 current, layer = interface, interface.link_type
-            found = known.get(stamp) or self._find(stamp, time_ns)
+            if see is not None:
+                see(frame, layer)
+            peer = peer_of(frame, layer, stamp.direction)
+            if by_peer:
+                found = self._find_peer(peer and peer[0], stamp, time_ns)
+            else:
+                found = known.get(stamp) or self._find(stamp, self._key(stamp), time_ns)
             process, way, name = found
             way[0] += 1
             way[1] += wire_len
@@ -148,20 +187,32 @@ class Account:
                 process.last_ns = time_ns
             elif time_ns < process.first_ns:
                 process.first_ns = time_ns
-            peer = _peer(frame, layer, stamp.direction)
             if peer is not None:
-                pair = process.peers.get(peer)
-                if pair is not None:
-                    pair[0] += 1
-                    pair[1] += wire_len
-                elif self._peers_left:
+                sums = process.peers.get(peer[0])
+                if sums is None and self._peers_left:
                     self._peers_left -= 1
-                    process.peers[peer] = [1, wire_len]
+                    sums = process.peers[peer[0]] = Peer()
+                if sums is not None:
+                    sums.add(wire_len, peer[1])
 
-    def _find(self, stamp: Stamp, time_ns: int) -> tuple[Process, list[int], list[int]]:
+    def _find_peer(self, address: bytes | None, stamp: Stamp, time_ns: int) -> _Found:
+        """The row of a peer."""
+        key: _Key = (None,) if address is None else str(ip_address(address)).encode()
+        return self._row(stamp, key, time_ns)
+
+    def _find(self, stamp: Stamp, key: _Key, time_ns: int) -> _Found:
+        """As `_row`; what was found is remembered for the stamp."""
+        found = self._row(stamp, key, time_ns)
+        if len(self._known) >= _KNOWN_MAX or self._known_size > _KNOWN_BYTES_MAX:
+            self._known.clear()
+            self._known_size = 0
+        self._known_size += stamp.size
+        self._known[stamp] = found
+        return found
+
+    def _row(self, stamp: Stamp, key: _Key, time_ns: int) -> _Found:
         """The row of a stamp, and the counter for its names; new if needed."""
         tgid, via, names = stamp.tgid, stamp.via, (stamp.name, stamp.comm)
-        key = self._key(stamp)
         process = self._processes.get(key)
         if process is None and (len(self._processes) >= _PROCESSES_MAX or not self._has_room(key)):
             tgid, via, names, key = None, _OTHERS, (None, None), (_OTHERS,)
@@ -179,13 +230,8 @@ class Account:
                 self._names_left -= 1
             else:
                 names = None, None
-        if len(self._known) >= _KNOWN_MAX or self._known_size > _KNOWN_BYTES_MAX:
-            self._known.clear()
-            self._known_size = 0
-        self._known_size += stamp.size
         way = process.by_direction.get(stamp.direction, process.by_direction[0])
-        found = self._known[stamp] = (process, way, process.names.setdefault(names, [0]))
-        return found
+        return process, way, process.names.setdefault(names, [0])
 
     def _key(self, stamp: Stamp) -> _Key:
         """The value by which packets are added up."""
@@ -204,32 +250,3 @@ class Account:
             return False
         self._text_left -= size
         return True
-
-
-def _peer(frame: memoryview, link_type: int, direction: int) -> bytes | None:
-    """The IP address of the other end, packed; None if there is none, or if the direction is not
-    known.
-    """
-    at = 0
-    if link_type == ETHERNET:
-        if len(frame) < 34:
-            return None
-        at, kind = 14, frame[12] << 8 | frame[13]
-        while kind in _TAGS and at + 4 <= len(frame):
-            at, kind = at + 4, frame[at + 2] << 8 | frame[at + 3]
-    elif link_type in _IP and len(frame):
-        kind = {4: _IPV4, 6: _IPV6}.get(frame[0] >> 4, 0)
-    else:
-        return None
-    if kind == _IPV4:
-        at, size = at + 12, 4
-    elif kind == _IPV6:
-        at, size = at + 8, 16
-    else:
-        return None
-    if direction == DIRECTION_OUT:
-        at += size
-    elif direction != DIRECTION_IN:
-        return None
-    peer = bytes(frame[at : at + size])
-    return peer if len(peer) == size else None

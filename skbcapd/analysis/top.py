@@ -17,9 +17,12 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 
-from skbcapd.analysis.account import Account, Process
+from skbcapd.analysis.account import PEER, Account, Peer, Process
+from skbcapd.analysis.names import Names
+from skbcapd.analysis.peers import service_name
 from skbcapd.analysis.progress import Progress
 from skbcapd.analysis.selectors import Selection
 from skbcapd.analysis.sources import Sources, expand
@@ -30,13 +33,15 @@ from skbcapd.text_safety import escaped_bytes
 _HEADINGS = ("TGID", "PROCESS", "PACKETS", "BYTES", "SENT", "RECEIVED", "FIRST (UTC)", "LAST (UTC)", "PEERS")
 _NUMBERS = {"TGID", "PACKETS", "BYTES", "SENT", "RECEIVED"}
 _TABLE_PEERS, _CSV_PEERS = 3, 10  # the busiest ones; JSON has all
+_TABLE_SERVICES = 2
 _TABLE_NAME_MAX = 64  # characters; JSON and CSV have all
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def command(options: argparse.Namespace, files: Sequence[Path], selection: Selection) -> int:
     """Print which process sent and received how much; 1 if a file could not be read to its end."""
-    account = Account(options.by)
+    names = None if options.no_names else Names()
+    account = Account(options.by, names)
     paths = expand(files)
     with Progress(paths, sys.stderr) as progress:
         sources = Sources(paths, selection, progress.next_file)
@@ -45,7 +50,7 @@ def command(options: argparse.Namespace, files: Sequence[Path], selection: Selec
     write = as_json if options.json else as_csv if options.csv else as_table
     output = StandardOutput()
     try:
-        for text in write(processes, options.by):
+        for text in write(processes, options.by, names):
             output.text.write(text)
     except BrokenPipeError:
         pass  # `top | head`: `close` reports no error, either
@@ -58,11 +63,11 @@ def command(options: argparse.Namespace, files: Sequence[Path], selection: Selec
     return int(bool(sources.wrong))
 
 
-def as_table(processes: Sequence[Process], by: str = "tgid") -> Iterator[str]:
+def as_table(processes: Sequence[Process], by: str = "tgid", names: Names | None = None) -> Iterator[str]:
     """Write a table: sent and received bytes, and the busiest peers."""
-    first, _, *others = _HEADINGS
-    headings = (first, "PROCESS" if by == "tgid" else by.upper(), *others)
-    rows = [headings, *(_row(process, by) for process in processes)]
+    first, _, *others, last = _HEADINGS
+    headings = (first, "PROCESS" if by == "tgid" else by.upper(), *others, "PROCESSES" if by == PEER else last)
+    rows = [headings, *(_row(process, by, names) for process in processes)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = zip(_HEADINGS, row, widths, strict=True)
@@ -70,19 +75,31 @@ def as_table(processes: Sequence[Process], by: str = "tgid") -> Iterator[str]:
         yield line.rstrip() + "\n"
 
 
-def _row(process: Process, by: str) -> tuple[str, ...]:
-    peers = [address for address, _, _ in process.busiest(_TABLE_PEERS)]
+def _row(process: Process, by: str, names: Names | None) -> tuple[str, ...]:
+    peers = [_peer(address, peer, names) for address, peer in process.busiest(_TABLE_PEERS)]
+    others = process.processes
+    last = " ".join(others[:_TABLE_PEERS]) + _more(len(others), _TABLE_PEERS)
+    if by != PEER:
+        last = ", ".join(peers) + _more(len(process.peers), _TABLE_PEERS)
     return (
         "-" if process.tgid is None else str(process.tgid),
-        _label(process, by) or "-",
+        (peers[0] if by == PEER and peers and process.via is None else _label(process, by)) or "-",
         str(process.packets),
         str(process.bytes),
         str(process.by_direction[DIRECTION_OUT][1]),
         str(process.by_direction[DIRECTION_IN][1]),
         _when(process.first_ns)[:-4].replace("T", " "),
         _when(process.last_ns)[:-4].replace("T", " "),
-        " ".join(peers) + _more(len(process.peers), _TABLE_PEERS),
+        last,
     )
+
+
+def _peer(address: bytes, peer: Peer, names: Names | None) -> str:
+    """A peer for people: address, services, and its names."""
+    known = names.of(address) if names else []
+    services = [service_name(service) for service in peer.services]
+    text = " ".join([str(ip_address(address)), *services[:_TABLE_SERVICES]]) + _more(len(services), _TABLE_SERVICES)
+    return text + (f" ({_short(known[0])}{_more(len(known), 1)})" if known else "")
 
 
 def _label(process: Process, by: str) -> str:
@@ -103,15 +120,21 @@ def _more(count: int, named: int) -> str:
     return f" +{count - named}" if count > named else ""
 
 
-def as_json(processes: Sequence[Process], by: str = "tgid") -> Iterator[str]:
+def as_json(processes: Sequence[Process], by: str = "tgid", names: Names | None = None) -> Iterator[str]:
     """Write a list with one object per process; docs/tools.md has its keys."""
     yield "["
     for number, process in enumerate(processes):
         text = json.dumps(_facts(process, by) | {"comms": process.comms, "peers": []}, indent=2)
         yield (",\n" if number else "\n") + _indented(text.removesuffix("]\n}"))
         # A process can have very many peers.
-        for place, peer in enumerate(process.busiest()):
-            found = dict(zip(("address", "packets", "bytes"), peer, strict=True))
+        for place, (address, peer) in enumerate(process.busiest()):
+            found = {
+                "address": str(ip_address(address)),
+                "packets": peer.packets,
+                "bytes": peer.bytes,
+                "services": [service_name(service) for service in peer.services],
+                "names": names.of(address) if names else [],
+            }
             yield (",\n" if place else "\n") + _indented(json.dumps(found, indent=2), 6)
         yield "\n    ]\n  }" if process.peers else "]\n  }"
     yield "\n]\n" if processes else "]\n"
@@ -121,7 +144,7 @@ def _indented(text: str, spaces: int = 2) -> str:
     return textwrap.indent(text, " " * spaces)
 
 
-def as_csv(processes: Sequence[Process], by: str = "tgid") -> Iterator[str]:
+def as_csv(processes: Sequence[Process], by: str = "tgid", _names: Names | None = None) -> Iterator[str]:
     """Write a line of headings, and a line per process (RFC 4180, but with Unix line ends).
 
     Text is quoted; an apostrophe is put before text that a spreadsheet would read as a formula.
@@ -133,7 +156,7 @@ def as_csv(processes: Sequence[Process], by: str = "tgid") -> Iterator[str]:
     yield ",".join(headings) + "\n"
     writer = csv.DictWriter(line, headings, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     for process in processes:
-        peers = " ".join(address for address, _, _ in process.busiest(_CSV_PEERS))
+        peers = " ".join(str(ip_address(address)) for address, _ in process.busiest(_CSV_PEERS))
         row = _facts(process, by) | {"peers": len(process.peers), "busiest": peers}
         writer.writerow({key: _defused(value) for key, value in row.items()})
         yield line.getvalue()

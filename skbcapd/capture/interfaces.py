@@ -150,6 +150,17 @@ class Interfaces:
         for known in self._known.values():
             known.interface_id = -1
 
+    @property
+    def link_types(self) -> list[int]:
+        """The link types of the interfaces in the file, in ascending order."""
+        return sorted(
+            {
+                known.description.link_type
+                for known in self._known.values()
+                if known.description and known.interface_id >= 0
+            }
+        )
+
     def statistics(self) -> Iterator[Statistics]:
         """The statistics of each interface until now, without interfaces that share a row of
         counters.

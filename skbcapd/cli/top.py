@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from skbcapd.analysis import top
-from skbcapd.attribution.fields import GROUPS
+from skbcapd.analysis.account import BY
 from skbcapd.cli import selecting
 from skbcapd.cli.arguments import Commands
 
@@ -15,9 +15,14 @@ def add(commands: Commands) -> None:
     command = commands.add("top", run, "Show which process sent and received how much, from capture files.")
     command.add_argument(
         "--by",
-        choices=GROUPS,
+        choices=BY,
         default="tgid",
         help="one row for each process (tgid), name (process), systemd unit, ...",
+    )
+    command.add_argument(
+        "--no-names",
+        action="store_true",
+        help="do not show names of peers, from DNS answers and TLS clients in the files",
     )
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print everything as JSON")

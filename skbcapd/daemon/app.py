@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from skbcapd.config.settings import Settings
 from skbcapd.daemon.endpoints import Endpoints
 from skbcapd.daemon.log import LOG
 from skbcapd.daemon.loop import Service
-from skbcapd.daemon.report import Report, print_totals
+from skbcapd.daemon.report import Report, print_link_types, print_totals
 from skbcapd.daemon.statistics import Statistics, in_force
 from skbcapd.daemon.warnings import warnings_for
 from skbcapd.errors import FileError
@@ -76,6 +77,22 @@ def _import_scapy() -> object:
     return importlib.import_module("skbcapd.pcapng.writer")
 
 
+def size_limit(size: int) -> int:
+    """The size of a file at which the next one begins: `files.size`, or less if the process may not write
+    so much to a file. At the limit itself, packets would be dropped for a second.
+    """
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    most = allowed // 8 * 7  # the rest is for statistics
+    if allowed == resource.RLIM_INFINITY or 0 < size <= most:
+        return size
+    _LOG.warning(
+        "the process may write %d bytes to a file; the next file begins after %d. LimitFSIZE= of the unit, `ulimit -f`",
+        allowed,
+        most,
+    )
+    return most
+
+
 def files(settings: Settings) -> Files:
     """The output for the settings of files.
 
@@ -88,10 +105,10 @@ def files(settings: Settings) -> Files:
     place = directory.CaptureDirectory(Path(wanted.directory), wanted.name, keep, mode, owner)
     compressor = None if wanted.compress == "none" else Compressor(wanted.compress)
     if wanted.mode == "ring":
-        limits = Limits(wanted.size)
+        limits = Limits(size_limit(wanted.size))
         dumps = RotatingOutput(place, limits, settings.encode, compressor, on_demand=True)
         return Recorder(dumps, wanted.ring, settings.encode)
-    limits = Limits(wanted.size, wanted.every, wanted.packets)
+    limits = Limits(size_limit(wanted.size), wanted.every, wanted.packets)
     return RotatingOutput(place, limits, settings.encode, compressor, wanted.flush)
 
 
@@ -159,6 +176,7 @@ def serve(run: Run) -> int:
             report.stopped()
         else:
             print_totals(capture.totals(), quiet=run.quiet)
+        _say_link_types(run, capture)
 
     try:
         with contextlib.ExitStack() as stack:
@@ -175,6 +193,16 @@ def serve(run: Run) -> int:
         raise
     stopped()
     return 0
+
+
+def _say_link_types(run: Run, capture: Capture) -> None:
+    """Tell people, not the journal, that files have several link types."""
+    if run.quiet or LOG.is_journal:
+        return
+    if isinstance(run.target, RotatingOutput | Recorder):
+        print_link_types(capture.interfaces.link_types, Path(run.settings.files.directory))
+    elif isinstance(run.target, block_writer.CaptureFile):
+        print_link_types(capture.interfaces.link_types, run.target.path)
 
 
 def _all(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:

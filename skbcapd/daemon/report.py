@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from skbcapd import standard_streams
 from skbcapd.capture.capture import Capture
@@ -18,6 +20,7 @@ from skbcapd.errors import KernelError
 from skbcapd.events import Event
 from skbcapd.output.ring import Recorder
 from skbcapd.output.rotation import RotatingOutput
+from skbcapd.pcapng import link_type
 from skbcapd.text_safety import escaped
 
 _LOG = logging.getLogger(__name__)
@@ -108,6 +111,22 @@ class Report:
             print(f"\r\x1b[K{text[: standard_streams.width() - 1]}", end="", file=sys.stderr, flush=True)
         else:
             print(text, file=sys.stderr, flush=True)
+
+
+def print_link_types(links: Sequence[int], path: Path) -> None:
+    """Print a line if many programs cannot read a file because it has several link types.
+
+    Args:
+        links: LINKTYPE_* of the interfaces in the file.
+        path: of the file, or of the directory of the files.
+    """
+    if len(links) > 1:
+        names = ", ".join(map(link_type.name, links))
+        print(
+            f"several link types ({names}), and many programs read only one; for one file each: "
+            f"skbcapd split {escaped(str(path))} --by link-type",
+            file=sys.stderr,
+        )
 
 
 def print_totals(totals: Totals, *, quiet: bool = False) -> None:

@@ -233,6 +233,7 @@ def test_no_file_is_overwritten(path: Path, parts: Path) -> None:
     (file,) = parts.iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
     code, said = split(path, "tgid", parts)
+    faults.compare("split, files that exist", 1, said.splitlines()[-1].strip())
     hint = "  (hint) move it away, or name another directory with -d\n"
     assert (code, said) == (1, f"skbcapd: {file}: File exists; expected a new file to write\n{hint}")
     nowhere = parts / "nosuch"

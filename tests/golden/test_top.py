@@ -15,6 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scapy.layers.dns import DNS, DNSQR, DNSRR
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Raw
 
 import skbcapd
 from skbcapd.pcapng import comment as label
@@ -125,7 +129,7 @@ def test_the_table(path: Path) -> None:
         "TGID  PROCESS              PACKETS  BYTES  SENT  RECEIVED  FIRST (UTC)                 LAST (UTC)"
         + 18 * " "
         + "PEERS",
-        f"1058  chronyd +1                 3    180   180         0  {when}  {when[:-1]}7  10.0.0.2 10.0.0.3",
+        f"1058  chronyd +1                 3    180   180         0  {when}  {when[:-1]}7  10.0.0.2, 10.0.0.3",
         rf"   8  \x1b[31m\x0atmux: x        1     99     0        99  {when}  {when}  10.0.0.9",
         f"   -  via=kernel                 1      4     4         0  {when}  {when}",
         f"   -  -                          1      1     0         0  {when}  {when}",
@@ -302,6 +306,8 @@ def test_files_of_others(content: bytes, code: int, lines: int, said: str, path:
     path.write_bytes(content)
     found, out, err = top(path)
     assert (found, len(out.splitlines())) == (code, lines)
+    if content == START + packet(b"x", comment(b"via=forwarded")):
+        faults.compare("top, all packets forwarded", 1, f"exit code {found}, {err.strip() or 'no message'}")
     assert said in err
     assert err.count("\n") == bool(said)
 
@@ -384,3 +390,69 @@ def test_memory_is_bounded(path: Path) -> None:
     assert len(found) == (1 << 16) + 1
     assert found[0]["via"] == "others"
     assert sum(each["packets"] for each in found) == 70_001
+
+
+def talk(path: Path) -> None:
+    """Two processes that ask for a name and talk to its address, and one that talks to another."""
+    ether = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+    server, resolver = "192.0.2.1", "10.0.0.53"
+    records = DNSRR(rrname="example.com", type="A", rdata=server, ttl=60)
+    answer = DNS(qr=1, qd=DNSQR(qname="example.com"), an=records, ancount=1)
+    frames = [
+        (ether / IP(src=resolver, dst="10.0.0.1") / UDP(sport=53, dport=40000) / answer, process(7, "curl", 1)),
+        (ether / IP(src="10.0.0.1", dst=server) / TCP(sport=40001, dport=443) / Raw(bytes(700)), process(7, "curl", 2)),
+        (ether / IP(src=server, dst="10.0.0.1") / TCP(sport=443, dport=40001) / Raw(bytes(900)), process(7, "curl", 1)),
+        (
+            ether / IP(src="10.0.0.1", dst=server) / UDP(sport=40002, dport=443) / Raw(bytes(90)),
+            process(8, "firefox", 2),
+        ),
+        (ether / IP(src="10.0.0.1", dst="192.0.2.9") / TCP(sport=22, dport=40003), process(9, "sshd", 2)),
+        (
+            ether / ARP(psrc="10.0.0.1", pdst="10.0.0.2", hwsrc="02:00:00:00:00:01"),
+            comment(b"via=kernel", (2, b"\x02\0\0\0")),
+        ),
+    ]
+    path.write_bytes(START + b"".join(packet(bytes(frame), opts, time=TIME_NS) for frame, opts in frames))
+
+
+def test_peers_have_services_and_names(path: Path) -> None:
+    """A peer has the protocols and ports that were used, and the name that was asked for in the same file."""
+    talk(path)
+    code, out, err = top(path)
+    assert (code, err) == (0, "")
+    peers = [line.partition("2021-05-31")[2].partition("2021-05-31")[2][16:].strip() for line in out.splitlines()[1:]]
+    assert peers == [
+        "192.0.2.1 tcp/443 (example.com), 10.0.0.53 udp/53",
+        "192.0.2.1 udp/443 (example.com)",
+        "192.0.2.9 tcp/22",
+        "",
+    ]
+    (first, *_) = json.loads(top("--json", path)[1])
+    assert first["peers"][0] | {"bytes": 0} == {
+        "address": "192.0.2.1",
+        "packets": 2,
+        "bytes": 0,
+        "services": ["tcp/443"],
+        "names": ["example.com"],
+    }
+    assert "example.com" not in top("--no-names", path)[1]
+    assert "example.com" not in top("--no-names", "--json", path)[1]
+
+
+def test_by_peer(path: Path) -> None:
+    """A row for each peer has the sums that tshark finds for its address, and the processes that talk to it."""
+    talk(path)
+    code, out, err = top("--by", "peer", path)
+    assert (code, err) == (0, "")
+    head, *lines = [re.split(r" {2,}", line.strip()) for line in out.splitlines()]
+    assert (head[1], head[-1]) == ("PEER", "PROCESSES")
+    assert [(line[0], line[1], line[-1]) for line in lines[:1]] == [
+        ("-", "192.0.2.1 tcp/443 udp/443 (example.com)", "curl firefox")
+    ]
+    assert [line[1] for line in lines[1:3]] == ["10.0.0.53 udp/53", "192.0.2.9 tcp/22"]
+    found = json.loads(top("--by", "peer", "--json", path)[1])
+    for each in found:
+        display = f"ip.addr == {each['peer']}" if each["peer"] else "!ip"
+        sizes = [int(size) for (size,) in rows(path, "frame.len", where=display)]
+        assert (each["packets"], each["bytes"]) == (len(sizes), sum(sizes))
+    assert sum(each["packets"] for each in found) == 6

@@ -13,6 +13,7 @@ import pytest
 
 from tests.kernel.capture import ROOT
 from tests.kernel.namespace import Wire
+from tests.support import faults
 from tests.support.deadline import DEADLINE_S
 
 MIB = 1 << 20
@@ -37,6 +38,7 @@ def refused(wire: Wire, script: str, *arguments: str) -> str:
 def test_too_few_files(number: int, wire: Wire) -> None:
     """With `ulimit -n 20`, the message has the reason and the number, in one line and a hint."""
     said = refused(wire, f"ulimit -n {number}")
+    faults.compare("ulimit -n 20", 1, f"{number}: one line and a hint")
     assert f"may open {number} files" in said
     assert "LimitNOFILE=" in said
 

@@ -115,7 +115,7 @@ def complete(line: str) -> set[str]:
         ("skbcapd ca", {"capture"}),
         ("skbcapd nosuch", set()),
         ("skbcapd split --by ", set(BY)),
-        ("skbcapd top --by ", set(GROUPS)),
+        ("skbcapd top --by ", {*GROUPS, "peer"}),
         ("skbcapd extract --format ", {"pcap", "pcapng"}),
         ("skbcapd split --by t", {"tgid"}),
         ("skbcapd capture -i l", {"lo"}),

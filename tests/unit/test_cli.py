@@ -15,12 +15,19 @@ import skbcapd
 from skbcapd.capture.totals import Totals
 from skbcapd.cli import arguments
 from skbcapd.cli.main import command, parser
-from skbcapd.daemon.report import Report, print_totals
+from skbcapd.daemon.report import Report, print_link_types, print_totals
 from skbcapd.daemon.warnings import upper_interfaces
 from skbcapd.errors import ConfigError, SkbcapdError, UsageError
 from skbcapd.kernel.program import Counters
+from tests.support import faults
 
 ROOT = Path(skbcapd.__file__).parent.parent
+FAULTS = {
+    "capture -s 10": "errors about -s and FILTER",
+    "capture -i lo tcp prot 443": "errors about -s and FILTER",
+    "capture --set snaplen=1 -s 0 -i nosuch0": "-s 0",
+    "check --set files.owner=nobody-here": "check: an owner that does not exist",
+}
 COMMANDS = ("capture", "run", "check", "config", "dump", "status", "doctor", "top", "extract", "split", "extcap")
 
 
@@ -112,6 +119,8 @@ def test_impossible_requests(arguments: list[str], error: type[SkbcapdError], me
     """Impossible requests give an error with their name before anything starts, with exit code 2."""
     with pytest.raises(error) as raised:
         command(arguments)
+    if (fault := FAULTS.get(" ".join(arguments))) is not None:
+        faults.compare(fault, 1, str(raised.value).splitlines()[0])
     assert message in str(raised.value)
     assert raised.value.exit_code == 2
 
@@ -179,6 +188,16 @@ def test_the_totals(totals: Totals, lines: list[str], capsys: pytest.CaptureFixt
     assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines))
     print_totals(totals, quiet=True)
     assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in lines[1:5] if not line.startswith("0")))
+
+
+def test_several_link_types_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """A file with several link types is said, with the command that makes one file of each; one is not."""
+    print_link_types([1], Path("a.pcapng"))
+    print_link_types([], Path("a.pcapng"))
+    assert capsys.readouterr() == ("", "")
+    print_link_types([1, 101], Path("a\x1b.pcapng"))
+    said = "several link types (ethernet, raw), and many programs read only one; for one file each: "
+    assert capsys.readouterr().err == said + "skbcapd split a\\x1b.pcapng --by link-type\n"
 
 
 class Counted:

@@ -24,6 +24,7 @@ from skbcapd.config.parser import default_settings, load
 from skbcapd.config.reference import reference, schema
 from skbcapd.config.settings import ROWS, RULE_KEYS, Buffer, Files, Log, Records, Settings
 from skbcapd.errors import ConfigError
+from tests.support import faults
 
 REFERENCE = Path(__file__).parents[2] / "etc" / "skbcapd.yaml"
 SCHEMA = REFERENCE.with_name("skbcapd.schema.json")
@@ -306,7 +307,12 @@ BELOW = "found an unknown key (hint: did you mean {}, on a line below {}:?)"
 )
 def test_wrong_file_gets_its_message(path: Path, text: str | bytes, message: str) -> None:
     """Each mistake gives one line: file, line, key, what was found, what was expected, and a hint."""
-    assert problems(path, text) == message.split("\n")
+    found = problems(path, text)
+    if text == "snaplen: 96\ndirections: [in\n":
+        faults.compare("an unclosed [ on the last line", 1, f"reported on line {found[0].split(':')[1]} of 2")
+    if f"{LONG}/b" in str(text):
+        faults.compare("check: a name too long for a file system", 1, found[0].partition(" (")[2].partition(")")[0])
+    assert found == message.split("\n")
 
 
 SNAPLEN = ("snaplen:", "a whole number of bytes from 64 to 262144", "the default is 262144")

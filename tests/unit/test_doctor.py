@@ -17,6 +17,7 @@ from skbcapd.errors import KernelError
 from skbcapd.kernel import requirements
 from skbcapd.kernel.btf import VMLINUX
 from skbcapd.kernel.requirements import Finding
+from tests.support import faults
 from tests.support.blob import Blob
 
 ROOT_CAPABILITIES = 0x1FFFFFFFFFF
@@ -54,8 +55,7 @@ GOOD: dict[str, str | bytes | None] = {
 ROOT = Path(skbcapd.__file__).parent.parent
 
 # Source: Documentation/userspace-api/seccomp_filter.rst; prctl(2). Four instructions of classic
-# BPF: load the number of the call; if it is bpf(2), ENOSYS, otherwise allow. number; bpf(2)? then
-# ENOSYS, else allow.
+# BPF: load the number of the call; if it is bpf(2), ENOSYS, otherwise allow.
 FILTERED = """
 import ctypes, struct, platform
 from pathlib import Path
@@ -185,6 +185,9 @@ def test_nothing_is_claimed_without_proc_or_sys(missing: str, fatal: dict[str, s
     shutil.rmtree(tmp_path / missing)
     python = str(tmp_path / "interpreter")
     found = list(requirements.findings(tmp_path / "proc", tmp_path / "sys", python, lambda: ""))
+    if missing == "proc":
+        now = "; ".join(f"{one.name}: {one.remedy}" for one in found if one.fatal)
+        faults.compare("doctor without /proc", 1, f"only {now}")
     assert {one.name: one.remedy for one in found if one.fatal} == fatal
 
 
@@ -219,6 +222,8 @@ def test_obstacles_are_fatal_findings(
 ) -> None:
     """Each obstacle is the only fatal finding, with what was found and a remedy."""
     found = machine(tmp_path, changes)
+    if name == "BTF" and changes.get(BTF):
+        faults.compare("a broken BTF", 1, f"remedy: {found[name].remedy}")
     assert [one.name for one in found.values() if one.fatal] == [name]
     assert text in found[name].text
     assert remedy in found[name].remedy

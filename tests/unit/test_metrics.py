@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import skbcapd
 from skbcapd.daemon.metrics import EVERY_S, Metrics, Textfile
+from tests.support import faults
 from tests.support.deadline import until
 from tests.support.rig import Scene, stamped
 from tests.support.writer import upcall
@@ -147,6 +148,9 @@ def test_existing_files_are_not_followed(
         textfile.tick(lambda: b"x\n")
         until(lambda: not textfile._worker.waiting, "it has tried")
     stays = kind == "fifo" and not ending
+    if kind == "fifo":
+        now = caplog.messages[0].partition(": ")[2] if caplog.messages else "replaced by a file"
+        faults.compare("a FIFO as metrics.textfile, or its .part", 1, f"{ending or 'itself'}: {now}")
     said = [f"{path}: not a regular file; expected one, or none; the metrics are not written to it"]
     assert caplog.messages == (said if stays else [])
     assert path.is_fifo() == stays

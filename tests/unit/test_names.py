@@ -1,146 +1,140 @@
-"""Host names in a filter: found by libpcap, looked up once, replaced by addresses."""
+"""Names of addresses, from real DNS messages (scapy's) and real TLS clients (OpenSSL's)."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import Counter
-from collections.abc import Iterator
+import ssl
+from ipaddress import ip_address
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.dns import DNS, DNSQR, DNSRR
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Dot1Q, Ether
+from scapy.packet import Packet, Raw
 
-from skbcapd.filter import packet_filter
-from skbcapd.filter.names import Names
-from skbcapd.filter.packet_filter import FilterError, compile_all, compile_expression
+from skbcapd.analysis.names import Names
 
-ADDRESSES = {
-    "db.example": ["10.0.0.1", "10.0.0.2", "fe80::1"],
-    "http": ["10.0.0.3"],
-    "a-b.example": ["10.0.0.4"],
-    "v6.example": ["2001:db8::7"],
-}
+ETHER = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+V4, V6 = IP(src="10.0.0.53", dst="10.0.0.1"), IPv6(src="fd00::1", dst="fd00::2")
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """The number of lookups of each name."""
-    counts: Counter[str] = Counter()
+def seen(*frames: Packet | bytes) -> Names:
+    """The names in some frames."""
+    names = Names()
+    for frame in frames:
+        names.see(memoryview(bytes(frame)), 1)
+    return names
 
-    def ask(name: str) -> list[str]:
-        counts[name] += 1
-        return ADDRESSES.get(name, [])
 
-    packet_filter.forget()
-    monkeypatch.setattr(packet_filter, "_names", Names(ask=ask))
-    yield counts
-    compile_all.cache_clear()
+def of(names: Names, address: str) -> list[str]:
+    """The names of an address."""
+    return names.of(ip_address(address).packed)
+
+
+def answer(*records: Packet, name: str = "Example.com", **flags: int) -> Packet:
+    """A DNS answer."""
+    message = DNS(qr=1, qd=DNSQR(qname=name), **flags)
+    if records:
+        chain = records[0]
+        for record in records[1:]:
+            chain /= record
+        message.an, message.ancount = chain, len(records)
+    return ETHER / V4 / UDP(sport=53, dport=40000) / message
+
+
+def record(name: str, kind: str, value: str) -> Packet:
+    """A resource record."""
+    return DNSRR(rrname=name, type=kind, rdata=value, ttl=60)
+
+
+def hello(name: str | None) -> bytes:
+    """What a TLS client sends first."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    client = context.wrap_bio(incoming, outgoing, server_hostname=name)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read()
+
+
+def test_dns_answers() -> None:
+    """An address has the name that was asked for, also over aliases, for IPv4 and IPv6."""
+    names = seen(
+        answer(
+            record("example.com", "CNAME", "cdn.example.net"),
+            record("cdn.example.net", "A", "192.0.2.1"),
+            record("CDN.example.net", "A", "192.0.2.2"),
+        ),
+        answer(record("example.com", "AAAA", "2001:db8::1")),
+        answer(record("other.example", "A", "192.0.2.1"), name="other.example"),
+    )
+    assert of(names, "192.0.2.1") == ["example.com", "other.example"]
+    assert of(names, "192.0.2.2") == of(names, "2001:db8::1") == ["example.com"]
+    assert of(names, "192.0.2.3") == []
 
 
 @pytest.mark.parametrize(
-    ("named", "numeric"),
+    "frame",
     [
-        ("host db.example", "host 10.0.0.1 or host 10.0.0.2 or host fe80::1"),
-        ("not host db.example", "not (host 10.0.0.1 or host 10.0.0.2 or host fe80::1)"),
-        ("host not db.example", "not (host 10.0.0.1 or host 10.0.0.2 or host fe80::1)"),
-        (
-            "src (db.example or a-b.example)",
-            "src 10.0.0.1 or src 10.0.0.2 or src fe80::1 or src 10.0.0.4",
-        ),
-        (
-            "tcp and dst host (a-b.example or db.example) and port 80",
-            "tcp and (dst 10.0.0.4 or dst 10.0.0.1 or dst 10.0.0.2 or dst fe80::1) and port 80",
-        ),
-        ("ip host db.example", "ip host 10.0.0.1 or ip host 10.0.0.2"),
-        ("ip6 dst host db.example", "ip6 dst host fe80::1"),
-        ("port http and host http", "port http and host 10.0.0.3"),
-        (r"host \http", "host 10.0.0.3"),
-        ("host a-b.example and not port 22", "host 10.0.0.4 and not port 22"),
+        answer(record("evil.example", "A", "192.0.2.1")),
+        answer(record("example.com", "A", "192.0.2.1"), rcode=3),
+        answer(record("example.com", "A", "192.0.2.1"), tc=1),
+        answer(record("a b", "A", "192.0.2.1"), name="a b"),
+        answer(),
+        ETHER
+        / V4
+        / UDP(sport=53, dport=9)
+        / DNS(qd=DNSQR(qname="example.com"), an=record("example.com", "A", "192.0.2.1"), ancount=1),
+        ETHER / V4 / UDP(sport=54, dport=53) / bytes(answer(record("example.com", "A", "192.0.2.1"))[DNS]),
     ],
+    ids=["another name", "an error", "truncated", "no host name", "empty", "a question", "from another port"],
 )
-def test_a_name_means_its_addresses(named: str, numeric: str, asked: Counter[str]) -> None:
-    """An expression with names matches the same packets as one with addresses, wherever the names
-    are.
-    """
-    assert _verdicts(named) == _verdicts(numeric)
-    assert set(asked.values()) <= {1}
+def test_what_names_nothing(frame: Packet) -> None:
+    """An answer to something else, an error, a question: none of these names an address."""
+    assert of(seen(frame), "192.0.2.1") == []
 
 
-def _verdicts(expression: str) -> list[bool]:
-    """The result of a filter for frames from and to each of some addresses, with TCP and some
-    ports.
-    """
-    import ipaddress  # noqa: PLC0415
-    import struct  # noqa: PLC0415
-
-    matcher = packet_filter.Matcher({0: compile_all(expression)})
-    found = []
-    ends = [*("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.9.9.9", "127.0.0.1")], ["fe80::1", "::1", "fe80::9"]
-    for addresses in ends:
-        for source in addresses:
-            for target in addresses:
-                for port in (80, 22, 5):
-                    tcp = struct.pack(">HH", 1, port) + bytes(16)
-                    pair = b"".join(ipaddress.ip_address(one).packed for one in (source, target))
-                    if "." in source:
-                        frame = (
-                            bytes(12) + b"\x08\0" + struct.pack(">BBHHHBBH", 0x45, 0, 40, 0, 0, 64, 6, 0) + pair + tcp
-                        )
-                    else:
-                        frame = bytes(12) + b"\x86\xdd" + struct.pack(">IHBB", 6 << 28, 20, 6, 64) + pair + tcp
-                    found.append(matcher.takes(0, 1, frame, len(frame)))
-    assert any(found)
-    assert not all(found)
-    return found
+@pytest.mark.parametrize("network", [V4, V6, Dot1Q(vlan=7) / V6], ids=["IPv4", "IPv6", "VLAN"])
+def test_server_names(network: Packet) -> None:
+    """The server of a TLS client has the name that the client asks for."""
+    frame = ETHER / network / TCP(sport=40000, dport=8443) / Raw(hello("WWW.example.com"))
+    assert of(seen(frame), frame.lastlayer().underlayer.underlayer.dst) == ["www.example.com"]
+    assert of(seen(ETHER / network / TCP(dport=443) / Raw(hello(None))), frame[TCP].underlayer.dst) == []
 
 
-def test_names_of_the_machine_are_not_looked_up(asked: Counter[str]) -> None:
-    """Names in /etc/hosts are found by libpcap itself."""
-    assert compile_all("host localhost")[1] == compile_expression("host localhost", 1)
-    assert not asked
+def test_what_is_kept_is_bounded() -> None:
+    """An address has eight names at most."""
+    frames = [answer(record(f"{n}.example", "A", "192.0.2.1"), name=f"{n}.example") for n in range(17)]
+    assert of(seen(*frames), "192.0.2.1") == [f"{n}.example" for n in range(8)]
 
 
-def test_each_name_is_looked_up_once(asked: Counter[str]) -> None:
-    """Each name is looked up once for all link types and filters."""
-    compile_all("host db.example or src host db.example")
-    compile_all("not host db.example and host v6.example")
-    assert asked == {"db.example": 1, "v6.example": 1}
+def test_frames_that_were_cut() -> None:
+    """However short a message is, there is the right name or none."""
+    frames = [
+        bytes(answer(record("example.com", "A", "192.0.2.1"))),
+        bytes(ETHER / V4 / TCP(dport=443) / Raw(hello("example.com"))),
+    ]
+    for frame, address in zip(frames, ("192.0.2.1", "10.0.0.1"), strict=True):
+        for size in range(len(frame)):
+            assert of(seen(frame[:size]), address) in ([], ["example.com"])
 
 
-@pytest.mark.parametrize(
-    ("expression", "message"),
-    [
-        ("host nosuch.example", "unknown host 'nosuch.example'"),
-        ("ip6 host a-b.example", "unknown host 'a-b.example' for specified address family"),
-        ("net nosuch.example", "unknown network 'nosuch.example'"),
-        ("ether host db.example", "unknown ether host 'db.example'"),
-        ("host db.example tcp prot", "can't parse filter expression: syntax error"),
-    ],
+@pytest.mark.fuzz
+@given(
+    st.binary(max_size=300),
+    st.sampled_from([bytes(ETHER / V4 / UDP(sport=53, dport=9)), bytes(ETHER / V4 / TCP(dport=443)) + b"\x16\x03"]),
 )
-def test_unknown_hosts_give_the_error_of_libpcap(expression: str, message: str, asked: Counter[str]) -> None:
-    """A name without an address, or at a wrong position, gives the error of libpcap."""
-    with pytest.raises(FilterError, match=message):
-        compile_all(expression)
-    assert set(asked.values()) <= {1}
+def test_any_message(message: bytes, head: bytes) -> None:
+    """Bytes that are no message harm nobody."""
+    seen(head + message)
 
 
-def test_a_silent_name_server_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All names of all filters together are waited for until the deadline; the missing names are
-    reported.
-    """
-    asked: Counter[str] = Counter()
-    over = threading.Event()
-
-    def ask(name: str) -> list[str]:
-        asked[name] += 1
-        over.wait(60)
-        return []
-
-    compile_all.cache_clear()
-    monkeypatch.setattr(packet_filter, "_names", Names(1.0, ask))
-    start = time.monotonic()
-    for expression in ("host a.example or b.example", "host a.example", "dst host c.example"):
-        with pytest.raises(FilterError, match=r"example'.*no name server answered in 1 s"):
-            compile_all(expression)
-    assert 1 <= time.monotonic() - start < 5
-    assert asked == {"a.example": 1, "b.example": 1, "c.example": 1}
-    over.set()
+def test_pointers_that_lead_in_a_circle() -> None:
+    """A name that never ends is none."""
+    frame = bytes(
+        ETHER / V4 / UDP(sport=53, dport=9) / Raw(bytes.fromhex("000080000001000100000000") + b"\xc0\x0c\0\1\0\1")
+    )
+    assert of(seen(frame), "192.0.2.1") == []
