@@ -5,7 +5,7 @@ In: paths. Out: NAME.gz or NAME.zst, in place of NAME.
 The rules: the uncompressed file is deleted only when the compressed one is complete and has its
 name. If the compressor is interrupted, the uncompressed file is kept. All names are relative to the
 descriptor of the directory, all files are regular files without other links, and the compressed
-file is a new one: somebody who can write to the directory cannot make skbcapd read or write other
+file is a new one: a user who can write to the directory cannot make skbcapd read or write other
 files. The event loop calls `add` and `kill`; the keeper thread of the directory calls the others,
 because the disk can be slow.
 """
