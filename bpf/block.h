@@ -11,9 +11,9 @@
 /*
  * The segment of a reservation. An array map has all its entries: only the verifier expects NULL.
  */
-static inline struct segment *find_segment(struct reservation *room)
+static inline struct segment *find_segment(struct reservation *reservation)
 {
-	u32 index = BOUND(room->number, SEGMENT_COUNT - 1);
+	u32 index = BOUND(reservation->number, SEGMENT_COUNT - 1);
 
 	return segments.lookup(&index);
 }
@@ -111,7 +111,8 @@ static inline u32 block_size(struct frame *frame, u32 options_len)
 static inline void write_options(u8 *options, u32 options_len, struct label *label, struct packet *packet,
 				 u32 flags)
 {
-	for (u32 i = 0; i < OPTIONS_MAX && i < options_len; i += 8) /* cheaper than a call of READ */
+	/* Cheaper than a call of READ. */
+	for (u32 i = 0; i < OPTIONS_MAX && i < options_len; i += 8)
 		*(u64 *)(options + i) = *(u64 *)(label->options + i);
 	*(u32 *)(options + BOUND(label->flags_at, OPTIONS_MAX - 1)) |= flags;
 	if (packet->key.linked)
@@ -149,13 +150,13 @@ static inline void write_upcall(struct upcall *call, struct packet *packet, u32 
 static inline void cut_block(struct control *control, struct segment *segment, struct packet *packet,
 			     u32 copied)
 {
-	struct reservation *room = &packet->room;
-	struct block_head *head = in_segment(segment, room->at);
+	struct reservation *reservation = &packet->reservation;
+	struct block_head *head = in_segment(segment, reservation->at);
 
 	head->cap_len = copied;
 	if (packet->is_upcall)
 		return;
-	struct cut_tail *tail = in_segment(segment, room->at + packet->size - sizeof(*tail));
+	struct cut_tail *tail = in_segment(segment, reservation->at + packet->size - sizeof(*tail));
 
 	head->type = BLOCK_CUT;
 	head->interface_id = packet->label;
@@ -163,7 +164,7 @@ static inline void cut_block(struct control *control, struct segment *segment, s
 	tail->flags = packet->flags;
 	if (packet->key.linked)
 		tail->packet_id = packet->packet_id;
-	list_upcall(control, segment, room);
+	list_upcall(control, segment, reservation);
 }
 
 /*
@@ -174,11 +175,11 @@ static inline void cut_block(struct control *control, struct segment *segment, s
 static inline int write_block(struct control *control, struct packet *packet, struct skb *skb,
 			      struct label *label, u32 slot, u32 size, const u32 direction)
 {
-	struct reservation *room = &packet->room;
+	struct reservation *reservation = &packet->reservation;
 	struct frame *frame = &packet->frame;
-	struct segment *segment = find_segment(room);
+	struct segment *segment = find_segment(reservation);
 	u64 time_ns = packet->time + ONCE(control->clock_offset);
-	u32 at = room->at, padded = padded_len(frame);
+	u32 at = reservation->at, padded = padded_len(frame);
 	u32 checksum = control->fill ? unfinished_checksum(skb, packet->head, frame) : 0;
 	u32 flags = packet_flags(skb, &packet->shared, direction);
 
@@ -199,7 +200,7 @@ static inline int write_block(struct control *control, struct packet *packet, st
 		packet->label = label->id;
 	} else {
 		write_upcall((struct upcall *)options, packet, flags, checksum);
-		list_upcall(control, segment, room);
+		list_upcall(control, segment, reservation);
 	}
 	*(u32 *)in_segment(segment, at + size - sizeof(u32)) = size;
 	if (padded) /* the last word of the frame: the zeros after the frame stay */

@@ -141,7 +141,8 @@ static inline u32 unfinished_checksum(struct skb *skb, u64 head, struct frame *f
 	return start | (u32)SKB(skb, u16, CSUM_OFFSET) << 16;
 }
 
-#define ARPHRD_ETHER 1
+#define ARPHRD_ETHER	 1
+#define MAC_HEADER_UNSET 0xffff /* skb_mac_header_was_set */
 
 /*
  * Frames of at most this size are copied without a call: acknowledgements, DNS queries and similar.
@@ -176,7 +177,7 @@ static inline int find_frame(struct skb *skb, u64 dev, u64 head, u64 data, u32 d
 		u16 mac_header = SKB(skb, u16, MAC_HEADER);
 		u64 start = head + mac_header;
 
-		if (mac_header == 0xffff || start > data)
+		if (mac_header == MAC_HEADER_UNSET || start > data)
 			return LOST_START;
 		before_data = data - start;
 	}
@@ -232,6 +233,16 @@ static inline u64 fragment_address(struct control *control, u8 *fragment)
 	return address & ((page & NET_IOV) - 1);
 }
 
+/* Reads the description of a page fragment: returns its address, and sets its length. */
+static inline u64 read_fragment(struct control *control, u64 at, u64 *len)
+{
+	u8 fragment[FRAGMENT_SIZE] __attribute__((aligned(8)));
+
+	READ(fragment, sizeof(fragment), at);
+	*len = *(u32 *)(fragment + FRAGMENT_LEN);
+	return fragment_address(control, fragment);
+}
+
 /*
  * Copies the frame to bytes[to], where frame->cap_len bytes are reserved. `head` and `shared`
  * belong to the first skb; those of a chain are read into `chained` and `shared`. For the verifier,
@@ -279,21 +290,15 @@ static inline u32 copy_frame(struct control *control, u8 *bytes, const u32 place
 		 * above fails, or has no bytes.
 		 */
 		if (fragments) {
-			u8 piece[FRAGMENT_SIZE] __attribute__((aligned(8)));
-
-			READ(piece, sizeof(piece), fragment);
+			from = read_fragment(control, fragment, &left);
 			fragment += FRAGMENT_SIZE;
 			fragments--;
-			from = fragment_address(control, piece);
-			left = *(u32 *)(piece + FRAGMENT_LEN);
 		} else {
-			struct skb *skb = chained;
-
-			READ(skb, sizeof(*skb), next);
-			next = SKB(skb, u64, NEXT);
-			from = SKB(skb, u64, DATA);
-			left = SKB(skb, u32, LEN) - SKB(skb, u32, DATA_LEN);
-			fragment = SKB(skb, u64, HEAD) + SKB(skb, u32, END);
+			READ(chained, sizeof(*chained), next);
+			next = SKB(chained, u64, NEXT);
+			from = SKB(chained, u64, DATA);
+			left = SKB(chained, u32, LEN) - SKB(chained, u32, DATA_LEN);
+			fragment = SKB(chained, u64, HEAD) + SKB(chained, u32, END);
 			READ(shared, sizeof(*shared), fragment);
 			fragment += SHARED_FRAGS;
 			fragments = SHARED(shared, u8, NR_FRAGS);

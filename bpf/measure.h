@@ -23,20 +23,28 @@ struct measurement {
 	u64 page_base;	  /* address of the struct page of frame 0 */
 	u64 address_base; /* address of frame 0; 0: not among the candidates tried */
 	u64 stack_size;	  /* 0: not found */
-	u64 entry_regs;	  /* offset of the system call number from the bottom of the stack; 0: not found */
-	u64 udp_table; /* address of the struct udp_table of all namespaces; 0: none, or each has its own */
+	u64 entry_regs;	  /* offset of the system call number in the stack; 0: not found */
+	u64 udp_table;	  /* address of the struct udp_table of all namespaces; 0: none */
 };
 BPF_ARRAY(measurements, struct measurement, 1);
+
+#define THREAD_SIZE_MIN 16384ULL /* more with KASAN, or with pages of 64 KiB */
+#define THREAD_SIZES	3
+
+/*
+ * Words above the registers of user space that are tried: two with CONFIG_X86_FRED
+ * (TOP_OF_KERNEL_STACK_PADDING in arch/x86/include/asm/thread_info.h), none without.
+ */
+#define PADDINGS 3
 
 static inline void measure_stack(void *ctx, struct measurement *m)
 {
 	u64 task = bpf_get_current_task(), stack = 0;
 
 	READ(&stack, sizeof(stack), task + TASK_STACK);
-	for (u32 i = 0; i < 9; i++) {
-		u64 size = 16384ULL << i / 3; /* THREAD_SIZE: 16 KiB, more with KASAN or 64 KiB pages */
-		u64 at = size - i % 3 * 8 - REGS_SIZE +
-			 REGS_SYSCALL; /* FRED keeps 16 bytes above the registers */
+	for (u32 i = 0; i < THREAD_SIZES * PADDINGS; i++) {
+		u64 size = THREAD_SIZE_MIN << i / PADDINGS;
+		u64 at = size - i % PADDINGS * sizeof(u64) - REGS_SIZE + REGS_SYSCALL;
 		SYSCALL_NUMBER_TYPE number = -1;
 
 		if (!is_on_stack(ctx, stack, size) || READ(&number, sizeof(number), stack + at) ||

@@ -7,41 +7,42 @@
  * next.
  */
 
-/* Whether addresses prove the receiver on an interface: see guard.h. */
 #define GUARDS 8 /* a power of two */
+
+/* Whether addresses prove the receiver on an interface (guard.h). */
 struct guard {
 	u64 dev;
-	u64 until; /* ns since boot */
-	u64 is_up;
+	u64 until; /* ns since boot, without suspend */
+	u64 is_up; /* 1: they do not */
 };
 
 struct packet {
-	struct reservation room; /* in the segments, of the block */
+	struct reservation reservation; /* of the block */
 	struct frame frame;
-	u32 size;      /* of the block */
-	u32 slot;      /* row of counters */
-	u32 label;     /* its number; valid if not `is_upcall` */
-	u32 is_upcall; /* Python will write the block again */
-	u32 checksum;
-	u32 flags;
-	u64 dev; /* net_device */
-	u64 net; /* its network namespace */
-	u64 sk; /* the packet's socket; later the one whose user was looked up, whose first bytes are in `work` */
-	u64 inode;	/* of that socket; 0: none */
-	u64 address;	/* of its sk_buff */
-	u64 head;	/* of the data's memory */
-	u64 data;	/* current position of the network stack in it */
-	u64 linear_end; /* of the linear part */
-	u64 time;	/* ns since boot, without suspend */
-	u64 packet_id;	/* epb_packetid; 0: none */
-	u64 filter;	/* number of the packet filter to run, then of the last one */
-	u64 is_known;	/* seen before, on another interface */
-	u64 taken;	/* enum taken, on that interface */
-	u64 print;	/* hash of the fields that neither interfaces nor NAT change */
-	u64 refused;	/* excluded by its interface or a filter: slot * 2 + 1; it is only followed */
-	u64 unwanted;	/* excluded by its interface, at the time of `verdict` */
-	u64 verdict;	/* control->device_filter, when `unwanted` was set; 0: this is another interface */
-	u64 guard;	/* 1: its addresses prove no receiver, see guard.h */
+	u32 size;		     /* of the block */
+	u32 slot;		     /* row of `counters` */
+	u32 label;		     /* its number; valid if not `is_upcall` */
+	u32 is_upcall;		     /* 1: Python will write the block again */
+	u32 checksum;		     /* as in struct upcall */
+	u32 flags;		     /* as in struct upcall */
+	u64 dev;		     /* net_device */
+	u64 net;		     /* its network namespace */
+	u64 sk;			     /* its socket; later the one whose user is looked up */
+	u64 inode;		     /* of that socket; 0: none */
+	u64 address;		     /* of its sk_buff */
+	u64 head;		     /* skb->head: start of its memory */
+	u64 data;		     /* skb->data: current position of the network stack in it */
+	u64 linear_end;		     /* address of the end of the linear part */
+	u64 time;		     /* ns since boot, without suspend */
+	u64 packet_id;		     /* epb_packetid; 0: none */
+	u64 filter;		     /* number of the packet filter to run, then of the last one */
+	u64 is_known;		     /* seen before, on another interface */
+	u64 taken;		     /* enum taken, on that interface */
+	u64 print;		     /* hash of the fields that neither interfaces nor NAT change */
+	u64 refused;		     /* excluded, so it is only followed: slot * 2 + 1; else 0 */
+	u64 unwanted;		     /* its interface is excluded: slot * 2 + 1; else 0 */
+	u64 verdict;		     /* control->device_filter when `unwanted` was set */
+	u64 guard;		     /* 1: its addresses do not prove its receiver (guard.h) */
 	struct guard guards[GUARDS]; /* results for some interfaces */
 	u64 sent[3];		     /* the last recorded use of a socket: see note_use */
 	struct key key;
@@ -50,7 +51,7 @@ struct packet {
 	struct shared shared;
 	struct workspace work;
 	struct group group; /* its candidates */
-	struct skb skb;	    /* a copy of it, if it cannot be read in place; then of those in its chain */
+	struct skb skb;	    /* a copy, if not IN_PLACE; later of the skbs in frag_list */
 };
 BPF_PERCPU_ARRAY(packets, struct packet, 3);
 
@@ -80,8 +81,8 @@ static inline struct skb *get_skb(struct packet *packet, void *argument)
 #endif
 }
 
-/* The sk_buff of a packet that an earlier program has processed. */
-static inline struct skb *get_met_skb(struct packet *packet, void *argument)
+/* The packet's sk_buff in the program of a later stage: a copy exists. */
+static inline struct skb *get_skb_again(struct packet *packet, void *argument)
 {
 #ifndef IN_PLACE
 	return &packet->skb;
@@ -105,8 +106,8 @@ static inline struct sock_head *socket_of(struct packet *packet, struct skb *skb
 #endif
 }
 
-/* Reads the fields of the packet and of its interface. */
-static inline void meet(struct packet *packet, struct skb *skb, void *argument, u32 direction)
+/* Sets the record of a new packet, from its sk_buff and its interface. */
+static inline void init_packet(struct packet *packet, struct skb *skb, void *argument, u32 direction)
 {
 	u8 *dev = SKB(skb, u8 *, DEV);
 	u8 *net = FIELD(u8 *, dev, DEV_NET);
@@ -122,7 +123,10 @@ static inline void meet(struct packet *packet, struct skb *skb, void *argument, 
 	packet->dev = (u64)dev;
 	packet->net = (u64)net;
 	packet->sk = SKB(skb, u64, SK);
-	/* The verifier treats some addresses as pointers until they have been in memory. */
+	/*
+	 * IN_PLACE, the verifier knows these fields as pointers, and restricts arithmetic on them
+	 *. Values from a map are numbers.
+	 */
 	packet->address = (u64)argument;
 	packet->head = SKB(skb, u64, HEAD);
 	packet->data = SKB(skb, u64, DATA);

@@ -12,14 +12,16 @@ struct reservation {
 	u32 at;	    /* offset of the block in it */
 };
 
+#define BPF_RB_FORCE_WAKEUP (1 << 1)
+
 static inline void wake_reader(void)
 {
 	u64 nothing = 0;
 
-	wakeups.ringbuf_output(&nothing, sizeof(nothing), 2 /* BPF_RB_FORCE_WAKEUP */);
+	wakeups.ringbuf_output(&nothing, sizeof(nothing), BPF_RB_FORCE_WAKEUP);
 }
 
-/* Whether Python sleeps until such a packet; only one packet gets the answer yes. */
+/* Whether Python sleeps until such a packet, and this packet wakes it: only one does. */
 static inline int ends_sleep(struct control *control, enum sleep until)
 {
 	return ONCE(control->sleeping) == until &&
@@ -31,7 +33,7 @@ static inline int ends_sleep(struct control *control, enum sleep until)
  * the reason: LOST_FULL if the reader is a complete buffer behind, LOST_CONTENDED if other CPUs
  * moved the cursor RESERVE_TRIES times in a row.
  */
-static inline int reserve(struct control *control, u32 size, struct reservation *room)
+static inline int reserve(struct control *control, u32 size, struct reservation *reservation)
 {
 	for (int i = 0; i < RESERVE_TRIES; i++) {
 		u64 old = ONCE(control->cursor);
@@ -40,18 +42,18 @@ static inline int reserve(struct control *control, u32 size, struct reservation 
 
 		if (offset + size <= SEGMENT_SIZE) {
 			new = old + size;
-			room->at = offset;
+			reservation->at = offset;
 		} else {
 			number++;
 			if (number >= tail + SEGMENT_COUNT)
 				return LOST_FULL;
 			new = number << 32 | size;
-			room->at = 0;
+			reservation->at = 0;
 		}
 		if (__sync_val_compare_and_swap(&control->cursor, old, new) != old)
 			continue;
-		room->number = number;
-		if (room->at == 0 && offset) {
+		reservation->number = number;
+		if (reservation->at == 0 && offset) {
 			ONCE(control->segments[BOUND(old >> 32, SEGMENT_COUNT - 1)].used) = offset;
 			if (number - tail >= ONCE(control->wake_backlog))
 				wake_reader();
@@ -61,19 +63,23 @@ static inline int reserve(struct control *control, u32 size, struct reservation 
 	return LOST_CONTENDED;
 }
 
+#define UPCALL_BURST 64 /* local blocks of a segment after which Python is woken */
+
 /*
  * Stores the offset of a local block, so that Python need not walk the segment to find it. If there
  * are many, Python is woken at once: until there is a label, each packet of a fast sender is a
  * local block.
  */
-static inline void list_upcall(struct control *control, struct segment *segment, struct reservation *room)
+static inline void list_upcall(struct control *control, struct segment *segment,
+			       struct reservation *reservation)
 {
-	u64 listed =
-		__sync_fetch_and_add(&control->segments[BOUND(room->number, SEGMENT_COUNT - 1)].upcalls, 1);
+	u64 listed = __sync_fetch_and_add(
+		&control->segments[BOUND(reservation->number, SEGMENT_COUNT - 1)].upcalls, 1);
 
 	if (listed < UPCALLS_LISTED)
-		ONCE(segment->upcall_at[BOUND(listed, UPCALLS_LISTED - 1)]) = room->number << 32 | room->at;
-	if ((listed & 63) == 63 || ends_sleep(control, SLEEP_UNTIL_UPCALL))
+		ONCE(segment->upcall_at[BOUND(listed, UPCALLS_LISTED - 1)]) =
+			reservation->number << 32 | reservation->at;
+	if (listed % UPCALL_BURST == UPCALL_BURST - 1 || ends_sleep(control, SLEEP_UNTIL_UPCALL))
 		wake_reader();
 }
 
@@ -81,10 +87,10 @@ static inline void list_upcall(struct control *control, struct segment *segment,
  * Commits the block. The fetch makes the addition a full barrier, also on arm64: a reader that sees
  * the sum also sees the block.
  */
-static inline void commit(struct control *control, struct reservation *room, u32 size)
+static inline void commit(struct control *control, struct reservation *reservation, u32 size)
 {
 	u64 before = __sync_fetch_and_add(
-		&control->segments[BOUND(room->number, SEGMENT_COUNT - 1)].committed, size);
+		&control->segments[BOUND(reservation->number, SEGMENT_COUNT - 1)].committed, size);
 
 	asm volatile("" : : "r"(before));
 	if (ends_sleep(control, SLEEP_UNTIL_PACKET))

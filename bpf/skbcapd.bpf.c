@@ -256,7 +256,7 @@ static inline void stage_interface(void *ctx, void *argument, const u32 directio
 	if (direction == IN && is_loopback(skb))
 		return;
 	count(0, SEEN);
-	meet(packet, skb, argument, direction);
+	init_packet(packet, skb, argument, direction);
 	if (!is_guard_known(packet))
 		call_stage(ctx, direction, STAGE_GUARD);
 	proceed(ctx, control, packet, skb, direction);
@@ -275,7 +275,7 @@ static inline void stage_guard(void *ctx, void *argument, const u32 direction)
 	if (!control || !packet)
 		return;
 	renew_guard(packet, control->nothing);
-	proceed(ctx, control, packet, get_met_skb(packet, argument), direction);
+	proceed(ctx, control, packet, get_skb_again(packet, argument), direction);
 }
 
 #ifdef WINDOW
@@ -290,7 +290,7 @@ static inline void stage_filter(void *ctx, void *argument, const u32 direction)
 
 	if (!control || !packet)
 		return;
-	struct skb *skb = get_met_skb(packet, argument);
+	struct skb *skb = get_skb_again(packet, argument);
 
 	if (is_wanted(control, packet, skb, direction)) {
 		if (packet->filter)
@@ -318,7 +318,7 @@ static inline void stage_process(void *ctx, void *argument, const u32 direction)
 
 	if (!control || !packet)
 		return;
-	identify(ctx, control, packet, get_met_skb(packet, argument), direction, 0);
+	identify(ctx, control, packet, get_skb_again(packet, argument), direction, 0);
 	if (packet->refused)
 		count(packet->refused >> 1, FILTERED);
 	else
@@ -337,7 +337,7 @@ static inline void stage_block(void *ctx, void *argument, const u32 direction)
 
 	if (!control || !packet)
 		return;
-	struct skb *skb = get_met_skb(packet, argument);
+	struct skb *skb = get_skb_again(packet, argument);
 	struct frame *frame = &packet->frame;
 	struct label *label = find_label(control, packet);
 	u32 slot = label ? label->slot : find_slot(packet), size, lost;
@@ -361,7 +361,7 @@ static inline void stage_block(void *ctx, void *argument, const u32 direction)
 	if (!lost) {
 		frame->cap_len = captured_len(control, skb, frame, label ? label->snaplen : control->snaplen);
 		size = block_size(frame, label ? label->options_len : sizeof(struct upcall));
-		lost = reserve(control, size, &packet->room);
+		lost = reserve(control, size, &packet->reservation);
 	}
 	if (lost) {
 		count(slot, lost);
@@ -371,7 +371,7 @@ static inline void stage_block(void *ctx, void *argument, const u32 direction)
 		note_taken(packet->address, label ? TAKEN : ASKED);
 	if (write_block(control, packet, skb, label, slot, size, direction)) {
 		count(slot, DELIVERED);
-		commit(control, &packet->room, size);
+		commit(control, &packet->reservation, size);
 		return;
 	}
 	packet->size = size;
@@ -389,19 +389,19 @@ static inline void stage_frame(void *argument, const u32 direction)
 
 	if (!control || !packet)
 		return;
-	struct skb *skb = get_met_skb(packet, argument);
-	struct segment *segment = find_segment(&packet->room);
+	struct skb *skb = get_skb_again(packet, argument);
+	struct segment *segment = find_segment(&packet->reservation);
 
 	if (!segment)
 		return; /* impossible: an array map has all its entries */
 	u32 copied = copy_frame(control, segment->bytes, SEGMENT_SIZE, CAPTURE_MAX,
-				packet->room.at + sizeof(struct block_head), &packet->frame, packet->head,
-				SKB(skb, u32, END), &packet->skb, &packet->shared);
+				packet->reservation.at + sizeof(struct block_head), &packet->frame,
+				packet->head, SKB(skb, u32, END), &packet->skb, &packet->shared);
 
 	if (copied < packet->frame.cap_len || packet->checksum)
 		cut_block(control, segment, packet, copied);
 	count(packet->slot, DELIVERED);
-	commit(control, &packet->room, packet->size);
+	commit(control, &packet->reservation, packet->size);
 }
 
 /*
@@ -462,7 +462,7 @@ int on_queue(void *ctx)
 		return 0;
 	struct skb *skb = get_skb(packet, FIRST_ARGUMENT(ctx));
 
-	meet(packet, skb, FIRST_ARGUMENT(ctx), OUT);
+	init_packet(packet, skb, FIRST_ARGUMENT(ctx), OUT);
 	packet->guard = 0; /* the hook at the driver checks it */
 	identify(ctx, control, packet, skb, OUT, 1);
 	return 0;

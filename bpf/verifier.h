@@ -35,8 +35,8 @@
 /*
  * Adds `nothing`, a zero that the verifier does not know (control->nothing). After this, the
  * variable has no known value, so all paths to the end of a loop have one state, and the next
- * iteration is verified once. bpf_for (Linux 6.4) does this itself from Linux 6.7 on: can be
- * removed when that is the oldest supported kernel.
+ * iteration is verified once. Loops with bpf_for (Linux 6.4) do not need it since kernel commit
+ * 2793a8b015f7 (widen_imprecise_scalars): it can be removed when all supported kernels have that.
  */
 #define FORGET(value, nothing) ((value) += (nothing))
 
