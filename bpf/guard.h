@@ -12,6 +12,7 @@
  *   whatever its rules.
  * - IPVS, which is in LOCAL_IN.
  * - netfilter and tc at the ingress of the interface, generic XDP, Open vSwitch.
+ * - VRF: its sockets have addresses of their own.
  * - sk_lookup programs of the namespace.
  */
 
@@ -23,6 +24,7 @@
 #define PRIORITY_IPVS	   98 /* and 99 */
 #define IFF_MACVLAN_PORT   (1 << 8)
 #define IFF_OVS_DATAPATH   (1 << 10)
+#define IFF_L3MDEV_SLAVE   (1 << 21)
 
 #define NF_INET_PRE_ROUTING 0
 #define NF_INET_LOCAL_IN    1
@@ -79,7 +81,7 @@ static inline u64 may_be_stolen(u64 dev, u64 net, u64 nothing)
 #ifdef DEV_XDP
 	stealing |= LOAD(u64, dev + DEV_XDP);
 #endif
-	stealing |= LOAD(u32, dev + DEV_PRIVATE_FLAGS) & IFF_OVS_DATAPATH;
+	stealing |= LOAD(u32, dev + DEV_PRIVATE_FLAGS) & (IFF_OVS_DATAPATH | IFF_L3MDEV_SLAVE);
 #ifdef NET_BPF
 	stealing |= LOAD(u64, net + NET_BPF + 8 * NETNS_BPF_SK_LOOKUP);
 #endif

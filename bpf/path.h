@@ -82,6 +82,7 @@ static inline int may_change(struct packet *packet)
 	return changes != 0;
 }
 
+<<<<<<< HEAD
 /*
  * Reads addresses, ports and protocol of a sent packet: all that can differ between its flow and the
  * last one. Only for UDP, and for TCP without SYN, without IP options, extension headers and
@@ -144,6 +145,12 @@ static inline void note_entered(struct packet *packet, struct origin *origin, u6
 	last->net = packet->key.net;
 	last->wired = wired;
 	last->until = packet->time + WIRE_RENEWS_NS;
+=======
+/* Whether the socket of a record is open, and still the same. */
+static inline int is_still_open(struct owner *known)
+{
+	return known->inode && socket_inode(known->sk) == known->inode;
+>>>>>>> main
 }
 
 /* A packet is sent: stores the process for its answer. */
@@ -186,30 +193,35 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	}
 	u64 is_known_user = owner->user.tgid;
 	u64 is_new = flow->protocol == IPPROTO_TCP &&
-		     (headers.word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD &&
-		     (!origin->sk || socket_protocol(origin->sk) == IPPROTO_TCP); /* not a forged one */
+		     (headers.word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD;
+	u64 sk = origin->sk;
+
+	/* A SYN of a process's own making (AF_PACKET, IPPROTO_RAW) takes no connection from who has it open. */
+	if (is_new && known && sk && socket_protocol(sk) != IPPROTO_TCP && is_still_open(known))
+		return;
 	u64 age = known ? packet->time - known->time : WIRE_LASTS_NS;
 	u64 was_request = known ? known->time & WIRE_IS_REQUEST : 0;
 
 	if (known && !is_new) {
-		if ((known->sk == origin->sk || !origin->sk) && was_request == origin->is_request &&
+		if ((known->sk == sk || !sk) && was_request == origin->is_request &&
 		    is_same_user(&known->user, &owner->user)) {
 			if (age > WIRE_RENEWS_NS)
 				known->time = packet->time & ~WIRE_IS_REQUEST | was_request;
 			note_entered(packet, origin, wired);
 			return;
 		}
-		if (age < WIRE_LASTS_NS && known->sk != origin->sk && !was_request) {
+		if (age < WIRE_LASTS_NS && known->sk != sk && !was_request) {
 			if (!known->user.tgid && !known->identity) /* of two senders */
 				return;
 			if (owner->user.tgid && known->user.tgid && known->user.tgid != owner->user.tgid &&
-			    known->inode && socket_inode(known->sk) == known->inode) {
+			    is_still_open(known)) {
 				__builtin_memset(&owner->user, 0, sizeof(owner->user));
+				sk = 0; /* of two, whoever of them sends next */
 			}
 		}
 	}
-	owner->sk = origin->sk;
-	owner->inode = socket_inode(origin->sk);
+	owner->sk = sk;
+	owner->inode = socket_inode(sk);
 	owner->identity = is_known_user ? 0 : origin->identity;
 	owner->time = packet->time & ~WIRE_IS_REQUEST | origin->is_request;
 	flows.update(flow, owner);
@@ -267,6 +279,15 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 		 */
 		packet->inode = owner->inode;
 		return owner->inode ? find_holder(control, packet) : VIA_UNKNOWN;
+	}
+	if (flow->protocol == IPPROTO_UDP && owner->user.tgid) {
+		struct owner *last = owners.lookup(&owner->sk);
+
+		packet->inode = socket_inode(owner->sk);
+		if (last && packet->inode && last->inode == packet->inode && is_shared(owner->sk, last)) {
+			packet->sk = owner->sk;
+			return find_sharers(control, packet, last, VIA_FLOW);
+		}
 	}
 	packet->user = owner->user;
 	if (packet->user.tgid)

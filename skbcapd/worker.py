@@ -23,7 +23,7 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 _LOG = logging.getLogger(__name__)
 _SWITCH_S = 0.0005  # a disk writes megabytes in the 5 ms that are Python's default: a worker would mostly wait
 
-PATIENCE_S = 0.25
+PATIENCE_S = 0.15  # the loop waits for a file and for a look at the directory in one turn
 
 Job: TypeAlias = Callable[[], None]
 T = TypeVar("T")

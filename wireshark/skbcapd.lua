@@ -4,11 +4,11 @@
 -- In: the packet's comments (frame.comment). Out: a tree "skbcapd" with a field for each key of the first comment that
 -- skbcapd wrote. docs/format.md has the grammar.
 --
--- The rule not to break: a comment that is not wholly in the grammar is somebody else's, and gives nothing. A key that
--- is not known is shown under skbcapd.other, so that this file need not be as new as the capture.
+-- The rule not to break: a comment that is not completely in the grammar is from another program, and has no fields. An
+-- unknown key is shown under skbcapd.other, so this file can be older than the capture.
 --
--- A value is shown as `skbcapd top` shows it: printable ASCII as it is, a backslash as \\, any other byte as \x and two
--- hex digits.
+-- A value is escaped as in `skbcapd top`: a backslash as \\, each byte that is not printable ASCII as \x and two hex
+-- digits.
 --
 -- Lua 5.2 (Wireshark up to 4.2) and 5.4 (from 4.4 on).
 
@@ -54,8 +54,8 @@ local comments = Field.new("frame.comment")
 local BARE = '^[^ "=\\%c\128-\255]+'
 local PLAIN = '^[^"=\\%c\128-\255]+'
 
--- Reads the inside of quotes from `at` on: what it is shown as, and where the text goes on behind the quote; nil if it
--- is not in the grammar, also where the quotes are not needed.
+-- Reads a quoted value from `at` on: returns the escaped value, and the position after the quote; nil if it is not in the
+-- grammar, or if the quotes are not needed.
 local function quoted(text, at)
     local parts, needed = {}, text:sub(at, at) == '"'
     while true do
@@ -120,10 +120,10 @@ function skbcapd.dissector(_, _, tree)
             local branch = tree:add(skbcapd):set_generated()
             branch:append_text(": " .. (who or ""))
             if values.comm and not values.process then
-                values.process, keys[#keys + 1] = values.comm, "process" -- left out where it is the same
+                values.process, keys[#keys + 1] = values.comm, "process" -- left out if it is the same
             end
             if (values.comm or values.process or values.tgid) and not values.via then
-                values.via, keys[#keys + 1] = "current", "via" -- the plain case, which the comment does not mention
+                values.via, keys[#keys + 1] = "current", "via" -- the process was running: the comment has no via
             end
             for _, key in ipairs(keys) do
                 local value = NUMBERS[key] and number(values[key]) or values[key]

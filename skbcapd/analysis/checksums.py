@@ -33,9 +33,10 @@ def fill_transport(frame: bytearray, found: Headers) -> bool:
         Whether it was done: not for a fragment, another protocol, or a header that is not complete.
     """
     ends = addresses(frame, found)
-    field = found.transport + _FIELDS.get(found.protocol, 0)
-    end = packet_end(frame, found)
-    if ends is None or found.protocol not in _FIELDS or _is_fragment(frame, found) or field + 2 > end:
+    if ends is None or found.protocol not in _FIELDS or found.is_fragment:
+        return False
+    field, end = found.transport + _FIELDS[found.protocol], packet_end(frame, found)
+    if field + 2 > end:
         return False
     size = end - found.transport
     pseudo = b"".join(ends) + size.to_bytes(4, "big") + found.protocol.to_bytes(4, "big")
@@ -53,11 +54,3 @@ def packet_end(frame: bytes | bytearray, found: Headers) -> int:
         length = frame[at + 4] << 8 | frame[at + 5]
         length += 40 if length else 0
     return min(len(frame), at + length) if length else len(frame)
-
-
-def _is_fragment(frame: bytearray, found: Headers) -> bool:
-    """Whether the packet is one of several fragments: the checksum is that of all of them."""
-    at = found.network
-    if found.kind == IPV4:
-        return bool((frame[at + 6] << 8 | frame[at + 7]) & 0x3FFF)
-    return found.is_later or found.is_fragment

@@ -28,6 +28,9 @@ from skbcapd.pcapng.reader import walk_options
 _FIN, _PSH, _CWR = 0x01, 0x08, 0x80
 _MORE, _DONT = 0x2000, 0x4000
 _HOP_BY_HOP, _JUMBO, _FRAGMENT = 0, 0xC2, 44
+_TCP_MIN = 20  # bytes of a header without options
+_TOTAL_MAX = 1 << 20  # bytes of payload: BIG TCP has half as much
+_OFFSET_MAX = 1 << 16  # bytes that an offset of 13 bits, in units of 8 bytes, reaches
 _Piece = tuple[bytearray, int, bool]  # a frame, its length on the wire, whether its checksum is computed
 
 
@@ -86,11 +89,11 @@ class Segmenter:
         """The pieces of a frame; None if it stays as it is."""
         if wire_len - found.network <= self._mtu:
             return None
-        if found.protocol == TCP and not found.is_fragment and found.payload > found.transport:
+        if found.protocol == TCP and not found.is_fragment and found.payload - found.transport >= _TCP_MIN:
             return self._segments(*_without_jumbo(frame, wire_len, found))
         if found.kind == IPV4 and found.transport - found.network == 20:
             return self._fragments(frame, wire_len, found, b"")
-        if found.kind == IPV6 and found.transport - found.network == 40:
+        if found.kind == IPV6 and found.transport - found.network == 40 and found.protocol >= 0:
             self._identification += 1
             head = struct.pack(">BBHI", found.protocol, 0, 0, self._identification)
             return self._fragments(frame, wire_len, found, head)
@@ -102,7 +105,7 @@ class Segmenter:
         network, payload = found.network, found.payload
         size = self._mtu - (payload - network)
         total = _wire_end(frame, wire_len, found) - payload
-        if size < 1 or total < 1:
+        if size < 1 or not 1 <= total <= _TOTAL_MAX:
             self.left += 1
             return None
         (sequence,) = struct.unpack_from(">I", frame, found.transport + 4)
@@ -132,12 +135,12 @@ class Segmenter:
         network, begin_of_data = found.network, found.transport
         size = (self._mtu - (begin_of_data - network) - len(head)) // 8 * 8
         total = _wire_end(frame, wire_len, found) - begin_of_data
-        if size < 8 or total < 1:
+        (before,) = struct.unpack_from(">H", frame, network + 6) if found.kind == IPV4 else (0,)
+        if size < 8 or not 1 <= total <= _OFFSET_MAX - 8 * (before & 0x1FFF):
             self.left += 1
             return None
         whole = bytearray(frame)
         is_filled = len(frame) >= wire_len and checksums.fill_transport(whole, found)
-        (before,) = struct.unpack_from(">H", frame, network + 6) if found.kind == IPV4 else (0,)
         pieces = []
         for begin in range(0, total, size):
             length = min(size, total - begin)

@@ -33,21 +33,21 @@ def add_changes(command: argparse.ArgumentParser) -> None:
         "--payload",
         choices=("all", "none"),
         default="all",
-        help="none: cut each frame behind its last known header (of the transport layer, else of the network layer)",
+        help="none: cut each frame after its last known header (transport layer, otherwise network layer)",
     )
     command.add_argument(
         "--segment",
         metavar="MTU",
         type=_mtu,
         default=0,
-        help="cut frames with IP packets larger than MTU bytes into what the wire would carry, with checksums",
+        help="cut frames with IP packets larger than MTU bytes into frames as on the wire, with checksums",
     )
     command.add_argument(
         "--fill-checksums",
         action="store_true",
         help="compute the TCP and UDP checksums that were left to the network card",
     )
-    command.add_argument("--sort", action="store_true", help="write packets in strict time order")
+    command.add_argument("--sort", action="store_true", help="sort packets by time")
     command.add_argument(
         "--drop",
         metavar="FIELD,...",

@@ -10,6 +10,7 @@ terminal.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import socket
 import time
@@ -25,6 +26,7 @@ from skbcapd.text_safety import escaped
 ANSWER_MAX = 4 << 20  # bytes: a thousand rules need less
 PATIENCE_S = 5.0
 _EVERY_S = 1.0
+_AGAIN_S = 0.05  # until the next try to connect
 _CLEAR = "\x1b[H\x1b[J"
 _CAUSES = {
     "full": "the shared memory was full",
@@ -98,7 +100,7 @@ def ask(path: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(patience_s)
         try:
-            sock.connect(path)
+            _connect(sock, path, end)
             sock.sendall(b"status\n")
             while len(data) <= ANSWER_MAX and (more := sock.recv(1 << 16)):
                 data += more
@@ -121,6 +123,20 @@ def ask(path: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
     if not isinstance(snapshot, dict):
         raise FileError(f"{path}: {len(data)} bytes that are not an answer of skbcapd; expected its status")
     return snapshot
+
+
+def _connect(sock: socket.socket, path: str, end: float) -> None:
+    """Connect to a socket, also if its queue is full until then.
+
+    Raises:
+        TimeoutError: its queue is still full at `end`, a monotonic time.
+    """
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            return sock.connect(path)
+        if time.monotonic() >= end:
+            raise TimeoutError
+        time.sleep(_AGAIN_S)
 
 
 def lines(path: str, snapshot: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -76,6 +77,22 @@ def _import_scapy() -> object:
     return importlib.import_module("skbcapd.pcapng.writer")
 
 
+def size_limit(size: int) -> int:
+    """The size of a file at which the next one begins: `files.size`, or less if the process may not write
+    so much to a file. At the limit itself, packets would be dropped for a second.
+    """
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    most = allowed // 8 * 7  # the rest is for statistics
+    if allowed == resource.RLIM_INFINITY or 0 < size <= most:
+        return size
+    _LOG.warning(
+        "the process may write %d bytes to a file; the next file begins after %d. LimitFSIZE= of the unit, `ulimit -f`",
+        allowed,
+        most,
+    )
+    return most
+
+
 def files(settings: Settings) -> Files:
     """The output for the settings of files.
 
@@ -88,10 +105,10 @@ def files(settings: Settings) -> Files:
     place = directory.CaptureDirectory(Path(wanted.directory), wanted.name, keep, mode, owner)
     compressor = None if wanted.compress == "none" else Compressor(wanted.compress)
     if wanted.mode == "ring":
-        limits = Limits(wanted.size)
+        limits = Limits(size_limit(wanted.size))
         dumps = RotatingOutput(place, limits, settings.encode, compressor, on_demand=True)
         return Recorder(dumps, wanted.ring, settings.encode)
-    limits = Limits(wanted.size, wanted.every, wanted.packets)
+    limits = Limits(size_limit(wanted.size), wanted.every, wanted.packets)
     return RotatingOutput(place, limits, settings.encode, compressor, wanted.flush)
 
 

@@ -58,8 +58,8 @@ _PLACES = {
 
 
 # Hooks that record the users of sockets. inet_sendmsg and similar functions run for IPv4 and IPv6
-# sockets only, so other sockets cost nothing. Without kprobes, a use is
-# recorded when it is over (since Linux 6.3).
+# sockets only, so other sockets cost nothing. Without kprobes, a use is recorded when it is over
+# (since Linux 6.3).
 _USE_PROBES = (
     *(Hook("kprobe", name, "on_use") for name in ("inet_sendmsg", "inet_recvmsg", "inet6_sendmsg", "inet6_recvmsg")),
     Hook("kprobe", "security_sock_graft", "on_accept"),

@@ -5,7 +5,7 @@ In: paths. Out: NAME.gz or NAME.zst, in place of NAME.
 The rules: the uncompressed file is deleted only when the compressed one is complete and has its
 name. If the compressor is interrupted, the uncompressed file is kept. All names are relative to the
 descriptor of the directory, all files are regular files without other links, and the compressed
-file is a new one: somebody who can write to the directory cannot make skbcapd read or write other
+file is a new one: a user who can write to the directory cannot make skbcapd read or write other
 files. The event loop calls `add` and `kill`; the keeper thread of the directory calls the others,
 because the disk can be slow.
 """
@@ -102,6 +102,7 @@ class Compressor:
 
     def _start(self, path: Path, directory: int) -> _Job | None:
         part = path.name + self._ending + ".part"
+        is_made = False
         with contextlib.ExitStack() as stack:
             try:
                 plain = os.open(path.name, _READ, dir_fd=directory)
@@ -110,6 +111,7 @@ class Compressor:
                 _need(stat.S_ISREG(status.st_mode) and status.st_nlink == 1, "not a regular file")
                 target = os.open(part, _MAKE, 0o600, dir_fd=directory)
                 stack.callback(os.close, target)
+                is_made = True
                 place = os.dup(directory)
                 stack.callback(os.close, place)
                 with contextlib.suppress(OSError):
@@ -118,10 +120,12 @@ class Compressor:
                 _copy_marks(plain, target)
                 command = ["nice", "-n", "19", *self._command]
                 process = subprocess.Popen(command, stdin=plain, stdout=target, stderr=subprocess.DEVNULL)
-            except FileNotFoundError:
-                return None  # retention has deleted it
             except OSError as error:
-                _LOG.warning("%s: %s; it is not compressed", path, error.strerror)
+                if is_made:
+                    with contextlib.suppress(OSError):
+                        os.unlink(part, dir_fd=directory)
+                if is_made or not isinstance(error, FileNotFoundError):  # else retention has deleted it
+                    _LOG.warning("%s: %s; it is not compressed", path, error.strerror)
                 return None
             stack.pop_all()
         return _Job(path, place, plain, target, process)

@@ -4,7 +4,7 @@ their end.
 In: the descriptor of a directory, and names. Out: finished files. Empty and half compressed files
 are deleted.
 
-The rules: only regular files without other links, opened without waiting: somebody who can write to
+The rules: only regular files without other links, opened without waiting: a user who can write to
 the directory cannot make skbcapd cut a file of his choice. A start does not wait until gigabytes
 are read: what takes longer than SEARCH_S is left to a separate process, and the file gets its name
 later.

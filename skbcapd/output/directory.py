@@ -172,18 +172,21 @@ class CaptureDirectory:
         """Number of files that are not renamed yet."""
         return sum(not one.is_done for one in self._finishing)
 
-    def new_file(self, *, is_dump: bool = False, room: int | None = None) -> CaptureFile:
+    def new_file(
+        self, *, is_dump: bool = False, room: int | None = None, timeout_s: float | None = None
+    ) -> CaptureFile:
         """Start the next file.
 
         Args:
             is_dump: the file is a dump.
             room: required free space in addition to `Keep.free`, in bytes; None: not checked.
+            timeout_s: time to wait for the disk; None: PATIENCE_S.
 
         Raises:
             FileError: it cannot be created.
             TimeoutError: the disk is too slow; a later call returns the file.
         """
-        return self._opener.call(lambda: self._open(is_dump=is_dump, room=room))
+        return self._opener.call(lambda: self._open(is_dump=is_dump, room=room), timeout_s)
 
     def _open(self, *, is_dump: bool, room: int | None) -> CaptureFile:
         """Create the next file; the disk can be slow."""

@@ -2,7 +2,7 @@
 
 In: the files, the settings. Out: the oldest files are deleted, and counted.
 
-The rule: a capture deletes what its settings say, but others also use the free space: somebody who
+The rule: a capture deletes what its settings say, but others also use the free space: a user who
 fills the disk must not make it delete what was just captured. For `Keep.free` it does not delete
 files of this run, the newest file, or a dump, and it logs each deletion. If that is not enough, it
 stops writing. The disk can be slow in all of this: the keeper thread of the directory calls it.

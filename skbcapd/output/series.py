@@ -53,6 +53,7 @@ _RESUME_ROOM = 4 << 20  # free bytes before writing continues on a full disk; wi
 _ROOM = 1 << 25
 _ROOM_EVERY = 1 << 24  # bytes written between two checks of free space
 _RETRY_S = 1.0
+_FIRST_S = 5.0  # for the first file: nothing is captured yet
 _INTERFACES_MAX = 4096  # with so many interfaces the next file begins; each file lists them all
 _INTERFACES_LISTED = 64  # with more interfaces, most of them unused, the list starts again
 
@@ -343,7 +344,7 @@ class FileSeries:
         if not on_demand:
             self._directory.clean()
             try:
-                self._begin()
+                self._begin(timeout_s=_FIRST_S)
             except TimeoutError:
                 raise FileError(f"{directory.path}: the disk does not create a file in time") from None
 
@@ -472,8 +473,8 @@ class FileSeries:
         elif self._work.is_room_to_be_seen_to():
             self._directory.clean(_ROOM)
 
-    def _begin(self, room: int | None = None) -> None:
-        file = self._directory.new_file(is_dump=self._on_demand, room=room)
+    def _begin(self, room: int | None = None, timeout_s: float | None = None) -> None:
+        file = self._directory.new_file(is_dump=self._on_demand, room=room, timeout_s=timeout_s)
         self._ledger.work = Work(file, self._encode, self._prologue, self._triggers, self._clock())
         self._directory.begin(file)  # a file without packets is a capture file, too
         self.state = State.WRITING

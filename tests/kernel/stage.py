@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.kernel.capture import ATTACH, ROOT, Capture, Ended, read
-from tests.kernel.comparison import Marker, between
+from tests.kernel.comparison import ETH_P_802_EX1, Marker, between
 from tests.kernel.namespace import Namespace, Wire
 from tests.kernel.reference import Reference
 from tests.kernel.verdict import ETHERNET, Frame, Judge, Verdicts, judge
@@ -44,6 +44,7 @@ HAS_LENGTH_TRACEPOINTS = (6, 3)
 KPROBE_EVENTS = Path("/sys/bus/event_source/devices/kprobe")
 
 FILE = "people.pcapng"
+NUDGE = (b"\x02skb00\x02skb01" + ETH_P_802_EX1.to_bytes(2, "big") + b"nudge").ljust(60, b"\0")
 TCP_ESTABLISHED, TCP_TIME_WAIT, TCP_LISTEN = "01", "06", "0A"
 
 
@@ -173,15 +174,20 @@ class Stage:
             yield wait_for
 
     def wait_until_written(self, content: bytes) -> None:
-        """Wait until a packet with this content is in the file: what the capture asks /proc because of it is done."""
+        """Wait until a packet with this content is in the file: then the lookups in /proc that it
+        has caused are done. Frames of nobody keep the capture at work meanwhile.
+        """
         file = self.directory / FILE
 
         def is_written() -> bool:
+            nudge.send(NUDGE)
             with file.open("rb") as opened:
                 opened.seek(max(0, file.stat().st_size - (1 << 20)))
                 return content in opened.read()
 
-        until(is_written, f"{content!r} is in the file")
+        with self.near.do(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0) as nudge:
+            nudge.bind((self.wire.near.device, 0))
+            until(is_written, f"{content!r} is in the file")
 
     def moving(self) -> set[tuple[str, str]]:
         """The TCP connections that can still send something."""

@@ -29,8 +29,7 @@ NOBODY_UID = 65534
 CUSTOM = 0xBAD
 
 # Sends datagrams, from the address given to the one given, then waits for the end of its input. Its
-# command line has text that looks like fields, and control characters. what could be taken for
-# fields, or by a terminal.
+# command line has text that looks like fields, and control characters.
 SENDER = f"""# x" uid=0 \x1b[31m
 import os, socket, sys
 with open("/proc/self/comm", "wb") as comm:

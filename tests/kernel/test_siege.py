@@ -270,6 +270,16 @@ def test_thousands_of_files_left_by_crashes(wire: Wire, marker: Marker, tmp_path
     check("thousands of files left by crashes", ended, marker, tmp_path)
 
 
+def test_a_limit_for_the_size_of_files(wire: Wire, marker: Marker, tmp_path: Path) -> None:
+    """Where the process may write less to a file than files.size, the next file begins in time, and it is said."""
+    with closing(Daemon(wire.near, tmp_path, ("prlimit", "--fsize=100000"), files__keep_free="0")) as daemon:
+        send(marker, 1009)
+        ended = daemon.stop()
+    check("a limit for the size of files", ended, marker, tmp_path)
+    assert "may write 100000 bytes to a file" in ended.stderr
+    assert len(finished(tmp_path)) > 1
+
+
 def test_the_cache_hangs(wire: Wire, marker: Marker, place: Path, tmp_path: Path) -> None:
     """While the disk of the compiler's cache takes no write, a reload is done, and the end is not
     delayed.

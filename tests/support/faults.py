@@ -68,6 +68,7 @@ BEFORE = {
     "thousands of files left by crashes": "no start: too many open files",
     "the oldest file cannot be deleted": "no limit held: no other file was deleted",
     "the clock is set forward by a year": "all files deleted by keep_age, silently",
+    "a limit for the size of files": "packets dropped for a second at the end of each file",
     "all at once": "not tried",
 }
 

@@ -86,6 +86,21 @@ def test_a_deleted_file_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixt
     shutil.rmtree(tmp_path)
 
 
+def test_a_compressor_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If no compressor can be started, the file stays, nothing else is left, and it is logged."""
+    path = tmp_path / "a.pcapng"
+    path.write_bytes(DATA)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with opened(tmp_path) as directory:
+        compressor = Compressor("gzip")
+        compressor.add(path)
+        until(lambda: (compressor.tick(directory), bool(caplog.messages))[1], "it is logged")
+    assert caplog.messages == [f"{path}: No such file or directory; it is not compressed"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.pcapng"]
+
+
 @pytest.mark.parametrize("kind", ["link", "fifo", "file"])
 def test_another_file_with_the_compressed_name(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """An existing file with the compressed name is not followed, written or waited for."""

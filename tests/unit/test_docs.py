@@ -59,6 +59,12 @@ def command_lines(page: Path) -> list[list[str]]:
     return found
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_command_lines_on_pages_are_accepted(page: Path) -> None:
     """The parser accepts each command line of a page."""
@@ -106,8 +112,11 @@ def test_files_and_targets_on_pages_exist(page: Path) -> None:
             assert (ROOT / text).exists() or (ROOT / f"{text}.py").exists(), f"{page.name}: {text}"
         if (match := re.match(r"make ([a-z-]+)\b", text)) and page.name != "CHANGELOG.md":
             assert match[1] in targets, f"{page.name}: {text}"
-    for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
-        assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
+    for link, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text()):
+        if "://" not in link:
+            target = page.parent / link if link else page
+            assert target.exists(), f"{page.name}: {link}"
+            assert not anchor or anchor in anchors(target), f"{page.name}: {link}#{anchor}"
 
 
 def test_the_keys_of_the_status_are_in_the_manual() -> None:

@@ -55,8 +55,7 @@ GOOD: dict[str, str | bytes | None] = {
 ROOT = Path(skbcapd.__file__).parent.parent
 
 # Source: Documentation/userspace-api/seccomp_filter.rst; prctl(2). Four instructions of classic
-# BPF: load the number of the call; if it is bpf(2), ENOSYS, otherwise allow. number; bpf(2)? then
-# ENOSYS, else allow.
+# BPF: load the number of the call; if it is bpf(2), ENOSYS, otherwise allow.
 FILTERED = """
 import ctypes, struct, platform
 from pathlib import Path

@@ -158,6 +158,35 @@ def test_a_daemon_that_does_not_answer(tmp_path: Path) -> None:
             ask(str(tmp_path / "mute"), patience_s=0.01)
 
 
+def test_a_daemon_that_many_ask(tmp_path: Path) -> None:
+    """While the queue of the socket is full, the command waits for its turn; and not for ever."""
+    path = str(tmp_path / "control")
+    with socket.socket(socket.AF_UNIX) as daemon, contextlib.ExitStack() as others:
+        daemon.bind(path)
+        daemon.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                other = others.enter_context(socket.socket(socket.AF_UNIX))
+                other.setblocking(False)  # noqa: FBT003  the name of the method says what is false
+                other.connect(path)
+        with pytest.raises(FileError, match="no answer within 0 s"):
+            ask(path, patience_s=0.2)
+
+        def serve() -> None:
+            for _ in range(10):
+                with daemon.accept()[0] as client:
+                    client.settimeout(0.05)
+                    with contextlib.suppress(TimeoutError):
+                        if client.recv(100):
+                            client.sendall(b'{"a": 1}')
+                            return
+
+        thread = threading.Timer(0.2, serve)
+        thread.start()
+        assert ask(path) == {"a": 1}
+        thread.join()
+
+
 def test_no_control_socket() -> None:
     """control.socket: none is a usage error for `status`."""
     assert status("none").returncode == 2

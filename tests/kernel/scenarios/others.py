@@ -272,7 +272,7 @@ SCENARIOS = [
     pages("splice"),
     Scenario("tun, written by a process, forwarded", tun_forwards, 2 * SENDS, SENDS),
     Scenario("tun, written by a process, answered here", tun_asks, 6 * SENDS, vm=True),
-    Scenario("UDP through a device with a queue", queued, QUEUED),
+    Scenario("UDP through an interface with a queue", queued, QUEUED),
     Scenario(
         "UDP that waits for its neighbour", late_neighbour, SENDS, 0, {KPROBES: SENDS // 2, FEW_TRACEPOINTS: SENDS}
     ),

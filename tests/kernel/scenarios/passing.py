@@ -10,12 +10,15 @@ machine, else who gets it. Of packets without a payload of ours the scenario kno
 from __future__ import annotations
 
 import contextlib
+import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 
 from tests.kernel.namespace import Namespace
 from tests.kernel.payloads import ICMP, TCP, UDP
+from tests.kernel.scenarios import unusual
 from tests.kernel.send.tcp import finish
 from tests.kernel.sink import TCP_PORT
 from tests.kernel.stage import Player, Scenario, Stage, connect, udp_socket
@@ -32,7 +35,8 @@ CONTAINERS = (("172.30.0.5", "fd30::5", "02:30:00:00:00:05"), ("172.30.0.6", "fd
 BRIDGE_MAC = "02:30:00:00:00:01"
 SERVICE = "10.96.0.1"
 PUBLISHED, PROXIED, REDIRECTED, STOLEN, OWN = 8080, 8081, 8090, 8091, 8092
-RST = 0x04
+RST, ACK = 0x04, 0x10
+CLIENT = 40_361
 SERVER, NTP, ROUTED = 5080, 123, "172.31.0"
 DEVICES = (BRIDGE, *PORTS)
 
@@ -246,6 +250,56 @@ def published_udp(port: int, *, at_host: bool = False) -> Callable[[Stage], Judg
     return play
 
 
+def published_pool(stage: Stage) -> Judge:
+    """Workers share the socket: which of them gets a datagram is not known, who answers is."""
+    words = ("--comm", "pool", "--port", SERVER)
+    server = stage.start("listeners", "pool_udp", *words, at=container(stage))
+    server.says()
+    with udp_socket(stage.far) as asking:
+        for number in range(SENDS):
+            asking.sendto(b"of a pool, %d" % number, (stage.wire.near.ipv4, PUBLISHED))
+            asking.recv(2048)
+            if number in {0, 1, SENDS - 1}:  # /proc has been asked
+                stage.wait_until_written(b"of a pool, %d" % number)
+    server.go()
+    server.end()
+    common = Label("pool", 0, 0)
+
+    def right(frame: Frame) -> Right:
+        if frame.protocol != UDP or not {SERVER, PUBLISHED} & set(frame.ports):
+            return None
+        return [frame.signature] if frame.signature else [common]
+
+    return right
+
+
+def reset(stage: Stage) -> Judge:
+    """A connection from one port, and then another, when nobody listens any more: that reset is the kernel's."""
+    server = stage.start("tcp", "serves", "--source-port", OWN, "--count", 1)
+    owners = server.says()
+    server.go()
+    with stage.watch() as wait_for:
+        for _ in range(2):
+            with stage.far.do(socket.socket) as client:
+                client.settimeout(DEADLINE_S)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.bind(("", CLIENT))
+                if not client.connect_ex((stage.wire.near.ipv4, OWN)):
+                    client.shutdown(socket.SHUT_WR)
+                    while client.recv(2048):
+                        pass
+                    server.end()
+        wait_for(lambda frame: frame.tcp_flags == RST | ACK, 1)
+
+    def right(frame: Frame) -> Right:
+        if CLIENT not in frame.ports or frame.tcp_flags == RST:
+            return None
+        return "kernel" if frame.tcp_flags & RST else owners
+
+    return right
+
+
 def steals_udp(stage: Stage) -> Judge:
     """TPROXY gives datagrams to another socket, which does not answer: the packets are unknown, and
     never name the process that uses the port.
@@ -356,12 +410,15 @@ SCENARIOS = [
     Scenario("published UDP port", published_udp(PUBLISHED), SENDS * 6, 3, vm=True),
     Scenario("published TCP port, a proxy listens", published(PROXIED), SENDS * 18, SENDS * 9, vm=True),
     Scenario("published UDP port, a proxy listens", published_udp(PROXIED), SENDS * 6, 3),
+    Scenario("published UDP port, a master and its workers", published_pool, SENDS * 6, 6),
     Scenario("TCP, REDIRECT", published(REDIRECTED, at_host=True), SENDS * 6, SENDS * 3),
     Scenario("UDP, REDIRECT", published_udp(REDIRECTED, at_host=True), SENDS * 2, 1),
     Scenario("TCP, TPROXY", published(STOLEN, at_host=True), SENDS * 6, SENDS * 3),
     Scenario("UDP, TPROXY", steals_udp, SENDS, SENDS),
     Scenario("TCP client of a host that translates", hosts_client, SENDS * 6),
     Scenario("container to a published port, hairpin", both_ends(1, "192.168.178.24", PUBLISHED), SENDS * 6, SENDS * 3),
+    Scenario("reset to a port that was open, on a host that translates", reset, 7, 6),
+    Scenario("forged SYN, on a host that translates", unusual.forged, 7),
     Scenario("DNAT in OUTPUT", both_ends(None, SERVICE, 443), SENDS * 6, SENDS * 3, vm=True),
     Scenario("container to container, bridged", both_ends(1, "172.30.0.5", SERVER), SENDS * 6, SENDS * 3),
     Scenario("container, routed", routed, SENDS * 18),

@@ -266,8 +266,8 @@ UNSEEN = {FEW_TRACEPOINTS: SENDS}
 SCENARIOS = [
     Scenario("received UDP, bound socket", bound, SENDS, unknown_by=UNSEEN, vm=True),
     Scenario("received UDP, connected socket", connected, SENDS, unknown_by=UNSEEN),
-    Scenario("received UDP through a macvlan device", above_udp, SENDS, unknown_by=UNSEEN, vm=True),
-    Scenario("received TCP through a macvlan device", above_tcp, SENDS * 6),
+    Scenario("received UDP through a macvlan interface", above_udp, SENDS, unknown_by=UNSEEN, vm=True),
+    Scenario("received TCP through a macvlan interface", above_tcp, SENDS * 6),
     Scenario("received multicast, two members", group, SENDS, SENDS),
     Scenario("received UDP, SO_REUSEPORT", shared_port, SENDS, SENDS),
     Scenario("received UDP, SO_REUSEPORT by threads", threads_share, SENDS, PUT_OFF),
