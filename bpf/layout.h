@@ -247,7 +247,7 @@ struct control {
 	u64 own_net;	/* network namespace of the self-test, whose packets pass all filters; 0: none */
 	u64 filtered;	/* 1: there is a packet filter 0, for all packets */
 	u64 generation; /* of the rules: labels of another generation are not valid */
-	u64 wired; /* number of changes of flows on the wire; 0: there are none (written by the program) */
+	u64 wired;	/* 1: there are flows on the wire (written by the program) */
 	u64 pad1[5];
 	/* Written by both. */
 	u64 questions; /* how many more sockets Python may look up; Python sets the number in each drain */

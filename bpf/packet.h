@@ -15,17 +15,6 @@ struct guard {
 	u64 is_up;
 };
 
-/* The flow on the wire that this processor stored last: see is_entered in path.h. */
-#define TUPLE_WORDS 6
-struct entered {
-	u64 tuple[TUPLE_WORDS]; /* addresses, ports and protocol, as in the packet */
-	struct user user;
-	u64 sk;
-	u64 net;
-	u64 until; /* ns since boot */
-	u64 wired; /* control->wired at that time */
-};
-
 struct packet {
 	struct reservation room; /* in the segments, of the block */
 	struct frame frame;
@@ -54,9 +43,7 @@ struct packet {
 	u64 verdict;	/* control->device_filter, when `unwanted` was set; 0: this is another interface */
 	u64 guard;	/* 1: its addresses prove no receiver, see guard.h */
 	struct guard guards[GUARDS]; /* results for some interfaces */
-	struct entered entered;
-	u64 tuple[TUPLE_WORDS]; /* see read_tuple */
-	u64 sent[3];		/* the last recorded use of a socket: see note_use */
+	u64 sent[3];		     /* the last recorded use of a socket: see note_use */
 	struct key key;
 	struct user user;
 	u64 device_name[2];

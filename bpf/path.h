@@ -82,75 +82,10 @@ static inline int may_change(struct packet *packet)
 	return changes != 0;
 }
 
-<<<<<<< HEAD
-/*
- * Reads addresses, ports and protocol of a sent packet: all that can differ between its flow and the
- * last one. Only for UDP, and for TCP without SYN, without IP options, extension headers and
- * fragments; tuple[1] is 0 for all others.
- */
-static inline void read_tuple(struct packet *packet, struct skb *skb)
-{
-	u64 at = packet->head + SKB(skb, u16, NETWORK_HEADER), *tuple = packet->tuple;
-	u64 words[TUPLE_WORDS] = {}, protocol = 0, transport = 0;
-	u32 ether_type = SKB(skb, u16, PROTOCOL);
-
-	LOAD_WORDS(words, sizeof(words), at);
-	if (ether_type == 0x0008 && (words[0] & 0xffbf0000000000ffULL) == 0x45) { /* not in fragments */
-		protocol = words[1] >> 8 & 0xff;
-		transport = at + 20;
-		words[0] = words[3] = words[4] = words[5] = 0;
-		words[1] &= 0xffffffff0000ff00ULL;
-	} else if (ether_type == 0xdd86) {
-		protocol = words[0] >> 48 & 0xff;
-		transport = at + 40;
-		words[0] = protocol << 48 | 0x60;
-		words[5] &= 0xffffffff;
-	}
-	if (protocol != IPPROTO_UDP &&
-	    (protocol != IPPROTO_TCP || LOAD(u16, transport + 12) & TCP_SYN_IN_WORD))
-		words[1] = 0;
-	for (u32 i = 0; i < TUPLE_WORDS; i++)
-		tuple[i] = words[i];
-}
-
-/*
- * Whether the flow of the packet is the last one that this processor stored, for the same user of the
- * same socket, and no flow on the wire has changed since. This is so for most packets.
- */
-static inline int is_entered(struct control *control, struct packet *packet, struct origin *origin)
-{
-	struct entered *last = &packet->entered;
-	u64 differs = 0;
-
-	if (packet->time >= last->until || last->wired != ONCE(control->wired) || last->sk != origin->sk ||
-	    last->net != packet->key.net)
-		return 0;
-	for (u32 i = 0; i < TUPLE_WORDS; i++)
-		differs |= packet->tuple[i] ^ last->tuple[i];
-	return !differs && is_same_user(&last->user, &packet->user);
-}
-
-/* Stores the flow of the packet as the last one, unless its user is not certain. */
-static inline void note_entered(struct packet *packet, struct origin *origin, u64 wired)
-{
-	struct entered *last = &packet->entered;
-
-	last->until = 0;
-	if (!packet->tuple[1] || !packet->user.tgid || packet->key.via == VIA_GROUP || origin->is_request)
-		return;
-	for (u32 i = 0; i < TUPLE_WORDS; i++)
-		last->tuple[i] = packet->tuple[i];
-	last->user = packet->user;
-	last->sk = origin->sk;
-	last->net = packet->key.net;
-	last->wired = wired;
-	last->until = packet->time + WIRE_RENEWS_NS;
-=======
 /* Whether the socket of a record is open, and still the same. */
 static inline int is_still_open(struct owner *known)
 {
 	return known->inode && socket_inode(known->sk) == known->inode;
->>>>>>> main
 }
 
 /* A packet is sent: stores the process for its answer. */
@@ -161,12 +96,7 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	struct flow *flow = &work->flow;
 	struct owner *owner = &work->owner, *known;
 	struct headers headers;
-	/* Read first: a change from now on is noticed with the next packet. */
-	u64 wired = ONCE(control->wired);
 
-	read_tuple(packet, skb);
-	if (is_entered(control, packet, origin))
-		return;
 	flow_of_sent(packet, skb, &headers);
 	if (!headers.transport)
 		return;
@@ -185,10 +115,8 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	else
 		owner->user = packet->user;
 	if (!owner->user.tgid && !origin->identity) {
-		if (known) {
+		if (known)
 			flows.delete(flow);
-			__sync_fetch_and_add(&control->wired, 1);
-		}
 		return;
 	}
 	u64 is_known_user = owner->user.tgid;
@@ -207,7 +135,6 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 		    is_same_user(&known->user, &owner->user)) {
 			if (age > WIRE_RENEWS_NS)
 				known->time = packet->time & ~WIRE_IS_REQUEST | was_request;
-			note_entered(packet, origin, wired);
 			return;
 		}
 		if (age < WIRE_LASTS_NS && known->sk != sk && !was_request) {
@@ -225,9 +152,7 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	owner->identity = is_known_user ? 0 : origin->identity;
 	owner->time = packet->time & ~WIRE_IS_REQUEST | origin->is_request;
 	flows.update(flow, owner);
-	__sync_fetch_and_add(&control->wired, 1);
-	if (is_same_user(&owner->user, &packet->user))
-		note_entered(packet, origin, wired + 1);
+	control->wired = 1;
 }
 
 /*
@@ -267,7 +192,6 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 		 */
 		if (!(owner->time & WIRE_IS_REQUEST)) {
 			flows.delete(flow);
-			__sync_fetch_and_add(&control->wired, 1);
 			return VIA_UNKNOWN;
 		}
 	} else if (owner->time & WIRE_IS_REQUEST &&

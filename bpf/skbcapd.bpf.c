@@ -145,8 +145,7 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 	    sk = direction == OUT ? packet->sk : 0;
 	struct origin origin = {};
 	u64 is_known = 0, follows = 0;
-	/* A packet that is sent by an interface without others is not seen again. */
-	u32 via, linked = is_stacked(dev) | (direction == IN && (packet->guard || control->wired));
+	u32 via, linked = is_stacked(dev) | packet->guard | (direction == IN && control->wired);
 
 	if (!sighting)
 		return;
