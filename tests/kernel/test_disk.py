@@ -20,8 +20,10 @@ from tests.kernel.namespace import Wire
 from tests.kernel.test_faults import finished
 from tests.support import faults
 from tests.support.deadline import until
+from tests.support.runqueue import waited_s
 
 SIZE = 1400
+_DAEMONS: dict[Path, int] = {}  # process by control socket
 SEND = """
 import socket, sys
 sender = socket.socket(type=socket.SOCK_DGRAM)
@@ -47,10 +49,17 @@ def frozen(place: Path) -> Iterator[None]:
 
 
 def status(path: Path) -> dict[str, Any]:
-    """The status of the daemon, within a second; its sum is right."""
-    begun = time.monotonic()
+    """The status of the daemon, within a second, not counting waits for a processor; its sum is
+    right.
+    """
+    if path not in _DAEMONS:
+        _DAEMONS[path] = ask(str(path))["pid"]
+    both: tuple[int | str, ...] = ("self", _DAEMONS[path])
+    begun, waited = time.monotonic(), sum(map(waited_s, both))
     found: dict[str, Any] = ask(str(path))
-    assert time.monotonic() - begun < 1.0
+    took = time.monotonic() - begun - max(0.0, sum(map(waited_s, both)) - waited)
+    assert took < 1.0
+    _DAEMONS[path] = found["pid"]
     packets = dict(found["packets"])
     assert packets.pop("seen") == sum(packets.values()) + sum(found["dropped"].values())
     return found
@@ -65,7 +74,7 @@ def test_a_disk_that_hangs(wire: Wire, place: Path, tmp_path: Path) -> None:
     """While the disk hangs the daemon answers; packets that do not fit into 16 MiB and the buffer
     are dropped and counted.
     """
-    count, control = 60_000, tmp_path / "control"
+    count, control = 30_011, tmp_path / "control"
     settings = {"control__socket": str(control), "buffer__size": "8MiB", "files__keep_free": "0"}
     with closing(Daemon(wire.near, place / "captures", **settings)) as daemon:
         send(wire, 101)
@@ -91,10 +100,10 @@ def test_a_disk_that_hangs(wire: Wire, place: Path, tmp_path: Path) -> None:
 def test_free_space_ends_while_a_file_is_written(wire: Wire, place: Path, tmp_path: Path) -> None:
     """The free space stays; no captured file is deleted, and later packets are counted."""
     directory, control = place / "captures", tmp_path / "control"
-    settings = {"control__socket": str(control), "files__keep_free": "80MiB", "files__size": "16MiB"}
+    settings = {"control__socket": str(control), "files__keep_free": "120MiB", "files__size": "16MiB"}
     with closing(Daemon(wire.near, directory, **settings)) as daemon:
         for _ in range(4):
-            send(wire, 20_011)
+            send(wire, 10_007)
             status(control)
         until(lambda: status(control)["dropped"]["output"] > 0, "writing stops")
         found = status(control)
@@ -103,10 +112,10 @@ def test_free_space_ends_while_a_file_is_written(wire: Wire, place: Path, tmp_pa
         ended = daemon.stop()
     free = subprocess.run(["stat", "-f", "-c", "%a %S", str(place)], capture_output=True, text=True, check=True).stdout
     blocks, size = map(int, free.split())
-    assert blocks * size >= (80 << 20) - (1 << 20)  # the file system itself uses the rest
+    assert blocks * size >= (120 << 20) - (1 << 20)  # the file system itself uses the rest
     kept = sum(len(read(path)) for path in finished(directory))
     assert kept == ended.totals["captured"]
-    assert kept + ended.totals["dropped by the output"] + ended.totals["dropped by kernel"] >= 4 * 20_011
+    assert kept + ended.totals["dropped by the output"] + ended.totals["dropped by kernel"] >= 4 * 10_007
     assert ended.stderr.count("free space is down to files.keep_free; packets are dropped until") >= 1
     faults.add("keep_free reached", 1, kept, kept, 0)
     now = f"{found['files']['deleted_files']} files deleted; {kept} packets in files"

@@ -119,7 +119,7 @@ def test_the_loop_does_not_notice(moment: str, wire: Wire, disk: Disk, tmp_path:
             end = time.monotonic() + HANGS_S
             answers = 0
             while time.monotonic() < end:
-                more(2003)
+                more(503)
                 until(lambda: status(control)["packets"]["seen"] >= count, "what was sent is seen")
                 answers += 1
         until(lambda: not status(control)["packets"]["pending"], "the disk has all")

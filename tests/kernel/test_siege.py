@@ -23,6 +23,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,6 +110,12 @@ def marker(wire: Wire) -> Iterator[Marker]:
         yield made
 
 
+def paced(control: Path) -> dict[str, Any]:
+    """The status, not more often than the daemon accepts connections: 32 per second."""
+    time.sleep(0.1)
+    return status(control)
+
+
 def check(fault: str, ended: Ended, marker: Marker, directory: Path, more: str = "") -> None:
     """All frames are in files, and the exit code is 0."""
     found = outgoing(*finished(directory))
@@ -150,7 +157,7 @@ def test_no_process_is_left(wire: Wire, marker: Marker, tmp_path: Path) -> None:
         until(lambda: "not reloaded: Resource temporarily unavailable" in daemon.said(), "the reload is refused")
         until(lambda: "it is not compressed" in daemon.said(), "the compressor is refused")
         send(marker, AFTER)
-        until(lambda: status(control)["packets"]["written"] >= BEFORE + AFTER, "all is written")
+        until(lambda: paced(control)["packets"]["written"] >= BEFORE + AFTER, "all is written")
         ended = daemon.stop()
     check("no process or thread left", ended, marker, directory)
 
@@ -179,7 +186,7 @@ def test_a_terminal_that_is_closed(wire: Wire, marker: Marker, tmp_path: Path) -
         send(marker, BEFORE)
         os.close(ours)
         uptime = status(control)["uptime_s"]
-        until(lambda: status(control)["uptime_s"] > uptime + 2, "it has tried to write the status line")
+        until(lambda: paced(control)["uptime_s"] > uptime + 2, "it has tried to write the status line")
         send(marker, AFTER)
         process.terminate()
         ended = Ended(process.wait(DEADLINE_S), b"", "")
@@ -216,7 +223,7 @@ def test_a_storm_of_signals(number: signal.Signals, wire: Wire, marker: Marker, 
             try:
                 send(marker, BEFORE)
                 for _ in range(3):
-                    until(lambda: status(control)["packets"]["written"] >= len(marker.sent), "all is written")
+                    until(lambda: paced(control)["packets"]["written"] >= len(marker.sent), "all is written")
                     send(marker, AFTER)
                 begun = time.monotonic()
                 ended = daemon.stop(signal.SIGTERM)
@@ -337,7 +344,7 @@ def test_a_process_that_delays_its_readers(wire: Wire, place: Path, tmp_path: Pa
             for count in (101, 202, 303):
                 words = [sys.executable, "-E", "-s", "-S", "-c", SEND_FEW, wire.far.ipv4, str(DISCARD_PORT)]
                 with wire.near.namespace.do(subprocess.Popen, words, stdin=subprocess.PIPE) as other:
-                    until(lambda count=count: status(control)["packets"]["written"] >= count, "others are captured")  # type: ignore[misc]
+                    until(lambda count=count: paced(control)["packets"]["written"] >= count, "others are captured")  # type: ignore[misc]
                     other.communicate()
         locked.stdin.close()
         ended = daemon.stop()
@@ -404,7 +411,7 @@ def test_a_service_manager_that_does_not_read(wire: Wire, marker: Marker, tmp_pa
                     while filler.sendto(b"X=1", str(notify)):
                         pass
             uptime = status(control)["uptime_s"]
-            until(lambda: status(control)["uptime_s"] > uptime + 3, "three seconds of its time have passed")
+            until(lambda: paced(control)["uptime_s"] > uptime + 3, "three seconds of its time have passed")
             send(marker, AFTER)
             ended = daemon.stop()
     check("the service manager hangs", ended, marker, directory)

@@ -421,6 +421,14 @@ def test_link_type_and_address(changes: dict[str, Any], link_type: int, mac: byt
     assert (interface.link_type, interface.mac) == (link_type, mac)
 
 
+def test_the_link_types_of_a_file() -> None:
+    """Link types of interfaces in the file are known, each once; others do not count."""
+    rig = Rig()
+    types = [(b"eth0", 2, 1), (b"eth1", 3, 1), (b"tun0", 4, 65534), (b"can0", 5, 280)]
+    rig.drain(*[upcall(NTP_FRAME, device=name, ifindex=ifindex, device_type=kind) for name, ifindex, kind in types])
+    assert rig.capture.interfaces.link_types == [1, 101]
+
+
 def test_an_interface_of_unknown_type_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     """Frames of an unknown interface type are not written; one warning is logged, and the packets
     count as filtered.
