@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.wire import ADDRESS
 
@@ -21,6 +21,7 @@ class Load:
         seconds: how long to look, for a load without senders.
         segmentation: whether the device takes large TCP frames.
         devices: how many more devices it needs.
+        is_beside_container: whether the sender's namespace is that of a host with a container.
         has_goal: whether a goal is about it: `--quick` sends no other.
     """
 
@@ -31,6 +32,7 @@ class Load:
     seconds: float = 0
     segmentation: bool = True
     devices: int = 0
+    is_beside_container: bool = False
     has_goal: bool = False
 
 
@@ -122,6 +124,12 @@ def variants(scale: float) -> list[Variant]:
                 Load(f"{number} devices", (("spread", str(count), str(number)),), count, devices=number),
             )
             for number in (1, 50, 500)
+        ),
+        *(
+            Variant(
+                "container on this host", name, replace(plain("container", name), is_beside_container=name == "one")
+            )
+            for name in ("none", "one")
         ),
         *(Variant("rules", f"{number:,}", plain("rules", str(number)), rules(number)) for number in (1, 10, 100)),
         *(Variant("filter", name, plain("filter", name), (text,) if text else ()) for name, text in filters.items()),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench.loads import Load
 from bench.tools import Tool
-from bench.wire import ADDRESS, ENTER_FAR, ENTER_NEAR, many_devices, packets_out, set_segmentation
+from bench.wire import ADDRESS, ENTER_FAR, ENTER_NEAR, container, many_devices, packets_out, set_segmentation
 from skbcapd.kernel import syscall
 from skbcapd.kernel.btf import Btf
 
@@ -234,6 +234,8 @@ def measure(tool: Tool | None, load: Load, sender: Path, directory: Path, *, cou
         set_segmentation(on=load.segmentation)
         if load.devices:
             stack.enter_context(many_devices(load.devices))
+        if load.is_beside_container:
+            stack.enter_context(container())
         stack.enter_context(sink(sender))
         if tool is None:
             before = packets_out()

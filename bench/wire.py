@@ -8,7 +8,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 
-NEAR, FAR = (f"skbcapd-bench-{os.getpid()}-{end}" for end in "ab")
+NEAR, FAR, CONTAINER = (f"skbcapd-bench-{os.getpid()}-{end}" for end in "abc")
 OUR_ADDRESS, ADDRESS = "10.91.7.1", "10.91.7.2"
 DEVICE = "bench0"
 ENTER_NEAR, ENTER_FAR = (["ip", "netns", "exec", name] for name in (NEAR, FAR))
@@ -74,3 +74,33 @@ def many_devices(count: int) -> Iterator[None]:
         yield
     finally:
         batch(["link del group 7"])
+
+
+@contextlib.contextmanager
+def container() -> Iterator[None]:
+    """Make the near namespace that of a host with a container: a bridge, a pair to one more namespace, masquerade.
+
+    Nothing is sent there, and nothing is forwarded.
+    """
+    rules = f'''table ip nat {{
+ chain post {{
+  type nat hook postrouting priority 100
+  oifname "{DEVICE}" ip saddr 10.93.7.0/24 masquerade
+ }}
+}}'''
+    ip("netns", "add", CONTAINER)
+    try:
+        ip("-n", NEAR, "link", "add", "bench1", "type", "bridge")
+        ip("-n", NEAR, "link", "add", "bench2", "master", "bench1", "type", "veth", "peer", "eth0", "netns", CONTAINER)
+        for device in ("bench1", "bench2"):
+            ip("-n", NEAR, "link", "set", device, "up")
+        ip("-n", CONTAINER, "link", "set", "eth0", "up")
+        ip("-n", NEAR, "addr", "add", "10.93.7.1/24", "dev", "bench1")
+        ip("netns", "exec", NEAR, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        subprocess.run([*ENTER_NEAR, "nft", "-f", "-"], input=rules, text=True, check=True)
+        yield
+    finally:
+        subprocess.run([*ENTER_NEAR, "nft", "delete", "table", "ip", "nat"], check=False)
+        ip("netns", "exec", NEAR, "sysctl", "-qw", "net.ipv4.ip_forward=0")
+        ip("-n", NEAR, "link", "del", "bench1")
+        ip("netns", "del", CONTAINER)

@@ -411,7 +411,7 @@ static inline int was_use_noted(struct packet *packet, u64 sk)
 }
 
 /*
- * The record of a flow. A lookup can miss an entry that another processor replaces at that moment
+ * The record of a flow, or of a socket. A lookup can miss an entry that another processor replaces at that moment
  * (htab_lru_map_update_elem adds the new one at the head of the chain, after the lookup has
  * started, and removes the old one): the next lookup finds it.
  */
@@ -420,6 +420,13 @@ static inline struct owner *lookup_flow(struct flow *flow)
 	struct owner *owner = flows.lookup(flow);
 
 	return owner ? owner : flows.lookup(flow);
+}
+
+static inline struct owner *lookup_owner(u64 *sk)
+{
+	struct owner *owner = owners.lookup(sk);
+
+	return owner ? owner : owners.lookup(sk);
 }
 
 /*
@@ -591,7 +598,7 @@ static inline enum via find_sharers(struct control *control, struct packet *pack
 static inline enum via find_user(struct control *control, struct packet *packet, enum via found)
 {
 	struct sock_head *sock = &packet->work.sock;
-	struct owner *owner = owners.lookup(&packet->sk);
+	struct owner *owner = lookup_owner(&packet->sk);
 	u32 listens = SOCK(sock, u8, STATE) == TCP_LISTEN;
 
 	if (owner && !is_owner_of(owner, sock, packet->inode))
@@ -789,8 +796,13 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 		    (TCP_RST_IN_WORD | TCP_ACK_IN_WORD))
 			return VIA_KERNEL;
 		owner = find_flow(&work->flow);
-		if (!owner || !owner->user.tgid)
+		if (!owner || (!owner->user.tgid && !owner->sk))
 			return VIA_KERNEL;
+		if (!owner->user.tgid) {
+			/* Of a connection that no known process has accepted, on a socket of the kernel. */
+			packet->sk = 0;
+			return VIA_UNKNOWN;
+		}
 		packet->user = owner->user;
 		return VIA_FLOW;
 	}
@@ -798,7 +810,7 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 
 	u64 inode = packet->inode = socket_inode(packet->sk);
 
-	owner = owners.lookup(&packet->sk);
+	owner = lookup_owner(&packet->sk);
 	if (owner && !is_owner_of(owner, sock, packet->inode))
 		owner = NULL;
 	if (is_request && !owner)

@@ -41,9 +41,24 @@ static inline int is_handed_on(u8 *dev)
 	return operations && LOAD(u32, LOAD(u64, operations + LINK_KIND)) != TUN;
 }
 
+#define VETH 0x68746576U /* "veth", as a kind of interface */
+
+/*
+ * Whether a received packet was sent by the other end of a veth pair, and is not for this machine: so
+ * it was sent by a process of this machine, or seen on another interface.
+ */
+static inline int is_from_pair(u8 *dev, struct skb *skb)
+{
+	u64 operations = FIELD(u64, dev, DEV_LINK_OPERATIONS);
+
+	return SKB_BITS(skb, PKT_TYPE) == PACKET_OTHERHOST && operations &&
+	       LOAD(u32, LOAD(u64, operations + LINK_KIND)) == VETH;
+}
+
+/* The lower bits of the address are always 0; the upper bits of the product depend on all bits. */
 static inline u32 index_of(u64 address)
 {
-	return (address >> 6 ^ address >> 20) & (SIGHTINGS - 1);
+	return (address * PRINT_FACTOR >> 32) & (SIGHTINGS - 1);
 }
 
 /* The entry of the table for an sk_buff; it can be of another packet. */

@@ -123,7 +123,10 @@ static inline enum via find_process(void *ctx, struct control *control, struct p
 	}
 	origin->role = GETS;
 	via = find_receiver(control, packet, skb);
-	return via == VIA_UNKNOWN ? find_by_wire_flow(control, packet, skb) : via;
+	/* There the sender is wanted. It is not known, because the packet was not seen before. */
+	if (via != VIA_UNKNOWN || (!packet->is_known && is_from_pair(SKB(skb, u8 *, DEV), skb)))
+		return via;
+	return find_by_wire_flow(control, packet, skb);
 }
 
 /*
@@ -168,7 +171,7 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 	key->via = via;
 	key->linked = linked;
 	if (direction == OUT && !only_remember && origin.role == SENDS &&
-	    ((packet->guard && via != VIA_KERNEL) || (follows && !sk) ||
+	    ((packet->guard && via != VIA_KERNEL && (origin.sk || via != VIA_UNKNOWN)) || (follows && !sk) ||
 	     (control->wired && via == VIA_FORWARDED)))
 		enter_wire_flow(control, packet, skb, &origin);
 	if (!linked && !only_remember) {
