@@ -127,7 +127,7 @@ static inline u32 echo_reply(u32 protocol)
 
 /* Values of a packet's headers besides its flow. */
 struct headers {
-	u32 transport; /* bytes from the network header to the transport header; 0: no flow can be read */
+	u32 transport; /* offset of the transport header from the network header; 0: no flow */
 	u32 word;      /* bytes 12 to 15 of the transport header: of TCP, offset and flags */
 	u32 multicast; /* the destination is a multicast or broadcast address */
 	u32 fragment;  /* IP_MF and IP_OFFSET, also of IPv6; 0: the packet is not in fragments */
