@@ -174,7 +174,7 @@ struct origin {
 struct sighting {
 	u64 skb;		     /* address of its sk_buff */
 	u64 head;		     /* address of its data: the same for the copies of a bridge */
-	u64 print;		     /* hash of the fields that neither interfaces nor NAT change */
+	u64 fingerprint;	     /* hash of the fields that neither interfaces nor NAT change */
 	u64 id;			     /* epb_packetid */
 	u64 time;		     /* ns since boot */
 	u64 places[SIGHTING_PLACES]; /* interfaces and directions where it was seen */

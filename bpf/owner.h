@@ -445,7 +445,7 @@ static inline int has_sibling(u64 sk, struct owner *owner)
 	__builtin_memset(owner, 0, sizeof(*owner));
 	owner->sk = sibling;
 	owner->inode = socket_inode(sibling);
-	owner->identity = LOAD(u32, sibling + SOCK_HASH) | (u64)LOAD(u32, sibling + SOCK_DPORT) << 32;
+	owner->identity = socket_identity(sibling);
 	return 1;
 }
 
@@ -577,13 +577,12 @@ static inline enum via find_sharers(struct control *control, struct packet *pack
 				    enum via found)
 {
 	struct group *group = &packet->group;
-	u64 inode = packet->inode, mixed = inode * PRINT_FACTOR;
 	enum via via;
 
 	group->count = 1;
 	group->sks[0] = packet->sk;
-	group->inodes[0] = inode | OPEN_IN_SEVERAL;
-	via = find_members(control, packet, (mixed ^ mixed >> 29) * PRINT_FACTOR, references_of(packet->sk));
+	group->inodes[0] = packet->inode | OPEN_IN_SEVERAL;
+	via = find_members(control, packet, hash_inode(packet->inode), references_of(packet->sk));
 	if (via == VIA_UNRESOLVED || !owner || !packet->user.tgid || packet->user.tgid != owner->user.tgid)
 		return via;
 	packet->user = owner->user;
@@ -667,7 +666,7 @@ static inline void renew_flow(struct packet *packet, struct skb *skb, int is_gro
 	if (!headers.transport)
 		return;
 	if (flow->protocol == IPPROTO_TCP) {
-		if ((headers.word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) != TCP_SYN_IN_WORD)
+		if (!is_syn(&headers))
 			return;
 	} else if (flow->protocol == IPPROTO_ICMP) {
 		if (flow->remote_port != ICMP_ECHO)
@@ -688,7 +687,7 @@ static inline void renew_flow(struct packet *packet, struct skb *skb, int is_gro
 		__builtin_memset(&owner->user, 0, sizeof(owner->user));
 	owner->sk = sk;
 	owner->inode = socket_inode(sk);
-	owner->identity = LOAD(u32, sk + SOCK_HASH) | (u64)LOAD(u32, sk + SOCK_DPORT) << 32;
+	owner->identity = socket_identity(sk);
 	owner->time = 0;
 	if (known && known->sk != sk && flow->protocol != IPPROTO_TCP) {
 		u64 was_ambiguous = !known->sk && packet->time - known->time < AMBIGUOUS_NS;
@@ -792,8 +791,7 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 		if (!headers.transport || work->flow.protocol != IPPROTO_TCP)
 			return VIA_KERNEL;
 		/* This answers a SYN without a listener, whatever process used the ports before. */
-		if ((headers.word & (TCP_RST_IN_WORD | TCP_ACK_IN_WORD)) ==
-		    (TCP_RST_IN_WORD | TCP_ACK_IN_WORD))
+		if (is_reset(&headers))
 			return VIA_KERNEL;
 		owner = find_flow(&work->flow);
 		if (!owner || (!owner->user.tgid && !owner->sk))

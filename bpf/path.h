@@ -120,8 +120,7 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 		return;
 	}
 	u64 is_known_user = owner->user.tgid;
-	u64 is_new = flow->protocol == IPPROTO_TCP &&
-		     (headers.word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD;
+	u64 is_new = flow->protocol == IPPROTO_TCP && is_syn(&headers);
 	u64 sk = origin->sk;
 
 	/* A SYN of a process's own making (AF_PACKET, IPPROTO_RAW) takes no connection from who has it open. */
@@ -185,7 +184,7 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 	if (flow->protocol != IPPROTO_TCP) {
 		if (packet->time - owner->time > WIRE_LASTS_NS)
 			return VIA_UNKNOWN;
-	} else if ((headers.word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD) {
+	} else if (is_syn(&headers)) {
 		/*
 		 * A connection that begins from outside: the flow belonged to an earlier one with
 		 * these ports.
@@ -195,8 +194,8 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 			return VIA_UNKNOWN;
 		}
 	} else if (owner->time & WIRE_IS_REQUEST &&
-		   (headers.word & TCP_FIN_IN_WORD ||
-		    SKB(skb, u32, LEN) > headers.transport + ((headers.word & 0xf0) >> 2))) {
+		   (headers.flag_word & TCP_FLAG_FIN ||
+		    SKB(skb, u32, LEN) > headers.transport + tcp_header_len(&headers))) {
 		/*
 		 * For a connection without a known user: the process that has the listener open, if
 		 * there is only one.

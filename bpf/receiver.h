@@ -30,7 +30,7 @@ static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
 	u64 mask0 = ~0ULL, mask1 = ~0ULL;
 
 	if (wanted->family == AF_INET) {
-		if (wanted->multicast && wanted->address[0] == 0xffffffff)
+		if (wanted->multicast && wanted->address[0] == INADDR_BROADCAST)
 			return 1;
 		list = LOAD(u64, dev + DEV_IN_DEVICE);
 		node = LOAD(u64, list + (wanted->multicast ? IN_GROUPS : IN_ADDRESSES));
@@ -198,13 +198,12 @@ static inline enum via find_group(struct control *control, struct packet *packet
 		FORGET(total, nothing);
 		if (i >= group->count)
 			break;
-		u64 inode = socket_inode(group->sks[i]), mixed = inode * PRINT_FACTOR;
-		u64 references = references_of(group->sks[i]);
+		u64 inode = socket_inode(group->sks[i]), references = references_of(group->sks[i]);
 
 		if (!inode)
 			return VIA_UNKNOWN;
 		group->inodes[i] = inode | any(references >> 1) * OPEN_IN_SEVERAL;
-		number += (mixed ^ mixed >> 29) * PRINT_FACTOR;
+		number += hash_inode(inode);
 		total += references;
 	}
 	packet->sk = 0;
@@ -264,9 +263,8 @@ static inline struct owner *find_listener(struct flow *flow, u32 ifindex, u32 *w
  */
 static inline int refuses(u64 transport, struct headers *headers)
 {
-	u32 both = TCP_RST_IN_WORD | TCP_ACK_IN_WORD;
-
-	return (headers->word & both) == both && !LOAD(u32, transport + 4);
+	return is_reset(headers) &&
+	       !LOAD(u32, transport + __builtin_offsetof(union transport_header, tcp.seq));
 }
 
 /*
@@ -330,12 +328,12 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 		 * (directions: in).
 		 */
 		if (owner && owner->time &&
-		    (headers->word & TCP_SYN_IN_WORD ||
+		    (headers->flag_word & TCP_FLAG_SYN ||
 		     refuses(packet->data + headers->transport, headers))) {
 			flows.delete(flow);
 			owner = NULL;
 		}
-		if (!owner && (headers->word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD) {
+		if (!owner && is_syn(headers)) {
 			owner = find_listener(flow, ifindex, &wildcard);
 			listens = 1;
 			several = owner && find_sharing(owner->sk, &packet->group);
