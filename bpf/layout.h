@@ -159,36 +159,6 @@ struct fragment {
 	u16 family; /* 0: not in fragments */
 };
 
-/* The role of the process of a followed packet. */
-enum role { SENDS, GETS };
-
-/* The origin of a followed packet. */
-struct origin {
-	u64 role;	/* enum role of the process */
-	u64 sk;		/* the socket that it uses, if known; for a SYN-ACK the listener */
-	u64 identity;	/* of that socket, if Python must look up its process; otherwise 0 */
-	u64 is_request; /* a SYN-ACK: the process that will accept the connection is not certain */
-};
-
-/* A packet that is followed by its sk_buff: its identity, where it was seen, its process. */
-struct sighting {
-	u64 skb;		     /* address of its sk_buff */
-	u64 head;		     /* address of its data: the same for the copies of a bridge */
-	u64 fingerprint;	     /* hash of the fields that neither interfaces nor NAT change */
-	u64 id;			     /* epb_packetid */
-	u64 time;		     /* ns since boot */
-	u64 places[SIGHTING_PLACES]; /* interfaces and directions where it was seen */
-	u64 count;		     /* used entries of places */
-	u64 taken;		     /* whether it was captured there */
-	u64 sk;			     /* the socket on which it was sent */
-	struct user user;
-	u64 via;
-	struct origin origin;
-};
-
-/* Whether a packet is in the file: Python can still drop a packet without a label. */
-enum taken { NOT_TAKEN, ASKED, TAKEN };
-
 struct counters {
 	u64 of[COUNTERS];
 };
@@ -274,8 +244,6 @@ BPF_TABLE("lru_hash", u64, struct group, groups, GROUPS_MAX);
 /* By process id: the time of its last fork, ns since boot; 0: never. */
 BPF_TABLE("lru_hash", u32, u64, forks, FORKS_MAX);
 BPF_TABLE("lru_hash", struct fragment, struct owner, fragments, FRAGMENTS_MAX);
-BPF_ARRAY(sightings, struct sighting, SIGHTINGS);
-BPF_ARRAY(heads, u64, SIGHTINGS); /* the first sk_buff with data at an address */
 BPF_PERCPU_ARRAY(counters, struct counters, SLOTS);
 BPF_RINGBUF_OUTPUT(wakeups, 1);
 
