@@ -735,6 +735,106 @@ static inline int find_ended(struct packet *packet, struct skb *skb)
 }
 
 /*
+ * Whether the system call of `current` sends the packet, whose socket is `sock`; `whole` is the same
+ * socket, beyond its first bytes. Sets the user of the packet, and records it.
+ */
+static inline int is_sent_by_current(void *ctx, struct control *control, struct packet *packet,
+				     struct sock_head *sock, u8 *whole)
+{
+	struct workspace *work = &packet->work;
+
+	if (!SOCK_BIT(sock, REFCNT) || SOCK(sock, u8, STATE) == TCP_NEW_SYN_RECV ||
+	    context_of(ctx, control) != VIA_CURRENT)
+		return 0;
+	u8 *socket = FIELD(u8 *, whole, SOCK_SOCKET);
+
+	if (!is_at_work_on(packet->sk, (u64)socket, socket ? FIELD(u64, socket, SOCKET_FILE) : 0, control,
+			   &work->owner, 0))
+		return 0;
+	use_current(&packet->user);
+	if (!is_known_user(packet->sk, SOCK_IDENTITY(sock), &packet->user) &&
+	    !READ(&work->sock, sizeof(work->sock), packet->sk))
+		learn_owner(packet->sk, &packet->user, work, 0);
+	return 1;
+}
+
+/*
+ * The sender of a packet on a socket of the kernel itself: the user of its flow, for the last ACKs of
+ * a TCP connection. Returns how it was found.
+ */
+static inline enum via find_sender_by_flow(struct packet *packet, struct skb *skb)
+{
+	struct flow *flow = &packet->work.flow;
+	struct headers headers;
+	struct owner *owner;
+
+	flow_of_sent(packet, skb, &headers);
+	if (!headers.transport || flow->protocol != IPPROTO_TCP)
+		return VIA_KERNEL;
+	/* This answers a SYN without a listener, whatever process used the ports before. */
+	if (is_reset(&headers))
+		return VIA_KERNEL;
+	owner = find_flow(flow);
+	if (!owner || (!owner->user.tgid && !owner->sk))
+		return VIA_KERNEL;
+	if (!owner->user.tgid) {
+		/* Of a connection that no known process has accepted, on a socket of the kernel. */
+		packet->sk = 0;
+		return VIA_UNKNOWN;
+	}
+	packet->user = owner->user;
+	return VIA_FLOW;
+}
+
+/*
+ * The user of packet->sk, the socket on which a packet is sent, or its listener (`is_request`). The
+ * first bytes of the socket are in `work`. Returns how the user was found.
+ */
+static inline enum via find_sender_by_socket(struct control *control, struct packet *packet, struct skb *skb,
+					     u32 is_request)
+{
+	struct sock_head *sock = &packet->work.sock;
+	struct owner *owner = lookup_owner(&packet->sk);
+
+	if (owner && !is_owner_of(owner, sock, packet->inode))
+		owner = NULL;
+	if (is_request && !owner)
+		learn_listener(packet->sk, sock);
+	if (is_request && (owner ? is_shared(packet->sk, owner) : references_of(packet->sk) > 1))
+		return find_sharers(control, packet, owner, VIA_SOCKET);
+	if (owner) {
+		packet->user = owner->user;
+		/* Recorded before it had its ports, and possibly looked up when it is closed. */
+		if (owner->identity != SOCK_IDENTITY(sock))
+			owner->identity = SOCK_IDENTITY(sock);
+		return VIA_SOCKET;
+	}
+	if (is_request || packet->inode || !find_ended(packet, skb))
+		return find_holder(control, packet);
+	return VIA_FLOW;
+}
+
+/*
+ * Stores the flow in `work` for the ACK that answers a SYN-ACK: there is no connection yet, so until
+ * then it belongs to the listener, packet->sk with `inode`. `via` is how its user was found.
+ */
+static inline void enter_request(struct packet *packet, u64 inode, enum via via)
+{
+	struct workspace *work = &packet->work;
+	struct sock_head *sock = &work->sock;
+	struct owner *owner = &work->owner;
+
+	owner->user = packet->user;
+	if (via == VIA_GROUP) /* a group is no user: it is looked up for each packet */
+		__builtin_memset(&owner->user, 0, sizeof(owner->user));
+	owner->inode = inode;
+	owner->identity = SOCK_IDENTITY(sock);
+	owner->sk = packet->sk;
+	owner->time = 0;
+	flows.update(&work->flow, owner);
+}
+
+/*
  * Sets the sender of a packet; zeros if it is not known. Returns how it was found.
  *
  * A packet without a socket has no process: it is forwarded, or from the kernel itself (ARP, ND,
@@ -754,27 +854,16 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 #else
 	u8 *whole = (u8 *)sock;
 #endif
-	struct owner *owner;
 
 	if (!sock)
 		return SKB(skb, u32, SKB_IIF) ? VIA_FORWARDED : VIA_KERNEL;
 	u32 asks = may_ask(FIELD(u16, whole, SOCK_PROTOCOL), SOCK(sock, u8, STATE));
 
-	if (is_first && SOCK_BIT(sock, REFCNT) && SOCK(sock, u8, STATE) != TCP_NEW_SYN_RECV &&
-	    context_of(ctx, control) == VIA_CURRENT) {
-		u8 *socket = FIELD(u8 *, whole, SOCK_SOCKET);
-
-		if (is_at_work_on(packet->sk, (u64)socket, socket ? FIELD(u64, socket, SOCKET_FILE) : 0,
-				  control, &work->owner, 0)) {
-			use_current(&packet->user);
-			if (!is_known_user(packet->sk, SOCK_IDENTITY(sock), &packet->user) &&
-			    !READ(&work->sock, sizeof(work->sock), packet->sk))
-				learn_owner(packet->sk, &packet->user, work, 0);
-			if (asks)
-				renew_flow(packet, skb, 0);
-			note_use(packet);
-			return VIA_CURRENT;
-		}
+	if (is_first && is_sent_by_current(ctx, control, packet, sock, whole)) {
+		if (asks)
+			renew_flow(packet, skb, 0);
+		note_use(packet);
+		return VIA_CURRENT;
 	}
 	sock = &work->sock;
 	READ(sock, sizeof(*sock), packet->sk);
@@ -785,62 +874,14 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 		packet->sk = SOCK(sock, u64, LISTENER);
 		READ(sock, sizeof(*sock), packet->sk);
 	} else if (!SOCK_BIT(sock, REFCNT)) {
-		struct headers headers;
-
-		flow_of_sent(packet, skb, &headers);
-		if (!headers.transport || work->flow.protocol != IPPROTO_TCP)
-			return VIA_KERNEL;
-		/* This answers a SYN without a listener, whatever process used the ports before. */
-		if (is_reset(&headers))
-			return VIA_KERNEL;
-		owner = find_flow(&work->flow);
-		if (!owner || (!owner->user.tgid && !owner->sk))
-			return VIA_KERNEL;
-		if (!owner->user.tgid) {
-			/* Of a connection that no known process has accepted, on a socket of the kernel. */
-			packet->sk = 0;
-			return VIA_UNKNOWN;
-		}
-		packet->user = owner->user;
-		return VIA_FLOW;
+		return find_sender_by_flow(packet, skb);
 	}
-	enum via via = VIA_SOCKET;
-
 	u64 inode = packet->inode = socket_inode(packet->sk);
+	enum via via = find_sender_by_socket(control, packet, skb, is_request);
 
-	owner = lookup_owner(&packet->sk);
-	if (owner && !is_owner_of(owner, sock, packet->inode))
-		owner = NULL;
-	if (is_request && !owner)
-		learn_listener(packet->sk, sock);
-	if (is_request && (owner ? is_shared(packet->sk, owner) : references_of(packet->sk) > 1)) {
-		via = find_sharers(control, packet, owner, VIA_SOCKET);
-	} else if (owner) {
-		packet->user = owner->user;
-		/* Recorded before it had its ports, and possibly looked up when it is closed. */
-		if (owner->identity != SOCK_IDENTITY(sock))
-			owner->identity = SOCK_IDENTITY(sock);
-	} else if (is_request || packet->inode || !find_ended(packet, skb)) {
-		via = find_holder(control, packet);
-	} else {
-		via = VIA_FLOW;
-	}
-	if (is_request) {
-		/*
-		 * There is no connection yet for the ACK that answers a SYN-ACK: until then it
-		 * belongs to the listener.
-		 */
-		owner = &work->owner;
-		owner->user = packet->user;
-		if (via == VIA_GROUP) /* a group is no user: it is looked up for each packet */
-			__builtin_memset(&owner->user, 0, sizeof(owner->user));
-		owner->inode = inode;
-		owner->identity = SOCK_IDENTITY(sock);
-		owner->sk = packet->sk;
-		owner->time = 0;
-		flows.update(&work->flow, owner);
-	} else if (asks) {
+	if (is_request)
+		enter_request(packet, inode, via);
+	else if (asks)
 		renew_flow(packet, skb, via == VIA_GROUP);
-	}
 	return via;
 }
