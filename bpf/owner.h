@@ -81,7 +81,8 @@ static inline int has_descriptor_of(u8 *task, u64 file, struct owner *scratch)
 	u64 *slots = (u64 *)scratch, at = FIELD(u64, table, TABLE_FILES);
 	u32 size = FIELD(u32, table, TABLE_SIZE);
 
-	for (u32 i = 0; i < DESCRIPTORS_MAX && i < size; i += 8) { /* a table's size is a multiple of 64 */
+	/* The size of a table is a multiple of 64. */
+	for (u32 i = 0; i < DESCRIPTORS_MAX && i < size; i += 8) {
 		if (READ(slots, 64, at + i * 8ULL))
 			return 0;
 		if (slots[0] == file || slots[1] == file || slots[2] == file || slots[3] == file ||
@@ -163,8 +164,8 @@ static inline int is_at_work_on(u64 sk, u64 socket, u64 file, struct control *co
 			u64 argument = LOAD(u64, call + CALL_ARGUMENT_0_COMPAT);
 			u32 descriptor = argument;
 
-			if (number ==
-			    COMPAT_SOCKETCALL) /* its arguments are in memory, at the address in the second one */
+			/* Its arguments are in memory, at the address in the second one. */
+			if (number == COMPAT_SOCKETCALL)
 				bpf_probe_read_user(&descriptor, 4,
 						    (void *)(u64)LOAD(u32, call + CALL_ARGUMENT_1_COMPAT));
 			if (is_descriptor_of(task, file, descriptor))
@@ -411,9 +412,10 @@ static inline int was_use_noted(struct packet *packet, u64 sk)
 }
 
 /*
- * The record of a flow, or of a socket. A lookup can miss an entry that another processor replaces at that moment
- * (htab_lru_map_update_elem adds the new one at the head of the chain, after the lookup has
- * started, and removes the old one): the next lookup finds it.
+ * The record of a flow, or of a socket. A lookup can miss an entry that another processor replaces
+ * at that moment: htab_lru_map_update_elem (kernel/bpf/hashtab.c) adds the new one at the head of
+ * the chain, after the lookup has started, and removes the old one. The next lookup finds it. Can
+ * be removed when all supported kernels replace an entry of an LRU map in place.
  */
 static inline struct owner *lookup_flow(struct flow *flow)
 {
@@ -462,12 +464,13 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 	struct sock_head *sock = &work->sock;
 	struct owner *owner = &work->owner;
 
-	if (after == TCP_LISTEN) { /* the tracepoint is before the change of state: inet_sk_state_store */
+	/* The tracepoint is before the change of state: inet_sk_state_store. */
+	if (after == TCP_LISTEN) {
 		learn_use_at(ctx, sk, work, 1, 0);
 		return;
 	}
-	if (after ==
-	    TCP_SYN_SENT) { /* connect(2): its SYN may have to wait, and be sent in the context of another process */
+	/* connect(2): its SYN may have to wait, and be sent in the context of another process. */
+	if (after == TCP_SYN_SENT) {
 		learn_use_at(ctx, sk, work, 0, 0);
 		return;
 	}
@@ -483,17 +486,17 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 		READ(&port, sizeof(port), sk + SOCK_SPORT);
 		work->flow.local_port = __builtin_bswap16(port);
 		known = lookup_flow(&work->flow);
-		if (!known ||
-		    (known->sk != sk && known->sk)) /* entries from Python have no address of a socket */
+		/* Entries from Python have no address of a socket. */
+		if (!known || (known->sk != sk && known->sk))
 			return;
 		if (before == TCP_LISTEN && has_sibling(sk, owner))
 			flows.update(&work->flow, owner);
 		else
 			known->time = bpf_ktime_get_ns();
-	} else if (!socket_inode(
-			   sk)) { /* otherwise accepted before (TCP fast open), or a simultaneous open */
+	} else if (!socket_inode(sk)) {
 		/*
-		 * The record is of an older socket at this address: it can be equal in all values
+		 * With an inode it was accepted before (TCP fast open), or it is a simultaneous
+		 * open. Now the record is of an older socket at this address: it can be equal in all values
 		 * but the inode.
 		 */
 		keep_by_inode(owners.lookup(&sk), 0);

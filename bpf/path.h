@@ -51,8 +51,8 @@ static inline enum via find_followed(struct control *control, struct packet *pac
 	if (sighting->via == VIA_GROUP)
 		return VIA_GROUP;
 	if (packet->user.tgid)
-		return sk && !(last & 1) ? sighting->via
-					 : VIA_PATH; /* still on its way through stacked interfaces */
+		/* Without `last & 1` it is still on its way through stacked interfaces. */
+		return sk && !(last & 1) ? sighting->via : VIA_PATH;
 	if (sk)
 		return sighting->via;
 	if (sighting->via == VIA_UNRESOLVED)
@@ -123,7 +123,7 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	u64 is_new = flow->protocol == IPPROTO_TCP && is_syn(&headers);
 	u64 sk = origin->sk;
 
-	/* A SYN of a process's own making (AF_PACKET, IPPROTO_RAW) takes no connection from who has it open. */
+	/* A forged SYN (AF_PACKET, IPPROTO_RAW) does not change the user of an open connection. */
 	if (is_new && known && sk && socket_protocol(sk) != IPPROTO_TCP && is_still_open(known))
 		return;
 	u64 age = known ? packet->time - known->time : WIRE_LASTS_NS;
@@ -229,7 +229,8 @@ static inline int is_passing(struct control *control, struct packet *packet, str
 	union network_header header = {};
 	u32 type = SKB_BITS(skb, PKT_TYPE), ether_type = SKB(skb, u16, PROTOCOL);
 
-	if (type == PACKET_OTHERHOST) /* a macvlan interface above may receive it: see find_receiver */
+	/* A macvlan interface above may receive it (find_destination). */
+	if (type == PACKET_OTHERHOST)
 		return !(LOAD(u32, packet->dev + DEV_PRIVATE_FLAGS) & IFF_MACVLAN_PORT);
 	if (type != PACKET_HOST)
 		return 0;

@@ -41,7 +41,8 @@ static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
 	} else {
 		list = LOAD(u64, dev + DEV_IN6_DEVICE);
 		node = LOAD(u64, list + (wanted->multicast ? IN6_GROUPS : IN6_ADDRESSES));
-		next = wanted->multicast ? GROUP6_NEXT : 0; /* addresses: a list_head inside each entry */
+		/* Addresses have a list_head in each entry. */
+		next = wanted->multicast ? GROUP6_NEXT : 0;
 		address = wanted->multicast ? GROUP6_ADDRESS : ADDRESS6_LOCAL - ADDRESS6_LIST;
 	}
 	FORGET(next, nothing);
@@ -71,8 +72,8 @@ static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
  */
 static inline u64 find_above(u64 dev, u64 data, u64 nothing)
 {
-	u64 destination = LOAD(u64, data - ETH_HLEN) << 16 /* its first 6 bytes */, head = dev + DEV_UPPER,
-	    node = LOAD(u64, head);
+	/* Addresses: the first ETH_ALEN of 8 bytes. */
+	u64 destination = LOAD(u64, data - ETH_HLEN) << 16, head = dev + DEV_UPPER, node = LOAD(u64, head);
 
 	for (int i = 0; i < ABOVE_MAX; i++) {
 		FORGET(node, nothing);
@@ -89,7 +90,7 @@ static inline u64 find_above(u64 dev, u64 data, u64 nothing)
 	return 0;
 }
 
-#define SCORE_BOUND 64 /* of a socket that is bound to an address; more than all other scores together */
+#define SCORE_BOUND 64 /* for a bound address; more than all other scores together */
 
 /*
  * How well a UDP socket matches a packet, as in compute_score in net/ipv4/udp.c and net/ipv6/udp.c;
@@ -106,8 +107,8 @@ static inline u64 score_udp_socket(struct sock_head *sock, struct flow *flow, u6
 	u64 peer0 = v4 * SOCK(sock, u32, DADDR) + (1 - v4) * remote[0], peer1 = (1 - v4) * remote[1];
 	u64 is_bound = any(bound0 | bound1), has_peer = any(peer0 | peer1);
 	u64 has_device = any(SOCK(sock, u32, BOUND_DEV_IF)), has_port = any(SOCK(sock, u16, DPORT));
-	u64 other =
-		SOCK(sock, u16, NUM) ^ flow->local_port; /* 0 as long as the socket can receive the packet */
+	/* 0 as long as the socket can receive the packet. */
+	u64 other = SOCK(sock, u16, NUM) ^ flow->local_port;
 
 	other |= SOCK(sock, u64, NET) ^ net;
 	other |= v4 * is_v6 * SOCK_BIT(sock, V6ONLY) | (1 - v4) * (1 - is_v6);
@@ -159,8 +160,8 @@ static inline u64 find_udp_socket(struct control *control, u64 net, u32 ifindex,
 		u64 is_as_good = any(score) & 1 - any(score ^ best_score);
 
 		found &= is_better - 1;
-		group->sks[BOUND(found, GROUP_MAX - 1)] =
-			sk; /* the slot of the next one, if this one does not match */
+		/* The next one overwrites this one, if this one does not match. */
+		group->sks[BOUND(found, GROUP_MAX - 1)] = sk;
 		found += is_better | is_as_good;
 		best += -is_better & (sk - best);
 		best_score += -is_better & (score - best_score);

@@ -183,7 +183,8 @@ static inline int is_continued(struct sighting *entry, struct packet *packet, u6
 	if (packet->time - entry->time > SIGHTING_LASTS_NS || entry->fingerprint != packet->fingerprint ||
 	    (sk && entry->sk != sk))
 		return 0;
-	for (int i = 0; i < SIGHTING_PLACES; i++) /* for a received one: it was here, in either direction */
+	/* For a received one: it was here, in either direction. */
+	for (int i = 0; i < SIGHTING_PLACES; i++)
 		visited |= (entry->places[i] | (place & 1)) == place;
 	return !visited;
 }
@@ -196,8 +197,8 @@ static inline int is_seen_before(struct sighting *entry, struct packet *packet, 
 {
 	struct sighting *known = entry;
 
-	if (entry->skb != skb ||
-	    entry->fingerprint != packet->fingerprint) { /* a copy of another one with the same data? */
+	/* A copy of another one with the same data? */
+	if (entry->skb != skb || entry->fingerprint != packet->fingerprint) {
 		u32 index = index_of(packet->head);
 		u64 *first = heads.lookup(&index);
 
