@@ -107,7 +107,8 @@ class Capture:
         """Whether the last drain has left packets in the segments; then the next one must not wait."""
         self._has_limit = bool(limit)
         self._is_broken = False  # the output has failed: all packets are dropped and counted
-        self._has_buffered = False  # the output may have buffered the end of the last range until the next flush
+        # The output may have buffered bytes: the end of the last range, or more if its disk is late.
+        self._has_buffered = False
         program.control[abi.WAKE_BACKLOG] = max(1, program.geometry.segment_count // 4)
         self._set_control()
         self._resolver.refill()
@@ -208,7 +209,7 @@ class Capture:
         if (moved or self._has_buffered or self.output.has_pending_work) and not self._is_broken:
             self.output.flush(self.statistics)
             self._resolver.refill()
-        self._has_buffered = bool(moved)
+        self._has_buffered = bool(moved) or self.output.completed < self.output.accepted
         self._renumbering.finish_if_drained()
         return moved
 
@@ -218,7 +219,7 @@ class Capture:
         self.drain()
         if self._has_buffered:
             self.output.flush(self.statistics)
-            self._has_buffered = False
+            self._has_buffered = self.output.completed < self.output.accepted
         return self._ledger.monotonic_totals(kernel, is_drained=self._reader.position >= cursor)
 
     @property

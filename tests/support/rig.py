@@ -113,7 +113,7 @@ class FakeProgram(Writer):
 class Recording:
     """An output that stores everything."""
 
-    lost = accepted = completed = 0
+    lost = accepted = completed = flushes = 0
     dumped = None
     is_busy = has_pending_work = needs_renumbering = False
     latency_s = FILE_S
@@ -161,6 +161,7 @@ class Recording:
 
     def flush(self, _snapshot: Snapshot) -> None:
         """Nothing is buffered."""
+        self.flushes += 1
 
     def finish(self, statistics: Sequence[Statistics]) -> None:
         """Store them."""

@@ -732,6 +732,21 @@ def test_no_packet_is_missed_during_sleep() -> None:
     assert rig.program.control[abi.SLEEPING] == 0
 
 
+def test_a_late_disk_gets_what_is_buffered() -> None:
+    """What the output buffered as its disk was late is passed on without a packet, until all is written."""
+    rig = Rig()
+    rig.drain(upcall(NTP_FRAME))
+    rig.output.accepted, rig.output.completed = 2, 1
+    flushes = rig.output.flushes
+    for _ in range(3):
+        rig.drain()
+    assert rig.output.flushes == flushes + 3
+    rig.output.completed = 2
+    for _ in range(3):
+        rig.drain()
+    assert rig.output.flushes == flushes + 4
+
+
 @pytest.mark.parametrize("fills", [False, True])
 def test_a_file_sleeps_over_packets_with_a_label_only(*, fills: bool) -> None:
     """Until a packet needs Python the capture may sleep; not if one came meanwhile, in this segment or the next."""
