@@ -126,6 +126,15 @@ static inline u32 echo_reply(u32 protocol)
 	return protocol == IPPROTO_ICMP ? ICMP_ECHOREPLY : ICMPV6_ECHO_REPLY;
 }
 
+/* Whether a flow is that of an echo reply; makes it the flow of the request that this answers. */
+static inline int to_echo_request(struct flow *flow)
+{
+	if (flow->remote_port != echo_reply(flow->protocol))
+		return 0;
+	flow->remote_port = echo_request(flow->protocol);
+	return 1;
+}
+
 /* Values of a packet's headers besides its flow. */
 struct headers {
 	u32 transport; /* offset of the transport header from the network header; 0: no flow */

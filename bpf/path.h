@@ -88,6 +88,14 @@ static inline int is_still_open(struct owner *known)
 	return known->inode && socket_inode(known->sk) == known->inode;
 }
 
+/* Whether a sent packet can have an answer with its flow. */
+static inline int can_have_answer(struct flow *flow)
+{
+	if (is_icmp(flow->protocol))
+		return flow->remote_port == echo_request(flow->protocol);
+	return flow->protocol == IPPROTO_TCP || flow->protocol == IPPROTO_UDP;
+}
+
 /* A packet is sent: stores the process for its answer. */
 static inline void enter_wire_flow(struct control *control, struct packet *packet, struct skb *skb,
 				   struct origin *origin)
@@ -98,15 +106,7 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	struct headers headers;
 
 	flow_of_sent(packet, skb, &headers);
-	if (!headers.transport)
-		return;
-	if (is_icmp(flow->protocol)) {
-		if (flow->remote_port != echo_request(flow->protocol))
-			return;
-	} else if (flow->protocol != IPPROTO_TCP && flow->protocol != IPPROTO_UDP) {
-		return;
-	}
-	if (may_change(packet))
+	if (!headers.transport || !can_have_answer(flow) || may_change(packet))
 		return;
 	flow->on_wire = 1;
 	known = flows.lookup(flow);
@@ -173,11 +173,8 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 		return VIA_UNKNOWN;
 	flow->net = packet->key.net;
 	flow->on_wire = 1;
-	if (is_icmp(flow->protocol)) {
-		if (flow->remote_port != echo_reply(flow->protocol))
-			return VIA_UNKNOWN;
-		flow->remote_port = echo_request(flow->protocol);
-	}
+	if (is_icmp(flow->protocol) && !to_echo_request(flow))
+		return VIA_UNKNOWN;
 	owner = lookup_flow(flow);
 	if (!owner)
 		return VIA_UNKNOWN;

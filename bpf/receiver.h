@@ -346,14 +346,11 @@ static inline void match_tcp(struct packet *packet, struct headers *headers, u32
 	match->several = match->owner && find_sharing(match->owner->sk, &packet->group);
 }
 
-/* The record of the request that an echo reply answers; NULL: none. */
-static inline struct owner *match_echo_reply(struct flow *flow)
+/* The record of an echo request, for its reply; NULL: none. */
+static inline struct owner *match_echo_request(struct flow *flow)
 {
-	struct owner *owner;
+	struct owner *owner = flows.lookup(flow);
 
-	/* The type of a reply differs from that of its request: look up the request. */
-	flow->remote_port = echo_request(flow->protocol);
-	owner = flows.lookup(flow);
 	/* A closed socket gets no reply: the request of the next one may not have been seen. */
 	return owner && owner->inode && socket_inode(owner->sk) != owner->inode ? NULL : owner;
 }
@@ -427,9 +424,9 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 	} else if (flow->protocol == IPPROTO_TCP) {
 		match_tcp(packet, headers, to.ifindex, &match);
 	} else if (is_icmp(flow->protocol)) {
-		if (flow->remote_port != echo_reply(flow->protocol))
+		if (!to_echo_request(flow))
 			return VIA_UNKNOWN;
-		match.owner = match_echo_reply(flow);
+		match.owner = match_echo_request(flow);
 	}
 	FORGET(match.wildcard, nothing);
 	FORGET(match.sk, nothing);
