@@ -13,7 +13,8 @@ struct window {
 	u8 bytes[2 * WINDOW]; /* the verifier only sees that a read may start at WINDOW - 1 */
 	struct skb chained;
 };
-BPF_ARRAY(windows, struct window, 2 * CPUS); /* too long for a per-CPU map, if a filter reads many bytes */
+/* Not a per-CPU map: for that a window can be too long, if a filter reads many bytes. */
+BPF_ARRAY(windows, struct window, 2 * CPUS);
 
 #include "filters.h"
 

@@ -48,7 +48,8 @@ static inline u64 may_steal(u64 entries, u64 is_local, u64 nothing)
 		if (i >= count)
 			return stealing;
 		u64 operations = LOAD(u64, at);
-		u64 type = LOAD(u8, operations + HOOK_TYPE) & HOOK_TYPE_MASK; /* not 0: nftables, BPF */
+		/* Not 0: nftables, BPF. */
+		u64 type = LOAD(u8, operations + HOOK_TYPE) & HOOK_TYPE_MASK;
 		s64 priority = LOAD(s32, operations + HOOK_PRIORITY);
 		u64 is_harmless = (any(priority - PRIORITY_FIRST) & any(priority - PRIORITY_DEFRAG) &
 				   any(priority - PRIORITY_CONNTRACK)) ^

@@ -108,6 +108,7 @@ static inline u16 ntohs(__be16 value)
 	return __builtin_bswap16(value);
 }
 #define htons(value) ((__be16)__builtin_bswap16(value))
+#define htonl(value) ((__be32)__builtin_bswap32(value))
 
 static inline int is_icmp(u32 protocol)
 {
@@ -125,18 +126,48 @@ static inline u32 echo_reply(u32 protocol)
 	return protocol == IPPROTO_ICMP ? ICMP_ECHOREPLY : ICMPV6_ECHO_REPLY;
 }
 
+/* Whether a flow is that of an echo reply; makes it the flow of the request that this answers. */
+static inline int to_echo_request(struct flow *flow)
+{
+	if (flow->remote_port != echo_reply(flow->protocol))
+		return 0;
+	flow->remote_port = echo_request(flow->protocol);
+	return 1;
+}
+
 /* Values of a packet's headers besides its flow. */
 struct headers {
-	u32 transport; /* bytes from the network header to the transport header; 0: no flow can be read */
-	u32 word;      /* bytes 12 to 15 of the transport header: of TCP, offset and flags */
+	u32 transport; /* offset of the transport header from the network header; 0: no flow */
+	u32 flag_word; /* bytes 12 to 15 of the transport header: of TCP, offset and flags */
 	u32 multicast; /* the destination is a multicast or broadcast address */
 	u32 fragment;  /* IP_MF and IP_OFFSET, also of IPv6; 0: the packet is not in fragments */
 	u32 id;	       /* of that packet */
 };
-#define TCP_FIN_IN_WORD 0x0100 /* flags are in the second byte of the word as it is in memory */
-#define TCP_SYN_IN_WORD 0x0200
-#define TCP_RST_IN_WORD 0x0400
-#define TCP_ACK_IN_WORD 0x1000
+#define TCP_FLAG_FIN	htonl(0x00010000)
+#define TCP_FLAG_SYN	htonl(0x00020000)
+#define TCP_FLAG_RST	htonl(0x00040000)
+#define TCP_FLAG_ACK	htonl(0x00100000)
+#define TCP_DATA_OFFSET htonl(0xf0000000) /* in words of 4 bytes */
+
+/* Whether a TCP segment requests a connection. */
+static inline int is_syn(struct headers *headers)
+{
+	return (headers->flag_word & (TCP_FLAG_SYN | TCP_FLAG_ACK)) == TCP_FLAG_SYN;
+}
+
+/* Whether a TCP segment is a reset that acknowledges data, or rejects a SYN. */
+static inline int is_reset(struct headers *headers)
+{
+	u32 both = TCP_FLAG_RST | TCP_FLAG_ACK;
+
+	return (headers->flag_word & both) == both;
+}
+
+/* The length of a TCP header, in bytes. */
+static inline u32 tcp_header_len(struct headers *headers)
+{
+	return (headers->flag_word & TCP_DATA_OFFSET) >> 2;
+}
 
 /* Values of a network header. IPv4 addresses are in the first four bytes. */
 struct network {
@@ -150,6 +181,16 @@ struct network {
 	u32 id;
 };
 
+static inline int ipv4_is_multicast(__be32 address)
+{
+	return (address & htonl(0xf0000000)) == htonl(0xe0000000);
+}
+
+static inline int ipv6_addr_is_multicast(u64 *address)
+{
+	return (address[0] & htonl(0xff000000)) == htonl(0xff000000);
+}
+
 /* Reads an IPv4 header. Returns whether it is one. */
 static inline int read_ipv4(struct iphdr *header, struct network *network)
 {
@@ -160,7 +201,7 @@ static inline int read_ipv4(struct iphdr *header, struct network *network)
 	network->protocol = header->protocol;
 	network->source[0] = header->saddr;
 	network->dest[0] = header->daddr;
-	network->multicast = (header->daddr & 0xf0) == 0xe0 || header->daddr == INADDR_BROADCAST;
+	network->multicast = ipv4_is_multicast(header->daddr) || header->daddr == INADDR_BROADCAST;
 	network->fragment = ntohs(header->frag_off) & (IP_MF | IP_OFFSET);
 	network->id = header->id;
 	return 1;
@@ -187,7 +228,7 @@ static inline int read_ipv6(u64 at, u64 size, struct ipv6hdr *header, struct net
 	network->source[1] = header->saddr[1];
 	network->dest[0] = header->daddr[0];
 	network->dest[1] = header->daddr[1];
-	network->multicast = (header->daddr[0] & 0xff) == 0xff;
+	network->multicast = ipv6_addr_is_multicast(header->daddr);
 	for (int i = 0; i < IPV6_EXTENSIONS_MAX; i++) {
 		union extension_header extension;
 
@@ -253,7 +294,7 @@ static inline void flow_of_packet(u64 at, u64 size, u32 ether_type, u32 directio
 	u16 source = ntohs(transport.tcp.source), dest = ntohs(transport.tcp.dest);
 
 	headers->transport = network.transport;
-	headers->word = transport.tcp.flag_word;
+	headers->flag_word = transport.tcp.flag_word;
 	flow->local_port = direction == IN ? dest : source;
 	flow->remote_port = direction == IN ? source : dest;
 	if (is_icmp(network.protocol)) {

@@ -15,10 +15,10 @@ enum via {
 	VIA_FLOW,      /* the last user of the socket with these addresses and ports */
 	VIA_INODE,     /* Python found the process that has the socket open */
 	VIA_PATH,      /* found when the packet was on another interface */
-	VIA_KERNEL,    /* */
-	VIA_FORWARDED, /* */
-	VIA_UNKNOWN,   /* */
-	VIA_GROUP, /* one of several candidates; tgid and comm are set if they are the same for all, start is Python's number of the group */
+	VIA_KERNEL,    /* sent or received by the kernel itself */
+	VIA_FORWARDED, /* received on one interface, sent on another */
+	VIA_UNKNOWN,
+	VIA_GROUP,	/* one of several candidates; has the tgid and comm that all have */
 	VIA_UNRESOLVED, /* Python must look it up: never in a label */
 };
 
@@ -40,7 +40,7 @@ enum counter { SEEN, DELIVERED, FILTERED, LOST_FULL, LOST_CONTENDED, LOST_START,
 struct block_head {
 	u32 type;	  /* BLOCK_PACKET, BLOCK_UPCALL, BLOCK_CUT */
 	u32 size;	  /* of the block in bytes, a multiple of 4 */
-	u32 interface_id; /* of BLOCK_UPCALL: row of `counters`; of BLOCK_CUT: number of the label */
+	u32 interface_id; /* BLOCK_UPCALL: row of `counters`; BLOCK_CUT: number of the label */
 	u32 time_high;	  /* ns since the epoch, the upper half */
 	u32 time_low;
 	u32 cap_len;
@@ -70,17 +70,18 @@ struct key {
 
 /* A label: what the program writes into all packets of a key. */
 struct label {
-	u8 comm[16];	  /* the label is valid only while thread, interface and process have these names */
-	u8 device[16];	  /* */
-	u8 process[16];	  /* */
+	/* The label is valid only while thread, interface and process have these names. */
+	u8 comm[16];
+	u8 device[16];
+	u8 process[16];
 	u32 id;		  /* Python's number for it */
 	u32 interface_id; /* interface block in the file */
 	u32 slot;	  /* row of `counters` */
 	u32 snaplen;	  /* bytes of the frame to keep; 0: drop the packet */
 	u32 filter;	  /* number of the packet filter for its packets; 0: none */
 	u32 generation;	  /* of its rules */
-	u32 options_len;  /* used bytes of `options`, a multiple of 4; 0: each packet is passed to Python */
-	u32 flags_at; /* offset of the u32 epb_flags in `options`; 8 bytes later is the u64 epb_packetid, if the key is `linked` */
+	u32 options_len;  /* bytes of `options`, a multiple of 4; 0: Python decides each time */
+	u32 flags_at;	  /* offset in `options` of epb_flags; 8 bytes later: epb_packetid */
 	u8 options[OPTIONS_MAX];
 };
 
@@ -111,7 +112,11 @@ struct owner {
 	u64 inode;    /* of the open socket */
 	u64 identity; /* hash and ports, which do not change when the socket is closed */
 	u64 sk;
-	u64 time; /* of a flow: when its socket was closed, ns since boot; 0: open. Of a socket: when it was recorded; SHARED_AT_USE */
+	/*
+	 * In ns since boot. Of a flow: when its socket was closed; 0: it is open. Of a socket: when
+	 * its user was recorded, or SHARED_AT_USE.
+	 */
+	u64 time;
 };
 
 /*
@@ -154,36 +159,6 @@ struct fragment {
 	u16 family; /* 0: not in fragments */
 };
 
-/* The role of the process of a followed packet. */
-enum role { SENDS, GETS };
-
-/* The origin of a followed packet. */
-struct origin {
-	u64 role;	/* enum role of the process */
-	u64 sk;		/* the socket that it uses, if known; for a SYN-ACK the listener */
-	u64 identity;	/* of that socket, if Python must look up its process; otherwise 0 */
-	u64 is_request; /* a SYN-ACK: the process that will accept the connection is not certain */
-};
-
-/* A packet that is followed by its sk_buff: its identity, where it was seen, its process. */
-struct sighting {
-	u64 skb;		     /* address of its sk_buff */
-	u64 head;		     /* address of its data: the same for the copies of a bridge */
-	u64 print;		     /* hash of the fields that neither interfaces nor NAT change */
-	u64 id;			     /* epb_packetid */
-	u64 time;		     /* ns since boot */
-	u64 places[SIGHTING_PLACES]; /* interfaces and directions where it was seen */
-	u64 count;		     /* used entries of places */
-	u64 taken;		     /* whether it was captured there */
-	u64 sk;			     /* the socket on which it was sent */
-	struct user user;
-	u64 via;
-	struct origin origin;
-};
-
-/* Whether a packet is in the file: Python can still drop a packet without a label. */
-enum taken { NOT_TAKEN, ASKED, TAKEN };
-
 struct counters {
 	u64 of[COUNTERS];
 };
@@ -213,8 +188,7 @@ struct upcall {
  */
 struct segment {
 	u8 bytes[SEGMENT_SIZE + SLACK];
-	u64 upcall_at
-		[UPCALLS_LISTED]; /* segment number << 32 | offset: the number shows whether an entry is from an earlier round */
+	u64 upcall_at[UPCALLS_LISTED]; /* segment number << 32 | offset: entries may be old */
 };
 
 /* The state of a segment. The reader resets it before it moves `tail`. */
@@ -229,28 +203,28 @@ struct control {
 	u64 cursor; /* segment number << 32 | offset of the next block */
 	u64 pad0[7];
 	/* Written by Python. */
-	u64 tail;	  /* segments before this number are free */
-	u64 sleeping;	  /* enum sleep: which packet wakes Python; the program sets NOT when it does */
-	u64 wake_backlog; /* when so many sealed segments wait, each new one wakes Python */
-	u64 clock_offset; /* CLOCK_REALTIME - CLOCK_MONOTONIC, ns */
-	u64 page_base; /* address of the first struct page; 0: paged frames are cut at the end of their linear part */
-	u64 address_base; /* address of the byte that page_base describes */
-	u64 entry_regs; /* bytes from the bottom of a task's stack to the system call number of user space; 0: unknown */
+	u64 tail;	   /* segments before this number are free */
+	u64 sleeping;	   /* enum sleep; the program sets SLEEP_NOT when it wakes Python */
+	u64 wake_backlog;  /* when so many sealed segments wait, each new one wakes Python */
+	u64 clock_offset;  /* CLOCK_REALTIME - CLOCK_MONOTONIC, ns */
+	u64 page_base;	   /* address of the first struct page; 0: only linear parts are captured */
+	u64 address_base;  /* address of the byte that page_base describes */
+	u64 entry_regs;	   /* offset in a task's stack of the system call number; 0: unknown */
 	u64 stack_size;	   /* THREAD_SIZE */
 	u64 snaplen;	   /* for packets without a label */
-	u64 device_filter; /* not 0: check struct device.unwanted first; increases when those change */
+	u64 device_filter; /* version of all device.unwanted; 0: no interface is excluded */
 	u64 nothing;	   /* always 0; see FORGET */
-	u64 udp_table; /* address of the kernel's struct udp_table; on newer kernels each namespace has its own */
-	u64 dedup;     /* 1: count a packet that was seen before as a duplicate, and do not capture it */
-	u64 fill;      /* 1: Python computes checksums */
-	u64 late;      /* 1: frames are captured after the queue, where `current` can be any process */
-	u64 own_net;	/* network namespace of the self-test, whose packets pass all filters; 0: none */
-	u64 filtered;	/* 1: there is a packet filter 0, for all packets */
-	u64 generation; /* of the rules: labels of another generation are not valid */
-	u64 wired;	/* 1: there are flows on the wire (written by the program) */
+	u64 udp_table;	   /* address of struct udp_table; since Linux 6.2 in struct net */
+	u64 dedup;	   /* 1: a packet that was captured before is a DUPLICATE */
+	u64 fill;	   /* 1: Python computes checksums */
+	u64 late;	   /* 1: the hook is after the queue, where `current` can be any process */
+	u64 own_net;	   /* net_cookie of the self-test: its packets pass all filters; 0: none */
+	u64 filtered;	   /* 1: there is a packet filter 0, for all packets */
+	u64 generation;	   /* of the rules: labels of another generation are not valid */
+	u64 wired;	   /* 1: there are flows on the wire (written by the program) */
 	u64 pad1[5];
 	/* Written by both. */
-	u64 questions; /* how many more sockets Python may look up; Python sets the number in each drain */
+	u64 questions; /* number of sockets that Python may still look up; set in each drain */
 	u64 pad2[7];
 	struct segment_state segments[SEGMENT_COUNT];
 };
@@ -267,11 +241,9 @@ BPF_TABLE("lru_hash", u64, struct owner, owners, OWNERS_MAX);
 BPF_TABLE("lru_hash", struct flow, struct owner, flows, FLOWS_MAX);
 BPF_TABLE("lru_hash", u64, struct user, holders, HOLDERS_MAX);
 BPF_TABLE("lru_hash", u64, struct group, groups, GROUPS_MAX);
-BPF_TABLE("lru_hash", u32, u64, forks,
-	  FORKS_MAX); /* process id -> time of its last fork, ns since boot; 0: never */
+/* By process id: the time of its last fork, ns since boot; 0: never. */
+BPF_TABLE("lru_hash", u32, u64, forks, FORKS_MAX);
 BPF_TABLE("lru_hash", struct fragment, struct owner, fragments, FRAGMENTS_MAX);
-BPF_ARRAY(sightings, struct sighting, SIGHTINGS);
-BPF_ARRAY(heads, u64, SIGHTINGS); /* the first sk_buff with data at an address */
 BPF_PERCPU_ARRAY(counters, struct counters, SLOTS);
 BPF_RINGBUF_OUTPUT(wakeups, 1);
 

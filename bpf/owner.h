@@ -81,7 +81,8 @@ static inline int has_descriptor_of(u8 *task, u64 file, struct owner *scratch)
 	u64 *slots = (u64 *)scratch, at = FIELD(u64, table, TABLE_FILES);
 	u32 size = FIELD(u32, table, TABLE_SIZE);
 
-	for (u32 i = 0; i < DESCRIPTORS_MAX && i < size; i += 8) { /* a table's size is a multiple of 64 */
+	/* The size of a table is a multiple of 64. */
+	for (u32 i = 0; i < DESCRIPTORS_MAX && i < size; i += 8) {
 		if (READ(slots, 64, at + i * 8ULL))
 			return 0;
 		if (slots[0] == file || slots[1] == file || slots[2] == file || slots[3] == file ||
@@ -163,8 +164,8 @@ static inline int is_at_work_on(u64 sk, u64 socket, u64 file, struct control *co
 			u64 argument = LOAD(u64, call + CALL_ARGUMENT_0_COMPAT);
 			u32 descriptor = argument;
 
-			if (number ==
-			    COMPAT_SOCKETCALL) /* its arguments are in memory, at the address in the second one */
+			/* Its arguments are in memory, at the address in the second one. */
+			if (number == COMPAT_SOCKETCALL)
 				bpf_probe_read_user(&descriptor, 4,
 						    (void *)(u64)LOAD(u32, call + CALL_ARGUMENT_1_COMPAT));
 			if (is_descriptor_of(task, file, descriptor))
@@ -411,9 +412,10 @@ static inline int was_use_noted(struct packet *packet, u64 sk)
 }
 
 /*
- * The record of a flow, or of a socket. A lookup can miss an entry that another processor replaces at that moment
- * (htab_lru_map_update_elem adds the new one at the head of the chain, after the lookup has
- * started, and removes the old one): the next lookup finds it.
+ * The record of a flow, or of a socket. A lookup can miss an entry that another processor replaces
+ * at that moment: htab_lru_map_update_elem (kernel/bpf/hashtab.c) adds the new one at the head of
+ * the chain, after the lookup has started, and removes the old one. The next lookup finds it. Can
+ * be removed when all supported kernels replace an entry of an LRU map in place.
  */
 static inline struct owner *lookup_flow(struct flow *flow)
 {
@@ -445,7 +447,7 @@ static inline int has_sibling(u64 sk, struct owner *owner)
 	__builtin_memset(owner, 0, sizeof(*owner));
 	owner->sk = sibling;
 	owner->inode = socket_inode(sibling);
-	owner->identity = LOAD(u32, sibling + SOCK_HASH) | (u64)LOAD(u32, sibling + SOCK_DPORT) << 32;
+	owner->identity = socket_identity(sibling);
 	return 1;
 }
 
@@ -462,12 +464,13 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 	struct sock_head *sock = &work->sock;
 	struct owner *owner = &work->owner;
 
-	if (after == TCP_LISTEN) { /* the tracepoint is before the change of state: inet_sk_state_store */
+	/* The tracepoint is before the change of state: inet_sk_state_store. */
+	if (after == TCP_LISTEN) {
 		learn_use_at(ctx, sk, work, 1, 0);
 		return;
 	}
-	if (after ==
-	    TCP_SYN_SENT) { /* connect(2): its SYN may have to wait, and be sent in the context of another process */
+	/* connect(2): its SYN may have to wait, and be sent in the context of another process. */
+	if (after == TCP_SYN_SENT) {
 		learn_use_at(ctx, sk, work, 0, 0);
 		return;
 	}
@@ -483,17 +486,17 @@ static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct 
 		READ(&port, sizeof(port), sk + SOCK_SPORT);
 		work->flow.local_port = __builtin_bswap16(port);
 		known = lookup_flow(&work->flow);
-		if (!known ||
-		    (known->sk != sk && known->sk)) /* entries from Python have no address of a socket */
+		/* Entries from Python have no address of a socket. */
+		if (!known || (known->sk != sk && known->sk))
 			return;
 		if (before == TCP_LISTEN && has_sibling(sk, owner))
 			flows.update(&work->flow, owner);
 		else
 			known->time = bpf_ktime_get_ns();
-	} else if (!socket_inode(
-			   sk)) { /* otherwise accepted before (TCP fast open), or a simultaneous open */
+	} else if (!socket_inode(sk)) {
 		/*
-		 * The record is of an older socket at this address: it can be equal in all values
+		 * With an inode it was accepted before (TCP fast open), or it is a simultaneous
+		 * open. Now the record is of an older socket at this address: it can be equal in all values
 		 * but the inode.
 		 */
 		keep_by_inode(owners.lookup(&sk), 0);
@@ -577,13 +580,12 @@ static inline enum via find_sharers(struct control *control, struct packet *pack
 				    enum via found)
 {
 	struct group *group = &packet->group;
-	u64 inode = packet->inode, mixed = inode * PRINT_FACTOR;
 	enum via via;
 
 	group->count = 1;
 	group->sks[0] = packet->sk;
-	group->inodes[0] = inode | OPEN_IN_SEVERAL;
-	via = find_members(control, packet, (mixed ^ mixed >> 29) * PRINT_FACTOR, references_of(packet->sk));
+	group->inodes[0] = packet->inode | OPEN_IN_SEVERAL;
+	via = find_members(control, packet, hash_inode(packet->inode), references_of(packet->sk));
 	if (via == VIA_UNRESOLVED || !owner || !packet->user.tgid || packet->user.tgid != owner->user.tgid)
 		return via;
 	packet->user = owner->user;
@@ -667,7 +669,7 @@ static inline void renew_flow(struct packet *packet, struct skb *skb, int is_gro
 	if (!headers.transport)
 		return;
 	if (flow->protocol == IPPROTO_TCP) {
-		if ((headers.word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) != TCP_SYN_IN_WORD)
+		if (!is_syn(&headers))
 			return;
 	} else if (flow->protocol == IPPROTO_ICMP) {
 		if (flow->remote_port != ICMP_ECHO)
@@ -688,7 +690,7 @@ static inline void renew_flow(struct packet *packet, struct skb *skb, int is_gro
 		__builtin_memset(&owner->user, 0, sizeof(owner->user));
 	owner->sk = sk;
 	owner->inode = socket_inode(sk);
-	owner->identity = LOAD(u32, sk + SOCK_HASH) | (u64)LOAD(u32, sk + SOCK_DPORT) << 32;
+	owner->identity = socket_identity(sk);
 	owner->time = 0;
 	if (known && known->sk != sk && flow->protocol != IPPROTO_TCP) {
 		u64 was_ambiguous = !known->sk && packet->time - known->time < AMBIGUOUS_NS;
@@ -736,6 +738,106 @@ static inline int find_ended(struct packet *packet, struct skb *skb)
 }
 
 /*
+ * Whether the system call of `current` sends the packet, whose socket is `sock`; `whole` is the same
+ * socket, beyond its first bytes. Sets the user of the packet, and records it.
+ */
+static inline int is_sent_by_current(void *ctx, struct control *control, struct packet *packet,
+				     struct sock_head *sock, u8 *whole)
+{
+	struct workspace *work = &packet->work;
+
+	if (!SOCK_BIT(sock, REFCNT) || SOCK(sock, u8, STATE) == TCP_NEW_SYN_RECV ||
+	    context_of(ctx, control) != VIA_CURRENT)
+		return 0;
+	u8 *socket = FIELD(u8 *, whole, SOCK_SOCKET);
+
+	if (!is_at_work_on(packet->sk, (u64)socket, socket ? FIELD(u64, socket, SOCKET_FILE) : 0, control,
+			   &work->owner, 0))
+		return 0;
+	use_current(&packet->user);
+	if (!is_known_user(packet->sk, SOCK_IDENTITY(sock), &packet->user) &&
+	    !READ(&work->sock, sizeof(work->sock), packet->sk))
+		learn_owner(packet->sk, &packet->user, work, 0);
+	return 1;
+}
+
+/*
+ * The sender of a packet on a socket of the kernel itself: the user of its flow, for the last ACKs of
+ * a TCP connection. Returns how it was found.
+ */
+static inline enum via find_sender_by_flow(struct packet *packet, struct skb *skb)
+{
+	struct flow *flow = &packet->work.flow;
+	struct headers headers;
+	struct owner *owner;
+
+	flow_of_sent(packet, skb, &headers);
+	if (!headers.transport || flow->protocol != IPPROTO_TCP)
+		return VIA_KERNEL;
+	/* This answers a SYN without a listener, whatever process used the ports before. */
+	if (is_reset(&headers))
+		return VIA_KERNEL;
+	owner = find_flow(flow);
+	if (!owner || (!owner->user.tgid && !owner->sk))
+		return VIA_KERNEL;
+	if (!owner->user.tgid) {
+		/* Of a connection that no known process has accepted, on a socket of the kernel. */
+		packet->sk = 0;
+		return VIA_UNKNOWN;
+	}
+	packet->user = owner->user;
+	return VIA_FLOW;
+}
+
+/*
+ * The user of packet->sk, the socket on which a packet is sent, or its listener (`is_request`). The
+ * first bytes of the socket are in `work`. Returns how the user was found.
+ */
+static inline enum via find_sender_by_socket(struct control *control, struct packet *packet, struct skb *skb,
+					     u32 is_request)
+{
+	struct sock_head *sock = &packet->work.sock;
+	struct owner *owner = lookup_owner(&packet->sk);
+
+	if (owner && !is_owner_of(owner, sock, packet->inode))
+		owner = NULL;
+	if (is_request && !owner)
+		learn_listener(packet->sk, sock);
+	if (is_request && (owner ? is_shared(packet->sk, owner) : references_of(packet->sk) > 1))
+		return find_sharers(control, packet, owner, VIA_SOCKET);
+	if (owner) {
+		packet->user = owner->user;
+		/* Recorded before it had its ports, and possibly looked up when it is closed. */
+		if (owner->identity != SOCK_IDENTITY(sock))
+			owner->identity = SOCK_IDENTITY(sock);
+		return VIA_SOCKET;
+	}
+	if (is_request || packet->inode || !find_ended(packet, skb))
+		return find_holder(control, packet);
+	return VIA_FLOW;
+}
+
+/*
+ * Stores the flow in `work` for the ACK that answers a SYN-ACK: there is no connection yet, so until
+ * then it belongs to the listener, packet->sk with `inode`. `via` is how its user was found.
+ */
+static inline void enter_request(struct packet *packet, u64 inode, enum via via)
+{
+	struct workspace *work = &packet->work;
+	struct sock_head *sock = &work->sock;
+	struct owner *owner = &work->owner;
+
+	owner->user = packet->user;
+	if (via == VIA_GROUP) /* a group is no user: it is looked up for each packet */
+		__builtin_memset(&owner->user, 0, sizeof(owner->user));
+	owner->inode = inode;
+	owner->identity = SOCK_IDENTITY(sock);
+	owner->sk = packet->sk;
+	owner->time = 0;
+	flows.update(&work->flow, owner);
+}
+
+/*
  * Sets the sender of a packet; zeros if it is not known. Returns how it was found.
  *
  * A packet without a socket has no process: it is forwarded, or from the kernel itself (ARP, ND,
@@ -755,27 +857,16 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 #else
 	u8 *whole = (u8 *)sock;
 #endif
-	struct owner *owner;
 
 	if (!sock)
 		return SKB(skb, u32, SKB_IIF) ? VIA_FORWARDED : VIA_KERNEL;
 	u32 asks = may_ask(FIELD(u16, whole, SOCK_PROTOCOL), SOCK(sock, u8, STATE));
 
-	if (is_first && SOCK_BIT(sock, REFCNT) && SOCK(sock, u8, STATE) != TCP_NEW_SYN_RECV &&
-	    context_of(ctx, control) == VIA_CURRENT) {
-		u8 *socket = FIELD(u8 *, whole, SOCK_SOCKET);
-
-		if (is_at_work_on(packet->sk, (u64)socket, socket ? FIELD(u64, socket, SOCKET_FILE) : 0,
-				  control, &work->owner, 0)) {
-			use_current(&packet->user);
-			if (!is_known_user(packet->sk, SOCK_IDENTITY(sock), &packet->user) &&
-			    !READ(&work->sock, sizeof(work->sock), packet->sk))
-				learn_owner(packet->sk, &packet->user, work, 0);
-			if (asks)
-				renew_flow(packet, skb, 0);
-			note_use(packet);
-			return VIA_CURRENT;
-		}
+	if (is_first && is_sent_by_current(ctx, control, packet, sock, whole)) {
+		if (asks)
+			renew_flow(packet, skb, 0);
+		note_use(packet);
+		return VIA_CURRENT;
 	}
 	sock = &work->sock;
 	READ(sock, sizeof(*sock), packet->sk);
@@ -786,63 +877,14 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 		packet->sk = SOCK(sock, u64, LISTENER);
 		READ(sock, sizeof(*sock), packet->sk);
 	} else if (!SOCK_BIT(sock, REFCNT)) {
-		struct headers headers;
-
-		flow_of_sent(packet, skb, &headers);
-		if (!headers.transport || work->flow.protocol != IPPROTO_TCP)
-			return VIA_KERNEL;
-		/* This answers a SYN without a listener, whatever process used the ports before. */
-		if ((headers.word & (TCP_RST_IN_WORD | TCP_ACK_IN_WORD)) ==
-		    (TCP_RST_IN_WORD | TCP_ACK_IN_WORD))
-			return VIA_KERNEL;
-		owner = find_flow(&work->flow);
-		if (!owner || (!owner->user.tgid && !owner->sk))
-			return VIA_KERNEL;
-		if (!owner->user.tgid) {
-			/* Of a connection that no known process has accepted, on a socket of the kernel. */
-			packet->sk = 0;
-			return VIA_UNKNOWN;
-		}
-		packet->user = owner->user;
-		return VIA_FLOW;
+		return find_sender_by_flow(packet, skb);
 	}
-	enum via via = VIA_SOCKET;
-
 	u64 inode = packet->inode = socket_inode(packet->sk);
+	enum via via = find_sender_by_socket(control, packet, skb, is_request);
 
-	owner = lookup_owner(&packet->sk);
-	if (owner && !is_owner_of(owner, sock, packet->inode))
-		owner = NULL;
-	if (is_request && !owner)
-		learn_listener(packet->sk, sock);
-	if (is_request && (owner ? is_shared(packet->sk, owner) : references_of(packet->sk) > 1)) {
-		via = find_sharers(control, packet, owner, VIA_SOCKET);
-	} else if (owner) {
-		packet->user = owner->user;
-		/* Recorded before it had its ports, and possibly looked up when it is closed. */
-		if (owner->identity != SOCK_IDENTITY(sock))
-			owner->identity = SOCK_IDENTITY(sock);
-	} else if (is_request || packet->inode || !find_ended(packet, skb)) {
-		via = find_holder(control, packet);
-	} else {
-		via = VIA_FLOW;
-	}
-	if (is_request) {
-		/*
-		 * There is no connection yet for the ACK that answers a SYN-ACK: until then it
-		 * belongs to the listener.
-		 */
-		owner = &work->owner;
-		owner->user = packet->user;
-		if (via == VIA_GROUP) /* a group is no user: it is looked up for each packet */
-			__builtin_memset(&owner->user, 0, sizeof(owner->user));
-		owner->inode = inode;
-		owner->identity = SOCK_IDENTITY(sock);
-		owner->sk = packet->sk;
-		owner->time = 0;
-		flows.update(&work->flow, owner);
-	} else if (asks) {
+	if (is_request)
+		enter_request(packet, inode, via);
+	else if (asks)
 		renew_flow(packet, skb, via == VIA_GROUP);
-	}
 	return via;
 }

@@ -38,7 +38,7 @@ struct packet {
 	u64 filter;		     /* number of the packet filter to run, then of the last one */
 	u64 is_known;		     /* seen before, on another interface */
 	u64 taken;		     /* enum taken, on that interface */
-	u64 print;		     /* hash of the fields that neither interfaces nor NAT change */
+	u64 fingerprint;	     /* hash of the fields that neither interfaces nor NAT change */
 	u64 refused;		     /* excluded, so it is only followed: slot * 2 + 1; else 0 */
 	u64 unwanted;		     /* its interface is excluded: slot * 2 + 1; else 0 */
 	u64 verdict;		     /* control->device_filter when `unwanted` was set */

@@ -51,8 +51,8 @@ static inline enum via find_followed(struct control *control, struct packet *pac
 	if (sighting->via == VIA_GROUP)
 		return VIA_GROUP;
 	if (packet->user.tgid)
-		return sk && !(last & 1) ? sighting->via
-					 : VIA_PATH; /* still on its way through stacked interfaces */
+		/* Without `last & 1` it is still on its way through stacked interfaces. */
+		return sk && !(last & 1) ? sighting->via : VIA_PATH;
 	if (sk)
 		return sighting->via;
 	if (sighting->via == VIA_UNRESOLVED)
@@ -88,6 +88,14 @@ static inline int is_still_open(struct owner *known)
 	return known->inode && socket_inode(known->sk) == known->inode;
 }
 
+/* Whether a sent packet can have an answer with its flow. */
+static inline int can_have_answer(struct flow *flow)
+{
+	if (is_icmp(flow->protocol))
+		return flow->remote_port == echo_request(flow->protocol);
+	return flow->protocol == IPPROTO_TCP || flow->protocol == IPPROTO_UDP;
+}
+
 /* A packet is sent: stores the process for its answer. */
 static inline void enter_wire_flow(struct control *control, struct packet *packet, struct skb *skb,
 				   struct origin *origin)
@@ -98,15 +106,7 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	struct headers headers;
 
 	flow_of_sent(packet, skb, &headers);
-	if (!headers.transport)
-		return;
-	if (is_icmp(flow->protocol)) {
-		if (flow->remote_port != echo_request(flow->protocol))
-			return;
-	} else if (flow->protocol != IPPROTO_TCP && flow->protocol != IPPROTO_UDP) {
-		return;
-	}
-	if (may_change(packet))
+	if (!headers.transport || !can_have_answer(flow) || may_change(packet))
 		return;
 	flow->on_wire = 1;
 	known = flows.lookup(flow);
@@ -120,11 +120,10 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 		return;
 	}
 	u64 is_known_user = owner->user.tgid;
-	u64 is_new = flow->protocol == IPPROTO_TCP &&
-		     (headers.word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD;
+	u64 is_new = flow->protocol == IPPROTO_TCP && is_syn(&headers);
 	u64 sk = origin->sk;
 
-	/* A SYN of a process's own making (AF_PACKET, IPPROTO_RAW) takes no connection from who has it open. */
+	/* A forged SYN (AF_PACKET, IPPROTO_RAW) does not change the user of an open connection. */
 	if (is_new && known && sk && socket_protocol(sk) != IPPROTO_TCP && is_still_open(known))
 		return;
 	u64 age = known ? packet->time - known->time : WIRE_LASTS_NS;
@@ -174,18 +173,15 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 		return VIA_UNKNOWN;
 	flow->net = packet->key.net;
 	flow->on_wire = 1;
-	if (is_icmp(flow->protocol)) {
-		if (flow->remote_port != echo_reply(flow->protocol))
-			return VIA_UNKNOWN;
-		flow->remote_port = echo_request(flow->protocol);
-	}
+	if (is_icmp(flow->protocol) && !to_echo_request(flow))
+		return VIA_UNKNOWN;
 	owner = lookup_flow(flow);
 	if (!owner)
 		return VIA_UNKNOWN;
 	if (flow->protocol != IPPROTO_TCP) {
 		if (packet->time - owner->time > WIRE_LASTS_NS)
 			return VIA_UNKNOWN;
-	} else if ((headers.word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD) {
+	} else if (is_syn(&headers)) {
 		/*
 		 * A connection that begins from outside: the flow belonged to an earlier one with
 		 * these ports.
@@ -195,8 +191,8 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 			return VIA_UNKNOWN;
 		}
 	} else if (owner->time & WIRE_IS_REQUEST &&
-		   (headers.word & TCP_FIN_IN_WORD ||
-		    SKB(skb, u32, LEN) > headers.transport + ((headers.word & 0xf0) >> 2))) {
+		   (headers.flag_word & TCP_FLAG_FIN ||
+		    SKB(skb, u32, LEN) > headers.transport + tcp_header_len(&headers))) {
 		/*
 		 * For a connection without a known user: the process that has the listener open, if
 		 * there is only one.
@@ -230,7 +226,8 @@ static inline int is_passing(struct control *control, struct packet *packet, str
 	union network_header header = {};
 	u32 type = SKB_BITS(skb, PKT_TYPE), ether_type = SKB(skb, u16, PROTOCOL);
 
-	if (type == PACKET_OTHERHOST) /* a macvlan interface above may receive it: see find_receiver */
+	/* A macvlan interface above may receive it (find_destination). */
+	if (type == PACKET_OTHERHOST)
 		return !(LOAD(u32, packet->dev + DEV_PRIVATE_FLAGS) & IFF_MACVLAN_PORT);
 	if (type != PACKET_HOST)
 		return 0;

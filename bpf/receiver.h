@@ -30,7 +30,7 @@ static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
 	u64 mask0 = ~0ULL, mask1 = ~0ULL;
 
 	if (wanted->family == AF_INET) {
-		if (wanted->multicast && wanted->address[0] == 0xffffffff)
+		if (wanted->multicast && wanted->address[0] == INADDR_BROADCAST)
 			return 1;
 		list = LOAD(u64, dev + DEV_IN_DEVICE);
 		node = LOAD(u64, list + (wanted->multicast ? IN_GROUPS : IN_ADDRESSES));
@@ -41,7 +41,8 @@ static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
 	} else {
 		list = LOAD(u64, dev + DEV_IN6_DEVICE);
 		node = LOAD(u64, list + (wanted->multicast ? IN6_GROUPS : IN6_ADDRESSES));
-		next = wanted->multicast ? GROUP6_NEXT : 0; /* addresses: a list_head inside each entry */
+		/* Addresses have a list_head in each entry. */
+		next = wanted->multicast ? GROUP6_NEXT : 0;
 		address = wanted->multicast ? GROUP6_ADDRESS : ADDRESS6_LOCAL - ADDRESS6_LIST;
 	}
 	FORGET(next, nothing);
@@ -71,8 +72,8 @@ static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
  */
 static inline u64 find_above(u64 dev, u64 data, u64 nothing)
 {
-	u64 destination = LOAD(u64, data - ETH_HLEN) << 16 /* its first 6 bytes */, head = dev + DEV_UPPER,
-	    node = LOAD(u64, head);
+	/* Addresses: the first ETH_ALEN of 8 bytes. */
+	u64 destination = LOAD(u64, data - ETH_HLEN) << 16, head = dev + DEV_UPPER, node = LOAD(u64, head);
 
 	for (int i = 0; i < ABOVE_MAX; i++) {
 		FORGET(node, nothing);
@@ -89,7 +90,7 @@ static inline u64 find_above(u64 dev, u64 data, u64 nothing)
 	return 0;
 }
 
-#define SCORE_BOUND 64 /* of a socket that is bound to an address; more than all other scores together */
+#define SCORE_BOUND 64 /* for a bound address; more than all other scores together */
 
 /*
  * How well a UDP socket matches a packet, as in compute_score in net/ipv4/udp.c and net/ipv6/udp.c;
@@ -106,8 +107,8 @@ static inline u64 score_udp_socket(struct sock_head *sock, struct flow *flow, u6
 	u64 peer0 = v4 * SOCK(sock, u32, DADDR) + (1 - v4) * remote[0], peer1 = (1 - v4) * remote[1];
 	u64 is_bound = any(bound0 | bound1), has_peer = any(peer0 | peer1);
 	u64 has_device = any(SOCK(sock, u32, BOUND_DEV_IF)), has_port = any(SOCK(sock, u16, DPORT));
-	u64 other =
-		SOCK(sock, u16, NUM) ^ flow->local_port; /* 0 as long as the socket can receive the packet */
+	/* 0 as long as the socket can receive the packet. */
+	u64 other = SOCK(sock, u16, NUM) ^ flow->local_port;
 
 	other |= SOCK(sock, u64, NET) ^ net;
 	other |= v4 * is_v6 * SOCK_BIT(sock, V6ONLY) | (1 - v4) * (1 - is_v6);
@@ -159,8 +160,8 @@ static inline u64 find_udp_socket(struct control *control, u64 net, u32 ifindex,
 		u64 is_as_good = any(score) & 1 - any(score ^ best_score);
 
 		found &= is_better - 1;
-		group->sks[BOUND(found, GROUP_MAX - 1)] =
-			sk; /* the slot of the next one, if this one does not match */
+		/* The next one overwrites this one, if this one does not match. */
+		group->sks[BOUND(found, GROUP_MAX - 1)] = sk;
 		found += is_better | is_as_good;
 		best += -is_better & (sk - best);
 		best_score += -is_better & (score - best_score);
@@ -198,13 +199,12 @@ static inline enum via find_group(struct control *control, struct packet *packet
 		FORGET(total, nothing);
 		if (i >= group->count)
 			break;
-		u64 inode = socket_inode(group->sks[i]), mixed = inode * PRINT_FACTOR;
-		u64 references = references_of(group->sks[i]);
+		u64 inode = socket_inode(group->sks[i]), references = references_of(group->sks[i]);
 
 		if (!inode)
 			return VIA_UNKNOWN;
 		group->inodes[i] = inode | any(references >> 1) * OPEN_IN_SEVERAL;
-		number += (mixed ^ mixed >> 29) * PRINT_FACTOR;
+		number += hash_inode(inode);
 		total += references;
 	}
 	packet->sk = 0;
@@ -264,110 +264,113 @@ static inline struct owner *find_listener(struct flow *flow, u32 ifindex, u32 *w
  */
 static inline int refuses(u64 transport, struct headers *headers)
 {
-	u32 both = TCP_RST_IN_WORD | TCP_ACK_IN_WORD;
-
-	return (headers->word & both) == both && !LOAD(u32, transport + 4);
+	return is_reset(headers) &&
+	       !LOAD(u32, transport + __builtin_offsetof(union transport_header, tcp.seq));
 }
 
+/* The interface that receives a packet. */
+struct destination {
+	u64 dev;
+	u64 net;
+	u64 cookie; /* of `net` */
+	u32 ifindex;
+};
+
 /*
- * Sets the receiver of a packet, and stores it for the later fragments; zeros if it is not known.
- * Returns how it was found.
+ * Sets the interface that receives a packet: that of the hook, or a macvlan interface above it.
+ * Returns whether there is one where addresses prove the receiver.
  */
-static inline enum via find_receiver_of(struct control *control, struct packet *packet, struct skb *skb,
-					struct headers *headers, struct fragment *fragment)
+static inline int find_destination(struct control *control, struct packet *packet, u32 type,
+				   struct destination *to)
 {
-	struct workspace *work = &packet->work;
-	struct flow *flow = &work->flow;
-	struct sock_head *sock = &work->sock;
-	struct wanted wanted;
-	struct owner *owner = NULL;
-	u64 found = 0, nothing = control->nothing, dev = packet->dev, net = packet->net,
-	    cookie = packet->key.net;
-	u32 type = SKB_BITS(skb, PKT_TYPE), wildcard = 0, several = 0, listens = 0,
-	    ifindex = packet->key.ifindex;
+	u64 nothing = control->nothing;
 
-	packet->sk = 0;
-	if (type == PACKET_OTHERHOST) {
-		dev = find_above(dev, packet->data, nothing);
-		if (!dev)
-			return VIA_UNKNOWN;
-		net = LOAD(u64, dev + DEV_NET);
-		cookie = LOAD(u64, net + NET_COOKIE);
-		ifindex = LOAD(u32, dev + DEV_IFINDEX);
-		if (packet->guard || may_be_stolen(dev, net, nothing))
-			return VIA_UNKNOWN;
-	} else if (packet->guard) {
-		return VIA_UNKNOWN;
-	}
-	flow_of_packet(packet->data, packet->linear_end - packet->data, SKB(skb, u16, PROTOCOL), IN, flow,
-		       headers);
-	if (headers->fragment) {
-		fragment->net = cookie;
-		fragment->local[0] = flow->local[0];
-		fragment->local[1] = flow->local[1];
-		fragment->remote[0] = flow->remote[0];
-		fragment->remote[1] = flow->remote[1];
-		fragment->id = headers->id;
-		fragment->protocol = flow->protocol;
-		fragment->family = flow->family;
-	}
-	if (!headers->transport)
-		return VIA_UNKNOWN;
-	flow->net = cookie;
-	wanted.address[0] = flow->local[0];
-	wanted.address[1] = flow->local[1];
-	wanted.family = flow->family;
-	wanted.multicast = headers->multicast | type == PACKET_BROADCAST | type == PACKET_MULTICAST;
-	if (flow->protocol == IPPROTO_UDP) {
-		found = find_udp_socket(control, net, ifindex, flow, wanted.multicast, sock, &wildcard,
-					&packet->group);
-		wildcard |= wanted.multicast;
-		several = packet->group.count > 1;
-	} else if (flow->protocol == IPPROTO_TCP) {
-		owner = find_flow(flow);
-		/*
-		 * The same ports again: a new connection, also if only its answer is seen
-		 * (directions: in).
-		 */
-		if (owner && owner->time &&
-		    (headers->word & TCP_SYN_IN_WORD ||
-		     refuses(packet->data + headers->transport, headers))) {
-			flows.delete(flow);
-			owner = NULL;
-		}
-		if (!owner && (headers->word & (TCP_SYN_IN_WORD | TCP_ACK_IN_WORD)) == TCP_SYN_IN_WORD) {
-			owner = find_listener(flow, ifindex, &wildcard);
-			listens = 1;
-			several = owner && find_sharing(owner->sk, &packet->group);
-		}
-	} else if (flow->protocol == IPPROTO_ICMP || flow->protocol == IPPROTO_ICMPV6) {
-		/* The type of a reply differs from that of its request: look up the request. */
-		u32 reply = flow->protocol == IPPROTO_ICMP ? 0 : 129;
+	to->dev = packet->dev;
+	to->net = packet->net;
+	to->cookie = packet->key.net;
+	to->ifindex = packet->key.ifindex;
+	if (packet->guard)
+		return 0;
+	if (type != PACKET_OTHERHOST)
+		return 1;
+	to->dev = find_above(packet->dev, packet->data, nothing);
+	if (!to->dev)
+		return 0;
+	to->net = LOAD(u64, to->dev + DEV_NET);
+	to->cookie = LOAD(u64, to->net + NET_COOKIE);
+	to->ifindex = LOAD(u32, to->dev + DEV_IFINDEX);
+	return !may_be_stolen(to->dev, to->net, nothing);
+}
 
-		if (flow->remote_port != reply)
-			return VIA_UNKNOWN;
-		flow->remote_port = flow->protocol == IPPROTO_ICMP ? ICMP_ECHO : ICMPV6_ECHO_REQUEST;
-		owner = flows.lookup(flow);
-		/*
-		 * A closed socket gets no reply: the request of the next one may not have been
-		 * seen.
-		 */
-		if (owner && owner->inode && socket_inode(owner->sk) != owner->inode)
-			owner = NULL;
+/* Sets the key of a packet in fragments. */
+static inline void set_fragment(struct fragment *fragment, u64 cookie, struct flow *flow,
+				struct headers *headers)
+{
+	fragment->net = cookie;
+	fragment->local[0] = flow->local[0];
+	fragment->local[1] = flow->local[1];
+	fragment->remote[0] = flow->remote[0];
+	fragment->remote[1] = flow->remote[1];
+	fragment->id = headers->id;
+	fragment->protocol = flow->protocol;
+	fragment->family = flow->family;
+}
+
+/* What the flow of a received packet leads to. */
+struct match {
+	struct owner *owner; /* record of the flow; NULL: none */
+	u64 sk;		     /* UDP socket; 0: none */
+	u32 wildcard;	     /* bound to no address: the packet may be for another host */
+	u32 several;	     /* the candidates are in packet->group */
+	u32 listens;	     /* `owner` is a listener */
+};
+
+/* The connection of a TCP segment, or the listener for a SYN. */
+static inline void match_tcp(struct packet *packet, struct headers *headers, u32 ifindex, struct match *match)
+{
+	struct flow *flow = &packet->work.flow;
+
+	match->owner = find_flow(flow);
+	/*
+	 * The same ports again: a new connection, also if only its answer is seen (directions: in).
+	 */
+	if (match->owner && match->owner->time &&
+	    (headers->flag_word & TCP_FLAG_SYN || refuses(packet->data + headers->transport, headers))) {
+		flows.delete(flow);
+		match->owner = NULL;
 	}
-	FORGET(wildcard, nothing);
-	FORGET(found, nothing);
-	if (!(owner || found) || (wildcard && !has_address(dev, &wanted, nothing)))
-		return VIA_UNKNOWN;
-	if (several)
+	if (match->owner || !is_syn(headers))
+		return;
+	match->owner = find_listener(flow, ifindex, &match->wildcard);
+	match->listens = 1;
+	match->several = match->owner && find_sharing(match->owner->sk, &packet->group);
+}
+
+/* The record of an echo request, for its reply; NULL: none. */
+static inline struct owner *match_echo_request(struct flow *flow)
+{
+	struct owner *owner = flows.lookup(flow);
+
+	/* A closed socket gets no reply: the request of the next one may not have been seen. */
+	return owner && owner->inode && socket_inode(owner->sk) != owner->inode ? NULL : owner;
+}
+
+/* The user of what the flow of a packet leads to. Returns how it was found. */
+static inline enum via find_matched_user(struct control *control, struct packet *packet, struct match *match)
+{
+	struct sock_head *sock = &packet->work.sock;
+	struct owner *owner = match->owner;
+	u64 sk = match->sk;
+
+	if (match->several)
 		return find_group(control, packet);
 	if (owner) {
-		if (owner->user.tgid && !(listens && references_of(owner->sk) > 1)) {
+		if (owner->user.tgid && !(match->listens && references_of(owner->sk) > 1)) {
 			packet->user = owner->user;
 			return VIA_FLOW;
 		}
-		found = owner->sk;
-		if (!found) { /* several, as Python has found at the start; or none */
+		sk = owner->sk;
+		if (!sk) { /* several, as Python has found at the start; or none */
 			packet->inode = owner->inode;
 			return owner->inode ? find_holder(control, packet) : VIA_UNKNOWN;
 		}
@@ -376,13 +379,62 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 	 * A UDP socket, or one whose connection is not accepted yet, or whose user was not known at
 	 * the request.
 	 */
-	packet->sk = found;
-	if (READ(sock, sizeof(*sock), found) || (owner && owner->identity != SOCK_IDENTITY(sock)))
+	packet->sk = sk;
+	if (READ(sock, sizeof(*sock), sk) || (owner && owner->identity != SOCK_IDENTITY(sock)))
 		return VIA_UNKNOWN;
-	packet->inode = socket_inode(found);
+	packet->inode = socket_inode(sk);
 	if (!owner && !SOCK_BIT(sock, REFCNT))
 		return VIA_KERNEL;
 	return find_user(control, packet, VIA_FLOW);
+}
+
+/*
+ * Sets the receiver of a packet, and the key for its later fragments; zeros if it is not known.
+ * Returns how it was found.
+ */
+static inline enum via find_receiver_of(struct control *control, struct packet *packet, struct skb *skb,
+					struct headers *headers, struct fragment *fragment)
+{
+	struct flow *flow = &packet->work.flow;
+	struct match match = {};
+	struct destination to;
+	struct wanted wanted;
+	u64 nothing = control->nothing;
+	u32 type = SKB_BITS(skb, PKT_TYPE);
+
+	packet->sk = 0;
+	if (!find_destination(control, packet, type, &to))
+		return VIA_UNKNOWN;
+	flow_of_packet(packet->data, packet->linear_end - packet->data, SKB(skb, u16, PROTOCOL), IN, flow,
+		       headers);
+	if (headers->fragment)
+		set_fragment(fragment, to.cookie, flow, headers);
+	if (!headers->transport)
+		return VIA_UNKNOWN;
+	flow->net = to.cookie;
+	wanted.address[0] = flow->local[0];
+	wanted.address[1] = flow->local[1];
+	wanted.family = flow->family;
+	wanted.multicast = headers->multicast | type == PACKET_BROADCAST | type == PACKET_MULTICAST;
+	if (flow->protocol == IPPROTO_UDP) {
+		match.sk = find_udp_socket(control, to.net, to.ifindex, flow, wanted.multicast,
+					   &packet->work.sock, &match.wildcard, &packet->group);
+		match.wildcard |= wanted.multicast;
+		match.several = packet->group.count > 1;
+	} else if (flow->protocol == IPPROTO_TCP) {
+		match_tcp(packet, headers, to.ifindex, &match);
+	} else if (is_icmp(flow->protocol)) {
+		if (!to_echo_request(flow))
+			return VIA_UNKNOWN;
+		match.owner = match_echo_request(flow);
+	}
+	FORGET(match.wildcard, nothing);
+	FORGET(match.sk, nothing);
+	FORGET(match.several, nothing);
+	FORGET(match.listens, nothing);
+	if (!(match.owner || match.sk) || (match.wildcard && !has_address(to.dev, &wanted, nothing)))
+		return VIA_UNKNOWN;
+	return find_matched_user(control, packet, &match);
 }
 
 #define FRAGMENT_LASTS_NS 1000000000ULL

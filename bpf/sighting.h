@@ -7,7 +7,7 @@
  * its sk_buff; a copy (by a bridge that floods) keeps the address of the data. Later packets reuse
  * addresses within microseconds, so three more conditions must be true, within a second:
  *
- * - The fields that neither an interface nor NAT changes are equal (print_of): for IPv4
+ * - The fields that neither an interface nor NAT changes are equal (fingerprint_of): for IPv4
  *   identification and length, for TCP numbers, flags and window, for UDP length and first bytes,
  *   for ICMP type and sequence number, and for all of them the last bytes. In a tunnel, those of
  *   the inner packet.
@@ -20,6 +20,39 @@
  */
 
 #define SIGHTING_LASTS_NS 1000000000ULL
+
+/* The role of the process of a followed packet. */
+enum role { SENDS, GETS };
+
+/* The origin of a followed packet. */
+struct origin {
+	u64 role;	/* enum role of the process */
+	u64 sk;		/* the socket that it uses, if known; for a SYN-ACK the listener */
+	u64 identity;	/* of that socket, if Python must look up its process; otherwise 0 */
+	u64 is_request; /* a SYN-ACK: the process that will accept the connection is not certain */
+};
+
+/* A packet that is followed by its sk_buff: its identity, where it was seen, its process. */
+struct sighting {
+	u64 skb;		     /* address of its sk_buff */
+	u64 head;		     /* address of its data: the same for the copies of a bridge */
+	u64 fingerprint;	     /* hash of the fields that neither interfaces nor NAT change */
+	u64 id;			     /* epb_packetid */
+	u64 time;		     /* ns since boot */
+	u64 places[SIGHTING_PLACES]; /* interfaces and directions where it was seen */
+	u64 count;		     /* used entries of places */
+	u64 taken;		     /* whether it was captured there */
+	u64 sk;			     /* the socket on which it was sent */
+	struct user user;
+	u64 via;
+	struct origin origin;
+};
+
+/* Whether a packet is in the file: Python can still drop a packet without a label. */
+enum taken { NOT_TAKEN, ASKED, TAKEN };
+
+BPF_ARRAY(sightings, struct sighting, SIGHTINGS);
+BPF_ARRAY(heads, u64, SIGHTINGS); /* the first sk_buff with data at an address */
 
 /*
  * Whether the packets of an interface can be on another one, too: it is on top of another one
@@ -58,7 +91,7 @@ static inline int is_from_pair(u8 *dev, struct skb *skb)
 /* The lower bits of the address are always 0; the upper bits of the product depend on all bits. */
 static inline u32 index_of(u64 address)
 {
-	return (address * PRINT_FACTOR >> 32) & (SIGHTINGS - 1);
+	return (address * HASH_FACTOR >> 32) & (SIGHTINGS - 1);
 }
 
 /* The entry of the table for an sk_buff; it can be of another packet. */
@@ -92,7 +125,7 @@ static inline void mask_transport(union transport_header *header, u32 protocol)
 #define NETWORK_SPAN 24 /* bytes of the network header that are read */
 
 /* A hash of the fields of a packet that neither an interface nor NAT changes. */
-static inline u64 print_of(struct packet *packet, struct skb *skb)
+static inline u64 fingerprint_of(struct packet *packet, struct skb *skb)
 {
 	u64 at = packet->key.direction == IN ? packet->data : packet->head + SKB(skb, u16, NETWORK_HEADER);
 	union network_header network = {};
@@ -134,10 +167,9 @@ static inline u64 print_of(struct packet *packet, struct skb *skb)
 		end = at + length;
 	if (!SKB(skb, u32, DATA_LEN) && start + 24 <= end)
 		last = LOAD(u64, end - 8);
-	return (((what * PRINT_FACTOR + transport.words[0]) * PRINT_FACTOR + transport.words[1]) *
-			PRINT_FACTOR +
+	return (((what * HASH_FACTOR + transport.words[0]) * HASH_FACTOR + transport.words[1]) * HASH_FACTOR +
 		last) *
-	       PRINT_FACTOR;
+	       HASH_FACTOR;
 }
 
 /*
@@ -148,10 +180,11 @@ static inline int is_continued(struct sighting *entry, struct packet *packet, u6
 {
 	u64 visited = entry->count >= SIGHTING_PLACES; /* there is no space for more interfaces */
 
-	if (packet->time - entry->time > SIGHTING_LASTS_NS || entry->print != packet->print ||
+	if (packet->time - entry->time > SIGHTING_LASTS_NS || entry->fingerprint != packet->fingerprint ||
 	    (sk && entry->sk != sk))
 		return 0;
-	for (int i = 0; i < SIGHTING_PLACES; i++) /* for a received one: it was here, in either direction */
+	/* For a received one: it was here, in either direction. */
+	for (int i = 0; i < SIGHTING_PLACES; i++)
 		visited |= (entry->places[i] | (place & 1)) == place;
 	return !visited;
 }
@@ -164,8 +197,8 @@ static inline int is_seen_before(struct sighting *entry, struct packet *packet, 
 {
 	struct sighting *known = entry;
 
-	if (entry->skb != skb ||
-	    entry->print != packet->print) { /* a copy of another one with the same data? */
+	/* A copy of another one with the same data? */
+	if (entry->skb != skb || entry->fingerprint != packet->fingerprint) {
 		u32 index = index_of(packet->head);
 		u64 *first = heads.lookup(&index);
 
@@ -190,7 +223,7 @@ static inline void note_sighting(struct sighting *entry, struct packet *packet, 
 				 int is_known, int nowhere)
 {
 	if (!is_known) {
-		entry->print = packet->print;
+		entry->fingerprint = packet->fingerprint;
 		entry->id = packet->time << 6 | bpf_get_smp_processor_id() & 63;
 		entry->count = entry->taken = 0;
 		for (int i = 0; i < SIGHTING_PLACES; i++)

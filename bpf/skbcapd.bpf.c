@@ -150,7 +150,7 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 	if (!sighting)
 		return;
 	if (linked || sighting->skb == address || (control->wired && !sk)) {
-		packet->print = print_of(packet, skb);
+		packet->fingerprint = fingerprint_of(packet, skb);
 		if (direction == OUT || is_handed_on(dev))
 			is_known = is_seen_before(sighting, packet, address, place, sk);
 	}

@@ -39,7 +39,21 @@ static inline u64 socket_inode(u64 sk)
 	return socket ? LOAD(u64, socket + SOCKET_INODE) : 0;
 }
 
-#define PRINT_FACTOR 0x9e3779b97f4a7c15ULL /* odd, its bits well mixed: 2^64 by the golden ratio */
+#define HASH_FACTOR 0x9e3779b97f4a7c15ULL /* 2^64 by the golden ratio: -GOLDEN_RATIO_64 */
+
+/* A hash of an inode number. Hashes are added for a set of sockets, in any order. */
+static inline u64 hash_inode(u64 inode)
+{
+	u64 mixed = inode * HASH_FACTOR;
+
+	return (mixed ^ mixed >> 29) * HASH_FACTOR;
+}
+
+/* SOCK_IDENTITY of a socket whose first bytes are not copied. */
+static inline u64 socket_identity(u64 sk)
+{
+	return LOAD(u32, sk + SOCK_HASH) | (u64)LOAD(u32, sk + SOCK_DPORT) << 32;
+}
 
 /* The protocol of a socket. */
 static inline u32 socket_protocol(u64 sk)
@@ -58,6 +72,14 @@ static inline u64 references_of(u64 sk)
 	return file ? LOAD(u64, file + FILE_COUNT) + FILE_COUNT_BIAS : 0;
 }
 
+/* Bytes 8 to 11 of an IPv4-mapped address (::ffff:0:0/96). */
+#define IPV4_MAPPED_WORD __builtin_bswap32(0x0000ffff)
+
+static inline int ipv6_addr_v4mapped(u64 *address)
+{
+	return !address[0] && (u32)address[1] == IPV4_MAPPED_WORD;
+}
+
 /*
  * Sets the flow of a socket; an IPv6 socket with an IPv4 address has an IPv4 flow, like its
  * packets. A listener on one interface only has the number of the interface in place of a remote
@@ -68,8 +90,7 @@ static inline void flow_of_socket(struct sock_head *sock, u32 protocol, struct f
 	u64 *remote = &SOCK(sock, u64, V6_DADDR), *local = &SOCK(sock, u64, V6_RCV_SADDR);
 	u32 family = SOCK(sock, u16, FAMILY);
 
-	if (family == AF_INET6 &&
-	    ((!remote[0] && (u32)remote[1] == 0xffff0000) || (!local[0] && (u32)local[1] == 0xffff0000)))
+	if (family == AF_INET6 && (ipv6_addr_v4mapped(remote) || ipv6_addr_v4mapped(local)))
 		family = AF_INET;
 	flow->net = LOAD(u64, SOCK(sock, u64, NET) + NET_COOKIE);
 	flow->local[0] = family == AF_INET ? SOCK(sock, u32, RCV_SADDR) : local[0];
