@@ -12,7 +12,7 @@ from skbcapd.__main__ import main
 from skbcapd.kernel import compiler, program
 
 CALLS = (
-    "find_sender(ctx, control, packet, skb, only_remember || !control->late)",
+    "find_sender(ctx, control, packet, skb, only_record || !control->late)",
     "find_receiver(control, packet, skb)",
 )
 

@@ -57,7 +57,7 @@ static inline enum via context_of(void *ctx, struct control *control)
 }
 
 /* The address of the number of the current system call; its arguments are around it. */
-static inline u64 call_of(u8 *task, struct control *control)
+static inline u64 syscall_of(u8 *task, struct control *control)
 {
 	return TASK(task, u64, STACK) + control->entry_regs;
 }
@@ -150,7 +150,7 @@ static inline int is_at_work_on(u64 sk, u64 socket, u64 file, struct control *co
 				const int is_use)
 {
 	u8 *task = current_task();
-	u64 call = call_of(task, control);
+	u64 call = syscall_of(task, control);
 	u32 flags = TASK(task, u32, FLAGS), kind = CALL_SUBMITS;
 
 	if (!file)
@@ -196,7 +196,7 @@ static inline int is_at_work_on(u64 sk, u64 socket, u64 file, struct control *co
  * other names. A worker that the kernel runs for a process (io_uring, vhost) has a name from the
  * kernel: the name of its process is used.
  */
-static inline void use_current(struct user *user)
+static inline void set_current_user(struct user *user)
 {
 	u8 *task = current_task();
 
@@ -232,7 +232,7 @@ static inline int is_owner_of(struct owner *owner, struct sock_head *sock, u64 i
 	u64 differs = owner->identity ^ SOCK_IDENTITY(sock);
 
 	if (!SOCK(sock, u16, NUM))
-		differs &= ~(0xffffULL << 48);
+		differs &= ~IDENTITY_LOCAL_PORT;
 	return inode ? owner->inode == inode : !differs;
 }
 
@@ -304,7 +304,7 @@ static inline int is_shared(u64 sk, struct owner *owner)
 }
 
 /* `current` has forked, or created a thread. */
-static inline void learn_fork(u8 *child)
+static inline void record_fork(u8 *child)
 {
 	u8 *task = current_task();
 	u32 tgid = TASK(task, u32, TGID);
@@ -318,7 +318,7 @@ static inline void learn_fork(u8 *child)
  * Records `user` as the last user of the socket whose first bytes are in `work`; for a TCP socket
  * that listens (or is about to: `listens`) or has a remote address, also for its flow.
  */
-static inline void learn_owner(u64 sk, struct user *user, struct workspace *work, int listens)
+static inline void record_owner(u64 sk, struct user *user, struct workspace *work, int listens)
 {
 	struct sock_head *sock = &work->sock;
 	struct owner *known = owners.lookup(&sk), *owner = &work->owner;
@@ -355,8 +355,8 @@ static inline void learn_owner(u64 sk, struct user *user, struct workspace *work
  * beginning of the socket, in place or copied. A socket that begins to listen is also stored as a
  * flow, even if its user is recorded.
  */
-static inline void learn_use(void *ctx, u64 sk, struct sock_head *sock, struct workspace *work,
-			     const int listens, const int is_new)
+static inline void record_use(void *ctx, u64 sk, struct sock_head *sock, struct workspace *work,
+			      const int listens, const int is_new)
 {
 	u32 zero = 0, family = SOCK(sock, u16, FAMILY);
 	u64 identity = SOCK_IDENTITY(sock);
@@ -367,7 +367,7 @@ static inline void learn_use(void *ctx, u64 sk, struct sock_head *sock, struct w
 		return;
 	if (context_of(ctx, control) != VIA_CURRENT)
 		return;
-	use_current(&user);
+	set_current_user(&user);
 	if (!listens && is_known_user(sk, identity, &user))
 		return;
 	u64 socket = LOAD(u64, sk + SOCK_SOCKET);
@@ -376,15 +376,15 @@ static inline void learn_use(void *ctx, u64 sk, struct sock_head *sock, struct w
 				      &work->owner, 1))
 		return;
 	if (!READ(&work->sock, sizeof(work->sock), sk))
-		learn_owner(sk, &user, work, listens);
+		record_owner(sk, &user, work, listens);
 }
 
 /* The same if the socket cannot be read in place. */
-static inline void learn_use_at(void *ctx, u64 sk, struct workspace *work, const int listens,
-				const int is_new)
+static inline void record_use_at(void *ctx, u64 sk, struct workspace *work, const int listens,
+				 const int is_new)
 {
 	if (!READ(&work->sock, SOCK_SHORT, sk))
-		learn_use(ctx, sk, &work->sock, work, listens, is_new);
+		record_use(ctx, sk, &work->sock, work, listens, is_new);
 }
 
 /*
@@ -459,19 +459,19 @@ static inline int has_sibling(u64 sk, struct owner *owner)
  * stays after its end, for the last packets; a mark distinguishes it from the next one with the
  * same ports.
  */
-static inline void learn_state(void *ctx, u64 sk, u32 before, u32 after, struct workspace *work)
+static inline void record_state(void *ctx, u64 sk, u32 before, u32 after, struct workspace *work)
 {
 	struct sock_head *sock = &work->sock;
 	struct owner *owner = &work->owner;
 
 	/* The tracepoint is before the change of state: inet_sk_state_store. */
 	if (after == TCP_LISTEN) {
-		learn_use_at(ctx, sk, work, 1, 0);
+		record_use_at(ctx, sk, work, 1, 0);
 		return;
 	}
 	/* connect(2): its SYN may have to wait, and be sent in the context of another process. */
 	if (after == TCP_SYN_SENT) {
-		learn_use_at(ctx, sk, work, 0, 0);
+		record_use_at(ctx, sk, work, 0, 0);
 		return;
 	}
 	if (after != TCP_CLOSE && !(before == TCP_SYN_RECV && after == TCP_ESTABLISHED))
@@ -618,7 +618,7 @@ static inline enum via find_user(struct control *control, struct packet *packet,
  * Stores the socket of a listener that Python has found at the start: Python knows addresses and
  * ports, not sockets.
  */
-static inline void learn_listener(u64 sk, struct sock_head *sock)
+static inline void record_listener(u64 sk, struct sock_head *sock)
 {
 	struct flow flow;
 	struct owner *known;
@@ -754,10 +754,10 @@ static inline int is_sent_by_current(void *ctx, struct control *control, struct 
 	if (!is_at_work_on(packet->sk, (u64)socket, socket ? FIELD(u64, socket, SOCKET_FILE) : 0, control,
 			   &work->owner, 0))
 		return 0;
-	use_current(&packet->user);
+	set_current_user(&packet->user);
 	if (!is_known_user(packet->sk, SOCK_IDENTITY(sock), &packet->user) &&
 	    !READ(&work->sock, sizeof(work->sock), packet->sk))
-		learn_owner(packet->sk, &packet->user, work, 0);
+		record_owner(packet->sk, &packet->user, work, 0);
 	return 1;
 }
 
@@ -802,7 +802,7 @@ static inline enum via find_sender_by_socket(struct control *control, struct pac
 	if (owner && !is_owner_of(owner, sock, packet->inode))
 		owner = NULL;
 	if (is_request && !owner)
-		learn_listener(packet->sk, sock);
+		record_listener(packet->sk, sock);
 	if (is_request && (owner ? is_shared(packet->sk, owner) : references_of(packet->sk) > 1))
 		return find_sharers(control, packet, owner, VIA_SOCKET);
 	if (owner) {

@@ -124,8 +124,8 @@ static inline void init_packet(struct packet *packet, struct skb *skb, void *arg
 	packet->net = (u64)net;
 	packet->sk = SKB(skb, u64, SK);
 	/*
-	 * IN_PLACE, the verifier knows these fields as pointers, and restricts arithmetic on them
-	 *. Values from a map are numbers.
+	 * IN_PLACE, the verifier knows these fields as pointers, and restricts arithmetic on
+	 * them. Values from a map are numbers.
 	 */
 	packet->address = (u64)argument;
 	packet->head = SKB(skb, u64, HEAD);

@@ -102,7 +102,7 @@ static inline int is_process_kept(struct control *control, struct packet *packet
  * followed. Returns how the process was found.
  */
 static inline enum via find_process(void *ctx, struct control *control, struct packet *packet,
-				    struct skb *skb, u64 sk, const u32 direction, const int only_remember,
+				    struct skb *skb, u64 sk, const u32 direction, const int only_record,
 				    struct origin *origin)
 {
 	struct sock_head *sock = &packet->work.sock;
@@ -110,7 +110,7 @@ static inline enum via find_process(void *ctx, struct control *control, struct p
 
 	__builtin_memset(&packet->user, 0, sizeof(packet->user));
 	if (direction == OUT) {
-		via = find_sender(ctx, control, packet, skb, only_remember || !control->late);
+		via = find_sender(ctx, control, packet, skb, only_record || !control->late);
 		/*
 		 * If no process has sent the packet, it is followed for its receiver, once that is
 		 * known.
@@ -130,11 +130,11 @@ static inline enum via find_process(void *ctx, struct control *control, struct p
 }
 
 /*
- * Finds the process of the packet, and stores where the packet was seen. With `only_remember`, it
+ * Finds the process of the packet, and stores where the packet was seen. With `only_record`, it
  * does only that: at the queue, for the hook at the driver, where another process may be running.
  */
 static inline void identify(void *ctx, struct control *control, struct packet *packet, struct skb *skb,
-			    const u32 direction, const int only_remember)
+			    const u32 direction, const int only_record)
 {
 	struct key *key = &packet->key;
 	u64 address = packet->address;
@@ -163,23 +163,23 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 		packet->user = sighting->user;
 		via = find_followed(control, packet, skb, sighting, sk, direction);
 	} else {
-		via = find_process(ctx, control, packet, skb, sk, direction, only_remember, &origin);
+		via = find_process(ctx, control, packet, skb, sk, direction, only_record, &origin);
 	}
 	key->tgid = packet->user.tgid;
 	key->tid = packet->user.tid;
 	key->start = packet->user.start;
 	key->via = via;
 	key->linked = linked;
-	if (direction == OUT && !only_remember && origin.role == SENDS &&
+	if (direction == OUT && !only_record && origin.role == SENDS &&
 	    ((packet->guard && via != VIA_KERNEL && (origin.sk || via != VIA_UNKNOWN)) || (follows && !sk) ||
 	     (control->wired && via == VIA_FORWARDED)))
 		enter_wire_flow(control, packet, skb, &origin);
-	if (!linked && !only_remember) {
+	if (!linked && !only_record) {
 		if (sighting->skb == address) /* it belongs to another packet now */
 			sighting->skb = 0;
 		return;
 	}
-	note_sighting(sighting, packet, address, place, is_known, only_remember);
+	note_sighting(sighting, packet, address, place, is_known, only_record);
 	packet->packet_id = linked ? sighting->id : 0;
 	if (is_known && direction == IN && !follows && sighting->origin.role == SENDS)
 		return; /* it has been received: its sender stays known */
@@ -522,7 +522,7 @@ int on_use(void *ctx)
 	u64 sk = 0;
 
 	READ(&sk, sizeof(sk), KPROBE_ARGUMENT(ctx) + SOCKET_SK);
-	learn_use_at(ctx, sk, &work, 0, 0);
+	record_use_at(ctx, sk, &work, 0, 0);
 	return 0;
 }
 
@@ -531,7 +531,7 @@ int on_accept(void *ctx)
 {
 	struct workspace work;
 
-	learn_use_at(ctx, KPROBE_ARGUMENT(ctx), &work, 0, 1);
+	record_use_at(ctx, KPROBE_ARGUMENT(ctx), &work, 0, 1);
 	return 0;
 }
 
@@ -545,7 +545,7 @@ int on_used(void *ctx)
 	IN_KERNEL(sock);
 	if (packet && was_use_noted(packet, (u64)sock))
 		return 0;
-	learn_use(ctx, (u64)sock, sock, &work, 0, 0);
+	record_use(ctx, (u64)sock, sock, &work, 0, 0);
 	return 0;
 }
 
@@ -554,8 +554,8 @@ int on_state(void *ctx)
 {
 	struct workspace work;
 
-	learn_state(ctx, TRACEPOINT_ARGUMENT(ctx, 0), TRACEPOINT_ARGUMENT(ctx, 1),
-		    TRACEPOINT_ARGUMENT(ctx, 2), &work);
+	record_state(ctx, TRACEPOINT_ARGUMENT(ctx, 0), TRACEPOINT_ARGUMENT(ctx, 1),
+		     TRACEPOINT_ARGUMENT(ctx, 2), &work);
 	return 0;
 }
 
@@ -564,8 +564,8 @@ int on_fork(void *ctx)
 {
 	u8 *child = (u8 *)TRACEPOINT_ARGUMENT(ctx, 1);
 
-	asm volatile("" : "+r"(child));
-	learn_fork(child);
+	IN_KERNEL(child);
+	record_fork(child);
 	return 0;
 }
 

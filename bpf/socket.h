@@ -26,6 +26,7 @@ struct sock_head {
 #define SOCK(sock, type, field) (*(type *)((sock)->bytes + SOCK_##field))
 /* What identifies a socket: the hash of its addresses, and its ports. */
 #define SOCK_IDENTITY(sock)   (SOCK(sock, u32, HASH) | (u64)SOCK(sock, u32, DPORT) << 32)
+#define IDENTITY_LOCAL_PORT   (0xffffULL << 48) /* of these, the local port */
 #define SOCK_BIT(sock, field) (SOCK(sock, u8, field##_BYTE) >> SOCK_##field##_SHIFT & 1)
 
 /*
