@@ -746,7 +746,7 @@ static inline int is_sent_by_current(void *ctx, struct control *control, struct 
 {
 	struct workspace *work = &packet->work;
 
-	if (!SOCK_BIT(sock, REFCNT) || SOCK(sock, u8, STATE) == TCP_NEW_SYN_RECV ||
+	if (!is_user_socket(sock) || SOCK(sock, u8, STATE) == TCP_NEW_SYN_RECV ||
 	    context_of(ctx, control) != VIA_CURRENT)
 		return 0;
 	u8 *socket = FIELD(u8 *, whole, SOCK_SOCKET);
@@ -876,7 +876,7 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 		flow_of_socket(sock, IPPROTO_TCP, &work->flow);
 		packet->sk = SOCK(sock, u64, LISTENER);
 		READ(sock, sizeof(*sock), packet->sk);
-	} else if (!SOCK_BIT(sock, REFCNT)) {
+	} else if (!is_user_socket(sock)) {
 		return find_sender_by_flow(packet, skb);
 	}
 	u64 inode = packet->inode = socket_inode(packet->sk);

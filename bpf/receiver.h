@@ -383,7 +383,7 @@ static inline enum via find_matched_user(struct control *control, struct packet 
 	if (READ(sock, sizeof(*sock), sk) || (owner && owner->identity != SOCK_IDENTITY(sock)))
 		return VIA_UNKNOWN;
 	packet->inode = socket_inode(sk);
-	if (!owner && !SOCK_BIT(sock, REFCNT))
+	if (!owner && !is_user_socket(sock))
 		return VIA_KERNEL;
 	return find_user(control, packet, VIA_FLOW);
 }

@@ -30,6 +30,16 @@ struct sock_head {
 #define SOCK_BIT(sock, field) (SOCK(sock, u8, field##_BYTE) >> SOCK_##field##_SHIFT & 1)
 
 /*
+ * Whether a socket is of a user: it holds a reference to its network namespace, and one of the kernel
+ * does not. A TIME_WAIT socket, to which the kernel's last ACKs can lead since Linux 6.13, is a smaller
+ * struct, in which the bit is never written.
+ */
+static inline int is_user_socket(struct sock_head *sock)
+{
+	return SOCK_BIT(sock, REFCNT) && SOCK(sock, u8, STATE) != TCP_TIME_WAIT;
+}
+
+/*
  * The inode number of an open socket, which differs from that of a later one at the same address.
  * 0: closed, or not yet accepted.
  */

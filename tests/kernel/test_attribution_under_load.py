@@ -76,10 +76,16 @@ def test_no_packet_names_a_wrong_process(performance: Performance, scenario: Sce
     played = outcome(performance, scenario)
 
     assert played.verdicts.wrong == 0, "\n".join(played.verdicts.examples)
-    # How many there are is counted on a quiet machine: here softirqs run on anybody's back, and a
-    # kernel that hides a process from tracing shows none of what leaves then (docs/limitations.md).
-    assert played.verdicts.packets > 0
     assert played.verdicts.unknown <= played.allowed, "\n".join(played.verdicts.examples)
+
+
+def test_almost_all_scenarios_have_packets(performance: Performance) -> None:
+    """How many packets there are is counted on a quiet machine. Here softirqs interrupt any process,
+    and a kernel that hides a process from tracing shows none of the packets of such a softirq
+    (docs/limitations.md): with few packets in one burst, these can be all of a scenario.
+    """
+    empty = [played.scenario.name for played in performance.played if not played.verdicts.packets]
+    assert len(empty) <= 2, empty
 
 
 def test_nothing_is_dropped(performance: Performance) -> None:

@@ -24,8 +24,10 @@ def test_a_clean_debian(suite: str, tmp_path: Path) -> None:
     """
     subprocess.run([str(ROOT / "tools/deb"), str(tmp_path)], check=True, capture_output=True)
     [package] = tmp_path.glob("*.deb")
-    # Inside, the cache is in the system directory, not in that of the tests.
-    environment = {name: value for name, value in os.environ.items() if name != "CACHE_DIRECTORY"}
+    # Inside, nothing is kept where the tests keep it: not the cache, and no bytecode, which dpkg would not delete.
+    ours = {"CACHE_DIRECTORY", "PYTHONPYCACHEPREFIX"}
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
     done = subprocess.run(
         [str(SCRIPT), suite],
         env=environment | {"DEB": str(package)},
