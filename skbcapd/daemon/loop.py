@@ -28,6 +28,7 @@ from skbcapd.output.interface import PROMPT_S
 
 BUSY_S = 0.01  # interval of polling a busy output
 TICK_S = 1.0
+ACT_DRAINS = 4  # at most, before the action of a signal
 ACT_S = 0.25  # the shortest time between two actions of signals: many signals must not use all of the time
 HELD_BACK = {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 """Signals that end a process without a handler; see `hold_back_signals`."""
@@ -144,11 +145,15 @@ class Service:
         now = time.monotonic()
         end = now + self._duration_s if self._duration_s is not None else float("inf")
         self._next_tick = now + TICK_S
+        drains = 0  # since an action is due
         while not self._stopping and not capture.is_full and now < end:
             self._continue_reload()
+            drains = drains + 1 if self._asked and now >= self._act_at else 0
             moved = capture.drain()
-            if now >= self._act_at:
+            # A dump or a file has the packets from before the signal, unless draining them takes too long.
+            if drains and (drains >= ACT_DRAINS or not capture.has_more):
                 self._act(now)
+                drains = 0
             if capture.output.needs_renumbering:
                 capture.renumber()
             now = time.monotonic()

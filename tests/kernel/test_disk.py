@@ -24,6 +24,7 @@ from tests.support.runqueue import waited_s
 
 SIZE = 1400
 _DAEMONS: dict[Path, int] = {}  # process by control socket
+ASKED_EVERY_S = 0.04  # at most: the daemon accepts 32 connections per second
 SEND = """
 import socket, sys
 sender = socket.socket(type=socket.SOCK_DGRAM)
@@ -54,6 +55,7 @@ def status(path: Path) -> dict[str, Any]:
     """
     if path not in _DAEMONS:
         _DAEMONS[path] = ask(str(path))["pid"]
+    time.sleep(ASKED_EVERY_S)
     both: tuple[int | str, ...] = ("self", _DAEMONS[path])
     begun, waited = time.monotonic(), sum(map(waited_s, both))
     found: dict[str, Any] = ask(str(path))

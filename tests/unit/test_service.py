@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd.daemon.loop import TICK_S, Service
+from skbcapd.daemon.loop import ACT_DRAINS, TICK_S, Service
 from skbcapd.daemon.server import Server, control
 from skbcapd.errors import KernelError
 from skbcapd.kernel import abi
@@ -201,6 +201,16 @@ def test_a_file_lets_packets_wait_for_long() -> None:
     start = time.monotonic()
     assert run(capture)[2:] == ["drain", "until_upcall", "cancel_wakeup"] * 2 + ["stop"]
     assert time.monotonic() - start >= 4 * PROMPT_S
+
+
+@pytest.mark.parametrize("has_more", [False, True])
+def test_an_action_comes_after_the_packets_before_its_signal(*, has_more: bool) -> None:
+    """The action of a signal waits for a complete drain that began after the signal, but not for ever."""
+    drained: list[int] = []
+    capture = FakeCapture(kill(signal.SIGUSR2), *[4] * 7)
+    capture.has_more = has_more
+    run(capture, actions={signal.SIGUSR2: lambda: drained.append(capture.calls.count("drain"))})
+    assert drained == [1 + ACT_DRAINS if has_more else 2]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
