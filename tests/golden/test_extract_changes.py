@@ -36,18 +36,6 @@ KINDS: dict[str, tuple[Packet, int]] = {  # frame, and bytes of its headers
 }  # fmt: skip
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """The capture file of the test."""
-    return tmp_path / "a.pcapng"
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """What is written."""
-    return tmp_path / "out.pcapng"
-
-
 def written(path: Path) -> list[blocks.Packet]:
     """All packets of a file."""
     return blocks.packets(path.read_bytes())

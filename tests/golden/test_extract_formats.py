@@ -27,18 +27,6 @@ NOT_READY, OFFLOADED = 1 << 9, 1 << 11
 FIELDS = ("frame.time_epoch", "frame.len", "frame.cap_len", "frame.protocols")
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """The capture file of the test."""
-    return tmp_path / "a.pcapng"
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """What is written."""
-    return tmp_path / "out.pcapng"
-
-
 def written(path: Path) -> list[blocks.Packet]:
     """All packets of a file."""
     return blocks.packets(path.read_bytes())
