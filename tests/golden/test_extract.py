@@ -38,12 +38,6 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """What is written."""
-    return tmp_path / "out.pcapng"
-
-
 def is_of(field: str, value: str) -> str:
     """A display filter for a field of the comment."""
     return f'frame.comment matches "(^| ){field}={value}( |$)"'
