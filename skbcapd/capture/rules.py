@@ -78,12 +78,14 @@ class Verdict:
         snaplen: bytes kept of each frame; 0: the setting snaplen.
         filter: number of the packet filter of the rule; 0: no filter.
         dump: number (from 1) of a rule with `action: dump`; 0: none.
+        dump_after_s: seconds for which the dump continues.
     """
 
     keeps: bool = True
     snaplen: int = 0
     filter: int = 0
     dump: int = 0
+    dump_after_s: int = 0
 
 
 class Rules:
@@ -133,7 +135,12 @@ class Rules:
                 if rule.action == "drop":
                     return Verdict(keeps=False)
                 dump = at + 1 if rule.action == "dump" else 0
-                return Verdict(snaplen=rule.snaplen or 0, filter=self._numbers.get(at, 0), dump=dump)
+                return Verdict(
+                    snaplen=rule.snaplen or 0,
+                    filter=self._numbers.get(at, 0),
+                    dump=dump,
+                    dump_after_s=rule.dump_after or 0,
+                )
         return Verdict()
 
     def _matches(self, at: int, rule: Rule, subject: Subject) -> bool:

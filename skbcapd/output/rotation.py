@@ -25,7 +25,7 @@ from skbcapd.pcapng.interface import Interface
 class RotatingOutput(FileSeries):
     """An Output that writes several files; for the arguments see FileSeries."""
 
-    dumped = None
+    dumped = memory = None
     refused = 0, ""
     latency_s = FILE_S
 
