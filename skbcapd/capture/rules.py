@@ -78,12 +78,14 @@ class Verdict:
         snaplen: bytes kept of each frame; 0: the setting snaplen.
         filter: number of the packet filter of the rule; 0: no filter.
         dump: number (from 1) of a rule with `action: dump`; 0: none.
+        is_unattributed: dropped by a rule for all other packets, and its process is not known for certain.
     """
 
     keeps: bool = True
     snaplen: int = 0
     filter: int = 0
     dump: int = 0
+    is_unattributed: bool = False
 
 
 class Rules:
@@ -114,7 +116,8 @@ class Rules:
         self._named = named
         filtering = [at for at, rule in enumerate(rules) if rule.filter]
         self._numbers = {at: first_filter + number for number, at in enumerate(filtering)}
-        self.needs_process = any(needs_process(rule.fields) or rule.children for rule in rules)
+        self._needs_record = any(needs_process(rule.fields) for rule in rules)
+        self.needs_process = self._needs_record or any(rule.children for rule in rules)
         self.most = max((rule.snaplen or 0 for rule in rules), default=0)
         """The largest snaplen of a rule; 0: no rule has one."""
         self.is_empty = not rules
@@ -131,10 +134,15 @@ class Rules:
         for at, rule in enumerate(self._rules):
             if self._matches(at, rule, subject):
                 if rule.action == "drop":
-                    return Verdict(keeps=False)
+                    return Verdict(keeps=False, is_unattributed=not (rule.conditions or self._is_known(subject)))
                 dump = at + 1 if rule.action == "dump" else 0
                 return Verdict(snaplen=rule.snaplen or 0, filter=self._numbers.get(at, 0), dump=dump)
         return Verdict()
+
+    def _is_known(self, subject: Subject) -> bool:
+        """Whether all values of the process that conditions can ask for are known."""
+        has_record = subject.process is not None or not self._needs_record
+        return bool(subject.user.tgid) and not subject.group and has_record
 
     def _matches(self, at: int, rule: Rule, subject: Subject) -> bool:
         return (

@@ -89,7 +89,10 @@ class Sleep(enum.IntEnum):
     UNTIL_UPCALL = 2
 
 
-COUNTERS = ("seen", "delivered", "filtered", "full", "contended", "start", "duplicate", "spare7")
+COUNTERS = (
+    *("seen", "delivered", "filtered", "full", "contended", "start", "duplicate"),
+    *("other_interfaces", "unattributed"),
+)
 
 Members = TypeVar("Members", bound=NamedTuple)
 

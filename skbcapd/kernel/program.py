@@ -180,6 +180,8 @@ class Counters:
     contended: int = 0
     start: int = 0
     duplicate: int = 0
+    other_interfaces: int = 0
+    unattributed: int = 0
 
     def __add__(self, other: Counters) -> Counters:
         return Counters(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
@@ -187,7 +189,8 @@ class Counters:
     @property
     def outcomes(self) -> int:
         """Packets with an outcome: equal to `seen` if no program is running."""
-        return self.delivered + self.filtered + self.duplicate + self.lost
+        left_out = self.filtered + self.duplicate + self.other_interfaces + self.unattributed
+        return self.delivered + left_out + self.lost
 
     @property
     def lost(self) -> int:

@@ -30,6 +30,7 @@ ATTACH = os.environ.get("SKBCAPD_ATTACH", "auto")  # kprobe, tracepoint or auto:
 
 _is_emulated = "SKBCAPD_SLOWNESS" in os.environ
 _judged: set[bytes] = set()  # digests of files
+_NOT_LOST = ("captured", "filtered", "on other interfaces", "left out, because their process is not known")
 _TOTAL = re.compile(r"(\d+) packets? (.+)")
 
 
@@ -50,7 +51,7 @@ class Ended:
     @property
     def lost(self) -> int:
         """The number of packets that were not written although they should be, for any cause."""
-        return sum(count for cause, count in self.totals.items() if cause not in {"captured", "filtered"})
+        return sum(count for cause, count in self.totals.items() if cause not in _NOT_LOST)
 
 
 class Capture:
