@@ -177,6 +177,12 @@ struct counters {
 	u64 of[COUNTERS];
 };
 
+/* A process of which Python wants to know the descendants (`root`), or one of these. */
+struct descendant {
+	u64 start; /* of the process, ns since boot, or somewhat less */
+	u64 root;  /* process id */
+};
+
 /* The end of a BLOCK_UPCALL: all data that Python needs to make a label and an interface. */
 struct upcall {
 	struct key key;
@@ -258,6 +264,7 @@ BPF_TABLE("lru_hash", u64, struct group, groups, GROUPS_MAX);
 /* By process id: the time of its last fork, ns since boot; 0: never. */
 BPF_TABLE("lru_hash", u32, u64, forks, FORKS_MAX);
 BPF_TABLE("lru_hash", struct fragment, struct owner, fragments, FRAGMENTS_MAX);
+BPF_TABLE("lru_hash", u32, struct descendant, descendants, DESCENDANTS_MAX); /* by process id */
 BPF_PERCPU_ARRAY(counters, struct counters, SLOTS);
 BPF_RINGBUF_OUTPUT(wakeups, 1);
 

@@ -10,7 +10,7 @@ import pytest
 
 from skbcapd.analysis import account, split
 from skbcapd.attribution import containers, fields, namespaces, processes, sockets
-from skbcapd.capture import interfaces, labeler, resolver
+from skbcapd.capture import descent, interfaces, labeler, resolver
 from skbcapd.cli import main, status
 from skbcapd.config.settings import ROWS
 from skbcapd.daemon import log, server, statistics
@@ -143,6 +143,8 @@ LIMITS = (
     ("process blocks repeated", f"{pcapng_output.PROCESSES_REPEATED:,}"),
     ("candidate sockets", f"{abi.GROUP_MAX}; {abi.GROUPS_MAX:,}"),
     ("candidate sockets", f"{resolver.GROUPS_REMEMBERED:,} in Python"),
+    ("descendants of a process", f"{abi.DESCENDANTS_MAX:,}"),
+    ("scans for them", f"{descent.SCANS}, {descent.SCAN_S:g} s"),
     ("packets in fragments", f"{abi.FRAGMENTS_MAX:,}"),
     ("descriptors of a process", f"{abi.DESCRIPTORS_MAX:,}"),
     ("scan for processes", f"{sockets.SCAN_S:g} s"),

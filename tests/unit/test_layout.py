@@ -353,6 +353,7 @@ RECORDS: dict[str, abi.Record[Any] | struct.Struct] = {
     "flow": abi.FLOW,
     "group": abi.GROUP,
     "fragment": abi.FRAGMENT,
+    "descendant": abi.DESCENDANT,
     "measurement": abi.MEASUREMENT,
     "block_head": blocks.PACKET_HEAD,
     "cut_tail": abi.CUT_TAIL,
