@@ -15,6 +15,7 @@ from skbcapd.errors import UsageError
 from skbcapd.kernel.abi import CAPTURE_MAX
 from skbcapd.output.block_writer import CaptureFile
 from skbcapd.output.interface import Output
+from skbcapd.output.key_log import KeyLogs
 from skbcapd.output.pcapng_output import FileOutput
 from skbcapd.output.pipe import PipeTarget, count_lines
 from skbcapd.worker import Worker
@@ -71,12 +72,12 @@ def run(options: argparse.Namespace) -> int:
             "`ip -brief link` lists them; any: all",
         )
     program = app.load_program(settings)
-    with contextlib.closing(program):
-        output, target = _output(options.file, settings.encode)
+    with contextlib.closing(program), KeyLogs(settings.secrets) as key_logs:
+        output, target = _output(options.file, settings.encode, key_logs)
         return app.serve(app.Run(settings, program, output, target, duration_s=options.duration, count=options.count))
 
 
-def _output(file: str | None, encode: str) -> tuple[Output, CaptureFile | PipeTarget]:
+def _output(file: str | None, encode: str, key_logs: KeyLogs) -> tuple[Output, CaptureFile | PipeTarget]:
     """The destination of packets: lines on a terminal, or pcapng to standard output or to a file."""
     if file is None:
         from skbcapd.output.text import TextOutput  # noqa: PLC0415  its dissectors are not needed for a file
@@ -85,9 +86,9 @@ def _output(file: str | None, encode: str) -> tuple[Output, CaptureFile | PipeTa
         return TextOutput(target.stream), target
     if file == "-":
         target = PipeTarget()
-        return FileOutput(target, encode), target
+        return FileOutput(target, encode, key_logs), target
     written = CaptureFile(Path(file), part=False, jobs=Worker("writer"))
-    return FileOutput(written, encode), written
+    return FileOutput(written, encode, key_logs), written
 
 
 def _positive(text: str) -> int:

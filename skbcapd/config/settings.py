@@ -23,6 +23,7 @@ from skbcapd.config.kinds import (
     DIRECTORY,
     DURATION,
     INTERFACE,
+    KEY_LOG,
     LISTEN,
     NAMESPACE,
     OWNER,
@@ -401,6 +402,13 @@ class Settings:
         Switch(),
         "Write a block for each process before its first packet: name, program, parent, user and start time. Newer "
         "versions of Wireshark show it. The block has the command line only if comment has cmdline.",
+    )
+    secrets: tuple[str, ...] = _key(
+        "",
+        ListOf(KEY_LOG, may_be_empty=True),
+        "Key log files of programs that use TLS (SSLKEYLOGFILE). Their new lines are written into the capture files, "
+        "so Wireshark shows the decrypted content. Everybody who can read such a capture file can then decrypt these "
+        "connections. Empty: none.",
     )
     encode: Encode = _key(
         "kernel",

@@ -39,6 +39,7 @@ from skbcapd.kernel.abi import CAPTURE_MAX, Geometry
 from skbcapd.output import block_writer, directory
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.interface import Output
+from skbcapd.output.key_log import KeyLogs
 from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.output.pipe import STALL_S, PipeTarget
 from skbcapd.output.retention import Keep
@@ -93,8 +94,12 @@ def size_limit(size: int) -> int:
     return most
 
 
-def files(settings: Settings) -> Files:
+def files(settings: Settings, key_logs: KeyLogs | None = None) -> Files:
     """The output for the settings of files.
+
+    Args:
+        settings: all of them.
+        key_logs: of the setting `secrets`.
 
     Raises:
         FileError: files.directory cannot be used.
@@ -106,10 +111,10 @@ def files(settings: Settings) -> Files:
     compressor = None if wanted.compress == "none" else Compressor(wanted.compress)
     if wanted.mode == "ring":
         limits = Limits(size_limit(wanted.size))
-        dumps = RotatingOutput(place, limits, settings.encode, compressor, on_demand=True)
+        dumps = RotatingOutput(place, limits, settings.encode, compressor, on_demand=True, key_logs=key_logs)
         return Recorder(dumps, wanted.ring, settings.encode)
     limits = Limits(size_limit(wanted.size), wanted.every, wanted.packets)
-    return RotatingOutput(place, limits, settings.encode, compressor, wanted.flush)
+    return RotatingOutput(place, limits, settings.encode, compressor, wanted.flush, key_logs=key_logs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,6 @@ ORDER = (
     "kernel",
     "config",
     "filter",
-    "frames",
     "pcapng",
     "attribution",
     "worker",
