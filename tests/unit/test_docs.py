@@ -30,6 +30,7 @@ _PLACEHOLDERS = {
     "DIR": "parts",
     "FIELD": "tgid",
     "FILTER": "tcp",
+    "ID": "1",
     "KEY=VALUE": "snaplen=96",
 }
 _NEEDED = {  # for a command that is named alone
@@ -51,7 +52,7 @@ def command_lines(page: Path) -> list[list[str]]:
     """The command lines of skbcapd on a page, without optional parts' brackets, and with values for placeholders."""
     found = []
     for text in code(page):
-        if match := re.search(r"(?:^|ssh root@host )skbcapd ((?:[a-z]+|--\w+)\b(?:[^:]|:(?! ))*)", text):
+        if match := re.search(r"(?:^|sudo |ssh root@host )skbcapd ((?:[a-z]+|--\w+)\b(?:[^:]|:(?! ))*)", text):
             plain = re.sub(r"\\?\|.*?(?=[\]\s]|$)", "", match[1].split(" | ")[0]).replace("...", "")
             plain = re.sub(r"[\[\]]", "", plain) if re.search(r"\[[-A-Z]", plain) else plain
             words = [_PLACEHOLDERS.get(word, word) for word in shlex.split(plain)]
