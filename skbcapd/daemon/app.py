@@ -254,7 +254,7 @@ def _actions(capture: Capture, output: Files | None) -> dict[int, Callable[[], N
     """The actions on signals."""
     if isinstance(output, RotatingOutput):
         return {
-            signal.SIGUSR1: lambda: output.rotate(capture.statistics),
+            signal.SIGUSR1: lambda: output.end_file(capture.statistics, "SIGUSR1"),
             signal.SIGUSR2: lambda: _LOG.warning(
                 "SIGUSR2 ignored: files.mode is not ring, so there is nothing to dump"
             ),
