@@ -25,6 +25,7 @@ from skbcapd.capture.interfaces import Selection
 from skbcapd.capture.plan import compile_filters, plan_for
 from skbcapd.capture.reload import Reload
 from skbcapd.config.settings import Settings
+from skbcapd.daemon.command import Command
 from skbcapd.daemon.endpoints import Endpoints
 from skbcapd.daemon.log import LOG
 from skbcapd.daemon.loop import Service
@@ -131,6 +132,7 @@ class Run:
         load: reads the settings again on SIGHUP; None: they never change.
         live: report to the service manager, the journal or a terminal.
         quiet: print and log errors and drops only.
+        command: begins with the capture, which ends after it; None: no command.
     """
 
     settings: Settings
@@ -142,6 +144,7 @@ class Run:
     load: Callable[[], Settings] | None = None
     live: bool = False
     quiet: bool = False
+    command: Command | None = None
 
 
 def serve(run: Run) -> int:
@@ -174,6 +177,7 @@ def serve(run: Run) -> int:
         reload,
         server,
         STALL_S if pipe else FINAL_DRAIN_S,
+        run.command,
     )
 
     def stopped() -> None:
@@ -250,7 +254,7 @@ def _actions(capture: Capture, output: Files | None) -> dict[int, Callable[[], N
     """The actions on signals."""
     if isinstance(output, RotatingOutput):
         return {
-            signal.SIGUSR1: lambda: output.rotate(capture.statistics),
+            signal.SIGUSR1: lambda: output.end_file(capture.statistics, "SIGUSR1"),
             signal.SIGUSR2: lambda: _LOG.warning(
                 "SIGUSR2 ignored: files.mode is not ring, so there is nothing to dump"
             ),
@@ -272,3 +276,5 @@ def _report_start(run: Run, report: Report | None) -> None:
         report.started(text)
     elif not run.quiet:
         print(text, file=sys.stderr, flush=True)
+    if run.command:
+        run.command.start()
