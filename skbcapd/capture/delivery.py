@@ -82,6 +82,9 @@ class Delivery:
         verdict, description = decision.verdict, decision.interface.description
         if description is None:
             raise ValueError("a packet of an interface that is not captured")
+        if verdict.is_unattributed:
+            self._tally.unattributed += 1
+            return False
         is_taken = verdict.keeps and plan.matcher.takes(
             verdict.filter, description.link_type, packet.frame, packet.original_len
         )

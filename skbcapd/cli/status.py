@@ -170,20 +170,20 @@ def _lines(snapshot: Mapping[str, Any], before: Mapping[str, Any] | None) -> Ite
     yield f"seen      {snapshot['interfaces']} interfaces, {processes['count']} processes, {snapshot['labels']} labels"
     yield ""
     for name, count in packets.items():
-        yield f"{name.replace('_', ' '):>12} {_number(count)}{_rate(name, packets, before)}"
+        yield f"{name.replace('_', ' '):>16} {_number(count)}{_rate(name, packets, before)}"
     for cause, count in snapshot["dropped"].items():
-        yield f"{'dropped':>12} {_number(count)}  {_CAUSES.get(cause, cause)}"
+        yield f"{'dropped':>16} {_number(count)}  {_CAUSES.get(cause, cause)}"
     if snapshot["missed"]:
-        yield f"{'missed':>12} {_number(snapshot['missed'])}  the kernel did not run the program"
+        yield f"{'missed':>16} {_number(snapshot['missed'])}  the kernel did not run the program"
     if snapshot["log"]["dropped"]:
-        yield f"{'log':>12} {_number(snapshot['log']['dropped'])}  lines could not be written"
+        yield f"{'log':>16} {_number(snapshot['log']['dropped'])}  lines could not be written"
     yield ""
     sampled, busiest = int(processes["sampled"]), processes["busiest"]
     yield f"busiest processes ({sampled} packets sampled in {processes['seconds']} s)"
-    yield f"{'TGID':>12} {'PACKETS':>14} {'BYTES':>14}  NAME"
+    yield f"{'TGID':>16} {'PACKETS':>14} {'BYTES':>14}  NAME"
     for one in busiest:
         tgid = "-" if one["tgid"] is None else one["tgid"]
-        yield f"{tgid:>12} {_number(one['packets'])} {_number(one['bytes'])}  {one['name'] or '-'}"
+        yield f"{tgid:>16} {_number(one['packets'])} {_number(one['bytes'])}  {one['name'] or '-'}"
     changed = {key: value for key, value in snapshot["settings"].items() if not _is_default(key, value)}
     yield ""
     yield "settings that differ from their defaults"

@@ -25,6 +25,7 @@ from skbcapd.capture.interfaces import Selection
 from skbcapd.capture.plan import compile_filters, plan_for
 from skbcapd.capture.reload import Reload
 from skbcapd.config.settings import Settings
+from skbcapd.daemon.command import Command
 from skbcapd.daemon.dumps import Dumps
 from skbcapd.daemon.endpoints import Endpoints
 from skbcapd.daemon.log import LOG
@@ -132,6 +133,7 @@ class Run:
         load: reads the settings again on SIGHUP; None: they never change.
         live: report to the service manager, the journal or a terminal.
         quiet: print and log errors and drops only.
+        command: begins with the capture, which ends after it; None: no command.
     """
 
     settings: Settings
@@ -143,6 +145,7 @@ class Run:
     load: Callable[[], Settings] | None = None
     live: bool = False
     quiet: bool = False
+    command: Command | None = None
 
 
 def serve(run: Run) -> int:
@@ -175,6 +178,7 @@ def serve(run: Run) -> int:
         reload,
         server,
         STALL_S if pipe else FINAL_DRAIN_S,
+        run.command,
     )
 
     def stopped() -> None:
@@ -251,7 +255,7 @@ def _actions(capture: Capture, output: Files | None) -> dict[int, Callable[[], N
     """The actions on signals."""
     if isinstance(output, RotatingOutput):
         return {
-            signal.SIGUSR1: lambda: output.rotate(capture.statistics),
+            signal.SIGUSR1: lambda: output.end_file(capture.statistics, "SIGUSR1"),
             signal.SIGUSR2: lambda: _LOG.warning(
                 "SIGUSR2 ignored: files.mode is not ring, so there is nothing to dump"
             ),
@@ -273,3 +277,5 @@ def _report_start(run: Run, report: Report | None) -> None:
         report.started(text)
     elif not run.quiet:
         print(text, file=sys.stderr, flush=True)
+    if run.command:
+        run.command.start()

@@ -97,7 +97,7 @@ class Metrics:
         ended = counter(
             "skbcapd_packets", "Packets by outcome; see also _dropped, _in_memory and _pending.", labels=["outcome"]
         )
-        for outcome in ("written", "filtered", "duplicates", "self_test"):
+        for outcome in ("written", "filtered", "other_interfaces", "unattributed", "duplicates", "self_test"):
             ended.add_metric([outcome], packets[outcome])
         yield ended
         causes = counter("skbcapd_packets_dropped", "Dropped packets by cause.", labels=["cause"])

@@ -6,7 +6,7 @@ lists.
 The rules not to break: only the length and the process of a packet get in here. The cost does not
 depend on the number of packets: SAMPLES packets per second are sampled, and counters are read once
 per second, however often a client asks. Every packet is counted once: seen = written + filtered +
-duplicates + self_test + in_memory + dropped + pending.
+other_interfaces + unattributed + duplicates + self_test + in_memory + dropped + pending.
 """
 
 from __future__ import annotations
@@ -194,6 +194,8 @@ class Statistics:
         packets = {
             "written": totals.written,
             "filtered": totals.filtered,
+            "other_interfaces": totals.other_interfaces,
+            "unattributed": totals.unattributed,
             "duplicates": totals.duplicates,
             "self_test": totals.self_test,
             "in_memory": totals.not_dumped,

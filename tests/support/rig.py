@@ -40,6 +40,7 @@ class FakeProgram(Writer):
         self.labels: dict[bytes, bytes] = {}
         self.devices: dict[bytes, bytes] = {}
         self.holders: dict[int, bytes] = {}
+        self.descendants: dict[int, abi.Descendant] = {}
         self.groups: dict[int, list[tuple[int, int]]] = {}
         self.rows: dict[int, Counters] = defaultdict(Counters)
         self.calls: list[str] = []
@@ -68,6 +69,18 @@ class FakeProgram(Writer):
     def set_interface(self, key: bytes, value: bytes) -> None:
         """Store the interface."""
         self.devices[key] = value
+
+    def set_descendant(self, tgid: int, start: int, root: int) -> None:
+        """Store the process."""
+        self.descendants[tgid] = abi.Descendant(start, root)
+
+    def remove_descendant(self, tgid: int) -> None:
+        """Forget the process."""
+        self.descendants.pop(tgid, None)
+
+    def descendant(self, tgid: int) -> abi.Descendant | None:
+        """The process, if it was stored."""
+        return self.descendants.get(tgid)
 
     def owner(self, _sk: int) -> None:
         """No recorded owner."""
