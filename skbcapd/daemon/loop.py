@@ -29,7 +29,7 @@ from skbcapd.output.interface import PROMPT_S
 BUSY_S = 0.01  # interval of polling a busy output
 TICK_S = 1.0
 ACT_DRAINS = 4  # at most, before the action of a signal
-ACT_S = 0.25  # the shortest time between two actions of signals: many signals must not use all of the time
+ACT_S = 0.25  # the shortest time between two actions of signals
 HELD_BACK = {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 """Signals that end a process without a handler; see `hold_back_signals`."""
 
@@ -116,9 +116,10 @@ class Service:
                 end.close()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if number in HELD_BACK:  # until it is obeyed: very many signals must not use all of the time
+            signal.pthread_sigmask(signal.SIG_BLOCK, {number})
         if number in self._actions:
-            if number not in self._asked:
-                self._asked.append(number)
+            self._asked.append(number)
         elif number == signal.SIGHUP:
             self._wants_reload = True
         else:
@@ -126,8 +127,12 @@ class Service:
 
     def _ignore_signals(self) -> None:
         """The capture is over: Python resets handlers at its end, and then a late signal would be the exit code."""
-        for number in (signal.SIGINT, signal.SIGTERM, *self._actions, *([signal.SIGHUP] if self._reload else [])):
+        numbers = {signal.SIGINT, signal.SIGTERM, *self._actions, *([signal.SIGHUP] if self._reload else [])}
+        # Python has no handler for a signal that arrives while it is removed.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        for number in numbers:
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked - HELD_BACK)
 
     def _watch(self) -> None:
         self._epoll.register(self._signals, select.EPOLLIN)
@@ -217,6 +222,7 @@ class Service:
             self._act_at = now + ACT_S
         for number in asked:
             self._actions[number]()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
 
     def _continue_reload(self) -> None:
         """Start a reload, or finish it when its child is done; never waits."""
@@ -225,6 +231,7 @@ class Service:
         if self._wants_reload:
             self._wants_reload = False
             self._reload.begin()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         if self._reload.child is not None and select.select([self._reload.child], [], [], 0)[0]:
             self._reload.finish()
 
