@@ -119,7 +119,8 @@ class Service:
         if number in HELD_BACK:  # until it is obeyed: very many signals must not use all of the time
             signal.pthread_sigmask(signal.SIG_BLOCK, {number})
         if number in self._actions:
-            self._asked.append(number)
+            if number not in self._asked:  # it may have arrived again before it was blocked
+                self._asked.append(number)
         elif number == signal.SIGHUP:
             self._wants_reload = True
         else:
@@ -151,7 +152,7 @@ class Service:
         end = now + self._duration_s if self._duration_s is not None else float("inf")
         self._next_tick = now + TICK_S
         drains = 0  # since an action is due
-        while not self._stopping and not capture.is_full and now < end:
+        while not self._stopping and not capture.is_full and (now := time.monotonic()) < end:
             self._continue_reload()
             drains = drains + 1 if self._asked and now >= self._act_at else 0
             moved = capture.drain()
@@ -161,8 +162,7 @@ class Service:
                 drains = 0
             if capture.output.needs_renumbering:
                 capture.renumber()
-            now = time.monotonic()
-            self._tick_if_due(now)
+            self._tick_if_due(time.monotonic())
             if moved >= abi.SEGMENT_SIZE or capture.has_more:
                 if self._server is not None:
                     self._server.serve()  # the loop does not wait if it has too much to do
