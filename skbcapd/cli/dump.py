@@ -13,13 +13,8 @@ from skbcapd.output import directory
 _ANSWER_S = 1.0
 
 
-def add(commands: arguments.Commands) -> None:
-    """Add the command to the parser."""
-    command = commands.add(
-        "dump",
-        run,
-        "Make the daemon write the packets in its memory to a file (files.mode: ring), and print the name of the file.",
-    )
+def add(command: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
     arguments.add_config(command)
     arguments.add_sets(command)
 
