@@ -131,7 +131,7 @@ struct flow {
 	u16 remote_port;
 	u8 protocol;
 	u8 family;
-	u16 on_wire; /* 1: as in a sent packet, after translation; 0: as in the socket */
+	u16 on_wire; /* 1 + VLAN: as in a sent packet, after translation; 0: as in the socket */
 };
 
 /* Its key: different from inode numbers, and from numbers that Python makes. */

@@ -446,7 +446,13 @@ def _task(btf: Btf, found: Machine) -> dict[str, int | str]:
 
 def _device(btf: Btf) -> dict[str, int | str]:
     """An interface, the interfaces on top of it, and its network namespace."""
-    return {
+    vlans: dict[str, int | str] = {}
+    if btf.has("net_device", "vlan_info"):
+        vlans = {
+            "DEV_VLANS": btf.offset("net_device", "vlan_info"),
+            "VLANS": btf.offset("vlan_info", "grp") + btf.offset("vlan_group", "vlan_devices_arrays"),
+        }
+    return vlans | {
         "DEV_IFINDEX": btf.offset("net_device", "ifindex"),
         "DEV_FLAGS": btf.offset("net_device", "flags"),
         "DEV_NET": btf.offset("net_device", "nd_net"),
