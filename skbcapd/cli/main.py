@@ -16,6 +16,7 @@ from typing import Protocol, cast
 
 from skbcapd import __version__
 from skbcapd.daemon.log import LOG
+from skbcapd.errors import UsageError
 
 # The commands in the order of the help: name of the module, and help text.
 COMMANDS = {
@@ -88,7 +89,8 @@ def command(arguments: Sequence[str]) -> int:
         SkbcapdError: an error with a message and an exit code.
     """
     LOG.install()
-    options = parser().parse_args(arguments)
+    words, after = split_command(arguments)
+    options = parser().parse_args(words, argparse.Namespace(command=after))
     return int(options.run(options))
 
 
@@ -110,3 +112,20 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _CommandParser]]:
     whole.add_argument("--version", action="version", version=f"skbcapd {__version__}")
     added = whole.add_subparsers(required=True, metavar="COMMAND", parser_class=_CommandParser)
     return whole, {name: added.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
+
+
+def split_command(arguments: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """The arguments of `capture`, and the command after `--`; None: there is none.
+
+    Raises:
+        UsageError: nothing is after `--`.
+    """
+    words = list(arguments)
+    if words[:1] != ["capture"] or "--" not in words:
+        return words, None
+    at = words.index("--")
+    if not words[at + 1 :]:
+        raise UsageError(
+            "found nothing after --, expected a command", "for example: skbcapd capture -- curl https://..."
+        )
+    return words[:at], words[at + 1 :]

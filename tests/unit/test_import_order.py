@@ -50,6 +50,10 @@ LIBRARIES = {
 }
 
 
+# Commands that use the module of another one, or more than the common ones.
+_USED = {"dump": ("status",), "capture": ("processes",)}
+
+
 def _module(path: Path) -> str:
     """The module name of a file below skbcapd; the package for `__init__`."""
     return ".".join(part for part in path.relative_to(PACKAGE).with_suffix("").parts if part != "__init__")
@@ -128,7 +132,7 @@ def test_a_command_is_light(command: str) -> None:
     """
     loaded = _loaded_by(f"{command} --help")
     allowed = {"skbcapd.cli", "skbcapd.cli.main", "skbcapd.cli.arguments", "skbcapd.cli.selecting"}
-    allowed |= {f"skbcapd.cli.{command}"} | ({"skbcapd.cli.status"} if command == "dump" else set())
+    allowed |= {f"skbcapd.cli.{name}" for name in (command, *_USED.get(command, ()))}
     assert f"skbcapd.cli.{command}" in loaded
     assert {name for name in loaded if name.startswith("skbcapd.cli")} <= allowed
     assert not [name for name in loaded if name.startswith(("bcc", "scapy.layers", "scapy.all", "skbcapd.output.text"))]
