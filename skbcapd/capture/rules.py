@@ -89,6 +89,7 @@ class Verdict:
         payload: "all" or "none"; None: the setting payload.
         filter: number of the packet filter of the rule; 0: no filter.
         dump: number (from 1) of a rule with `action: dump`; 0: none.
+        dump_after_s: seconds for which the dump continues.
         is_unattributed: dropped by a rule for all other packets, and its process is not known for certain.
     """
 
@@ -97,6 +98,7 @@ class Verdict:
     payload: Payload | None = None
     filter: int = 0
     dump: int = 0
+    dump_after_s: int = 0
     is_unattributed: bool = False
 
 
@@ -162,6 +164,7 @@ class Rules:
                     payload=payload or rule.payload,
                     filter=self._numbers.get(at, 0),
                     dump=dump,
+                    dump_after_s=rule.dump_after or 0,
                 )
             if rule.payload == "none" and self._may_match(at, rule, subject):
                 payload = "none"
