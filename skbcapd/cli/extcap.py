@@ -16,27 +16,32 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, get_args
 
+import skbcapd
 from skbcapd import __version__
 from skbcapd.cli.arguments import Commands
 from skbcapd.config import parser as config
 from skbcapd.config.settings import ROWS, Settings, Transmit
 from skbcapd.daemon import app
-from skbcapd.errors import FileError, UsageError
+from skbcapd.errors import FileError, KernelError, UsageError
+from skbcapd.kernel import requirements
 from skbcapd.output.pcapng_output import FileOutput
 from skbcapd.output.pipe import PipeTarget
 from skbcapd.pcapng.link_type import ETHERNET
 from skbcapd.text_safety import escaped_bytes
 
 INTERFACE = "skbcapd"
+HELP = "wireshark.md"
 
 # Settings in the dialog of Wireshark: label, and kind of input.
 _OPTIONS: dict[str, tuple[str, str]] = {
     "interfaces": ("Interfaces (none: all)", "multicheck"),
+    "namespaces": ("Network namespaces", "string"),
     "directions": ("Directions", "selector"),
     "transmit": ("Where to capture sent packets", "selector"),
     "snaplen": ("Maximum bytes per frame", "unsigned"),
@@ -76,11 +81,25 @@ def run(options: argparse.Namespace) -> int:
     # First, because Wireshark waits until both ends of the FIFO are open, also for error messages.
     with open_fifo(options) as fifo:
         settings = _settings(options)
+        if not requirements.is_permitted():
+            raise KernelError("an ordinary user cannot capture; Wireshark should not run as root", _as_root(options))
         program = app.load_program(settings)
         with contextlib.closing(program):
             target = PipeTarget(fifo.fileno())
             output = FileOutput(target, settings.encode)
             return app.serve(app.Run(settings, program, output, target, quiet=True))
+
+
+def _as_root(options: argparse.Namespace) -> str:
+    """A command line that does the same with sudo."""
+    words = ["sudo", "skbcapd", "capture"]
+    for key, value in overrides(options).items():
+        if key == "interfaces":
+            words += [word for name in value.split(",") for word in ("-i", name)]
+        elif key != "filter" and value != ROWS[key].default.replace(", ", ","):
+            words += ["--set", f"{key}={value}"]
+    words += ["-w", "-", *(options.extcap_capture_filter or "").split()]
+    return shlex.join(words) + " | wireshark -k -i -"
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -103,7 +122,7 @@ def answer(options: argparse.Namespace, interfaces: Sequence[str]) -> str:
     """
     if options.extcap_interfaces:
         return (
-            f"extcap {{version={__version__}}}{{display=skbcapd}}\n"
+            f"extcap {{version={__version__}}}{_help()}{{display=skbcapd}}\n"
             f"interface {{value={INTERFACE}}}{{display=Packets with process names}}\n"
         )
     _expect_interface(options)
@@ -142,6 +161,15 @@ def open_fifo(options: argparse.Namespace) -> BinaryIO:
         raise FileError(f"{path}: {getattr(error, 'strerror', error)}; expected a FIFO that Wireshark reads") from None
 
 
+def _help() -> str:
+    """The page that Wireshark opens for the help of the interface; nothing if it is not installed."""
+    here = Path(skbcapd.__file__).parent
+    # A clone; `make install`; the Debian package.
+    places = [here.parent / "docs", *(parent / "share/doc/skbcapd" for parent in (here.parents[2], here.parents[3]))]
+    page = next((place / HELP for place in places if (place / HELP).is_file()), None)
+    return f"{{help={page.as_uri()}}}" if page and page.is_absolute() else ""
+
+
 def _expect_interface(options: argparse.Namespace) -> None:
     if options.extcap_interface != INTERFACE:
         found = "no interface" if options.extcap_interface is None else f"interface {options.extcap_interface!r}"
@@ -161,7 +189,7 @@ def _config(interfaces: Sequence[str]) -> Iterator[str]:
     for number, (key, (display, kind)) in enumerate(_OPTIONS.items()):
         row = ROWS[key]
         default = row.default.replace(", ", ",")
-        extra = f"{{default={default}}}" if kind != "multicheck" else ""
+        extra = f"{{default={default}}}" if default and kind != "multicheck" else ""
         yield (
             f"arg {{number={number}}}{{call={_argument(key)}}}{{display={display}}}{{type={kind}}}"
             f"{extra}{{tooltip={row.doc}}}"
