@@ -7,9 +7,11 @@ import contextlib
 import socket
 from pathlib import Path
 
-from skbcapd.cli import arguments
+from skbcapd.cli import arguments, processes
 from skbcapd.config import parser as config
+from skbcapd.config.settings import Settings
 from skbcapd.daemon import app
+from skbcapd.daemon.command import Command
 from skbcapd.daemon.warnings import missing_interfaces
 from skbcapd.errors import UsageError
 from skbcapd.kernel.abi import CAPTURE_MAX
@@ -49,12 +51,13 @@ def add(commands: arguments.Commands) -> None:
         nargs="*",
         help="packet filter as in tcpdump, for example: tcp port 443 and not host ::1",
     )
+    processes.add(command)
     arguments.add_duration(command)
     arguments.add_sets(command)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Capture until a signal, --duration or -c ends it."""
+    """Capture until a signal, --duration, -c or the end of the command ends it."""
     own = {}
     if options.interfaces:
         own["interfaces"] = ",".join(options.interfaces)
@@ -71,10 +74,27 @@ def run(options: argparse.Namespace) -> int:
             f"no interface {missing[0]} in this network namespace",
             "`ip -brief link` lists them; any: all",
         )
+    settings = processes.chosen(settings, options)
+    if options.command is None:
+        return _capture(settings, options)
+    # Packets on standard output must not be mixed with the output of the command.
+    with Command(options.command, stdout=1 if options.file not in {None, "-"} else 2) as command:
+        _capture(processes.of_command(settings, command.pid), options, command)
+        return command.wait()
+
+
+def _capture(settings: Settings, options: argparse.Namespace, command: Command | None = None) -> int:
     program = app.load_program(settings)
     with contextlib.closing(program), KeyLogs(settings.secrets) as key_logs:
         output, target = _output(options.file, settings.encode, key_logs)
-        return app.serve(app.Run(settings, program, output, target, duration_s=options.duration, count=options.count))
+        return app.serve(
+            app.Run(
+                *(settings, program, output, target),
+                duration_s=options.duration,
+                count=options.count,
+                command=command,
+            )
+        )
 
 
 def _output(file: str | None, encode: str, key_logs: KeyLogs) -> tuple[Output, CaptureFile | PipeTarget]:

@@ -25,6 +25,8 @@ from skbcapd.capture.interfaces import Selection
 from skbcapd.capture.plan import compile_filters, plan_for
 from skbcapd.capture.reload import Reload
 from skbcapd.config.settings import Settings
+from skbcapd.daemon.command import Command
+from skbcapd.daemon.dumps import Dumps
 from skbcapd.daemon.endpoints import Endpoints
 from skbcapd.daemon.log import LOG
 from skbcapd.daemon.loop import Service
@@ -112,7 +114,7 @@ def files(settings: Settings, key_logs: KeyLogs | None = None) -> Files:
     if wanted.mode == "ring":
         limits = Limits(size_limit(wanted.size))
         dumps = RotatingOutput(place, limits, settings.encode, compressor, on_demand=True, key_logs=key_logs)
-        return Recorder(dumps, wanted.ring, settings.encode)
+        return Recorder(dumps, wanted.ring, wanted.ring_time, settings.encode)
     limits = Limits(size_limit(wanted.size), wanted.every, wanted.packets)
     return RotatingOutput(place, limits, settings.encode, compressor, wanted.flush, key_logs=key_logs)
 
@@ -131,6 +133,7 @@ class Run:
         load: reads the settings again on SIGHUP; None: they never change.
         live: report to the service manager, the journal or a terminal.
         quiet: print and log errors and drops only.
+        command: begins with the capture, which ends after it; None: no command.
     """
 
     settings: Settings
@@ -142,6 +145,7 @@ class Run:
     load: Callable[[], Settings] | None = None
     live: bool = False
     quiet: bool = False
+    command: Command | None = None
 
 
 def serve(run: Run) -> int:
@@ -174,6 +178,7 @@ def serve(run: Run) -> int:
         reload,
         server,
         STALL_S if pipe else FINAL_DRAIN_S,
+        run.command,
     )
 
     def stopped() -> None:
@@ -225,7 +230,7 @@ def _make_endpoints(capture: Capture, output: Files, settings: Settings, reload:
     statistics = Statistics(
         capture, output, lambda: in_force(settings, reload.settings), log_dropped=lambda: LOG.dropped
     )
-    return Endpoints(settings, statistics)
+    return Endpoints(settings, statistics, Dumps(output.orders if isinstance(output, Recorder) else None))
 
 
 def _make_capture(run: Run) -> Capture:
@@ -238,7 +243,7 @@ def _make_capture(run: Run) -> Capture:
         plan_for(settings, filters),
         Machine(sockets.Holders().find, sockets.all_holders, sockets.flows, Namespaces().describe),
         limit=run.count,
-        ask_for_dump=target.ask if isinstance(target, Recorder) else lambda _why: None,
+        ask_for_dump=target.ask if isinstance(target, Recorder) else lambda _why, _after_s: None,
     )
 
 
@@ -250,7 +255,7 @@ def _actions(capture: Capture, output: Files | None) -> dict[int, Callable[[], N
     """The actions on signals."""
     if isinstance(output, RotatingOutput):
         return {
-            signal.SIGUSR1: lambda: output.rotate(capture.statistics),
+            signal.SIGUSR1: lambda: output.end_file(capture.statistics, "SIGUSR1"),
             signal.SIGUSR2: lambda: _LOG.warning(
                 "SIGUSR2 ignored: files.mode is not ring, so there is nothing to dump"
             ),
@@ -272,3 +277,5 @@ def _report_start(run: Run, report: Report | None) -> None:
         report.started(text)
     elif not run.quiet:
         print(text, file=sys.stderr, flush=True)
+    if run.command:
+        run.command.start()

@@ -22,6 +22,7 @@ from types import FrameType
 
 from skbcapd.capture.capture import FINAL_DRAIN_S, Capture
 from skbcapd.capture.reload import Reload
+from skbcapd.daemon.command import PASSED_ON, Command
 from skbcapd.daemon.server import Server
 from skbcapd.kernel import abi
 from skbcapd.output.interface import PROMPT_S
@@ -50,6 +51,8 @@ class Service:
         actions: actions on other signals, by number.
         reload: started by SIGHUP; None: SIGHUP ends the capture.
         server: called when its descriptor is readable; None: no endpoints.
+        final_drain_s: time for the packets in the segments at the end.
+        command: the capture ends after it; None: there is none.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Service:
         reload: Reload | None = None,
         server: Server | None = None,
         final_drain_s: float = FINAL_DRAIN_S,
+        command: Command | None = None,
     ) -> None:
         self.capture = capture
         self._duration_s = duration_s
@@ -72,6 +76,7 @@ class Service:
         self._reload = reload
         self._server = server
         self._final_drain_s = final_drain_s
+        self._command = command
         self._stopping = self._wants_reload = False
         self._next_tick = float("inf")
         self._epoll = select.epoll()
@@ -79,7 +84,7 @@ class Service:
         for end in (self._signals, self._wake):
             end.setblocking(False)  # noqa: FBT003  the name of the method says what is false
         self._output_fd = output_fd
-        for number in (signal.SIGINT, signal.SIGTERM, *self._actions):
+        for number in (*(PASSED_ON if command else (signal.SIGINT, signal.SIGTERM)), *self._actions):
             signal.signal(number, self._on_signal)
         if reload is not None:
             signal.signal(signal.SIGHUP, self._on_signal)
@@ -119,6 +124,8 @@ class Service:
         if number in self._actions:
             if number not in self._asked:
                 self._asked.append(number)
+        elif self._command is not None:
+            self._stopping = not self._command.pass_on(number)
         elif number == signal.SIGHUP:
             self._wants_reload = True
         else:
@@ -132,8 +139,9 @@ class Service:
     def _watch(self) -> None:
         self._epoll.register(self._signals, select.EPOLLIN)
         self._epoll.register(self.capture.program.wakeup_fd, select.EPOLLIN)
-        if self._server is not None:
-            self._epoll.register(self._server, select.EPOLLIN)
+        for each in (self._server, self._command):
+            if each is not None:
+                self._epoll.register(each, select.EPOLLIN)
         if self._output_fd is not None:
             try:
                 self._epoll.register(self._output_fd, 0)  # errors and hang-ups are always reported
@@ -146,7 +154,7 @@ class Service:
         end = now + self._duration_s if self._duration_s is not None else float("inf")
         self._next_tick = now + TICK_S
         drains = 0  # since an action is due
-        while not self._stopping and not capture.is_full and now < end:
+        while not self._stopping and not capture.is_full and now < end and not self._is_command_over(now):
             self._continue_reload()
             drains = drains + 1 if self._asked and now >= self._act_at else 0
             moved = capture.drain()
@@ -157,6 +165,8 @@ class Service:
             if capture.output.needs_renumbering:
                 capture.renumber()
             now = time.monotonic()
+            if moved and self._command is not None:
+                self._command.note_packets(now)
             self._tick_if_due(now)
             if moved >= abi.SEGMENT_SIZE or capture.has_more:
                 if self._server is not None:
@@ -175,6 +185,8 @@ class Service:
             has_packets: whether the last drain found packets.
         """
         capture, pause = self.capture, PROMPT_S
+        if self._command is not None and self._command.has_ended:
+            end = min(end, time.monotonic() + PROMPT_S)
         if capture.output.is_busy or capture.output.has_pending_work:
             pause = BUSY_S
         elif not has_packets or capture.latency_s > PROMPT_S:
@@ -228,6 +240,9 @@ class Service:
         if self._reload.child is not None and select.select([self._reload.child], [], [], 0)[0]:
             self._reload.finish()
 
+    def _is_command_over(self, now: float) -> bool:
+        return self._command is not None and self._command.is_over(now)
+
     def _wait(self, until: float) -> bool:
         """Wait for a wakeup, a signal or the end of the output, with a timeout; returns whether it
         was a wakeup.
@@ -240,5 +255,8 @@ class Service:
                 os.read(descriptor, 4096)
             if self._server is not None and descriptor == self._server.fileno():
                 self._server.serve()
+            if self._command is not None and descriptor == self._command.fileno():
+                self._epoll.unregister(descriptor)
+                self._command.note_end(time.monotonic())
             called |= descriptor == self.capture.program.wakeup_fd
         return called

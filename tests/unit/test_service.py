@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from skbcapd.daemon.dumps import Dumps
 from skbcapd.daemon.loop import ACT_DRAINS, TICK_S, Service
 from skbcapd.daemon.server import Server, control
 from skbcapd.errors import KernelError
@@ -344,7 +345,7 @@ def test_clients_are_served(moved: int, tmp_path: Path) -> None:
         capture.looks.clear()
         return {"moved": moved}
 
-    server.listen_unix(str(path), control(facts))
+    server.listen_unix(str(path), control(facts, Dumps(None)))
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
         client.sendall(b"status\n")
