@@ -24,6 +24,9 @@ from typing import BinaryIO, get_args
 
 import skbcapd
 from skbcapd import __version__
+from skbcapd.analysis.selectors import TEXTS
+from skbcapd.attribution.fields import FIELDS
+from skbcapd.cli import processes
 from skbcapd.cli.arguments import Commands
 from skbcapd.config import parser as config
 from skbcapd.config.settings import ROWS, Settings, Transmit
@@ -49,6 +52,9 @@ _OPTIONS: dict[str, tuple[str, str]] = {
 }
 
 
+_GROUP = "{group=Processes}"  # a page of the dialog
+
+
 def add(commands: Commands) -> None:
     """Add the command to the parser."""
     parser = commands.add(
@@ -70,6 +76,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--fifo", metavar="FILE", type=Path, help="FIFO to write the packets to")
     for key, (text, _) in _OPTIONS.items():
         parser.add_argument(_argument(key), dest=key, metavar="VALUE", help=f"setting {key}: {text}")
+    processes.add_selectors(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -93,6 +100,10 @@ def run(options: argparse.Namespace) -> int:
 def _as_root(options: argparse.Namespace) -> str:
     """A command line that does the same with sudo."""
     words = ["sudo", "skbcapd", "capture"]
+    for name in TEXTS:
+        words += [word for pattern in getattr(options, name) for word in (f"--{name}", pattern.text)]
+    words += [word for tgid in options.tgids for word in ("--pid", str(tgid))]
+    words += ["--children"] if options.children else []
     for key, value in overrides(options).items():
         if key == "interfaces":
             words += [word for name in value.split(",") for word in ("-i", name)]
@@ -104,7 +115,7 @@ def _as_root(options: argparse.Namespace) -> str:
 
 def _settings(options: argparse.Namespace) -> Settings:
     places = {key: _argument(key) for key in _OPTIONS} | {"filter": "--extcap-capture-filter"}
-    return config.default_settings(overrides(options), places)
+    return processes.chosen(config.default_settings(overrides(options), places), options)
 
 
 def answer(options: argparse.Namespace, interfaces: Sequence[str]) -> str:
@@ -197,3 +208,16 @@ def _config(interfaces: Sequence[str]) -> Iterator[str]:
         for choice in choices.get(key, []):
             chosen = "true" if choice == default else "false"
             yield f"value {{arg={number}}}{{value={choice}}}{{display={choice}}}{{default={chosen}}}"
+    for number, (name, display, doc) in enumerate(_selectors(), len(_OPTIONS)):
+        yield f"arg {{number={number}}}{{call=--{name}}}{{display={display}}}{{type=string}}{{tooltip={doc}}}{_GROUP}"
+    yield (
+        f"arg {{number={len(_OPTIONS) + len(TEXTS) + 1}}}{{call=--children}}{{display=And their descendants}}"
+        f"{{type=boolflag}}{{default=false}}{{tooltip=Keep also packets of the processes that they start.}}{_GROUP}"
+    )
+
+
+def _selectors() -> Iterator[tuple[str, str, str]]:
+    """Option, label and description of each selector of processes."""
+    for name in TEXTS:
+        yield name, FIELDS[name].title, "A glob (curl*), or a regular expression (/^curl/). Keep only matching packets."
+    yield "pid", "Process id", "Keep only packets of this process."

@@ -67,7 +67,7 @@ def test_options_are_settings() -> None:
     """
     code, sentences, err = call("--extcap-interface", "skbcapd", "--extcap-config")
     assert (code, err) == (0, "")
-    arguments = [parts for kind, parts in sentences if kind == "arg"]
+    arguments = [parts for kind, parts in sentences if kind == "arg" and "group" not in parts]
     keys = [parts["call"].removeprefix("--").replace("-", ".") for parts in arguments]
     assert keys == ["interfaces", "namespaces", "directions", "transmit", "snaplen", "buffer.size"]
     assert [parts["number"] for parts in arguments] == ["0", "1", "2", "3", "4", "5"]
@@ -82,9 +82,26 @@ def test_options_are_settings() -> None:
     assert sum(default == "true" for _, _, default in values) == 2
 
 
+def test_selectors_are_those_of_capture() -> None:
+    """The dialog has a page with the selectors of processes; each is an option that `capture` has, too."""
+    code, sentences, err = call("--extcap-interface", "skbcapd", "--extcap-config")
+    assert (code, err) == (0, "")
+    found = {parts["call"]: parts["type"] for kind, parts in sentences if kind == "arg" and "group" in parts}
+    names = ("comm", "process", "user", "unit", "container", "pod", "pid")
+    assert found == {f"--{name}": "string" for name in names} | {"--children": "boolflag"}
+    help_text = subprocess.run(
+        [sys.executable, "-m", "skbcapd", "capture", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert all(option in help_text for option in found)
+    numbers = [int(parts["number"]) for kind, parts in sentences if kind == "arg"]
+    assert numbers == list(range(len(numbers)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--extcap-interface", "skbcapd", "--extcap-config", "--process", "/(/"], "expected a glob"),
+        (["--extcap-interface", "skbcapd", "--extcap-config", "--children"], "--children alone"),
         ([], "extcap: no interface; expected --extcap-interface skbcapd"),
         (["--extcap-dlts"], "extcap: no interface"),
         (["--extcap-config", "--extcap-interface", "eth0"], "extcap: interface 'eth0'"),
@@ -120,6 +137,7 @@ def test_an_ordinary_user_is_told_the_command(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     fifo.touch()
     chosen = ["--interfaces", "eth0,wg*", "--snaplen", "96", "--transmit", "queue", "--namespaces", "web"]
+    chosen += ["--process", "a b", "--children"]
     done = subprocess.run(
         [
             *(["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []),
@@ -135,5 +153,6 @@ def test_an_ordinary_user_is_told_the_command(tmp_path: Path) -> None:
     first, hint = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (1, "")
     assert first == "skbcapd: an ordinary user cannot capture; Wireshark should not run as root"
-    command = "sudo skbcapd capture -i eth0 -i 'wg*' --set namespaces=web --set snaplen=96 -w - tcp port 443"
+    selected = "--process 'a b' --children -i eth0 -i 'wg*' --set namespaces=web --set snaplen=96"
+    command = f"sudo skbcapd capture {selected} -w - tcp port 443"
     assert hint.strip() == f"(hint) {command} | wireshark -k -i -"
