@@ -22,7 +22,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, get_args
 
-import skbcapd
 from skbcapd import __version__
 from skbcapd.analysis.selectors import TEXTS
 from skbcapd.attribution.fields import FIELDS
@@ -174,7 +173,7 @@ def open_fifo(options: argparse.Namespace) -> BinaryIO:
 
 def _help() -> str:
     """The page that Wireshark opens for the help of the interface; nothing if it is not installed."""
-    here = Path(skbcapd.__file__).parent
+    here = Path(__file__).resolve().parents[1]
     # A clone; `make install`; the Debian package.
     places = [here.parent / "docs", *(parent / "share/doc/skbcapd" for parent in (here.parents[2], here.parents[3]))]
     page = next((place / HELP for place in places if (place / HELP).is_file()), None)
