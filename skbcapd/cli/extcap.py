@@ -27,7 +27,7 @@ from skbcapd.analysis.selectors import TEXTS
 from skbcapd.attribution.fields import FIELDS
 from skbcapd.cli import processes
 from skbcapd.config import parser as config
-from skbcapd.config.settings import ROWS, Settings, Transmit
+from skbcapd.config.settings import ROWS, Payload, Settings, Transmit
 from skbcapd.daemon import app
 from skbcapd.errors import FileError, KernelError, UsageError
 from skbcapd.kernel import requirements
@@ -46,6 +46,7 @@ _OPTIONS: dict[str, tuple[str, str]] = {
     "directions": ("Directions", "selector"),
     "transmit": ("Where to capture sent packets", "selector"),
     "snaplen": ("Maximum bytes per frame", "unsigned"),
+    "payload": ("Payload", "selector"),
     "buffer.size": ("Buffer size", "string"),
 }
 
@@ -191,6 +192,7 @@ def _config(interfaces: Sequence[str]) -> Iterator[str]:
         "interfaces": [name for name in interfaces if name.isprintable() and not set(name) & set("{}")],
         "directions": ["out,in", "out", "in"],
         "transmit": list(get_args(Transmit)),
+        "payload": list(get_args(Payload)),
     }
     for number, (key, (display, kind)) in enumerate(_OPTIONS.items()):
         row = ROWS[key]

@@ -69,8 +69,8 @@ def test_options_are_settings() -> None:
     assert (code, err) == (0, "")
     arguments = [parts for kind, parts in sentences if kind == "arg" and "group" not in parts]
     keys = [parts["call"].removeprefix("--").replace("-", ".") for parts in arguments]
-    assert keys == ["interfaces", "namespaces", "directions", "transmit", "snaplen", "buffer.size"]
-    assert [parts["number"] for parts in arguments] == ["0", "1", "2", "3", "4", "5"]
+    assert keys == ["interfaces", "namespaces", "directions", "transmit", "snaplen", "payload", "buffer.size"]
+    assert [parts["number"] for parts in arguments] == ["0", "1", "2", "3", "4", "5", "6"]
     for key, parts in zip(keys, arguments, strict=True):
         assert parts["tooltip"] == ROWS[key].doc
         if key not in {"interfaces", "namespaces"}:  # none chosen: all
@@ -79,7 +79,7 @@ def test_options_are_settings() -> None:
     assert {("0", "lo", "false"), ("2", "out,in", "true"), ("2", "in", "false"), ("3", "driver", "false")} <= set(
         values
     )
-    assert sum(default == "true" for _, _, default in values) == 2
+    assert sum(default == "true" for _, _, default in values) == 3
 
 
 def test_selectors_are_those_of_capture() -> None:
