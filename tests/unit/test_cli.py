@@ -13,12 +13,13 @@ import pytest
 
 import skbcapd
 from skbcapd.capture.totals import Totals
-from skbcapd.cli import arguments
+from skbcapd.cli import arguments, capture
 from skbcapd.cli.main import command, parser
 from skbcapd.daemon.report import Report, print_link_types, print_totals
 from skbcapd.daemon.warnings import upper_interfaces
 from skbcapd.errors import ConfigError, SkbcapdError, UsageError
 from skbcapd.kernel.program import Counters
+from skbcapd.output.key_log import KeyLogs
 from tests.support import faults
 
 ROOT = Path(skbcapd.__file__).parent.parent
@@ -123,6 +124,16 @@ def test_impossible_requests(arguments: list[str], error: type[SkbcapdError], me
         faults.compare(fault, 1, str(raised.value).splitlines()[0])
     assert message in str(raised.value)
     assert raised.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("name", "is_said"), [("a.pcap", True), ("a.cap", True), ("a.pcapng", False), ("a", False)])
+def test_the_format_is_said(name: str, is_said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: FBT001
+    """A name of another format is not changed, but a line says what will be in the file."""
+    _, target = capture._output(str(tmp_path / name), "kernel", KeyLogs(()))
+    target.close()
+    remedy = f"skbcapd extract {tmp_path / name} -w OUT --format pcap"
+    expected = f"{tmp_path / name} will be pcapng; for the older format: {remedy}\n"
+    assert capsys.readouterr().err == expected * is_said
 
 
 def test_a_usage_error_has_a_hint() -> None:
