@@ -15,7 +15,7 @@ import skbcapd
 from skbcapd.capture.totals import Totals
 from skbcapd.cli import arguments, capture
 from skbcapd.cli.main import command, parser
-from skbcapd.daemon.report import Report, print_link_types, print_totals
+from skbcapd.daemon.report import Report, print_descendants, print_link_types, print_totals
 from skbcapd.daemon.warnings import upper_interfaces
 from skbcapd.errors import ConfigError, SkbcapdError, UsageError
 from skbcapd.kernel.program import Counters
@@ -215,6 +215,22 @@ def test_several_link_types_are_said(capsys: pytest.CaptureFixture[str]) -> None
     print_link_types([1, 101], Path("a\x1b.pcapng"))
     said = "several link types (ethernet, raw), and many programs read only one; for one file each: "
     assert capsys.readouterr().err == said + "skbcapd split a\\x1b.pcapng --by link-type\n"
+
+
+@pytest.mark.parametrize(
+    ("tgids", "shown"),
+    [
+        ([], ""),
+        ([7], "1 processes of the command still run (7)"),
+        (list(range(7, 20)), "7, 8, 9, 10, 11, 12, 13, ...)"),
+    ],
+)
+def test_processes_that_run_longer(tgids: list[int], shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Some ids are printed, with the command that captures them further."""
+    print_descendants(tgids)
+    said = capsys.readouterr().err
+    assert shown in said
+    assert said.endswith("skbcapd capture --pid 7 --children\n") == bool(tgids)
 
 
 class Counted:
