@@ -71,7 +71,7 @@ class Capture:
         plan: which packets are kept, and how they are written.
         machine: lookups.
         limit: stop after so many packets; 0 for no limit.
-        ask_for_dump: called with the name of a rule with `action: dump`.
+        ask_for_dump: called with the name of a rule with `action: dump`, and its `dump_after` in seconds.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Capture:
         plan: Plan,
         machine: Machine,
         limit: int = 0,
-        ask_for_dump: Callable[[str], None] = lambda _why: None,
+        ask_for_dump: Callable[[str, int], None] = lambda _why, _after_s: None,
     ) -> None:
         self.program, self.output, self._plan, self._machine = program, output, plan, machine
         self._tally = tally = Tally()

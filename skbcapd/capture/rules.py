@@ -80,6 +80,7 @@ class Verdict:
         snaplen: bytes kept of each frame; 0: the setting snaplen.
         filter: number of the packet filter of the rule; 0: no filter.
         dump: number (from 1) of a rule with `action: dump`; 0: none.
+        dump_after_s: seconds for which the dump continues.
         is_unattributed: dropped by a rule for all other packets, and its process is not known for certain.
     """
 
@@ -87,6 +88,7 @@ class Verdict:
     snaplen: int = 0
     filter: int = 0
     dump: int = 0
+    dump_after_s: int = 0
     is_unattributed: bool = False
 
 
@@ -142,7 +144,12 @@ class Rules:
                 if rule.action == "drop":
                     return Verdict(keeps=False, is_unattributed=not (rule.conditions or self._is_known(subject)))
                 dump = at + 1 if rule.action == "dump" else 0
-                return Verdict(snaplen=rule.snaplen or 0, filter=self._numbers.get(at, 0), dump=dump)
+                return Verdict(
+                    snaplen=rule.snaplen or 0,
+                    filter=self._numbers.get(at, 0),
+                    dump=dump,
+                    dump_after_s=rule.dump_after or 0,
+                )
         return Verdict()
 
     def _is_known(self, subject: Subject) -> bool:

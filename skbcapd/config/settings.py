@@ -56,6 +56,12 @@ Via = Literal["current", "socket", "flow", "inode", "path", "kernel", "forwarded
 Level = Literal["debug", "info", "warning", "error"]
 
 
+AFTER = Quantity("a duration", "1s", "1h", DURATION)
+"""How long a dump continues after its trigger."""
+SINCE = Quantity("a duration", "1s", "366d", DURATION)
+"""How far back a dump begins."""
+
+
 @dataclass(frozen=True, slots=True)
 class Records:
     """A list of rules."""
@@ -150,7 +156,13 @@ class Files:
         "64MiB",
         Quantity("a size", "8MiB", "4GiB", SIZE),
         "Size of the ring buffer (mode: ring), in addition to buffer.size. When it is full, the oldest packets are "
-        "discarded, up to 2 MiB of them at a time.",
+        "discarded, up to 2 MiB of them at a time. `skbcapd status` shows for how long it lasts at the current rate.",
+    )
+    ring_time: int = _key(
+        "0",
+        Quantity("a duration", "1s", "366d", DURATION, "no limit"),
+        "Discard packets from the ring buffer when they are older than this, for example 5m. files.ring limits it, "
+        "too: with more traffic, it holds less time.",
     )
     name: str = _key(
         "skbcapd-{host}-{time}-{number}.pcapng",
@@ -232,8 +244,8 @@ class Control:
         "/run/skbcapd/control",
         SOCKET,
         "UNIX socket on which the daemon answers `skbcapd status`. The user and the group of the daemon can connect. "
-        "The answer has counters, processes and settings, but no packets. The socket accepts no commands. Each daemon "
-        "needs its own socket.",
+        "The answer has counters, processes and settings, but no packets. `skbcapd dump` uses it, too, but only root "
+        "and the user of the daemon can order a dump. Each daemon needs its own socket.",
     )
 
 
@@ -276,6 +288,10 @@ class Rule:
         _words(Action),
         "keep (default); drop; dump: keep, and write the ring buffer (files.mode: ring) to a file",
     )
+    dump_after: int | None = _part(
+        AFTER,
+        "with action: dump, how long the dump continues after a packet of this rule",
+    )
     snaplen: int | None = _part(
         Quantity("a whole number of bytes", "64", "262144", BYTES), "maximum number of bytes to keep of each frame"
     )
@@ -298,13 +314,15 @@ class Rule:
     @property
     def conditions(self) -> set[str]:
         """The conditions that are present."""
-        return self.given.keys() - {"children", "action", "snaplen", "filter"}
+        return self.given.keys() - {"children", "action", "dump_after", "snaplen", "filter"}
 
     @property
     def contradiction(self) -> str:
         """A message about keys that exclude each other; empty if there are none."""
         if self.action == "drop" and (self.snaplen is not None or self.filter is not None):
             return "found drop beside snaplen or filter, expected one or the other"
+        if self.dump_after is not None and self.action != "dump":
+            return "found dump_after without action: dump, expected both or none"
         if self.children and not self.fields:
             return "found children without a condition on a process, expected one, such as comm"
         return ""

@@ -26,6 +26,7 @@ from skbcapd.capture.plan import compile_filters, plan_for
 from skbcapd.capture.reload import Reload
 from skbcapd.config.settings import Settings
 from skbcapd.daemon.command import Command
+from skbcapd.daemon.dumps import Dumps
 from skbcapd.daemon.endpoints import Endpoints
 from skbcapd.daemon.log import LOG
 from skbcapd.daemon.loop import Service
@@ -113,7 +114,7 @@ def files(settings: Settings, key_logs: KeyLogs | None = None) -> Files:
     if wanted.mode == "ring":
         limits = Limits(size_limit(wanted.size))
         dumps = RotatingOutput(place, limits, settings.encode, compressor, on_demand=True, key_logs=key_logs)
-        return Recorder(dumps, wanted.ring, settings.encode)
+        return Recorder(dumps, wanted.ring, wanted.ring_time, settings.encode)
     limits = Limits(size_limit(wanted.size), wanted.every, wanted.packets)
     return RotatingOutput(place, limits, settings.encode, compressor, wanted.flush, key_logs=key_logs)
 
@@ -231,7 +232,7 @@ def _make_endpoints(capture: Capture, output: Files, settings: Settings, reload:
     statistics = Statistics(
         capture, output, lambda: in_force(settings, reload.settings), log_dropped=lambda: LOG.dropped
     )
-    return Endpoints(settings, statistics)
+    return Endpoints(settings, statistics, Dumps(output.orders if isinstance(output, Recorder) else None))
 
 
 def _make_capture(run: Run) -> Capture:
@@ -244,7 +245,7 @@ def _make_capture(run: Run) -> Capture:
         plan_for(settings, filters),
         Machine(sockets.Holders().find, sockets.all_holders, sockets.flows, Namespaces().describe),
         limit=run.count,
-        ask_for_dump=target.ask if isinstance(target, Recorder) else lambda _why: None,
+        ask_for_dump=target.ask if isinstance(target, Recorder) else lambda _why, _after_s: None,
     )
 
 

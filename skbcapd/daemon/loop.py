@@ -30,7 +30,7 @@ from skbcapd.output.interface import PROMPT_S
 BUSY_S = 0.01  # interval of polling a busy output
 TICK_S = 1.0
 ACT_DRAINS = 4  # at most, before the action of a signal
-ACT_S = 0.25  # the shortest time between two actions of signals: many signals must not use all of the time
+ACT_S = 0.25  # the shortest time between two actions of signals
 HELD_BACK = {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 """Signals that end a process without a handler; see `hold_back_signals`."""
 
@@ -122,19 +122,30 @@ class Service:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number in self._actions:
-            if number not in self._asked:
+            self._hold_back(number)
+            if number not in self._asked:  # it may have arrived again before it was blocked
                 self._asked.append(number)
         elif self._command is not None:
             self._stopping = not self._command.pass_on(number)
         elif number == signal.SIGHUP:
+            self._hold_back(number)
             self._wants_reload = True
         else:
             self._stopping = True
 
+    @staticmethod
+    def _hold_back(number: int) -> None:
+        """Block a signal until it is obeyed: very many signals must not use all of the time."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+
     def _ignore_signals(self) -> None:
         """The capture is over: Python resets handlers at its end, and then a late signal would be the exit code."""
-        for number in (signal.SIGINT, signal.SIGTERM, *self._actions, *([signal.SIGHUP] if self._reload else [])):
+        numbers = {signal.SIGINT, signal.SIGTERM, *self._actions, *([signal.SIGHUP] if self._reload else [])}
+        # Python has no handler for a signal that arrives while it is removed.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        for number in numbers:
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked - HELD_BACK)
 
     def _watch(self) -> None:
         self._epoll.register(self._signals, select.EPOLLIN)
@@ -160,7 +171,7 @@ class Service:
             moved = capture.drain()
             # A dump or a file has the packets from before the signal, unless draining them takes too long.
             if drains and (drains >= ACT_DRAINS or not capture.has_more):
-                self._act(now)
+                self._act()
                 drains = 0
             if capture.output.needs_renumbering:
                 capture.renumber()
@@ -175,7 +186,7 @@ class Service:
             self._pause(min(end, self._act_at) if self._asked else end, has_packets=bool(moved))
         if self._asked:  # a signal for a dump or a new file, and then the end: it still applies
             capture.drain()
-            self._act(now)
+            self._act()
 
     def _pause(self, end: float, *, has_packets: bool) -> None:
         """Wait until it is time for the next drain.
@@ -222,13 +233,14 @@ class Service:
             self.capture.program.set_clock()
             self._tick()
 
-    def _act(self, now: float) -> None:
+    def _act(self) -> None:
         """Do the actions of the signals that have arrived."""
         asked, self._asked = self._asked, []
         if asked:
-            self._act_at = now + ACT_S
+            self._act_at = time.monotonic() + ACT_S
         for number in asked:
             self._actions[number]()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
 
     def _continue_reload(self) -> None:
         """Start a reload, or finish it when its child is done; never waits."""
@@ -237,6 +249,7 @@ class Service:
         if self._wants_reload:
             self._wants_reload = False
             self._reload.begin()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         if self._reload.child is not None and select.select([self._reload.child], [], [], 0)[0]:
             self._reload.finish()
 

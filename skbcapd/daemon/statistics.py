@@ -137,6 +137,11 @@ class Output(Protocol):
         ...
 
     @property
+    def memory(self) -> dict[str, Any] | None:
+        """The state of the memory; None: files.mode is files."""
+        ...
+
+    @property
     def deleted(self) -> tuple[int, int]:
         """Number and bytes of files that retention has deleted."""
         ...
@@ -221,6 +226,7 @@ class Statistics:
                 **dict(zip(("deleted_files", "deleted_bytes"), self._output.deleted, strict=True)),
                 **dict(zip(("dumps_refused", "dump_refusal"), self._output.refused, strict=True)),
             },
+            "memory": self._output.memory,
             "log": {"dropped": self._log_dropped()},
             "settings": {key: _plain(reduce(getattr, key.split("."), settings)) for key in ROWS},
         }

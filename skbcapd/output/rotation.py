@@ -28,7 +28,7 @@ _LOG = logging.getLogger(__name__)
 class RotatingOutput(FileSeries):
     """An Output that writes several files; for the arguments see FileSeries."""
 
-    dumped = None
+    dumped = memory = None
     refused = 0, ""
     latency_s = FILE_S
 

@@ -31,6 +31,7 @@ import enum
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from skbcapd.attribution.processes import Process
@@ -56,6 +57,7 @@ _ROOM = 1 << 25
 _ROOM_EVERY = 1 << 24  # bytes written between two checks of free space
 _RETRY_S = 1.0
 _FIRST_S = 5.0  # for the first file: nothing is captured yet
+PATHS_MAX = 1024
 _INTERFACES_MAX = 4096  # with so many interfaces the next file begins; each file lists them all
 _INTERFACES_LISTED = 64  # with more interfaces, most of them unused, the list starts again
 
@@ -352,6 +354,8 @@ class FileSeries:
             for path in directory.plain():
                 compressor.add(path)
         self._is_late_logged = False
+        self.paths: deque[str] = deque(maxlen=PATHS_MAX)
+        """Names that the files since the last `begin` have when they are finished; the last ones of many."""
         if not on_demand:
             self._directory.clean()
             try:
@@ -392,6 +396,7 @@ class FileSeries:
         """
         if self.state is not State.WRITING:
             self._directory.clean(_RESUME_ROOM)
+            self.paths.clear()
             self._begin(room=0)
 
     def rest(self, snapshot: Snapshot) -> None:
@@ -489,6 +494,7 @@ class FileSeries:
         # The packets of a dump can be as old as the oldest lines.
         secrets = secrets_for(file, self._key_logs, float("inf") if self._on_demand else OVERLAP_S)
         self._ledger.work = Work(file, self._encode, self._prologue, self._triggers, self._clock(), secrets)
+        self.paths.append(str(file.path))
         self._directory.begin(file)  # a file without packets is a capture file, too
         self.state = State.WRITING
 

@@ -21,6 +21,7 @@ from skbcapd.kernel.marker import Marker
 from skbcapd.kernel.program import Counters
 from skbcapd.kernel.segments import Packet
 from skbcapd.output.interface import FILE_S, Snapshot, Statistics
+from skbcapd.output.memory import Memory
 from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.pcapng.blocks import PACKET, walk
@@ -239,6 +240,7 @@ class Output(Recording):
     path = "/var/log/skbcapd/a.pcapng.part"
     deleted = (3, 3072)
     refused = (2, "no space")
+    memory: dict[str, Any] | None = Memory(8 << 20, 300).reach().facts | {"dump": None}
     late = 0  # packets that it reports as dropped at the second flush
     _is_asked = False
 

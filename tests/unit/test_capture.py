@@ -802,12 +802,15 @@ def test_a_rule_asks_for_a_dump_at_each_packet() -> None:
     """Packets of a rule with `dump` are written and request a dump; their label has no options, so
     all come to Python.
     """
-    asked: list[str] = []
-    rig = ruled("[{comm: chronyd, filter: udp port 123, action: dump}]", ask_for_dump=asked.append)
+    asked: list[tuple[str, int]] = []
+    rig = ruled(
+        "[{comm: chronyd, filter: udp port 123, action: dump, dump_after: 1m}]",
+        ask_for_dump=lambda *words: asked.append(words),
+    )
     rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME), upcall(NTP_FRAME, comm=b"other", tid=1060), upcall(bytes(60)))
 
     assert rig.output.frames == [NTP_FRAME] * 3
-    assert asked == ["rules[1]"] * 2
+    assert asked == [("rules[1]", 60)] * 2
     stamps = [unpacked(label)["options"] for label in rig.program.labels.values()]
     assert stamps == [b"", *(stamp.options for stamp in rig.output.stamps[2:])]
 

@@ -15,7 +15,7 @@ from skbcapd.cli import main, status
 from skbcapd.config.settings import ROWS
 from skbcapd.daemon import log, server, statistics
 from skbcapd.kernel import abi
-from skbcapd.output import block_writer, pcapng_output
+from skbcapd.output import block_writer, dump, pcapng_output, series
 from skbcapd.pcapng import reader
 from tests.support.rig import Scene
 
@@ -28,6 +28,7 @@ _PLACEHOLDERS = {
     "BYTES": "96",
     "NAME": "eth0",
     "DIR": "parts",
+    "DURATION": "10s",
     "FIELD": "tgid",
     "FILTER": "tcp",
     "ID": "1",
@@ -133,6 +134,9 @@ def test_the_keys_of_the_status_are_in_the_manual() -> None:
 
 
 LIMITS = (
+    ("a dump that further triggers extend", f"{dump.AFTER_MAX_S / 3600:g} h"),
+    ("orders of `skbcapd dump`", f"{dump.ORDERS_MAX} each"),
+    ("names of the files of a dump", f"{series.PATHS_MAX:,}"),
     ("bytes that wait for a disk", f"{block_writer.QUEUE_MAX >> 20} MiB"),
     ("wait for the disk when a capture ends", f"{block_writer.STOP_S:g} s"),
     ("labels in the kernel", f"{abi.LABELS_MAX:,}"),
