@@ -218,6 +218,7 @@ class Statistics:
             "packets": {"seen": seen, **packets, "pending": pending},
             "dropped": dropped,
             "missed": totals.missed,
+            "buffer_size": program.geometry.size,
             "interfaces": capture.interface_count,
             "by_interface": _by_interface(capture.interfaces.counts()),
             "labels": capture.labels,

@@ -298,6 +298,11 @@ class Geometry:
         return cls(max(4, 1 << ((size // SEGMENT_SIZE).bit_length() - 1) if size >= SEGMENT_SIZE else 4))
 
     @property
+    def size(self) -> int:
+        """Bytes for packets."""
+        return self.segment_count * SEGMENT_SIZE
+
+    @property
     def control_size(self) -> int:
         """Bytes of struct control."""
         return 8 * (STATES + self.segment_count * STATE_WORDS)
