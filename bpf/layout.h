@@ -221,7 +221,7 @@ struct control {
 	u64 own_net;	   /* net_cookie of the self-test: its packets pass all filters; 0: none */
 	u64 filtered;	   /* 1: there is a packet filter 0, for all packets */
 	u64 generation;	   /* of the rules: labels of another generation are not valid */
-	u64 wired;	   /* 1: there are flows on the wire (written by the program) */
+	u64 wired;	   /* number of changes of flows on the wire (written by the program) */
 	u64 pad1[5];
 	/* Written by both. */
 	u64 questions; /* number of sockets that Python may still look up; set in each drain */

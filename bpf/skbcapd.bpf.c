@@ -145,7 +145,12 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 	    sk = direction == OUT ? packet->sk : 0;
 	struct origin origin = {};
 	u64 is_known = 0, follows = 0;
-	u32 via, linked = is_stacked(dev) | packet->guard | (direction == IN && control->wired);
+	/*
+	 * What a socket sends on an interface like a network card is on no other interface later. What is
+	 * received there can be, where it is translated.
+	 */
+	u32 via, linked = is_stacked(dev) |
+			  (direction == IN ? packet->guard | any(control->wired) : control->nothing);
 
 	if (!sighting)
 		return;
