@@ -25,8 +25,23 @@ enum via {
 /* Which packet wakes Python; see struct control. A buffer that fills up always does. */
 enum sleep { SLEEP_NOT, SLEEP_UNTIL_PACKET, SLEEP_UNTIL_UPCALL };
 
-/* Outcomes of the packets of an interface slot; indexes of struct counters. */
-enum counter { SEEN, DELIVERED, FILTERED, LOST_FULL, LOST_CONTENDED, LOST_START, DUPLICATE };
+/*
+ * Outcomes of the packets of an interface slot; indexes of struct counters. WIRE_BYTES: the lengths
+ * of the delivered packets on the wire, added up. OTHER_INTERFACES: the interface is not captured.
+ * UNATTRIBUTED: rules keep the packets of some processes, and the packet's process is not known.
+ */
+enum counter {
+	SEEN,
+	DELIVERED,
+	WIRE_BYTES,
+	FILTERED,
+	LOST_FULL,
+	LOST_CONTENDED,
+	LOST_START,
+	DUPLICATE,
+	OTHER_INTERFACES,
+	UNATTRIBUTED,
+};
 
 /* Blocks of local types (most significant bit set): never in a file, always rewritten by Python. */
 #define BLOCK_PACKET 6
@@ -78,10 +93,11 @@ struct label {
 	u32 interface_id; /* interface block in the file */
 	u32 slot;	  /* row of `counters` */
 	u32 snaplen;	  /* bytes of the frame to keep; 0: drop the packet */
-	u32 filter;	  /* number of the packet filter for its packets; 0: none */
+	u32 filter; /* number of the packet filter for its packets; 0: none. Of dropped packets: whether they are UNATTRIBUTED */
 	u32 generation;	  /* of its rules */
 	u32 options_len;  /* bytes of `options`, a multiple of 4; 0: Python decides each time */
 	u32 flags_at;	  /* offset in `options` of epb_flags; 8 bytes later: epb_packetid */
+	u64 headers_only; /* 1: nothing behind the last known header is kept (payload.h) */
 	u8 options[OPTIONS_MAX];
 };
 
@@ -163,6 +179,12 @@ struct counters {
 	u64 of[COUNTERS];
 };
 
+/* A process of which Python wants to know the descendants (`root`), or one of these. */
+struct descendant {
+	u64 start; /* of the process, ns since boot, or somewhat less */
+	u64 root;  /* process id */
+};
+
 /* The end of a BLOCK_UPCALL: all data that Python needs to make a label and an interface. */
 struct upcall {
 	struct key key;
@@ -180,6 +202,7 @@ struct upcall {
 	u16 device_type; /* ARPHRD_* */
 	u8 addr_len;
 	u8 spare[1];
+	u64 payload; /* offset of the payload in the frame */
 };
 
 /*
@@ -222,7 +245,8 @@ struct control {
 	u64 filtered;	   /* 1: there is a packet filter 0, for all packets */
 	u64 generation;	   /* of the rules: labels of another generation are not valid */
 	u64 wired;	   /* number of changes of flows on the wire (written by the program) */
-	u64 pad1[5];
+	u64 headers_only;  /* as in struct label, for packets without a label */
+	u64 pad1[4];
 	/* Written by both. */
 	u64 questions; /* number of sockets that Python may still look up; set in each drain */
 	u64 pad2[7];
@@ -244,6 +268,7 @@ BPF_TABLE("lru_hash", u64, struct group, groups, GROUPS_MAX);
 /* By process id: the time of its last fork, ns since boot; 0: never. */
 BPF_TABLE("lru_hash", u32, u64, forks, FORKS_MAX);
 BPF_TABLE("lru_hash", struct fragment, struct owner, fragments, FRAGMENTS_MAX);
+BPF_TABLE("lru_hash", u32, struct descendant, descendants, DESCENDANTS_MAX); /* by process id */
 BPF_PERCPU_ARRAY(counters, struct counters, SLOTS);
 BPF_RINGBUF_OUTPUT(wakeups, 1);
 
@@ -257,4 +282,15 @@ static inline void count(u32 slot, enum counter counter)
 
 	if (row)
 		__sync_fetch_and_add(&row->of[counter], 1);
+}
+
+/* Counts a packet of a slot as delivered, with its length on the wire. */
+static inline void count_delivered(u32 slot, u32 wire_len)
+{
+	struct counters *row = counters.lookup(&slot);
+
+	if (row) {
+		__sync_fetch_and_add(&row->of[DELIVERED], 1);
+		__sync_fetch_and_add(&row->of[WIRE_BYTES], wire_len);
+	}
 }

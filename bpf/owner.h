@@ -309,15 +309,35 @@ static inline int is_shared(u64 sk, struct owner *owner)
 	       (owner->time == SHARED_AT_USE || may_have_forked(owner->user.tgid, owner->time));
 }
 
+/*
+ * The child of a descendant is one, too, whatever becomes of its parent. Each new process passes
+ * here, so an entry never belongs to an earlier process with the same id.
+ */
+static inline void record_descent(u32 parent, u32 tgid, u8 *child)
+{
+	struct descendant *known = descendants.lookup(&parent);
+
+	if (known) {
+		struct descendant born = {.start = FIELD(u64, child, TASK_START), .root = known->root};
+
+		descendants.update(&tgid, &born);
+	} else {
+		descendants.delete(&tgid);
+	}
+}
+
 /* `current` has forked, or created a thread. */
 static inline void record_fork(u8 *child)
 {
 	u8 *task = current_task();
-	u32 tgid = TASK(task, u32, TGID);
+	u32 tgid = TASK(task, u32, TGID), forked = FIELD(u32, child, TASK_TGID);
 	u64 now = bpf_ktime_get_ns();
 
-	if (FIELD(u32, child, TASK_TGID) != tgid && forks.lookup(&tgid))
+	if (forked == tgid)
+		return;
+	if (forks.lookup(&tgid))
 		forks.update(&tgid, &now);
+	record_descent(tgid, forked, child);
 }
 
 /*
@@ -867,30 +887,33 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 	if (!sock)
 		return SKB(skb, u32, SKB_IIF) ? VIA_FORWARDED : VIA_KERNEL;
 	u32 asks = may_ask(FIELD(u16, whole, SOCK_PROTOCOL), SOCK(sock, u8, STATE));
+	u64 via = VIA_CURRENT;
 
+	FORGET(asks, control->nothing); /* renew_flow is verified once for all of its callers */
 	if (is_first && is_sent_by_current(ctx, control, packet, sock, whole)) {
-		if (asks)
-			renew_flow(packet, skb, 0);
 		note_use(packet);
-		return VIA_CURRENT;
-	}
-	sock = &work->sock;
-	READ(sock, sizeof(*sock), packet->sk);
-	u32 is_request = SOCK(sock, u8, STATE) == TCP_NEW_SYN_RECV;
-
-	if (is_request) {
-		flow_of_socket(sock, IPPROTO_TCP, &work->flow);
-		packet->sk = SOCK(sock, u64, LISTENER);
+	} else {
+		sock = &work->sock;
 		READ(sock, sizeof(*sock), packet->sk);
-	} else if (!is_user_socket(sock)) {
-		return find_sender_by_flow(packet, skb);
-	}
-	u64 inode = packet->inode = socket_inode(packet->sk);
-	enum via via = find_sender_by_socket(control, packet, skb, is_request);
+		u32 is_request = SOCK(sock, u8, STATE) == TCP_NEW_SYN_RECV;
 
-	if (is_request)
-		enter_request(packet, inode, via);
-	else if (asks)
+		if (is_request) {
+			flow_of_socket(sock, IPPROTO_TCP, &work->flow);
+			packet->sk = SOCK(sock, u64, LISTENER);
+			READ(sock, sizeof(*sock), packet->sk);
+		} else if (!is_user_socket(sock)) {
+			return find_sender_by_flow(packet, skb);
+		}
+		u64 inode = packet->inode = socket_inode(packet->sk);
+
+		via = find_sender_by_socket(control, packet, skb, is_request);
+		if (is_request) {
+			enter_request(packet, inode, via);
+			return via;
+		}
+	}
+	FORGET(via, control->nothing);
+	if (asks)
 		renew_flow(packet, skb, via == VIA_GROUP);
 	return via;
 }

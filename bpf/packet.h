@@ -7,7 +7,8 @@
  * next.
  */
 
-#define GUARDS 8 /* a power of two */
+#define GUARDS	      8 /* a power of two */
+#define PAYLOAD_FOUND (1ULL << 32)
 
 /* Whether addresses prove the receiver on an interface (guard.h). */
 struct guard {
@@ -16,7 +17,31 @@ struct guard {
 	u64 is_up; /* 1: they do not */
 };
 
+enum role { SENDS, GETS };
+
+/* The origin of a followed packet. */
+struct origin {
+	u64 role;	/* enum role of the process */
+	u64 sk;		/* the socket that it uses, if known; for a SYN-ACK the listener */
+	u64 identity;	/* of that socket, if Python must look up its process; otherwise 0 */
+	u64 is_request; /* a SYN-ACK: the process that will accept the connection is not certain */
+};
+
 #define ENTERED_BITS 4
+
+/*
+ * A packet on one of the interfaces that it passes. It is in the record of the packet and not in
+ * variables, because the verifier does not follow values in maps: all paths that have set it have
+ * one state after a barrier(), and the code after that is verified once.
+ */
+struct passage {
+	u64 place;    /* namespace, interface, and direction */
+	u64 sk;	      /* the socket on which it is sent, if any */
+	u64 is_known; /* it was seen before */
+	u64 follows;  /* it keeps the process that was found then */
+	u64 linked;   /* it can be on another interface, too */
+	struct origin origin;
+};
 
 struct packet {
 	struct reservation reservation; /* of the block */
@@ -37,6 +62,7 @@ struct packet {
 	u64 linear_end;			/* address of the end of the linear part */
 	u64 time;			/* ns since boot, without suspend */
 	u64 packet_id;			/* epb_packetid; 0: none */
+	u64 payload;			/* PAYLOAD_FOUND | its offset in the frame; 0: not searched */
 	u64 filter;			/* number of the packet filter to run, then of the last one */
 	u64 is_known;			/* seen before, on another interface */
 	u64 taken;			/* enum taken, on that interface */
@@ -50,6 +76,7 @@ struct packet {
 	u64 sent[3];			/* the last recorded use of a socket: see note_use */
 	struct key key;
 	struct user user;
+	struct passage passage;
 	u64 device_name[2];
 	struct shared shared;
 	struct workspace work;
@@ -121,7 +148,8 @@ static inline void init_packet(struct packet *packet, struct skb *skb, void *arg
 	if (packet->key.ifindex != ifindex || packet->key.net != cookie || packet->device_name[0] != name0 ||
 	    packet->device_name[1] != name1)
 		packet->verdict = 0;
-	packet->inode = packet->packet_id = packet->is_known = packet->filter = packet->refused = 0;
+	packet->inode = packet->packet_id = packet->is_known = packet->filter = packet->refused =
+		packet->payload = 0;
 	packet->time = bpf_ktime_get_ns();
 	packet->dev = (u64)dev;
 	packet->net = (u64)net;

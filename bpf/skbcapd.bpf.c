@@ -8,6 +8,8 @@
  * 3. filter: does the packet match? Only with a packet filter.
  * 4. process: who sent it, or will get it?
  * 5. block: its label, space in a segment, all of the block but the frame.
+ *    payload: where its payload begins. Only if the label does not allow payload, or without a label;
+ *    then stage 5 again.
  * 6. frame: the frame is copied, and the block is given to the reader.
  *
  * This file has the stages in that order, and at its end the programs that the kernel calls. The
@@ -25,6 +27,8 @@
  *   receiver.h  the receiver of a packet
  *   sighting.h  packets that were seen on another device
  *   path.h      the process of a packet that only passes
+ *   window.h    the first bytes of a frame in one piece
+ *   payload.h   where the payload of a packet begins
  *   block.h     the label and the block of a packet
  *   filter.h    packet filters
  *   measure.h   what is measured once, at start
@@ -44,6 +48,8 @@
 #include "receiver.h"
 #include "sighting.h"
 #include "path.h"
+#include "window.h"
+#include "payload.h"
 #include "block.h"
 #include "measure.h"
 
@@ -56,8 +62,8 @@
  * functions of one type, and the hook at the driver has another type than the one for received
  * frames: so there are two maps.
  */
-enum stage { STAGE_GUARD, STAGE_FILTER, STAGE_PROCESS, STAGE_BLOCK, STAGE_FRAME };
-#define STAGES 5
+enum stage { STAGE_GUARD, STAGE_FILTER, STAGE_PROCESS, STAGE_BLOCK, STAGE_FRAME, STAGE_PAYLOAD };
+#define STAGES 6
 BPF_PROG_ARRAY(stages_out, STAGES);
 BPF_PROG_ARRAY(stages_in, STAGES);
 
@@ -98,14 +104,15 @@ static inline int is_process_kept(struct control *control, struct packet *packet
 }
 
 /*
- * Finds the process of a packet that does not keep one, and sets `origin`, with which the packet is
- * followed. Returns how the process was found.
+ * Finds the process of a packet that does not keep one, and sets `origin` of its passage, with which
+ * the packet is followed. Returns how the process was found.
  */
 static inline enum via find_process(void *ctx, struct control *control, struct packet *packet,
-				    struct skb *skb, u64 sk, const u32 direction, const int only_record,
-				    struct origin *origin)
+				    struct skb *skb, const u32 direction, const int only_record)
 {
 	struct sock_head *sock = &packet->work.sock;
+	struct passage *passage = &packet->passage;
+	struct origin *origin = &passage->origin;
 	enum via via;
 
 	__builtin_memset(&packet->user, 0, sizeof(packet->user));
@@ -117,7 +124,7 @@ static inline enum via find_process(void *ctx, struct control *control, struct p
 		 */
 		origin->role = via == VIA_KERNEL ? GETS : SENDS;
 		origin->sk = via == VIA_FLOW ? 0 : packet->sk;
-		origin->is_request = packet->sk != sk;
+		origin->is_request = packet->sk != passage->sk;
 		origin->identity = via == VIA_UNRESOLVED || via == VIA_GROUP ? SOCK_IDENTITY(sock) : 0;
 		return via;
 	}
@@ -129,31 +136,24 @@ static inline enum via find_process(void *ctx, struct control *control, struct p
 	return find_by_wire_flow(control, packet, skb);
 }
 
-/*
- * Finds the process of the packet, and stores where the packet was seen. With `only_record`, it
- * does only that: at the queue, for the hook at the driver, where another process may be running.
- */
-static inline void identify(void *ctx, struct control *control, struct packet *packet, struct skb *skb,
-			    const u32 direction, const int only_record)
+/* Whether the packet was seen before, and keeps the process that was found then. */
+static inline void begin_passage(struct control *control, struct packet *packet, struct skb *skb,
+				 struct sighting *sighting, const u32 direction)
 {
+	struct passage *passage = &packet->passage;
 	struct key *key = &packet->key;
 	u64 address = packet->address;
-	struct sighting *sighting = find_sighting(address);
 	u8 *dev = SKB(skb, u8 *, DEV);
 	/* The socket of a received packet belongs to its sender, if it has one. */
 	u64 place = key->net << 33 ^ (u64)key->ifindex << 1 ^ direction & 1,
-	    sk = direction == OUT ? packet->sk : 0;
-	struct origin origin = {};
-	u64 is_known = 0, follows = 0;
+	    sk = direction == OUT ? packet->sk : 0, is_known = 0;
 	/*
 	 * What a socket sends on an interface like a network card is on no other interface later. What is
 	 * received there can be, where it is translated.
 	 */
-	u32 via, linked = is_stacked(dev) |
-			  (direction == IN ? packet->guard | any(control->wired) : control->nothing);
+	u32 linked =
+		is_stacked(dev) | (direction == IN ? packet->guard | any(control->wired) : control->nothing);
 
-	if (!sighting)
-		return;
 	if (linked || sighting->skb == address || (control->wired && !sk)) {
 		packet->fingerprint = fingerprint_of(packet, skb);
 		if (direction == OUT || is_handed_on(dev))
@@ -161,40 +161,76 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 	}
 	packet->is_known = is_known && sighting->count;
 	packet->taken = is_known ? sighting->taken : NOT_TAKEN;
-	linked |= packet->is_known;
-	follows = is_known && is_process_kept(control, packet, skb, sighting, sk, direction);
-	if (follows) {
-		origin = sighting->origin;
+	passage->place = place;
+	passage->sk = sk;
+	passage->is_known = is_known;
+	passage->linked = linked | packet->is_known;
+	passage->follows = is_known && is_process_kept(control, packet, skb, sighting, sk, direction);
+	__builtin_memset(&passage->origin, 0, sizeof(passage->origin));
+}
+
+/* Stores where the packet was seen, its process, and, where it leaves, the process for its answer. */
+static inline void end_passage(struct control *control, struct packet *packet, struct skb *skb,
+			       struct sighting *sighting, const u32 direction, const int only_record)
+{
+	struct passage *passage = &packet->passage;
+	struct origin *origin = &passage->origin;
+	u64 address = packet->address;
+	u32 via = packet->key.via;
+
+	if (direction == OUT && !only_record && origin->role == SENDS &&
+	    ((packet->guard && via != VIA_KERNEL && (origin->sk || via != VIA_UNKNOWN)) ||
+	     (passage->follows && !passage->sk) || (control->wired && via == VIA_FORWARDED)))
+		enter_wire_flow(control, packet, skb, origin);
+	barrier();
+	if (!passage->linked && !only_record) {
+		if (sighting->skb == address) /* it belongs to another packet now */
+			sighting->skb = 0;
+		return;
+	}
+	note_sighting(sighting, packet, address, passage->place, passage->is_known, only_record);
+	packet->packet_id = passage->linked ? sighting->id : 0;
+	if (passage->is_known && direction == IN && !passage->follows && sighting->origin.role == SENDS)
+		return; /* it has been received: its sender stays known */
+	if (!passage->is_known || passage->sk)
+		sighting->sk = passage->sk;
+	if (passage->follows && !packet->user.tgid)
+		return; /* it is not decided yet */
+	sighting->user = packet->user;
+	sighting->via = packet->key.via;
+	sighting->origin = *origin;
+}
+
+/*
+ * Finds the process of the packet, and stores where the packet was seen. With `only_record`, it
+ * does only that: at the queue, for the hook at the driver, where another process may be running.
+ */
+static inline void identify(void *ctx, struct control *control, struct packet *packet, struct skb *skb,
+			    const u32 direction, const int only_record)
+{
+	struct passage *passage = &packet->passage;
+	struct sighting *sighting = find_sighting(packet->address);
+	struct key *key = &packet->key;
+	u32 via;
+
+	if (!sighting)
+		return;
+	begin_passage(control, packet, skb, sighting, direction);
+	barrier();
+	if (passage->follows) {
+		passage->origin = sighting->origin;
 		packet->user = sighting->user;
-		via = find_followed(control, packet, skb, sighting, sk, direction);
+		via = find_followed(control, packet, skb, sighting, passage->sk, direction);
 	} else {
-		via = find_process(ctx, control, packet, skb, sk, direction, only_record, &origin);
+		via = find_process(ctx, control, packet, skb, direction, only_record);
 	}
 	key->tgid = packet->user.tgid;
 	key->tid = packet->user.tid;
 	key->start = packet->user.start;
 	key->via = via;
-	key->linked = linked;
-	if (direction == OUT && !only_record && origin.role == SENDS &&
-	    ((packet->guard && via != VIA_KERNEL && (origin.sk || via != VIA_UNKNOWN)) || (follows && !sk) ||
-	     (control->wired && via == VIA_FORWARDED)))
-		enter_wire_flow(control, packet, skb, &origin);
-	if (!linked && !only_record) {
-		if (sighting->skb == address) /* it belongs to another packet now */
-			sighting->skb = 0;
-		return;
-	}
-	note_sighting(sighting, packet, address, place, is_known, only_record);
-	packet->packet_id = linked ? sighting->id : 0;
-	if (is_known && direction == IN && !follows && sighting->origin.role == SENDS)
-		return; /* it has been received: its sender stays known */
-	if (!is_known || sk)
-		sighting->sk = sk;
-	if (follows && !packet->user.tgid)
-		return; /* it is not decided yet */
-	sighting->user = packet->user;
-	sighting->via = via;
-	sighting->origin = origin;
+	key->linked = passage->linked;
+	barrier();
+	end_passage(control, packet, skb, sighting, direction, only_record);
 }
 
 /*
@@ -239,7 +275,7 @@ static inline void proceed(void *ctx, struct control *control, struct packet *pa
 		if (sighting && sighting->skb == packet->address && direction == IN &&
 		    !is_stacked(SKB(skb, u8 *, DEV)))
 			sighting->skb = 0; /* it belongs to another packet now */
-		count(packet->unwanted >> 1, FILTERED);
+		count(packet->unwanted >> 1, OTHER_INTERFACES);
 		return;
 	}
 	if (control->filtered)
@@ -328,7 +364,7 @@ static inline void stage_process(void *ctx, void *argument, const u32 direction)
 		return;
 	identify(ctx, control, packet, get_skb_again(packet, argument), direction, 0);
 	if (packet->refused)
-		count(packet->refused >> 1, FILTERED);
+		count(packet->refused >> 1, packet->unwanted ? OTHER_INTERFACES : FILTERED);
 	else
 		call_stage(ctx, direction, STAGE_BLOCK);
 }
@@ -351,7 +387,7 @@ static inline void stage_block(void *ctx, void *argument, const u32 direction)
 	u32 slot = label ? label->slot : find_slot(packet), size, lost;
 
 	if (label && !label->snaplen) {
-		count(slot, FILTERED);
+		count(slot, label->filter ? UNATTRIBUTED : FILTERED);
 		return;
 	}
 	if (label && label->filter && packet->filter != label->filter) {
@@ -364,10 +400,14 @@ static inline void stage_block(void *ctx, void *argument, const u32 direction)
 	}
 	if (is_for_python(control, packet, label))
 		label = NULL;
+	if (!packet->payload && (!label || label->headers_only))
+		call_stage(ctx, direction, STAGE_PAYLOAD); /* which calls this stage again */
 	LOAD_WORDS(&packet->shared, sizeof(packet->shared), packet->head + SKB(skb, u32, END));
 	lost = find_frame(skb, packet->dev, packet->head, packet->data, direction, frame);
 	if (!lost) {
 		frame->cap_len = captured_len(control, skb, frame, label ? label->snaplen : control->snaplen);
+		if (label ? label->headers_only : control->headers_only)
+			cut_payload(packet, frame);
 		size = block_size(frame, label ? label->options_len : sizeof(struct upcall));
 		lost = reserve(control, size, &packet->reservation);
 	}
@@ -378,7 +418,7 @@ static inline void stage_block(void *ctx, void *argument, const u32 direction)
 	if (control->dedup && packet->key.linked)
 		note_taken(packet->address, label ? TAKEN : ASKED);
 	if (write_block(control, packet, skb, label, slot, size, direction)) {
-		count(slot, DELIVERED);
+		count_delivered(slot, frame->wire_len);
 		commit(control, &packet->reservation, size);
 		return;
 	}
@@ -386,6 +426,19 @@ static inline void stage_block(void *ctx, void *argument, const u32 direction)
 	packet->slot = slot;
 	packet->is_upcall = !label;
 	call_stage(ctx, direction, STAGE_FRAME);
+}
+
+/* Payload: where does it begin? */
+static inline void stage_payload(void *ctx, void *argument, const u32 direction)
+{
+	u32 zero = 0;
+	struct control *control = controls.lookup(&zero);
+	struct packet *packet = get_packet(direction);
+
+	if (!control || !packet)
+		return;
+	measure_headers(control, packet, get_skb_again(packet, argument), direction);
+	call_stage(ctx, direction, STAGE_BLOCK);
 }
 
 /* Frame: copies the frame, and commits the block. */
@@ -402,13 +455,13 @@ static inline void stage_frame(void *argument, const u32 direction)
 
 	if (!segment)
 		return; /* impossible: an array map has all its entries */
-	u32 copied = copy_frame(control, segment->bytes, SEGMENT_SIZE, CAPTURE_MAX,
+	u32 copied = copy_frame(control, segment->bytes, SEGMENT_SIZE, CAPTURE_MAX, PIECES_MAX,
 				packet->reservation.at + sizeof(struct block_head), &packet->frame,
 				packet->head, SKB(skb, u32, END), &packet->skb, &packet->shared);
 
 	if (copied < packet->frame.cap_len || packet->checksum)
 		cut_block(control, segment, packet, copied);
-	count(packet->slot, DELIVERED);
+	count_delivered(packet->slot, packet->frame.wire_len);
 	commit(control, &packet->reservation, packet->size);
 }
 
@@ -450,6 +503,12 @@ int guard_out(void *ctx)
 int block_out(void *ctx)
 {
 	stage_block(ctx, FIRST_ARGUMENT(ctx), OUT);
+	return 0;
+}
+
+int payload_out(void *ctx)
+{
+	stage_payload(ctx, FIRST_ARGUMENT(ctx), OUT);
 	return 0;
 }
 
@@ -497,6 +556,12 @@ int guard_in(void *ctx)
 int block_in(void *ctx)
 {
 	stage_block(ctx, RECEIVED(ctx), IN);
+	return 0;
+}
+
+int payload_in(void *ctx)
+{
+	stage_payload(ctx, RECEIVED(ctx), IN);
 	return 0;
 }
 

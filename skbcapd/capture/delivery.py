@@ -45,10 +45,12 @@ class Delivery:
         output: takes the packets.
         tally: counts them.
         snapshot: returns the statistics of the interfaces, for the end of a file.
-        ask_for_dump: called with the name of a rule with `action: dump`.
+        ask_for_dump: called with the name of a rule with `action: dump`, and its `dump_after` in seconds.
     """
 
-    def __init__(self, output: Output, tally: Tally, snapshot: Snapshot, ask_for_dump: Callable[[str], None]) -> None:
+    def __init__(
+        self, output: Output, tally: Tally, snapshot: Snapshot, ask_for_dump: Callable[[str, int], None]
+    ) -> None:
         self._output, self._tally, self._snapshot, self._ask_for_dump = output, tally, snapshot, ask_for_dump
         # identifiers of written packets, with `dedup: first`
         self._written: Bounded[int, None] = Bounded(2 * abi.SIGHTINGS)
@@ -71,7 +73,7 @@ class Delivery:
 
     def take_repeated(self, packet: Repeated, decision: Decision, plan: Plan) -> None:
         """A packet without a label that is decided, as an earlier one of this drain has the same key and names."""
-        decision.interface.early += packet.slot != decision.interface.slot
+        decision.interface.note_early(packet)
         if self._is_kept(filled := _filled(packet), decision, plan):
             self._write_decided(filled, decision, plan)
 
@@ -80,6 +82,9 @@ class Delivery:
         verdict, description = decision.verdict, decision.interface.description
         if description is None:
             raise ValueError("a packet of an interface that is not captured")
+        if verdict.is_unattributed:
+            self._tally.unattributed += 1
+            return False
         is_taken = verdict.keeps and plan.matcher.takes(
             verdict.filter, description.link_type, packet.frame, packet.original_len
         )
@@ -91,11 +96,11 @@ class Delivery:
 
     def _write_decided(self, packet: Upcall | Repeated, decision: Decision, plan: Plan) -> None:
         verdict = decision.verdict
-        if len(packet.frame) > (snaplen := verdict.snaplen or plan.snaplen):
-            packet = replace(packet, frame=packet.frame[:snaplen])
+        if len(packet.frame) > (kept := plan.kept(verdict, packet.payload)):
+            packet = replace(packet, frame=packet.frame[:kept])
         self._write(packet, decision.interface.interface_id, decision.stamp)
         if verdict.dump:
-            self._ask_for_dump(f"rules[{verdict.dump}]")
+            self._ask_for_dump(f"rules[{verdict.dump}]", verdict.dump_after_s)
 
     def _is_first(self, packet_id: int) -> bool:
         """Whether this is the first packet with its identifier."""

@@ -10,11 +10,11 @@ from skbcapd.config.settings import Settings
 from skbcapd.daemon import app, metrics
 from skbcapd.daemon.log import LOG
 from skbcapd.daemon.loop import hold_back_signals
+from skbcapd.output.key_log import KeyLogs
 
 
-def add(commands: arguments.Commands) -> None:
-    """Add the command to the parser."""
-    command = commands.add("run", run, "Run as a service in the foreground.")
+def add(command: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
     arguments.add_duration(command)
     arguments.add_config(command)
     arguments.add_sets(command)
@@ -31,6 +31,6 @@ def run(options: argparse.Namespace) -> int:
     LOG.level = settings.log.level
     metrics.check_library(settings.metrics)
     program = app.load_program(settings)
-    with contextlib.closing(program):
-        output = app.files(settings)
+    with contextlib.closing(program), KeyLogs(settings.secrets) as key_logs:
+        output = app.files(settings, key_logs)
         return app.serve(app.Run(settings, program, output, output, duration_s=options.duration, load=load, live=True))

@@ -84,25 +84,7 @@ def add(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group(
         "selectors", "Each can be repeated: one must match. Of different ones, all must."
     )
-    for name in TEXTS:
-        field = FIELDS[name]
-        meaning = "name of the process (of its main thread)" if name == "process" else field.doc.partition(",")[0]
-        _add(
-            group,
-            [f"--{name}"],
-            name,
-            "NAME",
-            f"{meaning.partition(';')[0]}; a glob, or /regular expression/",
-            _pattern,
-        )
-    _add(
-        group,
-        ["--tgid", "--pid"],
-        "tgids",
-        "ID",
-        "process id (tgid), which ps calls PID",
-        _checked(selectors.tgid, "a process id"),
-    )
+    add_processes(group)
     _add(
         group,
         ["--peer"],
@@ -130,6 +112,29 @@ def add(command: argparse.ArgumentParser) -> None:
         help="packets from TIME on: 2026-11-28T10:00, 10:00, '3h ago', @SECONDS; local time, or with a zone: ...Z",
     )
     group.add_argument("--to", dest="end", metavar="TIME", help="packets before TIME")
+
+
+def add_processes(group: argparse._ArgumentGroup) -> None:
+    """Add the selectors of processes, which `capture` has, too."""
+    for name in TEXTS:
+        field = FIELDS[name]
+        meaning = "name of the process (of its main thread)" if name == "process" else field.doc.partition(",")[0]
+        _add(
+            group,
+            [f"--{name}"],
+            name,
+            "NAME",
+            f"{meaning.partition(';')[0]}; a glob, or /regular expression/",
+            _pattern,
+        )
+    _add(
+        group,
+        ["--tgid", "--pid"],
+        "tgids",
+        "ID",
+        "process id (tgid), which ps calls PID",
+        _checked(selectors.tgid, "a process id"),
+    )
 
 
 def _add(

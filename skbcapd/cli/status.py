@@ -14,7 +14,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from skbcapd.cli import arguments
@@ -26,6 +26,7 @@ from skbcapd.text_safety import escaped
 ANSWER_MAX = 4 << 20  # bytes: a thousand rules need less
 PATIENCE_S = 5.0
 _EVERY_S = 1.0
+_INTERFACES = 20  # with rates, the busiest
 _AGAIN_S = 0.05  # until the next try to connect
 _CLEAR = "\x1b[H\x1b[J"
 _CAUSES = {
@@ -36,9 +37,8 @@ _CAUSES = {
 }
 
 
-def add(commands: arguments.Commands) -> None:
-    """Add the command to the parser."""
-    command = commands.add("status", run, "Show the status of the running daemon (it listens at control.socket).")
+def add(command: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
     command.add_argument("--json", action="store_true", help="print everything as one line of JSON")
     command.add_argument("--watch", action="store_true", help="repeat every second, until Ctrl-C")
     arguments.add_config(command)
@@ -85,12 +85,13 @@ def show(path: str, *, as_json: bool = False, watch: bool = False) -> int:
         output.close()
 
 
-def ask(path: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
-    """Ask the daemon for its status.
+def ask(path: str, patience_s: float = PATIENCE_S, request: str = "status") -> dict[str, Any]:
+    """Ask the daemon for its status, or something else.
 
     Args:
         path: path of its control socket.
         patience_s: timeout in seconds.
+        request: the line to send.
 
     Raises:
         FileError: there is no answer, or it is not from skbcapd.
@@ -101,13 +102,13 @@ def ask(path: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
         sock.settimeout(patience_s)
         try:
             _connect(sock, path, end)
-            sock.sendall(b"status\n")
+            sock.sendall(request.encode("ascii") + b"\n")
             while len(data) <= ANSWER_MAX and (more := sock.recv(1 << 16)):
                 data += more
                 sock.settimeout(max(0.001, end - time.monotonic()))
         except TimeoutError:
             raise FileError(
-                f"{path}: no answer within {patience_s:.0f} s; expected the status of the daemon",
+                f"{path}: no answer within {patience_s:.0f} s; expected an answer of the daemon",
                 "systemctl status skbcapd; journalctl -u skbcapd",
             ) from None
         except OSError as error:
@@ -121,7 +122,7 @@ def ask(path: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
     except (ValueError, RecursionError):
         snapshot = None
     if not isinstance(snapshot, dict):
-        raise FileError(f"{path}: {len(data)} bytes that are not an answer of skbcapd; expected its status")
+        raise FileError(f"{path}: {len(data)} bytes that are not an answer of skbcapd; expected JSON")
     return snapshot
 
 
@@ -159,30 +160,37 @@ def lines(path: str, snapshot: Mapping[str, Any], before: Mapping[str, Any] | No
 def _lines(snapshot: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterator[str]:
     """The lines, the most important numbers first."""
     packets, processes, files = snapshot["packets"], snapshot["processes"], snapshot["files"]
-    minutes, seconds = divmod(int(snapshot["uptime_s"]), 60)
-    yield f"skbcapd {snapshot['version']}, process {snapshot['pid']}, up {minutes // 60}:{minutes % 60:02}:{seconds:02}"
+    yield f"skbcapd {snapshot['version']}, process {snapshot['pid']}, up {_duration(snapshot['uptime_s'])}"
     yield f"file      {files['path']} (mode: {files['mode']})"
     if files["deleted_files"]:
         yield f"deleted   {files['deleted_files']} files, {files['deleted_bytes']} bytes"
+    yield f"buffer    {int(snapshot['buffer_size']) >> 20} MiB"
+    yield from _memory(snapshot["memory"])
     yield f"hooks     {', '.join(snapshot['hooks'])}"
     yield f"sockets   {', '.join(snapshot['socket_hooks'])}"
     yield f"seen      {snapshot['interfaces']} interfaces, {processes['count']} processes, {snapshot['labels']} labels"
     yield ""
+    passed_s = _passed_s(snapshot, before)
     for name, count in packets.items():
-        yield f"{name.replace('_', ' '):>12} {_number(count)}{_rate(name, packets, before)}"
+        rate = ""
+        if before is not None and passed_s and name in {"seen", "written"}:
+            rate = f"  {(int(count) - int(before['packets'][name])) / passed_s:,.0f}/s"
+        yield f"{name.replace('_', ' '):>16} {_number(count)}{rate}"
     for cause, count in snapshot["dropped"].items():
-        yield f"{'dropped':>12} {_number(count)}  {_CAUSES.get(cause, cause)}"
+        yield f"{'dropped':>16} {_number(count)}  {_CAUSES.get(cause, cause)}"
     if snapshot["missed"]:
-        yield f"{'missed':>12} {_number(snapshot['missed'])}  the kernel did not run the program"
+        yield f"{'missed':>16} {_number(snapshot['missed'])}  the kernel did not run the program"
     if snapshot["log"]["dropped"]:
-        yield f"{'log':>12} {_number(snapshot['log']['dropped'])}  lines could not be written"
+        yield f"{'log':>16} {_number(snapshot['log']['dropped'])}  lines could not be written"
+    if before is not None and passed_s:
+        yield from _interface_rates(snapshot["by_interface"], before["by_interface"], passed_s)
     yield ""
     sampled, busiest = int(processes["sampled"]), processes["busiest"]
     yield f"busiest processes ({sampled} packets sampled in {processes['seconds']} s)"
-    yield f"{'TGID':>12} {'PACKETS':>14} {'BYTES':>14}  NAME"
+    yield f"{'TGID':>16} {'PACKETS':>14} {'BYTES':>14}  NAME"
     for one in busiest:
         tgid = "-" if one["tgid"] is None else one["tgid"]
-        yield f"{tgid:>12} {_number(one['packets'])} {_number(one['bytes'])}  {one['name'] or '-'}"
+        yield f"{tgid:>16} {_number(one['packets'])} {_number(one['bytes'])}  {one['name'] or '-'}"
     changed = {key: value for key, value in snapshot["settings"].items() if not _is_default(key, value)}
     yield ""
     yield "settings that differ from their defaults"
@@ -190,14 +198,58 @@ def _lines(snapshot: Mapping[str, Any], before: Mapping[str, Any] | None) -> Ite
         yield f"  {key}: {json.dumps(value)}"
 
 
+def _memory(memory: Mapping[str, Any] | None) -> Iterator[str]:
+    """The lines about the ring buffer: what it holds, how fast it fills, and the dump."""
+    if memory is None:
+        return
+    text = f"{int(memory['used']):,} of {int(memory['size']):,} bytes"
+    if memory["first"]:
+        text += f", from {memory['first']} to {memory['last']} ({_duration(memory['seconds'])})"
+    yield f"memory    {text}"
+    text = f"{float(memory['rate']):,.0f} bytes/s"
+    if memory["holds_s"] is not None:
+        text += f"; at this rate, files.ring holds {_duration(memory['holds_s'])}"
+    if memory["time_s"]:
+        text += f"; files.ring_time: {_duration(memory['time_s'])}"
+    if memory["bound"]:
+        text += f"; discarded because of {memory['bound']}"
+    yield f"fills     {text}"
+    if dump := memory["dump"]:
+        left = f", for {float(dump['left_s']):.0f} s more" if dump["state"] == "capturing" else ""
+        yield f"dump      {dump['state']}{left}, {int(dump['packets']):,} packets (trigger: {dump['trigger']})"
+
+
+def _duration(seconds: object) -> str:
+    """A duration as hours, minutes and seconds."""
+    whole = int(float(str(seconds)))
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
 def _number(value: object) -> str:
     return f"{int(str(value)):>14,}"
 
 
-def _rate(name: str, packets: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
-    if before is None or name not in {"seen", "written"}:
-        return ""
-    return f"  {int(packets[name]) - int(before['packets'][name]):+,}"
+def _passed_s(snapshot: Mapping[str, Any], before: Mapping[str, Any] | None) -> float:
+    """Seconds between two answers of one daemon; 0 if they are the same, or of two daemons."""
+    if before is None or (snapshot["pid"], snapshot["start_s"]) != (before["pid"], before["start_s"]):
+        return 0.0
+    return max(0.0, float(snapshot["monotonic_s"]) - float(before["monotonic_s"]))
+
+
+def _interface_rates(now: Iterable[Any], before: Iterable[Any], passed_s: float) -> Iterator[str]:
+    """Packets, bytes and drops per second of the busiest interfaces, since the last answer."""
+    earlier = {one["slot"]: one for one in before}
+    keys = ("bytes", "packets", "dropped")
+    rates = []
+    for one in now:
+        then = earlier.get(one["slot"], dict.fromkeys(keys, 0))
+        rates.append(([(int(one[key]) - int(then[key])) / passed_s for key in keys], one))
+    rates.sort(key=lambda pair: pair[0], reverse=True)
+    yield ""
+    yield f"{'PACKETS/S':>16} {'BYTES/S':>14} {'DROPS/S':>14}  INTERFACE"
+    for (size, packets, dropped), one in rates[:_INTERFACES]:
+        where = f" ({one['namespace']})" if one["namespace"] else ""
+        yield f"{packets:>16,.0f} {size:>14,.0f} {dropped:>14,.0f}  {one['name']}{where}"
 
 
 def _is_default(key: str, value: object) -> bool:

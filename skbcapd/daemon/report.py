@@ -25,6 +25,7 @@ from skbcapd.text_safety import escaped
 
 _LOG = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 10
+_IDS_MAX = 7  # process ids in a line
 _SECONDS_BETWEEN_STATES = 5  # reading the counters costs a system call for each interface
 
 
@@ -129,6 +130,21 @@ def print_link_types(links: Sequence[int], path: Path) -> None:
         )
 
 
+def print_descendants(tgids: Sequence[int]) -> None:
+    """Print a line if descendants of a command run longer than the command.
+
+    Args:
+        tgids: their process ids.
+    """
+    if tgids:
+        ids = ", ".join(map(str, tgids[:_IDS_MAX])) + (", ..." if len(tgids) > _IDS_MAX else "")
+        print(
+            f"{len(tgids)} processes of the command still run ({ids}); to capture them further: "
+            f"skbcapd capture --pid {tgids[0]} --children",
+            file=sys.stderr,
+        )
+
+
 def print_totals(totals: Totals, *, quiet: bool = False) -> None:
     """Print the totals on stderr: the lines of tcpdump, and one line for each other outcome.
 
@@ -147,6 +163,8 @@ def print_totals(totals: Totals, *, quiet: bool = False) -> None:
         (totals.not_dumped, "not dumped from memory", False),
         (totals.dropped, "dropped by the output", False),  # for example because its reader has closed the pipe
         (totals.filtered, "filtered", False),
+        (totals.other_interfaces, "on other interfaces", False),
+        (totals.unattributed, "left out, because their process is not known", False),
         (totals.duplicates, "seen before on another interface", False),
     ]
     for packets, what, always in losses if quiet else [(totals.written, "captured", True), *losses, *others]:

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from skbcapd import clocks
 from skbcapd.errors import KernelError
 from skbcapd.filter import packet_filter
-from skbcapd.kernel import abi, loader, syscall
+from skbcapd.kernel import abi, kept_btf, loader, syscall
 from skbcapd.kernel.abi import Geometry, Measurement
 from skbcapd.kernel.btf import Btf
 from skbcapd.kernel.loader import Hook
@@ -36,7 +36,7 @@ from skbcapd.kernel.marker import Marker
 OLDEST_KERNEL = (5, 15)
 _MAPS = (
     *("segments", "controls", "labels", "devices", "owners", "flows", "holders", "groups", "forks", "fragments"),
-    *("counters", "measurements", "wakeups", "packets"),
+    *("descendants", "counters", "measurements", "wakeups", "packets"),
     *("stages_out", "stages_in"),  # the kernel empties these maps when no descriptor of them is open
 )
 _RECURSION_MISSES = 208  # offset in struct bpf_prog_info
@@ -170,16 +170,20 @@ class Counters:
     """The counters of one slot of interfaces, in packets; names as in `enum counter` of
     bpf/layout.h.
 
-    `seen` counts each packet that reached the program, in slot 0 only; the others are outcomes.
+    `seen` counts each packet that reached the program, in slot 0 only; `wire_bytes` are the lengths of the
+    delivered packets; the others are outcomes.
     """
 
     seen: int = 0
     delivered: int = 0
+    wire_bytes: int = 0
     filtered: int = 0
     full: int = 0
     contended: int = 0
     start: int = 0
     duplicate: int = 0
+    other_interfaces: int = 0
+    unattributed: int = 0
 
     def __add__(self, other: Counters) -> Counters:
         return Counters(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
@@ -187,7 +191,8 @@ class Counters:
     @property
     def outcomes(self) -> int:
         """Packets with an outcome: equal to `seen` if no program is running."""
-        return self.delivered + self.filtered + self.duplicate + self.lost
+        left_out = self.filtered + self.duplicate + self.other_interfaces + self.unattributed
+        return self.delivered + left_out + self.lost
 
     @property
     def lost(self) -> int:
@@ -314,6 +319,28 @@ class Program:
         """Delete the owner of a connection: abi.FLOW."""
         with contextlib.suppress(FileNotFoundError):
             syscall.remove(self._maps["flows"], flow)
+
+    def set_descendant(self, tgid: int, start: int, root: int) -> None:
+        """Make a process one whose descendants are recorded, from now on.
+
+        Args:
+            tgid: its id.
+            start: its start, ns since boot, or somewhat less.
+            root: the process that it descends from, or itself.
+        """
+        self._update("descendants", struct.pack("<I", tgid), abi.DESCENDANT.pack(start, root))
+
+    def remove_descendant(self, tgid: int) -> None:
+        """Forget a process."""
+        with contextlib.suppress(FileNotFoundError):
+            syscall.remove(self._maps["descendants"], struct.pack("<I", tgid))
+
+    def descendant(self, tgid: int) -> abi.Descendant | None:
+        """The last process with this id, if it is one of the descendants."""
+        try:
+            return abi.DESCENDANT.unpack(self._lookup("descendants", struct.pack("<I", tgid), abi.DESCENDANT.size))
+        except FileNotFoundError:
+            return None
 
     def owner(self, sk: int) -> abi.Owner | None:
         """The recorded owner of a socket, by the address of the socket."""
@@ -455,7 +482,7 @@ def load(
         BtfError: the types of the kernel are missing or unknown.
         KernelError: the program cannot be compiled or loaded, or there is no memory.
     """
-    btf = Btf.load()
+    btf = kept_btf.load()
     definitions = abi.definitions(btf, geometry) | {"CPUS": _possible_cpus()}
     if filters:
         definitions["WINDOW"] = filters.window
@@ -469,6 +496,7 @@ def load(
     child = loader.start(_MAPS, definitions, every[1:], every[0], filters.text if filters else "")
     try:
         meanwhile()
+        btf.keep()
         message, descriptors = child.receive()
         maps = dict(zip(message["maps"], descriptors, strict=True))
         _compare_sizes(geometry, maps)

@@ -18,6 +18,7 @@ _TAIL_AND_HEAD = struct.Struct("<III")  # length at the end of a block, type and
 _PACKET, _SECTION = 6, 0x0A0D0D0A
 _BLOCK_MIN, _BLOCK_MAX = 12, 16 << 20
 _CHUNK = 1 << 20
+_EQUAL = 16  # after so many blocks of equal length, more are expected
 
 
 def count_packets(blocks: bytes | bytearray | memoryview) -> int:
@@ -50,7 +51,30 @@ def packet_times(blocks: bytes | memoryview) -> Times:
     return Times(packets, *(_time_ns(blocks, each) if each >= 0 else 0 for each in (first, last)))
 
 
-def _time_ns(blocks: bytes | memoryview, at: int) -> int:
+def edge_times(blocks: bytes | bytearray | memoryview) -> tuple[int, int] | None:
+    """Times of the first and the last Enhanced Packet Block among complete blocks, in ns since 1970;
+    None without one. Only the blocks at the edges are read.
+    """
+    at, end = 0, len(blocks)
+    while at < end and _HEAD.unpack_from(blocks, at)[0] != _PACKET:
+        at += _HEAD.unpack_from(blocks, at)[1]
+    if at >= end:
+        return None
+    last = end
+    while last > at:
+        last -= max(_BLOCK_MIN, int.from_bytes(blocks[last - 4 : last], "little"))
+        if last > at and _HEAD.unpack_from(blocks, last)[0] == _PACKET:
+            return _time_ns(blocks, at), _time_ns(blocks, last)
+    return _time_ns(blocks, at), _time_ns(blocks, at)
+
+
+def utc(time_ns: int) -> str:
+    """A time in UTC, with milliseconds."""
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time_ns // 1_000_000_000))
+    return f"{stamp}.{time_ns // 1_000_000 % 1000:03}Z"
+
+
+def _time_ns(blocks: bytes | bytearray | memoryview, at: int) -> int:
     high, low = _HEAD.unpack_from(blocks, at + 12)
     return int(high << 32 | low)
 
@@ -129,7 +153,8 @@ def _checked(part: bytes, *, is_first: bool) -> int:
     kind, size = _HEAD.unpack_from(part)
     if is_first and kind != _SECTION:
         return 0
-    at, end, unpack = 0, len(part), _TAIL_AND_HEAD.unpack_from
+    at: int = 0
+    end, unpack, equal = len(part), _TAIL_AND_HEAD.unpack_from, 0
     while True:
         behind = at + size
         if size < _BLOCK_MIN or size % 4 or size > _BLOCK_MAX or behind > end:
@@ -139,7 +164,33 @@ def _checked(part: bytes, *, is_first: bool) -> int:
         again, _, following = unpack(part, behind - 4)
         if again != size:
             return at
-        at, size = behind, following
+        at = behind
+        if following != size:
+            size, equal = following, 0
+            continue
+        equal += 1
+        if equal == _EQUAL:
+            at += _equal(part, at, size) * size
+            if at + _HEAD.size > end:
+                return at
+            size, equal = _HEAD.unpack_from(part, at)[1], 0
+
+
+def _equal(part: bytes, at: int, size: int) -> int:
+    """How many blocks from an offset on have the same length, at both ends. Bytes of many blocks are compared at once:
+    packets of one kind have equal lengths, and a walk over small ones takes long.
+    """
+    word, found, wanted = size.to_bytes(4, "little"), 0, _EQUAL
+    while True:
+        same = min(wanted, (len(part) - at) // size)
+        for number in range(4):
+            for offset in (4 + number, size - 4 + number):  # a byte of the length, at both ends
+                column = part[at + offset : at + same * size : size]
+                same -= len(column.lstrip(word[number : number + 1]))
+        found, at = found + same, at + same * size
+        if same < wanted:
+            return found
+        wanted *= 4
 
 
 if __name__ == "__main__":  # a file from before a crash, in a separate process: see crashed.py

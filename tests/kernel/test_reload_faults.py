@@ -28,6 +28,8 @@ from tests.support.blocks import packets
 from tests.support.deadline import DEADLINE_S, until
 from tests.support.runqueue import waited_s
 
+pytestmark = pytest.mark.faults
+
 SLOWNESS = float(os.environ.get("SKBCAPD_SLOWNESS", "1"))
 FED_WITHIN_S = 2.0 * SLOWNESS  # the loop has a turn at least so often
 ENDS_WITHIN_S = 3.0 * SLOWNESS  # after SIGTERM; the turn of the loop, the detach, the file's end
@@ -284,14 +286,15 @@ def test_commands_for_a_daemon_need_no_filter(wire: Wire, server: NameServer, tm
             f"{files}filter: host db.bank.example\nrules: [{{filter: src c.example}}]\nsnaplen: x\nnew: 1\n"
         )
         took = []
-        for command in ("status", "dump"):
+        for command, said in (("status", ""), ("dump", r"dumped \d+ packets .*\(trigger: command\)\n")):
             words = [*server.through, sys.executable, "-m", "skbcapd", command, "--config", str(config)]
             begun = time.monotonic()
             done = wire.near.namespace.do(
                 subprocess.run, words, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False
             )
             took.append(time.monotonic() - begun)
-            assert (done.returncode, done.stderr) == (0, "")
+            assert done.returncode == 0
+            assert re.fullmatch(said, done.stderr)
     faults.compare("status and dump, name server silent", 1, f"{max(took):.1f} s")
     assert server.asked() == []
     assert max(took) < LOOKED_UP_WITHIN_S

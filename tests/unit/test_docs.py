@@ -1,6 +1,5 @@
 """The pages for users agree with the code: commands, settings, keys of the status, files, make targets, limits."""
 
-import argparse
 import re
 import shlex
 import sys
@@ -10,12 +9,12 @@ import pytest
 
 from skbcapd.analysis import account, split
 from skbcapd.attribution import containers, fields, namespaces, processes, sockets
-from skbcapd.capture import interfaces, labeler, resolver
+from skbcapd.capture import descent, interfaces, labeler, resolver
 from skbcapd.cli import main, status
 from skbcapd.config.settings import ROWS
 from skbcapd.daemon import log, server, statistics
 from skbcapd.kernel import abi
-from skbcapd.output import block_writer, pcapng_output
+from skbcapd.output import block_writer, dump, pcapng_output, series
 from skbcapd.pcapng import reader
 from tests.support.rig import Scene
 
@@ -28,8 +27,10 @@ _PLACEHOLDERS = {
     "BYTES": "96",
     "NAME": "eth0",
     "DIR": "parts",
+    "DURATION": "10s",
     "FIELD": "tgid",
     "FILTER": "tcp",
+    "ID": "1",
     "KEY=VALUE": "snaplen=96",
 }
 _NEEDED = {  # for a command that is named alone
@@ -51,7 +52,7 @@ def command_lines(page: Path) -> list[list[str]]:
     """The command lines of skbcapd on a page, without optional parts' brackets, and with values for placeholders."""
     found = []
     for text in code(page):
-        if match := re.search(r"(?:^|ssh root@host )skbcapd ((?:[a-z]+|--\w+)\b(?:[^:]|:(?! ))*)", text):
+        if match := re.search(r"(?:^|sudo |ssh root@host )skbcapd ((?:[a-z]+|--\w+)\b(?:[^:]|:(?! ))*)", text):
             plain = re.sub(r"\\?\|.*?(?=[\]\s]|$)", "", match[1].split(" | ")[0]).replace("...", "")
             plain = re.sub(r"[\[\]]", "", plain) if re.search(r"\[[-A-Z]", plain) else plain
             words = [_PLACEHOLDERS.get(word, word) for word in shlex.split(plain)]
@@ -80,9 +81,8 @@ def test_command_lines_on_pages_are_accepted(page: Path) -> None:
 
 def test_all_commands_are_in_the_readme() -> None:
     """README.md lists each command that people use."""
-    (actions,) = (each for each in main.parser()._actions if isinstance(each, argparse._SubParsersAction))
     listed = {words[0] for words in command_lines(ROOT / "README.md") if words}
-    assert listed >= set(actions.choices) - {"extcap"}
+    assert listed >= set(main.COMMANDS) - {"extcap"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -132,6 +132,9 @@ def test_the_keys_of_the_status_are_in_the_manual() -> None:
 
 
 LIMITS = (
+    ("a dump that further triggers extend", f"{dump.AFTER_MAX_S / 3600:g} h"),
+    ("orders of `skbcapd dump`", f"{dump.ORDERS_MAX} each"),
+    ("names of the files of a dump", f"{series.PATHS_MAX:,}"),
     ("bytes that wait for a disk", f"{block_writer.QUEUE_MAX >> 20} MiB"),
     ("wait for the disk when a capture ends", f"{block_writer.STOP_S:g} s"),
     ("labels in the kernel", f"{abi.LABELS_MAX:,}"),
@@ -143,6 +146,8 @@ LIMITS = (
     ("process blocks repeated", f"{pcapng_output.PROCESSES_REPEATED:,}"),
     ("candidate sockets", f"{abi.GROUP_MAX}; {abi.GROUPS_MAX:,}"),
     ("candidate sockets", f"{resolver.GROUPS_REMEMBERED:,} in Python"),
+    ("descendants of a process", f"{abi.DESCENDANTS_MAX:,}"),
+    ("scans for them", f"{descent.SCANS}, {descent.SCAN_S:g} s"),
     ("packets in fragments", f"{abi.FRAGMENTS_MAX:,}"),
     ("descriptors of a process", f"{abi.DESCRIPTORS_MAX:,}"),
     ("scan for processes", f"{sockets.SCAN_S:g} s"),

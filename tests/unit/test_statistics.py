@@ -31,21 +31,23 @@ def test_every_packet_is_in_one_figure() -> None:
     scene = Scene()
     program = scene.rig.program
     scene.rig.drain(upcall(b"1"), stamped(1058))
-    program.count(1, filtered=7, duplicate=5, full=3, contended=2, start=11)
+    program.count(1, filtered=7, duplicate=5, full=3, contended=2, start=11, other_interfaces=17, unattributed=19)
     program.rows[0] += Counters(seen=13)  # the program is processing them
     scene.output.lost = 1
     facts = scene.look()
     assert facts["packets"] == {
-        "seen": 43,
+        "seen": 79,
         "written": 1,
         "filtered": 7,
+        "other_interfaces": 17,
+        "unattributed": 19,
         "duplicates": 5,
         "self_test": 0,
         "in_memory": 0,
         "pending": 13,
     }
     assert facts["dropped"] == {"full": 3, "contended": 2, "start": 11, "output": 1}
-    assert total(facts) == 43
+    assert total(facts) == 79
 
 
 @given(st.lists(st.sampled_from(["packet", "unwanted", "lost", "late", "seen", "stuck"]), max_size=40))
@@ -86,6 +88,23 @@ def test_no_figure_falls(steps: list[str]) -> None:
     lost = steps.count("lost") + steps.count("late")
     assert facts["packets"]["written"] == len(scene.output.written) - lost
     assert facts["packets"]["pending"] == 0
+
+
+def test_packets_and_bytes_by_interface() -> None:
+    """Each captured interface has its packets, their bytes on the wire and its drops, also those from
+    before the program knew it; the busiest is first, excluded ones are not listed.
+    """
+    scene = Scene()
+    scene.rig.drain(upcall(b"12345", original_len=100))
+    scene.rig.drain(*[upcall(bytes(60), device=b"eth1", ifindex=3, original_len=1000)] * 3)
+    scene.rig.drain(upcall(b"1", device=b"eth7", ifindex=7))
+    scene.rig.program.count(1, delivered=1, wire_bytes=1500, full=3, start=2)
+    where = scene.output.interfaces[0].description
+    assert where
+    assert scene.look()["by_interface"] == [
+        {"slot": 2, "name": "eth1", "namespace": where, "packets": 3, "bytes": 3000, "dropped": 0},
+        {"slot": 1, "name": "eth0", "namespace": where, "packets": 2, "bytes": 1600, "dropped": 5},
+    ]
 
 
 def test_facts_are_made_once_a_second() -> None:

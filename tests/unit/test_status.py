@@ -19,41 +19,11 @@ from hypothesis import strategies as st
 import skbcapd
 from skbcapd.cli.status import ANSWER_MAX, ask, lines
 from skbcapd.errors import FileError
+from tests.support.control import Daemon
 from tests.support.deadline import DEADLINE_S
 from tests.support.rig import Scene, stamped
 
 ROOT = Path(skbcapd.__file__).parent.parent
-
-
-class Daemon:
-    """Something that listens, takes a line and answers as the test says, as often as it says.
-
-    Args:
-        path: where.
-        answers: one for each connection.
-    """
-
-    def __init__(self, path: Path, *answers: bytes) -> None:
-        self.path = str(path)
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.bind(self.path)
-        self._socket.listen()
-        self.requests: list[bytes] = []
-        self._thread = threading.Thread(target=self._serve, args=answers)
-        self._thread.start()
-
-    def _serve(self, *answers: bytes) -> None:
-        for answer in answers:
-            with self._socket.accept()[0] as client:
-                client.settimeout(DEADLINE_S)
-                self.requests.append(client.recv(4096))
-                with contextlib.suppress(OSError):  # the client has closed the connection
-                    client.sendall(answer)
-        self._socket.close()
-
-    def end(self) -> None:
-        """All answers are sent."""
-        self._thread.join(DEADLINE_S)
 
 
 def status(path: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -106,20 +76,36 @@ def test_programs_get_all_of_it(facts: dict[str, object], tmp_path: Path) -> Non
 
 
 def test_watch_continues_until_the_daemon_ends(facts: dict[str, object], tmp_path: Path) -> None:
-    """--watch repeats, shows what was added, and ends with the daemon, which is reported."""
+    """--watch repeats, shows rates since the last answer, and ends with the daemon, which is reported.
+    Without time between two answers, or from another daemon, there are no rates.
+    """
     packets = {**facts["packets"], "seen": 4711 + 1009}  # type: ignore[dict-item]
-    daemon = Daemon(tmp_path / "s", json.dumps(facts).encode(), json.dumps({**facts, "packets": packets}).encode())
+    quiet = {"slot": 2, "name": "lo", "namespace": "", "packets": 7, "bytes": 700, "dropped": 0}
+    first = {**facts, "monotonic_s": 100.5, "by_interface": [quiet]}
+    busy = {"slot": 1, "name": "eth0\x1b", "namespace": "web", "packets": 5003, "bytes": 4003001, "dropped": 30}
+    second = {**first, "packets": packets, "monotonic_s": 102.5, "by_interface": [quiet, busy]}
+    other = {**second, "monotonic_s": 103.5, "pid": 1}
+    daemon = Daemon(tmp_path / "s", *(json.dumps(each).encode() for each in (first, second, second, other)))
     done = status(daemon.path, "--watch")
     daemon.end()
     assert done.returncode == 1
-    assert re.findall(r"seen +([\d,]+)(?: +\+([\d,]+))?\n", done.stdout) == [("4,711", ""), ("5,720", "1,009")]
+    assert re.findall(r"seen +([\d,]+)(?: +([\d,]+)/s)?\n", done.stdout) == [
+        ("4,711", ""),
+        ("5,720", "504"),
+        ("5,720", ""),
+        ("5,720", ""),
+    ]
+    table = re.findall(r"PACKETS/S +BYTES/S +DROPS/S  INTERFACE\n(.*\n)(.*\n)\n", done.stdout)
+    assert [[line.split() for line in lines] for lines in table] == [
+        [["2,502", "2,001,500", "15", "eth0\\x1b", "(web)"], ["0", "0", "0", "lo"]]
+    ]
     assert "expected a daemon that listens there" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (b"", "0 bytes that are not an answer of skbcapd; expected its status"),
+        (b"", "0 bytes that are not an answer of skbcapd; expected JSON"),
         (b"[]\n", "not an answer of skbcapd"),
         (b"\xff\n", "not an answer of skbcapd"),
         (b"[" * 100_003, "not an answer of skbcapd"),
@@ -212,6 +198,7 @@ def test_all_answers_are_escaped(data: st.DataObject) -> None:
     stream = io.StringIO()
     try:
         stream.writelines(lines("x", told))
+        stream.writelines(lines("x", told, {**told, "monotonic_s": -1.0}))
     except FileError:
         return
     assert all(line.isprintable() for line in stream.getvalue().split("\n"))
