@@ -199,6 +199,7 @@ def test_a_dump_that_captures_meanwhile(wire: Wire, disk: Disk, tmp_path: Path) 
     assert re.search(rf"; {missing} packets are missing, because the disk was late and memory was full", ended.stderr)
 
 
+@pytest.mark.many
 def test_a_key_log_that_hangs(wire: Wire, disk: Disk, tmp_path: Path) -> None:
     """While the disk of a key log hangs, a file is rotated and finished, and the capture ends in some seconds."""
     control, directory, keys = tmp_path / "control", tmp_path / "captures", disk.place / "keys.log"
@@ -209,7 +210,8 @@ def test_a_key_log_that_hangs(wire: Wire, disk: Disk, tmp_path: Path) -> None:
         return sorted(path for path in directory.glob("skbcapd-*.pcapng") if not path.is_symlink())
 
     with closing(Daemon(wire.near, directory, **settings)) as daemon:
-        keys.write_bytes(line(1) + line(2))
+        with keys.open("ab") as file:
+            file.write(line(2))
         send(wire, 101)
         until(lambda: status(control)["packets"]["written"] >= 101, "what was sent before is written")
         with disk.hung():
