@@ -178,7 +178,7 @@ def test_the_shipped_config_is_found_and_right(capsys: pytest.CaptureFixture[str
         (Totals(0, 0, 0, 0, 0, 0, Counters(), 0), ["0 packets captured", "0 packets dropped by kernel"]),
         (
             Totals(
-                *(101, 2, 19, 3, 5, 7, Counters(200, 100, 50, full=11, contended=13, start=17), 1),
+                *(101, 2, 19, 3, 5, 7, Counters(200, 100, filtered=50, full=11, contended=13, start=17), 1),
                 other_interfaces=29,
                 unattributed=31,
             ),
@@ -238,7 +238,7 @@ class Counted:
 
     def totals(self) -> Totals:
         """Prime numbers."""
-        return Totals(101, 2, 0, 3, 5, 7, Counters(200, 100, 50, full=11, contended=13, start=17), 19)
+        return Totals(101, 2, 0, 3, 5, 7, Counters(200, 100, filtered=50, full=11, contended=13, start=17), 19)
 
 
 class Written:
