@@ -1,4 +1,4 @@
-"""`skbcapd capture`: capture now, and print lines or write one file."""
+"""`skbcapd capture`: capture now, and print lines or write files; with -r, print the packets of files."""
 
 from __future__ import annotations
 
@@ -7,19 +7,35 @@ import contextlib
 import socket
 from pathlib import Path
 
-from skbcapd.cli import arguments
+from skbcapd.analysis.selectors import TEXTS
+from skbcapd.cli import arguments, interfaces, reading, selecting, tcpdump
 from skbcapd.config import parser as config
+from skbcapd.config.settings import Settings
 from skbcapd.daemon import app
 from skbcapd.daemon.warnings import missing_interfaces
 from skbcapd.errors import UsageError
+from skbcapd.frames.line import Lines
 from skbcapd.kernel.abi import CAPTURE_MAX
 from skbcapd.output.block_writer import CaptureFile
 from skbcapd.output.interface import Output
 from skbcapd.output.pcapng_output import FileOutput
 from skbcapd.output.pipe import PipeTarget, count_lines
+from skbcapd.output.text import TextOutput
 from skbcapd.worker import Worker
 
-_PLACES = {"interfaces": "-i", "snaplen": "-s", "filter": "FILTER"}  # options of the command that set these settings
+# options of the command that set these settings
+_PLACES = {
+    "interfaces": "-i",
+    "directions": "-Q",
+    "snaplen": "-s",
+    "filter": "FILTER",
+    "buffer.size": "-B",
+    "files.directory": "-w",
+    "files.name": "-w",
+    "files.size": "-C",
+    "files.every": "-G",
+    "files.keep_number": "-W",
+}
 
 
 def add(commands: arguments.Commands) -> None:
@@ -27,10 +43,22 @@ def add(commands: arguments.Commands) -> None:
     command = commands.add("capture", run, "Capture now: print packets, or write them to a pcapng file.")
     command.add_argument(
         "-i",
+        "--interface",
         dest="interfaces",
         metavar="NAME",
         action="append",
         help="interface or glob; can be repeated; any: all interfaces",
+    )
+    command.add_argument(
+        "-Q", "--direction", dest="direction", choices=("in", "out", "inout"), help="only received or only sent packets"
+    )
+    command.add_argument(
+        "-r",
+        dest="read",
+        metavar="FILE",
+        action="append",
+        help="print the packets of FILE, or of a directory's captures, instead of a capture; -: standard input; "
+        "more files may follow",
     )
     command.add_argument("-w", dest="file", metavar="FILE", help="write pcapng to FILE; -: standard output")
     command.add_argument(
@@ -38,6 +66,7 @@ def add(commands: arguments.Commands) -> None:
     )
     command.add_argument(
         "-s",
+        "--snapshot-length",
         dest="snaplen",
         metavar="BYTES",
         help=f"keep at most BYTES of each frame; 0: complete frames ({CAPTURE_MAX})",
@@ -50,20 +79,49 @@ def add(commands: arguments.Commands) -> None:
     )
     arguments.add_duration(command)
     arguments.add_sets(command)
+    tcpdump.add(command)
+    group = command.add_argument_group(
+        "selectors of -r", "Each can be repeated: one must match. Of different ones, all must."
+    )
+    selecting.add_processes(group)
+    selecting.add_packets(group)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Capture until a signal, --duration or -c ends it."""
-    own = {}
+    """Capture until a signal, --duration or -c ends it; or print the packets of files."""
+    tcpdump.check(options)
+    if options.lists:
+        for line in interfaces.lines():
+            print(line)
+        return 0
+    if options.read:
+        return reading.run(options)
+    return _capture(options)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    """The settings of a capture."""
+    own = tcpdump.settings(options)
     if options.interfaces:
         own["interfaces"] = ",".join(options.interfaces)
+    if options.direction:
+        own["directions"] = "out, in" if options.direction == "inout" else options.direction
     if options.snaplen is not None:
         own["snaplen"] = str(CAPTURE_MAX) if options.snaplen == "0" else options.snaplen
-    if options.filter:
-        own["filter"] = " ".join(options.filter)
-    settings = config.default_settings(
+    if options.filter or options.filter_file:
+        own["filter"] = tcpdump.expression(options, options.filter)
+    if tcpdump.is_series(options):
+        own |= tcpdump.series(options)
+    return config.default_settings(
         arguments.overrides(options) | own, {key: place for key, place in _PLACES.items() if key in own}
     )
+
+
+def _capture(options: argparse.Namespace) -> int:
+    if any(getattr(options, name) for name in TEXTS) or options.tgids:
+        raise UsageError("selectors of processes: found no -r; expected -r FILE", "rules of `skbcapd run`")
+    reading.refuse_selectors(options)
+    settings = _settings(options)
     missing = missing_interfaces(settings.interfaces, [name for _, name in socket.if_nameindex()])
     if missing and not settings.namespaces:
         raise UsageError(
@@ -72,17 +130,19 @@ def run(options: argparse.Namespace) -> int:
         )
     program = app.load_program(settings)
     with contextlib.closing(program):
-        output, target = _output(options.file, settings.encode)
+        output, target = _output(options, settings)
         return app.serve(app.Run(settings, program, output, target, duration_s=options.duration, count=options.count))
 
 
-def _output(file: str | None, encode: str) -> tuple[Output, CaptureFile | PipeTarget]:
-    """The destination of packets: lines on a terminal, or pcapng to standard output or to a file."""
+def _output(options: argparse.Namespace, settings: Settings) -> tuple[Output, app.Target]:
+    """The destination of packets: lines on a terminal, or pcapng to standard output, to a file, or to a series."""
+    file, encode = options.file, settings.encode
+    if tcpdump.is_series(options):
+        files = app.files(settings)
+        return files, files
     if file is None:
-        from skbcapd.output.text import TextOutput  # noqa: PLC0415  its dissectors are not needed for a file
-
         target = PipeTarget(count=count_lines)
-        return TextOutput(target.stream), target
+        return TextOutput(target.stream, Lines(tcpdump.form(options))), target
     if file == "-":
         target = PipeTarget()
         return FileOutput(target, encode), target

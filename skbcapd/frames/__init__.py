@@ -1,1 +1,1 @@
-"""Frames: their headers."""
+"""Frames: their headers, and packets as lines of text."""

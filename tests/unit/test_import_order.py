@@ -43,7 +43,7 @@ ORDER = (
 LIBRARIES = {
     "bcc": {"kernel.compiler"},
     "systemd": {"daemon.log"},
-    "scapy": {"filter.packet_filter", "pcapng.writer", "output.text"},
+    "scapy": {"filter.packet_filter", "pcapng.writer"},
     "yaml": {"config.parser"},
     "regex": {"config.pattern"},
     "prometheus_client": {"daemon.metrics"},
@@ -120,4 +120,4 @@ def test_the_command_line_is_light() -> None:
     )
     loaded = done.stdout.split()
     assert "skbcapd.cli.main" in loaded
-    assert not [name for name in loaded if name.startswith(("bcc", "scapy.layers", "scapy.all", "skbcapd.output.text"))]
+    assert not [name for name in loaded if name.startswith(("bcc", "scapy.layers", "scapy.all"))]
