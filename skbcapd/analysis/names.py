@@ -14,8 +14,8 @@ from __future__ import annotations
 import re
 import struct
 
-from skbcapd.analysis import headers
-from skbcapd.analysis.headers import TCP, UDP
+from skbcapd.frames import headers
+from skbcapd.frames.headers import TCP, UDP
 
 _DNS = 53
 _HELLO = b"\x16\x03"  # a handshake record of TLS

@@ -22,7 +22,7 @@ from scapy.layers.l2 import ARP, CookedLinux, Dot1AD, Dot1Q, Ether, Loopback
 from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
-from skbcapd.analysis import headers
+from skbcapd.frames import headers
 from skbcapd.pcapng import link_type
 
 TEXT = Raw(b"secret!")

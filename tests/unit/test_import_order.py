@@ -26,6 +26,7 @@ ORDER = (
     "kernel",
     "config",
     "filter",
+    "frames",
     "pcapng",
     "attribution",
     "worker",
