@@ -163,6 +163,24 @@ static inline int has_header(u64 dev)
 	return LOAD(u64, operations + HEADER_CREATE) != 0; /* NULL is not readable: 0 */
 }
 
+/* Whether the tag of a VLAN belongs to the frame, and is not in its bytes. */
+static inline int has_vlan_tag(struct skb *skb)
+{
+#ifdef SKB_VLAN_PRESENT_BYTE /* up to Linux 6.1 */
+	return SKB_BITS(skb, VLAN_PRESENT);
+#else
+	return SKB(skb, u32, VLAN_ALL) != 0;
+#endif
+}
+
+#define VLAN_ID_MASK 0x0fff
+
+/* The VLAN of a frame whose tag is not in its bytes; 0: none, or only a priority. */
+static inline u32 vlan_of(struct skb *skb)
+{
+	return has_vlan_tag(skb) ? SKB(skb, u16, VLAN_TCI) & VLAN_ID_MASK : 0;
+}
+
 /*
  * Finds the start and the length of the frame. Sent: `data` is the start of the frame; mac_header
  * is not set yet at the entry of __dev_queue_xmit, and outdated in a forwarded packet. Received:
@@ -185,11 +203,7 @@ static inline int find_frame(struct skb *skb, u64 dev, u64 head, u64 data, u32 d
 	frame->linear = SKB(skb, u32, LEN) - SKB(skb, u32, DATA_LEN) + before_data;
 	frame->wire_len = SKB(skb, u32, LEN) + before_data;
 	frame->vlan = 0;
-#ifdef SKB_VLAN_PRESENT_BYTE /* up to Linux 6.1 */
-	if (SKB_BITS(skb, VLAN_PRESENT)) {
-#else
-	if (SKB(skb, u32, VLAN_ALL)) {
-#endif
+	if (has_vlan_tag(skb)) {
 		if (frame->linear >= ETH_ADDRESSES) {
 			frame->vlan = SKB(skb, u16, VLAN_PROTO) |
 				      (u32)__builtin_bswap16(SKB(skb, u16, VLAN_TCI)) << 16;

@@ -25,8 +25,22 @@ enum via {
 /* Which packet wakes Python; see struct control. A buffer that fills up always does. */
 enum sleep { SLEEP_NOT, SLEEP_UNTIL_PACKET, SLEEP_UNTIL_UPCALL };
 
-/* Outcomes of the packets of an interface slot; indexes of struct counters. */
-enum counter { SEEN, DELIVERED, FILTERED, LOST_FULL, LOST_CONTENDED, LOST_START, DUPLICATE };
+/*
+ * Outcomes of the packets of an interface slot; indexes of struct counters. OTHER_INTERFACES: the
+ * interface is not captured. UNATTRIBUTED: rules keep the packets of some processes, and the
+ * packet's process is not known.
+ */
+enum counter {
+	SEEN,
+	DELIVERED,
+	FILTERED,
+	LOST_FULL,
+	LOST_CONTENDED,
+	LOST_START,
+	DUPLICATE,
+	OTHER_INTERFACES,
+	UNATTRIBUTED,
+};
 
 /* Blocks of local types (most significant bit set): never in a file, always rewritten by Python. */
 #define BLOCK_PACKET 6
@@ -78,10 +92,10 @@ struct label {
 	u32 interface_id; /* interface block in the file */
 	u32 slot;	  /* row of `counters` */
 	u32 snaplen;	  /* bytes of the frame to keep; 0: drop the packet */
-	u32 filter;	  /* number of the packet filter for its packets; 0: none */
-	u32 generation;	  /* of its rules */
-	u32 options_len;  /* bytes of `options`, a multiple of 4; 0: Python decides each time */
-	u32 flags_at;	  /* offset in `options` of epb_flags; 8 bytes later: epb_packetid */
+	u32 filter; /* number of the packet filter for its packets; 0: none. Of dropped packets: whether they are UNATTRIBUTED */
+	u32 generation;	 /* of its rules */
+	u32 options_len; /* bytes of `options`, a multiple of 4; 0: Python decides each time */
+	u32 flags_at;	 /* offset in `options` of epb_flags; 8 bytes later: epb_packetid */
 	u8 options[OPTIONS_MAX];
 };
 
@@ -131,7 +145,7 @@ struct flow {
 	u16 remote_port;
 	u8 protocol;
 	u8 family;
-	u16 on_wire; /* 1: as in a sent packet, after translation; 0: as in the socket */
+	u16 on_wire; /* 1 + VLAN: as in a sent packet, after translation; 0: as in the socket */
 };
 
 /* Its key: different from inode numbers, and from numbers that Python makes. */
@@ -161,6 +175,12 @@ struct fragment {
 
 struct counters {
 	u64 of[COUNTERS];
+};
+
+/* A process of which Python wants to know the descendants (`root`), or one of these. */
+struct descendant {
+	u64 start; /* of the process, ns since boot, or somewhat less */
+	u64 root;  /* process id */
 };
 
 /* The end of a BLOCK_UPCALL: all data that Python needs to make a label and an interface. */
@@ -244,6 +264,7 @@ BPF_TABLE("lru_hash", u64, struct group, groups, GROUPS_MAX);
 /* By process id: the time of its last fork, ns since boot; 0: never. */
 BPF_TABLE("lru_hash", u32, u64, forks, FORKS_MAX);
 BPF_TABLE("lru_hash", struct fragment, struct owner, fragments, FRAGMENTS_MAX);
+BPF_TABLE("lru_hash", u32, struct descendant, descendants, DESCENDANTS_MAX); /* by process id */
 BPF_PERCPU_ARRAY(counters, struct counters, SLOTS);
 BPF_RINGBUF_OUTPUT(wakeups, 1);
 

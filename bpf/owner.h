@@ -303,15 +303,35 @@ static inline int is_shared(u64 sk, struct owner *owner)
 	       (owner->time == SHARED_AT_USE || may_have_forked(owner->user.tgid, owner->time));
 }
 
+/*
+ * The child of a descendant is one, too, whatever becomes of its parent. Each new process passes
+ * here, so an entry never belongs to an earlier process with the same id.
+ */
+static inline void record_descent(u32 parent, u32 tgid, u8 *child)
+{
+	struct descendant *known = descendants.lookup(&parent);
+
+	if (known) {
+		struct descendant born = {.start = FIELD(u64, child, TASK_START), .root = known->root};
+
+		descendants.update(&tgid, &born);
+	} else {
+		descendants.delete(&tgid);
+	}
+}
+
 /* `current` has forked, or created a thread. */
 static inline void record_fork(u8 *child)
 {
 	u8 *task = current_task();
-	u32 tgid = TASK(task, u32, TGID);
+	u32 tgid = TASK(task, u32, TGID), forked = FIELD(u32, child, TASK_TGID);
 	u64 now = bpf_ktime_get_ns();
 
-	if (FIELD(u32, child, TASK_TGID) != tgid && forks.lookup(&tgid))
+	if (forked == tgid)
+		return;
+	if (forks.lookup(&tgid))
 		forks.update(&tgid, &now);
+	record_descent(tgid, forked, child);
 }
 
 /*

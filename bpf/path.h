@@ -23,6 +23,8 @@
  */
 #define WIRE_IS_REQUEST 1ULL
 
+#define ON_WIRE(skb) (1 + vlan_of(skb)) /* each VLAN can have its own host at an address */
+
 /*
  * The user of the socket of a packet, which was not known when the packet was first seen: it may be
  * recorded by now, or Python looks it up. `found` is the way if it is recorded.
@@ -105,10 +107,13 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	struct owner *owner = &work->owner, *known;
 	struct headers headers;
 
+	/* What answers the outer packet of a tunnel can be for any process behind the tunnel. */
+	if (SKB_BITS(skb, ENCAPSULATION))
+		return;
 	flow_of_sent(packet, skb, &headers);
 	if (!headers.transport || !can_have_answer(flow) || may_change(packet))
 		return;
-	flow->on_wire = 1;
+	flow->on_wire = ON_WIRE(skb);
 	known = flows.lookup(flow);
 	if (packet->key.via == VIA_GROUP) /* a group is no user: it is looked up for each answer */
 		__builtin_memset(&owner->user, 0, sizeof(owner->user));
@@ -172,7 +177,7 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 	if (!headers.transport)
 		return VIA_UNKNOWN;
 	flow->net = packet->key.net;
-	flow->on_wire = 1;
+	flow->on_wire = ON_WIRE(skb);
 	if (is_icmp(flow->protocol) && !to_echo_request(flow))
 		return VIA_UNKNOWN;
 	owner = lookup_flow(flow);

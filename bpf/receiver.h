@@ -63,6 +63,12 @@ static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
 	return 0;
 }
 
+/* Whether the destination of the frame before `data` is the address of an interface (ETH_ALEN bytes). */
+static inline int has_destination(u64 dev, u64 data)
+{
+	return (LOAD(u64, LOAD(u64, dev + DEV_ADDR)) ^ LOAD(u64, data - ETH_HLEN)) << 16 == 0;
+}
+
 #define MACVLAN 0x6e616c7663616dULL /* "macvlan" and its NUL, as a kind of interface */
 
 /*
@@ -72,18 +78,16 @@ static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
  */
 static inline u64 find_above(u64 dev, u64 data, u64 nothing)
 {
-	/* Addresses: the first ETH_ALEN of 8 bytes. */
-	u64 destination = LOAD(u64, data - ETH_HLEN) << 16, head = dev + DEV_UPPER, node = LOAD(u64, head);
+	u64 head = dev + DEV_UPPER, node = LOAD(u64, head);
 
 	for (int i = 0; i < ABOVE_MAX; i++) {
 		FORGET(node, nothing);
 		if (!node || node == head)
 			return 0;
 		u64 above = LOAD(u64, node - ADJACENT_LIST + ADJACENT_DEV);
-		u64 address = LOAD(u64, LOAD(u64, above + DEV_ADDR)) << 16;
 		u64 kind = LOAD(u64, LOAD(u64, LOAD(u64, above + DEV_LINK_OPERATIONS) + LINK_KIND));
 
-		if (address == destination && kind == MACVLAN)
+		if (kind == MACVLAN && has_destination(above, data))
 			return above;
 		node = LOAD(u64, node);
 	}
@@ -276,14 +280,40 @@ struct destination {
 	u32 ifindex;
 };
 
+#ifdef DEV_VLANS
+#define ETH_P_8021AD	   0x88a8
+#define VLAN_PARTS	   8
+#define VLAN_PART_LEN	   512
+#define VLAN_NUMBER(proto) ((proto) == htons(ETH_P_8021AD)) /* as in vlan_proto_idx */
+
 /*
- * Sets the interface that receives a packet: that of the hook, or a macvlan interface above it.
- * Returns whether there is one where addresses prove the receiver.
+ * The interface of a VLAN on top of an interface, or of its bond, team or bridge; 0: none. As in
+ * __vlan_find_dev_deep_rcu (net/8021q/vlan_core.c).
  */
-static inline int find_destination(struct control *control, struct packet *packet, u32 type,
+static inline u64 find_vlan(u64 dev, u32 protocol, u32 id)
+{
+	u64 place = VLANS + 8 * (VLAN_NUMBER(protocol) * VLAN_PARTS + id / VLAN_PART_LEN);
+	u64 in_part = 8 * (id % VLAN_PART_LEN), head = dev + DEV_UPPER, node = LOAD(u64, head), found;
+
+	found = LOAD(u64, LOAD(u64, LOAD(u64, dev + DEV_VLANS) + place) + in_part);
+	if (found || node == head)
+		return found;
+	dev = LOAD(u64, node - ADJACENT_LIST + ADJACENT_DEV);
+	return LOAD(u64, LOAD(u64, LOAD(u64, dev + DEV_VLANS) + place) + in_part);
+}
+#else
+#define find_vlan(dev, protocol, id) 0 /* a kernel without VLANs */
+#endif
+
+/*
+ * Sets the interface that receives a packet: that of the hook, that of its VLAN, or a macvlan interface
+ * above it. Returns whether there is one where addresses prove the receiver.
+ */
+static inline int find_destination(struct control *control, struct packet *packet, struct skb *skb,
 				   struct destination *to)
 {
 	u64 nothing = control->nothing;
+	u32 vlan = vlan_of(skb), is_other = SKB_BITS(skb, PKT_TYPE) == PACKET_OTHERHOST;
 
 	to->dev = packet->dev;
 	to->net = packet->net;
@@ -291,10 +321,12 @@ static inline int find_destination(struct control *control, struct packet *packe
 	to->ifindex = packet->key.ifindex;
 	if (packet->guard)
 		return 0;
-	if (type != PACKET_OTHERHOST)
+	if (!vlan && !is_other)
 		return 1;
-	to->dev = find_above(packet->dev, packet->data, nothing);
-	if (!to->dev)
+	to->dev = vlan ? find_vlan(packet->dev, SKB(skb, u16, VLAN_PROTO), vlan)
+		       : find_above(packet->dev, packet->data, nothing);
+	/* The type is that for the address of the interface of the hook; that of the VLAN can have another. */
+	if (!to->dev || (vlan && is_other && !has_destination(to->dev, packet->data)))
 		return 0;
 	to->net = LOAD(u64, to->dev + DEV_NET);
 	to->cookie = LOAD(u64, to->net + NET_COOKIE);
@@ -403,7 +435,7 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 	u32 type = SKB_BITS(skb, PKT_TYPE);
 
 	packet->sk = 0;
-	if (!find_destination(control, packet, type, &to))
+	if (!find_destination(control, packet, skb, &to))
 		return VIA_UNKNOWN;
 	flow_of_packet(packet->data, packet->linear_end - packet->data, SKB(skb, u16, PROTOCOL), IN, flow,
 		       headers);

@@ -234,7 +234,7 @@ static inline void proceed(void *ctx, struct control *control, struct packet *pa
 		if (sighting && sighting->skb == packet->address && direction == IN &&
 		    !is_stacked(SKB(skb, u8 *, DEV)))
 			sighting->skb = 0; /* it belongs to another packet now */
-		count(packet->unwanted >> 1, FILTERED);
+		count(packet->unwanted >> 1, OTHER_INTERFACES);
 		return;
 	}
 	if (control->filtered)
@@ -323,7 +323,7 @@ static inline void stage_process(void *ctx, void *argument, const u32 direction)
 		return;
 	identify(ctx, control, packet, get_skb_again(packet, argument), direction, 0);
 	if (packet->refused)
-		count(packet->refused >> 1, FILTERED);
+		count(packet->refused >> 1, packet->unwanted ? OTHER_INTERFACES : FILTERED);
 	else
 		call_stage(ctx, direction, STAGE_BLOCK);
 }
@@ -346,7 +346,7 @@ static inline void stage_block(void *ctx, void *argument, const u32 direction)
 	u32 slot = label ? label->slot : find_slot(packet), size, lost;
 
 	if (label && !label->snaplen) {
-		count(slot, FILTERED);
+		count(slot, label->filter ? UNATTRIBUTED : FILTERED);
 		return;
 	}
 	if (label && label->filter && packet->filter != label->filter) {

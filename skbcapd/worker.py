@@ -12,6 +12,7 @@ a daemon thread.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import threading
 import time
@@ -24,6 +25,8 @@ _LOG = logging.getLogger(__name__)
 _SWITCH_S = 0.0005  # a disk writes megabytes in the 5 ms that are Python's default: a worker would mostly wait
 
 PATIENCE_S = 0.15  # the loop waits for a file and for a look at the directory in one turn
+SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+"""Signals that the drain loop handles: only its thread receives them."""
 
 Job: TypeAlias = Callable[[], None]
 T = TypeVar("T")
@@ -83,12 +86,10 @@ class Worker:
         """Start the thread if it does not run; whether it runs: the system may have no thread left."""
         if self._thread is None:
             sys.setswitchinterval(_SWITCH_S)
-            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             try:
-                thread.start()
+                self._thread = start_thread(self._run, name=self._name)
             except RuntimeError:
                 return False
-            self._thread = thread
         return True
 
     def do(self, job: Job) -> None:
@@ -134,6 +135,21 @@ class Worker:
             with self._changed:
                 self._done += 1
                 self._changed.notify_all()
+
+
+def start_thread(work: Callable[..., None], *arguments: object, name: str | None = None) -> threading.Thread:
+    """A running thread that does not keep the process alive and receives no signal of the drain loop.
+
+    Raises:
+        RuntimeError: the system has no thread left.
+    """
+    thread = threading.Thread(target=work, args=arguments, name=name, daemon=True)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a thread inherits it
+    try:
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    return thread
 
 
 class TimedCall(Generic[T]):

@@ -4,7 +4,7 @@ In: capture files and selectors. Out: one capture file with the selected packets
 time, or their number.
 
 The rules: one pass, whose memory is bounded. A packet keeps its time, its length and its options;
-statistics, names and secrets in the files are not copied. Errors in a file are printed after the
+statistics and names in the files are not copied, TLS secrets only on request. Errors in a file are printed after the
 result, with exit code 1.
 """
 
@@ -23,15 +23,18 @@ from skbcapd.analysis.selectors import Selection
 from skbcapd.analysis.sources import Sources, expand
 from skbcapd.analysis.target import STDOUT
 from skbcapd.analysis.writers import PcapngWriter, PcapWriter, Writer
+from skbcapd.errors import UsageError
 
 
 def command(options: argparse.Namespace, files: Iterable[Path], selection: Selection) -> int:
     """Write or count the selected packets; 1 if a file could not be read to its end."""
+    if options.secrets == "all" and options.format == "pcap":
+        raise UsageError("--secrets all with --format pcap: pcap files have no secrets", "--format pcapng")
     paths = expand(files)
     changes = Changes(options)
     said: list[str] = []
     with Progress(paths, sys.stderr) as progress:
-        sources = Sources(paths, selection, progress.next_file)
+        sources = Sources(paths, selection, progress.next_file, has_secrets=options.secrets == "all")
         if options.count:
             print(sum(1 for _ in sources.unordered()))
         else:

@@ -1,7 +1,8 @@
 """Puts records of several capture files into one pcapng section.
 
 In: records. Out: bytes. Interfaces with the same name, description (network namespace), link type and snaplen are one;
-each is described before its first packet, and those without packets are not.
+each is described before its first packet, and those without packets are not. TLS secrets, where they are wanted, stand
+before the next packet of their file.
 
 The rule not to break: a section holds no interface of a file that was read. There may be thousands of sections, and
 each of those files would stay in memory.
@@ -17,6 +18,7 @@ import struct
 from skbcapd import __version__
 from skbcapd.analysis.records import Record, join, swapped
 from skbcapd.errors import FileError
+from skbcapd.pcapng import secrets
 from skbcapd.pcapng.blocks import (
     BYTE_ORDER_MAGIC,
     IF_DESCRIPTION,
@@ -78,6 +80,9 @@ class PcapngSection:
                 into += _header(interface.section)
             number = self._add(key, block)
             into += block
+        if interface.section.secrets:
+            into += secrets.block(interface.section.secrets)
+            interface.section.secrets = b""
         time = time_ns // self._unit_ns
         size = len(frame)
         pad = -size & 3

@@ -118,6 +118,7 @@ class Sources:
         paths: paths of files, or STDIN.
         selection: which packets are selected.
         progress: called for each file; returns a function that takes the number of bytes read.
+        has_secrets: as for Reader.
     """
 
     def __init__(
@@ -125,8 +126,11 @@ class Sources:
         paths: Sequence[Path],
         selection: Selection,
         progress: Callable[[], Callable[[int], None]] = lambda: lambda _read: None,
+        *,
+        has_secrets: bool = False,
     ) -> None:
         self._paths = paths
+        self._has_secrets = has_secrets
         self._selection = selection
         self._progress = progress
         self._waiting: deque[_File] = deque()
@@ -217,7 +221,7 @@ class Sources:
                     "extract some of them first, then from what comes out",
                 )
             try:
-                reader = Reader(_now(path), self._progress())
+                reader = Reader(_now(path), self._progress(), has_secrets=self._has_secrets)
             except FileError as error:
                 self._note(path, error)
                 continue

@@ -22,7 +22,6 @@ import os
 import re
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from typing import NamedTuple
 
 from skbcapd.attribution.budget import Budget
 from skbcapd.attribution.processes import NS_PER_TICK, User, opened, read_stat, sees_host
+from skbcapd.worker import start_thread
 
 SCAN_S = 0.5  # a scan that takes longer is stopped
 GIVEN_UP_S = 60.0  # pause before the next try
@@ -178,9 +178,7 @@ def flows(proc: Path = Path("/proc"), named: Path = Path("/run/netns")) -> list[
         if time.monotonic() > end or len(found) >= FLOWS_MAX:
             break
         # setns(2) applies to one thread.
-        thread = threading.Thread(target=_read_namespace, args=(path, found), daemon=True)
-        thread.start()
-        thread.join()
+        start_thread(_read_namespace, path, found).join()
     return found
 
 

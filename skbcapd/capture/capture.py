@@ -1,7 +1,7 @@
 """The drain loop: passes what the kernel program has captured to the output, and counts it.
 
     segments -> ready blocks ------------------------------------------------------> output
-             -> no label: self-test -> interface -> owner -> process -> verdict -> label -> output
+             -> no label: self-test -> interface -> owner -> descent -> process -> verdict -> label -> output
              -> no label, but its key was decided in this drain -------------------> output
              -> could not be read to its end: label remembered --------------------> output
 
@@ -23,6 +23,7 @@ from skbcapd.attribution.processes import User, boot_ns
 from skbcapd.attribution.sockets import Flow
 from skbcapd.capture import verdict
 from skbcapd.capture.delivery import Delivery, Sampler
+from skbcapd.capture.descent import Descent
 from skbcapd.capture.interfaces import Interfaces, Selection
 from skbcapd.capture.labeler import Labeler
 from skbcapd.capture.ledger import Ledger
@@ -70,7 +71,7 @@ class Capture:
         plan: which packets are kept, and how they are written.
         machine: lookups.
         limit: stop after so many packets; 0 for no limit.
-        ask_for_dump: called with the name of a rule with `action: dump`.
+        ask_for_dump: called with the name of a rule with `action: dump`, and its `dump_after` in seconds.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Capture:
         plan: Plan,
         machine: Machine,
         limit: int = 0,
-        ask_for_dump: Callable[[str], None] = lambda _why: None,
+        ask_for_dump: Callable[[str, int], None] = lambda _why, _after_s: None,
     ) -> None:
         self.program, self.output, self._plan, self._machine = program, output, plan, machine
         self._tally = tally = Tally()
@@ -89,6 +90,7 @@ class Capture:
         self._self_test = SelfTest(program, tally)
         self.interfaces = Interfaces(program, output, selection, tally, machine.describe_namespace)
         self._resolver = Resolver(program, machine.find_holders, boot_ns)
+        self._descent = Descent(program)
         self._labeler = Labeler(program, takes_stamped=output.labels)
         self._renumbering = Renumbering(program, output, self._reader, self._labeler, self.interfaces)
         self._ledger = Ledger(program, output, tally, self.interfaces, has_limit=bool(limit))
@@ -97,6 +99,7 @@ class Capture:
             self._self_test.take,
             self.interfaces.take,
             self._resolver.take,
+            self._descent.take,
             verdict.find_process,
             verdict.decide,
             self._labeler.take,
@@ -122,6 +125,7 @@ class Capture:
         self._self_test.measure()
         self._resolver.add_flows(self._machine.list_flows(), self._machine.list_holders() or {})
         self.program.attach()
+        self._descent.watch(self._plan.rules.roots)
         self._resolver.remove_ended_flows(self._machine.list_flows())
         self._self_test.prove(self.drain)
         self._set_control()
@@ -133,6 +137,7 @@ class Capture:
             plan: the new plan.
             filters: new packet filters; None if there are none, or if they are unchanged.
         """
+        self._descent.watch(plan.rules.roots - self._plan.rules.roots)
         # First the labels: the block stage evaluates the filter again for a packet that has passed the
         # old filter and finds an old label.
         self.program.control[abi.GENERATION] += 1

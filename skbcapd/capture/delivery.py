@@ -45,10 +45,12 @@ class Delivery:
         output: takes the packets.
         tally: counts them.
         snapshot: returns the statistics of the interfaces, for the end of a file.
-        ask_for_dump: called with the name of a rule with `action: dump`.
+        ask_for_dump: called with the name of a rule with `action: dump`, and its `dump_after` in seconds.
     """
 
-    def __init__(self, output: Output, tally: Tally, snapshot: Snapshot, ask_for_dump: Callable[[str], None]) -> None:
+    def __init__(
+        self, output: Output, tally: Tally, snapshot: Snapshot, ask_for_dump: Callable[[str, int], None]
+    ) -> None:
         self._output, self._tally, self._snapshot, self._ask_for_dump = output, tally, snapshot, ask_for_dump
         # identifiers of written packets, with `dedup: first`
         self._written: Bounded[int, None] = Bounded(2 * abi.SIGHTINGS)
@@ -80,6 +82,9 @@ class Delivery:
         verdict, description = decision.verdict, decision.interface.description
         if description is None:
             raise ValueError("a packet of an interface that is not captured")
+        if verdict.is_unattributed:
+            self._tally.unattributed += 1
+            return False
         is_taken = verdict.keeps and plan.matcher.takes(
             verdict.filter, description.link_type, packet.frame, packet.original_len
         )
@@ -95,7 +100,7 @@ class Delivery:
             packet = replace(packet, frame=packet.frame[:snaplen])
         self._write(packet, decision.interface.interface_id, decision.stamp)
         if verdict.dump:
-            self._ask_for_dump(f"rules[{verdict.dump}]")
+            self._ask_for_dump(f"rules[{verdict.dump}]", verdict.dump_after_s)
 
     def _is_first(self, packet_id: int) -> bool:
         """Whether this is the first packet with its identifier."""

@@ -123,7 +123,7 @@ class Interfaces:
         elif found.interface_id < 0:
             found.interface_id = self._number(found.description)
         if found.description is None:
-            self._tally.filtered += 1
+            self._tally.other_interfaces += 1
             return None
         found.early += packet.slot != found.slot
         record.interface = found
@@ -169,7 +169,8 @@ class Interfaces:
             if known.description and known.interface_id >= 0 and known.slot < abi.SLOTS - 1:
                 row, early = self._program.counters(known.slot), known.early
                 received = row.outcomes + early
-                accepted, delivered = received - row.filtered, row.delivered + early
+                accepted = received - row.filtered - row.unattributed
+                delivered = row.delivered + early
                 yield Statistics(known.interface_id, known.slot, received, accepted, row.lost, delivered)
 
     def _new(self, packet: Upcall, plan: Plan) -> KnownInterface:

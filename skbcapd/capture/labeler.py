@@ -89,7 +89,7 @@ class Labeler:
                     interface_id=known.interface_id,
                     slot=known.slot,
                     snaplen=(verdict.snaplen or plan.snaplen) if verdict.keeps else 0,
-                    filter=verdict.filter,
+                    filter=verdict.filter or verdict.is_unattributed,
                     generation=self._program.control[abi.GENERATION],
                     options_len=len(options),
                     flags_at=stamp.flags_at,

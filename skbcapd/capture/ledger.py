@@ -64,6 +64,8 @@ class Ledger:
             kernel=kernel,
             processes=tally.processes.count,
             not_dumped=not_dumped,
+            other_interfaces=kernel.other_interfaces + tally.other_interfaces,
+            unattributed=kernel.unattributed + tally.unattributed,
         )
 
     def monotonic_totals(self, kernel: Counters, *, is_drained: bool) -> Totals:

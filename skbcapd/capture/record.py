@@ -10,8 +10,8 @@ a module here, or a new module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from skbcapd.attribution.processes import Process, User
@@ -68,6 +68,7 @@ class Record:
             label.
         process: record from /proc; None: not known, or not needed.
         group: all candidates if there are several: user (without a thread) and process.
+        roots: process id of a candidate -> the process of a rule with `children` that it descends from.
         verdict: verdict of the rules.
         stamp: its options.
     """
@@ -77,6 +78,7 @@ class Record:
     is_asked: bool = False
     process: Process | None = None
     group: Sequence[tuple[User, Process | None]] = ()
+    roots: Mapping[int, int] = field(default_factory=dict)
     verdict: Verdict = KEPT
     stamp: Label | None = None
 

@@ -19,7 +19,7 @@ import os
 import pwd
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from skbcapd.attribution.budget import Budget
@@ -58,6 +58,7 @@ class Subject:
         user: the thread; tgid 0 if it is not known.
         process: record of its process from /proc; None if it is not known, or was not read.
         group: all candidates if there are several; then user and process are not used.
+        roots: process id of a candidate -> the process of a rule with `children` that it descends from.
     """
 
     interface: bytes
@@ -67,6 +68,7 @@ class Subject:
     user: User
     process: Process | None
     group: Sequence[tuple[User, Process | None]] = ()
+    roots: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +80,16 @@ class Verdict:
         snaplen: bytes kept of each frame; 0: the setting snaplen.
         filter: number of the packet filter of the rule; 0: no filter.
         dump: number (from 1) of a rule with `action: dump`; 0: none.
+        dump_after_s: seconds for which the dump continues.
+        is_unattributed: dropped by a rule for all other packets, and its process is not known for certain.
     """
 
     keeps: bool = True
     snaplen: int = 0
     filter: int = 0
     dump: int = 0
+    dump_after_s: int = 0
+    is_unattributed: bool = False
 
 
 class Rules:
@@ -114,7 +120,12 @@ class Rules:
         self._named = named
         filtering = [at for at, rule in enumerate(rules) if rule.filter]
         self._numbers = {at: first_filter + number for number, at in enumerate(filtering)}
-        self.needs_process = any(needs_process(rule.fields) or rule.children for rule in rules)
+        self._needs_record = any(needs_process(rule.fields) for rule in rules)
+        self.needs_process = self._needs_record or any(rule.children for rule in rules)
+        self.roots = frozenset(
+            tgid for rule in rules if rule.children and isinstance(tgid := rule.fields.get("tgid"), int)
+        )
+        """The processes whose descendants the rules ask for."""
         self.most = max((rule.snaplen or 0 for rule in rules), default=0)
         """The largest snaplen of a rule; 0: no rule has one."""
         self.is_empty = not rules
@@ -131,10 +142,20 @@ class Rules:
         for at, rule in enumerate(self._rules):
             if self._matches(at, rule, subject):
                 if rule.action == "drop":
-                    return Verdict(keeps=False)
+                    return Verdict(keeps=False, is_unattributed=not (rule.conditions or self._is_known(subject)))
                 dump = at + 1 if rule.action == "dump" else 0
-                return Verdict(snaplen=rule.snaplen or 0, filter=self._numbers.get(at, 0), dump=dump)
+                return Verdict(
+                    snaplen=rule.snaplen or 0,
+                    filter=self._numbers.get(at, 0),
+                    dump=dump,
+                    dump_after_s=rule.dump_after or 0,
+                )
         return Verdict()
+
+    def _is_known(self, subject: Subject) -> bool:
+        """Whether all values of the process that conditions can ask for are known."""
+        has_record = subject.process is not None or not self._needs_record
+        return bool(subject.user.tgid) and not subject.group and has_record
 
     def _matches(self, at: int, rule: Rule, subject: Subject) -> bool:
         return (
@@ -142,19 +163,26 @@ class Rules:
             and (rule.via is None or rule.via == subject.via)
             and (rule.interface is None or self._fits(f"rules[{at + 1}].interface", rule.interface, subject.interface))
             and (rule.netns is None or is_called(rule.netns, subject.netns, self._named))
-            and (not rule.fields or all(self._is_meant(at, rule, *one) for one in subject.group or [_only(subject)]))
+            and (
+                not rule.fields
+                or all(self._is_meant(at, rule, *one, subject.roots) for one in subject.group or [_only(subject)])
+            )
         )
 
-    def _is_meant(self, at: int, rule: Rule, user: User, process: Process | None) -> bool:
+    def _is_meant(self, at: int, rule: Rule, user: User, process: Process | None, roots: Mapping[int, int]) -> bool:
         """Whether all conditions on a process are true for this process, or (with `children`) for
         an ancestor.
         """
-        return any(self._is_of(at, rule, *person) for person in self._people(rule, user, process))
+        return any(self._is_of(at, rule, *person) for person in self._people(rule, user, process, roots))
 
-    def _people(self, rule: Rule, user: User, process: Process | None) -> Iterator[tuple[User, Process | None]]:
+    def _people(
+        self, rule: Rule, user: User, process: Process | None, roots: Mapping[int, int]
+    ) -> Iterator[tuple[User, Process | None]]:
         """The processes that the conditions are evaluated for."""
         yield user, process
         if rule.children:
+            if root := roots.get(user.tgid):  # also if the processes between them have ended
+                yield User(root, root, 0, b"", b""), None
             for _ in range(_ANCESTORS_MAX):
                 process = process and self._parent(process)
                 if process is None:

@@ -1,7 +1,8 @@
 """The totals of a capture: counters of the stages and of the kernel program.
 
 The rule: every packet is counted once. When a capture has ended,
-seen = written + filtered + duplicates + self_test + kernel.lost + dropped + not_dumped.
+seen = written + filtered + other_interfaces + unattributed + duplicates + self_test + kernel.lost +
+dropped + not_dumped.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Totals:
 
     Args:
         written: passed to the output, and not dropped there.
-        filtered: excluded by filter, rule or interface.
+        filtered: excluded by filter or rule.
         duplicates: already seen on another interface.
         self_test: packets of the self-test at start.
         dropped: in Python and by the output.
@@ -28,6 +29,8 @@ class Totals:
         kernel: counters of the kernel program.
         processes: processes that sent or received packets.
         not_dumped: in memory, or discarded from memory without a dump.
+        other_interfaces: of interfaces that are not captured.
+        unattributed: excluded because their process is not known, by rules that keep some processes.
     """
 
     written: int
@@ -39,6 +42,8 @@ class Totals:
     kernel: Counters
     processes: int
     not_dumped: int = 0
+    other_interfaces: int = 0
+    unattributed: int = 0
 
 
 class Numbers:
@@ -67,6 +72,8 @@ class Tally:
 
     written: int = 0  # packets that Python wrote; with a limit, all packets
     filtered: int = 0
+    other_interfaces: int = 0
+    unattributed: int = 0
     duplicates: int = 0  # duplicates that only Python could recognize
     self_test: int = 0
     dropped: int = 0
@@ -75,4 +82,5 @@ class Tally:
     @property
     def not_written(self) -> int:
         """Delivered packets that were not passed to the output."""
-        return self.filtered + self.duplicates + self.self_test + self.dropped
+        left_out = self.filtered + self.other_interfaces + self.unattributed + self.duplicates
+        return left_out + self.self_test + self.dropped

@@ -50,4 +50,5 @@ def _subject(record: Record) -> Subject:
         user=user_of(packet),
         process=record.process,
         group=record.group,
+        roots=record.roots,
     )

@@ -7,17 +7,18 @@ import contextlib
 import socket
 from pathlib import Path
 
-from skbcapd.analysis.selectors import TEXTS
-from skbcapd.cli import arguments, interfaces, reading, selecting, tcpdump
+from skbcapd.cli import arguments, interfaces, processes, reading, selecting, tcpdump
 from skbcapd.config import parser as config
 from skbcapd.config.settings import Settings
 from skbcapd.daemon import app
+from skbcapd.daemon.command import Command
 from skbcapd.daemon.warnings import missing_interfaces
 from skbcapd.errors import UsageError
 from skbcapd.frames.line import Lines
 from skbcapd.kernel.abi import CAPTURE_MAX
 from skbcapd.output.block_writer import CaptureFile
 from skbcapd.output.interface import Output
+from skbcapd.output.key_log import KeyLogs
 from skbcapd.output.pcapng_output import FileOutput
 from skbcapd.output.pipe import PipeTarget, count_lines
 from skbcapd.output.text import TextOutput
@@ -77,18 +78,15 @@ def add(commands: arguments.Commands) -> None:
         nargs="*",
         help="packet filter as in tcpdump, for example: tcp port 443 and not host ::1",
     )
+    processes.add(command)
     arguments.add_duration(command)
     arguments.add_sets(command)
     tcpdump.add(command)
-    group = command.add_argument_group(
-        "selectors of -r", "Each can be repeated: one must match. Of different ones, all must."
-    )
-    selecting.add_processes(group)
-    selecting.add_packets(group)
+    selecting.add_packets(command.add_argument_group("selectors of -r", "As in extract."))
 
 
 def run(options: argparse.Namespace) -> int:
-    """Capture until a signal, --duration or -c ends it; or print the packets of files."""
+    """Capture until a signal, --duration, -c or the end of the command ends it; or print the packets of files."""
     tcpdump.check(options)
     if options.lists:
         for line in interfaces.lines():
@@ -96,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.read:
         return reading.run(options)
-    return _capture(options)
+    return _run(options)
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -117,9 +115,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     )
 
 
-def _capture(options: argparse.Namespace) -> int:
-    if any(getattr(options, name) for name in TEXTS) or options.tgids:
-        raise UsageError("selectors of processes: found no -r; expected -r FILE", "rules of `skbcapd run`")
+def _run(options: argparse.Namespace) -> int:
     reading.refuse_selectors(options)
     settings = _settings(options)
     missing = missing_interfaces(settings.interfaces, [name for _, name in socket.if_nameindex()])
@@ -128,26 +124,43 @@ def _capture(options: argparse.Namespace) -> int:
             f"no interface {missing[0]} in this network namespace",
             "`ip -brief link` lists them; any: all",
         )
+    settings = processes.chosen(settings, options)
+    if options.command is None:
+        return _capture(settings, options)
+    # Packets on standard output must not be mixed with the output of the command.
+    with Command(options.command, stdout=1 if options.file not in {None, "-"} else 2) as command:
+        _capture(processes.of_command(settings, command.pid), options, command)
+        return command.wait()
+
+
+def _capture(settings: Settings, options: argparse.Namespace, command: Command | None = None) -> int:
     program = app.load_program(settings)
-    with contextlib.closing(program):
-        output, target = _output(options, settings)
-        return app.serve(app.Run(settings, program, output, target, duration_s=options.duration, count=options.count))
+    with contextlib.closing(program), KeyLogs(settings.secrets) as key_logs:
+        output, target = _output(options, settings, key_logs)
+        return app.serve(
+            app.Run(
+                *(settings, program, output, target),
+                duration_s=options.duration,
+                count=options.count,
+                command=command,
+            )
+        )
 
 
-def _output(options: argparse.Namespace, settings: Settings) -> tuple[Output, app.Target]:
+def _output(options: argparse.Namespace, settings: Settings, key_logs: KeyLogs) -> tuple[Output, app.Target]:
     """The destination of packets: lines on a terminal, or pcapng to standard output, to a file, or to a series."""
     file, encode = options.file, settings.encode
     if tcpdump.is_series(options):
-        files = app.files(settings)
+        files = app.files(settings, key_logs)
         return files, files
     if file is None:
         target = PipeTarget(count=count_lines)
         return TextOutput(target.stream, Lines(tcpdump.form(options))), target
     if file == "-":
         target = PipeTarget()
-        return FileOutput(target, encode), target
+        return FileOutput(target, encode, key_logs), target
     written = CaptureFile(Path(file), part=False, jobs=Worker("writer"))
-    return FileOutput(written, encode), written
+    return FileOutput(written, encode, key_logs), written
 
 
 def _positive(text: str) -> int:

@@ -19,6 +19,12 @@ def add(commands: Commands) -> None:
     output.add_argument("--count", action="store_true", help="print the number of selected packets, write nothing")
     command.add_argument("--format", choices=FORMATS, default="pcapng", help="pcap: one file for each link type")
     command.add_argument("--time", choices=UNITS, default="ns", help="unit of time stamps")
+    command.add_argument(
+        "--secrets",
+        choices=("none", "all"),
+        default="none",
+        help="all: copy the TLS secrets of the files, also those of connections that are not selected",
+    )
     selecting.add_changes(command)
     selecting.add(command)
 

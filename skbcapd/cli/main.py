@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 
 from skbcapd import __version__
-from skbcapd.cli import capture, check, config, doctor, dump, extcap, extract, run, split, status, top
+from skbcapd.cli import capture, check, config, doctor, dump, extcap, extract, processes, run, split, status, top
 from skbcapd.cli.arguments import Commands, MixedParser
 from skbcapd.daemon.log import LOG
 
@@ -32,7 +32,8 @@ def command(arguments: Sequence[str]) -> int:
         SkbcapdError: an error with a message and an exit code.
     """
     LOG.install()
-    options = parser().parse_args(arguments)
+    words, after = processes.split_command(arguments)
+    options = parser().parse_args(words, argparse.Namespace(command=after))
     return int(options.run(options))
 
 

@@ -22,7 +22,13 @@ from skbcapd.frames.line import Lines
 from skbcapd.pcapng.blocks import IF_NAME
 from skbcapd.pcapng.reader import Interface
 
-_LIVE = (("duration", "--duration"), ("sets", "--set"), ("buffer", "-B"))
+_LIVE = (
+    ("duration", "--duration"),
+    ("sets", "--set"),
+    ("buffer", "-B"),
+    ("children", "--children"),
+    ("command", "a command after --"),
+)
 _OF_FILES = (
     ("peers", "--peer", "FILTER: net ADDRESS"),
     ("ports", "--port", "FILTER: port PORT"),
@@ -40,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     if options.file is not None:
         raise UsageError("-w with -r: found both; expected one of them", "skbcapd extract FILE -w OUT [FILTER]")
     for dest, name in _LIVE:
-        if getattr(options, dest):
+        if getattr(options, dest, None):
             raise UsageError(f"{name} with -r: found both; expected {name} without -r only")
     if options.snaplen is not None:
         print("skbcapd: -s is ignored: -r prints what is in the file", file=sys.stderr)

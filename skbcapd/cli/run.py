@@ -10,6 +10,7 @@ from skbcapd.config.settings import Settings
 from skbcapd.daemon import app, metrics
 from skbcapd.daemon.log import LOG
 from skbcapd.daemon.loop import hold_back_signals
+from skbcapd.output.key_log import KeyLogs
 
 
 def add(commands: arguments.Commands) -> None:
@@ -31,6 +32,6 @@ def run(options: argparse.Namespace) -> int:
     LOG.level = settings.log.level
     metrics.check_library(settings.metrics)
     program = app.load_program(settings)
-    with contextlib.closing(program):
-        output = app.files(settings)
+    with contextlib.closing(program), KeyLogs(settings.secrets) as key_logs:
+        output = app.files(settings, key_logs)
         return app.serve(app.Run(settings, program, output, output, duration_s=options.duration, load=load, live=True))

@@ -85,12 +85,13 @@ def show(path: str, *, as_json: bool = False, watch: bool = False) -> int:
         output.close()
 
 
-def ask(path: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
-    """Ask the daemon for its status.
+def ask(path: str, patience_s: float = PATIENCE_S, request: str = "status") -> dict[str, Any]:
+    """Ask the daemon for its status, or something else.
 
     Args:
         path: path of its control socket.
         patience_s: timeout in seconds.
+        request: the line to send.
 
     Raises:
         FileError: there is no answer, or it is not from skbcapd.
@@ -101,13 +102,13 @@ def ask(path: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
         sock.settimeout(patience_s)
         try:
             _connect(sock, path, end)
-            sock.sendall(b"status\n")
+            sock.sendall(request.encode("ascii") + b"\n")
             while len(data) <= ANSWER_MAX and (more := sock.recv(1 << 16)):
                 data += more
                 sock.settimeout(max(0.001, end - time.monotonic()))
         except TimeoutError:
             raise FileError(
-                f"{path}: no answer within {patience_s:.0f} s; expected the status of the daemon",
+                f"{path}: no answer within {patience_s:.0f} s; expected an answer of the daemon",
                 "systemctl status skbcapd; journalctl -u skbcapd",
             ) from None
         except OSError as error:
@@ -121,7 +122,7 @@ def ask(path: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
     except (ValueError, RecursionError):
         snapshot = None
     if not isinstance(snapshot, dict):
-        raise FileError(f"{path}: {len(data)} bytes that are not an answer of skbcapd; expected its status")
+        raise FileError(f"{path}: {len(data)} bytes that are not an answer of skbcapd; expected JSON")
     return snapshot
 
 
@@ -159,35 +160,62 @@ def lines(path: str, snapshot: Mapping[str, Any], before: Mapping[str, Any] | No
 def _lines(snapshot: Mapping[str, Any], before: Mapping[str, Any] | None) -> Iterator[str]:
     """The lines, the most important numbers first."""
     packets, processes, files = snapshot["packets"], snapshot["processes"], snapshot["files"]
-    minutes, seconds = divmod(int(snapshot["uptime_s"]), 60)
-    yield f"skbcapd {snapshot['version']}, process {snapshot['pid']}, up {minutes // 60}:{minutes % 60:02}:{seconds:02}"
+    yield f"skbcapd {snapshot['version']}, process {snapshot['pid']}, up {_duration(snapshot['uptime_s'])}"
     yield f"file      {files['path']} (mode: {files['mode']})"
     if files["deleted_files"]:
         yield f"deleted   {files['deleted_files']} files, {files['deleted_bytes']} bytes"
+    yield from _memory(snapshot["memory"])
     yield f"hooks     {', '.join(snapshot['hooks'])}"
     yield f"sockets   {', '.join(snapshot['socket_hooks'])}"
     yield f"seen      {snapshot['interfaces']} interfaces, {processes['count']} processes, {snapshot['labels']} labels"
     yield ""
     for name, count in packets.items():
-        yield f"{name.replace('_', ' '):>12} {_number(count)}{_rate(name, packets, before)}"
+        yield f"{name.replace('_', ' '):>16} {_number(count)}{_rate(name, packets, before)}"
     for cause, count in snapshot["dropped"].items():
-        yield f"{'dropped':>12} {_number(count)}  {_CAUSES.get(cause, cause)}"
+        yield f"{'dropped':>16} {_number(count)}  {_CAUSES.get(cause, cause)}"
     if snapshot["missed"]:
-        yield f"{'missed':>12} {_number(snapshot['missed'])}  the kernel did not run the program"
+        yield f"{'missed':>16} {_number(snapshot['missed'])}  the kernel did not run the program"
     if snapshot["log"]["dropped"]:
-        yield f"{'log':>12} {_number(snapshot['log']['dropped'])}  lines could not be written"
+        yield f"{'log':>16} {_number(snapshot['log']['dropped'])}  lines could not be written"
     yield ""
     sampled, busiest = int(processes["sampled"]), processes["busiest"]
     yield f"busiest processes ({sampled} packets sampled in {processes['seconds']} s)"
-    yield f"{'TGID':>12} {'PACKETS':>14} {'BYTES':>14}  NAME"
+    yield f"{'TGID':>16} {'PACKETS':>14} {'BYTES':>14}  NAME"
     for one in busiest:
         tgid = "-" if one["tgid"] is None else one["tgid"]
-        yield f"{tgid:>12} {_number(one['packets'])} {_number(one['bytes'])}  {one['name'] or '-'}"
+        yield f"{tgid:>16} {_number(one['packets'])} {_number(one['bytes'])}  {one['name'] or '-'}"
     changed = {key: value for key, value in snapshot["settings"].items() if not _is_default(key, value)}
     yield ""
     yield "settings that differ from their defaults"
     for key, value in changed.items():
         yield f"  {key}: {json.dumps(value)}"
+
+
+def _memory(memory: Mapping[str, Any] | None) -> Iterator[str]:
+    """The lines about the ring buffer: what it holds, how fast it fills, and the dump."""
+    if memory is None:
+        return
+    text = f"{int(memory['used']):,} of {int(memory['size']):,} bytes"
+    if memory["first"]:
+        text += f", from {memory['first']} to {memory['last']} ({_duration(memory['seconds'])})"
+    yield f"memory    {text}"
+    text = f"{float(memory['rate']):,.0f} bytes/s"
+    if memory["holds_s"] is not None:
+        text += f"; at this rate, files.ring holds {_duration(memory['holds_s'])}"
+    if memory["time_s"]:
+        text += f"; files.ring_time: {_duration(memory['time_s'])}"
+    if memory["bound"]:
+        text += f"; discarded because of {memory['bound']}"
+    yield f"fills     {text}"
+    if dump := memory["dump"]:
+        left = f", for {float(dump['left_s']):.0f} s more" if dump["state"] == "capturing" else ""
+        yield f"dump      {dump['state']}{left}, {int(dump['packets']):,} packets (trigger: {dump['trigger']})"
+
+
+def _duration(seconds: object) -> str:
+    """A duration as hours, minutes and seconds."""
+    whole = int(float(str(seconds)))
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 def _number(value: object) -> str:

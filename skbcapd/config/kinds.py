@@ -267,6 +267,7 @@ def _can_be_template(text: str) -> bool:
 
 
 DIRECTORY = Text("a path (~ is not expanded)", _can_be_path)
+KEY_LOG = Text("a path of a file (~ is not expanded)", _can_be_path)
 TEMPLATE = Text(
     "a file name with {time} and {number}, optionally {host}, that ends in .pcapng",
     _can_be_template,

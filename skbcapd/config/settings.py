@@ -23,6 +23,7 @@ from skbcapd.config.kinds import (
     DIRECTORY,
     DURATION,
     INTERFACE,
+    KEY_LOG,
     LISTEN,
     NAMESPACE,
     OWNER,
@@ -53,6 +54,12 @@ Attach = Literal["auto", "kprobe", "tracepoint"]
 Action = Literal["keep", "drop", "dump"]
 Via = Literal["current", "socket", "flow", "inode", "path", "kernel", "forwarded", "unknown", "group"]
 Level = Literal["debug", "info", "warning", "error"]
+
+
+AFTER = Quantity("a duration", "1s", "1h", DURATION)
+"""How long a dump continues after its trigger."""
+SINCE = Quantity("a duration", "1s", "366d", DURATION)
+"""How far back a dump begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +156,13 @@ class Files:
         "64MiB",
         Quantity("a size", "8MiB", "4GiB", SIZE),
         "Size of the ring buffer (mode: ring), in addition to buffer.size. When it is full, the oldest packets are "
-        "discarded, up to 2 MiB of them at a time.",
+        "discarded, up to 2 MiB of them at a time. `skbcapd status` shows for how long it lasts at the current rate.",
+    )
+    ring_time: int = _key(
+        "0",
+        Quantity("a duration", "1s", "366d", DURATION, "no limit"),
+        "Discard packets from the ring buffer when they are older than this, for example 5m. files.ring limits it, "
+        "too: with more traffic, it holds less time.",
     )
     name: str = _key(
         "skbcapd-{host}-{time}-{number}.pcapng",
@@ -231,8 +244,8 @@ class Control:
         "/run/skbcapd/control",
         SOCKET,
         "UNIX socket on which the daemon answers `skbcapd status`. The user and the group of the daemon can connect. "
-        "The answer has counters, processes and settings, but no packets. The socket accepts no commands. Each daemon "
-        "needs its own socket.",
+        "The answer has counters, processes and settings, but no packets. `skbcapd dump` uses it, too, but only root "
+        "and the user of the daemon can order a dump. Each daemon needs its own socket.",
     )
 
 
@@ -275,6 +288,10 @@ class Rule:
         _words(Action),
         "keep (default); drop; dump: keep, and write the ring buffer (files.mode: ring) to a file",
     )
+    dump_after: int | None = _part(
+        AFTER,
+        "with action: dump, how long the dump continues after a packet of this rule",
+    )
     snaplen: int | None = _part(
         Quantity("a whole number of bytes", "64", "262144", BYTES), "maximum number of bytes to keep of each frame"
     )
@@ -297,13 +314,15 @@ class Rule:
     @property
     def conditions(self) -> set[str]:
         """The conditions that are present."""
-        return self.given.keys() - {"children", "action", "snaplen", "filter"}
+        return self.given.keys() - {"children", "action", "dump_after", "snaplen", "filter"}
 
     @property
     def contradiction(self) -> str:
         """A message about keys that exclude each other; empty if there are none."""
         if self.action == "drop" and (self.snaplen is not None or self.filter is not None):
             return "found drop beside snaplen or filter, expected one or the other"
+        if self.dump_after is not None and self.action != "dump":
+            return "found dump_after without action: dump, expected both or none"
         if self.children and not self.fields:
             return "found children without a condition on a process, expected one, such as comm"
         return ""
@@ -401,6 +420,13 @@ class Settings:
         Switch(),
         "Write a block for each process before its first packet: name, program, parent, user and start time. Newer "
         "versions of Wireshark show it. The block has the command line only if comment has cmdline.",
+    )
+    secrets: tuple[str, ...] = _key(
+        "",
+        ListOf(KEY_LOG, may_be_empty=True),
+        "Key log files of programs that use TLS (SSLKEYLOGFILE). Their new lines are written into the capture files, "
+        "so Wireshark shows the decrypted content. Everybody who can read such a capture file can then decrypt these "
+        "connections. Empty: none.",
     )
     encode: Encode = _key(
         "kernel",

@@ -25,6 +25,8 @@ from skbcapd.capture.interfaces import Selection
 from skbcapd.capture.plan import compile_filters, plan_for
 from skbcapd.capture.reload import Reload
 from skbcapd.config.settings import Settings
+from skbcapd.daemon.command import Command
+from skbcapd.daemon.dumps import Dumps
 from skbcapd.daemon.endpoints import Endpoints
 from skbcapd.daemon.log import LOG
 from skbcapd.daemon.loop import Service
@@ -39,6 +41,7 @@ from skbcapd.kernel.abi import CAPTURE_MAX, Geometry
 from skbcapd.output import block_writer, directory
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.interface import Output
+from skbcapd.output.key_log import KeyLogs
 from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.output.pipe import STALL_S, PipeTarget
 from skbcapd.output.retention import Keep
@@ -93,8 +96,12 @@ def size_limit(size: int) -> int:
     return most
 
 
-def files(settings: Settings) -> Files:
+def files(settings: Settings, key_logs: KeyLogs | None = None) -> Files:
     """The output for the settings of files.
+
+    Args:
+        settings: all of them.
+        key_logs: of the setting `secrets`.
 
     Raises:
         FileError: files.directory cannot be used.
@@ -106,10 +113,10 @@ def files(settings: Settings) -> Files:
     compressor = None if wanted.compress == "none" else Compressor(wanted.compress)
     if wanted.mode == "ring":
         limits = Limits(size_limit(wanted.size))
-        dumps = RotatingOutput(place, limits, settings.encode, compressor, on_demand=True)
-        return Recorder(dumps, wanted.ring, settings.encode)
+        dumps = RotatingOutput(place, limits, settings.encode, compressor, on_demand=True, key_logs=key_logs)
+        return Recorder(dumps, wanted.ring, wanted.ring_time, settings.encode)
     limits = Limits(size_limit(wanted.size), wanted.every, wanted.packets)
-    return RotatingOutput(place, limits, settings.encode, compressor, wanted.flush)
+    return RotatingOutput(place, limits, settings.encode, compressor, wanted.flush, key_logs=key_logs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +133,7 @@ class Run:
         load: reads the settings again on SIGHUP; None: they never change.
         live: report to the service manager, the journal or a terminal.
         quiet: print and log errors and drops only.
+        command: begins with the capture, which ends after it; None: no command.
     """
 
     settings: Settings
@@ -137,6 +145,7 @@ class Run:
     load: Callable[[], Settings] | None = None
     live: bool = False
     quiet: bool = False
+    command: Command | None = None
 
 
 def serve(run: Run) -> int:
@@ -169,6 +178,7 @@ def serve(run: Run) -> int:
         reload,
         server,
         STALL_S if pipe else FINAL_DRAIN_S,
+        run.command,
     )
 
     def stopped() -> None:
@@ -220,7 +230,7 @@ def _make_endpoints(capture: Capture, output: Files, settings: Settings, reload:
     statistics = Statistics(
         capture, output, lambda: in_force(settings, reload.settings), log_dropped=lambda: LOG.dropped
     )
-    return Endpoints(settings, statistics)
+    return Endpoints(settings, statistics, Dumps(output.orders if isinstance(output, Recorder) else None))
 
 
 def _make_capture(run: Run) -> Capture:
@@ -233,7 +243,7 @@ def _make_capture(run: Run) -> Capture:
         plan_for(settings, filters),
         Machine(sockets.Holders().find, sockets.all_holders, sockets.flows, Namespaces().describe),
         limit=run.count,
-        ask_for_dump=target.ask if isinstance(target, Recorder) else lambda _why: None,
+        ask_for_dump=target.ask if isinstance(target, Recorder) else lambda _why, _after_s: None,
     )
 
 
@@ -245,7 +255,7 @@ def _actions(capture: Capture, output: Files | None) -> dict[int, Callable[[], N
     """The actions on signals."""
     if isinstance(output, RotatingOutput):
         return {
-            signal.SIGUSR1: lambda: output.rotate(capture.statistics),
+            signal.SIGUSR1: lambda: output.end_file(capture.statistics, "SIGUSR1"),
             signal.SIGUSR2: lambda: _LOG.warning(
                 "SIGUSR2 ignored: files.mode is not ring, so there is nothing to dump"
             ),
@@ -267,3 +277,5 @@ def _report_start(run: Run, report: Report | None) -> None:
         report.started(text)
     elif not run.quiet:
         print(text, file=sys.stderr, flush=True)
+    if run.command:
+        run.command.start()

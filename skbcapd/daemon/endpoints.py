@@ -15,6 +15,7 @@ from pathlib import Path
 
 from skbcapd.config.kinds import address
 from skbcapd.config.settings import Settings
+from skbcapd.daemon.dumps import Dumps
 from skbcapd.daemon.metrics import Metrics, Textfile
 from skbcapd.daemon.server import Server, control, http
 from skbcapd.daemon.statistics import Statistics
@@ -31,18 +32,19 @@ class Endpoints:
     Args:
         settings: settings at the start.
         statistics: what the endpoints show.
+        dumps: answers requests for dumps.
 
     Raises:
         UsageError: metrics are enabled and prometheus_client is not installed.
     """
 
-    def __init__(self, settings: Settings, statistics: Statistics) -> None:
+    def __init__(self, settings: Settings, statistics: Statistics, dumps: Dumps) -> None:
         self.server = Server()
         self._statistics = statistics
         self._textfile: Textfile | None = None
         if settings.control.socket != "none":
             with _warned():
-                self.server.listen_unix(settings.control.socket, control(statistics.snapshot))
+                self.server.listen_unix(settings.control.socket, control(statistics.snapshot, dumps))
         wanted = settings.metrics
         if wanted.listen != "none":
             metrics = Metrics(statistics.snapshot)

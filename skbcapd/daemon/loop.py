@@ -22,6 +22,7 @@ from types import FrameType
 
 from skbcapd.capture.capture import FINAL_DRAIN_S, Capture
 from skbcapd.capture.reload import Reload
+from skbcapd.daemon.command import PASSED_ON, Command
 from skbcapd.daemon.server import Server
 from skbcapd.kernel import abi
 from skbcapd.output.interface import PROMPT_S
@@ -29,7 +30,7 @@ from skbcapd.output.interface import PROMPT_S
 BUSY_S = 0.01  # interval of polling a busy output
 TICK_S = 1.0
 ACT_DRAINS = 4  # at most, before the action of a signal
-ACT_S = 0.25  # the shortest time between two actions of signals: many signals must not use all of the time
+ACT_S = 0.25  # the shortest time between two actions of signals
 HELD_BACK = {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 """Signals that end a process without a handler; see `hold_back_signals`."""
 
@@ -50,6 +51,8 @@ class Service:
         actions: actions on other signals, by number.
         reload: started by SIGHUP; None: SIGHUP ends the capture.
         server: called when its descriptor is readable; None: no endpoints.
+        final_drain_s: time for the packets in the segments at the end.
+        command: the capture ends after it; None: there is none.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Service:
         reload: Reload | None = None,
         server: Server | None = None,
         final_drain_s: float = FINAL_DRAIN_S,
+        command: Command | None = None,
     ) -> None:
         self.capture = capture
         self._duration_s = duration_s
@@ -72,6 +76,7 @@ class Service:
         self._reload = reload
         self._server = server
         self._final_drain_s = final_drain_s
+        self._command = command
         self._stopping = self._wants_reload = False
         self._next_tick = float("inf")
         self._epoll = select.epoll()
@@ -79,7 +84,7 @@ class Service:
         for end in (self._signals, self._wake):
             end.setblocking(False)  # noqa: FBT003  the name of the method says what is false
         self._output_fd = output_fd
-        for number in (signal.SIGINT, signal.SIGTERM, *self._actions):
+        for number in (*(PASSED_ON if command else (signal.SIGINT, signal.SIGTERM)), *self._actions):
             signal.signal(number, self._on_signal)
         if reload is not None:
             signal.signal(signal.SIGHUP, self._on_signal)
@@ -117,23 +122,37 @@ class Service:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number in self._actions:
-            if number not in self._asked:
+            self._hold_back(number)
+            if number not in self._asked:  # it may have arrived again before it was blocked
                 self._asked.append(number)
+        elif self._command is not None:
+            self._stopping = not self._command.pass_on(number)
         elif number == signal.SIGHUP:
+            self._hold_back(number)
             self._wants_reload = True
         else:
             self._stopping = True
 
+    @staticmethod
+    def _hold_back(number: int) -> None:
+        """Block a signal until it is obeyed: very many signals must not use all of the time."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+
     def _ignore_signals(self) -> None:
         """The capture is over: Python resets handlers at its end, and then a late signal would be the exit code."""
-        for number in (signal.SIGINT, signal.SIGTERM, *self._actions, *([signal.SIGHUP] if self._reload else [])):
+        numbers = {signal.SIGINT, signal.SIGTERM, *self._actions, *([signal.SIGHUP] if self._reload else [])}
+        # Python has no handler for a signal that arrives while it is removed.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        for number in numbers:
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked - HELD_BACK)
 
     def _watch(self) -> None:
         self._epoll.register(self._signals, select.EPOLLIN)
         self._epoll.register(self.capture.program.wakeup_fd, select.EPOLLIN)
-        if self._server is not None:
-            self._epoll.register(self._server, select.EPOLLIN)
+        for each in (self._server, self._command):
+            if each is not None:
+                self._epoll.register(each, select.EPOLLIN)
         if self._output_fd is not None:
             try:
                 self._epoll.register(self._output_fd, 0)  # errors and hang-ups are always reported
@@ -146,17 +165,19 @@ class Service:
         end = now + self._duration_s if self._duration_s is not None else float("inf")
         self._next_tick = now + TICK_S
         drains = 0  # since an action is due
-        while not self._stopping and not capture.is_full and now < end:
+        while not self._stopping and not capture.is_full and now < end and not self._is_command_over(now):
             self._continue_reload()
             drains = drains + 1 if self._asked and now >= self._act_at else 0
             moved = capture.drain()
             # A dump or a file has the packets from before the signal, unless draining them takes too long.
             if drains and (drains >= ACT_DRAINS or not capture.has_more):
-                self._act(now)
+                self._act()
                 drains = 0
             if capture.output.needs_renumbering:
                 capture.renumber()
             now = time.monotonic()
+            if moved and self._command is not None:
+                self._command.note_packets(now)
             self._tick_if_due(now)
             if moved >= abi.SEGMENT_SIZE or capture.has_more:
                 if self._server is not None:
@@ -165,7 +186,7 @@ class Service:
             self._pause(min(end, self._act_at) if self._asked else end, has_packets=bool(moved))
         if self._asked:  # a signal for a dump or a new file, and then the end: it still applies
             capture.drain()
-            self._act(now)
+            self._act()
 
     def _pause(self, end: float, *, has_packets: bool) -> None:
         """Wait until it is time for the next drain.
@@ -175,6 +196,8 @@ class Service:
             has_packets: whether the last drain found packets.
         """
         capture, pause = self.capture, PROMPT_S
+        if self._command is not None and self._command.has_ended:
+            end = min(end, time.monotonic() + PROMPT_S)
         if capture.output.is_busy or capture.output.has_pending_work:
             pause = BUSY_S
         elif not has_packets or capture.latency_s > PROMPT_S:
@@ -210,13 +233,14 @@ class Service:
             self.capture.program.set_clock()
             self._tick()
 
-    def _act(self, now: float) -> None:
+    def _act(self) -> None:
         """Do the actions of the signals that have arrived."""
         asked, self._asked = self._asked, []
         if asked:
-            self._act_at = now + ACT_S
+            self._act_at = time.monotonic() + ACT_S
         for number in asked:
             self._actions[number]()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
 
     def _continue_reload(self) -> None:
         """Start a reload, or finish it when its child is done; never waits."""
@@ -225,8 +249,12 @@ class Service:
         if self._wants_reload:
             self._wants_reload = False
             self._reload.begin()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         if self._reload.child is not None and select.select([self._reload.child], [], [], 0)[0]:
             self._reload.finish()
+
+    def _is_command_over(self, now: float) -> bool:
+        return self._command is not None and self._command.is_over(now)
 
     def _wait(self, until: float) -> bool:
         """Wait for a wakeup, a signal or the end of the output, with a timeout; returns whether it
@@ -240,5 +268,8 @@ class Service:
                 os.read(descriptor, 4096)
             if self._server is not None and descriptor == self._server.fileno():
                 self._server.serve()
+            if self._command is not None and descriptor == self._command.fileno():
+                self._epoll.unregister(descriptor)
+                self._command.note_end(time.monotonic())
             called |= descriptor == self.capture.program.wakeup_fd
         return called

@@ -97,7 +97,7 @@ class Metrics:
         ended = counter(
             "skbcapd_packets", "Packets by outcome; see also _dropped, _in_memory and _pending.", labels=["outcome"]
         )
-        for outcome in ("written", "filtered", "duplicates", "self_test"):
+        for outcome in ("written", "filtered", "other_interfaces", "unattributed", "duplicates", "self_test"):
             ended.add_metric([outcome], packets[outcome])
         yield ended
         causes = counter("skbcapd_packets_dropped", "Dropped packets by cause.", labels=["cause"])
@@ -118,12 +118,33 @@ class Metrics:
         yield counter(
             "skbcapd_files_deleted_bytes", "Size of the files that retention deleted.", deleted["deleted_bytes"]
         )
+        yield from self._memory(found["memory"])
         yield gauge(
             "skbcapd_start_time_seconds", "Start time of the capture, in seconds since 1970 UTC.", found["start_s"]
         )
         version = gauge("skbcapd_build_info", "Always 1; the version is a label.", labels=["version"])
         version.add_metric([found["version"]], 1)
         yield version
+
+    def _memory(self, memory: Mapping[str, Any] | None) -> Iterator[Any]:
+        """The metrics of the ring buffer; without one, there are none."""
+        if memory is None:
+            return
+        counter, gauge = self._core.CounterMetricFamily, self._core.GaugeMetricFamily
+        yield gauge("skbcapd_ring_used_bytes", "Bytes of the ring buffer that are in use.", memory["used"])
+        yield gauge("skbcapd_ring_size_bytes", "Size of the ring buffer (files.ring).", memory["size"])
+        yield gauge(
+            "skbcapd_ring_seconds", "Time from the oldest to the newest packet in the ring buffer.", memory["seconds"]
+        )
+        yield counter("skbcapd_ring_filled_bytes", "Bytes that were written to the ring buffer.", memory["filled"])
+        discarded = counter(
+            "skbcapd_ring_discarded_bytes",
+            "Bytes that were discarded because of files.ring (size) or files.ring_time (time).",
+            labels=["bound"],
+        )
+        for bound, size in memory["discarded"].items():
+            discarded.add_metric([bound], size)
+        yield discarded
 
 
 class Textfile:

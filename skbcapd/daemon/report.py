@@ -147,6 +147,8 @@ def print_totals(totals: Totals, *, quiet: bool = False) -> None:
         (totals.not_dumped, "not dumped from memory", False),
         (totals.dropped, "dropped by the output", False),  # for example because its reader has closed the pipe
         (totals.filtered, "filtered", False),
+        (totals.other_interfaces, "on other interfaces", False),
+        (totals.unattributed, "left out, because their process is not known", False),
         (totals.duplicates, "seen before on another interface", False),
     ]
     for packets, what, always in losses if quiet else [(totals.written, "captured", True), *losses, *others]:

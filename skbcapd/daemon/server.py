@@ -7,7 +7,8 @@ The rules not to break: clients are not trusted. Each listener has at most CLIEN
 more disconnects the oldest. At most REQUEST_MAX bytes of a request are read, in READS_MAX reads,
 within PATIENCE_S. At most ACCEPTS_MAX connections are accepted per second. The drain loop calls
 `serve` when the descriptor is readable: it never waits, and its work is limited. Unknown requests
-are rejected, and no request changes anything.
+are rejected. The only request that changes something is `dump`, which only root and the user of the
+daemon may send.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ import os
 import select
 import socket
 import stat
+import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from skbcapd.daemon.dumps import Dumps
 from skbcapd.errors import FileError
 from skbcapd.worker import Worker
 
@@ -35,8 +38,10 @@ PATIENCE_S = 5.0  # from the connection to the end of the answer
 SOCKET_MODE = 0o660
 _EVENTS_MAX = 32  # per call
 
-Answer = Callable[[bytes], bytes | None]
-"""Returns the answer to the bytes received so far; None: the request is not complete."""
+Answer = Callable[[bytes, int], bytes | None]
+"""Returns the answer to the bytes received so far, from a client of this user (-1: not known); None: the
+request is not complete."""
+_CREDENTIALS = struct.Struct("=iII")  # struct ucred
 
 
 @dataclass(eq=False, slots=True)
@@ -209,7 +214,7 @@ class Server:
         more = client.socket.recv(REQUEST_MAX - len(client.request))
         client.request += more
         client.reads += 1
-        answer = client.listener.answer(client.request)
+        answer = client.listener.answer(client.request, _user_of(client.socket))
         if answer is not None:
             client.answer = memoryview(answer)
         elif not more or client.reads >= READS_MAX or len(client.request) >= REQUEST_MAX:
@@ -223,6 +228,17 @@ class Server:
         with contextlib.suppress(OSError):  # the client has disconnected
             client.socket.shutdown(socket.SHUT_RDWR)
         client.socket.close()
+
+
+def _user_of(sock: socket.socket) -> int:
+    """The user id of the process that has connected to a UNIX socket; -1 for other sockets.
+
+    Source: SO_PEERCRED in unix(7).
+    """
+    if sock.family != socket.AF_UNIX:
+        return -1
+    found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(found)[1])
 
 
 def _remove_dead(path: str) -> None:
@@ -251,19 +267,22 @@ def _remove_dead(path: str) -> None:
     raise FileError(f"{path}: another process listens there; expected none", "each daemon needs its own control.socket")
 
 
-def control(snapshot: Callable[[], Mapping[str, Any]]) -> Answer:
-    """The control socket: the answer to the line `status` is one line of JSON, the answer to any
-    other line an error.
+def control(snapshot: Callable[[], Mapping[str, Any]], dumps: Dumps) -> Answer:
+    """The control socket: the answer to a line (`status`, `dump`, `dumped`) is one line of JSON, the
+    answer to any other line an error.
 
     Args:
         snapshot: returns the statistics.
+        dumps: answers the other requests.
     """
 
-    def answer(request: bytes) -> bytes | None:
+    def answer(request: bytes, user: int) -> bytes | None:
         line, end, _ = request.partition(b"\n")
         if not end:
             return None
-        reply = snapshot() if line == b"status" else {"error": "unknown request; expected: status"}
+        reply = snapshot() if line == b"status" else dumps.answer(line, user)
+        if reply is None:
+            reply = {"error": "unknown request; expected: status, dump or dumped"}
         return json.dumps(reply).encode("ascii") + b"\n"
 
     return answer
@@ -284,7 +303,7 @@ def http(path: str, content_type: str, text: Callable[[], bytes]) -> Answer:
         lines = [f"HTTP/1.1 {status}", *headers, f"Content-Length: {len(body)}", "Connection: close", "", ""]
         return "\r\n".join(lines).encode("ascii") + (b"" if is_head else body)
 
-    def answer(request: bytes) -> bytes | None:
+    def answer(request: bytes, _user: int) -> bytes | None:
         head, end, _ = request.partition(b"\r\n\r\n")
         if not end:
             return None

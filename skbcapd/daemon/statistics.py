@@ -6,7 +6,7 @@ lists.
 The rules not to break: only the length and the process of a packet get in here. The cost does not
 depend on the number of packets: SAMPLES packets per second are sampled, and counters are read once
 per second, however often a client asks. Every packet is counted once: seen = written + filtered +
-duplicates + self_test + in_memory + dropped + pending.
+other_interfaces + unattributed + duplicates + self_test + in_memory + dropped + pending.
 """
 
 from __future__ import annotations
@@ -137,6 +137,11 @@ class Output(Protocol):
         ...
 
     @property
+    def memory(self) -> dict[str, Any] | None:
+        """The state of the memory; None: files.mode is files."""
+        ...
+
+    @property
     def deleted(self) -> tuple[int, int]:
         """Number and bytes of files that retention has deleted."""
         ...
@@ -189,6 +194,8 @@ class Statistics:
         packets = {
             "written": totals.written,
             "filtered": totals.filtered,
+            "other_interfaces": totals.other_interfaces,
+            "unattributed": totals.unattributed,
             "duplicates": totals.duplicates,
             "self_test": totals.self_test,
             "in_memory": totals.not_dumped,
@@ -218,6 +225,7 @@ class Statistics:
                 **dict(zip(("deleted_files", "deleted_bytes"), self._output.deleted, strict=True)),
                 **dict(zip(("dumps_refused", "dump_refusal"), self._output.refused, strict=True)),
             },
+            "memory": self._output.memory,
             "log": {"dropped": self._log_dropped()},
             "settings": {key: _plain(reduce(getattr, key.split("."), settings)) for key in ROWS},
         }

@@ -35,6 +35,11 @@ def warnings_for(settings: Settings) -> Iterator[str]:
             yield f"namespaces: no network namespace {name} is there now; it is captured when it appears"
     yield from rule_warnings(settings.rules, names)
     yield from _file_warnings(settings.files)
+    if settings.secrets and int(settings.files.permissions, 8) & 0o007:
+        yield (
+            f"files.permissions is {settings.files.permissions}: every user can read the capture files, which have TLS "
+            "secrets (setting secrets)"
+        )
 
 
 def _file_warnings(files: Files) -> Iterator[str]:

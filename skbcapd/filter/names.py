@@ -25,6 +25,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from skbcapd.worker import start_thread
+
 DEADLINE_S = 10.0  # for all names of a process together: as long as glibc waits for one name if the server is silent
 _UNKNOWN = re.compile(r"unknown host '(.+?)'")
 _PROBE = "skbcapd-probe.invalid"  # RFC 2606: this name is in no file
@@ -143,7 +145,7 @@ class Names:
             self._asked.add(name)
             # A thread that waits for a name server cannot be ended; a daemon thread does not keep
             # the process alive.
-            threading.Thread(target=self._learn, args=(name,), daemon=True).start()
+            start_thread(self._learn, name)
         start = time.monotonic()
         with self._changed:
             self._changed.wait_for(lambda: wanted <= self._known.keys(), self._left_s)

@@ -39,6 +39,7 @@ GROUP_MAX = 32  # candidate sockets of one packet; at least UDP_CHAIN_MAX
 GROUPS_MAX = 1024
 SHARED_AT_USE = 1  # time of an owner: other processes may have had the socket open
 OPEN_IN_SEVERAL = 1 << 62  # marks the inode of a socket that several processes may have open
+DESCENDANTS_MAX = 16384  # processes
 FORKS_MAX = 16384  # processes that listen, or use datagrams
 FRAGMENTS_MAX = 4096  # packets in fragments whose first fragment has arrived
 SIGHTINGS = 8192  # packets that can be between two interfaces at the same time
@@ -89,7 +90,10 @@ class Sleep(enum.IntEnum):
     UNTIL_UPCALL = 2
 
 
-COUNTERS = ("seen", "delivered", "filtered", "full", "contended", "start", "duplicate", "spare7")
+COUNTERS = (
+    *("seen", "delivered", "filtered", "full", "contended", "start", "duplicate"),
+    *("other_interfaces", "unattributed"),
+)
 
 Members = TypeVar("Members", bound=NamedTuple)
 
@@ -203,6 +207,13 @@ class Flow(NamedTuple):
     on_wire: int = 0
 
 
+class Descendant(NamedTuple):
+    """struct descendant: when a process began, and which one it descends from."""
+
+    start: int
+    root: int
+
+
 class Upcall(NamedTuple):
     """struct upcall: the end of a BLOCK_UPCALL."""
 
@@ -261,6 +272,7 @@ DEVICE_KEY = Record(DeviceKey, "<QII")
 DEVICE = Record(Device, "<16sII")
 COUNTER_ROW = struct.Struct(f"<{len(COUNTERS)}Q")
 USER = Record(User, "<IIQ16s16s")
+DESCENDANT = Record(Descendant, "<QQ")
 OWNER = Record(Owner, "<IIQ16s16sQQQQ")
 FLOW = Record(Flow, "<Q16s16sHHBBH")
 GROUP = struct.Struct(f"<QQQ{GROUP_MAX}Q{GROUP_MAX}Q")
@@ -299,6 +311,7 @@ class Geometry:
             "groups": (8, GROUP.size),
             "forks": (4, 8),
             "fragments": (FRAGMENT.size, OWNER.size),
+            "descendants": (4, DESCENDANT.size),
             "counters": (4, COUNTER_ROW.size),
             "measurements": (4, MEASUREMENT.size),
         }
@@ -402,6 +415,7 @@ def _sizes(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "SHARED_AT_USE": SHARED_AT_USE,
         "OPEN_IN_SEVERAL": OPEN_IN_SEVERAL,
         "FORKS_MAX": FORKS_MAX,
+        "DESCENDANTS_MAX": DESCENDANTS_MAX,
         "FRAGMENTS_MAX": FRAGMENTS_MAX,
         "SIGHTINGS": SIGHTINGS,
         "SIGHTING_PLACES": SIGHTING_PLACES,
@@ -446,7 +460,13 @@ def _task(btf: Btf, found: Machine) -> dict[str, int | str]:
 
 def _device(btf: Btf) -> dict[str, int | str]:
     """An interface, the interfaces on top of it, and its network namespace."""
-    return {
+    vlans: dict[str, int | str] = {}
+    if btf.has("net_device", "vlan_info"):
+        vlans = {
+            "DEV_VLANS": btf.offset("net_device", "vlan_info"),
+            "VLANS": btf.offset("vlan_info", "grp") + btf.offset("vlan_group", "vlan_devices_arrays"),
+        }
+    return vlans | {
         "DEV_IFINDEX": btf.offset("net_device", "ifindex"),
         "DEV_FLAGS": btf.offset("net_device", "flags"),
         "DEV_NET": btf.offset("net_device", "nd_net"),

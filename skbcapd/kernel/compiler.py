@@ -59,6 +59,7 @@ _SIZES = {
     "groups": "GROUPS_MAX",
     "forks": "FORKS_MAX",
     "fragments": "FRAGMENTS_MAX",
+    "descendants": "DESCENDANTS_MAX",
 }
 
 

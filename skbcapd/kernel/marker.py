@@ -21,10 +21,10 @@ import mmap
 import os
 import socket
 import struct
-import threading
 from pathlib import Path
 
 from skbcapd.errors import KernelError
+from skbcapd.worker import start_thread
 
 _CLONE_NEWNET = 0x40000000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
@@ -60,9 +60,7 @@ class Marker:
 
     def _try(self, *, is_private: bool) -> bool:
         # unshare(2) applies to one thread
-        thread = threading.Thread(target=self._open, args=(is_private,), daemon=True)
-        thread.start()
-        thread.join()
+        start_thread(self._open, is_private).join()
         return bool(self._ends)
 
     def _open(self, is_private: bool) -> None:  # noqa: FBT001  a thread takes plain arguments

@@ -36,7 +36,7 @@ from skbcapd.kernel.marker import Marker
 OLDEST_KERNEL = (5, 15)
 _MAPS = (
     *("segments", "controls", "labels", "devices", "owners", "flows", "holders", "groups", "forks", "fragments"),
-    *("counters", "measurements", "wakeups", "packets"),
+    *("descendants", "counters", "measurements", "wakeups", "packets"),
     *("stages_out", "stages_in"),  # the kernel empties these maps when no descriptor of them is open
 )
 _RECURSION_MISSES = 208  # offset in struct bpf_prog_info
@@ -180,6 +180,8 @@ class Counters:
     contended: int = 0
     start: int = 0
     duplicate: int = 0
+    other_interfaces: int = 0
+    unattributed: int = 0
 
     def __add__(self, other: Counters) -> Counters:
         return Counters(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
@@ -187,7 +189,8 @@ class Counters:
     @property
     def outcomes(self) -> int:
         """Packets with an outcome: equal to `seen` if no program is running."""
-        return self.delivered + self.filtered + self.duplicate + self.lost
+        left_out = self.filtered + self.duplicate + self.other_interfaces + self.unattributed
+        return self.delivered + left_out + self.lost
 
     @property
     def lost(self) -> int:
@@ -314,6 +317,28 @@ class Program:
         """Delete the owner of a connection: abi.FLOW."""
         with contextlib.suppress(FileNotFoundError):
             syscall.remove(self._maps["flows"], flow)
+
+    def set_descendant(self, tgid: int, start: int, root: int) -> None:
+        """Make a process one whose descendants are recorded, from now on.
+
+        Args:
+            tgid: its id.
+            start: its start, ns since boot, or somewhat less.
+            root: the process that it descends from, or itself.
+        """
+        self._update("descendants", struct.pack("<I", tgid), abi.DESCENDANT.pack(start, root))
+
+    def remove_descendant(self, tgid: int) -> None:
+        """Forget a process."""
+        with contextlib.suppress(FileNotFoundError):
+            syscall.remove(self._maps["descendants"], struct.pack("<I", tgid))
+
+    def descendant(self, tgid: int) -> abi.Descendant | None:
+        """The last process with this id, if it is one of the descendants."""
+        try:
+            return abi.DESCENDANT.unpack(self._lookup("descendants", struct.pack("<I", tgid), abi.DESCENDANT.size))
+        except FileNotFoundError:
+            return None
 
     def owner(self, sk: int) -> abi.Owner | None:
         """The recorded owner of a socket, by the address of the socket."""

@@ -18,6 +18,7 @@ import grp
 import io
 import os
 import pwd
+import stat
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from typing import BinaryIO
 from skbcapd.errors import FileError, UsageError
 from skbcapd.output.aligned import AlignedTail, Buffers, Piece, count_pieces
 from skbcapd.output.disk import DIRECT_MIN, DiskFile
+from skbcapd.output.secrets import Room
+from skbcapd.pcapng.secrets import empty_room
 from skbcapd.worker import InlineJobs, Jobs, wait_until
 
 MODE = 0o640
@@ -154,6 +157,10 @@ class BlockSink:
             self.disk.is_given_up = True
             wait_until(lambda: self.completed >= self.accepted, timeout_s / 2)
 
+    def do(self, job: Callable[[], None]) -> None:
+        """Do something in the thread of the disk, after the pieces that were passed on; it must not raise."""
+        self._jobs.do(job)
+
     def abandon(self) -> None:
         """Wait for the disk no longer: count all packets that are not written by now as lost."""
         self.disk.is_given_up = True
@@ -212,6 +219,7 @@ class CaptureFile:
         self.working_path = path.with_name(path.name + ".part") if part else path
         self.header_size = 0  # size of the file while it has no packets
         self.is_gone = False  # at the time of the last `check`
+        self.room: Room | None = None  # for TLS secrets
         self._directory = directory
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL | os.O_NOFOLLOW if part else os.O_TRUNC)
         try:
@@ -236,6 +244,18 @@ class CaptureFile:
         """Check whether the file is there; the disk can be slow."""
         self.is_gone = not self.is_there
 
+    def reserve(self, rest: Callable[[], bytes]) -> Room | None:
+        """Write a block with room for TLS secrets, if this is a regular file.
+
+        Args:
+            rest: returns the last lines, when the file is closed.
+        """
+        if stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+            self.room = Room(self.descriptor, self.stream.accepted, rest, str(self.path))
+            self.stream.write(empty_room())
+            self.stream.flush(whole=True)
+        return self.room
+
     def close(self) -> bool:
         """Wait for all pieces, call fsync and rename the file. A file without a block because of an
         error is deleted.
@@ -253,6 +273,8 @@ class CaptureFile:
             self.stream.abandon()
             raise FileError(f"{self.working_path}: the disk has not written all of it; the rest is dropped")
         self.stream.close()
+        if self.room:
+            self.room.close()
         error = self.stream.error
         is_kept = True
         try:

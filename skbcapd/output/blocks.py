@@ -50,7 +50,30 @@ def packet_times(blocks: bytes | memoryview) -> Times:
     return Times(packets, *(_time_ns(blocks, each) if each >= 0 else 0 for each in (first, last)))
 
 
-def _time_ns(blocks: bytes | memoryview, at: int) -> int:
+def edge_times(blocks: bytes | bytearray | memoryview) -> tuple[int, int] | None:
+    """Times of the first and the last Enhanced Packet Block among complete blocks, in ns since 1970;
+    None without one. Only the blocks at the edges are read.
+    """
+    at, end = 0, len(blocks)
+    while at < end and _HEAD.unpack_from(blocks, at)[0] != _PACKET:
+        at += _HEAD.unpack_from(blocks, at)[1]
+    if at >= end:
+        return None
+    last = end
+    while last > at:
+        last -= max(_BLOCK_MIN, int.from_bytes(blocks[last - 4 : last], "little"))
+        if last > at and _HEAD.unpack_from(blocks, last)[0] == _PACKET:
+            return _time_ns(blocks, at), _time_ns(blocks, last)
+    return _time_ns(blocks, at), _time_ns(blocks, at)
+
+
+def utc(time_ns: int) -> str:
+    """A time in UTC, with milliseconds."""
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time_ns // 1_000_000_000))
+    return f"{stamp}.{time_ns // 1_000_000 % 1000:03}Z"
+
+
+def _time_ns(blocks: bytes | bytearray | memoryview, at: int) -> int:
     high, low = _HEAD.unpack_from(blocks, at + 12)
     return int(high << 32 | low)
 

@@ -21,8 +21,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,14 +32,12 @@ from skbcapd.output.block_writer import MODE, SELF, STOP_S, CaptureFile
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.crashed import Crashed
 from skbcapd.output.listing import Listing
-from skbcapd.output.lock import daemon_of, lock
-from skbcapd.output.naming import COMPRESSED, CURRENT, NUMBER_MAX, Link, Names
+from skbcapd.output.lock import lock
+from skbcapd.output.naming import COMPRESSED, NUMBER_MAX, Link, Names
 from skbcapd.output.retention import DUMP_MARK, Keep, Retention
 from skbcapd.worker import TimedCall, Worker, wait_until
 
 _LOG = logging.getLogger(__name__)
-_DUMP_S = 30.0
-_ASK_S = 0.25  # between two questions why there is no dump
 _CLOSE_S = 1.0  # for the keeper, at the end
 
 
@@ -366,58 +362,3 @@ def _make(path: Path) -> None:
     for each in reversed(missing[1:]):
         each.mkdir(0o755, exist_ok=True)
     path.mkdir(0o750, exist_ok=True)
-
-
-def ask_for_dump(path: Path, refusal: Callable[[], str] = str, proc: Path = Path("/proc")) -> Path:
-    """Make the daemon that has locked a directory write a dump, and wait for the file.
-
-    The lock shows its process id, so the id is never outdated. A process without a handler for
-    SIGUSR2 gets no signal.
-
-    Args:
-        path: path of the directory.
-        refusal: why the daemon does not dump; empty if it does, or if that is not known.
-        proc: directory of procfs.
-
-    Returns:
-        The file with the dump.
-
-    Raises:
-        FileError: no process writes to the directory, or no dump was written.
-    """
-    link = path / CURRENT
-    before = _target(link)
-    daemon = daemon_of(path, proc)
-    try:
-        os.kill(daemon, signal.SIGUSR2)
-    except OSError as error:
-        raise FileError(
-            f"process {daemon}: {error.strerror}; expected to send it SIGUSR2", "run this as its user or as root"
-        ) from None
-    end, seen, ask_at = time.monotonic() + _DUMP_S, (before, 0), 0.0
-    while time.monotonic() < end:
-        now = _target(link)
-        if now != before and now and not now.endswith(".part"):
-            return path / now
-        if (now, _size(path / now)) != seen:  # the disk is slow
-            end, seen = time.monotonic() + _DUMP_S, (now, _size(path / now))
-        if time.monotonic() >= ask_at:
-            if why := refusal():
-                raise FileError(f"no dump: {why}; the packets stay in memory")
-            ask_at = time.monotonic() + _ASK_S
-        time.sleep(0.01)
-    raise FileError(f"{path}: no dump was written within {_DUMP_S:.0f} s", f"the log of process {daemon} says why")
-
-
-def _target(link: Path) -> str:
-    try:
-        return str(link.readlink())
-    except OSError:
-        return ""
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

@@ -14,7 +14,6 @@ import contextlib
 import fcntl
 import os
 import re
-import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,45 +104,3 @@ def _holders(inode: int, proc: Path) -> Iterator[str]:
     """
     held = re.findall(r"FLOCK +ADVISORY +WRITE (-?\d+) [^:]+:[^:]+:(\d+) ", (proc / "locks").read_text())
     return (process for process, found in held if int(found) == inode)
-
-
-def daemon_of(path: Path, proc: Path = _PROC) -> int:
-    """The process that has locked a directory and handles SIGUSR2.
-
-    Args:
-        path: path of the directory.
-        proc: directory of procfs.
-
-    Raises:
-        FileError: there is none, or we have no permission to see it.
-
-    Source: SigCgt in proc_pid_status(5).
-    """
-    closed = ""
-    if not (proc / "locks").exists():
-        raise FileError(
-            f"{proc} is no procfs; expected procfs, which shows the process that writes", "mount -t proc proc /proc"
-        )
-    try:
-        # Versions before 0.2 had the lock on the directory itself.
-        wanted = [(path / NAME).lstat()] if (path / NAME).is_file() else []
-        wanted.append(path.stat())
-        found = [(process, one) for one in wanted for process in _holders(one.st_ino, proc)]
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror}; expected a directory that skbcapd writes to") from None
-    for process, one in found:
-        try:
-            if not any(os.path.samestat(fd.stat(), one) for fd in (proc / process / "fd").iterdir()):
-                continue
-            caught = re.search(r"^SigCgt:\s*(\w+)", (proc / process / "status").read_text(), re.MULTILINE)
-            if caught and int(caught[1], 16) >> (signal.SIGUSR2 - 1) & 1:
-                return int(process)
-        except PermissionError:
-            closed = _who(process, proc)
-        except OSError:
-            continue
-    if closed:
-        raise FileError(f"{path}: {closed} of another user writes to it", "run this as that user or as root")
-    raise FileError(
-        f"{path}: no process writes to it", "start skbcapd with files.mode: ring first, and run this as its user"
-    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from skbcapd import __version__
 from skbcapd.attribution.processes import Process, boot_ns
@@ -17,7 +17,9 @@ from skbcapd.kernel.segments import Packet
 from skbcapd.lru import Bounded
 from skbcapd.output.block_writer import CaptureFile
 from skbcapd.output.interface import FILE_S, PROMPT_S, Snapshot, Statistics
+from skbcapd.output.key_log import KeyLogs
 from skbcapd.output.pipe import PipeTarget
+from skbcapd.output.secrets import OVERLAP_S, Secrets, secrets_for
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Sink
 
@@ -30,9 +32,10 @@ class PcapngOutput:
     Args:
         stream: takes bytes, in order.
         encode: "kernel", or "scapy": Python writes all packets.
+        secrets: makes the TLS secrets for it; None: there are none.
     """
 
-    def __init__(self, stream: Sink, encode: str = "kernel") -> None:
+    def __init__(self, stream: Sink, encode: str = "kernel", secrets: Callable[[], Secrets] | None = None) -> None:
         self.labels = encode == "kernel"
         self._start_ns = time.time_ns()
         from skbcapd.pcapng.writer import PcapngWriter  # noqa: PLC0415  see kernel.load: it comes while the compiler works
@@ -43,6 +46,7 @@ class PcapngOutput:
             os=f"{platform.system()} {platform.release()}",
             application=f"skbcapd {__version__}",
         )
+        self._secrets = secrets() if secrets else None
         self.add_interface = self._writer.write_interface
         # the last ones that were described, in order
         self.processes: Bounded[Process, None] = Bounded(PROCESSES_REPEATED)
@@ -84,6 +88,7 @@ class PcapngOutput:
 
     def finish(self, statistics: Sequence[Statistics]) -> None:
         """Write an Interface Statistics Block for each interface."""
+        self._put_secrets()
         now = time.time_ns()
         for one in statistics:
             self._writer.write_statistics(
@@ -100,16 +105,23 @@ class PcapngOutput:
 
     def write_blocks(self, view: memoryview, _snapshot: Snapshot = tuple) -> None:
         """Write complete blocks unchanged."""
+        self._put_secrets()
         self._writer.write_blocks(view)
 
     def flush(self, _snapshot: Snapshot = tuple) -> None:
         """Write the buffered bytes."""
+        self._put_secrets()
         self._writer.flush()
+
+    def _put_secrets(self) -> None:
+        if self._secrets is not None:
+            self._secrets.put()
 
     def write_packet(self, packet: Packet, interface_id: int, stamp: Label, _snapshot: Snapshot = tuple) -> None:
         """Write one Enhanced Packet Block, built by scapy; the same bytes as the kernel program
         writes for a packet with this label.
         """
+        self._put_secrets()
         options = bytearray(stamp.options)
         at = stamp.flags_at
         flags = int.from_bytes(options[at : at + 4], "little") | packet.flags
@@ -125,11 +137,12 @@ class FileOutput(PcapngOutput):
     Args:
         file: the file; the caller closes it.
         encode: as for PcapngOutput.
+        key_logs: their TLS secrets are written, too.
     """
 
-    def __init__(self, file: CaptureFile | PipeTarget, encode: str = "kernel") -> None:
+    def __init__(self, file: CaptureFile | PipeTarget, encode: str = "kernel", key_logs: KeyLogs | None = None) -> None:
         self.latency_s = PROMPT_S if isinstance(file, PipeTarget) else FILE_S
-        super().__init__(file.stream, encode)
+        super().__init__(file.stream, encode, secrets_for(file, key_logs, OVERLAP_S))
         self._file = file
 
     @property

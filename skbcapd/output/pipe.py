@@ -99,6 +99,10 @@ class PipeSink:
         self._put()
         self._raise()
 
+    def do(self, job: Callable[[], None]) -> None:
+        """Do something in the thread that writes."""
+        self._jobs.do(job)
+
     def close(self) -> None:
         """Wait for the reader, but not longer than the module says; count what it has not taken."""
         self._put()
@@ -206,6 +210,9 @@ class PipeTarget:
         self.path = Path("standard output")
         self.descriptor = descriptor
         self.stream = PipeSink(descriptor, count)
+
+    def reserve(self, _rest: Callable[[], bytes]) -> None:
+        """Nothing: what was written cannot be changed."""
 
     def close(self) -> None:
         """Write the buffered bytes; a reader that has ended, or does not read, wants no more of them.

@@ -9,6 +9,7 @@ labels contain their numbers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from skbcapd.attribution.processes import Process
@@ -21,11 +22,13 @@ from skbcapd.pcapng.blocks import walk
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 
+_LOG = logging.getLogger(__name__)
+
 
 class RotatingOutput(FileSeries):
     """An Output that writes several files; for the arguments see FileSeries."""
 
-    dumped = None
+    dumped = memory = None
     refused = 0, ""
     latency_s = FILE_S
 
@@ -59,6 +62,20 @@ class RotatingOutput(FileSeries):
         """See Output."""
         is_writing = self.state is State.WRITING
         return (self._prologue.is_too_long and not self._on_demand) or (self._prologue.is_unused and is_writing)
+
+    def end_file(self, snapshot: Snapshot, why: str) -> None:
+        """Finish this file on request, begin the next one, and log which one has ended.
+
+        Args:
+            snapshot: see rotate.
+            why: what has requested it.
+        """
+        before = self.path
+        self.rotate(snapshot)
+        if self.path == before:
+            _LOG.warning("%s ignored: no file is being written", why)
+        else:
+            _LOG.info("ended %s (trigger: %s)", before.removesuffix(".part"), why)
 
     def flush(self, snapshot: Snapshot) -> None:
         """See Output; blocks that were held for a late file are written first."""

@@ -31,6 +31,7 @@ import enum
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from skbcapd.attribution.processes import Process
@@ -41,7 +42,9 @@ from skbcapd.output.blocks import count_packets
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.directory import CaptureDirectory
 from skbcapd.output.interface import Snapshot, Statistics, StatisticsDelta
+from skbcapd.output.key_log import KeyLogs
 from skbcapd.output.pcapng_output import PROCESSES_REPEATED, PcapngOutput
+from skbcapd.output.secrets import OVERLAP_S, Secrets, secrets_for
 from skbcapd.output.triggers import Limits, Trigger, triggers
 from skbcapd.pcapng.interface import Interface
 from skbcapd.worker import Worker, wait_until
@@ -54,6 +57,7 @@ _ROOM = 1 << 25
 _ROOM_EVERY = 1 << 24  # bytes written between two checks of free space
 _RETRY_S = 1.0
 _FIRST_S = 5.0  # for the first file: nothing is captured yet
+PATHS_MAX = 1024
 _INTERFACES_MAX = 4096  # with so many interfaces the next file begins; each file lists them all
 _INTERFACES_LISTED = 64  # with more interfaces, most of them unused, the list starts again
 
@@ -156,13 +160,20 @@ class Work:
         prologue: its beginning.
         reasons: triggers for the next file.
         now: seconds since 1970.
+        secrets: as for PcapngOutput.
     """
 
     def __init__(
-        self, file: CaptureFile, encode: str, prologue: Prologue, reasons: Sequence[Trigger], now: float
+        self,
+        file: CaptureFile,
+        encode: str,
+        prologue: Prologue,
+        reasons: Sequence[Trigger],
+        now: float,
+        secrets: Callable[[], Secrets] | None,
     ) -> None:
         self.file = file
-        self.output = PcapngOutput(file.stream, encode)
+        self.output = PcapngOutput(file.stream, encode, secrets)
         self.packets = 0
         self._triggers = reasons
         self._room_seen_at = 0  # size of the file at the last check
@@ -311,6 +322,7 @@ class FileSeries:
         flush_s: interval of fdatasync in seconds; 0: never.
         clock: seconds since 1970.
         on_demand: a file begins only by `begin`, and ends by `rest`.
+        key_logs: their TLS secrets are written to each file.
 
     Raises:
         FileError: the first file cannot be created.
@@ -326,13 +338,14 @@ class FileSeries:
         clock: Callable[[], float] = time.time,
         *,
         on_demand: bool = False,
+        key_logs: KeyLogs | None = None,
     ) -> None:
         self.labels = encode == "kernel"
         self.state = State.IDLE
         self._statistics = StatisticsDelta()
         self._prologue = Prologue()
         self._directory, self._encode, self._compressor = directory, encode, compressor
-        self._clock, self._on_demand = clock, on_demand
+        self._clock, self._on_demand, self._key_logs = clock, on_demand, key_logs
         self._triggers = triggers(limits)
         self._counts_packets = any(trigger.counts_packets for trigger in self._triggers)
         self._flusher = Flusher(flush_s)
@@ -341,6 +354,8 @@ class FileSeries:
             for path in directory.plain():
                 compressor.add(path)
         self._is_late_logged = False
+        self.paths: deque[str] = deque(maxlen=PATHS_MAX)
+        """Names that the files since the last `begin` have when they are finished; the last ones of many."""
         if not on_demand:
             self._directory.clean()
             try:
@@ -381,6 +396,7 @@ class FileSeries:
         """
         if self.state is not State.WRITING:
             self._directory.clean(_RESUME_ROOM)
+            self.paths.clear()
             self._begin(room=0)
 
     def rest(self, snapshot: Snapshot) -> None:
@@ -475,7 +491,10 @@ class FileSeries:
 
     def _begin(self, room: int | None = None, timeout_s: float | None = None) -> None:
         file = self._directory.new_file(is_dump=self._on_demand, room=room, timeout_s=timeout_s)
-        self._ledger.work = Work(file, self._encode, self._prologue, self._triggers, self._clock())
+        # The packets of a dump can be as old as the oldest lines.
+        secrets = secrets_for(file, self._key_logs, float("inf") if self._on_demand else OVERLAP_S)
+        self._ledger.work = Work(file, self._encode, self._prologue, self._triggers, self._clock(), secrets)
+        self.paths.append(str(file.path))
         self._directory.begin(file)  # a file without packets is a capture file, too
         self.state = State.WRITING
 

@@ -21,7 +21,10 @@ OBSOLETE_PACKET = 2
 SIMPLE_PACKET = 3
 STATISTICS = 5
 PACKET = 6
+SECRETS = 0x0A
 CUSTOM = 0xBAD
+
+TLS_KEY_LOG = 0x544C534B  # "TLSK": a type of secrets
 
 # Codes of options: section 3.5 (end, comment), then those of each block.
 OPT_ENDOFOPT = 0

@@ -32,15 +32,19 @@ from skbcapd.pcapng.blocks import (
     OPT_COMMENT,
     OPT_ENDOFOPT,
     PACKET,
+    SECRETS,
     SECTION,
     SIMPLE_PACKET,
+    TLS_KEY_LOG,
 )
 from skbcapd.pcapng.comment import CommentError, parse
+from skbcapd.pcapng.secrets import key_lines
 from skbcapd.pcapng.source import Source, compressed_with
 
 _BLOCK_MAX = 16 << 20  # bytes of one block; MAX_BLOCK_SIZE in Wireshark's wiretap/pcapng.c
 _INTERFACES_MAX = 1 << 16  # interfaces of a section
 _DESCRIBED_MAX = 64 << 20  # bytes of their descriptions, which are kept in memory
+_SECRETS_MAX = 16 << 20  # bytes of TLS secrets that wait for a packet; the others are left out
 _KNOWN_MAX = 1 << 15  # entries of the cache of stamps; then it is cleared
 _KNOWN_BYTES_MAX = 16 << 20  # bytes of all its entries
 _OPTIONS_KEPT = 1024  # bytes; longer options are not cached
@@ -110,11 +114,13 @@ class Section:
         order: byte order, `<` or `>` as in struct.
         block: its header block, which can be copied to another file. Empty for pcap.
         interfaces: interfaces described so far.
+        secrets: lines of key logs that were found since they were last taken; only if they are wanted.
     """
 
     order: str
     block: bytes
     interfaces: list[Interface] = field(default_factory=list)
+    secrets: bytes = b""
     described: int = 0  # bytes of all descriptions
     _known: dict[bytes, Stamp] = field(default_factory=dict)
     _known_size: int = 0  # bytes of all its entries
@@ -186,14 +192,18 @@ class Reader:
     Args:
         path: a regular file, or STDIN.
         progress: called from time to time with the number of bytes that were read from the disk.
+        has_secrets: whether TLS secrets are wanted.
 
     Raises:
         FileError: it cannot be opened, is not regular, or the program that decompresses it is not
             installed.
     """
 
-    def __init__(self, path: Path, progress: Callable[[int], None] = lambda _read: None) -> None:
+    def __init__(
+        self, path: Path, progress: Callable[[int], None] = lambda _read: None, *, has_secrets: bool = False
+    ) -> None:
         self._source = Source(path, progress)
+        self._has_secrets = has_secrets
         self.name = self._source.name
 
     def __enter__(self) -> Self:
@@ -307,8 +317,10 @@ class Reader:
             if major != 1:
                 self._source.fail(at, f"a section of pcapng version {major}", "1")
             section.block = block[:16] + struct.pack("<q", -1) + block[24:]
+        if kind == SECRETS and self._has_secrets:
+            section.secrets = (section.secrets + _read_secrets(block, section.order))[:_SECRETS_MAX]
         if kind != INTERFACE:
-            return  # statistics, names, secrets, unknown blocks
+            return  # statistics, names, unknown blocks
         if length < 20:
             self._source.fail(at, f"an interface description has {length} bytes", "20 or more")
         if len(section.interfaces) >= _INTERFACES_MAX:
@@ -362,6 +374,14 @@ class Reader:
         if left:
             expected = "a complete one: it is truncated, or still being written"
             self._source.fail(at, f"the file ends {left} bytes into {what}", expected, TruncatedError)
+
+
+def _read_secrets(block: bytes, order: str) -> bytes:
+    """The lines of a key log in a Decryption Secrets Block; nothing if it has other secrets, or a wrong length."""
+    if len(block) < 20:
+        return b""
+    kind, size = struct.unpack_from(order + "II", block, 8)
+    return b"".join(key_lines(block[16 : 16 + size])) if kind == TLS_KEY_LOG and size <= len(block) - 20 else b""
 
 
 def walk_options(raw: bytes, order: str) -> Iterator[tuple[int, bytes]]:

@@ -30,6 +30,7 @@ ATTACH = os.environ.get("SKBCAPD_ATTACH", "auto")  # kprobe, tracepoint or auto:
 
 _is_emulated = "SKBCAPD_SLOWNESS" in os.environ
 _judged: set[bytes] = set()  # digests of files
+_NOT_LOST = ("captured", "filtered", "on other interfaces", "left out, because their process is not known")
 _TOTAL = re.compile(r"(\d+) packets? (.+)")
 
 
@@ -50,7 +51,7 @@ class Ended:
     @property
     def lost(self) -> int:
         """The number of packets that were not written although they should be, for any cause."""
-        return sum(count for cause, count in self.totals.items() if cause not in {"captured", "filtered"})
+        return sum(count for cause, count in self.totals.items() if cause not in _NOT_LOST)
 
 
 class Capture:
@@ -60,6 +61,7 @@ class Capture:
         namespace: namespace of the process, and of its `-i` names.
         arguments: of the `capture` command.
         through: a command that starts the command given to it.
+        running: what it runs, after `--`.
         settings: as `--set KEY=VALUE` takes them.
     """
 
@@ -69,16 +71,25 @@ class Capture:
     traffic.
     """
 
-    def __init__(self, namespace: Namespace, *arguments: str, through: Sequence[str] = (), **settings: str) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        *arguments: str,
+        through: Sequence[str] = (),
+        running: Sequence[str] = (),
+        **settings: str,
+    ) -> None:
         chosen = {"attach": ATTACH} | settings
         named = "namespaces" in chosen or (("-i" in arguments or "interfaces" in chosen) and "any" not in arguments)
         assert named or self.is_everywhere, "name the test's own interfaces, or its namespaces"
         words = [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
+        words += ["--", *running] if running else []
         self.process = namespace.do(
             subprocess.Popen,
             [*through, sys.executable, "-m", "skbcapd", self.command, *arguments, *words],
             cwd=ROOT,
-            stdin=subprocess.DEVNULL,
+            env={key: value for key, value in os.environ.items() if not key.startswith("SUDO_")},
+            stdin=subprocess.PIPE if running else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )

@@ -256,6 +256,7 @@ def perform(
     makers: Sequence[Callable[[Stage], None]],
     *,
     marked_at_far: bool = False,
+    everywhere: bool = False,
     **settings: str,
 ) -> Performance:
     """Play scenarios under one capture at the near end of a wire.
@@ -267,6 +268,7 @@ def perform(
         devices: to watch beside the wire's near end.
         makers: make what the scenarios need, those devices and more.
         marked_at_far: the far end sends what stands between two scenarios: the near end captures only what arrives.
+        everywhere: the namespaces behind the near end are captured, too; `devices` has the interfaces there.
         settings: of the capture.
     """
     near, file = wire.near, directory / FILE
@@ -280,6 +282,8 @@ def perform(
             if scenario.early:
                 stage.early[scenario.name] = scenario.early(stage)
         stage.standing = _connections(stage)
+        if everywhere:
+            settings["namespaces"] = ",".join(there.name for there in (stage.near, *stage.others.values()))
         marks = wire.far if marked_at_far else near
         marker = stack.enter_context(closing(Marker(marks.namespace, marks.device)))
         capture = stack.enter_context(closing(Capture(near.namespace, *arguments, "-w", str(file), **settings)))
@@ -346,7 +350,8 @@ def connect(namespace: Namespace, address: str, port: int) -> socket.socket:
 
 def udp_socket(namespace: Namespace, address: str = "", port: int = 0) -> socket.socket:
     """A UDP socket in a namespace, bound, with a deadline."""
-    made = namespace.do(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    made = namespace.do(socket.socket, family, socket.SOCK_DGRAM)
     made.settimeout(DEADLINE_S)
     made.bind((address, port))
     return made

@@ -164,7 +164,7 @@ def test_types_of_interfaces(wire: Wire, tmp_path: Path) -> None:
     found = [(packet.interface, packet.link_type, packet.data) for packet in read(file)]
     assert found == [("radio7", 127, b"\x45radiotap" + bytes([number])) for number in range(COUNT)]
     assert ended.stderr.count("interface can7 has an unknown type (280) and is not captured") == 1
-    assert ended.totals["filtered"] >= COUNT
+    assert ended.totals["on other interfaces"] >= COUNT
 
 
 def test_an_unknown_interface_is_refused(wire: Wire, tmp_path: Path) -> None:
@@ -181,11 +181,11 @@ def test_an_unknown_interface_is_refused(wire: Wire, tmp_path: Path) -> None:
     assert not file.exists()
 
 
-def filtered(control: Path) -> int:
-    """The number of packets that a daemon has filtered, from its status."""
+def elsewhere(control: Path) -> int:
+    """The number of packets on other interfaces, from the status of a daemon."""
     command = [sys.executable, "-m", "skbcapd", "status", "--json", "--set", f"control.socket={control}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=True)
-    return int(json.loads(done.stdout)["packets"]["filtered"])
+    return int(json.loads(done.stdout)["packets"]["other_interfaces"])
 
 
 def test_a_namespace_that_appears_is_captured(wire: Wire, markers: tuple[Marker, Marker], tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_namespace_that_appears_is_captured(wire: Wire, markers: tuple[Marker,
         stack.callback(daemon.close)
         for _ in range(COUNT):
             marker.send()
-        until(lambda: filtered(control) >= COUNT, "they are not wanted")
+        until(lambda: elsewhere(control) >= COUNT, "they are not wanted")
         place.touch()
         stack.callback(place.unlink)
         subprocess.run(["mount", "--bind", wire.near.namespace.path, place], check=True)

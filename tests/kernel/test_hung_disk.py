@@ -6,6 +6,7 @@ close, all of it waits until the process goes on.
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from skbcapd.cli.status import ask
 from tests.kernel.capture import Daemon, read
 from tests.kernel.namespace import Wire
 from tests.kernel.test_disk import send, status
@@ -166,3 +168,29 @@ def test_the_end_does_not_wait_for_it(wire: Wire, disk: Disk, tmp_path: Path) ->
     assert ended.exit_code == 0, ended.stderr
     assert dropped >= count
     assert kept >= 1009
+
+
+def test_a_dump_that_captures_meanwhile(wire: Wire, disk: Disk, tmp_path: Path) -> None:
+    """The disk hangs while a dump captures: the daemon answers, memory stays within its size, and each
+    packet is in the file, or counted; the log says how many the file misses.
+    """
+    control, count, rounds = tmp_path / "control", 3001, 7
+    settings = {"control__socket": str(control), "files__mode": "ring", "files__ring": "8MiB", "files__keep_free": "0"}
+    with closing(Daemon(wire.near, disk.place / "captures", **settings)) as daemon:
+        send(wire, 1009)
+        assert "dump" in ask(str(control), request="dump after=3600")
+        until(lambda: status(control)["packets"]["written"] >= 1009, "what was sent before is written")
+        with disk.hung():
+            for _ in range(rounds):
+                send(wire, count)
+                found = status(control)["memory"]
+                assert found["used"] <= found["size"]
+            until(lambda: status(control)["packets"]["seen"] >= rounds * count, "what was sent is seen")
+        until(lambda: status(control)["packets"]["written"] > 1009, "the disk writes again")
+        ended = daemon.stop(signal.SIGTERM)
+    kept, missing = sent_to(disk.files()), ended.totals["not dumped from memory"]
+    assert ended.exit_code == 0, ended.stderr
+    assert kept > 1009
+    assert kept + missing + ended.totals["dropped by kernel"] >= rounds * count + 1009
+    assert ended.totals["captured"] == sum(len(read(path)) for path in disk.files())
+    assert re.search(rf"; {missing} packets are missing, because the disk was late and memory was full", ended.stderr)

@@ -1,5 +1,5 @@
-"""Packets through a host with containers have the name of their process on all interfaces, scenario
-by scenario.
+"""Packets through a host with containers have the name of their process on all interfaces, also inside
+of the containers, scenario by scenario.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ import pytest
 
 from tests.kernel import table
 from tests.kernel.relay import relayed_wire
+from tests.kernel.scenarios import passing, translated
 from tests.kernel.scenarios.every import each, outcome
-from tests.kernel.scenarios.passing import DEVICES, SCENARIOS, make_host
+from tests.kernel.scenarios.passing import DEVICES, make_host
 from tests.kernel.sink import Sink
 from tests.kernel.stage import Performance, Scenario, perform
+
+SCENARIOS = [*passing.SCENARIOS, *translated.SCENARIOS]
+INSIDE = ("eth0", "lo")  # of the containers
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +28,8 @@ def performance(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     chosen = [call.params.get("scenario") for call in calls if call]
     with relayed_wire() as wire, closing(Sink(wire.far.namespace)):
         scenarios = [scenario for scenario in SCENARIOS if scenario in chosen]
-        performed = perform(scenarios, wire, tmp_path_factory.mktemp("passing"), DEVICES, (make_host,))
+        directory, devices = tmp_path_factory.mktemp("passing"), (*DEVICES, *INSIDE)
+        performed = perform(scenarios, wire, directory, devices, (make_host,), everywhere=True)
     table.add_played(performed)
     return performed
 

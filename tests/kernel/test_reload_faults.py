@@ -284,14 +284,15 @@ def test_commands_for_a_daemon_need_no_filter(wire: Wire, server: NameServer, tm
             f"{files}filter: host db.bank.example\nrules: [{{filter: src c.example}}]\nsnaplen: x\nnew: 1\n"
         )
         took = []
-        for command in ("status", "dump"):
+        for command, said in (("status", ""), ("dump", r"dumped \d+ packets .*\(trigger: command\)\n")):
             words = [*server.through, sys.executable, "-m", "skbcapd", command, "--config", str(config)]
             begun = time.monotonic()
             done = wire.near.namespace.do(
                 subprocess.run, words, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False
             )
             took.append(time.monotonic() - begun)
-            assert (done.returncode, done.stderr) == (0, "")
+            assert done.returncode == 0
+            assert re.fullmatch(said, done.stderr)
     faults.compare("status and dump, name server silent", 1, f"{max(took):.1f} s")
     assert server.asked() == []
     assert max(took) < LOOKED_UP_WITHIN_S

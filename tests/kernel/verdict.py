@@ -19,6 +19,8 @@ from tests.kernel.send.identity import MAGIC, SIGNATURE, SIGNED_MAGIC, WHO
 from tests.support.blocks import Label, Packet, comment_fields
 
 ETH_P_ARP = 0x0806
+ETH_P_8021Q = b"\x81\x00"
+VLAN_TAG_BYTES = 4
 ETHERNET = 1
 IGMP, ICMPV6, HOP_BY_HOP = 2, 58, 0
 ROUTER_AND_NEIGHBOUR = range(130, 138)  # ICMPv6: MLD and neighbour discovery
@@ -55,11 +57,17 @@ class Frame:
 
     @cached_property
     def _network(self) -> tuple[int, bytes]:
-        """EtherType and the bytes behind the link layer's header."""
+        """EtherType and the bytes behind the link layer's header, and behind the tag of a VLAN."""
         data = self.data
         if self.link_type == ETHERNET:
-            return int.from_bytes(data[12:14], "big"), data[ETHERNET_BYTES:]
+            tag = VLAN_TAG_BYTES if self.is_tagged else 0
+            return int.from_bytes(data[12 + tag : 14 + tag], "big"), data[ETHERNET_BYTES + tag :]
         return (ETH_P_IPV6 if data[:1] and data[0] >> 4 == 6 else ETH_P_IP), data
+
+    @property
+    def is_tagged(self) -> bool:
+        """Whether the frame has the tag of a VLAN."""
+        return self.link_type == ETHERNET and self.data[12:14] == ETH_P_8021Q
 
     @property
     def ether_type(self) -> int:

@@ -50,7 +50,6 @@ BEFORE = {
     "a full disk at the begin of a file": "an empty finished file, current.pcapng on it",
     "rotation inside a renumbering": "struct.error",
     "a namespace that does not exist": "captured nothing without a word",
-    "dump as another user": "said: nobody writes to it",
     "parent directories, umask 0": "mode 777",
     "a memory limit too small": "killed without a word",
     "multicast looped back to its host": "an extra frame without its Ethernet header",

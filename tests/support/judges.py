@@ -39,19 +39,20 @@ def judge(path: Path, *command: str, home: Path = Path("/nonexistent")) -> str:
     return done.stdout
 
 
-def rows(path: Path, *fields: str, where: str = "") -> list[list[str]]:
+def rows(path: Path, *fields: str, where: str = "", decode: str = "") -> list[list[str]]:
     """The fields that tshark reads of each packet, or of those that match a display filter.
 
     Args:
         path: the capture file.
         fields: tshark field names, such as `frame.comment`.
         where: display filter; empty for all packets.
+        decode: which dissector tshark uses for what, such as `tcp.port==8443,tls`.
 
     Returns:
         One list per packet with the fields' texts in order.
     """
     columns = [part for field in fields for part in ("-e", field)]
-    chosen = ["-Y", where] if where else []
+    chosen = (["-Y", where] if where else []) + (["-d", decode] if decode else [])
     # As JSON, because later versions of tshark double a backslash in `-T fields`.
     packets = [
         packet["_source"]["layers"]

@@ -21,6 +21,7 @@ from skbcapd.kernel.marker import Marker
 from skbcapd.kernel.program import Counters
 from skbcapd.kernel.segments import Packet
 from skbcapd.output.interface import FILE_S, Snapshot, Statistics
+from skbcapd.output.memory import Memory
 from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.pcapng.blocks import PACKET, walk
@@ -39,6 +40,7 @@ class FakeProgram(Writer):
         self.labels: dict[bytes, bytes] = {}
         self.devices: dict[bytes, bytes] = {}
         self.holders: dict[int, bytes] = {}
+        self.descendants: dict[int, abi.Descendant] = {}
         self.groups: dict[int, list[tuple[int, int]]] = {}
         self.rows: dict[int, Counters] = defaultdict(Counters)
         self.calls: list[str] = []
@@ -67,6 +69,18 @@ class FakeProgram(Writer):
     def set_interface(self, key: bytes, value: bytes) -> None:
         """Store the interface."""
         self.devices[key] = value
+
+    def set_descendant(self, tgid: int, start: int, root: int) -> None:
+        """Store the process."""
+        self.descendants[tgid] = abi.Descendant(start, root)
+
+    def remove_descendant(self, tgid: int) -> None:
+        """Forget the process."""
+        self.descendants.pop(tgid, None)
+
+    def descendant(self, tgid: int) -> abi.Descendant | None:
+        """The process, if it was stored."""
+        return self.descendants.get(tgid)
 
     def owner(self, _sk: int) -> None:
         """No recorded owner."""
@@ -226,6 +240,7 @@ class Output(Recording):
     path = "/var/log/skbcapd/a.pcapng.part"
     deleted = (3, 3072)
     refused = (2, "no space")
+    memory: dict[str, Any] | None = Memory(8 << 20, 300).reach().facts | {"dump": None}
     late = 0  # packets that it reports as dropped at the second flush
     _is_asked = False
 

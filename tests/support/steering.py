@@ -18,8 +18,9 @@ from pathlib import Path
 
 _BPF, _PIDFD_OPEN, _PIDFD_GETFD = {"x86_64": 321, "aarch64": 280}[platform.machine()], 434, 438
 _MAP_CREATE, _MAP_UPDATE, _PROG_LOAD, _LINK_CREATE = 0, 2, 5, 28
-_SOCKMAP, _XDP, _SK_LOOKUP = 15, 6, 30
-_ATTACH_SK_LOOKUP, _ATTACH_XDP = 36, 37
+_PROG_ATTACH = 8
+_SOCKMAP, _SCHED_CLS, _XDP, _SK_MSG, _SK_LOOKUP = 15, 3, 6, 16, 30
+_ATTACH_SK_MSG, _ATTACH_SK_LOOKUP, _ATTACH_XDP, _ATTACH_TCX_EGRESS = 7, 36, 37, 47
 _XDP_FLAGS_SKB_MODE = 2
 _LOCAL_PORT = 60  # in struct bpf_sk_lookup
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -48,6 +49,24 @@ def _load(kind: int, attach: int, *instructions: bytes) -> int:
     return _bpf(_PROG_LOAD, head + bytes(44) + struct.pack("<I", attach))
 
 
+def _socket_map(stack: contextlib.ExitStack) -> int:
+    """A map for one socket."""
+    made = _bpf(_MAP_CREATE, struct.pack("<IIII", _SOCKMAP, 4, 8, 1))
+    stack.callback(os.close, made)
+    return made
+
+
+def _enter(sockets: int, pid: int, descriptor: int) -> None:
+    """Put the socket of a process into a map."""
+    with contextlib.ExitStack() as stack:
+        pidfd = _call(_PIDFD_OPEN, pid, 0)
+        stack.callback(os.close, pidfd)
+        number = _call(_PIDFD_GETFD, pidfd, descriptor, 0)
+        stack.callback(os.close, number)
+        key, value = (ctypes.create_string_buffer(struct.pack("<Q", given)) for given in (0, number))
+        _bpf(_MAP_UPDATE, struct.pack("<I4xQQQ", sockets, ctypes.addressof(key), ctypes.addressof(value), 0))
+
+
 @contextlib.contextmanager
 def steered(namespace: Path, port: int, pid: int, descriptor: int) -> Iterator[None]:
     """Give what comes to a port of a namespace to one socket, whatever its port: an sk_lookup program.
@@ -59,14 +78,8 @@ def steered(namespace: Path, port: int, pid: int, descriptor: int) -> Iterator[N
         descriptor: of the socket, there.
     """
     with contextlib.ExitStack() as stack:
-        sockets = _bpf(_MAP_CREATE, struct.pack("<IIII", _SOCKMAP, 4, 8, 1))
-        stack.callback(os.close, sockets)
-        pidfd = _call(_PIDFD_OPEN, pid, 0)
-        stack.callback(os.close, pidfd)
-        number = _call(_PIDFD_GETFD, pidfd, descriptor, 0)
-        key, value = (ctypes.create_string_buffer(struct.pack("<Q", given)) for given in (0, number))
-        _bpf(_MAP_UPDATE, struct.pack("<I4xQQQ", sockets, ctypes.addressof(key), ctypes.addressof(value), 0))
-        os.close(number)
+        sockets = _socket_map(stack)
+        _enter(sockets, pid, descriptor)
         program = _load(
             _SK_LOOKUP,
             _ATTACH_SK_LOOKUP,
@@ -103,6 +116,53 @@ def dropped(ifindex: int) -> Iterator[None]:
     program = _load(_XDP, _ATTACH_XDP, _instruction(0xB7, 0, 0, 0, 1), _instruction(0x95))  # XDP_DROP
     try:
         link = _bpf(_LINK_CREATE, struct.pack("<IIII", program, ifindex, _ATTACH_XDP, _XDP_FLAGS_SKB_MODE))
+        yield
+        os.close(link)
+    finally:
+        os.close(program)
+
+
+@contextlib.contextmanager
+def redirected(source: tuple[int, int], target: tuple[int, int]) -> Iterator[None]:
+    """Send what is written to one TCP socket on another one: an sk_msg program, as proxies of service meshes have.
+
+    Args:
+        source: process and descriptor of the socket that is written to.
+        target: those of the socket that sends.
+    """
+    with contextlib.ExitStack() as stack:
+        sources, targets = _socket_map(stack), _socket_map(stack)
+        program = _load(
+            _SK_MSG,
+            _ATTACH_SK_MSG,
+            _instruction(0x18, 2, 1, 0, targets),
+            _instruction(0),
+            _instruction(0xB7, 3),
+            _instruction(0xB7, 4),  # to be sent, not received
+            _instruction(0x85, value=60),  # bpf_msg_redirect_map
+            _instruction(0x95),
+        )
+        stack.callback(os.close, program)
+        _bpf(_PROG_ATTACH, struct.pack("<IIII", sources, program, _ATTACH_SK_MSG, 0))
+        _enter(targets, *target)
+        _enter(sources, *source)
+        yield
+
+
+@contextlib.contextmanager
+def tagged(ifindex: int, vlan: int) -> Iterator[None]:
+    """Tag all that an interface of the calling thread's namespace sends with a VLAN: a tc program (Linux 6.6)."""
+    program = _load(
+        _SCHED_CLS,
+        0,
+        _instruction(0xB7, 2, 0, 0, 0x0081),  # 802.1Q
+        _instruction(0xB7, 3, 0, 0, vlan),
+        _instruction(0x85, value=18),  # bpf_skb_vlan_push
+        _instruction(0xB7, 0),
+        _instruction(0x95),
+    )
+    try:
+        link = _bpf(_LINK_CREATE, struct.pack("<IIII", program, ifindex, _ATTACH_TCX_EGRESS, 0))
         yield
         os.close(link)
     finally:

@@ -41,7 +41,8 @@ ELSEWHERE = HERE + 1
 
 def accounted(totals: Totals) -> int:
     """All totals."""
-    return totals.written + totals.filtered + totals.duplicates + totals.self_test + totals.kernel.lost + totals.dropped
+    left_out = totals.filtered + totals.other_interfaces + totals.unattributed + totals.duplicates + totals.self_test
+    return totals.written + left_out + totals.kernel.lost + totals.dropped
 
 
 def unpacked(label: bytes) -> dict[str, Any]:
@@ -431,7 +432,7 @@ def test_the_link_types_of_a_file() -> None:
 
 def test_an_interface_of_unknown_type_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     """Frames of an unknown interface type are not written; one warning is logged, and the packets
-    count as filtered.
+    count as those of other interfaces.
     """
     rig = Rig()
     rig.drain(*[upcall(NTP_FRAME, device=b"can0", device_type=280)] * 3, slot=1)
@@ -442,7 +443,7 @@ def test_an_interface_of_unknown_type_is_reported_once(caplog: pytest.LogCapture
     assert not rig.program.labels
     [row] = set(rig.program.devices.values())
     assert abi.DEVICE.unpack(row) == (b"can0".ljust(16, b"\0"), 1, 1)
-    assert rig.capture.totals().filtered == 3
+    assert rig.capture.totals().other_interfaces == 3
 
 
 @pytest.mark.parametrize(
@@ -457,7 +458,7 @@ def test_an_interface_of_unknown_type_is_reported_once(caplog: pytest.LogCapture
     ],
 )
 def test_only_selected_interfaces_are_captured(interfaces: tuple[str, ...], frames: list[bytes]) -> None:
-    """Names select interfaces of this network namespace; packets of others are filtered, and the
+    """Names select interfaces of this network namespace; packets of others are counted, and the
     program knows it.
     """
     rig = Rig(interfaces=interfaces)
@@ -468,7 +469,8 @@ def test_only_selected_interfaces_are_captured(interfaces: tuple[str, ...], fram
     )
     assert rig.output.frames == frames
     assert bool(rig.program.control[abi.DEVICE_FILTER]) == ("any" not in interfaces)
-    assert rig.capture.totals().filtered == 3 - len(frames)
+    assert rig.capture.totals().other_interfaces == 3 - len(frames)
+    assert rig.capture.totals().filtered == 0
     assert sum(abi.DEVICE.unpack(row)[2] for row in set(rig.program.devices.values())) == 3 - len(frames)
 
 
@@ -800,12 +802,15 @@ def test_a_rule_asks_for_a_dump_at_each_packet() -> None:
     """Packets of a rule with `dump` are written and request a dump; their label has no options, so
     all come to Python.
     """
-    asked: list[str] = []
-    rig = ruled("[{comm: chronyd, filter: udp port 123, action: dump}]", ask_for_dump=asked.append)
+    asked: list[tuple[str, int]] = []
+    rig = ruled(
+        "[{comm: chronyd, filter: udp port 123, action: dump, dump_after: 1m}]",
+        ask_for_dump=lambda *words: asked.append(words),
+    )
     rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME), upcall(NTP_FRAME, comm=b"other", tid=1060), upcall(bytes(60)))
 
     assert rig.output.frames == [NTP_FRAME] * 3
-    assert asked == ["rules[1]"] * 2
+    assert asked == [("rules[1]", 60)] * 2
     stamps = [unpacked(label)["options"] for label in rig.program.labels.values()]
     assert stamps == [b"", *(stamp.options for stamp in rig.output.stamps[2:])]
 
@@ -822,6 +827,20 @@ def test_a_rules_filter_judges_the_first_packet_too() -> None:
     assert rig.program.control[abi.SNAPLEN] == abi.CAPTURE_MAX
     assert rig.program.control[abi.FILTERED] == 0
     assert rig.capture.totals().filtered == 1
+
+
+def test_packets_without_a_process_are_counted_apart() -> None:
+    """If the last rule drops everything else, packets without a process are counted as
+    unattributed, in Python and (by the label) in the program; those of other processes as filtered.
+    """
+    rig = ruled("[{comm: chronyd}, {action: drop}]")
+    unknown = upcall(NTP_FRAME, via=7, tgid=0, tid=0, start=0, comm=b"", process=b"")
+    rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME, comm=b"other", tid=1060), unknown, unknown)
+
+    totals = rig.capture.totals()
+    assert (totals.written, totals.filtered, totals.unattributed) == (1, 1, 2)
+    labels = [unpacked(label) for label in rig.program.labels.values()]
+    assert [(bool(label["snaplen"]), label["filter"]) for label in labels] == [(True, 0), (False, 0), (False, 1)]
 
 
 def test_labels_are_of_their_generation() -> None:
@@ -854,7 +873,7 @@ def test_interfaces_are_selected_by_globs(
     interfaces: tuple[str, ...], exclude: tuple[str, ...], written: list[str]
 ) -> None:
     """Names and globs select interfaces of this namespace; `exclude` applies to all namespaces, and
-    is counted as filtered.
+    is counted apart.
     """
     rig = Rig(interfaces=interfaces, exclude=exclude)
     devices = ((b"eth0", 2, HERE), (b"eth1", 3, HERE), (b"wg0", 4, HERE), (b"eth0", 2, ELSEWHERE))
@@ -863,7 +882,7 @@ def test_interfaces_are_selected_by_globs(
 
     assert [interface.name.decode() for interface in rig.output.interfaces] == written
     totals = rig.capture.totals()
-    assert (totals.written, totals.filtered) == (len(written), 4 - len(written))
+    assert (totals.written, totals.other_interfaces, totals.filtered) == (len(written), 4 - len(written), 0)
     assert bool(rig.program.control[abi.DEVICE_FILTER]) == (interfaces != ("any",) or bool(exclude))
 
 
@@ -886,7 +905,7 @@ def test_interfaces_are_selected_by_namespaces(
         rig.drain(upcall(NTP_FRAME, netns=netns, net=number))
     assert [one.description for one in rig.output.interfaces] == [f"network namespace {inode}" for inode in written]
     totals = rig.capture.totals()
-    assert (totals.written, totals.filtered) == (len(written), 3 - len(written))
+    assert (totals.written, totals.other_interfaces, totals.filtered) == (len(written), 3 - len(written), 0)
     assert rig.program.control[abi.DEVICE_FILTER] > 0
 
 
@@ -915,7 +934,7 @@ def test_more_interfaces_than_a_file_may_have(caplog: pytest.LogCaptureFixture) 
     rig.drain(upcall(b"2", device=b"late", ifindex=7), upcall(b"3"))
     assert rig.output.frames == [b"1", b"3"]
     assert caplog.messages == [f"interface late is one more than the {INTERFACES_MAX} of a file, and is not captured"]
-    assert rig.capture.totals().filtered == 1
+    assert rig.capture.totals().other_interfaces == 1
     assert accounted(rig.capture.totals()) == 3
     rig.capture.renumber()
     rig.drain(upcall(b"4", device=b"later", ifindex=8), upcall(b"5"))

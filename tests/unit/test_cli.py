@@ -166,7 +166,11 @@ def test_the_shipped_config_is_found_and_right(capsys: pytest.CaptureFixture[str
     [
         (Totals(0, 0, 0, 0, 0, 0, Counters(), 0), ["0 packets captured", "0 packets dropped by kernel"]),
         (
-            Totals(101, 2, 19, 3, 5, 7, Counters(200, 100, 50, full=11, contended=13, start=17), 1),
+            Totals(
+                *(101, 2, 19, 3, 5, 7, Counters(200, 100, 50, full=11, contended=13, start=17), 1),
+                other_interfaces=29,
+                unattributed=31,
+            ),
             [
                 "101 packets captured",
                 "24 packets dropped by kernel",
@@ -175,6 +179,8 @@ def test_the_shipped_config_is_found_and_right(capsys: pytest.CaptureFixture[str
                 "9 packets seen, but not accounted for",
                 "5 packets dropped by the output",
                 "2 packets filtered",
+                "29 packets on other interfaces",
+                "31 packets left out, because their process is not known",
                 "19 packets seen before on another interface",
             ],
         ),

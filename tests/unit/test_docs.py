@@ -10,12 +10,13 @@ import pytest
 
 from skbcapd.analysis import account, split
 from skbcapd.attribution import containers, fields, namespaces, processes, sockets
-from skbcapd.capture import interfaces, labeler, resolver
+from skbcapd.capture import descent, interfaces, labeler, resolver
 from skbcapd.cli import main, status
 from skbcapd.config.settings import ROWS
 from skbcapd.daemon import log, server, statistics
+from skbcapd.frames import summary
 from skbcapd.kernel import abi
-from skbcapd.output import block_writer, pcapng_output
+from skbcapd.output import block_writer, dump, pcapng_output, series
 from skbcapd.pcapng import reader
 from tests.support.rig import Scene
 
@@ -28,8 +29,10 @@ _PLACEHOLDERS = {
     "BYTES": "96",
     "NAME": "eth0",
     "DIR": "parts",
+    "DURATION": "10s",
     "FIELD": "tgid",
     "FILTER": "tcp",
+    "ID": "1",
     "KEY=VALUE": "snaplen=96",
 }
 _NEEDED = {  # for a command that is named alone
@@ -51,7 +54,7 @@ def command_lines(page: Path) -> list[list[str]]:
     """The command lines of skbcapd on a page, without optional parts' brackets, and with values for placeholders."""
     found = []
     for text in code(page):
-        if match := re.search(r"(?:^|ssh root@host )skbcapd ((?:[a-z]+|--\w+)\b(?:[^:]|:(?! ))*)", text):
+        if match := re.search(r"(?:^|sudo |ssh root@host )skbcapd ((?:[a-z]+|--\w+)\b(?:[^:]|:(?! ))*)", text):
             plain = re.sub(r"\\?\|.*?(?=[\]\s]|$)", "", match[1].split(" | ")[0]).replace("...", "")
             plain = re.sub(r"[\[\]]", "", plain) if re.search(r"\[[-A-Z]", plain) else plain
             words = [_PLACEHOLDERS.get(word, word) for word in shlex.split(plain)]
@@ -132,6 +135,9 @@ def test_the_keys_of_the_status_are_in_the_manual() -> None:
 
 
 LIMITS = (
+    ("a dump that further triggers extend", f"{dump.AFTER_MAX_S / 3600:g} h"),
+    ("orders of `skbcapd dump`", f"{dump.ORDERS_MAX} each"),
+    ("names of the files of a dump", f"{series.PATHS_MAX:,}"),
     ("bytes that wait for a disk", f"{block_writer.QUEUE_MAX >> 20} MiB"),
     ("wait for the disk when a capture ends", f"{block_writer.STOP_S:g} s"),
     ("labels in the kernel", f"{abi.LABELS_MAX:,}"),
@@ -143,6 +149,8 @@ LIMITS = (
     ("process blocks repeated", f"{pcapng_output.PROCESSES_REPEATED:,}"),
     ("candidate sockets", f"{abi.GROUP_MAX}; {abi.GROUPS_MAX:,}"),
     ("candidate sockets", f"{resolver.GROUPS_REMEMBERED:,} in Python"),
+    ("descendants of a process", f"{abi.DESCENDANTS_MAX:,}"),
+    ("scans for them", f"{descent.SCANS}, {descent.SCAN_S:g} s"),
     ("packets in fragments", f"{abi.FRAGMENTS_MAX:,}"),
     ("descriptors of a process", f"{abi.DESCRIPTORS_MAX:,}"),
     ("scan for processes", f"{sockets.SCAN_S:g} s"),
@@ -150,6 +158,7 @@ LIMITS = (
     ("interfaces in the kernel", f"{abi.DEVICES_MAX:,}"),
     ("interfaces in Python", f"{interfaces.REMEMBERED:,}"),
     ("interfaces without a new file", f"{interfaces.INTERFACES_MAX:,}"),
+    ("TCP connections in printed lines", f"{summary._CONNECTIONS_MAX:,}"),
     ("names of network namespaces", f"{namespaces.REMEMBERED:,}"),
     (
         "`reader`: block",

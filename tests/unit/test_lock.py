@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import pytest
 
 from skbcapd.errors import FileError
 from skbcapd.output.directory import CaptureDirectory
-from skbcapd.output.lock import NAME, daemon_of, lock
+from skbcapd.output.lock import NAME, lock
 from tests.support import faults
 
 ROOT = Path(__file__).parents[2]
@@ -94,38 +92,3 @@ def test_the_locking_process_is_named(tmp_path: Path) -> None:
             CaptureDirectory(tmp_path)
         process.communicate(b"")
     CaptureDirectory(tmp_path).close()
-
-
-@pytest.fixture
-def public() -> Iterator[Path]:
-    """A directory that everybody can read."""
-    with tempfile.TemporaryDirectory() as path:
-        Path(path).chmod(0o755)
-        yield Path(path)
-
-
-def test_without_permission_the_daemon_is_still_reported(public: Path) -> None:
-    """A daemon of another user is reported as such, not as missing."""
-    tmp_path = public
-    proc = tmp_path / "proc"
-    (proc / "7").mkdir(parents=True)
-    (proc / "7" / "comm").write_text("skbcapd\n")
-    (tmp_path / NAME).touch()
-    inode = (tmp_path / NAME).stat().st_ino
-    (proc / "locks").write_text(f"1: FLOCK  ADVISORY  WRITE 7 08:01:{inode} 0 EOF\n")
-    program = "import sys; from pathlib import Path; from skbcapd.output.lock import daemon_of\n"
-    program += "daemon_of(Path(sys.argv[1]), Path(sys.argv[2]))"
-    (proc / "7" / "fd").mkdir(mode=0o500)
-    stripped = ["setpriv", "--inh-caps=-all", "--bounding-set=-all", "--reuid", "65534", "--clear-groups"]
-    done = subprocess.run(
-        [*stripped, sys.executable, "-B", "-c", program, str(tmp_path), str(proc)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    now = f"says: process 7 writes to it: {'process 7 (skbcapd) of another user writes to it' in done.stderr}"
-    faults.compare("dump as another user", 1, now)
-    assert re.search(rf"FileError: {tmp_path}: process 7 \(skbcapd\) of another user writes to it", done.stderr)
-    with pytest.raises(FileError, match="no process writes to it"):
-        daemon_of(tmp_path, proc)  # root sees that the process has no such file open

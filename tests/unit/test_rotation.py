@@ -53,6 +53,17 @@ def test_a_file_is_never_larger_than_it_may_be(way: str, tmp_path: Path) -> None
     assert [frame for frames in rig.frames() for frame in frames] == [n.to_bytes(4, "big") for n in range(count)]
 
 
+def test_a_file_that_ends_on_request_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log has the name that the file gets; without a file that is being written, it says so."""
+    rig = Rig(tmp_path)
+    caplog.set_level("INFO")
+    rig.output.end_file(rig.snapshot, "SIGUSR1")
+    rig.output.finish([])
+    first, _ = rig.finished()
+    rig.output.end_file(rig.snapshot, "SIGUSR1")
+    assert caplog.messages == [f"ended {first} (trigger: SIGUSR1)", "SIGUSR1 ignored: no file is being written"]
+
+
 @pytest.mark.parametrize("way", ["blocks", "packets"])
 def test_a_file_has_no_more_packets_than_it_may(way: str, tmp_path: Path) -> None:
     """All files but the last have exactly as many packets as the setting."""

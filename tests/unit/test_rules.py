@@ -256,3 +256,19 @@ def test_missing_names_are_reported(tmp_path: Path) -> None:
         "rules[4].unit: systemd has no such unit now",
         "rules[5].interface: there is no such interface now",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "subject", "is_unattributed"),
+    [
+        ("[{comm: x}, {action: drop}]", NOBODY, True),
+        ("[{comm: x}, {action: drop}]", SUBJECT, False),
+        ("[{comm: x}, {action: drop}]", replace(SUBJECT, group=[(WORKER, SSHD), (WORKER, SSHD)]), True),
+        ("[{comm: x}, {action: drop}]", replace(SUBJECT, process=None), False),  # all conditions are known
+        ("[{unit: x}, {action: drop}]", replace(SUBJECT, process=None), True),
+        ("[{comm: x}, {interface: eth0, action: drop}]", NOBODY, False),  # dropped for its interface
+    ],
+)
+def test_what_may_be_of_a_wanted_process(text: str, subject: Subject, is_unattributed: bool) -> None:  # noqa: FBT001
+    """A packet that only the last rule drops, and whose process is not known, is unattributed."""
+    assert rules(text).decide(subject) == Verdict(keeps=False, is_unattributed=is_unattributed)

@@ -18,11 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skbcapd.daemon import server as listeners
+from skbcapd.daemon.dumps import Dumps
 from skbcapd.daemon.server import Server, control
 from skbcapd.daemon.server import http as page
 from skbcapd.errors import FileError
 from tests.support.deadline import DEADLINE_S, until
 
+UNKNOWN = "unknown request; expected: status, dump or dumped"
 FACTS = {"version": "0.1.0", "packets": {"seen": 41}}
 
 
@@ -43,7 +45,7 @@ class House:
         self.clock = Clock()
         self.path = str(directory / "run" / "control")
         self.server = Server(self.clock)
-        self.server.listen_unix(self.path, control(lambda: FACTS))
+        self.server.listen_unix(self.path, control(lambda: FACTS, Dumps(None)))
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.address = free.getsockname()
         self.server.listen_tcp(self.address, page("/metrics", "text/plain", lambda: b"x" * self.size))
@@ -120,7 +122,7 @@ def test_status_is_answered(house: House) -> None:
 @pytest.mark.parametrize("request_", [b"\n", b"STATUS\n", b"status \n", b"packets\n", b"stop\n", b"\xff\x00\n"])
 def test_unknown_requests_are_rejected(request_: bytes, house: House) -> None:
     """Any other line gets an error that repeats nothing of it."""
-    assert json.loads(house.say(request_)) == {"error": "unknown request; expected: status"}
+    assert json.loads(house.say(request_)) == {"error": UNKNOWN}
 
 
 @pytest.mark.parametrize("pieces", [[b""], [b"status"], [b"x" * 4097], [b"x"] * 33, [b"x" * 4096, b"\n"]])
@@ -147,9 +149,9 @@ def test_a_dead_socket_is_replaced_and_a_living_one_is_not(tmp_path: Path) -> No
     dead.bind(str(path))
     dead.close()
     first, second = Server(), Server()
-    first.listen_unix(str(path), control(lambda: FACTS))
+    first.listen_unix(str(path), control(lambda: FACTS, Dumps(None)))
     with pytest.raises(FileError, match="another process listens there"):
-        second.listen_unix(str(path), control(dict))
+        second.listen_unix(str(path), control(dict, Dumps(None)))
     second.close()
     assert path.exists()
     first.close()
@@ -157,7 +159,7 @@ def test_a_dead_socket_is_replaced_and_a_living_one_is_not(tmp_path: Path) -> No
     path.write_text("mine")
     third = Server()
     with pytest.raises(FileError, match="not a socket"):
-        third.listen_unix(str(path), control(dict))
+        third.listen_unix(str(path), control(dict, Dumps(None)))
     third.close()
     assert path.read_text() == "mine"
 
@@ -166,7 +168,7 @@ def test_a_port_in_use_is_reported(house: House) -> None:
     """A port in use gives an error with its number."""
     second = Server()
     with pytest.raises(FileError, match=rf"127\.0\.0\.1 port {house.address[1]}: Address already in use"):
-        second.listen_tcp(house.address, control(dict))
+        second.listen_tcp(house.address, control(dict, Dumps(None)))
     second.close()
 
 
@@ -286,7 +288,7 @@ def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]
             assert answer == b"" or answer.startswith((b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 4"))
         else:
             answer = house.say(*pieces)
-            assert answer == b"" or json.loads(answer) in (FACTS, {"error": "unknown request; expected: status"})
+            assert answer == b"" or json.loads(answer) in (FACTS, {"error": UNKNOWN})
         house.server.tick()
         assert json.loads(house.say(b"status\n")) == FACTS
         assert house.descriptors == before

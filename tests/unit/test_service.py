@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd.daemon.loop import ACT_DRAINS, TICK_S, Service
+from skbcapd.daemon import loop
+from skbcapd.daemon.dumps import Dumps
+from skbcapd.daemon.loop import ACT_DRAINS, HELD_BACK, TICK_S, Service
 from skbcapd.daemon.server import Server, control
 from skbcapd.errors import KernelError
 from skbcapd.kernel import abi
@@ -23,7 +25,7 @@ from skbcapd.output.interface import FILE_S, PROMPT_S
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
     """A Service handles the signals of the process; restore those of the tests."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, *HELD_BACK)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -213,6 +215,25 @@ def test_an_action_comes_after_the_packets_before_its_signal(*, has_more: bool) 
     assert drained == [1 + ACT_DRAINS if has_more else 2]
 
 
+def test_very_many_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the action of a signal is done, the same signal does not interrupt the loop again; afterwards it does."""
+    monkeypatch.setattr(loop, "ACT_S", 0.0)
+    waits: list[bool] = []
+    actions: list[int] = []
+
+    def storm() -> int:
+        for _ in range(1009):
+            os.kill(os.getpid(), signal.SIGUSR2)
+        waits.append(signal.SIGUSR2 in signal.sigpending())
+        return 4
+
+    run(FakeCapture(storm, *[4] * 7), actions={signal.SIGUSR2: lambda: actions.append(len(actions))})
+    assert waits == [True]
+    assert actions == [0, 1]
+    os.kill(os.getpid(), signal.SIGUSR2)  # late: it is ignored
+    assert not HELD_BACK & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it(number: signal.Signals) -> None:
     """After a signal there is no further drain; the rest is written by the stop."""
@@ -344,7 +365,7 @@ def test_clients_are_served(moved: int, tmp_path: Path) -> None:
         capture.looks.clear()
         return {"moved": moved}
 
-    server.listen_unix(str(path), control(facts))
+    server.listen_unix(str(path), control(facts, Dumps(None)))
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
         client.sendall(b"status\n")

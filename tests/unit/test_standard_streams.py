@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[list[str], int, bool]] = {
     "config": (["config"], 0, True),
     "check": (["check", "--config", "etc/skbcapd.yaml"], 0, False),
     "bad config": (["check", "--set", "snaplen=1"], 2, False),
-    "dump": (["dump", "--set", "files.mode=ring", "--set", "files.directory=/nonexistent"], 1, False),
+    "dump": (["dump", "--set", "control.socket=/nonexistent"], 1, False),
     "status": (["status", "--set", "control.socket=/nonexistent/control"], 1, False),
     "top": (["top", "{file}"], 0, True),
     "split": (["split", "{file}", "--by", "comm", "-d", "{directory}"], 0, False),

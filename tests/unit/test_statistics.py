@@ -31,21 +31,23 @@ def test_every_packet_is_in_one_figure() -> None:
     scene = Scene()
     program = scene.rig.program
     scene.rig.drain(upcall(b"1"), stamped(1058))
-    program.count(1, filtered=7, duplicate=5, full=3, contended=2, start=11)
+    program.count(1, filtered=7, duplicate=5, full=3, contended=2, start=11, other_interfaces=17, unattributed=19)
     program.rows[0] += Counters(seen=13)  # the program is processing them
     scene.output.lost = 1
     facts = scene.look()
     assert facts["packets"] == {
-        "seen": 43,
+        "seen": 79,
         "written": 1,
         "filtered": 7,
+        "other_interfaces": 17,
+        "unattributed": 19,
         "duplicates": 5,
         "self_test": 0,
         "in_memory": 0,
         "pending": 13,
     }
     assert facts["dropped"] == {"full": 3, "contended": 2, "start": 11, "output": 1}
-    assert total(facts) == 43
+    assert total(facts) == 79
 
 
 @given(st.lists(st.sampled_from(["packet", "unwanted", "lost", "late", "seen", "stuck"]), max_size=40))

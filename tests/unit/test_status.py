@@ -19,41 +19,11 @@ from hypothesis import strategies as st
 import skbcapd
 from skbcapd.cli.status import ANSWER_MAX, ask, lines
 from skbcapd.errors import FileError
+from tests.support.control import Daemon
 from tests.support.deadline import DEADLINE_S
 from tests.support.rig import Scene, stamped
 
 ROOT = Path(skbcapd.__file__).parent.parent
-
-
-class Daemon:
-    """Something that listens, takes a line and answers as the test says, as often as it says.
-
-    Args:
-        path: where.
-        answers: one for each connection.
-    """
-
-    def __init__(self, path: Path, *answers: bytes) -> None:
-        self.path = str(path)
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.bind(self.path)
-        self._socket.listen()
-        self.requests: list[bytes] = []
-        self._thread = threading.Thread(target=self._serve, args=answers)
-        self._thread.start()
-
-    def _serve(self, *answers: bytes) -> None:
-        for answer in answers:
-            with self._socket.accept()[0] as client:
-                client.settimeout(DEADLINE_S)
-                self.requests.append(client.recv(4096))
-                with contextlib.suppress(OSError):  # the client has closed the connection
-                    client.sendall(answer)
-        self._socket.close()
-
-    def end(self) -> None:
-        """All answers are sent."""
-        self._thread.join(DEADLINE_S)
 
 
 def status(path: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -119,7 +89,7 @@ def test_watch_continues_until_the_daemon_ends(facts: dict[str, object], tmp_pat
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (b"", "0 bytes that are not an answer of skbcapd; expected its status"),
+        (b"", "0 bytes that are not an answer of skbcapd; expected JSON"),
         (b"[]\n", "not an answer of skbcapd"),
         (b"\xff\n", "not an answer of skbcapd"),
         (b"[" * 100_003, "not an answer of skbcapd"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from functools import partial
 
 import pytest
 
-from skbcapd.worker import TimedCall, Worker
+from skbcapd.worker import SIGNALS, TimedCall, Worker
 from tests.support.deadline import until
 
 
@@ -46,6 +47,16 @@ def test_a_job_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     assert worker.wait(5.0)
     assert done == [7]
     assert caplog.messages == ["test: unexpected error"]
+
+
+def test_a_thread_receives_no_signal() -> None:
+    """Signals of the drain loop are blocked in a worker, and not in the thread that starts it."""
+    worker, found = Worker("test"), list[set[int]]()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    worker.do(lambda: found.append(set(signal.pthread_sigmask(signal.SIG_BLOCK, ()))))
+    assert worker.wait(5.0)
+    assert found == [before | SIGNALS]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def test_an_error() -> None:

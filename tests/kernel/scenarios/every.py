@@ -10,6 +10,7 @@ from tests.kernel.scenarios import (
     load,
     others,
     received,
+    redirected,
     sharing,
     stealing,
     tcp,
@@ -20,7 +21,7 @@ from tests.kernel.scenarios import (
 from tests.kernel.stage import Performance, Played, Scenario
 
 # `waiting` is last: its firewall table stays, and then addresses prove no receiver (bpf/guard.h).
-GROUPS = (udp, tcp, sharing, others, received, listeners, unusual, stealing, kernels_own, load, waiting)
+GROUPS = (udp, tcp, sharing, others, received, listeners, unusual, stealing, redirected, kernels_own, load, waiting)
 SCENARIOS = [scenario for group in GROUPS for scenario in group.SCENARIOS]
 DEVICES = ("lo", others.TUN_DEVICE, *kernels_own.PORTS)
 MAKERS = (others.make_tun, others.make_queue, received.make_above, kernels_own.make_bridge)

@@ -16,7 +16,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 
-from tests.kernel.namespace import Namespace
+from tests.kernel.namespace import End, Namespace
 from tests.kernel.payloads import ICMP, TCP, UDP
 from tests.kernel.scenarios import unusual
 from tests.kernel.send.tcp import finish
@@ -33,7 +33,7 @@ PORTS = ("ctr0", "ctr1")  # the host's ends of the containers' pairs
 HOST_4, HOST_6 = "172.30.0.1", "fd30::1"
 CONTAINERS = (("172.30.0.5", "fd30::5", "02:30:00:00:00:05"), ("172.30.0.6", "fd30::6", "02:30:00:00:00:06"))
 BRIDGE_MAC = "02:30:00:00:00:01"
-SERVICE = "10.96.0.1"
+SERVICE, SERVICE_6 = "10.96.0.1", "fd96::1"
 PUBLISHED, PROXIED, REDIRECTED, STOLEN, OWN = 8080, 8081, 8090, 8091, 8092
 RST, ACK = 0x04, 0x10
 CLIENT = 40_361
@@ -81,7 +81,10 @@ def make_host(stage: Stage) -> None:
         f"address add {HOST_6}/64 dev {BRIDGE} nodad",
         "rule add fwmark 1 lookup 100",
         "route add local default dev lo table 100",
+        "rule add from ::/0 fwmark 1 lookup 100",
+        "route add local ::/0 dev lo table 100",
         f"route add {SERVICE}/32 via {far.ipv4}",
+        f"route add {SERVICE_6}/128 via {far.ipv6}",
     )
     for port, (ipv4, ipv6, mac) in zip(PORTS, CONTAINERS, strict=True):
         there = stage.add_namespace(port)
@@ -108,27 +111,21 @@ def make_host(stage: Stage) -> None:
                 for address in other[:2]
             ),
         )
-    ports = {"published": PUBLISHED, "proxied": PROXIED, "redirected": REDIRECTED, "stolen": STOLEN, "own": OWN}
-    rules = RULES.format(
-        family="ip",
-        ip="ip",
-        container="172.30.0.0/24",
-        host=near.ipv4,
-        to=f"172.30.0.5:{SERVER}",
-        service=SERVICE,
-        **ports,
-    )
-    rules += RULES.format(
-        family="ip6",
-        ip="ip6",
-        container="fd30::/64",
-        host=near.ipv6,
-        to=f"[fd30::5]:{SERVER}",
-        service="fd96::1",
-        **ports,
-    )
     nft = ["ip", "netns", "exec", stage.near.name, "nft", "-f", "-"]
-    subprocess.run(nft, input=rules, check=True, text=True, timeout=DEADLINE_S)
+    subprocess.run(nft, input=rules_of(near), check=True, text=True, timeout=DEADLINE_S)
+
+
+def rules_of(near: End) -> str:
+    """The rules of the host, for both families."""
+    ports = {"published": PUBLISHED, "proxied": PROXIED, "redirected": REDIRECTED, "stolen": STOLEN, "own": OWN}
+    families = (
+        ("ip", "172.30.0.0/24", near.ipv4, f"172.30.0.5:{SERVER}", SERVICE),
+        ("ip6", "fd30::/64", near.ipv6, f"[fd30::5]:{SERVER}", SERVICE_6),
+    )
+    return "".join(
+        RULES.format(family=family, ip=family, container=container, host=host, to=to, service=service, **ports)
+        for family, container, host, to, service in families
+    )
 
 
 def whose(*labels: Label) -> Judge:
@@ -145,9 +142,9 @@ def whose(*labels: Label) -> Judge:
 
 
 @contextlib.contextmanager
-def echoing(stage: Stage, count: int) -> Iterator[int]:
+def echoing(stage: Stage, count: int, *, ipv6: bool = False) -> Iterator[int]:
     """Send datagrams back at the far end; returns the port."""
-    echo = udp_socket(stage.far)
+    echo = udp_socket(stage.far, "::" if ipv6 else "")
 
     def answer() -> None:
         for _ in range(count):
@@ -166,40 +163,52 @@ def container(stage: Stage, number: int = 0) -> Namespace:
     return stage.others[PORTS[number]]
 
 
+def end(of: End, *, ipv6: bool) -> str:
+    """The address of one end."""
+    return of.ipv6 if ipv6 else of.ipv4
+
+
+def any_address(*, ipv6: bool) -> tuple[str, ...]:
+    """The arguments with which a server listens at all addresses."""
+    return ("--to", "::") if ipv6 else ()
+
+
 def client(way: str, count: int, *, ipv6: bool = False) -> Callable[[Stage], Judge]:
     """A container's TCP client, behind masquerade."""
 
     def play(stage: Stage) -> Judge:
-        to = stage.wire.far.ipv6 if ipv6 else stage.wire.far.ipv4
+        to = end(stage.wire.far, ipv6=ipv6)
         return whose(*stage.play("tcp", way, "--to", to, "--port", TCP_PORT, "--count", count, at=container(stage)))
 
     return play
 
 
-def asks(stage: Stage) -> Judge:
+def asks(*, ipv6: bool = False) -> Callable[[Stage], Judge]:
     """A container's UDP client, behind masquerade."""
-    with echoing(stage, SENDS) as port:
-        to = stage.wire.far.ipv4
-        return whose(*stage.play("udp", "asks", "--to", to, "--port", port, "--count", SENDS, at=container(stage)))
+
+    def play(stage: Stage) -> Judge:
+        with echoing(stage, SENDS, ipv6=ipv6) as port:
+            words = ("--to", end(stage.wire.far, ipv6=ipv6), "--port", port, "--count", SENDS)
+            return whose(*stage.play("udp", "asks", *words, at=container(stage)))
+
+    return play
 
 
 def pings(*, ipv6: bool) -> Callable[[Stage], Judge]:
     """A container's echo requests, behind masquerade."""
 
     def play(stage: Stage) -> Judge:
-        to = stage.wire.far.ipv6 if ipv6 else stage.wire.far.ipv4
+        to = end(stage.wire.far, ipv6=ipv6)
         words = ("--comm", "ping", "--count", SENDS, "--size", 56, "--to", to, "--answered")
         return whose(*stage.play("datagrams", "ping", *words, at=container(stage)))
 
     return play
 
 
-def decoys(stage: Stage, at: Namespace, port: int) -> list[Player]:
+def decoys(stage: Stage, at: Namespace, port: int, *, ipv6: bool = False) -> list[Player]:
     """Processes that use the port, for TCP and UDP, and receive nothing."""
-    players = [
-        stage.start("tcp", "serves", "--source-port", port, "--count", 1, at=at),
-        stage.start("udp", "answers", "--source-port", port, "--count", 1, at=at),
-    ]
+    words, more = ("--source-port", port, "--count", 1), any_address(ipv6=ipv6)
+    players = [stage.start(*way, *words, *more, at=at) for way in (("tcp", "serves"), ("udp", "answers"))]
     for player in players:
         player.says()
     return players
@@ -211,13 +220,13 @@ def published(port: int, *, ipv6: bool = False, at_host: bool = False) -> Callab
     """
 
     def play(stage: Stage) -> Judge:
-        host = stage.wire.near.ipv6 if ipv6 else stage.wire.near.ipv4
+        host = end(stage.wire.near, ipv6=ipv6)
         at, own = (stage.near, OWN) if at_host else (container(stage), SERVER)
-        more = ("--to", "::") if ipv6 else ()
+        more = any_address(ipv6=ipv6)
         transparent = ("--transparent",) if port == STOLEN else ()
         server = stage.start("tcp", "serves", "--source-port", own, "--count", SENDS, *more, *transparent, at=at)
         owners = server.says()
-        others = decoys(stage, stage.near, port) if port != PUBLISHED else []
+        others = decoys(stage, stage.near, port, ipv6=ipv6) if port != PUBLISHED else []
         server.go()
         for _ in range(SENDS):
             finish(connect(stage.far, host, port))
@@ -229,18 +238,19 @@ def published(port: int, *, ipv6: bool = False, at_host: bool = False) -> Callab
     return play
 
 
-def published_udp(port: int, *, at_host: bool = False) -> Callable[[Stage], Judge]:
+def published_udp(port: int, *, ipv6: bool = False, at_host: bool = False) -> Callable[[Stage], Judge]:
     """The same with UDP."""
 
     def play(stage: Stage) -> Judge:
         at, own = (stage.near, OWN) if at_host else (container(stage), SERVER)
-        server = stage.start("udp", "answers", "--source-port", own, "--count", SENDS, at=at)
+        more = any_address(ipv6=ipv6)
+        server = stage.start("udp", "answers", "--source-port", own, "--count", SENDS, *more, at=at)
         owners = server.says()
-        others = decoys(stage, stage.near, port) if port != PUBLISHED else []
+        others = decoys(stage, stage.near, port, ipv6=ipv6) if port != PUBLISHED else []
         server.go()
-        with udp_socket(stage.far) as sender:
+        with udp_socket(stage.far, "::" if ipv6 else "") as sender:
             for _ in range(SENDS):
-                sender.sendto(b"?" * 9, (stage.wire.near.ipv4, port))
+                sender.sendto(b"?" * 9, (end(stage.wire.near, ipv6=ipv6), port))
                 sender.recv(2048)
         server.end()
         for other in others:
@@ -317,17 +327,22 @@ def steals_udp(stage: Stage) -> Judge:
     return whose(*owners)
 
 
-def keeps_port(stage: Stage) -> Judge:
+def keeps_port(*, ipv6: bool = False) -> Callable[[Stage], Judge]:
     """Masquerade keeps the port of the container, which a process on the host uses, too, like ntpd
     and its clients.
     """
-    others = decoys(stage, stage.near, NTP)
-    with echoing(stage, SENDS) as port:
-        words = ("--comm", "ntp", "--size", 56, "--source-port", NTP, "--to", stage.wire.far.ipv4, "--port", port)
-        owners = stage.play("datagrams", "udp", *words, "--count", SENDS, "--answered", at=container(stage))
-    for other in others:
-        other.close()
-    return whose(*owners)
+
+    def play(stage: Stage) -> Judge:
+        others = decoys(stage, stage.near, NTP, ipv6=ipv6)
+        with echoing(stage, SENDS, ipv6=ipv6) as port:
+            words = ("--comm", "ntp", "--size", 56, "--source-port", NTP, "--to", end(stage.wire.far, ipv6=ipv6))
+            more = ("--port", port, "--count", SENDS, "--answered")
+            owners = stage.play("datagrams", "udp", *words, *more, at=container(stage))
+        for other in others:
+            other.close()
+        return whose(*owners)
+
+    return play
 
 
 def hosts_client(stage: Stage) -> Judge:
@@ -341,7 +356,8 @@ def both_ends(at: int | None, to: str, port: int) -> Callable[[Stage], Judge]:
     """
 
     def play(stage: Stage) -> Judge:
-        server = stage.start("tcp", "serves", "--source-port", SERVER, "--count", SENDS, at=container(stage))
+        words, more = ("--source-port", SERVER, "--count", SENDS), any_address(ipv6=":" in to)
+        server = stage.start("tcp", "serves", *words, *more, at=container(stage))
         owners = server.says()
         server.go()
         there = stage.near if at is None else container(stage, at)
@@ -400,17 +416,17 @@ SCENARIOS = [
     Scenario("masqueraded TCP client", client("connects", SENDS), SENDS * 18, vm=True),
     Scenario("masqueraded TCP upload", client("uploads", FEW_BYTES), 23),
     Scenario("masqueraded TCP client, IPv6", client("connects", SENDS, ipv6=True), SENDS * 18),
-    Scenario("masqueraded UDP client", asks, SENDS * 6, vm=True),
+    Scenario("masqueraded UDP client", asks(), SENDS * 6, vm=True),
     Scenario("masqueraded echo", pings(ipv6=False), SENDS * 6, vm=True),
     Scenario("masqueraded echo, IPv6", pings(ipv6=True), SENDS * 6),
-    Scenario("masquerade keeps a port that the host uses", keeps_port, SENDS * 6, vm=True),
+    Scenario("masquerade keeps a port that the host uses", keeps_port(), SENDS * 6, vm=True),
     Scenario("two containers at one port", same_addresses, SENDS * 12),
     Scenario("published TCP port", published(PUBLISHED), SENDS * 18, SENDS * 9, vm=True),
     Scenario("published TCP port, IPv6", published(PUBLISHED, ipv6=True), SENDS * 18, SENDS * 9),
     Scenario("published UDP port", published_udp(PUBLISHED), SENDS * 6, 3, vm=True),
     Scenario("published TCP port, a proxy listens", published(PROXIED), SENDS * 18, SENDS * 9, vm=True),
     Scenario("published UDP port, a proxy listens", published_udp(PROXIED), SENDS * 6, 3),
-    Scenario("published UDP port, a master and its workers", published_pool, SENDS * 6, 6),
+    Scenario("published UDP port, a master and its workers", published_pool, SENDS * 6, 8),
     Scenario("TCP, REDIRECT", published(REDIRECTED, at_host=True), SENDS * 6, SENDS * 3),
     Scenario("UDP, REDIRECT", published_udp(REDIRECTED, at_host=True), SENDS * 2, 1),
     Scenario("TCP, TPROXY", published(STOLEN, at_host=True), SENDS * 6, SENDS * 3),

@@ -24,6 +24,7 @@ from tests.support.deadline import DEADLINE_S
 
 SENDS = 23
 STOLEN, OWN = 40_351, 40_357
+VLAN = 7
 
 
 def run(namespace: Namespace, *command: str, text: str = "") -> None:
@@ -148,10 +149,40 @@ def dropped(stage: Stage) -> Judge:
     return right
 
 
+def tagged(stage: Stage) -> Judge:
+    """A tag, which the device has taken off the frame: those are for a VLAN that this machine does not have. The
+    others belong to a server.
+    """
+    server = stage.start("udp", "answers", "--source-port", STOLEN, "--count", 2 * SENDS)
+    owners = server.says()
+    server.go()
+
+    def play(asking: socket.socket) -> None:
+        with steering.tagged(socket.if_nametoindex(stage.wire.far.device), VLAN):
+            for _ in range(SENDS):
+                asking.sendto(b"?" * 9, (stage.wire.near.ipv4, STOLEN))
+
+    with udp_socket(stage.far) as asking:
+        for number in range(2 * SENDS):
+            if number == SENDS:
+                stage.far.do(play, asking)
+            asking.sendto(b"?" * 9, (stage.wire.near.ipv4, STOLEN))
+            asking.recv(2048)
+    server.end()
+
+    def right(frame: Frame) -> Right:
+        if STOLEN not in frame.ports:
+            return None
+        return "unknown" if frame.is_tagged else owners
+
+    return right
+
+
 SCENARIOS = [
     Scenario("UDP, sk_lookup", steered(stream=False), SENDS * 2, SENDS),
     Scenario("TCP, sk_lookup", steered(stream=True), SENDS * 6, SENDS * 3),
     Scenario("UDP, moved to another namespace by tc", mirred, SENDS, SENDS),
     Scenario("UDP, moved to another namespace by nftables", forwarded, SENDS, SENDS),
     Scenario("received UDP, dropped by XDP", dropped, SENDS, SENDS),
+    Scenario("received UDP of another VLAN", tagged, SENDS * 5, SENDS),
 ]

@@ -18,6 +18,8 @@ from tests.kernel.send.process import fork, wait_for
 
 THREADS = 4
 IP_TRANSPARENT = 19  # include/uapi/linux/in.h
+SO_BUSY_POLL, SO_PREFER_BUSY_POLL = 46, 69  # include/uapi/asm-generic/socket.h
+POLLS_US = 20_000
 GUARD_S = 600  # a guard only: the test that started us gives up long before
 
 
@@ -36,6 +38,19 @@ def bound(args: argparse.Namespace) -> list[Identity]:
     with udp(args.port) as receiver:
         if args.transparent:
             receiver.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
+        pause(who)
+        for _ in range(args.count):
+            receiver.recv(2048)
+    return [who]
+
+
+def polls(args: argparse.Namespace) -> list[Identity]:
+    """A bound socket whose process polls the interface itself for what it receives."""
+    who = become("polls")
+    with udp(args.port) as receiver:
+        receiver.setsockopt(socket.SOL_SOCKET, SO_BUSY_POLL, POLLS_US)
+        receiver.setsockopt(socket.SOL_SOCKET, SO_PREFER_BUSY_POLL, 1)
+        receiver.settimeout(None)  # with a timeout, Python would wait in poll(2)
         pause(who)
         for _ in range(args.count):
             receiver.recv(2048)
@@ -215,7 +230,7 @@ def main() -> None:
     """Act as the arguments say, and say who did."""
     ways: dict[str, Callable[[argparse.Namespace], list[Identity]]] = {
         way.__name__: way
-        for way in (bound, connected, group, joins, shared_port, threads_share, workers, siblings, bound_6)
+        for way in (bound, polls, connected, group, joins, shared_port, threads_share, workers, siblings, bound_6)
     }
     parser = argparse.ArgumentParser()
     parser.add_argument("way", choices=ways)

@@ -110,6 +110,18 @@ def writes(args: argparse.Namespace) -> Identity:
     return who
 
 
+def paused(args: argparse.Namespace) -> Identity:
+    """A connection; when told to, --count signatures, each by a call of its own; when told to, its end."""
+    who = become("paused")
+    connection = connection_to(args)
+    pause(who)
+    for number in range(args.count):
+        connection.sendall(signature(number))
+    pause(who)
+    finish(connection)
+    return who
+
+
 def downloads(args: argparse.Namespace) -> Identity:
     """Bytes down, to the other side's end."""
     who = become("downloads")
@@ -253,7 +265,7 @@ def main() -> None:
     ways: dict[str, Callable[[argparse.Namespace], Identity | None]] = {
         way.__name__: way
         for way in (
-            *(connects, uploads, writes, downloads, retransmission, exits),
+            *(connects, uploads, writes, paused, downloads, retransmission, exits),
             *(serves, streams, accepts_late, workers_accept, worker_serves, older),
         )
     }
