@@ -30,26 +30,29 @@ wireshark_datadir = /usr/share/wireshark
 # The Python of Debian has bcc and systemd.
 PYTHON = /usr/bin/python3
 
-.PHONY: run test test-all setup setup-test lint format generate unit fuzz test-kernel test-many test-package test-vm
-.PHONY: test-beside-stream soak coverage bench bench-quick install uninstall deb clean check-beside-lint
+.PHONY: run test test-all setup setup-test lint format generate unit fuzz test-kernel test-faults test-many test-package test-vm
+.PHONY: test-beside-stream soak coverage bench bench-quick install uninstall deb clean check-unit check-golden
 
 run: setup
 	$(AS_ROOT) $(VENV)/skbcapd run --config $(CONFIG) --set files.directory=./captures \
 		$(if $(DURATION),--duration $(DURATION))
 
-# A skipped test is a failed run. What needs no kernel program runs beside the checkers, on the second processor. The kernel tests have the machine to
-# themselves: they measure, and have deadlines.
+# A skipped test is a failed run. What needs no kernel program runs on both processors. The kernel tests have the machine
+# to themselves: they measure, and have deadlines.
 test: NO_SKIPS = --no-skips
 test: setup-test
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint check-beside-lint NO_SKIPS=$(NO_SKIPS)
-	$(PYTEST) tests/kernel
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target check-unit lint check-golden NO_SKIPS=$(NO_SKIPS)
+	$(PYTEST) -m "not faults" tests/kernel
 
-check-beside-lint: setup-test
-	$(PYTEST) tests/unit tests/golden tests/package/test_manual.py
+check-unit: setup-test
+	$(PYTEST) tests/unit
+
+check-golden: setup-test
+	$(PYTEST) tests/golden tests/package/test_manual.py
 
 # All that `make test` leaves out or does in part only.
 test-all: test
-	$(MAKE) --no-print-directory --keep-going test-many test-package test-vm NO_SKIPS=--no-skips
+	$(MAKE) --no-print-directory --keep-going test-faults test-many test-package test-vm NO_SKIPS=--no-skips
 
 setup:
 	@tools/setup run
@@ -80,6 +83,10 @@ fuzz: setup-test
 
 test-kernel: setup-test
 	$(PYTEST) tests/kernel
+
+# What goes wrong on a production host, on purpose.
+test-faults: setup-test
+	$(PYTEST) -m faults tests/kernel
 
 # The tests that try something many times, with all their tries (tests/support/amount.py).
 test-many: setup-test

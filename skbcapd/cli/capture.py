@@ -7,21 +7,19 @@ import contextlib
 import socket
 from pathlib import Path
 
-from skbcapd.cli import arguments, interfaces, processes, reading, selecting, tcpdump
+from skbcapd.cli import arguments, processes, selecting, tcpdump
 from skbcapd.config import parser as config
 from skbcapd.config.settings import Settings
 from skbcapd.daemon import app
 from skbcapd.daemon.command import Command
 from skbcapd.daemon.warnings import missing_interfaces
 from skbcapd.errors import UsageError
-from skbcapd.frames.line import Lines
 from skbcapd.kernel.abi import CAPTURE_MAX
 from skbcapd.output.block_writer import CaptureFile
 from skbcapd.output.interface import Output
 from skbcapd.output.key_log import KeyLogs
 from skbcapd.output.pcapng_output import FileOutput
 from skbcapd.output.pipe import PipeTarget, count_lines
-from skbcapd.output.text import TextOutput
 from skbcapd.worker import Worker
 
 # options of the command that set these settings
@@ -37,11 +35,17 @@ _PLACES = {
     "files.every": "-G",
     "files.keep_number": "-W",
 }
+# selectors that only -r has: attribute, option, what to use instead
+_OF_FILES = (
+    ("peers", "--peer", "FILTER: net ADDRESS"),
+    ("ports", "--port", "FILTER: port PORT"),
+    ("begin", "--from", ""),
+    ("end", "--to", "--duration SECONDS"),
+)
 
 
-def add(commands: arguments.Commands) -> None:
-    """Add the command to the parser."""
-    command = commands.add("capture", run, "Capture now: print packets, or write them to a pcapng file.")
+def add(command: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
     command.add_argument(
         "-i",
         "--interface",
@@ -89,10 +93,14 @@ def run(options: argparse.Namespace) -> int:
     """Capture until a signal, --duration, -c or the end of the command ends it; or print the packets of files."""
     tcpdump.check(options)
     if options.lists:
+        from skbcapd.cli import interfaces  # noqa: PLC0415  only -D needs it
+
         for line in interfaces.lines():
             print(line)
         return 0
     if options.read:
+        from skbcapd.cli import reading  # noqa: PLC0415  a capture reads no files
+
         return reading.run(options)
     return _run(options)
 
@@ -116,7 +124,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def _run(options: argparse.Namespace) -> int:
-    reading.refuse_selectors(options)
+    _refuse_selectors(options)
     settings = _settings(options)
     missing = missing_interfaces(settings.interfaces, [name for _, name in socket.if_nameindex()])
     if missing and not settings.namespaces:
@@ -131,6 +139,13 @@ def _run(options: argparse.Namespace) -> int:
     with Command(options.command, stdout=1 if options.file not in {None, "-"} else 2) as command:
         _capture(processes.of_command(settings, command.pid), options, command)
         return command.wait()
+
+
+def _refuse_selectors(options: argparse.Namespace) -> None:
+    """Raise an error if a selector is given that only -r has."""
+    for dest, name, hint in _OF_FILES:
+        if getattr(options, dest):
+            raise UsageError(f"{name}: found no -r; expected -r FILE with it", hint)
 
 
 def _capture(settings: Settings, options: argparse.Namespace, command: Command | None = None) -> int:
@@ -154,6 +169,9 @@ def _output(options: argparse.Namespace, settings: Settings, key_logs: KeyLogs) 
         files = app.files(settings, key_logs)
         return files, files
     if file is None:
+        from skbcapd.frames.line import Lines  # noqa: PLC0415  a file needs no lines
+        from skbcapd.output.text import TextOutput  # noqa: PLC0415  the same
+
         target = PipeTarget(count=count_lines)
         return TextOutput(target.stream, Lines(tcpdump.form(options))), target
     if file == "-":

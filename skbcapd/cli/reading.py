@@ -29,12 +29,6 @@ _LIVE = (
     ("children", "--children"),
     ("command", "a command after --"),
 )
-_OF_FILES = (
-    ("peers", "--peer", "FILTER: net ADDRESS"),
-    ("ports", "--port", "FILTER: port PORT"),
-    ("begin", "--from", ""),
-    ("end", "--to", "--duration SECONDS"),
-)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -56,17 +50,6 @@ def run(options: argparse.Namespace) -> int:
     for error in sources.wrong:
         print(f"skbcapd: {error}", file=sys.stderr)
     return int(bool(sources.wrong))
-
-
-def refuse_selectors(options: argparse.Namespace) -> None:
-    """A capture has no selectors of packets.
-
-    Raises:
-        UsageError: one is given.
-    """
-    for dest, name, hint in _OF_FILES:
-        if getattr(options, dest):
-            raise UsageError(f"{name}: found no -r; expected -r FILE with it", hint)
 
 
 def _selection(options: argparse.Namespace, words: Sequence[str]) -> selectors.Selection:

@@ -22,6 +22,8 @@ from tests.kernel.sink import DISCARD_PORT, Sink
 from tests.kernel.stage import Performance, Player, Scenario, perform, udp_socket
 from tests.support.deadline import DEADLINE_S
 
+pytestmark = pytest.mark.faults
+
 FLOOD_NEAR, FLOOD_FAR = "10.79.0.1", "10.79.0.2"
 
 

@@ -14,6 +14,8 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from skbcapd.cli.status import ask
 from tests.kernel.capture import Daemon, read
 from tests.kernel.namespace import Wire
@@ -21,6 +23,8 @@ from tests.kernel.test_faults import finished
 from tests.support import faults
 from tests.support.deadline import until
 from tests.support.runqueue import waited_s
+
+pytestmark = pytest.mark.faults
 
 SIZE = 1400
 _DAEMONS: dict[Path, int] = {}  # process by control socket

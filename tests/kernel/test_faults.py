@@ -23,6 +23,8 @@ from tests.support import faults
 from tests.support.blocks import packets as parse
 from tests.support.deadline import until
 
+pytestmark = pytest.mark.faults
+
 BEFORE, DURING, AFTER = 101, 211, 307
 STOPPED, AGAIN = "packets are dropped until files can be written again", "writing again"
 LOST = "dropped by the output"

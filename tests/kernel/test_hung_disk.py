@@ -24,6 +24,8 @@ from tests.kernel.test_reload_faults import FED_WITHIN_S, SLOWNESS, Manager
 from tests.support import faults
 from tests.support.deadline import until
 
+pytestmark = pytest.mark.faults
+
 HANGS_S = 3.0
 ENDS_WITHIN_S = 8.0 * SLOWNESS  # after SIGTERM
 

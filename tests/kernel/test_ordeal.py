@@ -33,6 +33,8 @@ from tests.support import faults
 from tests.support.blocks import packets
 from tests.support.deadline import DEADLINE_S, until
 
+pytestmark = pytest.mark.faults
+
 RATE = 20_000  # packets per second; a slow machine sends fewer
 SIZE = 100
 FILES = 20_000

@@ -13,13 +13,16 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from tests.kernel.capture import ATTACH, ROOT
 from tests.kernel.namespace import Wire
 from tests.kernel.sink import DISCARD_PORT, Sink
+from tests.support.amount import tries
 from tests.support.blocks import packets
 from tests.support.deadline import DEADLINE_S
 
-RELOADS = 53
+RELOADS = tries(53, 17)
 SENDER = """
 import select, socket, sys
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -75,6 +78,7 @@ class Daemon:
         self.process.communicate()
 
 
+@pytest.mark.many
 def test_reloads_lose_nothing(wire: Wire, tmp_path: Path) -> None:
     """Under load, over all reloads, each datagram is in the file once, in order; a bad file changes
     nothing.

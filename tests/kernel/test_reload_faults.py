@@ -28,6 +28,8 @@ from tests.support.blocks import packets
 from tests.support.deadline import DEADLINE_S, until
 from tests.support.runqueue import waited_s
 
+pytestmark = pytest.mark.faults
+
 SLOWNESS = float(os.environ.get("SKBCAPD_SLOWNESS", "1"))
 FED_WITHIN_S = 2.0 * SLOWNESS  # the loop has a turn at least so often
 ENDS_WITHIN_S = 3.0 * SLOWNESS  # after SIGTERM; the turn of the loop, the detach, the file's end

@@ -37,6 +37,8 @@ from tests.support import faults
 from tests.support.captures import SECTION
 from tests.support.deadline import DEADLINE_S, until
 
+pytestmark = pytest.mark.faults
+
 CGROUPS = Path("/sys/fs/cgroup")
 BEFORE, AFTER = 101, 103
 STORM = """

@@ -21,6 +21,8 @@ from tests.kernel.test_reload_faults import SLOWNESS
 from tests.support import faults
 from tests.support.deadline import DEADLINE_S, until
 
+pytestmark = pytest.mark.faults
+
 ENDS_WITHIN_S = 2.0 * SLOWNESS  # about one second, and the end of the process
 COUNT = 5003
 PACKET = 6  # Enhanced Packet Block

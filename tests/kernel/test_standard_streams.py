@@ -16,6 +16,8 @@ from tests.support import faults
 from tests.support.deadline import until
 from tests.support.descriptors import CASES, Faulty, Said
 
+pytestmark = pytest.mark.faults
+
 SENT = 23
 AT_ONCE = 3  # commands
 SMALL = ("--set", f"attach={ATTACH}", "--set", "buffer.size=4MiB")
