@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import socket
+import sys
 from pathlib import Path
 
 from skbcapd.cli import arguments, processes, selecting, tcpdump
@@ -20,6 +21,7 @@ from skbcapd.output.interface import Output
 from skbcapd.output.key_log import KeyLogs
 from skbcapd.output.pcapng_output import FileOutput
 from skbcapd.output.pipe import PipeTarget, count_lines
+from skbcapd.text_safety import escaped
 from skbcapd.worker import Worker
 
 # options of the command that set these settings
@@ -27,6 +29,7 @@ _PLACES = {
     "interfaces": "-i",
     "directions": "-Q",
     "snaplen": "-s",
+    "payload": "--payload",
     "filter": "FILTER",
     "buffer.size": "-B",
     "files.directory": "-w",
@@ -77,6 +80,11 @@ def add(command: argparse.ArgumentParser) -> None:
         help=f"keep at most BYTES of each frame; 0: complete frames ({CAPTURE_MAX})",
     )
     command.add_argument(
+        "--payload",
+        choices=("all", "none"),
+        help="none: cut each frame after its transport header, otherwise after its network header",
+    )
+    command.add_argument(
         "filter",
         metavar="FILTER",
         nargs="*",
@@ -114,6 +122,8 @@ def _settings(options: argparse.Namespace) -> Settings:
         own["directions"] = "out, in" if options.direction == "inout" else options.direction
     if options.snaplen is not None:
         own["snaplen"] = str(CAPTURE_MAX) if options.snaplen == "0" else options.snaplen
+    if options.payload is not None:
+        own["payload"] = options.payload
     if options.filter or options.filter_file:
         own["filter"] = tcpdump.expression(options, options.filter)
     if tcpdump.is_series(options):
@@ -177,6 +187,12 @@ def _output(options: argparse.Namespace, settings: Settings, key_logs: KeyLogs) 
     if file == "-":
         target = PipeTarget()
         return FileOutput(target, encode, key_logs), target
+    if Path(file).suffix in {".pcap", ".cap"}:
+        print(
+            f"{escaped(file)} will be pcapng; for the older format: "
+            f"skbcapd extract {escaped(file)} -w OUT --format pcap",
+            file=sys.stderr,
+        )
     written = CaptureFile(Path(file), part=False, jobs=Worker("writer"))
     return FileOutput(written, encode, key_logs), written
 

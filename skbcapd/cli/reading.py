@@ -26,6 +26,7 @@ _LIVE = (
     ("duration", "--duration"),
     ("sets", "--set"),
     ("buffer", "-B"),
+    ("payload", "--payload"),
     ("children", "--children"),
     ("command", "a command after --"),
 )

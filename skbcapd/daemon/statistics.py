@@ -215,6 +215,7 @@ class Statistics:
             "packets": {"seen": seen, **packets, "pending": pending},
             "dropped": dropped,
             "missed": totals.missed,
+            "buffer_size": program.geometry.size,
             "interfaces": capture.interface_count,
             "labels": capture.labels,
             "processes": {"count": totals.processes, **self._busiest.snapshot()},

@@ -52,7 +52,7 @@ LIBRARIES = {
 
 
 # Commands that use the module of another one, or more than the common ones.
-_USED = {"dump": ("status",), "capture": ("processes", "tcpdump")}
+_USED = {"dump": ("status",), "capture": ("processes", "tcpdump"), "extcap": ("processes",)}
 
 
 def _module(path: Path) -> str:
