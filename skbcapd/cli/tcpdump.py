@@ -96,11 +96,11 @@ _FORM = (
     (
         ("-t",),
         "clock",
-        "print no time; -tt: seconds since 1970; -ttt: since the packet before; -tttt: with date; -ttttt: since start",
+        "print no time; twice: seconds since 1970; three times: since the packet before; four: with date; five: since start",
     ),
-    (("-x",), "hexadecimal", "also print the bytes behind the link header; -xx: all bytes"),
-    (("-X",), "both", "as -x, with characters; -XX: all bytes"),
-    (("-A",), "text", "also print the bytes behind the link header as characters; -AA: all bytes"),
+    (("-x",), "hexadecimal", "also print the bytes behind the link header; twice: all bytes"),
+    (("-X",), "both", "as -x, with characters; twice: all bytes"),
+    (("-A",), "text", "also print the bytes behind the link header as characters; twice: all bytes"),
 )
 """Options of the printed lines: names, attribute, help; those that are repeated count."""
 
