@@ -96,7 +96,7 @@ _FORM = (
     (
         ("-t",),
         "clock",
-        "print no time; twice: seconds since 1970; three times: since the packet before; four: with date; five: since start",
+        "print no time; twice: seconds since 1970; 3 times: since the packet before; 4: with date; 5: since the first",
     ),
     (("-x",), "hexadecimal", "also print the bytes behind the link header; twice: all bytes"),
     (("-X",), "both", "as -x, with characters; twice: all bytes"),
