@@ -17,7 +17,7 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop, PadN
 from scapy.layers.l2 import Dot1Q
 from scapy.packet import Packet, Raw
 
-from skbcapd.analysis import headers
+from skbcapd.frames import headers
 from skbcapd.pcapng.link_type import ETHERNET
 from tests.kernel.capture import Capture, read
 from tests.kernel.cases import CASES
