@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import socket
+import sys
 from pathlib import Path
 
 from skbcapd.cli import arguments, processes
@@ -20,6 +21,7 @@ from skbcapd.output.interface import Output
 from skbcapd.output.key_log import KeyLogs
 from skbcapd.output.pcapng_output import FileOutput
 from skbcapd.output.pipe import PipeTarget, count_lines
+from skbcapd.text_safety import escaped
 from skbcapd.worker import Worker
 
 _PLACES = {
@@ -118,6 +120,12 @@ def _output(file: str | None, encode: str, key_logs: KeyLogs) -> tuple[Output, C
     if file == "-":
         target = PipeTarget()
         return FileOutput(target, encode, key_logs), target
+    if Path(file).suffix in {".pcap", ".cap"}:
+        print(
+            f"{escaped(file)} will be pcapng; for the older format: "
+            f"skbcapd extract {escaped(file)} -w OUT --format pcap",
+            file=sys.stderr,
+        )
     written = CaptureFile(Path(file), part=False, jobs=Worker("writer"))
     return FileOutput(written, encode, key_logs), written
 

@@ -83,3 +83,11 @@ def test_more_is_kept_free_than_the_disk_has(tmp_path: Path) -> None:
     assert said(tmp_path, files__keep_free=str(whole)) == []
     (found,) = said(tmp_path, files__keep_free=str(whole + 1))
     assert "no packet is written" in found
+
+
+@pytest.mark.parametrize(("size", "used"), [("100MiB", 64), ("65000KiB", 32), ("4MiB", 8), ("4095MiB", 2048)])
+def test_a_buffer_of_another_size(size: str, used: int, tmp_path: Path) -> None:
+    """A size that is no power of two is reported with the size that is used."""
+    [line] = said(tmp_path, buffer__size=size, files__keep_free="0")
+    assert f" MiB: {used} MiB are used" in line
+    assert said(tmp_path, buffer__size=f"{used}MiB", files__keep_free="0") == []
