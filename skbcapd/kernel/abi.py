@@ -93,7 +93,7 @@ class Sleep(enum.IntEnum):
 
 
 COUNTERS = (
-    *("seen", "delivered", "filtered", "full", "contended", "start", "duplicate"),
+    *("seen", "delivered", "wire_bytes", "filtered", "full", "contended", "start", "duplicate"),
     *("other_interfaces", "unattributed"),
 )
 

@@ -51,7 +51,7 @@ LIBRARIES = {
 
 
 # Commands that use the module of another one, or more than the common ones.
-_USED = {"dump": ("status",), "capture": ("processes",)}
+_USED = {"dump": ("status",), "capture": ("processes",), "extcap": ("processes",)}
 
 
 def _module(path: Path) -> str:
