@@ -14,6 +14,7 @@ from skbcapd.cli import main, status
 from skbcapd.cli.processes import RULES_MAX
 from skbcapd.config.settings import ROWS
 from skbcapd.daemon import command, log, server, statistics
+from skbcapd.frames import summary
 from skbcapd.kernel import abi
 from skbcapd.output import block_writer, dump, pcapng_output, series
 from skbcapd.pcapng import reader
@@ -158,6 +159,7 @@ LIMITS = (
     ("interfaces in the kernel", f"{abi.DEVICES_MAX:,}"),
     ("interfaces in Python", f"{interfaces.REMEMBERED:,}"),
     ("interfaces without a new file", f"{interfaces.INTERFACES_MAX:,}"),
+    ("TCP connections in printed lines", f"{summary._CONNECTIONS_MAX:,}"),
     ("names of network namespaces", f"{namespaces.REMEMBERED:,}"),
     (
         "`reader`: block",
