@@ -219,7 +219,8 @@ static inline int is_extension(u32 protocol)
  */
 static inline int read_ipv6(u64 at, u64 size, struct ipv6hdr *header, struct network *network)
 {
-	u32 transport = sizeof(*header), protocol = header->nexthdr, fragment = 0;
+	u32 transport = sizeof(*header), protocol = header->nexthdr;
+	u32 fragment = size >> 63; /* 0; FORGET without a record of control */
 
 	if (header->version != 6)
 		return 0;

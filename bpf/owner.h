@@ -881,30 +881,33 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 	if (!sock)
 		return SKB(skb, u32, SKB_IIF) ? VIA_FORWARDED : VIA_KERNEL;
 	u32 asks = may_ask(FIELD(u16, whole, SOCK_PROTOCOL), SOCK(sock, u8, STATE));
+	u64 via = VIA_CURRENT;
 
+	FORGET(asks, control->nothing); /* renew_flow is verified once for all of its callers */
 	if (is_first && is_sent_by_current(ctx, control, packet, sock, whole)) {
-		if (asks)
-			renew_flow(packet, skb, 0);
 		note_use(packet);
-		return VIA_CURRENT;
-	}
-	sock = &work->sock;
-	READ(sock, sizeof(*sock), packet->sk);
-	u32 is_request = SOCK(sock, u8, STATE) == TCP_NEW_SYN_RECV;
-
-	if (is_request) {
-		flow_of_socket(sock, IPPROTO_TCP, &work->flow);
-		packet->sk = SOCK(sock, u64, LISTENER);
+	} else {
+		sock = &work->sock;
 		READ(sock, sizeof(*sock), packet->sk);
-	} else if (!is_user_socket(sock)) {
-		return find_sender_by_flow(packet, skb);
-	}
-	u64 inode = packet->inode = socket_inode(packet->sk);
-	enum via via = find_sender_by_socket(control, packet, skb, is_request);
+		u32 is_request = SOCK(sock, u8, STATE) == TCP_NEW_SYN_RECV;
 
-	if (is_request)
-		enter_request(packet, inode, via);
-	else if (asks)
+		if (is_request) {
+			flow_of_socket(sock, IPPROTO_TCP, &work->flow);
+			packet->sk = SOCK(sock, u64, LISTENER);
+			READ(sock, sizeof(*sock), packet->sk);
+		} else if (!is_user_socket(sock)) {
+			return find_sender_by_flow(packet, skb);
+		}
+		u64 inode = packet->inode = socket_inode(packet->sk);
+
+		via = find_sender_by_socket(control, packet, skb, is_request);
+		if (is_request) {
+			enter_request(packet, inode, via);
+			return via;
+		}
+	}
+	FORGET(via, control->nothing);
+	if (asks)
 		renew_flow(packet, skb, via == VIA_GROUP);
 	return via;
 }

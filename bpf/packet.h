@@ -16,6 +16,30 @@ struct guard {
 	u64 is_up; /* 1: they do not */
 };
 
+enum role { SENDS, GETS };
+
+/* The origin of a followed packet. */
+struct origin {
+	u64 role;	/* enum role of the process */
+	u64 sk;		/* the socket that it uses, if known; for a SYN-ACK the listener */
+	u64 identity;	/* of that socket, if Python must look up its process; otherwise 0 */
+	u64 is_request; /* a SYN-ACK: the process that will accept the connection is not certain */
+};
+
+/*
+ * A packet on one of the interfaces that it passes. It is in the record of the packet and not in
+ * variables, because the verifier does not follow values in maps: all paths that have set it have
+ * one state after a barrier(), and the code after that is verified once.
+ */
+struct passage {
+	u64 place;    /* namespace, interface, and direction */
+	u64 sk;	      /* the socket on which it is sent, if any */
+	u64 is_known; /* it was seen before */
+	u64 follows;  /* it keeps the process that was found then */
+	u64 linked;   /* it can be on another interface, too */
+	struct origin origin;
+};
+
 struct packet {
 	struct reservation reservation; /* of the block */
 	struct frame frame;
@@ -47,6 +71,7 @@ struct packet {
 	u64 sent[3];		     /* the last recorded use of a socket: see note_use */
 	struct key key;
 	struct user user;
+	struct passage passage;
 	u64 device_name[2];
 	struct shared shared;
 	struct workspace work;

@@ -22,16 +22,6 @@
 #define SIGHTING_LASTS_NS 1000000000ULL
 
 /* The role of the process of a followed packet. */
-enum role { SENDS, GETS };
-
-/* The origin of a followed packet. */
-struct origin {
-	u64 role;	/* enum role of the process */
-	u64 sk;		/* the socket that it uses, if known; for a SYN-ACK the listener */
-	u64 identity;	/* of that socket, if Python must look up its process; otherwise 0 */
-	u64 is_request; /* a SYN-ACK: the process that will accept the connection is not certain */
-};
-
 /* A packet that is followed by its sk_buff: its identity, where it was seen, its process. */
 struct sighting {
 	u64 skb;		     /* address of its sk_buff */

@@ -98,14 +98,15 @@ static inline int is_process_kept(struct control *control, struct packet *packet
 }
 
 /*
- * Finds the process of a packet that does not keep one, and sets `origin`, with which the packet is
- * followed. Returns how the process was found.
+ * Finds the process of a packet that does not keep one, and sets `origin` of its passage, with which
+ * the packet is followed. Returns how the process was found.
  */
 static inline enum via find_process(void *ctx, struct control *control, struct packet *packet,
-				    struct skb *skb, u64 sk, const u32 direction, const int only_record,
-				    struct origin *origin)
+				    struct skb *skb, const u32 direction, const int only_record)
 {
 	struct sock_head *sock = &packet->work.sock;
+	struct passage *passage = &packet->passage;
+	struct origin *origin = &passage->origin;
 	enum via via;
 
 	__builtin_memset(&packet->user, 0, sizeof(packet->user));
@@ -117,7 +118,7 @@ static inline enum via find_process(void *ctx, struct control *control, struct p
 		 */
 		origin->role = via == VIA_KERNEL ? GETS : SENDS;
 		origin->sk = via == VIA_FLOW ? 0 : packet->sk;
-		origin->is_request = packet->sk != sk;
+		origin->is_request = packet->sk != passage->sk;
 		origin->identity = via == VIA_UNRESOLVED || via == VIA_GROUP ? SOCK_IDENTITY(sock) : 0;
 		return via;
 	}
@@ -129,26 +130,19 @@ static inline enum via find_process(void *ctx, struct control *control, struct p
 	return find_by_wire_flow(control, packet, skb);
 }
 
-/*
- * Finds the process of the packet, and stores where the packet was seen. With `only_record`, it
- * does only that: at the queue, for the hook at the driver, where another process may be running.
- */
-static inline void identify(void *ctx, struct control *control, struct packet *packet, struct skb *skb,
-			    const u32 direction, const int only_record)
+/* Whether the packet was seen before, and keeps the process that was found then. */
+static inline void begin_passage(struct control *control, struct packet *packet, struct skb *skb,
+				 struct sighting *sighting, const u32 direction)
 {
+	struct passage *passage = &packet->passage;
 	struct key *key = &packet->key;
 	u64 address = packet->address;
-	struct sighting *sighting = find_sighting(address);
 	u8 *dev = SKB(skb, u8 *, DEV);
 	/* The socket of a received packet belongs to its sender, if it has one. */
 	u64 place = key->net << 33 ^ (u64)key->ifindex << 1 ^ direction & 1,
-	    sk = direction == OUT ? packet->sk : 0;
-	struct origin origin = {};
-	u64 is_known = 0, follows = 0;
-	u32 via, linked = is_stacked(dev) | packet->guard | (direction == IN && control->wired);
+	    sk = direction == OUT ? packet->sk : 0, is_known = 0;
+	u32 linked = is_stacked(dev) | packet->guard | (direction == IN && control->wired);
 
-	if (!sighting)
-		return;
 	if (linked || sighting->skb == address || (control->wired && !sk)) {
 		packet->fingerprint = fingerprint_of(packet, skb);
 		if (direction == OUT || is_handed_on(dev))
@@ -156,40 +150,76 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 	}
 	packet->is_known = is_known && sighting->count;
 	packet->taken = is_known ? sighting->taken : NOT_TAKEN;
-	linked |= packet->is_known;
-	follows = is_known && is_process_kept(control, packet, skb, sighting, sk, direction);
-	if (follows) {
-		origin = sighting->origin;
+	passage->place = place;
+	passage->sk = sk;
+	passage->is_known = is_known;
+	passage->linked = linked | packet->is_known;
+	passage->follows = is_known && is_process_kept(control, packet, skb, sighting, sk, direction);
+	__builtin_memset(&passage->origin, 0, sizeof(passage->origin));
+}
+
+/* Stores where the packet was seen, its process, and, where it leaves, the process for its answer. */
+static inline void end_passage(struct control *control, struct packet *packet, struct skb *skb,
+			       struct sighting *sighting, const u32 direction, const int only_record)
+{
+	struct passage *passage = &packet->passage;
+	struct origin *origin = &passage->origin;
+	u64 address = packet->address;
+	u32 via = packet->key.via;
+
+	if (direction == OUT && !only_record && origin->role == SENDS &&
+	    ((packet->guard && via != VIA_KERNEL && (origin->sk || via != VIA_UNKNOWN)) ||
+	     (passage->follows && !passage->sk) || (control->wired && via == VIA_FORWARDED)))
+		enter_wire_flow(control, packet, skb, origin);
+	barrier();
+	if (!passage->linked && !only_record) {
+		if (sighting->skb == address) /* it belongs to another packet now */
+			sighting->skb = 0;
+		return;
+	}
+	note_sighting(sighting, packet, address, passage->place, passage->is_known, only_record);
+	packet->packet_id = passage->linked ? sighting->id : 0;
+	if (passage->is_known && direction == IN && !passage->follows && sighting->origin.role == SENDS)
+		return; /* it has been received: its sender stays known */
+	if (!passage->is_known || passage->sk)
+		sighting->sk = passage->sk;
+	if (passage->follows && !packet->user.tgid)
+		return; /* it is not decided yet */
+	sighting->user = packet->user;
+	sighting->via = packet->key.via;
+	sighting->origin = *origin;
+}
+
+/*
+ * Finds the process of the packet, and stores where the packet was seen. With `only_record`, it
+ * does only that: at the queue, for the hook at the driver, where another process may be running.
+ */
+static inline void identify(void *ctx, struct control *control, struct packet *packet, struct skb *skb,
+			    const u32 direction, const int only_record)
+{
+	struct passage *passage = &packet->passage;
+	struct sighting *sighting = find_sighting(packet->address);
+	struct key *key = &packet->key;
+	u32 via;
+
+	if (!sighting)
+		return;
+	begin_passage(control, packet, skb, sighting, direction);
+	barrier();
+	if (passage->follows) {
+		passage->origin = sighting->origin;
 		packet->user = sighting->user;
-		via = find_followed(control, packet, skb, sighting, sk, direction);
+		via = find_followed(control, packet, skb, sighting, passage->sk, direction);
 	} else {
-		via = find_process(ctx, control, packet, skb, sk, direction, only_record, &origin);
+		via = find_process(ctx, control, packet, skb, direction, only_record);
 	}
 	key->tgid = packet->user.tgid;
 	key->tid = packet->user.tid;
 	key->start = packet->user.start;
 	key->via = via;
-	key->linked = linked;
-	if (direction == OUT && !only_record && origin.role == SENDS &&
-	    ((packet->guard && via != VIA_KERNEL && (origin.sk || via != VIA_UNKNOWN)) || (follows && !sk) ||
-	     (control->wired && via == VIA_FORWARDED)))
-		enter_wire_flow(control, packet, skb, &origin);
-	if (!linked && !only_record) {
-		if (sighting->skb == address) /* it belongs to another packet now */
-			sighting->skb = 0;
-		return;
-	}
-	note_sighting(sighting, packet, address, place, is_known, only_record);
-	packet->packet_id = linked ? sighting->id : 0;
-	if (is_known && direction == IN && !follows && sighting->origin.role == SENDS)
-		return; /* it has been received: its sender stays known */
-	if (!is_known || sk)
-		sighting->sk = sk;
-	if (follows && !packet->user.tgid)
-		return; /* it is not decided yet */
-	sighting->user = packet->user;
-	sighting->via = via;
-	sighting->origin = origin;
+	key->linked = passage->linked;
+	barrier();
+	end_passage(control, packet, skb, sighting, direction, only_record);
 }
 
 /*

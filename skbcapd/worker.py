@@ -198,6 +198,11 @@ class TimedCall(Generic[T]):
         """Whether a late call has no result yet."""
         return self._result is not None and not self._result.done()
 
+    def end_thread(self) -> None:
+        """End the thread, unless a call is late; the next call starts it again."""
+        if not self.is_waiting:
+            self._worker.close(self._timeout_s)
+
 
 def _resolve(result: Future[T], function: Callable[[], T]) -> None:
     try:

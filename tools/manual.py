@@ -103,7 +103,7 @@ def _escaped(text: str) -> str:
 
 
 def _commands() -> Iterator[str]:
-    for name, parser in _parsers().items():
+    for name, parser in main.commands().items():
         yield f".It Xo\n.Nm skbcapd {name}"
         for action in _arguments(parser):
             yield f".{_synopsis(action)}"
@@ -153,11 +153,6 @@ def _keys() -> Iterator[str]:
         yield f".Pp\nDefault\n.Ql {_word(default)} ;\n{_roff(row.kind.expected)}."
 
 
-def _parsers() -> dict[str, argparse.ArgumentParser]:
-    [commands] = [action for action in main.parser()._actions if isinstance(action, argparse._SubParsersAction)]
-    return dict(commands.choices)
-
-
 def _arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     """All arguments with a help text, without those that every command has."""
     return [
@@ -168,9 +163,10 @@ def _arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 
 def _completion() -> str:
-    commands = "".join(f"    {name}) options={_quoted(_options(parser))} ;;\n" for name, parser in _parsers().items())
+    parsers = main.commands()
+    commands = "".join(f"    {name}) options={_quoted(_options(parser))} ;;\n" for name, parser in parsers.items())
     values = "".join(f"    {pattern}) {offer} ;;\n" for pattern, offer in _values())
-    names = _quoted([*_parsers(), "--help", "--version"])
+    names = _quoted([*parsers, "--help", "--version"])
     keys = _quoted([f"{key}=" for key in ROWS])
     words = "".join(
         f"    {key}) words={_quoted(words)} ;;\n" for key, row in ROWS.items() if (words := _choices(row.kind))
@@ -184,7 +180,7 @@ def _options(parser: argparse.ArgumentParser) -> list[str]:
 
 def _values() -> Iterator[tuple[str, str]]:
     """For each option that takes a value: command and option as a pattern, and what is offered."""
-    for name, parser in _parsers().items():
+    for name, parser in main.commands().items():
         for action in _arguments(parser):
             for option in action.option_strings if action.nargs != 0 else []:
                 if action.choices is not None:

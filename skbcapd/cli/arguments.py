@@ -5,53 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection
 from pathlib import Path
-from typing import Protocol
 
-from skbcapd import __version__
 from skbcapd.config import parser as config
 from skbcapd.config.settings import Settings
 from skbcapd.errors import UsageError
 
 SYSTEM_CONFIG = Path("/etc/skbcapd.yaml")
-
-
-class Run(Protocol):
-    """Runs a command; returns the exit code."""
-
-    def __call__(self, options: argparse.Namespace, /) -> int: ...  # noqa: D102 - the class says it
-
-
-class MixedParser(argparse.ArgumentParser):
-    """Takes options also between words that belong together: `extract FILE -w OUT tcp port 443`."""
-
-    _is_inside = False
-
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # noqa: D102  overloads
-        if self._is_inside:
-            return super().parse_known_args(args, namespace)
-        self._is_inside = True
-        try:
-            return self.parse_known_intermixed_args(args, namespace)
-        finally:
-            self._is_inside = False
-
-
-class Commands:
-    """The commands of the parser, in the order of the help.
-
-    Args:
-        commands: the parser of commands.
-    """
-
-    def __init__(self, commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-        self._commands = commands
-
-    def add(self, name: str, run: Run, text: str) -> argparse.ArgumentParser:
-        """Add a command with its help text."""
-        command = self._commands.add_parser(name, help=text, description=text)
-        command.add_argument("--version", action="version", version=f"skbcapd {__version__}")
-        command.set_defaults(run=run)
-        return command
 
 
 def add_config(command: argparse.ArgumentParser) -> None:

@@ -25,9 +25,8 @@ from skbcapd.worker import Worker
 _PLACES = {"interfaces": "-i", "snaplen": "-s", "filter": "FILTER"}  # options of the command that set these settings
 
 
-def add(commands: arguments.Commands) -> None:
-    """Add the command to the parser."""
-    command = commands.add("capture", run, "Capture now: print packets, or write them to a pcapng file.")
+def add(command: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
     command.add_argument(
         "-i",
         dest="interfaces",

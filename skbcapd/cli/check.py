@@ -14,9 +14,8 @@ from skbcapd.output.block_writer import owner_ids
 _LOG = logging.getLogger(__name__)
 
 
-def add(commands: arguments.Commands) -> None:
-    """Add the command to the parser."""
-    command = commands.add("check", run, "Check a config file and exit.")
+def add(command: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
     arguments.add_config(command)
     arguments.add_sets(command)
 

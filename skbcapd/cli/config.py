@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from skbcapd.cli.arguments import Commands
 from skbcapd.config.reference import reference, schema
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser."""
-    command = commands.add("config", run, "Print the reference config file, or its JSON Schema.")
+def add(command: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
     command.add_argument("--schema", action="store_true", help="print the JSON Schema, for editors")
 
 

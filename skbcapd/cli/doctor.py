@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from skbcapd.capture.capture import Capture, Machine
 from skbcapd.capture.interfaces import Selection
 from skbcapd.capture.plan import Plan
-from skbcapd.cli.arguments import Commands
 from skbcapd.errors import SkbcapdError
 from skbcapd.kernel import abi
 from skbcapd.kernel import program as kernel
@@ -25,9 +24,8 @@ from skbcapd.output.pcapng_output import PcapngOutput
 _UNMEASURED = "see processes and real-time above; if they are ok, report this with the output of doctor"
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser."""
-    commands.add("doctor", run, "Check whether this system can capture, and how to fix what is missing.")
+def add(_command: argparse.ArgumentParser) -> None:
+    """It has no arguments."""
 
 
 def run(_options: argparse.Namespace) -> int:

@@ -24,13 +24,8 @@ _POLL_S = (0.05, 0.5)  # the shortest and the longest time between two questions
 _PATIENCE_S = 30.0  # without progress
 
 
-def add(commands: arguments.Commands) -> None:
-    """Add the command to the parser."""
-    command = commands.add(
-        "dump",
-        run,
-        "Make the daemon write the packets in its memory to a file (files.mode: ring), and print the name of the file.",
-    )
+def add(command: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
     command.add_argument(
         "--after",
         metavar="DURATION",

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import BinaryIO, get_args
 
 from skbcapd import __version__
-from skbcapd.cli.arguments import Commands
 from skbcapd.config import parser as config
 from skbcapd.config.settings import ROWS, Settings, Transmit
 from skbcapd.daemon import app
@@ -44,12 +43,9 @@ _OPTIONS: dict[str, tuple[str, str]] = {
 }
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser."""
-    parser = commands.add(
-        "extcap", run, "Implement the extcap protocol of Wireshark. Only Wireshark uses this command."
-    )
-    call = parser.add_mutually_exclusive_group()
+def add(command: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
+    call = command.add_mutually_exclusive_group()
     for name, text in (
         ("interfaces", "list the interfaces"),
         ("dlts", "list the link types of an interface"),
@@ -57,14 +53,14 @@ def add(commands: Commands) -> None:
     ):
         call.add_argument(f"--extcap-{name}", action="store_true", help=text)
     call.add_argument("--capture", action="store_true", help="capture")
-    parser.add_argument("--extcap-version", metavar="VERSION", help="version of Wireshark")
-    parser.add_argument("--extcap-interface", metavar="NAME", help=f"name of the interface: {INTERFACE}")
-    parser.add_argument(
+    command.add_argument("--extcap-version", metavar="VERSION", help="version of Wireshark")
+    command.add_argument("--extcap-interface", metavar="NAME", help=f"name of the interface: {INTERFACE}")
+    command.add_argument(
         "--extcap-capture-filter", metavar="FILTER", help="capture filter; without --capture, only check it"
     )
-    parser.add_argument("--fifo", metavar="FILE", type=Path, help="FIFO to write the packets to")
+    command.add_argument("--fifo", metavar="FILE", type=Path, help="FIFO to write the packets to")
     for key, (text, _) in _OPTIONS.items():
-        parser.add_argument(_argument(key), dest=key, metavar="VALUE", help=f"setting {key}: {text}")
+        command.add_argument(_argument(key), dest=key, metavar="VALUE", help=f"setting {key}: {text}")
 
 
 def run(options: argparse.Namespace) -> int:

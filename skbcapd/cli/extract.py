@@ -8,12 +8,10 @@ from pathlib import Path
 from skbcapd.analysis import extract
 from skbcapd.analysis.writers import FORMATS, UNITS
 from skbcapd.cli import selecting
-from skbcapd.cli.arguments import Commands
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser."""
-    command = commands.add("extract", run, "Write selected packets of capture files to one file, in the order of time.")
+def add(command: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
     output = command.add_mutually_exclusive_group(required=True)
     output.add_argument("-w", dest="file", metavar="OUT", type=Path, help="file to write; -: standard output")
     output.add_argument("--count", action="store_true", help="print the number of selected packets, write nothing")

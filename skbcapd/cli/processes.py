@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,23 +37,6 @@ def add(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--children", action="store_true", help="also their descendants, those of now and those that they start later"
     )
-
-
-def split_command(arguments: Sequence[str]) -> tuple[list[str], list[str] | None]:
-    """The arguments of `capture`, and the command after `--`; None: there is none.
-
-    Raises:
-        UsageError: nothing is after `--`.
-    """
-    words = list(arguments)
-    if words[:1] != ["capture"] or "--" not in words:
-        return words, None
-    at = words.index("--")
-    if not words[at + 1 :]:
-        raise UsageError(
-            "found nothing after --, expected a command", "for example: skbcapd capture -- curl https://..."
-        )
-    return words[:at], words[at + 1 :]
 
 
 def chosen(settings: Settings, options: argparse.Namespace, proc: Path = Path("/proc")) -> Settings:

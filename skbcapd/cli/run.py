@@ -13,9 +13,8 @@ from skbcapd.daemon.loop import hold_back_signals
 from skbcapd.output.key_log import KeyLogs
 
 
-def add(commands: arguments.Commands) -> None:
-    """Add the command to the parser."""
-    command = commands.add("run", run, "Run as a service in the foreground.")
+def add(command: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
     arguments.add_duration(command)
     arguments.add_config(command)
     arguments.add_sets(command)

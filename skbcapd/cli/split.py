@@ -7,17 +7,10 @@ from pathlib import Path
 
 from skbcapd.analysis import split
 from skbcapd.cli import selecting
-from skbcapd.cli.arguments import Commands
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser."""
-    command = commands.add(
-        "split",
-        run,
-        "Write the packets of capture files to several files: one for each process, name, systemd unit, container, "
-        "interface or link type.",
-    )
+def add(command: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
     command.add_argument(
         "--by",
         choices=split.BY,

@@ -36,9 +36,8 @@ _CAUSES = {
 }
 
 
-def add(commands: arguments.Commands) -> None:
-    """Add the command to the parser."""
-    command = commands.add("status", run, "Show the status of the running daemon (it listens at control.socket).")
+def add(command: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
     command.add_argument("--json", action="store_true", help="print everything as one line of JSON")
     command.add_argument("--watch", action="store_true", help="repeat every second, until Ctrl-C")
     arguments.add_config(command)

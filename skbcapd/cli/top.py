@@ -7,12 +7,10 @@ import argparse
 from skbcapd.analysis import top
 from skbcapd.analysis.account import BY
 from skbcapd.cli import selecting
-from skbcapd.cli.arguments import Commands
 
 
-def add(commands: Commands) -> None:
-    """Add the command to the parser."""
-    command = commands.add("top", run, "Show which process sent and received how much, from capture files.")
+def add(command: argparse.ArgumentParser) -> None:
+    """Add its arguments."""
     command.add_argument(
         "--by",
         choices=BY,

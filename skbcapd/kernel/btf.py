@@ -72,13 +72,7 @@ class Btf:
             BtfError: the file is missing (the kernel was built without CONFIG_DEBUG_INFO_BTF) or is
                 not BTF.
         """
-        try:
-            return cls(path.read_bytes())
-        except OSError as error:
-            raise BtfError(
-                f"{path}: {error.strerror}; expected the kernel's type information (BTF)",
-                "capture needs a kernel built with CONFIG_DEBUG_INFO_BTF=y, as Debian, Ubuntu and Fedora ship",
-            ) from None
+        return cls(read(path))
 
     def _index(self) -> None:
         types, unpack, position, number = self._types, _TYPE.unpack_from, 0, 0
@@ -211,3 +205,18 @@ class Btf:
             BtfError: no such struct.
         """
         return int(_TYPE.unpack_from(self._types, self._at[self._find(struct_name)])[2])
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a BTF file.
+
+    Raises:
+        BtfError: the file is missing (the kernel was built without CONFIG_DEBUG_INFO_BTF).
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BtfError(
+            f"{path}: {error.strerror}; expected the kernel's type information (BTF)",
+            "capture needs a kernel built with CONFIG_DEBUG_INFO_BTF=y, as Debian, Ubuntu and Fedora ship",
+        ) from None

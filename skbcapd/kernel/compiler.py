@@ -6,40 +6,32 @@ The rule: only this module uses bcc. The compiler (LLVM) takes more than 100 MiB
 it. So `build` must run in a process that ends soon, with os._exit, because bcc interferes with a
 normal exit.
 
-The name of a cache file is a digest of all inputs: program text, definitions (with the offsets of
-the running kernel) and compiler. So its content is right if it exists. It is used only if it
-belongs to the user of skbcapd and is complete. The verifier of the kernel checks it like the output
-of the compiler.
+The output is cached (cache.py) for all inputs: program text, definitions (with the offsets of the
+running kernel) and compiler. The verifier of the kernel checks it like the output of the compiler.
 
 bcc raises bare `Exception`, and prints the errors of the compiler on stderr.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import hashlib
 import importlib.util
 import json
 import os
 import re
-import stat
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from skbcapd.kernel import syscall
-from skbcapd.worker import TimedCall
+from skbcapd.kernel.cache import Cache, digest
 
 # The installed package has a copy of bpf/ (pyproject.toml).
 _PACKAGE = Path(__file__).parents[1]
 SOURCES = _PACKAGE / "bpf" if (_PACKAGE / "bpf").is_dir() else _PACKAGE.parent / "bpf"
 
 _FUNCTION = re.compile(r"^int (\w+)\(void \*ctx\)\n\{\n.*?^\}\n", re.MULTILINE | re.DOTALL)
-_CACHE_S = 1.0  # no capture and no reload waits longer for the disk of the cache
 _RDONLY_CAST = 0x10000  # stands for the kernel function in the output of the compiler
-_KEPT_MAX = 16  # files; one for each set of filters and each kernel, about 100 KiB
-_KEPT_NAMES = "[0-9a-f]" * 64 + ".*"  # the directory can have other files
 
 # bcc optimizes the output of the front end, so the front end does not optimize; debug information
 # is not needed.
@@ -135,20 +127,12 @@ def build(definitions: Mapping[str, int | str], functions: Collection[str], filt
     """
     text = source(filters, functions)
     flags = [*_FLAGS, *(f"-D{name}={value}" for name, value in sorted(definitions.items()))]
-    # The cache directory of the service manager (one or several), or its default; without a
-    # directory nothing is cached.
-    directory = os.environ.get("CACHE_DIRECTORY", "").split(":")[0] or "/var/cache/skbcapd"
-    path = Path(directory, f"{_digest(text, flags)}.json")
-    cache: TimedCall[Object | None] = TimedCall("cache", _CACHE_S)
-    found = None
-    with contextlib.suppress(TimeoutError):
-        found = cache.call(lambda: _kept(path))
-    if found is None:
-        made = found = _compile(text, definitions)
-        if not cache.is_waiting:
-            with contextlib.suppress(OSError, TimeoutError):
-                cache.call(lambda: _keep(made, path))
-    return found
+    kept = Cache(_digest(text, flags))
+    if (body := kept.get()) is not None:
+        return _from_json(body)
+    made = _compile(text, definitions)
+    kept.put(_to_json(made))
+    return made
 
 
 def _compile(text: str, definitions: Mapping[str, int | str]) -> Object:
@@ -215,7 +199,7 @@ def _digest(text: str, flags: Collection[str]) -> str:
     """The name of the cache file for this input, this module and the installed compiler."""
     files = [Path(__file__), *sorted((SOURCES / "include").rglob("*.h"))]
     parts = [text, *flags, *(path.read_text() for path in files), _compiler()]
-    return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in map(str.encode, parts))).hexdigest()
+    return digest(map(str.encode, parts))
 
 
 def _compiler() -> str:
@@ -227,47 +211,12 @@ def _compiler() -> str:
     return " ".join(f"{path}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files)
 
 
-def _kept(path: Path) -> Object | None:
-    """The content of a cache file; None if there is none, or if it is not ours or incomplete."""
-    try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-                return None
-            digest, _, body = file.read().partition(b"\n")
-        if _seal(path, body) != digest:
-            return None
-        record = json.loads(body)
-        with contextlib.suppress(OSError):
-            os.utime(path)  # the least recently used file is deleted first
-    except OSError:
-        return None
+def _from_json(body: bytes) -> Object:
+    record = json.loads(body)
     functions = {name: bytes.fromhex(code) for name, code in record["functions"].items()}
     return Object(functions, tuple(Map(**fields) for fields in record["maps"]))
 
 
-def _seal(path: Path, body: bytes) -> bytes:
-    """The first bytes of a file, which must match its name."""
-    return hashlib.sha256(path.stem.encode() + body).hexdigest().encode()
-
-
-def _keep(made: Object, path: Path) -> None:
-    """Write a cache file, and delete the oldest ones.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    body = json.dumps(
-        {"functions": {name: code.hex() for name, code in made.functions.items()}, "maps": [*map(asdict, made.maps)]}
-    ).encode()
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(_seal(path, body) + b"\n" + body)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    files = sorted(path.parent.glob(_KEPT_NAMES), key=lambda other: other.stat().st_mtime)
-    for other in files[:-_KEPT_MAX]:
-        other.unlink(missing_ok=True)
+def _to_json(made: Object) -> bytes:
+    functions = {name: code.hex() for name, code in made.functions.items()}
+    return json.dumps({"functions": functions, "maps": [*map(asdict, made.maps)]}).encode()

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from skbcapd import clocks
 from skbcapd.errors import KernelError
 from skbcapd.filter import packet_filter
-from skbcapd.kernel import abi, loader, syscall
+from skbcapd.kernel import abi, kept_btf, loader, syscall
 from skbcapd.kernel.abi import Geometry, Measurement
 from skbcapd.kernel.btf import Btf
 from skbcapd.kernel.loader import Hook
@@ -480,7 +480,7 @@ def load(
         BtfError: the types of the kernel are missing or unknown.
         KernelError: the program cannot be compiled or loaded, or there is no memory.
     """
-    btf = Btf.load()
+    btf = kept_btf.load()
     definitions = abi.definitions(btf, geometry) | {"CPUS": _possible_cpus()}
     if filters:
         definitions["WINDOW"] = filters.window
@@ -494,6 +494,7 @@ def load(
     child = loader.start(_MAPS, definitions, every[1:], every[0], filters.text if filters else "")
     try:
         meanwhile()
+        btf.keep()
         message, descriptors = child.receive()
         maps = dict(zip(message["maps"], descriptors, strict=True))
         _compare_sizes(geometry, maps)

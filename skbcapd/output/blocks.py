@@ -18,6 +18,7 @@ _TAIL_AND_HEAD = struct.Struct("<III")  # length at the end of a block, type and
 _PACKET, _SECTION = 6, 0x0A0D0D0A
 _BLOCK_MIN, _BLOCK_MAX = 12, 16 << 20
 _CHUNK = 1 << 20
+_EQUAL = 16  # after so many blocks of equal length, more are expected
 
 
 def count_packets(blocks: bytes | bytearray | memoryview) -> int:
@@ -152,7 +153,8 @@ def _checked(part: bytes, *, is_first: bool) -> int:
     kind, size = _HEAD.unpack_from(part)
     if is_first and kind != _SECTION:
         return 0
-    at, end, unpack = 0, len(part), _TAIL_AND_HEAD.unpack_from
+    at: int = 0
+    end, unpack, equal = len(part), _TAIL_AND_HEAD.unpack_from, 0
     while True:
         behind = at + size
         if size < _BLOCK_MIN or size % 4 or size > _BLOCK_MAX or behind > end:
@@ -162,7 +164,33 @@ def _checked(part: bytes, *, is_first: bool) -> int:
         again, _, following = unpack(part, behind - 4)
         if again != size:
             return at
-        at, size = behind, following
+        at = behind
+        if following != size:
+            size, equal = following, 0
+            continue
+        equal += 1
+        if equal == _EQUAL:
+            at += _equal(part, at, size) * size
+            if at + _HEAD.size > end:
+                return at
+            size, equal = _HEAD.unpack_from(part, at)[1], 0
+
+
+def _equal(part: bytes, at: int, size: int) -> int:
+    """How many blocks from an offset on have the same length, at both ends. Bytes of many blocks are compared at once:
+    packets of one kind have equal lengths, and a walk over small ones takes long.
+    """
+    word, found, wanted = size.to_bytes(4, "little"), 0, _EQUAL
+    while True:
+        same = min(wanted, (len(part) - at) // size)
+        for number in range(4):
+            for offset in (4 + number, size - 4 + number):  # a byte of the length, at both ends
+                column = part[at + offset : at + same * size : size]
+                same -= len(column.lstrip(word[number : number + 1]))
+        found, at = found + same, at + same * size
+        if same < wanted:
+            return found
+        wanted *= 4
 
 
 if __name__ == "__main__":  # a file from before a crash, in a separate process: see crashed.py

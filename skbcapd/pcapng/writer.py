@@ -17,8 +17,6 @@ from __future__ import annotations
 import struct
 from typing import IO, cast
 
-from scapy.utils import RawPcapNgWriter
-
 from skbcapd.attribution.processes import Process
 from skbcapd.pcapng.blocks import (
     BYTE_ORDER_MAGIC,
@@ -49,7 +47,14 @@ from skbcapd.pcapng.blocks import (
 )
 from skbcapd.pcapng.comment import option
 from skbcapd.pcapng.interface import Interface, Sink
+from skbcapd.pcapng.scapy_import import small
 from skbcapd.text_safety import escaped
+
+try:
+    with small():
+        from scapy.utils import RawPcapNgWriter
+except ImportError:
+    from scapy.utils import RawPcapNgWriter
 
 _WIRESHARK, _PROCESS_INFORMATION = 32622, 3  # private enterprise number, type of entry
 

@@ -138,7 +138,8 @@ def test_a_missing_library_is_named(tmp_path: Path) -> None:
     """If Python lacks a library, two lines name it and its package."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
     make("install", *in_place(tmp_path), f"PYTHON={tmp_path}/bare/bin/python")
-    done = subprocess.run([str(tmp_path / "usr/bin/skbcapd")], capture_output=True, text=True, check=False)
+    command = [str(tmp_path / "usr/bin/skbcapd"), "check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"skbcapd: \S+python has no module \w+\n  \(hint\) .*python3-scapy.*\n", done.stderr)
 

@@ -69,6 +69,28 @@ def test_a_hole_in_the_middle_is_the_end(which: int, size: int) -> None:
         assert whole_in(file.fileno()) == (at, True)
 
 
+RUNS = st.lists(st.tuples(st.sampled_from([0, 1, 60, 61, 1400]), st.integers(1, 200)), min_size=1, max_size=6)
+
+
+@given(RUNS, st.data())
+def test_a_wrong_length_among_equal_blocks_is_the_end(runs: list[tuple[int, int]], choice: st.DataObject) -> None:
+    """Among many blocks of equal length, the first one with a wrong byte in a length ends the file, as among others."""
+    made = [SECTION, *(packet(0, bytes(size)) for size, count in runs for _ in range(count))]
+    data = bytearray(b"".join(made))
+    broken = choice.draw(st.integers(1, len(made) - 1))
+    at = sum(map(len, made[:broken]))
+    byte = choice.draw(st.sampled_from([4, 5, 6, 7, -4, -3, -2, -1]))
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        assert whole_in(file.fileno()) == (len(data), True)
+        data[at + (byte if byte > 0 else len(made[broken]) + byte)] ^= choice.draw(st.integers(1, 255))
+        file.seek(0)
+        file.write(data)
+        file.flush()
+        assert whole_in(file.fileno()) == (at, True)
+
+
 def test_a_frame_with_bytes_like_blocks() -> None:
     """An incomplete packet is incomplete, even if its frame contains complete blocks."""
     inside = packet(0, bytes(60)) * 7

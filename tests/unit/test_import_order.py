@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import skbcapd
+from skbcapd.cli.main import COMMANDS
 
 PACKAGE = Path(skbcapd.__file__).parent
 
@@ -47,6 +48,10 @@ LIBRARIES = {
     "regex": {"config.pattern"},
     "prometheus_client": {"daemon.metrics"},
 }
+
+
+# Commands that use the module of another one, or more than the common ones.
+_USED = {"dump": ("status",), "capture": ("processes",)}
 
 
 def _module(path: Path) -> str:
@@ -109,14 +114,33 @@ def test_libraries_stay_in_their_modules(module: str) -> None:
     assert foreign <= {name for name, modules in LIBRARIES.items() if module in modules}
 
 
-def test_the_command_line_is_light() -> None:
-    """The start of the command imports neither the dissectors of scapy nor the compiler: both take
-    very long.
-    """
-    program = "import sys, skbcapd.__main__; print(*sorted(sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+def _loaded_by(arguments: str) -> list[str]:
+    """The modules in the process of a command that has printed its help."""
+    program = (
+        "import atexit, sys; from skbcapd.__main__ import main; "
+        "atexit.register(lambda: print(*sorted(sys.modules), file=sys.stderr)); main()"
     )
-    loaded = done.stdout.split()
-    assert "skbcapd.cli.main" in loaded
+    command = [sys.executable, "-c", program, *arguments.split()]
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    return done.stderr.split()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_light(command: str) -> None:
+    """The start of a command imports neither another command's module, nor the dissectors of scapy, nor the compiler:
+    they take very long.
+    """
+    loaded = _loaded_by(f"{command} --help")
+    allowed = {"skbcapd.cli", "skbcapd.cli.main", "skbcapd.cli.arguments", "skbcapd.cli.selecting"}
+    allowed |= {f"skbcapd.cli.{name}" for name in (command, *_USED.get(command, ()))}
+    assert f"skbcapd.cli.{command}" in loaded
+    assert {name for name in loaded if name.startswith("skbcapd.cli")} <= allowed
     assert not [name for name in loaded if name.startswith(("bcc", "scapy.layers", "scapy.all", "skbcapd.output.text"))]
+
+
+def test_the_list_of_commands_needs_none() -> None:
+    """`skbcapd --help` lists all commands, and imports none of them, nor a library."""
+    loaded = _loaded_by("--help")
+    assert "skbcapd.cli.main" in loaded
+    assert {name for name in loaded if name.startswith("skbcapd.cli")} == {"skbcapd.cli", "skbcapd.cli.main"}
+    assert not {name.split(".")[0] for name in loaded} & set(LIBRARIES)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from skbcapd.cli import processes
+from skbcapd.cli import main, processes
 from skbcapd.cli.main import parser
 from skbcapd.config.parser import default_settings
 from skbcapd.config.settings import Settings
@@ -123,14 +123,14 @@ def test_ids_of_another_pid_namespace(arguments: str, tmp_path: Path) -> None:
 )
 def test_the_command_is_behind_the_dashes(words: str, expected: tuple[str, str | None]) -> None:
     """Everything after the first `--` of `capture` is the command, also options and `--`."""
-    before, after = processes.split_command(words.split())
+    before, after = main.split_command(words.split())
     assert (" ".join(before), after and " ".join(after)) == expected
 
 
 def test_no_command_after_the_dashes() -> None:
     """`--` alone is a usage error."""
     with pytest.raises(UsageError, match="nothing after --"):
-        processes.split_command(["capture", "--"])
+        main.split_command(["capture", "--"])
 
 
 def test_the_path_of_a_command(tmp_path: Path) -> None:
