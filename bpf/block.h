@@ -84,6 +84,20 @@ static inline u32 captured_len(struct control *control, struct skb *skb, struct 
 }
 
 /*
+ * Leaves the payload out of the captured bytes. Without the payload stage, which cannot be missing,
+ * nothing of the frame is kept.
+ */
+static inline void cut_payload(struct packet *packet, struct frame *frame)
+{
+	u32 payload = packet->payload & ~PAYLOAD_FOUND;
+
+	if (frame->cap_len > payload)
+		frame->cap_len = payload;
+	if (frame->cap_len < ETH_ADDRESSES + VLAN_HLEN)
+		frame->vlan = 0; /* the copy loop writes a complete tag */
+}
+
+/*
  * Whether Python decides about a packet: if it has no label, or a label without options. With
  * `dedup` also if Python got it on another interface: only Python knows its outcome.
  */
@@ -135,6 +149,7 @@ static inline void write_upcall(struct upcall *call, struct packet *packet, u32 
 	call->inode = packet->inode;
 	call->identity = SOCK_IDENTITY(sock);
 	call->packet_id = packet->packet_id;
+	call->payload = packet->payload & ~PAYLOAD_FOUND;
 	READ(&call->netns, 4, packet->net + NET_INUM);
 	READ(&call->device_type, 2, packet->dev + DEV_TYPE);
 	READ(&call->addr_len, 1, packet->dev + DEV_ADDR_LEN);

@@ -262,12 +262,12 @@ static inline u64 read_fragment(struct control *control, u64 at, u64 *len)
  * belong to the first skb; those of a chain are read into `chained` and `shared`. For the verifier,
  * `places` and `most` are powers of two: `to` and all copied bytes are below bytes[places], and one
  * read has at most `most` - 4 bytes. Returns the number of copied bytes: less than cap_len if
- * memory could not be read (a fault, device memory) or the frame has more than PIECES_MAX
+ * memory could not be read (a fault, device memory) or the bytes are in more than `pieces`
  * fragments. Never fills the gap with zeros.
  */
-static inline u32 copy_frame(struct control *control, u8 *bytes, const u32 places, const u32 most, u32 to,
-			     struct frame *frame, u64 head, u32 end, struct skb *chained,
-			     struct shared *shared)
+static inline u32 copy_frame(struct control *control, u8 *bytes, const u32 places, const u32 most,
+			     const int pieces, u32 to, struct frame *frame, u64 head, u32 end,
+			     struct skb *chained, struct shared *shared)
 {
 	u64 cap_len = frame->cap_len, done = 0, left = frame->linear;
 	u64 from = frame->start, nothing = control->nothing;
@@ -286,7 +286,7 @@ static inline u32 copy_frame(struct control *control, u8 *bytes, const u32 place
 		left -= ETH_ADDRESSES;
 		done = ETH_ADDRESSES + VLAN_HLEN;
 	}
-	for (int i = 0; i < PIECES_MAX; i++) {
+	for (int i = 0; i < pieces; i++) {
 		FORGET(done, nothing);
 		FORGET(left, nothing);
 		FORGET(from, nothing);

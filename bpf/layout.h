@@ -93,9 +93,10 @@ struct label {
 	u32 slot;	  /* row of `counters` */
 	u32 snaplen;	  /* bytes of the frame to keep; 0: drop the packet */
 	u32 filter; /* number of the packet filter for its packets; 0: none. Of dropped packets: whether they are UNATTRIBUTED */
-	u32 generation;	 /* of its rules */
-	u32 options_len; /* bytes of `options`, a multiple of 4; 0: Python decides each time */
-	u32 flags_at;	 /* offset in `options` of epb_flags; 8 bytes later: epb_packetid */
+	u32 generation;	  /* of its rules */
+	u32 options_len;  /* bytes of `options`, a multiple of 4; 0: Python decides each time */
+	u32 flags_at;	  /* offset in `options` of epb_flags; 8 bytes later: epb_packetid */
+	u64 headers_only; /* 1: nothing behind the last known header is kept (payload.h) */
 	u8 options[OPTIONS_MAX];
 };
 
@@ -200,6 +201,7 @@ struct upcall {
 	u16 device_type; /* ARPHRD_* */
 	u8 addr_len;
 	u8 spare[1];
+	u64 payload; /* offset of the payload in the frame */
 };
 
 /*
@@ -242,7 +244,8 @@ struct control {
 	u64 filtered;	   /* 1: there is a packet filter 0, for all packets */
 	u64 generation;	   /* of the rules: labels of another generation are not valid */
 	u64 wired;	   /* 1: there are flows on the wire (written by the program) */
-	u64 pad1[5];
+	u64 headers_only;  /* as in struct label, for packets without a label */
+	u64 pad1[4];
 	/* Written by both. */
 	u64 questions; /* number of sockets that Python may still look up; set in each drain */
 	u64 pad2[7];

@@ -7,7 +7,8 @@
  * next.
  */
 
-#define GUARDS 8 /* a power of two */
+#define GUARDS	      8 /* a power of two */
+#define PAYLOAD_FOUND (1ULL << 32)
 
 /* Whether addresses prove the receiver on an interface (guard.h). */
 struct guard {
@@ -59,6 +60,7 @@ struct packet {
 	u64 linear_end;		     /* address of the end of the linear part */
 	u64 time;		     /* ns since boot, without suspend */
 	u64 packet_id;		     /* epb_packetid; 0: none */
+	u64 payload;		     /* PAYLOAD_FOUND | its offset in the frame; 0: not searched */
 	u64 filter;		     /* number of the packet filter to run, then of the last one */
 	u64 is_known;		     /* seen before, on another interface */
 	u64 taken;		     /* enum taken, on that interface */
@@ -143,7 +145,8 @@ static inline void init_packet(struct packet *packet, struct skb *skb, void *arg
 	if (packet->key.ifindex != ifindex || packet->key.net != cookie || packet->device_name[0] != name0 ||
 	    packet->device_name[1] != name1)
 		packet->verdict = 0;
-	packet->inode = packet->packet_id = packet->is_known = packet->filter = packet->refused = 0;
+	packet->inode = packet->packet_id = packet->is_known = packet->filter = packet->refused =
+		packet->payload = 0;
 	packet->time = bpf_ktime_get_ns();
 	packet->dev = (u64)dev;
 	packet->net = (u64)net;

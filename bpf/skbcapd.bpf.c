@@ -8,6 +8,8 @@
  * 3. filter: does the packet match? Only with a packet filter.
  * 4. process: who sent it, or will get it?
  * 5. block: its label, space in a segment, all of the block but the frame.
+ *    payload: where its payload begins. Only if the label does not allow payload, or without a label;
+ *    then stage 5 again.
  * 6. frame: the frame is copied, and the block is given to the reader.
  *
  * This file has the stages in that order, and at its end the programs that the kernel calls. The
@@ -25,6 +27,8 @@
  *   receiver.h  the receiver of a packet
  *   sighting.h  packets that were seen on another device
  *   path.h      the process of a packet that only passes
+ *   window.h    the first bytes of a frame in one piece
+ *   payload.h   where the payload of a packet begins
  *   block.h     the label and the block of a packet
  *   filter.h    packet filters
  *   measure.h   what is measured once, at start
@@ -44,6 +48,8 @@
 #include "receiver.h"
 #include "sighting.h"
 #include "path.h"
+#include "window.h"
+#include "payload.h"
 #include "block.h"
 #include "measure.h"
 
@@ -56,8 +62,8 @@
  * functions of one type, and the hook at the driver has another type than the one for received
  * frames: so there are two maps.
  */
-enum stage { STAGE_GUARD, STAGE_FILTER, STAGE_PROCESS, STAGE_BLOCK, STAGE_FRAME };
-#define STAGES 5
+enum stage { STAGE_GUARD, STAGE_FILTER, STAGE_PROCESS, STAGE_BLOCK, STAGE_FRAME, STAGE_PAYLOAD };
+#define STAGES 6
 BPF_PROG_ARRAY(stages_out, STAGES);
 BPF_PROG_ARRAY(stages_in, STAGES);
 
@@ -389,10 +395,14 @@ static inline void stage_block(void *ctx, void *argument, const u32 direction)
 	}
 	if (is_for_python(control, packet, label))
 		label = NULL;
+	if (!packet->payload && (!label || label->headers_only))
+		call_stage(ctx, direction, STAGE_PAYLOAD); /* which calls this stage again */
 	LOAD_WORDS(&packet->shared, sizeof(packet->shared), packet->head + SKB(skb, u32, END));
 	lost = find_frame(skb, packet->dev, packet->head, packet->data, direction, frame);
 	if (!lost) {
 		frame->cap_len = captured_len(control, skb, frame, label ? label->snaplen : control->snaplen);
+		if (label ? label->headers_only : control->headers_only)
+			cut_payload(packet, frame);
 		size = block_size(frame, label ? label->options_len : sizeof(struct upcall));
 		lost = reserve(control, size, &packet->reservation);
 	}
@@ -413,6 +423,19 @@ static inline void stage_block(void *ctx, void *argument, const u32 direction)
 	call_stage(ctx, direction, STAGE_FRAME);
 }
 
+/* Payload: where does it begin? */
+static inline void stage_payload(void *ctx, void *argument, const u32 direction)
+{
+	u32 zero = 0;
+	struct control *control = controls.lookup(&zero);
+	struct packet *packet = get_packet(direction);
+
+	if (!control || !packet)
+		return;
+	measure_headers(control, packet, get_skb_again(packet, argument), direction);
+	call_stage(ctx, direction, STAGE_BLOCK);
+}
+
 /* Frame: copies the frame, and commits the block. */
 static inline void stage_frame(void *argument, const u32 direction)
 {
@@ -427,7 +450,7 @@ static inline void stage_frame(void *argument, const u32 direction)
 
 	if (!segment)
 		return; /* impossible: an array map has all its entries */
-	u32 copied = copy_frame(control, segment->bytes, SEGMENT_SIZE, CAPTURE_MAX,
+	u32 copied = copy_frame(control, segment->bytes, SEGMENT_SIZE, CAPTURE_MAX, PIECES_MAX,
 				packet->reservation.at + sizeof(struct block_head), &packet->frame,
 				packet->head, SKB(skb, u32, END), &packet->skb, &packet->shared);
 
@@ -478,6 +501,12 @@ int block_out(void *ctx)
 	return 0;
 }
 
+int payload_out(void *ctx)
+{
+	stage_payload(ctx, FIRST_ARGUMENT(ctx), OUT);
+	return 0;
+}
+
 int frame_out(void *ctx)
 {
 	stage_frame(FIRST_ARGUMENT(ctx), OUT);
@@ -522,6 +551,12 @@ int guard_in(void *ctx)
 int block_in(void *ctx)
 {
 	stage_block(ctx, RECEIVED(ctx), IN);
+	return 0;
+}
+
+int payload_in(void *ctx)
+{
+	stage_payload(ctx, RECEIVED(ctx), IN);
 	return 0;
 }
 

@@ -4,7 +4,9 @@ In: bytes of a frame and its link type. Out: offsets. Nothing is copied.
 
 The rule not to break: frames are not trusted. An offset is never beyond the captured bytes. A wrong
 header (such as an IP header of less than 20 bytes) is treated as unknown, so all bytes after it are
-payload.
+payload. So is one that would end after its IP packet; what follows the packet is a trailer.
+
+bpf/payload.h finds the end of the last header in the same way; a change here is made there, too.
 
 Source: RFC 791, 8200, 9293, 768, 3828, 9260, 4340, 792, 4443, 4302, 826; IEEE 802.1Q; the registry
 of link types that libpcap keeps (LINKTYPE_*).
@@ -27,6 +29,7 @@ _TAGS = {0x8100, 0x88A8, 0x9100}
 _TAGS_MAX = 8
 _EXTENSIONS = {0, 43, FRAGMENT, AH, 60, 135, 139, 140}  # IPv6 headers whose length is known
 _EXTENSIONS_MAX = 16
+_NO_END = 1 << 32  # of a packet longer than 64 KiB (BIG TCP), whose length field is 0
 _SIZES = {UDP: 8, UDPLITE: 8, SCTP: 12, ICMP: 8, ICMPV6: 8}
 
 
@@ -63,31 +66,40 @@ def read(frame: Bytes, link_type: int) -> Headers:
 
 
 def _ipv4(frame: Bytes, at: int) -> Headers | None:
-    words = frame[at] & 15
-    if frame[at] >> 4 != 4 or words < 5:
+    size, captured = 4 * (frame[at] & 15), len(frame)
+    if frame[at] >> 4 != 4 or size < 20:
         return None
-    end = at + 4 * words
-    if end > len(frame):
-        return Headers(at, IPV4, -1, len(frame), len(frame))
+    if at + 20 > captured:
+        return Headers(at, IPV4, -1, captured, captured)
+    total = frame[at + 2] << 8 | frame[at + 3]
+    if 0 < total < size:
+        return None
+    packet_end = at + total if total else _NO_END
+    end = at + size
+    if end > captured:
+        return Headers(at, IPV4, -1, captured, captured)
     protocol = frame[at + 9]
     flags = (frame[at + 6] << 8 | frame[at + 7]) & 0x3FFF
     is_later = bool(flags & 0x1FFF)
     if protocol == AH and not is_later:
-        protocol, end, _ = _extensions(frame, end, protocol, {AH})
-    payload = end if is_later else _behind(frame, end, protocol)
+        protocol, end, _ = _extensions(frame, end, packet_end, protocol, {AH})
+    payload = end if is_later else _behind(frame, end, packet_end, protocol)
     return Headers(at, IPV4, protocol, end, payload, is_later, bool(flags))
 
 
 def _ipv6(frame: Bytes, at: int) -> Headers | None:
     if frame[at] >> 4 != 6:
         return None
-    if at + 40 > len(frame):
-        return Headers(at, IPV6, -1, len(frame), len(frame))
+    captured = len(frame)
+    if at + 40 > captured:
+        return Headers(at, IPV6, -1, captured, captured)
     protocol, end, flags = frame[at + 6], at + 40, 0
+    size = frame[at + 4] << 8 | frame[at + 5]
+    packet_end = end + size if size else _NO_END
     if protocol in _EXTENSIONS:
-        protocol, end, flags = _extensions(frame, end, protocol, _EXTENSIONS)
+        protocol, end, flags = _extensions(frame, end, packet_end, protocol, _EXTENSIONS)
     is_later = bool(flags & 0xFFF8)
-    payload = end if is_later else _behind(frame, end, protocol)
+    payload = end if is_later else _behind(frame, end, packet_end, protocol)
     return Headers(at, IPV6, protocol, end, payload, is_later, bool(flags))
 
 
@@ -153,17 +165,17 @@ def _version(frame: Bytes, at: int) -> int:
     return {4: IPV4, 6: IPV6}.get(frame[at] >> 4, 0) if at < len(frame) else 0
 
 
-def _extensions(frame: Bytes, at: int, protocol: int, known: set[int]) -> tuple[int, int, int]:
+def _extensions(frame: Bytes, at: int, packet_end: int, protocol: int, known: set[int]) -> tuple[int, int, int]:
     """Skip extension headers: the protocol behind them, its offset, and the word of a fragment header.
 
     That word is 0 in a packet that is not fragmented; behind a later fragment's header is no other one.
     """
-    flags = 0
+    flags, captured = 0, len(frame)
     for _ in range(_EXTENSIONS_MAX):
         if protocol not in known:
             return protocol, at, flags
-        if at + 8 > len(frame):
-            return -1, len(frame), flags
+        if at + 8 > min(packet_end, captured):
+            return -1, at if at + 8 > packet_end else captured, flags
         if protocol == FRAGMENT:
             size = 8
             flags = (frame[at + 2] << 8 | frame[at + 3]) & 0xFFF9
@@ -171,21 +183,24 @@ def _extensions(frame: Bytes, at: int, protocol: int, known: set[int]) -> tuple[
                 return frame[at], at + 8, flags
         else:
             size = 4 * (frame[at + 1] + 2) if protocol == AH else 8 * (frame[at + 1] + 1)
+        if at + size > packet_end:
+            return -1, at, flags
         protocol, at = frame[at], at + size
-        if at > len(frame):
-            return -1, len(frame), flags
+        if at > captured:
+            return -1, captured, flags
     return -1, at, flags
 
 
-def _behind(frame: Bytes, at: int, protocol: int) -> int:
-    """The end of the transport header; its beginning if it is not known."""
-    size = len(frame)
+def _behind(frame: Bytes, at: int, packet_end: int, protocol: int) -> int:
+    """The end of the transport header; its beginning if it is not known, or longer than the packet."""
+    limit = min(len(frame), packet_end)
     if protocol in _SIZES:
-        return min(size, at + _SIZES[protocol])
+        return min(limit, at + _SIZES[protocol])
     place = {TCP: at + 12, DCCP: at + 4}.get(protocol)
     if place is None:
         return at
-    if place >= size:
-        return size
+    if place >= limit:
+        return limit
     words, least = (frame[place] >> 4, 5) if protocol == TCP else (frame[place], 3)
-    return at if words < least else min(size, at + 4 * words)
+    end = at + 4 * words
+    return at if words < least or end > packet_end else min(limit, end)

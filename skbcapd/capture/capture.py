@@ -305,6 +305,7 @@ class Capture:
         control, plan = self.program.control, self._plan
         # The frame of a packet without a label must be long enough for all filters of rules.
         control[abi.SNAPLEN] = abi.CAPTURE_MAX if plan.rules.filters else plan.longest
+        control[abi.HEADERS_ONLY] = plan.is_headers_only
         control[abi.FILTERED] = bool(plan.filter)
         control[abi.FILL] = plan.fill
         control[abi.DEDUP] = plan.dedup

@@ -96,8 +96,8 @@ class Delivery:
 
     def _write_decided(self, packet: Upcall | Repeated, decision: Decision, plan: Plan) -> None:
         verdict = decision.verdict
-        if len(packet.frame) > (snaplen := verdict.snaplen or plan.snaplen):
-            packet = replace(packet, frame=packet.frame[:snaplen])
+        if len(packet.frame) > (kept := plan.kept(verdict, packet.payload)):
+            packet = replace(packet, frame=packet.frame[:kept])
         self._write(packet, decision.interface.interface_id, decision.stamp)
         if verdict.dump:
             self._ask_for_dump(f"rules[{verdict.dump}]", verdict.dump_after_s)

@@ -93,6 +93,7 @@ class Labeler:
                     generation=self._program.control[abi.GENERATION],
                     options_len=len(options),
                     flags_at=stamp.flags_at,
+                    headers_only=plan.cuts_payload(verdict),
                     options=options,
                 )
             ),

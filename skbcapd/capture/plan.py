@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from skbcapd.attribution.processes import Processes
-from skbcapd.capture.rules import Rules, filters_of
-from skbcapd.config.settings import Settings
+from skbcapd.capture.rules import Rules, Verdict, filters_of
+from skbcapd.config.settings import Payload, Settings
 from skbcapd.filter import packet_filter
 from skbcapd.filter.netmask import netmask_of
 from skbcapd.filter.packet_filter import Matcher, Programs
 from skbcapd.kernel.abi import CAPTURE_MAX
 
-RELOADED = frozenset({"snaplen", "filter", "rules", "checksums", "dedup", "comment", "process_blocks"})
+RELOADED = frozenset({"snaplen", "payload", "filter", "rules", "checksums", "dedup", "comment", "process_blocks"})
 """Keys of the settings that take effect while a capture runs."""
 
 
@@ -27,6 +27,7 @@ class Plan:
 
     Args:
         snaplen: bytes kept of each frame.
+        payload: whether payload is kept: "all" or "none".
         fill: compute checksums that the hardware would have computed.
         dedup: keep a packet only on the first interface.
         comment: fields of the comment, in their order.
@@ -38,6 +39,7 @@ class Plan:
     """
 
     snaplen: int = CAPTURE_MAX
+    payload: Payload = "all"
     fill: bool = False
     dedup: bool = False
     comment: Sequence[str] = ("comm", "pid", "tgid", "process")
@@ -51,6 +53,25 @@ class Plan:
     def longest(self) -> int:
         """The largest number of bytes that is kept of any frame."""
         return max(self.snaplen, self.rules.most)
+
+    @property
+    def is_headers_only(self) -> bool:
+        """Whether payload is kept of no packet, and nothing in Python needs it: not for a filter of a rule."""
+        return self.payload == "none" and not self.rules.keeps_payload and not self.rules.filters
+
+    def cuts_payload(self, verdict: Verdict) -> bool:
+        """Whether payload is cut off a packet with this verdict."""
+        return (verdict.payload or self.payload) == "none"
+
+    def kept(self, verdict: Verdict, payload: int) -> int:
+        """The largest number of bytes that is kept of a frame.
+
+        Args:
+            verdict: verdict of the rules.
+            payload: offset of the payload in the frame.
+        """
+        snaplen = verdict.snaplen or self.snaplen
+        return min(snaplen, payload) if self.cuts_payload(verdict) else snaplen
 
 
 def compile_filters(settings: Settings, first: int = 1) -> dict[int, Programs]:
@@ -80,6 +101,7 @@ def plan_for(settings: Settings, filters: Mapping[int, Programs], first_filter: 
     rules = Rules(settings.rules, first_filter, processes.parent)
     return Plan(
         snaplen=settings.snaplen,
+        payload=settings.payload,
         fill=settings.checksums == "fill",
         dedup=settings.dedup == "first",
         comment=settings.comment,

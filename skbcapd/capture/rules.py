@@ -9,6 +9,9 @@ false if its value is not known. So `{user: root, action: drop}` does not drop p
 that could not be looked up. For a packet of a group, a condition is true if it is true for all its
 members. Packets wait for rules, and others choose the texts: all regular expressions of a decision
 take at most DECIDE_S.
+
+The exception is payload: a rule with `payload: none` that does not match also cuts the payload of packets
+whose process is not known, and may be its own. Too little in the file is better than too much.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from skbcapd.attribution.fields import FIELDS, needs_process
 from skbcapd.attribution.namespaces import RUN, is_called
 from skbcapd.attribution.processes import Process, User
 from skbcapd.config.pattern import TextPattern
-from skbcapd.config.settings import Rule
+from skbcapd.config.settings import Payload, Rule
 
 _LOG = logging.getLogger(__name__)
 DECIDE_S = 0.05  # regular expressions of one decision; an ordinary match takes microseconds
@@ -70,6 +73,11 @@ class Subject:
     group: Sequence[tuple[User, Process | None]] = ()
     roots: Mapping[int, int] = field(default_factory=dict)
 
+    @property
+    def candidates(self) -> Sequence[tuple[User, Process | None]]:
+        """The processes that the packet can belong to: all members of the group, otherwise its process."""
+        return self.group or [(self.user, self.process)]
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -78,6 +86,7 @@ class Verdict:
     Args:
         keeps: whether packets are kept.
         snaplen: bytes kept of each frame; 0: the setting snaplen.
+        payload: "all" or "none"; None: the setting payload.
         filter: number of the packet filter of the rule; 0: no filter.
         dump: number (from 1) of a rule with `action: dump`; 0: none.
         dump_after_s: seconds for which the dump continues.
@@ -86,6 +95,7 @@ class Verdict:
 
     keeps: bool = True
     snaplen: int = 0
+    payload: Payload | None = None
     filter: int = 0
     dump: int = 0
     dump_after_s: int = 0
@@ -128,6 +138,8 @@ class Rules:
         """The processes whose descendants the rules ask for."""
         self.most = max((rule.snaplen or 0 for rule in rules), default=0)
         """The largest snaplen of a rule; 0: no rule has one."""
+        self.keeps_payload = any(rule.payload == "all" for rule in rules)
+        """Whether a rule keeps payload, whatever the setting payload is."""
         self.is_empty = not rules
         """Whether there are no rules; then every packet is kept."""
 
@@ -139,34 +151,59 @@ class Rules:
     def decide(self, subject: Subject) -> Verdict:
         """The verdict of the first rule that matches."""
         self._left_s = DECIDE_BUSY_S if self._budget.is_spent else DECIDE_S
+        payload: Payload | None = None
         for at, rule in enumerate(self._rules):
-            if self._matches(at, rule, subject):
+            if not self._is_there(at, rule, subject):
+                continue
+            if not rule.fields or all(self._is_meant(at, rule, *one, subject.roots) for one in subject.candidates):
                 if rule.action == "drop":
                     return Verdict(keeps=False, is_unattributed=not (rule.conditions or self._is_known(subject)))
                 dump = at + 1 if rule.action == "dump" else 0
                 return Verdict(
                     snaplen=rule.snaplen or 0,
+                    payload=payload or rule.payload,
                     filter=self._numbers.get(at, 0),
                     dump=dump,
                     dump_after_s=rule.dump_after or 0,
                 )
-        return Verdict()
+            if rule.payload == "none" and self._may_match(at, rule, subject):
+                payload = "none"
+        return Verdict(payload=payload)
 
     def _is_known(self, subject: Subject) -> bool:
         """Whether all values of the process that conditions can ask for are known."""
         has_record = subject.process is not None or not self._needs_record
         return bool(subject.user.tgid) and not subject.group and has_record
 
-    def _matches(self, at: int, rule: Rule, subject: Subject) -> bool:
+    def _is_there(self, at: int, rule: Rule, subject: Subject) -> bool:
+        """Whether all conditions that are not about the process are true."""
         return (
             (rule.direction is None or rule.direction == subject.direction)
             and (rule.via is None or rule.via == subject.via)
             and (rule.interface is None or self._fits(f"rules[{at + 1}].interface", rule.interface, subject.interface))
             and (rule.netns is None or is_called(rule.netns, subject.netns, self._named))
-            and (
-                not rule.fields
-                or all(self._is_meant(at, rule, *one, subject.roots) for one in subject.group or [_only(subject)])
-            )
+        )
+
+    def _may_match(self, at: int, rule: Rule, subject: Subject) -> bool:
+        """Whether the packet may belong to a process of the rule: one of a group, or one that is not known.
+
+        Until a connection is accepted, its packets can have no known process. A forwarded packet can be on
+        its way to a process, such as one in a container.
+        """
+        return subject.via != "kernel" and any(
+            self._may_be_meant(at, rule, *one, subject.roots) for one in subject.candidates
+        )
+
+    def _may_be_meant(self, at: int, rule: Rule, user: User, process: Process | None, roots: Mapping[int, int]) -> bool:
+        """Whether all conditions on a process are true, but for those whose values are not known because
+        the process, or its record from /proc, is not known.
+        """
+        if process is not None or (user.tgid and not needs_process(rule.fields) and not rule.children):
+            return self._is_meant(at, rule, user, process, roots)
+        known = {} if rule.children or not user.tgid else rule.fields
+        return all(
+            FIELDS[key].of_process is not None or self._holds(f"rules[{at + 1}].{key}", key, wanted, user, None)
+            for key, wanted in known.items()
         )
 
     def _is_meant(self, at: int, rule: Rule, user: User, process: Process | None, roots: Mapping[int, int]) -> bool:
@@ -228,10 +265,6 @@ class Rules:
             return False
         finally:
             self._left_s -= self._clock() - begin
-
-
-def _only(subject: Subject) -> tuple[User, Process | None]:
-    return subject.user, subject.process
 
 
 def filters_of(everything: str, rules: Sequence[Rule], first: int = 1) -> dict[int, str]:

@@ -69,6 +69,7 @@ class SelfTest:
         if self._marker is not None and program.paged and is_seen:
             deadline = time.thread_time() + _PROOF_S
             program.control[abi.SNAPLEN] = abi.CAPTURE_MAX
+            program.control[abi.HEADERS_ONLY] = 0
             self._marker.send()
             while not self.is_proven and time.thread_time() < deadline:
                 drain()

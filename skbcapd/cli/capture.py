@@ -22,7 +22,12 @@ from skbcapd.output.pcapng_output import FileOutput
 from skbcapd.output.pipe import PipeTarget, count_lines
 from skbcapd.worker import Worker
 
-_PLACES = {"interfaces": "-i", "snaplen": "-s", "filter": "FILTER"}  # options of the command that set these settings
+_PLACES = {
+    "interfaces": "-i",
+    "snaplen": "-s",
+    "payload": "--payload",
+    "filter": "FILTER",
+}  # options of the command that set these settings
 
 
 def add(command: argparse.ArgumentParser) -> None:
@@ -45,6 +50,11 @@ def add(command: argparse.ArgumentParser) -> None:
         help=f"keep at most BYTES of each frame; 0: complete frames ({CAPTURE_MAX})",
     )
     command.add_argument(
+        "--payload",
+        choices=("all", "none"),
+        help="none: cut each frame after its transport header, otherwise after its network header",
+    )
+    command.add_argument(
         "filter",
         metavar="FILTER",
         nargs="*",
@@ -62,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
         own["interfaces"] = ",".join(options.interfaces)
     if options.snaplen is not None:
         own["snaplen"] = str(CAPTURE_MAX) if options.snaplen == "0" else options.snaplen
+    if options.payload is not None:
+        own["payload"] = options.payload
     if options.filter:
         own["filter"] = " ".join(options.filter)
     settings = config.default_settings(

@@ -46,6 +46,7 @@ from skbcapd.config.pattern import TextPattern
 Direction = Literal["out", "in"]
 Transmit = Literal["queue", "driver"]
 Encode = Literal["kernel", "scapy"]
+Payload = Literal["all", "none"]
 Checksums = Literal["keep", "fill"]
 Dedup = Literal["first", "all"]
 Compress = Literal["none", "gzip", "zstd"]
@@ -295,6 +296,9 @@ class Rule:
     snaplen: int | None = _part(
         Quantity("a whole number of bytes", "64", "262144", BYTES), "maximum number of bytes to keep of each frame"
     )
+    payload: Payload | None = _part(
+        _words(Payload), "all; none: keep only headers; without the key, as the setting payload"
+    )
     filter: str | None = _part(Expression(), "keep only the packets that also match this packet filter")
 
     @classmethod
@@ -314,13 +318,13 @@ class Rule:
     @property
     def conditions(self) -> set[str]:
         """The conditions that are present."""
-        return self.given.keys() - {"children", "action", "dump_after", "snaplen", "filter"}
+        return self.given.keys() - {"children", "action", "dump_after", "snaplen", "payload", "filter"}
 
     @property
     def contradiction(self) -> str:
         """A message about keys that exclude each other; empty if there are none."""
-        if self.action == "drop" and (self.snaplen is not None or self.filter is not None):
-            return "found drop beside snaplen or filter, expected one or the other"
+        if self.action == "drop" and any(part is not None for part in (self.snaplen, self.payload, self.filter)):
+            return "found drop beside snaplen, payload or filter, expected one or the other"
         if self.dump_after is not None and self.action != "dump":
             return "found dump_after without action: dump, expected both or none"
         if self.children and not self.fields:
@@ -375,8 +379,18 @@ class Settings:
     snaplen: int = _key(
         "262144",
         Quantity("a whole number of bytes", "64", "262144", BYTES),
-        "Maximum number of bytes to keep of each frame. The default keeps complete frames. 96 keeps most headers, and "
-        "makes the files smaller.",
+        "Maximum number of bytes to keep of each frame. The default keeps complete frames. A small number makes the "
+        "files smaller, but is no protection: after short headers, 96 leaves the beginning of the payload, such as "
+        "GET /?token=... For headers only, use payload: none.",
+    )
+    payload: Payload = _key(
+        "all",
+        _words(Payload),
+        "What to keep after the headers of a packet. all: everything, up to snaplen. none: nothing; the kernel program "
+        "cuts each frame after its transport header, however long it is. Addresses, ports, options, lengths and times "
+        "stay. Headers of TCP, UDP, UDP-Lite, SCTP, DCCP, ICMP and ICMPv6 (8 bytes) are known. A packet with another "
+        "protocol, an encrypted or tunneled one, or a later fragment, is cut after the outer IP header; ARP stays "
+        "complete; other frames are cut after the Ethernet header. With snaplen, the smaller number of bytes is kept.",
     )
     filter: str = _key(
         "",

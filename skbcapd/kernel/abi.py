@@ -24,6 +24,7 @@ from typing import Generic, NamedTuple, TypeVar
 from skbcapd.errors import KernelError
 from skbcapd.kernel.btf import Btf
 from skbcapd.pcapng.comment import OPTIONS_MAX
+from skbcapd.pcapng.link_type import ETHERNET, RAW, device_types
 
 SEGMENT_SIZE = 1 << 21
 CAPTURE_MAX = 1 << 18  # longest captured frame; its block fits into any segment
@@ -62,7 +63,7 @@ CURSOR = 0
 TAIL, SLEEPING, WAKE_BACKLOG, CLOCK_OFFSET, PAGE_BASE, ADDRESS_BASE, ENTRY_REGS, STACK_SIZE, SNAPLEN, DEVICE_FILTER = (
     range(8, 18)
 )
-UDP_TABLE, DEDUP, FILL, LATE, OWN_NET, FILTERED, GENERATION, WIRED = range(19, 27)
+UDP_TABLE, DEDUP, FILL, LATE, OWN_NET, FILTERED, GENERATION, WIRED, HEADERS_ONLY = range(19, 28)
 QUESTIONS = 32
 STATES = 40  # words before the first struct segment_state
 STATE_WORDS = 3  # used, committed, upcalls
@@ -80,6 +81,7 @@ class Stage(enum.IntEnum):
     PROCESS = 2
     BLOCK = 3
     FRAME = 4
+    PAYLOAD = 5
 
 
 class Sleep(enum.IntEnum):
@@ -148,6 +150,7 @@ class Label(NamedTuple):
     generation: int
     options_len: int
     flags_at: int
+    headers_only: int
     options: bytes
 
 
@@ -238,6 +241,7 @@ class Upcall(NamedTuple):
     flags: int
     device_type: int
     addr_len: int
+    payload: int
 
 
 class CutTail(NamedTuple):
@@ -267,7 +271,7 @@ class Measurement(NamedTuple):
 
 
 KEY = Record(Key, "<QIIIIQII")
-LABEL = Record(Label, f"<16s16s16sIIIIIIII{OPTIONS_MAX}s")
+LABEL = Record(Label, f"<16s16s16sIIIIIIIIQ{OPTIONS_MAX}s")
 DEVICE_KEY = Record(DeviceKey, "<QII")
 DEVICE = Record(Device, "<16sII")
 COUNTER_ROW = struct.Struct(f"<{len(COUNTERS)}Q")
@@ -277,7 +281,7 @@ OWNER = Record(Owner, "<IIQ16s16sQQQQ")
 FLOW = Record(Flow, "<Q16s16sHHBBH")
 GROUP = struct.Struct(f"<QQQ{GROUP_MAX}Q{GROUP_MAX}Q")
 FRAGMENT = struct.Struct("<Q16s16sIHH")
-UPCALL = Record(Upcall, "<QIIIIQII16s16s16s8sQQQQIIIHBx")
+UPCALL = Record(Upcall, "<QIIIIQII16s16s16s8sQQQQIIIHBxQ")
 CUT_TAIL = Record(CutTail, "<QIIII")
 MEASUREMENT = Record(Measurement, "<QQQQ32sQQQQQQ")
 
@@ -393,7 +397,7 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
     """
     found = machine()
     values = _sizes(btf, geometry) | _task(btf, found) | _device(btf) | _calls(btf, found) | _in_place(btf)
-    return values | _skb(btf) | _shared(btf) | _sock(btf) | _addresses(btf) | _udp(btf) | _guard(btf)
+    return values | _links() | _skb(btf) | _shared(btf) | _sock(btf) | _addresses(btf) | _udp(btf) | _guard(btf)
 
 
 def _sizes(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
@@ -432,6 +436,14 @@ def _sizes(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "RESERVE_TRIES": 32,
         "PAGE_BYTES": os.sysconf("SC_PAGE_SIZE"),
         "PAGE_STRUCT_SIZE": btf.size("page"),
+    }
+
+
+def _links() -> dict[str, int | str]:
+    """Tests of the type of an interface (ARPHRD_*), by the link type of its frames."""
+    return {
+        f"{name}(type)": "(" + " || ".join(f"(type) == {kind}" for kind in device_types(link)) + ")"
+        for name, link in (("IS_ETHERNET", ETHERNET), ("IS_RAW", RAW))
     }
 
 

@@ -26,8 +26,8 @@ from skbcapd.pcapng.blocks import BLOCK_MIN, PACKET, PACKET_HEAD, block_at, walk
 
 # In a struct upcall: the key, and the names as the kernel compares them.
 _IDENTITY = slice(abi.KEY.size + 48)
-# In a struct upcall, behind the MAC address: identifier, checksum, flags.
-_REPEATED = struct.Struct("<Q24xI4xI")
+# In a struct upcall, behind the MAC address: identifier, checksum, flags, payload.
+_REPEATED = struct.Struct("<Q24xI4xI4xQ")
 _REPEATED_AT = abi.KEY.size + 56
 _USED, _COMMITTED, _UPCALLS = range(3)
 LOCAL_PER_RANGE = 128  # with more, the range ends: each takes Python about 0.1 ms, and the event loop has other work
@@ -80,6 +80,7 @@ class Upcall:
     names: bytes
     size: int  # bytes of its block
     slot: int  # its row of counters
+    payload: int  # offset of the payload in the frame; at most 508
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class Repeated:
     checksum: int  # see checksum.py; 0: nothing to complete
     flags: int
     size: int
+    payload: int  # offset of the payload in the frame
 
 
 Packet: TypeAlias = Upcall | Cut | Repeated
@@ -250,9 +252,9 @@ def read_repeated(view: memoryview, offset: int) -> Repeated:
     start, at = offset + PACKET_HEAD.size, offset + size - 4 - abi.UPCALL.size
     if start + cap_len > at:
         raise SegmentError(f"the block at {offset} has {at - start} bytes for a frame of {cap_len}")
-    packet_id, checksum, flags = _REPEATED.unpack_from(view, at + _REPEATED_AT)
+    packet_id, checksum, flags, payload = _REPEATED.unpack_from(view, at + _REPEATED_AT)
     return Repeated(
-        high << 32 | low, view[start : start + cap_len], original_len, slot, packet_id, checksum, flags, size
+        high << 32 | low, view[start : start + cap_len], original_len, slot, packet_id, checksum, flags, size, payload
     )
 
 
@@ -305,4 +307,5 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
         names=call.comm + call.device + call.process,
         size=size,
         slot=number,
+        payload=call.payload,
     )

@@ -117,10 +117,12 @@ def upcall(
     netns: int = 4026531840,
     flags: int = 2,
     device_type: int = 1,
+    payload: int = 42,
 ) -> bytes:
     """The block of a packet without a label."""
     call = abi.UPCALL.pack(
         *(net, ifindex, direction, tgid, tid, start, via, linked),
         *(comm, device, process, mac, packet_id, sk, inode, identity, checksum, netns, flags, device_type, len(mac)),
+        payload,
     )
     return block(abi.BLOCK_UPCALL, number, frame, call, time_ns, original_len)

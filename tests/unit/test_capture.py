@@ -76,6 +76,7 @@ def test_the_first_packet_installs_the_label_of_the_next() -> None:
         "generation": 0,
         "options_len": len(stamp.options),
         "flags_at": stamp.flags_at,
+        "headers_only": 0,
         "options": stamp.options,
     }
     assert rig.program.control[abi.SNAPLEN] == 96
@@ -796,6 +797,44 @@ def test_a_rule_keeps_less_or_more() -> None:
     assert [unpacked(label)["snaplen"] for label in rig.program.labels.values()] == [64, 200, 80]
     assert rig.program.control[abi.SNAPLEN] == 200
     assert rig.output.interfaces[0].snaplen == 200
+
+
+@pytest.mark.parametrize(
+    ("rules", "settings", "kept", "in_kernel"),
+    [
+        ("", {"payload": "none"}, 42, True),
+        ("", {}, 90, False),
+        ("[{comm: chronyd, payload: none}]", {}, 42, False),
+        ("[{comm: other, payload: none}]", {}, 90, False),
+        ("[{comm: chronyd, payload: all}]", {"payload": "none"}, 90, False),
+        ("[{comm: other, payload: all}]", {"payload": "none"}, 42, False),
+        ("[{comm: chronyd}]", {"payload": "none"}, 42, True),
+        ("[{comm: chronyd, filter: udp port 123}]", {"payload": "none"}, 42, False),
+        ("[{comm: chronyd, payload: none, action: dump}]", {}, 42, False),
+        ("[{comm: chronyd, snaplen: 64}]", {"payload": "none"}, 42, True),
+        ("", {"payload": "none", "snaplen": 40}, 40, True),
+    ],
+)
+def test_payload_is_cut_off(rules: str, settings: dict[str, Any], kept: int, *, in_kernel: bool) -> None:
+    """The payload of a rule, otherwise the setting, applies to the first packets and to the label.
+
+    The program leaves out payload of packets without a label only if no rule can need it.
+    """
+    assert len(NTP_FRAME) == 90
+    rig = ruled(rules or "[]", **settings)
+    rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME))
+
+    assert rig.output.frames == [NTP_FRAME[:kept]] * 2
+    [label] = rig.program.labels.values()
+    assert unpacked(label)["headers_only"] == (kept < len(NTP_FRAME))
+    assert rig.program.control[abi.HEADERS_ONLY] == in_kernel
+
+
+def test_nothing_is_kept_of_a_frame_without_known_headers() -> None:
+    """If all of a frame can be payload, its packet is written without a byte."""
+    rig = ruled("[]", payload="none")
+    rig.drain(upcall(NTP_FRAME, payload=0))
+    assert rig.output.frames == [b""]
 
 
 def test_a_rule_asks_for_a_dump_at_each_packet() -> None:

@@ -36,6 +36,7 @@ DEFAULTS = Settings(
     directions=("out", "in"),
     transmit="queue",
     snaplen=262144,
+    payload="all",
     encode="kernel",
     attach="auto",
     buffer=Buffer(size=64 * MIB),
@@ -117,6 +118,8 @@ def test_schema_matches_the_table_of_settings() -> None:
         ("snaplen: 64", True),
         ("interfaces: [eth0, 5]", True),
         ("rules: [{comm: 'a*', action: keep}, {uid: 0, children: true, filter: port 22, snaplen: 96}]", True),
+        ("payload: none\nrules: [{process: nginx, payload: all}]", True),
+        ("payload: headers", False),
         ("snaplenn: 64", False),
         ("buffer: {sise: 8MiB}", False),
         ("buffer: {size: 64MB}", False),
@@ -390,7 +393,7 @@ RULES = """\
 rules:
 - {comm: /(/, exe: "", uid: -1}
 - {commm: a, action: dorp}
-- {comm: c, action: drop, snaplen: 96}
+- {comm: c, action: drop, payload: none}
 - {direction: out, children: true}
 - {filter: tcp prot, pid: [1]}
 - {action: keep}
@@ -409,7 +412,7 @@ def test_all_problems_of_rules_are_reported(path: Path) -> None:
         'F:2: rules[1].uid: found "-1"',
         "F:3: rules[2].commm: found an unknown key",
         'F:3: rules[2].action: found "dorp"',
-        "F:4: rules[3]: found drop beside snaplen or filter",
+        "F:4: rules[3]: found drop beside snaplen, payload or filter",
         "F:5: rules[4]: found children without a condition on a process",
         'F:6: rules[5].filter: found "tcp prot" (can\'t parse filter expression: syntax error)',
         "F:6: rules[5].pid: found a list",

@@ -11,6 +11,7 @@ import pytest
 from skbcapd.attribution.processes import Process, User
 from skbcapd.capture.rules import DECIDE_S, Rules, Subject, Verdict, rule_warnings
 from skbcapd.config.parser import default_settings
+from skbcapd.config.settings import Payload
 from tests.support import faults
 from tests.support.proc import Proc
 
@@ -111,22 +112,61 @@ def test_conditions_on_unknown_values_are_false(conditions: str) -> None:
 
 
 def test_the_first_match_decides() -> None:
-    """Rules are evaluated in order; snaplen and filter are those of the first match, or the general
-    ones.
+    """Rules are evaluated in order; snaplen, payload and filter are those of the first match, or the
+    general ones.
     """
     found = rules(
-        "[{unit: ssh.service, direction: in, snaplen: 96}, {comm: worker, filter: port 5432}, {action: drop}]"
+        "[{unit: ssh.service, direction: in, snaplen: 96, payload: none}, {comm: worker, filter: port 5432}, "
+        "{action: drop}]"
     )
     assert found.filters == {1: "port 5432"}
     assert found.most == 96
     assert found.decide(SUBJECT) == Verdict(filter=1)
-    assert found.decide(replace(SUBJECT, direction="in")) == Verdict(snaplen=96)
+    assert found.decide(replace(SUBJECT, direction="in")) == Verdict(snaplen=96, payload="none")
     assert found.decide(replace(SUBJECT, user=replace(WORKER, comm=b"other"))) == DROPPED
     assert Rules().decide(SUBJECT) == KEPT
     assert rules("[{action: dump, filter: port 1}]").decide(SUBJECT) == Verdict(filter=1, dump=1)
 
 
 OTHER = replace(SSHD, tgid=1060, exe=b"/usr/sbin/other")
+OF_OTHER = replace(SUBJECT, user=replace(WORKER, tgid=1060, comm=b"other", process=b"other"), process=OTHER)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "subject", "payload"),
+    [
+        ("process: sshd", OF_OTHER, None),
+        # Nothing is known about the process.
+        ("process: sshd", replace(NOBODY, via="unknown"), "none"),
+        ("process: sshd", replace(NOBODY, via="forwarded"), "none"),
+        ("process: sshd", replace(NOBODY, via="kernel"), None),
+        ("unit: ssh.service, children: true", replace(NOBODY, via="unknown"), "none"),
+        ("process: sshd, direction: in", replace(NOBODY, via="unknown"), None),
+        ("interface: eth1", replace(NOBODY, via="unknown"), None),
+        # Only what the kernel program knows is known.
+        ("unit: ssh.service", replace(SUBJECT, process=None), "none"),
+        ("unit: ssh.service, process: sshd", replace(SUBJECT, process=None), "none"),
+        ("unit: ssh.service, process: nginx", replace(SUBJECT, process=None), None),
+        ("process: nginx", replace(SUBJECT, process=None), None),
+        ("process: nginx, children: true", replace(SUBJECT, process=None), "none"),
+        ("unit: nginx.service", SUBJECT, None),
+        # One of several.
+        ("process: sshd", replace(NOBODY, via="group", group=[(WORKER, SSHD), OF_OTHER.candidates[0]]), "none"),
+        ("process: nginx", replace(NOBODY, via="group", group=[(WORKER, SSHD), OF_OTHER.candidates[0]]), None),
+        ("process: sshd", replace(NOBODY, via="group"), "none"),
+    ],
+)
+def test_payload_of_an_unknown_process_may_be_that_of_a_rule(
+    conditions: str, subject: Subject, payload: Payload | None
+) -> None:
+    """A rule with `payload: none` also cuts payload of packets that may belong to its process, whichever
+    rule keeps them.
+    """
+    rule = f"{{{conditions}, payload: none}}"
+    assert rules(f"[{rule}]").decide(subject) == Verdict(payload=payload)
+    kept = Verdict(snaplen=96, payload=payload or "all")
+    assert rules(f"[{rule}, {{payload: all, snaplen: 96}}]").decide(subject) == kept
+    assert not rules(f"[{rule}, {{action: drop}}]").decide(subject).keeps
 
 
 @pytest.mark.parametrize(
