@@ -23,6 +23,7 @@ pythondir = $(prefix)/lib/skbcapd
 unitdir = $(prefix)/lib/systemd/system
 sysusersdir = $(prefix)/lib/sysusers.d
 mandir = $(prefix)/share/man
+docdir = $(prefix)/share/doc/skbcapd
 completionsdir = $(prefix)/share/bash-completion/completions
 # Wireshark reads no files below /usr/local.
 wireshark_libdir = /usr/lib/$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("MULTIARCH"))')/wireshark
@@ -124,7 +125,7 @@ bench-quick: setup-test
 
 install uninstall:
 	@prefix=$(prefix) sysconfdir=$(sysconfdir) bindir=$(bindir) pythondir=$(pythondir) unitdir=$(unitdir) \
-		sysusersdir=$(sysusersdir) mandir=$(mandir) completionsdir=$(completionsdir) \
+		sysusersdir=$(sysusersdir) mandir=$(mandir) docdir=$(docdir) completionsdir=$(completionsdir) \
 		wireshark_libdir=$(wireshark_libdir) wireshark_datadir=$(wireshark_datadir) PYTHON=$(PYTHON) DESTDIR=$(DESTDIR) tools/install $@
 
 deb:

@@ -26,13 +26,14 @@ enum via {
 enum sleep { SLEEP_NOT, SLEEP_UNTIL_PACKET, SLEEP_UNTIL_UPCALL };
 
 /*
- * Outcomes of the packets of an interface slot; indexes of struct counters. OTHER_INTERFACES: the
- * interface is not captured. UNATTRIBUTED: rules keep the packets of some processes, and the
- * packet's process is not known.
+ * Outcomes of the packets of an interface slot; indexes of struct counters. WIRE_BYTES: the lengths
+ * of the delivered packets on the wire, added up. OTHER_INTERFACES: the interface is not captured.
+ * UNATTRIBUTED: rules keep the packets of some processes, and the packet's process is not known.
  */
 enum counter {
 	SEEN,
 	DELIVERED,
+	WIRE_BYTES,
 	FILTERED,
 	LOST_FULL,
 	LOST_CONTENDED,
@@ -281,4 +282,15 @@ static inline void count(u32 slot, enum counter counter)
 
 	if (row)
 		__sync_fetch_and_add(&row->of[counter], 1);
+}
+
+/* Counts a packet of a slot as delivered, with its length on the wire. */
+static inline void count_delivered(u32 slot, u32 wire_len)
+{
+	struct counters *row = counters.lookup(&slot);
+
+	if (row) {
+		__sync_fetch_and_add(&row->of[DELIVERED], 1);
+		__sync_fetch_and_add(&row->of[WIRE_BYTES], wire_len);
+	}
 }

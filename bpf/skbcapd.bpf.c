@@ -413,7 +413,7 @@ static inline void stage_block(void *ctx, void *argument, const u32 direction)
 	if (control->dedup && packet->key.linked)
 		note_taken(packet->address, label ? TAKEN : ASKED);
 	if (write_block(control, packet, skb, label, slot, size, direction)) {
-		count(slot, DELIVERED);
+		count_delivered(slot, frame->wire_len);
 		commit(control, &packet->reservation, size);
 		return;
 	}
@@ -456,7 +456,7 @@ static inline void stage_frame(void *argument, const u32 direction)
 
 	if (copied < packet->frame.cap_len || packet->checksum)
 		cut_block(control, segment, packet, copied);
-	count(packet->slot, DELIVERED);
+	count_delivered(packet->slot, packet->frame.wire_len);
 	commit(control, &packet->reservation, packet->size);
 }
 

@@ -43,13 +43,40 @@ local NUMBERS = { pid = true, tgid = true, ppid = true, uid = true, gid = true, 
 -- END
 local other = ProtoField.string("skbcapd.other", "Other field", base.ASCII, "A key that this dissector does not know")
 
-local registered = { other }
+local copy = ProtoField.framenum("skbcapd.copy", "Same packet as in frame", base.NONE)
+
+local registered = { other, copy }
 for _, field in pairs(fields) do
     registered[#registered + 1] = field
 end
 skbcapd.fields = registered
 
 local comments = Field.new("frame.comment")
+local identifier = Field.new("frame.packet_id")
+
+-- A packet that passes several interfaces has the same epb_packetid on each: the first frame with an identifier, and the
+-- first frame of each later one. Wireshark marks such a copy as a TCP retransmission.
+local first_of, original = {}, {}
+
+function skbcapd.init()
+    first_of, original = {}, {}
+end
+
+-- Adds skbcapd.copy to a packet that was seen on another interface before.
+local function mark_copy(pinfo, branch)
+    local found = not pinfo.visited and identifier()
+    if found then
+        local id = tostring(found.value)
+        if first_of[id] then
+            original[pinfo.number] = first_of[id]
+        else
+            first_of[id] = pinfo.number
+        end
+    end
+    if original[pinfo.number] then
+        branch:add(copy, original[pinfo.number]):set_generated()
+    end
+end
 
 local BARE = '^[^ "=\\%c\128-\255]+'
 local PLAIN = '^[^"=\\%c\128-\255]+'
@@ -111,7 +138,7 @@ local function number(text)
     return value and value < 2 ^ 32 and value or nil
 end
 
-function skbcapd.dissector(_, _, tree)
+function skbcapd.dissector(_, pinfo, tree)
     for _, comment in ipairs({ comments() }) do
         local values, keys = parse(comment.value)
         if values and (values.comm or values.process or values.tgid or values.via) then
@@ -119,6 +146,7 @@ function skbcapd.dissector(_, _, tree)
             local who = name and name .. (values.tgid and "[" .. values.tgid .. "]" or "") or values.via
             local branch = tree:add(skbcapd):set_generated()
             branch:append_text(": " .. (who or ""))
+            mark_copy(pinfo, branch)
             if values.comm and not values.process then
                 values.process, keys[#keys + 1] = values.comm, "process" -- left out if it is the same
             end

@@ -206,12 +206,13 @@ class Processes:
 @dataclass(frozen=True, slots=True)
 class Stat:
     """The content of /proc/PID/stat. `ticks`: start of the thread since boot, in clock ticks of the
-    kernel.
+    kernel. `state`: one letter; Z: it has ended, and its parent has not noticed.
     """
 
     comm: bytes
     ppid: int
     ticks: int
+    state: bytes = b""
 
 
 def sees_host(proc: Path) -> bool:
@@ -247,7 +248,7 @@ def read_stat(directory: int, below: str = "") -> Stat | None:
     values = after.split()
     try:
         ticks = int(values[19]) - clocks.offsets().boottime_ticks
-        found = Stat(before.split(b"(", 1)[1], int(values[1]), ticks)
+        found = Stat(before.split(b"(", 1)[1], int(values[1]), ticks, values[0])
     except (IndexError, ValueError):
         return None
     is_possible = 0 <= found.ppid < 1 << 31 and 0 <= found.ticks < (1 << 63) // NS_PER_TICK

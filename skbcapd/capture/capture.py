@@ -90,7 +90,7 @@ class Capture:
         self._self_test = SelfTest(program, tally)
         self.interfaces = Interfaces(program, output, selection, tally, machine.describe_namespace)
         self._resolver = Resolver(program, machine.find_holders, boot_ns)
-        self._descent = Descent(program)
+        self.descent = Descent(program)
         self._labeler = Labeler(program, takes_stamped=output.labels)
         self._renumbering = Renumbering(program, output, self._reader, self._labeler, self.interfaces)
         self._ledger = Ledger(program, output, tally, self.interfaces, has_limit=bool(limit))
@@ -99,7 +99,7 @@ class Capture:
             self._self_test.take,
             self.interfaces.take,
             self._resolver.take,
-            self._descent.take,
+            self.descent.take,
             verdict.find_process,
             verdict.decide,
             self._labeler.take,
@@ -125,7 +125,7 @@ class Capture:
         self._self_test.measure()
         self._resolver.add_flows(self._machine.list_flows(), self._machine.list_holders() or {})
         self.program.attach()
-        self._descent.watch(self._plan.rules.roots)
+        self.descent.watch(self._plan.rules.roots)
         self._resolver.remove_ended_flows(self._machine.list_flows())
         self._self_test.prove(self.drain)
         self._set_control()
@@ -137,7 +137,7 @@ class Capture:
             plan: the new plan.
             filters: new packet filters; None if there are none, or if they are unchanged.
         """
-        self._descent.watch(plan.rules.roots - self._plan.rules.roots)
+        self.descent.watch(plan.rules.roots - self._plan.rules.roots)
         # First the labels: the block stage evaluates the filter again for a packet that has passed the
         # old filter and finds an old label.
         self.program.control[abi.GENERATION] += 1

@@ -73,7 +73,7 @@ class Delivery:
 
     def take_repeated(self, packet: Repeated, decision: Decision, plan: Plan) -> None:
         """A packet without a label that is decided, as an earlier one of this drain has the same key and names."""
-        decision.interface.early += packet.slot != decision.interface.slot
+        decision.interface.note_early(packet)
         if self._is_kept(filled := _filled(packet), decision, plan):
             self._write_decided(filled, decision, plan)
 

@@ -66,6 +66,16 @@ class Descent:
             record.roots = {user.tgid: root for user in users if (root := self._root(user))}
         return record
 
+    def running(self, root: int) -> list[int]:
+        """The descendants of a process that run now, without itself."""
+        found = []
+        for tgid, stat in self._running():
+            known = self._program.descendant(tgid)
+            is_meant = known and known.root == root and known.start // NS_PER_TICK <= stat.ticks
+            if is_meant and tgid != root and stat.state != b"Z":
+                found.append(tgid)
+        return sorted(found)
+
     def _root(self, user: User) -> int:
         """The process that a thread's process descends from; 0: none."""
         found = self._program.descendant(user.tgid) if user.tgid else None

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from skbcapd.attribution.namespaces import inode_of, is_called
 from skbcapd.capture.plan import Plan
@@ -77,6 +78,26 @@ class Selection:
         return any(netns == own_netns if name == "self" else is_called(name, netns) for name in self.namespaces)
 
 
+class InterfaceCount(NamedTuple):
+    """The packets of one interface, under one name.
+
+    Args:
+        slot: row of counters, its identity.
+        name: its name.
+        namespace: text about its network namespace.
+        packets: that the kernel program has delivered.
+        size: their bytes on the wire.
+        dropped: packets that the kernel program has dropped.
+    """
+
+    slot: int
+    name: bytes
+    namespace: str
+    packets: int
+    size: int
+    dropped: int
+
+
 class Interfaces:
     """Finds the interface of a packet, and registers new interfaces in the program and in the
     output.
@@ -125,7 +146,7 @@ class Interfaces:
         if found.description is None:
             self._tally.other_interfaces += 1
             return None
-        found.early += packet.slot != found.slot
+        found.note_early(packet)
         record.interface = found
         return record
 
@@ -172,6 +193,24 @@ class Interfaces:
                 accepted = received - row.filtered - row.unattributed
                 delivered = row.delivered + early
                 yield Statistics(known.interface_id, known.slot, received, accepted, row.lost, delivered)
+
+    def counts(self) -> list[InterfaceCount]:
+        """The packets of each captured interface until now, the busiest first."""
+        found = []
+        for known in self._known.values():
+            if known.description and known.slot < abi.SLOTS - 1:
+                row = self._program.counters(known.slot)
+                found.append(
+                    InterfaceCount(
+                        known.slot,
+                        known.description.name,
+                        known.description.description,
+                        row.delivered + known.early,
+                        row.wire_bytes + known.early_bytes,
+                        row.lost,
+                    )
+                )
+        return sorted(found, key=lambda one: -one.packets)
 
     def _new(self, packet: Upcall, plan: Plan) -> KnownInterface:
         name = packet.interface_name.decode(errors="backslashreplace")

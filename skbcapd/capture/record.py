@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeAlias
 from skbcapd.attribution.processes import Process, User
 from skbcapd.capture.plan import Plan
 from skbcapd.capture.rules import Verdict
-from skbcapd.kernel.segments import Upcall
+from skbcapd.kernel.segments import Repeated, Upcall
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 
@@ -36,13 +36,19 @@ class KnownInterface:
         interface_id: its number in the current section; -1: it needs a new number.
     """
 
-    __slots__ = ("description", "early", "interface_id", "slot")
+    __slots__ = ("description", "early", "early_bytes", "interface_id", "slot")
 
     def __init__(self, slot: int, description: Interface | None = None, interface_id: int = -1) -> None:
         self.slot = slot
         self.description = description
         self.interface_id = interface_id
-        self.early = 0  # packets that were written before the program knew the slot
+        self.early = self.early_bytes = 0  # packets that were written before the program knew the slot
+
+    def note_early(self, packet: Upcall | Repeated) -> None:
+        """Count a packet without a label, if the program has counted it in another slot."""
+        if packet.slot != self.slot:
+            self.early += 1
+            self.early_bytes += packet.original_len
 
 
 NOWHERE = KnownInterface(0)

@@ -16,31 +16,42 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shlex
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, get_args
 
 from skbcapd import __version__
+from skbcapd.analysis.selectors import TEXTS
+from skbcapd.attribution.fields import FIELDS
+from skbcapd.cli import processes
 from skbcapd.config import parser as config
-from skbcapd.config.settings import ROWS, Settings, Transmit
+from skbcapd.config.settings import ROWS, Payload, Settings, Transmit
 from skbcapd.daemon import app
-from skbcapd.errors import FileError, UsageError
+from skbcapd.errors import FileError, KernelError, UsageError
+from skbcapd.kernel import requirements
 from skbcapd.output.pcapng_output import FileOutput
 from skbcapd.output.pipe import PipeTarget
 from skbcapd.pcapng.link_type import ETHERNET
 from skbcapd.text_safety import escaped_bytes
 
 INTERFACE = "skbcapd"
+HELP = "wireshark.md"
 
 # Settings in the dialog of Wireshark: label, and kind of input.
 _OPTIONS: dict[str, tuple[str, str]] = {
     "interfaces": ("Interfaces (none: all)", "multicheck"),
+    "namespaces": ("Network namespaces", "string"),
     "directions": ("Directions", "selector"),
     "transmit": ("Where to capture sent packets", "selector"),
     "snaplen": ("Maximum bytes per frame", "unsigned"),
+    "payload": ("Payload", "selector"),
     "buffer.size": ("Buffer size", "string"),
 }
+
+
+_GROUP = "{group=Processes}"  # a page of the dialog
 
 
 def add(command: argparse.ArgumentParser) -> None:
@@ -61,6 +72,7 @@ def add(command: argparse.ArgumentParser) -> None:
     command.add_argument("--fifo", metavar="FILE", type=Path, help="FIFO to write the packets to")
     for key, (text, _) in _OPTIONS.items():
         command.add_argument(_argument(key), dest=key, metavar="VALUE", help=f"setting {key}: {text}")
+    processes.add_selectors(command)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -72,6 +84,8 @@ def run(options: argparse.Namespace) -> int:
     # First, because Wireshark waits until both ends of the FIFO are open, also for error messages.
     with open_fifo(options) as fifo:
         settings = _settings(options)
+        if not requirements.is_permitted():
+            raise KernelError("an ordinary user cannot capture; Wireshark should not run as root", _as_root(options))
         program = app.load_program(settings)
         with contextlib.closing(program):
             target = PipeTarget(fifo.fileno())
@@ -79,9 +93,25 @@ def run(options: argparse.Namespace) -> int:
             return app.serve(app.Run(settings, program, output, target, quiet=True))
 
 
+def _as_root(options: argparse.Namespace) -> str:
+    """A command line that does the same with sudo."""
+    words = ["sudo", "skbcapd", "capture"]
+    for name in TEXTS:
+        words += [word for pattern in getattr(options, name) for word in (f"--{name}", pattern.text)]
+    words += [word for tgid in options.tgids for word in ("--pid", str(tgid))]
+    words += ["--children"] if options.children else []
+    for key, value in overrides(options).items():
+        if key == "interfaces":
+            words += [word for name in value.split(",") for word in ("-i", name)]
+        elif key != "filter" and value != ROWS[key].default.replace(", ", ","):
+            words += ["--set", f"{key}={value}"]
+    words += ["-w", "-", *(options.extcap_capture_filter or "").split()]
+    return shlex.join(words) + " | wireshark -k -i -"
+
+
 def _settings(options: argparse.Namespace) -> Settings:
     places = {key: _argument(key) for key in _OPTIONS} | {"filter": "--extcap-capture-filter"}
-    return config.default_settings(overrides(options), places)
+    return processes.chosen(config.default_settings(overrides(options), places), options)
 
 
 def answer(options: argparse.Namespace, interfaces: Sequence[str]) -> str:
@@ -99,7 +129,7 @@ def answer(options: argparse.Namespace, interfaces: Sequence[str]) -> str:
     """
     if options.extcap_interfaces:
         return (
-            f"extcap {{version={__version__}}}{{display=skbcapd}}\n"
+            f"extcap {{version={__version__}}}{_help()}{{display=skbcapd}}\n"
             f"interface {{value={INTERFACE}}}{{display=Packets with process names}}\n"
         )
     _expect_interface(options)
@@ -138,6 +168,15 @@ def open_fifo(options: argparse.Namespace) -> BinaryIO:
         raise FileError(f"{path}: {getattr(error, 'strerror', error)}; expected a FIFO that Wireshark reads") from None
 
 
+def _help() -> str:
+    """The page that Wireshark opens for the help of the interface; nothing if it is not installed."""
+    here = Path(__file__).resolve().parents[1]
+    # A clone; `make install`; the Debian package.
+    places = [here.parent / "docs", *(parent / "share/doc/skbcapd" for parent in (here.parents[2], here.parents[3]))]
+    page = next((place / HELP for place in places if (place / HELP).is_file()), None)
+    return f"{{help={page.as_uri()}}}" if page and page.is_absolute() else ""
+
+
 def _expect_interface(options: argparse.Namespace) -> None:
     if options.extcap_interface != INTERFACE:
         found = "no interface" if options.extcap_interface is None else f"interface {options.extcap_interface!r}"
@@ -153,11 +192,12 @@ def _config(interfaces: Sequence[str]) -> Iterator[str]:
         "interfaces": [name for name in interfaces if name.isprintable() and not set(name) & set("{}")],
         "directions": ["out,in", "out", "in"],
         "transmit": list(get_args(Transmit)),
+        "payload": list(get_args(Payload)),
     }
     for number, (key, (display, kind)) in enumerate(_OPTIONS.items()):
         row = ROWS[key]
         default = row.default.replace(", ", ",")
-        extra = f"{{default={default}}}" if kind != "multicheck" else ""
+        extra = f"{{default={default}}}" if default and kind != "multicheck" else ""
         yield (
             f"arg {{number={number}}}{{call={_argument(key)}}}{{display={display}}}{{type={kind}}}"
             f"{extra}{{tooltip={row.doc}}}"
@@ -165,3 +205,16 @@ def _config(interfaces: Sequence[str]) -> Iterator[str]:
         for choice in choices.get(key, []):
             chosen = "true" if choice == default else "false"
             yield f"value {{arg={number}}}{{value={choice}}}{{display={choice}}}{{default={chosen}}}"
+    for number, (name, display, doc) in enumerate(_selectors(), len(_OPTIONS)):
+        yield f"arg {{number={number}}}{{call=--{name}}}{{display={display}}}{{type=string}}{{tooltip={doc}}}{_GROUP}"
+    yield (
+        f"arg {{number={len(_OPTIONS) + len(TEXTS) + 1}}}{{call=--children}}{{display=And their descendants}}"
+        f"{{type=boolflag}}{{default=false}}{{tooltip=Keep also packets of the processes that they start.}}{_GROUP}"
+    )
+
+
+def _selectors() -> Iterator[tuple[str, str, str]]:
+    """Option, label and description of each selector of processes."""
+    for name in TEXTS:
+        yield name, FIELDS[name].title, "A glob (curl*), or a regular expression (/^curl/). Keep only matching packets."
+    yield "pid", "Process id", "Keep only packets of this process."

@@ -29,6 +29,11 @@ def add(command: argparse.ArgumentParser) -> None:
         f"{command.description} With `-- COMMAND ARGUMENT...` as its last words, run a command, and capture the "
         "packets of the command and of its descendants, until it ends."
     )
+    add_selectors(command)
+
+
+def add_selectors(command: argparse.ArgumentParser) -> None:
+    """Add the selectors to a command that runs no other command."""
     group = command.add_argument_group(
         "processes",
         "Keep only the packets of these processes. Each can be repeated: one must match. Of different ones, all must.",

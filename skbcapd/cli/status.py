@@ -14,7 +14,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from skbcapd.cli import arguments
@@ -26,6 +26,7 @@ from skbcapd.text_safety import escaped
 ANSWER_MAX = 4 << 20  # bytes: a thousand rules need less
 PATIENCE_S = 5.0
 _EVERY_S = 1.0
+_INTERFACES = 20  # with rates, the busiest
 _AGAIN_S = 0.05  # until the next try to connect
 _CLEAR = "\x1b[H\x1b[J"
 _CAUSES = {
@@ -39,7 +40,7 @@ _CAUSES = {
 def add(command: argparse.ArgumentParser) -> None:
     """Add its arguments."""
     command.add_argument("--json", action="store_true", help="print everything as one line of JSON")
-    command.add_argument("--watch", action="store_true", help="repeat every second, until Ctrl-C")
+    command.add_argument("--watch", action="store_true", help="repeat every second, with rates, until Ctrl-C")
     arguments.add_config(command)
     arguments.add_sets(command)
 
@@ -163,19 +164,26 @@ def _lines(snapshot: Mapping[str, Any], before: Mapping[str, Any] | None) -> Ite
     yield f"file      {files['path']} (mode: {files['mode']})"
     if files["deleted_files"]:
         yield f"deleted   {files['deleted_files']} files, {files['deleted_bytes']} bytes"
+    yield f"buffer    {int(snapshot['buffer_size']) >> 20} MiB"
     yield from _memory(snapshot["memory"])
     yield f"hooks     {', '.join(snapshot['hooks'])}"
     yield f"sockets   {', '.join(snapshot['socket_hooks'])}"
     yield f"seen      {snapshot['interfaces']} interfaces, {processes['count']} processes, {snapshot['labels']} labels"
     yield ""
+    passed_s = _passed_s(snapshot, before)
     for name, count in packets.items():
-        yield f"{name.replace('_', ' '):>16} {_number(count)}{_rate(name, packets, before)}"
+        rate = ""
+        if before is not None and passed_s and name in {"seen", "written"}:
+            rate = f"  {(int(count) - int(before['packets'][name])) / passed_s:,.0f}/s"
+        yield f"{name.replace('_', ' '):>16} {_number(count)}{rate}"
     for cause, count in snapshot["dropped"].items():
         yield f"{'dropped':>16} {_number(count)}  {_CAUSES.get(cause, cause)}"
     if snapshot["missed"]:
         yield f"{'missed':>16} {_number(snapshot['missed'])}  the kernel did not run the program"
     if snapshot["log"]["dropped"]:
         yield f"{'log':>16} {_number(snapshot['log']['dropped'])}  lines could not be written"
+    if before is not None and passed_s:
+        yield from _interface_rates(snapshot["by_interface"], before["by_interface"], passed_s)
     yield ""
     sampled, busiest = int(processes["sampled"]), processes["busiest"]
     yield f"busiest processes ({sampled} packets sampled in {processes['seconds']} s)"
@@ -221,10 +229,27 @@ def _number(value: object) -> str:
     return f"{int(str(value)):>14,}"
 
 
-def _rate(name: str, packets: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
-    if before is None or name not in {"seen", "written"}:
-        return ""
-    return f"  {int(packets[name]) - int(before['packets'][name]):+,}"
+def _passed_s(snapshot: Mapping[str, Any], before: Mapping[str, Any] | None) -> float:
+    """Seconds between two answers of one daemon; 0 if they are the same, or of two daemons."""
+    if before is None or (snapshot["pid"], snapshot["start_s"]) != (before["pid"], before["start_s"]):
+        return 0.0
+    return max(0.0, float(snapshot["monotonic_s"]) - float(before["monotonic_s"]))
+
+
+def _interface_rates(now: Iterable[Any], before: Iterable[Any], passed_s: float) -> Iterator[str]:
+    """Packets, bytes and drops per second of the busiest interfaces, since the last answer."""
+    earlier = {one["slot"]: one for one in before}
+    keys = ("bytes", "packets", "dropped")
+    rates = []
+    for one in now:
+        then = earlier.get(one["slot"], dict.fromkeys(keys, 0))
+        rates.append(([(int(one[key]) - int(then[key])) / passed_s for key in keys], one))
+    rates.sort(key=lambda pair: pair[0], reverse=True)
+    yield ""
+    yield f"{'PACKETS/S':>16} {'BYTES/S':>14} {'DROPS/S':>14}  INTERFACE"
+    for (size, packets, dropped), one in rates[:_INTERFACES]:
+        where = f" ({one['namespace']})" if one["namespace"] else ""
+        yield f"{packets:>16,.0f} {size:>14,.0f} {dropped:>14,.0f}  {one['name']}{where}"
 
 
 def _is_default(key: str, value: object) -> bool:

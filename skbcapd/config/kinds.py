@@ -22,6 +22,16 @@ SIZE = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 DURATION = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
+# How people also write these units, in lower case.
+_ALSO = {
+    **{unit: (unit[0].lower(), f"{unit[0].lower()}b", unit.lower()) for unit in ("KiB", "MiB", "GiB")},
+    "s": ("s", "sec", "secs", "second", "seconds"),
+    "m": ("m", "min", "mins", "minute", "minutes"),
+    "h": ("h", "hr", "hrs", "hour", "hours"),
+    "d": ("d", "day", "days"),
+}
+
+
 class ReasonError(ValueError):
     """A wrong value, and the reason."""
 
@@ -122,6 +132,19 @@ class Quantity:
         if not self._amount(self.low) <= value <= self._amount(self.high):
             raise ValueError(text)
         return value
+
+    def near(self, text: str) -> str:
+        """What a wrong text probably means: `10MiB` for `10MB`; empty if that is not clear."""
+        match = re.fullmatch(r"([0-9]{1,18}) ?([A-Za-z]+)", text)
+        unit = next((unit for unit in self.units if match and match[2].lower() in _ALSO.get(unit, ())), "")
+        if not match or not unit:
+            return ""
+        meant = f"{int(match[1])}{unit}"
+        try:
+            self.parse(meant)
+        except ValueError:
+            return ""
+        return meant
 
     def _amount(self, text: str) -> int:
         # Python reads at most 4300 digits; YAML 1.1 would read a leading zero as octal.

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from skbcapd.config.kinds import Kind, ListOf, ReasonError, Word
+from skbcapd.config.kinds import Kind, ListOf, Quantity, ReasonError, Word
 from skbcapd.config.settings import ROWS, RULE_KEYS, SECTIONS, Records, Row, Rule, Settings
 from skbcapd.errors import ConfigError, Problem
 from skbcapd.text_safety import escaped
@@ -344,8 +344,9 @@ class _Check:
                 return None
             except ValueError:
                 pass
-            if isinstance(kind, Word) and (near := _nearest(node.value, kind.words)):
-                hint = f"did you mean {near}?"
+            near = _nearest(node.value, kind.words) if isinstance(kind, Word) else ""
+            near = kind.near(node.value) if isinstance(kind, Quantity) else near
+            hint = f"did you mean {near}?" if near else hint
         self.problem(_line(node), key, f"found {_found(node)}, expected {kind.expected}", hint)
         return None
 

@@ -30,7 +30,7 @@ from skbcapd.daemon.dumps import Dumps
 from skbcapd.daemon.endpoints import Endpoints
 from skbcapd.daemon.log import LOG
 from skbcapd.daemon.loop import Service
-from skbcapd.daemon.report import Report, print_link_types, print_totals
+from skbcapd.daemon.report import Report, print_descendants, print_link_types, print_totals
 from skbcapd.daemon.statistics import Statistics, in_force
 from skbcapd.daemon.warnings import warnings_for
 from skbcapd.errors import FileError
@@ -186,6 +186,8 @@ def serve(run: Run) -> int:
             report.stopped()
         else:
             print_totals(capture.totals(), quiet=run.quiet)
+        if run.command and run.command.has_ended:
+            print_descendants(capture.descent.running(run.command.pid))
         _say_link_types(run, capture)
 
     try:

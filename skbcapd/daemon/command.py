@@ -122,6 +122,7 @@ class Command:
         self._code: int | None = None
         self._ended = self._last_packet = float("-inf")
         self._asked = 0  # signals that were passed on
+        self._has_started = False
         if (said := os.read(self._report, 16)) != _READY:
             self.close()
             raise CommandError(self._word, int(said or b"0") or errno.EIO)
@@ -130,6 +131,8 @@ class Command:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._has_started and not self.has_ended:  # the capture has failed; the terminal is the command's
+            self.wait()
         self.close()
 
     def close(self) -> None:
@@ -137,8 +140,10 @@ class Command:
         for descriptor in (self._gate, self._report, self._pidfd):
             if descriptor >= 0:
                 os.close(descriptor)
-        if self._gate >= 0:
+        if not self._has_started:
+            os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
+            self._has_started = True
         self._gate = self._report = self._pidfd = -1
 
     def start(self) -> None:
@@ -147,6 +152,7 @@ class Command:
             os.write(self._gate, b"1")
         os.close(self._gate)
         self._gate = -1
+        self._has_started = True
         signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # Ctrl-\ is for the command
 
     def fileno(self) -> int:

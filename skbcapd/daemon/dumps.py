@@ -65,8 +65,10 @@ class Dumps:
             since_s = SINCE.parse(since) if since else None
         except ValueError:
             return {"error": f"expected after: {AFTER.expected}; since: {SINCE.expected}"}
+        has_signal = self._orders.are_waiting  # a second one would make a second dump
         number = self._orders.add(after_s, since_s)
         if number is None:
             return {"error": "too many dumps are ordered", "hint": "try again in a second"}
-        signal.raise_signal(signal.SIGUSR2)
+        if not has_signal:
+            signal.raise_signal(signal.SIGUSR2)
         return {"dump": number}

@@ -25,6 +25,7 @@ from skbcapd.text_safety import escaped
 
 _LOG = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 10
+_IDS_MAX = 7  # process ids in a line
 _SECONDS_BETWEEN_STATES = 5  # reading the counters costs a system call for each interface
 
 
@@ -125,6 +126,21 @@ def print_link_types(links: Sequence[int], path: Path) -> None:
         print(
             f"several link types ({names}), and many programs read only one; for one file each: "
             f"skbcapd split {escaped(str(path))} --by link-type",
+            file=sys.stderr,
+        )
+
+
+def print_descendants(tgids: Sequence[int]) -> None:
+    """Print a line if descendants of a command run longer than the command.
+
+    Args:
+        tgids: their process ids.
+    """
+    if tgids:
+        ids = ", ".join(map(str, tgids[:_IDS_MAX])) + (", ..." if len(tgids) > _IDS_MAX else "")
+        print(
+            f"{len(tgids)} processes of the command still run ({ids}); to capture them further: "
+            f"skbcapd capture --pid {tgids[0]} --children",
             file=sys.stderr,
         )
 

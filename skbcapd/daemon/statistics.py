@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import reduce
@@ -22,12 +22,13 @@ from typing import Any, Protocol, TypeAlias
 
 from skbcapd import __version__
 from skbcapd.capture.capture import Capture
+from skbcapd.capture.interfaces import InterfaceCount
 from skbcapd.capture.plan import RELOADED
 from skbcapd.config.pattern import TextPattern
 from skbcapd.config.settings import ROWS, Rule, Settings
 from skbcapd.pcapng.blocks import EPB_PROCESSID_THREADID, OPT_COMMENT, PACKET, walk
 from skbcapd.pcapng.comment import CommentError, parse
-from skbcapd.text_safety import escaped_bytes
+from skbcapd.text_safety import escaped, escaped_bytes
 
 Snapshot: TypeAlias = dict[str, Any]
 
@@ -37,6 +38,7 @@ WINDOW_S = 30  # the list covers this window and the one before
 PROCESSES = 4093  # per window; with more, the half with fewer bytes is discarded
 _TOP = 20
 _FRESH_S = 1.0
+INTERFACES_MAX = 256  # in the list by interface
 _END = struct.Struct("<HHII")  # option 8: code, length, process, thread
 
 
@@ -210,12 +212,15 @@ class Statistics:
             "start": datetime.fromtimestamp(int(self._start_s), UTC).isoformat(),
             "start_s": self._start_s,
             "uptime_s": int(now - self._start),
+            "monotonic_s": round(now, 3),
             "hooks": [str(hook) for hook in program.hooks],
             "socket_hooks": [str(hook) for hook in program.learning],
             "packets": {"seen": seen, **packets, "pending": pending},
             "dropped": dropped,
             "missed": totals.missed,
+            "buffer_size": program.geometry.size,
             "interfaces": capture.interface_count,
+            "by_interface": _by_interface(capture.interfaces.counts()),
             "labels": capture.labels,
             "processes": {"count": totals.processes, **self._busiest.snapshot()},
             "files": {
@@ -234,6 +239,21 @@ class Statistics:
 def in_force(start: Settings, now: Settings) -> Settings:
     """The active settings of a capture: those of its start, with those that a reload can change."""
     return replace(start, **{key: getattr(now, key) for key in RELOADED})
+
+
+def _by_interface(counts: Sequence[InterfaceCount]) -> list[dict[str, Any]]:
+    """The packets by interface, for clients; the busiest INTERFACES_MAX."""
+    return [
+        {
+            "slot": one.slot,
+            "name": escaped_bytes(one.name),
+            "namespace": escaped(one.namespace),
+            "packets": one.packets,
+            "bytes": one.size,
+            "dropped": one.dropped,
+        }
+        for one in counts[:INTERFACES_MAX]
+    ]
 
 
 def _comment(options: bytes) -> bytes:

@@ -17,6 +17,9 @@ from skbcapd.attribution.namespaces import RUN
 from skbcapd.capture.interfaces import ANY
 from skbcapd.capture.rules import rule_warnings
 from skbcapd.config.settings import Files, Settings
+from skbcapd.kernel.abi import Geometry
+
+MIB = 1 << 20
 
 
 def warnings_for(settings: Settings) -> Iterator[str]:
@@ -34,6 +37,12 @@ def warnings_for(settings: Settings) -> Iterator[str]:
         if name != "self" and not _has_namespace(name):
             yield f"namespaces: no network namespace {name} is there now; it is captured when it appears"
     yield from rule_warnings(settings.rules, names)
+    used = Geometry.for_buffer(settings.buffer.size).size
+    if used != settings.buffer.size:
+        yield (
+            f"buffer.size of {settings.buffer.size / MIB:g} MiB: {used >> 20} MiB are used, because the number of "
+            "segments of 2 MiB is a power of two"
+        )
     yield from _file_warnings(settings.files)
     if settings.secrets and int(settings.files.permissions, 8) & 0o007:
         yield (

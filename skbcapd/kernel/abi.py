@@ -93,7 +93,7 @@ class Sleep(enum.IntEnum):
 
 
 COUNTERS = (
-    *("seen", "delivered", "filtered", "full", "contended", "start", "duplicate"),
+    *("seen", "delivered", "wire_bytes", "filtered", "full", "contended", "start", "duplicate"),
     *("other_interfaces", "unattributed"),
 )
 
@@ -296,6 +296,11 @@ class Geometry:
     def for_buffer(cls, size: int) -> Geometry:
         """The largest power of two of segments within `size` bytes, at least 4."""
         return cls(max(4, 1 << ((size // SEGMENT_SIZE).bit_length() - 1) if size >= SEGMENT_SIZE else 4))
+
+    @property
+    def size(self) -> int:
+        """Bytes for packets."""
+        return self.segment_count * SEGMENT_SIZE
 
     @property
     def control_size(self) -> int:

@@ -170,11 +170,13 @@ class Counters:
     """The counters of one slot of interfaces, in packets; names as in `enum counter` of
     bpf/layout.h.
 
-    `seen` counts each packet that reached the program, in slot 0 only; the others are outcomes.
+    `seen` counts each packet that reached the program, in slot 0 only; `wire_bytes` are the lengths of the
+    delivered packets; the others are outcomes.
     """
 
     seen: int = 0
     delivered: int = 0
+    wire_bytes: int = 0
     filtered: int = 0
     full: int = 0
     contended: int = 0

@@ -98,6 +98,11 @@ def refuse_hopeless(proc: Path = Path("/proc")) -> None:
             raise KernelError(f"{finding.name}: {finding.text}", finding.remedy)
 
 
+def is_permitted(proc: Path = Path("/proc")) -> bool:
+    """Whether this process has the capabilities of a capture."""
+    return not _capabilities(proc).fatal
+
+
 def _read(path: Path) -> str:
     """The content of a file of /proc or /sys; empty if it is missing or cannot be read."""
     try:

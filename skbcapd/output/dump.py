@@ -183,6 +183,11 @@ class Orders:
         self._waiting[self._count] = self._known[self._count] = wanted
         return self._count
 
+    @property
+    def are_waiting(self) -> bool:
+        """Whether there are orders that are not taken yet."""
+        return bool(self._waiting)
+
     def take(self) -> dict[int, Dump]:
         """The orders that are not taken yet."""
         taken, self._waiting = self._waiting, {}

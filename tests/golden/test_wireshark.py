@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scapy.layers.inet import IP, TCP
+from scapy.layers.l2 import Ether
 
 from skbcapd.attribution.fields import FIELDS
 from skbcapd.pcapng.comment import CommentError, comment, parse
@@ -189,7 +192,7 @@ def test_it_reads_as_our_own_parser_does(tmp_path: Path, texts: list[str]) -> No
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A home directory with the Wireshark files, copied as in docs/tools.md."""
+    """A home directory with the Wireshark files, copied as in docs/wireshark.md."""
     home = tmp_path / "home"
     shutil.copytree(WIRESHARK / "profiles", home / ".config/wireshark/profiles")
     plugins = home / ".local/lib/wireshark/plugins"
@@ -237,3 +240,96 @@ def test_the_profile_has_colors(path: Path, home: Path) -> None:
         "skbcapd: unknown process",
         "",
     ]
+
+
+def copies(path: Path) -> Path:
+    """A TCP connection on two interfaces, both with the same identifiers; segment 7 is really sent again."""
+    there = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+    out = there / IP(src="10.0.0.1", dst="10.0.0.2")
+    into = there / IP(src="10.0.0.2", dst="10.0.0.1")
+    ports, back = {"sport": 40000, "dport": 80, "window": 500}, {"sport": 80, "dport": 40000, "window": 500}
+    segments = [
+        out / TCP(**ports, flags="S", seq=100),
+        into / TCP(**back, flags="SA", seq=900, ack=101),
+        out / TCP(**ports, flags="A", seq=101, ack=901),
+        out / TCP(**ports, flags="PA", seq=101, ack=901) / (b"x" * 10),
+        into / TCP(**back, flags="A", seq=901, ack=111),
+        out / TCP(**ports, flags="PA", seq=111, ack=901) / (b"y" * 10),
+        out / TCP(**ports, flags="PA", seq=111, ack=901) / (b"y" * 10),
+        into / TCP(**back, flags="A", seq=901, ack=121),
+    ]
+    blocks = []
+    for number, segment in enumerate(segments, 1):
+        opts = with_comment(b"comm=a pid=7 tgid=7", (2, b"\x02\0\0\0"), (5, struct.pack("<Q", 1 << 63 | number)))
+        times = (number * 10**9, number * 10**9 + 1000)
+        blocks += [packet(bytes(segment), opts, number=at, time=time) for at, time in enumerate(times)]
+    path.write_bytes(START + interface(opts=options((2, b"br0"), (9, b"\x09"))) + b"".join(blocks))
+    return path
+
+
+def numbers(path: Path, where: str, *arguments: str) -> list[int]:
+    """The numbers of the frames that a display filter selects."""
+    found = judge(path, "tshark", *DISSECTOR, *arguments, "-Y", where, "-T", "fields", "-e", "frame.number")
+    return [int(line) for line in found.split()]
+
+
+@pytest.mark.parametrize("passes", [(), ("-2",)])
+def test_a_packet_on_a_second_interface_is_a_copy(passes: tuple[str, ...], path: Path) -> None:
+    """skbcapd.copy names the first frame of a packet; without copies, only the real retransmission is marked."""
+    copies(path)
+    assert numbers(path, "skbcapd.copy", *passes) == list(range(2, 17, 2))
+    assert numbers(path, "skbcapd.copy == 3", *passes) == [4]
+    assert numbers(path, "tcp.analysis.retransmission", *passes) == [2, 4, 8, 12, 13, 14]
+    assert numbers(path, "tcp.analysis.retransmission && !skbcapd.copy", *passes) == [13]
+    assert numbers(path, "tcp.analysis.flags && !skbcapd.copy", *passes) == [13]
+
+
+def entries(name: str) -> list[list[str]]:
+    """The rows of a table of the profile, in the format of Wireshark, which escapes quotes."""
+    lines = (WIRESHARK / "profiles/skbcapd" / name).read_text().splitlines()
+    rows = [re.findall(r'"((?:[^"\\]|\\x[0-9a-f]{2})*)"(?:,|$)', line) for line in lines if not line.startswith("#")]
+    assert all(
+        line.count('"') == 2 * len(row) for line, row in zip([x for x in lines if x[0] != "#"], rows, strict=True)
+    )
+    return [[re.sub(r"\\x(..)", lambda match: chr(int(match[1], 16)), text) for text in row] for row in rows]
+
+
+def test_filter_buttons_and_graphs_have_valid_filters(path: Path, home: Path) -> None:
+    """The profile is read without a complaint, and each filter of a button or graph selects what it says."""
+    copies(path)
+    judge(path, "tshark", "-C", "skbcapd", home=home)
+    buttons, graphs = entries("dfilter_buttons"), entries("io_graphs")
+    assert {len(row) for row in buttons} == {4}
+    assert {len(row) for row in graphs} == {9}
+    found = {row[1]: numbers(path, row[2]) for row in buttons + graphs if "${" not in row[2]}
+    firsts = list(range(1, 17, 2))
+    assert found == {
+        "No copies": firsts,
+        "TCP problems": [13],
+        "No process": [],
+        "All packets": firsts,
+        "Sent by a process": firsts,
+        "Received by a process": [],
+        "Unknown process": [],
+        "Kernel and forwarded": [],
+        "Frames by process id": list(range(1, 17)),
+    }
+    for row in buttons:
+        if "${" in row[2]:  # refers to the selected packet, which tshark has not
+            assert numbers(path, row[2]) == []
+    kinds = {(row[0], row[4], row[5], row[7], row[8]) for row in graphs}
+    assert kinds <= {
+        (shown, style, unit, "None", "1")
+        for shown in ("Enabled", "Disabled")
+        for style in ("Line", "Bar", "Dot")
+        for unit in ("Bits", "Packets", "MAX(Y Field)")
+    }
+
+
+@pytest.mark.parametrize("row", ['"MAYBE","a","ip","b"', '"TRUE","a","x""y","b"', '"TRUE","a","ip","b","c"'])
+def test_tshark_finds_a_wrong_button(row: str, path: Path, home: Path) -> None:
+    """A row in a wrong format is reported by tshark, so the test above can fail."""
+    copies(path)
+    (home / ".config/wireshark/profiles/skbcapd/dfilter_buttons").write_text(row + "\n")
+    with pytest.raises(AssertionError, match="tshark"):
+        judge(path, "tshark", "-C", "skbcapd", home=home)

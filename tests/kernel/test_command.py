@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ PING = ["ping", "-nq", "-c", "3", "-i", "0.002"]
 PYTHON = [sys.executable, "-E", "-s", "-S", "-c"]
 # A connection of the command, of a child that ends at once, and of a grandchild whose parent has ended.
 FAMILY = """
-import os, socket, sys
+import os, signal, socket, sys
 
 def connect():
     with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as connection:
@@ -57,6 +58,10 @@ os.close(writer)
 os.waitpid(child, 0)
 os.read(reader, 1)
 print("ends", flush=True)
+if not os.fork():  # it runs longer than the command
+    os.closerange(0, 3)
+    signal.alarm(600)
+    signal.pause()
 sys.exit(29)
 """
 # Sends a datagram, and another one when it is told to by a signal or a line.
@@ -109,7 +114,7 @@ def payloads(file: Path) -> list[bytes]:
 def test_the_command_and_its_descendants_from_first_to_last_packet(wire: Wire, tmp_path: Path) -> None:
     """Exactly the frames of their connections are in the file, from the first SYN to the last ACK,
     as an AF_PACKET socket sees them; those of another process are not. stdin, stdout and the exit
-    code are those of the command.
+    code are those of the command. A process that runs longer is said.
     """
     file = tmp_path / "command.pcapng"
     with (
@@ -128,6 +133,9 @@ def test_the_command_and_its_descendants_from_first_to_last_packet(wire: Wire, t
         tell(capture)
         ended = capture.wait()
         reference.collect()
+    longer = re.search(r"^1 processes of the command still run \((\d+)\)", ended.stderr, re.MULTILINE)
+    assert longer, ended.stderr
+    os.kill(int(longer[1]), signal.SIGKILL)
     packets = read(file)
 
     assert (ended.exit_code, ended.stdout) == (29, b"ends\n"), ended.stderr

@@ -89,6 +89,11 @@ def test_status_equals_the_file(wire: Wire, marker: Marker, tmp_path: Path) -> N
     found = read(file)
     assert ended.totals["captured"] == len(found) >= told["packets"]["written"]
     assert [packet.data for packet in found if packet.direction == "out"][: len(marker.sent)] == marker.sent
+    (count,) = (one for one in told["by_interface"] if one["name"] == wire.near.device)
+    mine = [packet for packet in found if packet.interface == wire.near.device][: count["packets"]]
+    assert count["packets"] >= SENT
+    assert count["bytes"] == sum(packet.original_len for packet in mine)
+    assert count["dropped"] == 0
     assert told["dropped"] == dict.fromkeys(("full", "contended", "start", "output"), 0)
 
 

@@ -124,10 +124,11 @@ def test_tshark_lists_the_interface(wire: Wire, tmp_path: Path) -> None:
 
 
 def test_tshark_captures_from_the_interface(wire: Wire, marker: Marker, tmp_path: Path) -> None:
-    """`tshark -i skbcapd` with our options shows all packets from the first on, and leaves no
+    """`tshark -i skbcapd` with our options and a selector shows all packets from the first on, and leaves no
     process running.
     """
-    options = ("-o", f"extcap.skbcapd.interfaces:{wire.near.device}", "-o", "extcap.skbcapd.directions:out")
+    chosen = {"interfaces": wire.near.device, "directions": "out", "pid": os.getpid()}
+    options = [word for key, value in chosen.items() for word in ("-o", f"extcap.skbcapd.{key}:{value}")]
     with shark(wire, tmp_path, "-i", "skbcapd", *options, *COLUMNS) as reader:
 
         def shown() -> bool:

@@ -67,7 +67,9 @@ def test_the_rest_is_in_the_standard_directories(staged: Path) -> None:
     programs read.
     """
     units = {f"usr/local/lib/systemd/system/{path.name}" for path in (ROOT / "systemd").glob("*.service")}
-    rest = {name for name in files(staged) if not name.startswith("usr/local/lib/skbcapd/") and "wireshark" not in name}
+    rest = {
+        name for name in files(staged) if not name.startswith("usr/local/lib/skbcapd/") and "/wireshark/" not in name
+    }
     assert rest == {
         "etc/skbcapd.yaml",
         "usr/local/bin/skbcapd",
@@ -75,6 +77,7 @@ def test_the_rest_is_in_the_standard_directories(staged: Path) -> None:
         "usr/local/share/man/man8/skbcapd.8",
         "usr/local/share/man/man5/skbcapd.yaml.5",
         "usr/local/share/bash-completion/completions/skbcapd",
+        *(f"usr/local/share/doc/skbcapd/{name}" for name in files(ROOT / "docs")),
         *units,
     }
 
@@ -85,11 +88,13 @@ def test_wireshark_finds_its_files(staged: Path) -> None:
     folders = dict(re.findall(r"^([\w ]+):\s+(/.*)$", said, re.MULTILINE))
     plugins, extcap = folders["Global Lua Plugins"], folders["Extcap path"]
     profile = folders["Global configuration"] + "/profiles/skbcapd"
-    assert {f"/{name}" for name in files(staged) if "wireshark" in name} == {
+    assert {f"/{name}" for name in files(staged) if "/wireshark/" in name} == {
         f"{plugins}/skbcapd.lua",
         f"{extcap}/skbcapd",
         f"{profile}/preferences",
         f"{profile}/colorfilters",
+        f"{profile}/dfilter_buttons",
+        f"{profile}/io_graphs",
     }
 
 

@@ -887,14 +887,14 @@ def test_labels_are_of_their_generation() -> None:
     rig = Rig(snaplen=96, filter="udp")
     rig.drain(upcall(NTP_FRAME))
     assert rig.program.control[abi.FILTERED] == 1
-    rig.capture.change(replace(rig.plan, snaplen=64, filter="", dedup=True))
+    rig.capture.change(replace(rig.plan, snaplen=64, payload="none", filter="", dedup=True))
     rig.drain(upcall(NTP_FRAME))
 
     [label] = rig.program.labels.values()
     assert (unpacked(label)["generation"], unpacked(label)["snaplen"]) == (1, 64)
     control = rig.program.control
-    words = (abi.GENERATION, abi.SNAPLEN, abi.FILTERED, abi.DEDUP)
-    assert [control[word] for word in words] == [1, 64, 0, 1]
+    words = (abi.GENERATION, abi.SNAPLEN, abi.HEADERS_ONLY, abi.FILTERED, abi.DEDUP)
+    assert [control[word] for word in words] == [1, 64, 1, 0, 1]
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,14 @@ import pytest
 
 import skbcapd
 from skbcapd.capture.totals import Totals
-from skbcapd.cli import arguments
+from skbcapd.cli import arguments, capture
 from skbcapd.cli.main import command, parser
-from skbcapd.daemon.report import Report, print_link_types, print_totals
+from skbcapd.config.settings import Settings
+from skbcapd.daemon.report import Report, print_descendants, print_link_types, print_totals
 from skbcapd.daemon.warnings import upper_interfaces
 from skbcapd.errors import ConfigError, SkbcapdError, UsageError
 from skbcapd.kernel.program import Counters
+from skbcapd.output.key_log import KeyLogs
 from tests.support import faults
 
 ROOT = Path(skbcapd.__file__).parent.parent
@@ -125,6 +127,16 @@ def test_impossible_requests(arguments: list[str], error: type[SkbcapdError], me
     assert raised.value.exit_code == 2
 
 
+@pytest.mark.parametrize(("name", "is_said"), [("a.pcap", True), ("a.cap", True), ("a.pcapng", False), ("a", False)])
+def test_the_format_is_said(name: str, is_said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: FBT001
+    """A name of another format is not changed, but a line says what will be in the file."""
+    _, target = capture._output(parser().parse_args(["capture", "-w", str(tmp_path / name)]), Settings(), KeyLogs(()))
+    target.close()
+    remedy = f"skbcapd extract {tmp_path / name} -w OUT --format pcap"
+    expected = f"{tmp_path / name} will be pcapng; for the older format: {remedy}\n"
+    assert capsys.readouterr().err == expected * is_said
+
+
 def test_a_usage_error_has_a_hint() -> None:
     """A missing interface gives two lines on stderr and exit code 2."""
     assert skbcapd_says("capture", "-i", "nosuch0") == (
@@ -167,7 +179,7 @@ def test_the_shipped_config_is_found_and_right(capsys: pytest.CaptureFixture[str
         (Totals(0, 0, 0, 0, 0, 0, Counters(), 0), ["0 packets captured", "0 packets dropped by kernel"]),
         (
             Totals(
-                *(101, 2, 19, 3, 5, 7, Counters(200, 100, 50, full=11, contended=13, start=17), 1),
+                *(101, 2, 19, 3, 5, 7, Counters(200, 100, filtered=50, full=11, contended=13, start=17), 1),
                 other_interfaces=29,
                 unattributed=31,
             ),
@@ -206,12 +218,28 @@ def test_several_link_types_are_said(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == said + "skbcapd split a\\x1b.pcapng --by link-type\n"
 
 
+@pytest.mark.parametrize(
+    ("tgids", "shown"),
+    [
+        ([], ""),
+        ([7], "1 processes of the command still run (7)"),
+        (list(range(7, 20)), "7, 8, 9, 10, 11, 12, 13, ...)"),
+    ],
+)
+def test_processes_that_run_longer(tgids: list[int], shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Some ids are printed, with the command that captures them further."""
+    print_descendants(tgids)
+    said = capsys.readouterr().err
+    assert shown in said
+    assert said.endswith("skbcapd capture --pid 7 --children\n") == bool(tgids)
+
+
 class Counted:
     """A capture with totals."""
 
     def totals(self) -> Totals:
         """Prime numbers."""
-        return Totals(101, 2, 0, 3, 5, 7, Counters(200, 100, 50, full=11, contended=13, start=17), 19)
+        return Totals(101, 2, 0, 3, 5, 7, Counters(200, 100, filtered=50, full=11, contended=13, start=17), 19)
 
 
 class Written:

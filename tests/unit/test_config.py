@@ -320,6 +320,9 @@ def test_wrong_file_gets_its_message(path: Path, text: str | bytes, message: str
 
 SNAPLEN = ("snaplen:", "a whole number of bytes from 64 to 262144", "the default is 262144")
 SIZE = ("buffer:\n  size:", "a size from 4MiB to 4GiB (units: KiB, MiB, GiB)", "the default is 64MiB")
+MEANT = (*SIZE[:2], "did you mean 64MiB?")
+EVERY = ("files:\n  every:", "0 for never, or a duration from 1s to 366d (units: s, m, h, d)", "did you mean 2m?")
+NEVER = (*EVERY[:2], "the default is 1h")
 DEVICE = ("interfaces:\n-", "an interface name or glob (1 to 15 bytes, no space, / or :)", "")
 DEVICES = ("interfaces:", f"a list, each entry {DEVICE[1]}", "the default is [any]")
 DIRECTORY = ("files:\n  directory:", "a path (~ is not expanded)", "the default is /var/log/skbcapd")
@@ -335,9 +338,11 @@ LEVEL = ("log:\n  level:", "one of debug, info, warning, error", "the default is
             for text in ["63", "262145", "-5", "9.5", "1e3", "0x40", "0100", "1_000", "64B", "1KiB", "all", "٩٩"]
         ),
         (SNAPLEN, "9" * 5000, f'"{"9" * 60}..."'),
-        *((SIZE, text, f'"{text}"') for text in ["64MB", "64mib", "1.5GiB", "-5", "4095KiB", "5GiB", "MiB"]),
+        *((SIZE, text, f'"{text}"') for text in ["64TB", "1.5GiB", "-5", "4095KiB", "5GiB", "MiB"]),
         (SIZE, "4194303", '"4194303"'),
-        (SIZE, "64 MiB", '"64 MiB"'),
+        *((MEANT, text, f'"{text}"') for text in ["64MB", "64mib", "64M", "64m", "64 MiB", "64Mib"]),
+        *((EVERY, text, f'"{text}"') for text in ["2min", "2 minutes", "2M"]),
+        *((NEVER, text, f'"{text}"') for text in ["500ms", "2w", "999d", "m", "0min"]),
         (SIZE, "", "nothing"),
         (SIZE, "[64MiB]", "a list"),
         *((DEVICE, text, f'"{text}"') for text in ["a234567890123456", "größe8901234567", "a/b", "eth0:1", ".", ".."]),

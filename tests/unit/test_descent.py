@@ -55,6 +55,21 @@ def test_running_descendants_are_found(tmp_path: Path) -> None:
     }
 
 
+def test_descendants_that_run(tmp_path: Path) -> None:
+    """Those that are in /proc with their start; not the process itself, nor another one with the id."""
+    proc, program = Proc(tmp_path), FakeProgram()
+    for tgid, ticks, root in ((100, 50, 100), (101, 60, 100), (102, 60, 100), (103, 60, 7)):
+        program.set_descendant(tgid, ticks * TICK + 3, root)
+    for tgid, ticks in ((100, 50), (101, 60), (102, 59), (103, 60), (104, 60)):
+        child(proc, tgid, 1, ticks)
+    program.set_descendant(105, 60 * TICK, 100)
+    program.set_descendant(106, 60 * TICK, 100)
+    child(proc, 106, 1, 60)
+    stat = proc.path / "106" / "stat"
+    stat.write_bytes(stat.read_bytes().replace(b" S ", b" Z "))  # it has ended
+    assert Descent(program, proc.path).running(100) == [101]  # type: ignore[arg-type]
+
+
 def test_scans_are_bounded(tmp_path: Path) -> None:
     """A chain that grows with each scan ends the search after SCANS."""
     proc = Proc(tmp_path)

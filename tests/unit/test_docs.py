@@ -13,6 +13,7 @@ from skbcapd.capture import descent, interfaces, labeler, resolver
 from skbcapd.cli import main, status
 from skbcapd.config.settings import ROWS
 from skbcapd.daemon import log, server, statistics
+from skbcapd.frames import summary
 from skbcapd.kernel import abi
 from skbcapd.output import block_writer, dump, pcapng_output, series
 from skbcapd.pcapng import reader
@@ -155,6 +156,7 @@ LIMITS = (
     ("interfaces in the kernel", f"{abi.DEVICES_MAX:,}"),
     ("interfaces in Python", f"{interfaces.REMEMBERED:,}"),
     ("interfaces without a new file", f"{interfaces.INTERFACES_MAX:,}"),
+    ("TCP connections in printed lines", f"{summary._CONNECTIONS_MAX:,}"),
     ("names of network namespaces", f"{namespaces.REMEMBERED:,}"),
     (
         "`reader`: block",

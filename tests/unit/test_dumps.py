@@ -32,14 +32,18 @@ def signals() -> Iterator[list[int]]:
 
 
 def test_an_order_does_what_the_signal_does(signals: list[int]) -> None:
-    """The daemon sends itself the signal, and the order has the times of the request."""
+    """The daemon sends itself the signal, once for all orders that wait, and the order has the times
+    of the request.
+    """
     orders = Orders(lambda: 1000.0)
     assert Dumps(orders).answer(b"dump after=10 since=120", US) == {"dump": 1}
     assert Dumps(orders).answer(b"dump", 0) == {"dump": 2}
-    assert signals == [signal.SIGUSR2] * 2
+    assert signals == [signal.SIGUSR2]
     first, second = orders.take().values()
     assert (first.end_s, first.from_s) == (1010.0, 880.0)
     assert (second.end_s, second.from_s) == (1000.0, float("-inf"))
+    assert Dumps(orders).answer(b"dump", 0) == {"dump": 3}
+    assert signals == [signal.SIGUSR2] * 2
     found = Dumps(orders).answer(b"dumped 1", 65534)
     assert found
     assert (found["state"], found["trigger"]) == ("waiting", "command")

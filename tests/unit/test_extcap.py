@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -48,6 +49,9 @@ def test_interfaces() -> None:
     assert [kind for kind, _ in sentences] == ["extcap", "interface"]
     assert sentences[0][1]["version"] == skbcapd.__version__
     assert sentences[1][1]["value"] == "skbcapd"
+    page = Path(unquote(urlsplit(sentences[0][1]["help"]).path))
+    assert page == ROOT / "docs" / "wireshark.md"
+    assert page.is_file()
 
 
 def test_link_types() -> None:
@@ -63,24 +67,41 @@ def test_options_are_settings() -> None:
     """
     code, sentences, err = call("--extcap-interface", "skbcapd", "--extcap-config")
     assert (code, err) == (0, "")
-    arguments = [parts for kind, parts in sentences if kind == "arg"]
+    arguments = [parts for kind, parts in sentences if kind == "arg" and "group" not in parts]
     keys = [parts["call"].removeprefix("--").replace("-", ".") for parts in arguments]
-    assert keys == ["interfaces", "directions", "transmit", "snaplen", "buffer.size"]
-    assert [parts["number"] for parts in arguments] == ["0", "1", "2", "3", "4"]
+    assert keys == ["interfaces", "namespaces", "directions", "transmit", "snaplen", "payload", "buffer.size"]
+    assert [parts["number"] for parts in arguments] == ["0", "1", "2", "3", "4", "5", "6"]
     for key, parts in zip(keys, arguments, strict=True):
         assert parts["tooltip"] == ROWS[key].doc
-        if key != "interfaces":  # none chosen: all
+        if key not in {"interfaces", "namespaces"}:  # none chosen: all
             assert parts["default"] == ROWS[key].default.replace(" ", "")
     values = [(parts["arg"], parts["value"], parts["default"]) for kind, parts in sentences if kind == "value"]
-    assert {("0", "lo", "false"), ("1", "out,in", "true"), ("1", "in", "false"), ("2", "driver", "false")} <= set(
+    assert {("0", "lo", "false"), ("2", "out,in", "true"), ("2", "in", "false"), ("3", "driver", "false")} <= set(
         values
     )
-    assert sum(default == "true" for _, _, default in values) == 2
+    assert sum(default == "true" for _, _, default in values) == 3
+
+
+def test_selectors_are_those_of_capture() -> None:
+    """The dialog has a page with the selectors of processes; each is an option that `capture` has, too."""
+    code, sentences, err = call("--extcap-interface", "skbcapd", "--extcap-config")
+    assert (code, err) == (0, "")
+    found = {parts["call"]: parts["type"] for kind, parts in sentences if kind == "arg" and "group" in parts}
+    names = ("comm", "process", "user", "unit", "container", "pod", "pid")
+    assert found == {f"--{name}": "string" for name in names} | {"--children": "boolflag"}
+    help_text = subprocess.run(
+        [sys.executable, "-m", "skbcapd", "capture", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert all(option in help_text for option in found)
+    numbers = [int(parts["number"]) for kind, parts in sentences if kind == "arg"]
+    assert numbers == list(range(len(numbers)))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--extcap-interface", "skbcapd", "--extcap-config", "--process", "/(/"], "expected a glob"),
+        (["--extcap-interface", "skbcapd", "--extcap-config", "--children"], "--children alone"),
         ([], "extcap: no interface; expected --extcap-interface skbcapd"),
         (["--extcap-dlts"], "extcap: no interface"),
         (["--extcap-config", "--extcap-interface", "eth0"], "extcap: interface 'eth0'"),
@@ -107,3 +128,31 @@ def test_a_fifo_that_is_none(path: str) -> None:
     assert code == 1
     assert re.fullmatch(r"skbcapd: [ -~]+; expected a FIFO that Wireshark reads\n", err)
     assert not Path(path).is_file()
+
+
+def test_an_ordinary_user_is_told_the_command(tmp_path: Path) -> None:
+    """Without the capabilities, the error has the command that captures the same with sudo; the shell reads it as it is
+    meant.
+    """
+    fifo = tmp_path / "fifo"
+    fifo.touch()
+    chosen = ["--interfaces", "eth0,wg*", "--snaplen", "96", "--transmit", "queue", "--namespaces", "web"]
+    chosen += ["--process", "a b", "--children"]
+    done = subprocess.run(
+        [
+            *(["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []),
+            *(sys.executable, "-m", "skbcapd", "extcap", "--capture", "--extcap-interface", "skbcapd"),
+            *("--fifo", str(fifo), *chosen, "--extcap-capture-filter", "tcp port 443"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    first, hint = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert first == "skbcapd: an ordinary user cannot capture; Wireshark should not run as root"
+    selected = "--process 'a b' --children -i eth0 -i 'wg*' --set namespaces=web --set snaplen=96"
+    command = f"sudo skbcapd capture {selected} -w - tcp port 443"
+    assert hint.strip() == f"(hint) {command} | wireshark -k -i -"

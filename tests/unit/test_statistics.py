@@ -90,6 +90,23 @@ def test_no_figure_falls(steps: list[str]) -> None:
     assert facts["packets"]["pending"] == 0
 
 
+def test_packets_and_bytes_by_interface() -> None:
+    """Each captured interface has its packets, their bytes on the wire and its drops, also those from
+    before the program knew it; the busiest is first, excluded ones are not listed.
+    """
+    scene = Scene()
+    scene.rig.drain(upcall(b"12345", original_len=100))
+    scene.rig.drain(*[upcall(bytes(60), device=b"eth1", ifindex=3, original_len=1000)] * 3)
+    scene.rig.drain(upcall(b"1", device=b"eth7", ifindex=7))
+    scene.rig.program.count(1, delivered=1, wire_bytes=1500, full=3, start=2)
+    where = scene.output.interfaces[0].description
+    assert where
+    assert scene.look()["by_interface"] == [
+        {"slot": 2, "name": "eth1", "namespace": where, "packets": 3, "bytes": 3000, "dropped": 0},
+        {"slot": 1, "name": "eth0", "namespace": where, "packets": 2, "bytes": 1600, "dropped": 5},
+    ]
+
+
 def test_facts_are_made_once_a_second() -> None:
     """However many clients ask, the counters are read once a second."""
     scene = Scene()

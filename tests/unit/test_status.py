@@ -76,13 +76,29 @@ def test_programs_get_all_of_it(facts: dict[str, object], tmp_path: Path) -> Non
 
 
 def test_watch_continues_until_the_daemon_ends(facts: dict[str, object], tmp_path: Path) -> None:
-    """--watch repeats, shows what was added, and ends with the daemon, which is reported."""
+    """--watch repeats, shows rates since the last answer, and ends with the daemon, which is reported.
+    Without time between two answers, or from another daemon, there are no rates.
+    """
     packets = {**facts["packets"], "seen": 4711 + 1009}  # type: ignore[dict-item]
-    daemon = Daemon(tmp_path / "s", json.dumps(facts).encode(), json.dumps({**facts, "packets": packets}).encode())
+    quiet = {"slot": 2, "name": "lo", "namespace": "", "packets": 7, "bytes": 700, "dropped": 0}
+    first = {**facts, "monotonic_s": 100.5, "by_interface": [quiet]}
+    busy = {"slot": 1, "name": "eth0\x1b", "namespace": "web", "packets": 5003, "bytes": 4003001, "dropped": 30}
+    second = {**first, "packets": packets, "monotonic_s": 102.5, "by_interface": [quiet, busy]}
+    other = {**second, "monotonic_s": 103.5, "pid": 1}
+    daemon = Daemon(tmp_path / "s", *(json.dumps(each).encode() for each in (first, second, second, other)))
     done = status(daemon.path, "--watch")
     daemon.end()
     assert done.returncode == 1
-    assert re.findall(r"seen +([\d,]+)(?: +\+([\d,]+))?\n", done.stdout) == [("4,711", ""), ("5,720", "1,009")]
+    assert re.findall(r"seen +([\d,]+)(?: +([\d,]+)/s)?\n", done.stdout) == [
+        ("4,711", ""),
+        ("5,720", "504"),
+        ("5,720", ""),
+        ("5,720", ""),
+    ]
+    table = re.findall(r"PACKETS/S +BYTES/S +DROPS/S  INTERFACE\n(.*\n)(.*\n)\n", done.stdout)
+    assert [[line.split() for line in lines] for lines in table] == [
+        [["2,502", "2,001,500", "15", "eth0\\x1b", "(web)"], ["0", "0", "0", "lo"]]
+    ]
     assert "expected a daemon that listens there" in done.stderr
 
 
@@ -182,6 +198,7 @@ def test_all_answers_are_escaped(data: st.DataObject) -> None:
     stream = io.StringIO()
     try:
         stream.writelines(lines("x", told))
+        stream.writelines(lines("x", told, {**told, "monotonic_s": -1.0}))
     except FileError:
         return
     assert all(line.isprintable() for line in stream.getvalue().split("\n"))

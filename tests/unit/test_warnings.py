@@ -83,3 +83,21 @@ def test_more_is_kept_free_than_the_disk_has(tmp_path: Path) -> None:
     assert said(tmp_path, files__keep_free=str(whole)) == []
     (found,) = said(tmp_path, files__keep_free=str(whole + 1))
     assert "no packet is written" in found
+
+
+@pytest.mark.parametrize(("size", "used"), [("100MiB", 64), ("65000KiB", 32), ("4MiB", 8), ("4095MiB", 2048)])
+def test_a_buffer_of_another_size(size: str, used: int, tmp_path: Path) -> None:
+    """A size that is no power of two is reported with the size that is used."""
+    [line] = said(tmp_path, buffer__size=size, files__keep_free="0")
+    assert f" MiB: {used} MiB are used" in line
+    assert said(tmp_path, buffer__size=f"{used}MiB", files__keep_free="0") == []
+
+
+@pytest.mark.parametrize(("permissions", "count"), [("640", 0), ("600", 0), ("644", 1), ("641", 1)])
+def test_secrets_that_everybody_can_read(permissions: str, count: int, tmp_path: Path) -> None:
+    """TLS secrets in files that every user can read are reported; without secrets such files are not."""
+    chosen = {"files__permissions": permissions, "files__keep_free": "0"}
+    assert said(tmp_path, **chosen) == []
+    lines = said(tmp_path, secrets="keys.log", **chosen)
+    assert len(lines) == count
+    assert all(f"files.permissions is {permissions}: every user can read the capture files" in line for line in lines)
