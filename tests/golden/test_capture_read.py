@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from skbcapd.cli.main import command
-from tests.golden.test_extract import FILTERS, HALF, SELECTORS
 from tests.support import traffic
 from tests.support.command import ROOT, run
 from tests.support.judges import rows
+from tests.support.selection import FILTERS, HALF, SELECTORS
 from tests.support.strangers import comment, interface, options, packet, pcap, section, udp
 from tests.support.traffic import COUNT
 
