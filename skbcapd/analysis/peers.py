@@ -8,7 +8,7 @@ IPv4 and IPv6, TCP and UDP without extension headers.
 
 from __future__ import annotations
 
-from skbcapd.analysis.headers import TCP, UDP, WITH_PORTS
+from skbcapd.frames.headers import TCP, UDP, WITH_PORTS
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
 from skbcapd.pcapng.link_type import ETHERNET, RAW
 
