@@ -90,7 +90,7 @@ OTHERS = (
 _FORM = (
     (("-e",), "link", "print the link header"),
     (("-q",), "quiet", "print less of each packet"),
-    (("-v",), "verbose", "print more of each packet: IP header, TCP options, unit, user, container, pod"),
+    (("-v",), "verbose", "print more of each packet: IP header, TCP options, and other names if the comment has them"),
     (("-S", "--absolute-tcp-sequence-numbers"), "absolute", "print TCP sequence numbers as they are in the packets"),
     (("-#", "--number"), "numbered", "print the number of each packet"),
     (

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from skbcapd.cli.main import command
-from tests.golden.test_extract import FILTERS, HALF, SELECTORS
 from tests.support import traffic
 from tests.support.command import ROOT, run
 from tests.support.judges import rows
+from tests.support.selection import FILTERS, HALF, SELECTORS
 from tests.support.strangers import comment, interface, options, packet, pcap, section, udp
 from tests.support.traffic import COUNT
 
@@ -190,6 +190,9 @@ def test_a_damaged_file(capture: Path, tmp_path: Path) -> None:
         (["-r", "{file}", "--set", "snaplen=96"], "--set with -r: found both"),
         (["-r", "{file}", "--duration", "3"], "--duration with -r: found both"),
         (["-r", "{file}", "-B", "4096"], "-B with -r: found both"),
+        (["-r", "{file}", "--payload", "none"], "--payload with -r: found both"),
+        (["-r", "{file}", "--pid", "7", "--children"], "--children with -r: found both"),
+        (["-r", "{file}", "--", "true"], "a command after -- with -r: found both"),
         (["-r", "{file}", "-w", "x"], "skbcapd extract FILE -w OUT"),
         (["-r", "{file}", "-F", "nosuch"], "nosuch: No such file or directory; expected a file with a filter"),
         (["-r", "{file}", "-F", "{file}", "tcp"], "FILTER: found 'tcp' beside -F"),

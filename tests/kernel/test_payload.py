@@ -31,8 +31,6 @@ from tests.support.blocks import comment_fields
 from tests.support.deadline import until
 from tests.support.headers import ETHER, FRAMES, V4, V6, header_end
 
-pytestmark = pytest.mark.vm
-
 TOKEN = b"GET /?token=4b1d-9c77 HTTP/1.1\r\n\r\n"
 OTHER_TOKEN = b"GET /?token=not-of-nginx"
 SECRET = b"secret" * 20
@@ -111,6 +109,7 @@ def send_paged(namespace: Namespace, device: str, made: list[bytes]) -> None:
             sender.send(b"")
 
 
+@pytest.mark.vm
 def test_frames_end_behind_their_headers(wire: Wire, tmp_path: Path) -> None:
     """Each sent and received frame is kept to its last header, and no further; its original length is true.
 
@@ -209,7 +208,9 @@ CHOICES: dict[str, tuple[list[str], dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize(
+    "choice", [pytest.param("others are dropped", marks=pytest.mark.vm), "others are kept", "ad hoc"]
+)
 def test_only_nginx_without_payload(wire: Wire, tmp_path: Path, choice: str) -> None:
     """A rule for a server whose master and workers share the listening socket has each handshake of its
     connections, and the payload of none of their packets is in the file; packets of another process are complete.

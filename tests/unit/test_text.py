@@ -21,6 +21,7 @@ from skbcapd.output.text import TextOutput
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.link_type import ETHERNET, RAW
+from skbcapd.pcapng.reader import Stamp
 from tests.support.frames import NTP_FRAME
 from tests.support.writer import cut, upcall
 
@@ -104,6 +105,30 @@ def test_any_packet_is_one_printable_line(
     """For any frame, process name and interface name, it is one line of printable ASCII."""
     text = line(frame, link_type, comm=comm, device=device, time_ns=time_ns)
     assert re.fullmatch(r"[0-9:.]{18} [!-~]*\[1058\] [!-~]+ out [ -~]+\n", text)
+
+
+@pytest.mark.fuzz
+@given(
+    frame=st.binary(max_size=300) | st.binary(max_size=200).map(lambda tail: NTP_FRAME[: len(tail)] + tail),
+    name=st.binary(min_size=1, max_size=16),
+    link_type=st.sampled_from([ETHERNET, RAW, 0, 113, 276, 65535]),
+    time_ns=st.integers(-(2**80), 2**80),
+    form=st.builds(
+        Form,
+        clock=st.integers(0, 5),
+        link=st.booleans(),
+        quiet=st.booleans(),
+        verbose=st.booleans(),
+        dump=st.sampled_from(["", "hex", "both", "text"]),
+        dump_link=st.booleans(),
+    ),
+)
+def test_any_packet_of_a_file_in_any_form(frame: bytes, name: bytes, link_type: int, time_ns: int, form: Form) -> None:
+    """Whatever a file says, a packet is one line of printable ASCII; the lines of its bytes begin with a tab."""
+    said = Stamp(7, name, name, name, 1, name, (("user", name),))
+    for stamp in (said, Stamp()):
+        text = Lines(form).line(time_ns, stamp, name, frame, link_type, len(frame)).decode("ascii")
+        assert re.fullmatch(r"[ -~]+\n(\t[ -~]*\n)*", text)
 
 
 def test_deep_frames() -> None:
