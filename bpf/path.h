@@ -98,6 +98,18 @@ static inline int can_have_answer(struct flow *flow)
 	return flow->protocol == IPPROTO_TCP || flow->protocol == IPPROTO_UDP;
 }
 
+#define UDP_ENCAP_PORT 4500 /* RFC 3948 */
+
+/*
+ * Whether a packet can be one that IPsec has put into UDP: it is still on the socket of its sender, and
+ * what answers it can be for any process. So can be packets of the key daemon at this port.
+ */
+static inline int is_nat_traversal(struct flow *flow)
+{
+	return flow->protocol == IPPROTO_UDP &&
+	       (flow->local_port == UDP_ENCAP_PORT || flow->remote_port == UDP_ENCAP_PORT);
+}
+
 #define RENEWED_SHIFT 30 /* of a time in ns: about a second */
 
 /*
@@ -165,7 +177,7 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	if (SKB_BITS(skb, ENCAPSULATION))
 		return;
 	flow_of_sent(packet, skb, &headers);
-	if (!headers.transport || !can_have_answer(flow) || may_change(packet))
+	if (!headers.transport || !can_have_answer(flow) || is_nat_traversal(flow) || may_change(packet))
 		return;
 	flow->on_wire = ON_WIRE(skb);
 	known = flows.lookup(flow);
