@@ -244,7 +244,7 @@ struct control {
 	u64 own_net;	   /* net_cookie of the self-test: its packets pass all filters; 0: none */
 	u64 filtered;	   /* 1: there is a packet filter 0, for all packets */
 	u64 generation;	   /* of the rules: labels of another generation are not valid */
-	u64 wired;	   /* 1: there are flows on the wire (written by the program) */
+	u64 wired;	   /* number of changes of flows on the wire (written by the program) */
 	u64 headers_only;  /* as in struct label, for packets without a label */
 	u64 pad1[4];
 	/* Written by both. */

@@ -216,10 +216,16 @@ static inline void set_current_user(struct user *user)
 	}
 }
 
+/* 0 if two users are the same. Without branches: the verifier follows each of them. */
+static inline u64 users_differ(struct user *a, struct user *b)
+{
+	return (u64)(a->tid ^ b->tid) | (a->start ^ b->start) | (a->comm[0] ^ b->comm[0]) |
+	       (a->comm[1] ^ b->comm[1]) | (a->process[0] ^ b->process[0]) | (a->process[1] ^ b->process[1]);
+}
+
 static inline int is_same_user(struct user *a, struct user *b)
 {
-	return a->tid == b->tid && a->start == b->start && a->comm[0] == b->comm[0] &&
-	       a->comm[1] == b->comm[1] && a->process[0] == b->process[0] && a->process[1] == b->process[1];
+	return !users_differ(a, b);
 }
 
 /*

@@ -27,6 +27,8 @@ struct origin {
 	u64 is_request; /* a SYN-ACK: the process that will accept the connection is not certain */
 };
 
+#define ENTERED_BITS 4
+
 /*
  * A packet on one of the interfaces that it passes. It is in the record of the packet and not in
  * variables, because the verifier does not follow values in maps: all paths that have set it have
@@ -44,33 +46,34 @@ struct passage {
 struct packet {
 	struct reservation reservation; /* of the block */
 	struct frame frame;
-	u32 size;		     /* of the block */
-	u32 slot;		     /* row of `counters` */
-	u32 label;		     /* its number; valid if not `is_upcall` */
-	u32 is_upcall;		     /* 1: Python will write the block again */
-	u32 checksum;		     /* as in struct upcall */
-	u32 flags;		     /* as in struct upcall */
-	u64 dev;		     /* net_device */
-	u64 net;		     /* its network namespace */
-	u64 sk;			     /* its socket; later the one whose user is looked up */
-	u64 inode;		     /* of that socket; 0: none */
-	u64 address;		     /* of its sk_buff */
-	u64 head;		     /* skb->head: start of its memory */
-	u64 data;		     /* skb->data: current position of the network stack in it */
-	u64 linear_end;		     /* address of the end of the linear part */
-	u64 time;		     /* ns since boot, without suspend */
-	u64 packet_id;		     /* epb_packetid; 0: none */
-	u64 payload;		     /* PAYLOAD_FOUND | its offset in the frame; 0: not searched */
-	u64 filter;		     /* number of the packet filter to run, then of the last one */
-	u64 is_known;		     /* seen before, on another interface */
-	u64 taken;		     /* enum taken, on that interface */
-	u64 fingerprint;	     /* hash of the fields that neither interfaces nor NAT change */
-	u64 refused;		     /* excluded, so it is only followed: slot * 2 + 1; else 0 */
-	u64 unwanted;		     /* its interface is excluded: slot * 2 + 1; else 0 */
-	u64 verdict;		     /* control->device_filter when `unwanted` was set */
-	u64 guard;		     /* 1: its addresses do not prove its receiver (guard.h) */
-	struct guard guards[GUARDS]; /* results for some interfaces */
-	u64 sent[3];		     /* the last recorded use of a socket: see note_use */
+	u32 size;			/* of the block */
+	u32 slot;			/* row of `counters` */
+	u32 label;			/* its number; valid if not `is_upcall` */
+	u32 is_upcall;			/* 1: Python will write the block again */
+	u32 checksum;			/* as in struct upcall */
+	u32 flags;			/* as in struct upcall */
+	u64 dev;			/* net_device */
+	u64 net;			/* its network namespace */
+	u64 sk;				/* its socket; later the one whose user is looked up */
+	u64 inode;			/* of that socket; 0: none */
+	u64 address;			/* of its sk_buff */
+	u64 head;			/* skb->head: start of its memory */
+	u64 data;			/* skb->data: current position of the network stack in it */
+	u64 linear_end;			/* address of the end of the linear part */
+	u64 time;			/* ns since boot, without suspend */
+	u64 packet_id;			/* epb_packetid; 0: none */
+	u64 payload;			/* PAYLOAD_FOUND | its offset in the frame; 0: not searched */
+	u64 filter;			/* number of the packet filter to run, then of the last one */
+	u64 is_known;			/* seen before, on another interface */
+	u64 taken;			/* enum taken, on that interface */
+	u64 fingerprint;		/* hash of the fields that neither interfaces nor NAT change */
+	u64 refused;			/* excluded, so it is only followed: slot * 2 + 1; else 0 */
+	u64 unwanted;			/* its interface is excluded: slot * 2 + 1; else 0 */
+	u64 verdict;			/* control->device_filter when `unwanted` was set */
+	u64 guard;			/* 1: its addresses do not prove its receiver (guard.h) */
+	u64 entered[1 << ENTERED_BITS]; /* flows that this processor entered lately: hash_sent in path.h */
+	struct guard guards[GUARDS];	/* results for some interfaces */
+	u64 sent[3];			/* the last recorded use of a socket: see note_use */
 	struct key key;
 	struct user user;
 	struct passage passage;

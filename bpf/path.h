@@ -98,6 +98,68 @@ static inline int can_have_answer(struct flow *flow)
 	return flow->protocol == IPPROTO_TCP || flow->protocol == IPPROTO_UDP;
 }
 
+#define UDP_ENCAP_PORT 4500 /* RFC 3948 */
+
+/*
+ * Whether a packet can be one that IPsec has put into UDP: it is still on the socket of its sender, and
+ * what answers it can be for any process. So can be packets of the key daemon at this port.
+ */
+static inline int is_nat_traversal(struct flow *flow)
+{
+	return flow->protocol == IPPROTO_UDP &&
+	       (flow->local_port == UDP_ENCAP_PORT || flow->remote_port == UDP_ENCAP_PORT);
+}
+
+#define RENEWED_SHIFT 30 /* of a time in ns: about a second */
+
+/*
+ * A hash of a sent packet: its addresses and ports, its socket and user, the number of changes of
+ * flows on the wire, and the second. It must be short: this code runs for each packet, and is mostly not in the cache
+ * of the processor. So headers are read as if they were plain, because others are not stored under
+ * their hash (note_entered).
+ */
+static inline u64 hash_sent(struct control *control, struct packet *packet, struct skb *skb, u64 sk)
+{
+	u64 at = packet->head + SKB(skb, u16, NETWORK_HEADER), flow, ports;
+	struct user *user = &packet->user;
+	u64 names = user->comm[0] ^ user->comm[1] << 1 ^ user->process[0] << 2 ^ user->process[1] << 3;
+	u64 rest = packet->dev ^ ONCE(control->wired) << 32 ^ user->start ^ (u64)user->tid << 32 ^
+		   packet->time >> RENEWED_SHIFT;
+
+	if (SKB(skb, u16, PROTOCOL) == htons(ETH_P_IP)) {
+		flow = LOAD(u32, at + __builtin_offsetof(struct iphdr, saddr));
+		ports = LOAD(u64, at + __builtin_offsetof(struct iphdr, daddr)); /* and the destination */
+	} else {
+		flow = LOAD(u64, at + __builtin_offsetof(struct ipv6hdr, saddr));
+		flow = flow * HASH_FACTOR + LOAD(u64, at + __builtin_offsetof(struct ipv6hdr, saddr) + 8);
+		flow = flow * HASH_FACTOR + LOAD(u64, at + __builtin_offsetof(struct ipv6hdr, daddr));
+		flow = flow * HASH_FACTOR + LOAD(u64, at + __builtin_offsetof(struct ipv6hdr, daddr) + 8);
+		ports = LOAD(u32, at + sizeof(struct ipv6hdr));
+	}
+	return (((flow ^ sk) * HASH_FACTOR + ports) * HASH_FACTOR + (names ^ rest)) * HASH_FACTOR;
+}
+
+/* The place of a hash in the table of this processor. */
+static inline u64 *find_entered(struct packet *packet, u64 hash)
+{
+	return &packet->entered[BOUND(hash >> (64 - ENTERED_BITS), (1 << ENTERED_BITS) - 1)];
+}
+
+/*
+ * Stores that the flow of a packet is entered, if its headers are plain and its user is certain. So most
+ * packets need no lookup.
+ */
+static inline void note_entered(struct packet *packet, struct flow *flow, struct headers *headers,
+				struct origin *origin, u64 hash)
+{
+	u64 is_v6 = 1 - any(flow->family ^ AF_INET6);
+	u64 length = is_v6 * sizeof(struct ipv6hdr) + (1 - is_v6) * sizeof(struct iphdr);
+	u64 is_odd = (headers->transport ^ length) | headers->fragment | is_icmp(flow->protocol) |
+		     origin->is_request | (any(packet->user.tgid) ^ 1);
+
+	*find_entered(packet, hash) = (any(is_odd) - 1) & hash;
+}
+
 /* A packet is sent: stores the process for its answer. */
 static inline void enter_wire_flow(struct control *control, struct packet *packet, struct skb *skb,
 				   struct origin *origin)
@@ -106,12 +168,16 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	struct flow *flow = &work->flow;
 	struct owner *owner = &work->owner, *known;
 	struct headers headers;
+	/* First: a change from now on is noticed with the next packet. */
+	u64 hash = hash_sent(control, packet, skb, origin->sk);
 
+	if (*find_entered(packet, hash) == hash)
+		return;
 	/* What answers the outer packet of a tunnel can be for any process behind the tunnel. */
 	if (SKB_BITS(skb, ENCAPSULATION))
 		return;
 	flow_of_sent(packet, skb, &headers);
-	if (!headers.transport || !can_have_answer(flow) || may_change(packet))
+	if (!headers.transport || !can_have_answer(flow) || is_nat_traversal(flow) || may_change(packet))
 		return;
 	flow->on_wire = ON_WIRE(skb);
 	known = flows.lookup(flow);
@@ -120,8 +186,10 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	else
 		owner->user = packet->user;
 	if (!owner->user.tgid && !origin->identity) {
-		if (known)
+		if (known) {
 			flows.delete(flow);
+			__sync_fetch_and_add(&control->wired, 1);
+		}
 		return;
 	}
 	u64 is_known_user = owner->user.tgid;
@@ -139,6 +207,8 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 		    is_same_user(&known->user, &owner->user)) {
 			if (age > WIRE_RENEWS_NS)
 				known->time = packet->time & ~WIRE_IS_REQUEST | was_request;
+			if (packet->key.via != VIA_GROUP)
+				note_entered(packet, flow, &headers, origin, hash);
 			return;
 		}
 		if (age < WIRE_LASTS_NS && known->sk != sk && !was_request) {
@@ -156,7 +226,7 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	owner->identity = is_known_user ? 0 : origin->identity;
 	owner->time = packet->time & ~WIRE_IS_REQUEST | origin->is_request;
 	flows.update(flow, owner);
-	control->wired = 1;
+	__sync_fetch_and_add(&control->wired, 1);
 }
 
 /*
@@ -193,6 +263,7 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 		 */
 		if (!(owner->time & WIRE_IS_REQUEST)) {
 			flows.delete(flow);
+			__sync_fetch_and_add(&control->wired, 1);
 			return VIA_UNKNOWN;
 		}
 	} else if (owner->time & WIRE_IS_REQUEST &&

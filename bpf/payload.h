@@ -8,7 +8,7 @@
  * header of a wrong length is none, such as one that would end after its IP packet. So each mistake
  * cuts too much, never too little.
  *
- * skbcapd/analysis/headers.py does the same for `skbcapd extract`; tests/kernel/test_payload.py
+ * skbcapd/frames/headers.py does the same for `skbcapd extract`; tests/kernel/test_payload.py
  * compares both. That a frame has longer headers than the window is the only difference: it is cut
  * there.
  */

@@ -147,7 +147,12 @@ static inline void begin_passage(struct control *control, struct packet *packet,
 	/* The socket of a received packet belongs to its sender, if it has one. */
 	u64 place = key->net << 33 ^ (u64)key->ifindex << 1 ^ direction & 1,
 	    sk = direction == OUT ? packet->sk : 0, is_known = 0;
-	u32 linked = is_stacked(dev) | packet->guard | (direction == IN && control->wired);
+	/*
+	 * What a socket sends on an interface like a network card is on no other interface later. What is
+	 * received there can be, where it is translated.
+	 */
+	u32 linked =
+		is_stacked(dev) | (direction == IN ? packet->guard | any(control->wired) : control->nothing);
 
 	if (linked || sighting->skb == address || (control->wired && !sk)) {
 		packet->fingerprint = fingerprint_of(packet, skb);

@@ -86,6 +86,12 @@ def discard() -> None:
         sys.stdout.flush()
 
 
+def is_discarding() -> bool:
+    """Whether nobody reads stdout any more, so that no more needs to be made."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return isinstance(raw, _Stdout) and raw.is_discarding
+
+
 class _Stdout(io.FileIO):
     """Standard output: an error becomes a FileError; a reader that has ended is no error."""
 

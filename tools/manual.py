@@ -175,7 +175,8 @@ def _completion() -> str:
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:
-    return [option for action in parser._actions for option in action.option_strings]
+    shown = [action for action in parser._actions if action.help is not argparse.SUPPRESS]
+    return [option for action in shown for option in action.option_strings]
 
 
 def _values() -> Iterator[tuple[str, str]]:

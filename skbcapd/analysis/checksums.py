@@ -7,8 +7,8 @@ Source: RFC 1071; RFC 768 and 8200 section 8.1 for UDP, where 0 is sent as 0xfff
 
 from __future__ import annotations
 
-from skbcapd.analysis.headers import IPV4, TCP, UDP, Headers, addresses
 from skbcapd.capture.checksum import inverted, ones_complement_sum
+from skbcapd.frames.headers import IPV4, TCP, UDP, Headers, addresses
 
 _FIELDS = {TCP: 16, UDP: 6}  # where the field is in the transport header
 

@@ -14,16 +14,15 @@ from __future__ import annotations
 import re
 import struct
 
-from skbcapd.analysis import headers
-from skbcapd.analysis.headers import TCP, UDP
+from skbcapd.frames import headers
+from skbcapd.frames.dns import read_name
+from skbcapd.frames.headers import TCP, UDP
 
 _DNS = 53
 _HELLO = b"\x16\x03"  # a handshake record of TLS
 _START = 160  # bytes of a frame in which a port or the begin of TLS is looked for
 _A, _CNAME, _AAAA = 1, 5, 28
 _RECORDS_MAX = 64
-_LABELS_MAX = 128
-_SIZE_MAX = 253  # characters of a name
 _ADDRESSES_MAX = 1 << 16
 _NAMES_MAX = 8  # of one address
 _NAME = re.compile(rb"[A-Za-z0-9_.-]{1,253}")
@@ -75,47 +74,28 @@ def _answers(message: bytes) -> list[tuple[bytes, bytes]]:
     _, flags, questions, answers, _, _ = struct.unpack_from(">6H", message)
     if not flags & 0x8000 or flags & 0x020F or questions != 1:  # a response, not truncated, without an error
         return []
-    asked, at = _read_name(message, 12)
+    asked, at = _name(message, 12)
     at += 4
     aliases, found = {asked}, []
     for _ in range(min(answers, _RECORDS_MAX)):
-        owner, at = _read_name(message, at)
+        owner, at = _name(message, at)
         kind, _, _, size = struct.unpack_from(">HHIH", message, at)
         at += 10
         data = message[at : at + size]
         if len(data) < size:
             break
         if owner in aliases and kind == _CNAME:
-            aliases.add(_read_name(message, at)[0])
+            aliases.add(_name(message, at)[0])
         elif owner in aliases and (kind, size) in {(_A, 4), (_AAAA, 16)}:
             found.append((data, asked))
         at += size
     return found
 
 
-def _read_name(message: bytes, at: int) -> tuple[bytes, int]:
-    """A name in lower case, and the offset behind it.
-
-    Raises:
-        ValueError: it is none.
-        IndexError: the message ends before.
-    """
-    labels: list[bytes] = []
-    after = size = 0
-    for _ in range(_LABELS_MAX):
-        length = message[at]
-        if length == 0:
-            return b".".join(labels).lower(), after or at + 1
-        if length & 0xC0 == 0xC0:
-            after = after or at + 2
-            at = (length & 0x3F) << 8 | message[at + 1]
-            continue
-        size += length + 1
-        if length & 0xC0 or size > _SIZE_MAX:
-            break
-        labels.append(message[at + 1 : at + 1 + length])
-        at += 1 + length
-    raise ValueError("no name")
+def _name(message: bytes, at: int) -> tuple[bytes, int]:
+    """A name in lower case, and the offset behind it; errors as in `read_name`."""
+    name, after = read_name(message, at)
+    return name.lower(), after
 
 
 def _server_name(record: bytes) -> bytes:

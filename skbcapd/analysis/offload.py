@@ -19,9 +19,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 
-from skbcapd.analysis import checksums, headers
-from skbcapd.analysis.headers import IPV4, IPV6, TCP, Bytes, Headers
+from skbcapd.analysis import checksums
 from skbcapd.analysis.records import Record, join
+from skbcapd.frames import headers
+from skbcapd.frames.headers import IPV4, IPV6, TCP, Bytes, Headers
 from skbcapd.pcapng.blocks import CHECKSUM_NOT_READY, EPB_FLAGS, SEGMENTATION_OFFLOADED
 from skbcapd.pcapng.reader import walk_options
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from typing import TypeAlias
 
-from skbcapd.analysis.headers import TCP, UDP, WITH_PORTS
+from skbcapd.frames.headers import TCP, UDP, WITH_PORTS
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
 from skbcapd.pcapng.link_type import ETHERNET, RAW
 

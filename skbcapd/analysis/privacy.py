@@ -13,9 +13,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 
-from skbcapd.analysis import headers
 from skbcapd.analysis.records import Record, join
 from skbcapd.attribution.fields import FIELDS
+from skbcapd.frames import headers
 from skbcapd.lru import Bounded
 from skbcapd.pcapng.blocks import EPB_PROCESSID_THREADID, OPT_COMMENT
 from skbcapd.pcapng.comment import COMMENT_MAX, CommentError, comment, parse

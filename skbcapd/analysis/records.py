@@ -10,8 +10,8 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
-from skbcapd.analysis.headers import Bytes
 from skbcapd.analysis.sources import Timed
+from skbcapd.frames.headers import Bytes
 from skbcapd.pcapng.blocks import EPB_FLAGS, EPB_PACKETID, EPB_PROCESSID_THREADID, OPT_ENDOFOPT
 from skbcapd.pcapng.comment import option
 from skbcapd.pcapng.reader import Interface, Stamp, walk_options

@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import TypeAlias
 
-from skbcapd.analysis import headers
-from skbcapd.analysis.headers import Bytes, Headers
 from skbcapd.analysis.when import Span
 from skbcapd.attribution.fields import GROUPS
 from skbcapd.config.pattern import TextPattern
 from skbcapd.errors import UsageError
 from skbcapd.filter.packet_filter import FilterError, OfflineFilter
+from skbcapd.frames import headers
+from skbcapd.frames.headers import Bytes, Headers
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT, IF_NAME
 from skbcapd.pcapng.reader import Interface, Packet, Stamp
 

@@ -54,6 +54,7 @@ def command(options: argparse.Namespace, files: list[Path], selection: Selection
     """Split files; print the result on stderr. 1 if a file could not be read to its end."""
     paths = expand(files)
     changes = Changes(options)
+    _make(options.directory)
     splitter = Splitter(files[0], options.by, options.directory)
     with Progress(paths, sys.stderr) as progress:
         sources = Sources(paths, selection, progress.next_file)
@@ -64,6 +65,14 @@ def command(options: argparse.Namespace, files: list[Path], selection: Selection
         packets, count = splitter.packets, len(splitter.paths)
         print(f"skbcapd: {packets} packets in {count} files: {splitter.pattern}", file=sys.stderr)
     return tell(changes, sources)
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        place = escaped_bytes(os.fsencode(directory))
+        raise FileError(f"{place}: {error.strerror}; expected a directory for the new files") from None
 
 
 @dataclass(eq=False, slots=True)

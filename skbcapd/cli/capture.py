@@ -1,4 +1,4 @@
-"""`skbcapd capture`: capture now, and print lines or write one file."""
+"""`skbcapd capture`: capture now, and print lines or write files; with -r, print the packets of files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import sys
 from pathlib import Path
 
-from skbcapd.cli import arguments, processes
+from skbcapd.cli import arguments, processes, selecting, tcpdump
 from skbcapd.config import parser as config
 from skbcapd.config.settings import Settings
 from skbcapd.daemon import app
@@ -24,22 +24,49 @@ from skbcapd.output.pipe import PipeTarget, count_lines
 from skbcapd.text_safety import escaped
 from skbcapd.worker import Worker
 
+# options of the command that set these settings
 _PLACES = {
     "interfaces": "-i",
+    "directions": "-Q",
     "snaplen": "-s",
     "payload": "--payload",
     "filter": "FILTER",
-}  # options of the command that set these settings
+    "buffer.size": "-B",
+    "files.directory": "-w",
+    "files.name": "-w",
+    "files.size": "-C",
+    "files.every": "-G",
+    "files.keep_number": "-W",
+}
+# selectors that only -r has: attribute, option, what to use instead
+_OF_FILES = (
+    ("peers", "--peer", "FILTER: net ADDRESS"),
+    ("ports", "--port", "FILTER: port PORT"),
+    ("begin", "--from", ""),
+    ("end", "--to", "--duration SECONDS"),
+)
 
 
 def add(command: argparse.ArgumentParser) -> None:
     """Add its arguments."""
     command.add_argument(
         "-i",
+        "--interface",
         dest="interfaces",
         metavar="NAME",
         action="append",
         help="interface or glob; can be repeated; any: all interfaces",
+    )
+    command.add_argument(
+        "-Q", "--direction", dest="direction", choices=("in", "out", "inout"), help="only received or only sent packets"
+    )
+    command.add_argument(
+        "-r",
+        dest="read",
+        metavar="FILE",
+        action="append",
+        help="print the packets of FILE, or of a directory's captures, instead of a capture; -: standard input; "
+        "more files may follow",
     )
     command.add_argument("-w", dest="file", metavar="FILE", help="write pcapng to FILE; -: standard output")
     command.add_argument(
@@ -47,6 +74,7 @@ def add(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "-s",
+        "--snapshot-length",
         dest="snaplen",
         metavar="BYTES",
         help=f"keep at most BYTES of each frame; 0: complete frames ({CAPTURE_MAX})",
@@ -65,22 +93,49 @@ def add(command: argparse.ArgumentParser) -> None:
     processes.add(command)
     arguments.add_duration(command)
     arguments.add_sets(command)
+    tcpdump.add(command)
+    selecting.add_packets(command.add_argument_group("selectors of -r", "As in extract."))
 
 
 def run(options: argparse.Namespace) -> int:
-    """Capture until a signal, --duration, -c or the end of the command ends it."""
-    own = {}
+    """Capture until a signal, --duration, -c or the end of the command ends it; or print the packets of files."""
+    tcpdump.check(options)
+    if options.lists:
+        from skbcapd.cli import interfaces  # noqa: PLC0415  only -D needs it
+
+        for line in interfaces.lines():
+            print(line)
+        return 0
+    if options.read:
+        from skbcapd.cli import reading  # noqa: PLC0415  a capture reads no files
+
+        return reading.run(options)
+    return _run(options)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    """The settings of a capture."""
+    own = tcpdump.settings(options)
     if options.interfaces:
         own["interfaces"] = ",".join(options.interfaces)
+    if options.direction:
+        own["directions"] = "out, in" if options.direction == "inout" else options.direction
     if options.snaplen is not None:
         own["snaplen"] = str(CAPTURE_MAX) if options.snaplen == "0" else options.snaplen
     if options.payload is not None:
         own["payload"] = options.payload
-    if options.filter:
-        own["filter"] = " ".join(options.filter)
-    settings = config.default_settings(
+    if options.filter or options.filter_file:
+        own["filter"] = tcpdump.expression(options, options.filter)
+    if tcpdump.is_series(options):
+        own |= tcpdump.series(options)
+    return config.default_settings(
         arguments.overrides(options) | own, {key: place for key, place in _PLACES.items() if key in own}
     )
+
+
+def _run(options: argparse.Namespace) -> int:
+    _refuse_selectors(options)
+    settings = _settings(options)
     missing = missing_interfaces(settings.interfaces, [name for _, name in socket.if_nameindex()])
     if missing and not settings.namespaces:
         raise UsageError(
@@ -96,10 +151,17 @@ def run(options: argparse.Namespace) -> int:
         return command.wait()
 
 
+def _refuse_selectors(options: argparse.Namespace) -> None:
+    """Raise an error if a selector is given that only -r has."""
+    for dest, name, hint in _OF_FILES:
+        if getattr(options, dest):
+            raise UsageError(f"{name}: found no -r; expected -r FILE with it", hint)
+
+
 def _capture(settings: Settings, options: argparse.Namespace, command: Command | None = None) -> int:
     program = app.load_program(settings)
     with contextlib.closing(program), KeyLogs(settings.secrets) as key_logs:
-        output, target = _output(options.file, settings.encode, key_logs)
+        output, target = _output(options, settings, key_logs)
         return app.serve(
             app.Run(
                 *(settings, program, output, target),
@@ -110,13 +172,18 @@ def _capture(settings: Settings, options: argparse.Namespace, command: Command |
         )
 
 
-def _output(file: str | None, encode: str, key_logs: KeyLogs) -> tuple[Output, CaptureFile | PipeTarget]:
-    """The destination of packets: lines on a terminal, or pcapng to standard output or to a file."""
+def _output(options: argparse.Namespace, settings: Settings, key_logs: KeyLogs) -> tuple[Output, app.Target]:
+    """The destination of packets: lines on a terminal, or pcapng to standard output, to a file, or to a series."""
+    file, encode = options.file, settings.encode
+    if tcpdump.is_series(options):
+        files = app.files(settings, key_logs)
+        return files, files
     if file is None:
-        from skbcapd.output.text import TextOutput  # noqa: PLC0415  its dissectors are not needed for a file
+        from skbcapd.frames.line import Lines  # noqa: PLC0415  a file needs no lines
+        from skbcapd.output.text import TextOutput  # noqa: PLC0415  the same
 
         target = PipeTarget(count=count_lines)
-        return TextOutput(target.stream), target
+        return TextOutput(target.stream, Lines(tcpdump.form(options))), target
     if file == "-":
         target = PipeTarget()
         return FileOutput(target, encode, key_logs), target

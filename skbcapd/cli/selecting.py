@@ -19,6 +19,7 @@ from skbcapd.analysis import selectors, when
 from skbcapd.analysis.privacy import DROPPABLE
 from skbcapd.analysis.selectors import TEXTS, Selection, Selectors
 from skbcapd.attribution.fields import FIELDS
+from skbcapd.config.pattern import TextPattern
 from skbcapd.errors import FileError
 from skbcapd.text_safety import escaped
 
@@ -85,6 +86,15 @@ def add(command: argparse.ArgumentParser) -> None:
         "selectors", "Each can be repeated: one must match. Of different ones, all must."
     )
     add_processes(group)
+    add_packets(group)
+    _add(
+        group, ["--interface"], "interfaces", "NAME", "name of the interface; a glob, or /regular expression/", _pattern
+    )
+    _add(group, ["--direction"], "directions", "", "direction of the packet", str, choices=("in", "out"))
+
+
+def add_packets(group: argparse._ArgumentGroup) -> None:
+    """Add the selectors of packets that `capture -r` has, too."""
     _add(
         group,
         ["--peer"],
@@ -101,10 +111,6 @@ def add(command: argparse.ArgumentParser) -> None:
         "port of either side, or FIRST-LAST",
         _checked(selectors.port, "a port from 0 to 65535, or FIRST-LAST"),
     )
-    _add(
-        group, ["--interface"], "interfaces", "NAME", "name of the interface; a glob, or /regular expression/", _pattern
-    )
-    _add(group, ["--direction"], "directions", "", "direction of the packet", str, choices=("in", "out"))
     group.add_argument(
         "--from",
         dest="begin",
@@ -182,17 +188,34 @@ def parse(options: argparse.Namespace) -> tuple[list[Path], Selection]:
         FileError: there is no file.
     """
     files, expression = split_words(options.words)
+    return files, selection(options, expression, options.interfaces, options.directions)
+
+
+def selection(
+    options: argparse.Namespace, expression: str, interfaces: Sequence[TextPattern], directions: Sequence[str]
+) -> Selection:
+    """The selection of a command line.
+
+    Args:
+        options: with the selectors of `add_selectors`.
+        expression: packet filter; empty: none.
+        interfaces: patterns of names.
+        directions: `in`, `out`.
+
+    Raises:
+        UsageError: a time or the filter is none.
+    """
     wanted = Selectors(
         texts={name: getattr(options, name) for name in TEXTS if getattr(options, name)},
         tgids=frozenset(options.tgids),
         peers=options.peers,
         ports=options.ports,
-        interfaces=options.interfaces,
-        directions=frozenset(map(selectors.direction, options.directions)),
+        interfaces=interfaces,
+        directions=frozenset(map(selectors.direction, directions)),
         span=when.span(options.begin, options.end, time.time_ns()),
         expression=expression,
     )
-    return files, Selection(wanted)
+    return Selection(wanted)
 
 
 def split_words(words: Sequence[str]) -> tuple[list[Path], str]:
@@ -206,3 +229,16 @@ def split_words(words: Sequence[str]) -> tuple[list[Path], str]:
     if missing is not None:
         raise FileError(f"{escaped(missing)}: No such file or directory; expected a capture file")
     return [Path(word) for word in words[:count]], " ".join(words[count:])
+
+
+def leading_files(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The files at the beginning of `words`, recognized by their endings, and the words after them: a filter.
+
+    Raises:
+        FileError: there is no such file.
+    """
+    count = next((at for at, word in enumerate(words) if not word.endswith(_FILE_ENDINGS)), len(words))
+    missing = next((word for word in words[:count] if not os.path.lexists(word)), None)
+    if missing is not None:
+        raise FileError(f"{escaped(missing)}: No such file or directory; expected a capture file")
+    return [Path(word) for word in words[:count]], [*words[count:]]

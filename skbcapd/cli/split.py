@@ -23,7 +23,7 @@ def add(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         type=Path,
         default=Path(),
-        help="directory for the files; default: the current directory",
+        help="directory for the files, made if it is missing; default: the current directory",
     )
     selecting.add_changes(command)
     selecting.add(command)

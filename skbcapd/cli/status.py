@@ -40,7 +40,7 @@ _CAUSES = {
 def add(command: argparse.ArgumentParser) -> None:
     """Add its arguments."""
     command.add_argument("--json", action="store_true", help="print everything as one line of JSON")
-    command.add_argument("--watch", action="store_true", help="repeat every second, until Ctrl-C")
+    command.add_argument("--watch", action="store_true", help="repeat every second, with rates, until Ctrl-C")
     arguments.add_config(command)
     arguments.add_sets(command)
 

@@ -27,7 +27,7 @@ from typing import NamedTuple, Self
 from skbcapd.output.watch import MODIFIED, Watch
 from skbcapd.pcapng.secrets import LINE_MAX, key_lines
 from skbcapd.text_safety import escaped
-from skbcapd.worker import PATIENCE_S, Worker
+from skbcapd.worker import PATIENCE_S, Worker, wait_until
 
 _LOG = logging.getLogger(__name__)
 READ_MAX = 1 << 18  # bytes of a file that are read in one go
@@ -35,7 +35,7 @@ BEHIND_MAX = 1 << 22  # bytes that may wait to be read; of more, the oldest are 
 KEPT_MAX = 1 << 20  # bytes of lines in memory
 _EVERY_S = 1.0
 _PAUSE_S = 0.02  # at least, between two looks
-_SEVERAL_MAX = 16  # parts that are read without a pause, at the end of a file
+CATCH_UP_S = 0.5
 
 
 class KeyLog:
@@ -67,6 +67,9 @@ class KeyLog:
     def read(self) -> list[bytes]:
         """The lines that are new since the last call; of much text, only a part."""
         found: list[bytes] = []
+        if self.watch:
+            for _ in self.watch.changes():
+                pass  # what was written before is read now
         with self._logged():
             if self._descriptor >= 0:
                 found += self._read_on()
@@ -77,7 +80,9 @@ class KeyLog:
     @property
     def is_behind(self) -> bool:
         """Whether there is more to read."""
-        return self._descriptor >= 0 and os.fstat(self._descriptor).st_size > self._at
+        with contextlib.suppress(OSError):  # on a network file system
+            return self._descriptor >= 0 and os.fstat(self._descriptor).st_size > self._at
+        return False
 
     def close(self) -> None:
         """Close it."""
@@ -178,13 +183,13 @@ class KeyLogs:
         """The number of the next line."""
         self._logs = [KeyLog(Path(path)) for path in paths]
         self._clock = clock
-        self._reading = threading.Lock()
         self._kept: deque[_Line] = deque()
         self._known: set[bytes] = set()  # lines in `_kept`
         self._size = 0  # bytes of lines in `_kept`
         self._keeping = threading.Lock()  # held for moments only
         self._worker = Worker("key log")
-        self._stop = -1  # eventfd
+        self._wake = -1  # eventfd
+        self._asked = self._answered = 0  # calls of `catch_up`
         self._is_over = False
 
     @property
@@ -194,7 +199,7 @@ class KeyLogs:
 
     def __enter__(self) -> Self:
         if self._logs:
-            self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             if self._worker.start():
                 self._worker.do(self._begin)
                 self._worker.wait(PATIENCE_S)  # so that a line right after the start is not taken for an old one
@@ -204,15 +209,15 @@ class KeyLogs:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._stop < 0:
+        if self._wake < 0:
             return
         self._is_over = True
-        os.eventfd_write(self._stop, 1)
+        os.eventfd_write(self._wake, 1)
         if self._worker.close(PATIENCE_S):  # otherwise it hangs in a file system, and may still use them
-            os.close(self._stop)
+            os.close(self._wake)
             for log in self._logs:
                 log.close()
-        self._stop = -1
+        self._wake = -1
 
     def first(self, max_age_s: float) -> int:
         """The number of the first line that was read at most so many seconds ago."""
@@ -231,43 +236,38 @@ class KeyLogs:
             return b"".join(reversed(found)), self.end
 
     def catch_up(self) -> None:
-        """Read now; a thread calls it that may wait for a disk."""
-        if self._logs and not self._is_over and self._reading.acquire(timeout=PATIENCE_S):
-            try:
-                for _ in range(_SEVERAL_MAX):
-                    if not self._read():
-                        break
-            finally:
-                self._reading.release()
+        """Wait until all that was written before is read, but not long: the file system can hang."""
+        if self._wake >= 0 and self._worker.waiting and not self._is_over:
+            self._asked += 1
+            asked = self._asked
+            os.eventfd_write(self._wake, 1)
+            wait_until(lambda: self._answered >= asked, CATCH_UP_S)
 
     def _begin(self) -> None:
-        with self._reading:
-            for log in self._logs:
-                log.begin()
+        for log in self._logs:
+            log.begin()
 
     def _run(self) -> None:
         """The thread."""
-        stop = self._stop
+        wake = self._wake
         while not self._is_over:
-            with self._reading:
-                is_behind = self._read()
-                poll = select.poll()
-                poll.register(stop, select.POLLIN)
-                watches = [log.watch for log in self._logs if log.watch]
-                for watch in watches:
-                    poll.register(watch, select.POLLIN)
-            time.sleep(_PAUSE_S)
-            if not is_behind:
-                poll.poll(_EVERY_S * 1000)
-
-    def _read(self) -> bool:
-        """Read a part of each log; whether there is more."""
-        for log in self._logs:
-            if log.watch:
-                for _ in log.watch.changes():
-                    pass
-            self._keep(log.read())
-        return any(log.is_behind for log in self._logs)
+            asked = self._asked
+            for log in self._logs:
+                self._keep(log.read())
+            if any(log.is_behind for log in self._logs):
+                time.sleep(_PAUSE_S)
+                continue
+            self._answered = asked
+            poll = select.poll()
+            poll.register(wake, select.POLLIN)
+            for log in self._logs:
+                if log.watch:
+                    poll.register(log.watch, select.POLLIN)
+            # A program that writes all the time does not keep the thread busy.
+            if not self._is_over and wake not in dict(poll.poll(_EVERY_S * 1000)):
+                time.sleep(_PAUSE_S)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(wake)
 
     def _keep(self, lines: Sequence[bytes]) -> None:
         with self._keeping:

@@ -1,24 +1,20 @@
 """Packets as lines of text: what `capture` prints without a file.
 
-In: packets. Out: one line each: time, process[tgid], interface, direction, a summary of the frame.
+In: packets. Out: lines; see `frames.line`.
 
-The rule: bytes of a packet or of a process name reach the terminal only if they are printable; if
-scapy cannot make a summary, the length is printed. The dissectors of scapy take half a second to
-import, so only this module imports them.
+The rule: process and `via` are those that the comment of the packet would have.
 """
 
 from __future__ import annotations
 
-import time
-
 from skbcapd.attribution.processes import Process
+from skbcapd.frames.line import Lines
 from skbcapd.kernel.segments import Packet, Upcall
 from skbcapd.output.interface import PROMPT_S, Snapshot
 from skbcapd.output.pipe import PipeSink
 from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface
-from skbcapd.pcapng.link_type import ETHERNET
-from skbcapd.text_safety import escaped_bytes
+from skbcapd.pcapng.reader import Section
 
 
 class TextOutput:
@@ -26,15 +22,14 @@ class TextOutput:
 
     Args:
         sink: takes the lines.
+        lines: makes them.
     """
 
     labels = False
 
-    def __init__(self, sink: PipeSink) -> None:
-        from scapy.layers import inet, inet6, l2  # noqa: PLC0415  see above
-
-        self._ethernet, self._ip, self._ipv6 = l2.Ether, inet.IP, inet6.IPv6
-        self._sink = sink
+    def __init__(self, sink: PipeSink, lines: Lines) -> None:
+        self._sink, self._lines = sink, lines
+        self._section = Section("<", b"")
         self._interfaces: list[Interface] = []
 
     def add_interface(self, interface: Interface) -> int:
@@ -45,18 +40,18 @@ class TextOutput:
     def add_process(self, process: Process) -> None:
         """Does nothing: each line has the name of its process."""
 
-    def write_packet(self, packet: Packet, interface_id: int, _stamp: Label, _snapshot: Snapshot) -> None:
+    def write_packet(self, packet: Packet, interface_id: int, stamp: Label, _snapshot: Snapshot) -> None:
         """Print one packet."""
         if not isinstance(packet, Upcall):
             raise TypeError("a packet with a label; expected none")
-        interface = self._interfaces[interface_id]
-        seconds, nanoseconds = divmod(packet.time_ns, 1_000_000_000)
-        clock = time.strftime("%H:%M:%S", time.localtime(seconds))
-        who = f"{_word(packet.process or packet.comm)}[{packet.tgid}]" if packet.tgid else "?"
-        name = _word(packet.interface_name)
-        direction = "out" if packet.direction == 2 else "in"
-        summary = self._summary(bytes(packet.frame), interface.link_type)
-        self._sink.write(f"{clock}.{nanoseconds:09} {who} {name} {direction} {summary}\n".encode("ascii"))
+        found = self._section.stamp(stamp.options)._replace(direction=packet.direction)
+        if found.name is None and packet.tgid:  # comment: none
+            found = found._replace(process=packet.process or packet.comm)
+        link_type = self._interfaces[interface_id].link_type
+        frame = bytes(packet.frame)
+        self._sink.write(
+            self._lines.line(packet.time_ns, found, packet.interface_name, frame, link_type, packet.original_len)
+        )
 
     def write_blocks(self, view: memoryview, _snapshot: Snapshot) -> None:
         """Never called: without labels, the kernel program writes no complete blocks."""
@@ -99,19 +94,3 @@ class TextOutput:
     def flush(self, _snapshot: Snapshot) -> None:
         """Write the buffered lines."""
         self._sink.flush()
-
-    def _summary(self, frame: bytes, link_type: int) -> str:
-        if link_type == ETHERNET:
-            layer = self._ethernet
-        else:
-            layer = self._ipv6 if frame[:1] and frame[0] >> 4 == 6 else self._ip
-        try:
-            text = layer(frame).summary()
-        except Exception as error:  # noqa: BLE001  any frame may come; scapy's dissectors raise anything
-            text = f"not understood ({type(error).__name__})"
-        return f"{escaped_bytes(text.encode(errors='replace'))}, length {len(frame)}"
-
-
-def _word(text: bytes) -> str:
-    """A name without spaces, so that it is one word of the line."""
-    return escaped_bytes(text).replace(" ", "\\x20")

@@ -225,9 +225,7 @@ def test_a_torn_file_is_split_up_to_there(path: Path, parts: Path) -> None:
 
 
 def test_no_file_is_overwritten(path: Path, parts: Path) -> None:
-    """A second run into the same directory is an error, and so is a missing directory; modes are
-    0640.
-    """
+    """A second run into the same directory is an error; a missing directory is made; modes are 0640."""
     path.write_bytes(section() + named("eth0") + packet(bytes(14), process(7, "a")))
     assert split(path, "tgid", parts)[0] == 0
     (file,) = parts.iterdir()
@@ -236,12 +234,11 @@ def test_no_file_is_overwritten(path: Path, parts: Path) -> None:
     faults.compare("split, files that exist", 1, said.splitlines()[-1].strip())
     hint = "  (hint) move it away, or name another directory with -d\n"
     assert (code, said) == (1, f"skbcapd: {file}: File exists; expected a new file to write\n{hint}")
-    nowhere = parts / "nosuch"
-    code, said = split(path, "tgid", nowhere)
-    assert (code, said) == (
-        1,
-        f"skbcapd: {nowhere}/{file.name}: No such file or directory; expected a new file to write\n",
-    )
+    new = parts / "new" / "er"
+    assert split(path, "tgid", new)[0] == 0
+    assert [entry.name for entry in new.iterdir()] == [file.name]
+    code, said = split(path, "tgid", file / "new")
+    assert (code, said) == (1, f"skbcapd: {file}/new: Not a directory; expected a directory for the new files\n")
 
 
 def test_by_process_and_container(path: Path, parts: Path) -> None:

@@ -8,10 +8,11 @@ files, those during are counted as dropped by the output, and no frame is neithe
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,9 @@ def disk(kind: str, tmp_path: Path) -> Iterator[Path]:
     """A file system of 24 MiB."""
     place, image = tmp_path / "disk", tmp_path / "image"
     place.mkdir()
-    if kind == "tmpfs":
-        command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs"]
+    if kind in ("tmpfs", "inodes"):
+        limits = {"tmpfs": "size=24m", "inodes": "size=24m,nr_inodes=64"}
+        command = ["mount", "-t", "tmpfs", "-o", limits[kind], "tmpfs"]
     else:
         with image.open("wb") as file:
             file.truncate(24 << 20)
@@ -215,6 +217,24 @@ def test_a_directory_that_cannot_be_written(wire: Wire, marker: Marker, tmp_path
         ended = trial(daemon, marker, lambda: in_work(directory), forbid, allow)
         parts = [packet.data for packet in parse(in_work(directory)) if packet.direction == "out"]
         check("directory not writable", ended, marker, parts + outgoing(*finished(directory)))
+
+
+def test_no_free_inode(wire: Wire, marker: Marker, tmp_path: Path) -> None:
+    """If the file system has no inode left for the next file, packets are counted until it has one."""
+    with ExitStack() as stack:
+        place = stack.enter_context(disk("inodes", tmp_path))
+        directory, others = place / "captures", place / "others"
+        others.mkdir()
+        daemon = stack.enter_context(closing(Daemon(wire.near, directory, **SMALL)))
+
+        def use_up() -> None:
+            with suppress(OSError):
+                for number in range(1009):
+                    (others / str(number)).touch()
+            daemon.process.send_signal(signal.SIGUSR1)
+
+        ended = trial(daemon, marker, lambda: in_work(directory), use_up, lambda: shutil.rmtree(others))
+        check("no free inode", ended, marker, outgoing(*finished(directory)))
 
 
 def test_two_daemons(wire: Wire, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tests.kernel.test_disk import send, status
 from tests.kernel.test_reload_faults import FED_WITHIN_S, SLOWNESS, Manager
 from tests.support import faults
 from tests.support.deadline import until
+from tests.support.key_logs import found, line
 
 pytestmark = pytest.mark.faults
 
@@ -196,3 +197,32 @@ def test_a_dump_that_captures_meanwhile(wire: Wire, disk: Disk, tmp_path: Path) 
     assert kept + missing + ended.totals["dropped by kernel"] >= rounds * count + 1009
     assert ended.totals["captured"] == sum(len(read(path)) for path in disk.files())
     assert re.search(rf"; {missing} packets are missing, because the disk was late and memory was full", ended.stderr)
+
+
+@pytest.mark.many
+def test_a_key_log_that_hangs(wire: Wire, disk: Disk, tmp_path: Path) -> None:
+    """While the disk of a key log hangs, a file is rotated and finished, and the capture ends in some seconds."""
+    control, directory, keys = tmp_path / "control", tmp_path / "captures", disk.place / "keys.log"
+    keys.write_bytes(line(1))
+    settings = {"control__socket": str(control), "files__keep_free": "0", "secrets": str(keys)}
+
+    def files() -> list[Path]:
+        return sorted(path for path in directory.glob("skbcapd-*.pcapng") if not path.is_symlink())
+
+    with closing(Daemon(wire.near, directory, **settings)) as daemon:
+        with keys.open("ab") as file:
+            file.write(line(2))
+        send(wire, 101)
+        until(lambda: status(control)["packets"]["written"] >= 101, "what was sent before is written")
+        with disk.hung():
+            send(wire, 503)
+            daemon.process.send_signal(signal.SIGUSR1)
+            until(lambda: len(files()) == 1, "the file is finished")
+            begun = time.monotonic()
+            daemon.process.send_signal(signal.SIGTERM)
+            ended = daemon.wait()
+            took = time.monotonic() - begun
+    assert took < ENDS_WITHIN_S
+    assert ended.exit_code == 0, ended.stderr
+    assert sent_to(files()) == 101 + 503
+    assert found(files()[0].read_bytes())[0][1] == [line(2)]

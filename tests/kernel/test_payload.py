@@ -17,7 +17,7 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrHopByHop, PadN
 from scapy.layers.l2 import Dot1Q
 from scapy.packet import Packet, Raw
 
-from skbcapd.analysis import headers
+from skbcapd.frames import headers
 from skbcapd.pcapng.link_type import ETHERNET
 from tests.kernel.capture import Capture, read
 from tests.kernel.cases import CASES
@@ -30,8 +30,6 @@ from tests.kernel.stage import Player
 from tests.support.blocks import comment_fields
 from tests.support.deadline import until
 from tests.support.headers import ETHER, FRAMES, V4, V6, header_end
-
-pytestmark = pytest.mark.vm
 
 TOKEN = b"GET /?token=4b1d-9c77 HTTP/1.1\r\n\r\n"
 OTHER_TOKEN = b"GET /?token=not-of-nginx"
@@ -111,6 +109,7 @@ def send_paged(namespace: Namespace, device: str, made: list[bytes]) -> None:
             sender.send(b"")
 
 
+@pytest.mark.vm
 def test_frames_end_behind_their_headers(wire: Wire, tmp_path: Path) -> None:
     """Each sent and received frame is kept to its last header, and no further; its original length is true.
 
@@ -201,20 +200,30 @@ def ask(wire: Wire, count: int) -> None:
                 pass
 
 
-@pytest.mark.parametrize("last", ["", ", {action: drop}"], ids=["others are kept", "others are dropped"])
-def test_only_nginx_without_payload(wire: Wire, tmp_path: Path, last: str) -> None:
+RULES = "{process: nginx, payload: none}, {process: whole}"
+CHOICES: dict[str, tuple[list[str], dict[str, str]]] = {
+    "others are kept": ([], {"rules": f"[{RULES}]"}),
+    "others are dropped": ([], {"rules": f"[{RULES}, {{action: drop}}]"}),
+    "ad hoc": (["--process", "nginx", "--payload", "none"], {}),
+}
+
+
+@pytest.mark.parametrize(
+    "choice", [pytest.param("others are dropped", marks=pytest.mark.vm), "others are kept", "ad hoc"]
+)
+def test_only_nginx_without_payload(wire: Wire, tmp_path: Path, choice: str) -> None:
     """A rule for a server whose master and workers share the listening socket has each handshake of its
     connections, and the payload of none of their packets is in the file; packets of another process are complete.
 
     Also not in packets that pass before a worker has accepted the connection: their process is not known.
     """
     near, file = wire.near, tmp_path / "nginx.pcapng"
-    rules = f"[{{process: nginx, payload: none}}, {{process: whole}}{last}]"
+    options, settings = CHOICES[choice]
     with (
         closing(Sink(wire.far.namespace)),
         closing(Player(near.namespace, "listeners", "pool", "--comm", "nginx", "--port", PORT)) as server,
         closing(Reference(near.namespace, near.device)) as reference,
-        closing(Capture(near.namespace, "-i", near.device, "-w", str(file), rules=rules)) as capture,
+        closing(Capture(near.namespace, "-i", near.device, "-w", str(file), *options, **settings)) as capture,
         closing(Marker(near.namespace, near.device)) as marker,
     ):
         server.says()
@@ -232,17 +241,17 @@ def test_only_nginx_without_payload(wire: Wire, tmp_path: Path, last: str) -> No
     assert sum(TOKEN in frame for frame in theirs) == CONNECTIONS + 1
     data, packets = file.read_bytes(), read(file)
     assert TOKEN[:20] not in data
-    assert data.count(OTHER_TOKEN) == CONNECTIONS
+    assert data.count(OTHER_TOKEN) == (0 if options else CONNECTIONS)
 
     ours = [packet for packet in packets if PORT in ports(packet.data)]
     named = [packet for packet in ours if comment_fields(packet.comment).get("comm") == "nginx"]
     kept = sorted(frame[: header_end(frame)] for frame in theirs)
     assert {packet.data for packet in named} <= set(kept)
-    if last:
-        assert named == ours
-    else:
+    if choice == "others are kept":
         parting = difference(kept, sorted(packet.data for packet in ours))
         assert not parting, parting
+    else:
+        assert named == ours
     syns = [packet for packet in named if packet.data[47] & SYN]
     assert sorted(packet.data for packet in syns) == sorted(frame for frame in kept if frame[47] & SYN)
     assert len(syns) == 2 * (CONNECTIONS + 1)

@@ -89,14 +89,14 @@ def test_rules_choose_by_process(wire: Wire, tmp_path: Path) -> None:
 
 @pytest.mark.vm
 def test_a_rule_has_the_memory_written(wire: Wire, tmp_path: Path) -> None:
-    """The first packet of a rule with `dump` writes the earlier packets to a file; later packets
-    are not dropped.
+    """The first packet of a rule with `dump` writes the earlier packets to a file, and with `dump_after`
+    also those of the next second; later packets are not dropped.
     """
 
     def files() -> list[Path]:
         return sorted(file for file in tmp_path.glob("skbcapd-*.pcapng") if not file.is_symlink())
 
-    rules = f"[{{comm: cho*, filter: udp port {NTP_PORT}, action: dump}}]"
+    rules = f"[{{comm: cho*, filter: udp port {NTP_PORT}, action: dump, dump_after: 1s}}]"
     settings = {"directions": "out", "files__mode": "ring", "rules": rules}
     with (
         closing(Sink(wire.far.namespace)),
@@ -121,6 +121,8 @@ def test_a_rule_has_the_memory_written(wire: Wire, tmp_path: Path) -> None:
     found = [packet for file in (first, *later) for packet in file if packet.label and packet.label.comm == "chosen"]
     assert {port(packet.data) for packet in found} == {NTP_PORT}
     assert len(found) == COUNT
+    missed = [packet.time_ns for file in later for packet in file]
+    assert all(each > found[0].time_ns + 10**9 for each in missed)
     assert ended.totals["captured"] == sum(map(len, (first, *later)))
     assert ended.lost == 0
 

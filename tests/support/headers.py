@@ -1,6 +1,6 @@
 """Where the headers of a frame end: frames made with scapy, and scapy as the judge of any frame.
 
-Shares no code with skbcapd/analysis/headers.py and bpf/payload.h. What the judge knows as headers is
+Shares no code with skbcapd/frames/headers.py and bpf/payload.h. What the judge knows as headers is
 what docs/privacy.md says: link layer, ARP, one IP header with its extension headers, a transport header.
 """
 

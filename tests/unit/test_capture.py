@@ -868,6 +868,20 @@ def test_a_rules_filter_judges_the_first_packet_too() -> None:
     assert rig.capture.totals().filtered == 1
 
 
+def test_statistics_accept_what_filter_and_rules_keep() -> None:
+    """Packets that the filter or a rule excludes are received and not accepted; those on other
+    interfaces are in no statistics.
+    """
+    rig = Rig(exclude=("eth1",))
+    rig.drain(upcall(NTP_FRAME), upcall(NTP_FRAME, device=b"eth1", ifindex=3))
+    rig.program.count(1, delivered=5, filtered=7, unattributed=11, full=13)
+    rig.program.count(2, other_interfaces=17)
+    [statistics] = rig.capture.statistics()
+    assert (statistics.received, statistics.accepted) == (1 + 5 + 7 + 11 + 13, 1 + 5 + 13)
+    totals = rig.capture.totals()
+    assert accounted(totals) == totals.kernel.seen
+
+
 def test_packets_without_a_process_are_counted_apart() -> None:
     """If the last rule drops everything else, packets without a process are counted as
     unattributed, in Python and (by the label) in the program; those of other processes as filtered.
@@ -887,14 +901,14 @@ def test_labels_are_of_their_generation() -> None:
     rig = Rig(snaplen=96, filter="udp")
     rig.drain(upcall(NTP_FRAME))
     assert rig.program.control[abi.FILTERED] == 1
-    rig.capture.change(replace(rig.plan, snaplen=64, filter="", dedup=True))
+    rig.capture.change(replace(rig.plan, snaplen=64, payload="none", filter="", dedup=True))
     rig.drain(upcall(NTP_FRAME))
 
     [label] = rig.program.labels.values()
     assert (unpacked(label)["generation"], unpacked(label)["snaplen"]) == (1, 64)
     control = rig.program.control
-    words = (abi.GENERATION, abi.SNAPLEN, abi.FILTERED, abi.DEDUP)
-    assert [control[word] for word in words] == [1, 64, 0, 1]
+    words = (abi.GENERATION, abi.SNAPLEN, abi.HEADERS_ONLY, abi.FILTERED, abi.DEDUP)
+    assert [control[word] for word in words] == [1, 64, 1, 0, 1]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import skbcapd
 from skbcapd.capture.totals import Totals
 from skbcapd.cli import arguments, capture
 from skbcapd.cli.main import command, parser
+from skbcapd.config.settings import Settings
 from skbcapd.daemon.report import Report, print_descendants, print_link_types, print_totals
 from skbcapd.daemon.warnings import upper_interfaces
 from skbcapd.errors import ConfigError, SkbcapdError, UsageError
@@ -129,7 +130,7 @@ def test_impossible_requests(arguments: list[str], error: type[SkbcapdError], me
 @pytest.mark.parametrize(("name", "is_said"), [("a.pcap", True), ("a.cap", True), ("a.pcapng", False), ("a", False)])
 def test_the_format_is_said(name: str, is_said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: FBT001
     """A name of another format is not changed, but a line says what will be in the file."""
-    _, target = capture._output(str(tmp_path / name), "kernel", KeyLogs(()))
+    _, target = capture._output(parser().parse_args(["capture", "-w", str(tmp_path / name)]), Settings(), KeyLogs(()))
     target.close()
     remedy = f"skbcapd extract {tmp_path / name} -w OUT --format pcap"
     expected = f"{tmp_path / name} will be pcapng; for the older format: {remedy}\n"
@@ -178,7 +179,7 @@ def test_the_shipped_config_is_found_and_right(capsys: pytest.CaptureFixture[str
         (Totals(0, 0, 0, 0, 0, 0, Counters(), 0), ["0 packets captured", "0 packets dropped by kernel"]),
         (
             Totals(
-                *(101, 2, 19, 3, 5, 7, Counters(200, 100, 50, full=11, contended=13, start=17), 1),
+                *(101, 2, 19, 3, 5, 7, Counters(200, 100, filtered=50, full=11, contended=13, start=17), 1),
                 other_interfaces=29,
                 unattributed=31,
             ),
@@ -238,7 +239,7 @@ class Counted:
 
     def totals(self) -> Totals:
         """Prime numbers."""
-        return Totals(101, 2, 0, 3, 5, 7, Counters(200, 100, 50, full=11, contended=13, start=17), 19)
+        return Totals(101, 2, 0, 3, 5, 7, Counters(200, 100, filtered=50, full=11, contended=13, start=17), 19)
 
 
 class Written:

@@ -11,8 +11,10 @@ from skbcapd.analysis import account, split
 from skbcapd.attribution import containers, fields, namespaces, processes, sockets
 from skbcapd.capture import descent, interfaces, labeler, resolver
 from skbcapd.cli import main, status
+from skbcapd.cli.processes import RULES_MAX
 from skbcapd.config.settings import ROWS
-from skbcapd.daemon import log, server, statistics
+from skbcapd.daemon import command, log, server, statistics
+from skbcapd.frames import summary
 from skbcapd.kernel import abi
 from skbcapd.output import block_writer, dump, pcapng_output, series
 from skbcapd.pcapng import reader
@@ -148,6 +150,8 @@ LIMITS = (
     ("candidate sockets", f"{resolver.GROUPS_REMEMBERED:,} in Python"),
     ("descendants of a process", f"{abi.DESCENDANTS_MAX:,}"),
     ("scans for them", f"{descent.SCANS}, {descent.SCAN_S:g} s"),
+    ("last packets after the end of a command", f"{command.QUIET_S:g} s without a packet, {command.LINGER_S:g} s"),
+    ("combinations of selectors", f"{RULES_MAX:,}"),
     ("packets in fragments", f"{abi.FRAGMENTS_MAX:,}"),
     ("descriptors of a process", f"{abi.DESCRIPTORS_MAX:,}"),
     ("scan for processes", f"{sockets.SCAN_S:g} s"),
@@ -155,6 +159,7 @@ LIMITS = (
     ("interfaces in the kernel", f"{abi.DEVICES_MAX:,}"),
     ("interfaces in Python", f"{interfaces.REMEMBERED:,}"),
     ("interfaces without a new file", f"{interfaces.INTERFACES_MAX:,}"),
+    ("TCP connections in printed lines", f"{summary._CONNECTIONS_MAX:,}"),
     ("names of network namespaces", f"{namespaces.REMEMBERED:,}"),
     (
         "`reader`: block",

@@ -15,7 +15,7 @@ from scapy.layers.l2 import CookedLinux, Loopback
 from scapy.layers.sctp import SCTP
 from scapy.packet import Packet, Raw
 
-from skbcapd.analysis import headers
+from skbcapd.frames import headers
 from skbcapd.pcapng import link_type
 from tests.support.headers import ETHER, FRAMES, V4, V6, header_end
 

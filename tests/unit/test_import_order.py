@@ -27,6 +27,7 @@ ORDER = (
     "kernel",
     "config",
     "filter",
+    "frames",
     "pcapng",
     "attribution",
     "worker",
@@ -43,7 +44,7 @@ ORDER = (
 LIBRARIES = {
     "bcc": {"kernel.compiler"},
     "systemd": {"daemon.log"},
-    "scapy": {"filter.packet_filter", "pcapng.writer", "output.text"},
+    "scapy": {"filter.packet_filter", "pcapng.writer"},
     "yaml": {"config.parser"},
     "regex": {"config.pattern"},
     "prometheus_client": {"daemon.metrics"},
@@ -51,7 +52,7 @@ LIBRARIES = {
 
 
 # Commands that use the module of another one, or more than the common ones.
-_USED = {"dump": ("status",), "capture": ("processes",), "extcap": ("processes",)}
+_USED = {"dump": ("status",), "capture": ("processes", "tcpdump"), "extcap": ("processes",)}
 
 
 def _module(path: Path) -> str:

@@ -305,12 +305,20 @@ def test_a_request_at_the_end(recording: Recording) -> None:
 
 
 def test_a_dump_larger_than_a_file(tmp_path: Path) -> None:
-    """A dump becomes several files if one would be too large; no packet is missing."""
+    """A dump becomes several files if one would be too large; no packet is missing, and the command is
+    told all of them.
+    """
     made = Recording(tmp_path, limits=Limits(size=1 << 20))
     made.put(*range(20_011))
+    number = made.recorder.orders.add()
+    assert number
     made.dump(tuple)
     made.recorder.close()
     files = made.dumps
+    found = made.recorder.orders.facts(number)
+    assert found
+    assert found["paths"] == list(map(str, files))
+    assert f"to {len(files)} files, {files[0]} to {files[-1]} (trigger: command)" in found["text"]
     assert len(files) > 1
     assert all(file.stat().st_size < (1 << 20) + 4096 for file in files)
     counts = [int(dict(facts(file))["Number of packets"]) for file in files]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from tests.support.key_logs import found, line
 from tests.support.rotation import LO, STAMP, small
 from tests.support.writer import packet
 
+ROOT = Path(__file__).parents[2]
 ROOM_LINES = secrets.ROOM_FOR_LINES // len(line(1))
 
 
@@ -252,3 +255,47 @@ def test_the_block_is_empty_until_there_are_secrets(log: Log, place: Path) -> No
     assert finished(place) == [[(0, [])]]
     for path in place.glob("skbcapd-*.pcapng"):
         assert judge(path, "tshark").count("\n") == 1
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from skbcapd.output.directory import CaptureDirectory
+from skbcapd.output.key_log import KeyLogs
+from skbcapd.output.rotation import RotatingOutput
+from skbcapd.output.triggers import Limits
+from tests.support.key_logs import line
+from tests.support.rotation import LO, small
+
+place, keys = map(Path, sys.argv[1:])
+with KeyLogs([str(keys)]) as logs, keys.open("ab", buffering=0) as log:
+    output = RotatingOutput(CaptureDirectory(place), Limits(), key_logs=logs)
+    output.add_interface(LO)
+    for number in range(1_000_000):
+        log.write(line(number))
+        output.write_blocks(memoryview(small(number)), list)
+        output.flush(list)
+        time.sleep(0.001)
+"""
+
+
+def test_a_killed_capture_leaves_complete_files(place: Path, tmp_path: Path) -> None:
+    """A capture that is killed while it writes secrets leaves a file that opens, with the first lines of the log."""
+    keys = tmp_path / "keys.log"
+    keys.touch()
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(place), str(keys)], cwd=ROOT) as writer:
+
+        def has_many() -> bool:
+            parts = [path for path in place.glob("*.part") if not path.is_symlink()]
+            return bool(parts) and parts[0].read_bytes().count(b"CLIENT_RANDOM") > 100
+
+        try:
+            until(has_many, "secrets are in the file")
+        finally:
+            writer.kill()
+    CaptureDirectory(place).close()  # the next start
+    ((room,),) = finished(place)
+    whole = [each for each in room[1] if len(each) == len(line(1)) and each.startswith(b"CLIENT_RANDOM")]
+    assert len(whole) > 100
+    assert whole == lines(*range(len(whole)))
+    assert len(room[1]) - len(whole) <= 2  # a line that was cut, and the rest of the comment behind it

@@ -91,3 +91,13 @@ def test_a_buffer_of_another_size(size: str, used: int, tmp_path: Path) -> None:
     [line] = said(tmp_path, buffer__size=size, files__keep_free="0")
     assert f" MiB: {used} MiB are used" in line
     assert said(tmp_path, buffer__size=f"{used}MiB", files__keep_free="0") == []
+
+
+@pytest.mark.parametrize(("permissions", "count"), [("640", 0), ("600", 0), ("644", 1), ("641", 1)])
+def test_secrets_that_everybody_can_read(permissions: str, count: int, tmp_path: Path) -> None:
+    """TLS secrets in files that every user can read are reported; without secrets such files are not."""
+    chosen = {"files__permissions": permissions, "files__keep_free": "0"}
+    assert said(tmp_path, **chosen) == []
+    lines = said(tmp_path, secrets="keys.log", **chosen)
+    assert len(lines) == count
+    assert all(f"files.permissions is {permissions}: every user can read the capture files" in line for line in lines)

@@ -42,7 +42,7 @@ from tests.kernel.stage import Scenario, Stage, connect, udp_socket
 from tests.kernel.verdict import Frame, Judge, Right
 from tests.support.blocks import Label
 
-MESH, CLIENT = 15_006, 40_397
+MESH, CLIENT, IPSEC = 15_006, 40_397, 4500
 OVERLAY, OVERLAY_NUMBER, OVERLAY_PORT, OVERLAY_THERE, OVERLAY_MAC = "vxlan7", 7, 4789, "172.30.0.9", "02:30:00:00:00:09"
 ETH_P_ALL = 3
 SYN, ACK = 0x02, 0x10
@@ -82,6 +82,24 @@ def mesh(*, ipv6: bool = False) -> Callable[[Stage], Judge]:
         return whose(*owners)
 
     return play
+
+
+def ipsec_port(stage: Stage) -> Judge:
+    """What comes to the port of IPsec can be encrypted, for any process: only who sends from it is known."""
+    with udp_socket(stage.far, port=IPSEC) as answering:
+        words = ("--comm", "charon", "--size", 56, "--source-port", IPSEC, "--to", stage.wire.far.ipv4)
+        player = stage.start("datagrams", "udp", *words, "--port", IPSEC, "--count", SENDS, "--answered")
+        for _ in range(SENDS):
+            data, client = answering.recvfrom(2048)
+            answering.sendto(data, client)
+        owners = player.end()
+
+    def right(frame: Frame) -> Right:
+        if IPSEC not in frame.ports:
+            return None
+        return owners if frame.is_sent else "unknown"
+
+    return right
 
 
 def forget_connections(stage: Stage) -> None:
@@ -248,6 +266,7 @@ SCENARIOS = [
     Scenario("masqueraded TCP client, beside tcpdump", beside_taps(client("connects", SENDS)), SENDS * 18),
     Scenario("masqueraded UDP client, beside tcpdump", beside_taps(asks()), SENDS * 6),
     Scenario("published TCP port, beside tcpdump", beside_taps(published(PUBLISHED)), SENDS * 18, SENDS * 9),
+    Scenario("UDP at the port of IPsec", ipsec_port, SENDS * 2, SENDS),
     Scenario("VXLAN", overlay, SENDS * 12, SENDS * 3),
     Scenario("VXLAN, one port at both ends", overlay_at_one_port, SENDS * 4 + 12, SENDS * 2 + 3),
 ]

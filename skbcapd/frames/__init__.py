@@ -1,0 +1,1 @@
+"""Frames: their headers, and packets as lines of text."""

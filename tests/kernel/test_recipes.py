@@ -1,0 +1,149 @@
+"""Each recipe of docs/recipes.md that captures, as it is there, with names of this machine in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.capture import ATTACH, ROOT, Daemon, read
+from tests.kernel.comparison import Marker
+from tests.kernel.namespace import Wire
+from tests.kernel.sink import DISCARD_PORT, Sink
+from tests.support.blocks import Packet
+from tests.support.deadline import DEADLINE_S
+from tests.support.recipes import recipes
+
+ALL = recipes("Captures now")
+COUNT = 23
+SERVICE = """
+import socket, sys, time
+open("/proc/self/comm", "w").write("nginx")
+sender = socket.socket(type=socket.SOCK_DGRAM)
+sender.connect((sys.argv[1], int(sys.argv[2])))
+end = time.monotonic() + float(sys.argv[3])
+while time.monotonic() < end:
+    sender.send(b"token=4711")
+    time.sleep(0.01)
+"""
+FETCH = """
+import socket, sys
+sender = socket.socket(type=socket.SOCK_DGRAM)
+sender.connect((sys.argv[1], int(sys.argv[2])))
+for _ in range(23):
+    sender.send(b"fetch")
+"""
+PYTHON = (sys.executable, "-E", "-s", "-S", "-c")
+
+
+def is_command(found: list[Packet], service: int) -> None:
+    """The packets of the command, and not those of the service."""
+    assert sum(packet.data.endswith(b"fetch") for packet in found) == COUNT
+    assert not any(f"tgid={service}" in packet.comment for packet in found)
+
+
+def is_service(found: list[Packet], service: int) -> None:
+    """The packets of the service."""
+    assert len(found) == COUNT
+    assert all(f"tgid={service}" in packet.comment for packet in found)
+    assert all(packet.data.endswith(b"token=4711") for packet in found)
+
+
+def is_headers(found: list[Packet], service: int) -> None:
+    """The same, without payload."""
+    assert len(found) == COUNT
+    assert all(f"tgid={service}" in packet.comment for packet in found)
+    assert {len(packet.data) for packet in found} == {42}
+    assert {packet.original_len for packet in found} == {52}
+
+
+FILES: dict[str, tuple[str, Callable[[list[Packet], int], None]]] = {
+    "One command, from its first packet to its last": ("curl.pcapng", is_command),
+    "One process and its children": ("web.pcapng", is_service),
+    "Only headers of one service": ("headers.pcapng", is_headers),
+}
+SAYS = {
+    "See packets as they come": rf"(?:.*→.*\n){{{COUNT}}}",
+    "The last two minutes, after something went wrong": r"\S+\.pcapng\n",
+    "Does the daemon capture, and has it lost packets?": r"(?s).*\bdropped\b.*",
+    "Can this system capture, and is the config right?": r"(?s).*\bok\b.*",
+}
+
+
+@pytest.fixture
+def service(wire: Wire) -> Iterator[int]:
+    """A process named nginx that sends, for a limited time."""
+    words = [*PYTHON, SERVICE, wire.far.ipv4, str(DISCARD_PORT), str(DEADLINE_S)]
+    with closing(Sink(wire.far.namespace)), wire.near.namespace.do(subprocess.Popen, words) as process:
+        yield process.pid
+        process.kill()
+
+
+def play(task: str, wire: Wire, place: Path, service: int = 0) -> str:
+    """Run the commands of a recipe in a directory of the near end; returns stdout."""
+    fetch = shlex.join([*PYTHON, FETCH, wire.far.ipv4, str(DISCARD_PORT)])
+    program = f"{shlex.quote(sys.executable)} -m skbcapd"
+    own = f"-i {wire.near.device} --set attach={ATTACH} --set directions=out"
+    script = "set -e -o pipefail\n" + "\n".join(ALL[task])
+    script = script.replace("curl http://example.org/", fetch).replace("--pid 1234", f"--pid {service}")
+    script = script.replace("/etc/skbcapd.yaml", str(ROOT / "etc/skbcapd.yaml"))
+    ends = "" if " -- " in script else f" -c {COUNT}"
+    script = re.sub(r"\bskbcapd capture ", f"{program} capture {own}{ends} ", script)
+    script = re.sub(r"\bskbcapd (dump|status)", rf"{program} \1 --set control.socket={place}/control", script)
+    script = re.sub(r"\bskbcapd (doctor|check)", rf"{program} \1", script)
+    done = wire.near.namespace.do(
+        subprocess.run,
+        ["bash", "-c", script],
+        cwd=place,
+        env={key: text for key, text in os.environ.items() if not key.startswith("SUDO_")} | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return str(done.stdout)
+
+
+def test_all_recipes_are_tried() -> None:
+    """The page has no recipe without a test, and the other way round."""
+    assert ALL.keys() == FILES.keys() | SAYS.keys()
+
+
+@pytest.mark.parametrize("task", FILES)
+def test_a_recipe_makes_its_file(task: str, wire: Wire, service: int, tmp_path: Path) -> None:
+    """It captures what its title says."""
+    name, check = FILES[task]
+    play(task, wire, tmp_path, service)
+    check(read(tmp_path / name), service)
+
+
+def test_packets_are_shown_as_they_come(wire: Wire, service: int, tmp_path: Path) -> None:
+    """Each packet is a line."""
+    task = "See packets as they come"
+    assert service
+    assert re.fullmatch(SAYS[task], play(task, wire, tmp_path))
+
+
+def test_recipes_for_a_daemon(wire: Wire, tmp_path: Path) -> None:
+    """They answer, and the dump has the packets."""
+    settings = {"control__socket": str(tmp_path / "control"), "files__mode": "ring", "files__keep_free": "0"}
+    with (
+        closing(Marker(wire.near.namespace, wire.near.device)) as marker,
+        closing(Daemon(wire.near, tmp_path / "captures", **settings)) as daemon,
+    ):
+        for _ in range(COUNT):
+            marker.send()
+        said = {task: play(task, wire, tmp_path) for task in list(SAYS)[1:]}
+        assert daemon.stop().exit_code == 0
+    for task, text in said.items():
+        assert re.fullmatch(SAYS[task], text), (task, text)
+    dumped = Path(said["The last two minutes, after something went wrong"].strip())
+    assert [packet.data for packet in read(dumped) if packet.direction == "out"] == marker.sent
