@@ -95,7 +95,11 @@ class Selection:
 
     def chosen(self, packets: Iterator[Packet]) -> Iterator[Packet]:
         """The packets of a file that match all selectors."""
-        return packets if self._selectors == Selectors() else self._matching(packets)
+        wanted = self._selectors
+        selectors = (wanted.texts, wanted.tgids, wanted.peers, wanted.ports, wanted.interfaces, wanted.directions)
+        if any(selectors) or wanted.expression or wanted.span != Span():
+            return self._matching(packets)
+        return packets
 
     def _matching(self, packets: Iterator[Packet]) -> Iterator[Packet]:
         wanted, known, sees_frames = self._selectors, self._known, self._sees_frames
