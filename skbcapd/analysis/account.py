@@ -20,7 +20,7 @@ from ipaddress import ip_address
 from typing import TypeAlias
 
 from skbcapd.analysis.names import Names
-from skbcapd.analysis.peers import peer_of
+from skbcapd.analysis.peers import Peers
 from skbcapd.analysis.sources import Timed
 from skbcapd.attribution.fields import GROUPS
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
@@ -169,6 +169,7 @@ class Account:
         known = self._known
         by_peer = self._by == PEER
         see = self._names.see if self._names else None
+        peer_of = Peers().of
         for time_ns, (interface, stamp, _, wire_len, frame, _) in packets:
             if interface is not current:
                 current, layer = interface, interface.link_type

@@ -2,11 +2,14 @@
 
 In: a frame, its link type and direction. Out: an address, and a protocol with a port.
 
-The rule not to break: this runs for each packet, so it reads the usual headers only: Ethernet with VLAN tags or raw IP,
-IPv4 and IPv6, TCP and UDP without extension headers.
+The rule not to break: this runs for each packet, so it reads the usual headers only (Ethernet with VLAN tags or raw IP,
+IPv4 and IPv6, TCP and UDP without extension headers), and remembers the peer of a flow.
 """
 
 from __future__ import annotations
+
+import struct
+from typing import TypeAlias
 
 from skbcapd.frames.headers import TCP, UDP, WITH_PORTS
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
@@ -16,7 +19,38 @@ _IP = {RAW, 228, 229}  # LINKTYPE_RAW, _IPV4, _IPV6
 _IPV4, _IPV6, _TAGS = 0x0800, 0x86DD, {0x8100, 0x88A8}
 
 
-def peer_of(frame: memoryview, link_type: int, direction: int) -> tuple[bytes, int] | None:
+# All that `peer_of` reads of an Ethernet frame with IPv4 without options: type, version and length of the header;
+# fragment; protocol; addresses and ports.
+_FLOW = struct.Struct(">12x3s5xHxB2x12s")
+_PLAIN = b"\x08\x00\x45"
+_FLOWS_MAX = 1 << 16  # of one direction
+
+Peer: TypeAlias = tuple[bytes, int]
+
+
+class Peers:
+    """The peers of frames, remembered by flow."""
+
+    def __init__(self) -> None:
+        self._known: tuple[dict[tuple[bytes, int, int, bytes], Peer | None], ...] = ({}, {}, {}, {})
+
+    def of(self, frame: memoryview, link_type: int, direction: int) -> Peer | None:
+        """As `peer_of`; `direction` is 0 to 3."""
+        if link_type != ETHERNET or len(frame) < _FLOW.size:
+            return peer_of(frame, link_type, direction)
+        flow = _FLOW.unpack_from(frame)
+        known = self._known[direction]
+        if flow in known:
+            return known[flow]
+        found = peer_of(frame, link_type, direction)
+        if flow[0] == _PLAIN:
+            if len(known) >= _FLOWS_MAX:
+                known.clear()
+            known[flow] = found
+        return found
+
+
+def peer_of(frame: memoryview, link_type: int, direction: int) -> Peer | None:
     """The IP address of the other end, packed, and the service.
 
     Returns:

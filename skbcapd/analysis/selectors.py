@@ -93,8 +93,15 @@ class Selection:
         """The selected span of time."""
         return self._selectors.span
 
-    def chosen(self, packets: Iterable[Packet]) -> Iterator[Packet]:
+    def chosen(self, packets: Iterator[Packet]) -> Iterator[Packet]:
         """The packets of a file that match all selectors."""
+        wanted = self._selectors
+        selectors = (wanted.texts, wanted.tgids, wanted.peers, wanted.ports, wanted.interfaces, wanted.directions)
+        if any(selectors) or wanted.expression or wanted.span != Span():
+            return self._matching(packets)
+        return packets
+
+    def _matching(self, packets: Iterator[Packet]) -> Iterator[Packet]:
         wanted, known, sees_frames = self._selectors, self._known, self._sees_frames
         asks_stamp = bool(wanted.texts or wanted.tgids or wanted.directions)
         current = None

@@ -146,9 +146,12 @@ class Sources:
         for path in self._of_this_time():
             try:
                 with Reader(_now(path), self._progress()) as reader:
+                    current, is_plain = None, False
                     for packet in self._selection.chosen(reader.packets()):
-                        interface = packet[0]
-                        yield packet[2] if interface.is_plain else interface.time_ns(packet[2]), packet
+                        if packet[0] is not current:
+                            current = packet[0]
+                            is_plain = current.is_plain
+                        yield packet[2] if is_plain else current.time_ns(packet[2]), packet
             except FileError as error:
                 self._note(path, error)
 
@@ -258,9 +261,12 @@ class Sources:
             self._waiting[0].first_ns - _LATE_NS if self._waiting else _NEVER_NS,
         )
         yield first.time_ns, first.packet
+        current, is_plain = None, False
         for packet in first.others:
-            interface = packet[0]
-            time_ns = packet[2] if interface.is_plain else interface.time_ns(packet[2])
+            if packet[0] is not current:
+                current = packet[0]
+                is_plain = current.is_plain
+            time_ns = packet[2] if is_plain else current.time_ns(packet[2])
             if time_ns > until_ns:
                 heapq.heappush(heap, first._replace(time_ns=time_ns, packet=packet))
                 return

@@ -122,22 +122,22 @@ class Section:
     interfaces: list[Interface] = field(default_factory=list)
     secrets: bytes = b""
     described: int = 0  # bytes of all descriptions
-    _known: dict[bytes, Stamp] = field(default_factory=dict)
+    known: dict[bytes, Stamp] = field(default_factory=dict)  # what `stamp` has returned, by options
     _known_size: int = 0  # bytes of all its entries
 
     def stamp(self, options: bytes) -> Stamp:
         """The stamp for the options of a packet; cached by all options except epb_packetid."""
-        found = self._known.get(options)
+        found = self.known.get(options)
         if found is None:
             same = _without_packet_id(options, self.order)
-            found = self._known.get(same)
+            found = self.known.get(same)
             if found is None:
                 found = _read_stamp(same, self.order)
                 if len(same) <= _OPTIONS_KEPT:
-                    if len(self._known) >= _KNOWN_MAX or self._known_size > _KNOWN_BYTES_MAX:
-                        self._known.clear()
+                    if len(self.known) >= _KNOWN_MAX or self._known_size > _KNOWN_BYTES_MAX:
+                        self.known.clear()
                         self._known_size = 0
-                    self._known[same] = found
+                    self.known[same] = found
                     self._known_size += len(same) + found.size + 128
         return found
 
@@ -240,6 +240,7 @@ class Reader:
         view, end = memoryview(data), len(data)
         section = Section("<", b"")  # until the first section header
         head, body = struct.Struct("<II").unpack_from, struct.Struct("<5I").unpack_from
+        known = section.known
         while True:
             if end - at < 12:
                 at, data = 0, self._source.read_on(at, 12)
@@ -249,6 +250,7 @@ class Reader:
             kind, length = head(data, at)
             if kind == SECTION:
                 section = Section(self._order(at), b"")
+                known = section.known
                 head, body = (
                     struct.Struct(section.order + "II").unpack_from,
                     struct.Struct(section.order + "5I").unpack_from,
@@ -269,7 +271,8 @@ class Reader:
                 if cap_len > length - 32 or number >= len(section.interfaces):
                     self._refuse(at, section, number, cap_len, length)
                 frame = at + 28
-                stamp = section.stamp(options := data[frame + cap_len + (-cap_len & 3) : after - 4])
+                options = data[frame + cap_len + (-cap_len & 3) : after - 4]
+                stamp = known.get(options) or section.stamp(options)
                 captured = view[frame : frame + cap_len]
                 yield section.interfaces[number], stamp, high << 32 | low, wire_len, captured, options
             elif kind in {PACKET, OBSOLETE_PACKET, SIMPLE_PACKET}:
