@@ -172,7 +172,7 @@ def _help() -> str:
     """The page that Wireshark opens for the help of the interface; nothing if it is not installed."""
     here = Path(__file__).resolve().parents[1]
     # A clone; `make install`; the Debian package.
-    places = [here.parent / "docs", *(parent / "share/doc/skbcapd" for parent in (here.parents[2], here.parents[3]))]
+    places = [here.parent / "docs", *(parent / "share/doc/skbcapd" for parent in here.parents[2:4])]
     page = next((place / HELP for place in places if (place / HELP).is_file()), None)
     return f"{{help={page.as_uri()}}}" if page and page.is_absolute() else ""
 
