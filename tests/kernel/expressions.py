@@ -30,7 +30,7 @@ from scapy.packet import Packet, Raw
 from tests.support.amount import tries
 
 ETHERNET, RAW = 1, 101
-RANDOM = tries(211, 37)
+RANDOM = tries(211, 100)
 
 
 class Frame(NamedTuple):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,12 @@ def ask(lo: End, version: str, path: str, keys: Path, pair: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def send() -> None:
+    """A datagram that nobody receives."""
+    with socket.socket(type=socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"later", ("127.0.0.1", 9))
 
 
 def requests(file: Path) -> list[str]:
@@ -100,10 +108,24 @@ def test_a_live_reader_gets_the_secrets(lo: End, pair: Path, tmp_path: Path) -> 
     with closing(Capture(lo.namespace, "-i", "lo", "-w", "-", secrets=str(keys))) as capture:
         for version in VERSIONS:
             ask(lo, version, "/live", keys, pair)
+        lines = [line + b"\n" for line in keys.read_bytes().splitlines() if not line.startswith(b"#")]
+        stream = bytearray()
+        assert capture.process.stdout is not None
+        output = capture.process.stdout.fileno()
+        os.set_blocking(output, False)
+
+        def has_all() -> bool:
+            lo.namespace.do(send)
+            with suppress(BlockingIOError):
+                stream.extend(os.read(output, 1 << 20))
+            return all(line in stream for line in lines)
+
+        until(has_all, "the lines are in the stream")
+        os.set_blocking(output, True)
         ended = capture.stop()
-    file.write_bytes(ended.stdout)
+    stream += ended.stdout
+    file.write_bytes(stream)
     judge(file, "capinfos")
-    lines = [line + b"\n" for line in keys.read_bytes().splitlines() if not line.startswith(b"#")]
-    blocks = secrets_in(ended.stdout)
+    blocks = secrets_in(bytes(stream))
     assert [line for _, found in blocks for line in found] == lines
     assert blocks[0][0] < ended.totals["captured"]
