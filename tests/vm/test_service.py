@@ -101,10 +101,10 @@ def test_a_full_disk(trial: dict[str, Any]) -> None:
 
 
 def test_compiled_programs_are_kept(trial: dict[str, Any]) -> None:
-    """One cached program for each setting of attach; only the user of the service can read or write
-    it.
+    """One cached program for each setting of attach, and the answers from BTF; only the user of the
+    service can read or write them.
     """
-    assert trial["kept"] == ["skbcapd:skbcapd 600"] * 2
+    assert trial["kept"] == ["skbcapd:skbcapd 600"] * 3
 
 
 @pytest.mark.parametrize(("name", "restarts", "why"), [("killed", "1", "signal"), ("stuck", "2", "watchdog")])
