@@ -15,7 +15,7 @@ import re
 import struct
 
 from skbcapd.frames import headers
-from skbcapd.frames.dns import read_name
+from skbcapd.frames.dns import read_name, records
 from skbcapd.frames.headers import TCP, UDP
 
 _DNS = 53
@@ -77,18 +77,12 @@ def _answers(message: bytes) -> list[tuple[bytes, bytes]]:
     asked, at = _name(message, 12)
     at += 4
     aliases, found = {asked}, []
-    for _ in range(min(answers, _RECORDS_MAX)):
-        owner, at = _name(message, at)
-        kind, _, _, size = struct.unpack_from(">HHIH", message, at)
-        at += 10
-        data = message[at : at + size]
-        if len(data) < size:
-            break
-        if owner in aliases and kind == _CNAME:
-            aliases.add(_name(message, at)[0])
-        elif owner in aliases and (kind, size) in {(_A, 4), (_AAAA, 16)}:
-            found.append((data, asked))
-        at += size
+    for record in records(message, at, min(answers, _RECORDS_MAX)):
+        owner, size = record.owner.lower(), len(record.data)
+        if owner in aliases and record.kind == _CNAME:
+            aliases.add(_name(message, record.at)[0])
+        elif owner in aliases and (record.kind, size) in {(_A, 4), (_AAAA, 16)}:
+            found.append((record.data, asked))
     return found
 
 

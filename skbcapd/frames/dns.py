@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from skbcapd.text_safety import escaped_bytes
 
@@ -64,6 +66,33 @@ def read_name(message: bytes, at: int) -> tuple[bytes, int]:
     raise ValueError("no name")
 
 
+class Record(NamedTuple):
+    """A resource record: its owner, its type, the offset of its data, and its data."""
+
+    owner: bytes
+    kind: int
+    at: int
+    data: bytes
+
+
+def records(message: bytes, at: int, count: int) -> Iterator[Record]:
+    """Records from an offset on, up to the first one whose data is incomplete.
+
+    Raises:
+        ValueError: a name is none.
+        IndexError, struct.error: the message ends before.
+    """
+    for _ in range(count):
+        owner, at = read_name(message, at)
+        kind, _, _, size = struct.unpack_from(">HHIH", message, at)
+        at += 10
+        data = message[at : at + size]
+        if len(data) < size:
+            return
+        yield Record(owner, kind, at, data)
+        at += size
+
+
 def summary(message: bytes, length: int) -> str:
     """A query or an answer on a line; empty if it is none.
 
@@ -113,21 +142,15 @@ def _questions(message: bytes, count: int) -> tuple[list[str], int]:
 
 def _answers(message: bytes, at: int, count: int) -> list[str]:
     """The first answers."""
-    found = []
-    for _ in range(min(count, _SHOWN_MAX)):
-        _, at = read_name(message, at)
-        kind, _, _, size = struct.unpack_from(">HHIH", message, at)
-        at += 10
-        data = message[at : at + size]
-        if len(data) < size:
-            break
-        found.append(f" {_TYPES.get(kind, f'Type{kind}')}{_value(message, at, kind, data)}")
-        at += size
+    found = [
+        f" {_TYPES.get(record.kind, f'Type{record.kind}')}{_value(message, record)}"
+        for record in records(message, at, min(count, _SHOWN_MAX))
+    ]
     return [*found, *([" ..."] if count > _SHOWN_MAX else [])]
 
 
-def _value(message: bytes, at: int, kind: int, data: bytes) -> str:
-    family = {(1, 4): socket.AF_INET, (28, 16): socket.AF_INET6}.get((kind, len(data)))
+def _value(message: bytes, record: Record) -> str:
+    family = {(1, 4): socket.AF_INET, (28, 16): socket.AF_INET6}.get((record.kind, len(record.data)))
     if family is not None:
-        return f" {socket.inet_ntop(family, data)}"
-    return f" {escaped_bytes(read_name(message, at)[0])}." if kind in {2, 5, 12} else ""
+        return f" {socket.inet_ntop(family, record.data)}"
+    return f" {escaped_bytes(read_name(message, record.at)[0])}." if record.kind in {2, 5, 12} else ""
