@@ -28,8 +28,8 @@ from typing import BinaryIO
 from skbcapd.errors import FileError, UsageError
 from skbcapd.output.aligned import AlignedTail, Buffers, Piece, count_pieces
 from skbcapd.output.disk import DIRECT_MIN, DiskFile
-from skbcapd.output.secrets import Room
-from skbcapd.pcapng.secrets import empty_room
+from skbcapd.output.secrets import ReservedBlock
+from skbcapd.pcapng.secrets import reserved_block
 from skbcapd.worker import InlineJobs, Jobs, wait_until
 
 MODE = 0o640
@@ -219,7 +219,7 @@ class CaptureFile:
         self.working_path = path.with_name(path.name + ".part") if part else path
         self.header_size = 0  # size of the file while it has no packets
         self.is_gone = False  # at the time of the last `check`
-        self.room: Room | None = None  # for TLS secrets
+        self.reserved: ReservedBlock | None = None  # for TLS secrets
         self._directory = directory
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL | os.O_NOFOLLOW if part else os.O_TRUNC)
         try:
@@ -244,17 +244,17 @@ class CaptureFile:
         """Check whether the file is there; the disk can be slow."""
         self.is_gone = not self.is_there
 
-    def reserve(self, rest: Callable[[], bytes]) -> Room | None:
-        """Write a block with room for TLS secrets, if this is a regular file.
+    def reserve(self, rest: Callable[[], bytes]) -> ReservedBlock | None:
+        """Reserve a block for TLS secrets, if this is a regular file.
 
         Args:
             rest: returns the last lines, when the file is closed.
         """
         if stat.S_ISREG(os.fstat(self.descriptor).st_mode):
-            self.room = Room(self.descriptor, self.stream.accepted, rest, str(self.path))
-            self.stream.write(empty_room())
+            self.reserved = ReservedBlock(self.descriptor, self.stream.accepted, rest, str(self.path))
+            self.stream.write(reserved_block())
             self.stream.flush(whole=True)
-        return self.room
+        return self.reserved
 
     def close(self) -> bool:
         """Wait for all pieces, call fsync and rename the file. A file without a block because of an
@@ -273,8 +273,8 @@ class CaptureFile:
             self.stream.abandon()
             raise FileError(f"{self.working_path}: the disk has not written all of it; the rest is dropped")
         self.stream.close()
-        if self.room:
-            self.room.close()
+        if self.reserved:
+            self.reserved.close()
         error = self.stream.error
         is_kept = True
         try:

@@ -3,7 +3,7 @@
 In: lines of key logs (`key_log`). Out: the same lines in each capture file.
 
 The rules: secrets must stand before the packets of their handshake, otherwise Wireshark does not use them for TLS 1.3.
-So each file begins with a block that has room for them (`pcapng.secrets`). Lines are written over its comments, in
+So each file begins with a block that is reserved for them (`pcapng.secrets`). Lines are written over its comments, in
 place, while the file is written: its length and all other blocks stay as they are, so the file is complete at any time,
 also if the process is killed then. What does not fit, and what is written to a pipe, is a block of its own, before the
 packets that are drained next. Mostly the packets of its handshake are among them.
@@ -28,7 +28,7 @@ OVERLAP_S = 10.0
 _CLOSE_S = 2.0  # for a write that hangs
 
 
-class Room:
+class ReservedBlock:
     """The block at the beginning of a file into which lines are written.
 
     Args:
@@ -47,7 +47,7 @@ class Room:
 
     def add(self, lines: bytes) -> bytes:
         """Add lines; `write` writes them. Returns those that do not fit."""
-        free = secrets.ROOM_FOR_LINES - len(self._text)
+        free = secrets.RESERVED_FOR_LINES - len(self._text)
         end = len(lines) if len(lines) <= free else lines.rfind(b"\n", 0, free) + 1
         self._text += secrets.filled(lines[:end])
         return lines[end:]
@@ -73,10 +73,10 @@ class Room:
             return
         self._written = len(text)
         try:
-            if os.fstat(self._descriptor).st_size < self._at + secrets.ROOM:
+            if os.fstat(self._descriptor).st_size < self._at + secrets.RESERVED:
                 return  # the disk was full before the block was written: the file was cut before it
             while begin < len(text):
-                begin += os.pwrite(self._descriptor, text[begin:], self._at + secrets.ROOM_START + begin)
+                begin += os.pwrite(self._descriptor, text[begin:], self._at + secrets.RESERVED_START + begin)
         except OSError as error:
             _LOG.warning("%s: %s; TLS secrets are missing in it", self._name, error.strerror)
 
@@ -99,8 +99,8 @@ class _File(Protocol):
         """Takes its blocks."""
         ...
 
-    def reserve(self, rest: Callable[[], bytes], /) -> Room | None:
-        """Write a block with room; None: it would not be possible to write into it later."""
+    def reserve(self, rest: Callable[[], bytes], /) -> ReservedBlock | None:
+        """Reserve a block; None: it would not be possible to write into it later."""
         ...
 
 
@@ -116,16 +116,16 @@ class Secrets:
     def __init__(self, logs: KeyLogs, file: _File, since: int) -> None:
         self._logs, self._next = logs, since
         self._stream = file.stream
-        self._room = file.reserve(self._rest)
+        self._reserved = file.reserve(self._rest)
 
     def put(self) -> None:
         """Write the lines that are new, before the next packets."""
         if self._next == self._logs.end:
             return
         lines, self._next = self._logs.since(self._next)
-        if self._room:
-            lines = self._room.add(lines)
-            self._stream.do(self._room.write)
+        if self._reserved:
+            lines = self._reserved.add(lines)
+            self._stream.do(self._reserved.write)
         if lines:
             self._stream.write(secrets.block(lines))
 

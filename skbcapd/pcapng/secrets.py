@@ -19,7 +19,7 @@ from skbcapd.pcapng.blocks import SECRETS, TLS_KEY_LOG
 LINE_MAX = 512
 """Bytes of the longest line that can be well-formed, and more."""
 
-ROOM = 1 << 18
+RESERVED = 1 << 18
 """Bytes of the block with empty space."""
 
 _HEAD = 16  # bytes before the text: type, length, type of secrets, length of the text
@@ -48,20 +48,20 @@ def block(text: bytes) -> bytes:
     return struct.pack("<4I", SECRETS, length, TLS_KEY_LOG, len(text)) + text + padding + struct.pack("<I", length)
 
 
-def empty_room() -> bytes:
-    """A block of ROOM bytes whose text consists of comments.
+def reserved_block() -> bytes:
+    """A block of RESERVED bytes whose text consists of comments.
 
-    Lines that are written over the comments, from ROOM_START on, change nothing else in the file: it can be read at any
-    time.
+    Lines that are written over the comments, from RESERVED_START on, change nothing else in the file: it can be read
+    at any time.
     """
-    size = ROOM - _HEAD - 4
+    size = RESERVED - _HEAD - 4
     return block((_EMPTY * (size // len(_EMPTY) + 1))[: size - 1] + b"\n")
 
 
-ROOM_START = _HEAD
+RESERVED_START = _HEAD
 """Offset in the block at which lines can be written."""
 
-ROOM_FOR_LINES = (ROOM - _HEAD - _KEPT_EMPTY) // len(_EMPTY) * len(_EMPTY)
+RESERVED_FOR_LINES = (RESERVED - _HEAD - _KEPT_EMPTY) // len(_EMPTY) * len(_EMPTY)
 """Bytes that can be written there."""
 
 

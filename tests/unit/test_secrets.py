@@ -29,7 +29,7 @@ from tests.support.rotation import LO, STAMP, small
 from tests.support.writer import packet
 
 ROOT = Path(__file__).parents[2]
-ROOM_LINES = secrets.ROOM_FOR_LINES // len(line(1))
+RESERVED_LINES = secrets.RESERVED_FOR_LINES // len(line(1))
 
 
 class Clock:
@@ -154,25 +154,25 @@ def test_a_file_has_no_old_lines(log: Log, place: Path) -> None:
 def test_more_than_fit_stand_between_the_packets(log: Log, place: Path) -> None:
     """Lines that do not fit into the room are blocks before the next packets; none is missing."""
     output = rotating(log, place)
-    log.write(*range(ROOM_LINES - 10))
+    log.write(*range(RESERVED_LINES - 10))
     output.write_blocks(memoryview(small(1)), list)
-    log.write(*range(ROOM_LINES, ROOM_LINES + 20))
+    log.write(*range(RESERVED_LINES, RESERVED_LINES + 20))
     output.write_blocks(memoryview(small(2)), list)
     log.write(7_000_000)
     output.finish([])
     output.close()
     ((room, *more),) = finished(place)
     assert room[0] == 0
-    assert len(room[1]) >= ROOM_LINES - 10
+    assert len(room[1]) >= RESERVED_LINES - 10
     assert [number for number, _ in more] == [1, 2]
     everything = room[1] + more[0][1] + more[1][1]
-    assert everything == lines(*range(ROOM_LINES - 10), *range(ROOM_LINES, ROOM_LINES + 20), 7_000_000)
+    assert everything == lines(*range(RESERVED_LINES - 10), *range(RESERVED_LINES, RESERVED_LINES + 20), 7_000_000)
 
 
 def test_a_full_room_survives_direct_writes(log: Log, place: Path) -> None:
     """Large writes after the room repeat the last bytes of the block before: no line is overwritten."""
     output = rotating(log, place)
-    log.write(*range(ROOM_LINES - 1))
+    log.write(*range(RESERVED_LINES - 1))
     output.write_blocks(memoryview(small(1)), list)
     big = b"".join(packet(0, bytes(60_000), STAMP.options) for _ in range(40))
     for _ in range(3):
@@ -180,8 +180,8 @@ def test_a_full_room_survives_direct_writes(log: Log, place: Path) -> None:
         output.flush(list)
     output.finish([])
     output.close()
-    assert finished(place) == [[(0, lines(*range(ROOM_LINES - 1)))]]
-    assert secrets.ROOM - secrets.ROOM_START - secrets.ROOM_FOR_LINES > ALIGNMENT
+    assert finished(place) == [[(0, lines(*range(RESERVED_LINES - 1)))]]
+    assert secrets.RESERVED - secrets.RESERVED_START - secrets.RESERVED_FOR_LINES > ALIGNMENT
 
 
 def test_a_dump_has_the_secrets_of_its_packets(log: Log, place: Path) -> None:
