@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd.output import crashed
+from skbcapd.output import blocks, crashed
 from skbcapd.output.directory import CaptureDirectory
 from tests.support import faults
 from tests.support.captures import SECTION, names
@@ -80,9 +80,13 @@ def test_a_search_that_is_not_over_at_the_end(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(crashed, "SEARCH_S", 0.0)
     data = SECTION + packet(0, bytes(70_000)) * 101
     (tmp_path / f"{NAME}.part").write_bytes(data)
-    directory = CaptureDirectory(tmp_path)
-    directory.tick()
-    directory.close()
+    slow = tmp_path / "slow.py"
+    slow.write_text("import time; time.sleep(60)")
+    with monkeypatch.context() as patched:  # a quick search may be over by chance
+        patched.setattr(blocks, "__file__", str(slow))
+        directory = CaptureDirectory(tmp_path)
+        directory.tick()
+        directory.close()
     assert (tmp_path / f"{NAME}.part").read_bytes() == data
     monkeypatch.setattr(crashed, "SEARCH_S", 60.0)
     CaptureDirectory(tmp_path).close()
@@ -93,9 +97,9 @@ def test_a_start_beside_much(tmp_path: Path) -> None:
     """A start with more files than can be searched in time takes at most a second."""
     with (tmp_path / f"{NAME}.part").open("wb") as file:
         file.write(SECTION)
-        blocks = packet(0, bytes(60)) * 11_000
-        for _ in range((200 << 20) // len(blocks)):
-            file.write(blocks)
+        content = packet(0, bytes(60)) * 11_000
+        for _ in range((200 << 20) // len(content)):
+            file.write(content)
     begun = time.monotonic()
     directory = CaptureDirectory(tmp_path)
     took = time.monotonic() - begun
