@@ -72,6 +72,12 @@ union extension_header {
 	} any;
 	struct {
 		u8 nexthdr;
+		u8 hdrlen;
+		u8 type;
+		u8 segments_left;
+	} routing;
+	struct {
+		u8 nexthdr;
 		u8 reserved;
 		__be16 frag_off;
 		__be32 identification;
@@ -238,6 +244,9 @@ static inline int read_ipv6(u64 at, u64 size, struct ipv6hdr *header, struct net
 		if (transport + sizeof(extension) > size)
 			return 0;
 		extension.word = LOAD(u64, at + transport);
+		/* It goes on to another address, which is in the header. */
+		if (protocol == IPV6_ROUTING && extension.routing.segments_left)
+			return 0;
 		transport += sizeof(extension);
 		if (protocol == IPV6_FRAGMENT) {
 			u32 offset = ntohs(extension.fragment.frag_off);
