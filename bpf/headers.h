@@ -9,6 +9,8 @@
 #define ETH_HLEN	    14
 #define ETH_P_IP	    0x0800
 #define ETH_P_IPV6	    0x86dd
+#define ETH_P_8021Q	    0x8100
+#define ETH_P_8021AD	    0x88a8
 #define IPPROTO_ICMP	    1
 #define IPPROTO_TCP	    6
 #define IPPROTO_UDP	    17

@@ -23,8 +23,8 @@
  */
 #define WIRE_IS_REQUEST 1ULL
 
-#define ON_WIRE(skb) (1 + vlan_of(skb)) /* each VLAN can have its own host at an address */
-#define DOMAIN_SHIFT 48			/* of a net_cookie, which counts the namespaces */
+#define ON_WIRE(vlan) (1 + (vlan)) /* each VLAN can have its own host at an address */
+#define DOMAIN_SHIFT  48	   /* of a net_cookie, which counts the namespaces */
 
 /*
  * What distinguishes the addresses of a VRF from those of others in its network namespace, to be added
@@ -196,7 +196,7 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	flow_of_sent(packet, skb, &headers);
 	if (!headers.transport || !can_have_answer(flow) || is_nat_traversal(flow) || may_change(packet))
 		return;
-	flow->on_wire = ON_WIRE(skb);
+	flow->on_wire = ON_WIRE(vlan_of(skb));
 	flow->net ^= domain_of(packet->dev);
 	known = flows.lookup(flow);
 	if (packet->key.via == VIA_GROUP) /* a group is no user: it is looked up for each answer */
@@ -260,12 +260,14 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 	packet->sk = 0;
 	if (!control->wired)
 		return VIA_UNKNOWN;
-	flow_of_packet(packet->data, packet->linear_end - packet->data, SKB(skb, u16, PROTOCOL), IN, flow,
-		       &headers);
+	u64 at = packet->data;
+	u32 ether_type = SKB(skb, u16, PROTOCOL), vlan = skip_tag(skb, &at, &ether_type);
+
+	flow_of_packet(at, packet->linear_end - at, ether_type, IN, flow, &headers);
 	if (!headers.transport)
 		return VIA_UNKNOWN;
 	flow->net = packet->key.net ^ domain_of(packet->dev);
-	flow->on_wire = ON_WIRE(skb);
+	flow->on_wire = ON_WIRE(vlan);
 	if (is_icmp(flow->protocol) && !to_echo_request(flow))
 		return VIA_UNKNOWN;
 	owner = lookup_flow(flow);
@@ -286,7 +288,7 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 		}
 	} else if (owner->time & WIRE_IS_REQUEST &&
 		   (headers.flag_word & TCP_FLAG_FIN ||
-		    SKB(skb, u32, LEN) > headers.transport + tcp_header_len(&headers))) {
+		    SKB(skb, u32, LEN) > at - packet->data + headers.transport + tcp_header_len(&headers))) {
 		/*
 		 * For a connection without a known user: the process that has the listener open, if
 		 * there is only one.
