@@ -154,6 +154,7 @@ class Interface:
         ticks: units of time per second.
         offset_s: seconds to add to each time.
         number: its number in the section.
+        at: offset of its description block in the (decompressed) file.
     """
 
     section: Section
@@ -163,6 +164,7 @@ class Interface:
     ticks: int = 10**6
     offset_s: int = 0
     number: int = 0
+    at: int = 0
     portable: tuple[bytes, bytes] | None = None  # kept for who writes it to another file
 
     @property
@@ -205,6 +207,15 @@ class Reader:
         self._source = Source(path, progress)
         self._has_secrets = has_secrets
         self.name = self._source.name
+        self.at = 0
+        """Offset of the current packet's block in the (decompressed) pcapng file; at the end, or after an error, of
+        the first byte that was not read as a block.
+        """
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether the file is compressed; offsets are those of the decompressed one."""
+        return self._source.is_compressed
 
     def __enter__(self) -> Self:
         return self
@@ -236,7 +247,7 @@ class Reader:
 
     def _blocks(self) -> Iterator[Packet]:
         """Walk through a pcapng file."""
-        at, data = 0, self._source.data
+        at, data, before = 0, self._source.data, 0
         view, end = memoryview(data), len(data)
         section = Section("<", b"")  # until the first section header
         head, body = struct.Struct("<II").unpack_from, struct.Struct("<5I").unpack_from
@@ -244,9 +255,10 @@ class Reader:
         while True:
             if end - at < 12:
                 at, data = 0, self._source.read_on(at, 12)
-                view, end = memoryview(data), len(data)
+                view, end, before = memoryview(data), len(data), self._source.before
                 if end < 12:
                     break
+            self.at = before + at
             kind, length = head(data, at)
             if kind == SECTION:
                 section = Section(self._order(at), b"")
@@ -260,7 +272,7 @@ class Reader:
                 if not 12 <= length <= _BLOCK_MAX or length & 3:
                     self._source.fail(at, f"a block has length {length}", f"12 to {_BLOCK_MAX}, a multiple of 4")
                 at, data = 0, self._source.read_on(at, length)
-                view, end = memoryview(data), len(data)
+                view, end, before = memoryview(data), len(data), self._source.before
                 if end < length:
                     break
             after = at + length
@@ -280,6 +292,7 @@ class Reader:
             else:
                 self._describe(at, section, data[at:after])
             at = after
+        self.at = before + at
         self._expect_end(end - at, at, "a block")
 
     def _order(self, at: int) -> str:
@@ -332,7 +345,7 @@ class Reader:
         if section.described > _DESCRIBED_MAX:
             self._source.fail(at, f"interfaces described by {section.described} bytes", f"at most {_DESCRIBED_MAX}")
         link_type, _, snaplen = struct.unpack_from(section.order + "HHI", block, 8)
-        interface = Interface(section, link_type, snaplen, block, number=len(section.interfaces))
+        interface = Interface(section, link_type, snaplen, block, number=len(section.interfaces), at=self.at)
         for code, value in interface.options():
             if code == 9 and len(value) == 1:  # if_tsresol
                 interface.ticks = 1 << (value[0] & 0x7F) if value[0] & 0x80 else int(10 ** value[0])
