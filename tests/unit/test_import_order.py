@@ -21,6 +21,7 @@ ORDER = (
     "__main__",
     "cli",
     "daemon",
+    "report",
     "fleet",
     "analysis",
     "capture",
