@@ -123,7 +123,7 @@ def peer_text(address: bytes, peer: Peer, names: Names | None) -> str:
 
 
 def label(process: Process, by: str) -> str:
-    """The label of a row."""
+    """The label of a row for people; empty if it has none."""
     if process.via is not None:
         return _short(f"via={escaped_bytes(process.via)}")
     if by != "tgid":
