@@ -210,7 +210,6 @@ def test_a_capture_that_ends_first(wire: Wire) -> None:
     assert [packet.data[42:] for packet in parse(ended.stdout)] == [b"first"]
 
 
-@pytest.mark.vm
 def test_chosen_processes(wire: Wire, tmp_path: Path) -> None:
     """--pid with --children keeps the packets of a process, of the child that it has, and of one
     that it forks later; the packets of others, and of nobody, are counted.

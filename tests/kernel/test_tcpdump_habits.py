@@ -89,7 +89,6 @@ def test_a_series_of_files(wire: Wire, near: Marker, tmp_path: Path) -> None:
     assert rows(files[0], "frame.number")
 
 
-@pytest.mark.vm
 def test_a_file_every_second(wire: Wire, near: Marker, tmp_path: Path) -> None:
     """With -G 1, a second later the next file begins; each has the time in its name, and together they have all frames
     in order.
