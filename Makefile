@@ -94,6 +94,7 @@ test-many: setup-test
 	$(AS_ROOT) env SKBCAPD_TRIES=all $(PYTEST) -m many tests/golden tests/kernel
 
 test-package: setup-test
+	@tools/setup browser
 	$(PYTEST) tests/package
 
 test-vm: setup-test

@@ -83,7 +83,7 @@ def _row(process: Process, by: str, names: Names | None) -> tuple[str, ...]:
         last = ", ".join(peers) + _more(len(process.peers), _TABLE_PEERS)
     return (
         "-" if process.tgid is None else str(process.tgid),
-        (peers[0] if by == PEER and peers and process.via is None else _label(process, by)) or "-",
+        (peers[0] if by == PEER and peers and process.via is None else label(process, by)) or "-",
         str(process.packets),
         str(process.bytes),
         str(process.by_direction[DIRECTION_OUT][1]),
@@ -102,8 +102,8 @@ def _peer(address: bytes, peer: Peer, names: Names | None) -> str:
     return text + (f" ({_short(known[0])}{_more(len(known), 1)})" if known else "")
 
 
-def _label(process: Process, by: str) -> str:
-    """The label of a row."""
+def label(process: Process, by: str) -> str:
+    """The label of a row for people; empty if it has none."""
     if process.via is not None:
         return _short(f"via={escaped_bytes(process.via)}")
     if by != "tgid":
@@ -124,7 +124,7 @@ def as_json(processes: Sequence[Process], by: str = "tgid", names: Names | None 
     """Write a list with one object per process; docs/tools.md has its keys."""
     yield "["
     for number, process in enumerate(processes):
-        text = json.dumps(_facts(process, by) | {"comms": process.comms, "peers": []}, indent=2)
+        text = json.dumps(facts(process, by) | {"comms": process.comms, "peers": []}, indent=2)
         yield (",\n" if number else "\n") + _indented(text.removesuffix("]\n}"))
         # A process can have very many peers.
         for place, (address, peer) in enumerate(process.busiest()):
@@ -152,12 +152,12 @@ def as_csv(processes: Sequence[Process], by: str = "tgid", _names: Names | None 
     Source: OWASP, "CSV Injection".
     """
     line = io.StringIO()
-    headings = [*_facts(Process(None, None, 0, 0), by), "peers", "busiest"]
+    headings = [*facts(Process(None, None, 0, 0), by), "peers", "busiest"]
     yield ",".join(headings) + "\n"
     writer = csv.DictWriter(line, headings, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     for process in processes:
         peers = " ".join(str(ip_address(address)) for address, _ in process.busiest(_CSV_PEERS))
-        row = _facts(process, by) | {"peers": len(process.peers), "busiest": peers}
+        row = facts(process, by) | {"peers": len(process.peers), "busiest": peers}
         writer.writerow({key: _defused(value) for key, value in row.items()})
         yield line.getvalue()
         line.seek(0)
@@ -169,7 +169,7 @@ def _defused(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
-def _facts(process: Process, by: str) -> dict[str, object]:
+def facts(process: Process, by: str) -> dict[str, object]:
     """The values that JSON and CSV both have."""
     sent, received = process.by_direction[DIRECTION_OUT], process.by_direction[DIRECTION_IN]
     value = {by: None if process.value is None else escaped_bytes(process.value)} if by != "tgid" else {}

@@ -46,7 +46,8 @@ class Source:
         self.name = escaped_bytes(os.fsencode(path))
         self.data = b""
         """The window."""
-        self._before = 0  # bytes of the decompressed file before `data`
+        self.before = 0
+        """Bytes of the decompressed file before `data`."""
         self._progress = progress
         self._complaints: IO[bytes] | None = None
         self._unpacker: subprocess.Popen[bytes] | None = None
@@ -76,6 +77,11 @@ class Source:
         if tool := compressed_with(start):
             self._unpack(tool)
 
+    @property
+    def is_compressed(self) -> bool:
+        """Whether a program decompresses it."""
+        return self._unpacker is not None
+
     def close(self) -> None:
         """Close the file, and end the process that decompresses it."""
         if self._unpacker:
@@ -90,7 +96,7 @@ class Source:
         returns `data`.
         """
         parts = [self.data[at:]]
-        self._before += at
+        self.before += at
         have = len(parts[0])
         while have < wanted:
             try:
@@ -99,7 +105,7 @@ class Source:
                     os.lseek(self._file.fileno(), 0, os.SEEK_CUR) if self._is_regular else 0
                 )  # shared with the process that decompresses
             except OSError as error:
-                raise FileError(f"{self.name}: {error.strerror} at byte {self._before + have}") from None
+                raise FileError(f"{self.name}: {error.strerror} at byte {self.before + have}") from None
             self._progress(read)
             if not part:
                 self.data = b"".join(parts)
@@ -139,4 +145,4 @@ class Source:
         Raises:
             FileError: always; of this kind.
         """
-        raise kind(f"{self.name}: at byte {self._before + at}: {found}; expected {expected}")
+        raise kind(f"{self.name}: at byte {self.before + at}: {found}; expected {expected}")

@@ -30,7 +30,21 @@ FAULTS = {
     "capture --set snaplen=1 -s 0 -i nosuch0": "-s 0",
     "check --set files.owner=nobody-here": "check: an owner that does not exist",
 }
-COMMANDS = ("capture", "run", "check", "config", "dump", "status", "doctor", "top", "extract", "split", "extcap")
+COMMANDS = (
+    "capture",
+    "run",
+    "check",
+    "config",
+    "dump",
+    "status",
+    "doctor",
+    "top",
+    "extract",
+    "split",
+    "report",
+    "index",
+    "extcap",
+)
 
 
 def skbcapd_says(*arguments: str) -> tuple[int, str, str]:

@@ -21,6 +21,8 @@ ORDER = (
     "__main__",
     "cli",
     "daemon",
+    "report",
+    "fleet",
     "analysis",
     "capture",
     "output",

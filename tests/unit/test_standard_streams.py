@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[list[str], int, bool]] = {
     "status": (["status", "--set", "control.socket=/nonexistent/control"], 1, False),
     "top": (["top", "{file}"], 0, True),
     "split": (["split", "{file}", "--by", "comm", "-d", "{directory}"], 0, False),
+    "index": (["index", "{file}"], 0, False),
     "extcap": (["extcap", "--extcap-interfaces"], 0, True),
 }
 

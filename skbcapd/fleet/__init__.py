@@ -1,0 +1,1 @@
+"""Captures of many hosts: the index of a capture file."""

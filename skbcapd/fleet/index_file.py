@@ -1,0 +1,132 @@
+"""Index files: FILE.index.csv.gz beside each capture file.
+
+In: paths of capture files. Out: index files, each complete or not there.
+
+The rules: an index has its name only when it is complete and on the disk. It has the modification time of its capture
+file: with another one it is stale. A capture file that changes while it is read gets none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from skbcapd.errors import FileError
+from skbcapd.fleet import rows
+from skbcapd.fleet.index import index
+from skbcapd.fleet.rows import Row
+from skbcapd.pcapng.reader import TruncatedError
+from skbcapd.text_safety import escaped_bytes
+
+ENDING = ".index.csv.gz"
+_PART = ".part"
+_LEVEL = 6  # of gzip
+_MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def path_of(capture: Path) -> Path:
+    """The path of the index of a capture file."""
+    return capture.with_name(capture.name + ENDING)
+
+
+def is_fresh(capture: Path) -> bool:
+    """Whether a capture file has an index that belongs to it as it is now."""
+    try:
+        return path_of(capture).stat().st_mtime_ns == capture.stat().st_mtime_ns
+    except OSError:
+        return False
+
+
+def write(capture: Path, host: str = "") -> FileError | None:
+    """Write the index of a capture file.
+
+    Args:
+        capture: the file.
+        host: name of the host in the rows; empty: of this one.
+
+    Returns:
+        The error that ended the file early, if there is one: the index has the packets before it.
+
+    Raises:
+        FileError: there is no index: the capture has no packet before an error, it has changed while it was read, or
+            the index cannot be written.
+    """
+    target = path_of(capture)
+    part = target.with_name(target.name + _PART)
+    try:
+        before = capture.stat()
+        if not stat.S_ISREG(before.st_mode):
+            raise FileError(f"{_said(capture)}: not a regular file; expected a capture file")
+        with contextlib.suppress(FileNotFoundError):
+            part.unlink()  # of a run that was killed
+        with os.fdopen(os.open(part, _MAKE, 0o600), "wb") as file:
+            try:
+                error = write_to(index(capture, host), file)
+                _expect_unchanged(capture, before)
+                _finish(file, before)
+                part.rename(target)
+            except BaseException:  # also interrupted
+                part.unlink()
+                raise
+    except OSError as problem:
+        raise FileError(f"{_said(target)}: {problem.strerror}; expected to write the index") from None
+    return error
+
+
+def write_to(found: Iterable[Row], file: IO[bytes]) -> FileError | None:
+    """Write rows, compressed; returns the error that ended them early, if there is one.
+
+    Raises:
+        FileError: there is no row before the error.
+        OSError: the file cannot be written.
+    """
+    errors: list[FileError] = []
+
+    def until_error() -> Iterator[Row]:
+        try:
+            yield from found
+        except FileError as error:
+            errors.append(error)
+
+    # without a time: the same rows are the same bytes
+    with gzip.GzipFile("", "wb", _LEVEL, file, mtime=0) as packed, io.TextIOWrapper(packed, "ascii") as text:
+        count = rows.write(until_error(), text)
+    for error in errors:
+        if not (count or isinstance(error, TruncatedError)):
+            raise error
+        return error
+    return None
+
+
+def _finish(file: IO[bytes], like: os.stat_result) -> None:
+    """Give an index the owner, permissions and time of its capture; it is on the disk then."""
+    file.flush()
+    with contextlib.suppress(OSError):
+        os.fchown(file.fileno(), like.st_uid, like.st_gid)
+    os.fchmod(file.fileno(), like.st_mode & 0o666)
+    os.utime(file.fileno(), ns=(like.st_mtime_ns, like.st_mtime_ns))
+    os.fsync(file.fileno())
+
+
+def _expect_unchanged(capture: Path, before: os.stat_result) -> None:
+    """Check that a capture file is as it was.
+
+    Raises:
+        FileError: it is not.
+    """
+    after = capture.stat()
+    if not os.path.samestat(before, after) or (before.st_size, before.st_mtime_ns) != (
+        after.st_size,
+        after.st_mtime_ns,
+    ):
+        raise FileError(f"{_said(capture)}: changed while it was read; expected a finished file")
+
+
+def _said(path: Path) -> str:
+    return escaped_bytes(os.fsencode(path))

@@ -1,0 +1,111 @@
+"""A row of an index, and where it says that packets are; docs/index.md describes each column.
+
+In: values. Out: lines of CSV, and back.
+
+The rule not to break: text is one line of printable ASCII; what is not known is empty. Numbers are signed, and times
+are in microseconds, because not all engines read others (Spark, Iceberg).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import IO, NamedTuple
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TIME_MAX_US = 253402300799_999_999  # the last microsecond of the year 9999
+
+
+class Row(NamedTuple):
+    """The packets of one process, flow and interface in one granule."""
+
+    ts_first: int  # microseconds since 1970 UTC
+    ts_last: int
+    peer_address: str | None
+    peer_port: int | None
+    peer_name: str | None
+    local_address: str | None
+    local_port: int | None
+    protocol: int | None
+    process_name: str | None
+    thread_name: str | None
+    process_pid: int | None
+    thread_id: int | None
+    user_name: str | None
+    unit: str | None
+    container_id: str | None
+    pod: str | None
+    via: str | None
+    interface: str
+    netns: str
+    packets_out: int
+    bytes_out: int
+    packets_in: int
+    bytes_in: int
+    packets_unknown: int
+    bytes_unknown: int
+    host_name: str
+    file: str
+    offset: int
+    length: int
+    first_at: int
+    last_at: int
+    interface_id: int
+    interface_offset: int
+    interface_length: int
+    interface_at: int
+
+
+_TIMES = {"ts_first", "ts_last"}
+_NUMBERS = {name for name, kind in Row.__annotations__.items() if "int" in str(kind)} - _TIMES
+
+
+def write(rows: Iterable[Row], into: IO[str]) -> int:
+    """Write a line of headings, and a line for each row (RFC 4180, but with Unix line ends).
+
+    Returns:
+        The number of rows.
+    """
+    line = csv.writer(into, lineterminator="\n").writerow
+    line(Row._fields)
+    count = 0
+    seconds: dict[int, str] = {}
+    for row in rows:
+        line((_time(row[0], seconds), _time(row[1], seconds), *row[2:]))
+        count += 1
+    return count
+
+
+def read(lines: Iterable[str]) -> Iterator[Row]:
+    """The rows of an index file.
+
+    Raises:
+        ValueError: it is no index.
+    """
+    table = csv.reader(lines)
+    if tuple(next(table, ())) != Row._fields:
+        raise ValueError("the first line has other columns")
+    for line in table:
+        if len(line) != len(Row._fields):
+            raise ValueError(f"line {table.line_num} has {len(line)} columns; expected {len(Row._fields)}")
+        yield Row(*map(_value, Row._fields, line))  # type: ignore[arg-type]  # types by name
+
+
+def _value(name: str, text: str) -> int | str | None:
+    if name in _TIMES:
+        return (datetime.fromisoformat(text) - _EPOCH) // timedelta(microseconds=1)
+    if name in _NUMBERS:
+        return int(text) if text else None
+    return text if text or name in {"interface", "netns"} else None
+
+
+def _time(time_us: int, seconds: dict[int, str]) -> str:
+    """A time in ISO 8601; outside of 1970 to 9999 the nearest one."""
+    second, fraction = divmod(min(max(time_us, 0), _TIME_MAX_US), 1_000_000)
+    text = seconds.get(second)
+    if text is None:
+        if len(seconds) > 1 << 12:
+            seconds.clear()
+        text = seconds[second] = f"{_EPOCH + timedelta(seconds=second):%Y-%m-%dT%H:%M:%S}"
+    return f"{text}.{fraction:06}Z"

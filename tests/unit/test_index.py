@@ -1,0 +1,200 @@
+"""The index of a capture file: its rows lead to the packets, and its sums are those of `top`."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import gzip
+import os
+import random
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from skbcapd.analysis.account import Account
+from skbcapd.analysis.selectors import Selection, Selectors
+from skbcapd.analysis.sources import Sources
+from skbcapd.errors import FileError
+from skbcapd.fleet import index_file, rows
+from skbcapd.fleet.index import index
+from skbcapd.fleet.rows import Row
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
+from tests.support.strangers import block, interface, options, packet, pcap, process, section, udp
+
+NANOSECONDS = options((9, b"\x09"))
+TIME_NS = 1_622_469_600_123_456_789
+
+
+def frame(chance: random.Random, direction: int) -> bytes:
+    """A frame of one of many flows: IPv4, IPv6, VLAN tags, fragments, ARP, and too short ones."""
+    here, there = "10.0.0.1", f"192.168.7.{chance.randrange(23)}"
+    ends = (here, there) if direction == 2 else (there, here)
+    kind = chance.randrange(8)
+    made = bytearray(udp(*ends, size=chance.randrange(60, 1500), tags=chance.choice((0, 0, 0, 1, 2))))
+    if kind == 0:
+        return bytes(made[: chance.randrange(len(made))])
+    if kind == 1:
+        made[12:14] = b"\x08\x06"
+    if kind == 2:
+        six = [b"\x20\x01" + bytes(13) + bytes([chance.randrange(5)]) for _ in range(2)]
+        head = struct.pack(">IHBB", 6 << 28, 500, chance.choice((6, 17, 58)), 64) + b"".join(six)
+        return bytes(12) + b"\x86\xdd" + head + bytes(500)
+    if kind == 3:
+        made[20:22] = chance.choice((b"\x20\x00", b"\x00\x07", b"\x40\x00"))
+    return bytes(made)
+
+
+def capture(path: Path, count: int, order: str = "<") -> None:
+    """Packets of 7 processes on two interfaces, in two sections; the second interface is described late."""
+    chance = random.Random(count)
+    with path.open("wb") as file:
+        for part in range(2):
+            names = [options((2, f"eth{number}".encode()), (9, b"\x09"), order=order) for number in range(2)]
+            file.write(section(order) + interface(order, opts=names[0]))
+            for number in range(count):
+                if number == count // 2:
+                    file.write(interface(order, opts=names[1]))
+                direction, tgid = chance.choice((1, 2)), chance.randrange(100, 107)
+                made = frame(chance, direction)
+                opts = process(tgid, f"p{tgid}", direction) if order == "<" else b""
+                time_ns = TIME_NS + (part * count + number) * 10**6 + chance.randrange(10**7)
+                on = chance.randrange(2) if number >= count // 2 else 0
+                file.write(packet(made, opts, order, number=on, time=time_ns, wire_len=len(made) + 3))
+
+
+def sums(found: list[Row]) -> dict[object, list[int]]:
+    """Packets and bytes, sent and received, by process."""
+    result: dict[object, list[int]] = collections.defaultdict(lambda: [0] * 6)
+    for row in found:
+        for at, value in enumerate(row[19:25]):
+            result[row.process_pid][at] += value
+    return dict(result)
+
+
+def sums_of_top(path: Path) -> dict[object, list[int]]:
+    """The same, as `top` adds them up."""
+    account = Account()
+    account.read(Sources([path], Selection(Selectors())).unordered())
+    return {
+        each.tgid: [*each.by_direction[DIRECTION_OUT], *each.by_direction[DIRECTION_IN], *each.by_direction[0]]
+        for each in account.processes
+    }
+
+
+def read_back(path: Path, row: Row) -> list[tuple[int, int]]:
+    """Number of the interface and captured length of each packet between both ends of a row, and whether the
+    description is where the row says: read from the stored file, without the package under test.
+    """
+    stored = path.read_bytes()
+
+    def part(offset: int, length: int) -> bytes:
+        raw = stored[offset : offset + length if length else None]
+        tool = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
+        return subprocess.run([tool, "-dcq"], input=raw, capture_output=True, check=True).stdout if tool else raw
+
+    described = part(row.interface_offset, row.interface_length)[row.interface_at :]
+    order = {b"\1\0\0\0": "<", b"\0\0\0\1": ">"}[described[:4]]
+    assert row.interface.encode() in described[:100]
+    data, at, found = part(row.offset, row.length), row.first_at, []
+    while at <= row.last_at:
+        kind, size = struct.unpack_from(order + "II", data, at)
+        if kind == 6:
+            number, _, _, _, wire_len = struct.unpack_from(order + "5I", data, at + 8)
+            found.append((number, wire_len))
+        at += size
+    return found
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_sums_are_those_of_top(tmp_path: Path, order: str) -> None:
+    """Packets and bytes of each process and direction are those of `top`, for every kind of frame."""
+    path = tmp_path / "a.pcapng"
+    capture(path, 3001, order)
+    found = list(index(path))
+    assert len({row.offset for row in found}) > 4
+    assert sums(found) == sums_of_top(path)
+
+
+@pytest.mark.parametrize("tool", ["", "gzip", "zstd"])
+def test_a_row_leads_to_its_packets(tmp_path: Path, tool: str) -> None:
+    """From the first to the last block of a row are its packets, also in a compressed file; the range begins and ends
+    with a packet of its interface.
+    """
+    path = tmp_path / "a.pcapng"
+    capture(path, 601)
+    if tool:
+        subprocess.run([tool, "-q", str(path)], check=True)
+        path = path.with_name(path.name + {"gzip": ".gz", "zstd": ".zst"}[tool])
+    found = list(index(path))
+    for row in found[::7]:
+        between = read_back(path, row)
+        assert between[0][0] == between[-1][0] == row.interface_id
+        mine = row.packets_in + row.packets_out + row.packets_unknown
+        assert sum(number == row.interface_id for number, _ in between) >= mine
+        if mine == 1:
+            assert row.bytes_in + row.bytes_out + row.bytes_unknown == between[0][1]
+
+
+def test_an_index_file_has_the_rows(tmp_path: Path) -> None:
+    """The file has the rows, and is fresh until the capture changes."""
+    path = tmp_path / "a.pcapng"
+    capture(path, 307)
+    assert not index_file.is_fresh(path)
+    assert index_file.write(path, "web") is None
+    with gzip.open(index_file.path_of(path), "rt") as file:
+        assert list(rows.read(file)) == list(index(path, "web"))
+    assert index_file.is_fresh(path)
+    os.utime(path, (1, 1))
+    assert not index_file.is_fresh(path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.pcapng", "a.pcapng.index.csv.gz"]
+
+
+def test_a_torn_file_keeps_its_rows(tmp_path: Path) -> None:
+    """A file that ends anywhere has an index of all its complete packets, and one error with the offset."""
+    path = tmp_path / "a.pcapng"
+    capture(path, 101)
+    whole = path.read_bytes()
+    for size in (*range(0, 400, 7), len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with gzip.open(index_file.path_of(path), "wt") as file:
+            file.write("stale")
+        found: list[Row] = []
+        with contextlib.suppress(FileError):  # there is no packet before the error
+            error = index_file.write(path)
+            assert error is None or "at byte" in str(error)
+            with gzip.open(index_file.path_of(path), "rt") as file:
+                found = list(rows.read(file))
+        assert sums(found) == sums_of_top(path)
+
+
+def test_hostile_frames_hide_no_other_packets(tmp_path: Path) -> None:
+    """Frames with wrong lengths before those of a flow do not take the flow's addresses away."""
+    good = udp("10.0.0.1", "192.0.2.1", size=100)
+    bad = bytearray(good)
+    bad[16:18] = b"\x00\x05"  # total length
+    path = tmp_path / "a.pcapng"
+    opts = process(7, "ping")
+    start = section() + interface(opts=NANOSECONDS)
+    path.write_bytes(start + packet(bytes(bad), opts) * 3 + packet(good, opts) * 5)
+    found = {row.peer_address: row.packets_out for row in index(path)}
+    assert found == {None: 3, "192.0.2.1": 5}
+
+
+def test_a_pcap_file_is_rejected(tmp_path: Path) -> None:
+    """A pcap file has no processes and no interfaces: one line says what to do."""
+    path = tmp_path / "a.pcap"
+    path.write_bytes(pcap([udp("10.0.0.1", "192.0.2.1")]))
+    with pytest.raises(FileError, match="expected pcapng"):
+        index_file.write(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["a.pcap"]
+
+
+def test_times_outside_of_the_calendar(tmp_path: Path) -> None:
+    """A time after 9999 is written as the last one, and read back."""
+    path = tmp_path / "a.pcapng"
+    path.write_bytes(section() + interface() + packet(udp("10.0.0.1", "10.0.0.2"), time=(1 << 64) - 1) + block(99, b""))
+    assert index_file.write(path) is None
+    with gzip.open(index_file.path_of(path), "rt") as file:
+        assert [row.ts_last for row in rows.read(file)] == [253402300799_999_999]
