@@ -164,6 +164,8 @@ def _lines(snapshot: Mapping[str, Any], before: Mapping[str, Any] | None) -> Ite
     yield f"file      {files['path']} (mode: {files['mode']})"
     if files["deleted_files"]:
         yield f"deleted   {files['deleted_files']} files, {files['deleted_bytes']} bytes"
+    if files["index_errors"]:
+        yield f"indexes   {files['indexes']} written, {files['index_errors']} files without a complete one"
     yield f"buffer    {int(snapshot['buffer_size']) >> 20} MiB"
     yield from _memory(snapshot["memory"])
     yield f"hooks     {', '.join(snapshot['hooks'])}"

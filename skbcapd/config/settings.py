@@ -212,6 +212,12 @@ class Files:
         "Compress finished files, also those of an earlier run. A separate process does it, with low priority. "
         "Wireshark opens files compressed with gzip or zstd.",
     )
+    index: bool = _key(
+        "false",
+        Switch(),
+        "Write an index beside each finished file, also beside those of an earlier run: which process exchanged "
+        "packets with whom, when, and where in the file. The process that compresses makes it.",
+    )
     flush: int = _key(
         "1s",
         Quantity("a duration", "1s", "1h", DURATION, "never"),

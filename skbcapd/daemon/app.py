@@ -35,6 +35,7 @@ from skbcapd.daemon.statistics import Statistics, in_force
 from skbcapd.daemon.warnings import warnings_for
 from skbcapd.errors import FileError
 from skbcapd.filter import packet_filter
+from skbcapd.fleet import child
 from skbcapd.kernel import limits, requirements
 from skbcapd.kernel import program as kernel
 from skbcapd.kernel.abi import CAPTURE_MAX, Geometry
@@ -110,7 +111,7 @@ def files(settings: Settings, key_logs: KeyLogs | None = None) -> Files:
     keep = Keep(wanted.keep_size, wanted.keep_number, wanted.keep_age, wanted.keep_free)
     mode, owner = int(wanted.permissions, 8), block_writer.owner_ids(wanted.owner)
     place = directory.CaptureDirectory(Path(wanted.directory), wanted.name, keep, mode, owner)
-    compressor = None if wanted.compress == "none" else Compressor(wanted.compress)
+    compressor = Compressor(wanted.compress, child.command() if wanted.index else ())
     if wanted.mode == "ring":
         limits = Limits(size_limit(wanted.size))
         dumps = RotatingOutput(place, limits, settings.encode, compressor, on_demand=True, key_logs=key_logs)

@@ -118,6 +118,10 @@ class Metrics:
         yield counter(
             "skbcapd_files_deleted_bytes", "Size of the files that retention deleted.", deleted["deleted_bytes"]
         )
+        yield counter("skbcapd_indexes", "Indexes that were written (files.index).", deleted["indexes"])
+        yield counter(
+            "skbcapd_index_errors", "Files without an index, or with one that ends early.", deleted["index_errors"]
+        )
         yield from self._memory(found["memory"])
         yield gauge(
             "skbcapd_start_time_seconds", "Start time of the capture, in seconds since 1970 UTC.", found["start_s"]

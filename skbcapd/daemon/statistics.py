@@ -144,8 +144,8 @@ class Output(Protocol):
         ...
 
     @property
-    def deleted(self) -> tuple[int, int]:
-        """Number and bytes of files that retention has deleted."""
+    def counts(self) -> Mapping[str, int]:
+        """Files that retention has deleted, their bytes; indexes, and files without a complete one."""
         ...
 
 
@@ -227,7 +227,7 @@ class Statistics:
                 "mode": settings.files.mode,
                 "directory": settings.files.directory,
                 "path": self._output.path,
-                **dict(zip(("deleted_files", "deleted_bytes"), self._output.deleted, strict=True)),
+                **self._output.counts,
                 **dict(zip(("dumps_refused", "dump_refusal"), self._output.refused, strict=True)),
             },
             "memory": self._output.memory,
