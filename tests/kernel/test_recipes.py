@@ -72,6 +72,7 @@ FILES: dict[str, tuple[str, Callable[[list[Packet], int], None]]] = {
 SAYS = {
     "See packets as they come": rf"(?:.*→.*\n){{{COUNT}}}",
     "The last two minutes, after something went wrong": r"\S+\.pcapng\n",
+    "Who eats the bandwidth now?": r"(?s).* packets/s, .*\bPROCESS .*SENT/S.*\bPEER .*RECEIVED/S.*",
     "Does the daemon capture, and has it lost packets?": r"(?s).*\bdropped\b.*",
     "Can this system capture, and is the config right?": r"(?s).*\bok\b.*",
 }
@@ -102,6 +103,7 @@ def perform(commands: list[str], wire: Wire, place: Path, service: int = 0) -> s
     ends = "" if " -- " in script else f" -c {COUNT}"
     script = re.sub(r"\bskbcapd capture ", f"{program} capture {own}{ends} ", script)
     script = re.sub(r"\bskbcapd (dump|status)", rf"{program} \1 --set control.socket={place}/control", script)
+    script = re.sub(r"\bskbcapd top\b", f"{program} top -n 1 --set control.socket={place}/control", script)
     script = re.sub(r"\bskbcapd (doctor|check)", rf"{program} \1", script)
     done: subprocess.CompletedProcess[str] = wire.near.namespace.do(
         subprocess.run,
