@@ -161,14 +161,13 @@ class Capture:
         """Number of labels that were made."""
         return self._labeler.count
 
-    @property
-    def sampler(self) -> Sampler | None:
-        """Samples the delivered packets; None: no sampling."""
-        return self._delivery.sampler
-
-    @sampler.setter
-    def sampler(self, sampler: Sampler) -> None:
+    def sample(self, sampler: Sampler) -> None:
+        """Let something sample the delivered packets."""
         self._delivery.sampler = sampler
+
+    def show(self, viewers: Sampler | None) -> None:
+        """Pass the delivered packets to people who watch; None: nobody does."""
+        self._delivery.viewers = viewers
 
     @property
     def is_full(self) -> bool:
@@ -229,8 +228,8 @@ class Capture:
 
     @property
     def latency_s(self) -> float:
-        """Seconds that packets may wait in the segments. With a limit, its last packet ends the capture."""
-        return PROMPT_S if self._has_limit else self.output.latency_s
+        """Seconds that packets may wait in the segments: few with a limit, which ends the capture, and for viewers."""
+        return PROMPT_S if self._has_limit or self._delivery.viewers is not None else self.output.latency_s
 
     def request_wakeup(self, until: abi.Sleep) -> bool:
         """Request a wakeup; False if its reason is already there. A full buffer always causes one.

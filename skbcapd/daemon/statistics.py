@@ -26,8 +26,9 @@ from skbcapd.capture.interfaces import InterfaceCount
 from skbcapd.capture.plan import RELOADED
 from skbcapd.config.pattern import TextPattern
 from skbcapd.config.settings import ROWS, Rule, Settings
+from skbcapd.kernel.segments import Packet
 from skbcapd.pcapng.blocks import EPB_PROCESSID_THREADID, OPT_COMMENT, PACKET, walk
-from skbcapd.pcapng.comment import CommentError, parse
+from skbcapd.pcapng.comment import CommentError, Label, parse
 from skbcapd.text_safety import escaped, escaped_bytes
 
 Snapshot: TypeAlias = dict[str, Any]
@@ -82,9 +83,13 @@ class Busiest:
             if kind == PACKET:
                 cap_len, original_len = struct.unpack_from("<II", view, at + 20)
                 start = at + 28 + cap_len + (-cap_len & 3)
-                self.sample_packet(bytes(view[start : at + size - 4]), original_len)
+                self._sample(bytes(view[start : at + size - 4]), original_len)
 
-    def sample_packet(self, options: bytes, original_len: int) -> None:
+    def sample_packet(self, packet: Packet, _interface_id: int, stamp: Label) -> None:
+        """Sample a packet that Python has written."""
+        self._sample(stamp.options, packet.original_len)
+
+    def _sample(self, options: bytes, original_len: int) -> None:
         """Sample one packet, by its options; see comment.packet_options."""
         if not self._left:
             return
@@ -153,7 +158,7 @@ class Statistics:
     """The statistics of one capture.
 
     Args:
-        capture: running; its sampler is set.
+        capture: running; its packets are sampled.
         output: takes its packets.
         settings: returns the active settings; see in_force.
         clock: seconds.
@@ -170,7 +175,8 @@ class Statistics:
     ) -> None:
         self._capture, self._output, self._settings, self._clock = capture, output, settings, clock
         self._log_dropped = log_dropped
-        self._busiest = capture.sampler = Busiest()
+        self._busiest = Busiest()
+        capture.sample(self._busiest)
         self._start, self._start_s = clock(), time.time()
         self._made = float("-inf")
         self._snapshot: Snapshot = {}

@@ -139,4 +139,5 @@ def test_nothing_is_started_by_default(unpacked: Path) -> None:
         "disable skbcapd-ship.timer",
     ]
     script = (unpacked / "DEBIAN/postinst").read_text()
+    assert "deb-systemd-helper update-state 'skbcapd.service'" in script  # debhelper has found the unit
     assert re.findall(r"systemctl \w+ skbcapd\S*", script) == ["systemctl preset skbcapd.service"]
