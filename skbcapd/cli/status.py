@@ -190,7 +190,8 @@ def _lines(snapshot: Mapping[str, Any], before: Mapping[str, Any] | None) -> Ite
         yield f"deleted   {files['deleted_files']} files, {files['deleted_bytes']} bytes"
     if files["index_errors"]:
         yield f"indexes   {files['indexes']} written, {files['index_errors']} files without a complete one"
-    yield f"buffer    {int(snapshot['buffer_size']) >> 20} MiB"
+    size, peak = int(snapshot["buffer_size"]), int(snapshot["buffer_peak"])
+    yield f"buffer    {size >> 20} MiB, at most {100 * peak / size:.0f} % full in the last minute"
     yield from _memory(snapshot["memory"])
     yield f"hooks     {', '.join(snapshot['hooks'])}"
     yield f"sockets   {', '.join(snapshot['socket_hooks'])}"

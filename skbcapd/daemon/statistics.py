@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import struct
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -39,6 +40,7 @@ WINDOW_S = 30  # the list covers this window and the one before
 PROCESSES = 4093  # per window; with more, the half with fewer bytes is discarded
 _TOP = 20
 _FRESH_S = 1.0
+PEAK_S = 60
 INTERFACES_MAX = 256  # in the list by interface
 _END = struct.Struct("<HHII")  # option 8: code, length, process, thread
 
@@ -179,11 +181,13 @@ class Statistics:
         capture.sample(self._busiest)
         self._start, self._start_s = clock(), time.time()
         self._made = float("-inf")
+        self._peaks: deque[int] = deque(maxlen=PEAK_S)  # of the buffer, second by second
         self._snapshot: Snapshot = {}
 
     def tick(self) -> None:
         """Called once a second."""
         self._busiest.tick()
+        self._peaks.append(self._capture.segments.take_peak())
 
     def snapshot(self) -> Snapshot:
         """All statistics, at most one second old. It drains the segments, so only the drain loop
@@ -224,7 +228,10 @@ class Statistics:
             "packets": {"seen": seen, **packets, "pending": pending},
             "dropped": dropped,
             "missed": totals.missed,
+            "wire_bytes": kernel.wire_bytes,
+            "upcalls": capture.segments.local,
             "buffer_size": program.geometry.size,
+            "buffer_peak": max(self._peaks, default=0),
             "interfaces": capture.interface_count,
             "by_interface": _by_interface(capture.interfaces.counts()),
             "labels": capture.labels,

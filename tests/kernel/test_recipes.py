@@ -142,6 +142,20 @@ def test_only_nginx_without_payload(wire: Wire, service: int, tmp_path: Path) ->
     is_headers(read(tmp_path / "nginx.pcapng"), service)
 
 
+def test_who_eats_the_bandwidth_now(wire: Wire, service: int, tmp_path: Path) -> None:
+    """The report of docs/tasks.md is what a running daemon gives, with the process that sends."""
+    [command], expected = task("Who eats the bandwidth now?")
+    own = {"control__socket": str(tmp_path / "control"), "directions": "out"}
+    with closing(Daemon(wire.near, tmp_path / "captures", **own)):
+        said = perform([command], wire, tmp_path).stdout
+
+    def plain(text: str) -> list[str]:
+        return [shape(re.sub(r"(?<=\d),(?=\d)", "", line)).strip() for line in text.splitlines()]
+
+    assert plain(said) == plain(expected)
+    assert said.splitlines()[-1].split()[:2] == [str(service), "nginx"]
+
+
 def test_packets_are_shown_as_they_come(wire: Wire, service: int, tmp_path: Path) -> None:
     """Each packet is a line."""
     title = "See packets as they come"
