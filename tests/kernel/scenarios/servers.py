@@ -18,8 +18,8 @@ from tests.kernel.scenarios.tcp import UNACCEPTED
 from tests.kernel.stage import Scenario, Stage, connect, udp_socket
 from tests.kernel.verdict import Frame, Judge, Right
 from tests.support.blocks import Label
+from tests.support.cache import user_cache
 from tests.support.deadline import DEADLINE_S, until
-from tests.vm.kernels import user_cache
 
 PACKAGES = {"nginx": "nginx", "unbound": "unbound", "dnsmasq": "dnsmasq-base"}
 SENDS, WORKERS = 23, 3
