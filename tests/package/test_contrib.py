@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import skbcapd
 from skbcapd.config.settings import ROWS
 from skbcapd.daemon.metrics import Metrics
+from tests.support.cache import user_cache
 from tests.support.rig import Scene
 from tests.vm import kernels
 
@@ -35,7 +36,7 @@ def fetch() -> Path:
     Raises:
         subprocess.CalledProcessError: apt cannot fetch it.
     """
-    place = kernels.user_cache() / "promtool"
+    place = user_cache() / "promtool"
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent) as name:
@@ -138,9 +139,9 @@ def test_every_alert_is_complete() -> None:
 def sdk() -> Path:
     """A Python with the SDK of Grafana that tools/dashboard.py names, in the cache, installed once."""
     [wanted] = re.findall(r"grafana-foundation-sdk==[^'\s]+", (ROOT / "tools/dashboard.py").read_text())
-    place: Path = kernels.user_cache() / wanted.replace("!", "-")
+    place: Path = user_cache() / wanted.replace("!", "-")
     if not (place / "bin/python").exists():
-        with tempfile.TemporaryDirectory(dir=kernels.user_cache()) as name:
+        with tempfile.TemporaryDirectory(dir=user_cache()) as name:
             kernels.run([sys.executable, "-m", "venv", f"{name}/sdk"])
             kernels.run([f"{name}/sdk/bin/python", "-m", "pip", "install", "-q", wanted])
             Path(name, "sdk").rename(place)
