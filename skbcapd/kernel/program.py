@@ -426,8 +426,7 @@ class Program:
             raise KernelError("the program was attached before")
         self.set_clock()
         _, descriptors = self._child.attach()
-        hooks = len(descriptors) // 2
-        self._links, self._programs = descriptors[:hooks], descriptors[hooks:]
+        self._links, self._programs = descriptors[: len(descriptors) // 2], descriptors[len(descriptors) // 2 :]
         if self.drops is not None:
             self.drops.program = self._programs[-1]
         self._child.close()
