@@ -294,7 +294,7 @@ def test_what_other_programs_lose(path: Path, out: Path, tmp_path: Path) -> None
     subprocess.run(["editcap", "-F", "pcap", out, pcap], capture_output=True, check=True)
     assert ("Number of packets", "3") in facts(pcap)
     path.write_bytes(section() + ours + b"".join(packets) + statistics)
-    for command in (["editcap", path, out], ["mergecap", "-w", out, path]):
+    for command in (["editcap", str(path), str(out)], ["mergecap", "-w", str(out), str(path)]):
         subprocess.run(command, capture_output=True, check=True)
         data = out.read_bytes()
         assert [one.comment for one in written(out)] == ["comm=a pid=7 tgid=7"] * 3
