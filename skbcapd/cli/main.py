@@ -28,7 +28,8 @@ COMMANDS = {
     "file.",
     "status": "Show the status of the running daemon (it listens at control.socket).",
     "doctor": "Check whether this system can capture, and how to fix what is missing.",
-    "top": "Show which process sent and received how much, from capture files.",
+    "top": "Show which process sent and received how much, from capture files; without files, what each sends and "
+    "receives now, from the running daemon.",
     "extract": "Write selected packets of capture files to one file, in the order of time.",
     "split": "Write the packets of capture files to several files: one for each process, name, systemd unit, "
     "container, interface or link type.",

@@ -32,6 +32,7 @@ from skbcapd.daemon.log import LOG
 from skbcapd.daemon.loop import Service
 from skbcapd.daemon.report import Report, print_descendants, print_link_types, print_totals
 from skbcapd.daemon.statistics import Statistics, in_force
+from skbcapd.daemon.viewers import Viewers
 from skbcapd.daemon.warnings import warnings_for
 from skbcapd.errors import FileError
 from skbcapd.filter import packet_filter
@@ -233,7 +234,8 @@ def _make_endpoints(capture: Capture, output: Files, settings: Settings, reload:
     statistics = Statistics(
         capture, output, lambda: in_force(settings, reload.settings), log_dropped=lambda: LOG.dropped
     )
-    return Endpoints(settings, statistics, Dumps(output.orders if isinstance(output, Recorder) else None))
+    dumps = Dumps(output.orders if isinstance(output, Recorder) else None)
+    return Endpoints(settings, statistics, dumps, Viewers(capture))
 
 
 def _make_capture(run: Run) -> Capture:

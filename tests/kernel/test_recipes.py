@@ -72,6 +72,7 @@ FILES: dict[str, tuple[str, Callable[[list[Packet], int], None]]] = {
 SAYS = {
     "See packets as they come": rf"(?:.*→.*\n){{{COUNT}}}",
     "The last two minutes, after something went wrong": r"\S+\.pcapng\n",
+    "Who eats the bandwidth now?": r"(?s).* packets/s, .*\bPROCESS .*SENT/S.*\bPEER .*RECEIVED/S.*",
     "Does the daemon capture, and has it lost packets?": r"(?s).*\bdropped\b.*",
     "Can this system capture, and is the config right?": r"(?s).*\bok\b.*",
 }
@@ -102,6 +103,7 @@ def perform(commands: list[str], wire: Wire, place: Path, service: int = 0) -> s
     ends = "" if " -- " in script else f" -c {COUNT}"
     script = re.sub(r"\bskbcapd capture ", f"{program} capture {own}{ends} ", script)
     script = re.sub(r"\bskbcapd (dump|status)", rf"{program} \1 --set control.socket={place}/control", script)
+    script = re.sub(r"\bskbcapd top\b", f"{program} top -n 1 --set control.socket={place}/control", script)
     script = re.sub(r"\bskbcapd (doctor|check)", rf"{program} \1", script)
     done: subprocess.CompletedProcess[str] = wire.near.namespace.do(
         subprocess.run,
@@ -138,6 +140,20 @@ def test_only_nginx_without_payload(wire: Wire, service: int, tmp_path: Path) ->
     assert shape(re.sub(rf"{wire.near.device} \(.*?\)", "eth0", said)) == shape(shown)
     assert subprocess.run(search.split(), cwd=tmp_path, capture_output=True, check=False).stdout == b"0\n"
     is_headers(read(tmp_path / "nginx.pcapng"), service)
+
+
+def test_who_eats_the_bandwidth_now(wire: Wire, service: int, tmp_path: Path) -> None:
+    """The report of docs/tasks.md is what a running daemon gives, with the process that sends."""
+    [command], expected = task("Who eats the bandwidth now?")
+    own = {"control__socket": str(tmp_path / "control"), "directions": "out"}
+    with closing(Daemon(wire.near, tmp_path / "captures", **own)):
+        said = perform([command], wire, tmp_path).stdout
+
+    def plain(text: str) -> list[str]:
+        return [shape(re.sub(r"(?<=\d),(?=\d)", "", line)).strip() for line in text.splitlines()]
+
+    assert plain(said) == plain(expected)
+    assert said.splitlines()[-1].split()[:2] == [str(service), "nginx"]
 
 
 def test_packets_are_shown_as_they_come(wire: Wire, service: int, tmp_path: Path) -> None:

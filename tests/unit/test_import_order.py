@@ -54,7 +54,7 @@ LIBRARIES = {
 
 
 # Commands that use the module of another one, or more than the common ones.
-_USED = {"dump": ("status",), "capture": ("processes", "tcpdump"), "extcap": ("processes",)}
+_USED = {"dump": ("status",), "capture": ("processes", "tcpdump"), "extcap": ("processes",), "top": ("status",)}
 
 
 def _module(path: Path) -> str:
