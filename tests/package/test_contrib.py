@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import skbcapd
 from skbcapd.config.settings import ROWS
 from skbcapd.daemon.metrics import Metrics
+from tests.support.cache import user_cache
 from tests.support.rig import Scene
 from tests.vm import kernels
 
@@ -32,7 +33,7 @@ def fetch() -> Path:
     Raises:
         subprocess.CalledProcessError: apt cannot fetch it.
     """
-    place = kernels.user_cache() / "promtool"
+    place = user_cache() / "promtool"
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent) as name:
