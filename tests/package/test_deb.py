@@ -122,10 +122,12 @@ def test_it_contains_the_files_of_make_install(unpacked: Path, tmp_path: Path) -
     assert packed - own - {"usr/lib/systemd/system-preset/90-skbcapd.preset"} == installed
 
 
-def test_the_alert_rules_are_an_example(unpacked: Path) -> None:
-    """The package has the rules for Prometheus as an example, where nothing reads them."""
-    [packed] = (unpacked / "usr/share/doc/skbcapd/examples").iterdir()
-    assert packed.read_bytes() == (ROOT / "contrib/prometheus" / packed.name).read_bytes()
+def test_what_other_programs_use_is_an_example(unpacked: Path) -> None:
+    """The package has the rules for Prometheus and the dashboard for Grafana as examples, where nothing reads them."""
+    packed = {path.name: path for path in (unpacked / "usr/share/doc/skbcapd/examples").iterdir()}
+    given = {path.name: path for path in (ROOT / "contrib").glob("*/*")}
+    assert packed.keys() == given.keys() == {"skbcapd.rules.yaml", "skbcapd.json"}
+    assert all(packed[name].read_bytes() == path.read_bytes() for name, path in given.items())
 
 
 def test_nothing_is_started_by_default(unpacked: Path) -> None:

