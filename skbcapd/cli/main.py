@@ -34,6 +34,7 @@ COMMANDS = {
     "container, interface or link type.",
     "index": "Write an index beside each capture file: which process exchanged packets with whom, when, and where in "
     "the file.",
+    "fleet": "Search the indexes of many hosts, and get the packets: needs `pip install skbcapd[fleet]`.",
     "extcap": "Implement the extcap protocol of Wireshark. Only Wireshark uses this command.",
 }
 

@@ -42,6 +42,7 @@ COMMANDS = (
     "extract",
     "split",
     "index",
+    "fleet",
     "extcap",
 )
 
