@@ -32,7 +32,7 @@ wireshark_datadir = /usr/share/wireshark
 PYTHON = /usr/bin/python3
 
 .PHONY: run test test-all setup setup-test setup-fleet fleet test-fleet lint format generate unit fuzz test-kernel test-faults test-many test-package test-vm
-.PHONY: test-beside-stream soak coverage bench bench-quick install uninstall deb clean check-unit check-golden
+.PHONY: test-beside-stream soak coverage bench bench-quick screenshots install uninstall deb clean check-unit check-golden
 
 run: setup
 	$(AS_ROOT) $(VENV)/skbcapd run --config $(CONFIG) --set files.directory=./captures \
@@ -104,6 +104,7 @@ test-many: setup-test
 	$(AS_ROOT) env SKBCAPD_TRIES=all $(PYTEST) -m many tests/golden tests/kernel
 
 test-package: setup-test
+	@tools/setup browser
 	$(PYTEST) tests/package
 
 test-vm: setup-test
@@ -132,6 +133,10 @@ bench: setup-test
 
 bench-quick: setup-test
 	$(AS_ROOT) $(VENV)/python -m bench --quick
+
+# The pictures of the documentation; needs no display.
+screenshots: setup
+	$(AS_ROOT) tools/screenshots docs
 
 install uninstall:
 	@prefix=$(prefix) sysconfdir=$(sysconfdir) bindir=$(bindir) pythondir=$(pythondir) unitdir=$(unitdir) \

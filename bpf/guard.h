@@ -24,6 +24,7 @@
 #define PRIORITY_IPVS	   98 /* and 99 */
 #define IFF_MACVLAN_PORT   (1 << 8)
 #define IFF_OVS_DATAPATH   (1 << 10)
+#define IFF_L3MDEV_MASTER  (1 << 18)
 #define IFF_L3MDEV_SLAVE   (1 << 21)
 
 #define NF_INET_PRE_ROUTING 0

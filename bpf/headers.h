@@ -9,6 +9,8 @@
 #define ETH_HLEN	    14
 #define ETH_P_IP	    0x0800
 #define ETH_P_IPV6	    0x86dd
+#define ETH_P_8021Q	    0x8100
+#define ETH_P_8021AD	    0x88a8
 #define IPPROTO_ICMP	    1
 #define IPPROTO_TCP	    6
 #define IPPROTO_UDP	    17
@@ -70,6 +72,12 @@ union extension_header {
 		u8 nexthdr;
 		u8 hdrlen;
 	} any;
+	struct {
+		u8 nexthdr;
+		u8 hdrlen;
+		u8 type;
+		u8 segments_left;
+	} routing;
 	struct {
 		u8 nexthdr;
 		u8 reserved;
@@ -238,6 +246,9 @@ static inline int read_ipv6(u64 at, u64 size, struct ipv6hdr *header, struct net
 		if (transport + sizeof(extension) > size)
 			return 0;
 		extension.word = LOAD(u64, at + transport);
+		/* It goes on to another address, which is in the header. */
+		if (protocol == IPV6_ROUTING && extension.routing.segments_left)
+			return 0;
 		transport += sizeof(extension);
 		if (protocol == IPV6_FRAGMENT) {
 			u32 offset = ntohs(extension.fragment.frag_off);

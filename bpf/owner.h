@@ -228,18 +228,41 @@ static inline int is_same_user(struct user *a, struct user *b)
 	return !users_differ(a, b);
 }
 
+/* Whether a socket had no ports yet when its user was recorded: a kprobe is before the send. */
+static inline int was_unbound(struct owner *owner)
+{
+	return !owner->identity;
+}
+
 /*
  * Whether a record belongs to this socket: for an open socket by its inode; after it was closed by
  * its ports and the hash of its addresses, which stay until the socket is freed, except for the
  * local port, which is mostly released at the close.
+ *
+ * A datagram can wait (for a verdict, a neighbor) until its socket is closed, and the user was
+ * recorded when the socket was still unbound. Then the record belongs to this socket: each use of a later
+ * one at this address replaces the record, or deletes it (forget_unbound). A connected one has other uses,
+ * which are not seen (splice, before Linux 6.5).
  */
 static inline int is_owner_of(struct owner *owner, struct sock_head *sock, u64 inode)
 {
 	u64 differs = owner->identity ^ SOCK_IDENTITY(sock);
 
+	if (inode)
+		return owner->inode == inode;
 	if (!SOCK(sock, u16, NUM))
 		differs &= ~IDENTITY_LOCAL_PORT;
-	return inode ? owner->inode == inode : !differs;
+	return !differs ||
+	       (was_unbound(owner) && !SOCK(sock, u16, DPORT) && socket_protocol(owner->sk) == IPPROTO_UDP);
+}
+
+/* A socket is used, but not certainly by `current`: deletes the record of an earlier one at its address. */
+static inline void forget_unbound(u64 sk)
+{
+	struct owner *known = owners.lookup(&sk);
+
+	if (known && was_unbound(known) && known->inode != socket_inode(sk))
+		owners.delete(&sk);
 }
 
 /*
@@ -341,6 +364,50 @@ static inline void record_fork(u8 *child)
 }
 
 /*
+ * The record of a flow, or of a socket. A lookup can miss an entry that another processor replaces
+ * at that moment: htab_lru_map_update_elem (kernel/bpf/hashtab.c) adds the new one at the head of
+ * the chain, after the lookup has started, and removes the old one. The next lookup finds it. Can
+ * be removed when all supported kernels replace an entry of an LRU map in place.
+ */
+static inline struct owner *lookup_flow(struct flow *flow)
+{
+	struct owner *owner = flows.lookup(flow);
+
+	return owner ? owner : flows.lookup(flow);
+}
+
+static inline struct owner *lookup_owner(u64 *sk)
+{
+	struct owner *owner = owners.lookup(sk);
+
+	return owner ? owner : owners.lookup(sk);
+}
+
+#define OF_TWO (~0ULL) /* an identity */
+
+/* Whether a record is of two connections (enter_connection). */
+static inline int is_of_two(struct owner *owner)
+{
+	return !owner->sk && owner->identity == OF_TWO;
+}
+
+/*
+ * Stores the record of a connection. Sockets that are bound to interfaces can have the same addresses
+ * and ports at the same time; then the record names nobody, and stays.
+ */
+static inline void enter_connection(struct flow *flow, struct owner *owner, u32 bound_dev)
+{
+	struct owner *known = bound_dev && flow->remote_port ? lookup_flow(flow) : NULL;
+
+	if (known && known->sk != owner->sk && !known->time &&
+	    (is_of_two(known) || (known->sk && LOAD(u8, known->sk + SOCK_STATE) != TCP_LISTEN))) {
+		__builtin_memset(owner, 0, sizeof(*owner));
+		owner->identity = OF_TWO;
+	}
+	flows.update(flow, owner);
+}
+
+/*
  * Records `user` as the last user of the socket whose first bytes are in `work`; for a TCP socket
  * that listens (or is about to: `listens`) or has a remote address, also for its flow.
  */
@@ -372,7 +439,7 @@ static inline void record_owner(u64 sk, struct user *user, struct workspace *wor
 	    (!SOCK(sock, u16, DPORT) || SOCK(sock, u8, STATE) == TCP_CLOSE))
 		return;
 	flow_of_socket(sock, IPPROTO_TCP, &work->flow);
-	flows.update(&work->flow, owner);
+	enter_connection(&work->flow, owner, SOCK(sock, u32, BOUND_DEV_IF));
 }
 
 /*
@@ -391,16 +458,20 @@ static inline void record_use(void *ctx, u64 sk, struct sock_head *sock, struct 
 
 	if (!control || (family != AF_INET && family != AF_INET6))
 		return;
-	if (context_of(ctx, control) != VIA_CURRENT)
+	if (context_of(ctx, control) != VIA_CURRENT) {
+		forget_unbound(sk);
 		return;
+	}
 	set_current_user(&user);
 	if (!listens && is_known_user(sk, identity, &user))
 		return;
 	u64 socket = LOAD(u64, sk + SOCK_SOCKET);
 
 	if (!is_new && !is_at_work_on(sk, socket, socket ? LOAD(u64, socket + SOCKET_FILE) : 0, control,
-				      &work->owner, 1))
+				      &work->owner, 1)) {
+		forget_unbound(sk);
 		return;
+	}
 	if (!READ(&work->sock, sizeof(work->sock), sk))
 		record_owner(sk, &user, work, listens);
 }
@@ -435,26 +506,6 @@ static inline int was_use_noted(struct packet *packet, u64 sk)
 
 	packet->sent[0] = 0;
 	return is_noted;
-}
-
-/*
- * The record of a flow, or of a socket. A lookup can miss an entry that another processor replaces
- * at that moment: htab_lru_map_update_elem (kernel/bpf/hashtab.c) adds the new one at the head of
- * the chain, after the lookup has started, and removes the old one. The next lookup finds it. Can
- * be removed when all supported kernels replace an entry of an LRU map in place.
- */
-static inline struct owner *lookup_flow(struct flow *flow)
-{
-	struct owner *owner = flows.lookup(flow);
-
-	return owner ? owner : flows.lookup(flow);
-}
-
-static inline struct owner *lookup_owner(u64 *sk)
-{
-	struct owner *owner = owners.lookup(sk);
-
-	return owner ? owner : owners.lookup(sk);
 }
 
 /*
@@ -513,7 +564,7 @@ static inline void record_state(void *ctx, u64 sk, u32 before, u32 after, struct
 		work->flow.local_port = __builtin_bswap16(port);
 		known = lookup_flow(&work->flow);
 		/* Entries from Python have no address of a socket. */
-		if (!known || (known->sk != sk && known->sk))
+		if (!known || (known->sk != sk && known->sk) || is_of_two(known))
 			return;
 		if (before == TCP_LISTEN && has_sibling(sk, owner))
 			flows.update(&work->flow, owner);
@@ -530,7 +581,7 @@ static inline void record_state(void *ctx, u64 sk, u32 before, u32 after, struct
 		__builtin_memset(owner, 0, sizeof(*owner));
 		owner->identity = SOCK_IDENTITY(sock);
 		owner->sk = sk;
-		flows.update(&work->flow, owner);
+		enter_connection(&work->flow, owner, SOCK(sock, u32, BOUND_DEV_IF));
 	}
 }
 
@@ -731,7 +782,10 @@ static inline void renew_flow(struct packet *packet, struct skb *skb, int is_gro
 			owner->identity = sk;
 		}
 	}
-	flows.update(flow, owner);
+	if (flow->protocol == IPPROTO_TCP)
+		enter_connection(flow, owner, LOAD(u32, sk + SOCK_BOUND_DEV_IF));
+	else
+		flows.update(flow, owner);
 	/*
 	 * On an interface of another namespace (below a macvlan interface) the answer is also
 	 * looked up in the namespace of the socket.
@@ -860,7 +914,7 @@ static inline void enter_request(struct packet *packet, u64 inode, enum via via)
 	owner->identity = SOCK_IDENTITY(sock);
 	owner->sk = packet->sk;
 	owner->time = 0;
-	flows.update(&work->flow, owner);
+	enter_connection(&work->flow, owner, SOCK(sock, u32, BOUND_DEV_IF));
 }
 
 /*

@@ -23,7 +23,24 @@
  */
 #define WIRE_IS_REQUEST 1ULL
 
-#define ON_WIRE(skb) (1 + vlan_of(skb)) /* each VLAN can have its own host at an address */
+#define ON_WIRE(vlan) (1 + (vlan)) /* each VLAN can have its own host at an address */
+#define DOMAIN_SHIFT  48	   /* of a net_cookie, which counts the namespaces */
+
+/*
+ * What distinguishes the addresses of a VRF from those of others in its network namespace, to be added
+ * to the net_cookie. 0: the interface is in no VRF. A master is the first interface above
+ * (__netdev_adjacent_dev_insert in net/core/dev.c).
+ */
+static inline u64 domain_of(u64 dev)
+{
+	u32 flags = LOAD(u32, dev + DEV_PRIVATE_FLAGS);
+
+	if (flags & IFF_L3MDEV_SLAVE)
+		dev = LOAD(u64, LOAD(u64, dev + DEV_UPPER) - ADJACENT_LIST + ADJACENT_DEV);
+	else if (!(flags & IFF_L3MDEV_MASTER))
+		return 0;
+	return (u64)LOAD(u32, dev + DEV_IFINDEX) << DOMAIN_SHIFT;
+}
 
 /*
  * The user of the socket of a packet, which was not known when the packet was first seen: it may be
@@ -179,7 +196,8 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	flow_of_sent(packet, skb, &headers);
 	if (!headers.transport || !can_have_answer(flow) || is_nat_traversal(flow) || may_change(packet))
 		return;
-	flow->on_wire = ON_WIRE(skb);
+	flow->on_wire = ON_WIRE(vlan_of(skb));
+	flow->net ^= domain_of(packet->dev);
 	known = flows.lookup(flow);
 	if (packet->key.via == VIA_GROUP) /* a group is no user: it is looked up for each answer */
 		__builtin_memset(&owner->user, 0, sizeof(owner->user));
@@ -242,12 +260,14 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 	packet->sk = 0;
 	if (!control->wired)
 		return VIA_UNKNOWN;
-	flow_of_packet(packet->data, packet->linear_end - packet->data, SKB(skb, u16, PROTOCOL), IN, flow,
-		       &headers);
+	u64 at = packet->data;
+	u32 ether_type = SKB(skb, u16, PROTOCOL), vlan = skip_tag(skb, &at, &ether_type);
+
+	flow_of_packet(at, packet->linear_end - at, ether_type, IN, flow, &headers);
 	if (!headers.transport)
 		return VIA_UNKNOWN;
-	flow->net = packet->key.net;
-	flow->on_wire = ON_WIRE(skb);
+	flow->net = packet->key.net ^ domain_of(packet->dev);
+	flow->on_wire = ON_WIRE(vlan);
 	if (is_icmp(flow->protocol) && !to_echo_request(flow))
 		return VIA_UNKNOWN;
 	owner = lookup_flow(flow);
@@ -268,7 +288,7 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 		}
 	} else if (owner->time & WIRE_IS_REQUEST &&
 		   (headers.flag_word & TCP_FLAG_FIN ||
-		    SKB(skb, u32, LEN) > headers.transport + tcp_header_len(&headers))) {
+		    SKB(skb, u32, LEN) > at - packet->data + headers.transport + tcp_header_len(&headers))) {
 		/*
 		 * For a connection without a known user: the process that has the listener open, if
 		 * there is only one.
@@ -276,11 +296,15 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 		packet->inode = owner->inode;
 		return owner->inode ? find_holder(control, packet) : VIA_UNKNOWN;
 	}
-	if (flow->protocol == IPPROTO_UDP && owner->user.tgid) {
+	if (flow->protocol != IPPROTO_TCP && owner->user.tgid) {
 		struct owner *last = owners.lookup(&owner->sk);
 
-		packet->inode = socket_inode(owner->sk);
-		if (last && packet->inode && last->inode == packet->inode && is_shared(owner->sk, last)) {
+		/* Its socket is closed: nobody gets the packet, or who has the port now. */
+		if (owner->sk && !is_still_open(owner))
+			return VIA_UNKNOWN;
+		packet->inode = owner->inode;
+		if (flow->protocol == IPPROTO_UDP && last && last->inode == owner->inode &&
+		    is_shared(owner->sk, last)) {
 			packet->sk = owner->sk;
 			return find_sharers(control, packet, last, VIA_FLOW);
 		}

@@ -16,8 +16,6 @@
 #define HEADERS_WINDOW 512 /* bytes; a power of two */
 #define HEADERS_PIECES 8   /* fragments that are read for them */
 
-#define ETH_P_8021Q	 0x8100
-#define ETH_P_8021AD	 0x88a8
 #define ETH_P_QINQ1	 0x9100
 #define ETH_P_ARP	 0x0806
 #define TAGS_MAX	 8

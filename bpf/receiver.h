@@ -281,7 +281,6 @@ struct destination {
 };
 
 #ifdef DEV_VLANS
-#define ETH_P_8021AD	   0x88a8
 #define VLAN_PARTS	   8
 #define VLAN_PART_LEN	   512
 #define VLAN_NUMBER(proto) ((proto) == htons(ETH_P_8021AD)) /* as in vlan_proto_idx */

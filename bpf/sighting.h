@@ -112,6 +112,23 @@ static inline void mask_transport(union transport_header *header, u32 protocol)
 	}
 }
 
+#define VLAN_HLEN 4
+
+/*
+ * The VLAN of a received frame, 0 if it has none. A tag in the bytes of the frame is skipped: then `at`,
+ * the network header, and its `ether_type` are those after it. With a second tag, there is none.
+ */
+static inline u32 skip_tag(struct skb *skb, u64 *at, u32 *ether_type)
+{
+	if (has_vlan_tag(skb) || (*ether_type != htons(ETH_P_8021Q) && *ether_type != htons(ETH_P_8021AD)))
+		return vlan_of(skb);
+	u32 tag = LOAD(u32, *at);
+
+	*at += VLAN_HLEN;
+	*ether_type = tag >> 16;
+	return ntohs(tag) & VLAN_ID_MASK;
+}
+
 #define NETWORK_SPAN 24 /* bytes of the network header that are read */
 
 /* A hash of the fields of a packet that neither an interface nor NAT changes. */
@@ -123,7 +140,9 @@ static inline u64 fingerprint_of(struct packet *packet, struct skb *skb)
 	u64 end = packet->linear_end, start, length, what, last = 0;
 	u32 protocol, ether_type = SKB(skb, u16, PROTOCOL);
 
-	if (packet->key.direction == OUT && SKB_BITS(skb, ENCAPSULATION))
+	if (packet->key.direction == IN)
+		skip_tag(skb, &at, &ether_type);
+	else if (SKB_BITS(skb, ENCAPSULATION))
 		at = packet->head + SKB(skb, u16, INNER_NETWORK_HEADER);
 	LOAD_WORDS(network.words, NETWORK_SPAN, at);
 	if (network.v4.version == 4) {

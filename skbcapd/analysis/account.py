@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import collections
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TypeAlias
@@ -41,7 +41,7 @@ BY = (*GROUPS, PEER)
 """What packets can be added up by."""
 
 _Address: TypeAlias = bytes  # packed
-_Key: TypeAlias = int | bytes | tuple[bytes | None]
+Key: TypeAlias = int | bytes | tuple[bytes | None]
 _OTHERS = b"others"
 
 
@@ -150,7 +150,7 @@ class Account:
     def __init__(self, by: str = "tgid", names: Names | None = None) -> None:
         self._by = by
         self._names = names
-        self._processes: dict[_Key, Process] = {}
+        self._processes: dict[Key, Process] = {}
         self._known: dict[Stamp, tuple[Process, list[int], list[int]]] = {}
         self._known_size = 0
         self._names_left = _NAMES_MAX
@@ -161,6 +161,20 @@ class Account:
     def processes(self) -> list[Process]:
         """All rows, the one with most bytes first."""
         return sorted(self._processes.values(), key=lambda process: (-process.bytes, process.first_ns))
+
+    @property
+    def rows(self) -> Mapping[Key, Process]:
+        """All rows by their keys."""
+        return self._processes
+
+    def key(self, stamp: Stamp) -> Key:
+        """The value by which packets are added up; a tuple if the packet has no process."""
+        value = stamp.value(self._by)
+        if value is not None:
+            return value
+        if self._by == "tgid" and stamp.name is not None:
+            return stamp.name
+        return (stamp.via if stamp.tgid is None and stamp.name is None else None,)
 
     def read(self, packets: Iterable[Timed]) -> None:
         """Add packets."""
@@ -179,7 +193,7 @@ class Account:
             if by_peer:
                 found = self._find_peer(peer and peer[0], stamp, time_ns)
             else:
-                found = known.get(stamp) or self._find(stamp, self._key(stamp), time_ns)
+                found = known.get(stamp) or self._find(stamp, self.key(stamp), time_ns)
             process, way, name = found
             way[0] += 1
             way[1] += wire_len
@@ -198,10 +212,10 @@ class Account:
 
     def _find_peer(self, address: bytes | None, stamp: Stamp, time_ns: int) -> _Found:
         """The row of a peer."""
-        key: _Key = (None,) if address is None else str(ip_address(address)).encode()
+        key: Key = (None,) if address is None else str(ip_address(address)).encode()
         return self._row(stamp, key, time_ns)
 
-    def _find(self, stamp: Stamp, key: _Key, time_ns: int) -> _Found:
+    def _find(self, stamp: Stamp, key: Key, time_ns: int) -> _Found:
         """As `_row`; what was found is remembered for the stamp."""
         found = self._row(stamp, key, time_ns)
         if len(self._known) >= _KNOWN_MAX or self._known_size > _KNOWN_BYTES_MAX:
@@ -211,7 +225,7 @@ class Account:
         self._known[stamp] = found
         return found
 
-    def _row(self, stamp: Stamp, key: _Key, time_ns: int) -> _Found:
+    def _row(self, stamp: Stamp, key: Key, time_ns: int) -> _Found:
         """The row of a stamp, and the counter for its names; new if needed."""
         tgid, via, names = stamp.tgid, stamp.via, (stamp.name, stamp.comm)
         process = self._processes.get(key)
@@ -234,16 +248,7 @@ class Account:
         way = process.by_direction.get(stamp.direction, process.by_direction[0])
         return process, way, process.names.setdefault(names, [0])
 
-    def _key(self, stamp: Stamp) -> _Key:
-        """The value by which packets are added up."""
-        value = stamp.value(self._by)
-        if value is not None:
-            return value
-        if self._by == "tgid" and stamp.name is not None:
-            return stamp.name
-        return (stamp.via if stamp.tgid is None and stamp.name is None else None,)
-
-    def _has_room(self, *texts: _Key | None) -> bool:
+    def _has_room(self, *texts: Key | None) -> bool:
         """Whether there is space for texts, which are counted then."""
         flat = (part for text in texts for part in (text if isinstance(text, tuple) else (text,)))
         size = sum(len(part) for part in flat if isinstance(part, bytes))

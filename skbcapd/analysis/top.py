@@ -16,6 +16,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
@@ -67,23 +68,42 @@ def as_table(processes: Sequence[Process], by: str = "tgid", names: Names | None
     """Write a table: sent and received bytes, and the busiest peers."""
     first, _, *others, last = _HEADINGS
     headings = (first, "PROCESS" if by == "tgid" else by.upper(), *others, "PROCESSES" if by == PEER else last)
-    rows = [headings, *(_row(process, by, names) for process in processes)]
+    yield from aligned([headings, *(_row(process, by, names) for process in processes)], _NUMBERS)
+
+
+def aligned(rows: Sequence[Sequence[str]], numbers: AbstractSet[str]) -> Iterator[str]:
+    """Rows as lines of a table; numbers stand at the right.
+
+    Args:
+        rows: the headings, then the others.
+        numbers: the headings of numbers.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        cells = zip(_HEADINGS, row, widths, strict=True)
-        line = "  ".join(text.rjust(width) if head in _NUMBERS else text.ljust(width) for head, text, width in cells)
+        cells = zip(rows[0], row, widths, strict=True)
+        line = "  ".join(text.rjust(width) if head in numbers else text.ljust(width) for head, text, width in cells)
         yield line.rstrip() + "\n"
 
 
-def _row(process: Process, by: str, names: Names | None) -> tuple[str, ...]:
-    peers = [_peer(address, peer, names) for address, peer in process.busiest(_TABLE_PEERS)]
+def identity(process: Process, by: str, names: Names | None) -> tuple[str, str, str]:
+    """The texts of a row: process id, name, and peers; `--by peer` has the peer as the name, and its processes."""
+    peers = [peer_text(address, peer, names) for address, peer in process.busiest(_TABLE_PEERS)]
     others = process.processes
-    last = " ".join(others[:_TABLE_PEERS]) + _more(len(others), _TABLE_PEERS)
+    last = " ".join(others[:_TABLE_PEERS]) + more(len(others), _TABLE_PEERS)
     if by != PEER:
-        last = ", ".join(peers) + _more(len(process.peers), _TABLE_PEERS)
+        last = ", ".join(peers) + more(len(process.peers), _TABLE_PEERS)
     return (
         "-" if process.tgid is None else str(process.tgid),
-        (peers[0] if by == PEER and peers and process.via is None else _label(process, by)) or "-",
+        (peers[0] if by == PEER and peers and process.via is None else label(process, by)) or "-",
+        last,
+    )
+
+
+def _row(process: Process, by: str, names: Names | None) -> tuple[str, ...]:
+    tgid, name, last = identity(process, by, names)
+    return (
+        tgid,
+        name,
         str(process.packets),
         str(process.bytes),
         str(process.by_direction[DIRECTION_OUT][1]),
@@ -94,29 +114,30 @@ def _row(process: Process, by: str, names: Names | None) -> tuple[str, ...]:
     )
 
 
-def _peer(address: bytes, peer: Peer, names: Names | None) -> str:
+def peer_text(address: bytes, peer: Peer, names: Names | None) -> str:
     """A peer for people: address, services, and its names."""
     known = names.of(address) if names else []
     services = [service_name(service) for service in peer.services]
-    text = " ".join([str(ip_address(address)), *services[:_TABLE_SERVICES]]) + _more(len(services), _TABLE_SERVICES)
-    return text + (f" ({_short(known[0])}{_more(len(known), 1)})" if known else "")
+    text = " ".join([str(ip_address(address)), *services[:_TABLE_SERVICES]]) + more(len(services), _TABLE_SERVICES)
+    return text + (f" ({_short(known[0])}{more(len(known), 1)})" if known else "")
 
 
-def _label(process: Process, by: str) -> str:
-    """The label of a row."""
+def label(process: Process, by: str) -> str:
+    """The label of a row for people; empty if it has none."""
     if process.via is not None:
         return _short(f"via={escaped_bytes(process.via)}")
     if by != "tgid":
         return "" if process.value is None else _short(escaped_bytes(process.value))
     names = process.processes
-    return _short(names[0]) + _more(len(names), 1) if names else ""
+    return _short(names[0]) + more(len(names), 1) if names else ""
 
 
 def _short(text: str) -> str:
     return text if len(text) <= _TABLE_NAME_MAX else text[: _TABLE_NAME_MAX - 3] + "..."
 
 
-def _more(count: int, named: int) -> str:
+def more(count: int, named: int) -> str:
+    """How many there are besides those that are named: ` +2`; empty: none."""
     return f" +{count - named}" if count > named else ""
 
 
@@ -124,20 +145,24 @@ def as_json(processes: Sequence[Process], by: str = "tgid", names: Names | None 
     """Write a list with one object per process; docs/tools.md has its keys."""
     yield "["
     for number, process in enumerate(processes):
-        text = json.dumps(_facts(process, by) | {"comms": process.comms, "peers": []}, indent=2)
+        text = json.dumps(facts(process, by) | {"comms": process.comms, "peers": []}, indent=2)
         yield (",\n" if number else "\n") + _indented(text.removesuffix("]\n}"))
         # A process can have very many peers.
         for place, (address, peer) in enumerate(process.busiest()):
-            found = {
-                "address": str(ip_address(address)),
-                "packets": peer.packets,
-                "bytes": peer.bytes,
-                "services": [service_name(service) for service in peer.services],
-                "names": names.of(address) if names else [],
-            }
-            yield (",\n" if place else "\n") + _indented(json.dumps(found, indent=2), 6)
+            yield (",\n" if place else "\n") + _indented(json.dumps(peer_facts(address, peer, names), indent=2), 6)
         yield "\n    ]\n  }" if process.peers else "]\n  }"
     yield "\n]\n" if processes else "]\n"
+
+
+def peer_facts(address: bytes, peer: Peer, names: Names | None) -> dict[str, object]:
+    """A peer for JSON."""
+    return {
+        "address": str(ip_address(address)),
+        "packets": peer.packets,
+        "bytes": peer.bytes,
+        "services": [service_name(service) for service in peer.services],
+        "names": names.of(address) if names else [],
+    }
 
 
 def _indented(text: str, spaces: int = 2) -> str:
@@ -152,12 +177,12 @@ def as_csv(processes: Sequence[Process], by: str = "tgid", _names: Names | None 
     Source: OWASP, "CSV Injection".
     """
     line = io.StringIO()
-    headings = [*_facts(Process(None, None, 0, 0), by), "peers", "busiest"]
+    headings = [*facts(Process(None, None, 0, 0), by), "peers", "busiest"]
     yield ",".join(headings) + "\n"
     writer = csv.DictWriter(line, headings, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     for process in processes:
         peers = " ".join(str(ip_address(address)) for address, _ in process.busiest(_CSV_PEERS))
-        row = _facts(process, by) | {"peers": len(process.peers), "busiest": peers}
+        row = facts(process, by) | {"peers": len(process.peers), "busiest": peers}
         writer.writerow({key: _defused(value) for key, value in row.items()})
         yield line.getvalue()
         line.seek(0)
@@ -169,7 +194,7 @@ def _defused(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
-def _facts(process: Process, by: str) -> dict[str, object]:
+def facts(process: Process, by: str) -> dict[str, object]:
     """The values that JSON and CSV both have."""
     sent, received = process.by_direction[DIRECTION_OUT], process.by_direction[DIRECTION_IN]
     value = {by: None if process.value is None else escaped_bytes(process.value)} if by != "tgid" else {}

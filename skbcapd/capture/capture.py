@@ -86,13 +86,13 @@ class Capture:
     ) -> None:
         self.program, self.output, self._plan, self._machine = program, output, plan, machine
         self._tally = tally = Tally()
-        self._reader = SegmentReader(program.memory, program.control, program.geometry)
+        self.segments = SegmentReader(program.memory, program.control, program.geometry)
         self._self_test = SelfTest(program, tally)
         self.interfaces = Interfaces(program, output, selection, tally, machine.describe_namespace)
         self._resolver = Resolver(program, machine.find_holders, boot_ns)
         self.descent = Descent(program)
         self._labeler = Labeler(program, takes_stamped=output.labels)
-        self._renumbering = Renumbering(program, output, self._reader, self._labeler, self.interfaces)
+        self._renumbering = Renumbering(program, output, self.segments, self._labeler, self.interfaces)
         self._ledger = Ledger(program, output, tally, self.interfaces, has_limit=bool(limit))
         self._delivery = Delivery(output, tally, self.statistics, ask_for_dump)
         stages = (
@@ -161,14 +161,13 @@ class Capture:
         """Number of labels that were made."""
         return self._labeler.count
 
-    @property
-    def sampler(self) -> Sampler | None:
-        """Samples the delivered packets; None: no sampling."""
-        return self._delivery.sampler
-
-    @sampler.setter
-    def sampler(self, sampler: Sampler) -> None:
+    def sample(self, sampler: Sampler) -> None:
+        """Let something sample the delivered packets."""
         self._delivery.sampler = sampler
+
+    def show(self, viewers: Sampler | None) -> None:
+        """Pass the delivered packets to people who watch; None: nobody does."""
+        self._delivery.viewers = viewers
 
     @property
     def is_full(self) -> bool:
@@ -183,7 +182,7 @@ class Capture:
         counters = self.counters()
         # A program that still runs on another processor during the detach is waited for, and
         # counted.
-        return self._reader.is_drained and counters.seen == counters.outcomes
+        return self.segments.is_drained and counters.seen == counters.outcomes
 
     def drain(self) -> int:
         """Write all committed ranges, until TURN_S have passed or the output is busy.
@@ -197,8 +196,8 @@ class Capture:
         moved, end = 0, time.monotonic() + TURN_S
         self._labeler.begin_drain()
         self.has_more = False
-        for blocks in self._reader.ranges():
-            if self._reader.is_behind:
+        for blocks in self.segments.ranges():
+            if self.segments.is_behind:
                 self.output.note_memory_pressure()
             if self._is_broken:
                 self._tally.dropped += sum(1 for _ in walk(blocks.view))
@@ -208,7 +207,7 @@ class Capture:
                 self._line.take(blocks, self._plan)
             moved += len(blocks.view)
             if time.monotonic() >= end:
-                self._reader.consume(blocks)
+                self.segments.consume(blocks)
                 self.has_more = True
                 break
         if (moved or self._has_buffered or self.output.has_pending_work) and not self._is_broken:
@@ -225,12 +224,12 @@ class Capture:
         if self._has_buffered:
             self.output.flush(self.statistics)
             self._has_buffered = self.output.completed < self.output.accepted
-        return self._ledger.monotonic_totals(kernel, is_drained=self._reader.position >= cursor)
+        return self._ledger.monotonic_totals(kernel, is_drained=self.segments.position >= cursor)
 
     @property
     def latency_s(self) -> float:
-        """Seconds that packets may wait in the segments. With a limit, its last packet ends the capture."""
-        return PROMPT_S if self._has_limit else self.output.latency_s
+        """Seconds that packets may wait in the segments: few with a limit, which ends the capture, and for viewers."""
+        return PROMPT_S if self._has_limit or self._delivery.viewers is not None else self.output.latency_s
 
     def request_wakeup(self, until: abi.Sleep) -> bool:
         """Request a wakeup; False if its reason is already there. A full buffer always causes one.
@@ -239,7 +238,7 @@ class Capture:
             until: the next packet, or the next packet without a label.
         """
         self.program.control[abi.SLEEPING] = until
-        if self._reader.is_drained or (until is abi.Sleep.UNTIL_UPCALL and not self._reader.has_upcalls):
+        if self.segments.is_drained or (until is abi.Sleep.UNTIL_UPCALL and not self.segments.has_upcalls):
             return True
         self.program.control[abi.SLEEPING] = abi.Sleep.NOT
         return False

@@ -33,7 +33,7 @@ class Sampler(Protocol):
         """Sample complete blocks from the kernel program."""
         ...
 
-    def sample_packet(self, options: bytes, original_len: int) -> None:
+    def sample_packet(self, packet: Packet, interface_id: int, stamp: Label) -> None:
         """Sample a packet that Python has written."""
         ...
 
@@ -56,6 +56,8 @@ class Delivery:
         self._written: Bounded[int, None] = Bounded(2 * abi.SIGHTINGS)
         self.sampler: Sampler | None = None
         """Samples the delivered packets; None: no sampling."""
+        self.viewers: Sampler | None = None
+        """The same for people who watch; None: nobody does."""
 
     def take(self, record: Record, plan: Plan) -> Record | None:
         """Stage: write the packet if its rule and the filter of the rule keep it."""
@@ -126,12 +128,16 @@ class Delivery:
         self._output.write_blocks(view, self._snapshot)
         if self.sampler is not None:
             self.sampler.sample_blocks(view)
+        if self.viewers is not None:
+            self.viewers.sample_blocks(view)
 
     def _write(self, packet: Packet, interface_id: int, stamp: Label) -> None:
         self._output.write_packet(packet, interface_id, stamp, self._snapshot)
         self._tally.written += 1
         if self.sampler is not None:
-            self.sampler.sample_packet(stamp.options, packet.original_len)
+            self.sampler.sample_packet(packet, interface_id, stamp)
+        if self.viewers is not None:
+            self.viewers.sample_packet(packet, interface_id, stamp)
 
 
 def _described(packet: Upcall, process: Process | None) -> Process:

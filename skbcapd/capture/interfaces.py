@@ -29,12 +29,16 @@ from skbcapd.lru import Bounded
 from skbcapd.output.interface import Output, Statistics
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
 from skbcapd.pcapng.interface import Interface
-from skbcapd.pcapng.link_type import link_type
+from skbcapd.pcapng.link_type import USER0, link_type
 
 _LOG = logging.getLogger(__name__)
 ANY = "any"
 REMEMBERED = 4 * abi.DEVICES_MAX
 INTERFACES_MAX = 1 << 16  # of one section: our own reader accepts no more
+
+
+# An interface that was evicted from memory: nothing is said about its frames.
+_FORGOTTEN = Interface(b"", "", USER0, 0, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,7 @@ class Interfaces:
         self._describe_namespace = describe_namespace
         self._known: Bounded[tuple[int, int, bytes], KnownInterface] = Bounded(REMEMBERED)
         self._numbered = 0  # by the output
+        self._restarts = 0  # of the numbers
         self._netns = Path("/proc/self/ns/net").stat().st_ino
         self._named = selection.named()
         self.seen = 0
@@ -167,9 +172,20 @@ class Interfaces:
 
     def forget_numbers(self) -> None:
         """Give each interface a new number with its next packet."""
+        self._restarts += 1
         self._numbered = 0
         for known in self._known.values():
             known.interface_id = -1
+
+    @property
+    def numbering(self) -> tuple[int, int]:
+        """How often the numbers have begun at 0, and how many there are now."""
+        return self._restarts, self._numbered
+
+    def numbered(self) -> list[Interface]:
+        """All interfaces that have a number, in its order."""
+        found = {known.interface_id: known.description for known in self._known.values() if known.description}
+        return [found.get(number, _FORGOTTEN) for number in range(max(found, default=-1) + 1)]
 
     @property
     def link_types(self) -> list[int]:

@@ -180,7 +180,9 @@ class Rules:
         return (
             (rule.direction is None or rule.direction == subject.direction)
             and (rule.via is None or rule.via == subject.via)
-            and (rule.interface is None or self._fits(f"rules[{at + 1}].interface", rule.interface, subject.interface))
+            and (
+                rule.interface is None or self._fits(rule.place(at + 1, "interface"), rule.interface, subject.interface)
+            )
             and (rule.netns is None or is_called(rule.netns, subject.netns, self._named))
         )
 
@@ -202,7 +204,7 @@ class Rules:
             return self._is_meant(at, rule, user, process, roots)
         known = {} if rule.children or not user.tgid else rule.fields
         return all(
-            FIELDS[key].of_process is not None or self._holds(f"rules[{at + 1}].{key}", key, wanted, user, None)
+            FIELDS[key].of_process is not None or self._holds(rule.place(at + 1, key), key, wanted, user, None)
             for key, wanted in known.items()
         )
 
@@ -229,7 +231,7 @@ class Rules:
     def _is_of(self, at: int, rule: Rule, user: User, process: Process | None) -> bool:
         """Whether all conditions on a process are true for this one."""
         return bool(user.tgid) and all(
-            self._holds(f"rules[{at + 1}].{key}", key, wanted, user, process) for key, wanted in rule.fields.items()
+            self._holds(rule.place(at + 1, key), key, wanted, user, process) for key, wanted in rule.fields.items()
         )
 
     def _holds(self, name: str, key: str, wanted: TextPattern | int, user: User, process: Process | None) -> bool:
@@ -291,19 +293,19 @@ def rule_warnings(
     for number, rule in enumerate(rules, 1):
         user, unit, comm = (rule.fields.get(key) for key in ("user", "unit", "comm"))
         if _is_unknown(user, [entry.pw_name for entry in pwd.getpwall()]):
-            yield f"rules[{number}].user: no such user is known on this machine"
+            yield f"{rule.place(number, 'user')}: no such user is known on this machine"
         if _is_unknown(rule.interface, names):
-            yield f"rules[{number}].interface: there is no such interface now"
+            yield f"{rule.place(number, 'interface')}: there is no such interface now"
         if _is_unknown(unit, [path.name for directory in units for path in Path(directory).glob("*")]):
-            yield f"rules[{number}].unit: systemd has no such unit now"
+            yield f"{rule.place(number, 'unit')}: systemd has no such unit now"
         if isinstance(comm, TextPattern) and "process" not in rule.fields:
             threads = _threads(proc) if threads is None else threads
             for name, others in threads.items():
                 other = next((one for one in others if not _means(comm, one)), "")
                 if other and _means(comm, name):
                     yield (
-                        f"rules[{number}].comm: {name} gives its threads other names, such as {other}; "
-                        f"the key process means all threads of {name}"
+                        f"{rule.place(number, 'comm')}: {name} gives its threads other names, such as {other}; "
+                        f"{'--process' if rule.is_option else 'the key process'} means all threads of {name}"
                     )
                     break
 

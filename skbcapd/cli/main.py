@@ -28,10 +28,12 @@ COMMANDS = {
     "file.",
     "status": "Show the status of the running daemon (it listens at control.socket).",
     "doctor": "Check whether this system can capture, and how to fix what is missing.",
-    "top": "Show which process sent and received how much, from capture files.",
+    "top": "Show which process sent and received how much, from capture files; without files, what each sends and "
+    "receives now, from the running daemon.",
     "extract": "Write selected packets of capture files to one file, in the order of time.",
     "split": "Write the packets of capture files to several files: one for each process, name, systemd unit, "
     "container, interface or link type.",
+    "report": "Write a page about captures for a browser: charts and tables of processes, peers and connections.",
     "index": "Write an index beside each capture file: which process exchanged packets with whom, when, and where in "
     "the file.",
     "fleet": "Search the indexes of many hosts, and get the packets: needs `pip install skbcapd[fleet]`.",

@@ -80,7 +80,8 @@ def chosen(settings: Settings, options: argparse.Namespace, proc: Path = Path("/
     combinations = list(itertools.islice(itertools.product(*wanted.values()), RULES_MAX + 1))
     if len(combinations) > RULES_MAX:
         raise UsageError(f"found more than {RULES_MAX} combinations of selectors, expected fewer", "use globs")
-    kept = [Rule(dict(zip(wanted, values, strict=True)), children=options.children or None) for values in combinations]
+    children = options.children or None
+    kept = [Rule(dict(zip(wanted, values, strict=True)), children=children, is_option=True) for values in combinations]
     return replace(settings, rules=(*kept, Rule(action="drop")))
 
 

@@ -74,12 +74,17 @@ def _fields(text: str) -> list[str]:
     return names
 
 
-def add(command: argparse.ArgumentParser) -> None:
-    """Add files and selectors to a command."""
+def add(command: argparse.ArgumentParser, *, needs_files: bool = True) -> None:
+    """Add files and selectors to a command.
+
+    Args:
+        command: the command.
+        needs_files: as for `parse`.
+    """
     command.add_argument(
         "words",
         metavar="FILE",
-        nargs="+",
+        nargs="+" if needs_files else "*",
         help="capture file, also compressed with gzip or zstd; a directory: all its captures. The words after the "
         "last file are a packet filter as in tcpdump",
     )
@@ -191,14 +196,19 @@ def _pattern(text: str) -> object:
         ) from None
 
 
-def parse(options: argparse.Namespace) -> tuple[list[Path], Selection]:
+def parse(options: argparse.Namespace, *, needs_files: bool = True) -> tuple[list[Path], Selection]:
     """The files and the selection of a command line.
+
+    Args:
+        options: with the arguments of `add`.
+        needs_files: whether there must be a file; otherwise all words can be a filter.
 
     Raises:
         UsageError: a time or the filter is none.
         FileError: there is no file.
     """
-    files, expression = split_words(options.words)
+    is_filter = not needs_files and not _begins_with_file(options.words)
+    files, expression = ([], " ".join(options.words)) if is_filter else split_words(options.words)
     return files, selection(options, expression, options.interfaces, options.directions)
 
 
@@ -256,6 +266,12 @@ def split_words(words: Sequence[str]) -> tuple[list[Path], str]:
     if missing is not None:
         raise FileError(f"{escaped(missing)}: No such file or directory; expected a capture file")
     return [Path(word) for word in words[:count]], " ".join(words[count:])
+
+
+def _begins_with_file(words: Sequence[str]) -> bool:
+    """Whether the first word is a file, or can only be meant as one; no filter has a slash in its first word."""
+    first = next(iter(words), "")
+    return first == "-" or "/" in first or first.endswith(_FILE_ENDINGS) or os.path.lexists(first)
 
 
 def leading_files(words: Sequence[str]) -> tuple[list[Path], list[str]]:

@@ -98,25 +98,13 @@ def ask(path: str, patience_s: float = PATIENCE_S, request: str = "status") -> d
     """
     end = time.monotonic() + patience_s
     data = b""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(patience_s)
+    with reach(path, request, patience_s) as sock:
         try:
-            _connect(sock, path, end)
-            sock.sendall(request.encode("ascii") + b"\n")
             while len(data) <= ANSWER_MAX and (more := sock.recv(1 << 16)):
                 data += more
                 sock.settimeout(max(0.001, end - time.monotonic()))
-        except TimeoutError:
-            raise FileError(
-                f"{path}: no answer within {patience_s:.0f} s; expected an answer of the daemon",
-                "systemctl status skbcapd; journalctl -u skbcapd",
-            ) from None
         except OSError as error:
-            raise FileError(
-                f"{path}: {error.strerror or error}; expected a daemon that listens there",
-                "check that it runs, and that you are root, its user, or a member of its group; "
-                "for another daemon, use --config FILE or --set control.socket=PATH",
-            ) from None
+            raise no_answer(path, error, patience_s) from None
     try:
         snapshot = json.loads(data.decode("ascii"))
     except (ValueError, RecursionError):
@@ -124,6 +112,42 @@ def ask(path: str, patience_s: float = PATIENCE_S, request: str = "status") -> d
     if not isinstance(snapshot, dict):
         raise FileError(f"{path}: {len(data)} bytes that are not an answer of skbcapd; expected JSON")
     return snapshot
+
+
+def reach(path: str, request: str, patience_s: float = PATIENCE_S) -> socket.socket:
+    """Send a request to the daemon; returns the connection, which has a timeout.
+
+    Args:
+        path: path of its control socket.
+        request: the line to send.
+        patience_s: timeout in seconds.
+
+    Raises:
+        FileError: it cannot be reached.
+    """
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(patience_s)
+    try:
+        _connect(sock, path, time.monotonic() + patience_s)
+        sock.sendall(request.encode("ascii") + b"\n")
+    except OSError as error:
+        sock.close()
+        raise no_answer(path, error, patience_s) from None
+    return sock
+
+
+def no_answer(path: str, error: OSError, patience_s: float = PATIENCE_S) -> FileError:
+    """The error to raise if the daemon cannot be reached, or does not answer."""
+    if isinstance(error, TimeoutError):
+        return FileError(
+            f"{path}: no answer within {patience_s:.0f} s; expected an answer of the daemon",
+            "systemctl status skbcapd; journalctl -u skbcapd",
+        )
+    return FileError(
+        f"{path}: {error.strerror or error}; expected a daemon that listens there",
+        "check that it runs, and that you are root, its user, or a member of its group; "
+        "for another daemon, use --config FILE or --set control.socket=PATH",
+    )
 
 
 def _connect(sock: socket.socket, path: str, end: float) -> None:
@@ -164,7 +188,10 @@ def _lines(snapshot: Mapping[str, Any], before: Mapping[str, Any] | None) -> Ite
     yield f"file      {files['path']} (mode: {files['mode']})"
     if files["deleted_files"]:
         yield f"deleted   {files['deleted_files']} files, {files['deleted_bytes']} bytes"
-    yield f"buffer    {int(snapshot['buffer_size']) >> 20} MiB"
+    if files["index_errors"]:
+        yield f"indexes   {files['indexes']} written, {files['index_errors']} files without a complete one"
+    size, peak = int(snapshot["buffer_size"]), int(snapshot["buffer_peak"])
+    yield f"buffer    {size >> 20} MiB, at most {100 * peak / size:.0f} % full in the last minute"
     yield from _memory(snapshot["memory"])
     yield f"hooks     {', '.join(snapshot['hooks'])}"
     yield f"sockets   {', '.join(snapshot['socket_hooks'])}"

@@ -258,10 +258,10 @@ INTERFACE = Text(
     lambda text: re.fullmatch(r"(?!\.\.?$)[^\s/:]+", text) and len(text.encode()) <= 15,
 )
 _PATH_MAX, _NAME_MAX = 4095, 255  # bytes: limits.h of Linux; no file system has longer names
-# Maximum length of a file name: host name (HOST_NAME_MAX), time, number, and endings during
-# compression.
+# Maximum length of a file name: host name (HOST_NAME_MAX), time, number, and endings while its
+# index is written.
 _PLACES = {"{host}": "h" * 64, "{time}": "20260101T000000.000Z", "{number}": "0" * 12}
-_ENDINGS = ".zst.part"
+_ENDINGS = ".zst.index.csv.gz.part"
 
 
 def _can_be_path(text: str, ending: str = "") -> bool:

@@ -212,6 +212,12 @@ class Files:
         "Compress finished files, also those of an earlier run. A separate process does it, with low priority. "
         "Wireshark opens files compressed with gzip or zstd.",
     )
+    index: bool = _key(
+        "false",
+        Switch(),
+        "Write an index beside each finished file, also beside those of an earlier run: which process exchanged "
+        "packets with whom, when, and where in the file. The process that compresses makes it.",
+    )
     flush: int = _key(
         "1s",
         Quantity("a duration", "1s", "1h", DURATION, "never"),
@@ -300,6 +306,8 @@ class Rule:
         _words(Payload), "all; none: keep only headers; without the key, as the setting payload"
     )
     filter: str | None = _part(Expression(), "keep only the packets that also match this packet filter")
+    is_option: bool = False
+    """Whether it comes from options of the command line, such as --unit."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Rule:
@@ -312,8 +320,20 @@ class Rule:
     @property
     def given(self) -> dict[str, Any]:
         """The keys that are present, as in the file."""
-        own = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "fields"}
+        own = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if "row" in each.metadata}
         return {**self.fields, **{key: value for key, value in own.items() if value is not None}}
+
+    def place(self, number: int, key: str) -> str:
+        """Where a key of this rule is, as the user wrote it, for messages.
+
+        Args:
+            number: of the rule, from 1.
+            key: one that it has.
+        """
+        if not self.is_option:
+            return f"rules[{number}].{key}"
+        wanted = self.fields[key]
+        return f"--{key} {wanted.text if isinstance(wanted, TextPattern) else wanted}"
 
     @property
     def conditions(self) -> set[str]:
@@ -340,7 +360,7 @@ def _rule_row(field: Field) -> Row:
 
 
 RULE_KEYS: Mapping[str, Row] = {field.name: _rule_row(field) for field in TABLE} | {
-    each.name: each.metadata["row"] for each in dataclasses.fields(Rule) if each.name != "fields"
+    each.name: each.metadata["row"] for each in dataclasses.fields(Rule) if "row" in each.metadata
 }
 """The keys of a rule, in the order of the manual."""
 

@@ -32,9 +32,11 @@ from skbcapd.daemon.log import LOG
 from skbcapd.daemon.loop import Service
 from skbcapd.daemon.report import Report, print_descendants, print_link_types, print_totals
 from skbcapd.daemon.statistics import Statistics, in_force
+from skbcapd.daemon.viewers import Viewers
 from skbcapd.daemon.warnings import warnings_for
 from skbcapd.errors import FileError
 from skbcapd.filter import packet_filter
+from skbcapd.fleet import child
 from skbcapd.kernel import limits, requirements
 from skbcapd.kernel import program as kernel
 from skbcapd.kernel.abi import CAPTURE_MAX, Geometry
@@ -110,7 +112,7 @@ def files(settings: Settings, key_logs: KeyLogs | None = None) -> Files:
     keep = Keep(wanted.keep_size, wanted.keep_number, wanted.keep_age, wanted.keep_free)
     mode, owner = int(wanted.permissions, 8), block_writer.owner_ids(wanted.owner)
     place = directory.CaptureDirectory(Path(wanted.directory), wanted.name, keep, mode, owner)
-    compressor = None if wanted.compress == "none" else Compressor(wanted.compress)
+    compressor = Compressor(wanted.compress, child.command() if wanted.index else ())
     if wanted.mode == "ring":
         limits = Limits(size_limit(wanted.size))
         dumps = RotatingOutput(place, limits, settings.encode, compressor, on_demand=True, key_logs=key_logs)
@@ -232,7 +234,8 @@ def _make_endpoints(capture: Capture, output: Files, settings: Settings, reload:
     statistics = Statistics(
         capture, output, lambda: in_force(settings, reload.settings), log_dropped=lambda: LOG.dropped
     )
-    return Endpoints(settings, statistics, Dumps(output.orders if isinstance(output, Recorder) else None))
+    dumps = Dumps(output.orders if isinstance(output, Recorder) else None)
+    return Endpoints(settings, statistics, dumps, Viewers(capture))
 
 
 def _make_capture(run: Run) -> Capture:

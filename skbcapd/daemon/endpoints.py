@@ -19,6 +19,7 @@ from skbcapd.daemon.dumps import Dumps
 from skbcapd.daemon.metrics import Metrics, Textfile
 from skbcapd.daemon.server import Server, control, http
 from skbcapd.daemon.statistics import Statistics
+from skbcapd.daemon.viewers import Viewers
 from skbcapd.errors import FileError
 
 _LOG = logging.getLogger(__name__)
@@ -33,18 +34,21 @@ class Endpoints:
         settings: settings at the start.
         statistics: what the endpoints show.
         dumps: answers requests for dumps.
+        viewers: take the clients that watch; closed here.
 
     Raises:
         UsageError: metrics are enabled and prometheus_client is not installed.
     """
 
-    def __init__(self, settings: Settings, statistics: Statistics, dumps: Dumps) -> None:
+    def __init__(self, settings: Settings, statistics: Statistics, dumps: Dumps, viewers: Viewers) -> None:
         self.server = Server()
+        self._viewers = viewers
+        self.server.serve_also(viewers)
         self._statistics = statistics
         self._textfile: Textfile | None = None
         if settings.control.socket != "none":
             with _warned():
-                self.server.listen_unix(settings.control.socket, control(statistics.snapshot, dumps))
+                self.server.listen_unix(settings.control.socket, control(statistics.snapshot, dumps, viewers))
         wanted = settings.metrics
         if wanted.listen != "none":
             metrics = Metrics(statistics.snapshot)
@@ -59,12 +63,14 @@ class Endpoints:
         """Called once per second."""
         self._statistics.tick()
         self.server.tick()
+        self._viewers.tick()
         if self._textfile:
             self._textfile.tick(self._text)
 
     def close(self) -> None:
         """Close all of them."""
         self.server.close()
+        self._viewers.close()
         if self._textfile:
             self._textfile.close()
 

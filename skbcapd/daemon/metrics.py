@@ -109,6 +109,18 @@ class Metrics:
         yield counter(
             "skbcapd_packets_missed", "Packets for which the kernel did not run the program.", found["missed"]
         )
+        yield counter(
+            "skbcapd_wire_bytes",
+            "Bytes on the wire of the captured packets.",
+            found["wire_bytes"],
+        )
+        yield counter("skbcapd_upcalls", "Packets that Python processed one by one.", found["upcalls"])
+        yield gauge("skbcapd_buffer_size_bytes", "Size of the shared memory (buffer.size).", found["buffer_size"])
+        yield gauge(
+            "skbcapd_buffer_peak_bytes",
+            "Largest number of bytes that waited in the shared memory in the last minute.",
+            found["buffer_peak"],
+        )
         yield counter("skbcapd_processes_seen", "Processes that sent or received packets.", found["processes"]["count"])
         yield counter("skbcapd_labels_made", "Labels that were made for the kernel program.", found["labels"])
         yield gauge("skbcapd_interfaces", "Interfaces that were seen, also excluded ones.", found["interfaces"])
@@ -117,6 +129,10 @@ class Metrics:
         yield counter("skbcapd_files_deleted", "Files that retention deleted.", deleted["deleted_files"])
         yield counter(
             "skbcapd_files_deleted_bytes", "Size of the files that retention deleted.", deleted["deleted_bytes"]
+        )
+        yield counter("skbcapd_indexes", "Indexes that were written (files.index).", deleted["indexes"])
+        yield counter(
+            "skbcapd_index_errors", "Files without an index, or with one that ends early.", deleted["index_errors"]
         )
         yield from self._memory(found["memory"])
         yield gauge(

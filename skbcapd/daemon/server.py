@@ -7,8 +7,8 @@ The rules not to break: clients are not trusted. Each listener has at most CLIEN
 more disconnects the oldest. At most REQUEST_MAX bytes of a request are read, in READS_MAX reads,
 within PATIENCE_S. At most ACCEPTS_MAX connections are accepted per second. The drain loop calls
 `serve` when the descriptor is readable: it never waits, and its work is limited. Unknown requests
-are rejected. The only request that changes something is `dump`, which only root and the user of the
-daemon may send.
+are rejected. The only request that changes something is `dump`; it and `watch`, which gets packets, are
+only for root and the user of the daemon.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from skbcapd.daemon.dumps import Dumps
+from skbcapd.daemon.viewers import Viewers
 from skbcapd.errors import FileError
+from skbcapd.pcapng import live
 from skbcapd.worker import Worker
 
 CLIENTS_MAX = 16  # per listener
@@ -38,9 +40,17 @@ PATIENCE_S = 5.0  # from the connection to the end of the answer
 SOCKET_MODE = 0o660
 _EVENTS_MAX = 32  # per call
 
-Answer = Callable[[bytes, int], bytes | None]
+
+class Streams(Protocol):
+    """Takes connections whose client gets more than one answer."""
+
+    def add(self, sock: socket.socket, /) -> None:
+        """Take a connection, and close it some time."""
+
+
+Answer = Callable[[bytes, int], bytes | Streams | None]
 """Returns the answer to the bytes received so far, from a client of this user (-1: not known); None: the
-request is not complete."""
+request is not complete. Streams take over the connection."""
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred
 
 
@@ -78,10 +88,16 @@ class Server:
         self._epoll = select.epoll()
         self._listeners: dict[int, _Listener] = {}
         self._paths: list[tuple[str, int]] = []  # UNIX sockets and their inode numbers
+        self._viewers: Viewers | None = None
 
     def fileno(self) -> int:
         """Readable if `serve` must be called."""
         return self._epoll.fileno()
+
+    def serve_also(self, viewers: Viewers) -> None:
+        """Serve viewers, too; they are closed elsewhere."""
+        self._viewers = viewers
+        self._epoll.register(viewers, select.EPOLLIN)
 
     def listen_unix(self, path: str, answer: Answer) -> None:
         """Listen on a UNIX socket, for its owner and group. The socket of a process that has ended
@@ -131,6 +147,9 @@ class Server:
             listener = self._listeners.get(descriptor)
             if listener is not None:
                 self._accept(listener)
+                continue
+            if self._viewers is not None and descriptor == self._viewers.fileno():
+                self._viewers.serve()
                 continue
             client = next(
                 (
@@ -215,8 +234,12 @@ class Server:
         client.request += more
         client.reads += 1
         answer = client.listener.answer(client.request, _user_of(client.socket))
-        if answer is not None:
+        if isinstance(answer, bytes):
             client.answer = memoryview(answer)
+        elif answer is not None:
+            del client.listener.clients[client.socket.fileno()]
+            self._epoll.unregister(client.socket)
+            answer.add(client.socket)
         elif not more or client.reads >= READS_MAX or len(client.request) >= REQUEST_MAX:
             self._drop(client)
 
@@ -267,22 +290,28 @@ def _remove_dead(path: str) -> None:
     raise FileError(f"{path}: another process listens there; expected none", "each daemon needs its own control.socket")
 
 
-def control(snapshot: Callable[[], Mapping[str, Any]], dumps: Dumps) -> Answer:
-    """The control socket: the answer to a line (`status`, `dump`, `dumped`) is one line of JSON, the
-    answer to any other line an error.
+def control(snapshot: Callable[[], Mapping[str, Any]], dumps: Dumps, viewers: Viewers) -> Answer:
+    """The control socket: the answer to a line (`status`, `dump`, `dumped`) is one line of JSON, to `watch` a
+    stream, to any other line an error.
 
     Args:
         snapshot: returns the statistics.
-        dumps: answers the other requests.
+        dumps: answers requests for dumps.
+        viewers: take the clients that watch.
     """
 
-    def answer(request: bytes, user: int) -> bytes | None:
+    def answer(request: bytes, user: int) -> bytes | Viewers | None:
         line, end, _ = request.partition(b"\n")
         if not end:
             return None
-        reply = snapshot() if line == b"status" else dumps.answer(line, user)
+        if line == live.REQUEST.encode("ascii"):
+            reply: Mapping[str, Any] | None = viewers.refusal(user)
+            if reply is None:
+                return viewers
+        else:
+            reply = snapshot() if line == b"status" else dumps.answer(line, user)
         if reply is None:
-            reply = {"error": "unknown request; expected: status, dump or dumped"}
+            reply = {"error": "unknown request; expected: status, dump, dumped or watch"}
         return json.dumps(reply).encode("ascii") + b"\n"
 
     return answer

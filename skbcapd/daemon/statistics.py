@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import struct
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -26,8 +27,9 @@ from skbcapd.capture.interfaces import InterfaceCount
 from skbcapd.capture.plan import RELOADED
 from skbcapd.config.pattern import TextPattern
 from skbcapd.config.settings import ROWS, Rule, Settings
+from skbcapd.kernel.segments import Packet
 from skbcapd.pcapng.blocks import EPB_PROCESSID_THREADID, OPT_COMMENT, PACKET, walk
-from skbcapd.pcapng.comment import CommentError, parse
+from skbcapd.pcapng.comment import CommentError, Label, parse
 from skbcapd.text_safety import escaped, escaped_bytes
 
 Snapshot: TypeAlias = dict[str, Any]
@@ -38,6 +40,7 @@ WINDOW_S = 30  # the list covers this window and the one before
 PROCESSES = 4093  # per window; with more, the half with fewer bytes is discarded
 _TOP = 20
 _FRESH_S = 1.0
+PEAK_S = 60
 INTERFACES_MAX = 256  # in the list by interface
 _END = struct.Struct("<HHII")  # option 8: code, length, process, thread
 
@@ -82,9 +85,13 @@ class Busiest:
             if kind == PACKET:
                 cap_len, original_len = struct.unpack_from("<II", view, at + 20)
                 start = at + 28 + cap_len + (-cap_len & 3)
-                self.sample_packet(bytes(view[start : at + size - 4]), original_len)
+                self._sample(bytes(view[start : at + size - 4]), original_len)
 
-    def sample_packet(self, options: bytes, original_len: int) -> None:
+    def sample_packet(self, packet: Packet, _interface_id: int, stamp: Label) -> None:
+        """Sample a packet that Python has written."""
+        self._sample(stamp.options, packet.original_len)
+
+    def _sample(self, options: bytes, original_len: int) -> None:
         """Sample one packet, by its options; see comment.packet_options."""
         if not self._left:
             return
@@ -144,8 +151,8 @@ class Output(Protocol):
         ...
 
     @property
-    def deleted(self) -> tuple[int, int]:
-        """Number and bytes of files that retention has deleted."""
+    def counts(self) -> Mapping[str, int]:
+        """Files that retention has deleted, their bytes; indexes, and files without a complete one."""
         ...
 
 
@@ -153,7 +160,7 @@ class Statistics:
     """The statistics of one capture.
 
     Args:
-        capture: running; its sampler is set.
+        capture: running; its packets are sampled.
         output: takes its packets.
         settings: returns the active settings; see in_force.
         clock: seconds.
@@ -170,14 +177,17 @@ class Statistics:
     ) -> None:
         self._capture, self._output, self._settings, self._clock = capture, output, settings, clock
         self._log_dropped = log_dropped
-        self._busiest = capture.sampler = Busiest()
+        self._busiest = Busiest()
+        capture.sample(self._busiest)
         self._start, self._start_s = clock(), time.time()
         self._made = float("-inf")
+        self._peaks: deque[int] = deque(maxlen=PEAK_S)  # of the buffer, second by second
         self._snapshot: Snapshot = {}
 
     def tick(self) -> None:
         """Called once a second."""
         self._busiest.tick()
+        self._peaks.append(self._capture.segments.take_peak())
 
     def snapshot(self) -> Snapshot:
         """All statistics, at most one second old. It drains the segments, so only the drain loop
@@ -218,7 +228,10 @@ class Statistics:
             "packets": {"seen": seen, **packets, "pending": pending},
             "dropped": dropped,
             "missed": totals.missed,
+            "wire_bytes": kernel.wire_bytes,
+            "upcalls": capture.segments.local,
             "buffer_size": program.geometry.size,
+            "buffer_peak": max(self._peaks, default=0),
             "interfaces": capture.interface_count,
             "by_interface": _by_interface(capture.interfaces.counts()),
             "labels": capture.labels,
@@ -227,7 +240,7 @@ class Statistics:
                 "mode": settings.files.mode,
                 "directory": settings.files.directory,
                 "path": self._output.path,
-                **dict(zip(("deleted_files", "deleted_bytes"), self._output.deleted, strict=True)),
+                **self._output.counts,
                 **dict(zip(("dumps_refused", "dump_refusal"), self._output.refused, strict=True)),
             },
             "memory": self._output.memory,

@@ -36,7 +36,7 @@ def warnings_for(settings: Settings) -> Iterator[str]:
     for name in settings.namespaces:
         if name != "self" and not _has_namespace(name):
             yield f"namespaces: no network namespace {name} is there now; it is captured when it appears"
-    yield from rule_warnings(settings.rules, names)
+    yield from dict.fromkeys(rule_warnings(settings.rules, names))  # options can make many rules
     used = Geometry.for_buffer(settings.buffer.size).size
     if used != settings.buffer.size:
         yield (

@@ -34,7 +34,7 @@ from skbcapd.text_safety import escaped
 
 _SMALL = 128 << 20  # bytes of a part; smaller ones are written again with new rows of their hour
 _LARGE = 192 << 20  # bytes of a part after which another one begins; a part ends up with at most 256 MiB
-_GROUP = 122_880  # rows of a row group; a bloom filter needs a dictionary, whatever the number of values
+_GROUP = 122_880  # rows of a row group; a bloom filter needs a dictionary: of at most half as many values
 _GRACE_S = 3600
 _LOCK = ".compacting"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -223,7 +223,8 @@ class _Day:
         made = place / f"hour-{hour}"
         engine.execute(
             f"COPY ({query} ORDER BY peer_address, ts_first) TO '{made}' "
-            f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_GROUP}, DICTIONARY_SIZE_LIMIT {_GROUP}, FILE_SIZE_BYTES {_LARGE})"
+            f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_GROUP}, DICTIONARY_SIZE_LIMIT {_GROUP // 2}, "
+            f"FILE_SIZE_BYTES {_LARGE})"
         ).fetchall()
         for number in range(len(copies)):
             (place / f"old-{number}.parquet").unlink()

@@ -21,10 +21,10 @@ from skbcapd.errors import FileError
 from skbcapd.fleet import rows
 from skbcapd.fleet.index import index
 from skbcapd.fleet.rows import Row
+from skbcapd.output.naming import INDEX
 from skbcapd.pcapng.reader import TruncatedError
 from skbcapd.text_safety import escaped_bytes
 
-ENDING = ".index.csv.gz"
 _PART = ".part"
 _LEVEL = 6  # of gzip
 _MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -32,7 +32,7 @@ _MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def path_of(capture: Path) -> Path:
     """The path of the index of a capture file."""
-    return capture.with_name(capture.name + ENDING)
+    return capture.with_name(capture.name + INDEX)
 
 
 def is_fresh(capture: Path) -> bool:

@@ -139,6 +139,9 @@ class SegmentReader:
         self._listed = 0  # entries of its list that were read
         self._open: list[int] = []  # entries whose block was not committed yet
         self._is_consumed = True  # of the last range that was returned
+        self._peak = 0
+        self.local = 0
+        """Blocks that Python has processed one by one."""
         control[abi.CURSOR], control[abi.TAIL] = self._number << 32, self._number
 
     @property
@@ -162,6 +165,11 @@ class SegmentReader:
         """The end of the last consumed range; comparable with the cursor."""
         return self._number << 32 | self._done
 
+    def take_peak(self) -> int:
+        """The largest number of bytes that waited for a drain, since the last call."""
+        peak, self._peak = self._peak, 0
+        return peak
+
     def ranges(self) -> Iterator[Range]:
         """All committed ranges; ends when the next block is not complete.
 
@@ -172,6 +180,9 @@ class SegmentReader:
             SegmentError: the memory has content that the kernel program cannot have written.
         """
         control = self._control
+        cursor = int(control[abi.CURSOR])
+        ahead = (cursor >> 32) - self._number
+        self._peak = max(self._peak, ahead * abi.SEGMENT_SIZE + (cursor & 0xFFFFFFFF) - self._done)
         while True:
             state = abi.STATES + self._number % self._count * abi.STATE_WORDS
             committed = control[state + _COMMITTED]
@@ -209,6 +220,7 @@ class SegmentReader:
                 with view[first:bound] as part:
                     inside = local[LOCAL_PER_RANGE * at : LOCAL_PER_RANGE * (at + 1)]
                     self._is_consumed = False
+                    self.local += len(inside)
                     yield (blocks := Range(part, [offset - first for offset in inside]))
                     self.consume(blocks)
             self._listed, self._open = listed, still_open

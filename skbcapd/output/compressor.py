@@ -1,13 +1,14 @@
-"""Compresses finished files with a separate process, one at a time, at the lowest priority.
+"""Compresses and indexes finished files with separate processes, one at a time, at the lowest priority.
 
-In: paths. Out: NAME.gz or NAME.zst, in place of NAME.
+In: paths. Out: NAME.gz or NAME.zst in place of NAME, and its index beside it.
 
 The rules: the uncompressed file is deleted only when the compressed one is complete and has its
-name. If the compressor is interrupted, the uncompressed file is kept. All names are relative to the
-descriptor of the directory, all files are regular files without other links, and the compressed
-file is a new one: a user who can write to the directory cannot make skbcapd read or write other
-files. The event loop calls `add` and `kill`; the keeper thread of the directory calls the others,
-because the disk can be slow.
+name. If a process is interrupted, the uncompressed file is kept. An index has its name only when it
+is complete, and gets it before the compressed file: a crash leaves no file without its index for
+which it is not made again. All names are relative to the descriptor of the directory, all files are
+regular files without other links, and what is written is a new file: a user who can write to the
+directory cannot make skbcapd read or write other files. The event loop calls `add` and `kill`; the
+keeper thread of the directory calls the others, because the disk can be slow.
 """
 
 from __future__ import annotations
@@ -18,55 +19,124 @@ import os
 import stat
 import subprocess
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
+
+from skbcapd.child import memory_file
+from skbcapd.output.naming import COMPRESSED, INDEX
+from skbcapd.text_safety import escaped_bytes
 
 _LOG = logging.getLogger(__name__)
-_PROGRAMS = {"gzip": (".gz", ["gzip", "-c"]), "zstd": (".zst", ["zstd", "-q", "-c"])}
-_WAITING_MAX = 1024  # files; the others are not compressed
+_PROGRAMS = {"none": ("", []), "gzip": (".gz", ["gzip", "-c"]), "zstd": (".zst", ["zstd", "-q", "-c"])}
+_WAITING_MAX = 1024  # files; the others are left as they are until the next start
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NICE = ("nice", "-n", "19")
+PARTIAL = 3
+"""Exit code of the program that makes an index: the file could not be read to its end, and the index has what is
+before.
+"""
 
 
 @dataclass(frozen=True, slots=True)
+class _New:
+    """A file that is being written, NAME.part."""
+
+    name: str
+    descriptor: int
+
+    @property
+    def part(self) -> str:
+        """Its name until it is complete."""
+        return f"{self.name}.part"
+
+
+@dataclass(eq=False, slots=True)
 class _Job:
-    """A file that is being compressed: descriptors of the directory, the file and the compressed
-    file, and the process.
+    """A file that is being compressed, then indexed: what is open, and the process.
+
+    Args:
+        path: its path.
+        stack: closes all of it.
+        directory: descriptor of the directory.
+        source: descriptor of the file.
+        packed: the compressed file; None: it is not compressed.
+        index: the index; None: there is none, or it has failed.
+        errors: what the process writes to stderr.
+        process: the one at work.
+        is_indexing: whether that is the one that makes the index.
     """
 
     path: Path
+    stack: contextlib.ExitStack
     directory: int
-    plain: int
-    target: int
+    source: int
+    packed: _New | None
+    index: _New | None
+    errors: IO[bytes]
     process: subprocess.Popen[bytes]
-
-    def close(self) -> None:
-        for descriptor in (self.directory, self.plain, self.target):
-            os.close(descriptor)
+    is_indexing: bool
 
     def is_still(self, descriptor: int, name: str) -> bool:
         """Whether a name refers to an open file."""
         found = os.stat(name, dir_fd=self.directory, follow_symlinks=False)
         return os.path.samestat(found, os.fstat(descriptor))
 
+    def said(self) -> str:
+        """The last line that the process wrote to stderr."""
+        self.errors.seek(0)
+        return escaped_bytes(self.errors.read(4000).strip().rpartition(b"\n")[2])
+
+    def publish(self, new: _New) -> None:
+        """Give a complete file its name, and the time of the capture: ages count from it.
+
+        Raises:
+            OSError: it was replaced, or the disk fails.
+        """
+        status = os.fstat(self.source)
+        os.utime(new.descriptor, ns=(status.st_atime_ns, status.st_mtime_ns))
+        os.fsync(new.descriptor)
+        _need(self.is_still(self.source, self.path.name) and self.is_still(new.descriptor, new.part), "it was replaced")
+        os.rename(new.part, new.name, src_dir_fd=self.directory, dst_dir_fd=self.directory)
+
+    def discard(self, new: _New | None) -> None:
+        """Delete an incomplete file, but no other file with its name."""
+        with contextlib.suppress(OSError):
+            if new is not None and self.is_still(new.descriptor, new.part):
+                os.unlink(new.part, dir_fd=self.directory)
+
 
 class Compressor:
-    """Compresses files in the background.
+    """Compresses and indexes files in the background.
 
     Args:
-        kind: gzip or zstd.
+        kind: gzip, zstd or none.
+        index: the command that reads a capture file from stdin and writes its index to stdout; the name of the file is
+            added. Empty: no indexes.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, index: Sequence[str] = ()) -> None:
         self._ending, self._command = _PROGRAMS[kind]
-        self._waiting: deque[Path] = deque()
+        self._index = index
+        self._waiting: deque[tuple[Path, bool]] = deque()  # and whether it may be compressed
         self._at_work: _Job | None = None
         self._is_killed = False
+        self.indexed = 0
+        """Indexes that were written."""
+        self.index_errors = 0
+        """Files that have no index, or an index of what is before an error."""
 
     def add(self, path: Path) -> None:
-        """Compress a file after those that were added before."""
+        """Process a file after those that were added before."""
         if len(self._waiting) < _WAITING_MAX:
-            self._waiting.append(path)
+            self._waiting.append((path, True))
+
+    def needs(self, name: str, *, has_index: bool) -> bool:
+        """Whether a finished file of an earlier run must still be processed."""
+        is_plain = not name.endswith(COMPRESSED)
+        return bool((self._command and is_plain) or (self._index and not has_index))
 
     def tick(self, directory: int) -> tuple[str, str] | None:
         """Check the process: finish a file, and start the next one.
@@ -78,88 +148,132 @@ class Compressor:
             The old and new name of a file that was compressed since the last call.
         """
         compressed = None
-        if (job := self._at_work) and job.process.poll() is not None:
-            compressed = self._finish(job)
+        if (job := self._at_work) and job.process.poll() is not None and not self._continues(job):
             self._at_work = None
+            compressed = self._finish(job)
         while not self._at_work and self._waiting and not self._is_killed:
-            self._at_work = self._start(self._waiting.popleft(), directory)
+            self._at_work = self._start(*self._waiting.popleft(), directory)
         return compressed
 
     def kill(self) -> None:
-        """Kill the process, and start no other one; the remaining files are not compressed."""
+        """Kill the process, and start no other one; the remaining files are left as they are."""
         self._is_killed = True
         if job := self._at_work:
             job.process.kill()
 
     def close(self) -> None:
-        """Stop, and delete the incomplete compressed file."""
+        """Stop, and delete the incomplete files."""
         self.kill()
         job, self._at_work = self._at_work, None
         if job:
             job.process.wait()
-            self._discard(job)
-            job.close()
+            self._abandon(job)
 
-    def _start(self, path: Path, directory: int) -> _Job | None:
-        part = path.name + self._ending + ".part"
-        is_made = False
+    def _start(self, path: Path, may_compress: bool, directory: int) -> _Job | None:  # noqa: FBT001  of a tuple
+        compresses = may_compress and bool(self._command) and not path.name.endswith(COMPRESSED)
+        if not compresses and not self._index:
+            return None
+        name = path.name + (self._ending if compresses else "")
+        made: list[_New] = []
         with contextlib.ExitStack() as stack:
             try:
-                plain = os.open(path.name, _READ, dir_fd=directory)
-                stack.callback(os.close, plain)
-                status = os.fstat(plain)
+                source = os.open(path.name, _READ, dir_fd=directory)
+                stack.callback(os.close, source)
+                status = os.fstat(source)
                 _need(stat.S_ISREG(status.st_mode) and status.st_nlink == 1, "not a regular file")
-                target = os.open(part, _MAKE, 0o600, dir_fd=directory)
-                stack.callback(os.close, target)
-                is_made = True
                 place = os.dup(directory)
                 stack.callback(os.close, place)
-                with contextlib.suppress(OSError):
-                    os.fchown(target, status.st_uid, status.st_gid)
-                os.fchmod(target, status.st_mode & 0o777)
-                _copy_marks(plain, target)
-                command = ["nice", "-n", "19", *self._command]
-                process = subprocess.Popen(command, stdin=plain, stdout=target, stderr=subprocess.DEVNULL)
+                errors = stack.enter_context(memory_file("errors"))
+                for new in ((name,) if compresses else ()) + ((name + INDEX,) if self._index else ()):
+                    made.append(_New(new, os.open(f"{new}.part", _MAKE, 0o600, dir_fd=place)))
+                    stack.callback(os.close, made[-1].descriptor)
+                    _copy_status(source, made[-1].descriptor)
+                command = self._command if compresses else (*self._index, name)
+                process = _launch(command, source, made[0].descriptor, errors)
             except OSError as error:
-                if is_made:
+                for each in made:
                     with contextlib.suppress(OSError):
-                        os.unlink(part, dir_fd=directory)
-                if is_made or not isinstance(error, FileNotFoundError):  # else retention has deleted it
-                    _LOG.warning("%s: %s; it is not compressed", path, error.strerror)
+                        os.unlink(each.part, dir_fd=directory)
+                if made or not isinstance(error, FileNotFoundError):  # else retention has deleted it
+                    self._fail(path, error.strerror or "error", is_indexing=not compresses)
                 return None
-            stack.pop_all()
-        return _Job(path, place, plain, target, process)
+            packed, index = (made[0] if compresses else None), (made[-1] if self._index else None)
+            return _Job(path, stack.pop_all(), place, source, packed, index, errors, process, not compresses)
+
+    def _continues(self, job: _Job) -> bool:
+        """A process has ended: start the one that makes the index, after the one that compresses."""
+        code = job.process.returncode
+        if job.is_indexing:
+            if code not in {0, PARTIAL}:
+                self._fail(job.path, job.said() or f"ended with {code}", is_indexing=True)
+                job.discard(job.index)
+                job.index = None
+            elif code == PARTIAL:
+                self.index_errors += 1
+                _LOG.warning("%s: indexed up to an error: %s", job.path, job.said())
+            return False
+        if code or job.index is None or self._is_killed:
+            return False
+        name = job.path.name + self._ending
+        try:
+            os.lseek(job.source, 0, os.SEEK_SET)
+            job.process = _launch((*self._index, name), job.source, job.index.descriptor, job.errors)
+        except OSError as error:
+            self._fail(job.path, error.strerror or "error", is_indexing=True)
+            job.discard(job.index)
+            job.index = None
+            return False
+        job.is_indexing = True
+        return True
 
     def _finish(self, job: _Job) -> tuple[str, str] | None:
-        name, new = job.path.name, job.path.name + self._ending
+        """Give complete files their names; the old and new name, if the file was compressed."""
+        if not job.is_indexing and job.process.returncode:
+            program, code = self._command[0], job.process.returncode
+            _LOG.warning("%s: %s ended with %d; it is not compressed", job.path, program, code)
+            self._abandon(job)
+            if self._index:
+                self._waiting.appendleft((job.path, False))
+            return None
+        is_indexing = True
         try:
-            if job.process.returncode:
-                program = self._command[0]
-                _LOG.warning("%s: %s ended with %d; it is not compressed", job.path, program, job.process.returncode)
-                self._discard(job)
-                return None
-            os.fsync(job.target)
-            status = os.fstat(job.plain)
-            os.utime(job.target, ns=(status.st_atime_ns, status.st_mtime_ns))  # age counts from the capture
-            _need(job.is_still(job.plain, name) and job.is_still(job.target, new + ".part"), "it was replaced")
-            os.rename(new + ".part", new, src_dir_fd=job.directory, dst_dir_fd=job.directory)
-            os.unlink(name, dir_fd=job.directory)
+            if job.index is not None:
+                job.publish(job.index)
+                self.indexed += 1
+            is_indexing = False
+            if job.packed is not None:
+                job.publish(job.packed)
+                os.unlink(job.path.name, dir_fd=job.directory)
+                with contextlib.suppress(OSError):  # of an earlier run without compression
+                    os.unlink(job.path.name + INDEX, dir_fd=job.directory)
+                return job.path.name, job.packed.name
         except FileNotFoundError:
-            self._discard(job)  # retention has deleted it in the meantime
+            pass  # retention has deleted it in the meantime
         except OSError as error:
-            _LOG.warning("%s: %s; it is not compressed", job.path, error.strerror)
-        else:
-            return name, new
+            self._fail(job.path, error.strerror or "error", is_indexing=is_indexing)
         finally:
-            job.close()
+            self._abandon(job)  # what has its name now is not deleted
         return None
 
-    def _discard(self, job: _Job) -> None:
-        """Delete the incomplete compressed file, but no other file with its name."""
-        part = job.path.name + self._ending + ".part"
-        with contextlib.suppress(OSError):
-            if job.is_still(job.target, part):
-                os.unlink(part, dir_fd=job.directory)
+    def _abandon(self, job: _Job) -> None:
+        """Delete what is not complete, and close everything."""
+        job.discard(job.packed)
+        job.discard(job.index)
+        job.stack.close()
+
+    def _fail(self, path: Path, why: str, *, is_indexing: bool) -> None:
+        if is_indexing:
+            self.index_errors += 1
+        _LOG.warning("%s: %s; it %s", path, why, "has no index" if is_indexing else "is not compressed")
+
+
+def _launch(command: Sequence[str], source: int, target: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a program that reads one file and writes another.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    return subprocess.Popen([*_NICE, *command], stdin=source, stdout=target, stderr=errors)
 
 
 def _need(is_so: bool, why: str) -> None:  # noqa: FBT001  a condition
@@ -172,9 +286,13 @@ def _need(is_so: bool, why: str) -> None:  # noqa: FBT001  a condition
         raise OSError(0, why)
 
 
-def _copy_marks(plain: int, target: int) -> None:
-    """Copy the extended attributes, which mark dumps."""
+def _copy_status(source: int, target: int) -> None:
+    """Copy owner, permissions, and the extended attributes, which mark dumps."""
+    status = os.fstat(source)
     with contextlib.suppress(OSError):
-        for name in os.listxattr(plain):
+        os.fchown(target, status.st_uid, status.st_gid)
+    os.fchmod(target, status.st_mode & 0o777)
+    with contextlib.suppress(OSError):
+        for name in os.listxattr(source):
             if name.startswith("user."):
-                os.setxattr(target, name, os.getxattr(plain, name))
+                os.setxattr(target, name, os.getxattr(source, name))

@@ -33,7 +33,7 @@ from skbcapd.output.compressor import Compressor
 from skbcapd.output.crashed import Crashed
 from skbcapd.output.listing import Listing
 from skbcapd.output.lock import lock
-from skbcapd.output.naming import COMPRESSED, NUMBER_MAX, Link, Names
+from skbcapd.output.naming import COMPRESSED, INDEX, NUMBER_MAX, Link, Names
 from skbcapd.output.retention import DUMP_MARK, Keep, Retention
 from skbcapd.worker import TimedCall, Worker, wait_until
 
@@ -73,6 +73,8 @@ class _Place:
             numbers = self._finish_crashed(names)
             self.listing = Listing(self.descriptor, names.number_of)
             self._stack.callback(self.listing.close)
+            for name in self.listing.without_files():
+                self.crashed.delete(name)
         except OSError as error:
             self.close()
             raise FileError(f"{path}: {error.strerror}; expected a directory to write captures to") from None
@@ -92,11 +94,11 @@ class _Place:
         numbers = []
         for each in sorted(os.listdir(self.descriptor)):  # noqa: PTH208  no path, a descriptor
             name = each.removesuffix(".part")
-            number = names.number_of(name)
+            number = names.number_of(name.removesuffix(INDEX))
             if name == each or not number:
                 continue
             numbers.append(number)
-            if name.endswith(COMPRESSED):
+            if name.endswith(COMPRESSED):  # also an index
                 self.crashed.delete(each)
             else:
                 self.crashed.finish(name)
@@ -253,7 +255,8 @@ class CaptureDirectory:
             if self._at_work:
                 self._at_work.check()
             place.link.check()
-            place.crashed.tick()
+            if (name := place.crashed.tick()) and compressor:
+                compressor.add(self.path / name)
             if compressor and (names := compressor.tick(place.descriptor)):
                 place.link.rename(*names)
             self.retention.clean(place.descriptor, place.listing)
@@ -315,9 +318,14 @@ class CaptureDirectory:
         else:
             self._trouble = ""
 
-    def plain(self) -> list[Path]:
-        """Finished files that are not compressed, the oldest first."""
-        return [self.path / entry.name for entry in self._place.listing if not entry.name.endswith(COMPRESSED)]
+    def unprocessed(self, compressor: Compressor) -> list[Path]:
+        """Finished files that are not compressed or have no index, the oldest first."""
+        listing = self._place.listing
+        return [
+            self.path / entry.name
+            for entry in listing
+            if compressor.needs(entry.name, has_index=listing.has_index(entry.name))
+        ]
 
     def _give(self, file: CaptureFile) -> None:
         """Set owner and mode of a file, independently of the umask."""

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from skbcapd.output.naming import INDEX
 from skbcapd.output.watch import Watch
 
 # the modification time has this resolution, so a directory that has just changed can change again
@@ -31,7 +32,7 @@ class Entry(NamedTuple):
     Args:
         number: number in its name.
         name: name in the directory.
-        size: bytes.
+        size: bytes, with its index.
         finished_s: seconds since 1970.
     """
 
@@ -53,6 +54,7 @@ class Listing:
     def __init__(self, directory: int, number_of: Callable[[str], int]) -> None:
         self._directory, self._number_of = directory, number_of
         self._entries: dict[str, Entry] = {}
+        self._indexes: dict[str, int] = {}  # sizes, by the name of the file
         self._order: list[Entry] = []
         self._changed_ns = 0
         self.total = 0  # bytes
@@ -70,6 +72,14 @@ class Listing:
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
+    def has_index(self, name: str) -> bool:
+        """Whether a file has an index."""
+        return name in self._indexes
+
+    def without_files(self) -> list[str]:
+        """Names of indexes whose files do not exist."""
+        return [name + INDEX for name in self._indexes if name not in self._entries]
+
     def refresh(self) -> None:
         """Apply the changes in the directory."""
         if self._watch is not None:
@@ -83,15 +93,23 @@ class Listing:
             self._read()
 
     def sample_blocks(self, name: str) -> None:
-        """Check whether a file exists, and its size and time."""
+        """Check whether a file and its index exist, and its size and time."""
+        name = name.removesuffix(INDEX)
         number = self._number_of(name)
         if not number:
             return
         self._forget(name)
+        self._indexes.pop(name, None)
+        with contextlib.suppress(OSError):
+            index = os.stat(name + INDEX, dir_fd=self._directory, follow_symlinks=False)
+            if stat.S_ISREG(index.st_mode):
+                self._indexes[name] = index.st_size
         with contextlib.suppress(OSError):
             found = os.stat(name, dir_fd=self._directory, follow_symlinks=False)
             if stat.S_ISREG(found.st_mode):
-                entry = self._entries[name] = Entry(number, name, found.st_size, found.st_mtime)
+                entry = self._entries[name] = Entry(
+                    number, name, found.st_size + self._indexes.get(name, 0), found.st_mtime
+                )
                 self.total += entry.size
                 bisect.insort(self._order, entry)
 
@@ -112,13 +130,20 @@ class Listing:
         changed_ns = os.fstat(self._directory).st_mtime_ns
         self._changed_ns = changed_ns if time.time_ns() - changed_ns > _COARSE_NS else 0
         entries = {}
+        self._indexes = {}
         with os.scandir(self._directory) as found:
             for each in found:
-                if number := self._number_of(each.name):
+                if number := self._number_of(each.name.removesuffix(INDEX)):
                     with contextlib.suppress(OSError):
                         status = each.stat(follow_symlinks=False)
-                        if stat.S_ISREG(status.st_mode):
+                        if not stat.S_ISREG(status.st_mode):
+                            continue
+                        if each.name.endswith(INDEX):
+                            self._indexes[each.name.removesuffix(INDEX)] = status.st_size
+                        else:
                             entries[each.name] = Entry(number, each.name, status.st_size, status.st_mtime)
-        self._entries = entries
-        self._order = sorted(entries.values())
-        self.total = sum(entry.size for entry in entries.values())
+        self._entries = {
+            name: entry._replace(size=entry.size + self._indexes.get(name, 0)) for name, entry in entries.items()
+        }
+        self._order = sorted(self._entries.values())
+        self.total = sum(entry.size for entry in self._entries.values())

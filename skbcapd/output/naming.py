@@ -19,6 +19,8 @@ import time
 
 CURRENT = "current.pcapng"
 COMPRESSED = (".gz", ".zst")
+INDEX = ".index.csv.gz"
+"""Ending of the index of a file."""
 NUMBER_MAX = 10**12  # a higher number is not from skbcapd; with it, names would become too long
 _PLACES = {
     "host": r"[^/]+?",

@@ -122,13 +122,19 @@ class PcapngOutput:
         writes for a packet with this label.
         """
         self._put_secrets()
-        options = bytearray(stamp.options)
-        at = stamp.flags_at
-        flags = int.from_bytes(options[at : at + 4], "little") | packet.flags
-        options[at : at + 4] = flags.to_bytes(4, "little")
-        if stamp.linked:
-            options[at + 8 : at + 16] = packet.packet_id.to_bytes(8, "little")
-        self._writer.write_packet(interface_id, packet.time_ns, packet.frame, packet.original_len, bytes(options))
+        options = packet_options(packet, stamp)
+        self._writer.write_packet(interface_id, packet.time_ns, packet.frame, packet.original_len, options)
+
+
+def packet_options(packet: Packet, stamp: Label) -> bytes:
+    """The options of a packet: those of its label, with its own flags and identifier."""
+    options = bytearray(stamp.options)
+    at = stamp.flags_at
+    flags = int.from_bytes(options[at : at + 4], "little") | packet.flags
+    options[at : at + 4] = flags.to_bytes(4, "little")
+    if stamp.linked:
+        options[at + 8 : at + 16] = packet.packet_id.to_bytes(8, "little")
+    return bytes(options)
 
 
 class FileOutput(PcapngOutput):

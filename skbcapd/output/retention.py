@@ -10,6 +10,7 @@ stops writing. The disk can be slow in all of this: the keeper thread of the dir
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skbcapd.output.listing import Entry, Listing
+from skbcapd.output.naming import INDEX
 
 _LOG = logging.getLogger(__name__)
 _EXPIRE_EVERY_S = 10.0
@@ -173,11 +175,13 @@ class Retention:
         return True
 
     def _delete(self, directory: int, listing: Listing, entry: Entry, why: str = "") -> bool:
-        """Delete a file, and log why; returns whether it is deleted."""
+        """Delete a file with its index, and log why; returns whether it is deleted."""
         try:
             os.unlink(entry.name, dir_fd=directory)
+            _delete_index(directory, entry.name)
         except FileNotFoundError:
             self._undeletable.pop(entry.name, None)
+            _delete_index(directory, entry.name)
             listing.sample_blocks(entry.name)
             return True
         except OSError as error:
@@ -195,3 +199,9 @@ class Retention:
         if why:
             _LOG.warning("%s: deleted (%d bytes), as %s", self._path / entry.name, entry.size, why)
         return True
+
+
+def _delete_index(directory: int, name: str) -> None:
+    """Delete the index of a file that is deleted; one that is left is deleted at the next start."""
+    with contextlib.suppress(OSError):
+        os.unlink(name + INDEX, dir_fd=directory)

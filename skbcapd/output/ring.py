@@ -134,9 +134,9 @@ class Recorder:
         return is_over or not self._dump.is_capturing or self._memory.has_taken
 
     @property
-    def deleted(self) -> tuple[int, int]:
+    def counts(self) -> dict[str, int]:
         """See RotatingOutput."""
-        return self._files.deleted
+        return self._files.counts
 
     def flush(self, snapshot: Snapshot) -> None:
         """A drain has ended: begin the requested dump, or continue it."""

@@ -350,8 +350,8 @@ class FileSeries:
         self._counts_packets = any(trigger.counts_packets for trigger in self._triggers)
         self._flusher = Flusher(flush_s)
         self._ledger, self._outage = Ledger(), Outage()
-        if compressor:  # files of an earlier capture that are not compressed yet
-            for path in directory.plain():
+        if compressor:  # files of an earlier capture
+            for path in directory.unprocessed(compressor):
                 compressor.add(path)
         self._is_late_logged = False
         self.paths: deque[str] = deque(maxlen=PATHS_MAX)
@@ -377,9 +377,15 @@ class FileSeries:
         return str(self._directory.last_good or self._directory.path)
 
     @property
-    def deleted(self) -> tuple[int, int]:
-        """Number and bytes of the files that retention has deleted."""
-        return self._directory.retention.deleted_files, self._directory.retention.deleted_bytes
+    def counts(self) -> dict[str, int]:
+        """What retention has deleted; indexes that were written, and files that have none or one that ends early."""
+        retention, compressor = self._directory.retention, self._compressor
+        return {
+            "deleted_files": retention.deleted_files,
+            "deleted_bytes": retention.deleted_bytes,
+            "indexes": compressor.indexed if compressor else 0,
+            "index_errors": compressor.index_errors if compressor else 0,
+        }
 
     def rotate(self, snapshot: Snapshot) -> None:
         """Finish this file and begin the next one."""

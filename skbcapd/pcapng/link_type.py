@@ -24,6 +24,7 @@ IEEE802_11_PRISM = 119
 IEEE802_11_RADIOTAP = 127
 IEEE802_15_4_NOFCS = 230
 VSOCK = 271
+USER0 = 147  # reserved for private use: no program knows such frames
 
 # Link types of other programs' files.
 NULL = 0

@@ -35,6 +35,7 @@ from skbcapd.pcapng.blocks import (
     SECRETS,
     SECTION,
     SIMPLE_PACKET,
+    STATISTICS,
     TLS_KEY_LOG,
 )
 from skbcapd.pcapng.comment import CommentError, parse
@@ -44,6 +45,7 @@ from skbcapd.pcapng.source import Source, compressed_with
 _BLOCK_MAX = 16 << 20  # bytes of one block; MAX_BLOCK_SIZE in Wireshark's wiretap/pcapng.c
 _INTERFACES_MAX = 1 << 16  # interfaces of a section
 _DESCRIBED_MAX = 64 << 20  # bytes of their descriptions, which are kept in memory
+_SECTIONS_MAX = 1 << 12  # sections of a file whose statistics are kept
 _SECRETS_MAX = 16 << 20  # bytes of TLS secrets that wait for a packet; the others are left out
 _KNOWN_MAX = 1 << 15  # entries of the cache of stamps; then it is cleared
 _KNOWN_BYTES_MAX = 16 << 20  # bytes of all its entries
@@ -115,12 +117,14 @@ class Section:
         block: its header block, which can be copied to another file. Empty for pcap.
         interfaces: interfaces described so far.
         secrets: lines of key logs that were found since they were last taken; only if they are wanted.
+        statistics: the last Interface Statistics Block of each interface, by its number; only if they are wanted.
     """
 
     order: str
     block: bytes
     interfaces: list[Interface] = field(default_factory=list)
     secrets: bytes = b""
+    statistics: dict[int, bytes] = field(default_factory=dict)
     described: int = 0  # bytes of all descriptions
     known: dict[bytes, Stamp] = field(default_factory=dict)  # what `stamp` has returned, by options
     _known_size: int = 0  # bytes of all its entries
@@ -195,6 +199,7 @@ class Reader:
         path: a regular file, or STDIN.
         progress: called from time to time with the number of bytes that were read from the disk.
         has_secrets: whether TLS secrets are wanted.
+        has_statistics: whether `sections` and their statistics are wanted.
 
     Raises:
         FileError: it cannot be opened, is not regular, or the program that decompresses it is not
@@ -202,11 +207,18 @@ class Reader:
     """
 
     def __init__(
-        self, path: Path, progress: Callable[[int], None] = lambda _read: None, *, has_secrets: bool = False
+        self,
+        path: Path,
+        progress: Callable[[int], None] = lambda _read: None,
+        *,
+        has_secrets: bool = False,
+        has_statistics: bool = False,
     ) -> None:
         self._source = Source(path, progress)
-        self._has_secrets = has_secrets
+        self._has_secrets, self._has_statistics = has_secrets, has_statistics
         self.name = self._source.name
+        self.sections: list[Section] = []
+        """The sections so far, at most the first _SECTIONS_MAX; only if they are wanted."""
         self.at = 0
         """Offset of the current packet's block in the (decompressed) pcapng file; at the end, or after an error, of
         the first byte that was not read as a block.
@@ -324,7 +336,7 @@ class Reader:
         return section.interfaces[number], section.stamp(options), time, wire_len, frame, options
 
     def _describe(self, at: int, section: Section, block: bytes) -> None:
-        """Read a section header or an interface description."""
+        """Read a block without a packet; names and unknown blocks are skipped."""
         kind, length = struct.unpack_from(section.order + "II", block)
         if kind == SECTION:
             if length < 28:
@@ -333,10 +345,19 @@ class Reader:
             if major != 1:
                 self._source.fail(at, f"a section of pcapng version {major}", "1")
             section.block = block[:16] + struct.pack("<q", -1) + block[24:]
-        if kind == SECRETS and self._has_secrets:
+            if self._has_statistics and len(self.sections) < _SECTIONS_MAX:
+                self.sections.append(section)
+        elif kind == SECRETS and self._has_secrets:
             section.secrets = (section.secrets + _read_secrets(block, section.order))[:_SECRETS_MAX]
-        if kind != INTERFACE:
-            return  # statistics, names, unknown blocks
+        elif kind == STATISTICS and self._has_statistics and length >= 24:
+            (number,) = struct.unpack_from(section.order + "I", block, 8)
+            if number < len(section.interfaces):
+                section.statistics[number] = block
+        elif kind == INTERFACE:
+            self._describe_interface(at, section, block)
+
+    def _describe_interface(self, at: int, section: Section, block: bytes) -> None:
+        length = len(block)
         if length < 20:
             self._source.fail(at, f"an interface description has {length} bytes", "20 or more")
         if len(section.interfaces) >= _INTERFACES_MAX:

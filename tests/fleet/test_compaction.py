@@ -229,7 +229,7 @@ def test_two_hosts_of_one_name(base: Path) -> None:
     """Of two hosts with one name, that send to different directories, all files with different names are in the
     table; those with the same name are one line.
     """
-    path = sorted((base / RAW).rglob("*web-00001*.gz"))[0]
+    path = min((base / RAW).rglob("*web-00001*.gz"))
     twin = base / RAW / "host=twin" / path.name
     twin.parent.mkdir()
     with gzip.open(path, "rt") as lines:

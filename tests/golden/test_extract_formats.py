@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import dpkt
 import pytest
 from scapy.layers.inet import IP, TCP, UDP, defragment
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrHopByHop, Jumbo, defragment6
@@ -253,7 +255,9 @@ def test_strict_order(path: Path, out: Path) -> None:
 
 @pytest.mark.parametrize("form", ["pcapng", "pcap"])
 def test_other_programs_read_it(form: str, path: Path, tmp_path: Path) -> None:
-    """tshark, capinfos, editcap, mergecap, tcpdump, tcpreplay and scapy find the same number of packets."""
+    """tshark, capinfos, editcap, mergecap, tcpdump, scapy and dpkt find the same number of packets; ngrep finds the
+    same text. (tests/kernel/test_replay.py has tcpreplay, tests/package/ids.py Suricata.)
+    """
     traffic.write(path)
     out, other = tmp_path / f"out.{form}", tmp_path / "other.pcap"
     words = ["--segment", "1500", "--fill-checksums", "--sort", "--interface", "eth0"]
@@ -266,3 +270,8 @@ def test_other_programs_read_it(form: str, path: Path, tmp_path: Path) -> None:
     done = subprocess.run(["tcpdump", "--count", "-r", out], capture_output=True, text=True, check=True)
     assert done.stdout == "682 packets\n"
     assert len(rdpcap(str(out))) == 682
+    with out.open("rb") as file:
+        assert len(list(dpkt.pcap.UniversalReader(file))) == 682
+    where = 'udp.port == 53 && !vlan && ip && frame contains "payload"'
+    done = subprocess.run(["ngrep", "-qI", out, "payload", "udp port 53"], capture_output=True, text=True, check=True)
+    assert len(re.findall("^U 10", done.stdout, re.MULTILINE)) == len(rows(out, "frame.number", where=where)) > 0

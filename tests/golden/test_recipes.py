@@ -20,7 +20,7 @@ from scapy.packet import Packet, Raw
 
 from tests.support.command import ROOT
 from tests.support.judges import facts, rows
-from tests.support.recipes import recipes
+from tests.support.recipes import recipes, shape, task
 from tests.support.strangers import comment, interface, options, packet, process, section
 
 DIRECTORY = "/var/log/skbcapd"
@@ -170,16 +170,15 @@ def test_all_recipes_are_tried() -> None:
     assert ALL.keys() == EXPECTED.keys()
 
 
-@pytest.mark.parametrize("task", ALL)
-def test_a_recipe(task: str, directory: Path, tmp_path: Path) -> None:
-    """It does what its title says."""
+def play(commands: list[str], directory: Path, place: Path) -> subprocess.CompletedProcess[str]:
+    """Run commands; they must succeed."""
     program = f"{shlex.quote(sys.executable)} -m skbcapd"
     script = "set -e -o pipefail\n" + "\n".join(
-        re.sub(r"\bskbcapd (?=top|extract|split)", f"{program} ", line.removeprefix("ssh host ")) for line in ALL[task]
+        re.sub(r"\bskbcapd (?=top|extract|split)", f"{program} ", line.removeprefix("ssh host ")) for line in commands
     )
     done = subprocess.run(
         ["bash", "-c", script.replace(DIRECTORY, shlex.quote(str(directory)))],
-        cwd=tmp_path,
+        cwd=place,
         env=os.environ | {"PYTHONPATH": str(ROOT), "TZ": "UTC"},
         capture_output=True,
         text=True,
@@ -187,4 +186,23 @@ def test_a_recipe(task: str, directory: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    EXPECTED[task](tmp_path, done.stdout)
+    return done
+
+
+@pytest.mark.parametrize("title", ALL)
+def test_a_recipe(title: str, directory: Path, tmp_path: Path) -> None:
+    """It does what its title says."""
+    EXPECTED[title](tmp_path, play(ALL[title], directory, tmp_path).stdout)
+
+
+@pytest.mark.parametrize(
+    "title", ["Who talks to 10.9.9.9:443 at night?", "A file for a colleague: one unit, no secrets"]
+)
+def test_a_task_with_its_output(title: str, directory: Path, tmp_path: Path) -> None:
+    """The commands of docs/tasks.md print what is there."""
+    commands, expected = task(title)
+    done = [play([command], directory, tmp_path) for command in commands]
+    said = "".join(one.stdout + one.stderr for one in done)
+    said = re.sub(r"Running as user .*\n", "", said)  # tshark, as root
+    assert shape(said) == shape(expected)
+    is_for_a_colleague(tmp_path, "") if "unit" in title else has_night(tmp_path, "")

@@ -19,6 +19,7 @@ import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.kernel.namespace import Namespace
 from tests.kernel.reference import Frame, Reference
@@ -242,8 +243,10 @@ def ethtool(host: Host, *features: str) -> None:
 
 def is_makeable(kind: str) -> bool:
     """Whether this kernel can create interfaces of a kind, such as `vlan`, in the arguments of `ip
-    link add`; or has "sctp".
+    link add`; or has "sctp" or "ipvs".
     """
+    if kind == "ipvs":
+        return Path("/proc/net/ip_vs").exists()
     if kind == "sctp":
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP):
             return True

@@ -214,6 +214,7 @@ class Scenario:
         unknown_by: the same where what the kernel offers makes a difference.
         early: starts what has to run before the capture.
         vm: also for emulated machines.
+        needs: what the kernel must have (tests/kernel/scene.py: is_makeable).
     """
 
     name: str
@@ -223,6 +224,7 @@ class Scenario:
     unknown_by: Mapping[str, int] = field(default_factory=dict)
     early: Callable[[Stage], tuple[Player, list[socket.socket]]] | None = None
     vm: bool = False
+    needs: str = ""
 
     def allowed(self, offers: str) -> int:
         """How many packets can be unknown on a kernel."""

@@ -111,6 +111,7 @@ def payloads(file: Path) -> list[bytes]:
     return [packet.data[42:] for packet in read(file)]
 
 
+@pytest.mark.vm
 def test_the_command_and_its_descendants_from_first_to_last_packet(wire: Wire, tmp_path: Path) -> None:
     """Exactly the frames of their connections are in the file, from the first SYN to the last ACK,
     as an AF_PACKET socket sees them; those of another process are not. stdin, stdout and the exit

@@ -19,7 +19,7 @@ from tests.kernel.namespace import Wire
 from tests.kernel.sink import DISCARD_PORT, Sink
 from tests.support.blocks import Packet
 from tests.support.deadline import DEADLINE_S
-from tests.support.recipes import recipes
+from tests.support.recipes import recipes, shape, task
 
 ALL = recipes("Captures now")
 COUNT = 23
@@ -72,6 +72,7 @@ FILES: dict[str, tuple[str, Callable[[list[Packet], int], None]]] = {
 SAYS = {
     "See packets as they come": rf"(?:.*→.*\n){{{COUNT}}}",
     "The last two minutes, after something went wrong": r"\S+\.pcapng\n",
+    "Who eats the bandwidth now?": r"(?s).* packets/s, .*\bPROCESS .*SENT/S.*\bPEER .*RECEIVED/S.*",
     "Does the daemon capture, and has it lost packets?": r"(?s).*\bdropped\b.*",
     "Can this system capture, and is the config right?": r"(?s).*\bok\b.*",
 }
@@ -86,19 +87,25 @@ def service(wire: Wire) -> Iterator[int]:
         process.kill()
 
 
-def play(task: str, wire: Wire, place: Path, service: int = 0) -> str:
+def play(title: str, wire: Wire, place: Path, service: int = 0) -> str:
     """Run the commands of a recipe in a directory of the near end; returns stdout."""
+    return perform(ALL[title], wire, place, service).stdout
+
+
+def perform(commands: list[str], wire: Wire, place: Path, service: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run commands in a directory of the near end; they must succeed."""
     fetch = shlex.join([*PYTHON, FETCH, wire.far.ipv4, str(DISCARD_PORT)])
     program = f"{shlex.quote(sys.executable)} -m skbcapd"
     own = f"-i {wire.near.device} --set attach={ATTACH} --set directions=out"
-    script = "set -e -o pipefail\n" + "\n".join(ALL[task])
+    script = "set -e -o pipefail\n" + "\n".join(commands)
     script = script.replace("curl http://example.org/", fetch).replace("--pid 1234", f"--pid {service}")
     script = script.replace("/etc/skbcapd.yaml", str(ROOT / "etc/skbcapd.yaml"))
     ends = "" if " -- " in script else f" -c {COUNT}"
     script = re.sub(r"\bskbcapd capture ", f"{program} capture {own}{ends} ", script)
     script = re.sub(r"\bskbcapd (dump|status)", rf"{program} \1 --set control.socket={place}/control", script)
+    script = re.sub(r"\bskbcapd top\b", f"{program} top -n 1 --set control.socket={place}/control", script)
     script = re.sub(r"\bskbcapd (doctor|check)", rf"{program} \1", script)
-    done = wire.near.namespace.do(
+    done: subprocess.CompletedProcess[str] = wire.near.namespace.do(
         subprocess.run,
         ["bash", "-c", script],
         cwd=place,
@@ -109,7 +116,7 @@ def play(task: str, wire: Wire, place: Path, service: int = 0) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return str(done.stdout)
+    return done
 
 
 def test_all_recipes_are_tried() -> None:
@@ -117,19 +124,43 @@ def test_all_recipes_are_tried() -> None:
     assert ALL.keys() == FILES.keys() | SAYS.keys()
 
 
-@pytest.mark.parametrize("task", FILES)
-def test_a_recipe_makes_its_file(task: str, wire: Wire, service: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("title", FILES)
+def test_a_recipe_makes_its_file(title: str, wire: Wire, service: int, tmp_path: Path) -> None:
     """It captures what its title says."""
-    name, check = FILES[task]
-    play(task, wire, tmp_path, service)
+    name, check = FILES[title]
+    play(title, wire, tmp_path, service)
     check(read(tmp_path / name), service)
+
+
+def test_only_nginx_without_payload(wire: Wire, service: int, tmp_path: Path) -> None:
+    """The capture of docs/tasks.md prints what is there, and no token is in the file."""
+    (capture, search), expected = task("Only nginx, without payload")
+    said = perform([capture], wire, tmp_path, service).stderr
+    shown = re.sub(r"eth0 \(.*?\)", "eth0", expected).removesuffix("0\n")
+    assert shape(re.sub(rf"{wire.near.device} \(.*?\)", "eth0", said)) == shape(shown)
+    assert subprocess.run(search.split(), cwd=tmp_path, capture_output=True, check=False).stdout == b"0\n"
+    is_headers(read(tmp_path / "nginx.pcapng"), service)
+
+
+def test_who_eats_the_bandwidth_now(wire: Wire, service: int, tmp_path: Path) -> None:
+    """The report of docs/tasks.md is what a running daemon gives, with the process that sends."""
+    [command], expected = task("Who eats the bandwidth now?")
+    own = {"control__socket": str(tmp_path / "control"), "directions": "out"}
+    with closing(Daemon(wire.near, tmp_path / "captures", **own)):
+        said = perform([command], wire, tmp_path).stdout
+
+    def plain(text: str) -> list[str]:
+        return [shape(re.sub(r"(?<=\d),(?=\d)", "", line)).strip() for line in text.splitlines()]
+
+    assert plain(said) == plain(expected)
+    assert said.splitlines()[-1].split()[:2] == [str(service), "nginx"]
 
 
 def test_packets_are_shown_as_they_come(wire: Wire, service: int, tmp_path: Path) -> None:
     """Each packet is a line."""
-    task = "See packets as they come"
+    title = "See packets as they come"
     assert service
-    assert re.fullmatch(SAYS[task], play(task, wire, tmp_path))
+    assert re.fullmatch(SAYS[title], play(title, wire, tmp_path))
 
 
 def test_recipes_for_a_daemon(wire: Wire, tmp_path: Path) -> None:
@@ -141,9 +172,14 @@ def test_recipes_for_a_daemon(wire: Wire, tmp_path: Path) -> None:
     ):
         for _ in range(COUNT):
             marker.send()
-        said = {task: play(task, wire, tmp_path) for task in list(SAYS)[1:]}
+        said = {title: play(title, wire, tmp_path) for title in list(SAYS)[1:]}
+        marker.send()
+        [command], expected = task("The last 5 minutes, and 10 seconds after the event")
+        done = perform([command.replace("10s", "1s")], wire, tmp_path)
         assert daemon.stop().exit_code == 0
-    for task, text in said.items():
-        assert re.fullmatch(SAYS[task], text), (task, text)
+    for title, text in said.items():
+        assert re.fullmatch(SAYS[title], text), (title, text)
+    printed = re.sub(r"\S+/skbcapd-\S+-000", "FILE-000", done.stderr + done.stdout)
+    assert shape(printed) == shape(re.sub(r"\S+/skbcapd-\S+-000", "FILE-000", expected))
     dumped = Path(said["The last two minutes, after something went wrong"].strip())
-    assert [packet.data for packet in read(dumped) if packet.direction == "out"] == marker.sent
+    assert [packet.data for packet in read(dumped) if packet.direction == "out"] == marker.sent[:-1]

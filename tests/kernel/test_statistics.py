@@ -94,6 +94,9 @@ def test_status_equals_the_file(wire: Wire, marker: Marker, tmp_path: Path) -> N
     assert count["packets"] >= SENT
     assert count["bytes"] == sum(packet.original_len for packet in mine)
     assert count["dropped"] == 0
+    assert told["wire_bytes"] >= count["bytes"]
+    assert 0 < told["buffer_peak"] <= told["buffer_size"]
+    assert told["upcalls"] > 0
     assert told["dropped"] == dict.fromkeys(("full", "contended", "start", "output"), 0)
 
 

@@ -12,6 +12,7 @@ import pytest
 from tests.kernel.capture import Capture, read
 from tests.kernel.comparison import Marker
 from tests.kernel.namespace import Wire
+from tests.support.deadline import until
 from tests.support.judges import rows
 
 SENT, RECEIVED = 23, 13
@@ -86,3 +87,27 @@ def test_a_series_of_files(wire: Wire, near: Marker, tmp_path: Path) -> None:
     assert ended.totals["captured"] == 23003
     assert 1 << 20 <= files[0].stat().st_size < 17 << 16
     assert rows(files[0], "frame.number")
+
+
+def test_a_file_every_second(wire: Wire, near: Marker, tmp_path: Path) -> None:
+    """With -G 1, a second later the next file begins; each has the time in its name, and together they have all frames
+    in order.
+    """
+
+    def finished() -> list[Path]:
+        found = (path for path in tmp_path.glob("*.pcapng") if not path.is_symlink())
+        return sorted(found, key=lambda path: path.stem.rpartition("-")[2])
+
+    words = ("-i", wire.near.device, "-w", str(tmp_path / "trace-%Y%m%d_%H%M%S.pcap"), "-G", "1")
+    with closing(Capture(wire.near.namespace, *words)) as capture:
+        for number in (1, 2):
+            near.send()
+            until(lambda count=number: len(finished()) >= count, "a file has ended")  # type: ignore[misc]
+        near.send()
+        ended = capture.stop()
+    assert ended.exit_code == 0, ended.stderr
+    files = finished()
+    assert all(re.fullmatch(r"trace-\d{8}T\d{6}\.\d{3}Z-\d{6}\.pcapng", path.name) for path in files), files
+    assert len(files) >= 3
+    assert [packet.data for path in files for packet in read(path)] == near.sent
+    assert ended.totals["captured"] == 3

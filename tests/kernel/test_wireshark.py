@@ -18,14 +18,17 @@ from tests.kernel.namespace import Wire
 from tests.support.deadline import DEADLINE_S, until
 
 SCRIPTS = Path(sys.executable).parent
-DISSECTOR = ("-X", f"lua_script:{ROOT / 'wireshark' / 'skbcapd.lua'}")
 FIELDS = ("frame.interface_name", "skbcapd.tgid", "skbcapd.pid", "skbcapd.via", "data.data")
 COLUMNS = ("-n", "-l", "-T", "fields", *(part for field in FIELDS for part in ("-e", field)))
-# What lies in the tree is put where it would be installed, for this child alone: tshark does not
-# let root choose another place (WIRESHARK_EXTCAP_DIR).
+# What lies in the tree is put where it would be installed, for this child alone: tshark does not let root choose
+# another place for extcap programs (WIRESHARK_EXTCAP_DIR), and that of Debian 13 runs no other Lua script for root.
 INSTALLED = f"""
-there=$(tshark -G folders 2>/dev/null | sed -n 's/^\\(Global \\)*[Ee]xtcap path:[[:space:]]*//p')
-mount --bind '{ROOT}/wireshark/extcap' "$there"
+folder() {{
+    tshark -G folders 2>/dev/null | sed -n "s/^\\(Global \\)*$1:[[:space:]]*//p"
+}}
+extcap=$(folder '[Ee]xtcap path') plugins=$(folder 'Lua Plugins')
+mount --bind '{ROOT}/wireshark/extcap' "$extcap"
+mount --bind '{ROOT}/wireshark' "$plugins"
 exec "$@"
 """
 COUNT = 23
@@ -46,7 +49,7 @@ class Shark:
         with self.output.open("wb") as stdout:
             self.process = wire.near.namespace.do(
                 subprocess.Popen,
-                ["unshare", "--mount", "sh", "-euc", INSTALLED, "sh", "tshark", *DISSECTOR, *arguments],
+                ["unshare", "--mount", "sh", "-euc", INSTALLED, "sh", "tshark", *arguments],
                 env=os.environ | {"PATH": f"{SCRIPTS}:{os.environ['PATH']}", "HOME": "/nonexistent"},
                 stdin=stdin,
                 stdout=stdout,

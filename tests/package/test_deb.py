@@ -135,4 +135,5 @@ def test_nothing_is_started_by_default(unpacked: Path) -> None:
     preset = (unpacked / "usr/lib/systemd/system-preset/90-skbcapd.preset").read_text()
     assert re.findall(r"^\w+ \S+$", preset, re.MULTILINE) == ["disable skbcapd.service", "disable skbcapd@*.service"]
     script = (unpacked / "DEBIAN/postinst").read_text()
+    assert "deb-systemd-helper update-state 'skbcapd.service'" in script  # debhelper has found the unit
     assert re.findall(r"systemctl \w+ skbcapd\S*", script) == ["systemctl preset skbcapd.service"]

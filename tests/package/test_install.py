@@ -86,7 +86,7 @@ def test_wireshark_finds_its_files(staged: Path) -> None:
     """Dissector, profile and extcap program are in the directories that tshark reports."""
     said = subprocess.run(["tshark", "-G", "folders"], capture_output=True, text=True, check=True).stdout
     folders = dict(re.findall(r"^([\w ]+):\s+(/.*)$", said, re.MULTILINE))
-    plugins, extcap = folders["Global Lua Plugins"], folders["Extcap path"]
+    plugins, extcap = folders["Global Lua Plugins"], (folders.get("Extcap path") or folders["Global Extcap path"])
     profile = folders["Global configuration"] + "/profiles/skbcapd"
     assert {f"/{name}" for name in files(staged) if "/wireshark/" in name} == {
         f"{plugins}/skbcapd.lua",

@@ -5,7 +5,7 @@ gets.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 from skbcapd.attribution.processes import Process
@@ -238,7 +238,7 @@ class Output(Recording):
     """An output that has a file and can drop packets."""
 
     path = "/var/log/skbcapd/a.pcapng.part"
-    deleted = (3, 3072)
+    counts: Mapping[str, int] = {"deleted_files": 3, "deleted_bytes": 3072, "indexes": 5, "index_errors": 1}
     refused = (2, "no space")
     memory: dict[str, Any] | None = Memory(8 << 20, 300).reach().facts | {"dump": None}
     late = 0  # packets that it reports as dropped at the second flush

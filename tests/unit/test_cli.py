@@ -41,6 +41,7 @@ COMMANDS = (
     "top",
     "extract",
     "split",
+    "report",
     "index",
     "fleet",
     "extcap",

@@ -280,7 +280,7 @@ BELOW = "found an unknown key (hint: did you mean {}, on a line below {}:?)"
         (
             "files:\n  name: '" + "x" * 150 + "{host}{time}-{number}.pcapng'",
             (
-                f'F:2: files.name: found "{LONG[:60]}..." (a file name of 263 bytes; file systems allow 255), '
+                f'F:2: files.name: found "{LONG[:60]}..." (a file name of 276 bytes; file systems allow 255), '
                 "expected a file name with {time} and {number}, optionally {host}, that ends in .pcapng"
             ),
         ),

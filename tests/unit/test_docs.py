@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -12,7 +13,7 @@ from skbcapd.attribution import containers, fields, namespaces, processes, socke
 from skbcapd.capture import descent, interfaces, labeler, resolver
 from skbcapd.cli import main, status
 from skbcapd.cli.processes import RULES_MAX
-from skbcapd.config.settings import ROWS
+from skbcapd.config.settings import ROWS, Via
 from skbcapd.daemon import command, log, server, statistics
 from skbcapd.frames import summary
 from skbcapd.kernel import abi
@@ -38,6 +39,7 @@ _PLACEHOLDERS = {
 _NEEDED = {  # for a command that is named alone
     "top": ["a.pcapng"],
     "index": ["a.pcapng"],
+    "fleet": ["query", "d"],
     "split": ["a.pcapng", "--by", "tgid"],
     "extract": ["a.pcapng", "-w", "b.pcapng"],
 }
@@ -55,7 +57,7 @@ def command_lines(page: Path) -> list[list[str]]:
     """The command lines of skbcapd on a page, without optional parts' brackets, and with values for placeholders."""
     found = []
     for text in code(page):
-        if match := re.search(r"(?:^|sudo |ssh root@host )skbcapd ((?:[a-z]+|--\w+)\b(?:[^:]|:(?! ))*)", text):
+        if match := re.search(r"(?:^|sudo |\$ |ssh root@host )skbcapd ((?:[a-z]+|--\w+)\b(?:[^:]|:(?! ))*)", text):
             plain = re.sub(r"\\?\|.*?(?=[\]\s]|$)", "", match[1].split(" | ")[0]).replace("...", "")
             plain = re.sub(r"[\[\]]", "", plain) if re.search(r"\[[-A-Z]", plain) else plain
             words = [_PLACEHOLDERS.get(word, word) for word in shlex.split(plain)]
@@ -198,3 +200,25 @@ def test_prose_is_wrapped() -> None:
     ]
     print(*long, file=sys.stderr)
     assert not long
+
+
+def test_messages_to_look_up_exist() -> None:
+    """What docs/troubleshooting.md lists as a message of skbcapd, the code prints."""
+    texts = [path.read_text() for path in [*ROOT.glob("skbcapd/**/*.py"), ROOT / "tools/skbcapd.in"]]
+    source = re.sub(r"\"\s+f?\"", "", "".join(texts))
+    source = re.sub(r"\{[^{}\n\"]*\}", "", source)
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    shown = re.findall(r"^\| `([^`]+)`", page, re.MULTILINE)
+    listed = [text for text in shown if not re.search("=|FILE|Permission", text)]
+    assert len(listed) >= 8
+    for text in listed:
+        words = re.split(r"\.\.\.|(?:, )?\b[0-9N] packets|5\.15| bcc|: CAP_SYS_ADMIN", text)
+        for part in (word.strip(" ;:,") for word in words):
+            assert part in source, f"{text}: {part}"
+
+
+def test_the_man_page_explains_each_via() -> None:
+    """skbcapd(8) lists each word behind via=."""
+    page = (ROOT / "man/skbcapd.8").read_text()
+    listed = page.partition(".Sh HOW A PROCESS IS FOUND")[2].partition(".Sh SIGNALS")[0]
+    assert set(re.findall(r"^\.It (\w+)$", listed, re.MULTILINE)) == set(get_args(Via)) - {"current"}

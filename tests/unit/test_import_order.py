@@ -21,6 +21,7 @@ ORDER = (
     "__main__",
     "cli",
     "daemon",
+    "report",
     "fleet",
     "analysis",
     "capture",
@@ -56,7 +57,7 @@ LIBRARIES = {
 
 
 # Commands that use the module of another one, or more than the common ones.
-_USED = {"dump": ("status",), "capture": ("processes", "tcpdump"), "extcap": ("processes",)}
+_USED = {"dump": ("status",), "capture": ("processes", "tcpdump"), "extcap": ("processes",), "top": ("status",)}
 
 
 def _module(path: Path) -> str:

@@ -58,6 +58,9 @@ def test_the_metrics_are_the_facts() -> None:
     )
     assert sum(value for name, value in found.items() if name.startswith(parts)) == 51
     assert found["skbcapd_packets_missed_total"] == 3
+    assert found["skbcapd_upcalls_total"] == 1
+    assert found["skbcapd_buffer_size_bytes"] == scene.rig.program.geometry.size
+    assert found["skbcapd_buffer_peak_bytes"] == len(upcall(b"1")) + 22 * len(stamped(1058))
     assert found["skbcapd_log_lines_dropped_total"] == 7
     assert found[f"skbcapd_build_info{{version={skbcapd.__version__}}}"] == 1
 

@@ -11,7 +11,8 @@ import pytest
 from skbcapd.attribution.processes import Process, User
 from skbcapd.capture.rules import DECIDE_S, Rules, Subject, Verdict, rule_warnings
 from skbcapd.config.parser import default_settings
-from skbcapd.config.settings import Payload
+from skbcapd.config.pattern import TextPattern
+from skbcapd.config.settings import Payload, Rule
 from tests.support import faults
 from tests.support.proc import Proc
 
@@ -296,6 +297,23 @@ def test_missing_names_are_reported(tmp_path: Path) -> None:
         "rules[4].unit: systemd has no such unit now",
         "rules[5].interface: there is no such interface now",
     ]
+
+
+def test_an_option_is_named_as_it_was_written(caplog: pytest.LogCaptureFixture) -> None:
+    """Warnings about a selector of the command line name the option and its value, not a rule."""
+    chosen = [
+        Rule({"comm": TextPattern("dig"), "user": TextPattern("nosuchuser")}, is_option=True),
+        Rule({"unit": TextPattern("nosuch.service")}, is_option=True),
+        Rule(action="drop"),
+    ]
+    assert list(rule_warnings(chosen, ["lo"], [], Path("/nonexistent"))) == [
+        "--user nosuchuser: no such user is known on this machine",
+        "--comm dig: dig gives its threads other names, such as isc-net-0000; --process means all threads of dig",
+        "--unit nosuch.service: systemd has no such unit now",
+    ]
+    slow = Rules([Rule({"cmdline": TextPattern("/(?=(a+)+b)a/")}, is_option=True)])
+    slow.decide(replace(SUBJECT, process=replace(SSHD, cmdline=b"a" * 4000)))
+    assert caplog.messages[0].startswith("--cmdline /(?=(a+)+b)a/: the regular expression")
 
 
 @pytest.mark.parametrize(

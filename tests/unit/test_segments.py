@@ -87,6 +87,22 @@ def test_an_empty_capture_is_drained() -> None:
     assert shared.reader.is_drained
 
 
+def test_the_peak_is_what_waited() -> None:
+    """The peak is the largest number of bytes that a drain found, also over several segments, until it is taken."""
+    shared = Shared()
+    one = packet(1, SMALL)
+    shared.put(one, one, one)
+    shared.read()
+    shared.put(one)
+    shared.read()
+    assert shared.reader.take_peak() == 3 * len(one)
+    assert shared.reader.take_peak() == 0
+    shared.put(packet(2, LARGE), packet(2, LARGE), upcall(b""))
+    shared.read()
+    assert shared.reader.take_peak() == abi.SEGMENT_SIZE - 4 * len(one) + abi.SEGMENT_SIZE // 2 + len(upcall(b""))
+    assert shared.reader.local == 1
+
+
 def test_blocks_come_once_and_in_order() -> None:
     """Committed blocks are one range; the next read begins after it."""
     shared = Shared()

@@ -21,10 +21,13 @@ from skbcapd.daemon import server as listeners
 from skbcapd.daemon.dumps import Dumps
 from skbcapd.daemon.server import Server, control
 from skbcapd.daemon.server import http as page
+from skbcapd.daemon.viewers import Viewers
 from skbcapd.errors import FileError
+from skbcapd.pcapng.live import ACCEPTED, HEAD, MARK, MARK_SIZE
 from tests.support.deadline import DEADLINE_S, until
+from tests.support.rig import Rig
 
-UNKNOWN = "unknown request; expected: status, dump or dumped"
+UNKNOWN = "unknown request; expected: status, dump, dumped or watch"
 FACTS = {"version": "0.1.0", "packets": {"seen": 41}}
 
 
@@ -45,7 +48,9 @@ class House:
         self.clock = Clock()
         self.path = str(directory / "run" / "control")
         self.server = Server(self.clock)
-        self.server.listen_unix(self.path, control(lambda: FACTS, Dumps(None)))
+        self.viewers = Viewers(Rig().capture)
+        self.server.serve_also(self.viewers)
+        self.server.listen_unix(self.path, control(lambda: FACTS, Dumps(None), self.viewers))
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.address = free.getsockname()
         self.server.listen_tcp(self.address, page("/metrics", "text/plain", lambda: b"x" * self.size))
@@ -108,6 +113,7 @@ def house(tmp_path: Path) -> Iterator[House]:
     made = House(tmp_path)
     yield made
     made.server.close()
+    made.viewers.close()
 
 
 def test_status_is_answered(house: House) -> None:
@@ -123,6 +129,27 @@ def test_status_is_answered(house: House) -> None:
 def test_unknown_requests_are_rejected(request_: bytes, house: House) -> None:
     """Any other line gets an error that repeats nothing of it."""
     assert json.loads(house.say(request_)) == {"error": UNKNOWN}
+
+
+def test_watch_makes_a_viewer(house: House) -> None:
+    """A client that may watch keeps its connection, beyond the limit for a request; others get an error."""
+    answer = control(lambda: FACTS, Dumps(None), house.viewers)
+    refused = answer(b"watch\n", os.geteuid() + 1)
+    assert isinstance(refused, bytes)
+    assert "only root and the user of the daemon" in json.loads(refused)["error"]
+    with house.knock() as client:
+        client.sendall(b"watch\n")
+        house.server.serve()
+        assert client.recv(100) == ACCEPTED
+        house.clock.now += 1e6
+        house.server.tick()
+        house.viewers.tick()
+        house.viewers.tick()
+        assert HEAD.unpack(client.recv(HEAD.size)) == (MARK, MARK_SIZE)
+        client.close()
+        assert house.viewers.is_watched
+        house.server.serve()
+        assert not house.viewers.is_watched
 
 
 @pytest.mark.parametrize("pieces", [[b""], [b"status"], [b"x" * 4097], [b"x"] * 33, [b"x" * 4096, b"\n"]])
@@ -149,9 +176,9 @@ def test_a_dead_socket_is_replaced_and_a_living_one_is_not(tmp_path: Path) -> No
     dead.bind(str(path))
     dead.close()
     first, second = Server(), Server()
-    first.listen_unix(str(path), control(lambda: FACTS, Dumps(None)))
+    first.listen_unix(str(path), control(lambda: FACTS, Dumps(None), Viewers(Rig().capture)))
     with pytest.raises(FileError, match="another process listens there"):
-        second.listen_unix(str(path), control(dict, Dumps(None)))
+        second.listen_unix(str(path), control(dict, Dumps(None), Viewers(Rig().capture)))
     second.close()
     assert path.exists()
     first.close()
@@ -159,7 +186,7 @@ def test_a_dead_socket_is_replaced_and_a_living_one_is_not(tmp_path: Path) -> No
     path.write_text("mine")
     third = Server()
     with pytest.raises(FileError, match="not a socket"):
-        third.listen_unix(str(path), control(dict, Dumps(None)))
+        third.listen_unix(str(path), control(dict, Dumps(None), Viewers(Rig().capture)))
     third.close()
     assert path.read_text() == "mine"
 
@@ -168,7 +195,7 @@ def test_a_port_in_use_is_reported(house: House) -> None:
     """A port in use gives an error with its number."""
     second = Server()
     with pytest.raises(FileError, match=rf"127\.0\.0\.1 port {house.address[1]}: Address already in use"):
-        second.listen_tcp(house.address, control(dict, Dumps(None)))
+        second.listen_tcp(house.address, control(dict, Dumps(None), Viewers(Rig().capture)))
     second.close()
 
 

@@ -16,10 +16,12 @@ from skbcapd.daemon import loop
 from skbcapd.daemon.dumps import Dumps
 from skbcapd.daemon.loop import ACT_DRAINS, HELD_BACK, TICK_S, Service
 from skbcapd.daemon.server import Server, control
+from skbcapd.daemon.viewers import Viewers
 from skbcapd.errors import KernelError
 from skbcapd.kernel import abi
 from skbcapd.kernel.abi import SEGMENT_SIZE
 from skbcapd.output.interface import FILE_S, PROMPT_S
+from tests.support.rig import Rig
 
 
 @pytest.fixture(autouse=True)
@@ -365,7 +367,7 @@ def test_clients_are_served(moved: int, tmp_path: Path) -> None:
         capture.looks.clear()
         return {"moved": moved}
 
-    server.listen_unix(str(path), control(facts, Dumps(None)))
+    server.listen_unix(str(path), control(facts, Dumps(None), Viewers(Rig().capture)))
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
         client.sendall(b"status\n")

@@ -16,6 +16,8 @@ from skbcapd.config.settings import ROWS
 from skbcapd.daemon import statistics
 from skbcapd.daemon.statistics import Busiest, Statistics, in_force
 from skbcapd.kernel.program import Counters
+from skbcapd.kernel.segments import Cut
+from skbcapd.pcapng.comment import Label
 from tests.support.rig import Scene, stamped
 from tests.support.writer import cut, upcall
 
@@ -185,7 +187,7 @@ def test_many_processes_do_not_hide_the_busiest() -> None:
 def test_any_options(options: bytes, size: int) -> None:
     """Bytes that are not options of skbcapd count for no process; the output is printable ASCII."""
     busiest = Busiest()
-    busiest.sample_packet(options, size)
+    busiest.sample_packet(Cut(0, memoryview(b""), size, 1, 0, 0, 0, 60), 0, Label(options, 0))
     text = json.dumps(busiest.snapshot(), ensure_ascii=False)
     assert text.isascii()
     assert text.isprintable()

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "golden": {"support"},
     "kernel": {"kernel", "support"},
     "vm": {"vm", "support"},
-    "package": {"package", "vm", "support"},  # fetches packages for both
+    "package": {"package", "kernel", "vm", "support"},  # tries captures in clean systems; fetches packages for both
 }
 
 

@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
@@ -30,7 +31,8 @@ KEPT = Path("/var/cache/skbcapd")
 UNITS = Path("/etc/systemd/system")
 CONFIG, OTHER_CONFIG = Path("/etc/skbcapd.yaml"), Path("/etc/skbcapd-metered.yaml")
 KPROBES = Path("/sys/kernel/debug/kprobes/list")
-PORT, FULL_PORT, METRICS_PORT = 1009, 1021, 9479
+PORT, FULL_PORT, METRICS_PORT, TLS_PORT = 1009, 1021, 9479, 4433
+KEYS = Path("/run/tls-keys/app.log")
 LIMIT_S = 240.0  # for any step: the compiler takes half a minute under emulation
 FLOOD = (
     "import socket\ns = socket.socket(type=socket.SOCK_DGRAM)\nwhile True: s.sendto(bytes(1009), ('127.0.0.1', 1013))"
@@ -41,8 +43,8 @@ SLOW = "[Service]\nTimeoutStartSec=240\nWatchdogSec=20\nRestartSec=1\n"
 KPROBE = "[Service]\nProtectKernelTunables=no\n"
 GROUP = "[Service]\nSupplementaryGroups=adm\n"
 METERED = f"files: {{keep_free: 0}}\nmetrics: {{listen: '127.0.0.1:{METRICS_PORT}'}}\n"
-AT_FIRST = "files: {keep_free: 0}\n"
-GOOD = "files: {keep_free: 0, owner: ':adm'}\nsnaplen: 131072\nattach: kprobe\n"
+AT_FIRST = f"files: {{keep_free: 0}}\nsecrets: [{KEYS}]\n"
+GOOD = f"files: {{keep_free: 0, owner: ':adm'}}\nsnaplen: 131072\nattach: kprobe\nsecrets: [{KEYS}]\n"
 BAD = "snapplen: 96\n"
 
 
@@ -199,6 +201,20 @@ def set_the_clock(by: float) -> bool:
     return is_new
 
 
+def speak_tls() -> dict[str, object]:
+    """A program whose key log is in the directory of docs/secrets.md: another user's, with the group of the service."""
+    output("install", "-d", "-m", "2770", "-o", "nobody", "-g", "skbcapd", str(KEYS.parent))
+    said = ""
+    with tempfile.TemporaryDirectory() as pair:
+        for version in ("TLSv1_2", "TLSv1_3"):
+            words = f"--port {TLS_PORT} --path /{version} --pair {pair} --keys {KEYS}"
+            program = f"umask 027; exec {sys.executable} -m tests.kernel.send.tls {version} {words}"
+            said += output("sh", "-c", program)
+    secrets = [line.split()[2].encode() for line in KEYS.read_text().splitlines() if not line.startswith("#")]
+    is_there = until(lambda: all(secret in content() for secret in secrets))
+    return {"printed": said, "keys": mode(KEYS), "is_there": is_there, "secrets": len(secrets)}
+
+
 def metrics() -> str:
     """The metrics for Prometheus; the text of the error if the service does not answer."""
     try:
@@ -254,6 +270,8 @@ def run() -> dict[str, object]:
     tell("started")
     found["kprobes"] = probed()
     deliver(101)
+    tell("speak TLS")
+    found["tls"] = speak_tls()
     found["member"], found["stranger"] = read_as("--groups=skbcapd"), read_as("--clear-groups")
     tell("reload")
     found["good"] = reload(GOOD, "settings reloaded")

@@ -19,6 +19,7 @@ import pytest
 from skbcapd.events import Event
 from tests.support.judges import facts, rows
 from tests.vm import boot, kernels
+from tests.vm.service_trial import TLS_PORT
 
 KERNEL = "6.1"
 DEADLINE_S = 15 * 60
@@ -80,6 +81,18 @@ def test_files_of_another_group(trial: dict[str, Any]) -> None:
     warnings = [entry["MESSAGE"] for entry in messages(trial, Event.WARNING)]
     (refused,) = [warning for warning in warnings if "SupplementaryGroups=" in warning]
     assert f"{trial['captures'][2].name}.part: Operation not permitted; " in refused
+
+
+def test_it_reads_key_logs(trial: dict[str, Any]) -> None:
+    """The restrictions of the unit let it read a key log in the directory of docs/secrets.md: tshark decrypts the file,
+    which a reload has ended, with nothing else.
+    """
+    found = trial["tls"]
+    assert (found["printed"], found["keys"], found["is_there"]) == ("", "root:skbcapd 640", True)
+    assert found["secrets"] >= 5
+    path, where = trial["captures"][0], f"http.request and tcp.port == {TLS_PORT}"
+    requests = rows(path, "http.request.uri", where=where, decode=f"tcp.port=={TLS_PORT},tls")
+    assert requests == [["/TLSv1_2"], ["/TLSv1_3"]]
 
 
 @pytest.mark.parametrize("name", ["good", "bad"])

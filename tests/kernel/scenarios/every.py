@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.kernel.scenarios import (
+    further,
     kernels_own,
     listeners,
     load,
@@ -21,9 +22,12 @@ from tests.kernel.scenarios import (
 from tests.kernel.stage import Performance, Played, Scenario
 
 # `waiting` is last: its firewall table stays, and then addresses prove no receiver (bpf/guard.h).
-GROUPS = (udp, tcp, sharing, others, received, listeners, unusual, stealing, redirected, kernels_own, load, waiting)
+GROUPS = (
+    *(udp, tcp, sharing, others, received, listeners, unusual, further),
+    *(stealing, redirected, kernels_own, load, waiting),
+)
 SCENARIOS = [scenario for group in GROUPS for scenario in group.SCENARIOS]
-DEVICES = ("lo", others.TUN_DEVICE, *kernels_own.PORTS)
+DEVICES = ("lo", others.TUN_DEVICE, *kernels_own.PORTS, "pair*")
 MAKERS = (others.make_tun, others.make_queue, received.make_above, kernels_own.make_bridge)
 
 
@@ -31,10 +35,12 @@ def each(scenarios: list[Scenario], *, vm: bool = True) -> pytest.MarkDecorator:
     """Run a test once per scenario; with `vm`, only some in a virtual machine. Only the selected
     ones are run.
     """
-    marks = {False: [], True: [pytest.mark.vm]}
-    return pytest.mark.parametrize(
-        "scenario", [pytest.param(one, id=one.name, marks=marks[vm and one.vm]) for one in scenarios]
-    )
+
+    def marks(scenario: Scenario) -> list[pytest.MarkDecorator]:
+        in_vm = [pytest.mark.vm] if vm and scenario.vm else []
+        return [*in_vm, pytest.mark.devices(scenario.needs)] if scenario.needs else in_vm
+
+    return pytest.mark.parametrize("scenario", [pytest.param(one, id=one.name, marks=marks(one)) for one in scenarios])
 
 
 def selected(request: pytest.FixtureRequest) -> list[Scenario]:

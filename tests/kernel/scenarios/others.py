@@ -8,7 +8,7 @@ from tests.kernel.payloads import ICMP, TCP
 from tests.kernel.scenarios.tcp import FEW_BYTES
 from tests.kernel.send.identity import pattern
 from tests.kernel.sink import DISCARD_PORT, TCP_PORT
-from tests.kernel.stage import FEW_TRACEPOINTS, KPROBES, Player, Scenario, Stage
+from tests.kernel.stage import FEW_TRACEPOINTS, Player, Scenario, Stage
 from tests.kernel.verdict import Frame, Judge, Right, by_signature
 from tests.support.blocks import Label
 from tests.support.deadline import DEADLINE_S
@@ -273,9 +273,7 @@ SCENARIOS = [
     Scenario("tun, written by a process, forwarded", tun_forwards, 2 * SENDS, SENDS),
     Scenario("tun, written by a process, answered here", tun_asks, 6 * SENDS, vm=True),
     Scenario("UDP through an interface with a queue", queued, QUEUED),
-    Scenario(
-        "UDP that waits for its neighbour", late_neighbour, SENDS, 0, {KPROBES: SENDS // 2, FEW_TRACEPOINTS: SENDS}
-    ),
+    Scenario("UDP that waits for its neighbour", late_neighbour, SENDS, unknown_by={FEW_TRACEPOINTS: SENDS}),
     Scenario("two namespaces, both ends here", two_ends, 2 * SENDS),
     Scenario("loopback UDP, both ends", loopback_udp, 2 * SENDS),
     Scenario("loopback TCP, both ends", loopback_tcp, 7),

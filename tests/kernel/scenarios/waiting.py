@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.kernel.payloads import ETHERNET_BYTES, TCP
 from tests.kernel.scenarios import udp
 from tests.kernel.sink import DISCARD_PORT, TCP_PORT
-from tests.kernel.stage import FEW_TRACEPOINTS, KPROBES, Scenario, Stage, scaled
+from tests.kernel.stage import FEW_TRACEPOINTS, Scenario, Stage, scaled
 from tests.kernel.verdict import Frame, Judge, Right, by_signature
 from tests.support.blocks import Label
 from tests.support.deadline import DEADLINE_S, until
@@ -62,9 +62,8 @@ def held(stage: Stage, way: str) -> Iterator[None]:
 Play = Callable[[Stage], Judge]
 
 
-# If the user of a socket is recorded before it has its port, or not at all, the user is unknown
-# once it is closed.
-CLOSED = {KPROBES: SENDS, FEW_TRACEPOINTS: SENDS}
+# If the user of a socket is not recorded, the user is unknown once it is closed.
+CLOSED = {FEW_TRACEPOINTS: SENDS}
 
 
 def queued(

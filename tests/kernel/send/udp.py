@@ -22,6 +22,8 @@ def udp_socket(args: argparse.Namespace, port: int = 0) -> socket.socket:
     """Give a UDP socket, bound to a port if one is given."""
     made = socket.socket(socket.AF_INET6 if ":" in args.to else socket.AF_INET, socket.SOCK_DGRAM)
     made.settimeout(ANSWER_TIMEOUT_S)
+    if args.device:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, args.device.encode())
     if port:
         made.bind(("", port))
     return made
@@ -157,6 +159,7 @@ def main() -> None:
     parser.add_argument("--to", default="")
     parser.add_argument("--port", type=int, default=9)
     parser.add_argument("--source-port", type=int, default=0)
+    parser.add_argument("--device", default="")
     parser.add_argument("--count", type=int, required=True)
     args = parser.parse_args()
     ways[args.way](args)

@@ -1,0 +1,52 @@
+"""The process that makes the index of a finished file for the daemon.
+
+In: a capture file as standard input, and its name. Out: its index, to standard output; an error is one line on stderr.
+
+The rules: it opens no file: the daemon has opened them. Exit codes: 0 complete, PARTIAL: the file could not be read to
+its end, and the index has what is before that; others: no index.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from skbcapd.errors import FileError
+from skbcapd.fleet import index_file
+from skbcapd.fleet.index import index
+from skbcapd.fleet.places import Whole
+from skbcapd.output.compressor import PARTIAL
+from skbcapd.output.naming import COMPRESSED
+from skbcapd.pcapng.source import STDIN
+
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from skbcapd.fleet import child; sys.exit(child.main())"
+
+
+def command() -> list[str]:
+    """The command; the name of the file is added.
+
+    It imports nothing but the standard library and skbcapd, whatever the environment and the working directory.
+    """
+    return [sys.executable, "-I", "-S", "-c", _PROGRAM, str(Path(__file__).parents[2])]
+
+
+def main() -> int:
+    """Read standard input, write standard output; returns the exit code."""
+    name = sys.argv[1]
+    try:
+        with os.fdopen(1, "wb", closefd=False) as file:
+            # The file that stdin is may be the uncompressed one: `name` says how it will be stored.
+            places = Whole() if name.endswith(COMPRESSED) else None
+            error = index_file.write_to(index(STDIN, places=places, name=name), file)
+    except FileError as problem:
+        error = problem
+        code = 1
+    except OSError as problem:
+        print(problem.strerror, file=sys.stderr)
+        return 1
+    else:
+        code = PARTIAL if error else 0
+    if error:
+        print(error.message, file=sys.stderr)
+    return code

@@ -1,0 +1,1 @@
+"""A report about captures: one HTML page, which opens without a network."""
