@@ -117,8 +117,8 @@ def extract(
             made = []
             for number, group in enumerate(groups):
                 made.append(Path(place) / f"merged-{step}-{number}.pcapng")
-                _write(_merged(group), made[-1])
-        return _write(_merged(made), into), wrong
+                write(_merged(group), made[-1])
+        return write(_merged(made), into), wrong
 
 
 def _merged(paths: list[Path]) -> Iterator[Record]:
@@ -128,7 +128,8 @@ def _merged(paths: list[Path]) -> Iterator[Record]:
         raise sources.wrong[0]
 
 
-def _write(packets_: Iterable[Record], path: Path) -> list[str]:
+def write(packets_: Iterable[Record], path: Path) -> list[str]:
+    """Write records to a file; lines about it."""
     writer = PcapngWriter(path, "ns")
     try:
         for record in packets_:
