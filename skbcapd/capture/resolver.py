@@ -122,19 +122,37 @@ class Resolver:
             holder = _common(members, self._number(members))
         else:
             holder = _record(members[0] if members else _NOBODY)
-        self._program.set_holder(packet.inode, abi.USER.pack(*holder))
+        if not packet.inode & _GROUP or self._program.group(packet.inode).asked_ns <= packet.time_ns:
+            # Otherwise the program has asked again, because more processes can have the sockets open.
+            self._program.set_holder(packet.inode, abi.USER.pack(*holder))
+        if self._is_remnant(packet.inode, members):
+            return replace(packet, via=abi.VIA_UNKNOWN)
         return self._held(packet, holder)
+
+    def _is_remnant(self, inode: int, members: Members) -> bool:
+        """Whether a process is the only one that is left: a child of it can have had the sockets
+        open at the packet, and have ended since.
+        """
+        if not inode & _GROUP or len({member.tgid for member in members}) != 1:
+            return False
+        tgid = members[0].tgid
+        for sk, marked in self._program.group(inode).sockets:
+            learned = self._program.owner(sk)
+            since = learned.time if learned and learned.tgid == tgid else 0
+            if marked & abi.OPEN_IN_SEVERAL and self._program.may_have_forked(tgid, since):
+                return True
+        return False
 
     def _is_of_several(self, inode: int) -> bool:
         """Whether any of several sockets may get the packet: then no thread is certain."""
-        return bool(inode & _GROUP) and len(self._program.group(inode)) > 1
+        return bool(inode & _GROUP) and len(self._program.group(inode).sockets) > 1
 
     def _find(self, packet: Upcall) -> Members | None:
         """All candidates; empty if they cannot be found; None if they are not known yet."""
         if not packet.inode & _GROUP:
             return self._find_holders(packet.inode, packet.time_ns)
         found: list[Members] = []
-        group = self._program.group(packet.inode)
+        group = self._program.group(packet.inode).sockets
         for sk, marked in group:
             inode, is_shared = marked & ~abi.OPEN_IN_SEVERAL, marked & abi.OPEN_IN_SEVERAL
             learned = self._program.owner(sk)
@@ -142,12 +160,28 @@ class Resolver:
             members: Members | None = (user,) if user else ()
             if is_shared or not user:
                 members = self._find_holders(inode, packet.time_ns)
-            if user and learned and _is_alone(members, learned, is_asked=len(group) == 1):
+            if user and learned and self._is_alone(members, learned, is_asked=len(group) == 1):
                 members = (user,)
             if members is None:
                 return None
             found.append(_without_manager(members))
         return _all(found)
+
+    def _is_alone(self, members: Members | None, learned: abi.Owner, *, is_asked: bool) -> bool:
+        """Whether the last user of a socket is the only one.
+
+        Args:
+            members: those that have it open; none where they have ended, None where that is not
+                known.
+            learned: the last user; nobody else had it open when they used it, unless that is
+                marked.
+            is_asked: whether the program asks because of this socket, for a reason.
+        """
+        if members:
+            return {member.tgid for member in members} == {learned.tgid}
+        if is_asked or learned.time == abi.SHARED_AT_USE:
+            return False
+        return not self._program.may_have_forked(learned.tgid, learned.time)
 
     def _number(self, members: Members) -> int:
         """The number of a group; the same members have the same number."""
@@ -209,19 +243,6 @@ def _user(learned: abi.Owner) -> User:
     """The last user of a socket."""
     names = (name.split(b"\0")[0] for name in (learned.comm, learned.process))
     return User(learned.tgid, learned.tid, learned.start, *names)
-
-
-def _is_alone(members: Members | None, learned: abi.Owner, *, is_asked: bool) -> bool:
-    """Whether the last user of a socket is the only one.
-
-    Args:
-        members: those that have it open; none where they have ended, None where that is not known.
-        learned: the last user; nobody else had it open when they used it, unless that is marked.
-        is_asked: whether the program asks because of this socket, for a reason.
-    """
-    if members:
-        return {member.tgid for member in members} == {learned.tgid}
-    return not is_asked and learned.time != abi.SHARED_AT_USE
 
 
 def _without_manager(members: Members) -> Members:

@@ -36,6 +36,8 @@ COMMANDS = {
     "report": "Write a page about captures for a browser: charts and tables of processes, peers and connections.",
     "index": "Write an index beside each capture file: which process exchanged packets with whom, when, and where in "
     "the file.",
+    "ship": "Copy indexes, and captures, from a directory of captures to where those of many hosts are collected. "
+    "rclone must be installed.",
     "fleet": "Search the indexes of many hosts, and get the packets: needs `pip install skbcapd[fleet]`.",
     "extcap": "Implement the extcap protocol of Wireshark. Only Wireshark uses this command.",
 }

@@ -212,6 +212,15 @@ class Filters(NamedTuple):
     descriptors: Sequence[int]
 
 
+class Group(NamedTuple):
+    """The candidate sockets of a packet: when the program last asked for their processes (ns since
+    1970), and the address and inode of each, with OPEN_IN_SEVERAL.
+    """
+
+    asked_ns: int
+    sockets: list[tuple[int, int]]
+
+
 class Program:
     """The loaded program. `load` makes one; `attach` starts the capture; `close` ends it and
     releases everything.
@@ -295,18 +304,23 @@ class Program:
 
     def holder(self, inode: int) -> abi.User | None:
         """The last user of a socket that was evicted, or the process that was set as its holder."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return abi.USER.unpack(self._lookup("holders", struct.pack("<Q", inode), abi.USER.size))
-        except FileNotFoundError:
-            return None
+        return None
 
-    def group(self, number: int) -> list[tuple[int, int]]:
-        """The candidate sockets of a packet, by address and inode; none if they were evicted."""
-        try:
-            _, _, count, *both = abi.GROUP.unpack(self._lookup("groups", struct.pack("<Q", number), abi.GROUP.size))
-        except FileNotFoundError:
-            return []
-        return list(zip(both[:count], both[abi.GROUP_MAX : abi.GROUP_MAX + count], strict=True))
+    def group(self, number: int) -> Group:
+        """The candidate sockets of a packet; none if they were evicted."""
+        with contextlib.suppress(FileNotFoundError):
+            _, time, count, *both = abi.GROUP.unpack(self._lookup("groups", struct.pack("<Q", number), abi.GROUP.size))
+            sockets = zip(both[:count], both[abi.GROUP_MAX : abi.GROUP_MAX + count], strict=True)
+            return Group((time + self.control[abi.CLOCK_OFFSET]) % (1 << 64), list(sockets))
+        return Group(0, [])
+
+    def may_have_forked(self, tgid: int, since: int) -> bool:
+        """Whether a process may have forked since a time, in ns since boot."""
+        with contextlib.suppress(FileNotFoundError):
+            return int.from_bytes(self._lookup("forks", struct.pack("<I", tgid), 8), "little") > since
+        return True
 
     def add_flow(self, flow: bytes, owner: bytes) -> None:
         """Set the owner of a connection: abi.FLOW, OWNER. An owner that the program has recorded
@@ -344,10 +358,9 @@ class Program:
 
     def owner(self, sk: int) -> abi.Owner | None:
         """The recorded owner of a socket, by the address of the socket."""
-        try:
+        with contextlib.suppress(FileNotFoundError):
             return abi.OWNER.unpack(self._lookup("owners", struct.pack("<Q", sk), abi.OWNER.size))
-        except FileNotFoundError:
-            return None
+        return None
 
     def counters(self, slot: int) -> Counters:
         """The counters of one slot of interfaces, added up over all processors."""
@@ -357,9 +370,7 @@ class Program:
         return Counters(*(sum(column) for column in list(zip(*rows, strict=True))[: len(Counters.__slots__)]))
 
     def missed(self) -> int:
-        """How often the kernel skipped the program because it was already running on that processor
-        (recursion_misses).
-        """
+        """How often the kernel skipped the program because it was already running there."""
         taking = self._programs[: len(self.hooks)]
         return sum(struct.unpack_from("<Q", syscall.info(fd), _RECURSION_MISSES)[0] for fd in taking)
 

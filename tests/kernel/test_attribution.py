@@ -12,7 +12,7 @@ import pytest
 from tests.kernel import table
 from tests.kernel.capture import ATTACH, ROOT
 from tests.kernel.namespace import Wire
-from tests.kernel.scenarios import modules, passing, translated, twins
+from tests.kernel.scenarios import modules, passing, servers, translated, twins
 from tests.kernel.scenarios.every import DEVICES, MAKERS, SCENARIOS, each, outcome, selected
 from tests.kernel.sink import Sink
 from tests.kernel.stage import Performance, Scenario, perform
@@ -47,7 +47,7 @@ def test_the_manual_says_how_many_may_be_unknown() -> None:
     """
     written = re.findall(r"^\| ([^|]+) \| (\d+) \| [^|]*\|$", MANUAL.read_text(), re.MULTILINE)
 
-    groups = (passing, translated, twins, modules)
+    groups = (passing, translated, twins, modules, servers)
     every = (*SCENARIOS, *(scenario for group in groups for scenario in group.SCENARIOS))
     assert written == [(scenario.name, str(scenario.unknown)) for scenario in every]
 

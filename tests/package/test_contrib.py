@@ -1,11 +1,13 @@
-"""The alerts for Prometheus, checked with promtool."""
+"""The alerts for Prometheus and the dashboard for Grafana, checked with promtool and the SDK of Grafana."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ from prometheus_client.parser import text_string_to_metric_families
 import skbcapd
 from skbcapd.config.settings import ROWS
 from skbcapd.daemon.metrics import Metrics
+from tests.support.cache import user_cache
 from tests.support.rig import Scene
 from tests.vm import kernels
 
 ROOT = Path(skbcapd.__file__).parent.parent
 RULES = ROOT / "contrib/prometheus/skbcapd.rules.yaml"
+DASHBOARD = ROOT / "contrib/grafana/skbcapd.json"
 SERIES = Path(__file__).parent / "skbcapd.rules.test.yaml"
 
 
@@ -32,7 +36,7 @@ def fetch() -> Path:
     Raises:
         subprocess.CalledProcessError: apt cannot fetch it.
     """
-    place = kernels.user_cache() / "promtool"
+    place = user_cache() / "promtool"
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent) as name:
@@ -129,3 +133,63 @@ def test_every_alert_is_complete() -> None:
         assert set(rule["annotations"]) == {"summary", "description"}
     page = (ROOT / "docs/monitoring.md").read_text()
     assert re.findall(r"^\| `(Skbcapd\w+)`", page, re.MULTILINE) == [rule["alert"] for rule in rules()]
+
+
+@pytest.fixture(scope="module")
+def sdk() -> Path:
+    """A Python with the SDK of Grafana that tools/dashboard.py names, in the cache, installed once."""
+    [wanted] = re.findall(r"grafana-foundation-sdk==[^'\s]+", (ROOT / "tools/dashboard.py").read_text())
+    place: Path = user_cache() / wanted.replace("!", "-")
+    if not (place / "bin/python").exists():
+        with tempfile.TemporaryDirectory(dir=user_cache()) as name:
+            kernels.run([sys.executable, "-m", "venv", f"{name}/sdk"])
+            kernels.run([f"{name}/sdk/bin/python", "-m", "pip", "install", "-q", wanted])
+            Path(name, "sdk").rename(place)
+    return place / "bin/python"
+
+
+def queries() -> list[str]:
+    """All queries of the dashboard, with values for the variables of Grafana."""
+    found = [target["expr"] for panel in json.loads(DASHBOARD.read_text())["panels"] for target in panel["targets"]]
+    return [query.replace("$__rate_interval", "5m").replace("$instance", ".*") for query in found]
+
+
+def test_the_dashboard_is_what_the_sdk_makes(sdk: Path) -> None:
+    """The file is the output of tools/dashboard.py, and the types of the SDK read it without a loss."""
+    done = subprocess.run([sdk, "-m", "tools.dashboard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == DASHBOARD.read_text()
+    program = (
+        "import json, sys\n"
+        "from grafana_foundation_sdk.cog.encoder import JSONEncoder\n"
+        "from grafana_foundation_sdk.cog.plugins import register_default_plugins\n"
+        "from grafana_foundation_sdk.models.dashboard import Dashboard\n"
+        "register_default_plugins()\n"
+        "print(JSONEncoder(sort_keys=True, indent=2).encode(Dashboard.from_json(json.load(sys.stdin))))"
+    )
+    read = subprocess.run([sdk, "-c", program], input=done.stdout, capture_output=True, text=True, check=True)
+    # It writes the options of a kind of panel also if there are none.
+    again = json.loads(read.stdout, object_hook=lambda one: {k: v for k, v in one.items() if (k, v) != ("custom", {})})
+    assert again == json.loads(done.stdout)
+
+
+def test_prometheus_accepts_the_queries(promtool: str, tmp_path: Path) -> None:
+    """Promtool parses each query of the dashboard as a rule; with a wrong one it would not."""
+    for more, expected in (([], 0), (["rate(skbcapd_packets_seen_total)"], 1)):
+        found = [{"record": f"query:{number}", "expr": query} for number, query in enumerate([*queries(), *more])]
+        (tmp_path / "queries.yaml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": found}]}))
+        code, text = said(promtool, "check", "rules", tmp_path / "queries.yaml")
+        assert code == expected, text
+        assert expected or f"SUCCESS: {len(found)} rules found" in text
+
+
+def test_the_queries_name_existing_metrics() -> None:
+    """Each metric of the dashboard is one that the daemon exports, with these labels."""
+    page = Metrics(Scene().statistics.snapshot).text().decode()
+    samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+    named = {name for query in queries() for name in re.findall(r"\bskbcapd_\w+", query)}
+    assert named <= {sample.name for sample in samples}
+    labels = {
+        label for query in queries() for words in re.findall(r"by \((.*?)\)", query) for label in words.split(", ")
+    }
+    assert labels - {"instance", ""} <= {label for sample in samples for label in sample.labels}
+    assert len(named) >= 13

@@ -122,10 +122,12 @@ def test_it_contains_the_files_of_make_install(unpacked: Path, tmp_path: Path) -
     assert packed - own - {"usr/lib/systemd/system-preset/90-skbcapd.preset"} == installed
 
 
-def test_the_alert_rules_are_an_example(unpacked: Path) -> None:
-    """The package has the rules for Prometheus as an example, where nothing reads them."""
-    [packed] = (unpacked / "usr/share/doc/skbcapd/examples").iterdir()
-    assert packed.read_bytes() == (ROOT / "contrib/prometheus" / packed.name).read_bytes()
+def test_what_other_programs_use_is_an_example(unpacked: Path) -> None:
+    """The package has the rules for Prometheus and the dashboard for Grafana as examples, where nothing reads them."""
+    packed = {path.name: path for path in (unpacked / "usr/share/doc/skbcapd/examples").iterdir()}
+    given = {path.name: path for path in (ROOT / "contrib").glob("*/*")}
+    assert packed.keys() == given.keys() == {"skbcapd.rules.yaml", "skbcapd.json"}
+    assert all(packed[name].read_bytes() == path.read_bytes() for name, path in given.items())
 
 
 def test_nothing_is_started_by_default(unpacked: Path) -> None:
@@ -133,7 +135,11 @@ def test_nothing_is_started_by_default(unpacked: Path) -> None:
     can enable the service.
     """
     preset = (unpacked / "usr/lib/systemd/system-preset/90-skbcapd.preset").read_text()
-    assert re.findall(r"^\w+ \S+$", preset, re.MULTILINE) == ["disable skbcapd.service", "disable skbcapd@*.service"]
+    assert re.findall(r"^\w+ \S+$", preset, re.MULTILINE) == [
+        "disable skbcapd.service",
+        "disable skbcapd@*.service",
+        "disable skbcapd-ship.timer",
+    ]
     script = (unpacked / "DEBIAN/postinst").read_text()
     assert "deb-systemd-helper update-state 'skbcapd.service'" in script  # debhelper has found the unit
     assert re.findall(r"systemctl \w+ skbcapd\S*", script) == ["systemctl preset skbcapd.service"]

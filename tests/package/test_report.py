@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from skbcapd.pcapng import comment as label
+from tests.support.cache import user_cache
 from tests.support.strangers import comment, interface, options, packet, process, section, udp
-from tests.vm.kernels import user_cache
 
 START = section() + interface(opts=options((9, b"\x09"), (2, b"eth0")))
 TIME_NS = 1_790_000_000_000_000_000

@@ -18,7 +18,7 @@ from skbcapd.filter.packet_filter import Matcher, compile_each
 from skbcapd.kernel import abi
 from skbcapd.kernel.loader import Hook
 from skbcapd.kernel.marker import Marker
-from skbcapd.kernel.program import Counters
+from skbcapd.kernel.program import Counters, Group
 from skbcapd.kernel.segments import Packet
 from skbcapd.output.interface import FILE_S, Snapshot, Statistics
 from skbcapd.output.memory import Memory
@@ -88,9 +88,9 @@ class FakeProgram(Writer):
     def holder(self, _inode: int) -> None:
         """No stored process."""
 
-    def group(self, number: int) -> list[tuple[int, int]]:
+    def group(self, number: int) -> Group:
         """The candidate sockets of a group."""
-        return self.groups.get(number, [])
+        return Group(0, self.groups.get(number, []))
 
     def set_holder(self, inode: int, user: bytes) -> None:
         """Store the process."""

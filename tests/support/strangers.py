@@ -5,6 +5,8 @@ It does not use the package under test.
 
 from __future__ import annotations
 
+import contextlib
+import ssl
 import struct
 from collections.abc import Sequence
 
@@ -76,3 +78,14 @@ def udp(source: str, destination: str, size: int = 60, tags: int = 0) -> bytes:
     head = struct.pack(">BBHHHBBH", 0x45, 0, size - 14 - 4 * tags, 0, 0, 64, 17, 0)
     frame = bytes(12) + bytes.fromhex("81000007") * tags + b"\x08\x00" + head + addresses
     return frame + bytes(size - len(frame))
+
+
+def hello(name: str | None) -> bytes:
+    """What a TLS client sends first."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    client = context.wrap_bio(incoming, outgoing, server_hostname=name)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read()

@@ -90,7 +90,7 @@ def test_the_place_is_understood() -> None:
 def test_our_command_is_complete(tmp_path: Path) -> None:
     """Device and file replace their placeholders; other braces in arguments stay."""
     command = ours("skbcapd", "--set", "rules=[{comm: a}]").command(tmp_path / "x", any_device=True)
-    assert command[3:6] == ["capture", "-i", "any"]
+    assert command[6:9] == ["capture", "-i", "any"]
     assert command[-4:] == ["-w", str(tmp_path / "x"), "--set", "rules=[{comm: a}]"]
 
 

@@ -43,6 +43,7 @@ COMMANDS = (
     "split",
     "report",
     "index",
+    "ship",
     "fleet",
     "extcap",
 )

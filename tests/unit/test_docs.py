@@ -39,6 +39,7 @@ _PLACEHOLDERS = {
 _NEEDED = {  # for a command that is named alone
     "top": ["a.pcapng"],
     "index": ["a.pcapng"],
+    "ship": ["captures", "fleet:bucket"],
     "fleet": ["query", "d"],
     "split": ["a.pcapng", "--by", "tgid"],
     "extract": ["a.pcapng", "-w", "b.pcapng"],

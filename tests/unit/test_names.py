@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from ipaddress import ip_address
 
 import pytest
@@ -15,6 +14,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Packet, Raw
 
 from skbcapd.analysis.names import Names
+from tests.support.strangers import hello
 
 ETHER = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 V4, V6 = IP(src="10.0.0.53", dst="10.0.0.1"), IPv6(src="fd00::1", dst="fd00::2")
@@ -47,17 +47,6 @@ def answer(*records: Packet, name: str = "Example.com", **flags: int) -> Packet:
 def record(name: str, kind: str, value: str) -> Packet:
     """A resource record."""
     return DNSRR(rrname=name, type=kind, rdata=value, ttl=60)
-
-
-def hello(name: str | None) -> bytes:
-    """What a TLS client sends first."""
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    client = context.wrap_bio(incoming, outgoing, server_hostname=name)
-    with pytest.raises(ssl.SSLWantReadError):
-        client.do_handshake()
-    return outgoing.read()
 
 
 def test_dns_answers() -> None:

@@ -1,11 +1,22 @@
-"""The peer of a frame, with and without what is remembered of its flow."""
+"""The peer of a frame, and what can be remembered of its flow."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Hashable
 
-from skbcapd.analysis.peers import _FLOWS_MAX, Peers, peer_of
+from scapy.layers.dns import DNS, DNSQR, DNSRR
+from scapy.layers.inet import IP, TCP, UDP, IPOption
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Dot1Q, Ether
+from scapy.packet import Raw
+
+from skbcapd.analysis.names import Names
+from skbcapd.analysis.peers import flow_bytes, names_at, peer_of, starts_tls
 from skbcapd.pcapng.link_type import ETHERNET, RAW
+from tests.support.strangers import hello
+
+ETHER = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")  # otherwise scapy asks the network
 
 
 def frame(choice: random.Random) -> bytes:
@@ -20,23 +31,46 @@ def frame(choice: random.Random) -> bytes:
     return (bytes(12) + kind + header)[: choice.choice([10, 33, 34, 37, 38, 39, 74])]
 
 
-def test_a_remembered_peer_is_the_same() -> None:
-    """The peer of each frame is that of a function that remembers nothing, whatever frames came before."""
-    choice, peers = random.Random(7), Peers()
-    seen = set()
+def test_the_bytes_of_a_flow_decide_about_its_peer() -> None:
+    """Frames with the same bytes and direction have the same peer, whatever else is in them."""
+    choice = random.Random(7)
+    known: dict[Hashable, tuple[object, int]] = {}
     for _ in range(20_011):
         data, link_type, direction = memoryview(frame(choice)), choice.choice([ETHERNET, RAW]), choice.randrange(4)
-        expected = peer_of(data, link_type, direction)
-        assert peers.of(data, link_type, direction) == expected
-        seen.add(expected)
-    assert None in seen
-    assert len(seen) > 20
+        if (raw := flow_bytes(data, link_type)) is not None:
+            found = peer_of(data, link_type, direction), names_at(raw)
+            assert known.setdefault((raw, direction), found) == found
+    assert len(known) > 100
+    assert len({peer for peer, _ in known.values()}) > 20
 
 
-def test_flows_are_bounded() -> None:
-    """However many flows a file has, few are remembered, and all peers are right."""
-    peers = Peers()
-    for number in range(_FLOWS_MAX + 101):
-        data = bytes(12) + b"\x08\x00\x45" + bytes(11) + b"\x0a" + number.to_bytes(3, "big") + bytes(8)
-        assert peers.of(memoryview(data), ETHERNET, 1) == (b"\x0a" + number.to_bytes(3, "big"), 0)
-    assert max(map(len, peers._known)) <= _FLOWS_MAX
+def test_no_frame_with_a_name_is_left_out() -> None:
+    """Where `names_at` says that there are none, `Names` finds none."""
+    choice = random.Random(9)
+    asked = {"qr": 1, "qdcount": 1, "ancount": 1, "qd": DNSQR(qname="example.com")}
+    payloads = [
+        bytes(DNS(an=DNSRR(rrname="example.com", rdata="192.0.2.1"), **asked)),
+        hello("example.com"),
+        b"nothing",
+    ]
+    found = 0
+    for _ in range(1009):
+        network = choice.choice(
+            [
+                IP(src="10.0.0.1", dst="192.0.2.9"),
+                IP(src="10.0.0.1", dst="192.0.2.9", options=[IPOption(b"\x01")]),
+                IPv6(src="::1", dst="::9"),
+            ]
+        )
+        ports = {"sport": choice.choice([53, 9]), "dport": choice.choice([53, 9])}
+        transport = choice.choice([UDP(**ports), TCP(**ports), TCP(**ports, options=[("Timestamp", (1, 2))])])
+        head = ETHER / Dot1Q(vlan=3) / network if choice.random() < 0.3 else ETHER / network
+        data = memoryview(bytes(head / transport / Raw(choice.choice(payloads)))[: choice.choice([60, 9999, 9999])])
+        names = Names()
+        names.see(data, ETHERNET)
+        at = names_at(flow_bytes(data, ETHERNET))
+        if names._found:
+            found += 1
+            assert at
+            assert at < 0 or starts_tls(data, at)
+    assert found > 50

@@ -21,6 +21,9 @@ from typing import NamedTuple
 
 import pytest
 
+from skbcapd.analysis.live import Intervals
+from skbcapd.analysis.rates import Rates
+from skbcapd.analysis.selectors import Selection, Selectors
 from skbcapd.cli.main import parser
 from skbcapd.errors import SkbcapdError
 from skbcapd.pcapng import live
@@ -336,6 +339,28 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
     yield make
     for one in made:
         one.close()
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ("bytes", ["1061", "1058", "1063"]),
+        ("sent", ["1058", "1063", "1061"]),
+        ("received", ["1061", "1058", "1063"]),
+        ("packets", ["1058", "1061", "1063"]),
+    ],
+)
+def test_orders(order: str, expected: list[str]) -> None:
+    """Rows are sorted by the chosen number, the largest first; a screen that is too small has the first ones."""
+    rates = Rates("tgid", Selection(Selectors()), has_names=False)
+    ours, theirs = socket.socketpair()
+    with theirs, Intervals(ours, "the test") as intervals:
+        theirs.sendall(interval(FIRST))
+        received = intervals.next(DEADLINE_S)
+        assert received is not None
+        report = rates.report(received)
+    assert [line.split()[0] for line in rates.lines(report, order)][2:] == expected
+    assert [line.split()[0] for line in rates.lines(report, order, most=1)][2:] == [expected[0], "..."]
 
 
 def test_the_screen(daemon: Callable[..., Daemon], terminal: Callable[..., Terminal]) -> None:

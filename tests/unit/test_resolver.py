@@ -14,6 +14,7 @@ from skbcapd.capture.plan import Plan
 from skbcapd.capture.record import Record
 from skbcapd.capture.resolver import QUESTIONS, Resolver
 from skbcapd.kernel import abi
+from skbcapd.kernel.program import Group
 from skbcapd.kernel.segments import Upcall, read_local
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
 from tests.support.frames import NTP_FRAME
@@ -33,6 +34,8 @@ class Tables:
         self.holders: dict[int, bytes] = {}
         self.flows: dict[bytes, bytes] = {}
         self.groups: dict[int, list[tuple[int, int]]] = {}
+        self.asked: dict[int, int] = {}
+        self.forks: dict[int, int] = {}
 
     def holder(self, inode: int) -> abi.User | None:
         """The process that has a socket open."""
@@ -46,9 +49,13 @@ class Tables:
         """Store it."""
         self.holders[inode] = user
 
-    def group(self, number: int) -> list[tuple[int, int]]:
+    def group(self, number: int) -> Group:
         """The candidate sockets of a group."""
-        return self.groups.get(number, [])
+        return Group(self.asked.get(number, 0), self.groups.get(number, []))
+
+    def may_have_forked(self, tgid: int, since: int) -> bool:
+        """Whether a process may have forked; without a record, not here."""
+        return self.forks.get(tgid, 0) > since
 
     def add_flow(self, flow: bytes, owner: bytes) -> None:
         """Store it."""
@@ -306,6 +313,35 @@ def test_a_socket_that_several_may_have_open(
     found = made(tables, lambda *_: holders).resolve(asked(inode=GROUP, direction=DIRECTION_IN))
 
     assert (found.via, found.tgid, found.comm) == expected
+
+
+@pytest.mark.parametrize("members", [None, (), (MASTER,)])
+@pytest.mark.parametrize(
+    ("forked_ns", "found"), [(SEEN_NS - 1, (abi.VIA_GROUP, 80)), (SEEN_NS + 1, (abi.VIA_UNKNOWN, 0))]
+)
+def test_the_last_user_has_forked(members: tuple[User, ...] | None, forked_ns: int, found: tuple[int, int]) -> None:
+    """The last user of shared sockets is certain only if it has not forked since: while scans of /proc are put off,
+    and also if nobody else is left, because its children can have ended (nginx with `reuseport`).
+    """
+    tables = Tables()
+    tables.groups[GROUP] = [(number, 100 + number | abi.OPEN_IN_SEVERAL) for number in (1, 2)]
+    tables.forks[MASTER.tgid] = forked_ns
+    for number in (1, 2):
+        tables.owners[number] = abi.Owner(80, 80, 5, b"nginx", b"nginx", 100 + number, 0, 0, SEEN_NS)
+    resolved = made(tables, lambda *_: members).resolve(asked(inode=GROUP, direction=DIRECTION_IN))
+
+    assert (resolved.via, resolved.tgid) == found
+
+
+@pytest.mark.parametrize("later_ns", [0, 1])
+def test_the_answer_to_an_older_question(later_ns: int) -> None:
+    """If the program has asked again for the same sockets, the answer to its first question is not stored."""
+    tables = Tables()
+    tables.groups[GROUP] = [(2, 103 | abi.OPEN_IN_SEVERAL)]
+    tables.asked[GROUP] = BOOT_NS + SEEN_NS + later_ns
+    made(tables, lambda *_: (MASTER,)).resolve(asked(inode=GROUP, direction=DIRECTION_IN))
+
+    assert (GROUP in tables.holders) == (not later_ns)
 
 
 def test_a_candidate_that_started_after_the_packet() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 UNITS = Path(__file__).resolve().parents[2] / "systemd"
 NAMES = ("skbcapd.service", "skbcapd@.service")
+SHIP = ("skbcapd-ship.service", "skbcapd-ship.timer")
 
 
 def installed(name: str, directory: Path) -> Path:
@@ -28,15 +29,17 @@ def analyze(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *SHIP])
 def test_verify_is_silent(name: str, tmp_path: Path) -> None:
     """The analyzer reports nothing about the unit."""
     path = installed(name, tmp_path)
+    if name.endswith(".timer"):
+        installed(name.replace(".timer", ".service"), tmp_path)
     done = analyze("verify", "--man=no", str(path).replace("@.service", "@x.service"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, SHIP[0]])
 def test_exposure(name: str, tmp_path: Path) -> None:
     """The exposure is 2.0 at most."""
     done = analyze("security", "--offline=yes", "--threshold=20", str(installed(name, tmp_path)))

@@ -23,6 +23,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.cache import user_cache
+
 SUITES = ("bookworm", "trixie", "sid")  # oldest kernel first
 META_PACKAGE = "linux-image-amd64"
 DEFAULT_NAMES = ("6.1", "newest")  # the kernels of `make test-all`
@@ -78,11 +80,6 @@ def cache_directory() -> Path:
     if own:
         return Path(own).resolve()
     return user_cache() / "kernels"
-
-
-def user_cache() -> Path:
-    """Returns the directory, outside the checkout, for what the tests fetch once."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "skbcapd").resolve()
 
 
 def unavailable() -> str:
