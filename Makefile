@@ -135,7 +135,8 @@ bench-quick: setup-test
 	$(AS_ROOT) $(VENV)/python -m bench --quick
 
 # The pictures of the documentation; needs no display.
-screenshots: setup
+screenshots: setup-test
+	@tools/setup browser
 	$(AS_ROOT) tools/screenshots docs
 
 install uninstall:

@@ -32,6 +32,7 @@
  *   block.h     the label and the block of a packet
  *   filter.h    packet filters
  *   measure.h   what is measured once, at start
+ *   drops.h     packets that the kernel drops; only with `drops: count`
  *
  * bcc compiles it for the running kernel. skbcapd/kernel/compiler.py joins the files;
  * skbcapd/kernel/abi.py gives all sizes and offsets.
@@ -644,3 +645,25 @@ int on_measure(void *ctx)
 	measure(ctx, FIRST_ARGUMENT(ctx));
 	return 0;
 }
+
+#ifdef DROPS_MAX
+#include "drops.h"
+
+#ifdef DROP_REASON
+#define REASON(ctx) ((u32)TRACEPOINT_ARGUMENT(ctx, DROP_REASON))
+#else
+#define REASON(ctx) DROP_REASON_UNKNOWN
+#endif
+#ifdef DROP_RECEIVER
+#define RECEIVER(ctx) ((u64 *)(ctx) + DROP_RECEIVER)
+#else
+#define RECEIVER(ctx) NULL
+#endif
+
+/* kfree_skb: an sk_buff; further arguments differ between kernels. */
+int on_drop(void *ctx)
+{
+	count_drop(ctx, (void *)TRACEPOINT_ARGUMENT(ctx, 0), RECEIVER(ctx), REASON(ctx));
+	return 0;
+}
+#endif

@@ -72,6 +72,12 @@ class Selection:
         is_meant = ANY in self.interfaces or _is_among(name, self.interfaces)
         return is_meant and self._has_namespace(netns, own_netns) and not _is_among(name, self.exclude)
 
+    def has_drop(self, name: str, netns: int, own_netns: int) -> bool:
+        """Whether drops on an interface are counted; as `has`. If its name is not known (empty), the namespace
+        decides.
+        """
+        return self.has(name, netns, own_netns) if name else self._has_namespace(netns, own_netns)
+
     def named(self) -> dict[str, int]:
         """The network namespaces that now have these names: inode numbers, 0 for none."""
         return {name: inode_of(name) for name in self.namespaces if name != "self" and not name.isdecimal()}
@@ -169,6 +175,10 @@ class Interfaces:
             if known.description is None:
                 del self._known[identity]
                 self._tell(*identity, slot=known.slot, unwanted=False)
+
+    def has_drop(self, name: bytes, netns: int) -> bool:
+        """Whether drops on an interface are counted; see Selection.has_drop."""
+        return self._selection.has_drop(name.decode(errors="backslashreplace"), netns, self._netns)
 
     def forget_numbers(self) -> None:
         """Give each interface a new number with its next packet."""

@@ -30,6 +30,7 @@ _PLACES = {
     "directions": "-Q",
     "snaplen": "-s",
     "payload": "--payload",
+    "drops": "--drops",
     "filter": "FILTER",
     "buffer.size": "-B",
     "files.directory": "-w",
@@ -85,6 +86,11 @@ def add(command: argparse.ArgumentParser) -> None:
         help="none: cut each frame after its transport header, otherwise after its network header",
     )
     command.add_argument(
+        "--drops",
+        choices=("none", "count"),
+        help="count: count the packets that the kernel drops, by reason, interface and process",
+    )
+    command.add_argument(
         "filter",
         metavar="FILTER",
         nargs="*",
@@ -124,6 +130,8 @@ def _settings(options: argparse.Namespace) -> Settings:
         own["snaplen"] = str(CAPTURE_MAX) if options.snaplen == "0" else options.snaplen
     if options.payload is not None:
         own["payload"] = options.payload
+    if options.drops is not None:
+        own["drops"] = options.drops
     if options.filter or options.filter_file:
         own["filter"] = tcpdump.expression(options, options.filter)
     if tcpdump.is_series(options):

@@ -27,6 +27,7 @@ ANSWER_MAX = 4 << 20  # bytes: a thousand rules need less
 PATIENCE_S = 5.0
 _EVERY_S = 1.0
 _INTERFACES = 20  # with rates, the busiest
+_DROPS = 20  # network drops, those with most packets
 _AGAIN_S = 0.05  # until the next try to connect
 _CLEAR = "\x1b[H\x1b[J"
 _CAUSES = {
@@ -177,7 +178,7 @@ def lines(path: str, snapshot: Mapping[str, Any], before: Mapping[str, Any] | No
     """
     try:
         return [escaped(line) + "\n" for line in _lines(snapshot, before)]
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError):
         raise FileError(f"{path}: answer of another version; expected the same version", "try --json") from None
 
 
@@ -211,6 +212,7 @@ def _lines(snapshot: Mapping[str, Any], before: Mapping[str, Any] | None) -> Ite
         yield f"{'log':>16} {_number(snapshot['log']['dropped'])}  lines could not be written"
     if before is not None and passed_s:
         yield from _interface_rates(snapshot["by_interface"], before["by_interface"], passed_s)
+    yield from _network_drops(snapshot["network_drops"])
     yield ""
     sampled, busiest = int(processes["sampled"]), processes["busiest"]
     yield f"busiest processes ({sampled} packets sampled in {processes['seconds']} s)"
@@ -244,6 +246,25 @@ def _memory(memory: Mapping[str, Any] | None) -> Iterator[str]:
     if dump := memory["dump"]:
         left = f", for {float(dump['left_s']):.0f} s more" if dump["state"] == "capturing" else ""
         yield f"dump      {dump['state']}{left}, {int(dump['packets']):,} packets (trigger: {dump['trigger']})"
+
+
+def _network_drops(drops: Mapping[str, Any] | None) -> Iterator[str]:
+    """The lines about packets that the kernel drops: a sum, then by reason, interface and process."""
+    if drops is None:
+        return
+    yield ""
+    yield f"{'network drops':>16} {_number(drops['lost'])}  and {int(drops['no_loss']):,} without a loss"
+    for key, what in (("unlisted", "for which the list had no space"), ("missed", "not counted by reason")):
+        if drops[key]:
+            yield f"{key:>16} {_number(drops[key])}  {what}"
+    rows = drops["rows"][:_DROPS]
+    if rows:
+        yield f"{'PACKETS':>16} {'TGID':>10} {'DIR':>3}  {'REASON':<24} {'INTERFACE':<15}  NAME"
+    for row in rows:
+        reason = row["reason"] if row["loss"] else f"{row['reason']} (no loss)"
+        where, name = row["interface"] or "-", row["name"] or "-"
+        count, tgid = f"{int(row['packets']):,}", row["tgid"] or "-"
+        yield f"{count:>16} {tgid:>10} {row['direction']:>3}  {reason:<24} {where:<15}  {name}"
 
 
 def _duration(seconds: object) -> str:

@@ -49,6 +49,7 @@ Encode = Literal["kernel", "scapy"]
 Payload = Literal["all", "none"]
 Checksums = Literal["keep", "fill"]
 Dedup = Literal["first", "all"]
+Drops = Literal["none", "count"]
 Compress = Literal["none", "gzip", "zstd"]
 Mode = Literal["files", "ring"]
 Attach = Literal["auto", "kprobe", "tracepoint"]
@@ -439,6 +440,14 @@ class Settings:
         "interfaces, and count the others as duplicates. The first is the interface of the sender, if the sender is on "
         "this machine. For a packet from outside it is the uplink: the process of the first packet of a connection may "
         "be unknown there, and known on a later interface.",
+    )
+    drops: Drops = _key(
+        "none",
+        _words(Drops),
+        "What to do about packets that the kernel drops: because no socket wants them, a firewall discards them, a "
+        "buffer is full, or there is no route. none: nothing. count: count them by reason, interface, direction and "
+        "process. `skbcapd status`, the metrics and the lines at the end of a capture show the numbers. The packet "
+        "filter and rules do not apply to them.",
     )
     comment: tuple[str, ...] = _key(
         ", ".join(field.name for field in TABLE if field.is_default),

@@ -21,6 +21,7 @@ from skbcapd import standard_streams
 from skbcapd.attribution import sockets
 from skbcapd.attribution.namespaces import Namespaces
 from skbcapd.capture.capture import FINAL_DRAIN_S, Capture, Machine
+from skbcapd.capture.drops import drops_of
 from skbcapd.capture.interfaces import Selection
 from skbcapd.capture.plan import compile_filters, plan_for
 from skbcapd.capture.reload import Reload
@@ -30,7 +31,7 @@ from skbcapd.daemon.dumps import Dumps
 from skbcapd.daemon.endpoints import Endpoints
 from skbcapd.daemon.log import LOG
 from skbcapd.daemon.loop import Service
-from skbcapd.daemon.report import Report, print_descendants, print_link_types, print_totals
+from skbcapd.daemon.report import Report, print_descendants, print_drops, print_link_types, print_totals
 from skbcapd.daemon.statistics import Statistics, in_force
 from skbcapd.daemon.viewers import Viewers
 from skbcapd.daemon.warnings import warnings_for
@@ -74,7 +75,10 @@ def load_program(settings: Settings) -> kernel.Program:
         _LOG.warning("%s", warning)
     programs = compile_filters(settings)
     filters = packet_filter.source(programs, CAPTURE_MAX) if programs else None
-    return kernel.load(geometry, hooks, settings.attach, settings.transmit, filters, _import_scapy)
+    return kernel.load(
+        *(geometry, hooks, settings.attach, settings.transmit, filters, _import_scapy),
+        counts_drops=settings.drops == "count",
+    )
 
 
 def _import_scapy() -> object:
@@ -188,6 +192,7 @@ def serve(run: Run) -> int:
             report.stopped()
         else:
             print_totals(capture.totals(), quiet=run.quiet)
+            print_drops(drops_of(capture.program, capture.interfaces))
         if run.command and run.command.has_ended:
             print_descendants(capture.descent.running(run.command.pid))
         _say_link_types(run, capture)

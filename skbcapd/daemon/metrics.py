@@ -135,12 +135,33 @@ class Metrics:
             "skbcapd_index_errors", "Files without an index, or with one that ends early.", deleted["index_errors"]
         )
         yield from self._memory(found["memory"])
+        yield from self._network_drops(found["network_drops"])
         yield gauge(
             "skbcapd_start_time_seconds", "Start time of the capture, in seconds since 1970 UTC.", found["start_s"]
         )
         version = gauge("skbcapd_build_info", "Always 1; the version is a label.", labels=["version"])
         version.add_metric([found["version"]], 1)
         yield version
+
+    def _network_drops(self, drops: Mapping[str, Any] | None) -> Iterator[Any]:
+        """The metrics of packets that the kernel drops; none if they are not counted. The kernel chooses the
+        reasons, of which there are about a hundred.
+        """
+        if drops is None:
+            return
+        counter = self._core.CounterMetricFamily
+        reasons = counter(
+            "skbcapd_network_drops",
+            "Packets that the kernel dropped on the captured interfaces; loss=no: nobody has lost them.",
+            labels=["reason", "loss"],
+        )
+        for one in drops["by_reason"]:
+            reasons.add_metric([one["reason"], "yes" if one["loss"] else "no"], one["packets"])
+        yield reasons
+        yield counter(
+            "skbcapd_network_drops_unlisted", "Dropped packets for which the list had no space.", drops["unlisted"]
+        )
+        yield counter("skbcapd_network_drops_missed", "Dropped packets that were not counted.", drops["missed"])
 
     def _memory(self, memory: Mapping[str, Any] | None) -> Iterator[Any]:
         """The metrics of the ring buffer; without one, there are none."""

@@ -13,19 +13,23 @@ from pathlib import Path
 
 from skbcapd import standard_streams
 from skbcapd.capture.capture import Capture
+from skbcapd.capture.drops import NetworkDrops, drops_of
 from skbcapd.capture.totals import Totals
 from skbcapd.daemon.log import LOG
 from skbcapd.daemon.notify import Notifier
 from skbcapd.errors import KernelError
 from skbcapd.events import Event
+from skbcapd.kernel.drops import Drop
 from skbcapd.output.ring import Recorder
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.pcapng import link_type
-from skbcapd.text_safety import escaped
+from skbcapd.pcapng.blocks import DIRECTION_IN
+from skbcapd.text_safety import escaped, escaped_bytes
 
 _LOG = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 10
 _IDS_MAX = 7  # process ids in a line
+_DROP_LINES_MAX = 20
 _SECONDS_BETWEEN_STATES = 5  # reading the counters costs a system call for each interface
 
 
@@ -87,11 +91,15 @@ class Report:
     def stopped(self) -> None:
         """Report the totals: to the journal, or as lines."""
         totals = self._capture.totals()
+        network = drops_of(self._capture.program, self._capture.interfaces)
         if not LOG.is_journal:
             print_totals(totals)
+            print_drops(network)
             return
         dropped = totals.kernel.lost + totals.missed + totals.dropped
         text = f"stopped: {totals.written} packets captured, {dropped} dropped"
+        if network is not None:
+            text += f"; the network dropped {network.lost}"
         fields = Event.STOPPED.extra(file=self._output.path, packets=totals.written, dropped=dropped)
         _LOG.info("%s", text, extra=fields)
 
@@ -170,3 +178,28 @@ def print_totals(totals: Totals, *, quiet: bool = False) -> None:
     for packets, what, always in losses if quiet else [(totals.written, "captured", True), *losses, *others]:
         if packets or always:
             print(f"{packets} packets {what}", file=sys.stderr)
+
+
+def print_drops(drops: NetworkDrops | None) -> None:
+    """Print what the kernel has dropped on stderr: a sum, and a line for each reason, interface and process.
+
+    Args:
+        drops: of the capture; None: they were not counted.
+    """
+    if drops is None:
+        return
+    print(f"the network dropped {drops.lost} packets, and {drops.no_loss} without a loss", file=sys.stderr)
+    for row in drops.rows[:_DROP_LINES_MAX]:
+        print(f"  {row.packets} {row.reason} {drop_place(row)}", file=sys.stderr)
+    if len(drops.rows) > _DROP_LINES_MAX:
+        print(f"  and {len(drops.rows) - _DROP_LINES_MAX} lines more", file=sys.stderr)
+    for packets, what in ((drops.unlisted, "without space to list them"), (drops.missed, "not seen")):
+        if packets:
+            print(f"  {packets} {what}", file=sys.stderr)
+
+
+def drop_place(drop: Drop) -> str:
+    """Where packets were dropped, and whose they are, as text."""
+    direction = "in" if drop.direction == DIRECTION_IN else "out"
+    process = f", {escaped_bytes(drop.process)} ({drop.tgid})" if drop.tgid else ""
+    return f"{direction} {escaped_bytes(drop.device) or '-'}{process}"

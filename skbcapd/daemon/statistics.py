@@ -23,12 +23,13 @@ from typing import Any, Protocol, TypeAlias
 
 from skbcapd import __version__
 from skbcapd.capture.capture import Capture
+from skbcapd.capture.drops import NetworkDrops, drops_of
 from skbcapd.capture.interfaces import InterfaceCount
 from skbcapd.capture.plan import RELOADED
 from skbcapd.config.pattern import TextPattern
 from skbcapd.config.settings import ROWS, Rule, Settings
 from skbcapd.kernel.segments import Packet
-from skbcapd.pcapng.blocks import EPB_PROCESSID_THREADID, OPT_COMMENT, PACKET, walk
+from skbcapd.pcapng.blocks import DIRECTION_IN, EPB_PROCESSID_THREADID, OPT_COMMENT, PACKET, walk
 from skbcapd.pcapng.comment import CommentError, Label, parse
 from skbcapd.text_safety import escaped, escaped_bytes
 
@@ -42,6 +43,7 @@ _TOP = 20
 _FRESH_S = 1.0
 PEAK_S = 60
 INTERFACES_MAX = 256  # in the list by interface
+DROPS_MAX = 256  # in the list of network drops
 _END = struct.Struct("<HHII")  # option 8: code, length, process, thread
 
 
@@ -228,6 +230,7 @@ class Statistics:
             "packets": {"seen": seen, **packets, "pending": pending},
             "dropped": dropped,
             "missed": totals.missed,
+            "network_drops": _network_drops(drops_of(program, capture.interfaces)),
             "wire_bytes": kernel.wire_bytes,
             "upcalls": capture.segments.local,
             "buffer_size": program.geometry.size,
@@ -267,6 +270,35 @@ def _by_interface(counts: Sequence[InterfaceCount]) -> list[dict[str, Any]]:
         }
         for one in counts[:INTERFACES_MAX]
     ]
+
+
+def _network_drops(drops: NetworkDrops | None) -> dict[str, Any] | None:
+    """What the kernel has dropped, for clients; the DROPS_MAX rows with most packets. None: not counted."""
+    if drops is None:
+        return None
+    return {
+        "lost": drops.lost,
+        "no_loss": drops.no_loss,
+        "unlisted": drops.unlisted,
+        "missed": drops.missed,
+        "by_reason": [
+            {"reason": reason, "loss": is_loss, "packets": packets}
+            for (reason, is_loss), packets in drops.by_reason().items()
+        ],
+        "rows": [
+            {
+                "reason": row.reason,
+                "loss": row.is_loss,
+                "interface": escaped_bytes(row.device),
+                "netns": row.netns,
+                "direction": "in" if row.direction == DIRECTION_IN else "out",
+                "tgid": row.tgid or None,
+                "name": escaped_bytes(row.process),
+                "packets": row.packets,
+            }
+            for row in drops.rows[:DROPS_MAX]
+        ],
+    }
 
 
 def _comment(options: bytes) -> bytes:

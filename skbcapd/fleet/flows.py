@@ -8,12 +8,15 @@ whose headers are unusual is read header by header, and not remembered.
 
 from __future__ import annotations
 
+import socket
 import struct
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 from skbcapd.frames import headers
 from skbcapd.frames.headers import IPV4, IPV6, TCP, UDP, Headers
-from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT, EPB_PROCESSID_THREADID
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT, EPB_PROCESSID_THREADID, IF_DESCRIPTION, IF_NAME
 from skbcapd.pcapng.link_type import ETHERNET
 from skbcapd.pcapng.reader import Interface, Stamp, walk_options
 from skbcapd.text_safety import escaped_bytes
@@ -27,7 +30,7 @@ _FRAGMENT = 0x3FFF  # offset, and more fragments
 _KNOWN_MAX = 1 << 15  # entries; then all are forgotten
 _DNS = 53
 _ALWAYS = 1 << 62
-_FIRST = 4  # packets of a connection in which the TLS client says its server's name
+_FIRST = 3  # packets with payload that a client has sent, in each granule: one may have its server's name
 
 Bytes: TypeAlias = tuple[int | bytes, ...]
 """Bytes of a frame, the id of its stamp, and the number of its interface."""
@@ -61,21 +64,34 @@ class Label(NamedTuple):
     via: str | None = None
 
 
-class Found(NamedTuple):
-    """Where a packet is counted.
+@dataclass(eq=False, slots=True)
+class Key:
+    """A row without its granule; one object for equal ones, so it is compared by identity.
 
     Args:
         interface: its interface.
         label: its process.
         flow: both ends.
-        direction: 1 in, 2 out, 0 not known.
-        looks: packets of a granule in which names are looked for.
-        stamp: kept, because its id is in the key of the cache.
+        columns: the columns of the peer, and those from the local end to the network namespace.
     """
 
     interface: Interface
     label: Label
     flow: Flow
+    columns: tuple[tuple[object, ...], tuple[object, ...]]
+
+
+class Found(NamedTuple):
+    """Where a packet is counted.
+
+    Args:
+        key: its row.
+        direction: DIRECTION_IN, DIRECTION_OUT, or 0.
+        looks: packets of a granule in which names are looked for.
+        stamp: kept, because its id is in the key of the cache.
+    """
+
+    key: Key
     direction: int
     looks: int
     stamp: Stamp
@@ -85,20 +101,23 @@ class Flows:
     """Finds flow and process, and remembers them."""
 
     def __init__(self) -> None:
-        self._known: dict[Bytes, Found] = {}
-        self._labels: dict[Label, Label] = {}  # one object for equal ones
-        self._ends: dict[Flow, Flow] = {}
+        self.known: dict[Bytes, Found] = {}
+        """What `find` has returned, where `raw` has all bytes that it depends on."""
+        self._labels: dict[int, tuple[Label, Stamp]] = {}  # by the id of the stamp, which must live as long
+        self._keys: dict[tuple[Interface, Label, Flow], Key] = {}
+        self._interfaces: dict[Interface, tuple[str, str]] = {}
 
     def clear(self) -> None:
         """Forget everything: numbers of interfaces have another meaning from here on."""
-        self._known.clear()
+        self.known.clear()
         self._labels.clear()
-        self._ends.clear()
+        self._keys.clear()
+        self._interfaces.clear()
 
     def find(
         self, raw: Bytes, interface: Interface, stamp: Stamp, frame: memoryview, options: bytes
     ) -> tuple[Found, bool]:
-        """Where a packet is counted, and whether all packets with the same `raw` are counted there.
+        """Where a packet is counted that `known` does not have, and whether `known` has it now.
 
         Args:
             raw: from `FLOW4` or `FLOW6`; anything for other frames.
@@ -107,26 +126,51 @@ class Flows:
             frame: its bytes.
             options: its options.
         """
-        found = self._known.get(raw)
-        if found is not None:
-            return found, True
         read = headers.read(frame, interface.link_type)
         direction = stamp.direction if stamp.direction in {DIRECTION_IN, DIRECTION_OUT} else 0
         flow = _flow(frame, read, direction)
-        looks = _FIRST if read.protocol == TCP else 0
+        looks = 0
         if read.protocol == UDP and _DNS in {flow.local_port, flow.peer_port}:
             looks = _ALWAYS
-        if len(self._known) >= _KNOWN_MAX or max(len(self._labels), len(self._ends)) >= _KNOWN_MAX:
-            self.clear()
-        label = _label(stamp, options, interface.section.order)
-        # A value that is the same object is found faster.
-        found = Found(
-            interface, self._labels.setdefault(label, label), self._ends.setdefault(flow, flow), direction, looks, stamp
-        )
+        elif read.protocol == TCP and direction != DIRECTION_IN:  # what a client of this host asks for
+            looks = _FIRST
+        labelled = self._labels.get(id(stamp))
+        if labelled is None:
+            if len(self._labels) >= _KNOWN_MAX:
+                self._labels.clear()
+            labelled = self._labels[id(stamp)] = _label(stamp, options, interface.section.order), stamp
+        found = Found(self._key(interface, labelled[0], flow), direction, looks, stamp)
         is_regular = _is_regular(raw, interface, read)
         if is_regular:
-            self._known[raw] = found
+            if len(self.known) >= _KNOWN_MAX:
+                self.known.clear()
+            self.known[raw] = found
         return found, is_regular
+
+    def _key(self, interface: Interface, label: Label, flow: Flow) -> Key:
+        found = self._keys.get((interface, label, flow))
+        if found is None:
+            peer, local = (address and _address(address) for address in (flow.peer, flow.local))
+            columns = (
+                (peer, flow.peer_port),
+                (local, flow.local_port, flow.protocol, *label, *self._described(interface)),
+            )
+            found = self._keys[interface, label, flow] = Key(interface, label, flow, columns)
+        return found
+
+    def _described(self, interface: Interface) -> tuple[str, str]:
+        """The name of an interface, and its description: the network namespace."""
+        found = self._interfaces.get(interface)
+        if found is None:
+            options = dict(interface.options())
+            found = escaped_bytes(options.get(IF_NAME, b"")), escaped_bytes(options.get(IF_DESCRIPTION, b""))
+            self._interfaces[interface] = found
+        return found
+
+    def forget(self) -> None:
+        """Between two granules: bound the memory. Within one, equal keys must stay one object."""
+        if len(self._keys) >= _KNOWN_MAX:
+            self.clear()
 
 
 def _is_regular(raw: Bytes, interface: Interface, read: Headers) -> bool:
@@ -170,3 +214,8 @@ def _label(stamp: Stamp, options: bytes, order: str) -> Label:
 
 def _text(value: bytes | None) -> str | None:
     return None if value is None else escaped_bytes(value)
+
+
+@lru_cache(maxsize=1 << 14)
+def _address(packed: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)

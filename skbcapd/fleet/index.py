@@ -15,37 +15,31 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from skbcapd.analysis.names import Names
 from skbcapd.errors import FileError
-from skbcapd.fleet.flows import FLOW4, FLOW6, Bytes, Flow, Flows, Label
+from skbcapd.fleet.flows import FLOW4, FLOW6, Bytes, Flows, Key
 from skbcapd.fleet.places import Place, Places, Plain, Whole
 from skbcapd.fleet.rows import Row
 from skbcapd.frames.headers import IPV6
 from skbcapd.output.naming import harmless
-from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT, IF_DESCRIPTION, IF_NAME
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
 from skbcapd.pcapng.link_type import ETHERNET
 from skbcapd.pcapng.reader import Interface, Reader, Stamp
 from skbcapd.text_safety import escaped_bytes
 
 GRANULE = 1 << 20  # bytes
-_INTERFACES_MAX = 1 << 10  # whose columns are remembered
 
-_Key: TypeAlias = tuple[Interface, Label, Flow]
 _Counter: TypeAlias = list[int]
 _PACKETS, _BYTES, _FIRST_NS, _LAST_NS, _FIRST_AT, _LAST_AT, _LOOKS = range(7)
 """What a counter has; the last one: packets in which names are still looked for."""
+_NOTHING = [0, 0]
+_HELLO = 100  # bytes; the frame of a TLS client that names its server has more
 
-
-class _Sums(NamedTuple):
-    """The counters of a row, by direction."""
-
-    place: Place
-    key: _Key
-    counters: dict[int, _Counter]
+_Rows: TypeAlias = dict[Key, dict[int, _Counter]]
+"""The counters of the rows of a granule, by direction."""
 
 
 def index(path: Path, host: str = "", places: Places | None = None, name: str = "") -> Iterator[Row]:
@@ -77,11 +71,10 @@ class _Index:
         self._names = Names()
         self._flows = Flows()
         self._begin = -1  # offset of the first packet of the granule
-        self._counters: dict[tuple[_Key, int], _Counter] = {}
-        self._by_bytes: dict[Bytes, _Counter] = {}  # the same ones
+        self._rows: _Rows = {}
+        self._by_bytes: dict[Bytes, _Counter] = {}  # the same counters
         self._stamps: list[Stamp] = []  # whose ids are keys there
-        self._waiting: list[_Sums] = []  # of the granule before
-        self._interfaces: dict[Interface, tuple[str, str]] = {}
+        self._waiting: tuple[Place, _Rows] = Place(0, 0, 0), {}  # of the granule before
 
     def rows(self) -> Iterator[Row]:
         """See `index`."""
@@ -117,6 +110,9 @@ class _Index:
             if layer == ETHERNET and len(frame) >= FLOW4.size:
                 raw = (*unpack(frame), id(stamp), number)
                 counter = get(raw)
+                if counter is None and raw[0] == IPV6 and len(frame) >= FLOW6.size:
+                    raw = (*FLOW6.unpack_from(frame), id(stamp), number)
+                    counter = get(raw)
             if counter is None:
                 counter = self._counter(raw, interface, stamp, frame, options, time_ns)
             counter[_PACKETS] += 1
@@ -126,7 +122,7 @@ class _Index:
                 counter[_LAST_NS] = time_ns
             elif time_ns < counter[_FIRST_NS]:
                 counter[_FIRST_NS] = time_ns
-            if counter[_LOOKS]:
+            if counter[_LOOKS] and len(frame) > _HELLO:
                 counter[_LOOKS] -= 1
                 see(frame, layer)
 
@@ -134,17 +130,16 @@ class _Index:
         self, raw: Bytes, interface: Interface, stamp: Stamp, frame: memoryview, options: bytes, time_ns: int
     ) -> _Counter:
         """The counter of a packet that is not found by `raw`."""
-        if raw and raw[0] == IPV6 and len(frame) >= FLOW6.size:
-            raw = (*FLOW6.unpack_from(frame), id(stamp), interface.number)
-            counter = self._by_bytes.get(raw)
-            if counter is not None:
-                return counter
-        found, is_regular = self._flows.find(raw, interface, stamp, frame, options)
-        key = (interface, found.label, found.flow), found.direction
-        counter = self._counters.get(key)
+        found, is_regular = self._flows.known.get(raw), True
+        if found is None:
+            found, is_regular = self._flows.find(raw, interface, stamp, frame, options)
+        ways = self._rows.get(found.key)
+        if ways is None:
+            ways = self._rows[found.key] = {}
+        counter = ways.get(found.direction)
         if counter is None:
             at = self._reader.at
-            counter = self._counters[key] = [0, 0, time_ns, time_ns, at, at, found.looks]
+            counter = ways[found.direction] = [0, 0, time_ns, time_ns, at, at, found.looks]
         if is_regular:
             self._by_bytes[raw] = counter
             self._stamps.append(stamp)
@@ -169,65 +164,57 @@ class _Index:
         seen, also where the first packets of a connection are at the end of a granule.
         """
         yield from self._made()
-        place = self._places.add(self._begin, end)
-        sums: dict[_Key, dict[int, _Counter]] = {}
-        for (key, direction), counter in self._counters.items():
-            sums.setdefault(key, {})[direction] = counter
-        self._waiting = [_Sums(place, key, counters) for key, counters in sums.items()]
-        self._counters.clear()
+        self._waiting = self._places.add(self._begin, end), self._rows
+        self._rows = {}
         self._by_bytes.clear()
         self._stamps.clear()
+        self._flows.forget()
 
     def _made(self) -> Iterator[Row]:
-        for place, (interface, label, flow), counters in self._waiting:
-            sent, received, other = (counters.get(way, _NOTHING) for way in (DIRECTION_OUT, DIRECTION_IN, 0))
-            described = self._places.find(interface.at, len(interface.block))
-            yield Row(
-                min(counter[_FIRST_NS] for counter in counters.values()) // 1000,
-                -(-max(counter[_LAST_NS] for counter in counters.values()) // 1000),
-                _address(flow.peer),
-                flow.peer_port,
-                (" ".join(self._names.of(flow.peer)) or None) if flow.peer else None,
-                _address(flow.local),
-                flow.local_port,
-                flow.protocol,
-                *label,
-                *self._interface(interface),
-                sent[_PACKETS],
-                sent[_BYTES],
-                received[_PACKETS],
-                received[_BYTES],
-                other[_PACKETS],
-                other[_BYTES],
-                *self._file,
-                place.offset,
-                place.length,
-                min(counter[_FIRST_AT] for counter in counters.values()) - place.begin,
-                max(counter[_LAST_AT] for counter in counters.values()) - place.begin,
-                interface.number,
-                described.offset,
-                described.length,
-                interface.at - described.begin,
+        place, waiting = self._waiting
+        start = *self._file, place.offset, place.length
+        described: dict[Interface, tuple[int, ...]] = {}
+        names_of, make = self._names.of, Row._make
+        for key, ways in waiting.items():
+            described_at = described.get(key.interface) or described.setdefault(
+                key.interface, self._described(key.interface)
             )
-        self._waiting = []
+            first_ns, last_ns, first_at, last_at = _span(ways)
+            sent, received, other = (ways.get(way, _NOTHING) for way in (DIRECTION_OUT, DIRECTION_IN, 0))
+            peer = key.flow.peer
+            names = names_of(peer) if peer else ()
+            yield make(
+                (
+                    first_ns // 1000,
+                    -(-last_ns // 1000),
+                    *key.columns[0],
+                    " ".join(names) if names else None,
+                    *key.columns[1],
+                    sent[_PACKETS],
+                    sent[_BYTES],
+                    received[_PACKETS],
+                    received[_BYTES],
+                    other[_PACKETS],
+                    other[_BYTES],
+                    *start,
+                    first_at - place.begin,
+                    last_at - place.begin,
+                    *described_at,
+                )
+            )
+        self._waiting = place, {}
 
-    def _interface(self, interface: Interface) -> tuple[str, str]:
-        """Its name, and its description: the network namespace."""
-        found = self._interfaces.get(interface)
-        if found is None:
-            if len(self._interfaces) >= _INTERFACES_MAX:
-                self._interfaces.clear()
-            options = dict(interface.options())
-            found = escaped_bytes(options.get(IF_NAME, b"")), escaped_bytes(options.get(IF_DESCRIPTION, b""))
-            self._interfaces[interface] = found
-        return found
+    def _described(self, interface: Interface) -> tuple[int, ...]:
+        """Its number, and where its description is."""
+        place = self._places.find(interface.at, len(interface.block))
+        return interface.number, place.offset, place.length, interface.at - place.begin
 
 
-_NOTHING = [0, 0]
-
-
-@lru_cache(maxsize=1 << 14)
-def _address(packed: bytes | None) -> str | None:
-    if packed is None:
-        return None
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+def _span(ways: dict[int, _Counter]) -> tuple[int, int, int, int]:
+    """First and last time, offset of the first and last block."""
+    first, *others = ways.values()
+    _, _, first_ns, last_ns, first_at, last_at, _ = first
+    for counter in others:
+        first_ns, last_ns = min(first_ns, counter[_FIRST_NS]), max(last_ns, counter[_LAST_NS])
+        first_at, last_at = min(first_at, counter[_FIRST_AT]), max(last_at, counter[_LAST_AT])
+    return first_ns, last_ns, first_at, last_at

@@ -276,9 +276,9 @@ def _walk(name: str, read: _Data, interface: Interface) -> Iterator[Packet]:
 
 def _columns(found: Found) -> _Key:
     """What distinguishes rows of an interface."""
-    flow = found.flow
+    flow = found.key.flow
     ends = _address(flow.local), flow.local_port, _address(flow.peer), flow.peer_port
-    return (*found.label, flow.protocol, *ends)
+    return (*found.key.label, flow.protocol, *ends)
 
 
 @lru_cache(maxsize=1 << 14)

@@ -25,6 +25,9 @@ VMLINUX = Path("/sys/kernel/btf/vmlinux")
 _MAGIC = 0xEB9F
 _HEADER = struct.Struct("<HBBIIIII")
 _TYPE = struct.Struct("<III")
+_PARAMETER = struct.Struct("<II")  # name, type
+_ENUMERATOR = struct.Struct("<II")  # name, value (of 64 bits: its lower half)
+_INDIRECTIONS = 8  # pointers and qualifiers of one argument
 _INT, _PTR, _ARRAY, _STRUCT, _UNION, _ENUM, _FWD, _TYPEDEF, _VOLATILE, _CONST, _RESTRICT = range(1, 12)
 _FUNC, _FUNC_PROTO, _VAR, _DATASEC, _FLOAT, _DECL_TAG, _TYPE_TAG, _ENUM64 = range(12, 20)
 _OTHER_KERNEL = "the kernel is too old or too new for skbcapd: boot another one, and report this one"
@@ -62,6 +65,7 @@ class Btf:
         self._structs: dict[int, int] = {}  # offset of the name in _strings -> type id
         self._typedefs: dict[int, int] = {}  # the same for typedefs
         self._functions: dict[int, int] = {}  # the same for functions
+        self._enums: dict[int, int] = {}  # the same for enums
         self._index()
 
     @classmethod
@@ -88,6 +92,8 @@ class Btf:
                 self._typedefs[name] = number
             elif kind == _FUNC:
                 self._functions[name] = number
+            elif kind in (_ENUM, _ENUM64):
+                self._enums.setdefault(name, number)
             elif not _INT <= kind <= _ENUM64:
                 raise BtfError(
                     f"BTF type {number} is of kind {kind}; expected {_INT} to {_ENUM64}",
@@ -189,6 +195,47 @@ class Btf:
         """The type id of a name."""
         start = self._strings.find(b"\0" + name.encode() + b"\0") + 1
         return types.get(start) if start else None
+
+    def arguments(self, tracepoint: str) -> list[str]:
+        """The types of the arguments of a tracepoint: the name of the type, or of what it points to; empty if
+        it has none. An empty list: this kernel does not have the tracepoint.
+        """
+        number = self.tracepoint(tracepoint)
+        if number is None:
+            return []
+        prototype = self._target(self._target(number))
+        at = self._at[prototype]
+        count = _TYPE.unpack_from(self._types, at)[1] & 0xFFFF
+        kinds = [_PARAMETER.unpack_from(self._types, at + 12 + _PARAMETER.size * index)[1] for index in range(count)]
+        return [self._name_behind(kind) for kind in kinds[1:]]  # the first one is of the tracepoint itself
+
+    def enumerators(self, name: str) -> list[tuple[int, str]]:
+        """Values and names of an enum, in their order; empty if this kernel does not have it."""
+        number = self._named(self._enums, name)
+        if number is None:
+            return []
+        at = self._at[number]
+        info = _TYPE.unpack_from(self._types, at)[1]
+        size = _PER_MEMBER[info >> 24 & 31]
+        found = [_ENUMERATOR.unpack_from(self._types, at + 12 + size * index) for index in range(info & 0xFFFF)]
+        return [(value, self._string(place)) for place, value in found]
+
+    def _target(self, number: int) -> int:
+        """The type that a typedef, pointer or qualifier leads to."""
+        return int(_TYPE.unpack_from(self._types, self._at[number])[2])
+
+    def _name_behind(self, number: int) -> str:
+        for _ in range(_INDIRECTIONS):
+            if not number:
+                break
+            name, info, target = _TYPE.unpack_from(self._types, self._at[number])
+            if info >> 24 & 31 not in (_PTR, _CONST, _VOLATILE, _RESTRICT, _TYPE_TAG):
+                return self._string(name)
+            number = target
+        return ""
+
+    def _string(self, start: int) -> str:
+        return self._strings[start : self._strings.find(0, start)].decode()
 
     def number(self, struct_name: str) -> int:
         """The type id of a struct.

@@ -18,7 +18,7 @@ from skbcapd.kernel import btf
 from skbcapd.kernel.btf import VMLINUX, Btf
 from skbcapd.kernel.cache import Cache, digest
 
-T = TypeVar("T", int, bool, "int | None", "list[int]")
+T = TypeVar("T", int, bool, "int | None", "list[int]", "list[str]", "list[tuple[int, str]]")
 
 
 class KeptBtf(Btf):
@@ -47,6 +47,13 @@ class KeptBtf(Btf):
 
     def function(self, name: str) -> int | None:  # noqa: D102
         return self._ask(f"function {name}", lambda: Btf.function(self, name))
+
+    def arguments(self, tracepoint: str) -> list[str]:  # noqa: D102
+        return self._ask(f"arguments {tracepoint}", lambda: Btf.arguments(self, tracepoint))
+
+    def enumerators(self, name: str) -> list[tuple[int, str]]:  # noqa: D102
+        found = self._ask(f"enumerators {name}", lambda: Btf.enumerators(self, name))
+        return [(value, text) for value, text in found]  # the cache has lists
 
     def number(self, struct_name: str) -> int:  # noqa: D102
         return self._ask(f"number {struct_name}", lambda: Btf.number(self, struct_name))

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from skbcapd import clocks
 from skbcapd.errors import KernelError
 from skbcapd.filter import packet_filter
-from skbcapd.kernel import abi, kept_btf, loader, syscall
+from skbcapd.kernel import abi, drops, kept_btf, loader, syscall
 from skbcapd.kernel.abi import Geometry, Measurement
 from skbcapd.kernel.btf import Btf
 from skbcapd.kernel.loader import Hook
@@ -39,7 +39,6 @@ _MAPS = (
     *("descendants", "counters", "measurements", "wakeups", "packets"),
     *("stages_out", "stages_in"),  # the kernel empties these maps when no descriptor of them is open
 )
-_RECURSION_MISSES = 208  # offset in struct bpf_prog_info
 _MARKER_TRIES = 64
 _KALLSYMS = Path("/proc/kallsyms")
 
@@ -72,6 +71,7 @@ _ALWAYS = (
     Hook("tracepoint", "inet_sock_set_state", "on_state"),
     Hook("tracepoint", "sched_process_fork", "on_fork"),
 )
+_DROP = Hook("tracepoint", drops.TRACEPOINT, "on_drop")
 
 
 def has_kprobes(pmu: Path = syscall.KPROBE_PMU) -> bool:
@@ -239,11 +239,12 @@ class Program:
         self.hooks = hooks
         self.learning = learning
         self.measured = Measurement(0, 0, 0, 0, b"")
+        self.drops: drops.Drops | None = None
         self._definitions = definitions
         self._child: loader.Loader | None = child
         self._maps = maps
         self._links: list[int] = []
-        self._programs: list[int] = []
+        self._programs: list[int] = []  # of `hooks`, then of `learning`
         self._segments = mmap.mmap(
             maps["segments"], abi.SEGMENT_STRIDE * geometry.segment_count, mmap.MAP_SHARED, mmap.PROT_READ
         )
@@ -371,8 +372,7 @@ class Program:
 
     def missed(self) -> int:
         """How often the kernel skipped the program because it was already running there."""
-        taking = self._programs[: len(self.hooks)]
-        return sum(struct.unpack_from("<Q", syscall.info(fd), _RECURSION_MISSES)[0] for fd in taking)
+        return sum(map(syscall.misses, self._programs[: len(self.hooks)]))
 
     @property
     def wakeup_fd(self) -> int:
@@ -426,8 +426,9 @@ class Program:
             raise KernelError("the program was attached before")
         self.set_clock()
         _, descriptors = self._child.attach()
-        hooks = len(descriptors) // 2
-        self._links, self._programs = descriptors[:hooks], descriptors[hooks:]
+        self._links, self._programs = descriptors[: len(descriptors) // 2], descriptors[len(descriptors) // 2 :]
+        if self.drops is not None:
+            self.drops.program = self._programs[-1]
         self._child.close()
         self._child = None
 
@@ -478,6 +479,8 @@ def load(
     transmit: str = "queue",
     filters: packet_filter.Source | None = None,
     meanwhile: Callable[[], object] = lambda: None,
+    *,
+    counts_drops: bool = False,
 ) -> Program:
     """Compile and load the program for the running kernel. Nothing is captured yet.
 
@@ -488,6 +491,7 @@ def load(
         transmit: as given to choose_hooks.
         filters: packet filters; None for none.
         meanwhile: called while the compiler works.
+        counts_drops: count the packets that the kernel drops.
 
     Raises:
         BtfError: the types of the kernel are missing or unknown.
@@ -495,24 +499,26 @@ def load(
     """
     btf = kept_btf.load()
     definitions = abi.definitions(btf, geometry) | {"CPUS": _possible_cpus()}
-    if filters:
-        definitions["WINDOW"] = filters.window
+    definitions |= {"WINDOW": filters.window} if filters else {}
     learning = choose_learning_hooks(attach, transmit, btf)
-    measure = choose_hooks(attach, ("out",), "queue")[0]
-    measure = replace(measure, function="on_measure")
-    every = [
-        replace(hook, type_id=btf.tracepoint(hook.target) or 0) if hook.kind == "tracepoint" else hook
-        for hook in (measure, *hooks, *learning)
-    ]
-    child = loader.start(_MAPS, definitions, every[1:], every[0], filters.text if filters else "")
+    if counts_drops:
+        definitions |= drops.definitions(btf)
+        learning.append(_DROP)
+    measure = replace(choose_hooks(attach, ("out",), "queue")[0], function="on_measure")
+    every = _with_types((measure, *hooks, *learning), btf)
+    names = _MAPS + drops.MAPS * counts_drops
+    child = loader.start(names, definitions, every[1:], every[0], filters.text if filters else "")
     try:
         meanwhile()
+        reasons = drops.Reasons(btf) if counts_drops else None
         btf.keep()
         message, descriptors = child.receive()
         maps = dict(zip(message["maps"], descriptors, strict=True))
         _compare_sizes(geometry, maps)
         program = Program(geometry, every[1 : 1 + len(hooks)], learning, child, maps, definitions)
         program.control[abi.LATE] = transmit == "driver"
+        if reasons is not None:
+            program.drops = drops.Drops([maps[name] for name in drops.MAPS], reasons, _possible_cpus())
     except OSError as error:
         child.close()
         if error.errno in (errno.ENOMEM, errno.EPERM):
@@ -527,9 +533,17 @@ def load(
     return program
 
 
+def _with_types(hooks: Sequence[Hook], btf: Btf) -> list[Hook]:
+    """Hooks with the type ids of their tracepoints."""
+    return [
+        replace(hook, type_id=btf.tracepoint(hook.target) or 0) if hook.kind == "tracepoint" else hook for hook in hooks
+    ]
+
+
 def _compare_sizes(geometry: Geometry, maps: dict[str, int]) -> None:
-    for name, expected in geometry.record_sizes().items():
-        found = struct.unpack_from("<II", syscall.info(maps[name]), 8)
+    sizes = geometry.record_sizes() | drops.RECORD_SIZES
+    for name in maps.keys() & sizes.keys():
+        found, expected = struct.unpack_from("<II", syscall.info(maps[name]), 8), sizes[name]
         if found != expected:
             raise KernelError(f"map {name} has keys and values of {found} bytes; abi.py expects {expected}")
 

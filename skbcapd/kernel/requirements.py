@@ -18,7 +18,7 @@ from pathlib import Path
 
 from skbcapd import clocks
 from skbcapd.errors import KernelError, SkbcapdError
-from skbcapd.kernel import abi, btf, limits, syscall
+from skbcapd.kernel import abi, btf, drops, limits, syscall
 from skbcapd.kernel import program as kernel
 
 # Source: capabilities(7). CAP_SYS_ADMIN includes CAP_PERFMON and CAP_BPF, which exist since Linux
@@ -74,6 +74,7 @@ def findings(
     yield _time_namespace(proc)
     yield _lockdown(sys_)
     yield _btf(sys_)
+    yield _drop_reasons(sys_)
     yield _perf(proc)
     yield _kprobes(proc, sys_)
     yield _real_time(sys_)
@@ -322,6 +323,21 @@ def _btf(sys_: Path) -> Finding:
     except SkbcapdError as error:
         return Finding("BTF", error.message, error.hint, fatal=True)
     return Finding("BTF", str(path))
+
+
+def _drop_reasons(sys_: Path) -> Finding:
+    """What `drops: count` can find out."""
+    try:
+        types = btf.Btf.load(sys_ / "kernel/btf/vmlinux")
+        values, reasons = drops.definitions(types), drops.Reasons(types)
+    except SkbcapdError as error:
+        return Finding("drop reasons", f"cannot be used: {error.message}")
+    if "DROP_REASON" not in values:
+        return Finding(
+            "drop reasons", "none: all drops are counted as unknown (since Linux 5.17 the kernel has reasons)"
+        )
+    sockets = "with" if "DROP_RECEIVER" in values else "without (only since Linux 6.11)"
+    return Finding("drop reasons", f"{len(reasons)} reasons, {sockets} the socket of the receiver")
 
 
 def _bcc(python: str) -> Finding:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 _NUMBER = {"x86_64": 321, "aarch64": 280}
 _CREATE, _LOOKUP, _UPDATE, _DELETE, _LOAD, _OBJECT_INFO, _OPEN_TRACEPOINT = 0, 1, 2, 3, 5, 15, 17
+_RECURSION_MISSES = 208  # offset in struct bpf_prog_info
 _ANY, _NO_EXIST = 0, 1  # flags of an update
 _NEXT_KEY = 4
 _MEMBARRIER_NUMBER, _MEMBARRIER_GLOBAL = {"x86_64": 324, "aarch64": 283}, 1  # waits for a grace period of RCU
@@ -84,6 +85,20 @@ def clear(table: int, key_size: int) -> None:
     _LIBC.syscall(_MEMBARRIER_NUMBER[platform.machine()], _MEMBARRIER_GLOBAL, 0, 0)
 
 
+def entries(table: int, key_size: int, value_size: int, most: int) -> list[tuple[bytes, bytes]]:
+    """Entries of a map, at most `most`, with their values. None is removed while this reads."""
+    found: list[tuple[bytes, bytes]] = []
+    key, after = ctypes.create_string_buffer(key_size), ctypes.create_string_buffer(key_size)
+    last = 0
+    with contextlib.suppress(FileNotFoundError):  # there is no further key
+        while len(found) < most:
+            _bpf(_NEXT_KEY, struct.pack("<IIQQQ", table, 0, last, _address(after), 0))
+            key.raw = after.raw
+            last = _address(key)
+            found.append((key.raw, lookup(table, key.raw, value_size)))
+    return found
+
+
 def remove(table: int, key: bytes) -> None:
     """Remove an entry of a map.
 
@@ -110,6 +125,11 @@ def info(descriptor: int) -> bytes:
     buffer = ctypes.create_string_buffer(256)
     _bpf(_OBJECT_INFO, struct.pack("<IIQ", descriptor, len(buffer), _address(buffer)))
     return buffer.raw
+
+
+def misses(program: int) -> int:
+    """How often the kernel skipped a program because it was already running on that processor."""
+    return int(struct.unpack_from("<Q", info(program), _RECURSION_MISSES)[0])
 
 
 def make_map(name: str, kind: int, key_size: int, value_size: int, entries: int, flags: int) -> int:

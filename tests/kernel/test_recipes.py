@@ -68,6 +68,7 @@ FILES: dict[str, tuple[str, Callable[[list[Packet], int], None]]] = {
     "One command, from its first packet to its last": ("curl.pcapng", is_command),
     "One process and its children": ("web.pcapng", is_service),
     "Only headers of one service": ("headers.pcapng", is_headers),
+    "Which packets does the kernel drop, why, and whose are they?": ("drops.pcapng", is_service),
 }
 SAYS = {
     "See packets as they come": rf"(?:.*→.*\n){{{COUNT}}}",

@@ -48,6 +48,29 @@ class Blob:
         self._count += 1
         return self._count
 
+    def enum(self, name: str, *members: tuple[str, int], kind: int = ENUM) -> int:
+        """An enum: names and values of its members."""
+        self._types += struct.pack("<III", self._text(name), kind << 24 | len(members), 4)
+        for member, value in members:
+            words = (self._text(member), value & 0xFFFFFFFF, 0)
+            self._types += struct.pack(f"<{PER_MEMBER[kind]}I", *words[: PER_MEMBER[kind]])
+        self._count += 1
+        return self._count
+
+    def refer(self, kind: int, target: int, name: str = "") -> int:
+        """A pointer, a qualifier or a typedef."""
+        self._types += struct.pack("<III", self._text(name), kind << 24, target)
+        self._count += 1
+        return self._count
+
+    def tracepoint(self, name: str, *arguments: int) -> None:
+        """A tracepoint with arguments of these types, after that of the tracepoint itself."""
+        self._types += struct.pack("<III", 0, FUNC_PROTO << 24 | (len(arguments) + 1), 0)
+        for kind in (0, *arguments):
+            self._types += struct.pack("<II", 0, kind)
+        self._count += 1
+        self.refer(TYPEDEF, self.refer(PTR, self._count), f"btf_trace_{name}")
+
     def build(self, magic: int = 0xEB9F, version: int = 1, types: bytes = b"") -> bytes:
         """The complete blob, with `types` after the added types."""
         types = self._types + types

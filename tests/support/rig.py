@@ -16,6 +16,7 @@ from skbcapd.config.parser import default_settings
 from skbcapd.daemon import statistics
 from skbcapd.filter.packet_filter import Matcher, compile_each
 from skbcapd.kernel import abi
+from skbcapd.kernel.drops import Drop
 from skbcapd.kernel.loader import Hook
 from skbcapd.kernel.marker import Marker
 from skbcapd.kernel.program import Counters, Group
@@ -28,6 +29,29 @@ from skbcapd.pcapng.blocks import PACKET, walk
 from skbcapd.pcapng.comment import Label, label
 from skbcapd.pcapng.interface import Interface
 from tests.support.writer import Writer, block
+
+
+class FakeDrops:
+    """Counts of drops; five more than are listed.
+
+    Args:
+        rows: those that are listed.
+    """
+
+    def __init__(self, *rows: Drop) -> None:
+        self.rows = rows
+
+    def counts(self) -> list[Drop]:
+        """The rows."""
+        return list(self.rows)
+
+    def total(self) -> int:
+        """All drops."""
+        return sum(row.packets for row in self.rows) + 5
+
+    def missed(self) -> int:
+        """Always two."""
+        return 2
 
 
 class FakeProgram(Writer):
@@ -45,6 +69,7 @@ class FakeProgram(Writer):
         self.rows: dict[int, Counters] = defaultdict(Counters)
         self.calls: list[str] = []
         self.on_attach: list[bytes] = []
+        self.drops: FakeDrops | None = None
         self.on_detach: list[bytes] = []
 
     def put(self, *blocks: bytes, slot: int = 0) -> int:

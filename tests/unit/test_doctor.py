@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -150,7 +151,7 @@ def capabilities(effective: int, seccomp: int = 0) -> dict[str, str | bytes | No
 def test_a_good_machine(tmp_path: Path) -> None:
     """On a complete system, no finding is fatal and none needs a remedy."""
     found = machine(tmp_path, {})
-    assert {name: one.text for name, one in found.items() if name not in {"kernel", "BTF"}} == {
+    assert {name: one.text for name, one in found.items() if name not in {"kernel", "BTF", "drop reasons"}} == {
         "capabilities": "all that are needed",
         "seccomp": "no filter",
         "processes": "all of this machine",
@@ -166,6 +167,9 @@ def test_a_good_machine(tmp_path: Path) -> None:
         "bcc": f"0.35.0 ({tmp_path / BCC})",
     }
     assert found["kernel"].text.startswith("6.1.0-28-amd64")
+    assert re.fullmatch(
+        r"\d+ reasons, with(out \(only since Linux 6\.11\))? the socket of the receiver", found["drop reasons"].text
+    )
     assert not any(one.fatal or one.remedy for one in found.values())
 
 

@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Packets that the kernel drops: counted by reason, interface, direction and process.
+ *
+ * The tracepoint kfree_skb runs where the kernel discards a packet, not where a packet has reached
+ * its end (consume_skb). Anything can be in the packet then: its headers were pulled, and fields of
+ * its sk_buff are in use for something else. So:
+ *
+ * - skb->dev shares its memory with numbers of UDP and with a tree of TCP. It is used only if it
+ *   leads to a list whose elements lead back (is_device).
+ * - The socket of a received packet is that which the kernel has chosen (since Linux 6.11 an
+ *   argument). skb->sk is not used for these: it can be the socket of the sender.
+ * - The process is the one that uses the socket in its system call, or the last user on record. It
+ *   is never looked up in /proc: a flood of drops must not cost more than counting.
+ *
+ * Without `drops: count`, nothing here is compiled.
+ */
+
+#define DROP_REASON_UNKNOWN 0xffffffff /* a kernel without reasons */
+
+struct drop_key {
+	u64 net;     /* net_cookie; 0: unknown */
+	u32 ifindex; /* 0: unknown */
+	u32 direction;
+	u32 reason;
+	u32 tgid; /* 0: unknown */
+	u64 device[2];
+	u64 process[2];
+};
+
+struct drop_count {
+	u64 packets;
+	u64 netns; /* inode number of the network namespace */
+};
+
+struct drop_work {
+	struct packet packet;
+	struct drop_key key;
+	struct drop_count first;
+};
+
+BPF_TABLE("hash", struct drop_key, struct drop_count, drops, DROPS_MAX);
+/* All drops, also those for which `drops` has no space. */
+BPF_PERCPU_ARRAY(drop_totals, u64, 1);
+BPF_PERCPU_ARRAY(drop_works, struct drop_work, 1);
+
+/*
+ * Whether an address is that of a struct net_device: the list of interfaces above it is closed. Other
+ * contents of skb->dev are no address, or that of something without such a list.
+ */
+static inline int is_device(u64 dev)
+{
+	u64 head = dev + DEV_UPPER, next = dev ? LOAD(u64, head) : 0;
+
+	return next && LOAD(u64, next + 8) == head && LOAD(u64, dev + DEV_NET);
+}
+
+/* The interface of a packet's route; 0: none. For a received packet it is that of its namespace. */
+static inline u64 device_of_route(u64 route)
+{
+	u64 dev = route & ~1ULL ? LOAD(u64, (route & ~1ULL) + DST_DEV) : 0;
+
+	return is_device(dev) ? dev : 0;
+}
+
+/*
+ * Sets the user of packet->sk, if one is on record. For a receiver (`receives`), only if no other
+ * process can receive the packet; see find_user.
+ */
+static inline void find_recorded_user(struct packet *packet, u32 receives)
+{
+	struct sock_head *sock = &packet->work.sock;
+	struct owner *owner = lookup_owner(&packet->sk);
+	u32 is_datagram = socket_protocol(packet->sk) != IPPROTO_TCP;
+	u32 is_open_to_all = receives && (is_datagram || SOCK(sock, u8, STATE) == TCP_LISTEN);
+	struct user *holder;
+
+	packet->inode = socket_inode(packet->sk);
+	if (owner && is_owner_of(owner, sock, packet->inode)) {
+		if (!is_open_to_all || !is_shared(packet->sk, owner))
+			packet->user = owner->user;
+		return;
+	}
+	if (!packet->inode || (is_open_to_all && references_of(packet->sk) > 1))
+		return;
+	holder = holders.lookup(&packet->inode);
+	if (holder && holder->tgid && holder->tid)
+		packet->user = *holder;
+}
+
+/* The process of packet->sk, on which the packet was sent, or which would have received it. */
+static inline void find_user_of_drop(void *ctx, struct control *control, struct packet *packet, u32 receives)
+{
+	struct sock_head *sock = &packet->work.sock;
+
+	if (READ(sock, sizeof(*sock), packet->sk) || !is_user_socket(sock) ||
+	    SOCK(sock, u8, STATE) == TCP_NEW_SYN_RECV)
+		return;
+	if (!receives && context_of(ctx, control) == VIA_CURRENT) {
+		u64 socket = LOAD(u64, packet->sk + SOCK_SOCKET);
+		u64 file = socket ? LOAD(u64, socket + SOCKET_FILE) : 0;
+
+		if (is_at_work_on(packet->sk, socket, file, control, &packet->work.owner, 0)) {
+			set_current_user(&packet->user);
+			return;
+		}
+	}
+	find_recorded_user(packet, receives);
+}
+
+/*
+ * The process that would have received a packet for which the kernel has not chosen a socket yet: by
+ * the same rules as where packets are received, with the same guard.
+ */
+static inline void find_receiver_of_drop(struct control *control, struct packet *packet, struct skb *skb)
+{
+	enum via via;
+
+	packet->data = packet->head + SKB(skb, u16, NETWORK_HEADER);
+	if (!is_guard_known(packet))
+		renew_guard(packet, control->nothing);
+	via = find_receiver(control, packet, skb);
+	if (via == VIA_UNRESOLVED) /* Python is not asked */
+		__sync_fetch_and_add(&control->questions, 1);
+	if (via > VIA_PATH)
+		packet->user.tgid = 0;
+}
+
+/* Sets the interface of a packet, and its namespace, from the interface or from the socket. */
+static inline void set_drop_place(struct packet *packet, struct drop_work *work, u64 net, u32 ifindex)
+{
+	struct drop_key *key = &work->key;
+	struct device *device;
+
+	packet->net = net;
+	packet->key.net = key->net = LOAD(u64, net + NET_COOKIE);
+	work->first.netns = LOAD(u32, net + NET_INUM);
+	packet->key.ifindex = key->ifindex = ifindex;
+	packet->key.direction = key->direction;
+	if (packet->dev) {
+		key->device[0] = LOAD(u64, packet->dev + DEV_NAME);
+		key->device[1] = LOAD(u64, packet->dev + DEV_NAME + 8);
+		return;
+	}
+	device = devices.lookup((struct device_key *)&packet->key);
+	if (device)
+		__builtin_memcpy(key->device, device->name, 16);
+}
+
+/* Adds one to the row of a key, and to the total. */
+static inline void add_drop(struct drop_work *work)
+{
+	u32 zero = 0;
+	u64 *total = drop_totals.lookup(&zero);
+	struct drop_count *row = drops.lookup(&work->key);
+
+	if (total)
+		__sync_fetch_and_add(total, 1);
+	if (!row) {
+		drops.insert(&work->key, &work->first);
+		row = drops.lookup(&work->key);
+	}
+	if (row)
+		__sync_fetch_and_add(&row->packets, 1);
+}
+
+/* The kernel has dropped a packet. `receiver` is the socket that would have received it; 0: none. */
+static inline void count_drop(void *ctx, void *argument, u64 *receiver, u32 reason)
+{
+	u32 zero = 0;
+	struct control *control = controls.lookup(&zero);
+	struct drop_work *work = drop_works.lookup(&zero);
+
+	if (!control || !work)
+		return;
+	struct packet *packet = &work->packet;
+	struct skb *skb = get_skb(packet, argument);
+	u32 iif = SKB(skb, u32, SKB_IIF);
+	u64 net = 0;
+
+	__builtin_memset(&work->key, 0, sizeof(work->key));
+	__builtin_memset(&work->first, 0, sizeof(work->first));
+	__builtin_memset(&packet->user, 0, sizeof(packet->user));
+	packet->time = bpf_ktime_get_ns();
+	packet->address = (u64)argument;
+	packet->dev = SKB(skb, u64, DEV);
+	packet->sk = receiver ? *receiver : 0;
+	packet->inode = SKB(skb, u64, SK);
+	packet->head = SKB(skb, u64, HEAD);
+	packet->data = SKB(skb, u64, DATA);
+	packet->passage.sk = SKB(skb, u64, REFDST);
+	barrier(); /* from here on, addresses are numbers for the verifier */
+	packet->linear_end = packet->data + SKB(skb, u32, LEN) - SKB(skb, u32, DATA_LEN);
+	u64 route = device_of_route(packet->passage.sk), sender = packet->inode;
+
+	if (!is_device(packet->dev))
+		packet->dev = iif ? 0 : route;
+	u32 ifindex = packet->dev ? LOAD(u32, packet->dev + DEV_IFINDEX) : iif;
+	u64 receives = packet->sk || (iif && ifindex == iif);
+
+	if (!packet->sk && !receives)
+		packet->sk = sender;
+	u32 family = packet->sk ? LOAD(u16, packet->sk + SOCK_FAMILY) : 0;
+
+	if (packet->dev)
+		net = LOAD(u64, packet->dev + DEV_NET);
+	else if (family == AF_INET || family == AF_INET6)
+		net = LOAD(u64, packet->sk + SOCK_NET);
+	else if (route)
+		net = LOAD(u64, route + DEV_NET);
+	else
+		return; /* a message of a UNIX or netlink socket */
+	work->key.reason = reason;
+	work->key.direction = receives ? IN : OUT;
+	set_drop_place(packet, work, net, ifindex);
+	barrier();
+	if (packet->sk)
+		find_user_of_drop(ctx, control, packet, work->key.direction == IN);
+	else if (work->key.direction == IN && packet->dev)
+		find_receiver_of_drop(control, packet, skb);
+	barrier();
+	if (packet->user.tgid) {
+		work->key.tgid = packet->user.tgid;
+		work->key.process[0] = packet->user.process[0];
+		work->key.process[1] = packet->user.process[1];
+	}
+	add_drop(work);
+}

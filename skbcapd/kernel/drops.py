@@ -1,0 +1,193 @@
+"""Packets that the kernel drops: their counts in the kernel program, and the names of the reasons.
+
+In: the BTF of the kernel, and a map of bpf/drops.h. Out: definitions for compiling, and a count for
+each reason, interface, direction and process.
+
+The rule: no number of a reason and no position of an argument is known here. Both differ between
+kernels, and come from BTF.
+
+Source: include/net/dropreason-core.h, include/net/dropreason.h, include/trace/events/skb.h.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from skbcapd.kernel import syscall
+from skbcapd.kernel.abi import Record
+from skbcapd.kernel.btf import Btf
+
+TRACEPOINT = "kfree_skb"
+MAPS = ("drops", "drop_totals")
+DROPS_MAX = 4096  # combinations of reason, interface, direction and process
+UNKNOWN = 0xFFFFFFFF  # DROP_REASON_UNKNOWN of bpf/drops.h
+_REASONS, _SUBSYSTEMS = "skb_drop_reason", "skb_drop_reason_subsys"
+_PREFIXES = ("SKB_DROP_REASON_SUBSYS_", "SKB_DROP_REASON_", "SKB_")
+_SUBSYSTEM_SHIFT = 16
+_NO_REASONS = {"MAX", "SUBSYS_MASK"}
+
+NO_LOSS = frozenset(
+    {
+        "CONSUMED",
+        "NOT_DROPPED_YET",
+        "OTHERHOST",
+        "IPV6_NDISC_NS_OTHERHOST",
+        "PACKET_SOCK_ERROR",
+        "DUP_FRAG",
+        "TCP_OLD_DATA",
+        "TCP_OLD_SEQUENCE",
+        "TCP_OLD_ACK",
+        "TCP_TOO_OLD_ACK",
+        "TCP_OFOMERGE",
+        "TCP_RFC7323_PAWS_ACK",
+    }
+)
+"""Reasons for which nobody has lost anything, if the kernel has them; docs/drops.md says why."""
+
+
+class DropKey(NamedTuple):
+    """struct drop_key of bpf/drops.h."""
+
+    net: int
+    ifindex: int
+    direction: int
+    reason: int
+    tgid: int
+    device: bytes
+    process: bytes
+
+
+class DropCount(NamedTuple):
+    """struct drop_count of bpf/drops.h."""
+
+    packets: int
+    netns: int
+
+
+KEY = Record(DropKey, "<QIIII16s16s")
+COUNT = Record(DropCount, "<QQ")
+_TOTAL = struct.Struct("<Q")
+RECORD_SIZES = {"drops": (KEY.size, COUNT.size), "drop_totals": (4, _TOTAL.size)}
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Packets that the kernel has dropped.
+
+    Args:
+        reason: the kernel's own name for it, or "unknown".
+        device: name of the interface; empty if it is not known.
+        netns: inode number of the network namespace; 0: not known.
+        direction: pcapng.blocks.DIRECTION_IN or DIRECTION_OUT.
+        tgid: process id of the sender or receiver; 0: not known.
+        process: its name.
+        packets: their number.
+    """
+
+    reason: str
+    device: bytes
+    netns: int
+    direction: int
+    tgid: int
+    process: bytes
+    packets: int
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether somebody has lost them."""
+        return self.reason not in NO_LOSS
+
+
+class Reasons:
+    """The names of the reasons of one kernel, from its BTF."""
+
+    def __init__(self, btf: Btf) -> None:
+        names = {number: _short(name) for number, name in btf.enumerators(_REASONS)}
+        self._names = {number: name for number, name in names.items() if name not in _NO_REASONS}
+        self._subsystems = {number: _short(name) for number, name in btf.enumerators(_SUBSYSTEMS)}
+
+    def __len__(self) -> int:
+        """The number of reasons; 0 on a kernel without them."""
+        return len(self._names)
+
+    def name(self, number: int) -> str:
+        """The name of a reason. One of a module has the name of the subsystem and a number."""
+        if number == UNKNOWN:
+            return "unknown"
+        subsystem, own = divmod(number, 1 << _SUBSYSTEM_SHIFT)
+        if subsystem:
+            return f"{self._subsystems.get(subsystem, f'SUBSYSTEM_{subsystem}')}_{own}"
+        return self._names.get(number, f"REASON_{number}")
+
+
+def definitions(btf: Btf) -> dict[str, int | str]:
+    """The definitions for compiling bpf/drops.h; with them, it is compiled.
+
+    Raises:
+        BtfError: the kernel lacks a required field.
+    """
+    values: dict[str, int | str] = {
+        "DROPS_MAX": DROPS_MAX,
+        "SKB_REFDST": btf.offset("sk_buff", "_skb_refdst"),
+        "DST_DEV": btf.offset("dst_entry", "dev", "dev_rcu"),
+    }
+    arguments = btf.arguments(TRACEPOINT)
+    if _REASONS in arguments:  # since Linux 5.17
+        values["DROP_REASON"] = arguments.index(_REASONS)
+    if "sock" in arguments:  # since Linux 6.11
+        values["DROP_RECEIVER"] = arguments.index("sock")
+    return values
+
+
+class Drops:
+    """The counts in the kernel program.
+
+    Args:
+        maps: descriptors of MAPS.
+        reasons: names of the reasons of this kernel.
+        cpus: number of processors of a per-CPU map.
+    """
+
+    def __init__(self, maps: Sequence[int], reasons: Reasons, cpus: int) -> None:
+        self._table, self._total = maps
+        self._reasons, self._cpus = reasons, cpus
+        self.program: int | None = None
+        """The descriptor of the program, once it is attached."""
+
+    def missed(self) -> int:
+        """How often the kernel skipped the program because it was already running on that processor."""
+        return 0 if self.program is None else syscall.misses(self.program)
+
+    def total(self) -> int:
+        """All packets that were dropped since the start, on all interfaces."""
+        data = syscall.lookup(self._total, bytes(4), _TOTAL.size * self._cpus)
+        return sum(number for (number,) in _TOTAL.iter_unpack(data))
+
+    def counts(self) -> list[Drop]:
+        """The packets by reason, interface, direction and process, those with most packets first."""
+        found = []
+        for data, value in syscall.entries(self._table, KEY.size, COUNT.size, DROPS_MAX):
+            key, count = KEY.unpack(data), COUNT.unpack(value)
+            found.append(
+                Drop(
+                    reason=self._reasons.name(key.reason),
+                    device=key.device.split(b"\0")[0],
+                    netns=count.netns,
+                    direction=key.direction,
+                    tgid=key.tgid,
+                    process=key.process.split(b"\0")[0],
+                    packets=count.packets,
+                )
+            )
+        return sorted(found, key=lambda drop: (-drop.packets, drop.reason))
+
+
+def _short(name: str) -> str:
+    """The name of a reason without the prefix that all have."""
+    for prefix in _PREFIXES:
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return name
