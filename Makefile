@@ -31,7 +31,7 @@ wireshark_datadir = /usr/share/wireshark
 # The Python of Debian has bcc and systemd.
 PYTHON = /usr/bin/python3
 
-.PHONY: run test test-all setup setup-test setup-fleet fleet test-fleet lint format generate unit fuzz test-kernel test-faults test-many test-package test-vm
+.PHONY: run test test-all setup setup-test setup-fleet test-fleet lint format generate unit fuzz test-kernel test-faults test-many test-package test-vm
 .PHONY: test-beside-stream soak coverage bench bench-quick screenshots install uninstall deb clean check-unit check-golden
 
 run: setup
@@ -64,10 +64,7 @@ setup-test:
 setup-fleet:
 	@tools/setup fleet
 
-# Many hosts on this machine: captures, indexes, object storage, the table, questions and packets by DuckDB and by Spark.
-fleet: setup-fleet
-	PYTHONDONTWRITEBYTECODE=1 .venv-fleet/bin/python -m tools.fleet
-
+# `skbcapd fleet`, with its libraries.
 test-fleet: setup-fleet
 	PYTHONDONTWRITEBYTECODE=1 .venv-fleet/bin/python -m pytest -p no:cacheprovider $(NO_SKIPS) tests/fleet
 

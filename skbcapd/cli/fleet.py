@@ -33,7 +33,7 @@ def add(command: argparse.ArgumentParser) -> None:
         "packets with whom. extract: write the selected packets of all hosts to one file",
     )
     command.add_argument(
-        "storage", metavar="URL", help="where index/raw and index/day are: a directory, s3://BUCKET, sftp://HOST/DIR"
+        "storage", metavar="URL", help="where index/raw and index/day are: a directory, or s3://BUCKET"
     )
     command.add_argument(
         "--replace", action="store_true", help="compact: an index file that has changed replaces what is in the table"

@@ -1,6 +1,6 @@
 """Files on this machine, in object storage or on another host, through fsspec.
 
-In: a URL: a path, `s3://bucket/...`, `sftp://user@host/...`. Out: lists of files, bytes, ranges of bytes.
+In: a URL: a path, `s3://bucket/...`. Out: lists of files, bytes, ranges of bytes.
 
 The rules: a file has its name only when it is complete. Each error is a FleetError with the URL. What was opened and
 read is counted.
