@@ -7,6 +7,8 @@ CONFIG = etc/skbcapd.yaml
 DURATION =
 KERNEL =
 NO_SKIPS =
+# With sudo, the captures of `make run` belong to the user who runs it.
+OWNER = $(if $(filter-out 0,$(shell id -u)),--set files.owner=$(shell id -u):$(shell id -g))
 COVERED = tests/unit tests/golden tests/kernel
 
 VENV = .venv/bin
@@ -35,7 +37,8 @@ PYTHON = /usr/bin/python3
 .PHONY: test-beside-stream soak coverage bench bench-quick screenshots install uninstall deb clean check-unit check-golden
 
 run: setup
-	$(AS_ROOT) $(VENV)/skbcapd run --config $(CONFIG) --set files.directory=./captures \
+	@mkdir -p -m 750 captures
+	$(AS_ROOT) $(VENV)/skbcapd run --config $(CONFIG) --set files.directory=./captures $(OWNER) \
 		$(if $(DURATION),--duration $(DURATION))
 
 # A skipped test is a failed run. What needs no kernel program runs on both processors. The kernel tests have the machine

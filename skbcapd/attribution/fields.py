@@ -225,10 +225,17 @@ def comment_fields(names: Iterable[str], *candidates: tuple[User, Process | None
         Names and values, without those that are not known or differ between candidates.
     """
     found: dict[str, bytes | int] = {}
+    if not all(user.tgid for user, _ in candidates):
+        return []  # a field that one of them does not have is not common to all
     for name in names:
         field = FIELDS.get(name)
-        values = {field.value(*one) if field is not None and one[0].tgid else None for one in candidates}
-        value = values.pop() if len(values) == 1 else None
+        if field is None:
+            continue
+        if len(candidates) == 1:  # nearly always, and five times faster than a set
+            value = field.value(*candidates[0])
+        else:
+            values = {field.value(*one) for one in candidates}
+            value = values.pop() if len(values) == 1 else None
         if value is not None and (value != b"" or name == "comm"):
             found[name] = value
     return [(name, value) for name, value in found.items() if value != found.get(FIELDS[name].unless_equal)]

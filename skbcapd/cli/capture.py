@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import socket
 import sys
 from pathlib import Path
@@ -12,11 +13,11 @@ from skbcapd.cli import arguments, processes, selecting, tcpdump
 from skbcapd.config import parser as config
 from skbcapd.config.settings import Settings
 from skbcapd.daemon import app
-from skbcapd.daemon.command import Command
+from skbcapd.daemon.command import Command, caller
 from skbcapd.daemon.warnings import missing_interfaces
 from skbcapd.errors import UsageError
 from skbcapd.kernel.abi import CAPTURE_MAX
-from skbcapd.output.block_writer import CaptureFile
+from skbcapd.output.block_writer import CaptureFile, owner_ids
 from skbcapd.output.interface import Output
 from skbcapd.output.key_log import KeyLogs
 from skbcapd.output.pcapng_output import FileOutput
@@ -136,8 +137,10 @@ def _settings(options: argparse.Namespace) -> Settings:
         own["filter"] = tcpdump.expression(options, options.filter)
     if tcpdump.is_series(options):
         own |= tcpdump.series(options)
+    user = caller(os.environ, os.geteuid())
+    default = {"files.owner": f"{user.uid}:{user.gid}"} if user else {}  # files belong to who called sudo
     return config.default_settings(
-        arguments.overrides(options) | own, {key: place for key, place in _PLACES.items() if key in own}
+        default | arguments.overrides(options) | own, {key: place for key, place in _PLACES.items() if key in own}
     )
 
 
@@ -201,7 +204,8 @@ def _output(options: argparse.Namespace, settings: Settings, key_logs: KeyLogs) 
             f"skbcapd extract {escaped(file)} -w OUT --format pcap",
             file=sys.stderr,
         )
-    written = CaptureFile(Path(file), part=False, jobs=Worker("writer"))
+    owner = owner_ids(settings.files.owner)
+    written = CaptureFile(Path(file), part=False, jobs=Worker("writer"), owner=owner)
     return FileOutput(written, encode, key_logs), written
 
 

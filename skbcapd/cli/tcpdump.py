@@ -68,7 +68,9 @@ OTHERS = (
     Other(("-T",), "TYPE", "the lines do not show it; use tshark -d"),
     Other(("-u",), "", "NFS is not printed; use tshark -V"),
     Other(("-y", "--linktype"), "TYPE", "each interface has its own link type; skbcapd capture -D"),
-    Other(("-Z", "--relinquish-privileges"), "USER", "files belong to who runs it; use the setting files.owner"),
+    Other(
+        ("-Z", "--relinquish-privileges"), "USER", "files belong to who runs it, or who called sudo; use files.owner"
+    ),
     # refused
     Other(("-d",), "", "tcpdump -d FILTER prints the program of a filter", is_refused=True),
     Other(("-E",), "SECRET", "packets are not decrypted; open the file in Wireshark", is_refused=True),

@@ -30,7 +30,7 @@ _FRAGMENT = 0x3FFF  # offset, and more fragments
 _KNOWN_MAX = 1 << 15  # entries; then all are forgotten
 _DNS = 53
 _ALWAYS = 1 << 62
-_FIRST = 3  # packets with payload that a client has sent, in each granule: one may have its server's name
+_FIRST = 4  # packets that a client has sent, in each granule: one may have its server's name
 
 Bytes: TypeAlias = tuple[int | bytes, ...]
 """Bytes of a frame, the id of its stamp, and the number of its interface."""

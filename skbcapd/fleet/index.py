@@ -36,7 +36,7 @@ _Counter: TypeAlias = list[int]
 _PACKETS, _BYTES, _FIRST_NS, _LAST_NS, _FIRST_AT, _LAST_AT, _LOOKS = range(7)
 """What a counter has; the last one: packets in which names are still looked for."""
 _NOTHING = [0, 0]
-_HELLO = 100  # bytes; the frame of a TLS client that names its server has more
+_SHORT = 60  # bytes; neither an answer of DNS nor the hello of a TLS client fits such a frame
 
 _Rows: TypeAlias = dict[Key, dict[int, _Counter]]
 """The counters of the rows of a granule, by direction."""
@@ -122,7 +122,7 @@ class _Index:
                 counter[_LAST_NS] = time_ns
             elif time_ns < counter[_FIRST_NS]:
                 counter[_FIRST_NS] = time_ns
-            if counter[_LOOKS] and len(frame) > _HELLO:
+            if counter[_LOOKS] and len(frame) > _SHORT:
                 counter[_LOOKS] -= 1
                 see(frame, layer)
 

@@ -43,20 +43,32 @@ STOP_S = 2.0  # time to wait for the disk after the capture has ended
 
 
 def owner_ids(text: str) -> tuple[int, int]:
-    """User and group ids of `USER`, `USER:GROUP` or `:GROUP`; -1 if one is missing, SELF for
-    `self`.
+    """User and group ids of `USER`, `USER:GROUP` or `:GROUP`, names or numbers; -1 if one is missing,
+    SELF for `self`.
 
     Raises:
         UsageError: there is no such user or group.
     """
     user, _, group = ("", "", "") if text == "self" else text.partition(":")
     try:
-        return pwd.getpwnam(user).pw_uid if user else -1, grp.getgrnam(group).gr_gid if group else -1
+        return _number(user, lambda: pwd.getpwnam(user).pw_uid), _number(group, lambda: grp.getgrnam(group).gr_gid)
     except KeyError:
         raise UsageError(
             f"files.owner is {text}: no such user or group on this machine",
             "getent passwd; getent group",
         ) from None
+
+
+def _number(name: str, looked_up: Callable[[], int]) -> int:
+    """The id of a user or group; a number that is no name is the id itself."""
+    if not name:
+        return -1
+    try:
+        return looked_up()
+    except KeyError:
+        if name.isdecimal():
+            return int(name)
+        raise
 
 
 class BlockSink:
@@ -199,6 +211,7 @@ class CaptureFile:
         mode: permission bits, limited by the umask.
         directory: descriptor of the directory of the path, which can be moved.
         jobs: as for BlockSink, like the next two.
+        owner: user and group ids of a file that is not there yet; -1: of the process.
 
     Raises:
         FileError: it cannot be opened.
@@ -214,6 +227,7 @@ class CaptureFile:
         jobs: Jobs | None = None,
         keep_free: int = 0,
         buffers: Buffers | None = None,
+        owner: tuple[int, int] = SELF,
     ) -> None:
         self.path = path
         self.working_path = path.with_name(path.name + ".part") if part else path
@@ -223,10 +237,21 @@ class CaptureFile:
         self._directory = directory
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (os.O_EXCL | os.O_NOFOLLOW if part else os.O_TRUNC)
         try:
-            self.descriptor = os.open(self._place(self.working_path), flags, mode, dir_fd=directory)
+            self.descriptor = self._open(flags, mode, owner)
         except OSError as error:
             raise FileError(f"{self.working_path}: {error.strerror}; expected a file to write to") from None
         self.stream = BlockSink(self.descriptor, strict=not part, jobs=jobs, keep_free=keep_free, buffers=buffers)
+
+    def _open(self, flags: int, mode: int, owner: tuple[int, int]) -> int:
+        """Open the file. One that exists keeps its owner: it may be a file of the system."""
+        place = self._place(self.working_path)
+        if owner != SELF:
+            with contextlib.suppress(FileExistsError):
+                made = os.open(place, flags | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=self._directory)
+                with contextlib.suppress(OSError):  # a file system without owners
+                    os.fchown(made, *owner)
+                return made
+        return os.open(place, flags, mode, dir_fd=self._directory)
 
     def _place(self, path: Path) -> str:
         return str(path) if self._directory is None else path.name

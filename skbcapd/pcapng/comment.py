@@ -22,6 +22,7 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 
 from skbcapd.attribution.fields import CUTTABLE
@@ -34,6 +35,9 @@ OPTIONS_MAX = 512  # bytes of options in a label
 COMMENT_MAX = OPTIONS_MAX - (4 + 8 + 12 + 12 + 4)
 CMDLINE_MAX = 128  # bytes of a command line in a comment
 
+_CUTTABLE = frozenset(CUTTABLE)
+_FLAGS_OPTION, _PROCESS_OPTION = struct.Struct("<HHI"), struct.Struct("<HHII")  # code, length, value
+_END_OPTION = struct.pack("<HH", OPT_ENDOFOPT, 0)
 _KEY = re.compile(r"[a-z_]+")
 _BARE = re.compile(rb"[!#-<>-\[\]-~]+")
 _FIELD = re.compile(
@@ -66,9 +70,9 @@ def comment(fields: Sequence[tuple[str, bytes | str | int]]) -> str:
 
     Source: docs/format.md, "The comment".
     """
-    keys = [key for key, _ in fields]
-    if not keys or len(set(keys)) < len(keys) or not all(map(_KEY.fullmatch, keys)):
-        raise CommentError(f"keys are {keys}; expected one or more, each [a-z_]+, none twice")
+    keys = tuple(key for key, _ in fields)
+    if not _are_keys(keys):
+        raise CommentError(f"keys are {[*keys]}; expected one or more, each [a-z_]+, none twice")
     return " ".join(f"{key}={_spell(value)}" for key, value in fields)
 
 
@@ -118,6 +122,8 @@ def fit(fields: Sequence[tuple[str, bytes | str | int]]) -> list[tuple[str, byte
     Returns:
         The fields; if one was cut, followed by the field `cut` with the names of all cut fields.
     """
+    if _CUTTABLE.isdisjoint(key for key, _ in fields):
+        return list(fields)  # names and numbers always fit
     whole = {key: _raw(value) if key in CUTTABLE else value for key, value in fields}
     found = dict(whole)
     if "cmdline" in found:
@@ -180,12 +186,12 @@ def packet_options(comment: str | None, flags: int, tgid: int, tid: int, *, link
     Source: draft-ietf-opsawg-pcapng sections 3.5, 4.3 and 4.3.1.
     """
     options = b"" if comment is None else option(OPT_COMMENT, comment.encode("ascii"))
-    options += option(EPB_FLAGS, struct.pack("<I", flags))
+    options += _FLAGS_OPTION.pack(EPB_FLAGS, 4, flags)
     if linked:
         options += option(EPB_PACKETID, bytes(8))
     if tgid or tid:
-        options += option(EPB_PROCESSID_THREADID, struct.pack("<II", tgid, tid))
-    return options + option(OPT_ENDOFOPT, b"")
+        options += _PROCESS_OPTION.pack(EPB_PROCESSID_THREADID, 8, tgid, tid)
+    return options + _END_OPTION
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +235,12 @@ def label(
     text = comment(fit(fields)) if fields else None
     before = 0 if text is None else len(option(OPT_COMMENT, text.encode("ascii")))
     return Label(packet_options(text, flags, tgid, tid, linked=linked), before + 4, linked)
+
+
+@lru_cache(maxsize=256)  # the keys of a capture are those of its settings, with and without some
+def _are_keys(keys: tuple[str, ...]) -> bool:
+    """Whether a comment may have these keys."""
+    return bool(keys) and len(set(keys)) == len(keys) and all(map(_KEY.fullmatch, keys))
 
 
 def _spell(value: bytes | str | int) -> str:

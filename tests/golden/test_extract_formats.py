@@ -19,7 +19,7 @@ from scapy.utils import rdpcap
 from tests.support import blocks, traffic
 from tests.support.command import run
 from tests.support.judges import facts, judge, rows
-from tests.support.strangers import options, packet, section
+from tests.support.strangers import ISB, block, interface, options, packet, section, udp
 
 ETHER = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 V4, V6 = IP(src="10.0.0.1", dst="10.0.0.2", id=65535), IPv6(src="fd00::1", dst="fd00::2")
@@ -275,3 +275,29 @@ def test_other_programs_read_it(form: str, path: Path, tmp_path: Path) -> None:
     where = 'udp.port == 53 && !vlan && ip && frame contains "payload"'
     done = subprocess.run(["ngrep", "-qI", out, "payload", "udp port 53"], capture_output=True, text=True, check=True)
     assert len(re.findall("^U 10", done.stdout, re.MULTILINE)) == len(rows(out, "frame.number", where=where)) > 0
+
+
+def test_what_other_programs_lose(path: Path, out: Path, tmp_path: Path) -> None:
+    """With a process block, capinfos shows no times and editcap writes no pcap; extract leaves the block out. editcap
+    and mergecap keep comments, directions and identifiers, and lose option 8, statistics and the interface's address.
+    """
+    ours = interface(opts=options((2, b"eth0"), (6, bytes.fromhex("020000000001")), (9, b"\x09")))
+    opts = options((1, b"comm=a pid=7 tgid=7"), (2, b"\2\0\0\0"), (5, b"i" * 8), (8, struct.pack("<II", 7, 7)))
+    packets = [packet(udp("10.0.0.1", "10.0.0.2"), opts, time=traffic.BEGIN_NS + at) for at in range(3)]
+    statistics = block(ISB, bytes(12))
+    path.write_bytes(section() + ours + block(0xBAD, struct.pack("<I", 1) + b"tgid") + b"".join(packets) + statistics)
+    pcap = tmp_path / "a.pcap"
+    assert not [value for name, value in facts(path) if name == "First packet time"]
+    assert subprocess.run(["editcap", "-F", "pcap", path, pcap], capture_output=True, check=False).returncode == 2
+    assert run("extract", path, "-w", out)[0] == 0
+    assert [value for name, value in facts(out) if name == "First packet time"]
+    subprocess.run(["editcap", "-F", "pcap", out, pcap], capture_output=True, check=True)
+    assert ("Number of packets", "3") in facts(pcap)
+    path.write_bytes(section() + ours + b"".join(packets) + statistics)
+    for command in (["editcap", str(path), str(out)], ["mergecap", "-w", str(out), str(path)]):
+        subprocess.run(command, capture_output=True, check=True)
+        data = out.read_bytes()
+        assert [one.comment for one in written(out)] == ["comm=a pid=7 tgid=7"] * 3
+        assert data.count(options((2, b"\2\0\0\0"), (5, b"i" * 8))) == 3  # the end of the options follows
+        assert statistics not in data
+        assert bytes.fromhex("020000000001") not in data

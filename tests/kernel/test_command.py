@@ -151,15 +151,19 @@ def test_the_command_and_its_descendants_from_first_to_last_packet(wire: Wire, t
 
 
 def test_a_signal_is_passed_on(wire: Wire, tmp_path: Path) -> None:
-    """A signal goes to the command; after signal n ended it, the exit code is 128 + n."""
+    """A signal goes to the command; after signal n ended it, the exit code is 128 + n. The file belongs to the user who
+    called sudo.
+    """
     file = tmp_path / "signal.pcapng"
     arguments = ("-i", wire.near.device, "-w", str(file))
-    with closing(Capture(wire.near.namespace, *arguments, running=[*PYTHON, ASKED, wire.far.ipv4])) as capture:
+    running, sudo = [*PYTHON, ASKED, wire.far.ipv4], ("env", "SUDO_UID=65534", "SUDO_GID=65533")
+    with closing(Capture(wire.near.namespace, *arguments, running=running, through=sudo)) as capture:
         assert line(capture).startswith(b"began")
         capture.process.send_signal(signal.SIGTERM)
         capture.process.wait(DEADLINE_S)  # stdin stays open
         ended = capture.wait()
     assert ended.exit_code == 128 + signal.SIGTERM
+    assert (file.stat().st_uid, file.stat().st_gid) == (65534, 65533)
     assert payloads(file) == [b"first"]
     assert "ended by SIGTERM" in ended.stderr
 

@@ -40,4 +40,4 @@ def test_a_clean_debian(suite: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert "ok    it captures" in done.stdout
-    assert ("ok    make run captures" in done.stdout) == (suite == "trixie")
+    assert ("ok    make run captures, and who ran it can read the file" in done.stdout) == (suite == "trixie")

@@ -153,6 +153,20 @@ def test_the_format_is_said(name: str, is_said: bool, tmp_path: Path, capsys: py
     assert capsys.readouterr().err == expected * is_said
 
 
+def test_files_belong_to_who_called_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root under sudo, a new file belongs to the caller, unless files.owner says otherwise."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    for words, environment, owner in (
+        ([], {"SUDO_UID": "1009", "SUDO_GID": "1013"}, "1009:1013"),
+        (["--set", "files.owner=root"], {"SUDO_UID": "1009", "SUDO_GID": "1013"}, "root"),
+        ([], {"SUDO_UID": "0", "SUDO_GID": "0"}, "self"),
+    ):
+        for name, text in environment.items():
+            monkeypatch.setenv(name, text)
+        options = parser().parse_args(["capture", "-w", "a.pcapng", *words])
+        assert capture._settings(options).files.owner == owner
+
+
 def test_a_usage_error_has_a_hint() -> None:
     """A missing interface gives two lines on stderr and exit code 2."""
     assert skbcapd_says("capture", "-i", "nosuch0") == (

@@ -269,12 +269,22 @@ def test_packets_are_counted_among_blocks() -> None:
     assert count_packets(b"") == 0
 
 
+def test_a_file_that_exists_keeps_its_owner(tmp_path: Path) -> None:
+    """The owner is that of new files only: the user can name any file of the system."""
+    path = tmp_path / "a.pcapng"
+    path.write_bytes(b"old")
+    before = path.stat()
+    CaptureFile(path, part=False, owner=(os.geteuid() + 1, os.getegid() + 1)).close()
+    assert (path.stat().st_uid, path.stat().st_gid, path.stat().st_size) == (before.st_uid, before.st_gid, 0)
+
+
 def test_owners() -> None:
     """A name is looked up; a missing part is -1; an unknown name gives an error with the setting."""
     assert owner_ids("self") == (-1, -1)
     assert owner_ids("root") == (0, -1)
     assert owner_ids("root:root") == (0, 0)
     assert owner_ids(":root") == (-1, 0)
+    assert owner_ids("999983:999979") == (999983, 999979)
     with pytest.raises(UsageError, match=r"files\.owner is nobody-here: no such user or group"):
         owner_ids("nobody-here")
 

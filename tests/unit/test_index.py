@@ -9,9 +9,14 @@ import os
 import random
 import struct
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scapy.layers.dns import DNS, DNSQR, DNSRR
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
 
 from skbcapd.analysis.account import Account
 from skbcapd.analysis.selectors import Selection, Selectors
@@ -198,3 +203,37 @@ def test_times_outside_of_the_calendar(tmp_path: Path) -> None:
     assert index_file.write(path) is None
     with gzip.open(index_file.path_of(path), "rt") as file:
         assert [row.ts_last for row in rows.read(file)] == [253402300799_999_999]
+
+
+def test_names_of_peers(tmp_path: Path) -> None:
+    """A peer has the names of DNS answers and TLS clients in the file, also of those after its first packet."""
+    local, peer = "10.0.0.1", "192.0.2.7"
+    answer = DNS(id=1, qr=1, rd=1, qd=DNSQR(qname="a.example."), an=DNSRR(rrname="a.example.", rdata=peer))
+    name = b"b.example"
+    extension = struct.pack(">HHHBH", 0, len(name) + 5, len(name) + 3, 0, len(name)) + name
+    body = b"\3\3" + bytes(32) + b"\0" + b"\0\2\x13\1" + b"\1\0" + struct.pack(">H", len(extension)) + extension
+    hello = b"\x16\3\1" + struct.pack(">H", len(body) + 4) + b"\1\0" + struct.pack(">H", len(body)) + body
+    ethernet = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
+    tcp = ethernet / IP(src=local, dst=peer) / TCP(sport=40000, dport=443)
+    dns = ethernet / IP(src="10.0.0.53", dst=local) / UDP(sport=53, dport=40001) / answer
+    out, received = process(7, "curl"), process(7, "curl", 1)
+    frames = [(bytes(tcp), out), (bytes(dns), received), (bytes(tcp / Raw(hello)), out)]
+    path = tmp_path / "a.pcapng"
+    path.write_bytes(section() + interface() + b"".join(packet(made, opts) for made, opts in frames))
+    assert {row.peer_address: row.peer_name for row in index(path)} == {peer: "a.example b.example", "10.0.0.53": None}
+
+
+def test_a_file_that_changes_gets_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that grows while it is read has no index, and nothing of one is left."""
+    path = tmp_path / "a.pcapng"
+    capture(path, 101)
+
+    def growing(found: Path, host: str) -> Iterator[Row]:
+        yield from index(found, host)
+        with found.open("ab") as file:
+            file.write(b"more")
+
+    monkeypatch.setattr(index_file, "index", growing)
+    with pytest.raises(FileError, match="changed while it was read"):
+        index_file.write(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["a.pcapng"]
