@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.capture import Capture, Ended
+from tests.kernel.capture import ROOT, Capture, Ended
 from tests.kernel.namespace import Namespace, Wire
 from tests.support.deadline import DEADLINE_S, until
 
@@ -254,3 +255,29 @@ def test_each_drop_is_counted_with_its_reason_and_process(
         in ended.stderr
     )
     assert ended.lost == 0
+
+
+_COMPILED = """
+import hashlib, json, os, sys, zlib
+from skbcapd.kernel import abi, compiler, drops, kept_btf, loader, program
+btf, counts = kept_btf.load(), sys.argv[1] == "count"
+definitions = abi.definitions(btf, abi.Geometry(4)) | {"CPUS": 1} | (drops.definitions(btf) if counts else {})
+hooks = program.choose_hooks("tracepoint", ("out", "in"), "queue")
+hooks += [*program.choose_learning_hooks("tracepoint", "queue", btf), *loader._behind(hooks, loader._UNFILTERED)]
+made = compiler.build(definitions, {hook.function for hook in hooks} | ({"on_drop"} if counts else set()), "")
+fixed = {table.name: zlib.crc32(table.name.encode()) for table in made.maps}
+code = {name: hashlib.sha256(made.code(name, fixed)).hexdigest() for name in made.functions}
+print(json.dumps(code), flush=True)
+os._exit(0)  # as bcc needs it
+"""
+
+
+def test_the_programs_for_captured_packets_stay_the_same() -> None:
+    """With `drops: count`, one program is added, and each of the others has the same instructions as without."""
+    without, counting = (
+        json.loads(subprocess.check_output([sys.executable, "-c", _COMPILED, word], cwd=ROOT, timeout=DEADLINE_S))
+        for word in ("none", "count")
+    )
+    assert len(without) >= 15
+    assert counting.pop("on_drop")
+    assert counting == without
