@@ -33,7 +33,7 @@ wireshark_datadir = /usr/share/wireshark
 # The Python of Debian has bcc and systemd.
 PYTHON = /usr/bin/python3
 
-.PHONY: run test test-all setup setup-test lint format generate unit fuzz test-kernel test-faults test-many test-package test-vm
+.PHONY: run test test-all setup setup-test setup-fleet test-fleet lint format generate unit fuzz test-kernel test-faults test-many test-package test-vm
 .PHONY: test-beside-stream soak coverage bench bench-quick screenshots install uninstall deb rpm clean check-unit check-golden
 
 run: setup
@@ -56,13 +56,20 @@ check-golden: setup-test
 
 # All that `make test` leaves out or does in part only.
 test-all: test
-	$(MAKE) --no-print-directory --keep-going test-faults test-many test-package test-vm NO_SKIPS=--no-skips
+	$(MAKE) --no-print-directory --keep-going test-fleet test-faults test-many test-package test-vm NO_SKIPS=--no-skips
 
 setup:
 	@tools/setup run
 
 setup-test:
 	@tools/setup test
+
+setup-fleet:
+	@tools/setup fleet
+
+# `skbcapd fleet`, with its libraries.
+test-fleet: setup-fleet
+	PYTHONDONTWRITEBYTECODE=1 .venv-fleet/bin/python -m pytest -p no:cacheprovider $(NO_SKIPS) tests/fleet
 
 lint: setup-test
 	$(VENV)/ruff format --check
@@ -144,5 +151,5 @@ rpm:
 	tools/rpm dist
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-fleet build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

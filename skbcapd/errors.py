@@ -6,7 +6,8 @@
     ├── BtfError                 the kernel's type information is missing or not as expected
     ├── KernelError              the kernel rejects what a capture needs: program, hook, map, capability
     ├── SegmentError             the shared memory has content that the kernel program cannot have written
-    └── FileError                a capture file or directory cannot be used
+    ├── FileError                a capture file or directory cannot be used
+    └── FleetError               an index, the table of a fleet, or its storage cannot be used
 
 A message says place, what was found and what was expected; the hint says what to do.
 Lost packets are counters, never exceptions. Only `__main__` turns an error into an exit code.
@@ -88,3 +89,7 @@ class SegmentError(SkbcapdError):
 
 class FileError(SkbcapdError):
     """A capture file or its directory cannot be used."""
+
+
+class FleetError(SkbcapdError):
+    """An index, the table of a fleet, or its storage cannot be used."""

@@ -38,6 +38,7 @@ COMMANDS = {
     "the file.",
     "ship": "Copy indexes, and captures, from a directory of captures to where those of many hosts are collected. "
     "rclone must be installed.",
+    "fleet": "Search the indexes of many hosts, and get the packets: needs `pip install skbcapd[fleet]`.",
     "extcap": "Implement the extcap protocol of Wireshark. Only Wireshark uses this command.",
 }
 

@@ -12,6 +12,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -90,12 +91,22 @@ def add(command: argparse.ArgumentParser, *, needs_files: bool = True) -> None:
     group = command.add_argument_group(
         "selectors", "Each can be repeated: one must match. Of different ones, all must."
     )
+    add_all(group)
+
+
+def add_all(group: argparse._ArgumentGroup) -> None:
+    """Add all selectors."""
     add_processes(group)
     add_packets(group)
     _add(
         group, ["--interface"], "interfaces", "NAME", "name of the interface; a glob, or /regular expression/", _pattern
     )
     _add(group, ["--direction"], "directions", "", "direction of the packet", str, choices=("in", "out"))
+
+
+def add_host(group: argparse._ArgumentGroup) -> None:
+    """Add the selector of hosts."""
+    _add(group, ["--host"], "hosts", "NAME", "name of the host; a glob, or /regular expression/", _pattern)
 
 
 def add_packets(group: argparse._ArgumentGroup) -> None:
@@ -215,17 +226,33 @@ def selection(
     Raises:
         UsageError: a time or the filter is none.
     """
-    wanted = Selectors(
+    return Selection(replace(selectors_of(options, interfaces, directions), expression=expression))
+
+
+def selectors_of(
+    options: argparse.Namespace,
+    interfaces: Sequence[TextPattern] | None = None,
+    directions: Sequence[str] | None = None,
+) -> Selectors:
+    """The selectors of a command line, without a filter.
+
+    Args:
+        options: with the selectors of `add_all`.
+        interfaces: other patterns of names than those of --interface.
+        directions: others than those of --direction.
+
+    Raises:
+        UsageError: a time is none.
+    """
+    return Selectors(
         texts={name: getattr(options, name) for name in TEXTS if getattr(options, name)},
         tgids=frozenset(options.tgids),
         peers=options.peers,
         ports=options.ports,
-        interfaces=interfaces,
-        directions=frozenset(map(selectors.direction, directions)),
+        interfaces=options.interfaces if interfaces is None else interfaces,
+        directions=frozenset(map(selectors.direction, options.directions if directions is None else directions)),
         span=when.span(options.begin, options.end, time.time_ns()),
-        expression=expression,
     )
-    return Selection(wanted)
 
 
 def split_words(words: Sequence[str]) -> tuple[list[Path], str]:

@@ -44,6 +44,7 @@ COMMANDS = (
     "report",
     "index",
     "ship",
+    "fleet",
     "extcap",
 )
 

@@ -40,6 +40,7 @@ _NEEDED = {  # for a command that is named alone
     "top": ["a.pcapng"],
     "index": ["a.pcapng"],
     "ship": ["captures", "fleet:bucket"],
+    "fleet": ["query", "d"],
     "split": ["a.pcapng", "--by", "tgid"],
     "extract": ["a.pcapng", "-w", "b.pcapng"],
 }

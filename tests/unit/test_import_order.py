@@ -50,6 +50,9 @@ LIBRARIES = {
     "yaml": {"config.parser"},
     "regex": {"config.pattern"},
     "prometheus_client": {"daemon.metrics"},
+    "duckdb": {"fleet.compaction", "fleet.questions"},
+    "pyarrow": {"fleet.intake"},
+    "fsspec": {"fleet.storage"},
 }
 
 

@@ -1,0 +1,173 @@
+"""The table of a fleet: which Parquet files are in it, and which index files were taken in.
+
+In: a storage with `index/day`. Out: the parts that a question must open.
+
+Files: `index/day/date=D/hour=HH/part-DAY-ID-N.parquet`, `index/day/manifest/DAY.json` and `DAY.sources-G.json.gz`.
+DAY is that of the capture files, date and hour are those of the rows: a capture can pass midnight.
+
+The rule not to break: a manifest alone says what is valid, and it is replaced whole, last. A part that no manifest
+names does not exist. So a run can be killed at any moment, and reading sees all of a run, or nothing.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from skbcapd.errors import FleetError
+from skbcapd.fleet.storage import Storage
+from skbcapd.text_safety import escaped
+
+TABLE = "index/day"
+_MANIFESTS = f"{TABLE}/manifest"
+_ENDING = ".json"
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A Parquet file of the table.
+
+    Args:
+        path: relative to the storage.
+        hour: hours since 1970 UTC, of the first packet of each row.
+        rows: number of rows.
+        bytes: its size.
+        first_us: the earliest ts_first, in microseconds since 1970 UTC.
+        last_us: the latest ts_last.
+    """
+
+    path: str
+    hour: int
+    rows: int
+    bytes: int
+    first_us: int
+    last_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An index file that was taken in.
+
+    Args:
+        stamp: as of storage.Found.
+        digest: of its bytes.
+        host: in its rows; empty if it has none.
+        file: in its rows.
+        rows: how many of its rows are in the table; 0: they are there from another index file.
+    """
+
+    stamp: str
+    digest: str
+    host: str
+    file: str
+    rows: int
+
+
+@dataclass(slots=True)
+class Manifest:
+    """What is valid of a day.
+
+    Args:
+        day: of the capture files.
+        generation: number of times that it was written.
+        parts: of the table.
+        sources: index files by path; only where they were asked for.
+    """
+
+    day: str
+    generation: int = 0
+    parts: list[Part] = field(default_factory=list)
+    sources: dict[str, Source] = field(default_factory=dict)
+
+
+def load(storage: Storage, day: str, *, has_sources: bool) -> Manifest:
+    """The manifest of a day; an empty one if there is none.
+
+    Raises:
+        FleetError: it cannot be read.
+    """
+    path = f"{_MANIFESTS}/{day}{_ENDING}"
+    try:
+        said = json.loads(storage.read(path))
+        if said["version"] != _VERSION:
+            raise FleetError(
+                f"{escaped(storage.url)}/{path}: version {said['version']}; expected {_VERSION}",
+                "a newer skbcapd has written it",
+            )
+        found = Manifest(day, said["generation"], [Part(**part) for part in said["parts"]])
+        if has_sources:
+            sources = json.loads(gzip.decompress(storage.read(f"{_MANIFESTS}/{said['sources']}")))
+            found.sources = {name: Source(*values) for name, values in sources.items()}
+    except FileNotFoundError as error:
+        if Path(str(error.filename or error)).name.endswith(".gz"):
+            raise FleetError(f"{escaped(storage.url)}/{path}: its list of sources is missing; expected one") from None
+        return Manifest(day)
+    except (ValueError, KeyError, TypeError, EOFError, gzip.BadGzipFile) as error:
+        raise FleetError(f"{escaped(storage.url)}/{path}: {escaped(str(error))}; expected a manifest") from None
+    return found
+
+
+def commit(storage: Storage, manifest: Manifest) -> None:
+    """Write a manifest: from then on, its parts are valid, and no others of its day.
+
+    Raises:
+        FleetError: it cannot be written; or another run has written one since this one was loaded.
+    """
+    if load(storage, manifest.day, has_sources=False).generation != manifest.generation:
+        raise FleetError(
+            f"{escaped(storage.url)}: the manifest of {manifest.day} has changed; expected one compaction at a time",
+            "nothing was lost; run it again",
+        )
+    manifest.generation += 1
+    sources = f"{manifest.day}.sources-{manifest.generation}.json.gz"
+    said = {
+        "version": _VERSION,
+        "generation": manifest.generation,
+        "parts": [asdict(part) for part in manifest.parts],
+        "sources": sources,
+    }
+    listed = {
+        name: [source.stamp, source.digest, source.host, source.file, source.rows]
+        for name, source in manifest.sources.items()
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "file"
+        file.write_bytes(gzip.compress(json.dumps(listed).encode()))
+        storage.put(file, f"{_MANIFESTS}/{sources}")
+        file.write_text(json.dumps(said))
+        storage.put(file, f"{_MANIFESTS}/{manifest.day}{_ENDING}")
+    storage.remove(f"{_MANIFESTS}/{manifest.day}.sources-{manifest.generation - 2}.json.gz")
+
+
+def days(storage: Storage) -> list[str]:
+    """The days that have a manifest."""
+    return [Path(found.path).name.removesuffix(_ENDING) for found in storage.files(_MANIFESTS, _ENDING)]
+
+
+def parts(storage: Storage, begin_us: int | None = None, end_us: int | None = None) -> list[Part]:
+    """The parts that can have rows of a span of time, from `begin_us` on and before `end_us`; None: open.
+
+    Raises:
+        FleetError: a manifest cannot be read.
+    """
+    return [
+        part
+        for day in days(storage)
+        for part in load(storage, day, has_sources=False).parts
+        if (begin_us is None or part.last_us >= begin_us) and (end_us is None or part.first_us < end_us)
+    ]
+
+
+def paths(storage: Storage, chosen: Iterable[Part]) -> list[str]:
+    """What an engine opens, such as read_parquet of DuckDB or Spark."""
+    return [storage.full(part.path) for part in chosen]
+
+
+def identities(sources: Mapping[str, Source]) -> dict[tuple[str, str], str]:
+    """The index file whose rows are in the table, by host and capture file."""
+    return {(source.host, source.file): name for name, source in sources.items() if source.rows}

@@ -1,0 +1,292 @@
+"""Compaction: each index file is in the table once, whatever happens; and what is wrong is one line."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+from skbcapd.errors import FleetError
+from skbcapd.fleet import rows, table
+from skbcapd.fleet.compaction import compact
+from skbcapd.fleet.intake import RAW
+from skbcapd.fleet.rows import Row
+from skbcapd.fleet.storage import Storage
+from tests.fleet.fleet import FILES, ROOT, make, run
+
+HOSTS = 15
+
+
+def arrived(base: Path) -> list[Row]:
+    """The rows of all index files, read without the package under test's table."""
+    found = []
+    for path in (base / RAW).rglob("*.index.csv.gz"):
+        with gzip.open(path, "rt") as lines:
+            found += list(rows.read(lines))
+    return sorted(found, key=str)
+
+
+def stored(base: Path) -> list[Row]:
+    """All rows of the valid parts."""
+    paths = table.paths(Storage(str(base)), table.parts(Storage(str(base))))
+    if not paths:
+        return []
+    columns = [f"epoch_us({name})" if name.startswith("ts_") else f'"{name}"' for name in Row._fields]
+    query = f"SELECT {', '.join(columns)} FROM read_parquet(?)"  # noqa: S608  names of columns
+    return sorted((Row(*values) for values in duckdb.connect().execute(query, [paths]).fetchall()), key=str)
+
+
+@pytest.fixture(scope="module")
+def _fleet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("fleet")
+    make(base, HOSTS)
+    return base
+
+
+@pytest.fixture
+def base(_fleet: Path, tmp_path: Path) -> Path:
+    """A fleet of its own for each test."""
+    shutil.copytree(_fleet / "index", tmp_path / "index")
+    shutil.copytree(_fleet / "captures", tmp_path / "captures")
+    return tmp_path
+
+
+def test_the_table_has_all_rows_once(base: Path) -> None:
+    """The table has the rows of all index files, also after a second run, which writes nothing."""
+    report = compact(Storage(str(base)))
+    assert (report.files, report.said, report.wrong) == (HOSTS * FILES, [], [])
+    assert stored(base) == arrived(base)
+    again = compact(Storage(str(base)))
+    assert (again.files, again.rows, again.parts, again.said, again.wrong) == (0, 0, 0, [], [])
+
+
+def test_parts(base: Path) -> None:
+    """A part is sorted by peer and time, in the directory of its day and hour, with zstd, a bloom filter on the peer,
+    microseconds and signed integers, and with the host in the row.
+    """
+    compact(Storage(str(base)))
+    (part,) = (base / "index/day").rglob("*.parquet")
+    assert part.parent.relative_to(base / "index/day").as_posix() == "date=2026-11-27/hour=09"
+    read = pq.read_table(part, partitioning=None)
+    order = list(zip(read["peer_address"].to_pylist(), read["ts_first"].to_pylist(), strict=True))
+    assert order == sorted(order)
+    assert len(set(read["host_name"].to_pylist())) == HOSTS
+    kinds = {str(field.type) for field in read.schema}
+    assert kinds == {"timestamp[us, tz=UTC]", "string", "int32", "int64"}
+    query = "SELECT compression, bloom_filter_offset FROM parquet_metadata(?) WHERE path_in_schema = 'peer_address'"
+    assert all(
+        compression == "ZSTD" and offset
+        for compression, offset in duckdb.connect().execute(query, [str(part)]).fetchall()
+    )
+
+
+def test_late_files(base: Path) -> None:
+    """Files that arrive later are in the table with the first ones, and replaced parts are deleted after a time."""
+    late = sorted((base / RAW).rglob("*.gz"))[::3]
+    for path in late:
+        path.rename(base / path.name)
+    compact(Storage(str(base)))
+    first = set((base / "index/day").rglob("*.parquet"))
+    for path in late:
+        (base / path.name).rename(path)
+    assert compact(Storage(str(base))).files == len(late)
+    assert stored(base) == arrived(base)
+    assert first < set((base / "index/day").rglob("*.parquet"))
+    compact(Storage(str(base)), grace_s=-60)
+    assert len(list((base / "index/day").rglob("*.parquet"))) == 1
+    assert stored(base) == arrived(base)
+
+
+def test_killed_at_any_moment(base: Path) -> None:
+    """20 runs are killed at random moments, with files that arrive in between: nothing is lost or counted twice."""
+    everything = arrived(base)
+    waiting = sorted((base / RAW).rglob("*.gz"))
+    for path in waiting:
+        path.rename(base / path.name)
+    program = "import sys; from skbcapd.fleet.compaction import compact; from skbcapd.fleet.storage import Storage; "
+    program += "storage = Storage(sys.argv[1]); print(flush=True); compact(storage)"
+    chance = random.Random(os.getpid())
+    killed = 0
+    for _ in range(20):
+        for path in waiting[:2]:
+            (base / path.name).rename(path)
+        del waiting[:2]
+        running = subprocess.Popen([sys.executable, "-c", program, str(base)], cwd=ROOT, stdout=subprocess.PIPE)
+        with running:
+            assert running.stdout
+            running.stdout.readline()
+            time.sleep(chance.uniform(0, 0.4))  # the moment is what is tried
+            running.send_signal(signal.SIGKILL)
+            killed += running.wait() == -signal.SIGKILL
+        seen = stored(base)
+        assert len(seen) == len(set(seen))
+        assert set(seen) <= set(everything)
+    for path in waiting:
+        (base / path.name).rename(path)
+    compact(Storage(str(base)))
+    assert stored(base) == everything
+    assert killed > 0
+
+
+def _torn(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def _text(change: Callable[[str], str]) -> Callable[[bytes], bytes]:
+    return lambda data: gzip.compress(change(gzip.decompress(data).decode()).encode())
+
+
+HOSTILE = {
+    "torn": _torn,
+    "empty": lambda _: b"",
+    "no gzip": lambda _: b"hello\n",
+    "noise inside": lambda data: data[:40] + random.Random(1).randbytes(200) + data[240:],
+    "cut line": _text(lambda text: text[:-9]),
+    "other columns": _text(lambda text: text.replace("peer_port", "port", 1)),
+    "negative": _text(lambda text: re.sub(r",eth0,(.*?),\d+,", r",eth0,\1,-5,", text, count=1)),
+    "huge": _text(lambda text: re.sub(r",eth0,(.*?),\d+,", rf",eth0,\1,{1 << 62},", text, count=1)),
+    "path": _text(lambda text: text.replace("skbcapd-web", "../../etc/skbcapd-web")),
+    "two hosts": _text(lambda text: text.replace(",web-00005,", ",web-00006,", 1)),
+    "address": _text(lambda text: text.replace(",10.0.5.1,", ",10.0.5.01,", 1)),
+    "time": _text(lambda text: re.sub(r"\n\d{4}-", "\n9999-", text, count=1)),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_wrong_index_file(kind: str, base: Path) -> None:
+    """An index file that is torn or hostile is one line, and not in the table; all others are. When it comes whole, it
+    is taken in.
+    """
+    (path,) = (base / RAW).rglob("*web-00005*-000001.pcapng.index.csv.gz")
+    good = path.read_bytes()
+    path.write_bytes(HOSTILE[kind](good))
+    done = run("compact", base, code=1)
+    lines = [line for line in done.stderr.splitlines() if path.name in line]
+    assert len(lines) == 1, done.stderr
+    assert "not taken in" in lines[0]
+    path.write_bytes(good)
+    os.utime(path, ns=(7, 7))
+    run("compact", base)
+    assert stored(base) == arrived(base)
+
+
+def test_a_gzip_bomb(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index file that is too large when decompressed is one line."""
+    monkeypatch.setattr("skbcapd.fleet.intake._BYTES_MAX", 1 << 20)
+    path = next((base / RAW).rglob("*.gz"))
+    path.write_bytes(gzip.compress(bytes(1 << 24)))
+    (line,) = compact(Storage(str(base))).wrong
+    assert path.name in line
+
+
+def test_sent_twice(base: Path) -> None:
+    """The same file again, also under another directory, is counted once."""
+    compact(Storage(str(base)))
+    path = min((base / RAW).rglob("*.gz"))
+    before = stored(base)
+    os.utime(path, ns=(7, 7))
+    other = base / RAW / "again" / path.name
+    other.parent.mkdir()
+    shutil.copyfile(path, other)
+    report = compact(Storage(str(base)))
+    assert len(report.said) == 1
+    assert "counted once" in report.said[0]
+    assert report.wrong == []
+    assert stored(base) == before
+
+
+def test_other_content(base: Path) -> None:
+    """A file with the same name and host, but other content, is one line in each run; with --replace, its rows take
+    the place of the first ones.
+    """
+    compact(Storage(str(base)))
+    before = stored(base)
+    path = min((base / RAW).rglob("*.gz"))
+    with gzip.open(path, "rt") as lines:
+        changed = lines.read().replace(",www-data,", ",nobody,")
+    path.write_bytes(gzip.compress(changed.encode()))
+    for _ in range(2):
+        done = run("compact", base, code=1)
+        assert "two hosts of one name?" in done.stderr
+        assert stored(base) == before
+    run("compact", base, "--replace")
+    assert stored(base) == arrived(base) != before
+
+
+def test_two_hosts_of_one_name(base: Path) -> None:
+    """Of two hosts with one name, that send to different directories, all files with different names are in the
+    table; those with the same name are one line.
+    """
+    path = min((base / RAW).rglob("*web-00001*.gz"))
+    twin = base / RAW / "host=twin" / path.name
+    twin.parent.mkdir()
+    with gzip.open(path, "rt") as lines:
+        twin.write_bytes(gzip.compress(lines.read().replace(",10.0.1.1,", ",10.9.9.9,").encode()))
+    done = run("compact", base, code=1)
+    assert done.stderr.count("two hosts of one name?") == 1
+    twin.unlink()
+    assert len(stored(base)) == len(arrived(base))
+
+
+def test_a_wrong_clock(base: Path) -> None:
+    """Rows of 1970 or of the future are in the table, and one line says so."""
+    path = min((base / RAW).rglob("*.gz"))
+    with gzip.open(path, "rt") as lines:
+        path.write_bytes(gzip.compress(lines.read().replace("2026-11-27T", "1970-01-02T").encode()))
+    done = run("compact", base)
+    assert done.stderr.count("a clock was wrong") == 1
+    assert stored(base) == arrived(base)
+    assert (base / "index/day/date=1970-01-02/hour=09").is_dir()
+
+
+def test_two_compactions(base: Path) -> None:
+    """A second compaction beside a first one is an error; one elsewhere is noticed before it is valid."""
+    storage = Storage(str(base))
+    first = table.load(storage, "2026-11-27", has_sources=True)
+    second = table.load(storage, "2026-11-27", has_sources=True)
+    table.commit(storage, first)
+    with pytest.raises(FleetError, match="one compaction at a time"):
+        table.commit(storage, second)
+
+
+@pytest.mark.parametrize("step", range(1, 6))
+def test_a_storage_that_fails(step: int, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A storage that fails at any write loses nothing: one line, and the next run does all."""
+    storage = Storage(str(base))
+    real, calls = Storage.put, 0
+
+    def put(self: Storage, source: Path, path: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == step:
+            raise FleetError("the bucket: 503 Slow Down; expected to reach it")
+        real(self, source, path)
+
+    monkeypatch.setattr(Storage, "put", put)
+    report = compact(storage)
+    assert len(report.wrong) == (1 if step <= 3 else 0)
+    assert stored(base) in ([], arrived(base))
+    monkeypatch.undo()
+    compact(Storage(str(base)))
+    assert stored(base) == arrived(base)
+
+
+def test_an_index_of_a_new_host(base: Path) -> None:
+    """An index without rows is taken in, and is no error."""
+    path = base / RAW / "host=new/date=2026-11-27/skbcapd-new-20261127T100000.000Z-000001.pcapng.index.csv.gz"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(gzip.compress((",".join(Row._fields) + "\n").encode()))
+    run("compact", base)
+    assert stored(base) == arrived(base)

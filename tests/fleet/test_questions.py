@@ -1,0 +1,125 @@
+"""Questions and extraction: the same packets as plain reading of all files gives, and as tshark sees them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from skbcapd.fleet.compaction import compact
+from skbcapd.fleet.storage import Storage
+from tests.fleet.fleet import ROOT, judged, make, run
+from tools.synthetic_fleet import NEEDLE, Seen
+
+SELECTORS = {
+    "peer": ["--peer", NEEDLE],
+    "time": ["--peer", NEEDLE, "--from", "2026-11-27T09:43:00Z", "--to", "2026-11-27T09:47:00.5Z"],
+    "network": ["--peer", "12.0.0.0/7", "--peer", "100.64.0.0/11"],
+    "one of 256": ["--peer", "1.2.3.0/29"],
+    "process": ["--process", "p*", "--peer", "1.0.0.0/8"],
+    "expression": ["--comm", "/^(java|curl)$/", "--port", "443"],
+    "user, unit": ["--user", "www-*", "--unit", "40.service"],
+    "tgid, direction": ["--direction", "in", "--peer", NEEDLE],
+    "ports": ["--port", "5000-7000", "--interface", "eth*", "--to", "2026-11-27T09:31:00Z"],
+    "none": ["--peer", "8.8.8.8"],
+    "six": ["--peer", "2001:db8::/32"],
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Seen]]:
+    """A compacted fleet, and the truth."""
+    made = tmp_path_factory.mktemp("fleet")
+    truth = make(made)
+    compact(Storage(str(made)))
+    return made, truth
+
+
+def test_the_needle(base: tuple[Path, list[Seen]], tmp_path: Path) -> None:
+    """Who talked to an address, as the truth says: processes, numbers of packets, and the packets themselves."""
+    place, truth = base
+    lines = [json.loads(line) for line in run("query", place, "--peer", NEEDLE, "--format", "json").stdout.splitlines()]
+    assert {(line["host_name"], line["process_name"], line["process_pid"]) for line in lines} == {
+        (seen.host, seen.process, seen.tgid) for seen in truth
+    }
+    assert sum(line["packets_out"] + line["packets_in"] for line in lines) == len(truth) > 0
+    out = tmp_path / "out.pcapng"
+    said = run("extract", place, "--peer", NEEDLE, "-w", out).stderr
+    assert judged(out) == [tuple(seen) for seen in truth]
+    read, of = (int(word) for word in said.partition("ranges, ")[2].split()[:3:2])
+    assert read <= 0.08 * of
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_the_same_packets_as_extract(name: str, base: tuple[Path, list[Seen]], tmp_path: Path) -> None:
+    """`fleet extract` finds the packets that `extract` finds in all files."""
+    place, _ = base
+    fleet, plain = tmp_path / "fleet.pcapng", tmp_path / "plain.pcapng"
+    run("extract", place, *SELECTORS[name], "-w", fleet)
+    files = sorted((place / "captures").rglob("*.pcapng"))
+    command = [sys.executable, "-m", "skbcapd", "extract", *map(str, files), "-w", str(plain), *SELECTORS[name]]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    wanted = [(time, process, tgid) for time, _, process, tgid in judged(plain)]
+    assert [(time, process, tgid) for time, _, process, tgid in judged(fleet)] == wanted
+    assert bool(wanted) == (name not in {"none", "six"})
+
+
+def test_hosts(base: tuple[Path, list[Seen]]) -> None:
+    """--host selects hosts."""
+    place, _ = base
+    lines = list(csv.DictReader(io.StringIO(run("query", place, "--host", "web-0000[3-5]", "--format", "csv").stdout)))
+    assert {line["host_name"] for line in lines} == {"web-00003", "web-00004", "web-00005"}
+
+
+@pytest.mark.parametrize("names", ["rows", "ecs", "ocsf", "zeek"])
+def test_names_of_other_schemas(names: str, base: tuple[Path, list[Seen]]) -> None:
+    """The rows with the names of another schema have the same sums."""
+    place, truth = base
+    lines = [
+        json.loads(line)
+        for line in run("query", place, "--peer", NEEDLE, "--names", names, "--format", "json").stdout.splitlines()
+    ]
+    counters = {
+        "rows": ("packets_out", "packets_in"),
+        "ecs": ("network.packets",),
+        "ocsf": ("traffic.packets",),
+        "zeek": ("orig_pkts", "resp_pkts"),
+    }[names]
+    assert sum(line[counter] for line in lines for counter in counters) == len(truth)
+
+
+def test_a_missing_capture(base: tuple[Path, list[Seen]], tmp_path: Path) -> None:
+    """A capture that is gone is one line; the packets of the others are written."""
+    place, truth = base
+    host = truth[0].host
+    gone = [path for path in (place / "captures" / f"host={host}").rglob("*.pcapng") if path.name.endswith("2.pcapng")]
+    moved = [path.rename(tmp_path / path.name) for path in gone]
+    try:
+        said = run("extract", place, "--peer", NEEDLE, "-w", tmp_path / "out.pcapng", code=1).stderr
+    finally:
+        for path, now in zip(gone, moved, strict=True):
+            now.rename(path)
+    assert said.count("packets are missing") == 1
+    assert judged(tmp_path / "out.pcapng") == [tuple(seen) for seen in truth if seen.host != host]
+
+
+def test_no_table(tmp_path: Path) -> None:
+    """Without a table, an answer is empty."""
+    assert not run("query", tmp_path, "--peer", NEEDLE).stdout
+    run("extract", tmp_path, "-w", tmp_path / "out.pcapng")
+    assert judged(tmp_path / "out.pcapng") == []
+
+
+def test_errors(base: tuple[Path, list[Seen]], tmp_path: Path) -> None:
+    """What cannot be asked or reached is one line."""
+    place, _ = base
+    assert "--captures" in run("extract", place, "-w", tmp_path / "o", "--captures", "{x}", code=2).stderr
+    assert "expected" in run("query", "nothing://x", code=1).stderr
+    (tmp_path / "index/day/manifest").mkdir(parents=True)
+    (tmp_path / "index/day/manifest/2026-11-27.json").write_text("{}")
+    assert "manifest" in run("query", tmp_path, code=1).stderr

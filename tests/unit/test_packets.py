@@ -1,0 +1,246 @@
+"""The packets of index rows: those of the rows, no others, also of stored files that are compressed or wrong."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from skbcapd.analysis.selectors import Selection, Selectors
+from skbcapd.analysis.when import Span
+from skbcapd.errors import FileError
+from skbcapd.fleet.index import index
+from skbcapd.fleet.packets import packets
+from skbcapd.fleet.rows import Row
+from skbcapd.pcapng.reader import Reader
+from tests.support.strangers import interface, options, packet, process, section, udp
+from tools import synthetic_fleet
+
+NANOSECONDS = (9, b"\x09")
+BASE_NS = 1_622_469_600 * 10**9
+COUNT = 2003
+
+
+class Stored:
+    """A file of which ranges are read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bytes = 0
+
+    def __call__(self, begin: int, end: int | None) -> bytes:
+        """Read a range."""
+        data = self.path.read_bytes()[begin:end]
+        self.bytes += len(data)
+        return data
+
+
+def capture(path: Path, order: str = "<") -> None:
+    """Two sections, three interfaces, 7 processes and 23 peers; some blocks are longer than what is read at first."""
+    chance = random.Random(3)
+    with path.open("wb") as file:
+        for part in range(2):
+            file.write(section(order))
+            for name in (b"eth0", b"wlan0"):
+                file.write(interface(order, opts=options((2, name), (3, b"init"), NANOSECONDS, order=order)))
+            for number in range(COUNT):
+                if number == COUNT // 2:
+                    file.write(interface(order, opts=options((2, b"late"), NANOSECONDS, order=order)))
+                direction, tgid = chance.choice((1, 2)), chance.randrange(100, 107)
+                here, there = "10.0.0.1", f"192.168.7.{chance.randrange(23)}"
+                ends = (here, there) if direction == 2 else (there, here)
+                made = udp(*ends, size=chance.choice((60, 300, 5000)))
+                opts = process(tgid, f"p{tgid}", direction) if order == "<" else b""
+                on = chance.randrange(2 if number < COUNT // 2 else 3)
+                time_ns = BASE_NS + (part * COUNT + number) * 10**6 + chance.randrange(10**7)
+                file.write(packet(made, opts, order, number=on, time=time_ns))
+
+
+def read(path: Path) -> list[tuple[int, bytes, bytes]]:
+    """Time, frame and options of all packets, sorted."""
+    with Reader(path) as reader:
+        return sorted((time, bytes(frame), opts) for _, _, time, _, frame, opts in reader.packets())
+
+
+def written(data: bytes, path: Path) -> list[tuple[int, bytes, bytes]]:
+    """The same, of a result."""
+    path.write_bytes(data)
+    return read(path)
+
+
+def of_peer(found: list[tuple[int, bytes, bytes]], peer: bytes) -> list[tuple[int, bytes, bytes]]:
+    """Packets with an address, found by their bytes: not by the package under test."""
+    return [each for each in found if peer in (each[1][26:30], each[1][30:34])]
+
+
+@pytest.mark.parametrize("kind", ["plain", "big-endian", "gz", "zst"])
+def test_the_packets_of_rows(kind: str, tmp_path: Path) -> None:
+    """Exactly the packets of the rows of one peer are returned, in the order of time, with the name of the host."""
+    path = tmp_path / "a.pcapng"
+    order = ">" if kind == "big-endian" else "<"
+    capture(path, order)
+    if kind in {"gz", "zst"}:
+        tool = {"gz": "gzip", "zst": "zstd"}[kind]
+        stored = path.with_name(f"a.pcapng.{kind}")
+        stored.write_bytes(subprocess.run([tool, "-c", path], capture_output=True, check=True).stdout)
+    else:
+        stored = path
+    rows = [row for row in index(stored, "web-1") if "192.168.7.9" in (row.peer_address, row.local_address)]
+    ranges = Stored(stored)
+    data, count = packets(stored.name, ranges, rows)
+    got = written(data, tmp_path / "out.pcapng")
+    wanted = of_peer(read(path), bytes([192, 168, 7, 9]))
+    assert (
+        len(got) == count == len(wanted) == sum(row.packets_out + row.packets_in + row.packets_unknown for row in rows)
+    )
+    assert [each[:2] for each in got] == [each[:2] for each in wanted]
+    shown = subprocess.run(
+        [
+            "tshark",
+            "-r",
+            tmp_path / "out.pcapng",
+            "-T",
+            "fields",
+            "-e",
+            "frame.interface_name",
+            "-e",
+            "frame.time_epoch",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert {line.split("\t")[0] for line in shown} == {"web-1: eth0", "web-1: wlan0", "web-1: late"}
+    times = [line.split("\t")[1] for line in shown]
+    assert times == sorted(times)
+
+
+def test_a_row_is_no_other_row(tmp_path: Path) -> None:
+    """One row alone returns its own packets only: not those of another process, interface or granule."""
+    path = tmp_path / "a.pcapng"
+    capture(path)
+    rows = list(index(path, "web-1"))
+    assert len({row.offset for row in rows}) > 3
+    for row in random.Random(1).sample(rows, 31):
+        _, count = packets("a.pcapng", Stored(path), [row])
+        assert count == row.packets_out + row.packets_in
+
+
+def test_a_rare_peer_reads_little(tmp_path: Path) -> None:
+    """Of a file with one connection of a peer, at most 8 % are read."""
+    truth = synthetic_fleet.make(tmp_path, 4, 3, 2003)
+    read_bytes = size = count = 0
+    for path in tmp_path.rglob("*.pcapng"):
+        rows = [row for row in index(path, "web-1") if row.peer_address == synthetic_fleet.NEEDLE]
+        if rows:
+            ranges = Stored(path)
+            count += packets(path.name, ranges, rows)[1]
+            read_bytes += ranges.bytes
+            size += path.stat().st_size
+    assert count == len(truth) > 7
+    assert read_bytes <= 0.08 * size
+
+
+def test_a_selection_is_exact(tmp_path: Path) -> None:
+    """A row is as long as its granule; the selected time is that of packets."""
+    path = tmp_path / "a.pcapng"
+    capture(path)
+    begin_ns, end_ns = BASE_NS + 10**9 + 1, BASE_NS + 3 * 10**9
+    selection = Selection(Selectors(span=Span(begin_ns, end_ns)))
+    data, _ = packets("a.pcapng", Stored(path), list(index(path, "h")), selection)
+    wanted = [each for each in read(path) if begin_ns <= each[0] < end_ns]
+    assert written(data, tmp_path / "out.pcapng") == wanted
+
+
+@pytest.mark.parametrize("fault", ["cut", "other", "length", "description"])
+def test_a_file_that_is_not_that_of_the_index(fault: str, tmp_path: Path) -> None:
+    """A file that is torn, or was replaced, is an error of one line: never other packets."""
+    path = tmp_path / "a.pcapng"
+    capture(path)
+    rows = [row for row in index(path, "h") if row.peer_address == "192.168.7.9"]
+    data = bytearray(path.read_bytes())
+    if fault == "cut":
+        del data[len(data) // 2 :]
+    elif fault == "other":
+        data[28:] = random.Random(5).randbytes(len(data) - 28)
+    elif fault == "length":
+        for row in rows:
+            at = row.offset + row.first_at + 4
+            data[at : at + 4] = b"\xfc\xff\xff\x7f"
+    else:
+        at = rows[0].interface_offset + rows[0].interface_at
+        data[at : at + 8] = bytes(8)
+    path.write_bytes(data)
+    with pytest.raises(FileError) as error:
+        packets("a.pcapng", Stored(path), rows)
+    assert "\n" not in error.value.message
+    assert "skbcapd index" in error.value.hint
+
+
+@pytest.mark.fuzz
+def test_hostile_rows(tmp_path: Path) -> None:
+    """Rows with any numbers return packets of the file, or an error; never a crash."""
+    path = tmp_path / "a.pcapng"
+    capture(path)
+    rows, chance = list(index(path, "h")), random.Random(11)
+    wide = {"offset", "length", "first_at", "last_at", "interface_offset", "interface_length", "interface_at"}
+    for _ in range(61):
+        row = chance.choice(rows)
+        values = row._asdict() | {
+            name: chance.choice((0, 1, 4, 1 << 20, 1 << 40)) for name in chance.sample(sorted(wide), 2)
+        }
+        changed = Row(**values)
+        if changed.first_at > changed.last_at:
+            continue
+        try:
+            packets("a.pcapng", Stored(path), [changed])
+        except FileError as error:
+            assert "\n" not in error.message  # noqa: PT017  each of many must be of this kind
+
+
+def test_torn_gzip(tmp_path: Path) -> None:
+    """A compressed file that is torn is an error."""
+    path = tmp_path / "a.pcapng"
+    capture(path)
+    stored = tmp_path / "a.pcapng.gz"
+    stored.write_bytes(gzip.compress(path.read_bytes()))
+    rows = list(index(stored, "h"))
+    stored.write_bytes(stored.read_bytes()[:-1000])
+    with pytest.raises(FileError):
+        packets(stored.name, Stored(stored), rows)
+
+
+def test_fleet_without_its_libraries(tmp_path: Path) -> None:
+    """Where the libraries are not installed, one line says how to install them."""
+    program = "import sys; sys.modules['duckdb'] = None; from skbcapd.__main__ import main; sys.exit(main())"
+    for name in ("pyarrow", "fsspec"):
+        program = program.replace("import sys;", f"import sys; sys.modules['{name}'] = None;")
+    done = subprocess.run(
+        [sys.executable, "-c", program, "fleet", "query", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "pip install 'skbcapd[fleet]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["extract", "d"],
+        ["query", "d", "-w", "x"],
+        ["compact", "d", "--format", "json"],
+        ["query", "d", "--replace"],
+        ["extract", "d", "-w", "x", "--names", "ecs"],
+    ],
+)
+def test_an_option_of_another_action(words: list[str]) -> None:
+    """An option that an action does not have is an error, not ignored."""
+    done = subprocess.run(
+        [sys.executable, "-m", "skbcapd", "fleet", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "expected" in done.stderr
