@@ -34,7 +34,7 @@ wireshark_datadir = /usr/share/wireshark
 PYTHON = /usr/bin/python3
 
 .PHONY: run test test-all setup setup-test setup-fleet test-fleet lint format generate unit fuzz test-kernel test-faults test-many test-package test-vm
-.PHONY: test-beside-stream soak coverage bench bench-quick screenshots install uninstall deb clean check-unit check-golden
+.PHONY: test-beside-stream soak coverage bench bench-quick screenshots install uninstall deb rpm clean check-unit check-golden
 
 run: setup
 	@mkdir -p -m 750 captures
@@ -146,6 +146,9 @@ install uninstall:
 
 deb:
 	tools/deb dist
+
+rpm:
+	tools/rpm dist
 
 clean:
 	rm -rf .venv .venv-fleet build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -11,9 +11,15 @@
  * sockets.
  */
 
+/*
+ * The process that sends the marker: then the program sets its number, which Python does not know in
+ * a PID namespace.
+ */
+#define UNKNOWN_SELF (~0ULL)
+
 struct measurement {
 	/* Inputs, from Python. */
-	u64 tgid;	    /* process whose packets are measured; 0: none */
+	u64 tgid;	    /* process whose packets are measured; 0: none; UNKNOWN_SELF */
 	u64 frame_number;   /* of the page that is sent */
 	u64 candidate;	    /* how many GiB below skb->head the search starts */
 	u64 syscall_number; /* of sendfile */
@@ -67,6 +73,16 @@ static inline void measure_udp_table(u64 sk, struct measurement *m)
 	READ(&m->udp_table, sizeof(m->udp_table), protocol + PROT_TABLE);
 }
 
+/* Whether the linear part of a packet ends with the marker, which nobody else knows. */
+static inline int ends_with_marker(struct skb *skb, struct measurement *m)
+{
+	u64 read[4] = {}, *marker = (u64 *)m->marker;
+
+	READ(read, sizeof(read),
+	     SKB(skb, u64, DATA) + SKB(skb, u32, LEN) - SKB(skb, u32, DATA_LEN) - sizeof(read));
+	return read[0] == marker[0] && read[1] == marker[1] && read[2] == marker[2] && read[3] == marker[3];
+}
+
 static inline void measure(void *ctx, void *address)
 {
 	u32 zero = 0;
@@ -74,11 +90,17 @@ static inline void measure(void *ctx, void *address)
 	struct skb whole, *skb = &whole;
 	struct shared info, *shared = &info;
 	u8 piece[FRAGMENT_SIZE] __attribute__((aligned(8)));
+	u64 tgid = bpf_get_current_pid_tgid() >> 32;
 
-	if (!m || m->tgid != bpf_get_current_pid_tgid() >> 32)
+	if (!m || (m->tgid != tgid && m->tgid != UNKNOWN_SELF))
 		return;
 	if (READ(skb, sizeof(*skb), address))
 		return;
+	if (m->tgid == UNKNOWN_SELF) {
+		if (ends_with_marker(skb, m))
+			m->tgid = tgid;
+		return;
+	}
 	measure_udp_table(SKB(skb, u64, SK), m);
 	if (!SKB(skb, u32, DATA_LEN))
 		return;

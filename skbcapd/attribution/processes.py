@@ -215,7 +215,7 @@ class Stat:
     state: bytes = b""
 
 
-def sees_host(proc: Path) -> bool:
+def sees_host(proc: Path = Path("/proc")) -> bool:
     """Whether /proc shows the process ids of the initial PID namespace."""
     try:
         return (proc / "self/ns/pid").stat().st_ino == _INITIAL_NAMESPACE

@@ -20,6 +20,7 @@ from typing import TypeAlias
 from skbcapd import standard_streams
 from skbcapd.attribution import sockets
 from skbcapd.attribution.namespaces import Namespaces
+from skbcapd.attribution.processes import sees_host
 from skbcapd.capture.capture import FINAL_DRAIN_S, Capture, Machine
 from skbcapd.capture.drops import drops_of
 from skbcapd.capture.interfaces import Selection
@@ -283,6 +284,11 @@ def _report_start(run: Run, report: Report | None) -> None:
     hooks = ", ".join(str(hook) for hook in run.program.hooks)
     where = f", writing {run.target.path}" if isinstance(run.output, PcapngOutput | RotatingOutput | Recorder) else ""
     text = f"capturing on {', '.join(settings.interfaces)} ({hooks}), {settings.snaplen} bytes per frame{where}"
+    if not sees_host():
+        _LOG.warning(
+            "in a PID namespace: packets have names of processes, but nothing that only /proc shows (users, command "
+            "lines, sockets that are older than the capture); in a container, --pid=host gives all"
+        )
     if report:
         report.started(text)
     elif not run.quiet:

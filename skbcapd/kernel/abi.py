@@ -68,6 +68,8 @@ QUESTIONS = 32
 STATES = 40  # words before the first struct segment_state
 STATE_WORDS = 3  # used, committed, upcalls
 
+UNKNOWN_SELF = (1 << 64) - 1  # tgid of a measurement
+
 # enum via of bpf/layout.h; its enum direction is defined in pcapng.blocks
 VIA_CURRENT, VIA_SOCKET, VIA_FLOW, VIA_INODE, VIA_PATH = range(5)
 VIA_KERNEL, VIA_FORWARDED, VIA_UNKNOWN, VIA_GROUP, VIA_UNRESOLVED = range(5, 10)

@@ -105,10 +105,10 @@ class Marker:
             receiver.recv(SIZE)
 
     def send_datagram(self) -> None:
-        """Send an empty datagram to ourselves: the kernel program finds the table of UDP sockets
-        through its socket.
+        """Send the bytes in a datagram to ourselves: it shows the kernel program our process, and the
+        table of UDP sockets.
         """
-        self._ends[2].send(b"")
+        self._ends[2].send(self.bytes)
 
     def is_in(self, net: int, frame: memoryview) -> bool:
         """Whether a frame is the marker, captured in its namespace, complete to the last byte."""

@@ -33,7 +33,6 @@ from skbcapd.kernel.btf import Btf
 from skbcapd.kernel.loader import Hook
 from skbcapd.kernel.marker import Marker
 
-OLDEST_KERNEL = (5, 15)
 _MAPS = (
     *("segments", "controls", "labels", "devices", "owners", "flows", "holders", "groups", "forks", "fragments"),
     *("descendants", "counters", "measurements", "wakeups", "packets"),
@@ -388,16 +387,16 @@ class Program:
         if not found.
         """
         table, key = "measurements", struct.pack("<I", 0)
-        found = self.measured
+        unknown = Measurement(abi.UNKNOWN_SELF, 0, 0, 0, marker.bytes)
+        self._update(table, key, abi.MEASUREMENT.pack(*unknown))
+        marker.send_datagram()
+        found = abi.MEASUREMENT.unpack(self._lookup(table, key, abi.MEASUREMENT.size))
         for attempt in range(_MARKER_TRIES):
-            wanted = Measurement(
-                os.getpid(),
-                marker.frame_number(),
-                attempt // 2 * abi.CANDIDATES,  # each range twice: the kernel can move the page in the meantime
-                abi.machine().sendfile,
-                marker.bytes,
-                stack_size=found.stack_size,
-                entry_regs=found.entry_regs,
+            wanted = found._replace(
+                frame_number=marker.frame_number(),
+                candidate=attempt // 2 * abi.CANDIDATES,  # each range twice: the kernel can move the page meanwhile
+                syscall_number=abi.machine().sendfile,
+                packets=0,
             )
             self._update(table, key, abi.MEASUREMENT.pack(*wanted))
             marker.send()

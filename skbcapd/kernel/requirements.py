@@ -29,7 +29,6 @@ _CAPABILITIES = {"sys_admin": 21}
 _FIRST_NAMESPACE = {"pid": 0xEFFFFFFC, "user": 0xEFFFFFFD}
 _SECCOMP_FILTER = "2"  # SECCOMP_MODE_FILTER
 _OLDEST_BCC = (0, 26)  # the oldest version that was tested
-_SEES_USES = (6, 3)  # Linux with sock_send_length and sock_recv_length
 _DEFAULT_BUFFER = 64 << 20  # buffer.size
 _COMPILER = 110 << 20  # for the compiler, in addition to the capture, if no program is cached
 
@@ -51,6 +50,7 @@ def findings(
     sys_: Path = Path("/sys"),
     python: str = sys.executable,
     refusal: Callable[[], str] = syscall.refusal,
+    lacking: Callable[[], str] = syscall.lacking_atomics,
 ) -> Iterator[Finding]:
     """All findings that need no loaded program.
 
@@ -59,24 +59,28 @@ def findings(
         sys_: directory of sysfs.
         python: the interpreter that must find bcc.
         refusal: why the kernel rejects bpf(2) calls; empty if it does not.
+        lacking: why it rejects compare-and-exchange in programs; empty if it does not.
     """
     version = _kernel_version(proc)
     yield version
-    if not _release(proc)[0]:  # without /proc most other findings would be wrong
+    if not _release(proc):  # without /proc most other findings would be wrong
         yield _lockdown(sys_)
         yield _btf(sys_)
         yield _bcc(python)
         return
     capabilities = _capabilities(proc)
     yield capabilities
-    yield _seccomp(proc, "" if capabilities.fatal else refusal())
+    refused = "" if capabilities.fatal else refusal()
+    yield _seccomp(proc, refused)
+    if not capabilities.fatal and not refused:
+        yield _atomics(proc, lacking())
     yield _process_namespace(proc)
     yield _time_namespace(proc)
     yield _lockdown(sys_)
     yield _btf(sys_)
     yield _drop_reasons(sys_)
     yield _perf(proc)
-    yield _kprobes(proc, sys_)
+    yield _kprobes(sys_)
     yield _real_time(sys_)
     yield _tracefs(proc)
     yield _statistics(proc)
@@ -85,11 +89,12 @@ def findings(
     yield _bcc(python)
 
 
-def refuse_hopeless(proc: Path = Path("/proc")) -> None:
+def refuse_hopeless(proc: Path = Path("/proc"), lacking: Callable[[], str] = syscall.lacking_atomics) -> None:
     """Fail early, with a remedy, if a capture cannot work.
 
     Args:
         proc: directory of procfs.
+        lacking: as for `findings`.
 
     Raises:
         KernelError: the first fatal finding.
@@ -97,6 +102,8 @@ def refuse_hopeless(proc: Path = Path("/proc")) -> None:
     for finding in (_kernel_version(proc), _capabilities(proc), _time_namespace(proc)):
         if finding.fatal:
             raise KernelError(f"{finding.name}: {finding.text}", finding.remedy)
+    if not syscall.refusal() and (finding := _atomics(proc, lacking())).fatal:
+        raise KernelError(f"{finding.name}: {finding.text}", finding.remedy)
 
 
 def is_permitted(proc: Path = Path("/proc")) -> bool:
@@ -112,11 +119,17 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _release(proc: Path) -> tuple[str, tuple[int, int]]:
-    """The release of the kernel, and its first two numbers."""
-    release = _read(proc / "sys/kernel/osrelease")
-    numbers = re.match(r"(\d+)\.(\d+)", release)
-    return release, (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+def _bytes(path: Path) -> bytes:
+    """The same as bytes."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _release(proc: Path) -> str:
+    """The release of the kernel."""
+    return _read(proc / "sys/kernel/osrelease")
 
 
 def _status(proc: Path, key: str) -> str:
@@ -126,16 +139,25 @@ def _status(proc: Path, key: str) -> str:
 
 
 def _kernel_version(proc: Path) -> Finding:
-    release, version = _release(proc)
-    oldest = ".".join(str(number) for number in kernel.OLDEST_KERNEL)
+    release = _release(proc)
     if not release:
         has_processes = (proc / "self/status").exists()
         found = "shows processes only" if has_processes else "is empty"
         remedy = "mount -t proc proc /proc" + ("; in a unit: ProcSubset=all" if has_processes else "")
         return Finding("kernel", f"{proc} {found}; expected procfs", remedy, fatal=True)
-    if version < kernel.OLDEST_KERNEL:
-        return Finding("kernel", f"{release}; expected {oldest} or newer", "boot a newer kernel", fatal=True)
-    return Finding("kernel", f"{release} ({platform.machine()}), {oldest} or newer is needed")
+    return Finding("kernel", f"{release} ({platform.machine()})")
+
+
+def _atomics(proc: Path, reason: str) -> Finding:
+    """What decides whether a kernel is too old. Its number does not: distributions add features to old kernels."""
+    if reason:
+        return Finding(
+            "BPF atomics",
+            f"Linux {_release(proc)} rejects compare-and-exchange in BPF programs ({reason}); it exists since 5.12",
+            "boot a newer kernel: 6.1 is the oldest one that was tested",
+            fatal=True,
+        )
+    return Finding("BPF atomics", "compare-and-exchange is there")
 
 
 def _capabilities(proc: Path) -> Finding:
@@ -193,7 +215,7 @@ def _process_namespace(proc: Path) -> Finding:
     if _in_first_namespace(proc, "pid") is False:
         return Finding(
             "processes",
-            "in a PID namespace: skbcapd cannot find any process, and cuts frames at the end of their linear part",
+            "in a PID namespace: names come from the kernel; users, command lines and older sockets are not known",
             "run it in the PID namespace of the host; in a container: --pid=host",
         )
     return Finding("processes", "all of this machine")
@@ -244,10 +266,9 @@ def _perf(proc: Path) -> Finding:
     return Finding("perf", "yes")
 
 
-def _kprobes(proc: Path, sys_: Path) -> Finding:
+def _kprobes(sys_: Path) -> Finding:
     if not kernel.has_kprobes(sys_ / "bus/event_source/devices/kprobe/type"):
-        _, version = _release(proc)
-        if version >= _SEES_USES:
+        if b"\0btf_trace_sock_send_length\0" in _bytes(sys_ / "kernel/btf/vmlinux"):  # since Linux 6.3
             return Finding(
                 "kprobes", "no: the process of a socket is known when a send or receive is over, not when it begins"
             )

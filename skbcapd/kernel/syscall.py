@@ -25,8 +25,12 @@ _ANY, _NO_EXIST = 0, 1  # flags of an update
 _NEXT_KEY = 4
 _MEMBARRIER_NUMBER, _MEMBARRIER_GLOBAL = {"x86_64": 324, "aarch64": 283}, 1  # waits for a grace period of RCU
 _NO_COMMAND = 0x7FFF
-_PROGRAM = {"kprobe": (2, 0), "tracepoint": (26, 23)}  # BPF_PROG_TYPE_*, and the attach type
+_PROGRAM = {"socket": (1, 0), "kprobe": (2, 0), "tracepoint": (26, 23)}  # BPF_PROG_TYPE_*, and the attach type
 _PROG_ATTR = struct.Struct("<IIQQIIQII16sIIIIQIIQII")
+# r0 = 0; r2 = 1; *(u64 *)(r10 - 8) = 0; if that is r0, it becomes r2; return 0.
+_COMPARE_AND_EXCHANGE = bytes.fromhex(
+    "b700000000000000 b702000001000000 7a0af8ff00000000 db2af8fff1000000 b700000000000000 9500000000000000"
+)
 _PERF_EVENT_OPEN_NUMBER = {"x86_64": 298, "aarch64": 241}
 _PERF_ATTR_SIZE, _PERF_CONFIG_1 = 112, 56
 _PERF_FLAG_FD_CLOEXEC, _PERF_SET_BPF = 8, 0x40042408
@@ -53,6 +57,19 @@ def refusal() -> str:
         _bpf(_NO_COMMAND, bytes(8))
     except OSError as error:
         return "" if error.errno == errno.EINVAL else os.strerror(error.errno or 0)
+    return ""
+
+
+def lacking_atomics() -> str:
+    """Why the kernel rejects compare-and-exchange in a program; empty if it does not. The shared segments
+    need it.
+
+    Source: BPF_CMPXCHG in include/uapi/linux/bpf.h, since Linux 5.12.
+    """
+    try:
+        os.close(load_program("atomics", _COMPARE_AND_EXCHANGE, "socket", 0))
+    except OSError as error:
+        return os.strerror(error.errno or 0)
     return ""
 
 

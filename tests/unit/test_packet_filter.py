@@ -5,6 +5,7 @@ tests/kernel/test_packet_filter.py.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -117,6 +118,18 @@ def test_no_text_is_too_much(text: str) -> None:
     else:
         assert found.text.count("{") == found.text.count("}")
         assert packet_filter.WINDOW_MIN <= found.window <= 2 * CAPTURE_MAX
+
+
+@pytest.mark.parametrize(("expression", "is_taken"), [("tcp", False), ("tcp or (ip6 proto 0 and ip6[40] = 6)", True)])
+def test_a_jumbo_frame(expression: str, is_taken: bool) -> None:  # noqa: FBT001
+    """`tcp` does not match IPv6 with a jumbo payload option (BIG TCP), as in tcpdump; the filter of
+    docs/limitations.md does.
+    """
+    jumbo = bytes([6, 0, 0xC2, 4]) + (100_000).to_bytes(4, "big")  # RFC 2675
+    frame = bytes(12) + b"\x86\xdd\x60" + bytes(5) + bytes([0, 64]) + bytes(32) + jumbo + bytes(20)
+    matcher = packet_filter.Matcher(compile_each({1: expression}))
+    assert matcher.takes(1, ETHERNET, frame, len(frame)) == is_taken
+    assert f"`{expression}`" in (Path(packet_filter.__file__).parents[2] / "docs/limitations.md").read_text()
 
 
 def test_ip_broadcast_has_a_netmask() -> None:
