@@ -17,9 +17,10 @@ from tests.vm import boot, kernels
 # ways, and plays every scenario of attribution. `make test-all` leaves out what the running kernel tries, and with
 # `auto`, whose frames come by the same tracepoints, the many devices.
 MARKED = "tests/kernel -m vm"
+KPROBE_ONLY = ("scenes", "driver", "modules")
 RUNS = {
     "kprobe": ("kprobe", MARKED),
-    "auto": ("auto", f"{MARKED} --ignore=tests/kernel/test_scenes.py --ignore=tests/kernel/test_driver.py"),
+    "auto": ("auto", " ".join((MARKED, *(f"--ignore=tests/kernel/test_{name}.py" for name in KPROBE_ONLY)))),
 }
 IS_ASKED_FOR = bool(os.environ.get("SKBCAPD_VM_KERNELS"))
 if IS_ASKED_FOR:
