@@ -9,6 +9,8 @@ file: with another one it is stale. A capture file that changes while it is read
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import gzip
 import io
 import os
@@ -27,7 +29,8 @@ from skbcapd.text_safety import escaped_bytes
 
 _PART = ".part"
 _LEVEL = 6  # of gzip
-_MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAKE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_RUNS_MAX = 1000  # that write the same index at the same time
 
 
 def path_of(capture: Path) -> Path:
@@ -63,9 +66,10 @@ def write(capture: Path, host: str = "") -> FileError | None:
         before = capture.stat()
         if not stat.S_ISREG(before.st_mode):
             raise FileError(f"{_said(capture)}: not a regular file; expected a capture file")
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()  # of a run that was killed
-        with os.fdopen(os.open(part, _MAKE, 0o600), "wb") as file:
+        with _open_alone(part) as file:
+            if is_fresh(capture):  # another run has just written it
+                part.unlink()
+                return None
             try:
                 error = write_to(index(capture, host), file)
                 _expect_unchanged(capture, before)
@@ -77,6 +81,28 @@ def write(capture: Path, host: str = "") -> FileError | None:
     except OSError as problem:
         raise FileError(f"{_said(target)}: {problem.strerror}; expected to write the index") from None
     return error
+
+
+def _open_alone(part: Path) -> IO[bytes]:
+    """Open the file of an unfinished index, empty and locked; waits for other runs that write it.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    for _ in range(_RUNS_MAX):
+        file = os.fdopen(os.open(part, _MAKE, 0o600), "wb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(file.fileno()), part.lstat()):
+                file.truncate()  # of a run that was killed
+                return file
+        except FileNotFoundError:
+            pass  # the other run has renamed or deleted it
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
 
 def write_to(found: Iterable[Row], file: IO[bytes]) -> FileError | None:
