@@ -114,15 +114,15 @@ static inline void find_user_of_drop(void *ctx, struct control *control, struct 
  */
 static inline void find_receiver_of_drop(struct control *control, struct packet *packet, struct skb *skb)
 {
-	enum via via;
+	enum via how;
 
 	packet->data = packet->head + SKB(skb, u16, NETWORK_HEADER);
 	if (!is_guard_known(packet))
 		renew_guard(packet, control->nothing);
-	via = find_receiver(control, packet, skb);
-	if (via == VIA_UNRESOLVED) /* Python is not asked */
+	how = find_receiver(control, packet, skb);
+	if (how == VIA_UNRESOLVED) /* Python is not asked */
 		__sync_fetch_and_add(&control->questions, 1);
-	if (via > VIA_PATH)
+	if (how > VIA_PATH)
 		packet->user.tgid = 0;
 }
 
