@@ -145,6 +145,7 @@ def test_a_file_has_no_old_lines(log: Log, place: Path) -> None:
     log.write(2)
     log.clock.now += 6
     output.rotate(list)
+    output.collect_finished(wait=True)  # a file has what is read until it is finished
     log.write(3)
     output.finish([])
     output.close()

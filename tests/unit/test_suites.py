@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "golden": {"support"},
     "kernel": {"kernel", "support"},
     "vm": {"vm", "support"},
+    "fleet": {"fleet", "support"},
     "package": {"package", "kernel", "vm", "support"},  # tries captures in clean systems; fetches packages for both
 }
 
