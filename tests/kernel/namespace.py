@@ -123,6 +123,8 @@ def wire() -> Iterator[Wire]:
             stack.callback(namespace.close)
             namespace.sysctl(
                 ipv4__ping_group_range="0 2147483647",
+                # Ports of the tests: no other socket gets one of them by chance.
+                ipv4__ip_local_reserved_ports="40000-40999",
                 # Reports of a solicited-node group are repeated after a second: send them at once.
                 ipv6__conf__default__mldv2_unsolicited_report_interval="1",
             )
