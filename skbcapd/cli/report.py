@@ -21,6 +21,12 @@ def add(command: argparse.ArgumentParser) -> None:
         default="tgid",
         help="one row for each process (tgid), name (process), systemd unit, ...",
     )
+    command.add_argument(
+        "--plotly",
+        metavar="FILE",
+        type=Path,
+        help="plotly.min.js; default: that of the installed Python package plotly",
+    )
     selecting.add(command)
 
 

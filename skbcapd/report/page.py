@@ -12,29 +12,42 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from skbcapd.errors import UsageError
+from skbcapd.errors import FileError, UsageError
+from skbcapd.text_safety import escaped_bytes
 
 _HERE = Path(__file__).parent
 _PLOTLY = "package_data/plotly.min.js"
 
 
-def plotly() -> str:
+def plotly(file: Path | None = None) -> str:
     """The text of the charting library.
 
+    Args:
+        file: plotly.min.js; None: that of the Python package.
+
     Raises:
-        UsageError: it is not installed.
+        FileError: the file cannot be read.
+        UsageError: the package is not installed.
     """
+    if file is not None:
+        try:
+            return file.read_text("utf-8")
+        except (OSError, ValueError) as error:
+            said = escaped_bytes(os.fsencode(file))
+            raise FileError(f"{said}: {getattr(error, 'strerror', 'no UTF-8')}; expected plotly.min.js") from None
     found = importlib.util.find_spec("plotly")
     for place in (found.submodule_search_locations or ()) if found else ():
         path = Path(place) / _PLOTLY
         if path.is_file():
             return path.read_text("utf-8")
     raise UsageError(
-        "report: the charting library plotly is not installed; expected its file " + _PLOTLY,
-        "pip install 'skbcapd[report]'",
+        f"report: found no charting library, expected {_PLOTLY} of the Python package plotly",
+        f"{sys.executable} -m pip install plotly; or --plotly FILE with its plotly.min.js",
     )
 
 

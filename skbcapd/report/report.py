@@ -29,7 +29,7 @@ _COMMAND_MAX = 4096  # characters
 
 def command(options: argparse.Namespace, files: Sequence[Path], selection: Selection) -> int:
     """Write the page; 1 if a file could not be read to its end."""
-    library = plotly()
+    library = plotly(options.plotly)
     paths = expand(files)
     target.check(options.file, paths)
     collector = Collector(options.by)

@@ -15,7 +15,7 @@ from skbcapd.__main__ import main
 from skbcapd.analysis.selectors import Selection, Selectors
 from skbcapd.analysis.sources import Sources
 from skbcapd.analysis.top import as_json
-from skbcapd.errors import UsageError
+from skbcapd.errors import FileError, UsageError
 from skbcapd.pcapng import comment as label
 from skbcapd.report import page as pages
 from skbcapd.report.collect import Collector
@@ -182,9 +182,17 @@ def test_connections_have_both_directions_and_the_first_known_owner() -> None:
 def test_without_the_library_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message has a hint."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(UsageError, match="plotly is not installed") as caught:
+    with pytest.raises(UsageError, match="found no charting library") as caught:
         pages.plotly()
-    assert "skbcapd[report]" in str(caught.value.hint)
+    assert "pip install plotly" in str(caught.value.hint)
+
+
+def test_the_library_can_be_a_file(tmp_path: Path) -> None:
+    """Its text is used; a file that is not there is one line."""
+    (file := tmp_path / "plotly.min.js").write_text("const Plotly = 7;")
+    assert pages.plotly(file) == "const Plotly = 7;"
+    with pytest.raises(FileError, match=r"missing.js: No such file or directory; expected plotly.min.js"):
+        pages.plotly(tmp_path / "missing.js")
 
 
 def test_errors_of_a_file_are_on_the_page(
@@ -193,7 +201,7 @@ def test_errors_of_a_file_are_on_the_page(
     """The page is written for a truncated file, too; a source is never overwritten."""
     _traffic(path := tmp_path / "a.pcapng", 20)
     path.write_bytes(path.read_bytes()[:-5])
-    monkeypatch.setattr("skbcapd.report.report.plotly", lambda: "")
+    monkeypatch.setattr("skbcapd.report.report.plotly", lambda _file: "")
     monkeypatch.setattr("sys.argv", ["skbcapd", "report", str(path), "-o", str(out := tmp_path / "out.html")])
     assert main() == 1
     assert "a.pcapng" in capfd.readouterr().err
