@@ -120,8 +120,7 @@ def test_frames_end_behind_their_headers(wire: Wire, tmp_path: Path) -> None:
 
     The Python implementation finds the same ends.
     """
-    near, far, sent_file = wire.near, wire.far, tmp_path / "sent.bin"
-    known = dict(frames().values())
+    near, far, sent_file, known = wire.near, wire.far, tmp_path / "sent.bin", dict(frames().values())
     files = {direction: tmp_path / f"{direction}.pcapng" for direction in ("out", "in")}
     with ExitStack() as stack:
         stack.enter_context(closing(Sink(far.namespace)))
