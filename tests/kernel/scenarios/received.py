@@ -270,7 +270,7 @@ SCENARIOS = [
     Scenario("received TCP through a macvlan interface", above_tcp, SENDS * 6),
     Scenario("received multicast, two members", group, SENDS, SENDS),
     Scenario("received UDP, SO_REUSEPORT", shared_port, SENDS, SENDS),
-    Scenario("received UDP, SO_REUSEPORT by threads", threads_share, SENDS, PUT_OFF),
+    Scenario("received UDP, SO_REUSEPORT by threads", threads_share, SENDS, 3 * PUT_OFF),
     Scenario("received TCP, SO_REUSEPORT by threads", threads_listen, SENDS * 5, SENDS * UNACCEPTED),
     Scenario("received TCP, SO_REUSEPORT, one of two has gone", siblings, SENDS * 5, SENDS * UNACCEPTED),
     Scenario(WORKERS, workers, SENDS * 5, SENDS * UNACCEPTED, early=start_workers),

@@ -201,6 +201,6 @@ def dnsmasq(stage: Stage) -> Judge:
 SCENARIOS = [
     Scenario("nginx, a master and its workers", nginx(""), SENDS * 8, SENDS * UNACCEPTED),
     Scenario("nginx, a master and its workers, reuseport", nginx("reuseport"), SENDS * 8, SENDS * 6),
-    Scenario("unbound, threads with one port", unbound, SENDS * 2, 3),
+    Scenario("unbound, threads with one port", unbound, SENDS * 2, SENDS),
     Scenario("dnsmasq", dnsmasq, SENDS * 2),
 ]
