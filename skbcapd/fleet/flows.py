@@ -150,7 +150,7 @@ class Flows:
     def _key(self, interface: Interface, label: Label, flow: Flow) -> Key:
         found = self._keys.get((interface, label, flow))
         if found is None:
-            peer, local = (address and _address(address) for address in (flow.peer, flow.local))
+            peer, local = (address and address_text(address) for address in (flow.peer, flow.local))
             columns = (
                 (peer, flow.peer_port),
                 (local, flow.local_port, flow.protocol, *label, *self._described(interface)),
@@ -217,5 +217,6 @@ def _text(value: bytes | None) -> str | None:
 
 
 @lru_cache(maxsize=1 << 14)
-def _address(packed: bytes) -> str:
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+def address_text(address: bytes) -> str:
+    """An IPv4 or IPv6 address as text."""
+    return socket.inet_ntop(socket.AF_INET if len(address) == 4 else socket.AF_INET6, address)

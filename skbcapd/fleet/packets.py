@@ -12,10 +12,8 @@ Source: docs/index.md; draft-ietf-opsawg-pcapng.
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -24,7 +22,7 @@ from skbcapd.analysis.records import Record, records
 from skbcapd.analysis.selectors import Selection, Selectors
 from skbcapd.child import memory_file
 from skbcapd.errors import FileError
-from skbcapd.fleet.flows import Flows, Found
+from skbcapd.fleet.flows import Flows, Found, address_text
 from skbcapd.fleet.rows import Row
 from skbcapd.output.naming import COMPRESSED
 from skbcapd.pcapng.blocks import BYTE_ORDER_MAGIC, IF_DESCRIPTION, IF_NAME, INTERFACE, PACKET, SECTION
@@ -277,12 +275,6 @@ def _walk(name: str, read: _Data, interface: Interface) -> Iterator[Packet]:
 def _columns(found: Found) -> _Key:
     """What distinguishes rows of an interface."""
     flow = found.key.flow
-    ends = _address(flow.local), flow.local_port, _address(flow.peer), flow.peer_port
+    local, peer = (None if address is None else address_text(address) for address in (flow.local, flow.peer))
+    ends = local, flow.local_port, peer, flow.peer_port
     return (*found.key.label, flow.protocol, *ends)
-
-
-@lru_cache(maxsize=1 << 14)
-def _address(packed: bytes | None) -> str | None:
-    if packed is None:
-        return None
-    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
