@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.kernel.send.identity import Identity, become, pause, report, signature
 from tests.kernel.send.process import fork, run_and_exit, wait_for
-from tests.kernel.send.sharing import tcp_to, udp_to
+from tests.kernel.send.sharing import send, tcp_to, udp_to
 from tests.kernel.send.tcp import GUARD_S, finish, signatures, wait_until_acknowledged
 from tests.kernel.send.zerocopy import MSG_ZEROCOPY, SO_ZEROCOPY, wait_for_completions
 
@@ -25,15 +25,6 @@ SYS_CLONE = 56 if os.uname().machine == "x86_64" else 220
 SO_ATTACH_REUSEPORT_CBPF = 51
 RETURN_INDEX = 0x06  # BPF_RET | BPF_K
 PAGE_BYTES = 1 << 12
-
-
-def send(args: argparse.Namespace, *sockets: socket.socket) -> None:
-    """Send signatures."""
-    for one in sockets:
-        for number in range(args.count):
-            one.send(signature(number))
-        if one.type == socket.SOCK_STREAM:
-            wait_until_acknowledged(one)
 
 
 def spawned(args: argparse.Namespace) -> list[Identity]:
