@@ -33,8 +33,8 @@ wireshark_datadir = /usr/share/wireshark
 # The Python of Debian has bcc and systemd.
 PYTHON = /usr/bin/python3
 
-.PHONY: run test test-all setup setup-test setup-fleet test-fleet lint format generate unit fuzz test-kernel test-faults test-many test-package test-vm
-.PHONY: test-beside-stream soak coverage bench bench-quick screenshots install uninstall deb rpm clean check-unit check-golden
+.PHONY: run fleet test test-all setup setup-test setup-fleet test-fleet lint format generate unit fuzz test-kernel test-faults test-many test-package test-vm
+.PHONY: test-beside-stream soak coverage bench bench-quick screenshots install uninstall deb rpm image clean check-unit check-golden vm-oldest vm-newest vm-others vm-arm64
 
 run: setup
 	@mkdir -p -m 750 captures
@@ -71,6 +71,10 @@ setup-fleet:
 test-fleet: setup-fleet
 	PYTHONDONTWRITEBYTECODE=1 .venv-fleet/bin/python -m pytest -p no:cacheprovider $(NO_SKIPS) tests/fleet
 
+# A fleet of 200 hosts on this machine, from nothing to the packets of one question (docs/fleet.md).
+fleet: setup-fleet
+	PYTHONDONTWRITEBYTECODE=1 .venv-fleet/bin/python -m tools.fleet_trial
+
 lint: setup-test
 	$(VENV)/ruff format --check
 	$(VENV)/ruff check
@@ -105,10 +109,26 @@ test-many: setup-test
 
 test-package: setup-test
 	@tools/setup browser
+	@tools/setup image
+	@tools/setup ansible
 	$(PYTEST) tests/package
 
+# Two machines at once: each is emulated by one thread (tests/vm/boot.py).
 test-vm: setup-test
-	$(PYTEST) tests/vm
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target --keep-going \
+		vm-oldest vm-newest vm-others vm-arm64 NO_SKIPS=$(NO_SKIPS)
+
+vm-oldest: setup-test
+	$(PYTEST) tests/vm -k "test_kernels and not newest"
+
+vm-newest: setup-test
+	$(PYTEST) tests/vm -k "test_kernels and newest"
+
+vm-others: setup-test
+	$(PYTEST) tests/vm -k "not test_kernels and not test_arm64"
+
+vm-arm64: setup-test
+	$(PYTEST) tests/vm -k test_arm64
 
 # Other traffic on the machine disturbs no test.
 test-beside-stream: setup-test
@@ -149,6 +169,9 @@ deb:
 
 rpm:
 	tools/rpm dist
+
+image:
+	tools/image dist
 
 clean:
 	rm -rf .venv .venv-fleet build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

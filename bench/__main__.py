@@ -19,23 +19,25 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, groupby
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from bench import loads, report
-from bench.loads import Variant
+from bench import loads, offline, report
+from bench.loads import Load, Variant
 from bench.measure import Figures, counting_time, measure
+from bench.offline import Captures, Offline
 from bench.place import place
-from bench.tools import ours, tools
+from bench.tools import Tool, ours, tools
 from bench.wire import wire
 
 HERE = Path(__file__).parent
 BUILD, DOCS = HERE.parent / "build", HERE.parent / "docs"
 Rows: TypeAlias = list[Figures]
 Variants: TypeAlias = list[tuple[Variant, Figures]]
+FEW_ROUNDS = 1  # of what no goal is about, so that a run takes less than half an hour
 
 
 _T = TypeVar("_T")
@@ -79,25 +81,85 @@ def _write_docs() -> None:
     shutil.copyfile(BUILD / "bench.svg", DOCS / "performance.svg")
 
 
-def _write(where: str, rows: Rows, programs: Rows, variants: Variants) -> None:
-    """Write all rounds, the tables and the plot to build/, and the tables to stdout."""
-    goals = report.goals(rows, programs, variants)
-    (BUILD / "bench.json").write_text(
-        json.dumps(
-            {
-                "where": where,
-                "rounds": [asdict(row) for row in rows],
-                "programs": [asdict(row) for row in programs],
-                "variants": [{"kind": each.kind, "name": each.name, **asdict(row)} for each, row in variants],
-                "goals": [asdict(goal) | {"met": goal.is_met} for goal in goals],
-            },
-            indent=1,
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All rounds.
+
+    Args:
+        rows: loads under tools.
+        programs: rounds in which the kernel counted the time of BPF programs.
+        variants: of skbcapd.
+        files: figures without traffic.
+    """
+
+    rows: Rows = field(default_factory=list)
+    programs: Rows = field(default_factory=list)
+    variants: Variants = field(default_factory=list)
+    files: list[Offline] = field(default_factory=list)
+
+    def write(self, where: str) -> None:
+        """Write all rounds, the tables and the plot to build/, and the tables to stdout."""
+        goals = report.goals(self.rows, self.programs, self.variants, self.files)
+        (BUILD / "bench.json").write_text(
+            json.dumps(
+                {
+                    "where": where,
+                    "rounds": [asdict(row) for row in self.rows],
+                    "programs": [asdict(row) for row in self.programs],
+                    "variants": [{"kind": each.kind, "name": each.name, **asdict(row)} for each, row in self.variants],
+                    "files": [asdict(one) for one in self.files],
+                    "goals": [asdict(goal) | {"met": goal.is_met} for goal in goals],
+                },
+                indent=1,
+            )
         )
-    )
-    text = report.document(rows, programs, variants, where)
-    (BUILD / "bench.md").write_text(text)
-    (BUILD / "bench.svg").write_text(report.plot(rows, where))
-    print(text)
+        text = report.document(self.rows, self.programs, self.variants, self.files, where)
+        (BUILD / "bench.md").write_text(text)
+        (BUILD / "bench.svg").write_text(report.plot(self.rows, where))
+        print(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured in each round.
+
+    Args:
+        wanted: loads.
+        found: tools, skbcapd first.
+        changed: variants of skbcapd.
+        directory: for files, on the disk of the captures.
+        sender: bench/send.c, compiled.
+        captures: files that are read; None: figures without traffic are left out.
+    """
+
+    wanted: Sequence[Load]
+    found: Sequence[Tool]
+    changed: Sequence[Variant]
+    directory: Path
+    sender: Path
+    captures: Captures | None
+
+    def measure(self, results: Results, number: int) -> None:
+        """One round; what is compared comes one after another, as the machine is not always equally fast."""
+        is_complete = number < FEW_ROUNDS
+        for load in _shuffled(each for each in self.wanted if each.has_goal or is_complete):
+            # Goals compare skbcapd with tcpdump.
+            turns = [*(self.found if is_complete else self.found[:2]), *([None] if load.senders else [])]
+            for turn in _shuffled(turns):
+                results.rows.append(measure(turn, load, self.sender, self.directory))
+                _say(results.rows[-1])
+        for load in [each for each in self.wanted if each.name == "UDP 64 B unpaced"]:
+            row = measure(self.found[0], load, self.sender, self.directory, count_programs=True)
+            results.programs.append(replace(row, counting_s=counting_time(load, self.sender)))
+        if self.captures is not None:
+            results.files.append(offline.measure(self.captures, self.directory))
+        chosen = [variant for variant in self.changed if variant.has_goal or is_complete]
+        kinds = [list(each) for _, each in groupby(chosen, key=lambda variant: variant.kind)]
+        for variant in chain.from_iterable(map(_shuffled, _shuffled(kinds))):
+            tool = ours(variant.module, *variant.arguments)
+            row = measure(tool, variant.load, self.sender, self.directory, count_programs=True)
+            results.variants.append((variant, row))
+            _say(row)
 
 
 def main() -> int:
@@ -113,32 +175,19 @@ def main() -> int:
         if any(word in load.name for word in options.load or [""]) and (load.has_goal or not options.quick)
     ]
     found = tools()[: 2 if options.quick else None]
+    is_all = not options.load and not options.quick
     where = f"{place(BUILD, found)}; {options.rounds} rounds, scale {options.scale:g}"
-    rows: Rows = []
-    programs: Rows = []
-    variants: Variants = []
+    results = Results()
     with tempfile.TemporaryDirectory(dir=BUILD) as name, wire():
         directory, sender = Path(name), Path(name) / "send"
         subprocess.run(["cc", "-O2", "-pthread", "-o", str(sender), str(HERE / "send.c")], check=True)
-        for _ in range(options.rounds):
-            # What is compared comes one after another, as the machine is not always equally fast.
-            for load in _shuffled(wanted):
-                for turn in _shuffled([*found, *([None] if load.senders else [])]):
-                    rows.append(measure(turn, load, sender, directory))
-                    _say(rows[-1])
-            counted = [load for load in wanted if load.name == "UDP 64 B unpaced"]
-            for load in counted:
-                row = measure(found[0], load, sender, directory, count_programs=True)
-                programs.append(replace(row, counting_s=counting_time(load, sender)))
-            changed = [] if options.load or options.quick else loads.variants(options.scale)
-            kinds = [list(each) for _, each in groupby(changed, key=lambda variant: variant.kind)]
-            for variant in chain.from_iterable(map(_shuffled, _shuffled(kinds))):
-                tool = ours(variant.module, *variant.arguments)
-                variants.append((variant, measure(tool, variant.load, sender, directory, count_programs=True)))
-                _say(variants[-1][1])
-    rows.sort(key=lambda row: [load.name for load in wanted].index(row.load))
-    variants.sort(key=lambda each: loads.variants(options.scale).index(each[0]))
-    _write(where, rows, programs, variants)
+        captures = Captures(directory, options.scale) if is_all else None
+        plan = Plan(wanted, found, loads.variants(options.scale) if is_all else [], directory, sender, captures)
+        for number in range(options.rounds):
+            plan.measure(results, number)
+    results.rows.sort(key=lambda row: [load.name for load in wanted].index(row.load))
+    results.variants.sort(key=lambda each: plan.changed.index(each[0]))
+    results.write(where)
     return 0
 
 

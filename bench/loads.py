@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from bench.wire import ADDRESS
 
+_WITHOUT_GOAL = {"drops, all dropped", "attribution"}  # kinds of variants
 HEADERS = 14 + 20 + 8  # sizes are those of frames, as in RFC 2544, but without the frame check sequence
 
 
@@ -92,6 +93,11 @@ class Variant:
     arguments: tuple[str, ...] = ()
     module: str = "skbcapd"
 
+    @property
+    def has_goal(self) -> bool:
+        """Whether a goal is about it."""
+        return self.kind not in _WITHOUT_GOAL and not self.name.endswith("matches all")
+
 
 def variants(scale: float) -> list[Variant]:
     """Variants whose cost should not grow with their number, and others whose cost is of interest.
@@ -102,6 +108,14 @@ def variants(scale: float) -> list[Variant]:
 
     def plain(kind: str, name: str) -> Load:
         return Load(f"{kind}: {name}", (("threads", ADDRESS, str(count), "1"),), count)
+
+    def unread(name: str) -> Load:
+        return plain("all dropped", name)  # nobody reads these datagrams: when the buffer is full, all are dropped
+
+    def read(name: str) -> Load:
+        mebibytes = max(1, int(100 * scale))
+        sender = ("tcp", ADDRESS, str(mebibytes))
+        return Load(f"none dropped: {name}", (sender,), sent_bytes=mebibytes << 20, segmentation=False)
 
     def rules(number: int) -> tuple[str, ...]:
         return "--set", f"rules=[{', '.join(f'{{comm: nobody{rule}}}' for rule in range(number))}]"
@@ -132,6 +146,8 @@ def variants(scale: float) -> list[Variant]:
             for name in ("none", "one")
         ),
         *(Variant("rules", f"{number:,}", plain("rules", str(number)), rules(number)) for number in (1, 10, 100)),
+        *(Variant("drops, none dropped", name, read(name), ("--drops", name)) for name in ("none", "count")),
+        *(Variant("drops, all dropped", name, unread(name), ("--drops", name)) for name in ("none", "count")),
         *(Variant("filter", name, plain("filter", name), (text,) if text else ()) for name, text in filters.items()),
         Variant("attribution", "with", plain("attribution", "with")),
         Variant("attribution", "without", plain("attribution", "without"), module="bench.anonymous"),

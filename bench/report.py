@@ -10,11 +10,14 @@ from html import escape
 
 from bench.loads import Variant
 from bench.measure import NO_CAPTURE, Figures
+from bench.offline import Offline
 
 Rows = Sequence[Figures]
 
 # Colors of the tools, in the order of tables and bars.
 _COLOURS = {"skbcapd": "#1b6ca8", "tcpdump": "#8a8a8a", "dumpcap": "#c9a227", "ptcpdump": "#a83232"}
+
+_UNPACED, _STEADY = "UDP 64 B unpaced", "UDP 64 B, 20k/s"
 
 
 def _values(rows: Rows, figure: Callable[[Figures], float], *, tool: str, load: str) -> list[float]:
@@ -189,56 +192,131 @@ def variant_table(variants: Sequence[tuple[Variant, Figures]]) -> str:
     )
 
 
-def goals(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]]) -> list[Goal]:
+# Titles of the figures without traffic, and the form of each.
+_OF_FILES = (
+    ("walk over the lengths of blocks in Python, MB per CPU second", "walk", "{:.0f}"),
+    ("`top --json`, MB per CPU second", "top", "{:.0f}"),
+    ("`extract --count`, MB per CPU second", "count", "{:.0f}"),
+    ("`extract -w`, MB per CPU second", "extract", "{:.0f}"),
+    ("start, program kept, s", "start_kept", "{:.2f}"),
+    ("start, program not kept, s", "start_new", "{:.2f}"),
+    ("1 GiB of a crashed file: longer start, s", "crashed", "{:.2f}"),
+    ("best of 1, 2 and 4 direct writes at once, MB/s", "disk", "{:.0f}"),
+)
+
+
+def offline_table(offline: Sequence[Offline]) -> str:
+    """The figures without traffic, as Markdown."""
+    rows = []
+    for title, name, form in _OF_FILES if offline else ():
+        values = [getattr(one, name) for one in offline]
+        spread = " to ".join(form.format(value) for value in (min(values), max(values)))
+        rows.append([title, form.format(statistics.median(values)), spread])
+    return _lines(["figure", "median", "min to max"], rows)
+
+
+def dropped_beside(rows: Rows, offline: Sequence[Offline], load: str) -> int | None:
+    """The most packets that skbcapd has dropped in the rounds in which the disk was faster than the sender; None
+    without such a round.
+    """
+    ours = [row for row in rows if (row.tool, row.load) == ("skbcapd", load)]
+    rounds = [row.dropped for row, one in zip(ours, offline, strict=False) if one.disk > rate(row) / 1e6]
+    return max(rounds, default=None)
+
+
+def goals(
+    rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]], offline: Sequence[Offline] = ()
+) -> list[Goal]:
     """The goals for which this run has values.
 
     Args:
         rows: of `measure`.
         programs: rounds in which the kernel counted the time of BPF programs.
         variants: each with its rounds.
+        offline: the rounds without traffic.
     """
-    us, them = "skbcapd", "tcpdump"
-    unpaced, large, steady = "UDP 64 B unpaced", "UDP 1400 B unpaced", "UDP 64 B, 20k/s"
+    return [
+        *_cpu_goals(rows),
+        *_capture_goals(rows, programs, offline),
+        *_offline_goals(offline),
+        *_cost_goals(variants),
+    ]
 
-    def cpu(load: str) -> float | None:
-        return ratio(rows, cpu_per_packet, load=load, of=us, to=them)
+
+def _cpu_goals(rows: Rows) -> list[Goal]:
+    """CPU time of the capture process, relative to tcpdump."""
+    limits = {
+        "1,000 processes/s": ("1,000 new processes/s", 3),
+        "UDP 64 B, 1k/s": ("1,000 packets/s", 2),
+        _STEADY: ("20,000 packets/s", 0.8),
+        _UNPACED: (_UNPACED, 0.35),
+        f"{_UNPACED}, two senders": (f"{_UNPACED}, two senders", 0.4),
+        "UDP 1400 B unpaced": ("UDP 1400 B unpaced", 0.35),
+        "TCP bulk, GSO": ("TCP bulk with GSO", 0.25),
+    }
+    return [
+        Goal(
+            f"CPU relative to tcpdump, {title}",
+            limit,
+            ratio(rows, cpu_per_packet, load=load, of="skbcapd", to="tcpdump"),
+        )
+        for load, (title, limit) in limits.items()
+    ]
+
+
+def _capture_goals(rows: Rows, programs: Rows, offline: Sequence[Offline]) -> list[Goal]:
+    """Packets, sending rate, BPF programs, memory, size of the file."""
+    us = "skbcapd"
 
     def ours(load: str, figure: Callable[[Figures], float]) -> float | None:
         return median(rows, figure, tool=us, load=load)
 
-    def bpf_ns(corrected: int) -> float | None:
-        def time(row: Figures) -> float:
-            return per_packet(row.program_s - corrected * row.program_runs * row.counting_s, row, 1e-9)
-
-        return median(programs, time, tool=us, load=unpaced)
-
     datagrams = [row for row in rows if row.tool == us and row.sent and not row.sent_bytes]
     missing = [abs(row.sent - row.captured - row.dropped) for row in datagrams]
-    tcp_lost = [row.dropped for row in rows if row.tool == us and row.load == "TCP bulk, GSO"]
     return [
-        Goal("CPU relative to tcpdump, 1,000 new processes/s", 3, cpu("1,000 processes/s")),
-        Goal("CPU relative to tcpdump, 1,000 packets/s", 2, cpu("UDP 64 B, 1k/s")),
-        Goal("CPU relative to tcpdump, 20,000 packets/s", 0.8, cpu(steady)),
-        Goal("CPU relative to tcpdump, UDP 64 B unpaced", 0.35, cpu(unpaced)),
-        Goal("CPU relative to tcpdump, UDP 64 B unpaced, two senders", 0.4, cpu(f"{unpaced}, two senders")),
-        Goal("CPU relative to tcpdump, UDP 1400 B unpaced", 0.35, cpu(large)),
-        Goal("CPU relative to tcpdump, TCP bulk with GSO", 0.25, cpu("TCP bulk, GSO")),
-        Goal("packets dropped, TCP bulk with GSO", 0, max(tcp_lost, default=None)),
-        Goal("longest pause between writes, 20k packets/s, s", 1.1, ours(steady, lambda row: row.longest_pause_s)),
+        Goal(
+            "packets dropped, TCP bulk with GSO, where the disk is faster than the sender",
+            0,
+            dropped_beside(rows, offline, "TCP bulk, GSO"),
+        ),
+        Goal("longest pause between writes, 20k packets/s, s", 1.1, ours(_STEADY, lambda row: row.longest_pause_s)),
         Goal("CPU usage when idle, of one processor", 0.001, ours("idle", lambda row: row.cpu_s / row.sending_s)),
         Goal(
             "sending rate relative to no capture",
             0.93,
-            ratio(rows, rate, load=unpaced, of=us, to=NO_CAPTURE),
+            ratio(rows, rate, load=_UNPACED, of=us, to=NO_CAPTURE),
             at_least=True,
         ),
-        Goal("BPF time per 64 B packet, with the kernel's measurement, ns", 400, bpf_ns(0)),
-        Goal("BPF time per 64 B packet, without the measurement, ns", 300, bpf_ns(1)),
+        Goal("BPF time per 64 B packet, with the kernel's measurement, ns", 400, _bpf_ns(programs, 0)),
+        Goal("BPF time per 64 B packet, without the measurement, ns", 300, _bpf_ns(programs, 1)),
         Goal("packets neither captured nor counted as dropped, UDP", 0, max(missing, default=None)),
-        Goal("RSS without the buffer, MiB", 45, ours(unpaced, lambda row: row.private_bytes / (1 << 20))),
-        Goal("time from start to capture, program cached, s", 0.3, ours("idle", lambda row: row.start_s)),
-        *_cost_goals(variants),
-        Goal("file bytes per 64 B packet", 190, ours(unpaced, lambda row: per_packet(row.file_bytes, row))),
+        Goal("RSS without the buffer, MiB", 45, ours(_UNPACED, lambda row: row.private_bytes / (1 << 20))),
+        Goal("file bytes per 64 B packet", 190, ours(_UNPACED, lambda row: per_packet(row.file_bytes, row))),
+    ]
+
+
+def _bpf_ns(programs: Rows, corrected: int) -> float | None:
+    """Time of the BPF programs per packet; `corrected` is 1 without that of the measurement, else 0."""
+    values = [
+        per_packet(row.program_s - corrected * row.program_runs * row.counting_s, row, 1e-9)
+        for row in programs
+        if row.tool == "skbcapd"
+    ]
+    return statistics.median(values) if values else None
+
+
+def _offline_goals(offline: Sequence[Offline]) -> list[Goal]:
+    """Start, reading of captures, and what a crash has left."""
+
+    def middle(name: str) -> float | None:
+        return statistics.median(getattr(one, name) for one in offline) if offline else None
+
+    return [
+        Goal("time from start to capture, program kept, s", 0.3, middle("start_kept")),
+        Goal("time from start to capture, program not kept, s", 1.0, middle("start_new")),
+        Goal("longer start because of 1 GiB of a crashed file, s", 0.3, middle("crashed")),
+        Goal("`top`, 64 B frames, MB per CPU second", 250, middle("top"), at_least=True),
+        Goal("`extract --count`, 64 B frames, MB per CPU second", 350, middle("count"), at_least=True),
     ]
 
 
@@ -254,10 +332,18 @@ def _cost_goals(variants: Sequence[tuple[Variant, Figures]]) -> list[Goal]:
 
     filters = cost("filter")
     refused = median_ratio(filters.get("rejects all", []), filters.get("none", []))
+    beside = {
+        name: [row.program_s / row.sent for row in here]
+        for (kind, name), here in _rounds(variants).items()
+        if kind == "container on this host"
+    }
+    masquerade = median_ratio(beside.get("one", []), beside.get("none", []))
     return [
+        Goal("BPF time beside a container, relative to none", 1.03, masquerade),
         Goal("cost of 100 or 10,000 labels, relative to 1", 1.1, growth("labels")),
         Goal("cost of 50 or 500 interfaces, relative to 1", 1.2, growth("interfaces")),
         Goal("cost of 10 or 100 rules, relative to 1", 1.1, growth("rules")),
+        Goal("cost of drops: count without drops, relative to none", 1.05, growth("drops, none dropped")),
         Goal("cost of a rejected packet, relative to a copied one", 1.0, refused),
     ]
 
@@ -278,12 +364,19 @@ def goal_table(found: Sequence[Goal]) -> str:
     )
 
 
-def document(rows: Rows, programs: Rows, variants: Sequence[tuple[Variant, Figures]], where: str) -> str:
+def document(
+    rows: Rows,
+    programs: Rows,
+    variants: Sequence[tuple[Variant, Figures]],
+    offline: Sequence[Offline],
+    where: str,
+) -> str:
     """All tables as Markdown, each with the place that its figures are from."""
     tables = [
-        ("Goals", goal_table(goals(rows, programs, variants))),
+        ("Goals", goal_table(goals(rows, programs, variants, offline))),
         ("Cost per packet", packet_table(rows)),
         ("Sending rate, drops, memory and start", capture_table(rows)),
+        ("Files, start and disk", offline_table(offline)),
         ("Variants of skbcapd", variant_table(variants)),
     ]
     return "\n\n".join(f"**{title}** ({where})\n\n{text}" for title, text in tables if text.count("\n") > 1) + "\n"

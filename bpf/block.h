@@ -159,8 +159,7 @@ static inline void write_upcall(struct upcall *call, struct packet *packet, u32 
 
 /*
  * Stores that only `copied` bytes of the frame are in the packet's block, or that its checksum must
- * be computed: Python writes the block again. For a packet with a label it finds the label by its
- * number, and the rest after the options.
+ * be computed: Python writes the block again.
  */
 static inline void cut_block(struct control *control, struct segment *segment, struct packet *packet,
 			     u32 copied)
@@ -171,14 +170,8 @@ static inline void cut_block(struct control *control, struct segment *segment, s
 	head->cap_len = copied;
 	if (packet->is_upcall)
 		return;
-	struct cut_tail *tail = in_segment(segment, reservation->at + packet->size - sizeof(*tail));
-
-	head->type = BLOCK_CUT;
-	head->interface_id = packet->label;
-	tail->checksum = packet->checksum;
-	tail->flags = packet->flags;
-	if (packet->key.linked)
-		tail->packet_id = packet->packet_id;
+	head->type = BLOCK_CUT | (packet->size - block_size(&packet->frame, 0)) << 8;
+	*(u32 *)in_segment(segment, reservation->at + packet->size - sizeof(u32)) = packet->checksum;
 	list_upcall(control, segment, reservation);
 }
 
@@ -212,7 +205,6 @@ static inline int write_block(struct control *control, struct packet *packet, st
 	head->wire_len = frame->wire_len;
 	if (label) {
 		write_options(options, label->options_len, label, packet, flags);
-		packet->label = label->id;
 	} else {
 		write_upcall((struct upcall *)options, packet, flags, checksum);
 		list_upcall(control, segment, reservation);
@@ -223,6 +215,5 @@ static inline int write_block(struct control *control, struct packet *packet, st
 	if (!checksum && copy_short_frame(segment->bytes, SEGMENT_SIZE, at + sizeof(*head), frame))
 		return 1;
 	packet->checksum = checksum;
-	packet->flags = flags;
 	return 0;
 }

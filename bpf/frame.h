@@ -181,6 +181,15 @@ static inline u32 vlan_of(struct skb *skb)
 	return has_vlan_tag(skb) ? SKB(skb, u16, VLAN_TCI) & VLAN_ID_MASK : 0;
 }
 
+/* Makes the tag of a VLAN, which is not in the bytes of the frame, a part of it. */
+static inline void insert_vlan_tag(struct skb *skb, struct frame *frame)
+{
+	if (frame->linear < ETH_ADDRESSES)
+		return;
+	frame->vlan = SKB(skb, u16, VLAN_PROTO) | (u32)__builtin_bswap16(SKB(skb, u16, VLAN_TCI)) << 16;
+	frame->wire_len += VLAN_HLEN;
+}
+
 /*
  * Finds the start and the length of the frame. Sent: `data` is the start of the frame; mac_header
  * is not set yet at the entry of __dev_queue_xmit, and outdated in a forwarded packet. Received:
@@ -203,13 +212,8 @@ static inline int find_frame(struct skb *skb, u64 dev, u64 head, u64 data, u32 d
 	frame->linear = SKB(skb, u32, LEN) - SKB(skb, u32, DATA_LEN) + before_data;
 	frame->wire_len = SKB(skb, u32, LEN) + before_data;
 	frame->vlan = 0;
-	if (has_vlan_tag(skb)) {
-		if (frame->linear >= ETH_ADDRESSES) {
-			frame->vlan = SKB(skb, u16, VLAN_PROTO) |
-				      (u32)__builtin_bswap16(SKB(skb, u16, VLAN_TCI)) << 16;
-			frame->wire_len += VLAN_HLEN;
-		}
-	}
+	if (has_vlan_tag(skb))
+		insert_vlan_tag(skb, frame);
 	return 0;
 }
 

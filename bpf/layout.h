@@ -29,6 +29,8 @@ enum sleep { SLEEP_NOT, SLEEP_UNTIL_PACKET, SLEEP_UNTIL_UPCALL };
  * Outcomes of the packets of an interface slot; indexes of struct counters. WIRE_BYTES: the lengths
  * of the delivered packets on the wire, added up. OTHER_INTERFACES: the interface is not captured.
  * UNATTRIBUTED: rules keep the packets of some processes, and the packet's process is not known.
+ * LIMITED: the kernel dropped more packets for one reason than drops_rate. LABELS is no outcome: the
+ * labels that the program has made.
  */
 enum counter {
 	SEEN,
@@ -41,34 +43,38 @@ enum counter {
 	DUPLICATE,
 	OTHER_INTERFACES,
 	UNATTRIBUTED,
+	LIMITED,
+	LABELS,
 };
 
 /* Blocks of local types (most significant bit set): never in a file, always rewritten by Python. */
 #define BLOCK_PACKET 6
 #define BLOCK_UPCALL 0x80000001 /* an Enhanced Packet Block whose options are a struct upcall */
-#define BLOCK_CUT    0x80000002 /* a packet with a label whose frame could not be read to its end */
+/*
+ * A packet with a label whose frame could not be read to its end, or whose checksum must be computed;
+ * BLOCK_CUT | length of its options << 8. They are where they would be in the complete block, and the
+ * checksum, as in struct upcall, is in place of the size at the end.
+ */
+#define BLOCK_CUT 0x80000002
+
+#define BLOCK_DROP 0x80000003 /* a packet that the kernel dropped: a struct dropped, then a struct upcall */
+
+/* The interfaces of dropped packets, in each namespace: numbers that no interface has. */
+#define DROPS_ETHERNET 0xffffffff
+#define DROPS_RAW      0xfffffffe
 
 /*
  * The beginning of a packet's block: an Enhanced Packet Block (draft-ietf-opsawg-pcapng, 4.3).
  * After it there are the frame, padded to 4 bytes, the options, and the size again.
  */
 struct block_head {
-	u32 type;	  /* BLOCK_PACKET, BLOCK_UPCALL, BLOCK_CUT */
+	u32 type;	  /* BLOCK_PACKET, BLOCK_UPCALL, BLOCK_CUT | length of options << 8 */
 	u32 size;	  /* of the block in bytes, a multiple of 4 */
-	u32 interface_id; /* BLOCK_UPCALL: row of `counters`; BLOCK_CUT: number of the label */
+	u32 interface_id; /* BLOCK_UPCALL: row of `counters` */
 	u32 time_high;	  /* ns since the epoch, the upper half */
 	u32 time_low;
 	u32 cap_len;
 	u32 wire_len;
-};
-
-/* The end of a BLOCK_CUT, in place of the last options. */
-struct cut_tail {
-	u64 packet_id; /* epb_packetid, if the label's key is `linked` */
-	u32 unused;
-	u32 checksum; /* as in struct upcall */
-	u32 flags;    /* as in struct upcall */
-	u32 size;     /* of the block */
 };
 
 /* The key of a label: process, interface and direction. */
@@ -89,14 +95,14 @@ struct label {
 	u8 comm[16];
 	u8 device[16];
 	u8 process[16];
-	u32 id;		  /* Python's number for it */
 	u32 interface_id; /* interface block in the file */
 	u32 slot;	  /* row of `counters` */
 	u32 snaplen;	  /* bytes of the frame to keep; 0: drop the packet */
 	u32 filter; /* number of the packet filter for its packets; 0: none. Of dropped packets: whether they are UNATTRIBUTED */
-	u32 generation;	  /* of its rules */
-	u32 options_len;  /* bytes of `options`, a multiple of 4; 0: Python decides each time */
-	u32 flags_at;	  /* offset in `options` of epb_flags; 8 bytes later: epb_packetid */
+	u32 generation;	 /* of its rules */
+	u32 options_len; /* bytes of `options`, a multiple of 4; 0: Python decides each time */
+	u32 flags_at;	 /* offset in `options` of epb_flags; 8 bytes later: epb_packetid */
+	u8 spare[4];
 	u64 headers_only; /* 1: nothing behind the last known header is kept (payload.h) */
 	u8 options[OPTIONS_MAX];
 };
@@ -111,6 +117,8 @@ struct device {
 	u8 name[16]; /* the entry is valid only while the interface has this name */
 	u32 slot;
 	u32 unwanted;
+	u32 interface_id; /* interface block in the file, */
+	u32 generation;	  /* for labels of this generation */
 };
 
 /* A thread that uses a socket. */
@@ -124,15 +132,26 @@ struct user {
 
 /* The last user of a socket, and the values that identify the socket. */
 struct owner {
+	/*
+	 * First: where an entry of a map is used again, this is written before the rest, so who has copied
+	 * the user before that sees it (copy_user).
+	 */
+	u64 sk;
 	struct user user;
 	u64 inode;    /* of the open socket */
 	u64 identity; /* hash and ports, which do not change when the socket is closed */
-	u64 sk;
 	/*
 	 * In ns since boot. Of a flow: when its socket was closed; 0: it is open. Of a socket: when
 	 * its user was recorded, or SHARED_AT_USE.
 	 */
 	u64 time;
+	u64 conntrack; /* of a flow on the wire: the entry that has translated it, see conntrack_of */
+	/*
+	 * Of a flow on the wire: how its socket was bound (binding_of); of two senders: the last socket. Of a
+	 * connection: OF_REQUEST, or 0. Of a socket: the version of the record, which is never the same for another
+	 * user or another name, and OF_SEVERAL.
+	 */
+	u64 binding;
 };
 
 /*
@@ -205,6 +224,14 @@ struct upcall {
 	u64 payload; /* offset of the payload in the frame */
 };
 
+/* Of a BLOCK_DROP, after the frame; then a struct upcall. */
+struct dropped {
+	u64 location;  /* where it was dropped: a return address */
+	u32 reason;    /* as in the kernel; DROP_REASON_UNKNOWN */
+	u32 ifindex;   /* interface where it was dropped; 0: unknown */
+	u8 device[16]; /* its name; empty: unknown */
+};
+
 /*
  * Blocks, then slack that only the verifier can see being written, then the offsets of the first
  * local blocks.
@@ -246,7 +273,10 @@ struct control {
 	u64 generation;	   /* of the rules: labels of another generation are not valid */
 	u64 wired;	   /* number of changes of flows on the wire (written by the program) */
 	u64 headers_only;  /* as in struct label, for packets without a label */
-	u64 pad1[4];
+	u64 drops_rate;	   /* dropped packets of one reason per second; see drop_frame.h */
+	u64 naming;	   /* generation << 32 | which labels the program makes (label.h); 0: none */
+	u64 pad1[2];
+	u64 via_texts[16]; /* of each enum via below VIA_GROUP: two words, the end of its comment */
 	/* Written by both. */
 	u64 questions; /* number of sockets that Python may still look up; set in each drain */
 	u64 pad2[7];
@@ -269,6 +299,8 @@ BPF_TABLE("lru_hash", u64, struct group, groups, GROUPS_MAX);
 BPF_TABLE("lru_hash", u32, u64, forks, FORKS_MAX);
 BPF_TABLE("lru_hash", struct fragment, struct owner, fragments, FRAGMENTS_MAX);
 BPF_TABLE("lru_hash", u32, struct descendant, descendants, DESCENDANTS_MAX); /* by process id */
+/* By tgid / 64: a bit for each process that has a label of the program. */
+BPF_F_TABLE("array", u32, u64, labelled, LABELLED_WORDS, BPF_F_MMAPABLE);
 BPF_PERCPU_ARRAY(counters, struct counters, SLOTS);
 BPF_RINGBUF_OUTPUT(wakeups, 1);
 

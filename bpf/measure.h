@@ -45,6 +45,7 @@ BPF_ARRAY(measurements, struct measurement, 1);
 
 static inline void measure_stack(void *ctx, struct measurement *m)
 {
+#ifndef NO_PROOF /* else softirqs would pass as process context: see context_of */
 	u64 task = bpf_get_current_task(), stack = 0;
 
 	READ(&stack, sizeof(stack), task + TASK_STACK);
@@ -60,6 +61,7 @@ static inline void measure_stack(void *ctx, struct measurement *m)
 		m->entry_regs = at;
 		break;
 	}
+#endif
 }
 
 /* The table of UDP sockets, from a packet of one of our own sockets. */

@@ -12,6 +12,8 @@
 #define PF_USER_WORKER 0x00004000
 #define PF_KTHREAD     0x00200000
 
+#define SOFTIRQ_OFFSET (1 << 8)
+
 /* `current`, whose fields can be read in place: the verifier knows its type. */
 static inline u8 *current_task(void)
 {
@@ -42,7 +44,11 @@ static inline int is_on_stack(void *ctx, u64 bottom, u64 size)
  * CPU (or of ksoftirqd), so this is the stack of current only in process context, or in a softirq
  * after an interrupt in user mode; then the saved registers of user space have no system call. The
  * position of these registers is measured at the start (struct measurement); without it, process
- * context is never proven. Not valid on PREEMPT_RT, where softirqs run in tasks.
+ * context is never proven. It is not measured where softirqs run on the stacks of tasks (abi.Softirqs).
+ *
+ * With PREEMPT_RT they run on the stacks of tasks, too, but the task then counts this: SOFTIRQ_OFFSET
+ * in task_struct.softirq_disable_cnt is in_serving_softirq() there (include/linux/preempt.h). It is
+ * set before __do_softirq, by __local_bh_enable_ip and ksoftirqd_run_begin (kernel/softirq.c).
  */
 static inline enum via context_of(void *ctx, struct control *control)
 {
@@ -51,6 +57,10 @@ static inline enum via context_of(void *ctx, struct control *control)
 
 	if (!control->entry_regs || !is_on_stack(ctx, stack, control->stack_size))
 		return VIA_UNKNOWN;
+#ifdef TASK_SOFTIRQS
+	if (TASK(task, u32, SOFTIRQS) & SOFTIRQ_OFFSET)
+		return VIA_UNKNOWN;
+#endif
 	if (TASK(task, u32, FLAGS) & PF_KTHREAD)
 		return VIA_KERNEL;
 	return LOAD(SYSCALL_NUMBER_TYPE, stack + control->entry_regs) >= 0 ? VIA_CURRENT : VIA_UNKNOWN;
@@ -90,6 +100,23 @@ static inline int has_descriptor_of(u8 *task, u64 file, struct owner *scratch)
 			return 1;
 	}
 	return 0;
+}
+
+#define SOCK_STREAM 1
+
+/* Whether a socket is a connection or a listener of TCP, not one that only makes such packets (SOCK_RAW, AF_PACKET). */
+static inline int is_tcp_socket(u64 sk)
+{
+	return socket_protocol(sk) == IPPROTO_TCP && LOAD(u16, sk + SOCK_TYPE) == SOCK_STREAM;
+}
+
+/*
+ * Whether the kernel takes packets of a process's UDP socket for itself (UDP_ENCAP: IPsec, L2TP; GTP, OpenVPN):
+ * what is in them can be for any process. Sockets of the kernel (VXLAN, WireGuard) have no process anyway.
+ */
+static inline int is_encapsulating(u64 sk)
+{
+	return any(LOAD(u64, sk + SOCK_ENCAP)) & (LOAD(u8, sk + SOCK_REFCNT_BYTE) >> SOCK_REFCNT_SHIFT & 1);
 }
 
 /* How a system call uses sockets that are not its first argument. */
@@ -266,15 +293,15 @@ static inline void forget_unbound(u64 sk)
 }
 
 /*
- * Whether the user of a socket is recorded already. The inode is not compared, because that takes
- * longer than everything else: if a later socket at this address is equal in all other values, its
- * packets in softirqs are looked up.
+ * The version of the record of a socket, if the user is recorded already; otherwise 0. The inode is not
+ * compared, because that takes longer than everything else: if a later socket at this address is equal in
+ * all other values, its packets in softirqs are looked up.
  */
-static inline int is_known_user(u64 sk, u64 identity, struct user *user)
+static inline u64 is_known_user(u64 sk, u64 identity, struct user *user)
 {
 	struct owner *known = owners.lookup(&sk);
 
-	return known && is_same_user(&known->user, user) && known->identity == identity;
+	return known && is_same_user(&known->user, user) && known->identity == identity ? known->binding : 0;
 }
 
 /* Another socket replaces one whose user is recorded: Python may still look up the old one. */
@@ -383,7 +410,25 @@ static inline struct owner *lookup_owner(u64 *sk)
 	return owner ? owner : owners.lookup(sk);
 }
 
-#define OF_TWO (~0ULL) /* an identity */
+/*
+ * Copies the user of a record whose socket is `sk`. Returns whether it is still the record of that
+ * socket, otherwise sets zeros: an entry of an LRU map that is evicted or deleted is used again at once, also
+ * while another processor reads it (prealloc_lru_pop in kernel/bpf/hashtab.c). Can be removed when such a map
+ * frees its entries by RCU.
+ */
+static inline int copy_user(struct user *user, struct owner *owner, u64 sk)
+{
+	*user = owner->user;
+	barrier();
+	if (ONCE(owner->sk) == sk)
+		return 1;
+	__builtin_memset(user, 0, sizeof(*user));
+	return 0;
+}
+
+#define OF_TWO	   (~0ULL)	/* an identity */
+#define OF_SEVERAL (1ULL << 63) /* in the binding of a socket's record: several processes have used it */
+#define OF_REQUEST 1 /* the record of a connection is that of its listener: there is no socket for it yet */
 
 /* Whether a record is of two connections (enter_connection). */
 static inline int is_of_two(struct owner *owner)
@@ -397,9 +442,10 @@ static inline int is_of_two(struct owner *owner)
  */
 static inline void enter_connection(struct flow *flow, struct owner *owner, u32 bound_dev)
 {
-	struct owner *known = bound_dev && flow->remote_port ? lookup_flow(flow) : NULL;
+	struct owner *known = flow->remote_port ? lookup_flow(flow) : NULL;
 
 	if (known && known->sk != owner->sk && !known->time &&
+	    (bound_dev || is_of_two(known) || LOAD(u32, known->sk + SOCK_BOUND_DEV_IF)) &&
 	    (is_of_two(known) || (known->sk && LOAD(u8, known->sk + SOCK_STATE) != TCP_LISTEN))) {
 		__builtin_memset(owner, 0, sizeof(*owner));
 		owner->identity = OF_TWO;
@@ -424,16 +470,22 @@ static inline void record_owner(u64 sk, struct user *user, struct workspace *wor
 	owner->inode = inode ? inode : known ? known->inode : 0;
 	owner->identity = SOCK_IDENTITY(sock);
 	owner->sk = sk;
-	owner->time = has_others(sk) ? SHARED_AT_USE : bpf_ktime_get_ns();
+	/* On the stack: up to Linux 6.1.99, a map takes no unset bytes from it. */
+	owner->conntrack = 0;
+	owner->binding = bpf_ktime_get_ns();
+	owner->time = has_others(sk) ? SHARED_AT_USE : owner->binding;
+	if (known && owner->inode && known->inode == owner->inode)
+		owner->binding |=
+			(known->binding & OF_SEVERAL) | any(known->user.tgid ^ user->tgid) * OF_SEVERAL;
 	owners.update(&sk, owner);
-	owner->time = 0;
+	owner->time = owner->binding = 0;
 	if (listens || socket_protocol(sk) == IPPROTO_UDP)
 		watch_forks(user->tgid);
 	/*
 	 * A connecting socket gets its flow when its SYN is sent: until then, packets of the
 	 * earlier connection can arrive.
 	 */
-	if (!SOCK(sock, u16, NUM) || socket_protocol(sk) != IPPROTO_TCP)
+	if (!SOCK(sock, u16, NUM) || !is_tcp_socket(sk))
 		return;
 	if (!listens && SOCK(sock, u8, STATE) != TCP_LISTEN &&
 	    (!SOCK(sock, u16, DPORT) || SOCK(sock, u8, STATE) == TCP_CLOSE))
@@ -482,6 +534,32 @@ static inline void record_use_at(void *ctx, u64 sk, struct workspace *work, cons
 {
 	if (!READ(&work->sock, SOCK_SHORT, sk))
 		record_use(ctx, sk, &work->sock, work, listens, is_new);
+}
+
+/*
+ * A packet without a socket is sent: it can be the question for a neighbor (ARP, ND) whose answer a datagram
+ * waits for, which is then sent in a softirq. A kernel without kprobes shows a send when it is over, which
+ * can be later. So the socket that is the first argument of the system call gets its user now.
+ */
+static inline void record_asker(void *ctx, struct control *control, struct workspace *work)
+{
+	u8 *task = current_task(), *files = TASK(task, u8 *, FILES), *table = FIELD(u8 *, files, FILES_TABLE);
+
+	/* A worker has the arguments of an earlier call, a 32-bit program has them elsewhere (is_at_work_on). */
+	if (context_of(ctx, control) != VIA_CURRENT || TASK(task, u32, COMPAT) & COMPAT_BIT ||
+	    TASK(task, u32, FLAGS) & (PF_IO_WORKER | PF_USER_WORKER))
+		return;
+	u32 descriptor = LOAD(u64, syscall_of(task, control) + CALL_ARGUMENT_0);
+
+	if (descriptor >= FIELD(u32, table, TABLE_SIZE))
+		return;
+	u64 file = LOAD(u64, FIELD(u64, table, TABLE_FILES) + descriptor * 8ULL);
+	u64 socket = LOAD(u64, file + FILE_PRIVATE), sk = LOAD(u64, socket + SOCKET_SK);
+
+	/* The user of a connection is recorded by connect(2) (record_state). */
+	if (file && LOAD(u64, socket + SOCKET_FILE) == file && LOAD(u64, sk + SOCK_SOCKET) == socket &&
+	    socket_protocol(sk) != IPPROTO_TCP)
+		record_use_at(ctx, sk, work, 0, 0);
 }
 
 /*
@@ -546,8 +624,11 @@ static inline void record_state(void *ctx, u64 sk, u32 before, u32 after, struct
 		record_use_at(ctx, sk, work, 1, 0);
 		return;
 	}
-	/* connect(2): its SYN may have to wait, and be sent in the context of another process. */
-	if (after == TCP_SYN_SENT) {
+	/*
+	 * connect(2): its SYN may have to wait, and be sent in the context of another process. Or there is no
+	 * SYN: CRIU makes a connection of before again (TCP_REPAIR).
+	 */
+	if (after == TCP_SYN_SENT || (before == TCP_SYN_SENT && after == TCP_ESTABLISHED)) {
 		record_use_at(ctx, sk, work, 0, 0);
 		return;
 	}
@@ -665,8 +746,7 @@ static inline enum via find_sharers(struct control *control, struct packet *pack
 	via = find_members(control, packet, hash_inode(packet->inode), references_of(packet->sk));
 	if (via == VIA_UNRESOLVED || !owner || !packet->user.tgid || packet->user.tgid != owner->user.tgid)
 		return via;
-	packet->user = owner->user;
-	return found;
+	return copy_user(&packet->user, owner, packet->sk) ? found : VIA_UNKNOWN;
 }
 
 /*
@@ -687,8 +767,7 @@ static inline enum via find_user(struct control *control, struct packet *packet,
 		return find_sharers(control, packet, owner, found);
 	if (!owner)
 		return find_holder(control, packet);
-	packet->user = owner->user;
-	return found;
+	return copy_user(&packet->user, owner, packet->sk) ? found : VIA_UNKNOWN;
 }
 
 /*
@@ -758,9 +837,12 @@ static inline void renew_flow(struct packet *packet, struct skb *skb, int is_gro
 
 	if (known && known->sk == sk && !known->time && is_same_user(&known->user, &packet->user))
 		return;
-	/* A forged SYN (AF_PACKET, IPPROTO_RAW) does not change the user of a connection. */
-	if (known && known->sk != sk && flow->protocol == IPPROTO_TCP && known->inode &&
-	    socket_protocol(sk) != IPPROTO_TCP && socket_inode(known->sk) == known->inode)
+	/*
+	 * A forged SYN (AF_PACKET, SOCK_RAW) does not change the user of a connection: one that is not accepted
+	 * yet has no inode, one that Python has found has no address of a socket.
+	 */
+	if (known && known->sk != sk && flow->protocol == IPPROTO_TCP && !is_tcp_socket(sk) && !known->time &&
+	    (!known->sk || (is_tcp_socket(known->sk) && socket_identity(known->sk) == known->identity)))
 		return;
 	owner->user = packet->user;
 	if (is_group)
@@ -768,7 +850,7 @@ static inline void renew_flow(struct packet *packet, struct skb *skb, int is_gro
 	owner->sk = sk;
 	owner->inode = socket_inode(sk);
 	owner->identity = socket_identity(sk);
-	owner->time = 0;
+	owner->time = owner->binding = 0;
 	if (known && known->sk != sk && flow->protocol != IPPROTO_TCP) {
 		u64 was_ambiguous = !known->sk && packet->time - known->time < AMBIGUOUS_NS;
 		u64 alternates = known->sk ? known->inode && known->inode == socket_inode(known->sk) &&
@@ -811,10 +893,8 @@ static inline int find_ended(struct packet *packet, struct skb *skb)
 	if (!headers.transport || packet->work.flow.protocol != IPPROTO_TCP)
 		return 0;
 	owner = find_flow(&packet->work.flow);
-	if (!owner || owner->sk != packet->sk || !owner->user.tgid)
-		return 0;
-	packet->user = owner->user;
-	return 1;
+	return owner && owner->sk == packet->sk && owner->user.tgid &&
+	       copy_user(&packet->user, owner, packet->sk);
 }
 
 /*
@@ -835,8 +915,8 @@ static inline int is_sent_by_current(void *ctx, struct control *control, struct 
 			   &work->owner, 0))
 		return 0;
 	set_current_user(&packet->user);
-	if (!is_known_user(packet->sk, SOCK_IDENTITY(sock), &packet->user) &&
-	    !READ(&work->sock, sizeof(work->sock), packet->sk))
+	packet->version = is_known_user(packet->sk, SOCK_IDENTITY(sock), &packet->user);
+	if (!packet->version && !READ(&work->sock, sizeof(work->sock), packet->sk))
 		record_owner(packet->sk, &packet->user, work, 0);
 	return 1;
 }
@@ -860,12 +940,11 @@ static inline enum via find_sender_by_flow(struct packet *packet, struct skb *sk
 	owner = find_flow(flow);
 	if (!owner || (!owner->user.tgid && !owner->sk))
 		return VIA_KERNEL;
-	if (!owner->user.tgid) {
+	if (!owner->user.tgid || !copy_user(&packet->user, owner, owner->sk)) {
 		/* Of a connection that no known process has accepted, on a socket of the kernel. */
 		packet->sk = 0;
 		return VIA_UNKNOWN;
 	}
-	packet->user = owner->user;
 	return VIA_FLOW;
 }
 
@@ -886,7 +965,9 @@ static inline enum via find_sender_by_socket(struct control *control, struct pac
 	if (is_request && (owner ? is_shared(packet->sk, owner) : references_of(packet->sk) > 1))
 		return find_sharers(control, packet, owner, VIA_SOCKET);
 	if (owner) {
-		packet->user = owner->user;
+		packet->version = owner->binding;
+		if (!copy_user(&packet->user, owner, packet->sk))
+			return VIA_UNKNOWN;
 		/* Recorded before it had its ports, and possibly looked up when it is closed. */
 		if (owner->identity != SOCK_IDENTITY(sock))
 			owner->identity = SOCK_IDENTITY(sock);
@@ -914,6 +995,7 @@ static inline void enter_request(struct packet *packet, u64 inode, enum via via)
 	owner->identity = SOCK_IDENTITY(sock);
 	owner->sk = packet->sk;
 	owner->time = 0;
+	owner->binding = OF_REQUEST;
 	enter_connection(&work->flow, owner, SOCK(sock, u32, BOUND_DEV_IF));
 }
 
@@ -938,8 +1020,12 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 	u8 *whole = (u8 *)sock;
 #endif
 
-	if (!sock)
-		return SKB(skb, u32, SKB_IIF) ? VIA_FORWARDED : VIA_KERNEL;
+	if (!sock) {
+		if (SKB(skb, u32, SKB_IIF))
+			return VIA_FORWARDED;
+		record_asker(ctx, control, work);
+		return VIA_KERNEL;
+	}
 	u32 asks = may_ask(FIELD(u16, whole, SOCK_PROTOCOL), SOCK(sock, u8, STATE));
 	u64 via = VIA_CURRENT;
 

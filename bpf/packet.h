@@ -14,7 +14,7 @@
 struct guard {
 	u64 dev;
 	u64 until; /* ns since boot, without suspend */
-	u64 is_up; /* 1: they do not */
+	u64 found; /* 0: they do; otherwise GUARD_* */
 };
 
 enum role { SENDS, GETS };
@@ -24,6 +24,7 @@ struct origin {
 	u64 role;	/* enum role of the process */
 	u64 sk;		/* the socket that it uses, if known; for a SYN-ACK the listener */
 	u64 identity;	/* of that socket, if Python must look up its process; otherwise 0 */
+	u64 version;	/* of the record of the user of `sk`; 0: it is not from there */
 	u64 is_request; /* a SYN-ACK: the process that will accept the connection is not certain */
 };
 
@@ -48,14 +49,14 @@ struct packet {
 	struct frame frame;
 	u32 size;			/* of the block */
 	u32 slot;			/* row of `counters` */
-	u32 label;			/* its number; valid if not `is_upcall` */
 	u32 is_upcall;			/* 1: Python will write the block again */
 	u32 checksum;			/* as in struct upcall */
-	u32 flags;			/* as in struct upcall */
+	u32 named;			/* 1: the label stage has seen it */
 	u64 dev;			/* net_device */
 	u64 net;			/* its network namespace */
 	u64 sk;				/* its socket; later the one whose user is looked up */
 	u64 inode;			/* of that socket; 0: none */
+	u64 version;			/* of the record with its user; 0: it is not from there */
 	u64 address;			/* of its sk_buff */
 	u64 head;			/* skb->head: start of its memory */
 	u64 data;			/* skb->data: current position of the network stack in it */
@@ -70,9 +71,10 @@ struct packet {
 	u64 refused;			/* excluded, so it is only followed: slot * 2 + 1; else 0 */
 	u64 unwanted;			/* its interface is excluded: slot * 2 + 1; else 0 */
 	u64 verdict;			/* control->device_filter when `unwanted` was set */
-	u64 guard;			/* 1: its addresses do not prove its receiver (guard.h) */
+	u64 guard;			/* not 0: its addresses do not prove its receiver (guard.h) */
 	u64 entered[1 << ENTERED_BITS]; /* flows that this processor entered lately: hash_sent in path.h */
 	struct guard guards[GUARDS];	/* results for some interfaces */
+	struct guard other;		/* the result for a namespace, in `dev` */
 	u64 sent[3];			/* the last recorded use of a socket: see note_use */
 	struct key key;
 	struct user user;
@@ -83,15 +85,24 @@ struct packet {
 	struct group group; /* its candidates */
 	struct skb skb;	    /* a copy, if not IN_PLACE; later of the skbs in frag_list */
 };
-BPF_PERCPU_ARRAY(packets, struct packet, 3);
+BPF_PERCPU_ARRAY(packets, struct packet, 4);
+#define TAPPED 3 /* the record of what an interface above another one receives: tap.h */
 
 /*
  * The record of a processor for one direction; 0 is for the queue, if frames are captured at the
- * driver. Two programs for one direction are never nested on a processor: the kernel does not run a
- * program inside itself, and packets are sent with softirqs disabled.
+ * driver. All stages of a direction are called by one program, and on a processor the kernel does not
+ * start a program again before it has returned: it counts the packet as missed (`active` of struct
+ * bpf_prog in __bpf_trace_run, for kprobes bpf_prog_active in trace_call_bpf; kernel/trace/bpf_trace.c).
+ * That is also true where another task preempts the program (PREEMPT_RT, in tracepoints since Linux
+ * 7), because a program stays on its processor. Without that check (tracepoints before Linux 6.1),
+ * it cannot be preempted, and no packet of a direction is passed on inside the hook of another one.
+ * The filter of a tap has no such check, and a record of its own: so it is not used with PREEMPT_RT.
  */
 static inline struct packet *get_packet(u32 direction)
 {
+#ifdef TAP
+	direction = TAPPED;
+#endif
 	return packets.lookup(&direction);
 }
 
@@ -148,8 +159,8 @@ static inline void init_packet(struct packet *packet, struct skb *skb, void *arg
 	if (packet->key.ifindex != ifindex || packet->key.net != cookie || packet->device_name[0] != name0 ||
 	    packet->device_name[1] != name1)
 		packet->verdict = 0;
-	packet->inode = packet->packet_id = packet->is_known = packet->filter = packet->refused =
-		packet->payload = 0;
+	packet->inode = packet->version = packet->packet_id = packet->is_known = packet->filter =
+		packet->refused = packet->payload = packet->named = 0;
 	packet->time = bpf_ktime_get_ns();
 	packet->dev = (u64)dev;
 	packet->net = (u64)net;

@@ -23,6 +23,12 @@
  */
 #define WIRE_IS_REQUEST 1ULL
 
+/* include/linux/netfilter/nf_conntrack_common.h */
+#define NFCT_INFOMASK  7ULL
+#define IP_CT_IS_REPLY 3
+#define IPS_CONFIRMED  (1 << 3)
+#define IPS_DYING      (1 << 9)
+
 #define ON_WIRE(vlan) (1 + (vlan)) /* each VLAN can have its own host at an address */
 #define DOMAIN_SHIFT  48	   /* of a net_cookie, which counts the namespaces */
 
@@ -107,6 +113,14 @@ static inline int is_still_open(struct owner *known)
 	return known->inode && socket_inode(known->sk) == known->inode;
 }
 
+/* Whether a TCP socket is a connection that has not ended. */
+static inline int is_connection(u64 sk)
+{
+	u32 state = LOAD(u8, sk + SOCK_STATE);
+
+	return is_tcp_socket(sk) && state != TCP_CLOSE && state != TCP_LISTEN;
+}
+
 /* Whether a sent packet can have an answer with its flow. */
 static inline int can_have_answer(struct flow *flow)
 {
@@ -127,33 +141,176 @@ static inline int is_nat_traversal(struct flow *flow)
 	       (flow->local_port == UDP_ENCAP_PORT || flow->remote_port == UDP_ENCAP_PORT);
 }
 
-#define RENEWED_SHIFT 30 /* of a time in ns: about a second */
+/*
+ * The conntrack entry (struct nf_conn) of a sent packet, and in bit 0 its direction there: 1 is that of
+ * answers. 0: it has none.
+ */
+static inline u64 conntrack_of(struct skb *skb)
+{
+#ifdef CONNTRACK_TUPLES
+	u64 nfct = SKB(skb, u64, CONNTRACK), entry = nfct & ~NFCT_INFOMASK;
+
+	return -any(entry) & (entry | (nfct & NFCT_INFOMASK) >= IP_CT_IS_REPLY);
+#else
+	return 0;
+#endif
+}
+
+#ifdef CONNTRACK_TUPLES
+/*
+ * Whether the answers to the packets of a conntrack entry have a flow: the kernel finds the entry by these
+ * addresses and ports.
+ */
+static inline int is_of_entry(u64 conntrack, struct flow *flow)
+{
+	u64 entry = conntrack & ~1ULL;
+	u64 at = entry + CONNTRACK_TUPLES + (1 - (conntrack & 1)) * TUPLE_HASH_SIZE + TUPLE_HASH_TUPLE;
+	u64 source[2], to[2], has_ports = !is_icmp(flow->protocol);
+	u32 ports = __builtin_bswap16(flow->remote_port) | (u32)__builtin_bswap16(flow->local_port) << 16;
+
+	LOAD_WORDS(source, sizeof(source), at);
+	LOAD_WORDS(to, sizeof(to), at + TUPLE_TO);
+	u64 differs = source[0] ^ flow->remote[0] | source[1] ^ flow->remote[1];
+
+	/* The flow of an echo has no local address. */
+	differs |= -has_ports & (to[0] ^ flow->local[0] | to[1] ^ flow->local[1]);
+	differs |= -has_ports &
+		   (ports ^ (LOAD(u16, at + TUPLE_PORT) | (u32)LOAD(u16, at + TUPLE_TO + TUPLE_PORT) << 16));
+	return !differs;
+}
 
 /*
- * A hash of a sent packet: its addresses and ports, its socket and user, the number of changes of
- * flows on the wire, and the second. It must be short: this code runs for each packet, and is mostly not in the cache
+ * Whether what answers a sent packet with a flow is still translated by the same conntrack entry. An
+ * administrator or kube-proxy can delete it (`conntrack -D`), and it expires; then the next packet is
+ * translated by the rules of that time, possibly for another process. An entry that was freed and used
+ * again has other addresses.
+ */
+static inline int is_tracked(u64 conntrack, struct flow *flow)
+{
+	u64 entry = conntrack & ~1ULL;
+	s32 remains = LOAD(u32, entry + CONNTRACK_TIMEOUT) - (u32)bpf_jiffies64();
+
+	return is_of_entry(conntrack, flow) && remains > 0 &&
+	       (LOAD(u32, entry + CONNTRACK_STATUS) & (IPS_CONFIRMED | IPS_DYING)) == IPS_CONFIRMED;
+}
+
+/* Whether a conntrack entry translates: the addresses and ports of its directions differ. */
+static inline int is_translating(u64 conntrack)
+{
+	u64 at = (conntrack & ~1ULL) + CONNTRACK_TUPLES + TUPLE_HASH_TUPLE, back = at + TUPLE_HASH_SIZE;
+	u64 differs = 0;
+
+	for (u32 i = 0; i < 16; i += 8)
+		differs |= LOAD(u64, at + i) ^ LOAD(u64, back + TUPLE_TO + i) |
+			   LOAD(u64, at + TUPLE_TO + i) ^ LOAD(u64, back + i);
+	differs |= LOAD(u16, at + TUPLE_PORT) ^ LOAD(u16, back + TUPLE_TO + TUPLE_PORT) |
+		   LOAD(u16, at + TUPLE_TO + TUPLE_PORT) ^ LOAD(u16, back + TUPLE_PORT);
+	return conntrack && differs;
+}
+#else
+#define is_of_entry(conntrack, flow) 1
+#define is_tracked(conntrack, flow)  1
+#define is_translating(conntrack)    0
+#endif
+
+/*
+ * Whether the answer to what a UDP socket has sent can be for another process, however many sockets have
+ * the port. A connected socket is looked up before TPROXY and sk_lookup choose another one, in its own
+ * namespace (nft_tproxy_eval_v4, udp4_lib_lookup). IPVS can send each datagram to another server, or
+ * forget which one it has chosen; it does not if conntrack translates, or if our side has begun.
+ */
+static inline int is_answer_for_others(struct control *control, struct packet *packet, struct owner *owner)
+{
+	u64 sk = owner->sk, net = LOAD(u64, sk + SOCK_NET), guard = packet->guard;
+	u32 is_connected = LOAD(u8, sk + SOCK_STATE) == TCP_ESTABLISHED, is_here = net == packet->net;
+
+	if (guard & GUARD_BALANCES && (!owner->conntrack || owner->conntrack & 1) &&
+	    !is_translating(owner->conntrack))
+		return 1;
+	if (is_connected && is_here)
+		return 0;
+	if (!is_here && !is_connected)
+		guard |= guard_of_other(packet, net, control->nothing);
+	return any(guard & GUARD_ANSWERS);
+}
+
+/*
+ * How a UDP socket is bound and connected: its ports, and a hash of the address of its peer. It changes when
+ * the socket is connected again; then what comes to the earlier port, or from the earlier peer, is for others.
+ */
+static inline u64 binding_of(u64 sk)
+{
+	u64 peer = (LOAD(u64, sk + SOCK_V6_DADDR) * HASH_FACTOR + LOAD(u64, sk + SOCK_V6_DADDR + 8)) *
+			   HASH_FACTOR +
+		   LOAD(u32, sk + SOCK_DADDR);
+
+	return LOAD(u16, sk + SOCK_NUM) | (u64)LOAD(u16, sk + SOCK_DPORT) << 16 |
+	       peer * HASH_FACTOR >> 32 << 32;
+}
+
+/* The first interface above another one, such as its bridge, bond or VRF; 0: none. */
+static inline u32 upper_of(u64 dev)
+{
+	u64 head = dev + DEV_UPPER, node = LOAD(u64, head);
+
+	return node == head ? 0 : LOAD(u32, LOAD(u64, node - ADJACENT_LIST + ADJACENT_DEV) + DEV_IFINDEX);
+}
+
+/*
+ * Whether the UDP socket of a flow on the wire receives what answers. In its own namespace, and if nothing
+ * translates, its addresses and its interface show it; otherwise it must be bound as it was when the packet left.
+ */
+static inline int takes_answer(struct packet *packet, struct owner *owner, struct flow *flow)
+{
+	u64 sk = owner->sk, v4 = flow->family == AF_INET, dev = LOAD(u32, sk + SOCK_BOUND_DEV_IF);
+	u64 v4_local = LOAD(u32, sk + SOCK_RCV_SADDR), v4_peer = LOAD(u32, sk + SOCK_DADDR);
+	u64 port = LOAD(u16, sk + SOCK_NUM), peer_port = __builtin_bswap16(LOAD(u16, sk + SOCK_DPORT));
+	u64 local0 = v4 * v4_local + (1 - v4) * LOAD(u64, sk + SOCK_V6_RCV_SADDR);
+	u64 local1 = (1 - v4) * LOAD(u64, sk + SOCK_V6_RCV_SADDR + 8);
+	u64 peer0 = v4 * v4_peer + (1 - v4) * LOAD(u64, sk + SOCK_V6_DADDR);
+	u64 peer1 = (1 - v4) * LOAD(u64, sk + SOCK_V6_DADDR + 8);
+	u64 differs = port ^ flow->local_port;
+
+	if (LOAD(u64, sk + SOCK_NET) != packet->net || is_translating(owner->conntrack))
+		return binding_of(sk) == owner->binding;
+	differs |= -any(peer_port) & (peer_port ^ flow->remote_port);
+	differs |= -any(local0 | local1) & (local0 ^ flow->local[0] | local1 ^ flow->local[1]);
+	differs |= -any(peer0 | peer1) & (peer0 ^ flow->remote[0] | peer1 ^ flow->remote[1]);
+	differs |= any(dev) & any(dev ^ packet->key.ifindex) & any(dev ^ upper_of(packet->dev));
+	return !differs;
+}
+
+#define RENEWED_SHIFT 30 /* of a time in ns: about a second */
+
+/* A part of a hash: products with different odd factors are added, in any order. */
+#define PART(value, number) ((value) * (HASH_FACTOR + 0x632be59bd9b4e019ULL * 2 * (number)))
+
+/*
+ * A hash of a sent packet: its addresses and ports, its socket, the record of its user, its conntrack entry, the number of
+ * changes of flows on the wire, and the second. It must be short: this code runs for each packet, and is mostly not in the cache
  * of the processor. So headers are read as if they were plain, because others are not stored under
  * their hash (note_entered).
  */
-static inline u64 hash_sent(struct control *control, struct packet *packet, struct skb *skb, u64 sk)
+static inline u64 hash_sent(struct control *control, struct packet *packet, struct skb *skb,
+			    struct origin *origin)
 {
-	u64 at = packet->head + SKB(skb, u16, NETWORK_HEADER), flow, ports;
-	struct user *user = &packet->user;
-	u64 names = user->comm[0] ^ user->comm[1] << 1 ^ user->process[0] << 2 ^ user->process[1] << 3;
-	u64 rest = packet->dev ^ ONCE(control->wired) << 32 ^ user->start ^ (u64)user->tid << 32 ^
-		   packet->time >> RENEWED_SHIFT;
+	u64 at = packet->head + SKB(skb, u16, NETWORK_HEADER);
+	u64 sum = PART(origin->sk, 0) + PART(origin->version, 1) + PART(packet->dev, 2) +
+		  PART(conntrack_of(skb), 3) +
+		  PART(ONCE(control->wired) << 32 ^ packet->time >> RENEWED_SHIFT, 4);
 
 	if (SKB(skb, u16, PROTOCOL) == htons(ETH_P_IP)) {
-		flow = LOAD(u32, at + __builtin_offsetof(struct iphdr, saddr));
-		ports = LOAD(u64, at + __builtin_offsetof(struct iphdr, daddr)); /* and the destination */
+		sum += PART(LOAD(u32, at + __builtin_offsetof(struct iphdr, saddr)), 5);
+		/* and the ports */
+		sum += PART(LOAD(u64, at + __builtin_offsetof(struct iphdr, daddr)), 6);
 	} else {
-		flow = LOAD(u64, at + __builtin_offsetof(struct ipv6hdr, saddr));
-		flow = flow * HASH_FACTOR + LOAD(u64, at + __builtin_offsetof(struct ipv6hdr, saddr) + 8);
-		flow = flow * HASH_FACTOR + LOAD(u64, at + __builtin_offsetof(struct ipv6hdr, daddr));
-		flow = flow * HASH_FACTOR + LOAD(u64, at + __builtin_offsetof(struct ipv6hdr, daddr) + 8);
-		ports = LOAD(u32, at + sizeof(struct ipv6hdr));
+		sum += PART(LOAD(u64, at + __builtin_offsetof(struct ipv6hdr, saddr)), 5);
+		sum += PART(LOAD(u64, at + __builtin_offsetof(struct ipv6hdr, saddr) + 8), 6);
+		sum += PART(LOAD(u64, at + __builtin_offsetof(struct ipv6hdr, daddr)), 7);
+		sum += PART(LOAD(u64, at + __builtin_offsetof(struct ipv6hdr, daddr) + 8), 8);
+		sum += PART(LOAD(u32, at + sizeof(struct ipv6hdr)), 9);
 	}
-	return (((flow ^ sk) * HASH_FACTOR + ports) * HASH_FACTOR + (names ^ rest)) * HASH_FACTOR;
+	return sum;
 }
 
 /* The place of a hash in the table of this processor. */
@@ -172,7 +329,7 @@ static inline void note_entered(struct packet *packet, struct flow *flow, struct
 	u64 is_v6 = 1 - any(flow->family ^ AF_INET6);
 	u64 length = is_v6 * sizeof(struct ipv6hdr) + (1 - is_v6) * sizeof(struct iphdr);
 	u64 is_odd = (headers->transport ^ length) | headers->fragment | is_icmp(flow->protocol) |
-		     origin->is_request | (any(packet->user.tgid) ^ 1);
+		     origin->is_request | (any(packet->user.tgid & -any(origin->version)) ^ 1);
 
 	*find_entered(packet, hash) = (any(is_odd) - 1) & hash;
 }
@@ -186,7 +343,7 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	struct owner *owner = &work->owner, *known;
 	struct headers headers;
 	/* First: a change from now on is noticed with the next packet. */
-	u64 hash = hash_sent(control, packet, skb, origin->sk);
+	u64 hash = hash_sent(control, packet, skb, origin);
 
 	if (*find_entered(packet, hash) == hash)
 		return;
@@ -212,39 +369,80 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	}
 	u64 is_known_user = owner->user.tgid;
 	u64 is_new = flow->protocol == IPPROTO_TCP && is_syn(&headers);
-	u64 sk = origin->sk;
+	u64 sk = origin->sk, conntrack = conntrack_of(skb), binding = binding_of(sk);
 
-	/* A forged SYN (AF_PACKET, IPPROTO_RAW) does not change the user of an open connection. */
-	if (is_new && known && sk && socket_protocol(sk) != IPPROTO_TCP && is_still_open(known))
+	/* tc or nftables at the egress has translated it, too: its answer does not have the addresses of the entry. */
+	if (conntrack && !is_of_entry(conntrack, flow))
+		conntrack = 0;
+	/*
+	 * Forged (AF_PACKET, SOCK_RAW): what answers is for the connection with these addresses, if there is one;
+	 * it can be older than the capture, or not accepted yet.
+	 */
+	if (flow->protocol == IPPROTO_TCP && sk && !is_tcp_socket(sk)) {
+		if (is_new && known && !is_still_open(known)) {
+			flows.delete(flow);
+			__sync_fetch_and_add(&control->wired, 1);
+		}
 		return;
+	}
 	u64 age = known ? packet->time - known->time : WIRE_LASTS_NS;
 	u64 was_request = known ? known->time & WIRE_IS_REQUEST : 0;
 
+	if (known && !known->user.tgid && !known->identity && !known->sk) { /* of two senders */
+		u64 last = known->binding;
+
+		if (flow->protocol == IPPROTO_TCP ? !is_new || is_connection(last) : age < WIRE_LASTS_NS) {
+			if (flow->protocol != IPPROTO_TCP && last != sk) {
+				known->binding = sk;
+				known->time = packet->time & ~WIRE_IS_REQUEST;
+			}
+			return;
+		}
+	}
 	if (known && !is_new) {
 		if ((known->sk == sk || !sk) && was_request == origin->is_request &&
 		    is_same_user(&known->user, &owner->user)) {
 			if (age > WIRE_RENEWS_NS)
 				known->time = packet->time & ~WIRE_IS_REQUEST | was_request;
+			known->conntrack = conntrack;
+			known->binding = binding;
 			if (packet->key.via != VIA_GROUP)
 				note_entered(packet, flow, &headers, origin, hash);
 			return;
 		}
-		if (age < WIRE_LASTS_NS && known->sk != sk && !was_request) {
-			if (!known->user.tgid && !known->identity) /* of two senders */
-				return;
-			if (owner->user.tgid && known->user.tgid && known->user.tgid != owner->user.tgid &&
-			    is_still_open(known)) {
-				__builtin_memset(&owner->user, 0, sizeof(owner->user));
-				sk = 0; /* of two, whoever of them sends next */
-			}
-		}
+	}
+	u64 is_of_two = known && known->sk != sk && !was_request && owner->user.tgid && known->user.tgid &&
+			known->user.tgid != owner->user.tgid && is_still_open(known) &&
+			(flow->protocol == IPPROTO_TCP ? is_connection(known->sk) : age < WIRE_LASTS_NS);
+
+	if (is_of_two) { /* whoever of them sends next */
+		__builtin_memset(&owner->user, 0, sizeof(owner->user));
+		binding = flow->protocol == IPPROTO_TCP ? known->sk : sk;
+		sk = conntrack = 0;
 	}
 	owner->sk = sk;
 	owner->inode = socket_inode(sk);
 	owner->identity = is_known_user ? 0 : origin->identity;
 	owner->time = packet->time & ~WIRE_IS_REQUEST | origin->is_request;
+	owner->conntrack = conntrack;
+	owner->binding = binding;
 	flows.update(flow, owner);
 	__sync_fetch_and_add(&control->wired, 1);
+}
+
+/*
+ * Whether the connection of the flow in `work` is one of another socket than that of its record, which is closed: a
+ * process has made it again without a packet (TCP_REPAIR), and has sent nothing yet. Overwrites the flow.
+ */
+static inline int is_taken_over(struct packet *packet, struct owner *owner)
+{
+	struct flow *flow = &packet->work.flow;
+	struct owner *known;
+
+	flow->net = packet->key.net;
+	flow->on_wire = 0;
+	known = lookup_flow(flow);
+	return known && !known->time && known->inode != owner->inode;
 }
 
 /*
@@ -258,7 +456,7 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 	struct owner *owner;
 
 	packet->sk = 0;
-	if (!control->wired)
+	if (!control->wired || packet->guard & GUARD_RULES)
 		return VIA_UNKNOWN;
 	u64 at = packet->data;
 	u32 ether_type = SKB(skb, u16, PROTOCOL), vlan = skip_tag(skb, &at, &ether_type);
@@ -273,6 +471,11 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 	owner = lookup_flow(flow);
 	if (!owner)
 		return VIA_UNKNOWN;
+	if (owner->conntrack && !is_tracked(owner->conntrack, flow)) {
+		flows.delete(flow);
+		__sync_fetch_and_add(&control->wired, 1);
+		return VIA_UNKNOWN;
+	}
 	if (flow->protocol != IPPROTO_TCP) {
 		if (packet->time - owner->time > WIRE_LASTS_NS)
 			return VIA_UNKNOWN;
@@ -281,11 +484,13 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 		 * A connection that begins from outside: the flow belonged to an earlier one with
 		 * these ports.
 		 */
-		if (!(owner->time & WIRE_IS_REQUEST)) {
+		if (!(owner->time & WIRE_IS_REQUEST) || (owner->sk && !is_listening(owner))) {
 			flows.delete(flow);
 			__sync_fetch_and_add(&control->wired, 1);
 			return VIA_UNKNOWN;
 		}
+	} else if (owner->time & WIRE_IS_REQUEST && owner->sk && !is_listening(owner)) {
+		return VIA_UNKNOWN; /* the request is nobody's, or that of another listener */
 	} else if (owner->time & WIRE_IS_REQUEST &&
 		   (headers.flag_word & TCP_FLAG_FIN ||
 		    SKB(skb, u32, LEN) > at - packet->data + headers.transport + tcp_header_len(&headers))) {
@@ -296,24 +501,42 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 		packet->inode = owner->inode;
 		return owner->inode ? find_holder(control, packet) : VIA_UNKNOWN;
 	}
-	if (flow->protocol != IPPROTO_TCP && owner->user.tgid) {
-		struct owner *last = owners.lookup(&owner->sk);
+	u64 sk = ONCE(owner->sk);
 
+	if (flow->protocol == IPPROTO_TCP && sk && owner->inode && !is_still_open(owner) &&
+	    is_taken_over(packet, owner))
+		return VIA_UNKNOWN;
+	struct owner *last = owners.lookup(&sk);
+
+	if (flow->protocol != IPPROTO_TCP && (owner->user.tgid || owner->identity)) {
 		/* Its socket is closed: nobody gets the packet, or who has the port now. */
 		if (owner->sk && !is_still_open(owner))
 			return VIA_UNKNOWN;
 		packet->inode = owner->inode;
-		if (flow->protocol == IPPROTO_UDP && last && last->inode == owner->inode &&
-		    is_shared(owner->sk, last)) {
+		if (flow->protocol == IPPROTO_UDP && owner->sk) {
+			if (!takes_answer(packet, owner, flow) || is_encapsulating(owner->sk))
+				return VIA_UNKNOWN;
+			if (is_transparent(owner->sk) || is_answer_for_others(control, packet, owner) ||
+			    shares_port(control, owner->sk, flow, &packet->work.sock))
+				return VIA_UNKNOWN;
+			if (find_sharing(owner->sk, &packet->group))
+				return find_group(control, packet);
+		}
+		if (flow->protocol == IPPROTO_UDP && owner->user.tgid && last &&
+		    last->inode == owner->inode && is_shared(owner->sk, last)) {
 			packet->sk = owner->sk;
 			return find_sharers(control, packet, last, VIA_FLOW);
 		}
 	}
-	packet->user = owner->user;
+	/* Who has sent may have passed the socket on: its last user receives. */
+	if (!is_icmp(flow->protocol) && owner->user.tgid && !(owner->time & WIRE_IS_REQUEST) &&
+	    owner->inode && last && last->inode == owner->inode && last->user.tgid)
+		return copy_user(&packet->user, last, sk) ? VIA_FLOW : VIA_UNKNOWN;
+	if (!copy_user(&packet->user, owner, sk))
+		return VIA_UNKNOWN;
 	if (packet->user.tgid)
 		return VIA_FLOW;
-	return owner->identity ? resolve_socket(control, packet, owner->sk, owner->identity, VIA_FLOW)
-			       : VIA_UNKNOWN;
+	return owner->identity ? resolve_socket(control, packet, sk, owner->identity, VIA_FLOW) : VIA_UNKNOWN;
 }
 
 /*

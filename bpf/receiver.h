@@ -126,6 +126,19 @@ static inline u64 score_udp_socket(struct sock_head *sock, struct flow *flow, u6
 	return (any(other) - 1) & ((score & counts) + 1);
 }
 
+/* The list of the kernel's UDP sockets that has those at a port: its first node. */
+static inline u64 first_udp_socket(struct control *control, u64 net, u64 port)
+{
+#ifdef NET_UDP_TABLE
+	u64 table = LOAD(u64, net + NET_UDP_TABLE);
+#else
+	u64 table = ONCE(control->udp_table);
+#endif
+	u64 slot = port + LOAD(u32, net + NET_HASH_MIX) & LOAD(u32, table + UDP_TABLE_MASK);
+
+	return LOAD(u64, LOAD(u64, table + UDP_TABLE_HASH) + slot * UDP_SLOT_SIZE + UDP_SLOT_HEAD);
+}
+
 /*
  * The UDP socket that receives a packet; 0 if there is none. All candidates are in `group`: several
  * with SO_REUSEPORT, where the kernel chooses later, and with multicast, which all of them receive.
@@ -136,13 +149,7 @@ static inline u64 find_udp_socket(struct control *control, u64 net, u32 ifindex,
 {
 	u64 best = 0, nothing = control->nothing;
 	u64 best_score = 0, found = 0, v4 = flow->family == AF_INET, counts = multicast ? 0 : ~0ULL;
-#ifdef NET_UDP_TABLE
-	u64 table = LOAD(u64, net + NET_UDP_TABLE);
-#else
-	u64 table = ONCE(control->udp_table);
-#endif
-	u64 slot = flow->local_port + LOAD(u32, net + NET_HASH_MIX) & LOAD(u32, table + UDP_TABLE_MASK);
-	u64 node = LOAD(u64, LOAD(u64, table + UDP_TABLE_HASH) + slot * UDP_SLOT_SIZE + UDP_SLOT_HEAD);
+	u64 node = first_udp_socket(control, net, flow->local_port);
 
 	FORGET(v4, nothing);
 	FORGET(counts, nothing);
@@ -173,6 +180,121 @@ static inline u64 find_udp_socket(struct control *control, u64 net, u32 ifindex,
 	*wildcard = best_score < SCORE_BOUND;
 	group->count = found;
 	return node ? 0 : best;
+}
+
+/* Whether a flow leads to a multicast group. */
+static inline int is_for_group(struct flow *flow)
+{
+	return flow->family == AF_INET ? ipv4_is_multicast(flow->local[0])
+				       : ipv6_addr_is_multicast(flow->local);
+}
+
+#define MCAST_EXCLUDE 0
+
+/*
+ * Whether a socket certainly receives what is sent to a group: as in ip_mc_sf_allow and inet6_mc_check. It does not
+ * without IP_MULTICAST_ALL if it has not joined the group; if it wants only some sources, that is
+ * not certain.
+ */
+static inline int takes_group(u64 sk, struct flow *flow, u32 ifindex, u64 nothing)
+{
+	u64 v4 = flow->family == AF_INET, pinet6 = LOAD(u64, sk + SOCK_PINET6);
+	u64 all = LOAD(u8, sk + SOCK_MC_ALL_BYTE) >> SOCK_MC_ALL_SHIFT & 1;
+	u64 all6 = LOAD(u8, (MC6_ALL_IN_PINET6 ? pinet6 : sk) + MC6_ALL_BYTE) >> MC6_ALL_SHIFT & 1;
+	u64 node = v4 ? LOAD(u64, sk + SOCK_GROUPS) : LOAD(u64, pinet6 + PINET6_GROUPS);
+	u64 next = v4 ? JOINED_NEXT : JOINED6_NEXT, address = v4 ? JOINED_ADDRESS : JOINED6_ADDRESS;
+	u64 mode = v4 ? JOINED_MODE : JOINED6_MODE, sources = v4 ? JOINED_SOURCES : JOINED6_SOURCES;
+	u64 mask = v4 ? 0xffffffff : ~0ULL;
+
+	FORGET(v4, nothing);
+	FORGET(next, nothing);
+	FORGET(address, nothing);
+	FORGET(mode, nothing);
+	FORGET(sources, nothing);
+	FORGET(mask, nothing);
+	for (int i = 0; i < JOINED_MAX; i++) {
+		FORGET(node, nothing);
+		if (!node)
+			return v4 ? all : all6;
+		u64 differs = (LOAD(u64, node + address) & mask) ^ flow->local[0];
+
+		differs |= (1 - v4) * (LOAD(u64, node + address + 8) ^ flow->local[1]);
+		differs |= v4 * (LOAD(u32, node + JOINED_IFINDEX) ^ ifindex);
+		if (!differs)
+			return !LOAD(u64, node + sources) && LOAD(u32, node + mode) == MCAST_EXCLUDE;
+		node = LOAD(u64, node + next);
+	}
+	return 0;
+}
+
+/*
+ * Whether a UDP socket can send from addresses of others (IP_TRANSPARENT; with IPv6 also IPV6_FREEBIND):
+ * what answers it is for the socket that a TPROXY rule names.
+ */
+static inline int is_transparent(u64 sk)
+{
+	u32 is_v6 = LOAD(u16, sk + SOCK_FAMILY) == AF_INET6;
+
+	return (LOAD(u8, sk + SOCK_TRANSPARENT_BYTE) >> SOCK_TRANSPARENT_SHIFT & 1) |
+	       (LOAD(u8, sk + SOCK_FREEBIND_BYTE) >> SOCK_FREEBIND_SHIFT & is_v6);
+}
+
+/* 0 if two addresses are different, and neither of them is the wildcard. */
+static inline u64 may_be_equal(u64 a0, u64 a1, u64 b0, u64 b1)
+{
+	return (1 - any(a0 | a1)) | (1 - any(b0 | b1)) | (1 - any(a0 ^ b0 | a1 ^ b1));
+}
+
+/*
+ * Whether another socket than `sk`, which has sent a datagram, can receive the answer with this flow, because
+ * it has the same port in the same namespace, and the same address or a wildcard. Sockets of one group
+ * (SO_REUSEPORT) do not count. Also 1 if `sk` is not in the kernel's table: it is no UDP socket.
+ */
+static inline int shares_port(struct control *control, u64 sk, struct flow *flow, struct sock_head *sock)
+{
+	u64 nothing = control->nothing, net = LOAD(u64, sk + SOCK_NET), v4 = flow->family == AF_INET;
+	u64 port = LOAD(u16, sk + SOCK_NUM), sharing = LOAD(u64, sk + SOCK_REUSEPORT), found = 0, others = 0;
+	u64 dev = LOAD(u32, sk + SOCK_BOUND_DEV_IF), v4_address = LOAD(u32, sk + SOCK_RCV_SADDR);
+	u64 own0 = v4 * v4_address + (1 - v4) * LOAD(u64, sk + SOCK_V6_RCV_SADDR);
+	u64 own1 = (1 - v4) * LOAD(u64, sk + SOCK_V6_RCV_SADDR + 8);
+	u64 node = first_udp_socket(control, net, port);
+
+	FORGET(v4, nothing);
+	FORGET(own0, nothing);
+	FORGET(own1, nothing);
+	FORGET(dev, nothing);
+	FORGET(sharing, nothing);
+	for (int i = 0; i < UDP_CHAIN_MAX; i++) {
+		FORGET(node, nothing);
+		FORGET(found, nothing);
+		FORGET(others, nothing);
+		if (!node)
+			return !found || others;
+		u64 other = node - SOCK_NODE;
+
+		if (READ(sock, sizeof(*sock), other))
+			return 1;
+		node = SOCK(sock, u64, NODE);
+		u64 *local = &SOCK(sock, u64, V6_RCV_SADDR), *remote = &SOCK(sock, u64, V6_DADDR);
+		u64 is_v6 = 1 - any(SOCK(sock, u16, FAMILY) ^ AF_INET6), is_self = 1 - any(other ^ sk);
+		u64 group = LOAD(u64, other + SOCK_REUSEPORT), other_dev = SOCK(sock, u32, BOUND_DEV_IF);
+		u64 has_port = any(SOCK(sock, u16, DPORT)), has_peer = any(remote[0] | remote[1]);
+		/* 0 as long as it can receive the packet. */
+		u64 differs = SOCK(sock, u16, NUM) ^ port | SOCK(sock, u64, NET) ^ net;
+
+		differs |= v4 * is_v6 * SOCK_BIT(sock, V6ONLY) | (1 - v4) * (1 - is_v6);
+		differs |= -(any(dev) & any(other_dev)) & (dev ^ other_dev);
+		differs |= -has_port & (__builtin_bswap16(SOCK(sock, u16, DPORT)) ^ flow->remote_port);
+		differs |= v4 * any(SOCK(sock, u32, DADDR)) * (SOCK(sock, u32, DADDR) ^ flow->remote[0]);
+		differs |=
+			-((1 - v4) * has_peer) & (remote[0] ^ flow->remote[0] | remote[1] ^ flow->remote[1]);
+		differs |= 1 - may_be_equal(own0, own1, v4 * SOCK(sock, u32, RCV_SADDR) + (1 - v4) * local[0],
+					    (1 - v4) * local[1]);
+		differs |= any(sharing) & (1 - any(sharing ^ group));
+		found |= is_self;
+		others |= (1 - is_self) & (1 - any(differs));
+	}
+	return 1;
 }
 
 /* The sockets that share a port with one: sets `group`; returns whether there are several. */
@@ -356,12 +478,24 @@ struct match {
 	u32 listens;	     /* `owner` is a listener */
 };
 
+/* Whether the listener of a record is open. */
+static inline int is_listening(struct owner *owner)
+{
+	return LOAD(u8, owner->sk + SOCK_STATE) == TCP_LISTEN && socket_inode(owner->sk) == owner->inode;
+}
+
 /* The connection of a TCP segment, or the listener for a SYN. */
 static inline void match_tcp(struct packet *packet, struct headers *headers, u32 ifindex, struct match *match)
 {
 	struct flow *flow = &packet->work.flow;
 
 	match->owner = find_flow(flow);
+	/* Its listener is closed: the request is nobody's, or that of another listener (tcp_migrate_req). */
+	if (match->owner && match->owner->binding == OF_REQUEST && !is_listening(match->owner)) {
+		match->owner = NULL;
+		if (!is_syn(headers))
+			return;
+	}
 	/*
 	 * The same ports again: a new connection, also if only its answer is seen (directions: in).
 	 */
@@ -396,11 +530,9 @@ static inline enum via find_matched_user(struct control *control, struct packet 
 	if (match->several)
 		return find_group(control, packet);
 	if (owner) {
-		if (owner->user.tgid && !(match->listens && references_of(owner->sk) > 1)) {
-			packet->user = owner->user;
-			return VIA_FLOW;
-		}
-		sk = owner->sk;
+		sk = ONCE(owner->sk);
+		if (owner->user.tgid && !(match->listens && references_of(sk) > 1))
+			return copy_user(&packet->user, owner, sk) ? VIA_FLOW : VIA_UNKNOWN;
 		if (!sk) { /* several, as Python has found at the start; or none */
 			packet->inode = owner->inode;
 			return owner->inode ? find_holder(control, packet) : VIA_UNKNOWN;
@@ -450,8 +582,11 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 	if (flow->protocol == IPPROTO_UDP) {
 		match.sk = find_udp_socket(control, to.net, to.ifindex, flow, wanted.multicast,
 					   &packet->work.sock, &match.wildcard, &packet->group);
-		match.wildcard |= wanted.multicast;
 		match.several = packet->group.count > 1;
+		match.wildcard |= wanted.multicast;
+		if (is_encapsulating(match.sk) || (is_for_group(flow) && !match.several &&
+						   !takes_group(match.sk, flow, to.ifindex, nothing)))
+			return VIA_UNKNOWN;
 	} else if (flow->protocol == IPPROTO_TCP) {
 		match_tcp(packet, headers, to.ifindex, &match);
 	} else if (is_icmp(flow->protocol)) {

@@ -131,6 +131,22 @@ static inline u32 skip_tag(struct skb *skb, u64 *at, u32 *ether_type)
 
 #define NETWORK_SPAN 24 /* bytes of the network header that are read */
 
+/* An interface and direction, as they are stored where a packet was seen. */
+static inline u64 place_of(struct key *key, u32 direction)
+{
+	return key->net << 33 ^ (u64)key->ifindex << 1 ^ direction & 1;
+}
+
+/* Whether a packet was seen there. */
+static inline u64 was_at(struct sighting *entry, u64 place)
+{
+	u64 visited = 0;
+
+	for (int i = 0; i < SIGHTING_PLACES; i++)
+		visited |= entry->places[i] == place;
+	return visited;
+}
+
 /* A hash of the fields of a packet that neither an interface nor NAT changes. */
 static inline u64 fingerprint_of(struct packet *packet, struct skb *skb)
 {

@@ -10,6 +10,7 @@
  * 5. block: its label, space in a segment, all of the block but the frame.
  *    payload: where its payload begins. Only if the label does not allow payload, or without a label;
  *    then stage 5 again.
+ *    label: the program makes its label. Only if there is none; then stage 5 again.
  * 6. frame: the frame is copied, and the block is given to the reader.
  *
  * This file has the stages in that order, and at its end the programs that the kernel calls. The
@@ -30,9 +31,12 @@
  *   window.h    the first bytes of a frame in one piece
  *   payload.h   where the payload of a packet begins
  *   block.h     the label and the block of a packet
+ *   label.h     labels that the program makes itself
  *   filter.h    packet filters
  *   measure.h   what is measured once, at start
- *   drops.h     packets that the kernel drops; only with `drops: count`
+ *   tap.h       packets that an interface above another one receives; only with such an interface
+ *   drops.h     packets that the kernel drops; only with `drops: count` or `capture`
+ *   drop_frame.h  their frames; only with `drops: capture`
  *
  * bcc compiles it for the running kernel. skbcapd/kernel/compiler.py joins the files;
  * skbcapd/kernel/abi.py gives all sizes and offsets.
@@ -52,7 +56,11 @@
 #include "window.h"
 #include "payload.h"
 #include "block.h"
+#include "label.h"
 #include "measure.h"
+#ifdef TAP
+#include "tap.h"
+#endif
 
 /*
  * The stages after the first one, in their order; the first, stage_interface, is called by the
@@ -63,8 +71,8 @@
  * functions of one type, and the hook at the driver has another type than the one for received
  * frames: so there are two maps.
  */
-enum stage { STAGE_GUARD, STAGE_FILTER, STAGE_PROCESS, STAGE_BLOCK, STAGE_FRAME, STAGE_PAYLOAD };
-#define STAGES 6
+enum stage { STAGE_GUARD, STAGE_FILTER, STAGE_PROCESS, STAGE_BLOCK, STAGE_FRAME, STAGE_PAYLOAD, STAGE_LABEL };
+#define STAGES 7
 BPF_PROG_ARRAY(stages_out, STAGES);
 BPF_PROG_ARRAY(stages_in, STAGES);
 
@@ -125,6 +133,7 @@ static inline enum via find_process(void *ctx, struct control *control, struct p
 		 */
 		origin->role = via == VIA_KERNEL ? GETS : SENDS;
 		origin->sk = via == VIA_FLOW ? 0 : packet->sk;
+		origin->version = packet->version;
 		origin->is_request = packet->sk != passage->sk;
 		origin->identity = via == VIA_UNRESOLVED || via == VIA_GROUP ? SOCK_IDENTITY(sock) : 0;
 		return via;
@@ -146,15 +155,17 @@ static inline void begin_passage(struct control *control, struct packet *packet,
 	u64 address = packet->address;
 	u8 *dev = SKB(skb, u8 *, DEV);
 	/* The socket of a received packet belongs to its sender, if it has one. */
-	u64 place = key->net << 33 ^ (u64)key->ifindex << 1 ^ direction & 1,
-	    sk = direction == OUT ? packet->sk : 0, is_known = 0;
+	u64 place = place_of(key, direction), sk = direction == OUT ? packet->sk : 0, is_known = 0;
 	/*
 	 * What a socket sends on an interface like a network card is on no other interface later. What is
 	 * received there can be, where it is translated.
 	 */
 	u32 linked =
-		is_stacked(dev) | (direction == IN ? packet->guard | any(control->wired) : control->nothing);
+		is_stacked(dev) | (direction == IN ? any(packet->guard | control->wired) : control->nothing);
 
+#ifdef DROPS_CAPTURED
+	linked = 1; /* it has an identifier, because it can be dropped later */
+#endif
 	if (linked || sighting->skb == address || (control->wired && !sk)) {
 		packet->fingerprint = fingerprint_of(packet, skb);
 		if (direction == OUT || is_handed_on(dev))
@@ -300,6 +311,10 @@ static inline void stage_interface(void *ctx, void *argument, const u32 directio
 
 	if (direction == IN && is_loopback(skb))
 		return;
+#ifdef TAP
+	if (is_captured(skb, argument))
+		return;
+#endif
 	count(0, SEEN);
 	init_packet(packet, skb, argument, direction);
 	if (!is_guard_known(packet))
@@ -399,6 +414,10 @@ static inline void stage_block(void *ctx, void *argument, const u32 direction)
 		count(slot, DUPLICATE);
 		return;
 	}
+	if (!label && control->naming && !packet->named) {
+		packet->named = 1;
+		call_stage(ctx, direction, STAGE_LABEL); /* which calls this stage again */
+	}
 	if (is_for_python(control, packet, label))
 		label = NULL;
 	if (!packet->payload && (!label || label->headers_only))
@@ -442,6 +461,19 @@ static inline void stage_payload(void *ctx, void *argument, const u32 direction)
 	call_stage(ctx, direction, STAGE_BLOCK);
 }
 
+/* Label: made here if it needs only what the kernel knows. */
+static inline void stage_label(void *ctx, const u32 direction)
+{
+	u32 zero = 0;
+	struct control *control = controls.lookup(&zero);
+	struct packet *packet = get_packet(direction);
+
+	if (!control || !packet)
+		return;
+	make_label(control, packet);
+	call_stage(ctx, direction, STAGE_BLOCK);
+}
+
 /* Frame: copies the frame, and commits the block. */
 static inline void stage_frame(void *argument, const u32 direction)
 {
@@ -472,12 +504,14 @@ static inline void stage_frame(void *argument, const u32 direction)
  */
 #define TRACEPOINT_ARGUMENT(ctx, n) (((u64 *)(ctx))[n])
 #define KPROBE_ARGUMENT(ctx)	    (*(u64 *)((u8 *)(ctx) + ARGUMENT_1))
-#ifdef KPROBE
+#ifdef TAP
+#define RECEIVED(ctx) (ctx) /* the sk_buff: tap.h */
+#elif defined(KPROBE)
 #define FIRST_ARGUMENT(ctx) ((void *)KPROBE_ARGUMENT(ctx))
 /*
  * __netif_receive_skb_core gets the address of a pointer to the skb, its tracepoint gets the skb.
  */
-#define RECEIVED(ctx) ((void *)LOAD(u64, KPROBE_ARGUMENT(ctx)))
+#define RECEIVED(ctx)	    ((void *)LOAD(u64, KPROBE_ARGUMENT(ctx)))
 #else
 #define FIRST_ARGUMENT(ctx) ((void *)TRACEPOINT_ARGUMENT(ctx, 0))
 #define RECEIVED(ctx)	    FIRST_ARGUMENT(ctx)
@@ -513,6 +547,12 @@ int payload_out(void *ctx)
 	return 0;
 }
 
+int label_out(void *ctx)
+{
+	stage_label(ctx, OUT);
+	return 0;
+}
+
 int frame_out(void *ctx)
 {
 	stage_frame(FIRST_ARGUMENT(ctx), OUT);
@@ -542,6 +582,13 @@ int on_receive(void *ctx)
 	return 0;
 }
 
+/* The filter of a packet socket. Returns 0: the socket itself gets no packet. */
+int on_tap(void *ctx)
+{
+	stage_interface(ctx, RECEIVED(ctx), IN);
+	return 0;
+}
+
 int process_in(void *ctx)
 {
 	stage_process(ctx, RECEIVED(ctx), IN);
@@ -563,6 +610,12 @@ int block_in(void *ctx)
 int payload_in(void *ctx)
 {
 	stage_payload(ctx, RECEIVED(ctx), IN);
+	return 0;
+}
+
+int label_in(void *ctx)
+{
+	stage_label(ctx, IN);
 	return 0;
 }
 
@@ -660,10 +713,57 @@ int on_measure(void *ctx)
 #define RECEIVER(ctx) NULL
 #endif
 
+#define DROPPED(ctx) ((void *)TRACEPOINT_ARGUMENT(ctx, 0))
+
 /* kfree_skb: an sk_buff; further arguments differ between kernels. */
 int on_drop(void *ctx)
 {
-	count_drop(ctx, (void *)TRACEPOINT_ARGUMENT(ctx, 0), RECEIVER(ctx), REASON(ctx));
+	count_drop(ctx, DROPPED(ctx), RECEIVER(ctx), REASON(ctx));
 	return 0;
 }
+
+#ifdef DROPS_CAPTURED
+#include "drop_frame.h"
+
+#ifdef DROP_LOCATION
+#define LOCATION(ctx) TRACEPOINT_ARGUMENT(ctx, DROP_LOCATION)
+#else
+#define LOCATION(ctx) 0
+#endif
+
+int on_dropped(void *ctx)
+{
+	struct drop_work *work = count_drop(ctx, DROPPED(ctx), RECEIVER(ctx), REASON(ctx));
+
+	if (work)
+		stage_drop(ctx, DROPPED(ctx), work, LOCATION(ctx));
+	return 0;
+}
+
+int block_drop(void *ctx)
+{
+	stage_block_drop(ctx, DROPPED(ctx));
+	return 0;
+}
+
+int payload_drop(void *ctx)
+{
+	stage_payload_drop(ctx, DROPPED(ctx));
+	return 0;
+}
+
+int frame_drop(void *ctx)
+{
+	stage_frame_drop(DROPPED(ctx));
+	return 0;
+}
+
+#ifdef WINDOW
+int filter_drop(void *ctx)
+{
+	stage_filter_drop(ctx, DROPPED(ctx));
+	return 0;
+}
+#endif
+#endif
 #endif

@@ -12,12 +12,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import socket
 import time
 import traceback
 from collections.abc import Callable
-from typing import IO
+from typing import IO, Protocol
 
 _PR_SET_PDEATHSIG = 1
 _CLOSE_S = 0.5
@@ -27,6 +28,21 @@ _DEFAULT = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 def memory_file(name: str) -> IO[bytes]:
     """A file without a name in the file system, for what a child says: no disk can be full, and none is waited for."""
     return os.fdopen(os.memfd_create(name, os.MFD_CLOEXEC), "w+b", buffering=0)
+
+
+class HasDescriptor(Protocol):
+    """Has a file descriptor."""
+
+    def fileno(self) -> int:
+        """Returns it."""
+        ...
+
+
+def is_readable(source: int | HasDescriptor) -> bool:
+    """Whether a message of a child, or its end, can be read; does not wait."""
+    poll = select.poll()  # select(2) takes no descriptor above 1023
+    poll.register(source, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class Child:

@@ -8,6 +8,7 @@
     ├── SegmentError             the shared memory has content that the kernel program cannot have written
     ├── FileError                a capture file or directory cannot be used
     └── FleetError               an index, the table of a fleet, or its storage cannot be used
+        └── UnreachableError     a storage on another host does not answer, or with an error
 
 A message says place, what was found and what was expected; the hint says what to do.
 Lost packets are counters, never exceptions. Only `__main__` turns an error into an exit code.
@@ -93,3 +94,7 @@ class FileError(SkbcapdError):
 
 class FleetError(SkbcapdError):
     """An index, the table of a fleet, or its storage cannot be used."""
+
+
+class UnreachableError(FleetError):
+    """A storage on another host does not answer, or with an error: one more try of another file is of no use."""

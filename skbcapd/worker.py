@@ -74,6 +74,7 @@ class Worker:
         self._name = name
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._asked = self._done = 0
+        self._is_awaited = False  # the loop waits for _done
         self._changed = threading.Condition()  # _done has risen
         self._thread: threading.Thread | None = None
 
@@ -94,7 +95,7 @@ class Worker:
 
     def do(self, job: Job) -> None:
         """Run a job after the jobs before it; it must not raise. Without a thread it runs now."""
-        if not self.start():
+        if self._thread is None and not self.start():
             job()
             return
         self._asked += 1
@@ -112,8 +113,11 @@ class Worker:
         """
         if self.waiting < count:
             return True
+        self._is_awaited = True  # before the look at _done: the worker looks at both in the other order
         with self._changed:
-            return self._changed.wait_for(lambda: self.waiting < count, timeout_s)
+            is_below = self._changed.wait_for(lambda: self.waiting < count, timeout_s)
+        self._is_awaited = False
+        return is_below
 
     def close(self, timeout_s: float) -> bool:
         """Run the remaining jobs, and end; returns whether it ended within so many seconds."""
@@ -132,9 +136,10 @@ class Worker:
                 job()
             except Exception:  # noqa: BLE001  later jobs must not wait for ever
                 _LOG.exception("%s: unexpected error", self._name)
-            with self._changed:
-                self._done += 1
-                self._changed.notify_all()
+            self._done += 1  # only here
+            if self._is_awaited:
+                with self._changed:
+                    self._changed.notify_all()
 
 
 def start_thread(work: Callable[..., None], *arguments: object, name: str | None = None) -> threading.Thread:

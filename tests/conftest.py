@@ -30,12 +30,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _kept_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compiled programs are kept with the tests' other files: those of skbcapd, so the first
-    capture compiles, and those of Python: a command starts in two thirds of the time.
+    capture compiles, and those of Python: a command starts in two thirds of the time. A machine that
+    has them already says so.
     """
     kept = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CACHE_DIRECTORY", str(kept / "skbcapd"))
-        patch.setenv("PYTHONPYCACHEPREFIX", str(kept / "python"))
+        patch.setenv("PYTHONPYCACHEPREFIX", os.environ.get("PYTHONPYCACHEPREFIX", str(kept / "python")))
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         yield
 

@@ -64,7 +64,7 @@ def names(hosts: int) -> list[str]:
     return [f"web-{number:05}" for number in range(hosts)]
 
 
-def make(directory: Path, hosts: int, files: int, packets: int, seed: int = 7) -> list[Seen]:
+def make(directory: Path, hosts: int, files: int, packets: int, seed: int = 7, flows: int = _FLOWS) -> list[Seen]:
     """Write captures.
 
     Args:
@@ -73,6 +73,7 @@ def make(directory: Path, hosts: int, files: int, packets: int, seed: int = 7) -
         files: of each host, one after the other.
         packets: of each file.
         seed: of all that is chosen.
+        flows: of each host, without those of the needle.
 
     Returns:
         The packets of the needle, in the order of time.
@@ -81,7 +82,7 @@ def make(directory: Path, hosts: int, files: int, packets: int, seed: int = 7) -
     for number, host in enumerate(names(hosts)):
         chance = random.Random(f"{seed} {host}")  # noqa: S311  no cryptography
         has_needle = number % 11 == 3
-        templates = list(_templates(number, chance, has_needle=has_needle))
+        templates = list(_templates(number, chance, flows, has_needle=has_needle))
         for file in range(files):
             begin_ns = BEGIN_NS + file * FILE_S * 10**9
             begin = datetime.fromtimestamp(begin_ns // 10**9, UTC)
@@ -118,14 +119,14 @@ def _head() -> bytes:
     )
 
 
-def _templates(number: int, chance: random.Random, *, has_needle: bool) -> Iterator[_Template]:
+def _templates(number: int, chance: random.Random, usual: int, *, has_needle: bool) -> Iterator[_Template]:
     """The blocks of a host, in both directions of each flow; those of the needle are the last four."""
     here = f"10.{number >> 8 & 255}.{number & 255}.1"
     processes = [(chance.choice(_PROGRAMS), chance.randrange(300, 400_000)) for _ in range(_PROCESSES)]
-    flows = _FLOWS + (2 if has_needle else 0)
+    flows = usual + (2 if has_needle else 0)
     for flow in range(flows):
         process, tgid = chance.choice(processes)
-        is_needle = flow >= _FLOWS
+        is_needle = flow >= usual
         peer = NEEDLE if is_needle else f"{chance.randrange(11, 200)}.{chance.randrange(256)}.{flow}.{number & 255}"
         ports = chance.randrange(32768, 61000), chance.choice(_PORTS)
         for direction in (DIRECTION_OUT, DIRECTION_IN):

@@ -37,6 +37,8 @@ local fields = {
     container = ProtoField.string("skbcapd.container", "Container", base.ASCII),
     pod = ProtoField.string("skbcapd.pod", "Kubernetes pod", base.ASCII),
     ns_pid = ProtoField.uint32("skbcapd.ns_pid", "Process id in its namespace", DEC),
+    drop = ProtoField.string("skbcapd.drop", "Drop reason", base.ASCII),
+    at = ProtoField.string("skbcapd.at", "Dropped at", base.ASCII),
     via = ProtoField.string("skbcapd.via", "Found by", base.ASCII, "How the process was found"),
 }
 local NUMBERS = { pid = true, tgid = true, ppid = true, uid = true, gid = true, ns_pid = true }
@@ -141,7 +143,7 @@ end
 function skbcapd.dissector(_, pinfo, tree)
     for _, comment in ipairs({ comments() }) do
         local values, keys = parse(comment.value)
-        if values and (values.comm or values.process or values.tgid or values.via) then
+        if values and (values.comm or values.process or values.tgid or values.via or values.drop) then
             local name = values.process or values.comm
             local who = name and name .. (values.tgid and "[" .. values.tgid .. "]" or "") or values.via
             local branch = tree:add(skbcapd):set_generated()

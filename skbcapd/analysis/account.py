@@ -15,16 +15,17 @@ from __future__ import annotations
 import collections
 import heapq
 import itertools
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TypeAlias
 
 from skbcapd.analysis.names import Names
-from skbcapd.analysis.peers import flow_bytes, names_at, peer_of, starts_tls
+from skbcapd.analysis.peers import names_at, peer_of, starts_tls
 from skbcapd.analysis.sources import Timed
 from skbcapd.attribution.fields import GROUPS
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
+from skbcapd.pcapng.flows import BYTES, FIRST_NS, LAST_NS, PACKETS, Counted, Counter, FlowKey, flow_key
 from skbcapd.pcapng.reader import Stamp
 from skbcapd.text_safety import escaped_bytes
 
@@ -146,6 +147,7 @@ class _Sums:
         peer: the peer of the row; None: none, or too many.
         names_at: see `peers.names_at`.
         stamp: kept, because `_flows` has its id.
+        counter: the sums; the reader adds to it, too.
     """
 
     process: Process
@@ -153,15 +155,12 @@ class _Sums:
     name: list[int]
     peer: Peer | None
     names_at: int
-    first_ns: int
-    last_ns: int
     stamp: Stamp
-    packets: int = 0
-    bytes: int = 0
+    counter: Counter
 
 
 _Row: TypeAlias = tuple[Process, list[int], list[int]]
-_Flows: TypeAlias = dict[Hashable, _Sums]
+_Flows: TypeAlias = dict[FlowKey | None, _Sums]
 
 
 class Account:
@@ -170,13 +169,19 @@ class Account:
     Args:
         by: the field, one of BY.
         names: takes the names in all frames; None for none.
+        has_drops: whether frames that the kernel has dropped are added up, too. They may have been captured before.
     """
 
-    def __init__(self, by: str = "tgid", names: Names | None = None) -> None:
+    def __init__(self, by: str = "tgid", names: Names | None = None, *, has_drops: bool = False) -> None:
+        self.left_out = 0
+        """Dropped frames that were not added up."""
         self._by = by
+        self._has_drops = has_drops
         self._names = names
+        self.counted = Counted()
+        """The flows that `Sources.unordered` may count."""
         self._processes: dict[Key, Process] = {}
-        self._flows: dict[int, _Flows] = {}  # by the id of the stamp, then by `flow_bytes`
+        self._flows: dict[int, _Flows] = {}  # by the id of the stamp, then by `flow_key`
         self._rows: dict[int, _Row] = {}  # by the id of the stamp
         self._single: list[_Sums] = []  # of frames with unusual headers
         self._flow_count = self._stamps_size = 0
@@ -204,29 +209,32 @@ class Account:
         return (stamp.via if stamp.tgid is None and stamp.name is None else None,)
 
     def read(self, packets: Iterable[Timed]) -> None:
-        """Add packets."""
-        current = None
-        layer = 0
-        flows_of, no_flows = self._flows, _Flows()
+        """Add packets, and those that are counted meanwhile."""
+        has_drops, flows_of, no_flows = self._has_drops, self._flows, _Flows()
         see = self._names.see if self._names else None
         for time_ns, (interface, stamp, _, wire_len, frame, _) in packets:
-            if interface is not current:
-                current, layer = interface, interface.link_type
-            raw = flow_bytes(frame, layer)
-            sums = flows_of.get(id(stamp), no_flows).get(raw)
+            if interface.is_of_drops and not has_drops:
+                self.left_out += 1
+                continue
+            layer = interface.link_type
+            flow = flow_key(frame, layer)
+            sums = flows_of.get(id(stamp), no_flows).get(flow)
             if sums is None:
-                sums = self._find(raw, stamp, frame, layer, time_ns)
-            sums.packets += 1
-            sums.bytes += wire_len
-            if time_ns > sums.last_ns:
-                sums.last_ns = time_ns
-            elif time_ns < sums.first_ns:
-                sums.first_ns = time_ns
+                sums = self._find(flow, stamp, frame, layer, time_ns)
+            if flow is not None and sums.names_at >= 0 and interface.is_countable:
+                self.counted.add(sums.counter)
+            counter = sums.counter
+            counter[PACKETS] += 1
+            counter[BYTES] += wire_len
+            if time_ns > counter[LAST_NS]:
+                counter[LAST_NS] = time_ns
+            elif time_ns < counter[FIRST_NS]:
+                counter[FIRST_NS] = time_ns
             if see is not None and (at := sums.names_at) and (at < 0 or starts_tls(frame, at)):
                 see(frame, layer)
         self._flush()
 
-    def _find(self, raw: Hashable, stamp: Stamp, frame: memoryview, layer: int, time_ns: int) -> _Sums:
+    def _find(self, flow: FlowKey | None, stamp: Stamp, frame: memoryview, layer: int, time_ns: int) -> _Sums:
         """New sums for the packets with the same bytes and stamp; for a frame with unusual headers, only for itself."""
         peer = peer_of(frame, layer, stamp.direction)
         if self._by == PEER:
@@ -244,30 +252,34 @@ class Account:
                 with_peer.note(peer[1])
         if self._flow_count >= _FLOWS_MAX or self._stamps_size > _KNOWN_BYTES_MAX:
             self._flush()
-        sums = _Sums(process, way, name, with_peer, names_at(raw), time_ns, time_ns, stamp)
+        looks_at = names_at(flow, frame) if self._names else 0
+        counter = [0, 0, time_ns, time_ns, 0, 0, looks_at, 0]
+        sums = _Sums(process, way, name, with_peer, looks_at, stamp, counter)
         self._flow_count += 1
         self._rows[id(stamp)] = row
-        if raw is None:
+        if flow is None:
             self._single.append(sums)
         elif (flows := self._flows.get(id(stamp))) is not None:
-            flows[raw] = sums
+            flows[flow] = sums
         else:
-            self._flows[id(stamp)] = {raw: sums}
+            self._flows[id(stamp)] = {flow: sums}
             self._stamps_size += stamp.size
         return sums
 
     def _flush(self) -> None:
         """Add the sums of flows to those of their processes, and forget the flows."""
         for sums in itertools.chain(self._single, *(flows.values() for flows in self._flows.values())):
-            sums.way[0] += sums.packets
-            sums.way[1] += sums.bytes
-            sums.name[0] += sums.packets
+            packets, size, first_ns, last_ns, *_ = sums.counter
+            sums.way[0] += packets
+            sums.way[1] += size
+            sums.name[0] += packets
             process = sums.process
-            process.first_ns = min(process.first_ns, sums.first_ns)
-            process.last_ns = max(process.last_ns, sums.last_ns)
+            process.first_ns = min(process.first_ns, first_ns)
+            process.last_ns = max(process.last_ns, last_ns)
             if sums.peer is not None:
-                sums.peer.packets += sums.packets
-                sums.peer.bytes += sums.bytes
+                sums.peer.packets += packets
+                sums.peer.bytes += size
+        self.counted.forget()
         self._flows.clear()
         self._rows.clear()
         self._single.clear()

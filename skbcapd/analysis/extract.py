@@ -36,7 +36,7 @@ def command(options: argparse.Namespace, files: Iterable[Path], selection: Selec
     with Progress(paths, sys.stderr) as progress:
         sources = Sources(paths, selection, progress.next_file, has_secrets=options.secrets == "all")
         if options.count:
-            print(sum(1 for _ in sources.unordered()))
+            print(sources.count())
         else:
             target.check(options.file, paths)
             writer = (

@@ -39,6 +39,11 @@ class Names:
         """The names of a packed address, the first one first."""
         return list(self._found.get(address, ()))
 
+    def text_of(self, address: bytes | None) -> str | None:
+        """The names of an address in binary form, separated by spaces; None if it has no name."""
+        found = self._found.get(address) if address else None
+        return " ".join(found) if found else None
+
     def see(self, frame: memoryview, link_type: int) -> None:
         """Take the names that a frame has."""
         start = bytes(frame[:_START])

@@ -3,79 +3,67 @@
 In: a frame, its link type and direction. Out: an address, and a protocol with a port.
 
 The rule not to break: this runs for many packets, so it reads the usual headers only (Ethernet with VLAN tags or raw
-IP, IPv4 and IPv6, TCP and UDP without extension headers). Who needs it for each packet remembers it by `flow_bytes`.
+IP, IPv4 and IPv6, TCP and UDP without extension headers). Who needs it for each packet remembers it by `flow_key`.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Hashable
 from typing import TypeAlias
 
-from skbcapd.frames.headers import ICMPV6, TCP, UDP, WITH_PORTS
+from skbcapd.frames.headers import IPV4, IPV6, TCP, UDP, WITH_PORTS, Headers
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
+from skbcapd.pcapng.flows import HANDSHAKE, HELLO_MIN, FlowKey
 from skbcapd.pcapng.link_type import ETHERNET, RAW
 
 _IP = {RAW, 228, 229}  # LINKTYPE_RAW, _IPV4, _IPV6
 _IPV4, _IPV6, _TAGS = 0x0800, 0x86DD, {0x8100, 0x88A8}
 
-
-# All that `peer_of` reads of an Ethernet frame with IPv4 without options: type, version and length of the header;
-# fragment; protocol; addresses and ports. And with IPv6: type; next header; addresses; ports.
-_FLOW4 = struct.Struct(">12x3s5xHxB2x12s")
-_FLOW6 = struct.Struct(">12xH6xBx32s4s")
-_PLAIN = b"\x08\x00\x45"
-_OFFSET = 0x1FFF  # of a fragment
-_DNS = 53
+_DNS = (53).to_bytes(2, "big")
+_LINK = 14  # bytes of the Ethernet header
 _TCP4_AT, _TCP6_AT = 34, 54
-_HANDSHAKE = 22  # a record of TLS
 
 Peer: TypeAlias = tuple[bytes, int]
 
 
-def flow_bytes(frame: memoryview, link_type: int) -> Hashable:
-    """The bytes of a frame on which `peer_of` and `names_at` depend; None if that are others than usual."""
-    if link_type != ETHERNET or len(frame) < _FLOW4.size:
-        return None
-    raw = _FLOW4.unpack_from(frame)
-    if raw[0] == _PLAIN:
-        return raw
-    if raw[0][:2] == b"\x86\xdd" and len(frame) >= _FLOW6.size:
-        return _FLOW6.unpack_from(frame)
-    return None
-
-
-def names_at(raw: Hashable) -> int:
+def names_at(key: FlowKey | None, frame: memoryview) -> int:
     """Where frames of a flow can have names of addresses (see `names`).
 
     Args:
-        raw: from `flow_bytes`.
+        key: see `flow_key`.
+        frame: of that flow.
 
     Returns:
         0: nowhere; the offset of the TCP header: where `starts_tls`; -1: it is not known.
     """
-    match raw:
-        case (bytes(), int() as fragment, int() as protocol, bytes() as ends):
-            transport, ports = _TCP4_AT, ends[8:]
-            if fragment & _OFFSET:
-                return 0
-        case (int(), int() as protocol, bytes(), bytes() as ports):
-            transport = _TCP6_AT
-            if protocol not in {TCP, UDP, ICMPV6}:
-                return -1
-        case _:
-            return -1
+    if key is None:
+        return -1
+    is_six = frame[_LINK] >> 4 == 6
+    protocol, transport = (frame[20], _TCP6_AT) if is_six else (frame[23], _TCP4_AT)
+    if not is_six and (frame[20] & 0x1F or frame[21]):  # a later fragment
+        return 0
     if protocol == TCP:
         return transport
-    return -1 if protocol == UDP and ports[:2] == _DNS.to_bytes(2, "big") else 0
+    return -1 if protocol == UDP and frame[transport : transport + 2] == _DNS else 0
 
 
 def starts_tls(frame: memoryview, at: int) -> bool:
-    """Whether the payload of a TCP header begins like a handshake of TLS."""
-    if len(frame) <= at + 12:
+    """Whether the payload of a TCP header begins like a handshake of TLS that can have a name."""
+    return len(frame) >= HELLO_MIN and frame[at + (frame[at + 12] >> 4 << 2)] == HANDSHAKE
+
+
+def is_regular(key: FlowKey | None, frame: memoryview, read: Headers) -> bool:
+    """Whether all that was read of the headers of a frame, except lengths, depends on the bytes of its key only.
+
+    Args:
+        key: see `flow_key`.
+        frame: of that flow.
+        read: its headers.
+    """
+    if key is None or read.protocol not in {TCP, UDP} or read.network != _LINK:
         return False
-    at += frame[at + 12] >> 4 << 2
-    return at < len(frame) and frame[at] == _HANDSHAKE
+    if read.kind == IPV4:
+        return frame[23] == read.protocol and not (frame[20] & 0x3F or frame[21])
+    return read.kind == IPV6 and frame[20] == read.protocol
 
 
 def peer_of(frame: memoryview, link_type: int, direction: int) -> Peer | None:

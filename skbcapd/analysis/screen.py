@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import curses
 from collections.abc import Iterator
+from typing import TypeVar
 
 from skbcapd.analysis.live import Intervals
-from skbcapd.analysis.rates import Rates, Report
+from skbcapd.analysis.rates import Report, View
 
+_Row = TypeVar("_Row")
 _POLL_MS = 50
 _KEYS = {"b": "bytes", "s": "sent", "r": "received", "p": "packets"}
 _HELP = "sort: b bytes  s sent  r received  p packets   space stop/go on   q quit"
@@ -39,19 +41,19 @@ def opened() -> Iterator[curses.window]:
         curses.endwin()
 
 
-def show(window: curses.window, intervals: Intervals, rates: Rates, count: int | None) -> None:
+def show(window: curses.window, intervals: Intervals, view: View[_Row], count: int | None) -> None:
     """Show reports until the user quits, or until there were `count` of them.
 
     Raises:
         FileError: the daemon has ended.
     """
-    report: Report | None = None
+    report: Report[_Row] | None = None
     order, is_stopped, shown = "bytes", False, 0
     _draw(window, ["waiting for packets of the first second"], order)
     while count is None or shown < count:
         is_new = False
         if interval := intervals.next(0):
-            found = rates.report(interval)
+            found = view.report(interval)
             shown += 1
             if not is_stopped:
                 report, is_new = found, True
@@ -64,7 +66,7 @@ def show(window: curses.window, intervals: Intervals, rates: Rates, count: int |
         order = _KEYS.get(letter, order)
         if report is not None and (is_new or key != curses.ERR):
             most = max(1, window.getmaxyx()[0] - _LINES)
-            _draw(window, list(rates.lines(report, order, most)), order, is_stopped=is_stopped)
+            _draw(window, list(view.lines(report, order, most)), order, is_stopped=is_stopped)
 
 
 def _draw(window: curses.window, lines: list[str], order: str, *, is_stopped: bool = False) -> None:

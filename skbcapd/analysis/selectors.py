@@ -33,6 +33,8 @@ from skbcapd.pcapng.reader import Interface, Packet, Stamp
 
 TEXTS = tuple(name for name in GROUPS if name != "tgid")
 """Fields of a comment by which packets can be selected, each by a pattern."""
+OF_DROPS = {"drop": "dropped", "at": "dropped-at"}
+"""Further ones, which only dropped packets have, and the names of their selectors."""
 
 _MATCH_S = 0.02  # for one regular expression and one text
 _KNOWN_BYTES_MAX = 16 << 20  # of the cached stamps; then the cache is cleared
@@ -46,7 +48,7 @@ class Selectors:
     """The selectors of a command; without any, all packets match.
 
     Args:
-        texts: field (one of TEXTS) -> patterns.
+        texts: field (one of TEXTS or OF_DROPS) -> patterns.
         tgids: process ids.
         peers: networks; a packet without a direction has a peer at each end.
         ports: ranges of ports, of either end.
@@ -93,13 +95,21 @@ class Selection:
         """The selected span of time."""
         return self._selectors.span
 
-    def chosen(self, packets: Iterator[Packet]) -> Iterator[Packet]:
-        """The packets of a file that match all selectors."""
+    @property
+    def is_of_drops(self) -> bool:
+        """Whether only dropped packets are selected."""
+        return not OF_DROPS.keys().isdisjoint(self._selectors.texts)
+
+    @property
+    def is_all(self) -> bool:
+        """Whether there is no selector."""
         wanted = self._selectors
         selectors = (wanted.texts, wanted.tgids, wanted.peers, wanted.ports, wanted.interfaces, wanted.directions)
-        if any(selectors) or wanted.expression or wanted.span != Span():
-            return self._matching(packets)
-        return packets
+        return not any(selectors) and not wanted.expression and wanted.span == Span()
+
+    def chosen(self, packets: Iterator[Packet]) -> Iterator[Packet]:
+        """The packets of a file that match all selectors."""
+        return packets if self.is_all else self._matching(packets)
 
     def _matching(self, packets: Iterator[Packet]) -> Iterator[Packet]:
         wanted, known, sees_frames = self._selectors, self._known, self._sees_frames

@@ -29,7 +29,8 @@ from skbcapd.analysis.selectors import Selection
 from skbcapd.errors import FileError, UsageError
 from skbcapd.output.naming import COMPRESSED
 from skbcapd.pcapng.blocks import ISB_ENDTIME, STATISTICS
-from skbcapd.pcapng.reader import Packet, Reader, Section, TruncatedError, walk_options
+from skbcapd.pcapng.flows import Counted
+from skbcapd.pcapng.reader import CountingReader, Packet, Reader, Section, TruncatedError, walk_options
 from skbcapd.pcapng.source import STDIN
 from skbcapd.text_safety import escaped_bytes
 
@@ -119,7 +120,8 @@ class Sources:
         selection: which packets are selected.
         progress: called for each file; returns a function that takes the number of bytes read.
         has_secrets: as for Reader.
-        has_statistics: as for Reader; only for `unordered`.
+        ended: as for Reader; only for `unordered`.
+        counted: as for Reader; only for `unordered`, and without selectors: otherwise all packets are returned.
     """
 
     def __init__(
@@ -129,10 +131,12 @@ class Sources:
         progress: Callable[[], Callable[[int], None]] = lambda: lambda _read: None,
         *,
         has_secrets: bool = False,
-        has_statistics: bool = False,
+        ended: Callable[[Section], None] | None = None,
+        counted: Counted | None = None,
     ) -> None:
         self._paths = paths
-        self._has_secrets, self._has_statistics = has_secrets, has_statistics
+        self._counted = counted if selection.is_all else None
+        self._has_secrets, self._ended = has_secrets, ended
         self._selection = selection
         self._progress = progress
         self._waiting: deque[_File] = deque()
@@ -140,8 +144,6 @@ class Sources:
         self._numbers = 0
         self.wrong: list[FileError] = []
         """Errors of files, in the order in which they were found."""
-        self.sections: list[Section] = []
-        """The sections of the files that were read; only if statistics are wanted."""
         self.unread = 0
         """Files that can have no packet of the selected time."""
 
@@ -149,22 +151,34 @@ class Sources:
         """The selected packets, one file after the other; see `packets`."""
         for path in self._of_this_time():
             try:
-                with Reader(_now(path), self._progress(), has_statistics=self._has_statistics) as reader:
+                with Reader(_now(path), self._progress(), ended=self._ended, counted=self._counted) as reader:
                     yield from self._plain(reader)
             except FileError as error:
                 self._note(path, error)
 
+    def count(self) -> int:
+        """The number of the selected packets."""
+        found, kind = 0, CountingReader if self._selection.is_all else Reader
+        for path in self._of_this_time():
+            try:
+                with kind(_now(path), self._progress()) as reader:
+                    try:
+                        for _ in self._selection.chosen(reader.packets()):
+                            found += 1
+                    finally:
+                        found += reader.passed_over if isinstance(reader, CountingReader) else 0
+            except FileError as error:
+                self._note(path, error)
+        return found
+
     def _plain(self, reader: Reader) -> Iterator[Timed]:
         """The selected packets of a file, in its order."""
         current, is_plain = None, False
-        try:
-            for packet in self._selection.chosen(reader.packets()):
-                if packet[0] is not current:
-                    current = packet[0]
-                    is_plain = current.is_plain
-                yield packet[2] if is_plain else current.time_ns(packet[2]), packet
-        finally:
-            self.sections += reader.sections
+        for packet in self._selection.chosen(reader.packets()):
+            if packet[0] is not current:
+                current = packet[0]
+                is_plain = current.is_plain
+            yield packet[2] if is_plain else current.time_ns(packet[2]), packet
 
     def packets(self) -> Generator[Timed, None, None]:
         """The selected packets. An error in a file is added to `wrong`; the packets before the

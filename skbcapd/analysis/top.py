@@ -15,7 +15,7 @@ import io
 import json
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -26,9 +26,11 @@ from skbcapd.analysis.names import Names
 from skbcapd.analysis.peers import service_name
 from skbcapd.analysis.progress import Progress
 from skbcapd.analysis.selectors import Selection
-from skbcapd.analysis.sources import Sources, expand
+from skbcapd.analysis.sources import Sources, Timed, expand
+from skbcapd.errors import FileError
 from skbcapd.output.block_writer import StandardOutput
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
+from skbcapd.pcapng.flows import Counted
 from skbcapd.text_safety import escaped_bytes
 
 _HEADINGS = ("TGID", "PROCESS", "PACKETS", "BYTES", "SENT", "RECEIVED", "FIRST (UTC)", "LAST (UTC)", "PEERS")
@@ -42,26 +44,46 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def command(options: argparse.Namespace, files: Sequence[Path], selection: Selection) -> int:
     """Print which process sent and received how much; 1 if a file could not be read to its end."""
     names = None if options.no_names else Names()
-    account = Account(options.by, names)
-    paths = expand(files)
-    with Progress(paths, sys.stderr) as progress:
-        sources = Sources(paths, selection, progress.next_file)
-        account.read(sources.unordered())
+    account = Account(options.by, names, has_drops=selection.is_of_drops)
+    wrong = read_all(files, selection, account.read, account.counted)
     processes = account.processes
     write = as_json if options.json else as_csv if options.csv else as_table
+    print_all(write(processes, options.by, names))
+    for error in wrong:
+        print(f"skbcapd: {error}", file=sys.stderr)
+    if account.left_out:
+        print(f"skbcapd: {account.left_out} dropped packets are left out: skbcapd top --drops", file=sys.stderr)
+    elif processes and not any(process.says_anything for process in processes):
+        print("skbcapd: no packet has a process; check that skbcapd wrote the files", file=sys.stderr)
+    return int(bool(wrong))
+
+
+def read_all(
+    files: Sequence[Path],
+    selection: Selection,
+    read: Callable[[Iterable[Timed]], None],
+    counted: Counted | None = None,
+) -> Sequence[FileError]:
+    """Have the selected packets of files read, with a progress bar, without those that are counted; returns the errors
+    in files.
+    """
+    paths = expand(files)
+    with Progress(paths, sys.stderr) as progress:
+        sources = Sources(paths, selection, progress.next_file, counted=counted)
+        read(sources.unordered())
+    return sources.wrong
+
+
+def print_all(texts: Iterable[str]) -> None:
+    """Write a result to standard output."""
     output = StandardOutput()
     try:
-        for text in write(processes, options.by, names):
+        for text in texts:
             output.text.write(text)
     except BrokenPipeError:
         pass  # `top | head`: `close` reports no error, either
     finally:
         output.close()
-    for error in sources.wrong:
-        print(f"skbcapd: {error}", file=sys.stderr)
-    if processes and not any(process.says_anything for process in processes):
-        print("skbcapd: no packet has a process; check that skbcapd wrote the files", file=sys.stderr)
-    return int(bool(sources.wrong))
 
 
 def as_table(processes: Sequence[Process], by: str = "tgid", names: Names | None = None) -> Iterator[str]:
@@ -108,8 +130,8 @@ def _row(process: Process, by: str, names: Names | None) -> tuple[str, ...]:
         str(process.bytes),
         str(process.by_direction[DIRECTION_OUT][1]),
         str(process.by_direction[DIRECTION_IN][1]),
-        _when(process.first_ns)[:-4].replace("T", " "),
-        _when(process.last_ns)[:-4].replace("T", " "),
+        utc(process.first_ns)[:-4].replace("T", " "),
+        utc(process.last_ns)[:-4].replace("T", " "),
         last,
     )
 
@@ -183,13 +205,13 @@ def as_csv(processes: Sequence[Process], by: str = "tgid", _names: Names | None 
     for process in processes:
         peers = " ".join(str(ip_address(address)) for address, _ in process.busiest(_CSV_PEERS))
         row = facts(process, by) | {"peers": len(process.peers), "busiest": peers}
-        writer.writerow({key: _defused(value) for key, value in row.items()})
+        writer.writerow({key: defused(value) for key, value in row.items()})
         yield line.getvalue()
         line.seek(0)
         line.truncate()
 
 
-def _defused(value: object) -> object:
+def defused(value: object) -> object:
     """A cell that no spreadsheet reads as a formula: an apostrophe is put before it if needed."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
@@ -210,13 +232,13 @@ def facts(process: Process, by: str) -> dict[str, object]:
         "sent_bytes": sent[1],
         "received_packets": received[0],
         "received_bytes": received[1],
-        "first": _when(process.first_ns),
-        "last": _when(process.last_ns),
+        "first": utc(process.first_ns),
+        "last": utc(process.last_ns),
         **value,
     }
 
 
-def _when(time_ns: int) -> str:
+def utc(time_ns: int) -> str:
     """A time in ISO 8601, UTC, with nanoseconds; outside of the calendar in seconds since 1970."""
     seconds, fraction = divmod(time_ns, 10**9)
     try:

@@ -1,8 +1,8 @@
-"""The table of comment fields: what the comment of a packet can say about its process, one row per
-field.
+"""The table of comment fields: what the comment of a packet can say about its process, and about its drop,
+one row per field.
 
-In: a thread from the kernel program, and what /proc says about its process. Out: a value for each
-field.
+In: a thread from the kernel program, what /proc says about its process, and why the kernel dropped the
+packet. Out: a value for each field.
 
 Everything else follows from the rows: the setting `comment`, the keys of a rule, the JSON Schema
 and the man page (`config.settings`), what is cut to fit into a label (`pcapng.comment`), what `top`
@@ -17,11 +17,23 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from skbcapd.attribution.processes import Process, User, container_of, short_id, unit_of
 
 Value: TypeAlias = bytes | int | None
+
+
+class Dropped(NamedTuple):
+    """Why the kernel has dropped a packet.
+
+    Args:
+        reason: the kernel's own name of the reason.
+        function: the function that dropped it; empty if it is not known.
+    """
+
+    reason: bytes
+    function: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +46,7 @@ class Field:
         doc: its description, as the end of a sentence.
         of_thread: returns the value that the kernel program has read; does not read /proc.
         of_process: returns the value that was read from /proc.
+        of_drop: returns the value of a dropped packet, which has it also without a process.
         most: the largest number; 0 for text.
         least: the smallest number.
         is_default: whether the comment has it by default.
@@ -48,6 +61,7 @@ class Field:
     doc: str
     of_thread: Callable[[User], Value] | None = None
     of_process: Callable[[Process], Value] | None = None
+    of_drop: Callable[[Dropped], Value] | None = None
     most: int = 0
     least: int = 0
     is_default: bool = False
@@ -71,6 +85,10 @@ class Field:
         if self.of_thread is not None:
             return self.of_thread(user)
         return self.of_process(process) if self.of_process is not None and process is not None else None
+
+    def of_dropped(self, dropped: Dropped | None) -> Value:
+        """Return its value for a packet; None if it is not about drops, or the packet was not dropped."""
+        return self.of_drop(dropped) if self.of_drop is not None and dropped is not None else None
 
 
 def _number_in_namespace(process: Process) -> int | None:
@@ -202,6 +220,21 @@ TABLE: tuple[Field, ...] = (
         least=1,
         most=_PID_MAX,
     ),
+    Field(
+        name="drop",
+        title="Drop reason",
+        doc="reason why the kernel dropped the packet, as the kernel calls it; only of dropped packets",
+        of_drop=lambda dropped: dropped.reason,
+        is_default=True,
+    ),
+    Field(
+        name="at",
+        title="Dropped at",
+        doc="function of the kernel that dropped the packet, if the kernel shows its symbols",
+        of_drop=lambda dropped: dropped.function,
+        is_default=True,
+        is_cuttable=True,
+    ),
 )
 FIELDS: Mapping[str, Field] = {field.name: field for field in TABLE}
 CUTTABLE = tuple(field.name for field in TABLE if field.is_cuttable)
@@ -213,25 +246,32 @@ def needs_process(names: Iterable[str]) -> bool:
     return any(FIELDS[name].of_process is not None for name in names if name in FIELDS)
 
 
-def comment_fields(names: Iterable[str], *candidates: tuple[User, Process | None]) -> list[tuple[str, bytes | int]]:
+def comment_fields(
+    names: Iterable[str], *candidates: tuple[User, Process | None], dropped: Dropped | None = None
+) -> list[tuple[str, bytes | int]]:
     """The fields of a comment: of one process, or those that all candidates have in common.
 
     Args:
         names: names of fields, in the order of the comment; unknown names are ignored.
         candidates: one or more candidates: the thread (tgid 0 if it is not known), and the record of
             its process from /proc (None if it is not known, or was not read).
+        dropped: why the packet was dropped; None: it was not.
 
     Returns:
         Names and values, without those that are not known or differ between candidates.
     """
     found: dict[str, bytes | int] = {}
-    if not all(user.tgid for user, _ in candidates):
-        return []  # a field that one of them does not have is not common to all
+    # A field that one of them does not have is not common to all.
+    is_known = all(user.tgid for user, _ in candidates)
     for name in names:
         field = FIELDS.get(name)
         if field is None:
             continue
-        if len(candidates) == 1:  # nearly always, and five times faster than a set
+        if field.of_drop is not None:
+            value = field.of_dropped(dropped)
+        elif not is_known:
+            continue
+        elif len(candidates) == 1:  # nearly always, and five times faster than a set
             value = field.value(*candidates[0])
         else:
             values = {field.value(*one) for one in candidates}

@@ -24,6 +24,7 @@ from skbcapd.text_safety import escaped
 REMEMBERED = 1024
 AHEAD_S = 0.5  # packets wait during a lookup
 RUN = Path("/run/netns")
+_DESCRIPTION, _INIT, _CONTAINER = "network namespace ", "of init", "of container "
 
 
 class Namespaces:
@@ -60,9 +61,9 @@ class Namespaces:
         if known is None:
             name = self._name(inode)
             if not name and self._budget.is_spent:
-                return f"network namespace {inode}"
+                return f"{_DESCRIPTION}{inode}"
             with self._budget.spending():
-                known = f"network namespace {name or self._owner(inode) or inode}"
+                known = f"{_DESCRIPTION}{name or self._owner(inode) or inode}"
             self._known[cookie] = known
         return known
 
@@ -78,11 +79,11 @@ class Namespaces:
         """Its owner: init, or the container of its oldest process."""
         for tgid in self._processes(inode):
             if tgid == 1:
-                return "of init"
+                return _INIT
             with contextlib.suppress(OSError):
                 container = container_of(cgroup_of((self._proc / str(tgid) / "cgroup").read_bytes()))
                 name = short_id(container)
-                return f"of container {escaped(name.decode(errors='backslashreplace'))}" if name else ""
+                return f"{_CONTAINER}{escaped(name.decode(errors='backslashreplace'))}" if name else ""
         return ""
 
     def _processes(self, inode: int) -> list[int]:
@@ -96,6 +97,17 @@ class Namespaces:
                     if stat:
                         found.append((stat.ticks, int(process.name)))
         return [tgid for _, tgid in sorted(found)]
+
+
+def name_of(description: str) -> str:
+    """The short name of a namespace: that of `ip netns`, `host` for the one of init, the id of its container,
+    or its inode number.
+
+    Args:
+        description: from Namespaces.describe.
+    """
+    name = description.removeprefix(_DESCRIPTION)
+    return "host" if name == _INIT else name.removeprefix(_CONTAINER)
 
 
 def is_called(name: str, inode: int, run: Path = RUN) -> bool:

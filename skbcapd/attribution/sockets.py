@@ -160,6 +160,17 @@ def all_holders(
     return holders
 
 
+def namespaces(proc: Path = Path("/proc"), named: Path = Path("/run/netns")) -> dict[int, Path]:
+    """The network namespaces that have a process or a name, NAMESPACES_MAX at most: inode number -> file."""
+    found: dict[int, Path] = {}
+    for path in (*(proc / str(tgid) / "ns/net" for tgid in _tgids(proc)), *_files(named)):
+        with contextlib.suppress(OSError):
+            found.setdefault(path.stat().st_ino, path)
+        if len(found) == NAMESPACES_MAX:
+            break
+    return found
+
+
 def flows(proc: Path = Path("/proc"), named: Path = Path("/run/netns")) -> list[Flow]:
     """The TCP connections and listeners of all network namespaces that have a process or a name.
 
@@ -167,14 +178,8 @@ def flows(proc: Path = Path("/proc"), named: Path = Path("/run/netns")) -> list[
     reached within START_S, and sockets beyond FLOWS_MAX.
     """
     end = time.monotonic() + START_S
-    namespaces: dict[int, Path] = {}
-    for path in (*(proc / str(tgid) / "ns/net" for tgid in _tgids(proc)), *_files(named)):
-        with contextlib.suppress(OSError):
-            namespaces.setdefault(path.stat().st_ino, path)
-        if len(namespaces) == NAMESPACES_MAX:
-            break
     found: list[Flow] = []
-    for path in namespaces.values():
+    for path in namespaces(proc, named).values():
         if time.monotonic() > end or len(found) >= FLOWS_MAX:
             break
         # setns(2) applies to one thread.

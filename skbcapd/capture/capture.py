@@ -1,9 +1,9 @@
 """The drain loop: passes what the kernel program has captured to the output, and counts it.
 
     segments -> ready blocks ------------------------------------------------------> output
-             -> no label: self-test -> interface -> owner -> descent -> process -> verdict -> label -> output
+             -> no label: self-test -> interface -> drop -> owner -> descent -> process -> verdict -> label -> output
              -> no label, but its key was decided in this drain -------------------> output
-             -> could not be read to its end: label remembered --------------------> output
+             -> could not be read to its end --------------------------------------> output
 
 In: a loaded program, an output, a selection of interfaces, a plan. Out: packets in the output, and
 totals.
@@ -24,6 +24,7 @@ from skbcapd.attribution.sockets import Flow
 from skbcapd.capture import verdict
 from skbcapd.capture.delivery import Delivery, Sampler
 from skbcapd.capture.descent import Descent
+from skbcapd.capture.drops import DropNames
 from skbcapd.capture.interfaces import Interfaces, Selection
 from skbcapd.capture.labeler import Labeler
 from skbcapd.capture.ledger import Ledger
@@ -35,7 +36,7 @@ from skbcapd.capture.self_test import SelfTest
 from skbcapd.capture.totals import Tally, Totals
 from skbcapd.kernel import abi
 from skbcapd.kernel.program import Counters, Filters, Program
-from skbcapd.kernel.segments import SegmentReader
+from skbcapd.kernel.segments import SegmentReader, order_accesses
 from skbcapd.output.interface import PROMPT_S, Output, Statistics
 from skbcapd.pcapng.blocks import walk
 
@@ -98,6 +99,7 @@ class Capture:
         stages = (
             self._self_test.take,
             self.interfaces.take,
+            DropNames(program).take,
             self._resolver.take,
             self.descent.take,
             verdict.find_process,
@@ -129,6 +131,7 @@ class Capture:
         self._resolver.remove_ended_flows(self._machine.list_flows())
         self._self_test.prove(self.drain)
         self._set_control()
+        self._labeler.use(self._plan)  # not before: the proof uses the words for packets without a label
 
     def change(self, plan: Plan, filters: Filters | None = None) -> None:
         """Use another plan from the next packet on. All labels become invalid.
@@ -140,11 +143,12 @@ class Capture:
         self.descent.watch(plan.rules.roots - self._plan.rules.roots)
         # First the labels: the block stage evaluates the filter again for a packet that has passed the
         # old filter and finds an old label.
-        self.program.control[abi.GENERATION] += 1
+        self._labeler.expire()
         if filters is not None:
             self.program.exchange_filters(filters)
         self._plan = plan
         self._set_control()
+        self._labeler.use(plan)
 
     @property
     def is_proven(self) -> bool:
@@ -159,7 +163,7 @@ class Capture:
     @property
     def labels(self) -> int:
         """Number of labels that were made."""
-        return self._labeler.count
+        return self._labeler.count + self.counters().labels
 
     def sample(self, sampler: Sampler) -> None:
         """Let something sample the delivered packets."""
@@ -180,8 +184,7 @@ class Capture:
         stays true.
         """
         counters = self.counters()
-        # A program that still runs on another processor during the detach is waited for, and
-        # counted.
+        # A program that still runs on another processor during the detach is waited for, and counted.
         return self.segments.is_drained and counters.seen == counters.outcomes
 
     def drain(self) -> int:
@@ -203,7 +206,7 @@ class Capture:
                 self._tally.dropped += sum(1 for _ in walk(blocks.view))
             elif self.output.is_busy:
                 break  # the next drain gets this range again
-            elif not self.is_full:
+            elif not self._has_limit or not self.is_full:
                 self._line.take(blocks, self._plan)
             moved += len(blocks.view)
             if time.monotonic() >= end:
@@ -238,6 +241,7 @@ class Capture:
             until: the next packet, or the next packet without a label.
         """
         self.program.control[abi.SLEEPING] = until
+        order_accesses()  # the program commits a packet, and then reads this
         if self.segments.is_drained or (until is abi.Sleep.UNTIL_UPCALL and not self.segments.has_upcalls):
             return True
         self.program.control[abi.SLEEPING] = abi.Sleep.NOT
@@ -251,7 +255,6 @@ class Capture:
         """
         has_come = self.program.control[abi.SLEEPING] == abi.Sleep.NOT
         self.program.control[abi.SLEEPING] = abi.Sleep.NOT
-        self.program.take_wakeups()
         return has_come
 
     def detach(self) -> None:
@@ -282,9 +285,7 @@ class Capture:
         self.finish(broken=broken)
 
     def statistics(self) -> list[Statistics]:
-        """The statistics of each interface until now, without interfaces that share a row of
-        counters.
-        """
+        """The statistics of each interface until now, without those that share a row of counters."""
         return list(self.interfaces.statistics())
 
     def renumber(self) -> None:
@@ -308,3 +309,4 @@ class Capture:
         control[abi.FILTERED] = bool(plan.filter)
         control[abi.FILL] = plan.fill
         control[abi.DEDUP] = plan.dedup
+        control[abi.DROPS_RATE] = plan.drops_rate

@@ -91,7 +91,8 @@ class Delivery:
             verdict.filter, description.link_type, packet.frame, packet.original_len
         )
         self._tally.filtered += not is_taken
-        if is_taken and plan.dedup and packet.packet_id and not self._is_first(packet.packet_id):
+        may_repeat = plan.dedup and packet.packet_id and not decision.interface.has_drops
+        if is_taken and may_repeat and not self._is_first(packet.packet_id):
             self._tally.duplicates += 1
             return False
         return is_taken
@@ -100,7 +101,9 @@ class Delivery:
         verdict = decision.verdict
         if len(packet.frame) > (kept := plan.kept(verdict, packet.payload)):
             packet = replace(packet, frame=packet.frame[:kept])
-        self._write(packet, decision.interface.interface_id, decision.stamp)
+        self._write(
+            packet, decision.interface.interface_id, decision.stamp, is_traffic=not decision.interface.has_drops
+        )
         if verdict.dump:
             self._ask_for_dump(f"rules[{verdict.dump}]", verdict.dump_after_s)
 
@@ -111,17 +114,9 @@ class Delivery:
         self._written[packet_id] = None
         return True
 
-    def take_cut(self, packet: Cut, known: tuple[int, Label] | None) -> None:
-        """Write a packet with a label that the program could not write itself.
-
-        Args:
-            packet: the packet from the segments.
-            known: interface number and options of its label; None if the label was evicted.
-        """
-        if known is None:
-            self._tally.dropped += 1
-        else:
-            self._write(_filled(packet), *known)
+    def take_cut(self, packet: Cut) -> None:
+        """Write a packet with a label that the program could not write itself."""
+        self._write(_filled(packet), packet.interface_id, packet.stamp)
 
     def take_blocks(self, view: memoryview) -> None:
         """Write complete blocks from the kernel program, unchanged."""
@@ -131,10 +126,10 @@ class Delivery:
         if self.viewers is not None:
             self.viewers.sample_blocks(view)
 
-    def _write(self, packet: Packet, interface_id: int, stamp: Label) -> None:
+    def _write(self, packet: Packet, interface_id: int, stamp: Label, *, is_traffic: bool = True) -> None:
         self._output.write_packet(packet, interface_id, stamp, self._snapshot)
         self._tally.written += 1
-        if self.sampler is not None:
+        if self.sampler is not None and is_traffic:
             self.sampler.sample_packet(packet, interface_id, stamp)
         if self.viewers is not None:
             self.viewers.sample_packet(packet, interface_id, stamp)

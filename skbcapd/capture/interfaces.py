@@ -13,27 +13,32 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from skbcapd.attribution.namespaces import inode_of, is_called
+from skbcapd.attribution.namespaces import inode_of, is_called, name_of
 from skbcapd.capture.plan import Plan
 from skbcapd.capture.record import KnownInterface, Record
 from skbcapd.capture.totals import Tally
 from skbcapd.kernel import abi
+from skbcapd.kernel.abi import Dropped
+from skbcapd.kernel.drops import Drop
 from skbcapd.kernel.program import Program
 from skbcapd.kernel.segments import Upcall
 from skbcapd.lru import Bounded
 from skbcapd.output.interface import Output, Statistics
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
-from skbcapd.pcapng.interface import Interface
-from skbcapd.pcapng.link_type import USER0, link_type
+from skbcapd.pcapng.interface import DROPS, OF_DROPS, Interface
+from skbcapd.pcapng.link_type import ETHERNET, USER0, link_type
 
 _LOG = logging.getLogger(__name__)
 ANY = "any"
 REMEMBERED = 4 * abi.DEVICES_MAX
+_NEVER = 0xFFFFFFFF  # a generation of labels
+_TOLD_NS = 1_000_000_000  # for which the program certainly knows what it was told
 INTERFACES_MAX = 1 << 16  # of one section: our own reader accepts no more
 
 
@@ -65,18 +70,16 @@ class Selection:
         """Whether an interface is captured.
 
         Args:
-            name: its name.
+            name: its name; empty if it is not known, as for some drops: then the namespace decides.
             netns: inode number of its network namespace.
             own_netns: inode number of the network namespace of this process.
         """
-        is_meant = ANY in self.interfaces or _is_among(name, self.interfaces)
-        return is_meant and self._has_namespace(netns, own_netns) and not _is_among(name, self.exclude)
+        return self.has_name(name) and self._has_namespace(netns, own_netns)
 
-    def has_drop(self, name: str, netns: int, own_netns: int) -> bool:
-        """Whether drops on an interface are counted; as `has`. If its name is not known (empty), the namespace
-        decides.
-        """
-        return self.has(name, netns, own_netns) if name else self._has_namespace(netns, own_netns)
+    def has_name(self, name: str) -> bool:
+        """Whether an interface with this name is captured, if its namespace is."""
+        is_meant = ANY in self.interfaces or _is_among(name, self.interfaces)
+        return not name or (is_meant and not _is_among(name, self.exclude))
 
     def named(self) -> dict[str, int]:
         """The network namespaces that now have these names: inode numbers, 0 for none."""
@@ -132,28 +135,34 @@ class Interfaces:
         self._program, self._output, self._selection, self._tally = program, output, selection, tally
         self._describe_namespace = describe_namespace
         self._known: Bounded[tuple[int, int, bytes], KnownInterface] = Bounded(REMEMBERED)
+        # Those on which drops were counted, by namespace, index and name: a namespace can lose its name.
+        self._with_drops: Bounded[tuple[int, int, bytes], bool] = Bounded(REMEMBERED)
         self._numbered = 0  # by the output
         self._restarts = 0  # of the numbers
         self._netns = Path("/proc/self/ns/net").stat().st_ino
         self._named = selection.named()
         self.seen = 0
         """Number of interfaces that were seen."""
+        self.entered: set[int] = set()
+        """Inode numbers of the network namespaces of new interfaces; the reader removes them."""
         program.control[abi.DEVICE_FILTER] = not selection.is_all
 
     def take(self, record: Record, plan: Plan) -> Record | None:
         """Stage: find the interface of the packet; ends the way of packets of excluded interfaces."""
         packet = record.packet
+        if packet.dropped is not None and not self._has_dropped(packet, packet.dropped):
+            self._tally.other_interfaces += 1
+            return None
         identity = (packet.net, packet.ifindex, packet.interface_name)
         found = self._known.use(identity)
         if found is None:
             found = self._known[identity] = self._new(packet, plan)
             self.seen += 1
-            self._tell_program(packet, found)
-        elif found.description is None:
-            # The program stores DEVICES_MAX interfaces, and evicts the least recently used.
-            self._tell_program(packet, found)
-        elif found.interface_id < 0:
+            self.entered.add(packet.netns)
+        elif found.description is not None and found.interface_id < 0:
             found.interface_id = self._number(found.description)
+        if found.told != self._program.control[abi.GENERATION] or _is_evicted(packet, found):
+            self._tell_program(packet, found)
         if found.description is None:
             self._tally.other_interfaces += 1
             return None
@@ -161,24 +170,57 @@ class Interfaces:
         record.interface = found
         return record
 
+    def wants(self, name: str, netns: int) -> bool:
+        """Whether an interface is captured: its name, and the inode number of its network namespace."""
+        return self._selection.has(name, netns, self._netns)
+
     def reconsider(self) -> None:
         """Called once a second: if a name now belongs to another network namespace, check all
         excluded interfaces again.
 
-        A namespace can get a name after its first packet (`ip netns attach`).
+        A namespace can get a name after its first packet (`ip netns attach`), and lose it before its
+        drops are shown: those until then count.
         """
+        if not self._selection.namespaces and not self._named:
+            return
         named = self._selection.named()
         if named == self._named:
             return
+        before = {*self._named.values()} - {0}
+        for one in self._every_drop():
+            if one.netns in before and self._selection.has_name(_text(one.device)):
+                self._with_drops[one.net, one.ifindex, one.device] = True
         self._named = named
         for identity, known in list(self._known.items()):
             if known.description is None:
                 del self._known[identity]
                 self._tell(*identity, slot=known.slot, unwanted=False)
 
-    def has_drop(self, name: bytes, netns: int) -> bool:
-        """Whether drops on an interface are counted; see Selection.has_drop."""
-        return self._selection.has_drop(name.decode(errors="backslashreplace"), netns, self._netns)
+    def has_drop(self, net: int, ifindex: int, name: bytes, netns: int) -> bool:
+        """Whether drops on an interface are counted; see Selection.has. If they once were, or its packets are
+        captured, they always are.
+        """
+        identity = (net, ifindex, name)
+        known = self._known.get(identity)
+        if self._with_drops.use(identity):
+            return True
+        is_captured = known is not None and known.description is not None
+        if not is_captured and not self._selection.has(_text(name), netns, self._netns):
+            return False
+        self._with_drops[identity] = True
+        return True
+
+    def drops(self) -> list[Drop]:
+        """What the kernel has dropped on the captured interfaces; nothing if that is not counted."""
+        return [one for one in self._every_drop() if self.has_drop(one.net, one.ifindex, one.device, one.netns)]
+
+    def _every_drop(self) -> list[Drop]:
+        return self._program.drops.counts() if self._program.drops is not None else []
+
+    def limited_elsewhere(self) -> int:
+        """Dropped packets over the rate that were on interfaces that are not captured."""
+        limited = [row for row in self._every_drop() if row.limited]
+        return sum(row.limited for row in limited if not self.has_drop(row.net, row.ifindex, row.device, row.netns))
 
     def forget_numbers(self) -> None:
         """Give each interface a new number with its next packet."""
@@ -218,7 +260,8 @@ class Interfaces:
                 received = row.outcomes + early
                 accepted = received - row.filtered - row.unattributed
                 delivered = row.delivered + early
-                yield Statistics(known.interface_id, known.slot, received, accepted, row.lost, delivered)
+                lost = row.lost + row.limited
+                yield Statistics(known.interface_id, known.slot, received, accepted, lost, delivered)
 
     def counts(self) -> list[InterfaceCount]:
         """The packets of each captured interface until now, the busiest first."""
@@ -238,11 +281,32 @@ class Interfaces:
                 )
         return sorted(found, key=lambda one: -one.packets)
 
+    def _has_dropped(self, packet: Upcall, dropped: Dropped) -> bool:
+        """Whether drops on the interface of a dropped packet are captured. The program then knows it, too: it passes no
+        more of them, or counts them in the row of the interface of drops.
+        """
+        name = dropped.device.split(b"\0")[0]
+        is_wanted = self.has_drop(packet.net, dropped.ifindex, name, packet.netns)
+        if is_wanted and (packet.slot or not self._program.control[abi.DEVICE_FILTER]):
+            return True
+        identity = (packet.net, dropped.ifindex, name)
+        known = self._known.use(identity)
+        slot = known.slot if known else 0
+        if known is not None:
+            known.told = -1  # the program is told the number with the next packet on the interface
+        if known is None and not is_wanted:
+            self.seen += 1
+            slot = min(self.seen, abi.SLOTS - 1)
+            self._known[identity] = KnownInterface(slot)
+        self._tell(packet.net, dropped.ifindex, dropped.device, slot=slot, unwanted=not is_wanted)
+        return is_wanted
+
     def _new(self, packet: Upcall, plan: Plan) -> KnownInterface:
-        name = packet.interface_name.decode(errors="backslashreplace")
+        name = _text(packet.interface_name)
         slot = min(self.seen + 1, abi.SLOTS - 1)
         kind = link_type(packet.interface_type)
-        if not self._selection.has(name, packet.netns, self._netns):
+        is_of_drops = packet.dropped is not None
+        if not is_of_drops and not self._selection.has(name, packet.netns, self._netns):
             return KnownInterface(slot)
         if kind is None:
             _LOG.warning("interface %s has an unknown type (%d) and is not captured", name, packet.interface_type)
@@ -250,9 +314,22 @@ class Interfaces:
         if self._numbered >= INTERFACES_MAX:
             _LOG.warning("interface %s is one more than the %d of a file, and is not captured", name, INTERFACES_MAX)
             return KnownInterface(slot)
+        namespace = self._describe_namespace(packet.net, packet.netns)
+        if is_of_drops:
+            described = f"{namespace}: {OF_DROPS}"
+            description = Interface(
+                name=DROPS + name_of(namespace).encode(errors="surrogateescape"),
+                description=described if kind == ETHERNET else f"{described} without a link-layer header",
+                link_type=kind,
+                snaplen=plan.longest,
+                mac=None,
+                speed_bps=None,
+                filter=plan.filter or None,
+            )
+            return KnownInterface(slot, description, self._number(description), has_drops=True)
         description = Interface(
             name=packet.interface_name,
-            description=self._describe_namespace(packet.net, packet.netns),
+            description=namespace,
             link_type=kind,
             snaplen=plan.longest,
             mac=packet.mac if len(packet.mac) == 6 and any(packet.mac) else None,
@@ -266,17 +343,32 @@ class Interfaces:
         return self._output.add_interface(description)
 
     def _tell_program(self, packet: Upcall, known: KnownInterface) -> None:
+        known.told, known.told_ns = self._program.control[abi.GENERATION], time.time_ns()
+        number = known.interface_id if known.description else None
         unwanted = known.description is None
-        self._tell(packet.net, packet.ifindex, packet.names[16:32], slot=known.slot, unwanted=unwanted)
+        self._tell(packet.net, packet.ifindex, packet.names[16:32], slot=known.slot, unwanted=unwanted, number=number)
 
-    def _tell(self, net: int, ifindex: int, name: bytes, *, slot: int, unwanted: bool) -> None:
+    def _tell(
+        self, net: int, ifindex: int, name: bytes, *, slot: int, unwanted: bool, number: int | None = None
+    ) -> None:
+        generation = _NEVER if number is None else self._program.control[abi.GENERATION]
+        device = abi.Device(name, slot, unwanted, number or 0, generation)
         for direction in (DIRECTION_IN, DIRECTION_OUT):
-            self._program.set_interface(
-                abi.DEVICE_KEY.pack(*abi.DeviceKey(net, ifindex, direction)),
-                abi.DEVICE.pack(*abi.Device(name=name, slot=slot, unwanted=unwanted)),
-            )
+            key = abi.DEVICE_KEY.pack(*abi.DeviceKey(net, ifindex, direction))
+            self._program.set_interface(key, abi.DEVICE.pack(*device))
         if self._program.control[abi.DEVICE_FILTER]:
             self._program.control[abi.DEVICE_FILTER] += 1
+
+
+def _is_evicted(packet: Upcall, known: KnownInterface) -> bool:
+    """Whether the program has forgotten an interface: it stores DEVICES_MAX, and evicts the least recently used. Then
+    it counts in another row; so it does for packets from before it knew the interface.
+    """
+    return packet.slot != known.slot and abs(packet.time_ns - known.told_ns) > _TOLD_NS
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="backslashreplace")
 
 
 def _is_among(name: str, globs: Sequence[str]) -> bool:

@@ -37,9 +37,11 @@ class Ledger:
     ) -> None:
         self._program, self._output, self._tally, self._interfaces = program, output, tally, interfaces
         self._has_limit = has_limit
+        self._elsewhere = 0  # packets over the rate of drops on interfaces that were not captured then
         self._certain = 0  # packets that are certainly written, or in the memory of the output
         # position of the output, and the value of `_certain` when it is reached
         self._uncertain: tuple[int, int] | None = None
+        self._counted = (0, 0), 0  # labels and processes when the processes were counted, and how many there were
 
     def counters(self) -> Counters:
         """The counters of the program, added up over all interfaces."""
@@ -54,6 +56,9 @@ class Ledger:
         written -= output_lost
         dumped = self._output.dumped
         not_dumped = 0 if dumped is None else written - dumped
+        found = self._interfaces.limited_elsewhere() if kernel.limited else 0
+        # An interface can become a captured one, when its namespace gets its name: a counter does not decrease.
+        elsewhere = self._elsewhere = max(self._elsewhere, min(kernel.limited, found))
         return Totals(
             written=written - not_dumped,
             filtered=kernel.filtered + tally.filtered,
@@ -62,11 +67,23 @@ class Ledger:
             dropped=tally.dropped + output_lost,
             missed=self._program.missed(),
             kernel=kernel,
-            processes=tally.processes.count,
+            processes=self._processes(kernel.labels),
             not_dumped=not_dumped,
-            other_interfaces=kernel.other_interfaces + tally.other_interfaces,
+            other_interfaces=kernel.other_interfaces + tally.other_interfaces + elsewhere,
             unattributed=kernel.unattributed + tally.unattributed,
+            limited=kernel.limited - elsewhere,
         )
+
+    def _processes(self, labels: int) -> int:
+        """The number of processes that have a label of the program, or a packet that Python has written.
+
+        Args:
+            labels: number of labels that the program has made.
+        """
+        seen = labels, self._tally.processes.count
+        if seen != self._counted[0]:
+            self._counted = seen, self._tally.processes.count_with(self._program.labelled())
+        return self._counted[1]
 
     def monotonic_totals(self, kernel: Counters, *, is_drained: bool) -> Totals:
         """Totals that never decrease.

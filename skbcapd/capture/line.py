@@ -23,7 +23,7 @@ class Line:
 
     Args:
         stages: for packets without a label.
-        labeler: has the labels of packets that the program could not write itself.
+        labeler: knows what was decided in this drain.
         delivery: writes those packets, and complete blocks.
         tally: counts written packets.
         limit: maximum number of packets; 0: no limit.
@@ -40,7 +40,10 @@ class Line:
 
     def take(self, blocks: Range, plan: Plan) -> None:
         """Write one range."""
-        view, local = blocks.view, blocks.local
+        view, local = blocks
+        if not local and not self._limit:
+            self._delivery.take_blocks(view)
+            return
         if self._limit:
             local = [offset for offset, _, _ in walk(view)]
         done = 0
@@ -67,7 +70,7 @@ class Line:
             return
         packet = read_local(view, offset)
         if isinstance(packet, Cut):
-            self._delivery.take_cut(packet, self._labeler.known(packet.label_id))
+            self._delivery.take_cut(packet)
             return
         record: Record | None = Record(packet)
         for stage in self._stages:

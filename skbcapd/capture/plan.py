@@ -17,7 +17,9 @@ from skbcapd.filter.netmask import netmask_of
 from skbcapd.filter.packet_filter import Matcher, Programs
 from skbcapd.kernel.abi import CAPTURE_MAX
 
-RELOADED = frozenset({"snaplen", "payload", "filter", "rules", "checksums", "dedup", "comment", "process_blocks"})
+RELOADED = frozenset(
+    {"snaplen", "payload", "filter", "rules", "checksums", "dedup", "drops_rate", "comment", "process_blocks"}
+)
 """Keys of the settings that take effect while a capture runs."""
 
 
@@ -30,6 +32,7 @@ class Plan:
         payload: whether payload is kept: "all" or "none".
         fill: compute checksums that the hardware would have computed.
         dedup: keep a packet only on the first interface.
+        drops_rate: packets written per second and reason of those that the kernel drops.
         comment: fields of the comment, in their order.
         process_blocks: write a block for each process.
         processes: reads records of processes from /proc.
@@ -42,7 +45,8 @@ class Plan:
     payload: Payload = "all"
     fill: bool = False
     dedup: bool = False
-    comment: Sequence[str] = ("comm", "pid", "tgid", "process")
+    drops_rate: int = 1000
+    comment: Sequence[str] = ("comm", "pid", "tgid", "process", "drop", "at")
     process_blocks: bool = False
     processes: Processes = field(default_factory=Processes)
     filter: str = ""
@@ -104,6 +108,7 @@ def plan_for(settings: Settings, filters: Mapping[int, Programs], first_filter: 
         payload=settings.payload,
         fill=settings.checksums == "fill",
         dedup=settings.dedup == "first",
+        drops_rate=settings.drops_rate,
         comment=settings.comment,
         process_blocks=settings.process_blocks,
         processes=processes,

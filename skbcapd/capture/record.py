@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
+from skbcapd.attribution.fields import Dropped
 from skbcapd.attribution.processes import Process, User
 from skbcapd.capture.plan import Plan
 from skbcapd.capture.rules import Verdict
@@ -34,14 +35,20 @@ class KnownInterface:
         slot: row of counters.
         description: its description for the file; None: it is not captured.
         interface_id: its number in the current section; -1: it needs a new number.
+        has_drops: whether its packets are those that the kernel has dropped.
     """
 
-    __slots__ = ("description", "early", "early_bytes", "interface_id", "slot")
+    __slots__ = ("description", "early", "early_bytes", "has_drops", "interface_id", "slot", "told", "told_ns")
 
-    def __init__(self, slot: int, description: Interface | None = None, interface_id: int = -1) -> None:
+    def __init__(
+        self, slot: int, description: Interface | None = None, interface_id: int = -1, *, has_drops: bool = False
+    ) -> None:
         self.slot = slot
         self.description = description
         self.interface_id = interface_id
+        self.told = -1  # generation of labels for which the program was told the number,
+        self.told_ns = 0  # and when
+        self.has_drops = has_drops
         self.early = self.early_bytes = 0  # packets that were written before the program knew the slot
 
     def note_early(self, packet: Upcall | Repeated) -> None:
@@ -75,6 +82,7 @@ class Record:
         process: record from /proc; None: not known, or not needed.
         group: all candidates if there are several: user (without a thread) and process.
         roots: process id of a candidate -> the process of a rule with `children` that it descends from.
+        dropped: why the kernel dropped the packet; None: it did not.
         verdict: verdict of the rules.
         stamp: its options.
     """
@@ -85,6 +93,7 @@ class Record:
     process: Process | None = None
     group: Sequence[tuple[User, Process | None]] = ()
     roots: Mapping[int, int] = field(default_factory=dict)
+    dropped: Dropped | None = None
     verdict: Verdict = KEPT
     stamp: Label | None = None
 

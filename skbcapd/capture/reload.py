@@ -43,6 +43,7 @@ class Prepared(NamedTuple):
         places: map and slot of each filter program, whose descriptors are passed with this; empty:
             the filters are unchanged.
         problems: errors; then nothing changes.
+        source: the text of the filter programs; None: the filters are unchanged.
     """
 
     settings: Settings
@@ -50,6 +51,7 @@ class Prepared(NamedTuple):
     first: int
     places: list[tuple[str, int]]
     problems: list[str]
+    source: packet_filter.Source | None = None
 
 
 class Reload:
@@ -136,8 +138,9 @@ class Reload:
         filters = compile_filters(settings, first)
         if not filters:
             return Prepared(settings, filters, first, [], []), []
-        loaded = self._capture.program.load_filters(packet_filter.source(filters, CAPTURE_MAX))
-        return Prepared(settings, filters, first, list(loaded.places), []), list(loaded.descriptors)
+        source = packet_filter.source(filters, CAPTURE_MAX)
+        loaded = self._capture.program.load_filters(source)
+        return Prepared(settings, filters, first, list(loaded.places), [], source), list(loaded.descriptors)
 
     def _work(self, channel: socket.socket) -> None:
         """Runs in the child."""
@@ -154,8 +157,9 @@ class Reload:
         if prepared.problems:
             return
         plan = plan_for(prepared.settings, prepared.filters, prepared.first)
+        filters = Filters(prepared.places, descriptors, prepared.source) if prepared.source else None
         try:
-            self._capture.change(plan, Filters(prepared.places, descriptors) if prepared.places else None)
+            self._capture.change(plan, filters)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)

@@ -3,9 +3,9 @@
 In: an output that wants them, for example because its list of interfaces is too long. Out: a call
 of the output when the last packet with an old number has been written.
 
-The rule: a label contains the number of an interface. So labels are deleted first, and all programs
-that have read one end (membarrier waits for that). Their reservations are below the cursor then,
-and are drained with the old numbers, in as many drains as needed. First packets get no label in
+The rule: a label contains the number of an interface. So labels become invalid first, and all
+programs that have read one end (membarrier waits for that). Their reservations are below the cursor
+then, and are drained with the old numbers, in as many drains as needed. First packets get no label in
 that time: it would have an old number.
 """
 
@@ -26,7 +26,7 @@ class Renumbering:
         program: writes the numbers into packets.
         output: assigns the numbers.
         reader: reads the packets with old numbers.
-        labeler: installs no labels in the meantime.
+        labeler: makes no labels in the meantime.
         interfaces: know their numbers.
     """
 
@@ -42,8 +42,7 @@ class Renumbering:
         still read.
         """
         if self._end is None:
-            self._labeler.installs = False
-            self._program.clear_labels()
+            self._labeler.hold()
             self._end = int(self._program.control[abi.CURSOR])
             self.finish_if_drained()  # if no packet is in the segments
 
@@ -53,6 +52,5 @@ class Renumbering:
             return
         self._output.restart_interfaces(list(self._interfaces.statistics()))
         self._interfaces.forget_numbers()
-        self._labeler.forget()
-        self._labeler.installs = True
+        self._labeler.release()
         self._end = None

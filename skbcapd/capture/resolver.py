@@ -74,12 +74,12 @@ class Resolver:
         for key, of in sockets.items():  # several sockets can listen on one port (SO_REUSEPORT)
             members = _all(of)
             if len(members) == 1 and len(of) == 1:
-                owner = abi.Owner(*_record(members[0]), inode=self._added[key], identity=int(key in v6_only))
+                owner = abi.Owner(0, *_record(members[0]), inode=self._added[key], identity=int(key in v6_only))
             elif members:
                 number = self._number(members)
                 inode = _GROUP | _MADE_HERE | number
                 self._program.set_holder(inode, abi.USER.pack(*_common(members, number)))
-                owner = abi.Owner(*_record(_NOBODY), inode=inode, identity=int(key in v6_only))
+                owner = abi.Owner(0, *_record(_NOBODY), inode=inode, identity=int(key in v6_only))
             else:
                 continue
             self._program.add_flow(key, abi.OWNER.pack(*owner))

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from skbcapd.attribution.budget import Budget
-from skbcapd.attribution.fields import FIELDS, needs_process
+from skbcapd.attribution.fields import FIELDS, Dropped, Value, needs_process
 from skbcapd.attribution.namespaces import RUN, is_called
 from skbcapd.attribution.processes import Process, User
 from skbcapd.config.pattern import TextPattern
@@ -62,6 +62,7 @@ class Subject:
         process: record of its process from /proc; None if it is not known, or was not read.
         group: all candidates if there are several; then user and process are not used.
         roots: process id of a candidate -> the process of a rule with `children` that it descends from.
+        dropped: why the kernel dropped the packet; None: it was not dropped.
     """
 
     interface: bytes
@@ -72,6 +73,7 @@ class Subject:
     process: Process | None
     group: Sequence[tuple[User, Process | None]] = ()
     roots: Mapping[int, int] = field(default_factory=dict)
+    dropped: Dropped | None = None
 
     @property
     def candidates(self) -> Sequence[tuple[User, Process | None]]:
@@ -90,7 +92,8 @@ class Verdict:
         filter: number of the packet filter of the rule; 0: no filter.
         dump: number (from 1) of a rule with `action: dump`; 0: none.
         dump_after_s: seconds for which the dump continues.
-        is_unattributed: dropped by a rule for all other packets, and its process is not known for certain.
+        is_unattributed: dropped by a rule for all other packets, although another rule asks for its process, which is
+            not known for certain.
     """
 
     keeps: bool = True
@@ -152,12 +155,15 @@ class Rules:
         """The verdict of the first rule that matches."""
         self._left_s = DECIDE_BUSY_S if self._budget.is_spent else DECIDE_S
         payload: Payload | None = None
+        asks = False  # whether another rule was about its process
         for at, rule in enumerate(self._rules):
             if not self._is_there(at, rule, subject):
                 continue
-            if not rule.fields or all(self._is_meant(at, rule, *one, subject.roots) for one in subject.candidates):
+            if not rule.of_process or all(self._is_meant(at, rule, *one, subject.roots) for one in subject.candidates):
                 if rule.action == "drop":
-                    return Verdict(keeps=False, is_unattributed=not (rule.conditions or self._is_known(subject)))
+                    return Verdict(
+                        keeps=False, is_unattributed=asks and not (rule.conditions or self._is_known(subject))
+                    )
                 dump = at + 1 if rule.action == "dump" else 0
                 return Verdict(
                     snaplen=rule.snaplen or 0,
@@ -166,6 +172,7 @@ class Rules:
                     dump=dump,
                     dump_after_s=rule.dump_after or 0,
                 )
+            asks = True
             if rule.payload == "none" and self._may_match(at, rule, subject):
                 payload = "none"
         return Verdict(payload=payload)
@@ -184,6 +191,14 @@ class Rules:
                 rule.interface is None or self._fits(rule.place(at + 1, "interface"), rule.interface, subject.interface)
             )
             and (rule.netns is None or is_called(rule.netns, subject.netns, self._named))
+            and self._is_dropped(at, rule, subject.dropped)
+        )
+
+    def _is_dropped(self, at: int, rule: Rule, dropped: Dropped | None) -> bool:
+        """Whether all conditions on the drop of a packet are true."""
+        return all(
+            self._is_same(rule.place(at + 1, key), wanted, FIELDS[key].of_dropped(dropped))
+            for key, wanted in rule.of_drop.items()
         )
 
     def _may_match(self, at: int, rule: Rule, subject: Subject) -> bool:
@@ -202,7 +217,7 @@ class Rules:
         """
         if process is not None or (user.tgid and not needs_process(rule.fields) and not rule.children):
             return self._is_meant(at, rule, user, process, roots)
-        known = {} if rule.children or not user.tgid else rule.fields
+        known = {} if rule.children or not user.tgid else rule.of_process
         return all(
             FIELDS[key].of_process is not None or self._holds(rule.place(at + 1, key), key, wanted, user, None)
             for key, wanted in known.items()
@@ -231,16 +246,19 @@ class Rules:
     def _is_of(self, at: int, rule: Rule, user: User, process: Process | None) -> bool:
         """Whether all conditions on a process are true for this one."""
         return bool(user.tgid) and all(
-            self._holds(rule.place(at + 1, key), key, wanted, user, process) for key, wanted in rule.fields.items()
+            self._holds(rule.place(at + 1, key), key, wanted, user, process) for key, wanted in rule.of_process.items()
         )
 
     def _holds(self, name: str, key: str, wanted: TextPattern | int, user: User, process: Process | None) -> bool:
         """Whether a condition is true; it is false if the value is not known."""
         field = FIELDS[key]
-        value = field.value(user, process)
+        others = field.also(process) if process is not None else ()
+        return self._is_same(name, wanted, field.value(user, process), others)
+
+    def _is_same(self, name: str, wanted: TextPattern | int, value: Value, others: Iterable[bytes] = ()) -> bool:
+        """Whether a value, or one of the other texts for it, is the wanted one; false if it is not known."""
         if isinstance(wanted, int):
             return value == wanted
-        others = field.also(process) if process is not None else ()
         return any(isinstance(text, bytes) and self._fits(name, wanted, text) for text in (value, *others))
 
     def _fits(self, name: str, pattern: TextPattern, text: bytes) -> bool:

@@ -1,17 +1,16 @@
 """The totals of a capture: counters of the stages and of the kernel program.
 
 The rule: every packet is counted once. When a capture has ended,
-seen = written + filtered + other_interfaces + unattributed + duplicates + self_test + kernel.lost +
-dropped + not_dumped.
+seen = written + filtered + other_interfaces + unattributed + duplicates + limited + self_test +
+kernel.lost + dropped + not_dumped.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from skbcapd.kernel import abi
 from skbcapd.kernel.program import Counters
-
-_TGID_MAX = 4 << 20  # PID_MAX_LIMIT of include/linux/threads.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +30,7 @@ class Totals:
         not_dumped: in memory, or discarded from memory without a dump.
         other_interfaces: of interfaces that are not captured.
         unattributed: excluded because their process is not known, by rules that keep some processes.
+        limited: dropped by the network, and not written, because there were more than the rate.
     """
 
     written: int
@@ -44,6 +44,7 @@ class Totals:
     not_dumped: int = 0
     other_interfaces: int = 0
     unattributed: int = 0
+    limited: int = 0
 
 
 class Numbers:
@@ -65,6 +66,10 @@ class Numbers:
             self._bits[offset] |= bit
             self.count += 1
 
+    def count_with(self, others: bytes) -> int:
+        """The size of the union with another set, as bits."""
+        return (int.from_bytes(self._bits, "little") | int.from_bytes(others, "little")).bit_count()
+
 
 @dataclass(slots=True)
 class Tally:
@@ -77,7 +82,7 @@ class Tally:
     duplicates: int = 0  # duplicates that only Python could recognize
     self_test: int = 0
     dropped: int = 0
-    processes: Numbers = field(default_factory=lambda: Numbers(_TGID_MAX))
+    processes: Numbers = field(default_factory=lambda: Numbers(abi.TGIDS))
 
     @property
     def not_written(self) -> int:

@@ -43,7 +43,7 @@ def _subject(record: Record) -> Subject:
     """The values of the packet for the rules."""
     packet = record.packet
     return Subject(
-        interface=packet.interface_name,
+        interface=packet.dropped.device.split(b"\0")[0] if packet.dropped else packet.interface_name,
         netns=packet.netns,
         direction="out" if packet.direction == DIRECTION_OUT else "in",
         via=VIA[packet.via] or "current",
@@ -51,4 +51,5 @@ def _subject(record: Record) -> Subject:
         process=record.process,
         group=record.group,
         roots=record.roots,
+        dropped=record.dropped,
     )

@@ -46,6 +46,8 @@ _OF_FILES = (
     ("ports", "--port", "FILTER: port PORT"),
     ("begin", "--from", ""),
     ("end", "--to", "--duration SECONDS"),
+    ("dropped", "--dropped", "--set rules=..."),
+    ("dropped_at", "--dropped-at", "--set rules=..."),
 )
 
 
@@ -88,8 +90,9 @@ def add(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--drops",
-        choices=("none", "count"),
-        help="count: count the packets that the kernel drops, by reason, interface and process",
+        choices=("none", "count", "capture"),
+        help="count: count the packets that the kernel drops, by reason, interface and process; capture: write them "
+        "to the file, too",
     )
     command.add_argument(
         "filter",

@@ -21,7 +21,7 @@ from skbcapd.kernel import program as kernel
 from skbcapd.kernel.requirements import Finding, findings
 from skbcapd.output.pcapng_output import PcapngOutput
 
-_UNMEASURED = "see processes and real-time above; if they are ok, report this with the output of doctor"
+_UNMEASURED = "see processes and softirqs above; if they are ok, report this with the output of doctor"
 
 
 def add(_command: argparse.ArgumentParser) -> None:

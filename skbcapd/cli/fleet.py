@@ -10,9 +10,14 @@ import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from skbcapd.analysis.selectors import Selection, Selectors
 from skbcapd.cli import selecting
 from skbcapd.errors import SkbcapdError, UsageError
+
+if TYPE_CHECKING:
+    from skbcapd.fleet.engines import Engine
 
 _LIBRARIES = ("duckdb", "fsspec", "pyarrow")
 _ACTIONS = {
@@ -101,31 +106,39 @@ def _compact(options: argparse.Namespace) -> int:
     return int(bool(report.wrong))
 
 
+def _engine(url: str, selectors: Selectors) -> Engine:
+    from skbcapd.fleet import table  # noqa: PLC0415
+    from skbcapd.fleet.engines import DuckDB  # noqa: PLC0415
+    from skbcapd.fleet.questions import span_us  # noqa: PLC0415
+    from skbcapd.fleet.storage import Storage  # noqa: PLC0415
+
+    storage = Storage(url)
+    storage.expect_there()
+    return DuckDB(storage, table.parts(storage, *span_us(selectors)))
+
+
 def _query(options: argparse.Namespace) -> int:
     from skbcapd.fleet import answer  # noqa: PLC0415
     from skbcapd.fleet.names import NAMES  # noqa: PLC0415
     from skbcapd.fleet.questions import Questions  # noqa: PLC0415
-    from skbcapd.fleet.storage import Storage  # noqa: PLC0415
 
     chosen = selecting.selectors_of(options)
-    with Questions(Storage(options.storage), chosen, options.hosts) as questions:
+    with Questions(_engine(options.storage, chosen), chosen, options.hosts) as questions:
         columns, lines = questions.answer(NAMES[options.names or "sums"])
     answer.write(options.format or "table", columns, lines, sys.stdout)
     return 0
 
 
 def _extract(options: argparse.Namespace) -> int:
-    from skbcapd.analysis.selectors import Selection  # noqa: PLC0415
     from skbcapd.fleet import extraction  # noqa: PLC0415
     from skbcapd.fleet.questions import Questions  # noqa: PLC0415
-    from skbcapd.fleet.storage import Storage  # noqa: PLC0415
 
     chosen = replace(selecting.selectors_of(options), expression=options.filter or "")
     # Names of interfaces have the host in front in the result; the rows are those of the selected ones.
     selection = Selection(replace(chosen, interfaces=()))
     base = options.storage.rstrip("/").replace("{", "{{").replace("}", "}}")
     captures = extraction.Captures(options.captures or f"{base}/{extraction.CAPTURES}")
-    with Questions(Storage(options.storage), chosen, options.hosts) as questions:
+    with Questions(_engine(options.storage, chosen), chosen, options.hosts) as questions:
         rows = questions.rows()
     said, wrong = extraction.extract(rows, captures, selection, options.file)
     counts = captures.counts

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from skbcapd.analysis import selectors, when
 from skbcapd.analysis.privacy import DROPPABLE
-from skbcapd.analysis.selectors import TEXTS, Selection, Selectors
+from skbcapd.analysis.selectors import OF_DROPS, TEXTS, Selection, Selectors
 from skbcapd.attribution.fields import FIELDS
 from skbcapd.config.pattern import TextPattern
 from skbcapd.errors import FileError
@@ -127,6 +127,9 @@ def add_packets(group: argparse._ArgumentGroup) -> None:
         "port of either side, or FIRST-LAST",
         _checked(selectors.port, "a port from 0 to 65535, or FIRST-LAST"),
     )
+    what = ("the kernel has dropped for this reason (NETFILTER_DROP)", "this function of the kernel has dropped")
+    for name, metavar, meaning in zip(OF_DROPS.values(), ("REASON", "FUNCTION"), what, strict=True):
+        _add(group, [f"--{name}"], _dest(name), metavar, f"packets that {meaning}; a glob, or /.../", _pattern)
     group.add_argument(
         "--from",
         dest="begin",
@@ -157,6 +160,10 @@ def add_processes(group: argparse._ArgumentGroup) -> None:
         "process id (tgid), which ps calls PID",
         _checked(selectors.tgid, "a process id"),
     )
+
+
+def _dest(option: str) -> str:
+    return option.replace("-", "_")
 
 
 def _add(
@@ -244,8 +251,9 @@ def selectors_of(
     Raises:
         UsageError: a time is none.
     """
+    dests = {name: name for name in TEXTS} | {name: _dest(option) for name, option in OF_DROPS.items()}
     return Selectors(
-        texts={name: getattr(options, name) for name in TEXTS if getattr(options, name)},
+        texts={name: found for name, dest in dests.items() if (found := getattr(options, dest))},
         tgids=frozenset(options.tgids),
         peers=options.peers,
         ports=options.ports,

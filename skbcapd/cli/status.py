@@ -28,6 +28,7 @@ PATIENCE_S = 5.0
 _EVERY_S = 1.0
 _INTERFACES = 20  # with rates, the busiest
 _DROPS = 20  # network drops, those with most packets
+_MISSED = "the kernel did not run the program"
 _AGAIN_S = 0.05  # until the next try to connect
 _CLEAR = "\x1b[H\x1b[J"
 _CAUSES = {
@@ -207,7 +208,7 @@ def _lines(snapshot: Mapping[str, Any], before: Mapping[str, Any] | None) -> Ite
     for cause, count in snapshot["dropped"].items():
         yield f"{'dropped':>16} {_number(count)}  {_CAUSES.get(cause, cause)}"
     if snapshot["missed"]:
-        yield f"{'missed':>16} {_number(snapshot['missed'])}  the kernel did not run the program"
+        yield f"{'missed':>16} {_number(snapshot['missed'])}  {_MISSED}"
     if snapshot["log"]["dropped"]:
         yield f"{'log':>16} {_number(snapshot['log']['dropped'])}  lines could not be written"
     if before is not None and passed_s:
@@ -254,17 +255,17 @@ def _network_drops(drops: Mapping[str, Any] | None) -> Iterator[str]:
         return
     yield ""
     yield f"{'network drops':>16} {_number(drops['lost'])}  and {int(drops['no_loss']):,} without a loss"
-    for key, what in (("unlisted", "for which the list had no space"), ("missed", "not counted by reason")):
+    for key, what in (("unlisted", "on any interface: the list was full"), ("missed", _MISSED)):
         if drops[key]:
             yield f"{key:>16} {_number(drops[key])}  {what}"
     rows = drops["rows"][:_DROPS]
     if rows:
-        yield f"{'PACKETS':>16} {'TGID':>10} {'DIR':>3}  {'REASON':<24} {'INTERFACE':<15}  NAME"
+        yield f"{'PACKETS':>16} {'TGID':>10} {'DIRECTION':>9}  {'REASON':<24} {'INTERFACE':<15}  NAME"
     for row in rows:
         reason = row["reason"] if row["loss"] else f"{row['reason']} (no loss)"
-        where, name = row["interface"] or "-", row["name"] or "-"
+        where, name = row["interface"] or "-", "(other processes)" if row["others"] else row["name"] or "-"
         count, tgid = f"{int(row['packets']):,}", row["tgid"] or "-"
-        yield f"{count:>16} {tgid:>10} {row['direction']:>3}  {reason:<24} {where:<15}  {name}"
+        yield f"{count:>16} {tgid:>10} {row['direction']:>9}  {reason:<24} {where:<15}  {name}"
 
 
 def _duration(seconds: object) -> str:

@@ -13,11 +13,12 @@ import json
 import os
 import socket
 import sys
+from typing import TypeVar
 
-from skbcapd.analysis import screen, top
+from skbcapd.analysis import drops, screen, top
 from skbcapd.analysis.account import BY
 from skbcapd.analysis.live import Intervals
-from skbcapd.analysis.rates import Rates
+from skbcapd.analysis.rates import DropRates, Rates, View
 from skbcapd.cli import arguments, selecting
 from skbcapd.cli.status import no_answer, reach
 from skbcapd.errors import FileError, UsageError
@@ -25,6 +26,7 @@ from skbcapd.output.block_writer import StandardOutput
 from skbcapd.pcapng import live
 from skbcapd.text_safety import escaped
 
+_Row = TypeVar("_Row")
 _LINE_MAX = 4096  # bytes of the daemon's first line
 
 
@@ -35,6 +37,11 @@ def add(command: argparse.ArgumentParser) -> None:
         choices=BY,
         default="tgid",
         help="one row for each process (tgid), name (process), systemd unit, ...",
+    )
+    command.add_argument(
+        "--drops",
+        action="store_true",
+        help="show the packets that the kernel has dropped, by reason, interface, process and function",
     )
     command.add_argument(
         "--no-names",
@@ -55,34 +62,38 @@ def add(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Add up the selected packets of files, or those that the running daemon captures now."""
     files, selection = selecting.parse(options, needs_files=False)
+    if options.drops and options.by != "tgid":
+        raise UsageError(f"--drops with --by {options.by}: found both; expected one of them", "--dropped REASON")
     if files:
         if options.count is not None or options.config is not None or options.sets:
             raise UsageError("--count, --config and --set are for the running daemon; found a file")
-        return top.command(options, files, selection)
+        show = drops.command if options.drops else top.command
+        return show(options, files, selection)
     if options.csv or options.begin is not None or options.end is not None:
         raise UsageError("--csv, --from and --to are for files; found no file", "skbcapd top FILE ...")
     path = arguments.settings(options, {"control.socket"}).control.socket
     if path == "none":
         raise UsageError("control.socket is none; expected the path of the daemon's socket", "or name capture files")
-    rates = Rates(options.by, selection, has_names=not options.no_names)
     with Intervals(_accepted(path), path) as intervals:
-        return _watch(options, intervals, rates)
+        if options.drops:
+            return _watch(options, intervals, DropRates(selection))
+        return _watch(options, intervals, Rates(options.by, selection, has_names=not options.no_names))
 
 
-def _watch(options: argparse.Namespace, intervals: Intervals, rates: Rates) -> int:
+def _watch(options: argparse.Namespace, intervals: Intervals, view: View[_Row]) -> int:
     """Show reports on a screen if there is one, otherwise print them."""
     has_terminal = not options.json and sys.stdout.isatty() and sys.stdin.isatty()
     with contextlib.suppress(KeyboardInterrupt):
-        if not (has_terminal and _show(options, intervals, rates)):
-            _print(options, intervals, rates)
+        if not (has_terminal and _show(options, intervals, view)):
+            _print(options, intervals, view)
     return 0
 
 
-def _show(options: argparse.Namespace, intervals: Intervals, rates: Rates) -> bool:
+def _show(options: argparse.Namespace, intervals: Intervals, view: View[_Row]) -> bool:
     """Show reports on a screen; returns False if the terminal can have none."""
     try:
         with screen.opened() as window:
-            screen.show(window, intervals, rates, options.count)
+            screen.show(window, intervals, view, options.count)
     except curses.error as error:
         term = escaped(os.environ.get("TERM", ""))
         print(f"skbcapd: no screen for the terminal {term!r}: {error}", file=sys.stderr)
@@ -90,7 +101,7 @@ def _show(options: argparse.Namespace, intervals: Intervals, rates: Rates) -> bo
     return True
 
 
-def _print(options: argparse.Namespace, intervals: Intervals, rates: Rates) -> None:
+def _print(options: argparse.Namespace, intervals: Intervals, view: View[_Row]) -> None:
     """Print one report each second."""
     output = StandardOutput()
     printed = 0
@@ -99,11 +110,11 @@ def _print(options: argparse.Namespace, intervals: Intervals, rates: Rates) -> N
             interval = intervals.next()
             if interval is None:
                 continue
-            report = rates.report(interval)
+            report = view.report(interval)
             if options.json:
-                output.text.write(rates.as_json(report))
+                output.text.write(view.as_json(report))
             else:
-                output.text.writelines(["\n" if printed else "", *rates.lines(report)])
+                output.text.writelines(["\n" if printed else "", *view.lines(report)])
             output.text.flush()
             printed += 1
     except BrokenPipeError:

@@ -49,7 +49,7 @@ Encode = Literal["kernel", "scapy"]
 Payload = Literal["all", "none"]
 Checksums = Literal["keep", "fill"]
 Dedup = Literal["first", "all"]
-Drops = Literal["none", "count"]
+Drops = Literal["none", "count", "capture"]
 Compress = Literal["none", "gzip", "zstd"]
 Mode = Literal["files", "ring"]
 Attach = Literal["auto", "kprobe", "tracepoint"]
@@ -213,11 +213,18 @@ class Files:
         "Compress finished files, also those of an earlier run. A separate process does it, with low priority. "
         "Wireshark opens files compressed with gzip or zstd.",
     )
+    seekable: bool = _key(
+        "false",
+        Switch(),
+        "Compress each MiB of a file alone, and whole packets only, as members of gzip or frames of zstd: `skbcapd "
+        "fleet extract` then reads only the parts that it needs. All programs that read gzip read such files. With "
+        "zstd, Wireshark must be newer than 4.0.",
+    )
     index: bool = _key(
         "false",
         Switch(),
         "Write an index beside each finished file, also beside those of an earlier run: which process exchanged "
-        "packets with whom, when, and where in the file. The process that compresses makes it.",
+        "packets with whom, when, and where in the file. A separate process does it, after the file is compressed.",
     )
     flush: int = _key(
         "1s",
@@ -252,8 +259,8 @@ class Control:
         "/run/skbcapd/control",
         SOCKET,
         "UNIX socket on which the daemon answers `skbcapd status`. The user and the group of the daemon can connect. "
-        "The answer has counters, processes and settings, but no packets. `skbcapd dump` uses it, too, but only root "
-        "and the user of the daemon can order a dump. Each daemon needs its own socket.",
+        "The answer has counters, processes and settings, but no packets. `skbcapd dump` and `skbcapd top` without "
+        "files use it, too, but only for root and the user of the daemon. Each daemon needs its own socket.",
     )
 
 
@@ -264,14 +271,22 @@ class Metrics:
     listen: str = _key(
         "none",
         LISTEN,
-        "Address of an HTTP endpoint for Prometheus, with the path /metrics. It has no password, and shows counters "
-        "only. The systemd units allow connections from this host only.",
+        "Address of an HTTP endpoint for Prometheus, with the path /metrics. It has no password. It shows counters, "
+        "and with metrics.top also names of processes, users, units, containers, pods and interfaces. The systemd "
+        "units allow connections from this host only.",
     )
     textfile: str = _key(
         "none",
         TEXTFILE,
         "File with the same metrics for the textfile collector of node_exporter. skbcapd replaces it every 15 s, and "
         "deletes it when it stops.",
+    )
+    top: int = _key(
+        "0",
+        Quantity("a number of names", "1", "20", BYTES, "none"),
+        "Export the counters of so many busiest interfaces; and the shares of so many busiest processes, and of users, "
+        "units, containers and pods if `comment` has these fields. Their names are values of a label: each new name is "
+        "a new time series in Prometheus.",
     )
 
 
@@ -337,6 +352,16 @@ class Rule:
         return f"--{key} {wanted.text if isinstance(wanted, TextPattern) else wanted}"
 
     @property
+    def of_process(self) -> Mapping[str, TextPattern | int]:
+        """The conditions on the process."""
+        return {key: wanted for key, wanted in self.fields.items() if FIELDS[key].of_drop is None}
+
+    @property
+    def of_drop(self) -> Mapping[str, TextPattern | int]:
+        """The conditions on the drop of a packet."""
+        return {key: wanted for key, wanted in self.fields.items() if FIELDS[key].of_drop is not None}
+
+    @property
     def conditions(self) -> set[str]:
         """The conditions that are present."""
         return self.given.keys() - {"children", "action", "dump_after", "snaplen", "payload", "filter"}
@@ -348,7 +373,7 @@ class Rule:
             return "found drop beside snaplen, payload or filter, expected one or the other"
         if self.dump_after is not None and self.action != "dump":
             return "found dump_after without action: dump, expected both or none"
-        if self.children and not self.fields:
+        if self.children and not self.of_process:
             return "found children without a condition on a process, expected one, such as comm"
         return ""
 
@@ -446,17 +471,26 @@ class Settings:
         _words(Drops),
         "What to do about packets that the kernel drops: because no socket wants them, a firewall discards them, a "
         "buffer is full, or there is no route. none: nothing. count: count them by reason, interface, direction and "
-        "process. `skbcapd status`, the metrics and the lines at the end of a capture show the numbers. The packet "
-        "filter and rules do not apply to them.",
+        "process. `skbcapd status`, the metrics and the lines at the end of a capture show the numbers, to which the "
+        "packet filter and rules do not apply. capture: count them, and write them to the file, on an interface "
+        "drops@NAME for each network namespace, with the reason in the comment; packet filter and rules apply there.",
+    )
+    drops_rate: int = _key(
+        "1000",
+        Quantity("a whole number of packets", "1", "1000000", BYTES),
+        "With drops: capture, write at most so many dropped packets of one reason in a second, and at most four times "
+        "as many of all reasons. The others are counted as limited.",
     )
     comment: tuple[str, ...] = _key(
         ", ".join(field.name for field in TABLE if field.is_default),
         ListOf(Word((*FIELDS, "none")), alone="none"),
-        "What the comment of a packet says about its process, in this order. Unknown values are left out. "
+        "What the comment of a packet says about its process and its drop, in this order. Unknown values are left "
+        "out. "
         + _comment_keys()
-        + " cmdline can contain passwords: it is off by default, and cut to 128 bytes. All fields but the first four "
-        "are read from /proc, once per label. Names of containers and pods come from files of docker, podman and "
-        "Kubernetes, if skbcapd can read them. none: no comment; only option 8 contains the process id.",
+        + " cmdline can contain passwords: it is off by default, and cut to 128 bytes. All fields but comm, pid, tgid, "
+        "process, drop and at are read from /proc, once per label. Names of containers and pods come from files of "
+        "docker, podman and Kubernetes, if skbcapd can read them. none: no comment; only option 8 contains the process "
+        "id.",
     )
     process_blocks: bool = _key(
         "false",
@@ -480,9 +514,9 @@ class Settings:
     attach: Attach = _key(
         "auto",
         _words(Attach),
-        "How to attach to the kernel. auto: tracepoints for frames, which is faster and misses no packets; kprobes, if "
-        "the kernel has them, for the processes of sockets, which finds more processes. kprobe and tracepoint: only "
-        "these.",
+        "How to attach to the kernel. auto: tracepoints for frames, which is faster and misses fewer packets; kprobes, "
+        "if the kernel has them, for the processes of sockets, which finds more processes. kprobe and tracepoint: "
+        "only these.",
     )
     buffer: Buffer = dataclasses.field(default_factory=Buffer)
     files: Files = dataclasses.field(default_factory=Files)

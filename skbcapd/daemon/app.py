@@ -21,6 +21,7 @@ from skbcapd import standard_streams
 from skbcapd.attribution import sockets
 from skbcapd.attribution.namespaces import Namespaces
 from skbcapd.attribution.processes import sees_host
+from skbcapd.capture.above import Above
 from skbcapd.capture.capture import FINAL_DRAIN_S, Capture, Machine
 from skbcapd.capture.drops import drops_of
 from skbcapd.capture.interfaces import Selection
@@ -78,7 +79,7 @@ def load_program(settings: Settings) -> kernel.Program:
     filters = packet_filter.source(programs, CAPTURE_MAX) if programs else None
     return kernel.load(
         *(geometry, hooks, settings.attach, settings.transmit, filters, _import_scapy),
-        counts_drops=settings.drops == "count",
+        dropped=settings.drops,
     )
 
 
@@ -117,7 +118,8 @@ def files(settings: Settings, key_logs: KeyLogs | None = None) -> Files:
     keep = Keep(wanted.keep_size, wanted.keep_number, wanted.keep_age, wanted.keep_free)
     mode, owner = int(wanted.permissions, 8), block_writer.owner_ids(wanted.owner)
     place = directory.CaptureDirectory(Path(wanted.directory), wanted.name, keep, mode, owner)
-    compressor = Compressor(wanted.compress, child.command() if wanted.index else ())
+    index = child.command() if wanted.index else ()
+    compressor = Compressor(wanted.compress, index, is_seekable=wanted.seekable)
     if wanted.mode == "ring":
         limits = Limits(size_limit(wanted.size))
         dumps = RotatingOutput(place, limits, settings.encode, compressor, on_demand=True, key_logs=key_logs)
@@ -171,7 +173,8 @@ def serve(run: Run) -> int:
     report = Report(capture, to_files) if run.live and to_files else None
     reload = _make_reload(capture, settings, run.load, report) if run.load else None
     endpoints = _make_endpoints(capture, to_files, settings, reload) if to_files and reload else None
-    ticks = [capture.interfaces.reconsider]
+    above = _make_above(capture, settings)
+    ticks = [capture.interfaces.reconsider, lambda: above.tick(is_reloading=bool(reload and reload.child))]
     ticks += [lambda: to_files.tick(capture.statistics)] if to_files else []
     ticks += [one.tick for one in (report, endpoints) if one]
     pipe = target if isinstance(target, PipeTarget) else None
@@ -201,11 +204,11 @@ def serve(run: Run) -> int:
     try:
         with contextlib.ExitStack() as stack:
             stack.callback(target.close)
-            for one in (endpoints, report):
+            for one in (endpoints, report, above):
                 if one:
                     stack.callback(one.close)
             try:
-                service.run(lambda: _report_start(run, report))
+                service.run(lambda: _report_start(run, report, above))
             except OSError as error:
                 raise FileError(f"{target.path}: {error.strerror}; the capture ends") from None
     except FileError:
@@ -227,6 +230,8 @@ def _say_link_types(run: Run, capture: Capture) -> None:
 
 def _all(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
     """Makes all of these in one call, in their order."""
+    if len(calls) == 1:
+        return calls[0]
 
     def call() -> None:
         for each in calls:
@@ -258,6 +263,12 @@ def _make_capture(run: Run) -> Capture:
     )
 
 
+def _make_above(capture: Capture, settings: Settings) -> Above:
+    above = Above(capture.program.taps, capture.interfaces, is_wanted="in" in settings.directions)
+    above.start()
+    return above
+
+
 def _make_reload(capture: Capture, settings: Settings, load: Callable[[], Settings], report: Report | None) -> Reload:
     return Reload(capture, settings, load, report.reloading if report else None)
 
@@ -279,8 +290,9 @@ def _actions(capture: Capture, output: Files | None) -> dict[int, Callable[[], N
     return {}
 
 
-def _report_start(run: Run, report: Report | None) -> None:
+def _report_start(run: Run, report: Report | None, above: Above) -> None:
     settings = run.settings
+    above.started()
     hooks = ", ".join(str(hook) for hook in run.program.hooks)
     where = f", writing {run.target.path}" if isinstance(run.output, PcapngOutput | RotatingOutput | Recorder) else ""
     text = f"capturing on {', '.join(settings.interfaces)} ({hooks}), {settings.snaplen} bytes per frame{where}"

@@ -51,12 +51,12 @@ class Endpoints:
                 self.server.listen_unix(settings.control.socket, control(statistics.snapshot, dumps, viewers))
         wanted = settings.metrics
         if wanted.listen != "none":
-            metrics = Metrics(statistics.snapshot)
+            metrics = Metrics(statistics.snapshot, top=wanted.top)
             with _warned():
                 page = http("/metrics", metrics.content_type, metrics.text)
                 self.server.listen_tcp(address(wanted.listen), page)
         if wanted.textfile != "none":
-            self._text = Metrics(statistics.snapshot, capture=Path(wanted.textfile).stem).text
+            self._text = Metrics(statistics.snapshot, capture=Path(wanted.textfile).stem, top=wanted.top).text
             self._textfile = Textfile(wanted.textfile)
 
     def tick(self) -> None:

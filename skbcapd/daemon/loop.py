@@ -22,6 +22,7 @@ from types import FrameType
 
 from skbcapd.capture.capture import FINAL_DRAIN_S, Capture
 from skbcapd.capture.reload import Reload
+from skbcapd.child import is_readable
 from skbcapd.daemon.command import PASSED_ON, Command
 from skbcapd.daemon.server import Server
 from skbcapd.kernel import abi
@@ -200,8 +201,8 @@ class Service:
             end = min(end, time.monotonic() + PROMPT_S)
         if capture.output.is_busy or capture.output.has_pending_work:
             pause = BUSY_S
-        elif not has_packets or capture.latency_s > PROMPT_S:
-            latest = time.monotonic() + capture.latency_s if has_packets else self._next_tick
+        elif not has_packets or (latency_s := capture.latency_s) > PROMPT_S:
+            latest = time.monotonic() + latency_s if has_packets else self._next_tick
             if capture.request_wakeup(abi.Sleep.UNTIL_UPCALL if has_packets else abi.Sleep.UNTIL_PACKET):
                 self._wait(min(latest, end))
                 if not capture.cancel_wakeup():
@@ -250,7 +251,7 @@ class Service:
             self._wants_reload = False
             self._reload.begin()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-        if self._reload.child is not None and select.select([self._reload.child], [], [], 0)[0]:
+        if self._reload.child is not None and is_readable(self._reload.child):
             self._reload.finish()
 
     def _is_command_over(self, now: float) -> bool:
@@ -271,5 +272,7 @@ class Service:
             if self._command is not None and descriptor == self._command.fileno():
                 self._epoll.unregister(descriptor)
                 self._command.note_end(time.monotonic())
-            called |= descriptor == self.capture.program.wakeup_fd
+            if descriptor == self.capture.program.wakeup_fd:
+                self.capture.program.take_wakeups()
+                called = True
         return called

@@ -3,10 +3,10 @@ node_exporter.
 
 In: a snapshot from `statistics`. Out: text in the format of Prometheus.
 
-The rule: no label has values that others choose, such as names of processes: each value is a new
-time series that stays forever. In a file, each metric has the label `capture`: node_exporter reads
-the files of several daemons, and accepts no two equal series. prometheus_client is imported only if
-the settings need it.
+The rule: no label has values that others choose, such as names of processes, unless `metrics.top`
+asks for them: each value is a new time series that stays forever. In a file, each metric has the
+label `capture`: node_exporter reads the files of several daemons, and accepts no two equal series.
+prometheus_client is imported only if the settings need it.
 
 Source: https://prometheus.io/docs/instrumenting/exposition_formats/ and .../writing_exporters/.
 """
@@ -18,7 +18,7 @@ import importlib.util
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +54,20 @@ class Metrics:
     Args:
         snapshot: returns the current one.
         capture: value of the label `capture` of each metric; empty: no such label.
+        top: number of names of each kind in the shares of the busiest; 0: none.
 
     Raises:
         UsageError: prometheus_client is not installed.
     """
 
-    def __init__(self, snapshot: Callable[[], Mapping[str, Any]], capture: str = "") -> None:
+    def __init__(self, snapshot: Callable[[], Mapping[str, Any]], capture: str = "", top: int = 0) -> None:
         _need_library()
         import prometheus_client  # noqa: PLC0415  see above
         from prometheus_client import core  # noqa: PLC0415
 
         self.content_type = prometheus_client.CONTENT_TYPE_LATEST
         self._snapshot = snapshot
-        self._capture = capture
+        self._capture, self._top = capture, top
         self._core = core
         self._generate = prometheus_client.generate_latest
         self._registry = prometheus_client.CollectorRegistry(auto_describe=False)
@@ -97,7 +98,8 @@ class Metrics:
         ended = counter(
             "skbcapd_packets", "Packets by outcome; see also _dropped, _in_memory and _pending.", labels=["outcome"]
         )
-        for outcome in ("written", "filtered", "other_interfaces", "unattributed", "duplicates", "self_test"):
+        outcomes = ("written", "filtered", "other_interfaces", "unattributed", "duplicates", "limited", "self_test")
+        for outcome in outcomes:
             ended.add_metric([outcome], packets[outcome])
         yield ended
         causes = counter("skbcapd_packets_dropped", "Dropped packets by cause.", labels=["cause"])
@@ -125,15 +127,10 @@ class Metrics:
         yield counter("skbcapd_labels_made", "Labels that were made for the kernel program.", found["labels"])
         yield gauge("skbcapd_interfaces", "Interfaces that were seen, also excluded ones.", found["interfaces"])
         yield counter("skbcapd_log_lines_dropped", "Log lines that could not be written.", found["log"]["dropped"])
-        deleted = found["files"]
-        yield counter("skbcapd_files_deleted", "Files that retention deleted.", deleted["deleted_files"])
-        yield counter(
-            "skbcapd_files_deleted_bytes", "Size of the files that retention deleted.", deleted["deleted_bytes"]
-        )
-        yield counter("skbcapd_indexes", "Indexes that were written (files.index).", deleted["indexes"])
-        yield counter(
-            "skbcapd_index_errors", "Files without an index, or with one that ends early.", deleted["index_errors"]
-        )
+        yield from self._files(found["files"])
+        yield from self._durations(found["durations"])
+        yield from self._busiest(found["processes"])
+        yield from self._interfaces(found["by_interface"])
         yield from self._memory(found["memory"])
         yield from self._network_drops(found["network_drops"])
         yield gauge(
@@ -158,10 +155,79 @@ class Metrics:
         for one in drops["by_reason"]:
             reasons.add_metric([one["reason"], "yes" if one["loss"] else "no"], one["packets"])
         yield reasons
+        unlisted = "Dropped packets, on any interface, that are in no reason: the list was full."
+        missed = "Dropped packets, on any interface, for which the kernel did not run the program."
+        yield counter("skbcapd_network_drops_unlisted", unlisted, drops["unlisted"])
+        yield counter("skbcapd_network_drops_missed", missed, drops["missed"])
+
+    def _files(self, files: Mapping[str, Any]) -> Iterator[Any]:
+        """The metrics of finished files and their disk."""
+        counter, gauge = self._core.CounterMetricFamily, self._core.GaugeMetricFamily
+        yield gauge("skbcapd_files", "Finished files.", files["number"])
+        yield gauge("skbcapd_files_bytes", "Size of all finished files.", files["size"])
+        if files["disk_size"]:
+            yield gauge("skbcapd_disk_free_bytes", "Free space on the disk of the files.", files["disk_free"])
+            yield gauge("skbcapd_disk_size_bytes", "Size of the file system of the files.", files["disk_size"])
+        yield counter("skbcapd_files_deleted", "Files that retention deleted.", files["deleted_files"])
         yield counter(
-            "skbcapd_network_drops_unlisted", "Dropped packets for which the list had no space.", drops["unlisted"]
+            "skbcapd_files_deleted_bytes", "Size of the files that retention deleted.", files["deleted_bytes"]
         )
-        yield counter("skbcapd_network_drops_missed", "Dropped packets that were not counted.", drops["missed"])
+        yield counter("skbcapd_indexes", "Indexes that were written (files.index).", files["indexes"])
+        yield counter(
+            "skbcapd_index_errors", "Files without an index, or with one that ends early.", files["index_errors"]
+        )
+
+    def _durations(self, durations: Mapping[str, Any]) -> Iterator[Any]:
+        """The histograms."""
+        described = {
+            "rotation": "Time from the end of a file until the next one exists.",
+            "flush": "Time of each fdatasync (files.flush).",
+        }
+        for name, facts in durations.items():
+            buckets = [(str(bound), count) for bound, count in facts["buckets"]]
+            yield self._core.HistogramMetricFamily(
+                f"skbcapd_{name}_duration_seconds",
+                described[name],
+                buckets=[*buckets, ("+Inf", facts["count"])],
+                sum_value=facts["sum_s"],
+            )
+
+    def _busiest(self, processes: Mapping[str, Any]) -> Iterator[Any]:
+        """The shares of the busiest; none without metrics.top."""
+        if not self._top:
+            return
+        shares = self._core.GaugeMetricFamily(
+            "skbcapd_busiest_ratio",
+            "Part of the sampled bytes of the last 30 to 60 seconds (metrics.top).",
+            labels=["by", "name"],
+        )
+        for by, rows in processes["groups"].items():
+            for row in rows[: self._top]:
+                shares.add_metric([by, row["name"]], row["bytes"] / processes["sampled_bytes"])
+        yield shares
+
+    def _interfaces(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+        """The counters of the busiest interfaces; none without metrics.top. Interfaces of one name in one network
+        namespace, one after the other, are one series.
+        """
+        if not self._top:
+            return
+        sums: dict[tuple[str, str], list[int]] = {}
+        for row in rows:
+            one = sums.setdefault((row["name"], row["namespace"]), [0, 0, 0])
+            for place, kind in enumerate(("packets", "bytes", "dropped")):
+                one[place] += row[kind]
+        busiest = sorted(sums.items(), key=lambda item: -item[1][0])[: self._top]
+        described = ("Captured packets", "Bytes on the wire of captured packets", "Dropped packets")
+        for place, (kind, text) in enumerate(zip(("packets", "bytes", "dropped"), described, strict=True)):
+            counter = self._core.CounterMetricFamily(
+                f"skbcapd_interface_{kind}",
+                f"{text} of the busiest interfaces (metrics.top).",
+                labels=["interface", "netns"],
+            )
+            for names, counts in busiest:
+                counter.add_metric(names, counts[place])
+            yield counter
 
     def _memory(self, memory: Mapping[str, Any] | None) -> Iterator[Any]:
         """The metrics of the ring buffer; without one, there are none."""
@@ -173,6 +239,12 @@ class Metrics:
         yield gauge(
             "skbcapd_ring_seconds", "Time from the oldest to the newest packet in the ring buffer.", memory["seconds"]
         )
+        if memory["first_s"]:
+            yield gauge(
+                "skbcapd_ring_oldest_timestamp_seconds",
+                "Time of the oldest packet in the ring buffer, in seconds since 1970 UTC.",
+                memory["first_s"],
+            )
         yield counter("skbcapd_ring_filled_bytes", "Bytes that were written to the ring buffer.", memory["filled"])
         discarded = counter(
             "skbcapd_ring_discarded_bytes",

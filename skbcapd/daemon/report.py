@@ -174,6 +174,7 @@ def print_totals(totals: Totals, *, quiet: bool = False) -> None:
         (totals.other_interfaces, "on other interfaces", False),
         (totals.unattributed, "left out, because their process is not known", False),
         (totals.duplicates, "seen before on another interface", False),
+        (totals.limited, "dropped by the network and not written, more than drops_rate allows", False),
     ]
     for packets, what, always in losses if quiet else [(totals.written, "captured", True), *losses, *others]:
         if packets or always:
@@ -193,7 +194,8 @@ def print_drops(drops: NetworkDrops | None) -> None:
         print(f"  {row.packets} {row.reason} {drop_place(row)}", file=sys.stderr)
     if len(drops.rows) > _DROP_LINES_MAX:
         print(f"  and {len(drops.rows) - _DROP_LINES_MAX} lines more", file=sys.stderr)
-    for packets, what in ((drops.unlisted, "without space to list them"), (drops.missed, "not seen")):
+    missed = "missed while the kernel program was already running"
+    for packets, what in ((drops.unlisted, "unlisted, on any interface: the list was full"), (drops.missed, missed)):
         if packets:
             print(f"  {packets} {what}", file=sys.stderr)
 
@@ -202,4 +204,6 @@ def drop_place(drop: Drop) -> str:
     """Where packets were dropped, and whose they are, as text."""
     direction = "in" if drop.direction == DIRECTION_IN else "out"
     process = f", {escaped_bytes(drop.process)} ({drop.tgid})" if drop.tgid else ""
+    if drop.is_of_others:
+        process = ", other processes"
     return f"{direction} {escaped_bytes(drop.device) or '-'}{process}"

@@ -6,7 +6,7 @@ lists.
 The rules not to break: only the length and the process of a packet get in here. The cost does not
 depend on the number of packets: SAMPLES packets per second are sampled, and counters are read once
 per second, however often a client asks. Every packet is counted once: seen = written + filtered +
-other_interfaces + unattributed + duplicates + self_test + in_memory + dropped + pending.
+other_interfaces + unattributed + duplicates + limited + self_test + in_memory + dropped + pending.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import reduce
@@ -28,6 +28,7 @@ from skbcapd.capture.interfaces import InterfaceCount
 from skbcapd.capture.plan import RELOADED
 from skbcapd.config.pattern import TextPattern
 from skbcapd.config.settings import ROWS, Rule, Settings
+from skbcapd.durations import Durations
 from skbcapd.kernel.segments import Packet
 from skbcapd.pcapng.blocks import DIRECTION_IN, EPB_PROCESSID_THREADID, OPT_COMMENT, PACKET, walk
 from skbcapd.pcapng.comment import CommentError, Label, parse
@@ -47,11 +48,15 @@ DROPS_MAX = 256  # in the list of network drops
 _END = struct.Struct("<HHII")  # option 8: code, length, process, thread
 
 
+GROUPS = ("process", "user", "unit", "container", "pod")
+"""Fields of a comment by which the sampled packets are summed up, too, if the comment has them."""
+
+
 @dataclass(slots=True)
 class _Share:
     """Sampled packets of one process."""
 
-    name: str
+    fields: Mapping[str, str]  # of the comment, escaped
     packets: int = 0
     size: int = 0  # bytes
 
@@ -107,7 +112,7 @@ class Busiest:
             if len(self._now) >= PROCESSES:
                 heavy = sorted(self._now.items(), key=lambda item: -item[1].size)
                 self._now = dict(heavy[: PROCESSES // 2])
-            found = self._now[key] = _Share(_name(_comment(options)))
+            found = self._now[key] = _Share(_fields(_comment(options)))
         found.add(1, original_len)
 
     def snapshot(self) -> Snapshot:
@@ -115,8 +120,8 @@ class Busiest:
         sums: dict[int | bytes, _Share] = {}
         for window in (self._before, self._now):
             for key, share in window.items():
-                one = sums.setdefault(key, _Share(share.name))
-                one.name = share.name
+                one = sums.setdefault(key, _Share(share.fields))
+                one.fields = share.fields
                 one.add(share.packets, share.size)
         ordered = sorted(sums.items(), key=lambda item: -item[1].size)[:_TOP]
         return {
@@ -125,12 +130,14 @@ class Busiest:
             "busiest": [
                 {
                     "tgid": key if isinstance(key, int) else None,
-                    "name": share.name,
+                    "name": _name(share.fields),
                     "packets": share.packets,
                     "bytes": share.size,
                 }
                 for key, share in ordered
             ],
+            "sampled_bytes": sum(one.size for one in sums.values()),
+            "groups": {field: _group(field, sums.values()) for field in GROUPS},
         }
 
 
@@ -154,7 +161,12 @@ class Output(Protocol):
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """Files that retention has deleted, their bytes; indexes, and files without a complete one."""
+        """Finished files, their disk, files that retention has deleted, indexes, by name."""
+        ...
+
+    @property
+    def durations(self) -> Mapping[str, Durations]:
+        """How long work on files took, by the kind of work."""
         ...
 
 
@@ -211,6 +223,7 @@ class Statistics:
             "other_interfaces": totals.other_interfaces,
             "unattributed": totals.unattributed,
             "duplicates": totals.duplicates,
+            "limited": totals.limited,
             "self_test": totals.self_test,
             "in_memory": totals.not_dumped,
         }
@@ -246,6 +259,7 @@ class Statistics:
                 **self._output.counts,
                 **dict(zip(("dumps_refused", "dump_refusal"), self._output.refused, strict=True)),
             },
+            "durations": {name: durations.facts for name, durations in self._output.durations.items()},
             "memory": self._output.memory,
             "log": {"dropped": self._log_dropped()},
             "settings": {key: _plain(reduce(getattr, key.split("."), settings)) for key in ROWS},
@@ -294,6 +308,7 @@ def _network_drops(drops: NetworkDrops | None) -> dict[str, Any] | None:
                 "direction": "in" if row.direction == DIRECTION_IN else "out",
                 "tgid": row.tgid or None,
                 "name": escaped_bytes(row.process),
+                "others": row.is_of_others,
                 "packets": row.packets,
             }
             for row in drops.rows[:DROPS_MAX]
@@ -307,14 +322,32 @@ def _comment(options: bytes) -> bytes:
     return options[4 : 4 + size] if code == OPT_COMMENT else b""
 
 
-def _name(comment: bytes) -> str:
-    """The name of the process in a comment, escaped."""
+def _fields(comment: bytes) -> dict[str, str]:
+    """The values in a comment, escaped; empty if it is not a comment of skbcapd. `process` is the name of
+    the process also where the comment has only `comm`, because the two are equal.
+    """
     try:
-        found: Mapping[str, bytes] = dict(parse(comment.decode("ascii")))
+        found = {name: escaped_bytes(value) for name, value in parse(comment.decode("ascii"))}
     except (CommentError, UnicodeDecodeError):
-        return ""
-    name = found.get("process", found.get("comm"))
-    return escaped_bytes(name) if name is not None else f"via={escaped_bytes(found['via'])}" if "via" in found else ""
+        return {}
+    if "comm" in found:
+        found.setdefault("process", found["comm"])
+    return found
+
+
+def _name(fields: Mapping[str, str]) -> str:
+    """The name of the process with this comment, or how it was looked for."""
+    return fields.get("process", f"via={fields['via']}" if "via" in fields else "")
+
+
+def _group(field: str, shares: Iterable[_Share]) -> list[dict[str, Any]]:
+    """The _TOP values of a field with most bytes."""
+    sums: dict[str, int] = {}
+    for share in shares:
+        if value := share.fields.get(field):
+            sums[value] = sums.get(value, 0) + share.size
+    ordered = sorted(sums.items(), key=lambda item: -item[1])
+    return [{"name": name, "bytes": size} for name, size in ordered[:_TOP]]
 
 
 def _plain(value: object) -> object:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,8 +27,6 @@ def warnings_for(settings: Settings) -> Iterator[str]:
     if settings.namespaces in {(), ("self",)}:
         for name in missing_interfaces(settings.interfaces, names):
             yield f"interfaces: no interface {name} is there now; it is captured when it appears"
-        for name, kind in upper_interfaces(settings.interfaces):
-            yield f"{name} is a {kind} interface: what arrives on it is captured on the interface below only"
     for number, rule in enumerate(settings.rules, 1):
         if rule.netns and not _has_namespace(rule.netns):
             yield f"rules[{number}].netns: no network namespace {rule.netns} is there now"
@@ -94,22 +91,3 @@ def missing_interfaces(wanted: Sequence[str], names: Sequence[str]) -> list[str]
         names: names of existing interfaces.
     """
     return [name for name in wanted if name not in {ANY, *names} and not set(name) & set("*?[")]
-
-
-def upper_interfaces(names: Sequence[str], sys_: Path = Path("/sys")) -> list[tuple[str, str]]:
-    """The interfaces that get frames from the interface below without another hook, and their
-    kinds.
-
-    Args:
-        names: names of interfaces.
-        sys_: directory of sysfs.
-
-    Source: RX_HANDLER_ANOTHER and vlan_do_receive in __netif_receive_skb_core, net/core/dev.c.
-    """
-    found = []
-    for name in names:
-        with contextlib.suppress(OSError):
-            kind = re.search(r"^DEVTYPE=(\w+)$", (sys_ / "class/net" / name / "uevent").read_text(), re.MULTILINE)
-            if kind and kind[1] in {"vlan", "bond", "team", "macvlan", "ipvlan"}:
-                found.append((name, kind[1]))
-    return found

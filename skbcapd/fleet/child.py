@@ -1,6 +1,7 @@
 """The process that makes the index of a finished file for the daemon.
 
-In: a capture file as standard input, and its name. Out: its index, to standard output; an error is one line on stderr.
+In: a capture file as standard input, its name, and a descriptor of the file as it is stored. Out: its index, to
+standard output; an error is one line on stderr.
 
 The rules: it opens no file: the daemon has opened them. Exit codes: 0 complete, PARTIAL: the file could not be read to
 its end, and the index has what is before that; others: no index.
@@ -15,7 +16,7 @@ from pathlib import Path
 from skbcapd.errors import FileError
 from skbcapd.fleet import index_file
 from skbcapd.fleet.index import index
-from skbcapd.fleet.places import Whole
+from skbcapd.fleet.places import stored
 from skbcapd.output.compressor import PARTIAL
 from skbcapd.output.naming import COMPRESSED
 from skbcapd.pcapng.source import STDIN
@@ -24,7 +25,7 @@ _PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from skbcapd.fleet 
 
 
 def command() -> list[str]:
-    """The command; the name of the file is added.
+    """The command; the name of the file and a descriptor are added.
 
     It imports nothing but the standard library and skbcapd, whatever the environment and the working directory.
     """
@@ -33,11 +34,11 @@ def command() -> list[str]:
 
 def main() -> int:
     """Read standard input, write standard output; returns the exit code."""
-    name = sys.argv[1]
+    name, descriptor = sys.argv[1], int(sys.argv[2])
     try:
         with os.fdopen(1, "wb", closefd=False) as file:
             # The file that stdin is may be the uncompressed one: `name` says how it will be stored.
-            places = Whole() if name.endswith(COMPRESSED) else None
+            places = stored(descriptor) if name.endswith(COMPRESSED) else None
             error = index_file.write_to(index(STDIN, places=places, name=name), file)
     except FileError as problem:
         error = problem

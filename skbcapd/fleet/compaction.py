@@ -25,7 +25,8 @@ from typing import Any
 
 import duckdb
 
-from skbcapd.errors import FleetError
+from skbcapd.analysis.sources import plain_name
+from skbcapd.errors import FleetError, UnreachableError
 from skbcapd.fleet import intake, table
 from skbcapd.fleet.intake import ENDING, RAW, Taken, day_of
 from skbcapd.fleet.storage import Found, Storage
@@ -73,6 +74,7 @@ def compact(storage: Storage, *, replaces: bool = False, grace_s: float = _GRACE
         FleetError: the storage cannot be read, or another compaction is running.
     """
     report = Report()
+    storage.expect_there()
     with _lock(storage):
         by_day: dict[str, list[Found]] = {}
         for found in storage.files(RAW, ENDING):
@@ -80,10 +82,18 @@ def compact(storage: Storage, *, replaces: bool = False, grace_s: float = _GRACE
         for day, files in sorted(by_day.items()):
             try:
                 _Day(storage, day, report, replaces=replaces).run(files)
+            except UnreachableError as error:
+                report.wrong.append(
+                    f"{day}: {error}; nothing of this run is in the table from that day on: run it again"
+                )
+                return report
             except (FleetError, duckdb.Error) as error:
                 why = " ".join(str(error).split())
                 report.wrong.append(f"{day}: {why}; nothing of this run is in the table for that day: run it again")
-        _clean(storage, grace_s)
+        try:
+            _clean(storage, grace_s)
+        except UnreachableError as error:
+            report.wrong.append(f"{error}; old parts are deleted by the next run")
     return report
 
 
@@ -140,30 +150,33 @@ class _Day:
             return
         with tempfile.TemporaryDirectory(prefix="skbcapd-fleet-") as place, _connection(place) as engine:
             is_changed = False
-            for found in new:
-                is_changed |= self._take(engine, found)
+            engine.execute("BEGIN").fetchall()  # one commit, not one for each file: each waits for the disk
+            for found, data in self._storage.read_each(new):
+                if isinstance(data, FleetError):
+                    self._report.wrong.append(str(data))
+                elif data is not None:  # otherwise deleted since it was listed
+                    is_changed |= self._take(engine, found, data)
             if not is_changed:
                 return
+            engine.execute("COMMIT").fetchall()
             parts = self._write(engine, Path(place))
             self._manifest.parts = parts
             table.commit(self._storage, self._manifest)
         self._report.files += self._files
         self._report.rows += self._rows
 
-    def _take(self, engine: Any, found: Found) -> bool:
+    def _take(self, engine: Any, found: Found, data: bytes) -> bool:
         """Put the rows of a file among the new ones; whether the manifest is changed."""
         try:
-            data = self._storage.read(found.path)
             taken = intake.take(found.path, data)
-        except FileNotFoundError:
-            return False  # deleted since it was listed
         except FleetError as error:
             self._report.wrong.append(str(error))
             return False
         digest = hashlib.sha256(data).hexdigest()
         source = Source(found.stamp, digest, taken.host, taken.file, len(taken.table))
         before = self._manifest.sources.get(found.path)
-        owner = self._owners.get((taken.host, taken.file)) if taken.host else None
+        identity = taken.host, plain_name(taken.file)
+        owner = self._owners.get(identity) if taken.host else None
         if before is not None and before.digest == digest:
             self._manifest.sources[found.path] = Source(
                 found.stamp, digest, before.host, before.file, before.rows
@@ -175,7 +188,12 @@ class _Day:
             self._manifest.sources[found.path] = Source(found.stamp, digest, taken.host, taken.file, 0)
             return True
         if same is not None and same.host:
-            if not self._replaces:
+            is_other_form = same.file != taken.file  # the capture was compressed after it had been indexed
+            if is_other_form and taken.file == identity[1]:
+                self._report.said.append(f"{escaped(found.path)}: indexed again when compressed; counted once")
+                self._manifest.sources[found.path] = Source(found.stamp, digest, taken.host, taken.file, 0)
+                return True
+            if not (self._replaces or is_other_form):
                 self._report.wrong.append(_conflict(found.path, owner or found.path, same))
                 return False
             self._replaced.append((same.host, same.file))
@@ -183,7 +201,7 @@ class _Day:
             self._manifest.sources.pop(owner or found.path, None)
         self._report.said += taken.notes
         self._manifest.sources[found.path] = source
-        self._owners[taken.host, taken.file] = found.path
+        self._owners[identity] = found.path
         _insert(engine, taken)
         self._files += 1
         self._rows += len(taken.table)

@@ -16,8 +16,8 @@ from skbcapd.analysis.records import Record, records
 from skbcapd.analysis.selectors import Selection, Selectors
 from skbcapd.analysis.sources import Sources
 from skbcapd.analysis.writers import PcapngWriter
-from skbcapd.errors import FileError, FleetError, UsageError
-from skbcapd.fleet.packets import packets
+from skbcapd.errors import FileError, FleetError, UnreachableError, UsageError
+from skbcapd.fleet.packets import Extracted, packets
 from skbcapd.fleet.rows import Row
 from skbcapd.fleet.storage import Counts, Storage
 from skbcapd.text_safety import escaped
@@ -46,6 +46,7 @@ class Captures:
             raise UsageError("--captures: expected a URL with {file}, and with {host} or {directory}")
         self._template = template
         self._storages: dict[str, Storage] = {}
+        self._failed: dict[str, tuple[str, int]] = {}  # servers and buckets: what happened, files that wait for them
         self.size = 0
         """Bytes of all files that were touched."""
 
@@ -55,22 +56,41 @@ class Captures:
         each = [storage.counts for storage in self._storages.values()]
         return Counts(sum(count.opened for count in each), sum(count.bytes for count in each))
 
-    def packets(self, directory: str, rows: list[Row], selection: Selection) -> tuple[bytes, int]:
+    def failed(self) -> list[str]:
+        """A line for each server or bucket that could not be reached."""
+        return [f"{line}; the packets of {count} files are missing" for line, count in self._failed.values()]
+
+    def packets(self, directory: str, rows: list[Row], selection: Selection) -> Extracted:
         """The selected packets of rows of one file; see `packets.packets`.
 
         Raises:
-            FileError: the file is missing, torn, or not that of the index.
-            FleetError: it cannot be reached.
+            FileError: the file is missing.
+            UnreachableError: its server or bucket cannot be reached, or could not before: see `failed`.
+            FleetError: it cannot be read.
         """
         host, file = rows[0].host_name, rows[0].file
         url = self._template.format(host=host, directory=directory, file=file)
         parent, _, name = url.rpartition("/")
+        server = "/".join(url.split("/", 3)[:3])
+        if server in self._failed:
+            line, count = self._failed[server]
+            self._failed[server] = line, count + 1
+            raise UnreachableError(line)
         storage = self._storages.get(parent)
         if storage is None:
             storage = self._storages[parent] = Storage(parent)
         try:
-            found = packets(url, lambda begin, end: storage.part(name, begin, end), rows, selection)
-            self.size += int(storage.system.size(storage.full(name)) or 0)
+            size = storage.size(name)
+
+            def part(begin: int, end: int | None) -> bytes:
+                # Object storage refuses a range that begins behind the end, and ignores an empty one.
+                return storage.part(name, begin, end) if begin < (size if end is None else min(end, size)) else b""
+
+            found = packets(url, part, rows, selection)
+            self.size += size
+        except UnreachableError as error:
+            self._failed[server] = str(error), 1
+            raise
         except FileNotFoundError:
             raise FileError(
                 f"{escaped(url)}: No such file; expected the capture of {len(rows)} rows; their packets are missing"
@@ -103,22 +123,40 @@ def extract(
         made = []
         for number, ((_, directory, _), found) in enumerate(sorted(by_file.items())):
             try:
-                data, count = captures.packets(directory, found, selection)
+                read = captures.packets(directory, found, selection)
+            except UnreachableError:
+                continue  # a line for all files of the server, at the end
             except (FileError, FleetError) as error:
                 wrong.append(str(error))
                 continue
-            if count:
+            if read.wrong:
+                wrong.append(str(read.wrong))
+            if read.packets:
                 made.append(Path(place) / f"{number}.pcapng")
-                made[-1].write_bytes(data)
-        step = 0
-        while len(made) > _MERGED:
-            step += 1
-            groups = [made[at : at + _MERGED] for at in range(0, len(made), _MERGED)]
-            made = []
-            for number, group in enumerate(groups):
-                made.append(Path(place) / f"merged-{step}-{number}.pcapng")
-                write(_merged(group), made[-1])
-        return write(_merged(made), into), wrong
+                made[-1].write_bytes(read.data)
+        return merge(made, into, Path(place)), [*wrong, *captures.failed()]
+
+
+def merge(made: list[Path], into: Path, place: Path) -> list[str]:
+    """Write the packets of files to one, in the order of time; lines about it.
+
+    Args:
+        made: files, each in the order of time.
+        into: the file to write; -: standard output.
+        place: a directory for work files.
+
+    Raises:
+        FileError: the target cannot be written.
+    """
+    step = 0
+    while len(made) > _MERGED:
+        step += 1
+        groups = [made[at : at + _MERGED] for at in range(0, len(made), _MERGED)]
+        made = []
+        for number, group in enumerate(groups):
+            made.append(place / f"merged-{step}-{number}.pcapng")
+            write(_merged(group), made[-1])
+    return write(_merged(made), into)
 
 
 def _merged(paths: list[Path]) -> Iterator[Record]:

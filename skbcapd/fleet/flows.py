@@ -10,30 +10,27 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
+from skbcapd.analysis.peers import names_at
 from skbcapd.frames import headers
-from skbcapd.frames.headers import IPV4, IPV6, TCP, UDP, Headers
+from skbcapd.frames.headers import TCP, UDP, Headers
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT, EPB_PROCESSID_THREADID, IF_DESCRIPTION, IF_NAME
-from skbcapd.pcapng.link_type import ETHERNET
+from skbcapd.pcapng.flows import flow_key
 from skbcapd.pcapng.reader import Interface, Stamp, walk_options
 from skbcapd.text_safety import escaped_bytes
 
-# What distinguishes flows in an Ethernet frame: EtherType, version and length of the IPv4 header, fragment, protocol,
-# addresses, ports; for IPv6 EtherType, version, protocol, addresses, ports.
-FLOW4 = struct.Struct(">12xHB5xHxB2xQI")
-FLOW6 = struct.Struct(">12xHB5xBx32sI")
-_LINK = 14  # bytes of the Ethernet header
-_FRAGMENT = 0x3FFF  # offset, and more fragments
+_SUMS_AT = {DIRECTION_OUT: 4, DIRECTION_IN: 6, 0: 8}
+_ENDS4 = 12  # bytes of two addresses and two ports
+_HEADER4 = 20  # bytes
+_TRANSPORT_AT = {4: 34, 16: 54}  # by the size of an address
+_WITH_ENDS = {TCP, UDP}
+_DNS = (53).to_bytes(2, "big")
+_PORTS = struct.Struct(">HH")
 _KNOWN_MAX = 1 << 15  # entries; then all are forgotten
-_DNS = 53
-_ALWAYS = 1 << 62
-_FIRST = 4  # packets that a client has sent, in each granule: one may have its server's name
-
-Bytes: TypeAlias = tuple[int | bytes, ...]
-"""Bytes of a frame, the id of its stamp, and the number of its interface."""
 
 
 class Flow(NamedTuple):
@@ -70,119 +67,191 @@ class Key:
 
     Args:
         interface: its interface.
-        label: its process.
-        flow: both ends.
-        columns: the columns of the peer, and those from the local end to the network namespace.
+        peer: the address of the other end.
+        columns: the columns from the peer to the network namespace, without a name of the peer.
+        owners: its numbers in `Flows.owners` by direction; -1: no packet had it.
+        sums: of a granule that has ended, until its rows are made: first and last time, offset of the first and last
+            block; packets and bytes sent, received, and others.
     """
 
     interface: Interface
-    label: Label
-    flow: Flow
-    columns: tuple[tuple[object, ...], tuple[object, ...]]
+    peer: bytes | None
+    columns: tuple[int | str | None, ...]
+    owners: list[int]
+    sums: list[int] | None = None
 
 
 class Found(NamedTuple):
     """Where a packet is counted.
 
     Args:
-        key: its row.
-        direction: DIRECTION_IN, DIRECTION_OUT, or 0.
-        looks: packets of a granule in which names are looked for.
-        stamp: kept, because its id is in the key of the cache.
+        owner: number of the row and the direction in `Flows.owners`.
+        names_at: see `peers.names_at`; of TCP, only what is sent can have names.
+        is_countable: whether the reader may count all packets with the same key there.
     """
 
-    key: Key
-    direction: int
-    looks: int
-    stamp: Stamp
+    owner: int
+    names_at: int
+    is_countable: bool
+
+
+_Ends: TypeAlias = tuple[int, int, int, bytes] | tuple[int, int, Flow]
+"""What distinguishes rows: ids of the interface and of the label, protocol, and both ends."""
 
 
 class Flows:
     """Finds flow and process, and remembers them."""
 
     def __init__(self) -> None:
-        self.known: dict[Bytes, Found] = {}
-        """What `find` has returned, where `raw` has all bytes that it depends on."""
+        self.known: dict[Hashable, Found] = {}
+        """What `find` has returned for regular packets that are always returned by the reader, by `Counted.key`."""
+        self.owners: list[tuple[Key, int]] = []
+        """By OWNER of counters: a row, and where the sums of a direction are in `Key.sums`."""
         self._labels: dict[int, tuple[Label, Stamp]] = {}  # by the id of the stamp, which must live as long
-        self._keys: dict[tuple[Interface, Label, Flow], Key] = {}
+        self._same_labels: dict[Label, Label] = {}  # one object for equal ones, which lives as long as `_keys`
+        self._keys: dict[_Ends, Key] = {}  # numbers and bytes: Python's garbage collection need not look at them
         self._interfaces: dict[Interface, tuple[str, str]] = {}
 
     def clear(self) -> None:
         """Forget everything: numbers of interfaces have another meaning from here on."""
         self.known.clear()
+        self.owners.clear()
         self._labels.clear()
         self._keys.clear()
+        self._same_labels.clear()
         self._interfaces.clear()
 
-    def find(
-        self, raw: Bytes, interface: Interface, stamp: Stamp, frame: memoryview, options: bytes
-    ) -> tuple[Found, bool]:
-        """Where a packet is counted that `known` does not have, and whether `known` has it now.
+    def find(self, key: Hashable, interface: Interface, stamp: Stamp, frame: memoryview, options: bytes) -> Found:
+        """Where a packet is counted that `known` does not have.
 
         Args:
-            raw: from `FLOW4` or `FLOW6`; anything for other frames.
+            key: from the reader; None: it is not remembered.
             interface: its interface.
             stamp: its stamp.
             frame: its bytes.
             options: its options.
         """
-        read = headers.read(frame, interface.link_type)
-        direction = stamp.direction if stamp.direction in {DIRECTION_IN, DIRECTION_OUT} else 0
-        flow = _flow(frame, read, direction)
-        looks = 0
-        if read.protocol == UDP and _DNS in {flow.local_port, flow.peer_port}:
-            looks = _ALWAYS
-        elif read.protocol == TCP and direction != DIRECTION_IN:  # what a client of this host asks for
-            looks = _FIRST
+        direction = stamp.direction if stamp.direction in _SUMS_AT else 0
         labelled = self._labels.get(id(stamp))
-        if labelled is None:
-            if len(self._labels) >= _KNOWN_MAX:
-                self._labels.clear()
-            labelled = self._labels[id(stamp)] = _label(stamp, options, interface.section.order), stamp
-        found = Found(self._key(interface, labelled[0], flow), direction, looks, stamp)
-        is_regular = _is_regular(raw, interface, read)
-        if is_regular:
+        label = labelled[0] if labelled else self._labelled(stamp, options, interface.section.order)
+        usual = usual_ends(frame, interface.link_type)
+        if usual is None:
+            return self._find_unusual(interface, label, frame, direction)
+        protocol, ends = usual
+        source_port, size = ends[-4:-2], len(ends) // 2 - 2
+        if direction == DIRECTION_IN:
+            ends = ends[size : 2 * size] + ends[:size] + ends[-2:] + source_port
+        row = self._keys.get((id(interface), id(label), protocol, ends)) or self._key(interface, label, protocol, ends)
+        owner = row.owners[direction]
+        if owner < 0:
+            owner = self._owner(row, direction)
+        if protocol == TCP:  # what a client of this host asks for is sent
+            looks_at = 0 if direction == DIRECTION_IN else _TRANSPORT_AT[size]
+        else:
+            looks_at = -1 if source_port == _DNS else 0
+        found = Found(owner, looks_at, key is not None and looks_at >= 0 and interface.is_countable)
+        if key is not None and not found.is_countable:
             if len(self.known) >= _KNOWN_MAX:
                 self.known.clear()
-            self.known[raw] = found
-        return found, is_regular
+            self.known[key] = found
+        return found
 
-    def _key(self, interface: Interface, label: Label, flow: Flow) -> Key:
-        found = self._keys.get((interface, label, flow))
-        if found is None:
-            peer, local = (address and address_text(address) for address in (flow.peer, flow.local))
-            columns = (
-                (peer, flow.peer_port),
-                (local, flow.local_port, flow.protocol, *label, *self._described(interface)),
+    def _find_unusual(self, interface: Interface, label: Label, frame: memoryview, direction: int) -> Found:
+        """The same for other frames: each is read header by header, and not remembered."""
+        read = headers.read(frame, interface.link_type)
+        looks_at = names_at(flow_key(frame, interface.link_type), frame) if read.protocol in {TCP, UDP} else 0
+        if read.protocol == TCP and direction == DIRECTION_IN:
+            looks_at = 0
+        flow = _flow(frame, read, direction)
+        if flow.protocol in _WITH_ENDS and flow.local and flow.peer and flow.local_port is not None:
+            ends = flow.local + flow.peer + _PORTS.pack(flow.local_port, flow.peer_port)
+            row = self._key(interface, label, flow.protocol, ends)
+        else:
+            row = self._keys.get((id(interface), id(label), flow)) or self._new(
+                (id(interface), id(label), flow), interface, label, flow
             )
-            found = self._keys[interface, label, flow] = Key(interface, label, flow, columns)
+        return Found(self._owner(row, direction), looks_at, is_countable=False)
+
+    def _owner(self, row: Key, direction: int) -> int:
+        """The number of a row and a direction."""
+        owner = row.owners[direction]
+        if owner < 0:
+            owner = row.owners[direction] = len(self.owners)
+            self.owners.append((row, _SUMS_AT[direction]))
+        return owner
+
+    def _labelled(self, stamp: Stamp, options: bytes, order: str) -> Label:
+        """The process of a stamp that `_labels` does not have."""
+        if len(self._labels) >= _KNOWN_MAX:
+            self._labels.clear()
+        label = _label(stamp, options, order)
+        label = self._same_labels.setdefault(label, label)
+        self._labels[id(stamp)] = label, stamp
+        return label
+
+    def _key(self, interface: Interface, label: Label, protocol: int, ends: bytes) -> Key:
+        """The row of TCP or UDP.
+
+        Args:
+            interface: its interface.
+            label: of `_same_labels`.
+            protocol: its protocol.
+            ends: the address of this end and of the other one, and their ports.
+        """
+        which = id(interface), id(label), protocol, ends
+        found = self._keys.get(which)
+        if found is None:
+            size = len(ends) // 2 - 2
+            local_port, peer_port = _PORTS.unpack(ends[-4:])
+            flow = Flow(protocol, ends[:size], local_port, ends[size : 2 * size], peer_port)
+            found = self._new(which, interface, label, flow)
+        return found
+
+    def _new(self, which: _Ends, interface: Interface, label: Label, flow: Flow) -> Key:
+        """A row that `_keys` does not have."""
+        protocol, local, local_port, peer, peer_port = flow
+        columns = (
+            address_text(peer) if peer else None,
+            peer_port,
+            None,
+            address_text(local) if local else None,
+            local_port,
+            protocol,
+            *label,
+            *(self._interfaces.get(interface) or self._described(interface)),
+        )
+        found = self._keys[which] = Key(interface, peer, columns, [-1, -1, -1])
         return found
 
     def _described(self, interface: Interface) -> tuple[str, str]:
         """The name of an interface, and its description: the network namespace."""
-        found = self._interfaces.get(interface)
-        if found is None:
-            options = dict(interface.options())
-            found = escaped_bytes(options.get(IF_NAME, b"")), escaped_bytes(options.get(IF_DESCRIPTION, b""))
-            self._interfaces[interface] = found
+        options = dict(interface.options())
+        found = escaped_bytes(options.get(IF_NAME, b"")), escaped_bytes(options.get(IF_DESCRIPTION, b""))
+        self._interfaces[interface] = found
         return found
 
-    def forget(self) -> None:
-        """Between two granules: bound the memory. Within one, equal keys must stay one object."""
-        if len(self._keys) >= _KNOWN_MAX:
-            self.clear()
+    @property
+    def is_full(self) -> bool:
+        """Whether it must be cleared before the next granule. Within one, equal keys must stay one object."""
+        return len(self._keys) >= _KNOWN_MAX
 
 
-def _is_regular(raw: Bytes, interface: Interface, read: Headers) -> bool:
-    """Whether `raw` has all bytes that the flow depends on."""
-    if interface.link_type != ETHERNET or read.protocol not in {TCP, UDP} or read.network != _LINK:
-        return False
-    match raw:
-        case (0x0800, 0x45, int() as fragment, protocol, _, _, _, _):
-            return read.kind == IPV4 and protocol == read.protocol and not fragment & _FRAGMENT
-        case (0x86DD, _, protocol, _, _, _, _):
-            return read.kind == IPV6 and protocol == read.protocol
-    return False
+def usual_ends(frame: memoryview, link_type: int) -> tuple[int, bytes] | None:
+    """Both ends of TCP and UDP in the usual headers, as `headers.read` finds them, too.
+
+    Returns:
+        The protocol, and both addresses and ports, the source first; None for other frames, fragments and wrong
+        lengths.
+    """
+    flow = flow_key(frame, link_type)
+    if flow is None:
+        return None
+    protocol, ends = flow
+    if len(ends) == _ENDS4:
+        if protocol & 0xFF3F or (not frame[16] and 0 < frame[17] < _HEADER4):  # a fragment (see FLOW4); wrong length
+            return None
+        protocol >>= 24
+    return (protocol, ends) if protocol in _WITH_ENDS else None
 
 
 def _flow(frame: memoryview, read: Headers, direction: int) -> Flow:
@@ -213,7 +282,7 @@ def _label(stamp: Stamp, options: bytes, order: str) -> Label:
 
 
 def _text(value: bytes | None) -> str | None:
-    return None if value is None else escaped_bytes(value)
+    return escaped_bytes(value) if value else None  # an index does not distinguish an empty text
 
 
 @lru_cache(maxsize=1 << 14)

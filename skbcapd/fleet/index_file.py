@@ -28,7 +28,7 @@ from skbcapd.pcapng.reader import TruncatedError
 from skbcapd.text_safety import escaped_bytes
 
 _PART = ".part"
-_LEVEL = 6  # of gzip
+_LEVEL = 8  # of gzip: 3 % smaller than 6
 _MAKE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _RUNS_MAX = 1000  # that write the same index at the same time
 
@@ -64,6 +64,9 @@ def write(capture: Path, host: str = "") -> FileError | None:
     part = target.with_name(target.name + _PART)
     try:
         before = capture.stat()
+    except OSError as problem:
+        raise FileError(f"{_said(capture)}: {problem.strerror}; expected a capture file") from None
+    try:
         if not stat.S_ISREG(before.st_mode):
             raise FileError(f"{_said(capture)}: not a regular file; expected a capture file")
         with _open_alone(part) as file:

@@ -53,6 +53,7 @@ def _kind(name: str, annotation: str) -> Any:
 
 SCHEMA = pa.schema([(name, _kind(name, str(kind))) for name, kind in Row.__annotations__.items()])
 _NUMBERS = [name for name in SCHEMA.names if pa.types.is_integer(SCHEMA.field(name).type)]
+_NEEDED = [name for name, kind in Row.__annotations__.items() if "int" in str(kind) and "None" not in str(kind)]
 
 
 class Taken(NamedTuple):
@@ -164,7 +165,7 @@ def _wrong_numbers(table: Any) -> Iterator[str]:
         least, most = pc.min_max(table[name]).as_py().values()
         if least is not None and not 0 <= least <= most <= _LIMITS.get(name, _COUNTER_MAX):
             yield f"{name} is between {least} and {most}"
-    for name in ("ts_first", "ts_last", "offset", "length", "first_at", "last_at", "interface_id"):
+    for name in _NEEDED:
         if table[name].null_count:
             yield f"{name} is missing"
     for first, last in (_TIMES, ("first_at", "last_at")):

@@ -4,8 +4,10 @@ In: a capture file of which ranges can be read, and rows of its index. Out: thei
 pcapng file, with the name of the host in the interface's name and description.
 
 The rules: of a file that is not compressed, only the blocks between the first and the last packet of rows are read,
-neighbours at once. A packet is taken if its flow, process and interface are those of a row, and it stands where the
-row says. The file is not trusted: each length is checked, and a file that is not the one of the index is an error.
+neighbours at once; of a compressed one, only the members with these blocks, if it has members. A packet is taken if its
+flow, process and interface are those of a row, and it stands where the row says. Neither the file nor the rows are
+trusted: each length is checked, and a file that is not the one of the index is an error. What can be read is returned
+all the same. Memory is bounded by the packets that are returned, and 64 MiB.
 
 Source: docs/index.md; draft-ietf-opsawg-pcapng.
 """
@@ -13,21 +15,27 @@ Source: docs/index.md; draft-ietf-opsawg-pcapng.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tempfile
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import IO, NamedTuple, TypeAlias
 
 from skbcapd.analysis.pcapng_file import PcapngSection
 from skbcapd.analysis.records import Record, records
 from skbcapd.analysis.selectors import Selection, Selectors
 from skbcapd.child import memory_file
 from skbcapd.errors import FileError
-from skbcapd.fleet.flows import Flows, Found, address_text
+from skbcapd.fleet.flows import Flows, Key
 from skbcapd.fleet.rows import Row
+from skbcapd.fleet.windows import Unpacked, Window
 from skbcapd.output.naming import COMPRESSED
 from skbcapd.pcapng.blocks import BYTE_ORDER_MAGIC, IF_DESCRIPTION, IF_NAME, INTERFACE, PACKET, SECTION
+from skbcapd.pcapng.granules import GRANULE
 from skbcapd.pcapng.reader import Interface, Packet, Reader, walk_options
-from skbcapd.pcapng.source import Source
 
 Ranges: TypeAlias = Callable[[int, int | None], bytes]
 """Reads the bytes of a file from an offset to before another one, or to its end; fewer where the file ends."""
@@ -35,10 +43,26 @@ Ranges: TypeAlias = Callable[[int, int | None], bytes]
 _GAP = 1 << 16  # bytes between two ranges that are read at once
 _BLOCK = 1 << 11  # bytes that are read of a last block at first
 _BLOCK_MAX = 16 << 20
+_RUN_MAX = 64 << 20  # bytes that are read at once
 _FIRST_LABEL = Row._fields.index("process_name")
 _LAST_LABEL = Row._fields.index("via")
+_LABELS = _LAST_LABEL + 1 - _FIRST_LABEL
 _Key: TypeAlias = tuple[int | str | None, ...]
 _ALL = Selection(Selectors())
+
+
+class Extracted(NamedTuple):
+    """What was found.
+
+    Args:
+        data: a pcapng file; empty without packets.
+        packets: how many are in it.
+        wrong: why packets of the rows are missing, or are not certain; None: nothing is wrong.
+    """
+
+    data: bytes
+    packets: int
+    wrong: FileError | None
 
 
 class _Place(NamedTuple):
@@ -54,23 +78,35 @@ _Spans: TypeAlias = dict[_Key, list[tuple[int, int]]]
 """Where the first and the last block of rows begin in a place, by the columns of flow and process."""
 
 
-class _Data(NamedTuple):
-    """The blocks of a place.
+class _Face(NamedTuple):
+    """What is wanted of an interface: offsets of spans and blocks differ by `shift`."""
 
-    Args:
-        place: the place.
-        spans: what is wanted.
-        data: bytes that have its blocks.
-        shift: where the first byte of the place is, or would be, in `data`.
-    """
-
-    place: _Place
+    number: int
+    interface: Interface
     spans: _Spans
-    data: bytes
     shift: int
 
 
-def packets(name: str, ranges: Ranges, rows: Iterable[Row], selection: Selection = _ALL) -> tuple[bytes, int]:
+@dataclass(slots=True)
+class _Run:
+    """Blocks that follow each other: where those begin that are the first one of a row; where the last one begins; what
+    is wanted.
+    """
+
+    firsts: list[int]
+    last: int
+    faces: dict[int, _Face]
+
+
+class _BlockError(FileError):
+    """There is no right block at an offset."""
+
+    def __init__(self, message: str, at: int) -> None:
+        super().__init__(message, _OTHER)
+        self.at = at
+
+
+def packets(name: str, ranges: Ranges, rows: Iterable[Row], selection: Selection = _ALL) -> Extracted:
     """The packets of rows of one file.
 
     Args:
@@ -79,29 +115,32 @@ def packets(name: str, ranges: Ranges, rows: Iterable[Row], selection: Selection
         rows: of its index.
         selection: of these packets, only the selected ones.
 
-    Returns:
-        A pcapng file, and the number of packets in it; empty without packets.
-
     Raises:
-        FileError: the file is torn, or is not that of the index.
         OSError: it cannot be read.
     """
     places: dict[_Place, _Spans] = {}
-    host = ""
+    host, expected, is_packed = "", 0, name.endswith(COMPRESSED)
+    wrong = None
     for row in rows:
         host = row.host_name
+        expected += row.packets_out + row.packets_in + row.packets_unknown
+        if not 0 <= row.first_at <= row.last_at < row.first_at + GRANULE or not (is_packed or row.last_at < row.length):
+            wrong = FileError(f"{name}: a row of blocks at {row.first_at} to {row.last_at} of a granule", _OTHER)
+            continue
         described = row.interface_offset, row.interface_length, row.interface_at
         place = _Place(row.offset, row.length, row.interface_id, described)
         places.setdefault(place, {}).setdefault(_key(row), []).append((row.first_at, row.last_at))
-    found: list[Record] = []
-    file = _File(name, ranges, is_packed=name.endswith(COMPRESSED))
-    for read in file.read(places):
-        found += _chosen(_walk(name, read, file.interface(read.place, host)), selection)
+    file = _File(name, ranges, host, is_packed=is_packed)
+    file.note(wrong)
+    with closing(file):
+        found = list(_chosen(file.packets(places), selection))
     found.sort(key=lambda record: record[0])
     made, into = PcapngSection(), bytearray()
     for record in found:
         made.encode(record, into)
-    return bytes(into), len(found)
+    if file.count != expected:
+        file.note(FileError(f"{name}: {file.count} packets of its rows; expected {expected}", _OTHER))
+    return Extracted(bytes(into), len(found), file.wrong)
 
 
 def _key(row: Row) -> _Key:
@@ -115,9 +154,9 @@ def _key(row: Row) -> _Key:
     )
 
 
-def _chosen(packets_: Iterator[Packet], selection: Selection) -> list[Record]:
+def _chosen(packets_: Iterator[Packet], selection: Selection) -> Iterator[Record]:
     timed = ((packet[0].time_ns(packet[2]), packet) for packet in selection.chosen(packets_))
-    return [(time, face, stamp, size, bytes(frame), opts) for time, face, stamp, size, frame, opts in records(timed)]
+    return ((time, face, stamp, size, bytes(frame), opts) for time, face, stamp, size, frame, opts in records(timed))
 
 
 class _File:
@@ -126,91 +165,157 @@ class _File:
     Args:
         name: as for `packets`.
         ranges: as for `packets`.
+        host: name of the host.
         is_packed: whether ranges are compressed.
     """
 
-    def __init__(self, name: str, ranges: Ranges, *, is_packed: bool) -> None:
-        self.name = name
-        self._ranges = ranges
-        self._is_packed = is_packed
-        self._read: dict[tuple[int, int], bytes] = {}
+    def __init__(self, name: str, ranges: Ranges, host: str, *, is_packed: bool) -> None:
+        self.wrong: FileError | None = None
+        """The first error."""
+        self.count = 0
+        """Packets so far."""
+        self._name, self._ranges, self._host, self._is_packed = name, ranges, host, is_packed
+        self._interfaces: dict[tuple[int, int, int], Interface | None] = {}
+        self._copy: tuple[tuple[int, int], IO[bytes]] | None = None  # the last range that was copied
 
-    def read(self, places: dict[_Place, _Spans]) -> Iterator[_Data]:
-        """The bytes of all places."""
-        if self._is_packed:
-            for place, spans in sorted(places.items()):
-                yield _Data(place, spans, self._bytes(place.offset, place.length), 0)
-            return
-        group: list[tuple[int, int, _Place]] = []
-        bounds = [(place.offset + _first(spans), place.offset + _last(spans), place) for place, spans in places.items()]
-        for bound in sorted(bounds):
-            if group and bound[0] - max(last for _, last, _ in group) > _GAP:
-                yield from self._read_group(group, places)
+    def close(self) -> None:
+        """Delete the last copy of a range."""
+        if self._copy:
+            self._copy[1].close()
+        self._copy = None
+
+    def note(self, error: FileError | None) -> None:
+        """Remember an error."""
+        self.wrong = self.wrong or error
+
+    def packets(self, places: dict[_Place, _Spans]) -> Iterator[Packet]:
+        """The wanted packets of all places, as far as they can be read."""
+        for window, runs in self._members(places) if self._is_packed else self._neighbours(places):
+            for run in runs:
+                yield from self._packets(window, run)
+
+    def _packets(self, window: Window, run: _Run) -> Iterator[Packet]:
+        """The wanted packets of a run; behind an error, from the next row on."""
+        first: int | None = run.firsts[0]
+        while first is not None:
+            try:
+                for packet in _walk(self._name, window, run, first):
+                    self.count += 1
+                    yield packet
+                first = None
+            except _BlockError as error:
+                self.note(error)
+                at = bisect_right(run.firsts, error.at)
+                first = run.firsts[at] if at < len(run.firsts) else None
+
+    def _faces(self, places: dict[_Place, _Spans]) -> Iterator[tuple[_Place, _Face]]:
+        """The places whose interfaces are described, those of one range together."""
+        for place, spans in sorted(places.items(), key=lambda each: each[0]):
+            try:
+                if place.described not in self._interfaces:
+                    self._interfaces[place.described] = None
+                    self._interfaces[place.described] = self._interface(*place.described)
+            except FileError as error:
+                self.note(error)
+            if interface := self._interfaces[place.described]:
+                yield place, _Face(place.interface_id, interface, spans, 0 if self._is_packed else place.offset)
+
+    def _members(self, places: dict[_Place, _Spans]) -> Iterator[tuple[Window, list[_Run]]]:
+        """Decompress each range once."""
+        for (offset, length), group in groupby(self._faces(places), lambda each: each[0][:2]):
+            runs = _runs(face for _, face in group)
+            with self._unpacked(offset, length) as window:
+                yield window, runs
+                window.check()
+                self.note(window.wrong)
+
+    def _neighbours(self, places: dict[_Place, _Spans]) -> Iterator[tuple[Window, list[_Run]]]:
+        """Read the blocks of runs that are near to each other at once."""
+        group: list[_Run] = []
+        for run in _runs(face for _, face in self._faces(places)):
+            if group and (run.firsts[0] - group[-1].last > _GAP or run.last - group[0].firsts[0] > _RUN_MAX):
+                yield self._read(group[0].firsts[0], group[-1].last), group
                 group = []
-            group.append(bound)
-        yield from self._read_group(group, places)
+            group.append(run)
+        if group:
+            yield self._read(group[0].firsts[0], group[-1].last), group
 
-    def _read_group(self, group: Sequence[tuple[int, int, _Place]], places: dict[_Place, _Spans]) -> Iterator[_Data]:
-        """The bytes of neighbours."""
-        if not group:
-            return
-        start, last = group[0][0], max(last for _, last, _ in group)
-        data = self._ranges(start, last + _BLOCK)
-        field = data[last - start + 4 : last - start + 8]
+    def _read(self, first: int, last: int) -> Window:
+        """The bytes of blocks."""
+        data = self._ranges(first, last + _BLOCK)
+        field = data[last - first + 4 : last - first + 8]
         # One of both byte orders gives a possible length.
         size = min(int.from_bytes(field, "little"), int.from_bytes(field, "big"))
         if len(field) == 4 and _BLOCK < size <= _BLOCK_MAX:
             data += self._ranges(last + _BLOCK, last + size)
-        for _, _, place in group:
-            yield _Data(place, places[place], data, place.offset - start)
+        return Window(data, first)
 
-    def interface(self, place: _Place, host: str) -> Interface:
-        """The interface of a place, with the host in its name.
+    def _interface(self, offset: int, length: int, at: int) -> Interface:
+        """An interface, with the host in its name.
 
         Raises:
             FileError: it is not described there.
         """
-        offset, length, at = place.described
-        data = self._bytes(offset, length)[at:]
+        if self._is_packed:
+            with self._unpacked(offset, length) as window:
+                data = window.block(at)
+        else:
+            data = self._ranges(offset, offset + min(length, _BLOCK_MAX))[at:]
         order = "<" if data[:4] == struct.pack("<I", INTERFACE) else ">"
         kind, size = struct.unpack_from(order + "II", data.ljust(8, b"\xff"))
         if kind != INTERFACE or not 20 <= size <= len(data) or size & 3:
-            raise FileError(f"{self.name}: no description of an interface at byte {offset + at}", _OTHER)
-        return _parsed(_with_host(data[:size], order, host), order)
+            raise FileError(f"{self._name}: no description of an interface at byte {offset + at}", _OTHER)
+        return _parsed(_with_host(data[:size], order, self._host), order)
 
-    def _bytes(self, offset: int, length: int) -> bytes:
-        """Bytes, decompressed and remembered."""
-        data = self._read.get((offset, length))
-        if data is None:
-            data = self._ranges(offset, offset + length if length else None)
-            data = self._read[offset, length] = self._unpacked(data) if self._is_packed else data
-        return data
+    @contextmanager
+    def _unpacked(self, offset: int, length: int) -> Iterator[Unpacked]:
+        """A decompressed range."""
+        window = Unpacked(self._name, self._copied(offset, length).fileno())
+        try:
+            yield window
+        finally:
+            window.close()
 
-    def _unpacked(self, data: bytes) -> bytes:
-        """Decompressed bytes."""
-        with memory_file("range") as file:
-            file.write(data)
-            file.flush()
-            source = Source(Path(f"/proc/self/fd/{file.fileno()}"))
+    def _copied(self, offset: int, length: int) -> IO[bytes]:
+        """A file with a range. The last one is kept: of a file that was compressed as a whole, all ranges are the same:
+        it is read once, however many interfaces it has.
+        """
+        if self._copy and self._copy[0] == (offset, length):
+            return self._copy[1]
+        self.close()
+        file = tempfile.TemporaryFile()  # noqa: SIM115  closed by `close`
+        self._copy = (-1, -1), file  # not complete yet
+        begin, end = offset, offset + length if length else None
+        while end is None or begin < end:
+            data = self._ranges(begin, min(begin + _RUN_MAX, end or 1 << 63))
             try:
-                size = 0
-                while len(source.data) >= size:
-                    size = len(source.data) + (1 << 20)
-                    source.read_on(0, size)
-                return source.data
-            finally:
-                source.close()
+                file.write(data)
+                file.flush()
+            except OSError as error:
+                raise FileError(f"{tempfile.gettempdir()}: {error.strerror}; expected to write a work file") from None
+            if len(data) < _RUN_MAX:
+                break
+            begin += len(data)
+        self._copy = (offset, length), file
+        return file
 
 
 _OTHER = "it is torn, or has changed since it was indexed: skbcapd index FILE"
 
 
-def _first(spans: _Spans) -> int:
-    return min(begin for found in spans.values() for begin, _ in found)
-
-
-def _last(spans: _Spans) -> int:
-    return max(end for found in spans.values() for _, end in found)
+def _runs(faces: Iterable[_Face]) -> list[_Run]:
+    """What is wanted, in the order of the file; rows that overlap are read together."""
+    found = []
+    for face in faces:
+        found += [(face.shift + begin, face.shift + end, face) for spans in face.spans.values() for begin, end in spans]
+    runs: list[_Run] = []
+    for first, last, face in sorted(found, key=lambda each: each[:2]):
+        if not runs or first > runs[-1].last:
+            runs.append(_Run([], last, {}))
+        runs[-1].firsts.append(first)
+        runs[-1].last = max(runs[-1].last, last)
+        runs[-1].faces[id(face)] = face
+    return runs
 
 
 def _parsed(block: bytes, order: str) -> Interface:
@@ -245,36 +350,47 @@ def _option(order: str, code: int, value: bytes) -> bytes:
     return struct.pack(order + "HH", code, len(value)) + value + bytes(-len(value) & 3)
 
 
-def _walk(name: str, read: _Data, interface: Interface) -> Iterator[Packet]:
-    """The wanted packets of a place, in the order of the file."""
-    _, spans, data, shift = read
-    order = interface.section.order
+def _walk(name: str, window: Window, run: _Run, first: int) -> Iterator[Packet]:
+    """The wanted packets of a run from an offset on, in the order of the file.
+
+    Raises:
+        _BlockError: a block is missing or wrong; the packets before that have been returned.
+    """
+    faces = list(run.faces.values())
+    order = faces[0].interface.section.order
     head, body = struct.Struct(order + "II"), struct.Struct(order + "5I")
-    flows, view = Flows(), memoryview(data)
-    at, last = _first(spans) + shift, _last(spans) + shift
-    while at <= last:
-        kind, length = head.unpack_from(data, at) if at + 12 <= len(data) else (0, 0)
+    flows = Flows()
+    at = window.skip(first)
+    while window.before + at <= run.last:
+        at = window.need(at, 12)
+        kind, length = head.unpack_from(window.data, at) if at + 12 <= len(window.data) else (0, 0)
+        if _BLOCK_MAX >= length > len(window.data) - at:
+            at = window.need(at, length)
+        data = window.data
         is_whole = 12 <= length <= len(data) - at and not length & 3
         if kind == SECTION or not is_whole or data[at + 4 : at + 8] != data[at + length - 4 : at + length]:
-            raise FileError(f"{name}: no block at byte {at - shift} of a granule; expected one", _OTHER)
+            said = f"{name}: no block at byte {window.before + at}{window.where}; expected one"
+            raise _BlockError(said, window.before + at)
         if kind == PACKET and length >= 32:
             number, high, low, cap_len, wire_len = body.unpack_from(data, at + 8)
             if cap_len > length - 32:
-                raise FileError(f"{name}: a block of {length} bytes has a frame of {cap_len}", _OTHER)
-            if number == read.place.interface_id:
-                frame = view[at + 28 : at + 28 + cap_len]
-                options = data[at + 28 + cap_len + (-cap_len & 3) : at + length - 4]
-                stamp = interface.section.stamp(options)
-                found, _ = flows.find((), interface, stamp, frame, options)
-                wanted = spans.get(_columns(found), ())
-                if any(begin <= at - shift <= end for begin, end in wanted):
-                    yield interface, stamp, high << 32 | low, wire_len, frame, options
+                said = f"{name}: a block of {length} bytes has a frame of {cap_len}"
+                raise _BlockError(said, window.before + at)
+            for face in faces:
+                if number == face.number:
+                    frame = memoryview(data)[at + 28 : at + 28 + cap_len]
+                    options = data[at + 28 + cap_len + (-cap_len & 3) : at + length - 4]
+                    stamp = face.interface.section.stamp(options)
+                    found = flows.find(None, face.interface, stamp, frame, options)
+                    where = window.before + at - face.shift
+                    spans = face.spans.get(_columns(flows.owners[found.owner][0]), ())
+                    if any(begin <= where <= end for begin, end in spans):
+                        yield face.interface, stamp, high << 32 | low, wire_len, frame, options
+                        break
         at += length
 
 
-def _columns(found: Found) -> _Key:
-    """What distinguishes rows of an interface."""
-    flow = found.key.flow
-    local, peer = (None if address is None else address_text(address) for address in (flow.local, flow.peer))
-    ends = local, flow.local_port, peer, flow.peer_port
-    return (*found.key.label, flow.protocol, *ends)
+def _columns(row: Key) -> _Key:
+    """What distinguishes rows of an interface; in the order of `_key`."""
+    peer, peer_port, _, local, local_port, protocol, *more = row.columns
+    return *more[:_LABELS], protocol, local, local_port, peer, peer_port

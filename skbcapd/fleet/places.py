@@ -6,7 +6,12 @@ In: offsets in the pcapng file. Out: a range of bytes to read. A range, decompre
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterable
+from itertools import accumulate
 from typing import NamedTuple, Protocol
+
+from skbcapd.pcapng.members import Member, members
 
 
 class Place(NamedTuple):
@@ -26,32 +31,52 @@ class Place(NamedTuple):
 class Places(Protocol):
     """How a file is stored."""
 
-    def add(self, begin: int, end: int) -> Place:
-        """Where the bytes from `begin` to `end` of the pcapng file are; called in their order, without gaps."""
-
-    def find(self, at: int, length: int) -> Place:
-        """Where a block is, of bytes that were added or are next."""
+    def find(self, begin: int, end: int) -> Place:
+        """Where the bytes from `begin` to `end` of the pcapng file are."""
 
 
 class Plain:
     """A file that is not compressed."""
 
-    def add(self, begin: int, end: int) -> Place:
+    def find(self, begin: int, end: int) -> Place:
         """See Places."""
         return Place(begin, end - begin, begin)
 
-    def find(self, at: int, length: int) -> Place:
+
+class Members:
+    """A compressed file of which members can be decompressed alone.
+
+    Args:
+        found: the members from the beginning of the file on. What stands behind the last one can only be decompressed
+            as a whole.
+    """
+
+    def __init__(self, found: Iterable[Member]) -> None:
+        self._members = list(found)
+        self._begins = [0, *accumulate(member.size for member in self._members)]
+        """Where each member begins in the pcapng file; where the last one ends."""
+
+    def find(self, begin: int, end: int) -> Place:
         """See Places."""
-        return Place(at, length, at)
+        first = bisect_right(self._begins, begin) - 1
+        last = bisect_right(self._begins, max(begin, end - 1)) - 1
+        offset = self._members[first].offset if first < len(self._members) else self._end
+        length = self._members[last].offset + self._members[last].length - offset if last < len(self._members) else 0
+        return Place(offset, length, self._begins[first])
+
+    @property
+    def _end(self) -> int:
+        """Where the last member ends."""
+        return sum(self._members[-1][:2]) if self._members else 0
 
 
-class Whole:
-    """A file that can only be decompressed from its beginning."""
+def stored(descriptor: int) -> Places:
+    """How a compressed file is stored.
 
-    def add(self, begin: int, end: int) -> Place:  # noqa: ARG002  the same for all
-        """See Places."""
-        return Place(0, 0, 0)
+    Args:
+        descriptor: of the file.
 
-    def find(self, at: int, length: int) -> Place:  # noqa: ARG002
-        """See Places."""
-        return Place(0, 0, 0)
+    Raises:
+        OSError: it cannot be read.
+    """
+    return Members(members(descriptor))

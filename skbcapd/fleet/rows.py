@@ -39,6 +39,8 @@ class Row(NamedTuple):
     via: str | None
     interface: str
     netns: str
+    first_at: int
+    last_at: int
     packets_out: int
     bytes_out: int
     packets_in: int
@@ -49,8 +51,6 @@ class Row(NamedTuple):
     file: str
     offset: int
     length: int
-    first_at: int
-    last_at: int
     interface_id: int
     interface_offset: int
     interface_length: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,10 +18,12 @@ from typing import Any, NamedTuple
 
 import fsspec
 
-from skbcapd.errors import FleetError
+from skbcapd.errors import FleetError, UnreachableError
 from skbcapd.text_safety import escaped
 
 _LOCAL = {"file", "local"}
+_TOGETHER = 64  # files that are fetched at the same time
+_TOGETHER_BYTES = 64 << 20  # of them, at most, if each is smaller
 
 
 class Found(NamedTuple):
@@ -32,12 +34,14 @@ class Found(NamedTuple):
         size: bytes.
         stamp: changes when the file does: its ETag, or the time of its last change.
         changed_s: seconds since 1970 of its last change; 0: not known.
+        is_regular: whether it is a file: in a directory, not a FIFO, for example, which nobody may ever write.
     """
 
     path: str
     size: int
     stamp: str
     changed_s: float
+    is_regular: bool = True
 
 
 @dataclass
@@ -76,6 +80,15 @@ class Storage:
         """The URL of a file, for an engine that reads it itself."""
         return f"{self._root}/{path}" if self.is_local else str(self.system.unstrip_protocol(f"{self._root}/{path}"))
 
+    def expect_there(self) -> None:
+        """Check that a directory of this machine exists; of others, nobody can tell.
+
+        Raises:
+            FleetError: it does not.
+        """
+        if self.is_local and not Path(self._root).is_dir():
+            raise FleetError(f"{escaped(self.url)}: no such directory; expected one with index/raw or index/day")
+
     def files(self, under: str, ending: str) -> list[Found]:
         """The files below a directory whose names have an ending; none if there is no directory."""
         with self._errors(under):
@@ -101,6 +114,48 @@ class Storage:
             FileNotFoundError: it does not exist.
         """
         return self._counted(path, begin, end)
+
+    def size(self, path: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            FileNotFoundError: it does not exist.
+        """
+        with self._errors(path):
+            return int(self.system.size(f"{self._root}/{path}") or 0)
+
+    def read_each(self, found: Iterable[Found]) -> Iterator[tuple[Found, bytes | FleetError | None]]:
+        """The bytes of files, in their order; None: it does not exist. Some are fetched at the same time.
+
+        Raises:
+            UnreachableError: the storage has failed.
+        """
+        chosen = list(found)
+        for each in chosen:
+            if not each.is_regular:
+                what = f"{escaped(self.url)}/{escaped(each.path)}"
+                yield each, FleetError(f"{what}: not a regular file; expected an index file; not taken in")
+        for group in _groups(each for each in chosen if each.is_regular):
+            paths = [f"{self._root}/{each.path}" for each in group]
+            with self._errors(group[0].path):
+                fetched = self.system.cat_ranges(paths, None, None, on_error="return")
+            for each, data in zip(group, fetched, strict=True):
+                yield each, self._checked(each.path, data)
+
+    def _checked(self, path: str, data: bytes | Exception) -> bytes | FleetError | None:
+        try:
+            with self._errors(path):
+                if isinstance(data, Exception):
+                    raise data
+        except FileNotFoundError:
+            return None
+        except UnreachableError:
+            raise
+        except FleetError as error:
+            return error
+        self.counts.opened += 1
+        self.counts.bytes += len(data)
+        return data
 
     def _counted(self, path: str, begin: int | None, end: int | None) -> bytes:
         with self._errors(path):
@@ -148,11 +203,27 @@ class Storage:
         except FileNotFoundError:
             raise
         except Exception as error:  # noqa: BLE001  each file system has errors of its own
+            kind = FleetError if self.is_local or isinstance(error, PermissionError) else UnreachableError
             why = " ".join(str(error).split()) or type(error).__name__
-            raise FleetError(f"{escaped(self.url)}/{escaped(path)}: {escaped(why)}; expected to reach it") from None
+            raise kind(f"{escaped(self.url)}/{escaped(path)}: {escaped(why[:300])}; expected to reach it") from None
+
+
+def _groups(found: Iterable[Found]) -> Iterator[list[Found]]:
+    group: list[Found] = []
+    size = 0
+    for each in found:
+        if group and (len(group) == _TOGETHER or size + each.size > _TOGETHER_BYTES):
+            yield group
+            group, size = [], 0
+        group.append(each)
+        size += each.size
+    if group:
+        yield group
 
 
 def _found(path: str, said: dict[str, Any]) -> Found:
     changed = said.get("mtime", said.get("LastModified", 0))
     changed_s = changed.timestamp() if isinstance(changed, datetime) else float(changed or 0)
-    return Found(path, int(said.get("size") or 0), str(said.get("ETag") or changed_s), changed_s)
+    # fsspec has another type for each link, also for one to a file.
+    is_regular = said.get("type", "file") == "file" or (bool(said.get("islink")) and Path(said["name"]).is_file())
+    return Found(path, int(said.get("size") or 0), str(said.get("ETag") or changed_s), changed_s, is_regular)

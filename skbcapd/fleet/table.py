@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import tempfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from skbcapd.analysis.sources import plain_name
 from skbcapd.errors import FleetError
 from skbcapd.fleet.storage import Storage
 from skbcapd.text_safety import escaped
@@ -26,6 +30,7 @@ TABLE = "index/day"
 _MANIFESTS = f"{TABLE}/manifest"
 _ENDING = ".json"
 _VERSION = 1
+_SOURCES = re.compile(r"[0-9-]{10}\.sources-[0-9]+\.json\.gz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,7 @@ def load(storage: Storage, day: str, *, has_sources: bool) -> Manifest:
                 f"{escaped(storage.url)}/{path}: version {said['version']}; expected {_VERSION}",
                 "a newer skbcapd has written it",
             )
-        found = Manifest(day, said["generation"], [Part(**part) for part in said["parts"]])
+        found = _manifest(day, said)
         if has_sources:
             sources = json.loads(gzip.decompress(storage.read(f"{_MANIFESTS}/{said['sources']}")))
             found.sources = {name: Source(*values) for name, values in sources.items()}
@@ -107,9 +112,36 @@ def load(storage: Storage, day: str, *, has_sources: bool) -> Manifest:
         if Path(str(error.filename or error)).name.endswith(".gz"):
             raise FleetError(f"{escaped(storage.url)}/{path}: its list of sources is missing; expected one") from None
         return Manifest(day)
-    except (ValueError, KeyError, TypeError, EOFError, gzip.BadGzipFile) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise FleetError(f"{escaped(storage.url)}/{path}: {escaped(str(error))}; expected a manifest") from None
     return found
+
+
+def _manifest(day: str, said: dict[str, Any]) -> Manifest:
+    """A manifest without its sources.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+    found = Manifest(day, said["generation"], [_part(part) for part in said["parts"]])
+    if not isinstance(found.generation, int) or not _SOURCES.fullmatch(said["sources"]):
+        raise ValueError(f"generation {found.generation!r}, sources {said['sources']!r}")
+    return found
+
+
+def _part(said: dict[str, Any]) -> Part:
+    """A part, as a manifest describes it.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    part = Part(**said)
+    names = part.path.split("/") if isinstance(part.path, str) else []
+    if names[:2] != TABLE.split("/") or {"", ".", ".."} & set(names):
+        raise ValueError(f"a part {part.path!r}")
+    if not all(isinstance(value, int) for value in (part.hour, part.rows, part.bytes, part.first_us, part.last_us)):
+        raise ValueError(f"numbers of the part {part.path!r}")
+    return part
 
 
 def commit(storage: Storage, manifest: Manifest) -> None:
@@ -169,5 +201,5 @@ def paths(storage: Storage, chosen: Iterable[Part]) -> list[str]:
 
 
 def identities(sources: Mapping[str, Source]) -> dict[tuple[str, str], str]:
-    """The index file whose rows are in the table, by host and capture file."""
-    return {(source.host, source.file): name for name, source in sources.items() if source.rows}
+    """The index file whose rows are in the table, by host and capture file, whether it is compressed or not."""
+    return {(source.host, plain_name(source.file)): name for name, source in sources.items() if source.rows}

@@ -91,11 +91,14 @@ class Lines:
 
 
 def _place(stamp: Stamp, interface: bytes) -> str:
-    """Process, interface and direction, and a space; empty for a packet of a file that has none of them."""
+    """Process, interface and direction, why the packet was dropped, and a space; empty for a packet of a file that has
+    none of them.
+    """
     if not (stamp.tgid or stamp.name or stamp.via or stamp.direction or interface):
         return ""
     name = _word(interface) if interface else "?"
-    return f"{_who(stamp)} {name} {_DIRECTIONS.get(stamp.direction, '?')} "
+    why = "" if stamp.drop is None else f"drop={_word(stamp.drop)} "
+    return f"{_who(stamp)} {name} {_DIRECTIONS.get(stamp.direction, '?')} {why}"
 
 
 def _who(stamp: Stamp) -> str:
@@ -107,7 +110,7 @@ def _who(stamp: Stamp) -> str:
 
 def _more(stamp: Stamp) -> str:
     """The other fields of the comment that are in a stamp."""
-    fields = [("unit", stamp.unit), *stamp.more]
+    fields = [("unit", stamp.unit), *stamp.more, ("at", stamp.at)]
     fields = [("comm", stamp.comm), *fields] if stamp.process is not None else fields
     return " ".join(f"{key}={_word(value)}" for key, value in fields if value is not None)
 

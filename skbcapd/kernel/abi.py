@@ -47,25 +47,31 @@ SIGHTINGS = 8192  # packets that can be between two interfaces at the same time
 SIGHTING_PLACES = 8  # interfaces on which one packet can be recognized
 UDP_CHAIN_MAX = 32  # sockets in one slot of the kernel's table
 ADDRESSES_MAX = 16  # addresses of an interface
+JOINED_MAX = 16  # multicast groups of a socket
 ABOVE_MAX = 16  # interfaces on top of one
 HOOKS_MAX = 8  # hooks of netfilter at one point, for one family
 DESCRIPTORS_MAX = 1024  # descriptors of a process that are checked if its system call names no socket
 DEVICES_MAX = 4096
+TGIDS = 4 << 20  # process ids: PID_MAX_LIMIT of include/linux/threads.h
 SLOTS = 4096
 PIECES_MAX = 130  # linear parts and fragments of one frame: at most 45 fragments, or a chain of 64 skbs with two each
 CANDIDATES = 128  # GiB of address space that one marker packet tries
 
 BLOCK_UPCALL = 0x80000001
-BLOCK_CUT = 0x80000002
+BLOCK_CUT = 0x80000002  # with the length of the options << CUT_OPTIONS_BIT
+CUT_OPTIONS_BIT, CUT_OPTIONS_MASK = 8, 0xFFFF
+BLOCK_DROP = 0x80000003
+DROPS_ETHERNET, DROPS_RAW = 0xFFFFFFFF, 0xFFFFFFFE  # numbers of the interfaces of dropped packets
 
 # struct control
 CURSOR = 0
 TAIL, SLEEPING, WAKE_BACKLOG, CLOCK_OFFSET, PAGE_BASE, ADDRESS_BASE, ENTRY_REGS, STACK_SIZE, SNAPLEN, DEVICE_FILTER = (
     range(8, 18)
 )
-UDP_TABLE, DEDUP, FILL, LATE, OWN_NET, FILTERED, GENERATION, WIRED, HEADERS_ONLY = range(19, 28)
-QUESTIONS = 32
-STATES = 40  # words before the first struct segment_state
+UDP_TABLE, DEDUP, FILL, LATE, OWN_NET, FILTERED, GENERATION, WIRED, HEADERS_ONLY, DROPS_RATE, NAMING = range(19, 30)
+VIA_TEXTS = 32  # two words for each enum via below VIA_GROUP
+QUESTIONS = 48
+STATES = 56  # words before the first struct segment_state
 STATE_WORDS = 3  # used, committed, upcalls
 
 UNKNOWN_SELF = (1 << 64) - 1  # tgid of a measurement
@@ -84,6 +90,20 @@ class Stage(enum.IntEnum):
     BLOCK = 3
     FRAME = 4
     PAYLOAD = 5
+    LABEL = 6
+
+
+class Naming(enum.IntFlag):
+    """NAMING_* of bpf/label.h: which labels the program makes. Below them, FIELD_BITS for each field of the comment."""
+
+    ON = 1 << 16
+    VIA = 1 << 17
+    DIFFERS = 1 << 18
+
+
+FIELD_BITS = 4
+COMMENT_FIELDS = {"comm": 1, "pid": 2, "tgid": 3, "process": 4}
+"""enum field of bpf/label.h: the fields of a comment that the program can write."""
 
 
 class Sleep(enum.IntEnum):
@@ -96,7 +116,7 @@ class Sleep(enum.IntEnum):
 
 COUNTERS = (
     *("seen", "delivered", "wire_bytes", "filtered", "full", "contended", "start", "duplicate"),
-    *("other_interfaces", "unattributed"),
+    *("other_interfaces", "unattributed", "limited", "labels"),
 )
 
 Members = TypeVar("Members", bound=NamedTuple)
@@ -144,7 +164,6 @@ class Label(NamedTuple):
     comm: bytes
     device: bytes
     process: bytes
-    id: int
     interface_id: int
     slot: int
     snaplen: int
@@ -170,6 +189,8 @@ class Device(NamedTuple):
     name: bytes
     slot: int
     unwanted: int
+    interface_id: int = 0
+    generation: int = 0
 
 
 class User(NamedTuple):
@@ -188,6 +209,7 @@ class Owner(NamedTuple):
     In the map `owners`, `time` is when this was learned, in ns since boot, or SHARED_AT_USE.
     """
 
+    sk: int
     tgid: int
     tid: int
     start: int
@@ -195,8 +217,9 @@ class Owner(NamedTuple):
     process: bytes
     inode: int
     identity: int
-    sk: int = 0
     time: int = 0
+    conntrack: int = 0
+    binding: int = 0
 
 
 class Flow(NamedTuple):
@@ -246,14 +269,13 @@ class Upcall(NamedTuple):
     payload: int
 
 
-class CutTail(NamedTuple):
-    """struct cut_tail: the end of a BLOCK_CUT, over that of its options."""
+class Dropped(NamedTuple):
+    """struct dropped: where and why the kernel dropped the packet of a BLOCK_DROP."""
 
-    packet_id: int
-    unused: int
-    checksum: int
-    flags: int
-    size: int
+    location: int
+    reason: int
+    ifindex: int
+    device: bytes
 
 
 class Measurement(NamedTuple):
@@ -273,18 +295,18 @@ class Measurement(NamedTuple):
 
 
 KEY = Record(Key, "<QIIIIQII")
-LABEL = Record(Label, f"<16s16s16sIIIIIIIIQ{OPTIONS_MAX}s")
+LABEL = Record(Label, f"<16s16s16sIIIIIIIxxxxQ{OPTIONS_MAX}s")
 DEVICE_KEY = Record(DeviceKey, "<QII")
-DEVICE = Record(Device, "<16sII")
+DEVICE = Record(Device, "<16sIIII")
 COUNTER_ROW = struct.Struct(f"<{len(COUNTERS)}Q")
 USER = Record(User, "<IIQ16s16s")
 DESCENDANT = Record(Descendant, "<QQ")
-OWNER = Record(Owner, "<IIQ16s16sQQQQ")
+OWNER = Record(Owner, "<QIIQ16s16sQQQQQ")
 FLOW = Record(Flow, "<Q16s16sHHBBH")
 GROUP = struct.Struct(f"<QQQ{GROUP_MAX}Q{GROUP_MAX}Q")
 FRAGMENT = struct.Struct("<Q16s16sIHH")
 UPCALL = Record(Upcall, "<QIIIIQII16s16s16s8sQQQQIIIHBxQ")
-CUT_TAIL = Record(CutTail, "<QIIII")
+DROPPED = Record(Dropped, "<QII16s")
 MEASUREMENT = Record(Measurement, "<QQQQ32sQQQQQQ")
 
 
@@ -323,6 +345,7 @@ class Geometry:
             "forks": (4, 8),
             "fragments": (FRAGMENT.size, OWNER.size),
             "descendants": (4, DESCENDANT.size),
+            "labelled": (4, 8),
             "counters": (4, COUNTER_ROW.size),
             "measurements": (4, MEASUREMENT.size),
         }
@@ -341,9 +364,11 @@ class Machine:
     compat: tuple[str, int]  # field of thread_info, and the bit that marks a 32-bit system call
     compat_arguments: tuple[tuple[str, int], tuple[str, int]]  # first and second argument
     compat_calls: Mapping[str, int]
+    softirq_stack: str = ""  # kernel function that runs softirqs on the stack of the processor; empty: they always do
 
 
 _NO_CALL = 0xFFFFFFFF
+_SOFTIRQS = "softirq_disable_cnt"  # of task_struct, only with PREEMPT_RT
 _ANYWHERE = {"io_uring_enter": 426, "close_range": 436}
 
 # Source: arch/*/include/asm/ptrace.h and thread_info.h, arch/x86/entry/syscalls/*.tbl,
@@ -372,8 +397,31 @@ MACHINES = {
         _ANYWHERE
         | {"socketcall": _NO_CALL, "splice": 340, "io_submit": 246, "close": 6, "dup2": 63, "dup3": 358}
         | {"exit": 1, "exit_group": 248},
+        "do_softirq_own_stack",  # since Linux 6.1
     ),
 }
+
+
+class Softirqs(enum.Enum):
+    """Where softirqs run: whether the kernel program can tell them from process context."""
+
+    ON_CPU_STACK = "on stacks of their own"
+    COUNTED = "in tasks, which count them (PREEMPT_RT)"
+    ON_TASK_STACK = "on the stacks of tasks"
+
+
+def softirqs(btf: Btf) -> Softirqs:
+    """Where this kernel runs softirqs.
+
+    Raises:
+        BtfError: the types cannot be read.
+        KernelError: unknown processor.
+    """
+    if btf.has("task_struct", _SOFTIRQS):
+        return Softirqs.COUNTED
+    function = machine().softirq_stack
+    is_own = not function or btf.function(function) is not None
+    return Softirqs.ON_CPU_STACK if is_own else Softirqs.ON_TASK_STACK
 
 
 def machine() -> Machine:
@@ -404,7 +452,8 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
     """
     found = machine()
     values = _sizes(btf, geometry) | _task(btf, found) | _device(btf) | _calls(btf, found) | _in_place(btf)
-    return values | _links() | _skb(btf) | _shared(btf) | _sock(btf) | _addresses(btf) | _udp(btf) | _guard(btf)
+    values |= _links() | _skb(btf) | _shared(btf) | _sock(btf) | _groups(btf) | _addresses(btf) | _udp(btf)
+    return values | _guard(btf) | _conntrack(btf)
 
 
 def _sizes(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
@@ -432,11 +481,13 @@ def _sizes(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "SIGHTING_PLACES": SIGHTING_PLACES,
         "UDP_CHAIN_MAX": UDP_CHAIN_MAX,
         "ADDRESSES_MAX": ADDRESSES_MAX,
+        "JOINED_MAX": JOINED_MAX,
         "ABOVE_MAX": ABOVE_MAX,
         "HOOKS_MAX": HOOKS_MAX,
         "DESCRIPTORS_MAX": DESCRIPTORS_MAX,
         "DEVICES_MAX": DEVICES_MAX,
         "SLOTS": SLOTS,
+        "LABELLED_WORDS": TGIDS // 64,
         "COUNTERS": len(COUNTERS),
         "PIECES_MAX": PIECES_MAX,
         "CANDIDATES": CANDIDATES,
@@ -456,7 +507,13 @@ def _links() -> dict[str, int | str]:
 
 def _task(btf: Btf, found: Machine) -> dict[str, int | str]:
     """The stack, names, ids and descriptors of a task, and the registers of its system call."""
-    return {
+    proof: dict[str, int | str] = {}
+    where = softirqs(btf)
+    if where is Softirqs.COUNTED:
+        proof = {"TASK_SOFTIRQS": btf.offset("task_struct", _SOFTIRQS)}
+    elif where is Softirqs.ON_TASK_STACK:
+        proof = {"NO_PROOF": 1}
+    return proof | {
         "ARGUMENT_1": btf.offset("pt_regs", found.argument_1),
         "REGS_SIZE": btf.size("pt_regs"),
         "REGS_SYSCALL": btf.offset("pt_regs", found.syscall),
@@ -543,9 +600,11 @@ def _skb(btf: Btf) -> dict[str, int | str]:
     fields = (
         *("next", "dev", "sk", "len", "data_len", "skb_iif", "vlan_proto", "vlan_tci"),
         *("mac_header", "network_header", "protocol", "csum_start", "csum_offset", "end", "head", "data"),
-        "inner_network_header",
+        *("transport_header", "inner_network_header"),
     )
     values: dict[str, int | str] = {f"SKB_{field.upper()}": btf.offset("sk_buff", field) for field in fields}
+    if btf.has("sk_buff", "_nfct"):
+        values["SKB_CONNTRACK"] = btf.offset("sk_buff", "_nfct")
     span = (max(int(value) for value in values.values()) + 8 + 7) & ~7
     if span > 256:
         raise KernelError(f"struct sk_buff has its fields in the first {span} bytes; expected at most 256")
@@ -579,16 +638,22 @@ def _sock(btf: Btf) -> dict[str, int | str]:
     for name, field in (("REFCNT", "net_refcnt"), ("V6ONLY", "ipv6only")):
         bit, _ = btf.bits("sock_common", f"skc_{field}")
         values |= {f"SOCK_{name}_BYTE": bit // 8, f"SOCK_{name}_SHIFT": bit % 8}
+    for flag in ("transparent", "freebind", "mc_all"):
+        bit = _inet_flag(btf, flag)
+        values |= {f"SOCK_{flag.upper()}_BYTE": bit // 8, f"SOCK_{flag.upper()}_SHIFT": bit % 8}
     return values | {
         "SOCK_SPAN": (span + 7) & ~7,
         "SOCK_SHORT": (short + 8) & ~7,  # the fields that identify a socket
         "SOCK_SOCKET": btf.offset("sock", "sk_socket"),
         "SOCK_LOCKED": btf.offset("sock", "sk_lock") + _owned(btf),
         "SOCK_PROTOCOL": btf.offset("sock", "sk_protocol"),
+        "SOCK_TYPE": btf.offset("sock", "sk_type"),
+        "SOCK_ENCAP": btf.offset("udp_sock", "encap_rcv"),
         "SOCK_REUSEPORT": btf.offset("sock", "sk_reuseport_cb"),
         "SOCK_SPORT": btf.offset("inet_sock", "inet_sport"),
         "SOCKET_SK": btf.offset("socket", "sk"),
         "SOCKET_FILE": btf.offset("socket", "file"),
+        "FILE_PRIVATE": btf.offset("file", "private_data"),
         # Since Linux 6.13 a file_ref_t, which is one less than the number of references (commit 90ee6ed776c0).
         "FILE_COUNT": btf.offset("file", "f_count", "f_ref"),
         "FILE_COUNT_BIAS": int(btf.has("file", "f_ref")),
@@ -596,6 +661,36 @@ def _sock(btf: Btf) -> dict[str, int | str]:
         "REUSEPORT_SOCKETS": btf.offset("sock_reuseport", "num_socks"),
         "REUSEPORT_LIST": btf.offset("sock_reuseport", "socks"),
     }
+
+
+def _inet_flag(btf: Btf, name: str) -> int:
+    """The position of an option in struct inet_sock, in bits: a bitfield, since Linux 6.6 one of the flags."""
+    number = btf.enumerator(f"INET_FLAGS_{name.upper()}")
+    if number is None:
+        return btf.bits("inet_sock", name)[0]
+    return btf.offset("inet_sock", "inet_flags") * 8 + number
+
+
+def _groups(btf: Btf) -> dict[str, int | str]:
+    """The multicast groups of a socket: of IPv4 (struct ip_mc_socklist), and of IPv6."""
+    number = btf.enumerator("INET_FLAGS_MC6_ALL")
+    bit = btf.bits("ipv6_pinfo", "mc_all")[0] if number is None else btf.offset("inet_sock", "inet_flags") * 8 + number
+    values: dict[str, int | str] = {
+        "SOCK_GROUPS": btf.offset("inet_sock", "mc_list"),
+        "SOCK_PINET6": btf.offset("inet_sock", "pinet6"),
+        "PINET6_GROUPS": btf.offset("ipv6_pinfo", "ipv6_mc_list"),
+        "MC6_ALL_IN_PINET6": int(number is None),  # up to Linux 6.5
+        "MC6_ALL_BYTE": bit // 8,
+        "MC6_ALL_SHIFT": bit % 8,
+    }
+    for name, of, fields in (
+        ("JOINED", "ip_mc_socklist", ("next_rcu", "multi", "sfmode", "sflist")),
+        ("JOINED6", "ipv6_mc_socklist", ("next", "addr", "sfmode", "sflist")),
+    ):
+        for word, field in zip(("NEXT", "ADDRESS", "MODE", "SOURCES"), fields, strict=True):
+            values[f"{name}_{word}"] = btf.offset(of, field)
+    values["JOINED_IFINDEX"] = btf.offset("ip_mc_socklist", "multi") + btf.offset("ip_mreqn", "imr_ifindex")
+    return values
 
 
 def _owned(btf: Btf) -> int:
@@ -643,6 +738,22 @@ def _udp(btf: Btf) -> dict[str, int | str]:
     return values
 
 
+def _conntrack(btf: Btf) -> dict[str, int | str]:
+    """An entry of conntrack; nothing if the kernel was built without it."""
+    if not btf.has("sk_buff", "_nfct") or not btf.has("nf_conn", "tuplehash"):
+        return {}
+    return {
+        "CONNTRACK_TUPLES": btf.offset("nf_conn", "tuplehash"),
+        "CONNTRACK_STATUS": btf.offset("nf_conn", "status"),
+        "CONNTRACK_TIMEOUT": btf.offset("nf_conn", "timeout"),
+        "TUPLE_HASH_SIZE": btf.size("nf_conntrack_tuple_hash"),
+        "TUPLE_HASH_TUPLE": btf.offset("nf_conntrack_tuple_hash", "tuple"),
+        # The source is first: an address, then the port; the destination has the same.
+        "TUPLE_TO": btf.offset("nf_conntrack_tuple", "dst"),
+        "TUPLE_PORT": btf.size("nf_inet_addr"),
+    }
+
+
 def _guard(btf: Btf) -> dict[str, int | str]:
     """The kernel fields with everything that can translate, redirect or steal a packet after the
     hook (bpf/guard.h).
@@ -664,6 +775,9 @@ def _guard(btf: Btf) -> dict[str, int | str]:
             "HOOK_TYPE": bit // 8,
             "HOOK_TYPE_MASK": (1 << (width or 8)) - 1,
         }
+        if btf.has("netns_nf", "defrag_ipv4_users") and btf.has("netns_nf", "defrag_ipv6_users"):
+            values["NET_DEFRAG_USERS_V4"] = hooks + btf.offset("netns_nf", "defrag_ipv4_users")
+            values["NET_DEFRAG_USERS_V6"] = hooks + btf.offset("netns_nf", "defrag_ipv6_users")
     if btf.has("net", "bpf"):
         values["NET_BPF"] = btf.offset("net", "bpf") + btf.offset("netns_bpf", "run_array")
     for name, fields in (
@@ -677,6 +791,16 @@ def _guard(btf: Btf) -> dict[str, int | str]:
         found = [field for field in fields if btf.has("net_device", field)]
         if found:
             values[name] = btf.offset("net_device", found[0])
+    if "DEV_TC_INGRESS" in values and btf.has("tcf_proto_ops", "kind"):
+        values |= {
+            "FILTERS": btf.offset("mini_Qdisc", "filter_list"),
+            "FILTER_NEXT": btf.offset("tcf_proto", "next"),
+            "FILTER_OPERATIONS": btf.offset("tcf_proto", "ops"),
+            "FILTER_KIND": btf.offset("tcf_proto_ops", "kind"),
+        }
+        if btf.has("net_device", "tcx_ingress"):  # since Linux 6.6
+            values["TCX_PARENT"] = btf.offset("bpf_mprog_entry", "parent")
+            values["TCX_QDISC"] = btf.offset("tcx_entry", "bundle") - btf.offset("tcx_entry", "miniq")
     return values
 
 

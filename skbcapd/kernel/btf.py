@@ -220,6 +220,20 @@ class Btf:
         found = [_ENUMERATOR.unpack_from(self._types, at + 12 + size * index) for index in range(info & 0xFFFF)]
         return [(value, self._string(place)) for place, value in found]
 
+    def enumerator(self, name: str) -> int | None:
+        """The value of a name in any enum, also in one without a name; None if this kernel does not have it."""
+        place = self._strings.find(b"\0" + name.encode() + b"\0") + 1
+        for at in self._at[1:] if place else ():
+            info = _TYPE.unpack_from(self._types, at)[1]
+            if info >> 24 & 31 not in (_ENUM, _ENUM64):
+                continue
+            size = _PER_MEMBER[info >> 24 & 31]
+            for index in range(info & 0xFFFF):
+                found, value = _ENUMERATOR.unpack_from(self._types, at + 12 + size * index)
+                if found == place:
+                    return int(value)
+        return None
+
     def _target(self, number: int) -> int:
         """The type that a typedef, pointer or qualifier leads to."""
         return int(_TYPE.unpack_from(self._types, self._at[number])[2])

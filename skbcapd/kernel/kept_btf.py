@@ -55,6 +55,9 @@ class KeptBtf(Btf):
         found = self._ask(f"enumerators {name}", lambda: Btf.enumerators(self, name))
         return [(value, text) for value, text in found]  # the cache has lists
 
+    def enumerator(self, name: str) -> int | None:  # noqa: D102
+        return self._ask(f"enumerator {name}", lambda: Btf.enumerator(self, name))
+
     def number(self, struct_name: str) -> int:  # noqa: D102
         return self._ask(f"number {struct_name}", lambda: Btf.number(self, struct_name))
 

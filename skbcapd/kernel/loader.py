@@ -25,7 +25,10 @@ from skbcapd.kernel import compiler, syscall
 from skbcapd.kernel.abi import Stage
 
 # The direction of each hook: the suffix of its programs, and of the map for tail calls.
-_DIRECTIONS = {"on_transmit": "out", "on_receive": "in"}
+_DIRECTIONS = {"on_transmit": "out", "on_receive": "in", "on_tap": "in", "on_dropped": "drop"}
+# The program at kfree_skb finds guard and process itself; dropped packets have no labels.
+_NOT_OF_DROPS = frozenset({Stage.GUARD, Stage.PROCESS, Stage.LABEL})
+STAGES_IN = "stages_in"
 _UNFILTERED = tuple(stage for stage in Stage if stage is not Stage.FILTER)
 
 
@@ -34,8 +37,8 @@ class Hook:
     """A place in the kernel where a function of the program runs.
 
     Args:
-        kind: "kprobe" or "tracepoint" (a raw one, with typed arguments).
-        target: kernel function or tracepoint.
+        kind: "kprobe", "tracepoint" (a raw one, with typed arguments), or "socket" (the filter of a packet socket).
+        target: kernel function, tracepoint, or which sockets.
         function: function of bpf/skbcapd.bpf.c.
         type_id: type id of the tracepoint in the kernel's BTF; 0 until it is known.
     """
@@ -47,6 +50,11 @@ class Hook:
 
     def __str__(self) -> str:
         return f"{self.kind} {self.target}"
+
+
+TAP = Hook("socket", "interfaces above others", "on_tap")
+TAP_STAGES = "stages_tap"
+"""The map of its tail calls: programs of different types cannot share one."""
 
 
 def start(
@@ -63,6 +71,18 @@ def start(
         filters: as for `compiler.source`.
     """
     return Loader(lambda channel: _child(channel, maps, definitions, hooks, measure, filters))
+
+
+def start_tap(maps: Mapping[str, int], definitions: Mapping[str, int | str], filters: str) -> Loader:
+    """Fork a child that compiles and loads the program for interfaces above others: as another type of program, of the
+    same text. It sends the map of its tail calls, and the program.
+
+    Args:
+        maps: as for `load_filters`.
+        definitions: as for `load_filters`.
+        filters: as for `compiler.source`.
+    """
+    return Loader(lambda channel: _tap_child(channel, maps, definitions, filters))
 
 
 def load_filters(
@@ -88,10 +108,15 @@ def load_filters(
     made = _build(definitions, list(stages), filters)
     # Maps that the running program does not have belong to the filters: the window, whose size can
     # change.
-    used = set().union(*(made.used(stage.function) for stage in stages))
-    own = {table.name: syscall.make_map(*astuple(table)) for table in made.maps if table.name in used - maps.keys()}
-    loaded = _load(made, list(stages), {**maps, **own})
+    loaded = _load(made, list(stages), _with_own(maps, made, list(stages)))
     return list(stages.values()), [loaded[stage] for stage in stages]
+
+
+def _with_own(maps: Mapping[str, int], made: compiler.Object, hooks: Sequence[Hook]) -> dict[str, int]:
+    """Maps of the running program, and new ones for those that it does not have."""
+    used = set().union(*(made.used(hook.function) for hook in hooks))
+    own = {table.name: syscall.make_map(*astuple(table)) for table in made.maps if table.name in used - maps.keys()}
+    return {**maps, **own}
 
 
 # Causes and hints for the last line of a child that has reached a limit of the process or the
@@ -215,20 +240,40 @@ def _child(
     send(channel, {"hooks": len(hooks)}, links + [loaded[hook] for hook in hooks])
 
 
+def _tap_child(
+    channel: socket.socket, maps: Mapping[str, int], definitions: Mapping[str, int | str], filters: str
+) -> None:
+    """Runs in the child."""
+    stages = _behind((TAP,), Stage if filters else _UNFILTERED)
+    every = [TAP, *stages]
+    made = _build(definitions, every, filters)
+    there = _with_own({name: maps[name] for name in maps.keys() - {STAGES_IN}}, made, every)
+    loaded = _load(made, every, there)
+    for stage, (_, place) in stages.items():
+        syscall.update(there[STAGES_IN], struct.pack("<I", place), struct.pack("<I", loaded[stage]))
+    send(channel, {}, [there[STAGES_IN], loaded[TAP]])
+
+
 def _build(definitions: Mapping[str, int | str], hooks: Sequence[Hook], filters: str) -> compiler.Object:
     """The program, compiled for some hooks; the kind of the first one decides how frames are read."""
-    if hooks[0].kind == "kprobe":
+    if hooks[0].kind != "tracepoint":
         definitions = {**definitions, "KPROBE": 1}
+    if hooks[0].kind == "socket":
+        definitions = {**definitions, "TAP": 1}
     return compiler.build(definitions, {hook.function for hook in hooks}, filters)
 
 
 def _behind(hooks: Sequence[Hook], stages: Iterable[Stage]) -> dict[Hook, tuple[str, int]]:
     """The programs of some stages after hooks, each with the map of its tail call, and its index there."""
     return {
-        replace(hook, function=f"{stage.name.lower()}_{direction}"): (f"stages_{direction}", stage)
+        replace(hook, function=f"{stage.name.lower()}_{direction}"): (
+            TAP_STAGES if hook.kind == "socket" else f"stages_{direction}",
+            stage,
+        )
         for hook in hooks
         if (direction := _DIRECTIONS.get(hook.function))
         for stage in stages
+        if not (direction == "drop" and stage in _NOT_OF_DROPS)
     }
 
 

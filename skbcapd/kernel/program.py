@@ -32,10 +32,12 @@ from skbcapd.kernel.abi import Geometry, Measurement
 from skbcapd.kernel.btf import Btf
 from skbcapd.kernel.loader import Hook
 from skbcapd.kernel.marker import Marker
+from skbcapd.kernel.taps import Taps
 
 _MAPS = (
     *("segments", "controls", "labels", "devices", "owners", "flows", "holders", "groups", "forks", "fragments"),
-    *("descendants", "counters", "measurements", "wakeups", "packets"),
+    *("descendants", "counters", "labelled", "measurements", "wakeups", "packets", "headers_windows", "drafts"),
+    *("sightings", "heads"),
     *("stages_out", "stages_in"),  # the kernel empties these maps when no descriptor of them is open
 )
 _MARKER_TRIES = 64
@@ -70,17 +72,11 @@ _ALWAYS = (
     Hook("tracepoint", "inet_sock_set_state", "on_state"),
     Hook("tracepoint", "sched_process_fork", "on_fork"),
 )
-_DROP = Hook("tracepoint", drops.TRACEPOINT, "on_drop")
 
 
 def has_kprobes(pmu: Path = syscall.KPROBE_PMU) -> bool:
     """Whether this kernel was built with kprobes."""
     return pmu.exists()
-
-
-def is_realtime(flag: Path = Path("/sys/kernel/realtime")) -> bool:
-    """Whether this is a PREEMPT_RT kernel."""
-    return flag.exists()
 
 
 def kernel_symbol(name: str, kallsyms: Path = _KALLSYMS) -> str:
@@ -170,7 +166,7 @@ class Counters:
     bpf/layout.h.
 
     `seen` counts each packet that reached the program, in slot 0 only; `wire_bytes` are the lengths of the
-    delivered packets; the others are outcomes.
+    delivered packets; `labels` are those that the program has made; the others are outcomes.
     """
 
     seen: int = 0
@@ -183,6 +179,8 @@ class Counters:
     duplicate: int = 0
     other_interfaces: int = 0
     unattributed: int = 0
+    limited: int = 0
+    labels: int = 0
 
     def __add__(self, other: Counters) -> Counters:
         return Counters(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
@@ -190,7 +188,7 @@ class Counters:
     @property
     def outcomes(self) -> int:
         """Packets with an outcome: equal to `seen` if no program is running."""
-        left_out = self.filtered + self.duplicate + self.other_interfaces + self.unattributed
+        left_out = self.filtered + self.duplicate + self.other_interfaces + self.unattributed + self.limited
         return self.delivered + left_out + self.lost
 
     @property
@@ -205,10 +203,12 @@ class Filters(NamedTuple):
     Args:
         places: map and slot of each program.
         descriptors: descriptors of the programs; the receiver closes them.
+        source: their text.
     """
 
     places: Sequence[tuple[str, int]]
     descriptors: Sequence[int]
+    source: packet_filter.Source
 
 
 class Group(NamedTuple):
@@ -221,9 +221,7 @@ class Group(NamedTuple):
 
 
 class Program:
-    """The loaded program. `load` makes one; `attach` starts the capture; `close` ends it and
-    releases everything.
-    """
+    """The loaded program. `load` makes one; `attach` starts the capture; `close` ends it and releases all."""
 
     def __init__(
         self,
@@ -233,12 +231,14 @@ class Program:
         child: loader.Loader,
         maps: dict[str, int],
         definitions: Mapping[str, int | str],
+        filters: str = "",
     ) -> None:
         self.geometry = geometry
         self.hooks = hooks
         self.learning = learning
         self.measured = Measurement(0, 0, 0, 0, b"")
         self.drops: drops.Drops | None = None
+        self.taps = Taps(maps, definitions, filters)
         self._definitions = definitions
         self._child: loader.Loader | None = child
         self._maps = maps
@@ -259,25 +259,20 @@ class Program:
 
     @property
     def paged(self) -> bool:
-        """Whether page fragments can be read; if not, frames are cut at the end of their linear
-        part.
-        """
+        """Whether page fragments can be read; if not, frames are cut at the end of their linear part."""
         return bool(self.measured.address_base)
 
     @property
     def process_context(self) -> bool:
-        """Whether the program can tell a system call from a softirq; if not, `current` is never
-        named.
-        """
+        """Whether the program can tell a system call from a softirq; if not, `current` is never named."""
         return bool(self.measured.entry_regs)
 
     def set_clock(self) -> None:
         """Set the difference between wall clock and monotonic clock, in ns (suspend and steps
         change it).
         """
-        before = clocks.monotonic_ns()
-        wall = time.time_ns()
-        offset = wall - (before + clocks.monotonic_ns()) // 2
+        before, wall, after = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+        offset = wall - (before + after) // 2 + clocks.offsets().monotonic_ns
         known = self.control[abi.CLOCK_OFFSET]
         if abs(offset - known) > 20_000:  # reading two clocks has less jitter, a step is larger
             self.control[abi.CLOCK_OFFSET] = offset % (1 << 64)
@@ -286,16 +281,17 @@ class Program:
         """Install a label for the packets of a key. key: abi.KEY; value: abi.LABEL."""
         self._update("labels", key, value)
 
-    def clear_labels(self) -> None:
-        """Delete all labels. When this returns, all packets with one of them have reserved their
-        space.
-        """
-        syscall.clear(self._maps["labels"], abi.KEY.size)
+    def labelled(self) -> bytes:
+        """The processes that have got a label from the program: a bit for each process id."""
+        with mmap.mmap(self._maps["labelled"], abi.TGIDS // 8, mmap.MAP_SHARED, mmap.PROT_READ) as bits:
+            return bits[:]
+
+    def let_end(self) -> None:
+        """Wait for the programs that run now: when this returns, what they have read is out of use."""
+        syscall.wait_for_programs()
 
     def set_interface(self, key: bytes, value: bytes) -> None:
-        """Set the row of counters of an interface, and whether it is excluded. Bytes as
-        abi.DEVICE_KEY, DEVICE.
-        """
+        """Set what the program knows about an interface: abi.DEVICE_KEY, DEVICE."""
         self._update("devices", key, value)
 
     def set_holder(self, inode: int, user: bytes) -> None:
@@ -323,9 +319,7 @@ class Program:
         return True
 
     def add_flow(self, flow: bytes, owner: bytes) -> None:
-        """Set the owner of a connection: abi.FLOW, OWNER. An owner that the program has recorded
-        itself stays.
-        """
+        """Set the owner of a connection: abi.FLOW, OWNER. An owner that the program has recorded itself stays."""
         with contextlib.suppress(FileExistsError):
             syscall.add(self._maps["flows"], flow, owner)
 
@@ -383,9 +377,7 @@ class Program:
         self._consumer[:8] = self._producer[:8]
 
     def measure(self, marker: Marker) -> None:
-        """Measure where pages are mapped, and where the registers of user space are on a stack; 0
-        if not found.
-        """
+        """Measure where pages are mapped, and where the registers of user space are on a stack; 0 if not found."""
         table, key = "measurements", struct.pack("<I", 0)
         unknown = Measurement(abi.UNKNOWN_SELF, 0, 0, 0, marker.bytes)
         self._update(table, key, abi.MEASUREMENT.pack(*unknown))
@@ -405,8 +397,6 @@ class Program:
                 break
         marker.send_datagram()
         found = abi.MEASUREMENT.unpack(self._lookup(table, key, abi.MEASUREMENT.size))
-        if is_realtime():
-            found = found._replace(entry_regs=0)  # softirqs run in tasks there, so the proof is wrong
         self._update(table, key, abi.MEASUREMENT.pack(*found._replace(tgid=0)))
         self.measured = found
         self.control[abi.PAGE_BASE] = found.page_base if found.address_base else 0
@@ -436,15 +426,19 @@ class Program:
         loader.load_filters.
         """
         definitions = {**self._definitions, "WINDOW": filters.window}
-        return Filters(*loader.load_filters(self._maps, definitions, self.hooks, filters.text))
+        places, loaded = loader.load_filters(self._maps, definitions, [*self.hooks, *self.learning], filters.text)
+        tap_places, tap_loaded = self.taps.load_filters(definitions, filters.text)
+        return Filters([*places, *tap_places], [*loaded, *tap_loaded], filters)
 
     def exchange_filters(self, filters: Filters) -> None:
         """Replace the filters between two packets, for each direction."""
+        maps = self.taps.exchange(filters.source, {table for table, _ in filters.places})
         for (table, place), descriptor in zip(filters.places, filters.descriptors, strict=True):
-            self._update(table, struct.pack("<I", place), struct.pack("<I", descriptor))
+            syscall.update(maps[table], struct.pack("<I", place), struct.pack("<I", descriptor))
 
     def detach(self) -> None:
         """Stop the capture; the content of the segments can still be read."""
+        self.taps.detach()
         for descriptor in self._links:
             os.close(descriptor)
         self._links = []
@@ -452,6 +446,7 @@ class Program:
     def close(self) -> None:
         """Release everything."""
         self.detach()
+        self.taps.close()
         if self._child is not None:
             self._child.close()
         self.control.release()
@@ -479,7 +474,7 @@ def load(
     filters: packet_filter.Source | None = None,
     meanwhile: Callable[[], object] = lambda: None,
     *,
-    counts_drops: bool = False,
+    dropped: drops.Wanted = "none",
 ) -> Program:
     """Compile and load the program for the running kernel. Nothing is captured yet.
 
@@ -490,7 +485,7 @@ def load(
         transmit: as given to choose_hooks.
         filters: packet filters; None for none.
         meanwhile: called while the compiler works.
-        counts_drops: count the packets that the kernel drops.
+        dropped: what to do with the packets that the kernel drops.
 
     Raises:
         BtfError: the types of the kernel are missing or unknown.
@@ -500,24 +495,24 @@ def load(
     definitions = abi.definitions(btf, geometry) | {"CPUS": _possible_cpus()}
     definitions |= {"WINDOW": filters.window} if filters else {}
     learning = choose_learning_hooks(attach, transmit, btf)
-    if counts_drops:
-        definitions |= drops.definitions(btf)
-        learning.append(_DROP)
+    parts = drops.parts(btf, dropped)
+    definitions |= parts.definitions
+    learning += parts.hooks
     measure = replace(choose_hooks(attach, ("out",), "queue")[0], function="on_measure")
     every = _with_types((measure, *hooks, *learning), btf)
-    names = _MAPS + drops.MAPS * counts_drops
-    child = loader.start(names, definitions, every[1:], every[0], filters.text if filters else "")
+    text = filters.text if filters else ""
+    child = loader.start(_MAPS + parts.maps, definitions, every[1:], every[0], text)
     try:
         meanwhile()
-        reasons = drops.Reasons(btf) if counts_drops else None
+        reasons = drops.Reasons(btf) if parts.maps else None
         btf.keep()
         message, descriptors = child.receive()
         maps = dict(zip(message["maps"], descriptors, strict=True))
         _compare_sizes(geometry, maps)
-        program = Program(geometry, every[1 : 1 + len(hooks)], learning, child, maps, definitions)
+        program = Program(geometry, every[1 : 1 + len(hooks)], every[1 + len(hooks) :], child, maps, definitions, text)
         program.control[abi.LATE] = transmit == "driver"
         if reasons is not None:
-            program.drops = drops.Drops([maps[name] for name in drops.MAPS], reasons, _possible_cpus())
+            program.drops = drops.Drops(maps, reasons, _possible_cpus())
     except OSError as error:
         child.close()
         if error.errno in (errno.ENOMEM, errno.EPERM):

@@ -78,10 +78,10 @@ def findings(
     yield _time_namespace(proc)
     yield _lockdown(sys_)
     yield _btf(sys_)
-    yield _drop_reasons(sys_)
+    yield drop_reasons(sys_)
     yield _perf(proc)
     yield _kprobes(sys_)
-    yield _real_time(sys_)
+    yield _softirqs(sys_)
     yield _tracefs(proc)
     yield _statistics(proc)
     yield _memlock(proc)
@@ -286,14 +286,19 @@ def _kprobes(sys_: Path) -> Finding:
     return Finding("kprobes", "yes: the process of a socket is known when a send, receive or accept begins")
 
 
-def _real_time(sys_: Path) -> Finding:
-    if kernel.is_realtime(sys_ / "kernel/realtime"):
+def _softirqs(sys_: Path) -> Finding:
+    try:
+        found = abi.softirqs(btf.Btf.load(sys_ / "kernel/btf/vmlinux"))
+    except SkbcapdError as error:
+        return Finding("softirqs", f"unknown: {error.message}")
+    if found is abi.Softirqs.ON_TASK_STACK:
         return Finding(
-            "real-time",
-            "yes: softirqs run in tasks, so skbcapd cannot find any process",
-            "boot a kernel without PREEMPT_RT",
+            "softirqs",
+            f"{found.value}: skbcapd cannot tell them from system calls, and cannot find any process; it "
+            "captures without names",
+            "boot a newer kernel: on arm64, softirqs have stacks of their own since Linux 6.1",
         )
-    return Finding("real-time", "no")
+    return Finding("softirqs", found.value)
 
 
 def _tracefs(proc: Path) -> Finding:
@@ -346,8 +351,8 @@ def _btf(sys_: Path) -> Finding:
     return Finding("BTF", str(path))
 
 
-def _drop_reasons(sys_: Path) -> Finding:
-    """What `drops: count` can find out."""
+def drop_reasons(sys_: Path) -> Finding:
+    """What `drops: count` can find out, by the types in a sysfs."""
     try:
         types = btf.Btf.load(sys_ / "kernel/btf/vmlinux")
         values, reasons = drops.definitions(types), drops.Reasons(types)

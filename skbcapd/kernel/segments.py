@@ -6,7 +6,7 @@ its local blocks; the records of those blocks.
 
 The rule: a range is returned only when every byte of it is committed, and its segment is released
 only after the range has been processed. `committed` is read before the cursor: if both are equal,
-everything reserved until then is complete.
+everything reserved until then is complete. What must not be reordered has `order_accesses` in between.
 
 Plain ranges are not parsed: they are written to the file as they are. Python writes local blocks
 again (a packet without a label, a frame that could not be read to its end).
@@ -15,6 +15,7 @@ again (a packet without a label, a frame that could not be read to its end).
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -23,12 +24,14 @@ from skbcapd.errors import SegmentError
 from skbcapd.kernel import abi
 from skbcapd.kernel.abi import Geometry
 from skbcapd.pcapng.blocks import BLOCK_MIN, PACKET, PACKET_HEAD, block_at, walk
+from skbcapd.pcapng.comment import Label, read_label
 
 # In a struct upcall: the key, and the names as the kernel compares them.
-_IDENTITY = slice(abi.KEY.size + 48)
+_IDENTITY = abi.KEY.size + 48
 # In a struct upcall, behind the MAC address: identifier, checksum, flags, payload.
 _REPEATED = struct.Struct("<Q24xI4xI4xQ")
 _REPEATED_AT = abi.KEY.size + 56
+_WITHOUT_LABEL = (abi.BLOCK_UPCALL, abi.BLOCK_DROP)
 _USED, _COMMITTED, _UPCALLS = range(3)
 LOCAL_PER_RANGE = 128  # with more, the range ends: each takes Python about 0.1 ms, and the event loop has other work
 
@@ -81,6 +84,13 @@ class Upcall:
     size: int  # bytes of its block
     slot: int  # its row of counters
     payload: int  # offset of the payload in the frame; at most 508
+    dropped: abi.Dropped | None = None  # why and where the kernel dropped it; None: it was captured at an interface
+
+    @property
+    def alike(self) -> bytes:
+        """What packets that are treated alike have in common; as identity_of."""
+        dropped = b"" if self.dropped is None else abi.DROPPED.pack(*self.dropped)
+        return dropped + self.key + self.names
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +102,9 @@ class Cut:
     time_ns: int
     frame: memoryview
     original_len: int
-    label_id: int
-    packet_id: int  # epb_packetid if the label has one; otherwise undefined
+    interface_id: int  # in the file
+    stamp: Label  # its options
+    packet_id: int  # epb_packetid; 0: none
     checksum: int  # see checksum.py; 0: nothing to compute
     flags: int
     size: int
@@ -116,6 +127,25 @@ class Repeated:
 
 Packet: TypeAlias = Upcall | Cut | Repeated
 """What Python writes itself."""
+
+
+_lock = threading.Lock()
+
+
+def order_accesses() -> None:
+    """Order all accesses to shared memory before this call before all accesses after it.
+
+    Python has no memory barrier, and arm64 reorders independent loads and stores. The first release
+    of the lock is a store-release, the second acquisition a load-acquire: accesses before the one
+    and after the other stay there, and these two are not exchanged.
+
+    Source: Arm Architecture Reference Manual, B2.3 (barrier-ordered-before); sem_post and
+    sem_trywait of glibc, which are CPython's locks.
+    """
+    with _lock:
+        pass
+    with _lock:
+        pass
 
 
 class SegmentReader:
@@ -147,7 +177,7 @@ class SegmentReader:
     @property
     def is_drained(self) -> bool:
         """Whether all reserved bytes have been returned."""
-        return int(self._control[abi.CURSOR]) == self.position
+        return int(self._control[abi.CURSOR]) == self._number << 32 | self._done
 
     @property
     def is_behind(self) -> bool:
@@ -186,6 +216,7 @@ class SegmentReader:
         while True:
             state = abi.STATES + self._number % self._count * abi.STATE_WORDS
             committed = control[state + _COMMITTED]
+            order_accesses()
             cursor = control[abi.CURSOR]
             sealed = cursor >> 32 != self._number
             end = control[state + _USED] if sealed else cursor & 0xFFFFFFFF
@@ -200,6 +231,7 @@ class SegmentReader:
             control[state + _USED] = control[state + _COMMITTED] = control[state + _UPCALLS] = 0
             self._number += 1
             self._done, self._listed, self._open = 0, 0, []
+            order_accesses()  # from here on, the kernel program uses the segment again
             control[abi.TAIL] = self._number
 
     def consume(self, blocks: Range) -> None:
@@ -212,6 +244,11 @@ class SegmentReader:
         """The complete part of a segment, in ranges of at most LOCAL_PER_RANGE local blocks."""
         start = self._number % self._count * abi.SEGMENT_STRIDE
         with self._memory[start + self._done : start + end] as view:
+            if upcalls == self._listed and not self._open:  # mostly, so nothing more is called
+                self._is_consumed = False
+                yield (blocks := Range(view, []))
+                self.consume(blocks)
+                return
             local, listed, still_open = self._local_blocks(upcalls, start, end, view)
             base = self._done
             bounds = [*local[LOCAL_PER_RANGE::LOCAL_PER_RANGE], end - base]
@@ -245,13 +282,17 @@ class SegmentReader:
 
 
 def identity_of(view: memoryview, offset: int) -> bytes:
-    """What packets that are treated alike have in common: key and names of the packet without a label at an offset.
+    """What packets that are treated alike have in common: key and names of the packet without a label at an offset,
+    for one that the kernel has dropped also why.
 
     Empty for any other block. `read_repeated` reads what differs, in a fraction of the time of `read_local`.
     """
     kind, size = block_at(view, offset)
     at = offset + size - 4 - abi.UPCALL.size
-    return bytes(view[at:][_IDENTITY]) if kind == abi.BLOCK_UPCALL and at >= offset + PACKET_HEAD.size else b""
+    before = abi.DROPPED.size if kind == abi.BLOCK_DROP else 0
+    if kind not in _WITHOUT_LABEL or at - before < offset + PACKET_HEAD.size:
+        return b""
+    return bytes(view[at - before : at + _IDENTITY])
 
 
 def read_repeated(view: memoryview, offset: int) -> Repeated:
@@ -260,9 +301,9 @@ def read_repeated(view: memoryview, offset: int) -> Repeated:
     Raises:
         SegmentError: it is not a complete one.
     """
-    _, size, slot, high, low, cap_len, original_len = PACKET_HEAD.unpack_from(view, offset)
+    kind, size, slot, high, low, cap_len, original_len = PACKET_HEAD.unpack_from(view, offset)
     start, at = offset + PACKET_HEAD.size, offset + size - 4 - abi.UPCALL.size
-    if start + cap_len > at:
+    if start + cap_len > at - (abi.DROPPED.size if kind == abi.BLOCK_DROP else 0):
         raise SegmentError(f"the block at {offset} has {at - start} bytes for a frame of {cap_len}")
     packet_id, checksum, flags, payload = _REPEATED.unpack_from(view, at + _REPEATED_AT)
     return Repeated(
@@ -277,18 +318,22 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
         SegmentError: it is no local block, or not a complete one.
     """
     kind, size = block_at(view, offset)
-    if kind not in (abi.BLOCK_UPCALL, abi.BLOCK_CUT):
+    cut_options = kind >> abi.CUT_OPTIONS_BIT & abi.CUT_OPTIONS_MASK
+    is_cut = kind == abi.BLOCK_CUT | cut_options << abi.CUT_OPTIONS_BIT
+    if not is_cut and kind not in _WITHOUT_LABEL:
         raise SegmentError(f"the block at {offset} is of type {kind:#x}; expected a local block")
     _, _, number, high, low, cap_len, original_len = PACKET_HEAD.unpack_from(view, offset)
     time_ns = high << 32 | low
-    behind, needed = size - BLOCK_MIN - cap_len, 8 if kind == abi.BLOCK_CUT else abi.UPCALL.size
+    dropped_len = abi.DROPPED.size if kind == abi.BLOCK_DROP else 0
+    behind, needed = size - BLOCK_MIN - cap_len, cut_options if is_cut else abi.UPCALL.size + dropped_len
     if behind < needed:
         raise SegmentError(f"the block at {offset} has {behind} bytes after its frame; expected {needed} or more")
     frame = view[offset + PACKET_HEAD.size : offset + PACKET_HEAD.size + cap_len]
     end = offset + size
-    if kind == abi.BLOCK_CUT:
-        tail = abi.CUT_TAIL.unpack(view, end - abi.CUT_TAIL.size)
-        return Cut(time_ns, frame, original_len, number, tail.packet_id, tail.checksum, tail.flags, size)
+    if is_cut:
+        stamp, flags, packet_id = read_label(bytes(view[end - 4 - cut_options : end - 4]))
+        checksum = int.from_bytes(view[end - 4 : end], "little")
+        return Cut(time_ns, frame, original_len, number, stamp, packet_id, checksum, flags, size)
     at = end - 4 - abi.UPCALL.size
     call = abi.UPCALL.unpack(view, at)
     return Upcall(
@@ -320,4 +365,5 @@ def read_local(view: memoryview, offset: int) -> Upcall | Cut:
         size=size,
         slot=number,
         payload=call.payload,
+        dropped=abi.DROPPED.unpack(view, at - abi.DROPPED.size) if kind == abi.BLOCK_DROP else None,
     )

@@ -16,6 +16,7 @@ import fcntl
 import os
 import platform
 import struct
+import time
 from pathlib import Path
 
 _NUMBER = {"x86_64": 321, "aarch64": 280}
@@ -24,6 +25,7 @@ _RECURSION_MISSES = 208  # offset in struct bpf_prog_info
 _ANY, _NO_EXIST = 0, 1  # flags of an update
 _NEXT_KEY = 4
 _MEMBARRIER_NUMBER, _MEMBARRIER_GLOBAL = {"x86_64": 324, "aarch64": 283}, 1  # waits for a grace period of RCU
+_PROGRAM_S = 0.02  # some thousand times as long as a program runs
 _NO_COMMAND = 0x7FFF
 _PROGRAM = {"socket": (1, 0), "kprobe": (2, 0), "tracepoint": (26, 23)}  # BPF_PROG_TYPE_*, and the attach type
 _PROG_ATTR = struct.Struct("<IIQQIIQII16sIIIIQIIQII")
@@ -91,15 +93,12 @@ def add(table: int, key: bytes, value: bytes) -> None:
     update(table, key, value, _NO_EXIST)
 
 
-def clear(table: int, key_size: int) -> None:
-    """Remove all entries of a map, and wait for running programs that have read one."""
-    key, first = ctypes.create_string_buffer(key_size), struct.pack("<IIQQQ", table, 0, 0, 0, 0)
-    with contextlib.suppress(FileNotFoundError):  # there is no first key any more
-        while True:
-            _bpf(_NEXT_KEY, first[:16] + struct.pack("<QQ", _address(key), 0))
-            with contextlib.suppress(FileNotFoundError):
-                remove(table, key.raw)
-    _LIBC.syscall(_MEMBARRIER_NUMBER[platform.machine()], _MEMBARRIER_GLOBAL, 0, 0)
+def wait_for_programs() -> None:
+    """Wait until all programs that run now have ended. Where membarrier is refused (`nohz_full=`, a filter of
+    system calls), wait for longer than a program runs.
+    """
+    if _LIBC.syscall(_MEMBARRIER_NUMBER[platform.machine()], _MEMBARRIER_GLOBAL, 0, 0):
+        time.sleep(_PROGRAM_S)
 
 
 def entries(table: int, key_size: int, value_size: int, most: int) -> list[tuple[bytes, bytes]]:

@@ -139,7 +139,7 @@ class BlockSink:
             self._put(piece)
         if self.disk.error is not None:
             self.flush(whole=True)  # so that they are counted now
-        self._raise()
+            self._raise()
 
     def note_memory_pressure(self) -> None:
         """Half of the segments are full: use the page cache for a while, unless it is slower than
@@ -159,7 +159,8 @@ class BlockSink:
             self._put(piece)
             if whole and is_much and (piece := self._tail.take(is_aligned=False)):
                 self._put(piece)
-        self._raise()
+        if self.disk.error is not None:
+            self._raise()
 
     def wait(self, timeout_s: float) -> None:
         """Wait for the disk, about as long as the timeout; then the packets that are not written

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO
 
 from skbcapd.child import memory_file
+from skbcapd.output import pack
 from skbcapd.output.naming import COMPRESSED, INDEX
 from skbcapd.text_safety import escaped_bytes
 
@@ -32,7 +33,7 @@ _LOG = logging.getLogger(__name__)
 _PROGRAMS = {"none": ("", []), "gzip": (".gz", ["gzip", "-c"]), "zstd": (".zst", ["zstd", "-q", "-c"])}
 _WAITING_MAX = 1024  # files; the others are left as they are until the next start
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAKE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NICE = ("nice", "-n", "19")
 PARTIAL = 3
 """Exit code of the program that makes an index: the file could not be read to its end, and the index has what is
@@ -62,7 +63,7 @@ class _Job:
         stack: closes all of it.
         directory: descriptor of the directory.
         source: descriptor of the file.
-        packed: the compressed file; None: it is not compressed.
+        compressed: the compressed file; None: it is not compressed.
         index: the index; None: there is none, or it has failed.
         errors: what the process writes to stderr.
         process: the one at work.
@@ -73,7 +74,7 @@ class _Job:
     stack: contextlib.ExitStack
     directory: int
     source: int
-    packed: _New | None
+    compressed: _New | None
     index: _New | None
     errors: IO[bytes]
     process: subprocess.Popen[bytes]
@@ -113,12 +114,16 @@ class Compressor:
 
     Args:
         kind: gzip, zstd or none.
-        index: the command that reads a capture file from stdin and writes its index to stdout; the name of the file is
-            added. Empty: no indexes.
+        index: the command that reads a capture file from stdin and writes its index to stdout; the name of the file and
+            a descriptor of the file as it is stored are added. Empty: no indexes.
+        is_seekable: whether parts of a compressed file can be decompressed.
     """
 
-    def __init__(self, kind: str, index: Sequence[str] = ()) -> None:
+    def __init__(self, kind: str, index: Sequence[str] = (), *, is_seekable: bool = False) -> None:
+        self._kind = kind
         self._ending, self._command = _PROGRAMS[kind]
+        if is_seekable and self._command:
+            self._command = pack.command(kind)
         self._index = index
         self._waiting: deque[tuple[Path, bool]] = deque()  # and whether it may be compressed
         self._at_work: _Job | None = None
@@ -188,7 +193,7 @@ class Compressor:
                     made.append(_New(new, os.open(f"{new}.part", _MAKE, 0o600, dir_fd=place)))
                     stack.callback(os.close, made[-1].descriptor)
                     _copy_status(source, made[-1].descriptor)
-                command = self._command if compresses else (*self._index, name)
+                command = self._command if compresses else (*self._index, name, "0")
                 process = _launch(command, source, made[0].descriptor, errors)
             except OSError as error:
                 for each in made:
@@ -197,8 +202,8 @@ class Compressor:
                 if made or not isinstance(error, FileNotFoundError):  # else retention has deleted it
                     self._fail(path, error.strerror or "error", is_indexing=not compresses)
                 return None
-            packed, index = (made[0] if compresses else None), (made[-1] if self._index else None)
-            return _Job(path, stack.pop_all(), place, source, packed, index, errors, process, not compresses)
+            target, index = (made[0] if compresses else None), (made[-1] if self._index else None)
+            return _Job(path, stack.pop_all(), place, source, target, index, errors, process, not compresses)
 
     def _continues(self, job: _Job) -> bool:
         """A process has ended: start the one that makes the index, after the one that compresses."""
@@ -212,12 +217,18 @@ class Compressor:
                 self.index_errors += 1
                 _LOG.warning("%s: indexed up to an error: %s", job.path, job.said())
             return False
-        if code or job.index is None or self._is_killed:
+        if code or job.index is None:
+            return False
+        if self._is_killed:  # it is made at the next start
+            job.discard(job.index)
+            job.index = None
             return False
         name = job.path.name + self._ending
         try:
             os.lseek(job.source, 0, os.SEEK_SET)
-            job.process = _launch((*self._index, name), job.source, job.index.descriptor, job.errors)
+            stored = job.compressed.descriptor if job.compressed else 0
+            command = (*self._index, name, str(stored))
+            job.process = _launch(command, job.source, job.index.descriptor, job.errors, (stored,))
         except OSError as error:
             self._fail(job.path, error.strerror or "error", is_indexing=True)
             job.discard(job.index)
@@ -229,8 +240,7 @@ class Compressor:
     def _finish(self, job: _Job) -> tuple[str, str] | None:
         """Give complete files their names; the old and new name, if the file was compressed."""
         if not job.is_indexing and job.process.returncode:
-            program, code = self._command[0], job.process.returncode
-            _LOG.warning("%s: %s ended with %d; it is not compressed", job.path, program, code)
+            _LOG.warning("%s: %s ended with %d; it is not compressed", job.path, self._kind, job.process.returncode)
             self._abandon(job)
             if self._index:
                 self._waiting.appendleft((job.path, False))
@@ -241,12 +251,12 @@ class Compressor:
                 job.publish(job.index)
                 self.indexed += 1
             is_indexing = False
-            if job.packed is not None:
-                job.publish(job.packed)
+            if job.compressed is not None:
+                job.publish(job.compressed)
                 os.unlink(job.path.name, dir_fd=job.directory)
                 with contextlib.suppress(OSError):  # of an earlier run without compression
                     os.unlink(job.path.name + INDEX, dir_fd=job.directory)
-                return job.path.name, job.packed.name
+                return job.path.name, job.compressed.name
         except FileNotFoundError:
             pass  # retention has deleted it in the meantime
         except OSError as error:
@@ -257,7 +267,7 @@ class Compressor:
 
     def _abandon(self, job: _Job) -> None:
         """Delete what is not complete, and close everything."""
-        job.discard(job.packed)
+        job.discard(job.compressed)
         job.discard(job.index)
         job.stack.close()
 
@@ -267,13 +277,15 @@ class Compressor:
         _LOG.warning("%s: %s; it %s", path, why, "has no index" if is_indexing else "is not compressed")
 
 
-def _launch(command: Sequence[str], source: int, target: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a program that reads one file and writes another.
+def _launch(
+    command: Sequence[str], source: int, target: int, errors: IO[bytes], others: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a program that reads one file and writes another; it also gets other descriptors.
 
     Raises:
         OSError: it cannot be started.
     """
-    return subprocess.Popen([*_NICE, *command], stdin=source, stdout=target, stderr=errors)
+    return subprocess.Popen([*_NICE, *command], stdin=source, stdout=target, stderr=errors, pass_fds=others)
 
 
 def _need(is_so: bool, why: str) -> None:  # noqa: FBT001  a condition

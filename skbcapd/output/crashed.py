@@ -27,7 +27,7 @@ from typing import NamedTuple
 from skbcapd.output import blocks
 
 _LOG = logging.getLogger(__name__)
-SEARCH_S = 0.3  # for all files at a start
+SEARCH_S = 0.2  # for all files at a start
 
 
 class _Search(NamedTuple):

@@ -164,7 +164,8 @@ class DiskFile:
         if self.error is None:
             self._starts.extend(piece.starts)
             try:
-                self._refuse(len(piece.data))
+                if self.is_given_up or self._keep_free:
+                    self._refuse(piece.end - piece.start)
                 self._write(piece)
             except OSError as error:
                 self._repair(error, piece.buffer[self._size - piece.at : piece.end])

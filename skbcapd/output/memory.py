@@ -83,6 +83,7 @@ class Reach:
             "time_s": self.time_s,
             "used": self.used,
             "first": utc(self.first_ns) if self.first_ns else None,
+            "first_s": self.first_ns / 1e9,
             "last": utc(self.last_ns) if self.last_ns else None,
             "seconds": round((self.last_ns - self.first_ns) / 1e9, 3),
             "filled": self.filled,

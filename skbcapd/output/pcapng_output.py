@@ -40,7 +40,7 @@ class PcapngOutput:
         self._start_ns = time.time_ns()
         from skbcapd.pcapng.writer import PcapngWriter  # noqa: PLC0415  see kernel.load: it comes while the compiler works
 
-        self._writer = PcapngWriter(stream)
+        self._stream, self._writer = stream, PcapngWriter(stream)
         self._writer.write_section(
             hardware=platform.machine(),
             os=f"{platform.system()} {platform.release()}",
@@ -88,7 +88,8 @@ class PcapngOutput:
 
     def finish(self, statistics: Sequence[Statistics]) -> None:
         """Write an Interface Statistics Block for each interface."""
-        self._put_secrets()
+        if self._secrets is not None:
+            self._secrets.put()
         now = time.time_ns()
         for one in statistics:
             self._writer.write_statistics(
@@ -105,23 +106,22 @@ class PcapngOutput:
 
     def write_blocks(self, view: memoryview, _snapshot: Snapshot = tuple) -> None:
         """Write complete blocks unchanged."""
-        self._put_secrets()
-        self._writer.write_blocks(view)
+        if self._secrets is not None:
+            self._secrets.put()
+        self._stream.write(view)
 
     def flush(self, _snapshot: Snapshot = tuple) -> None:
         """Write the buffered bytes."""
-        self._put_secrets()
-        self._writer.flush()
-
-    def _put_secrets(self) -> None:
         if self._secrets is not None:
             self._secrets.put()
+        self._stream.flush()
 
     def write_packet(self, packet: Packet, interface_id: int, stamp: Label, _snapshot: Snapshot = tuple) -> None:
         """Write one Enhanced Packet Block, built by scapy; the same bytes as the kernel program
         writes for a packet with this label.
         """
-        self._put_secrets()
+        if self._secrets is not None:
+            self._secrets.put()
         options = packet_options(packet, stamp)
         self._writer.write_packet(interface_id, packet.time_ns, packet.frame, packet.original_len, options)
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from skbcapd.output.listing import Entry, Listing
 from skbcapd.output.naming import INDEX
@@ -43,6 +44,22 @@ class Keep:
     number: int = 0
     age_s: int = 0
     free: int = 0
+
+
+class Usage(NamedTuple):
+    """The finished files and their disk, all in bytes but `number`; 0: not known yet.
+
+    Args:
+        number: finished files.
+        size: size of all finished files.
+        disk_free: free space that the process may use.
+        disk_size: size of the file system.
+    """
+
+    number: int = 0
+    size: int = 0
+    disk_free: int = 0
+    disk_size: int = 0
 
 
 class AgeClock:
@@ -87,6 +104,8 @@ class Retention:
 
     def __init__(self, path: Path, keep: Keep, clock: AgeClock | None = None) -> None:
         self.deleted_files = self.deleted_bytes = 0
+        self.usage = Usage()
+        """After the last call of `clean`."""
         self.keep = keep
         self._path = path
         self._first: int | None = None
@@ -121,6 +140,10 @@ class Retention:
         self._expire(directory, listing)
         if self.keep.free and not self.has_room(directory, room):
             self._make_room(directory, listing, room)
+        with contextlib.suppress(OSError):
+            disk = os.fstatvfs(directory)
+            unit = disk.f_frsize
+            self.usage = Usage(len(listing), listing.total, disk.f_bavail * unit, disk.f_blocks * unit)
 
     def _limit(self, directory: int, listing: Listing) -> None:
         """Delete the oldest files of too many or too large ones."""

@@ -61,7 +61,7 @@ class Recorder:
         self.is_busy = self.needs_renumbering = False
         self.accepted = self.completed = 0  # a write to memory is complete at once
         self._dumped = 0  # packets of finished dumps
-        self._files = files
+        self._files, self.durations = files, files.durations
         self._memory = Memory(size, time_s, clock)
         self._encoder = PcapngOutput(self._memory, encode)
         self._memory.clear()  # without the section header, which each file has

@@ -35,6 +35,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from skbcapd.attribution.processes import Process
+from skbcapd.durations import Durations
 from skbcapd.errors import FileError
 from skbcapd.lru import Bounded
 from skbcapd.output.block_writer import STOP_S, CaptureFile
@@ -84,6 +85,7 @@ class Flusher:
         self._next_s = 0.0
         self._size = -1
         self._worker = Worker("flusher")
+        self.durations = Durations()
 
     def flush(self, descriptor: int, size: int) -> None:
         """Start, if it is time, the file has grown, and the last call has ended."""
@@ -96,10 +98,11 @@ class Flusher:
             self._next_s, self._size = now + self._every_s, size
             self._worker.do(lambda: self._force(copy))
 
-    @staticmethod
-    def _force(descriptor: int) -> None:
+    def _force(self, descriptor: int) -> None:
+        begun = time.monotonic()
         with contextlib.suppress(OSError):  # a later write reports the error
             os.fdatasync(descriptor)
+        self.durations.add(time.monotonic() - begun)
         with contextlib.suppress(OSError):
             os.close(descriptor)
 
@@ -348,7 +351,7 @@ class FileSeries:
         self._clock, self._on_demand, self._key_logs = clock, on_demand, key_logs
         self._triggers = triggers(limits)
         self._counts_packets = any(trigger.counts_packets for trigger in self._triggers)
-        self._flusher = Flusher(flush_s)
+        self._flusher, self._rotations, self._ended_at = Flusher(flush_s), Durations(), 0.0
         self._ledger, self._outage = Ledger(), Outage()
         if compressor:  # files of an earlier capture
             for path in directory.unprocessed(compressor):
@@ -377,10 +380,18 @@ class FileSeries:
         return str(self._directory.last_good or self._directory.path)
 
     @property
+    def durations(self) -> dict[str, Durations]:
+        """Durations from the end of a file until the next one exists, and those of fdatasync."""
+        return {"rotation": self._rotations, "flush": self._flusher.durations}
+
+    @property
     def counts(self) -> dict[str, int]:
-        """What retention has deleted; indexes that were written, and files that have none or one that ends early."""
+        """Finished files and their disk; what retention has deleted; indexes that were written, and
+        files that have none or one that ends early.
+        """
         retention, compressor = self._directory.retention, self._compressor
         return {
+            **retention.usage._asdict(),
             "deleted_files": retention.deleted_files,
             "deleted_bytes": retention.deleted_bytes,
             "indexes": compressor.indexed if compressor else 0,
@@ -517,11 +528,13 @@ class FileSeries:
             self._ledger.drop_held()
             self._outage.begin(str(error), self._ledger.lost)
         else:
+            self._rotations.add(time.monotonic() - self._ended_at)
             self._is_late_logged = False
 
     def _end(self, statistics: Sequence[Statistics]) -> None:
         """Write the statistics of this file, and finish it."""
         self._ledger.drop_held()
+        self._ended_at = time.monotonic()
         work = self._work
         if work:
             since = self._statistics.advance(statistics)

@@ -18,6 +18,7 @@ for the text `comm=chronyd` finds no forged field. The grammar, as in docs/forma
 from __future__ import annotations
 
 import bisect
+import contextlib
 import re
 import struct
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from functools import lru_cache
 from itertools import accumulate
 
 from skbcapd.attribution.fields import CUTTABLE
+from skbcapd.errors import SegmentError
 from skbcapd.pcapng.blocks import EPB_FLAGS, EPB_PACKETID, EPB_PROCESSID_THREADID, OPT_COMMENT, OPT_ENDOFOPT
 
 OPTION_MAX = 0xFFFF  # bytes: the length field has 16 bits
@@ -36,6 +38,7 @@ COMMENT_MAX = OPTIONS_MAX - (4 + 8 + 12 + 12 + 4)
 CMDLINE_MAX = 128  # bytes of a command line in a comment
 
 _CUTTABLE = frozenset(CUTTABLE)
+_OPTION_HEAD = struct.Struct("<HH")
 _FLAGS_OPTION, _PROCESS_OPTION = struct.Struct("<HHI"), struct.Struct("<HHII")  # code, length, value
 _END_OPTION = struct.pack("<HH", OPT_ENDOFOPT, 0)
 _KEY = re.compile(r"[a-z_]+")
@@ -235,6 +238,34 @@ def label(
     text = comment(fit(fields)) if fields else None
     before = 0 if text is None else len(option(OPT_COMMENT, text.encode("ascii")))
     return Label(packet_options(text, flags, tgid, tid, linked=linked), before + 4, linked)
+
+
+def read_label(options: bytes) -> tuple[Label, int, int]:
+    """Take the label out of the options of a packet, which the kernel program has written with one.
+
+    Args:
+        options: options as from `packet_options`.
+
+    Returns:
+        The label; the flags of the packet; its identifier, 0 for none.
+
+    Raises:
+        SegmentError: they are not from such a program.
+    """
+    at = 0
+    with contextlib.suppress(struct.error):
+        code, size = _OPTION_HEAD.unpack_from(options)
+        if code == OPT_COMMENT:
+            at = _OPTION_HEAD.size + size + -size % 4
+        code, size, flags = _FLAGS_OPTION.unpack_from(options, at)
+        following, _ = _OPTION_HEAD.unpack_from(options, at + _FLAGS_OPTION.size)
+        if code == EPB_FLAGS:
+            cleared, linked, flags_at = bytearray(options), following == EPB_PACKETID, at + _OPTION_HEAD.size
+            cleared[flags_at : flags_at + 4] = bytes(4)
+            packet_id = cleared[flags_at + 8 : flags_at + 16] if linked else b""
+            cleared[flags_at + 8 : flags_at + 8 + len(packet_id)] = bytes(len(packet_id))
+            return Label(bytes(cleared), flags_at, linked), flags, int.from_bytes(packet_id, "little")
+    raise SegmentError(f"options of {len(options)} bytes have no flags at {at}")
 
 
 @lru_cache(maxsize=256)  # the keys of a capture are those of its settings, with and without some

@@ -7,6 +7,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+DROPS = b"drops@"
+"""Begin of the name of an interface with the packets that the kernel has dropped in a network namespace: drops@host."""
+OF_DROPS = "dropped packets"
+"""In its description, after the namespace. Others can name an interface drops@host, but do not choose this text."""
+
 
 class Sink(Protocol):
     """Takes blocks: a buffered binary file, or BytesIO."""

@@ -22,12 +22,12 @@ from skbcapd.text_safety import escaped_bytes
 
 STDIN = Path("-")
 _CHUNK = 1 << 20
-_UNPACKERS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_DECOMPRESSORS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 def compressed_with(start: bytes) -> str | None:
     """The program that has compressed a file with these first bytes; None if none of those that we know."""
-    return next((tool for magic, tool in _UNPACKERS.items() if start.startswith(magic)), None)
+    return next((tool for magic, tool in _DECOMPRESSORS.items() if start.startswith(magic)), None)
 
 
 class Source:
@@ -50,8 +50,8 @@ class Source:
         """Bytes of the decompressed file before `data`."""
         self._progress = progress
         self._complaints: IO[bytes] | None = None
-        self._unpacker: subprocess.Popen[bytes] | None = None
-        self._packer = ""
+        self._decompressor: subprocess.Popen[bytes] | None = None
+        self._tool = ""
         is_stdin = path == STDIN
         if is_stdin:
             self.name = "standard input"
@@ -75,18 +75,18 @@ class Source:
             self._file.close()
             raise FileError(f"{self.name}: {error.strerror} at byte 0") from None
         if tool := compressed_with(start):
-            self._unpack(tool)
+            self._decompress(tool)
 
     @property
     def is_compressed(self) -> bool:
         """Whether a program decompresses it."""
-        return self._unpacker is not None
+        return self._decompressor is not None
 
     def close(self) -> None:
         """Close the file, and end the process that decompresses it."""
-        if self._unpacker:
-            self._unpacker.kill()  # it may be waiting until we read
-            self._unpacker.communicate()
+        if self._decompressor:
+            self._decompressor.kill()  # it may be waiting until we read
+            self._decompressor.communicate()
         if self._complaints:
             self._complaints.close()
         self._file.close()
@@ -105,22 +105,23 @@ class Source:
                     os.lseek(self._file.fileno(), 0, os.SEEK_CUR) if self._is_regular else 0
                 )  # shared with the process that decompresses
             except OSError as error:
+                self.data = b"".join(parts)
                 raise FileError(f"{self.name}: {error.strerror} at byte {self.before + have}") from None
             self._progress(read)
             if not part:
                 self.data = b"".join(parts)
-                self._ask_unpacker()
+                self._ask_decompressor()
                 break
             parts.append(part)
             have += len(part)
         self.data = b"".join(parts)
         return self.data
 
-    def _unpack(self, tool: str) -> None:
+    def _decompress(self, tool: str) -> None:
         """Read the output of a process that decompresses; its memory is limited."""
         self._complaints = memory_file("complaints")
         try:
-            self._unpacker = subprocess.Popen(
+            self._decompressor = subprocess.Popen(
                 [tool, "-dcq"], stdin=self._file, stdout=subprocess.PIPE, stderr=self._complaints, bufsize=0
             )
         except OSError:
@@ -128,16 +129,16 @@ class Source:
             self._file.close()
             hint = f"apt-get install {tool}"
             raise FileError(f"{self.name}: compressed with {tool}, which is not installed", hint) from None
-        self._packer = tool
-        self._stream = cast("IO[bytes]", self._unpacker.stdout)
+        self._tool = tool
+        self._stream = cast("IO[bytes]", self._decompressor.stdout)
 
-    def _ask_unpacker(self) -> None:
+    def _ask_decompressor(self) -> None:
         """Called at the end: check whether that process has reached the end, too."""
-        if self._unpacker and self._complaints and self._unpacker.wait():
+        if self._decompressor and self._complaints and self._decompressor.wait():
             self._complaints.seek(0)
             words = self._complaints.read(1000).strip().partition(b"\n")[0].rpartition(b": ")[2]
             why = escaped_bytes(words) or "fails"
-            raise FileError(f"{self.name}: {self._packer}: {why}; expected a complete compressed file")
+            raise FileError(f"{self.name}: {self._tool}: {why}; expected a complete compressed file")
 
     def fail(self, at: int, found: str, expected: str, kind: type[FileError] = FileError) -> NoReturn:
         """Report what is wrong at an offset in `data`.

@@ -1,6 +1,6 @@
 """Collects what a report shows, in one pass over capture files.
 
-In: packets and sections of capture files. Out: one JSON object with everything that the page draws.
+In: packets of capture files. Out: one JSON object with everything that the page draws.
 
 The rules not to break: the object is bounded, whatever is in the files; what is left out is said
 with its sums. All text from files is escaped (printable ASCII). The sums of a process equal those
@@ -9,7 +9,7 @@ of `skbcapd top`.
 
 from __future__ import annotations
 
-import struct
+import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_address
 
@@ -17,20 +17,11 @@ from skbcapd.analysis.account import Account, Key, Process
 from skbcapd.analysis.names import Names
 from skbcapd.analysis.sources import Timed
 from skbcapd.analysis.top import facts, label
-from skbcapd.pcapng.blocks import (
-    IF_DESCRIPTION,
-    IF_FILTER,
-    IF_NAME,
-    ISB_FILTERACCEPT,
-    ISB_IFDROP,
-    ISB_IFRECV,
-    ISB_OSDROP,
-    SHB_HARDWARE,
-    SHB_OS,
-    SHB_USERAPPL,
-)
-from skbcapd.pcapng.reader import Section, walk_options
+from skbcapd.kernel.drops import NO_LOSS
+from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
+from skbcapd.report.causes import Causes, Kind, kind_of
 from skbcapd.report.flows import Connection, Flows
+from skbcapd.report.origins import Origins
 from skbcapd.report.timeline import Timeline
 from skbcapd.text_safety import escaped_bytes
 
@@ -41,18 +32,11 @@ _ROW_PEERS_MAX = 5
 _LINKS_MAX, _LINK_PROCESSES_MAX = 40, 15
 _CONNECTIONS_MAX = 250
 _PROTOCOLS_MAX = 40
-_INTERFACES_MAX = 500
+_REASONS_MAX = 256
 _OTHERS = "others"
 _TEXT_MAX = 256  # characters of an option
 
-_STATISTICS = {"received": ISB_IFRECV, "matched": ISB_FILTERACCEPT, "dropped": ISB_OSDROP, "interface": ISB_IFDROP}
-_WHY = {
-    "kernel": "made by the kernel itself; no process has sent it",
-    "forwarded": "passed through this machine; its sender and its receiver are elsewhere",
-    "unknown": "it could not be proven whose packet it is",
-    "group": "one of several processes that share a socket",
-}
-_NO_COMMENT = "the file says nothing about its process"
+_DIRECTIONS = {DIRECTION_IN: "received", DIRECTION_OUT: "sent"}
 
 
 class Collector:
@@ -60,14 +44,20 @@ class Collector:
 
     Args:
         by: the field by which packets are added up; see `account.BY`.
+        has_drops: as for `account.Account`.
     """
 
-    def __init__(self, by: str) -> None:
+    def __init__(self, by: str, *, has_drops: bool = False) -> None:
+        self._drops: dict[str, list[int]] = {}  # packets and bytes that were not added up, by the reason
+        self._has_drops = has_drops
         self._by = by
         self._names = Names()
-        self._account = Account(by, self._names)
+        self._account = Account(by, self._names, has_drops=has_drops)
         self._timeline: Timeline[Key] = Timeline((_OTHERS.encode(),))
         self._flows: Flows[Key] = Flows()
+        self._causes: Causes[Key] = Causes()
+        self.origins = Origins()
+        """Takes the sections of the files."""
 
     def read(self, packets: Iterable[Timed]) -> None:
         """Add packets."""
@@ -77,10 +67,13 @@ class Collector:
         """Pass packets on; add them to the timeline and to the connections."""
         key_of, add_time, add_flow = self._account.key, self._timeline.add, self._flows.add
         for timed in packets:
-            time_ns, (interface, stamp, _, wire_len, frame, _) = timed
+            time_ns, (interface, stamp, _, wire_len, frame, options) = timed
+            if interface.is_of_drops and not self._has_drops:
+                self._leave_out(stamp.drop or b"", wire_len)
+                continue
             key = key_of(stamp)
             add_time(time_ns, key, wire_len)
-            add_flow(
+            connection = add_flow(
                 time_ns,
                 frame,
                 interface.link_type,
@@ -89,14 +82,29 @@ class Collector:
                 key,
                 is_owned=not isinstance(key, tuple),
             )
+            if stamp.tgid is None and stamp.name is None:
+                order = interface.section.order
+                kind = kind_of(stamp.via, stamp.direction, frame, interface.link_type, options, order)
+                self._causes.add(kind, connection, wire_len)
+            elif connection is not None:
+                connection.has_process = True
             yield timed
 
-    def result(self, sections: Sequence[Section]) -> dict[str, object]:
-        """Everything that the page draws; times are milliseconds since 1970 UTC.
+    @property
+    def left_out(self) -> int:
+        """Packets that the kernel has dropped; they were not added up."""
+        return sum(packets for packets, _ in self._drops.values())
 
-        Args:
-            sections: with statistics.
-        """
+    def _leave_out(self, drop: bytes, size: int) -> None:
+        reason = escaped_bytes(drop)[:_TEXT_MAX]
+        if reason not in self._drops and len(self._drops) >= _REASONS_MAX:
+            reason = _OTHERS
+        sums = self._drops.setdefault(reason, [0, 0])
+        sums[0] += 1
+        sums[1] += size
+
+    def result(self) -> dict[str, object]:
+        """Everything that the page draws; times are milliseconds since 1970 UTC."""
         rows = self._account.processes
         return {
             "by": self._by,
@@ -108,12 +116,16 @@ class Collector:
             "rows": [self._row(row) for row in rows[:_ROWS_MAX]],
             "more": _sums(rows[_ROWS_MAX:]),
             "links": self._links(rows),
+            **self._pairs(rows),
+            "drops": [
+                {"reason": reason or "(not known)", "loss": reason not in NO_LOSS, "packets": packets, "bytes": size}
+                for reason, (packets, size) in sorted(self._drops.items(), key=lambda item: -item[1][0])
+            ],
             "connections": [self._connection(each) for each in self._flows.connections[:_CONNECTIONS_MAX]],
             "connectionCount": len(self._flows.connections),
             "protocols": self._protocols(),
-            "unattributed": [_unattributed(row) for row in rows if row.via is not None or not row.says_anything],
-            "captures": _captures(sections),
-            "interfaces": list(_interfaces(sections))[:_INTERFACES_MAX],
+            "unattributed": [_unattributed(*row) for row in self._causes.rows()],
+            **self.origins.result(),
         }
 
     def _label(self, key: Key) -> str:
@@ -156,6 +168,30 @@ class Collector:
         found.sort(key=lambda link: -link[0])
         return [{"bytes": size, "process": process, "peer": peer} for size, process, peer in found[:_LINKS_MAX]]
 
+    def _pairs(self, rows: Sequence[Process]) -> dict[str, object]:
+        """The pairs of process and peer with most bytes, and what is said of the others."""
+        every = [
+            (peer.bytes, peer.packets, place, address)
+            for place, row in enumerate(rows)
+            for address, peer in row.peers.items()
+        ]
+        shown = heapq.nlargest(_ROWS_MAX, every)
+        return {
+            "pairs": [
+                {
+                    "process": _label_of(rows[place], self._by),
+                    "peer": self._peer(address),
+                    "packets": packets,
+                    "bytes": size,
+                }
+                for size, packets, place, address in shown
+            ],
+            "morePairs": {
+                "rows": len(every) - len(shown),
+                "bytes": sum(size for size, *_ in every) - sum(size for size, *_ in shown),
+            },
+        }
+
     def _connection(self, each: Connection[Key]) -> dict[str, object]:
         names = self._names.of(each.remote.address)
         return {
@@ -190,41 +226,15 @@ def _sums(rows: Sequence[Process]) -> dict[str, int]:
     return {"rows": len(rows), "packets": sum(row.packets for row in rows), "bytes": sum(row.bytes for row in rows)}
 
 
-def _unattributed(row: Process) -> dict[str, object]:
-    via = None if row.via is None else escaped_bytes(row.via)
-    why = _NO_COMMENT if via is None else _WHY.get(via, "")
-    return {"via": via, "why": why, "packets": row.packets, "bytes": row.bytes}
-
-
-def _captures(sections: Sequence[Section]) -> list[dict[str, object]]:
-    """The programs and systems that wrote the files, each once."""
-    found: dict[tuple[str, ...], int] = {}
-    for section in sections:
-        options = dict(walk_options(section.block[24:-4], section.order))
-        key = tuple(_text(options.get(code, b"")) for code in (SHB_HARDWARE, SHB_OS, SHB_USERAPPL))
-        found[key] = found.get(key, 0) + 1
-    return [
-        {"hardware": hardware, "os": system, "application": application, "sections": count}
-        for (hardware, system, application), count in list(found.items())[:_INTERFACES_MAX]
-    ]
-
-
-def _interfaces(sections: Sequence[Section]) -> Iterator[dict[str, object]]:
-    """The interfaces, with the sums of their statistics; the sections of one capture are added up."""
-    found: dict[tuple[str, str, str, int], dict[str, int | None]] = {}
-    for section in sections:
-        for interface in section.interfaces:
-            options = dict(interface.options())
-            name, description = (_text(options.get(code, b"")) for code in (IF_NAME, IF_DESCRIPTION))
-            rule = options.get(IF_FILTER, b"")
-            key = name, description, _text(rule[1:]) if rule[:1] == b"\0" else "", interface.link_type
-            sums = found.setdefault(key, dict.fromkeys(_STATISTICS))
-            numbers = dict(walk_options(section.statistics.get(interface.number, b"")[20:-4], section.order))
-            for name, code in _STATISTICS.items():
-                if len(value := numbers.get(code, b"")) == 8:
-                    sums[name] = (sums[name] or 0) + struct.unpack(section.order + "Q", value)[0]
-    for (name, description, expression, link_type), sums in found.items():
-        yield {"name": name, "description": description, "filter": expression, "linkType": link_type, **sums}
+def _unattributed(kind: Kind, why: str, packets: int, size: int) -> dict[str, object]:
+    return {
+        "via": None if kind.via is None else _text(kind.via),
+        "direction": _DIRECTIONS.get(kind.direction, ""),
+        "protocol": kind.protocol,
+        "why": why,
+        "packets": packets,
+        "bytes": size,
+    }
 
 
 def _text(value: bytes) -> str:

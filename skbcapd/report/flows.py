@@ -9,25 +9,21 @@ their protocol. Little work per packet: the headers of a flow are read once.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Hashable
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Generic, NamedTuple, TypeVar
 
+from skbcapd.analysis.peers import is_regular
 from skbcapd.frames import headers
 from skbcapd.pcapng.blocks import DIRECTION_IN
-from skbcapd.pcapng.link_type import ETHERNET
+from skbcapd.pcapng.flows import FlowKey, flow_key
 
 _CONNECTIONS_MAX = 1 << 16
 _KNOWN_MAX = 1 << 16
 _PROTOCOLS_MAX = 1 << 12
 _OTHERS = "others"
 
-# What tells the flows of Ethernet frames with IPv4 without options apart: type and version, fragment, protocol,
-# addresses and ports.
-_FLOW = struct.Struct(">12x3s5xHxB2x12s")
-_PLAIN = b"\x08\x00\x45"
 _IP = {headers.ICMP: "icmp", headers.ICMPV6: "icmpv6", 2: "igmp", 47: "gre", 50: "esp"}
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -62,6 +58,7 @@ class Connection(Generic[_Key]):
         last_ns: the same.
         owner: key of the first packet with a process, otherwise of the first packet.
         is_owned: whether its packet had a process.
+        has_process: whether any packet has a process, whatever the owner is.
     """
 
     protocol: str
@@ -73,6 +70,7 @@ class Connection(Generic[_Key]):
     is_owned: bool
     packets: int = 0
     bytes: int = 0
+    has_process: bool = False
 
 
 class Flows(Generic[_Key]):
@@ -84,7 +82,7 @@ class Flows(Generic[_Key]):
         self.left_out = 0
         """Packets of connections that are not listed."""
         self._connections: dict[tuple[str, frozenset[End]], Connection[_Key]] = {}
-        self._known: dict[Hashable, tuple[list[int], Connection[_Key] | None]] = {}
+        self._known: dict[FlowKey, tuple[list[int], Connection[_Key] | None]] = {}
 
     @property
     def connections(self) -> list[Connection[_Key]]:
@@ -101,8 +99,8 @@ class Flows(Generic[_Key]):
         owner: _Key,
         *,
         is_owned: bool,
-    ) -> None:
-        """Add a packet.
+    ) -> Connection[_Key] | None:
+        """Add a packet; returns its connection, None if there is none, or if it is not listed.
 
         Args:
             time_ns: nanoseconds since 1970 UTC.
@@ -113,37 +111,39 @@ class Flows(Generic[_Key]):
             owner: key of its process.
             is_owned: whether it has a process.
         """
-        flow: Hashable = None
-        if link_type == ETHERNET and len(frame) >= _FLOW.size:
-            plain = _FLOW.unpack_from(frame)
-            flow = plain if plain[0] == _PLAIN else None
+        flow = flow_key(frame, link_type)
         found = None if flow is None else self._known.get(flow)
         if found is None:
-            found = self._find(time_ns, frame, link_type, direction, owner, is_owned=is_owned)
-            if flow is not None:
-                if len(self._known) >= _KNOWN_MAX:
-                    self._known.clear()
-                self._known[flow] = found
+            found = self._find(flow, time_ns, frame, link_type, direction, owner, is_owned=is_owned)
         sums, connection = found
         sums[0] += 1
         sums[1] += wire_len
         if connection is None:
             self.left_out += 1
-            return
+            return None
         connection.packets += 1
         connection.bytes += wire_len
         connection.first_ns = min(connection.first_ns, time_ns)
         connection.last_ns = max(connection.last_ns, time_ns)
         if is_owned and not connection.is_owned:
             connection.owner, connection.is_owned = owner, True
+        return connection
 
     def _find(
-        self, time_ns: int, frame: memoryview, link_type: int, direction: int, owner: _Key, *, is_owned: bool
+        self,
+        flow: FlowKey | None,
+        time_ns: int,
+        frame: memoryview,
+        link_type: int,
+        direction: int,
+        owner: _Key,
+        *,
+        is_owned: bool,
     ) -> tuple[list[int], Connection[_Key] | None]:
-        """The sums of the protocol of a frame, and its connection; new if needed."""
-        found = headers.read(frame, link_type)
-        ends, ports = headers.addresses(frame, found), headers.ports(frame, found)
-        protocol = _protocol(found, ports)
+        """The sums of the protocol of a frame, and its connection; new if needed, and remembered for its flow."""
+        read = headers.read(frame, link_type)
+        ends, ports = headers.addresses(frame, read), headers.ports(frame, read)
+        protocol = _protocol(read, ports)
         if protocol not in self.protocols and len(self.protocols) >= _PROTOCOLS_MAX:
             protocol = _OTHERS
         sums = self.protocols.setdefault(protocol, [0, 0])
@@ -156,6 +156,10 @@ class Flows(Generic[_Key]):
             local, remote = (destination, source) if direction == DIRECTION_IN else (source, destination)
             connection = Connection(protocol, local, remote, time_ns, time_ns, owner, is_owned)
             self._connections[key] = connection
+        if flow is not None and is_regular(flow, frame, read):
+            if len(self._known) >= _KNOWN_MAX:
+                self._known.clear()
+            self._known[flow] = sums, connection
         return sums, connection
 
 

@@ -6,6 +6,7 @@
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const PAGE = 50;
   const LABEL = 40;
+  const PAPER = 700;  // width of a chart on paper
   // Of the palette "category20" of D3: as many as the timeline has series.
   const COLORS = ["#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
     "#aec7e8", "#ffbb78", "#98df8a"];
@@ -14,7 +15,10 @@
   const short = (text) => plain(text.length > LABEL ? `${text.slice(0, LABEL - 3)}...` : text);
   const number = (value) => value === null || value === undefined ? "" : value.toLocaleString("en");
   const clear = (iso) => iso.replace("T", " ").slice(0, 23);  // milliseconds; `top` has nanoseconds
-  const time = (ms) => clear(new Date(ms).toISOString());
+  const time = (ms) => {  // also one outside of the calendar
+    const date = new Date(ms ?? NaN);
+    return Number.isNaN(date.getTime()) ? (ms === null ? "" : `${ms / 1000} s`) : clear(date.toISOString());
+  };
 
   // A table that can be sorted by each column, searched, and turned page by page.
   // columns: [heading, function from a row to its value, whether it is a number]
@@ -104,14 +108,15 @@
   const moment = (title, key) => [title, (row) => time(row[key])];
 
   function layout(more) {
-    const text = dark.matches ? "#ececec" : "#1a1a1a", line = dark.matches ? "#4a4d52" : "#c8c8c8";
+    const isDark = dark.matches;
+    const text = isDark ? "#ececec" : "#1a1a1a", line = isDark ? "#4a4d52" : "#c8c8c8";
     const axis = { gridcolor: line, zerolinecolor: line, automargin: true };
     const { xaxis = {}, yaxis = {}, ...others } = more;
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text, size: 13 },
       margin: { l: 60, r: 40, t: 10, b: 50 }, legend: { orientation: "h", y: -0.25, traceorder: "normal" },
       colorway: COLORS,
-      modebar: { orientation: "v", bgcolor: "rgba(0,0,0,0)", color: line, activecolor: text },
+      modebar: { orientation: "v", bgcolor: "rgba(0,0,0,0)", color: isDark ? "#b0b0b0" : "#595959", activecolor: text },
       xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...others,
     };
   }
@@ -122,7 +127,10 @@
       box.classList.add("empty");
       return;
     }
-    Plotly.react(box, traces, layout(more), { responsive: true, displaylogo: false });
+    // The buttons are always there: with a keyboard nothing hovers. Others, which Plotly may have, could upload data.
+    const config = { responsive: true, displaylogo: false, displayModeBar: true, plotlyServerURL: "",
+      modeBarButtons: [...(place === "flow" ? [] : [["zoomIn2d", "zoomOut2d", "zoom2d", "pan2d", "resetScale2d"]]), ["toImage"]] };
+    Plotly.react(box, traces, layout(more), config);
   }
 
   const high = (count) => Math.max(260, 24 * count + 90);
@@ -161,7 +169,9 @@
     const source = links.map(({ process }) => node("process", process)), target = links.map(({ peer }) => node("peer", peer));
     chart("flow", links.length ? [{
       type: "sankey", node: { label: [...nodes.values()].map(({ name }) => short(name)), pad: 12 },
-      link: { source, target, value: links.map(({ bytes }) => bytes) }, valueformat: ".3s", valuesuffix: "B",
+      // Plotly derives the color from the background, which is transparent here.
+      link: { source, target, value: links.map(({ bytes }) => bytes), color: dark.matches ? "rgba(255,255,255,.3)" : "rgba(0,0,0,.2)" },
+      valueformat: ".3s", valuesuffix: "B",
     }] : [], { height: high(nodes.size) });
   }
 
@@ -207,8 +217,10 @@
     column("sent bytes", "sent_bytes", true), column("received bytes", "received_bytes", true), ["first (UTC)", (row) => clear(row.first)],
     ["last (UTC)", (row) => clear(row.last)], column("peers", "peers", true), ["busiest peers", (row) => row.busiest.join(", ")],
   ], data.rows);
-  table("links", "pairs of process and peer",
-    [column("process", "process"), column("peer", "peer"), column("bytes", "bytes", true)], data.links);
+  const { rows: hidden, bytes: others } = data.morePairs, pairs = "pairs of process and peer";
+  table("links", hidden ? `${pairs}; ${number(hidden)} more with ${number(others)} bytes` : pairs, [
+    column("process", "process"), column("peer", "peer"), column("packets", "packets", true), column("bytes", "bytes", true),
+  ], data.pairs);
   table("flows", "connections", [
     column("process", "process"), column("protocol", "protocol"), column("local", "local"), column("remote", "remote"),
     column("name", "name"), column("packets", "packets", true), column("bytes", "bytes", true),
@@ -219,16 +231,28 @@
   table("interfaces", "interfaces, with the statistics in the files", [
     column("interface", "name"), column("received", "received", true), column("matched the filter", "matched", true),
     column("dropped by the capture", "dropped", true), column("dropped by the interface", "interface", true),
-    column("description", "description"), column("filter", "filter"), column("link type", "linkType", true),
+    column("description", "description"), column("filter", "filter"), column("bytes kept of a frame", "snaplen", true),
+    column("link type", "linkType", true), column("Ethernet address", "address"), column("bits per second", "speed", true),
+    column("system", "os"),
   ], data.interfaces);
-  table("unattributed", "packets without a process",
-    [column("via", "via"), column("why", "why"), column("packets", "packets", true), column("bytes", "bytes", true)], data.unattributed);
+  if (data.drops.length) table("drops", "packets that the kernel dropped; not counted above", [
+    column("reason", "reason"), ["somebody lost them", (row) => row.loss ? "yes" : "no"], column("packets", "packets", true),
+    column("bytes", "bytes", true),
+  ], data.drops);
+  table("unattributed", "packets without a process", [
+    column("via", "via"), column("direction", "direction"), column("protocol", "protocol"), column("cause", "why"),
+    column("packets", "packets", true), column("bytes", "bytes", true),
+  ], data.unattributed);
   table("settings", "this report", [column("setting", "0"), column("value", "1")], data.settings);
   table("captures", "written by", [
-    column("program", "application"), column("system", "os"), column("hardware", "hardware"), column("sections", "sections", true),
+    column("program", "application"), column("system", "os"), column("hardware", "hardware"), moment("from (UTC)", "first"),
+    moment("to (UTC)", "last"), column("comment", "comment"), column("sections", "sections", true),
   ], data.captures);
   table("errors", "files that could not be read to their end", [column("error", "0")], data.errors.map((error) => [error]));
   draw();
   document.getElementById("unit").onchange = drawTimeline;
   dark.addEventListener("change", draw);
+  const zoom = (factor) => document.querySelectorAll(".chart").forEach((box) => { box.style.zoom = factor(box); });
+  window.addEventListener("beforeprint", () => zoom((box) => Math.min(1, PAPER / box.clientWidth)));
+  window.addEventListener("afterprint", () => zoom(() => 1));
 })();

@@ -47,7 +47,7 @@ def plotly(file: Path | None = None) -> str:
             return path.read_text("utf-8")
     raise UsageError(
         f"report: found no charting library, expected {_PLOTLY} of the Python package plotly",
-        f"{sys.executable} -m pip install plotly; or --plotly FILE with its plotly.min.js",
+        f"in a virtual environment: {sys.executable} -m pip install plotly; otherwise: --plotly FILE (docs/report.md)",
     )
 
 

@@ -32,13 +32,13 @@ def command(options: argparse.Namespace, files: Sequence[Path], selection: Selec
     library = plotly(options.plotly)
     paths = expand(files)
     target.check(options.file, paths)
-    collector = Collector(options.by)
+    collector = Collector(options.by, has_drops=selection.is_of_drops)
     with Progress(paths, sys.stderr) as progress:
-        sources = Sources(paths, selection, progress.next_file, has_statistics=True)
+        sources = Sources(paths, selection, progress.next_file, ended=collector.origins.add)
         collector.read(sources.unordered())
     errors = [str(error) for error in sources.wrong]
     names = [escaped_bytes(os.fsencode(path)) for path in paths]
-    data = collector.result(sources.sections) | {
+    data = collector.result() | {
         "errors": errors,
         "settings": [
             (
@@ -46,6 +46,10 @@ def command(options: argparse.Namespace, files: Sequence[Path], selection: Selec
                 ", ".join(names[:_FILES_MAX]) + (f", {len(names) - _FILES_MAX} more" * (len(names) > _FILES_MAX)),
             ),
             ("command", escaped(shlex.join(["skbcapd", *sys.argv[1:]]))[:_COMMAND_MAX]),
+            *(
+                [("dropped packets", f"{collector.left_out}, not counted here: skbcapd top --drops")]
+                * bool(collector.left_out)
+            ),
             ("made by", f"skbcapd {__version__}"),
         ],
     }

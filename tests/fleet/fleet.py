@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from skbcapd.fleet import index_file
 from skbcapd.fleet.intake import RAW
+from tests.support import stored_files
 from tools import synthetic_fleet
 from tools.synthetic_fleet import Seen
 
@@ -26,12 +30,25 @@ def ship(base: Path, capture: Path) -> Path:
     return written.replace(target)
 
 
-def make(base: Path, hosts: int = 15, packets: int = 401) -> list[Seen]:
-    """A fleet whose indexes have arrived."""
+def make(base: Path, hosts: int = 15, packets: int = 401, kinds: Sequence[str] = ("plain",)) -> list[Seen]:
+    """A fleet whose indexes have arrived; files are stored in turn as `kinds` says (see `stored_files.KINDS`)."""
     truth = synthetic_fleet.make(base, hosts, FILES, packets)
-    for capture in sorted((base / "captures").rglob("*.pcapng")):
-        ship(base, capture)
+    for number, capture in enumerate(sorted((base / "captures").rglob("*.pcapng"))):
+        stored = stored_files.store(capture, kinds[number % len(kinds)])
+        if stored != capture:
+            capture.unlink()
+        ship(base, stored)
     return truth
+
+
+def job(name: str) -> Any:
+    """The module contrib/NAME/fleet.py."""
+    found = importlib.util.spec_from_file_location(f"contrib_{name}", ROOT / f"contrib/{name}/fleet.py")
+    assert found
+    assert found.loader
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
 
 
 def run(*words: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -41,17 +58,3 @@ def run(*words: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done
-
-
-def judged(path: Path) -> list[tuple[int, str, str, int]]:
-    """Time, host, process and tgid of all packets of a file, as tshark reads them."""
-    fields = ["frame.time_epoch", "frame.interface_name", "frame.comment"]
-    command = ["tshark", "-r", str(path), "-T", "fields", *(word for field in fields for word in ("-e", field))]
-    found = []
-    for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines():
-        time, interface, comment = line.split("\t")
-        seconds, fraction = time.split(".")
-        name = comment.partition("comm=")[2].partition(" pid=")[0].strip('"')
-        tgid = comment.partition("tgid=")[2].partition(" ")[0]
-        found.append((int(seconds) * 10**9 + int(fraction), interface.partition(": ")[0], name, int(tgid)))
-    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import random
 import re
@@ -19,12 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from skbcapd.errors import FleetError
-from skbcapd.fleet import rows, table
+from skbcapd.fleet import compaction, rows, table
 from skbcapd.fleet.compaction import compact
 from skbcapd.fleet.intake import RAW
 from skbcapd.fleet.rows import Row
 from skbcapd.fleet.storage import Storage
 from tests.fleet.fleet import FILES, ROOT, make, run
+from tools import fleet_sizes
 
 HOSTS = 15
 
@@ -32,7 +34,7 @@ HOSTS = 15
 def arrived(base: Path) -> list[Row]:
     """The rows of all index files, read without the package under test's table."""
     found = []
-    for path in (base / RAW).rglob("*.index.csv.gz"):
+    for path in filter(Path.is_file, (base / RAW).rglob("*.index.csv.gz")):
         with gzip.open(path, "rt") as lines:
             found += list(rows.read(lines))
     return sorted(found, key=str)
@@ -92,6 +94,17 @@ def test_parts(base: Path) -> None:
     )
 
 
+def test_the_computed_page_has_the_sizes_of_the_code(tmp_path: Path) -> None:
+    """What tools/fleet_sizes.py computes with is what captures, indexes and parts have."""
+    assert fleet_sizes.PART_BYTES == compaction._LARGE
+    found = fleet_sizes.measure(tmp_path, hosts=1, files=2, packets=20_000)
+    rows_of_byte = fleet_sizes.ROWS_OF_FILE / fleet_sizes.FILE_BYTES
+    assert found["ROWS_OF_FILE"] / found["FILE_BYTES"] == pytest.approx(rows_of_byte, rel=0.1)
+    assert found["INDEX_BYTES_OF_ROW"] == pytest.approx(fleet_sizes.INDEX_BYTES_OF_ROW, rel=0.2)
+    # Parts of few rows are larger.
+    assert fleet_sizes.TABLE_BYTES_OF_ROW < found["TABLE_BYTES_OF_ROW"] < 2 * fleet_sizes.TABLE_BYTES_OF_ROW
+
+
 def test_late_files(base: Path) -> None:
     """Files that arrive later are in the table with the first ones, and replaced parts are deleted after a time."""
     late = sorted((base / RAW).rglob("*.gz"))[::3]
@@ -119,6 +132,7 @@ def test_killed_at_any_moment(base: Path) -> None:
     program += "storage = Storage(sys.argv[1]); print(flush=True); compact(storage)"
     chance = random.Random(os.getpid())
     killed = 0
+    before: set[Row] = set()
     for _ in range(20):
         for path in waiting[:2]:
             (base / path.name).rename(path)
@@ -132,7 +146,8 @@ def test_killed_at_any_moment(base: Path) -> None:
             killed += running.wait() == -signal.SIGKILL
         seen = stored(base)
         assert len(seen) == len(set(seen))
-        assert set(seen) <= set(everything)
+        assert before <= set(seen) <= set(everything)
+        before = set(seen)
     for path in waiting:
         (base / path.name).rename(path)
     compact(Storage(str(base)))
@@ -157,6 +172,7 @@ HOSTILE = {
     "other columns": _text(lambda text: text.replace("peer_port", "port", 1)),
     "negative": _text(lambda text: re.sub(r",eth0,(.*?),\d+,", r",eth0,\1,-5,", text, count=1)),
     "huge": _text(lambda text: re.sub(r",eth0,(.*?),\d+,", rf",eth0,\1,{1 << 62},", text, count=1)),
+    "no number": _text(lambda text: re.sub(r",\d+,(\d+,\d+)\n", r",,\1\n", text, count=1)),
     "path": _text(lambda text: text.replace("skbcapd-web", "../../etc/skbcapd-web")),
     "two hosts": _text(lambda text: text.replace(",web-00005,", ",web-00006,", 1)),
     "address": _text(lambda text: text.replace(",10.0.5.1,", ",10.0.5.01,", 1)),
@@ -205,6 +221,28 @@ def test_sent_twice(base: Path) -> None:
     assert "counted once" in report.said[0]
     assert report.wrong == []
     assert stored(base) == before
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["compressed later", "plain one arrives later"])
+def test_compressed_after_it_was_indexed(base: Path, *, is_late: bool) -> None:
+    """A capture that was indexed, and again when it was compressed, is counted once: as it is now."""
+    plain = min((base / RAW).rglob("*.gz"))
+    name = plain.name.removesuffix(".index.csv.gz")
+    data = plain.read_bytes()
+    compressed = plain.with_name(f"{name}.gz.index.csv.gz")
+    compressed.write_bytes(gzip.compress(gzip.decompress(data).replace(f",{name},".encode(), f",{name}.gz,".encode())))
+    late = plain if is_late else compressed
+    content = late.read_bytes()
+    late.unlink()
+    compact(Storage(str(base)))
+    late.write_bytes(content)
+    assert compact(Storage(str(base))).wrong == []
+    plain.unlink()
+    assert stored(base) == arrived(base)
+    plain.write_bytes(data)
+    assert compact(Storage(str(base))).wrong == []
+    plain.unlink()
+    assert stored(base) == arrived(base)
 
 
 def test_other_content(base: Path) -> None:
@@ -281,6 +319,74 @@ def test_a_storage_that_fails(step: int, base: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.undo()
     compact(Storage(str(base)))
     assert stored(base) == arrived(base)
+
+
+_PART = {"path": "index/day/a.parquet", "hour": 1, "rows": 1, "bytes": 1, "first_us": 0, "last_us": 1}
+_MANIFEST = {"version": 1, "generation": 1, "parts": [_PART], "sources": "2026-11-27.sources-1.json.gz"}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *([], None, 5, {**_MANIFEST, "parts": 5}, {**_MANIFEST, "generation": "1"}),
+        *({**_MANIFEST, "sources": name} for name in (5, "a", "../../../../etc/passwd")),
+        *({**_MANIFEST, "parts": [{**_PART, "path": path}]} for path in (7, "../a", "index/day/../../../etc/passwd")),
+        *({**_MANIFEST, "parts": [{**_PART, name: "1"}]} for name in ("hour", "first_us", "last_us")),
+    ],
+    ids=repr,
+)
+def test_a_wrong_manifest(said: object, tmp_path: Path) -> None:
+    """A manifest that is none is one line, for questions and for compaction, and names no file elsewhere."""
+    path = tmp_path / "index/day/manifest/2026-11-27.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(said))
+    with pytest.raises(FleetError, match="expected a manifest"):
+        table.parts(Storage(str(tmp_path)), 0, 1)
+    with pytest.raises(FleetError, match="expected a manifest"):
+        table.load(Storage(str(tmp_path)), "2026-11-27", has_sources=True)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"{}", gzip.compress(b"[]"), gzip.compress(b'{"a": 5}'), gzip.compress(b"{}")[:-9]),
+        gzip.compress(b"{}")[:10] + b"\xff" * 9,
+    ],
+    ids=repr,
+)
+def test_a_wrong_list_of_sources(data: bytes, tmp_path: Path) -> None:
+    """It is one line, too."""
+    place = tmp_path / "index/day/manifest"
+    place.mkdir(parents=True)
+    (place / "2026-11-27.json").write_text(json.dumps(_MANIFEST))
+    (place / str(_MANIFEST["sources"])).write_bytes(data)
+    with pytest.raises(FleetError, match="expected a manifest"):
+        table.load(Storage(str(tmp_path)), "2026-11-27", has_sources=True)
+
+
+def test_what_is_no_file(base: Path) -> None:
+    """A FIFO, a directory and links among the index files do not stop compaction; all others are in the table."""
+    place = base / RAW
+    os.mkfifo(place / "fifo.index.csv.gz")
+    (place / "directory.index.csv.gz").mkdir()
+    (place / "nowhere.index.csv.gz").symlink_to("/nonexistent")
+    (place / "loop").symlink_to("..")
+    linked = min(path for path in place.rglob("*.index.csv.gz") if path.is_file())
+    elsewhere = base / "elsewhere.gz"
+    linked.rename(elsewhere)
+    linked.symlink_to(elsewhere)
+    said = run("compact", base, code=1).stderr
+    assert said.count("not a regular file; expected an index file; not taken in") == 2
+    for name in ("fifo.index.csv.gz", "nowhere.index.csv.gz"):
+        (place / name).unlink()
+    assert stored(base) == arrived(base)
+
+
+def test_no_directory(tmp_path: Path) -> None:
+    """A directory that does not exist is an error, and is not made."""
+    for action in ("compact", "query"):
+        assert "no such directory" in run(action, tmp_path / "typo", code=1).stderr
+    assert not (tmp_path / "typo").exists()
 
 
 def test_an_index_of_a_new_host(base: Path) -> None:

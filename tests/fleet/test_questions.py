@@ -13,7 +13,11 @@ import pytest
 
 from skbcapd.fleet.compaction import compact
 from skbcapd.fleet.storage import Storage
-from tests.fleet.fleet import ROOT, judged, make, run
+from tests.fleet.fleet import ROOT, make, run, ship
+from tests.support import stored_files
+from tests.support.strangers import interface, options, packet, process, section, udp
+from tools import fleet_rows
+from tools.fleet_trial import judged
 from tools.synthetic_fleet import NEEDLE, Seen
 
 SELECTORS = {
@@ -53,6 +57,29 @@ def test_the_needle(base: tuple[Path, list[Seen]], tmp_path: Path) -> None:
     assert judged(out) == [tuple(seen) for seen in truth]
     read, of = (int(word) for word in said.partition("ranges, ")[2].split()[:3:2])
     assert read <= 0.08 * of
+
+
+def test_compressed_captures(tmp_path: Path) -> None:
+    """Of captures in each kind of compression, the same packets are found; of those with files.seekable, only a part is
+    read; a torn one is one line, and loses what is behind the tear only.
+    """
+    truth = make(tmp_path, 15, 4001, kinds=stored_files.KINDS)
+    compact(Storage(str(tmp_path)))
+    out = tmp_path / "out.pcapng"
+    run("extract", tmp_path, "--peer", NEEDLE, "-w", out)
+    assert judged(out) == [tuple(seen) for seen in truth]
+    stored = {path.name: path for path in (tmp_path / "captures").rglob("skbcapd-*") if path.suffix == ".zst"}
+    rows = [
+        json.loads(line) for line in run("query", tmp_path, "--names", "rows", "--format", "json").stdout.splitlines()
+    ]
+    ends = {(row["file"], row["offset"], row["length"]) for row in rows if row["file"] in stored}
+    assert any(offset and length for _, offset, length in ends)
+    host = truth[-1].host  # its last file is the only one with the address
+    torn = max((tmp_path / "captures" / f"host={host}").rglob("skbcapd-*"))
+    torn.write_bytes(torn.read_bytes()[:200])
+    said = run("extract", tmp_path, "--peer", NEEDLE, "-w", out, code=1).stderr
+    assert said.count(str(torn)) == 1
+    assert judged(out) == [tuple(seen) for seen in truth if seen.host != host]
 
 
 @pytest.mark.parametrize("name", SELECTORS)
@@ -108,6 +135,22 @@ def test_a_missing_capture(base: tuple[Path, list[Seen]], tmp_path: Path) -> Non
     assert judged(tmp_path / "out.pcapng") == [tuple(seen) for seen in truth if seen.host != host]
 
 
+@pytest.mark.parametrize("peer", ["192.0.2.1", "192.0.2.0/29"])
+def test_packets_without_a_direction(peer: str, tmp_path: Path) -> None:
+    """Without a direction, a peer is searched on both sides, and no row is counted twice."""
+    ends = [("192.0.2.1", "10.0.0.2"), ("10.0.0.2", "192.0.2.1"), ("192.0.2.1", "192.0.2.2")]
+    packets = [packet(udp(*each), process(7, "relay", 0)) * (number + 2) for number, each in enumerate(ends)]
+    packets.append(packet(udp("192.0.2.1", "10.0.0.3"), process(7, "relay", 2)) * 11)
+    path = tmp_path / "captures/host=a/date=2026-11-27/skbcapd-a-20261127T100000.000Z-000000.pcapng"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(section() + interface(opts=options((9, b"\x09"))) + b"".join(packets))
+    ship(tmp_path, path)
+    compact(Storage(str(tmp_path)))
+    said = run("query", tmp_path, "--peer", peer, "--names", "rows", "--format", "json").stdout
+    found = [json.loads(line) for line in said.splitlines()]
+    assert sorted(row["packets_unknown"] for row in found) == [2, 3, 4]
+
+
 def test_no_table(tmp_path: Path) -> None:
     """Without a table, an answer is empty."""
     assert not run("query", tmp_path, "--peer", NEEDLE).stdout
@@ -119,7 +162,17 @@ def test_errors(base: tuple[Path, list[Seen]], tmp_path: Path) -> None:
     """What cannot be asked or reached is one line."""
     place, _ = base
     assert "--captures" in run("extract", place, "-w", tmp_path / "o", "--captures", "{x}", code=2).stderr
+    assert "--dropped: not in an index" in run("query", place, "--dropped", "*", code=2).stderr
     assert "expected" in run("query", "nothing://x", code=1).stderr
     (tmp_path / "index/day/manifest").mkdir(parents=True)
     (tmp_path / "index/day/manifest/2026-11-27.json").write_text("{}")
     assert "manifest" in run("query", tmp_path, code=1).stderr
+
+
+def test_a_table_of_many_rows(tmp_path: Path) -> None:
+    """The table that tools/fleet_rows.py makes to measure questions has what they ask for, and only that."""
+    storage = Storage(str(tmp_path))
+    fleet_rows.make(storage, tmp_path, 240_000)
+    some, none, more = (fleet_rows.ask(storage, words, times=1)[0] for words in fleet_rows.QUESTIONS)
+    assert none == 0
+    assert some < more

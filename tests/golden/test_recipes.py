@@ -46,13 +46,18 @@ def sent(payload: Packet) -> Packet:
     return Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / payload
 
 
+def night_before(now: datetime) -> datetime:
+    """Half an hour after the last 22:00, or less if that is not over."""
+    evening = now.replace(hour=22, minute=0, second=0, microsecond=0)
+    evening -= timedelta(days=evening > now)
+    return evening + min(timedelta(minutes=30), (now - evening) / 2)
+
+
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """Three rotated files: of last night, compressed; of the last hour; of the last minutes."""
     now = datetime.now(UTC)
-    evening = now.replace(hour=22, minute=0, second=0, microsecond=0)
-    evening -= timedelta(days=evening > now)
-    night = evening + min(timedelta(minutes=30), (now - evening) / 2)
+    night = night_before(now)
     ours = IP(src="10.0.0.1", dst="10.9.9.9") / TCP(sport=40000, dport=443, flags="PA")
     curl = process(1058, "curl", OUT, " unit=backup.service")
     of_night = [(sent(ours / TOKEN), curl, 0)] * NIGHT
@@ -90,6 +95,13 @@ def count(path: Path, where: str = "") -> int:
 def made(place: Path, name: str) -> Path:
     """The file that a recipe has written."""
     return place / name
+
+
+def has_hour(place: Path, out: str) -> None:
+    """The packets of the last hour, and, if it is not just after 22:00, none of last night."""
+    now = datetime.now(UTC)
+    is_night = now - night_before(now) < timedelta(minutes=70)
+    says("rsync", "nginx", without="" if is_night else "curl")(place, out)
 
 
 def has_night(place: Path, _out: str) -> None:
@@ -145,7 +157,7 @@ def has_sheet(place: Path, _out: str) -> None:
 EXPECTED: dict[str, Callable[[Path, str], None]] = {
     "Which processes communicated with a host last night?": says(r"\bcurl +5\b", without="nginx"),
     "Write these packets to one file": has_night,
-    "Who used the network most in the last hour?": says("rsync", "nginx", without="curl"),
+    "Who used the network most in the last hour?": has_hour,
     "Which hosts outside 10.0.0.0/8 have the most traffic, and with which processes?": says(
         r"192\.0\.2\.1\b.*rsync", r"203\.0\.113\.7\b.*nginx", without="10.9.9.9"
     ),

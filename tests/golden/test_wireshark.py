@@ -26,6 +26,7 @@ DISSECTOR = ("-X", f"lua_script:{WIRESHARK / 'skbcapd.lua'}")
 START = section() + interface(opts=options((2, b"eth0"), (9, b"\x09")))
 FRAME = udp("10.0.0.1", "10.0.0.2")
 KEYS = (*FIELDS, "via")
+DROPS = ("comm=nginx pid=7 tgid=7 drop=NETFILTER_DROP at=nf_hook_slow", "drop=NO_SOCKET at=ip_rcv")
 
 
 def fields(path: Path, where: str = "") -> list[dict[str, list[str]]]:
@@ -57,7 +58,7 @@ def expected(text: str) -> dict[str, list[str]]:
     except CommentError:
         return {}
     said = {key: escaped_bytes(value) for key, value in pairs}
-    if not said.keys() & {"comm", "process", "tgid", "via"}:
+    if not said.keys() & {"comm", "process", "tgid", "via", "drop"}:
         return {}
     if said.keys() & {"comm", "process", "tgid"}:
         said.setdefault("via", "current")
@@ -103,20 +104,23 @@ def test_the_process_is_a_field_always(path: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "found"),
     [
-        ("skbcapd", [1, 2, 3, 4]),
+        ("skbcapd", [1, 2, 3, 4, 7, 8]),
         ("skbcapd.tgid == 1058", [1]),
         ("skbcapd.tgid > 100 && skbcapd.pid != skbcapd.tgid", [2]),
         ('skbcapd.comm == "tmux: server"', [3]),
         ('skbcapd.comm contains "chron"', [1, 2]),
         ('skbcapd.via == "kernel"', [4]),
         ("!skbcapd", [5, 6]),
+        ('skbcapd.drop contains "NETFILTER"', [7]),
+        ("skbcapd.drop && !skbcapd.process", [8]),
+        ('skbcapd.at == "ip_rcv"', [8]),
         ('skbcapd.comm == "gr\\\\xc3\\\\xb6n"', []),
     ],
 )
 def test_display_filters(where: str, found: list[int], path: Path) -> None:
     """Fields are numbers and texts that display filters compare."""
     texts = ["comm=chronyd pid=1058 tgid=1058", "comm=chronyd pid=11 tgid=10580"]
-    write(path, *texts, 'comm="tmux: server" pid=7 tgid=8', "via=kernel", "hello", None)
+    write(path, *texts, 'comm="tmux: server" pid=7 tgid=8', "via=kernel", "hello", None, *DROPS)
     lines = judge(path, "tshark", *DISSECTOR, "-Y", where, "-T", "fields", "-e", "frame.number").split()
     assert [int(line) for line in lines] == found
 
@@ -229,6 +233,8 @@ def test_the_profile_has_colors(path: Path, home: Path) -> None:
         + b"".join(
             packet(FRAME, with_comment(text)) for text in (b"via=kernel", b"via=forwarded", b"via=unknown", b"hi")
         )
+        + packet(FRAME, process(1058, "chronyd", 1, " drop=NO_SOCKET"))
+        + packet(FRAME, with_comment(b"drop=NO_SOCKET at=udp_rcv via=unknown"))
     )
     rule = ("-T", "fields", "-e", "frame.coloring_rule.name")
     assert judge(path, "tshark", "-C", "skbcapd", "--color", *rule, home=home).splitlines() == [
@@ -239,6 +245,8 @@ def test_the_profile_has_colors(path: Path, home: Path) -> None:
         "skbcapd: forwarded",
         "skbcapd: unknown process",
         "",
+        "skbcapd: dropped",
+        "skbcapd: dropped",
     ]
 
 
@@ -300,12 +308,15 @@ def test_filter_buttons_and_graphs_have_valid_filters(path: Path, home: Path) ->
     judge(path, "tshark", "-C", "skbcapd", home=home)
     buttons, graphs = entries("dfilter_buttons"), entries("io_graphs")
     assert {len(row) for row in buttons} == {4}
+    names = [row[1] for row in buttons + graphs]
+    assert names.count("Dropped") == 2  # a button and a graph
     assert {len(row) for row in graphs} == {9}
     found = {row[1]: numbers(path, row[2]) for row in buttons + graphs if "${" not in row[2]}
     firsts = list(range(1, 17, 2))
     assert found == {
         "No copies": firsts,
         "TCP problems": [13],
+        "Dropped": [],
         "No process": [],
         "All packets": firsts,
         "Sent by a process": firsts,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from skbcapd.pcapng import blocks
 from skbcapd.pcapng.comment import comment, packet_options, parse
 from skbcapd.pcapng.interface import Interface
 from skbcapd.pcapng.writer import PcapngWriter
+from tests.support import stored_files
 from tests.support.frames import NTP_FRAME
 from tests.support.judges import facts, judge, rows
 
@@ -260,3 +262,22 @@ def test_scapy_agrees(path: Path) -> None:
         writer.write_statistics(0, TIME_NS, received=len(written))
     with closing(RawPcapNgReader(str(path))) as reader:  # that of scapy 2.5 is no context manager
         assert [(frame, meta.tshigh << 32 | meta.tslow) for frame, meta in reader] == written
+
+
+def test_seekable_files(path: Path) -> None:
+    """Judges read a file of files.seekable as the one that is not compressed; those of Wireshark 4.0, in
+    Debian 12, only if it is compressed with gzip, as the documentation says.
+    """
+    chance = random.Random(7)
+    with capture(path, ETH0) as writer:
+        for number in range(1501):
+            frame = NTP_FRAME + chance.randbytes(1200)
+            writer.write_packet(0, TIME_NS + number, frame, len(frame), OPTIONS)
+    fields = ("frame.number", "frame.len", "frame.time_epoch", "frame.interface_name", "frame.comment")
+    wanted = rows(path, *fields)
+    assert len(wanted) == 1501
+    said = subprocess.run(["tshark", "--version"], capture_output=True, text=True, check=True).stdout
+    for kind in stored_files.KINDS[3:4] if "(Wireshark) 4.0." in said else stored_files.KINDS[3:]:
+        stored = stored_files.store(path, kind)
+        assert rows(stored, *fields) == wanted
+        assert dict(facts(stored))["Number of packets"] == "1501"

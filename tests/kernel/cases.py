@@ -130,7 +130,7 @@ CASES = [
     _udp("udp-1400", 1400, 101, vm=True),
     _udp("udp-65507", 65507, 7),
     _udp("udp-zerocopy", 1400, 23, "--zerocopy"),
-    _udp("udp-gso", 17 * 1400, 23, "--segment", "1400"),
+    _udp("udp-gso", 17 * 1400, 23, "--segment", "1400", vm=True),
     _udp("udp-threads", 100, 101, comm="worker", threads=3, vm=True),
     _udp("udp-forger", 100, 23, comm=FORGER, vm=True),
     _udp("udp6-0", 0, 23, ipv6=True),

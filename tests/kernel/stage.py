@@ -97,6 +97,13 @@ class Player:
         self._process.stdin.write(b"\n")
         self._process.stdin.flush()
 
+    def tell(self, order: str, *arguments: object) -> list[Label]:
+        """Give it an order (tests/kernel/send/acting.py), and wait for its report."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([order, *arguments]).encode() + b"\n")
+        self._process.stdin.flush()
+        return self.says()
+
     def end(self) -> list[Label]:
         """Wait for its end; give its last report.
 

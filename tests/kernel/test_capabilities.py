@@ -24,13 +24,17 @@ GRANTED = re.findall(
 )
 
 
+def only(capabilities: list[str]) -> tuple[str, ...]:
+    """A command that starts another one with these capabilities."""
+    names = ",".join(["-all", *(f"+{name.lower()}" for name in capabilities)])
+    return ("setpriv", "--inh-caps=-all", f"--bounding-set={names}")
+
+
 def named(wire: Wire, file: Path, capabilities: list[str]) -> bool:
     """Whether packets on a connection older than the capture have the name of its process."""
-    only = ",".join(["-all", *(f"+{name.lower()}" for name in capabilities)])
-    through = ("setpriv", "--inh-caps=-all", f"--bounding-set={only}")
     with holder(wire, "0.0.0.0") as (process, connection):  # noqa: S104  in a namespace of our own
         arguments = ("-i", wire.near.device, "-w", str(file))
-        with closing(Capture(wire.near.namespace, *arguments, through=through)) as capture:
+        with closing(Capture(wire.near.namespace, *arguments, through=only(capabilities))) as capture:
             connection.send(b"older")
             until(lambda: unacknowledged(connection) == 0, "it has been acknowledged")
             ended = capture.stop()
@@ -54,6 +58,23 @@ def test_without_sys_admin(wire: Wire, tmp_path: Path) -> None:
 def test_without_sys_ptrace(wire: Wire, tmp_path: Path) -> None:
     """Packets are captured, but the process of an older connection is not known."""
     assert not named(wire, tmp_path / "some.pcapng", [name for name in GRANTED if name != "SYS_PTRACE"])
+
+
+@pytest.mark.faults
+@pytest.mark.devices("link lower0 name upper0 type macvlan")
+def test_without_net_raw(wire: Wire, tmp_path: Path) -> None:
+    """A warning names the interface whose packets are captured on the one below only."""
+    warning = (
+        "what arrives on above0 is captured on the interface below only: no packet socket: Operation not permitted"
+    )
+    wire.near.namespace.ip(f"link add link {wire.near.device} name above0 type macvlan", "link set above0 up")
+    try:
+        for names, count in (([*GRANTED, "NET_RAW"], 0), (GRANTED, 1)):
+            file = tmp_path / f"{count}.pcapng"
+            with closing(Capture(wire.near.namespace, "-i", "above0", "-w", str(file), through=only(names))) as capture:
+                assert capture.stop().stderr.count(warning) == count
+    finally:
+        wire.near.namespace.ip("link del above0")
 
 
 def test_these_are_all() -> None:

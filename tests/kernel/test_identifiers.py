@@ -31,8 +31,9 @@ TCPI_RETRANSMITS = 2  # offset in struct tcp_info: retransmissions of the oldest
 PLACES: dict[Play, dict[int, int]] = {
     routed: {4: COUNT},  # left0, first0, second0, right0
     bridged: {4: COUNT, 3: COUNT, 5: COUNT},
-    macvlan: {3: COUNT, 2: COUNT},  # mac0, near0, far0; far0, near0
+    macvlan: {3: COUNT, 2: COUNT},  # mac0, near0, far0; far0, near0 (and mac0: see LATE)
 }
+LATE = ("mac0", "in")  # the interface is made while the capture runs: what arrives at once may be before its tap
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ def datagram(packet: Packet) -> bytes:
 
 def test_the_identifier_stays_with_the_packet(play: Play, seen: Seen) -> None:
     """On all interfaces a packet has one identifier, and no other packet has it."""
-    ways = Counter((datagram(packet), packet.packet_id) for packet in seen.every)
+    every = [packet for packet in seen.every if (packet.interface, packet.direction) != LATE]
+    ways = Counter((datagram(packet), packet.packet_id) for packet in every)
 
     assert None not in {identifier for _, identifier in ways}
     assert len({one for one, _ in ways}) == len({identifier for _, identifier in ways}) == len(ways)

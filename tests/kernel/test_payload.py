@@ -7,6 +7,7 @@ import socket
 import struct
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -260,8 +261,10 @@ def test_only_nginx_without_payload(wire: Wire, tmp_path: Path, choice: str) -> 
     else:
         assert named == ours
     syns = [packet for packet in named if packet.data[47] & SYN]
-    assert sorted(packet.data for packet in syns) == sorted(frame for frame in kept if frame[47] & SYN)
-    assert len(syns) == 2 * (CONNECTIONS + 1)
+    missing = Counter(frame for frame in kept if frame[47] & SYN) - Counter(packet.data for packet in syns)
+    # Of the first connection, until /proc has been searched.
+    assert {tuple(sorted(ports(frame))) for frame in missing} <= {tuple(sorted(ports(theirs[0])))}
+    assert 2 * CONNECTIONS < len(syns) <= 2 * (CONNECTIONS + 1)
     assert {comment_fields(packet.comment)["via"] for packet in syns} == {"group"}
 
 

@@ -18,19 +18,21 @@ from tests.kernel.comparison import Marker
 from tests.kernel.namespace import Wire
 from tests.kernel.sink import DISCARD_PORT, Sink
 from tests.support.blocks import Packet
+from tests.support.command import run
 from tests.support.deadline import DEADLINE_S
 from tests.support.recipes import recipes, shape, task
 
 ALL = recipes("Captures now")
 COUNT = 23
 SERVICE = """
-import socket, sys, time
+import contextlib, socket, sys, time
 open("/proc/self/comm", "w").write("nginx")
 sender = socket.socket(type=socket.SOCK_DGRAM)
 sender.connect((sys.argv[1], int(sys.argv[2])))
 end = time.monotonic() + float(sys.argv[3])
 while time.monotonic() < end:
-    sender.send(b"token=4711")
+    with contextlib.suppress(PermissionError):  # a firewall
+        sender.send(b"token=4711")
     time.sleep(0.01)
 """
 FETCH = """
@@ -88,6 +90,19 @@ def service(wire: Wire) -> Iterator[int]:
         process.kill()
 
 
+@pytest.fixture
+def firewall(wire: Wire) -> Iterator[None]:
+    """A rule that drops what the service sends."""
+
+    def nft(rules: str) -> None:
+        wire.near.namespace.do(subprocess.run, ["nft", rules], check=True, timeout=DEADLINE_S)
+
+    chain = "add table ip t; add chain ip t c { type filter hook output priority 0; }"
+    nft(f"{chain}; add rule ip t c udp dport {DISCARD_PORT} drop")
+    yield
+    nft("delete table ip t")
+
+
 def play(title: str, wire: Wire, place: Path, service: int = 0) -> str:
     """Run the commands of a recipe in a directory of the near end; returns stdout."""
     return perform(ALL[title], wire, place, service).stdout
@@ -142,6 +157,30 @@ def test_only_nginx_without_payload(wire: Wire, service: int, tmp_path: Path) ->
     assert shape(re.sub(rf"{wire.near.device} \(.*?\)", "eth0", said)) == shape(shown)
     assert subprocess.run(search.split(), cwd=tmp_path, capture_output=True, check=False).stdout == b"0\n"
     is_headers(read(tmp_path / "nginx.pcapng"), service)
+
+
+@pytest.mark.usefixtures("firewall")
+def test_what_dropped_my_packets(wire: Wire, service: int, tmp_path: Path) -> None:
+    """Both commands of docs/tasks.md print what is there, with the process whose packets a firewall drops."""
+    commands, expected = task("What dropped my packets?")
+    said = perform(commands[:1], wire, tmp_path, service).stderr
+    found = run("top", "--drops", tmp_path / "drops.pcapng")[1].decode()
+
+    def plain(text: str) -> str:
+        text = re.sub(r"\d+ packets on other interfaces\n", "", text.replace(wire.near.device, "eth0"))
+        text = text.replace(f"drops@{wire.near.namespace.name}", "drops@host")
+        return shape(re.sub(r"eth0 \(.*?\)|\bnft?_\w+", "", text))
+
+    assert plain(said + found) == plain(expected)
+    assert found.splitlines()[1].split()[:7] == [
+        str(COUNT),
+        "874",
+        "NETFILTER_DROP",
+        "out",
+        f"drops@{wire.near.namespace.name}",
+        str(service),
+        "nginx",
+    ]
 
 
 def test_who_eats_the_bandwidth_now(wire: Wire, service: int, tmp_path: Path) -> None:

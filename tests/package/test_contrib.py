@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client.core import Sample
 from prometheus_client.parser import text_string_to_metric_families
 
 import skbcapd
@@ -182,14 +183,36 @@ def test_prometheus_accepts_the_queries(promtool: str, tmp_path: Path) -> None:
         assert expected or f"SUCCESS: {len(found)} rules found" in text
 
 
+def exported() -> list[Sample]:
+    """A value of each metric that the daemon exports."""
+    page = Metrics(Scene().everything, capture="eth0", top=1).text().decode()
+    return [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+
+
+def test_each_query_finds_something(promtool: str, tmp_path: Path) -> None:
+    """With what the daemon exports, each query of the dashboard has a result; promtool evaluates them."""
+    series = []
+    for sample in exported():
+        labels = ", ".join(f'{name}="{value}"' for name, value in (sample.labels | {"instance": "web"}).items())
+        series.append({"series": f"{sample.name}{{{labels}}}", "values": "1+1x20"})
+    tests = [
+        {"expr": f"count({query}) > bool 0", "eval_time": "10m", "exp_samples": [{"labels": "{}", "value": 1}]}
+        for query in queries()
+    ]
+    for found, code in ((series, 0), (series[:3], 1)):
+        test = {"interval": "1m", "input_series": found, "promql_expr_test": tests}
+        (tmp_path / "dashboard.yaml").write_text(yaml.safe_dump({"tests": [test]}))
+        done = said(promtool, "test", "rules", tmp_path / "dashboard.yaml")
+        assert done[0] == code, done[1]
+
+
 def test_the_queries_name_existing_metrics() -> None:
     """Each metric of the dashboard is one that the daemon exports, with these labels."""
-    page = Metrics(Scene().statistics.snapshot).text().decode()
-    samples = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+    samples = exported()
     named = {name for query in queries() for name in re.findall(r"\bskbcapd_\w+", query)}
     assert named <= {sample.name for sample in samples}
     labels = {
         label for query in queries() for words in re.findall(r"by \((.*?)\)", query) for label in words.split(", ")
     }
     assert labels - {"instance", ""} <= {label for sample in samples for label in sample.labels}
-    assert len(named) >= 13
+    assert len(named) >= 18

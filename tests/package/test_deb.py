@@ -25,15 +25,6 @@ def output(*command: str | Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package."""
-    place = tmp_path_factory.mktemp("dist")
-    subprocess.run([str(ROOT / "tools/deb"), str(place)], capture_output=True, check=True)
-    [package] = place.glob("*.deb")
-    return package
-
-
-@pytest.fixture(scope="module")
 def unpacked(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its files."""
     place = tmp_path_factory.mktemp("unpacked")
@@ -123,10 +114,18 @@ def test_it_contains_the_files_of_make_install(unpacked: Path, tmp_path: Path) -
 
 
 def test_what_other_programs_use_is_an_example(unpacked: Path) -> None:
-    """The package has the rules for Prometheus and the dashboard for Grafana as examples, where nothing reads them."""
-    packed = {path.name: path for path in (unpacked / "usr/share/doc/skbcapd/examples").iterdir()}
-    given = {path.name: path for path in (ROOT / "contrib").glob("*/*") if path.parent.name != "rpm"}
-    assert packed.keys() == given.keys() == {"skbcapd.rules.yaml", "skbcapd.json"}
+    """What contrib/ has for other programs is among the examples, where nothing reads it; single files without their
+    directory.
+    """
+    examples, contrib = unpacked / "usr/share/doc/skbcapd/examples", ROOT / "contrib"
+    packed = {str(path.relative_to(examples)): path for path in examples.rglob("*") if path.is_file()}
+    given = {
+        path.name if path.parent.name in {"grafana", "prometheus"} else str(path.relative_to(contrib)): path
+        for path in contrib.rglob("*")
+        if path.parent.name not in {"rpm", "__pycache__"} and path.is_file()
+    }
+    assert packed.keys() == given.keys()
+    assert {"skbcapd.rules.yaml", "skbcapd.json", "kubernetes/daemonset.yaml", "spark/fleet.py"} <= packed.keys()
     assert all(packed[name].read_bytes() == path.read_bytes() for name, path in given.items())
 
 

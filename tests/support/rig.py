@@ -14,6 +14,7 @@ from skbcapd.capture.interfaces import Selection
 from skbcapd.capture.plan import Plan
 from skbcapd.config.parser import default_settings
 from skbcapd.daemon import statistics
+from skbcapd.durations import Durations
 from skbcapd.filter.packet_filter import Matcher, compile_each
 from skbcapd.kernel import abi
 from skbcapd.kernel.drops import Drop
@@ -24,6 +25,7 @@ from skbcapd.kernel.segments import Packet
 from skbcapd.output.interface import FILE_S, Snapshot, Statistics
 from skbcapd.output.memory import Memory
 from skbcapd.output.pcapng_output import PcapngOutput
+from skbcapd.output.retention import Usage
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.pcapng.blocks import PACKET, walk
 from skbcapd.pcapng.comment import Label, label
@@ -32,22 +34,28 @@ from tests.support.writer import Writer, block
 
 
 class FakeDrops:
-    """Counts of drops; five more than are listed.
+    """Counts of drops.
 
     Args:
         rows: those that are listed.
     """
 
+    captures = False
+
     def __init__(self, *rows: Drop) -> None:
         self.rows = rows
+
+    def reason(self, number: int) -> str:
+        """A name for each number."""
+        return f"REASON_{number}"
 
     def counts(self) -> list[Drop]:
         """The rows."""
         return list(self.rows)
 
-    def total(self) -> int:
-        """All drops."""
-        return sum(row.packets for row in self.rows) + 5
+    def unlisted(self) -> int:
+        """Always five."""
+        return 5
 
     def missed(self) -> int:
         """Always two."""
@@ -66,6 +74,7 @@ class FakeProgram(Writer):
         self.holders: dict[int, bytes] = {}
         self.descendants: dict[int, abi.Descendant] = {}
         self.groups: dict[int, list[tuple[int, int]]] = {}
+        self.bits = bytearray(abi.TGIDS // 8)
         self.rows: dict[int, Counters] = defaultdict(Counters)
         self.calls: list[str] = []
         self.on_attach: list[bytes] = []
@@ -87,9 +96,13 @@ class FakeProgram(Writer):
         """Store the label."""
         self.labels[key] = value
 
-    def clear_labels(self) -> None:
-        """Delete all labels."""
-        self.labels.clear()
+    def labelled(self) -> bytes:
+        """The processes with a label of the program."""
+        return bytes(self.bits)
+
+    def let_end(self) -> None:
+        """No program runs."""
+        self.calls.append("let_end")
 
     def set_interface(self, key: bytes, value: bytes) -> None:
         """Store the interface."""
@@ -251,11 +264,11 @@ class Rig(Generic[AnyOutput]):
         self.capture.drain()
 
 
-def stamped(tgid: int, comm: bytes = b"chronyd", size: int = 60) -> bytes:
-    """A packet block of a process; tgid 0: without a process."""
+def stamped(tgid: int, comm: bytes = b"chronyd", size: int = 60, **more: bytes) -> bytes:
+    """A packet block of a process; tgid 0: without a process. `more`: further fields of the comment."""
     fields: list[tuple[str, bytes | str | int]] = [("via", "kernel")]
     if tgid:
-        fields = [("comm", comm), ("pid", tgid), ("tgid", tgid)]
+        fields = [("comm", comm), ("pid", tgid), ("tgid", tgid), *more.items()]
     return block(PACKET, 0, bytes(size), label(fields, 2, tgid, tgid, linked=True).options)
 
 
@@ -263,9 +276,15 @@ class Output(Recording):
     """An output that has a file and can drop packets."""
 
     path = "/var/log/skbcapd/a.pcapng.part"
-    counts: Mapping[str, int] = {"deleted_files": 3, "deleted_bytes": 3072, "indexes": 5, "index_errors": 1}
+    counts: Mapping[str, int] = Usage(6, 6144, 1 << 30, 4 << 30)._asdict() | {
+        "deleted_files": 3,
+        "deleted_bytes": 3072,
+        "indexes": 5,
+        "index_errors": 1,
+    }
+    durations: Mapping[str, Durations] = {"rotation": Durations(), "flush": Durations()}
     refused = (2, "no space")
-    memory: dict[str, Any] | None = Memory(8 << 20, 300).reach().facts | {"dump": None}
+    memory: dict[str, Any] | None = Memory(8 << 20, 300).reach().facts | {"first_s": 1.0, "dump": None}
     late = 0  # packets that it reports as dropped at the second flush
     _is_asked = False
 
@@ -297,6 +316,13 @@ class Scene:
             lambda: self.now,
             lambda: self.log_dropped,
         )
+
+    def everything(self) -> statistics.Snapshot:
+        """Statistics with a value for each metric."""
+        self.rig.program.drops = FakeDrops(Drop("NO_SOCKET", 0, 0, b"", 0, 1, 0, b"", 1))
+        self.rig.drain(stamped(7, user=b"www-data", unit=b"nginx.service"))
+        interface = {"slot": 1, "name": "eth0", "namespace": "", "packets": 3, "bytes": 300, "dropped": 1}
+        return dict(self.look()) | {"by_interface": [interface]}
 
     def look(self) -> statistics.Snapshot:
         """The statistics, one second later."""

@@ -19,7 +19,7 @@ from pathlib import Path
 _BPF, _PIDFD_OPEN, _PIDFD_GETFD = {"x86_64": 321, "aarch64": 280}[platform.machine()], 434, 438
 _MAP_CREATE, _MAP_UPDATE, _PROG_LOAD, _LINK_CREATE = 0, 2, 5, 28
 _PROG_ATTACH = 8
-_SOCKMAP, _SCHED_CLS, _XDP, _SK_MSG, _SK_LOOKUP = 15, 3, 6, 16, 30
+_SOCKMAP, _SCHED_CLS, _XDP, _CGROUP_SKB, _SK_MSG, _SK_LOOKUP = 15, 3, 6, 8, 16, 30
 _ATTACH_SK_MSG, _ATTACH_SK_LOOKUP, _ATTACH_XDP, _ATTACH_TCX_EGRESS = 7, 36, 37, 47
 _XDP_FLAGS_SKB_MODE = 2
 _LOCAL_PORT = 60  # in struct bpf_sk_lookup
@@ -120,6 +120,24 @@ def dropped(ifindex: int) -> Iterator[None]:
         os.close(link)
     finally:
         os.close(program)
+
+
+@contextlib.contextmanager
+def refused(group: Path, *, sent: bool) -> Iterator[None]:
+    """Refuse all that the sockets of a control group send, or receive: a cgroup_skb program.
+
+    Args:
+        group: its directory, of cgroup version 2.
+        sent: whether what is sent; otherwise, what is received.
+    """
+    with contextlib.ExitStack() as stack:
+        program = _load(_CGROUP_SKB, int(sent), _instruction(0xB7), _instruction(0x95))  # r0 = 0: refused
+        stack.callback(os.close, program)
+        directory = os.open(group, os.O_RDONLY)
+        stack.callback(os.close, directory)
+        link = _bpf(_LINK_CREATE, struct.pack("<IIII", program, directory, int(sent), 0))
+        stack.callback(os.close, link)
+        yield
 
 
 @contextlib.contextmanager

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 from skbcapd.kernel import abi
 from skbcapd.kernel.abi import Geometry
 from skbcapd.pcapng.blocks import PACKET
+from skbcapd.pcapng.comment import Label, label
 
 USED, COMMITTED, UPCALLS = range(3)
+PLAIN = label((), 0, 0, 0)
 
 
 class Writer:
@@ -79,15 +82,28 @@ def packet(number: int, frame: bytes = b"", options: bytes = b"") -> bytes:
     return block(PACKET, number, frame, options)
 
 
-def cut(label_id: int, frame: bytes, flags: int, original_len: int, *, checksum: int = 0, packet_id: int = 0) -> bytes:
-    """A packet with a label that could not be read to its end; `frame` is the readable part of
-    `original_len` bytes.
+def cut(
+    number: int,
+    frame: bytes,
+    flags: int,
+    original_len: int,
+    *,
+    stamp: Label = PLAIN,
+    checksum: int = 0,
+    packet_id: int = 0,
+) -> bytes:
+    """A packet with a label that could not be read to its end, on the interface with a number; `frame` is the
+    readable part of `original_len` bytes.
     """
+    options = bytearray(stamp.options)
+    options[stamp.flags_at : stamp.flags_at + 4] = struct.pack("<I", flags)
+    if stamp.linked:
+        options[stamp.flags_at + 8 : stamp.flags_at + 16] = struct.pack("<Q", packet_id)
     whole = frame + bytes(-original_len % 4 + original_len - len(frame))
-    made = bytearray(
-        block(abi.BLOCK_CUT, label_id, whole, struct.pack("<QIII", packet_id, 0, checksum, flags), 7, original_len)
-    )
+    kind = abi.BLOCK_CUT | len(options) << abi.CUT_OPTIONS_BIT
+    made = bytearray(block(kind, number, whole, bytes(options), 7, original_len))
     struct.pack_into("<I", made, 20, len(frame))
+    struct.pack_into("<I", made, len(made) - 4, checksum)
     return bytes(made)
 
 
@@ -126,3 +142,12 @@ def upcall(
         payload,
     )
     return block(abi.BLOCK_UPCALL, number, frame, call, time_ns, original_len)
+
+
+def dropped(frame: bytes, *, reason: int = 7, at: tuple[int, bytes] = (2, b"eth0"), **changes: Any) -> bytes:
+    """The block of a packet that the kernel has dropped on an interface (number and name); changes as for `upcall`."""
+    given: dict[str, Any] = {"device": b"drops", "ifindex": abi.DROPS_ETHERNET, "mac": b""} | changes
+    made = upcall(frame, **given)
+    end, size = len(made) - 4 - abi.UPCALL.size, len(made) + abi.DROPPED.size
+    why = abi.DROPPED.pack(0, reason, *at)
+    return struct.pack("<II", abi.BLOCK_DROP, size) + made[8:end] + why + made[end:-4] + struct.pack("<I", size)

@@ -14,10 +14,12 @@ import pytest
 
 from bench import anonymous, loads, report
 from bench.measure import NO_CAPTURE, Figures, busy_time, cpu_time, number, private_memory, process_times
+from bench.offline import Offline
 from bench.place import processor, version
 from bench.tools import ours, tools
 from skbcapd.kernel import compiler
 
+OFFLINE = Offline(700, 260, 340, 90, start_kept=0.3, start_new=1.2, crashed=0.1, disk=1000)
 ROW = Figures("skbcapd", "UDP 64 B unpaced", sent=1000, sending_s=0.5, captured=900, dropped=100, cpu_s=0.25)
 WHERE = "Linux 1 & 2 processors"
 LAST_WORDS = {
@@ -135,6 +137,8 @@ def test_variants_are_compared() -> None:
         ("rules", "1"): 1.0,
         ("rules", "10"): 1.5,
         ("rules", "100"): 1.3,
+        ("drops, none dropped", "none"): 1.0,
+        ("drops, none dropped", "count"): 1.25,
         ("filter", "none"): 2.0,
         ("filter", "rejects all"): 0.5,
     }
@@ -146,6 +150,7 @@ def test_variants_are_compared() -> None:
     ]
     found = {goal.name: goal.value for goal in report.goals([ROW], [], variants)}
     assert found["cost of 10 or 100 rules, relative to 1"] == pytest.approx(1.75 / 1.25)
+    assert found["cost of drops: count without drops, relative to none"] == pytest.approx(1.5 / 1.25)
     assert found["cost of a rejected packet, relative to a copied one"] == pytest.approx(0.75 / 2.25)
     assert "| filter | rejects all | 250 | 0.500 | 0.750 |" in report.variant_table(variants)
 
@@ -170,7 +175,8 @@ def test_tables_show_every_row() -> None:
     assert "| UDP 64 B unpaced | skbcapd | 2,000/s | 0.50 | 100 | 36.00 | 0 | 0.00 |" in captures
     assert "| TCP | skbcapd | 2 MiB/s |  | 100 | 50.00 | 0 | 0.00 |" in captures
     assert "| idle | skbcapd |  |  | 0 | 5.00 | 0 | 0.00 |" in captures
-    assert report.document(rows, [], [], WHERE).count(f"({WHERE})\n\n|") == 3
+    assert report.document(rows, [], [], [], WHERE).count(f"({WHERE})\n\n|") == 3
+    assert report.document(rows, [], [], [OFFLINE], WHERE).count(f"({WHERE})\n\n|") == 4
 
 
 def test_plot_is_xml_with_a_bar_for_every_tool() -> None:
@@ -203,3 +209,21 @@ def test_attribution_can_be_left_out() -> None:
     assert changed == [(f"via = {call};", "via = VIA_KERNEL;") for call in anonymous.CALLS]
     with pytest.raises(ValueError, match="has 0 times"):
         anonymous.without_attribution("")
+
+
+def test_goals_without_traffic_are_medians() -> None:
+    """A goal for reading and starting is about the median of the rounds, and rates must be at least as high."""
+    rounds = [OFFLINE, replace(OFFLINE, top=240, start_kept=0.2), replace(OFFLINE, top=250, start_kept=0.5)]
+    found = {goal.name: goal for goal in report.goals([], [], [], rounds)}
+    top, kept = found["`top`, 64 B frames, MB per CPU second"], found["time from start to capture, program kept, s"]
+    assert (top.value, top.is_met, kept.value, kept.is_met) == (250, True, 0.3, True)
+    assert found["`extract --count`, 64 B frames, MB per CPU second"].is_met is False
+    assert "| start, program kept, s | 0.30 | 0.20 to 0.50 |" in report.offline_table(rounds)
+
+
+def test_drops_count_where_the_disk_is_faster() -> None:
+    """Packets that were dropped while the sender was faster than the disk are not counted against the goal."""
+    row = replace(ROW, load="TCP bulk, GSO", sent_bytes=900_000_000, sending_s=1.0, dropped=5)
+    rows = [row, replace(row, sent_bytes=1_100_000_000, dropped=9)]
+    assert report.dropped_beside(rows, [OFFLINE, OFFLINE], row.load) == 5
+    assert report.dropped_beside(rows[1:], [OFFLINE], row.load) is None

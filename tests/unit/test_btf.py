@@ -41,6 +41,15 @@ def handmade() -> bytes:
 HANDMADE = handmade()
 
 
+def test_a_name_of_an_enum_without_a_name() -> None:
+    """It is found wherever it is, with enums of both sizes; another one is missing."""
+    made = Blob()
+    made.enum("named", ("FIRST", 3))
+    made.enum("", ("WIDE", 5), ("LAST", 7), kind=blob.ENUM64)
+    found = Btf(made.build())
+    assert [found.enumerator(name) for name in ("FIRST", "WIDE", "LAST", "FIRS", "IRST")] == [3, 5, 7, None, None]
+
+
 @pytest.mark.parametrize(
     ("name", "field", "found"),
     [

@@ -17,7 +17,6 @@ from skbcapd.cli import arguments, capture
 from skbcapd.cli.main import command, parser
 from skbcapd.config.settings import Settings
 from skbcapd.daemon.report import Report, print_descendants, print_link_types, print_totals
-from skbcapd.daemon.warnings import upper_interfaces
 from skbcapd.errors import ConfigError, SkbcapdError, UsageError
 from skbcapd.kernel.program import Counters
 from skbcapd.output.key_log import KeyLogs
@@ -308,17 +307,3 @@ def test_the_live_line_on_a_terminal(columns: int, shown: int) -> None:
     said = os.read(master, 1000).decode()
     os.close(master)
     assert said == ("\r\x1b[K" + "101 packets, 53 dropped, 19 processes, a.pcapng.part"[:shown]) * 2 + "\r\n"
-
-
-def test_interfaces_whose_frames_are_captured_below(tmp_path: Path) -> None:
-    """VLAN, bond and macvlan interfaces are recognized; a name that is not in /sys is no error."""
-    for name, uevent in {
-        "v7": "DEVTYPE=vlan\n",
-        "b0": "X=1\nDEVTYPE=bond\n",
-        "br0": "DEVTYPE=bridge\n",
-        "e0": "",
-    }.items():
-        (tmp_path / "class/net" / name).mkdir(parents=True)
-        (tmp_path / "class/net" / name / "uevent").write_text(uevent)
-
-    assert upper_interfaces(["v7", "b0", "br0", "e0", "gone"], tmp_path) == [("v7", "vlan"), ("b0", "bond")]

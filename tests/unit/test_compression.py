@@ -37,15 +37,16 @@ def opened(path: Path) -> Iterator[int]:
     os.close(descriptor)
 
 
+@pytest.mark.parametrize("is_seekable", [False, True])
 @pytest.mark.parametrize(("kind", "ending"), [("gzip", ".gz"), ("zstd", ".zst")])
-def test_a_file_is_replaced_by_the_compressed_one(kind: str, ending: str, tmp_path: Path) -> None:
+def test_a_file_is_replaced_by_the_compressed_one(kind: str, ending: str, is_seekable: bool, tmp_path: Path) -> None:  # noqa: FBT001
     """The compressed file has the same content, mode and time; there is no other file."""
     paths = [tmp_path / "a.pcapng", tmp_path / "b.pcapng"]
     for path in paths:
         path.write_bytes(DATA)
         path.chmod(0o600)
         os.utime(path, (1_000_000, 1_000_000))
-    pack(Compressor(kind), *paths)
+    pack(Compressor(kind, is_seekable=is_seekable), *paths)
 
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"a.pcapng{ending}", f"b.pcapng{ending}"]
     packed = tmp_path / f"a.pcapng{ending}"

@@ -18,7 +18,7 @@ from skbcapd.output.naming import INDEX
 from skbcapd.output.retention import Keep
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.output.triggers import Limits
-from tests.support import captures
+from tests.support import captures, stored_files
 from tests.support.deadline import until
 from tests.support.strangers import interface, options, packet, process, section, udp
 
@@ -70,6 +70,44 @@ def test_a_finished_file_gets_an_index(kind: str, ending: str, tmp_path: Path) -
     assert (compressor.indexed, compressor.index_errors) == (1, 0)
     assert directory.unprocessed(compressor) == []
     directory.close()
+
+
+def test_a_file_without_an_index_when_the_daemon_is_killed(tmp_path: Path) -> None:
+    """If the daemon is killed when a file is compressed but not indexed, there is no empty index: the next start makes
+    it.
+    """
+    path = put(tmp_path)
+    compressor = Compressor("gzip", child.command())
+    descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    compressor.add(path)
+    compressor.tick(descriptor)
+    assert compressor._at_work
+    compressor._at_work.process.wait()
+    compressor.kill()
+    compressor.tick(descriptor)
+    os.close(descriptor)
+    assert captures.names(tmp_path) == [path.name + ".gz"]
+    work(tmp_path, Compressor("gzip", child.command())).close()
+    assert len(read(tmp_path / f"{path.name}.gz{INDEX}")) == 101
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("gzip", ".gz"), ("zstd", ".zst")])
+def test_a_seekable_file_gets_an_index_of_its_members(kind: str, ending: str, tmp_path: Path) -> None:
+    """With files.seekable, the rows have the members of the compressed file; so has an index that is made later."""
+    path = put(tmp_path)
+    work(tmp_path, Compressor(kind, child.command(), is_seekable=True)).close()
+    stored = tmp_path / (path.name + ending)
+    index = stored.with_name(stored.name + INDEX)
+    assert captures.names(tmp_path) == [stored.name, index.name]
+    found = read(index)
+    assert stored_files.unpacked(stored, 0, 0) == DATA
+    assert {stored_files.unpacked(stored, row.offset, row.length) for row in found} == {DATA[DATA.index(b"\6\0\0\0") :]}
+    assert {stored_files.unpacked(stored, row.interface_offset, row.interface_length) for row in found} == {
+        DATA[: DATA.index(b"\6\0\0\0")]
+    }
+    index.unlink()
+    work(tmp_path, Compressor("none", child.command())).close()
+    assert read(index) == found
 
 
 def test_a_compressed_file_of_an_earlier_run_gets_an_index(tmp_path: Path) -> None:
@@ -162,7 +200,7 @@ def test_a_missing_program_of_compression(
     until(lambda: (directory.tick(compressor), bool(compressor.indexed))[1], "it has an index")
     directory.close()
     assert captures.names(tmp_path) == [path.name, path.name + INDEX]
-    assert caplog.messages == [f"{path}: false ended with 1; it is not compressed"]
+    assert caplog.messages == [f"{path}: zstd ended with 1; it is not compressed"]
 
 
 def test_retention_deletes_both(tmp_path: Path) -> None:

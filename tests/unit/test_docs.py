@@ -10,7 +10,7 @@ import pytest
 
 from skbcapd.analysis import account, split
 from skbcapd.attribution import containers, fields, namespaces, processes, sockets
-from skbcapd.capture import descent, interfaces, labeler, resolver
+from skbcapd.capture import descent, interfaces, resolver
 from skbcapd.cli import main, status
 from skbcapd.cli.processes import RULES_MAX
 from skbcapd.config.settings import ROWS, Via
@@ -144,7 +144,6 @@ LIMITS = (
     ("bytes that wait for a disk", f"{block_writer.QUEUE_MAX >> 20} MiB"),
     ("wait for the disk when a capture ends", f"{block_writer.STOP_S:g} s"),
     ("labels in the kernel", f"{abi.LABELS_MAX:,}"),
-    ("labels in Python", f"{labeler.REMEMBERED:,}"),
     ("sockets, flows, and processes", f"{abi.OWNERS_MAX:,}"),
     ("packets between two interfaces", f"{abi.SIGHTINGS:,}"),
     ("lookups of sockets in /proc", f"{resolver.QUESTIONS:,}"),

@@ -18,7 +18,7 @@ from skbcapd.errors import KernelError
 from skbcapd.kernel import requirements
 from skbcapd.kernel.btf import VMLINUX
 from skbcapd.kernel.requirements import Finding
-from tests.support import faults
+from tests.support import blob, faults
 from tests.support.blob import Blob
 
 ROOT_CAPABILITIES = 0x1FFFFFFFFFF
@@ -103,6 +103,33 @@ def machine(
     }
 
 
+@pytest.mark.parametrize(
+    ("fields", "text", "has_remedy"),
+    [
+        ({"softirq_disable_cnt": 4}, "in tasks, which count them (PREEMPT_RT)", False),
+        (
+            {},
+            (
+                "on the stacks of tasks: skbcapd cannot tell them from system calls, and cannot find any process; it "
+                "captures without names"
+            ),
+            True,
+        ),
+    ],
+)
+def test_where_softirqs_run(
+    fields: dict[str, int],
+    text: str,
+    has_remedy: bool,  # noqa: FBT001
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Doctor reports where softirqs run, and that no process can be found if they run on the stacks of tasks."""
+    monkeypatch.setattr("skbcapd.kernel.abi.platform.machine", lambda: "aarch64")
+    found = machine(tmp_path, {BTF: blob.kernel({"task_struct": (8, fields)})})["softirqs"]
+    assert (found.text, bool(found.remedy), found.fatal) == (text, has_remedy, False)
+
+
 TIMES: dict[str, str | bytes | None] = {"proc/self/ns/time": "time:[1]", "proc/self/ns/time_for_children": "time:[1]"}
 OFFSETS = "proc/self/timens_offsets"
 
@@ -163,7 +190,7 @@ def test_a_good_machine(tmp_path: Path) -> None:
         "lockdown": "none",
         "perf": "yes",
         "kprobes": "yes: the process of a socket is known when a send, receive or accept begins",
-        "real-time": "no",
+        "softirqs": "on stacks of their own",
         "tracefs": "/sys/kernel/tracing",
         "bpf_stats": "off",
         "memlock": "8388608; not used: since Linux 5.11 memory of BPF belongs to the cgroup",
@@ -284,7 +311,6 @@ def test_no_tracefs(tmp_path: Path) -> None:
             "on Linux 6.3 and newer",
         ),
         ({"sys/kernel/debug/kprobes/enabled": "0\n"}, "kprobes", "disabled", "echo 1 >"),
-        ({"sys/kernel/realtime": "1"}, "real-time", "cannot find any process", "without PREEMPT_RT"),
         ({STATISTICS: "1\n"}, "bpf_stats", "twice per packet", "sysctl kernel.bpf_stats_enabled=0"),
         (
             {"sys/fs/cgroup/system.slice/skbcapd.service/memory.max": "134217728\n"},

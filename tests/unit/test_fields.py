@@ -11,7 +11,7 @@ import pytest
 
 import skbcapd
 from skbcapd.attribution.containers import Names
-from skbcapd.attribution.fields import CUTTABLE, FIELDS, GROUPS, TABLE, Field, comment_fields, needs_process
+from skbcapd.attribution.fields import CUTTABLE, FIELDS, GROUPS, TABLE, Dropped, Field, comment_fields, needs_process
 from skbcapd.attribution.processes import Process, User
 from skbcapd.capture.rules import Rules, Subject, Verdict
 from skbcapd.config.parser import default_settings
@@ -37,6 +37,7 @@ PROCESS = Process(
     names=Names(b"web", b"shop/web-0/nginx"),
     status=b"Name:\tdig\nNStgid:\t7\t3\t1\nNSpid:\t7\t3\t1\nNSpgid:\t7\n",
 )
+DROPPED = Dropped(b"NETFILTER_DROP", b"nf_hook_slow")
 ALL: dict[str, bytes | int] = {
     "comm": b"isc-net-0000",
     "pid": 8,
@@ -53,18 +54,22 @@ ALL: dict[str, bytes | int] = {
     "container": b"web",
     "pod": b"shop/web-0/nginx",
     "ns_pid": 1,
+    "drop": b"NETFILTER_DROP",
+    "at": b"nf_hook_slow",
 }
 
 
 def test_every_field_has_a_value() -> None:
-    """For a completely known process, each field has its value, in the requested order."""
-    assert dict(comment_fields(FIELDS, (USER, PROCESS))) == ALL
+    """For a dropped packet of a completely known process, each field has its value, in the requested order."""
+    assert dict(comment_fields(FIELDS, (USER, PROCESS), dropped=DROPPED)) == ALL
     assert comment_fields(["uid", "none", "comm"], (USER, PROCESS)) == [("uid", 101), ("comm", b"isc-net-0000")]
 
 
 def test_unknown_values_are_left_out() -> None:
     """Fields of an unknown process are left out, and fields from /proc without a record."""
-    assert comment_fields(FIELDS, (User(0, 0, 0, b"", b""), None)) == []
+    nobody = User(0, 0, 0, b"", b"")
+    assert comment_fields(FIELDS, (nobody, None)) == []
+    assert comment_fields(FIELDS, (nobody, None), dropped=Dropped(b"NO_SOCKET")) == [("drop", b"NO_SOCKET")]
     assert dict(comment_fields(FIELDS, (USER, None))).keys() == {"comm", "pid", "tgid", "process"}
     bare = Process(7, 0, b"dig", None, None, b"", b"", b"", b"")
     assert dict(comment_fields(FIELDS, (USER, bare))).keys() == {"comm", "pid", "tgid", "process"}
@@ -127,7 +132,7 @@ def test_a_row_is_all_that_a_field_needs(field: Field) -> None:
     format.md.
     """
     assert re.fullmatch(r"[a-z_]+", field.name)
-    assert (field.of_thread is None) != (field.of_process is None)
+    assert [field.of_thread, field.of_process, field.of_drop].count(None) == 2
     assert default_settings({"comment": field.name}).comment == (field.name,)
     assert (field.name in default_settings().comment) == field.is_default
     assert f"{field.name}, {field.doc}" in ROWS["comment"].doc
@@ -151,7 +156,7 @@ def test_a_rule_may_ask_for_each_field(field: Field) -> None:
     """A rule on a field matches its value, and no other."""
     value = ALL[field.name]
     text = str(value) if isinstance(value, int) else value.decode()
-    subject = Subject(b"eth0", 1, "out", "current", USER, PROCESS)
+    subject = Subject(b"eth0", 1, "out", "current", USER, PROCESS, dropped=DROPPED)
     for wanted, matches in ((text, True), ("5" if field.is_number else "other", False)):
         rules = Rules(default_settings({"rules": f"[{{{field.name}: '{wanted}', action: drop}}]"}).rules)
         assert rules.needs_process == (field.of_process is not None)

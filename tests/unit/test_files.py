@@ -215,7 +215,7 @@ def test_small_pieces_use_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(DirectWriter, "__init__", take)
     monkeypatch.setattr(os, "pwrite", pwrite)
-    little, much = packet(0, bytes(100_000)), packet(0, bytes(2_000_000))
+    little, much = packet(0, bytes(100_000)), packet(0, bytes(3_000_000))
     with (tmp_path / "a").open("wb") as file:
         sink = BlockSink(file.fileno())
         found = []

@@ -34,6 +34,7 @@ ORDER = (
     "attribution",
     "worker",
     "standard_streams",
+    "durations",
     "lru",
     "child",
     "clocks",
@@ -50,7 +51,7 @@ LIBRARIES = {
     "yaml": {"config.parser"},
     "regex": {"config.pattern"},
     "prometheus_client": {"daemon.metrics"},
-    "duckdb": {"fleet.compaction", "fleet.questions"},
+    "duckdb": {"fleet.compaction", "fleet.engines"},
     "pyarrow": {"fleet.intake"},
     "fsspec": {"fleet.storage"},
 }

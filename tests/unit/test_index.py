@@ -7,8 +7,8 @@ import contextlib
 import gzip
 import os
 import random
+import re
 import struct
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,11 +21,17 @@ from scapy.packet import Raw
 from skbcapd.analysis.account import Account
 from skbcapd.analysis.selectors import Selection, Selectors
 from skbcapd.analysis.sources import Sources
+from skbcapd.cli.main import command
 from skbcapd.errors import FileError
 from skbcapd.fleet import index_file, rows
+from skbcapd.fleet.flows import usual_ends
 from skbcapd.fleet.index import index
 from skbcapd.fleet.rows import Row
+from skbcapd.frames import headers
+from skbcapd.output.naming import harmless
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
+from skbcapd.pcapng.link_type import ETHERNET
+from tests.support import stored_files
 from tests.support.strangers import block, interface, options, packet, pcap, process, section, udp
 
 NANOSECONDS = options((9, b"\x09"))
@@ -73,7 +79,8 @@ def sums(found: list[Row]) -> dict[object, list[int]]:
     """Packets and bytes, sent and received, by process."""
     result: dict[object, list[int]] = collections.defaultdict(lambda: [0] * 6)
     for row in found:
-        for at, value in enumerate(row[19:25]):
+        counts = row.packets_out, row.bytes_out, row.packets_in, row.bytes_in, row.packets_unknown, row.bytes_unknown
+        for at, value in enumerate(counts):
             result[row.process_pid][at] += value
     return dict(result)
 
@@ -81,7 +88,7 @@ def sums(found: list[Row]) -> dict[object, list[int]]:
 def sums_of_top(path: Path) -> dict[object, list[int]]:
     """The same, as `top` adds them up."""
     account = Account()
-    account.read(Sources([path], Selection(Selectors())).unordered())
+    account.read(Sources([path], Selection(Selectors()), counted=account.counted).unordered())
     return {
         each.tgid: [*each.by_direction[DIRECTION_OUT], *each.by_direction[DIRECTION_IN], *each.by_direction[0]]
         for each in account.processes
@@ -92,17 +99,10 @@ def read_back(path: Path, row: Row) -> list[tuple[int, int]]:
     """Number of the interface and captured length of each packet between both ends of a row, and whether the
     description is where the row says: read from the stored file, without the package under test.
     """
-    stored = path.read_bytes()
-
-    def part(offset: int, length: int) -> bytes:
-        raw = stored[offset : offset + length if length else None]
-        tool = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
-        return subprocess.run([tool, "-dcq"], input=raw, capture_output=True, check=True).stdout if tool else raw
-
-    described = part(row.interface_offset, row.interface_length)[row.interface_at :]
+    described = stored_files.unpacked(path, row.interface_offset, row.interface_length)[row.interface_at :]
     order = {b"\1\0\0\0": "<", b"\0\0\0\1": ">"}[described[:4]]
     assert row.interface.encode() in described[:100]
-    data, at, found = part(row.offset, row.length), row.first_at, []
+    data, at, found = stored_files.unpacked(path, row.offset, row.length), row.first_at, []
     while at <= row.last_at:
         kind, size = struct.unpack_from(order + "II", data, at)
         if kind == 6:
@@ -112,26 +112,30 @@ def read_back(path: Path, row: Row) -> list[tuple[int, int]]:
     return found
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_sums_are_those_of_top(tmp_path: Path, order: str) -> None:
-    """Packets and bytes of each process and direction are those of `top`, for every kind of frame."""
-    path = tmp_path / "a.pcapng"
-    capture(path, 3001, order)
+@pytest.mark.parametrize("kind", [">", *stored_files.KINDS])
+def test_sums_are_those_of_top(tmp_path: Path, kind: str) -> None:
+    """Packets and bytes of each process and direction are those of `top`, for every kind of frame, and however the file
+    is stored; the rows are the same, but for offsets in the file.
+    """
+    plain = tmp_path / "a.pcapng"
+    capture(plain, 1501, ">" if kind == ">" else "<")
+    path = plain if kind == ">" else stored_files.store(plain, kind)
     found = list(index(path))
-    assert len({row.offset for row in found}) > 4
-    assert sums(found) == sums_of_top(path)
+    assert sums(found) == sums_of_top(path) == sums_of_top(plain)
+    if kind not in {"gzip", "zstd"}:
+        assert len({row.offset for row in found}) > 3
+        places = Row._fields.index("file")
+        assert [row[:places] for row in found] == [row[:places] for row in index(plain)]
 
 
-@pytest.mark.parametrize("tool", ["", "gzip", "zstd"])
+@pytest.mark.parametrize("tool", stored_files.KINDS)
 def test_a_row_leads_to_its_packets(tmp_path: Path, tool: str) -> None:
     """From the first to the last block of a row are its packets, also in a compressed file; the range begins and ends
     with a packet of its interface.
     """
     path = tmp_path / "a.pcapng"
     capture(path, 601)
-    if tool:
-        subprocess.run([tool, "-q", str(path)], check=True)
-        path = path.with_name(path.name + {"gzip": ".gz", "zstd": ".zst"}[tool])
+    path = stored_files.store(path, tool)
     found = list(index(path))
     for row in found[::7]:
         between = read_back(path, row)
@@ -154,6 +158,18 @@ def test_an_index_file_has_the_rows(tmp_path: Path) -> None:
     os.utime(path, (1, 1))
     assert not index_file.is_fresh(path)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a.pcapng", "a.pcapng.index.csv.gz"]
+
+
+def test_a_name_of_a_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The name of a host in an index is that in the paths of `ship`; a capture that is not there is one line."""
+    path = tmp_path / "a.pcapng"
+    capture(path, 17)
+    assert command(["index", "--host", 'wéb\n"1"/..', str(path), str(tmp_path / "nothing")]) == 1
+    assert "nothing: No such file or directory; expected a capture file" in capsys.readouterr().err
+    with gzip.open(index_file.path_of(path), "rt") as file:
+        (host,) = {row.host_name for row in rows.read(file)}
+    assert host == harmless('wéb\n"1"/..')
+    assert re.fullmatch(r"[!-~]+", host)
 
 
 def test_a_torn_file_keeps_its_rows(tmp_path: Path) -> None:
@@ -185,6 +201,26 @@ def test_hostile_frames_hide_no_other_packets(tmp_path: Path) -> None:
     path.write_bytes(start + packet(bytes(bad), opts) * 3 + packet(good, opts) * 5)
     found = {row.peer_address: row.packets_out for row in index(path)}
     assert found == {None: 3, "192.0.2.1": 5}
+
+
+def test_usual_frames_are_found_as_others() -> None:
+    """Both ends of a frame with the usual headers are those that are read header by header, whatever bytes it has."""
+    chance, count = random.Random(11), 0
+    for number in range(4000):
+        made = bytearray(frame(chance, chance.choice((1, 2)))) + bytes(60)
+        for at in chance.sample(range(60), chance.choice((0, 1, 1, 4))):
+            made[at] = chance.choice((0, 6, 17, 0x45, chance.randrange(256)))
+        view = memoryview(bytes(made))
+        usual = usual_ends(view, ETHERNET)
+        if usual is None:
+            continue
+        count += 1
+        read = headers.read(view, ETHERNET)
+        ends, ports = headers.addresses(view, read), headers.ports(view, read)
+        assert ends is not None, number
+        assert ports is not None, number
+        assert usual == (read.protocol, b"".join(ends) + struct.pack(">HH", *ports)), number
+    assert count > 1000
 
 
 def test_a_pcap_file_is_rejected(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ COMMON: Structs = {
     ),
     "timespec64": (16, {}),
     "files_struct": (704, {"count": 0, "fdt": 32}),
-    "file": (232, {"f_count": 56}),
+    "file": (232, {"f_count": 56, "private_data": 200}),
     "fdtable": (56, {"max_fds": 0, "fd": 8}),
     "net_device": (  # type: ignore[dict-item] # mypy infers the joined literals alone
         2688,
@@ -63,13 +63,26 @@ COMMON: Structs = {
     "sock_common": (  # type: ignore[dict-item] # the same
         136,
         {"skc_daddr": 0, "skc_rcv_saddr": 4, "skc_hash": 8, "skc_dport": 12, "skc_num": 14, "skc_family": 16}
-        | {"skc_state": 18, "skc_ipv6only": (19 * 8 + 5, 1), "skc_net_refcnt": (19 * 8 + 6, 1)}
+        | {
+            "skc_state": 18,
+            "skc_ipv6only": (19 * 8 + 5, 1),
+            "skc_net_refcnt": (19 * 8 + 6, 1),
+        }
         | {"skc_bound_dev_if": 20, "skc_prot": 40, "skc_net": 48, "skc_v6_daddr": 56, "skc_v6_rcv_saddr": 72}
         | {"skc_listener": 96, "skc_node": 104},
     ),
-    "sock": (760, {"sk_socket": 624, "sk_lock": 320, "sk_protocol": 540, "sk_reuseport_cb": 640}),
+    "sock": (760, {"sk_socket": 624, "sk_lock": 320, "sk_protocol": 540, "sk_type": 538, "sk_reuseport_cb": 640}),
+    "udp_sock": (1200, {"encap_rcv": 1080}),
     "spinlock": (4, {}),
-    "inet_sock": (976, {"inet_sport": 792}),
+    "inet_sock": (  # type: ignore[dict-item] # the same
+        976,
+        {"inet_sport": 792, "transparent": (797 * 8 + 2, 1), "freebind": (797 * 8 + 4, 1), "mc_all": (797 * 8 + 5, 1)}
+        | {"mc_list": 856, "pinet6": 784},
+    ),
+    "ipv6_pinfo": (200, {"ipv6_mc_list": 112, "mc_all": (60 * 8 + 3, 1)}),
+    "ip_mc_socklist": (48, {"next_rcu": 0, "multi": 8, "sfmode": 20, "sflist": 24}),
+    "ip_mreqn": (12, {"imr_ifindex": 8}),
+    "ipv6_mc_socklist": (56, {"addr": 0, "next": 24, "sfmode": 20, "sflist": 32}),
     "socket": (128, {"file": 16, "sk": 24}),
     "sock_reuseport": (64, {"num_socks": 18, "socks": 64}),
     "in_device": (300, {"ifa_list": 16, "mc_list": 24}),
@@ -99,6 +112,7 @@ SK_BUFF: Fields = {
     "vlan_proto": 152,
     "vlan_tci": 154,
     "inner_network_header": 174,
+    "transport_header": 178,
     "network_header": 180,
     "mac_header": 182,
     "protocol": 184,
@@ -113,7 +127,11 @@ OLD: Structs = COMMON | {
     "netns_ipv4": (800, {"unrelated": 0}),
 }
 NEW: Structs = COMMON | {
-    "sk_buff": (232, SK_BUFF | {"vlan_all": 152, "csum_not_inet": (129 * 8, 1)}),
+    "sk_buff": (232, SK_BUFF | {"vlan_all": 152, "csum_not_inet": (129 * 8, 1), "_nfct": 104}),
+    "nf_conn": (248, {"tuplehash": 16, "status": 128, "timeout": 8}),
+    "nf_conntrack_tuple_hash": (56, {"tuple": 16}),
+    "nf_conntrack_tuple": (40, {"dst": 20}),
+    "nf_inet_addr": (16, {}),
     "netns_ipv4": (800, {"udp_table": 64}),
     "vlan_info": (200, {"grp": 8}),
     "vlan_group": (152, {"vlan_devices_arrays": 24}),
@@ -124,11 +142,16 @@ NEW: Structs = COMMON | {
         | {"tcx_ingress": 8, "tcx_egress": 16, "nf_hooks_ingress": 24, "nf_hooks_egress": 32}
         | {"xdp_prog": 40, "vlan_info": 48},
     ),
-    "netns_nf": (200, {"hooks_ipv4": 40, "hooks_ipv6": 80}),
+    "netns_nf": (200, {"hooks_ipv4": 40, "hooks_ipv6": 80, "defrag_ipv4_users": 120, "defrag_ipv6_users": 124}),
     "nf_hook_entries": (8, {"num_hook_entries": 0, "hooks": 8}),
     "nf_hook_entry": (16, {}),
     "nf_hook_ops": (48, {"hook_ops_type": (57 * 8, 8), "priority": 36}),
     "netns_bpf": (16, {"run_array": 0}),
+    "mini_Qdisc": (56, {"filter_list": 0}),
+    "tcf_proto": (120, {"next": 0, "ops": 40}),
+    "tcf_proto_ops": (200, {"kind": 16}),
+    "bpf_mprog_entry": (520, {"parent": 512}),
+    "tcx_entry": (1100, {"miniq": 0, "bundle": 8}),
     "skb_frag": (16, {"netmem": 0, "len": 8, "offset": 12}),
     "bio_vec": (32, {"bv_page": 8, "bv_len": 16, "bv_offset": 24}),
 }
@@ -163,6 +186,30 @@ def test_where_arguments_of_a_system_call_stand(
 
 
 @pytest.mark.parametrize(
+    ("machine", "structs", "functions", "expected"),
+    [
+        ("x86_64", NEW, (), {}),
+        ("aarch64", NEW, ("do_softirq_own_stack",), {}),
+        ("aarch64", NEW, (), {"NO_PROOF": 1}),
+        ("x86_64", with_field("task_struct", "softirq_disable_cnt", 2700), (), {"TASK_SOFTIRQS": 2700}),
+        ("aarch64", with_field("task_struct", "softirq_disable_cnt", 2700), (), {"TASK_SOFTIRQS": 2700}),
+    ],
+)
+def test_softirqs_are_told_from_process_context(
+    machine: str,
+    structs: Structs,
+    functions: tuple[str, ...],
+    expected: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Softirqs have their own stack, or the task counts them (PREEMPT_RT); else nothing proves process context."""
+    monkeypatch.setattr("skbcapd.kernel.abi.platform.machine", lambda: machine)
+    found = definitions(structs, *functions)
+
+    assert {name: found[name] for name in ("NO_PROOF", "TASK_SOFTIRQS") if name in found} == expected
+
+
+@pytest.mark.parametrize(
     ("structs", "expected"),
     [
         (NEW, {"SKB_SPAN": 208, "SKB_LEN": 112, "SKB_DATA": 200, "SKB_NEXT": 0}),
@@ -171,6 +218,7 @@ def test_where_arguments_of_a_system_call_stand(
         (NEW, {"NET_INUM": 160, "PAGE_STRUCT_SIZE": 64, "SEGMENT_COUNT": 4}),
         (OLD, {"SKB_VLAN_PRESENT_BYTE": 130, "SKB_VLAN_PRESENT_SHIFT": 7, "SKB_VLAN_PRESENT_WIDTH": 1}),
         (OLD, {"FRAGMENT_SIZE": 16, "FRAGMENT_PAGE": 0, "FRAGMENT_LEN": 8, "FRAGMENT_OFFSET": 12}),
+        (NEW, {"SOCK_TRANSPARENT_BYTE": 797, "SOCK_TRANSPARENT_SHIFT": 2, "SOCK_FREEBIND_SHIFT": 4}),
         (NEW, {"SOCK_LOCKED": 324}),
         (NEW | {"slock_owned": (8, {"owned": 0, "slock": 4})}, {"SOCK_LOCKED": 320}),
         (with_field("sk_buff", "data", 248), {"SKB_SPAN": 256}),
@@ -204,12 +252,14 @@ def test_missing_kernel_features_guard_nothing() -> None:
     """For a kernel without netfilter, BPF in namespaces or tc, their offsets are not defined;
     otherwise all are.
     """
-    names = {
-        name for name in definitions(NEW) if name.startswith(("NET_HOOKS", "NET_BPF", "DEV_TC", "DEV_NF", "DEV_XDP"))
-    }
+    kinds = ("NET_HOOKS", "NET_BPF", "NET_DEFRAG", "DEV_TC", "DEV_NF", "DEV_XDP", "CONNTRACK", "TUPLE")
+    names = {name for name in definitions(NEW) if name.startswith((*kinds, "SKB_CONNTRACK"))}
     guarded = {"NET_HOOKS_V4", "NET_HOOKS_V6", "NET_BPF", "DEV_TC_INGRESS", "DEV_NF_INGRESS", "DEV_XDP"}
+    users = {"NET_DEFRAG_USERS_V4", "NET_DEFRAG_USERS_V6", "SKB_CONNTRACK"}
+    tracked = {f"CONNTRACK_{field}" for field in ("TUPLES", "STATUS", "TIMEOUT")}
+    tuples = {f"TUPLE_{field}" for field in ("HASH_SIZE", "HASH_TUPLE", "TO", "PORT")}
 
-    assert names == guarded | {"DEV_TC_EGRESS", "DEV_NF_EGRESS"}
+    assert names == guarded | users | tracked | tuples | {"DEV_TC_EGRESS", "DEV_NF_EGRESS"}
     assert not names & definitions(OLD).keys()
     older = with_field("net_device", "tcx_ingress", None)
     older["net_device"][1]["miniq_ingress"] = 48
@@ -320,9 +370,12 @@ def test_every_definition_is_used_and_every_use_defined() -> None:
         defined_there |= set(re.findall(r"\b[A-Z]\w+", members))
     by_bcc = {"BPF_F_TABLE", "BPF_TABLE", "BPF_ARRAY", "BPF_PERCPU_ARRAY", "BPF_RINGBUF_OUTPUT", "BPF_F_MMAPABLE"}
     by_bcc |= {"BPF_PROG_ARRAY"}
-    by_compiler = {"KPROBE", "CPUS", "WINDOW", "CALL_RDONLY_CAST"}
+    by_compiler = {"KPROBE", "TAP", "CPUS", "WINDOW", "CALL_RDONLY_CAST"}
     by_compiler |= {"DROPS_MAX", "DROP_REASON", "DROP_RECEIVER", "SKB_REFDST", "DST_DEV"}  # see kernel/drops.py
-    names = definitions(OLD).keys() | definitions(NEW, "bpf_rdonly_cast").keys()
+    by_compiler |= {"DROPS_CAPTURED", "DROP_LOCATION", "DROPS_OF_OTHERS_MAX", "DROP_TC_EGRESS", "DROP_NETFILTER_DROP"}
+    by_kernel = {"NO_PROOF"}  # on arm64 before Linux 6.1
+    real_time = definitions(with_field("task_struct", "softirq_disable_cnt", 2700))
+    names = definitions(OLD).keys() | definitions(NEW, "bpf_rdonly_cast").keys() | real_time.keys() | by_kernel
     given = {name.removesuffix("(type)") for name in names}
 
     assert used(PROGRAM) - defined_there - by_bcc - by_compiler - {"NULL"} - given == set()
@@ -361,7 +414,7 @@ RECORDS: dict[str, abi.Record[Any] | struct.Struct] = {
     "descendant": abi.DESCENDANT,
     "measurement": abi.MEASUREMENT,
     "block_head": blocks.PACKET_HEAD,
-    "cut_tail": abi.CUT_TAIL,
+    "dropped": abi.DROPPED,
 }
 OTHERS = {"control", "segment", "segment_state"}  # in other tests
 
@@ -467,6 +520,10 @@ def test_numbers_mean_the_same_on_both_sides() -> None:
     ways = [name.lower().removeprefix("via_") for name in enum("via")]
     assert ways[1:-1] == list(VIA)[1:]
     assert [getattr(abi, f"VIA_{way.upper()}") for way in ways] == list(range(len(ways)))
+    assert {name.lower().removeprefix("field_"): code for code, name in enumerate(enum("field"))} == {
+        "none": 0,
+        **abi.COMMENT_FIELDS,
+    }
     assert [f"SLEEP_{sleep.name}" for sleep in abi.Sleep] == enum("sleep")
     assert [*abi.Sleep] == [0, 1, 2]
     assert re.search(rf"enum direction \{{ IN = {blocks.DIRECTION_IN}, OUT = {blocks.DIRECTION_OUT} \}}", PROGRAM)
@@ -478,6 +535,12 @@ def test_numbers_mean_the_same_on_both_sides() -> None:
         ("BLOCK_PACKET", blocks.PACKET),
         ("BLOCK_UPCALL", abi.BLOCK_UPCALL),
         ("BLOCK_CUT", abi.BLOCK_CUT),
+        ("OPT_COMMENT", blocks.OPT_COMMENT),
+        ("EPB_FLAGS", blocks.EPB_FLAGS),
+        ("EPB_PACKETID", blocks.EPB_PACKETID),
+        ("EPB_PROCESSID_THREADID", blocks.EPB_PROCESSID_THREADID),
+        ("FIELD_BITS", abi.FIELD_BITS),
+        *((f"NAMING_{flag.name}", flag) for flag in abi.Naming),
         ("EPB_UNICAST", blocks.RECEPTION_UNICAST),
         ("EPB_MULTICAST", blocks.RECEPTION_MULTICAST),
         ("EPB_BROADCAST", blocks.RECEPTION_BROADCAST),

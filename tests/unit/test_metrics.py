@@ -13,10 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import skbcapd
 from skbcapd.daemon.metrics import EVERY_S, Metrics, Textfile
-from skbcapd.kernel.drops import Drop
+from skbcapd.durations import Durations
 from tests.support import faults
 from tests.support.deadline import until
-from tests.support.rig import FakeDrops, Scene, stamped
+from tests.support.rig import Scene, stamped
 from tests.support.writer import upcall
 
 ROOT = Path(skbcapd.__file__).parent.parent
@@ -81,9 +81,8 @@ def test_two_files_have_no_series_in_common() -> None:
 
 def test_the_page_names_every_metric() -> None:
     """docs/monitoring.md has all metrics, and no others."""
-    scene = Scene()
-    scene.rig.program.drops = FakeDrops(Drop("NO_SOCKET", b"", 0, 1, 0, b"", 1))
-    found = {name.partition("{")[0] for name in samples(Metrics(scene.statistics.snapshot).text())}
+    text = Metrics(Scene().everything, top=1).text()
+    found = {re.sub(r"(_seconds)_(bucket|count|sum)$", r"\1", name.partition("{")[0]) for name in samples(text)}
     assert set(re.findall(r"`(skbcapd_\w+)[`{]", (ROOT / "docs/monitoring.md").read_text())) == found
 
 
@@ -95,6 +94,56 @@ def test_no_name_of_a_process_is_a_label() -> None:
     scene.rig.drain(*(stamped(tgid) for tgid in range(1, 1010)))
     scene.look()
     assert metrics.text().count(b"\n") == before
+
+
+def test_the_busiest_names_are_labels_on_request() -> None:
+    """With metrics.top, the shares of so many names are there, also of a name that would end a label or a line."""
+    scene = Scene()
+    for tgid, comm, size in ((7, b"busy", 60), (8, b'a"} 1\nb', 30), (9, b"idle", 10)):
+        scene.rig.drain(stamped(tgid, comm, size))
+    scene.look()
+    found = samples(Metrics(scene.statistics.snapshot, top=2).text())
+    assert {name: value for name, value in found.items() if "busiest" in name} == {
+        "skbcapd_busiest_ratio{by=process,name=busy}": 0.6,
+        'skbcapd_busiest_ratio{by=process,name=a"} 1\\x0ab}': 0.3,
+    }
+    assert not any("busiest" in name for name in samples(Metrics(scene.statistics.snapshot).text()))
+
+
+def test_the_busiest_interfaces_are_labels_on_request() -> None:
+    """Interfaces of one name in one namespace are one series; only so many are there."""
+    rows = [
+        {"slot": 1, "name": "veth7", "namespace": "", "packets": 3, "bytes": 300, "dropped": 1},
+        {"slot": 2, "name": "eth0", "namespace": "web", "packets": 5, "bytes": 900, "dropped": 0},
+        {"slot": 3, "name": "veth7", "namespace": "", "packets": 4, "bytes": 400, "dropped": 2},
+        {"slot": 4, "name": "lo", "namespace": "", "packets": 2, "bytes": 9, "dropped": 0},
+    ]
+    facts = dict(Scene().statistics.snapshot()) | {"by_interface": rows}
+    found = samples(Metrics(lambda: facts, top=2).text())
+    assert {name.removeprefix("skbcapd_"): value for name, value in found.items() if "skbcapd_interface_" in name} == {
+        "interface_packets_total{interface=veth7,netns=}": 7,
+        "interface_packets_total{interface=eth0,netns=web}": 5,
+        "interface_bytes_total{interface=veth7,netns=}": 700,
+        "interface_bytes_total{interface=eth0,netns=web}": 900,
+        "interface_dropped_total{interface=veth7,netns=}": 3,
+        "interface_dropped_total{interface=eth0,netns=web}": 0,
+    }
+    assert not any("skbcapd_interface_" in name for name in samples(Metrics(lambda: facts).text()))
+
+
+def test_durations_are_histograms() -> None:
+    """Each bound has the number of durations that do not exceed it, as Prometheus wants them."""
+    scene = Scene()
+    durations = Durations()
+    for seconds in (0.001, 0.002, 0.2, 60.0):
+        durations.add(seconds)
+    scene.output.durations = {"rotation": durations, "flush": Durations()}
+    found = samples(Metrics(scene.statistics.snapshot).text())
+    name = "skbcapd_rotation_duration_seconds"
+    bounds = ("0.001", "0.003", "0.1", "0.3", "10.0", "+Inf")
+    assert [found[f"{name}_bucket{{le={bound}}}"] for bound in bounds] == [1, 2, 2, 3, 3, 4]
+    assert (found[f"{name}_count"], found[f"{name}_sum"]) == (4, 60.203)
+    assert found["skbcapd_flush_duration_seconds_count"] == 0
 
 
 def test_without_the_library() -> None:

@@ -12,7 +12,8 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.packet import Raw
 
 from skbcapd.analysis.names import Names
-from skbcapd.analysis.peers import flow_bytes, names_at, peer_of, starts_tls
+from skbcapd.analysis.peers import names_at, peer_of, starts_tls
+from skbcapd.pcapng.flows import flow_key
 from skbcapd.pcapng.link_type import ETHERNET, RAW
 from tests.support.strangers import hello
 
@@ -25,6 +26,8 @@ def frame(choice: random.Random) -> bytes:
     header = bytearray(choice.randbytes(60))
     header[0], header[9] = start, choice.choice([1, 6, 17])
     header[6:8] = choice.choice([b"\x00\x00", b"\x40\x00", b"\x20\x00", b"\x20\x01", b"\x00\x07"])
+    if start == 0x60:
+        header[6] = choice.choice([6, 17, 58, 44])
     for at in (12, 16):
         header[at : at + 4] = bytes([10, 0, 0, choice.randrange(3)])
     header[20:24] = choice.choice([b"\x00\x35\x80\x00", b"\x80\x00\x00\x35", b"\x00\x00\x00\x07"])
@@ -37,8 +40,8 @@ def test_the_bytes_of_a_flow_decide_about_its_peer() -> None:
     known: dict[Hashable, tuple[object, int]] = {}
     for _ in range(20_011):
         data, link_type, direction = memoryview(frame(choice)), choice.choice([ETHERNET, RAW]), choice.randrange(4)
-        if (raw := flow_bytes(data, link_type)) is not None:
-            found = peer_of(data, link_type, direction), names_at(raw)
+        if (raw := flow_key(data, link_type)) is not None:
+            found = peer_of(data, link_type, direction), names_at(raw, data)
             assert known.setdefault((raw, direction), found) == found
     assert len(known) > 100
     assert len({peer for peer, _ in known.values()}) > 20
@@ -68,7 +71,7 @@ def test_no_frame_with_a_name_is_left_out() -> None:
         data = memoryview(bytes(head / transport / Raw(choice.choice(payloads)))[: choice.choice([60, 9999, 9999])])
         names = Names()
         names.see(data, ETHERNET)
-        at = names_at(flow_bytes(data, ETHERNET))
+        at = names_at(flow_key(data, ETHERNET), data)
         if names._found:
             found += 1
             assert at

@@ -29,7 +29,7 @@ from skbcapd.errors import SkbcapdError
 from skbcapd.pcapng import live
 from skbcapd.pcapng.blocks import PACKET
 from skbcapd.pcapng.comment import label
-from skbcapd.pcapng.interface import Interface
+from skbcapd.pcapng.interface import DROPS, Interface
 from skbcapd.pcapng.live import HEAD, Mark
 from skbcapd.pcapng.writer import PcapngWriter
 from tests.support.deadline import DEADLINE_S
@@ -54,7 +54,7 @@ def packet(comm: bytes, tgid: int, way: int, size: int, peer: str = "10.9.9.9", 
     return block(PACKET, 0, frame(size, peer=peer, way=way, port=port), options)
 
 
-def interval(blocks: bytes, *, seconds: float = 1.0, left_out: int = 0) -> bytes:
+def interval(blocks: bytes, *, seconds: float = 1.0, left_out: int = 0, name: bytes = b"eth0") -> bytes:
     """The messages of an interval with these packets."""
     data = b""
     if blocks:
@@ -68,7 +68,9 @@ def interval(blocks: bytes, *, seconds: float = 1.0, left_out: int = 0) -> bytes
 
         writer = PcapngWriter(Sink())
         writer.write_section("x86_64", "Linux", "skbcapd")
-        writer.write_interface(Interface(b"eth0", "", 1, 0, None, None, None))
+        writer.write_interface(
+            Interface(name, "web: dropped packets" if name.startswith(DROPS) else "", 1, 0, None, None, None)
+        )
         whole = b"".join(parts) + blocks
         # In two messages, cut anywhere.
         data = b"".join(HEAD.pack(live.BLOCKS, len(part)) + part for part in (whole[:101], whole[101:]))
@@ -229,6 +231,41 @@ def test_json_is_a_line_each_second(daemon: Callable[..., Daemon], top: Top) -> 
     assert first["rows"][0]["peers"][0]["address"] == "10.9.9.7"
     assert abs(first["time_s"] - time.time()) < DEADLINE_S
     assert second["rows"] == []
+
+
+def dropped(comm: bytes, tgid: int, reason: bytes, size: int) -> bytes:
+    """A dropped packet of a process, as a block."""
+    fields: list[tuple[str, bytes | int]] = [("comm", comm), ("pid", tgid), ("tgid", tgid), ("drop", reason)]
+    options = label([*fields, ("at", b"nft_do_chain")], 2, tgid, tgid).options
+    return block(PACKET, 0, frame(size, peer="10.9.9.9", way=2), options)
+
+
+def test_drops_of_now(daemon: Callable[..., Daemon], top: Top) -> None:
+    """`--drops` has a row for each reason and process, with rates; without it, dropped packets are no traffic."""
+    blocks = dropped(b"curl", 1061, b"NETFILTER_DROP", 100) * 6 + dropped(b"\x1b[31m", 1063, b"QDISC_DROP", 1000) * 2
+    stream = live.ACCEPTED + interval(blocks, seconds=2.0, left_out=len(blocks), name=b"drops@host")
+    daemon(stream)
+    done = top("--drops", "-n", "1")
+    assert (done.code, done.stderr) == (0, "")
+    assert re.sub(r"(?m)^\d\d:\d\d:\d\d", "10:11:12", done.stdout) == (
+        "10:11:12  4 dropped packets/s\n"
+        "left out: 50.0 % of the captured bytes, because they came too fast: rates are too low\n"
+        "PACKETS/S  BYTES/S  REASON          DIRECTION  INTERFACE   TGID  PROCESS   AT\n"
+        "        3      300  NETFILTER_DROP  out        drops@host  1061  curl      nft_do_chain\n"
+        "        1    1,000  QDISC_DROP      out        drops@host  1063  \\x1b[31m  nft_do_chain\n"
+    )
+
+
+@pytest.mark.parametrize(("words", "expected"), [(("--drops",), [2, 6]), ((), []), (("--dropped", "Q*"), [2])])
+def test_drops_of_now_as_json(
+    words: tuple[str, ...], expected: list[int], daemon: Callable[..., Daemon], top: Top
+) -> None:
+    """JSON has the same rows; selected drops are counted by process."""
+    blocks = dropped(b"curl", 1061, b"NETFILTER_DROP", 100) * 6 + dropped(b"ping", 1063, b"QDISC_DROP", 1000) * 2
+    daemon(live.ACCEPTED + interval(blocks, name=b"drops@host"))
+    done = top("--json", "-n", "1", *words)
+    assert (done.code, done.stderr) == (0, "")
+    assert sorted(row["packets"] for row in json.loads(done.stdout)["rows"]) == expected
 
 
 def test_what_was_left_out_is_said(daemon: Callable[..., Daemon], top: Top) -> None:

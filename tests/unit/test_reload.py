@@ -45,7 +45,7 @@ class FakeCapture:
         """Called in the child: the program is a file with the text."""
         memory = os.memfd_create("loaded")
         os.write(memory, source.text.encode())
-        return Filters([("stages_out", 0)], [memory])
+        return Filters([("stages_out", 0)], [memory], source)
 
     def change(self, plan: Plan, filters: Filters | None = None) -> None:
         """Use another plan."""

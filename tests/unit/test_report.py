@@ -18,10 +18,11 @@ from skbcapd.analysis.top import as_json
 from skbcapd.errors import FileError, UsageError
 from skbcapd.pcapng import comment as label
 from skbcapd.report import page as pages
+from skbcapd.report.causes import Causes, Kind
 from skbcapd.report.collect import Collector
-from skbcapd.report.flows import Flows
+from skbcapd.report.flows import Connection, End, Flows
 from skbcapd.report.timeline import Timeline
-from tests.support.strangers import comment, interface, options, packet, process, section, udp
+from tests.support.strangers import SHB, block, comment, interface, options, packet, process, section, udp
 
 START = section() + interface(opts=options((9, b"\x09"), (2, b"eth<0>")))
 TIME_NS = 1_622_469_600_123_456_789
@@ -59,10 +60,10 @@ def _traffic(path: Path, count: int = 500, names: tuple[str, ...] = ("curl", "di
 def _collected(*paths: Path, by: str = "tgid") -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What a report has, and what `top --json` has."""
     collector = Collector(by)
-    sources = Sources(paths, Selection(Selectors()), has_statistics=True)
+    sources = Sources(paths, Selection(Selectors()), ended=collector.origins.add)
     collector.read(sources.unordered())
     rows = json.loads("".join(as_json(collector._account.processes, by)))
-    return json.loads(json.dumps(collector.result(sources.sections))), rows
+    return json.loads(json.dumps(collector.result())), rows
 
 
 @pytest.mark.parametrize("by", ["tgid", "process"])
@@ -88,10 +89,13 @@ def test_all_sums_are_equal(tmp_path: Path) -> None:
         assert sum(each[key] for each in data["connections"]) == data[key]
         assert sum(each[key] for each in data["protocols"]) == data[key]
     assert sum(link["bytes"] for link in data["links"]) == data["bytes"]
+    assert sum(pair["bytes"] for pair in data["pairs"]) == data["bytes"]
+    assert data["morePairs"] == {"rows": 0, "bytes": 0}
     assert len(data["timeline"]["series"][0]["bytes"]) <= 240
     (unknown,) = data["unattributed"]
     assert (unknown["via"], unknown["packets"], unknown["bytes"]) == ("unknown", 1, 70)
-    assert "proven" in unknown["why"]
+    assert (unknown["direction"], unknown["protocol"]) == ("received", "UDP")
+    assert "no socket has the port" in unknown["why"]
 
 
 def test_losses_of_several_sections_are_added_up(tmp_path: Path) -> None:
@@ -105,6 +109,126 @@ def test_losses_of_several_sections_are_added_up(tmp_path: Path) -> None:
     assert found["name"] == "eth<0>"
     assert (found["received"], found["matched"], found["dropped"]) == (1058, 42, 1014)
     assert found["interface"] is None
+
+
+def _tcp(source: str, destination: str, flags: int) -> bytes:
+    frame = bytearray(udp(source, destination, size=54))
+    frame[23], frame[46], frame[47] = 6, 5 << 4, flags
+    frame[34:38] = struct.pack(">HH", 40000, 80) if destination.endswith(".1") else struct.pack(">HH", 80, 40000)
+    return bytes(frame)
+
+
+def test_packets_without_a_process_have_a_cause(tmp_path: Path) -> None:
+    """By `via`, direction and protocol, with what other packets of the connection say; the sums are those of `top`."""
+
+    def unowned(via: str, frame: bytes, flags: int, count: int = 1) -> bytes:
+        opts = comment(f"via={via}".encode(), (2, struct.pack("<I", flags)))
+        return packet(frame, opts, time=TIME_NS, wire_len=len(frame)) * count
+
+    here, there, other = "10.0.0.1", "10.0.0.2", "10.0.0.3"
+    arp, icmp = b"\xff" * 12 + b"\x08\x06" + bytes(28), bytearray(udp(there, here))
+    icmp[23] = 1  # an echo reply
+    blocks = [
+        START,
+        unowned("unknown", _tcp(there, here, 2), 1, 2),  # before the server has accepted the connection
+        packet(_tcp(here, there, 16), process(7, "nginx"), time=TIME_NS, wire_len=54),
+        unowned("unknown", _tcp(other, here, 2), 1, 3),
+        unowned("unknown", _tcp(other, here, 16), 1),
+        unowned("kernel", _tcp(here, other, 4), 2, 5),
+        unowned("kernel", arp, 2),
+        unowned("unknown", arp, 1),
+        unowned("unknown", udp(there, here), 1 | 4 << 2, 7),
+        unowned("unknown", bytes(icmp), 1),
+        unowned("unknown", udp(here, there), 2),
+        unowned("forwarded", udp(there, other), 2, 11),
+        packet(udp(there, here), time=TIME_NS, wire_len=60) * 13,
+    ]
+    (path := tmp_path / "a.pcapng").write_bytes(b"".join(blocks))
+    data, rows = _collected(path)
+    found = {
+        (row["via"], row["direction"], row["protocol"], row["packets"]): row["why"] for row in data["unattributed"]
+    }
+    assert list(found) == sorted(found, key=lambda key: -key[3])
+    expected = {
+        ("unknown", "received", "TCP SYN", 2): "other packets of the connection have a process: it arrived before",
+        ("unknown", "received", "TCP SYN", 3): "no process listens at the port",
+        ("unknown", "received", "TCP", 1): "it belongs to no known connection",
+        ("kernel", "sent", "TCP RST", 5): "the kernel resets a connection",
+        ("kernel", "sent", "ARP", 1): "address resolution",
+        ("unknown", "received", "ARP", 1): "the kernel itself receives",
+        ("unknown", "received", "UDP", 7): "it is for another machine",
+        ("unknown", "received", "echo reply", 1): "no process is known that has sent the request",
+        ("unknown", "sent", "UDP", 1): "it left in a tunnel",
+        ("forwarded", "sent", "", 11): "it came in through another interface",
+        (None, "", "", 13): "the file does not say",
+    }
+    assert found.keys() == expected.keys()
+    for key, why in expected.items():
+        assert found[key].startswith(why), key
+    assert sum(row["packets"] for row in data["unattributed"]) == sum(row["packets"] for row in rows if not row["tgid"])
+
+
+def test_causes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limits nothing is distinguished, and everything is counted."""
+    monkeypatch.setattr("skbcapd.report.causes._CELLS_MAX", 100)
+    causes: Causes[str] = Causes()
+    for number in range(500):
+        end = End(bytes(4), number)
+        connection = Connection("tcp/80", end, end, 0, 0, "", is_owned=False, has_process=True)
+        causes.add(Kind(b"unknown", 1, "TCP"), connection, 10)
+        causes.add(Kind(b"%d" % number, 2, "UDP"), None, 1)
+    assert len(causes._sums) < 200
+    found = list(causes.rows())
+    assert len(found) <= 70
+    assert (sum(row[2] for row in found), sum(row[3] for row in found)) == (1000, 5500)
+
+
+def test_origins_have_the_settings_of_each_host(tmp_path: Path) -> None:
+    """Interfaces of two hosts are two rows; those beyond the limit are added up."""
+    blocks = []
+    for host in (b"a", b"b", b"a"):
+        texts = (2, b"x86_64"), (3, b"Linux " + host), (4, b"skbcapd 9"), (1, b"on " + host)
+        blocks.append(block(SHB, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1) + options(*texts)))
+        settings = (2, b"eth0"), (3, b"netns"), (6, bytes(5) + host), (8, struct.pack("<Q", 10**9)), (9, b"\x09")
+        blocks.append(interface(opts=options(*settings, (11, b"\0tcp"), (12, b"Linux")), snaplen=96))
+        times = options((2, struct.pack("<II", 0, 10**6)), (3, struct.pack("<II", 0, 7 * 10**6)))
+        body = struct.pack("<III", 0, 0, 0) + options((4, struct.pack("<Q", 11)))[:-4] + times
+        blocks.append(block(5, body))
+    (path := tmp_path / "a.pcapng").write_bytes(b"".join(blocks))
+    data, _ = _collected(path)
+    a, b = data["captures"]
+    assert a == {
+        "hardware": "x86_64",
+        "os": "Linux a",
+        "application": "skbcapd 9",
+        "comment": "on a",
+        "first": 1,
+        "last": 7,
+        "sections": 2,
+    }
+    assert (b["os"], b["sections"]) == ("Linux b", 1)
+    eth0, other = data["interfaces"]
+    assert eth0 == {
+        "name": "eth0",
+        "description": "netns",
+        "filter": "tcp",
+        "linkType": 1,
+        "snaplen": 96,
+        "address": "00:00:00:00:00:61",
+        "speed": 10**9,
+        "os": "Linux",
+        "received": 22,
+        "matched": None,
+        "dropped": None,
+        "interface": None,
+    }
+    assert (other["address"], other["received"]) == ("00:00:00:00:00:62", 11)
+    blocks = [section(), *(interface(opts=options((2, b"%d" % number))) for number in range(600))]
+    (path := tmp_path / "b.pcapng").write_bytes(b"".join(blocks) + _statistics(599, 3, 2, 1))
+    data, _ = _collected(path)
+    assert len(data["interfaces"]) == 501
+    assert data["interfaces"][-1]["name"] == "others"
+    assert data["interfaces"][-1]["received"] == 3
 
 
 def test_the_page_has_hostile_names_as_data_only(tmp_path: Path) -> None:
@@ -136,6 +260,8 @@ def test_a_page_of_many_processes_is_bounded(tmp_path: Path) -> None:
     assert data["packets"] == count
     assert len(data["rows"]) == 5000
     assert data["more"]["rows"] == len(rows) - 5000
+    assert len(data["pairs"]) == 5000
+    assert data["morePairs"] == {"rows": 1000, "bytes": 60_000}
     assert data["more"]["packets"] + sum(row["packets"] for row in data["rows"]) == count
     assert sum(sum(each["packets"]) for each in data["timeline"]["series"]) == count
     assert len(pages.page("t", data | {"errors": [], "settings": []}, "")) < 4 << 20  # the library has 5 MB
@@ -184,7 +310,7 @@ def test_without_the_library_one_line_says_how_to_install_it(monkeypatch: pytest
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(UsageError, match="found no charting library") as caught:
         pages.plotly()
-    assert "pip install plotly" in str(caught.value.hint)
+    assert "pip install plotly; otherwise: --plotly FILE" in str(caught.value.hint)
 
 
 def test_the_library_can_be_a_file(tmp_path: Path) -> None:

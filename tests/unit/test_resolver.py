@@ -108,7 +108,7 @@ def test_a_user_recorded_after_the_packet(
     its flow without one.
     """
     tables = Tables()
-    tables.owners[SK] = abi.Owner(7, 8, 9, b"late\0rest", b"lead\0rest", *learned)
+    tables.owners[SK] = abi.Owner(SK, 7, 8, 9, b"late\0rest", b"lead\0rest", *learned)
     found = made(tables).resolve(asked(inode=inode, direction=direction))
 
     expected = (via, 7, 8, 9, b"late", b"lead") if is_same else (abi.VIA_UNKNOWN, 0, 0, 59_000_000_000, b"", b"")
@@ -122,7 +122,7 @@ def test_a_user_recorded_during_the_lookup(found: tuple[User, ...] | None) -> No
 
     def search(inode: int, seen_ns: int) -> tuple[User, ...] | None:
         assert (inode, seen_ns) == (INODE, asked().time_ns)
-        tables.owners[SK] = abi.Owner(7, 8, 9, b"quick", b"quick", INODE, IDENTITY)
+        tables.owners[SK] = abi.Owner(SK, 7, 8, 9, b"quick", b"quick", INODE, IDENTITY)
         return found
 
     named = made(tables, search).resolve(asked())
@@ -155,7 +155,7 @@ def test_an_unknown_owner_is_stored_in_the_program() -> None:
 def test_a_later_socket_at_the_same_address() -> None:
     """The owner of a socket is still found by its inode when another socket has its address."""
     tables = Tables()
-    tables.owners[SK] = abi.Owner(7, 8, 9, b"later", b"later", INODE + 1, 5)
+    tables.owners[SK] = abi.Owner(SK, 7, 8, 9, b"later", b"later", INODE + 1, 5)
     tables.holders[INODE] = struct.pack("<IIQ16s16s", 1058, 1059, 59_000_000_123, b"chronyd", b"leader")
     found = made(tables).resolve(asked())
 
@@ -227,11 +227,11 @@ def test_connections_older_than_the_program() -> None:
 
     address = bytes([127, 0, 0, 1]) + bytes(12)
     key = struct.pack("<Q16s16sHHBBH", 3, address, address, 22, 7, 6, 2, 0)
-    owner = struct.pack("<IIQ16s16sQQQQ", 1058, 1058, 59_000_000_000, b"chronyd", b"chronyd", 4711, 0, 0, 0)
+    owner = struct.pack("<QIIQ16s16sQQQQQ", 0, 1058, 1058, 59_000_000_000, b"chronyd", b"chronyd", 4711, 0, 0, 0, 0)
     assert tables.flows[key] == owner
     told = {struct.unpack_from("<H", key, 40)[0]: abi.OWNER.unpack(owner) for key, owner in tables.flows.items()}
     assert sorted(told) == [11, 13, 22]
-    assert [told[port][:4] for port in (11, 13)] == [(0, 0, 0, bytes(16))] * 2
+    assert [told[port][1:5] for port in (11, 13)] == [(0, 0, 0, bytes(16))] * 2
     users = [abi.USER.unpack(tables.holders[told[port].inode]) for port in (11, 13)]
     assert [(tgid, tid, comm.rstrip(b"\0")) for tgid, tid, _, comm, _ in users] == [(0, 0, b""), (7, 0, b"x" * 15)]
     people = [resolver.take(in_group(start), Plan()).group for _, _, start, _, _ in users]
@@ -268,8 +268,8 @@ MANAGER = User(1, 1, 7_000_000_000, b"systemd", b"systemd")
         ({101: (MASTER,), 103: (CHRONYD,)}, {}, (abi.VIA_GROUP, 0, b"")),
         ({101: (MASTER,), 103: ()}, {}, (abi.VIA_UNKNOWN, 0, b"")),
         ({101: (MASTER,)}, {}, (abi.VIA_UNKNOWN, 0, b"")),
-        ({101: (MASTER,)}, {2: abi.Owner(81, 82, 5, b"nginx\0", b"nginx\0", 103, 0)}, (abi.VIA_GROUP, 0, b"nginx")),
-        ({101: (MASTER,)}, {2: abi.Owner(81, 82, 5, b"nginx\0", b"nginx\0", 107, 0)}, (abi.VIA_UNKNOWN, 0, b"")),
+        ({101: (MASTER,)}, {2: abi.Owner(2, 81, 82, 5, b"nginx\0", b"nginx\0", 103, 0)}, (abi.VIA_GROUP, 0, b"nginx")),
+        ({101: (MASTER,)}, {2: abi.Owner(2, 81, 82, 5, b"nginx\0", b"nginx\0", 107, 0)}, (abi.VIA_UNKNOWN, 0, b"")),
     ],
 )
 def test_sockets_of_which_any_may_get_a_packet(
@@ -308,7 +308,7 @@ def test_a_socket_that_several_may_have_open(
     tables = Tables()
     tables.groups[GROUP] = [(2, 103 | abi.OPEN_IN_SEVERAL)]
     names = (learned.comm, learned.process)
-    tables.owners[2] = abi.Owner(learned.tgid, learned.tid, learned.start, *names, 103, 0, 0, SEEN_NS)
+    tables.owners[2] = abi.Owner(2, learned.tgid, learned.tid, learned.start, *names, 103, 0, SEEN_NS)
     tables.holders[GROUP] = struct.pack("<IIQ16s16s", 80, 80, 5, b"nginx", b"nginx")  # of before: there are more by now
     found = made(tables, lambda *_: holders).resolve(asked(inode=GROUP, direction=DIRECTION_IN))
 
@@ -327,7 +327,7 @@ def test_the_last_user_has_forked(members: tuple[User, ...] | None, forked_ns: i
     tables.groups[GROUP] = [(number, 100 + number | abi.OPEN_IN_SEVERAL) for number in (1, 2)]
     tables.forks[MASTER.tgid] = forked_ns
     for number in (1, 2):
-        tables.owners[number] = abi.Owner(80, 80, 5, b"nginx", b"nginx", 100 + number, 0, 0, SEEN_NS)
+        tables.owners[number] = abi.Owner(number, 80, 80, 5, b"nginx", b"nginx", 100 + number, 0, SEEN_NS)
     resolved = made(tables, lambda *_: members).resolve(asked(inode=GROUP, direction=DIRECTION_IN))
 
     assert (resolved.via, resolved.tgid) == found

@@ -52,6 +52,19 @@ def test_free_space_deletes_files_of_earlier_runs_only(tmp_path: Path, caplog: p
     assert (directory.retention.deleted_files, directory.retention.deleted_bytes) == (6, 600)
 
 
+def test_the_use_of_the_disk_is_known(tmp_path: Path) -> None:
+    """Number and size of the finished files, and the disk, as statvfs tells them."""
+    directory = CaptureDirectory(tmp_path)
+    assert directory.retention.usage == (0, 0, 0, 0)
+    for _ in range(3):
+        write(directory, bytes(100))
+    directory.clean()
+    found, disk = directory.retention.usage, os.statvfs(tmp_path)
+    assert (found.number, found.size, found.disk_size) == (3, 300, disk.f_blocks * disk.f_frsize)
+    assert 0 < found.disk_free < found.disk_size
+    directory.close()
+
+
 def test_the_newest_file_is_never_deleted_for_free_space(tmp_path: Path) -> None:
     """Before this run has a file, the last file of the earlier run stays."""
     made = earlier_run(tmp_path, 3)

@@ -64,6 +64,24 @@ def test_a_file_that_ends_on_request_is_logged(tmp_path: Path, caplog: pytest.Lo
     assert caplog.messages == [f"ended {first} (trigger: SIGUSR1)", "SIGUSR1 ignored: no file is being written"]
 
 
+def test_how_long_rotations_take_is_known(tmp_path: Path) -> None:
+    """Each rotation is counted, not the beginning of the first file; calls of fdatasync are counted, too."""
+    rig = Rig(tmp_path, size=0)
+    for _ in range(2):
+        rig.output.write_blocks(memoryview(small(1)), rig.snapshot)
+        rig.output.rotate(rig.snapshot)
+    rig.output.finish([])
+    facts = rig.output.durations["rotation"].facts
+    assert facts["count"] == 2
+    assert 0 < facts["sum_s"] < 60
+    assert rig.output.durations["flush"].facts["count"] == 0
+    series = RotatingOutput(CaptureDirectory(tmp_path / "synced"), Limits(), flush_s=1)
+    series.write_blocks(memoryview(small(1)), rig.snapshot)
+    series.tick(rig.snapshot)
+    until(lambda: series.durations["flush"].facts["count"], "the file is on the disk")
+    series.close()
+
+
 @pytest.mark.parametrize("way", ["blocks", "packets"])
 def test_a_file_has_no_more_packets_than_it_may(way: str, tmp_path: Path) -> None:
     """All files but the last have exactly as many packets as the setting."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from skbcapd.attribution.fields import Dropped
 from skbcapd.attribution.processes import Process, User
 from skbcapd.capture.rules import DECIDE_S, Rules, Subject, Verdict, rule_warnings
 from skbcapd.config.parser import default_settings
@@ -210,6 +211,27 @@ def test_ancestors_count_with_children() -> None:
     assert verdict("[{comm: worker, children: true, action: drop}]") == DROPPED
 
 
+def test_a_rule_on_drops_needs_no_process() -> None:
+    """A condition on the drop is true for dropped packets with such a reason, also if no process is known; it is
+    false for packets that were not dropped. A rule can have conditions on both.
+    """
+    nobody = replace(NOBODY, via="unknown")
+    filtered = Dropped(b"NETFILTER_DROP", b"nf_hook_slow")
+    only = rules("[{drop: NETFILTER_*}, {action: drop}]")
+    both = rules("[{drop: NETFILTER_*, comm: worker}, {action: drop}]")
+    for subject, dropped, kept in (
+        (SUBJECT, filtered, (True, True)),
+        (nobody, filtered, (True, False)),
+        (SUBJECT, Dropped(b"NO_SOCKET"), (False, False)),
+        (SUBJECT, None, (False, False)),
+    ):
+        found = replace(subject, dropped=dropped)
+        assert (only.decide(found).keeps, both.decide(found).keeps) == kept
+    assert not only.needs_process
+    hidden = replace(nobody, dropped=Dropped(b"NETFILTER_DROP"))
+    assert rules("[{at: '*', action: drop}]").decide(hidden).keeps
+
+
 def test_a_loop_of_ancestors_ends() -> None:
     """A process that is its own ancestor, for example because ids are reused, is no endless loop."""
     found = rules("[{comm: init, children: true, action: drop}]", parent=lambda process: process)
@@ -325,8 +347,11 @@ def test_an_option_is_named_as_it_was_written(caplog: pytest.LogCaptureFixture) 
         ("[{comm: x}, {action: drop}]", replace(SUBJECT, process=None), False),  # all conditions are known
         ("[{unit: x}, {action: drop}]", replace(SUBJECT, process=None), True),
         ("[{comm: x}, {interface: eth0, action: drop}]", NOBODY, False),  # dropped for its interface
+        ("[{drop: NETFILTER_*}, {action: drop}]", NOBODY, False),  # no rule is about a process
+        ("[{comm: x, interface: eth1}, {action: drop}]", NOBODY, False),  # none on this interface is
+        ("[{drop: X}, {comm: x}, {action: drop}]", NOBODY, True),
     ],
 )
 def test_what_may_be_of_a_wanted_process(text: str, subject: Subject, is_unattributed: bool) -> None:  # noqa: FBT001
-    """A packet that only the last rule drops, and whose process is not known, is unattributed."""
+    """A packet that only the last rule drops, and whose process is not known, is unattributed if a rule asks for it."""
     assert rules(text).decide(subject) == Verdict(keeps=False, is_unattributed=is_unattributed)

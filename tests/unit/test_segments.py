@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import struct
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -25,6 +26,7 @@ from skbcapd.kernel.segments import (
     read_repeated,
 )
 from skbcapd.pcapng.blocks import PACKET, walk
+from skbcapd.pcapng.comment import label
 from tests.support.frames import NTP_FRAME
 from tests.support.writer import COMMITTED, UPCALLS, USED, Writer, block, cut, packet, upcall
 
@@ -101,6 +103,49 @@ def test_the_peak_is_what_waited() -> None:
     shared.read()
     assert shared.reader.take_peak() == abi.SEGMENT_SIZE - 4 * len(one) + abi.SEGMENT_SIZE // 2 + len(upcall(b""))
     assert shared.reader.local == 1
+
+
+class Recorded:
+    """The control memory, with a list of all accesses to it."""
+
+    def __init__(self, words: memoryview, accesses: list[tuple[str, int]]) -> None:
+        self._words = words
+        self._accesses = accesses
+
+    def __getitem__(self, word: int) -> int:
+        self._accesses.append(("read", word))
+        return int(self._words[word])
+
+    def __setitem__(self, word: int, value: int) -> None:
+        self._accesses.append(("write", word))
+        self._words[word] = value
+
+
+def test_a_processor_cannot_reorder_what_proves_that_a_range_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a barrier after each read of `committed`, before the cursor is read; and one before each
+    release of a segment, after its state is reset.
+    """
+    shared = Shared()
+    accesses: list[tuple[str, int]] = []
+    monkeypatch.setattr("skbcapd.kernel.segments.order_accesses", lambda: accesses.append(("order", 0)))
+    control = cast(memoryview, Recorded(shared.control, accesses))
+    reader = SegmentReader(shared.memory, control, shared.geometry)
+    accesses.clear()
+    shared.put(packet(1, LARGE), packet(2, LARGE), packet(3))
+    assert len(list(reader.ranges())) == 2
+
+    committed = [at for at, (kind, word) in enumerate(accesses) if kind == "read" and word in states(shared)]
+    released = [at for at, access in enumerate(accesses) if access == ("write", abi.TAIL)]
+    assert len(committed) == 2
+    assert len(released) == 1
+    assert all(accesses[at + 1 : at + 3] == [("order", 0), ("read", abi.CURSOR)] for at in committed)
+    assert all(accesses[at - 1] == ("order", 0) for at in released)
+    assert not any(kind == "write" for kind, word in accesses[released[0] + 1 :])
+
+
+def states(shared: Shared) -> set[int]:
+    """The indices of `committed` of all segments."""
+    return {shared.state(number, COMMITTED) for number in range(shared.geometry.segment_count)}
 
 
 def test_blocks_come_once_and_in_order() -> None:
@@ -385,9 +430,10 @@ def test_a_cut_frame_is_read_back(got: int, wanted: int) -> None:
     """Of a frame that could not be read to its end, the readable bytes, its length, label and
     options are read back.
     """
-    made = cut(0x80000001, NTP_FRAME[:got], 0x802, wanted, checksum=0x00060022, packet_id=1 << 61)
+    stamp = label([("comm", b"chronyd")], 0, 1058, 1059, linked=True)
+    made = cut(65535, NTP_FRAME[:got], 0x802, wanted, stamp=stamp, checksum=0x00060022, packet_id=1 << 61)
 
-    expected = Cut(7, memoryview(NTP_FRAME[:got]), wanted, 0x80000001, 1 << 61, 0x00060022, 0x802, len(made))
+    expected = Cut(7, memoryview(NTP_FRAME[:got]), wanted, 65535, stamp, 1 << 61, 0x00060022, 0x802, len(made))
     assert read_local(memoryview(made), 0) == expected
 
 
@@ -441,7 +487,10 @@ def test_a_length_that_cannot_be(size: int) -> None:
         (resized(cut(1, NTP_FRAME, 0, 90), CAP_LEN, 105), 0),
         (block(abi.BLOCK_UPCALL, 0, b"", bytes(abi.UPCALL.size - 4)), 0),
         (block(abi.BLOCK_CUT, 0, b"", b""), 0),
-        (block(0x80000003, 0, NTP_FRAME, bytes(abi.UPCALL.size)), 0),
+        (block(abi.BLOCK_CUT | 8 << abi.CUT_OPTIONS_BIT, 0, b"", bytes(4)), 0),
+        (block(abi.BLOCK_CUT | 12 << abi.CUT_OPTIONS_BIT, 0, b"", bytes(12)), 0),
+        (block(abi.BLOCK_DROP, 0, NTP_FRAME, bytes(abi.DROPPED.size + abi.UPCALL.size - 4)), 0),
+        (block(0x80000004, 0, NTP_FRAME, bytes(abi.UPCALL.size)), 0),
     ],
 )
 def test_blocks_that_are_not_local(made: bytes, offset: int) -> None:

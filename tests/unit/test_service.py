@@ -88,6 +88,9 @@ class FakeCapture:
         self.calls.append("cancel_wakeup")
         return self.has_come
 
+    def take_wakeups(self) -> None:
+        """A wakeup has come."""
+
     def set_clock(self) -> None:
         """Called once a second."""
         self.calls.append("set_clock")

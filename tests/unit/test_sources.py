@@ -15,7 +15,7 @@ from skbcapd.analysis.sources import Sources, expand
 from skbcapd.analysis.when import Span
 from skbcapd.errors import FileError, UsageError
 from skbcapd.pcapng.source import STDIN
-from tests.support.strangers import ISB, block, interface, options, packet, process, section
+from tests.support.strangers import ISB, SPB, block, comment, interface, options, packet, pcap, process, section
 
 START = section() + interface(opts=options((2, b"eth0"), (9, b"\x09")))
 SECOND = 10**9
@@ -244,3 +244,50 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
     next(packets)
     packets.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+_OTHERS = [
+    START + packet(b"1") + block(SPB, struct.pack("<I", 3) + b"abc\0") + packet(b"22") + statistics(7) + packet(b"333"),
+    START + packet(b"1") * 3 + section(">") + interface(">") + packet(b"22", order=">") * 2,
+    START + packet(b"1") + packet(b"2", number=1) + packet(b"3"),  # an interface that is not described
+    START + packet(b"1") + packet(b"2")[:-4] + b"\x07\0\0\0" + packet(b"3"),  # another length at the end
+    pcap([b"1", b"22", b"333"]),
+]
+
+
+@pytest.mark.parametrize("content", _OTHERS, ids=["others", "orders", "number", "length", "pcap"])
+def test_packets_are_counted_as_they_are_read(content: bytes, tmp_path: Path) -> None:
+    """`count` has the packets and the errors of `unordered`, wherever a file ends."""
+    path = tmp_path / "a.pcapng"
+    for end in range(0, len(content) + 1, 2):
+        path.write_bytes(content[:end])
+        read, counted = (Sources([path], Selection(Selectors())) for _ in range(2))
+        assert (counted.count(), list(map(str, counted.wrong))) == (
+            sum(1 for _ in read.unordered()),
+            list(map(str, read.wrong)),
+        )
+    chosen = Selection(Selectors(tgids=frozenset({7})))
+    assert Sources([path], chosen).count() == sum(1 for _ in Sources([path], chosen).unordered())
+
+
+def test_identifiers_of_packets_are_passed_over(tmp_path: Path) -> None:
+    """Packets have the process of their own options, whatever options with an identifier were read before."""
+    flags, own = (2, struct.pack("<I", 2)), (8, struct.pack("<II", 7, 7))
+    marks = [(5, struct.pack("<Q", number)) for number in (1, 2, 0x0000000C_00080005)]
+    texts = [b"comm=a", b"comm=b", b"comm=a tgid=7"]
+    made = [comment(text, flags, mark, own) for text in texts for mark in marks]
+    made += [comment(texts[0], mark, flags, own) for mark in marks] + [comment(texts[0], flags, own)]
+    made += [comment(texts[0], flags, (5, b"1234"), (5, b"5678"), own), comment(texts[0] + bytes(40), flags, own)]
+    like = b"comm=" + b"a" * 43
+    made += [comment(text, (5, b"x" * 20)) for text in (like, like[:-12] + b"\5\0\10\0" + like[-8:])]
+    path = tmp_path / "a.pcapng"
+    alone = []
+    for opts in made:
+        path.write_bytes(START + packet(b"x", opts))
+        alone += [packet_[1] for _, packet_ in Sources([path], Selection(Selectors())).unordered()]
+    chosen = random.Random(5)
+    for _ in range(20):
+        order = [chosen.randrange(len(made)) for _ in range(60)]
+        path.write_bytes(START + b"".join(packet(b"x", made[one]) for one in order))
+        together = [packet_[1] for _, packet_ in Sources([path], Selection(Selectors())).unordered()]
+        assert together == [alone[one] for one in order]

@@ -17,9 +17,10 @@ from skbcapd.daemon import statistics
 from skbcapd.daemon.statistics import Busiest, Statistics, in_force
 from skbcapd.kernel.program import Counters
 from skbcapd.kernel.segments import Cut
-from skbcapd.pcapng.comment import Label
+from skbcapd.pcapng.blocks import PACKET
+from skbcapd.pcapng.comment import Label, label
 from tests.support.rig import Scene, stamped
-from tests.support.writer import cut, upcall
+from tests.support.writer import block, cut, upcall
 
 
 def total(facts: statistics.Snapshot) -> int:
@@ -34,22 +35,24 @@ def test_every_packet_is_in_one_figure() -> None:
     program = scene.rig.program
     scene.rig.drain(upcall(b"1"), stamped(1058))
     program.count(1, filtered=7, duplicate=5, full=3, contended=2, start=11, other_interfaces=17, unattributed=19)
+    program.count(1, limited=23)
     program.rows[0] += Counters(seen=13)  # the program is processing them
     scene.output.lost = 1
     facts = scene.look()
     assert facts["packets"] == {
-        "seen": 79,
+        "seen": 102,
         "written": 1,
         "filtered": 7,
         "other_interfaces": 17,
         "unattributed": 19,
         "duplicates": 5,
+        "limited": 23,
         "self_test": 0,
         "in_memory": 0,
         "pending": 13,
     }
     assert facts["dropped"] == {"full": 3, "contended": 2, "start": 11, "output": 1}
-    assert total(facts) == 79
+    assert total(facts) == 102
 
 
 @given(st.lists(st.sampled_from(["packet", "unwanted", "lost", "late", "seen", "stuck"]), max_size=40))
@@ -126,8 +129,8 @@ def test_the_busiest_processes() -> None:
     """
     scene = Scene()
     scene.rig.drain(upcall(b"12345", tgid=1058, tid=1059))
-    number = scene.rig.capture.labels - 1
-    scene.rig.drain(cut(number, b"12", 2, 100))
+    [stamp] = scene.output.stamps
+    scene.rig.drain(cut(7, b"12", 2, 100, stamp=stamp))
     scene.rig.drain(stamped(1061, b"a b", 7), stamped(0, size=3), stamped(1061, b"a b", 8), stamped(1061, b"a b", 9))
     found = scene.look()["processes"]
     assert found == {
@@ -139,7 +142,28 @@ def test_the_busiest_processes() -> None:
             {"tgid": 1061, "name": "a b", "packets": 3, "bytes": 24},
             {"tgid": None, "name": "via=kernel", "packets": 1, "bytes": 3},
         ],
+        "sampled_bytes": 132,
+        "groups": {
+            "process": [{"name": "chronyd", "bytes": 105}, {"name": "a b", "bytes": 24}],
+            "user": [],
+            "unit": [],
+            "container": [],
+            "pod": [],
+        },
     }
+
+
+def test_processes_are_summed_up_by_the_fields_of_their_comments() -> None:
+    """Two processes of a unit are one row of it; names are escaped."""
+    busiest = Busiest()
+    for tgid, unit, size in ((7, b"a.service", 60), (8, b"a.service", 40), (9, b"b\n.service", 90)):
+        fields: list[tuple[str, bytes | str | int]] = [("comm", b"x"), ("process", b"main"), ("unit", unit)]
+        options = label(fields, 2, tgid, tgid, linked=True).options
+        busiest.sample_blocks(memoryview(block(PACKET, 0, bytes(size), options)))
+    found = busiest.snapshot()
+    assert found["groups"]["unit"] == [{"name": "a.service", "bytes": 100}, {"name": "b\\x0a.service", "bytes": 90}]
+    assert found["groups"]["process"] == [{"name": "main", "bytes": 190}]
+    assert found["sampled_bytes"] == 190
 
 
 def test_many_packets_are_sampled() -> None:
@@ -186,8 +210,8 @@ def test_many_processes_do_not_hide_the_busiest() -> None:
 @given(st.binary(max_size=64), st.integers(0, 2**32 - 1))
 def test_any_options(options: bytes, size: int) -> None:
     """Bytes that are not options of skbcapd count for no process; the output is printable ASCII."""
-    busiest = Busiest()
-    busiest.sample_packet(Cut(0, memoryview(b""), size, 1, 0, 0, 0, 60), 0, Label(options, 0))
+    busiest, stamp = Busiest(), Label(options, 0)
+    busiest.sample_packet(Cut(0, memoryview(b""), size, 1, stamp, 0, 0, 0, 60), 0, stamp)
     text = json.dumps(busiest.snapshot(), ensure_ascii=False)
     assert text.isascii()
     assert text.isprintable()

@@ -14,6 +14,7 @@ the last step.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import re
@@ -27,7 +28,7 @@ from tests.support.cache import user_cache
 
 SUITES = ("bookworm", "trixie", "sid", "bullseye")  # the last one has the newest kernel that is too old
 NEWEST = "sid"
-META_PACKAGE = "linux-image-amd64"
+AMD64, ARM64 = "amd64", "arm64"  # architectures, and flavours of kernels
 DEFAULT_NAMES = ("6.1", "newest")  # the kernels of `make test-all`
 
 
@@ -45,11 +46,12 @@ class Source:
     signed_by: str
 
 
-def fetch(name: str) -> Path:
+def fetch(name: str, flavour: str = AMD64) -> Path:
     """Finds a kernel image, fetching it first where needed.
 
     Args:
         name: a version such as "6.1" or "7", "newest", or the path of an image.
+        flavour: as in the name of Debian's package: an architecture, or "rt-amd64", "arm64-16k".
 
     Returns:
         The path of vmlinuz; its modules are under lib/modules of the same tree.
@@ -63,16 +65,21 @@ def fetch(name: str) -> Path:
             raise KernelUnavailableError(f"{name} is no file")
         return Path(name)
     cache = cache_directory()
+    if flavour != AMD64:
+        cache /= flavour
     cache.mkdir(parents=True, exist_ok=True)
     try:
-        return _fetch_package(name, cache)
-    except subprocess.CalledProcessError as error:
+        with (cache / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # for apt's state; another run may need the same kernel
+            return _fetch_package(name, cache, flavour)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         for tree in sorted(cache.glob("*/linux-image-*"), key=_version, reverse=True):
             if name == "newest" or _matches(name, tree.name.removeprefix("linux-image-")):
                 return _image(tree)
-        raise KernelUnavailableError(
-            f"apt could not fetch kernel {name} and none is in {cache}: {(error.stderr or error.stdout).strip()}"
-        ) from error
+        said = str(error)
+        if isinstance(error, subprocess.CalledProcessError):
+            said = (error.stderr or error.stdout).strip()
+        raise KernelUnavailableError(f"apt could not fetch kernel {name} and none is in {cache}: {said}") from error
 
 
 def cache_directory() -> Path:
@@ -97,18 +104,19 @@ def unavailable() -> str:
     return ""
 
 
-def _fetch_package(name: str, cache: Path) -> Path:
+def _fetch_package(name: str, cache: Path, flavour: str) -> Path:
     reason = unavailable()
     if reason:
         raise KernelUnavailableError(reason)
     source = find_source()
     offered = []
     for suite in (NEWEST,) if name == "newest" else SUITES:
-        apt = _apt_options(source, suite, cache / suite / "apt")
+        apt = apt_options(source, suite, cache / suite / "apt", ARM64 if ARM64 in flavour else AMD64)
         run(["apt-get", *apt, "update"])
-        found = re.search(r"Depends:.*\blinux-image-(\d[^\s,]+)", run(["apt-cache", *apt, "show", META_PACKAGE]))
+        package = f"linux-image-{flavour}"
+        found = re.search(r"Depends:.*\blinux-image-(\d[^\s,]+)", run(["apt-cache", *apt, "show", package]))
         if not found:
-            raise KernelUnavailableError(f"{META_PACKAGE} of {suite} names no kernel")
+            raise KernelUnavailableError(f"{package} of {suite} names no kernel")
         offered.append(f"{found[1]} in {suite}")
         if name == "newest" or _matches(name, found[1]):
             return _unpack(f"linux-image-{found[1]}", apt, cache / suite)
@@ -164,11 +172,11 @@ def run(command: list[str], directory: Path | None = None) -> str:
     ).stdout
 
 
-def _apt_options(source: Source, suite: str, state: Path) -> list[str]:
+def apt_options(source: Source, suite: str, state: Path, architecture: str = AMD64) -> list[str]:
     """Returns what gives apt a state of its own, and one source."""
     options = apt_state(state)
     (state / "kernel.sources").write_text(
-        f"Types: deb\nURIs: {source.uri}\nSuites: {suite}\nComponents: main\nArchitectures: amd64\n"
+        f"Types: deb\nURIs: {source.uri}\nSuites: {suite}\nComponents: main\nArchitectures: {architecture}\n"
         + (f"Signed-By: {source.signed_by}\n" if source.signed_by else "")
     )
     settings = {
@@ -176,7 +184,8 @@ def _apt_options(source: Source, suite: str, state: Path) -> list[str]:
         "Dir::Etc::sourceparts": "/dev/null",
         "Dir::Etc::preferences": "/dev/null",
         "Dir::Etc::preferencesparts": "/dev/null",
-        "APT::Architecture": "amd64",
+        "APT::Architecture": architecture,
+        "APT::Architectures::": architecture,
     }
     return [*options, *(f"-o{key}={value}" for key, value in settings.items())]
 

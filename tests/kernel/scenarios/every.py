@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.kernel.scenarios import (
+    contested,
     further,
     kernels_own,
     listeners,
@@ -19,11 +20,11 @@ from tests.kernel.scenarios import (
     unusual,
     waiting,
 )
-from tests.kernel.stage import Performance, Played, Scenario
+from tests.kernel.stage import Performance, Scenario
 
 # `waiting` is last: its firewall table stays, and then addresses prove no receiver (bpf/guard.h).
 GROUPS = (
-    *(udp, tcp, sharing, others, received, listeners, unusual, further),
+    *(udp, tcp, sharing, others, received, listeners, unusual, further, contested),
     *(stealing, redirected, kernels_own, load, waiting),
 )
 SCENARIOS = [scenario for group in GROUPS for scenario in group.SCENARIOS]
@@ -51,12 +52,18 @@ def selected(request: pytest.FixtureRequest) -> list[Scenario]:
     return [scenario for scenario in SCENARIOS if scenario in chosen]
 
 
-def outcome(performance: Performance, scenario: Scenario) -> Played:
-    """What one scenario gave.
+def check_names(performance: Performance, scenario: Scenario, *, counted: bool = True) -> None:
+    """No packet of the scenario names a wrong process, and no more than its number are unknown; with
+    `counted`, it has as many packets as it says.
 
     Raises:
-        AssertionError: it did not go well.
+        AssertionError: it is not so, or the scenario did not go well.
     """
-    [found] = [played for played in performance.played if played.scenario is scenario]
-    assert not found.error, found.error
-    return found
+    [played] = [played for played in performance.played if played.scenario is scenario]
+    verdicts = played.verdicts
+    examples = "\n".join(verdicts.examples)
+    assert not played.error, played.error
+    assert verdicts.wrong == 0, f"{verdicts.wrong} packets name a wrong process\n{examples}"
+    least = scenario.packets if counted else 0
+    assert verdicts.packets >= least, f"{verdicts.packets} packets, expected at least {least}"
+    assert verdicts.unknown <= played.allowed, f"{verdicts.unknown} unknown, allowed {played.allowed}\n{examples}"

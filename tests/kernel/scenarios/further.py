@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+from collections.abc import Iterator
 
 from tests.kernel.namespace import Namespace
 from tests.kernel.payloads import UDP
@@ -82,14 +83,15 @@ def source_routed(stage: Stage) -> Judge:
     return right
 
 
-def at_devices(stage: Stage) -> Judge:
-    """Two connections at once, with the same addresses and ports, each through an interface of its own."""
-    owners: dict[bytes, list[Label]] = {}
+@contextlib.contextmanager
+def pairs(stage: Stage) -> Iterator[list[Namespace]]:
+    """Two interfaces of the near end with the same address, and behind each a namespace, which have the same, too."""
     with contextlib.ExitStack() as stack:
-        players = []
+        places = []
         for device, mac in PAIRS.items():
             there = Namespace()
             stack.callback(there.close)
+            places.append(there)
             stage.near.ip(
                 f"link add {device} address {PAIR_MAC} type veth peer eth0 address {mac} netns {there.name}",
                 f"link set {device} addrgenmode none up",
@@ -101,6 +103,17 @@ def at_devices(stage: Stage) -> Judge:
                 f"address add {PAIR_THERE}/24 dev eth0",
                 f"neighbour add {PAIR_HERE} lladdr {PAIR_MAC} nud permanent dev eth0",
             )
+        yield places
+        for device in PAIRS:
+            stage.near.ip(f"link del {device}")
+
+
+def at_devices(stage: Stage) -> Judge:
+    """Two connections at once, with the same addresses and ports, each through an interface of its own."""
+    owners: dict[bytes, list[Label]] = {}
+    with pairs(stage) as places, contextlib.ExitStack() as stack:
+        players = []
+        for there, (device, mac) in zip(places, PAIRS.items(), strict=True):
             stack.enter_context(contextlib.closing(Sink(there)))
             words = ("--device", device, "--to", PAIR_THERE, "--port", PAIR_PORT, "--tcp-port", TCP_PORT)
             players.append(stage.start("further", "at_device", *words, "--count", SENDS))
@@ -111,8 +124,6 @@ def at_devices(stage: Stage) -> Judge:
         for player in players:
             player.go()
             player.end()
-        for device in PAIRS:
-            stage.near.ip(f"link del {device}")
 
     def right(frame: Frame) -> Right:
         if PAIR_PORT not in frame.ports:

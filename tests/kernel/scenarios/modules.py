@@ -24,10 +24,12 @@ from tests.kernel.scenarios.passing import (
     whose,
 )
 from tests.kernel.scenarios.stealing import run
+from tests.kernel.send.identity import SIGNATURE
 from tests.kernel.send.tcp import finish
 from tests.kernel.sink import TCP_PORT
 from tests.kernel.stage import Scenario, Stage, connect, udp_socket
 from tests.kernel.verdict import Frame, Judge, Right
+from tests.support.blocks import Label
 from tests.support.deadline import DEADLINE_S
 
 VLAN, GENEVE, WIREGUARD = "vlan7", "geneve7", "wg7"
@@ -146,6 +148,52 @@ def balanced_here(stage: Stage) -> Judge:
     """A client on the host itself."""
     with balanced(stage):
         return both_ends(None, stage.wire.near.ipv4, BALANCED)(stage)
+
+
+@contextlib.contextmanager
+def balanced_each(stage: Stage) -> Iterator[None]:
+    """IPVS chooses a container for each datagram (one-packet scheduling), which answers from the host's address."""
+    near = stage.wire.near
+    address = f"{near.ipv4}:{BALANCED}"
+    ipvs = partial(run, stage.near, "ipvsadm")
+    ipvs("-A", "-u", address, "-s", "rr", "-o")
+    for number, (ipv4, _, _) in enumerate(CONTAINERS):
+        ipvs("-a", "-u", address, "-r", f"{ipv4}:{BALANCED}", "-g")
+        container(stage, number).ip(f"address add {near.ipv4}/32 dev lo")
+    stage.near.sysctl(**{f"ipv4__conf__{BRIDGE}__accept_local": "1"})
+    try:
+        yield
+    finally:
+        ipvs("-C")
+        for number in range(len(CONTAINERS)):
+            container(stage, number).ip(f"address del {near.ipv4}/32 dev lo")
+
+
+def balanced_datagrams(stage: Stage) -> Judge:
+    """Datagrams of one client, to one server after the other."""
+    host, owners = stage.wire.near.ipv4, {}
+    words = ("--address", host, "--source-port", BALANCED, "--count", SENDS)
+    with balanced_each(stage), udp_socket(stage.far) as asking:
+        servers = [stage.start("udp", "answers", *words, at=container(stage, number)) for number in range(2)]
+        for server in servers:
+            server.says()
+            server.go()
+        for number in range(SENDS):
+            asked = b"of a server %d." % number
+            asking.sendto(asked, (host, BALANCED))
+            _, tgid, tid, _, _ = SIGNATURE.unpack(asking.recv(2048))
+            owners[asked] = Label("server", tgid, tid)
+        for server in servers:
+            server.close()
+    assert len(set(owners.values())) == 2
+
+    def right(frame: Frame) -> Right:
+        if frame.signature:
+            return [frame.signature]
+        found = next((owner for asked, owner in owners.items() if asked in frame.data), None)
+        return found and [found]
+
+    return right
 
 
 @contextlib.contextmanager
@@ -298,11 +346,19 @@ VLAN_KIND, VRF_KIND = "link lower0 name upper0 type vlan id 7", "upper0 type vrf
 GENEVE_KIND, WIREGUARD_KIND = "upper0 type geneve id 7 remote 10.0.0.1", "upper0 type wireguard"
 SCENARIOS = [
     Scenario("masqueraded TCP client, VLAN interface", vlan_client, SENDS * 20, vm=True, needs=VLAN_KIND),
-    Scenario("published TCP port, VLAN interface", vlan_published, SENDS * 20, SENDS * 9, vm=True, needs=VLAN_KIND),
+    Scenario("published TCP port, VLAN interface", vlan_published, SENDS * 20, SENDS * 12, vm=True, needs=VLAN_KIND),
     Scenario("UDP servers of two VRFs with the same addresses", in_vrfs, SENDS * 8, 2, vm=True, needs=VRF_KIND),
     Scenario("TCP, IPVS", balanced_tcp, SENDS * 18, SENDS * 9, vm=True, needs="ipvs"),
     Scenario("UDP, IPVS", balanced_udp, SENDS * 6, 3, vm=True, needs="ipvs"),
     Scenario("TCP client of the host, IPVS", balanced_here, SENDS * 6, SENDS * 3, vm=True, needs="ipvs"),
+    Scenario(
+        "UDP, IPVS, each datagram to another server",
+        balanced_datagrams,
+        SENDS * 6,
+        SENDS * 3 + 3,
+        vm=True,
+        needs="ipvs",
+    ),
     Scenario("GENEVE", geneve_client, SENDS * 12, SENDS * 3, vm=True, needs=GENEVE_KIND),
     Scenario("WireGuard, a container", wireguard_client, SENDS * 12, SENDS * 8, vm=True, needs=WIREGUARD_KIND),
     Scenario("WireGuard, the host", wireguard_host, SENDS * 9, SENDS * 3, vm=True, needs=WIREGUARD_KIND),

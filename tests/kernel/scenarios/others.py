@@ -61,7 +61,7 @@ def reported(way: str, name: str, *more: str | int) -> Scenario:
     return Scenario(name, play, SENDS)
 
 
-def pages(way: str) -> Scenario:
+def pages(way: str, *, vm: bool = False) -> Scenario:
     """Pages of a file that are sent over TCP; the reporting process is the sender."""
 
     def play(stage: Stage) -> Judge:
@@ -71,7 +71,7 @@ def pages(way: str) -> Scenario:
         senders = stage.play("stream", way, *words)
         return by_signature(senders, senders)
 
-    return Scenario(f"{way} over TCP", play, 7)
+    return Scenario(f"{way} over TCP", play, 7, vm=vm)
 
 
 def packet(stage: Stage) -> Judge:
@@ -269,7 +269,7 @@ SCENARIOS = [
     called("compat", "32-bit system calls"),
     called("compat", "32-bit system calls over TCP", TCP_PORT),
     pages("sendfile"),
-    pages("splice"),
+    pages("splice", vm=True),
     Scenario("tun, written by a process, forwarded", tun_forwards, 2 * SENDS, SENDS),
     Scenario("tun, written by a process, answered here", tun_asks, 6 * SENDS, vm=True),
     Scenario("UDP through an interface with a queue", queued, QUEUED),

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from tests.kernel.namespace import End, Namespace
 from tests.kernel.payloads import ICMP, TCP, UDP
 from tests.kernel.scenarios import unusual
+from tests.kernel.send.identity import SIGNATURE
 from tests.kernel.send.tcp import finish
 from tests.kernel.sink import TCP_PORT
 from tests.kernel.stage import Player, Scenario, Stage, connect, udp_socket
@@ -37,7 +38,12 @@ SERVICE, SERVICE_6 = "10.96.0.1", "fd96::1"
 PUBLISHED, PROXIED, REDIRECTED, STOLEN, OWN = 8080, 8081, 8090, 8091, 8092
 RST, ACK = 0x04, 0x10
 CLIENT = 40_361
+MEMBERS_CLIENTS = 8
 SERVER, NTP, ROUTED = 5080, 123, "172.31.0"
+STOLEN_WORDS = ("--port", OWN, "--to-port", STOLEN, "--transparent")
+ORDINARY_WORDS = (*STOLEN_WORDS, "--ordinary")
+OF_ADDRESS = ("--port", SERVER, "--to-port", SERVER, "--address", CONTAINERS[0][0], "--reuseport")
+SERVER_WORDS = ("--port", SERVER, "--to-port", SERVER)
 DEVICES = (BRIDGE, *PORTS)
 
 RULES = """
@@ -60,11 +66,12 @@ table {family} nat {{
   {ip} daddr {service} udp dport 443 dnat to {to}
  }}
 }}
-table {family} stealing {{
+"""
+STEALING = f"""
+table inet stealing {{
  chain pre {{
   type filter hook prerouting priority -150
-  iifname "near0" tcp dport {stolen} tproxy to :{own} meta mark set 1 accept
-  iifname "near0" udp dport {stolen} tproxy to :{own} meta mark set 1 accept
+  iifname "near0" meta l4proto {{ tcp, udp }} th dport {STOLEN} tproxy to :{OWN} meta mark set 1 accept
  }}
 }}
 """
@@ -111,13 +118,18 @@ def make_host(stage: Stage) -> None:
                 for address in other[:2]
             ),
         )
-    nft = ["ip", "netns", "exec", stage.near.name, "nft", "-f", "-"]
-    subprocess.run(nft, input=rules_of(near), check=True, text=True, timeout=DEADLINE_S)
+    nft(stage.near, rules_of(near))
+
+
+def nft(namespace: Namespace, rules: str) -> None:
+    """Change the rules of a namespace."""
+    command = ["ip", "netns", "exec", namespace.name, "nft", "-f", "-"]
+    subprocess.run(command, input=rules, check=True, text=True, timeout=DEADLINE_S)
 
 
 def rules_of(near: End) -> str:
     """The rules of the host, for both families."""
-    ports = {"published": PUBLISHED, "proxied": PROXIED, "redirected": REDIRECTED, "stolen": STOLEN, "own": OWN}
+    ports = {"published": PUBLISHED, "proxied": PROXIED, "redirected": REDIRECTED, "own": OWN}
     families = (
         ("ip", "172.30.0.0/24", near.ipv4, f"172.30.0.5:{SERVER}", SERVICE),
         ("ip6", "fd30::/64", near.ipv6, f"[fd30::5]:{SERVER}", SERVICE_6),
@@ -310,6 +322,19 @@ def reset(stage: Stage) -> Judge:
     return right
 
 
+def stolen(play: Callable[[Stage], Judge]) -> Callable[[Stage], Judge]:
+    """A scenario while TPROXY gives what comes to a port to a socket of another port."""
+
+    def under(stage: Stage) -> Judge:
+        nft(stage.near, STEALING)
+        try:
+            return play(stage)
+        finally:
+            nft(stage.near, "delete table inet stealing\n")
+
+    return under
+
+
 def steals_udp(stage: Stage) -> Judge:
     """TPROXY gives datagrams to another socket, which does not answer: the packets are unknown, and
     never name the process that uses the port.
@@ -325,6 +350,110 @@ def steals_udp(stage: Stage) -> Judge:
     for other in others:
         other.close()
     return whose(*owners)
+
+
+def relayed(port: int, *where: object, at_host: bool = False) -> Callable[[Stage], Judge]:
+    """A process receives what comes to a port of the host, its child answers on another socket."""
+
+    def play(stage: Stage) -> Judge:
+        near = stage.wire.near.ipv4
+        words = (*(("--to", near) if at_host else ()), *where, "--count", SENDS)
+        relay = stage.start("receivers", "relays", *words, at=stage.near if at_host else container(stage))
+        owners = relay.says()
+        relay.go()
+        with udp_socket(stage.far) as client:
+            for _ in range(SENDS):
+                client.sendto(b"?" * 9, (near, port))
+                client.recv(2048)
+        relay.end()
+
+        def right(frame: Frame) -> Right:
+            if frame.signature:
+                return [frame.signature]
+            return owners if frame.protocol == UDP else None
+
+        return right
+
+    return play
+
+
+def published_members(stage: Stage) -> Judge:
+    """Two processes share the port; when one has ended, the other one gets the datagrams of its clients."""
+    near = stage.wire.near.ipv4
+    server = stage.start("receivers", "members", "--port", SERVER, at=container(stage))
+    server.says()
+    owners: dict[bytes, Label] = {}
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(udp_socket(stage.far)) for _ in range(MEMBERS_CLIENTS)]
+        for phase in range(2):
+            for turn in range(3):
+                for place, client in enumerate(clients):
+                    asked = b"of member %d %d %d" % (phase, turn, place)
+                    client.sendto(asked, (near, PUBLISHED))
+                    _, tgid, tid, _, _ = SIGNATURE.unpack(client.recv(2048))
+                    owners[asked] = Label("member", tgid, tid)
+                    if place in {0, 1} and not turn:  # /proc has been asked
+                        stage.wait_until_written(asked)
+            server.go()
+            server.says()
+    server.go()
+    server.end()
+    assert len(set(owners.values())) == 2
+
+    def right(frame: Frame) -> Right:
+        if frame.signature:
+            return [frame.signature]
+        found = next((owner for asked, owner in owners.items() if asked in frame.data), None)
+        return found and [found, Label("member", 0, 0)]
+
+    return right
+
+
+def passed_on(stage: Stage) -> Judge:
+    """The process of a container that has sent ends; its child receives the answers on the same socket."""
+    with udp_socket(stage.far) as far:
+        words = ("--to", stage.wire.far.ipv4, "--to-port", far.getsockname()[1], "--count", SENDS)
+        player = stage.start("receivers", "passes_on", "--port", 0, *words, at=container(stage))
+        _, client = far.recvfrom(2048)
+        far.sendto(b"to whom?", client)  # until somebody uses it, a socket that was passed on is its sender's
+        owners = player.says()
+        player.go()
+        for number in range(SENDS):
+            far.sendto(b"passed on %d" % number, client)
+        player.says()
+        player.end()
+
+    def right(frame: Frame) -> Right:
+        if frame.signature:
+            return [frame.signature]
+        return owners if frame.protocol == UDP and b"to whom?" not in frame.data else None
+
+    return right
+
+
+def left_port(stage: Stage) -> Judge:
+    """A client takes another port for its socket; the next datagrams to the first one are for who has it then."""
+    with udp_socket(stage.far) as far:
+        words = ("--port", 0, "--to", stage.wire.far.ipv4, "--to-port", far.getsockname()[1])
+        player = stage.start("receivers", "leaves", *words)
+        _, client = far.recvfrom(2048)
+        far.sendto(b"to the first", client)
+        owners = player.says()
+        second = stage.start("receivers", "bound", "--port", client[1], "--count", SENDS)
+        later = second.says()
+        second.go()
+        for _ in range(SENDS):
+            far.sendto(b"to the second", client)
+        second.end()
+        player.go()
+        player.end()
+
+    def right(frame: Frame) -> Right:
+        if frame.protocol != UDP:
+            return None
+        return later if b"to the second" in frame.data else owners
+
+    return right
 
 
 def keeps_port(*, ipv6: bool = False) -> Callable[[Stage], Judge]:
@@ -429,8 +558,24 @@ SCENARIOS = [
     Scenario("published UDP port, a master and its workers", published_pool, SENDS * 6, 8),
     Scenario("TCP, REDIRECT", published(REDIRECTED, at_host=True), SENDS * 6, SENDS * 3),
     Scenario("UDP, REDIRECT", published_udp(REDIRECTED, at_host=True), SENDS * 2, 1),
-    Scenario("TCP, TPROXY", published(STOLEN, at_host=True), SENDS * 6, SENDS * 3),
-    Scenario("UDP, TPROXY", steals_udp, SENDS, SENDS),
+    Scenario("TCP, TPROXY", stolen(published(STOLEN, at_host=True)), SENDS * 6, SENDS * 3),
+    Scenario("UDP, TPROXY", stolen(steals_udp), SENDS, SENDS),
+    Scenario("UDP, TPROXY, a child answers", stolen(relayed(STOLEN, *STOLEN_WORDS, at_host=True)), SENDS * 2, SENDS),
+    Scenario(
+        "UDP, TPROXY, an ordinary socket answers",
+        stolen(relayed(STOLEN, *ORDINARY_WORDS, at_host=True)),
+        SENDS * 2,
+        SENDS,
+    ),
+    Scenario("masqueraded UDP client, passed on to a child", passed_on, SENDS * 4),
+    Scenario("UDP, a port that its socket has left, on a host that translates", left_port, SENDS + 2, SENDS),
+    Scenario(
+        "published UDP port, SO_REUSEPORT and two addresses", relayed(PUBLISHED, *OF_ADDRESS), SENDS * 8, SENDS * 3
+    ),
+    Scenario("published UDP port, another socket answers", relayed(PUBLISHED, *SERVER_WORDS), SENDS * 8, SENDS * 4),
+    Scenario(
+        "published UDP port, one of two processes ends", published_members, MEMBERS_CLIENTS * 48, MEMBERS_CLIENTS * 8
+    ),
     Scenario("TCP client of a host that translates", hosts_client, SENDS * 6),
     Scenario("container to a published port, hairpin", both_ends(1, "192.168.178.24", PUBLISHED), SENDS * 6, SENDS * 3),
     Scenario("reset to a port that was open, on a host that translates", reset, 7, 6),

@@ -15,6 +15,7 @@ from tests.support.blocks import Label
 SENDS = 23
 BOUND_PORT, CONNECTED_PORT, GROUP_PORT, SHARED_PORT, CLOSED_PORT = 40_111, 40_123, 40_127, 40_129, 40_151
 THREADS_PORT, WORKERS_PORT, EXTENDED_PORT, SIBLINGS_PORT = 40_177, 40_189, 40_193, 40_213
+ECHO_REPLY = 0
 PUT_OFF = 3  # packets that pass while the lookup in /proc is delayed, on a slow machine
 WORKERS = "TCP listener older than the capture, of a master and its workers"
 GROUP = "239.67.0.1"
@@ -113,7 +114,10 @@ def threads_share(stage: Stage) -> Judge:
     """The kernel chooses which socket of a process gets a datagram: only the thread is not certain."""
     player = stage.start("receivers", "threads_share", "--port", THREADS_PORT, "--count", SENDS)
     owners = player.says()
-    ask(stage, stage.wire.near.ipv4, THREADS_PORT, content=b"to threads")
+    # Until a thread has returned from its system call, a child of the process could have had the sockets, too.
+    ask(stage, stage.wire.near.ipv4, THREADS_PORT, 1, b"first of threads")
+    stage.wait_until_written(b"first of threads")
+    ask(stage, stage.wire.near.ipv4, THREADS_PORT, SENDS - 1, b"to threads")
     player.says()
     stage.wait_until_written(b"to threads")  # /proc has been asked
     player.go()
@@ -242,7 +246,7 @@ def echo_reply(way: str, name: str) -> Scenario:
         owners: list[Label] = stage.play("datagrams", way, *words)
 
         def right(frame: Frame) -> Right:
-            return owners if frame.protocol == ICMP and not frame.is_sent else None
+            return owners if frame.protocol == ICMP and frame.message == ECHO_REPLY and not frame.is_sent else None
 
         return right
 

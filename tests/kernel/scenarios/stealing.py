@@ -34,9 +34,9 @@ def run(namespace: Namespace, *command: str, text: str = "") -> None:
 
 
 def socket_of(pid: int) -> int:
-    """The descriptor of a process's only socket."""
-    [found] = [number for number in Path(f"/proc/{pid}/fd").iterdir() if str(number.readlink()).startswith("socket:")]
-    return int(found.name)
+    """The last descriptor of a process that is a socket."""
+    found = [number for number in Path(f"/proc/{pid}/fd").iterdir() if str(number.readlink()).startswith("socket:")]
+    return max(int(number.name) for number in found)
 
 
 @contextlib.contextmanager
@@ -80,6 +80,25 @@ def steered(*, stream: bool) -> Callable[[Stage], Judge]:
         return at_port(owners)
 
     return play
+
+
+def steered_relay(stage: Stage) -> Judge:
+    """The same, and a child of the process that receives answers, on a socket with the port."""
+    words = ("--port", OWN, "--to", stage.wire.near.ipv4, "--to-port", STOLEN, "--count", SENDS)
+    relay = stage.start("receivers", "relays", *words)
+    owners = relay.says()
+    with steering.steered(stage.near.path, STOLEN, relay.pid, socket_of(relay.pid)):
+        relay.go()
+        with udp_socket(stage.far) as asking:
+            for _ in range(SENDS):
+                asking.sendto(b"?" * 9, (stage.wire.near.ipv4, STOLEN))
+                asking.recv(2048)
+        relay.end()
+
+    def right(frame: Frame) -> Right:
+        return [frame.signature] if frame.signature else at_port(owners)(frame)
+
+    return right
 
 
 def moved(stage: Stage, begin: Callable[[str], None], end: Callable[[], None]) -> Judge:
@@ -181,6 +200,7 @@ def tagged(stage: Stage) -> Judge:
 SCENARIOS = [
     Scenario("UDP, sk_lookup", steered(stream=False), SENDS * 2, SENDS),
     Scenario("TCP, sk_lookup", steered(stream=True), SENDS * 6, SENDS * 3),
+    Scenario("UDP, sk_lookup, a child answers", steered_relay, SENDS * 2, SENDS),
     Scenario("UDP, moved to another namespace by tc", mirred, SENDS, SENDS),
     Scenario("UDP, moved to another namespace by nftables", forwarded, SENDS, SENDS),
     Scenario("received UDP, dropped by XDP", dropped, SENDS, SENDS),

@@ -33,6 +33,7 @@ from tests.kernel.scenarios.passing import (
     keeps_port,
     published,
     published_udp,
+    stolen,
     whose,
 )
 from tests.kernel.scenarios.stealing import run
@@ -157,8 +158,9 @@ def connection_again(stage: Stage) -> Judge:
             begun[sent] = turns[len(begun)]
         latest = list(begun.values())[-1]  # translated, what comes late belongs to who has the port now
         owners = [latest, *(one for first, one in begun.items() if (number - first) % (1 << 32) < FEW_BYTES)]
-        # The host answers itself what comes late to a connection that it has forgotten.
-        return [*owners, "kernel"] if frame.tcp_flags == RST else owners
+        # What comes late to a connection that is forgotten is answered by the host, or by the container, whose
+        # answer is forwarded.
+        return [*owners, "kernel", "forwarded"] if frame.tcp_flags == RST else owners
 
     return right
 
@@ -257,7 +259,7 @@ SCENARIOS = [
     Scenario("published UDP port, a proxy listens, IPv6", published_udp(PROXIED, ipv6=True), SENDS * 6, 3),
     Scenario("TCP, REDIRECT, IPv6", published(REDIRECTED, ipv6=True, at_host=True), SENDS * 6, SENDS * 3),
     Scenario("UDP, REDIRECT, IPv6", published_udp(REDIRECTED, ipv6=True, at_host=True), SENDS * 2, 1),
-    Scenario("TCP, TPROXY, IPv6", published(STOLEN, ipv6=True, at_host=True), SENDS * 6, SENDS * 3),
+    Scenario("TCP, TPROXY, IPv6", stolen(published(STOLEN, ipv6=True, at_host=True)), SENDS * 6, SENDS * 3),
     Scenario("hairpin, IPv6", both_ends(1, "fd00:b2::24", PUBLISHED), SENDS * 6, SENDS * 3),
     Scenario("DNAT in OUTPUT, IPv6", both_ends(None, SERVICE_6, 443), SENDS * 6, SENDS * 3),
     Scenario("published TCP port, REDIRECT in the container", mesh(), SENDS * 18, SENDS * 9, vm=True),

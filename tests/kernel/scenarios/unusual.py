@@ -18,7 +18,9 @@ REFUSED_PORT, FAST_PORT, FORGED_PORT = 40_241, 40_253, 40_277
 SYN, ACK, RST = 0x02, 0x10, 0x04
 
 
-def sends(way: str, name: str, packets: int, unknown: int = 0, count: int = SENDS, port: int = TCP_PORT) -> Scenario:
+def sends(
+    way: str, name: str, packets: int, unknown: int = 0, count: int = SENDS, port: int = TCP_PORT, *, vm: bool = False
+) -> Scenario:
     """A sender of tests/kernel/send/unusual.py, whose packets are all its own."""
 
     def play(stage: Stage) -> Judge:
@@ -26,7 +28,7 @@ def sends(way: str, name: str, packets: int, unknown: int = 0, count: int = SEND
         users = stage.play("unusual", way, *ends, "--port", port, "--count", count)
         return by_signature(users, users)
 
-    return Scenario(name, play, packets, unknown)
+    return Scenario(name, play, packets, unknown, vm=vm)
 
 
 def refused(stage: Stage) -> Judge:
@@ -110,7 +112,7 @@ SCENARIOS = [
     sends("raw", "raw socket, with IP headers of its own", SENDS, port=DISCARD_PORT),
     sends("threads", "TCP connected by one thread, used by others", SENDS * 2),
     sends("taken", "taken by pidfd_getfd", 7),
-    sends("lingers", "TCP closed while data are left", 7, count=3),
+    sends("lingers", "TCP closed while data are left", 7, count=3, vm=True),
     sends("paced", "TCP sent by a timer", 7),
     sends("fastopen", "TCP fast open", SENDS * 5),
     sends("mptcp", "multipath TCP", SENDS, count=5),

@@ -201,11 +201,18 @@ def _udp(source: str, destination: str, port: int, data: bytes) -> bytes:
     return _ip(socket.IPPROTO_UDP, source, destination, struct.pack("!HHHH", 9, port, 8 + len(data), 0) + data)
 
 
+def tcp_segment(
+    ends: tuple[str, str], ports: tuple[int, int], numbers: tuple[int, int], flags: int, data: bytes = b""
+) -> bytes:
+    """An IP packet with a segment; of each pair, the source is first, or the sequence number."""
+    segment = struct.pack("!HHIIBBHHH", *ports, *numbers, 5 << 4, flags, 1 << 13, 0, 0) + data
+    addresses = socket.inet_aton(ends[0]) + socket.inet_aton(ends[1])
+    checksum = internet_checksum(addresses + struct.pack("!BBH", 0, socket.IPPROTO_TCP, len(segment)) + segment)
+    return _ip(socket.IPPROTO_TCP, *ends, segment[:16] + struct.pack("!H", checksum) + segment[18:])
+
+
 def _tcp(source: str, destination: str, port: int, numbers: tuple[int, int], flags: int) -> bytes:
-    segment = struct.pack("!HHIIBBHHH", 9, port, *numbers, 5 << 4, flags, 1 << 13, 0, 0)
-    pseudo = socket.inet_aton(source) + socket.inet_aton(destination) + struct.pack("!BBH", 0, 6, len(segment))
-    checked = segment[:16] + struct.pack("!H", internet_checksum(pseudo + segment)) + segment[18:]
-    return _ip(socket.IPPROTO_TCP, source, destination, checked)
+    return tcp_segment((source, destination), (9, port), numbers, flags)
 
 
 def _open_tun(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ What a received packet carries is the name of the process that gets it: this one
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ import struct
 import threading
 from collections.abc import Callable
 
-from tests.kernel.send.identity import Identity, become, pause, report
+from tests.kernel.send.identity import Identity, become, pause, report, signature
 from tests.kernel.send.process import fork, wait_for
 
 THREADS = 4
@@ -42,6 +43,106 @@ def bound(args: argparse.Namespace) -> list[Identity]:
         for _ in range(args.count):
             receiver.recv(2048)
     return [who]
+
+
+def relays(args: argparse.Namespace) -> list[Identity]:
+    """This process receives; a child answers on a socket of its own, as --to and --to-port say."""
+    who = become("relays")
+    orders, answered = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    def prepare(made: socket.socket, *, answers: bool = False) -> socket.socket:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if args.reuseport else socket.SO_REUSEADDR, 1)
+        if args.transparent and not (answers and args.ordinary):
+            made.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
+        return made
+
+    def answer() -> None:
+        become("answers")
+        with prepare(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), answers=True) as sender:
+            sender.bind((args.to, args.to_port))
+            answered.send(b"!")
+            for number in range(args.count):
+                host, port = answered.recv(2048).decode().split()
+                sender.sendto(signature(number), (host, int(port)))
+
+    child = fork(answer)
+    orders.recv(1)  # of two sockets at one port, the later one receives
+    with prepare(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as receiver:
+        receiver.bind((args.address, args.port))
+        receiver.settimeout(GUARD_S)
+        pause(who)
+        for _ in range(args.count):
+            _, (host, port) = receiver.recvfrom(2048)
+            orders.send(f"{host} {port}".encode())
+    wait_for(child)
+    return [who]
+
+
+def passes_on(args: argparse.Namespace) -> list[Identity]:
+    """A process that sends once, and ends; its child, which has the socket, only receives."""
+    lives, closed = os.pipe()
+
+    def receive(receiver: socket.socket) -> None:
+        who = become("child")
+        receiver.recv(2048)
+        pause(who)
+        for _ in range(args.count):
+            receiver.recv(2048)
+        report(who)
+
+    def send() -> None:
+        become("sends")
+        with udp() as sender:
+            sender.sendto(signature(0), (args.to, args.to_port))
+            fork(receive, sender)
+
+    wait_for(fork(send))
+    os.close(closed)
+    os.read(lives, 1)  # returns when the child has ended
+    return []
+
+
+def leaves(args: argparse.Namespace) -> list[Identity]:
+    """Asks, and then takes another port: the socket stays open."""
+    who = become("leaves")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(GUARD_S)
+        client.connect((args.to, args.to_port))
+        client.send(signature(0))
+        client.recv(2048)
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.connect(client.fileno(), bytes(16), 16):  # AF_UNSPEC
+            raise OSError(ctypes.get_errno(), "connect")
+        client.connect((args.to, args.to_port))
+        pause(who)
+    return [who]
+
+
+def members(args: argparse.Namespace) -> list[Identity]:
+    """Two processes on one port (SO_REUSEPORT) that answer; the test says when the second one ends."""
+    become("parent")
+    ready = socket.socketpair()
+
+    def one() -> None:
+        become("member")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            server.bind(("", args.port))
+            ready[1].send(b"!")
+            while True:
+                _, client = server.recvfrom(2048)
+                server.sendto(signature(0), client)
+
+    children = [fork(one) for _ in range(2)]
+    for _ in children:
+        ready[0].recv(1)
+    found = [Identity("member", child, child) for child in children]
+    pause(*found)
+    for child in reversed(children):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pause(*found)
+    return found
 
 
 def polls(args: argparse.Namespace) -> list[Identity]:
@@ -230,7 +331,22 @@ def main() -> None:
     """Act as the arguments say, and say who did."""
     ways: dict[str, Callable[[argparse.Namespace], list[Identity]]] = {
         way.__name__: way
-        for way in (bound, polls, connected, group, joins, shared_port, threads_share, workers, siblings, bound_6)
+        for way in (
+            bound,
+            relays,
+            passes_on,
+            leaves,
+            members,
+            polls,
+            connected,
+            group,
+            joins,
+            shared_port,
+            threads_share,
+            workers,
+            siblings,
+            bound_6,
+        )
     }
     parser = argparse.ArgumentParser()
     parser.add_argument("way", choices=ways)
@@ -241,6 +357,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--stream", action="store_true")
     parser.add_argument("--transparent", action="store_true")
+    parser.add_argument("--ordinary", action="store_true")  # the socket that answers is not transparent
+    parser.add_argument("--reuseport", action="store_true")
     args = parser.parse_args()
     report(*ways[args.way](args))
 

@@ -25,7 +25,7 @@ def udp_socket(args: argparse.Namespace, port: int = 0) -> socket.socket:
     if args.device:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, args.device.encode())
     if port:
-        made.bind(("", port))
+        made.bind((args.address, port))
     return made
 
 
@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=9)
     parser.add_argument("--source-port", type=int, default=0)
     parser.add_argument("--device", default="")
+    parser.add_argument("--address", default="")  # of the port
     parser.add_argument("--count", type=int, required=True)
     args = parser.parse_args()
     ways[args.way](args)
