@@ -45,6 +45,7 @@ server:
  do-daemonize: no
  use-syslog: no
  chroot: ""
+ directory: "{directory}"
  username: ""
  pidfile: "{directory}/unbound.pid"
  local-data: "here.test. A 192.0.2.1"
