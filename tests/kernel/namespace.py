@@ -25,6 +25,7 @@ from typing import ParamSpec, TypeVar
 from tests.support.deadline import DEADLINE_S, until
 
 CLONE_NEWNET = 0x40000000
+RESERVED_PORTS = "40000-40999"  # of the tests: no other socket gets one of them by chance
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -123,8 +124,7 @@ def wire() -> Iterator[Wire]:
             stack.callback(namespace.close)
             namespace.sysctl(
                 ipv4__ping_group_range="0 2147483647",
-                # Ports of the tests: no other socket gets one of them by chance.
-                ipv4__ip_local_reserved_ports="40000-40999",
+                ipv4__ip_local_reserved_ports=RESERVED_PORTS,
                 # Reports of a solicited-node group are repeated after a second: send them at once.
                 ipv6__conf__default__mldv2_unsolicited_report_interval="1",
             )

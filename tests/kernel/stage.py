@@ -43,6 +43,7 @@ OFFERS = (KPROBES, TRACEPOINTS, FEW_TRACEPOINTS)
 HAS_LENGTH_TRACEPOINTS = (6, 3)
 KPROBE_EVENTS = Path("/sys/bus/event_source/devices/kprobe")
 
+PUT_OFF = 3  # packets that pass while the search through /proc is put off, on a slow machine
 FILE = "people.pcapng"
 NUDGE = (b"\x02skb00\x02skb01" + ETH_P_802_EX1.to_bytes(2, "big") + b"nudge").ljust(60, b"\0")
 TCP_ESTABLISHED, TCP_TIME_WAIT, TCP_LISTEN = "01", "06", "0A"

@@ -209,7 +209,8 @@ def test_drops_of_tcp_and_ipv6(wire: Wire, receiver: tuple[subprocess.Popen[str]
     every = [(comment_fields(one.comment), one) for one in dropped_in(file, ended)]
     written = [(said["drop"], int(said.get("tgid", 0))) for said, _ in every if said["drop"] != "NOT_SPECIFIED"]
     assert {*written} == {(name, tgid) for name, _, _, tgid in expected}
-    assert len(written) == sum(expected.values())
+    missing = sum(expected.values()) - len(written)
+    assert 0 <= missing <= ended.lost, ended.stderr  # on a busy machine, some find no space; they are counted
     arrived = {one.packet_id for one in packets(file.read_bytes()) if one.interface == "far0"}
     assert not arrived & {one.packet_id for said, one in every if said["drop"] == "TC_EGRESS"}
 
@@ -310,6 +311,7 @@ def test_the_rate_of_all_reasons_together(wire: Wire, tmp_path: Path) -> None:
         net.frames(kinds["NO_SOCKET"], 1)  # now the program knows the interface
         until(lambda: b"drop=NO_SOCKET" in file.read_bytes(), "the first packet is in the file")
         offset = time.time_ns() - time.monotonic_ns()  # a second of the program is one of the monotonic clock
+        until(lambda: time.monotonic_ns() % 10**9 < 10**8, "a second begins: all rounds are in it")
         net.rounds([*kinds.values()], ROUNDS)
         ended = capture.stop()
 

@@ -21,6 +21,7 @@ from tests.kernel.sink import DISCARD_PORT
 from tests.kernel.stage import Player, Scenario, Stage, connect, listener, udp_socket
 from tests.kernel.verdict import Frame, Judge, Right
 from tests.support.blocks import Label
+from tests.support.deadline import DEADLINE_S
 
 SENDS = 7
 OLDER, FORGED, TWIN, PEER, AGAIN, ENCAPSULATED, MADE_AGAIN, MOVED, STOLEN = range(40_601, 40_628, 3)
@@ -49,7 +50,7 @@ def received(*contents: tuple[bytes, list[Label]]) -> Judge:
 
 
 def say(connection: socket.socket, content: bytes) -> None:
-    """Send on a connection, each time in a segment of its own."""
+    """Send on a connection, each time in a segment of its own, unless the kernel joins some on a busy machine."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for _ in range(SENDS):
         connection.sendall(content)
@@ -184,8 +185,10 @@ def another_peer(stage: Stage) -> Judge:
             client.tell("send", "socket", 1)
             peer.sendto(content, (near, AGAIN))
             client.tell("receive", "socket", 1)
-        for _ in range(SENDS):
-            first.sendto(b"for nobody", (near, AGAIN))
+        with stage.watch() as wait_for:
+            for _ in range(SENDS):
+                first.sendto(b"for nobody", (near, AGAIN))
+            wait_for(lambda frame: not frame.is_sent and b"for nobody" in frame.data, SENDS)
         client.end()
     return received((b"for nobody", []), (b" peer", owners))
 
@@ -197,8 +200,10 @@ def encapsulated(stage: Stage) -> Judge:
         daemon, _ = actor(stage, "charon")
         daemon.tell("make", "socket", "udp", ENCAPSULATED, [ENCAPSULATES])
         daemon.tell("send_to", "socket", *peer.getsockname(), 1)
-        for _ in range(SENDS):
-            peer.sendto(b"\0\0\0\5encrypted", (near, ENCAPSULATED))
+        with stage.watch() as wait_for:
+            for _ in range(SENDS):
+                peer.sendto(b"\0\0\0\5encrypted", (near, ENCAPSULATED))
+            wait_for(lambda frame: not frame.is_sent and b"encrypted" in frame.data, SENDS)
         daemon.end()
     return received((b"encrypted", []))
 
@@ -266,6 +271,7 @@ def moved_request(stage: Stage) -> Judge:
     ends = bytes.fromhex((near.mac + far.mac).replace(":", "")) + b"\x08\x00"
     with stage.far.do(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x800)) as tap:
         tap.bind((far.device, 0x800))
+        tap.settimeout(DEADLINE_S)
         numbers: dict[int, int] = {}
 
         def send(port: int, flags: int, content: bytes = b"") -> None:
@@ -326,10 +332,10 @@ BY_NFT = (
 )
 TWICE = "TCP, two connections with the same addresses and ports"
 SCENARIOS = [
-    Scenario(OLDER_NAME, forged_older, SENDS, early=start_older),
-    Scenario("TCP not accepted yet, another process forges a SYN", forged_unaccepted(SYN), SENDS, SENDS),
+    Scenario(OLDER_NAME, forged_older, early=start_older),
+    Scenario("TCP not accepted yet, another process forges a SYN", forged_unaccepted(SYN), 1, SENDS),
     Scenario("TCP, two processes forge a SYN, one after the other", forged_twice, SENDS, SENDS),
-    Scenario(f"{TWICE}, one is bound to no interface", stream_twins(both=False), SENDS, SENDS * 4),
+    Scenario(f"{TWICE}, one is bound to no interface", stream_twins(both=False), 2, SENDS * 4),
     Scenario("received UDP at the socket of a key daemon (UDP_ENCAP)", encapsulated, SENDS, SENDS),
     Scenario("received multicast without IP_MULTICAST_ALL", not_member([NOT_ALL_GROUPS], ""), SENDS * 2, SENDS),
     Scenario("received multicast of another source", not_member([], ELSEWHERE), SENDS * 2, SENDS),
@@ -340,7 +346,7 @@ HOST = "on a host that translates"
 TRANSLATED = [
     Scenario(f"TCP not accepted yet, another process forges a SYN, {HOST}", forged_unaccepted(SYN), 1, SENDS),
     Scenario(f"TCP not accepted yet, another process forges an ACK, {HOST}", forged_unaccepted(ACK), 1, SENDS),
-    Scenario(f"{TWICE}, {HOST}", stream_twins(both=True), SENDS * 2, SENDS * 2),
+    Scenario(f"{TWICE}, {HOST}", stream_twins(both=True), 2, SENDS * 2),
     Scenario(f"UDP sockets of two interfaces, {HOST}", datagram_twins, SENDS * 2, SENDS),
     Scenario(f"UDP socket connected to another peer, {HOST}", another_peer, SENDS + 2, SENDS),
     Scenario(f"received UDP at the socket of a key daemon (UDP_ENCAP), {HOST}", encapsulated, SENDS, SENDS),

@@ -12,13 +12,12 @@ from collections.abc import Callable
 
 from tests.kernel.scenarios.tcp import CONNECTIONS, UNACCEPTED
 from tests.kernel.send.tcp import finish
-from tests.kernel.stage import FEW_TRACEPOINTS, Player, Scenario, Stage, connect, udp_socket
+from tests.kernel.stage import FEW_TRACEPOINTS, PUT_OFF, Player, Scenario, Stage, connect, udp_socket
 from tests.kernel.verdict import Frame, Judge, Right
 from tests.support.blocks import Label
 
 PORT = 40_231
 SENDS = 23
-PUT_OFF = 3  # packets that pass while the search through /proc is put off, on a slow machine
 SYN, ACK = 0x02, 0x10
 EVERYWHERE = "::"
 

@@ -22,7 +22,7 @@ from tests.kernel.scenarios import unusual
 from tests.kernel.send.identity import SIGNATURE
 from tests.kernel.send.tcp import finish
 from tests.kernel.sink import TCP_PORT
-from tests.kernel.stage import Player, Scenario, Stage, connect, udp_socket
+from tests.kernel.stage import PUT_OFF, Player, Scenario, Stage, connect, udp_socket
 from tests.kernel.verdict import ICMPV6, ICMPV6_ECHO, Frame, Judge, Right
 from tests.support.blocks import Label
 from tests.support.deadline import DEADLINE_S
@@ -38,7 +38,7 @@ SERVICE, SERVICE_6 = "10.96.0.1", "fd96::1"
 PUBLISHED, PROXIED, REDIRECTED, STOLEN, OWN = 8080, 8081, 8090, 8091, 8092
 RST, ACK = 0x04, 0x10
 CLIENT = 40_361
-MEMBERS_CLIENTS = 8
+MEMBERS_CLIENTS = 12  # so many that the kernel gives each member one: but for 1 of 2,048 runs
 SERVER, NTP, ROUTED = 5080, 123, "172.31.0"
 STOLEN_WORDS = ("--port", OWN, "--to-port", STOLEN, "--transparent")
 ORDINARY_WORDS = (*STOLEN_WORDS, "--ordinary")
@@ -398,7 +398,6 @@ def published_members(stage: Stage) -> Judge:
             server.says()
     server.go()
     server.end()
-    assert len(set(owners.values())) == 2
 
     def right(frame: Frame) -> Right:
         if frame.signature:
@@ -555,7 +554,7 @@ SCENARIOS = [
     Scenario("published UDP port", published_udp(PUBLISHED), SENDS * 6, 3, vm=True),
     Scenario("published TCP port, a proxy listens", published(PROXIED), SENDS * 18, SENDS * 9, vm=True),
     Scenario("published UDP port, a proxy listens", published_udp(PROXIED), SENDS * 6, 3),
-    Scenario("published UDP port, a master and its workers", published_pool, SENDS * 6, 8),
+    Scenario("published UDP port, a master and its workers", published_pool, SENDS * 6, 6 + 3 * PUT_OFF),
     Scenario("TCP, REDIRECT", published(REDIRECTED, at_host=True), SENDS * 6, SENDS * 3),
     Scenario("UDP, REDIRECT", published_udp(REDIRECTED, at_host=True), SENDS * 2, 1),
     Scenario("TCP, TPROXY", stolen(published(STOLEN, at_host=True)), SENDS * 6, SENDS * 3),

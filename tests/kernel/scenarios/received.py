@@ -8,7 +8,7 @@ from tests.kernel.payloads import ICMP, UDP
 from tests.kernel.scenarios.others import AnyThread
 from tests.kernel.scenarios.tcp import UNACCEPTED
 from tests.kernel.sink import TCP_PORT
-from tests.kernel.stage import FEW_TRACEPOINTS, Player, Scenario, Stage, connect, udp_socket
+from tests.kernel.stage import FEW_TRACEPOINTS, PUT_OFF, Player, Scenario, Stage, connect, udp_socket
 from tests.kernel.verdict import Frame, Judge, Right, by_signature
 from tests.support.blocks import Label
 
@@ -16,7 +16,6 @@ SENDS = 23
 BOUND_PORT, CONNECTED_PORT, GROUP_PORT, SHARED_PORT, CLOSED_PORT = 40_111, 40_123, 40_127, 40_129, 40_151
 THREADS_PORT, WORKERS_PORT, EXTENDED_PORT, SIBLINGS_PORT = 40_177, 40_189, 40_193, 40_213
 ECHO_REPLY = 0
-PUT_OFF = 3  # packets that pass while the lookup in /proc is delayed, on a slow machine
 WORKERS = "TCP listener older than the capture, of a master and its workers"
 GROUP = "239.67.0.1"
 SYN = 0x02
