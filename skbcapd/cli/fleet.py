@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("fleet extract without -w; expected a file to write", "-w OUT.pcapng; -w - is standard output")
     missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
-        raise SkbcapdError(f"fleet: {', '.join(missing)} not installed", "pip install 'skbcapd[fleet]'")
+        raise SkbcapdError(f"fleet: {', '.join(missing)} not installed", "docs/fleet.md shows how to install them")
     return {"compact": _compact, "query": _query, "extract": _extract}[options.action](options)
 
 
