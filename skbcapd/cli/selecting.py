@@ -92,10 +92,11 @@ def add(command: argparse.ArgumentParser, *, needs_files: bool = True) -> None:
         "selectors", "Each can be repeated: one must match. Of different ones, all must."
     )
     add_all(group)
+    add_drops(group)
 
 
 def add_all(group: argparse._ArgumentGroup) -> None:
-    """Add all selectors."""
+    """Add all selectors but those of dropped packets, which an index does not have."""
     add_processes(group)
     add_packets(group)
     _add(
@@ -127,9 +128,6 @@ def add_packets(group: argparse._ArgumentGroup) -> None:
         "port of either side, or FIRST-LAST",
         _checked(selectors.port, "a port from 0 to 65535, or FIRST-LAST"),
     )
-    what = ("the kernel has dropped for this reason (NETFILTER_DROP)", "this function of the kernel has dropped")
-    for name, metavar, meaning in zip(OF_DROPS.values(), ("REASON", "FUNCTION"), what, strict=True):
-        _add(group, [f"--{name}"], _dest(name), metavar, f"packets that {meaning}; a glob, or /.../", _pattern)
     group.add_argument(
         "--from",
         dest="begin",
@@ -137,6 +135,13 @@ def add_packets(group: argparse._ArgumentGroup) -> None:
         help="packets from TIME on: 2026-11-28T10:00, 10:00, '3h ago', @SECONDS; local time, or with a zone: ...Z",
     )
     group.add_argument("--to", dest="end", metavar="TIME", help="packets before TIME")
+
+
+def add_drops(group: argparse._ArgumentGroup) -> None:
+    """Add the selectors of dropped packets."""
+    what = ("the kernel has dropped for this reason (NETFILTER_DROP)", "this function of the kernel has dropped")
+    for name, metavar, meaning in zip(OF_DROPS.values(), ("REASON", "FUNCTION"), what, strict=True):
+        _add(group, [f"--{name}"], _dest(name), metavar, f"packets that {meaning}; a glob, or /.../", _pattern)
 
 
 def add_processes(group: argparse._ArgumentGroup) -> None:
@@ -225,7 +230,7 @@ def selection(
     """The selection of a command line.
 
     Args:
-        options: with the selectors of `add_selectors`.
+        options: with the selectors of `add_all`.
         expression: packet filter; empty: none.
         interfaces: patterns of names.
         directions: `in`, `out`.
@@ -253,7 +258,7 @@ def selectors_of(
     """
     dests = {name: name for name in TEXTS} | {name: _dest(option) for name, option in OF_DROPS.items()}
     return Selectors(
-        texts={name: found for name, dest in dests.items() if (found := getattr(options, dest))},
+        texts={name: found for name, dest in dests.items() if (found := getattr(options, dest, None))},
         tgids=frozenset(options.tgids),
         peers=options.peers,
         ports=options.ports,

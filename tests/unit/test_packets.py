@@ -373,3 +373,15 @@ def test_an_option_of_another_action(words: list[str]) -> None:
     )
     assert done.returncode == 2
     assert "expected" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--dropped", "--dropped-at"])
+def test_no_selector_of_dropped_packets(option: str, tmp_path: Path) -> None:
+    """An index has no dropped packets: their selectors are unknown to `fleet`, also without a table."""
+    words = [sys.executable, "-m", "skbcapd", "fleet"]
+    done = subprocess.run([*words, "query", str(tmp_path), option, "*"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"unrecognized arguments: {option}" in done.stderr
+    shown = subprocess.run([*words, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "--direction" in shown
+    assert "--dropped" not in shown
