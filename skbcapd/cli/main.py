@@ -38,7 +38,7 @@ COMMANDS = {
     "the file.",
     "ship": "Copy indexes, and captures, from a directory of captures to where those of many hosts are collected. "
     "rclone must be installed.",
-    "fleet": "Search the indexes of many hosts, and get the packets. It needs Python packages from PyPI: docs/fleet.md.",
+    "fleet": "Search the indexes of many hosts, and get the packets. Needs Python packages from PyPI: docs/fleet.md.",
     "extcap": "Implement the extcap protocol of Wireshark. Only Wireshark uses this command.",
 }
 

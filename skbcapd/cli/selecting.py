@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -147,16 +148,8 @@ def add_drops(group: argparse._ArgumentGroup) -> None:
 def add_processes(group: argparse._ArgumentGroup) -> None:
     """Add the selectors of processes, which `capture` has, too."""
     for name in TEXTS:
-        field = FIELDS[name]
-        meaning = "name of the process (of its main thread)" if name == "process" else field.doc.partition(",")[0]
-        _add(
-            group,
-            [f"--{name}"],
-            name,
-            "NAME",
-            f"{meaning.partition(';')[0]}; a glob, or /regular expression/",
-            _pattern,
-        )
+        meaning = re.split("[,;]", FIELDS[name].doc)[0]
+        _add(group, [f"--{name}"], name, "NAME", f"{meaning}; a glob, or /regular expression/", _pattern)
     _add(
         group,
         ["--tgid", "--pid"],
