@@ -213,7 +213,8 @@ class Files:
     compress: Compress = _key(
         "none",
         _words(Compress),
-        "Compress finished files, also those of an earlier run. A separate process does it, with low priority. "
+        "Compress finished files, also those of an earlier run. A separate process does it, with low priority (in the "
+        "systemd unit: normal priority). "
         "Wireshark opens files compressed with gzip or zstd.",
     )
     seekable: bool = _key(
@@ -287,9 +288,9 @@ class Metrics:
     top: int = _key(
         "0",
         Quantity("a number of names", "1", "20", BYTES, "none"),
-        "Export the counters of so many busiest interfaces; and the shares of so many busiest processes, and of users, "
-        "units, containers and pods if `comment` has these fields. Their names are values of a label: each new name is "
-        "a new time series in Prometheus.",
+        "Number of busiest interfaces whose counters are exported, and of busiest processes whose shares are exported; "
+        "the same number of users, units, containers and pods, if `comment` has these fields. Their names are values "
+        "of a label: each new name is a new time series in Prometheus.",
     )
 
 
@@ -481,8 +482,8 @@ class Settings:
     drops_rate: int = _key(
         "1000",
         Quantity("a whole number of packets", "1", "1000000", BYTES),
-        "With drops: capture, write at most so many dropped packets of one reason in a second, and at most four times "
-        "as many of all reasons. The others are counted as limited.",
+        "With drops: capture, maximum number of dropped packets of one reason to write per second. Of all reasons "
+        "together, at most four times as many are written. The others are counted as limited.",
     )
     comment: tuple[str, ...] = _key(
         ", ".join(field.name for field in TABLE if field.is_default),
