@@ -320,7 +320,7 @@ def test_rows_twice_and_too_long(kind: str, files: dict[str, tuple[Path, bytes, 
     _, count, wrong = packets(stored.name, of_bytes(data), few * 2)
     assert (count, wrong and wrong.message) == (
         total(few),
-        f"{stored.name}: {count} packets of its rows; expected {2 * count}",
+        f"{stored.name}: found {count} packets; the index says {2 * count}",
     )
     last = max(few, key=lambda row: (row.offset, row.first_at))
     _, count, wrong = packets(stored.name, of_bytes(data), [last._replace(length=1 << 47)])
