@@ -31,8 +31,8 @@ COMMANDS = {
     "top": "Show which process sent and received how much, from capture files; without files, what each sends and "
     "receives now, from the running daemon.",
     "extract": "Write selected packets of capture files to one file, in the order of time.",
-    "split": "Write the packets of capture files to several files: one for each process, name, systemd unit, "
-    "container, interface or link type.",
+    "split": "Write the packets of capture files to several files: one for each process, name, user, systemd "
+    "unit, container, pod, interface or link type.",
     "report": "Write a page about captures for a browser: charts and tables of processes, peers and connections.",
     "index": "Write an index beside each capture file: which process exchanged packets with whom, when, and where in "
     "the file.",
