@@ -169,7 +169,8 @@ def test_a_rule_may_ask_for_each_field(field: Field) -> None:
     value = ALL[field.name]
     text = str(value) if isinstance(value, int) else value.decode()
     subject = Subject(b"eth0", 1, "out", "current", USER, PROCESS, dropped=DROPPED)
-    for wanted, matches in ((text, True), ("5" if field.is_number else "other", False)):
+    number = field.most if value == field.least else field.least
+    for wanted, matches in ((text, True), (str(number) if field.is_number else "other", False)):
         rules = Rules(default_settings({"rules": f"[{{{field.name}: '{wanted}', action: drop}}]"}).rules)
         assert rules.needs_process == (field.of_process is not None)
         assert (rules.decide(subject) == Verdict(keeps=False)) == matches
