@@ -33,7 +33,7 @@ from skbcapd.fleet.flows import Flows, Key
 from skbcapd.fleet.rows import Row
 from skbcapd.fleet.windows import Unpacked, Window
 from skbcapd.output.naming import COMPRESSED
-from skbcapd.pcapng.blocks import BYTE_ORDER_MAGIC, IF_DESCRIPTION, IF_NAME, INTERFACE, PACKET, SECTION
+from skbcapd.pcapng.blocks import IF_DESCRIPTION, IF_NAME, INTERFACE, PACKET, SECTION, section_body
 from skbcapd.pcapng.granules import GRANULE
 from skbcapd.pcapng.reader import Interface, Packet, Reader, walk_options
 
@@ -322,7 +322,7 @@ def _runs(faces: Iterable[_Face]) -> list[_Run]:
 
 def _parsed(block: bytes, order: str) -> Interface:
     """An interface as the reader of capture files returns it."""
-    header = struct.pack(order + "IIIHHqI", SECTION, 28, BYTE_ORDER_MAGIC, 1, 0, -1, 28)
+    header = struct.pack(order + "II", SECTION, 28) + section_body(order) + struct.pack(order + "I", 28)
     empty = struct.pack(order + "8I", PACKET, 32, 0, 0, 0, 0, 0, 32)
     with memory_file("description") as file:
         file.write(header + block + empty)
