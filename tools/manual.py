@@ -14,6 +14,7 @@ Source: mdoc(7); "Programmable Completion" in bash(1).
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import textwrap
 from collections.abc import Iterator
@@ -76,7 +77,7 @@ def _format_fields() -> Iterator[str]:
     yield "| key | value |"
     yield "|-|-|"
     for field in TABLE:
-        yield f"| `{field.name}` | {field.doc} |"
+        yield f"| `{field.name}` | {field.in_comment} |"
     words = ", ".join(f"`{word}`" for word in get_args(Via)[1:])
     yield f"| `via` | how the process was found, unless it was running: {words} ([attribution](attribution.md)) |"
     yield "| `cut` | names of the values that were cut, separated by commas |"
@@ -149,8 +150,22 @@ def _keys() -> Iterator[str]:
     for key, row in ROWS.items():
         default = f"[{row.default}]" if isinstance(row.kind, ListOf) else row.default
         yield f".It Ic {_word(key)}"
-        yield _roff(row.doc)
+        yield from _listed(row.doc.split("\n"))
         yield f".Pp\nDefault\n.Ql {_word(default)} ;\n{_roff(row.kind.expected)}."
+
+
+def _listed(lines: list[str]) -> Iterator[str]:
+    """Paragraphs, and lists of what begins with two spaces: `  word: meaning`, or `  meaning`."""
+    for is_list, group in itertools.groupby(lines, lambda line: line.startswith("  ")):
+        if is_list:
+            yield ".Bl -tag -width indent -compact"
+        for line in group:
+            name, colon, meaning = line.strip().partition(": ") if is_list else ("", "", line)
+            if colon:
+                yield f".It Ic {_word(name)}"
+            yield _roff(meaning or name)
+        if is_list:
+            yield ".El"
 
 
 def _arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:

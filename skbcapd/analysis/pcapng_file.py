@@ -20,7 +20,6 @@ from skbcapd.analysis.records import Record, join, swapped
 from skbcapd.errors import FileError
 from skbcapd.pcapng import secrets
 from skbcapd.pcapng.blocks import (
-    BYTE_ORDER_MAGIC,
     IF_DESCRIPTION,
     IF_NAME,
     IF_SPEED,
@@ -33,6 +32,7 @@ from skbcapd.pcapng.blocks import (
     SHB_HARDWARE,
     SHB_OS,
     SHB_USERAPPL,
+    section_body,
 )
 from skbcapd.pcapng.reader import Interface, Section, walk_options
 
@@ -131,7 +131,7 @@ def _header(source: Section | None) -> bytes:
     options = [(code, value) for code, value in pairs if code in kept]
     if source is None or not source.block:
         options = [(SHB_USERAPPL, f"skbcapd {__version__}".encode())]
-    return _block(SECTION, struct.pack("<IHHq", BYTE_ORDER_MAGIC, 1, 0, -1) + join(options))
+    return _block(SECTION, section_body() + join(options))
 
 
 def _block(kind: int, body: bytes) -> bytes:

@@ -34,7 +34,7 @@ from skbcapd.pcapng.reader import Interface, Packet, Stamp
 TEXTS = tuple(name for name in GROUPS if name != "tgid")
 """Fields of a comment by which packets can be selected, each by a pattern."""
 OF_DROPS = {"drop": "dropped", "at": "dropped-at"}
-"""Further ones, which only dropped packets have, and the names of their selectors."""
+"""Fields that only dropped packets have, and the option that selects by each."""
 
 _MATCH_S = 0.02  # for one regular expression and one text
 _KNOWN_BYTES_MAX = 16 << 20  # of the cached stamps; then the cache is cleared

@@ -75,6 +75,11 @@ class Field:
         """Whether its values are numbers, not text."""
         return bool(self.most)
 
+    @property
+    def in_comment(self) -> str:
+        """Its description as a field of a comment, which can leave it out."""
+        return self.doc + (f", left out if it equals {self.unless_equal}" if self.unless_equal else "")
+
     def value(self, user: User, process: Process | None) -> Value:
         """Return its value; None or empty if it is not known.
 
@@ -131,7 +136,7 @@ TABLE: tuple[Field, ...] = (
     Field(
         name="process",
         title="Process",
-        doc="name of the process (of its main thread), left out if it equals comm",
+        doc="name of the process (of its main thread)",
         of_thread=lambda user: user.process,
         is_default=True,
         is_group=True,
@@ -183,7 +188,7 @@ TABLE: tuple[Field, ...] = (
     Field(
         name="cgroup",
         title="Control group",
-        doc="path of the cgroup: of version 2, otherwise of systemd, otherwise the first one that is not /",
+        doc="path of the cgroup of version 2, otherwise of systemd, otherwise the first one that is not /",
         of_process=lambda process: process.cgroup,
         is_cuttable=True,
     ),

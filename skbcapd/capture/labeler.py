@@ -53,7 +53,9 @@ class Labeler:
         self._program.control[abi.GENERATION] += 1
 
     def hold(self) -> None:
-        """Have no labels until `release`. When this returns, all packets with one have reserved their space."""
+        """Invalidate all labels, and make none until `release`. On return, every packet that used a label has its space
+        in a segment.
+        """
         self._installs = False
         self.expire()
         self._tell()

@@ -11,7 +11,6 @@ process its id, otherwise at most the names.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -22,6 +21,7 @@ from skbcapd.capture.record import Record, user_of
 from skbcapd.kernel import abi
 from skbcapd.kernel.program import Program
 from skbcapd.kernel.segments import Upcall
+from skbcapd.lru import Bounded
 from skbcapd.pcapng.blocks import DIRECTION_OUT
 
 QUESTIONS = 1024  # lookups that the program may request between two drains
@@ -49,8 +49,8 @@ class Resolver:
         self._find_holders = find_holders
         self._boot_ns = boot_ns
         self._added: dict[bytes, int] = {}  # abi.FLOW -> inode number of the socket
-        self._groups: OrderedDict[int, Members] = OrderedDict()
-        self._numbers: dict[Members, int] = {}
+        self._groups: Bounded[int, Members] = Bounded(GROUPS_REMEMBERED)
+        self._numbers: Bounded[Members, int] = Bounded(GROUPS_REMEMBERED)  # of these groups: both evict the same one
         self._next_group = 1
 
     def refill(self) -> None:
@@ -189,8 +189,6 @@ class Resolver:
         if number is None:
             number, self._next_group = self._next_group, self._next_group + 1
             self._numbers[members], self._groups[number] = number, members
-            if len(self._groups) > GROUPS_REMEMBERED:
-                del self._numbers[self._groups.popitem(last=False)[1]]
         return number
 
     def _learned(self, packet: Upcall) -> Upcall | None:

@@ -31,6 +31,7 @@ from skbcapd.attribution.namespaces import RUN, is_called
 from skbcapd.attribution.processes import Process, User
 from skbcapd.config.pattern import TextPattern
 from skbcapd.config.settings import Payload, Rule
+from skbcapd.text_safety import escaped
 
 _LOG = logging.getLogger(__name__)
 DECIDE_S = 0.05  # regular expressions of one decision; an ordinary match takes microseconds
@@ -361,4 +362,4 @@ def _comm(directory: Path) -> str:
     """The name of a thread, escaped."""
     with (directory / "comm").open("rb") as file:
         name = os.fsdecode(file.read(64).removesuffix(b"\n"))
-    return name if name.isprintable() else ascii(name)[1:-1]
+    return escaped(name)

@@ -104,7 +104,9 @@ def add(command: argparse.ArgumentParser) -> None:
     arguments.add_duration(command)
     arguments.add_sets(command)
     tcpdump.add(command)
-    selecting.add_packets(command.add_argument_group("selectors of -r", "As in extract."))
+    group = command.add_argument_group("selectors of -r", "As in extract.")
+    selecting.add_packets(group)
+    selecting.add_drops(group)
 
 
 def run(options: argparse.Namespace) -> int:

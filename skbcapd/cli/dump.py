@@ -30,7 +30,7 @@ def add(command: argparse.ArgumentParser) -> None:
         "--after",
         metavar="DURATION",
         type=_seconds(AFTER.parse, AFTER.expected),
-        help="continue for so long (10s, 2m), then finish the file",
+        help="continue to capture for DURATION (10s, 2m), then finish the file",
     )
     command.add_argument(
         "--since",

@@ -20,11 +20,7 @@ if TYPE_CHECKING:
     from skbcapd.fleet.engines import Engine
 
 _LIBRARIES = ("duckdb", "fsspec", "pyarrow")
-_ACTIONS = {
-    "compact": "Take the index files that have arrived into the table: sorted Parquet files, for each hour.",
-    "query": "Print which processes of which hosts exchanged packets with whom.",
-    "extract": "Write the selected packets of all hosts to one file, in the order of time.",
-}
+_ACTIONS = ("compact", "query", "extract")
 _FORMATS = ("table", "json", "csv")
 _NAMES = ("sums", "rows", "ecs", "ocsf", "zeek")
 
@@ -33,8 +29,8 @@ def add(command: argparse.ArgumentParser) -> None:
     """Add its arguments."""
     command.add_argument(
         "action",
-        choices=tuple(_ACTIONS),
-        help="compact: take the index files that have arrived into the table. query: print which processes exchanged "
+        choices=_ACTIONS,
+        help="compact: add the index files that have arrived to the table. query: print which processes exchanged "
         "packets with whom. extract: write the selected packets of all hosts to one file",
     )
     command.add_argument(
@@ -87,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("fleet extract without -w; expected a file to write", "-w OUT.pcapng; -w - is standard output")
     missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
-        raise SkbcapdError(f"fleet: {', '.join(missing)} not installed", "pip install 'skbcapd[fleet]'")
+        raise SkbcapdError(f"fleet: {', '.join(missing)} not installed", "docs/fleet.md shows how to install them")
     return {"compact": _compact, "query": _query, "extract": _extract}[options.action](options)
 
 
@@ -99,7 +95,7 @@ def _compact(options: argparse.Namespace) -> int:
     for line in (*report.said, *report.wrong):
         print(f"skbcapd: {line}", file=sys.stderr)
     print(
-        f"skbcapd: {report.files} index files with {report.rows} rows taken in; {report.parts} parts written "
+        f"skbcapd: {report.files} index files with {report.rows} rows added; {report.parts} parts written "
         f"({report.bytes} bytes)",
         file=sys.stderr,
     )

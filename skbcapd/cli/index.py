@@ -9,7 +9,7 @@ from pathlib import Path
 from skbcapd.analysis.sources import expand
 from skbcapd.errors import FileError, UsageError
 from skbcapd.fleet import index_file
-from skbcapd.output.naming import harmless
+from skbcapd.output.naming import escaped_host
 from skbcapd.pcapng.source import STDIN
 
 
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     named = set(options.files)
     # In a directory, .part is what is being written.
     paths = [path for path in expand(options.files) if path in named or path.suffix != ".part"]
-    host = harmless(options.host) if options.host else ""  # as `skbcapd ship` names it
+    host = escaped_host(options.host) if options.host else ""  # as `skbcapd ship` names it
     wrong = 0
     for path in paths:
         if index_file.is_fresh(path):

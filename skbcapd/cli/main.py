@@ -31,14 +31,14 @@ COMMANDS = {
     "top": "Show which process sent and received how much, from capture files; without files, what each sends and "
     "receives now, from the running daemon.",
     "extract": "Write selected packets of capture files to one file, in the order of time.",
-    "split": "Write the packets of capture files to several files: one for each process, name, systemd unit, "
-    "container, interface or link type.",
+    "split": "Write the packets of capture files to several files: one for each process, name, user, systemd "
+    "unit, container, pod, interface or link type.",
     "report": "Write a page about captures for a browser: charts and tables of processes, peers and connections.",
     "index": "Write an index beside each capture file: which process exchanged packets with whom, when, and where in "
     "the file.",
     "ship": "Copy indexes, and captures, from a directory of captures to where those of many hosts are collected. "
     "rclone must be installed.",
-    "fleet": "Search the indexes of many hosts, and get the packets: needs `pip install skbcapd[fleet]`.",
+    "fleet": "Search the indexes of many hosts, and get the packets. Needs Python packages from PyPI: docs/fleet.md.",
     "extcap": "Implement the extcap protocol of Wireshark. Only Wireshark uses this command.",
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -92,10 +93,11 @@ def add(command: argparse.ArgumentParser, *, needs_files: bool = True) -> None:
         "selectors", "Each can be repeated: one must match. Of different ones, all must."
     )
     add_all(group)
+    add_drops(group)
 
 
 def add_all(group: argparse._ArgumentGroup) -> None:
-    """Add all selectors."""
+    """Add all selectors but those of dropped packets, which an index does not have."""
     add_processes(group)
     add_packets(group)
     _add(
@@ -127,9 +129,6 @@ def add_packets(group: argparse._ArgumentGroup) -> None:
         "port of either side, or FIRST-LAST",
         _checked(selectors.port, "a port from 0 to 65535, or FIRST-LAST"),
     )
-    what = ("the kernel has dropped for this reason (NETFILTER_DROP)", "this function of the kernel has dropped")
-    for name, metavar, meaning in zip(OF_DROPS.values(), ("REASON", "FUNCTION"), what, strict=True):
-        _add(group, [f"--{name}"], _dest(name), metavar, f"packets that {meaning}; a glob, or /.../", _pattern)
     group.add_argument(
         "--from",
         dest="begin",
@@ -139,19 +138,18 @@ def add_packets(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--to", dest="end", metavar="TIME", help="packets before TIME")
 
 
+def add_drops(group: argparse._ArgumentGroup) -> None:
+    """Add the selectors of dropped packets."""
+    what = ("the kernel has dropped for this reason (NETFILTER_DROP)", "this function of the kernel has dropped")
+    for name, metavar, meaning in zip(OF_DROPS.values(), ("REASON", "FUNCTION"), what, strict=True):
+        _add(group, [f"--{name}"], _dest(name), metavar, f"packets that {meaning}; a glob, or /.../", _pattern)
+
+
 def add_processes(group: argparse._ArgumentGroup) -> None:
     """Add the selectors of processes, which `capture` has, too."""
     for name in TEXTS:
-        field = FIELDS[name]
-        meaning = "name of the process (of its main thread)" if name == "process" else field.doc.partition(",")[0]
-        _add(
-            group,
-            [f"--{name}"],
-            name,
-            "NAME",
-            f"{meaning.partition(';')[0]}; a glob, or /regular expression/",
-            _pattern,
-        )
+        meaning = re.split("[,;]", FIELDS[name].doc)[0]
+        _add(group, [f"--{name}"], name, "NAME", f"{meaning}; a glob, or /regular expression/", _pattern)
     _add(
         group,
         ["--tgid", "--pid"],
@@ -225,7 +223,7 @@ def selection(
     """The selection of a command line.
 
     Args:
-        options: with the selectors of `add_selectors`.
+        options: with the selectors of `add_all`.
         expression: packet filter; empty: none.
         interfaces: patterns of names.
         directions: `in`, `out`.
@@ -253,7 +251,7 @@ def selectors_of(
     """
     dests = {name: name for name in TEXTS} | {name: _dest(option) for name, option in OF_DROPS.items()}
     return Selectors(
-        texts={name: found for name, dest in dests.items() if (found := getattr(options, dest))},
+        texts={name: found for name, dest in dests.items() if (found := getattr(options, dest, None))},
         tgids=frozenset(options.tgids),
         peers=options.peers,
         ports=options.ports,

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 from skbcapd.fleet import ship
-from skbcapd.output.naming import harmless
+from skbcapd.output.naming import escaped_host
 
 
 def add(command: argparse.ArgumentParser) -> None:
@@ -22,6 +22,6 @@ def add(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Copy what has not arrived yet."""
-    host = harmless(options.host or socket.gethostname())
+    host = escaped_host(options.host or socket.gethostname())
     ship.ship(options.directory, options.remote, host, captures=options.captures)
     return 0

@@ -254,7 +254,7 @@ def _network_drops(drops: Mapping[str, Any] | None) -> Iterator[str]:
     if drops is None:
         return
     yield ""
-    yield f"{'network drops':>16} {_number(drops['lost'])}  and {int(drops['no_loss']):,} without a loss"
+    yield f"{'network drops':>16} {_number(drops['lost'])}  {int(drops['no_loss']):,} more drops were no loss"
     for key, what in (("unlisted", "on any interface: the list was full"), ("missed", _MISSED)):
         if drops[key]:
             yield f"{key:>16} {_number(drops[key])}  {what}"

@@ -33,8 +33,12 @@ def reference() -> str:
         if prefix != section:
             text += f"\n{prefix}:"
             section = prefix
-        comment = [row.doc, f"Default {default}; {row.kind.expected}."]
-        lines = [indent + "# " + line for part in comment for line in textwrap.wrap(part, 96)]
+        comment = [*row.doc.split("\n"), f"Default {default}; {row.kind.expected}."]
+        lines = [
+            indent + "# " + line
+            for part in comment
+            for line in textwrap.wrap(part, 96, subsequent_indent="    " if part.startswith(" ") else "")
+        ]
         text += "\n".join(["", *lines, f"{indent}{name}: {default}", ""])
     return text
 

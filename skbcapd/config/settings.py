@@ -84,7 +84,9 @@ class Records:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A key's default as written in the file, its kind, and its description in the man page."""
+    """A key's default as written in the file, its kind, and its description in the man page: a paragraph; lines of
+    it that begin with two spaces are a list.
+    """
 
     default: str
     kind: Kind
@@ -97,6 +99,7 @@ def object_schema(rows: Mapping[str, Row]) -> dict[str, Any]:
     for name, row in rows.items():
         default = f" Default {row.default}." if row.default else ""
         meaning = row.doc if row.doc.endswith(".") else f"{row.doc}:"
+        meaning = meaning.replace("\n  ", "\n- ")  # editors show Markdown
         properties[name] = {"description": f"{meaning}{default} {row.kind.expected}."} | row.kind.schema
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
@@ -115,14 +118,14 @@ def _words(literal: object) -> Word:
 
 
 def _rule_keys() -> str:
-    """The keys of a rule, for the manual."""
-    keys = (f"{name}, {row.doc}" for name, row in RULE_KEYS.items())
-    return "Keys of a rule: " + "; ".join(keys) + ". Text is " + Pattern.expected + "."
+    """The keys of a rule, a line for each. Those of a process and its drop are described as fields of a comment."""
+    keys = (f"  {name}: {row.doc}" for name, row in RULE_KEYS.items() if name not in FIELDS)
+    return "\n".join(["Keys of a rule: all fields of comment (see there), and", *keys, f"Text is {Pattern.expected}."])
 
 
 def _comment_keys() -> str:
-    """The fields of a comment, for the manual."""
-    return "Fields: " + "; ".join(f"{field.name}, {field.doc}" for field in TABLE) + "."
+    """The fields of a comment, a line for each."""
+    return "\n".join(["Fields:", *(f"  {field.name}: {field.in_comment}" for field in TABLE), ""])
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +213,8 @@ class Files:
     compress: Compress = _key(
         "none",
         _words(Compress),
-        "Compress finished files, also those of an earlier run. A separate process does it, with low priority. "
+        "Compress finished files, also those of an earlier run. A separate process does it, with low priority (in the "
+        "systemd unit: normal priority). "
         "Wireshark opens files compressed with gzip or zstd.",
     )
     seekable: bool = _key(
@@ -284,9 +288,9 @@ class Metrics:
     top: int = _key(
         "0",
         Quantity("a number of names", "1", "20", BYTES, "none"),
-        "Export the counters of so many busiest interfaces; and the shares of so many busiest processes, and of users, "
-        "units, containers and pods if `comment` has these fields. Their names are values of a label: each new name is "
-        "a new time series in Prometheus.",
+        "Number of busiest interfaces whose counters are exported, and of busiest processes whose shares are exported; "
+        "the same number of users, units, containers and pods, if `comment` has these fields. Their names are values "
+        "of a label: each new name is a new time series in Prometheus.",
     )
 
 
@@ -302,24 +306,24 @@ class Rule:
         Switch(), "the conditions on the process may be true for one of its ancestors instead"
     )
     netns: str | None = _part(
-        Text("a name or number", lambda _: True), "network namespace: name in /run/netns, or inode number"
+        Text("a name or number", lambda _: True), "network namespace, by its name in /run/netns or its inode number"
     )
     interface: TextPattern | None = _part(Pattern(), "name of the interface")
-    direction: Direction | None = _part(_words(Direction), "out, sent; in, received")
-    via: Via | None = _part(_words(Via), "how the process was found; current: the comment has no via")
+    direction: Direction | None = _part(_words(Direction), "out (sent) or in (received)")
+    via: Via | None = _part(_words(Via), "how the process was found; current means that the comment has no via")
     action: Action | None = _part(
         _words(Action),
-        "keep (default); drop; dump: keep, and write the ring buffer (files.mode: ring) to a file",
+        "keep (default), drop, or dump (keep, and write the ring buffer to a file; needs files.mode: ring)",
     )
     dump_after: int | None = _part(
         AFTER,
-        "with action: dump, how long the dump continues after a packet of this rule",
+        "how long a dump continues after a packet of this rule (action: dump)",
     )
     snaplen: int | None = _part(
         Quantity("a whole number of bytes", "64", "262144", BYTES), "maximum number of bytes to keep of each frame"
     )
     payload: Payload | None = _part(
-        _words(Payload), "all; none: keep only headers; without the key, as the setting payload"
+        _words(Payload), "all, or none (keep only headers); without this key, as the setting payload"
     )
     filter: str | None = _part(Expression(), "keep only the packets that also match this packet filter")
     is_option: bool = False
@@ -478,8 +482,8 @@ class Settings:
     drops_rate: int = _key(
         "1000",
         Quantity("a whole number of packets", "1", "1000000", BYTES),
-        "With drops: capture, write at most so many dropped packets of one reason in a second, and at most four times "
-        "as many of all reasons. The others are counted as limited.",
+        "With drops: capture, maximum number of dropped packets of one reason to write per second. Of all reasons "
+        "together, at most four times as many are written. The others are counted as limited.",
     )
     comment: tuple[str, ...] = _key(
         ", ".join(field.name for field in TABLE if field.is_default),
@@ -487,7 +491,7 @@ class Settings:
         "What the comment of a packet says about its process and its drop, in this order. Unknown values are left "
         "out. "
         + _comment_keys()
-        + " cmdline can contain passwords: it is off by default, and cut to 128 bytes. All fields but comm, pid, tgid, "
+        + "cmdline can contain passwords: it is off by default, and cut to 128 bytes. All fields but comm, pid, tgid, "
         "process, drop and at are read from /proc, once per label. Names of containers and pods come from files of "
         "docker, podman and Kubernetes, if skbcapd can read them. none: no comment; only option 8 contains the process "
         "id.",

@@ -99,7 +99,7 @@ class Report:
         dropped = totals.kernel.lost + totals.missed + totals.dropped
         text = f"stopped: {totals.written} packets captured, {dropped} dropped"
         if network is not None:
-            text += f"; the network dropped {network.lost}"
+            text += f"; the network stack dropped {network.lost}"
         fields = Event.STOPPED.extra(file=self._output.path, packets=totals.written, dropped=dropped)
         _LOG.info("%s", text, extra=fields)
 
@@ -189,7 +189,7 @@ def print_drops(drops: NetworkDrops | None) -> None:
     """
     if drops is None:
         return
-    print(f"the network dropped {drops.lost} packets, and {drops.no_loss} without a loss", file=sys.stderr)
+    print(f"the network stack dropped {drops.lost} packets; {drops.no_loss} more drops were no loss", file=sys.stderr)
     for row in drops.rows[:_DROP_LINES_MAX]:
         print(f"  {row.packets} {row.reason} {drop_place(row)}", file=sys.stderr)
     if len(drops.rows) > _DROP_LINES_MAX:

@@ -30,7 +30,7 @@ from skbcapd.config.pattern import TextPattern
 from skbcapd.config.settings import ROWS, Rule, Settings
 from skbcapd.durations import Durations
 from skbcapd.kernel.segments import Packet
-from skbcapd.pcapng.blocks import DIRECTION_IN, EPB_PROCESSID_THREADID, OPT_COMMENT, PACKET, walk
+from skbcapd.pcapng.blocks import DIRECTION_IN, EPB_PROCESSID_THREADID, OPT_COMMENT, PACKET, PACKET_HEAD, walk
 from skbcapd.pcapng.comment import CommentError, Label, parse
 from skbcapd.text_safety import escaped, escaped_bytes
 
@@ -90,8 +90,8 @@ class Busiest:
             if seen >= _SAMPLES_PER_RANGE or not self._left:
                 return
             if kind == PACKET:
-                cap_len, original_len = struct.unpack_from("<II", view, at + 20)
-                start = at + 28 + cap_len + (-cap_len & 3)
+                *_, cap_len, original_len = PACKET_HEAD.unpack_from(view, at)
+                start = at + PACKET_HEAD.size + cap_len + (-cap_len & 3)
                 self._sample(bytes(view[start : at + size - 4]), original_len)
 
     def sample_packet(self, packet: Packet, _interface_id: int, stamp: Label) -> None:

@@ -1,9 +1,9 @@
 """`skbcapd fleet compact`: makes sorted Parquet files of the index files that have arrived.
 
 In: index files below `index/raw` of a storage. Out: parts of the table, sorted by peer address and time, for each hour
-of the rows; and lines about what was not taken in.
+of the rows; and lines about what was not added.
 
-The rules: each index file is taken in once, whole, or not at all. Late files are taken in like others: with the small
+The rules: each index file is added once, whole, or not at all. Late files are added like others: with the small
 parts of their hours, they become new parts. Only `table.commit` makes that valid, a day at a time. A part that is
 not valid (any more) is deleted an hour later: a question may still read it. Index files are never deleted here.
 """
@@ -46,7 +46,7 @@ class Report:
     """What a run has done.
 
     Args:
-        files: index files that were taken in.
+        files: index files that were added.
         rows: their rows.
         parts: parts that were written.
         bytes: of these.
@@ -63,7 +63,7 @@ class Report:
 
 
 def compact(storage: Storage, *, replaces: bool = False, grace_s: float = _GRACE_S) -> Report:
-    """Take in all index files that are not in the table.
+    """Add all index files that are not in the table.
 
     Args:
         storage: has `index/raw`.
@@ -138,7 +138,7 @@ class _Day:
         self._files = self._rows = 0
 
     def run(self, files: list[Found]) -> None:
-        """Take in index files.
+        """Add index files.
 
         Raises:
             FleetError: the storage cannot be read or written.
@@ -265,8 +265,8 @@ def _conflict(path: str, owner: str, same: Source) -> str:
     what = f"host {escaped(same.host)}, file {escaped(same.file)}"
     beside = "it has changed since" if owner == path else f"{escaped(owner)} is in the table"
     return (
-        f"{escaped(path)}: other content for {what}: {beside}; expected one index of a file; not taken in "
-        "(two hosts of one name? otherwise --replace takes the new one)"
+        f"{escaped(path)}: other content for {what}: {beside}; expected one index of a file; not added. "
+        "Do two hosts have the same name? If not, --replace uses the new file"
     )
 
 

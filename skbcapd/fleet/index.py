@@ -23,7 +23,7 @@ from skbcapd.errors import FileError
 from skbcapd.fleet.flows import Flows, Key
 from skbcapd.fleet.places import Place, Places, Plain, stored
 from skbcapd.fleet.rows import Row
-from skbcapd.output.naming import harmless
+from skbcapd.output.naming import escaped_host
 from skbcapd.pcapng.flows import (
     BYTES,
     FIRST_NS,
@@ -58,7 +58,7 @@ def index(path: Path, host: str = "", places: Places | None = None, name: str = 
     counted = Counted()
     with Reader(path, counted=counted) as reader:
         places = places or (_stored(path) if reader.is_compressed else Plain())
-        host = host or harmless(socket.gethostname())
+        host = host or escaped_host(socket.gethostname())
         yield from _Index(reader, counted, places, host, name or escaped_bytes(os.fsencode(path.name))).rows()
 
 

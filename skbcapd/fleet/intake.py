@@ -96,12 +96,12 @@ def take(path: str, data: bytes) -> Taken:
     except (zlib.error, EOFError, ValueError, pa.ArrowException) as error:
         wrong = " ".join(str(error).split())
     if wrong:
-        raise FleetError(f"{escaped(path)}: {escaped(wrong[:200])}; expected a complete index file; not taken in")
+        raise FleetError(f"{escaped(path)}: {escaped(wrong[:200])}; expected a complete index file; not added")
     host, file = (table[name][0].as_py() if len(table) else "" for name in ("host_name", "file"))
     directory = str(PurePosixPath(path).parent.relative_to(RAW))
     hours = pc.divide(table["ts_first"].cast(pa.int64()), _HOUR_US)
     if len(hours.unique()) > _HOURS_MAX:
-        raise FleetError(f"{escaped(path)}: rows of more than {_HOURS_MAX} hours; expected fewer; not taken in")
+        raise FleetError(f"{escaped(path)}: rows of more than {_HOURS_MAX} hours; expected fewer; not added")
     table = table.append_column("directory", pa.array([directory] * len(table), pa.string()))
     return Taken(table.append_column("hour", hours), host, file, list(_notes(path, table, host)))
 
@@ -185,7 +185,7 @@ def _notes(path: str, table: Any, host: str) -> Iterator[str]:
     """What is unusual."""
     named = _HOST.search(path)
     if host and named and named[1] != host:
-        yield f"{escaped(path)}: its rows are of host {escaped(host)}; expected that of its directory; taken in"
+        yield f"{escaped(path)}: its rows are of host {escaped(host)}; expected that of its directory; added"
     day = day_of(path)
     if len(table) and day > "1970":
         middle = pa.scalar(f"{day}T12:00:00Z").cast(SCHEMA.field("ts_first").type).cast(pa.int64()).as_py()
@@ -193,6 +193,6 @@ def _notes(path: str, table: Any, host: str) -> Iterator[str]:
         count = pc.sum(pc.greater(away, _CLOCK_US)).as_py()
         if count:
             yield (
-                f"{escaped(path)}: {count} rows are more than 31 days from {day}: a clock was wrong; taken in with "
+                f"{escaped(path)}: {count} rows are more than 31 days from {day}: a clock was wrong; added with "
                 "the times that they have"
             )

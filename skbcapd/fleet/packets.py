@@ -33,7 +33,7 @@ from skbcapd.fleet.flows import Flows, Key
 from skbcapd.fleet.rows import Row
 from skbcapd.fleet.windows import Unpacked, Window
 from skbcapd.output.naming import COMPRESSED
-from skbcapd.pcapng.blocks import BYTE_ORDER_MAGIC, IF_DESCRIPTION, IF_NAME, INTERFACE, PACKET, SECTION
+from skbcapd.pcapng.blocks import IF_DESCRIPTION, IF_NAME, INTERFACE, PACKET, SECTION, section_body
 from skbcapd.pcapng.granules import GRANULE
 from skbcapd.pcapng.reader import Interface, Packet, Reader, walk_options
 
@@ -125,7 +125,9 @@ def packets(name: str, ranges: Ranges, rows: Iterable[Row], selection: Selection
         host = row.host_name
         expected += row.packets_out + row.packets_in + row.packets_unknown
         if not 0 <= row.first_at <= row.last_at < row.first_at + GRANULE or not (is_packed or row.last_at < row.length):
-            wrong = FileError(f"{name}: a row of blocks at {row.first_at} to {row.last_at} of a granule", _OTHER)
+            wrong = FileError(
+                f"{name}: the index has impossible block offsets ({row.first_at} to {row.last_at})", _OTHER
+            )
             continue
         described = row.interface_offset, row.interface_length, row.interface_at
         place = _Place(row.offset, row.length, row.interface_id, described)
@@ -139,7 +141,7 @@ def packets(name: str, ranges: Ranges, rows: Iterable[Row], selection: Selection
     for record in found:
         made.encode(record, into)
     if file.count != expected:
-        file.note(FileError(f"{name}: {file.count} packets of its rows; expected {expected}", _OTHER))
+        file.note(FileError(f"{name}: found {file.count} packets; the index says {expected}", _OTHER))
     return Extracted(bytes(into), len(found), file.wrong)
 
 
@@ -300,7 +302,7 @@ class _File:
         return file
 
 
-_OTHER = "it is torn, or has changed since it was indexed: skbcapd index FILE"
+_OTHER = "the file is damaged, or has changed since it was indexed; run: skbcapd index FILE"
 
 
 def _runs(faces: Iterable[_Face]) -> list[_Run]:
@@ -320,7 +322,7 @@ def _runs(faces: Iterable[_Face]) -> list[_Run]:
 
 def _parsed(block: bytes, order: str) -> Interface:
     """An interface as the reader of capture files returns it."""
-    header = struct.pack(order + "IIIHHqI", SECTION, 28, BYTE_ORDER_MAGIC, 1, 0, -1, 28)
+    header = struct.pack(order + "II", SECTION, 28) + section_body(order) + struct.pack(order + "I", 28)
     empty = struct.pack(order + "8I", PACKET, 32, 0, 0, 0, 0, 0, 32)
     with memory_file("description") as file:
         file.write(header + block + empty)

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Network, ip_address
 from typing import Any, Self
 
-from skbcapd.analysis.selectors import OF_DROPS, Selectors
+from skbcapd.analysis.selectors import Selectors
 from skbcapd.config.pattern import TextPattern
 from skbcapd.errors import UsageError
 from skbcapd.fleet.engines import Answer, Engine
@@ -139,8 +139,7 @@ class Questions:
             self._select_peers(selectors.peers)
         for name, patterns in selectors.texts.items():
             if name not in COLUMNS:
-                option = OF_DROPS.get(name, name)
-                raise UsageError(f"--{option}: not in an index; expected one of --{', --'.join(COLUMNS)}")
+                raise UsageError(f"--{name}: not in an index; expected one of --{', --'.join(COLUMNS)}")
             self._match(COLUMNS[name], patterns)
         if selectors.interfaces:
             self._match("interface", selectors.interfaces)

@@ -134,7 +134,7 @@ class Storage:
         for each in chosen:
             if not each.is_regular:
                 what = f"{escaped(self.url)}/{escaped(each.path)}"
-                yield each, FleetError(f"{what}: not a regular file; expected an index file; not taken in")
+                yield each, FleetError(f"{what}: not a regular file; expected an index file; not added")
         for group in _groups(each for each in chosen if each.is_regular):
             paths = [f"{self._root}/{each.path}" for each in group]
             with self._errors(group[0].path):

@@ -1,4 +1,4 @@
-"""The table of a fleet: which Parquet files are in it, and which index files were taken in.
+"""The table of a fleet: which Parquet files are in it, and which index files were added.
 
 In: a storage with `index/day`. Out: the parts that a question must open.
 
@@ -56,7 +56,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An index file that was taken in.
+    """An index file that was added.
 
     Args:
         stamp: as of storage.Found.

@@ -15,6 +15,7 @@ import contextlib
 import enum
 import os
 import platform
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -143,6 +144,14 @@ class Record(Generic[Members]):
     def unpack(self, data: bytes | memoryview, offset: int = 0) -> Members:
         """Unpack the record at an offset."""
         return self.members._make(self._struct.unpack_from(data, offset))
+
+    def only(self, *names: str) -> struct.Struct:
+        """The layout of some of the members: the bytes of the others are skipped."""
+        members, layout = iter(self.members._fields), "<"
+        for code in re.findall(r"\d*[a-zA-Z]", self.format):
+            is_skipped = code[-1] == "x" or next(members) not in names
+            layout += f"{struct.calcsize('<' + code)}x" if is_skipped else code
+        return struct.Struct(layout)
 
 
 class Key(NamedTuple):
@@ -304,6 +313,7 @@ DESCENDANT = Record(Descendant, "<QQ")
 OWNER = Record(Owner, "<QIIQ16s16sQQQQQ")
 FLOW = Record(Flow, "<Q16s16sHHBBH")
 GROUP = struct.Struct(f"<QQQ{GROUP_MAX}Q{GROUP_MAX}Q")
+GROUP_SOCKETS, GROUP_INODES = slice(3, 3 + GROUP_MAX), slice(3 + GROUP_MAX, None)  # of what it unpacks
 FRAGMENT = struct.Struct("<Q16s16sIHH")
 UPCALL = Record(Upcall, "<QIIIIQII16s16s16s8sQQQQIIIHBxQ")
 DROPPED = Record(Dropped, "<QII16s")

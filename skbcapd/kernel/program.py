@@ -307,9 +307,10 @@ class Program:
     def group(self, number: int) -> Group:
         """The candidate sockets of a packet; none if they were evicted."""
         with contextlib.suppress(FileNotFoundError):
-            _, time, count, *both = abi.GROUP.unpack(self._lookup("groups", struct.pack("<Q", number), abi.GROUP.size))
-            sockets = zip(both[:count], both[abi.GROUP_MAX : abi.GROUP_MAX + count], strict=True)
-            return Group((time + self.control[abi.CLOCK_OFFSET]) % (1 << 64), list(sockets))
+            found = abi.GROUP.unpack(self._lookup("groups", struct.pack("<Q", number), abi.GROUP.size))
+            _references, time, count = found[:3]
+            sockets = zip(found[abi.GROUP_SOCKETS], found[abi.GROUP_INODES], strict=True)
+            return Group((time + self.control[abi.CLOCK_OFFSET]) % (1 << 64), list(sockets)[:count])
         return Group(0, [])
 
     def may_have_forked(self, tgid: int, since: int) -> bool:

@@ -14,7 +14,6 @@ again (a packet without a label, a frame that could not be read to its end).
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,9 +27,7 @@ from skbcapd.pcapng.comment import Label, read_label
 
 # In a struct upcall: the key, and the names as the kernel compares them.
 _IDENTITY = abi.KEY.size + 48
-# In a struct upcall, behind the MAC address: identifier, checksum, flags, payload.
-_REPEATED = struct.Struct("<Q24xI4xI4xQ")
-_REPEATED_AT = abi.KEY.size + 56
+_REPEATED = abi.UPCALL.only("packet_id", "checksum", "flags", "payload")
 _WITHOUT_LABEL = (abi.BLOCK_UPCALL, abi.BLOCK_DROP)
 _USED, _COMMITTED, _UPCALLS = range(3)
 LOCAL_PER_RANGE = 128  # with more, the range ends: each takes Python about 0.1 ms, and the event loop has other work
@@ -305,7 +302,7 @@ def read_repeated(view: memoryview, offset: int) -> Repeated:
     start, at = offset + PACKET_HEAD.size, offset + size - 4 - abi.UPCALL.size
     if start + cap_len > at - (abi.DROPPED.size if kind == abi.BLOCK_DROP else 0):
         raise SegmentError(f"the block at {offset} has {at - start} bytes for a frame of {cap_len}")
-    packet_id, checksum, flags, payload = _REPEATED.unpack_from(view, at + _REPEATED_AT)
+    packet_id, checksum, flags, payload = _REPEATED.unpack_from(view, at)
     return Repeated(
         high << 32 | low, view[start : start + cap_len], original_len, slot, packet_id, checksum, flags, size, payload
     )

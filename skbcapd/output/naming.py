@@ -56,7 +56,7 @@ class Names:
         now = time.time_ns()
         stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now // 1_000_000_000)) + f".{now // 1_000_000 % 1000:03}Z"
         self.last += 1
-        values = {"host": harmless(socket.gethostname()), "time": stamp, "number": f"{self.last:06}"}
+        values = {"host": escaped_host(socket.gethostname()), "time": stamp, "number": f"{self.last:06}"}
         return self._template.format(**values)
 
 
@@ -129,7 +129,7 @@ class Link:
             os.rename(new, CURRENT, src_dir_fd=place, dst_dir_fd=place)
 
 
-def harmless(name: str) -> str:
+def escaped_host(name: str) -> str:
     """The name of the machine for a file name, without characters that are special in a terminal,
     shell or path.
     """

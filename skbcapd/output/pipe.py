@@ -15,7 +15,6 @@ import errno
 import os
 import select
 import stat
-import struct
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,7 +23,8 @@ from typing import TypeAlias
 
 from skbcapd.errors import FileError
 from skbcapd.output.block_writer import QUEUE_MAX
-from skbcapd.pcapng.blocks import PACKET
+from skbcapd.output.blocks import count_packets as packets_in
+from skbcapd.output.blocks import whole
 from skbcapd.worker import Jobs, Worker, wait_until
 
 STALL_S = 0.4
@@ -33,7 +33,6 @@ _CHUNK = 1 << 18  # small writes are collected to chunks of this size
 _PIPE_BUF = 4096  # poll guarantees that a pipe takes so many bytes
 _POLL_S = 0.05
 _GONE = {errno.EPIPE, errno.ETIMEDOUT}  # the reader has ended, or does not read
-_HEAD = struct.Struct("<II")  # type, length
 
 Count: TypeAlias = Callable[[bytes, int], int]
 """The number of packets in complete blocks, or in lines, that do not end in the first so many bytes."""
@@ -41,12 +40,8 @@ Count: TypeAlias = Callable[[bytes, int], int]
 
 def count_packets(blocks: bytes, written: int) -> int:
     """The number of packets that do not end in the first `written` bytes of complete blocks."""
-    packets = at = 0
-    while at < len(blocks):
-        kind, size = _HEAD.unpack_from(blocks, at)
-        at += size
-        packets += kind == PACKET and at > written
-    return packets
+    view = memoryview(blocks)
+    return packets_in(view[whole(view[:written]) :])
 
 
 def count_lines(text: bytes, written: int) -> int:

@@ -1,8 +1,9 @@
-"""The numbers of pcapng, and the walk over blocks in memory; both are defined only here.
+"""The numbers of pcapng, and the walk over packet blocks in memory.
 
 In: bytes of complete blocks, little endian, from the kernel program and our writer. Out: the offset
-of each block. `reader` reads files of other programs: they can have another byte order, and their
-content is not trusted.
+of each block. Files can have another byte order, and their content is not trusted: `reader`,
+`granules` and `fleet.packets` have walks of their own. `output.blocks` repeats two types of blocks,
+because it also runs as a program that imports nothing of skbcapd.
 
 Source: draft-ietf-opsawg-pcapng, sections 3.5 and 4; docs/format.md for the blocks of local use.
 """
@@ -50,6 +51,17 @@ original length.
 
 BLOCK_MIN = PACKET_HEAD.size + 4
 """Size of the smallest packet block, in bytes; its length is repeated at the end."""
+
+
+def section_body(order: str = "<") -> bytes:
+    """What is before the options of a section header: version 1.0, and a length that is not specified.
+
+    Args:
+        order: byte order, `<` or `>`.
+
+    Source: section 4.1.
+    """
+    return struct.pack(order + "IHHq", BYTE_ORDER_MAGIC, 1, 0, -1)
 
 
 def walk(view: memoryview) -> Iterator[tuple[int, int, int]]:

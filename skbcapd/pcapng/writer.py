@@ -44,6 +44,7 @@ from skbcapd.pcapng.blocks import (
     SHB_OS,
     SHB_USERAPPL,
     STATISTICS,
+    section_body,
 )
 from skbcapd.pcapng.comment import option
 from skbcapd.pcapng.interface import Interface, Sink
@@ -57,6 +58,8 @@ except ImportError:
     from scapy.utils import RawPcapNgWriter
 
 _WIRESHARK, _PROCESS_INFORMATION = 32622, 3  # private enterprise number, type of entry
+# Options of that entry.
+_NAME, _PROGRAM, _COMMAND_LINE, _PARENT, _USER_ID, _USER, _START = 2, 3, 4, 5, 6, 7, 9
 
 
 class PcapngWriter(RawPcapNgWriter):
@@ -98,9 +101,8 @@ class PcapngWriter(RawPcapNgWriter):
         Source: draft-ietf-opsawg-pcapng section 4.1; section length -1 is "not specified".
         """
         self._os, self._interfaces = os, 0
-        body = struct.pack("<IHHq", BYTE_ORDER_MAGIC, 1, 0, -1)
         texts = ((OPT_COMMENT, comment), (SHB_HARDWARE, hardware), (SHB_OS, os), (SHB_USERAPPL, application))
-        self._write_block(SECTION, body, {code: _utf8(text) for code, text in texts if text})
+        self._write_block(SECTION, section_body(), {code: _utf8(text) for code, text in texts if text})
 
     def write_interface(self, interface: Interface) -> int:
         """Describe an interface of this section, before its first packet.
@@ -164,14 +166,18 @@ class PcapngWriter(RawPcapNgWriter):
         https://github.com/IETF-OPSAWG-WG/draft-ietf-opsawg-pcap/pull/209; custom blocks are in
         section 4.9 of draft-ietf-opsawg-pcapng.
         """
-        texts = {2: _escaped_utf8(process.comm), 3: _escaped_utf8(process.exe), 4: process.cmdline.removesuffix(b"\0")}
-        numbers = {5: process.ppid, 6: process.uid}
+        texts = {
+            _NAME: _escaped_utf8(process.comm),
+            _PROGRAM: _escaped_utf8(process.exe),
+            _COMMAND_LINE: process.cmdline.removesuffix(b"\0"),
+        }
+        numbers = {_PARENT: process.ppid, _USER_ID: process.uid}
         options = {code: text for code, text in texts.items() if text}
         options |= {code: struct.pack("<I", number) for code, number in numbers.items() if number is not None}
         if process.user:
-            options[7] = _escaped_utf8(process.user)
+            options[_USER] = _escaped_utf8(process.user)
         if process.start:
-            options[9] = struct.pack("<Q", boot_ns + process.start)
+            options[_START] = struct.pack("<Q", boot_ns + process.start)
         entry = struct.pack("<I", process.tgid) + _options(options)
         self._write_block(CUSTOM, struct.pack("<III", _WIRESHARK, _PROCESS_INFORMATION, len(entry)) + entry, {})
 

@@ -183,7 +183,7 @@ HOSTILE = {
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_wrong_index_file(kind: str, base: Path) -> None:
     """An index file that is torn or hostile is one line, and not in the table; all others are. When it comes whole, it
-    is taken in.
+    is added.
     """
     (path,) = (base / RAW).rglob("*web-00005*-000001.pcapng.index.csv.gz")
     good = path.read_bytes()
@@ -191,7 +191,7 @@ def test_a_wrong_index_file(kind: str, base: Path) -> None:
     done = run("compact", base, code=1)
     lines = [line for line in done.stderr.splitlines() if path.name in line]
     assert len(lines) == 1, done.stderr
-    assert "not taken in" in lines[0]
+    assert "not added" in lines[0]
     path.write_bytes(good)
     os.utime(path, ns=(7, 7))
     run("compact", base)
@@ -257,7 +257,7 @@ def test_other_content(base: Path) -> None:
     path.write_bytes(gzip.compress(changed.encode()))
     for _ in range(2):
         done = run("compact", base, code=1)
-        assert "two hosts of one name?" in done.stderr
+        assert "Do two hosts have the same name?" in done.stderr
         assert stored(base) == before
     run("compact", base, "--replace")
     assert stored(base) == arrived(base) != before
@@ -273,7 +273,7 @@ def test_two_hosts_of_one_name(base: Path) -> None:
     with gzip.open(path, "rt") as lines:
         twin.write_bytes(gzip.compress(lines.read().replace(",10.0.1.1,", ",10.9.9.9,").encode()))
     done = run("compact", base, code=1)
-    assert done.stderr.count("two hosts of one name?") == 1
+    assert done.stderr.count("Do two hosts have the same name?") == 1
     twin.unlink()
     assert len(stored(base)) == len(arrived(base))
 
@@ -376,7 +376,7 @@ def test_what_is_no_file(base: Path) -> None:
     linked.rename(elsewhere)
     linked.symlink_to(elsewhere)
     said = run("compact", base, code=1).stderr
-    assert said.count("not a regular file; expected an index file; not taken in") == 2
+    assert said.count("not a regular file; expected an index file; not added") == 2
     for name in ("fifo.index.csv.gz", "nowhere.index.csv.gz"):
         (place / name).unlink()
     assert stored(base) == arrived(base)
@@ -390,7 +390,7 @@ def test_no_directory(tmp_path: Path) -> None:
 
 
 def test_an_index_of_a_new_host(base: Path) -> None:
-    """An index without rows is taken in, and is no error."""
+    """An index without rows is added, and is no error."""
     path = base / RAW / "host=new/date=2026-11-27/skbcapd-new-20261127T100000.000Z-000001.pcapng.index.csv.gz"
     path.parent.mkdir(parents=True)
     path.write_bytes(gzip.compress((",".join(Row._fields) + "\n").encode()))

@@ -73,7 +73,7 @@ def test_object_storage(bucket: tuple[Bucket, Path, list[Seen]], tmp_path: Path)
 
 @pytest.mark.parametrize("requests", [1, 19, 53])
 def test_a_bucket_that_fails_half_way(requests: int, bucket: tuple[Bucket, Path, list[Seen]]) -> None:
-    """Compaction on a bucket that fails is one line; the next run takes in all, once."""
+    """Compaction on a bucket that fails is one line; the next run adds all, once."""
     server, place, _ = bucket
     server.fail_after(requests)
     said = run("compact", URL, code=1).stderr.splitlines()

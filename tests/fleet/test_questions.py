@@ -162,7 +162,7 @@ def test_errors(base: tuple[Path, list[Seen]], tmp_path: Path) -> None:
     """What cannot be asked or reached is one line."""
     place, _ = base
     assert "--captures" in run("extract", place, "-w", tmp_path / "o", "--captures", "{x}", code=2).stderr
-    assert "--dropped: not in an index" in run("query", place, "--dropped", "*", code=2).stderr
+    assert "unrecognized arguments: --dropped" in run("query", place, "--dropped", "*", code=2).stderr
     assert "expected" in run("query", "nothing://x", code=1).stderr
     (tmp_path / "index/day/manifest").mkdir(parents=True)
     (tmp_path / "index/day/manifest/2026-11-27.json").write_text("{}")

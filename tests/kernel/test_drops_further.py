@@ -248,7 +248,7 @@ def test_joined_packets_and_more_processes_than_the_list_has_space_for(wire: Wir
     joined = matched(far.namespace, rule)
     assert joined < 3 * SEGMENTS
     assert drops(ended)["NETFILTER_DROP", "in", "far0", 0] == joined
-    assert f"the network dropped {joined + LISTED + MORE} packets, and 0 without a loss" in ended.stderr
+    assert f"the network stack dropped {joined + LISTED + MORE} packets; 0 more drops were no loss" in ended.stderr
     others = re.search(r"^  (\d+) NETFILTER_DROP out near0, other processes$", ended.stderr, re.MULTILINE)
     assert others
     assert MORE < int(others[1]) < LISTED
@@ -350,5 +350,5 @@ def test_a_kernel_without_reasons(wire: Wire, tmp_path: Path) -> None:
         net.frames(ipv4(near.ipv4, far.ipv4, udp(9)), 23)
         ended = capture.stop()
     assert drops(ended) == {("unknown", "in", "far0", 0): 23, ("unknown", "out", "near0", os.getpid()): 29}
-    assert "the network dropped 52 packets, and 0 without a loss" in ended.stderr
+    assert "the network stack dropped 52 packets; 0 more drops were no loss" in ended.stderr
     assert [comment_fields(one.comment)["drop"] for one in dropped_in(file, ended)] == ["unknown"] * 52

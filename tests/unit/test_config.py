@@ -95,8 +95,9 @@ def test_reference_file_is_a_manual() -> None:
         default = [] if isinstance(row.kind, Records | ListOf) and not row.default else default
         assert flat[key] == default or str(flat[key]) == default or yaml.safe_load(row.default) is flat[key]
         comments = re.findall(rf"((?:^ *#.*\n)+) *{key.rpartition('.')[2]}: ", text, re.MULTILINE)
-        texts = [" ".join(re.sub(r"^ *# ", "", line) for line in comment.splitlines()) for comment in comments]
-        assert len([words for words in texts if row.doc in words and row.kind.expected in words]) == 1
+        texts = [" ".join(re.sub(r"^ *# ", "", comment, flags=re.MULTILINE).split()) for comment in comments]
+        meaning = " ".join(row.doc.split())
+        assert len([words for words in texts if meaning in words and row.kind.expected in words]) == 1
 
 
 # The schema, judged by the jsonschema library.

@@ -14,7 +14,7 @@ import pytest
 
 from skbcapd.errors import FileError
 from skbcapd.output.directory import CaptureDirectory
-from skbcapd.output.naming import CURRENT, harmless
+from skbcapd.output.naming import CURRENT, escaped_host
 from skbcapd.output.retention import Keep
 from tests.support import faults
 from tests.support.captures import SECTION, names, write
@@ -190,7 +190,7 @@ def test_a_directory_that_was_replaced_is_found_again(tmp_path: Path) -> None:
 )
 def test_a_machine_may_be_called_anything(name: str, expected: str) -> None:
     """Only letters, digits, dots and hyphens of a host name are used in file names."""
-    assert harmless(name) == expected.replace("]", "_")
+    assert escaped_host(name) == expected.replace("]", "_")
 
 
 def test_others_cannot_write_to_created_directories(tmp_path: Path) -> None:

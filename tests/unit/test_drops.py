@@ -153,7 +153,7 @@ def test_status_shows_them() -> None:
     """`status` has the sums, and a line for each reason, interface and process; names are escaped."""
     text = "".join(status.lines("socket", scene().look()))
     found = [line.split() for line in text.splitlines()]
-    assert ["network", "drops", "87", "and", "31", "without", "a", "loss"] in found
+    assert ["network", "drops", "87", "31", "more", "drops", "were", "no", "loss"] in found
     assert ["29", "1058", "out", "NETFILTER_DROP", "eth0", "evil\\x1b[2J"] in found
     assert ["31", "-", "in", "OTHERHOST", "(no", "loss)", "eth0", "-"] in found
     assert ["3", "-", "in", "NO_SOCKET", "-", "-"] in found
@@ -187,7 +187,7 @@ def test_the_closing_lines(capsys: pytest.CaptureFixture[str]) -> None:
     made = scene()
     print_drops(drops_of(made.rig.program, made.rig.capture.interfaces))  # type: ignore[arg-type]
     assert capsys.readouterr().err.splitlines() == [
-        "the network dropped 87 packets, and 31 without a loss",
+        "the network stack dropped 87 packets; 31 more drops were no loss",
         "  53 NO_SOCKET in eth0",
         "  31 OTHERHOST in eth0",
         "  29 NETFILTER_DROP out eth0, evil\\x1b[2J (1058)",

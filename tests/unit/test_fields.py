@@ -93,6 +93,19 @@ def test_the_process_stands_where_it_differs(
     assert dict(comment_fields(names, (replace(USER, process=process), None))) == expected
 
 
+def test_a_rule_sees_a_name_that_the_comment_leaves_out() -> None:
+    """The comment leaves out the name of a process if the thread has the same. A rule matches it all the same, so only
+    the description of the comment says that it is left out.
+    """
+    main = replace(USER, comm=b"dig")
+    assert dict(comment_fields(("comm", "process"), (main, None))) == {"comm": b"dig"}
+    rules = Rules(default_settings({"rules": "[{process: dig, action: drop}]"}).rules)
+    assert rules.decide(Subject(b"eth0", 1, "out", "current", main, PROCESS)) == Verdict(keeps=False)
+    described = json.loads(schema())["properties"]
+    assert "left out" not in described["rules"]["items"]["properties"]["process"]["description"]
+    assert "left out if it equals comm" in described["comment"]["description"]
+
+
 def test_containers_have_names_or_ids() -> None:
     """A container has its name, otherwise the first twelve digits of its id; a rule can match both."""
     unnamed = replace(PROCESS, names=Names())
@@ -135,19 +148,18 @@ def test_a_row_is_all_that_a_field_needs(field: Field) -> None:
     assert [field.of_thread, field.of_process, field.of_drop].count(None) == 2
     assert default_settings({"comment": field.name}).comment == (field.name,)
     assert (field.name in default_settings().comment) == field.is_default
-    assert f"{field.name}, {field.doc}" in ROWS["comment"].doc
+    assert f"\n  {field.name}: {field.in_comment}\n" in ROWS["comment"].doc
     assert RULE_KEYS[field.name].doc == field.doc
     described = json.loads(schema())["properties"]
     assert field.name in described["comment"]["items"]["enum"]
     assert described["rules"]["items"]["properties"][field.name]["description"].startswith(field.doc)
-    assert f"{field.name}, {field.doc}" in re.sub(r"\\-", "-", (ROOT / "man/skbcapd.yaml.5").read_text()).replace(
-        "\n", " "
-    )
+    manual = re.sub(r"\\([-&])", lambda found: found[1].strip("&"), (ROOT / "man/skbcapd.yaml.5").read_text())
+    assert f".It Ic {field.name} {field.in_comment} ." in manual.replace("\n", " ")
     kind = "uint32" if field.is_number else "string"
     lua = (ROOT / "wireshark/skbcapd.lua").read_text()
     assert f'{field.name} = ProtoField.{kind}("skbcapd.{field.name}", "{field.title}"' in lua
     assert (f"{field.name} = true" in lua) == field.is_number
-    assert f"| `{field.name}` | {field.doc} |" in (ROOT / "docs/format.md").read_text()
+    assert f"| `{field.name}` | {field.in_comment} |" in (ROOT / "docs/format.md").read_text()
     assert needs_process([field.name]) == (field.of_process is not None)
 
 
@@ -157,7 +169,8 @@ def test_a_rule_may_ask_for_each_field(field: Field) -> None:
     value = ALL[field.name]
     text = str(value) if isinstance(value, int) else value.decode()
     subject = Subject(b"eth0", 1, "out", "current", USER, PROCESS, dropped=DROPPED)
-    for wanted, matches in ((text, True), ("5" if field.is_number else "other", False)):
+    number = field.most if value == field.least else field.least
+    for wanted, matches in ((text, True), (str(number) if field.is_number else "other", False)):
         rules = Rules(default_settings({"rules": f"[{{{field.name}: '{wanted}', action: drop}}]"}).rules)
         assert rules.needs_process == (field.of_process is not None)
         assert (rules.decide(subject) == Verdict(keeps=False)) == matches

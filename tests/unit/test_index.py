@@ -28,7 +28,7 @@ from skbcapd.fleet.flows import usual_ends
 from skbcapd.fleet.index import index
 from skbcapd.fleet.rows import Row
 from skbcapd.frames import headers
-from skbcapd.output.naming import harmless
+from skbcapd.output.naming import escaped_host
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
 from skbcapd.pcapng.link_type import ETHERNET
 from tests.support import stored_files
@@ -168,7 +168,7 @@ def test_a_name_of_a_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "nothing: No such file or directory; expected a capture file" in capsys.readouterr().err
     with gzip.open(index_file.path_of(path), "rt") as file:
         (host,) = {row.host_name for row in rows.read(file)}
-    assert host == harmless('wéb\n"1"/..')
+    assert host == escaped_host('wéb\n"1"/..')
     assert re.fullmatch(r"[!-~]+", host)
 
 

@@ -430,6 +430,19 @@ def test_records_have_the_members_of_the_c_side(name: str) -> None:
         assert list(python.members._fields) == names
 
 
+@pytest.mark.parametrize("name", [name for name, found in RECORDS.items() if isinstance(found, abi.Record)])
+def test_some_members_are_read_alone(name: str) -> None:
+    """A layout of some members has their values, and the size of the record."""
+    record = RECORDS[name]
+    assert isinstance(record, abi.Record)
+    data = bytes(range(1, 252))[: record.size].ljust(record.size, b"\xa5")
+    whole = record.unpack(data)._asdict()
+    for names in (record.members._fields[::2], record.members._fields[-1:], record.members._fields):
+        part = record.only(*names)
+        assert part.size == record.size
+        assert part.unpack(data) == tuple(whole[each] for each in names)
+
+
 def test_every_shared_struct_and_enum_is_compared() -> None:
     """Each struct and each enum of layout.h is compared with Python by a test here."""
     text = c_text("layout.h")

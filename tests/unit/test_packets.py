@@ -320,7 +320,7 @@ def test_rows_twice_and_too_long(kind: str, files: dict[str, tuple[Path, bytes, 
     _, count, wrong = packets(stored.name, of_bytes(data), few * 2)
     assert (count, wrong and wrong.message) == (
         total(few),
-        f"{stored.name}: {count} packets of its rows; expected {2 * count}",
+        f"{stored.name}: found {count} packets; the index says {2 * count}",
     )
     last = max(few, key=lambda row: (row.offset, row.first_at))
     _, count, wrong = packets(stored.name, of_bytes(data), [last._replace(length=1 << 47)])
@@ -352,7 +352,7 @@ def test_fleet_without_its_libraries(tmp_path: Path) -> None:
         [sys.executable, "-c", program, "fleet", "query", str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "pip install 'skbcapd[fleet]'" in done.stderr
+    assert "docs/fleet.md shows how to install them" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -373,3 +373,15 @@ def test_an_option_of_another_action(words: list[str]) -> None:
     )
     assert done.returncode == 2
     assert "expected" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--dropped", "--dropped-at"])
+def test_no_selector_of_dropped_packets(option: str, tmp_path: Path) -> None:
+    """An index has no dropped packets: their selectors are unknown to `fleet`, also without a table."""
+    words = [sys.executable, "-m", "skbcapd", "fleet"]
+    done = subprocess.run([*words, "query", str(tmp_path), option, "*"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"unrecognized arguments: {option}" in done.stderr
+    shown = subprocess.run([*words, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "--direction" in shown
+    assert "--dropped" not in shown

@@ -12,7 +12,7 @@ from skbcapd.attribution.processes import NS_PER_TICK, User
 from skbcapd.attribution.sockets import Flow
 from skbcapd.capture.plan import Plan
 from skbcapd.capture.record import Record
-from skbcapd.capture.resolver import QUESTIONS, Resolver
+from skbcapd.capture.resolver import GROUPS_REMEMBERED, QUESTIONS, Resolver
 from skbcapd.kernel import abi
 from skbcapd.kernel.program import Group
 from skbcapd.kernel.segments import Upcall, read_local
@@ -254,6 +254,17 @@ def test_a_socket_that_several_processes_have_open() -> None:
         group = resolver.take(in_group(found.start), Plan()).group
         assert group == [(MASTER, None), (WORKER, None)]
     assert tables.holders == {INODE: struct.pack("<IIQ16s16s", 0, 0, found.start, b"nginx", b"nginx")}
+
+
+def test_the_oldest_groups_are_evicted() -> None:
+    """The latest groups keep their numbers; those before them are forgotten, and get others."""
+    resolver = made(Tables())
+    groups = [(MASTER, replace(WORKER, tid=tid)) for tid in range(1, GROUPS_REMEMBERED + 8)]
+    numbers = [resolver._number(group) for group in groups]
+    assert len(set(numbers)) == len(groups)
+    assert [resolver._number(group) for group in groups[7:]] == numbers[7:]
+    assert [len(resolver.take(in_group(number), Plan()).group) for number in (numbers[6], numbers[7])] == [1, 2]
+    assert resolver._number(groups[6]) not in numbers
 
 
 GROUP = 1 << 63 | 4711
