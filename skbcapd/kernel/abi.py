@@ -609,8 +609,9 @@ def _skb(btf: Btf) -> dict[str, int | str]:
     if span > 256:
         raise KernelError(f"struct sk_buff has its fields in the first {span} bytes; expected at most 256")
     # Up to Linux 6.1, a separate bit says whether there is a tag; later the tag is compared with
-    # zero. csum_not_inet exists on kernels with SCTP.
-    optional = [field for field in ("vlan_present", "csum_not_inet") if btf.has("sk_buff", field)]
+    # zero. csum_not_inet exists on kernels with SCTP, tc_skip_classify on those with actions of tc.
+    fields_of_some = ("vlan_present", "csum_not_inet", "tc_skip_classify")
+    optional = [field for field in fields_of_some if btf.has("sk_buff", field)]
     bits = ["pkt_type", "ip_summed", "encapsulation", *optional]
     if "vlan_present" not in bits:
         values["SKB_VLAN_ALL"] = btf.offset("sk_buff", "vlan_all")
