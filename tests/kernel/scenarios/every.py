@@ -10,6 +10,7 @@ from tests.kernel.scenarios import (
     kernels_own,
     listeners,
     load,
+    multipath,
     others,
     received,
     redirected,
@@ -24,7 +25,7 @@ from tests.kernel.stage import Performance, Scenario
 
 # `waiting` is last: its firewall table stays, and then addresses prove no receiver (bpf/guard.h).
 GROUPS = (
-    *(udp, tcp, sharing, others, received, listeners, unusual, further, contested),
+    *(udp, tcp, sharing, others, received, listeners, unusual, further, contested, multipath),
     *(stealing, redirected, kernels_own, load, waiting),
 )
 SCENARIOS = [scenario for group in GROUPS for scenario in group.SCENARIOS]
