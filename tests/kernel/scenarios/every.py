@@ -29,7 +29,7 @@ GROUPS = (
     *(stealing, redirected, kernels_own, load, waiting),
 )
 SCENARIOS = [scenario for group in GROUPS for scenario in group.SCENARIOS]
-DEVICES = ("lo", others.TUN_DEVICE, *kernels_own.PORTS, "pair*")
+DEVICES = ("lo", others.TUN_DEVICE, f"{others.QUEUES_DEVICE}*", *kernels_own.PORTS, "pair*")
 MAKERS = (others.make_tun, others.make_queue, received.make_above, kernels_own.make_bridge)
 
 
