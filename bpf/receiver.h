@@ -487,6 +487,35 @@ static inline int is_listening(struct owner *owner)
 	return LOAD(u8, owner->sk + SOCK_STATE) == TCP_LISTEN && socket_inode(owner->sk) == owner->inode;
 }
 
+#define TCP_HLEN	20
+#define TCP_OPTIONS	40	 /* at most */
+#define MPTCP_JOIN_LEN	12	 /* of the option in a SYN (RFC 8684, 3.2) */
+#define MPTCP_JOIN_HEAD 0x100c1e /* kind 30, this length, subtype 1; of the third byte the upper half */
+
+/*
+ * Whether a SYN for a listener adds a subflow to a connection of MPTCP, as in is_joining. The option is
+ * searched at each offset: what only looks like it makes the packet unknown.
+ */
+static inline int joins(struct packet *packet, struct headers *headers, u64 listener)
+{
+#ifdef TCP_IS_MPTCP
+	u8 *options = (u8 *)&packet->work.owner;
+	u64 len = tcp_header_len(headers) - TCP_HLEN, found = 0;
+
+	if (listener && !LOAD(u8, listener + TCP_IS_MPTCP))
+		return 0;
+	LOAD_WORDS(options, TCP_OPTIONS, packet->data + headers->transport + TCP_HLEN);
+	for (u64 i = 0; i <= TCP_OPTIONS - MPTCP_JOIN_LEN; i++) {
+		u64 head = options[i] | options[i + 1] << 8 | (options[i + 2] & 0xf0) << 16;
+
+		found |= (1 - any(head ^ MPTCP_JOIN_HEAD)) & (i + MPTCP_JOIN_LEN - len - 1) >> 63;
+	}
+	return found;
+#else
+	return 0;
+#endif
+}
+
 /* The connection of a TCP segment, or the listener for a SYN. */
 static inline void match_tcp(struct packet *packet, struct headers *headers, u32 ifindex, struct match *match)
 {
@@ -510,6 +539,8 @@ static inline void match_tcp(struct packet *packet, struct headers *headers, u32
 	if (match->owner || !is_syn(headers))
 		return;
 	match->owner = find_listener(flow, ifindex, &match->wildcard);
+	if (match->owner && joins(packet, headers, ONCE(match->owner->sk)))
+		match->owner = NULL;
 	match->listens = 1;
 	match->several = match->owner && find_sharing(match->owner->sk, &packet->group);
 }

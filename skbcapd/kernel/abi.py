@@ -453,7 +453,7 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
     found = machine()
     values = _sizes(btf, geometry) | _task(btf, found) | _device(btf) | _calls(btf, found) | _in_place(btf)
     values |= _links() | _skb(btf) | _shared(btf) | _sock(btf) | _groups(btf) | _addresses(btf) | _udp(btf)
-    return values | _guard(btf) | _conntrack(btf)
+    return values | _guard(btf) | _conntrack(btf) | _multipath(btf)
 
 
 def _sizes(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
@@ -737,6 +737,19 @@ def _udp(btf: Btf) -> dict[str, int | str]:
     if btf.has("netns_ipv4", "udp_table"):
         values["NET_UDP_TABLE"] = btf.offset("net", "ipv4") + btf.offset("netns_ipv4", "udp_table")
     return values
+
+
+def _multipath(btf: Btf) -> dict[str, int | str]:
+    """What a socket of TCP has of MPTCP; nothing if the kernel was built without it."""
+    if not btf.has("mptcp_subflow_request_sock", "mp_join"):
+        return {}
+    bit, _ = btf.bits("mptcp_subflow_request_sock", "mp_join")
+    return {
+        "TCP_IS_MPTCP": btf.offset("tcp_sock", "is_mptcp"),
+        "REQUEST_IS_MPTCP": btf.offset("tcp_request_sock", "is_mptcp"),
+        "REQUEST_JOINS_BYTE": bit // 8,
+        "REQUEST_JOINS_SHIFT": bit % 8,
+    }
 
 
 def _conntrack(btf: Btf) -> dict[str, int | str]:

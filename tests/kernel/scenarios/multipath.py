@@ -14,7 +14,7 @@ from tests.kernel.send.tcp import finish
 from tests.kernel.stage import Scenario, Stage
 from tests.kernel.verdict import Frame, Judge, Right
 from tests.support.blocks import Label
-from tests.support.deadline import DEADLINE_S
+from tests.support.deadline import DEADLINE_S, until
 
 SENDS = 23
 SECOND, SYN = "192.168.178.7", 0x02
@@ -33,6 +33,7 @@ def of(owners: list[Label]) -> Judge:
 def multipath(stage: Stage) -> socket.socket:
     """A socket of MPTCP at the far end."""
     made = stage.far.do(socket.socket, socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     made.settimeout(DEADLINE_S)
     return made
 
@@ -60,14 +61,15 @@ def sink(stage: Stage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def second_path(stage: Stage, end: End) -> Iterator[None]:
-    """The client's end has a second address, from which it adds a subflow to each connection."""
+def second_path(stage: Stage, end: End, use: str) -> Iterator[None]:
+    """One end has a second address, from which it adds a subflow to each connection, or which it announces."""
     for one in (stage.near, stage.far):
         one.ip("mptcp limits set subflow 2 add_addr_accepted 2")
-    end.namespace.ip(f"address add {SECOND}/24 dev {end.device}", f"mptcp endpoint add {SECOND} subflow")
+    end.namespace.ip(f"address add {SECOND}/24 dev {end.device}", f"mptcp endpoint add {SECOND} dev {end.device} {use}")
     try:
         yield
     finally:
+        until(lambda: not stage.moving(), "connections have ended")
         end.namespace.ip("mptcp endpoint flush", f"address del {SECOND}/24 dev {end.device}")
 
 
@@ -76,25 +78,45 @@ def joins(frame: Frame) -> bool:
     return frame.protocol == TCP and socket.inet_aton(SECOND) in frame.data[:34] and not frame.tcp_flags & SYN
 
 
+def ask_on_two(stage: Stage) -> None:
+    """Connections from the far end, each until it has used its second path."""
+    for _ in range(SENDS):
+        with stage.watch() as wait_for, multipath(stage) as connection:
+            connection.connect((stage.wire.near.ipv4, PORT))
+            connection.sendall(b"?")
+            wait_for(joins, 1)
+            finish(connection)
+
+
 def served_on_two(stage: Stage) -> Judge:
     """A server whose clients have two paths."""
     server = stage.start("tcp", "serves", "--source-port", PORT, "--count", SENDS, "--mptcp")
     owners = server.says()
     server.go()
-    with second_path(stage, stage.wire.far):
-        for _ in range(SENDS):
-            with stage.watch() as wait_for, multipath(stage) as connection:
-                connection.connect((stage.wire.near.ipv4, PORT))
-                connection.sendall(b"?")
-                wait_for(joins, 1)
-                finish(connection)
+    with second_path(stage, stage.wire.far, "subflow"):
+        ask_on_two(stage)
         server.end()
+    return of(owners)
+
+
+def announced(stage: Stage) -> Judge:
+    """A server that announces another address, where another process listens on its port: that one gets nothing."""
+    near, words = stage.wire.near, ("--source-port", PORT, "--mptcp")
+    with second_path(stage, near, "signal"):
+        other = stage.start("tcp", "serves", *words, "--address", SECOND)
+        other.says()
+        server = stage.start("tcp", "serves", *words, "--address", near.ipv4, "--count", SENDS)
+        owners = server.says()
+        server.go()
+        ask_on_two(stage)
+        server.end()
+        other.close()
     return of(owners)
 
 
 def asked_on_two(stage: Stage) -> Judge:
     """A client with two paths."""
-    with sink(stage), second_path(stage, stage.wire.near), stage.watch() as wait_for:
+    with sink(stage), second_path(stage, stage.wire.near, "subflow"), stage.watch() as wait_for:
         words = ("--to", stage.wire.far.ipv4, "--port", PORT, "--mptcp")
         player = stage.start("tcp", "paused", *words, "--count", SENDS)
         owners = player.says()
@@ -136,7 +158,10 @@ def uploads(stage: Stage) -> Judge:
 SCENARIOS = [
     Scenario("MPTCP server", serves, SENDS * 6, SENDS * UNACCEPTED, needs="mptcp"),
     Scenario("MPTCP client", connects, SENDS * 6, 0, needs="mptcp"),
-    Scenario("MPTCP server, two paths", served_on_two, SENDS * 9, SENDS * 13, needs="mptcp"),
+    Scenario("MPTCP server, two paths", served_on_two, SENDS * 9, SENDS * 16, needs="mptcp"),
+    Scenario(
+        "MPTCP server, its second path where another process listens", announced, SENDS * 9, SENDS * 16, needs="mptcp"
+    ),
     Scenario("MPTCP client, two paths", asked_on_two, SENDS, 0, needs="mptcp"),
     Scenario("MPTCP upload", uploads, 23, 0, needs="mptcp"),
 ]

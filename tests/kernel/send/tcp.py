@@ -71,7 +71,8 @@ def listener(args: argparse.Namespace) -> socket.socket:
     """Listen on --source-port."""
     if args.mptcp:
         made = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
-        made.bind(("", args.source_port))
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((args.address, args.source_port))
         made.listen(BACKLOG)
     else:
         family = socket.AF_INET6 if ":" in args.to else socket.AF_INET
@@ -288,6 +289,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--transparent", action="store_true")
     parser.add_argument("--mptcp", action="store_true")
+    parser.add_argument("--address", default="")  # of an MPTCP server
     args = parser.parse_args()
     who = ways[args.way](args)
     if who:
