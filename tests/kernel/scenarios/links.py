@@ -94,7 +94,7 @@ def routed(stage: Stage, address: str, *, proxied: bool) -> Iterator[None]:
         f"route add {address}/32 dev {BRIDGE}",
         f"neighbour add {address} lladdr {CONTAINERS[1][2]} nud permanent dev {BRIDGE}",
     )
-    there.ip(f"address add {address}/32 dev eth0", f"route add {far.ipv4}/32 via {HOST_4} src {address}")
+    there.ip(f"address add {address}/32 dev eth0", f"route replace {far.ipv4}/32 via {HOST_4} src {address}")
     if proxied:
         stage.near.sysctl(**{f"ipv4__conf__{near.device}__proxy_arp": "1"})
     else:
