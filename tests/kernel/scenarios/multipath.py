@@ -162,6 +162,6 @@ SCENARIOS = [
     Scenario(
         "MPTCP server, its second path where another process listens", announced, SENDS * 9, SENDS * 16, needs="mptcp"
     ),
-    Scenario("MPTCP client, two paths", asked_on_two, SENDS, 0, needs="mptcp"),
+    Scenario("MPTCP client, two paths", asked_on_two, SENDS, 7, needs="mptcp"),
     Scenario("MPTCP upload", uploads, 23, 0, needs="mptcp"),
 ]
