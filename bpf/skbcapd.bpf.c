@@ -100,8 +100,9 @@ static inline int is_loopback(struct skb *skb)
 
 /*
  * Whether the frame comes back from an ifb interface to the one that it was redirected from (tc, mirred), where it
- * was captured on its way there. AF_PACKET sockets see it only once: when it was received, or when
- * the driver sends it. The kernel clears the bit at the first look, so a hook at the driver need not ask.
+ * was captured before. AF_PACKET sockets see it once there: the kernel skips them when it is received again, and a
+ * sent frame reaches them, and a hook at the driver, only when it comes back. A filter at egress is before the
+ * tracepoint: it clears the bit, so the only frame that the hook sees is captured.
  */
 static inline int is_back_from_ifb(struct control *control, struct skb *skb, const u32 direction)
 {
