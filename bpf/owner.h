@@ -1000,6 +1000,21 @@ static inline void enter_request(struct packet *packet, u64 inode, enum via via)
 }
 
 /*
+ * Whether a request (request_sock) adds a subflow to a connection of MPTCP: then the connection is found by a
+ * token, and not by the listener, which can be another process's (subflow_token_join_request in
+ * net/mptcp/subflow.c).
+ */
+static inline int is_joining(u64 request)
+{
+#ifdef REQUEST_IS_MPTCP
+	return LOAD(u8, request + REQUEST_IS_MPTCP) &&
+	       LOAD(u8, request + REQUEST_JOINS_BYTE) >> REQUEST_JOINS_SHIFT & 1;
+#else
+	return 0;
+#endif
+}
+
+/*
  * Sets the sender of a packet; zeros if it is not known. Returns how it was found.
  *
  * A packet without a socket has no process: it is forwarded, or from the kernel itself (ARP, ND,
@@ -1037,6 +1052,10 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 		READ(sock, sizeof(*sock), packet->sk);
 		u32 is_request = SOCK(sock, u8, STATE) == TCP_NEW_SYN_RECV;
 
+		if (is_request && is_joining(packet->sk)) {
+			packet->sk = 0;
+			return VIA_UNKNOWN;
+		}
 		if (is_request) {
 			flow_of_socket(sock, IPPROTO_TCP, &work->flow);
 			packet->sk = SOCK(sock, u64, LISTENER);

@@ -565,5 +565,5 @@ static inline int is_passing(struct control *control, struct packet *packet, str
 	} else {
 		return 0;
 	}
-	return !has_address(packet->dev, &wanted, control->nothing);
+	return !has_address(packet->dev, &wanted, control->nothing, 1);
 }

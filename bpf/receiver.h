@@ -22,10 +22,11 @@ struct wanted {
 /*
  * Whether the interface has the address: its own, or a multicast group that it has joined. A packet
  * for another address is not for this host, or the address is on another interface: both are "no".
+ * Returns `unsure` if its list is too long.
  */
-static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
+static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing, const int unsure)
 {
-	u64 list = 0, node = 0;
+	u64 list = 0, node = 0, end = 0;
 	u64 next = 0, address = 0; /* offsets from the node; modulo 2^64 */
 	u64 mask0 = ~0ULL, mask1 = ~0ULL;
 
@@ -41,7 +42,8 @@ static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
 	} else {
 		list = LOAD(u64, dev + DEV_IN6_DEVICE);
 		node = LOAD(u64, list + (wanted->multicast ? IN6_GROUPS : IN6_ADDRESSES));
-		/* Addresses have a list_head in each entry. */
+		/* Addresses have a list_head in each entry; the last one leads to that of the list. */
+		end = wanted->multicast ? 0 : list + IN6_ADDRESSES;
 		next = wanted->multicast ? GROUP6_NEXT : 0;
 		address = wanted->multicast ? GROUP6_ADDRESS : ADDRESS6_LOCAL - ADDRESS6_LIST;
 	}
@@ -49,18 +51,19 @@ static inline int has_address(u64 dev, struct wanted *wanted, u64 nothing)
 	FORGET(address, nothing);
 	FORGET(mask0, nothing);
 	FORGET(mask1, nothing);
+	FORGET(end, nothing);
 	for (int i = 0; i < ADDRESSES_MAX; i++) {
 		u64 found[2] = {};
 
 		FORGET(node, nothing);
-		if (!node)
+		if (!node || node == end)
 			return 0;
 		LOAD_WORDS(found, sizeof(found), node + address);
 		if (!((found[0] & mask0) ^ wanted->address[0] | (found[1] & mask1) ^ wanted->address[1]))
 			return 1;
 		node = LOAD(u64, node + next);
 	}
-	return 0;
+	return unsure;
 }
 
 /* Whether the destination of the frame before `data` is the address of an interface (ETH_ALEN bytes). */
@@ -484,6 +487,35 @@ static inline int is_listening(struct owner *owner)
 	return LOAD(u8, owner->sk + SOCK_STATE) == TCP_LISTEN && socket_inode(owner->sk) == owner->inode;
 }
 
+#define TCP_HLEN	20
+#define TCP_OPTIONS	40	 /* at most */
+#define MPTCP_JOIN_LEN	12	 /* of the option in a SYN (RFC 8684, 3.2) */
+#define MPTCP_JOIN_HEAD 0x100c1e /* kind 30, this length, subtype 1; of the third byte the upper half */
+
+/*
+ * Whether a SYN for a listener adds a subflow to a connection of MPTCP, as in is_joining. The option is
+ * searched at each offset: what only looks like it makes the packet unknown.
+ */
+static inline int joins(struct packet *packet, struct headers *headers, u64 listener)
+{
+#ifdef TCP_IS_MPTCP
+	u8 *options = (u8 *)&packet->work.owner;
+	u64 len = tcp_header_len(headers) - TCP_HLEN, found = 0;
+
+	if (listener && !LOAD(u8, listener + TCP_IS_MPTCP))
+		return 0;
+	LOAD_WORDS(options, TCP_OPTIONS, packet->data + headers->transport + TCP_HLEN);
+	for (u64 i = 0; i <= TCP_OPTIONS - MPTCP_JOIN_LEN; i++) {
+		u64 head = options[i] | options[i + 1] << 8 | (options[i + 2] & 0xf0) << 16;
+
+		found |= (1 - any(head ^ MPTCP_JOIN_HEAD)) & (i + MPTCP_JOIN_LEN - len - 1) >> 63;
+	}
+	return found;
+#else
+	return 0;
+#endif
+}
+
 /* The connection of a TCP segment, or the listener for a SYN. */
 static inline void match_tcp(struct packet *packet, struct headers *headers, u32 ifindex, struct match *match)
 {
@@ -507,6 +539,8 @@ static inline void match_tcp(struct packet *packet, struct headers *headers, u32
 	if (match->owner || !is_syn(headers))
 		return;
 	match->owner = find_listener(flow, ifindex, &match->wildcard);
+	if (match->owner && joins(packet, headers, ONCE(match->owner->sk)))
+		match->owner = NULL;
 	match->listens = 1;
 	match->several = match->owner && find_sharing(match->owner->sk, &packet->group);
 }
@@ -598,7 +632,7 @@ static inline enum via find_receiver_of(struct control *control, struct packet *
 	FORGET(match.sk, nothing);
 	FORGET(match.several, nothing);
 	FORGET(match.listens, nothing);
-	if (!(match.owner || match.sk) || (match.wildcard && !has_address(to.dev, &wanted, nothing)))
+	if (!(match.owner || match.sk) || (match.wildcard && !has_address(to.dev, &wanted, nothing, 0)))
 		return VIA_UNKNOWN;
 	return find_matched_user(control, packet, &match);
 }

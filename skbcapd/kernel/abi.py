@@ -47,8 +47,8 @@ FRAGMENTS_MAX = 4096  # packets in fragments whose first fragment has arrived
 SIGHTINGS = 8192  # packets that can be between two interfaces at the same time
 SIGHTING_PLACES = 8  # interfaces on which one packet can be recognized
 UDP_CHAIN_MAX = 32  # sockets in one slot of the kernel's table
-ADDRESSES_MAX = 16  # addresses of an interface
-JOINED_MAX = 16  # multicast groups of a socket
+ADDRESSES_MAX = 64  # addresses of an interface, or its multicast groups
+JOINED_MAX = 32  # multicast groups of a socket: net.ipv4.igmp_max_memberships is 20
 ABOVE_MAX = 16  # interfaces on top of one
 HOOKS_MAX = 8  # hooks of netfilter at one point, for one family
 DESCRIPTORS_MAX = 1024  # descriptors of a process that are checked if its system call names no socket
@@ -463,7 +463,7 @@ def definitions(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
     found = machine()
     values = _sizes(btf, geometry) | _task(btf, found) | _device(btf) | _calls(btf, found) | _in_place(btf)
     values |= _links() | _skb(btf) | _shared(btf) | _sock(btf) | _groups(btf) | _addresses(btf) | _udp(btf)
-    return values | _guard(btf) | _conntrack(btf)
+    return values | _guard(btf) | _conntrack(btf) | _multipath(btf)
 
 
 def _sizes(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
@@ -619,8 +619,9 @@ def _skb(btf: Btf) -> dict[str, int | str]:
     if span > 256:
         raise KernelError(f"struct sk_buff has its fields in the first {span} bytes; expected at most 256")
     # Up to Linux 6.1, a separate bit says whether there is a tag; later the tag is compared with
-    # zero. csum_not_inet exists on kernels with SCTP.
-    optional = [field for field in ("vlan_present", "csum_not_inet") if btf.has("sk_buff", field)]
+    # zero. csum_not_inet exists on kernels with SCTP, tc_skip_classify on those with actions of tc.
+    fields_of_some = ("vlan_present", "csum_not_inet", "tc_skip_classify")
+    optional = [field for field in fields_of_some if btf.has("sk_buff", field)]
     bits = ["pkt_type", "ip_summed", "encapsulation", *optional]
     if "vlan_present" not in bits:
         values["SKB_VLAN_ALL"] = btf.offset("sk_buff", "vlan_all")
@@ -746,6 +747,19 @@ def _udp(btf: Btf) -> dict[str, int | str]:
     if btf.has("netns_ipv4", "udp_table"):
         values["NET_UDP_TABLE"] = btf.offset("net", "ipv4") + btf.offset("netns_ipv4", "udp_table")
     return values
+
+
+def _multipath(btf: Btf) -> dict[str, int | str]:
+    """What a socket of TCP has of MPTCP; nothing if the kernel was built without it."""
+    if not btf.has("mptcp_subflow_request_sock", "mp_join"):
+        return {}
+    bit, _ = btf.bits("mptcp_subflow_request_sock", "mp_join")
+    return {
+        "TCP_IS_MPTCP": btf.offset("tcp_sock", "is_mptcp"),
+        "REQUEST_IS_MPTCP": btf.offset("tcp_request_sock", "is_mptcp"),
+        "REQUEST_JOINS_BYTE": bit // 8,
+        "REQUEST_JOINS_SHIFT": bit % 8,
+    }
 
 
 def _conntrack(btf: Btf) -> dict[str, int | str]:

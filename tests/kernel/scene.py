@@ -30,6 +30,7 @@ COUNT = 23
 PORT = 9
 NAMESPACES = 3  # maximum of one scene
 SO_SNDBUFFORCE = 32
+PROTOCOLS = {"sctp": socket.IPPROTO_SCTP, "mptcp": socket.IPPROTO_MPTCP}
 UNKNOWN = -1  # any number of frames, but at least one
 
 _numbers = itertools.count(1)
@@ -243,12 +244,12 @@ def ethtool(host: Host, *features: str) -> None:
 
 def is_makeable(kind: str) -> bool:
     """Whether this kernel can create interfaces of a kind, such as `vlan`, in the arguments of `ip
-    link add`; or has "sctp" or "ipvs".
+    link add`; or has "sctp", "mptcp" or "ipvs".
     """
     if kind == "ipvs":
         return Path("/proc/net/ip_vs").exists()
-    if kind == "sctp":
-        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP):
+    if kind in PROTOCOLS:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_STREAM, PROTOCOLS[kind]):
             return True
         return False
     namespace = Namespace()

@@ -15,7 +15,7 @@ from skbcapd.kernel.btf import Btf
 from tests.kernel import table
 from tests.kernel.capture import ATTACH, ROOT
 from tests.kernel.namespace import Wire
-from tests.kernel.scenarios import contested, forgotten, modules, passing, servers, translated, twins
+from tests.kernel.scenarios import contested, forgotten, links, modules, passing, servers, translated, tunnels, twins
 from tests.kernel.scenarios.every import DEVICES, MAKERS, SCENARIOS, check_names, each, selected
 from tests.kernel.sink import Sink
 from tests.kernel.stage import Performance, Scenario, perform
@@ -47,9 +47,9 @@ def test_the_manual_says_how_many_may_be_unknown() -> None:
     written = re.findall(r"^\| ([^|]+) \| (\d+) \| [^|]*\|$", MANUAL.read_text(), re.MULTILINE)
 
     groups = (passing, translated, twins, forgotten)
-    after = (scenario for group in (modules, servers) for scenario in group.SCENARIOS)
+    after = (scenario for group in (modules, tunnels, servers) for scenario in group.SCENARIOS)
     hosts = (scenario for group in groups for scenario in group.SCENARIOS)
-    every = (*SCENARIOS, *hosts, *contested.TRANSLATED, *after)
+    every = (*SCENARIOS, *hosts, *contested.TRANSLATED, *links.SCENARIOS, *after)
     assert written == [(scenario.name, str(scenario.unknown)) for scenario in every]
 
 

@@ -10,11 +10,13 @@ import pytest
 
 from tests.kernel import table
 from tests.kernel.relay import relayed_wire
-from tests.kernel.scenarios import modules
+from tests.kernel.scenarios import modules, tunnels
 from tests.kernel.scenarios.every import check_names, each
 from tests.kernel.scenarios.passing import DEVICES, make_host
 from tests.kernel.sink import Sink
 from tests.kernel.stage import Performance, Scenario, perform
+
+SCENARIOS = [*modules.SCENARIOS, *tunnels.SCENARIOS]
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +26,14 @@ def performance(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     calls = (getattr(item, "callspec", None) for item in items)
     chosen = [call.params.get("scenario") for call in calls if call]
     with relayed_wire() as wire, closing(Sink(wire.far.namespace)):
-        scenarios = [scenario for scenario in modules.SCENARIOS if scenario in chosen]
-        devices, makers = (*DEVICES, *modules.DEVICES), (make_host, modules.make_modules)
+        scenarios = [scenario for scenario in SCENARIOS if scenario in chosen]
+        devices, makers = (*DEVICES, *modules.DEVICES, *tunnels.DEVICES), (make_host, modules.make_modules)
         performed = perform(scenarios, wire, tmp_path_factory.mktemp("modules"), devices, makers)
     table.add_played(performed)
     return performed
 
 
-@each(modules.SCENARIOS)
+@each(SCENARIOS)
 def test_no_packet_names_a_wrong_process(performance: Performance, scenario: Scenario) -> None:
     """No packet names another process than its own on any interface; no more are unknown than the
     manual says.

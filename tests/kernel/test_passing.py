@@ -10,13 +10,16 @@ import pytest
 
 from tests.kernel import table
 from tests.kernel.relay import relayed_wire
-from tests.kernel.scenarios import contested, forgotten, passing, translated, twins
+from tests.kernel.scenarios import contested, forgotten, links, passing, translated, twins
 from tests.kernel.scenarios.every import check_names, each
 from tests.kernel.scenarios.passing import DEVICES, make_host
 from tests.kernel.sink import Sink
 from tests.kernel.stage import Performance, Scenario, perform
 
-SCENARIOS = [*passing.SCENARIOS, *translated.SCENARIOS, *twins.SCENARIOS, *forgotten.SCENARIOS, *contested.TRANSLATED]
+SCENARIOS = [
+    *(*passing.SCENARIOS, *translated.SCENARIOS, *twins.SCENARIOS),
+    *(*forgotten.SCENARIOS, *contested.TRANSLATED, *links.SCENARIOS),
+]
 INSIDE = ("eth0", "lo")  # of the containers
 TWINS = (*(f"{link}*" for link in twins.LINKS), "pair*")  # made later
 
@@ -29,7 +32,7 @@ def performance(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     chosen = [call.params.get("scenario") for call in calls if call]
     with relayed_wire() as wire, closing(Sink(wire.far.namespace)):
         scenarios = [scenario for scenario in SCENARIOS if scenario in chosen]
-        directory, devices = tmp_path_factory.mktemp("passing"), (*DEVICES, *INSIDE, *TWINS)
+        directory, devices = tmp_path_factory.mktemp("passing"), (*DEVICES, *INSIDE, *TWINS, *links.DEVICES)
         performed = perform(scenarios, wire, directory, devices, (make_host,), everywhere=True)
     table.add_played(performed)
     return performed

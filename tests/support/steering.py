@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +21,10 @@ _BPF, _PIDFD_OPEN, _PIDFD_GETFD = {"x86_64": 321, "aarch64": 280}[platform.machi
 _MAP_CREATE, _MAP_UPDATE, _PROG_LOAD, _LINK_CREATE = 0, 2, 5, 28
 _PROG_ATTACH = 8
 _SOCKMAP, _SCHED_CLS, _XDP, _CGROUP_SKB, _SK_MSG, _SK_LOOKUP = 15, 3, 6, 8, 16, 30
-_ATTACH_SK_MSG, _ATTACH_SK_LOOKUP, _ATTACH_XDP, _ATTACH_TCX_EGRESS = 7, 36, 37, 47
+_ATTACH_SK_MSG, _ATTACH_SK_LOOKUP, _ATTACH_XDP = 7, 36, 37
+_ATTACH_TCX_INGRESS, _ATTACH_TCX_EGRESS = 46, 47
 _XDP_FLAGS_SKB_MODE = 2
+_ETHERNET_BYTES = 14
 _LOCAL_PORT = 60  # in struct bpf_sk_lookup
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -181,6 +184,38 @@ def tagged(ifindex: int, vlan: int) -> Iterator[None]:
     )
     try:
         link = _bpf(_LINK_CREATE, struct.pack("<IIII", program, ifindex, _ATTACH_TCX_EGRESS, 0))
+        yield
+        os.close(link)
+    finally:
+        os.close(program)
+
+
+@contextlib.contextmanager
+def handed_to_peer(ifindex: int, address: str, to: int) -> Iterator[None]:
+    """Give what an interface receives for an IPv4 address to the peer of a veth interface, in its namespace, as
+    Cilium does: a tc program (Linux 6.6) with bpf_redirect_peer.
+
+    Args:
+        ifindex: of the interface that receives, in the calling thread's namespace.
+        address: the destination.
+        to: the veth interface there.
+    """
+    number = struct.unpack("!i", socket.inet_aton(address))[0]
+    program = _load(
+        _SCHED_CLS,
+        0,
+        _instruction(0xBF, 6, 1),
+        _instruction(0x20, value=_ETHERNET_BYTES + 16),  # r0 = the destination
+        _instruction(0x56, 0, 0, 4, number),  # another one: out
+        _instruction(0xB7, 1, 0, 0, to),
+        _instruction(0xB7, 2),
+        _instruction(0x85, value=155),  # bpf_redirect_peer
+        _instruction(0x95),
+        _instruction(0xB7, 0, 0, 0, -1),  # TCX_NEXT
+        _instruction(0x95),
+    )
+    try:
+        link = _bpf(_LINK_CREATE, struct.pack("<IIII", program, ifindex, _ATTACH_TCX_INGRESS, 0))
         yield
         os.close(link)
     finally:

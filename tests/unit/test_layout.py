@@ -127,7 +127,15 @@ OLD: Structs = COMMON | {
     "netns_ipv4": (800, {"unrelated": 0}),
 }
 NEW: Structs = COMMON | {
-    "sk_buff": (232, SK_BUFF | {"vlan_all": 152, "csum_not_inet": (129 * 8, 1), "_nfct": 104}),
+    "sk_buff": (
+        232,
+        SK_BUFF
+        | {"vlan_all": 152, "csum_not_inet": (129 * 8, 1), "tc_skip_classify": (131 * 8 + 2, 1)}
+        | {"_nfct": 104},
+    ),
+    "tcp_sock": (2400, {"is_mptcp": 2252}),
+    "tcp_request_sock": (312, {"is_mptcp": 273}),
+    "mptcp_subflow_request_sock": (376, {"mp_join": (312 * 8 + 1, 1)}),
     "nf_conn": (248, {"tuplehash": 16, "status": 128, "timeout": 8}),
     "nf_conntrack_tuple_hash": (56, {"tuple": 16}),
     "nf_conntrack_tuple": (40, {"dst": 20}),

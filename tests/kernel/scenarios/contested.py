@@ -27,6 +27,7 @@ SENDS = 7
 OLDER, FORGED, TWIN, PEER, AGAIN, ENCAPSULATED, MADE_AGAIN, MOVED, STOLEN = range(40_601, 40_628, 3)
 OUTSIDE, INSIDE, REPEATED = 40_629, 40_631, 40_633
 GROUP, ELSEWHERE = "239.67.0.7", "192.168.178.83"
+GROUPS_MAX = 20  # net.ipv4.igmp_max_memberships
 SO_REUSEADDR, SO_REUSEPORT = [1, 2, 1], [1, 15, 1]
 NOT_ALL_GROUPS, ENCAPSULATES = [0, 49, 0], [17, 100, 2]  # IP_MULTICAST_ALL; UDP_ENCAP, UDP_ENCAP_ESPINUDP
 OLDER_NAME = "TCP older than the capture, another process forges a SYN"
@@ -234,6 +235,25 @@ def not_member(options: list[list[int]], source: str) -> Callable[[Stage], Judge
     return play
 
 
+def member_of_many(stage: Stage) -> Judge:
+    """The socket has joined as many groups as the kernel allows; the one of the datagrams first, so it is the last of
+    its list.
+    """
+    near, far = stage.wire.near.ipv4, stage.wire.far.ipv4
+    member, owners = actor(stage, "member")
+    member.tell("make", "socket", "udp", INSIDE, [])
+    member.tell("send_to", "socket", far, DISCARD_PORT, 1)  # it is known
+    for number in range(GROUPS_MAX):
+        member.tell("join", "socket", f"239.67.3.{number}", near, "")
+    with udp_socket(stage.far, far) as sender:
+        sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(far))
+        for _ in range(SENDS):
+            sender.sendto(b"for the member", ("239.67.3.0", INSIDE))
+    member.tell("receive", "socket", SENDS)
+    member.end()
+    return received((b"for the member", owners))
+
+
 def made_again(stage: Stage) -> Judge:
     """CRIU ends a connection of one process, and makes it again for another, without a packet."""
     near, far = stage.wire.near.ipv4, stage.wire.far.ipv4
@@ -339,6 +359,7 @@ SCENARIOS = [
     Scenario("received UDP at the socket of a key daemon (UDP_ENCAP)", encapsulated, SENDS, SENDS),
     Scenario("received multicast without IP_MULTICAST_ALL", not_member([NOT_ALL_GROUPS], ""), SENDS * 2, SENDS),
     Scenario("received multicast of another source", not_member([], ELSEWHERE), SENDS * 2, SENDS),
+    Scenario("received multicast, member of 20 groups", member_of_many, SENDS),
     Scenario("TCP connection made again (TCP_REPAIR)", made_again, 3),
     Scenario("TCP request moved to another listener", moved_request, SENDS, SENDS),
 ]

@@ -10,6 +10,7 @@ from tests.kernel.scenarios import (
     kernels_own,
     listeners,
     load,
+    multipath,
     others,
     received,
     redirected,
@@ -24,11 +25,11 @@ from tests.kernel.stage import Performance, Scenario
 
 # `waiting` is last: its firewall table stays, and then addresses prove no receiver (bpf/guard.h).
 GROUPS = (
-    *(udp, tcp, sharing, others, received, listeners, unusual, further, contested),
+    *(udp, tcp, sharing, others, received, listeners, unusual, further, contested, multipath),
     *(stealing, redirected, kernels_own, load, waiting),
 )
 SCENARIOS = [scenario for group in GROUPS for scenario in group.SCENARIOS]
-DEVICES = ("lo", others.TUN_DEVICE, *kernels_own.PORTS, "pair*")
+DEVICES = ("lo", others.TUN_DEVICE, f"{others.QUEUES_DEVICE}*", *kernels_own.PORTS, "pair*")
 MAKERS = (others.make_tun, others.make_queue, received.make_above, kernels_own.make_bridge)
 
 

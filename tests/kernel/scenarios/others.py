@@ -16,6 +16,7 @@ from tests.support.deadline import DEADLINE_S
 SENDS = 23
 TUN_DEVICE = "tun0"
 TUN_HERE, TUN_THERE = "10.67.0.1", "10.67.0.2"
+QUEUES_DEVICE, QUEUES_HERE, QUEUES_THERE, CLIENTS = "tunq0", "10.68.0.1", "10.68.0.2", 3
 QUEUE_DEVICE, QUEUED = "queue0", 211
 QUEUE_HERE, QUEUE_THERE = "10.83.0.1", "10.83.0.2"
 TUN_PORT, TWO_ENDS_PORT, LOOPBACK_PORT = 40_087, 40_093, 40_099
@@ -157,6 +158,24 @@ def tun_asks(stage: Stage) -> Judge:
     return right
 
 
+def two_queues(stage: Stage) -> Judge:
+    """A VPN with two queues and threads answers: an answer is for the client, and comes by the other queue."""
+    stage.near.ip(
+        f"tuntap add dev {QUEUES_DEVICE} mode tun multi_queue",
+        f"address add {QUEUES_HERE}/24 dev {QUEUES_DEVICE}",
+        f"link set {QUEUES_DEVICE} addrgenmode none up",
+    )
+    vpn = stage.start("links", "tun_queues", "--device", QUEUES_DEVICE, "--count", SENDS * CLIENTS)
+    vpn.says()
+    words = ("--to", QUEUES_THERE, "--port", DISCARD_PORT, "--count", SENDS)
+    clients = [stage.start("udp", "asks", *words) for _ in range(CLIENTS)]
+    for client in clients:
+        client.end()
+    vpn.end()
+    stage.near.ip(f"link del {QUEUES_DEVICE}")
+    return by_signature(echoed=True)
+
+
 def make_queue(stage: Stage) -> None:
     """Make a device with a slow queue on top of the wire's near end.
 
@@ -272,6 +291,7 @@ SCENARIOS = [
     pages("splice", vm=True),
     Scenario("tun, written by a process, forwarded", tun_forwards, 2 * SENDS, SENDS),
     Scenario("tun, written by a process, answered here", tun_asks, 6 * SENDS, vm=True),
+    Scenario("tun with two queues, answers", two_queues, 2 * SENDS * CLIENTS),
     Scenario("UDP through an interface with a queue", queued, QUEUED),
     Scenario("UDP that waits for its neighbour", late_neighbour, SENDS, unknown_by={FEW_TRACEPOINTS: SENDS}),
     Scenario("two namespaces, both ends here", two_ends, 2 * SENDS),

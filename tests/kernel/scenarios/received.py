@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
 from tests.kernel.payloads import ICMP, UDP
 from tests.kernel.scenarios.others import AnyThread
@@ -38,6 +39,30 @@ def bound(stage: Stage) -> Judge:
     ask(stage, stage.wire.near.ipv4, BOUND_PORT)
     player.end()
     return by_signature(received=owners)
+
+
+def last_address(addresses: int, *, ipv6: bool = False) -> Callable[[Stage], Judge]:
+    """A socket of all addresses, and the last one in the list of an interface: of IPv6 the oldest."""
+
+    def play(stage: Stage) -> Judge:
+        near, far = stage.wire.near, stage.wire.far
+        net, bits, flag = ("fd00:91::", 128, "nodad") if ipv6 else ("10.91.0.", 32, "")
+        hosts = [f"{net}{number}" for number in range(1, addresses)]
+        near.namespace.ip(*(f"address add {host}/{bits} dev {near.device} {flag}" for host in hosts))
+        to = hosts[0 if ipv6 else -1]
+        far.namespace.ip(f"route add {to} via {near.ipv6 if ipv6 else near.ipv4}")
+        player = stage.start("receivers", "bound_6" if ipv6 else "bound", "--port", BOUND_PORT, "--count", SENDS)
+        owners = player.says()
+        player.go()
+        with udp_socket(stage.far, far.ipv6 if ipv6 else far.ipv4) as sender:
+            for _ in range(SENDS):
+                sender.sendto(b"last", (to, BOUND_PORT))
+        player.end()
+        far.namespace.ip(f"route del {to}")
+        near.namespace.ip(*(f"address del {host}/{bits} dev {near.device}" for host in hosts))
+        return by_content(b"last", owners)
+
+    return play
 
 
 def connected(stage: Stage) -> Judge:
@@ -268,6 +293,12 @@ UNSEEN = {FEW_TRACEPOINTS: SENDS}
 
 SCENARIOS = [
     Scenario("received UDP, bound socket", bound, SENDS, unknown_by=UNSEEN, vm=True),
+    Scenario("received UDP at the last of 24 addresses", last_address(24), SENDS, unknown_by=UNSEEN),
+    Scenario(
+        "received UDP at the last of 24 addresses, IPv6", last_address(24, ipv6=True), SENDS, unknown_by=UNSEEN, vm=True
+    ),
+    Scenario("received UDP at the last of 70 addresses", last_address(70), SENDS, SENDS),
+    Scenario("received UDP at the last of 70 addresses, IPv6", last_address(70, ipv6=True), SENDS, SENDS),
     Scenario("received UDP, connected socket", connected, SENDS, unknown_by=UNSEEN),
     Scenario("received UDP through a macvlan interface", above_udp, SENDS, unknown_by=UNSEEN, vm=True),
     Scenario("received TCP through a macvlan interface", above_tcp, SENDS * 6),

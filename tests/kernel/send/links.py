@@ -13,10 +13,11 @@ import mmap
 import os
 import socket
 import struct
+import threading
 from collections.abc import Callable
 
 from tests.kernel.send.datagrams import internet_checksum
-from tests.kernel.send.identity import Identity, become, report, signature
+from tests.kernel.send.identity import SIGNED_MAGIC, Identity, become, report, signature
 from tests.kernel.send.process import fork, wait_for
 
 ETH_P_802_EX1 = 0x88B5  # for local experiments
@@ -25,7 +26,8 @@ FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 
 # include/uapi/linux/if_tun.h
 TUNSETIFF = 0x400454CA
-IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
+IFF_TUN, IFF_TAP, IFF_MULTI_QUEUE, IFF_NO_PI = 0x0001, 0x0002, 0x0100, 0x1000
+ETH_P_IP, ETHERNET_BYTES = b"\x08\x00", 14
 
 # include/uapi/linux/io_uring.h; the numbers of the system calls are the same on x86-64 and arm64
 IO_URING_SETUP, IO_URING_ENTER = 425, 426
@@ -215,10 +217,10 @@ def _tcp(source: str, destination: str, port: int, numbers: tuple[int, int], fla
     return tcp_segment((source, destination), (9, port), numbers, flags)
 
 
-def _open_tun(args: argparse.Namespace) -> int:
+def _open_tun(args: argparse.Namespace, flags: int = IFF_TUN) -> int:
     """Take the other end of a tun device: what is written comes in by it, what leaves by it is read."""
     tun = os.open("/dev/net/tun", os.O_RDWR)
-    fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", args.device.encode(), IFF_TUN | IFF_NO_PI))
+    fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", args.device.encode(), flags | IFF_NO_PI))
     return tun
 
 
@@ -249,6 +251,45 @@ def tun_asks(args: argparse.Namespace) -> Identity:
     return who
 
 
+def tun_queues(args: argparse.Namespace) -> Identity:
+    """A VPN with two queues, and a thread for each: it answers each datagram by the other queue."""
+    who = become("vpn")
+    queues = [_open_tun(args, IFF_TUN | IFF_MULTI_QUEUE) for _ in range(2)]
+    left = threading.Semaphore(0)
+
+    def answer(number: int) -> None:
+        become(f"queue-{number}")
+        while True:
+            data = os.read(queues[number], 2048)
+            if data[9] != socket.IPPROTO_UDP:
+                continue
+            ports = data[22:24] + data[20:22]
+            os.write(queues[1 - number], data[:12] + data[16:20] + data[12:16] + ports + data[24:])
+            left.release()
+
+    for number in range(len(queues)):
+        threading.Thread(target=answer, args=(number,), daemon=True).start()
+    report(who)
+    for _ in range(args.count):
+        left.acquire()
+    return who
+
+
+def guest(args: argparse.Namespace) -> Identity:
+    """A virtual machine behind a tap: it sends signed datagrams in frames of its own, and waits for an answer each."""
+    who = become("guest")
+    tap = _open_tun(args, IFF_TAP)
+    addresses = b"".join(bytes.fromhex(mac.replace(":", "")) for mac in (args.to_mac, args.source_mac))
+    for number in range(args.count):
+        os.write(tap, addresses + ETH_P_IP + _udp(args.source, args.to, args.port, signature(number)))
+        while True:
+            frame = os.read(tap, 2048)
+            packet = frame[ETHERNET_BYTES:]
+            if frame[12:14] == ETH_P_IP and packet[9] == socket.IPPROTO_UDP and SIGNED_MAGIC in packet:
+                break
+    return who
+
+
 def _download(tun: int, args: argparse.Namespace, sequence: int) -> None:
     """Connect, acknowledge what the server sends until its FIN, and reset the connection."""
     os.write(tun, _tcp(args.source, args.to, args.port, (sequence, 0), SYN))
@@ -274,12 +315,18 @@ def _download(tun: int, args: argparse.Namespace, sequence: int) -> None:
 def main() -> None:
     """Act as the arguments say, and say who did."""
     ways: dict[str, Callable[[argparse.Namespace], Identity]] = {
-        way.__name__: way for way in (packet, uring, uring_worker, uring_poll, aio, compat, tun_forwards, tun_asks)
+        way.__name__: way
+        for way in (
+            *(packet, uring, uring_worker, uring_poll, aio, compat),
+            *(tun_forwards, tun_asks, tun_queues, guest),
+        )
     }
     parser = argparse.ArgumentParser()
     parser.add_argument("way", choices=ways)
     parser.add_argument("--device", default="")
     parser.add_argument("--source", default="")
+    parser.add_argument("--source-mac", default="")
+    parser.add_argument("--to-mac", default="")
     parser.add_argument("--to", default="")
     parser.add_argument("--port", type=int, default=9)
     parser.add_argument("--count", type=int, required=True)

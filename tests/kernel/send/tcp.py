@@ -31,6 +31,11 @@ IP_TRANSPARENT = 19  # include/uapi/linux/in.h
 def connection_to(args: argparse.Namespace) -> socket.socket:
     """Connect to the far end, from --from-port if that is given."""
     source = ("", args.from_port) if args.from_port else None
+    if args.mptcp:
+        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
+        made.settimeout(GUARD_S)
+        made.connect((args.to, args.port))
+        return made
     return socket.create_connection((args.to, args.port), GUARD_S, source)
 
 
@@ -64,8 +69,14 @@ def retransmits(connection: socket.socket) -> int:
 
 def listener(args: argparse.Namespace) -> socket.socket:
     """Listen on --source-port."""
-    family = socket.AF_INET6 if ":" in args.to else socket.AF_INET
-    made = socket.create_server(("", args.source_port), family=family, backlog=BACKLOG)
+    if args.mptcp:
+        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((args.address, args.source_port))
+        made.listen(BACKLOG)
+    else:
+        family = socket.AF_INET6 if ":" in args.to else socket.AF_INET
+        made = socket.create_server(("", args.source_port), family=family, backlog=BACKLOG)
     if args.transparent:
         made.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
     made.settimeout(GUARD_S)
@@ -277,6 +288,8 @@ def main() -> None:
     parser.add_argument("--source-port", type=int, default=0)
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--transparent", action="store_true")
+    parser.add_argument("--mptcp", action="store_true")
+    parser.add_argument("--address", default="")  # of an MPTCP server
     args = parser.parse_args()
     who = ways[args.way](args)
     if who:
