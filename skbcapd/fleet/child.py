@@ -15,7 +15,7 @@ from pathlib import Path
 
 from skbcapd.errors import FileError
 from skbcapd.fleet import index_file
-from skbcapd.fleet.index import index
+from skbcapd.fleet.index import texts
 from skbcapd.fleet.places import stored
 from skbcapd.output.compressor import PARTIAL
 from skbcapd.output.naming import COMPRESSED
@@ -39,7 +39,7 @@ def main() -> int:
         with os.fdopen(1, "wb", closefd=False) as file:
             # The file that stdin is may be the uncompressed one: `name` says how it will be stored.
             places = stored(descriptor) if name.endswith(COMPRESSED) else None
-            error = index_file.write_to(index(STDIN, places=places, name=name), file)
+            error = index_file.write_to(texts(STDIN, places=places, name=name), file)
     except FileError as problem:
         error = problem
         code = 1

@@ -25,7 +25,7 @@ from skbcapd.cli.main import command
 from skbcapd.errors import FileError
 from skbcapd.fleet import index_file, rows
 from skbcapd.fleet.flows import usual_ends
-from skbcapd.fleet.index import index
+from skbcapd.fleet.index import index, texts
 from skbcapd.fleet.rows import Row
 from skbcapd.frames import headers
 from skbcapd.output.naming import harmless
@@ -264,12 +264,12 @@ def test_a_file_that_changes_gets_no_index(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "a.pcapng"
     capture(path, 101)
 
-    def growing(found: Path, host: str) -> Iterator[Row]:
-        yield from index(found, host)
+    def growing(found: Path, host: str) -> Iterator[str]:
+        yield from texts(found, host)
         with found.open("ab") as file:
             file.write(b"more")
 
-    monkeypatch.setattr(index_file, "index", growing)
+    monkeypatch.setattr(index_file, "texts", growing)
     with pytest.raises(FileError, match="changed while it was read"):
         index_file.write(path)
     assert [each.name for each in tmp_path.iterdir()] == ["a.pcapng"]
