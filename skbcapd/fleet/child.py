@@ -9,6 +9,7 @@ its end, and the index has what is before that; others: no index.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ def command() -> list[str]:
 def main() -> int:
     """Read standard input, write standard output; returns the exit code."""
     name, descriptor = sys.argv[1], int(sys.argv[2])
+    gc.set_threshold(index_file.COLLECT_AFTER)
     try:
         with os.fdopen(1, "wb", closefd=False) as file:
             # The file that stdin is may be the uncompressed one: `name` says how it will be stored.
