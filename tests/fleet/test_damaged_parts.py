@@ -81,7 +81,7 @@ def late(base: Path) -> None:
     place.mkdir(parents=True)
     for number, capture in enumerate(sorted((base / "captures/host=web-00000").rglob("*.pcapng"))):
         if number % 10 == 0:
-            ship(base, shutil.copy(capture, place / capture.name.replace("web-00000", "late")))
+            ship(base, Path(shutil.copy(capture, place / capture.name.replace("web-00000", "late"))))
 
 
 @pytest.mark.parametrize("kind", DAMAGE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import csv
 import gzip
 import os
 import random
@@ -239,6 +240,20 @@ def test_times_outside_of_the_calendar(tmp_path: Path) -> None:
     assert index_file.write(path) is None
     with gzip.open(index_file.path_of(path), "rt") as file:
         assert [row.ts_last for row in rows.read(file)] == [253402300799_999_999]
+
+
+def test_commas_and_quotes(tmp_path: Path) -> None:
+    """Text with commas and quotes is read back as it is, by Python's own reader of CSV, too."""
+    path = tmp_path / 'a,"b.pcapng'
+    opts = options((2, b'a,"b",'), (3, b'"'), (9, b"\x09"))
+    path.write_bytes(section() + interface(opts=opts) + packet(udp("10.0.0.1", "10.0.0.2"), process(7, "p,q")))
+    assert index_file.write(path, 'h"') is None
+    with gzip.open(index_file.path_of(path), "rt") as file:
+        (found,) = csv.DictReader(file)
+    names = "interface", "netns", "process_name", "host_name", "file"
+    assert [found[name] for name in names] == ['a,"b",', '"', "p,q", 'h"', 'a,"b.pcapng']
+    (row,) = index(path, 'h"')
+    assert [getattr(row, name) for name in names] == [found[name] for name in names]
 
 
 def test_names_of_peers(tmp_path: Path) -> None:
