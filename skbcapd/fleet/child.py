@@ -9,13 +9,14 @@ its end, and the index has what is before that; others: no index.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
 
 from skbcapd.errors import FileError
 from skbcapd.fleet import index_file
-from skbcapd.fleet.index import index
+from skbcapd.fleet.index import texts
 from skbcapd.fleet.places import stored
 from skbcapd.output.compressor import PARTIAL
 from skbcapd.output.naming import COMPRESSED
@@ -35,11 +36,12 @@ def command() -> list[str]:
 def main() -> int:
     """Read standard input, write standard output; returns the exit code."""
     name, descriptor = sys.argv[1], int(sys.argv[2])
+    gc.set_threshold(index_file.COLLECT_AFTER)
     try:
         with os.fdopen(1, "wb", closefd=False) as file:
             # The file that stdin is may be the uncompressed one: `name` says how it will be stored.
             places = stored(descriptor) if name.endswith(COMPRESSED) else None
-            error = index_file.write_to(index(STDIN, places=places, name=name), file)
+            error = index_file.write_to(texts(STDIN, places=places, name=name), file)
     except FileError as problem:
         error = problem
         code = 1

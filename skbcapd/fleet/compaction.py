@@ -28,6 +28,7 @@ import duckdb
 from skbcapd.analysis.sources import plain_name
 from skbcapd.errors import FleetError, UnreachableError
 from skbcapd.fleet import intake, table
+from skbcapd.fleet.engines import UNREADABLE, reason
 from skbcapd.fleet.intake import ENDING, RAW, Taken, day_of
 from skbcapd.fleet.storage import Found, Storage
 from skbcapd.fleet.table import TABLE, Part, Source
@@ -87,7 +88,7 @@ def compact(storage: Storage, *, replaces: bool = False, grace_s: float = _GRACE
                     f"{day}: {error}; nothing of this run is in the table from that day on: run it again"
                 )
                 return report
-            except (FleetError, duckdb.Error) as error:
+            except (FleetError, duckdb.Error, OSError) as error:
                 why = " ".join(str(error).split())
                 report.wrong.append(f"{day}: {why}; nothing of this run is in the table for that day: run it again")
         try:
@@ -226,7 +227,7 @@ class _Day:
         copies = []
         for number, part in enumerate(old):
             copy = place / f"old-{number}.parquet"
-            copy.write_bytes(self._storage.read(part.path))
+            copy.write_bytes(table.read_part(self._storage, part))
             copies.append(f"'{copy}'")
         columns = ", ".join(f'"{name}"' for name in (*intake.SCHEMA.names, "directory"))
         query = f"SELECT {columns} FROM fresh WHERE hour = {int(hour)}"
@@ -239,11 +240,17 @@ class _Day:
             for host, file in self._replaced:
                 engine.execute("INSERT INTO replaced VALUES (?, ?)", [host, file]).fetchall()
         made = place / f"hour-{hour}"
-        engine.execute(
+        copying = (
             f"COPY ({query} ORDER BY peer_address, ts_first) TO '{made}' "
             f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_GROUP}, DICTIONARY_SIZE_LIMIT {_GROUP // 2}, "
             f"FILE_SIZE_BYTES {_LARGE})"
-        ).fetchall()
+        )
+        try:
+            engine.execute(copying).fetchall()
+        except UNREADABLE:
+            for number, part in enumerate(old):
+                self._expect_readable(part, place / f"old-{number}.parquet", columns)
+            raise
         for number in range(len(copies)):
             (place / f"old-{number}.parquet").unlink()
         token = secrets.token_hex(6)
@@ -259,6 +266,20 @@ class _Day:
                 self._report.bytes += size
                 yield Part(path, hour, count, size, first_us, last_us)
             written.unlink()
+
+    def _expect_readable(self, part: Part, copy: Path, columns: str) -> None:
+        """Find out whether a copy of a part can be read.
+
+        Raises:
+            FleetError: it cannot.
+        """
+        engine = duckdb.connect()
+        try:
+            engine.execute(f"SELECT max(hash({columns})) FROM read_parquet(?)", [str(copy)]).fetchall()
+        except UNREADABLE as error:
+            raise table.damaged(self._storage, part, reason(error)) from None
+        finally:
+            engine.close()
 
 
 def _conflict(path: str, owner: str, same: Source) -> str:

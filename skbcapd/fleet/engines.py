@@ -1,10 +1,14 @@
 """What answers a question: a program that has the table, and understands SQL.
 
 In: parts of the table. Out: lines of an answer. DuckDB is here; others are in contrib/.
+
+The rule: parts are not trusted, a disk can damage them. Libraries do not always name the file that they cannot read, so
+it is searched: with the same query, on fewer and fewer parts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
@@ -19,6 +23,9 @@ from skbcapd.text_safety import escaped
 
 Answer: TypeAlias = tuple[list[str], list[tuple[Any, ...]]]
 """Names of columns, and lines."""
+
+UNREADABLE = (duckdb.Error, OSError, ValueError, OverflowError)
+"""What DuckDB raises for a file that it cannot read; the last two while it makes values of it."""
 
 _STACK = re.compile(r"Traceback \(most recent call last\):.*, in \w+ ")
 
@@ -57,24 +64,63 @@ class DuckDB:
 
     def __init__(self, storage: Storage, parts: Sequence[Part]) -> None:
         self.source = "read_parquet(getvariable('parts'), hive_partitioning = false)" if parts else ""
-        self._engine: Any = duckdb.connect()
-        self._engine.execute("SET TimeZone = 'UTC'").fetchall()
-        self._engine.execute("SET VARIABLE parts = ?", [table.paths(storage, parts)]).fetchall()
-        if not storage.is_local:
-            self._engine.register_filesystem(storage.system)
+        self._storage, self._parts = storage, parts
+        self._engine = self._connection(parts)
+
+    def _connection(self, parts: Sequence[Part]) -> Any:
+        """A database of parts."""
+        engine: Any = duckdb.connect()
+        engine.execute("SET TimeZone = 'UTC'").fetchall()
+        engine.execute("SET VARIABLE parts = ?", [table.paths(self._storage, parts)]).fetchall()
+        if not self._storage.is_local:
+            engine.register_filesystem(self._storage.system)
+        return engine
 
     def ask(self, query: str, values: Sequence[Any]) -> Answer:
         """See Engine."""
         try:
             result = self._engine.execute(query, list(values))
             return [column[0] for column in result.description], result.fetchall()
-        except (duckdb.Error, OSError) as error:
-            # Errors of a file system contain its stack, and a part of the query.
-            why = escaped(_STACK.sub("", " ".join(str(error).split())).partition(" LINE 1: ")[0][:300])
+        except UNREADABLE as error:
+            self._expect_readable(query, values)
             raise FleetError(
-                f"the table: {why}; expected to read it", "a compaction may have replaced a part: ask again"
+                f"the table: {reason(error)}; expected to read it", "a compaction may have replaced a part: ask again"
             ) from None
+
+    def _expect_readable(self, query: str, values: Sequence[Any]) -> None:
+        """Find out whether a query has failed because of one part.
+
+        Raises:
+            FleetError: it has; or the storage has failed.
+        """
+        table.expect_sizes(self._storage, self._parts)
+        left = list(self._parts)  # without any, there is no query
+        with contextlib.suppress(FileNotFoundError):  # whether the storage works
+            self._storage.part(left[0].path, 0, 4)
+        while len(left) > 1:
+            half = left[: len(left) // 2]
+            left = half if self._problem(half, query, values) else left[len(half) :]
+        for part in left:
+            if why := self._problem(left, query, values):
+                raise table.damaged(self._storage, part, why)
+
+    def _problem(self, parts: Sequence[Part], query: str, values: Sequence[Any]) -> str:
+        """Why a query on some parts fails; empty if it does not."""
+        engine = self._connection(parts)
+        try:
+            engine.execute(query, list(values)).fetchall()
+        except UNREADABLE as error:
+            return reason(error)
+        finally:
+            engine.close()
+        return ""
 
     def close(self) -> None:
         """See Engine."""
         self._engine.close()
+
+
+def reason(error: BaseException) -> str:
+    """One of UNREADABLE in words; errors of a file system contain its stack, and a part of the query."""
+    text = _STACK.sub("", " ".join(str(error).split())).partition(" LINE 1: ")[0]
+    return escaped(text[:300]) or type(error).__name__

@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 from skbcapd.analysis.peers import names_at
+from skbcapd.fleet.rows import cells
 from skbcapd.frames import headers
 from skbcapd.frames.headers import TCP, UDP, Headers
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT, EPB_PROCESSID_THREADID, IF_DESCRIPTION, IF_NAME
@@ -67,18 +68,35 @@ class Key:
 
     Args:
         interface: its interface.
-        peer: the address of the other end.
-        columns: the columns from the peer to the network namespace, without a name of the peer.
+        described: name and description of the interface.
+        label: its process.
+        flow: its ends.
         owners: its numbers in `Flows.owners` by direction; -1: no packet had it.
         sums: of a granule that has ended, until its rows are made: first and last time, offset of the first and last
             block; packets and bytes sent, received, and others.
+        texts: the columns before the name of the peer, and those after it, up to the network namespace; None: they were
+            not needed yet.
     """
 
     interface: Interface
-    peer: bytes | None
-    columns: tuple[int | str | None, ...]
+    described: tuple[str, str]
+    label: Label
+    flow: Flow
     owners: list[int]
     sums: list[int] | None = None
+    texts: tuple[str, str] | None = None
+
+    def make_texts(self) -> tuple[str, str]:
+        """Make `texts`."""
+        protocol, local, local_port, peer, peer_port = self.flow
+        before = f"{address_text(peer) if peer else ''},{'' if peer_port is None else peer_port}"
+        here = f"{address_text(local) if local else ''},{'' if local_port is None else local_port}"
+        protocol_text = "" if protocol is None else protocol
+        self.texts = before, f"{here},{protocol_text},{_cells(self.label)},{_cells(self.described)}"
+        return self.texts
+
+
+_cells = lru_cache(maxsize=1 << 12)(cells)
 
 
 class Found(NamedTuple):
@@ -141,7 +159,7 @@ class Flows:
         source_port, size = ends[-4:-2], len(ends) // 2 - 2
         if direction == DIRECTION_IN:
             ends = ends[size : 2 * size] + ends[:size] + ends[-2:] + source_port
-        row = self._keys.get((id(interface), id(label), protocol, ends)) or self._key(interface, label, protocol, ends)
+        row = self._key(interface, label, protocol, ends)
         owner = row.owners[direction]
         if owner < 0:
             owner = self._owner(row, direction)
@@ -209,18 +227,8 @@ class Flows:
 
     def _new(self, which: _Ends, interface: Interface, label: Label, flow: Flow) -> Key:
         """A row that `_keys` does not have."""
-        protocol, local, local_port, peer, peer_port = flow
-        columns = (
-            address_text(peer) if peer else None,
-            peer_port,
-            None,
-            address_text(local) if local else None,
-            local_port,
-            protocol,
-            *label,
-            *(self._interfaces.get(interface) or self._described(interface)),
-        )
-        found = self._keys[which] = Key(interface, peer, columns, [-1, -1, -1])
+        described = self._interfaces.get(interface) or self._described(interface)
+        found = self._keys[which] = Key(interface, described, label, flow, [-1, -1, -1])
         return found
 
     def _described(self, interface: Interface) -> tuple[str, str]:

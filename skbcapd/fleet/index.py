@@ -15,14 +15,16 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from skbcapd.analysis.names import Names
 from skbcapd.analysis.peers import starts_tls
 from skbcapd.errors import FileError
+from skbcapd.fleet import rows
 from skbcapd.fleet.flows import Flows, Key
 from skbcapd.fleet.places import Place, Places, Plain, stored
-from skbcapd.fleet.rows import Row
+from skbcapd.fleet.rows import TIME_MAX_NS, Row, Seconds, cells
 from skbcapd.output.naming import escaped_host
 from skbcapd.pcapng.flows import (
     BYTES,
@@ -39,11 +41,19 @@ from skbcapd.pcapng.reader import Interface, Reader
 from skbcapd.text_safety import escaped_bytes
 
 _NO_SUMS = [0] * 10
-_NAME_AT = Row._fields.index("peer_name") - Row._fields.index("peer_address")
 
 
 def index(path: Path, host: str = "", places: Places | None = None, name: str = "") -> Iterator[Row]:
     """The rows of a capture file, granule by granule.
+
+    Args and errors: see `texts`.
+    """
+    made = texts(path, host, places, name)
+    return rows.read(line for text in chain((rows.HEADINGS,), made) for line in text.splitlines())
+
+
+def texts(path: Path, host: str = "", places: Places | None = None, name: str = "") -> Iterator[str]:
+    """The rows of a capture file as lines of an index file, granule by granule, without the headings.
 
     Args:
         path: a pcapng file.
@@ -59,7 +69,7 @@ def index(path: Path, host: str = "", places: Places | None = None, name: str = 
     with Reader(path, counted=counted) as reader:
         places = places or (_stored(path) if reader.is_compressed else Plain())
         host = host or escaped_host(socket.gethostname())
-        yield from _Index(reader, counted, places, host, name or escaped_bytes(os.fsencode(path.name))).rows()
+        yield from _Index(reader, counted, places, host, name or escaped_bytes(os.fsencode(path.name))).texts()
 
 
 def _stored(path: Path) -> Places:
@@ -89,16 +99,16 @@ class _Index:
         self._begin = -1  # offset of the first packet of the granule
         self._waiting: tuple[Place, list[Key]] = Place(0, 0, 0), []  # of the granule before
 
-    def rows(self) -> Iterator[Row]:
-        """See `index`."""
+    def texts(self) -> Iterator[str]:
+        """See `texts`."""
         try:
             yield from self._read()
         except FileError:
-            yield from self._end()
+            yield self._end()
             raise
-        yield from self._end()
+        yield self._end()
 
-    def _read(self) -> Iterator[Row]:
+    def _read(self) -> Iterator[str]:
         reader, counted, see = self._reader, self._counted, self._names.see
         known, find = self._flows.known.get, self._flows.find
         counters, flows, begun = counted.counters, counted.known, counted.begun
@@ -116,12 +126,12 @@ class _Index:
                 is_new, section = interface.section is not section, interface.section
                 current, is_plain, layer = interface, interface.is_plain, interface.link_type
             if is_new or at >= counted.limit:
-                yield from self._next(at)
+                yield self._next(at)
                 counted.limit = limit_of(at)
                 if is_new:  # numbers of interfaces begin again
                     self._flows.clear()
                     is_new = False
-            time_ns = time if is_plain else interface.time_ns(time)
+            time_ns = time if is_plain else min(max(interface.time_ns(time), 0), TIME_MAX_NS)
             key = counted.key
             flow = flows.get(key)
             if flow is None:
@@ -144,65 +154,72 @@ class _Index:
             if looks_at and (looks_at < 0 or starts_tls(frame, looks_at)):
                 see(frame, layer)
 
-    def _next(self, begin: int) -> list[Row]:
+    def _next(self, begin: int) -> str:
         """End the granule, and begin the next one; returns the rows of the one before."""
-        made = self._take(begin) if self._begin >= 0 else []
+        made = self._take(begin) if self._begin >= 0 else ""
         self._begin = begin
         return made
 
-    def _end(self) -> list[Row]:
+    def _end(self) -> str:
         """The rows that are left."""
-        return self._take(self._reader.at) + self._made() if self._begin >= 0 else []
+        return self._take(self._reader.at) + self._made() if self._begin >= 0 else ""
 
-    def _take(self, end: int) -> list[Row]:
+    def _take(self, end: int) -> str:
         """End the granule: its rows wait, those of the one before are returned: by now, names of their peers were
         seen, also where the first packets of a connection are at the end of a granule.
         """
         made, counted, owners = self._made(), self._counted, self._flows.owners
-        rows: list[Key] = []
+        waiting: list[Key] = []
         for packets, size, first_ns, last_ns, first_at, last_at, _, owner in counted.begun:
             key, at = owners[owner]
             sums = key.sums
-            if not sums:
+            if sums is None:
                 key.sums = sums = [first_ns, last_ns, first_at, last_at, 0, 0, 0, 0, 0, 0]
-                rows.append(key)
-            else:
-                sums[0] = min(sums[0], first_ns)
-                sums[1] = max(sums[1], last_ns)
-                sums[2] = min(sums[2], first_at)
-                sums[3] = max(sums[3], last_at)
+                waiting.append(key)
+            else:  # it has begun after the others of the row
+                if first_ns < sums[0]:  # noqa: PLR1730  calls cost too much
+                    sums[0] = first_ns
+                if last_ns > sums[1]:  # noqa: PLR1730  calls cost too much
+                    sums[1] = last_ns
+                if last_at > sums[3]:  # noqa: PLR1730  calls cost too much
+                    sums[3] = last_at
             sums[at] += packets
             sums[at + 1] += size
         counted.begun.clear()
         counted.counters.clear()
-        self._waiting = self._places.find(self._begin, end), rows
+        self._waiting = self._places.find(self._begin, end), waiting
         if self._flows.is_full or counted.is_full:
             self._flows.clear()
             counted.forget()
         return made
 
-    def _made(self) -> list[Row]:
+    def _made(self) -> str:
         """The rows of the granule before."""
         place, waiting = self._waiting
-        start = *self._file, place.offset, place.length
-        begin = place.begin
-        ends: dict[Interface, tuple[object, ...]] = {}
-        name_of, new = self._names.text_of, tuple.__new__
-        made: list[Row] = []
+        ends: dict[Interface, str] = {}
+        begin, name_of, seconds = place.begin, self._names.text_of, Seconds()
+        made: list[str] = []
         for key in waiting:
-            interface, columns = key.interface, key.columns
-            end = ends.get(interface)
+            end = ends.get(key.interface)
             if end is None:
-                end = ends[interface] = *start, *self._described(interface)
-            name = name_of(key.peer)
-            if name:
-                columns = *columns[:_NAME_AT], name, *columns[_NAME_AT + 1 :]
-            first_ns, last_ns, first_at, last_at, *sums = key.sums or _NO_SUMS
-            times = first_ns // 1000, -(-last_ns // 1000)
-            made.append(new(Row, (*times, *columns, first_at - begin, last_at - begin, *sums, *end)))
-            key.sums = None
+                end = ends[key.interface] = self._ending(place, key.interface)
+            peer, others = key.texts or key.make_texts()
+            sums, key.sums = key.sums or _NO_SUMS, None
+            first_ns, last_ns, first_at, last_at, out, out_size, into, in_size, other, other_size = sums
+            first_us, last_us = first_ns // 1000, -(-last_ns // 1000)
+            first, last = seconds[first_us // 1_000_000], seconds[last_us // 1_000_000]
+            name = name_of(key.flow.peer) or ""
+            made.append(
+                f"{first}{first_us % 1_000_000:06}Z,{last}{last_us % 1_000_000:06}Z,{peer},{name},{others},"
+                f"{first_at - begin},{last_at - begin},"
+                f"{out},{out_size},{into},{in_size},{other},{other_size},{end}\n"
+            )
         self._waiting = place, []
-        return made
+        return "".join(made)
+
+    def _ending(self, place: Place, interface: Interface) -> str:
+        """The columns at the end of a line."""
+        return cells((*self._file, place.offset, place.length, *self._described(interface)))
 
     def _described(self, interface: Interface) -> tuple[int, ...]:
         """Its number, and where its description is."""

@@ -29,7 +29,7 @@ from skbcapd.analysis.records import Record, records
 from skbcapd.analysis.selectors import Selection, Selectors
 from skbcapd.child import memory_file
 from skbcapd.errors import FileError
-from skbcapd.fleet.flows import Flows, Key
+from skbcapd.fleet.flows import Flows, Key, address_text
 from skbcapd.fleet.rows import Row
 from skbcapd.fleet.windows import Unpacked, Window
 from skbcapd.output.naming import COMPRESSED
@@ -394,5 +394,6 @@ def _walk(name: str, window: Window, run: _Run, first: int) -> Iterator[Packet]:
 
 def _columns(row: Key) -> _Key:
     """What distinguishes rows of an interface; in the order of `_key`."""
-    peer, peer_port, _, local, local_port, protocol, *more = row.columns
-    return *more[:_LABELS], protocol, local, local_port, peer, peer_port
+    protocol, local, local_port, peer, peer_port = row.flow
+    ends = address_text(local) if local else None, local_port, address_text(peer) if peer else None, peer_port
+    return *row.label, protocol, *ends

@@ -248,7 +248,7 @@ def _is_in(text: str, network: Any) -> bool:
 
 def _matches(patterns: Sequence[TextPattern], text: str) -> bool:
     plain = _ESCAPE.sub(lambda found: chr(int(found[1], 16)) if found[1] else "\\", text)
-    name = plain.encode("latin-1").decode("utf-8", "surrogateescape")
+    name = plain.encode("latin-1", "replace").decode("utf-8", "surrogateescape")
     for pattern in patterns:
         try:
             if name and pattern.matches(name, _MATCH_S):

@@ -11,10 +11,11 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_TIME_MAX_US = 253402300799_999_999  # the last microsecond of the year 9999
+TIME_MAX_NS = 253402300799_999_999_000
+"""The last microsecond of the year 9999."""
 
 
 class Row(NamedTuple):
@@ -59,22 +60,25 @@ class Row(NamedTuple):
 
 _TIMES = {"ts_first", "ts_last"}
 _NUMBERS = {name for name, kind in Row.__annotations__.items() if "int" in str(kind)} - _TIMES
+HEADINGS = ",".join(Row._fields) + "\n"
+"""The first line."""
 
 
-def write(rows: Iterable[Row], into: IO[str]) -> int:
-    """Write a line of headings, and a line for each row (RFC 4180, but with Unix line ends).
+def cells(values: Iterable[int | str | None]) -> str:
+    """Columns of a line (RFC 4180) that follow each other."""
+    return ",".join(["" if value is None else _quoted(str(value)) for value in values])
 
-    Returns:
-        The number of rows.
-    """
-    line = csv.writer(into, lineterminator="\n").writerow
-    line(Row._fields)
-    count = 0
-    seconds: dict[int, str] = {}
-    for row in rows:
-        line((_time(row[0], seconds), _time(row[1], seconds), *row[2:]))
-        count += 1
-    return count
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if "," in text or '"' in text else text
+
+
+class Seconds(dict[int, str]):
+    """The beginning of a time in ISO 8601, without its microseconds, by seconds since 1970 UTC; at most TIME_MAX_NS."""
+
+    def __missing__(self, time_s: int) -> str:
+        made = self[time_s] = f"{_EPOCH + timedelta(seconds=time_s):%Y-%m-%dT%H:%M:%S}."
+        return made
 
 
 def read(lines: Iterable[str]) -> Iterator[Row]:
@@ -98,14 +102,3 @@ def _value(name: str, text: str) -> int | str | None:
     if name in _NUMBERS:
         return int(text) if text else None
     return text if text or name in {"interface", "netns"} else None
-
-
-def _time(time_us: int, seconds: dict[int, str]) -> str:
-    """A time in ISO 8601; outside of 1970 to 9999 the nearest one."""
-    second, fraction = divmod(min(max(time_us, 0), _TIME_MAX_US), 1_000_000)
-    text = seconds.get(second)
-    if text is None:
-        if len(seconds) > 1 << 12:
-            seconds.clear()
-        text = seconds[second] = f"{_EPOCH + timedelta(seconds=second):%Y-%m-%dT%H:%M:%S}"
-    return f"{text}.{fraction:06}Z"

@@ -30,6 +30,7 @@ TABLE = "index/day"
 _MANIFESTS = f"{TABLE}/manifest"
 _ENDING = ".json"
 _VERSION = 1
+_DAY = re.compile(r"part-([0-9]{4}-[0-9]{2}-[0-9]{2})-")
 _SOURCES = re.compile(r"[0-9-]{10}\.sources-[0-9]+\.json\.gz")
 
 
@@ -203,3 +204,50 @@ def paths(storage: Storage, chosen: Iterable[Part]) -> list[str]:
 def identities(sources: Mapping[str, Source]) -> dict[tuple[str, str], str]:
     """The index file whose rows are in the table, by host and capture file, whether it is compressed or not."""
     return {(source.host, plain_name(source.file)): name for name, source in sources.items() if source.rows}
+
+
+def read_part(storage: Storage, part: Part) -> bytes:
+    """The bytes of a part.
+
+    Raises:
+        FleetError: it does not exist, or is shorter or longer than its manifest says.
+    """
+    try:
+        data = storage.read(part.path)
+    except FileNotFoundError:
+        data = b""
+    _expect_size(storage, part, len(data))
+    return data
+
+
+def expect_sizes(storage: Storage, chosen: Iterable[Part]) -> None:
+    """Check that parts have the sizes that their manifests say.
+
+    Raises:
+        FleetError: one has not, or does not exist.
+    """
+    sizes = {found.path: found.size for found in storage.files(TABLE, ".parquet")}
+    for part in chosen:
+        _expect_size(storage, part, sizes.get(part.path, 0))
+
+
+def _expect_size(storage: Storage, part: Part, size: int) -> None:
+    if size != part.bytes:
+        why = f"{size} bytes, not {part.bytes}" if size else "missing or empty"
+        raise damaged(storage, part, why)
+
+
+def damaged(storage: Storage, part: Part, why: str) -> FleetError:
+    """An error for a part that cannot be read.
+
+    Args:
+        storage: has it.
+        part: the part.
+        why: in words, escaped.
+    """
+    day = found[1] if (found := _DAY.match(Path(part.path).name)) else "DAY"
+    return FleetError(
+        f"{escaped(storage.url)}/{escaped(part.path)}: {why}; expected a part of the table",
+        f"if a compaction has just replaced it, try again. Otherwise restore it, or, if all index files of {day} are "
+        f"still in index/raw, delete {_MANIFESTS}/{day}{_ENDING} and compact again",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import subprocess
 import sys
@@ -9,8 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from skbcapd.fleet import index_file
+import duckdb
+
+from skbcapd.fleet import index_file, rows, table
 from skbcapd.fleet.intake import RAW
+from skbcapd.fleet.rows import Row
+from skbcapd.fleet.storage import Storage
 from tests.support import stored_files
 from tools import synthetic_fleet
 from tools.synthetic_fleet import Seen
@@ -39,6 +44,25 @@ def make(base: Path, hosts: int = 15, packets: int = 401, kinds: Sequence[str] =
             capture.unlink()
         ship(base, stored)
     return truth
+
+
+def arrived(base: Path) -> list[Row]:
+    """The rows of all index files, read without the package under test's table."""
+    found = []
+    for path in filter(Path.is_file, (base / RAW).rglob("*.index.csv.gz")):
+        with gzip.open(path, "rt") as lines:
+            found += list(rows.read(lines))
+    return sorted(found, key=str)
+
+
+def stored(base: Path) -> list[Row]:
+    """All rows of the valid parts."""
+    paths = table.paths(Storage(str(base)), table.parts(Storage(str(base))))
+    if not paths:
+        return []
+    columns = [f"epoch_us({name})" if name.startswith("ts_") else f'"{name}"' for name in Row._fields]
+    query = f"SELECT {', '.join(columns)} FROM read_parquet(?)"  # noqa: S608  names of columns
+    return sorted((Row(*values) for values in duckdb.connect().execute(query, [paths]).fetchall()), key=str)
 
 
 def job(name: str) -> Any:

@@ -20,34 +20,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from skbcapd.errors import FleetError
-from skbcapd.fleet import compaction, rows, table
+from skbcapd.fleet import compaction, table
 from skbcapd.fleet.compaction import compact
 from skbcapd.fleet.intake import RAW
 from skbcapd.fleet.rows import Row
 from skbcapd.fleet.storage import Storage
-from tests.fleet.fleet import FILES, ROOT, make, run
+from tests.fleet.fleet import FILES, ROOT, arrived, make, run, stored
 from tools import fleet_sizes
 
 HOSTS = 15
-
-
-def arrived(base: Path) -> list[Row]:
-    """The rows of all index files, read without the package under test's table."""
-    found = []
-    for path in filter(Path.is_file, (base / RAW).rglob("*.index.csv.gz")):
-        with gzip.open(path, "rt") as lines:
-            found += list(rows.read(lines))
-    return sorted(found, key=str)
-
-
-def stored(base: Path) -> list[Row]:
-    """All rows of the valid parts."""
-    paths = table.paths(Storage(str(base)), table.parts(Storage(str(base))))
-    if not paths:
-        return []
-    columns = [f"epoch_us({name})" if name.startswith("ts_") else f'"{name}"' for name in Row._fields]
-    query = f"SELECT {', '.join(columns)} FROM read_parquet(?)"  # noqa: S608  names of columns
-    return sorted((Row(*values) for values in duckdb.connect().execute(query, [paths]).fetchall()), key=str)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from skbcapd.fleet.compaction import compact
+from skbcapd.fleet.intake import RAW
 from skbcapd.fleet.storage import Storage
 from tests.fleet.fleet import ROOT, make, run, ship
 from tests.support import stored_files
@@ -176,3 +178,14 @@ def test_a_table_of_many_rows(tmp_path: Path) -> None:
     some, none, more = (fleet_rows.ask(storage, words, times=1)[0] for words in fleet_rows.QUESTIONS)
     assert none == 0
     assert some < more
+
+
+def test_a_name_that_no_host_writes(tmp_path: Path) -> None:
+    """A name in other letters than an index has, of a host that is not trusted, does not stop a question."""
+    make(tmp_path, 2)
+    path = min((tmp_path / RAW).rglob("*.index.csv.gz"))
+    text = gzip.decompress(path.read_bytes()).decode()
+    path.write_bytes(gzip.compress(text.replace("www-data", "\N{EURO SIGN}").encode()))
+    compact(Storage(str(tmp_path)))
+    found = run("query", tmp_path, "--user", "*", "--format", "json").stdout
+    assert {json.loads(line)["user_name"] for line in found.splitlines()} == {"www-data", "\N{EURO SIGN}"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import csv
 import gzip
 import os
 import random
@@ -25,7 +26,7 @@ from skbcapd.cli.main import command
 from skbcapd.errors import FileError
 from skbcapd.fleet import index_file, rows
 from skbcapd.fleet.flows import usual_ends
-from skbcapd.fleet.index import index
+from skbcapd.fleet.index import index, texts
 from skbcapd.fleet.rows import Row
 from skbcapd.frames import headers
 from skbcapd.output.naming import escaped_host
@@ -241,6 +242,20 @@ def test_times_outside_of_the_calendar(tmp_path: Path) -> None:
         assert [row.ts_last for row in rows.read(file)] == [253402300799_999_999]
 
 
+def test_commas_and_quotes(tmp_path: Path) -> None:
+    """Text with commas and quotes is read back as it is, by Python's own reader of CSV, too."""
+    path = tmp_path / 'a,"b.pcapng'
+    opts = options((2, b'a,"b",'), (3, b'"'), (9, b"\x09"))
+    path.write_bytes(section() + interface(opts=opts) + packet(udp("10.0.0.1", "10.0.0.2"), process(7, "p,q")))
+    assert index_file.write(path, 'h"') is None
+    with gzip.open(index_file.path_of(path), "rt") as file:
+        (found,) = csv.DictReader(file)
+    names = "interface", "netns", "process_name", "host_name", "file"
+    assert [found[name] for name in names] == ['a,"b",', '"', "p,q", 'h"', 'a,"b.pcapng']
+    (row,) = index(path, 'h"')
+    assert [getattr(row, name) for name in names] == [found[name] for name in names]
+
+
 def test_names_of_peers(tmp_path: Path) -> None:
     """A peer has the names of DNS answers and TLS clients in the file, also of those after its first packet."""
     local, peer = "10.0.0.1", "192.0.2.7"
@@ -264,12 +279,12 @@ def test_a_file_that_changes_gets_no_index(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "a.pcapng"
     capture(path, 101)
 
-    def growing(found: Path, host: str) -> Iterator[Row]:
-        yield from index(found, host)
+    def growing(found: Path, host: str) -> Iterator[str]:
+        yield from texts(found, host)
         with found.open("ab") as file:
             file.write(b"more")
 
-    monkeypatch.setattr(index_file, "index", growing)
+    monkeypatch.setattr(index_file, "texts", growing)
     with pytest.raises(FileError, match="changed while it was read"):
         index_file.write(path)
     assert [each.name for each in tmp_path.iterdir()] == ["a.pcapng"]
