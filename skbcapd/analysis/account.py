@@ -25,8 +25,9 @@ from skbcapd.analysis.peers import names_at, peer_of, starts_tls
 from skbcapd.analysis.sources import Timed
 from skbcapd.attribution.fields import GROUPS
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
-from skbcapd.pcapng.flows import BYTES, FIRST_NS, LAST_NS, PACKETS, Counted, Counter, FlowKey, flow_key
+from skbcapd.pcapng.flows import BYTES, FIRST_NS, LAST_NS, PACKETS, Counter, FlowKey, flow_key
 from skbcapd.pcapng.reader import Stamp
+from skbcapd.pcapng.repeats import Repeats
 from skbcapd.text_safety import escaped_bytes
 
 _PROCESSES_MAX = 1 << 16
@@ -178,7 +179,7 @@ class Account:
         self._by = by
         self._has_drops = has_drops
         self._names = names
-        self.counted = Counted()
+        self.counted = Repeats()
         """The flows that `Sources.unordered` may count."""
         self._processes: dict[Key, Process] = {}
         self._flows: dict[int, _Flows] = {}  # by the id of the stamp, then by `flow_key`
@@ -268,6 +269,7 @@ class Account:
 
     def _flush(self) -> None:
         """Add the sums of flows to those of their processes, and forget the flows."""
+        self.counted.forget()
         for sums in itertools.chain(self._single, *(flows.values() for flows in self._flows.values())):
             packets, size, first_ns, last_ns, *_ = sums.counter
             sums.way[0] += packets
@@ -279,7 +281,6 @@ class Account:
             if sums.peer is not None:
                 sums.peer.packets += packets
                 sums.peer.bytes += size
-        self.counted.forget()
         self._flows.clear()
         self._rows.clear()
         self._single.clear()

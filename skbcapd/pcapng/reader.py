@@ -57,6 +57,7 @@ from skbcapd.pcapng.flows import (
 )
 from skbcapd.pcapng.interface import DROPS, OF_DROPS
 from skbcapd.pcapng.link_type import ETHERNET
+from skbcapd.pcapng.repeats import Repeats
 from skbcapd.pcapng.secrets import key_lines
 from skbcapd.pcapng.source import Source, compressed_with
 
@@ -403,6 +404,9 @@ class Reader:
         counter_of, flow_of, begun, linked = counters.get, counted.known.get, counted.begun.append, section.linked.get
         _, _, head, (mask4, plain4, mask6, plain6), tail = _READS[section.order]
         size4, size6, last, key = FLOW4.size, FLOW6.size, min(end - _HEAD_SIZE, counted.limit - before - 1), None
+        repeats = counted if isinstance(counted, Repeats) and section.order == "<" and counted.begins() else None
+        if repeats:
+            at = repeats.count(data, at)
         while at <= last:
             kind, length, number, high, low, cap_len, wire_len, start, middle, ends = head(data, at)
             after = at + length
@@ -444,7 +448,7 @@ class Reader:
                             counter[LAST_NS] = time
                         elif time < counter[FIRST_NS]:
                             counter[FIRST_NS] = time
-                    at = after
+                    at = repeats.after(data, at, after, find_stamp) if repeats else after
                     continue
             if number >= len(interfaces):
                 break
@@ -452,7 +456,8 @@ class Reader:
             options = data[begin : after - 4]
             stamp = stamp or find_stamp(options)[0]
             yield interfaces[number], stamp, high << 32 | low, wire_len, view[frame : frame + cap_len], options
-            at, last = after, min(end - _HEAD_SIZE, counted.limit - before - 1)
+            at = repeats.after(data, at, after, find_stamp) if repeats else after
+            last = min(end - _HEAD_SIZE, counted.limit - before - 1)
         return at
 
     def _other_packet(self, at: int, section: Section, block: bytes) -> Packet:
