@@ -38,8 +38,6 @@
 #define IFF_L3MDEV_MASTER  (1 << 18)
 #define IFF_L3MDEV_SLAVE   (1 << 21)
 
-#define NF_INET_PRE_ROUTING 0
-#define NF_INET_LOCAL_IN    1
 #define NETNS_BPF_SK_LOOKUP 1
 
 #ifdef NET_HOOKS_V4

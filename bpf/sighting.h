@@ -112,8 +112,6 @@ static inline void mask_transport(union transport_header *header, u32 protocol)
 	}
 }
 
-#define VLAN_HLEN 4
-
 /*
  * The VLAN of a received frame, 0 if it has none. A tag in the bytes of the frame is skipped: then `at`,
  * the network header, and its `ether_type` are those after it. With a second tag, there is none.
