@@ -21,7 +21,6 @@
 
 #define SIGHTING_LASTS_NS 1000000000ULL
 
-/* The role of the process of a followed packet. */
 /* A packet that is followed by its sk_buff: its identity, where it was seen, its process. */
 struct sighting {
 	u64 skb;		     /* address of its sk_buff */
