@@ -170,7 +170,7 @@ static inline void cut_block(struct control *control, struct segment *segment, s
 	head->cap_len = copied;
 	if (packet->is_upcall)
 		return;
-	head->type = BLOCK_CUT | (packet->size - block_size(&packet->frame, 0)) << 8;
+	head->type = BLOCK_CUT | (packet->size - block_size(&packet->frame, 0)) << CUT_OPTIONS_BIT;
 	*(u32 *)in_segment(segment, reservation->at + packet->size - sizeof(u32)) = packet->checksum;
 	list_upcall(control, segment, reservation);
 }

@@ -231,6 +231,41 @@ static inline u64 is_before_queue(u32 reason)
 	return found;
 }
 
+/* Sets what the sk_buff of a dropped packet says; `receiver` as in count_drop. */
+static inline void read_dropped(struct packet *packet, struct skb *skb, void *argument, u64 *receiver)
+{
+	__builtin_memset(&packet->user, 0, sizeof(packet->user));
+	packet->time = bpf_ktime_get_ns();
+	packet->address = (u64)argument;
+	packet->dev = SKB(skb, u64, DEV);
+	packet->sk = receiver ? *receiver : 0;
+	packet->inode = SKB(skb, u64, SK);
+	packet->head = SKB(skb, u64, HEAD);
+	packet->data = SKB(skb, u64, DATA);
+	packet->passage.sk = SKB(skb, u64, REFDST);
+	barrier(); /* from here on, addresses are numbers for the verifier */
+	packet->linear_end = packet->data + SKB(skb, u32, LEN) - SKB(skb, u32, DATA_LEN);
+}
+
+/* Sets the process of a dropped packet in its row, if it is known. */
+static inline void find_process_of_drop(void *ctx, struct control *control, struct drop_work *work,
+					struct skb *skb)
+{
+	struct packet *packet = &work->packet;
+
+	work->via = VIA_UNKNOWN;
+	if (packet->sk)
+		work->via = find_user_of_drop(ctx, control, packet, work->key.direction == IN);
+	else if (work->key.direction == IN && packet->dev)
+		work->via = find_receiver_of_drop(control, packet, skb);
+	barrier();
+	if (packet->user.tgid) {
+		work->key.tgid = packet->user.tgid;
+		work->key.process[0] = packet->user.process[0];
+		work->key.process[1] = packet->user.process[1];
+	}
+}
+
 /*
  * The kernel has dropped a packet. `receiver` is the socket that would have received it; 0: none.
  * Returns what was found out about it; NULL if it is no packet of a network.
@@ -250,17 +285,7 @@ static inline struct drop_work *count_drop(void *ctx, void *argument, u64 *recei
 
 	__builtin_memset(&work->key, 0, sizeof(work->key));
 	__builtin_memset(&work->first, 0, sizeof(work->first));
-	__builtin_memset(&packet->user, 0, sizeof(packet->user));
-	packet->time = bpf_ktime_get_ns();
-	packet->address = (u64)argument;
-	packet->dev = SKB(skb, u64, DEV);
-	packet->sk = receiver ? *receiver : 0;
-	packet->inode = SKB(skb, u64, SK);
-	packet->head = SKB(skb, u64, HEAD);
-	packet->data = SKB(skb, u64, DATA);
-	packet->passage.sk = SKB(skb, u64, REFDST);
-	barrier(); /* from here on, addresses are numbers for the verifier */
-	packet->linear_end = packet->data + SKB(skb, u32, LEN) - SKB(skb, u32, DATA_LEN);
+	read_dropped(packet, skb, argument, receiver);
 	u64 route = device_of_route(packet->passage.sk), sender = packet->inode;
 
 	if (!is_device(packet->dev))
@@ -299,17 +324,7 @@ static inline struct drop_work *count_drop(void *ctx, void *argument, u64 *recei
 	work->is_before = receives ? is_early : is_before_queue(reason);
 	set_drop_place(packet, work, net, ifindex);
 	barrier();
-	work->via = VIA_UNKNOWN;
-	if (packet->sk)
-		work->via = find_user_of_drop(ctx, control, packet, work->key.direction == IN);
-	else if (work->key.direction == IN && packet->dev)
-		work->via = find_receiver_of_drop(control, packet, skb);
-	barrier();
-	if (packet->user.tgid) {
-		work->key.tgid = packet->user.tgid;
-		work->key.process[0] = packet->user.process[0];
-		work->key.process[1] = packet->user.process[1];
-	}
+	find_process_of_drop(ctx, control, work, skb);
 	add_drop(work);
 	return work;
 }

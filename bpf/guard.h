@@ -24,9 +24,9 @@
 
 /* What a guard finds. */
 #define GUARD_ADDRESSES 1 /* addresses do not prove the receiver */
-#define GUARD_ANSWERS	2 /* nor does what a UDP socket sends */
-#define GUARD_BALANCES	4 /* nor does what a server behind IPVS sends, if nothing has translated it */
-#define GUARD_RULES	8 /* nor does what anybody sends: the rules have no memory */
+#define GUARD_ANSWERS	2 /* an answer to a UDP socket can reach another socket */
+#define GUARD_BALANCES	4 /* so can an answer to a server behind IPVS, if nothing has translated it */
+#define GUARD_RULES	8 /* any answer can reach another socket: the rules keep no state */
 #define GUARD_ALL	7 /* of a namespace */
 
 #define PRIORITY_FIRST	   (-2147483647LL - 1)
@@ -38,8 +38,6 @@
 #define IFF_L3MDEV_MASTER  (1 << 18)
 #define IFF_L3MDEV_SLAVE   (1 << 21)
 
-#define NF_INET_PRE_ROUTING 0
-#define NF_INET_LOCAL_IN    1
 #define NETNS_BPF_SK_LOOKUP 1
 
 #ifdef NET_HOOKS_V4

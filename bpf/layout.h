@@ -52,10 +52,11 @@ enum counter {
 #define BLOCK_UPCALL 0x80000001 /* an Enhanced Packet Block whose options are a struct upcall */
 /*
  * A packet with a label whose frame could not be read to its end, or whose checksum must be computed;
- * BLOCK_CUT | length of its options << 8. They are where they would be in the complete block, and the
- * checksum, as in struct upcall, is in place of the size at the end.
+ * BLOCK_CUT | length of its options << CUT_OPTIONS_BIT. They are where they would be in the complete
+ * block, and the checksum, as in struct upcall, is in place of the size at the end.
  */
-#define BLOCK_CUT 0x80000002
+#define BLOCK_CUT	0x80000002
+#define CUT_OPTIONS_BIT 8
 
 #define BLOCK_DROP 0x80000003 /* a packet that the kernel dropped: a struct dropped, then a struct upcall */
 
@@ -68,7 +69,7 @@ enum counter {
  * After it there are the frame, padded to 4 bytes, the options, and the size again.
  */
 struct block_head {
-	u32 type;	  /* BLOCK_PACKET, BLOCK_UPCALL, BLOCK_CUT | length of options << 8 */
+	u32 type;	  /* BLOCK_PACKET, BLOCK_UPCALL, BLOCK_CUT | length of options << CUT_OPTIONS_BIT */
 	u32 size;	  /* of the block in bytes, a multiple of 4 */
 	u32 interface_id; /* BLOCK_UPCALL: row of `counters` */
 	u32 time_high;	  /* ns since the epoch, the upper half */
@@ -169,8 +170,10 @@ struct flow {
 	u16 on_wire; /* 1 + VLAN: as in a sent packet, after translation; 0: as in the socket */
 };
 
-/* Its key: different from inode numbers, and from numbers that Python makes. */
-#define GROUP_NUMBER(number) ((number) & ~(1ULL << 62) | 1ULL << 63)
+/* Bits of the key of a group: different from inode numbers, and from the keys that Python makes. */
+#define IS_GROUP	     (1ULL << 63)
+#define MADE_BY_PYTHON	     (1ULL << 62)
+#define GROUP_NUMBER(number) ((number) & ~MADE_BY_PYTHON | IS_GROUP)
 
 /*
  * The candidate sockets of a packet (SO_REUSEPORT, multicast), or one socket that several processes

@@ -804,6 +804,47 @@ static inline int may_ask(u32 protocol, u32 state)
 	return protocol != IPPROTO_UDP;
 }
 
+/* Whether a sent packet with a flow is a request: a SYN, or an echo request. */
+static inline int is_syn_or_echo(struct flow *flow, struct headers *headers)
+{
+	if (flow->protocol == IPPROTO_TCP)
+		return is_syn(headers);
+	if (flow->protocol == IPPROTO_ICMP)
+		return flow->remote_port == ICMP_ECHO;
+	return flow->protocol == IPPROTO_ICMPV6 && flow->remote_port == ICMPV6_ECHO_REQUEST;
+}
+
+/*
+ * Whether a SYN sent on `sk` is forged (AF_PACKET, SOCK_RAW), and its flow `known` is of a connection, whose
+ * user it does not change: one that is not accepted yet has no inode, one that Python has found has no
+ * address of a socket.
+ */
+static inline int is_forged(struct owner *known, struct flow *flow, u64 sk)
+{
+	return known && known->sk != sk && flow->protocol == IPPROTO_TCP && !is_tcp_socket(sk) &&
+	       !known->time &&
+	       (!known->sk || (is_tcp_socket(known->sk) && socket_identity(known->sk) == known->identity));
+}
+
+/*
+ * An echo request is sent on `sk`, with the flow `known` of another socket. If both are open and of two
+ * processes, or were within AMBIGUOUS_NS, makes `owner` an entry of two senders; see renew_flow.
+ */
+static inline void note_ambiguous(struct packet *packet, struct owner *known, struct owner *owner, u64 sk)
+{
+	u64 was_ambiguous = !known->sk && packet->time - known->time < AMBIGUOUS_NS;
+	u64 alternates = known->sk ? known->inode && known->inode == socket_inode(known->sk) &&
+					     known->user.tgid != packet->user.tgid
+				   : was_ambiguous && known->identity != sk;
+
+	if (was_ambiguous || alternates) {
+		__builtin_memset(&owner->user, 0, sizeof(owner->user));
+		owner->time = alternates ? packet->time : known->time;
+		owner->sk = owner->inode = 0;
+		owner->identity = sk;
+	}
+}
+
 /*
  * A request (SYN, echo request) is sent, on a socket with may_ask: the answer has the flow of the
  * packet as it is on the wire, and belongs to packet->user, however it was found. An unknown user,
@@ -822,27 +863,13 @@ static inline void renew_flow(struct packet *packet, struct skb *skb, int is_gro
 	u64 sk = packet->sk;
 
 	flow_of_sent(packet, skb, &headers);
-	if (!headers.transport)
+	if (!headers.transport || !is_syn_or_echo(flow, &headers))
 		return;
-	if (flow->protocol == IPPROTO_TCP) {
-		if (!is_syn(&headers))
-			return;
-	} else if (flow->protocol == IPPROTO_ICMP) {
-		if (flow->remote_port != ICMP_ECHO)
-			return;
-	} else if (flow->protocol != IPPROTO_ICMPV6 || flow->remote_port != ICMPV6_ECHO_REQUEST) {
-		return;
-	}
 	struct owner *known = lookup_flow(flow), *owner = &work->owner;
 
 	if (known && known->sk == sk && !known->time && is_same_user(&known->user, &packet->user))
 		return;
-	/*
-	 * A forged SYN (AF_PACKET, SOCK_RAW) does not change the user of a connection: one that is not accepted
-	 * yet has no inode, one that Python has found has no address of a socket.
-	 */
-	if (known && known->sk != sk && flow->protocol == IPPROTO_TCP && !is_tcp_socket(sk) && !known->time &&
-	    (!known->sk || (is_tcp_socket(known->sk) && socket_identity(known->sk) == known->identity)))
+	if (is_forged(known, flow, sk))
 		return;
 	owner->user = packet->user;
 	if (is_group)
@@ -851,19 +878,8 @@ static inline void renew_flow(struct packet *packet, struct skb *skb, int is_gro
 	owner->inode = socket_inode(sk);
 	owner->identity = socket_identity(sk);
 	owner->time = owner->binding = 0;
-	if (known && known->sk != sk && flow->protocol != IPPROTO_TCP) {
-		u64 was_ambiguous = !known->sk && packet->time - known->time < AMBIGUOUS_NS;
-		u64 alternates = known->sk ? known->inode && known->inode == socket_inode(known->sk) &&
-						     known->user.tgid != packet->user.tgid
-					   : was_ambiguous && known->identity != sk;
-
-		if (was_ambiguous || alternates) {
-			__builtin_memset(&owner->user, 0, sizeof(owner->user));
-			owner->time = alternates ? packet->time : known->time;
-			owner->sk = owner->inode = 0;
-			owner->identity = sk;
-		}
-	}
+	if (known && known->sk != sk && flow->protocol != IPPROTO_TCP)
+		note_ambiguous(packet, known, owner, sk);
 	if (flow->protocol == IPPROTO_TCP)
 		enter_connection(flow, owner, LOAD(u32, sk + SOCK_BOUND_DEV_IF));
 	else

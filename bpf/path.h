@@ -334,6 +334,92 @@ static inline void note_entered(struct packet *packet, struct flow *flow, struct
 	*find_entered(packet, hash) = (any(is_odd) - 1) & hash;
 }
 
+/* Ends a flow on the wire. */
+static inline void end_wire_flow(struct control *control, struct flow *flow)
+{
+	flows.delete(flow);
+	__sync_fetch_and_add(&control->wired, 1);
+}
+
+/*
+ * Sets the flow in `work` to that of a sent packet on the wire, and reads its headers. Returns whether what
+ * answers it can only be for its sender.
+ */
+static inline int flow_on_wire(struct packet *packet, struct skb *skb, struct headers *headers)
+{
+	struct flow *flow = &packet->work.flow;
+
+	/* What answers the outer packet of a tunnel can be for any process behind the tunnel. */
+	if (SKB_BITS(skb, ENCAPSULATION))
+		return 0;
+	flow_of_sent(packet, skb, headers);
+	if (!headers->transport || !can_have_answer(flow) || is_nat_traversal(flow) || may_change(packet))
+		return 0;
+	flow->on_wire = ON_WIRE(vlan_of(skb));
+	flow->net ^= domain_of(packet->dev);
+	return 1;
+}
+
+/*
+ * The conntrack entry that translates what answers a sent packet with a flow, as from conntrack_of; 0: none.
+ * If tc or nftables at the egress has translated the packet, too, its answer does not have the addresses of
+ * the entry.
+ */
+static inline u64 conntrack_of_answer(struct skb *skb, struct flow *flow)
+{
+	u64 conntrack = conntrack_of(skb);
+
+	if (conntrack && !is_of_entry(conntrack, flow))
+		conntrack = 0;
+	return conntrack;
+}
+
+/*
+ * Whether a flow on the wire stays one of two senders when a packet is sent on `sk`, `age` after the last
+ * one; stores which of them has sent it. `is_new`: it begins a connection.
+ */
+static inline int stays_of_two(struct packet *packet, struct owner *known, u64 sk, u64 is_new, u64 age)
+{
+	u64 is_tcp = packet->work.flow.protocol == IPPROTO_TCP, last = known->binding;
+
+	if (known->user.tgid || known->identity || known->sk)
+		return 0;
+	if (is_tcp ? is_new && !is_connection(last) : age >= WIRE_LASTS_NS)
+		return 0;
+	if (!is_tcp && last != sk) {
+		known->binding = sk;
+		known->time = packet->time & ~WIRE_IS_REQUEST;
+	}
+	return 1;
+}
+
+/*
+ * Renews a flow on the wire, `age` after its last packet, if it is of the sender of this one: of the same
+ * socket and user as in `owner`. Returns whether it is.
+ */
+static inline int renew_wire_flow(struct packet *packet, struct owner *known, struct owner *owner,
+				  struct origin *origin, u64 age, u64 conntrack, u64 binding)
+{
+	u64 was_request = known->time & WIRE_IS_REQUEST;
+
+	if ((known->sk != origin->sk && origin->sk) || was_request != origin->is_request ||
+	    !is_same_user(&known->user, &owner->user))
+		return 0;
+	if (age > WIRE_RENEWS_NS)
+		known->time = packet->time & ~WIRE_IS_REQUEST | was_request;
+	known->conntrack = conntrack;
+	known->binding = binding;
+	return 1;
+}
+
+/* Whether the flow on the wire of another open socket and process becomes one of two senders. */
+static inline u64 becomes_of_two(struct owner *known, struct owner *owner, struct flow *flow, u64 sk, u64 age)
+{
+	return known && known->sk != sk && !(known->time & WIRE_IS_REQUEST) && owner->user.tgid &&
+	       known->user.tgid && known->user.tgid != owner->user.tgid && is_still_open(known) &&
+	       (flow->protocol == IPPROTO_TCP ? is_connection(known->sk) : age < WIRE_LASTS_NS);
+}
+
 /* A packet is sent: stores the process for its answer. */
 static inline void enter_wire_flow(struct control *control, struct packet *packet, struct skb *skb,
 				   struct origin *origin)
@@ -345,77 +431,41 @@ static inline void enter_wire_flow(struct control *control, struct packet *packe
 	/* First: a change from now on is noticed with the next packet. */
 	u64 hash = hash_sent(control, packet, skb, origin);
 
-	if (*find_entered(packet, hash) == hash)
+	if (*find_entered(packet, hash) == hash || !flow_on_wire(packet, skb, &headers))
 		return;
-	/* What answers the outer packet of a tunnel can be for any process behind the tunnel. */
-	if (SKB_BITS(skb, ENCAPSULATION))
-		return;
-	flow_of_sent(packet, skb, &headers);
-	if (!headers.transport || !can_have_answer(flow) || is_nat_traversal(flow) || may_change(packet))
-		return;
-	flow->on_wire = ON_WIRE(vlan_of(skb));
-	flow->net ^= domain_of(packet->dev);
 	known = flows.lookup(flow);
 	if (packet->key.via == VIA_GROUP) /* a group is no user: it is looked up for each answer */
 		__builtin_memset(&owner->user, 0, sizeof(owner->user));
 	else
 		owner->user = packet->user;
 	if (!owner->user.tgid && !origin->identity) {
-		if (known) {
-			flows.delete(flow);
-			__sync_fetch_and_add(&control->wired, 1);
-		}
+		if (known)
+			end_wire_flow(control, flow);
 		return;
 	}
 	u64 is_known_user = owner->user.tgid;
 	u64 is_new = flow->protocol == IPPROTO_TCP && is_syn(&headers);
-	u64 sk = origin->sk, conntrack = conntrack_of(skb), binding = binding_of(sk);
+	u64 sk = origin->sk, conntrack = conntrack_of_answer(skb, flow), binding = binding_of(sk);
 
-	/* tc or nftables at the egress has translated it, too: its answer does not have the addresses of the entry. */
-	if (conntrack && !is_of_entry(conntrack, flow))
-		conntrack = 0;
 	/*
 	 * Forged (AF_PACKET, SOCK_RAW): what answers is for the connection with these addresses, if there is one;
 	 * it can be older than the capture, or not accepted yet.
 	 */
 	if (flow->protocol == IPPROTO_TCP && sk && !is_tcp_socket(sk)) {
-		if (is_new && known && !is_still_open(known)) {
-			flows.delete(flow);
-			__sync_fetch_and_add(&control->wired, 1);
-		}
+		if (is_new && known && !is_still_open(known))
+			end_wire_flow(control, flow);
 		return;
 	}
 	u64 age = known ? packet->time - known->time : WIRE_LASTS_NS;
-	u64 was_request = known ? known->time & WIRE_IS_REQUEST : 0;
 
-	if (known && !known->user.tgid && !known->identity && !known->sk) { /* of two senders */
-		u64 last = known->binding;
-
-		if (flow->protocol == IPPROTO_TCP ? !is_new || is_connection(last) : age < WIRE_LASTS_NS) {
-			if (flow->protocol != IPPROTO_TCP && last != sk) {
-				known->binding = sk;
-				known->time = packet->time & ~WIRE_IS_REQUEST;
-			}
-			return;
-		}
+	if (known && stays_of_two(packet, known, sk, is_new, age))
+		return;
+	if (known && !is_new && renew_wire_flow(packet, known, owner, origin, age, conntrack, binding)) {
+		if (packet->key.via != VIA_GROUP)
+			note_entered(packet, flow, &headers, origin, hash);
+		return;
 	}
-	if (known && !is_new) {
-		if ((known->sk == sk || !sk) && was_request == origin->is_request &&
-		    is_same_user(&known->user, &owner->user)) {
-			if (age > WIRE_RENEWS_NS)
-				known->time = packet->time & ~WIRE_IS_REQUEST | was_request;
-			known->conntrack = conntrack;
-			known->binding = binding;
-			if (packet->key.via != VIA_GROUP)
-				note_entered(packet, flow, &headers, origin, hash);
-			return;
-		}
-	}
-	u64 is_of_two = known && known->sk != sk && !was_request && owner->user.tgid && known->user.tgid &&
-			known->user.tgid != owner->user.tgid && is_still_open(known) &&
-			(flow->protocol == IPPROTO_TCP ? is_connection(known->sk) : age < WIRE_LASTS_NS);
-
-	if (is_of_two) { /* whoever of them sends next */
+	if (becomes_of_two(known, owner, flow, sk, age)) { /* whoever of them sends next */
 		__builtin_memset(&owner->user, 0, sizeof(owner->user));
 		binding = flow->protocol == IPPROTO_TCP ? known->sk : sk;
 		sk = conntrack = 0;
@@ -445,6 +495,56 @@ static inline int is_taken_over(struct packet *packet, struct owner *owner)
 	return known && !known->time && known->inode != owner->inode;
 }
 
+/* Whether what answers is for the UDP socket of a flow on the wire, or for its group (SO_REUSEPORT). */
+static inline int is_for_socket(struct control *control, struct packet *packet, struct owner *owner)
+{
+	struct flow *flow = &packet->work.flow;
+
+	return takes_answer(packet, owner, flow) && !is_encapsulating(owner->sk) &&
+	       !is_transparent(owner->sk) && !is_answer_for_others(control, packet, owner) &&
+	       !shares_port(control, owner->sk, flow, &packet->work.sock);
+}
+
+/* The user of a flow on the wire, for an answer to it. Returns how it was found. */
+static inline enum via find_user_of_wire_flow(struct control *control, struct packet *packet,
+					      struct owner *owner)
+{
+	struct flow *flow = &packet->work.flow;
+	u64 sk = ONCE(owner->sk);
+
+	if (flow->protocol == IPPROTO_TCP && sk && owner->inode && !is_still_open(owner) &&
+	    is_taken_over(packet, owner))
+		return VIA_UNKNOWN;
+	struct owner *last = owners.lookup(&sk);
+
+	if (flow->protocol != IPPROTO_TCP && (owner->user.tgid || owner->identity)) {
+		/* Its socket is closed: nobody gets the packet, or who has the port now. */
+		if (owner->sk && !is_still_open(owner))
+			return VIA_UNKNOWN;
+		packet->inode = owner->inode;
+		if (flow->protocol == IPPROTO_UDP && owner->sk) {
+			if (!is_for_socket(control, packet, owner))
+				return VIA_UNKNOWN;
+			if (find_sharing(owner->sk, &packet->group))
+				return find_group(control, packet);
+		}
+		if (flow->protocol == IPPROTO_UDP && owner->user.tgid && last &&
+		    last->inode == owner->inode && is_shared(owner->sk, last)) {
+			packet->sk = owner->sk;
+			return find_sharers(control, packet, last, VIA_FLOW);
+		}
+	}
+	/* Who has sent may have passed the socket on: its last user receives. */
+	if (!is_icmp(flow->protocol) && owner->user.tgid && !(owner->time & WIRE_IS_REQUEST) &&
+	    owner->inode && last && last->inode == owner->inode && last->user.tgid)
+		return copy_user(&packet->user, last, sk) ? VIA_FLOW : VIA_UNKNOWN;
+	if (!copy_user(&packet->user, owner, sk))
+		return VIA_UNKNOWN;
+	if (packet->user.tgid)
+		return VIA_FLOW;
+	return owner->identity ? resolve_socket(control, packet, sk, owner->identity, VIA_FLOW) : VIA_UNKNOWN;
+}
+
 /*
  * A packet arrives: its process by the flow on the wire. Sets zeros if it is not known; returns how
  * it was found.
@@ -472,8 +572,7 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 	if (!owner)
 		return VIA_UNKNOWN;
 	if (owner->conntrack && !is_tracked(owner->conntrack, flow)) {
-		flows.delete(flow);
-		__sync_fetch_and_add(&control->wired, 1);
+		end_wire_flow(control, flow);
 		return VIA_UNKNOWN;
 	}
 	if (flow->protocol != IPPROTO_TCP) {
@@ -485,8 +584,7 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 		 * these ports.
 		 */
 		if (!(owner->time & WIRE_IS_REQUEST) || (owner->sk && !is_listening(owner))) {
-			flows.delete(flow);
-			__sync_fetch_and_add(&control->wired, 1);
+			end_wire_flow(control, flow);
 			return VIA_UNKNOWN;
 		}
 	} else if (owner->time & WIRE_IS_REQUEST && owner->sk && !is_listening(owner)) {
@@ -501,42 +599,7 @@ static inline enum via find_by_wire_flow(struct control *control, struct packet 
 		packet->inode = owner->inode;
 		return owner->inode ? find_holder(control, packet) : VIA_UNKNOWN;
 	}
-	u64 sk = ONCE(owner->sk);
-
-	if (flow->protocol == IPPROTO_TCP && sk && owner->inode && !is_still_open(owner) &&
-	    is_taken_over(packet, owner))
-		return VIA_UNKNOWN;
-	struct owner *last = owners.lookup(&sk);
-
-	if (flow->protocol != IPPROTO_TCP && (owner->user.tgid || owner->identity)) {
-		/* Its socket is closed: nobody gets the packet, or who has the port now. */
-		if (owner->sk && !is_still_open(owner))
-			return VIA_UNKNOWN;
-		packet->inode = owner->inode;
-		if (flow->protocol == IPPROTO_UDP && owner->sk) {
-			if (!takes_answer(packet, owner, flow) || is_encapsulating(owner->sk))
-				return VIA_UNKNOWN;
-			if (is_transparent(owner->sk) || is_answer_for_others(control, packet, owner) ||
-			    shares_port(control, owner->sk, flow, &packet->work.sock))
-				return VIA_UNKNOWN;
-			if (find_sharing(owner->sk, &packet->group))
-				return find_group(control, packet);
-		}
-		if (flow->protocol == IPPROTO_UDP && owner->user.tgid && last &&
-		    last->inode == owner->inode && is_shared(owner->sk, last)) {
-			packet->sk = owner->sk;
-			return find_sharers(control, packet, last, VIA_FLOW);
-		}
-	}
-	/* Who has sent may have passed the socket on: its last user receives. */
-	if (!is_icmp(flow->protocol) && owner->user.tgid && !(owner->time & WIRE_IS_REQUEST) &&
-	    owner->inode && last && last->inode == owner->inode && last->user.tgid)
-		return copy_user(&packet->user, last, sk) ? VIA_FLOW : VIA_UNKNOWN;
-	if (!copy_user(&packet->user, owner, sk))
-		return VIA_UNKNOWN;
-	if (packet->user.tgid)
-		return VIA_FLOW;
-	return owner->identity ? resolve_socket(control, packet, sk, owner->identity, VIA_FLOW) : VIA_UNKNOWN;
+	return find_user_of_wire_flow(control, packet, owner);
 }
 
 /*

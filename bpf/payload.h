@@ -16,28 +16,39 @@
 #define HEADERS_WINDOW 512 /* bytes; a power of two */
 #define HEADERS_PIECES 8   /* fragments that are read for them */
 
-#define ETH_P_QINQ1	 0x9100
-#define ETH_P_ARP	 0x0806
-#define TAGS_MAX	 8
-#define IPPROTO_DCCP	 33
-#define IPPROTO_AH	 51
-#define IPPROTO_SCTP	 132
-#define IPPROTO_UDPLITE	 136
-#define IPV6_HIP	 139
-#define IPV6_SHIM6	 140
-#define HEADERS_BEHIND	 16 /* at most so many headers between the one of IP and the transport header */
-#define ARP_HLEN	 8  /* without its addresses */
-#define UDP_HLEN	 8
-#define ICMP_HLEN	 8
-#define SCTP_HLEN	 12
-#define TCP_HLEN	 20
-#define TCP_OFFSET_AT	 12
-#define DCCP_HLEN	 12
-#define DCCP_OFFSET_AT	 4
-#define IP_FRAGMENT_AT	 6
-#define IP_PROTOCOL_AT	 9
-#define IPV6_FRAGMENT_AT 2	      /* in a fragment header */
-#define NO_END		 (1ULL << 32) /* of a packet longer than 64 KiB (BIG TCP), whose length field is 0 */
+#define ETH_P_QINQ1	0x9100
+#define ETH_P_ARP	0x0806
+#define TAGS_MAX	8
+#define IPPROTO_DCCP	33
+#define IPPROTO_AH	51
+#define IPPROTO_SCTP	132
+#define IPPROTO_UDPLITE 136
+#define IPV6_HIP	139
+#define IPV6_SHIM6	140
+#define HEADERS_BEHIND	16 /* at most so many headers between the one of IP and the transport header */
+#define UDP_HLEN	8
+#define ICMP_HLEN	8
+#define SCTP_HLEN	12
+#define TCP_HLEN	20
+#define TCP_OFFSET_AT	12
+#define DCCP_HLEN	12
+#define DCCP_OFFSET_AT	4
+#define NO_END		(1ULL << 32) /* of a packet longer than 64 KiB (BIG TCP), whose length field is 0 */
+
+/* The 4 bytes of a VLAN tag behind the addresses, or behind another tag. */
+struct vlan_hdr {
+	__be16 h_vlan_TCI;
+	__be16 h_vlan_encapsulated_proto;
+};
+
+/* A header of ARP, without its addresses. */
+struct arphdr {
+	__be16 ar_hrd;
+	__be16 ar_pro;
+	u8 ar_hln; /* bytes of a hardware address */
+	u8 ar_pln; /* bytes of a protocol address */
+	__be16 ar_op;
+};
 
 struct headers_window {
 	u8 bytes[2 * HEADERS_WINDOW];
@@ -92,7 +103,7 @@ static inline int read_link(u8 *bytes, u32 device_type, u64 nothing, struct know
 		FORGET(at, nothing);
 		if (!is_tag(type) || at + VLAN_HLEN > known->have)
 			break;
-		type = word_at(bytes, at + 2);
+		type = word_at(bytes, at + __builtin_offsetof(struct vlan_hdr, h_vlan_encapsulated_proto));
 		at += VLAN_HLEN;
 	}
 	known->at = at;
@@ -111,14 +122,14 @@ static inline int read_ipv4_end(u8 *bytes, struct known *known)
 		known->at = known->have;
 		return 0;
 	}
-	total = word_at(bytes, at + 2);
+	total = word_at(bytes, at + __builtin_offsetof(struct iphdr, tot_len));
 	if (total && total < size)
 		return 0;
 	if (total)
 		known->end = at + total;
 	known->at = least(known->have, at + size);
-	known->protocol = byte_at(bytes, at + IP_PROTOCOL_AT);
-	fragment = word_at(bytes, at + IP_FRAGMENT_AT);
+	known->protocol = byte_at(bytes, at + __builtin_offsetof(struct iphdr, protocol));
+	fragment = word_at(bytes, at + __builtin_offsetof(struct iphdr, frag_off));
 	return at + size <= known->have && !(fragment & IP_OFFSET);
 }
 
@@ -132,10 +143,10 @@ static inline int read_ipv6_end(u8 *bytes, struct known *known)
 	known->at = least(known->have, at + size);
 	if (at + size > known->have)
 		return 0;
-	len = word_at(bytes, at + 4);
+	len = word_at(bytes, at + __builtin_offsetof(struct ipv6hdr, payload_len));
 	if (len)
 		known->end = at + size + len;
-	known->protocol = byte_at(bytes, at + 6);
+	known->protocol = byte_at(bytes, at + __builtin_offsetof(struct ipv6hdr, nexthdr));
 	known->is_v6 = 1;
 	return 1;
 }
@@ -169,7 +180,7 @@ static inline int skip_to_transport(u8 *bytes, u64 nothing, struct known *known)
 	for (int i = 0; i < HEADERS_BEHIND; i++) {
 		u64 at = known->at + nothing, protocol = known->protocol;
 		u64 is_ah = is_equal(protocol, IPPROTO_AH), is_fragment = is_equal(protocol, IPV6_FRAGMENT);
-		u64 units, size, is_later;
+		u64 units, size, offset, is_later;
 
 		if (!is_before_transport(protocol, known->is_v6))
 			return 1;
@@ -179,9 +190,11 @@ static inline int skip_to_transport(u8 *bytes, u64 nothing, struct known *known)
 			return 0;
 		}
 		/* 8 * (units + 1); of AH 4 * (units + 2); of a fragment header 8 */
-		units = byte_at(bytes, at + 1) & (is_fragment - 1);
+		units = byte_at(bytes, at + __builtin_offsetof(union extension_header, any.hdrlen)) &
+			(is_fragment - 1);
 		size = (units + 1 + is_ah) << (3 - is_ah);
-		is_later = -is_fragment & word_at(bytes, at + IPV6_FRAGMENT_AT) >> IP6_OFFSET_SHIFT;
+		offset = word_at(bytes, at + __builtin_offsetof(union extension_header, fragment.frag_off));
+		is_later = -is_fragment & offset >> IP6_OFFSET_SHIFT;
 		if (at + size > known->end)
 			return 0;
 		known->protocol = byte_at(bytes, at);
@@ -230,9 +243,11 @@ static inline u32 find_payload(u8 *bytes, u64 have, u32 device_type, u64 nothing
 		return known.at;
 	kind = known.protocol;
 	if (kind == ETH_P_ARP) {
-		u64 addresses = byte_at(bytes, known.at + 4) + byte_at(bytes, known.at + 5);
+		u64 addresses = byte_at(bytes, known.at + __builtin_offsetof(struct arphdr, ar_hln)) +
+				byte_at(bytes, known.at + __builtin_offsetof(struct arphdr, ar_pln));
+		u64 end = known.at + sizeof(struct arphdr);
 
-		return known.at + ARP_HLEN > have ? have : least(have, known.at + ARP_HLEN + 2 * addresses);
+		return end > have ? have : least(have, end + 2 * addresses);
 	}
 	if (kind == ETH_P_IP) {
 		if (!read_ipv4_end(bytes, &known))

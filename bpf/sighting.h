@@ -21,7 +21,6 @@
 
 #define SIGHTING_LASTS_NS 1000000000ULL
 
-/* The role of the process of a followed packet. */
 /* A packet that is followed by its sk_buff: its identity, where it was seen, its process. */
 struct sighting {
 	u64 skb;		     /* address of its sk_buff */
@@ -111,8 +110,6 @@ static inline void mask_transport(union transport_header *header, u32 protocol)
 		header->words[0] &= ICMP_KEPT;
 	}
 }
-
-#define VLAN_HLEN 4
 
 /*
  * The VLAN of a received frame, 0 if it has none. A tag in the bytes of the frame is skipped: then `at`,

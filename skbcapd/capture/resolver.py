@@ -26,8 +26,6 @@ from skbcapd.pcapng.blocks import DIRECTION_OUT
 
 QUESTIONS = 1024  # lookups that the program may request between two drains
 GROUPS_REMEMBERED = 4096
-_GROUP = 1 << 63  # flag of inode numbers that mean a group of sockets; the next bit: the group was made here
-_MADE_HERE = 1 << 62
 
 Members = tuple[User, ...]
 
@@ -77,7 +75,7 @@ class Resolver:
                 owner = abi.Owner(0, *_record(members[0]), inode=self._added[key], identity=int(key in v6_only))
             elif members:
                 number = self._number(members)
-                inode = _GROUP | _MADE_HERE | number
+                inode = abi.IS_GROUP | abi.MADE_BY_PYTHON | number
                 self._program.set_holder(inode, abi.USER.pack(*_common(members, number)))
                 owner = abi.Owner(0, *_record(_NOBODY), inode=inode, identity=int(key in v6_only))
             else:
@@ -122,7 +120,7 @@ class Resolver:
             holder = _common(members, self._number(members))
         else:
             holder = _record(members[0] if members else _NOBODY)
-        if not packet.inode & _GROUP or self._program.group(packet.inode).asked_ns <= packet.time_ns:
+        if not packet.inode & abi.IS_GROUP or self._program.group(packet.inode).asked_ns <= packet.time_ns:
             # Otherwise the program has asked again, because more processes can have the sockets open.
             self._program.set_holder(packet.inode, abi.USER.pack(*holder))
         if self._is_remnant(packet.inode, members):
@@ -133,7 +131,7 @@ class Resolver:
         """Whether a process is the only one that is left: a child of it can have had the sockets
         open at the packet, and have ended since.
         """
-        if not inode & _GROUP or len({member.tgid for member in members}) != 1:
+        if not inode & abi.IS_GROUP or len({member.tgid for member in members}) != 1:
             return False
         tgid = members[0].tgid
         for sk, marked in self._program.group(inode).sockets:
@@ -145,11 +143,11 @@ class Resolver:
 
     def _is_of_several(self, inode: int) -> bool:
         """Whether any of several sockets may get the packet: then no thread is certain."""
-        return bool(inode & _GROUP) and len(self._program.group(inode).sockets) > 1
+        return bool(inode & abi.IS_GROUP) and len(self._program.group(inode).sockets) > 1
 
     def _find(self, packet: Upcall) -> Members | None:
         """All candidates; empty if they cannot be found; None if they are not known yet."""
-        if not packet.inode & _GROUP:
+        if not packet.inode & abi.IS_GROUP:
             return self._find_holders(packet.inode, packet.time_ns)
         found: list[Members] = []
         group = self._program.group(packet.inode).sockets
@@ -202,7 +200,7 @@ class Resolver:
             if is_same and is_certain:
                 via = abi.VIA_SOCKET if packet.direction == DIRECTION_OUT else abi.VIA_FLOW
                 return _of(packet, via, learned)
-        if packet.inode & _GROUP:  # its members may have changed: that is why the program asks
+        if packet.inode & abi.IS_GROUP:  # its members may have changed: that is why the program asks
             return None
         # A later socket can have the same address.
         holder = self._program.holder(packet.inode) if packet.inode else None

@@ -41,6 +41,7 @@ GROUP_MAX = 32  # candidate sockets of one packet; at least UDP_CHAIN_MAX
 GROUPS_MAX = 1024
 SHARED_AT_USE = 1  # time of an owner: other processes may have had the socket open
 OPEN_IN_SEVERAL = 1 << 62  # marks the inode of a socket that several processes may have open
+IS_GROUP, MADE_BY_PYTHON = 1 << 63, 1 << 62  # mark numbers in place of an inode: of a group; of one made in resolver.py
 DESCENDANTS_MAX = 16384  # processes
 FORKS_MAX = 16384  # processes that listen, or use datagrams
 FRAGMENTS_MAX = 4096  # packets in fragments whose first fragment has arrived

@@ -556,6 +556,13 @@ def test_numbers_mean_the_same_on_both_sides() -> None:
         ("BLOCK_PACKET", blocks.PACKET),
         ("BLOCK_UPCALL", abi.BLOCK_UPCALL),
         ("BLOCK_CUT", abi.BLOCK_CUT),
+        ("CUT_OPTIONS_BIT", abi.CUT_OPTIONS_BIT),
+        ("BLOCK_DROP", abi.BLOCK_DROP),
+        ("DROPS_ETHERNET", abi.DROPS_ETHERNET),
+        ("DROPS_RAW", abi.DROPS_RAW),
+        ("IS_GROUP", abi.IS_GROUP),
+        ("MADE_BY_PYTHON", abi.MADE_BY_PYTHON),
+        ("UNKNOWN_SELF", abi.UNKNOWN_SELF),
         ("OPT_COMMENT", blocks.OPT_COMMENT),
         ("EPB_FLAGS", blocks.EPB_FLAGS),
         ("EPB_PACKETID", blocks.EPB_PACKETID),
@@ -571,15 +578,18 @@ def test_numbers_mean_the_same_on_both_sides() -> None:
     ],
 )
 def test_named_numbers_are_the_same_on_both_sides(name: str, value: int) -> None:
-    """Types of blocks and bits of epb_flags have the same values in C and in Python."""
+    """Types of blocks, bits of epb_flags, and numbers that mean something else than a count have the same
+    values in C and in Python.
+    """
     assert constant(name) == value
 
 
 def constant(name: str) -> int:
-    """The value of a C macro without arguments: a number, another macro, or a shift of both."""
+    """The value of a C macro without arguments: a number, another macro, or a shift of both; ~ is of 64 bits."""
     found = re.search(rf"#define {name}\s+(.*)", PROGRAM)
     assert found, name
     left, *right = (
-        constant(word) if word[0].isalpha() else int(word, 0) for word in found[1].strip().strip("()").split(" << ")
+        constant(word) if word[0].isalpha() else ~int(word[1:], 0) % (1 << 64) if word[0] == "~" else int(word, 0)
+        for word in re.sub(r"ULL\b", "", found[1]).strip().strip("()").split(" << ")
     )
     return left << sum(right)
