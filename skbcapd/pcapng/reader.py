@@ -403,10 +403,9 @@ class Reader:
         view, end, interfaces, counters = memoryview(data), len(data), section.interfaces, counted.counters
         counter_of, flow_of, begun, linked = counters.get, counted.known.get, counted.begun.append, section.linked.get
         _, _, head, (mask4, plain4, mask6, plain6), tail = _READS[section.order]
-        size4, size6, last, key = FLOW4.size, FLOW6.size, min(end - _HEAD_SIZE, counted.limit - before - 1), None
+        size4, size6, last = FLOW4.size, FLOW6.size, min(end - _HEAD_SIZE, counted.limit - before - 1)
         repeats = counted if isinstance(counted, Repeats) and section.order == "<" and counted.begins() else None
-        if repeats:
-            at = repeats.count(data, at)
+        at = repeats.count(data, at) if repeats else at
         while at <= last:
             kind, length, number, high, low, cap_len, wire_len, start, middle, ends = head(data, at)
             after = at + length
@@ -415,7 +414,7 @@ class Reader:
             mark, again = tail(data, after - 32)
             if again != length:
                 break
-            frame = at + 28
+            frame, key = at + 28, None
             found, begin = None, frame + (cap_len + 3 & -4)
             if mark == _ID_MARK and begin <= after - 32:
                 found = linked(data[begin : after - 32] + data[after - 20 : after - 4])  # as `Section.find`
@@ -424,8 +423,6 @@ class Reader:
                 key = same, number, middle, ends
             elif start & mask6 == plain6 and cap_len >= size6:
                 key = same, number, *_flow6(data, frame)
-            else:
-                key = None
             counter = counter_of(key)
             flow = counter or flow_of(key)
             if flow is None and stamp is None:
