@@ -154,10 +154,11 @@ class Compressor:
         """
         compressed = None
         if (job := self._at_work) and job.process.poll() is not None and not self._continues(job):
-            self._at_work = None
             compressed = self._finish(job)
+            self._at_work = None
         while not self._at_work and self._waiting and not self._is_killed:
-            self._at_work = self._start(*self._waiting.popleft(), directory)
+            self._at_work = self._start(*self._waiting[0], directory)
+            self._waiting.popleft()
         return compressed
 
     def kill(self) -> None:
