@@ -43,7 +43,7 @@ def guest(stage: Stage) -> Iterator[tuple[str, ...]]:
         f"neighbour add {GUEST_HERE} lladdr {GUEST_MAC} nud permanent dev {BRIDGE}",
     )
     try:
-        yield ("--device", GUEST, "--source", GUEST_HERE, "--source-mac", GUEST_MAC)
+        yield ("--device", GUEST, "--source", GUEST_HERE, "--source-mac", GUEST_MAC, "--host", HOST_4)
     finally:
         stage.near.ip(f"link del {GUEST}", f"neighbour del {GUEST_HERE} dev {BRIDGE}")
 

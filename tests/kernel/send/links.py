@@ -11,6 +11,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import select
 import socket
 import struct
 import threading
@@ -27,7 +28,7 @@ FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 # include/uapi/linux/if_tun.h
 TUNSETIFF = 0x400454CA
 IFF_TUN, IFF_TAP, IFF_MULTI_QUEUE, IFF_NO_PI = 0x0001, 0x0002, 0x0100, 0x1000
-ETH_P_IP, ETHERNET_BYTES = b"\x08\x00", 14
+ETH_P_IP, ETH_P_ARP, ETHERNET_BYTES = b"\x08\x00", b"\x08\x06", 14
 
 # include/uapi/linux/io_uring.h; the numbers of the system calls are the same on x86-64 and arm64
 IO_URING_SETUP, IO_URING_ENTER = 425, 426
@@ -279,6 +280,7 @@ def guest(args: argparse.Namespace) -> Identity:
     """A virtual machine behind a tap: it sends signed datagrams in frames of its own, and waits for an answer each."""
     who = become("guest")
     tap = _open_tun(args, IFF_TAP)
+    _wait_for_bridge(tap, args)
     addresses = b"".join(bytes.fromhex(mac.replace(":", "")) for mac in (args.to_mac, args.source_mac))
     for number in range(args.count):
         os.write(tap, addresses + ETH_P_IP + _udp(args.source, args.to, args.port, signature(number)))
@@ -288,6 +290,16 @@ def guest(args: argparse.Namespace) -> Identity:
             if frame[12:14] == ETH_P_IP and packet[9] == socket.IPPROTO_UDP and SIGNED_MAGIC in packet:
                 break
     return who
+
+
+def _wait_for_bridge(tap: int, args: argparse.Namespace) -> None:
+    """Ask by ARP for the host's address until it answers: a bridge forwards nothing of a port that has just come up."""
+    source, hosts = bytes.fromhex(args.source_mac.replace(":", "")), socket.inet_aton(args.host)
+    request = struct.pack("!HHBBH6s4s6s4s", 1, 0x800, 6, 4, 1, source, socket.inet_aton(args.source), bytes(6), hosts)
+    answer = b""
+    while answer[12:22] != ETH_P_ARP + request[:6] + b"\0\2":
+        os.write(tap, b"\xff" * 6 + source + ETH_P_ARP + request)
+        answer = os.read(tap, 2048) if select.select([tap], [], [], 0.05)[0] else b""
 
 
 def _download(tun: int, args: argparse.Namespace, sequence: int) -> None:
@@ -328,6 +340,7 @@ def main() -> None:
     parser.add_argument("--source-mac", default="")
     parser.add_argument("--to-mac", default="")
     parser.add_argument("--to", default="")
+    parser.add_argument("--host", default="")
     parser.add_argument("--port", type=int, default=9)
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--stream", action="store_true")
