@@ -99,15 +99,14 @@ static inline int is_loopback(struct skb *skb)
 }
 
 /*
- * Whether the frame comes back from an ifb interface to the one that it was redirected from (tc, mirred), where it
- * was captured before. AF_PACKET sockets see it once there: the kernel skips them when it is received again, and a
- * sent frame reaches them, and a hook at the driver, only when it comes back. A filter at egress is before the
- * tracepoint: it clears the bit, so the only frame that the hook sees is captured.
+ * Whether a received frame comes back from an ifb interface to the one that it was redirected from (mirred of tc, fwd
+ * of nftables), where it was captured before: AF_PACKET sockets do not get it again. A sent frame can have this bit,
+ * too, although it is sent for the first time.
  */
-static inline int is_back_from_ifb(struct control *control, struct skb *skb, const u32 direction)
+static inline int is_back_from_ifb(struct skb *skb)
 {
 #ifdef SKB_TC_SKIP_CLASSIFY_BYTE
-	return SKB_BITS(skb, TC_SKIP_CLASSIFY) && (direction == IN || !control->late);
+	return SKB_BITS(skb, TC_SKIP_CLASSIFY);
 #else
 	return 0;
 #endif
@@ -324,7 +323,7 @@ static inline void stage_interface(void *ctx, void *argument, const u32 directio
 		return;
 	struct skb *skb = get_skb(packet, argument);
 
-	if ((direction == IN && is_loopback(skb)) || is_back_from_ifb(control, skb, direction))
+	if (direction == IN && (is_loopback(skb) || is_back_from_ifb(skb)))
 		return;
 #ifdef TAP
 	if (is_captured(skb, argument))

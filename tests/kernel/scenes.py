@@ -139,12 +139,23 @@ def through_ifb(stage: Stage) -> None:
     """What an interface receives and sends passes an ifb, as for a shaper, and comes back to the interface: a
     filter at its ingress and one at its egress.
     """
-    _through_ifb(stage, "egress")
-
-
-def through_ifb_from_qdisc(stage: Stage) -> None:
-    """The same, and the filter for sent frames is one of the queueing discipline: they are queued twice."""
-    _through_ifb(stage, "parent 1:")
+    near, far = stage.wire(stage.namespace(), stage.namespace())
+    there = near.namespace
+    tc = [f"qdisc add dev {near.device} clsact", f"qdisc add dev {near.device} root handle 1: htb"]
+    for at, ifb in (("ingress", "ifb7"), ("egress", "ifb8")):
+        there.ip(f"link add {ifb} type ifb", f"link set {ifb} addrgenmode none up")
+        action = f"action mirred egress redirect dev {ifb}"
+        tc.append(f"filter add dev {near.device} {at} protocol all u32 match u32 0 0 {action}")
+    for words in tc:
+        there.do(subprocess.run, ["tc", *words.split()], check=True, capture_output=True, timeout=DEADLINE_S)
+    stage.listen(near.namespace)
+    stage.listen(far.namespace)
+    stage.watch(there, near.device, out=COUNT, into=COUNT)
+    stage.watch(there, "ifb7", out=COUNT, into=0)
+    stage.watch(there, "ifb8", out=COUNT, into=0)
+    stage.watch(far.namespace, far.device, out=COUNT, into=COUNT)
+    stage.send(near.namespace, far.ipv4)
+    stage.send(far.namespace, near.ipv4)
 
 
 def vxlan(stage: Stage) -> None:
@@ -349,7 +360,6 @@ SCENES = [
     Scene("macvlan", macvlan, ("link lower0 name upper0 type macvlan",)),
     Scene("bond", bond, ("upper0 type bond",), vm=True),
     Scene("through an ifb", through_ifb, (IFB_KIND,), vm=True),
-    Scene("through an ifb, from a qdisc", through_ifb_from_qdisc, (IFB_KIND,), vm=True),
     Scene("vxlan", vxlan, ("upper0 type vxlan id 7 dstport 4789",)),
     _tunnel("ipip", "", "upper0 type ipip remote 10.0.0.1"),
     _tunnel("gre", "", "upper0 type gre remote 10.0.0.1"),
@@ -410,26 +420,6 @@ def _bridged(stage: Stage) -> tuple[Host, Host, tuple[Host, Host], Host]:
         meet(other, host)
     until(lambda: carries(bridge), "the bridge forwards")
     return left, right, (first, second), bridge
-
-
-def _through_ifb(stage: Stage, hook: str) -> None:
-    near, far = stage.wire(stage.namespace(), stage.namespace())
-    there = near.namespace
-    tc = [f"qdisc add dev {near.device} clsact", f"qdisc add dev {near.device} root handle 1: htb"]
-    for at, ifb in (("ingress", "ifb7"), (hook, "ifb8")):
-        there.ip(f"link add {ifb} type ifb", f"link set {ifb} addrgenmode none up")
-        action = f"action mirred egress redirect dev {ifb}"
-        tc.append(f"filter add dev {near.device} {at} protocol all u32 match u32 0 0 {action}")
-    for words in tc:
-        there.do(subprocess.run, ["tc", *words.split()], check=True, capture_output=True, timeout=DEADLINE_S)
-    stage.listen(near.namespace)
-    stage.listen(far.namespace)
-    stage.watch(there, near.device, out=COUNT, into=COUNT)
-    stage.watch(there, "ifb7", out=COUNT, into=0)
-    stage.watch(there, "ifb8", out=COUNT, into=0)
-    stage.watch(far.namespace, far.device, out=COUNT, into=COUNT)
-    stage.send(near.namespace, far.ipv4)
-    stage.send(far.namespace, near.ipv4)
 
 
 def _vlan(stage: Stage, *features: str) -> None:
