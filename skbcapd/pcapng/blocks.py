@@ -90,3 +90,17 @@ def block_at(view: memoryview, offset: int) -> tuple[int, int]:
     if size < BLOCK_MIN or size & 3 or offset + size > len(view):
         raise SegmentError(f"a block at {offset} of {len(view)} bytes has the length {size}")
     return kind, size
+
+
+def without_packet_id(options: bytes, order: str) -> tuple[bytes, int]:
+    """Remove epb_packetid, the only option that differs between packets; also its offset, -1 if there is none."""
+    at, head = 0, struct.Struct(order + "HH").unpack_from
+    while at + 4 <= len(options):
+        code, length = head(options, at)
+        after = at + 4 + length + (-length & 3)
+        if code == EPB_PACKETID:
+            return options[:at] + options[after:], at
+        if code == OPT_ENDOFOPT:
+            break
+        at = after
+    return options, -1

@@ -39,6 +39,7 @@ from skbcapd.pcapng.blocks import (
     SIMPLE_PACKET,
     STATISTICS,
     TLS_KEY_LOG,
+    without_packet_id,
 )
 from skbcapd.pcapng.comment import CommentError, parse
 from skbcapd.pcapng.flows import (
@@ -198,7 +199,7 @@ class Section:
 
     def _read(self, options: bytes) -> Known:
         """As `find`, for options whose bytes are not cached."""
-        same, at = _without_packet_id(options, self.order)
+        same, at = without_packet_id(options, self.order)
         found = self.known.get(same)
         if found is None:
             stamp = _read_stamp(same, self.order)
@@ -621,20 +622,6 @@ def walk_options(raw: bytes, order: str) -> Iterator[tuple[int, bytes]]:
             return
         yield code, raw[at + 4 : at + 4 + length]
         at += 4 + length + (-length & 3)
-
-
-def _without_packet_id(options: bytes, order: str) -> tuple[bytes, int]:
-    """Remove epb_packetid, the only option that differs between packets; also its offset, -1 if there is none."""
-    at, head = 0, struct.Struct(order + "HH").unpack_from
-    while at + 4 <= len(options):
-        code, length = head(options, at)
-        after = at + 4 + length + (-length & 3)
-        if code == EPB_PACKETID:
-            return options[:at] + options[after:], at
-        if code == OPT_ENDOFOPT:
-            break
-        at = after
-    return options, -1
 
 
 def _read_stamp(options: bytes, order: str) -> Stamp:

@@ -104,6 +104,18 @@ def test_protocols_with_the_same_ports_are_told_apart(tmp_path: Path, frames: li
     assert size >= 14 * len(first)
 
 
+def test_only_an_identifier_is_left_out(tmp_path: Path) -> None:
+    """Options whose bytes repeat in a way that an identifier seems to be at its usual place, but is before it."""
+    comment, value = options((1, b"comm=p7 tgid=7"))[:-4], b"\1\0\0\0EFGH"
+    identifier, incoming = struct.pack("<HH", 5, 8), struct.pack("<HHI", 2, 4, 1)
+    frame, path = udp("10.0.0.1", "10.0.0.2"), tmp_path / "a.pcapng"
+    outgoing = struct.pack("<HHI", 2, 4, 2)
+    twice = packet(frame, comment + (identifier + value) * 2 + outgoing, time=TIME_NS)
+    first = packet(frame, comment + identifier + value + incoming[:4] + value + outgoing, time=TIME_NS)
+    path.write_bytes(START + (twice * 12 + first * 12) * 2)
+    assert top(path, counts=True)[:2] == top(path, counts=False)[:2]
+
+
 @pytest.mark.parametrize("by", ["tgid", "peer", "process"])
 def test_most_packets_are_counted_by_rows(tmp_path: Path, by: str) -> None:
     """Flows of several sizes, interfaces and processes, in no order of time, have the sums of all packets."""
