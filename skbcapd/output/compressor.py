@@ -154,11 +154,15 @@ class Compressor:
         """
         compressed = None
         if (job := self._at_work) and job.process.poll() is not None and not self._continues(job):
-            compressed = self._finish(job)
-            self._at_work = None
+            try:
+                compressed = self._finish(job)
+            finally:
+                self._at_work = None
         while not self._at_work and self._waiting and not self._is_killed:
-            self._at_work = self._start(*self._waiting[0], directory)
-            self._waiting.popleft()
+            try:
+                self._at_work = self._start(*self._waiting[0], directory)
+            finally:
+                self._waiting.popleft()
         return compressed
 
     def kill(self) -> None:
