@@ -88,7 +88,7 @@ class DuckDB:
             ) from None
 
     def _expect_readable(self, query: str, values: Sequence[Any]) -> None:
-        """Find out whether a query has failed because of one part.
+        """Find out whether a query has failed because of one part, which cannot be read without the query, either.
 
         Raises:
             FleetError: it has; or the storage has failed.
@@ -101,7 +101,8 @@ class DuckDB:
             half = left[: len(left) // 2]
             left = half if self._problem(half, query, values) else left[len(half) :]
         for part in left:
-            if why := self._problem(left, query, values):
+            why = self._problem(left, query, values)
+            if why and self._problem(left, f"SELECT max(hash(whole)) FROM {self.source} AS whole", ()):
                 raise table.damaged(self._storage, part, why)
 
     def _problem(self, parts: Sequence[Part], query: str, values: Sequence[Any]) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd.fleet import table
+from skbcapd.errors import FleetError
+from skbcapd.fleet import engines, table
 from skbcapd.fleet.compaction import compact
 from skbcapd.fleet.storage import Storage
 from tests.fleet.fleet import arrived, run, ship, stored
@@ -64,6 +65,16 @@ def test_questions(kind: str, at: int, base: Path) -> None:
     assert not (base / "out.pcapng").exists()
     other = ["--to", "2026-11-27T09:59:00Z"] if at else ["--from", "2026-11-27T10:01:00Z"]
     assert run("query", base, *other).stdout
+
+
+def test_a_query_that_fails_by_itself(base: Path) -> None:
+    """No part is named, if all of them can be read."""
+    storage = Storage(str(base))
+    engine = engines.DuckDB(storage, table.parts(storage))
+    with pytest.raises(FleetError, match=r"^the table: ") as raised:
+        engine.ask(f"SELECT error('no memory') FROM {engine.source}", ())  # noqa: S608  its own text
+    engine.close()
+    assert ".parquet" not in raised.value.message
 
 
 def test_a_missing_part(base: Path) -> None:
