@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 from pathlib import Path
 
@@ -37,7 +36,6 @@ def run(options: argparse.Namespace) -> int:
     paths = [path for path in expand(options.files) if path in named or path.suffix != ".part"]
     host = escaped_host(options.host) if options.host else ""  # as `skbcapd ship` names it
     wrong = 0
-    gc.set_threshold(index_file.COLLECT_AFTER)
     for path in paths:
         if index_file.is_fresh(path):
             continue

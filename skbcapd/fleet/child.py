@@ -9,7 +9,6 @@ its end, and the index has what is before that; others: no index.
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from skbcapd.fleet.places import stored
 from skbcapd.output.compressor import PARTIAL
 from skbcapd.output.naming import COMPRESSED
 from skbcapd.pcapng.source import STDIN
+from skbcapd.text_safety import escaped_bytes
 
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from skbcapd.fleet import child; sys.exit(child.main())"
 
@@ -36,12 +36,11 @@ def command() -> list[str]:
 def main() -> int:
     """Read standard input, write standard output; returns the exit code."""
     name, descriptor = sys.argv[1], int(sys.argv[2])
-    gc.set_threshold(index_file.COLLECT_AFTER)
     try:
         with os.fdopen(1, "wb", closefd=False) as file:
             # The file that stdin is may be the uncompressed one: `name` says how it will be stored.
             places = stored(descriptor) if name.endswith(COMPRESSED) else None
-            error = index_file.write_to(texts(STDIN, places=places, name=name), file)
+            error = index_file.write_to(texts(STDIN, places=places, name=escaped_bytes(os.fsencode(name))), file)
     except FileError as problem:
         error = problem
         code = 1

@@ -32,6 +32,8 @@ _WITH_ENDS = {TCP, UDP}
 _DNS = (53).to_bytes(2, "big")
 _PORTS = struct.Struct(">HH")
 _KNOWN_MAX = 1 << 15  # entries; then all are forgotten
+_TEXT_MAX = 1000  # characters that are kept for each row
+_DESCRIBED_MAX = 520  # bytes of the name of an interface, and of its description; the index has no more of a longer one
 
 
 class Flow(NamedTuple):
@@ -87,13 +89,15 @@ class Key:
     texts: tuple[str, str] | None = None
 
     def make_texts(self) -> tuple[str, str]:
-        """Make `texts`."""
+        """Make `texts`, and keep it, unless it is long."""
         protocol, local, local_port, peer, peer_port = self.flow
         before = f"{address_text(peer) if peer else ''},{'' if peer_port is None else peer_port}"
         here = f"{address_text(local) if local else ''},{'' if local_port is None else local_port}"
         protocol_text = "" if protocol is None else protocol
-        self.texts = before, f"{here},{protocol_text},{_cells(self.label)},{_cells(self.described)}"
-        return self.texts
+        made = before, f"{here},{protocol_text},{_cells(self.label)},{_cells(self.described)}"
+        if len(made[1]) < _TEXT_MAX:
+            self.texts = made
+        return made
 
 
 _cells = lru_cache(maxsize=1 << 12)(cells)
@@ -234,7 +238,8 @@ class Flows:
     def _described(self, interface: Interface) -> tuple[str, str]:
         """The name of an interface, and its description: the network namespace."""
         options = dict(interface.options())
-        found = escaped_bytes(options.get(IF_NAME, b"")), escaped_bytes(options.get(IF_DESCRIPTION, b""))
+        name, description = (options.get(code, b"")[:_DESCRIBED_MAX] for code in (IF_NAME, IF_DESCRIPTION))
+        found = escaped_bytes(name), escaped_bytes(description)
         self._interfaces[interface] = found
         return found
 

@@ -29,10 +29,6 @@ _PART = ".part"
 _LEVEL = 5  # with Z_FILTERED, which leaves out short matches: smaller than level 8 without it, in half the time
 _GZIP = 31  # window bits
 _MAKE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-COLLECT_AFTER = 50_000
-"""New objects after which a process that makes an index lets Python search for cycles of objects (`gc.set_threshold`).
-An index makes many objects and few cycles: with Python's own 700, the searches took a tenth of the CPU time.
-"""
 _RUNS_MAX = 1000  # that write the same index at the same time
 
 

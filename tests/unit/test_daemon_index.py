@@ -19,7 +19,7 @@ from skbcapd.output.retention import Keep
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.output.triggers import Limits
 from tests.support import captures, stored_files
-from tests.support.deadline import until
+from tests.support.deadline import DEADLINE_S, until
 from tests.support.strangers import interface, options, packet, process, section, udp
 
 DATA = (
@@ -138,6 +138,16 @@ def test_a_torn_file_is_indexed_up_to_the_error(tmp_path: Path, caplog: pytest.L
     (line,) = caplog.messages
     assert line.startswith(f"{path}: indexed up to an error: ")
     assert "length 7" in line
+
+
+def test_a_name_that_is_not_ascii(tmp_path: Path) -> None:
+    """The setting files.name may have any letter: it is escaped in the rows, as by `skbcapd index`."""
+    path = tmp_path / "b\u00fcro.pcapng"
+    path.write_bytes(DATA)
+    with path.open("rb") as source, (tmp_path / "index").open("wb") as target:
+        command = [*child.command(), path.name, "0"]
+        subprocess.run(command, stdin=source, stdout=target, check=True, timeout=DEADLINE_S)
+    assert {row.file for row in read(tmp_path / "index")} == {"b\\xc3\\xbcro.pcapng"}
 
 
 @pytest.mark.parametrize("data", [b"garbage", b""])

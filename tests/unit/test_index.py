@@ -10,6 +10,7 @@ import os
 import random
 import re
 import struct
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -288,3 +289,24 @@ def test_a_file_that_changes_gets_no_index(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(FileError, match="changed while it was read"):
         index_file.write(path)
     assert [each.name for each in tmp_path.iterdir()] == ["a.pcapng"]
+
+
+def test_memory_does_not_depend_on_names_of_interfaces(tmp_path: Path) -> None:
+    """A name and a description as long as pcapng allows are cut; rows of many flows do not repeat them in memory."""
+    long = b"\xff" * 65_000
+    data = section() + interface(opts=options((2, long), (3, long), (9, b"\x09")))
+    data += b"".join(packet(udp("10.0.0.1", f"192.0.2.{number}"), process(7, "ping")) for number in range(1, 152))
+    path = tmp_path / "long.pcapng"
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with (tmp_path / "index").open("wb") as file:
+            assert index_file.write_to(texts(path), file) is None
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 20 << 20
+    with gzip.open(tmp_path / "index", "rt") as file:
+        found = list(rows.read(file))
+    assert len(found) == 151
+    assert {row.interface for row in found} == {"\\xff" * 520}
