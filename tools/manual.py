@@ -143,7 +143,8 @@ def _value(action: argparse.Action) -> str:
 
 def _help(action: argparse.Action) -> str:
     text = (action.help or "").replace("%%", "%")
-    return text[:1].upper() + text[1:] + ("" if text.endswith("?") else ".")
+    begin = text if re.match(r"[a-z-]+[:.]", text) else text[:1].upper() + text[1:]  # a value or a file name stays
+    return begin + ("" if text.endswith(("?", "...")) else ".")
 
 
 def _keys() -> Iterator[str]:

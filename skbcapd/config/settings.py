@@ -149,7 +149,8 @@ class Files:
         "/var/log/skbcapd",
         DIRECTORY,
         "Directory for capture files. A relative path starts at the directory in which skbcapd was started. Each "
-        "daemon needs its own directory.",
+        "daemon needs its own directory. With the systemd unit, a directory outside of /var/log/skbcapd must belong to "
+        "the user skbcapd, and needs a drop-in with ReadWritePaths=.",
     )
     mode: Mode = _key(
         "files",
