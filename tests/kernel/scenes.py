@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tests.kernel.capture import ATTACH
 from tests.kernel.namespace import Namespace
 from tests.kernel.scene import COUNT, PORT, UNKNOWN, Host, Play, Stage, carries, ethtool, meet, settle
 from tests.kernel.send.identity import pattern
@@ -137,12 +138,14 @@ def bond(stage: Stage) -> None:
 
 def through_ifb(stage: Stage) -> None:
     """What an interface receives and sends passes an ifb, as for a shaper, and comes back to the interface: a
-    filter at its ingress and one at its egress.
+    filter at its ingress and one at its egress. A kprobe is before the one at its egress, too: what is sent would be
+    there twice (docs/limitations.md).
     """
     near, far = stage.wire(stage.namespace(), stage.namespace())
     there = near.namespace
     tc = [f"qdisc add dev {near.device} clsact", f"qdisc add dev {near.device} root handle 1: htb"]
-    for at, ifb in (("ingress", "ifb7"), ("egress", "ifb8")):
+    ways = {"ingress": "ifb7"} if ATTACH == "kprobe" else {"ingress": "ifb7", "egress": "ifb8"}
+    for at, ifb in ways.items():
         there.ip(f"link add {ifb} type ifb", f"link set {ifb} addrgenmode none up")
         action = f"action mirred egress redirect dev {ifb}"
         tc.append(f"filter add dev {near.device} {at} protocol all u32 match u32 0 0 {action}")
@@ -151,8 +154,8 @@ def through_ifb(stage: Stage) -> None:
     stage.listen(near.namespace)
     stage.listen(far.namespace)
     stage.watch(there, near.device, out=COUNT, into=COUNT)
-    stage.watch(there, "ifb7", out=COUNT, into=0)
-    stage.watch(there, "ifb8", out=COUNT, into=0)
+    for ifb in ways.values():
+        stage.watch(there, ifb, out=COUNT, into=0)
     stage.watch(far.namespace, far.device, out=COUNT, into=COUNT)
     stage.send(near.namespace, far.ipv4)
     stage.send(far.namespace, near.ipv4)
