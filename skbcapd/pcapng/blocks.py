@@ -44,6 +44,9 @@ SEGMENTATION_OFFLOADED = 1 << 11
 
 BYTE_ORDER_MAGIC = 0x1A2B3C4D
 
+PACKET_ID_HEAD = struct.pack("<HH", EPB_PACKETID, 8)
+"""The option epb_packetid before its value."""
+
 PACKET_HEAD = struct.Struct("<IIIIIII")
 """Start of an Enhanced Packet Block: type, length, interface id, time high and low, captured and
 original length.

@@ -25,7 +25,6 @@ from skbcapd.attribution.fields import GROUPS
 from skbcapd.errors import FileError
 from skbcapd.pcapng.blocks import (
     EPB_FLAGS,
-    EPB_PACKETID,
     EPB_PROCESSID_THREADID,
     IF_DESCRIPTION,
     IF_NAME,
@@ -34,6 +33,7 @@ from skbcapd.pcapng.blocks import (
     OPT_COMMENT,
     OPT_ENDOFOPT,
     PACKET,
+    PACKET_ID_HEAD,
     SECRETS,
     SECTION,
     SIMPLE_PACKET,
@@ -69,8 +69,7 @@ _SECRETS_MAX = 16 << 20  # bytes of TLS secrets that wait for a packet; the othe
 _KNOWN_MAX = 1 << 15  # entries of the cache of stamps; then it is cleared
 _KNOWN_BYTES_MAX = 16 << 20  # bytes of all its entries
 _OPTIONS_KEPT = 1024  # bytes; longer options are not cached
-_ID_HEAD = struct.pack("<HH", EPB_PACKETID, 8)
-_ID_MARK = int.from_bytes(_ID_HEAD, "little")
+_ID_MARK = int.from_bytes(PACKET_ID_HEAD, "little")
 # Where skbcapd writes an identifier: before the option with the process (12 bytes) and the end (4 bytes).
 _ID_AT, _ID_VALUE, _ID_END = -28, -24, -16
 _COMMENT_MAX = 1024  # bytes; a longer comment is not of skbcapd (OPTIONS_MAX)
@@ -174,7 +173,7 @@ class Section:
     described: int = 0  # bytes of all descriptions
     known: dict[bytes, Known] = field(default_factory=dict)  # what `find` has returned, by options
     # Those whose identifier is at _ID_AT, by all other bytes. The bytes before _ID_AT are equal then, so the identifier
-    # of other options with the same bytes, and _ID_HEAD at this place, is an option there, too.
+    # of other options with the same bytes, and PACKET_ID_HEAD at this place, is an option there, too.
     linked: dict[bytes, tuple[Stamp, bytes]] = field(default_factory=dict)
     _known_size: int = 0  # bytes of all its entries
 
@@ -193,7 +192,7 @@ class Section:
         object for equal ones; None if they are too long for the cache.
         """
         found = self.known.get(options)
-        if found is None and options[_ID_AT:_ID_VALUE] == _ID_HEAD:
+        if found is None and options[_ID_AT:_ID_VALUE] == PACKET_ID_HEAD:
             found = self.linked.get(options[:_ID_AT] + options[_ID_END:])
         return found or self._read(options)
 
@@ -211,7 +210,7 @@ class Section:
                 self._known_size = 0
             found = self.known[same] = stamp, same
             self._known_size += len(same) + stamp.size + 128
-        if self.order == "<" and at >= 0 and at == len(options) + _ID_AT and options[at:_ID_VALUE] == _ID_HEAD:
+        if self.order == "<" and at >= 0 and at == len(options) + _ID_AT and options[at:_ID_VALUE] == PACKET_ID_HEAD:
             self.linked[same] = found[0], same
         return found
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
-from skbcapd.pcapng.blocks import EPB_PACKETID, without_packet_id
+from skbcapd.pcapng.blocks import PACKET_ID_HEAD, without_packet_id
 from skbcapd.pcapng.flows import (
     BYTES,
     FIRST_NS,
@@ -39,7 +39,6 @@ _NUMBERS = struct.Struct("<8xI12xI").unpack_from
 """The interface, and the length of the complete frame."""
 _HEADERS = {0x0008: ("12s8x24s4x4s2x12s", 38), 0xDD86: ("12s8x24s4xcx36s", 58)}
 """By EtherType: what a row has of a block up to the ports (see FLOW4, FLOW6), and the size of the frame up to there."""
-_ID_HEAD = struct.pack("<HH", EPB_PACKETID, 8)
 _ID_SIZE, _TAIL = 12, 16  # bytes of an identifier at its usual place, and of the options after it
 _ROWS_MAX = 1 << 14
 _LEARNED = 4  # of so many packets without a known row, one is learned: frequent ones soon, others seldom
@@ -134,7 +133,7 @@ class Repeats(Counted):
         _, id_at = without_packet_id(options, "<")
         if id_at < 0:
             form = f"{len(options) + 4}s"
-        elif id_at == len(options) - _TAIL - _ID_SIZE and options[id_at : id_at + 4] == _ID_HEAD:
+        elif id_at == len(options) - _TAIL - _ID_SIZE and options[id_at : id_at + 4] == PACKET_ID_HEAD:
             form = f"{len(options) - _TAIL - 8}s8x{_TAIL + 4}s"
         else:
             return
