@@ -118,15 +118,15 @@ def test_what_other_programs_use_is_an_example(unpacked: Path) -> None:
     directory.
     """
     examples, contrib = unpacked / "usr/share/doc/skbcapd/examples", ROOT / "contrib"
-    packed = {str(path.relative_to(examples)): path for path in examples.rglob("*") if path.is_file()}
+    included = {str(path.relative_to(examples)): path for path in examples.rglob("*") if path.is_file()}
     given = {
         path.name if path.parent.name in {"grafana", "prometheus"} else str(path.relative_to(contrib)): path
         for path in contrib.rglob("*")
         if path.parent.name not in {"rpm", "__pycache__"} and path.is_file()
     }
-    assert packed.keys() == given.keys()
-    assert {"skbcapd.rules.yaml", "skbcapd.json", "kubernetes/daemonset.yaml", "spark/fleet.py"} <= packed.keys()
-    assert all(packed[name].read_bytes() == path.read_bytes() for name, path in given.items())
+    assert included.keys() == given.keys()
+    assert {"skbcapd.rules.yaml", "skbcapd.json", "kubernetes/daemonset.yaml", "spark/fleet.py"} <= included.keys()
+    assert all(included[name].read_bytes() == path.read_bytes() for name, path in given.items())
 
 
 def test_nothing_is_started_by_default(unpacked: Path) -> None:

@@ -114,15 +114,22 @@ def steered(namespace: Path, port: int, pid: int, descriptor: int) -> Iterator[N
 
 
 @contextlib.contextmanager
-def dropped(ifindex: int) -> Iterator[None]:
-    """Drop all that an interface of the calling thread's namespace receives: a generic XDP program."""
-    program = _load(_XDP, _ATTACH_XDP, _instruction(0xB7, 0, 0, 0, 1), _instruction(0x95))  # XDP_DROP
+def _attached(program: int, ifindex: int, place: int, flags: int = 0) -> Iterator[None]:
+    """Attach a program to an interface; closes both."""
     try:
-        link = _bpf(_LINK_CREATE, struct.pack("<IIII", program, ifindex, _ATTACH_XDP, _XDP_FLAGS_SKB_MODE))
+        link = _bpf(_LINK_CREATE, struct.pack("<IIII", program, ifindex, place, flags))
         yield
         os.close(link)
     finally:
         os.close(program)
+
+
+@contextlib.contextmanager
+def dropped(ifindex: int) -> Iterator[None]:
+    """Drop all that an interface of the calling thread's namespace receives: a generic XDP program."""
+    program = _load(_XDP, _ATTACH_XDP, _instruction(0xB7, 0, 0, 0, 1), _instruction(0x95))  # XDP_DROP
+    with _attached(program, ifindex, _ATTACH_XDP, _XDP_FLAGS_SKB_MODE):
+        yield
 
 
 @contextlib.contextmanager
@@ -182,12 +189,8 @@ def tagged(ifindex: int, vlan: int) -> Iterator[None]:
         _instruction(0xB7, 0),
         _instruction(0x95),
     )
-    try:
-        link = _bpf(_LINK_CREATE, struct.pack("<IIII", program, ifindex, _ATTACH_TCX_EGRESS, 0))
+    with _attached(program, ifindex, _ATTACH_TCX_EGRESS):
         yield
-        os.close(link)
-    finally:
-        os.close(program)
 
 
 @contextlib.contextmanager
@@ -214,9 +217,5 @@ def handed_to_peer(ifindex: int, address: str, to: int) -> Iterator[None]:
         _instruction(0xB7, 0, 0, 0, -1),  # TCX_NEXT
         _instruction(0x95),
     )
-    try:
-        link = _bpf(_LINK_CREATE, struct.pack("<IIII", program, ifindex, _ATTACH_TCX_INGRESS, 0))
+    with _attached(program, ifindex, _ATTACH_TCX_INGRESS):
         yield
-        os.close(link)
-    finally:
-        os.close(program)
