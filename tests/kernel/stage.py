@@ -306,6 +306,7 @@ def perform(
                 judges.append((judge_of, ""))
             except Exception as error:  # noqa: BLE001 - the scenario's own test fails with it, the others go on
                 judges.append((lambda _frame: None, f"{type(error).__name__}: {error}"))
+                stage.standing |= stage.moving()  # what this one has left holds up no other
             marker.send()
         ended = capture.stop()
     offers = _offers()

@@ -136,6 +136,7 @@ def serves(stage: Stage) -> Judge:
     for _ in range(SENDS):
         with multipath(stage) as connection:
             connection.connect((stage.wire.near.ipv4, PORT))
+            connection.sendall(b"?")  # as in tests/kernel/send/tcp.py: connects
             finish(connection)
     server.end()
     return of(owners)
@@ -156,7 +157,7 @@ def uploads(stage: Stage) -> Judge:
 
 
 SCENARIOS = [
-    Scenario("MPTCP server", serves, SENDS * 6, SENDS * UNACCEPTED, needs="mptcp"),
+    Scenario("MPTCP server", serves, SENDS * 6, SENDS * (UNACCEPTED + 2), needs="mptcp"),
     Scenario("MPTCP client", connects, SENDS * 6, 0, needs="mptcp"),
     Scenario("MPTCP server, two paths", served_on_two, SENDS * 9, SENDS * 16, needs="mptcp"),
     Scenario(
