@@ -157,7 +157,7 @@ def uploads(stage: Stage) -> Judge:
 
 
 SCENARIOS = [
-    Scenario("MPTCP server", serves, SENDS * 6, SENDS * (UNACCEPTED + 2), needs="mptcp"),
+    Scenario("MPTCP server", serves, SENDS * 6, SENDS * (UNACCEPTED + 1), needs="mptcp"),
     Scenario("MPTCP client", connects, SENDS * 6, 0, needs="mptcp"),
     Scenario("MPTCP server, two paths", served_on_two, SENDS * 9, SENDS * 16, needs="mptcp"),
     Scenario(

@@ -18,8 +18,8 @@ CONNECTIONS = 23
 UPLOAD_BYTES = DOWNLOAD_BYTES = 3_000_017
 FEW_BYTES = 100_003
 RETRANSMISSIONS = 3
-UNACCEPTED = 3  # packets of a connection that can pass before it is accepted: data, their ACK, FIN
-UNNAMED = 6  # all packets until then, if the processes that can accept have nothing in common
+UNACCEPTED = 4  # packets of a connection that can pass before it is accepted: data, their ACK, FIN, its ACK
+UNNAMED = 7  # all packets until then, if the processes that can accept have nothing in common
 SERVER_PORT, OLDER_PORT = 40_031, 40_037
 SYN, ACK = 0x02, 0x10
 

@@ -116,7 +116,7 @@ SCENARIOS = [
     sends("paced", "TCP sent by a timer", 7),
     sends("fastopen", "TCP fast open", SENDS * 5),
     sends("mptcp", "multipath TCP", SENDS, count=5),
-    Scenario("TCP fast open, a server", fast_server, CONNECTIONS * 5, CONNECTIONS * (UNACCEPTED + 1)),
+    Scenario("TCP fast open, a server", fast_server, CONNECTIONS * 5, CONNECTIONS * UNACCEPTED),
     sends("itself", "TCP connected to itself", SENDS * 4),
     Scenario("TCP, refused at a port of a connection before", refused, 7 * 2),
     Scenario("TCP connection ended by the administrator", destroyed, 4),

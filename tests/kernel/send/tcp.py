@@ -93,8 +93,8 @@ def serve(connection: socket.socket) -> None:
 
 
 def connects(args: argparse.Namespace) -> Identity:
-    """Connections that carry nothing; those of MPTCP carry a signature: Linux 6.18 loses the end of one without data, if
-    it follows the handshake at once.
+    """Connections that carry nothing; those of MPTCP carry a signature: Linux 6.18 loses the end of one without data,
+    if it follows the handshake at once.
     """
     who = become("connects")
     for number in range(args.count):
