@@ -159,9 +159,9 @@ def uploads(stage: Stage) -> Judge:
 SCENARIOS = [
     Scenario("MPTCP server", serves, SENDS * 6, SENDS * (UNACCEPTED + 1), needs="mptcp"),
     Scenario("MPTCP client", connects, SENDS * 6, 0, needs="mptcp"),
-    Scenario("MPTCP server, two paths", served_on_two, SENDS * 9, SENDS * 16, needs="mptcp"),
+    Scenario("MPTCP server, two paths", served_on_two, SENDS * 9, SENDS * 20, needs="mptcp"),
     Scenario(
-        "MPTCP server, its second path where another process listens", announced, SENDS * 9, SENDS * 16, needs="mptcp"
+        "MPTCP server, its second path where another process listens", announced, SENDS * 9, SENDS * 20, needs="mptcp"
     ),
     Scenario("MPTCP client, two paths", asked_on_two, SENDS, 7, needs="mptcp"),
     Scenario("MPTCP upload", uploads, 23, 0, needs="mptcp"),
