@@ -223,6 +223,7 @@ class Scenario:
         early: starts what has to run before the capture.
         vm: also for emulated machines.
         needs: what the kernel must have (tests/kernel/scene.py: is_makeable).
+        searched: names come from /proc: if the machine is busy, any number is unknown before that search.
     """
 
     name: str
@@ -233,6 +234,7 @@ class Scenario:
     early: Callable[[Stage], tuple[Player, list[socket.socket]]] | None = None
     vm: bool = False
     needs: str = ""
+    searched: bool = False
 
     def allowed(self, offers: str) -> int:
         """How many packets can be unknown on a kernel."""

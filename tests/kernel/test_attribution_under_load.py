@@ -73,7 +73,7 @@ def performance(
 @each([scenario for scenario in SCENARIOS if scenario.play is not load.short_lived], vm=False)
 def test_no_packet_names_a_wrong_process(performance: Performance, scenario: Scenario) -> None:
     """No packet names another process than its own, and no more are unknown than on a quiet
-    machine.
+    machine, except those that wait for a search through /proc.
     """
     check_names(performance, scenario, counted=False)
 

@@ -55,7 +55,7 @@ def selected(request: pytest.FixtureRequest) -> list[Scenario]:
 
 def check_names(performance: Performance, scenario: Scenario, *, counted: bool = True) -> None:
     """No packet of the scenario names a wrong process, and no more than its number are unknown; with
-    `counted`, it has as many packets as it says.
+    `counted`, it has as many packets as it says. Without, the machine is busy.
 
     Raises:
         AssertionError: it is not so, or the scenario did not go well.
@@ -67,4 +67,5 @@ def check_names(performance: Performance, scenario: Scenario, *, counted: bool =
     assert verdicts.wrong == 0, f"{verdicts.wrong} packets name a wrong process\n{examples}"
     least = scenario.packets if counted else 0
     assert verdicts.packets >= least, f"{verdicts.packets} packets, expected at least {least}"
-    assert verdicts.unknown <= played.allowed, f"{verdicts.unknown} unknown, allowed {played.allowed}\n{examples}"
+    allowed = verdicts.packets if scenario.searched and not counted else played.allowed
+    assert verdicts.unknown <= allowed, f"{verdicts.unknown} unknown, allowed {allowed}\n{examples}"

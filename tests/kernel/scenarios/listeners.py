@@ -193,9 +193,20 @@ SCENARIOS = [
         UNTIL_ACCEPTED,
     ),
     Scenario("TCP over IPv4 to a listener of IPv6 only", refused, CONNECTIONS * 2, CONNECTIONS),
-    Scenario("TCP, a master and its workers", pool, CONNECTIONS * 6, UNTIL_ACCEPTED + 2 * UNACCEPTED + 4 * PUT_OFF),
     Scenario(
-        "received UDP, a master and its workers", pool_udp, SENDS * 2, PUT_OFF, unknown_by={FEW_TRACEPOINTS: SENDS}
+        "TCP, a master and its workers",
+        pool,
+        CONNECTIONS * 6,
+        UNTIL_ACCEPTED + 2 * UNACCEPTED + 4 * PUT_OFF,
+        searched=True,
     ),
-    Scenario("received UDP, SO_REUSEPORT, of a process that forks", grows, SENDS * 4, 2 * PUT_OFF),
+    Scenario(
+        "received UDP, a master and its workers",
+        pool_udp,
+        SENDS * 2,
+        PUT_OFF,
+        unknown_by={FEW_TRACEPOINTS: SENDS},
+        searched=True,
+    ),
+    Scenario("received UDP, SO_REUSEPORT, of a process that forks", grows, SENDS * 4, 2 * PUT_OFF, searched=True),
 ]

@@ -216,5 +216,5 @@ SCENARIOS = [
     Scenario("TCP data of a process that has exited", exits, 17),
     server("worker_serves", "TCP accepted, served by a forked worker"),
     server("workers_accept", "TCP accepted by forked workers"),
-    Scenario(OLDER, older, CONNECTIONS * 2, 3, early=start_older, vm=True),
+    Scenario(OLDER, older, CONNECTIONS * 2, 3, early=start_older, vm=True, searched=True),
 ]
