@@ -120,9 +120,10 @@ def _commands() -> Iterator[str]:
 
 def _synopsis(action: argparse.Action) -> str:
     form = _form(action)
-    if action.option_strings and not action.required:
+    is_optional = action.nargs == "*" if not action.option_strings else not action.required
+    if is_optional:
         form = f"Op {form}"
-    repeats = isinstance(action, argparse._AppendAction) or action.nargs == "+"
+    repeats = isinstance(action, argparse._AppendAction) or action.nargs in {"+", "*"}
     return f"{form} Ns No \\&..." if repeats else form
 
 

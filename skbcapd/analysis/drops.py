@@ -21,8 +21,8 @@ from pathlib import Path
 from skbcapd.analysis.selectors import Selection
 from skbcapd.analysis.sources import Timed
 from skbcapd.analysis.top import aligned, defused, print_all, read_all, utc
-from skbcapd.kernel.drops import NO_LOSS
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT, IF_NAME
+from skbcapd.pcapng.interface import NO_LOSS
 from skbcapd.pcapng.reader import Interface, Stamp
 from skbcapd.text_safety import escaped_bytes
 

@@ -56,10 +56,12 @@ def add(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--filter", metavar="FILTER", default=None, help="extract: packet filter as in tcpdump")
     group = command.add_argument_group(
-        "selectors", "Each can be repeated: one must match. Of different ones, all must."
+        "selectors", "query, extract: each can be repeated: one must match. Of different ones, all must."
     )
     selecting.add_host(group)
     selecting.add_all(group)
+    added = group._group_actions  # noqa: SLF001  argparse has no other list of them
+    command.set_defaults(selectors={action.dest: action.option_strings[0] for action in added})
 
 
 def run(options: argparse.Namespace) -> int:
@@ -69,16 +71,17 @@ def run(options: argparse.Namespace) -> int:
         UsageError: an option is for another action.
         SkbcapdError: the libraries are not installed.
     """
-    for dest, name, action in (
+    for dest, name, *actions in (
         ("replace", "--replace", "compact"),
         ("format", "--format", "query"),
         ("names", "--names", "query"),
         ("file", "-w", "extract"),
         ("captures", "--captures", "extract"),
         ("filter", "--filter", "extract"),
+        *((dest, name, "query", "extract") for dest, name in options.selectors.items()),
     ):
-        if getattr(options, dest) and options.action != action:
-            raise UsageError(f"{name} with fleet {options.action}; expected it with fleet {action} only")
+        if getattr(options, dest) and options.action not in actions:
+            raise UsageError(f"{name} with fleet {options.action}; expected it with fleet {' or '.join(actions)} only")
     if options.action == "extract" and options.file is None:
         raise UsageError("fleet extract without -w; expected a file to write", "-w OUT.pcapng; -w - is standard output")
     missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeAlias
 
 import duckdb
@@ -79,8 +80,7 @@ class DuckDB:
     def ask(self, query: str, values: Sequence[Any]) -> Answer:
         """See Engine."""
         try:
-            result = self._engine.execute(query, list(values))
-            return [column[0] for column in result.description], result.fetchall()
+            return _ask(self._engine, query, values)
         except UNREADABLE as error:
             self._expect_readable(query, values)
             raise FleetError(
@@ -109,7 +109,7 @@ class DuckDB:
         """Why a query on some parts fails; empty if it does not."""
         engine = self._connection(parts)
         try:
-            engine.execute(query, list(values)).fetchall()
+            _ask(engine, query, values)
         except UNREADABLE as error:
             return reason(error)
         finally:
@@ -119,6 +119,21 @@ class DuckDB:
     def close(self) -> None:
         """See Engine."""
         self._engine.close()
+
+
+def _ask(engine: Any, query: str, values: Sequence[Any]) -> Answer:
+    """Ask a database, in a thread: DuckDB 2.0 sees a signal late or never, and then raises RuntimeError."""
+
+    def ask() -> Answer:
+        result = engine.execute(query, list(values))
+        return [column[0] for column in result.description], result.fetchall()
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        try:
+            return pool.submit(ask).result()
+        except KeyboardInterrupt:
+            engine.interrupt()
+            raise
 
 
 def reason(error: BaseException) -> str:

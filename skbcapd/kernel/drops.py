@@ -20,6 +20,7 @@ from skbcapd.kernel import syscall
 from skbcapd.kernel.abi import Record
 from skbcapd.kernel.btf import Btf
 from skbcapd.kernel.loader import Hook
+from skbcapd.pcapng.interface import NO_LOSS
 
 TRACEPOINT = "kfree_skb"
 MAPS = ("drops", "drops_of_others", "drops_unlisted")
@@ -33,24 +34,6 @@ _PREFIXES = ("SKB_DROP_REASON_SUBSYS_", "SKB_DROP_REASON_", "SKB_")
 _SUBSYSTEM_SHIFT = 16
 _NO_REASONS = {"MAX", "SUBSYS_MASK"}
 _BEFORE_QUEUE = ("TC_EGRESS", "NETFILTER_DROP")  # see is_before_queue of bpf/drops.h
-
-NO_LOSS = frozenset(
-    {
-        "CONSUMED",
-        "NOT_DROPPED_YET",
-        "OTHERHOST",
-        "IPV6_NDISC_NS_OTHERHOST",
-        "PACKET_SOCK_ERROR",
-        "DUP_FRAG",
-        "TCP_OLD_DATA",
-        "TCP_OLD_SEQUENCE",
-        "TCP_OLD_ACK",
-        "TCP_TOO_OLD_ACK",
-        "TCP_OFOMERGE",
-        "TCP_RFC7323_PAWS_ACK",
-    }
-)
-"""Reasons for which nobody has lost anything, if the kernel has them; docs/drops.md says why."""
 
 
 Wanted: TypeAlias = Literal["none", "count", "capture"]

@@ -11,6 +11,23 @@ DROPS = b"drops@"
 """Begin of the name of an interface with the packets that the kernel has dropped in a network namespace: drops@host."""
 OF_DROPS = "dropped packets"
 """In its description, after the namespace. Others can name an interface drops@host, but do not choose this text."""
+NO_LOSS = frozenset(
+    {
+        "CONSUMED",
+        "NOT_DROPPED_YET",
+        "OTHERHOST",
+        "IPV6_NDISC_NS_OTHERHOST",
+        "PACKET_SOCK_ERROR",
+        "DUP_FRAG",
+        "TCP_OLD_DATA",
+        "TCP_OLD_SEQUENCE",
+        "TCP_OLD_ACK",
+        "TCP_TOO_OLD_ACK",
+        "TCP_OFOMERGE",
+        "TCP_RFC7323_PAWS_ACK",
+    }
+)
+"""Reasons for which nobody has lost anything, if the kernel has them; docs/drops.md says why."""
 
 
 class Sink(Protocol):

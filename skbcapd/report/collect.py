@@ -17,8 +17,8 @@ from skbcapd.analysis.account import Account, Key, Process
 from skbcapd.analysis.names import Names
 from skbcapd.analysis.sources import Timed
 from skbcapd.analysis.top import facts, label
-from skbcapd.kernel.drops import NO_LOSS
 from skbcapd.pcapng.blocks import DIRECTION_IN, DIRECTION_OUT
+from skbcapd.pcapng.interface import NO_LOSS
 from skbcapd.report.causes import Causes, Kind, kind_of
 from skbcapd.report.flows import Connection, Flows
 from skbcapd.report.origins import Origins

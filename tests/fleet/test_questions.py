@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from skbcapd.fleet.intake import RAW
 from skbcapd.fleet.storage import Storage
 from tests.fleet.fleet import ROOT, make, run, ship
 from tests.support import stored_files
+from tests.support.deadline import DEADLINE_S, until
 from tests.support.strangers import interface, options, packet, process, section, udp
 from tools import fleet_rows
 from tools.fleet_trial import judged
@@ -189,3 +191,32 @@ def test_a_name_that_no_host_writes(tmp_path: Path) -> None:
     compact(Storage(str(tmp_path)))
     found = run("query", tmp_path, "--user", "*", "--format", "json").stdout
     assert {json.loads(line)["user_name"] for line in found.splitlines()} == {"www-data", "\N{EURO SIGN}"}
+
+
+def test_an_interrupted_query(base: tuple[Path, list[Seen]]) -> None:
+    """Ctrl-C while DuckDB runs a query ends the command as any other: one line, exit code 1."""
+    program = (
+        "import signal, sys\n"
+        "from skbcapd.__main__ import main\n"
+        "from skbcapd.fleet.questions import Questions\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it\n"
+        "def answer(self, names):\n"
+        "    print('asks', flush=True)\n"
+        "    return self._engine.ask('SELECT hash(range) FROM range(1000000000000)', ())\n"
+        "Questions.answer = answer\n"
+        "sys.exit(main())"
+    )
+    command = [sys.executable, "-c", program, "fleet", "query", str(base[0])]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking:
+        assert asking.stdout
+        assert asking.stdout.readline() == "asks\n"
+
+        def busy() -> int:
+            """Processor time of the query, in ticks."""
+            return int(Path(f"/proc/{asking.pid}/stat").read_text().rpartition(")")[2].split()[11])
+
+        before = busy()
+        until(lambda: busy() > before + 20, "a query that runs")
+        asking.send_signal(signal.SIGINT)
+        said = asking.communicate(timeout=DEADLINE_S)
+    assert (asking.returncode, *said) == (1, "", "skbcapd: interrupted\n")

@@ -192,14 +192,14 @@ def test_standard_input(command: str, path: Path) -> None:
     else:
         assert stdout == run("top", path, "--json")[1]
     subprocess.run(["zstd", "-q", str(path)], check=True)
-    packed = path.with_name(path.name + ".zst")
-    with packed.open("rb") as file:
+    compressed = path.with_name(path.name + ".zst")
+    with compressed.open("rb") as file:
         done = subprocess.run(
             [sys.executable, "-m", "skbcapd", command, *words], cwd=ROOT, stdin=file, capture_output=True, check=True
         )
     assert done.stdout == stdout
-    code, _, said = run(command, *words, stdin=packed.read_bytes())
-    begins = packed.read_bytes()[:8].hex(" ")
+    code, _, said = run(command, *words, stdin=compressed.read_bytes())
+    begins = compressed.read_bytes()[:8].hex(" ")
     assert (code, said.splitlines()) == (
         1,
         [

@@ -186,8 +186,8 @@ def test_compressed_files(tool: str, path: Path, parts: Path) -> None:
     """A compressed file is split like the uncompressed one, with the same names."""
     path.write_bytes(section() + named("eth0") + packet(bytes(14), process(7, "a")))
     subprocess.run([tool, "-q", str(path)], check=True)
-    (packed,) = (file for file in path.parent.iterdir() if file.is_file() and file != path)
-    assert split(packed, "tgid", parts)[0] == 0
+    (compressed,) = (file for file in path.parent.iterdir() if file.is_file() and file != path)
+    assert split(compressed, "tgid", parts)[0] == 0
     assert [file.name for file in parts.iterdir()] == ["a.tgid-7.pcapng"]
 
 

@@ -57,8 +57,8 @@ class Disk:
 
     def files(self) -> list[Path]:
         """The finished captures on it, not compressed."""
-        for packed in self._behind.glob("*/skbcapd-*.zst"):
-            subprocess.run(["zstd", "-q", "-d", "--rm", str(packed)], check=True)
+        for compressed in self._behind.glob("*/skbcapd-*.zst"):
+            subprocess.run(["zstd", "-q", "-d", "--rm", str(compressed)], check=True)
         return sorted(self._behind.glob("*/skbcapd-*.pcapng"))
 
     def parts(self) -> list[Path]:

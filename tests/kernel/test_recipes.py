@@ -105,15 +105,16 @@ def firewall(wire: Wire) -> Iterator[None]:
 
 def play(title: str, wire: Wire, place: Path, service: int = 0) -> str:
     """Run the commands of a recipe in a directory of the near end; returns stdout."""
-    return perform(ALL[title], wire, place, service).stdout
+    on_device = [line.replace("skbcapd capture ", f"skbcapd capture -i {wire.near.device} ") for line in ALL[title]]
+    return perform(on_device, wire, place, service).stdout
 
 
 def perform(commands: list[str], wire: Wire, place: Path, service: int = 0) -> subprocess.CompletedProcess[str]:
     """Run commands in a directory of the near end; they must succeed."""
     fetch = shlex.join([*PYTHON, FETCH, wire.far.ipv4, str(DISCARD_PORT)])
     program = f"{shlex.quote(sys.executable)} -m skbcapd"
-    own = f"-i {wire.near.device} --set attach={ATTACH} --set directions=out"
-    script = "set -e -o pipefail\n" + "\n".join(commands)
+    own = f"--set attach={ATTACH} --set directions=out"
+    script = "set -e -o pipefail\n" + "\n".join(commands).replace("-i eth0 ", f"-i {wire.near.device} ")
     script = script.replace("curl http://example.org/", fetch).replace("--pid 1234", f"--pid {service}")
     script = script.replace("/etc/skbcapd.yaml", str(ROOT / "etc/skbcapd.yaml"))
     ends = "" if " -- " in script else f" -c {COUNT}"

@@ -104,13 +104,13 @@ def test_it_contains_the_files_of_make_install(unpacked: Path, tmp_path: Path) -
         for path in tmp_path.rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
-    packed = {
+    contained = {
         re.sub(r"^lib/|\.gz$", lambda match: "usr/lib/" if match[0] == "lib/" else "", str(path.relative_to(unpacked)))
         for path in unpacked.rglob("*")
         if path.is_file() and "DEBIAN" not in path.parts
     }
-    own = {name for name in packed - installed if name.startswith(("usr/share/doc/", "usr/share/lintian/"))}
-    assert packed - own - {"usr/lib/systemd/system-preset/90-skbcapd.preset"} == installed
+    own = {name for name in contained - installed if name.startswith(("usr/share/doc/", "usr/share/lintian/"))}
+    assert contained - own - {"usr/lib/systemd/system-preset/90-skbcapd.preset"} == installed
 
 
 def test_what_other_programs_use_is_an_example(unpacked: Path) -> None:

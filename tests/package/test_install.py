@@ -78,9 +78,21 @@ def test_the_rest_is_in_the_standard_directories(staged: Path) -> None:
         "usr/local/share/man/man8/skbcapd.8",
         "usr/local/share/man/man5/skbcapd.yaml.5",
         "usr/local/share/bash-completion/completions/skbcapd",
-        *(f"usr/local/share/doc/skbcapd/{name}" for name in files(ROOT / "docs")),
+        *(f"usr/local/share/doc/skbcapd/{name}" for name in ("README.md", *files(ROOT / "docs"))),
         *units,
     }
+
+
+def test_links_of_installed_pages_lead_to_installed_files(staged: Path) -> None:
+    """Each relative link of an installed page leads to an installed file; the pages are otherwise those of the tree."""
+    pages = sorted((staged / "usr/local/share/doc/skbcapd").glob("*.md"))
+    assert {page.name for page in pages} >= {"README.md", "format.md"}
+    for page in pages:
+        links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+        assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == [], page.name
+        source = ROOT / page.name if page.name == "README.md" else ROOT / "docs" / page.name
+        plain = [re.sub(r"\[([^]]+)\]\([^)]*\)", r"\1", one.read_text()) for one in (page, source)]
+        assert plain[0] == plain[1], page.name
 
 
 def test_wireshark_finds_its_files(staged: Path) -> None:

@@ -47,6 +47,16 @@ def test_generated_files_are_up_to_date(path: str) -> None:
     assert (ROOT / path).read_text() == manual.texts()[path]
 
 
+@pytest.mark.parametrize(
+    ("command", "argument"),
+    [("capture", "[FILTER...]"), ("top", "[FILE...]"), ("extract", "FILE..."), ("ship", "DIR")],
+)
+def test_the_synopsis_shows_what_is_optional(command: str, argument: str) -> None:
+    """An argument that a command does not need is in brackets, one that it needs is not."""
+    [synopsis] = re.findall(rf"^ {{5}}skbcapd {command} (.*)$", rendered("skbcapd.8"), re.MULTILINE)
+    assert f" {argument} " in f" {synopsis} "
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_mandoc_finds_no_fault(page: str) -> None:
     """Mandoc reports no warnings."""

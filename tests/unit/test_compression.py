@@ -49,10 +49,10 @@ def test_a_file_is_replaced_by_the_compressed_one(kind: str, ending: str, is_see
     pack(Compressor(kind, is_seekable=is_seekable), *paths)
 
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"a.pcapng{ending}", f"b.pcapng{ending}"]
-    packed = tmp_path / f"a.pcapng{ending}"
-    unpacked = gzip.decompress(packed.read_bytes()) if kind == "gzip" else zstd(packed)
-    assert unpacked == DATA
-    assert (packed.stat().st_mode & 0o777, packed.stat().st_mtime) == (0o600, 1_000_000)
+    compressed = tmp_path / f"a.pcapng{ending}"
+    content = gzip.decompress(compressed.read_bytes()) if kind == "gzip" else zstd(compressed)
+    assert content == DATA
+    assert (compressed.stat().st_mode & 0o777, compressed.stat().st_mtime) == (0o600, 1_000_000)
 
 
 def zstd(path: Path) -> bytes:

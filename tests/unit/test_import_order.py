@@ -13,6 +13,7 @@ import pytest
 
 import skbcapd
 from skbcapd.cli.main import COMMANDS
+from tests.support.strangers import interface, section
 
 PACKAGE = Path(skbcapd.__file__).parent
 
@@ -143,6 +144,18 @@ def test_a_command_is_light(command: str) -> None:
     assert f"skbcapd.cli.{command}" in loaded
     assert {name for name in loaded if name.startswith("skbcapd.cli")} <= allowed
     assert not [name for name in loaded if name.startswith(("bcc", "scapy.layers", "scapy.all", "skbcapd.output.text"))]
+
+
+@pytest.mark.parametrize(
+    "arguments", ["top --help", "top FILE", "extract --help", "split --help", "report --help", "index --help"]
+)
+def test_what_reads_files_needs_no_kernel_program(arguments: str, tmp_path: Path) -> None:
+    """A command that reads captures does not import the package of the kernel program, which takes 14 ms."""
+    file = tmp_path / "a.pcapng"
+    file.write_bytes(section() + interface())
+    loaded = _loaded_by(arguments.replace("FILE", str(file)))
+    assert f"skbcapd.cli.{arguments.split(maxsplit=1)[0]}" in loaded
+    assert not [name for name in loaded if name.startswith("skbcapd.kernel")]
 
 
 def test_the_list_of_commands_needs_none() -> None:

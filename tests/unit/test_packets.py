@@ -362,6 +362,10 @@ def test_fleet_without_its_libraries(tmp_path: Path) -> None:
         ["extract", "d"],
         ["query", "d", "-w", "x"],
         ["compact", "d", "--format", "json"],
+        ["compact", "d", "--peer", "10.0.0.1"],
+        ["compact", "d", "--host", "web"],
+        ["compact", "d", "--pid", "1"],
+        ["compact", "d", "--from", "10:00"],
         ["query", "d", "--replace"],
         ["extract", "d", "-w", "x", "--names", "ecs"],
     ],
@@ -373,6 +377,7 @@ def test_an_option_of_another_action(words: list[str]) -> None:
     )
     assert done.returncode == 2
     assert "expected" in done.stderr
+    assert "not installed" not in done.stderr
 
 
 @pytest.mark.parametrize("option", ["--dropped", "--dropped-at"])

@@ -281,9 +281,9 @@ def test_a_changed_file_gives_packets_and_then_perhaps_an_error(
         assert error.message.startswith(str(path))  # noqa: PT017  an error may come or not
 
 
-def packed(tool: str, path: Path) -> Path:
+def compressed(tool: str, path: Path) -> Path:
     """A compressed copy."""
-    copy = path.with_suffix(".packed")
+    copy = path.with_suffix(".compressed")
     with copy.open("wb") as file:
         subprocess.run([tool, "-c", "-q", str(path)], stdout=file, check=True)
     return copy
@@ -294,7 +294,7 @@ def test_compressed_files(tool: str, path: Path) -> None:
     """A compressed file gives the same packets, whatever its name; so do two concatenated ones."""
     frames = [os.urandom(1009) for _ in range(4001)]  # more than several pipes can hold
     write(path, section(), interface(), *map(packet, frames))
-    copy = packed(tool, path)
+    copy = compressed(tool, path)
     assert [frame for _, _, _, frame in packets(copy)] == frames
     write(path, *[copy.read_bytes()] * 2)
     assert [frame for _, _, _, frame in packets(path)] == frames * 2
@@ -304,7 +304,7 @@ def test_compressed_files(tool: str, path: Path) -> None:
 def test_a_truncated_compressed_file(tool: str, path: Path) -> None:
     """The packets of a truncated compressed file are returned, then the error of the decompressor."""
     write(path, section(), interface(), *(packet(os.urandom(1009)) for _ in range(4001)))
-    copy = packed(tool, path)
+    copy = compressed(tool, path)
     os.truncate(copy, 2_000_003)
     count, message = until_it_fails(copy)
     assert 1000 < count < 2000
@@ -325,7 +325,7 @@ def test_a_reader_may_leave_early(path: Path) -> None:
     is a failure).
     """
     write(path, section(), interface(), *(packet(os.urandom(1009)) for _ in range(4001)))
-    with Reader(packed("gzip", path)) as reader:
+    with Reader(compressed("gzip", path)) as reader:
         next(reader.packets())
 
 
@@ -355,7 +355,7 @@ def test_memory_is_limited(path: Path) -> None:
 def test_progress_counts_the_bytes_on_disk(path: Path) -> None:
     """Progress counts up to the size of the file on the disk, also if it is compressed."""
     write(path, section(), interface(), *(packet(bytes(1009)) for _ in range(4001)))
-    for file in (path, packed("zstd", path)):
+    for file in (path, compressed("zstd", path)):
         seen: list[int] = []
         with Reader(file, seen.append) as reader:
             assert sum(1 for _ in reader.packets()) == 4001

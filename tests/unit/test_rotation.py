@@ -272,7 +272,7 @@ def test_files_of_an_earlier_run_are_compressed(tmp_path: Path) -> None:
     directory = CaptureDirectory(tmp_path)
     output = RotatingOutput(directory, Limits(), compressor=Compressor("gzip"), on_demand=True)
     assert (tmp_path / CURRENT).is_file()
-    until(lambda: (output.tick(tuple), bool(list(tmp_path.glob("*.gz"))))[1], "it is packed")
+    until(lambda: (output.tick(tuple), bool(list(tmp_path.glob("*.gz"))))[1], "it is compressed")
     assert directory.unprocessed(Compressor("gzip")) == []
     assert (tmp_path / CURRENT).is_file()
     output.close()

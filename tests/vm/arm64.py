@@ -3,7 +3,7 @@
 In: the name of a kernel, a shell command. Out: what the command printed, by the serial console.
 
 Nothing of the other architecture runs on this machine: apt resolves the packages, dpkg-deb unpacks
-them, and this module packs the tree as a cpio archive (newc), not compressed. The archive of the
+them, and this module writes the tree as a cpio archive (newc), not compressed. The archive of the
 packages stays in the cache. Behind it are two more, which the kernel unpacks over the first: one with
 the checkout and skbcapd's own package for arm64, one with the first process and modules of the kernel.
 
@@ -99,18 +99,18 @@ def run(name: str, command: str, deadline_s: float, flavour: str = kernels.ARM64
 
 
 def _plain_image(image: bytes) -> bytes:
-    """The kernel without its EFI wrapper, which qemu before 8.0 cannot unpack.
+    """The kernel without its EFI wrapper, which qemu before 8.0 cannot decompress.
 
     Source: drivers/firmware/efi/libstub/zboot-header.S.
     """
     if image[4:8] != b"zimg":
         return gzip.decompress(image) if image[:2] == b"\x1f\x8b" else image
     offset, size = (int.from_bytes(image[at : at + 4], "little") for at in (8, 12))
-    packed = image[offset : offset + size]
+    compressed = image[offset : offset + size]
     kind = image[24:56].split(b"\0")[0].decode()
     if kind == "gzip":
-        return gzip.decompress(packed)
-    return subprocess.run([kind, "-d", "-c"], input=packed, capture_output=True, check=True).stdout
+        return gzip.decompress(compressed)
+    return subprocess.run([kind, "-d", "-c"], input=compressed, capture_output=True, check=True).stdout
 
 
 @functools.cache
@@ -122,14 +122,14 @@ def _system() -> Path:
     """
     cache = user_cache() / "arm64"
     try:
-        return _packed(cache)
+        return _of_today(cache)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
         for kept in cache.glob("system-*.cpio"):
             return kept
         raise
 
 
-def _packed(cache: Path) -> Path:
+def _of_today(cache: Path) -> Path:
     """The archive of today's packages."""
     options = kernels.apt_options(kernels.find_source(), SUITE, cache / "apt", kernels.ARM64)
     kernels.run(["apt-get", *options, "update"])
@@ -144,8 +144,8 @@ def _packed(cache: Path) -> Path:
             for left_out in _LEFT_OUT:
                 shutil.rmtree(tree / left_out, ignore_errors=True)
             subprocess.run([*_COMPILE, str(tree / "usr/lib")], check=False, stdout=subprocess.DEVNULL)
-            with (work / "archive").open("wb") as packed:
-                packed.writelines(_archive(tree))
+            with (work / "archive").open("wb") as file:
+                file.writelines(_archive(tree))
             for old in cache.glob("system-*.cpio"):
                 old.unlink()
             (work / "archive").rename(archive)

@@ -77,15 +77,21 @@ def owned_by(labels: list[Label]) -> Judge:
 
 
 def at_once(stage: Stage, *places: Namespace) -> Judge:
-    """Senders in namespaces with one source port and one destination, at the same time."""
+    """Senders in namespaces with one source port and one destination, at the same time.
+
+    Their first datagrams are sent one after the other: conntrack drops one of two that get the same port for their
+    answers before either is confirmed (nf_ct_resolve_clash in net/netfilter/nf_conntrack_core.c).
+    """
     labels: list[Label] = []
     with echoing(stage, len(places) * SENDS) as port:
         words = ("--size", 56, "--source-port", COLLIDING, "--to", stage.wire.far.ipv4)
-        more = ("--port", port, "--count", SENDS, "--answered")
-        players = [
-            stage.start("datagrams", "udp", "--comm", f"once-{number}", *words, *more, at=place)
-            for number, place in enumerate(places)
-        ]
+        more = ("--port", port, "--count", SENDS, "--answered", "--held")
+        players = []
+        for number, place in enumerate(places):
+            players.append(stage.start("datagrams", "udp", "--comm", f"once-{number}", *words, *more, at=place))
+            players[-1].says()
+        for player in players:
+            player.go()
         for player in players:
             labels += player.end()
     return owned_by(labels)

@@ -2,7 +2,8 @@
 
 The ways: `udp` (v4, v6, by --threads named threads, with --segment as UDP GSO, with --zerocopy), `frame` (an
 AF_PACKET socket: exactly the bytes given), `icmp` (raw socket), `ping` (datagram socket of ICMP). Ends when all is
-sent, with --answered when each has its answer, too; and says who sent.
+sent, with --answered when each has its answer, too; and says who sent. With --held, it waits for the test when the
+first one is answered.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import struct
 import threading
 from collections.abc import Callable
 
-from tests.kernel.send.identity import Identity, become, payload, report
+from tests.kernel.send.identity import Identity, become, pause, payload, report
 from tests.kernel.send.zerocopy import MSG_ZEROCOPY, SO_ZEROCOPY, wait_for_completions
 
 SOL_UDP = 17
@@ -99,6 +100,18 @@ def wait_for_answers(sender: socket.socket, count: int) -> None:
         count -= sender.type != socket.SOCK_RAW or data[IPV4_HEADER_BYTES] == ECHO_REPLY
 
 
+def held(sender: socket.socket, send: Send) -> Send:
+    """A way to send that takes the first answer, and waits for the test, before the second one."""
+
+    def sends(who: Identity, sequence: int) -> None:
+        if sequence == 1:
+            wait_for_answers(sender, 1)
+            pause(who)
+        send(who, sequence)
+
+    return sends
+
+
 def run(send: Send, comm: str, count: int, threads: int) -> list[Identity]:
     """Send `count` times: from this thread, or from each of `threads` threads named NAME-0, NAME-1, ..."""
     senders: list[Identity] = []
@@ -138,6 +151,7 @@ def main() -> None:
     parser.add_argument("--segment", type=int, default=0)
     parser.add_argument("--zerocopy", action="store_true")
     parser.add_argument("--answered", action="store_true")
+    parser.add_argument("--held", action="store_true")
     args = parser.parse_args()
     ways: dict[str, Callable[[argparse.Namespace], tuple[socket.socket, Send]]] = {
         "udp": udp,
@@ -147,9 +161,9 @@ def main() -> None:
     }
     sender, send = ways[args.way](args)
     with sender:
-        senders = run(send, args.comm, args.count, args.threads)
+        senders = run(held(sender, send) if args.held else send, args.comm, args.count, args.threads)
         if args.answered:
-            wait_for_answers(sender, args.count)
+            wait_for_answers(sender, args.count - args.held)
     report(*senders)
 
 
