@@ -31,13 +31,13 @@ from skbcapd.pcapng.flows import (
     FIRST_NS,
     LAST_AT,
     LAST_NS,
-    OWNER,
     PACKETS,
     TLS_AT,
     Counted,
 )
 from skbcapd.pcapng.granules import limit_of
 from skbcapd.pcapng.reader import Interface, Reader
+from skbcapd.pcapng.repeats import LocatedRepeats
 from skbcapd.text_safety import escaped_bytes
 
 _NO_SUMS = [0] * 10
@@ -65,7 +65,7 @@ def texts(path: Path, host: str = "", places: Places | None = None, name: str = 
         FileError: it is no pcapng file, or cannot be read to its end; the rows of all packets before that offset have
             been returned.
     """
-    counted = Counted()
+    counted = LocatedRepeats()
     with Reader(path, counted=counted) as reader:
         places = places or (_stored(path) if reader.is_compressed else Plain())
         host = host or escaped_host(socket.gethostname())
@@ -111,7 +111,7 @@ class _Index:
     def _read(self) -> Iterator[str]:
         reader, counted, see = self._reader, self._counted, self._names.see
         known, find = self._flows.known.get, self._flows.find
-        counters, flows, begun = counted.counters, counted.known, counted.begun
+        counters, begun = counted.counters, counted.begun
         current, section, is_plain, layer, is_new = None, None, False, 0, True
         counted.limit = 0
         captured = (packet for packet in reader.packets() if not packet[0].is_of_drops)
@@ -133,24 +133,23 @@ class _Index:
                     is_new = False
             time_ns = time if is_plain else min(max(interface.time_ns(time), 0), TIME_MAX_NS)
             key = counted.key
-            flow = flows.get(key)
-            if flow is None:
-                owner, looks_at, is_countable = known(key) or find(key, interface, stamp, frame, options)
-                if is_countable:
-                    flows[key] = 0, 0, 0, 0, 0, 0, looks_at, owner
-            else:
-                looks_at, owner, is_countable = flow[TLS_AT], flow[OWNER], True
-            counter = counters.get(key if is_countable else owner)
+            counter = counters.get(key)
             if counter is None:
-                counter = [1, wire_len, time_ns, time_ns, at, at, looks_at, owner]
-                counters[key if is_countable else owner] = counter
-                begun.append(counter)
-            else:
+                owner, looks_at, is_countable = known(key) or find(key, interface, stamp, frame, options)
+                which = key if is_countable else owner
+                counter = counters.get(which)
+                if counter is None:
+                    counter = counters[which] = [0, 0, 0, 0, 0, 0, looks_at, owner]
+            looks_at = counter[TLS_AT]
+            if counter[PACKETS]:
                 counter[PACKETS] += 1
                 counter[BYTES] += wire_len
                 counter[FIRST_NS] = min(counter[FIRST_NS], time_ns)
                 counter[LAST_NS] = max(counter[LAST_NS], time_ns)
                 counter[LAST_AT] = at
+            else:
+                counter[:TLS_AT] = 1, wire_len, time_ns, time_ns, at, at
+                begun.append(counter)
             if looks_at and (looks_at < 0 or starts_tls(frame, looks_at)):
                 see(frame, layer)
 
@@ -170,7 +169,9 @@ class _Index:
         """
         made, counted, owners = self._made(), self._counted, self._flows.owners
         waiting: list[Key] = []
-        for packets, size, first_ns, last_ns, first_at, last_at, _, owner in counted.begun:
+        for counter in counted.begun:
+            packets, size, first_ns, last_ns, first_at, last_at, _, owner = counter
+            counter[PACKETS] = 0
             key, at = owners[owner]
             sums = key.sums
             if sums is None:
@@ -186,7 +187,6 @@ class _Index:
             sums[at] += packets
             sums[at + 1] += size
         counted.begun.clear()
-        counted.counters.clear()
         self._waiting = self._places.find(self._begin, end), waiting
         if self._flows.is_full or counted.is_full:
             self._flows.clear()

@@ -63,11 +63,9 @@ class Counted:
 
     def __init__(self) -> None:
         self.counters: dict[Hashable, Counter] = {}
-        """Counters by key. While there are few, they stay in the processor's cache: who counts granules clears them."""
-        self.known: dict[Hashable, tuple[int, ...]] = {}
-        """Flows for which the reader makes counters, by key: counters of nothing, with TLS_AT and OWNER."""
+        """Counters by key. One without packets begins with the next packet: who counts granules sets PACKETS to 0."""
         self.begun: list[Counter] = []
-        """The counters that the reader has made."""
+        """The counters that have begun so."""
         self.key: Hashable = None
         """The flow of the last packet that was returned; None: such packets cannot be counted."""
         self.limit = 1 << 64
@@ -83,9 +81,8 @@ class Counted:
     @property
     def is_full(self) -> bool:
         """Whether it has so many flows that they must be forgotten."""
-        return len(self.counters) >= _KNOWN_MAX or len(self.known) >= _KNOWN_MAX
+        return len(self.counters) >= _KNOWN_MAX
 
     def forget(self) -> None:
         """Count no flow: each is returned again."""
         self.counters.clear()
-        self.known.clear()

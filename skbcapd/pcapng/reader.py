@@ -401,11 +401,11 @@ class Reader:
         """As `_usual`, without the packets that are counted, and up to `Counted.limit`."""
         data, before, find_stamp, counted = self._source.data, self._source.before, section.find, self._counted
         view, end, interfaces, counters = memoryview(data), len(data), section.interfaces, counted.counters
-        counter_of, flow_of, begun, linked = counters.get, counted.known.get, counted.begun.append, section.linked.get
+        counter_of, begun, linked = counters.get, counted.begun.append, section.linked.get
         _, _, head, (mask4, plain4, mask6, plain6), tail = _READS[section.order]
         size4, size6, last = FLOW4.size, FLOW6.size, min(end - _HEAD_SIZE, counted.limit - before - 1)
         repeats = counted if isinstance(counted, Repeats) and section.order == "<" and counted.begins() else None
-        at = repeats.count(data, at) if repeats else at
+        at = repeats.count(data, at, before) if repeats else at
         while at <= last:
             kind, length, number, high, low, cap_len, wire_len, start, middle, ends = head(data, at)
             after = at + length
@@ -424,37 +424,35 @@ class Reader:
             elif start & mask6 == plain6 and cap_len >= size6:
                 key = same, number, *_flow6(data, frame)
             counter = counter_of(key)
-            flow = counter or flow_of(key)
-            if flow is None and stamp is None:
+            if counter is None and stamp is None:
                 stamp, kept = find_stamp(same)
                 key = None if key is None or kept is None else (kept, *key[1:])
                 counter = counter_of(key)  # the options may have had an epb_packetid
-                flow = counter or flow_of(key)
-            if flow is not None:
-                tls = flow[TLS_AT] and cap_len >= HELLO_MIN and frame + flow[TLS_AT]
-                if not tls or data[tls + (data[tls + 12] >> 4 << 2)] != HANDSHAKE:
-                    time = high << 32 | low
-                    if counter is None:
-                        counters[key] = counter = [1, wire_len, time, time, before + at, before + at, *flow[TLS_AT:]]
-                        begun(counter)
-                    else:
-                        counter[PACKETS] += 1
-                        counter[BYTES] += wire_len
-                        counter[LAST_AT] = before + at
-                        if time > counter[LAST_NS]:
-                            counter[LAST_NS] = time
-                        elif time < counter[FIRST_NS]:
-                            counter[FIRST_NS] = time
-                    at = repeats.after(data, at, after, find_stamp) if repeats else after
-                    continue
-            if number >= len(interfaces):
-                break
-            self.at, counted.key = before + at, key
-            options = data[begin : after - 4]
-            stamp = stamp or find_stamp(options)[0]
-            yield interfaces[number], stamp, high << 32 | low, wire_len, view[frame : frame + cap_len], options
-            at = repeats.after(data, at, after, find_stamp) if repeats else after
-            last = min(end - _HEAD_SIZE, counted.limit - before - 1)
+            tls = counter and counter[TLS_AT] and cap_len >= HELLO_MIN and frame + counter[TLS_AT]
+            if not counter or (tls and data[tls + (data[tls + 12] >> 4 << 2)] == HANDSHAKE):
+                if number >= len(interfaces):
+                    break
+                self.at, counted.key = before + at, key
+                options = data[begin : after - 4]
+                stamp = stamp or find_stamp(options)[0]
+                yield interfaces[number], stamp, high << 32 | low, wire_len, view[frame : frame + cap_len], options
+                last, counter = min(end - _HEAD_SIZE, counted.limit - before - 1), counter_of(key)
+            else:
+                time = high << 32 | low
+                if counter[PACKETS]:
+                    counter[PACKETS] += 1
+                    counter[BYTES] += wire_len
+                    counter[LAST_AT] = before + at
+                    if time > counter[LAST_NS]:
+                        counter[LAST_NS] = time
+                    elif time < counter[FIRST_NS]:
+                        counter[FIRST_NS] = time
+                else:
+                    counter[:TLS_AT] = 1, wire_len, time, time, before + at, before + at
+                    begun(counter)
+            if repeats:
+                repeats.learn(data, at, after, counter if found or stamp is None else None, has_id=found is not None)
+            at = repeats.count(data, after, before) if repeats else after
         return at
 
     def _other_packet(self, at: int, section: Section, block: bytes) -> Packet:

@@ -17,6 +17,11 @@ from skbcapd.analysis.names import Names
 from skbcapd.analysis.selectors import Selection, Selectors
 from skbcapd.analysis.sources import Sources
 from skbcapd.analysis.top import as_json
+from skbcapd.fleet.index import index
+from skbcapd.pcapng.flows import flow_key
+from skbcapd.pcapng.granules import limit_of
+from skbcapd.pcapng.link_type import ETHERNET
+from skbcapd.pcapng.reader import Reader
 from skbcapd.pcapng.repeats import Repeats
 from tests.support.strangers import hello, interface, options, packet, section, udp
 
@@ -30,9 +35,9 @@ class Watched(Repeats):
 
     size = 0
 
-    def count(self, data: bytes, at: int) -> int:
+    def count(self, data: bytes, at: int, before: int) -> int:
         """As in `Repeats`."""
-        after = super().count(data, at)
+        after = super().count(data, at, before)
         self.size += after - at
         return after
 
@@ -169,3 +174,40 @@ def test_a_name_in_a_packet_that_repeats_is_found(tmp_path: Path) -> None:
     assert '"a.example"' in said
     assert said == top(path, counts=False)[0]
     assert size >= 14 * len(other)
+
+
+def rows_of_all_packets(path: Path) -> list[list[int]]:
+    """What `index` says of each granule, process and flow, computed from all packets: first and last time in
+    microseconds, first and last offset, packets and bytes.
+    """
+    found: dict[object, list[int]] = {}
+    limit = begin = 0
+    with Reader(path) as reader:
+        for _, stamp, time_ns, wire_len, frame, _ in reader.packets():
+            if reader.at >= limit:
+                limit, begin = limit_of(reader.at), reader.at
+            at, key = reader.at - begin, (begin, stamp.tgid, flow_key(frame, ETHERNET))
+            row = found.setdefault(key, [time_ns, time_ns, at, at, 0, 0])
+            row[:] = min(row[0], time_ns), max(row[1], time_ns), row[2], at, row[4] + 1, row[5] + wire_len
+    return [[first // 1000, -(-last // 1000), *others] for first, last, *others in found.values()]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_of_an_index_are_those_of_all_packets(tmp_path: Path, seed: int) -> None:
+    """Packets that repeat, in several granules, in no order of time, with and without identifiers, have the rows that
+    follow from reading each packet.
+    """
+    chance, data = random.Random(seed), START
+    frames = [udp("10.0.0.1", f"10.0.0.{number}", size) for number in range(2, 7) for size in (60, 601, 900)]
+    frames += [tcp6(number, bytes(300)) for number in range(1, 4)]
+    while len(data) < 3 << 20:
+        tgid, frame = chance.randrange(100, 106), chance.choice(frames)
+        opts = marks(tgid, 2, chance.choice((None, len(data))))
+        time_ns = TIME_NS + chance.randrange(3 * TURN_NS)
+        data += packet(frame, opts, time=time_ns, wire_len=len(frame) + tgid % 3) * chance.choice((1, 1, 5))
+    path = tmp_path / "a.pcapng"
+    path.write_bytes(data)
+    made = [
+        [row.ts_first, row.ts_last, row.first_at, row.last_at, row.packets_out, row.bytes_out] for row in index(path)
+    ]
+    assert made == rows_of_all_packets(path)
