@@ -319,6 +319,14 @@ class Reader:
             FileError: the file cannot be read further; all packets before that offset have been
                 returned.
         """
+        packets = self._begin()
+        try:  # a `finally` after the 256th instruction is an endless loop in CPython 3.11 if there is no memory
+            yield from packets
+        finally:
+            self._end_section()
+
+    def _begin(self) -> Iterator[Packet]:
+        """Read the first bytes; returns what reads a file of that kind."""
         self._source.read_on(0, 24)
         start = self._source.data[:4]
         if not self._source.data:
@@ -327,15 +335,10 @@ class Reader:
             self._counted.key = None
             order, ticks = _PCAP[start]
             self._section = Section(order, b"")
-            packets = _records(self._source, self._section, ticks)
-        elif start == struct.pack("<I", SECTION):
-            packets = self._blocks()
-        else:
-            raise _other_format(self._source)
-        try:
-            yield from packets
-        finally:
-            self._end_section()
+            return _records(self._source, self._section, ticks)
+        if start == struct.pack("<I", SECTION):
+            return self._blocks()
+        raise _other_format(self._source)
 
     def _blocks(self) -> Iterator[Packet]:
         """Walk through a pcapng file."""

@@ -24,6 +24,7 @@ import skbcapd
 from skbcapd.pcapng import comment as label
 from skbcapd.text_safety import escaped_bytes
 from tests.support import faults
+from tests.support.deadline import DEADLINE_S
 from tests.support.judges import rows
 from tests.support.memory import peak
 from tests.support.strangers import comment, interface, options, packet, pcap, process, section, udp
@@ -375,7 +376,12 @@ def test_no_memory_is_one_line(path: Path) -> None:
         file.write(START)
         file.writelines(packet(b"x", process(tgid, "a")) for tgid in range(1, 65_536))
     done = subprocess.run(
-        [sys.executable, "-c", SMALL, "top", "--json", str(path)], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", SMALL, "top", "--json", str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE_S,
     )
     assert (done.returncode, done.stderr) == (1, "skbcapd: out of memory\n" + HINT)
 

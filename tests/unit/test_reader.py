@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import gzip
 import os
 import struct
@@ -427,3 +428,13 @@ def test_a_name_longer_than_any_is_none(key: str, path: Path) -> None:
     for size, expected in ((520, b"x" * 520), (521, None)):
         (stamp,) = stamps(path, comment(label.comment([(key, b"x" * size), ("tgid", 7)]).encode()))
         assert getattr(stamp, key) == expected
+
+
+def test_the_end_of_reading_needs_no_memory() -> None:
+    """CPython notes where a `finally` was entered: a number up to 256 exists already, for a larger one it needs memory,
+    and asks for it for ever.
+    """
+    entries = dis._parse_exception_table(Reader.packets.__code__)  # type: ignore[attr-defined]  # noqa: SLF001
+    ends = [entry.end // 2 for entry in entries if entry.lasti]
+    assert ends
+    assert max(ends) <= 256
