@@ -434,7 +434,7 @@ def test_the_end_of_reading_needs_no_memory() -> None:
     """CPython notes where a `finally` was entered: a number up to 256 exists already, for a larger one it needs memory,
     and asks for it for ever.
     """
-    entries = dis._parse_exception_table(Reader.packets.__code__)  # type: ignore[attr-defined]  # noqa: SLF001
+    entries = dis._parse_exception_table(Reader.packets.__code__)  # type: ignore[attr-defined]
     ends = [entry.end // 2 for entry in entries if entry.lasti]
     assert ends
     assert max(ends) <= 256
