@@ -47,7 +47,7 @@ SCENARIOS = [
     sharing("executed", "shared with a program that the child runs", 6 * SENDS),
     sharing("left", "inherited from a process that has exited", 2 * SENDS),
     sharing("passed", "passed by SCM_RIGHTS", 6 * SENDS),
-    Scenario("socket activation", activated, 6 * CONNECTIONS, UNNAMED * CONNECTIONS),
+    Scenario("socket activation", activated, 6 * CONNECTIONS, (UNNAMED + 1) * CONNECTIONS),
     sharing("renamed_by_exec", "name changed by exec", 4 * SENDS),
     sharing("renamed", "name changed by prctl", 2 * SENDS, vm=True),
 ]
