@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from tests.kernel.scenarios.tcp import CONNECTIONS, UNACCEPTED
+from tests.kernel.scenarios.tcp import CONNECTIONS, UNACCEPTED, UNNAMED
 from tests.kernel.send.tcp import finish
 from tests.kernel.stage import FEW_TRACEPOINTS, PUT_OFF, Player, Scenario, Stage, connect, udp_socket
 from tests.kernel.verdict import Frame, Judge, Right
@@ -197,7 +197,7 @@ SCENARIOS = [
         "TCP, a master and its workers",
         pool,
         CONNECTIONS * 6,
-        UNTIL_ACCEPTED + 2 * UNACCEPTED + 4 * PUT_OFF,
+        (CONNECTIONS + 2) * UNNAMED,
         searched=True,
     ),
     Scenario(
