@@ -316,8 +316,7 @@ class Reader:
         """All packets in the order of the file; can be called once.
 
         Raises:
-            FileError: the file cannot be read further; all packets before that offset have been
-                returned.
+            FileError: the file cannot be read further; all packets before that offset have been returned.
         """
         packets = self._begin()
         try:  # a `finally` after the 256th instruction is an endless loop in CPython 3.11 if there is no memory
