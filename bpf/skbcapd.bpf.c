@@ -162,7 +162,7 @@ static inline enum via find_process(void *ctx, struct control *control, struct p
 
 /* Whether the packet was seen before, and keeps the process that was found then. */
 static inline void begin_passage(struct control *control, struct packet *packet, struct skb *skb,
-				 struct sighting *sighting, const u32 direction)
+				 struct sighting *sighting, const u32 direction, const int only_record)
 {
 	struct passage *passage = &packet->passage;
 	struct key *key = &packet->key;
@@ -180,10 +180,13 @@ static inline void begin_passage(struct control *control, struct packet *packet,
 #ifdef DROPS_CAPTURED
 	linked = 1; /* it has an identifier, because it can be dropped later */
 #endif
-	if (linked || sighting->skb == address || (control->wired && !sk)) {
+	if (only_record || linked || sighting->skb == address || (control->wired && !sk)) {
 		packet->fingerprint = fingerprint_of(packet, skb);
 		if (direction == OUT || is_handed_on(dev))
 			is_known = is_seen_before(sighting, packet, address, place, sk);
+		/* It was in the queue, and is there again: the earlier packet was dropped there. */
+		if (only_record && sk && !sighting->count)
+			is_known = 0;
 	}
 	packet->is_known = is_known && sighting->count;
 	packet->taken = is_known ? sighting->taken : NOT_TAKEN;
@@ -227,6 +230,24 @@ static inline void end_passage(struct control *control, struct packet *packet, s
 	sighting->origin = *origin;
 }
 
+#define QUEUED_LASTS_NS 1000000000ULL
+
+/*
+ * At the driver, for a packet whose entry of the table belongs to another one: the record of the queue on this
+ * processor, if it is of this packet; else NULL.
+ */
+static inline struct packet *find_queued(struct packet *packet)
+{
+	u32 queue = 0;
+	struct packet *queued = packets.lookup(&queue);
+
+	if (!queued || packet->passage.is_known || queued->address != packet->address ||
+	    queued->passage.sk != packet->passage.sk || queued->fingerprint != packet->fingerprint ||
+	    packet->time - queued->time > QUEUED_LASTS_NS)
+		return NULL;
+	return queued;
+}
+
 /*
  * Finds the process of the packet, and stores where the packet was seen. With `only_record`, it
  * does only that: at the queue, for the hook at the driver, where another process may be running.
@@ -236,14 +257,20 @@ static inline void identify(void *ctx, struct control *control, struct packet *p
 {
 	struct passage *passage = &packet->passage;
 	struct sighting *sighting = find_sighting(packet->address);
+	struct packet *queued;
 	struct key *key = &packet->key;
 	u32 via;
 
 	if (!sighting)
 		return;
-	begin_passage(control, packet, skb, sighting, direction);
+	begin_passage(control, packet, skb, sighting, direction, only_record);
 	barrier();
-	if (passage->follows) {
+	queued = direction == OUT && !only_record && control->late ? find_queued(packet) : NULL;
+	if (queued) {
+		passage->origin = queued->passage.origin;
+		packet->user = queued->user;
+		via = queued->key.via;
+	} else if (passage->follows) {
 		passage->origin = sighting->origin;
 		packet->user = sighting->user;
 		via = find_followed(control, packet, skb, sighting, passage->sk, direction);

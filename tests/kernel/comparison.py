@@ -188,7 +188,14 @@ def difference(theirs: list[bytes], ours: list[bytes]) -> str:
     return "" if len(theirs) == len(ours) else f"{len(theirs)} frames, ours {len(ours)}"
 
 
-def compare(cases: Iterable[Case], wire: Wire, directory: Path, direction: str = "out", **settings: str) -> Comparison:
+def compare(
+    cases: Iterable[Case],
+    wire: Wire,
+    directory: Path,
+    direction: str = "out",
+    through: Sequence[str] = (),
+    **settings: str,
+) -> Comparison:
     """Send cases from the near end of a wire, watched there, or watched where they arrive.
 
     Args:
@@ -197,6 +204,7 @@ def compare(cases: Iterable[Case], wire: Wire, directory: Path, direction: str =
         directory: for the capture file and what the senders read.
         direction: `out` to watch the near end, `in` to watch the far end; what passes the other way
             is left out.
+        through: as for `Capture`.
         settings: of the capture.
     """
     near, watched = wire.near, wire.near if direction == "out" else wire.far
@@ -207,7 +215,7 @@ def compare(cases: Iterable[Case], wire: Wire, directory: Path, direction: str =
         closing(Sink(wire.far.namespace)),
         closing(Marker(near.namespace, near.device)) as marker,
         closing(Reference(watched.namespace, watched.device)) as reference,
-        closing(Capture(watched.namespace, *arguments, **settings)) as capture,
+        closing(Capture(watched.namespace, *arguments, through=through, **settings)) as capture,
     ):
         reference.read_until(marker.send())
         for case in cases:
