@@ -719,10 +719,16 @@ static inline enum via find_members(struct control *control, struct packet *pack
 	packet->inode = GROUP_NUMBER(number);
 	known = groups.lookup(&packet->inode);
 	holder = holders.lookup(&packet->inode);
-	if (holder && (!known || known->references < references || has_forked(holder->tgid, known->time)))
+	if (holder && (!known || known->references < references || has_forked(holder->tgid, known->time))) {
 		holders.delete(&packet->inode);
+		known = NULL;
+	}
 	via = find_holder(control, packet);
-	if (via == VIA_UNRESOLVED) {
+	/*
+	 * Python stores its answer unless the program has asked again since. So while nothing has changed, the first
+	 * question stays: packets that arrive faster than /proc is searched would always ask again.
+	 */
+	if (via == VIA_UNRESOLVED && (!known || known->references != references)) {
 		packet->group.references = references;
 		packet->group.time = packet->time;
 		groups.update(&packet->inode, &packet->group);

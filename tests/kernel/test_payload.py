@@ -28,6 +28,7 @@ from tests.kernel.reference import SOL_PACKET, Reference
 from tests.kernel.send.identity import pattern
 from tests.kernel.sink import DISCARD_PORT, Sink
 from tests.kernel.stage import Player
+from tests.support import blocks
 from tests.support.blocks import comment_fields
 from tests.support.deadline import until
 from tests.support.headers import ETHER, FRAMES, V4, V6, header_end
@@ -37,7 +38,7 @@ OTHER_TOKEN = b"GET /?token=not-of-nginx"
 SECRET = b"secret" * 20
 CONNECTIONS = 7
 PORT = 8080
-SYN = 0x02
+SYN, ACK = 0x02, 0x10
 PACKET_TX_RING, TP_STATUS_SEND_REQUEST = 13, 1
 FRAME_AT = 32  # behind struct tpacket_hdr
 SENT = ("seed-udp", "udp-17", "udp-65507", "udp6-1400", "tcp-short", "tcp-sendfile", "arp", "ping")
@@ -210,17 +211,29 @@ def ask(wire: Wire) -> int:
 
 
 def ask_until_known(wire: Wire, file: Path) -> set[int]:
-    """Connections to the server, until a packet was named after all processes that have its listener open: until
-    then, /proc has not been searched. Returns the ports of the clients.
+    """Connections to the server, until a SYN-ACK was named: until then, /proc has not been searched for all processes
+    that have the listener open. Returns the ports of the clients.
     """
     asked: set[int] = set()
 
     def is_known() -> bool:
         asked.add(ask(wire))
-        return b"via=group" in file.read_bytes()
+        return any(
+            packet.data[47] & (SYN | ACK) == SYN | ACK and "via=group" in packet.comment
+            for packet in written(file)
+            if PORT in ports(packet.data)
+        )
 
-    until(is_known, "a packet has the name of the group")
+    until(is_known, "a SYN-ACK has the name of the group")
     return asked
+
+
+def written(file: Path) -> list[blocks.Packet]:
+    """The complete packets of a file that is being written."""
+    data, end = file.read_bytes(), 0
+    while end + 8 <= len(data) and (length := struct.unpack_from("<I", data, end + 4)[0]) <= len(data) - end:
+        end += length
+    return blocks.packets(data[:end])
 
 
 RULES = "{process: nginx, payload: none}, {process: whole}"
