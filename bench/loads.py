@@ -40,7 +40,7 @@ class Load:
 def loads(scale: float) -> list[Load]:
     """All loads. With `scale` 1, 1,000,000 small datagrams are sent unpaced, and the other loads in proportion.
 
-    A paced load with a goal lasts at least 3 s, because the first packets of a sender cost more than the later ones.
+    A paced load with a goal lasts at least 3 s: there is one poll per second.
     """
 
     def udp(size: int, count: int, rate: int = 0) -> tuple[str, ...]:

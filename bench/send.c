@@ -2,8 +2,10 @@
 /*
  * The benchmark's traffic.
  *
- *   send udp ADDRESS SIZE COUNT RATE       COUNT datagrams of SIZE bytes to port 9; RATE per second, 0: as fast as it goes
- *   send fork ADDRESS COUNT RATE           COUNT processes of one small datagram each, RATE per second
+ *   send udp ADDRESS SIZE COUNT RATE       COUNT datagrams of SIZE bytes to port 9; RATE per second, 0: as fast as it goes;
+ *                                          the first one before "ready"
+ *   send fork ADDRESS COUNT RATE           COUNT processes of one small datagram each, RATE per second; the first one
+ *                                          before "ready"
  *   send threads ADDRESS COUNT THREADS     COUNT small datagrams by THREADS threads, one after another; each sends one before
  *   send spread COUNT DEVICES              COUNT small datagrams in turn to 10.92.0.2, 10.92.1.2, ... (wire.py)
  *   send tcp ADDRESS MIB                   MIB MiB to port 9
@@ -71,18 +73,19 @@ static double begin(void)
 	return now();
 }
 
-static void send_udp(int end_point, int size, int count, int rate, double start)
+/* From number `from` to `count`. */
+static void send_udp(int end_point, int size, int from, int count, int rate, double start)
 {
-	for (int i = 0; i < count; i++) {
+	for (int i = from; i < count; i++) {
 		if (rate && i % (rate / 1000 ? rate / 1000 : 1) == 0)
 			wait_until(start + (double)i / rate);
 		failed += send(end_point, payload, size, 0) < 0;
 	}
 }
 
-static void send_forked(const char *address, int count, int rate, double start)
+static void send_forked(const char *address, int from, int count, int rate, double start)
 {
-	for (int i = 0; i < count; i++) {
+	for (int i = from; i < count; i++) {
 		wait_until(start + (double)i / rate);
 		pid_t child = fork();
 
@@ -126,11 +129,13 @@ int main(int argc, char **argv)
 	if (!strcmp(what, "udp") && argc == 6) {
 		int end_point = open_to(argv[2], SOCK_DGRAM);
 
+		send_udp(end_point, atoi(argv[3]), 0, 1, 0, 0);
 		start = begin();
-		send_udp(end_point, atoi(argv[3]), atoi(argv[4]), atoi(argv[5]), start);
+		send_udp(end_point, atoi(argv[3]), 1, atoi(argv[4]), atoi(argv[5]), start);
 	} else if (!strcmp(what, "fork") && argc == 5) {
+		send_forked(argv[2], 0, 1, 1, 0);
 		start = begin();
-		send_forked(argv[2], atoi(argv[3]), atoi(argv[4]), start);
+		send_forked(argv[2], 1, atoi(argv[3]), atoi(argv[4]), start);
 	} else if (!strcmp(what, "threads") && argc == 5) {
 		int threads = atoi(argv[4]);
 		pthread_attr_t small;
