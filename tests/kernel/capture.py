@@ -173,6 +173,14 @@ class Daemon(Capture):
         super().__init__(end.namespace, "--config", str(config), through=through, **chosen)
 
 
+def read_so_far(path: Path) -> list[Packet]:
+    """Read the complete packets of a file that is being written."""
+    data, end = path.read_bytes(), 0
+    while end + 8 <= len(data) and (length := int.from_bytes(data[end + 4 : end + 8], "little")) <= len(data) - end:
+        end += length
+    return packets(data[:end])
+
+
 def read(path: Path) -> list[Packet]:
     """Read a finished file, after tshark and capinfos have read the same packets without a warning.
 

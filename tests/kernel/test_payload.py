@@ -20,7 +20,7 @@ from scapy.packet import Packet, Raw
 
 from skbcapd.frames import headers
 from skbcapd.pcapng.link_type import ETHERNET
-from tests.kernel.capture import Capture, read
+from tests.kernel.capture import Capture, read, read_so_far
 from tests.kernel.cases import CASES
 from tests.kernel.comparison import Marker, difference, run_sender
 from tests.kernel.namespace import Namespace, Wire
@@ -28,7 +28,6 @@ from tests.kernel.reference import SOL_PACKET, Reference
 from tests.kernel.send.identity import pattern
 from tests.kernel.sink import DISCARD_PORT, Sink
 from tests.kernel.stage import Player
-from tests.support import blocks
 from tests.support.blocks import comment_fields
 from tests.support.deadline import until
 from tests.support.headers import ETHER, FRAMES, V4, V6, header_end
@@ -220,20 +219,12 @@ def ask_until_known(wire: Wire, file: Path) -> set[int]:
         asked.add(ask(wire))
         return any(
             packet.data[47] & (SYN | ACK) == SYN | ACK and "via=group" in packet.comment
-            for packet in written(file)
+            for packet in read_so_far(file)
             if PORT in ports(packet.data)
         )
 
     until(is_known, "a SYN-ACK has the name of the group")
     return asked
-
-
-def written(file: Path) -> list[blocks.Packet]:
-    """The complete packets of a file that is being written."""
-    data, end = file.read_bytes(), 0
-    while end + 8 <= len(data) and (length := struct.unpack_from("<I", data, end + 4)[0]) <= len(data) - end:
-        end += length
-    return blocks.packets(data[:end])
 
 
 RULES = "{process: nginx, payload: none}, {process: whole}"
