@@ -230,8 +230,6 @@ static inline void end_passage(struct control *control, struct packet *packet, s
 	sighting->origin = *origin;
 }
 
-#define QUEUED_LASTS_NS 1000000000ULL
-
 /*
  * At the driver, for a packet whose entry of the table belongs to another one: the record of the queue on this
  * processor, if it is of this packet; else NULL.
@@ -243,7 +241,7 @@ static inline struct packet *find_queued(struct packet *packet)
 
 	if (!queued || packet->passage.is_known || queued->address != packet->address ||
 	    queued->passage.sk != packet->passage.sk || queued->fingerprint != packet->fingerprint ||
-	    packet->time - queued->time > QUEUED_LASTS_NS)
+	    packet->time - queued->time > SIGHTING_LASTS_NS)
 		return NULL;
 	return queued;
 }
