@@ -246,9 +246,10 @@ struct segment {
 
 /* The state of a segment. The reader resets it before it moves `tail`. */
 struct segment_state {
-	u64 used;      /* bytes in it once sealed; 0 while open */
+	u64 used;      /* its end once sealed; 0 while open */
 	u64 committed; /* bytes that are completely written */
 	u64 upcalls;   /* local blocks in it */
+	u64 begin;     /* offset of its first block, below DISK_BLOCK; and `placed` << 32 */
 };
 
 struct control {
@@ -278,7 +279,8 @@ struct control {
 	u64 headers_only;  /* as in struct label, for packets without a label */
 	u64 drops_rate;	   /* dropped packets of one reason per second; see drop_frame.h */
 	u64 naming;	   /* generation << 32 | which labels the program makes (label.h); 0: none */
-	u64 pad1[2];
+	u64 placed;	   /* of the next segment; see begin_of_next */
+	u64 pad1[1];
 	u64 via_texts[16]; /* of each enum via below VIA_GROUP: two words, the end of its comment */
 	/* Written by both. */
 	u64 questions; /* number of sockets that Python may still look up; set in each drain */

@@ -22,6 +22,7 @@ from skbcapd.lru import Bounded
 from skbcapd.output.interface import Output, Snapshot
 from skbcapd.pcapng.blocks import CHECKSUM_NOT_READY
 from skbcapd.pcapng.comment import Label
+from skbcapd.pcapng.interface import Loan
 
 _Local = TypeVar("_Local", Upcall, Repeated, Cut)
 
@@ -118,9 +119,9 @@ class Delivery:
         """Write a packet with a label that the program could not write itself."""
         self._write(_filled(packet), packet.interface_id, packet.stamp)
 
-    def take_blocks(self, view: memoryview) -> None:
+    def take_blocks(self, view: memoryview, loan: Loan) -> None:
         """Write complete blocks from the kernel program, unchanged."""
-        self._output.write_blocks(view, self._snapshot)
+        self._output.write_blocks(view, self._snapshot, loan)
         if self.sampler is not None:
             self.sampler.sample_blocks(view)
         if self.viewers is not None:

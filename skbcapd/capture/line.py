@@ -40,9 +40,9 @@ class Line:
 
     def take(self, blocks: Range, plan: Plan) -> None:
         """Write one range."""
-        view, local = blocks
+        view, local, loan = blocks
         if not local and not self._limit:
-            self._delivery.take_blocks(view)
+            self._delivery.take_blocks(view, loan)
             return
         if self._limit:
             local = [offset for offset, _, _ in walk(view)]
@@ -51,16 +51,16 @@ class Line:
             if self.is_full:
                 return
             if offset > done:
-                self._delivery.take_blocks(view[done:offset])
+                self._delivery.take_blocks(view[done:offset], loan.behind(done))
             size = int.from_bytes(view[offset + 4 : offset + 8], "little")
             if int.from_bytes(view[offset : offset + 4], "little") == PACKET:
-                self._delivery.take_blocks(view[offset : offset + size])
+                self._delivery.take_blocks(view[offset : offset + size], loan.behind(offset))
                 self._tally.written += 1
             else:
                 self._take_local(view, offset, plan)
             done = offset + size
         if done < len(view):
-            self._delivery.take_blocks(view[done:])
+            self._delivery.take_blocks(view[done:], loan.behind(done))
 
     def _take_local(self, view: memoryview, offset: int, plan: Plan) -> None:
         """Process one local block."""

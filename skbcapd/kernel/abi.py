@@ -25,6 +25,7 @@ from typing import Generic, NamedTuple, TypeVar
 from skbcapd.errors import KernelError
 from skbcapd.kernel.btf import Btf
 from skbcapd.pcapng.comment import OPTIONS_MAX
+from skbcapd.pcapng.interface import DISK_BLOCK
 from skbcapd.pcapng.link_type import ETHERNET, RAW, device_types
 
 SEGMENT_SIZE = 1 << 21
@@ -70,11 +71,13 @@ CURSOR = 0
 TAIL, SLEEPING, WAKE_BACKLOG, CLOCK_OFFSET, PAGE_BASE, ADDRESS_BASE, ENTRY_REGS, STACK_SIZE, SNAPLEN, DEVICE_FILTER = (
     range(8, 18)
 )
-UDP_TABLE, DEDUP, FILL, LATE, OWN_NET, FILTERED, GENERATION, WIRED, HEADERS_ONLY, DROPS_RATE, NAMING = range(19, 30)
+UDP_TABLE, DEDUP, FILL, LATE, OWN_NET, FILTERED, GENERATION, WIRED, HEADERS_ONLY, DROPS_RATE, NAMING, PLACED = range(
+    19, 31
+)
 VIA_TEXTS = 32  # two words for each enum via below VIA_GROUP
 QUESTIONS = 48
 STATES = 56  # words before the first struct segment_state
-STATE_WORDS = 3  # used, committed, upcalls
+STATE_WORDS = 4  # used, committed, upcalls, begin and placed
 
 UNKNOWN_SELF = (1 << 64) - 1  # tgid of a measurement
 
@@ -474,6 +477,7 @@ def _sizes(btf: Btf, geometry: Geometry) -> dict[str, int | str]:
         "SEGMENT_COUNT": geometry.segment_count,
         "SEGMENTS_MADE": geometry.segment_count,
         "SLACK": SLACK,
+        "DISK_BLOCK": DISK_BLOCK,
         "UPCALLS_LISTED": UPCALLS_LISTED,
         "CAPTURE_MAX": CAPTURE_MAX,
         "OPTIONS_MAX": OPTIONS_MAX,

@@ -4,9 +4,10 @@ reserved them.
 In: the memory that the kernel program writes (bpf/segment.h). Out: ranges, each with the offsets of
 its local blocks; the records of those blocks.
 
-The rule: a range is returned only when every byte of it is committed, and its segment is released
-only after the range has been processed. `committed` is read before the cursor: if both are equal,
-everything reserved until then is complete. What must not be reordered has `order_accesses` in between.
+The rules: a range is returned only when every byte of it is committed, and its segment is released
+only after the range has been processed, and nobody uses its memory any more (`Lending`). `committed`
+is read before the cursor: if both are equal, everything reserved until then is complete. What must
+not be reordered has `order_accesses` in between.
 
 Plain ranges are not parsed: they are written to the file as they are. Python writes local blocks
 again (a packet without a label, a frame that could not be read to its end).
@@ -15,6 +16,7 @@ again (a packet without a label, a frame that could not be read to its end).
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -24,25 +26,82 @@ from skbcapd.kernel import abi
 from skbcapd.kernel.abi import Geometry
 from skbcapd.pcapng.blocks import BLOCK_MIN, PACKET, PACKET_HEAD, block_at, walk
 from skbcapd.pcapng.comment import Label, read_label
+from skbcapd.pcapng.interface import DISK_BLOCK
 
 # In a struct upcall: the key, and the names as the kernel compares them.
 _IDENTITY = abi.KEY.size + 48
 _REPEATED = abi.UPCALL.only("packet_id", "checksum", "flags", "payload")
 _WITHOUT_LABEL = (abi.BLOCK_UPCALL, abi.BLOCK_DROP)
-_USED, _COMMITTED, _UPCALLS = range(3)
+_USED, _COMMITTED, _UPCALLS, _BEGIN = range(4)
 LOCAL_PER_RANGE = 128  # with more, the range ends: each takes Python about 0.1 ms, and the event loop has other work
+
+
+class Lending:
+    """Who still uses the memory of one segment.
+
+    Args:
+        control: struct control as u64 words.
+    """
+
+    def __init__(self, control: memoryview) -> None:
+        self.placed = 0
+        """Where its bytes are in a block of the disk, minus where they are in the stream of all bytes."""
+        self._users: list[None] = []  # one entry each: `append` and `pop` are atomic, an addition is not
+        self._control = control
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody uses it."""
+        return not self._users
+
+    def take(self) -> None:
+        """There is one more user."""
+        self._users.append(None)
+
+    def give_back(self) -> None:
+        """There is one less; any thread can call this."""
+        self._users.pop()
+
+    def wish(self, drift: int) -> None:
+        """Let the kernel program place the next segment so many bytes later in a block of the disk than this one."""
+        self._control[abi.PLACED] = (self.placed + drift) % DISK_BLOCK
+
+
+class Loan(NamedTuple):
+    """Memory of a segment that an output may use for longer than the call that passes it."""
+
+    lending: Lending
+    at: int  # offset of the bytes in the segment, which begins at a page
+
+    def take(self) -> None:
+        """Keep the memory until `give_back`: the segment is not released."""
+        self.lending.take()
+
+    def give_back(self) -> None:
+        """The memory is not used any more; any thread can call this, once for each `take`."""
+        self.lending.give_back()
+
+    def behind(self, size: int) -> Loan:
+        """The same memory, from so many bytes later on."""
+        return Loan(self.lending, self.at + size)
+
+    def wish(self, drift: int) -> None:
+        """Say where the next bytes should be: see pcapng.interface.Loan."""
+        self.lending.wish(drift)
 
 
 class Range(NamedTuple):
     """Committed blocks, complete and in order.
 
     Args:
-        view: the bytes, valid until the next range is requested.
+        view: the bytes, valid until the next range is requested; longer for who takes the loan.
         local: offsets in `view` of the local blocks, ascending.
+        loan: the memory of `view`.
     """
 
     view: memoryview
     local: list[int]
+    loan: Loan
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +225,8 @@ class SegmentReader:
         self._listed = 0  # entries of its list that were read
         self._open: list[int] = []  # entries whose block was not committed yet
         self._is_consumed = True  # of the last range that was returned
+        self._lendings = [Lending(control) for _ in range(self._count)]
+        self._read: deque[int] = deque()  # segments that were read, but are not released yet
         self._peak = 0
         self.local = 0
         """Blocks that Python has processed one by one."""
@@ -201,7 +262,7 @@ class SegmentReader:
         """All committed ranges; ends when the next block is not complete.
 
         A range is consumed when the next one is requested, or by `consume`. Otherwise it is
-        returned again.
+        returned again. This is also where segments that nobody uses any more are released.
 
         Raises:
             SegmentError: the memory has content that the kernel program cannot have written.
@@ -211,25 +272,39 @@ class SegmentReader:
         ahead = (cursor >> 32) - self._number
         self._peak = max(self._peak, ahead * abi.SEGMENT_SIZE + (cursor & 0xFFFFFFFF) - self._done)
         while True:
+            self._release()
             state = abi.STATES + self._number % self._count * abi.STATE_WORDS
             committed = control[state + _COMMITTED]
             order_accesses()
             cursor = control[abi.CURSOR]
             sealed = cursor >> 32 != self._number
             end = control[state + _USED] if sealed else cursor & 0xFFFFFFFF
-            if committed != end or (sealed and not end):
+            # `begin` is written before the first block is committed: until then, less is committed.
+            begin, placed = control[state + _BEGIN] & 0xFFFFFFFF, control[state + _BEGIN] >> 32
+            if committed != end - begin or (sealed and not end):
                 return
+            if not self._done:
+                self._done, self._lendings[self._number % self._count].placed = begin, placed
             if end > abi.SEGMENT_SIZE or end < self._done:
                 raise SegmentError(f"segment {self._number} ends at {end}; expected {self._done} to {abi.SEGMENT_SIZE}")
             if end > self._done:
                 yield from self._parts(control[state + _UPCALLS], end)
             if not sealed:
                 return
-            control[state + _USED] = control[state + _COMMITTED] = control[state + _UPCALLS] = 0
+            self._read.append(self._number)
             self._number += 1
             self._done, self._listed, self._open = 0, 0, []
+
+    def _release(self) -> None:
+        """Release the segments that were read, up to the first one that is still used."""
+        control = self._control
+        while self._read and self._lendings[self._read[0] % self._count].is_over:
+            number = self._read.popleft()
+            state = abi.STATES + number % self._count * abi.STATE_WORDS
+            for word in range(abi.STATE_WORDS):
+                control[state + word] = 0
             order_accesses()  # from here on, the kernel program uses the segment again
-            control[abi.TAIL] = self._number
+            control[abi.TAIL] = number + 1
 
     def consume(self, blocks: Range) -> None:
         """Consume a range before the loop ends, so that it is not returned again."""
@@ -239,11 +314,12 @@ class SegmentReader:
 
     def _parts(self, upcalls: int, end: int) -> Iterator[Range]:
         """The complete part of a segment, in ranges of at most LOCAL_PER_RANGE local blocks."""
-        start = self._number % self._count * abi.SEGMENT_STRIDE
+        slot = self._number % self._count
+        start, loan = slot * abi.SEGMENT_STRIDE, Loan(self._lendings[slot], self._done)
         with self._memory[start + self._done : start + end] as view:
             if upcalls == self._listed and not self._open:  # mostly, so nothing more is called
                 self._is_consumed = False
-                yield (blocks := Range(view, []))
+                yield (blocks := Range(view, [], loan))
                 self.consume(blocks)
                 return
             local, listed, still_open = self._local_blocks(upcalls, start, end, view)
@@ -255,7 +331,7 @@ class SegmentReader:
                     inside = local[LOCAL_PER_RANGE * at : LOCAL_PER_RANGE * (at + 1)]
                     self._is_consumed = False
                     self.local += len(inside)
-                    yield (blocks := Range(part, [offset - first for offset in inside]))
+                    yield (blocks := Range(part, [offset - first for offset in inside], loan.behind(first)))
                     self.consume(blocks)
             self._listed, self._open = listed, still_open
 

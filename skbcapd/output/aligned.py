@@ -2,9 +2,10 @@
 
 In: pcapng blocks of any size. Out: pieces of a file, in order.
 
-The rule: a piece is not changed after it was passed on: another thread writes it, maybe much later.
+The rules: a piece is not changed after it was passed on: another thread writes it, maybe much later.
 So the bytes after the last complete block of the disk are in two pieces: the later piece repeats
-them, so that a direct write (O_DIRECT) can begin there.
+them, so that a direct write (O_DIRECT) can begin there. Many blocks in lent memory that has the right
+offset in a page are not copied: the piece refers to them (`Loan`).
 
 Source: O_DIRECT in open(2).
 """
@@ -18,24 +19,26 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from skbcapd.output.blocks import PacketCounter
+from skbcapd.pcapng.interface import DISK_BLOCK, Loan
 
-ALIGNMENT = 1 << 12  # of direct writes: no disk has larger blocks
 BUFFER_SIZE = 1 << 21  # a huge page: for a direct write, the kernel then looks up one page instead of 512
 _COPIED_MAX = 1 << 16  # a piece of at most this many bytes is copied; for a larger one, the buffer itself is passed on
+_LENT_MIN = 1 << 18  # fewer bytes are copied: they are too few for a direct write
 _SPARE_MAX = 12
 
 
 class Piece(NamedTuple):
-    """A part of a file.
+    """A part of a file. All positions are offsets in the file.
 
     Args:
         buffer: memory; if `is_aligned`, it begins at a page.
-        at: offset of the buffer in the file; if `is_aligned`, a multiple of ALIGNMENT.
-        start: number of bytes at the beginning that are also in the piece before.
-        end: end of the piece in the buffer.
-        starts: offsets in the file at which a block begins, at least that of the first block that
-            begins in the piece.
+        at: of the buffer; if `is_aligned`, a multiple of DISK_BLOCK.
+        start: of the first byte that is not in the piece before.
+        end: end of the piece.
+        starts: where a block begins, at least the first block that begins in the piece.
         is_aligned: whether it can be written directly.
+        lent: memory that follows the buffer, complete blocks of the disk.
+        loan: of `lent`; to give back when the piece was written.
     """
 
     buffer: memoryview
@@ -44,11 +47,23 @@ class Piece(NamedTuple):
     end: int
     starts: tuple[int, ...]
     is_aligned: bool
+    lent: memoryview | None = None
+    loan: Loan | None = None
 
     @property
-    def data(self) -> memoryview:
-        """The bytes that are not in the piece before."""
-        return self.buffer[self.start : self.end]
+    def size(self) -> int:
+        """The number of bytes that are not in the piece before."""
+        return self.end - self.start
+
+    def between(self, begin: int, end: int) -> list[memoryview]:
+        """The memory of a part of the piece; an empty list if it has no bytes."""
+        if self.lent is None:
+            return [self.buffer[begin - self.at : end - self.at]] if begin < end else []
+        bound = self.end - len(self.lent)
+        found = [self.buffer[begin - self.at : min(end, bound) - self.at]] if begin < min(end, bound) else []
+        if end > bound:
+            found.append(self.lent[max(begin - bound, 0) : end - bound])
+        return found if begin < end else []
 
 
 def count_pieces(pieces: Sequence[Piece]) -> int:
@@ -61,9 +76,10 @@ def count_pieces(pieces: Sequence[Piece]) -> int:
             if not piece.starts:
                 continue  # it is in the middle of a block
             is_first = False
-            start = piece.starts[0] - piece.at
-        counter.feed(piece.buffer[start : piece.end])
-    is_torn = bool(pieces) and (not pieces[0].starts or pieces[0].starts[0] > pieces[0].at + pieces[0].start)
+            start = piece.starts[0]
+        for part in piece.between(start, piece.end):
+            counter.feed(part)
+    is_torn = bool(pieces) and (not pieces[0].starts or pieces[0].starts[0] > pieces[0].start)
     return counter.packets + is_torn
 
 
@@ -109,18 +125,38 @@ class AlignedTail:
         """Bytes that are in no piece yet."""
         return self._fill - self._done
 
-    def add(self, blocks: bytes | memoryview) -> Iterator[Piece]:
-        """Add one or more complete blocks; returns the pieces that are full now."""
-        self._starts.append(self.size)
+    def add(self, blocks: bytes | memoryview, loan: Loan | None = None) -> Iterator[Piece]:
+        """Add one or more complete blocks; returns the pieces that are full now.
+
+        Args:
+            blocks: the blocks.
+            loan: their memory; None: they must be copied.
+        """
+        begin = self.size
+        self._starts.append(begin)
         self.size += len(blocks)
         left = memoryview(blocks)
+        if loan is not None:
+            drift = (begin - loan.at) % DISK_BLOCK
+            loan.wish(drift)
+            if not drift and len(left) >= _LENT_MIN:
+                head = -begin % DISK_BLOCK
+                end = head + (len(left) - head) // DISK_BLOCK * DISK_BLOCK
+                self._copy(left[:head])  # it fits: the buffer ends with a block of the disk
+                loan.take()
+                yield self._give(self._fill, left[head:end], loan)
+                left = left[end:]
         while left:
-            size = min(len(left), BUFFER_SIZE - self._fill)
-            self._buffer[self._fill : self._fill + size] = left[:size]
-            self._fill += size
-            left = left[size:]
+            left = left[self._copy(left) :]
             if self._fill == BUFFER_SIZE:
                 yield self._give(BUFFER_SIZE)
+
+    def _copy(self, blocks: memoryview) -> int:
+        """Copy as many bytes as the buffer has space for; returns how many."""
+        size = min(len(blocks), BUFFER_SIZE - self._fill)
+        self._buffer[self._fill : self._fill + size] = blocks[:size]
+        self._fill += size
+        return size
 
     def take(self, *, is_aligned: bool) -> Piece | None:
         """The waiting bytes as a piece; None if there are none.
@@ -128,25 +164,35 @@ class AlignedTail:
         Args:
             is_aligned: without the bytes after the last complete block of the disk.
         """
-        end = self._fill // ALIGNMENT * ALIGNMENT if is_aligned else self._fill
+        end = self._fill // DISK_BLOCK * DISK_BLOCK if is_aligned else self._fill
         if end <= self._done:
             return None
         if end - self._done > _COPIED_MAX:
             return self._give(end)
-        copy = memoryview(bytes(self._buffer[self._done : end]))
-        piece = Piece(copy, self._at + self._done, 0, len(copy), self._taken_starts(self._at + end), is_aligned=False)
+        copy, begin = memoryview(bytes(self._buffer[self._done : end])), self._at + self._done
         self._done = end
-        return piece
+        end += self._at
+        return Piece(copy, begin, begin, end, self._taken_starts(end), is_aligned=False)
 
-    def _give(self, end: int) -> Piece:
+    def _give(self, end: int, lent: memoryview | None = None, loan: Loan | None = None) -> Piece:
         """Pass on the buffer itself; the next buffer begins with the bytes after its last complete
         block of the disk.
+
+        Args:
+            end: end of the piece in the buffer.
+            lent: what follows it in the file, if `end` is the end of a block of the disk.
+            loan: the memory of `lent`.
         """
-        piece = Piece(self._buffer, self._at, self._done, end, self._taken_starts(self._at + end), is_aligned=True)
-        kept = end // ALIGNMENT * ALIGNMENT
+        at, start = self._at, self._at + self._done
+        behind = at + end + (len(lent) if lent is not None else 0)
+        piece = Piece(
+            self._buffer, at, start, behind, self._taken_starts(behind), is_aligned=True, lent=lent, loan=loan
+        )
+        kept = end // DISK_BLOCK * DISK_BLOCK
         buffer = self._buffers.get()
         buffer[: self._fill - kept] = self._buffer[kept : self._fill]
-        self._buffer, self._at, self._fill, self._done = buffer, self._at + kept, self._fill - kept, end - kept
+        self._buffer, self._fill, self._done = buffer, self._fill - kept, end - kept
+        self._at = behind - (end - kept)
         return piece
 
     def _taken_starts(self, end: int) -> tuple[int, ...]:

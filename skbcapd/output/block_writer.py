@@ -29,6 +29,7 @@ from skbcapd.errors import FileError, UsageError
 from skbcapd.output.aligned import AlignedTail, Buffers, Piece, count_pieces
 from skbcapd.output.disk import DIRECT_MIN, DiskFile
 from skbcapd.output.secrets import ReservedBlock
+from skbcapd.pcapng.interface import Loan
 from skbcapd.pcapng.secrets import reserved_block
 from skbcapd.worker import InlineJobs, Jobs, wait_until
 
@@ -98,6 +99,7 @@ class BlockSink:
         self._jobs = jobs or InlineJobs()
         self._buffers = buffers or Buffers()
         self._tail = AlignedTail(self._buffers)
+        self._unflushed = 0  # bytes that were passed since the last flush
         self._is_late = False  # the disk did not keep up: it is not waited for until it has caught up
         self.disk = DiskFile(descriptor, clock, keep_free)
         self._waiting: deque[Piece] = deque()  # pieces that are not written yet
@@ -133,9 +135,15 @@ class BlockSink:
         """Whether too many bytes wait for the disk; see Output."""
         return self._tail.size - self.disk.completed > QUEUE_MAX
 
-    def write(self, blocks: bytes | memoryview) -> None:
-        """Write one or more complete blocks."""
-        for piece in self._tail.add(blocks):
+    def write(self, blocks: bytes | memoryview, loan: Loan | None = None) -> None:
+        """Write one or more complete blocks.
+
+        Args:
+            blocks: the blocks.
+            loan: their memory; None: they must be copied.
+        """
+        self._unflushed += len(blocks)
+        for piece in self._tail.add(blocks, loan):
             self._put(piece)
         if self.disk.error is not None:
             self.flush(whole=True)  # so that they are counted now
@@ -154,11 +162,12 @@ class BlockSink:
         Args:
             whole: pass on all bytes, even if other jobs wait. Otherwise a later call can do it.
         """
-        is_much = self._tail.waiting >= DIRECT_MIN
-        if (whole or self._jobs.waiting < _JOBS_MAX) and (piece := self._tail.take(is_aligned=is_much)):
-            self._put(piece)
-            if whole and is_much and (piece := self._tail.take(is_aligned=False)):
-                self._put(piece)
+        if whole or self._jobs.waiting < _JOBS_MAX:
+            is_much = self._unflushed >= DIRECT_MIN
+            self._unflushed = 0
+            for is_aligned in (True, False) if whole and is_much else (is_much,):
+                if piece := self._tail.take(is_aligned=is_aligned):
+                    self._put(piece)
         if self.disk.error is not None:
             self._raise()
 
@@ -196,6 +205,8 @@ class BlockSink:
         self.disk.put(piece)
         self._waiting.popleft()
         self._buffers.give_back(piece)
+        if piece.loan is not None:
+            piece.loan.give_back()
 
     def _raise(self) -> None:
         if self._strict and self.disk.error is not None:

@@ -16,10 +16,11 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from skbcapd.output import blocks
-from skbcapd.output.aligned import ALIGNMENT, Piece
+from skbcapd.output.aligned import Piece
+from skbcapd.pcapng.interface import DISK_BLOCK
 
 DIRECT_MIN = 1 << 18  # smaller writes are not worth waiting for the disk
 _CACHED_S = 5.0
@@ -76,11 +77,11 @@ class WriteMode:
 
     def is_direct(self, piece: Piece) -> bool:
         """Whether a piece is written with O_DIRECT, if that is possible."""
-        if not piece.is_aligned or piece.end - piece.start < DIRECT_MIN:
+        if not piece.is_aligned or piece.size < DIRECT_MIN:
             return False
         if self._clock() >= self._cached_until or self.cached.rate < _CACHE_SPEEDUP * self.direct.rate:
             return True
-        return self._catch_up() + piece.end - piece.start > _BEHIND_S * self.direct.rate
+        return self._catch_up() + piece.size > _BEHIND_S * self.direct.rate
 
     def note_cached(self, size: int) -> None:
         """So many bytes were written to the page cache."""
@@ -108,14 +109,18 @@ class DirectWriter:
         with contextlib.suppress(OSError):
             self._descriptor = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
 
-    def write(self, buffer: memoryview, at: int) -> int:
+    def write(self, parts: Sequence[memoryview], at: int) -> int:
         """Write complete blocks of the disk; returns the number of bytes: 0 if O_DIRECT is not
         possible, or if the disk is full.
+
+        Args:
+            parts: memory that begins and ends at a block.
+            at: offset in the file.
         """
         if self._descriptor < 0:
             return 0
         try:
-            return os.pwrite(self._descriptor, buffer, at)
+            return os.pwritev(self._descriptor, parts, at)
         except OSError:
             self.close()  # a write through the cache reports the error, if there is one
             return 0
@@ -165,13 +170,14 @@ class DiskFile:
             self._starts.extend(piece.starts)
             try:
                 if self.is_given_up or self._keep_free:
-                    self._refuse(piece.end - piece.start)
+                    self._refuse(piece.size)
                 self._write(piece)
             except OSError as error:
-                self._repair(error, piece.buffer[self._size - piece.at : piece.end])
+                self._repair(error, memoryview(b"".join(piece.between(self._size, piece.end))))
         else:
-            self._lost.feed(piece.data)
-        self.completed += piece.end - piece.start
+            for part in piece.between(piece.start, piece.end):
+                self._lost.feed(part)
+        self.completed += piece.size
 
     def close(self) -> None:
         """Close everything but the descriptor."""
@@ -190,18 +196,16 @@ class DiskFile:
     def _write(self, piece: Piece) -> None:
         begun = self._clock()
         if self._direct is not None and self.mode.is_direct(piece):
-            end = piece.end // ALIGNMENT * ALIGNMENT
-            written = self._direct.write(piece.buffer[:end], piece.at)
+            end = piece.end // DISK_BLOCK * DISK_BLOCK
+            written = self._direct.write(piece.between(piece.at, end), piece.at)
             self.mode.direct.add(written, self._clock() - begun)
             self._advance(piece.at + written)
             begun = self._clock()
-        left = piece.buffer[self._size - piece.at : piece.end]
-        size = len(left)
-        while left:
+        size = piece.end - self._size
+        while left := piece.between(self._size, piece.end):
             written = (
-                os.pwrite(self._descriptor, left, self._size) if self._is_file else os.write(self._descriptor, left)
+                os.pwritev(self._descriptor, left, self._size) if self._is_file else os.writev(self._descriptor, left)
             )
-            left = left[written:]
             self._advance(self._size + written)
         self.mode.note_cached(size)
         if size >= DIRECT_MIN:

@@ -19,7 +19,7 @@ from typing import Protocol, TypeAlias
 from skbcapd.attribution.processes import Process
 from skbcapd.kernel.segments import Packet
 from skbcapd.pcapng.comment import Label
-from skbcapd.pcapng.interface import Interface
+from skbcapd.pcapng.interface import Interface, Loan
 
 PROMPT_S = 0.09  # the longest wait of packets for a pipe, a terminal, or their label
 FILE_S = 1.0  # of packets for a file
@@ -138,8 +138,14 @@ class Output(Protocol):
         """Write one packet; `snapshot` is used if a file ends with it."""
         ...
 
-    def write_blocks(self, view: memoryview, snapshot: Snapshot) -> None:
-        """Write complete blocks; `snapshot` is used if a file ends within them."""
+    def write_blocks(self, view: memoryview, snapshot: Snapshot, loan: Loan | None = None) -> None:
+        """Write complete blocks; `snapshot` is used if a file ends within them.
+
+        Args:
+            view: the blocks.
+            snapshot: see Snapshot.
+            loan: their memory, which the output may use after the call; None: it must copy them.
+        """
         ...
 
     def flush(self, snapshot: Snapshot) -> None:

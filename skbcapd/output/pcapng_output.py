@@ -15,13 +15,13 @@ from skbcapd import __version__
 from skbcapd.attribution.processes import Process, boot_ns
 from skbcapd.kernel.segments import Packet
 from skbcapd.lru import Bounded
-from skbcapd.output.block_writer import CaptureFile
+from skbcapd.output.block_writer import BlockSink, CaptureFile
 from skbcapd.output.interface import FILE_S, PROMPT_S, Snapshot, Statistics
 from skbcapd.output.key_log import KeyLogs
 from skbcapd.output.pipe import PipeTarget
 from skbcapd.output.secrets import OVERLAP_S, Secrets, secrets_for
 from skbcapd.pcapng.comment import Label
-from skbcapd.pcapng.interface import Sink
+from skbcapd.pcapng.interface import Loan, Sink
 
 PROCESSES_REPEATED = 4096
 
@@ -41,6 +41,7 @@ class PcapngOutput:
         from skbcapd.pcapng.writer import PcapngWriter  # noqa: PLC0415  see kernel.load: it comes while the compiler works
 
         self._stream, self._writer = stream, PcapngWriter(stream)
+        self._borrower = stream if isinstance(stream, BlockSink) else None
         self._writer.write_section(
             hardware=platform.machine(),
             os=f"{platform.system()} {platform.release()}",
@@ -104,11 +105,14 @@ class PcapngOutput:
             )
         self._writer.flush()
 
-    def write_blocks(self, view: memoryview, _snapshot: Snapshot = tuple) -> None:
+    def write_blocks(self, view: memoryview, _snapshot: Snapshot = tuple, loan: Loan | None = None) -> None:
         """Write complete blocks unchanged."""
         if self._secrets is not None:
             self._secrets.put()
-        self._stream.write(view)
+        if self._borrower is not None:
+            self._borrower.write(view, loan)
+        else:
+            self._stream.write(view)
 
     def flush(self, _snapshot: Snapshot = tuple) -> None:
         """Write the buffered bytes."""

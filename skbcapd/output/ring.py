@@ -30,7 +30,7 @@ from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.output.series import State
 from skbcapd.pcapng.comment import Label
-from skbcapd.pcapng.interface import Interface
+from skbcapd.pcapng.interface import Interface, Loan
 from skbcapd.worker import wait_until
 
 _LOG = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ class Recorder:
         """Write a packet to memory; see PcapngOutput."""
         self._encoder.write_packet(packet, interface_id, stamp)
 
-    def write_blocks(self, view: memoryview, _snapshot: Snapshot) -> None:
+    def write_blocks(self, view: memoryview, _snapshot: Snapshot, _loan: Loan | None = None) -> None:
         """Write complete blocks to memory."""
         self._memory.write(view)
 

@@ -20,7 +20,7 @@ from skbcapd.output.interface import FILE_S, Snapshot, Statistics
 from skbcapd.output.series import FileSeries, Held, State
 from skbcapd.pcapng.blocks import walk
 from skbcapd.pcapng.comment import Label
-from skbcapd.pcapng.interface import Interface
+from skbcapd.pcapng.interface import Interface, Loan
 
 _LOG = logging.getLogger(__name__)
 
@@ -116,31 +116,31 @@ class RotatingOutput(FileSeries):
         else:
             self._ledger.dropped += 1
 
-    def write_blocks(self, view: memoryview, snapshot: Snapshot) -> None:
+    def write_blocks(self, view: memoryview, snapshot: Snapshot, loan: Loan | None = None) -> None:
         """Write complete blocks; if a file is full, the next one begins between two blocks."""
         if not self._work or not (self._counts_packets or self._work.is_full(len(view), 0)):
-            self._put(view)
+            self._put(view, loan)
             return
         start = 0
         for at, _, size in walk(view):
             if self._work and self._work.is_full(at + size - start, 1):
-                self._put(view[start:at])
+                self._put(view[start:at], loan.behind(start) if loan else None)
                 self.rotate(snapshot)
                 start = at
             if self._work:
                 self._work.packets += 1
-        self._put(view[start:])
+        self._put(view[start:], loan.behind(start) if loan else None)
 
     def note_memory_pressure(self) -> None:
         """See BlockSink."""
         if self._work:
             self._work.file.stream.note_memory_pressure()
 
-    def _put(self, view: memoryview) -> None:
+    def _put(self, view: memoryview, loan: Loan | None) -> None:
         if not len(view):
             return
         if self._work:
-            self._work.output.write_blocks(view)
+            self._work.output.write_blocks(view, loan=loan)
         elif self.state is State.LATE:
             self._held.write(view)
         else:

@@ -13,7 +13,7 @@ from skbcapd.kernel.segments import Packet, Upcall
 from skbcapd.output.interface import PROMPT_S, Snapshot
 from skbcapd.output.pipe import PipeSink
 from skbcapd.pcapng.comment import Label
-from skbcapd.pcapng.interface import Interface
+from skbcapd.pcapng.interface import Interface, Loan
 from skbcapd.pcapng.reader import Section
 
 
@@ -53,7 +53,7 @@ class TextOutput:
             self._lines.line(packet.time_ns, found, packet.interface_name, frame, link_type, packet.original_len)
         )
 
-    def write_blocks(self, view: memoryview, _snapshot: Snapshot) -> None:
+    def write_blocks(self, view: memoryview, _snapshot: Snapshot, _loan: Loan | None = None) -> None:
         """Never called: without labels, the kernel program writes no complete blocks."""
         raise AssertionError(f"{len(view)} bytes of complete blocks; expected none")
 

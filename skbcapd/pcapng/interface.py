@@ -30,8 +30,32 @@ NO_LOSS = frozenset(
 """Reasons for which nobody has lost anything, if the kernel has them; docs/drops.md says why."""
 
 
+DISK_BLOCK = 1 << 12
+"""Direct writes (O_DIRECT) begin and end at a multiple of it, in memory and in the file: no disk has larger blocks."""
+
+
+class Loan(Protocol):
+    """Memory that its owner needs back; who takes it may use it after the call."""
+
+    @property
+    def at(self) -> int:
+        """Offset of the bytes in the memory, which begins at a page."""
+
+    def take(self) -> None:
+        """Keep the memory until `give_back`."""
+
+    def give_back(self) -> None:
+        """The memory is not used any more; any thread can call this, once for each `take`."""
+
+    def behind(self, size: int) -> Loan:
+        """The same memory, from so many bytes later on."""
+
+    def wish(self, drift: int) -> None:
+        """Say where the next bytes should be: `at` plus so many bytes is the right offset in a block of the disk."""
+
+
 class Sink(Protocol):
-    """Takes blocks: a buffered binary file, or BytesIO."""
+    """Takes blocks."""
 
     def write(self, data: bytes | memoryview, /) -> object:
         """Write all of `data`, unlike an unbuffered file, which can write a part of it."""

@@ -29,7 +29,7 @@ from skbcapd.output.retention import Usage
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.pcapng.blocks import PACKET, walk
 from skbcapd.pcapng.comment import Label, label
-from skbcapd.pcapng.interface import Interface
+from skbcapd.pcapng.interface import Interface, Loan
 from tests.support.writer import Writer, block
 
 
@@ -200,7 +200,7 @@ class Recording:
         self.stamps.append(stamp)
         self.flags.append(found.flags)
 
-    def write_blocks(self, view: memoryview, _snapshot: Snapshot) -> None:
+    def write_blocks(self, view: memoryview, _snapshot: Snapshot, _loan: Loan | None = None) -> None:
         """Store packet blocks."""
         for offset, kind, size in walk(view):
             assert kind == PACKET
@@ -288,9 +288,9 @@ class Output(Recording):
     late = 0  # packets that it reports as dropped at the second flush
     _is_asked = False
 
-    def write_blocks(self, view: memoryview, snapshot: Snapshot) -> None:
+    def write_blocks(self, view: memoryview, snapshot: Snapshot, loan: Loan | None = None) -> None:
         """Buffer something."""
-        super().write_blocks(view, snapshot)
+        super().write_blocks(view, snapshot, loan)
         self._is_asked = False
 
     def flush(self, _snapshot: Snapshot) -> None:

@@ -15,8 +15,9 @@ from skbcapd.kernel import abi
 from skbcapd.kernel.abi import Geometry
 from skbcapd.pcapng.blocks import PACKET
 from skbcapd.pcapng.comment import Label, label
+from skbcapd.pcapng.interface import DISK_BLOCK
 
-USED, COMMITTED, UPCALLS = range(3)
+USED, COMMITTED, UPCALLS, BEGIN = range(4)
 PLAIN = label((), 0, 0, 0)
 
 
@@ -45,10 +46,14 @@ class Writer:
             if number >= self.control[abi.TAIL] + self.geometry.segment_count:
                 yield False
                 return
-        start = 0 if sealed else at
+        placed = self.control[abi.PLACED]
+        before = self.control[self.state(number - 1, BEGIN)] >> 32
+        start = (at + placed - before) % DISK_BLOCK if sealed else at
         self.control[abi.CURSOR] = number << 32 | start + len(block)
         yield True
         if sealed:
+            self.control[self.state(number, BEGIN)] = placed << 32 | start
+            yield True
             self.control[self.state(number - 1, USED)] = at
             yield True
         base = number % self.geometry.segment_count * abi.SEGMENT_STRIDE

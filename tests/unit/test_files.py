@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import mmap
 import os
 import re
 import stat
@@ -128,24 +129,76 @@ def test_a_torn_block_is_cut_off(tmp_path: Path) -> None:
     assert (tmp_path / "a.pcapng.part").read_bytes() == packet(0, bytes(70_000))
 
 
-PIECES = st.lists(st.tuples(st.integers(1, 300_000), st.booleans()), max_size=12)
+class Lent:
+    """Memory that must not be used after the call and after it was given back: then it has other content.
+
+    Args:
+        blocks: its content.
+        at: offset of the content in the memory.
+    """
+
+    def __init__(self, blocks: bytes, at: int) -> None:
+        self.memory, self.at, self.users = mmap.mmap(-1, at + len(blocks)), at, 0
+        self.memory[at:] = blocks
+        self.view = memoryview(self.memory)[at:]
+        self.drifts: list[int] = []
+        self.is_over = False  # the call
+
+    def take(self) -> None:
+        """One more user."""
+        self.users += 1
+
+    def give_back(self) -> None:
+        """One less."""
+        self.users -= 1
+        self._change()
+
+    def return_from_call(self) -> None:
+        """The call that has passed the memory is over."""
+        self.is_over = True
+        self._change()
+
+    def _change(self) -> None:
+        if self.is_over and not self.users:
+            self.memory[:] = b"\xff" * len(self.memory)
+
+    def behind(self, size: int) -> Lent:
+        """Not used."""
+        raise AssertionError(size)
+
+    def wish(self, drift: int) -> None:
+        """Where the next bytes should be."""
+        self.drifts.append(drift)
+
+
+PIECES = st.lists(
+    st.tuples(st.integers(1, 300_000) | st.integers(300_000, 5_000_000), st.booleans(), st.none() | st.integers(0, 2)),
+    max_size=12,
+)
 
 
 @given(PIECES, st.booleans())
 @settings(deadline=None, max_examples=60)
-def test_any_writes_are_in_the_file(pieces: list[tuple[int, bool]], slow: bool) -> None:  # noqa: FBT001  hypothesis
-    """Blocks of any size, flushed at any time, on a fast and a slow disk: the file has all of them
-    in order.
+def test_any_writes_are_in_the_file(pieces: list[tuple[int, bool, int | None]], slow: bool) -> None:  # noqa: FBT001  hypothesis
+    """Blocks of any size, in lent memory (with the offset of the file, or not) or in other memory,
+    flushed at any time, on a fast and a slow disk: the file has all of them in order, and all memory
+    is given back.
     """
     times = itertools.count(step=1.0)
     with tempfile.TemporaryFile() as file:
         sink = BlockSink(file.fileno(), clock=lambda: next(times))
         written = []
-        for number, (size, is_flushed) in enumerate(pieces):
+        for number, (size, is_flushed, drift) in enumerate(pieces):
             if slow and number % 3 == 1:
                 sink.note_memory_pressure()
             written.append(packet(0, number.to_bytes(4, "big") + bytes(size)))
-            sink.write(written[-1])
+            if drift is None:
+                sink.write(written[-1])
+            else:
+                lent = Lent(written[-1], (sink.size - 4 * drift) % 4096)
+                sink.write(lent.view, lent)
+                lent.return_from_call()
+                assert (lent.users, lent.drifts) == (0, [4 * drift])
             if is_flushed:
                 sink.flush()
                 sink.flush()
@@ -155,6 +208,28 @@ def test_any_writes_are_in_the_file(pieces: list[tuple[int, bool]], slow: bool) 
         file.seek(0)
         assert file.read() == b"".join(written)
         assert (sink.size, sink.lost, sink.error) == (len(b"".join(written)), 0, None)
+
+
+def test_lent_memory_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many blocks in lent memory are written from there; the bytes around its complete blocks of
+    the disk are copied.
+    """
+    real, parts = os.pwritev, []
+
+    def pwritev(descriptor: int, given: list[memoryview], at: int) -> int:
+        parts.append([len(part) for part in given])
+        return real(descriptor, given, at)
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    with tempfile.TemporaryFile() as file:
+        sink = BlockSink(file.fileno())
+        sink.write(packet(0, bytes(68)))
+        lent = Lent(packet(0, bytes((1 << 20) + 4096)), 100)
+        sink.write(lent.view, lent)
+        assert parts == [[4096, 1 << 20]]
+        sink.flush(whole=True)
+        assert os.fstat(file.fileno()).st_size == 2 * 32 + 68 + (1 << 20) + 4096
+        sink.close()
 
 
 @pytest.mark.parametrize(
@@ -176,14 +251,15 @@ def test_the_faster_way_is_taken(
         direct.append(os.dup(descriptor))
         way._descriptor = direct[0]
 
-    def pwrite(descriptor: int, data: memoryview, _: int) -> int:
+    def pwritev(descriptor: int, parts: list[memoryview], _: int) -> int:
         nonlocal now, through
-        through += len(data) * (descriptor not in direct)
-        now += len(data) / (1e9 if descriptor in direct else cache)
-        return len(data)
+        size = sum(map(len, parts))
+        through += size * (descriptor not in direct)
+        now += size / (1e9 if descriptor in direct else cache)
+        return size
 
     monkeypatch.setattr(DirectWriter, "__init__", take)
-    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "pwritev", pwritev)
     blocks = packet(0, bytes((1 << 22) - 100))
     with (tmp_path / "a").open("wb") as file:
         sink = BlockSink(file.fileno(), clock=lambda: now)
@@ -203,18 +279,18 @@ def test_the_faster_way_is_taken(
 
 def test_small_pieces_use_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small pieces are written through the cache, also after a direct write; large ones directly."""
-    real, ways, direct = os.pwrite, [], []
+    real, ways, direct = os.pwritev, [], []
 
     def take(way: DirectWriter, descriptor: int) -> None:
         direct.append(os.dup(descriptor))
         way._descriptor = direct[0]
 
-    def pwrite(descriptor: int, data: memoryview, at: int) -> int:
+    def pwritev(descriptor: int, parts: list[memoryview], at: int) -> int:
         ways.append("direct" if descriptor in direct else "cache")
-        return real(descriptor, data, at)
+        return real(descriptor, parts, at)
 
     monkeypatch.setattr(DirectWriter, "__init__", take)
-    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "pwritev", pwritev)
     little, much = packet(0, bytes(100_000)), packet(0, bytes(3_000_000))
     with (tmp_path / "a").open("wb") as file:
         sink = BlockSink(file.fileno())
@@ -234,27 +310,37 @@ TEAR = """
 import os, resource, signal, sys
 from skbcapd.output.block_writer import BlockSink
 from tests.support.writer import packet
+from tests.unit.test_files import Lent
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-limit, is_slow, sizes = int(sys.argv[2]), sys.argv[3] == "slow", [int(size) for size in sys.argv[4:]]
+limit, is_slow, sizes = int(sys.argv[2]), sys.argv[3] == "slow", [int(size) for size in sys.argv[5:]]
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 sink = BlockSink(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT))
 if is_slow:
     sink.note_memory_pressure()
+loans = []
 for size in sizes:
-    sink.write(b"".join(packet(0, bytes(size)) for _ in range(7)))
+    blocks = b"".join(packet(0, bytes(size)) for _ in range(7))
+    if sys.argv[4] == "lent":
+        loans.append(Lent(blocks, sink.size % 4096))
+        sink.write(loans[-1].view, loans[-1])
+        loans[-1].return_from_call()
+    else:
+        sink.write(blocks)
     if size % 2:
         sink.flush()
 sink.flush(whole=True)
+assert not any(loan.users for loan in loans)
 print(sink.lost, sink.size)
 """
 
 
+@pytest.mark.parametrize("memory", ["lent", "own"])
 @pytest.mark.parametrize("disk", ["quick", "slow"])
 @pytest.mark.parametrize("limit", [1, 4096, 100_000, 1 << 20, (1 << 20) + 4097, 2_000_001])
-def test_wherever_a_disk_is_full(limit: int, disk: str, tmp_path: Path) -> None:
+def test_wherever_a_disk_is_full(limit: int, disk: str, memory: str, tmp_path: Path) -> None:
     """The file ends with the last complete block that fits; each packet is in it or counted."""
     file, sizes = tmp_path / "torn", [60, 1_401, 40_000, 9, 60_000, 70_001, 65_536, 5]
-    words = [sys.executable, "-c", TEAR, file, limit, disk, *sizes]
+    words = [sys.executable, "-c", TEAR, file, limit, disk, memory, *sizes]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True, cwd=ROOT)
     blocks = [packet(0, bytes(size)) for size in sizes for _ in range(7)]
     ends = list(itertools.accumulate(map(len, blocks)))

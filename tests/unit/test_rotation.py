@@ -336,14 +336,14 @@ def test_a_disk_that_is_full_where_a_file_begins(
     """
     rig = Rig(tmp_path)
     rig.output.write_blocks(memoryview(small(1)), rig.snapshot)
-    real = os.pwrite
+    real = os.pwritev
 
     def full(_descriptor: int, _data: memoryview, _at: int) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     until(lambda: (rig.output.flush(rig.snapshot), rig.output.completed == rig.output.accepted)[1], "it is written")
     first = Path(rig.output.path.removesuffix(".part"))
-    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(os, "pwritev", full)
     rig.output.rotate(rig.snapshot)
     for number in (2, 3):
         rig.output.write_blocks(memoryview(small(number)), rig.snapshot)
@@ -355,7 +355,7 @@ def test_a_disk_that_is_full_where_a_file_begins(
     assert (tmp_path / CURRENT).resolve() == first
     assert rig.output.path == str(first)
     assert rig.output.lost == 2
-    monkeypatch.setattr(os, "pwrite", real)
+    monkeypatch.setattr(os, "pwritev", real)
     rig.resume()
     rig.output.write_blocks(memoryview(small(4)), rig.snapshot)
     rig.output.finish([])
@@ -368,10 +368,10 @@ class SlowDisk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gate = Event()
-        self._real = os.pwrite
-        monkeypatch.setattr(os, "pwrite", self._pwrite)
+        self._real = os.pwritev
+        monkeypatch.setattr(os, "pwritev", self._pwrite)
 
-    def _pwrite(self, descriptor: int, data: memoryview, at: int) -> int:
+    def _pwrite(self, descriptor: int, data: list[memoryview], at: int) -> int:
         self.gate.wait()
         return self._real(descriptor, data, at)
 
@@ -405,13 +405,13 @@ def test_a_disk_that_hangs_at_the_end(tmp_path: Path, monkeypatch: pytest.Monkey
     """What is not written some seconds after the end is counted: each packet is in a file, or
     dropped.
     """
-    real, monkey = os.pwrite, threading.Event()
+    real, monkey = os.pwritev, threading.Event()
 
-    def slow(descriptor: int, data: memoryview, at: int) -> int:
+    def slow(descriptor: int, data: list[memoryview], at: int) -> int:
         monkey.wait(0.5)
         return real(descriptor, data, at)
 
-    monkeypatch.setattr(os, "pwrite", slow)
+    monkeypatch.setattr(os, "pwritev", slow)
     rig = Rig(tmp_path)
     block, count = packet(0, bytes(1000), STAMP.options), 0
     while not rig.output.is_busy:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from skbcapd.output.aligned import ALIGNMENT
 from skbcapd.output.block_writer import CaptureFile
 from skbcapd.output.directory import CaptureDirectory
 from skbcapd.output.key_log import KeyLogs
@@ -21,6 +20,7 @@ from skbcapd.output.ring import Recorder
 from skbcapd.output.rotation import RotatingOutput
 from skbcapd.output.triggers import Limits
 from skbcapd.pcapng import secrets
+from skbcapd.pcapng.interface import DISK_BLOCK
 from skbcapd.worker import Worker
 from tests.support.deadline import until
 from tests.support.judges import judge
@@ -182,7 +182,7 @@ def test_a_full_room_survives_direct_writes(log: Log, place: Path) -> None:
     output.finish([])
     output.close()
     assert finished(place) == [[(0, lines(*range(RESERVED_LINES - 1)))]]
-    assert secrets.RESERVED - secrets.RESERVED_START - secrets.RESERVED_FOR_LINES > ALIGNMENT
+    assert secrets.RESERVED - secrets.RESERVED_START - secrets.RESERVED_FOR_LINES > DISK_BLOCK
 
 
 def test_a_dump_has_the_secrets_of_its_packets(log: Log, place: Path) -> None:

@@ -18,6 +18,7 @@ from skbcapd.kernel import abi
 from skbcapd.kernel.segments import (
     LOCAL_PER_RANGE,
     Cut,
+    Loan,
     Repeated,
     SegmentReader,
     Upcall,
@@ -27,6 +28,7 @@ from skbcapd.kernel.segments import (
 )
 from skbcapd.pcapng.blocks import PACKET, walk
 from skbcapd.pcapng.comment import label
+from skbcapd.pcapng.interface import DISK_BLOCK
 from tests.support.frames import NTP_FRAME
 from tests.support.writer import COMMITTED, UPCALLS, USED, Writer, block, cut, packet, upcall
 
@@ -99,6 +101,7 @@ def test_the_peak_is_what_waited() -> None:
     shared.read()
     assert shared.reader.take_peak() == 3 * len(one)
     assert shared.reader.take_peak() == 0
+    shared.control[abi.PLACED] = -4 * len(one) % DISK_BLOCK  # the next segment begins at its first byte
     shared.put(packet(2, LARGE), packet(2, LARGE), upcall(b""))
     shared.read()
     assert shared.reader.take_peak() == abi.SEGMENT_SIZE - 4 * len(one) + abi.SEGMENT_SIZE // 2 + len(upcall(b""))
@@ -193,7 +196,7 @@ def test_a_sealed_segment_waits_for_its_length(steps: int) -> None:
     step(first, steps)
     step(sealing, 1)
     assert shared.read() == []
-    step(sealing, 1)
+    step(sealing, 2)
     list(first)
     assert shared.read() == [([1], [])]
     list(sealing)
@@ -514,7 +517,7 @@ def test_any_bytes_give_blocks_or_an_error(head: bytes, tail: bytes, offset: int
         assert not identity_of(view, offset) or len(read_repeated(view, offset).frame) <= len(view)
 
 
-SIZES = st.sampled_from([0, 8, 96, len(LARGE), abi.SEGMENT_SIZE - 1024])
+SIZES = st.sampled_from([0, 8, 96, len(LARGE), abi.SEGMENT_SIZE - DISK_BLOCK - 1024])
 
 
 class Interleaved(RuleBasedStateMachine):
@@ -531,6 +534,8 @@ class Interleaved(RuleBasedStateMachine):
         self.writers: list[Iterator[bool]] = []
         self.reserved: list[bytes] = []
         self.seen = 0
+        self.is_lent = False
+        self.lent: list[tuple[memoryview, bytes, Loan]] = []
 
     def begin(self, size: int, *, local: bool) -> None:
         """A packet: its writer does the first step, the reservation, which defines its position in
@@ -568,6 +573,9 @@ class Interleaved(RuleBasedStateMachine):
             for offset, _, size in walk(found.view):
                 assert found.view[offset : offset + size] == self.reserved[self.seen]
                 self.seen += 1
+            if self.is_lent:
+                found.loan.take()
+                self.lent.append((found.view[:], bytes(found.view), found.loan))
 
     @rule(size=SIZES, local=st.booleans())
     def write(self, size: int, *, local: bool) -> None:
@@ -591,6 +599,24 @@ class Interleaved(RuleBasedStateMachine):
         """Several writers do steps."""
         for number in which:
             self.step(number)
+
+    @rule(is_lent=st.booleans())
+    def lend(self, *, is_lent: bool) -> None:
+        """From now on, the memory of each range is used after it, or not."""
+        self.is_lent = is_lent
+
+    @rule(which=st.integers(0, 7))
+    def give_back(self, which: int) -> None:
+        """The memory of a range is not used any more; until now, nothing has changed it."""
+        if self.lent:
+            view, content, loan = self.lent.pop(which % len(self.lent))
+            assert view == content
+            loan.give_back()
+
+    @rule(words=st.integers(0, DISK_BLOCK // 4 - 1))
+    def shift(self, words: int) -> None:
+        """The next segment begins elsewhere."""
+        self.control[abi.PLACED] = 4 * words
 
     @rule()
     def crowd(self) -> None:
@@ -618,6 +644,10 @@ class Interleaved(RuleBasedStateMachine):
         self.read_all()
         assert self.seen == len(self.reserved)
         assert self.reader.is_drained
+        while self.lent:
+            self.give_back(0)
+        self.read_all()
+        assert self.control[abi.TAIL] == self.control[abi.CURSOR] >> 32
 
 
 TestInterleaved = Interleaved.TestCase
