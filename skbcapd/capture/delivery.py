@@ -119,8 +119,8 @@ class Delivery:
         """Write a packet with a label that the program could not write itself."""
         self._write(_filled(packet), packet.interface_id, packet.stamp)
 
-    def take_blocks(self, view: memoryview, loan: Loan) -> None:
-        """Write complete blocks from the kernel program, unchanged."""
+    def take_blocks(self, view: memoryview, loan: Loan | None) -> None:
+        """Write complete blocks from the kernel program, unchanged; `loan`: see Output.write_blocks."""
         self._output.write_blocks(view, self._snapshot, loan)
         if self.sampler is not None:
             self.sampler.sample_blocks(view)

@@ -51,16 +51,16 @@ class Line:
             if self.is_full:
                 return
             if offset > done:
-                self._delivery.take_blocks(view[done:offset], loan.behind(done))
+                self._delivery.take_blocks(view[done:offset], blocks.loan_from(done))
             size = int.from_bytes(view[offset + 4 : offset + 8], "little")
             if int.from_bytes(view[offset : offset + 4], "little") == PACKET:
-                self._delivery.take_blocks(view[offset : offset + size], loan.behind(offset))
+                self._delivery.take_blocks(view[offset : offset + size], blocks.loan_from(offset))
                 self._tally.written += 1
             else:
                 self._take_local(view, offset, plan)
             done = offset + size
         if done < len(view):
-            self._delivery.take_blocks(view[done:], loan.behind(done))
+            self._delivery.take_blocks(view[done:], blocks.loan_from(done))
 
     def _take_local(self, view: memoryview, offset: int, plan: Plan) -> None:
         """Process one local block."""

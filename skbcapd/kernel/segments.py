@@ -96,12 +96,16 @@ class Range(NamedTuple):
     Args:
         view: the bytes, valid until the next range is requested; longer for who takes the loan.
         local: offsets in `view` of the local blocks, ascending.
-        loan: the memory of `view`.
+        loan: the memory of `view`; None: it is scarce, and must be copied.
     """
 
     view: memoryview
     local: list[int]
-    loan: Loan
+    loan: Loan | None
+
+    def loan_from(self, offset: int) -> Loan | None:
+        """The loan of the bytes from an offset in `view` on."""
+        return self.loan and self.loan.behind(offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +247,11 @@ class SegmentReader:
         return 2 * (int(self._control[abi.CURSOR] >> 32) - self._number) >= self._count
 
     @property
+    def _is_scarce(self) -> bool:
+        """Whether three quarters of the memory are in use: waiting to be read, or lent."""
+        return 4 * (int(self._control[abi.CURSOR] >> 32) - int(self._control[abi.TAIL])) >= 3 * self._count
+
+    @property
     def has_upcalls(self) -> bool:
         """Whether a packet without a label can wait: in the current segment, or in a later one."""
         control, state = self._control, abi.STATES + self._number % self._count * abi.STATE_WORDS
@@ -315,7 +324,8 @@ class SegmentReader:
     def _parts(self, upcalls: int, end: int) -> Iterator[Range]:
         """The complete part of a segment, in ranges of at most LOCAL_PER_RANGE local blocks."""
         slot = self._number % self._count
-        start, loan = slot * abi.SEGMENT_STRIDE, Loan(self._lendings[slot], self._done)
+        start = slot * abi.SEGMENT_STRIDE
+        loan = None if self._is_scarce else Loan(self._lendings[slot], self._done)
         with self._memory[start + self._done : start + end] as view:
             if upcalls == self._listed and not self._open:  # mostly, so nothing more is called
                 self._is_consumed = False
@@ -331,7 +341,7 @@ class SegmentReader:
                     inside = local[LOCAL_PER_RANGE * at : LOCAL_PER_RANGE * (at + 1)]
                     self._is_consumed = False
                     self.local += len(inside)
-                    yield (blocks := Range(part, [offset - first for offset in inside], loan.behind(first)))
+                    yield (blocks := Range(part, [offset - first for offset in inside], loan and loan.behind(first)))
                     self.consume(blocks)
             self._listed, self._open = listed, still_open
 

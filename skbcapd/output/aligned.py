@@ -101,7 +101,7 @@ class Buffers:
 
     def give_back(self, piece: Piece) -> None:
         """Return the buffer of a piece that was written; any thread can call this."""
-        if piece.is_aligned and len(self._spare) < _SPARE_MAX:
+        if len(piece.buffer) == BUFFER_SIZE and len(self._spare) < _SPARE_MAX:
             self._spare.append(piece.buffer)
 
 
@@ -183,17 +183,19 @@ class AlignedTail:
             lent: what follows it in the file, if `end` is the end of a block of the disk.
             loan: the memory of `lent`.
         """
-        at, start = self._at, self._at + self._done
+        at, start, buffer = self._at, self._at + self._done, self._buffer
         behind = at + end + (len(lent) if lent is not None else 0)
-        piece = Piece(
-            self._buffer, at, start, behind, self._taken_starts(behind), is_aligned=True, lent=lent, loan=loan
-        )
         kept = end // DISK_BLOCK * DISK_BLOCK
-        buffer = self._buffers.get()
-        buffer[: self._fill - kept] = self._buffer[kept : self._fill]
-        self._buffer, self._fill, self._done = buffer, self._fill - kept, end - kept
-        self._at = behind - (end - kept)
-        return piece
+        if lent is not None and end <= _COPIED_MAX:  # mostly one block of the disk
+            buffer = memoryview(mmap.mmap(-1, end) if end else b"")
+            buffer[:] = self._buffer[:end]
+        else:
+            self._buffer = self._buffers.get()
+            self._buffer[: self._fill - kept] = buffer[kept : self._fill]
+        self._fill, self._done = self._fill - kept, end - kept
+        self._at = behind - self._done
+        starts = self._taken_starts(behind)
+        return Piece(buffer, at, start, behind, starts, is_aligned=True, lent=lent, loan=loan)
 
     def _taken_starts(self, end: int) -> tuple[int, ...]:
         count = bisect_left(self._starts, end)

@@ -35,7 +35,7 @@ from skbcapd.worker import InlineJobs, Jobs, wait_until
 
 MODE = 0o640
 SELF = (-1, -1)  # as owner: user and group of the process
-QUEUE_MAX = 1 << 24  # bytes that wait for a disk; with more, a file is busy
+QUEUE_MAX = 1 << 24  # bytes that wait for a disk, without lent memory; with more, a file is busy
 # Time to wait for a disk that keeps up: then few buffers are in use, and they stay in the CPU's cache.
 _WAIT_S = 0.05
 _JOBS_MAX = 2  # if so many jobs wait, small pieces are collected and not passed on
@@ -100,6 +100,7 @@ class BlockSink:
         self._buffers = buffers or Buffers()
         self._tail = AlignedTail(self._buffers)
         self._unflushed = 0  # bytes that were passed since the last flush
+        self._borrowed = self._given_back = 0  # bytes of lent memory; the second is changed by the thread of the disk
         self._is_late = False  # the disk did not keep up: it is not waited for until it has caught up
         self.disk = DiskFile(descriptor, clock, keep_free)
         self._waiting: deque[Piece] = deque()  # pieces that are not written yet
@@ -133,7 +134,12 @@ class BlockSink:
     @property
     def is_busy(self) -> bool:
         """Whether too many bytes wait for the disk; see Output."""
-        return self._tail.size - self.disk.completed > QUEUE_MAX
+        return self._tail.size - self.disk.completed - self.borrowed > QUEUE_MAX
+
+    @property
+    def borrowed(self) -> int:
+        """Bytes of lent memory that wait for the disk."""
+        return self._borrowed - self._given_back
 
     def write(self, blocks: bytes | memoryview, loan: Loan | None = None) -> None:
         """Write one or more complete blocks.
@@ -195,6 +201,8 @@ class BlockSink:
 
     def _put(self, piece: Piece) -> None:
         self._waiting.append(piece)
+        if piece.lent is not None:
+            self._borrowed += len(piece.lent)
         self._jobs.do(lambda: self._write(piece))
         if self._is_late:
             self._is_late = self._jobs.waiting > 0
@@ -205,7 +213,8 @@ class BlockSink:
         self.disk.put(piece)
         self._waiting.popleft()
         self._buffers.give_back(piece)
-        if piece.loan is not None:
+        if piece.loan is not None and piece.lent is not None:
+            self._given_back += len(piece.lent)
             piece.loan.give_back()
 
     def _raise(self) -> None:

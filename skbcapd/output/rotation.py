@@ -50,7 +50,7 @@ class RotatingOutput(FileSeries):
     @property
     def is_busy(self) -> bool:
         """See Output; also while a finished file waits for the disk, or the next file is late."""
-        return self.state is State.LATE or self.accepted - self.completed > QUEUE_MAX
+        return self.state is State.LATE or self.accepted - self.completed - self._ledger.borrowed > QUEUE_MAX
 
     @property
     def has_pending_work(self) -> bool:

@@ -254,6 +254,11 @@ class Ledger:
         return self._completed + self._skew + sum(file.stream.completed for file in self.files)
 
     @property
+    def borrowed(self) -> int:
+        """Bytes of lent memory that wait for the disk."""
+        return sum(file.stream.borrowed for file in self.files)
+
+    @property
     def lost_before(self) -> int:
         """Packets that are in no file, without those of the current file."""
         return self.dropped + self._lost + sum(file.stream.lost for file in self.ending)

@@ -573,7 +573,7 @@ class Interleaved(RuleBasedStateMachine):
             for offset, _, size in walk(found.view):
                 assert found.view[offset : offset + size] == self.reserved[self.seen]
                 self.seen += 1
-            if self.is_lent:
+            if self.is_lent and found.loan:
                 found.loan.take()
                 self.lent.append((found.view[:], bytes(found.view), found.loan))
 
