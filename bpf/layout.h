@@ -259,7 +259,7 @@ struct control {
 	/* Written by Python. */
 	u64 tail;	   /* segments before this number are free */
 	u64 sleeping;	   /* enum sleep; the program sets SLEEP_NOT when it wakes Python */
-	u64 wake_backlog;  /* when so many sealed segments wait, each new one wakes Python */
+	u64 wake_at;	   /* each new segment from this number on wakes Python */
 	u64 clock_offset;  /* CLOCK_REALTIME - CLOCK_MONOTONIC, ns */
 	u64 page_base;	   /* address of the first struct page; 0: only linear parts are captured */
 	u64 address_base;  /* address of the byte that page_base describes */

@@ -72,7 +72,7 @@ static inline int reserve(struct control *control, u32 size, struct reservation 
 		if (number != old >> 32) {
 			ONCE(state_of(control, number)->begin) = placed << 32 | at;
 			ONCE(state_of(control, old >> 32)->used) = offset;
-			if (number - tail >= ONCE(control->wake_backlog))
+			if (number >= ONCE(control->wake_at))
 				wake_reader();
 		}
 		return 0;

@@ -114,7 +114,6 @@ class Capture:
         self._is_broken = False  # the output has failed: all packets are dropped and counted
         # The output may have buffered bytes: the end of the last range, or more if its disk is late.
         self._has_buffered = False
-        program.control[abi.WAKE_BACKLOG] = max(1, program.geometry.segment_count // 4)
         self._set_control()
         self._resolver.refill()
 

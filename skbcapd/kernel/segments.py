@@ -235,6 +235,7 @@ class SegmentReader:
         self.local = 0
         """Blocks that Python has processed one by one."""
         control[abi.CURSOR], control[abi.TAIL] = self._number << 32, self._number
+        self._set_wakeup()
 
     @property
     def is_drained(self) -> bool:
@@ -271,7 +272,8 @@ class SegmentReader:
         """All committed ranges; ends when the next block is not complete.
 
         A range is consumed when the next one is requested, or by `consume`. Otherwise it is
-        returned again. This is also where segments that nobody uses any more are released.
+        returned again. This is also where segments that nobody uses any more are released, and
+        where the kernel program is told when to wake Python.
 
         Raises:
             SegmentError: the memory has content that the kernel program cannot have written.
@@ -282,6 +284,7 @@ class SegmentReader:
         self._peak = max(self._peak, ahead * abi.SEGMENT_SIZE + (cursor & 0xFFFFFFFF) - self._done)
         while True:
             self._release()
+            self._set_wakeup()
             state = abi.STATES + self._number % self._count * abi.STATE_WORDS
             committed = control[state + _COMMITTED]
             order_accesses()
@@ -314,6 +317,11 @@ class SegmentReader:
                 control[state + word] = 0
             order_accesses()  # from here on, the kernel program uses the segment again
             control[abi.TAIL] = number + 1
+
+    def _set_wakeup(self) -> None:
+        """Python is to be woken when a quarter of the segments wait to be read, or when three quarters are in use."""
+        quarter = self._count // 4
+        self._control[abi.WAKE_AT] = min(self._number + quarter, int(self._control[abi.TAIL]) + 3 * quarter)
 
     def consume(self, blocks: Range) -> None:
         """Consume a range before the loop ends, so that it is not returned again."""

@@ -143,12 +143,42 @@ def test_a_processor_cannot_reorder_what_proves_that_a_range_is_complete(monkeyp
     assert len(released) == 1
     assert all(accesses[at + 1 : at + 3] == [("order", 0), ("read", abi.CURSOR)] for at in committed)
     assert all(accesses[at - 1] == ("order", 0) for at in released)
-    assert not any(kind == "write" for kind, word in accesses[released[0] + 1 :])
+    assert not any(kind == "write" and word != abi.WAKE_AT for kind, word in accesses[released[0] + 1 :])
 
 
 def states(shared: Shared) -> set[int]:
     """The indices of `committed` of all segments."""
     return {shared.state(number, COMMITTED) for number in range(shared.geometry.segment_count)}
+
+
+def test_lent_memory_is_kept() -> None:
+    """A segment whose memory is lent is read on, but not released; nor is one after it. The kernel program wakes
+    Python when a quarter of the segments wait, or three quarters are in use; from then on nothing more is lent.
+    """
+    shared = Shared(8)
+    first, control = shared.control[abi.CURSOR] >> 32, shared.control
+    loans = []
+    for number in range(7):
+        assert shared.put(packet(number, LARGE), packet(number, LARGE)) == 2
+        (found,) = shared.reader.ranges()
+        loans.append(found.loan)
+        if found.loan:
+            found.loan.take()
+        list(shared.reader.ranges())
+        assert control[abi.TAIL] == first
+        assert control[abi.WAKE_AT] == first + min(number + 2, 6)
+    assert [loan is not None for loan in loans] == [True] * 6 + [False]
+    for back, tail in ((1, 0), (0, 2), (2, 3), (5, 3), (4, 3), (3, 6)):
+        loan = loans[back]
+        assert loan is not None
+        loan.give_back()
+        list(shared.reader.ranges())
+        assert control[abi.TAIL] == first + tail
+    assert control[abi.WAKE_AT] == first + 8
+    shared.put(packet(7))
+    list(shared.reader.ranges())
+    assert control[abi.TAIL] == first + 7
+    assert control[abi.WAKE_AT] == first + 9
 
 
 def test_blocks_come_once_and_in_order() -> None:
