@@ -17,8 +17,15 @@ struct skb {
 #define SKB_BITS(skb, field) \
 	(SKB(skb, u8, field##_BYTE) >> SKB_##field##_SHIFT & ((1 << SKB_##field##_WIDTH) - 1))
 
+/*
+ * Helper functions of the kernel, declared once more: under their own names, bcc would search the symbols of the kernel
+ * for them.
+ */
+static int (*read_kernel)(void *into, u32 size, const void *from) = (void *)BPF_FUNC_probe_read_kernel;
+static int (*read_user)(void *into, u32 size, const void *from) = (void *)BPF_FUNC_probe_read_user;
+
 /* Reads `size` bytes of kernel memory; 0, or -EFAULT and zeros. */
-#define READ(into, size, from) bpf_probe_read_kernel(into, size, (void *)(from))
+#define READ(into, size, from) read_kernel(into, size, (void *)(from))
 
 /*
  * One number of kernel memory; 0 if it cannot be read. bpf_rdonly_cast (Linux 6.2) makes any

@@ -193,8 +193,8 @@ static inline int is_at_work_on(u64 sk, u64 socket, u64 file, struct control *co
 
 			/* Its arguments are in memory, at the address in the second one. */
 			if (number == COMPAT_SOCKETCALL)
-				bpf_probe_read_user(&descriptor, 4,
-						    (void *)(u64)LOAD(u32, call + CALL_ARGUMENT_1_COMPAT));
+				read_user(&descriptor, 4,
+					  (void *)(u64)LOAD(u32, call + CALL_ARGUMENT_1_COMPAT));
 			if (is_descriptor_of(task, file, descriptor))
 				return 1;
 			kind = kind_of_compat_call(number);

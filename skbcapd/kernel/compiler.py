@@ -3,8 +3,8 @@
 In: definitions and the wanted functions. Out: their instructions, and the maps that they use.
 
 The rule: only this module uses bcc. The compiler (LLVM) takes more than 100 MiB of memory and keeps
-it. So `build` must run in a process that ends soon, with os._exit, because bcc interferes with a
-normal exit.
+it, and bcc interferes with a normal exit. So it runs in child processes: one for each direction of
+packets, at the same time.
 
 The output is cached (cache.py) for all inputs: program text, definitions (with the offsets of the
 running kernel) and compiler. The verifier of the kernel checks it like the output of the compiler.
@@ -19,10 +19,14 @@ import importlib.util
 import json
 import os
 import re
+import socket
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
+from skbcapd.child import Child
 from skbcapd.kernel import syscall
 from skbcapd.kernel.cache import Cache, digest
 
@@ -31,6 +35,8 @@ _PACKAGE = Path(__file__).parents[1]
 SOURCES = _PACKAGE / "bpf" if (_PACKAGE / "bpf").is_dir() else _PACKAGE.parent / "bpf"
 
 _FUNCTION = re.compile(r"^int (\w+)\(void \*ctx\)\n\{\n.*?^\}\n", re.MULTILINE | re.DOTALL)
+# The programs of sent packets take as long to compile as these, with those that record users of sockets.
+_NOT_SENT = re.compile(r"on_(receive|tap|drop|dropped)|\w+_(in|drop)")
 _RDONLY_CAST = 0x10000  # stands for the kernel function in the output of the compiler
 
 # bcc optimizes the output of the front end, so the front end does not optimize; debug information
@@ -123,25 +129,66 @@ def build(definitions: Mapping[str, int | str], functions: Collection[str], filt
         filters: as for `source`.
 
     Raises:
-        Exception: from bcc; the errors of the compiler are on stderr.
+        ChildProcessError: the compiler failed; its errors are on stderr.
     """
     text = source(filters, functions)
     flags = [*_FLAGS, *(f"-D{name}={value}" for name, value in sorted(definitions.items()))]
     kept = Cache(_digest(text, flags))
     if (body := kept.get()) is not None:
         return _from_json(body)
-    made = _compile(text, definitions)
+    made = _compile(definitions, functions, filters)
     kept.put(_to_json(made))
     return made
 
 
-def _compile(text: str, definitions: Mapping[str, int | str]) -> Object:
+def _compile(definitions: Mapping[str, int | str], functions: Collection[str], filters: str) -> Object:
+    """Compile functions, each half of them in a process of its own: most of the time is that of LLVM for a function."""
+    with ExitStack() as stack:
+        children = []
+        for half in _halves(functions, len(os.sched_getaffinity(0))):
+            work = partial(_child, source(filters, half), definitions)
+            children.append(Child(work, socket.SOCK_STREAM))
+            stack.callback(children[-1].close)
+        parts = [_received(child) for child in children]
+    if any(part.maps != parts[0].maps for part in parts):
+        raise ValueError("the parts of the program have different maps")
+    return Object({name: code for part in parts for name, code in part.functions.items()}, parts[0].maps)
+
+
+def _halves(functions: Collection[str], processors: int) -> list[set[str]]:
+    """The functions in two parts that take about equally long; in one part if there is only one processor."""
+    if processors == 1:
+        return [set(functions)]
+    others = {name for name in functions if _NOT_SENT.fullmatch(name)}
+    return [half for half in (others, set(functions) - others) if half]
+
+
+def _received(child: Child) -> Object:
+    """The output of a child.
+
+    Raises:
+        ChildProcessError: it failed; its errors are now on the stderr of this process.
+    """
+    with child.channel.makefile("rb") as file:
+        body = file.read()
+    if not body:
+        os.write(2, child.stderr().encode(errors="replace"))
+        raise ChildProcessError("the compiler failed")
+    return _from_json(body)
+
+
+def _child(text: str, definitions: Mapping[str, int | str], channel: socket.socket) -> None:
+    """Runs in a child: compile, and send the output."""
+    channel.sendall(_to_json(_compile_text(text, definitions)))
+
+
+def _compile_text(text: str, definitions: Mapping[str, int | str]) -> Object:
     """Compile with bcc, which also creates maps: their parameters are read from those."""
-    os.environ["BCC_KERNEL_SOURCE"] = str(SOURCES)
     from bcc import BPF, lib  # noqa: PLC0415  it takes a tenth of a second
 
     small = {**definitions, **dict.fromkeys(_SIZES.values(), 1)}
-    program = BPF(text=text, cflags=[*_FLAGS, *(f"-D{name}={value}" for name, value in small.items())])
+    with _only_sources():
+        program = BPF(text=text, cflags=[*_FLAGS, *(f"-D{name}={value}" for name, value in small.items())])
     places: dict[int, int] = {}
     maps: list[Map] = []
     # bcc declares no types for these functions.
@@ -165,6 +212,28 @@ def _compile(text: str, definitions: Mapping[str, int | str]) -> Object:
             code[at + 4 : at + 8] = place.to_bytes(4, "little")
         functions[name.decode()] = bytes(code)
     return Object(functions, tuple(maps))
+
+
+@contextmanager
+def _only_sources() -> Iterator[None]:
+    """Meanwhile, this process sees no files but those of bpf/.
+
+    Otherwise bcc reads /proc/kallsyms, for 0.13 s, to find out whether the kernel has some helper functions. The
+    program text does not depend on that. Without CAP_SYS_CHROOT it just takes longer.
+    """
+    os.environ["BCC_KERNEL_SOURCE"] = str(SOURCES)
+    root = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        with suppress(PermissionError):
+            os.chroot(SOURCES)
+            os.chdir("/")
+            os.environ["BCC_KERNEL_SOURCE"] = "/"
+        yield
+    finally:
+        if os.environ["BCC_KERNEL_SOURCE"] == "/":
+            os.fchdir(root)
+            os.chroot(".")
+        os.close(root)
 
 
 def _call_kernel(code: bytearray, type_id: int) -> None:

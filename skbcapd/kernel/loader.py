@@ -122,7 +122,7 @@ def _with_own(maps: Mapping[str, int], made: compiler.Object, hooks: Sequence[Ho
 # Causes and hints for the last line of a child that has reached a limit of the process or the
 # cgroup.
 _DESCRIPTORS = "increase LimitNOFILE= of the unit or `ulimit -n`: a capture needs about 50"
-_MEMORY = "increase MemoryMax= of the unit, --memory of the container or `ulimit -v`; compiling takes 180 MiB"
+_MEMORY = "increase MemoryMax= of the unit, --memory of the container or `ulimit -v`; compiling takes 250 MiB"
 _TASKS = "increase TasksMax= of the unit, --pids-limit of the container or `ulimit -u`; `ulimit -v` also counts"
 _LIMITS = {
     "Too many open files in system": ("the system has no free file descriptor", "increase sysctl fs.file-max"),

@@ -39,7 +39,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int | str]]:
     """The definitions of each call of the compiler; it returns MADE."""
     asked: list[dict[str, int | str]] = []
 
-    def compile_(_: str, definitions: dict[str, int | str]) -> Object:
+    def compile_(definitions: dict[str, int | str], *_: object) -> Object:
         asked.append(definitions)
         return MADE
 
@@ -94,6 +94,19 @@ def test_the_compiler_runs_once(directory: Path, compiled: list[dict[str, int | 
     assert len(compiled) == 4
     assert len([*directory.iterdir()]) == 4
     assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o600}
+
+
+def test_the_compiler_has_both_processors() -> None:
+    """The programs of received packets are one part, all others the second; with one processor there is one part."""
+    functions = {"on_receive", "process_in", "on_transmit", "process_out", "on_state", "on_measure", "block_drop"}
+
+    parts = compiler._halves(functions, 2)
+    assert parts == [
+        {"on_receive", "process_in", "block_drop"},
+        {"on_transmit", "process_out", "on_state", "on_measure"},
+    ]
+    assert compiler._halves({"filter_out"}, 2) == [{"filter_out"}]
+    assert compiler._halves(functions, 1) == [functions]
 
 
 def test_another_compiler_compiles_again(
