@@ -31,7 +31,7 @@ static inline int is_wanted(struct control *control, struct packet *packet, stru
 		return 1;
 	u32 have = fill_window(control, packet, skb, &frame, window->bytes, WINDOW, PIECES_MAX,
 			       &window->chained);
-	return packet_filter(packet->filter, FIELD(u16, SKB(skb, u8 *, DEV), DEV_TYPE), window->bytes, have,
-			     frame.wire_len) ||
+	return packet_filter(packet->filter, FIELD(u16, device_of(packet, skb), DEV_TYPE), window->bytes,
+			     have, frame.wire_len) ||
 	       packet->key.net == control->own_net;
 }

@@ -24,6 +24,16 @@ static inline u8 *current_task(void)
 }
 #define TASK(task, type, field) (*(type *)((task) + TASK_##field))
 
+/* The files of a task, whose address is taken as a number: device_of says why. */
+static inline u8 *files_of(u8 *task)
+{
+#ifdef RDONLY_CAST
+	return memory_at(LOAD(u64, (u64)task + TASK_FILES), FILES_TYPE);
+#else
+	return TASK(task, u8 *, FILES);
+#endif
+}
+
 /*
  * Whether the program's context is on the stack [bottom, bottom + size). The verifier allows to
  * compare a context pointer but not to compute with it: the end is hidden from the compiler, which
@@ -75,7 +85,7 @@ static inline u64 syscall_of(u8 *task, struct control *control)
 /* Whether a descriptor of `current` refers to a file. */
 static inline int is_descriptor_of(u8 *task, u64 file, u32 descriptor)
 {
-	u8 *files = TASK(task, u8 *, FILES), *table = FIELD(u8 *, files, FILES_TABLE);
+	u8 *files = files_of(task), *table = FIELD(u8 *, files, FILES_TABLE);
 
 	return descriptor < FIELD(u32, table, TABLE_SIZE) &&
 	       LOAD(u64, FIELD(u64, table, TABLE_FILES) + descriptor * 8ULL) == file;
@@ -87,7 +97,7 @@ static inline int is_descriptor_of(u8 *task, u64 file, u32 descriptor)
  */
 static inline int has_descriptor_of(u8 *task, u64 file, struct owner *scratch)
 {
-	u8 *files = TASK(task, u8 *, FILES), *table = FIELD(u8 *, files, FILES_TABLE);
+	u8 *files = files_of(task), *table = FIELD(u8 *, files, FILES_TABLE);
 	u64 *slots = (u64 *)scratch, at = FIELD(u64, table, TABLE_FILES);
 	u32 size = FIELD(u32, table, TABLE_SIZE);
 
@@ -318,7 +328,7 @@ static inline void keep_by_inode(struct owner *known, u64 inode)
  */
 static inline u64 has_others(u64 sk)
 {
-	u8 *task = current_task(), *files = TASK(task, u8 *, FILES);
+	u8 *task = current_task(), *files = files_of(task);
 
 	return references_of(sk) > 1 + (FIELD(u32, files, FILES_COUNT) > 1);
 }
@@ -543,7 +553,7 @@ static inline void record_use_at(void *ctx, u64 sk, struct workspace *work, cons
  */
 static inline void record_asker(void *ctx, struct control *control, struct workspace *work)
 {
-	u8 *task = current_task(), *files = TASK(task, u8 *, FILES), *table = FIELD(u8 *, files, FILES_TABLE);
+	u8 *task = current_task(), *files = files_of(task), *table = FIELD(u8 *, files, FILES_TABLE);
 
 	/* A worker has the arguments of an earlier call, a 32-bit program has them elsewhere (is_at_work_on). */
 	if (context_of(ctx, control) != VIA_CURRENT || TASK(task, u32, COMPAT) & COMPAT_BIT ||

@@ -147,6 +147,19 @@ static inline struct sock_head *socket_of(struct packet *packet, struct skb *skb
 #endif
 }
 
+/*
+ * The packet's interface. The verifier compares the names of all types of the kernel (0.5 ms) whenever it follows a
+ * read of a pointer to an object, as in a sk_buff or a task. So the address is taken as a number where it is known.
+ */
+static inline u8 *device_of(struct packet *packet, struct skb *skb)
+{
+#ifdef RDONLY_CAST
+	return memory_at(packet->dev, DEVICE_TYPE);
+#else
+	return SKB(skb, u8 *, DEV);
+#endif
+}
+
 /* Sets the record of a new packet, from its sk_buff and its interface. */
 static inline void init_packet(struct packet *packet, struct skb *skb, void *argument, u32 direction)
 {

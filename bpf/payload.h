@@ -278,6 +278,6 @@ static inline void measure_headers(struct control *control, struct packet *packe
 	have = fill_window(control, packet, skb, &frame, window->bytes, HEADERS_WINDOW, HEADERS_PIECES,
 			   &window->chained);
 	FORGET(have, control->nothing);
-	packet->payload |= find_payload(window->bytes, have, FIELD(u16, SKB(skb, u8 *, DEV), DEV_TYPE),
+	packet->payload |= find_payload(window->bytes, have, FIELD(u16, device_of(packet, skb), DEV_TYPE),
 					control->nothing);
 }

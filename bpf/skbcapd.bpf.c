@@ -155,7 +155,7 @@ static inline enum via find_process(void *ctx, struct control *control, struct p
 	origin->role = GETS;
 	via = find_receiver(control, packet, skb);
 	/* There the sender is wanted. It is not known, because the packet was not seen before. */
-	if (via != VIA_UNKNOWN || (!packet->is_known && is_from_pair(SKB(skb, u8 *, DEV), skb)))
+	if (via != VIA_UNKNOWN || (!packet->is_known && is_from_pair(device_of(packet, skb), skb)))
 		return via;
 	return find_by_wire_flow(control, packet, skb);
 }
@@ -167,7 +167,7 @@ static inline void begin_passage(struct control *control, struct packet *packet,
 	struct passage *passage = &packet->passage;
 	struct key *key = &packet->key;
 	u64 address = packet->address;
-	u8 *dev = SKB(skb, u8 *, DEV);
+	u8 *dev = device_of(packet, skb);
 	/* The socket of a received packet belongs to its sender, if it has one. */
 	u64 place = place_of(key, direction), sk = direction == OUT ? packet->sk : 0, is_known = 0;
 	/*
@@ -310,7 +310,7 @@ static inline u64 is_unwanted(struct control *control, struct packet *packet)
  */
 static inline int is_followed(struct packet *packet, struct skb *skb, const u32 direction)
 {
-	return packet->guard || (direction == OUT && is_stacked(SKB(skb, u8 *, DEV)));
+	return packet->guard || (direction == OUT && is_stacked(device_of(packet, skb)));
 }
 
 /* The next stage of a packet, once the guard of its interface is known. */
@@ -324,7 +324,7 @@ static inline void proceed(void *ctx, struct control *control, struct packet *pa
 		if (is_followed(packet, skb, direction))
 			call_stage(ctx, direction, STAGE_PROCESS);
 		if (sighting && sighting->skb == packet->address && direction == IN &&
-		    !is_stacked(SKB(skb, u8 *, DEV)))
+		    !is_stacked(device_of(packet, skb)))
 			sighting->skb = 0; /* it belongs to another packet now */
 		count(packet->unwanted >> 1, OTHER_INTERFACES);
 		return;

@@ -607,7 +607,8 @@ def _in_place(btf: Btf, jit: Path = Path("/proc/sys/net/core/bpf_jit_enable")) -
             return {}
     if function is None:
         return {}
-    return {"RDONLY_CAST": function, "WORDS_TYPE": btf.number("timespec64"), "SKB_TYPE": btf.number("sk_buff")}
+    types = {"WORDS": "timespec64", "SKB": "sk_buff", "DEVICE": "net_device", "FILES": "files_struct"}
+    return {"RDONLY_CAST": function, **{f"{name}_TYPE": btf.number(of) for name, of in types.items()}}
 
 
 def _skb(btf: Btf) -> dict[str, int | str]:

@@ -278,11 +278,12 @@ def test_memory_is_read_in_place_if_the_kernel_allows_it(tmp_path: Path) -> None
     """Only on a kernel that has the function and the JIT is it called."""
     old, new = Btf(blob.kernel(OLD)), Btf(blob.kernel(NEW, "other", "bpf_rdonly_cast"))
     jit = tmp_path / "bpf_jit_enable"
-    names = {"RDONLY_CAST": new.function("bpf_rdonly_cast"), "SKB_TYPE": new.number("sk_buff")}
-    names["WORDS_TYPE"] = new.number("timespec64")
+    types = {"WORDS": "timespec64", "SKB": "sk_buff", "DEVICE": "net_device", "FILES": "files_struct"}
+    names = {"RDONLY_CAST": new.function("bpf_rdonly_cast")}
+    names |= {f"{name}_TYPE": new.number(of) for name, of in types.items()}
 
     assert abi._in_place(new, jit) == names
-    assert len(set(names.values())) == 3
+    assert len(set(names.values())) == 5
     assert abi._in_place(old, jit) == {}
     jit.write_text("1\n")
     assert abi._in_place(new, jit) == names
