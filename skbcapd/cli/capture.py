@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import socket
-import sys
-from pathlib import Path
 
 from skbcapd.cli import arguments, processes, selecting, tcpdump
 from skbcapd.config import parser as config
 from skbcapd.config.settings import Settings
-from skbcapd.daemon import app
+from skbcapd.daemon import loading
 from skbcapd.daemon.command import Command, caller
 from skbcapd.daemon.warnings import missing_interfaces
 from skbcapd.errors import UsageError
 from skbcapd.kernel.abi import CAPTURE_MAX
-from skbcapd.output.block_writer import CaptureFile, owner_ids
-from skbcapd.output.interface import Output
-from skbcapd.output.key_log import KeyLogs
-from skbcapd.output.pcapng_output import FileOutput
-from skbcapd.output.pipe import PipeTarget, count_lines
-from skbcapd.text_safety import escaped
-from skbcapd.worker import Worker
 
 # options of the command that set these settings
 _PLACES = {
@@ -175,43 +165,10 @@ def _refuse_selectors(options: argparse.Namespace) -> None:
 
 
 def _capture(settings: Settings, options: argparse.Namespace, command: Command | None = None) -> int:
-    program = app.load_program(settings)
-    with contextlib.closing(program), KeyLogs(settings.secrets) as key_logs:
-        output, target = _output(options, settings, key_logs)
-        return app.serve(
-            app.Run(
-                *(settings, program, output, target),
-                duration_s=options.duration,
-                count=options.count,
-                command=command,
-            )
-        )
+    program = loading.load_program(settings)
+    from skbcapd.cli import writing  # noqa: PLC0415  what it needs was imported while the program was loaded
 
-
-def _output(options: argparse.Namespace, settings: Settings, key_logs: KeyLogs) -> tuple[Output, app.Target]:
-    """The destination of packets: lines on a terminal, or pcapng to standard output, to a file, or to a series."""
-    file, encode = options.file, settings.encode
-    if tcpdump.is_series(options):
-        files = app.files(settings, key_logs)
-        return files, files
-    if file is None:
-        from skbcapd.frames.line import Lines  # noqa: PLC0415  a file needs no lines
-        from skbcapd.output.text import TextOutput  # noqa: PLC0415  the same
-
-        target = PipeTarget(count=count_lines)
-        return TextOutput(target.stream, Lines(tcpdump.form(options))), target
-    if file == "-":
-        target = PipeTarget()
-        return FileOutput(target, encode, key_logs), target
-    if Path(file).suffix in {".pcap", ".cap"}:
-        print(
-            f"{escaped(file)} will be pcapng; for the older format: "
-            f"skbcapd extract {escaped(file)} -w OUT --format pcap",
-            file=sys.stderr,
-        )
-    owner = owner_ids(settings.files.owner)
-    written = CaptureFile(Path(file), part=False, jobs=Worker("writer"), owner=owner)
-    return FileOutput(written, encode, key_logs), written
+    return writing.capture(program, settings, options, command)
 
 
 def _positive(text: str) -> int:

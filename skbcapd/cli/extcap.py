@@ -28,7 +28,7 @@ from skbcapd.attribution.fields import FIELDS
 from skbcapd.cli import processes
 from skbcapd.config import parser as config
 from skbcapd.config.settings import ROWS, Payload, Settings, Transmit
-from skbcapd.daemon import app
+from skbcapd.daemon import app, loading
 from skbcapd.errors import FileError, KernelError, UsageError
 from skbcapd.kernel import requirements
 from skbcapd.output.pcapng_output import FileOutput
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
         settings = _settings(options)
         if not requirements.is_permitted():
             raise KernelError("an ordinary user cannot capture; Wireshark should not run as root", _as_root(options))
-        program = app.load_program(settings)
+        program = loading.load_program(settings)
         with contextlib.closing(program):
             target = PipeTarget(fifo.fileno())
             output = FileOutput(target, settings.encode)

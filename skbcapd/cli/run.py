@@ -7,10 +7,8 @@ import contextlib
 
 from skbcapd.cli import arguments
 from skbcapd.config.settings import Settings
-from skbcapd.daemon import app, metrics
+from skbcapd.daemon import loading, metrics
 from skbcapd.daemon.log import LOG
-from skbcapd.daemon.loop import hold_back_signals
-from skbcapd.output.key_log import KeyLogs
 
 
 def add(command: argparse.ArgumentParser) -> None:
@@ -22,7 +20,7 @@ def add(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Capture into files until a signal or --duration ends it."""
-    hold_back_signals()
+    loading.hold_back_signals()
 
     def load() -> Settings:
         return arguments.settings(options)
@@ -30,7 +28,10 @@ def run(options: argparse.Namespace) -> int:
     settings = load()
     LOG.level = settings.log.level
     metrics.check_library(settings.metrics)
-    program = app.load_program(settings)
+    program = loading.load_program(settings)
+    from skbcapd.daemon import app  # noqa: PLC0415  imported while the program was loaded
+    from skbcapd.output.key_log import KeyLogs  # noqa: PLC0415  the same
+
     with contextlib.closing(program), KeyLogs(settings.secrets) as key_logs:
         output = app.files(settings, key_logs)
         return app.serve(app.Run(settings, program, output, output, duration_s=options.duration, load=load, live=True))

@@ -7,7 +7,6 @@ running capture needs (event loop, report, endpoints, reload).
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import resource
 import signal
@@ -38,11 +37,8 @@ from skbcapd.daemon.statistics import Statistics, in_force
 from skbcapd.daemon.viewers import Viewers
 from skbcapd.daemon.warnings import warnings_for
 from skbcapd.errors import FileError
-from skbcapd.filter import packet_filter
 from skbcapd.fleet import child
-from skbcapd.kernel import limits, requirements
 from skbcapd.kernel import program as kernel
-from skbcapd.kernel.abi import CAPTURE_MAX, Geometry
 from skbcapd.output import block_writer, directory
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.interface import Output
@@ -59,33 +55,6 @@ _LOG = logging.getLogger(__name__)
 Files: TypeAlias = RotatingOutput | Recorder
 Target: TypeAlias = block_writer.CaptureFile | PipeTarget | Files
 """The destination of the bytes of an output; closed at the end."""
-
-
-def load_program(settings: Settings) -> kernel.Program:
-    """Load the kernel program; compile it if it is not cached.
-
-    Raises:
-        KernelError: this kernel cannot capture, or rejects the program; or a limit of the process
-            or its cgroup is too small.
-        BtfError: the type information of the kernel is missing or unknown.
-    """
-    hooks = kernel.choose_hooks(settings.attach, settings.directions, settings.transmit)
-    requirements.refuse_hopeless()
-    limits.check_descriptors()
-    geometry = Geometry.for_buffer(settings.buffer.size)
-    if warning := limits.check_memory(geometry, settings.files.ring if settings.files.mode == "ring" else 0):
-        _LOG.warning("%s", warning)
-    programs = compile_filters(settings)
-    filters = packet_filter.source(programs, CAPTURE_MAX) if programs else None
-    return kernel.load(
-        *(geometry, hooks, settings.attach, settings.transmit, filters, _import_scapy),
-        dropped=settings.drops,
-    )
-
-
-def _import_scapy() -> object:
-    """Import scapy, which takes 0.1 s, while the loader works."""
-    return importlib.import_module("skbcapd.pcapng.writer")
 
 
 def size_limit(size: int) -> int:

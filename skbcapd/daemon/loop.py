@@ -24,6 +24,7 @@ from skbcapd.capture.capture import FINAL_DRAIN_S, Capture
 from skbcapd.capture.reload import Reload
 from skbcapd.child import is_readable
 from skbcapd.daemon.command import PASSED_ON, Command
+from skbcapd.daemon.loading import HELD_BACK
 from skbcapd.daemon.server import Server
 from skbcapd.kernel import abi
 from skbcapd.output.interface import PROMPT_S
@@ -32,13 +33,6 @@ BUSY_S = 0.01  # interval of polling a busy output
 TICK_S = 1.0
 ACT_DRAINS = 4  # at most, before the action of a signal
 ACT_S = 0.25  # the shortest time between two actions of signals
-HELD_BACK = {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
-"""Signals that end a process without a handler; see `hold_back_signals`."""
-
-
-def hold_back_signals() -> None:
-    """Block the signals that ask a running capture for something, until a Service handles them."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, HELD_BACK)
 
 
 class Service:

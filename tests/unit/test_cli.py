@@ -13,7 +13,7 @@ import pytest
 
 import skbcapd
 from skbcapd.capture.totals import Totals
-from skbcapd.cli import arguments, capture
+from skbcapd.cli import arguments, capture, writing
 from skbcapd.cli.main import command, parser
 from skbcapd.config.settings import Settings
 from skbcapd.daemon.report import Report, print_descendants, print_link_types, print_totals
@@ -145,7 +145,7 @@ def test_impossible_requests(arguments: list[str], error: type[SkbcapdError], me
 @pytest.mark.parametrize(("name", "is_said"), [("a.pcap", True), ("a.cap", True), ("a.pcapng", False), ("a", False)])
 def test_the_format_is_said(name: str, is_said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: FBT001
     """A name of another format is not changed, but a line says what will be in the file."""
-    _, target = capture._output(parser().parse_args(["capture", "-w", str(tmp_path / name)]), Settings(), KeyLogs(()))
+    _, target = writing._output(parser().parse_args(["capture", "-w", str(tmp_path / name)]), Settings(), KeyLogs(()))
     target.close()
     remedy = f"skbcapd extract {tmp_path / name} -w OUT --format pcap"
     expected = f"{tmp_path / name} will be pcapng; for the older format: {remedy}\n"

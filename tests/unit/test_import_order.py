@@ -59,7 +59,12 @@ LIBRARIES = {
 
 
 # Commands that use the module of another one, or more than the common ones.
-_USED = {"dump": ("status",), "capture": ("processes", "tcpdump"), "extcap": ("processes",), "top": ("status",)}
+_USED = {
+    "dump": ("status",),
+    "capture": ("processes", "tcpdump", "writing"),
+    "extcap": ("processes",),
+    "top": ("status",),
+}
 
 
 def _module(path: Path) -> str:

@@ -14,7 +14,8 @@ import pytest
 
 from skbcapd.daemon import loop
 from skbcapd.daemon.dumps import Dumps
-from skbcapd.daemon.loop import ACT_DRAINS, HELD_BACK, TICK_S, Service
+from skbcapd.daemon.loading import HELD_BACK
+from skbcapd.daemon.loop import ACT_DRAINS, TICK_S, Service
 from skbcapd.daemon.server import Server, control
 from skbcapd.daemon.viewers import Viewers
 from skbcapd.errors import KernelError
