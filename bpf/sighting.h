@@ -254,9 +254,11 @@ static inline void note_sighting(struct sighting *entry, struct packet *packet, 
 	entry->skb = skb;
 	if (!is_known || entry->head != packet->head) {
 		u32 index = index_of(packet->head);
+		u64 *first = heads.lookup(&index); /* not update, which is a call */
 
 		entry->head = packet->head;
-		heads.update(&index, &skb);
+		if (first)
+			*first = skb;
 	}
 	entry->time = packet->time;
 	if (!nowhere)
