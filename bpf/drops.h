@@ -113,16 +113,17 @@ static inline enum via find_user_of_drop(void *ctx, struct control *control, str
 					 u32 receives)
 {
 	struct sock_head *sock = &packet->work.sock;
+	u8 *task;
 
 	if (READ(sock, sizeof(*sock), packet->sk) || !is_user_socket(sock) ||
 	    SOCK(sock, u8, STATE) == TCP_NEW_SYN_RECV)
 		return VIA_UNKNOWN;
-	if (!receives && context_of(ctx, control) == VIA_CURRENT) {
+	if (!receives && context_of(ctx, task = current_task(), control) == VIA_CURRENT) {
 		u64 socket = LOAD(u64, packet->sk + SOCK_SOCKET);
 		u64 file = socket ? LOAD(u64, socket + SOCKET_FILE) : 0;
 
-		if (is_at_work_on(packet->sk, socket, file, control, &packet->work.owner, 0)) {
-			set_current_user(&packet->user);
+		if (is_at_work_on(task, packet->sk, socket, file, control, &packet->work.owner, 0)) {
+			set_current_user(task, &packet->user);
 			return VIA_CURRENT;
 		}
 	}

@@ -14,7 +14,10 @@
 
 #define SOFTIRQ_OFFSET (1 << 8)
 
-/* `current`, whose fields can be read in place: the verifier knows its type. */
+/*
+ * `current`, whose fields can be read in place: the verifier knows its type. It is a call: so each program calls it
+ * once, and passes the result on.
+ */
 static inline u8 *current_task(void)
 {
 	u8 *task = (u8 *)bpf_get_current_task_btf();
@@ -60,9 +63,8 @@ static inline int is_on_stack(void *ctx, u64 bottom, u64 size)
  * in task_struct.softirq_disable_cnt is in_serving_softirq() there (include/linux/preempt.h). It is
  * set before __do_softirq, by __local_bh_enable_ip and ksoftirqd_run_begin (kernel/softirq.c).
  */
-static inline enum via context_of(void *ctx, struct control *control)
+static inline enum via context_of(void *ctx, u8 *task, struct control *control)
 {
-	u8 *task = current_task();
 	u64 stack = TASK(task, u64, STACK);
 
 	if (!control->entry_regs || !is_on_stack(ctx, stack, control->stack_size))
@@ -183,10 +185,9 @@ static inline enum call kind_of_compat_call(u32 number)
  *
  * `scratch` is overwritten.
  */
-static inline int is_at_work_on(u64 sk, u64 socket, u64 file, struct control *control, struct owner *scratch,
-				const int is_use)
+static inline int is_at_work_on(u8 *task, u64 sk, u64 socket, u64 file, struct control *control,
+				struct owner *scratch, const int is_use)
 {
-	u8 *task = current_task();
 	u64 call = syscall_of(task, control);
 	u32 flags = TASK(task, u32, FLAGS), kind = CALL_SUBMITS;
 
@@ -233,10 +234,8 @@ static inline int is_at_work_on(u64 sk, u64 socket, u64 file, struct control *co
  * other names. A worker that the kernel runs for a process (io_uring, vhost) has a name from the
  * kernel: the name of its process is used.
  */
-static inline void set_current_user(struct user *user)
+static inline void set_current_user(u8 *task, struct user *user)
 {
-	u8 *task = current_task();
-
 	user->tgid = TASK(task, u32, TGID);
 	user->tid = TASK(task, u32, TID);
 	user->start = TASK(task, u64, START);
@@ -326,9 +325,9 @@ static inline void keep_by_inode(struct owner *known, u64 inode)
  * are other descriptors, or other running calls. The call itself counts if the process has several
  * threads (fdget).
  */
-static inline u64 has_others(u64 sk)
+static inline u64 has_others(u8 *task, u64 sk)
 {
-	u8 *task = current_task(), *files = files_of(task);
+	u8 *files = files_of(task);
 
 	return references_of(sk) > 1 + (FIELD(u32, files, FILES_COUNT) > 1);
 }
@@ -467,7 +466,7 @@ static inline void enter_connection(struct flow *flow, struct owner *owner, u32 
  * Records `user` as the last user of the socket whose first bytes are in `work`; for a TCP socket
  * that listens (or is about to: `listens`) or has a remote address, also for its flow.
  */
-static inline void record_owner(u64 sk, struct user *user, struct workspace *work, int listens)
+static inline void record_owner(u8 *task, u64 sk, struct user *user, struct workspace *work, int listens)
 {
 	struct sock_head *sock = &work->sock;
 	struct owner *known = owners.lookup(&sk), *owner = &work->owner;
@@ -483,7 +482,7 @@ static inline void record_owner(u64 sk, struct user *user, struct workspace *wor
 	/* On the stack: up to Linux 6.1.99, a map takes no unset bytes from it. */
 	owner->conntrack = 0;
 	owner->binding = bpf_ktime_get_ns();
-	owner->time = has_others(sk) ? SHARED_AT_USE : owner->binding;
+	owner->time = has_others(task, sk) ? SHARED_AT_USE : owner->binding;
 	if (known && owner->inode && known->inode == owner->inode)
 		owner->binding |=
 			(known->binding & OF_SEVERAL) | any(known->user.tgid ^ user->tgid) * OF_SEVERAL;
@@ -520,22 +519,24 @@ static inline void record_use(void *ctx, u64 sk, struct sock_head *sock, struct 
 
 	if (!control || (family != AF_INET && family != AF_INET6))
 		return;
-	if (context_of(ctx, control) != VIA_CURRENT) {
+	u8 *task = current_task();
+
+	if (context_of(ctx, task, control) != VIA_CURRENT) {
 		forget_unbound(sk);
 		return;
 	}
-	set_current_user(&user);
+	set_current_user(task, &user);
 	if (!listens && is_known_user(sk, identity, &user))
 		return;
 	u64 socket = LOAD(u64, sk + SOCK_SOCKET);
 
-	if (!is_new && !is_at_work_on(sk, socket, socket ? LOAD(u64, socket + SOCKET_FILE) : 0, control,
+	if (!is_new && !is_at_work_on(task, sk, socket, socket ? LOAD(u64, socket + SOCKET_FILE) : 0, control,
 				      &work->owner, 1)) {
 		forget_unbound(sk);
 		return;
 	}
 	if (!READ(&work->sock, sizeof(work->sock), sk))
-		record_owner(sk, &user, work, listens);
+		record_owner(task, sk, &user, work, listens);
 }
 
 /* The same if the socket cannot be read in place. */
@@ -556,7 +557,7 @@ static inline void record_asker(void *ctx, struct control *control, struct works
 	u8 *task = current_task(), *files = files_of(task), *table = FIELD(u8 *, files, FILES_TABLE);
 
 	/* A worker has the arguments of an earlier call, a 32-bit program has them elsewhere (is_at_work_on). */
-	if (context_of(ctx, control) != VIA_CURRENT || TASK(task, u32, COMPAT) & COMPAT_BIT ||
+	if (context_of(ctx, task, control) != VIA_CURRENT || TASK(task, u32, COMPAT) & COMPAT_BIT ||
 	    TASK(task, u32, FLAGS) & (PF_IO_WORKER | PF_USER_WORKER))
 		return;
 	u32 descriptor = LOAD(u64, syscall_of(task, control) + CALL_ARGUMENT_0);
@@ -577,10 +578,8 @@ static inline void record_asker(void *ctx, struct control *control, struct works
  * stores this for the end of the same system call, on this processor, by the same thread without a
  * switch in between. So it counts once.
  */
-static inline void note_use(struct packet *packet)
+static inline void note_use(struct packet *packet, u8 *task)
 {
-	u8 *task = current_task();
-
 	packet->sent[0] = packet->sk;
 	packet->sent[1] = (u64)task;
 	packet->sent[2] = TASK(task, u64, SWITCHES) + TASK(task, u64, SWITCHES + 8);
@@ -931,25 +930,29 @@ static inline int find_ended(struct packet *packet, struct skb *skb)
 
 /*
  * Whether the system call of `current` sends the packet, whose socket is `sock`; `whole` is the same
- * socket, beyond its first bytes. Sets the user of the packet, and records it.
+ * socket, beyond its first bytes. Sets the user of the packet, and records it, and the use.
  */
 static inline int is_sent_by_current(void *ctx, struct control *control, struct packet *packet,
 				     struct sock_head *sock, u8 *whole)
 {
 	struct workspace *work = &packet->work;
 
-	if (!is_user_socket(sock) || SOCK(sock, u8, STATE) == TCP_NEW_SYN_RECV ||
-	    context_of(ctx, control) != VIA_CURRENT)
+	if (!is_user_socket(sock) || SOCK(sock, u8, STATE) == TCP_NEW_SYN_RECV)
+		return 0;
+	u8 *task = current_task();
+
+	if (context_of(ctx, task, control) != VIA_CURRENT)
 		return 0;
 	u8 *socket = FIELD(u8 *, whole, SOCK_SOCKET);
 
-	if (!is_at_work_on(packet->sk, (u64)socket, socket ? FIELD(u64, socket, SOCKET_FILE) : 0, control,
-			   &work->owner, 0))
+	if (!is_at_work_on(task, packet->sk, (u64)socket, socket ? FIELD(u64, socket, SOCKET_FILE) : 0,
+			   control, &work->owner, 0))
 		return 0;
-	set_current_user(&packet->user);
+	set_current_user(task, &packet->user);
 	packet->version = is_known_user(packet->sk, SOCK_IDENTITY(sock), &packet->user);
 	if (!packet->version && !READ(&work->sock, sizeof(work->sock), packet->sk))
-		record_owner(packet->sk, &packet->user, work, 0);
+		record_owner(task, packet->sk, &packet->user, work, 0);
+	note_use(packet, task);
 	return 1;
 }
 
@@ -1077,9 +1080,7 @@ static inline enum via find_sender(void *ctx, struct control *control, struct pa
 	u64 via = VIA_CURRENT;
 
 	FORGET(asks, control->nothing); /* renew_flow is verified once for all of its callers */
-	if (is_first && is_sent_by_current(ctx, control, packet, sock, whole)) {
-		note_use(packet);
-	} else {
+	if (!is_first || !is_sent_by_current(ctx, control, packet, sock, whole)) {
 		sock = &work->sock;
 		READ(sock, sizeof(*sock), packet->sk);
 		u32 is_request = SOCK(sock, u8, STATE) == TCP_NEW_SYN_RECV;
