@@ -236,10 +236,12 @@ static inline int copy_short_frame(u8 *bytes, const u32 places, u32 to, struct f
 
 	if (size < 8 || size > SHORT_FRAME || size > frame->linear || frame->vlan)
 		return 0;
+	u64 start = frame->start;
+	u8 *into = bytes + BOUND(to, places - 1);
+
 	for (u32 i = 0; i < SHORT_FRAME && i < last; i += 8)
-		*(u64 *)(bytes + BOUND(to + i, places - 1)) = LOAD(u64, frame->start + i);
-	*(u64 *)(bytes + BOUND(to + last, places - 1)) =
-		LOAD(u64, frame->start + last) & (u64)-1 >> (-size & 3) * 8;
+		*(u64 *)(into + i) = LOAD(u64, start + i);
+	*(u64 *)(into + BOUND(last, SHORT_FRAME - 1)) = LOAD(u64, start + last) & (u64)-1 >> (-size & 3) * 8;
 	return 1;
 #else
 	return 0;
