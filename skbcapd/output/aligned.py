@@ -187,7 +187,7 @@ class AlignedTail:
         behind = at + end + (len(lent) if lent is not None else 0)
         kept = end // DISK_BLOCK * DISK_BLOCK
         if lent is not None and end <= _COPIED_MAX:  # mostly one block of the disk
-            buffer = memoryview(mmap.mmap(-1, end) if end else b"")
+            buffer = memoryview(mmap.mmap(-1, end or DISK_BLOCK))[:end]
             buffer[:] = self._buffer[:end]
         else:
             self._buffer = self._buffers.get()

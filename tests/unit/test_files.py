@@ -226,9 +226,15 @@ def test_lent_memory_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
         sink.write(packet(0, bytes(68)))
         lent = Lent(packet(0, bytes((1 << 20) + 4096)), 100)
         sink.write(lent.view, lent)
-        assert parts == [[4096, 1 << 20]]
+        rest = packet(0, bytes(-sink.size % 4096 + 4096 - 32))
+        sink.write(rest)
+        at_a_block = Lent(packet(0, bytes((1 << 20) - 32)), 0)
+        sink.write(at_a_block.view, at_a_block)
         sink.flush(whole=True)
-        assert os.fstat(file.fileno()).st_size == 2 * 32 + 68 + (1 << 20) + 4096
+        at_a_block = Lent(packet(0, bytes((1 << 20) - 32)), 0)
+        sink.write(at_a_block.view, at_a_block)
+        assert parts == [[4096, 1 << 20], [8192, 1 << 20], [1 << 20]]
+        assert os.fstat(file.fileno()).st_size == sink.size == 3 * (1 << 20) + 3 * 4096
         sink.close()
 
 
