@@ -87,22 +87,24 @@ class Buffers:
     """Reusable memory for pieces, because page faults cost more than a copy."""
 
     def __init__(self) -> None:
-        self._spare: list[memoryview] = []
+        self._spare: dict[int, list[memoryview]] = {BUFFER_SIZE: [], _COPIED_MAX: []}
 
-    def get(self) -> memoryview:
-        """A buffer of BUFFER_SIZE bytes, aligned to a page."""
+    def get(self, size: int = BUFFER_SIZE) -> memoryview:
+        """A buffer, aligned to a page, of BUFFER_SIZE or _COPIED_MAX bytes."""
         try:
-            return self._spare.pop()
+            return self._spare[size].pop()
         except IndexError:
-            memory = mmap.mmap(-1, BUFFER_SIZE)
-            with contextlib.suppress(OSError):  # a kernel without them
-                memory.madvise(mmap.MADV_HUGEPAGE)
+            memory = mmap.mmap(-1, size)
+            if size == BUFFER_SIZE:
+                with contextlib.suppress(OSError):  # a kernel without them
+                    memory.madvise(mmap.MADV_HUGEPAGE)
             return memoryview(memory)
 
     def give_back(self, piece: Piece) -> None:
         """Return the buffer of a piece that was written; any thread can call this."""
-        if len(piece.buffer) == BUFFER_SIZE and len(self._spare) < _SPARE_MAX:
-            self._spare.append(piece.buffer)
+        spare = self._spare.get(len(piece.buffer))
+        if piece.is_aligned and spare is not None and len(spare) < _SPARE_MAX:
+            spare.append(piece.buffer)
 
 
 class AlignedTail:
@@ -187,8 +189,8 @@ class AlignedTail:
         behind = at + end + (len(lent) if lent is not None else 0)
         kept = end // DISK_BLOCK * DISK_BLOCK
         if lent is not None and end <= _COPIED_MAX:  # mostly one block of the disk
-            buffer = memoryview(mmap.mmap(-1, end or DISK_BLOCK))[:end]
-            buffer[:] = self._buffer[:end]
+            buffer = self._buffers.get(_COPIED_MAX)
+            buffer[:end] = self._buffer[:end]
         else:
             self._buffer = self._buffers.get()
             self._buffer[: self._fill - kept] = buffer[kept : self._fill]

@@ -203,6 +203,8 @@ class BlockSink:
         self._waiting.append(piece)
         if piece.lent is not None:
             self._borrowed += len(piece.lent)
+            self._jobs.do(lambda: self._write(piece))
+            return
         self._jobs.do(lambda: self._write(piece))
         if self._is_late:
             self._is_late = self._jobs.waiting > 0
