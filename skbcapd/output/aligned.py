@@ -31,24 +31,26 @@ class Piece(NamedTuple):
     """A part of a file. All positions are offsets in the file.
 
     Args:
-        buffer: memory; if `is_aligned`, it begins at a page.
-        at: of the buffer; if `is_aligned`, a multiple of DISK_BLOCK.
+        parts: memory, in order; if `is_aligned`, each begins at a block of the disk.
+        at: of the first part; if `is_aligned`, a multiple of DISK_BLOCK.
         start: of the first byte that is not in the piece before.
         end: end of the piece.
         starts: where a block begins, at least the first block that begins in the piece.
         is_aligned: whether it can be written directly.
-        lent: memory that follows the buffer, complete blocks of the disk.
-        loan: of `lent`; to give back when the piece was written.
+        buffers: memory to give back to Buffers when the piece was written.
+        loans: of lent parts, to give back then.
+        lent: the number of bytes of those.
     """
 
-    buffer: memoryview
+    parts: tuple[memoryview, ...]
     at: int
     start: int
     end: int
     starts: tuple[int, ...]
     is_aligned: bool
-    lent: memoryview | None = None
-    loan: Loan | None = None
+    buffers: tuple[memoryview, ...] = ()
+    loans: tuple[Loan, ...] = ()
+    lent: int = 0
 
     @property
     def size(self) -> int:
@@ -57,13 +59,27 @@ class Piece(NamedTuple):
 
     def between(self, begin: int, end: int) -> list[memoryview]:
         """The memory of a part of the piece; an empty list if it has no bytes."""
-        if self.lent is None:
-            return [self.buffer[begin - self.at : end - self.at]] if begin < end else []
-        bound = self.end - len(self.lent)
-        found = [self.buffer[begin - self.at : min(end, bound) - self.at]] if begin < min(end, bound) else []
-        if end > bound:
-            found.append(self.lent[max(begin - bound, 0) : end - bound])
-        return found if begin < end else []
+        found, at = [], self.at
+        for part in self.parts:
+            first, last = max(begin - at, 0), min(end - at, len(part))
+            if first < last:
+                found.append(part[first:last])
+            at += len(part)
+        return found
+
+    def with_next(self, piece: Piece) -> Piece:
+        """This piece, which ends with lent memory, and the one after it."""
+        return Piece(
+            (*self.parts, *piece.parts),
+            self.at,
+            self.start,
+            piece.end,
+            (*self.starts, *piece.starts),
+            self.is_aligned and piece.is_aligned,
+            (*self.buffers, *piece.buffers),
+            (*self.loans, *piece.loans),
+            self.lent + piece.lent,
+        )
 
 
 def count_pieces(pieces: Sequence[Piece]) -> int:
@@ -101,10 +117,11 @@ class Buffers:
             return memoryview(memory)
 
     def give_back(self, piece: Piece) -> None:
-        """Return the buffer of a piece that was written; any thread can call this."""
-        spare = self._spare.get(len(piece.buffer))
-        if piece.is_aligned and spare is not None and len(spare) < _SPARE_MAX:
-            spare.append(piece.buffer)
+        """Return the buffers of a piece that was written; any thread can call this."""
+        for buffer in piece.buffers:
+            spare = self._spare[len(buffer)]
+            if len(spare) < _SPARE_MAX:
+                spare.append(buffer)
 
 
 class AlignedTail:
@@ -174,7 +191,7 @@ class AlignedTail:
         copy, begin = memoryview(bytes(self._buffer[self._done : end])), self._at + self._done
         self._done = end
         end += self._at
-        return Piece(copy, begin, begin, end, self._taken_starts(end), is_aligned=False)
+        return Piece((copy,), begin, begin, end, self._taken_starts(end), is_aligned=False)
 
     def _give(self, end: int, lent: memoryview | None = None, loan: Loan | None = None) -> Piece:
         """Pass on the buffer itself; the next buffer begins with the bytes after its last complete
@@ -196,8 +213,19 @@ class AlignedTail:
             self._buffer[: self._fill - kept] = buffer[kept : self._fill]
         self._fill, self._done = self._fill - kept, end - kept
         self._at = behind - self._done
-        starts = self._taken_starts(behind)
-        return Piece(buffer, at, start, behind, starts, is_aligned=True, lent=lent, loan=loan)
+        parts = (buffer[:end],) if lent is None else (buffer[:end], lent) if end else (lent,)
+        loans, size = ((loan,), len(lent)) if lent is not None and loan is not None else ((), 0)
+        return Piece(
+            parts,
+            at,
+            start,
+            behind,
+            self._taken_starts(behind),
+            is_aligned=True,
+            buffers=(buffer,),
+            loans=loans,
+            lent=size,
+        )
 
     def _taken_starts(self, end: int) -> tuple[int, ...]:
         count = bisect_left(self._starts, end)

@@ -25,6 +25,9 @@ from skbcapd.pcapng.interface import DISK_BLOCK
 DIRECT_MIN = 1 << 18  # smaller writes are not worth waiting for the disk
 _CACHED_S = 5.0
 _CACHE_SPEEDUP = 2.0  # the cache costs CPU time, so it is used only if it is so many times faster
+_QUICK = (
+    1.25e9  # bytes per second: with such a disk the cache is not tried, because that can cost more than it can save
+)
 _BEHIND_S = 5.0  # seconds of the disk: the page cache must not get further behind, because fsync cannot be interrupted
 _THROUGHPUT_MIN, _THROUGHPUT_MAX = (
     1 << 22,
@@ -79,9 +82,16 @@ class WriteMode:
         """Whether a piece is written with O_DIRECT, if that is possible."""
         if not piece.is_aligned or piece.size < DIRECT_MIN:
             return False
-        if self._clock() >= self._cached_until or self.cached.rate < _CACHE_SPEEDUP * self.direct.rate:
+        is_quicker = self.tries_cache or _CACHE_SPEEDUP * self.direct.rate <= self.cached.rate < float("inf")
+        if self._clock() >= self._cached_until or not is_quicker:
             return True
         return self._catch_up() + piece.size > _BEHIND_S * self.direct.rate
+
+    @property
+    def tries_cache(self) -> bool:
+        """Whether the speed of the cache is being measured: it can be a tenth of that of the disk."""
+        is_known = self.cached.rate < float("inf")
+        return self._clock() < self._cached_until and not is_known and self.direct.rate < _QUICK
 
     def note_cached(self, size: int) -> None:
         """So many bytes were written to the page cache."""

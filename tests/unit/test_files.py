@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from skbcapd.errors import FileError, UsageError
 from skbcapd.output.block_writer import BlockSink, CaptureFile, StandardOutput, owner_ids
 from skbcapd.output.blocks import count_packets
 from skbcapd.output.disk import DirectWriter
+from skbcapd.worker import Worker
 from tests.support.writer import block, packet
 
 ROOT = Path(__file__).parents[2]
@@ -235,6 +237,37 @@ def test_lent_memory_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
         sink.write(at_a_block.view, at_a_block)
         assert parts == [[4096, 1 << 20], [8192, 1 << 20], [1 << 20]]
         assert os.fstat(file.fileno()).st_size == sink.size == 3 * (1 << 20) + 3 * 4096
+        sink.close()
+
+
+def test_lent_pieces_that_wait_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the disk writes one piece, others wait: then it gets those that are lent in one call, at
+    most 16 MiB, and all memory is given back.
+    """
+    real, sizes, gate = os.pwritev, [], threading.Event()
+
+    def pwritev(descriptor: int, parts: list[memoryview], at: int) -> int:
+        gate.wait(60)
+        sizes.append(sum(map(len, parts)))
+        return real(descriptor, parts, at)
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    worker = Worker("disk")
+    with tempfile.TemporaryFile() as file:
+        sink = BlockSink(file.fileno(), jobs=worker)
+        blocks = [packet(0, bytes([number]) * ((2 << 20) - 32)) for number in range(12)]
+        lent = [Lent(block, 0) for block in blocks]
+        for one in lent:
+            sink.write(one.view, one)
+            one.return_from_call()
+        assert sink.borrowed == 24 << 20
+        assert not sink.is_busy
+        gate.set()
+        assert worker.close(60)
+        assert sizes in ([2 << 20, 16 << 20, 6 << 20], [16 << 20, 8 << 20])
+        file.seek(0)
+        assert file.read() == b"".join(blocks)
+        assert (sink.borrowed, sink.completed, {one.users for one in lent}) == (0, 24 << 20, {0})
         sink.close()
 
 
