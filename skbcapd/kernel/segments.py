@@ -357,10 +357,12 @@ class SegmentReader:
         """Offsets in `view` of its local blocks: from the list of the segment, or by a walk if the
         list is too short.
 
-        Also returns the entries that were read, and those that are still open.
+        Also returns how many entries were read, and those of them that are still open.
         """
         if upcalls > abi.UPCALLS_LISTED:
-            return [offset for offset, kind, _ in walk(view) if kind != PACKET], upcalls, []
+            walked = [offset for offset, kind, _ in walk(view) if kind != PACKET]
+            # Not all of `upcalls`: a block after this range can be counted already.
+            return walked, self._listed - len(self._open) + len(walked), []
         found, still_open = [], []
         for entry in [*self._open, *range(self._listed, upcalls)]:
             place = int.from_bytes(self._memory[start + abi.LISTING + 8 * entry :][:8], "little")

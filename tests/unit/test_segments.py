@@ -367,6 +367,22 @@ def test_more_local_blocks_than_list_entries() -> None:
     assert shared.read() == [([5], []), ([6, 7], [1])]
 
 
+def test_a_list_too_short_while_another_block_is_counted() -> None:
+    """A local block that is counted, but not committed, while the segment is walked, is found later."""
+    shared = Shared()
+    control = Watched(shared.control, lambda _: None)
+    shared.reader = SegmentReader(shared.memory, control, shared.geometry)  # type: ignore[arg-type]
+    shared.put(*(upcall(b"", number=3) for _ in range(abi.UPCALLS_LISTED + 1)))
+    late = shared.steps(upcall(b"", number=4))
+    control.once(shared.state(shared.geometry.segment_count, UPCALLS), lambda: step(late, 2))
+    assert sum(len(places) for _, places in shared.read()) == abi.UPCALLS_LISTED + 1
+    list(late)
+    shared.put(packet(5))
+    assert shared.read() == [([4, 5], [0])]
+    shared.put(packet(6))
+    assert shared.read() == [([6], [])]
+
+
 def test_a_list_too_short_leaves_nothing_open() -> None:
     """An entry that waited for its block when the list became too short is discarded with its
     segment.
