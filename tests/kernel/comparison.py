@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -32,6 +32,7 @@ from tests.support.blocks import Label, Packet
 from tests.support.deadline import DEADLINE_S
 
 ETH_P_802_EX1 = 0x88B5  # for local experiments: nobody else sends it
+TRIES = 1 if "SKBCAPD_SLOWNESS" in os.environ else 3  # standard kernels, in virtual machines, hide nothing
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,21 @@ class Comparison:
     written: int
     others: int
 
+    @property
+    def unseen(self) -> int:
+        """How many frames no BPF program saw, if there is no other difference: the reference has them, and the
+        capture, which has seen no more packets than are in its file, has all others.
+
+        A kernel that hides a process from tracing runs no program for what a softirq sends or receives while that
+        process is `current` (docs/limitations.md).
+        """
+        theirs = Counter(frame.data for outcome in self.outcomes for frame in outcome.reference)
+        ours = Counter(packet.data for outcome in self.outcomes for packet in outcome.ours)
+        seen = sum(self.ended.totals.values()) - self.ended.totals.get("on other interfaces", 0)
+        return (
+            (theirs - ours).total() if self.ended.exit_code == 0 and not ours - theirs and seen == self.written else 0
+        )
+
 
 def difference(theirs: list[bytes], ours: list[bytes]) -> str:
     """Describe the first difference of two recordings in one line; empty if they are equal."""
@@ -196,7 +212,8 @@ def compare(
     through: Sequence[str] = (),
     **settings: str,
 ) -> Comparison:
-    """Send cases from the near end of a wire, watched there, or watched where they arrive.
+    """Send cases from the near end of a wire, watched there, or watched where they arrive. If no BPF
+    program saw some of the frames, send all again, and say so.
 
     Args:
         cases: in the order to send them.
@@ -207,6 +224,23 @@ def compare(
         through: as for `Capture`.
         settings: of the capture.
     """
+    cases = list(cases)
+    for _ in range(TRIES):
+        made = _compare(cases, wire, directory, direction, through, settings)
+        if not made.unseen:
+            break
+        print(f"{made.unseen} frames that the reference saw, but no BPF program: all cases are sent again")
+    return made
+
+
+def _compare(
+    cases: Sequence[Case],
+    wire: Wire,
+    directory: Path,
+    direction: str,
+    through: Sequence[str],
+    settings: Mapping[str, str],
+) -> Comparison:
     near, watched = wire.near, wire.near if direction == "out" else wire.far
     capture_file, sent_file = directory / "compared.pcapng", directory / "sent.bin"
     arguments = ["-i", watched.device, "-w", str(capture_file)]
