@@ -25,9 +25,7 @@ from skbcapd.pcapng.interface import DISK_BLOCK
 DIRECT_MIN = 1 << 18  # smaller writes are not worth waiting for the disk
 _CACHED_S = 5.0
 _CACHE_SPEEDUP = 2.0  # the cache costs CPU time, so it is used only if it is so many times faster
-_QUICK = (
-    1.25e9  # bytes per second: with such a disk the cache is not tried, because that can cost more than it can save
-)
+_QUICK = 1.25e9  # bytes per second: beside such a disk the cache is not tried, which can cost more than it saves
 _BEHIND_S = 5.0  # seconds of the disk: the page cache must not get further behind, because fsync cannot be interrupted
 _THROUGHPUT_MIN, _THROUGHPUT_MAX = (
     1 << 22,
