@@ -4,8 +4,9 @@ In: pcapng blocks of any size. Out: pieces of a file, in order.
 
 The rules: a piece is not changed after it was passed on: another thread writes it, maybe much later.
 So the bytes after the last complete block of the disk are in two pieces: the later piece repeats
-them, so that a direct write (O_DIRECT) can begin there. Many blocks in lent memory that has the right
-offset in a page are not copied: the piece refers to them (`Loan`).
+them, so that a direct write (O_DIRECT) can begin there. Lent memory is not copied, the piece refers
+to it (`Loan`): many blocks, if the memory has the right offset in a page for a direct write, or fewer,
+which go through the page cache.
 
 Source: O_DIRECT in open(2).
 """
@@ -23,7 +24,7 @@ from skbcapd.pcapng.interface import DISK_BLOCK, Loan
 
 BUFFER_SIZE = 1 << 21  # a huge page: for a direct write, the kernel then looks up one page instead of 512
 _COPIED_MAX = 1 << 16  # a piece of at most this many bytes is copied; for a larger one, the buffer itself is passed on
-_LENT_MIN = 1 << 18  # fewer bytes are copied: they are too few for a direct write
+_LENT_MIN = 1 << 18  # fewer bytes are too few for a direct write
 _SPARE_MAX = 12
 
 
@@ -165,6 +166,10 @@ class AlignedTail:
                 loan.take()
                 yield self._give(self._fill, left[head:end], loan)
                 left = left[end:]
+            elif _COPIED_MAX <= len(left) < _LENT_MIN and self._fill - self._done <= _COPIED_MAX:
+                loan.take()
+                yield self._lend(left, loan)
+                return
         while left:
             left = left[self._copy(left) :]
             if self._fill == BUFFER_SIZE:
@@ -176,6 +181,15 @@ class AlignedTail:
         self._buffer[self._fill : self._fill + size] = blocks[:size]
         self._fill += size
         return size
+
+    def _lend(self, blocks: memoryview, loan: Loan) -> Piece:
+        """Pass on the bytes that wait and lent memory, through the page cache: wherever it is in a page."""
+        begin, behind = self._at + self._done, self._at + self._fill + len(blocks)
+        copy, kept = memoryview(bytes(self._buffer[self._done : self._fill])), behind % DISK_BLOCK
+        self._buffer[:kept] = blocks[len(blocks) - kept :]  # what a direct write after it repeats
+        self._at, self._fill, self._done = behind - kept, kept, kept
+        parts, starts = (copy, blocks) if copy else (blocks,), self._taken_starts(behind)
+        return Piece(parts, begin, begin, behind, starts, is_aligned=False, loans=(loan,), lent=len(blocks))
 
     def take(self, *, is_aligned: bool) -> Piece | None:
         """The waiting bytes as a piece; None if there are none.

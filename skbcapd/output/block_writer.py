@@ -135,7 +135,7 @@ class BlockSink:
     @property
     def is_busy(self) -> bool:
         """Whether too many bytes wait for the disk; see Output."""
-        return self._tail.size - self.disk.completed - self.borrowed > QUEUE_MAX
+        return self._tail.size - self.disk.completed - self._borrowed + self._given_back > QUEUE_MAX
 
     @property
     def borrowed(self) -> int:
@@ -220,8 +220,11 @@ class BlockSink:
             return
         piece, count = waiting[0], 1
         most = 0 if self.disk.mode.tries_cache else _AT_ONCE
-        while piece.lent and count < len(waiting) and waiting[count].lent and piece.size < most:
-            piece = piece.with_next(waiting[count])
+        while piece.lent and piece.size < most and count < len(waiting):
+            following = waiting[count]
+            if not following.lent or following.at != piece.end or following.is_aligned != piece.is_aligned:
+                break
+            piece = piece.with_next(following)
             count += 1
         self.disk.put(piece)
         for _ in range(count):

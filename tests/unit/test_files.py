@@ -240,6 +240,36 @@ def test_lent_memory_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
         sink.close()
 
 
+def test_a_little_lent_memory_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too few bytes for a direct write are written from lent memory, too, wherever it is, with the bytes
+    before them. A direct write after that begins at a block of the disk.
+    """
+    real, written = os.pwritev, []
+
+    def pwritev(descriptor: int, given: list[memoryview], at: int) -> int:
+        written.append((at, [len(part) for part in given]))
+        return real(descriptor, given, at)
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    blocks = [packet(0, bytes([number]) * size) for number, size in enumerate((68, 100_000, 80_000, 40, 4 << 20))]
+    with tempfile.TemporaryFile() as file:
+        sink = BlockSink(file.fileno())
+        sink.write(blocks[0])
+        for block in blocks[1:3]:
+            lent = Lent(block, 4)
+            sink.write(lent.view, lent)
+            assert lent.users == 0
+            lent.return_from_call()
+        assert written == [(0, [100, 100_032]), (100_132, [80_032])]
+        sink.write(blocks[3])
+        sink.write(blocks[4])
+        sink.flush(whole=True)
+        sink.close()
+        assert written[2][0] == 180_164 // 4096 * 4096
+        file.seek(0)
+        assert file.read() == b"".join(blocks)
+
+
 def test_lent_pieces_that_wait_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """While the disk writes one piece, others wait: then it gets those that are lent in one call, at
     most 16 MiB, and all memory is given back.
