@@ -199,6 +199,11 @@ class TimedCall(Generic[T]):
         return None if result.exception() else result.result()
 
     @property
+    def is_used(self) -> bool:
+        """Whether a late call has no result yet, or one that was not taken."""
+        return self._result is not None
+
+    @property
     def is_waiting(self) -> bool:
         """Whether a late call has no result yet."""
         return self._result is not None and not self._result.done()

@@ -59,6 +59,9 @@ class Above:
         Args:
             is_reloading: as for Taps.tick.
         """
+        is_used = self._taps.is_used or self._lister.is_used or self._new or self._interfaces.entered
+        if not is_used and not self._changes.are_there:
+            return
         self._new |= self._taps.tick(is_reloading=is_reloading) | self._interfaces.entered
         self._new.discard(self._own)
         self._interfaces.entered.clear()

@@ -112,8 +112,8 @@ class Capture:
         """Whether the last drain has left packets in the segments; then the next one must not wait."""
         self._has_limit = bool(limit)
         self._is_broken = False  # the output has failed: all packets are dropped and counted
-        # The output may have buffered bytes: the end of the last range, or more if its disk is late.
-        self._has_buffered = False
+        self.has_buffered = False
+        """Whether the output may have buffered bytes: the end of the last range, or more if its disk is late."""
         self._set_control()
         self._resolver.refill()
 
@@ -175,13 +175,11 @@ class Capture:
     @property
     def is_full(self) -> bool:
         """Whether the limit is reached."""
-        return self._line.is_full
+        return self._has_limit and self._line.is_full
 
     @property
     def is_complete(self) -> bool:
-        """Whether all packets that the program has seen are drained and counted. After `detach` it
-        stays true.
-        """
+        """Whether all packets that the program has seen are drained and counted. After `detach` it stays true."""
         counters = self.counters()
         # A program that still runs on another processor during the detach is waited for, and counted.
         return self.segments.is_drained and counters.seen == counters.outcomes
@@ -195,9 +193,12 @@ class Capture:
         Raises:
             OSError: the output cannot write (BrokenPipeError: its reader has ended).
         """
+        self.has_more = False
+        if self.segments.is_idle and not self.has_buffered and not self.output.has_pending_work:
+            self._renumbering.finish_if_drained()
+            return 0
         moved, end = 0, time.monotonic() + TURN_S
         self._labeler.begin_drain()
-        self.has_more = False
         for blocks in self.segments.ranges():
             if self.segments.is_behind:
                 self.output.note_memory_pressure()
@@ -212,10 +213,10 @@ class Capture:
                 self.segments.consume(blocks)
                 self.has_more = True
                 break
-        if (moved or self._has_buffered or self.output.has_pending_work) and not self._is_broken:
+        if (moved or self.has_buffered or self.output.has_pending_work) and not self._is_broken:
             self.output.flush(self.statistics)
             self._resolver.refill()
-        self._has_buffered = bool(moved) or self.output.completed < self.output.accepted
+        self.has_buffered = bool(moved) or self.output.completed < self.output.accepted
         self._renumbering.finish_if_drained()
         return moved
 
@@ -223,9 +224,9 @@ class Capture:
         """Drain, and return totals that never decrease, as counters of a monitoring system must."""
         kernel, cursor = self.counters(), int(self.program.control[abi.CURSOR])
         self.drain()
-        if self._has_buffered:
+        if self.has_buffered:
             self.output.flush(self.statistics)
-            self._has_buffered = self.output.completed < self.output.accepted
+            self.has_buffered = self.output.completed < self.output.accepted
         return self._ledger.monotonic_totals(kernel, is_drained=self.segments.position >= cursor)
 
     @property

@@ -5,8 +5,7 @@ In: a Capture. Out: the capture has ended, in order.
 The rule: no turn of the loop takes longer than a second, whatever a disk, a name server or the
 compiler does: slow work is done by a child process or a thread. While packets arrive, the loop
 drains as often as the output needs it, and immediately after a full segment. It drains PROMPT_S
-after a packet without a label: the kernel program wakes it. Without packets it sleeps until the
-kernel program wakes it with the next one.
+after a packet without a label, or after the first packet for a reader: the kernel program wakes it.
 """
 
 from __future__ import annotations
@@ -160,8 +159,9 @@ class Service:
         end = now + self._duration_s if self._duration_s is not None else float("inf")
         self._next_tick = now + TICK_S
         drains = 0  # since an action is due
-        while not self._stopping and not capture.is_full and now < end and not self._is_command_over(now):
-            self._continue_reload()
+        while not (self._stopping or capture.is_full or now >= end or (self._command and self._command.is_over(now))):
+            if self._reload is not None:
+                self._continue_reload(self._reload)
             drains = drains + 1 if self._asked and now >= self._act_at else 0
             moved = capture.drain()
             # A dump or a file has the packets from before the signal, unless draining them takes too long.
@@ -193,11 +193,12 @@ class Service:
         capture, pause = self.capture, PROMPT_S
         if self._command is not None and self._command.has_ended:
             end = min(end, time.monotonic() + PROMPT_S)
-        if capture.output.is_busy or capture.output.has_pending_work:
+        if capture.output.has_pending_work or (capture.has_buffered and capture.output.is_busy):
             pause = BUSY_S
-        elif not has_packets or (latency_s := capture.latency_s) > PROMPT_S:
+        elif (latency_s := capture.latency_s) > PROMPT_S or not has_packets:
             latest = time.monotonic() + latency_s if has_packets else self._next_tick
-            if capture.request_wakeup(abi.Sleep.UNTIL_UPCALL if has_packets else abi.Sleep.UNTIL_PACKET):
+            # The next tick is soon enough for the first packet of a file, if it has a label.
+            if capture.request_wakeup(abi.Sleep.UNTIL_UPCALL if latency_s > PROMPT_S else abi.Sleep.UNTIL_PACKET):
                 self._wait(min(latest, end))
                 if not capture.cancel_wakeup():
                     return
@@ -237,19 +238,14 @@ class Service:
             self._actions[number]()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
 
-    def _continue_reload(self) -> None:
+    def _continue_reload(self, reload: Reload) -> None:
         """Start a reload, or finish it when its child is done; never waits."""
-        if self._reload is None:
-            return
         if self._wants_reload:
             self._wants_reload = False
-            self._reload.begin()
+            reload.begin()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-        if self._reload.child is not None and is_readable(self._reload.child):
-            self._reload.finish()
-
-    def _is_command_over(self, now: float) -> bool:
-        return self._command is not None and self._command.is_over(now)
+        if reload.child is not None and is_readable(reload.child):
+            reload.finish()
 
     def _wait(self, until: float) -> bool:
         """Wait for a wakeup, a signal or the end of the output, with a timeout; returns whether it

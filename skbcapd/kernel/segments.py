@@ -243,6 +243,11 @@ class SegmentReader:
         return int(self._control[abi.CURSOR]) == self._number << 32 | self._done
 
     @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to return, and no segment to release."""
+        return not self._read and self.is_drained
+
+    @property
     def is_behind(self) -> bool:
         """Whether half of the memory is waiting to be read."""
         return 2 * (int(self._control[abi.CURSOR] >> 32) - self._number) >= self._count

@@ -78,6 +78,11 @@ class Taps:
         """The interfaces that have a tap."""
         return [tap.name for tap in self._taps.values()]
 
+    @property
+    def is_used(self) -> bool:
+        """Whether there is a tap, or an interface that is to get one."""
+        return bool(self._taps or self._waiting or self._child)
+
     def has(self, netns: int, ifindex: int) -> bool:
         """Whether an interface has a tap, will get one, or cannot have one."""
         return any((netns, ifindex) in each for each in (self._taps, self._waiting, self._refused))

@@ -47,7 +47,7 @@ class FakeCapture:
         self.looks = list(looks)
         self.fails_to_start = False
         self.program = self.output = self
-        self.is_busy = self.has_more = self.has_pending_work = self.needs_renumbering = False
+        self.is_busy = self.has_more = self.has_pending_work = self.needs_renumbering = self.has_buffered = False
         self.latency_s = PROMPT_S
         self.has_come = True  # the packet that the loop sleeps for
         self.is_detached, self.left = False, 0
@@ -199,8 +199,13 @@ def test_when_the_loop_waits(moved: int, after: list[str]) -> None:
 
 
 def test_a_file_lets_packets_wait_for_long() -> None:
-    """Of an output that lets packets wait, the loop sleeps until one needs Python, or until its time is over."""
+    """Of an output that lets packets wait, also the first one, the loop sleeps until one needs Python, or until its
+    time is over.
+    """
     capture = FakeCapture(4, 4)
+    capture.latency_s = FILE_S
+    assert run(capture)[2:] == [*("drain", "until_upcall", "cancel_wakeup", "cancel_wakeup") * 2, "stop"]
+    capture = FakeCapture(0, 0)
     capture.latency_s = FILE_S
     assert run(capture)[2:] == [*("drain", "until_upcall", "cancel_wakeup", "cancel_wakeup") * 2, "stop"]
     capture = FakeCapture(4, 4)
