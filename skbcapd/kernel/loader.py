@@ -115,8 +115,20 @@ def load_filters(
 def _with_own(maps: Mapping[str, int], made: compiler.Object, hooks: Sequence[Hook]) -> dict[str, int]:
     """Maps of the running program, and new ones for those that it does not have."""
     used = set().union(*(made.used(hook.function) for hook in hooks))
-    own = {table.name: syscall.make_map(*astuple(table)) for table in made.maps if table.name in used - maps.keys()}
-    return {**maps, **own}
+    return {**maps, **_make([table for table in made.maps if table.name in used - maps.keys()])}
+
+
+def _make(tables: Iterable[compiler.Map]) -> dict[str, int]:
+    """New maps, by name; in parallel, the largest first, because the kernel clears their memory."""
+    largest_first = sorted(tables, key=lambda table: table.value_size * table.entries, reverse=True)
+    with _threads() as threads:
+        made = threads.map(lambda table: syscall.make_map(*astuple(table)), largest_first)
+        return dict(zip((table.name for table in largest_first), made, strict=True))
+
+
+def _threads() -> ThreadPoolExecutor:
+    """One thread for each processor."""
+    return ThreadPoolExecutor(len(os.sched_getaffinity(0)))
 
 
 # Causes and hints for the last line of a child that has reached a limit of the process or the
@@ -227,7 +239,7 @@ def _child(
     stages = _behind(hooks, Stage if filters else _UNFILTERED)
     every = [measure, *hooks, *stages]
     made = _build(definitions, every, filters)
-    descriptors = {table.name: syscall.make_map(*astuple(table)) for table in made.maps}
+    descriptors = _make(made.maps)
     loaded = _load(made, every, descriptors)
     for stage, (table, place) in stages.items():
         syscall.update(descriptors[table], struct.pack("<I", place), struct.pack("<I", loaded[stage]))
@@ -292,7 +304,7 @@ def _load(made: compiler.Object, hooks: Sequence[Hook], maps: Mapping[str, int])
         return syscall.load_program(hook.function, made.code(hook.function, maps), hook.kind, hook.type_id)
 
     longest_first = sorted(hooks, key=lambda hook: len(made.functions[hook.function]), reverse=True)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with _threads() as threads:
         return dict(zip(longest_first, threads.map(load, longest_first), strict=True))
 
 
