@@ -53,19 +53,62 @@ static inline u32 find_slot(struct packet *packet)
 	return device ? device->slot : 0;
 }
 
+/* Whether a label of the packet's key is valid for its names, and for the present rules. */
+static inline int is_valid_label(struct control *control, struct packet *packet, struct label *label)
+{
+	return label->generation == control->generation && is_same_name(label->comm, packet->user.comm) &&
+	       is_same_name(label->device, packet->device_name) &&
+	       is_same_name(label->process, packet->user.process);
+}
+
+static inline int is_same_key(struct key *a, struct key *b)
+{
+	u64 *one = (u64 *)a, *other = (u64 *)b;
+
+	return !((one[0] ^ other[0]) | (one[1] ^ other[1]) | (one[2] ^ other[2]) | (one[3] ^ other[3]) |
+		 (one[4] ^ other[4]));
+}
+
+/* Writes the options of a label, in whole words. */
+static inline void copy_options(u8 *options, struct label *label)
+{
+	/* Cheaper than a call of READ. */
+	for (u32 i = 0; i < OPTIONS_MAX && i < label->options_len; i += 8)
+		*(u64 *)(options + i) = *(u64 *)(label->options + i);
+}
+
+/*
+ * Keeps a copy of a label. The kernel can use the memory of an entry again at any time, for another
+ * key: so the copy is only used if the entry is still that of the key.
+ */
+static inline void keep_label(struct recent *recent, struct packet *packet, struct label *label)
+{
+	__builtin_memcpy(&recent->label, label, __builtin_offsetof(struct label, options));
+	copy_options(recent->label.options, label);
+	barrier();
+	recent->is_kept = labels.lookup(&packet->key) == label;
+}
+
 /* The packet's label; NULL if there is none, or none for these names and rules. */
 static inline struct label *find_label(struct control *control, struct packet *packet)
 {
+	struct recent *recent = &packet->recent;
 	struct label *label;
+	u32 is_repeated;
 
 	if (packet->key.via == VIA_UNRESOLVED)
 		return NULL;
+	is_repeated = is_same_key(&recent->key, &packet->key);
+	if (is_repeated && recent->is_kept && is_valid_label(control, packet, &recent->label))
+		return &recent->label;
+	recent->is_kept = 0;
 	label = labels.lookup(&packet->key);
-	if (!label || label->generation != control->generation ||
-	    !is_same_name(label->comm, packet->user.comm) ||
-	    !is_same_name(label->device, packet->device_name) ||
-	    !is_same_name(label->process, packet->user.process))
+	if (!label || !is_valid_label(control, packet, label))
 		return NULL;
+	if (is_repeated)
+		keep_label(recent, packet, label);
+	else
+		recent->key = packet->key;
 	return label;
 }
 
@@ -122,12 +165,9 @@ static inline u32 block_size(struct frame *frame, u32 options_len)
  * Writes the options of a packet with a label: those of the label, and the values that differ
  * between packets.
  */
-static inline void write_options(u8 *options, u32 options_len, struct label *label, struct packet *packet,
-				 u32 flags)
+static inline void write_options(u8 *options, struct label *label, struct packet *packet, u32 flags)
 {
-	/* Cheaper than a call of READ. */
-	for (u32 i = 0; i < OPTIONS_MAX && i < options_len; i += 8)
-		*(u64 *)(options + i) = *(u64 *)(label->options + i);
+	copy_options(options, label);
 	*(u32 *)(options + BOUND(label->flags_at, OPTIONS_MAX - 1)) |= flags;
 	if (packet->key.linked)
 		*(u64 *)(options + BOUND(label->flags_at + 8, OPTIONS_MAX - 1)) = packet->packet_id;
@@ -204,7 +244,7 @@ static inline int write_block(struct control *control, struct packet *packet, st
 	head->cap_len = frame->cap_len;
 	head->wire_len = frame->wire_len;
 	if (label) {
-		write_options(options, label->options_len, label, packet, flags);
+		write_options(options, label, packet, flags);
 	} else {
 		write_upcall((struct upcall *)options, packet, flags, checksum);
 		list_upcall(control, segment, reservation);

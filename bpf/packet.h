@@ -44,6 +44,16 @@ struct passage {
 	struct origin origin;
 };
 
+/*
+ * The label of a key that the last packet had, too: a copy of it is cheaper than a lookup. It is valid as the
+ * label itself is: while its generation and names are those of the packet.
+ */
+struct recent {
+	struct key key; /* of the last packet */
+	u64 is_kept;	/* 1: the label is that of the key */
+	struct label label;
+};
+
 struct packet {
 	struct reservation reservation; /* of the block */
 	struct frame frame;
@@ -77,6 +87,7 @@ struct packet {
 	struct guard other;		/* the result for a namespace, in `dev` */
 	u64 sent[3];			/* the last recorded use of a socket: see note_use */
 	struct key key;
+	struct recent recent;
 	struct user user;
 	struct passage passage;
 	u64 device_name[2];

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import selectors
@@ -15,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.capture import ATTACH, ROOT
+from tests.kernel.capture import ATTACH, ROOT, read
 from tests.kernel.namespace import Wire
 from tests.kernel.sink import DISCARD_PORT, Sink
 from tests.support.amount import tries
 from tests.support.blocks import packets
-from tests.support.deadline import DEADLINE_S
+from tests.support.deadline import DEADLINE_S, until
 
 RELOADS = tries(53, 17)
 SENDER = """
@@ -76,6 +77,45 @@ class Daemon:
         """Kill it if it still runs."""
         self.process.kill()
         self.process.communicate()
+
+
+def test_a_steady_sender_is_written_with_the_new_settings(wire: Wire, tmp_path: Path) -> None:
+    """The packets of one thread, one after the other, which the program treats like the packet before: those after a
+    reload have the new comment, and those after another one have no payload.
+    """
+    config, directory = tmp_path / "skbcapd.yaml", tmp_path / "captures"
+    config.write_text("{}")
+    directory.mkdir()
+    with closing(Sink(wire.far.namespace)), closing(Daemon(wire, config, directory)) as daemon:
+        command = [sys.executable, "-E", "-s", "-S", "-c", SENDER, wire.far.ipv4, str(DISCARD_PORT)]
+        sender = wire.near.namespace.do(
+            subprocess.Popen, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        (file,) = (entry for entry in directory.glob("*.part") if not entry.is_symlink())
+
+        def grows() -> None:
+            size = file.stat().st_size
+            until(lambda: file.stat().st_size > size, "packets are written")
+
+        try:
+            grows()
+            for number, text in enumerate(("comment: [tgid]", "comment: [tgid]\npayload: none")):
+                config.write_text(text)
+                daemon.process.send_signal(signal.SIGHUP)
+                daemon.wait_for("settings reloaded", number + 1)
+                grows()
+                grows()  # all of this was sent after the reload
+        finally:
+            sender.communicate("\n", timeout=DEADLINE_S)
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.process.communicate(timeout=DEADLINE_S)
+    found = [
+        packet
+        for packet in read(directory / file.name.removesuffix(".part"))
+        if packet.direction == "out" and packet.data[36:38] == DISCARD_PORT.to_bytes(2, "big")
+    ]
+    seen = [(packet.comment.partition("=")[0], len(packet.data)) for packet in found]
+    assert [key for key, _ in itertools.groupby(seen)] == [("comm", 50), ("tgid", 50), ("tgid", 42)]
 
 
 @pytest.mark.many
