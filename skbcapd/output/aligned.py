@@ -139,6 +139,7 @@ class AlignedTail:
         self._at = self._fill = 0  # offset of the buffer in the file, bytes in the buffer
         self._done = 0  # bytes of the buffer that are in a piece already
         self._starts: list[int] = []
+        self._lent: tuple[memoryview, Loan] | None = None  # behind the buffer: few bytes, copied if more follow
 
     @property
     def waiting(self) -> int:
@@ -155,6 +156,7 @@ class AlignedTail:
         begin = self.size
         self._starts.append(begin)
         self.size += len(blocks)
+        self._copy_lent()
         left = memoryview(blocks)
         if loan is not None:
             drift = (begin - loan.at) % DISK_BLOCK
@@ -166,9 +168,9 @@ class AlignedTail:
                 loan.take()
                 yield self._give(self._fill, left[head:end], loan)
                 left = left[end:]
-            elif _COPIED_MAX <= len(left) < _LENT_MIN and self._fill - self._done <= _COPIED_MAX:
+            elif _COPIED_MAX <= len(left) < min(_LENT_MIN, BUFFER_SIZE - self._fill):
                 loan.take()
-                yield self._lend(left, loan)
+                self._lent = left, loan
                 return
         while left:
             left = left[self._copy(left) :]
@@ -182,8 +184,19 @@ class AlignedTail:
         self._fill += size
         return size
 
+    def _copy_lent(self) -> None:
+        """Copy the lent memory, for which the buffer has space."""
+        if self._lent is not None:
+            blocks, loan = self._lent
+            self._lent = None
+            self._copy(blocks)
+            loan.give_back()
+
     def _lend(self, blocks: memoryview, loan: Loan) -> Piece:
-        """Pass on the bytes that wait and lent memory, through the page cache: wherever it is in a page."""
+        """Pass on the bytes that wait and lent memory, which goes through the page cache, wherever it is in a page.
+
+        Not while more blocks follow: a direct write waits until the pages that it overlaps are on the disk.
+        """
         begin, behind = self._at + self._done, self._at + self._fill + len(blocks)
         copy, kept = memoryview(bytes(self._buffer[self._done : self._fill])), behind % DISK_BLOCK
         self._buffer[:kept] = blocks[len(blocks) - kept :]  # what a direct write after it repeats
@@ -197,6 +210,10 @@ class AlignedTail:
         Args:
             is_aligned: without the bytes after the last complete block of the disk.
         """
+        if self._lent is not None and not is_aligned and self._fill - self._done <= _COPIED_MAX:
+            (blocks, loan), self._lent = self._lent, None
+            return self._lend(blocks, loan)
+        self._copy_lent()
         end = self._fill // DISK_BLOCK * DISK_BLOCK if is_aligned else self._fill
         if end <= self._done:
             return None
