@@ -69,11 +69,11 @@ static inline int is_same_key(struct key *a, struct key *b)
 		 (one[4] ^ other[4]));
 }
 
-/* Writes the options of a label, in whole words. */
-static inline void copy_options(u8 *options, struct label *label)
+/* Writes `options_len` bytes of the options of a label, in whole words. */
+static inline void copy_options(u8 *options, u32 options_len, struct label *label)
 {
 	/* Cheaper than a call of READ. */
-	for (u32 i = 0; i < OPTIONS_MAX && i < label->options_len; i += 8)
+	for (u32 i = 0; i < OPTIONS_MAX && i < options_len; i += 8)
 		*(u64 *)(options + i) = *(u64 *)(label->options + i);
 }
 
@@ -84,7 +84,7 @@ static inline void copy_options(u8 *options, struct label *label)
 static inline void keep_label(struct recent *recent, struct packet *packet, struct label *label)
 {
 	__builtin_memcpy(&recent->label, label, __builtin_offsetof(struct label, options));
-	copy_options(recent->label.options, label);
+	copy_options(recent->label.options, recent->label.options_len, label);
 	barrier();
 	recent->is_kept = labels.lookup(&packet->key) == label;
 }
@@ -165,9 +165,10 @@ static inline u32 block_size(struct frame *frame, u32 options_len)
  * Writes the options of a packet with a label: those of the label, and the values that differ
  * between packets.
  */
-static inline void write_options(u8 *options, struct label *label, struct packet *packet, u32 flags)
+static inline void write_options(u8 *options, u32 options_len, struct label *label, struct packet *packet,
+				 u32 flags)
 {
-	copy_options(options, label);
+	copy_options(options, options_len, label);
 	*(u32 *)(options + BOUND(label->flags_at, OPTIONS_MAX - 1)) |= flags;
 	if (packet->key.linked)
 		*(u64 *)(options + BOUND(label->flags_at + 8, OPTIONS_MAX - 1)) = packet->packet_id;
@@ -244,7 +245,8 @@ static inline int write_block(struct control *control, struct packet *packet, st
 	head->cap_len = frame->cap_len;
 	head->wire_len = frame->wire_len;
 	if (label) {
-		write_options(options, label, packet, flags);
+		/* The length from the reservation: that of the label can have changed since then. */
+		write_options(options, size - block_size(frame, 0), label, packet, flags);
 	} else {
 		write_upcall((struct upcall *)options, packet, flags, checksum);
 		list_upcall(control, segment, reservation);
