@@ -175,7 +175,7 @@ class Capture:
     @property
     def is_full(self) -> bool:
         """Whether the limit is reached."""
-        return self._has_limit and self._line.is_full
+        return self._line.is_full
 
     @property
     def is_complete(self) -> bool:

@@ -14,12 +14,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import select
 import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from skbcapd.child import is_readable
 from skbcapd.kernel.packet_socket import PacketSocket
 from skbcapd.kernel.taps import TAPS_MAX, Upper
 from skbcapd.worker import start_thread
@@ -45,14 +45,11 @@ class Changes:
         with contextlib.suppress(OSError):
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_ROUTE)
             self._socket.bind((0, _GROUP_LINK))
-        self._poll = select.poll()
-        if self._socket is not None:
-            self._poll.register(self._socket, select.POLLIN)
 
     @property
     def are_there(self) -> bool:
         """Whether `take` has something to take."""
-        return bool(self._poll.poll(0))
+        return self._socket is not None and is_readable(self._socket)
 
     def take(self) -> bool:
         """Whether they have since the last call."""

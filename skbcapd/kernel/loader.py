@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from skbcapd.child import Child
 from skbcapd.errors import KernelError
@@ -29,6 +29,7 @@ _DIRECTIONS = {"on_transmit": "out", "on_receive": "in", "on_tap": "in", "on_dro
 # The program at kfree_skb finds guard and process itself; dropped packets have no labels.
 _NOT_OF_DROPS = frozenset({Stage.GUARD, Stage.PROCESS, Stage.LABEL})
 STAGES_IN = "stages_in"
+T = TypeVar("T")
 _UNFILTERED = tuple(stage for stage in Stage if stage is not Stage.FILTER)
 
 
@@ -119,16 +120,20 @@ def _with_own(maps: Mapping[str, int], made: compiler.Object, hooks: Sequence[Ho
 
 
 def _make(tables: Iterable[compiler.Map]) -> dict[str, int]:
-    """New maps, by name; in parallel, the largest first, because the kernel clears their memory."""
-    largest_first = sorted(tables, key=lambda table: table.value_size * table.entries, reverse=True)
-    with _threads() as threads:
-        made = threads.map(lambda table: syscall.make_map(*astuple(table)), largest_first)
-        return dict(zip((table.name for table in largest_first), made, strict=True))
+    """New maps, by name. The kernel clears their memory."""
+    made = _in_parallel(
+        lambda table: syscall.make_map(*astuple(table)), tables, lambda table: table.value_size * table.entries
+    )
+    return {table.name: descriptor for table, descriptor in made.items()}
 
 
-def _threads() -> ThreadPoolExecutor:
-    """One thread for each processor."""
-    return ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+def _in_parallel(make: Callable[[T], int], what: Iterable[T], size: Callable[[T], int]) -> dict[T, int]:
+    """What `make` returns for each: with one thread for each processor, the largest first, because the kernel keeps a
+    processor busy.
+    """
+    largest_first = sorted(what, key=size, reverse=True)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        return dict(zip(largest_first, threads.map(make, largest_first), strict=True))
 
 
 # Causes and hints for the last line of a child that has reached a limit of the process or the
@@ -295,17 +300,12 @@ def send(channel: socket.socket, message: dict[str, Any], descriptors: list[int]
 
 
 def _load(made: compiler.Object, hooks: Sequence[Hook], maps: Mapping[str, int]) -> dict[Hook, int]:
-    """Load the functions of some hooks, in parallel; returns their descriptors.
-
-    The verifier keeps a processor busy. So each processor has one thread, and the longest functions come first.
-    """
+    """Load the functions of some hooks; returns their descriptors."""
 
     def load(hook: Hook) -> int:
         return syscall.load_program(hook.function, made.code(hook.function, maps), hook.kind, hook.type_id)
 
-    longest_first = sorted(hooks, key=lambda hook: len(made.functions[hook.function]), reverse=True)
-    with _threads() as threads:
-        return dict(zip(longest_first, threads.map(load, longest_first), strict=True))
+    return _in_parallel(load, hooks, lambda hook: len(made.functions[hook.function]))
 
 
 def _attach(hook: Hook, program: int) -> int:

@@ -141,11 +141,6 @@ class AlignedTail:
         self._starts: list[int] = []
         self._lent: tuple[memoryview, Loan] | None = None  # behind the buffer: few bytes, copied if more follow
 
-    @property
-    def waiting(self) -> int:
-        """Bytes that are in no piece yet."""
-        return self._fill - self._done
-
     def add(self, blocks: bytes | memoryview, loan: Loan | None = None) -> Iterator[Piece]:
         """Add one or more complete blocks; returns the pieces that are full now.
 

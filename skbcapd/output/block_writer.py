@@ -135,7 +135,7 @@ class BlockSink:
     @property
     def is_busy(self) -> bool:
         """Whether too many bytes wait for the disk; see Output."""
-        return self._tail.size - self.disk.completed - self._borrowed + self._given_back > QUEUE_MAX
+        return self._tail.size - self.disk.completed - self.borrowed > QUEUE_MAX
 
     @property
     def borrowed(self) -> int:

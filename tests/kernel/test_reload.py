@@ -79,6 +79,12 @@ class Daemon:
         self.process.communicate()
 
 
+def start_sender(wire: Wire) -> subprocess.Popen[str]:
+    """Send numbered datagrams until a line on stdin; then it prints how many there were."""
+    command = [sys.executable, "-E", "-s", "-S", "-c", SENDER, wire.far.ipv4, str(DISCARD_PORT)]
+    return wire.near.namespace.do(subprocess.Popen, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
 def test_a_steady_sender_is_written_with_the_new_settings(wire: Wire, tmp_path: Path) -> None:
     """The packets of one thread, one after the other, which the program treats like the packet before: those after a
     reload have the new comment, and those after another one have no payload.
@@ -87,10 +93,7 @@ def test_a_steady_sender_is_written_with_the_new_settings(wire: Wire, tmp_path: 
     config.write_text("{}")
     directory.mkdir()
     with closing(Sink(wire.far.namespace)), closing(Daemon(wire, config, directory)) as daemon:
-        command = [sys.executable, "-E", "-s", "-S", "-c", SENDER, wire.far.ipv4, str(DISCARD_PORT)]
-        sender = wire.near.namespace.do(
-            subprocess.Popen, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        sender = start_sender(wire)
         (file,) = (entry for entry in directory.glob("*.part") if not entry.is_symlink())
 
         def grows() -> None:
@@ -127,10 +130,7 @@ def test_reloads_lose_nothing(wire: Wire, tmp_path: Path) -> None:
     config.write_text("{}")
     directory.mkdir()
     with closing(Sink(wire.far.namespace)), closing(Daemon(wire, config, directory)) as daemon:
-        command = [sys.executable, "-E", "-s", "-S", "-c", SENDER, wire.far.ipv4, str(DISCARD_PORT)]
-        sender = wire.near.namespace.do(
-            subprocess.Popen, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        sender = start_sender(wire)
         try:
             for number in range(RELOADS):
                 if number % 7 == 3:
