@@ -61,7 +61,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="two minutes: one round, tcpdump only, only loads with a goal, no variants",
+        help="some minutes: one round, tcpdump only, only loads with a goal, no variants",
     )
     parser.add_argument(
         "--docs", action="store_true", help="copy the tables of the last run into docs/ and measure nothing"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from bench.wire import ADDRESS
+from skbcapd.output.interface import FILE_S
 
 _WITHOUT_GOAL = {"drops, all dropped", "attribution"}  # kinds of variants
+PACED_S = int(3 * FILE_S)  # a file gets packets every FILE_S
 HEADERS = 14 + 20 + 8  # sizes are those of frames, as in RFC 2544, but without the frame check sequence
 
 
@@ -40,7 +42,7 @@ class Load:
 def loads(scale: float) -> list[Load]:
     """All loads. With `scale` 1, 1,000,000 small datagrams are sent unpaced, and the other loads in proportion.
 
-    A paced load with a goal lasts at least 3 s: there is one poll per second.
+    A paced load with a goal lasts at least PACED_S, also with a smaller scale.
     """
 
     def udp(size: int, count: int, rate: int = 0) -> tuple[str, ...]:
@@ -60,18 +62,18 @@ def loads(scale: float) -> list[Load]:
             has_goal=segmentation,
         )
 
-    both, processes = int(500_000 * scale), int(3_000 * scale)
+    both, processes = int(500_000 * scale), int(PACED_S * 1_000 * max(scale, 1))
     return [
         one("UDP 64 B unpaced", 64, 1_000_000, has_goal=True),
         one("UDP 1400 B unpaced", 1400, 333_333, has_goal=True),
-        one("UDP 64 B, 1k/s", 64, 3_000, 1_000, has_goal=True),
-        one("UDP 64 B, 20k/s", 64, 60_000, 20_000, has_goal=True),
+        one("UDP 64 B, 1k/s", 64, PACED_S * 1_000, 1_000, has_goal=True),
+        one("UDP 64 B, 20k/s", 64, PACED_S * 20_000, 20_000, has_goal=True),
         one("UDP 64 B, 100k/s", 64, 300_000, 100_000),
         Load("UDP 64 B unpaced, two senders", (udp(64, both),) * 2, 2 * both, has_goal=True),
         tcp("TCP bulk, GSO", 2_000, segmentation=True),
         tcp("TCP bulk, no GSO", 100, segmentation=False),
         Load("1,000 processes/s", (("fork", ADDRESS, str(processes), "1000"),), processes, has_goal=True),
-        Load("idle", (), seconds=5 * scale, has_goal=True),
+        Load("idle", (), seconds=PACED_S, has_goal=True),
     ]
 
 

@@ -23,7 +23,7 @@ from skbcapd.kernel.btf import Btf
 TICKS = os.sysconf("SC_CLK_TCK")
 NO_CAPTURE = "no capture"
 _NOTHING = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])  # r0 = 0; exit
-_READY_S = 1.3  # a file that has not grown for this time has its header and the first packets of the senders
+_SETTLED_S = 1.3  # a file that has grown, and then has not for this time, has all packets
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,15 +272,16 @@ def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Fig
         try:
             wait_for(lambda: _is_ready(tool, process, log))
             start_s = time.monotonic() - begun
+            header = target.stat().st_size
             out, senders = packets_out(), _start_senders(load, sender)
-            _wait_while_growing(target, _READY_S)
+            _wait_until_written(target, header, tool.quiet_s)
             stat, machine, programs = Path(f"/proc/{process.pid}/stat"), Path("/proc/stat"), program_times(process.pid)
             busy, before, growth = busy_time(machine.read_text()), process_times(stat.read_text()), _Growth(target)
             cpu = cpu_time(process.pid)
             growth.start()
             failed, sending_s = _send(load, senders)
             pause = growth.stop()
-            _wait_while_growing(target, tool.quiet_s)
+            _wait_until_written(target, target.stat().st_size, tool.quiet_s)
             after, machine_s = process_times(stat.read_text()), busy_time(machine.read_text()) - busy
             cpu_s, out = cpu_time(process.pid) - cpu, packets_out() - out
             program_s, program_runs = program_times(process.pid)
@@ -319,7 +320,10 @@ def _is_ready(tool: Tool, process: subprocess.Popen[bytes], log: Path) -> bool:
     return tool.ready.search(words) is not None
 
 
-def _wait_while_growing(path: Path, pause_s: float) -> None:
-    size = -1
-    while size != (size := path.stat().st_size):
-        time.sleep(pause_s)
+def _wait_until_written(path: Path, size: int, quiet_s: float) -> None:
+    """Wait until a file is larger than `size` and has settled, or has not grown for `quiet_s`."""
+    last, since = size, time.monotonic()
+    while time.monotonic() - since < (_SETTLED_S if last > size else quiet_s):
+        time.sleep(0.05)
+        if (now := path.stat().st_size) != last:
+            last, since = now, time.monotonic()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.wire import DEVICE
+from skbcapd.output.interface import FILE_S
 
 BUFFER = 64 << 20
 
@@ -61,7 +62,7 @@ def ours(module: str = "skbcapd", *more: str) -> Tool:
         re.compile("capturing on"),
         r"(\d+) packets? captured",
         r"(\d+) packets? dropped",
-        quiet_s=1.3,  # a file gets packets once a second
+        quiet_s=FILE_S + 0.3,
     )
 
 

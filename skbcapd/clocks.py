@@ -12,13 +12,20 @@ Source: time_namespaces(7); timens_add_boottime_ns in do_task_stat, fs/proc/arra
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import os
+import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from skbcapd.errors import KernelError
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_CANCEL_ON_SET = 1 << 0 | 1 << 1  # TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET
+_NEVER = struct.pack("@4l", 0, 0, 1 << 31, 0)  # struct itimerspec: once, in 2038; then it is set again
 
 NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
@@ -81,3 +88,31 @@ def monotonic_ns() -> int:
 def boot_ns() -> int:
     """Boot time of the machine, ns since 1970 UTC."""
     return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME) + offsets().boottime_ns
+
+
+class ClockSteps:
+    """Notices when the system clock is set, or the machine has slept (TFD_TIMER_CANCEL_ON_SET in timerfd_create(2)).
+
+    In Python 3.13, os.timerfd_create does the same.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor = int(_LIBC.timerfd_create(time.CLOCK_REALTIME, os.O_NONBLOCK | os.O_CLOEXEC))
+        self._begin()
+
+    def fileno(self) -> int:
+        """Readable after a step."""
+        return self._descriptor
+
+    def take(self) -> None:
+        """Wait for the next step."""
+        with contextlib.suppress(OSError):  # ECANCELED is the message
+            os.read(self._descriptor, 8)
+        self._begin()
+
+    def close(self) -> None:
+        """Stop to wait."""
+        os.close(self._descriptor)
+
+    def _begin(self) -> None:
+        _LIBC.timerfd_settime(self._descriptor, _CANCEL_ON_SET, _NEVER, None)

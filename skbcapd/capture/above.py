@@ -53,15 +53,22 @@ class Above:
         self._taps.bind()
         self._list(self._in_named, 0)
 
-    def tick(self, *, is_reloading: bool) -> None:
-        """Called once a second.
+    def fileno(self) -> int:
+        """Readable when interfaces have changed; -1: there is no descriptor."""
+        return self._changes.fileno()
+
+    def tick(self, *, is_reloading: bool) -> bool:
+        """Called when interfaces have changed, and each second while it returns that something goes on.
 
         Args:
             is_reloading: as for Taps.tick.
         """
         is_used = self._taps.is_used or self._lister.is_used or self._new or self._interfaces.entered
-        if not is_used and not self._changes.are_there:
-            return
+        if is_used or self._changes.are_there:
+            self._go_on(is_reloading=is_reloading)
+        return bool(self._taps.is_at_work or self._lister.is_used or self._new)
+
+    def _go_on(self, *, is_reloading: bool) -> None:
         self._new |= self._taps.tick(is_reloading=is_reloading) | self._interfaces.entered
         self._new.discard(self._own)
         self._interfaces.entered.clear()

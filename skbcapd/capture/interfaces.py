@@ -174,18 +174,18 @@ class Interfaces:
         """Whether an interface is captured: its name, and the inode number of its network namespace."""
         return self._selection.has(name, netns, self._netns)
 
-    def reconsider(self) -> None:
-        """Called once a second: if a name now belongs to another network namespace, check all
-        excluded interfaces again.
+    def reconsider(self) -> bool:
+        """If a name now belongs to another network namespace, check all excluded interfaces again. Returns whether
+        this must be called each second, because interfaces are selected by such names.
 
         A namespace can get a name after its first packet (`ip netns attach`), and lose it before its
         drops are shown: those until then count.
         """
         if not self._selection.namespaces and not self._named:
-            return
+            return False
         named = self._selection.named()
         if named == self._named:
-            return
+            return True
         before = {*self._named.values()} - {0}
         for one in self._every_drop():
             if one.netns in before and self._selection.has_name(_text(one.device)):
@@ -195,6 +195,7 @@ class Interfaces:
             if known.description is None:
                 del self._known[identity]
                 self._tell(*identity, slot=known.slot, unwanted=False)
+        return True
 
     def has_drop(self, net: int, ifindex: int, name: bytes, netns: int) -> bool:
         """Whether drops on an interface are counted; see Selection.has. If they once were, or its packets are

@@ -58,7 +58,6 @@ OTHERS = (
     Other(("-N",)),
     Other(("-O", "--no-optimize")),
     Other(("-p", "--no-promiscuous-mode")),
-    Other(("-U", "--packet-buffered")),
     Other(("--immediate-mode",)),
     # ignored
     Other(("-b",), "", "BGP is not printed; use tshark -V"),
@@ -154,6 +153,13 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "-W", dest="keep", metavar="COUNT", type=_number, help="with -C: keep only the newest COUNT finished files"
+    )
+    group.add_argument(
+        "-U",
+        "--packet-buffered",
+        dest="is_prompt",
+        action="store_true",
+        help="with -w: packets are in the file within 90 ms, not only within 5 s",
     )
 
 

@@ -16,7 +16,7 @@ from skbcapd.daemon import app
 from skbcapd.daemon.command import Command
 from skbcapd.kernel.program import Program
 from skbcapd.output.block_writer import CaptureFile, owner_ids
-from skbcapd.output.interface import Output
+from skbcapd.output.interface import PROMPT_S, Output
 from skbcapd.output.key_log import KeyLogs
 from skbcapd.output.pcapng_output import FileOutput
 from skbcapd.output.pipe import PipeTarget, count_lines
@@ -35,6 +35,8 @@ def capture(program: Program, settings: Settings, options: argparse.Namespace, c
     """
     with contextlib.closing(program), KeyLogs(settings.secrets) as key_logs:
         output, target = _output(options, settings, key_logs)
+        if options.is_prompt:
+            output.latency_s = PROMPT_S
         return app.serve(
             app.Run(
                 *(settings, program, output, target),

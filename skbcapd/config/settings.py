@@ -232,10 +232,11 @@ class Files:
         "packets with whom, when, and where in the file. A separate process does it, after the file is compressed.",
     )
     flush: int = _key(
-        "1s",
+        "5s",
         Quantity("a duration", "1s", "1h", DURATION, "never"),
-        "Interval between two calls of fdatasync(2): a power failure loses at most the packets of this time. If only "
-        "skbcapd is killed, the packets that it has written are safe without it.",
+        "Interval between two calls of fdatasync(2): a power failure loses at most the packets of this time. Packets "
+        "wait in the buffer for as long, at most 5s, before they are written: a SIGKILL loses those. A shorter "
+        "interval costs CPU time on a quiet machine.",
     )
     permissions: str = _key(
         "640", PERMISSIONS, "Permission bits of the files, in octal. The umask has no effect on them."

@@ -11,7 +11,7 @@ import logging
 import resource
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -143,21 +143,20 @@ def serve(run: Run) -> int:
     reload = _make_reload(capture, settings, run.load, report) if run.load else None
     endpoints = _make_endpoints(capture, to_files, settings, reload) if to_files and reload else None
     above = _make_above(capture, settings)
-    ticks = [capture.interfaces.reconsider, lambda: above.tick(is_reloading=bool(reload and reload.child))]
-    ticks += [lambda: to_files.tick(capture.statistics)] if to_files else []
-    ticks += [one.tick for one in (report, endpoints) if one]
+    ticks = [one.tick for one in (report, endpoints) if one]
     pipe = target if isinstance(target, PipeTarget) else None
     server = endpoints.server if endpoints else None
     service = Service(
         capture,
         run.duration_s,
         pipe.descriptor if pipe else None,
-        _all(ticks),
+        _all([*_ticks(capture, to_files, above, reload), *ticks]),
         _actions(capture, to_files),
         reload,
         server,
         STALL_S if pipe else FINAL_DRAIN_S,
         run.command,
+        above.fileno(),
     )
 
     def stopped() -> None:
@@ -197,16 +196,19 @@ def _say_link_types(run: Run, capture: Capture) -> None:
         print_link_types(capture.interfaces.link_types, run.target.path)
 
 
-def _all(calls: Sequence[Callable[[], None]]) -> Callable[[], None]:
-    """Makes all of these in one call, in their order."""
-    if len(calls) == 1:
-        return calls[0]
+def _ticks(
+    capture: Capture, output: Files | None, above: Above, reload: Reload | None
+) -> Iterator[Callable[[int], bool]]:
+    """What is to be called from time to time; see Service."""
+    yield lambda _seconds: capture.interfaces.reconsider()
+    yield lambda _seconds: above.tick(is_reloading=bool(reload and reload.child))
+    if output is not None:
+        yield lambda _seconds: output.tick(capture.statistics)
 
-    def call() -> None:
-        for each in calls:
-            each()
 
-    return call
+def _all(calls: Sequence[Callable[[int], bool]]) -> Callable[[int], bool]:
+    """Makes all of these in one call, in their order; whether one of them has returned true."""
+    return lambda seconds: any([each(seconds) for each in calls])  # noqa: C419  each is called
 
 
 def _make_endpoints(capture: Capture, output: Files, settings: Settings, reload: Reload) -> Endpoints:

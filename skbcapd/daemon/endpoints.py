@@ -59,13 +59,14 @@ class Endpoints:
             self._text = Metrics(statistics.snapshot, capture=Path(wanted.textfile).stem, top=wanted.top).text
             self._textfile = Textfile(wanted.textfile)
 
-    def tick(self) -> None:
-        """Called once per second."""
-        self._statistics.tick()
-        self.server.tick()
+    def tick(self, seconds: int) -> bool:
+        """Called after so many seconds; returns whether a client is connected."""
+        self._statistics.tick(seconds)
+        has_clients = self.server.tick()
         self._viewers.tick()
         if self._textfile:
-            self._textfile.tick(self._text)
+            self._textfile.tick(self._text, seconds)
+        return has_clients or self._viewers.is_watched
 
     def close(self) -> None:
         """Close all of them."""

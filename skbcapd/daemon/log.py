@@ -89,7 +89,7 @@ class Log:
         _LOGGER.setLevel(logging.DEBUG)  # the handler filters by level
 
     def tick(self) -> None:
-        """Called once per second: log how many lines were suppressed, when their window is over."""
+        """Called from time to time: log how many lines were suppressed, when their window is over."""
         self._bursts.end_windows()
 
     def close(self) -> None:

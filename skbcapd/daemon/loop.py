@@ -6,6 +6,7 @@ The rule: no turn of the loop takes longer than a second, whatever a disk, a nam
 compiler does: slow work is done by a child process or a thread. While packets arrive, the loop
 drains as often as the output needs it, and immediately after a full segment. It drains PROMPT_S
 after a packet without a label, or after the first packet for a reader: the kernel program wakes it.
+The other work is done in ticks, which are QUIET_S apart while nothing goes on.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from types import FrameType
 from skbcapd.capture.capture import FINAL_DRAIN_S, Capture
 from skbcapd.capture.reload import Reload
 from skbcapd.child import is_readable
+from skbcapd.clocks import ClockSteps
 from skbcapd.daemon.command import PASSED_ON, Command
 from skbcapd.daemon.loading import HELD_BACK
 from skbcapd.daemon.server import Server
 from skbcapd.kernel import abi
-from skbcapd.output.interface import PROMPT_S
+from skbcapd.output.interface import FILE_S, PROMPT_S
 
 BUSY_S = 0.01  # interval of polling a busy output
-TICK_S = 1.0
+TICK_S = 1.0  # between two ticks while something goes on
+QUIET_S = FILE_S  # otherwise
 ACT_DRAINS = 4  # at most, before the action of a signal
 ACT_S = 0.25  # the shortest time between two actions of signals
 
@@ -41,12 +44,13 @@ class Service:
         capture: the capture, not started yet.
         duration_s: stop after so many seconds; None: never.
         output_fd: descriptor of an output with a reader; None: a file.
-        tick: called once a second.
+        tick: called after so many seconds, rounded; returns whether something goes on that needs it each second.
         actions: actions on other signals, by number.
         reload: started by SIGHUP; None: SIGHUP ends the capture.
         server: called when its descriptor is readable; None: no endpoints.
         final_drain_s: time for the packets in the segments at the end.
         command: the capture ends after it; None: there is none.
+        changes: a descriptor that is readable when `tick` has something to do; -1: there is none.
     """
 
     def __init__(
@@ -54,14 +58,16 @@ class Service:
         capture: Capture,
         duration_s: float | None = None,
         output_fd: int | None = None,
-        tick: Callable[[], None] = lambda: None,
+        tick: Callable[[int], bool] = lambda _seconds: False,
         actions: Mapping[int, Callable[[], None]] | None = None,
         reload: Reload | None = None,
         server: Server | None = None,
         final_drain_s: float = FINAL_DRAIN_S,
         command: Command | None = None,
+        changes: int = -1,
     ) -> None:
         self.capture = capture
+        self._changes = changes
         self._duration_s = duration_s
         self._tick = tick
         self._actions = actions or {}
@@ -72,7 +78,8 @@ class Service:
         self._final_drain_s = final_drain_s
         self._command = command
         self._stopping = self._wants_reload = False
-        self._next_tick = float("inf")
+        self._last_tick, self._next_tick = 0.0, float("inf")
+        self._clock_steps = ClockSteps()
         self._epoll = select.epoll()
         self._signals, self._wake = socket.socketpair()
         for end in (self._signals, self._wake):
@@ -111,7 +118,7 @@ class Service:
                 self._stop(broken=broken)
             self._ignore_signals()
             signal.set_wakeup_fd(-1)
-            for end in (self._epoll, self._signals, self._wake):
+            for end in (self._epoll, self._signals, self._wake, self._clock_steps):
                 end.close()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
@@ -144,9 +151,11 @@ class Service:
     def _watch(self) -> None:
         self._epoll.register(self._signals, select.EPOLLIN)
         self._epoll.register(self.capture.program.wakeup_fd, select.EPOLLIN)
-        for each in (self._server, self._command):
+        for each in (self._server, self._command, self._clock_steps):
             if each is not None:
                 self._epoll.register(each, select.EPOLLIN)
+        if self._changes >= 0:
+            self._epoll.register(self._changes, select.EPOLLIN | select.EPOLLET)  # `tick` may take them later
         if self._output_fd is not None:
             try:
                 self._epoll.register(self._output_fd, 0)  # errors and hang-ups are always reported
@@ -157,7 +166,7 @@ class Service:
         capture = self.capture
         now = time.monotonic()
         end = now + self._duration_s if self._duration_s is not None else float("inf")
-        self._next_tick = now + TICK_S
+        self._last_tick, self._next_tick = now, now + TICK_S
         drains = 0  # since an action is due
         while not (self._stopping or capture.is_full or now >= end or (self._command and self._command.is_over(now))):
             if self._reload is not None:
@@ -193,10 +202,12 @@ class Service:
         capture, pause = self.capture, PROMPT_S
         if self._command is not None and self._command.has_ended:
             end = min(end, time.monotonic() + PROMPT_S)
+        if self._reload is not None and self._reload.child is not None:
+            end = min(end, time.monotonic() + TICK_S)
         if capture.output.has_pending_work or (capture.has_buffered and capture.output.is_busy):
             pause = BUSY_S
         elif (latency_s := capture.latency_s) > PROMPT_S or not has_packets:
-            latest = time.monotonic() + latency_s if has_packets else self._next_tick
+            latest = min(self._next_tick, time.monotonic() + latency_s) if has_packets else self._next_tick
             # The next tick is soon enough for the first packet of a file, if it has a label.
             if capture.request_wakeup(abi.Sleep.UNTIL_UPCALL if latency_s > PROMPT_S else abi.Sleep.UNTIL_PACKET):
                 self._wait(min(latest, end))
@@ -225,9 +236,9 @@ class Service:
 
     def _tick_if_due(self, now: float) -> None:
         if now >= self._next_tick:
-            self._next_tick = now + TICK_S
+            seconds, self._last_tick = max(1, round(now - self._last_tick)), now
             self.capture.program.set_clock()
-            self._tick()
+            self._next_tick = now + (TICK_S if self._tick(seconds) else QUIET_S)
 
     def _act(self) -> None:
         """Do the actions of the signals that have arrived."""
@@ -252,7 +263,10 @@ class Service:
         was a wakeup.
         """
         called = False
-        for descriptor, _ in self._epoll.poll(max(0.0, until - time.monotonic())):
+        found = self._epoll.poll(max(0.0, until - time.monotonic()))
+        if found:  # something has begun: the next tick looks how it goes on
+            self._next_tick = min(self._next_tick, time.monotonic() + TICK_S)
+        for descriptor, _ in found:
             if descriptor == self._output_fd:
                 raise BrokenPipeError
             if descriptor == self._signals.fileno():
@@ -262,6 +276,9 @@ class Service:
             if self._command is not None and descriptor == self._command.fileno():
                 self._epoll.unregister(descriptor)
                 self._command.note_end(time.monotonic())
+            if descriptor == self._clock_steps.fileno():
+                self._clock_steps.take()
+                self.capture.program.set_clock()
             if descriptor == self.capture.program.wakeup_fd:
                 self.capture.program.take_wakeups()
                 called = True

@@ -265,23 +265,24 @@ class Textfile:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._ticks = 0
+        self._seconds, self._next_s = 0, 0
         self._error = self._logged_error = ""
         self._has_written = False
         self._worker = Worker("textfile")
 
-    def tick(self, text: Callable[[], bytes]) -> None:
-        """Called once per second: start to write if it is time and the last write is over. A thread
+    def tick(self, text: Callable[[], bytes], seconds: int = 1) -> None:
+        """Called after so many seconds: start to write if it is time and the last write is over. A thread
         writes, because disks can be slow.
         """
         if self._error != self._logged_error:
             self._logged_error = self._error
             if self._error:
                 _LOG.warning("%s: %s; the metrics are not written to it", self._path, self._error)
-        if self._ticks % EVERY_S == 0 and not self._worker.waiting and self._worker.start():
+        if self._seconds >= self._next_s and not self._worker.waiting and self._worker.start():
+            self._next_s = self._seconds + EVERY_S
             written = text()
             self._worker.do(lambda: self._write(written))
-        self._ticks += 1
+        self._seconds += seconds
 
     def close(self) -> None:
         """Delete the file: otherwise node_exporter would continue to export the last values."""

@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping
 from skbcapd import clocks
 from skbcapd.text_safety import escaped
 
+_SHORT_S = 15.0  # a watchdog with less time is fed each second
+
 
 class Notifier:
     """Sends messages to the service manager.
@@ -38,7 +40,7 @@ class Notifier:
         self._status = self._late = ""  # what was sent, what is still to be sent
         is_ours = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         timeout = environment.get("WATCHDOG_USEC", "") if is_ours else ""
-        self._has_watchdog = timeout.isdecimal() and int(timeout) > 0
+        self._watchdog_s = int(timeout) / 1e6 if timeout.isdecimal() else 0.0
 
     def ready(self) -> None:
         """Packets are captured; also called after reloading()."""
@@ -53,12 +55,13 @@ class Notifier:
         if text != self._status and self._send(f"STATUS={escaped(text)}"):
             self._status = text
 
-    def feed(self) -> None:
-        """Feed the watchdog; called once a second by the drain loop."""
+    def feed(self) -> bool:
+        """Feed the watchdog. Returns whether it must be called again in a second."""
         if self._late:
             self._tell(self._late)
-        if self._has_watchdog:
+        if self._watchdog_s:
             self._send("WATCHDOG=1")
+        return bool(self._late) or 0 < self._watchdog_s < _SHORT_S
 
     def _tell(self, state: str) -> None:
         self._late = "" if self._send(state) else state

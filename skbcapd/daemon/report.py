@@ -27,10 +27,9 @@ from skbcapd.pcapng.blocks import DIRECTION_IN
 from skbcapd.text_safety import escaped, escaped_bytes
 
 _LOG = logging.getLogger(__name__)
-_SECONDS_BETWEEN_LINES = 10
+_SECONDS_BETWEEN_STATES = 10  # reading the counters costs a system call for each interface
 _IDS_MAX = 7  # process ids in a line
 _DROP_LINES_MAX = 20
-_SECONDS_BETWEEN_STATES = 5  # reading the counters costs a system call for each interface
 
 
 class Report:
@@ -49,7 +48,7 @@ class Report:
         self._notifier = Notifier()
         self._is_served = LOG.is_journal or self._notifier.is_listening
         self._terminal = sys.stderr.isatty()
-        self._ticks = 0
+        self._seconds = 0
         self._dropped = 0
 
     def started(self, text: str) -> None:
@@ -71,20 +70,21 @@ class Report:
         """A reload begins or ends."""
         (self._notifier.reloading if is_going_on else self._notifier.ready)()
 
-    def tick(self) -> None:
-        """Called once a second."""
-        self._ticks += 1
-        self._notifier.feed()
+    def tick(self, seconds: int = 1) -> bool:
+        """Called after so many seconds; returns whether a terminal or the watchdog needs it each second."""
+        before, self._seconds = self._seconds, self._seconds + seconds
+        is_due = self._seconds // _SECONDS_BETWEEN_STATES > before // _SECONDS_BETWEEN_STATES
+        is_late = self._notifier.feed()
         LOG.tick()
-        if self._is_served:
-            if self._ticks % _SECONDS_BETWEEN_STATES == 0:
-                self._notifier.status(self._state())
-        elif self._terminal or self._ticks % _SECONDS_BETWEEN_LINES == 0:
+        if self._is_served and is_due:
+            self._notifier.status(self._state())
+        elif not self._is_served and (self._terminal or is_due):
             self._print()
+        return is_late or (self._terminal and not self._is_served)
 
     def close(self) -> None:
         """End the status line."""
-        if self._terminal and self._ticks and not self._is_served:
+        if self._terminal and self._seconds and not self._is_served:
             print(file=sys.stderr)
         LOG.close()
 

@@ -162,15 +162,19 @@ class Server:
             if client is not None:  # otherwise it was disconnected a moment ago
                 self._go_on(client, events)
 
-    def tick(self) -> None:
-        """Called once a second: disconnect clients that take too long, and accept new ones."""
-        now = self._clock()
+    def tick(self) -> bool:
+        """Called each second while it returns that there was a client: disconnect clients that take too long, and
+        accept new ones.
+        """
+        now, had_clients = self._clock(), False
         for listener in self._listeners.values():
+            had_clients = had_clients or bool(listener.clients) or listener.accepts_left < ACCEPTS_MAX
             for client in [client for client in listener.clients.values() if now >= client.until]:
                 self._drop(client)
             if not listener.accepts_left:
                 self._epoll.register(listener.socket, select.EPOLLIN)
             listener.accepts_left = ACCEPTS_MAX
+        return had_clients
 
     def close(self) -> None:
         """Close all listeners."""

@@ -4,7 +4,7 @@ In: a capture, its output, its settings, and a sample of its packets. Out: snaps
 lists.
 
 The rules not to break: only the length and the process of a packet get in here. The cost does not
-depend on the number of packets: SAMPLES packets per second are sampled, and counters are read once
+depend on the number of packets: SAMPLES packets of each tick are sampled, and counters are read once
 per second, however often a client asks. Every packet is counted once: seen = written + filtered +
 other_interfaces + unattributed + duplicates + limited + self_test + in_memory + dropped + pending.
 """
@@ -36,7 +36,7 @@ from skbcapd.text_safety import escaped, escaped_bytes
 
 Snapshot: TypeAlias = dict[str, Any]
 
-SAMPLES = 1009  # packets sampled per second
+SAMPLES = 1009  # packets sampled between two ticks of the loop
 _SAMPLES_PER_RANGE = 101  # so that one burst does not use all of them
 WINDOW_S = 30  # the list covers this window and the one before
 PROCESSES = 4093  # per window; with more, the half with fewer bytes is discarded
@@ -56,7 +56,7 @@ GROUPS = ("process", "user", "unit", "container", "pod")
 class _Share:
     """Sampled packets of one process."""
 
-    fields: Mapping[str, str]  # of the comment, escaped
+    comment: bytes  # parsed when somebody asks
     packets: int = 0
     size: int = 0  # bytes
 
@@ -68,20 +68,21 @@ class _Share:
 class Busiest:
     """The busiest processes: a Sampler.
 
-    It counts at most SAMPLES packets per second.
+    It counts at most SAMPLES packets between two ticks.
     """
 
     def __init__(self) -> None:
         self._left = SAMPLES
-        self._ticks = 0
+        self._seconds = 0
         self._before: dict[int | bytes, _Share] = {}
         self._now: dict[int | bytes, _Share] = {}  # by tgid, or by a comment without one
 
-    def tick(self) -> None:
-        """Called once per second: allow SAMPLES more packets."""
+    def tick(self, seconds: int = 1) -> None:
+        """Called after so many seconds: allow SAMPLES more packets."""
         self._left = SAMPLES
-        self._ticks += 1
-        if self._ticks % WINDOW_S == 0:
+        windows = self._seconds // WINDOW_S
+        self._seconds += seconds
+        if self._seconds // WINDOW_S > windows:
             self._before, self._now = self._now, {}
 
     def sample_blocks(self, view: memoryview) -> None:
@@ -112,7 +113,7 @@ class Busiest:
             if len(self._now) >= PROCESSES:
                 heavy = sorted(self._now.items(), key=lambda item: -item[1].size)
                 self._now = dict(heavy[: PROCESSES // 2])
-            found = self._now[key] = _Share(_fields(_comment(options)))
+            found = self._now[key] = _Share(_comment(options))
         found.add(1, original_len)
 
     def snapshot(self) -> Snapshot:
@@ -120,24 +121,27 @@ class Busiest:
         sums: dict[int | bytes, _Share] = {}
         for window in (self._before, self._now):
             for key, share in window.items():
-                one = sums.setdefault(key, _Share(share.fields))
-                one.fields = share.fields
+                one = sums.setdefault(key, _Share(share.comment))
+                one.comment = share.comment
                 one.add(share.packets, share.size)
+        fields = {key: _fields(share.comment) for key, share in sums.items()}
         ordered = sorted(sums.items(), key=lambda item: -item[1].size)[:_TOP]
         return {
             "sampled": sum(one.packets for one in sums.values()),
-            "seconds": min(self._ticks, self._ticks % WINDOW_S + WINDOW_S),
+            "seconds": min(self._seconds, self._seconds % WINDOW_S + WINDOW_S),
             "busiest": [
                 {
                     "tgid": key if isinstance(key, int) else None,
-                    "name": _name(share.fields),
+                    "name": _name(fields[key]),
                     "packets": share.packets,
                     "bytes": share.size,
                 }
                 for key, share in ordered
             ],
             "sampled_bytes": sum(one.size for one in sums.values()),
-            "groups": {field: _group(field, sums.values()) for field in GROUPS},
+            "groups": {
+                field: _group([(fields[key].get(field), share.size) for key, share in sums.items()]) for field in GROUPS
+            },
         }
 
 
@@ -198,10 +202,10 @@ class Statistics:
         self._peaks: deque[int] = deque(maxlen=PEAK_S)  # of the buffer, second by second
         self._snapshot: Snapshot = {}
 
-    def tick(self) -> None:
-        """Called once a second."""
-        self._busiest.tick()
-        self._peaks.append(self._capture.segments.take_peak())
+    def tick(self, seconds: int = 1) -> None:
+        """Called after so many seconds."""
+        self._busiest.tick(seconds)
+        self._peaks.extend([self._capture.segments.take_peak()] * seconds)
 
     def snapshot(self) -> Snapshot:
         """All statistics, at most one second old. It drains the segments, so only the drain loop
@@ -340,12 +344,16 @@ def _name(fields: Mapping[str, str]) -> str:
     return fields.get("process", f"via={fields['via']}" if "via" in fields else "")
 
 
-def _group(field: str, shares: Iterable[_Share]) -> list[dict[str, Any]]:
-    """The _TOP values of a field with most bytes."""
+def _group(values: Iterable[tuple[str | None, int]]) -> list[dict[str, Any]]:
+    """The _TOP values of a field with most bytes.
+
+    Args:
+        values: the field of each process, if it has it, and its bytes.
+    """
     sums: dict[str, int] = {}
-    for share in shares:
-        if value := share.fields.get(field):
-            sums[value] = sums.get(value, 0) + share.size
+    for value, size in values:
+        if value:
+            sums[value] = sums.get(value, 0) + size
     ordered = sorted(sums.items(), key=lambda item: -item[1])
     return [{"name": name, "bytes": size} for name, size in ordered[:_TOP]]
 

@@ -46,6 +46,10 @@ class Changes:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_ROUTE)
             self._socket.bind((0, _GROUP_LINK))
 
+    def fileno(self) -> int:
+        """Readable when they have changed; -1: they cannot be watched."""
+        return -1 if self._socket is None else self._socket.fileno()
+
     @property
     def are_there(self) -> bool:
         """Whether `take` has something to take."""

@@ -83,6 +83,11 @@ class Taps:
         """Whether there is a tap, or an interface that is to get one."""
         return bool(self._taps or self._waiting or self._child)
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether the program is being loaded, or interfaces wait for it."""
+        return bool(self._waiting or self._child)
+
     def has(self, netns: int, ifindex: int) -> bool:
         """Whether an interface has a tap, will get one, or cannot have one."""
         return any((netns, ifindex) in each for each in (self._taps, self._waiting, self._refused))

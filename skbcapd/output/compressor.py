@@ -138,6 +138,11 @@ class Compressor:
         if len(self._waiting) < _WAITING_MAX:
             self._waiting.append((path, True))
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether files are being processed, or wait for it."""
+        return bool(self._at_work or self._waiting)
+
     def needs(self, name: str, *, has_index: bool) -> bool:
         """Whether a finished file of an earlier run must still be processed."""
         is_plain = not name.endswith(COMPRESSED)

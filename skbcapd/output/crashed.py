@@ -81,7 +81,7 @@ class Crashed:
             os.unlink(part, dir_fd=self._directory)
 
     def tick(self) -> str:
-        """Called once a second: the name of a file that is finished now, or an empty text."""
+        """The name of a file that is finished now, or an empty text."""
         done = ""
         search = self._search
         if search is not None and search.process.poll() is not None:

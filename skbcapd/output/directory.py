@@ -249,7 +249,9 @@ class CaptureDirectory:
         return wait_until(lambda: not self.waiting, timeout_s)
 
     def tick(self, compressor: Compressor | None = None) -> None:
-        """Called once a second: check the current file, repair after a crash, compression, retention."""
+        """Called each second while `is_at_work`, and when packets are written at the latest: check the current file,
+        repair after a crash, compression, retention.
+        """
 
         def look_after(place: _Place) -> None:
             if self._at_work:
@@ -262,6 +264,12 @@ class CaptureDirectory:
             self.retention.clean(place.descriptor, place.listing)
 
         self._keep(look_after)
+
+    def is_at_work(self, compressor: Compressor | None = None) -> bool:
+        """Whether files are being finished, repaired or compressed, or the disk is late."""
+        is_late = self._keeper.is_waiting or self._opener.is_waiting
+        is_compressing = compressor is not None and compressor.is_at_work
+        return is_late or is_compressing or bool(self.waiting or self._replaced) or not self._place.crashed.is_over
 
     def clean(self, room: int = 0) -> None:
         """Delete the oldest files until the limits of retention are kept.

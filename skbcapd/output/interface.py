@@ -22,7 +22,8 @@ from skbcapd.pcapng.comment import Label
 from skbcapd.pcapng.interface import Interface, Loan
 
 PROMPT_S = 0.09  # the longest wait of packets for a pipe, a terminal, or their label
-FILE_S = 1.0  # of packets for a file
+FILE_S = 5.0  # of packets for a file
+MEMORY_S = 1.0  # of packets for the memory of a recorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +91,8 @@ class Output(Protocol):
         """
         ...
 
-    @property
-    def latency_s(self) -> float:
-        """Seconds that packets may wait in the segments before they are written."""
-        ...
+    latency_s: float
+    """Seconds that packets may wait in the segments before they are written."""
 
     @property
     def has_pending_work(self) -> bool:

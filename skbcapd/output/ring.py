@@ -24,7 +24,7 @@ from skbcapd.errors import FileError
 from skbcapd.kernel.segments import Packet
 from skbcapd.output.block_writer import STOP_S
 from skbcapd.output.dump import Dump, Orders
-from skbcapd.output.interface import FILE_S, Snapshot, Statistics
+from skbcapd.output.interface import MEMORY_S, Snapshot, Statistics
 from skbcapd.output.memory import Memory
 from skbcapd.output.pcapng_output import PcapngOutput
 from skbcapd.output.rotation import RotatingOutput
@@ -123,7 +123,7 @@ class Recorder:
         """
         self._request(Dump(why, self._clock() + after_s))
 
-    latency_s = FILE_S
+    latency_s = MEMORY_S
 
     @property
     def has_pending_work(self) -> bool:
@@ -157,13 +157,14 @@ class Recorder:
     def note_memory_pressure(self) -> None:
         """Does nothing: memory does not wait for a disk."""
 
-    def tick(self, snapshot: Snapshot) -> None:
-        """Called once a second: continue a dump, and finish files."""
+    def tick(self, snapshot: Snapshot) -> bool:
+        """Called once a second, as it always says: continue a dump, and finish files."""
         self._memory.tick()
         self._go_on(snapshot)
         self._begin(snapshot)
         self._files.tick(snapshot)
         self._go_on(snapshot)
+        return True
 
     def dump(self, snapshot: Snapshot, why: str = "signal") -> None:
         """Begin to write the memory to a file, even if it is empty: as commands have ordered it, or

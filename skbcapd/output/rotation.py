@@ -16,7 +16,7 @@ from skbcapd.attribution.processes import Process
 from skbcapd.kernel.segments import Packet
 from skbcapd.output.block_writer import QUEUE_MAX
 from skbcapd.output.blocks import count_packets
-from skbcapd.output.interface import FILE_S, Snapshot, Statistics
+from skbcapd.output.interface import Snapshot, Statistics
 from skbcapd.output.series import FileSeries, Held, State
 from skbcapd.pcapng.blocks import walk
 from skbcapd.pcapng.comment import Label
@@ -30,7 +30,6 @@ class RotatingOutput(FileSeries):
 
     dumped = memory = None
     refused = 0, ""
-    latency_s = FILE_S
 
     @property
     def lost(self) -> int:

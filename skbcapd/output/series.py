@@ -42,7 +42,7 @@ from skbcapd.output.block_writer import STOP_S, CaptureFile
 from skbcapd.output.blocks import count_packets
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.directory import CaptureDirectory
-from skbcapd.output.interface import Snapshot, Statistics, StatisticsDelta
+from skbcapd.output.interface import FILE_S, Snapshot, Statistics, StatisticsDelta
 from skbcapd.output.key_log import KeyLogs
 from skbcapd.output.pcapng_output import PROCESSES_REPEATED, PcapngOutput
 from skbcapd.output.secrets import OVERLAP_S, Secrets, secrets_for
@@ -57,6 +57,7 @@ _RESUME_ROOM = 4 << 20  # free bytes before writing continues on a full disk; wi
 _ROOM = 1 << 25
 _ROOM_EVERY = 1 << 24  # bytes written between two checks of free space
 _RETRY_S = 1.0
+_EARLY_S = 0.5  # ticks are not exactly seconds apart
 _FIRST_S = 5.0  # for the first file: nothing is captured yet
 PATHS_MAX = 1024
 _INTERFACES_MAX = 4096  # with so many interfaces the next file begins; each file lists them all
@@ -87,6 +88,11 @@ class Flusher:
         self._worker = Worker("flusher")
         self.durations = Durations()
 
+    @property
+    def is_frequent(self) -> bool:
+        """Whether `flush` must be called more often than packets are written at the latest."""
+        return 0 < self._every_s < FILE_S
+
     def flush(self, descriptor: int, size: int) -> None:
         """Start, if it is time, the file has grown, and the last call has ended."""
         now = time.monotonic()
@@ -95,7 +101,7 @@ class Flusher:
             return
         with contextlib.suppress(OSError):  # no descriptor is left: next time
             copy = os.dup(descriptor)
-            self._next_s, self._size = now + self._every_s, size
+            self._next_s, self._size = now + self._every_s - _EARLY_S, size
             self._worker.do(lambda: self._force(copy))
 
     def _force(self, descriptor: int) -> None:
@@ -350,13 +356,13 @@ class FileSeries:
     ) -> None:
         self.labels = encode == "kernel"
         self.state = State.IDLE
-        self._statistics = StatisticsDelta()
-        self._prologue = Prologue()
+        self._statistics, self._prologue = StatisticsDelta(), Prologue()
         self._directory, self._encode, self._compressor = directory, encode, compressor
         self._clock, self._on_demand, self._key_logs = clock, on_demand, key_logs
         self._triggers = triggers(limits)
         self._counts_packets = any(trigger.counts_packets for trigger in self._triggers)
         self._flusher, self._rotations, self._ended_at = Flusher(flush_s), Durations(), 0.0
+        self.latency_s = min(FILE_S, flush_s or FILE_S)
         self._ledger, self._outage = Ledger(), Outage()
         if compressor:  # files of an earlier capture
             for path in directory.unprocessed(compressor):
@@ -377,9 +383,7 @@ class FileSeries:
 
     @property
     def path(self) -> str:
-        """The path of the current file; without one, of the last finished file; without that, of
-        the directory.
-        """
+        """The path of the current file; without one, of the last finished file; without that, of the directory."""
         if self._work is not None and not self._work.file.is_gone:
             return str(self._work.file.working_path)
         return str(self._directory.last_good or self._directory.path)
@@ -478,9 +482,9 @@ class FileSeries:
         """Whether all finished files are renamed and counted."""
         return not self._ledger.ending
 
-    def tick(self, snapshot: Snapshot) -> None:
-        """Called once a second: check for triggers, for the file, and whether writing is possible
-        again.
+    def tick(self, snapshot: Snapshot) -> bool:
+        """Check for triggers, for the file, and whether writing is possible again. Returns whether this must be called
+        again in a second.
         """
         self.flush(snapshot)
         self.collect_finished()
@@ -497,6 +501,8 @@ class FileSeries:
         elif self.state is State.LATE and not self._is_late_logged:
             self._is_late_logged = True
             _LOG.warning("%s: the disk is slow to create the next file; packets wait in memory", self._directory.path)
+        is_changing = self._work.is_over(self._clock() + FILE_S) if self._work else self.state is not State.IDLE
+        return is_changing or self._flusher.is_frequent or self._directory.is_at_work(self._compressor)
 
     def flush(self, _snapshot: Snapshot) -> None:
         """Write the buffered blocks, and check for errors."""

@@ -46,7 +46,7 @@ class Trigger(Protocol):
         ...
 
     def is_over(self, now: float) -> bool:
-        """Whether the file must end, whatever its content; called once a second."""
+        """Whether the file must end, whatever its content."""
         ...
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import sys
 import termios
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,10 +17,13 @@ import skbcapd
 from skbcapd.capture.totals import Totals
 from skbcapd.cli import arguments, capture, writing
 from skbcapd.cli.main import command, parser
+from skbcapd.config.parser import default_settings
 from skbcapd.config.settings import Settings
+from skbcapd.daemon import app
 from skbcapd.daemon.report import Report, print_descendants, print_link_types, print_totals
 from skbcapd.errors import ConfigError, SkbcapdError, UsageError
 from skbcapd.kernel.program import Counters
+from skbcapd.output.interface import FILE_S, PROMPT_S
 from skbcapd.output.key_log import KeyLogs
 from tests.support import faults
 
@@ -150,6 +155,26 @@ def test_the_format_is_said(name: str, is_said: bool, tmp_path: Path, capsys: py
     remedy = f"skbcapd extract {tmp_path / name} -w OUT --format pcap"
     expected = f"{tmp_path / name} will be pcapng; for the older format: {remedy}\n"
     assert capsys.readouterr().err == expected * is_said
+
+
+@pytest.mark.parametrize(("words", "latency_s"), [([], FILE_S), (["-U"], PROMPT_S), (["-U", "-C", "1"], PROMPT_S)])
+def test_packets_can_be_written_at_once(
+    words: list[str], latency_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-U is that of tcpdump, for a file and for a series of files."""
+    begun: list[app.Run] = []
+
+    def serve(run: app.Run) -> int:
+        run.target.close()
+        begun.append(run)
+        return 0
+
+    monkeypatch.setattr(app, "serve", serve)
+    options = parser().parse_args(["capture", "-w", str(tmp_path / "a"), *words])
+    settings = default_settings({"files.directory": str(tmp_path)})
+    program: Any = io.StringIO()  # it is only closed
+    assert writing.capture(program, settings, options, None) == 0
+    assert [run.output.latency_s for run in begun] == [latency_s]
 
 
 def test_files_belong_to_who_called_sudo(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,17 @@ def test_the_watchdog_is_fed_at_each_turn() -> None:
     assert manager.said == ["WATCHDOG=1"] * 5
 
 
+def test_a_short_watchdog_is_fed_each_second() -> None:
+    """A watchdog of the unit can wait for the ticks of a quiet capture; a shorter one cannot, nor can a late state."""
+    assert not Manager().notifier.feed()
+    assert Manager(WATCHDOG_USEC="9000000").notifier.feed()
+    assert not Manager(WATCHDOG_USEC="9000000", WATCHDOG_PID="1").notifier.feed()
+    notifier = Notifier({"NOTIFY_SOCKET": "/none"}, lambda _: False)
+    assert not notifier.feed()
+    notifier.ready()
+    assert notifier.feed()
+
+
 @pytest.mark.parametrize(
     "environment", [{"WATCHDOG_PID": "1"}, {"WATCHDOG_USEC": ""}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "-1"}]
 )

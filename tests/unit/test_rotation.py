@@ -15,7 +15,7 @@ import pytest
 
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.directory import CaptureDirectory
-from skbcapd.output.interface import Statistics
+from skbcapd.output.interface import FILE_S, Statistics
 from skbcapd.output.naming import CURRENT
 from skbcapd.output.retention import Keep
 from skbcapd.output.rotation import RotatingOutput
@@ -80,6 +80,32 @@ def test_how_long_rotations_take_is_known(tmp_path: Path) -> None:
     series.tick(rig.snapshot)
     until(lambda: series.durations["flush"].facts["count"], "the file is on the disk")
     series.close()
+
+
+def test_a_quiet_capture_needs_no_look_each_second(tmp_path: Path) -> None:
+    """What goes on needs one: a file that ends soon, is being finished, or cannot be written; a short `files.flush`.
+    Without that, packets can wait for 5 s, and no more.
+    """
+    rig = Rig(tmp_path / "a", every_s=60)
+    until(lambda: not rig.output.tick(rig.snapshot), "nothing goes on")
+    rig.clock.now = 1_000_016.0
+    assert rig.output.tick(rig.snapshot)
+    rig.clock.now = 1_000_020.0
+    assert rig.output.tick(rig.snapshot), "the first file is being finished"
+    until(lambda: not rig.output.tick(rig.snapshot), "it is finished")
+    Path(rig.output.path).unlink()
+    assert rig.output.tick(rig.snapshot)
+    rig.resume()
+    assert rig.output.latency_s == FILE_S
+    rig.output.close()
+    for flush_s, latency_s in ((1, 1), (5, 5), (60, 5)):
+        series = RotatingOutput(CaptureDirectory(tmp_path / f"{flush_s}"), Limits(), flush_s=flush_s)
+        assert series.latency_s == latency_s
+        if flush_s == 1:
+            assert series.tick(rig.snapshot)
+        else:
+            until(lambda series=series: not series.tick(rig.snapshot), "nothing goes on")  # type: ignore[misc]
+        series.close()
 
 
 @pytest.mark.parametrize("way", ["blocks", "packets"])
@@ -303,7 +329,7 @@ def test_each_outage_counts_its_own(tmp_path: Path, caplog: pytest.LogCaptureFix
         for number in range(count):
             rig.output.write_blocks(memoryview(small(number)), rig.snapshot)
         away.unlink()
-        until(lambda: rig.output.tick(rig.snapshot) or "writing again" in caplog.messages[-1], "it writes again")
+        until(lambda: (rig.output.tick(rig.snapshot), "writing again" in caplog.messages[-1])[1], "it writes again")
         assert caplog.messages[-1].endswith(f"writing again; {count} packets were dropped")
     assert rig.output.lost == 8
     rig.output.close()

@@ -209,11 +209,12 @@ def test_silent_clients_are_disconnected(house: House) -> None:
         until(lambda: house.server.serve() or bool(lazy.recv(1, socket.MSG_PEEK)), "an answer begins")
         before = house.descriptors
         house.clock.now = listeners.PATIENCE_S - 0.001
-        house.server.tick()
+        assert house.server.tick(), "clients are connected"
         assert house.descriptors == before
         house.clock.now = listeners.PATIENCE_S
         house.server.tick()
         assert house.descriptors == before - 2
+        assert not house.server.tick(), "no client is left"
         assert read(silent) == b""
 
 
@@ -245,7 +246,7 @@ def test_accepted_connections_per_second_are_limited(house: House) -> None:
         with pytest.raises(BlockingIOError):
             late.recv(1)
         assert house.ask("GET", "/metrics")[0] == 200
-        house.server.tick()
+        assert house.server.tick(), "a client waits"
         house.server.serve()
         late.settimeout(DEADLINE_S)
         assert json.loads(read(late)) == FACTS

@@ -271,14 +271,69 @@ def test_the_end_is_drained_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     capture = FakeCapture(100)
     capture.left = 3
     assert run(capture)[-4:] == ["drain", "drain", "drain", "stop"]
-    monkeypatch.setattr("skbcapd.daemon.loop.TICK_S", 0.01)
+    monkeypatch.setattr(loop, "TICK_S", 0.01)
+    monkeypatch.setattr(loop, "QUIET_S", 0.01)
     ticks: list[int] = []
     capture = FakeCapture(100)
     capture.left = 10**9
-    run(capture, tick=lambda: ticks.append(capture.left), final_drain_s=0.05)
+    run(capture, tick=lambda _seconds: bool(ticks.append(capture.left)), final_drain_s=0.05)
     assert capture.calls[-1] == "stop"
     assert ticks
     assert capture.left > 10**8
+
+
+def test_a_step_of_the_clock_counts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the system clock is set, the program gets its offset without waiting for a tick."""
+    begin, end = os.pipe()
+    taken: list[bytes] = []
+
+    class Steps:
+        def fileno(self) -> int:
+            return begin
+
+        def take(self) -> None:
+            taken.append(os.read(begin, 100))
+
+        def close(self) -> None:
+            os.close(begin)
+
+    monkeypatch.setattr(loop, "ClockSteps", Steps)
+    capture = FakeCapture(lambda: os.write(end, b"step") * 0, 0)
+    os.read(capture.wakeup_fd, 100)
+    capture.latency_s, capture.has_come = FILE_S, False
+    start = time.monotonic()
+    calls = run(capture)
+    os.close(end)
+    assert taken == [b"step"]
+    assert calls[2:6] == ["drain", "until_upcall", "set_clock", "cancel_wakeup"]
+    assert time.monotonic() - start >= TICK_S - 0.1, "the tick after it"
+
+
+def test_ticks_are_rare_while_nothing_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tick is told how many seconds have passed; it comes each second while it has something to do, and soon after
+    something has begun.
+    """
+    monkeypatch.setattr(loop, "TICK_S", 0.1)
+    monkeypatch.setattr(loop, "QUIET_S", 1.5)
+    capture = FakeCapture(*[0] * 6)
+    os.read(capture.wakeup_fd, 100)
+    capture.latency_s, capture.has_come = FILE_S, False
+    ticks: list[tuple[int, float]] = []
+    answers = [True, False, False, False]
+
+    def tick(seconds: int) -> bool:
+        ticks.append((seconds, time.monotonic() - start))
+        if len(ticks) == 3:
+            os.write(capture.waker, b"awake")  # a packet without a label
+        return answers.pop(0)
+
+    capture.take_wakeups = lambda: os.read(capture.wakeup_fd, 100)  # type: ignore[assignment, method-assign]
+    start = time.monotonic()
+    run(capture, tick=tick)
+    begins = [0.1, 0.2, 1.7, 1.8]
+    assert [seconds for seconds, _ in ticks] == [1, 1, 2, 1]
+    assert all(begin <= at for begin, (_, at) in zip(begins, ticks, strict=True)), ticks
+    assert ticks[3][1] - ticks[2][1] < 1.5, ticks
 
 
 @pytest.mark.parametrize("moved", [0, 4])

@@ -184,7 +184,7 @@ def test_an_interval_is_bounded(scene: Scene, monkeypatch: pytest.MonkeyPatch) -
 def test_nothing_is_called_without_viewers(scene: Scene) -> None:
     """The capture knows the viewers only while there is one, and only then it drains early."""
     calm = scene.rig.capture.latency_s
-    scene.rig.capture.output.latency_s = 1.0  # type: ignore[misc]
+    scene.rig.capture.output.latency_s = 1.0
     assert not scene.is_watched
     assert scene.rig.capture.latency_s == 1.0
     ours = scene.connect()

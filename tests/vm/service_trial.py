@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -24,6 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import scapy
+
+from skbcapd.clocks import ClockSteps
 
 UNIT, OTHER_UNIT = "skbcapd.service", "skbcapd@metered.service"
 LOGS, OTHER_LOGS = Path("/var/log/skbcapd"), Path("/var/log/skbcapd-metered")
@@ -201,6 +204,19 @@ def set_the_clock(by: float) -> bool:
     return is_new
 
 
+def notices_steps() -> list[bool]:
+    """Whether each step of the clock is noticed, and nothing else."""
+    steps, noticed = ClockSteps(), []
+    for by in (0.0, 3600.0, 0.0, -3600.0, 0.0):
+        if by:
+            time.clock_settime(time.CLOCK_REALTIME, time.time() + by)
+        noticed.append(bool(select.select([steps], [], [], 1.0)[0]))
+        if noticed[-1]:
+            steps.take()
+    steps.close()
+    return noticed
+
+
 def speak_tls() -> dict[str, object]:
     """A program whose key log is in the directory of docs/secrets.md: another user's, with the group of the service."""
     output("install", "-d", "-m", "2770", "-o", "nobody", "-g", "skbcapd", str(KEYS.parent))
@@ -287,6 +303,7 @@ def run() -> dict[str, object]:
     drop_in("group", GROUP)
     tell("set the clock")
     found["clock"] = [set_the_clock(by) for by in (-5400, 90_000)]
+    found["steps"] = notices_steps()
     tell("start another one")
     found["another"] = start_another()
     tell("stop the process")

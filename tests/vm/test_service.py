@@ -157,6 +157,7 @@ def test_the_packets_have_their_process(trial: dict[str, Any]) -> None:
     Datagrams there have their sender; the 113 are those that another capture was shown as well.
     """
     assert trial["clock"] == [True, True]
+    assert trial["steps"] == [False, True, False, True, False]
     for path, packets in zip(trial["captures"], (101, 109, 103, 107, 107 + 113, 0), strict=True):
         found = rows(path, "frame.comment", where="udp.dstport == 1009 && !icmp")
         assert len(found) == packets, path.name
