@@ -37,7 +37,7 @@ HERE = Path(__file__).parent
 BUILD, DOCS = HERE.parent / "build", HERE.parent / "docs"
 Rows: TypeAlias = list[Figures]
 Variants: TypeAlias = list[tuple[Variant, Figures]]
-FEW_ROUNDS = 1  # of what no goal is about, so that a run takes less than half an hour
+FEW_ROUNDS = 1  # of what no goal is about, so that a run takes less than an hour
 
 
 _T = TypeVar("_T")

@@ -23,7 +23,7 @@ from skbcapd.kernel.btf import Btf
 TICKS = os.sysconf("SC_CLK_TCK")
 NO_CAPTURE = "no capture"
 _NOTHING = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])  # r0 = 0; exit
-_SETTLED_S = 1.3  # a file that has grown, and then has not for this time, has all packets
+_SETTLED_S = 1.3  # a file that has grown, and then has not for this time, has all packets; first ones have names then
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,9 +272,8 @@ def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Fig
         try:
             wait_for(lambda: _is_ready(tool, process, log))
             start_s = time.monotonic() - begun
-            header = target.stat().st_size
             out, senders = packets_out(), _start_senders(load, sender)
-            _wait_until_written(target, header, tool.quiet_s)
+            _wait_until_written(target, target.stat().st_size, _SETTLED_S)
             stat, machine, programs = Path(f"/proc/{process.pid}/stat"), Path("/proc/stat"), program_times(process.pid)
             busy, before, growth = busy_time(machine.read_text()), process_times(stat.read_text()), _Growth(target)
             cpu = cpu_time(process.pid)
