@@ -65,9 +65,11 @@ class Manager:
 
     @property
     def environment(self) -> tuple[str, ...]:
-        """A command that starts another one with this manager, and without cached programs."""
+        """A command that starts another one with this manager, and without cached programs. Its watchdog is so short
+        that it is fed each second.
+        """
         cache = self.path.with_name("cache")
-        return ("env", f"NOTIFY_SOCKET={self.path}", "WATCHDOG_USEC=30000000", f"CACHE_DIRECTORY={cache}")
+        return ("env", f"NOTIFY_SOCKET={self.path}", "WATCHDOG_USEC=10000000", f"CACHE_DIRECTORY={cache}")
 
     @property
     def longest_s(self) -> float:
