@@ -101,7 +101,7 @@ class ClockSteps:
         self._begin()
 
     def fileno(self) -> int:
-        """Readable after a step."""
+        """Readable after a step; -1: the kernel has refused the timer, or there is no descriptor left."""
         return self._descriptor
 
     def take(self) -> None:
@@ -112,7 +112,8 @@ class ClockSteps:
 
     def close(self) -> None:
         """Stop to wait."""
-        os.close(self._descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
     def _begin(self) -> None:
         _LIBC.timerfd_settime(self._descriptor, _CANCEL_ON_SET, _NEVER, None)

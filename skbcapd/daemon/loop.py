@@ -152,7 +152,7 @@ class Service:
         self._epoll.register(self._signals, select.EPOLLIN)
         self._epoll.register(self.capture.program.wakeup_fd, select.EPOLLIN)
         for each in (self._server, self._command, self._clock_steps):
-            if each is not None:
+            if each is not None and each.fileno() >= 0:
                 self._epoll.register(each, select.EPOLLIN)
         if self._changes >= 0:
             self._epoll.register(self._changes, select.EPOLLIN | select.EPOLLET)  # `tick` may take them later

@@ -39,6 +39,7 @@ QUEUE_MAX = 1 << 24  # bytes that wait for a disk, without lent memory; with mor
 # Time to wait for a disk that keeps up: then few buffers are in use, and they stay in the CPU's cache.
 _WAIT_S = 0.05
 _AT_ONCE = 1 << 24  # bytes after which no more lent pieces are added to one write
+_RARE_S = 0.5
 _JOBS_MAX = 2  # if so many jobs wait, small pieces are collected and not passed on
 _BUFFER = 1 << 16  # of standard output
 STOP_S = 2.0  # time to wait for the disk after the capture has ended
@@ -101,6 +102,7 @@ class BlockSink:
         self._buffers = buffers or Buffers()
         self._tail = AlignedTail(self._buffers)
         self._unflushed = 0  # bytes that were passed since the last flush
+        self._clock, self._flushed_s = clock, float("-inf")
         self._borrowed = self._given_back = 0  # bytes of lent memory; the second is changed by the thread of the disk
         self._is_late = False  # the disk did not keep up: it is not waited for until it has caught up
         self.disk = DiskFile(descriptor, clock, keep_free)
@@ -164,11 +166,13 @@ class BlockSink:
 
     def flush(self, *, whole: bool = False) -> None:
         """Pass on the collected blocks; of a large amount, not the bytes after the last complete
-        block of the disk.
+        block of the disk, if the last call was a moment ago.
 
         Args:
             whole: pass on all bytes, even if other jobs wait. Otherwise a later call can do it.
         """
+        now = self._clock()
+        whole, self._flushed_s = whole or now - self._flushed_s >= _RARE_S, now
         if whole or self._jobs.waiting < _JOBS_MAX:
             is_much = self._unflushed >= DIRECT_MIN
             self._unflushed = 0

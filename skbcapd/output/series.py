@@ -85,6 +85,7 @@ class Flusher:
         self._every_s = every_s
         self._next_s = 0.0
         self._size = -1
+        self._is_asked = False
         self._worker = Worker("flusher")
         self.durations = Durations()
 
@@ -93,21 +94,22 @@ class Flusher:
         """Whether `flush` must be called more often than packets are written at the latest."""
         return 0 < self._every_s < FILE_S
 
-    def flush(self, descriptor: int, size: int) -> None:
-        """Start, if it is time, the file has grown, and the last call has ended."""
-        now = time.monotonic()
+    def flush(self, file: CaptureFile) -> None:
+        """Start when what was passed on is written, if it is time, the file has grown, and the last call has ended."""
+        now, size = time.monotonic(), file.stream.size
         is_due = self._every_s and now >= self._next_s and size != self._size
-        if not is_due or self._worker.waiting or not self._worker.start():
+        if not is_due or self._is_asked or not self._worker.start():
             return
         with contextlib.suppress(OSError):  # no descriptor is left: next time
-            copy = os.dup(descriptor)
-            self._next_s, self._size = now + self._every_s - _EARLY_S, size
-            self._worker.do(lambda: self._force(copy))
+            copy = os.dup(file.descriptor)
+            self._next_s, self._size, self._is_asked = now + self._every_s - _EARLY_S, size, True
+            file.stream.do(lambda: self._worker.do(lambda: self._force(copy)))
 
     def _force(self, descriptor: int) -> None:
         begun = time.monotonic()
         with contextlib.suppress(OSError):  # a later write reports the error
             os.fdatasync(descriptor)
+        self._is_asked = False
         self.durations.add(time.monotonic() - begun)
         with contextlib.suppress(OSError):
             os.close(descriptor)
@@ -495,7 +497,7 @@ class FileSeries:
             elif self._work.is_over(self._clock()):
                 self.rotate(snapshot)
             else:
-                self._flusher.flush(self._work.file.descriptor, self._work.file.stream.size)
+                self._flusher.flush(self._work.file)
         elif self.state is State.WAITING and not self._on_demand:
             self._resume()
         elif self.state is State.LATE and not self._is_late_logged:

@@ -287,6 +287,25 @@ def test_a_little_lent_memory_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> 
         assert file.read() == b"".join(blocks[1:3])
 
 
+def test_the_end_of_a_large_write_does_not_wait_for_long() -> None:
+    """Bytes after the last complete block of the disk wait for the next flush if that is soon: then the disk
+    needs no more of it. Packets that have waited for seconds do not wait once more.
+    """
+    now, blocks = 0.0, packet(0, bytes((1 << 20) + 68))
+    with tempfile.TemporaryFile() as file:
+        sink = BlockSink(file.fileno(), clock=lambda: now)
+        waits = []
+        for passed_s in (5.0, 0.1, 0.1, 5.0):
+            now += passed_s
+            sink.write(blocks)
+            sink.flush()
+            waits.append(sink.accepted - sink.completed)
+        sink.close()
+    assert waits[0] == waits[3] == 0
+    assert 0 < waits[1] < 4096
+    assert 0 < waits[2] < 4096
+
+
 def test_lent_pieces_that_wait_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """While the disk writes one piece, others wait: then it gets those that are lent in one call, at
     most 16 MiB, and all memory is given back.

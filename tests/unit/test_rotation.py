@@ -108,6 +108,23 @@ def test_a_quiet_capture_needs_no_look_each_second(tmp_path: Path) -> None:
         series.close()
 
 
+def test_what_was_passed_on_is_written_before_fdatasync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a power failure would lose the packets of two intervals."""
+    rig, disk, sizes = Rig(tmp_path / "a"), threading.Event(), list[int]()
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+    series = RotatingOutput(CaptureDirectory(tmp_path / "b"), Limits(), flush_s=5)
+    series._directory._writer.do(disk.wait)  # type: ignore[arg-type]
+    assert series._work is not None
+    series._work.file.stream._flushed_s = 0.0  # long ago
+    series.write_blocks(memoryview(small(1)), rig.snapshot)
+    series.tick(rig.snapshot)
+    assert not sizes
+    disk.set()
+    until(lambda: sizes, "fdatasync is called")
+    assert sizes[0] >= series._work.file.stream.size
+    series.close()
+
+
 @pytest.mark.parametrize("way", ["blocks", "packets"])
 def test_a_file_has_no_more_packets_than_it_may(way: str, tmp_path: Path) -> None:
     """All files but the last have exactly as many packets as the setting."""
