@@ -159,7 +159,7 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
         "--packet-buffered",
         dest="is_prompt",
         action="store_true",
-        help="with -w: packets are in the file within 90 ms, not only within 5 s",
+        help="with -w: all packets are in the file within 90 ms, not only the first ones",
     )
 
 

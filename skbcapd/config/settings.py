@@ -234,9 +234,9 @@ class Files:
     flush: int = _key(
         "5s",
         Quantity("a duration", "1s", "1h", DURATION, "never"),
-        "Interval between two calls of fdatasync(2): a power failure loses at most the packets of this time. Packets "
-        "wait in the buffer for as long, at most 5s, before they are written: a SIGKILL loses those. A shorter "
-        "interval costs CPU time on a quiet machine.",
+        "Interval between two calls of fdatasync(2): a power failure loses at most the packets of this time. While "
+        "packets arrive without a pause, they wait in the buffer for as long, at most 5s, before they are written: a "
+        "SIGKILL loses those. A shorter interval costs CPU time.",
     )
     permissions: str = _key(
         "640", PERMISSIONS, "Permission bits of the files, in octal. The umask has no effect on them."

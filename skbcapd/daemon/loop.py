@@ -79,6 +79,9 @@ class Service:
         self._command = command
         self._stopping = self._wants_reload = False
         self._last_tick, self._next_tick = 0.0, float("inf")
+        self._patience_s = (
+            0.0  # how long packets wait now: the longer they arrive, the longer, up to what the output allows
+        )
         self._clock_steps = ClockSteps()
         self._epoll = select.epoll()
         self._signals, self._wake = socket.socketpair()
@@ -207,10 +210,10 @@ class Service:
         if capture.output.has_pending_work or (capture.has_buffered and capture.output.is_busy):
             pause = BUSY_S
         elif (latency_s := capture.latency_s) > PROMPT_S or not has_packets:
-            latest = min(self._next_tick, time.monotonic() + latency_s) if has_packets else self._next_tick
-            # The next tick is soon enough for the first packet of a file, if it has a label.
-            if capture.request_wakeup(abi.Sleep.UNTIL_UPCALL if latency_s > PROMPT_S else abi.Sleep.UNTIL_PACKET):
-                self._wait(min(latest, end))
+            self._patience_s = min(latency_s, max(TICK_S, 2 * self._patience_s)) if has_packets else 0.0
+            latest = min(self._next_tick, end, time.monotonic() + (self._patience_s or QUIET_S))
+            if capture.request_wakeup(abi.Sleep.UNTIL_UPCALL if has_packets else abi.Sleep.UNTIL_PACKET):
+                self._wait(latest)
                 if not capture.cancel_wakeup():
                     return
                 # More packets follow, and sockets without a known user can get one.

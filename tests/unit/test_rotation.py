@@ -120,7 +120,7 @@ def test_what_was_passed_on_is_written_before_fdatasync(tmp_path: Path, monkeypa
     series.tick(rig.snapshot)
     assert not sizes
     disk.set()
-    until(lambda: sizes, "fdatasync is called")
+    until(lambda: bool(sizes), "fdatasync is called")
     assert sizes[0] >= series._work.file.stream.size
     series.close()
 

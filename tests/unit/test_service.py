@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import signal
 import socket
@@ -199,15 +200,15 @@ def test_when_the_loop_waits(moved: int, after: list[str]) -> None:
 
 
 def test_a_file_lets_packets_wait_for_long() -> None:
-    """Of an output that lets packets wait, also the first one, the loop sleeps until one needs Python, or until its
-    time is over.
+    """Of an output that lets packets wait, the loop sleeps until one needs Python, or until its time is over; the
+    first one is in the file soon.
     """
     capture = FakeCapture(4, 4)
     capture.latency_s = FILE_S
     assert run(capture)[2:] == [*("drain", "until_upcall", "cancel_wakeup", "cancel_wakeup") * 2, "stop"]
     capture = FakeCapture(0, 0)
     capture.latency_s = FILE_S
-    assert run(capture)[2:] == [*("drain", "until_upcall", "cancel_wakeup", "cancel_wakeup") * 2, "stop"]
+    assert run(capture)[2:] == [*("drain", "until_packet", "cancel_wakeup", "cancel_wakeup") * 2, "stop"]
     capture = FakeCapture(4, 4)
     capture.latency_s, capture.has_come = 2 * PROMPT_S, False
     os.read(capture.wakeup_fd, 100)
@@ -282,6 +283,31 @@ def test_the_end_is_drained_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert capture.left > 10**8
 
 
+def test_packets_wait_the_longer_the_longer_they_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who tries something sees it at once; a host that always has packets is not woken more often than it must."""
+    monkeypatch.setattr(loop, "TICK_S", 0.1)
+    monkeypatch.setattr(loop, "QUIET_S", 60.0)
+    times: list[float] = []
+
+    def look(moved: int) -> Callable[[], int]:
+        def drain() -> int:
+            times.append(time.monotonic())
+            if not moved:
+                os.write(capture.waker, b"awake")  # nothing for a while, and then a packet
+            return moved
+
+        return drain
+
+    capture = FakeCapture(*map(look, (4, 4, 4, 4, 0, 4, 4)))
+    capture.latency_s, capture.has_come = 1.0, False
+    capture.take_wakeups = lambda: os.read(capture.wakeup_fd, 100)  # type: ignore[assignment, method-assign]
+    os.read(capture.wakeup_fd, 100)
+    run(capture)
+    waits = [after - before for before, after in itertools.pairwise(times)]
+    assert all(wait >= least for wait, least in zip(waits, (0.1, 0.2, 0.4, 0.8, 0.0, 0.1), strict=True)), waits
+    assert waits[5] < waits[3], waits
+
+
 def test_a_step_of_the_clock_counts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the system clock is set, the program gets its offset without waiting for a tick."""
     begin, end = os.pipe()
@@ -305,7 +331,7 @@ def test_a_step_of_the_clock_counts_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     calls = run(capture)
     os.close(end)
     assert taken == [b"step"]
-    assert calls[2:6] == ["drain", "until_upcall", "set_clock", "cancel_wakeup"]
+    assert calls[2:6] == ["drain", "until_packet", "set_clock", "cancel_wakeup"]
     assert time.monotonic() - start >= TICK_S - 0.1, "the tick after it"
 
 
