@@ -79,9 +79,7 @@ class Service:
         self._command = command
         self._stopping = self._wants_reload = False
         self._last_tick, self._next_tick = 0.0, float("inf")
-        self._patience_s = (
-            0.0  # how long packets wait now: the longer they arrive, the longer, up to what the output allows
-        )
+        self._patience_s = 0.0  # how long packets wait: the longer, the longer they have arrived without a pause
         self._clock_steps = ClockSteps()
         self._epoll = select.epoll()
         self._signals, self._wake = socket.socketpair()
