@@ -30,7 +30,7 @@ from bench.loads import Load, Variant
 from bench.measure import Figures, counting_time, measure
 from bench.offline import Captures, Offline
 from bench.place import place
-from bench.tools import Tool, ours, tools
+from bench.tools import Tool, daemon, ours, tools
 from bench.wire import wire
 
 HERE = Path(__file__).parent
@@ -145,6 +145,7 @@ class Plan:
         for load in _shuffled(each for each in self.wanted if each.has_goal or is_complete):
             # Goals compare skbcapd with tcpdump.
             turns = [*(self.found if is_complete else self.found[:2]), *([None] if load.senders else [])]
+            turns += [daemon()] if load.has_daemon else []
             for turn in _shuffled(turns):
                 results.rows.append(measure(turn, load, self.sender, self.directory))
                 _say(results.rows[-1])

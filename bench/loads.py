@@ -26,6 +26,7 @@ class Load:
         devices: how many more devices it needs.
         is_beside_container: whether the sender's namespace is that of a host with a container.
         has_goal: whether a goal is about it: `--quick` sends no other.
+        has_daemon: whether the daemon is measured, too.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Load:
     devices: int = 0
     is_beside_container: bool = False
     has_goal: bool = False
+    has_daemon: bool = False
 
 
 def loads(scale: float) -> list[Load]:
@@ -50,7 +52,7 @@ def loads(scale: float) -> list[Load]:
 
     def one(name: str, size: int, count: int, rate: int = 0, *, has_goal: bool = False) -> Load:
         sent = int(count * (max(scale, 1) if rate and has_goal else scale))
-        return Load(name, (udp(size, sent, rate),), sent, has_goal=has_goal)
+        return Load(name, (udp(size, sent, rate),), sent, has_goal=has_goal, has_daemon=rate == 1_000)
 
     def tcp(name: str, mebibytes: float, *, segmentation: bool) -> Load:
         count = max(1, int(mebibytes * scale))
@@ -72,8 +74,10 @@ def loads(scale: float) -> list[Load]:
         Load("UDP 64 B unpaced, two senders", (udp(64, both),) * 2, 2 * both, has_goal=True),
         tcp("TCP bulk, GSO", 2_000, segmentation=True),
         tcp("TCP bulk, no GSO", 100, segmentation=False),
-        Load("1,000 processes/s", (("fork", ADDRESS, str(processes), "1000"),), processes, has_goal=True),
-        Load("idle", (), seconds=PACED_S, has_goal=True),
+        Load(
+            "1,000 processes/s", (("fork", ADDRESS, str(processes), "1000"),), processes, has_goal=True, has_daemon=True
+        ),
+        Load("idle", (), seconds=PACED_S, has_goal=True, has_daemon=True),
     ]
 
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -264,8 +265,9 @@ def counting_time(load: Load, sender: Path) -> float:
 
 
 def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Figures:
-    target, log = directory / "capture", directory / "log"
-    command = tool.command(target, any_device=bool(load.devices))
+    place, log = directory / "capture", directory / "log"
+    target = place / "current.pcapng" if tool.is_series else place
+    command = tool.command(place, any_device=bool(load.devices))
     with log.open("w") as words:
         begun = time.monotonic()
         process = subprocess.Popen([*ENTER_NEAR, *command], stderr=words, stdout=words)
@@ -290,7 +292,7 @@ def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Fig
             process.wait(120)
     captured, dropped = tool.totals(log.read_text())
     size = target.stat().st_size
-    target.unlink()
+    shutil.rmtree(place) if tool.is_series else place.unlink()
     return Figures(
         tool=tool.name,
         load=load.name,

@@ -16,7 +16,13 @@ from skbcapd.output.interface import FILE_S
 Rows = Sequence[Figures]
 
 # Colors of the tools, in the order of tables and bars.
-_COLOURS = {"skbcapd": "#1b6ca8", "tcpdump": "#8a8a8a", "dumpcap": "#c9a227", "ptcpdump": "#a83232"}
+_COLOURS = {
+    "skbcapd": "#1b6ca8",
+    "skbcapd run": "#7fb3d8",
+    "tcpdump": "#8a8a8a",
+    "dumpcap": "#c9a227",
+    "ptcpdump": "#a83232",
+}
 
 _UNPACED, _STEADY = "UDP 64 B unpaced", "UDP 64 B, 20k/s"
 

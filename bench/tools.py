@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.wire import DEVICE
@@ -26,6 +26,7 @@ class Tool:
         ready: matches the line that it prints when it captures.
         captured, dropped: match the totals that it prints, each with one group.
         quiet_s: a file that has not grown for this time is complete; longer than the tool buffers packets.
+        is_series: {file} is a directory, in which `current.pcapng` is the file.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Tool:
     captured: str
     dropped: str
     quiet_s: float
+    is_series: bool = False
 
     def command(self, file: Path, *, any_device: bool = False) -> list[str]:
         """The command that captures into a file."""
@@ -64,6 +66,13 @@ def ours(module: str = "skbcapd", *more: str) -> Tool:
         r"(\d+) packets? dropped",
         quiet_s=FILE_S + 0.3,
     )
+
+
+def daemon() -> Tool:
+    """The daemon with its default settings."""
+    settings = ("interfaces={device}", "directions=out", "files.directory={file}", "control.socket={file}.socket")
+    sets = [word for setting in settings for word in ("--set", setting)]
+    return replace(ours(), name="skbcapd run", arguments=[*ours().arguments[:6], "run", *sets], is_series=True)
 
 
 def tools() -> list[Tool]:

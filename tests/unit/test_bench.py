@@ -16,7 +16,8 @@ from bench import anonymous, loads, report
 from bench.measure import NO_CAPTURE, Figures, busy_time, cpu_time, number, private_memory, process_times
 from bench.offline import Offline
 from bench.place import processor, version
-from bench.tools import ours, tools
+from bench.tools import daemon, ours, tools
+from bench.wire import DEVICE
 from skbcapd.kernel import compiler
 
 OFFLINE = Offline(700, 260, 340, 90, start_kept=0.3, start_new=1.2, crashed=0.1, disk=1000)
@@ -94,6 +95,15 @@ def test_our_command_is_complete(tmp_path: Path) -> None:
     command = ours("skbcapd", "--set", "rules=[{comm: a}]").command(tmp_path / "x", any_device=True)
     assert command[6:9] == ["capture", "-i", "any"]
     assert command[-4:] == ["-w", str(tmp_path / "x"), "--set", "rules=[{comm: a}]"]
+
+
+def test_the_daemon_has_its_defaults(tmp_path: Path) -> None:
+    """It is told what the other tools are told, and where its files are."""
+    command = daemon().command(tmp_path / "x")
+    assert command[5:] == [
+        *("skbcapd", "run", "--set", f"interfaces={DEVICE}", "--set", "directions=out"),
+        *("--set", f"files.directory={tmp_path / 'x'}", "--set", f"control.socket={tmp_path / 'x'}.socket"),
+    ]
 
 
 def test_goals_say_whether_they_are_met() -> None:
