@@ -25,7 +25,7 @@ from skbcapd.errors import KernelError
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CANCEL_ON_SET = 1 << 0 | 1 << 1  # TFD_TIMER_ABSTIME, TFD_TIMER_CANCEL_ON_SET
-_NEVER = struct.pack("@4l", 0, 0, 1 << 31, 0)  # struct itimerspec: once, in 2038; then it is set again
+_NEVER = struct.pack("@4l", 0, 0, 1 << 33, 0)  # struct itimerspec: in 2242; no clock can be set to that (timekeeping.c)
 
 NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
