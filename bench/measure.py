@@ -24,7 +24,7 @@ from skbcapd.kernel.btf import Btf
 TICKS = os.sysconf("SC_CLK_TCK")
 NO_CAPTURE = "no capture"
 _NOTHING = bytes([0xB7, 0, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0])  # r0 = 0; exit
-_SETTLED_S = 1.3  # a file that has grown, and then has not for this time, has all packets; first ones have names then
+_SETTLED_S = 1.3  # a file that has grown, and then has not for this time, has all packets until now
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,14 +275,14 @@ def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Fig
             wait_for(lambda: _is_ready(tool, process, log))
             start_s = time.monotonic() - begun
             out, senders = packets_out(), _start_senders(load, sender)
-            _wait_until_written(target, target.stat().st_size, _SETTLED_S)
+            _wait_until_written(target, _SETTLED_S)
             stat, machine, programs = Path(f"/proc/{process.pid}/stat"), Path("/proc/stat"), program_times(process.pid)
             busy, before, growth = busy_time(machine.read_text()), process_times(stat.read_text()), _Growth(target)
             cpu = cpu_time(process.pid)
             growth.start()
             failed, sending_s = _send(load, senders)
             pause = growth.stop()
-            _wait_until_written(target, target.stat().st_size, tool.quiet_s)
+            _wait_until_written(target, tool.quiet_s)
             after, machine_s = process_times(stat.read_text()), busy_time(machine.read_text()) - busy
             cpu_s, out = cpu_time(process.pid) - cpu, packets_out() - out
             program_s, program_runs = program_times(process.pid)
@@ -321,9 +321,10 @@ def _is_ready(tool: Tool, process: subprocess.Popen[bytes], log: Path) -> bool:
     return tool.ready.search(words) is not None
 
 
-def _wait_until_written(path: Path, size: int, quiet_s: float) -> None:
-    """Wait until a file is larger than `size` and has settled, or has not grown for `quiet_s`."""
-    last, since = size, time.monotonic()
+def _wait_until_written(path: Path, quiet_s: float) -> None:
+    """Wait until a file has grown and settled, or has not grown for `quiet_s`."""
+    last = size = path.stat().st_size
+    since = time.monotonic()
     while time.monotonic() - since < (_SETTLED_S if last > size else quiet_s):
         time.sleep(0.05)
         if (now := path.stat().st_size) != last:

@@ -54,13 +54,17 @@ class Tool:
         return int(found[0][1]), int(found[1][1]) if found[1] else 0
 
 
+def _python(module: str) -> list[str]:
+    """An installed skbcapd has compiled modules, whatever the environment of the benchmark says."""
+    return ["env", "-u", "PYTHONDONTWRITEBYTECODE", sys.executable, "-m", module]
+
+
 def ours(module: str = "skbcapd", *more: str) -> Tool:
     """skbcapd; `more` are additional arguments."""
     words = ("capture", "-i", "{device}", "--set", "directions=out", "-w", "{file}")
     return Tool(
         "skbcapd",
-        # An installed skbcapd has compiled modules, whatever the environment of the benchmark says.
-        ["env", "-u", "PYTHONDONTWRITEBYTECODE", sys.executable, "-m", module, *words, *more],
+        [*_python(module), *words, *more],
         re.compile("capturing on"),
         r"(\d+) packets? captured",
         r"(\d+) packets? dropped",
@@ -72,7 +76,7 @@ def daemon() -> Tool:
     """The daemon with its default settings."""
     settings = ("interfaces={device}", "directions=out", "files.directory={file}", "control.socket={file}.socket")
     sets = [word for setting in settings for word in ("--set", setting)]
-    return replace(ours(), name="skbcapd run", arguments=[*ours().arguments[:6], "run", *sets], is_series=True)
+    return replace(ours(), name="skbcapd run", arguments=[*_python("skbcapd"), "run", *sets], is_series=True)
 
 
 def tools() -> list[Tool]:

@@ -143,14 +143,14 @@ def serve(run: Run) -> int:
     reload = _make_reload(capture, settings, run.load, report) if run.load else None
     endpoints = _make_endpoints(capture, to_files, settings, reload) if to_files and reload else None
     above = _make_above(capture, settings)
-    ticks = [one.tick for one in (report, endpoints) if one]
+    ticks = [*_ticks(capture, to_files, above, reload), *(one.tick for one in (report, endpoints) if one)]
     pipe = target if isinstance(target, PipeTarget) else None
     server = endpoints.server if endpoints else None
     service = Service(
         capture,
         run.duration_s,
         pipe.descriptor if pipe else None,
-        _all([*_ticks(capture, to_files, above, reload), *ticks]),
+        _all(ticks),
         _actions(capture, to_files),
         reload,
         server,

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from skbcapd import clocks
 from skbcapd.text_safety import escaped
 
-_SHORT_S = 15.0  # a watchdog with less time is fed each second
+_SHORT_S = 15.0  # a watchdog with less time is fed each second, others with each tick, which are up to 5 s apart
 
 
 class Notifier:

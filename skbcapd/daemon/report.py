@@ -76,9 +76,10 @@ class Report:
         is_due = self._seconds // _SECONDS_BETWEEN_STATES > before // _SECONDS_BETWEEN_STATES
         is_late = self._notifier.feed()
         LOG.tick()
-        if self._is_served and is_due:
-            self._notifier.status(self._state())
-        elif not self._is_served and (self._terminal or is_due):
+        if self._is_served:
+            if is_due:
+                self._notifier.status(self._state())
+        elif self._terminal or is_due:
             self._print()
         return is_late or (self._terminal and not self._is_served)
 

@@ -39,7 +39,7 @@ QUEUE_MAX = 1 << 24  # bytes that wait for a disk, without lent memory; with mor
 # Time to wait for a disk that keeps up: then few buffers are in use, and they stay in the CPU's cache.
 _WAIT_S = 0.05
 _AT_ONCE = 1 << 24  # bytes after which no more lent pieces are added to one write
-_RARE_S = 0.5
+_RARE_S = 0.5  # with more time between two calls of `flush`, the packets of the last one have waited long enough
 _JOBS_MAX = 2  # if so many jobs wait, small pieces are collected and not passed on
 _BUFFER = 1 << 16  # of standard output
 STOP_S = 2.0  # time to wait for the disk after the capture has ended

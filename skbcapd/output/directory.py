@@ -249,8 +249,8 @@ class CaptureDirectory:
         return wait_until(lambda: not self.waiting, timeout_s)
 
     def tick(self, compressor: Compressor | None = None) -> None:
-        """Called each second while `is_at_work`, and when packets are written at the latest: check the current file,
-        repair after a crash, compression, retention.
+        """Called each second while `is_at_work`, otherwise every FILE_S: check the current file, repair after a crash,
+        compression, retention.
         """
 
         def look_after(place: _Place) -> None:

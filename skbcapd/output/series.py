@@ -89,11 +89,6 @@ class Flusher:
         self._worker = Worker("flusher")
         self.durations = Durations()
 
-    @property
-    def is_frequent(self) -> bool:
-        """Whether `flush` must be called more often than packets are written at the latest."""
-        return 0 < self._every_s < FILE_S
-
     def flush(self, file: CaptureFile) -> None:
         """Start when what was passed on is written, if it is time, the file has grown, and the last call has ended."""
         now, size = time.monotonic(), file.stream.size
@@ -504,7 +499,7 @@ class FileSeries:
             self._is_late_logged = True
             _LOG.warning("%s: the disk is slow to create the next file; packets wait in memory", self._directory.path)
         is_changing = self._work.is_over(self._clock() + FILE_S) if self._work else self.state is not State.IDLE
-        return is_changing or self._flusher.is_frequent or self._directory.is_at_work(self._compressor)
+        return is_changing or self.latency_s < FILE_S or self._directory.is_at_work(self._compressor)
 
     def flush(self, _snapshot: Snapshot) -> None:
         """Write the buffered blocks, and check for errors."""
