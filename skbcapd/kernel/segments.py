@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -41,13 +41,15 @@ class Lending:
 
     Args:
         control: struct control as u64 words.
+        returned: called when nobody uses it any more; in the thread of the last user.
     """
 
-    def __init__(self, control: memoryview) -> None:
+    def __init__(self, control: memoryview, returned: Callable[[], None]) -> None:
         self.placed = 0
         """Where its bytes are in a block of the disk, minus where they are in the stream of all bytes."""
         self._users: list[None] = []  # one entry each: `append` and `pop` are atomic, an addition is not
         self._control = control
+        self._returned = returned
 
     @property
     def is_over(self) -> bool:
@@ -61,6 +63,8 @@ class Lending:
     def give_back(self) -> None:
         """There is one less; any thread can call this."""
         self._users.pop()
+        if not self._users:
+            self._returned()
 
     def wish(self, drift: int) -> None:
         """Let the kernel program place the next segment so many bytes later in a block of the disk than this one."""
@@ -229,9 +233,12 @@ class SegmentReader:
         self._listed = 0  # entries of its list that were read
         self._open: list[int] = []  # entries whose block was not committed yet
         self._is_consumed = True  # of the last range that was returned
-        self._lendings = [Lending(control) for _ in range(self._count)]
+        self._lendings = [Lending(control, self._note_returned) for _ in range(self._count)]
         self._read: deque[int] = deque()  # segments that were read, but are not released yet
         self._peak = 0
+        self._awaits = False  # memory is scarce: what was lent is to be released as soon as it is given back
+        self.returned: Callable[[], None] = lambda: None
+        """Called when lent memory was given back and `ranges` should release it; by the thread of its last user."""
         self.local = 0
         """Blocks that Python has processed one by one."""
         control[abi.CURSOR], control[abi.TAIL] = self._number << 32, self._number
@@ -315,6 +322,7 @@ class SegmentReader:
     def _release(self) -> None:
         """Release the segments that were read, up to the first one that is still used."""
         control = self._control
+        self._awaits = self._is_scarce  # before the look: what is returned later is announced
         while self._read and self._lendings[self._read[0] % self._count].is_over:
             number = self._read.popleft()
             state = abi.STATES + number % self._count * abi.STATE_WORDS
@@ -322,6 +330,11 @@ class SegmentReader:
                 control[state + word] = 0
             order_accesses()  # from here on, the kernel program uses the segment again
             control[abi.TAIL] = number + 1
+
+    def _note_returned(self) -> None:
+        if self._awaits:
+            self._awaits = False  # `ranges` sets it again
+            self.returned()
 
     def _set_wakeup(self) -> None:
         """Python is to be woken when a quarter of the segments wait to be read, or when three quarters are in use."""

@@ -153,11 +153,13 @@ def states(shared: Shared) -> set[int]:
 
 def test_lent_memory_is_kept() -> None:
     """A segment whose memory is lent is read on, but not released; nor is one after it. The kernel program wakes
-    Python when a quarter of the segments wait, or three quarters are in use; from then on nothing more is lent.
+    Python when a quarter of the segments wait, or three quarters are in use; from then on nothing more is lent, and
+    memory that is given back wakes Python: once, until it has looked.
     """
     shared = Shared(8)
     first, control = shared.control[abi.CURSOR] >> 32, shared.control
-    loans = []
+    loans, rung = [], []
+    shared.reader.returned = lambda: rung.append(control[abi.TAIL])
     for number in range(7):
         assert shared.put(packet(number, LARGE), packet(number, LARGE)) == 2
         (found,) = shared.reader.ranges()
@@ -171,7 +173,9 @@ def test_lent_memory_is_kept() -> None:
     for back, tail in ((1, 0), (0, 2), (2, 3), (5, 3), (4, 3), (3, 6)):
         loan = loans[back]
         assert loan is not None
+        rung.clear()
         loan.give_back()
+        assert len(rung) == (back in {1, 0, 2})  # at the last look, 6 of 8 were in use, then 4
         list(shared.reader.ranges())
         assert control[abi.TAIL] == first + tail
     assert control[abi.WAKE_AT] == first + 8

@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,7 +48,8 @@ class FakeCapture:
         self.calls: list[str] = []
         self.looks = list(looks)
         self.fails_to_start = False
-        self.program = self.output = self
+        self.program = self.output = self.segments = self
+        self.returned: Callable[[], None] = lambda: None  # lent memory that is needed
         self.is_busy = self.has_more = self.has_pending_work = self.needs_renumbering = self.has_buffered = False
         self.latency_s = PROMPT_S
         self.has_come = True  # the packet that the loop sleeps for
@@ -360,6 +362,25 @@ def test_ticks_are_rare_while_nothing_goes_on(monkeypatch: pytest.MonkeyPatch) -
     assert [seconds for seconds, _ in ticks] == [1, 1, 2, 1]
     assert all(begin <= at for begin, (_, at) in zip(begins, ticks, strict=True)), ticks
     assert ticks[3][1] - ticks[2][1] < 1.5, ticks
+
+
+def test_memory_that_comes_back_wakes_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the buffer is full of memory that the disk still needs, nothing but its return can wake the loop; after the
+    end a late return has no effect.
+    """
+    long_s = 20.0
+    for name in ("TICK_S", "QUIET_S"):
+        monkeypatch.setattr(loop, name, long_s)
+    capture = FakeCapture(
+        lambda: threading.Timer(0.1, capture.returned).start() or 4, lambda: os.write(capture.waker, b"awake")
+    )
+    os.read(capture.wakeup_fd, 100)
+    capture.latency_s, capture.has_come = long_s, False
+    start = time.monotonic()
+    run(capture)
+    assert capture.calls.count("drain") == 2
+    assert time.monotonic() - start < long_s
+    capture.returned()
 
 
 @pytest.mark.parametrize("moved", [0, 4])
