@@ -25,32 +25,36 @@ from skbcapd.pcapng.interface import DISK_BLOCK
 DIRECT_MIN = 1 << 18  # smaller writes are not worth waiting for the disk
 _CACHED_S = 5.0
 _CACHE_SPEEDUP = 2.0  # the cache costs CPU time, so it is used only if it is so many times faster
-_QUICK = 1.25e9  # bytes per second: beside such a disk the cache is not tried, which can cost more than it saves
+_QUICK = 1.1e9  # bytes per second: beside such a disk the cache is not tried, which can cost more than it saves
 _BEHIND_S = 5.0  # seconds of the disk: the page cache must not get further behind, because fsync cannot be interrupted
-_THROUGHPUT_MIN, _THROUGHPUT_MAX = (
-    1 << 22,
-    1 << 25,
-)  # bytes after which a throughput is known, and bytes over which it is averaged
+_DIRECT_KNOWN = 1 << 25  # bytes after which the throughput is known: the first writes of a burst are slower
+_CACHED_KNOWN = 1 << 22
+_AVERAGED = 1 << 26  # bytes over which a throughput is averaged
 
 
 class Throughput:
-    """The recent throughput of one way of writing."""
+    """The recent throughput of one way of writing.
 
-    def __init__(self) -> None:
+    Args:
+        known: bytes after which it is known.
+    """
+
+    def __init__(self, known: int) -> None:
+        self._known = known
         self._bytes = self._seconds = 0.0
 
     def add(self, size: int, seconds: float) -> None:
         """Add a measurement."""
         self._bytes += size
         self._seconds += seconds
-        if self._bytes > _THROUGHPUT_MAX:
+        if self._bytes > _AVERAGED:
             self._bytes /= 2
             self._seconds /= 2
 
     @property
     def rate(self) -> float:
         """Bytes per second; infinite if not known yet, so that this way is tried."""
-        return self._bytes / self._seconds if self._bytes >= _THROUGHPUT_MIN and self._seconds else float("inf")
+        return self._bytes / self._seconds if self._bytes >= self._known and self._seconds else float("inf")
 
 
 class WriteMode:
@@ -70,7 +74,7 @@ class WriteMode:
         self._clock = clock
         self._cached_until = 0.0
         self._behind, self._behind_at = 0.0, clock()  # estimated bytes in the page cache that are not on the disk yet
-        self.direct, self.cached = Throughput(), Throughput()
+        self.direct, self.cached = Throughput(_DIRECT_KNOWN), Throughput(_CACHED_KNOWN)
 
     def note_memory_pressure(self) -> None:
         """Half of the segments are full."""
