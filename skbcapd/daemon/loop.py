@@ -262,9 +262,7 @@ class Service:
             reload.finish()
 
     def _wait(self, until: float) -> bool:
-        """Wait for a wakeup, a signal or the end of the output, with a timeout; returns whether it
-        was a wakeup.
-        """
+        """Wait for a wakeup, a signal or the end of the output, with a timeout; returns whether it was a wakeup."""
         called = False
         found = self._epoll.poll(max(0.0, until - time.monotonic()))
         if found:  # something has begun: the next tick looks how it goes on
