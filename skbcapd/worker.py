@@ -11,10 +11,7 @@ a daemon thread.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
-import os
 import signal
 import sys
 import threading
@@ -25,7 +22,6 @@ from queue import SimpleQueue
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 _LOG = logging.getLogger(__name__)
-_ONE = (1).to_bytes(8, sys.byteorder)  # what is added to the counter of an eventfd
 _SWITCH_S = 0.0005  # a disk writes megabytes in the 5 ms that are Python's default: a worker would mostly wait
 
 PATIENCE_S = 0.15  # the loop waits for a file and for a look at the directory in one turn
@@ -51,31 +47,6 @@ class Jobs(Protocol):
     def wait_below(self, count: int, timeout_s: float) -> bool:
         """Wait until fewer than so many jobs are not done yet, but no longer than so many seconds; whether it is so."""
         ...
-
-
-class Bell:
-    """Wakes the event loop, from any thread."""
-
-    def __init__(self) -> None:
-        # A file object, not a number: after `close`, a late call cannot write to another file.
-        self._file = io.FileIO(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), "r+")
-
-    def fileno(self) -> int:
-        """Readable after `ring`."""
-        return self._file.fileno()
-
-    def ring(self) -> None:
-        """Make it readable; after `close`, do nothing."""
-        with contextlib.suppress(ValueError, OSError):
-            self._file.write(_ONE)
-
-    def take(self) -> None:
-        """Make it unreadable."""
-        self._file.read(len(_ONE))
-
-    def close(self) -> None:
-        """Close its descriptor."""
-        self._file.close()
 
 
 class InlineJobs:

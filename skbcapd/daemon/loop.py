@@ -29,7 +29,6 @@ from skbcapd.daemon.loading import HELD_BACK
 from skbcapd.daemon.server import Server
 from skbcapd.kernel import abi
 from skbcapd.output.interface import FILE_S, PROMPT_S
-from skbcapd.worker import Bell
 
 BUSY_S = 0.01  # interval of polling a busy output
 TICK_S = 1.0  # between two ticks while something goes on
@@ -81,12 +80,12 @@ class Service:
         self._stopping = self._wants_reload = False
         self._last_tick, self._next_tick = 0.0, float("inf")
         self._patience_s = 0.0  # how long packets wait: the longer, the longer they have arrived without a pause
-        self._clock_steps, self._bell = ClockSteps(), Bell()
-        capture.segments.returned = self._bell.ring
+        self._clock_steps = ClockSteps()
         self._epoll = select.epoll()
         self._signals, self._wake = socket.socketpair()
         for end in (self._signals, self._wake):
             end.setblocking(False)  # noqa: FBT003  the name of the method says what is false
+        capture.segments.returned = lambda: _ring(self._wake)
         self._output_fd = output_fd
         for number in (*(PASSED_ON if command else (signal.SIGINT, signal.SIGTERM)), *self._actions):
             signal.signal(number, self._on_signal)
@@ -121,7 +120,7 @@ class Service:
                 self._stop(broken=broken)
             self._ignore_signals()
             signal.set_wakeup_fd(-1)
-            for end in (self._epoll, self._signals, self._wake, self._clock_steps, self._bell):
+            for end in (self._epoll, self._signals, self._wake, self._clock_steps):
                 end.close()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
@@ -154,7 +153,7 @@ class Service:
     def _watch(self) -> None:
         self._epoll.register(self._signals, select.EPOLLIN)
         self._epoll.register(self.capture.program.wakeup_fd, select.EPOLLIN)
-        for each in (self._server, self._command, self._clock_steps, self._bell):
+        for each in (self._server, self._command, self._clock_steps):
             if each is not None and each.fileno() >= 0:
                 self._epoll.register(each, select.EPOLLIN)
         if self._changes >= 0:
@@ -280,9 +279,13 @@ class Service:
             if descriptor == self._clock_steps.fileno():
                 self._clock_steps.take()
                 self.capture.program.set_clock()
-            if descriptor == self._bell.fileno():
-                self._bell.take()
             if descriptor == self.capture.program.wakeup_fd:
                 self.capture.program.take_wakeups()
                 called = True
         return called
+
+
+def _ring(wake: socket.socket) -> None:
+    """Wake the loop, from any thread, as a signal does."""
+    with contextlib.suppress(OSError):  # it is closed, or full of wakeups that are not read yet
+        wake.send(b"\0")

@@ -29,7 +29,7 @@ _QUICK = 1.1e9  # bytes per second: beside such a disk the cache is not tried, w
 _BEHIND_S = 5.0  # seconds of the disk: the page cache must not get further behind, because fsync cannot be interrupted
 _DIRECT_KNOWN = 1 << 25  # bytes after which the throughput is known: the first writes of a burst are slower
 _CACHED_KNOWN = 1 << 22
-_AVERAGED = 1 << 26  # bytes over which a throughput is averaged
+_AVERAGED = 2 * _DIRECT_KNOWN  # bytes over which a throughput is averaged; it stays known when they are halved
 
 
 class Throughput:
