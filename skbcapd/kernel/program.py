@@ -19,7 +19,7 @@ import os
 import re
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -281,10 +281,10 @@ class Program:
         """Install a label for the packets of a key. key: abi.KEY; value: abi.LABEL."""
         self._update("labels", key, value)
 
-    def labelled(self) -> bytes:
-        """The processes that have got a label from the program: a bit for each process id."""
+    def labelled(self) -> Iterator[bytes]:
+        """The processes that have got a label from the program: a bit for each process id, in pieces of a page."""
         with mmap.mmap(self._maps["labelled"], abi.TGIDS // 8, mmap.MAP_SHARED, mmap.PROT_READ) as bits:
-            return bits[:]
+            yield from iter(lambda: bits.read(mmap.PAGESIZE), b"")
 
     def let_end(self) -> None:
         """Wait for the programs that run now: when this returns, what they have read is out of use."""

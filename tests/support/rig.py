@@ -5,7 +5,7 @@ gets.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 from skbcapd.attribution.processes import Process
@@ -96,9 +96,9 @@ class FakeProgram(Writer):
         """Store the label."""
         self.labels[key] = value
 
-    def labelled(self) -> bytes:
+    def labelled(self) -> Iterator[bytes]:
         """The processes with a label of the program."""
-        return bytes(self.bits)
+        yield bytes(self.bits)
 
     def let_end(self) -> None:
         """No program runs."""

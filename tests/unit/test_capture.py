@@ -5,6 +5,7 @@ what it gets.
 from __future__ import annotations
 
 import io
+import mmap
 import struct
 import time
 from dataclasses import replace
@@ -1001,6 +1002,17 @@ def test_processes_are_counted_once(tgids: list[int]) -> None:
         numbers.add(tgid)
     assert numbers.count == len({tgid for tgid in tgids if 0 < tgid <= 4 << 20})
     assert len(numbers._bits) == size
+
+
+@given(st.sets(st.integers(1, 4 << 20)), st.sets(st.integers(1, (4 << 20) - 1)))
+def test_processes_of_python_and_of_the_program_are_counted_once(mine: set[int], others: set[int]) -> None:
+    """A process that both have seen counts once, wherever its id is; the other set comes in pages."""
+    numbers = Numbers(4 << 20)
+    for tgid in mine:
+        numbers.add(tgid)
+    bits = sum(1 << tgid for tgid in others).to_bytes(1 << 19, "little")
+    pages = [bits[at : at + mmap.PAGESIZE] for at in range(0, len(bits), mmap.PAGESIZE)]
+    assert numbers.count_with(pages) == numbers.count_with([bits]) == len(mine | others)
 
 
 def test_a_slow_disk_causes_memory_pressure() -> None:
