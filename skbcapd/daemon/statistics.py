@@ -14,11 +14,12 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import reduce
+from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
 from skbcapd import __version__
@@ -87,34 +88,40 @@ class Busiest:
 
     def sample_blocks(self, view: memoryview) -> None:
         """Sample the first packets of complete blocks."""
-        for seen, (at, kind, size) in enumerate(walk(view)):
-            if seen >= _SAMPLES_PER_RANGE or not self._left:
-                return
+        alike: defaultdict[bytes, list[int]] = defaultdict(list)  # by options, which are mostly equal: the lengths
+        for at, kind, size in islice(walk(view), min(self._left, _SAMPLES_PER_RANGE)):
             if kind == PACKET:
                 *_, cap_len, original_len = PACKET_HEAD.unpack_from(view, at)
                 start = at + PACKET_HEAD.size + cap_len + (-cap_len & 3)
-                self._sample(bytes(view[start : at + size - 4]), original_len)
+                alike[bytes(view[start : at + size - 4])].append(original_len)
+        for options, lengths in alike.items():
+            self._sample(options, len(lengths), sum(lengths))
 
     def sample_packet(self, packet: Packet, _interface_id: int, stamp: Label) -> None:
         """Sample a packet that Python has written."""
-        self._sample(stamp.options, packet.original_len)
+        if self._left:
+            self._sample(stamp.options, 1, packet.original_len)
 
-    def _sample(self, options: bytes, original_len: int) -> None:
-        """Sample one packet, by its options; see comment.packet_options."""
-        if not self._left:
-            return
-        self._left -= 1
+    def _sample(self, options: bytes, packets: int, size: int) -> None:
+        """Sample packets with the same options; see comment.packet_options.
+
+        Args:
+            options: of each of them.
+            packets: their number.
+            size: their bytes.
+        """
+        self._left -= packets
         key: int | bytes = b""
         if len(options) >= 16:
-            code, size, tgid, _ = _END.unpack_from(options, len(options) - 16)
-            key = tgid if (code, size) == (EPB_PROCESSID_THREADID, 8) else _comment(options)
+            code, length, tgid, _ = _END.unpack_from(options, len(options) - 16)
+            key = tgid if (code, length) == (EPB_PROCESSID_THREADID, 8) else _comment(options)
         found = self._now.get(key)
         if found is None:
             if len(self._now) >= PROCESSES:
                 heavy = sorted(self._now.items(), key=lambda item: -item[1].size)
                 self._now = dict(heavy[: PROCESSES // 2])
             found = self._now[key] = _Share(_comment(options))
-        found.add(1, original_len)
+        found.add(packets, size)
 
     def snapshot(self) -> Snapshot:
         """The busiest processes, those with most bytes first, and the number of sampled packets."""
