@@ -208,7 +208,7 @@ class BlockSink:
         self._waiting.append(piece)
         self._borrowed += piece.lent
         self._jobs.do(self._write)
-        if piece.lent:
+        if piece.lent or not piece.buffers:
             return
         if self._is_late:
             self._is_late = self._jobs.waiting > 0
