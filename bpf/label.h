@@ -246,7 +246,7 @@ static inline void make_label(struct control *control, struct packet *packet)
 	label->headers_only = control->headers_only;
 	if (labels.update(&packet->key, label))
 		return;
-	count(label->slot, LABELS);
 	if (packet->key.tgid)
 		note_labelled(packet->key.tgid);
+	count(label->slot, LABELS); /* last: Python counts the processes again when it has changed */
 }
