@@ -213,7 +213,7 @@ class Service:
             latest = min(self._next_tick, end, time.monotonic() + (self._patience_s or QUIET_S))
             if capture.request_wakeup(abi.Sleep.UNTIL_UPCALL if has_packets else abi.Sleep.UNTIL_PACKET):
                 self._wait(latest)
-                if not capture.cancel_wakeup():
+                if not capture.cancel_wakeup() or capture.segments.is_scarce:
                     return
                 # More packets follow, and sockets without a known user can get one.
         if self._wait(min(time.monotonic() + pause, end)):

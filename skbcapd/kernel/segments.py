@@ -260,7 +260,7 @@ class SegmentReader:
         return 2 * (int(self._control[abi.CURSOR] >> 32) - self._number) >= self._count
 
     @property
-    def _is_scarce(self) -> bool:
+    def is_scarce(self) -> bool:
         """Whether three quarters of the memory are in use: waiting to be read, or lent."""
         return 4 * (int(self._control[abi.CURSOR] >> 32) - int(self._control[abi.TAIL])) >= 3 * self._count
 
@@ -322,7 +322,7 @@ class SegmentReader:
     def _release(self) -> None:
         """Release the segments that were read, up to the first one that is still used."""
         control = self._control
-        self._awaits = self._is_scarce  # before the look: what is returned later is announced
+        self._awaits = self.is_scarce  # before the look: what is returned later is announced
         while self._read and self._lendings[self._read[0] % self._count].is_over:
             number = self._read.popleft()
             state = abi.STATES + number % self._count * abi.STATE_WORDS
@@ -351,7 +351,7 @@ class SegmentReader:
         """The complete part of a segment, in ranges of at most LOCAL_PER_RANGE local blocks."""
         slot = self._number % self._count
         start = slot * abi.SEGMENT_STRIDE
-        loan = None if self._is_scarce else Loan(self._lendings[slot], self._done)
+        loan = None if self.is_scarce else Loan(self._lendings[slot], self._done)
         with self._memory[start + self._done : start + end] as view:
             if upcalls == self._listed and not self._open:  # mostly, so nothing more is called
                 self._is_consumed = False

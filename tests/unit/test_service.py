@@ -50,6 +50,7 @@ class FakeCapture:
         self.fails_to_start = False
         self.program = self.output = self.segments = self
         self.returned: Callable[[], None] = lambda: None  # lent memory that is needed
+        self.is_scarce = False
         self.is_busy = self.has_more = self.has_pending_work = self.needs_renumbering = self.has_buffered = False
         self.latency_s = PROMPT_S
         self.has_come = True  # the packet that the loop sleeps for
@@ -211,6 +212,9 @@ def test_a_file_lets_packets_wait_for_long() -> None:
     capture = FakeCapture(0, 0)
     capture.latency_s = FILE_S
     assert run(capture)[2:] == [*("drain", "until_packet", "cancel_wakeup", "cancel_wakeup") * 2, "stop"]
+    capture = FakeCapture(0, 0)
+    capture.latency_s, capture.is_scarce = FILE_S, True  # what it waits for may be the memory, which is there now
+    assert run(capture)[2:] == [*("drain", "until_packet", "cancel_wakeup") * 2, "stop"]
     capture = FakeCapture(4, 4)
     capture.latency_s, capture.has_come = 2 * PROMPT_S, False
     os.read(capture.wakeup_fd, 100)
