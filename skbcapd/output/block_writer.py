@@ -211,7 +211,7 @@ class BlockSink:
         if piece.lent or not piece.buffers:
             return
         if self._is_late:
-            self._is_late = self._jobs.waiting > 0
+            self._is_late = self._jobs.waiting >= _JOBS_MAX
         else:
             self._is_late = not self._jobs.wait_below(_JOBS_MAX, _WAIT_S)
 

@@ -28,7 +28,8 @@ _CACHE_SPEEDUP = 2.0  # the cache costs CPU time, so it is used only if it is so
 _QUICK = 1.1e9  # bytes per second: beside such a disk the cache is not tried, which can cost more than it saves
 _BEHIND_S = 5.0  # seconds of the disk: the page cache must not get further behind, because fsync cannot be interrupted
 _DIRECT_KNOWN = 1 << 25  # bytes after which the throughput is known: the first writes of a burst are slower
-_CACHED_KNOWN = 1 << 22
+_CACHED_KNOWN = 1 << 22  # so few, also if they took _KNOWN_S: a slow disk must not be waited for
+_KNOWN_S = 0.1
 _AVERAGED = 2 * _DIRECT_KNOWN  # bytes over which a throughput is averaged; it stays known when they are halved
 
 
@@ -54,7 +55,8 @@ class Throughput:
     @property
     def rate(self) -> float:
         """Bytes per second; infinite if not known yet, so that this way is tried."""
-        return self._bytes / self._seconds if self._bytes >= self._known and self._seconds else float("inf")
+        is_known = self._bytes >= (self._known if self._seconds < _KNOWN_S else _CACHED_KNOWN)
+        return self._bytes / self._seconds if is_known and self._seconds else float("inf")
 
 
 class WriteMode:
