@@ -34,7 +34,7 @@ wireshark_datadir = /usr/share/wireshark
 PYTHON = /usr/bin/python3
 
 .PHONY: run fleet test test-all setup setup-test setup-fleet test-fleet lint format generate unit fuzz test-kernel test-faults test-many test-package test-vm
-.PHONY: test-beside-stream soak coverage bench bench-quick screenshots install uninstall deb rpm image clean check-unit check-golden vm-oldest vm-newest vm-others vm-arm64
+.PHONY: test-beside-stream soak coverage bench bench-quick screenshots install uninstall deb rpm image clean check-unit check-golden vm-oldest vm-newest vm-further vm-others vm-arm64
 
 run: setup
 	@mkdir -p -m 750 captures
@@ -116,7 +116,7 @@ test-package: setup-test
 # Two machines at once: each is emulated by one thread (tests/vm/boot.py).
 test-vm: setup-test
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target --keep-going \
-		vm-oldest vm-newest vm-others vm-arm64 NO_SKIPS=$(NO_SKIPS)
+		vm-oldest vm-newest vm-further vm-others vm-arm64 NO_SKIPS=$(NO_SKIPS)
 
 vm-oldest: setup-test
 	$(PYTEST) tests/vm -k "test_kernels and not newest"
@@ -124,8 +124,11 @@ vm-oldest: setup-test
 vm-newest: setup-test
 	$(PYTEST) tests/vm -k "test_kernels and newest"
 
+vm-further: setup-test
+	$(PYTEST) tests/vm -k test_further
+
 vm-others: setup-test
-	$(PYTEST) tests/vm -k "not test_kernels and not test_arm64"
+	$(PYTEST) tests/vm -k "not test_kernels and not test_further and not test_arm64"
 
 vm-arm64: setup-test
 	$(PYTEST) tests/vm -k test_arm64
