@@ -1,4 +1,4 @@
-"""The kernel tests marked `vm`, on other kernels: once as kprobe and once as raw tracepoint in one boot of each.
+"""The kernel tests marked `vm`, on other kernels, as kprobe.
 
 Each kernel boots on this machine's root file system (boot.py), and pytest runs there as it does here. A run inside
 counts only if tests ran and all passed: --no-skips makes a skip a failure, and no test at all is pytest's exit code 5.
@@ -14,15 +14,10 @@ import pytest
 from tests.vm import boot, kernels
 
 # How the program is attached in each run, and which tests. A kernel that is asked for by name is tried in all three
-# ways, and plays every scenario of attribution. `make test-all` leaves out what the running kernel tries, and with
-# `auto`, whose frames come by the same tracepoints, the many devices, and the oldest kernel: test_further.py tries it
-# there.
+# ways, and plays every scenario of attribution. `make test-all` leaves out tracepoints: the running kernel tries them
+# all, and test_further.py and test_arm64.py try the core of them on 6.1, 6.12 and the newest kernel.
 MARKED = "tests/kernel -m vm"
-KPROBE_ONLY = ("scenes", "driver", "modules", "drops", "above")
-RUNS = {
-    "kprobe": ("kprobe", MARKED),
-    "auto": ("auto", " ".join((MARKED, *(f"--ignore=tests/kernel/test_{name}.py" for name in KPROBE_ONLY)))),
-}
+RUNS = {"kprobe": ("kprobe", MARKED)}
 # Take minutes in an emulated machine, and test code that does not depend on the kernel (filters, rules, names), or were
 # tried there by hand (drops): on the oldest kernel only, unless a kernel is asked for.
 ONCE = ("above", "drops", "drops_further", "modules", "packet_filter", "process_fields", "rules", "snaplen")
@@ -36,12 +31,6 @@ SLOWNESS = 5  # of an emulated machine: the kernel tests stretch their own deadl
 PYTEST = ".venv/bin/python -m pytest -q --durations=20 -p no:cacheprovider --no-skips --timeout=0"
 
 
-def _runs(kernel_name: str) -> dict[str, tuple[str, str]]:
-    """The runs on a kernel."""
-    is_oldest = not IS_ASKED_FOR and kernel_name == kernels.DEFAULT_NAMES[0]
-    return {"kprobe": RUNS["kprobe"]} if is_oldest else RUNS
-
-
 @pytest.fixture(scope="module")
 def machine(kernel_name: str) -> boot.VmResult:
     """One boot of the kernel with all runs in it."""
@@ -50,7 +39,7 @@ def machine(kernel_name: str) -> boot.VmResult:
     runs = [
         f"echo '@ {name}'; SKBCAPD_ATTACH={attach} SKBCAPD_SLOWNESS={SLOWNESS} {PYTEST} {tests} {left_out}; "
         f"echo '@ {name}' $?"
-        for name, (attach, tests) in _runs(kernel_name).items()
+        for name, (attach, tests) in RUNS.items()
     ]
     return boot.run_in_vm(kernels.fetch(kernel_name), "\n".join(["echo '@ kernel' $(uname -r)", *runs]), DEADLINE_S)
 
@@ -59,7 +48,7 @@ def test_kernel(machine: boot.VmResult, kernel_name: str, reports: dict[str, str
     """The kernel tests of each run pass on this kernel, none skipped."""
     failed = []
     release = re.search(r"^@ kernel (\S+)$", machine.output, re.MULTILINE)
-    for name in _runs(kernel_name):
+    for name in RUNS:
         run = re.search(rf"^@ {name}\n(.*)^@ {name} (\d+)$", machine.output, re.MULTILINE | re.DOTALL)
         if not release or not run:
             pytest.fail(f"kernel {kernel_name}: the run inside did not end\n{machine.report()}", pytrace=False)
