@@ -44,17 +44,14 @@ def machine(kernel_name: str) -> boot.VmResult:
     return boot.run_in_vm(kernels.fetch(kernel_name), "\n".join(["echo '@ kernel' $(uname -r)", *runs]), DEADLINE_S)
 
 
-def test_kernel(machine: boot.VmResult, kernel_name: str, reports: dict[str, str]) -> None:
-    """The kernel tests of each run pass on this kernel, none skipped."""
-    failed = []
+@pytest.mark.parametrize("name", RUNS)
+def test_kernel(machine: boot.VmResult, kernel_name: str, name: str, reports: dict[str, str]) -> None:
+    """The kernel tests of a run pass on this kernel, none skipped."""
     release = re.search(r"^@ kernel (\S+)$", machine.output, re.MULTILINE)
-    for name in RUNS:
-        run = re.search(rf"^@ {name}\n(.*)^@ {name} (\d+)$", machine.output, re.MULTILINE | re.DOTALL)
-        if not release or not run:
-            pytest.fail(f"kernel {kernel_name}: the run inside did not end\n{machine.report()}", pytrace=False)
-        title = f"kernel {release[1]}, {name}"
-        reports[title] = run[1]
-        if run[2] != "0":
-            failed.append(f"pytest inside exited {run[2]}; what it printed stands below under '{title}'")
-    if failed:
-        pytest.fail("\n".join(failed), pytrace=False)
+    run = re.search(rf"^@ {name}\n(.*)^@ {name} (\d+)$", machine.output, re.MULTILINE | re.DOTALL)
+    if not release or not run:
+        pytest.fail(f"kernel {kernel_name}: the run inside did not end\n{machine.report()}", pytrace=False)
+    title = f"kernel {release[1]}, {name}"
+    reports[title] = run[1]
+    if run[2] != "0":
+        pytest.fail(f"pytest inside exited {run[2]}; what it printed stands below under '{title}'", pytrace=False)
