@@ -149,7 +149,8 @@ class CaptureEverywhere(Capture):
 
 
 class Daemon(Capture):
-    """A running `skbcapd run` with the settings of the reference file, but for those given.
+    """A running `skbcapd run` with the settings of the reference file, but for those given. It begins no new file
+    at a full hour.
 
     Args:
         end: whose device it captures on.
@@ -168,7 +169,12 @@ class Daemon(Capture):
         config: Path | str = ROOT / "etc" / "skbcapd.yaml",
         **settings: str,
     ) -> None:
-        chosen = {"interfaces": end.device, "files.directory": str(directory), "control.socket": "none"}
+        chosen = {
+            "interfaces": end.device,
+            "files.directory": str(directory),
+            "files.every": "0",
+            "control.socket": "none",
+        }
         chosen |= {key.replace("__", "."): value for key, value in settings.items()}
         super().__init__(end.namespace, "--config", str(config), through=through, **chosen)
 

@@ -103,6 +103,7 @@ def test_a_service_continues_without_its_log(wire: Wire, marker: Marker, tmp_pat
             "control.socket=none",
             f"files.directory={tmp_path / str(number)}",
             f"files.packets={SENT}",
+            "files.every=0",
         )
         sets = [word for setting in settings for word in ("--set", setting)]
         return ["run", "--config", "etc/skbcapd.yaml", "--duration", "2", *SMALL, *sets]
