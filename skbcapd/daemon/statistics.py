@@ -14,12 +14,11 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import reduce
-from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
 from skbcapd import __version__
@@ -31,7 +30,7 @@ from skbcapd.config.pattern import TextPattern
 from skbcapd.config.settings import ROWS, Rule, Settings
 from skbcapd.durations import Durations
 from skbcapd.kernel.segments import Packet
-from skbcapd.pcapng.blocks import DIRECTION_IN, EPB_PROCESSID_THREADID, OPT_COMMENT, PACKET, PACKET_HEAD, walk
+from skbcapd.pcapng.blocks import DIRECTION_IN, EPB_PROCESSID_THREADID, OPT_COMMENT, PACKET, PACKET_HEAD
 from skbcapd.pcapng.comment import CommentError, Label, parse
 from skbcapd.text_safety import escaped, escaped_bytes
 
@@ -47,6 +46,7 @@ PEAK_S = 60
 INTERFACES_MAX = 256  # in the list by interface
 DROPS_MAX = 256  # in the list of network drops
 _END = struct.Struct("<HHII")  # option 8: code, length, process, thread
+_LENGTHS = struct.Struct("<II12xII")  # of PACKET_HEAD: type, length, captured and original length of the frame
 
 
 GROUPS = ("process", "user", "unit", "container", "pod")
@@ -88,12 +88,17 @@ class Busiest:
 
     def sample_blocks(self, view: memoryview) -> None:
         """Sample the first packets of complete blocks."""
-        alike: defaultdict[bytes, list[int]] = defaultdict(list)  # by options, which are mostly equal: the lengths
-        for at, kind, size in islice(walk(view), min(self._left, _SAMPLES_PER_RANGE)):
+        alike: dict[bytes, list[int]] = {}  # by options: the lengths
+        at, last = 0, len(view) - PACKET_HEAD.size
+        for _ in range(min(self._left, _SAMPLES_PER_RANGE)):
+            if at > last:
+                break
+            kind, size, cap_len, original_len = _LENGTHS.unpack_from(view, at)
+            end = at + size
             if kind == PACKET:
-                *_, cap_len, original_len = PACKET_HEAD.unpack_from(view, at)
-                start = at + PACKET_HEAD.size + cap_len + (-cap_len & 3)
-                alike[bytes(view[start : at + size - 4])].append(original_len)
+                options = bytes(view[at + PACKET_HEAD.size + (cap_len + 3 & ~3) : end - 4])
+                alike.setdefault(options, []).append(original_len)
+            at = end
         for options, lengths in alike.items():
             self._sample(options, len(lengths), sum(lengths))
 
