@@ -11,13 +11,14 @@ a daemon thread.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
@@ -185,7 +186,8 @@ class TimedCall(Generic[T]):
             begun: Future[T] = Future()
             result = self._result = begun
             self._worker.do(lambda: _resolve(begun, function))
-            wait([begun], self._timeout_s if timeout_s is None else timeout_s)
+            with contextlib.suppress(TimeoutError):
+                begun.exception(self._timeout_s if timeout_s is None else timeout_s)
         if not result.done():
             raise TimeoutError
         self._result = None
