@@ -27,7 +27,7 @@ from typing import BinaryIO
 
 from skbcapd.errors import FileError, UsageError
 from skbcapd.output.aligned import AlignedTail, Buffers, Piece, count_pieces
-from skbcapd.output.disk import DIRECT_MIN, DiskFile
+from skbcapd.output.disk import DIRECT_MIN, DiskFile, WriteMode
 from skbcapd.output.secrets import ReservedBlock
 from skbcapd.pcapng.interface import Loan
 from skbcapd.pcapng.secrets import reserved_block
@@ -85,6 +85,7 @@ class BlockSink:
         jobs: runs the writes; it can be slow and has no size limit: see `is_busy`.
         keep_free: free space to leave on the disk, in bytes.
         buffers: memory that successive files share.
+        write_mode: what is known about the disk; successive files share it, too.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class BlockSink:
         jobs: Jobs | None = None,
         keep_free: int = 0,
         buffers: Buffers | None = None,
+        write_mode: WriteMode | None = None,
     ) -> None:
         self._strict = strict
         self._jobs = jobs or InlineJobs()
@@ -105,7 +107,7 @@ class BlockSink:
         self._clock, self._flushed_s = clock, float("-inf")
         self._borrowed = self._given_back = 0  # bytes of lent memory; the second is changed by the thread of the disk
         self._is_late = False  # the disk did not keep up: it is not waited for until it has caught up
-        self.disk = DiskFile(descriptor, clock, keep_free)
+        self.disk = DiskFile(descriptor, clock, keep_free, write_mode)
         self._waiting: deque[Piece] = deque()  # pieces that are not written yet
         self._abandoned: int | None = None
 
@@ -252,7 +254,7 @@ class CaptureFile:
             the user named on the command line.
         mode: permission bits, limited by the umask.
         directory: descriptor of the directory of the path, which can be moved.
-        jobs: as for BlockSink, like the next two.
+        jobs: as for BlockSink, like the next three.
         owner: user and group ids of a file that is not there yet; -1: of the process.
 
     Raises:
@@ -269,6 +271,7 @@ class CaptureFile:
         jobs: Jobs | None = None,
         keep_free: int = 0,
         buffers: Buffers | None = None,
+        write_mode: WriteMode | None = None,
         owner: tuple[int, int] = SELF,
     ) -> None:
         self.path = path
@@ -282,7 +285,9 @@ class CaptureFile:
             self.descriptor = self._open(flags, mode, owner)
         except OSError as error:
             raise FileError(f"{self.working_path}: {error.strerror}; expected a file to write to") from None
-        self.stream = BlockSink(self.descriptor, strict=not part, jobs=jobs, keep_free=keep_free, buffers=buffers)
+        self.stream = BlockSink(
+            self.descriptor, strict=not part, jobs=jobs, keep_free=keep_free, buffers=buffers, write_mode=write_mode
+        )
 
     def _open(self, flags: int, mode: int, owner: tuple[int, int]) -> int:
         """Open the file. One that exists keeps its owner: it may be a file of the system."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from skbcapd.output.aligned import Buffers
 from skbcapd.output.block_writer import MODE, SELF, STOP_S, CaptureFile
 from skbcapd.output.compressor import Compressor
 from skbcapd.output.crashed import Crashed
+from skbcapd.output.disk import WriteMode
 from skbcapd.output.listing import Listing
 from skbcapd.output.lock import lock
 from skbcapd.output.naming import COMPRESSED, INDEX, NUMBER_MAX, Link, Names
@@ -139,7 +141,7 @@ class CaptureDirectory:
         self._writer, self._finisher = Worker("writer"), Worker("finisher")
         self._opener: TimedCall[CaptureFile] = TimedCall("opener")
         self._keeper: TimedCall[None] = TimedCall("keeper")
-        self._buffers = Buffers()
+        self._buffers, self._write_mode = Buffers(), WriteMode(time.monotonic)
         self._finishing: deque[_Finishing] = deque()
         self._place = _Place(path, self._names)
         self._replaced: deque[_Place] = deque()  # the keeper closes them
@@ -204,6 +206,7 @@ class CaptureDirectory:
             jobs=self._writer,
             keep_free=self.retention.keep.free,
             buffers=self._buffers,
+            write_mode=self._write_mode,
         )
         self._give(file)
         if is_dump:

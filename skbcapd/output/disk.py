@@ -30,6 +30,7 @@ _BEHIND_S = 5.0  # seconds of the disk: the page cache must not get further behi
 _DIRECT_KNOWN = 1 << 25  # bytes after which the throughput is known: the first writes of a burst are slower
 _CACHED_KNOWN = 1 << 22  # so few, also if they took _KNOWN_S: a slow disk must not be waited for
 _KNOWN_S = 0.1
+_TELLING = 1 << 20  # smaller direct writes show how long a disk takes to answer, not its throughput
 _AVERAGED = 2 * _DIRECT_KNOWN  # bytes over which a throughput is averaged; it stays known when they are halved
 
 
@@ -154,13 +155,20 @@ class DiskFile:
         descriptor: open for writing, empty.
         clock: seconds.
         keep_free: free space to leave on the disk, in bytes.
+        mode: what is known about its disk; None: nothing yet.
     """
 
-    def __init__(self, descriptor: int, clock: Callable[[], float] = time.monotonic, keep_free: int = 0) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        clock: Callable[[], float] = time.monotonic,
+        keep_free: int = 0,
+        mode: WriteMode | None = None,
+    ) -> None:
         self.error: OSError | None = None
         self.completed = 0  # bytes that are in the file, or whose packets are counted as dropped
         self.is_given_up = False  # set by another thread: write no more
-        self.mode = WriteMode(clock)
+        self.mode = mode or WriteMode(clock)
         self._descriptor, self._clock, self._keep_free = descriptor, clock, keep_free
         self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._direct = DirectWriter(descriptor) if self._is_file else None
@@ -212,7 +220,8 @@ class DiskFile:
         if self._direct is not None and self.mode.is_direct(piece):
             end = piece.end // DISK_BLOCK * DISK_BLOCK
             written = self._direct.write(piece.between(piece.at, end), piece.at)
-            self.mode.direct.add(written, self._clock() - begun)
+            if written >= _TELLING:
+                self.mode.direct.add(written, self._clock() - begun)
             self._advance(piece.at + written)
             begun = self._clock()
         size = piece.end - self._size

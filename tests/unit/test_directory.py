@@ -24,6 +24,16 @@ from tests.support.writer import packet
 ROOT = Path(__file__).parents[2]
 
 
+def test_the_next_file_knows_the_disk(tmp_path: Path) -> None:
+    """How fast the disk is, and how much the page cache has for it, does not begin again with each file."""
+    directory = CaptureDirectory(tmp_path)
+    first = directory.new_file()
+    first.stream.disk.mode.direct.add(1 << 25, 1.0)
+    directory.finish(first)
+    assert directory.new_file().stream.disk.mode.direct.rate == 1 << 25
+    directory.close()
+
+
 def test_names_and_the_link(tmp_path: Path) -> None:
     """Names have host, UTC time and an increasing number; the link points to the current file, then
     to its final name.

@@ -403,6 +403,28 @@ def test_a_slow_disk_is_known_soon() -> None:
     assert mode.tries_cache
 
 
+def test_small_writes_do_not_show_how_fast_a_disk_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quiet capture writes some 100 KB at a time, and each takes 10 ms: a burst after it does not try the cache."""
+    now = 0.0
+
+    def pwritev(_descriptor: int, parts: list[memoryview], _: int) -> int:
+        nonlocal now
+        now += 0.01
+        return sum(map(len, parts))
+
+    with (tmp_path / "a").open("wb") as file:
+        sink = BlockSink(file.fileno(), clock=lambda: now)
+        with monkeypatch.context() as patch:
+            patch.setattr(DirectWriter, "__init__", lambda way, descriptor: setattr(way, "_descriptor", descriptor))
+            patch.setattr(os, "pwritev", pwritev)
+            for _ in range(101):
+                sink.write(packet(0, bytes(600_000)))
+                sink.flush(whole=True)
+        sink.note_memory_pressure()
+        assert not sink.disk.mode.tries_cache
+        sink.close()
+
+
 def test_only_pieces_with_a_buffer_wait_for_the_disk() -> None:
     """A small piece does not wait. A buffer waits; but no more after a wait in vain, until the disk has caught up."""
     waits = []
