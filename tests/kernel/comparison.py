@@ -108,12 +108,13 @@ class Marker:
     Args:
         namespace: of the device that sends them.
         device: the one that is watched, or that leads there.
+        size: bytes of a frame.
     """
 
-    def __init__(self, namespace: Namespace, device: str) -> None:
+    def __init__(self, namespace: Namespace, device: str, size: int = 60) -> None:
         self._socket = namespace.do(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._socket.bind((device, 0))
-        self._device = device
+        self._device, self._size = device, size
         self.sent: list[bytes] = []
 
     def send(self) -> bytes:
@@ -121,7 +122,7 @@ class Marker:
         _run_on_each_processor()
         addresses = b"\x02skb00\x02skb01"  # locally administered, nobody's
         frame = addresses + ETH_P_802_EX1.to_bytes(2, "big") + f"marker {len(self.sent)} of {self._device}".encode()
-        self.sent.append(frame.ljust(60, b"\0"))
+        self.sent.append(frame.ljust(self._size, b"\0"))
         self._socket.send(self.sent[-1])
         return self.sent[-1]
 

@@ -17,7 +17,7 @@ from tests.kernel.comparison import Marker
 from tests.kernel.namespace import Namespace, Wire
 from tests.support.amount import tries
 
-PAIRS = tries(1_000, 200)
+PAIRS = tries(1_000, 100)
 AT_ONCE = 50
 HEADER = b"\x02skb02\x02skb03\x88\xb5"
 END = b"|"

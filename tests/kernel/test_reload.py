@@ -23,7 +23,7 @@ from tests.support.amount import tries
 from tests.support.blocks import packets
 from tests.support.deadline import DEADLINE_S, until
 
-RELOADS = tries(53, 17)
+RELOADS = tries(53, 9)
 SENDER = """
 import select, socket, sys
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -53,7 +53,7 @@ class Daemon:
 
     def __init__(self, wire: Wire, config: Path, directory: Path) -> None:
         sets = [f"--set=files.directory={directory}", f"--set=attach={ATTACH}", "--set=control.socket=none"]
-        sets += [f"--set=interfaces={wire.near.device}"]
+        sets += [f"--set=interfaces={wire.near.device}", "--set=files.every=0", "--set=files.flush=1s"]
         command = [sys.executable, "-m", "skbcapd", "run", "--config", str(config), *sets]
         self.process = wire.near.namespace.do(
             subprocess.Popen, command, cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
