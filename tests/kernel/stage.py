@@ -222,6 +222,7 @@ class Scenario:
         unknown_by: the same where what the kernel offers makes a difference.
         early: starts what has to run before the capture.
         vm: also for emulated machines.
+        many: it has all its tries in `make test-many` only.
         needs: what the kernel must have (tests/kernel/scene.py: is_makeable).
         searched: names come from /proc: if the machine is busy, any number is unknown before that search.
     """
@@ -233,6 +234,7 @@ class Scenario:
     unknown_by: Mapping[str, int] = field(default_factory=dict)
     early: Callable[[Stage], tuple[Player, list[socket.socket]]] | None = None
     vm: bool = False
+    many: bool = False
     needs: str = ""
     searched: bool = False
 

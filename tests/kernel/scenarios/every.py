@@ -39,8 +39,9 @@ def each(scenarios: list[Scenario], *, vm: bool = True) -> pytest.MarkDecorator:
     """
 
     def marks(scenario: Scenario) -> list[pytest.MarkDecorator]:
-        in_vm = [pytest.mark.vm] if vm and scenario.vm else []
-        return [*in_vm, pytest.mark.devices(scenario.needs)] if scenario.needs else in_vm
+        found = [pytest.mark.vm] if vm and scenario.vm else []
+        found += [pytest.mark.many] if scenario.many else []
+        return [*found, pytest.mark.devices(scenario.needs)] if scenario.needs else found
 
     return pytest.mark.parametrize("scenario", [pytest.param(one, id=one.name, marks=marks(one)) for one in scenarios])
 

@@ -6,9 +6,10 @@ from tests.kernel.scenarios.tcp import FEW_BYTES
 from tests.kernel.sink import DISCARD_PORT, TCP_PORT
 from tests.kernel.stage import Scenario, Stage, scaled
 from tests.kernel.verdict import Frame, Judge, Right, by_signature
+from tests.support.amount import tries
 from tests.support.blocks import Label
 
-ROUNDS, SHORT_LIVED = scaled(10, 1), scaled(1009, 101)
+ROUNDS, SHORT_LIVED = scaled(tries(10, 2), 1), scaled(1009, 101)
 SAME_PID = 101
 MIXED = 23
 RSS_MAX_KIB = 32 << 10
@@ -63,7 +64,7 @@ def by_connection(users: list[Label]) -> Judge:
 
 
 SCENARIOS = [
-    Scenario("10,090 short-lived processes", short_lived, ROUNDS * SHORT_LIVED),
+    Scenario("thousands of short-lived processes", short_lived, ROUNDS * SHORT_LIVED, many=True),
     Scenario("one process id used again and again", same_pid, 7 * 6, vm=True),
     Scenario("all kinds of senders at once", mixed, 101),
 ]
