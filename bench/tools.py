@@ -73,9 +73,9 @@ def ours(module: str = "skbcapd", *more: str) -> Tool:
 
 
 def daemon() -> Tool:
-    """The daemon with its default settings."""
-    settings = ("interfaces={device}", "directions=out", "files.directory={file}", "control.socket={file}.socket")
-    sets = [word for setting in settings for word in ("--set", setting)]
+    """The daemon with its default settings, but a full hour begins no new file in the middle of a load."""
+    places = ("files.directory={file}", "control.socket={file}.socket", "files.every=0")
+    sets = [word for setting in ("interfaces={device}", "directions=out", *places) for word in ("--set", setting)]
     return replace(ours(), name="skbcapd run", arguments=[*_python("skbcapd"), "run", *sets], is_series=True)
 
 

@@ -103,6 +103,7 @@ def test_the_daemon_has_its_defaults(tmp_path: Path) -> None:
     assert command[5:] == [
         *("skbcapd", "run", "--set", f"interfaces={DEVICE}", "--set", "directions=out"),
         *("--set", f"files.directory={tmp_path / 'x'}", "--set", f"control.socket={tmp_path / 'x'}.socket"),
+        *("--set", "files.every=0"),
     ]
 
 
