@@ -117,10 +117,10 @@ test-package: setup-test
 	@tools/setup ansible
 	$(PYTEST) tests/package
 
-# Two machines at once: each is emulated by one thread (tests/vm/boot.py).
+# Two machines at once: each is emulated by one thread (tests/vm/boot.py). The longest first, so that both end together.
 test-vm: setup-test
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target --keep-going \
-		vm-oldest vm-newest vm-further vm-others vm-arm64 NO_SKIPS=$(NO_SKIPS)
+		vm-oldest vm-newest vm-arm64 vm-further vm-others NO_SKIPS=$(NO_SKIPS)
 
 vm-oldest: setup-test
 	$(PYTEST) tests/vm -k "test_kernels and not newest"

@@ -18,9 +18,9 @@ from tests.vm import boot, kernels
 # all, and test_further.py and test_arm64.py try the core of them on 6.1, 6.12 and the newest kernel.
 MARKED = "tests/kernel -m vm"
 RUNS = {"kprobe": ("kprobe", MARKED)}
-# Take minutes in an emulated machine, and test code that does not depend on the kernel (filters, rules, names), or were
-# tried there by hand (drops): on the oldest kernel only, unless a kernel is asked for.
-ONCE = ("above", "drops", "drops_further", "modules", "packet_filter", "process_fields", "rules", "snaplen")
+# Take minutes in an emulated machine, and test code that does not depend on the kernel (filters, rules, names, headers)
+# or that was tried there by hand (drops): on the oldest kernel only, unless a kernel is asked for.
+ONCE = ("above", "drops", "drops_further", "modules", "packet_filter", "payload", "process_fields", "rules", "snaplen")
 IS_ASKED_FOR = bool(os.environ.get("SKBCAPD_VM_KERNELS"))
 if IS_ASKED_FOR:
     RUNS = {attach: (attach, MARKED) for attach in ("kprobe", "auto", "tracepoint")}
