@@ -215,10 +215,11 @@ def accepts_late(args: argparse.Namespace) -> Identity:
 
 def workers_accept(args: argparse.Namespace) -> None:
     """A server whose two forked workers accept, as pre-forking servers do; the parent only listens."""
-    parent = become("parent")
+    parent, (ready, named) = become("parent"), os.pipe()
 
     def one(name: str) -> None:
         become(name)
+        os.write(named, b".")
         for _ in range(args.count):
             serve(listening.accept()[0])
 
@@ -227,6 +228,7 @@ def workers_accept(args: argparse.Namespace) -> None:
         for name in ("worker-0", "worker-1"):
             child = fork(one, name)
             workers.append(Identity(name, child, child))
+            os.read(ready, 1)  # until it names itself, it is called as its parent
         report(parent, *workers)
         for worker in workers:
             wait_for(worker.tgid)
