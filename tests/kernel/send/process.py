@@ -6,8 +6,10 @@ A function goes in; it runs in a child, which ends without going back into the c
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, ParamSpec
 
 P = ParamSpec("P")
@@ -31,6 +33,13 @@ def run_and_exit(run: Callable[P, object], *args: P.args, **kwargs: P.kwargs) ->
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def wait_until_renamed(child: int, before: str) -> None:
+    """Wait until a child has another name than its parent, for a minute at most."""
+    end = time.monotonic() + 60
+    while Path(f"/proc/{child}/comm").read_text() == f"{before}\n" and time.monotonic() < end:
+        time.sleep(0.001)
 
 
 def wait_for(child: int) -> None:

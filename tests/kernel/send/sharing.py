@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from tests.kernel.send.identity import Identity, become, myself, pause, report, signature
-from tests.kernel.send.process import fork, wait_for
+from tests.kernel.send.process import fork, wait_for, wait_until_renamed
 from tests.kernel.send.tcp import GUARD_S, finish, serve, wait_until_acknowledged
 
 LISTEN_FDS_START = 3  # sd_listen_fds(3)
@@ -164,6 +164,7 @@ def activated(args: argparse.Namespace) -> list[Identity]:
             run_again(args, "service", *inherited)
 
         service = fork(one)
+        wait_until_renamed(service, activator.comm)  # until then, both candidates have the same name
         pause(activator, Identity("service", service, service))
         wait_for(service)
     return [activator, Identity("service", service, service)]
