@@ -30,7 +30,15 @@ from skbcapd.config.pattern import TextPattern
 from skbcapd.config.settings import ROWS, Rule, Settings
 from skbcapd.durations import Durations
 from skbcapd.kernel.segments import Packet
-from skbcapd.pcapng.blocks import DIRECTION_IN, EPB_PROCESSID_THREADID, OPT_COMMENT, PACKET, PACKET_HEAD
+from skbcapd.pcapng.blocks import (
+    BLOCK_MIN,
+    DIRECTION_IN,
+    EPB_PROCESSID_THREADID,
+    OPT_COMMENT,
+    PACKET,
+    PACKET_HEAD,
+    block_at,
+)
 from skbcapd.pcapng.comment import CommentError, Label, parse
 from skbcapd.text_safety import escaped, escaped_bytes
 
@@ -95,6 +103,8 @@ class Busiest:
                 break
             kind, size, cap_len, original_len = _LENGTHS.unpack_from(view, at)
             end = at + size
+            if size & 3 or not BLOCK_MIN <= size <= len(view) - at:
+                block_at(view, at)  # raises the error
             if kind == PACKET:
                 options = bytes(view[at + PACKET_HEAD.size + (cap_len + 3 & ~3) : end - 4])
                 alike.setdefault(options, []).append(original_len)
