@@ -18,7 +18,7 @@ from collections.abc import Callable
 from fcntl import ioctl
 
 from tests.kernel.send.identity import Identity, become, pause, report, signature
-from tests.kernel.send.process import fork, wait_for
+from tests.kernel.send.process import fork, wait_for, wait_until_renamed
 
 TCP_INFO_RETRANSMITS = 100  # offset of tcpi_total_retrans in struct tcp_info
 GUARD_S = 600  # a guard only: the test that started us gives up long before
@@ -215,11 +215,10 @@ def accepts_late(args: argparse.Namespace) -> Identity:
 
 def workers_accept(args: argparse.Namespace) -> None:
     """A server whose two forked workers accept, as pre-forking servers do; the parent only listens."""
-    parent, (ready, named) = become("parent"), os.pipe()
+    parent = become("parent")
 
     def one(name: str) -> None:
         become(name)
-        os.write(named, b".")
         for _ in range(args.count):
             serve(listening.accept()[0])
 
@@ -228,7 +227,7 @@ def workers_accept(args: argparse.Namespace) -> None:
         for name in ("worker-0", "worker-1"):
             child = fork(one, name)
             workers.append(Identity(name, child, child))
-            os.read(ready, 1)  # until it names itself, it is called as its parent
+            wait_until_renamed(child, parent.comm)
         report(parent, *workers)
         for worker in workers:
             wait_for(worker.tgid)
