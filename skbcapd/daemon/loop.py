@@ -4,7 +4,7 @@ In: a Capture. Out: the capture has ended, in order.
 
 The rule: no turn of the loop takes longer than a second, whatever a disk, a name server or the
 compiler does: slow work is done by a child process or a thread. While packets arrive, the loop
-drains as often as the output needs it, and immediately after a full segment. It drains PROMPT_S
+drains as often as the output needs it, and when a part of the buffer is full. It drains PROMPT_S
 after a packet without a label, or after the first packet for a reader: the kernel program wakes it.
 The other work is done in ticks, which are QUIET_S apart while nothing goes on.
 """
@@ -79,7 +79,7 @@ class Service:
         self._command = command
         self._stopping = self._wants_reload = False
         self._last_tick, self._next_tick = 0.0, float("inf")
-        self._patience_s = 0.0  # how long packets wait: the longer, the longer they have arrived without a pause
+        self._patience_s = TICK_S  # how long packets wait: the longer, the longer they have arrived without a pause
         self._clock_steps = ClockSteps()
         self._epoll = select.epoll()
         self._signals, self._wake = socket.socketpair()
@@ -185,21 +185,21 @@ class Service:
             if moved and self._command is not None:
                 self._command.note_packets(now)
             self._tick_if_due(now)
-            if moved >= abi.SEGMENT_SIZE or capture.has_more:
+            if capture.has_more:
                 if self._server is not None:
                     self._server.serve()  # the loop does not wait if it has too much to do
                 continue
-            self._pause(min(end, self._act_at) if self._asked else end, has_packets=bool(moved))
+            self._pause(min(end, self._act_at) if self._asked else end, moved)
         if self._asked:  # a signal for a dump or a new file, and then the end: it still applies
             capture.drain()
             self._act()
 
-    def _pause(self, end: float, *, has_packets: bool) -> None:
+    def _pause(self, end: float, moved: int) -> None:
         """Wait until it is time for the next drain.
 
         Args:
             end: the latest time.
-            has_packets: whether the last drain found packets.
+            moved: bytes of packets that the last drain found.
         """
         capture, pause = self.capture, PROMPT_S
         if self._command is not None and self._command.has_ended:
@@ -208,11 +208,14 @@ class Service:
             end = min(end, time.monotonic() + TICK_S)
         if capture.output.has_pending_work or (capture.has_buffered and capture.output.is_busy):
             pause = BUSY_S
-        elif (latency_s := capture.latency_s) > PROMPT_S or not has_packets:
-            self._patience_s = min(latency_s, max(TICK_S, 2 * self._patience_s)) if has_packets else 0.0
-            latest = min(self._next_tick, end, time.monotonic() + (self._patience_s or QUIET_S))
-            if capture.request_wakeup(abi.Sleep.UNTIL_UPCALL if has_packets else abi.Sleep.UNTIL_PACKET):
-                self._wait(latest)
+        elif (latency_s := capture.latency_s) > PROMPT_S or not moved:
+            if not moved:
+                self._patience_s = TICK_S
+            wait_s = min(latency_s, self._patience_s) if moved else QUIET_S
+            latest = min(self._next_tick, end, time.monotonic() + wait_s)
+            if capture.request_wakeup(abi.Sleep.UNTIL_UPCALL if moved else abi.Sleep.UNTIL_PACKET):
+                if not self._wait(latest) and moved:
+                    self._patience_s = 2 * wait_s
                 if not capture.cancel_wakeup() or capture.segments.is_scarce:
                     return
                 # More packets follow, and sockets without a known user can get one.

@@ -191,15 +191,14 @@ def test_a_capture_runs_from_start_to_stop() -> None:
     [
         (0, ["until_packet", "cancel_wakeup", "cancel_wakeup"]),
         (4, ["cancel_wakeup"]),
-        (SEGMENT_SIZE - 4, ["cancel_wakeup"]),
-        (SEGMENT_SIZE, []),
+        (100 * SEGMENT_SIZE, ["cancel_wakeup"]),
     ],
 )
 def test_when_the_loop_waits(moved: int, after: list[str]) -> None:
-    """Without packets it requests a wakeup; after some packets it waits a little; after a full
-    segment it does not wait.
+    """Without packets it requests a wakeup; after packets it waits a little, also after many: a buffer that fills up
+    wakes it.
     """
-    assert run(FakeCapture(moved, SEGMENT_SIZE))[2:] == ["drain", *after, "drain", "stop"]
+    assert run(FakeCapture(moved))[2:] == ["drain", *after, "stop"]
 
 
 def test_a_file_lets_packets_wait_for_long() -> None:
@@ -221,6 +220,27 @@ def test_a_file_lets_packets_wait_for_long() -> None:
     start = time.monotonic()
     assert run(capture)[2:] == ["drain", "until_upcall", "cancel_wakeup"] * 2 + ["stop"]
     assert time.monotonic() - start >= 4 * PROMPT_S
+
+
+def test_only_time_makes_the_loop_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longer packets arrive without a pause, the longer they wait; not if many drains are due to a buffer that
+    fills up.
+    """
+    waits: list[int] = []
+    woken = [False, True, True, False, False, False, True, True, False, True]
+
+    def wait(_self: Service, until: float) -> bool:
+        waits.append(round(until - time.monotonic()))
+        return woken.pop(0)
+
+    monkeypatch.setattr(Service, "_wait", wait)
+    monkeypatch.setattr(loop, "TICK_S", 1000.0)
+    monkeypatch.setattr(loop, "QUIET_S", 7000.0)
+    capture = FakeCapture(4, 9 * SEGMENT_SIZE, 9 * SEGMENT_SIZE, 4, 4, 4, 0, 4, 4)
+    capture.latency_s, capture.has_come = 5000.0, False
+    monkeypatch.setattr(Service, "_tick_if_due", lambda self, _now: setattr(self, "_next_tick", float("inf")))
+    run(capture)
+    assert waits == [1000, 2000, 2000, 2000, 4000, 5000, 7000, 1000, 1000]
 
 
 @pytest.mark.parametrize("has_more", [False, True])
@@ -469,12 +489,13 @@ def test_nothing_is_left_open() -> None:
     assert signal.set_wakeup_fd(-1) == -1
 
 
-@pytest.mark.parametrize("moved", [0, 4, SEGMENT_SIZE])
-def test_clients_are_served(moved: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("moved", "has_more"), [(0, False), (4, False), (SEGMENT_SIZE, True)])
+def test_clients_are_served(moved: int, tmp_path: Path, *, has_more: bool) -> None:
     """Idle, at work or with too much to do: the loop serves the control socket, and drains before."""
     path = tmp_path / "control"
     server = Server()
     capture = FakeCapture()
+    capture.has_more = has_more
     os.read(capture.wakeup_fd, 100)  # only the client wakes it
 
     def facts() -> dict[str, object]:
