@@ -13,7 +13,7 @@ from skbcapd.kernel import abi
 from skbcapd.kernel.abi import Geometry
 from skbcapd.kernel.btf import Btf
 from tests.kernel import table
-from tests.kernel.capture import ATTACH, ROOT
+from tests.kernel.capture import ROOT
 from tests.kernel.namespace import Wire
 from tests.kernel.scenarios import contested, forgotten, links, modules, passing, servers, translated, tunnels, twins
 from tests.kernel.scenarios.every import DEVICES, MAKERS, SCENARIOS, check_names, each, selected
@@ -61,8 +61,7 @@ def test_the_kernel_shows_what_conntrack_has_translated() -> None:
 
 @pytest.mark.vm
 def test_nothing_is_dropped(performance: Performance) -> None:
-    """The capture of the scenarios has dropped no packet, except those that a kprobe cannot see."""
+    """The capture of the scenarios has dropped no packet."""
     ended = performance.ended
-    missed = ended.totals.get("missed while the kernel program was already running", 0) if ATTACH == "kprobe" else 0
     assert ended.exit_code == 0, ended.stderr
-    assert ended.lost == missed, ended.stderr
+    assert ended.lost == 0, ended.stderr

@@ -210,7 +210,8 @@ def test_drops_of_tcp_and_ipv6(wire: Wire, receiver: tuple[subprocess.Popen[str]
     written = [(said["drop"], int(said.get("tgid", 0))) for said, _ in every if said["drop"] != "NOT_SPECIFIED"]
     assert {*written} == {(name, tgid) for name, _, _, tgid in expected}
     missing = sum(expected.values()) - len(written)
-    assert 0 <= missing <= ended.lost, ended.stderr  # on a busy machine, some find no space; they are counted
+    # On a busy machine, some find no space; they are counted.
+    assert 0 <= missing <= ended.lost + ended.missed, ended.stderr
     arrived = {one.packet_id for one in packets(file.read_bytes()) if one.interface == "far0"}
     assert not arrived & {one.packet_id for said, one in every if said["drop"] == "TC_EGRESS"}
 
