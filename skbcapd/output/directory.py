@@ -84,6 +84,7 @@ class _Place:
             self.close()
             raise
         self.link = Link(self.descriptor)
+        self.write_mode = WriteMode(time.monotonic)
         numbers += [entry.number for entry in self.listing]
         names.last = max([names.last, *(number for number in numbers if number < NUMBER_MAX)])
 
@@ -141,7 +142,7 @@ class CaptureDirectory:
         self._writer, self._finisher = Worker("writer"), Worker("finisher")
         self._opener: TimedCall[CaptureFile] = TimedCall("opener")
         self._keeper: TimedCall[None] = TimedCall("keeper")
-        self._buffers, self._write_mode = Buffers(), WriteMode(time.monotonic)
+        self._buffers = Buffers()
         self._finishing: deque[_Finishing] = deque()
         self._place = _Place(path, self._names)
         self._replaced: deque[_Place] = deque()  # the keeper closes them
@@ -206,7 +207,7 @@ class CaptureDirectory:
             jobs=self._writer,
             keep_free=self.retention.keep.free,
             buffers=self._buffers,
-            write_mode=self._write_mode,
+            write_mode=self._place.write_mode,
         )
         self._give(file)
         if is_dump:

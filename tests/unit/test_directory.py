@@ -25,12 +25,20 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_next_file_knows_the_disk(tmp_path: Path) -> None:
-    """How fast the disk is, and how much the page cache has for it, does not begin again with each file."""
-    directory = CaptureDirectory(tmp_path)
+    """How fast the disk is, and how much the page cache has for it, does not begin again with each file, unless the
+    directory was replaced: that can be on another disk.
+    """
+    path = tmp_path / "captures"
+    directory = CaptureDirectory(path)
     first = directory.new_file()
     first.stream.disk.mode.direct.add(1 << 25, 1.0)
     directory.finish(first)
-    assert directory.new_file().stream.disk.mode.direct.rate == 1 << 25
+    second = directory.new_file()
+    assert second.stream.disk.mode.direct.rate == 1 << 25
+    directory.finish(second)
+    until(lambda: not directory.waiting, "its files are finished")
+    path.rename(tmp_path / "moved")
+    assert directory.new_file().stream.disk.mode.direct.rate == float("inf")
     directory.close()
 
 
