@@ -167,18 +167,18 @@ class BlockSink:
         self.disk.mode.note_memory_pressure()
 
     def flush(self, *, whole: bool = False) -> None:
-        """Pass on the collected blocks, unless other jobs wait: then a later call does it, with fewer buffers. Of
-        a large amount, not the bytes after the last complete block of the disk, if the last call was a moment ago.
+        """Pass on the collected blocks; of a large amount, not the bytes after the last complete
+        block of the disk, if the last call was a moment ago.
 
         Args:
-            whole: pass on all bytes, even if other jobs wait.
+            whole: pass on all bytes, even if other jobs wait. Otherwise a later call can do it.
         """
         now = self._clock()
-        is_rare, self._flushed_s = now - self._flushed_s >= _RARE_S, now
+        whole, self._flushed_s = whole or now - self._flushed_s >= _RARE_S, now
         if whole or self._jobs.waiting < _JOBS_MAX:
             is_much = self._unflushed >= DIRECT_MIN
             self._unflushed = 0
-            for is_aligned in (True, False) if (whole or is_rare) and is_much else (is_much,):
+            for is_aligned in (True, False) if whole and is_much else (is_much,):
                 if piece := self._tail.take(is_aligned=is_aligned):
                     self._put(piece)
         if self.disk.error is not None:
