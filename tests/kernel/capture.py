@@ -51,18 +51,15 @@ class Ended:
 
     @property
     def missed(self) -> int:
-        """The number of packets that the program could not see, because it ran already."""
-        return self.totals.get(_MISSED, 0)
+        """The number of packets that a kprobe could not see: of a softirq during another program, or during a
+        bpf(2) call. They are rare, and most are of the system, not of the test (docs/limitations.md).
+        """
+        return self.totals.get(_MISSED, 0) if ATTACH == "kprobe" else 0
 
     @property
     def lost(self) -> int:
-        """The number of packets that were not written although they should be, for any cause.
-
-        With kprobes, without those that were missed: a packet of a softirq during another program, or during a
-        bpf(2) call. They are rare, and most are of the system, not of the test (docs/limitations.md).
-        """
-        lost = sum(count for cause, count in self.totals.items() if cause not in _NOT_LOST)
-        return lost - self.missed if ATTACH == "kprobe" else lost
+        """The number of packets that were not written although they should be, for any cause but a kprobe's."""
+        return sum(count for cause, count in self.totals.items() if cause not in _NOT_LOST) - self.missed
 
 
 class Capture:

@@ -299,6 +299,5 @@ def test_drops_of_other_parts_of_the_kernel(scene: Scene, tmp_path: Path) -> Non
     assert (child <= 2, found) == (True, expected)
     dropped = [comment_fields(one.comment) for one in dropped_in(file, ended)]
     missing = PINGS + sum(expected.values()) - len(dropped)
-    # On a busy machine, some find no space; they are counted.
-    assert 0 <= missing <= ended.lost + ended.missed, ended.stderr
+    assert 0 <= missing <= ended.lost, ended.stderr  # on a busy machine, some find no space; they are counted
     assert not [one for one in dropped if "at" not in one]
