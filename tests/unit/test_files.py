@@ -287,6 +287,37 @@ def test_a_little_lent_memory_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> 
         assert file.read() == b"".join(blocks[1:3])
 
 
+@pytest.mark.parametrize("size", [70_000, 300_000])
+def test_a_disk_that_hangs_does_not_fill_the_memory(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the disk hangs, and packets are flushed rarely, their memory is that of the packets, not a buffer for each
+    flush.
+    """
+    gate, real, allocated = threading.Event(), mmap.mmap, []
+
+    def allocate(descriptor: int, size: int) -> mmap.mmap:
+        allocated.append(size)
+        return real(descriptor, size)
+
+    def hang() -> None:
+        gate.wait(60)
+
+    monkeypatch.setattr("skbcapd.output.aligned.mmap.mmap", allocate)
+    now, worker, blocks = itertools.count(step=1.0), Worker("disk"), packet(0, bytes(size))
+    with tempfile.TemporaryFile() as file:
+        worker.do(hang)
+        sink = BlockSink(file.fileno(), clock=lambda: next(now), jobs=worker)
+        for _ in range(200):
+            sink.write(blocks)
+            sink.flush()
+        assert sum(allocated) <= 200 * len(blocks) + (3 << 21)
+        gate.set()
+        sink.flush(whole=True)
+        assert worker.close(60)
+        sink.close()
+        file.seek(0)
+        assert file.read() == 200 * blocks
+
+
 def test_the_end_of_a_large_write_does_not_wait_for_long() -> None:
     """Bytes after the last complete block of the disk wait for the next flush if that is soon: then the disk
     needs no more of it. Packets that have waited for seconds do not wait once more.
