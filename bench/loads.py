@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from bench.wire import ADDRESS
 from skbcapd.output.interface import FILE_S
 
+_PARTS = 5  # of the load of a variant
 _WITHOUT_GOAL = {"drops, all dropped", "attribution"}  # kinds of variants
 PACED_S = int(3 * FILE_S)  # a file gets packets every FILE_S
 HEADERS = 14 + 20 + 8  # sizes are those of frames, as in RFC 2544, but without the frame check sequence
@@ -20,6 +21,7 @@ class Load:
         name: as in the tables.
         senders: arguments of bench/send, for each process that sends.
         packets: number to send; 0 if the kernel decides (TCP), or if nothing is sent.
+        parts: equal parts in which they are sent, one after another.
         sent_bytes: payload; TCP only.
         seconds: how long to look, for a load without senders.
         segmentation: whether the device takes large TCP frames.
@@ -32,6 +34,7 @@ class Load:
     name: str
     senders: tuple[tuple[str, ...], ...]
     packets: int = 0
+    parts: int = 1
     sent_bytes: int = 0
     seconds: float = 0
     segmentation: bool = True
@@ -111,9 +114,10 @@ def variants(scale: float) -> list[Variant]:
     Each sender has sent packets before, so no measurement includes first packets, which have no label.
     """
     count = int(300_000 * scale)
+    sent = _PARTS * count
 
-    def plain(kind: str, name: str) -> Load:
-        return Load(f"{kind}: {name}", (("threads", ADDRESS, str(count), "1"),), count)
+    def plain(kind: str, name: str, threads: int = 1) -> Load:
+        return Load(f"{kind}: {name}", (("threads", ADDRESS, str(count), str(threads)),), sent, _PARTS)
 
     def unread(name: str) -> Load:
         return plain("all dropped", name)  # nobody reads these datagrams: when the buffer is full, all are dropped
@@ -129,19 +133,12 @@ def variants(scale: float) -> list[Variant]:
     many = " or ".join(f"udp port {port}" for port in (*range(1001, 1020), 9))
     filters = {"none": "", "simple, matches all": "udp", "20 terms, matches all": many, "rejects all": "not udp port 9"}
     return [
-        *(
-            Variant(
-                "labels",
-                f"{number:,}",
-                Load(f"{number} labels", (("threads", ADDRESS, str(count), str(number)),), count),
-            )
-            for number in (1, 100, 10_000)
-        ),
+        *(Variant("labels", f"{number:,}", plain("labels", str(number), number)) for number in (1, 100, 10_000)),
         *(
             Variant(
                 "interfaces",
                 f"{number:,}",
-                Load(f"{number} devices", (("spread", str(count), str(number)),), count, devices=number),
+                Load(f"{number} devices", (("spread", str(count), str(number)),), sent, _PARTS, devices=number),
             )
             for number in (1, 50, 500)
         ),

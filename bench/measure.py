@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from bench.loads import Load
@@ -37,7 +39,8 @@ class Figures:
         cpu_s: of the capture process, by its CPU clock.
         user_s, system_s: the same from /proc, in steps of 10 ms.
         machine_s: time that processors were busy, with all processes.
-        program_s: of all BPF programs of the process, measured by the kernel, which takes time itself.
+        program_s: of all BPF programs of the process, measured by the kernel, which takes time itself. If a load has
+            parts, each counts as the fastest one: a machine that is busy with other work makes the others slower.
         program_runs: number of their runs.
         counting_s: cost of this measurement for each run.
         private_bytes: resident, without buffers shared with the kernel.
@@ -183,25 +186,34 @@ def _start_senders(load: Load, sender: Path) -> list[subprocess.Popen[str]]:
         command = [*ENTER_NEAR, *pin, str(sender), *arguments]
         started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
     for process in started:
-        if process.stdout is None or process.stdout.readline() != "ready\n":
+        if _line(process) != "ready\n":
             raise RuntimeError(f"a sender of {load.name} did not start")
     return started
 
 
-def _send(load: Load, senders: list[subprocess.Popen[str]]) -> tuple[int, float]:
-    """Make all send; returns how many datagrams failed, and the time of the slowest sender."""
-    failed, slowest = 0, 0.0
-    begun = time.monotonic()
+def _line(sender: subprocess.Popen[str]) -> str:
+    """The next line of a sender."""
+    if sender.stdout is None or not select.select([sender.stdout], [], [], 300)[0]:
+        raise TimeoutError("a sender did not end")
+    return sender.stdout.readline()
+
+
+def _send(
+    load: Load, senders: list[subprocess.Popen[str]], after_part: Callable[[], None] = lambda: None
+) -> tuple[int, float]:
+    """Make all send; returns how many datagrams failed, and the time of the slowest sender in each part."""
+    failed, sending_s = 0, 0.0
+    for _ in range(load.parts if senders else 0):
+        for process in senders:
+            print("go", file=process.stdin, flush=True)
+        results = [_line(process).split() for process in senders]
+        failed += sum(int(number) for number, _ in results)
+        sending_s += max(float(taken) for _, taken in results)
+        after_part()
     for process in senders:
-        print("go", file=process.stdin, flush=True)
-    for process in senders:
-        out, _ = process.communicate(timeout=300)
-        failed += int(out.split()[0])
-        slowest = max(slowest, float(out.split()[1]))
-    if load.seconds:
-        time.sleep(load.seconds)
-        slowest = time.monotonic() - begun
-    return failed, slowest
+        process.communicate(timeout=300)
+    time.sleep(load.seconds)
+    return failed, sending_s or load.seconds
 
 
 @contextlib.contextmanager
@@ -280,12 +292,13 @@ def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Fig
             busy, before, growth = busy_time(machine.read_text()), process_times(stat.read_text()), _Growth(target)
             cpu = cpu_time(process.pid)
             growth.start()
-            failed, sending_s = _send(load, senders)
+            parts = [programs[0]]
+            failed, sending_s = _send(load, senders, lambda: parts.append(program_times(process.pid)[0]))
             pause = growth.stop()
             _wait_until_written(target, tool.quiet_s)
             after, machine_s = process_times(stat.read_text()), busy_time(machine.read_text()) - busy
             cpu_s, out = cpu_time(process.pid) - cpu, packets_out() - out
-            program_s, program_runs = program_times(process.pid)
+            program_runs = program_times(process.pid)[1] - programs[1]
             private = private_memory(Path(f"/proc/{process.pid}/smaps").read_text())
         finally:
             process.send_signal(signal.SIGINT)
@@ -305,8 +318,8 @@ def _under_capture(tool: Tool, load: Load, sender: Path, directory: Path) -> Fig
         user_s=after[0] - before[0],
         system_s=after[1] - before[1],
         machine_s=machine_s,
-        program_s=program_s - programs[0],
-        program_runs=program_runs - programs[1],
+        program_s=load.parts * min((end - begin for begin, end in pairwise(parts)), default=0.0),
+        program_runs=program_runs,
         file_bytes=size,
         private_bytes=private,
         start_s=start_s,

@@ -12,7 +12,8 @@
  *   send sink ADDRESS                      takes connections on port 9 and reads them; swallows datagrams, so that no ICMP
  *                                          error answers each
  *
- * Prints "ready", waits for a line, sends, prints "failed seconds".
+ * Prints "ready", waits for a line, sends, prints "failed seconds". threads and spread send COUNT again for each
+ * further line.
  */
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -73,6 +74,20 @@ static double begin(void)
 	return now();
 }
 
+/* Prints the result; returns whether a further line asks for the same once more. */
+static int is_asked_again(double *start)
+{
+	char line[8];
+
+	printf("%d %.6f\n", failed, now() - *start);
+	fflush(stdout);
+	if (!fgets(line, sizeof(line), stdin))
+		return 0;
+	failed = 0;
+	*start = now();
+	return 1;
+}
+
 /* From number `from` to `count`. */
 static void send_udp(int end_point, int size, int from, int count, int rate, double start)
 {
@@ -106,13 +121,12 @@ static struct {
 
 static void *send_in_turn(void *number)
 {
-	for (int round = 0; round < 2; round++) {
+	for (int count = 1;; count = ring.count) {
 		sem_wait(&ring.turns[(long)number]);
-		for (int i = 0; i < (round ? ring.count : 1); i++)
+		for (int i = 0; i < count; i++)
 			failed += send(ring.end_point, payload, SMALL, 0) < 0;
 		sem_post(&ring.over);
 	}
-	return NULL;
 }
 
 static void give_turn(int number)
@@ -154,8 +168,11 @@ int main(int argc, char **argv)
 			give_turn(i);
 		}
 		start = begin();
-		for (int i = 0; i < threads; i++)
-			give_turn(i);
+		do {
+			for (int i = 0; i < threads; i++)
+				give_turn(i);
+		} while (is_asked_again(&start));
+		return 0;
 	} else if (!strcmp(what, "spread") && argc == 4) {
 		int devices = atoi(argv[3]), *end_points = calloc(devices, sizeof(int));
 		char address[32];
@@ -166,8 +183,11 @@ int main(int argc, char **argv)
 			send(end_points[i], payload, SMALL, 0);
 		}
 		start = begin();
-		for (int i = 0; i < atoi(argv[2]); i++)
-			failed += send(end_points[i % devices], payload, SMALL, 0) < 0;
+		do {
+			for (int i = 0; i < atoi(argv[2]); i++)
+				failed += send(end_points[i % devices], payload, SMALL, 0) < 0;
+		} while (is_asked_again(&start));
+		return 0;
 	} else if (!strcmp(what, "tcp") && argc == 4) {
 		int end_point = open_to(argv[2], SOCK_STREAM);
 		long left = atol(argv[3]) << 20;
