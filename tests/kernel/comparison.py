@@ -32,7 +32,8 @@ from tests.support.blocks import Label, Packet
 from tests.support.deadline import DEADLINE_S
 
 ETH_P_802_EX1 = 0x88B5  # for local experiments: nobody else sends it
-TRIES = 1 if "SKBCAPD_SLOWNESS" in os.environ else 3  # standard kernels, in virtual machines, hide nothing
+TRIES = 3
+CAN_HIDE = "SKBCAPD_SLOWNESS" not in os.environ  # standard kernels, in virtual machines, hide no process
 
 
 @dataclass(frozen=True)
@@ -182,14 +183,14 @@ class Comparison:
         capture, which has seen no more packets than are in its file, has all others.
 
         A kernel that hides a process from tracing runs no program for what a softirq sends or receives while that
-        process is `current` (docs/limitations.md).
+        process is `current`. A kprobe can miss frames, too, which are counted (docs/limitations.md).
         """
         theirs = Counter(frame.data for outcome in self.outcomes for frame in outcome.reference)
         ours = Counter(packet.data for outcome in self.outcomes for packet in outcome.ours)
-        seen = sum(self.ended.totals.values()) - self.ended.totals.get("on other interfaces", 0)
-        return (
-            (theirs - ours).total() if self.ended.exit_code == 0 and not ours - theirs and seen == self.written else 0
-        )
+        seen = sum(self.ended.totals.values()) - self.ended.totals.get("on other interfaces", 0) - self.ended.missed
+        is_alike = self.ended.exit_code == 0 and not ours - theirs and seen == self.written
+        missing = (theirs - ours).total()
+        return missing if is_alike and (CAN_HIDE or missing <= self.ended.missed) else 0
 
 
 def difference(theirs: list[bytes], ours: list[bytes]) -> str:

@@ -127,6 +127,7 @@ def test_checksums_after_a_tag_are_right(wire: Wire, tmp_path: Path) -> None:
 
     assert (ended.exit_code, ended.lost) == (0, 0), ended.stderr
     packets = read(file)
-    assert [packet.data[12:18] for packet in packets] == [b"\x81\x00\x00\x07\x08\x00"] * COUNT
+    assert COUNT - ended.missed <= len(packets) <= COUNT
+    assert {packet.data[12:18] for packet in packets} == {b"\x81\x00\x00\x07\x08\x00"}
     assert unready(packets) == 0
-    assert verdicts(file) == Counter({GOOD: COUNT})
+    assert verdicts(file) == Counter({GOOD: len(packets)})

@@ -38,18 +38,37 @@ HEADERS = "headers"
 CAPTURES = MODES | {HEADERS: {"payload": "none"}}
 # PACKET_HOST and so on, and the reception types of epb_flags.
 RECEPTION = {0: 1, 1: 3, 2: 2, 3: 4}
+TRIES = 3
 LONGEST_ON_A_WIRE = 9022  # a jumbo frame with two tags
 CHECKSUM_NOT_READY, SEGMENTATION_OFFLOADED = 1 << 9, 1 << 11
 
 
 @dataclass
 class Played:
-    """All scenes, seen by AF_PACKET sockets and by all captures."""
+    """All scenes, seen by AF_PACKET sockets and by all captures of one or more runs."""
 
     sights: list[Sight] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
-    packets: dict[str, list[Packet]] = field(default_factory=dict)
-    ended: dict[str, Ended] = field(default_factory=dict)
+    packets: dict[str, list[Packet]] = field(default_factory=lambda: {mode: [] for mode in CAPTURES})
+    ended: dict[str, list[Ended]] = field(default_factory=lambda: {mode: [] for mode in CAPTURES})
+
+    def replace(self, scenes: list[Scene], later: Played) -> None:
+        """Scenes have been played once more."""
+        names = {scene.name for scene in scenes}
+        self.sights = [sight for sight in self.sights if sight.scene not in names] + later.sights
+        self.failures |= later.failures
+        for mode in CAPTURES:
+            self.packets[mode] += later.packets[mode]
+            self.ended[mode] += later.ended[mode]
+
+    def has_missed(self, scene: Scene) -> bool:
+        """Whether a kprobe can have missed a frame of the scene: one is not there, and some are counted as missed."""
+        return any(
+            len(ours) < len(theirs)
+            for mode, ended in self.ended.items()
+            if any(one.missed for one in ended) and (scene.at_queue or mode == "driver")
+            for _, _, theirs, ours in self.pairs(scene, mode)
+        )
 
     def pairs(self, scene: Scene, mode: str) -> Iterator[tuple[str, int, list[Frame], list[Packet]]]:
         """How many frames were expected, what the socket saw and what we wrote: by device and
@@ -73,15 +92,33 @@ class Played:
 
 @pytest.fixture(scope="module")
 def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Played:
-    """Play the scenes that the tests of this run ask for, under all captures."""
+    """Play the scenes that the tests of this run ask for, under all captures; once more those of which a kprobe
+    has missed a frame: Linux 7.2 can preempt a bpf(2) call, and then it misses all packets of another task.
+    """
     calls = (getattr(item, "callspec", None) for item in request.session.items)
-    chosen = [call.params.get("scene") for call in calls if call]
+    asked = [call.params.get("scene") for call in calls if call]
+    chosen = missed = [scene for scene in SCENES if scene in asked]
+    result = Played()
+    for _ in range(TRIES):
+        result.replace(missed, _play(missed, tmp_path_factory))
+        missed = [scene for scene in chosen if result.has_missed(scene)]
+        if not missed:
+            break
+    for scene in chosen:
+        if scene.name not in result.failures:
+            for mode in MODES:
+                _add_rows(result, scene, mode)
+    return result
+
+
+def _play(scenes: list[Scene], tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """Play scenes under all captures."""
     files = {mode: tmp_path_factory.mktemp("scenes") / f"{mode}.pcapng" for mode in CAPTURES}
     result = Played()
     with ExitStack() as stack, ExitStack() as captures:
         namespace = Namespace()
         captures.callback(namespace.close)
-        stages = [(scene, Stage(scene.name, stack)) for scene in SCENES if scene in chosen]
+        stages = [(scene, Stage(scene.name, stack)) for scene in scenes]
         theirs = ",".join(one.name for _, stage in stages for one in stage.namespaces)
         running = {}
         for mode, settings in CAPTURES.items():
@@ -95,14 +132,10 @@ def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             except Exception:  # noqa: BLE001 the other scenes have their tests, too
                 result.failures[scene.name] = traceback.format_exc()
             result.sights += stage.sights
-        result.ended = {mode: capture.stop() for mode, capture in running.items()}
+        result.ended = {mode: [capture.stop()] for mode, capture in running.items()}
         for sight in result.sights:
             sight.reference.collect()
     result.packets = {mode: read(file) for mode, file in files.items()}
-    for scene in SCENES:
-        if scene in chosen and scene.name not in result.failures:
-            for mode in MODES:
-                _add_rows(result, scene, mode)
     return result
 
 
@@ -230,6 +263,7 @@ def test_nothing_is_dropped(played: Played) -> None:
     """All captures end with exit code 0 and drop no packet; the totals are the numbers of packets
     in the files.
     """
-    for mode, ended in played.ended.items():
-        assert (ended.exit_code, ended.lost) == (0, 0), ended.stderr
-        assert ended.totals["captured"] == len(played.packets[mode])
+    for mode, runs in played.ended.items():
+        for ended in runs:
+            assert (ended.exit_code, ended.lost) == (0, 0), ended.stderr
+        assert sum(ended.totals["captured"] for ended in runs) == len(played.packets[mode])
