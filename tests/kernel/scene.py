@@ -1,8 +1,8 @@
 """The parts of a scene: namespaces, interfaces, senders, and AF_PACKET sockets on interfaces.
 
 A scene (tests/kernel/scenes.py) builds its devices with the Stage it is given, says which of them
-are watched and how many frames must pass there, and sends. What leaves is a Sight per watched
-device: what the AF_PACKET socket saw there. Nothing else moves on these devices: no IPv6 of its
+are watched and how many frames must pass there, and sends. What leaves is an ObservationPoint (RFC 7011)
+per watched device: what the AF_PACKET socket saw there. Nothing else moves on these devices: no IPv6 of its
 own, permanent neighbours. A scene is over when every socket has seen the frames that it was told to
 expect.
 """
@@ -53,7 +53,7 @@ class Host:
 
 
 @dataclass
-class Sight:
+class ObservationPoint:
     """An interface with a socket, and how many frames must be sent and received there; None: not
     compared.
     """
@@ -95,7 +95,7 @@ class Stage:
     """Whether there are AF_PACKET sockets: with them a router has to copy a packet before it can
     change it.
     """
-    sights: list[Sight] = field(default_factory=list)
+    points: list[ObservationPoint] = field(default_factory=list)
     namespaces: list[Namespace] = field(default_factory=list)
     """Made with the stage, so that a capture can get their names before the scene begins."""
     used: int = 0
@@ -150,14 +150,14 @@ class Stage:
             return
         reference = Reference(namespace, device)
         self.stack.callback(reference.close)
-        self.sights.append(Sight(self.scene, namespace, device, reference, out, into))
+        self.points.append(ObservationPoint(self.scene, namespace, device, reference, out, into))
 
     def end(self) -> None:
         """Wait until all sockets have seen their frames; without sockets, until all datagrams have
         arrived.
         """
-        for sight in self.sights:
-            until(sight.is_complete, f"{sight.name}: {sight.out} frames out, {sight.into} in")
+        for point in self.points:
+            until(point.is_complete, f"{point.name}: {point.out} frames out, {point.into} in")
         if not self.watched:
             until(self._has_received, f"{self.scene}: {self.sent} datagrams")
 

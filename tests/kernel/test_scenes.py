@@ -23,7 +23,7 @@ from tests.kernel.capture import Capture, Ended, read
 from tests.kernel.comparison import difference
 from tests.kernel.namespace import Namespace
 from tests.kernel.reference import Frame
-from tests.kernel.scene import COUNT, UNKNOWN, Sight, Stage, is_group_report
+from tests.kernel.scene import COUNT, UNKNOWN, ObservationPoint, Stage, is_group_report
 from tests.kernel.scenes import SCENES, Scene
 from tests.kernel.send.identity import MAGIC, WHO
 from tests.support.blocks import Packet
@@ -47,7 +47,7 @@ CHECKSUM_NOT_READY, SEGMENTATION_OFFLOADED = 1 << 9, 1 << 11
 class Played:
     """All scenes, seen by AF_PACKET sockets and by all captures of one or more runs."""
 
-    sights: list[Sight] = field(default_factory=list)
+    points: list[ObservationPoint] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     packets: dict[str, list[Packet]] = field(default_factory=lambda: {mode: [] for mode in CAPTURES})
     ended: dict[str, list[Ended]] = field(default_factory=lambda: {mode: [] for mode in CAPTURES})
@@ -55,7 +55,7 @@ class Played:
     def replace(self, scenes: list[Scene], later: Played) -> None:
         """Scenes have been played once more."""
         names = {scene.name for scene in scenes}
-        self.sights = [sight for sight in self.sights if sight.scene not in names] + later.sights
+        self.points = [point for point in self.points if point.scene not in names] + later.points
         self.failures |= later.failures
         for mode in CAPTURES:
             self.packets[mode] += later.packets[mode]
@@ -74,20 +74,20 @@ class Played:
         """How many frames were expected, what the socket saw and what we wrote: by device and
         direction.
         """
-        for sight in self.sights:
-            for direction, expected in (("out", sight.out), ("in", sight.into)):
-                if sight.scene != scene.name or expected is None or (mode == "driver" and direction == "in"):
+        for point in self.points:
+            for direction, expected in (("out", point.out), ("in", point.into)):
+                if point.scene != scene.name or expected is None or (mode == "driver" and direction == "in"):
                     continue
-                theirs = sight.frames(outgoing=direction == "out")
+                theirs = point.frames(outgoing=direction == "out")
                 ours = [
                     packet
                     for packet in self.packets[mode]
                     if packet.direction == direction
-                    and packet.interface == sight.device
-                    and packet.description == f"network namespace {sight.namespace.name}"
+                    and packet.interface == point.device
+                    and packet.description == f"network namespace {point.namespace.name}"
                     and not is_group_report(packet.data)
                 ]
-                yield f"{sight.name}, {direction}, {mode}", expected, theirs, ours
+                yield f"{point.name}, {direction}, {mode}", expected, theirs, ours
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +131,10 @@ def _play(scenes: list[Scene], tmp_path_factory: pytest.TempPathFactory) -> Play
                 stage.end()
             except Exception:  # noqa: BLE001 the other scenes have their tests, too
                 result.failures[scene.name] = traceback.format_exc()
-            result.sights += stage.sights
+            result.points += stage.points
         result.ended = {mode: [capture.stop()] for mode, capture in running.items()}
-        for sight in result.sights:
-            sight.reference.collect()
+        for point in result.points:
+            point.reference.collect()
     result.packets = {mode: read(file) for mode, file in files.items()}
     return result
 
