@@ -20,7 +20,7 @@ from _pytest.mark import ParameterSet
 
 from tests.kernel import table
 from tests.kernel.capture import Capture, Ended, read
-from tests.kernel.comparison import difference
+from tests.kernel.comparison import TRIES, difference
 from tests.kernel.namespace import Namespace
 from tests.kernel.reference import Frame
 from tests.kernel.scene import COUNT, UNKNOWN, ObservationPoint, Stage, is_group_report
@@ -38,7 +38,6 @@ HEADERS = "headers"
 CAPTURES = MODES | {HEADERS: {"payload": "none"}}
 # PACKET_HOST and so on, and the reception types of epb_flags.
 RECEPTION = {0: 1, 1: 3, 2: 2, 3: 4}
-TRIES = 3
 LONGEST_ON_A_WIRE = 9022  # a jumbo frame with two tags
 CHECKSUM_NOT_READY, SEGMENTATION_OFFLOADED = 1 << 9, 1 << 11
 
