@@ -199,12 +199,12 @@ class AlignedTail:
         parts, starts = (copy, blocks) if copy else (blocks,), self._taken_starts(behind)
         return Piece(parts, begin, begin, behind, starts, is_aligned=False, loans=(loan,), lent=len(blocks))
 
-    def take(self, *, is_aligned: bool, is_late: bool = False) -> Piece | None:
+    def take(self, *, is_aligned: bool, are_many_waiting: bool = False) -> Piece | None:
         """The waiting bytes as a piece; None if there are none.
 
         Args:
             is_aligned: without the bytes after the last complete block of the disk.
-            is_late: many pieces wait: none of them keeps a buffer that is less than half full.
+            are_many_waiting: many pieces wait for the disk: this one keeps no buffer that is less than half full.
         """
         if self._lent is not None and not is_aligned and self._fill - self._done <= _COPIED_MAX:
             (blocks, loan), self._lent = self._lent, None
@@ -213,7 +213,7 @@ class AlignedTail:
         end = self._fill // DISK_BLOCK * DISK_BLOCK if is_aligned else self._fill
         if end <= self._done:
             return None
-        if end - self._done > (BUFFER_SIZE // 2 if is_late else _COPIED_MAX):
+        if end - self._done > (BUFFER_SIZE // 2 if are_many_waiting else _COPIED_MAX):
             return self._give(end)
         copy, begin = memoryview(bytes(self._buffer[self._done : end])), self._at + self._done
         self._done = end

@@ -175,12 +175,12 @@ class BlockSink:
         """
         now = self._clock()
         whole, self._flushed_s = whole or now - self._flushed_s >= _RARE_S, now
-        is_late = self._jobs.waiting >= _JOBS_MAX
-        if whole or not is_late:
+        are_many_waiting = self._jobs.waiting >= _JOBS_MAX
+        if whole or not are_many_waiting:
             is_much = self._unflushed >= DIRECT_MIN
             self._unflushed = 0
             for is_aligned in (True, False) if whole and is_much else (is_much,):
-                if piece := self._tail.take(is_aligned=is_aligned, is_late=is_late):
+                if piece := self._tail.take(is_aligned=is_aligned, are_many_waiting=are_many_waiting):
                     self._put(piece)
         if self.disk.error is not None:
             self._raise()
