@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 import time
 from pathlib import Path
 from threading import Event
@@ -86,12 +85,15 @@ def test_a_quiet_capture_needs_no_look_each_second(tmp_path: Path) -> None:
     """What goes on needs one: a file that ends soon, is being finished, or cannot be written; a short `files.flush`.
     Without that, packets can wait for 5 s, and no more.
     """
-    rig = Rig(tmp_path / "a", every_s=60)
+    rig, disk = Rig(tmp_path / "a", every_s=60), Event()
     until(lambda: not rig.output.tick(rig.snapshot), "nothing goes on")
     rig.clock.now = 1_000_016.0
     assert rig.output.tick(rig.snapshot)
     rig.clock.now = 1_000_020.0
+    rig.directory._finisher.do(disk.wait)  # type: ignore[arg-type]
     assert rig.output.tick(rig.snapshot), "the first file is being finished"
+    assert rig.output.tick(rig.snapshot), "it still is"
+    disk.set()
     until(lambda: not rig.output.tick(rig.snapshot), "it is finished")
     Path(rig.output.path).unlink()
     assert rig.output.tick(rig.snapshot)
@@ -110,7 +112,7 @@ def test_a_quiet_capture_needs_no_look_each_second(tmp_path: Path) -> None:
 
 def test_what_was_passed_on_is_written_before_fdatasync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a power failure would lose the packets of two intervals."""
-    rig, disk, sizes = Rig(tmp_path / "a"), threading.Event(), list[int]()
+    rig, disk, sizes = Rig(tmp_path / "a"), Event(), list[int]()
     monkeypatch.setattr(os, "fdatasync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
     series = RotatingOutput(CaptureDirectory(tmp_path / "b"), Limits(), flush_s=5)
     series._directory._writer.do(disk.wait)  # type: ignore[arg-type]
@@ -448,7 +450,7 @@ def test_a_disk_that_hangs_at_the_end(tmp_path: Path, monkeypatch: pytest.Monkey
     """What is not written some seconds after the end is counted: each packet is in a file, or
     dropped.
     """
-    real, monkey = os.pwritev, threading.Event()
+    real, monkey = os.pwritev, Event()
 
     def slow(descriptor: int, data: list[memoryview], at: int) -> int:
         monkey.wait(0.5)
