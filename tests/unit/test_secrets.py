@@ -113,11 +113,13 @@ def test_an_unfinished_file_has_them(log: Log, place: Path, tmp_path: Path) -> N
     output = rotating(log, place)
     output.write_blocks(memoryview(small(1)), list)
     log.write(1)
-    output.tick(list)
     (part,) = (path for path in place.glob("*.part") if not path.is_symlink())
     copy = tmp_path / "copy.pcapng"
 
     def has_line() -> bool:
+        output.tick(list)
+        if output.completed < output.accepted:  # half of a block can be in the file
+            return False
         shutil.copy(part, copy)
         return found(copy.read_bytes()) == [(0, lines(1))]
 
