@@ -187,6 +187,15 @@ class Daemon(Capture):
         super().__init__(end.namespace, "--config", str(config), through=through, **chosen)
 
 
+def with_value(module: str, name: str, value: float) -> tuple[str, ...]:
+    """For `through`: starts skbcapd with another value of a constant of a module."""
+    program = (
+        f"import runpy, sys, {module} as changed; changed.{name} = {value}; "
+        "sys.argv = sys.argv[3:]; runpy.run_module('skbcapd', run_name='__main__')"
+    )
+    return (sys.executable, "-c", program)
+
+
 def read_so_far(path: Path) -> list[Packet]:
     """Read the complete packets of a file that is being written."""
     data, end = path.read_bytes(), 0

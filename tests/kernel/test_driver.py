@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel import table
-from tests.kernel.capture import Capture, read
+from tests.kernel.capture import Capture, read, with_value
 from tests.kernel.cases import CASES, Case, selected
 from tests.kernel.comparison import Comparison, Outcome, compare
 from tests.kernel.namespace import Wire
@@ -63,16 +63,6 @@ def test_names_are_remembered_from_the_queue(outcome: Outcome) -> None:
     assert outcome.case.streams or labels["unknown"] == 0
 
 
-# Starts a command as if its table of packets had few entries: packets of two processors use the same one.
-_WITH_SMALL_TABLE = """
-import runpy, sys
-from skbcapd.kernel import abi
-abi.SIGHTINGS = 2
-sys.argv = sys.argv[3:]
-runpy.run_module("skbcapd", run_name="__main__")
-"""
-
-
 @pytest.mark.parametrize("place", ["small table", "lo"])
 def test_threads_that_share_a_socket(wire: Wire, tmp_path: Path, place: str) -> None:
     """Each packet has the name of the thread that sent it, and not of the last one that used the socket: also where
@@ -80,7 +70,8 @@ def test_threads_that_share_a_socket(wire: Wire, tmp_path: Path, place: str) -> 
     """
     [case] = [case for case in CASES if case.threads]
     lo = replace(wire.near, device="lo", ipv4="127.0.0.1")
-    through = (sys.executable, "-c", _WITH_SMALL_TABLE) if place == "small table" else ()
+    # With few entries, packets of two processors use the same one.
+    through = with_value("skbcapd.kernel.abi", "SIGHTINGS", 2) if place == "small table" else ()
     used = Wire(lo, lo) if place == "lo" else wire
     [outcome] = compare([case], used, tmp_path, through=through, transmit="driver", attach="auto").outcomes
 

@@ -69,8 +69,10 @@ def test_duration_ends_it(wire: Wire, marker: Marker, tmp_path: Path) -> None:
     file = tmp_path / "duration.pcapng"
     arguments = ("-i", wire.near.device, "-w", str(file), "--duration", "2")
     with closing(Capture(wire.near.namespace, *arguments)) as capture:
+        capture.process.send_signal(signal.SIGSTOP)  # however slow the sender is: the kernel captures
         for _ in range(23):
             marker.send()
+        capture.process.send_signal(signal.SIGCONT)
         ended = capture.wait()
 
     assert captured(ended, read(file)) == marker.sent

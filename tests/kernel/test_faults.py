@@ -250,12 +250,14 @@ def test_two_daemons(wire: Wire, tmp_path: Path) -> None:
 def test_a_killed_daemon(wire: Wire, marker: Marker, tmp_path: Path) -> None:
     """After SIGKILL, the next start finishes the file; it has all blocks that were written."""
     tries = 3
-    for _ in range(tries):
+    for number in range(tries):
         with closing(Daemon(wire.near, tmp_path)) as daemon:
+            until(lambda number=number: len(finished(tmp_path)) == number, "earlier ones are finished")  # type: ignore[misc]
             send(marker, 1009)
             until(lambda: marker.sent[-1] in in_work(tmp_path), "the last frame is written")
             daemon.stop(signal.SIGKILL)
     with closing(Daemon(wire.near, tmp_path)) as daemon:
+        until(lambda: len(finished(tmp_path)) == tries, "all are finished")
         said = daemon.stop().stderr
     found = outgoing(*finished(tmp_path))
     faults.add("daemon killed by SIGKILL", tries, len(marker.sent), len(found), len(set(marker.sent) - set(found)))

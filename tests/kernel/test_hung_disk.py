@@ -162,6 +162,7 @@ def test_the_end_does_not_wait_for_it(wire: Wire, disk: Disk, tmp_path: Path) ->
             took = time.monotonic() - begun
         ended = daemon.wait()
     with closing(Daemon(wire.near, disk.place / "captures", **settings)) as daemon:
+        until(lambda: "finished after a crash" in daemon.said(), "the file is finished")
         daemon.stop()
     assert disk.parts() == []
     kept = sent_to(disk.files())

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.capture import ROOT, Capture, read
+from tests.kernel.capture import ROOT, Capture, read, with_value
 from tests.kernel.namespace import Wire
 from tests.support.blocks import INTERFACE, PACKET, SECTION, STATISTICS, Block, Packet, blocks, comment_fields, options
 from tests.support.deadline import DEADLINE_S
@@ -27,6 +27,8 @@ FIELDS = (
 )
 NOBODY_UID = 65534
 CUSTOM = 0xBAD
+PATIENT = with_value("skbcapd.attribution.command_lines", "PATIENCE_S", 30.0)
+"""The thread that reads a command line can be late on a busy machine."""
 
 # Sends datagrams, from the address given to the one given, then waits for the end of its input. Its
 # command line has text that looks like fields, and control characters.
@@ -90,7 +92,8 @@ def test_a_comment_has_the_values_of_the_kernel(wire: Wire, tmp_path: Path) -> N
     """
     file = tmp_path / "fields.pcapng"
     arguments = ("-i", wire.near.device, "-w", str(file))
-    with closing(Capture(wire.near.namespace, *arguments, comment=",".join(FIELDS), directions="out")) as capture:
+    settings = {"comment": ",".join(FIELDS), "directions": "out"}
+    with closing(Capture(wire.near.namespace, *arguments, through=PATIENT, **settings)) as capture:
         with sender(wire) as process:
             proc = Path("/proc") / str(process.pid)
             exe, cmdline = str((proc / "exe").readlink()), (proc / "cmdline").read_bytes()

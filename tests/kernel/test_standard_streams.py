@@ -31,22 +31,33 @@ def marker(wire: Wire) -> Iterator[Marker]:
         yield made
 
 
-def run_each(wire: Wire, words: Callable[[int], list[str]], send: Callable[[], object]) -> Iterator[Ended]:
+def run_each(
+    wire: Wire,
+    words: Callable[[int], list[str]],
+    send: Callable[[], object],
+    is_enough: Callable[[int], bool] = lambda _: False,
+) -> Iterator[Ended]:
     """Run a command with each fault of each descriptor, some at once.
 
     Args:
         wire: where, at the near end.
         words: the command of a case, by its number in CASES.
         send: sends a frame; called until all have ended.
+        is_enough: whether a command, by its number, is to be ended with SIGTERM.
 
     Yields:
         Descriptor, fault, and the end of the command.
     """
     for start in range(0, len(CASES), AT_ONCE):
         running: list[Faulty] = []
+        told: set[int] = set()
 
-        def are_over(running: list[Faulty] = running) -> bool:
+        def are_over(start: int = start, running: list[Faulty] = running, told: set[int] = told) -> bool:
             send()
+            for number, faulty in enumerate(running, start):
+                if number not in told and is_enough(number):
+                    told.add(number)
+                    faulty.process.terminate()
             return all(faulty.process.poll() is not None for faulty in running)
 
         cases = CASES[start : start + AT_ONCE]
@@ -106,9 +117,12 @@ def test_a_service_continues_without_its_log(wire: Wire, marker: Marker, tmp_pat
             "files.every=0",
         )
         sets = [word for setting in settings for word in ("--set", setting)]
-        return ["run", "--config", "etc/skbcapd.yaml", "--duration", "2", *SMALL, *sets]
+        return ["run", "--config", "etc/skbcapd.yaml", *SMALL, *sets]
 
-    for number, (descriptor, fault, said) in enumerate(run_each(wire, words, marker.send)):
+    def has_finished_file(number: int) -> bool:
+        return any((tmp_path / str(number)).glob("skbcapd-*.pcapng"))
+
+    for number, (descriptor, fault, said) in enumerate(run_each(wire, words, marker.send, has_finished_file)):
         assert said.exit_code == 0, (descriptor, fault, said)
         assert "Traceback" not in said.stderr
         files = sorted((tmp_path / str(number)).glob("skbcapd-*.pcapng"))
