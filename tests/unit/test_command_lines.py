@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from skbcapd.attribution import command_lines
 from skbcapd.attribution.budget import SHARE
 from skbcapd.attribution.command_lines import AHEAD_S, PATIENCE_S, READERS_MAX, CommandLines
-from tests.support.deadline import until
+from tests.support.deadline import DEADLINE_S, until
 
 
 class Kernel:
@@ -64,11 +65,13 @@ def test_each_process_has_its_own(kernel: Kernel, tmp_path: Path) -> None:
     assert threading.active_count() == threads + 1
 
 
-def test_one_that_waits_holds_up_nobody_else(kernel: Kernel, tmp_path: Path) -> None:
+@pytest.mark.late_thread
+def test_one_that_waits_holds_up_nobody_else(kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is waited for once; others are read meanwhile; a late result is nobody's; then it is read again."""
     lines = CommandLines(kernel.read, lambda: 0.0)  # the time limit has its own test
     kernel.slow = {"7"}
     assert get(lines, tmp_path, 7) == b""
+    monkeypatch.setattr(command_lines, "PATIENCE_S", DEADLINE_S)  # for the next reader
     begun = time.monotonic()
     for _ in range(101):
         assert get(lines, tmp_path, 7) == b""
@@ -77,9 +80,10 @@ def test_one_that_waits_holds_up_nobody_else(kernel: Kernel, tmp_path: Path) -> 
     assert kernel.reads == 102
     kernel.goes_on.set()
     until(lambda: get(lines, tmp_path, 7) == b"7", "it is read")
-    assert get(lines, tmp_path, 8) == b"8"
+    until(lambda: get(lines, tmp_path, 8) == b"8", "the other one, too")
 
 
+@pytest.mark.late_thread
 def test_many_that_wait(kernel: Kernel, tmp_path: Path) -> None:
     """However many processes let the reader wait, the threads are few, and so is the time."""
     now = 0.0
@@ -89,15 +93,16 @@ def test_many_that_wait(kernel: Kernel, tmp_path: Path) -> None:
     for tgid in range(1, 101):
         assert get(lines, tmp_path, tgid) == b""
     assert threading.active_count() == threads + READERS_MAX
-    assert kernel.reads == READERS_MAX
+    until(lambda: kernel.reads == READERS_MAX, "all of them read")
     kernel.goes_on.set()
     until(lambda: get(lines, tmp_path, 1) == b"1", "it is read")
     until(lambda: descriptors() <= before, "all readers have closed their descriptors")
     before = descriptors()
-    assert get(lines, tmp_path, 2) == b"2"
-    assert descriptors() == before
+    until(lambda: get(lines, tmp_path, 2) == b"2", "it is read")
+    until(lambda: descriptors() == before, "its reader has closed its descriptor")
 
 
+@pytest.mark.late_thread
 def test_the_time_is_limited(kernel: Kernel, tmp_path: Path) -> None:
     """After half a second of waiting, only a tenth of the time is spent on it."""
     lines = CommandLines(kernel.read)

@@ -60,11 +60,14 @@ def zstd(path: Path) -> bytes:
     return subprocess.run(["zstd", "-dc", str(path)], capture_output=True, check=True).stdout
 
 
-def test_an_interrupted_compressor_leaves_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_interrupted_compressor_leaves_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """If the compressor is killed, or stopped with the capture, the file is unchanged."""
     path = tmp_path / "a.pcapng"
     path.write_bytes(DATA * 101)
     compressor = Compressor("gzip")
+    monkeypatch.setattr(compressor, "_command", ["sleep", "3599"])
     with opened(tmp_path) as directory:
         compressor.add(path)
         compressor.tick(directory)

@@ -285,6 +285,7 @@ class HungPath(type(Path())):  # type: ignore[misc]
         raise FileNotFoundError
 
 
+@pytest.mark.late_thread
 def test_a_disk_that_hangs(places: Places, clock: Clock) -> None:
     """The disk of an engine that does not respond is waited for once, and shortly; later its names are found."""
     docker(places.docker[0], {"Name": "/web"}, OTHER)

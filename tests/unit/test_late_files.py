@@ -15,6 +15,8 @@ from skbcapd.worker import PATIENCE_S
 from tests.support.deadline import until
 from tests.support.rotation import STAMP, Rig, local, small
 
+pytestmark = pytest.mark.late_thread
+
 
 class SlowToMake:
     """A disk that makes a file when the test allows it."""

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from skbcapd.worker import SIGNALS, TimedCall, Worker
-from tests.support.deadline import until
+from tests.support.deadline import DEADLINE_S, until
 
 
 def test_a_result_in_time() -> None:
@@ -84,7 +84,7 @@ def test_a_late_result() -> None:
     disk.set()
     until(lambda: not patience.is_waiting, "the result is there")
     assert patience.call(lambda: "never called") == "late"
-    assert patience.call(lambda: "next") == "next"
+    assert patience.call(lambda: "next", DEADLINE_S) == "next"
 
 
 def after(disk: threading.Event, text: str) -> int:

@@ -207,7 +207,7 @@ def set_the_clock(by: float) -> bool:
 def notices_steps() -> list[bool]:
     """Whether each step of the clock is noticed, and nothing else."""
     steps, noticed = ClockSteps(), []
-    for by in (0.0, 3600.0, 0.0, -3600.0, 0.0):
+    for by in (0.0, 60.0, 0.0, -60.0, 0.0):
         if by:
             time.clock_settime(time.CLOCK_REALTIME, time.time() + by)
         noticed.append(bool(select.select([steps], [], [], 1.0)[0]))
