@@ -25,7 +25,7 @@ from typing import ParamSpec, TypeVar
 from tests.support.deadline import DEADLINE_S, until
 
 CLONE_NEWNET = 0x40000000
-RESERVED_PORTS = "40000-40999"  # of the tests: no other socket gets one of them by chance
+_RESERVED_PORTS = "40000-40999,51207,51820"  # of the tests: no other socket gets one of them by chance
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,6 +42,7 @@ class Namespace:
         self.path = Path("/run/netns") / self.name
         _ip("netns", "add", self.name)
         self._thread = ThreadPoolExecutor(max_workers=1, initializer=self._enter)
+        self.sysctl(ipv4__ip_local_reserved_ports=_RESERVED_PORTS)
 
     def close(self) -> None:
         """Remove the namespace with its interfaces."""
@@ -124,7 +125,6 @@ def wire() -> Iterator[Wire]:
             stack.callback(namespace.close)
             namespace.sysctl(
                 ipv4__ping_group_range="0 2147483647",
-                ipv4__ip_local_reserved_ports=RESERVED_PORTS,
                 # Reports of a solicited-node group are repeated after a second: send them at once.
                 ipv6__conf__default__mldv2_unsolicited_report_interval="1",
             )

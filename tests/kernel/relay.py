@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from tests.kernel.namespace import RESERVED_PORTS, End, Namespace, Wire
+from tests.kernel.namespace import End, Namespace, Wire
 
 TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
@@ -41,10 +41,7 @@ def relayed_wire() -> Iterator[Wire]:
             stack.callback(end.namespace.close)
             taps.append(end.namespace.do(_open, end.device))
             stack.callback(os.close, taps[-1])
-            end.namespace.sysctl(
-                ipv4__ping_group_range="0 2147483647",
-                ipv4__ip_local_reserved_ports=RESERVED_PORTS,
-            )
+            end.namespace.sysctl(ipv4__ping_group_range="0 2147483647")
             end.namespace.ip(
                 "link set lo up",
                 f"link set {end.device} address {end.mac} addrgenmode none up",
